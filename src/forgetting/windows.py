@@ -1,0 +1,76 @@
+"""Token windows that keep their document: what text becomes, and what every loss is measured and trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Windows:
+    """W windows of at most `context` tokens, each within one document.
+
+    Position t of a window is *predicted* when its token is a target of the loss, given the tokens before it in the
+    same window; the first position of a window never is.
+
+    Attributes:
+        input_ids: [T] int32, the tokens of all windows, one after the other.
+        predicted: [T] bool, which tokens are targets.
+        offsets: [W + 1] int64; window w is input_ids[offsets[w]:offsets[w + 1]].
+        documents: [W] int32, the document of each window, an index into document_ids.
+        document_ids: names of the D documents.
+    """
+
+    input_ids: NDArray[np.int32]
+    predicted: NDArray[np.bool_]
+    offsets: NDArray[np.int64]
+    documents: NDArray[np.int32]
+    document_ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[W] tokens in each window."""
+        return np.diff(self.offsets)
+
+    @property
+    def n_predicted(self) -> int:
+        """Number of targets, the tokens that a mean loss is over."""
+        return int(self.predicted.sum())
+
+    def window(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Tokens and predicted mask of one window, each [length]."""
+        span = slice(self.offsets[index], self.offsets[index + 1])
+        return self.input_ids[span], self.predicted[span]
+
+    def token_documents(self) -> NDArray[np.int32]:
+        """[n_predicted] the document of each target, in the order of the windows."""
+        return np.repeat(self.documents, self.lengths)[self.predicted]
+
+    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> Windows:
+        """The windows at `indices`, in that order; document ids stay whole."""
+        spans = [slice(self.offsets[i], self.offsets[i + 1]) for i in indices]
+        empty_ids, empty_mask = np.zeros(0, np.int32), np.zeros(0, bool)
+        return Windows(
+            input_ids=np.concatenate([empty_ids, *(self.input_ids[s] for s in spans)]),
+            predicted=np.concatenate([empty_mask, *(self.predicted[s] for s in spans)]),
+            offsets=np.concatenate(
+                [[0], np.cumsum([s.stop - s.start for s in spans], dtype=np.int64)]
+            ).astype(np.int64),
+            documents=self.documents[np.asarray(indices, dtype=np.int64)],
+            document_ids=self.document_ids,
+        )
+
+    def fingerprint(self) -> str:
+        """A sha256 over tokens, masks, windows and documents: equal fingerprints mean equal measurements."""
+        digest = hashlib.sha256()
+        for array in (self.input_ids, self.predicted, self.offsets, self.documents):
+            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(b"|")
+        return digest.hexdigest()
