@@ -37,17 +37,13 @@ class ModelConfig(Section):
         "auto", description="`auto` keeps the dtype in which the weights are stored"
     )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`")
-    trust_remote_code: bool = Field(
-        False, description="run Python code shipped with the model: only if you trust it"
-    )
+    trust_remote_code: bool = Field(False, description="run Python code shipped with the model: only if you trust it")
 
 
 class TextConfig(Section):
     """Where text comes from and what a document is."""
 
-    source: str = Field(
-        min_length=1, description="a .txt, .jsonl or .parquet file, a Hub id, or `miniature:NAME`"
-    )
+    source: str = Field(min_length=1, description="a .txt, .jsonl or .parquet file, a Hub id, or `miniature:NAME`")
     subset: str | None = Field(None, description="Hub data set configuration, e.g. `wikitext-103-raw-v1`")
     split: str | None = Field(None, description="Hub data set split (default `train`)")
     revision: str | None = Field(None, description="Hub revision")
@@ -115,9 +111,7 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}"
-            )
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be fewer than steps {self.steps}")
         return self
@@ -126,9 +120,7 @@ class TrainingConfig(Section):
 class MeasureConfig(Section):
     """When and on how much text the losses are measured."""
 
-    start: int = Field(
-        50, ge=1, description="first measured step after step 0; earlier steps are left out of fits"
-    )
+    start: int = Field(50, ge=1, description="first measured step after step 0; earlier steps are left out of fits")
     every: int = Field(10, ge=1, description="steps between measurements; the last step is always measured")
     text_tokens: int | None = Field(
         None, ge=1, description="measure on whole documents of the general text up to about these many tokens"
@@ -156,9 +148,7 @@ class StudyConfig(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds repeat: {list(self.seeds)}")
         if self.measure.start > self.training.steps:
-            raise ValueError(
-                f"measure.start {self.measure.start} lies beyond training.steps {self.training.steps}"
-            )
+            raise ValueError(f"measure.start {self.measure.start} lies beyond training.steps {self.training.steps}")
         return self
 
     def measured_steps(self) -> list[int]:
@@ -237,9 +227,7 @@ def read_fields(path: Path) -> dict[str, Any]:
             f"{path}: no such configuration file; write one, or name a preset with --preset ({', '.join(presets())})"
         ) from None
     except IsADirectoryError:
-        raise UsageError(
-            f"{path}: a directory, not a configuration file; to resume a study use --out {path}"
-        ) from None
+        raise UsageError(f"{path}: a directory, not a configuration file; to resume a study use --out {path}") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
@@ -314,9 +302,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> list[
             case "value_error":
                 lines.append(prefix + str(item["ctx"]["error"]))
             case "string_pattern_mismatch":
-                lines.append(
-                    f"{prefix}got {came}; letters, digits, '.', '_' and '-' only, at most 64, no separators"
-                )
+                lines.append(f"{prefix}got {came}; letters, digits, '.', '_' and '-' only, at most 64, no separators")
             case "literal_error":
                 choices = item["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
                 lines.append(f"{prefix}got {came}; {did_you_mean(str(item['input']), choices)}")
@@ -348,7 +334,5 @@ def deep_merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str
     merged = dict(base)
     for key, value in override.items():
         old = merged.get(key)
-        merged[key] = (
-            deep_merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-        )
+        merged[key] = deep_merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged

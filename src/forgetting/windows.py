@@ -60,9 +60,9 @@ class Windows:
         return Windows(
             input_ids=np.concatenate([empty_ids, *(self.input_ids[s] for s in spans)]),
             predicted=np.concatenate([empty_mask, *(self.predicted[s] for s in spans)]),
-            offsets=np.concatenate(
-                [[0], np.cumsum([s.stop - s.start for s in spans], dtype=np.int64)]
-            ).astype(np.int64),
+            offsets=np.concatenate([[0], np.cumsum([s.stop - s.start for s in spans], dtype=np.int64)]).astype(
+                np.int64
+            ),
             documents=self.documents[np.asarray(indices, dtype=np.int64)],
             document_ids=self.document_ids,
         )
