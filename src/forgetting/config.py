@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from .errors import UsageError, did_you_mean
 
-SCHEMA_VERSION = 1
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A name that becomes part of a file name: no separators, so that no path leaves the study folder."""
 
@@ -132,7 +131,7 @@ class MeasureConfig(Section):
 class StudyConfig(Section):
     """A whole study: one model, general text, and the grid data sets x methods x seeds."""
 
-    version: Literal[1] = SCHEMA_VERSION
+    version: Literal[1] = 1
     name: Name = "study"
     model: ModelConfig
     text: TextConfig

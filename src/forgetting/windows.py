@@ -23,6 +23,7 @@ class Windows:
         offsets: [W + 1] int64; window w is input_ids[offsets[w]:offsets[w + 1]].
         documents: [W] int32, the document of each window, an index into document_ids.
         document_ids: names of the D documents.
+        notices: what had to be cut or left out to make them, for the report; not part of the fingerprint.
     """
 
     input_ids: NDArray[np.int32]
@@ -30,6 +31,7 @@ class Windows:
     offsets: NDArray[np.int64]
     documents: NDArray[np.int32]
     document_ids: tuple[str, ...]
+    notices: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -65,7 +67,22 @@ class Windows:
             ),
             documents=self.documents[np.asarray(indices, dtype=np.int64)],
             document_ids=self.document_ids,
+            notices=self.notices,
         )
+
+    def sample(self, max_tokens: int | None, *, seed: int = 0) -> Windows:
+        """Whole documents in a seeded order until they hold `max_tokens` targets; all of them where None.
+
+        The windows keep their original order. At least two documents are taken where there are two, since one
+        document has no standard error.
+        """
+        if max_tokens is None or self.n_predicted <= max_tokens:
+            return self
+        per_document = np.bincount(self.token_documents(), minlength=len(self.document_ids))
+        order = np.random.default_rng(seed).permutation(np.unique(self.documents))
+        enough = int(np.searchsorted(np.cumsum(per_document[order]), max_tokens)) + 1
+        chosen = order[: max(enough, 2)]
+        return self.select(np.flatnonzero(np.isin(self.documents, chosen)))
 
     def fingerprint(self) -> str:
         """A sha256 over tokens, masks, windows and documents: equal fingerprints mean equal measurements."""

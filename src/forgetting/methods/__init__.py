@@ -1,0 +1,43 @@
+"""How a model is made trainable: one file a method, listed in METHODS. Importing this does not import torch."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from ..config import MethodConfig, explain
+from ..errors import UsageError, did_you_mean
+from .base import Method, expand
+from .full import Full
+from .lora import Lora
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Lora, Full)}
+
+__all__ = ["METHODS", "Method", "expand_grid", "parse_method"]
+
+
+def _kind(name: str) -> type[Method]:
+    if name not in METHODS:
+        raise UsageError(f"methods: no method '{name}'; {did_you_mean(name, METHODS)}")
+    return METHODS[name]
+
+
+def parse_method(config: MethodConfig) -> Method:
+    """A configuration of one method, its options checked.
+
+    Raises:
+        UsageError: no method of that name, or a wrong option; names it, what came and what is allowed.
+    """
+    kind = _kind(config.name)
+    try:
+        return kind.model_validate(config.options)
+    except ValidationError as error:
+        raise UsageError("\n".join(explain(error, kind, f"methods.{config.name}"))) from None
+
+
+def expand_grid(config: MethodConfig) -> list[MethodConfig]:
+    """The methods that one entry of the configuration means, all options filled in and checked."""
+    kind = _kind(config.name)
+    return [
+        MethodConfig.model_validate({"name": config.name, **parse_method(single).model_dump(mode="json")})
+        for single in expand(config, kind)
+    ]
