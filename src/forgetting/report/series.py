@@ -1,0 +1,237 @@
+"""A study's rows in the groups that a reader compares: one series a method and rank, with a colour and a symbol.
+
+Ranks take a sequential, colour-blind-safe scale whose contrast to the page grows with rank, in the light and in the
+dark page. Methods without a rank take colours and symbols of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from forgetting.fit import Fit
+
+# every colour has a contrast of at least 3:1 to the page's surface (a test computes it)
+RANKS_LIGHT = ("#d9772b", "#cf5b3c", "#c2465a", "#a22f75", "#702b8c", "#41278a", "#1b1464")
+RANKS_DARK = ("#8468d8", "#b061c8", "#d6629f", "#ee7a72", "#f7a35a", "#f9bc60", "#f6d66b")
+OTHERS = (
+    ("#00796b", "#4fd1b5", "diamond"),
+    ("#1769aa", "#7cb8ff", "square"),
+    ("#6d5a00", "#d8c25a", "triangle-up"),
+    ("#5a6270", "#c3c9d2", "x"),
+    ("#8a3b12", "#ef9a6a", "star"),
+)
+METHOD_NAMES = {"lora": "LoRA", "ia3": "IA³", "full": "full fine-tuning"}
+
+NUMBERS = (
+    "step",
+    "rank",
+    "seed",
+    "trainable_params",
+    "finetune_loss",
+    "finetune_loss_se",
+    "forgetting_loss",
+    "forgetting_loss_se",
+    "forgetting_floor",
+    "forgetting_floor_se",
+    "forgetting",
+    "forgetting_se",
+    "agreement",
+    "agreement_se",
+    "data_loss_base",
+    "data_loss_base_se",
+    "data_loss_tuned",
+    "data_loss_tuned_se",
+    "train_seconds",
+    "measure_seconds",
+)
+TEXTS = ("dataset", "method", "run_id", "status")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One method at one rank: what is drawn in one colour.
+
+    Attributes:
+        key: a safe identifier, `s0`, `s1`, ...; the page's style sheet gives it its colours.
+        label: for readers, such as `LoRA rank 8`.
+        rank: None where the method has none.
+        symbol: Plotly's marker symbol.
+        light, dark: colour in the light and in the dark page.
+        runs: ids of its runs.
+    """
+
+    key: str
+    label: str
+    rank: int | None
+    symbol: str
+    light: str
+    dark: str
+    runs: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One data set: its rows and fits.
+
+    Attributes:
+        key: a safe identifier for the page, `d0`, `d1`, ...
+        name: the data set's name, untrusted text.
+        points: measured rows after step 0 of runs that did not fail.
+        base: their rows at step 0.
+        failed: all rows of failed runs.
+        series: those with rows here, in drawing order.
+        linear, joint: the fitted laws, where there are any.
+    """
+
+    key: str
+    name: str
+    points: pd.DataFrame
+    base: pd.DataFrame
+    failed: pd.DataFrame
+    series: tuple[Series, ...]
+    linear: Fit | None
+    joint: Fit | None
+
+    @property
+    def hoverable(self) -> pd.DataFrame:
+        """All rows, in the order that the charts' row numbers count."""
+        return pd.concat([self.points, self.base, self.failed], ignore_index=True)
+
+    def of(self, series: Series) -> pd.DataFrame:
+        """The points of one series, by run and step."""
+        return self.points[self.points["series"] == series.key].sort_values(["run_id", "step"])
+
+    def last(self) -> pd.DataFrame:
+        """The points at the last measured step that any run of this data set reached."""
+        return self.points[self.points["step"] == self.points["step"].max()]
+
+
+def tidy(table: pd.DataFrame) -> pd.DataFrame:
+    """A copy with every column of the report present, numbers as floats and texts as strings."""
+    rows = table.reindex(columns=[*TEXTS, *NUMBERS]).copy()
+    for column in NUMBERS:
+        rows[column] = pd.to_numeric(rows[column], errors="coerce").astype("float64")
+    for column in TEXTS:
+        rows[column] = rows[column].astype("object").where(rows[column].notna(), "").astype(str)
+    return rows
+
+
+def method_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's method and its options, from wherever its record keeps them."""
+    config = run.get("config")
+    for holder in (run, config if isinstance(config, Mapping) else {}):
+        method = holder.get("method")
+        if isinstance(method, Mapping):
+            return dict(method)
+    return {}
+
+
+def group(rows: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> tuple[Series, ...]:
+    """The study's series, ranked methods first, smaller ranks before larger ones.
+
+    Args:
+        rows: a tidy table.
+        runs: the run records; options in them tell apart methods of one name and rank.
+    """
+    records = {str(run.get("run_id", "")): method_of(run) for run in runs}
+    members: dict[tuple[str, float, str], set[str]] = {}
+    first = rows.drop_duplicates("run_id")
+    for run_id, method, rank in zip(first["run_id"], first["method"], first["rank"], strict=True):
+        options = {k: v for k, v in records.get(run_id, {}).items() if k not in ("name", "rank")}
+        size = -1.0 if pd.isna(rank) else float(rank)
+        identity = (method, size, json.dumps(options, sort_keys=True, default=str))
+        members.setdefault(identity, set()).add(run_id)
+    labels = _labels(members)
+    main = _main_identities(members)
+    ordered = sorted(members, key=lambda m: (m not in main, m[0], m[1], m[2]))
+    ranks = sorted({m[1] for m in main})
+    series = []
+    for number, identity in enumerate(ordered):
+        if identity in main:
+            place = ranks.index(identity[1]) / (len(ranks) - 1) if len(ranks) > 1 else 0.7
+            light, dark, symbol = blend(RANKS_LIGHT, place), blend(RANKS_DARK, place), "circle"
+        else:
+            light, dark, symbol = OTHERS[(number - len(main)) % len(OTHERS)]
+        rank = int(identity[1]) if identity[1] >= 0 else None
+        ids = frozenset(members[identity])
+        series.append(Series(f"s{number}", labels[identity], rank, symbol, light, dark, ids))
+    return tuple(series)
+
+
+def _main_identities(members: Iterable[tuple[str, float, str]]) -> set[tuple[str, float, str]]:
+    """The method and options with the most ranks: they take the sequential scale."""
+    families: dict[tuple[str, str], set[tuple[str, float, str]]] = {}
+    for identity in members:
+        if identity[1] >= 0:
+            families.setdefault((identity[0], identity[2]), set()).add(identity)
+    return max(families.values(), key=lambda family: (len(family), sorted(family)), default=set())
+
+
+def _labels(members: Iterable[tuple[str, float, str]]) -> dict[tuple[str, float, str], str]:
+    """Method and rank, and beyond them only the options in which methods of one name differ."""
+    identities = list(members)
+    labels = {}
+    for name, rank, options in identities:
+        label = METHOD_NAMES.get(name, name.replace("_", " "))
+        if rank >= 0:
+            label += f" rank {rank:.0f}"
+        own = json.loads(options)
+        others = [json.loads(o) for n, r, o in identities if (n, r) == (name, rank) and o != options]
+        differing = sorted(k for k in own if any(other.get(k) != own[k] for other in others))
+        if differing:
+            label += " (" + ", ".join(f"{k}={own[k]}" for k in differing) + ")"
+        labels[name, rank, options] = label
+    return labels
+
+
+def panels(
+    names: Iterable[str], rows: pd.DataFrame, series: Sequence[Series], fits: Mapping[str, Mapping[str, Fit]]
+) -> tuple[Panel, ...]:
+    """One panel a data set: those of the configuration in its order, then any other that the table holds."""
+    of_run = {run: s.key for s in series for run in s.runs}
+    rows = rows.assign(series=rows["run_id"].map(of_run))
+    found = []
+    for number, name in enumerate(dict.fromkeys([*names, *rows["dataset"]])):
+        mine = rows[rows["dataset"] == name]
+        failed = mine["status"] == "failed"
+        start = mine["step"] == 0
+        points, base, bad = mine[~failed & ~start], mine[~failed & start], mine[failed]
+        points = points.reset_index(drop=True)
+        points["row"] = range(len(points))
+        base = base.assign(row=range(len(points), len(points) + len(base)))
+        bad = bad.assign(row=range(len(points) + len(base), len(mine)))
+        present = set(points["series"])
+        own = fits.get(name, {})
+        found.append(
+            Panel(
+                key=f"d{number}",
+                name=name,
+                points=points,
+                base=base,
+                failed=bad,
+                series=tuple(s for s in series if s.key in present),
+                linear=own.get("linear"),
+                joint=own.get("shifted_power"),
+            )
+        )
+    return tuple(found)
+
+
+def blend(colours: Sequence[str], place: float) -> str:
+    """The colour at `place` in 0..1 along a scale, linear between its stops.
+
+    Examples:
+        >>> blend(["#000000", "#ff0000"], 0.5)
+        '#800000'
+    """
+    at = min(max(place, 0.0), 1.0) * (len(colours) - 1)
+    low = min(int(at), len(colours) - 2)
+    share = at - low
+    one, two = (([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in (colours[low], colours[low + 1]))
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(one, two, strict=True))
