@@ -1,0 +1,1 @@
+"""Measuring: base targets, token losses, clustered means, and the callback that measures while a model trains."""

@@ -1,0 +1,172 @@
+"""From a decoder's hidden states to logits, a tile at a time: the three ways, and how the right one is recognised.
+
+A head is recognised from the model's output embedding and its configuration, and then *verified*: on a few tokens its
+logits must equal those of the model's own forward. So a model with something unknown between its decoder and its
+logits is measured slowly and not wrongly.
+
+Shapes: N positions, D width, V vocabulary, n positions of a chunk, v rows of a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+TILE_ROWS = 2048
+CHUNK_POSITIONS = 1024
+"""A tile of 1,024 x 2,048 float32 logits (8 MB) stays in the cache of a processor; larger ones were slower on CPU."""
+CUDA_TILE_ROWS = 16384
+CALL_LOGITS = 8 * 2**20
+"""Logits at once (32 MB in float32) where a head can only be called whole."""
+
+
+class Head(Protocol):
+    """What the kernels need of a head. Each tile may be overwritten by its reader and is valid until the next one."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows, V."""
+        ...
+
+    def chunk(self) -> int:
+        """Positions to be passed to `tiles` at once."""
+        ...
+
+    def tiles(self, hidden: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+        """(first row, [n, v] float32 logits) of the vocabulary's first `rows` rows, for hidden [n, D]."""
+        ...
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """logits = softcap * tanh(scale * (hidden W^T + bias) / softcap); no softcap is the identity.
+
+    Gemma 2: softcap = final_logit_softcapping (arXiv:2408.00118, section 2). Cohere: scale = logit_scale. Granite:
+    scale = 1 / logits_scaling. Under bfloat16 weights, tiles are computed and accumulated in float32.
+
+    Attributes:
+        weight: [V, D], shared with the model.
+        bias: [V] or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the head."""
+        return self.weight.shape[0]
+
+    def chunk(self) -> int:
+        """Positions at once."""
+        return CHUNK_POSITIONS
+
+    def tiles(self, hidden: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+        """Tiles of float32 logits in one reused buffer."""
+        weight = self.weight
+        height = CUDA_TILE_ROWS if weight.is_cuda else TILE_ROWS
+        scaled = hidden.to(weight.device, torch.float32) * self.scale
+        buffer = torch.empty(len(hidden) * min(height, rows), dtype=torch.float32, device=weight.device)
+        for start in range(0, rows, height):
+            part = weight[start : min(start + height, rows)].float()
+            tile = buffer[: len(hidden) * len(part)].view(len(hidden), len(part))
+            if self.bias is None:
+                torch.mm(scaled, part.T, out=tile)
+            else:
+                bias = self.bias[start : start + len(part)].float() * self.scale
+                torch.addmm(bias, scaled, part.T, out=tile)
+            if self.softcap is not None:
+                tile.div_(self.softcap).tanh_().mul_(self.softcap)
+            yield start, tile
+
+
+@dataclass(frozen=True)
+class CalledHead:
+    """A head that is no plain linear layer (LoRA on it, a quantised or offloaded one): called on few positions."""
+
+    module: Callable[[Tensor], Tensor]
+    vocabulary: int
+    scale: float
+    softcap: float | None
+
+    def chunk(self) -> int:
+        """Positions at once: as many as CALL_LOGITS logits allow."""
+        return max(1, CALL_LOGITS // self.vocabulary)
+
+    def tiles(self, hidden: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+        """One tile with all rows."""
+        tile = self.module(hidden)[:, :rows].float() * self.scale
+        yield 0, tile if self.softcap is None else tile.div_(self.softcap).tanh_().mul_(self.softcap)
+
+
+@dataclass(frozen=True)
+class LogitsHead:
+    """No head at all: `hidden` holds the logits that the model's own forward gave."""
+
+    vocabulary: int
+
+    def chunk(self) -> int:
+        """Positions at once."""
+        return CHUNK_POSITIONS
+
+    def tiles(self, hidden: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+        """Tiles cut from the logits."""
+        for start in range(0, rows, TILE_ROWS):
+            yield start, hidden[:, start : min(start + TILE_ROWS, rows)].float().clone()
+
+
+def candidates(model: Any) -> Iterator[Head]:
+    """Heads that the model's output embedding and configuration suggest, likeliest first."""
+    module = model.get_output_embeddings()
+    if module is None:
+        return
+    config = model.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    for scale in _scales(config):
+        if type(module) is nn.Linear and module.weight.is_floating_point() and not module.weight.is_meta:
+            yield LinearHead(module.weight.detach(), _detached(module.bias), scale, softcap)
+        else:
+            yield CalledHead(module, _rows(module, config), scale, softcap)
+
+
+def _scales(config: Any) -> list[float]:
+    """Factors on the logits. The same field multiplies in one architecture and divides in another: both are offered."""
+    for name in ("logit_scale", "lm_head_multiplier", "output_multiplier"):
+        if (value := getattr(config, name, None)) is not None:
+            return [float(value), 1 / float(value), 1.0]
+    if (value := getattr(config, "logits_scaling", None)) is not None:
+        return [1 / float(value), float(value), 1.0]
+    return [1.0]
+
+
+def _rows(module: nn.Module, config: Any) -> int:
+    rows = getattr(module, "out_features", None)
+    return int(config.vocab_size if rows is None else rows)
+
+
+def _detached(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.detach()
+
+
+def verified(head: Head, hidden: Tensor, logits: Tensor) -> bool:
+    """Whether the head gives the model's own logits, up to the rounding of the model's dtype.
+
+    Args:
+        hidden: [n, D] the decoder's output on a few tokens.
+        logits: [n, V] the model's own logits there.
+    """
+    if head.vocabulary != logits.shape[-1]:
+        return False
+    tolerance = 1e-4 if logits.dtype == torch.float32 and hidden.dtype == torch.float32 else 4e-2
+    bound = tolerance * float(logits.float().abs().max()) + 1e-6
+    for start, tile in head.tiles(hidden, head.vocabulary):
+        expected = logits[:, start : start + tile.shape[1]].float().to(tile.device)
+        if not bool(((tile - expected).abs() <= bound).all()):
+            return False
+    return True

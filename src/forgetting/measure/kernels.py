@@ -1,0 +1,235 @@
+"""Losses from hidden states, tile by tile: a running maximum and sum over the vocabulary, never [tokens x vocabulary].
+
+The running maximum and sum are those of online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867). Logits and
+exponentials are float32, sums over tiles float64.
+
+Shapes: N positions, D width, V vocabulary, n positions of a chunk, v rows of a tile, K targets a position.
+Symbols: z logits, m running maximum, s running sum of exp(z - m), lse = m + log s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .heads import Head, LinearHead
+
+
+@dataclass(frozen=True)
+class Picked:
+    """What one pass over the head says of K given tokens at N positions.
+
+    Attributes:
+        nll: [K, N] float64, -log p(token), nats; infinite for a token beyond the rows compared.
+        top: [K, N] bool, no token has a larger logit (a tie with the largest counts as top).
+    """
+
+    nll: Tensor
+    top: Tensor
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What one pass over the head says of the model's own distribution at N positions.
+
+    Attributes:
+        nll: [N] float64, -log p(true token), nats.
+        argmax: [N] int64, the top token; the first of those that tie.
+        top_nll: [N] float64, -log p(top token), nats.
+        entropy: [N] float64, nats.
+        mean_row: [N, D] float32, the expectation of the head's rows under the distribution, or None; see
+            `expected_logit`.
+        mean_bias: [N] float32, the expectation of the head's bias.
+    """
+
+    nll: Tensor
+    argmax: Tensor
+    top_nll: Tensor
+    entropy: Tensor
+    mean_row: Tensor | None
+    mean_bias: Tensor | None
+
+
+def pick(head: Head, hidden: Tensor, tokens: Tensor, rows: int) -> Picked:
+    """-log p of given tokens, and whether they are the top token.
+
+    Args:
+        hidden: [N, D] decoder states (or what the head reads).
+        tokens: [K, N] int64 token ids.
+        rows: the softmax is over the vocabulary's first `rows` tokens.
+    """
+    parts = [_pick_chunk(head, h, t, rows) for h, t in _chunks(head, hidden, tokens)]
+    return Picked(torch.cat([p.nll for p in parts], 1), torch.cat([p.top for p in parts], 1))
+
+
+def _pick_chunk(head: Head, hidden: Tensor, tokens: Tensor, rows: int) -> Picked:
+    running = None
+    chosen: Tensor | None = None
+    for start, z in head.tiles(hidden, rows):
+        running = running or _Running(z)
+        tokens = tokens.to(z.device)
+        chosen = torch.full(tokens.shape, -torch.inf, device=z.device) if chosen is None else chosen
+        chosen = _gather(z, start, tokens, chosen)
+        running.add(z)
+    assert running is not None
+    assert chosen is not None
+    # m - chosen first: it is exactly zero for the top token, as in `describe`.
+    return Picked(running.s.log() + (running.m.double() - chosen.double()), chosen >= running.m)
+
+
+def describe(head: Head, hidden: Tensor, tokens: Tensor, rows: int, *, with_mean_row: bool) -> Distribution:
+    """The true token's loss, the top token, the entropy, and on request the expected row of the head.
+
+    Args:
+        hidden: [N, D] decoder states.
+        tokens: [N] int64, the true tokens.
+        rows: the softmax is over the vocabulary's first `rows` tokens.
+        with_mean_row: also `mean_row`, for a linear head without soft-capping (costs a second product with the head).
+    """
+    weights = head if with_mean_row and isinstance(head, LinearHead) and head.softcap is None else None
+    parts = [_describe_chunk(head, h, t[0], rows, weights) for h, t in _chunks(head, hidden, tokens[None])]
+
+    def joined(name: str) -> Any:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    return Distribution(
+        nll=joined("nll"),
+        argmax=joined("argmax"),
+        top_nll=joined("top_nll"),
+        entropy=joined("entropy"),
+        mean_row=joined("mean_row") if weights else None,
+        mean_bias=joined("mean_bias") if weights else None,
+    )
+
+
+def _describe_chunk(head: Head, hidden: Tensor, tokens: Tensor, rows: int, weights: LinearHead | None) -> Distribution:
+    running = None
+    for start, z in head.tiles(hidden, rows):
+        if running is None:
+            running, chosen = _Running(z), torch.full((1, len(z)), -torch.inf, device=z.device)
+            argmax, slope = torch.zeros(len(z), dtype=torch.int64, device=z.device), running.s.clone()
+            row = torch.zeros(hidden.shape if weights else (0, 0), device=z.device)
+            bias = torch.zeros(len(z), device=z.device)
+        chosen = _gather(z, start, tokens.to(z.device)[None], chosen)
+        # The argmax of a row is looked for only where this tile raises the maximum: seldom, after the first tiles.
+        rises = (z.amax(1) > running.m).nonzero().squeeze(1)
+        argmax[rises] = start + z[rises].argmax(1)
+        shift, drop = running.raise_to(z)
+        slope = (slope + running.s * drop) * shift  # slope = sum exp(z - m) (z - m), moved to the new maximum
+        running.s *= shift
+        z.clamp_(min=-1e4)  # minus infinity times a weight of zero would be NaN
+        e = z.exp()
+        running.s += e.sum(1)
+        if weights is not None:
+            part = slice(start, start + z.shape[1])
+            row = torch.addmm(row.mul_(shift.float()[:, None]), e, weights.weight[part].float())
+            if weights.bias is not None:
+                bias = bias * shift.float() + e @ weights.bias[part].float()
+        slope += z.mul_(e).sum(1)
+    assert running is not None
+    s = running.s
+    return Distribution(
+        nll=s.log() + (running.m.double() - chosen[0].double()),
+        argmax=argmax,
+        top_nll=s.log(),
+        entropy=s.log() - slope / s,
+        mean_row=row.div_(s.float()[:, None]) if weights else None,
+        mean_bias=bias.div_(s.float()) if weights else None,
+    )
+
+
+def expected_logit(head: LinearHead, hidden: Tensor, mean_row: Tensor, mean_bias: Tensor) -> Tensor:
+    """[N] float64: the base distribution's expectation of this model's logits, without a pass over the head.
+
+    Where base and tuned model share the head, z_v = scale (w_v . h + b_v), so that
+    sum_v p_base(v) z_v = scale ((sum_v p_base(v) w_v) . h + sum_v p_base(v) b_v): the base model's expected row serves
+    every tuned model. The soft losses then cost one dot product a position, exactly.
+
+    Args:
+        hidden: [N, D] the tuned model's states.
+        mean_row: [N, D]; mean_bias: [N]; the base model's, from `describe`.
+    """
+    states = hidden.to(mean_row.device, torch.float32)
+    return head.scale * ((states * mean_row).sum(1, dtype=torch.float64) + mean_bias.double())
+
+
+def divergence(base: Head, tuned: Head, base_hidden: Tensor, hidden: Tensor, rows: int) -> Tensor:
+    """[N] float64: KL(base || tuned) in nats, from both models' states, tile by tile.
+
+    KL = lse_tuned - lse_base - sum_v p_base(v) (z_tuned(v) - z_base(v)): the small difference of logits is summed, not
+    two large cross-entropies subtracted.
+    """
+    size = min(base.chunk(), tuned.chunk())
+    parts = []
+    for start in range(0, len(hidden), size):
+        part = slice(start, start + size)
+        parts.append(_divergence_chunk(base, tuned, base_hidden[part], hidden[part], rows))
+    return torch.cat(parts)
+
+
+def _divergence_chunk(base: Head, tuned: Head, base_hidden: Tensor, hidden: Tensor, rows: int) -> Tensor:
+    b: _Running | None = None
+    t: _Running | None = None
+    for (start, z_base), (other, z) in zip(base.tiles(base_hidden, rows), tuned.tiles(hidden, rows), strict=True):
+        if start != other or z_base.shape != z.shape:
+            raise AssertionError("two heads cut their vocabulary differently")
+        z = z.to(z_base.device)
+        if b is None or t is None:
+            b, t = _Running(z_base), _Running(z)
+            drift = b.s.clone()
+        delta = z - z_base
+        t.add(z)
+        shift, _ = b.raise_to(z_base)
+        e = z_base.exp_()
+        b.s = b.s * shift + e.sum(1)
+        drift = drift * shift + delta.mul_(e).nan_to_num_(nan=0.0).sum(1)
+    assert b is not None
+    assert t is not None
+    return t.lse() - b.lse() - drift / b.s
+
+
+class _Running:
+    """m and s of online softmax over the tiles of n positions."""
+
+    def __init__(self, z: Tensor) -> None:
+        self.m = torch.full((len(z),), -torch.inf, device=z.device)
+        self.s = torch.zeros(len(z), dtype=torch.float64, device=z.device)
+
+    def raise_to(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Raise m to the tile's maximum and subtract it from the tile in place.
+
+        Returns:
+            exp(m_old - m_new), and m_old - m_new, with which sums relative to the old maximum are moved; float64 [n].
+        """
+        higher = torch.maximum(self.m, z.amax(1))
+        # On the first tile m_old is minus infinity and every sum is zero: any finite drop will do.
+        drop = (self.m - higher).double().clamp_(min=-1e4)
+        self.m = higher
+        z.sub_(higher[:, None])
+        return drop.exp(), drop
+
+    def add(self, z: Tensor) -> None:
+        """Add a tile, which is overwritten."""
+        shift, _ = self.raise_to(z)
+        self.s = self.s * shift + z.exp_().sum(1)
+
+    def lse(self) -> Tensor:
+        """[n] float64 log sum exp of all tiles."""
+        return self.m.double() + self.s.log()
+
+
+def _gather(z: Tensor, start: int, tokens: Tensor, chosen: Tensor) -> Tensor:
+    """`chosen` [K, n] with the logits of those tokens that lie in this tile."""
+    local = tokens - start
+    inside = (local >= 0) & (local < z.shape[1])
+    found = z.gather(1, local.clamp(0, z.shape[1] - 1).T).T
+    return torch.where(inside, found, chosen)
+
+
+def _chunks(head: Head, hidden: Tensor, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """hidden [N, D] and tokens [K, N] cut into the head's chunks."""
+    size = head.chunk()
+    return [(hidden[i : i + size], tokens[:, i : i + size]) for i in range(0, len(hidden), size)]
