@@ -1,0 +1,18 @@
+"""Fits: a law and a table in, estimates with intervals, warnings and predictions out."""
+
+from __future__ import annotations
+
+from forgetting.fit.engine import fit_from_published, fit_law
+from forgetting.fit.result import Estimate, Fit, Prediction, load_fits, save_fits
+from forgetting.fit.study import fit_study
+
+__all__ = [
+    "Estimate",
+    "Fit",
+    "Prediction",
+    "fit_from_published",
+    "fit_law",
+    "fit_study",
+    "load_fits",
+    "save_fits",
+]

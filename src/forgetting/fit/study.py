@@ -1,0 +1,65 @@
+"""The two laws of the paper, fitted to every data set of a study."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from forgetting.errors import UsageError
+from forgetting.fit.data import DONE, column_names
+from forgetting.fit.engine import fit_law
+from forgetting.fit.result import Fit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STUDY_LAWS = ("linear", "shifted_power")
+
+
+def fit_study(table: pd.DataFrame, *, seed: int = 0, bootstrap: int = 200) -> dict[str, dict[str, Fit]]:
+    """Fit Eq. 4 (`linear`) and Eq. 5-6 (`shifted_power`) to each data set.
+
+    Args:
+        table: one row a measurement, with the columns `dataset`, `run_id`, `status`, `step`, `trainable_params`,
+            `finetune_loss` and `forgetting_loss`; only `done` rows are fitted. Give it the runs of one family (LoRA).
+        seed: of starts and resamples.
+        bootstrap: resamples of whole runs.
+
+    Returns:
+        Fits by data set and law. A law that a data set cannot carry (too few measurements, one P or one N only) is
+        left out of its inner dictionary, and the other fit's warnings say why.
+
+    Raises:
+        UsageError: a column is missing or has a bad cell, or no data set has a finished run.
+    """
+    present = column_names(table)
+    if "dataset" not in present:
+        raise UsageError(f"the study's table has no column 'dataset'; it has {', '.join(present)}")
+    out: dict[str, dict[str, Fit]] = {}
+    for name in sorted({str(d) for d in table["dataset"]}):
+        part = table[table["dataset"].astype(str) == name]
+        done = part[part["status"] == DONE] if "status" in present else part
+        if not len(done):
+            continue
+        out[name] = _fit_dataset(part, done, name, seed, bootstrap)
+    if not out:
+        raise UsageError("the study has no finished run to fit")
+    return out
+
+
+def _fit_dataset(part: pd.DataFrame, done: pd.DataFrame, name: str, seed: int, bootstrap: int) -> dict[str, Fit]:
+    fits = {"linear": fit_law("linear", part, label=name, seed=seed, bootstrap=bootstrap)}
+    reason = _unfit(done)
+    if reason:
+        fits["linear"].warnings.append(f"shifted_power was not fitted: {reason}")
+        return fits
+    fits["shifted_power"] = fit_law("shifted_power", part, label=name, seed=seed, bootstrap=bootstrap)
+    return fits
+
+
+def _unfit(done: pd.DataFrame) -> str:
+    """Why the surface over P and N cannot be fitted, or an empty string."""
+    for column in ("trainable_params", "step"):
+        values = done[column].nunique()
+        if values < 3:
+            return f"it needs at least 3 different values of {column}, and there are {values}"
+    return ""

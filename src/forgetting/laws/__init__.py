@@ -1,0 +1,48 @@
+"""Laws by name. A new one is one file and one row in `LAWS`; the contract test holds it to the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from forgetting.errors import UsageError, did_you_mean
+from forgetting.laws.base import Adapted, Law, Parameter, Variable
+from forgetting.laws.chinchilla import Chinchilla
+from forgetting.laws.linear import Linear
+from forgetting.laws.published import PUBLISHED, Published
+from forgetting.laws.shifted_power import ShiftedPower, ShiftedPowerSingle
+
+LAWS: dict[str, Law] = {
+    law.name: law
+    for law in (
+        Linear(),
+        ShiftedPower(),
+        ShiftedPowerSingle("shifted_power_ft", "finetune_loss", 1),
+        ShiftedPowerSingle("shifted_power_f", "forgetting_loss", -1),
+        Chinchilla(),
+    )
+}
+
+
+def get_law(name: str) -> Law:
+    """The law of this name.
+
+    Raises:
+        UsageError: no law has it.
+    """
+    if name not in LAWS:
+        raise UsageError(f"law '{name}' is not known; {did_you_mean(name, [*LAWS, 'custom'])}")
+    return LAWS[name]
+
+
+def law_from_spec(name: str, spec: dict[str, Any]) -> Law:
+    """The law of a stored fit: by name, or rebuilt from what a user's law wrote into the fit.
+
+    Raises:
+        UsageError: no law has the name, or the law was a Python function, which cannot be stored.
+    """
+    if not spec:
+        return get_law(name)
+    raise UsageError(f"law '{name}' cannot be rebuilt")
+
+
+__all__ = ["LAWS", "PUBLISHED", "Adapted", "Law", "Parameter", "Published", "Variable", "get_law", "law_from_spec"]

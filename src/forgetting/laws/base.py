@@ -1,0 +1,149 @@
+"""The contract of a law: names and bounds of its parameters, values, gradient, starting region, gauge.
+
+A law maps variables (say trainable parameters P and steps N) and parameters theta to one or more outputs (losses).
+Everything is batched over parameter vectors, so that thousands of starts or bootstrap resamples are one numpy
+computation.
+
+Shapes: S parameter vectors, K parameters, O outputs, n rows of a table, V variables.
+A new law is one file with one subclass of `Law` and one row in `LAWS` (laws/__init__.py); the contract test in
+tests/test_laws.py then holds it to all of this.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+"""Floats, or complex numbers where a derivative is taken by the complex step."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a law.
+
+    Attributes:
+        name: as it is reported.
+        low, high: bounds that the fit keeps to; infinite where there are none.
+        start: region that starting points are drawn from, uniformly (in the logarithm where `log`).
+        log: positive and spread over orders of magnitude; the fit works on its logarithm.
+        linear: the law is linear in all parameters so marked together, the others held fixed (variable projection).
+        gauge: not None where data cannot tell this parameter from others; the fit holds it at this value and says so.
+        meaning: half a line for reports.
+    """
+
+    name: str
+    low: float
+    high: float
+    start: tuple[float, float]
+    log: bool = False
+    linear: bool = False
+    gauge: float | None = None
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One variable of a law: the table column it is read from by default, and whether it must be positive."""
+
+    name: str
+    positive: bool = True
+    meaning: str = ""
+
+
+class Law(ABC):
+    """What the fit, the predictions and the plans know about a law."""
+
+    name: str
+    title: str
+    formula: str
+    source: str
+    variables: tuple[Variable, ...]
+    outputs: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+
+    @abstractmethod
+    def values(self, theta: Array, x: Mapping[str, Array]) -> Array:
+        """The law's outputs.
+
+        Args:
+            theta: [S, K] parameter vectors, in the order of `parameters`; may be complex.
+            x: [n] values for each variable.
+
+        Returns:
+            [S, O, n], in the outputs' unit (nats per token for losses).
+        """
+
+    @abstractmethod
+    def gradient(self, theta: Array, x: Mapping[str, Array]) -> Array:
+        """Derivatives of `values` by each parameter: [S, O, n, K]."""
+
+    def adapt(self, x: Mapping[str, Array], y: Array) -> Adapted:
+        """The coordinates in which this law is fitted to one table.
+
+        Args:
+            x: [n] values for each variable.
+            y: [O, n] measured outputs.
+
+        Returns:
+            The law itself unless a subclass knows coordinates that are better conditioned.
+        """
+        del x, y
+        return Adapted(self)
+
+    def starts(self, count: int, rng: np.random.Generator) -> Array:
+        """Draw [count, K] starting points from the starting region."""
+        columns = []
+        for p in self.parameters:
+            low, high = p.start
+            if p.log:
+                columns.append(np.exp(rng.uniform(np.log(low), np.log(high), count)))
+            else:
+                columns.append(rng.uniform(low, high, count))
+        return np.stack(columns, axis=1)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What rebuilds this law from JSON; empty for one that `LAWS` has by name."""
+        return {}
+
+    def hints(self, x: Mapping[str, Array], y: Array) -> list[str]:
+        """Sentences about these data that a reader of the fit should know; none by default."""
+        del x, y
+        return []
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Parameter names, in order."""
+        return tuple(p.name for p in self.parameters)
+
+    @property
+    def variable_names(self) -> tuple[str, ...]:
+        """Variable names, in order."""
+        return tuple(v.name for v in self.variables)
+
+
+class Adapted:
+    """A law in the coordinates of one table: what is optimised (`law`) and the way back (`public`)."""
+
+    notes: tuple[str, ...] = ()
+    """Sentences on the gauge: which parameters are held, where, and what does not depend on it."""
+
+    def __init__(self, law: Law) -> None:
+        self.law = law
+
+    def public(self, theta: Array, y: Array, weights: Array) -> Array:
+        """Parameters as reported, [S, K_public].
+
+        Args:
+            theta: [S, K] fitted coordinates.
+            y: [S, O, n] the outputs that each was fitted to.
+            weights: [S, n] the weight of each row in that fit.
+        """
+        del y, weights
+        return theta
