@@ -35,7 +35,9 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="`auto` keeps the dtype in which the weights are stored"
     )
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="`auto` is the first GPU, else the CPU; choose among GPUs with CUDA_VISIBLE_DEVICES"
+    )
     trust_remote_code: bool = Field(False, description="run Python code shipped with the model: only if you trust it")
 
 
@@ -188,6 +190,14 @@ class RunConfig(Section):
             f"s{self.seed}",
         ]
         return "-".join([*parts, digest])
+
+
+OWN_FIELDS: dict[str, Any] = {
+    "methods": [{"name": "lora", "rank": 8}],
+    "training": {"batch_size": 16},
+    "measure": {"start": 20, "every": 20, "text_tokens": 100_000, "heldout_tokens": 50_000},
+}
+"""What a study given by flags alone starts from: measured on a sample of the text, sized for a first answer."""
 
 
 def presets() -> list[str]:

@@ -184,23 +184,31 @@ class StudyFolder:
             UsageError: the folder holds something else, or a study of another configuration; names what differs.
         """
         folder = cls(path)
-        if path.exists() and not path.is_dir():
-            raise UsageError(f"{path}: a file; --out needs a folder")
-        if folder.config_file.exists():
-            stored = folder.config()
+        folder.check(config)
+        if not folder.config_file.exists():
+            try:
+                write_atomically(folder.config_file, config.to_yaml())
+            except OSError as error:
+                raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
+        return folder
+
+    def check(self, config: StudyConfig) -> None:
+        """Whether the folder is free for `config`; writes nothing.
+
+        Raises:
+            UsageError: as `create_or_resume`.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path}: a file; --out needs a folder")
+        if self.config_file.exists():
+            stored = self.config()
             if stored != config:
                 raise UsageError(
-                    f"{path} holds a study of another configuration ({_differences(stored, config)}); "
+                    f"{self.path} holds a study of another configuration ({_differences(stored, config)}); "
                     "name another folder with --out"
                 )
-            return folder
-        if path.exists() and any(path.iterdir()):
-            raise UsageError(f"{path}: not empty and not a study folder (no study.yaml); name another with --out")
-        try:
-            write_atomically(folder.config_file, config.to_yaml())
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
-        return folder
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise UsageError(f"{self.path}: not empty and not a study folder (no study.yaml); name another with --out")
 
     @classmethod
     def open(cls, path: Path) -> StudyFolder:
@@ -284,4 +292,5 @@ def load_table(path: Path) -> pd.DataFrame:
         "trainable_params",
         *(name for name in names if name.endswith(("_tokens", "_documents"))),
     )
-    return table.astype(dict.fromkeys(whole, "Int64"))
+    numbers = [name for name in names if name.removesuffix("_se") in (*MEANS, *TIMES)]
+    return table.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(numbers, "float64"))

@@ -1,0 +1,71 @@
+"""The command's entry: which subcommands there are, and how errors and signals become exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import click
+import typer
+
+from .. import __version__
+from ..errors import ForgettingError
+from . import study
+
+app = typer.Typer(
+    name="forgetting",
+    help="Measure, predict and budget what fine-tuning makes a language model forget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("study")(study.study_command)
+app.command("table")(study.table_command)
+app.command("report")(study.report_command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"forgetting {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Measure, predict and budget what fine-tuning makes a language model forget."""
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 3 over budget, 130 or 143 stopped by a signal."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code = app(standalone_mode=False)
+    except ForgettingError as error:
+        for line in str(error).splitlines():
+            sys.stderr.write(f"error: {line}\n")
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        sys.stderr.write("stopped; everything measured so far is kept, run the same command again to go on\n")
+        code = 130
+    except BrokenPipeError:
+        # the reader of our output (head, less) has gone: not an error, and nothing may be flushed to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
+    sys.stderr.write("terminated; everything measured so far is kept, run the same command again to go on\n")
+    sys.exit(143)

@@ -1,0 +1,94 @@
+"""Progress of a study on standard error: a bar a run and the time that remains; plain lines where it is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from ..config import RunConfig, StudyConfig
+from ..engine.local import Event
+
+
+class StudyProgress:
+    """Shows what a study is doing, from its plan and events."""
+
+    def __init__(self, config: StudyConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.console = Console(stderr=True)
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=self.console,
+            disable=not sys.stderr.isatty(),
+        )
+        self.tasks: dict[str, TaskID] = {}
+        self.steps: dict[str, int] = {}
+        self.first: dict[str, int] = {}
+        self.pending = self.ended = 0
+        self.began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.say(f"study {self.config.name} in {self.folder}: reading text, loading {self.config.model.source}")
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def say(self, line: str) -> None:
+        """One line on standard error."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def on_plan(self, runs: list[RunConfig], pending: list[str]) -> None:
+        """The study is ready to run."""
+        self.pending = len(pending)
+        skipped = len(runs) - len(pending)
+        self.say(
+            f"{len(runs)} runs of {self.config.training.steps} steps" + (f", {skipped} done before" if skipped else "")
+        )
+        self.began = time.monotonic()
+        if pending:
+            self.tasks["all"] = self.bars.add_task("all runs", total=len(pending) * self.config.training.steps)
+
+    def on_event(self, event: Event) -> None:
+        """A run started, took a step, or ended."""
+        match event.kind:
+            case "started":
+                self.steps[event.task] = 0
+                self.tasks[event.task] = self.bars.add_task(_short(event.task), total=self.config.training.steps)
+            case "step":
+                self.first.setdefault(event.task, event.step - 1)
+                self._advance(event.task, event.step)
+            case "ended":
+                self._advance(event.task, self.config.training.steps)
+                self.bars.remove_task(self.tasks.pop(event.task))
+                self.ended += 1
+                self._line(event.task)
+
+    def _advance(self, task: str, step: int) -> None:
+        self.bars.update(self.tasks["all"], advance=step - self.steps[task])
+        self.bars.update(self.tasks[task], completed=step)
+        self.steps[task] = step
+
+    def _line(self, task: str) -> None:
+        # steps that a resumed run did not repeat took no time
+        done = sum(self.steps.values()) - sum(self.first.values())
+        total = self.pending * self.config.training.steps - sum(self.first.values())
+        left = (time.monotonic() - self.began) / max(done, 1) * (total - done)
+        self.say(f"[{self.ended}/{self.pending}] {_short(task)}, about {left / 60:.1f} min left")
+
+
+def _short(run_id: str) -> str:
+    """A run id without its hash."""
+    return run_id.rsplit("-", 1)[0]

@@ -1,0 +1,187 @@
+"""`forgetting study`, `table` and `report`."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from . import options as o
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ..api import Conclusion
+    from ..config import StudyConfig
+    from ..study import StudyResult
+
+
+def study_command(
+    config: o.Config = None,
+    preset: o.Preset = None,
+    out: o.Out = None,
+    model: o.Model = None,
+    train: o.Train = None,
+    text: o.Text = None,
+    method: o.Method = None,
+    rank: o.Rank = None,
+    seed: o.Seed = None,
+    steps: o.Steps = None,
+    batch_size: o.BatchSize = None,
+    context: o.Context = None,
+    learning_rate: o.LearningRate = None,
+    measure_start: o.MeasureStart = None,
+    measure_every: o.MeasureEvery = None,
+    dtype: o.DtypeOption = None,
+    device: o.DeviceOption = None,
+    workers: o.Workers = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Run or resume a study: fine-tune over a grid, measure forgetting along each run, fit the laws, write a report.
+
+    With no argument it runs the paper's study in miniature, in a few minutes on two CPU cores. Finished runs are
+    skipped and cut runs resume, so the same command goes on where it stopped.
+    """
+    flags = {
+        "model": _present(source=model, dtype=dtype and dtype.value, device=device and device.value),
+        "text": _present(source=text),
+        "methods": _methods(method, rank),
+        "seeds": seed or None,
+        "context": context,
+        "training": _present(steps=steps, batch_size=batch_size, learning_rate=learning_rate),
+        "measure": _present(start=measure_start, every=measure_every),
+        "datasets": {_dataset_name(source): {"source": source} for source in train or []},
+    }
+    resolved = _resolve(config, preset, {key: value for key, value in flags.items() if value})
+    from ..api import study
+    from .progress import StudyProgress
+
+    folder = out or (config if config is not None and config.is_dir() else Path("studies") / resolved.name)
+    with StudyProgress(resolved, folder) as progress:
+        result, conclusion = study(
+            resolved, folder, workers=workers, on_event=progress.on_event, on_plan=progress.on_plan
+        )
+    if as_json:
+        typer.echo(json.dumps(_as_json(result, conclusion), indent=1))
+    else:
+        from .summary import print_summary
+
+        print_summary(resolved, result, conclusion)
+    for run_id, why in result.failed.items():
+        sys.stderr.write(f"failed: {run_id}: {why}\n")
+    if result.failed:
+        raise typer.Exit(1)
+
+
+def _present(**fields: Any) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _methods(method: str | None, rank: list[int] | None) -> list[dict[str, Any]] | None:
+    if method is None and not rank:
+        return None
+    options = {"rank": rank if len(rank) > 1 else rank[0]} if rank else {}
+    return [{"name": method or "lora", **options}]
+
+
+def _dataset_name(source: str) -> str:
+    """A name for a data set given by flag: the last part of its file name or id, without its suffix."""
+    last = re.split(r"[/:]", source.rstrip("/"))[-1]
+    stem = re.sub(r"\.(txt|jsonl|parquet)$", "", last)
+    return re.sub(r"[^A-Za-z0-9._-]", "-", stem).strip("-._")[:64] or "data"
+
+
+def _resolve(config: Path | None, preset: str | None, flags: dict[str, Any]) -> StudyConfig:
+    """The configuration that file, preset and flags mean together; flags win, field by field."""
+    from ..config import OWN_FIELDS, deep_merge, preset_fields, read_fields, resolve_sources, validate
+
+    here = Path.cwd()
+    given = resolve_sources(flags, here)
+    if config is not None and preset is not None:
+        raise UsageError("give a configuration file or --preset, not both")
+    if config is not None and config.is_dir():
+        if not (config / "study.yaml").exists():
+            raise UsageError(f"{config}: not a study folder (no study.yaml in it)")
+        config = config / "study.yaml"
+    if config is not None:
+        fields, where = resolve_sources(read_fields(config), config.parent), str(config)
+    elif preset is not None or not ("datasets" in flags or "source" in flags.get("model", {})):
+        name = preset or "miniature"
+        fields, where = resolve_sources(preset_fields(name), here), f"preset {name}"
+    else:
+        missing = [flag for flag, there in _needed(flags).items() if not there]
+        if missing:
+            raise UsageError(f"{' and '.join(missing)}: missing; a study of your own needs --model, --train and --text")
+        fields, where = {**OWN_FIELDS, "name": "-".join(flags["datasets"])[:64]}, "flags"
+    if "datasets" in given:  # --train replaces the data sets of a file or preset
+        fields = {key: value for key, value in fields.items() if key != "datasets"}
+    return validate(deep_merge(fields, given), where=where)
+
+
+def _needed(flags: dict[str, Any]) -> dict[str, bool]:
+    return {
+        "--model": "source" in flags.get("model", {}),
+        "--train": "datasets" in flags,
+        "--text": "source" in flags.get("text", {}),
+    }
+
+
+def _as_json(result: StudyResult, conclusion: Conclusion) -> dict[str, Any]:
+    last = result.table.sort_values("step").groupby("run_id", as_index=False).last()
+    return {
+        "folder": str(result.folder.path),
+        "report": str(conclusion.report),
+        "seconds": round(result.seconds, 1),
+        "skipped": list(result.skipped),
+        "failed": result.failed,
+        "runs": json.loads(last.to_json(orient="records")),
+        "fits": {name: {law: fit.to_dict() for law, fit in laws.items()} for name, laws in conclusion.fits.items()},
+    }
+
+
+def table_command(
+    study: o.Study,
+    as_json: Annotated[bool, typer.Option("--json", help="One list of objects.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
+    as_parquet: Annotated[bool, typer.Option("--parquet", help="Parquet; redirect it into a file.")] = False,
+) -> None:
+    """Print a study's measurements, one row each, on standard output."""
+    if as_json + as_csv + as_parquet > 1:
+        raise UsageError("--json, --csv, --parquet: give one of them")
+    if as_parquet and sys.stdout.isatty():
+        raise UsageError("--parquet writes binary data: redirect it, for example `> runs.parquet`")
+    from ..store import load_table
+
+    table = load_table(study)
+    if as_json:
+        typer.echo(table.to_json(orient="records", double_precision=15))
+    elif as_csv:
+        table.to_csv(sys.stdout, index=False)
+    elif as_parquet:
+        table.to_parquet(sys.stdout.buffer, index=False)
+    else:
+        _print_table(table)
+
+
+def _print_table(table: pd.DataFrame) -> None:
+    from rich.console import Console
+
+    from .summary import measurements_table
+
+    Console().print(measurements_table(table))
+
+
+def report_command(
+    study: o.Study,
+    as_json: o.AsJson = False,
+) -> None:
+    """Fit the laws again and write the report again, from what a study has measured so far."""
+    from ..api import conclude
+
+    conclusion = conclude(study)
+    typer.echo(json.dumps({"report": str(conclusion.report)}) if as_json else str(conclusion.report))

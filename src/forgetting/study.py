@@ -1,0 +1,311 @@
+"""A study: the grid of runs over one model and one general text. Skips what is stored, resumes what was cut, then
+fits and reports. The only module that drives the rooms above it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import RunConfig, StudyConfig
+from .engine.local import Event, execute
+from .errors import ForgettingError, UsageError
+from .methods import expand_grid
+from .store import RunFolder, StudyFolder, load_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .base import Base
+    from .train import RunData
+    from .windows import Windows
+
+SMALL_MODEL = 50_000_000
+"""Parameters under which one thread a run is best, and runs side by side fill the cores."""
+PACKAGES = ("forgetting", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study gave.
+
+    Attributes:
+        folder: the study folder.
+        table: one row a measurement.
+        failed: run id -> why, for runs that failed.
+        skipped: ids of runs that were finished before.
+        seconds: wall time of this call's runs.
+    """
+
+    folder: StudyFolder
+    table: pd.DataFrame
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+def expand_runs(config: StudyConfig) -> list[RunConfig]:
+    """All runs of a study: data sets x methods x seeds.
+
+    Raises:
+        UsageError: an unknown method or wrong option, or two entries that mean the same run.
+    """
+    methods = [method for entry in config.methods for method in expand_grid(entry)]
+    runs = [
+        RunConfig(
+            model=config.model,
+            text=config.text,
+            dataset_name=name,
+            dataset=dataset,
+            method=method,
+            seed=seed,
+            context=config.context,
+            training=config.training,
+            measure=config.measure,
+        )
+        for name, dataset in config.datasets.items()
+        for method in methods
+        for seed in config.seeds
+    ]
+    ids = [run.run_id() for run in runs]
+    repeated = {run_id for run_id in ids if ids.count(run_id) > 1}
+    if repeated:
+        raise UsageError(f"methods: the same run is asked for twice: {', '.join(sorted(repeated))}")
+    return runs
+
+
+def study(
+    config: StudyConfig,
+    out: Path,
+    *,
+    workers: int | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    on_plan: Callable[[list[RunConfig], list[str]], None] | None = None,
+) -> StudyResult:
+    """Run a study, or what is left of it, in its folder.
+
+    Args:
+        config: the whole study.
+        out: the study folder; created, or resumed if it holds this very configuration.
+        workers: processes; None chooses: one a core for a small model on the CPU, else one.
+        on_event: told of every finished step.
+        on_plan: told once of all runs and the ids of those still to do.
+
+    Returns:
+        The table of all measurements and what failed. Runs that diverged are not tried again; others that failed are.
+
+    Raises:
+        UsageError: the configuration, text or model are wrong; nothing was started.
+        ForgettingError: every run failed.
+    """
+    runs = expand_runs(config)
+    _quiet_libraries()
+    folder = StudyFolder(out)
+    folder.check(config)
+    for name in config.datasets:
+        _windows(config.to_yaml(), name)
+    _text_windows(config.to_yaml())
+    base = _base(config)
+    folder = StudyFolder.create_or_resume(out, config)
+    _targets(config, base, folder)
+    workers, threads = _layout(base, workers)
+    del base
+    pending = [run.run_id() for run in runs if _is_pending(folder.run(run.run_id()))]
+    if on_plan:
+        on_plan(runs, pending)
+    began = time.perf_counter()
+    work = functools.partial(run_one, str(out.resolve()))
+    for run_id in execute(pending, work, workers=workers, threads=threads, on_event=on_event or _ignore):
+        folder.run(run_id).update(status="failed", kind="error", why="its process died (killed, or out of memory)")
+    states = {run.run_id(): folder.run(run.run_id()).read() for run in runs}
+    failed = {run_id: str(state.get("why")) for run_id, state in states.items() if state.get("status") == "failed"}
+    if len(failed) == len(runs):
+        raise ForgettingError("every run failed; the first: " + next(f"{i}: {why}" for i, why in failed.items()))
+    skipped = tuple(run.run_id() for run in runs if run.run_id() not in pending)
+    return StudyResult(folder, load_table(out), failed, skipped, time.perf_counter() - began)
+
+
+def _ignore(event: Event) -> None:
+    """Nobody is told."""
+
+
+def _is_pending(folder: RunFolder) -> bool:
+    state = folder.read()
+    return not (state.get("status") == "done" or state.get("kind") == "diverged")
+
+
+def _layout(base: Base, workers: int | None) -> tuple[int, int]:
+    """Worker processes and threads of each.
+
+    A small model on a CPU gains nothing from a second thread, and one thread gives the same numbers for any number
+    of workers.
+    """
+    from .base import count_parameters
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    on_cpu = base.model.device.type == "cpu"
+    if on_cpu and count_parameters(base.model, trainable=False) < SMALL_MODEL:
+        return workers or cores, 1
+    return workers or 1, max(1, cores // (workers or 1))
+
+
+def run_one(out: str, run_id: str, tell: Callable[[int], None]) -> None:
+    """Do one run of a stored study in this process; failures are recorded in its run.json.
+
+    Args:
+        out: the study folder.
+        run_id: which run.
+        tell: called with the number of each finished step.
+    """
+    _quiet_libraries()
+    study_folder = StudyFolder.open(Path(out))
+    folder = study_folder.run(run_id)
+    with folder.lock():
+        try:
+            _train(study_folder, folder, tell)
+        except Exception as error:  # any failure is data: recorded, visible, never a number
+            diverged = type(error).__name__ == "DivergedError"
+            why = str(error) if isinstance(error, ForgettingError) else f"{type(error).__name__}: {error}"
+            (folder.path / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            folder.update(status="failed", kind="diverged" if diverged else "error", why=why, finished=_now())
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' own bars and advice off the terminal: progress and errors here are ours."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _train(study_folder: StudyFolder, folder: RunFolder, tell: Callable[[int], None]) -> None:
+    from .train import train_run
+
+    config = study_folder.config()
+    run = next(run for run in expand_runs(config) if run.run_id() == folder.id)
+    base = _base(config)
+    data, notices = _data(config, run, base, study_folder)
+    prints = {part: getattr(data, part).fingerprint() for part in ("train", "heldout", "text")} | {"base": base.key}
+    before = folder.read()
+    if before and before["data"] != prints:
+        changed = ", ".join(part for part in prints if before["data"].get(part) != prints[part])
+        raise ForgettingError(f"the {changed} changed since this run began; use a new study folder")
+    folder.update(
+        run_id=folder.id,
+        status="running",
+        kind=None,
+        why=None,
+        dataset=run.dataset_name,
+        method=run.method.model_dump(mode="json"),
+        seed=run.seed,
+        config=run.model_dump(mode="json"),
+        base=base.revision,
+        data=prints,
+        notices=notices,
+        versions={name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        hardware=_hardware(base),
+        started=before.get("started") or _now(),
+        resumed=[*before.get("resumed", []), _now()] if before else [],
+    )
+    train_run(run, config.measured_steps(), base, data, folder, tell)
+    folder.update(status="done", finished=_now())
+
+
+def _base(config: StudyConfig) -> Base:
+    from .base import load_base
+
+    base = load_base(config.model)
+    if base.max_context is not None and config.context > base.max_context:
+        raise UsageError(f"context: got {config.context}; the model was built for at most {base.max_context} positions")
+    return base
+
+
+@functools.lru_cache(maxsize=2)
+def _text_windows(yaml_text: str) -> Windows:
+    """Windows of the general text; kept between the runs of one process."""
+    from .base import load_tokenizer
+    from .text import load_corpus, tokenize
+
+    config = _config(yaml_text)
+    windows = tokenize(load_corpus(config.text), load_tokenizer(config.model), config.context)
+    return windows.sample(config.measure.text_tokens)
+
+
+@functools.lru_cache(maxsize=2)
+def _windows(yaml_text: str, dataset: str) -> tuple[Windows, Windows]:
+    """Training and held-out windows of a fine-tuning data set; kept between the runs of one process."""
+    from .base import load_tokenizer
+    from .text import load_corpus, split_heldout, tokenize
+
+    config = _config(yaml_text)
+    tokenizer = load_tokenizer(config.model)
+    train, heldout = split_heldout(load_corpus(config.datasets[dataset]), config.datasets[dataset].heldout)
+    return (
+        tokenize(train, tokenizer, config.context),
+        tokenize(heldout, tokenizer, config.context).sample(config.measure.heldout_tokens),
+    )
+
+
+def _config(yaml_text: str) -> StudyConfig:
+    from .config import parse_yaml, validate
+
+    return validate(parse_yaml(yaml_text, where="study"), where="study")
+
+
+def _targets(config: StudyConfig, base: Base, folder: StudyFolder) -> Any:
+    from .measure.targets import base_targets
+
+    return base_targets(
+        base.model,
+        _text_windows(config.to_yaml()),
+        key=base.key,
+        cache_dir=folder.path / "cache",
+        batch_tokens=config.measure.batch_tokens,
+    )
+
+
+def _data(config: StudyConfig, run: RunConfig, base: Base, folder: StudyFolder) -> tuple[RunData, list[str]]:
+    """Windows and base targets of a run, and what its reader should know of them."""
+    from .train import RunData
+
+    train, heldout = _windows(config.to_yaml(), run.dataset_name)
+    text = _text_windows(config.to_yaml())
+    data = RunData(train, heldout, text, _targets(config, base, folder))
+    notices = [f"{part}: {notice}" for part in ("train", "heldout", "text") for notice in getattr(data, part).notices]
+    passes = run.training.steps * run.training.batch_size / len(train)
+    if passes > 1:
+        notices.append(f"the training data were passed over {passes:.1f} times: losses on held-out data may turn up")
+    if run.training.schedule != "constant":
+        notices.append(
+            f"schedule {run.training.schedule}: a measured step is not a run that stopped there, since its "
+            "learning rate had not decayed"
+        )
+    if run.method.name == "full" and str(base.model.dtype) != "torch.float32":
+        notices.append(
+            f"full fine-tuning in {base.model.dtype}: small updates are lost to rounding; use dtype: float32"
+        )
+    return data, notices
+
+
+def _hardware(base: Base) -> dict[str, Any]:
+    import torch
+
+    device = base.model.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(base.model.dtype).removeprefix("torch."),
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

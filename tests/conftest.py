@@ -1,0 +1,89 @@
+"""A tiny model and corpora in the real formats, made here: tests need no network, no GPU and no shipped weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+WORDS = (
+    *("the", "a", "old", "new", "river", "town", "guild", "baker", "smith", "north"),
+    *("south", "went", "came", "saw", "built", "sold", "bread", "iron", "bridge", "boat"),
+)
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def sentences(seed: int, count: int) -> str:
+    """`count` random sentences over WORDS, the same for the same seed."""
+    generator = np.random.default_rng(seed)
+    return " ".join(" ".join(generator.choice(WORDS, size=9)) + " ." for _ in range(count))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama of 20 k parameters and a word tokenizer with a chat template."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    special = ["<pad>", "<unk>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    vocabulary = {word: i for i, word in enumerate([*special, ".", *WORDS])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    raw.add_special_tokens(special)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>", eos_token="<|end|>", chat_template=CHAT_TEMPLATE
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=2,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `train.jsonl` (plain text), `chat.jsonl`, and `general.jsonl`."""
+    folder = tmp_path_factory.mktemp("corpora")
+
+    def write(name: str, rows: list[dict[str, object]]) -> None:
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    write("train.jsonl", [{"id": f"t{i}", "text": sentences(i, 4)} for i in range(60)])
+    write("general.jsonl", [{"id": f"g{i}", "text": sentences(1000 + i, 4)} for i in range(12)])
+    write(
+        "chat.jsonl",
+        [
+            {
+                "messages": [
+                    {"role": "user", "content": sentences(2000 + i, 1)},
+                    {"role": "assistant", "content": sentences(3000 + i, 1)},
+                ]
+            }
+            for i in range(40)
+        ],
+    )
+    return folder
