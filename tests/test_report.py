@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,71 +12,48 @@ import pytest
 
 from forgetting.config import StudyConfig
 from forgetting.errors import ForgettingError
+from forgetting.fit import Estimate, Fit, fit_from_published
+from forgetting.laws import LAWS
 from forgetting.report import render_study, write_study_report
 from forgetting.report import series as groups
 
-# Table 1 of the paper; P = 2,498,560 r
-TABLE_1 = {
-    "openorca": dict(
-        a_f=0.0388e7, a_ft=0.0007e7, b_f=23.6418, b_ft=72.9186, c_ft=0.0020, c_fft=1.7334, s_ft=0.6126, s_fft=2.0481,
-        alpha_f=0.0351, alpha_ft=0.0424, beta_f=0.1468, beta_ft=0.1219, rho=7.6885,
-    ),
-    "news": dict(
-        a_f=0.0011e7, a_ft=0.0022e7, b_f=97.8466, b_ft=54.8678, c_ft=0.0028, c_fft=1.0615, s_ft=1.9253, s_fft=3.1285,
-        alpha_f=0.0458, alpha_ft=0.0383, beta_f=0.1044, beta_ft=0.1161, rho=7.5996,
-    ),
-}  # fmt: skip
+PAPER = {name: fit_from_published(f"kalajdzievski2024/{name}") for name in ("openorca", "news")}
+TABLE_1 = {name: {key: e.value for key, e in fit.parameters.items()} for name, fit in PAPER.items()}
 RANKS = (8, 16, 32, 64, 128, 256)
 STEPS = (0, *range(50, 261, 10))
 FLOOR = 0.42
+LORA = tuple({"name": "lora", "rank": r, "scaling": "rank-stabilized"} for r in RANKS)
 
 
 def law(name: str, output: str, P: float, N: float) -> float:
-    t = TABLE_1[name]
-    which = "f" if output == "forgetting_loss" else "ft"
-    bracket = (t[f"a_{which}"] / P) ** t[f"alpha_{which}"] + (t[f"b_{which}"] / N) ** t[f"beta_{which}"]
-    loss = t["c_ft"] * bracket ** t["rho"] + t["s_ft"]
-    return loss if which == "ft" else -t["c_fft"] * loss + t["s_fft"]
+    return float(PAPER[name].predict(output, trainable_params=P, step=N).value)
 
 
-@dataclass
-class StandInFit:
-    """The attributes of a Fit that the report reads, with Table 1's values."""
-
-    name: str
-    law: str
-    measured_range: dict[str, tuple[float, float]]
-    warnings: list[str] = field(default_factory=list)
-    label: str = "law"
-    n_points: int = 132
-    n_runs: int = 6
-    confidence: float = 0.95
-    diagnostics: dict[str, Any] = field(default_factory=lambda: {"starts": 60, "agreeing": 58})
-    spread: float = 0.03
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        names = ("c_fft", "s_fft") if self.law == "linear" else TABLE_1["news"]
-        values = {name: TABLE_1[self.name][name] for name in names}
-        bounds = {name: (value * (1 - self.spread), value * (1 + self.spread)) for name, value in values.items()}
-        if self.law != "linear":
-            bounds["c_ft"] = (math.nan, math.nan)
-        return {n: SimpleNamespace(value=v, low=bounds[n][0], high=bounds[n][1]) for n, v in values.items()}
-
-    @property
-    def r2(self) -> dict[str, float]:
-        return (
-            {"forgetting_loss": 0.9736} if self.law == "linear" else {"finetune_loss": 0.991, "forgetting_loss": 0.977}
-        )
-
-    def predict(self, output: str, **variables: float) -> Any:
-        t = TABLE_1[self.name]
-        if self.law == "linear":
-            value = -t["c_fft"] * variables["finetune_loss"] + t["s_fft"]
-        else:
-            value = law(self.name, output, variables["trainable_params"], variables["step"])
-        outside = any(not low <= variables[n] <= high for n, (low, high) in self.measured_range.items())
-        return SimpleNamespace(value=value, low=value - 0.006, high=value + 0.006, extrapolated=outside)
+def fit_of(laws: str, name: str, spans: dict[str, tuple[float, float]], **fields: Any) -> Fit:
+    """A fit with Table 1's values, and resamples a little around them."""
+    rng = np.random.default_rng(1)
+    table = {key: TABLE_1[laws][key] for key in LAWS[name].names}
+    spread = np.array([0.0 if key == "c_ft" else 0.002 for key in table])
+    draws = np.array(list(table.values())) * (1 + spread * rng.normal(size=(60, len(table))))
+    low, high = np.quantile(draws, (0.025, 0.975), axis=0)
+    given = {
+        "law": name,
+        "label": laws,
+        "parameters": {
+            k: Estimate(v, float(a), float(b)) for (k, v), a, b in zip(table.items(), low, high, strict=True)
+        },
+        "objective": "least-squares",
+        "objective_value": 0.001,
+        "r2": {"forgetting_loss": 0.9736} | ({} if name == "linear" else {"finetune_loss": 0.991}),
+        "n_points": 132,
+        "n_runs": 6,
+        "measured_range": spans,
+        "confidence": 0.95,
+        "warnings": [],
+        "diagnostics": {"starts": 60, "agreeing": 58},
+        "draws": draws.tolist(),
+    }
+    return Fit(**(given | fields))
 
 
 def study(
@@ -106,25 +80,53 @@ def study(
                 noise = rng.normal(0, 0.002, 2) if step else (0.0, 0.0)
                 forgot += noise[1]
                 rows.append(
-                    dict(
-                        dataset=dataset, method=method["name"], rank=rank, seed=0, run_id=run_id, status="done", step=step,
-                        trainable_params=params, finetune_loss=tuned + noise[0], finetune_loss_se=0.0061,
-                        forgetting_loss=forgot, forgetting_loss_se=0.0043, forgetting_floor=FLOOR,
-                        forgetting_floor_se=0.003, forgetting=forgot - FLOOR, forgetting_se=0.0038 if step else 0.0,
-                        agreement=1 - 0.45 * (forgot - FLOOR), agreement_se=0.0021, data_loss_base=2.1,
-                        data_loss_base_se=0.02, data_loss_tuned=2.1 + 0.3 * (forgot - FLOOR), data_loss_tuned_se=0.02,
-                        train_seconds=4.1 * step, measure_seconds=0.4 * step,
-                    )
-                )  # fmt: skip
-            runs.append(
-                dict(
-                    run_id=run_id, status="done", dataset=dataset, method=method, seed=0, trainable_params=params,
-                    versions={"torch": "2.13.0", "transformers": "5.1.0", "peft": "0.21.2"},
-                    hardware={"device": "cpu", "cores": 2, "memory_gb": 8}, text_tokens=245_569, heldout_tokens=20_480,
-                    started="2026-01-05T10:00:00Z", finished="2026-01-05T10:18:00Z",
-                    notices=["weights were stored as float16 and are measured in float32"],
+                    {
+                        "dataset": dataset,
+                        "method": method["name"],
+                        "rank": rank,
+                        "seed": 0,
+                        "run_id": run_id,
+                        "status": "done",
+                        "step": step,
+                        "trainable_params": params,
+                        "finetune_loss": tuned + noise[0],
+                        "finetune_loss_se": 0.0061,
+                        "forgetting_loss": forgot,
+                        "forgetting_loss_se": 0.0043,
+                        "forgetting_floor": FLOOR,
+                        "forgetting_floor_se": 0.003,
+                        "forgetting": forgot - FLOOR,
+                        "forgetting_se": 0.0038 if step else 0.0,
+                        "agreement": 1 - 0.45 * (forgot - FLOOR),
+                        "agreement_se": 0.0021,
+                        "data_loss_base": 2.1,
+                        "data_loss_base_se": 0.02,
+                        "data_loss_tuned": 2.1 + 0.3 * (forgot - FLOOR),
+                        "data_loss_tuned_se": 0.02,
+                        "finetune_tokens": 20_480,
+                        "finetune_documents": 31,
+                        "text_tokens": 245_569,
+                        "text_documents": 62,
+                        "train_seconds": 4.1 * step,
+                        "measure_seconds": 0.4 * step,
+                    }
                 )
-            )  # fmt: skip
+            runs.append(
+                {
+                    "run_id": run_id,
+                    "status": "done",
+                    "dataset": dataset,
+                    "method": method,
+                    "seed": 0,
+                    "trainable_params": params,
+                    "base": "f5db02db724555f92da89c216ac04704f23d4590",
+                    "versions": {"torch": "2.13.0", "transformers": "5.1.0", "peft": "0.21.2"},
+                    "hardware": {"device": "cpu", "threads": 2, "dtype": "float32"},
+                    "started": "2026-01-05T10:00:00+00:00",
+                    "finished": "2026-01-05T10:18:00+00:00",
+                    "notices": ["the training data were passed over 1.3 times"],
+                }
+            )
     table = pd.DataFrame(rows)
     table["rank"] = table["rank"].astype("Int64")
     config = StudyConfig.model_validate(
@@ -141,8 +143,8 @@ def study(
         mine = table[(table.dataset == names.get(laws, laws)) & (table.step > 0)]
         span = {c: (float(mine[c].min()), float(mine[c].max())) for c in ("finetune_loss", "trainable_params", "step")}
         fits[names.get(laws, laws)] = {
-            "linear": StandInFit(laws, "linear", {"finetune_loss": span["finetune_loss"]}),
-            "shifted_power": StandInFit(laws, "shifted_power", {c: span[c] for c in ("trainable_params", "step")}),
+            "linear": fit_of(laws, "linear", {"finetune_loss": span["finetune_loss"]}),
+            "shifted_power": fit_of(laws, "shifted_power", {c: span[c] for c in ("trainable_params", "step")}),
         }
     return config, table, runs, fits
 

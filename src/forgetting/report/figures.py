@@ -1,28 +1,24 @@
 """The charts of a study as plain Plotly figures: dictionaries that the page draws.
 
-Colours are the page's CSS variables (`var(--ink)`); the page's script resolves them, so that one figure serves the light
-page, the dark page and paper. Each trace says in `meta` which series it belongs to, and, for points, which rows of the
-data set it shows: the script attaches their hover texts from one list.
+Colours are the page's CSS variables (`var(--ink)`); the page's script resolves them, so that one figure serves the
+light page, the dark page and paper. Each trace says in `meta` which series it belongs to, and, for points, which rows
+of the data set it shows: the script attaches their hover texts from one list.
 """
 
 from __future__ import annotations
 
 import html
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from forgetting.report.curves import fitted_line, fitted_sizes, fitted_steps, plain
 from forgetting.report.series import Panel, Series
-from forgetting.report.words import count, finite, method_name, number, plus_minus, r2
+from forgetting.report.words import count, finite, level, method_name, number, plus_minus, r2
 
-if TYPE_CHECKING:
-    from forgetting.fit import Fit
-
-BASE, FAILED, FITTED = "base", "failed", "fit"  # beside the series' keys: what the legend can switch
+BASE, FAILED = "base", "failed"  # beside the series' keys: what the legend can switch
 LABELS = {
     "finetune_loss": "fine-tuning loss L<sub>ft</sub> (nats/token)",
     "forgetting_loss": "forgetting loss L<sub>f</sub> (nats/token)",
@@ -36,7 +32,7 @@ LABELS = {
 class Chart:
     """One chart of the page: a title, what it shows in words, and the Plotly figure.
 
-    `kind` names the chart for the page and its tests; `tables` says where a reader without sight of it finds the numbers.
+    `kind` names the chart for the page and its tests; `alt` says what it shows to a reader without sight of it.
     """
 
     kind: str
@@ -62,15 +58,16 @@ def charts(panel: Panel) -> list[Chart]:
 
 def line_chart(panel: Panel) -> Chart:
     """The paper's Figure 2: forgetting loss against fine-tuning loss, all runs, with the fitted line and its band."""
-    data = _fitted_line(panel) + _points(panel, "finetune_loss", "forgetting_loss", errors=False)
+    data = fitted_line(panel) + _points(panel, "finetune_loss", "forgetting_loss", errors=False)
     layout = _layout(LABELS["finetune_loss"], LABELS["forgetting_loss"])
     caption = "Each point is one measurement of one run; training moves a run from right to left, and up."
     if fit := panel.linear:
         c, s = fit.parameters["c_fft"].value, fit.parameters["s_fft"].value
         r_squared = number(r2(fit, "forgetting_loss"))
         layout["annotations"] = [_note(f"L<sub>f</sub> = {_line(c, s)}<br>R² = {r_squared}")]
-        caption += " The line is Eq. 4 fitted to these points"
-        caption += ", with its interval; it is dotted outside the measured range." if _has_band(data) else "."
+        caption += f" The line is Eq. 4, fitted to {fit.n_points} measurements of {fit.n_runs} runs; "
+        band = f"the band is its {level(fit.confidence)} interval, and " if _has_band(data) else ""
+        caption += f"{band}dotted parts lie outside the range of the fit."
     low, high = panel.points["finetune_loss"].min(), panel.points["finetune_loss"].max()
     alt = (
         f"Scatter plot of {len(panel.points)} measurements: forgetting loss against fine-tuning loss, which runs from "
@@ -83,15 +80,13 @@ def line_chart(panel: Panel) -> Chart:
 
 def steps_chart(panel: Panel, column: str) -> Chart:
     """The paper's Figure 3, one loss: against update steps for each series, with the fitted joint law."""
-    data = _fitted_steps(panel, column) + _points(panel, "step", column)
+    data = fitted_steps(panel, column) + _points(panel, "step", column)
     name = "Fine-tuning loss" if column == "finetune_loss" else "Forgetting loss"
     caption = "Bars are one standard error, clustered by document."
     if panel.joint:
         equation = 5 if column == "finetune_loss" else 6
-        caption += (
-            f" Curves are Eq. {equation}, fitted to all runs at once (R² {number(r2(panel.joint, column))}); "
-            "dotted outside the measured range."
-        )
+        fitted = f"fitted to {panel.joint.n_runs} runs at once (R² {number(r2(panel.joint, column))})"
+        caption += f" Curves are Eq. {equation}, {fitted}; dotted outside the range of the fit."
     way = "falls" if column == "finetune_loss" else "rises"
     alt = (
         f"{name} against update steps for {len(panel.series)} methods or ranks; it usually {way} with steps. "
@@ -110,7 +105,7 @@ def size_chart(panel: Panel) -> Chart:
     """Forgetting at the last step against the number of trainable parameters, ticks named by rank."""
     last = panel.last()
     step = float(last["step"].iloc[0])
-    data = _fitted_sizes(panel, step) + _points(panel, "trainable_params", "forgetting", rows=last)
+    data = fitted_sizes(panel, step) + _points(panel, "trainable_params", "forgetting", rows=last)
     layout = _layout("rank, and trainable parameters P (log scale)", LABELS["forgetting"])
     sizes = last.groupby("series")["trainable_params"].median()
     ticks = sorted((float(sizes[s.key]), s) for s in panel.series if finite(sizes.get(s.key)))
@@ -134,16 +129,15 @@ def agreement_chart(panel: Panel) -> Chart:
     alt = f"Share of positions with the base model's top token, at step {last['step'].iloc[0]:.0f}: " + "; ".join(
         f"{s.label} {plus_minus(*_pair(last, s, 'agreement'), scale=100)} %" for s in panel.series
     )
-    caption = (
-        "Share of positions of the general text where the tuned model's most likely token is still the base model's."
-    )
+    caption = "Share of positions of the general text where the most likely token is still the base model's."
     layout = _layout(LABELS["step"], LABELS["agreement"])
     return Chart("agreement", "Agreement with the base model", caption, alt, {"data": data, "layout": layout})
 
 
 def method_name_of(series: Series) -> str:
     """A tick's name: the rank where there is one."""
-    return str(series.rank) if series.rank is not None and series.symbol == "circle" else html.escape(series.label)
+    ranked = series.rank is not None and series.symbol == "circle"
+    return f"r = {series.rank}" if ranked else html.escape(series.label.removeprefix("full "))
 
 
 def hover_texts(panel: Panel) -> list[str]:
@@ -163,6 +157,8 @@ def hover_texts(panel: Panel) -> list[str]:
             lines.append(f"agreement  {plus_minus(row['agreement'], row['agreement_se'], 100)} %")
         if row["status"] == "failed":
             lines.append("<i>failed run, not in the fits</i>")
+        elif row["status"] != "done":
+            lines.append("<i>not finished, not in the fits yet</i>")
         texts.append("<br>".join(lines))
     return texts
 
@@ -210,11 +206,11 @@ def _trace(
     trace: dict[str, Any] = {
         "type": "scatter",
         "mode": "lines+markers" if lines else "markers",
-        "x": _list(rows[x]),
-        "y": _list(rows[y] * scale),
+        "x": plain(rows[x]),
+        "y": plain(rows[y] * scale),
         "marker": {"color": colour, "symbol": mark, "size": 7, "line": {"color": "var(--surface)", "width": 0.8}},
         "hovertemplate": "%{text}<extra></extra>",
-        "meta": {"series": key, "role": "points", "rows": [int(r) if finite(r) else -1 for r in _list(rows["row"])]},
+        "meta": {"series": key, "role": "points", "rows": [int(r) for r in rows["row"].fillna(-1)]},
     }
     if mark.endswith("open"):
         trace["marker"]["line"] = {"color": colour, "width": 1.8}
@@ -222,7 +218,7 @@ def _trace(
         trace["line"] = {"color": colour, "width": 1.5}
         trace["connectgaps"] = False
     if errors and rows[f"{y}_se"].notna().any():
-        bars = _list(rows[f"{y}_se"] * scale)
+        bars = plain(rows[f"{y}_se"] * scale)
         trace["error_y"] = {"type": "data", "array": bars, "color": colour, "thickness": 1, "width": 0}
     return trace
 
@@ -237,95 +233,8 @@ def _broken_by_run(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(pieces, ignore_index=True) if len(pieces) > 1 else rows
 
 
-def _fitted_line(panel: Panel) -> list[dict[str, Any]]:
-    """Eq. 4 with its band over the measured range, dotted a little beyond."""
-    fit, x = panel.linear, panel.points["finetune_loss"].dropna()
-    if fit is None or x.empty:
-        return []
-    margin = 0.06 * (float(x.max()) - float(x.min()) or 1.0)
-    at = np.linspace(float(x.min()) - margin, float(x.max()) + margin, 41)
-    made = [fit.predict("forgetting_loss", finetune_loss=float(value)) for value in at]
-    traces = _curve(at, made, "var(--line-fit)", 2.2)
-    if all(finite(p.low) and finite(p.high) for p in made):
-        outline = [float(p.low) for p in made] + [float(p.high) for p in reversed(made)]
-        band = {
-            "type": "scatter",
-            "mode": "none",
-            "x": _list([*at, *reversed(at)]),
-            "y": _list(outline),
-            "fill": "toself",
-            "fillcolor": "var(--band)",
-            "hoverinfo": "skip",
-            "meta": {"series": FITTED, "role": "band"},
-        }
-        traces.insert(0, band)
-    return traces
-
-
-def _fitted_steps(panel: Panel, column: str) -> list[dict[str, Any]]:
-    """The joint law along steps, one curve a series."""
-    if panel.joint is None:
-        return []
-    traces = []
-    low, high = panel.points["step"].min(), panel.points["step"].max()
-    at = np.geomspace(max(0.7 * low, 1.0), 1.12 * high, 40)
-    for series in panel.series:
-        size = float(panel.of(series)["trainable_params"].median())
-        if not (finite(size) and size > 0):
-            continue
-        made = [panel.joint.predict(column, trainable_params=size, step=float(n)) for n in at]
-        traces += _curve(at, made, f"var(--{series.key})", 1.4, series.key)
-    return traces
-
-
-def _fitted_sizes(panel: Panel, step: float) -> list[dict[str, Any]]:
-    """The joint law along trainable parameters at one step, less the floor."""
-    sizes, floor = panel.points["trainable_params"], panel.points["forgetting_floor"].median()
-    sizes = sizes[sizes > 0]
-    if panel.joint is None or not finite(float(floor)) or sizes.nunique() < 2:
-        return []
-    at = np.geomspace(float(sizes.min()) / 1.3, float(sizes.max()) * 1.3, 40)
-    made = [panel.joint.predict("forgetting_loss", trainable_params=float(p), step=step) for p in at]
-    return _curve(at, made, "var(--line-fit)", 1.6, less=float(floor))
-
-
-def _curve(
-    at: Sequence[float] | np.ndarray[Any, Any],
-    made: Sequence[Any],
-    colour: str,
-    width: float,
-    key: str = FITTED,
-    less: float = 0.0,
-) -> list[dict[str, Any]]:
-    """A fitted curve: solid inside the measured range, dotted outside; the two meet."""
-    value = [float(p.value) - less for p in made]
-    outside = [bool(p.extrapolated) for p in made]
-    traces = []
-    for dotted in (False, True):
-        keep = [o == dotted or (dotted and any(outside[max(i - 1, 0) : i + 2])) for i, o in enumerate(outside)]
-        if not any(keep):
-            continue
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "x": _list(at),
-                "y": _list(v if k else math.nan for v, k in zip(value, keep, strict=True)),
-                "line": {"color": colour, "width": width, "dash": "dot" if dotted else "solid"},
-                "hoverinfo": "skip",
-                "meta": {"series": key, "role": "curve"},
-            }
-        )
-    return traces
-
-
 def _has_band(data: Iterable[dict[str, Any]]) -> bool:
     return any(trace["meta"]["role"] == "band" for trace in data)
-
-
-def _list(values: Iterable[Any]) -> list[float | None]:
-    """Floats for JSON: nine significant digits, None for what is not finite."""
-    return [float(f"{float(v):.9g}") if v is not None and math.isfinite(float(v)) else None for v in values]
 
 
 def _note(text: str) -> dict[str, Any]:

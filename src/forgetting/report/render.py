@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,8 +24,10 @@ from forgetting.errors import ForgettingError
 from forgetting.report import sections
 from forgetting.report.citations import citations
 from forgetting.report.figures import charts, hover_texts
+from forgetting.report.lawtable import law_table
 from forgetting.report.series import Panel, Series, group, panels, tidy
 from forgetting.report.words import headline
+from forgetting.store import write_atomically
 
 if TYPE_CHECKING:
     from forgetting.fit import Fit
@@ -66,8 +67,8 @@ def render_study(
             figures=sections.key_figures(shown, runs, rows),
             panels=[_panel(panel) for panel in shown],
             run_rows=sections.run_rows(runs, rows, series),
-            laws=[sections.law_table(name, shown) for name in ("linear", "shifted_power")],
-            setup=sections.setup(config, runs),
+            laws=[law_table(name, shown) for name in ("linear", "shifted_power")],
+            setup=sections.setup(config, runs, rows),
             notices=sections.notices(runs),
             citations=citations(config),
             shown_rows=sections.SHOWN_ROWS,
@@ -88,16 +89,11 @@ def write_study_report(
         ForgettingError: the file cannot be written.
     """
     page = render_study(config, table, runs, fits)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(page, encoding="utf-8", newline="\n")
-        partial.replace(path)
+        return write_atomically(path, page)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ForgettingError(
-            f"{path}: the report cannot be written: {error.strerror}; is the folder writable?"
-        ) from None
-    return path
+        why = f"{path}: the report cannot be written: {error.strerror}; is the folder there, and writable?"
+        raise ForgettingError(why) from None
 
 
 @cache

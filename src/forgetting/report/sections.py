@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from forgetting.config import StudyConfig
 from forgetting.report.series import Panel, Series, method_of
-from forgetting.report.words import (
-    count,
-    duration,
-    finite,
-    interval,
-    level,
-    method_name,
-    missing_fit,
-    number,
-    plus_minus,
-    r2,
-    symbol,
-)
+from forgetting.report.words import count, duration, finite, method_name, number, plus_minus, r2
 
-if TYPE_CHECKING:
-    from forgetting.fit import Fit
-
-PAPER_R2 = {"linear": "0.945 on OpenOrca, 0.974 on News", "shifted_power": "0.960 on OpenOrca, 0.977 on News"}
 SHOWN_ROWS = 1500  # measurements listed in the page; a larger study's are a `forgetting table` away
 
 
@@ -50,28 +35,6 @@ class RunRow:
     cells: tuple[Cell, ...]
 
 
-@dataclass(frozen=True)
-class LawTable:
-    """One law over the data sets: parameters by row, data sets by column.
-
-    Attributes:
-        name: `linear` or `shifted_power`; the page writes its formula.
-        columns: data sets in which it was fitted.
-        rows: (letter, subscript, meaning), and a (value, interval) a column.
-        r2: (output's subscript, values), and the paper's values for the same law.
-        notes: what each fit says about itself, by data set.
-        missing: data sets without this fit, and why.
-    """
-
-    name: str
-    columns: tuple[str, ...]
-    confidence: str
-    rows: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]
-    r2: tuple[tuple[str, tuple[str, ...], str], ...]
-    notes: tuple[tuple[str, str, tuple[str, ...], str], ...]
-    missing: tuple[tuple[str, str], ...]
-
-
 def figure(value: Any, key: Any = None) -> Cell:
     """A numeric cell; what is missing sorts last."""
     sort = value if key is None else key
@@ -82,10 +45,9 @@ def key_figures(
     panels: Sequence[Panel], runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame
 ) -> list[tuple[str, str]]:
     """The study at a glance: (value, what it is)."""
-    states = statuses(runs, rows)
-    tally = [f"{sum(s == name for s in states.values())} {name}" for name in ("done", "running", "failed")]
-    shown = " · ".join(t for t in tally if not t.startswith("0 ")) or "none"
-    figures = [(shown, "runs"), (f"{sum(len(p.points) for p in panels):,}", "measurements")]
+    tally = Counter(statuses(runs, rows).values())
+    others = "".join(f", {tally[name]} {name}" for name in ("running", "failed") if tally[name])
+    figures = [(str(tally["done"]), f"runs done{others}"), (f"{sum(len(p.points) for p in panels):,}", "measurements")]
     for panel in panels:
         if panel.linear is not None:
             figures.append((number(r2(panel.linear, "forgetting_loss")), f"R² of the line on {panel.name}"))
@@ -108,10 +70,7 @@ def run_rows(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame, series: Sequ
     """One row a run, stored or measured, at its last measured step."""
     records = {str(run.get("run_id", "?")): run for run in runs}
     labels = {run: s.label for s in series for run in s.runs}
-    last = rows.sort_values("step").groupby("run_id").tail(1).set_index("run_id")
-    measured: dict[str, dict[str, Any]] = {
-        str(i): dict(r) for i, r in zip(last.index, last.to_dict("records"), strict=True)
-    }
+    measured = {str(row["run_id"]): row for row in rows.sort_values("step").to_dict("records")}
     made = []
     for run_id, status in statuses(runs, rows).items():
         record, row = records.get(run_id, {}), measured.get(run_id, {})
@@ -119,20 +78,18 @@ def run_rows(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame, series: Sequ
         rank = row.get("rank", method.get("rank"))
         name = labels.get(run_id) or method_name(str(method.get("name", record.get("method", "?"))))
         params = row.get("trainable_params", record.get("trainable_params"))
-        seconds = row.get("train_seconds")
+        dataset = str(row.get("dataset", record.get("dataset", "?")))
         cells = (
-            Cell(
-                str(row.get("dataset", record.get("dataset", "?"))), str(row.get("dataset", record.get("dataset", "?")))
-            ),
-            Cell(name, float(rank) if finite(rank) else name),
+            Cell(dataset, dataset),
+            Cell(name, float(rank) if isinstance(rank, int | float) and finite(rank) else name),
             _count_cell(row.get("seed", record.get("seed"))),
             figure(count(params), params),
             _count_cell(row.get("step")),
-            _value(row, "finetune_loss"),
-            _value(row, "forgetting_loss"),
             _value(row, "forgetting"),
             _value(row, "agreement", 100),
-            figure(duration(seconds), seconds),
+            _value(row, "finetune_loss"),
+            _value(row, "forgetting_loss"),
+            figure(duration(row.get("train_seconds")), row.get("train_seconds")),
         )
         made.append(RunRow(run_id, status, _note(record, status), cells))
     return made
@@ -149,7 +106,7 @@ def _count_cell(value: Any) -> Cell:
     return figure(f"{value:.0f}" if finite(value) else "–", value)
 
 
-def _value(row: Mapping[str, Any], column: str, scale: float = 1.0) -> Cell:
+def _value(row: Mapping[Any, Any], column: str, scale: float = 1.0) -> Cell:
     value = row.get(column)
     return figure(plus_minus(value, row.get(f"{column}_se"), scale), value)
 
@@ -173,55 +130,7 @@ def measurement_rows(panel: Panel) -> list[tuple[str, ...]]:
     ]
 
 
-def law_table(name: str, panels: Sequence[Panel]) -> LawTable:
-    """One law's parameters over the data sets."""
-    fits = {p.name: p.linear if name == "linear" else p.joint for p in panels}
-    made: dict[str, Fit] = {key: fit for key, fit in fits.items() if fit is not None}
-    names = list(dict.fromkeys(key for fit in made.values() for key in fit.parameters))
-    outputs = list(dict.fromkeys(key for fit in made.values() for key in fit.r2))
-    return LawTable(
-        name=name,
-        columns=tuple(made),
-        confidence=" and ".join(dict.fromkeys(level(fit.confidence) for fit in made.values())),
-        rows=tuple((*symbol(key), tuple(_estimate(fit, key) for fit in made.values())) for key in names),
-        r2=tuple(
-            (_output(key), tuple(number(r2(fit, key)) for fit in made.values()), _paper(name, key)) for key in outputs
-        ),
-        notes=tuple((key, _support(fit), tuple(fit.warnings), _diagnostics(fit)) for key, fit in made.items()),
-        missing=tuple((p.name, missing_fit(p)) for p in panels if fits[p.name] is None),
-    )
-
-
-def _estimate(fit: Fit, key: str) -> tuple[str, str]:
-    if key not in fit.parameters:
-        return "–", ""
-    estimate = fit.parameters[key]
-    return number(estimate.value, 4), interval(estimate.low, estimate.high)
-
-
-def _output(column: str) -> str:
-    return symbol(column)[1] or column
-
-
-def _paper(law: str, column: str) -> str:
-    return PAPER_R2.get(law, "") if column == "forgetting_loss" else ""
-
-
-def _support(fit: Fit) -> str:
-    ranges = []
-    for name, (low, high) in fit.measured_range.items():
-        letter, below = symbol(name)
-        show = count if name in ("trainable_params", "step") else number
-        ranges.append(f"{letter}{'_' + below if below else ''} {show(low)} to {show(high)}")
-    runs = f"{fit.n_points} measurements of {fit.n_runs} {'run' if fit.n_runs == 1 else 'runs'}"
-    return runs + (f"; {', '.join(ranges)}" if ranges else "")
-
-
-def _diagnostics(fit: Fit) -> str:
-    return json.dumps(dict(fit.diagnostics), indent=2, sort_keys=True, default=str) if fit.diagnostics else ""
-
-
-def setup(config: StudyConfig, runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def setup(config: StudyConfig, runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame) -> list[tuple[str, str]]:
     """What was run, on what, with what: (term, description)."""
     training, measure = config.training, config.measure
     model = config.model.source + (f" at {config.model.revision}" if config.model.revision else "")
@@ -230,7 +139,7 @@ def setup(config: StudyConfig, runs: Sequence[Mapping[str, Any]]) -> list[tuple[
         ("Base model", f"{model}, {config.model.dtype}"),
         ("General text", _source(config.text)),
         *((f"Data set {name}", _source(data)) for name, data in config.datasets.items()),
-        ("Methods", "; ".join(_options({"name": m.name, **m.options}) for m in config.methods)),
+        ("Methods", _methods(config)),
         ("Seeds", ", ".join(str(seed) for seed in config.seeds)),
         (
             "Training",
@@ -240,29 +149,31 @@ def setup(config: StudyConfig, runs: Sequence[Mapping[str, Any]]) -> list[tuple[
         ),
         ("Measured", f"at step 0 and at {len(steps) - 1} steps from {measure.start} to {steps[-1]}"),
     ]
-    facts += [(label, text) for label, text in tokens(runs)]
-    facts += [(f"Version of {name}", text) for name, text in _union(runs, "versions")]
+    facts += tokens(rows)
+    bases = dict.fromkeys(str(run["base"]) for run in runs if run.get("base"))
+    if bases:
+        facts.append(("Base revision", ", ".join(bases)))
     facts += [(name.replace("_", " ").capitalize(), text) for name, text in _union(runs, "hardware")]
+    versions = ", ".join(f"{name} {text.replace(', ', ' and ')}" for name, text in _union(runs, "versions"))
+    if versions:
+        facts.append(("Versions", versions))
     times = sorted(str(run[key]) for run in runs for key in ("started", "finished") if run.get(key))
     if times:
         facts.append(("Run between", f"{times[0]} and {times[-1]}"))
     return facts
 
 
-def tokens(runs: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Tokens measured, by data set: whatever counts named `*tokens` the run records keep."""
+def tokens(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """On how many tokens of how many documents the means stand, by data set."""
     found: dict[str, list[str]] = {}
-    for run in runs:
-        inner = run.get("tokens")
-        counts = {str(k): v for k, v in inner.items()} if isinstance(inner, Mapping) else {}
-        counts |= {str(k): v for k, v in run.items() if str(k).endswith("_tokens") and finite(v)}
-        for key, value in counts.items():
-            shown = f"{value:,.0f}" if finite(value) else str(value)
-            found.setdefault(key, []).append(shown)
-    return [
-        (f"Tokens, {key.removesuffix('_tokens').replace('_', ' ')}", ", ".join(dict.fromkeys(values)))
-        for key, values in found.items()
-    ]
+    for dataset, mine in rows.groupby("dataset", sort=False):
+        parts = (("General text measured", "text"), (f"Held-out {dataset} measured", "finetune"))
+        for label, part in parts:
+            size, documents = mine[f"{part}_tokens"].max(), mine[f"{part}_documents"].max()
+            if finite(size):
+                of = f" of {documents:,.0f} documents" if finite(documents) else ""
+                found.setdefault(label, []).append(f"{size:,.0f} tokens{of}")
+    return [(label, "; ".join(dict.fromkeys(values))) for label, values in found.items()]
 
 
 def _source(data: Any) -> str:
@@ -270,10 +181,16 @@ def _source(data: Any) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _options(options: Mapping[str, Any]) -> str:
-    rest = ", ".join(f"{key} {value}" for key, value in options.items() if key != "name")
-    name = method_name(str(options.get("name", "?")))
-    return f"{name} ({rest})" if rest else name
+def _methods(config: StudyConfig) -> str:
+    """The methods, ranks of one family together."""
+    families: dict[str, list[str]] = {}
+    for method in config.methods:
+        rest = ", ".join(f"{key} {value}" for key, value in method.options.items() if key != "rank")
+        family = method_name(method.name) + (f" ({rest})" if rest else "")
+        rank = method.options.get("rank")
+        ranks = rank if isinstance(rank, list | tuple) else [] if rank is None else [rank]
+        families.setdefault(family, []).extend(str(r) for r in ranks)
+    return "; ".join(family + (f", rank {', '.join(ranks)}" if ranks else "") for family, ranks in families.items())
 
 
 def _union(runs: Iterable[Mapping[str, Any]], key: str) -> list[tuple[str, str]]:

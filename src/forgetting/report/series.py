@@ -49,6 +49,10 @@ NUMBERS = (
     "data_loss_tuned_se",
     "train_seconds",
     "measure_seconds",
+    "finetune_tokens",
+    "finetune_documents",
+    "text_tokens",
+    "text_documents",
 )
 TEXTS = ("dataset", "method", "run_id", "status")
 
@@ -105,11 +109,13 @@ class Panel:
 
     def of(self, series: Series) -> pd.DataFrame:
         """The points of one series, by run and step."""
-        return self.points[self.points["series"] == series.key].sort_values(["run_id", "step"])
+        rows: pd.DataFrame = self.points[self.points["series"] == series.key].sort_values(["run_id", "step"])
+        return rows
 
     def last(self) -> pd.DataFrame:
         """The points at the last measured step that any run of this data set reached."""
-        return self.points[self.points["step"] == self.points["step"].max()]
+        rows: pd.DataFrame = self.points[self.points["step"] == self.points["step"].max()]
+        return rows
 
 
 def tidy(table: pd.DataFrame) -> pd.DataFrame:

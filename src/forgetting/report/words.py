@@ -40,8 +40,8 @@ def number(value: Any, digits: int = 3) -> str:
     return text.replace("-", MINUS)
 
 
-def plus_minus(value: Any, error: Any, scale: float = 1.0) -> str:
-    """`value ± error`, both to the error's second significant digit.
+def plus_minus(value: Any, error: Any, scale: float = 1.0, digits: int = 2) -> str:
+    """`value ± error`, both to the error's second significant digit, or as many as `digits` says.
 
     Examples:
         >>> plus_minus(0.97281, 0.00412), plus_minus(0.5, float("nan")), plus_minus(0.812, 0.0031, scale=100)
@@ -52,7 +52,7 @@ def plus_minus(value: Any, error: Any, scale: float = 1.0) -> str:
     if not finite(error) or error <= 0:
         return number(value * scale)
     value, error = value * scale, error * scale
-    places = min(max(1 - math.floor(math.log10(error)), 0), 8)
+    places = min(max(digits - 1 - math.floor(math.log10(error)), 0), 8)
     return f"{value:.{places}f} ± {error:.{places}f}".replace("-", MINUS)
 
 
@@ -125,16 +125,17 @@ def headline(panel: Panel) -> Headline:
 
 def _cost(panel: Panel) -> str:
     if panel.linear is None:
-        return f"no line is fitted yet: {missing_fit(panel)}."
+        return f"no line is fitted yet: {missing_fit(panel, 'linear')}."
     slope = panel.linear.parameters["c_fft"]
     details = [f"R² {number(r2(panel.linear, 'forgetting_loss'))}"]
     if between := interval(slope.low, slope.high):
         details.insert(0, f"{level(panel.linear.confidence)} interval {between}")
     aside = f"({'; '.join(details)})"
+    value = number(slope.value)
     if slope.value <= 0 or (finite(slope.low) and slope.low <= 0):
-        return f"forgetting does not clearly grow as the fine-tuning loss falls: the slope is {number(slope.value)} {aside}."
-    nats = "nat" if number(slope.value) == "1.00" else "nats"
-    return f"each nat of fine-tuning loss gained costs {number(slope.value)} {nats} of forgetting {aside}."
+        return f"forgetting does not clearly grow as the fine-tuning loss falls: the slope is {value} {aside}."
+    unit = "nat" if value == "1.00" else "nats"
+    return f"each nat of fine-tuning loss gained costs {value} {unit} of forgetting {aside}."
 
 
 def _state(panel: Panel) -> str:
@@ -142,31 +143,39 @@ def _state(panel: Panel) -> str:
         return "No measurement after step 0 is stored."
     last = panel.last()
     present = [s for s in panel.series if (last["series"] == s.key).any()]
-    ranked = [s for s in present if s.rank is not None] or present
+    ranked = [s for s in present if s.symbol == "circle"] or present
     small, large = ranked[0], ranked[-1]
-    step = f"{last['step'].iloc[0]:.0f}"
-    text = f"At step {step} {small.label} forgets {_mean(last, small, 'forgetting')} nats/token"
-    if large is not small:
-        text += f", {large.label} {_mean(last, large, 'forgetting')}"
-    agreement = _mean(last, large, "agreement", 100)
-    return text + (
-        f"; {large.label} agrees with the base model on {agreement} % of tokens." if agreement != "–" else "."
+    text = (
+        f"At step {last['step'].iloc[0]:.0f}, {small.label} has forgotten {_mean(last, small, 'forgetting')} nats/token"
     )
+    subject = "it"
+    if large is not small:
+        text += f" and {large.label} {_mean(last, large, 'forgetting')}"
+        subject = "the latter"
+    agreement = _mean(last, large, "agreement", 100)
+    return text + (f"; {subject} agrees with the base model on {agreement} % of tokens." if agreement != "–" else ".")
 
 
 def _mean(rows: Any, series: Series, column: str, scale: float = 1.0) -> str:
     """Mean over the series' runs; its error is the mean one, for the runs share their documents."""
     mine = rows[rows["series"] == series.key]
-    return plus_minus(float(mine[column].mean()), float(mine[f"{column}_se"].mean()), scale)
+    return plus_minus(float(mine[column].mean()), float(mine[f"{column}_se"].mean()), scale, digits=1)
 
 
-def missing_fit(panel: Panel) -> str:
-    """Why there may be no fit, from what is stored."""
-    runs = panel.points["run_id"].nunique()
-    have = f"{len(panel.points)} measurements of {runs} {'run' if runs == 1 else 'runs'}"
+NOT_FITTED = "shifted_power was not fitted: "  # how a study's linear fit says why it stands alone
+
+
+def missing_fit(panel: Panel, law: str) -> str:
+    """Why a law has no fit here: the other fit's word where it gave one, else what is stored."""
+    for warning in panel.linear.warnings if panel.linear and law == "shifted_power" else ():
+        if warning.startswith(NOT_FITTED):
+            return warning.removeprefix(NOT_FITTED)
+    done = panel.points[panel.points["status"] == "done"]
+    runs = done["run_id"].nunique()
     if runs == 0:
-        return "there are no measurements after step 0"
-    return f"no fit was stored for these {have}; too few for the law, or `forgetting fit` has not been run"
+        return "no run has finished"
+    have = f"{len(done)} {'measurement' if len(done) == 1 else 'measurements'} of {runs} finished"
+    return f"no fit is stored for the {have} {'run' if runs == 1 else 'runs'}"
 
 
 def r2(fit: Fit, column: str) -> float:
