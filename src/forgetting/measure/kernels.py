@@ -25,10 +25,12 @@ class Picked:
     Attributes:
         nll: [K, N] float64, -log p(token), nats; infinite for a token beyond the rows compared.
         top: [K, N] bool, no token has a larger logit (a tie with the largest counts as top).
+        lse: [N] float64, log sum exp of the logits.
     """
 
     nll: Tensor
     top: Tensor
+    lse: Tensor
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ def pick(head: Head, hidden: Tensor, tokens: Tensor, rows: int) -> Picked:
         rows: the softmax is over the vocabulary's first `rows` tokens.
     """
     parts = [_pick_chunk(head, h, t, rows) for h, t in _chunks(head, hidden, tokens)]
-    return Picked(torch.cat([p.nll for p in parts], 1), torch.cat([p.top for p in parts], 1))
+    return Picked(
+        torch.cat([p.nll for p in parts], 1), torch.cat([p.top for p in parts], 1), torch.cat([p.lse for p in parts])
+    )
 
 
 def _pick_chunk(head: Head, hidden: Tensor, tokens: Tensor, rows: int) -> Picked:
@@ -77,7 +81,7 @@ def _pick_chunk(head: Head, hidden: Tensor, tokens: Tensor, rows: int) -> Picked
     assert running is not None
     assert chosen is not None
     # m - chosen first: it is exactly zero for the top token, as in `describe`.
-    return Picked(running.s.log() + (running.m.double() - chosen.double()), chosen >= running.m)
+    return Picked(running.s.log() + (running.m.double() - chosen.double()), chosen >= running.m, running.lse())
 
 
 def describe(head: Head, hidden: Tensor, tokens: Tensor, rows: int, *, with_mean_row: bool) -> Distribution:

@@ -58,7 +58,7 @@ def token_losses(
         UsageError: no predicted position; targets of other windows.
         ForgettingError: memory too small for a single window.
     """
-    check_windows(windows)
+    passes.check_windows(windows)
     tokens = windows.n_predicted
     if targets is not None and len(targets.argmax) != tokens:
         raise UsageError(f"base targets of {len(targets.argmax)} tokens do not belong to a text of {tokens}")
@@ -81,12 +81,3 @@ def token_losses(
         return TokenLosses(nll[0], None, None) if argmax is None else TokenLosses(nll[0], nll[1], top[1])
 
     return passes.halving(measure, windows, batch_tokens)
-
-
-def check_windows(windows: Windows) -> None:
-    """Refuse a text with nothing to measure, and a window whose first position claims to be predicted."""
-    if not windows.n_predicted:
-        raise UsageError("the text has no position to measure: every document is shorter than two tokens")
-    starts = windows.offsets[:-1][windows.lengths > 0]
-    if windows.predicted[starts].any():
-        raise UsageError("the first position of a window has nothing before it, so it cannot be predicted")

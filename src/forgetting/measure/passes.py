@@ -36,6 +36,15 @@ class Runner:
     device: torch.device
 
 
+def check_windows(windows: Windows) -> None:
+    """Refuse a text with nothing to measure, and a window whose first position claims to be predicted."""
+    if not windows.n_predicted:
+        raise UsageError("the text has no position to measure: every document is shorter than two tokens")
+    starts = windows.offsets[:-1][windows.lengths > 0]
+    if windows.predicted[starts].any():
+        raise UsageError("the first position of a window has nothing before it, so it cannot be predicted")
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards the model and the random states are as they were.
@@ -153,12 +162,16 @@ def hidden_states(
         batch = batches.build(windows, indices)
         if not len(batch.source):
             continue
-        ids = torch.from_numpy(batch.input_ids).to(run.device)
-        # Without padding, no mask: attention then takes its faster causal path.
-        mask = None if batch.mask.all() else torch.from_numpy(batch.mask.astype(np.int64)).to(run.device)
-        state = run.run(ids, mask)
-        source = torch.from_numpy(batch.source).to(state.device)
-        yield batch, state.reshape(-1, state.shape[-1])[source]
+        yield batch, states_of(run, batch)
+
+
+def states_of(run: Runner, batch: batches.Batch) -> Tensor:
+    """The [N, D] (or [N, V]) states of a batch's predicted positions."""
+    ids = torch.from_numpy(batch.input_ids).to(run.device)
+    # Without padding, no mask: attention then takes its faster causal path.
+    mask = None if batch.mask.all() else torch.from_numpy(batch.mask.astype(np.int64)).to(run.device)
+    state = run.run(ids, mask)
+    return state.reshape(-1, state.shape[-1])[torch.from_numpy(batch.source).to(state.device)]
 
 
 def halving(measure: Callable[[int], R], windows: Windows, batch_tokens: int) -> R:
