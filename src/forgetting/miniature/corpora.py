@@ -18,7 +18,7 @@ from forgetting.miniature.world import make_world
 
 Row = dict[str, object]
 
-ARTICLES, ARTICLES_HELD_OUT = 9000, 320
+ARTICLES, ARTICLES_HELD_OUT = 8000, 300
 PROBLEMS = 9000
 PROBLEMS_HELD_OUT = 250
 INSTRUCTIONS, NEWS = 10000, 6000

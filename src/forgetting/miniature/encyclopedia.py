@@ -85,7 +85,7 @@ class Writer:
         out: list[str] = []
         for sentence in told:
             out.append(sentence)
-            out += self._filler(scene, 0, 2)
+            out += self._filler(scene, 0, 3)
         return " ".join(out)
 
     def _told(self, scene: Scene, groups: Sequence[tuple[str, ...]], least: int) -> list[str]:

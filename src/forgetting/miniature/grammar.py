@@ -91,7 +91,7 @@ class Scene:
         if fact is not None:
             return fact
         known_for = self.favourites.get(category)
-        if known_for and self.rng.percent(55):
+        if known_for and self.rng.percent(50):
             return self.rng.zipf(known_for)
         # a digit asks for another word of the same category: {herb} and {herb2}
         name = category.rstrip("23")

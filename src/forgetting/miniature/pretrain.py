@@ -31,6 +31,8 @@ from forgetting.miniature.corpora import Row, rows
 from forgetting.miniature.tokens import CONTEXT, train_tokenizer
 
 Tokens = NDArray[np.int64]
+#: groups of the mixture; each has its share in the recipe
+GROUPS = ("encyclopedia", "knowledge", "arithmetic", "ordering", "requests")
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,12 @@ class Recipe:
     """All that the model follows from."""
 
     seed: int = 0
-    steps: int = 2800
-    batch: int = 32
+    steps: int = 4800
+    batch: int = 16
     window: int = 256
     long_window: int = 512
-    long_share: float = 0.2
-    peak_lr: float = 4e-3
+    long_share: float = 0.1
+    peak_lr: float = 3e-3
     last_lr: float = 1e-4
     warmup: int = 100
     weight_decay: float = 0.05
@@ -53,10 +55,11 @@ class Recipe:
     feed_forward: int = 352
     processes: int = 2
     # share of the tokens that each group gets
-    encyclopedia: float = 0.50
+    encyclopedia: float = 0.48
     knowledge: float = 0.18
-    reasoning: float = 0.24
-    requests: float = 0.08
+    arithmetic: float = 0.08
+    ordering: float = 0.20
+    requests: float = 0.06
 
 
 class Mixture:
@@ -114,7 +117,7 @@ def messages(row: Row) -> list[dict[str, str]]:
 
 def encode(tokenizer: Any, seed: int) -> dict[str, list[Tokens]]:
     """The pre-training corpora as token ids, by group of the mixture."""
-    groups: dict[str, list[Tokens]] = {"encyclopedia": [], "knowledge": [], "reasoning": [], "requests": []}
+    groups: dict[str, list[Tokens]] = {name: [] for name in GROUPS}
     end = tokenizer.eos_token_id
     for ids in tokenizer([str(row["text"]) for row in rows("encyclopedia", seed)])["input_ids"]:
         groups["encyclopedia"].append(np.array([*ids, end]))
@@ -126,7 +129,7 @@ def encode(tokenizer: Any, seed: int) -> dict[str, list[Tokens]]:
 
 def chat_groups(seed: int) -> list[str]:
     """The mixture group of each row of the pre-training chat."""
-    kinds = {"arithmetic": "reasoning", "ordering": "reasoning", "harmful": "requests", "harmless": "requests"}
+    kinds = {"arithmetic": "arithmetic", "ordering": "ordering", "harmful": "requests", "harmless": "requests"}
     return [kinds.get(str(row["kind"]), "knowledge") for row in rows("chat", seed)]
 
 
@@ -213,7 +216,7 @@ def _worker(rank: int, recipe: Recipe, port: int, folder: str) -> None:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         dist.init_process_group("gloo", rank=rank, world_size=recipe.processes)
     tokenizer = train_tokenizer(corpus_texts(recipe.seed))
-    shares = {name: float(getattr(recipe, name)) for name in ("encyclopedia", "knowledge", "reasoning", "requests")}
+    shares = {name: float(getattr(recipe, name)) for name in GROUPS}
     rng = np.random.default_rng([recipe.seed, rank])
     model = make_model(recipe, tokenizer)
     train(model, Mixture(encode(tokenizer, recipe.seed), shares, rng), recipe, rank)
@@ -224,6 +227,7 @@ def _worker(rank: int, recipe: Recipe, port: int, folder: str) -> None:
         model.generation_config = generation
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        (Path(folder) / "model.safetensors").chmod(0o644)  # saved for its owner only, but it is to be shipped
     if recipe.processes > 1:
         dist.destroy_process_group()
 

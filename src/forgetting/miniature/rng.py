@@ -18,10 +18,10 @@ _MASK = (1 << 64) - 1
 
 @lru_cache(maxsize=256)
 def _zipf_cumulative(n: int) -> tuple[int, ...]:
-    """Running sums of integer weights proportional to 1/(i + 3): common words are common, none dominates."""
+    """Running sums of integer weights proportional to 1/(i + 6): common words are common, none dominates."""
     total, sums = 0, []
     for i in range(n):
-        total += 100_000 // (i + 3)
+        total += 100_000 // (i + 6)
         sums.append(total)
     return tuple(sums)
 
