@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from forgetting.errors import UsageError, did_you_mean
-from forgetting.laws.base import Array, Law
+from forgetting.laws.base import Array, Law, Variable
 
 DONE = "done"
+FINITE = Variable("output", positive=False)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def read_data(
             raise UsageError(f"law '{law.name}' has no '{name}' to map a column to; {did_you_mean(name, needed)}")
     present = column_names(table)
     rows, warnings = _done_rows(table, present, run)
-    positive = {v.name for v in law.variables if v.positive}
+    kinds = {v.name: v for v in law.variables}
     got = {}
     for name in needed:
         column = columns.get(name, name)
@@ -96,7 +97,7 @@ def read_data(
                 f"{where} has no column '{column}', which law '{law.name}' needs as '{name}'; "
                 f"{did_you_mean(column, present)}; map another one with {name}=COLUMN"
             )
-        got[name] = _numbers(table[column], column, rows, where, positive=name in positive)
+        got[name] = _numbers(table[column], column, rows, where, kinds.get(name, FINITE))
     if rows.size == 0:
         raise UsageError(f"{where} has no rows to fit")
     se = _standard_errors(law, table, columns, present, rows, where)
@@ -128,7 +129,7 @@ def _done_rows(table: Any, present: list[str], run: str) -> tuple[Array, list[st
     return np.flatnonzero(done), [f"{left.size} rows of runs that are not done were left out: {what or 'unnamed'}"]
 
 
-def _numbers(column: Any, name: str, rows: Array, where: str, *, positive: bool) -> Array:
+def _numbers(column: Any, name: str, rows: Array, where: str, kind: Variable) -> Array:
     """The column's chosen rows as finite floats."""
     cells = np.asarray(column, dtype=object)[rows]
     out = np.empty(len(cells))
@@ -137,11 +138,10 @@ def _numbers(column: Any, name: str, rows: Array, where: str, *, positive: bool)
             out[i] = float(cell)
         except (TypeError, ValueError):
             raise UsageError(f"{where}, row {rows[i] + 1}, column '{name}': '{cell}' is not a number") from None
-    bad = ~np.isfinite(out) | (out <= 0 if positive else False)
+    bad = ~kind.allows(out)
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
-        allowed = "a positive number" if positive else "a finite number"
-        raise UsageError(f"{where}, row {rows[i] + 1}, column '{name}': {cells[i]} where {allowed} is needed")
+        raise UsageError(f"{where}, row {rows[i] + 1}, column '{name}': {cells[i]} where {kind.allowed} is needed")
     return out
 
 

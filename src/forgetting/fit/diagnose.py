@@ -60,7 +60,8 @@ def shape(problem: Problem, theta: Array, y: Array, weights: Array) -> Shape:
     if spare > 0 and at.size and singular[-1] > FLAT * singular[0]:
         unit = np.where(log, theta, 1.0)[free] / norm[free]
         inverse = (right.T / singular**2) @ right
-        covariance[np.ix_(free, free)] = inverse * np.outer(unit, unit) * float(residual @ residual) / spare
+        with np.errstate(over="ignore", invalid="ignore"):
+            covariance[np.ix_(free, free)] = inverse * np.outer(unit, unit) * float(residual @ residual) / spare
     condition = float(singular[0] / singular[-1]) if singular.size and singular[-1] > 0 else float("inf")
     at_bounds = {names[k]: float(theta[k]) for k in np.flatnonzero(bound)}
     return Shape(condition, flat, at_bounds, np.sqrt(np.diag(covariance)), covariance)

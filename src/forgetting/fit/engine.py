@@ -15,7 +15,7 @@ from forgetting.fit.objective import Objective
 from forgetting.fit.result import Estimate, Fit
 from forgetting.fit.search import Found, search
 from forgetting.fit.solver import Problem, minimise
-from forgetting.laws import PUBLISHED, Law, get_law
+from forgetting.laws import PUBLISHED, FunctionLaw, Law, get_law
 from forgetting.laws.base import Adapted, Array
 
 STARTS = 64
@@ -130,6 +130,7 @@ def fit_data(
         draws=[] if public is None else public.tolist(),
         widen=widen,
         spec=law.spec,
+        instance=law if isinstance(law, FunctionLaw) else None,
     )
 
 

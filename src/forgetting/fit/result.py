@@ -70,6 +70,7 @@ class Fit:
         draws: [B][K] bootstrap refits in the order of `parameters`; empty where there is no interval.
         widen: factor on the distance of percentiles from the estimate (Student over normal quantile).
         spec: what rebuilds a law that the user wrote; empty for a named law.
+        instance: a Python function's law, which no file can hold; None for every other.
     """
 
     law: str
@@ -87,11 +88,12 @@ class Fit:
     draws: list[list[float]] = field(default_factory=list, repr=False)
     widen: float = 1.0
     spec: dict[str, Any] = field(default_factory=dict)
+    instance: Law | None = field(default=None, repr=False, compare=False)
 
     @property
     def law_object(self) -> Law:
         """The functional form."""
-        return law_from_spec(self.law, self.spec)
+        return self.instance or law_from_spec(self.law, self.spec)
 
     @property
     def theta(self) -> NDArray[np.float64]:
@@ -221,9 +223,8 @@ def check_variables(law: Law, variables: Mapping[str, ArrayLike]) -> tuple[dict[
     arrays = {name: np.asarray(variables[name], dtype=float) for name in law.variable_names}
     for variable in law.variables:
         values = arrays[variable.name]
-        if not np.isfinite(values).all() or (variable.positive and (values <= 0).any()):
-            allowed = "positive numbers" if variable.positive else "finite numbers"
-            raise UsageError(f"{variable.name} is {variables[variable.name]!r}; law '{law.name}' needs {allowed}")
+        if not variable.allows(values).all():
+            raise UsageError(f"{variable.name} is {variables[variable.name]!r} where {variable.allowed} is needed")
     try:
         together = np.broadcast_arrays(*arrays.values())
     except ValueError:

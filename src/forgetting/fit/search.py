@@ -11,6 +11,7 @@ from forgetting.laws.base import Array
 
 SAME = 1e-6  # relative difference of objectives below which two optima count as one
 STATIONARY = 1e-6  # cosine between residuals and a Jacobian column above which a point is not stationary
+DAMPING = np.array([1e-4, 1e-2, 1.0, 100.0])
 ROUNDS = 4  # how often the number of starts may double when few of them reach the best
 
 
@@ -55,8 +56,8 @@ def search(
     costs: list[Array] = []
     count, total = starts, 0
     for _ in range(ROUNDS):
-        theta = _draw(problem, count, rng, first if not ends else None, ends, costs)
-        theta, reached = _descend(problem, theta, y, weights)
+        theta, damping = _draw(problem, count, rng, first if not ends else None, ends, costs)
+        theta, reached = _descend(problem, theta, y, weights, damping)
         ends.append(theta)
         costs.append(reached)
         total += theta.shape[0]
@@ -85,8 +86,11 @@ def _same(costs: Array, best: float, y: Array, weights: Array) -> Array:
 
 def _draw(
     problem: Problem, count: int, rng: np.random.Generator, first: Array | None, ends: list[Array], costs: list[Array]
-) -> Array:
-    """New starting points: from the region, and in later rounds half of them around the best so far."""
+) -> tuple[Array, Array]:
+    """New starting points and dampings: from the region, and in later rounds half of them around the best so far.
+
+    A point that was asked for is tried with several dampings: in a long curved valley the first step decides.
+    """
     theta = problem.law.starts(count, rng)
     if ends:
         best = np.concatenate(ends)[int(np.argmin(np.concatenate(costs)))]
@@ -94,19 +98,25 @@ def _draw(
         log = problem.log_mask(False)
         z = to_z(best[None], log)
         theta[:half] = to_theta(z + rng.normal(0, 0.3, (half, z.shape[1])) * np.where(log, 1.0, np.abs(z) + 1e-3), log)
-    return theta if first is None else np.concatenate([first[None], theta])
+    damping = np.full(theta.shape[0], DAMPING[1])
+    if first is None:
+        return theta, damping
+    copies = np.repeat(first[None], len(DAMPING), axis=0)
+    return np.concatenate([copies, theta]), np.concatenate([DAMPING, damping])
 
 
-def _descend(problem: Problem, theta: Array, y: Array, weights: Array) -> tuple[Array, Array]:
+def _descend(problem: Problem, theta: Array, y: Array, weights: Array, damping: Array) -> tuple[Array, Array]:
     """From starts to local optima of the objective, inside the bounds."""
     with np.errstate(all="ignore"):
         if problem.linear.any():
             if problem.objective.quadratic:
-                theta = minimise(problem, theta, y, weights, max_iterations=60, project=True).theta
+                limit = 60 if theta.shape[0] > 2 * len(DAMPING) else 600
+                ends = minimise(problem, theta, y, weights, max_iterations=limit, project=True, damping=damping)
+                theta = ends.theta
             else:  # linear parameters from least squares, but the starts stay apart: Huber has more local optima
                 theta = solve_linear(problem, theta, y, weights)
         theta = feasible(problem, theta)
-    solution = minimise(problem, theta, y, weights, max_iterations=300)
+    solution = minimise(problem, theta, y, weights, max_iterations=300, damping=damping)
     return solution.theta, solution.cost
 
 

@@ -120,6 +120,7 @@ def minimise(
     max_iterations: int = 200,
     project: bool = False,
     tolerance: float = 1e-10,
+    damping: Array | float = 1e-2,
 ) -> Solution:
     """Minimise the objective from [S, K] starting points.
 
@@ -131,6 +132,7 @@ def minimise(
         max_iterations: a limit, not a criterion; `slope` of the result tells what was reached.
         project: solve the linear parameters exactly at every step (variable projection), ignoring their bounds.
         tolerance: `slope` at which a problem is left alone.
+        damping: Marquardt's parameter to begin with, one or [S].
 
     Returns:
         The points reached, in the order of the starts.
@@ -138,12 +140,13 @@ def minimise(
     count, size = theta.shape[0], y.shape[-1]
     step = max(1, CHUNK // max(1, size * theta.shape[1]))
     parts = []
+    first = np.broadcast_to(damping, count)
     for begin in range(0, count, step):
         rows = slice(begin, begin + step)
         part_y = y if y.shape[0] == 1 else y[rows]
         part_w = weights if weights.shape[0] == 1 else weights[rows]
         with np.errstate(all="ignore"):
-            run = _Run(problem, theta[rows], part_y, part_w, project)
+            run = _Run(problem, theta[rows], part_y, part_w, project, first[rows])
             parts.append(run.solve(max_iterations, tolerance))
     return Solution(
         np.concatenate([p.theta for p in parts]),
@@ -156,7 +159,7 @@ def minimise(
 def stationarity(problem: Problem, theta: Array, y: Array, weights: Array) -> tuple[Array, Array]:
     """[S] objective and slope (see `Solution`) at [S, K] points, which are not moved."""
     with np.errstate(all="ignore"):
-        run = _Run(problem, theta, y, weights, project=False)
+        run = _Run(problem, theta, y, weights, False, np.zeros(theta.shape[0]))
         run.model(np.arange(theta.shape[0]))
     return run.cost, run.slope
 
@@ -164,7 +167,7 @@ def stationarity(problem: Problem, theta: Array, y: Array, weights: Array) -> tu
 class _Run:
     """State of one batch of problems."""
 
-    def __init__(self, problem: Problem, theta: Array, y: Array, weights: Array, project: bool) -> None:
+    def __init__(self, problem: Problem, theta: Array, y: Array, weights: Array, project: bool, damping: Array) -> None:
         self.problem, self.project = problem, project
         count = theta.shape[0]
         self.y = np.broadcast_to(y, (count, y.shape[-1]))
@@ -177,7 +180,7 @@ class _Run:
             )
             theta = solve_linear(problem, theta, self.y, self.w)
         self.z = np.clip(to_z(theta, self.log), self.low, self.high)
-        self.damping = np.full(count, 1e-2)
+        self.damping = damping.copy()
         self.slope = np.full(count, np.inf)
         self.cost = self._cost(self.z, np.arange(count))
 

@@ -7,7 +7,11 @@ from typing import Any
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.laws.base import Adapted, Law, Parameter, Variable
 from forgetting.laws.chinchilla import Chinchilla
+from forgetting.laws.custom import FormulaLaw, FunctionLaw, LostFunctionLaw
+from forgetting.laws.dcpt import DCPT
+from forgetting.laws.injection import Injection
 from forgetting.laws.linear import Linear
+from forgetting.laws.multiplicative import Multiplicative
 from forgetting.laws.published import PUBLISHED, Published
 from forgetting.laws.shifted_power import ShiftedPower, ShiftedPowerSingle
 
@@ -19,6 +23,9 @@ LAWS: dict[str, Law] = {
         ShiftedPowerSingle("shifted_power_ft", "finetune_loss", 1),
         ShiftedPowerSingle("shifted_power_f", "forgetting_loss", -1),
         Chinchilla(),
+        Multiplicative(),
+        DCPT(),
+        Injection(),
     )
 }
 
@@ -38,11 +45,25 @@ def law_from_spec(name: str, spec: dict[str, Any]) -> Law:
     """The law of a stored fit: by name, or rebuilt from what a user's law wrote into the fit.
 
     Raises:
-        UsageError: no law has the name, or the law was a Python function, which cannot be stored.
+        UsageError: no law has the name.
     """
     if not spec:
         return get_law(name)
-    raise UsageError(f"law '{name}' cannot be rebuilt")
+    if "function" in spec:
+        return LostFunctionLaw(spec)
+    return FormulaLaw.from_spec(spec)
 
 
-__all__ = ["LAWS", "PUBLISHED", "Adapted", "Law", "Parameter", "Published", "Variable", "get_law", "law_from_spec"]
+__all__ = [
+    "LAWS",
+    "PUBLISHED",
+    "Adapted",
+    "FormulaLaw",
+    "FunctionLaw",
+    "Law",
+    "Parameter",
+    "Published",
+    "Variable",
+    "get_law",
+    "law_from_spec",
+]

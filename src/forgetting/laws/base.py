@@ -49,11 +49,24 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Variable:
-    """One variable of a law: the table column it is read from by default, and whether it must be positive."""
+    """One variable of a law: the table column it is read from by default, and the values it may take."""
 
     name: str
     positive: bool = True
     meaning: str = ""
+    zero: bool = False
+
+    def allows(self, values: Array) -> Array:
+        """Which values are finite and, where the variable must be positive, are (zero too where `zero`)."""
+        fine = np.isfinite(values)
+        if self.positive:
+            fine &= (values >= 0) if self.zero else (values > 0)
+        return fine
+
+    @property
+    def allowed(self) -> str:
+        """The same in words."""
+        return ("a number from 0 up" if self.zero else "a positive number") if self.positive else "a finite number"
 
 
 class Law(ABC):
