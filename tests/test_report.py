@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -157,3 +158,183 @@ def fail_one(table: pd.DataFrame, runs: list[dict[str, Any]], why: str) -> str:
     table.drop(table[mine & (table["step"] > 100)].index, inplace=True)  # noqa: PD002 - the test's own table
     table.loc[table["run_id"] == run_id, "status"] = "failed"
     return run_id
+
+
+def with_words(page: str) -> str:
+    """The page's text without scripts, styles and tags, spaces as one plain space."""
+    text = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.S)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", text).replace("\u00a0", " "))
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render_study(*study())
+
+
+def test_headline_says_the_answer_with_the_numbers(page):
+    text = with_words(page)
+    assert "On openorca, each nat of fine-tuning loss gained costs 1.73 nats of forgetting (95 % interval 1.7" in text
+    assert "On news, each nat of fine-tuning loss gained costs 1.06 nats" in text
+    assert re.search(r"At step 260, LoRA rank 8 has forgotten 0\.55\d ± 0\.004 nats/token and rank 256 0\.59\d", text)
+    assert re.search(r"agrees with the base model on 7\d\.\d ± 0\.2 % of tokens", text)
+
+
+def test_a_slope_that_may_be_zero_is_no_finding():
+    config, table, runs, fits = study(("news",))
+    flat = {**fits["news"]["linear"].parameters, "c_fft": Estimate(0.3, -0.1, 0.7)}
+    fits["news"]["linear"] = fit_of("news", "linear", {"finetune_loss": (1.9, 2.2)}, parameters=flat)
+    assert "forgetting does not clearly grow" in with_words(render_study(config, table, runs, fits))
+
+
+def test_sections_come_in_reading_order(page):
+    places = [page.index(f'id="{name}"') for name in ("answer", "d0", "d1", "runs", "laws", "setup", "reading", "cite")]
+    assert places == sorted(places)
+
+
+def test_laws_show_parameters_intervals_the_gauge_and_the_papers_r2(page):
+    text = with_words(page)
+    assert "0.945 on OpenOrca and 0.974 on News" in text
+    assert "0.960 on OpenOrca and 0.977 on News" in text
+    assert text.count("held (gauge)") == 2
+    assert "Gauge. A factor before the bracket" in text
+
+
+def test_warnings_of_a_fit_are_shown():
+    config, table, runs, fits = study(("news",))
+    spans = {"finetune_loss": (1.9, 2.2)}
+    fits["news"] = {
+        "linear": fit_of(
+            "news", "linear", spans, warnings=["2 runs only", "shifted_power was not fitted: it needs at least 3 ranks"]
+        )
+    }
+    text = with_words(render_study(config, table, runs, fits))
+    assert "news: 2 runs only" in text
+    assert "Not fitted on news: it needs at least 3 ranks." in text
+
+
+def test_cites_what_the_study_used_and_nothing_else():
+    config, *rest = study(("news",), ({"name": "lora", "rank": 8, "scaling": "classic"},))
+    page = render_study(config, *rest)
+    assert all(number in page for number in ("2401.05605", "2106.09685", "1804.04235", "2411.00640"))
+    assert "2312.03732" not in page.replace("plotly", "")
+    assert "2205.05638" not in page
+
+
+def test_a_failed_run_is_listed_with_its_reason_and_drawn_apart():
+    config, table, runs, fits = study(("news",))
+    failed = fail_one(table, runs, "the loss became NaN")
+    page = render_study(config, table, runs, fits)
+    assert re.search(rf'<tr class="failed">\s*<td[^>]*><code>{failed}</code><p class="why">the loss became NaN', page)
+    assert "runs done, 1 failed" in page
+    shown = groups.panels(config.datasets, groups.tidy(table), groups.group(groups.tidy(table), runs), fits)[0]
+    assert failed not in set(shown.points["run_id"])
+    assert set(shown.failed["run_id"]) == {failed}
+
+
+def test_a_run_that_failed_before_its_first_measurement_is_listed():
+    config, table, runs, fits = study(("news",))
+    runs.append({"run_id": "news-lora-r999-s0-0", "status": "failed", "why": "out of memory"})
+    assert "news-lora-r999-s0-0" in render_study(config, table, runs, fits)
+
+
+@pytest.mark.parametrize("text", ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "{{ 7 * 7 }}"])
+def test_untrusted_text_is_escaped_everywhere(text):
+    config, table, runs, fits = study(("news",), names={"news": text})
+    fail_one(table, runs, text)
+    runs[1] |= {"notices": [text], "versions": {text: text}, "hardware": {text: text}, "base": text}
+    spans = {"finetune_loss": (1.9, 2.2)}
+    fits[text] = {"linear": fit_of("news", "linear", spans, warnings=[text], diagnostics={text: text})}
+    page = render_study(config, table, runs, fits)
+    plain = render_study(*study(("news",)))
+    assert page.count("<script") == plain.count("<script") + 1  # one data set more: config's and the table's
+    assert page.count("</script") == plain.count("</script") + 1
+    assert "<img" not in page
+    assert text in page if text.startswith("{") else text not in page
+
+
+def test_without_fits_the_page_says_why():
+    config, table, runs, _ = study(("news",))
+    text = with_words(render_study(config, table, runs, {}))
+    assert "On news, no line is fitted yet: no fit is stored for the 132 measurements of 6 finished runs." in text
+
+
+def test_an_empty_study_still_renders():
+    config, table, _, _ = study(("news",))
+    text = with_words(render_study(config, table.iloc[:0], [], {}))
+    assert "no run has finished" in text
+    assert "No runs are stored yet." in text
+
+
+def test_sparse_records_and_tables_are_enough():
+    config, table, runs, fits = study(("news",))
+    kept = ["dataset", "method", "rank", "seed", "run_id", "status", "step", "trainable_params"]
+    kept += ["finetune_loss", "forgetting_loss", "forgetting"]
+    page = render_study(config, table[kept], [{"run_id": run["run_id"]} for run in runs], fits)
+    assert runs[0]["run_id"] in page
+    assert "nan" not in with_words(page).lower()
+
+
+def test_the_same_study_gives_the_same_page(page):
+    assert page == render_study(*study())
+
+
+def test_methods_beyond_lora_get_their_own_colour_and_symbol():
+    _, table, runs, _ = study(("news",), (*LORA, {"name": "full"}, {"name": "ia3"}))
+    rows = groups.tidy(table)
+    series = groups.group(rows, runs)
+    assert [s.label for s in series] == [*(f"LoRA rank {r}" for r in RANKS), "full fine-tuning", "IA³"]
+    assert len({(s.light, s.symbol) for s in series}) == len({(s.dark, s.symbol) for s in series}) == 8
+
+
+def test_options_tell_methods_of_one_rank_apart():
+    methods = tuple({"name": "lora", "rank": 64, "target_modules": m} for m in ("attention", "all-linear"))
+    _, table, runs, _ = study(("news",), methods)
+    for run, method in zip(runs, methods, strict=True):
+        old = run["run_id"]
+        run["run_id"] = old + method["target_modules"]
+    first = table.index < len(table) // 2
+    table["run_id"] = np.where(first, runs[0]["run_id"], runs[1]["run_id"])
+    labels = {s.label for s in groups.group(groups.tidy(table), runs)}
+    assert labels == {"LoRA rank 64 (target_modules=attention)", "LoRA rank 64 (target_modules=all-linear)"}
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+
+def contrast(one: str, two: str) -> float:
+    low, high = sorted((luminance(one), luminance(two)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def style_of(page: str, name: str) -> list[str]:
+    return re.findall(rf"--{name}: (#[0-9a-f]{{6}});", page)
+
+
+@pytest.mark.parametrize(("mode", "surface"), [(0, "#ffffff"), (1, "#1a1d22")])
+def test_contrast_of_points_and_text(page, mode, surface):
+    assert style_of(page, "surface")[mode] == surface
+    scale = (groups.RANKS_LIGHT, groups.RANKS_DARK)[mode]
+    contrasts = [contrast(groups.blend(scale, place), surface) for place in np.linspace(0, 1, 25)]
+    assert min(contrasts) >= 3
+    assert contrasts == sorted(contrasts)  # a larger rank stands out more
+    assert all(contrast(other[mode], surface) >= 3 for other in groups.OTHERS)
+    for text in ("ink", "soft", "bad", "good", "wait", "accent"):
+        for ground in ("surface", "page"):
+            assert contrast(style_of(page, text)[mode], style_of(page, ground)[mode]) >= 4.5, (text, ground)
+
+
+def test_writes_the_whole_file_or_none(tmp_path):
+    path = write_study_report(*study(("news",)), path=tmp_path / "report.html")
+    assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
+    assert [f.name for f in tmp_path.iterdir()] == ["report.html"]
+    with pytest.raises(ForgettingError, match="report cannot be written"):
+        write_study_report(*study(("news",)), path=tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_importing_the_report_needs_no_torch():
+    code = "import forgetting.report, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

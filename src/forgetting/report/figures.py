@@ -137,7 +137,7 @@ def agreement_chart(panel: Panel) -> Chart:
 def method_name_of(series: Series) -> str:
     """A tick's name: the rank where there is one."""
     ranked = series.rank is not None and series.symbol == "circle"
-    return f"r = {series.rank}" if ranked else html.escape(series.label.removeprefix("full "))
+    return f"r = {series.rank}" if ranked else html.escape(series.label.removesuffix(" fine-tuning"))
 
 
 def hover_texts(panel: Panel) -> list[str]:
@@ -271,7 +271,8 @@ def _layout(x_title: str, y_title: str) -> dict[str, Any]:
         "showlegend": False,
         "hovermode": "closest",
         "dragmode": "zoom",
-        "margin": {"l": 56, "r": 12, "t": 8, "b": 48},
+        "margin": {"l": 56, "r": 12, "t": 26, "b": 48},
+        "modebar": {"bgcolor": "var(--surface)", "color": "var(--soft)", "activecolor": "var(--ink)"},
         "paper_bgcolor": "var(--surface)",
         "plot_bgcolor": "var(--surface)",
         "font": {"color": "var(--soft)", "size": 12, "family": "var(--sans)"},

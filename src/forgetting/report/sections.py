@@ -136,7 +136,7 @@ def setup(config: StudyConfig, runs: Sequence[Mapping[str, Any]], rows: pd.DataF
     model = config.model.source + (f" at {config.model.revision}" if config.model.revision else "")
     steps = config.measured_steps()
     facts = [
-        ("Base model", f"{model}, {config.model.dtype}"),
+        ("Base model", model),
         ("General text", _source(config.text)),
         *((f"Data set {name}", _source(data)) for name, data in config.datasets.items()),
         ("Methods", _methods(config)),
@@ -157,7 +157,12 @@ def setup(config: StudyConfig, runs: Sequence[Mapping[str, Any]], rows: pd.DataF
     versions = ", ".join(f"{name} {text.replace(', ', ' and ')}" for name, text in _union(runs, "versions"))
     if versions:
         facts.append(("Versions", versions))
-    times = sorted(str(run[key]) for run in runs for key in ("started", "finished") if run.get(key))
+    times = sorted(
+        str(run[key]).replace("T", " ").replace("+00:00", " UTC")
+        for run in runs
+        for key in ("started", "finished")
+        if run.get(key)
+    )
     if times:
         facts.append(("Run between", f"{times[0]} and {times[-1]}"))
     return facts

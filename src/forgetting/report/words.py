@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from forgetting.fit import Fit
 
 MINUS = "−"
+NBSP = "\u00a0"  # keeps a value beside its error or unit
 GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "rho": "ρ", "eta": "η", "epsilon": "ε"}
 
 
@@ -33,7 +34,7 @@ def number(value: Any, digits: int = 3) -> str:
         return "0"
     power = math.floor(math.log10(abs(value)))
     if -4 <= power < 6:
-        text = f"{value:.{max(digits - 1 - power, 0)}f}"
+        text = f"{value:,.{max(digits - 1 - power, 0)}f}"
     else:
         raised = str(power).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
         text = f"{value / 10**power:.{digits - 1}f} × 10{raised}"
@@ -44,8 +45,10 @@ def plus_minus(value: Any, error: Any, scale: float = 1.0, digits: int = 2) -> s
     """`value ± error`, both to the error's second significant digit, or as many as `digits` says.
 
     Examples:
-        >>> plus_minus(0.97281, 0.00412), plus_minus(0.5, float("nan")), plus_minus(0.812, 0.0031, scale=100)
-        ('0.9728 ± 0.0041', '0.500', '81.20 ± 0.31')
+        >>> plus_minus(0.97281, 0.00412) == f"0.9728{NBSP}±{NBSP}0.0041"
+        True
+        >>> plus_minus(0.5, float("nan"))
+        '0.500'
     """
     if not finite(value):
         return "–"
@@ -53,7 +56,7 @@ def plus_minus(value: Any, error: Any, scale: float = 1.0, digits: int = 2) -> s
         return number(value * scale)
     value, error = value * scale, error * scale
     places = min(max(digits - 1 - math.floor(math.log10(error)), 0), 8)
-    return f"{value:.{places}f} ± {error:.{places}f}".replace("-", MINUS)
+    return f"{value:.{places}f}{NBSP}±{NBSP}{error:.{places}f}".replace("-", MINUS)
 
 
 def count(value: Any) -> str:
@@ -101,12 +104,16 @@ def symbol(name: str) -> tuple[str, str]:
 
 def level(confidence: float) -> str:
     """A confidence level in per cent: `95 %`."""
-    return f"{100 * confidence:g} %"
+    return f"{100 * confidence:g}{NBSP}%"
 
 
 def interval(low: Any, high: Any, digits: int = 3) -> str:
-    """`low to high`, or nothing where it could not be had."""
-    return f"{number(low, digits)} to {number(high, digits)}" if finite(low) and finite(high) else ""
+    """`low to high`, with as many digits as tell the two apart; nothing where it could not be had."""
+    if not (finite(low) and finite(high)):
+        return ""
+    while number(low, digits) == number(high, digits) and digits < 7 and low != high:
+        digits += 1
+    return f"{number(low, digits)} to {number(high, digits)}"
 
 
 @dataclass(frozen=True)
@@ -150,10 +157,15 @@ def _state(panel: Panel) -> str:
     )
     subject = "it"
     if large is not small:
-        text += f" and {large.label} {_mean(last, large, 'forgetting')}"
+        same = large.rank is not None and large.label.removesuffix(str(large.rank)) == small.label.removesuffix(
+            str(small.rank)
+        )
+        text += f" and {f'rank {large.rank}' if same else large.label} {_mean(last, large, 'forgetting')}"
         subject = "the latter"
     agreement = _mean(last, large, "agreement", 100)
-    return text + (f"; {subject} agrees with the base model on {agreement} % of tokens." if agreement != "–" else ".")
+    return text + (
+        f"; {subject} agrees with the base model on {agreement}{NBSP}% of tokens." if agreement != "–" else "."
+    )
 
 
 def _mean(rows: Any, series: Series, column: str, scale: float = 1.0) -> str:

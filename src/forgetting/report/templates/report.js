@@ -9,6 +9,8 @@
   const divs = [...document.querySelectorAll(".chart")];
   const config = {
     displaylogo: false,
+    showSendToCloud: false, // Plotly's default button uploads the chart: a report sends nothing anywhere
+    plotlyServerURL: "",
     responsive: true,
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   };
@@ -99,7 +101,7 @@
 
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   addEventListener("beforeprint", () => {
-    root.dataset.theme = "light";
+    root.dataset.theme = "light"; // and paper's width, by the style sheet
     drawAll();
   });
   addEventListener("afterprint", () => {
