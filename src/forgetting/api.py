@@ -55,11 +55,12 @@ def study(
 
 
 def fitted_rows(table: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
-    """The rows that the laws are fitted on: the first method of the study, from `measure.start` on.
+    """The rows that the laws are fitted on: finished runs of the study's first method, from `measure.start` on.
 
     The laws are of one method's grid; the paper fits LoRA ranks and predicts other methods from them (Appendix B).
     """
-    return table[(table["method"] == config.methods[0].name) & (table["step"] >= config.measure.start)]
+    first_method = table["method"] == config.methods[0].name
+    return table[first_method & (table["step"] >= config.measure.start) & (table["status"] != "running")]
 
 
 def conclude(out: Path) -> Conclusion:
@@ -75,7 +76,8 @@ def conclude(out: Path) -> Conclusion:
     config, table = folder.config(), load_table(out)
     if table.empty:
         raise UsageError(f"{out}: no measurement in this study yet; run `forgetting study {out}`")
-    fits = fit_study(fitted_rows(table, config))
+    rows = fitted_rows(table, config)
+    fits = fit_study(rows) if (rows["status"] == "done").any() else {}
     save_fits(fits, out / "fits.json")
     runs: list[dict[str, Any]] = [run.read() for run in folder.runs()]
     return Conclusion(fits, write_study_report(config, table, runs, fits, path=out / "report.html"))

@@ -33,11 +33,6 @@ class Base:
     key: str
     revision: str
 
-    @property
-    def max_context(self) -> int | None:
-        """Positions that the model was built for, or None where its config does not say."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-
 
 def load_base(config: ModelConfig) -> Base:
     """Load a causal language model and its tokenizer; weights from safetensors only.
@@ -87,6 +82,16 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     result: PreTrainedTokenizerFast = tokenizer
     return result
+
+
+def max_context(config: ModelConfig) -> int | None:
+    """Positions that the model was built for, or None where its config does not say; loads no weights."""
+    from transformers import AutoConfig
+
+    source, trust = resolve_source(config), config.trust_remote_code
+    architecture = _load(AutoConfig.from_pretrained, config, source, trust_remote_code=trust)
+    positions: int | None = getattr(architecture.get_text_config(), "max_position_embeddings", None)
+    return positions
 
 
 def resolve_source(config: ModelConfig) -> str:

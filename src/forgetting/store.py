@@ -261,6 +261,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as plain objects, every digit kept, what is missing as None."""
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in rows]
+
+
 def load_table(path: Path) -> pd.DataFrame:
     """One row a measurement of a study, under the columns of COLUMNS and their standard errors.
 

@@ -110,6 +110,7 @@ def study(
     _quiet_libraries()
     folder = StudyFolder(out)
     folder.check(config)
+    _check_context(config)
     for name in config.datasets:
         _windows(config.to_yaml(), name)
     _text_windows(config.to_yaml())
@@ -222,10 +223,15 @@ def _train(study_folder: StudyFolder, folder: RunFolder, tell: Callable[[int], N
 def _base(config: StudyConfig) -> Base:
     from .base import load_base
 
-    base = load_base(config.model)
-    if base.max_context is not None and config.context > base.max_context:
-        raise UsageError(f"context: got {config.context}; the model was built for at most {base.max_context} positions")
-    return base
+    return load_base(config.model)
+
+
+def _check_context(config: StudyConfig) -> None:
+    from .base import max_context
+
+    positions = max_context(config.model)
+    if positions is not None and config.context > positions:
+        raise UsageError(f"context: got {config.context}; the model was built for at most {positions} positions")
 
 
 @functools.lru_cache(maxsize=2)

@@ -198,6 +198,23 @@ class Measurer(TrainerCallback):
         (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
+class CheckedTrainer(Trainer):
+    """A Trainer that stops at the first gradient that is not finite.
+
+    Clipping would turn an infinite gradient into a zero step: a run that stands still and looks as if it forgot
+    nothing.
+    """
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not math.isfinite(float(norm)):
+            raise DivergedError(
+                f"the gradient is not finite after step {self.state.global_step}: the run diverged; "
+                "lower training.learning_rate"
+            )
+        return norm
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was wholly written, or None."""
     whole = [marker.parent for marker in folder.glob(f"checkpoint-*/{COMPLETE}")]
@@ -261,7 +278,7 @@ def train_run(
     pad_id = base.tokenizer.pad_token_id
     if not isinstance(pad_id, int):
         raise AssertionError("load_tokenizer sets a pad token")
-    trainer = Trainer(
+    trainer = CheckedTrainer(
         model=model,
         args=_arguments(run.training, run.seed, checkpoints, device),
         train_dataset=TrainingWindows(data.train, order),

@@ -8,7 +8,6 @@ import sys
 from types import FrameType
 from typing import Annotated, NoReturn
 
-import click
 import typer
 
 from .. import __version__
@@ -46,26 +45,22 @@ def root(
 
 def main() -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 3 over budget, 130 or 143 stopped by a signal."""
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
     try:
-        code = app(standalone_mode=False)
+        app()
     except ForgettingError as error:
         for line in str(error).splitlines():
             sys.stderr.write(f"error: {line}\n")
-        code = error.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        sys.stderr.write("stopped; everything measured so far is kept, run the same command again to go on\n")
-        code = 130
+        sys.exit(error.exit_code)
     except BrokenPipeError:
         # the reader of our output (head, less) has gone: not an error, and nothing may be flushed to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(0)
 
 
-def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
-    sys.stderr.write("terminated; everything measured so far is kept, run the same command again to go on\n")
-    sys.exit(143)
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    """End at once, with the shell's exit code for the signal; a second signal need not wait for the first."""
+    signal.signal(number, signal.SIG_DFL)
+    sys.stderr.write("stopped; everything measured so far is kept, run the same command again to go on\n")
+    sys.exit(128 + number)

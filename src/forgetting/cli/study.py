@@ -132,6 +132,8 @@ def _needed(flags: dict[str, Any]) -> dict[str, bool]:
 
 
 def _as_json(result: StudyResult, conclusion: Conclusion) -> dict[str, Any]:
+    from ..store import records
+
     last = result.table.sort_values("step").groupby("run_id", as_index=False).last()
     return {
         "folder": str(result.folder.path),
@@ -139,7 +141,7 @@ def _as_json(result: StudyResult, conclusion: Conclusion) -> dict[str, Any]:
         "seconds": round(result.seconds, 1),
         "skipped": list(result.skipped),
         "failed": result.failed,
-        "runs": json.loads(last.to_json(orient="records")),
+        "runs": records(last),
         "fits": {name: {law: fit.to_dict() for law, fit in laws.items()} for name, laws in conclusion.fits.items()},
     }
 
@@ -155,11 +157,11 @@ def table_command(
         raise UsageError("--json, --csv, --parquet: give one of them")
     if as_parquet and sys.stdout.isatty():
         raise UsageError("--parquet writes binary data: redirect it, for example `> runs.parquet`")
-    from ..store import load_table
+    from ..store import load_table, records
 
     table = load_table(study)
     if as_json:
-        typer.echo(table.to_json(orient="records", double_precision=15))
+        typer.echo(json.dumps(records(table), indent=1))
     elif as_csv:
         table.to_csv(sys.stdout, index=False)
     elif as_parquet:
