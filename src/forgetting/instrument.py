@@ -80,6 +80,7 @@ class Measurement:
         base, tuned, text: what was compared, on what.
         means: each of MEANS with its clustered standard error; nats/token, agreement a share.
         documents_in_text: documents that the text has; a tolerance may measure fewer.
+        context: tokens a window; None where windows were given.
         settings: how it was measured.
         dtype: of the base model.
         seconds: from loaded models to numbers.
@@ -96,6 +97,7 @@ class Measurement:
     text: str
     means: dict[str, Mean]
     documents_in_text: int
+    context: int | None
     settings: Settings
     dtype: str
     seconds: float
@@ -120,7 +122,7 @@ class Measurement:
             "text_tokens": self.forgetting.n_tokens,
             "text_documents": self.forgetting.n_documents,
             "documents_in_text": self.documents_in_text,
-            "context": int(self.windows.lengths.max()) if self.settings.context is None else self.settings.context,
+            "context": self.context,
             "dtype": self.dtype,
             "tolerance": self.settings.tolerance,
             "seed": self.settings.seed,
@@ -170,7 +172,7 @@ def measure(
         settings=_model_config(chosen),
         placement=chosen.placement,
     )
-    windows, name = _windows(models, text, chosen)
+    windows, name, context = _windows(models, text, chosen)
     rows, notices = comparable.shared_rows(models.base, models.tuned, windows)
     began = time.perf_counter()
     sampled = until(
@@ -180,7 +182,24 @@ def measure(
     if chosen.noise_floor:
         noise = noise_floor(models.base, windows, batch_tokens=chosen.batch_tokens, seed=chosen.seed, rows=rows)
     notices = [*models.notices, *windows.notices, *notices, *_sampling_notices(sampled, chosen)]
-    return _measurement(models, name, windows, sampled, chosen, time.perf_counter() - began, noise, notices)
+    seconds = time.perf_counter() - began
+    return Measurement(
+        base=models.names[0],
+        tuned=models.names[1],
+        text=name,
+        means=_means(sampled),
+        documents_in_text=len(np.unique(windows.token_documents())),
+        context=context,
+        settings=chosen,
+        dtype=models.dtype,
+        seconds=seconds,
+        noise=noise,
+        notices=tuple(notices),
+        windows=sampled.windows,
+        change=sampled.values["forgetting"],
+        argmax=sampled.values["argmax"],
+        tokenizer=models.tokenizer,
+    )
 
 
 def check(
@@ -249,9 +268,11 @@ def _model_config(settings: Settings) -> ModelConfig:
         raise UsageError("\n".join(explain(error, ModelConfig, "measure"))) from None
 
 
-def _windows(models: pair.Pair, text: str | TextConfig | Windows | None, settings: Settings) -> tuple[Windows, str]:
+def _windows(
+    models: pair.Pair, text: str | TextConfig | Windows | None, settings: Settings
+) -> tuple[Windows, str, int | None]:
     if isinstance(text, Windows):
-        return text, "given windows"
+        return text, "given windows", None
     if models.tokenizer is None:
         raise UsageError("live models need tokenizer=..., to read the text with")
     if text is None:
@@ -261,7 +282,7 @@ def _windows(models: pair.Pair, text: str | TextConfig | Windows | None, setting
     context = _context(models.base, settings)
     documents = load_corpus(config)
     models.check_text([document.text for document in documents[:3] if document.text])
-    return tokenize(documents, models.tokenizer, context), config.source
+    return tokenize(documents, models.tokenizer, context), config.source, context
 
 
 def _context(base: Any, settings: Settings) -> int:
@@ -311,30 +332,6 @@ def _sampling_notices(sampled: Sampled, settings: Settings) -> list[str]:
     return [f"all of the text was measured and the standard error is still above {settings.tolerance:g}: {mean.se:.4g}"]
 
 
-def _measurement(
-    models: pair.Pair,
-    text: str,
-    windows: Windows,
-    sampled: Sampled,
-    settings: Settings,
-    seconds: float,
-    noise: NoiseFloor | None,
-    notices: list[str],
-) -> Measurement:
+def _means(sampled: Sampled) -> dict[str, Mean]:
     documents = sampled.windows.token_documents()
-    return Measurement(
-        base=models.names[0],
-        tuned=models.names[1],
-        text=text,
-        means={name: clustered_mean(sampled.values[name], documents) for name in MEANS},
-        documents_in_text=len(np.unique(windows.token_documents())),
-        settings=settings,
-        dtype=models.dtype,
-        seconds=seconds,
-        noise=noise,
-        notices=tuple(notices),
-        windows=sampled.windows,
-        change=sampled.values["forgetting"],
-        argmax=sampled.values["argmax"],
-        tokenizer=models.tokenizer,
-    )
+    return {name: clustered_mean(sampled.values[name], documents) for name in MEANS}

@@ -42,6 +42,19 @@ class Stored:
         return np.memmap(self.path, kind, mode=mode, offset=self.offsets[name], shape=shape)
 
 
+def usable(folder: Path | None) -> Path | None:
+    """The folder, made if it is missing; None, with a notice, where nothing can be written."""
+    if folder is None:
+        return None
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        log.warning("%s: no cache can be written there (%s), measuring without one", folder, error.strerror)
+        return None
+    return Path(folder)
+
+
 @contextmanager
 def writing(path: Path, spec: Spec, fingerprint: str) -> Iterator[Stored]:
     """A new file whose arrays are filled through maps; on success it is checksummed and renamed to `path`.

@@ -120,7 +120,7 @@ def base_side(
     passes.check_windows(windows)
     inner = passes.unwrapped(model)
     fingerprint = targets_fingerprint(inner, windows, key, batch_tokens, rows)
-    job = _Job(inner, windows, rows, fingerprint, None if cache_dir is None else Path(cache_dir))
+    job = _Job(inner, windows, rows, fingerprint, cache.usable(cache_dir))
     head = job.row_head() if with_rows else None
     stored_rows = job.find("rows", job.row_spec(head)) if head is not None else None
     stored = job.find("targets", base_spec(windows))
