@@ -57,10 +57,10 @@ class TextConfig(Section):
         description="where plain text is cut into documents: at ` = Title = ` lines (wikitext), at blank lines "
         "(paragraphs), into blocks of whole paragraphs of about 4,000 characters (sections), or one a row",
     )
-    text_column: str = "text"
-    messages_column: str = "messages"
-    prompt_column: str = "prompt"
-    completion_column: str = "completion"
+    text_column: str = Field("text", description="column of plain text")
+    messages_column: str = Field("messages", description="column of chat messages, a list of {role, content}")
+    prompt_column: str = Field("prompt", description="column of prompts")
+    completion_column: str = Field("completion", description="column of answers; the loss is on these alone")
     max_documents: int | None = Field(None, ge=1, description="read no more than these many documents")
 
     @model_validator(mode="after")
@@ -99,14 +99,14 @@ class TrainingConfig(Section):
     micro_batch_size: int | None = Field(
         None, ge=1, description="windows a forward pass; gradients accumulate up to batch_size"
     )
-    optimizer: Literal["adafactor", "adamw"] = "adafactor"
-    learning_rate: float = Field(2e-4, gt=0, lt=10)
+    optimizer: Literal["adafactor", "adamw"] = Field("adafactor", description="Adafactor as in the paper, or AdamW")
+    learning_rate: float = Field(2e-4, gt=0, lt=10, description="peak learning rate; the paper states none")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="constant: each measured step stands for a run that stopped there"
     )
-    warmup_steps: int = Field(10, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    warmup_steps: int = Field(10, ge=0, description="steps of linear warm-up; fewer than steps")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     gradient_checkpointing: bool = Field(False, description="less memory, more time")
 
     @model_validator(mode="after")
@@ -133,13 +133,17 @@ class MeasureConfig(Section):
 class StudyConfig(Section):
     """A whole study: one model, general text, and the grid data sets x methods x seeds."""
 
-    version: Literal[1] = 1
-    name: Name = "study"
-    model: ModelConfig
-    text: TextConfig
-    datasets: dict[Name, DatasetConfig] = Field(min_length=1)
-    methods: tuple[MethodConfig, ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field((0,), min_length=1)
+    version: Literal[1] = Field(1, description="of this schema")
+    name: Name = Field("study", description="names the default folder, studies/NAME")
+    model: ModelConfig = Field(description="the base model")
+    text: TextConfig = Field(description="general text that forgetting is measured on; never trained on")
+    datasets: dict[Name, DatasetConfig] = Field(min_length=1, description="fine-tuning data sets by name")
+    methods: tuple[MethodConfig, ...] = Field(
+        min_length=1, description="fine-tuning methods; the laws are fitted on the first one's runs"
+    )
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
+        (0,), min_length=1, description="of initialisation and data order: one run each"
+    )
     context: int = Field(512, ge=8, description="window length in tokens, for training and for measuring")
     training: TrainingConfig = TrainingConfig()
     measure: MeasureConfig = MeasureConfig()

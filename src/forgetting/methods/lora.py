@@ -24,11 +24,13 @@ class Lora(Method):
     name: ClassVar[str] = "lora"
     references: ClassVar[tuple[str, ...]] = ("hu2021lora", "kalajdzievski2023rslora")
 
-    rank: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1, description="r; a list is one run each")
     target_modules: str | list[str] = Field("all-linear", description="`all-linear`, or a list of module names")
-    scaling: Literal["rank-stabilized", "classic"] = "rank-stabilized"
-    alpha: float = Field(16.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    scaling: Literal["rank-stabilized", "classic"] = Field(
+        "rank-stabilized", description="alpha / sqrt(r), or alpha / r"
+    )
+    alpha: float = Field(16.0, gt=0, description="scale of what the adapter adds")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on the adapter's input")
 
     @field_validator("target_modules")
     @classmethod
