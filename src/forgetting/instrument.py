@@ -260,7 +260,7 @@ def _model_config(settings: Settings) -> ModelConfig:
         return ModelConfig(
             source="-",
             revision=settings.revision,
-            dtype=settings.dtype,  # type: ignore[arg-type]
+            dtype=settings.dtype,
             device=settings.device,
             trust_remote_code=settings.trust_remote_code,
         )

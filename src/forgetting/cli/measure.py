@@ -1,0 +1,283 @@
+"""`forgetting measure` and `check`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from . import options as o
+
+if TYPE_CHECKING:
+    from ..instrument import Measurement, Settings
+    from ..measure.verdict import Verdict
+
+
+class DeviceMap(StrEnum):
+    """Allowed --device-map."""
+
+    auto = "auto"
+
+
+class Bits(StrEnum):
+    """Allowed --bits."""
+
+    four = "4"
+    eight = "8"
+
+
+Base = Annotated[str, typer.Argument(help="The base model: a folder, a Hub id, or `miniature`.")]
+Tuned = Annotated[str, typer.Argument(help="What was fine-tuned from it: a PEFT adapter or a full model.")]
+Text = Annotated[
+    str | None,
+    typer.Option(help="General text: a .txt, .jsonl or .parquet file or Hub id. Default: the WikiText-103 test set."),
+]
+Context = Annotated[int | None, typer.Option(help="Tokens a window. Default: 512.")]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(help="Measure documents in random order until the standard error is at most this, nats/token."),
+]
+Seed = Annotated[int, typer.Option(help="Seed of that order.")]
+NoiseFloor = Annotated[
+    bool, typer.Option("--noise-floor", help="Also measure the base against itself: a smaller difference is noise.")
+]
+Revision = Annotated[str | None, typer.Option(help="Hub revision of the base model.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Spread = Annotated[DeviceMap | None, typer.Option("--device-map", help="Spread each model over all devices.")]
+BitsOption = Annotated[Bits | None, typer.Option("--bits", help="Quantise on loading, by bitsandbytes; needs a GPU.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code shipped with the models.")]
+BatchTokens = Annotated[int, typer.Option(help="Tokens a forward pass; halved where memory runs out.")]
+Cache = Annotated[Path | None, typer.Option(help="Where base targets are cached. Default: the user's cache.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Cache nothing.")]
+Html = Annotated[Path | None, typer.Option("--html", help="Also write a report page: where it forgot, token by token.")]
+
+
+def measure_command(
+    base: Base,
+    tuned: Tuned,
+    text: Text = None,
+    context: Context = None,
+    tolerance: Tolerance = None,
+    seed: Seed = 0,
+    noise_floor: NoiseFloor = False,
+    revision: Revision = None,
+    dtype: o.DtypeOption = None,
+    device: Device = "auto",
+    device_map: Spread = None,
+    bits: BitsOption = None,
+    trust_remote_code: RemoteCode = False,
+    batch_tokens: BatchTokens = 2048,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    html: Html = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Measure what a fine-tuned model forgot of its base, each number with its standard error."""
+    settings = _settings(**{name: value for name, value in locals().items() if name in SETTING_FLAGS})
+    from ..instrument import measure
+
+    result = measure(base, tuned, text=text, settings=settings)
+    _write_page(result, html)
+    if as_json:
+        typer.echo(json.dumps(result.row()))
+    else:
+        _print(result)
+    _notices(result)
+
+
+def check_command(
+    base: Base,
+    tuned: Tuned,
+    budget: Annotated[float, typer.Option(help="Excess forgetting that is allowed, nats/token.")],
+    confidence: Annotated[float, typer.Option(help="Confidence of each bound.")] = 0.95,
+    strict: Annotated[bool, typer.Option("--strict", help="Undecided fails, too.")] = False,
+    markdown: Annotated[Path | None, typer.Option(help="Write a summary for a pull-request comment there.")] = None,
+    text: Text = None,
+    context: Context = None,
+    tolerance: Tolerance = None,
+    seed: Seed = 0,
+    noise_floor: NoiseFloor = False,
+    revision: Revision = None,
+    dtype: o.DtypeOption = None,
+    device: Device = "auto",
+    device_map: Spread = None,
+    bits: BitsOption = None,
+    trust_remote_code: RemoteCode = False,
+    batch_tokens: BatchTokens = 2048,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    html: Html = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Hold a fine-tuned model to a forgetting budget: exit code 0 within it, 3 over it.
+
+    Between, where the confidence bounds lie on both sides of the budget, the verdict is "undecided": exit code 0, or 3
+    with --strict.
+    """
+    settings = _settings(**{name: value for name, value in locals().items() if name in SETTING_FLAGS})
+    from ..instrument import check
+
+    verdict, result = check(base, tuned, budget=budget, confidence=confidence, text=text, settings=settings)
+    _write_page(result, html)
+    if markdown is not None:
+        _write(markdown, markdown_summary(verdict, result))
+    if as_json:
+        judged = {"verdict": verdict.verdict, "budget": budget, "confidence": confidence}
+        bounds = {"forgetting_low": _finite(verdict.low), "forgetting_high": _finite(verdict.high)}
+        typer.echo(json.dumps({**judged, **bounds, **result.row()}))
+    else:
+        typer.echo(verdict.sentence())
+    _notices(result)
+    raise typer.Exit(verdict.exit_code(strict=strict))
+
+
+SETTING_FLAGS = (
+    *("context", "tolerance", "seed", "noise_floor", "revision", "dtype", "device", "device_map", "bits"),
+    *("trust_remote_code", "batch_tokens", "cache", "no_cache"),
+)
+"""The flags, the same for both commands, that become Settings."""
+
+
+def _settings(
+    *,
+    dtype: o.Dtype | None,
+    device_map: DeviceMap | None,
+    bits: Bits | None,
+    cache: Path | None,
+    no_cache: bool,
+    **plain: Any,
+) -> Settings:
+    if cache is not None and no_cache:
+        raise UsageError("give --cache or --no-cache, not both")
+    if device_map is not None and plain["device"] != "auto":
+        raise UsageError("give --device or --device-map, not both")
+    _quiet()
+    from ..instrument import Settings, default_cache_dir
+    from ..measure.loading import Placement
+
+    return Settings(
+        dtype="auto" if dtype is None else dtype.value,
+        placement=Placement(spread=device_map is not None, bits=None if bits is None else int(bits.value)),  # type: ignore[arg-type]
+        cache_dir=None if no_cache else (cache or default_cache_dir()),
+        **plain,
+    )
+
+
+def _quiet() -> None:
+    """Standard error carries our notices and no other library's chatter; standard output the result alone."""
+    import warnings
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("notice: %(message)s"))
+    logger = logging.getLogger("forgetting")
+    logger.handlers, logger.propagate = [handler], False
+
+
+ROWS = (
+    ("forgetting", "forgetting", "excess over the base model"),
+    ("forgetting loss", "forgetting_loss", "against the base model's top tokens"),
+    ("  of the base model", "forgetting_floor", "the floor"),
+    ("soft forgetting loss", "soft_forgetting_loss", "against the base model's whole distribution"),
+    ("KL divergence", "kl", "from base to tuned model"),
+    ("agreement", "agreement", "share of positions with the same top token"),
+    ("ground-truth loss", "data_loss_tuned", "of the tuned model"),
+    ("  of the base model", "data_loss_base", ""),
+)
+
+
+def _print(result: Measurement) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    mean = result.forgetting
+    of_all = "" if mean.n_documents == result.documents_in_text else f" of {result.documents_in_text}"
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("nats/token")
+    table.add_column("value", justify="right")
+    table.add_column("± se", justify="right")
+    table.add_column("")
+    for label, name, note in ROWS:
+        value = result.means[name]
+        table.add_row(label, f"{value.value:.4f}", "unknown" if value.se != value.se else f"{value.se:.4f}", note)
+    if result.noise is not None:
+        table.add_row("noise floor", f"{result.noise.batch:.1e}", "", "forgetting of the base, other batch size")
+        if result.noise.dtype is not None:
+            table.add_row("", f"{result.noise.dtype:.1e}", "", f"in {result.noise.other_dtype}")
+    console = Console()
+    console.print(
+        f"{result.tuned} against {result.base} on {result.text}: "
+        f"{mean.n_tokens:,} tokens in {mean.n_documents:,}{of_all} documents, {result.dtype}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(table)
+
+
+def _notices(result: Measurement) -> None:
+    for notice in result.notices:
+        sys.stderr.write(f"notice: {notice}\n")
+
+
+def markdown_summary(verdict: Verdict, result: Measurement) -> str:
+    """A verdict as Markdown, for a comment on a pull request."""
+    mark = {"within": "✅", "over": "❌", "undecided": "❔"}[verdict.verdict]
+    lines = [
+        f"### {mark} Forgetting {verdict.verdict if verdict.verdict == 'undecided' else verdict.verdict + ' budget'}",
+        "",
+        f"{_escaped(verdict.sentence())}.",
+        "",
+        "| quantity | value | standard error |",
+        "|---|---:|---:|",
+    ]
+    for label, name, note in ROWS:
+        value = result.means[name]
+        se = "unknown" if value.se != value.se else f"{value.se:.4f}"
+        lines.append(f"| {label.strip()}{', ' + note if note else ''} | {value.value:.4f} | {se} |")
+    mean = result.forgetting
+    where = f"{_code(result.tuned)} against {_code(result.base)} on {_code(result.text)}"
+    tail = f"{mean.n_tokens:,} tokens in {mean.n_documents:,} documents, nats/token, {verdict.confidence:.0%} bounds"
+    return "\n".join([*lines, "", f"{where}: {tail}.", *(f"- {_escaped(n)}" for n in result.notices), ""])
+
+
+def _code(name: str) -> str:
+    """A name as Markdown code that it cannot break out of."""
+    return "`" + name.replace("`", "'").replace("\n", " ").replace("|", "/") + "`"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) != float("inf") else None
+
+
+def _write_page(result: Measurement, path: Path | None) -> None:
+    if path is None:
+        return
+    from ..measure.where import where
+    from ..report.measurement import render
+
+    found = where(result.windows, result.change, result.argmax)
+    _write(path, render(result.row(), found, result.tokenizer))
+
+
+def _write(path: Path, text: str) -> None:
+    from ..store import write_atomically
+
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
