@@ -57,79 +57,87 @@ def fit_of(laws: str, name: str, spans: dict[str, tuple[float, float]], **fields
     return Fit(**(given | fields))
 
 
+def measured(laws: str, params: int, step: int, noise: tuple[float, float]) -> dict[str, Any]:
+    """The numbers of one measurement."""
+    if step:
+        tuned = law(laws, "finetune_loss", params, step) + noise[0]
+        forgot = law(laws, "forgetting_loss", params, step) + noise[1]
+    else:
+        tuned, forgot = law(laws, "finetune_loss", 2e7, 20), FLOOR
+    excess = forgot - FLOOR
+    means = {
+        "finetune_loss": (tuned, 0.0061),
+        "forgetting_loss": (forgot, 0.0043),
+        "forgetting_floor": (FLOOR, 0.003),
+        "forgetting": (excess, 0.0038 if step else 0.0),
+        "agreement": (1 - 0.45 * excess, 0.0021),
+        "data_loss_base": (2.1, 0.02),
+        "data_loss_tuned": (2.1 + 0.3 * excess, 0.02),
+    }
+    counts = {"finetune_tokens": 20_480, "finetune_documents": 31, "text_tokens": 245_569, "text_documents": 62}
+    times = {"train_seconds": 4.1 * step, "measure_seconds": 0.4 * step}
+    values = {key: value for name, pair in means.items() for key, value in zip((name, f"{name}_se"), pair, strict=True)}
+    return values | counts | times
+
+
+def record(run: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
+    """A run.json."""
+    return {
+        "run_id": run["run_id"],
+        "status": "done",
+        "dataset": run["dataset"],
+        "method": method,
+        "seed": 0,
+        "trainable_params": run["trainable_params"],
+        "base": "f5db02db724555f92da89c216ac04704f23d4590",
+        "versions": {"torch": "2.13.0", "transformers": "5.1.0", "peft": "0.21.2"},
+        "hardware": {"device": "cpu", "threads": 2, "dtype": "float32"},
+        "started": "2026-01-05T10:00:00+00:00",
+        "finished": "2026-01-05T10:18:00+00:00",
+        "notices": ["the training data were passed over 1.3 times"],
+    }
+
+
+def fits_of(laws: str, rows: pd.DataFrame) -> dict[str, Fit]:
+    """Both laws, with the measured range of `rows`."""
+    spans = {c: (float(rows[c].min()), float(rows[c].max())) for c in ("finetune_loss", "trainable_params", "step")}
+    x = spans.pop("finetune_loss")
+    return {
+        "linear": fit_of(laws, "linear", {"finetune_loss": x}),
+        "shifted_power": fit_of(laws, "shifted_power", spans),
+    }
+
+
 def study(
     datasets: tuple[str, ...] = ("openorca", "news"),
-    methods: tuple[dict[str, Any], ...] = tuple(
-        {"name": "lora", "rank": r, "scaling": "rank-stabilized"} for r in RANKS
-    ),
+    methods: tuple[dict[str, Any], ...] = LORA,
     names: dict[str, str] | None = None,
 ) -> tuple[StudyConfig, pd.DataFrame, list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """A study made of Table 1 with noise: config, table, runs, fits."""
+    """A study made of Table 1 with noise: config, table, runs, fits. A data set without laws of its own has news's."""
     rng = np.random.default_rng(0)
-    names = names or {}
+    names = {name: name for name in datasets} | (names or {})
     rows, runs = [], []
     for laws in datasets:
-        dataset = names.get(laws, laws)
-        truth = laws if laws in TABLE_1 else "news"
         for method in methods:
             rank = method.get("rank")
-            params = 2_498_560 * rank if rank else {"full": 6_738_415_616, "ia3": 614_400}[method["name"]]
-            run_id = "-".join([dataset, method["name"], *([f"r{rank}"] if rank else []), "s0-5f0c2a91d3"])
+            parts = [names[laws], method["name"], *([f"r{rank}"] if rank else []), "s0-5f0c2a91d3"]
+            run = {
+                "dataset": names[laws],
+                "method": method["name"],
+                "rank": rank,
+                "seed": 0,
+                "run_id": "-".join(parts),
+                "status": "done",
+                "trainable_params": 2_498_560 * rank
+                if rank
+                else {"full": 6_738_415_616, "ia3": 614_400}[method["name"]],
+            }
+            runs.append(record(run, method))
             for step in STEPS:
-                tuned = law(truth, "finetune_loss", params, step) if step else law(truth, "finetune_loss", 2e7, 20)
-                forgot = law(truth, "forgetting_loss", params, step) if step else FLOOR
-                noise = rng.normal(0, 0.002, 2) if step else (0.0, 0.0)
-                forgot += noise[1]
-                rows.append(
-                    {
-                        "dataset": dataset,
-                        "method": method["name"],
-                        "rank": rank,
-                        "seed": 0,
-                        "run_id": run_id,
-                        "status": "done",
-                        "step": step,
-                        "trainable_params": params,
-                        "finetune_loss": tuned + noise[0],
-                        "finetune_loss_se": 0.0061,
-                        "forgetting_loss": forgot,
-                        "forgetting_loss_se": 0.0043,
-                        "forgetting_floor": FLOOR,
-                        "forgetting_floor_se": 0.003,
-                        "forgetting": forgot - FLOOR,
-                        "forgetting_se": 0.0038 if step else 0.0,
-                        "agreement": 1 - 0.45 * (forgot - FLOOR),
-                        "agreement_se": 0.0021,
-                        "data_loss_base": 2.1,
-                        "data_loss_base_se": 0.02,
-                        "data_loss_tuned": 2.1 + 0.3 * (forgot - FLOOR),
-                        "data_loss_tuned_se": 0.02,
-                        "finetune_tokens": 20_480,
-                        "finetune_documents": 31,
-                        "text_tokens": 245_569,
-                        "text_documents": 62,
-                        "train_seconds": 4.1 * step,
-                        "measure_seconds": 0.4 * step,
-                    }
-                )
-            runs.append(
-                {
-                    "run_id": run_id,
-                    "status": "done",
-                    "dataset": dataset,
-                    "method": method,
-                    "seed": 0,
-                    "trainable_params": params,
-                    "base": "f5db02db724555f92da89c216ac04704f23d4590",
-                    "versions": {"torch": "2.13.0", "transformers": "5.1.0", "peft": "0.21.2"},
-                    "hardware": {"device": "cpu", "threads": 2, "dtype": "float32"},
-                    "started": "2026-01-05T10:00:00+00:00",
-                    "finished": "2026-01-05T10:18:00+00:00",
-                    "notices": ["the training data were passed over 1.3 times"],
-                }
-            )
-    table = pd.DataFrame(rows)
-    table["rank"] = table["rank"].astype("Int64")
+                noise = tuple(rng.normal(0, 0.002, 2))
+                truth = laws if laws in TABLE_1 else "news"
+                rows.append(run | {"step": step} | measured(truth, run["trainable_params"], step, noise))
+    table = pd.DataFrame(rows).astype({"rank": "Int64"})
     config = StudyConfig.model_validate(
         {
             "name": "paper-in-small",
@@ -139,14 +147,8 @@ def study(
             "methods": list(methods),
         }
     )
-    fits: dict[str, dict[str, Any]] = {}
-    for laws in set(datasets) & set(TABLE_1):
-        mine = table[(table.dataset == names.get(laws, laws)) & (table.step > 0)]
-        span = {c: (float(mine[c].min()), float(mine[c].max())) for c in ("finetune_loss", "trainable_params", "step")}
-        fits[names.get(laws, laws)] = {
-            "linear": fit_of(laws, "linear", {"finetune_loss": span["finetune_loss"]}),
-            "shifted_power": fit_of(laws, "shifted_power", {c: span[c] for c in ("trainable_params", "step")}),
-        }
+    tuned = table[table["step"] > 0]
+    fits = {names[d]: fits_of(d, tuned[tuned["dataset"] == names[d]]) for d in datasets if d in TABLE_1}
     return config, table, runs, fits
 
 

@@ -106,7 +106,7 @@ def size_chart(panel: Panel) -> Chart:
     last = panel.last()
     step = float(last["step"].iloc[0])
     data = fitted_sizes(panel, step) + _points(panel, "trainable_params", "forgetting", rows=last)
-    layout = _layout("rank, and trainable parameters P (log scale)", LABELS["forgetting"])
+    layout = _layout("trainable parameters P (log scale)", LABELS["forgetting"])
     sizes = last.groupby("series")["trainable_params"].median()
     ticks = sorted((float(sizes[s.key]), s) for s in panel.series if finite(sizes.get(s.key)))
     ticks = [tick for tick in ticks if tick[0] > 0]

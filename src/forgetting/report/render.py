@@ -70,6 +70,7 @@ def render_study(
             laws=[law_table(name, shown) for name in ("linear", "shifted_power")],
             setup=sections.setup(config, runs, rows),
             notices=sections.notices(runs),
+            example=next((panel.name for panel in shown if panel.joint is not None), None),
             citations=citations(config),
             shown_rows=sections.SHOWN_ROWS,
         )
@@ -106,6 +107,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["pyrepr"] = repr
     made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return made
 

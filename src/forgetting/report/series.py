@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # every colour has a contrast of at least 3:1 to the page's surface (a test computes it)
 RANKS_LIGHT = ("#d9772b", "#cf5b3c", "#c2465a", "#a22f75", "#702b8c", "#41278a", "#1b1464")
-RANKS_DARK = ("#8468d8", "#b061c8", "#d6629f", "#ee7a72", "#f7a35a", "#f9bc60", "#f6d66b")
+RANKS_DARK = ("#8468d8", "#b061c8", "#d6629f", "#ee7a72", "#f7a14f", "#f6c453", "#f5f0a6")
 OTHERS = (
     ("#00796b", "#4fd1b5", "diamond"),
     ("#1769aa", "#7cb8ff", "square"),

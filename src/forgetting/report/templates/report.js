@@ -38,7 +38,7 @@
     const narrow = div.clientWidth < 480;
     if (narrow) {
       layout.margin = { ...layout.margin, l: 48, r: 6 };
-      layout.xaxis.nticks = 5;
+      layout.xaxis.nticks = 6;
       for (const axis of [layout.xaxis, layout.yaxis]) axis.title.font = { size: 12 };
       for (const note of layout.annotations ?? []) note.font.size = 12;
       layout.dragmode = false; // a finger scrolls the page
