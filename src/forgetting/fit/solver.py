@@ -180,7 +180,7 @@ class _Run:
             )
             theta = solve_linear(problem, theta, self.y, self.w)
         self.z = np.clip(to_z(theta, self.log), self.low, self.high)
-        self.damping = damping.copy()
+        self.damping = damping.astype(float)
         self.slope = np.full(count, np.inf)
         self.cost = self._cost(self.z, np.arange(count))
 
@@ -204,9 +204,10 @@ class _Run:
         scale = np.sqrt(np.maximum(majorant, 1e-300))
         free = ~(((z <= self.low) & (gradient > 0)) | ((z >= self.high) & (gradient < 0)) | self.problem.fixed)
         free &= majorant > 0
+        ridge = 1.0 if self.problem.objective.quadratic else 1e-3
         both = free[:, :, None] & free[:, None, :]
         matrix = np.where(both, hessian / (scale[:, :, None] * scale[:, None, :]), 0.0)
-        damped = np.where(free & ~(self.project & self.problem.linear), damping[:, None], 1e-13)
+        damped = np.where(free & ~(self.project & self.problem.linear), ridge * damping[:, None], 1e-13)
         matrix[:, np.arange(z.shape[1]), np.arange(z.shape[1])] += np.where(free, damped, 1.0)
         right = np.where(free, -gradient / scale, 0.0)
         move = _solve(matrix, right)
@@ -236,19 +237,27 @@ class _Run:
         left = np.where(w > 0, w, 0.0)
         r = np.where(w > 0, r, 0.0)
         influence = left * objective.influence(r)
-        gradient = -np.einsum("sm,smk->sk", influence, jacobian)
-        hessian = np.swapaxes(jacobian * (left * objective.curvature(r))[:, :, None], 1, 2) @ jacobian
-        squares = (jacobian * jacobian * (left * objective.majorant(r))[:, :, None]).sum(axis=1)
-        self.slope[at] = self._stationarity(at, gradient, jacobian, influence, left)
-        return hessian, gradient, squares
+        gradient = -_rows(influence, jacobian)
+        curvature = objective.curvature(r)
+        if not objective.quadratic:  # damp towards reweighted least squares: far out, Huber has no curvature of its own
+            curvature = curvature + self.damping[at, None] * objective.majorant(r)
+        hessian = np.swapaxes(jacobian * (left * curvature)[:, :, None], 1, 2) @ jacobian
+        squared = jacobian * jacobian
+        self.slope[at] = self._stationarity(at, gradient, _rows(left, squared), influence, left)
+        return hessian, gradient, _rows(left * objective.majorant(r), squared)
 
-    def _stationarity(self, at: Array, gradient: Array, jacobian: Array, influence: Array, w: Array) -> Array:
+    def _stationarity(self, at: Array, gradient: Array, squares: Array, influence: Array, w: Array) -> Array:
         z = self.z[at]
         blocked = ((z <= self.low) & (gradient > 0)) | ((z >= self.high) & (gradient < 0)) | self.problem.fixed
-        length = np.sqrt((jacobian * jacobian * w[:, :, None]).sum(axis=1))
+        length = np.sqrt(squares)
         size = np.sqrt((influence * influence / np.maximum(w, 1e-300)).sum(axis=1))
         cosine = np.abs(gradient) / np.maximum(length * size[:, None], 1e-300)
         return np.asarray(np.where(blocked, 0.0, cosine).max(axis=1))
+
+
+def _rows(weights: Array, columns: Array) -> Array:
+    """[S, K]: sums over m of [S, m] weights times [S, m, K] columns."""
+    return np.asarray((weights[:, None, :] @ columns)[:, 0, :])
 
 
 def _solve(matrix: Array, right: Array) -> Array:
