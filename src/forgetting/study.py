@@ -181,8 +181,11 @@ def run_one(out: str, run_id: str, tell: Callable[[int], None]) -> None:
 
 def _quiet_libraries() -> None:
     """Keep the libraries' own bars and advice off the terminal: progress and errors here are ours."""
+    import warnings
+
     from transformers.utils import logging
 
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers to itself, through PEFT and Trainer
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

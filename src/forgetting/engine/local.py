@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal
-
-from ..errors import ForgettingError
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ def execute(
         on_event: called in this process with what happens.
 
     Returns:
-        Tasks whose worker died without a word (killed, out of memory).
+        Tasks whose worker died without a word (killed, out of memory), and those that no worker was left to do.
     """
     if workers == 1 or len(tasks) < 2:
         _set_threads(threads)
@@ -66,76 +64,72 @@ def _set_threads(threads: int) -> None:
 
 
 class _Pool:
-    """Spawned workers that take tasks from one queue and tell events through another."""
+    """Spawned workers, each on a pipe of its own: a worker that is killed holds no lock that others wait for."""
 
     def __init__(
         self, tasks: Sequence[str], work: Work, workers: int, threads: int, on_event: Callable[[Event], None]
     ) -> None:
         context = multiprocessing.get_context("spawn")
-        self.tasks: Any = context.Queue()
-        self.events: Any = context.Queue()
+        self.left = list(tasks)
         self.on_event = on_event
-        self.held: dict[int, str] = {}
+        self.held: dict[Connection, str] = {}
         self.died: list[str] = []
-        for task in [*tasks, *[None] * workers]:
-            self.tasks.put(task)
-        self.processes: dict[int, BaseProcess] = {
-            i: context.Process(
-                target=_serve, args=(i, work, self.tasks, self.events, threads, os.getpid()), daemon=True
-            )
-            for i in range(workers)
-        }
+        self.processes: dict[Connection, BaseProcess] = {}
+        for index in range(workers):
+            ours, theirs = context.Pipe()
+            arguments = (index, work, theirs, threads, os.getpid())
+            self.processes[ours] = context.Process(target=_serve, args=arguments, daemon=True)
+            self.processes[ours].start()
+            theirs.close()  # so that the worker's death ends the pipe
 
     def run(self) -> list[str]:
-        for process in self.processes.values():
-            process.start()
+        alive = dict(self.processes)
         try:
-            while self.processes:
-                self._drain(timeout=0.2)
-                self._reap()
-            self._drain(timeout=0)
+            for pipe in list(alive):
+                self._next(pipe, alive)
+            while alive:
+                ready = set(wait(list(alive)))
+                for pipe in [pipe for pipe in alive if pipe in ready]:
+                    self._hear(pipe, alive)
         finally:
             for process in self.processes.values():
                 process.terminate()
             for process in self.processes.values():
                 process.join(timeout=10)
-        return self.died
+        return self.died + self.left
 
-    def _drain(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                event = self.events.get(timeout=max(0.01, deadline - time.monotonic()))
-            except queue.Empty:
-                return
-            if event.kind == "started":
-                self.held[event.worker] = event.task
-            elif event.kind == "ended":
-                self.held.pop(event.worker, None)
-            self.on_event(event)
+    def _next(self, pipe: Connection, alive: dict[Connection, BaseProcess]) -> None:
+        """Give a worker its next task, or let it go."""
+        if self.left:
+            self.held[pipe] = self.left[0]
+        try:
+            pipe.send(self.left.pop(0) if self.left else None)
+        except OSError:  # it died before it could read
+            self._bury(pipe, alive)
 
-    def _reap(self) -> None:
-        """Forget workers that ended; a task that a dead one held is reported, the others go on."""
-        for i, process in list(self.processes.items()):
-            if process.is_alive():
-                continue
-            self._drain(timeout=0.05)
-            del self.processes[i]
-            if process.exitcode != 0:
-                if i not in self.held:
-                    raise ForgettingError(
-                        f"a worker process ended with exit code {process.exitcode} before its first run"
-                    )
-                self.died.append(self.held.pop(i))
+    def _hear(self, pipe: Connection, alive: dict[Connection, BaseProcess]) -> None:
+        try:
+            event = pipe.recv()
+        except (EOFError, OSError):
+            self._bury(pipe, alive)
+            return
+        self.on_event(event)
+        if event.kind == "ended":
+            del self.held[pipe]
+            self._next(pipe, alive)
+
+    def _bury(self, pipe: Connection, alive: dict[Connection, BaseProcess]) -> None:
+        process = alive.pop(pipe)
+        process.join(timeout=10)
+        if pipe in self.held:
+            self.died.append(self.held.pop(pipe))
 
 
-def _serve(index: int, work: Work, tasks: Any, events: Any, threads: int, parent: int) -> None:
+def _serve(index: int, work: Work, pipe: Connection, threads: int, parent: int) -> None:
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     _set_threads(threads)
-    while (task := tasks.get()) is not None:
-        _one(task, work, events.put, index)
-    events.close()
-    events.join_thread()
+    while (task := pipe.recv()) is not None:
+        _one(task, work, pipe.send, index)
 
 
 def _die_with(parent: int) -> None:
