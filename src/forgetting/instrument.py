@@ -12,21 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import ModelConfig, TextConfig
+from .config import ModelConfig
 from .errors import UsageError
-from .measure import comparable, pair, passes
+from .measure import comparable, pair
 from .measure.comparison import compare
 from .measure.estimate import Mean, clustered_mean
 from .measure.loading import Placement
 from .measure.noise import NoiseFloor, noise_floor
+from .measure.reading import Text, read_windows
 from .measure.sampling import Sampled, until
 from .measure.targets import base_side
 from .measure.verdict import Verdict, judge
-from .text import load_corpus, tokenize
 from .windows import Windows
 
-WIKITEXT = TextConfig(source="Salesforce/wikitext", subset="wikitext-103-raw-v1", split="test", documents="wikitext")
-DEFAULT_CONTEXT = 512
+MINIATURE_TEXT = "miniature:encyclopedia-heldout"
 MEANS = (
     "forgetting_loss",
     "forgetting_floor",
@@ -140,7 +139,7 @@ def measure(
     base: pair.Model | None,
     tuned: pair.Model,
     *,
-    text: str | TextConfig | Windows | None = None,
+    text: Text = None,
     tokenizer: Any = None,
     settings: Settings | None = None,
     **options: Any,
@@ -172,7 +171,11 @@ def measure(
         settings=_model_config(chosen),
         placement=chosen.placement,
     )
-    windows, name, context = _windows(models, text, chosen)
+    if text is None and models.names[0] == "miniature":
+        text = MINIATURE_TEXT
+    windows, name, context, read = read_windows(
+        text, models.tokenizer, models.base, chosen.context, models.tuned_tokenizer
+    )
     rows, notices = comparable.shared_rows(models.base, models.tuned, windows)
     began = time.perf_counter()
     sampled = until(
@@ -181,7 +184,7 @@ def measure(
     noise = None
     if chosen.noise_floor:
         noise = noise_floor(models.base, windows, batch_tokens=chosen.batch_tokens, seed=chosen.seed, rows=rows)
-    notices = [*models.notices, *windows.notices, *notices, *_sampling_notices(sampled, chosen)]
+    notices = [*models.notices, *read, *notices, *_sampling_notices(sampled, chosen)]
     seconds = time.perf_counter() - began
     return Measurement(
         base=models.names[0],
@@ -208,7 +211,7 @@ def check(
     *,
     budget: float,
     confidence: float = 0.95,
-    text: str | TextConfig | Windows | None = None,
+    text: Text = None,
     tokenizer: Any = None,
     settings: Settings | None = None,
     **options: Any,
@@ -266,33 +269,6 @@ def _model_config(settings: Settings) -> ModelConfig:
         )
     except ValidationError as error:
         raise UsageError("\n".join(explain(error, ModelConfig, "measure"))) from None
-
-
-def _windows(
-    models: pair.Pair, text: str | TextConfig | Windows | None, settings: Settings
-) -> tuple[Windows, str, int | None]:
-    if isinstance(text, Windows):
-        return text, "given windows", None
-    if models.tokenizer is None:
-        raise UsageError("live models need tokenizer=..., to read the text with")
-    if text is None:
-        miniature = models.names[0] == "miniature"
-        text = TextConfig(source="miniature:encyclopedia-heldout") if miniature else WIKITEXT
-    config = TextConfig(source=text) if isinstance(text, str) else text
-    context = _context(models.base, settings)
-    documents = load_corpus(config)
-    models.check_text([document.text for document in documents[:3] if document.text])
-    return tokenize(documents, models.tokenizer, context), config.source, context
-
-
-def _context(base: Any, settings: Settings) -> int:
-    config = (base.get_base_model() if passes.is_peft(base) else base).config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    if settings.context is None:
-        return min(DEFAULT_CONTEXT, limit or DEFAULT_CONTEXT)
-    if limit is not None and settings.context > limit:
-        raise UsageError(f"context {settings.context}: the base model was built for {limit} tokens; give at most these")
-    return settings.context
 
 
 def _values(models: pair.Pair, windows: Windows, settings: Settings, rows: int | None) -> dict[str, NDArray[Any]]:

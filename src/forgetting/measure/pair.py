@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,11 +42,6 @@ class Pair:
     def dtype(self) -> str:
         """The base model's dtype."""
         return str(next(self.base.parameters()).dtype).removeprefix("torch.")
-
-    def check_text(self, texts: Sequence[str]) -> None:
-        """Refuse tokenizers that differ, on some of the text that will be measured."""
-        if self.tuned_tokenizer is not None and self.tokenizer is not None:
-            self.notices.extend(comparable.check_tokenizers(self.tokenizer, self.tuned_tokenizer, texts))
 
 
 def open_pair(
