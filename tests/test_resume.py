@@ -97,13 +97,18 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert any(state["resumed"] for state in states)
 
 
-def test_terminated_study_keeps_its_rows_and_says_so(tmp_path: Path, tiny_model: Path, corpora: Path) -> None:
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
+def test_a_stopped_study_keeps_its_rows_and_says_so(
+    tmp_path: Path, tiny_model: Path, corpora: Path, number: signal.Signals, workers: int
+) -> None:
     config = write_config(tmp_path, tiny_model, corpora, [{"name": "lora", "rank": [1, 2, 4]}])
     out = tmp_path / "out"
-    process = start(config, out, workers=1)
+    process = start(config, out, workers)
     wait_for_rows(out, 5, process)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, number)  # the whole group, as a terminal does
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert "everything measured so far is kept" in errors.decode()
+    assert process.returncode == 128 + number
+    lines = errors.decode().splitlines()
+    assert lines[-1] == "stopped; everything measured so far is kept, run the same command again to go on"
+    assert "Traceback" not in errors.decode()
     assert sum(map(len, rows(out).values())) >= 5

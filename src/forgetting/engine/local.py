@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -126,6 +127,7 @@ class _Pool:
 
 
 def _serve(index: int, work: Work, pipe: Connection, threads: int, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; our parent ends us
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     _set_threads(threads)
     while (task := pipe.recv()) is not None:
