@@ -113,9 +113,9 @@ def test_gradient_accumulation_trains_as_one_batch_does(tiny_model: Path, corpor
     "change",
     [
         {"optimizer": "adamw"},
-        {"learning_rate": 0.02},
+        {"learning_rate": 2e-2},
         {"warmup_steps": 5},
-        {"max_grad_norm": 0.001},
+        {"max_grad_norm": 1e-3},
         {"schedule": "linear"},
         {"schedule": "cosine"},
         {"optimizer": "adamw", "weight_decay": 0.5},
