@@ -140,6 +140,11 @@ def widening(runs: int, confidence: float) -> float:
     return float(stdtrit(runs - 1, upper) / NormalDist().inv_cdf(upper))
 
 
+def widen_by(scheme: str, runs: int, confidence: float) -> float:
+    """Factor on the percentiles' distance from the estimate; drawing cases loses 1 / runs of the variance."""
+    return widening(runs, confidence) * (1.0 if scheme == "residuals" else float(np.sqrt(runs / (runs - 1))))
+
+
 def interval(estimate: Array, draws: Array, confidence: float, widen: float) -> tuple[Array, Array]:
     """Percentiles of [B, ...] draws, their distance from the estimate widened."""
     tail = (1 - confidence) / 2

@@ -105,7 +105,7 @@ def read_data(
     _refuse_duplicates(table, present, rows, labels, got, where)
     names, codes = np.unique(labels if labels is not None else rows, return_inverse=True)
     extra = {}
-    for name in ("rank", "finetune_loss_se", "forgetting_loss_se"):
+    for name in ("rank", "step", "trainable_params", "forgetting_floor", "finetune_loss_se"):
         if name in present:
             extra[name] = _loose(table[name], rows)
     x = {name: got[name] for name in law.variable_names}

@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from forgetting.errors import ForgettingError, UsageError
-from forgetting.fit.bootstrap import MIN_RUNS, Draws, interval, resample, scheme_for, widening
+from forgetting.errors import ForgettingError, UsageError, did_you_mean
+from forgetting.fit.assemble import diagnostics, draw, estimates, fit_warnings, profiles, r_squared
+from forgetting.fit.bootstrap import widen_by
 from forgetting.fit.data import Data, read_data
-from forgetting.fit.diagnose import Shape, shape
-from forgetting.fit.objective import Objective
+from forgetting.fit.diagnose import shape
+from forgetting.fit.line import OBJECTIVE as IN_BOTH
+from forgetting.fit.line import fit_line
+from forgetting.fit.objective import OBJECTIVES, Objective
 from forgetting.fit.result import Estimate, Fit
-from forgetting.fit.search import Found, search
-from forgetting.fit.solver import Problem, minimise
+from forgetting.fit.search import search
+from forgetting.fit.solver import Problem
 from forgetting.laws import PUBLISHED, FunctionLaw, Law, get_law
-from forgetting.laws.base import Adapted, Array
+from forgetting.laws.base import Array
 
 STARTS = 64
-FEW = 0.05  # share of starts reaching the best below which the fit warns
+INTERVALS = ("bootstrap", "profile")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to fit; see `fit_law`."""
+
+    objective: Objective = field(default_factory=Objective)
+    seed: int = 0
+    bootstrap: int = 200
+    confidence: float = 0.95
+    intervals: str = "bootstrap"
+    starts: int = STARTS
+    start: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        if not 0 < self.confidence < 1:
+            raise UsageError(f"confidence is {self.confidence}; it must lie between 0 and 1, for example 0.95")
+        if self.bootstrap < 0 or self.starts < 0 or (self.starts == 0 and self.start is None):
+            raise UsageError("bootstrap and starts must not be negative, and starts=0 needs a start")
+        if self.intervals not in INTERVALS:
+            raise UsageError(f"intervals is '{self.intervals}'; {did_you_mean(self.intervals, INTERVALS)}")
+        if self.intervals == "profile" and not self.objective.quadratic:
+            raise UsageError("intervals 'profile' needs objective 'least-squares', whose likelihood is known")
 
 
 def fit_law(
@@ -35,6 +63,7 @@ def fit_law(
     columns: Mapping[str, str] | None = None,
     run: str = "run_id",
     weights: str = "none",
+    intervals: str = "bootstrap",
     starts: int = STARTS,
     start: Sequence[float] | None = None,
 ) -> Fit:
@@ -44,7 +73,7 @@ def fit_law(
         law: a name of `LAWS`, or a law.
         table: a DataFrame, or a mapping from column names to sequences; one row a measurement.
         label: what is fitted, for reports and messages.
-        objective: `least-squares`, `huber` or `huber-log`.
+        objective: `least-squares`, `huber` or `huber-log`; for the line also `errors-in-both`, with both losses' `_se`.
         delta: Huber's delta, in nats (`huber`) or relative (`huber-log`).
         seed: of starts and resamples; the same seed gives the same fit.
         bootstrap: resamples of whole runs; 0 for no intervals.
@@ -52,6 +81,8 @@ def fit_law(
         columns: the table's column for a variable or output, where its name differs.
         run: the column that says which rows belong together; `seed` resamples seeds instead of runs.
         weights: `none`, or `se` for 1 / standard error squared from the outputs' `..._se` columns.
+        intervals: of parameters: `bootstrap`, or `profile` for profile likelihood (least squares only). Bands of
+            predictions are always from the bootstrap.
         starts: points drawn from the law's starting region; 0 starts from `start` alone.
         start: [K] a point to start from as well, in the order of the law's parameters.
 
@@ -63,70 +94,52 @@ def fit_law(
         ForgettingError: no start led to a finite objective.
     """
     law = get_law(law) if isinstance(law, str) else law
-    if not 0 < confidence < 1:
-        raise UsageError(f"confidence is {confidence}; it must lie between 0 and 1, for example 0.95")
-    if bootstrap < 0 or starts < 0 or (starts == 0 and start is None):
-        raise UsageError("bootstrap and starts must not be negative, and starts=0 needs a start")
+    if objective not in (*OBJECTIVES, IN_BOTH):
+        raise UsageError(f"objective '{objective}' is not known; {did_you_mean(objective, [*OBJECTIVES, IN_BOTH])}")
+    chosen = Objective("least-squares" if objective == IN_BOTH else objective, delta)
+    given = None if start is None else tuple(float(v) for v in start)
+    options = Options(chosen, seed, bootstrap, confidence, intervals, starts, given)
     data = read_data(law, table, columns=columns, label=label, run=run)
-    return fit_data(
-        law,
-        data,
-        label,
-        Objective(objective, delta),
-        seed,
-        bootstrap,
-        confidence,
-        _weights(data, weights, label),
-        starts,
-        start,
-    )
+    if objective == IN_BOTH:
+        if law.name != "linear" or intervals != "bootstrap":
+            raise UsageError(f"objective '{IN_BOTH}' is for law 'linear' with bootstrap intervals")
+        return fit_line(data, label, seed=seed, bootstrap=bootstrap, confidence=confidence)
+    return fit_data(law, data, label, options, _weights(data, weights, label))
 
 
-def fit_data(
-    law: Law,
-    data: Data,
-    label: str,
-    objective: Objective,
-    seed: int,
-    bootstrap: int,
-    confidence: float,
-    weights: Array,
-    starts: int = STARTS,
-    start: Sequence[float] | None = None,
-) -> Fit:
+def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array) -> Fit:
     """`fit_law` for a table that has been read; weights are [O, n]."""
     adapted = law.adapt(data.x, data.y)
-    problem = Problem(adapted.law, data.x, objective)
-    _enough_rows(adapted.law, data, label)
-    if objective.log and (data.y <= 0).any():
-        raise UsageError(
-            f"objective '{objective.name}' takes logarithms, but '{label}' has outputs that are not positive"
-        )
-    rng = np.random.default_rng(seed)
+    problem = Problem(adapted.law, data.x, options.objective)
+    _check(law, adapted.law, data, label, options)
+    rng = np.random.default_rng(options.seed)
     y, w = data.y.reshape(-1), weights.reshape(-1)
-    first = None if start is None else np.asarray(start, dtype=float)
-    found = search(problem, y, w, starts=starts, rng=rng, first=first)
+    first = None if options.start is None else np.array(options.start)
+    found = search(problem, y, w, starts=options.starts, rng=rng, first=first)
     if not np.isfinite(found.cost):
         raise ForgettingError(f"law '{law.name}' could not be evaluated on '{label}' from any of {found.starts} starts")
     looks = shape(problem, found.theta, y, w)
     theta = adapted.public(found.theta[None], data.y[None], np.ones((1, data.n)))[0]
-    warnings = [*data.warnings, *law.hints(data.x, data.y), *_fit_warnings(found, looks, starts)]
-    draws = _draws(problem, found, data, weights, bootstrap, rng, warnings)
+    warnings = [*data.warnings, *law.hints(data.x, data.y), *fit_warnings(found, looks, options.starts)]
+    draws = draw(problem, found, data, weights, options.bootstrap, rng, warnings)
     public = None if draws is None else adapted.public(draws.theta, draws.y, draws.weights)
-    widen = widening(len(data.runs), confidence) if draws is not None else 1.0
+    widen = 1.0 if draws is None else widen_by(draws.scheme, len(data.runs), options.confidence)
+    parameters = estimates(law, theta, public, options.confidence, widen)
+    if options.intervals == "profile":
+        parameters |= profiles(problem, adapted, found, data, weights, parameters, options.confidence, warnings)
     return Fit(
         law=law.name,
         label=label,
-        parameters=_estimates(law, theta, public, confidence, widen),
-        objective=objective.name,
+        parameters=parameters,
+        objective=options.objective.name,
         objective_value=found.cost,
-        r2=_r2(law, data, theta),
+        r2=r_squared(law, data, theta),
         n_points=data.n,
         n_runs=len(data.runs),
         measured_range={k: (float(v.min()), float(v.max())) for k, v in data.x.items()},
-        confidence=confidence,
+        confidence=options.confidence,
         warnings=warnings,
-        diagnostics=_diagnostics(problem, adapted, data, found, looks, objective, draws, w),
+        diagnostics=diagnostics(problem, adapted, data, found, looks, draws, weights),
         draws=[] if public is None else public.tolist(),
         widen=widen,
         spec=law.spec,
@@ -136,8 +149,6 @@ def fit_data(
 
 def fit_from_published(name: str) -> Fit:
     """A law of `PUBLISHED` as a fit without intervals."""
-    from forgetting.errors import did_you_mean
-
     if name not in PUBLISHED:
         raise UsageError(f"published law '{name}' is not known; {did_you_mean(name, PUBLISHED)}")
     p = PUBLISHED[name]
@@ -167,121 +178,16 @@ def _weights(data: Data, weights: str, label: str) -> Array:
     return np.asarray(1.0 / data.se**2)
 
 
-def _enough_rows(law: Law, data: Data, label: str) -> None:
-    free = sum(p.gauge is None for p in law.parameters)
+def _check(law: Law, fitted: Law, data: Data, label: str, options: Options) -> None:
+    """Refuse data and options that this law cannot be fitted with."""
+    free = sum(p.gauge is None for p in fitted.parameters)
     if data.y.size < free:
         raise UsageError(f"'{label}' has {data.y.size} measured values; law '{law.name}' has {free} free parameters")
-
-
-def _fit_warnings(found: Found, looks: Shape, starts: int) -> list[str]:
-    out = []
-    if not found.converged:
-        out.append(f"the fit did not converge: the best point found is not a minimum (slope {found.slope:.1e})")
-    if starts and found.share < FEW:
-        n = max(1, round(found.share * found.starts))
-        out.append(f"only {n} of {found.starts} starts reached the best fit; a better one may exist")
-    out += [
-        f"'{name}' stopped at its bound {value:.6g}: it is not identified" for name, value in looks.at_bounds.items()
-    ]
-    for direction in looks.flat:
-        out.append(f"the data do not determine {' and '.join(direction)}: a flat direction")
-    if not looks.flat and looks.condition > 1e6:
-        out.append(f"parameters are nearly interchangeable (condition {looks.condition:.1e}); trust predictions more")
-    return out
-
-
-def _draws(
-    problem: Problem,
-    found: Found,
-    data: Data,
-    weights: Array,
-    count: int,
-    rng: np.random.Generator,
-    warnings: list[str],
-) -> Draws | None:
-    """Bootstrap refits, or None and a warning where no interval would be honest."""
-    runs = len(data.runs)
-    if count == 0:
-        return None
-    if runs < MIN_RUNS:
-        warnings.append(f"no intervals: {runs} runs are too few to resample (at least {MIN_RUNS} are needed)")
-        return None
-    if data.independent:
-        warnings.append("the table names no runs: every row was taken as an independent run")
-    scheme = scheme_for(problem)
-    draws = resample(problem, found.theta, data.y, weights, data.run, count=count, rng=rng, scheme=scheme)
-    if draws.lost > 0.1 * count:
-        warnings.append(f"no intervals: {draws.lost} of {count} resamples could not be fitted")
-        return None
-    return draws
-
-
-def _estimates(law: Law, theta: Array, draws: Array | None, confidence: float, widen: float) -> dict[str, Estimate]:
-    out = {}
-    for k, p in enumerate(law.parameters):
-        if draws is None or p.gauge is not None:
-            out[p.name] = Estimate(float(theta[k]))
-            continue
-        with np.errstate(all="ignore"):
-            if p.log:
-                low, high = np.exp(interval(np.log(theta[k]), np.log(draws[:, k]), confidence, widen))
-            else:
-                low, high = interval(theta[k], draws[:, k], confidence, widen)
-        low, high = np.clip([low, high], p.low, p.high)
-        out[p.name] = Estimate(float(theta[k]), float(low), float(high))
-    return out
-
-
-def _r2(law: Law, data: Data, theta: Array) -> dict[str, float]:
-    f = law.values(theta[None], data.x)[0]
-    out = {}
-    for o, name in enumerate(law.outputs):
-        total = float(np.sum((data.y[o] - data.y[o].mean()) ** 2))
-        out[name] = 1 - float(np.sum((data.y[o] - f[o]) ** 2)) / total if total > 0 else float("nan")
-    return out
-
-
-def _diagnostics(
-    problem: Problem,
-    adapted: Adapted,
-    data: Data,
-    found: Found,
-    looks: Shape,
-    objective: Objective,
-    draws: Draws | None,
-    weights: Array,
-) -> dict[str, Any]:
-    out: dict[str, Any] = {
-        "converged": found.converged,
-        "slope": found.slope,
-        "starts": found.starts,
-        "share_of_starts_at_best": found.share,
-        "condition": looks.condition if np.isfinite(looks.condition) else None,
-        "flat_directions": looks.flat,
-        "at_bounds": looks.at_bounds,
-        "gauge": list(adapted.notes),
-        "standard_errors": {
-            n: (float(s) if np.isfinite(s) else None)
-            for n, s in zip(adapted.law.names, looks.standard_errors, strict=True)
-        },
-        "bootstrap": None if draws is None else {"scheme": draws.scheme, "count": len(draws.theta), "lost": draws.lost},
-    }
-    if "rank" in data.columns and "trainable_params" in data.x:
-        ratio = data.x["trainable_params"] / data.columns["rank"]
-        if np.isfinite(ratio).all() and float(np.ptp(ratio)) <= 1e-9 * float(ratio.max()):
-            out["params_per_rank"] = float(ratio[0])
-    if not objective.quadratic:
-        out["delta"] = objective.delta
-        out["delta_sensitivity"] = _delta_sensitivity(problem, found, data, weights)
-    return out
-
-
-def _delta_sensitivity(problem: Problem, found: Found, data: Data, weights: Array) -> dict[str, dict[str, float]]:
-    """Parameters refitted with a delta ten times smaller and ten times larger (Besiroglu et al. 2024)."""
-    out = {}
-    for factor in (0.1, 10.0):
-        delta = problem.objective.delta * factor
-        other = Problem(problem.law, problem.x, Objective(problem.objective.name, delta))
-        refit = minimise(other, found.theta[None], data.y.reshape(1, -1), weights[None])
-        out[f"{delta:g}"] = dict(zip(problem.law.names, refit.theta[0].tolist(), strict=True))
-    return out
+    if options.objective.log and (data.y <= 0).any():
+        raise UsageError(f"'{label}' has outputs that are not positive; '{options.objective.name}' takes logarithms")
+    if options.start is None:
+        return
+    if fitted is not law:
+        raise UsageError(f"law '{law.name}' is fitted in coordinates of its own and takes no start")
+    if len(options.start) != len(law.parameters):
+        raise UsageError(f"start has {len(options.start)} values; law '{law.name}' has {', '.join(law.names)}")

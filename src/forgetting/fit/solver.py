@@ -28,11 +28,13 @@ class Problem:
         law: in the coordinates that are optimised.
         x: [n] values for each variable.
         objective: what is minimised.
+        held: names of parameters that keep the value they start with.
     """
 
     law: Law
     x: Mapping[str, Array]
     objective: Objective
+    held: frozenset[str] = frozenset()
 
     def log_mask(self, natural_linear: bool) -> Array:
         """[K]: which parameters are optimised as logarithms; linear ones are not while they are projected out."""
@@ -45,8 +47,8 @@ class Problem:
 
     @property
     def fixed(self) -> Array:
-        """[K]: which parameters are held by a gauge."""
-        return np.array([p.gauge is not None for p in self.law.parameters])
+        """[K]: which parameters do not move."""
+        return np.array([p.gauge is not None or p.name in self.held for p in self.law.parameters])
 
     def bounds(self, log: Array) -> tuple[Array, Array]:
         """[K] lower and upper bounds in the optimised coordinates."""

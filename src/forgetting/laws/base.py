@@ -150,6 +150,10 @@ class Adapted:
     def __init__(self, law: Law) -> None:
         self.law = law
 
+    def fitted_name(self, name: str) -> str | None:
+        """The fitted coordinate that is this reported parameter; None where it is a mixture of several."""
+        return name
+
     def public(self, theta: Array, y: Array, weights: Array) -> Array:
         """Parameters as reported, [S, K_public].
 

@@ -269,6 +269,12 @@ class AdaptedSingle(Adapted):
         self.centred = Centred(law.outputs, (law.sign,), x)
         super().__init__(self.centred)
 
+    def fitted_name(self, name: str) -> str | None:
+        """Exponents and limit; a and b are mixtures with the amplitude."""
+        output = self.centred.outputs[0]
+        names = {"alpha": f"alpha of {output}", "beta": f"beta of {output}", "s": f"limit of {output}", "rho": "rho"}
+        return names.get(name)
+
     def public(self, theta: Array, y: Array, weights: Array) -> Array:
         """[S, 7]: a, alpha, b, beta, c, rho, s."""
         del y, weights
@@ -290,6 +296,13 @@ class AdaptedJoint(Adapted):
     def __init__(self, law: ShiftedPower, x: Mapping[str, Array]) -> None:
         self.centred = Centred(law.outputs, (1, -1), x)
         super().__init__(self.centred)
+
+    def fitted_name(self, name: str) -> str | None:
+        """Exponents and the limit of L_ft; the others are mixtures, or depend on the gauge."""
+        names = {"s_ft": "limit of finetune_loss", "rho": "rho"}
+        for short, output in (("ft", "finetune_loss"), ("f", "forgetting_loss")):
+            names |= {f"{letter}_{short}": f"{letter} of {output}" for letter in ("alpha", "beta")}
+        return names.get(name)
 
     def public(self, theta: Array, y: Array, weights: Array) -> Array:
         """[S, 13] in the order of Table 1."""
