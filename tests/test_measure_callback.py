@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import Trainer, TrainingArguments, set_seed
 
 import forgetting.instrument as instrument
@@ -191,8 +191,35 @@ from test_measure_callback import *
 callback = ForgettingCallback(WINDOWS, every=2, batch_tokens=32)
 trainer = train({out!r}, "lora", [callback], per_device_train_batch_size={batch})
 if trainer.is_world_process_zero():
+    trainer.model.save_pretrained({out!r})
     print("ROWS", json.dumps([trainer.args.world_size, callback.rows]))
 """
+
+
+def test_trl_and_then_measure_on_the_saved_adapter(tmp_path, tiny_model, corpora):
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    text = str(corpora / "general.jsonl")
+    callback = ForgettingCallback(text, every=4)
+    data = datasets.load_dataset(
+        "json", data_files=str(corpora / "train.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    options = {"max_steps": 6, "learning_rate": 0.03, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    trainer = trl.SFTTrainer(
+        str(tiny_model),
+        args=trl.SFTConfig(output_dir=str(tmp_path), save_strategy="no", max_length=32, **options),
+        train_dataset=data.select_columns(["text"]),
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+        callbacks=[callback],
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    row = instrument.measure(str(tiny_model), str(tmp_path / "adapter"), text=text, cache_dir=None).row()
+    assert [r["step"] for r in callback.rows] == [0, 4, 6]
+    assert row["forgetting"] > 0.001
+    assert {name: row[name] for name in callback.rows[-1] if name != "step"} == {
+        name: value for name, value in callback.rows[-1].items() if name != "step"
+    }
 
 
 @pytest.mark.slow
@@ -204,7 +231,10 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
         path.write_text(
             SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path / str(processes)), batch=batch)
         )
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+        # On a CPU, `--cpu` starts several processes through MPI only; `--multi_gpu` is the torch launcher, and
+        # `use_cpu` keeps the trainer off any GPU.
+        kind = ["--multi_gpu"] if processes > 1 else ["--cpu"]
+        command = [sys.executable, "-m", "accelerate.commands.launch", *kind, "--num_processes", str(processes)]
         run = subprocess.run(
             [*command, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(path)],
             capture_output=True,
@@ -218,6 +248,8 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     (one, rows), (two, sharded) = results
     assert (one, two) == (1, 2)
     assert rows[0] == sharded[0]  # before training the models are the same, bit for bit
-    for a, b in zip(rows, sharded, strict=True):
-        assert a.keys() == b.keys()
-        assert a["forgetting_floor"] == b["forgetting_floor"]
+    saved = PeftModel.from_pretrained(model_of("full"), tmp_path / "2")
+    row = instrument.measure(None, saved, text=WINDOWS, batch_tokens=32).row()
+    assert {name: row[name] for name in sharded[-1] if name != "step"} == {
+        name: value for name, value in sharded[-1].items() if name != "step"
+    }
