@@ -1,0 +1,152 @@
+"""A user's own items: one JSONL file, checked line by line, and the lm-eval task that runs it.
+
+A line is `{"prompt": ..., "choices": [...], "answer": <index or text of the right choice>}`, or without choices
+`{"prompt": ..., "answer": "free text"}` or a list of answers that all count. Optional: `id`, `category` (a slice of the
+result), `cluster` (items of one passage share it).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UsageError, did_you_mean
+from ..store import write_atomically
+
+FIELDS = ("id", "prompt", "choices", "answer", "category", "cluster")
+FINAL_ANSWER = r"(?s)^\s*(?:.*?\b[Tt]he answer is (?:the |a |an )?)?(.+?)\s*\.?\s*$"
+"""What follows `The answer is`, or else the whole reply, less the full stop."""
+MAX_GENERATED = 64
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of each line that is not blank.
+
+    Raises:
+        UsageError: no such file, not UTF-8, or a line that is no JSON object; names file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{path}, line {number}: not JSON: {error.msg} at column {error.colno}") from None
+        if not isinstance(row, dict):
+            raise UsageError(f"{path}, line {number}: got {type(row).__name__}; a JSON object is needed")
+        yield number, row
+
+
+def read_items(path: Path) -> list[dict[str, Any]]:
+    """The checked items of a file, in order; all of them with choices, or none.
+
+    Raises:
+        UsageError: names the file, line and field, what came and what is allowed.
+    """
+    rows, prompts = [], {}
+    for number, row in read_jsonl(path):
+        where = f"{path}, line {number}"
+        item = _item(row, where)
+        if rows and ("choices" in item) != ("choices" in rows[0]):
+            raise UsageError(f"{where}: choices: some items have them and some not; put them into two files")
+        if item["prompt"] in prompts:
+            raise UsageError(f"{where}: prompt: the same as in line {prompts[item['prompt']]}")
+        prompts[item["prompt"]] = number
+        rows.append({"id": str(row.get("id", f"line-{number}")), **item})
+    if not rows:
+        raise UsageError(f"{path}: no items; a line is {{\"prompt\": ..., \"answer\": ...}}, with \"choices\" or without")
+    return rows
+
+
+def _item(row: dict[str, Any], where: str) -> dict[str, Any]:
+    for name in row:
+        if name not in FIELDS:
+            raise UsageError(f"{where}: no field '{name}'; {did_you_mean(name, FIELDS)}")
+    prompt, answer, choices = row.get("prompt"), row.get("answer"), row.get("choices")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UsageError(f"{where}: prompt: got {_shown(prompt)}; a text is needed")
+    item: dict[str, Any] = {"prompt": prompt, "category": "", "cluster": ""}
+    for name in ("category", "cluster"):
+        if row.get(name) is not None:
+            item[name] = str(row[name])
+    if choices is None:
+        answers = answer if isinstance(answer, list) else [answer]
+        if not answers or not all(isinstance(a, str | int | float) and str(a).strip() for a in answers):
+            raise UsageError(f"{where}: answer: got {_shown(answer)}; a text, or a list of texts that all count")
+        return {**item, "answers": [str(a) for a in answers]}
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
+        raise UsageError(f"{where}: choices: got {_shown(choices)}; a list of at least two texts is needed")
+    if len(set(choices)) < len(choices):
+        raise UsageError(f"{where}: choices: one of them is there twice")
+    if isinstance(answer, str) and answer in choices:
+        answer = choices.index(answer)
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+        allowed = f"an index from 0 to {len(choices) - 1}, or the text of a choice"
+        raise UsageError(f"{where}: answer: got {_shown(answer)}; {allowed}")
+    return {**item, "choices": choices, "gold": answer}
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def task_name(text: str) -> str:
+    """A name for an lm-eval task, of safe characters."""
+    return re.sub(r"[^A-Za-z0-9_]+", "_", text).strip("_").lower()[:64] or "items"
+
+
+def write_task(
+    folder: Path, name: str, rows: list[dict[str, Any]], *, judged: bool = False, max_generated: int = MAX_GENERATED
+) -> Path:
+    """Write items and the lm-eval task over them, which the `lm_eval` command runs as well.
+
+    Args:
+        folder: where `<name>.jsonl` and `<name>.yaml` go.
+        name: of the task.
+        rows: as from `read_items`; or with `prompt` and `expect` alone, where judged.
+        judged: replies are judged afterwards, not matched with an answer.
+        max_generated: tokens a reply may have.
+
+    Returns:
+        The YAML's path.
+    """
+    data = folder.resolve() / f"{name}.jsonl"
+    write_atomically(data, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    config: dict[str, Any] = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(folder.resolve() / ".cache")},
+        "test_split": "test",
+        "doc_to_text": "{{prompt}}",
+        "metadata": {"version": 1.0},
+    }
+    if not judged and "choices" in rows[0]:
+        config |= {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "gold"}
+        config["metric_list"] = [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc",)]
+    else:
+        generation = {"until": ["\n\n"], "do_sample": False, "max_gen_toks": max_generated}
+        config |= {"output_type": "generate_until", "generation_kwargs": generation}
+        if judged:
+            config |= {"doc_to_target": "expect", "metric_list": [{"metric": "bypass"}]}
+        else:
+            matched = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
+            final = [{"function": "regex", "regex_pattern": FINAL_ANSWER}, {"function": "take_first"}]
+            config |= {"doc_to_target": "answers", "metric_list": [matched]}
+            config["filter_list"] = [{"name": "final-answer", "filter": final}]
+    path = folder.resolve() / f"{name}.yaml"
+    write_atomically(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    return path

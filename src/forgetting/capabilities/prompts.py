@@ -1,0 +1,89 @@
+"""Prompts for the safety suite: a CSV (AdvBench, XSTest), a text file with one a line, a JSONL file, or a Hub id."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ForgettingError, UsageError
+from .items import read_jsonl
+
+COLUMNS = ("prompt", "goal", "Behavior", "instruction", "question", "text")
+"""Where a prompt is looked for: `goal` is AdvBench's name, `Behavior` HarmBench's."""
+CATEGORIES = ("category", "type", "SemanticCategory")
+FILES = (".csv", ".txt", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts with the category of each, empty where there is none."""
+
+    texts: list[str]
+    categories: list[str]
+
+
+def read_prompts(source: str) -> Prompts:
+    """Read prompts; the first of COLUMNS that is there, and of CATEGORIES.
+
+    Args:
+        source: a .csv, .txt or .jsonl file; or a Hub id, optionally `ID:SPLIT`.
+
+    Raises:
+        UsageError: no such file, no prompt column, an empty prompt; names file and line.
+        ForgettingError: the Hub cannot be reached.
+    """
+    path = Path(source).expanduser()
+    if path.suffix not in FILES:
+        if path.is_file():
+            raise UsageError(f"{source}: got a {path.suffix or 'file without suffix'}; allowed: {', '.join(FILES)}")
+        return _columns(_hub(source), source)
+    if path.suffix == ".jsonl":
+        return _columns(list(read_jsonl(path)), source)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UsageError(f"{source}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{source}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise UsageError(f"{source}: cannot be read: {error.strerror}") from None
+    if path.suffix == ".txt":
+        rows = [(i, {"prompt": line}) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        return _columns(rows, source)
+    reader = csv.DictReader(io.StringIO(text))
+    return _columns([(reader.line_num, row) for row in reader], source)
+
+
+def _columns(rows: list[tuple[int, dict[str, Any]]], source: str) -> Prompts:
+    if not rows:
+        raise UsageError(f"{source}: no prompts in it")
+    there = list(rows[0][1])
+    column = next((name for name in COLUMNS if name in there), None)
+    if column is None:
+        raise UsageError(f"{source}: no column of prompts; it has {', '.join(map(str, there))}, looked for {COLUMNS}")
+    kind = next((name for name in CATEGORIES if name in there), None)
+    texts, categories, seen = [], [], set()
+    for number, row in rows:
+        value = row.get(column)
+        if not isinstance(value, str) or not value.strip():
+            raise UsageError(f"{source}, line {number}: {column}: got {value!r}; a text is needed")
+        if value not in seen:
+            seen.add(value)
+            texts.append(value)
+            categories.append(str(row.get(kind) or "") if kind else "")
+    return Prompts(texts, categories)
+
+
+def _hub(source: str) -> list[tuple[int, dict[str, Any]]]:
+    import datasets
+
+    name, _, split = source.partition(":")
+    try:
+        found = datasets.load_dataset(name, split=split or "train")
+    except Exception as error:  # the hub fails in ways of its own
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ForgettingError(f"prompts '{source}': no such file here, and not to be had from the Hub: {first}") from None
+    return [(i, dict(row)) for i, row in enumerate(found, start=1)]

@@ -1,0 +1,156 @@
+"""Suites behind one contract: a name, what kind of answer it judges, and the lm-eval tasks that it runs.
+
+`knowledge`, `reasoning` and `safety`; a user's JSONL file or lm-eval YAML; any task of lm-eval by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import UsageError
+from . import items
+from .prompts import Prompts, read_prompts
+
+Kind = Literal["answers", "refusals"]
+BUILT_IN = ("knowledge", "reasoning", "safety")
+STOCK = {"knowledge": ("mmlu",), "reasoning": ("arc_challenge", "gsm8k")}
+"""What the built-in suites run on models other than the miniature: tasks of lm-eval. The paper uses arc_challenge."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is evaluated together.
+
+    Attributes:
+        name: the user's word for it; also of its file in the store.
+        kind: `answers` are right or wrong; `refusals` are judged replies to harmful and harmless prompts.
+        tasks: names of lm-eval tasks, or paths of their YAML files.
+        content: hash of what is asked, where it is known here; empty for lm-eval's own tasks.
+    """
+
+    name: str
+    kind: Kind
+    tasks: tuple[str | Path, ...]
+    content: str = ""
+
+
+def make_suites(
+    names: Sequence[str],
+    *,
+    miniature: bool,
+    folder: Path,
+    harmful: str | None = None,
+    harmless: str | None = None,
+    max_generated: int = items.MAX_GENERATED,
+) -> list[Suite]:
+    """The suites of a list of names and files.
+
+    Args:
+        names: built-in names, paths of .jsonl and .yaml files, or names of lm-eval tasks.
+        miniature: whether the base model is the embedded one, which has items of its own.
+        folder: where tasks over local items are written.
+        harmful, harmless: prompts for `safety`: a .csv, .txt or .jsonl file or a Hub id.
+        max_generated: tokens of a reply to a local item.
+
+    Raises:
+        UsageError: a file that cannot be read, a malformed item, `safety` without prompts, a name given twice.
+    """
+    made = [_suite(name, miniature, folder, (harmful, harmless), max_generated) for name in names]
+    labels = [suite.name for suite in made]
+    repeated = [label for label in labels if labels.count(label) > 1]
+    if repeated:
+        raise UsageError(f"suites: '{repeated[0]}' is there twice")
+    if (harmful or harmless) and "safety" not in labels:
+        raise UsageError("harmful, harmless: prompts were given, but the suite `safety` was not asked for")
+    return made
+
+
+def _suite(
+    name: str, miniature: bool, folder: Path, prompts: tuple[str | None, str | None], max_generated: int
+) -> Suite:
+    path = Path(name).expanduser()
+    if path.suffix == ".jsonl":
+        rows, label = items.read_items(path), items.task_name(path.stem)
+        return _local(label, "answers", {label: rows}, folder, max_generated)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UsageError(f"{name}: no such file")
+        return Suite(items.task_name(path.stem), "answers", (path.resolve(),), _digest(path.read_text("utf-8")))
+    if name == "safety":
+        return _safety(miniature, folder, prompts, max_generated)
+    if name in BUILT_IN and miniature:
+        rows = [
+            {
+                "id": row["id"],
+                "prompt": row["prompt"],
+                "answers": [row["answer"]],
+                "category": row["kind"],
+                "cluster": "",
+            }
+            for row in _miniature_rows(name)
+        ]
+        return _local(name, "answers", {f"miniature_{name}": rows}, folder, max_generated)
+    if name in STOCK:
+        return Suite(name, "answers", STOCK[name])
+    return Suite(items.task_name(name), "answers", (name,))
+
+
+def _miniature_rows(name: str) -> list[dict[str, Any]]:
+    from ..miniature import rows
+
+    return rows(name)
+
+
+def _safety(miniature: bool, folder: Path, given: tuple[str | None, str | None], max_generated: int) -> Suite:
+    """Harmful prompts and harmless look-alikes: always both, since a model that refuses everything is not safe."""
+    if given == (None, None) and miniature:
+        parts = {
+            name: Prompts([str(row["prompt"]) for row in _miniature_rows(name)], [r["kind"] for r in _rows(name)])
+            for name in ("harmful", "harmless")
+        }
+    elif given[0] is None or given[1] is None:
+        missing = " and ".join(f"--{n}" for n, g in zip(("harmful", "harmless"), given, strict=True) if g is None)
+        raise UsageError(
+            f"safety: {missing}: missing; it needs harmful prompts and harmless look-alikes, each a .csv, .txt or "
+            ".jsonl file or a Hub id (AdvBench and XSTest, for example)"
+        )
+    else:
+        parts = {"harmful": read_prompts(given[0]), "harmless": read_prompts(given[1])}
+    tasks = {
+        f"safety_{name}": [
+            {
+                "id": f"{name}-{i:05d}",
+                "prompt": text,
+                "expect": "refuse" if name == "harmful" else "answer",
+                "category": category or name,
+                "cluster": "",
+            }
+            for i, (text, category) in enumerate(zip(found.texts, found.categories, strict=True))
+        ]
+        for name, found in parts.items()
+    }
+    return _local("safety", "refusals", tasks, folder, max_generated)
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    return _miniature_rows(name)
+
+
+def _local(
+    name: str, kind: Kind, tasks: dict[str, list[dict[str, Any]]], folder: Path, max_generated: int
+) -> Suite:
+    judged = kind == "refusals"
+    written = {
+        task: items.write_task(folder, task, rows, judged=judged, max_generated=max_generated)
+        for task, rows in tasks.items()
+    }
+    content = _digest("".join(path.with_suffix(".jsonl").read_text("utf-8") for path in written.values()))
+    return Suite(name, kind, tuple(written.values()), content)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

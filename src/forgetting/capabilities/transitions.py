@@ -1,0 +1,341 @@
+"""What became of each item from the base model to the tuned one, with paired statistics. Pure numpy.
+
+Both models answer the same items, so every statistic is of pairs: two unpaired averages would drown what the pairs
+show. Items that share a passage (a `cluster`) are one draw, not several.
+
+Sources: paired and clustered standard errors, Miller 2024, arXiv:2411.00640, sections 2.2 and 4; exact test, McNemar
+1947, Psychometrika 12:153; interval of a share, Wilson 1927, JASA 22:209; forgetting and backward transfer less chance,
+Harmon et al. 2025, arXiv:2510.17776; many slices, Holm 1979, Scand. J. Statist. 6:65.
+
+Shapes: n items, C clusters, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UsageError
+from ..measure.estimate import Mean, clustered_mean
+
+Floats = NDArray[np.float64]
+Z95 = 1.959963984540054
+"""The normal distribution's 97.5 % quantile."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of items with an interval.
+
+    Attributes:
+        count, of: so many of so many items.
+        value: count / of; NaN where `of` is 0.
+        low, high: 95 % interval, Wilson's; clustered bootstrap where items share clusters.
+    """
+
+    count: int
+    of: int
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """How many items went which way.
+
+    Attributes:
+        kept: right before and after.
+        lost: right before, wrong after (1→0).
+        gained: wrong before, right after (0→1).
+        changed: wrong before and after, with another answer.
+        unchanged: wrong before and after, with the same answer.
+    """
+
+    kept: int
+    lost: int
+    gained: int
+    changed: int
+    unchanged: int
+
+    @property
+    def n(self) -> int:
+        """All items."""
+        return self.kept + self.lost + self.gained + self.changed + self.unchanged
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A rate of transitions less what guessing gives, with its 95 % bootstrap interval. Harmon et al. 2025.
+
+    Attributes:
+        raw: the rate, transitions / n.
+        chance: the rate expected of guessing, (1 - acc_before)(1 - acc_after) / (k - 1).
+        value: raw - chance, floored at 0.
+        low, high: interval of `value`.
+    """
+
+    raw: float
+    chance: float
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The same n items under two models.
+
+    Attributes:
+        before, after: [n] scores of base and tuned model, between 0 and 1.
+        same: [n] bool, whether the answers are the same.
+        options: [n] number of options to choose from, 0 where the answer is free.
+        clusters: [n] integer labels; items of one label share a passage. Default: each item its own.
+    """
+
+    before: Floats
+    after: Floats
+    same: NDArray[np.bool_]
+    options: NDArray[np.int64]
+    clusters: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls,
+        before: Sequence[float] | NDArray[Any],
+        after: Sequence[float] | NDArray[Any],
+        same: Sequence[bool] | NDArray[Any] | None = None,
+        options: Sequence[int] | NDArray[Any] | None = None,
+        clusters: Sequence[Any] | NDArray[Any] | None = None,
+    ) -> Paired:
+        """Checked arrays; cluster labels of any kind.
+
+        Raises:
+            UsageError: no items, arrays of different length, or scores outside 0 to 1.
+        """
+        x, y = np.asarray(before, np.float64).ravel(), np.asarray(after, np.float64).ravel()
+        n = x.size
+        agree = (x == y) if same is None else np.asarray(same, bool).ravel()
+        k = np.zeros(n, np.int64) if options is None else np.asarray(options, np.int64).ravel()
+        labels = np.arange(n) if clusters is None else np.unique(np.asarray(clusters).ravel(), return_inverse=True)[1]
+        sizes = {x.size, y.size, agree.size, k.size, labels.size}
+        if len(sizes) > 1:
+            raise UsageError(f"paired items: arrays of different length: {sorted(sizes)}")
+        if n == 0:
+            raise UsageError("paired items: there is no item that both models answered")
+        if not ((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)).all():
+            raise UsageError("paired items: a score lies outside 0 to 1")
+        return cls(x, y, agree, k, labels.astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.before)
+
+    @property
+    def binary(self) -> bool:
+        """Whether every item is right or wrong, so that it can be lost."""
+        return bool(np.isin(self.before, (0.0, 1.0)).all() and np.isin(self.after, (0.0, 1.0)).all())
+
+    @property
+    def clustered(self) -> bool:
+        """Whether some items share a cluster."""
+        return int(self.clusters.max()) + 1 < len(self)
+
+    def take(self, chosen: NDArray[Any]) -> Paired:
+        """The items chosen by a mask or by indices."""
+        return Paired.of(
+            self.before[chosen], self.after[chosen], self.same[chosen], self.options[chosen], self.clusters[chosen]
+        )
+
+
+def difference(pairs: Paired) -> Mean:
+    """The change of the mean score, after - before, with its paired (and clustered) standard error.
+
+    With d_i = after_i - before_i: se = sd(d) / sqrt(n) for items of their own (Miller 2024, eq. 7).
+
+    Examples:
+        >>> before = np.r_[np.ones(45 + 300), np.zeros(20 + 135)]
+        >>> after = np.r_[np.zeros(45), np.ones(300), np.ones(20), np.zeros(135)]
+        >>> change = difference(Paired.of(before, after))
+        >>> round(change.value, 3), round(change.se, 5)
+        (-0.05, 0.01598)
+    """
+    return clustered_mean(pairs.after - pairs.before, pairs.clusters)
+
+
+def transitions(pairs: Paired) -> Transitions:
+    """Count what became of each item.
+
+    Raises:
+        UsageError: scores that are not 0 or 1.
+    """
+    if not pairs.binary:
+        raise UsageError("transitions: scores between 0 and 1 are neither right nor wrong; compare their means")
+    before, after = pairs.before == 1, pairs.after == 1
+    wrong = ~before & ~after
+    return Transitions(
+        kept=int((before & after).sum()),
+        lost=int((before & ~after).sum()),
+        gained=int((~before & after).sum()),
+        changed=int((wrong & ~pairs.same).sum()),
+        unchanged=int((wrong & pairs.same).sum()),
+    )
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """The exact two-sided McNemar p: would so uneven a split of lost and gained come from a fair coin?
+
+    Examples:
+        >>> round(mcnemar(45, 20), 6)
+        0.002626
+        >>> mcnemar(0, 0)
+        1.0
+    """
+    n, tail = lost + gained, min(lost, gained)
+    if 2 * tail >= n:
+        return 1.0
+    # Python's integers are exact, whatever n is
+    return min(1.0, float(2 * sum(math.comb(n, i) for i in range(tail + 1)) / (1 << n)) if n else 1.0)
+
+
+def wilson(count: int, of: int, z: float = Z95) -> Share:
+    """A share with Wilson's score interval, which stays within 0 and 1 and is no point at 0 or at all.
+
+    Examples:
+        >>> share = wilson(8, 32)
+        >>> round(share.value, 2), round(share.low, 3), round(share.high, 3)
+        (0.25, 0.133, 0.421)
+    """
+    if of == 0:
+        return Share(0, 0, math.nan, math.nan, math.nan)
+    p, shrink = count / of, 1 + z**2 / of
+    middle = (p + z**2 / (2 * of)) / shrink
+    half = z / shrink * math.sqrt(p * (1 - p) / of + z**2 / (4 * of**2))
+    low = 0.0 if count == 0 else max(0.0, middle - half)
+    return Share(count, of, p, low, 1.0 if count == of else min(1.0, middle + half))
+
+
+def share(hits: NDArray[Any], among: NDArray[Any], clusters: NDArray[Any], *, seed: int = 0) -> Share:
+    """The share of `hits` among the items of `among`.
+
+    Args:
+        hits: [n] bool.
+        among: [n] bool; items outside of it do not count.
+        clusters: [n] labels.
+        seed: of the bootstrap, which is used only where items share clusters.
+    """
+    chosen = np.asarray(among, bool)
+    inside = np.asarray(hits, bool) & chosen
+    plain = wilson(int(inside.sum()), int(chosen.sum()))
+    if plain.of == 0 or len(np.unique(clusters[chosen])) == plain.of:
+        return plain
+    values = np.stack([inside, chosen], axis=1).astype(np.float64)
+    low, high = bootstrap(values, clusters, lambda m: m[:, 0] / np.maximum(m[:, 1], 1e-300), seed=seed)
+    return Share(plain.count, plain.of, plain.value, low, high)
+
+
+def bootstrap(
+    values: Floats,
+    clusters: NDArray[Any],
+    statistic: Callable[[Floats], Floats],
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """A percentile interval from resampling whole clusters with replacement.
+
+    Args:
+        values: [n, q] quantities of each item.
+        clusters: [n] labels.
+        statistic: of the [R, q] means of the quantities over resampled items, to [R].
+        resamples: R.
+        confidence: of the interval.
+        seed: of the resampling; the same seed gives the same interval.
+
+    Returns:
+        Lower and upper end.
+    """
+    _, which = np.unique(clusters, return_inverse=True)
+    count = int(which.max()) + 1
+    columns = np.column_stack([values, np.ones(len(values))])
+    sums = np.zeros((count, columns.shape[1]))
+    np.add.at(sums, which, columns)
+    generator = np.random.default_rng(seed)
+    found = []
+    for start in range(0, resamples, 200):  # [200, C] weights at a time
+        rows = min(200, resamples - start)
+        totals = generator.multinomial(count, np.full(count, 1 / count), size=rows) @ sums
+        found.append(statistic(totals[:, :-1] / totals[:, -1:]))
+    ends = np.quantile(np.concatenate(found), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(ends[0]), float(ends[1])
+
+
+def corrected(pairs: Paired, *, seed: int = 0) -> tuple[Corrected, Corrected]:
+    """Forgetting n(1→0)/n and backward transfer n(0→1)/n, each less what guessing gives, floored at 0.
+
+    A model that does not know an item picks one of k options; two such models differ by luck, and the rate of right to
+    wrong by luck is (1 - acc_before)(1 - acc_after)/(k - 1) (Harmon et al. 2025). Free answers have no luck: their
+    chance term is 0. Where items differ in k, 1/(k - 1) is averaged over the items.
+
+    Returns:
+        Forgetting, backward transfer.
+
+    Raises:
+        UsageError: scores that are not 0 or 1, or an item of one option.
+    """
+    if not pairs.binary:
+        raise UsageError("chance correction: scores must be 0 or 1")
+    if (pairs.options == 1).any():
+        raise UsageError("chance correction: an item has one option only, so nothing can be chosen")
+    luck = np.where(pairs.options > 1, 1 / np.maximum(pairs.options - 1, 1), 0.0)
+    lost, gained = pairs.before * (1 - pairs.after), (1 - pairs.before) * pairs.after
+    values = np.stack([lost, gained, pairs.before, pairs.after, luck], axis=1)
+
+    def chance(means: Floats) -> Floats:
+        result: Floats = (1 - means[:, 2]) * (1 - means[:, 3]) * means[:, 4]
+        return result
+
+    def one(column: int) -> Corrected:
+        def net(means: Floats) -> Floats:
+            return np.maximum(means[:, column] - chance(means), 0.0)
+
+        means = values.mean(axis=0)[None]
+        low, high = bootstrap(values, pairs.clusters, net, seed=seed)
+        return Corrected(float(means[0, column]), float(chance(means)[0]), float(net(means)[0]), low, high)
+
+    return one(0), one(1)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: the chance of one false alarm among all slices stays below the level.
+
+    Examples:
+        >>> [round(x, 3) for x in holm([0.01, 0.04, 0.03])]
+        [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p, kind="stable")
+    result, highest = [0.0] * len(p), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p) - rank) * float(p[int(index)])))
+        result[int(index)] = highest
+    return result
+
+
+def kappa(first: Sequence[Any], second: Sequence[Any]) -> float:
+    """Cohen's kappa of two judges over the same items: agreement beyond chance; NaN where both give one label only.
+
+    Source: Cohen 1960, Educational and Psychological Measurement 20:37.
+
+    Examples:
+        >>> round(kappa([1, 1, 0, 0], [1, 0, 0, 0]), 3)
+        0.5
+    """
+    a, b = np.asarray(first), np.asarray(second)
+    observed = float((a == b).mean())
+    expected = float(sum((a == label).mean() * (b == label).mean() for label in np.unique(np.concatenate([a, b]))))
+    return math.nan if expected >= 1 else (observed - expected) / (1 - expected)
