@@ -115,6 +115,15 @@ def test_chat_data_full_fine_tuning_and_a_diverged_run(
     assert list(json.loads(again.out)["failed"]) == [table.loc[table["method"] == "lora", "run_id"].iloc[0]]
 
 
+def test_a_study_too_small_for_a_law_still_ends_in_a_report(command: Command, flags: list[str], tmp_path: Path) -> None:
+    result = command("study", *flags, "--measure-start", "12", "--rank", "1", "--out", tmp_path / "out", "--json")
+    assert result.code == 0, result.err
+    content = json.loads(result.out)
+    assert content["fits"] == {}
+    assert [run["step"] for run in content["runs"]] == [12]
+    assert (tmp_path / "out" / "report.html").exists()
+
+
 # (arguments, exact beginning or part of the one line that follows `error: `); {} are paths of the fixture `wrong`
 TOUR: list[tuple[str, str]] = [
     ("study {dir}/none.yaml", "none.yaml: no such configuration file; write one, or name a preset with --preset"),

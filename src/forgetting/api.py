@@ -77,7 +77,10 @@ def conclude(out: Path) -> Conclusion:
     if table.empty:
         raise UsageError(f"{out}: no measurement in this study yet; run `forgetting study {out}`")
     rows = fitted_rows(table, config)
-    fits = fit_study(rows) if (rows["status"] == "done").any() else {}
+    measured = rows[rows["status"] == "done"].groupby("dataset").size()
+    # two points always lie on a line: a line needs three to say anything
+    rows = rows[rows["dataset"].isin(measured.index[measured >= 3])]
+    fits = fit_study(rows) if len(rows) else {}
     save_fits(fits, out / "fits.json")
     runs: list[dict[str, Any]] = [run.read() for run in folder.runs()]
     return Conclusion(fits, write_study_report(config, table, runs, fits, path=out / "report.html"))
