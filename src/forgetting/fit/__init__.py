@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from forgetting.fit.engine import fit_from_published, fit_law
-from forgetting.fit.result import Estimate, Fit, Prediction, load_fits, save_fits
+from forgetting.fit.result import Estimate, Fit, Prediction, load_fits, plain, save_fits
+from forgetting.fit.select import Extrapolation, extrapolation_tests, rank_laws
 from forgetting.fit.study import fit_study
 
 __all__ = [
     "Estimate",
+    "Extrapolation",
     "Fit",
     "Prediction",
+    "extrapolation_tests",
     "fit_from_published",
     "fit_law",
     "fit_study",
     "load_fits",
+    "plain",
+    "rank_laws",
     "save_fits",
 ]

@@ -17,6 +17,7 @@ from forgetting.fit.solver import Problem, minimise
 from forgetting.fit.validate import aicc, leave_one_run_out, run_noise
 from forgetting.laws.base import Adapted, Array, Law
 
+LOOSE = 30.0  # ratio of an interval's ends above which a positive parameter is all but unknown
 FEW = 0.05  # share of starts reaching the best below which the fit warns
 
 
@@ -81,6 +82,18 @@ def estimates(law: Law, theta: Array, draws: Array | None, confidence: float, wi
     return out
 
 
+def loose(law: Law, parameters: dict[str, Estimate]) -> list[str]:
+    """One sentence on positive parameters whose interval spans more than a factor of LOOSE."""
+    names = [
+        p.name
+        for p in law.parameters
+        if p.log and parameters[p.name].low >= 0 and parameters[p.name].high > LOOSE * parameters[p.name].low
+    ]
+    if not names:
+        return []
+    return [f"{', '.join(names)} could be anything within a factor of {LOOSE:g} or more: trust predictions, not these"]
+
+
 def r_squared(law: Law, data: Data, theta: Array) -> dict[str, float]:
     """1 - SS_res / SS_tot by output, every row counted once."""
     f = law.values(theta[None], data.x)[0]
@@ -138,7 +151,7 @@ def _delta_sensitivity(problem: Problem, found: Found, data: Data, weights: Arra
     for factor in (0.1, 10.0):
         delta = problem.objective.delta * factor
         other = Problem(problem.law, problem.x, Objective(problem.objective.name, delta))
-        refit = minimise(other, found.theta[None], data.y.reshape(1, -1), weights[None])
+        refit = minimise(other, found.theta[None], data.y.reshape(1, -1), weights.reshape(1, -1))
         out[f"{delta:g}"] = dict(zip(problem.law.names, refit.theta[0].tolist(), strict=True))
     return out
 

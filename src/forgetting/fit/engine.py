@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from forgetting.errors import ForgettingError, UsageError, did_you_mean
-from forgetting.fit.assemble import diagnostics, draw, estimates, fit_warnings, profiles, r_squared
+from forgetting.fit.assemble import diagnostics, draw, estimates, fit_warnings, loose, profiles, r_squared
 from forgetting.fit.bootstrap import widen_by
 from forgetting.fit.data import Data, read_data
 from forgetting.fit.diagnose import shape
@@ -127,6 +127,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     parameters = estimates(law, theta, public, options.confidence, widen)
     if options.intervals == "profile":
         parameters |= profiles(problem, adapted, found, data, weights, parameters, options.confidence, warnings)
+    warnings += loose(law, parameters)
     return Fit(
         law=law.name,
         label=label,

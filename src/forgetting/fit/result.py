@@ -131,7 +131,7 @@ class Fit:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; NaN becomes null."""
-        out = {
+        out: dict[str, Any] = {
             "format": FORMAT,
             "law": self.law,
             "label": self.label,
@@ -151,8 +151,7 @@ class Fit:
             "spec": self.spec,
             "draws": self.draws,
         }
-        plain: dict[str, Any] = _plain(out)
-        return plain
+        return {k: plain(v) for k, v in out.items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -234,16 +233,16 @@ def check_variables(law: Law, variables: Mapping[str, ArrayLike]) -> tuple[dict[
     return flat, together[0].shape
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Numpy to Python, NaN and infinities to None, so that any JSON reader takes it."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value

@@ -71,7 +71,9 @@ def search(
     theta, minimum = polish(problem, best, y, weights)
     cost, slope = (float(v[0]) for v in stationarity(problem, theta[None], y, weights))
     perfect = cost <= _floor(y, weights)
-    converged = (perfect or slope <= STATIONARY) and minimum and cost <= float(every.min()) * (1 + 1e-12) + 1e-300
+    converged = (
+        (perfect or slope <= STATIONARY) and minimum and cost <= float(every.min()) * (1 + 1e-9) + _floor(y, weights)
+    )
     return Found(theta, cost, slope, total, float(np.mean(same)), bool(converged), minimum)
 
 
@@ -138,16 +140,20 @@ def polish(problem: Problem, theta: Array, y: Array, weights: Array) -> tuple[Ar
     log = problem.log_mask(False)
     low, high = problem.bounds(log)
     z = to_z(theta, log)
-    minimum = True
-    for _ in range(12):
+    minimum, best, flattest = True, z, np.inf
+    for _ in range(20):
         with np.errstate(all="ignore"):
             gradient, hessian = newton_terms(problem, z, log, y[0], weights[0])
         free = ~((z <= low) & (gradient > 0)) & ~((z >= high) & (gradient < 0)) & ~problem.fixed
         scale = np.sqrt(np.maximum(np.abs(np.diag(hessian)), 1e-300))
         if not (np.isfinite(hessian).all() and free.any()):
             break
-        scaled = (hessian / scale[:, None] / scale)[np.ix_(free, free)]
-        eigen, vectors = np.linalg.eigh(scaled)
+        # near the end the objective no longer changes beyond rounding, while the gradient still tells
+        steep = float(np.max(np.abs(gradient / scale)[free]))
+        if steep >= flattest:
+            break
+        best, flattest = z, steep
+        eigen, vectors = np.linalg.eigh((hessian / scale[:, None] / scale)[np.ix_(free, free)])
         minimum = bool(eigen[0] > -1e-7 * max(1.0, float(eigen[-1])))
         if eigen[0] <= 1e-14 * eigen[-1]:
             break
@@ -155,13 +161,10 @@ def polish(problem: Problem, theta: Array, y: Array, weights: Array) -> tuple[Ar
         move[free] = -(vectors @ ((vectors.T @ (gradient / scale)[free]) / eigen)) / scale[free]
         trial = np.clip(z + move, low, high)
         before, after = (_cost(problem, v, log, y, weights) for v in (z, trial))
-        # near the end the objective no longer changes beyond rounding, while the gradient still tells
-        if not after <= before * (1 + 1e-12):
+        if not after <= before * (1 + 1e-9):
             break
         z = trial
-        if np.max(np.abs(move) / (np.abs(z) + 1e-12)) < 1e-15:
-            break
-    return to_theta(z, log), minimum
+    return to_theta(best, log), minimum
 
 
 def _cost(problem: Problem, z: Array, log: Array, y: Array, weights: Array) -> float:

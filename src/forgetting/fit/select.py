@@ -96,19 +96,24 @@ def _test(law: Law, data: Data, axis: str, values: Array, seed: int, bootstrap: 
 def rank_laws(fits: Sequence[Fit]) -> list[dict[str, Any]]:
     """Fits of the same table by different laws, best AICc first, with what each misses of a run left out.
 
-    AICc counts every measured value as independent; steps of a run are not, so believe the leave-one-run-out error
-    where the two disagree.
+    Likelihoods of different data cannot be compared: `delta_aicc` is that to the best law of the same outputs. AICc counts
+    every measured value as independent; steps of a run are not, so believe the leave-one-run-out error where the two
+    disagree.
     """
     known = [f for f in fits if f.diagnostics.get("aicc") is not None]
-    best = min((f.diagnostics["aicc"] for f in known), default=float("nan"))
+    best: dict[tuple[str, ...], float] = {}
+    for f in known:
+        outputs = f.law_object.outputs
+        best[outputs] = min(best.get(outputs, float("inf")), f.diagnostics["aicc"])
     rows = [
         {
             "law": f.law,
             "aicc": f.diagnostics["aicc"],
-            "delta_aicc": f.diagnostics["aicc"] - best,
+            "outputs": list(f.law_object.outputs),
+            "delta_aicc": f.diagnostics["aicc"] - best[f.law_object.outputs],
             "leave_one_run_out": f.diagnostics["leave_one_run_out"],
             "r2": f.r2,
         }
         for f in known
     ]
-    return sorted(rows, key=lambda row: float(row["aicc"]))
+    return sorted(rows, key=lambda row: (row["outputs"], float(row["aicc"])))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html as escaping
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from forgetting.fit.result import Estimate, Fit
 
@@ -55,10 +56,36 @@ def _columns(fit: Fit) -> tuple[str, str, str, str]:
 
 def text(fit: Fit) -> str:
     """Plain text, aligned."""
-    table = [_columns(fit), *rows(fit)]
-    widths = [max(len(row[i]) for row in table) for i in range(4)]
-    body = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
-    return "\n".join([*heading(fit), "", *body, "", *notes(fit)])
+    return "\n".join([*heading(fit), "", aligned([_columns(fit), *rows(fit)]), "", *notes(fit)])
+
+
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines with columns of equal width."""
+    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table)
+    return "\n".join(lines)
+
+
+def comparison_text(label: str, ranked: Sequence[Mapping[str, Any]]) -> str:
+    """Laws of one table side by side."""
+    table = [("law", "AICc", "above best", "error on a run left out, nats/token")]
+    for row in ranked:
+        left = (row["leave_one_run_out"] or {}).get("rmse", {})
+        errors = ", ".join(f"{k} {number(v)}" for k, v in left.items()) or "-"
+        table.append((row["law"], f"{row['aicc']:.1f}", f"{row['delta_aicc']:.1f}", errors))
+    note = "AICc takes steps of a run as independent and compares laws of the same outputs only."
+    return f"{label}: which law?\n{aligned(table)}\n{note}"
+
+
+def extrapolation_text(tests: Sequence[Mapping[str, Any]]) -> str:
+    """Extrapolation tests, one line an output."""
+    table = [("data set", "law", "fitted to", "predicted to", "output", "error", "bias", "half band")]
+    for t in tests:
+        span = (f"{t['axis']} {number(t['fitted_to'])}", number(t["tested_to"]))
+        for output in t["rmse"]:
+            figures = (number(t[k][output]) for k in ("rmse", "bias", "band"))
+            table.append((t["dataset"], t["law"], *span, output, *figures))
+    return f"extrapolation (root mean square error, bias, and half the predicted band; nats/token)\n{aligned(table)}"
 
 
 def rich_table(fit: Fit) -> RenderableType:

@@ -37,7 +37,8 @@ def get_law(name: str) -> Law:
         UsageError: no law has it.
     """
     if name not in LAWS:
-        raise UsageError(f"law '{name}' is not known; {did_you_mean(name, [*LAWS, 'custom'])}")
+        known = did_you_mean(name, LAWS)
+        raise UsageError(f"law '{name}' is not known; {known}; a formula is a law too: 'loss = E + A/N**alpha'")
     return LAWS[name]
 
 

@@ -1,0 +1,66 @@
+"""Parameters of a named model and of a LoRA on it, from its configuration alone: no weights are read.
+
+The model is built on torch's meta device, which allocates nothing; torch and transformers are imported only here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forgetting.errors import UsageError
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Parameters of a model.
+
+    Attributes:
+        model_params: all of them.
+        params_per_rank: of a LoRA of rank 1 on the target modules: the sum of inputs and outputs of each.
+        modules: how many modules are targeted.
+    """
+
+    model_params: int
+    params_per_rank: int
+    modules: int
+
+
+def count_model(name: str, targets: tuple[str, ...] = (ALL_LINEAR,)) -> Counted:
+    """Count.
+
+    Args:
+        name: a folder with a config.json, or a Hub id.
+        targets: module names as PEFT takes them (`q_proj`, `v_proj`), or `all-linear` for every linear module except
+            the output head, as the paper and PEFT have it.
+
+    Raises:
+        UsageError: the configuration cannot be had, or no linear module has such a name.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(name)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"model '{name}': no usable configuration ({str(error).splitlines()[0]})") from None
+    head = model.get_output_embeddings()
+    linear = {
+        path: (int(module.weight.shape[0]), int(module.weight.shape[1]))
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+        if module is not head
+    }
+    chosen = [
+        shape
+        for path, shape in linear.items()
+        if ALL_LINEAR in targets or any(path == t or path.endswith(f".{t}") for t in targets)
+    ]
+    if not chosen:
+        names = sorted({path.rsplit(".", 1)[-1] for path in linear})
+        raise UsageError(f"no linear module of '{name}' is called {', '.join(targets)}; it has {', '.join(names)}")
+    total = sum(p.numel() for p in model.parameters())
+    return Counted(int(total), sum(a + b for a, b in chosen), len(chosen))
