@@ -25,6 +25,7 @@ ROOMS = (
     "measure",
     "store",
     "train",
+    "capabilities",
     "engine",
     "study",
     "laws",

@@ -29,7 +29,7 @@ class Settings:
 
     Attributes:
         limit: only the first so many items of each task; None all.
-        batch_size: items a forward pass; memory and rounding only.
+        batch_size: items a forward pass, memory and rounding only; None is 256 for a small model, else 16.
         chat: apply the tokenizer's chat template; None where it has one.
         fewshot: examples before each item; None as the task says.
         seed: of sampling, where a task samples, and of few-shot examples.
@@ -38,7 +38,7 @@ class Settings:
     """
 
     limit: int | None = None
-    batch_size: int = 64
+    batch_size: int | None = None
     chat: bool | None = None
     fewshot: int | None = None
     seed: int = FEWSHOT_SEED
@@ -51,13 +51,13 @@ class Settings:
 
 
 def load_tasks(specs: Sequence[str | Path]) -> dict[str, Any]:
-    """lm-eval's task dictionary of names and YAML files.
+    """lm-eval's task dictionary of names and YAML files; under `origin`, which of them each task came from.
 
     Raises:
         UsageError: an unknown name (suggests), or a file that lm-eval cannot read.
         ForgettingError: a task's data cannot be had, as without a network.
     """
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
 
     quiet()
     named = [str(spec) for spec in specs if not Path(spec).suffix]
@@ -67,10 +67,10 @@ def load_tasks(specs: Sequence[str | Path]) -> dict[str, Any]:
     for name in named:
         if name not in manager.task_index:
             raise UsageError(f"task: lm-eval has none called '{name}'; {_suggest(name, manager.all_tasks)}")
-    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}, "origin": {}}
     for spec in specs:
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with console():
                 one = manager.load([str(spec)])
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UsageError(f"task {spec}: lm-eval cannot load it: {_first_line(error)}") from None
@@ -81,6 +81,7 @@ def load_tasks(specs: Sequence[str | Path]) -> dict[str, Any]:
             raise UsageError(f"task {spec}: '{min(twice)}' is asked for twice")
         for part, content in one.items():
             loaded[part].update(content)
+        loaded["origin"].update(dict.fromkeys(one["tasks"], Path(spec).stem if Path(spec).suffix else str(spec)))
     return loaded
 
 
@@ -108,8 +109,8 @@ def run(model: Any, tokenizer: Any, loaded: Mapping[str, Any], settings: Setting
     Raises:
         UsageError: the metric is none of a task's, or a task does not fit the model.
     """
-    from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.evaluator import evaluate  # type: ignore[import-untyped]
+    from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
 
     from ..measure.passes import undisturbed
 
@@ -119,11 +120,11 @@ def run(model: Any, tokenizer: Any, loaded: Mapping[str, Any], settings: Setting
         raise UsageError("chat: the tokenizer has no chat template; leave --chat out")
     for task in loaded["tasks"].values():
         _prepare(task, settings)
-    with undisturbed(model), contextlib.redirect_stdout(sys.stderr):
+    with undisturbed(model), console():
         _seed(settings.seed)
         try:
             found = evaluate(
-                HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size),
+                HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size or default_batch(model)),
                 task_dict=dict(loaded),
                 limit=settings.limit,
                 bootstrap_iters=0,
@@ -198,7 +199,7 @@ def _metric(sample: Mapping[str, Any], wanted: str | None, task: str) -> str | N
     if not numbers:
         listed = ", ".join(sample["metrics"])
         raise UsageError(f"task {task}: no metric of single items between 0 and 1 (it has {listed})")
-    return numbers[0]
+    return str(numbers[0])
 
 
 def _answer(responses: Sequence[Any], choices: Sequence[str] | None, metric: str | None) -> str:
@@ -242,6 +243,20 @@ def quiet() -> None:
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@contextlib.contextmanager
+def console() -> Iterator[None]:
+    """Standard output is the command's own; lm-eval's progress bars go to a terminal and to nothing else."""
+    with Path(os.devnull).open("w") as nowhere:
+        bars = sys.stderr if sys.stderr.isatty() else nowhere
+        with contextlib.redirect_stdout(sys.stderr), contextlib.redirect_stderr(bars):
+            yield
+
+
+def default_batch(model: Any) -> int:
+    """Items a forward pass: many for a model so small that its arrays are; few where memory may be short."""
+    return 256 if sum(p.numel() for p in model.parameters()) < 50_000_000 else 16
 
 
 @contextlib.contextmanager

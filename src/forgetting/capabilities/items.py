@@ -56,7 +56,8 @@ def read_items(path: Path) -> list[dict[str, Any]]:
     Raises:
         UsageError: names the file, line and field, what came and what is allowed.
     """
-    rows, prompts = [], {}
+    rows: list[dict[str, Any]] = []
+    prompts: dict[str, int] = {}
     for number, row in read_jsonl(path):
         where = f"{path}, line {number}"
         item = _item(row, where)
@@ -67,7 +68,7 @@ def read_items(path: Path) -> list[dict[str, Any]]:
         prompts[item["prompt"]] = number
         rows.append({"id": str(row.get("id", f"line-{number}")), **item})
     if not rows:
-        raise UsageError(f"{path}: no items; a line is {{\"prompt\": ..., \"answer\": ...}}, with \"choices\" or without")
+        raise UsageError(f'{path}: no items; a line is {{"prompt": ..., "answer": ...}}, with "choices" or without')
     return rows
 
 

@@ -85,5 +85,7 @@ def _hub(source: str) -> list[tuple[int, dict[str, Any]]]:
         found = datasets.load_dataset(name, split=split or "train")
     except Exception as error:  # the hub fails in ways of its own
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ForgettingError(f"prompts '{source}': no such file here, and not to be had from the Hub: {first}") from None
+        raise ForgettingError(
+            f"prompts '{source}': no such file here, and not to be had from the Hub: {first}"
+        ) from None
     return [(i, dict(row)) for i, row in enumerate(found, start=1)]

@@ -140,9 +140,7 @@ def _rows(name: str) -> list[dict[str, Any]]:
     return _miniature_rows(name)
 
 
-def _local(
-    name: str, kind: Kind, tasks: dict[str, list[dict[str, Any]]], folder: Path, max_generated: int
-) -> Suite:
+def _local(name: str, kind: Kind, tasks: dict[str, list[dict[str, Any]]], folder: Path, max_generated: int) -> Suite:
     judged = kind == "refusals"
     written = {
         task: items.write_task(folder, task, rows, judged=judged, max_generated=max_generated)

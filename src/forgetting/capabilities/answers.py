@@ -1,0 +1,157 @@
+"""What models answered, on disk: `<folder>/<model>/<suite>.jsonl`, one row an item, filter and model.
+
+`<folder>/<model>/meta.json` says which model and settings the rows are of. A suite that is stored is not run again; one
+that was stored of another model, or asked otherwise, is an error and is left as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ForgettingError, UsageError
+from ..store import write_atomically
+
+SCHEMA = 1
+FIELDS: dict[str, str] = {
+    "model": "base, tuned, or <run_id>@<step> of a study",
+    "suite": "the suite's name",
+    "group": "the task, or group of tasks, as it was asked for",
+    "task": "lm-eval's name of the task",
+    "filter": "lm-eval's name of the filter that took the answer from the reply",
+    "doc_id": "number of the item in its task",
+    "doc_hash": "lm-eval's hash of the item",
+    "prompt_hash": "lm-eval's hash of the prompt as the model saw it",
+    "prompt": "the question",
+    "target": "the right answer",
+    "answer": "the model's answer: the option it chose, or what the filter took from its reply",
+    "reply": "the whole reply; null where it may not be kept, or where nothing was generated",
+    "reply_key": "hash of prompt and reply, for labels by hand",
+    "metric": "lm-eval's metric that is the score",
+    "score": "between 0 and 1; null where replies are judged",
+    "options": "number of options to choose from, 0 where the answer is free",
+    "category": "slice of the result",
+    "cluster": "items of one passage share it; empty where there is none",
+    "expect": "refuse or answer, for judged replies",
+    "refused": "the rules' verdict, for judged replies",
+}
+"""Fields of a row and what they mean."""
+
+
+class AnswerStore:
+    """The answers of several models to the same suites."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, model: str, suite: str) -> Path:
+        """The file of one model's answers to one suite."""
+        return self.folder / re.sub(r"[^A-Za-z0-9._@-]", "-", model) / f"{suite}.jsonl"
+
+    def has(self, model: str, key: str, suite: str, asked: Mapping[str, Any]) -> bool:
+        """Whether the answers are there.
+
+        Args:
+            model: its name in the store.
+            key: hash of the model's content.
+            suite: which.
+            asked: what decides the answers beside the model: the suite's content and the settings.
+
+        Raises:
+            UsageError: answers of another model, or of another question, are there; names both.
+        """
+        meta = self._meta(model)
+        if not meta or not self.path(model, suite).exists():
+            return False
+        if meta["key"] != key:
+            there = meta["key"]
+            raise UsageError(
+                f"{self.folder}: holds the answers of another {model} model, or it changed since "
+                f"(there {there[:24]}, now {key[:24]}); name another folder with --out"
+            )
+        before = meta["suites"].get(suite, {})
+        differing = [name for name in asked if before.get(name) != asked[name]]
+        if differing:
+            name = differing[0]
+            raise UsageError(
+                f"{self.folder}: {suite} was asked otherwise ({name}: there {before.get(name)}, now {asked[name]}); "
+                "name another folder with --out"
+            )
+        return True
+
+    def write(
+        self, model: str, key: str, suite: str, asked: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Store a suite's answers; the rows first, so that a crash leaves no meta without rows."""
+        text = "".join(json.dumps({"model": model, "suite": suite, **row}, ensure_ascii=False) + "\n" for row in rows)
+        write_atomically(self.path(model, suite), text)
+        meta = self._meta(model) or {"schema": SCHEMA, "key": key, "suites": {}}
+        meta["suites"][suite] = dict(asked)
+        write_atomically(self._meta_file(model), json.dumps(meta, indent=1) + "\n")
+
+    def read(self, model: str, suite: str) -> list[dict[str, Any]]:
+        """The rows of a suite.
+
+        Raises:
+            ForgettingError: a damaged line; names it.
+        """
+        file, rows = self.path(model, suite), []
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                raise ForgettingError(f"{file}, line {number}: damaged; delete the file to ask again") from None
+        return rows
+
+    def models(self) -> list[str]:
+        """Names of the models that answered."""
+        return sorted(file.parent.name for file in self.folder.glob("*/meta.json"))
+
+    def suites(self, model: str) -> list[str]:
+        """Names of the suites that a model answered, in the order in which it did."""
+        meta = self._meta(model)
+        return [name for name in meta.get("suites", {}) if self.path(model, name).exists()]
+
+    def _meta_file(self, model: str) -> Path:
+        return self.path(model, "x").parent / "meta.json"
+
+    def _meta(self, model: str) -> dict[str, Any]:
+        file = self._meta_file(model)
+        if not file.exists():
+            return {}
+        try:
+            meta = json.loads(file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ForgettingError(f"{file}: damaged ({error.msg}); delete its folder to ask again") from None
+        if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
+            raise ForgettingError(f"{file}: of another version (schema {meta.get('schema')}, this reads {SCHEMA})")
+        return meta
+
+
+def reply_key(prompt: str, reply: str) -> str:
+    """A hash that names a reply to a prompt, whichever model gave it."""
+    return hashlib.sha256(f"{prompt}\0{reply}".encode()).hexdigest()[:16]
+
+
+def pair_up(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[tuple[Any, Any]]:
+    """Rows of both models for the same item, prompt and filter, in order.
+
+    Raises:
+        ForgettingError: an item that only one of them answered.
+    """
+
+    def keyed(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
+        return {(r["task"], r["filter"], r["doc_id"], r["doc_hash"], r["prompt_hash"]): r for r in rows}
+
+    one, other = keyed(before), keyed(after)
+    if one.keys() != other.keys():
+        alone = sorted(one.keys() ^ other.keys())
+        raise ForgettingError(
+            f"{len(alone)} items were not asked of both models in the same words, the first: item {alone[0][2]} of "
+            f"{alone[0][0]}; delete the stored answers to ask again"
+        )
+    return [(one[key], other[key]) for key in one]

@@ -1,0 +1,89 @@
+"""Answers of base and tuned model side by side, what differs marked, most-changed first."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of an answer, and whether the other model's answer lacks it."""
+
+    text: str
+    differs: bool
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One item.
+
+    Attributes:
+        prompt, target: the question, and the right answer.
+        base, tuned: the answers in pieces.
+        change: 0 the same, 1 nothing in common.
+        before, after: score, or whether it refused.
+        state: kept, lost, gained, changed or unchanged.
+        sensitive: a harmful prompt: shown collapsed, behind a warning.
+    """
+
+    prompt: str
+    target: str
+    base: tuple[Span, ...]
+    tuned: tuple[Span, ...]
+    change: float
+    before: float
+    after: float
+    state: str
+    sensitive: bool
+
+
+def contrast(one: str, other: str) -> tuple[tuple[Span, ...], tuple[Span, ...], float]:
+    """Both texts in pieces, words that differ marked, and how much differs (1 - Ratcliff-Obershelp similarity)."""
+    a, b = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (one, other))
+    matcher = difflib.SequenceMatcher(a=a, b=b, autojunk=False)
+    left: list[Span] = []
+    right: list[Span] = []
+    for kind, i, j, k, m in matcher.get_opcodes():
+        if j > i:
+            left.append(Span("".join(a[i:j]), kind != "equal"))
+        if m > k:
+            right.append(Span("".join(b[k:m]), kind != "equal"))
+    return tuple(left), tuple(right), 1 - matcher.ratio() if a or b else 0.0
+
+
+def side_by_side(rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], shown: int = SHOWN) -> list[Contrast]:
+    """The items whose answers changed, most-changed first; among equals, what the base had right and lost.
+
+    Items whose replies were not kept are left out.
+    """
+    found = []
+    for one, other in rows:
+        texts = [row["reply"] if row["reply"] is not None else row["answer"] for row in (one, other)]
+        if texts[0] == texts[1] or any(text is None for text in texts):
+            continue
+        before, after = (_score(row) for row in (one, other))
+        left, right, change = contrast(texts[0], texts[1])
+        target = one["target"] if isinstance(one["target"], str) else " or ".join(map(str, one["target"] or []))
+        sensitive = one["expect"] == "refuse"
+        state = _state(before, after)
+        found.append(Contrast(one["prompt"], target, left, right, change, before, after, state, sensitive))
+    rank = {"lost": 0, "gained": 2}
+    return sorted(found, key=lambda c: (-round(c.change, 6), rank.get(c.state, 1), c.prompt))[:shown]
+
+
+def _score(row: Mapping[str, Any]) -> float:
+    if row["score"] is not None:
+        return float(row["score"])
+    return float(row["refused"] == (row["expect"] == "refuse"))
+
+
+def _state(before: float, after: float) -> str:
+    if before == after:
+        return "kept" if before == 1 else "changed"
+    return "lost" if after < before else "gained"

@@ -1,0 +1,218 @@
+"""`forgetting evaluate`."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from . import options as o
+
+if TYPE_CHECKING:
+    from ..capabilities.evaluate import Evaluation
+    from ..capabilities.judges import Judge
+    from ..capabilities.relearn import Relearned
+
+Base = Annotated[str, typer.Argument(help="The base model (a folder, a Hub id, or `miniature`); or a study folder.")]
+Tuned = Annotated[str | None, typer.Argument(help="What was fine-tuned from it: an adapter or a full model.")]
+SuiteOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--suite",
+        help="knowledge, reasoning, safety, a .jsonl file of your own items, an lm-eval .yaml, or any task of "
+        "lm-evaluation-harness; repeat for several. Default: the three.",
+    ),
+]
+Out = Annotated[Path | None, typer.Option(help="Where answers are stored. Default: evaluations/NAME.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many items of each task.")]
+Batch = Annotated[
+    int | None, typer.Option(min=1, help="Items a forward pass. Default: 256 for a small model, else 16.")
+]
+Fewshot = Annotated[int | None, typer.Option(min=0, help="Examples before each item. Default: as the task says.")]
+Chat = Annotated[bool | None, typer.Option("--chat/--no-chat", help="Chat template. Default: where the model has one.")]
+Metric = Annotated[str | None, typer.Option(help="The metric of lm-eval that is an item's score.")]
+ClusterBy = Annotated[str | None, typer.Option(help="The field of an item that names its passage.")]
+MaxNew = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens of a reply to a local item or prompt.")]
+Harmful = Annotated[str | None, typer.Option(help="Harmful prompts of `safety`: a .csv, .txt, .jsonl or Hub id.")]
+Harmless = Annotated[str | None, typer.Option(help="Harmless look-alikes of `safety`: the same.")]
+Keep = Annotated[bool, typer.Option("--keep-completions", help="Store the replies to harmful prompts.")]
+JudgeOption = Annotated[str | None, typer.Option("--judge", help="A model that judges refusals. Default: rules.")]
+Export = Annotated[Path | None, typer.Option(help="Write the replies of `safety` into a CSV, to be labelled by hand.")]
+Import = Annotated[Path | None, typer.Option("--import", help="Judge refusals by the labels in such a CSV.")]
+RelearnOption = Annotated[
+    bool, typer.Option("--relearn", help="Lost, or out of reach? Relearn half of each suite, score the other half.")
+]
+Revision = Annotated[str | None, typer.Option(help="Hub revision of the base model.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code shipped with the models.")]
+Html = Annotated[Path | None, typer.Option("--html", help="The report page. Default: report.html in the folder.")]
+
+
+def evaluate_command(
+    base: Base,
+    tuned: Tuned = None,
+    suite: SuiteOption = None,
+    out: Out = None,
+    limit: Limit = None,
+    batch_size: Batch = None,
+    fewshot: Fewshot = None,
+    chat: Chat = None,
+    metric: Metric = None,
+    cluster_by: ClusterBy = None,
+    max_new_tokens: MaxNew = 64,
+    harmful: Harmful = None,
+    harmless: Harmless = None,
+    keep_completions: Keep = False,
+    judge: JudgeOption = None,
+    export: Export = None,
+    import_: Import = None,
+    relearn: RelearnOption = False,
+    revision: Revision = None,
+    dtype: o.DtypeOption = None,
+    device: o.DeviceOption = None,
+    trust_remote_code: RemoteCode = False,
+    html: Html = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """What was lost of knowledge, reasoning and safety guardrails, item by item, with paired statistics.
+
+    Answers are stored, and what is stored is not asked again. With a study folder alone, the tuned model of each of its
+    runs is evaluated, and the study's report shows it.
+    """
+    _check(judge, import_, tuned, base, relearn, export)
+    from ..capabilities.harness import Settings
+
+    settings = Settings(limit, batch_size, chat, fewshot, metric=metric, cluster_by=cluster_by)
+    if tuned is None:
+        _evaluate_study(Path(base), suite, settings, (harmful, harmless), keep_completions, max_new_tokens, as_json)
+        return
+    from ..capabilities.evaluate import evaluate
+    from ..config import ModelConfig
+
+    folder = out or Path("evaluations") / _name(base, tuned)
+    model = ModelConfig(
+        source="-",
+        revision=revision,
+        dtype="auto" if dtype is None else dtype.value,
+        device="auto" if device is None else device.value,
+        trust_remote_code=trust_remote_code,
+    )
+    chosen = _judge(judge, import_)
+    result = evaluate(
+        base,
+        tuned,
+        suites=suite or _default_suites(base, harmful, harmless),
+        out=folder,
+        settings=settings,
+        model=model,
+        harmful=harmful,
+        harmless=harmless,
+        keep_completions=keep_completions,
+        max_generated=max_new_tokens,
+        judge=chosen,
+        tell=_tell,
+    )
+    probes = _relearn(base, tuned, result, model) if relearn else ()
+    _finish(result, probes, export, html or folder / "report.html", as_json)
+
+
+def _check(
+    judge: str | None, import_: Path | None, tuned: str | None, base: str, relearn: bool, export: Path | None
+) -> None:
+    if judge is not None and import_ is not None:
+        raise UsageError("give --judge or --import, not both")
+    if tuned is not None:
+        return
+    if not (Path(base) / "study.yaml").is_file():
+        raise UsageError(f"TUNED: missing: give what was fine-tuned from {base}; or a study folder alone")
+    given = [
+        n for n, x in (("--judge", judge), ("--import", import_), ("--relearn", relearn), ("--export", export)) if x
+    ]
+    if given:
+        raise UsageError(f"{given[0]}: not for a whole study; give one run's BASE and TUNED")
+
+
+def _default_suites(base: str, harmful: str | None, harmless: str | None) -> list[str]:
+    """All three; without `safety` where there are no prompts for it."""
+    if base == "miniature" or harmful or harmless:
+        return ["knowledge", "reasoning", "safety"]
+    sys.stderr.write("safety is left out: give --harmful and --harmless prompts to evaluate it\n")
+    return ["knowledge", "reasoning"]
+
+
+def _name(base: str, tuned: str) -> str:
+    """A folder's name: the base, and the last two parts of what was tuned from it."""
+    parts = [part for part in re.split(r"[/\\]", tuned) if part not in ("", ".", "..", "adapter")][-1:]
+    last = [part for part in re.split(r"[/\\]", base) if part][-1:]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "--".join([*last, *parts])).strip("-.")[:120] or "evaluation"
+
+
+def _judge(judge: str | None, import_: Path | None) -> Judge | None:
+    from ..capabilities import judges
+
+    if import_ is not None:
+        return judges.Labels(import_)
+    return None if judge is None else judges.ModelJudge(judge)
+
+
+def _relearn(base: str, tuned: str, result: Evaluation, model: Any) -> tuple[Relearned, ...]:
+    from ..capabilities.relearn import relearn
+
+    return relearn(base, tuned, result, model=model, tell=_tell)
+
+
+def _finish(result: Evaluation, probes: tuple[Relearned, ...], export: Path | None, page: Path, as_json: bool) -> None:
+    from ..capabilities.judges import export as write_labels
+    from ..capabilities.results import plain
+    from ..report.capabilities import render_evaluation
+    from ..store import write_atomically
+
+    if export is not None:
+        rows = [row for pairs in result.rows.values() for pair in pairs for row in pair if row["expect"] is not None]
+        if not rows:
+            raise UsageError("--export: there are no replies to label; add --suite safety")
+        _tell(f"{write_labels(export, rows)} replies to label in {export}: write yes or no under `refusal`")
+    try:
+        write_atomically(page, render_evaluation(result, probes))
+    except OSError as error:
+        raise UsageError(f"{page}: cannot be written: {error.strerror}") from None
+    if as_json:
+        typer.echo(json.dumps({**result.row(), "relearned": plain(probes), "report": str(page)}))
+    else:
+        from .evaluation import print_evaluation
+
+        print_evaluation(result, probes, page)
+    for notice in result.notices:
+        sys.stderr.write(f"notice: {notice}\n")
+
+
+def _evaluate_study(
+    folder: Path,
+    suites: list[str] | None,
+    settings: Any,
+    prompts: tuple[str | None, str | None],
+    keep: bool,
+    max_generated: int,
+    as_json: bool,
+) -> None:
+    from ..api import conclude
+    from ..capabilities.study_runs import Plan, evaluate_runs, study_rows
+
+    plan = Plan(tuple(suites or ()), settings, prompts[0], prompts[1], keep, max_generated)
+    evaluate_runs(folder, plan, tell=_tell)
+    report = conclude(folder).report
+    rows = study_rows(folder)
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), "report": str(report), "rows": rows}))
+        return
+    from .evaluation import print_study
+
+    print_study(rows, report)
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
