@@ -12,7 +12,7 @@ import typer
 
 from .. import __version__
 from ..errors import ForgettingError
-from . import study
+from . import laws, measure, study
 
 app = typer.Typer(
     name="forgetting",
@@ -24,8 +24,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("study")(study.study_command)
-app.command("table")(study.table_command)
+app.command("measure")(measure.measure_command)
+app.command("check")(measure.check_command)
+app.command("fit")(laws.fit_command)
+app.command("predict")(laws.predict_command)
+app.command("plan")(laws.plan_command)
 app.command("report")(study.report_command)
+app.command("table")(study.table_command)
 
 
 def _show_version(wanted: bool) -> None:
