@@ -21,7 +21,7 @@ LOOSE = 30.0  # ratio of an interval's ends above which a positive parameter is 
 FEW = 0.05  # share of starts reaching the best below which the fit warns
 
 
-def fit_warnings(found: Found, looks: Shape, starts: int) -> list[str]:
+def fit_warnings(problem: Problem, found: Found, looks: Shape, starts: int) -> list[str]:
     """Sentences on convergence, starts, bounds, flat directions and condition."""
     out = []
     if not found.converged:
@@ -34,6 +34,12 @@ def fit_warnings(found: Found, looks: Shape, starts: int) -> list[str]:
     ]
     for direction in looks.flat:
         out.append(f"the data do not determine {' and '.join(direction)}: a flat direction")
+    if found.twin is not None and not looks.flat and not looks.at_bounds:
+        k = int(np.argmax(np.abs(found.twin - found.theta) / (np.abs(found.theta) + 1e-12)))
+        name = problem.law.names[k]
+        out.append(
+            f"another point fits equally well, with '{name}' {found.twin[k]:.5g} instead of {found.theta[k]:.5g}"
+        )
     if not looks.flat and looks.condition > 1e6:
         out.append(f"parameters are nearly interchangeable (condition {looks.condition:.1e}); trust predictions more")
     return out

@@ -120,7 +120,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
         raise ForgettingError(f"law '{law.name}' could not be evaluated on '{label}' from any of {found.starts} starts")
     looks = shape(problem, found.theta, y, w)
     theta = adapted.public(found.theta[None], data.y[None], np.ones((1, data.n)))[0]
-    warnings = [*data.warnings, *law.hints(data.x, data.y), *fit_warnings(found, looks, options.starts)]
+    warnings = [*data.warnings, *law.hints(data.x, data.y), *fit_warnings(problem, found, looks, options.starts)]
     draws = draw(problem, found, data, weights, options.bootstrap, rng, warnings)
     public = None if draws is None else adapted.public(draws.theta, draws.y, draws.weights)
     widen = 1.0 if draws is None else widen_by(draws.scheme, len(data.runs), options.confidence)

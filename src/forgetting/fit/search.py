@@ -10,6 +10,7 @@ from forgetting.fit.solver import Problem, minimise, solve_linear, stationarity,
 from forgetting.laws.base import Array
 
 SAME = 1e-6  # relative difference of objectives below which two optima count as one
+APART = 1e-2  # relative difference of a parameter above which two points are different answers
 STATIONARY = 1e-6  # cosine between residuals and a Jacobian column above which a point is not stationary
 DAMPING = np.array([1e-4, 1e-2, 1.0, 100.0])
 ROUNDS = 4  # how often the number of starts may double when few of them reach the best
@@ -27,6 +28,7 @@ class Found:
         share: share of them that ended at an objective equal to the best to 1e-6.
         converged: stationary, a minimum along every direction, and not beaten by anything tried.
         minimum: False when the exact Hessian has a falling direction.
+        twin: [K] another point, far from theta, whose objective is the same; None where no start ended at one.
     """
 
     theta: Array
@@ -36,6 +38,7 @@ class Found:
     share: float
     converged: bool
     minimum: bool
+    twin: Array | None = None
 
 
 def search(
@@ -68,13 +71,17 @@ def search(
     every = np.concatenate(costs)
     best = np.concatenate(ends)[int(np.argmin(every))]
     same = _same(every, float(every.min()), y, weights)
+    apart = np.abs(np.concatenate(ends) - best) > APART * (np.abs(best) + APART)
+    twins = np.concatenate(ends)[same & apart.any(axis=1)]
     theta, minimum = polish(problem, best, y, weights)
     cost, slope = (float(v[0]) for v in stationarity(problem, theta[None], y, weights))
     perfect = cost <= _floor(y, weights)
     converged = (
         (perfect or slope <= STATIONARY) and minimum and cost <= float(every.min()) * (1 + 1e-9) + _floor(y, weights)
     )
-    return Found(theta, cost, slope, total, float(np.mean(same)), bool(converged), minimum)
+    return Found(
+        theta, cost, slope, total, float(np.mean(same)), bool(converged), minimum, twins[0] if len(twins) else None
+    )
 
 
 def _floor(y: Array, weights: Array) -> float:

@@ -96,9 +96,9 @@ def _test(law: Law, data: Data, axis: str, values: Array, seed: int, bootstrap: 
 def rank_laws(fits: Sequence[Fit]) -> list[dict[str, Any]]:
     """Fits of the same table by different laws, best AICc first, with what each misses of a run left out.
 
-    Likelihoods of different data cannot be compared: `delta_aicc` is that to the best law of the same outputs. AICc counts
-    every measured value as independent; steps of a run are not, so believe the leave-one-run-out error where the two
-    disagree.
+    Likelihoods of different data cannot be compared: `delta_aicc` is that to the best law of the same outputs. AICc
+    counts every measured value as independent; steps of a run are not, so believe the leave-one-run-out error where
+    the two disagree.
     """
     known = [f for f in fits if f.diagnostics.get("aicc") is not None]
     best: dict[tuple[str, ...], float] = {}
