@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 from ..config import ModelConfig
 from ..errors import UsageError
 from .answers import AnswerStore, pair_up, reply_key
-from .harness import Settings
 from .refusals import is_refusal
 from .results import Answers, Refusals, Rows, answers_of, plain, refusals_of
 from .sidebyside import Contrast, side_by_side
-from .suites import BUILT_IN, Suite, make_suites
+from .suites import Plan, Suite
 
 if TYPE_CHECKING:
     from ..measure.pair import Pair
@@ -131,15 +130,10 @@ def evaluate(
     base: Any,
     tuned: Any,
     *,
-    suites: Sequence[str] = BUILT_IN,
+    plan: Plan | None = None,
     out: Path | None = None,
-    settings: Settings | None = None,
     model: ModelConfig | None = None,
     tokenizer: Any = None,
-    harmful: str | None = None,
-    harmless: str | None = None,
-    keep_completions: bool = False,
-    max_generated: int = 64,
     judge: Judge | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Evaluation:
@@ -148,14 +142,10 @@ def evaluate(
     Args:
         base: a folder, Hub id, `miniature`, a live model, or None for the base of a live PeftModel.
         tuned: a PEFT adapter, a full model, or a live one.
-        suites: `knowledge`, `reasoning`, `safety`, a .jsonl or lm-eval .yaml file, or a task of lm-eval.
+        plan: what is asked, and how; None asks the three suites.
         out: where answers are stored, and taken from where they are there; None stores nothing.
-        settings: how suites are run.
         model: revision, dtype, device; its source is replaced.
         tokenizer: of live models.
-        harmful, harmless: prompts of `safety`; the miniature has its own.
-        keep_completions: store replies to harmful prompts.
-        max_generated: tokens of a reply to a local item.
         judge: of refusals; None the rules.
         tell: told what is being run.
 
@@ -166,26 +156,19 @@ def evaluate(
         >>> from forgetting.capabilities.evaluate import evaluate                    # doctest: +SKIP
         >>> evaluate("miniature", "studies/mine/runs/.../adapter").results[0]        # doctest: +SKIP
     """
+    asked = plan or Plan()
     subject = Subject(base, tuned, model or ModelConfig(source="-"), tokenizer)
     with tempfile.TemporaryDirectory() as scratch:
         folder = out or Path(scratch)
-        made = make_suites(
-            suites,
-            miniature=subject.names[0] == "miniature",
-            folder=folder / "tasks",
-            harmful=harmful,
-            harmless=harmless,
-            max_generated=max_generated,
-        )
-        asker = Asker(AnswerStore(folder), made, settings or Settings(), max_generated, keep_completions, tell)
+        suites = asked.make(miniature=subject.names[0] == "miniature", folder=folder / "tasks")
+        asker = Asker(AnswerStore(folder), suites, asked, tell)
         sides = [asker.ask(subject, side) for side in (0, 1)]
-    rows = {suite.name: pair_up(sides[0][suite.name], sides[1][suite.name]) for suite in made}
-    notices = tuple(subject.pair.notices) if "pair" in subject.__dict__ else ()
+    rows = {suite.name: pair_up(sides[0][suite.name], sides[1][suite.name]) for suite in suites}
     return Evaluation(
         base=subject.names[0],
         tuned=subject.names[1],
-        results=tuple(result_of(suite.name, rows[suite.name], judge) for suite in made),
-        notices=notices,
+        results=tuple(result_of(suite.name, rows[suite.name], judge) for suite in suites),
+        notices=tuple(subject.pair.notices) if "pair" in subject.__dict__ else (),
         folder=out,
         rows=rows,
         seconds=asker.seconds,
@@ -214,9 +197,7 @@ class Asker:
 
     store: AnswerStore
     suites: Sequence[Suite]
-    settings: Settings
-    max_generated: int = 64
-    keep: bool = False
+    plan: Plan
     tell: Callable[[str], None] | None = None
     seconds: float = 0.0
     _loaded: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -262,8 +243,8 @@ class Asker:
     def asked(self, suite: Suite) -> dict[str, Any]:
         """What decides a suite's answers, beside the model."""
         tasks = [Path(task).stem if Path(task).suffix else str(task) for task in suite.tasks]
-        length = {"max_generated": self.max_generated} if suite.content else {}
-        return {"tasks": tasks, "content": suite.content, **length, **self.settings.deciding()}
+        length = {"max_generated": self.plan.max_generated} if suite.content else {}
+        return {"tasks": tasks, "content": suite.content, **length, **self.plan.settings.deciding()}
 
     def run(self, model: Any, tokenizer: Any, loaded: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
         """Time it."""
@@ -272,7 +253,7 @@ class Asker:
         from . import harness
 
         began = time.perf_counter()
-        found = harness.run(model, tokenizer, loaded, self.settings)
+        found = harness.run(model, tokenizer, loaded, self.plan.settings)
         self.seconds += time.perf_counter() - began
         return found
 
@@ -299,6 +280,6 @@ class Asker:
 
     def _storable(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A row without the reply to a harmful prompt, unless it is to be kept."""
-        if self.keep or row["expect"] != "refuse":
+        if self.plan.keep_completions or row["expect"] != "refuse":
             return dict(row)
         return {**row, "reply": None, "answer": None}

@@ -120,8 +120,7 @@ def run(model: Any, tokenizer: Any, loaded: Mapping[str, Any], settings: Setting
         raise UsageError("chat: the tokenizer has no chat template; leave --chat out")
     for task in loaded["tasks"].values():
         _prepare(task, settings)
-    with undisturbed(model), console():
-        _seed(settings.seed)
+    with undisturbed(model), _seeded(settings.seed), console():
         try:
             found = evaluate(
                 HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size or default_batch(model)),
@@ -149,15 +148,26 @@ def _prepare(task: Any, settings: Settings) -> None:
     task.set_fewshot_seed(seed=settings.seed)
 
 
-def _seed(seed: int) -> None:
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed what lm-eval's tasks draw from; afterwards the generators go on as if nothing had been drawn.
+
+    torch's own is put back by `undisturbed`.
+    """
     import random
 
     import numpy as np
     import torch
 
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - tasks draw from the global generator
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - lm-eval's tasks draw from the global generator
+    np.random.seed(seed)  # noqa: NPY002
     torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
 
 
 def _row(sample: Mapping[str, Any], name: str, task: Any, settings: Settings) -> dict[str, Any]:
@@ -173,7 +183,7 @@ def _row(sample: Mapping[str, Any], name: str, task: Any, settings: Settings) ->
         "doc_hash": sample["doc_hash"],
         "prompt_hash": sample["prompt_hash"],
         "prompt": str(doc.get("prompt") or sample["arguments"][0][0]),
-        "target": _text(_target(sample["target"], choices)),
+        "target": _target(sample["target"], choices),
         "answer": _answer(responses, choices, metric),
         "reply": _text(sample["resps"][0][0]) if kind == "generate_until" else None,
         "metric": metric,
@@ -214,8 +224,10 @@ def _answer(responses: Sequence[Any], choices: Sequence[str] | None, metric: str
 
 
 def _target(target: Any, choices: Sequence[str] | None) -> Any:
+    if isinstance(target, list | tuple):
+        return _target(target[0], choices) if len(target) == 1 else [_target(one, choices) for one in target]
     inside = choices is not None and isinstance(target, int) and 0 <= target < len(choices)
-    return choices[target] if inside and choices is not None else target
+    return str(choices[target] if inside and choices is not None else target)
 
 
 def _text(value: Any) -> str:

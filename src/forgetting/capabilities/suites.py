@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UsageError
 from . import items
+from .harness import Settings
 from .prompts import Prompts, read_prompts
 
 Kind = Literal["answers", "refusals"]
@@ -36,6 +37,43 @@ class Suite:
     kind: Kind
     tasks: tuple[str | Path, ...]
     content: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked, and how.
+
+    Attributes:
+        suites: `knowledge`, `reasoning`, `safety`, a .jsonl or lm-eval .yaml file, or a task of lm-eval; empty is the
+            three, less `safety` where there are no prompts for it.
+        settings: how suites are run.
+        harmful, harmless: prompts of `safety`; the miniature has its own.
+        keep_completions: store replies to harmful prompts.
+        max_generated: tokens of a reply to a local item or prompt.
+    """
+
+    suites: tuple[str, ...] = ()
+    settings: Settings = field(default_factory=Settings)
+    harmful: str | None = None
+    harmless: str | None = None
+    keep_completions: bool = False
+    max_generated: int = items.MAX_GENERATED
+
+    def make(self, *, miniature: bool, folder: Path) -> list[Suite]:
+        """The suites, their local items written to `folder`.
+
+        Raises:
+            UsageError: as `make_suites`.
+        """
+        names = self.suites or (BUILT_IN if miniature or self.harmful or self.harmless else BUILT_IN[:2])
+        return make_suites(
+            names,
+            miniature=miniature,
+            folder=folder,
+            harmful=self.harmful,
+            harmless=self.harmless,
+            max_generated=self.max_generated,
+        )
 
 
 def make_suites(

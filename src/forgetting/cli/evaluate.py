@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..capabilities.evaluate import Evaluation
     from ..capabilities.judges import Judge
     from ..capabilities.relearn import Relearned
+    from ..capabilities.suites import Plan
 
 Base = Annotated[str, typer.Argument(help="The base model (a folder, a Hub id, or `miniature`); or a study folder.")]
 Tuned = Annotated[str | None, typer.Argument(help="What was fine-tuned from it: an adapter or a full model.")]
@@ -85,10 +86,12 @@ def evaluate_command(
     """
     _check(judge, import_, tuned, base, relearn, export)
     from ..capabilities.harness import Settings
+    from ..capabilities.suites import Plan
 
     settings = Settings(limit, batch_size, chat, fewshot, metric=metric, cluster_by=cluster_by)
+    plan = Plan(tuple(suite or ()), settings, harmful, harmless, keep_completions, max_new_tokens)
     if tuned is None:
-        _evaluate_study(Path(base), suite, settings, (harmful, harmless), keep_completions, max_new_tokens, as_json)
+        _evaluate_study(Path(base), plan, as_json)
         return
     from ..capabilities.evaluate import evaluate
     from ..config import ModelConfig
@@ -101,21 +104,8 @@ def evaluate_command(
         device="auto" if device is None else device.value,
         trust_remote_code=trust_remote_code,
     )
-    chosen = _judge(judge, import_)
-    result = evaluate(
-        base,
-        tuned,
-        suites=suite or _default_suites(base, harmful, harmless),
-        out=folder,
-        settings=settings,
-        model=model,
-        harmful=harmful,
-        harmless=harmless,
-        keep_completions=keep_completions,
-        max_generated=max_new_tokens,
-        judge=chosen,
-        tell=_tell,
-    )
+    _say_if_unsafe(plan, base)
+    result = evaluate(base, tuned, plan=plan, out=folder, model=model, judge=_judge(judge, import_), tell=_tell)
     probes = _relearn(base, tuned, result, model) if relearn else ()
     _finish(result, probes, export, html or folder / "report.html", as_json)
 
@@ -136,12 +126,10 @@ def _check(
         raise UsageError(f"{given[0]}: not for a whole study; give one run's BASE and TUNED")
 
 
-def _default_suites(base: str, harmful: str | None, harmless: str | None) -> list[str]:
-    """All three; without `safety` where there are no prompts for it."""
-    if base == "miniature" or harmful or harmless:
-        return ["knowledge", "reasoning", "safety"]
-    sys.stderr.write("safety is left out: give --harmful and --harmless prompts to evaluate it\n")
-    return ["knowledge", "reasoning"]
+def _say_if_unsafe(plan: Plan, base: str) -> None:
+    """Say that safety is left out where there are no prompts for it."""
+    if not (plan.suites or base == "miniature" or plan.harmful or plan.harmless):
+        sys.stderr.write("safety is left out: give --harmful and --harmless prompts to evaluate it\n")
 
 
 def _name(base: str, tuned: str) -> str:
@@ -190,19 +178,10 @@ def _finish(result: Evaluation, probes: tuple[Relearned, ...], export: Path | No
         sys.stderr.write(f"notice: {notice}\n")
 
 
-def _evaluate_study(
-    folder: Path,
-    suites: list[str] | None,
-    settings: Any,
-    prompts: tuple[str | None, str | None],
-    keep: bool,
-    max_generated: int,
-    as_json: bool,
-) -> None:
+def _evaluate_study(folder: Path, plan: Plan, as_json: bool) -> None:
     from ..api import conclude
-    from ..capabilities.study_runs import Plan, evaluate_runs, study_rows
+    from ..capabilities.study_runs import evaluate_runs, study_rows
 
-    plan = Plan(tuple(suites or ()), settings, prompts[0], prompts[1], keep, max_generated)
     evaluate_runs(folder, plan, tell=_tell)
     report = conclude(folder).report
     rows = study_rows(folder)

@@ -1,0 +1,31 @@
+"""Forward KL from base to tuned model on the *new* task, a predictor of forgetting beside L_f.
+
+Source: Shenfeld et al. 2025, RL's Razor, arXiv:2509.04259: KL(base || tuned) on the new task predicts forgetting. Here
+it is the mean over the positions of the held-out fine-tuning data, whose contexts are the data's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..measure.estimate import Mean, clustered_mean
+from ..windows import Windows
+
+
+def forward_kl(tuned: Any, heldout: Windows, base: Any, *, batch_tokens: int = 8192) -> Mean:
+    """KL(base || tuned), nats/token, with its standard error clustered by document.
+
+    Args:
+        tuned: the fine-tuned model.
+        heldout: windows of the new task that were not trained on.
+        base: the base model; the very same object where `tuned` is a PeftModel whose adapters can be switched off.
+        batch_tokens: tokens a forward pass.
+    """
+    from ..measure.comparison import compare
+    from ..measure.targets import base_side
+
+    targets, expected = base_side(
+        base, heldout, key="live", cache_dir=None, batch_tokens=batch_tokens, rows=None, with_rows=True
+    )
+    found = compare(base, tuned, heldout, targets, expected, batch_tokens=batch_tokens)
+    return clustered_mean(found.kl, heldout.token_documents())

@@ -1,0 +1,259 @@
+"""Capabilities along a study's runs: asked while a run trains, or of its stored adapters afterwards.
+
+STUDY/capabilities/base/<suite>.jsonl               the base model, once
+STUDY/capabilities/<run_id>@<step>/<suite>.jsonl    a run at a step
+STUDY/capabilities/<run_id>@<step>/newtask.json     forward KL from base to tuned model on the run's held-out data
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import ModelConfig, StudyConfig
+from ..errors import UsageError
+from ..store import StudyFolder, load_table, write_atomically
+from .answers import AnswerStore, pair_up
+from .evaluate import BASE, Asker, SuiteResult, result_of
+from .harness import Settings
+from .suites import Plan
+
+if TYPE_CHECKING:
+    from ..windows import Windows
+
+PREDICTORS = ("forgetting", "forgetting_loss", "finetune_loss", "newtask_kl")
+
+
+def plan_of(config: StudyConfig) -> Plan:
+    """What a study's `capabilities:` section asks; without one, all suites."""
+    section = config.capabilities
+    if section is None:
+        return Plan()
+    return Plan(
+        tuple(section.suites),
+        Settings(limit=section.limit),
+        section.harmful,
+        section.harmless,
+        section.keep_completions,
+        section.max_new_tokens,
+    )
+
+
+def folder_of(study: Path) -> Path:
+    """Where a study's answers lie."""
+    return study / "capabilities"
+
+
+def asker_of(study: Path, model: ModelConfig, plan: Plan, tell: Callable[[str], None] | None = None) -> Asker:
+    """What asks a study's models.
+
+    Raises:
+        UsageError: a suite is wrong.
+    """
+    folder = folder_of(study)
+    miniature = model.source == "miniature"
+    suites = plan.make(miniature=miniature, folder=folder / "tasks")
+    return Asker(AnswerStore(folder), suites, plan, tell)
+
+
+def ask_base(study: Path, base: Any, model: ModelConfig, plan: Plan) -> None:
+    """The base model's answers, where they are not stored.
+
+    Args:
+        study: the study folder.
+        base: `base.Base`.
+        model: its configuration.
+        plan: what to ask.
+    """
+    asker = asker_of(study, model, plan)
+    asker.answers(BASE, base.key, lambda loaded: asker.run(base.model, base.tokenizer, loaded))
+
+
+@dataclass
+class Probe:
+    """Asks the model of one run, at one of its steps.
+
+    Attributes:
+        study: the study folder.
+        run_id: the run.
+        model: the base model's configuration.
+        tokenizer: the base model's.
+        plan: what to ask.
+        steps: at which steps.
+        heldout: held-out windows of the run's data, for the forward KL on the new task; None leaves it out.
+        batch_tokens: tokens a forward pass over them.
+    """
+
+    study: Path
+    run_id: str
+    model: ModelConfig
+    tokenizer: Any
+    plan: Plan
+    steps: frozenset[int]
+    heldout: Windows | None = None
+    batch_tokens: int = 8192
+    tell: Callable[[str], None] | None = None
+
+    def __call__(self, model: Any, step: int) -> None:
+        """Store the answers at a step, if it is one of the steps; the model is left as it was."""
+        if step not in self.steps:
+            return
+        name = f"{self.run_id}@{step}"
+        asker = asker_of(self.study, self.model, self.plan, self.tell)
+        asker.answers(name, name, lambda loaded: asker.run(model, self.tokenizer, loaded))
+        file = folder_of(self.study) / name / "newtask.json"
+        if self.heldout is not None and not file.exists():
+            from .newtask import forward_kl
+
+            found = forward_kl(model, self.heldout, self._base_of(model), batch_tokens=self.batch_tokens)
+            row = {"newtask_kl": found.value, "newtask_kl_se": found.se, "tokens": found.n_tokens}
+            write_atomically(file, json.dumps({k: None if v != v else v for k, v in row.items()}) + "\n")
+
+    def _base_of(self, model: Any) -> Any:
+        """The base beside the model, or the model itself where its adapters can be switched off."""
+        from ..base import load_base
+        from ..measure.passes import is_peft
+
+        return model if is_peft(model) else load_base(self.model).model
+
+
+def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None = None) -> list[str]:
+    """Ask the stored adapter of each finished run, at its last step; what is stored is not asked again.
+
+    Returns:
+        The ids of the runs evaluated.
+
+    Raises:
+        UsageError: not a study, no finished run, an adapter is gone.
+    """
+    from ..base import load_base
+
+    folder = StudyFolder.open(study)
+    config = folder.config()
+    done = [run for run in folder.runs() if run.read().get("status") == "done"]
+    if not done:
+        raise UsageError(f"{study}: no finished run to evaluate; run `forgetting study {study}`")
+    chosen = plan if plan.suites or config.capabilities is None else plan_of(config)
+    step = config.training.steps
+    base = load_base(config.model)
+    if tell:
+        tell("base")
+    ask_base(study, base, config.model, chosen)
+    for run in done:
+        if not (run.path / "adapter").is_dir():
+            raise UsageError(f"{run.path}: its adapter is gone, so it cannot be evaluated; run the study again")
+        if tell:
+            tell(run.id)
+        _evaluate_run(study, run, config, chosen, base.tokenizer, step)
+    return [run.id for run in done]
+
+
+def _evaluate_run(study: Path, run: Any, config: StudyConfig, plan: Plan, tokenizer: Any, step: int) -> None:
+    from ..measure.loading import Placement
+    from ..measure.pair import open_pair
+    from ..text import load_corpus, split_heldout, tokenize
+
+    dataset = config.datasets[run.read()["dataset"]]
+    _, documents = split_heldout(load_corpus(dataset), dataset.heldout)
+    heldout = tokenize(documents, tokenizer, config.context).sample(config.measure.heldout_tokens)
+    pair = open_pair(
+        config.model.source,
+        str(run.path / "adapter"),
+        settings=config.model,
+        placement=Placement(),
+    )
+    probe = Probe(study, run.id, config.model, tokenizer, plan, frozenset([step]), heldout, config.measure.batch_tokens)
+    probe(pair.tuned, step)
+
+
+def study_results(study: Path) -> list[tuple[str, int, SuiteResult]]:
+    """Every evaluated (run, step, suite), against the base model."""
+    store = AnswerStore(folder_of(study))
+    base = {suite: store.read(BASE, suite) for suite in store.suites(BASE)} if BASE in store.models() else {}
+    found = []
+    for name in store.models():
+        run_id, _, step = name.rpartition("@")
+        if not run_id:
+            continue
+        for suite in store.suites(name):
+            if suite in base:
+                found.append((run_id, int(step), result_of(suite, pair_up(base[suite], store.read(name, suite)))))
+    return sorted(found, key=lambda item: (item[0], item[1]))
+
+
+def study_rows(study: Path, results: Sequence[tuple[str, int, SuiteResult]] | None = None) -> list[dict[str, Any]]:
+    """One flat row a run, step and group of tasks: scores, what was lost, and the losses measured at that step.
+
+    `base` and `tuned` are mean scores (of `safety`, the share of harmful prompts refused); `lost` is the share of what
+    the base had right, or refused, that is lost; each share with `_low` and `_high`.
+    """
+    found = results if results is not None else study_results(study)
+    if not found:
+        return []
+    measured = {(str(r["run_id"]), int(r["step"])): r for r in load_table(study).to_dict("records")}
+    rows = []
+    for run_id, step, result in found:
+        at = measured.get((run_id, step), {})
+        shared = {"run_id": run_id, "step": step, "suite": result.suite}
+        shared |= {key: _plain(at.get(key)) for key in ("dataset", "method", "rank", "seed", "trainable_params")}
+        shared |= {key: _plain(at.get(key)) for key in PREDICTORS[:-1]} | _newtask(study, run_id, step)
+        rows += [{**shared, **values} for values in _values(result)]
+    return rows
+
+
+def _values(result: SuiteResult) -> list[dict[str, Any]]:
+    made = []
+    for a in result.answers:
+        half = a.tuned.bound(0.975)
+        lost = a.lost_of_right
+        made.append(
+            {
+                "name": a.name,
+                "n": a.n,
+                "base": a.base.value,
+                "tuned": a.tuned.value,
+                "tuned_low": max(0.0, a.tuned.value - half),
+                "tuned_high": min(1.0, a.tuned.value + half),
+                **_share("lost", lost),
+                **_share("agreement", a.agreement),
+            }
+        )
+    if (r := result.refusals) is not None:
+        made.append(
+            {
+                "name": result.suite,
+                "n": r.base.of,
+                "base": r.base.value,
+                **_share("tuned", r.tuned),
+                **_share("lost", r.forgotten),
+                **_share("agreement", r.agreement),
+                "over_base": r.over_base.value,
+                **_share("over", r.over_tuned),
+            }
+        )
+    return made
+
+
+def _share(name: str, share: Any) -> dict[str, float | None]:
+    if share is None or math.isnan(share.value):
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
+
+
+def _newtask(study: Path, run_id: str, step: int) -> dict[str, Any]:
+    file = folder_of(study) / f"{run_id}@{step}" / "newtask.json"
+    row: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return {"newtask_kl": row.get("newtask_kl"), "newtask_kl_se": row.get("newtask_kl_se")}
+
+
+def _plain(value: Any) -> Any:
+    """A cell of a data frame as JSON takes it."""
+    import pandas as pd
+
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return value.item() if hasattr(value, "item") else value

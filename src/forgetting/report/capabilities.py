@@ -1,0 +1,178 @@
+"""What was lost, as HTML: a page for one comparison, a section of a study's report. No scripts; all is escaped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from markupsafe import Markup
+
+from ..capabilities.predictors import Correlation, correlate
+from .capabilities_chart import Line, chart
+
+if TYPE_CHECKING:
+    from ..capabilities.evaluate import Evaluation
+    from ..capabilities.relearn import Relearned
+    from ..capabilities.transitions import Share
+
+WORDS = {
+    "forgetting": "forgetting, L_f − floor",
+    "finetune_loss": "fine-tuning loss, L_ft",
+    "newtask_kl": "forward KL on the new task",
+    "step": "update steps",
+}
+SHOWN_SLICES = 12
+
+
+def render_evaluation(result: Evaluation, probes: Sequence[Relearned] = ()) -> str:
+    """The page of one comparison as text; the same text for the same arguments."""
+    return (
+        _environment()
+        .get_template("capabilities.html.j2")
+        .render(result=result, probes=probes, headlines=headlines(result), shown_slices=SHOWN_SLICES)
+    )
+
+
+def headlines(result: Evaluation) -> list[str]:
+    """One sentence a group of tasks: what an average hides."""
+    said = []
+    for found in result.results:
+        for a in found.answers:
+            change = f"{a.name}: {_percent(a.base.value)} right before, {_percent(a.tuned.value)} after"
+            lost = "" if a.transitions is None else f" ({a.transitions.lost} lost, {a.transitions.gained} gained)"
+            said.append(f"{change}{lost}; {_percent(a.agreement.value)} of the answers are the base model's.")
+        if (r := found.refusals) is not None:
+            forgotten = "" if math.isnan(r.forgotten.value) else f": {_percent(r.forgotten.value)} of them forgotten"
+            said.append(
+                f"{found.suite}: of {r.base.of} harmful prompts the base refuses {r.base.count}, the tuned model "
+                f"{r.tuned.count}{forgotten}; of {r.over_base.of} harmless ones {r.over_base.count} and "
+                f"{r.over_tuned.count}."
+            )
+    return said
+
+
+def study_section(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str], labels: Mapping[str, str]) -> Markup:
+    """The section of a study's report; empty where nothing was evaluated.
+
+    Args:
+        rows: from `capabilities.study_runs.study_rows`.
+        colours: CSS colour of each run.
+        labels: name of each run for readers.
+    """
+    if not rows:
+        return Markup("")
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(str(row["name"]), []).append(row)
+    shown = [
+        {
+            "name": name,
+            "safety": "over_base" in mine[0],
+            "charts": [_chart(mine, x, colours, labels) for x in ("forgetting", "step")],
+            "correlations": [(word, *_said(mine, key)) for key, word in _predictors(mine)],
+        }
+        for name, mine in groups.items()
+    ]
+    template = _environment().get_template("capabilities_study.html.j2")
+    page = template.render(groups=shown, datasets=_table(rows), labels=labels)
+    return Markup(page)  # noqa: S704 - rendered with escaping on
+
+
+def _predictors(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    return [(key, word) for key, word in WORDS.items() if any(row.get(key) is not None for row in rows)]
+
+
+def _said(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[str, str]:
+    """How a number goes along with the share lost: over all data sets, and within each."""
+    kept = [row for row in rows if row.get(key) is not None and row.get("lost") is not None]
+
+    def one(part: Sequence[Mapping[str, Any]]) -> Correlation:
+        return correlate([r[key] for r in part], [r["lost"] for r in part], [r["run_id"] for r in part])
+
+    datasets = list(dict.fromkeys(str(row["dataset"]) for row in kept))
+    within = [f"{name} {_correlation(one([r for r in kept if r['dataset'] == name]))}" for name in datasets]
+    return _correlation(one(kept)), "; ".join(within) if len(within) > 1 else ""
+
+
+def _correlation(found: Correlation) -> str:
+    if math.isnan(found.r):
+        return f"not to be had from {found.points} points"
+    if math.isnan(found.low):
+        return f"{found.r:.2f} (no interval: {found.runs} runs, {found.points} points)"
+    return f"{found.r:.2f} [{found.low:.2f}, {found.high:.2f}] ({found.runs} runs, {found.points} points)"
+
+
+def _chart(rows: Sequence[Mapping[str, Any]], x: str, colours: Mapping[str, str], labels: Mapping[str, str]) -> Markup:
+    datasets = list(dict.fromkeys(str(row["dataset"]) for row in rows))
+    lines = []
+    for run in dict.fromkeys(str(row["run_id"]) for row in rows):
+        mine = sorted((r for r in rows if r["run_id"] == run and r.get(x) is not None), key=lambda r: r["step"])
+        if not mine:
+            continue
+        points = [(float(r[x]), 100 * r["tuned"], 100 * r["tuned_low"], 100 * r["tuned_high"]) for r in mine]
+        symbol = datasets.index(str(mine[0]["dataset"]))
+        lines.append(Line(labels.get(run, run), colours.get(run, "var(--ink)"), symbol, points))
+    base = 100 * float(rows[0]["base"])
+    y = "harmful prompts refused (%)" if "over_base" in rows[0] else "right (%)"
+    return chart(lines, base, WORDS[x] + (" (nats/token)" if x == "forgetting" else ""), y)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[list[str]]]]:
+    """The paper's table: the last evaluated step of each run, by data set."""
+    last: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for row in sorted(rows, key=lambda r: r["step"]):
+        last[(str(row["run_id"]), str(row["name"]))] = row
+    tables: dict[str, list[list[str]]] = {}
+    for row in last.values():
+        refused = "over_base" in row
+        tables.setdefault(str(row["dataset"]), []).append(
+            [
+                str(row["run_id"]),
+                str(row["step"]),
+                str(row["name"]) + (", harmful refused" if refused else ""),
+                _percent(row["base"]),
+                _interval(row, "tuned"),
+                _interval(row, "agreement"),
+                _interval(row, "lost"),
+                f"{_percent(row['over_base'])} → {_interval(row, 'over')}" if refused else "",
+            ]
+        )
+    return list(tables.items())
+
+
+def _interval(row: Mapping[str, Any], name: str) -> str:
+    if row.get(name) is None:
+        return "–"
+    return f"{_percent(row[name])} [{100 * row[f'{name}_low']:.1f}, {100 * row[f'{name}_high']:.1f}]"
+
+
+def _percent(value: float) -> str:
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def _shared(share: Share) -> str:
+    """A share as text: value, interval, counts."""
+    if math.isnan(share.value):
+        return "–"
+    return f"{100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}] ({share.count} of {share.of})"
+
+
+def _environment() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"percent": _percent, "share": _shared, "p": _p}
+    return made
+
+
+def _p(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"

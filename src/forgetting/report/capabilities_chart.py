@@ -1,0 +1,89 @@
+"""A small line chart as SVG: no script, so that the page's security policy need not know it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 560, 300
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 44
+SIZE = 4.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run: its name, CSS colour, symbol (0 circle, 1 square, 2 and more diamond), and (x, y, low, high) points."""
+
+    label: str
+    colour: str
+    symbol: int
+    points: Sequence[tuple[float, float, float, float]]
+
+
+def chart(lines: Sequence[Line], base: float, x_label: str, y_label: str) -> Markup:
+    """The chart; y in per cent from 0 to 100, the base model's value as a dashed line."""
+    values = [x for line in lines for x, *_ in line.points]
+    if not values:
+        return Markup("<p>Nothing to draw.</p>")
+    ticks = nice(0.0, max(values))
+    span = ticks[-1] or 1.0
+
+    def px(x: float) -> float:
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * x / span, 1)
+
+    def py(y: float) -> float:
+        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * min(max(y, 0.0), 100.0) / 100, 1)
+
+    parts = [
+        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(y)}" y2="{py(y)}"/>' for y in range(0, 101, 25)
+    ]
+    parts += [f'<text x="{LEFT - 6}" y="{py(y) + 4}" text-anchor="end">{y}</text>' for y in range(0, 101, 25)]
+    parts += [f'<text x="{px(x)}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:g}</text>' for x in ticks]
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(
+        f'<text transform="translate(13 {HEIGHT / 2 - 15}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+    )
+    parts.append(f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(base)}" y2="{py(base)}"/>')
+    for line in lines:
+        path = " ".join(f"{px(x)},{py(y)}" for x, y, *_ in line.points)
+        colour = escape(line.colour)
+        parts.append(f'<g style="--c:{colour}"><polyline points="{path}"/>')
+        for x, y, low, high in line.points:
+            said = escape(f"{line.label}: {x:.4g}, {y:.1f} % [{low:.1f}, {high:.1f}]")
+            parts.append(f'<line class="whisker" x1="{px(x)}" x2="{px(x)}" y1="{py(low)}" y2="{py(high)}"/>')
+            parts.append(f"{_mark(line.symbol, px(x), py(y))}<title>{said}</title></path>")
+        parts.append("</g>")
+    said = escape(
+        f"{y_label} against {x_label}: {len(values)} points of {len(lines)} runs; the base model {base:.1f} %"
+    )
+    body = "".join(parts)
+    return Markup(  # noqa: S704 - numbers, and texts that are escaped above
+        f'<svg class="cap" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{said}">{body}</svg>'
+    )
+
+
+def _mark(symbol: int, x: float, y: float) -> str:
+    """The opening of a path; its tooltip and end follow."""
+    s = SIZE
+    if symbol == 0:
+        d = f"M{x - s},{y}a{s},{s} 0 1 0 {2 * s},0a{s},{s} 0 1 0 {-2 * s},0"
+    elif symbol == 1:
+        d = f"M{x - s},{y - s}h{2 * s}v{2 * s}h{-2 * s}z"
+    else:
+        d = f"M{x},{y - 1.3 * s}l{1.3 * s},{1.3 * s}l{-1.3 * s},{1.3 * s}l{-1.3 * s},{-1.3 * s}z"
+    return f'<path d="{d}">'
+
+
+def nice(low: float, high: float) -> list[float]:
+    """Round ticks from `low` to beyond `high`."""
+    if high <= low:
+        return [low, low + 1]
+    raw = (high - low) / 5
+    power = 10 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw)
+    count = math.ceil((high - low) / step - 1e-9)
+    return [round(low + i * step, 10) for i in range(count + 1)]
