@@ -130,6 +130,35 @@ class MeasureConfig(Section):
     batch_tokens: int = Field(8192, ge=1, description="tokens a forward pass; memory only")
 
 
+class CapabilitiesConfig(Section):
+    """What the tuned models are asked along the runs; shown in the report beside the losses."""
+
+    suites: tuple[str, ...] = Field(
+        ("knowledge", "reasoning", "safety"),
+        min_length=1,
+        description="`knowledge`, `reasoning`, `safety`, a .jsonl file of items, an lm-eval .yaml, or an lm-eval task",
+    )
+    steps: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None, description="measured steps at which to ask; default the last one"
+    )
+    datasets: tuple[Name, ...] | None = Field(None, description="only runs on these data sets")
+    ranks: tuple[int, ...] | None = Field(None, description="only runs of these ranks")
+    seeds: tuple[int, ...] | None = Field(None, description="only runs of these seeds")
+    limit: int | None = Field(None, ge=1, description="only the first so many items of each task")
+    max_new_tokens: int = Field(64, ge=1, description="tokens of a reply to a local item or prompt")
+    harmful: str | None = Field(None, description="harmful prompts of `safety`: a .csv, .txt or .jsonl file or Hub id")
+    harmless: str | None = Field(None, description="harmless look-alikes of `safety`: the same")
+    keep_completions: bool = Field(False, description="store the replies to harmful prompts")
+
+    def asks(self, run: RunConfig, last: int) -> frozenset[int]:
+        """The steps at which a run is asked; none where the run is not chosen."""
+        rank = run.method.options.get("rank")
+        chosen = ((self.datasets, run.dataset_name), (self.ranks, rank), (self.seeds, run.seed))
+        if any(allowed is not None and value not in allowed for allowed, value in chosen):
+            return frozenset()
+        return frozenset(self.steps or (last,))
+
+
 class StudyConfig(Section):
     """A whole study: one model, general text, and the grid data sets x methods x seeds."""
 
@@ -147,6 +176,21 @@ class StudyConfig(Section):
     context: int = Field(512, ge=8, description="window length in tokens, for training and for measuring")
     training: TrainingConfig = TrainingConfig()
     measure: MeasureConfig = MeasureConfig()
+    capabilities: CapabilitiesConfig | None = Field(None, description="what the tuned models are asked along the runs")
+
+    @model_validator(mode="after")
+    def _capabilities_fit(self) -> Self:
+        asked = self.capabilities
+        if asked is None:
+            return self
+        grid = self.measured_steps()
+        beside = [step for step in asked.steps or () if step not in grid]
+        if beside:
+            raise ValueError(f"capabilities.steps: {beside[0]} is not a measured step; those are {grid[1:]}")
+        unknown = [name for name in asked.datasets or () if name not in self.datasets]
+        if unknown:
+            raise ValueError(f"capabilities.datasets: '{unknown[0]}' is none of {list(self.datasets)}")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

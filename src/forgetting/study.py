@@ -117,6 +117,10 @@ def study(
     base = _base(config)
     folder = StudyFolder.create_or_resume(out, config)
     _targets(config, base, folder)
+    if config.capabilities is not None:
+        from .capabilities.study_runs import ask_base, plan_of
+
+        ask_base(folder.path, base, config.model, plan_of(config))
     workers, threads = _layout(base, workers)
     del base
     pending = [run.run_id() for run in runs if _is_pending(folder.run(run.run_id()))]
@@ -219,8 +223,30 @@ def _train(study_folder: StudyFolder, folder: RunFolder, tell: Callable[[int], N
         started=before.get("started") or _now(),
         resumed=[*before.get("resumed", []), _now()] if before else [],
     )
-    train_run(run, config.measured_steps(), base, data, folder, tell)
+    train_run(run, config.measured_steps(), base, data, folder, tell, _probe(config, run, base, data, study_folder))
     folder.update(status="done", finished=_now())
+
+
+def _probe(
+    config: StudyConfig, run: RunConfig, base: Base, data: RunData, folder: StudyFolder
+) -> Callable[[Any, int], None] | None:
+    """What asks the run's model of its capabilities at the chosen steps; None where it is not asked."""
+    asked = config.capabilities
+    steps = asked.asks(run, config.training.steps) if asked is not None else frozenset()
+    if not steps:
+        return None
+    from .capabilities.study_runs import Probe, plan_of
+
+    return Probe(
+        folder.path,
+        run.run_id(),
+        config.model,
+        base.tokenizer,
+        plan_of(config),
+        steps,
+        data.heldout,
+        config.measure.batch_tokens,
+    )
 
 
 def _base(config: StudyConfig) -> Base:

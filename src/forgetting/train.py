@@ -141,7 +141,9 @@ class Measurer(TrainerCallback):
         folder: RunFolder,
         tell: Callable[[int], None],
         order: Any,
+        probe: Callable[[Any, int], None] | None = None,
     ) -> None:
+        self.probe = probe
         self.batch_tokens = run.measure.batch_tokens
         self.batch_size = run.training.batch_size
         self.steps, self.last = frozenset(steps), steps[-1]
@@ -173,6 +175,9 @@ class Measurer(TrainerCallback):
                 "measure_seconds": round(self.measure_seconds, 3),
             }
         )
+        if self.probe is not None and step:
+            self.probe(model, step)
+            self.clock = time.perf_counter()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -251,7 +256,13 @@ def _arguments(training: TrainingConfig, seed: int, folder: Path, device: torch.
 
 
 def train_run(
-    run: RunConfig, steps: list[int], base: Base, data: RunData, folder: RunFolder, tell: Callable[[int], None]
+    run: RunConfig,
+    steps: list[int],
+    base: Base,
+    data: RunData,
+    folder: RunFolder,
+    tell: Callable[[int], None],
+    probe: Callable[[Any, int], None] | None = None,
 ) -> None:
     """Train and measure one run in its folder, from its last whole checkpoint if it has one.
 
@@ -262,6 +273,7 @@ def train_run(
         data: windows and base targets.
         folder: where rows, checkpoints and the tuned weights go.
         tell: called with the number of each finished step.
+        probe: called with the model and the number of each measured step after 0; leaves the model as it was.
 
     Raises:
         DivergedError: a loss is not finite.
@@ -283,7 +295,7 @@ def train_run(
         args=_arguments(run.training, run.seed, checkpoints, device),
         train_dataset=TrainingWindows(data.train, order),
         data_collator=lambda rows: collate(rows, pad_id),
-        callbacks=[Measurer(run, steps, data, folder, tell, order)],
+        callbacks=[Measurer(run, steps, data, folder, tell, order, probe)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)

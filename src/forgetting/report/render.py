@@ -19,9 +19,11 @@ import pandas as pd
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from forgetting.capabilities.study_runs import study_rows
 from forgetting.config import StudyConfig
 from forgetting.errors import ForgettingError
 from forgetting.report import sections
+from forgetting.report.capabilities import study_section
 from forgetting.report.citations import citations
 from forgetting.report.figures import charts, hover_texts
 from forgetting.report.lawtable import law_table
@@ -38,6 +40,7 @@ def render_study(
     table: pd.DataFrame,
     runs: Sequence[Mapping[str, Any]],
     fits: Mapping[str, Mapping[str, Fit]],
+    capabilities: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The report of a study as the text of one HTML file.
 
@@ -46,6 +49,7 @@ def render_study(
         table: one row a measurement (see DESIGN.md's columns); rows at step 0 are the base model.
         runs: the run records; keys that a record lacks are left out of the page.
         fits: by data set, the laws `linear` and `shifted_power`, each where it could be fitted.
+        capabilities: rows of `capabilities.study_runs.study_rows`, where models were evaluated.
 
     Returns:
         The page. It is the same text for the same arguments.
@@ -61,6 +65,11 @@ def render_study(
             config=config,
             css=_asset("report.css"),
             palette=_palette(series),
+            capabilities=study_section(
+                capabilities,
+                {run: f"var(--{s.key})" for s in series for run in s.runs},
+                {run: s.label for s in series for run in s.runs},
+            ),
             scripts=scripts,
             policy=_policy(scripts),
             headlines=[headline(panel) for panel in shown],
@@ -89,7 +98,7 @@ def write_study_report(
     Raises:
         ForgettingError: the file cannot be written.
     """
-    page = render_study(config, table, runs, fits)
+    page = render_study(config, table, runs, fits, study_rows(path.parent))
     try:
         return write_atomically(path, page)
     except OSError as error:
