@@ -8,7 +8,7 @@ from scipy import optimize, special
 
 from forgetting.errors import UsageError
 from forgetting.fit import fit_law
-from forgetting.fit.bootstrap import left_out_residuals, resample, widening
+from forgetting.fit.bootstrap import left_out_residuals, resample, student, widening
 from forgetting.fit.data import read_data
 from forgetting.fit.line import fit_both
 from forgetting.fit.objective import Objective
@@ -82,6 +82,12 @@ def test_whole_runs_give_wider_intervals_than_points():
         spread[scheme] = np.std(middle)
     assert spread["residuals"] > 1.7 * spread["points"]
     assert spread["cases"] > 1.7 * spread["points"]
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 10, 11, 100, 244, 5001])
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_students_quantile_is_scipys(freedom, confidence):
+    assert student(confidence, freedom) == pytest.approx(special.stdtrit(freedom, 0.5 + confidence / 2), rel=1e-9)
 
 
 @pytest.mark.parametrize("confidence", [0.68, 0.95])

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from forgetting.fit.bootstrap import left_out_residuals
+from forgetting.fit.bootstrap import left_out_residuals, student
 from forgetting.fit.diagnose import shape
 from forgetting.fit.solver import Problem, minimise, to_theta, to_z
 from forgetting.laws.base import Array
@@ -37,8 +37,6 @@ def profile(
         Lower and upper end; NaN on a side where the objective never rises enough within the parameter's bounds or 8
         standard errors: then the data do not limit it on that side.
     """
-    from scipy.special import stdtrit
-
     k = problem.law.names.index(name)
     log = problem.log_mask(False)
     looks = shape(problem, theta, y, weights)
@@ -46,7 +44,7 @@ def profile(
     honest = run_error(problem, theta, y, weights, run, looks.covariance, k) / (theta[k] if log[k] else 1.0)
     if not (np.isfinite(naive) and np.isfinite(honest) and naive > 0 and honest > 0):
         return float("nan"), float("nan")
-    cut = float(stdtrit(int(run.max()), 0.5 + confidence / 2))
+    cut = student(confidence, int(run.max()))
     spare = int(np.sum(weights > 0)) - int(np.sum(~problem.fixed))
     best = float(np.sum(weights * (y - problem.values(theta[None])[0]) ** 2))
     needed = best * (1 + (cut * honest / naive) ** 2 / spare)
