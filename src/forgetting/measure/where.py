@@ -80,8 +80,8 @@ def where(
     counts = np.bincount(tokens)[tokens]
     largest = _by_document(windows, change, documents)
     return Where(
-        by_position=_powers(positions, change, documents, 2, "position"),
-        by_frequency=_powers(counts, change, documents, 4, "times in the text"),
+        by_position=_powers(positions, change, documents, 2),
+        by_frequency=_powers(counts, change, documents, 4),
         by_document=largest[:n_documents],
         by_token=_by_token(change, argmax, documents)[:n_tokens],
         passages=_passages(windows, change, argmax),
@@ -95,7 +95,7 @@ def _positions(windows: Windows) -> NDArray[np.int64]:
     return result
 
 
-def _powers(values: NDArray[Any], change: NDArray[Any], documents: NDArray[Any], base: int, unit: str) -> list[Group]:
+def _powers(values: NDArray[Any], change: NDArray[Any], documents: NDArray[Any], base: int) -> list[Group]:
     """Groups by the power of `base` that a value reaches: 1, 2-3, 4-7, ... for base 2."""
     exponents = np.floor(np.log(values) / np.log(base) + 1e-9).astype(int)
     groups = []
@@ -103,7 +103,7 @@ def _powers(values: NDArray[Any], change: NDArray[Any], documents: NDArray[Any],
         inside = exponents == exponent
         if inside.any():
             low, high = base**exponent, base ** (exponent + 1) - 1
-            label = f"{unit} {low}" if low == high else f"{unit} {low}–{high}"
+            label = f"{low}" if low == high else f"{low}–{high}"
             groups.append(Group(label, clustered_mean(change[inside], documents[inside])))
     return groups
 

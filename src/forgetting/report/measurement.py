@@ -35,7 +35,9 @@ def render(row: Mapping[str, Any], where: Where, tokenizer: Any) -> str:
         where: its breakdowns.
         tokenizer: for showing tokens as text; None shows their ids.
     """
-    widest = max((abs(group.change.value) for group in [*where.by_position, *where.by_frequency]), default=1.0) or 1.0
+    groups = [*where.by_position, *where.by_frequency]
+    widest = max((abs(group.change.value) for group in groups), default=1.0) or 1.0
+    zero = 50.0 if any(group.change.value < 0 for group in groups) else 0.0
     return (
         _environment()
         .get_template("measurement.html")
@@ -43,9 +45,14 @@ def render(row: Mapping[str, Any], where: Where, tokenizer: Any) -> str:
             row=row,
             quantities=[(label, _number(row[name]), _number(row[f"{name}_se"])) for name, label in QUANTITIES],
             charts=[
-                ("By position in the window", "tokens before the predicted one", _bars(where.by_position, widest)),
-                ("By how often a token occurs in the text", "", _bars(where.by_frequency, widest)),
+                (
+                    "By position in the window",
+                    "tokens before the predicted one",
+                    _bars(where.by_position, widest, zero),
+                ),
+                ("By how common the true token is", "times in the text", _bars(where.by_frequency, widest, zero)),
             ],
+            zero=zero,
             documents=[(g.label, _number(g.change.value), g.change.n_tokens) for g in where.by_document],
             tokens=[
                 (_shown(token, tokenizer), _number(m.value), _number(m.se), m.n_tokens) for token, m in where.by_token
@@ -73,17 +80,18 @@ def _number(value: float | None) -> str:
     return "unknown" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
-def _bars(groups: list[Group], widest: float) -> list[dict[str, Any]]:
-    """Bars from a middle line, with whiskers of one standard error, in per cent of the width."""
+def _bars(groups: list[Group], widest: float, zero: float) -> list[dict[str, Any]]:
+    """Bars from the line of zero change, with whiskers of one standard error, in per cent of the width."""
 
     def place(value: float) -> float:
-        return round(50 + 45 * max(-1.0, min(1.0, value / widest)), 2)
+        return round(zero + (95 - zero) * max(-1.0, min(1.05, value / widest)), 2)
 
     bars = []
     for group in groups:
         value, se = group.change.value, group.change.se
-        ends = sorted((50.0, place(value)))
-        whisker = None if math.isnan(se) else (place(value - se), round(place(value + se) - place(value - se), 2))
+        ends = sorted((zero, place(value)))
+        low, high = (value, value) if math.isnan(se) else (place(value - se), place(value + se))
+        whisker = None if math.isnan(se) else (low, round(high - low, 2))
         bars.append(
             {
                 "label": group.label,
@@ -100,8 +108,8 @@ def _bars(groups: list[Group], widest: float) -> list[dict[str, Any]]:
 def _tokens(passage: Passage, tokenizer: Any) -> list[dict[str, Any]]:
     """Each token's text, its shade (0 none, positive forgot, negative gained) and its hover text."""
     shown = []
-    for token, change, expected in zip(passage.token_ids, passage.change, passage.expected, strict=True):
-        text = _shown(int(token), tokenizer)
+    pieces = _pieces([int(token) for token in passage.token_ids], tokenizer)
+    for text, change, expected in zip(pieces, passage.change, passage.expected, strict=True):
         if np.isnan(change):
             shown.append({"text": text, "shade": 0, "hint": "not predicted"})
             continue
@@ -109,6 +117,18 @@ def _tokens(passage: Passage, tokenizer: Any) -> list[dict[str, Any]]:
         hint = f"{float(change):+.3f} nats; the base model's top token: {_shown(int(expected), tokenizer)!r}"
         shown.append({"text": text, "shade": shade if change > 0 else -shade, "hint": hint})
     return shown
+
+
+def _pieces(tokens: list[int], tokenizer: Any) -> list[str]:
+    """The text that each token adds to those before it: alone, a token may lose its space or half a character."""
+    if tokenizer is None:
+        return [_shown(token, None) for token in tokens]
+    pieces, before = [], ""
+    for i in range(len(tokens)):
+        whole = str(tokenizer.decode(tokens[: i + 1])).rstrip("\ufffd")  # an unfinished character
+        pieces.append(whole[len(before) :])
+        before = whole if len(whole) > len(before) else before
+    return pieces
 
 
 def _shown(token: int, tokenizer: Any) -> str:
