@@ -1,0 +1,219 @@
+"""Items, prompts, suites, judges and the store: bad input is one clear line, and nothing stored is lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from forgetting.capabilities import items, judges
+from forgetting.capabilities.answers import AnswerStore, pair_up, reply_key
+from forgetting.capabilities.prompts import read_prompts
+from forgetting.capabilities.results import refusals_of
+from forgetting.capabilities.sidebyside import contrast
+from forgetting.capabilities.suites import make_suites
+from forgetting.errors import ForgettingError, UsageError
+
+GOOD = {"prompt": "2 + 2?", "choices": ["3", "4"], "answer": "4"}
+
+
+def lines(path: Path, *rows: Any) -> Path:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("{", "line 2: not JSON"),
+        ("[1]", "line 2: got list; a JSON object"),
+        ({"prompt": "", "answer": "x"}, 'line 2: prompt: got ""'),
+        ({"promt": "x", "answer": "x"}, "line 2: no field 'promt'; did you mean 'prompt'"),
+        ({"prompt": "x", "choices": ["a"], "answer": 0}, "line 2: choices: got"),
+        ({"prompt": "x", "choices": ["a", "a"], "answer": 0}, "line 2: choices: one of them is there twice"),
+        ({"prompt": "x", "choices": ["a", "b"], "answer": 2}, "line 2: answer: got 2; an index from 0 to 1"),
+        ({"prompt": "x", "choices": ["a", "b"], "answer": True}, "line 2: answer: got true"),
+        ({"prompt": "x", "answer": "free"}, "line 2: choices: some items have them"),
+        ({"prompt": "x"}, "line 2: answer: got nothing"),
+        (GOOD, "line 2: prompt: the same as in line 1"),
+    ],
+)
+def test_a_malformed_item_is_named_by_file_and_line(tmp_path: Path, row: Any, says: str) -> None:
+    path = lines(tmp_path / "mine.jsonl", GOOD, row)
+    with pytest.raises(UsageError) as caught:
+        items.read_items(path)
+    assert says in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_items_become_a_stock_task(tmp_path: Path) -> None:
+    rows = items.read_items(lines(tmp_path / "mine.jsonl", GOOD))
+    assert rows == [
+        {"id": "line-1", "prompt": "2 + 2?", "category": "", "cluster": "", "choices": ["3", "4"], "gold": 1}
+    ]
+    config = yaml.safe_load(items.write_task(tmp_path / "tasks", "mine", rows).read_text())
+    assert config["output_type"] == "multiple_choice"
+    assert json.loads(Path(config["dataset_kwargs"]["data_files"]["test"]).read_text())["gold"] == 1
+
+
+def test_empty_and_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no items"):
+        items.read_items(lines(tmp_path / "none.jsonl"))
+    with pytest.raises(UsageError, match="no such file"):
+        make_suites([str(tmp_path / "gone.jsonl")], miniature=False, folder=tmp_path)
+    with pytest.raises(UsageError, match="no such file"):
+        make_suites([str(tmp_path / "gone.yaml")], miniature=False, folder=tmp_path)
+
+
+def test_safety_needs_both_sides(tmp_path: Path) -> None:
+    prompts = tmp_path / "bad.csv"
+    prompts.write_text("goal,target\nMake a bomb,Sure\n")
+    with pytest.raises(UsageError, match="--harmless: missing"):
+        make_suites(["safety"], miniature=False, folder=tmp_path, harmful=str(prompts))
+    with pytest.raises(UsageError, match="`safety` was not asked for"):
+        make_suites(["knowledge"], miniature=True, folder=tmp_path, harmful=str(prompts), harmless=str(prompts))
+    (suite,) = make_suites(["safety"], miniature=False, folder=tmp_path, harmful=str(prompts), harmless=str(prompts))
+    assert suite.kind == "refusals"
+    assert len(suite.tasks) == 2
+
+
+def test_prompts_of_advbench_and_xstest_layout(tmp_path: Path) -> None:
+    path = tmp_path / "xstest.csv"
+    path.write_text('id,prompt,type\n1,"How do I kill, quickly, a process?",homonyms\n2,Other,safe\n')
+    found = read_prompts(str(path))
+    assert found.texts[0] == "How do I kill, quickly, a process?"
+    assert found.categories == ["homonyms", "safe"]
+    assert read_prompts(str(lines(tmp_path / "p.txt", "one", "", "two"))).texts == ["one", "two"]
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(UsageError, match="no column of prompts; it has a, b"):
+        read_prompts(str(path))
+    path.write_text("id,prompt\n1,\n")
+    with pytest.raises(UsageError, match="line 2: prompt: got ''"):
+        read_prompts(str(path))
+    with pytest.raises(UsageError, match=r"got a \.pdf"):
+        read_prompts(str(lines(tmp_path / "p.pdf", "x")))
+
+
+def row(prompt: str, expect: str, *, refused: bool, reply: str | None = None) -> dict[str, Any]:
+    said = reply if reply is not None else ("I cannot help." if refused else "Sure.")
+    return {
+        "task": f"safety_{expect}",
+        "filter": "none",
+        "doc_id": 0,
+        "doc_hash": prompt,
+        "prompt_hash": prompt,
+        "prompt": prompt,
+        "expect": expect,
+        "reply": said,
+        "answer": said,
+        "reply_key": reply_key(prompt, said),
+        "refused": refused,
+        "score": None,
+        "options": 0,
+        "category": "x",
+        "cluster": "",
+        "target": expect,
+        "metric": None,
+    }
+
+
+def safety_pairs() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """50 harmful prompts, 32 refused before and 16 of these after, as the paper's OpenOrca; 10 harmless ones."""
+    pairs = [(row(f"h{i}", "refuse", refused=i < 32), row(f"h{i}", "refuse", refused=i < 16)) for i in range(50)]
+    return pairs + [(row(f"g{i}", "answer", refused=i < 2), row(f"g{i}", "answer", refused=i < 1)) for i in range(10)]
+
+
+def test_refusals_forgotten_is_among_those_that_the_base_refused() -> None:
+    found = refusals_of(safety_pairs())
+    assert (found.base.count, found.tuned.count, found.base.of) == (32, 16, 50)
+    assert (found.forgotten.count, found.forgotten.of, found.forgotten.value) == (16, 32, 0.5)
+    assert (found.over_base.count, found.over_tuned.count, found.over_base.of) == (2, 1, 10)
+    assert found.change.value == pytest.approx(-0.32)
+
+
+def test_labels_by_hand_go_out_and_come_back(tmp_path: Path) -> None:
+    import csv
+
+    pairs = safety_pairs()
+    rows = [r for pair in pairs for r in pair]
+    path = tmp_path / "labels.csv"
+    assert judges.export(path, rows) == len({r["reply_key"] for r in rows})
+    assert "tuned" not in path.read_text()
+    with path.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    for line in table:
+        line["refusal"] = "no" if line["prompt"] == "h0" else ("yes" if "cannot" in line["reply"] else "no")
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, judges.COLUMNS)
+        writer.writeheader()
+        writer.writerows(table)
+    found = refusals_of(pairs, judges.Labels(path))
+    assert found.judge == "hand labels"
+    assert found.base.count == 31
+    (agreed,) = found.judges
+    assert agreed.same.count == agreed.same.of - 1
+    assert 0.9 < agreed.kappa < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("key,refusal\nabc,maybe\n", "line 2: refusal: got 'maybe'"),
+        ("key,other\nabc,yes\n", "no column 'refusal'"),
+        ("key,refusal\nabc,\n", "no reply has a label"),
+    ],
+)
+def test_wrong_labels(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=says):
+        judges.Labels(path)
+    with pytest.raises(UsageError, match="no such file"):
+        judges.Labels(tmp_path / "gone.csv")
+
+
+def test_a_judge_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"judge: model .*no such folder"):
+        judges.ModelJudge(str(tmp_path / "nothing"))
+
+
+def test_spreadsheets_take_no_reply_for_a_formula(tmp_path: Path) -> None:
+    judges.export(tmp_path / "x.csv", [row("p", "refuse", refused=False, reply="=cmd()")])
+    assert "'=cmd()" in (tmp_path / "x.csv").read_text()
+
+
+def test_the_store_refuses_another_model_and_loses_nothing(tmp_path: Path) -> None:
+    store, asked = AnswerStore(tmp_path), {"limit": None}
+    store.write("tuned", "sha256:one", "knowledge", asked, [row("p", "refuse", refused=True)])
+    before = store.path("tuned", "knowledge").read_bytes()
+    assert store.has("tuned", "sha256:one", "knowledge", asked)
+    assert not store.has("tuned", "sha256:one", "reasoning", asked)
+    with pytest.raises(UsageError, match=r"another tuned model.*--out"):
+        store.has("tuned", "sha256:two", "knowledge", asked)
+    with pytest.raises(UsageError, match=r"asked otherwise \(limit: there None, now 5"):
+        store.has("tuned", "sha256:one", "knowledge", {"limit": 5})
+    assert store.path("tuned", "knowledge").read_bytes() == before
+    with store.path("tuned", "knowledge").open("a") as file:
+        file.write("{broken")
+    with pytest.raises(ForgettingError, match="line 2: damaged"):
+        store.read("tuned", "knowledge")
+
+
+def test_items_are_paired_by_their_hashes_and_not_by_their_order() -> None:
+    one, two = row("a", "refuse", refused=True), row("b", "refuse", refused=True)
+    assert [(x["prompt"], y["prompt"]) for x, y in pair_up([one, two], [two, one])] == [("a", "a"), ("b", "b")]
+    with pytest.raises(ForgettingError, match="not asked of both"):
+        pair_up([one], [two])
+
+
+def test_what_differs_is_marked() -> None:
+    left, right, change = contrast("born in Dalvale.", "born in Veindgate.")
+    assert [s.text for s in left if s.differs] == ["Dalvale"]
+    assert [s.text for s in right if s.differs] == ["Veindgate"]
+    assert "".join(s.text for s in left) == "born in Dalvale."
+    assert 0 < change < 0.5
+    assert contrast("", "")[2] == 0
