@@ -67,7 +67,7 @@ def fit_command(
     fits: dict[str, dict[str, Fit]] = {}
     tests = []
     for label, table in _tables(tables, _pairs(only, "--only"), from_step, dataset).items():
-        for name in law or _default_laws(table, columns):
+        for name in law or _default_laws(label, table, columns):
             one = _law(name, table, columns, start, bound)
             fits.setdefault(label, {})[name] = fit_law(one, table, label=label, columns=_used(one, columns), **options)
             if extrapolate:
@@ -197,13 +197,18 @@ def _tables(
     return split(table if from_step is None else later(table, from_step), label, only, dataset)
 
 
-def _default_laws(table: Table, columns: dict[str, str]) -> list[str]:
+def _default_laws(label: str, table: Table, columns: dict[str, str]) -> list[str]:
+    """The paper's two laws, as far as the table carries them; what it does not carry is said on standard error."""
+    from ..fit import unfit
     from ..laws import LAWS
 
     def there(law: Law) -> bool:
         return all(columns.get(name, name) in table for name in (*law.variable_names, *law.outputs))
 
     found = [name for name in ("linear", "shifted_power") if there(LAWS[name])]
+    if "shifted_power" in found and not columns and unfit(table):
+        sys.stderr.write(f"{label}: shifted_power was not fitted: {unfit(table)}\n")
+        found.remove("shifted_power")
     if not found:
         raise UsageError(f"which law? give --law with one of {', '.join(LAWS)}, or a formula")
     return found
@@ -304,6 +309,9 @@ def _pick(laws: dict[str, Fit], name: str | None, *, wants_surface: bool) -> Fit
         if name not in laws:
             raise UsageError(f"no law '{name}' here; {did_you_mean(name, laws)}")
         return laws[name]
+    if wants_surface and list(laws) == ["linear"]:
+        why = [w for w in laws["linear"].warnings if "shifted_power" in w]
+        raise UsageError("; ".join(["only the line of Eq. 4 is here, and it knows no ranks or steps", *why]))
     if len(laws) == 1:
         return next(iter(laws.values()))
     wanted = "shifted_power" if wants_surface else "linear"

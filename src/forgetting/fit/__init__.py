@@ -5,7 +5,7 @@ from __future__ import annotations
 from forgetting.fit.engine import fit_from_published, fit_law
 from forgetting.fit.result import Estimate, Fit, Prediction, load_fits, plain, save_fits
 from forgetting.fit.select import Extrapolation, extrapolation_tests, rank_laws
-from forgetting.fit.study import fit_study
+from forgetting.fit.study import fit_study, unfit
 
 __all__ = [
     "Estimate",
@@ -20,4 +20,5 @@ __all__ = [
     "plain",
     "rank_laws",
     "save_fits",
+    "unfit",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forgetting.errors import UsageError
 from forgetting.fit.data import DONE, column_names
@@ -12,7 +12,7 @@ from forgetting.fit.result import Fit
 if TYPE_CHECKING:
     import pandas as pd
 
-STUDY_LAWS = ("linear", "shifted_power")
+LEAST = 3  # different ranks, and different steps, that a surface over both needs
 
 
 def fit_study(table: pd.DataFrame, *, seed: int = 0, bootstrap: int = 200) -> dict[str, dict[str, Fit]]:
@@ -48,7 +48,7 @@ def fit_study(table: pd.DataFrame, *, seed: int = 0, bootstrap: int = 200) -> di
 
 def _fit_dataset(part: pd.DataFrame, done: pd.DataFrame, name: str, seed: int, bootstrap: int) -> dict[str, Fit]:
     fits = {"linear": fit_law("linear", part, label=name, seed=seed, bootstrap=bootstrap)}
-    reason = _unfit(done)
+    reason = unfit(done)
     if reason:
         fits["linear"].warnings.append(f"shifted_power was not fitted: {reason}")
         return fits
@@ -56,10 +56,10 @@ def _fit_dataset(part: pd.DataFrame, done: pd.DataFrame, name: str, seed: int, b
     return fits
 
 
-def _unfit(done: pd.DataFrame) -> str:
-    """Why the surface over P and N cannot be fitted, or an empty string."""
+def unfit(table: Any) -> str:
+    """Why the surface over P and N cannot be fitted to a table's rows, or an empty string."""
     for column in ("trainable_params", "step"):
-        values = done[column].nunique()
-        if values < 3:
-            return f"it needs at least 3 different values of {column}, and there are {values}"
+        values = len({str(v) for v in table[column]})
+        if values < LEAST:
+            return f"it needs at least {LEAST} different values of {column}, and there are {values}"
     return ""

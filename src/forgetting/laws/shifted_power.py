@@ -168,14 +168,15 @@ class ShiftedPower(Law):
         return AdaptedJoint(self, x)
 
     def hints(self, x: Mapping[str, Array], y: Array) -> list[str]:
-        """Warn where forgetting does not grow as the fine-tuning loss falls: Eq. 4 then gives no c_fft."""
-        del x
+        """Warn of too few values of P or N, and where forgetting does not grow as the fine-tuning loss falls."""
+        few = [name for name, values in x.items() if np.unique(values).size < 3]
+        out = [f"fewer than 3 different values of {name}: its exponents are not identified" for name in few]
         slope = float(falling_slope(y[:1], y[1:], np.ones_like(y[:1]))[0])
-        if slope > 0:
-            return []
-        return [
-            f"forgetting does not grow as the fine-tuning loss falls (slope {-slope:.3g}): c_fft is held at 1 instead"
-        ]
+        if slope <= 0:
+            out.append(
+                f"forgetting does not grow as the fine-tuning loss falls (slope {-slope:.3g}): c_fft is held at 1"
+            )
+        return out
 
 
 class Centred(Law):
