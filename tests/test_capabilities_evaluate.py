@@ -46,10 +46,10 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(1)
     model = load_base(ModelConfig(source="miniature")).model
-    tuned = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", lora_alpha=4, task_type="CAUSAL_LM"))
+    tuned = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", lora_alpha=8, task_type="CAUSAL_LM"))
     for name, parameter in tuned.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
+            torch.nn.init.normal_(parameter, std=0.15)
     folder = tmp_path_factory.mktemp("adapter")
     tuned.save_pretrained(folder)
     return folder

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def print_evaluation(result: Evaluation, probes: Sequence[Relearned], page: Path) -> None:
     """Accuracy and agreement, refusals, what relearning brought back, and where the page lies."""
-    console = Console(highlight=False)
+    console = _console()
     answers = [a for r in result.results for a in r.answers]
     if answers:
         console.print(_answers(answers))
@@ -29,6 +29,12 @@ def print_evaluation(result: Evaluation, probes: Sequence[Relearned], page: Path
     for probe in probes:
         console.print(probe.sentence(), markup=False, soft_wrap=True)
     console.print(f"report: {page}", markup=False, soft_wrap=True)
+
+
+def _console() -> Console:
+    """Wide enough for the tables where no terminal says how wide it is."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=140)
 
 
 def _answers(answers: Sequence[Answers]) -> Table:
@@ -78,7 +84,7 @@ def _table(*names: str) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column(escape(names[0]))
     for name in names[1:]:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
@@ -91,7 +97,7 @@ def percent(share: Share) -> str:
 
 def print_study(rows: Sequence[Mapping[str, Any]], report: Path) -> None:
     """The last evaluated step of each run."""
-    console = Console(highlight=False)
+    console = _console()
     table = _table("run", "step", "suite", "base", "tuned", "lost", "same as base")
     last = {(row["run_id"], row["suite"], row["name"]): row for row in sorted(rows, key=lambda r: r["step"])}
     for row in last.values():
