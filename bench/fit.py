@@ -158,8 +158,13 @@ def part_coverage(simulations, designs):
         names = ("kalajdzievski2024/openorca", "kalajdzievski2024/news")
         jobs = [(names[i % 2], i, seeds) for i in range(simulations)]
         begin = time.perf_counter()
+        rows = []
         with ProcessPoolExecutor(2) as pool:
-            runs, points, wide, narrow = np.array(list(pool.map(covered, jobs, chunksize=10))).T
+            for row in pool.map(covered, jobs, chunksize=10):
+                rows.append(row)
+                if len(rows) % 50 == 0:
+                    print(f"  {6 * seeds} runs, {len(rows)} studies: {np.mean(rows, axis=0)[:2]}", file=sys.stderr)
+        runs, points, wide, narrow = np.array(rows).T
         error = np.std(runs) / np.sqrt(simulations)
         print(
             f"  {6 * seeds:2d} runs: whole runs {np.mean(runs):.1%} +- {error:.1%} (asked: 92 to 98 %), points "
