@@ -98,7 +98,7 @@ def test_stopping_at_a_tolerance_keeps_its_promise():
     """Over 300 corpora, the 95 % interval after stopping early still covers the truth in 92-98 % of them."""
     covered = 0
     for seed in range(300):
-        windows, values, measure = many(1000, seed)
+        windows, _, measure = many(1000, seed)
         sampled = until(windows, measure, "x", 0.12, seed=seed)
         low, high = clustered_mean(sampled.values["x"], sampled.windows.token_documents()).interval()
         covered += low <= 0 <= high

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +94,8 @@ def adapter_config(source: str) -> Any | None:
         UsageError: a damaged adapter_config.json, or weights that are not safetensors.
     """
     folder = Path(source).expanduser()
+    if folder.is_file():
+        raise UsageError(f"model '{source}': a file; give the folder that holds the adapter or the model")
     if folder.is_dir() and not (folder / "adapter_config.json").exists():
         return None
     if folder.is_dir() and not (folder / "adapter_model.safetensors").exists():
@@ -107,13 +108,11 @@ def adapter_config(source: str) -> Any | None:
 
     try:
         return PeftConfig.from_pretrained(str(folder) if folder.is_dir() else source)
-    except ValueError as error:
-        if folder.is_dir():
-            raise UsageError(f"adapter '{source}': {_first_line(error)}") from None
-        return None  # the Hub has no adapter_config.json there: a full model, or nothing, as its loader will say
-    except (OSError, TypeError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         if folder.is_dir():
             raise UsageError(f"adapter '{source}': adapter_config.json cannot be read: {_first_line(error)}") from None
+        if isinstance(error, ValueError):
+            return None  # the Hub has no adapter_config.json there: a full model, or nothing, as its loader will say
         raise ForgettingError(f"model '{source}': no such folder here, and the Hub cannot be reached") from None
 
 

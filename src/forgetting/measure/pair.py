@@ -89,10 +89,10 @@ def _live_pair(base: nn.Module | None, tuned: Model, tokenizer: Any) -> Pair:
     tuned_model: Any = passes.unwrapped(tuned)
     base_model = None if base is None else passes.unwrapped(base)
     wraps_base = passes.is_peft(tuned_model) and base_model is not None and _inside(base_model, tuned_model)
-    if base_model is None or base_model is tuned_model or wraps_base:
+    if base_model is None and not passes.is_peft(tuned_model):
+        raise UsageError("no base model: give it as the first argument, or give a PeftModel as the second")
+    if base_model is None or wraps_base:
         # PEFT puts its layers into the base model itself: run as it is, that would be the tuned model.
-        if not passes.is_peft(tuned_model):
-            raise UsageError("no base model: give it as the first argument, or give a PeftModel as the second")
         comparable.check_live_adapter(tuned_model)
         return Pair(tuned_model, tuned_model, tokenizer, None, ("its base model", type(tuned_model).__name__))
     notices = _architecture_notice(base_model, tuned_model)
