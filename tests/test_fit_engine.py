@@ -7,11 +7,12 @@ import io
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import optimize, special
 
 from forgetting.errors import ForgettingError, UsageError
-from forgetting.fit import extrapolation_tests, fit_from_published, fit_law, rank_laws
+from forgetting.fit import extrapolation_tests, fit_from_published, fit_law, r2_by, rank_laws
 from forgetting.fit.data import read_data
 from forgetting.fit.objective import Objective
 from forgetting.fit.search import search
@@ -219,6 +220,22 @@ def test_aicc_prefers_the_law_that_made_the_data_and_is_its_formula():
     # laws of other outputs are not compared
     line = fit_law("linear", table(NAMES[0], noise=0.004), bootstrap=0)
     assert [r["delta_aicc"] for r in rank_laws([right, line])] == [0, 0]
+
+
+def test_r2_of_other_methods_is_that_of_the_law_as_it_was_fitted():
+    lora = table(NAMES[0], noise=0.004)
+    other = lora.assign(method="ia3", forgetting_loss=lora["forgetting_loss"] + 0.1, run_id=lora["run_id"] + "-ia3")
+    failed = lora.iloc[:2].assign(method="full", status="failed", run_id="f", finetune_loss=np.nan)
+    fit = fit_law("linear", lora, bootstrap=0)
+    got = r2_by(fit, pd.concat([lora, other, failed]))
+    assert got["lora"] == pytest.approx(fit.r2)
+    y = other["forgetting_loss"]
+    p = {k: e.value for k, e in fit.parameters.items()}
+    residual = y - (p["s_fft"] - p["c_fft"] * other["finetune_loss"])
+    assert got["ia3"]["forgetting_loss"] == pytest.approx(1 - (residual**2).sum() / ((y - y.mean()) ** 2).sum())
+    assert set(got) == {"lora", "ia3"}
+    with pytest.raises(UsageError, match="did you mean 'method'"):
+        r2_by(fit, lora, "metod")
 
 
 def test_leave_one_run_out_is_that_of_refitted_lines():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from forgetting.fit.engine import fit_from_published, fit_law
 from forgetting.fit.result import Estimate, Fit, Prediction, load_fits, plain, save_fits
-from forgetting.fit.select import Extrapolation, extrapolation_tests, rank_laws
+from forgetting.fit.select import Extrapolation, extrapolation_tests, r2_by, rank_laws
 from forgetting.fit.study import fit_study, unfit
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "fit_study",
     "load_fits",
     "plain",
+    "r2_by",
     "rank_laws",
     "save_fits",
     "unfit",

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from forgetting.errors import UsageError
-from forgetting.fit.data import Data, read_data
+from forgetting.errors import UsageError, did_you_mean
+from forgetting.fit.assemble import r_squared
+from forgetting.fit.data import DONE, Data, column_names, read_data
 from forgetting.fit.engine import Options, fit_data
 from forgetting.fit.result import Fit
 from forgetting.laws import Law, get_law
@@ -91,6 +92,37 @@ def _test(law: Law, data: Data, axis: str, values: Array, seed: int, bootstrap: 
         bias[output] = float(np.mean(error))
         band[output] = float(np.mean(prediction.high - prediction.low) / 2)
     return [Extrapolation(axis, float(cut), float(values[far].max()), rmse, bias, band, int(far.sum()))]
+
+
+def r2_by(
+    fit: Fit, table: Any, column: str = "method", *, columns: Mapping[str, str] | None = None
+) -> dict[str, dict[str, float]]:
+    """How well a fitted law holds for rows that it need not have been fitted to, as in the paper's Appendix B.
+
+    Args:
+        fit: any law.
+        table: rows of several methods, data sets, ...; only `done` ones count.
+        column: what tells them apart.
+        columns: the table's column for a variable or output, where its name differs.
+
+    Returns:
+        1 - SS_res / SS_tot by value of the column and output; below 0 where the mean would predict better, and NaN for
+        a single row.
+
+    Raises:
+        UsageError: no such column, or a mistake in the table.
+    """
+    present = column_names(table)
+    if column not in present:
+        raise UsageError(f"the table has no column '{column}'; {did_you_mean(column, present)}")
+    groups = np.asarray([str(v) for v in table[column]])
+    law, out = fit.law_object, {}
+    for group in sorted(set(groups)):
+        part = {name: np.asarray(table[name], dtype=object)[groups == group] for name in present}
+        if "status" in part and DONE not in {str(s) for s in part["status"]}:
+            continue
+        out[group] = r_squared(law, read_data(law, part, columns=columns, label=group), fit.theta)
+    return out
 
 
 def rank_laws(fits: Sequence[Fit]) -> list[dict[str, Any]]:
