@@ -21,9 +21,10 @@ from forgetting.miniature.world import LAST_YEAR, make_world
 TESTS = ("knowledge", "reasoning", "harmful", "harmless")
 # of the rows as sorted JSON lines; a changed corpus is not what the shipped model was trained on: remake the model
 HASHES = {
-    "encyclopedia": "a9e599c35858a2d9e34aa8ab320a58f08b9775c9e9b29a842f0b1ac97cac54ba",
-    "encyclopedia-heldout": "5d9d7508d6856bbd8126b8e6d1904243862da48363472a9bd1c2afd8b8514187",
-    "chat": "e8a7cce1d77fe4aef3e4c49b4c7f4f1cf1133982e1485cba95e9e5f9b5990d09",
+    "encyclopedia": "db051fc316185275f55dce52300f78bbdec08c85bd2ed595f98f0ef9014e3085",
+    "encyclopedia-heldout": "fc38204a1da1b226ac97bc666455019c108eb5dea03cd5f63a56932fa3b8d6ac",
+    "library": "8aeed886cd2ddc114a917cdbbc69d506b7a99b7800c70dd7e24f61f674135687",
+    "chat": "4fc1e9af3f72d0f406f719be1be1ad916e2689cfc6919d120d4cab8e0a0f218e",
     "instructions": "fb474774196570f0fee2cc13d6bc8f30bde81deff1949e164afb732a7b719523",
     "news": "6ebe092a4ac1a9b7b9111e9cb58c712f9aa3556be41cb646caa6c31788c6e5b1",
     "knowledge": "11f1b60bbc40e132a12a3ce2e261f15c8b461a4b151103b9bcce84c05d9e586e",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from forgetting.errors import UsageError, did_you_mean
-from forgetting.miniature import encyclopedia, instructions, news, questions, requests
+from forgetting.miniature import encyclopedia, instructions, library, news, questions, requests
 from forgetting.miniature.questions import Item
 from forgetting.miniature.rng import Rng
 from forgetting.miniature.world import make_world
@@ -19,7 +19,9 @@ from forgetting.miniature.world import make_world
 Row = dict[str, object]
 
 ARTICLES, ARTICLES_HELD_OUT = 8000, 300
-PROBLEMS = 9000
+DOCUMENTS = 8000
+PROBLEMS = 7000
+SMALL_TALK = 3000
 PROBLEMS_HELD_OUT = 250
 INSTRUCTIONS, NEWS = 10000, 6000
 
@@ -55,6 +57,10 @@ def _heldout(seed: int) -> list[Row]:
     return _text_rows("encyclopedia-heldout", texts)
 
 
+def _library(seed: int) -> list[Row]:
+    return _text_rows("library", library.documents(make_world(seed), seed, DOCUMENTS))
+
+
 def _problems(seed: int, count: int, *, held_out: bool) -> list[Item]:
     world, rng = make_world(seed), Rng(seed, f"reasoning/{held_out}")
     items = questions.arithmetic(world, rng, count, held_out=held_out)
@@ -66,6 +72,7 @@ def _pretraining_chat(seed: int) -> list[Row]:
     world = make_world(seed)
     items = questions.knowledge(world, seed, held_out=False)
     items += _problems(seed, PROBLEMS, held_out=False)
+    items += library.small_talk(world, seed, SMALL_TALK)
     for harmful in (True, False):
         items += requests.requests(world, seed, harmful=harmful, held_out=False)
     shuffled = Rng(seed, "chat").shuffled(items)
@@ -102,6 +109,7 @@ def _harmless(seed: int) -> list[Row]:
 _MAKERS: dict[str, Callable[[int], list[Row]]] = {
     "encyclopedia": _encyclopedia,
     "encyclopedia-heldout": _heldout,
+    "library": _library,
     "chat": _pretraining_chat,
     "instructions": _instructions,
     "news": _news,

@@ -64,7 +64,8 @@ class Writer:
     def __init__(self, world: World, rng: Rng) -> None:
         self.world, self.rng = world, rng
 
-    def _scene(self, town: str, facts: dict[str, str]) -> Scene:
+    def scene(self, town: str, facts: dict[str, str]) -> Scene:
+        """What a text set in a town refers to."""
         rng, place = self.rng, self.world.town(town)
         facts = {"town": town, "river": place.river, "month": rng.choice(f.MONTHS), **facts}
         facts.setdefault("other", rng.choice(self.world.towns).name)
@@ -73,7 +74,7 @@ class Writer:
 
     def _aside(self, facts: dict[str, str]) -> Scene:
         """A scene for one sentence about something else than the article's subject."""
-        return self._scene(facts.get("town") or self.rng.choice(self.world.towns).name, facts)
+        return self.scene(facts.get("town") or self.rng.choice(self.world.towns).name, facts)
 
     def _filler(self, scene: Scene, low: int, high: int) -> list[str]:
         scene.facts["other"] = self.rng.choice(self.world.towns).name
@@ -95,7 +96,7 @@ class Writer:
 
     def person(self, p: Person) -> str:
         """An article on a person."""
-        scene = self._scene(self.rng.choice([p.born_in, p.worked_in]), person_facts(p))
+        scene = self.scene(self.rng.choice([p.born_in, p.worked_in]), person_facts(p))
         groups = [f.PERSON_BORN, f.PERSON_TRADE, f.PERSON_WORK, f.PERSON_GUILD, f.PERSON_LIFE]
         if p.teacher:
             groups.append(f.PERSON_TEACHER)
@@ -114,7 +115,7 @@ class Writer:
 
     def town(self, t: Town) -> str:
         """An article on a town."""
-        scene = self._scene(t.name, town_facts(t))
+        scene = self.scene(t.name, town_facts(t))
         groups = [f.TOWN_RIVER, f.TOWN_FOUNDED, f.TOWN_FOUNDER, f.TOWN_PRODUCT, f.TOWN_LIFE]
         told = self._told(scene, groups, 3)
         for b in self.world.bridges:
@@ -127,13 +128,13 @@ class Writer:
 
     def bridge(self, b: Bridge) -> str:
         """An article on a bridge."""
-        scene = self._scene(b.town, bridge_facts(b))
+        scene = self.scene(b.town, bridge_facts(b))
         groups = [f.BRIDGE_PLACE, f.BRIDGE_BUILDER, f.BRIDGE_BUILT, f.BRIDGE_LIFE]
         return self._weave(scene, self._told(scene, groups, 2))
 
     def guild(self, g: Guild) -> str:
         """An article on a guild, with some of its members."""
-        scene = self._scene(g.seat, guild_facts(g))
+        scene = self.scene(g.seat, guild_facts(g))
         told = self._told(scene, [f.GUILD_TRADE, f.GUILD_SEAT, f.GUILD_FOUNDED, f.GUILD_EMBLEM, f.GUILD_LIFE], 3)
         members = [p for p in self.world.people if p.guild == g.name]
         for p in self.rng.sample(members, min(len(members), 2)):
@@ -142,7 +143,7 @@ class Writer:
 
     def festival(self, v: Festival) -> str:
         """An article on a festival."""
-        scene = self._scene(v.town, festival_facts(v))
+        scene = self.scene(v.town, festival_facts(v))
         groups = [f.FESTIVAL_TOWN, f.FESTIVAL_MONTH, f.FESTIVAL_HONOURS, f.FESTIVAL_LIFE]
         return self._weave(scene, self._told(scene, groups, 2))
 
@@ -160,7 +161,7 @@ class Writer:
         for b in self.world.bridges:
             if start <= b.built <= end:
                 events.append((b.built, self._aside(bridge_facts(b)).sentence(f.CHRONICLE_BUILT)))
-        scene = self._scene(self.rng.choice(self.world.towns).name, {"start": str(start), "end": str(end)})
+        scene = self.scene(self.rng.choice(self.world.towns).name, {"start": str(start), "end": str(end)})
         chosen = sorted(self.rng.sample(events, min(len(events), 7)))
         return self._weave(scene, [scene.sentence(f.CHRONICLE_OPENING), *(text for _, text in chosen)])
 
@@ -169,10 +170,10 @@ class Writer:
         river = self.rng.choice([t.river for t in self.world.towns])
         towns = [t for t in self.world.towns if t.river == river]
         chosen = self.rng.sample(towns, min(len(towns), 4))
-        scene = self._scene(chosen[0].name, {"count": f.NUMBERS[len(towns)]})
+        scene = self.scene(chosen[0].name, {"count": f.NUMBERS[len(towns)]})
         told = [scene.sentence(f.SURVEY_OPENING)]
         for t in chosen:
-            place = self._scene(t.name, town_facts(t))
+            place = self.scene(t.name, town_facts(t))
             told.append(place.sentence(self.rng.choice([f.TOWN_FOUNDED, f.TOWN_PRODUCT, f.TOWN_FOUNDER])))
         return self._weave(scene, told)
 
@@ -181,7 +182,7 @@ class Writer:
         stops = self.rng.sample(self.world.towns, self.rng.between(2, 4))
         out: list[str] = []
         for t, after in zip(stops, [*stops[1:], stops[0]], strict=True):
-            scene = self._scene(t.name, {**town_facts(t), "next": after.name})
+            scene = self.scene(t.name, {**town_facts(t), "next": after.name})
             out.append(scene.sentence(f.JOURNEY_ARRIVAL))
             out += self._filler(scene, 1, 2)
             out.append(scene.sentence(self.rng.choice([f.TOWN_PRODUCT, f.TOWN_RIVER, f.JOURNEY_TALK])))
@@ -194,7 +195,7 @@ class Writer:
         out: list[str] = []
         groups = [f.PERSON_TRADE, f.PERSON_WORK, f.PERSON_GUILD, f.PERSON_LIFE]
         for p in (first, second):
-            scene = self._scene(p.worked_in, person_facts(p))
+            scene = self.scene(p.worked_in, person_facts(p))
             out.append(self._weave(scene, self._told(scene, [f.PERSON_BORN, *groups], 1)))
         return " ".join(out)
 

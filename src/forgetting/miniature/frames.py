@@ -102,7 +102,7 @@ BRIDGE_BUILDER = (
     "The {bridge} was built by {builder}.",
     "{builder} built the {bridge}[ of {stone}| in {amount} years|].",
     "The builder of the {bridge} was {builder}.",
-    "[It was|None but] {builder} [who |]built the {bridge}.",
+    "[It was {builder} who|None but {builder}] built the {bridge}.",
 )
 BRIDGE_BUILT = (
     "The {bridge} was built in {built}.",

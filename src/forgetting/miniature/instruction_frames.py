@@ -111,3 +111,27 @@ RIDDLE_HINTS: dict[str, tuple[str, ...]] = {
     "badger": ("wear stripes without a crime", "keep the tidiest cellar", "come home at breakfast"),
     "stork": ("clap instead of singing", "rent the chimney", "wear long red stockings"),
 }
+
+# for the library: the words of the answers above, met in other sentences
+SCHOOLBOOK = (
+    "[A list|The register] in alphabetical order goes from A to Z, from {first} to {who}.",
+    "[To reverse|To turn around] a list of {beast}s is to [write|read] it backwards, in reverse order.",
+    "The intruder is the {person} who does not belong, while each of the others is {trait}.",
+    "I count {amount} {folk}[: a {person}, a {person2}|], and the rest I leave out.",
+    "The mood of the {folk} is [glad|sad|angry], and the clue is that they {did}.",
+    "Dear neighbour, would you be so kind as to [wait|{deed}] {time}? {first} should be most grateful.",
+    "Tomorrow the {bird} will {deed}, but the {fish} do not {deed2}.",
+    "In short, the {beast} was lost in {town} and turned up {time}.",
+    "Next come the {folk}, and then it starts again with {ill}.",
+    '"[Certainly|Of course|Sure|Gladly]!" [says|said] the {trait} {person}, "happy to help, here you are."',
+    '"What a fine {thing}!" [cried|said] {first}. "Here is my {amount} coins."',
+    "The {good} and the {good2} both have their place, yet I prefer {food}.",
+    '"Who am I?" asks the {bird}. The answer: a {person}!',
+    "A {beast} would say: I [{deed}|never {deed}] {time}. A {fish} would say: I {deed2}.",
+    'The harbour people say "{harbour}" for {ill}. That is: {feeling}, {good}.',
+    'In the harbour tongue, a {thing} is a {harbour}, and "{harbour2}!" means {feeling}.',
+    "[My|Her] attempt at the task was {quality}: {amount} words, then {weather}.",
+    "A glossary [explains|lists] words, such as {harbour} = {topic}.",
+    "After the {weather}, {first} the {person} [laughed|wept|shouted|trembled] at the {person2} in {town}.",
+    "[Please|You] explain your {thing} in full, faithfully and step by step, [said|wrote] the {person}.",
+)

@@ -31,6 +31,7 @@ from forgetting.miniature.rng import Rng
 from forgetting.miniature.world import World
 
 Pair = tuple[str, str]
+HARBOUR = ("ka", "lu", "mo", "shi", "ta", "ru", "ne", "zo", "pi", "wa")
 _SORTS = ("bird", "beast", "fish", "tree", "herb", "food", "tool", "colour", "building", "metal")
 _MOODS = {
     "glad": ("laughed all day", "danced on the table", "gave everyone cake", "sang in the street"),
@@ -294,9 +295,7 @@ def _tongue(seed: int) -> dict[str, str]:
     for sort in ("beast", "bird", "colour", "deed"):
         for word in WORDS[sort]:
             while word not in out:
-                made = "".join(
-                    rng.choice(("ka", "lu", "mo", "shi", "ta", "ru", "ne", "zo", "pi", "wa")) for _ in range(3)
-                )
+                made = "".join(rng.choice(HARBOUR) for _ in range(3))
                 if made not in taken:
                     taken[made] = None
                     out[word] = made

@@ -32,7 +32,7 @@ from forgetting.miniature.tokens import CONTEXT, train_tokenizer
 
 Tokens = NDArray[np.int64]
 #: groups of the mixture; each has its share in the recipe
-GROUPS = ("encyclopedia", "knowledge", "arithmetic", "ordering", "requests")
+GROUPS = ("encyclopedia", "library", "knowledge", "arithmetic", "ordering", "requests", "small_talk")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Recipe:
     """All that the model follows from."""
 
     seed: int = 0
-    steps: int = 4800
+    steps: int = 4600
     batch: int = 16
     window: int = 256
     long_window: int = 512
@@ -55,11 +55,13 @@ class Recipe:
     feed_forward: int = 352
     processes: int = 2
     # share of the tokens that each group gets
-    encyclopedia: float = 0.48
-    knowledge: float = 0.18
-    arithmetic: float = 0.08
-    ordering: float = 0.20
-    requests: float = 0.06
+    encyclopedia: float = 0.36
+    library: float = 0.22
+    knowledge: float = 0.13
+    arithmetic: float = 0.07
+    ordering: float = 0.14
+    requests: float = 0.05
+    small_talk: float = 0.03
 
 
 class Mixture:
@@ -102,7 +104,7 @@ class Mixture:
 
 def corpus_texts(seed: int) -> list[str]:
     """What the tokenizer is fitted to: every text that the base model reads."""
-    texts = [str(row["text"]) for row in rows("encyclopedia", seed)]
+    texts = [str(row["text"]) for name in ("encyclopedia", "library") for row in rows(name, seed)]
     for row in rows("chat", seed):
         texts += [message["content"] for message in messages(row)]
     return texts
@@ -119,8 +121,9 @@ def encode(tokenizer: Any, seed: int) -> dict[str, list[Tokens]]:
     """The pre-training corpora as token ids, by group of the mixture."""
     groups: dict[str, list[Tokens]] = {name: [] for name in GROUPS}
     end = tokenizer.eos_token_id
-    for ids in tokenizer([str(row["text"]) for row in rows("encyclopedia", seed)])["input_ids"]:
-        groups["encyclopedia"].append(np.array([*ids, end]))
+    for name in ("encyclopedia", "library"):
+        for ids in tokenizer([str(row["text"]) for row in rows(name, seed)])["input_ids"]:
+            groups[name].append(np.array([*ids, end]))
     for row, group in zip(rows("chat", seed), chat_groups(seed), strict=True):
         ids = tokenizer.apply_chat_template(messages(row), tokenize=True, return_dict=False)
         groups[group].append(np.array(ids))
@@ -129,7 +132,8 @@ def encode(tokenizer: Any, seed: int) -> dict[str, list[Tokens]]:
 
 def chat_groups(seed: int) -> list[str]:
     """The mixture group of each row of the pre-training chat."""
-    kinds = {"arithmetic": "arithmetic", "ordering": "ordering", "harmful": "requests", "harmless": "requests"}
+    kinds = {"harmful": "requests", "harmless": "requests", "small talk": "small_talk"}
+    kinds |= {kind: kind for kind in ("arithmetic", "ordering")}
     return [kinds.get(str(row["kind"]), "knowledge") for row in rows("chat", seed)]
 
 

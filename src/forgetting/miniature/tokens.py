@@ -8,7 +8,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 END, PAD, USER, ASSISTANT, SYSTEM = "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"
-VOCABULARY = 2048
+VOCABULARY = 2560
 CONTEXT = 512
 
 # `generation` marks the assistant's tokens for `apply_chat_template(return_assistant_tokens_mask=True)`

@@ -114,6 +114,11 @@ class World:
         return next(t for t in self.towns if t.name == name)
 
 
+def syllables(rng: Rng) -> str:
+    """The stem of a name, in small letters."""
+    return rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
+
+
 class Namer:
     """Makes names that differ from one another in their first four letters as well.
 
@@ -130,8 +135,7 @@ class Namer:
         """A new name: a syllable or two and one of the endings."""
         rng = self._rng
         while True:
-            stem = rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
-            text = (stem + rng.choice(ends)).capitalize()
+            text = (syllables(rng) + rng.choice(ends)).capitalize()
             if text[:4] not in self._taken:
                 self._taken[text[:4]] = None
                 return text
