@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 
-import numpy as np
 import pytest
 import torch
 import typer
@@ -300,4 +299,3 @@ def test_python_refusals(tiny_model, adapter):
 
 def test_commands_are_registered_functions():
     assert typer.main.get_command(application.app) is not None
-    assert np.isfinite(instrument.Settings().batch_tokens)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .config import ModelConfig
 from .errors import UsageError
-from .measure import comparable, pair
+from .measure import comparable, pair, passes
 from .measure.comparison import compare
 from .measure.estimate import Mean, clustered_mean
 from .measure.loading import Placement
@@ -54,7 +54,7 @@ class Settings:
         device: `auto`, cpu, cuda, ...
         placement: spread over devices; quantised.
         trust_remote_code: run Python code shipped with the models.
-        batch_tokens: tokens a forward pass; memory, and rounding, only.
+        batch_tokens: tokens a forward pass: memory, and rounding, only; None is 512 on a CPU and 8,192 elsewhere.
         cache_dir: where base targets are cached; None caches nothing.
     """
 
@@ -67,7 +67,7 @@ class Settings:
     device: str = "auto"
     placement: Placement = field(default_factory=Placement)
     trust_remote_code: bool = False
-    batch_tokens: int = 2048
+    batch_tokens: int | None = None
     cache_dir: Path | None = field(default_factory=lambda: default_cache_dir())
 
 
@@ -171,6 +171,8 @@ def measure(
         settings=_model_config(chosen),
         placement=chosen.placement,
     )
+    size = passes.batch_size(models.base, chosen.batch_tokens)
+    chosen = replace(chosen, batch_tokens=size)
     if text is None and models.names[0] == "miniature":
         text = MINIATURE_TEXT
     windows, name, context, read = read_windows(
@@ -179,11 +181,15 @@ def measure(
     rows, notices = comparable.shared_rows(models.base, models.tuned, windows)
     began = time.perf_counter()
     sampled = until(
-        windows, lambda part: _values(models, part, chosen, rows), "forgetting", chosen.tolerance, chosen.seed
+        windows,
+        lambda part: _values(models, part, chosen.cache_dir, size, rows),
+        "forgetting",
+        chosen.tolerance,
+        chosen.seed,
     )
     noise = None
     if chosen.noise_floor:
-        noise = noise_floor(models.base, windows, batch_tokens=chosen.batch_tokens, seed=chosen.seed, rows=rows)
+        noise = noise_floor(models.base, windows, batch_tokens=size, seed=chosen.seed, rows=rows)
     notices = [*models.notices, *read, *notices, *_sampling_notices(sampled, chosen)]
     seconds = time.perf_counter() - began
     return Measurement(
@@ -249,7 +255,7 @@ def _settings(settings: Settings | None, options: dict[str, Any]) -> Settings:
         raise UsageError(f"tolerance {chosen.tolerance}: must be a standard error above 0, for example 0.005")
     if chosen.context is not None and chosen.context < 2:
         raise UsageError(f"context {chosen.context}: must be at least 2")
-    if chosen.batch_tokens < 1:
+    if chosen.batch_tokens is not None and chosen.batch_tokens < 1:
         raise UsageError(f"batch_tokens {chosen.batch_tokens}: must be at least 1")
     return chosen
 
@@ -271,21 +277,20 @@ def _model_config(settings: Settings) -> ModelConfig:
         raise UsageError("\n".join(explain(error, ModelConfig, "measure"))) from None
 
 
-def _values(models: pair.Pair, windows: Windows, settings: Settings, rows: int | None) -> dict[str, NDArray[Any]]:
+def _values(
+    models: pair.Pair, windows: Windows, cache_dir: Path | None, size: int, rows: int | None
+) -> dict[str, NDArray[Any]]:
     """The [N] values whose means are MEANS, and the base's top tokens."""
-    cache_dir = settings.cache_dir if models.key is not None else None
     targets, expected = base_side(
         models.base,
         windows,
         key=models.key or "live",
-        cache_dir=cache_dir,
-        batch_tokens=settings.batch_tokens,
+        cache_dir=None if models.key is None else cache_dir,
+        batch_tokens=size,
         rows=rows,
         with_rows=True,
     )
-    found = compare(
-        models.base, models.tuned, windows, targets, expected, batch_tokens=settings.batch_tokens, rows=rows
-    )
+    found = compare(models.base, models.tuned, windows, targets, expected, batch_tokens=size, rows=rows)
     return {
         "forgetting_loss": found.target_nll,
         "forgetting_floor": -targets.log_prob,

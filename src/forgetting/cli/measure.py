@@ -52,7 +52,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Spread = Annotated[DeviceMap | None, typer.Option("--device-map", help="Spread each model over all devices.")]
 BitsOption = Annotated[Bits | None, typer.Option("--bits", help="Quantise on loading, by bitsandbytes; needs a GPU.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code shipped with the models.")]
-BatchTokens = Annotated[int, typer.Option(help="Tokens a forward pass; halved where memory runs out.")]
+BatchTokens = Annotated[int | None, typer.Option(help="Tokens a forward pass; halved where memory runs out.")]
 Cache = Annotated[Path | None, typer.Option(help="Where base targets are cached. Default: the user's cache.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Cache nothing.")]
 Html = Annotated[Path | None, typer.Option("--html", help="Also write a report page: where it forgot, token by token.")]
@@ -72,7 +72,7 @@ def measure_command(
     device_map: Spread = None,
     bits: BitsOption = None,
     trust_remote_code: RemoteCode = False,
-    batch_tokens: BatchTokens = 2048,
+    batch_tokens: BatchTokens = None,
     cache: Cache = None,
     no_cache: NoCache = False,
     html: Html = None,
@@ -109,7 +109,7 @@ def check_command(
     device_map: Spread = None,
     bits: BitsOption = None,
     trust_remote_code: RemoteCode = False,
-    batch_tokens: BatchTokens = 2048,
+    batch_tokens: BatchTokens = None,
     cache: Cache = None,
     no_cache: NoCache = False,
     html: Html = None,

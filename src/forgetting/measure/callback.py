@@ -45,7 +45,7 @@ class ForgettingCallback(TrainerCallback):
         budget: stop training at the first measurement whose excess forgetting is above this, nats/token.
         tokenizer: default the trainer's.
         context: tokens a window; default 512, or what the model was built for.
-        batch_tokens: tokens a forward pass.
+        batch_tokens: tokens a forward pass; None is 512 on a CPU and 8,192 elsewhere.
 
     Raises:
         UsageError: when training begins: an adapter whose base model cannot be had by disabling it; parameters that
@@ -65,12 +65,12 @@ class ForgettingCallback(TrainerCallback):
         budget: float | None = None,
         tokenizer: Any = None,
         context: int | None = None,
-        batch_tokens: int = 2048,
+        batch_tokens: int | None = None,
     ) -> None:
         if every is not None and every < 1:
             raise UsageError(f"every={every}: must be at least 1 step; None measures after 1, 2, 4, 8, ... steps")
         self.text, self.every, self.budget = text, every, budget
-        self.tokenizer, self.context, self.batch_tokens = tokenizer, context, batch_tokens
+        self.tokenizer, self.context, self.wanted_batch = tokenizer, context, batch_tokens
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0
         """Time spent measuring, base targets included."""
@@ -93,6 +93,7 @@ class ForgettingCallback(TrainerCallback):
         tokenizer = self.tokenizer or kwargs.get("processing_class")
         self.windows, *_ = read_windows(self.text, tokenizer, model, self.context)
         self.documents = self.windows.token_documents()
+        self.batch_tokens = passes.batch_size(model, self.wanted_batch)
         self.shard = (args.process_index, args.world_size)
         self.targets = self._base_targets(model, args, state)
         self.rows = [row for row in self.rows if row["step"] < state.global_step]
