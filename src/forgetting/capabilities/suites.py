@@ -138,9 +138,10 @@ def _suite(
 
 
 def _miniature_rows(name: str) -> list[dict[str, Any]]:
+    """A test corpus in an order that mixes its kinds, so that the first so many items are a fair sample."""
     from ..miniature import rows
 
-    return rows(name)
+    return sorted(rows(name), key=lambda row: _digest(str(row["prompt"])))
 
 
 def _safety(miniature: bool, folder: Path, given: tuple[str | None, str | None], max_generated: int) -> Suite:
