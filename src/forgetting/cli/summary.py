@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -53,25 +54,29 @@ def _interval(estimate: Estimate) -> str:
 
 
 def measurements_table(table: pd.DataFrame) -> Table:
-    """Rows of a study's table with values ± standard errors."""
-    shown = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("data set", "method", "rank", "seed"):
-        shown.add_column(name)
-    for name in ("P", "step", "L_ft", "forgetting", "agreement", "status"):
-        shown.add_column(name, justify="right")
-    for row in table.to_dict("records"):
-        shown.add_row(
-            escape(str(row["dataset"])),
-            escape(str(row["method"])),
-            _whole(row["rank"]),
-            _whole(row["seed"]),
-            _whole(row["trainable_params"]),
-            _whole(row["step"]),
-            _mean(row["finetune_loss"], row["finetune_loss_se"]),
-            _mean(row["forgetting"], row["forgetting_se"]),
-            _mean(row["agreement"], row["agreement_se"]),
-            str(row["status"]),
-        )
+    """Rows of a study's table with values ± standard errors, 80 columns wide for one seed of runs that all finished."""
+    rows = table.to_dict("records")
+    columns: dict[str, Callable[[dict[Hashable, Any]], str]] = {
+        "data set": lambda row: escape(str(row["dataset"])),
+        "method": lambda row: escape(str(row["method"])),
+        "rank": lambda row: _whole(row["rank"]),
+        "seed": lambda row: _whole(row["seed"]),
+        "P": lambda row: _short(row["trainable_params"]),
+        "step": lambda row: _whole(row["step"]),
+        "L_ft": lambda row: _mean(row["finetune_loss"], row["finetune_loss_se"]),
+        "forgetting": lambda row: _mean(row["forgetting"], row["forgetting_se"]),
+        "agreement": lambda row: _mean(row["agreement"], row["agreement_se"]),
+        "status": lambda row: str(row["status"]),
+    }
+    if len({row["seed"] for row in rows}) < 2:
+        del columns["seed"]
+    if {row["status"] for row in rows} == {"done"}:
+        del columns["status"]
+    shown = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    for name in columns:
+        shown.add_column(name, justify="left" if name in ("data set", "method") else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*(cell(row) for cell in columns.values()))
     return shown
 
 
@@ -79,5 +84,15 @@ def _whole(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else "-"
 
 
+def _short(value: object) -> str:
+    """A count to three digits: 98.6k, 1.58M."""
+    if not isinstance(value, int):
+        return "-"
+    for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return str(value)
+
+
 def _mean(value: float, se: float) -> str:
-    return f"{value:.4f} ± {se:.4f}" if not math.isnan(se) else f"{value:.4f} ± ?"
+    return f"{value:.3f} ± {se:.3f}" if not math.isnan(se) else f"{value:.3f} ± ?"
