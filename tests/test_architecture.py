@@ -14,6 +14,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "forgetting"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 ROOMS = (
+    "mirror",
     "errors",
     "config",
     "windows",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from .fit import Fit
+    from .plan import Plan
     from .study import StudyResult
 
 
@@ -84,3 +85,51 @@ def conclude(out: Path) -> Conclusion:
     save_fits(fits, out / "fits.json")
     runs: list[dict[str, Any]] = [run.read() for run in folder.runs()]
     return Conclusion(fits, write_study_report(config, table, runs, fits, path=out / "report.html"))
+
+
+def fit(table: pd.DataFrame | Mapping[str, Any] | str | Path, law: str = "shifted_power", **options: Any) -> Fit:
+    """Fit one law to one table of runs; the command `forgetting fit` does it for each data set of a study.
+
+    Args:
+        table: columns by name, or the path of a table or study folder.
+        law: a law's name.
+        options: as of `forgetting.fit.fit_law`.
+
+    Raises:
+        UsageError: an unknown law, or a table that it cannot be fitted to.
+    """
+    from .fit import fit_law
+    from .tables import read_tables
+
+    return fit_law(law, read_tables([table]) if isinstance(table, str | Path) else table, **options)
+
+
+def plan(
+    law: Fit | str | Path, *, budget: float | None = None, target_loss: float | None = None, **options: Any
+) -> dict[str, Plan]:
+    """What to run for a budget of forgetting, or to reach a fine-tuning loss, by data set.
+
+    Args:
+        law: a fitted surface over P and N, a published law's name, a file of fits, or a study folder.
+        budget: forgetting allowed, nats/token above the base model's.
+        target_loss: fine-tuning loss to reach; give this or `budget`.
+        options: as of `forgetting.plan.plan_budget` or `plan_target`.
+
+    Raises:
+        UsageError: neither or both of budget and target_loss, or no surface to plan with.
+    """
+    from .fit import Fit
+    from .plan import load_laws, plan_budget, plan_target
+
+    if (budget is None) == (target_loss is None):
+        raise UsageError("give either budget or target_loss")
+    surfaces = {law.label: law} if isinstance(law, Fit) else _surfaces(load_laws(law))
+    if not surfaces:
+        raise UsageError(f"{law}: no shifted power law in it to plan with")
+    if budget is not None:
+        return {label: plan_budget(surface, budget, **options) for label, surface in surfaces.items()}
+    return {label: plan_target(surface, target_loss or 0.0, **options) for label, surface in surfaces.items()}
+
+
+def _surfaces(laws: dict[str, dict[str, Fit]]) -> dict[str, Fit]:
+    return {label: fits["shifted_power"] for label, fits in laws.items() if "shifted_power" in fits}

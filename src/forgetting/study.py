@@ -19,6 +19,7 @@ from .config import RunConfig, StudyConfig
 from .engine.local import Event, execute
 from .errors import ForgettingError, UsageError
 from .methods import expand_grid
+from .mirror import make_callable
 from .store import RunFolder, StudyFolder, load_table
 
 if TYPE_CHECKING:
@@ -344,3 +345,6 @@ def _hardware(base: Base) -> dict[str, Any]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+make_callable(__name__)

@@ -12,7 +12,7 @@ import typer
 
 from .. import __version__
 from ..errors import ForgettingError
-from . import laws, measure, study
+from . import evaluate, laws, measure, study
 
 app = typer.Typer(
     name="forgetting",
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("study")(study.study_command)
 app.command("measure")(measure.measure_command)
 app.command("check")(measure.check_command)
+app.command("evaluate")(evaluate.evaluate_command)
 app.command("fit")(laws.fit_command)
 app.command("predict")(laws.predict_command)
 app.command("plan")(laws.plan_command)

@@ -6,6 +6,7 @@ from forgetting.fit.engine import fit_from_published, fit_law
 from forgetting.fit.result import Estimate, Fit, Prediction, load_fits, plain, save_fits
 from forgetting.fit.select import Extrapolation, extrapolation_tests, r2_by, rank_laws
 from forgetting.fit.study import fit_study, unfit
+from forgetting.mirror import make_callable
 
 __all__ = [
     "Estimate",
@@ -23,3 +24,5 @@ __all__ = [
     "save_fits",
     "unfit",
 ]
+
+make_callable(__name__)
