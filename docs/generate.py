@@ -52,6 +52,7 @@ def configuration() -> str:
         ("`datasets.NAME`: as `text`, and", c.DatasetConfig),
         ("`training`", c.TrainingConfig),
         ("`measure`", c.MeasureConfig),
+        ("`capabilities`", c.CapabilitiesConfig),
         *((f"`methods`: `name: {name}`", method) for name, method in METHODS.items()),
     ]
     for title, model in sections:

@@ -191,19 +191,33 @@ def measure(
     if chosen.noise_floor:
         noise = noise_floor(models.base, windows, batch_tokens=size, seed=chosen.seed, rows=rows)
     notices = [*models.notices, *read, *notices, *_sampling_notices(sampled, chosen)]
-    seconds = time.perf_counter() - began
+    return _measurement(models, name, context, chosen, sampled, noise, tuple(notices), began, windows)
+
+
+def _measurement(
+    models: pair.Pair,
+    text: str,
+    context: int | None,
+    settings: Settings,
+    sampled: Sampled,
+    noise: NoiseFloor | None,
+    notices: tuple[str, ...],
+    began: float,
+    windows: Windows,
+) -> Measurement:
+    """What `measure` returns, from what it found."""
     return Measurement(
         base=models.names[0],
         tuned=models.names[1],
-        text=name,
+        text=text,
         means=_means(sampled),
         documents_in_text=len(np.unique(windows.token_documents())),
         context=context,
-        settings=chosen,
+        settings=settings,
         dtype=models.dtype,
-        seconds=seconds,
+        seconds=time.perf_counter() - began,
         noise=noise,
-        notices=tuple(notices),
+        notices=notices,
         windows=sampled.windows,
         change=sampled.values["forgetting"],
         argmax=sampled.values["argmax"],
