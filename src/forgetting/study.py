@@ -124,7 +124,7 @@ def study(
         ask_base(folder.path, base, config.model, plan_of(config))
     workers, threads = _layout(base, workers)
     del base
-    pending = [run.run_id() for run in runs if _is_pending(folder.run(run.run_id()))]
+    pending = [run.run_id() for run in _costliest_first(runs) if _is_pending(folder.run(run.run_id()))]
     if on_plan:
         on_plan(runs, pending)
     began = time.perf_counter()
@@ -137,6 +137,11 @@ def study(
         raise ForgettingError("every run failed; the first: " + next(f"{i}: {why}" for i, why in failed.items()))
     skipped = tuple(run.run_id() for run in runs if run.run_id() not in pending)
     return StudyResult(folder, load_table(out), failed, skipped, time.perf_counter() - began)
+
+
+def _costliest_first(runs: list[RunConfig]) -> list[RunConfig]:
+    """Large ranks first, so that no worker ends on one while the others stand idle; methods without a rank lead."""
+    return sorted(runs, key=lambda run: -run.method.options.get("rank", 10**9))
 
 
 def _ignore(event: Event) -> None:
