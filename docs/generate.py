@@ -38,12 +38,13 @@ def _subcommands() -> list[str]:
 def configuration() -> str:
     """Every field of a study's configuration, section by section."""
     from forgetting import config as c
+    from forgetting.config_files import presets
     from forgetting.methods import METHODS
 
     parts = [
         "# Configuration of a study\n",
         "Written from the code by `python docs/generate.py`. A study is one YAML file; these are its fields. Shipped "
-        f"examples: {', '.join(f'`{name}`' for name in c.presets())} (`forgetting study --preset NAME`).\n",
+        f"examples: {', '.join(f'`{name}`' for name in presets())} (`forgetting study --preset NAME`).\n",
     ]
     sections: list[tuple[str, Any]] = [
         ("The study", c.StudyConfig),

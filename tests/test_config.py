@@ -8,20 +8,21 @@ from typing import Any
 import pytest
 
 from forgetting import config as c
+from forgetting import config_files as f
 from forgetting.errors import UsageError
 from forgetting.study import expand_runs
 
 
-@pytest.mark.parametrize("name", c.presets())
+@pytest.mark.parametrize("name", f.presets())
 def test_presets_parse_and_round_trip(name: str) -> None:
-    study = c.load_preset(name)
-    assert c.validate(c.parse_yaml(study.to_yaml(), where="x"), where="x") == study
+    study = f.load_preset(name)
+    assert c.validate(f.parse_yaml(study.to_yaml(), where="x"), where="x") == study
     assert expand_runs(study)
 
 
 def test_paper_presets_hold_the_papers_setup() -> None:
     for name in ("paper-openorca", "paper-news"):
-        study = c.load_preset(name)
+        study = f.load_preset(name)
         assert study.model.source == "meta-llama/Llama-2-7b-chat-hf"
         assert study.text.source == "Salesforce/wikitext"
         assert study.text.split == "test"
@@ -58,7 +59,7 @@ def test_paper_presets_hold_the_papers_setup() -> None:
     ],
 )
 def test_wrong_fields_are_named(change: dict[str, Any], message: str) -> None:
-    fields = c.deep_merge(c.preset_fields("paper-openorca"), change)
+    fields = f.deep_merge(f.preset_fields("paper-openorca"), change)
     with pytest.raises(UsageError) as caught:
         c.validate(fields, where="my.yaml")
     assert f"my.yaml: {message}" in str(caught.value).replace("my.yaml: training: ", "my.yaml: ").replace(
@@ -67,7 +68,7 @@ def test_wrong_fields_are_named(change: dict[str, Any], message: str) -> None:
 
 
 def test_every_wrong_field_gets_its_line() -> None:
-    fields = c.deep_merge(c.preset_fields("paper-openorca"), {"context": 1, "training": {"steps": -1}})
+    fields = f.deep_merge(f.preset_fields("paper-openorca"), {"context": 1, "training": {"steps": -1}})
     with pytest.raises(UsageError) as caught:
         c.validate(fields, where="my.yaml")
     assert len(str(caught.value).splitlines()) == 2
@@ -87,7 +88,7 @@ def test_every_wrong_field_gets_its_line() -> None:
     ],
 )
 def test_wrong_methods_are_named(options: dict[str, Any], message: str) -> None:
-    study = c.validate({**c.preset_fields("paper-openorca"), "methods": [options]}, where="my.yaml")
+    study = c.validate({**f.preset_fields("paper-openorca"), "methods": [options]}, where="my.yaml")
     with pytest.raises(UsageError) as caught:
         expand_runs(study)
     assert message in str(caught.value)
@@ -95,7 +96,7 @@ def test_wrong_methods_are_named(options: dict[str, Any], message: str) -> None:
 
 def test_a_list_is_a_grid_only_for_an_option_that_takes_one_value() -> None:
     entry = {"name": "lora", "rank": [1, 2], "dropout": [0.0, 0.1], "target_modules": ["q_proj", "v_proj"]}
-    study = c.validate({**c.preset_fields("paper-openorca"), "methods": [entry]}, where="x")
+    study = c.validate({**f.preset_fields("paper-openorca"), "methods": [entry]}, where="x")
     options = [run.method.options for run in expand_runs(study)]
     assert [(o["rank"], o["dropout"]) for o in options] == [(1, 0.0), (1, 0.1), (2, 0.0), (2, 0.1)]
     assert all(o["target_modules"] == ["q_proj", "v_proj"] for o in options)
@@ -103,14 +104,14 @@ def test_a_list_is_a_grid_only_for_an_option_that_takes_one_value() -> None:
 
 def test_the_same_run_twice_is_refused() -> None:
     entries = [{"name": "lora", "rank": 8}, {"name": "lora", "rank": [8, 16]}]
-    study = c.validate({**c.preset_fields("paper-openorca"), "methods": entries}, where="x")
+    study = c.validate({**f.preset_fields("paper-openorca"), "methods": entries}, where="x")
     with pytest.raises(UsageError, match="the same run is asked for twice: openorca-lora-r8-s0-"):
         expand_runs(study)
 
 
 def test_run_id_follows_what_decides_numbers_and_nothing_else() -> None:
     def ids(change: dict[str, Any]) -> str:
-        return expand_runs(c.validate(c.deep_merge(c.preset_fields("paper-openorca"), change), where="x"))[0].run_id()
+        return expand_runs(c.validate(f.deep_merge(f.preset_fields("paper-openorca"), change), where="x"))[0].run_id()
 
     same = ids({})
     assert ids({"name": "other"}) == same
@@ -120,7 +121,7 @@ def test_run_id_follows_what_decides_numbers_and_nothing_else() -> None:
 
 
 def test_the_last_step_is_always_measured() -> None:
-    fields = c.deep_merge(c.preset_fields("paper-openorca"), {"training": {"steps": 99}, "measure": {"every": 20}})
+    fields = f.deep_merge(f.preset_fields("paper-openorca"), {"training": {"steps": 99}, "measure": {"every": 20}})
     assert c.validate(fields, where="x").measured_steps() == [0, 50, 70, 90, 99]
 
 
@@ -137,7 +138,7 @@ def test_wrong_yaml_names_file_and_line(tmp_path: Path, text: str, message: str)
     path = tmp_path / "my.yaml"
     path.write_text(text)
     with pytest.raises(UsageError) as caught:
-        c.read_fields(path)
+        f.read_fields(path)
     assert str(caught.value).startswith(str(path))
     assert message in str(caught.value)
 
@@ -149,6 +150,6 @@ def test_relative_sources_are_relative_to_the_file(tmp_path: Path) -> None:
         "model": {"source": "some/hub-id"},
         "datasets": {"a": {"source": "mine.txt"}},
     }
-    resolved = c.resolve_sources(fields, tmp_path)
+    resolved = f.resolve_sources(fields, tmp_path)
     assert resolved["text"]["source"] == str(tmp_path / "mine.txt") == resolved["datasets"]["a"]["source"]
     assert resolved["model"]["source"] == "some/hub-id"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from forgetting.config import load_preset
+from forgetting.config_files import load_preset
 from forgetting.errors import ForgettingError, UsageError
 from forgetting.store import COLUMNS, MEANS, RunFolder, StudyFolder, load_table, write_atomically
 

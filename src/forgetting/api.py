@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .config import RunConfig, StudyConfig
 from .engine.local import Event
 from .errors import UsageError
-from .store import StudyFolder, load_table
+from .store import StudyFolder, fitted_rows, load_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,7 @@ def study(
     """Run or resume a study, then fit the laws and write the report.
 
     Args:
-        config: the study, for example `forgetting.config.load_preset("miniature")`.
+        config: the study, for example `forgetting.config_files.load_preset("miniature")`.
         out: the study folder.
         workers: processes; more than one, or None, needs the caller's script to guard its entry with
             `if __name__ == "__main__"`.
@@ -53,15 +53,6 @@ def study(
 
     result = run(config, Path(out), workers=workers, on_event=on_event, on_plan=on_plan)
     return result, conclude(Path(out))
-
-
-def fitted_rows(table: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
-    """The rows that the laws are fitted on: finished runs of the study's first method, from `measure.start` on.
-
-    The laws are of one method's grid; the paper fits LoRA ranks and predicts other methods from them (Appendix B).
-    """
-    first_method = table["method"] == config.methods[0].name
-    return table[first_method & (table["step"] >= config.measure.start) & (table["status"] != "running")]
 
 
 def conclude(out: Path) -> Conclusion:

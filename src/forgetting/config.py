@@ -8,12 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from .errors import UsageError, did_you_mean
 
@@ -76,8 +83,8 @@ class DatasetConfig(TextConfig):
     heldout: float = Field(0.1, gt=0, lt=1, description="share of documents held out, by content hash")
 
 
-class MethodConfig(BaseModel):
-    """How the model is made trainable. The method's own options stand beside `name`.
+class Variant(BaseModel):
+    """Something chosen by name, with its own options beside `name`.
 
     A list for an option that takes one value is a grid: `rank: [8, 64]` is two methods.
     """
@@ -87,8 +94,28 @@ class MethodConfig(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The method's own options, unvalidated: the method's room validates them."""
+        """Its own options, unvalidated: the room that it belongs to validates them."""
         return dict(self.__pydantic_extra__ or {})
+
+
+class MitigationConfig(Variant):
+    """What holds forgetting back in a run, such as replay."""
+
+
+class MethodConfig(Variant):
+    """How the model is made trainable, and what holds forgetting back meanwhile."""
+
+    label: Name | None = Field(None, description="what tables and reports call this entry; default its name")
+    mitigations: tuple[tuple[MitigationConfig, ...], ...] = Field(
+        (), description="alternatives, each one run instead of the plain one: a mitigation, or a list of them together"
+    )
+
+    @field_validator("mitigations", mode="before")
+    @classmethod
+    def _alternatives(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple((one,) if isinstance(one, Mapping) else one for one in value)
 
 
 class TrainingConfig(Section):
@@ -219,115 +246,31 @@ class RunConfig(Section):
     dataset_name: Name
     dataset: DatasetConfig
     method: MethodConfig
+    mitigations: tuple[MitigationConfig, ...] = ()
     seed: int
     context: int
     training: TrainingConfig
     measure: MeasureConfig
 
     def run_id(self) -> str:
-        """`<dataset>-<method>-<rank>-s<seed>-<hash>`: the hash, of all fields that decide numbers, makes it unique."""
+        """`<dataset>-<label>-<rank>-<mitigations>-s<seed>-<hash>`: the hash, of all that decides numbers, is unique."""
         content = self.model_dump(mode="json")
         content["model"].pop("device")
+        content["method"].pop("label")
+        content["method"].pop("mitigations")
+        if not self.mitigations:
+            content.pop("mitigations")
         content["measure"].pop("batch_tokens")
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
         rank = self.method.options.get("rank")
         parts = [
             self.dataset_name,
-            self.method.name,
+            self.method.label or self.method.name,
             *([f"r{rank}"] if rank is not None else []),
+            *(mitigation.name for mitigation in self.mitigations),
             f"s{self.seed}",
         ]
         return "-".join([*parts, digest])
-
-
-OWN_FIELDS: dict[str, Any] = {
-    "methods": [{"name": "lora", "rank": 8}],
-    "training": {"batch_size": 16},
-    "measure": {"start": 20, "every": 20, "text_tokens": 100_000, "heldout_tokens": 50_000},
-}
-"""What a study given by flags alone starts from: measured on a sample of the text, sized for a first answer."""
-
-
-def presets() -> list[str]:
-    """Names of the shipped configurations."""
-    folder = resources.files("forgetting") / "presets"
-    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
-
-
-def load_preset(name: str) -> StudyConfig:
-    """A shipped configuration by name.
-
-    Raises:
-        UsageError: no preset of that name.
-    """
-    return validate(preset_fields(name), where=f"preset {name}")
-
-
-def preset_fields(name: str) -> dict[str, Any]:
-    """A preset's YAML as a plain mapping, for overrides before validation."""
-    if name not in presets():
-        raise UsageError(f"preset: no preset '{name}'; {did_you_mean(name, presets())}")
-    text = (resources.files("forgetting") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
-    return parse_yaml(text, where=f"preset {name}")
-
-
-def read_fields(path: Path) -> dict[str, Any]:
-    """A user's YAML file as a plain mapping, its relative source paths made absolute (relative to the file).
-
-    Raises:
-        UsageError: the file is missing, unreadable, or not a YAML mapping; names the file and line.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(
-            f"{path}: no such configuration file; write one, or name a preset with --preset ({', '.join(presets())})"
-        ) from None
-    except IsADirectoryError:
-        raise UsageError(f"{path}: a directory, not a configuration file; to resume a study use --out {path}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-    return parse_yaml(text, where=str(path))
-
-
-def parse_yaml(text: str, *, where: str) -> dict[str, Any]:
-    """Safe-loaded YAML that must be a mapping; `where` names it in errors."""
-    try:
-        fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "not valid YAML"
-        raise UsageError(f"{where}{line}: {problem}") from None
-    if not isinstance(fields, dict):
-        raise UsageError(
-            f"{where}: a mapping of fields is needed, got {type(fields).__name__}; see `forgetting study --help`"
-        )
-    return fields
-
-
-def resolve_sources(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Make the relative local sources of a configuration absolute: those that exist under `folder`.
-
-    A source that does not exist there stays as it is (a Hub id, `miniature`, or a path for a clear error later).
-    """
-
-    def absolute(section: Any) -> Any:
-        if isinstance(section, Mapping) and isinstance(source := section.get("source"), str):
-            path = (folder / Path(source).expanduser()).resolve()
-            if source != "miniature" and not source.startswith("miniature:") and path.exists():
-                return {**section, "source": str(path)}
-        return section
-
-    resolved = dict(fields)
-    for key in ("model", "text"):
-        if key in resolved:
-            resolved[key] = absolute(resolved[key])
-    if isinstance(datasets := resolved.get("datasets"), Mapping):
-        resolved["datasets"] = {name: absolute(section) for name, section in datasets.items()}
-    return resolved
 
 
 def validate(fields: Mapping[str, Any], *, where: str) -> StudyConfig:
@@ -386,10 +329,33 @@ def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
-def deep_merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `override` laid over it, mapping by mapping; lists and values are replaced whole."""
-    merged = dict(base)
-    for key, value in override.items():
-        old = merged.get(key)
-        merged[key] = deep_merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
+def expand(options: Mapping[str, Any], kind: type[Section], where: str) -> list[dict[str, Any]]:
+    """The grid that the options of one variant mean: a list for an option that takes one value is one variant each.
+
+    Args:
+        options: as configured.
+        kind: the variant's model; its fields say which options take one value.
+        where: names the variant in errors.
+
+    Raises:
+        UsageError: an empty list, or one that repeats a value.
+    """
+    grid = [dict(options)]
+    for option, value in options.items():
+        field = kind.model_fields.get(option)
+        if field is None or not isinstance(value, list | tuple) or _takes(field.annotation, list(value)):
+            continue
+        if not value:
+            raise UsageError(f"{where}.{option}: an empty list; give at least one value")
+        if len(set(map(repr, value))) < len(value):
+            raise UsageError(f"{where}.{option}: a value repeats: {list(value)}")
+        grid = [{**given, option: single} for given in grid for single in value]
+    return grid
+
+
+def _takes(annotation: Any, value: list[Any]) -> bool:
+    try:
+        TypeAdapter(annotation).validate_python(value)
+    except ValidationError:
+        return False
+    return True

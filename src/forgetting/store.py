@@ -21,7 +21,8 @@ from typing import Any
 
 import pandas as pd
 
-from .config import StudyConfig, parse_yaml, validate
+from .config import StudyConfig, validate
+from .config_files import parse_yaml
 from .errors import ForgettingError, UsageError
 
 RUN_SCHEMA = 1
@@ -29,6 +30,8 @@ RUN_SCHEMA = 1
 COLUMNS: dict[str, str] = {
     "dataset": "name of the fine-tuning data set",
     "method": "name of the fine-tuning method",
+    "label": "what the study calls the method: its label, or its name",
+    "mitigation": "what holds forgetting back, with its options; empty for nothing",
     "rank": "rank of the method, where it has one",
     "seed": "seed of initialisation and data order",
     "run_id": "the run's folder under runs/",
@@ -267,6 +270,17 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in rows]
 
 
+def fitted_rows(table: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
+    """The rows that the laws are fitted on: ended, plain runs of the study's first method, from `measure.start` on.
+
+    The laws are of one method's grid; the paper fits LoRA ranks and predicts other methods from them (Appendix B).
+    Rows of failed runs stay, marked by `status`: the fit leaves them out by name.
+    """
+    first = config.methods[0].label or config.methods[0].name
+    plain = (table["label"] == first) & (table["mitigation"] == "")
+    return table[plain & (table["step"] >= config.measure.start) & (table["status"] != "running")]
+
+
 def load_table(path: Path) -> pd.DataFrame:
     """One row a measurement of a study, under the columns of COLUMNS and their standard errors.
 
@@ -282,6 +296,8 @@ def load_table(path: Path) -> pd.DataFrame:
         shared = {
             "dataset": run["dataset"],
             "method": run["method"]["name"],
+            "label": run.get("label", run["method"]["name"]),
+            "mitigation": run.get("mitigation", ""),
             "rank": run["method"].get("rank"),
             "seed": run["seed"],
             "run_id": folder.id,

@@ -20,6 +20,8 @@ from .engine.local import Event, execute
 from .errors import ForgettingError, UsageError
 from .methods import expand_grid
 from .mirror import make_callable
+from .mitigations import expand_together
+from .mitigations import label as mitigation_label
 from .store import RunFolder, StudyFolder, load_table
 
 if TYPE_CHECKING:
@@ -59,7 +61,13 @@ def expand_runs(config: StudyConfig) -> list[RunConfig]:
     Raises:
         UsageError: an unknown method or wrong option, or two entries that mean the same run.
     """
-    methods = [method for entry in config.methods for method in expand_grid(entry)]
+    variants = [
+        (method, together)
+        for entry in config.methods
+        for method in expand_grid(entry)
+        for alternative in entry.mitigations or ((),)
+        for together in expand_together(alternative)
+    ]
     runs = [
         RunConfig(
             model=config.model,
@@ -67,13 +75,14 @@ def expand_runs(config: StudyConfig) -> list[RunConfig]:
             dataset_name=name,
             dataset=dataset,
             method=method,
+            mitigations=together,
             seed=seed,
             context=config.context,
             training=config.training,
             measure=config.measure,
         )
         for name, dataset in config.datasets.items()
-        for method in methods
+        for method, together in variants
         for seed in config.seeds
     ]
     ids = [run.run_id() for run in runs]
@@ -218,7 +227,9 @@ def _train(study_folder: StudyFolder, folder: RunFolder, tell: Callable[[int], N
         kind=None,
         why=None,
         dataset=run.dataset_name,
-        method=run.method.model_dump(mode="json"),
+        method=run.method.model_dump(mode="json", exclude={"label", "mitigations"}),
+        label=run.method.label or run.method.name,
+        mitigation=mitigation_label(run.mitigations),
         seed=run.seed,
         config=run.model_dump(mode="json"),
         base=base.revision,
@@ -296,7 +307,8 @@ def _windows(yaml_text: str, dataset: str) -> tuple[Windows, Windows]:
 
 
 def _config(yaml_text: str) -> StudyConfig:
-    from .config import parse_yaml, validate
+    from .config import validate
+    from .config_files import parse_yaml
 
     return validate(parse_yaml(yaml_text, where="study"), where="study")
 

@@ -190,7 +190,8 @@ def _tables(
         from ..store import StudyFolder
 
         config = StudyFolder.open(Path(paths[0])).config()
-        only = {"method": config.methods[0].name} | only
+        if not only.keys() & {"method", "label", "mitigation"}:
+            only = {"label": config.methods[0].label or config.methods[0].name, "mitigation": ""} | only
         from_step = config.measure.start if from_step is None else from_step
     label = Path(paths[0]).stem if len(paths) == 1 else "tables"
     table = read_tables(paths)

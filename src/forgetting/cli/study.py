@@ -98,7 +98,8 @@ def _dataset_name(source: str) -> str:
 
 def _resolve(config: Path | None, preset: str | None, flags: dict[str, Any]) -> StudyConfig:
     """The configuration that file, preset and flags mean together; flags win, field by field."""
-    from ..config import OWN_FIELDS, deep_merge, preset_fields, read_fields, resolve_sources, validate
+    from ..config import validate
+    from ..config_files import OWN_FIELDS, deep_merge, preset_fields, read_fields, resolve_sources
 
     here = Path.cwd()
     given = resolve_sources(flags, here)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from ..config import MethodConfig, explain
+from ..config import MethodConfig, expand, explain
 from ..errors import UsageError, did_you_mean
-from .base import Method, expand
+from .base import Method
 from .full import Full
 from .lora import Lora
 
@@ -35,9 +35,12 @@ def parse_method(config: MethodConfig) -> Method:
 
 
 def expand_grid(config: MethodConfig) -> list[MethodConfig]:
-    """The methods that one entry of the configuration means, all options filled in and checked."""
-    kind = _kind(config.name)
+    """The methods that one entry of the configuration means, all options filled in and checked; without mitigations."""
+    given = {"name": config.name, "label": config.label}
+    singles = expand(config.options, _kind(config.name), f"methods.{config.name}")
     return [
-        MethodConfig.model_validate({"name": config.name, **parse_method(single).model_dump(mode="json")})
-        for single in expand(config, kind)
+        MethodConfig.model_validate(
+            given | parse_method(MethodConfig.model_validate(given | single)).model_dump(mode="json")
+        )
+        for single in singles
     ]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import TypeAdapter, ValidationError
-
-from ..config import MethodConfig, Section
-from ..errors import UsageError
+from ..config import Section
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,30 +36,3 @@ class Method(Section, ABC):
         Raises:
             UsageError: the options do not fit this model.
         """
-
-
-def expand(config: MethodConfig, kind: type[Method]) -> list[MethodConfig]:
-    """The grid that a configuration means: a list for an option that takes one value is one method each.
-
-    Raises:
-        UsageError: an empty list.
-    """
-    grid = [dict(config.options)]
-    for option, value in config.options.items():
-        field = kind.model_fields.get(option)
-        if field is None or not isinstance(value, list | tuple) or _takes(field.annotation, list(value)):
-            continue
-        if not value:
-            raise UsageError(f"methods.{config.name}.{option}: an empty list; give at least one value")
-        if len(set(map(repr, value))) < len(value):
-            raise UsageError(f"methods.{config.name}.{option}: a value repeats: {list(value)}")
-        grid = [{**options, option: single} for options in grid for single in value]
-    return [MethodConfig.model_validate({"name": config.name, **options}) for options in grid]
-
-
-def _takes(annotation: Any, value: list[Any]) -> bool:
-    try:
-        TypeAdapter(annotation).validate_python(value)
-    except ValidationError:
-        return False
-    return True

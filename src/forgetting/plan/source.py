@@ -45,13 +45,11 @@ def _find(name: str | Path) -> Laws:
 
 
 def _fit_folder(path: Path) -> Laws:
-    from forgetting.store import StudyFolder, load_table
+    from forgetting.store import StudyFolder, fitted_rows, load_table
 
-    config, table = StudyFolder.open(path).config(), load_table(path)
-    # as in the study's own report: its first method, from the first step that counts
-    table = table[(table["method"] == config.methods[0].name) & (table["step"] >= config.measure.start)]
+    table = fitted_rows(load_table(path), StudyFolder.open(path).config())
     if table.empty:
-        raise UsageError(f"{path}: no measurement in this study yet; run `forgetting study {path}`")
+        raise UsageError(f"{path}: no ended run in this study yet; run `forgetting study {path}`")
     return fit_study(table)
 
 
