@@ -27,6 +27,7 @@ ROOMS = (
     "mitigations",
     "measure",
     "store",
+    "doctor",
     "train",
     "capabilities",
     "engine",

@@ -12,7 +12,7 @@ import typer
 
 from .. import __version__
 from ..errors import ForgettingError
-from . import evaluate, laws, measure, study
+from . import doctor, evaluate, laws, measure, study
 
 app = typer.Typer(
     name="forgetting",
@@ -32,6 +32,7 @@ app.command("predict")(laws.predict_command)
 app.command("plan")(laws.plan_command)
 app.command("report")(study.report_command)
 app.command("table")(study.table_command)
+app.command("doctor")(doctor.doctor_command)
 
 
 def _show_version(wanted: bool) -> None:

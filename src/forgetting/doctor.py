@@ -1,0 +1,300 @@
+"""What works on this machine: one check a thing, what was found in words, and what to do about it.
+
+A check looks and never guesses: disk behaviour is tried in the folder itself, bf16 by computing in it. Tokens are
+reported as there or not; their text is never read into a result.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from packaging.requirements import Requirement
+
+State = Literal["works", "note", "broken"]
+OLDEST_PYTHON = (3, 11)
+LITTLE_DISK = 5e9
+"""Bytes free below which a study of a real model soon has no room for its checkpoints."""
+SLOW_FSYNC = 0.25
+"""Seconds; each measured row waits for one."""
+HUB_TIMEOUT, RAY_TIMEOUT = 3.0, 30.0
+TOKENS = {"HF_TOKEN": "gated models of the Hub", "WANDB_API_KEY": "logging to Weights & Biases"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what.
+        state: `works`, `note` (works with limits, or is not there and not always needed), `broken`.
+        found: what was found.
+        advice: what to do; empty where there is nothing to do.
+    """
+
+    name: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+def doctor(folder: Path, *, ray_address: str | None = None) -> list[Check]:
+    """Look at this machine.
+
+    Args:
+        folder: where studies are or will be stored; nothing is left in it.
+        ray_address: a Ray cluster to reach, as `--ray-address`; None asks for none.
+
+    Returns:
+        One check a thing, in the order of reading. A machine is fit for studies where none is `broken`.
+    """
+    looks: list[tuple[str, Callable[[], Iterator[Check]]]] = [
+        ("python", _python),
+        ("packages", _packages),
+        ("extras", _extras),
+        ("torch", _torch),
+        ("cores and memory", _machine),
+        ("disk", lambda: _disk(folder)),
+        ("tokens", _tokens),
+        ("hub", _hub),
+    ]
+    if ray_address is not None:
+        looks.append(("ray", lambda: _ray(ray_address)))
+    found: list[Check] = []
+    for name, look in looks:
+        try:
+            found += look()
+        except Exception as error:  # whatever a broken installation throws is what was to be found out
+            why = (str(error).strip().splitlines() or [""])[0]
+            found.append(Check(name, "broken", f"the check failed: {type(error).__name__}: {why}", "install it again"))
+    return found
+
+
+def as_rows(checks: list[Check]) -> list[dict[str, str]]:
+    """Checks as plain objects."""
+    return [asdict(check) for check in checks]
+
+
+def _python() -> Iterator[Check]:
+    version = platform.python_version()
+    if sys.version_info < OLDEST_PYTHON:
+        yield Check("python", "broken", version, "use Python 3.11 or newer")
+    else:
+        yield Check("python", "works", f"{version} on {platform.system()} {platform.machine()}")
+
+
+def _requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
+    """What the package needs, and what each extra adds."""
+    extras = metadata.metadata("forgetting").get_all("Provides-Extra") or []
+    every = [Requirement(line) for line in metadata.requires("forgetting") or []]
+    needed = [r for r in every if r.marker is None or r.marker.evaluate({"extra": ""})]
+    added = {
+        extra: [r for r in every if r not in needed and r.marker is not None and r.marker.evaluate({"extra": extra})]
+        for extra in extras
+    }
+    return needed, added
+
+
+def _lacking(requirements: list[Requirement]) -> tuple[list[str], list[str]]:
+    """Installed packages with their versions, and those that are missing or too old."""
+    there, lacking = [], []
+    for requirement in requirements:
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            lacking.append(f"{requirement.name} is not installed")
+            continue
+        there.append(f"{requirement.name} {version}")
+        if not requirement.specifier.contains(version, prereleases=True):
+            lacking.append(f"{requirement.name} {version} is not {requirement.specifier}")
+    return there, lacking
+
+
+def _packages() -> Iterator[Check]:
+    there, lacking = _lacking(_requirements()[0])
+    if lacking:
+        yield Check("packages", "broken", "; ".join(lacking), "pip install --upgrade forgetting")
+    else:
+        yield Check("packages", "works", ", ".join(there))
+
+
+def _extras() -> Iterator[Check]:
+    for extra, requirements in _requirements()[1].items():
+        there, lacking = _lacking(requirements)
+        if not lacking:
+            yield Check(f"extra [{extra}]", "works", ", ".join(there))
+        elif extra != "dev":  # only contributors miss it
+            yield Check(
+                f"extra [{extra}]", "note", "; ".join(lacking), f"if you need it: pip install 'forgetting[{extra}]'"
+            )
+
+
+def _torch() -> Iterator[Check]:
+    torch = importlib.import_module("torch")
+    yield Check("torch", "works", str(torch.__version__))
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(index)
+            name = torch.cuda.get_device_name(index)
+            yield Check(f"gpu {index}", "works", f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
+    elif torch.backends.mps.is_available():
+        yield Check("gpu", "works", "Apple MPS", "choose it with --device mps")
+    else:
+        built = (
+            f"this torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built for CPUs"
+        )
+        yield Check("gpu", "note", f"none; {built}", "small models run on the CPU; others need a GPU and its driver")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        yield Check("bf16", "note", "this GPU has no bfloat16", "use --dtype float32 (or float16)")
+        return
+    ones = torch.ones(8, 8, dtype=torch.bfloat16, device=device)
+    exact = float((ones @ ones)[0, 0]) == 8.0
+    found = f"{'computes' if exact else 'computes wrongly'} on {device}"
+    yield Check("bf16", "works" if exact else "broken", found, "" if exact else "use --dtype float32")
+
+
+def _machine() -> Iterator[Check]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    yield Check("cores and memory", "works", f"{cores} CPU cores to use, {memory:.1f} GB memory")
+
+
+def _disk(folder: Path) -> Iterator[Check]:
+    place = folder.resolve()
+    while not place.exists():  # a study folder that is still to be made
+        place = place.parent
+    where = str(place)
+    if not place.is_dir():
+        yield Check("disk", "broken", f"{where} is a file", "name a folder")
+        return
+    free = shutil.disk_usage(place).free
+    state: State = "works" if free >= LITTLE_DISK else "note"
+    few = "" if free >= LITTLE_DISK else "make room: checkpoints of a run take several times its trained weights"
+    yield Check("disk space", state, f"{free / 1e9:.1f} GB free in {where}", few)
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".forgetting-doctor-") as name:
+            yield from _behaviour(Path(name), where)
+    except OSError as error:
+        yield Check(
+            "disk", "broken", f"{where}: {error.strerror}", "give a folder that has room and that you may write"
+        )
+
+
+def _behaviour(folder: Path, where: str) -> Iterator[Check]:
+    """Whether the file system does what a study relies on: fsync, rename over a file, locks."""
+    one, two = folder / "one", folder / "two"
+    two.write_text("old", encoding="utf-8")
+    began = time.perf_counter()
+    with one.open("w", encoding="utf-8") as file:
+        file.write("new")
+        file.flush()
+        os.fsync(file.fileno())
+    took = time.perf_counter() - began
+    one.replace(two)
+    if two.read_text(encoding="utf-8") != "new" or one.exists():
+        advice = "store studies on another file system: a crash could tear a file here"
+        yield Check("disk rename", "broken", f"{where}: a rename does not replace a file", advice)
+    else:
+        yield Check("disk rename", "works", f"a written file replaces another at once in {where}")
+    slow = took > SLOW_FSYNC
+    advice = "every measured row waits that long; a local disk is faster" if slow else ""
+    yield Check("disk fsync", "note" if slow else "works", f"{1000 * took:.1f} ms to put a row on the disk", advice)
+    if _locks(folder / "lock"):
+        yield Check("disk locks", "works", "a held run is refused to a second process")
+    else:
+        advice = "start only one process a study here, or store it where flock works (on NFS: mount with locks)"
+        yield Check("disk locks", "broken", f"{where}: a lock does not keep a second holder out", advice)
+
+
+def _locks(path: Path) -> bool:
+    with path.open("w") as first, path.open("w") as second:
+        try:
+            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+def _tokens() -> Iterator[Check]:
+    for name, use in TOKENS.items():
+        there = bool(os.environ.get(name))
+        if name == "HF_TOKEN" and not there:
+            stored = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "token"
+            with suppress(OSError):
+                there = stored.stat().st_size > 0
+        advice = "" if there else f"set it if you need {use}"
+        yield Check(f"token {name}", "works" if there else "note", "there" if there else "not there", advice)
+
+
+def _hub() -> Iterator[Check]:
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        yield Check("hub", "note", "offline by HF_HUB_OFFLINE", "only local folders and what is cached can be loaded")
+        return
+    import urllib.error
+    import urllib.request
+
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    if not endpoint.startswith(("https://", "http://")):
+        yield Check("hub", "broken", "HF_ENDPOINT is not an http address", "unset it, or give https://HOST")
+        return
+    shown = endpoint.split("://")[0] + "://" + endpoint.split("://", 1)[1].rsplit("@", 1)[-1]  # without a password
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_TIMEOUT).close()  # noqa: S310
+    except urllib.error.HTTPError:
+        pass  # it answered
+    except (OSError, ValueError) as error:
+        why = getattr(error, "reason", error)
+        advice = "local models and data work without it; to load from the Hub, check network and proxy"
+        yield Check("hub", "note", f"{shown} cannot be reached ({type(why).__name__})", advice)
+        return
+    yield Check("hub", "works", f"{shown} answers")
+
+
+def _ray(address: str) -> Iterator[Check]:
+    """Join the cluster from a process of its own: joining can hang, and cannot be taken back in this one."""
+    code = (
+        "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); "
+        "print(len([n for n in ray.nodes() if n['Alive']]), ray.cluster_resources())"
+    )
+    start = "start one with `ray start --head`, then give its address"
+    try:
+        there = importlib.util.find_spec("ray") is not None
+    except ValueError:  # a module without a spec
+        there = False
+    if not there:
+        yield Check("ray", "broken", "ray is not installed", "pip install 'forgetting[ray]'")
+        return
+    try:
+        done: Any = subprocess.run(  # noqa: S603 - our own interpreter and code
+            [sys.executable, "-c", code, address], capture_output=True, text=True, timeout=RAY_TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        yield Check("ray", "broken", f"{address}: no answer in {RAY_TIMEOUT:.0f} s", start)
+        return
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        yield Check("ray", "broken", f"{address}: {why[:200]}", start)
+        return
+    nodes, resources = done.stdout.strip().splitlines()[-1].split(" ", 1)
+    yield Check("ray", "works", f"{address}: {nodes} nodes, {resources[:200]}")
