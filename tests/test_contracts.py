@@ -12,10 +12,11 @@ import torch
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from forgetting.base import count_parameters
-from forgetting.config import MethodConfig
+from forgetting.base import count_parameters, load_tokenizer
+from forgetting.config import MethodConfig, ModelConfig, TextConfig
 from forgetting.errors import UsageError
-from forgetting.methods import METHODS, expand_grid, parse_method
+from forgetting.methods import METHODS, Context, expand_grid, parse_method
+from forgetting.text import load_corpus, tokenize
 
 
 def lora_parameters(rank: int) -> Callable[[PreTrainedModel], int]:
@@ -47,20 +48,34 @@ def model(tiny_model: Path) -> PreTrainedModel:
     return loaded.eval()
 
 
+@pytest.fixture(scope="module")
+def context(tiny_model: Path, corpora: Path) -> Context:
+    tokenizer = load_tokenizer(ModelConfig(source=str(tiny_model)))
+    train, measured = (
+        tokenize(load_corpus(TextConfig(source=str(corpora / name))), tokenizer, 32)
+        for name in ("train.jsonl", "general.jsonl")
+    )
+    return Context(seed=0, train=train, measured=measured, tokenizer=tokenizer, length=32)
+
+
 def test_every_method_has_a_row() -> None:
     assert {options["name"] for options, _ in METHOD_ROWS} == set(METHODS)
 
 
 @pytest.mark.parametrize(("options", "count"), METHOD_ROWS, ids=IDS)
 def test_method_contract(
-    options: dict[str, Any], count: Callable[[PreTrainedModel], int], model: PreTrainedModel, tmp_path: Path
+    options: dict[str, Any],
+    count: Callable[[PreTrainedModel], int],
+    model: PreTrainedModel,
+    context: Context,
+    tmp_path: Path,
 ) -> None:
     ids = torch.arange(7, 23).reshape(2, 8)
     with torch.no_grad():
         base_logits = model(input_ids=ids).logits
     expected, base = count(model), copy.deepcopy(model)
     (config,) = expand_grid(MethodConfig.model_validate(options))
-    trained = parse_method(config).prepare(model)
+    trained = parse_method(config).prepare(model, context)
 
     trained.eval()
     with torch.no_grad():
@@ -91,23 +106,23 @@ def test_method_contract(
         assert torch.equal(again(input_ids=ids).logits, tuned), "reloads to the same numbers"
 
 
-def test_lora_scaling_changes_what_an_adapter_adds(model: PreTrainedModel) -> None:
+def test_lora_scaling_changes_what_an_adapter_adds(model: PreTrainedModel, context: Context) -> None:
     def scale(**options: Any) -> float:
         (config,) = expand_grid(MethodConfig.model_validate({"name": "lora", "alpha": 8, **options}))
-        adapted = parse_method(config).prepare(copy.deepcopy(model))
+        adapted = parse_method(config).prepare(copy.deepcopy(model), context)
         return float(next(m.scaling["default"] for m in adapted.modules() if isinstance(m, LoraLayer)))
 
     assert scale(rank=16, scaling="rank-stabilized") == pytest.approx(8 / 16**0.5)
     assert scale(rank=16, scaling="classic") == pytest.approx(8 / 16)
 
 
-def test_lora_target_modules_choose_the_layers(model: PreTrainedModel) -> None:
+def test_lora_target_modules_choose_the_layers(model: PreTrainedModel, context: Context) -> None:
     (config,) = expand_grid(MethodConfig.model_validate({"name": "lora", "target_modules": ["q_proj"]}))
-    adapted = parse_method(config).prepare(model)
+    adapted = parse_method(config).prepare(model, context)
     assert count_parameters(adapted, trainable=True) == 2 * 8 * (32 + 32)
 
 
-def test_lora_on_modules_that_are_not_there_is_refused(model: PreTrainedModel) -> None:
+def test_lora_on_modules_that_are_not_there_is_refused(model: PreTrainedModel, context: Context) -> None:
     (config,) = expand_grid(MethodConfig.model_validate({"name": "lora", "target_modules": ["query"]}))
     with pytest.raises(UsageError, match=r"methods.lora.target_modules: got \['query'\]; Target modules"):
-        parse_method(config).prepare(model)
+        parse_method(config).prepare(model, context)

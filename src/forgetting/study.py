@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .config import RunConfig, StudyConfig
 from .engine.local import Event, execute
 from .errors import ForgettingError, UsageError
-from .methods import expand_grid
+from .methods import expand_grid, parse_method
 from .mirror import make_callable
 from .mitigations import expand_together
 from .mitigations import label as mitigation_label
@@ -336,6 +336,11 @@ def _data(config: StudyConfig, run: RunConfig, base: Base, folder: StudyFolder) 
     passes = run.training.steps * run.training.batch_size / len(train)
     if passes > 1:
         notices.append(f"the training data were passed over {passes:.1f} times: losses on held-out data may turn up")
+    if not parse_method(run.method).starts_at_base:
+        notices.append(
+            f"{run.method.name} need not start at the base model: step 0 is the untrained adapter, and forgetting is "
+            "measured against the base model without it"
+        )
     if run.training.schedule != "constant":
         notices.append(
             f"schedule {run.training.schedule}: a measured step is not a run that stopped there, since its "

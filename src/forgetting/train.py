@@ -35,7 +35,7 @@ from .errors import ForgettingError
 from .measure.estimate import Mean, clustered_mean
 from .measure.losses import token_losses
 from .measure.targets import BaseTargets
-from .methods import parse_method
+from .methods import Context, Method, parse_method
 from .store import RunFolder
 from .windows import Windows
 
@@ -71,16 +71,6 @@ class TrainingWindows(torch.utils.data.Dataset[dict[str, list[int]]]):
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         ids, predicted = self.windows.window(int(self.order[index]))
         return {"input_ids": ids.tolist(), "labels": np.where(predicted, ids, -100).tolist()}
-
-
-def training_order(n_windows: int, n_samples: int, seed: int) -> NDArray[np.int64]:
-    """[n_samples] window indices: whole passes over the data, each in its own random order.
-
-    The order depends on the seed alone, so that all methods and ranks of one seed see the same batches.
-    """
-    generator = np.random.default_rng([seed, 20240110])
-    passes = math.ceil(n_samples / n_windows)
-    return np.concatenate([generator.permutation(n_windows) for _ in range(passes)])[:n_samples]
 
 
 def collate(rows: list[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
@@ -136,6 +126,7 @@ class Measurer(TrainerCallback):
     def __init__(
         self,
         run: RunConfig,
+        method: Method,
         steps: list[int],
         data: RunData,
         folder: RunFolder,
@@ -143,7 +134,7 @@ class Measurer(TrainerCallback):
         order: Any,
         probe: Callable[[Any, int], None] | None = None,
     ) -> None:
-        self.probe = probe
+        self.starts_at_base, self.probe = method.starts_at_base, probe
         self.batch_tokens = run.measure.batch_tokens
         self.batch_size = run.training.batch_size
         self.steps, self.last = frozenset(steps), steps[-1]
@@ -159,7 +150,7 @@ class Measurer(TrainerCallback):
         began = time.perf_counter()
         self.train_seconds += began - self.clock
         losses = measure_losses(model, self.data, self.batch_tokens)
-        if step == 0 and abs(losses["forgetting"]) > IDENTITY_TOLERANCE:
+        if step == 0 and self.starts_at_base and abs(losses["forgetting"]) > IDENTITY_TOLERANCE:
             raise ForgettingError(
                 f"before the first update the model already differs from the base by {losses['forgetting']:.4f} "
                 "nats/token: the method does not start at the base model"
@@ -281,7 +272,12 @@ def train_run(
     """
     set_seed(run.seed)
     device = base.model.device
-    model = parse_method(run.method).prepare(base.model)
+    method = parse_method(run.method)
+    training = run.training
+    if method.learning_rate is not None:
+        training = training.model_copy(update={"learning_rate": method.learning_rate})
+    context = Context(run.seed, data.train, data.text, base.tokenizer, run.context)
+    model = method.prepare(base.model, context)
     folder.update(trainable_params=count_parameters(model, trainable=True))
     checkpoints = folder.path / "checkpoints"
     resumed = last_checkpoint(checkpoints)
@@ -292,16 +288,16 @@ def train_run(
         raise AssertionError("load_tokenizer sets a pad token")
     trainer = CheckedTrainer(
         model=model,
-        args=_arguments(run.training, run.seed, checkpoints, device),
+        args=_arguments(training, run.seed, checkpoints, device),
         train_dataset=TrainingWindows(data.train, order),
         data_collator=lambda rows: collate(rows, pad_id),
-        callbacks=[Measurer(run, steps, data, folder, tell, order, probe)],
+        callbacks=[Measurer(run, method, steps, data, folder, tell, order, probe)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     partial = folder.path / "adapter.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    method.save(model, partial)
     shutil.rmtree(folder.path / "adapter", ignore_errors=True)
     partial.rename(folder.path / "adapter")
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -6,13 +6,13 @@ from pydantic import ValidationError
 
 from ..config import MethodConfig, expand, explain
 from ..errors import UsageError, did_you_mean
-from .base import Method
+from .base import Context, Method
 from .full import Full
 from .lora import Lora
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (Lora, Full)}
 
-__all__ = ["METHODS", "Method", "expand_grid", "parse_method"]
+__all__ = ["METHODS", "Context", "Method", "expand_grid", "parse_method"]
 
 
 def _kind(name: str) -> type[Method]:
@@ -40,7 +40,7 @@ def expand_grid(config: MethodConfig) -> list[MethodConfig]:
     singles = expand(config.options, _kind(config.name), f"methods.{config.name}")
     return [
         MethodConfig.model_validate(
-            given | parse_method(MethodConfig.model_validate(given | single)).model_dump(mode="json")
+            given | parse_method(MethodConfig.model_validate(given | single)).model_dump(mode="json", exclude_none=True)
         )
         for single in singles
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from .base import Method
+from .base import Context, Method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -15,7 +15,7 @@ class Full(Method):
 
     name: ClassVar[str] = "full"
 
-    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare(self, model: PreTrainedModel, context: Context) -> PreTrainedModel:
         """Ask for all gradients; see `Method.prepare`."""
         model.requires_grad_(True)
         return model

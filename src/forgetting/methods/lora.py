@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from ..errors import UsageError
-from .base import Method
+from .base import Context, Method
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,7 +39,7 @@ class Lora(Method):
             return value
         raise ValueError(f"got {value!r}; give all-linear, or a list of module names such as [q_proj, v_proj]")
 
-    def prepare(self, model: PreTrainedModel) -> PeftModel:
+    def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
         """Add the adapters; see `Method.prepare`."""
         from peft import LoraConfig, TaskType, get_peft_model
 
