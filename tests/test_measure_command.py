@@ -299,3 +299,20 @@ def test_python_refusals(tiny_model, adapter):
 
 def test_commands_are_registered_functions():
     assert typer.main.get_command(application.app) is not None
+
+
+@pytest.mark.parametrize("which", ["base", "tuned"])
+def test_a_model_with_nan_weights_is_an_error_that_names_it(monkeypatch, capsys, caplog, tiny_model, tmp_path, which):
+    broken = tmp_path / "broken"
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    model.save_pretrained(broken)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(broken)
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and looked at the dog\n\nanother day came and went\n")
+    pair = (broken, tiny_model) if which == "base" else (tiny_model, broken)
+    code, out, err = call(monkeypatch, capsys, "measure", *pair, "--text", text, "--context", "16")
+    assert (code, out) == (1, "")
+    assert f"the {which} model '{broken}' gives no finite loss" in err
+    assert "not one that is known" not in caplog.text

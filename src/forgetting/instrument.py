@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import ModelConfig
-from .errors import UsageError
+from .errors import ForgettingError, UsageError
 from .measure import comparable, pair, passes
 from .measure.comparison import compare
 from .measure.estimate import Mean, clustered_mean
@@ -304,7 +304,9 @@ def _values(
         rows=rows,
         with_rows=True,
     )
+    _check_finite("base", models.names[0], targets.log_prob)
     found = compare(models.base, models.tuned, windows, targets, expected, batch_tokens=size, rows=rows)
+    _check_finite("tuned", models.names[1], found.target_nll)
     return {
         "forgetting_loss": found.target_nll,
         "forgetting_floor": -targets.log_prob,
@@ -316,6 +318,15 @@ def _values(
         "data_loss_tuned": found.data_nll,
         "argmax": np.asarray(targets.argmax),
     }
+
+
+def _check_finite(role: str, name: str, values: NDArray[Any]) -> None:
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        raise ForgettingError(
+            f"the {role} model '{name}' gives no finite loss at {bad} of {len(values)} tokens: its weights hold NaN or "
+            "infinity (a run that diverged?), or its dtype overflows (try --dtype float32)"
+        )
 
 
 def _sampling_notices(sampled: Sampled, settings: Settings) -> list[str]:

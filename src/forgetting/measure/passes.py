@@ -133,6 +133,8 @@ def runner(model: Any, windows: Windows) -> Runner:
         return logits[:, -input_ids.shape[1] :]
 
     logits = full(probe, None)[0]
+    if bool(logits.isnan().any()):  # no head can be recognised from it; whoever reads the losses says what is wrong
+        return Runner(full, heads.LogitsHead(logits.shape[-1]), device)
     if decoder is not None and not with_prompt:
 
         def hidden(input_ids: Tensor, mask: Tensor | None) -> Tensor:
