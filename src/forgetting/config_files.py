@@ -10,8 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from . import guard
 from .config import StudyConfig, validate
 from .errors import UsageError, did_you_mean
 
@@ -52,30 +51,18 @@ def read_fields(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file is missing, unreadable, or not a YAML mapping; names the file and line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if path.is_dir():
+        raise UsageError(f"{path}: a directory, not a configuration file; to resume a study use --out {path}")
+    if not path.exists():
         raise UsageError(
             f"{path}: no such configuration file; write one, or name a preset with --preset ({', '.join(presets())})"
-        ) from None
-    except IsADirectoryError:
-        raise UsageError(f"{path}: a directory, not a configuration file; to resume a study use --out {path}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-    return parse_yaml(text, where=str(path))
+        )
+    return parse_yaml(guard.read_text(path, limit=guard.MAX_CONFIG), where=str(path))
 
 
 def parse_yaml(text: str, *, where: str) -> dict[str, Any]:
     """Safe-loaded YAML that must be a mapping; `where` names it in errors."""
-    try:
-        fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "not valid YAML"
-        raise UsageError(f"{where}{line}: {problem}") from None
+    fields = guard.parse_yaml(text, where)
     if not isinstance(fields, dict):
         raise UsageError(
             f"{where}: a mapping of fields is needed, got {type(fields).__name__}; see `forgetting study --help`"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from . import guard
 from .config import TextConfig
 from .errors import ForgettingError, UsageError
 
@@ -51,36 +51,15 @@ def _rows(config: TextConfig) -> Iterator[Row]:
 def _local(path: Path, config: TextConfig) -> Iterator[Row]:
     if not path.exists():
         raise UsageError(f"{path}: no such file")
-    try:
-        match path.suffix:
-            case ".txt":
-                text = path.read_text(encoding="utf-8")
-                return iter([{config.text_column: text}] if text.strip() else [])
-            case ".jsonl":
-                return _jsonl(path)
-            case ".parquet":
-                return _parquet(path)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
+    match path.suffix:
+        case ".txt":
+            text = guard.read_text(path, limit=guard.MAX_TEXT)
+            return iter([{config.text_column: text}] if text.strip() else [])
+        case ".jsonl":
+            return (row for _, row in guard.json_rows(path))
+        case ".parquet":
+            return _parquet(path)
     raise UsageError(f"{path}: cannot read '{path.suffix or 'no suffix'}' files; allowed: {', '.join(LOCAL_SUFFIXES)}")
-
-
-def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except UnicodeDecodeError as error:
-                raise UsageError(f"{path}, line {number}: not UTF-8 text ({error.reason})") from None
-            except json.JSONDecodeError as error:
-                raise UsageError(f"{path}, line {number}: not JSON: {error.msg} (column {error.colno})") from None
-            if not isinstance(row, dict):
-                raise UsageError(f"{path}, line {number}: needs a JSON object a line, got {type(row).__name__}")
-            yield row
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -88,10 +67,11 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        batches = pq.ParquetFile(path).iter_batches()
-        yield from (row for batch in batches for row in batch.to_pylist())
-    except pa.ArrowInvalid as error:
-        raise UsageError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from None
+        file = pq.ParquetFile(path)
+        guard.check_table(file.metadata.num_columns, 0, str(path))  # rows are read as far as they are wanted
+        yield from (row for batch in file.iter_batches() for row in batch.to_pylist())
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UsageError(f"{path}: not a Parquet file: {(str(error).splitlines() or ['damaged'])[0]}") from None
 
 
 def _hub(config: TextConfig) -> Iterator[Row]:

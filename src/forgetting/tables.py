@@ -8,12 +8,14 @@ longer to import than a fit takes.
 from __future__ import annotations
 
 import csv
-import json
+import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from forgetting import guard
 from forgetting.errors import UsageError, did_you_mean
 
 Table = dict[str, list[Any]]
@@ -60,7 +62,7 @@ def read_table(path: str | Path) -> Table:
     if suffix == ".csv":
         return normalise(_read_csv(path))
     if suffix == ".jsonl":
-        return normalise(from_records(_read_json_lines(path)))
+        return normalise(_from_objects(path, _read_json_lines(path)))
     if suffix == ".json":
         return _read_json(path)
     if suffix == ".parquet":
@@ -156,22 +158,22 @@ def _read_folder(path: Path) -> Table:
     return from_records([_peft_row(file, _load_json(file)) for file in results])
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not UTF-8 text") from None
-
-
 def _read_csv(path: Path) -> Table:
-    lines = _text(path).splitlines()
-    if not lines or not lines[0].strip():
+    reader = csv.reader(io.StringIO(guard.read_text(path, encoding="utf-8-sig"), newline=""))
+    try:
+        return _csv_columns(reader, path)
+    except csv.Error as error:
+        raise UsageError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
+
+
+def _csv_columns(reader: Any, path: Path) -> Table:
+    names = [name.strip() for name in next(reader, [])]
+    if not any(names):
         raise UsageError(f"{path}: the first line must name the columns, and it is empty")
-    reader = csv.reader(lines)
-    names = [name.strip() for name in next(reader)]
-    doubled = {name for name in names if names.count(name) > 1}
+    guard.check_table(len(names), 0, str(path))
+    doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
-        raise UsageError(f"{path}: column '{sorted(doubled)[0]}' is there twice")
+        raise UsageError(f"{path}: column '{min(doubled)}' is there twice")
     out: Table = {name: [] for name in names}
     for cells in reader:
         if not cells:
@@ -185,28 +187,25 @@ def _read_csv(path: Path) -> Table:
     return out
 
 
-def _read_json_lines(path: Path) -> list[Mapping[str, Any]]:
-    out: list[Mapping[str, Any]] = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{path}, line {number}: not JSON ({error.msg})") from None
-        if not isinstance(row, dict):
-            raise UsageError(f"{path}, line {number}: a {type(row).__name__} where an object is needed")
-        out.append(row)
+def _read_json_lines(path: Path) -> list[dict[str, Any]]:
+    out = [row for _, row in guard.json_rows(path)]
     if not out:
         raise UsageError(f"{path}: no rows")
     return out
 
 
 def _load_json(path: Path) -> Any:
-    try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    return guard.parse_json(guard.read_text(path, encoding="utf-8-sig"), str(path))
+
+
+def _from_objects(path: Path, objects: Sequence[Mapping[str, Any]]) -> Table:
+    """`from_records` of rows from outside, which could each name columns of their own."""
+    names: set[str] = set()
+    for row in objects:
+        names.update(row)
+        guard.check_table(len(names), 0, str(path))
+    guard.check_table(len(names), len(objects), str(path))
+    return from_records(objects)
 
 
 def _read_json(path: Path) -> Table:
@@ -214,17 +213,21 @@ def _read_json(path: Path) -> Table:
     if isinstance(content, dict) and "run_info" in content:
         return from_records([_peft_row(path, content)])
     if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
-        return normalise(from_records(content))
+        return normalise(_from_objects(path, content))
     raise UsageError(f"{path}: neither a list of objects, one a measurement, nor a PEFT result")
 
 
 def _read_parquet(path: Path) -> Table:
     import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
+        metadata = pq.read_metadata(path)
+        guard.check_table(metadata.num_columns, metadata.num_rows, str(path))
         frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UsageError(f"{path}: not a Parquet file ({(str(error).splitlines() or ['damaged'])[0]})") from None
     return normalise({str(name): frame[name].tolist() for name in frame.columns})
 
 

@@ -9,45 +9,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..errors import UsageError, did_you_mean
+from ..guard import json_rows
 from ..store import write_atomically
 
 FIELDS = ("id", "prompt", "choices", "answer", "category", "cluster")
 FINAL_ANSWER = r"(?s)^\s*(?:.*?\b[Tt]he answer is (?:the |a |an )?)?(.+?)\s*\.?\s*$"
 """What follows `The answer is`, or else the whole reply, less the full stop."""
 MAX_GENERATED = 64
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of each line that is not blank.
-
-    Raises:
-        UsageError: no such file, not UTF-8, or a line that is no JSON object; names file and line.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{path}, line {number}: not JSON: {error.msg} at column {error.colno}") from None
-        if not isinstance(row, dict):
-            raise UsageError(f"{path}, line {number}: got {type(row).__name__}; a JSON object is needed")
-        yield number, row
 
 
 def read_items(path: Path) -> list[dict[str, Any]]:
@@ -58,7 +32,7 @@ def read_items(path: Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     prompts: dict[str, int] = {}
-    for number, row in read_jsonl(path):
+    for number, row in json_rows(path):
         where = f"{path}, line {number}"
         item = _item(row, where)
         if rows and ("choices" in item) != ("choices" in rows[0]):

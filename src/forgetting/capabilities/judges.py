@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import UsageError
+from ..guard import read_text
 from ..store import write_atomically
 from .transitions import Share, kappa, wilson
 
@@ -54,13 +55,16 @@ class Labels:
             UsageError: no such file, a missing column, a label that is not yes or no; names the line.
         """
         self.labels: dict[str, bool] = {}
+        if not path.exists():
+            raise UsageError(f"{path}: no such file; --export writes one to fill in")
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            raise UsageError(f"{path}: no such file; --export writes one to fill in") from None
-        except (UnicodeDecodeError, OSError) as error:
-            raise UsageError(f"{path}: cannot be read: {error}") from None
-        reader = csv.DictReader(io.StringIO(text))
+            self._read(csv.DictReader(io.StringIO(read_text(path, encoding="utf-8-sig"), newline="")), path)
+        except csv.Error as error:
+            raise UsageError(f"{path}: not CSV: {error}") from None
+        if not self.labels:
+            raise UsageError(f"{path}: no reply has a label; write yes or no into the column 'refusal'")
+
+    def _read(self, reader: csv.DictReader[str], path: Path) -> None:
         for column in ("key", "refusal"):
             if column not in (reader.fieldnames or []):
                 raise UsageError(f"{path}: no column '{column}'; it has {', '.join(reader.fieldnames or ['none'])}")
@@ -70,8 +74,6 @@ class Labels:
                 raise UsageError(f"{path}, line {reader.line_num}: refusal: got '{label}'; yes, no, or nothing")
             if label:
                 self.labels[row["key"]] = label in YES
-        if not self.labels:
-            raise UsageError(f"{path}: no reply has a label; write yes or no into the column 'refusal'")
 
     def verdicts(self, rows: Sequence[Row]) -> list[bool | None]:
         """The labels of the replies that have one."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import guard
 from ..errors import ForgettingError, UsageError
-from .items import read_jsonl
 
 COLUMNS = ("prompt", "goal", "Behavior", "instruction", "question", "text")
 """Where a prompt is looked for: `goal` is AdvBench's name, `Behavior` HarmBench's."""
@@ -41,20 +41,18 @@ def read_prompts(source: str) -> Prompts:
             raise UsageError(f"{source}: got a {path.suffix or 'file without suffix'}; allowed: {', '.join(FILES)}")
         return _columns(_hub(source), source)
     if path.suffix == ".jsonl":
-        return _columns(list(read_jsonl(path)), source)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UsageError(f"{source}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{source}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise UsageError(f"{source}: cannot be read: {error.strerror}") from None
+        return _columns(list(guard.json_rows(path)), source)
+    text = guard.read_text(path, encoding="utf-8-sig")
     if path.suffix == ".txt":
         rows = [(i, {"prompt": line}) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
         return _columns(rows, source)
-    reader = csv.DictReader(io.StringIO(text))
-    return _columns([(reader.line_num, row) for row in reader], source)
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        guard.check_table(len(reader.fieldnames or []), 0, source)
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise UsageError(f"{source}, line {reader.line_num}: not CSV: {error}") from None
+    return _columns(rows, source)
 
 
 def _columns(rows: list[tuple[int, dict[str, Any]]], source: str) -> Prompts:

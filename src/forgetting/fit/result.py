@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.fit.bootstrap import interval
+from forgetting.guard import parse_json, read_text
 from forgetting.laws import Law, law_from_spec
 from forgetting.laws.base import Array
 
@@ -163,7 +164,7 @@ class Fit:
         if data.get("format") != FORMAT:
             raise UsageError(f"not a fit of format {FORMAT}: format is {data.get('format')!r}")
         try:
-            return cls(
+            fit = cls(
                 law=data["law"],
                 label=data["label"],
                 parameters={
@@ -183,8 +184,23 @@ class Fit:
                 widen=float(data["widen"]),
                 spec=dict(data["spec"]),
             )
-        except (KeyError, TypeError) as error:
+            fit._check()
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise UsageError(f"not a fit: {error} is missing or malformed") from None
+        return fit
+
+    def _check(self) -> None:
+        """Whether a stored fit has the parameters of its law.
+
+        Raises:
+            UsageError: no such law.
+            ValueError: other parameters, or draws of another number.
+        """
+        names = self.law_object.names
+        if tuple(self.parameters) != names and names:  # a lost Python function has none
+            raise ValueError(f"one of law '{self.law}', which has {', '.join(names)},")
+        if any(len(row) != len(self.parameters) for row in self.draws):
+            raise ValueError("draws")
 
     def __str__(self) -> str:
         """The fit as plain text."""
@@ -277,16 +293,13 @@ def load_fits(path: str | os.PathLike[str]) -> Any:
     Raises:
         UsageError: the file is missing, or is not one of fits.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path!s}: not JSON ({error})") from None
+    data = parse_json(read_text(Path(path)), str(path))
     if not isinstance(data, dict) or data.get("format") != FORMAT or "fits" not in data:
         raise UsageError(f"{path}: not a file of fits of format {FORMAT}")
     return _unpack(data["fits"])
 
 
-def _unpack(data: Mapping[str, Any]) -> Any:
+def _unpack(data: Any) -> Any:
+    if not isinstance(data, Mapping):
+        raise UsageError(f"not a file of fits: a {type(data).__name__} where a fit is needed")
     return Fit.from_dict(data) if "parameters" in data and "law" in data else {k: _unpack(v) for k, v in data.items()}
