@@ -1,0 +1,227 @@
+"""What comes from outside is read within limits, and what goes out carries no secret.
+
+Limits are far above any honest file, so that a hostile or damaged one ends in one clear error in bounded time and
+memory. Nothing read here is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+from .errors import UsageError
+
+MAX_FILE = 2**30
+"""Bytes of a file that is read whole: a table, a list of prompts."""
+MAX_TEXT = 2**32
+"""Bytes of a corpus of plain text."""
+MAX_CONFIG = 2**22
+"""Bytes of a YAML or JSON file of settings."""
+MAX_LINE = 2**26
+"""Bytes of one line of a JSONL file."""
+MAX_COLUMNS = 10_000
+MAX_CELLS = 10**8
+MAX_NODES = 100_000
+"""Values of a YAML file once its aliases are written out."""
+SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
+SECRET_TEXTS = re.compile(
+    r"\bhf_[A-Za-z0-9]{16,}"
+    r"|\bsk-[A-Za-z0-9_-]{16,}"
+    r"|\bgh[pousr]_[A-Za-z0-9]{16,}"
+    r"|\bAKIA[A-Z0-9]{16}\b"
+    r"|(?<=://)[^\s/@:]*:[^\s/@]+(?=@)"
+    r"|(?<=[Bb]earer )[A-Za-z0-9._~+/-]{8,}=*"
+)
+"""Tokens of the Hub, OpenAI, GitHub and AWS by their form; a password in an address; a bearer token."""
+HIDDEN = "[secret]"
+
+
+def read_text(path: Path, *, limit: int | None = None, encoding: str = "utf-8") -> str:
+    """A whole text file.
+
+    Args:
+        path: a file.
+        limit: bytes; MAX_FILE by default.
+        encoding: `utf-8`, or `utf-8-sig` where a mark at the start is to be skipped.
+
+    Raises:
+        UsageError: no such file, unreadable, longer than the limit, or not UTF-8; names the file.
+    """
+    limit = MAX_FILE if limit is None else limit
+    try:
+        with path.open("rb") as file:
+            if (size := os.fstat(file.fileno()).st_size) > limit:
+                raise UsageError(f"{path}: {size:,} bytes; at most {limit:,} are read from such a file")
+            content = file.read(limit + 1)  # a pipe or device has no size
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(content) > limit:
+        raise UsageError(f"{path}: more than {limit:,} bytes; no more are read from such a file")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, numbered from 1; a line ends in a line feed and nothing else.
+
+    Raises:
+        UsageError: no such file, unreadable, or a line longer than MAX_LINE; names the file and line.
+    """
+    try:
+        with path.open("rb") as file:
+            yield from _bounded(file, path)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _bounded(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise UsageError(f"{path}, line {number}: longer than {MAX_LINE:,} bytes; is it a JSONL file?")
+        if line.strip():
+            yield number, line
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """A JSON value.
+
+    Raises:
+        UsageError: not JSON, not UTF-8, nested too deeply, or a number of thousands of digits; `where` names it.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        at = f" in line {error.lineno}" if error.lineno > 1 else ""
+        raise UsageError(f"{where}: not JSON: {error.msg}{at} (column {error.colno})") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where}: not UTF-8 text ({error.reason})") from None
+    except RecursionError:
+        raise UsageError(f"{where}: not read: its values are nested too deeply") from None
+    except ValueError:  # of int(): more digits than Python converts
+        raise UsageError(f"{where}: not read: a number in it has thousands of digits") from None
+
+
+def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of each line of a JSONL file that is not blank.
+
+    Raises:
+        UsageError: as `read_lines` and `parse_json`, or a line that is no object.
+    """
+    for number, line in read_lines(path):
+        where = f"{path}, line {number}"
+        row = parse_json(line, where)
+        if not isinstance(row, dict):
+            raise UsageError(f"{where}: needs a JSON object a line, got {type(row).__name__}")
+        yield number, row
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """A YAML value of plain kinds; aliases may repeat values, but not multiply into millions, nor contain themselves.
+
+    Raises:
+        UsageError: not YAML, a key twice, too many values, or nested too deeply; names the line where there is one.
+    """
+    loader = yaml.SafeLoader(text) if len(text) <= MAX_CONFIG else None
+    if loader is None:
+        raise UsageError(f"{where}: {len(text):,} characters; at most {MAX_CONFIG:,} are read as configuration")
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _written_out(root, where, {}, set())
+        return loader.construct_document(root)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not valid YAML"
+        raise UsageError(f"{where}{line}: {problem}") from None
+    except RecursionError:
+        raise UsageError(f"{where}: not read: its values are nested too deeply") from None
+    except (ValueError, OverflowError, TypeError, AttributeError, IndexError) as error:
+        # PyYAML's constructors of dates and numbers let Python's own errors through
+        raise UsageError(f"{where}: a value cannot be read: {str(error).splitlines()[0]}") from None
+    finally:
+        loader.dispose()
+
+
+def _written_out(node: yaml.Node, where: str, sizes: dict[int, int], above: set[int]) -> int:
+    """How many values a node stands for with its aliases written out.
+
+    Raises:
+        UsageError: more than MAX_NODES, a node inside itself, or a key twice in one mapping.
+    """
+    if id(node) in sizes:
+        return sizes[id(node)]
+    line = f"{where}, line {node.start_mark.line + 1}"
+    if id(node) in above:
+        raise UsageError(f"{line}: an alias that contains itself")
+    above.add(id(node))
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        children = list(node.value)
+    elif isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise UsageError(f"{line}: '{twice[:60]}' stands twice in one mapping")
+        children = [child for pair in node.value for child in pair]
+    size = 1 + sum(_written_out(child, where, sizes, above) for child in children)
+    if size > MAX_NODES:
+        raise UsageError(f"{line}: more than {MAX_NODES:,} values once its aliases are written out")
+    above.discard(id(node))
+    sizes[id(node)] = size
+    return size
+
+
+def check_table(columns: int, rows: int, where: str) -> None:
+    """Refuse a table that would not fit in memory.
+
+    Raises:
+        UsageError: more than MAX_COLUMNS columns or MAX_CELLS cells.
+    """
+    if columns > MAX_COLUMNS:
+        raise UsageError(f"{where}: {columns:,} columns; at most {MAX_COLUMNS:,} are read")
+    if columns * rows > MAX_CELLS:
+        raise UsageError(f"{where}: {rows:,} rows of {columns:,} columns; at most {MAX_CELLS:,} cells are read")
+
+
+def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
+    """Text without the secrets of this process's environment and without what looks like a token.
+
+    Args:
+        text: on its way into a file or a log.
+        environment: os.environ by default.
+
+    Examples:
+        >>> redact("https://me:pw@host/x with hunter22", {"MY_PASSWORD": "hunter22"})
+        'https://[secret]@host/x with [secret]'
+    """
+    for name, value in (os.environ if environment is None else environment).items():
+        if len(value) >= 6 and SECRET_NAMES.search(name):
+            text = text.replace(value, HIDDEN)
+    return SECRET_TEXTS.sub(HIDDEN, text)
+
+
+def redact_all(value: Any) -> Any:
+    """`redact` on every text inside lists and mappings."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {key: redact_all(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact_all(item) for item in value]
+    return value
