@@ -37,7 +37,7 @@ from .measure.losses import token_losses
 from .measure.targets import BaseTargets
 from .methods import Context, Method, parse_method
 from .store import RunFolder
-from .windows import Windows
+from .windows import Windows, training_order
 
 IDENTITY_TOLERANCE = 0.01
 """nats/token by which step 0 may differ from the base model (rounding under bf16); more is no fine-tuning from it."""
@@ -277,6 +277,7 @@ def train_run(
     if method.learning_rate is not None:
         training = training.model_copy(update={"learning_rate": method.learning_rate})
     context = Context(run.seed, data.train, data.text, base.tokenizer, run.context)
+    method.check(base.model, context)
     model = method.prepare(base.model, context)
     folder.update(trainable_params=count_parameters(model, trainable=True))
     checkpoints = folder.path / "checkpoints"

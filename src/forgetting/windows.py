@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,6 +71,17 @@ class Windows:
             notices=self.notices,
         )
 
+    def joined(self, other: Windows) -> Windows:
+        """These windows and then the others; the documents of both stay apart."""
+        return Windows(
+            input_ids=np.concatenate([self.input_ids, other.input_ids]),
+            predicted=np.concatenate([self.predicted, other.predicted]),
+            offsets=np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
+            documents=np.concatenate([self.documents, other.documents + len(self.document_ids)]).astype(np.int32),
+            document_ids=(*self.document_ids, *other.document_ids),
+            notices=(*self.notices, *other.notices),
+        )
+
     def sample(self, max_tokens: int | None, *, seed: int = 0) -> Windows:
         """Whole documents in a seeded order until they hold `max_tokens` targets; all of them where None.
 
@@ -91,3 +103,13 @@ class Windows:
             digest.update(np.ascontiguousarray(array).tobytes())
             digest.update(b"|")
         return digest.hexdigest()
+
+
+def training_order(n_windows: int, n_samples: int, seed: int) -> NDArray[np.int64]:
+    """[n_samples] window indices: whole passes over the data, each in its own random order.
+
+    The order depends on the seed alone, so that all methods and ranks of one seed see the same batches.
+    """
+    generator = np.random.default_rng([seed, 20240110])
+    passes = math.ceil(n_samples / n_windows)
+    return np.concatenate([generator.permutation(n_windows) for _ in range(passes)])[:n_samples]
