@@ -336,7 +336,7 @@ def _data(config: StudyConfig, run: RunConfig, base: Base, folder: StudyFolder) 
     passes = run.training.steps * run.training.batch_size / len(train)
     if passes > 1:
         notices.append(f"the training data were passed over {passes:.1f} times: losses on held-out data may turn up")
-    if not parse_method(run.method).starts_at_base:
+    if parse_method(run.method).start == "else":
         notices.append(
             f"{run.method.name} need not start at the base model: step 0 is the untrained adapter, and forgetting is "
             "measured against the base model without it"

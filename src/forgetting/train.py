@@ -134,7 +134,7 @@ class Measurer(TrainerCallback):
         order: Any,
         probe: Callable[[Any, int], None] | None = None,
     ) -> None:
-        self.starts_at_base, self.probe = method.starts_at_base, probe
+        self.starts_at_base, self.probe = method.start != "else", probe
         self.batch_tokens = run.measure.batch_tokens
         self.batch_size = run.training.batch_size
         self.steps, self.last = frozenset(steps), steps[-1]

@@ -6,11 +6,24 @@ from pydantic import ValidationError
 
 from ..config import MethodConfig, expand, explain
 from ..errors import UsageError, did_you_mean
+from .any_peft import Peft
 from .base import Context, Method
-from .full import Full
-from .lora import Lora
+from .eva import Eva
+from .ia3 import Ia3
+from .lora import Dora, Lora, Mica
+from .orthogonal import Boft, Oft, Osf
+from .parts import Bias, Full, LnTuning, TopLayers
+from .residual import Corda, Olora, Pissa
+from .small import Loha, Lokr, Vera
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Lora, Full)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        *(Lora, Dora, Mica, Pissa, Olora, Corda, Eva),
+        *(Vera, Loha, Lokr, Ia3, Oft, Boft, Osf),
+        *(LnTuning, Bias, TopLayers, Full, Peft),
+    )
+}
 
 __all__ = ["METHODS", "Context", "Method", "expand_grid", "parse_method"]
 

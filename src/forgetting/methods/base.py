@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -44,17 +44,28 @@ class Method(Section, ABC):
     Class attributes:
         name: its name in a configuration.
         references: keys of its sources in `report.citations`.
-        starts_at_base: whether step 0 is the base model, exactly or within the rounding of its dtype. A run of a
-            method that says so stops if it is not; forgetting is always measured against the base model itself.
+        start: what the model is at step 0: the base model `exactly`, within `rounding` of its dtype, or maybe something
+            `else`. A run stops if the first two are not true; forgetting is always measured against the base model.
     """
 
     name: ClassVar[str]
     references: ClassVar[tuple[str, ...]] = ()
-    starts_at_base: ClassVar[bool] = True
+    start: ClassVar[Literal["exactly", "rounding", "else"]] = "exactly"
 
     learning_rate: float | None = Field(
         None, gt=0, lt=10, description="of this method instead of training.learning_rate; a list is one run each"
     )
+
+    def check(self, model: PreTrainedModel, context: Context) -> None:
+        """Refuse, before anything runs, options that do not fit; changes nothing. Called before `prepare`.
+
+        Args:
+            model: the base model.
+            context: what is known of the run.
+
+        Raises:
+            UsageError: what came, what this model allows.
+        """
 
     @abstractmethod
     def prepare(self, model: PreTrainedModel, context: Context) -> PreTrainedModel | PeftModel:

@@ -1,60 +1,86 @@
-"""Low-rank adaptation of linear layers, through PEFT.
+"""Low-rank adaptation of linear layers, through PEFT: LoRA and two relatives that start at the base model exactly.
 
 Hu et al. 2021, *LoRA*, arXiv:2106.09685. Rank-stabilised scaling alpha / sqrt(r): Kalajdzievski 2023,
 arXiv:2312.03732; the paper of the forgetting laws uses it, so that ranks are comparable at one learning rate.
+DoRA: Liu et al. 2024, arXiv:2402.09353. MiCA: Rüdiger & Raschka 2026, arXiv:2604.01694.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from ..errors import UsageError
-from .base import Context, Method
+from .base import Context
+from .targets import Targeted, adapt
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
 
-class Lora(Method):
-    """LoRA of rank r: W + scale * B A, with B zero at the start, so that step 0 is the base model."""
-
-    name: ClassVar[str] = "lora"
-    references: ClassVar[tuple[str, ...]] = ("hu2021lora", "kalajdzievski2023rslora")
+class LowRank(Targeted):
+    """W + scale * B A with A [r, inputs], B [outputs, r]."""
 
     rank: int = Field(8, ge=1, description="r; a list is one run each")
-    target_modules: str | list[str] = Field("all-linear", description="`all-linear`, or a list of module names")
     scaling: Literal["rank-stabilized", "classic"] = Field(
         "rank-stabilized", description="alpha / sqrt(r), or alpha / r"
     )
     alpha: float = Field(16.0, gt=0, description="scale of what the adapter adds")
     dropout: float = Field(0.0, ge=0, lt=1, description="on the adapter's input")
 
-    @field_validator("target_modules")
-    @classmethod
-    def _modules(cls, value: str | list[str]) -> str | list[str]:
-        if value == "all-linear" or (isinstance(value, list) and value):
-            return value
-        raise ValueError(f"got {value!r}; give all-linear, or a list of module names such as [q_proj, v_proj]")
+    def lora_config(self, model: PreTrainedModel, **more: Any) -> LoraConfig:
+        """PEFT's configuration of these options."""
+        from peft import LoraConfig, TaskType
 
-    def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
-        """Add the adapters; see `Method.prepare`."""
-        from peft import LoraConfig, TaskType, get_peft_model
-
-        config = LoraConfig(
+        return LoraConfig(
             task_type=TaskType.CAUSAL_LM,
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=self.target_modules,
+            target_modules=self.targets(model),
             use_rslora=self.scaling == "rank-stabilized",
+            **more,
         )
-        try:
-            adapted: PeftModel = get_peft_model(model, config)
-        except ValueError as error:
-            # PEFT names the target modules that it did not find in the first line
-            first = str(error).splitlines()[0]
-            raise UsageError(f"methods.lora.target_modules: got {self.target_modules!r}; {first}") from None
-        return adapted
+
+    def sources(self) -> tuple[str, ...]:
+        """Those of the method, and of the scale where it is used."""
+        return (*self.references, *(["kalajdzievski2023rslora"] if self.scaling == "rank-stabilized" else []))
+
+
+class Lora(LowRank):
+    """LoRA of rank r: W + scale * B A, with B zero at the start, so that step 0 is the base model. P = r (in + out)."""
+
+    name: ClassVar[str] = "lora"
+    references: ClassVar[tuple[str, ...]] = ("hu2021lora",)
+
+    def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
+        """Add the adapters; see `Method.prepare`."""
+        return adapt(model, self.lora_config(model), "methods.lora")
+
+
+class Dora(LowRank):
+    """LoRA of the direction of each weight column beside its trained magnitude. P = r (in + out) + out."""
+
+    name: ClassVar[str] = "dora"
+    references: ClassVar[tuple[str, ...]] = ("liu2024dora",)
+
+    def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
+        """Add the adapters; see `Method.prepare`."""
+        return adapt(model, self.lora_config(model, use_dora=True), "methods.dora")
+
+
+class Mica(LowRank):
+    """B frozen at the left singular vectors of W's r smallest singular values, A trained from zero. P = r in."""
+
+    name: ClassVar[str] = "mica"
+    references: ClassVar[tuple[str, ...]] = ("rudiger2026mica",)
+
+    def check(self, model: PreTrainedModel, context: Context) -> None:
+        """Refuse targets and ranks that the model does not have."""
+        super().check(model, context)
+        self.check_rank(self.rank, model)
+
+    def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
+        """Add the adapters; see `Method.prepare`."""
+        return adapt(model, self.lora_config(model, init_lora_weights="mica"), "methods.mica")
