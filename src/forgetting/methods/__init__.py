@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
 from pydantic import ValidationError
 
-from ..config import MethodConfig, expand, explain
+from ..config import MethodConfig, RunConfig, expand, explain
 from ..errors import UsageError, did_you_mean
 from .any_peft import Peft
 from .base import Context, Method
@@ -16,6 +19,9 @@ from .parts import Bias, Full, LnTuning, TopLayers
 from .residual import Corda, Olora, Pissa
 from .small import Loha, Lokr, Vera
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
@@ -25,7 +31,7 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 
-__all__ = ["METHODS", "Context", "Method", "expand_grid", "parse_method"]
+__all__ = ["METHODS", "Context", "Method", "check_methods", "expand_grid", "parse_method"]
 
 
 def _kind(name: str) -> type[Method]:
@@ -57,3 +63,22 @@ def expand_grid(config: MethodConfig) -> list[MethodConfig]:
         )
         for single in singles
     ]
+
+
+def check_methods(runs: Sequence[RunConfig], model: PreTrainedModel, context: Callable[[RunConfig], Context]) -> None:
+    """Refuse runs whose method does not fit the model or the data, before any starts.
+
+    Args:
+        runs: all runs of a study; of those that differ in their seed alone, the first is looked at.
+        model: the base model; not changed.
+        context: what a run's method may know of it.
+
+    Raises:
+        UsageError: what came, what this model allows.
+    """
+    seen = set()
+    for run in runs:
+        same = run.dataset_name, run.method.model_dump_json(exclude={"label", "mitigations"})
+        if same not in seen:
+            seen.add(same)
+            parse_method(run.method).check(model, context(run))
