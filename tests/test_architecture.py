@@ -28,8 +28,10 @@ ROOMS = (
     "memory",
     "measure",
     "mitigations",  # below measure, whose passes over the base model it uses
+    "rows",
     "store",
     "doctor",
+    "trainer",
     "train",
     "capabilities",
     "engine",

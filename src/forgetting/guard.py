@@ -29,7 +29,7 @@ MAX_COLUMNS = 10_000
 MAX_CELLS = 10**8
 MAX_NODES = 100_000
 """Values of a YAML file once its aliases are written out."""
-SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
+SECRET_NAMES = re.compile(r"TOKEN(?!IZER)|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
 SECRET_TEXTS = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}"
     r"|\bsk-[A-Za-z0-9_-]{16,}"
@@ -211,7 +211,7 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
         'https://[secret]@host/x with [secret]'
     """
     for name, value in (os.environ if environment is None else environment).items():
-        if len(value) >= 6 and SECRET_NAMES.search(name):
+        if len(value) >= 8 and SECRET_NAMES.search(name):
             text = text.replace(value, HIDDEN)
     return SECRET_TEXTS.sub(HIDDEN, text)
 

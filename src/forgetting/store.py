@@ -10,22 +10,26 @@ fits.json  report.html
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
+import pyarrow as pa
 
+from . import guard, rows
 from .config import StudyConfig, validate
 from .config_files import parse_yaml
 from .errors import ForgettingError, UsageError
 
-RUN_SCHEMA = 1
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 COLUMNS: dict[str, str] = {
     "dataset": "name of the fine-tuning data set",
@@ -37,6 +41,7 @@ COLUMNS: dict[str, str] = {
     "run_id": "the run's folder under runs/",
     "status": "running, done or failed",
     "step": "N, update steps so far; 0 is the base model",
+    "alpha": "share of the way from the base model to the trained one, after training; empty for the trained model",
     "trainable_params": "P, trainable parameters",
     "finetune_loss": "L_ft, nats/token on held-out fine-tuning data",
     "forgetting_loss": "L_f, nats/token against the base model's argmax tokens on the general text",
@@ -52,6 +57,7 @@ COLUMNS: dict[str, str] = {
     "train_tokens": "tokens trained on so far, padding left out",
     "train_seconds": "training time so far",
     "measure_seconds": "measuring time so far",
+    "peak_memory": "most memory that training took so far, MiB: allocated on a GPU, of the whole process on a CPU",
 }
 """Columns of the table and what they mean. Each mean has its standard error beside it under `<column>_se`."""
 
@@ -64,7 +70,8 @@ MEANS = (
     "data_loss_base",
     "data_loss_tuned",
 )
-TIMES = ("train_seconds", "measure_seconds")
+COSTS = ("train_seconds", "measure_seconds", "peak_memory")
+"""What differs from one execution of a run to the next."""
 
 
 def write_atomically(path: Path, text: str) -> Path:
@@ -86,6 +93,24 @@ def write_atomically(path: Path, text: str) -> Path:
     return path
 
 
+def _open_own(path: Path, mode: str) -> IO[str]:
+    """Open a file of a run for writing; a link in its place, which would lead the writing elsewhere, is refused.
+
+    Raises:
+        ForgettingError: the file is a link.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+    try:
+        return open(path, mode, encoding="utf-8", opener=opener)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ForgettingError(f"{path}: a symbolic link; a run's files must be its own") from None
+        raise
+
+
 class RunFolder:
     """One run on disk."""
 
@@ -103,21 +128,11 @@ class RunFolder:
         Raises:
             ForgettingError: the file is damaged.
         """
-        file = self.path / "run.json"
-        if not file.exists():
-            return {}
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ForgettingError(f"{file}: damaged ({error}); delete the run's folder to run it again") from None
-        if not isinstance(content, dict) or content.get("schema") != RUN_SCHEMA:
-            came = content.get("schema") if isinstance(content, dict) else type(content).__name__
-            raise ForgettingError(f"{file}: schema {came}, this version reads {RUN_SCHEMA}")
-        return content
+        return rows.read_run(self.path / "run.json")
 
     def update(self, **fields: Any) -> None:
         """Set fields of run.json, the others stay."""
-        content = {"schema": RUN_SCHEMA, **self.read(), **fields}
+        content = {"schema": rows.RUN_SCHEMA, **self.read(), **guard.redact_all(fields)}
         write_atomically(self.path / "run.json", json.dumps(content, indent=1) + "\n")
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -126,7 +141,7 @@ class RunFolder:
         A standard error that does not exist (one document) is null.
         """
         line = json.dumps({key: None if value != value else value for key, value in row.items()}, allow_nan=False)
-        with (self.path / "measurements.jsonl").open("a", encoding="utf-8") as file:
+        with _open_own(self.path / "measurements.jsonl", "a") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -138,19 +153,7 @@ class RunFolder:
             ForgettingError: a line before the last one is damaged; names it.
         """
         file = self.path / "measurements.jsonl"
-        if not file.exists():
-            return []
-        lines = file.read_bytes().split(b"\n")
-        # A whole line ends in a line break, so what follows the last break was cut.
-        rows = []
-        for number, line in enumerate(lines[:-1], start=1):
-            try:
-                rows.append(json.loads(line))
-            except (json.JSONDecodeError, UnicodeDecodeError):
-                raise ForgettingError(
-                    f"{file}, line {number}: damaged; delete the run's folder to run it again"
-                ) from None
-        return rows
+        return rows.parse_rows(rows.whole_lines(file), file)
 
     def keep_until(self, step: int) -> None:
         """Drop the rows measured after `step`, which a resumed run measures again."""
@@ -165,7 +168,7 @@ class RunFolder:
             ForgettingError: another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("w") as file:
+        with _open_own(self.path / "lock", "a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -233,11 +236,17 @@ class StudyFolder:
 
     def config(self) -> StudyConfig:
         """The study's configuration, as resolved when it began."""
-        text = self.config_file.read_text(encoding="utf-8")
+        text = guard.read_text(self.config_file, limit=guard.MAX_CONFIG)
         return validate(parse_yaml(text, where=str(self.config_file)), where=str(self.config_file))
 
     def run(self, run_id: str) -> RunFolder:
-        """The folder of one run, whether it has begun or not."""
+        """The folder of one run, whether it has begun or not.
+
+        Raises:
+            UsageError: what came is no run id: it has a separator or another character that no id has.
+        """
+        if not RUN_ID.fullmatch(run_id):
+            raise UsageError(f"run '{run_id[:80]}': not a run id: letters, digits, '.', '_' and '-' only")
         return RunFolder(self.path / "runs" / run_id)
 
     def runs(self) -> list[RunFolder]:
@@ -266,8 +275,8 @@ def _short(value: Any) -> str:
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as plain objects, every digit kept, what is missing as None."""
-    rows = table.astype(object).where(table.notna(), None).to_dict("records")
-    return [{str(key): value for key, value in row.items()} for row in rows]
+    found = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in found]
 
 
 def fitted_rows(table: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
@@ -278,6 +287,7 @@ def fitted_rows(table: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
     """
     first = config.methods[0].label or config.methods[0].name
     plain = (table["label"] == first) & (table["mitigation"] == "")
+    plain &= table["alpha"].isna()
     return table[plain & (table["step"] >= config.measure.start) & (table["status"] != "running")]
 
 
@@ -290,29 +300,10 @@ def load_table(path: Path) -> pd.DataFrame:
         UsageError: not a study folder.
         ForgettingError: a damaged file; names it.
     """
-    rows = []
-    for folder in StudyFolder.open(path).runs():
-        run = folder.read()
-        shared = {
-            "dataset": run["dataset"],
-            "method": run["method"]["name"],
-            "label": run.get("label", run["method"]["name"]),
-            "mitigation": run.get("mitigation", ""),
-            "rank": run["method"].get("rank"),
-            "seed": run["seed"],
-            "run_id": folder.id,
-            "status": run["status"],
-            "trainable_params": run.get("trainable_params"),
-        }
-        rows += [{**shared, **row} for row in folder.measurements()]
     names = [name for column in COLUMNS for name in ([column, f"{column}_se"] if column in MEANS else [column])]
-    table = pd.DataFrame(rows, columns=names)
-    whole = (
-        "rank",
-        "seed",
-        "step",
-        "trainable_params",
-        *(name for name in names if name.endswith(("_tokens", "_documents"))),
-    )
-    numbers = [name for name in names if name.removesuffix("_se") in (*MEANS, *TIMES)]
-    return table.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(numbers, "float64"))
+    measured = [name for name in names if name not in ("run_id", *rows.TEXTS, *rows.WHOLES)]
+    means = {name for name in measured if name.removesuffix("_se") in (*MEANS, *COSTS, "alpha")}
+    found = rows.read_rows(StudyFolder.open(path).path, {name: float if name in means else int for name in measured})
+    table = found.select(names).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get, split_blocks=True)
+    texts: pd.DataFrame = table.astype(dict.fromkeys(("run_id", *rows.TEXTS), "str"))
+    return texts

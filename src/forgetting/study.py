@@ -8,6 +8,7 @@ import os
 import platform
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 from .config import RunConfig, StudyConfig
 from .engine.local import Event, execute
 from .errors import ForgettingError, UsageError
+from .guard import redact
 from .methods import expand_grid, parse_method
 from .mirror import make_callable
 from .mitigations import expand_together
 from .mitigations import label as mitigation_label
-from .store import RunFolder, StudyFolder, load_table
+from .store import RunFolder, StudyFolder, load_table, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,11 +87,27 @@ def expand_runs(config: StudyConfig) -> list[RunConfig]:
         for method, together in variants
         for seed in config.seeds
     ]
-    ids = [run.run_id() for run in runs]
-    repeated = {run_id for run_id in ids if ids.count(run_id) > 1}
+    repeated = [run_id for run_id, count in Counter(run.run_id() for run in runs).items() if count > 1]
     if repeated:
         raise UsageError(f"methods: the same run is asked for twice: {', '.join(sorted(repeated))}")
     return runs
+
+
+@functools.lru_cache(maxsize=2)
+def _runs_by_id(yaml_text: str) -> dict[str, RunConfig]:
+    """All runs of a study by id; kept between the runs of one process."""
+    return {run.run_id(): run for run in expand_runs(_config(yaml_text))}
+
+
+def left(out: Path) -> list[str]:
+    """Ids of the runs of a stored study that are still to do, costliest first.
+
+    Raises:
+        ForgettingError: a damaged run.json, or not a study folder (UsageError).
+    """
+    folder = StudyFolder.open(out)
+    runs = _runs_by_id(folder.config().to_yaml())
+    return [run_id for run_id in _costliest_first(runs) if _is_pending(folder.run(run_id))]
 
 
 def study(
@@ -133,24 +151,25 @@ def study(
         ask_base(folder.path, base, config.model, plan_of(config))
     workers, threads = _layout(base, workers)
     del base
-    pending = [run.run_id() for run in _costliest_first(runs) if _is_pending(folder.run(run.run_id()))]
+    pending = left(out)
     if on_plan:
         on_plan(runs, pending)
     began = time.perf_counter()
     work = functools.partial(run_one, str(out.resolve()))
     for run_id in execute(pending, work, workers=workers, threads=threads, on_event=on_event or _ignore):
         folder.run(run_id).update(status="failed", kind="error", why="its process died (killed, or out of memory)")
-    states = {run.run_id(): folder.run(run.run_id()).read() for run in runs}
+    states = {run_id: folder.run(run_id).read() for run_id in _runs_by_id(config.to_yaml())}
     failed = {run_id: str(state.get("why")) for run_id, state in states.items() if state.get("status") == "failed"}
     if len(failed) == len(runs):
         raise ForgettingError("every run failed; the first: " + next(f"{i}: {why}" for i, why in failed.items()))
-    skipped = tuple(run.run_id() for run in runs if run.run_id() not in pending)
+    todo = set(pending)
+    skipped = tuple(run_id for run_id in states if run_id not in todo)
     return StudyResult(folder, load_table(out), failed, skipped, time.perf_counter() - began)
 
 
-def _costliest_first(runs: list[RunConfig]) -> list[RunConfig]:
+def _costliest_first(runs: dict[str, RunConfig]) -> list[str]:
     """Large ranks first, so that no worker ends on one while the others stand idle; methods without a rank lead."""
-    return sorted(runs, key=lambda run: -run.method.options.get("rank", 10**9))
+    return sorted(runs, key=lambda run_id: -(runs[run_id].method.options.get("rank") or 10**9))
 
 
 def _ignore(event: Event) -> None:
@@ -194,7 +213,7 @@ def run_one(out: str, run_id: str, tell: Callable[[int], None]) -> None:
         except Exception as error:  # any failure is data: recorded, visible, never a number
             diverged = type(error).__name__ == "DivergedError"
             why = str(error) if isinstance(error, ForgettingError) else f"{type(error).__name__}: {error}"
-            (folder.path / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            write_atomically(folder.path / "error.txt", redact(traceback.format_exc()))
             folder.update(status="failed", kind="diverged" if diverged else "error", why=why, finished=_now())
 
 
@@ -213,7 +232,7 @@ def _train(study_folder: StudyFolder, folder: RunFolder, tell: Callable[[int], N
     from .train import train_run
 
     config = study_folder.config()
-    run = next(run for run in expand_runs(config) if run.run_id() == folder.id)
+    run = _runs_by_id(config.to_yaml())[folder.id]
     base = _base(config)
     data, notices = _data(config, run, base, study_folder)
     prints = {part: getattr(data, part).fingerprint() for part in ("train", "heldout", "text")} | {"base": base.key}

@@ -1,0 +1,158 @@
+"""What studies of many runs cost: a synthetic study written by the store's own writer, then the commands on it.
+
+    python bench/scale.py make FOLDER --runs 10000
+    python bench/scale.py time FOLDER
+
+`time` runs each command in a process of its own and prints its wall time and the largest memory that it held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from forgetting.config import RunConfig, StudyConfig
+from forgetting.laws import PUBLISHED
+from forgetting.store import StudyFolder
+from forgetting.study import expand_runs
+
+RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+PARAMETERS_PER_RANK = 2_498_560
+FLOOR = 0.7
+
+
+def synthetic_config(runs: int) -> StudyConfig:
+    """Two data sets, ten ranks, as many seeds as the runs need; 100 measurements a run."""
+    per_rank = {"ranks": list(RANKS), "seeds": max(1, runs // (2 * len(RANKS)))}
+    if runs < 2 * len(RANKS):
+        per_rank["ranks"] = list(RANKS[: max(3, runs // 2)])
+    return StudyConfig.model_validate(
+        {
+            "name": "synthetic",
+            "model": {"source": "miniature"},
+            "text": {"source": "miniature:encyclopedia-heldout"},
+            "datasets": {"instructions": {"source": "miniature:instructions"}, "news": {"source": "miniature:news"}},
+            "methods": [{"name": "lora", "rank": per_rank["ranks"]}],
+            "seeds": list(range(per_rank["seeds"])),
+            "training": {"steps": 990},
+            "measure": {"start": 10, "every": 10},
+        }
+    )
+
+
+def make(folder: Path, runs: int, measurements: int = 100) -> StudyConfig:
+    """Write a finished study whose losses follow the paper's laws with noise a run and a measurement.
+
+    Args:
+        folder: new.
+        runs: about how many.
+        measurements: of each run, step 0 among them.
+    """
+    config = synthetic_config(runs)
+    study = StudyFolder.create_or_resume(folder, config)
+    sync, os.fsync = os.fsync, lambda _: None  # a million waits for the disk are not what is measured
+    try:
+        for number, run in enumerate(expand_runs(config)):
+            _write(study, run, np.random.default_rng([number, 7]), config.measured_steps()[:measurements])
+    finally:
+        os.fsync = sync
+    return config
+
+
+def _write(study: StudyFolder, run: RunConfig, rng: np.random.Generator, steps: list[int]) -> None:
+    law = PUBLISHED[f"kalajdzievski2024/{'news' if run.dataset_name == 'news' else 'openorca'}"]
+    theta = np.array([[law.parameters[name] for name in law.law.names]])
+    size = PARAMETERS_PER_RANK * int(run.method.options["rank"])
+    at = np.maximum(np.array(steps, dtype=float), 1.0)
+    values = law.law.values(theta, {"trainable_params": np.full(at.size, float(size)), "step": at})[0]
+    tuned, forgot = values + rng.normal(0, 0.004, (2, 1)) + rng.normal(0, 0.001, values.shape)
+    folder = study.run(run.run_id())
+    folder.update(
+        run_id=folder.id,
+        status="running",
+        dataset=run.dataset_name,
+        method=run.method.model_dump(mode="json", exclude={"label", "mitigations"}),
+        label=run.method.label or run.method.name,
+        mitigation="",
+        seed=run.seed,
+        config=run.model_dump(mode="json"),
+        trainable_params=size,
+        started="2026-01-01T00:00:00+00:00",
+    )
+    for i, step in enumerate(steps):
+        folder.append(_row(step, float(tuned[i]), max(float(forgot[i]), FLOOR), rng))
+    folder.update(status="done", finished="2026-01-01T01:00:00+00:00")
+
+
+def _row(step: int, tuned: float, forgot: float, rng: np.random.Generator) -> dict[str, float | int]:
+    means = {
+        "finetune_loss": tuned,
+        "forgetting_loss": forgot,
+        "forgetting_floor": FLOOR,
+        "forgetting": forgot - FLOOR,
+        "agreement": float(np.exp(FLOOR - forgot)),
+        "data_loss_base": 2.5,
+        "data_loss_tuned": 2.5 + 0.5 * (forgot - FLOOR),
+    }
+    row: dict[str, float | int] = {"step": step}
+    for name, value in means.items():
+        row |= {name: value, f"{name}_se": float(rng.uniform(0.001, 0.003))}
+    counts = {"finetune_tokens": 50_000, "finetune_documents": 400, "text_tokens": 100_000, "text_documents": 300}
+    spent = {"train_tokens": step * 8192, "train_seconds": 0.4 * step, "measure_seconds": 0.05 * step}
+    return row | counts | spent
+
+
+def timed(command: list[str]) -> tuple[float, float, int]:
+    """Wall seconds, peak memory in GB, and exit code of a command."""
+    began = time.perf_counter()
+    with Path(os.devnull).open("w") as nowhere:
+        process = subprocess.Popen(command, stdout=nowhere)
+        _, status, usage = os.wait4(process.pid, 0)
+    return time.perf_counter() - began, usage.ru_maxrss * 1024 / 1e9, os.waitstatus_to_exitcode(status)
+
+
+def commands(folder: Path) -> dict[str, list[str]]:
+    """The commands that read a whole study; `left` is what resuming does before it trains."""
+    forgetting = [sys.executable, "-m", "forgetting"]
+    code = "import sys; from pathlib import Path; from forgetting.study import left; print(len(left(Path(sys.argv[1]))))"
+    return {
+        "table --csv": [*forgetting, "table", "--csv", str(folder)],
+        "fit": [*forgetting, "fit", str(folder)],
+        "report": [*forgetting, "report", str(folder)],
+        "left to run": [sys.executable, "-c", code, str(folder)],
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["make", "time"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--runs", type=int, default=10_000)
+    given = parser.parse_args()
+    if given.what == "make":
+        began = time.perf_counter()
+        make(given.folder, given.runs)
+        print(f"{time.perf_counter() - began:.1f} s")  # noqa: T201
+        return
+    cache = given.folder / "cache" / "rows.arrow"
+    for kept in (False, True):
+        for name, command in commands(given.folder).items():
+            if not kept:
+                cache.unlink(missing_ok=True)
+            seconds, memory, code = timed(command)
+            print(json.dumps({"what": name, "kept": kept, "s": round(seconds, 2), "GB": round(memory, 2), "exit": code}))
+    size = (given.folder / "report.html").stat().st_size if (given.folder / "report.html").exists() else 0
+    print(json.dumps({"report_MB": round(size / 1e6, 2), "this_GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+
+
+if __name__ == "__main__":
+    main()
