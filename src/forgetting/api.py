@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from .config import RunConfig, StudyConfig
 from .engine.local import Event
-from .errors import UsageError
+from .errors import UsageError, did_you_mean
 from .store import StudyFolder, fitted_rows, load_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .compare import Comparison
     from .fit import Fit
     from .plan import Plan
     from .study import StudyResult
@@ -124,3 +125,43 @@ def plan(
 
 def _surfaces(laws: dict[str, dict[str, Fit]]) -> dict[str, Fit]:
     return {label: fits["shifted_power"] for label, fits in laws.items() if "shifted_power" in fits}
+
+
+def compare(
+    source: Any,
+    reference: str | None = None,
+    *,
+    dataset: str | None = None,
+    by: str | None = None,
+    direction: str | None = None,
+    confidence: float = 0.95,
+) -> Comparison:
+    """Does a method or mitigation save forgetting at equal fine-tuning loss, or only as early stopping does?
+
+    Args:
+        source: a study folder, any table that `forgetting fit` reads, or columns by name.
+        reference: label whose plain runs all others are held against; default a study's first method.
+        dataset: only this data set.
+        by: the column to hold equal; default `finetune_loss`, or `test_accuracy` in PEFT's results.
+        direction: `lower` or `higher` is better; only for a column of your own.
+        confidence: nominal coverage of each interval.
+
+    Returns:
+        Savings with intervals, prices, the Pareto frontier and the paper's Appendix B, by data set.
+
+    Raises:
+        UsageError: a mistake in the table or arguments, or nothing to compare.
+    """
+    from .compare import any_tables, compare_tables, open_study
+
+    start = 0.0
+    if isinstance(source, str | Path) and (Path(source) / "study.yaml").exists():
+        config, tables = open_study(Path(source))
+        first = config.methods[0].label or config.methods[0].name
+        reference, start = reference or first, float(config.measure.start)
+    else:
+        tables = any_tables(source)
+    if dataset is not None and dataset not in tables:
+        raise UsageError(f"no data set '{dataset}'; {did_you_mean(dataset, tables)}")
+    chosen = tables if dataset is None else {dataset: tables[dataset]}
+    return compare_tables(chosen, reference, by=by, direction=direction, confidence=confidence, start=start)

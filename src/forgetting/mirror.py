@@ -16,6 +16,7 @@ FUNCTIONS = {
     "study": ("forgetting.api", "study"),
     "fit": ("forgetting.api", "fit"),
     "plan": ("forgetting.api", "plan"),
+    "compare": ("forgetting.api", "compare"),
 }
 """Room -> where the function is that a call of the room means."""
 

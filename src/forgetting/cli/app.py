@@ -12,7 +12,7 @@ import typer
 
 from .. import __version__
 from ..errors import ForgettingError
-from . import doctor, evaluate, laws, measure, study
+from . import compare, doctor, evaluate, laws, measure, study
 
 app = typer.Typer(
     name="forgetting",
@@ -30,6 +30,7 @@ app.command("evaluate")(evaluate.evaluate_command)
 app.command("fit")(laws.fit_command)
 app.command("predict")(laws.predict_command)
 app.command("plan")(laws.plan_command)
+app.command("compare")(compare.compare_command)
 app.command("report")(study.report_command)
 app.command("table")(study.table_command)
 app.command("doctor")(doctor.doctor_command)

@@ -1,0 +1,31 @@
+"""Does a method or mitigation move a run off the trade-off line at equal fine-tuning loss, or only back along it?"""
+
+from __future__ import annotations
+
+from forgetting.compare.beyond import Beyond, beyond
+from forgetting.compare.contest import Contender, Contest, contest
+from forgetting.compare.estimate import Estimate
+from forgetting.compare.result import Comparison, compare_tables
+from forgetting.compare.show import comparison_text
+from forgetting.compare.source import choose_axis, read_source
+from forgetting.compare.study import any_tables, open_study, study_tables
+from forgetting.mirror import make_callable
+
+__all__ = [
+    "Beyond",
+    "Comparison",
+    "Contender",
+    "Contest",
+    "Estimate",
+    "any_tables",
+    "beyond",
+    "choose_axis",
+    "compare_tables",
+    "comparison_text",
+    "contest",
+    "open_study",
+    "read_source",
+    "study_tables",
+]
+
+make_callable(__name__)
