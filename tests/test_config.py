@@ -10,7 +10,7 @@ import pytest
 from forgetting import config as c
 from forgetting import config_files as f
 from forgetting.errors import UsageError
-from forgetting.study import expand_runs
+from forgetting.runs import expand_runs
 
 
 @pytest.mark.parametrize("name", f.presets())
@@ -82,7 +82,23 @@ def test_every_wrong_field_gets_its_line() -> None:
         ({"name": "lora", "rank": []}, "methods.lora.rank: an empty list"),
         ({"name": "lora", "rank": [8, 8]}, "methods.lora.rank: a value repeats"),
         ({"name": "lora", "rnk": 8}, "rnk: unknown field; did you mean 'rank'?"),
-        ({"name": "lora", "target_modules": "all"}, "got 'all'; give all-linear, or a list"),
+        ({"name": "lora", "target_modules": "all"}, "got 'all'; give all-linear, attention, or a list"),
+        ({"name": "lora", "layers": "upper"}, "methods.lora: layers: got 'upper'; give a list of layer numbers"),
+        ({"name": "lora", "layers": [0, 0]}, "methods.lora: layers: got [0, 0]; give each layer once"),
+        ({"name": "lora", "learning_rate": 0}, "methods.lora: learning_rate: got 0; input should be greater than 0"),
+        ({"name": "pissa", "dropout": 0.1}, "methods.pissa: dropout: unknown field"),
+        ({"name": "corda"}, "methods.corda: keep: knowledge needs calibration, a general text"),
+        ({"name": "corda", "keep": "nothing", "calibration": {"source": "x"}}, "keep: nothing reads no text"),
+        ({"name": "corda", "calibration": {"sorce": "x"}}, "calibration.sorce: unknown field; did you mean 'source'?"),
+        ({"name": "ia3", "target_modules": ["k_proj"]}, "give both target_modules and feedforward_modules"),
+        (
+            {"name": "ia3", "target_modules": ["k_proj"], "feedforward_modules": ["fc"]},
+            "feedforward_modules: 'fc' is none of target_modules",
+        ),
+        ({"name": "osf", "frozen": 1.0}, "methods.osf: frozen: got 1.0; input should be less than 1"),
+        ({"name": "top_layer"}, "no method 'top_layer'; did you mean 'top_layers'?"),
+        ({"name": "peft"}, "methods.peft: config: is missing"),
+        ({"name": "peft", "config": {"r": 8}}, "methods.peft: config: needs peft_type"),
         ({"name": "lora", "scaling": "clasic"}, "scaling: got 'clasic'; did you mean 'classic'?"),
         ({"name": "full", "rank": 8}, "methods.full: rank: unknown field"),
     ],
@@ -153,3 +169,11 @@ def test_relative_sources_are_relative_to_the_file(tmp_path: Path) -> None:
     resolved = f.resolve_sources(fields, tmp_path)
     assert resolved["text"]["source"] == str(tmp_path / "mine.txt") == resolved["datasets"]["a"]["source"]
     assert resolved["model"]["source"] == "some/hub-id"
+
+
+def test_the_texts_that_methods_name_are_relative_to_the_file_too(tmp_path: Path) -> None:
+    (tmp_path / "general.txt").write_text("x")
+    methods = [{"name": "corda", "calibration": {"source": "general.txt"}, "mitigations": [[{"name": "kl"}]]}]
+    resolved = f.resolve_sources({"methods": methods}, tmp_path)
+    assert resolved["methods"][0]["calibration"]["source"] == str(tmp_path / "general.txt")
+    assert resolved["methods"][0]["mitigations"] == [[{"name": "kl"}]]

@@ -324,8 +324,11 @@ def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
 
 
 def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    while "$ref" in node:
-        node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+    while "$ref" in node or "anyOf" in node:
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+        else:  # an optional section: the one choice that is not null
+            node = next((choice for choice in node["anyOf"] if "$ref" in choice), {})
     return node
 
 

@@ -83,7 +83,15 @@ def resolve_sources(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                 return {**section, "source": str(path)}
         return section
 
+    def within(part: Any) -> Any:
+        """The same for each text that an option holds."""
+        if isinstance(part, list):
+            return [within(item) for item in part]
+        return absolute({key: within(value) for key, value in part.items()}) if isinstance(part, Mapping) else part
+
     resolved = dict(fields)
+    if "methods" in resolved:
+        resolved["methods"] = within(resolved["methods"])
     for key in ("model", "text"):
         if key in resolved:
             resolved[key] = absolute(resolved[key])

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..errors import UsageError
 from .base import Context, Method
@@ -29,15 +29,17 @@ def _known(value: str | list[str]) -> str | list[str]:
     raise ValueError(f"got {value!r}; give all-linear, attention, or a list of module names such as [q_proj, v_proj]")
 
 
-def _ordered(value: list[int] | str | None) -> list[int] | str | None:
-    if isinstance(value, list) and (not value or len(set(value)) < len(value)):
-        raise ValueError(f"got {value}; give each layer once, at least one")
-    return value
+def _layers(value: Any) -> Any:
+    if value is None or (isinstance(value, str) and re.fullmatch(r"top-[1-9]\d*", value)):
+        return value
+    if isinstance(value, list | tuple) and value and all(type(layer) is int for layer in value):
+        if len(set(value)) < len(value):
+            raise ValueError(f"got {list(value)}; give each layer once")
+        return list(value)
+    raise ValueError(f"got {value!r}; give a list of layer numbers such as [0, 1] or [-1], or top-4")
 
 
-Layers = Annotated[
-    list[int] | Annotated[str, StringConstraints(pattern=r"^top-[1-9]\d*$")] | None, AfterValidator(_ordered)
-]
+Layers = Annotated[list[int] | str | None, BeforeValidator(_layers)]
 
 
 class Targeted(Method):
