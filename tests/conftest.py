@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from forgetting.methods import Context
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -87,3 +91,37 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of the tiny Llama and of a tiny GPT-2, which has biases and transposed linear layers."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    widths = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": 27}
+    none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    folder = tmp_path_factory.mktemp("tiny-gpt2")
+    GPT2LMHeadModel(GPT2Config(**widths, **none, pad_token_id=0, eos_token_id=2, bos_token_id=2)).save_pretrained(
+        folder
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((tiny_model / name).read_bytes())
+    return {"llama": tiny_model, "gpt2": folder}
+
+
+@pytest.fixture(scope="session")
+def context(tiny_model: Path, corpora: Path) -> Context:
+    """What a method may know of a run: the tiny model's tokenizer and two corpora."""
+    from forgetting.base import load_tokenizer
+    from forgetting.config import ModelConfig, TextConfig
+    from forgetting.methods import Context
+    from forgetting.text import load_corpus, tokenize
+
+    tokenizer = load_tokenizer(ModelConfig(source=str(tiny_model)))
+    train, measured = (
+        tokenize(load_corpus(TextConfig(source=str(corpora / name))), tokenizer, 32)
+        for name in ("train.jsonl", "general.jsonl")
+    )
+    return Context(seed=0, train=train, measured=measured, tokenizer=tokenizer, length=32)

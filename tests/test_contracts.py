@@ -13,13 +13,12 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
-from forgetting.base import count_parameters, load_tokenizer
-from forgetting.config import MethodConfig, ModelConfig, TextConfig
+from forgetting.base import count_parameters
+from forgetting.config import MethodConfig
 from forgetting.methods import METHODS, Context, Method, expand_grid, parse_method
 from forgetting.methods.residual import Residual
-from forgetting.text import load_corpus, tokenize
 
 Count = Callable[[PreTrainedModel], int]
 
@@ -95,19 +94,6 @@ STEP = {"ia3": 100, "vera": 20, "ln_tuning": 20, "loha": 5, "boft": 2, "peft": 1
 """Plain gradient descent takes larger steps for the methods with few or product parameters."""
 
 
-@pytest.fixture(scope="module")
-def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of a tiny Llama and a tiny GPT-2, which has biases and transposed linear layers."""
-    torch.manual_seed(0)
-    widths = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": 27}
-    none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    folder = tmp_path_factory.mktemp("tiny-gpt2")
-    GPT2LMHeadModel(GPT2Config(**widths, **none, pad_token_id=0, eos_token_id=2, bos_token_id=2)).save_pretrained(
-        folder
-    )
-    return {"llama": tiny_model, "gpt2": folder}
-
-
 def load(folder: Path) -> PreTrainedModel:
     loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder)
     return loaded.eval()
@@ -125,16 +111,6 @@ def method_of(options: dict[str, Any], corpora: Path | None = None) -> Method:
         options = {**options, "calibration": {"source": str(corpora / "train.jsonl")}}
     (config,) = expand_grid(MethodConfig.model_validate(options))
     return parse_method(config)
-
-
-@pytest.fixture(scope="module")
-def context(tiny_model: Path, corpora: Path) -> Context:
-    tokenizer = load_tokenizer(ModelConfig(source=str(tiny_model)))
-    train, measured = (
-        tokenize(load_corpus(TextConfig(source=str(corpora / name))), tokenizer, 32)
-        for name in ("train.jsonl", "general.jsonl")
-    )
-    return Context(seed=0, train=train, measured=measured, tokenizer=tokenizer, length=32)
 
 
 def test_every_method_has_a_row() -> None:
