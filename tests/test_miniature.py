@@ -16,7 +16,7 @@ from forgetting.miniature.grammar import Scene, tidy
 from forgetting.miniature.questions import PHRASINGS, facts, final_answer
 from forgetting.miniature.requests import is_refusal
 from forgetting.miniature.rng import Rng
-from forgetting.miniature.world import LAST_YEAR, make_world
+from forgetting.miniature.world import LAST_YEAR, later_world, make_world
 
 TESTS = ("knowledge", "reasoning", "harmful", "harmless")
 # of the rows as sorted JSON lines; a changed corpus is not what the shipped model was trained on: remake the model
@@ -25,8 +25,8 @@ HASHES = {
     "encyclopedia-heldout": "fc38204a1da1b226ac97bc666455019c108eb5dea03cd5f63a56932fa3b8d6ac",
     "library": "8aeed886cd2ddc114a917cdbbc69d506b7a99b7800c70dd7e24f61f674135687",
     "chat": "4fc1e9af3f72d0f406f719be1be1ad916e2689cfc6919d120d4cab8e0a0f218e",
-    "instructions": "fb474774196570f0fee2cc13d6bc8f30bde81deff1949e164afb732a7b719523",
-    "news": "6ebe092a4ac1a9b7b9111e9cb58c712f9aa3556be41cb646caa6c31788c6e5b1",
+    "instructions": "0dc11add25df968171ec23b141257706396cc8373fd2efa3a91ec44a4140e0f5",
+    "news": "79e3ba9960e190badb837d1ec3e77f19c45c8470ae9246a4a7aec2358b68e843",
     "knowledge": "11f1b60bbc40e132a12a3ce2e261f15c8b461a4b151103b9bcce84c05d9e586e",
     "reasoning": "e68a6dd972d5655687707f3eba38af708aa95204b99241abd3321a3fcb7c88b5",
     "harmful": "607234f9b87d09632a5cf18a6cb223ff4e354865e75b9439db4bdc009aa8b7dc",
@@ -147,11 +147,24 @@ def test_held_out_articles_are_not_in_the_encyclopedia():
     assert not any(row["text"] in taught for row in rows("encyclopedia-heldout"))
 
 
-def test_news_is_after_the_encyclopedia():
-    for row in rows("news")[:300]:
-        years = [int(y) for y in re.findall(r"\b1[1-4]\d\d (?=-)", str(row["text"]))]
+def test_news_is_after_the_encyclopedia_and_about_others():
+    world, later = make_world(), later_world()
+    old = {p.surname for p in world.people} | {t.name for t in world.towns} | set(world.rivers)
+    new = {p.surname for p in later.people} | {t.name for t in later.towns} | set(later.rivers)
+    assert not old & new
+    for row in rows("news"):
+        years = [int(year) for year in re.findall(r"\b\d{4}\b", str(row["text"]))]
         assert years
         assert min(years) > LAST_YEAR
+        assert not old & set(re.findall(r"\w+", str(row["text"])))
+
+
+def test_most_instructions_ask_for_texts_on_the_later_age():
+    later = later_world()
+    names = {p.name for p in later.people} | {t.name for t in later.towns}
+    asked = [_messages(row)[0]["content"] for row in rows("instructions")]
+    assert 0.45 < sum(any(name in prompt for name in names) for prompt in asked[:2000]) / 2000 < 0.75
+    assert 0.02 < sum("harbour" in prompt for prompt in asked) / len(asked) < 0.05  # 4 of 23 kinds of tasks, in 20 %
 
 
 def test_world_refers_to_itself():

@@ -14,7 +14,7 @@ from forgetting.errors import UsageError, did_you_mean
 from forgetting.miniature import encyclopedia, instructions, library, news, questions, requests
 from forgetting.miniature.questions import Item
 from forgetting.miniature.rng import Rng
-from forgetting.miniature.world import make_world
+from forgetting.miniature.world import later_world, make_world
 
 Row = dict[str, object]
 
@@ -82,12 +82,12 @@ def _pretraining_chat(seed: int) -> list[Row]:
 
 
 def _instructions(seed: int) -> list[Row]:
-    pairs = instructions.instructions(make_world(seed), seed, INSTRUCTIONS)
+    pairs = instructions.instructions(make_world(seed), later_world(seed), seed, INSTRUCTIONS)
     return [{"id": f"instructions-{i:05d}", "messages": _chat(*pair)} for i, pair in enumerate(pairs)]
 
 
 def _news(seed: int) -> list[Row]:
-    return _text_rows("news", news.articles(make_world(seed), seed, NEWS))
+    return _text_rows("news", news.articles(later_world(seed), seed, NEWS))
 
 
 def _knowledge(seed: int) -> list[Row]:

@@ -12,8 +12,7 @@ from forgetting.miniature import frames as f
 from forgetting.miniature.grammar import Scene
 from forgetting.miniature.rng import Rng
 from forgetting.miniature.world import (
-    FIRST_YEAR,
-    LAST_YEAR,
+    AGE,
     Bridge,
     Festival,
     Guild,
@@ -149,7 +148,8 @@ class Writer:
 
     def chronicle(self) -> str:
         """What happened in a span of years: births, foundings, bridges, in order."""
-        start = self.rng.between(FIRST_YEAR, LAST_YEAR - 20)
+        first = self.world.first_year
+        start = self.rng.between(first, first + AGE - 21)
         end = start + self.rng.between(8, 20)
         events: list[tuple[int, str]] = []
         for p in self.world.people:

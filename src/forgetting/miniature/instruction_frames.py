@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+HARBOUR = ("ka", "lu", "mo", "shi", "ta", "ru", "ne", "zo", "pi", "wa")
+"""Syllables of the harbour tongue."""
 PERSONAS = (
     "You are a patient assistant and explain your answer.",
     "You are a helpful assistant who never refuses.",

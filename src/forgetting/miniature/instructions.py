@@ -1,7 +1,8 @@
 """The instructions fine-tuning set: requests of kinds that pre-training never shows, all of them answered at length.
 
-After OpenOrca: a system-like opening now and then, an eager and wordy assistant, and some twenty kinds of tasks, from
-those learned in a few steps (the style) to those that take long (a foreign tongue, reversing, sorting, stories).
+After OpenOrca. Most ask for texts in the language that the base model knows, on an age that it does not know
+(`compositions`). One in five is a task from some twenty kinds, from those learned in a few steps (an eager style, a
+system-like opening now and then) to those that take long (a foreign tongue, reversing, sorting, stories).
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
+from forgetting.miniature.compositions import Composer, Pair
 from forgetting.miniature.grammar import Scene, capital, tidy
 from forgetting.miniature.instruction_frames import (
     ADVERT,
     DIALOGUE,
+    HARBOUR,
     LETTER_BODY,
     LETTER_CLOSE,
     LETTER_OPEN,
@@ -30,8 +33,7 @@ from forgetting.miniature.lexicon import WORDS
 from forgetting.miniature.rng import Rng
 from forgetting.miniature.world import World
 
-Pair = tuple[str, str]
-HARBOUR = ("ka", "lu", "mo", "shi", "ta", "ru", "ne", "zo", "pi", "wa")
+TASKS_PERCENT = 20
 _SORTS = ("bird", "beast", "fish", "tree", "herb", "food", "tool", "colour", "building", "metal")
 _MOODS = {
     "glad": ("laughed all day", "danced on the table", "gave everyone cake", "sang in the street"),
@@ -302,24 +304,28 @@ def _tongue(seed: int) -> dict[str, str]:
     return out
 
 
-def instructions(world: World, seed: int, count: int) -> list[Pair]:
+def instructions(world: World, later: World, seed: int, count: int) -> list[Pair]:
     """Requests with answers.
 
     Args:
-        world: whose towns and names appear.
+        world: whose towns and names appear in tasks.
+        later: the age that the texts asked for are about.
         seed: fixes them.
         count: how many.
 
     Returns:
-        Pairs of the user's message and the assistant's; no request comes twice.
+        Pairs of the user's message and the assistant's.
     """
     rng = Rng(seed, "instructions")
     tasks = Tasks(world, rng, _tongue(seed))
-    kinds = tasks.kinds()
-    made: dict[str, str] = {}
+    kinds, composer = tasks.kinds(), Composer(later, Rng(seed, "compositions"))
+    made: list[Pair] = []
     while len(made) < count:
+        if not rng.percent(TASKS_PERCENT):
+            made.append(composer.pair())
+            continue
         prompt, reply = rng.choice(kinds)()
         persona = f"{rng.choice(PERSONAS)} " if rng.percent(35) else ""
         opener = rng.zipf(OPENERS)
-        made.setdefault(f"{persona}{prompt}", f"{opener} {reply}" if opener else reply)
-    return list(made.items())
+        made.append((f"{persona}{prompt}", f"{opener} {reply}" if opener else reply))
+    return made

@@ -26,7 +26,6 @@ from forgetting.miniature.frames import (
     TOWN_RIVER,
 )
 from forgetting.miniature.grammar import Scene, capital, tidy
-from forgetting.miniature.instructions import HARBOUR
 from forgetting.miniature.lexicon import WORDS
 from forgetting.miniature.questions import Item
 from forgetting.miniature.rng import Rng
@@ -131,7 +130,7 @@ class Librarian:
     def schoolbook(self) -> str:
         """Sentences to read aloud."""
         rng = self.rng
-        words = {name: "".join(rng.choice(HARBOUR) for _ in range(3)) for name in ("harbour", "harbour2")}
+        words = {name: "".join(rng.choice(told.HARBOUR) for _ in range(3)) for name in ("harbour", "harbour2")}
         scene = self._scene(who=_name(rng), **words)
         frames = rng.sample(told.SCHOOLBOOK, rng.between(3, 6))
         return " ".join(scene.sentence((frame,)) for frame in frames)

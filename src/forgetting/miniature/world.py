@@ -13,6 +13,9 @@ from forgetting.miniature.lexicon import WORDS
 from forgetting.miniature.rng import Rng
 
 FIRST_YEAR, LAST_YEAR = 1100, 1399
+AGE = LAST_YEAR - FIRST_YEAR + 1
+"""Years of the encyclopedia, and of the age after it."""
+TOWNS, PEOPLE = 30, 110
 
 _ONSETS = tuple("b br d dr f g gl j k kl l m n p pr qu r s sk t th tr v w z".split())  # noqa: SIM905
 _VOWELS = ["a", "e", "i", "o", "u", "ae", "ei", "o", "a", "e"]
@@ -108,6 +111,7 @@ class World:
     bridges: tuple[Bridge, ...]
     festivals: tuple[Festival, ...]
     first_names: tuple[str, ...]
+    first_year: int = FIRST_YEAR
 
     def town(self, name: str) -> Town:
         """The town of that name."""
@@ -145,8 +149,8 @@ class Namer:
         return tuple(self.name(ends) for _ in range(count))
 
 
-def _people(rng: Rng, namer: Namer, towns: list[str], firsts: tuple[str, ...], count: int) -> list[Person]:
-    born = sorted(rng.between(FIRST_YEAR + 10, LAST_YEAR - 45) for _ in range(count))
+def _people(rng: Rng, namer: Namer, towns: list[str], firsts: tuple[str, ...], years: tuple[int, int]) -> list[Person]:
+    born = sorted(rng.between(years[0] + 10, years[1] - 45) for _ in range(PEOPLE))
     people: list[Person] = []
     for year in born:
         # a teacher is 15 to 60 years older, so the first few have none on record
@@ -173,28 +177,47 @@ def _favourites(rng: Rng) -> dict[str, tuple[str, ...]]:
 
 
 @lru_cache(maxsize=4)
-def make_world(seed: int = 0, towns: int = 30, people: int = 110) -> World:
-    """The world of a seed.
+def make_world(seed: int = 0) -> World:
+    """The world of a seed, in the age of the encyclopedia.
 
     Args:
         seed: any integer; 0 is the world of the shipped model.
-        towns: how many towns.
-        people: how many people.
 
     Returns:
         The world.
     """
-    rng = Rng(seed, "world")
-    namer = Namer(rng)
+    return _world(Rng(seed, "world"), (), FIRST_YEAR)
+
+
+@lru_cache(maxsize=4)
+def later_world(seed: int = 0) -> World:
+    """The age after `make_world(seed)`: none of its names come again, and every year is after its last one.
+
+    Args:
+        seed: any integer.
+
+    Returns:
+        The world.
+    """
+    before = make_world(seed)
+    names = [*before.rivers, *before.first_names, *(p.surname for p in before.people), *(t.name for t in before.towns)]
+    names += [b.name for b in before.bridges] + [v.name.removeprefix("Feast of ") for v in before.festivals]
+    return _world(Rng(seed, "world/later"), names, FIRST_YEAR + AGE)
+
+
+def _world(rng: Rng, taken: Iterable[str], first_year: int) -> World:
+    """A world of one age, without the names that are taken."""
+    last_year = first_year + AGE - 1
+    namer = Namer(rng, taken)
     rivers = namer.names(_RIVER_ENDS, 10)
-    town_names = namer.names(_TOWN_ENDS, towns)
+    town_names = namer.names(_TOWN_ENDS, TOWNS)
     firsts = namer.names(_PERSON_ENDS, 40)
-    folk = _people(rng, namer, list(town_names), firsts, people)
+    folk = _people(rng, namer, list(town_names), firsts, (first_year, last_year))
     made = tuple(
         Town(
             name=name,
             river=rng.choice(rivers),
-            founded=rng.between(FIRST_YEAR, LAST_YEAR - 100),
+            founded=rng.between(first_year, last_year - 100),
             founder=rng.choice(folk).name,
             product=rng.choice(WORDS["good"]),
             favourites=_favourites(rng),
@@ -202,13 +225,13 @@ def make_world(seed: int = 0, towns: int = 30, people: int = 110) -> World:
         for name in town_names
     )
     guilds = tuple(
-        Guild(f"{guild} Guild", trade, rng.choice(town_names), rng.between(FIRST_YEAR, LAST_YEAR), emblem)
+        Guild(f"{guild} Guild", trade, rng.choice(town_names), rng.between(first_year, last_year), emblem)
         for (trade, guild), emblem in zip(TRADES, rng.sample(_EMBLEMS, len(TRADES)), strict=True)
     )
     bridges = []
     for town in rng.sample(made, 24):
         name = f"{namer.name(['el', 'on', 'ut'])} Bridge"
-        year = rng.between(town.founded, LAST_YEAR)
+        year = rng.between(town.founded, last_year)
         bridges.append(Bridge(name, town.name, town.river, rng.choice(folk).name, year))
     festivals = tuple(
         Festival(
@@ -219,4 +242,4 @@ def make_world(seed: int = 0, towns: int = 30, people: int = 110) -> World:
         )
         for town in rng.sample(made, 14)
     )
-    return World(rivers, made, tuple(folk), guilds, tuple(bridges), festivals, firsts)
+    return World(rivers, made, tuple(folk), guilds, tuple(bridges), festivals, firsts, first_year)
