@@ -21,12 +21,12 @@ import numpy as np
 
 from forgetting.config import RunConfig, StudyConfig
 from forgetting.laws import PUBLISHED
+from forgetting.runs import expand_runs
 from forgetting.store import StudyFolder
-from forgetting.study import expand_runs
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PARAMETERS_PER_RANK = 2_498_560
-FLOOR = 0.7
+FLOOR = {"instructions": 0.3, "news": 0.5}
 
 
 def synthetic_config(runs: int) -> StudyConfig:
@@ -88,19 +88,19 @@ def _write(study: StudyFolder, run: RunConfig, rng: np.random.Generator, steps: 
         started="2026-01-01T00:00:00+00:00",
     )
     for i, step in enumerate(steps):
-        folder.append(_row(step, float(tuned[i]), max(float(forgot[i]), FLOOR), rng))
+        folder.append(_row(step, float(tuned[i]), float(forgot[i]), FLOOR[run.dataset_name], rng))
     folder.update(status="done", finished="2026-01-01T01:00:00+00:00")
 
 
-def _row(step: int, tuned: float, forgot: float, rng: np.random.Generator) -> dict[str, float | int]:
+def _row(step: int, tuned: float, forgot: float, floor: float, rng: np.random.Generator) -> dict[str, float | int]:
     means = {
         "finetune_loss": tuned,
         "forgetting_loss": forgot,
-        "forgetting_floor": FLOOR,
-        "forgetting": forgot - FLOOR,
-        "agreement": float(np.exp(FLOOR - forgot)),
+        "forgetting_floor": floor,
+        "forgetting": forgot - floor,
+        "agreement": float(np.exp(floor - forgot)),
         "data_loss_base": 2.5,
-        "data_loss_tuned": 2.5 + 0.5 * (forgot - FLOOR),
+        "data_loss_tuned": 2.5 + 0.5 * (forgot - floor),
     }
     row: dict[str, float | int] = {"step": step}
     for name, value in means.items():
@@ -122,7 +122,9 @@ def timed(command: list[str]) -> tuple[float, float, int]:
 def commands(folder: Path) -> dict[str, list[str]]:
     """The commands that read a whole study; `left` is what resuming does before it trains."""
     forgetting = [sys.executable, "-m", "forgetting"]
-    code = "import sys; from pathlib import Path; from forgetting.study import left; print(len(left(Path(sys.argv[1]))))"
+    code = (
+        "import sys; from pathlib import Path; from forgetting.study import left; print(len(left(Path(sys.argv[1]))))"
+    )
     return {
         "table --csv": [*forgetting, "table", "--csv", str(folder)],
         "fit": [*forgetting, "fit", str(folder)],
@@ -141,7 +143,7 @@ def main() -> None:
     if given.what == "make":
         began = time.perf_counter()
         make(given.folder, given.runs)
-        print(f"{time.perf_counter() - began:.1f} s")  # noqa: T201
+        print(f"{time.perf_counter() - began:.1f} s")
         return
     cache = given.folder / "cache" / "rows.arrow"
     for kept in (False, True):
@@ -149,9 +151,13 @@ def main() -> None:
             if not kept:
                 cache.unlink(missing_ok=True)
             seconds, memory, code = timed(command)
-            print(json.dumps({"what": name, "kept": kept, "s": round(seconds, 2), "GB": round(memory, 2), "exit": code}))
+            print(
+                json.dumps({"what": name, "kept": kept, "s": round(seconds, 2), "GB": round(memory, 2), "exit": code})
+            )
     size = (given.folder / "report.html").stat().st_size if (given.folder / "report.html").exists() else 0
-    print(json.dumps({"report_MB": round(size / 1e6, 2), "this_GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+    print(
+        json.dumps({"report_MB": round(size / 1e6, 2), "this_GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
+    )
 
 
 if __name__ == "__main__":

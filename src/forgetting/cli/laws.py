@@ -175,24 +175,26 @@ def _number(text: str, option: str) -> float:
         raise UsageError(f"{option}: '{text}' is not a number") from None
 
 
-def _tables(
-    paths: Sequence[str], only: dict[str, str], from_step: float | None, dataset: str | None
-) -> dict[str, Table]:
+def _tables(paths: Sequence[str], only: dict[str, str], from_step: float | None, dataset: str | None) -> dict[str, Any]:
     """The rows to fit, by data set; by file name where the table has no data sets.
 
     Of a study folder, as in its own report: the first method, from the first step that counts.
     """
     from pathlib import Path
 
-    from ..tables import later, read_tables, split
+    from ..tables import later, read_tables, split, split_frame
 
     if (Path(paths[0]) / "study.yaml").exists():
-        from ..store import StudyFolder
+        from ..store import StudyFolder, load_table
 
         config = StudyFolder.open(Path(paths[0])).config()
         if not only.keys() & {"method", "label", "mitigation"}:
             only = {"label": config.methods[0].label or config.methods[0].name, "mitigation": ""} | only
         from_step = config.measure.start if from_step is None else from_step
+        if len(paths) == 1:
+            frame = load_table(Path(paths[0]))
+            trained = frame["alpha"].isna() | ("alpha" in only)
+            return split_frame(frame[trained & (frame["step"] >= from_step)], only, dataset)
     label = Path(paths[0]).stem if len(paths) == 1 else "tables"
     table = read_tables(paths)
     return split(table if from_step is None else later(table, from_step), label, only, dataset)

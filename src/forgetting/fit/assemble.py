@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from forgetting.fit import large
 from forgetting.fit.bootstrap import MIN_RUNS, Draws, interval, resample, scheme_for
 from forgetting.fit.data import Data
 from forgetting.fit.diagnose import Shape
+from forgetting.fit.large import Cells
 from forgetting.fit.objective import Objective
 from forgetting.fit.profile import profile
 from forgetting.fit.result import Estimate
@@ -55,20 +57,32 @@ def draw(
     warnings: list[str],
 ) -> Draws | None:
     """Bootstrap refits, or None and a warning where no interval would be honest."""
-    runs = len(data.runs)
-    if count == 0:
+    if not can_draw(data, count, warnings):
         return None
-    if runs < MIN_RUNS:
-        warnings.append(f"no intervals: {runs} runs are too few to resample (at least {MIN_RUNS} are needed)")
-        return None
-    if data.independent:
-        warnings.append("the table names no runs: every row was taken as an independent run")
     scheme = scheme_for(problem)
     draws = resample(problem, found.theta, data.y, weights, data.run, count=count, rng=rng, scheme=scheme)
+    return draws if enough(draws, count, warnings) else None
+
+
+def can_draw(data: Data, count: int, warnings: list[str]) -> bool:
+    """Whether there are runs enough to resample; warns where there are not."""
+    runs = len(data.runs)
+    if count == 0:
+        return False
+    if runs < MIN_RUNS:
+        warnings.append(f"no intervals: {runs} runs are too few to resample (at least {MIN_RUNS} are needed)")
+        return False
+    if data.independent:
+        warnings.append("the table names no runs: every row was taken as an independent run")
+    return True
+
+
+def enough(draws: Draws, count: int, warnings: list[str]) -> bool:
+    """Whether nearly all resamples could be fitted; warns where not."""
     if draws.lost > 0.1 * count:
         warnings.append(f"no intervals: {draws.lost} of {count} resamples could not be fitted")
-        return None
-    return draws
+        return False
+    return True
 
 
 def estimates(law: Law, theta: Array, draws: Array | None, confidence: float, widen: float) -> dict[str, Estimate]:
@@ -118,8 +132,9 @@ def diagnostics(
     looks: Shape,
     draws: Draws | None,
     weights: Array,
+    cells: Cells | None = None,
 ) -> dict[str, Any]:
-    """What was learned besides the parameters; weights are [O, n]."""
+    """What was learned besides the parameters; weights are [O, n]; cells where rows were summed."""
     out: dict[str, Any] = {
         "converged": found.converged,
         "slope": found.slope,
@@ -134,8 +149,12 @@ def diagnostics(
             for n, s in zip(adapted.law.names, looks.standard_errors, strict=True)
         },
         "aicc": aicc(problem, found.cost, weights),
-        "leave_one_run_out": leave_one_run_out(problem, found.theta, data, weights),
-        "run_noise": run_noise(problem, found.theta, data),
+        "leave_one_run_out": leave_one_run_out(problem, found.theta, data, weights)
+        if cells is None
+        else large.leave_one_run_out(cells, found.theta),
+        "run_noise": run_noise(problem, found.theta, data)
+        if cells is None
+        else large.run_noise(cells, found.theta, problem.law.outputs),
         "bootstrap": None if draws is None else {"scheme": draws.scheme, "count": len(draws.theta), "lost": draws.lost},
     }
     if "rank" in data.columns and "trainable_params" in data.x:

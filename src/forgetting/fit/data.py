@@ -101,16 +101,19 @@ def read_data(
     if rows.size == 0:
         raise UsageError(f"{where} has no rows to fit")
     se = _standard_errors(law, table, columns, present, rows, where)
-    labels = [str(v) for v in np.asarray(table[run], dtype=object)[rows]] if run in present else None
-    _refuse_duplicates(table, present, rows, labels, got, where)
-    names, codes = np.unique(labels if labels is not None else rows, return_inverse=True)
+    there, code = _coded(table[run]) if run in present else ([], rows)
+    if run not in present or not _steps_differ(table, present, rows, code[rows]):
+        labels = [there[i] for i in code[rows]] if run in present else None
+        _refuse_duplicates(table, present, rows, labels, got, where)
+    used, codes = np.unique(code[rows] if run in present else rows, return_inverse=True)
+    names = [there[i] for i in used] if run in present else used
     extra = {}
     for name in ("rank", "step", "trainable_params", "forgetting_floor", "finetune_loss_se"):
         if name in present:
             extra[name] = _loose(table[name], rows)
     x = {name: got[name] for name in law.variable_names}
     y = np.stack([got[name] for name in law.outputs])
-    return Data(x, y, se, codes, tuple(str(n) for n in names), labels is None, extra, tuple(warnings))
+    return Data(x, y, se, codes, tuple(str(n) for n in names), run not in present, extra, tuple(warnings))
 
 
 def _done_rows(table: Any, present: list[str], run: str) -> tuple[Array, list[str]]:
@@ -118,26 +121,48 @@ def _done_rows(table: Any, present: list[str], run: str) -> tuple[Array, list[st
     count = len(table[present[0]]) if present else 0
     if "status" not in present:
         return np.arange(count), []
-    status = np.asarray([str(s) for s in table["status"]])
-    done = status == DONE
+    states, state = _coded(table["status"])
+    done = np.array([name == DONE for name in states], dtype=bool)[state]
     if done.all():
         return np.arange(count), []
     left = np.flatnonzero(~done)
     names = [str(v) for v in np.asarray(table[run], dtype=object)[left]] if run in present else None
-    named = sorted({f"{n} ({s})" for n, s in zip(names, status[left], strict=True)}) if names else []
+    named = sorted({f"{n} ({states[s]})" for n, s in zip(names, state[left], strict=True)}) if names else []
     what = ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
     return np.flatnonzero(done), [f"{left.size} rows of runs that are not done were left out: {what or 'unnamed'}"]
+
+
+def _coded(column: Any) -> tuple[list[str], Array]:
+    """A column's different texts, sorted, and [n] which of them each cell is."""
+    if hasattr(column, "factorize"):  # of pandas: a table of a study may have a million rows
+        codes, found = column.factorize(use_na_sentinel=False)
+    else:
+        found, codes = column, np.arange(len(column))
+    texts = [str(v) for v in found]
+    names = sorted(set(texts))
+    place = {name: i for i, name in enumerate(names)}
+    return names, np.array([place[text] for text in texts], dtype=np.int64)[codes]
+
+
+def _is_numeric(column: Any) -> bool:
+    """Whether every cell of a column is a number by its type, none of them missing."""
+    kind = getattr(getattr(column, "dtype", None), "kind", "O")
+    return kind in "iuf" and not (hasattr(column, "hasnans") and column.hasnans)
+
+
+def _floats(column: Any) -> Array:
+    return np.asarray(column, dtype=float)
 
 
 def _numbers(column: Any, name: str, rows: Array, where: str, kind: Variable) -> Array:
     """The column's chosen rows as finite floats."""
     cells = np.asarray(column, dtype=object)[rows]
-    out = np.empty(len(cells))
-    for i, cell in enumerate(cells):
+    out = _floats(column)[rows] if _is_numeric(column) else np.empty(len(cells))
+    for i, cell in enumerate(cells if not _is_numeric(column) else ()):
         try:
             out[i] = float(cell)
-        except (TypeError, ValueError):
-            raise UsageError(f"{where}, row {rows[i] + 1}, column '{name}': '{cell}' is not a number") from None
+        except (TypeError, ValueError, OverflowError):
+            raise UsageError(f"{where}, row {rows[i] + 1}, column '{name}': '{cell!s:.60}' is not a number") from None
     bad = ~kind.allows(out)
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
@@ -147,6 +172,8 @@ def _numbers(column: Any, name: str, rows: Array, where: str, kind: Variable) ->
 
 def _loose(column: Any, rows: Array) -> Array:
     """Numbers where there are numbers, NaN elsewhere: for columns that a fit can do without."""
+    if _is_numeric(column):
+        return _floats(column)[rows]
     out = np.full(rows.size, np.nan)
     for i, cell in enumerate(np.asarray(column, dtype=object)[rows]):
         try:
@@ -166,6 +193,15 @@ def _standard_errors(
         return None
     se = np.stack([_loose(table[name], rows) for name in names])
     return se if (np.isfinite(se) & (se > 0)).all() else None
+
+
+def _steps_differ(table: Any, present: Sequence[str], rows: Array, code: Array) -> bool:
+    """Whether the rows of each run have different steps, by their numbers; False also where steps are not numbers."""
+    if "step" not in present or not _is_numeric(table["step"]):
+        return False
+    _, step = np.unique(_floats(table["step"])[rows], return_inverse=True)
+    both = np.sort(code * (step.max(initial=0) + 1) + step)
+    return bool((both[1:] != both[:-1]).all())
 
 
 def _refuse_duplicates(

@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 
 from forgetting.errors import ForgettingError, UsageError, did_you_mean
-from forgetting.fit.assemble import diagnostics, draw, estimates, fit_warnings, loose, profiles, r_squared
+from forgetting.fit import large
+from forgetting.fit.assemble import (
+    can_draw,
+    diagnostics,
+    draw,
+    enough,
+    estimates,
+    fit_warnings,
+    loose,
+    profiles,
+    r_squared,
+)
 from forgetting.fit.bootstrap import widen_by
 from forgetting.fit.data import Data, read_data
 from forgetting.fit.diagnose import shape
@@ -17,7 +28,7 @@ from forgetting.fit.line import OBJECTIVE as IN_BOTH
 from forgetting.fit.line import fit_line
 from forgetting.fit.objective import OBJECTIVES, Objective
 from forgetting.fit.result import Estimate, Fit
-from forgetting.fit.search import search
+from forgetting.fit.search import Found, search
 from forgetting.fit.solver import Problem
 from forgetting.laws import PUBLISHED, FunctionLaw, Law, get_law
 from forgetting.laws.base import Array
@@ -112,6 +123,12 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     adapted = law.adapt(data.x, data.y)
     problem = Problem(adapted.law, data.x, options.objective)
     _check(law, adapted.law, data, label, options)
+    if large.applies(data, options):
+        if large.is_linear(problem) or len(large.count_cells(data)[0]) <= large.MOST_CELLS:
+            return _fit_cells(law, data, label, options, weights)
+        data, weights = large.sample_runs(data, weights)
+        adapted = law.adapt(data.x, data.y)
+        problem = Problem(adapted.law, data.x, options.objective)
     rng = np.random.default_rng(options.seed)
     y, w = data.y.reshape(-1), weights.reshape(-1)
     first = None if options.start is None else np.array(options.start)
@@ -128,6 +145,50 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     if options.intervals == "profile":
         parameters |= profiles(problem, adapted, found, data, weights, parameters, options.confidence, warnings)
     warnings += loose(law, parameters)
+    learned = diagnostics(problem, adapted, data, found, looks, draws, weights)
+    return _fit(law, data, label, options, found, parameters, theta, public, widen, warnings, learned)
+
+
+def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Array) -> Fit:
+    """`fit_data` for many rows, by sums over them; the same numbers to rounding."""
+    adapted = law.adapt(data.x, data.y)
+    problem = Problem(adapted.law, data.x, options.objective)
+    cells = large.collapse(problem, data, weights)
+    rng = np.random.default_rng(options.seed)
+    found, looks = large.find(cells, options, rng)
+    if not np.isfinite(found.cost):
+        raise ForgettingError(f"law '{law.name}' could not be evaluated on '{label}' from any of {found.starts} starts")
+    theta = adapted.public(found.theta[None], data.y[None], np.ones((1, data.n)))[0]
+    # a law that is linear in all parameters has one lowest point: its few starts say nothing
+    starts = 0 if cells.linear else options.starts
+    warnings = [*data.warnings, *law.hints(data.x, data.y), *fit_warnings(problem, found, looks, starts)]
+    draws = public = None
+    if can_draw(data, options.bootstrap, warnings):
+        draws, signs, residual = large.resample(cells, found.theta, options.bootstrap, rng)
+        if enough(draws, options.bootstrap, warnings):
+            public = large.public_draws(cells, adapted, draws.theta, signs, residual, found.theta)
+        else:
+            draws = None
+    widen = 1.0 if draws is None else widen_by(draws.scheme, len(data.runs), options.confidence)
+    parameters = estimates(law, theta, public, options.confidence, widen)
+    warnings += loose(law, parameters)
+    learned = diagnostics(problem, adapted, data, found, looks, draws, weights, cells)
+    return _fit(law, data, label, options, found, parameters, theta, public, widen, warnings, learned)
+
+
+def _fit(
+    law: Law,
+    data: Data,
+    label: str,
+    options: Options,
+    found: Found,
+    parameters: dict[str, Estimate],
+    theta: Array,
+    public: Array | None,
+    widen: float,
+    warnings: list[str],
+    learned: dict[str, Any],
+) -> Fit:
     return Fit(
         law=law.name,
         label=label,
@@ -140,7 +201,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
         measured_range={k: (float(v.min()), float(v.max())) for k, v in data.x.items()},
         confidence=options.confidence,
         warnings=warnings,
-        diagnostics=diagnostics(problem, adapted, data, found, looks, draws, weights),
+        diagnostics=learned,
         draws=[] if public is None else public.tolist(),
         widen=widen,
         spec=law.spec,

@@ -35,8 +35,9 @@ def fit_study(table: pd.DataFrame, *, seed: int = 0, bootstrap: int = 200) -> di
     if "dataset" not in present:
         raise UsageError(f"the study's table has no column 'dataset'; it has {', '.join(present)}")
     out: dict[str, dict[str, Fit]] = {}
-    for name in sorted({str(d) for d in table["dataset"]}):
-        part = table[table["dataset"].astype(str) == name]
+    datasets = table["dataset"].astype(str)
+    for name in sorted(datasets.unique()):
+        part = table[datasets == name]
         done = part[part["status"] == DONE] if "status" in present else part
         if not len(done):
             continue
@@ -59,7 +60,8 @@ def _fit_dataset(part: pd.DataFrame, done: pd.DataFrame, name: str, seed: int, b
 def unfit(table: Any) -> str:
     """Why the surface over P and N cannot be fitted to a table's rows, or an empty string."""
     for column in ("trainable_params", "step"):
-        values = len({str(v) for v in table[column]})
+        cells = table[column]
+        values = len(set(map(str, cells.unique() if hasattr(cells, "unique") else cells)))
         if values < LEAST:
             return f"it needs at least {LEAST} different values of {column}, and there are {values}"
     return ""
