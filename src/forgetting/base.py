@@ -47,7 +47,7 @@ def load_base(config: ModelConfig) -> Base:
     source = resolve_source(config)
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     # torch >= 2.6 and transformers 5 would also read pickled weights: refused, they can run code.
-    model = _load(
+    model = load_pretrained(
         AutoModelForCausalLM.from_pretrained,
         config,
         source,
@@ -55,7 +55,7 @@ def load_base(config: ModelConfig) -> Base:
         use_safetensors=True,
         trust_remote_code=config.trust_remote_code,
     )
-    revision = _revision(model, source)
+    revision = weights_revision(model, source)
     dtype_name = str(model.dtype).removeprefix("torch.")
     model.to(pick_device(config.device))
     model.eval()
@@ -70,7 +70,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _load(
+    tokenizer = load_pretrained(
         AutoTokenizer.from_pretrained,
         config,
         resolve_source(config),
@@ -89,7 +89,7 @@ def max_context(config: ModelConfig) -> int | None:
     from transformers import AutoConfig
 
     source, trust = resolve_source(config), config.trust_remote_code
-    architecture = _load(AutoConfig.from_pretrained, config, source, trust_remote_code=trust)
+    architecture = load_pretrained(AutoConfig.from_pretrained, config, source, trust_remote_code=trust)
     positions: int | None = getattr(architecture.get_text_config(), "max_position_embeddings", None)
     return positions
 
@@ -122,8 +122,13 @@ def resolve_source(config: ModelConfig) -> str:
     return str(path)
 
 
-def _load(loader: Any, config: ModelConfig, source: str, **options: Any) -> Any:
-    """Call a transformers loader; its many errors as one line that names the model."""
+def load_pretrained(loader: Any, config: ModelConfig, source: str, **options: Any) -> Any:
+    """Call a transformers loader; its many errors as one line that names the model.
+
+    Raises:
+        UsageError: the model, revision, weights or configuration are wrong.
+        ForgettingError: the Hub could not be reached.
+    """
     name = f"model '{config.source}'" + (f" at revision '{config.revision}'" if config.revision else "")
     try:
         return loader(source, revision=config.revision or "main", **options)
@@ -138,13 +143,14 @@ def _load(loader: Any, config: ModelConfig, source: str, **options: Any) -> Any:
         raise
 
 
-def _revision(model: PreTrainedModel, source: str) -> str:
+def weights_revision(model: PreTrainedModel, source: str) -> str:
+    """The Hub commit that a model was loaded from, or `sha256:...` of a local folder's weights."""
     commit = getattr(model.config, "_commit_hash", None)
-    return str(commit) if commit else f"sha256:{_folder_hash(source)}"
+    return str(commit) if commit else f"sha256:{folder_hash(source)}"
 
 
 @lru_cache(maxsize=8)
-def _folder_hash(folder: str) -> str:
+def folder_hash(folder: str) -> str:
     """A sha256 over the config and weights of a local folder."""
     digest = hashlib.sha256()
     for path in [Path(folder) / "config.json", *sorted(Path(folder).glob("*.safetensors"))]:

@@ -223,6 +223,12 @@ def _print(result: Measurement) -> None:
         soft_wrap=True,
     )
     console.print(table)
+    console.print(
+        "next: --html FILE shows in which tokens and documents; `forgetting evaluate` with the same two models shows which "
+        "answers were lost",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _notices(result: Measurement) -> None:

@@ -67,7 +67,7 @@ def check_made_for(source: str, adapter: Any, base: ModelConfig) -> list[str]:
         return []
     here, there = Path(given).expanduser(), Path(made_for).expanduser()
     if here.is_dir() and there.is_dir():
-        if base_room._folder_hash(str(here)) == base_room._folder_hash(str(there)):
+        if base_room.folder_hash(str(here)) == base_room.folder_hash(str(there)):
             return []
     elif there.is_absolute() or made_for.startswith((".", "~")) or here.is_dir():
         return [f"the adapter was made for '{made_for}', which is not here to compare with '{base.source}'"]

@@ -41,7 +41,7 @@ def load(config: ModelConfig, placement: Placement) -> base_room.Base:
     if placement.plain:
         return base_room.load_base(config)
     model = load_model(config, placement)
-    revision = base_room._revision(model, base_room.resolve_source(config))
+    revision = base_room.weights_revision(model, base_room.resolve_source(config))
     dtype = str(model.dtype).removeprefix("torch.") + (f"-{placement.bits}bit" if placement.bits else "")
     return base_room.Base(model, base_room.load_tokenizer(config), f"{revision}/{dtype}", revision)
 
@@ -58,7 +58,7 @@ def load_model(config: ModelConfig, placement: Placement) -> Any:
     options: dict[str, Any] = {"device_map": "auto"} if placement.spread or placement.bits else {}
     if placement.bits is not None:
         options["quantization_config"] = _quantization(placement.bits)
-    model = base_room._load(
+    model = base_room.load_pretrained(
         AutoModelForCausalLM.from_pretrained,
         config,
         base_room.resolve_source(config),
