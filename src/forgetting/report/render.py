@@ -23,6 +23,7 @@ from forgetting.capabilities.study_runs import study_rows
 from forgetting.config import StudyConfig
 from forgetting.errors import ForgettingError
 from forgetting.report import sections
+from forgetting.report.aggregate import drawn
 from forgetting.report.capabilities import study_section
 from forgetting.report.citations import citations
 from forgetting.report.figures import charts, hover_texts
@@ -56,7 +57,8 @@ def render_study(
     """
     rows = tidy(table)
     series = group(rows, runs)
-    shown = panels(config.datasets, rows, series, fits)
+    points, aggregated = drawn(rows, series)
+    shown = panels(config.datasets, points, series, fits)
     scripts = [Markup(get_plotlyjs()), _asset("report.js")]  # noqa: S704 - files of installed packages
     return (
         environment()
@@ -82,6 +84,8 @@ def render_study(
             example=next((panel.name for panel in shown if panel.joint is not None), None),
             citations=citations(config),
             shown_rows=sections.SHOWN_ROWS,
+            aggregated=aggregated,
+            total_runs=len(sections.statuses(runs, rows)),
         )
     )
 

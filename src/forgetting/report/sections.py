@@ -14,6 +14,8 @@ from forgetting.config import StudyConfig
 from forgetting.report.series import Panel, Series, method_of
 from forgetting.report.words import count, duration, finite, method_name, number, plus_minus, r2
 
+SHOWN_RUNS = 1000
+"""Runs listed in the page; a study of more is a `forgetting table` away."""
 SHOWN_ROWS = 1500  # measurements listed in the page; a larger study's are a `forgetting table` away
 
 
@@ -47,7 +49,7 @@ def key_figures(
     """The study at a glance: (value, what it is)."""
     tally = Counter(statuses(runs, rows).values())
     others = "".join(f", {tally[name]} {name}" for name in ("running", "failed") if tally[name])
-    figures = [(str(tally["done"]), f"runs done{others}"), (f"{sum(len(p.points) for p in panels):,}", "measurements")]
+    figures = [(str(tally["done"]), f"runs done{others}"), (f"{_counted(panels, rows):,}", "measurements")]
     for panel in panels:
         if panel.linear is not None:
             figures.append((number(r2(panel.linear, "forgetting_loss")), f"R² of the line on {panel.name}"))
@@ -60,19 +62,30 @@ def key_figures(
     return figures
 
 
+def _counted(panels: Sequence[Panel], rows: pd.DataFrame) -> int:
+    """Measurements after step 0 of runs that did not fail, also where panels show means of them."""
+    names = [panel.name for panel in panels]
+    return int(((rows["step"] != 0) & (rows["status"] != "failed") & rows["dataset"].isin(names)).sum())
+
+
 def statuses(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame) -> dict[str, str]:
     """Status by run id: the run's record first, its table rows where it has no record."""
-    found = {str(i): str(s) for i, s in zip(rows["run_id"], rows["status"], strict=True)}
+    one = rows.drop_duplicates("run_id", keep="last")
+    found = {str(i): str(s) for i, s in zip(one["run_id"], one["status"], strict=True)}
     return found | {str(run.get("run_id", "?")): str(run.get("status", "unknown")) for run in runs}
 
 
 def run_rows(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame, series: Sequence[Series]) -> list[RunRow]:
-    """One row a run, stored or measured, at its last measured step."""
+    """One row a run, stored or measured, at its last measured step; SHOWN_RUNS of them, failed ones first."""
     records = {str(run.get("run_id", "?")): run for run in runs}
     labels = {run: s.label for s in series for run in s.runs}
-    measured = {str(row["run_id"]): row for row in rows.sort_values("step").to_dict("records")}
+    last = rows.sort_values("step", kind="stable").drop_duplicates("run_id", keep="last")
+    measured = {str(row["run_id"]): row for row in last.to_dict("records")}
+    every = list(statuses(runs, rows).items())
+    if len(every) > SHOWN_RUNS:
+        every = sorted(every, key=lambda run: run[1] != "failed")[:SHOWN_RUNS]
     made = []
-    for run_id, status in statuses(runs, rows).items():
+    for run_id, status in every:
         record, row = records.get(run_id, {}), measured.get(run_id, {})
         method = method_of(record)
         rank = row.get("rank", method.get("rank"))

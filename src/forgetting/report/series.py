@@ -201,7 +201,8 @@ def panels(
 ) -> tuple[Panel, ...]:
     """One panel a data set: those of the configuration in its order, then any other that the table holds."""
     of_run = {run: s.key for s in series for run in s.runs}
-    rows = rows.assign(series=rows["run_id"].map(of_run))
+    if "series" not in rows.columns:  # means over runs bring their own
+        rows = rows.assign(series=rows["run_id"].map(of_run))
     found = []
     for number, name in enumerate(dict.fromkeys([*names, *rows["dataset"]])):
         mine = rows[rows["dataset"] == name]
