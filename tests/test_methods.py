@@ -19,6 +19,7 @@ from forgetting.errors import UsageError
 from forgetting.methods import METHODS, Context, expand_grid, parse_method
 from forgetting.methods.calibration import general_windows
 from forgetting.methods.targets import choose, decoder_layers
+from forgetting.report.citations import METHOD_WORKS, citations
 from forgetting.store import load_table
 from forgetting.study import study
 from test_contracts import method_of
@@ -151,6 +152,24 @@ def test_a_learning_rate_of_its_own_is_that_of_the_training(
 def test_options_left_out_do_not_change_the_id_of_a_run() -> None:
     (config,) = expand_grid(MethodConfig.model_validate({"name": "lora"}))
     assert set(config.options) == {"rank", "target_modules", "scaling", "alpha", "dropout"}
+
+
+def test_each_method_names_works_that_are_there_and_none_is_left_over() -> None:
+    named = {"kalajdzievski2023rslora"} | {key for method in METHODS.values() for key in method.references}
+    assert named == set(METHOD_WORKS)
+    for key, work in METHOD_WORKS.items():
+        assert work.bibtex.startswith(f"@misc{{{key},")
+        assert work.url in work.bibtex
+
+
+def test_a_study_cites_what_it_used(models: dict[str, Path], corpora: Path) -> None:
+    def cited(*entries: dict[str, Any]) -> set[str]:
+        works = citations(validate(fields(models, corpora, *entries), where="test"))
+        return {key for key, work in METHOD_WORKS.items() if work in works}
+
+    assert cited({"name": "lora", "rank": [2, 4]}) == {"hu2021lora", "kalajdzievski2023rslora"}
+    assert cited({"name": "lora", "scaling": "classic"}, {"name": "ia3"}) == {"hu2021lora", "liu2022ia3"}
+    assert cited({"name": "peft", "config": {"peft_type": "HRA"}}) == {"mangrulkar2022peft"}
 
 
 # --- options that change the numbers

@@ -1,8 +1,8 @@
 """EVA: a LoRA whose A starts as the main directions of the activations on the fine-tuning data, through PEFT.
 
-Paischer et al. 2024, *One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation*,
-arXiv:2410.07170. Ranks move between layers (at most rho times the asked one) to where the variance is; their sum
-stays, so that P differs a little from LoRA's where layers differ in shape.
+Paischer et al. 2024, *Parameter Efficient Fine-tuning via Explained Variance Adaptation*, arXiv:2410.07170. Ranks move
+between layers (at most rho times the asked one) to where the variance is; their sum stays, so that P differs a little
+from LoRA's where layers differ in shape.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class TopLayers(Method):
 class Bias(Method):
     """The biases train and nothing else (BitFit). P = their number; models without biases, as Llama, are refused.
 
-    Ben Zaken, Goldberg & Ravfogel 2021, arXiv:2106.10199.
+    Ben Zaken, Ravfogel & Goldberg 2021, arXiv:2106.10199.
     """
 
     name: ClassVar[str] = "bias"
