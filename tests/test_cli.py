@@ -46,7 +46,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.fixture
 def flags(tiny_model: Path, corpora: Path) -> list[str]:
     given = f"--model {tiny_model} --train {corpora / 'train.jsonl'} --text {corpora / 'general.jsonl'} --context 32"
-    recipe = "--steps 12 --batch-size 4 --learning-rate 3e-3 --measure-start 2 --measure-every 2 --workers 1"
+    recipe = "--steps 12 --batch-size 4 --learning-rate 3e-3 --measure-start 2 --measure-every 2 --jobs 1"
     return f"{given} {recipe}".split()
 
 
@@ -103,14 +103,14 @@ def test_chat_data_full_fine_tuning_and_a_diverged_run(
         "measure": {"start": 2, "every": 2},
     }
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(fields))
-    result = command("study", tmp_path / "my.yaml", "--out", tmp_path / "out", "--workers", "1")
+    result = command("study", tmp_path / "my.yaml", "--out", tmp_path / "out", "--jobs", "1")
     assert result.code == 1
     assert "failed: chat-lora-r4-s0-" in result.err
     assert "the run diverged; lower training.learning_rate" in result.err
     table = load_table(tmp_path / "out")
     assert table.groupby("method")["status"].first().to_dict() == {"full": "done", "lora": "failed"}
     assert table["forgetting"].notna().all(), "no number of a diverged step is stored"
-    again = command("study", tmp_path / "my.yaml", "--out", tmp_path / "out", "--workers", "1", "--json")
+    again = command("study", tmp_path / "my.yaml", "--out", tmp_path / "out", "--jobs", "1", "--json")
     assert again.code == 1
     assert list(json.loads(again.out)["failed"]) == [table.loc[table["method"] == "lora", "run_id"].iloc[0]]
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from forgetting.store import TIMES
+from forgetting.store import COSTS
 
 
 def write_config(folder: Path, tiny_model: Path, corpora: Path, methods: list[dict[str, Any]], **training: Any) -> Path:
@@ -34,7 +34,7 @@ def write_config(folder: Path, tiny_model: Path, corpora: Path, methods: list[di
 
 
 def start(config: Path, out: Path, workers: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "forgetting", "study", str(config), "--out", str(out), "--workers", str(workers)]
+    command = [sys.executable, "-m", "forgetting", "study", str(config), "--out", str(out), "--jobs", str(workers)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
 
@@ -42,7 +42,7 @@ def rows(out: Path) -> dict[str, list[dict[str, Any]]]:
     """Measurements of each run without the times, which no two runs share."""
     return {
         file.parent.name: [
-            {key: value for key, value in json.loads(line).items() if key not in TIMES}
+            {key: value for key, value in json.loads(line).items() if key not in COSTS}
             for line in file.read_text().splitlines()
         ]
         for file in sorted(out.glob("runs/*/measurements.jsonl"))

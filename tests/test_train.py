@@ -14,10 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from forgetting.base import load_base
 from forgetting.config import ModelConfig, StudyConfig, validate
-from forgetting.errors import ForgettingError
+from forgetting.engine import Local
+from forgetting.errors import UsageError
+from forgetting.runs import expand_runs, text_windows, windows
 from forgetting.store import StudyFolder, load_table
-from forgetting.study import _text_windows, _windows, expand_runs, study
-from forgetting.train import last_checkpoint, training_order
+from forgetting.study import study
+from forgetting.train import training_order
 from forgetting.windows import Windows
 
 
@@ -72,15 +74,15 @@ def test_stored_numbers_equal_the_slow_twin_on_the_saved_adapter(
     from peft import PeftModel
 
     config = configure(tiny_model, corpora)
-    result = study(config, tmp_path / "s", workers=1)
+    result = study(config, tmp_path / "s", engine=Local(1))
     row = result.table[result.table["step"] == 8].iloc[0]
     base = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     (run,) = result.folder.runs()
     loaded = AutoModelForCausalLM.from_pretrained(tiny_model)
     tuned = PeftModel.from_pretrained(loaded, run.path / "adapter").eval()
-    _, heldout = _windows(config.to_yaml(), "chat")
+    _, heldout = windows(config.to_yaml(), "chat")
     finetune = slow_losses(tuned, heldout, base)
-    general = slow_losses(tuned, _text_windows(config.to_yaml()), base)
+    general = slow_losses(tuned, text_windows(config.to_yaml()), base)
     expected = {
         "finetune_loss": slow_mean([r[1] for r in finetune], [r[0] for r in finetune]),
         "forgetting_loss": slow_mean([r[2] for r in general], [r[0] for r in general]),
@@ -104,7 +106,7 @@ def test_gradient_accumulation_trains_as_one_batch_does(tiny_model: Path, corpor
     losses = []
     for name, extra in (("whole", {}), ("parts", {"micro_batch_size": 1})):
         config = configure(tiny_model, corpora, training={**training, **extra})
-        losses.append(study(config, tmp_path / name, workers=1).table["finetune_loss"].to_numpy())
+        losses.append(study(config, tmp_path / name, engine=Local(1)).table["finetune_loss"].to_numpy())
     # answers differ in length: a mean of means over micro-batches would be another loss
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-5)
 
@@ -130,7 +132,7 @@ def test_every_training_option_changes_the_result(
     if "weight_decay" in change:
         plain["optimizer"] = "adamw"  # type: ignore[assignment]
     losses = {
-        name: study(configure(tiny_model, corpora, training=training), tmp_path / name, workers=1).table[
+        name: study(configure(tiny_model, corpora, training=training), tmp_path / name, engine=Local(1)).table[
             "finetune_loss"
         ]
         for name, training in (("plain", plain), ("changed", {**plain, **change}))
@@ -142,7 +144,7 @@ def test_every_training_option_changes_the_result(
 def test_gradient_checkpointing_changes_memory_and_not_numbers(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     training = {"steps": 8, "batch_size": 4, "warmup_steps": 1, "learning_rate": 1e-2}
     losses = [
-        study(configure(tiny_model, corpora, training={**training, **extra}), tmp_path / str(i), workers=1).table
+        study(configure(tiny_model, corpora, training={**training, **extra}), tmp_path / str(i), engine=Local(1)).table
         for i, extra in enumerate(({}, {"gradient_checkpointing": True}))
     ]
     np.testing.assert_allclose(losses[0]["finetune_loss"], losses[1]["finetune_loss"], rtol=1e-6)
@@ -150,7 +152,7 @@ def test_gradient_checkpointing_changes_memory_and_not_numbers(tiny_model: Path,
 
 def test_same_seed_same_numbers_other_seed_other_numbers(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     tables = [
-        study(configure(tiny_model, corpora, seeds=[seed]), tmp_path / str(i), workers=1).table
+        study(configure(tiny_model, corpora, seeds=[seed]), tmp_path / str(i), engine=Local(1)).table
         for i, seed in enumerate((3, 3, 4))
     ]
     assert tables[0]["finetune_loss"].tolist() == tables[1]["finetune_loss"].tolist()
@@ -167,14 +169,14 @@ def test_training_order_passes_over_everything_and_ignores_the_method() -> None:
 
 def test_notices_say_what_a_reader_should_know(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     training = {"steps": 24, "batch_size": 4, "warmup_steps": 1, "schedule": "cosine"}
-    result = study(configure(tiny_model, corpora, training=training), tmp_path / "s", workers=1)
+    result = study(configure(tiny_model, corpora, training=training), tmp_path / "s", engine=Local(1))
     notices = " | ".join(result.folder.runs()[0].read()["notices"])
     assert "passed over 3.0 times" in notices
     assert "schedule cosine: a measured step is not a run that stopped there" in notices
 
 
 def test_run_json_records_what_made_the_numbers(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
-    result = study(configure(tiny_model, corpora), tmp_path / "s", workers=1)
+    result = study(configure(tiny_model, corpora), tmp_path / "s", engine=Local(1))
     run = result.folder.runs()[0].read()
     assert run["status"] == "done"
     assert run["versions"].keys() >= {"torch", "transformers", "peft", "python"}
@@ -188,22 +190,13 @@ def test_text_that_changed_since_a_run_began_stops_it(tiny_model: Path, corpora:
     general = tmp_path / "general.jsonl"
     general.write_text((corpora / "general.jsonl").read_text())
     config = configure(tiny_model, corpora, text={"source": str(general)})
-    folder = study(config, tmp_path / "s", workers=1).folder
+    folder = study(config, tmp_path / "s", engine=Local(1)).folder
     folder.runs()[0].update(status="running")
     lines = general.read_text().splitlines()
     general.write_text("\n".join(lines[:-2]) + "\n")
-    _text_windows.cache_clear()
-    with pytest.raises(ForgettingError, match="the text changed since this run began; use a new study folder"):
-        study(config, tmp_path / "s", workers=1)
-
-
-def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
-    for step, whole in ((4, True), (8, True), (12, False)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if whole:
-            (tmp_path / f"checkpoint-{step}" / "complete").touch()
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
-    assert last_checkpoint(tmp_path / "none") is None
+    text_windows.cache_clear()
+    with pytest.raises(UsageError, match=r"the general text changed since run .* began; put back what was there"):
+        study(config, tmp_path / "s", engine=Local(1))
 
 
 def test_weights_and_text_given_as_auto_stay_in_their_dtype(tiny_model: Path) -> None:
@@ -215,7 +208,7 @@ def test_weights_and_text_given_as_auto_stay_in_their_dtype(tiny_model: Path) ->
 
 
 def test_an_unfinished_study_has_a_readable_table(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
-    result = study(configure(tiny_model, corpora), tmp_path / "s", workers=1)
+    result = study(configure(tiny_model, corpora), tmp_path / "s", engine=Local(1))
     run = result.folder.runs()[0]
     content = json.loads((run.path / "run.json").read_text())
     (run.path / "run.json").write_text(json.dumps({**content, "status": "running"}))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import RunConfig, StudyConfig
-from .engine.local import Event
+from .engine import Engine, Hear, Local
 from .errors import UsageError, did_you_mean
 from .store import StudyFolder, fitted_rows, load_table
 
@@ -33,8 +33,8 @@ def study(
     config: StudyConfig,
     out: Path | str,
     *,
-    workers: int | None = 1,
-    on_event: Callable[[Event], None] | None = None,
+    engine: Engine | None = None,
+    on_event: Hear | None = None,
     on_plan: Callable[[list[RunConfig], list[str]], None] | None = None,
 ) -> tuple[StudyResult, Conclusion]:
     """Run or resume a study, then fit the laws and write the report.
@@ -42,8 +42,8 @@ def study(
     Args:
         config: the study, for example `forgetting.config_files.load_preset("miniature")`.
         out: the study folder.
-        workers: processes; more than one, or None, needs the caller's script to guard its entry with
-            `if __name__ == "__main__"`.
+        engine: where its runs run: `forgetting.engine.Local(jobs)` or `Ray(...)`; None is `Local(1)`, this process.
+            More jobs than one need the caller's script to guard its entry with `if __name__ == "__main__"`.
         on_event: told of every finished step.
         on_plan: told once of all runs, and of the ids of those still to do.
 
@@ -52,7 +52,7 @@ def study(
     """
     from .study import study as run
 
-    result = run(config, Path(out), workers=workers, on_event=on_event, on_plan=on_plan)
+    result = run(config, Path(out), engine=engine or Local(1), on_event=on_event, on_plan=on_plan)
     return result, conclude(Path(out))
 
 

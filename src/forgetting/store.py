@@ -14,10 +14,12 @@ import errno
 import fcntl
 import json
 import os
+import platform
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -165,15 +167,40 @@ class RunFolder:
         """Hold the run; the operating system lets go of it when the process dies.
 
         Raises:
-            ForgettingError: another process holds it.
+            HeldError: another process holds it; names it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with _open_own(self.path / "lock", "a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ForgettingError(f"run {self.id}: another process is running it in this study folder") from None
+                raise HeldError(f"run {self.id}: held by {self._holder()}") from None
+            since = datetime.now(UTC).isoformat(timespec="seconds")
+            who = json.dumps({"host": platform.node(), "pid": os.getpid(), "since": since})
+            with suppress(OSError):  # a full disk: the lock holds without a name in it
+                os.ftruncate(file.fileno(), 0)
+                os.write(file.fileno(), who.encode())
             yield
+
+    def _holder(self) -> str:
+        """Who wrote the lock, in words; only to be read by people."""
+        try:
+            who = json.loads((self.path / "lock").read_bytes()[:1000])
+            return f"process {who['pid']} on {who['host']} since {who['since']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "another process"
+
+    def held_by(self) -> str | None:
+        """Which process holds the run, in words, or None."""
+        try:
+            with self.lock():
+                return None
+        except HeldError as error:
+            return str(error).split("held by ", 1)[1]
+
+
+class HeldError(ForgettingError):
+    """Another process holds the run."""
 
 
 class StudyFolder:

@@ -7,21 +7,18 @@ are dropped and measured again.
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from transformers import (
     PreTrainedModel,
-    PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -29,24 +26,21 @@ from transformers import (
     set_seed,
 )
 
+from . import checkpoints, memory, stopping
 from .base import Base, count_parameters
-from .config import RunConfig, TrainingConfig
+from .config import RunConfig
 from .errors import ForgettingError
 from .measure.estimate import Mean, clustered_mean
 from .measure.losses import token_losses
 from .measure.targets import BaseTargets
 from .methods import Context, Method, parse_method
+from .mitigations import Course, Situation, parse_together, plan_course, with_recipe
 from .store import RunFolder
+from .trainer import DivergedError, make_trainer
 from .windows import Windows, training_order
 
 IDENTITY_TOLERANCE = 0.01
 """nats/token by which step 0 may differ from the base model (rounding under bf16); more is no fine-tuning from it."""
-COMPLETE = "complete"
-"""Marker file of a checkpoint that was wholly written."""
-
-
-class DivergedError(ForgettingError):
-    """A loss is not finite. The run is stored as failed, its finite measurements are kept, and no fit uses it."""
 
 
 @dataclass(frozen=True)
@@ -57,31 +51,6 @@ class RunData:
     heldout: Windows
     text: Windows
     targets: BaseTargets
-
-
-class TrainingWindows(torch.utils.data.Dataset[dict[str, list[int]]]):
-    """The training windows in the order in which they are trained on, as many as the run needs."""
-
-    def __init__(self, windows: Windows, order: NDArray[np.int64]) -> None:
-        self.windows, self.order = windows, order
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        ids, predicted = self.windows.window(int(self.order[index]))
-        return {"input_ids": ids.tolist(), "labels": np.where(predicted, ids, -100).tolist()}
-
-
-def collate(rows: list[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Rows padded on the right to the longest: input_ids, attention_mask, labels, each [batch, length]."""
-    length = max(len(row["input_ids"]) for row in rows)
-
-    def padded(key: str, fill: int) -> torch.Tensor:
-        return torch.tensor([row[key] + [fill] * (length - len(row[key])) for row in rows])
-
-    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in rows])
-    return {"input_ids": padded("input_ids", pad_id), "attention_mask": mask, "labels": padded("labels", -100)}
 
 
 def measure_losses(model: PreTrainedModel, data: RunData, batch_tokens: int) -> dict[str, float | int]:
@@ -131,44 +100,61 @@ class Measurer(TrainerCallback):
         data: RunData,
         folder: RunFolder,
         tell: Callable[[int], None],
-        order: Any,
+        course: Course,
+        afterwards: Callable[[Any], Iterator[float]],
+        spent: Mapping[str, float],
         probe: Callable[[Any, int], None] | None = None,
     ) -> None:
+        self.afterwards = afterwards
         self.starts_at_base, self.probe = method.start != "else", probe
         self.batch_tokens = run.measure.batch_tokens
         self.batch_size = run.training.batch_size
         self.steps, self.last = frozenset(steps), steps[-1]
         self.data, self.folder, self.tell = data, folder, tell
         # [N + 1] tokens trained on after each number of samples
-        self.tokens = np.concatenate([[0], np.cumsum(data.train.lengths[order])])
+        self.tokens = np.concatenate([[0], np.cumsum(course.windows.lengths[course.order])])
         rows = folder.measurements()
-        self.train_seconds = rows[-1]["train_seconds"] if rows else 0.0
-        self.measure_seconds = rows[-1]["measure_seconds"] if rows else 0.0
+        self.peak_memory: float | None = rows[-1]["peak_memory"] if rows else None
+        self.train_seconds = float(spent.get("train_seconds", 0.0))
+        self.measure_seconds = float(spent.get("measure_seconds", 0.0))
         self.clock = time.perf_counter()
 
     def _record(self, model: PreTrainedModel, step: int) -> None:
         began = time.perf_counter()
         self.train_seconds += began - self.clock
+        # the peak of training: measuring has its own, which is no method's cost
+        peak = memory.peak(model.device)
+        if step and peak is not None:
+            self.peak_memory = max(round(peak, 1), self.peak_memory or 0.0)
         losses = measure_losses(model, self.data, self.batch_tokens)
         if step == 0 and self.starts_at_base and abs(losses["forgetting"]) > IDENTITY_TOLERANCE:
             raise ForgettingError(
                 f"before the first update the model already differs from the base by {losses['forgetting']:.4f} "
                 "nats/token: the method does not start at the base model"
             )
+        self._write(step, None, losses, began)
+        if step == self.last:
+            for alpha in self.afterwards(model):
+                began = time.perf_counter()
+                self._write(step, alpha, measure_losses(model, self.data, self.batch_tokens), began)
+        if self.probe is not None and step:
+            self.probe(model, step)
+        memory.reset_peak(model.device)
         self.clock = time.perf_counter()
-        self.measure_seconds += self.clock - began
+
+    def _write(self, step: int, alpha: float | None, losses: dict[str, float | int], began: float) -> None:
+        self.measure_seconds += time.perf_counter() - began
         self.folder.append(
             {
                 "step": step,
+                "alpha": alpha,
                 **losses,
                 "train_tokens": int(self.tokens[step * self.batch_size]),
                 "train_seconds": round(self.train_seconds, 3),
                 "measure_seconds": round(self.measure_seconds, 3),
+                "peak_memory": self.peak_memory,
             }
         )
-        if self.probe is not None and step:
-            self.probe(model, step)
-            self.clock = time.perf_counter()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -177,6 +163,7 @@ class Measurer(TrainerCallback):
         if state.global_step == 0:
             self.clock = time.perf_counter()
             self._record(kwargs["model"], 0)
+        memory.reset_peak(kwargs["model"].device)
         self.clock = time.perf_counter()
 
     def on_step_end(
@@ -187,63 +174,17 @@ class Measurer(TrainerCallback):
         if state.global_step in self.steps:
             self._record(kwargs["model"], state.global_step)
             control.should_save = state.global_step != self.last
+        if stopping.requested() is not None and state.global_step != self.last:
+            control.should_save = control.should_training_stop = True
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Mark the checkpoint as wholly written."""
-        (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-
-
-class CheckedTrainer(Trainer):
-    """A Trainer that stops at the first gradient that is not finite.
-
-    Clipping would turn an infinite gradient into a zero step: a run that stands still and looks as if it forgot
-    nothing.
-    """
-
-    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if norm is not None and not math.isfinite(float(norm)):
-            raise DivergedError(
-                f"the gradient is not finite after step {self.state.global_step}: the run diverged; "
-                "lower training.learning_rate"
-            )
-        return norm
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was wholly written, or None."""
-    whole = [marker.parent for marker in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[-1]), default=None)
-
-
-def _arguments(training: TrainingConfig, seed: int, folder: Path, device: torch.device) -> TrainingArguments:
-    micro = training.micro_batch_size or training.batch_size
-    # use_reentrant=False: with LoRA the inputs need no gradient, which the reentrant kind would stop at
-    saving = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=training.steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=training.batch_size // micro,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(training.schedule, training.schedule),
-        warmup_steps=training.warmup_steps,
-        optim={"adafactor": "adafactor", "adamw": "adamw_torch"}[training.optimizer],
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        seed=seed,
-        train_sampling_strategy="sequential",  # training_order shuffles
-        save_strategy="no",  # Measurer asks for checkpoints
-        save_total_limit=2,  # a kill while the newest is written leaves the one before it
-        logging_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=device.type == "cuda",
-        remove_unused_columns=False,
-        **(saving if training.gradient_checkpointing else {}),
-    )
+        """Mark the checkpoint as wholly written; with what was spent up to it, which no row tells between two."""
+        checkpoints.mark(
+            Path(str(args.output_dir)) / f"checkpoint-{state.global_step}",
+            train_seconds=self.train_seconds + time.perf_counter() - self.clock,
+            measure_seconds=self.measure_seconds,
+        )
 
 
 def train_run(
@@ -252,6 +193,7 @@ def train_run(
     base: Base,
     data: RunData,
     folder: RunFolder,
+    cache: Path,
     tell: Callable[[int], None],
     probe: Callable[[Any, int], None] | None = None,
 ) -> None:
@@ -263,42 +205,70 @@ def train_run(
         base: freshly loaded; changed by the training.
         data: windows and base targets.
         folder: where rows, checkpoints and the tuned weights go.
+        cache: what mitigations compute once a study.
         tell: called with the number of each finished step.
         probe: called with the model and the number of each measured step after 0; leaves the model as it was.
 
     Raises:
         DivergedError: a loss is not finite.
-        UsageError: the method does not fit the model.
+        UsageError: the method or a mitigation does not fit the model or the data.
+        ForgettingError: a mitigation's text changed since the run began.
+        StoppedError: a stop was requested; a checkpoint is there.
     """
-    set_seed(run.seed)
-    device = base.model.device
-    method = parse_method(run.method)
-    training = run.training
-    if method.learning_rate is not None:
-        training = training.model_copy(update={"learning_rate": method.learning_rate})
-    context = Context(run.seed, data.train, data.text, base.tokenizer, run.context)
-    method.check(base.model, context)
-    model = method.prepare(base.model, context)
-    folder.update(trainable_params=count_parameters(model, trainable=True))
-    checkpoints = folder.path / "checkpoints"
-    resumed = last_checkpoint(checkpoints)
-    folder.keep_until(int(resumed.name.rsplit("-", 1)[-1]) if resumed else -1)
+    together = parse_together(run)
+    at = Situation(with_recipe(run), base, cache)
     order = training_order(len(data.train), run.training.steps * run.training.batch_size, run.seed)
+    plain = Course(data.train, order, np.ones(len(data.train)))
+    course, terms = plan_course(together, plain, at)
+    set_seed(run.seed)
+    method = parse_method(at.run.method)
+    model = method.prepare(base.model, Context(run.seed, data.train, data.text, base.tokenizer, run.context))
+    for mitigation in together:
+        mitigation.adapt(model)
+    for term in terms:
+        term.start(model)
+    _keep_facts(folder, at.facts)
+    folder.update(trainable_params=count_parameters(model, trainable=True))
+    resumed = _resume(folder)
     pad_id = base.tokenizer.pad_token_id
     if not isinstance(pad_id, int):
         raise AssertionError("load_tokenizer sets a pad token")
-    trainer = CheckedTrainer(
-        model=model,
-        args=_arguments(training, run.seed, checkpoints, device),
-        train_dataset=TrainingWindows(data.train, order),
-        data_collator=lambda rows: collate(rows, pad_id),
-        callbacks=[Measurer(run, method, steps, data, folder, tell, order, probe)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    trainer = make_trainer(model, method, at.run, course, terms, folder.path / "checkpoints", pad_id)
+
+    def afterwards(trained: Any) -> Iterator[float]:
+        return itertools.chain.from_iterable(one.afterwards(trained, at) for one in together)
+
+    trainer.add_callback(Measurer(run, method, steps, data, folder, tell, course, afterwards, resumed.state, probe))
+    trainer.train(resume_from_checkpoint=str(resumed.path) if resumed.path else None)
+    if trainer.state.global_step < run.training.steps:
+        stopping.check()
     partial = folder.path / "adapter.partial"
     shutil.rmtree(partial, ignore_errors=True)
     method.save(model, partial)
     shutil.rmtree(folder.path / "adapter", ignore_errors=True)
     partial.rename(folder.path / "adapter")
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
+    folder.update(peak_memory=next((row["peak_memory"] for row in reversed(folder.measurements())), None))
+
+
+def _resume(folder: RunFolder) -> checkpoints.Found:
+    """The run's last whole checkpoint; rows after it are dropped, and what was damaged is stored as a notice."""
+    found = checkpoints.newest(folder.path / "checkpoints")
+    folder.keep_until(found.step)
+    if found.notices:
+        folder.update(notices=[*folder.read().get("notices", []), *found.notices])
+    return found
+
+
+def _keep_facts(folder: RunFolder, facts: dict[str, Any]) -> None:
+    """Store what the mitigations did, and stop where their text is another than when the run began.
+
+    Raises:
+        ForgettingError: names the mitigation.
+    """
+    before = folder.read().get("mitigated") or {}
+    for name, fact in facts.items():
+        then = before.get(name)
+        if isinstance(fact, dict) and isinstance(then, dict) and then.get("text") != fact.get("text"):
+            raise ForgettingError(f"the text of {name} changed since this run began; use a new study folder")
+    folder.update(mitigated=facts)

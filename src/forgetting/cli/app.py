@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -10,9 +11,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from .. import __version__
+from .. import __version__, stopping
 from ..errors import ForgettingError
-from . import compare, doctor, evaluate, laws, measure, study
+from . import compare, doctor, evaluate, laws, measure, run, study
 
 app = typer.Typer(
     name="forgetting",
@@ -24,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("study")(study.study_command)
+app.command("run")(run.run_command)
 app.command("measure")(measure.measure_command)
 app.command("check")(measure.check_command)
 app.command("evaluate")(evaluate.evaluate_command)
@@ -57,6 +59,8 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, _stop)
     try:
         app()
+    except stopping.StoppedError as stopped:
+        _end(stopped.number)
     except ForgettingError as error:
         for line in str(error).splitlines():
             sys.stderr.write(f"error: {line}\n")
@@ -64,11 +68,26 @@ def main() -> NoReturn:
     except BrokenPipeError:
         # the reader of our output (head, less) has gone: not an error, and nothing may be flushed to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"error: {where}no room left on the disk; make room, then run the same command again\n")
+        sys.exit(1)
     sys.exit(0)
 
 
-def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    """End at once, with the shell's exit code for the signal; a second signal need not wait for the first."""
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """Where runs are under way, ask them to stop at their next step; else, and at a second signal, end at once."""
+    if stopping.waits() and stopping.requested() is None:
+        stopping.request(number)
+        sys.stderr.write("stopping: each run writes a checkpoint after its step; again to end at once\n")
+        return
     signal.signal(number, signal.SIG_DFL)
+    _end(number)
+
+
+def _end(number: int) -> NoReturn:
+    """Leave with the shell's exit code for the signal."""
     sys.stderr.write("stopped; everything measured so far is kept, run the same command again to go on\n")
     sys.exit(128 + number)

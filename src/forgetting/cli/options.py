@@ -27,6 +27,13 @@ class Device(StrEnum):
     mps = "mps"
 
 
+class EngineName(StrEnum):
+    """Allowed --engine."""
+
+    local = "local"
+    ray = "ray"
+
+
 Study = Annotated[Path, typer.Argument(help="A study folder.")]
 Config = Annotated[
     Path | None, typer.Argument(help="A study's YAML, or a study folder to resume. Neither: the embedded miniature.")
@@ -50,7 +57,23 @@ MeasureStart = Annotated[int | None, typer.Option(help="First measured step afte
 MeasureEvery = Annotated[int | None, typer.Option(help="Steps between measurements.")]
 DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Dtype of the base model.")]
 DeviceOption = Annotated[Device | None, typer.Option("--device", help="Where to run.")]
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="Runs at a time. Default: one a core for a small model on a CPU, else 1.")
+EngineOption = Annotated[EngineName, typer.Option("--engine", help="Where runs run: this machine, or a Ray cluster.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Runs at a time on this machine. Default: one a core for a small model on a CPU, else 1."),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="A Ray cluster: HOST:PORT, or auto for this machine's. Default: RAY_ADDRESS, or start one here."),
+]
+RunCpus = Annotated[int | None, typer.Option(min=1, help="CPU cores of a run on Ray. Default: 1.")]
+RunGpus = Annotated[
+    float | None,
+    typer.Option(min=0, help="GPUs of a run on Ray, or a fraction of one. Default: 1 where the cluster has any."),
+]
+RunMemory = Annotated[float | None, typer.Option(min=0.001, help="GB of memory that Ray keeps for a run.")]
+Prepare = Annotated[
+    bool,
+    typer.Option("--prepare", help="Only make the study folder, compute what runs share, and list the runs to do."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ..config import RunConfig, StudyConfig
-from ..engine.local import Event
+from ..engine import Event
 
 
 class StudyProgress:
@@ -33,7 +33,8 @@ class StudyProgress:
         self.tasks: dict[str, TaskID] = {}
         self.steps: dict[str, int] = {}
         self.first: dict[str, int] = {}
-        self.pending = self.ended = 0
+        self.pending = 0
+        self.ended: set[str] = set()
         self.began = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -65,28 +66,36 @@ class StudyProgress:
         """A run started, took a step, or ended."""
         match event.kind:
             case "started":
-                self.steps[event.task] = 0
-                self.tasks[event.task] = self.bars.add_task(_short(event.task), total=self.config.training.steps)
+                if event.task not in self.tasks:
+                    self.tasks[event.task] = self.bars.add_task(_short(event.task), total=self.config.training.steps)
+                self._advance(event.task, 0)
             case "step":
                 self.first.setdefault(event.task, event.step - 1)
                 self._advance(event.task, event.step)
             case "ended":
                 self._advance(event.task, self.config.training.steps)
-                self.bars.remove_task(self.tasks.pop(event.task))
-                self.ended += 1
+                if event.task in self.tasks:
+                    self.bars.remove_task(self.tasks.pop(event.task))
+                self.ended.add(event.task)
                 self._line(event.task)
+            case "retried":
+                self.say(f"{_short(event.task)}: {event.note}; trying again")
+            case "held":
+                self.ended.discard(event.task)
+                self.say(f"{_short(event.task)}: held by {event.note}; waiting for it")
 
     def _advance(self, task: str, step: int) -> None:
-        self.bars.update(self.tasks["all"], advance=step - self.steps[task])
-        self.bars.update(self.tasks[task], completed=step)
         self.steps[task] = step
+        self.bars.update(self.tasks["all"], completed=sum(self.steps.values()))
+        if task in self.tasks:
+            self.bars.update(self.tasks[task], completed=step)
 
     def _line(self, task: str) -> None:
         # steps that a resumed run did not repeat took no time
         done = sum(self.steps.values()) - sum(self.first.values())
         total = self.pending * self.config.training.steps - sum(self.first.values())
         left = (time.monotonic() - self.began) / max(done, 1) * (total - done)
-        self.say(f"[{self.ended}/{self.pending}] {_short(task)}, about {left / 60:.1f} min left")
+        self.say(f"[{len(self.ended)}/{self.pending}] {_short(task)}, about {left / 60:.1f} min left")
 
 
 def _short(run_id: str) -> str:

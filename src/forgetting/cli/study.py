@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from ..api import Conclusion
     from ..config import StudyConfig
+    from ..engine import Engine
     from ..study import StudyResult
 
 
@@ -44,7 +46,13 @@ def study_command(
     measure_every: o.MeasureEvery = None,
     dtype: o.DtypeOption = None,
     device: o.DeviceOption = None,
-    workers: o.Workers = None,
+    engine: o.EngineOption = o.EngineName.local,
+    jobs: o.Jobs = None,
+    ray_address: o.RayAddress = None,
+    run_cpus: o.RunCpus = None,
+    run_gpus: o.RunGpus = None,
+    run_memory: o.RunMemory = None,
+    prepare: o.Prepare = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Run or resume a study: fine-tune over a grid, measure forgetting along each run, fit the laws, write a report.
@@ -62,21 +70,61 @@ def study_command(
         "measure": _present(start=measure_start, every=measure_every),
         "datasets": {_dataset_name(source): {"source": source} for source in train or []},
     }
+    where = _engine(
+        engine.value, jobs, {"address": ray_address, "cpus": run_cpus, "gpus": run_gpus, "memory": run_memory}
+    )
     resolved = _resolve(config, preset, {key: value for key, value in flags.items() if value})
+    folder = out or (config if config is not None and config.is_dir() else Path("studies") / resolved.name)
+    if prepare:
+        _prepare(resolved, folder, where, as_json)
+    else:
+        _study(resolved, folder, where, as_json)
+
+
+def _engine(name: str, jobs: int | None, ray: dict[str, Any]) -> Engine:
+    """The engine that the flags mean.
+
+    Raises:
+        UsageError: a flag of the other one.
+    """
+    from ..engine import Local, Ray
+
+    given = {option: value for option, value in ray.items() if value is not None}
+    if name == "ray":
+        if jobs is not None:
+            raise UsageError(
+                "--jobs: with --engine ray, runs at a time follow from --run-cpus, --run-gpus, --run-memory"
+            )
+        return Ray(**given)
+    if given:
+        option = next(iter(given))
+        raise UsageError(f"--{'ray' if option == 'address' else 'run'}-{option}: needs --engine ray")
+    return Local(jobs)
+
+
+def _prepare(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> None:
+    """Make the study folder and print the ids of the runs to do."""
+    from ..study import left, prepare
+
+    with engine.ready():
+        engine.call(functools.partial(prepare, config, folder.resolve()))
+    todo = left(folder)
+    typer.echo(json.dumps({"folder": str(folder), "left": todo}, indent=1) if as_json else "\n".join(todo))
+
+
+def _study(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> None:
+    """Run a study and print what it gave."""
     from ..api import study
     from .progress import StudyProgress
 
-    folder = out or (config if config is not None and config.is_dir() else Path("studies") / resolved.name)
-    with StudyProgress(resolved, folder) as progress:
-        result, conclusion = study(
-            resolved, folder, workers=workers, on_event=progress.on_event, on_plan=progress.on_plan
-        )
+    with StudyProgress(config, folder) as progress:
+        result, conclusion = study(config, folder, engine=engine, on_event=progress.on_event, on_plan=progress.on_plan)
     if as_json:
         typer.echo(json.dumps(_as_json(result, conclusion), indent=1))
     else:
         from .summary import print_summary
 
-        print_summary(resolved, result, conclusion)
+        print_summary(config, result, conclusion)
     for run_id, why in result.failed.items():
         sys.stderr.write(f"failed: {run_id}: {why}\n")
     if result.failed:

@@ -1,0 +1,377 @@
+"""The runs of a study: which there are, what they share, and one of them done in this process."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import platform
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checkpoints import drop_unfinished
+from .config import RunConfig, StudyConfig
+from .errors import ForgettingError, UsageError
+from .guard import redact
+from .methods import Context, expand_grid, parse_method
+from .mitigations import expand_together
+from .mitigations import label as mitigation_label
+from .stopping import StoppedError
+from .store import HeldError, RunFolder, StudyFolder, write_atomically
+
+if TYPE_CHECKING:
+    from .base import Base
+    from .measure.targets import BaseTargets
+    from .train import RunData
+    from .windows import Windows
+
+SMALL_MODEL = 50_000_000
+"""Parameters under which one thread a run is best."""
+PACKAGES = ("forgetting", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+
+
+def expand_runs(config: StudyConfig) -> list[RunConfig]:
+    """All runs of a study: data sets x methods x seeds.
+
+    Raises:
+        UsageError: an unknown method or wrong option, or two entries that mean the same run.
+    """
+    variants = [
+        (method, together)
+        for entry in config.methods
+        for method in expand_grid(entry)
+        for alternative in entry.mitigations or ((),)
+        for together in expand_together(alternative)
+    ]
+    runs = [
+        RunConfig(
+            model=config.model,
+            text=config.text,
+            dataset_name=name,
+            dataset=dataset,
+            method=method,
+            mitigations=together,
+            seed=seed,
+            context=config.context,
+            training=config.training,
+            measure=config.measure,
+        )
+        for name, dataset in config.datasets.items()
+        for method, together in variants
+        for seed in config.seeds
+    ]
+    repeated = [run_id for run_id, count in Counter(run.run_id() for run in runs).items() if count > 1]
+    if repeated:
+        raise UsageError(f"methods: the same run is asked for twice: {', '.join(sorted(repeated))}")
+    return runs
+
+
+@functools.lru_cache(maxsize=2)
+def runs_by_id(yaml_text: str) -> dict[str, RunConfig]:
+    """All runs of a study by id; kept between the runs of one process."""
+    return {run.run_id(): run for run in expand_runs(_config(yaml_text))}
+
+
+def is_pending(folder: RunFolder) -> bool:
+    """Whether a run is still to do: it has not ended, or failed for a reason that may pass."""
+    state = folder.read()
+    return not (state.get("status") == "done" or state.get("kind") == "diverged")
+
+
+def run_one(out: str, run_id: str, tell: Callable[[int], None]) -> None:
+    """Do one run of a stored study, for an engine; does nothing where another process holds it.
+
+    Args:
+        out: the study folder.
+        run_id: which run.
+        tell: called with the number of each finished step.
+
+    Raises:
+        StoppedError: a stop was requested; the run can go on from a checkpoint.
+        ForgettingError: no room on the disk, or a damaged record.
+    """
+    with suppress(HeldError):
+        do_run(StudyFolder.open(Path(out)), run_id, tell)
+
+
+def do_run(study_folder: StudyFolder, run_id: str, tell: Callable[[int], None]) -> bool:
+    """Do one run in this process, unless it is done; failures are recorded in its run.json.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        HeldError: another process does it.
+        StoppedError, ForgettingError: as `run_one`.
+    """
+    quiet_libraries()
+    folder = study_folder.run(run_id)
+    with folder.lock():
+        if not is_pending(folder):
+            return False
+        try:
+            _train(study_folder, folder, tell)
+        except StoppedError:
+            raise
+        except Exception as error:  # any failure is data: recorded, visible, never a number
+            if _no_room(error):
+                drop_unfinished(folder.path / "checkpoints")
+                raise ForgettingError(
+                    f"{study_folder.path}: no room left on the disk; everything measured so far is kept: make room, "
+                    "then run the same command again"
+                ) from None
+            _keep_failure(folder, error)
+        return True
+
+
+def record(run: RunConfig) -> dict[str, Any]:
+    """What run.json says of a run before it has begun."""
+    return {
+        "run_id": run.run_id(),
+        "dataset": run.dataset_name,
+        "method": run.method.model_dump(mode="json", exclude={"label", "mitigations"}),
+        "label": run.method.label or run.method.name,
+        "mitigation": mitigation_label(run.mitigations),
+        "seed": run.seed,
+        "config": run.model_dump(mode="json"),
+    }
+
+
+def _keep_failure(folder: RunFolder, error: Exception) -> None:
+    from .measure.passes import out_of_memory
+
+    why = str(error) if isinstance(error, ForgettingError) else f"{type(error).__name__}: {error}"
+    if out_of_memory(error):
+        why = f"out of memory; a smaller training.micro_batch_size needs less ({why.splitlines()[0]})"
+    diverged = type(error).__name__ == "DivergedError"
+    write_atomically(folder.path / "error.txt", redact(traceback.format_exc()))
+    folder.update(status="failed", kind="diverged" if diverged else "error", why=why, finished=now())
+
+
+def _no_room(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that the disk is full; libraries hide the errno in words."""
+    words = ("no space left on device", "disk quota exceeded", "pytorchstreamwriter failed writing file")
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if not isinstance(error, ForgettingError) and any(word in str(error).lower() for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own bars and advice off the terminal: progress and errors here are ours."""
+    import warnings
+
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers to itself, through PEFT and Trainer
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _train(study_folder: StudyFolder, folder: RunFolder, tell: Callable[[int], None]) -> None:
+    from .train import train_run
+
+    config = study_folder.config()
+    run = runs_by_id(config.to_yaml())[folder.id]
+    base = open_base(config)
+    if is_small(base):
+        limit_threads()
+    data, notices = _data(config, run, base, study_folder)
+    prints = fingerprints(config, run.dataset_name, base)
+    before = folder.read()
+    if changed := changes(before, prints):
+        raise ForgettingError(f"{changed} since this run began; use a new study folder")
+    folder.update(
+        status="running",
+        kind=None,
+        why=None,
+        **record(run),
+        base=base.revision,
+        data=prints,
+        notices=[*notices, *(old for old in before.get("notices", []) if old not in notices)],
+        versions={name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        hardware=_hardware(base),
+        started=before.get("started") or now(),
+        resumed=[*before.get("resumed", []), now()] if before else [],
+    )
+    probe = _probe(config, run, base, data, study_folder)
+    train_run(run, config.measured_steps(), base, data, folder, study_folder.path / "cache", tell, probe)
+    folder.update(status="done", finished=now())
+
+
+def fingerprints(config: StudyConfig, dataset: str, base: Base) -> dict[str, str]:
+    """What decides a run's numbers beside its configuration: hashes of its texts and of the base model."""
+    train, heldout = windows(config.to_yaml(), dataset)
+    parts = {"train": train, "heldout": heldout, "text": text_windows(config.to_yaml())}
+    return {name: part.fingerprint() for name, part in parts.items()} | {"base": base.key}
+
+
+def changes(state: dict[str, Any], prints: dict[str, str]) -> str:
+    """Which data or model is another than when a run began, in words; empty for none."""
+    then = state.get("data") or prints
+    changed = [
+        f"the base model changed ({then.get(part)} then, {prints[part]} now)"
+        if part == "base"
+        else f"the {'general' if part == 'text' else part} text changed"
+        for part in prints
+        if then.get(part) != prints[part]
+    ]
+    return ", ".join(changed)
+
+
+def is_small(base: Base) -> bool:
+    """Whether one thread is best for a run: then runs side by side fill the cores, with the same numbers."""
+    from .base import count_parameters
+
+    return base.model.device.type == "cpu" and count_parameters(base.model, trainable=False) < SMALL_MODEL
+
+
+def limit_threads() -> None:
+    """One thread in this process from here on."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def context(config: StudyConfig, base: Base, run: RunConfig) -> Context:
+    """What the method of a run may know of it."""
+    train, _ = windows(config.to_yaml(), run.dataset_name)
+    return Context(run.seed, train, text_windows(config.to_yaml()), base.tokenizer, run.context)
+
+
+def _probe(
+    config: StudyConfig, run: RunConfig, base: Base, data: RunData, folder: StudyFolder
+) -> Callable[[Any, int], None] | None:
+    """What asks the run's model of its capabilities at the chosen steps; None where it is not asked."""
+    asked = config.capabilities
+    steps = asked.asks(run, config.training.steps) if asked is not None else frozenset()
+    if not steps:
+        return None
+    from .capabilities.study_runs import Probe, plan_of
+
+    return Probe(
+        folder.path,
+        run.run_id(),
+        config.model,
+        base.tokenizer,
+        plan_of(config),
+        steps,
+        data.heldout,
+        config.measure.batch_tokens,
+    )
+
+
+def open_base(config: StudyConfig) -> Base:
+    """The study's base model, freshly loaded."""
+    from .base import load_base
+
+    return load_base(config.model)
+
+
+def check_context(config: StudyConfig) -> None:
+    """Refuse windows longer than the model was built for."""
+    from .base import max_context
+
+    positions = max_context(config.model)
+    if positions is not None and config.context > positions:
+        raise UsageError(f"context: got {config.context}; the model was built for at most {positions} positions")
+
+
+@functools.lru_cache(maxsize=2)
+def text_windows(yaml_text: str) -> Windows:
+    """Windows of the general text; kept between the runs of one process."""
+    from .base import load_tokenizer
+    from .text import load_corpus, tokenize
+
+    config = _config(yaml_text)
+    windows = tokenize(load_corpus(config.text), load_tokenizer(config.model), config.context)
+    return windows.sample(config.measure.text_tokens)
+
+
+@functools.lru_cache(maxsize=2)
+def windows(yaml_text: str, dataset: str) -> tuple[Windows, Windows]:
+    """Training and held-out windows of a fine-tuning data set; kept between the runs of one process."""
+    from .base import load_tokenizer
+    from .text import load_corpus, split_heldout, tokenize
+
+    config = _config(yaml_text)
+    tokenizer = load_tokenizer(config.model)
+    train, heldout = split_heldout(load_corpus(config.datasets[dataset]), config.datasets[dataset].heldout)
+    return (
+        tokenize(train, tokenizer, config.context),
+        tokenize(heldout, tokenizer, config.context).sample(config.measure.heldout_tokens),
+    )
+
+
+def _config(yaml_text: str) -> StudyConfig:
+    from .config import validate
+    from .config_files import parse_yaml
+
+    return validate(parse_yaml(yaml_text, where="study"), where="study")
+
+
+def targets(config: StudyConfig, base: Base, folder: StudyFolder) -> BaseTargets:
+    """What the base model says of the general text; computed once a study."""
+    from .measure.targets import base_targets
+
+    return base_targets(
+        base.model,
+        text_windows(config.to_yaml()),
+        key=base.key,
+        cache_dir=folder.path / "cache",
+        batch_tokens=config.measure.batch_tokens,
+    )
+
+
+def _data(config: StudyConfig, run: RunConfig, base: Base, folder: StudyFolder) -> tuple[RunData, list[str]]:
+    """Windows and base targets of a run, and what its reader should know of them."""
+    from .train import RunData
+
+    train, heldout = windows(config.to_yaml(), run.dataset_name)
+    text = text_windows(config.to_yaml())
+    data = RunData(train, heldout, text, targets(config, base, folder))
+    notices = [f"{part}: {notice}" for part in ("train", "heldout", "text") for notice in getattr(data, part).notices]
+    passes = run.training.steps * run.training.batch_size / len(train)
+    if passes > 1:
+        notices.append(f"the training data were passed over {passes:.1f} times: losses on held-out data may turn up")
+    if parse_method(run.method).start == "else":
+        notices.append(
+            f"{run.method.name} need not start at the base model: step 0 is the untrained adapter, and forgetting is "
+            "measured against the base model without it"
+        )
+    if run.training.schedule != "constant":
+        notices.append(
+            f"schedule {run.training.schedule}: a measured step is not a run that stopped there, since its "
+            "learning rate had not decayed"
+        )
+    if run.method.name == "full" and str(base.model.dtype) != "torch.float32":
+        notices.append(
+            f"full fine-tuning in {base.model.dtype}: small updates are lost to rounding; use dtype: float32"
+        )
+    return data, notices
+
+
+def _hardware(base: Base) -> dict[str, Any]:
+    import torch
+
+    device = base.model.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "host": platform.node(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(base.model.dtype).removeprefix("torch."),
+    }
+
+
+def now() -> str:
+    """The time, for people to read: nothing is decided by it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
