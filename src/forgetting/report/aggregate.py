@@ -39,7 +39,8 @@ def drawn(rows: pd.DataFrame, series: Sequence[Series]) -> tuple[pd.DataFrame, s
         mean = mean[mean["step"].isin({0.0, *steps[::-1][::every]})]
     said = (
         f"{len(rows):,} measurements of {rows['run_id'].nunique():,} runs are too many to draw: each point of the "
-        "charts is a mean over all runs of one method and rank at one step, its error bar the standard error between runs"
+        "charts is a mean over all runs of one method and rank at one step, its error bar the standard error between "
+        "runs"
     )
     said += f", at every {every}th measured step" if every > 1 else ""
     said += f"; of failed runs {MOST_FAILED} measurements are drawn" if len(failed) > MOST_FAILED else ""
