@@ -46,7 +46,8 @@ def study(
         rng: of everything.
         ranks: of the reference, `lora`.
         seeds: of every run.
-        contenders: label -> rank (or None), saving (nats), seeds, mitigation, as far as they differ from the reference.
+        contenders: label -> rank (or None), saving (nats), seeds, mitigation, noisy (factor on its own noise): where
+            they differ from the reference.
         between_ranks: standard deviation of a rank's own offset from the one trade-off curve, nats.
         bend: 1 for a straight line.
         noise: standard deviations.
@@ -62,13 +63,15 @@ def study(
     rows: dict[str, list[Any]] = {}
     for label, rank, about in entries:
         offset = offsets[rank] if rank in offsets else rng.normal(0, between_ranks)
-        floor = FLOOR.get(rank or 0, 0.85)
+        floor, noisy = FLOOR.get(rank or 0, 0.85), about.get("noisy", 1.0)
         for seed in about.get("seeds", seeds):
             steps = STEPS * (pace if label != "lora" else 1.0)
             loss = floor + 3.0 * np.exp(-steps / 60) + 12 / steps
             loss = loss + correlated(rng, STEPS.size, noise["loss"]) + order[seed][0] * 0.5
-            forgot = trade_off(loss, bend) * (1 + rng.normal(0, noise["offset"])) + offset - about.get("saving", 0.0)
-            forgot = forgot + correlated(rng, STEPS.size, noise["jitter"]) + order[seed][1]
+            forgot = (
+                trade_off(loss, bend) * (1 + rng.normal(0, noisy * noise["offset"])) + offset - about.get("saving", 0.0)
+            )
+            forgot = forgot + correlated(rng, STEPS.size, noisy * noise["jitter"]) + order[seed][1]
             for step, x, y in zip(STEPS, loss, forgot, strict=True):
                 row = {"dataset": "d", "method": "lora", "label": label, "mitigation": about.get("mitigation", "")}
                 row |= {"rank": rank, "seed": seed, "run_id": f"{label}-{rank}-{about.get('mitigation', '')}-s{seed}"}

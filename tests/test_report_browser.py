@@ -55,8 +55,8 @@ class Opened:
 def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
     contexts = []
 
-    def opened(args: Any, width: int = 1280, scheme: str = "light") -> Opened:
-        path = write_study_report(*args, path=tmp_path / "report.html")
+    def opened(args: Any, width: int = 1280, scheme: str = "light", **more: Any) -> Opened:
+        path = write_study_report(*args, path=tmp_path / "report.html", **more)
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
         made = Opened(context.new_page())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .config import RunConfig, StudyConfig
 from .engine import Engine, Hear, Local
 from .errors import UsageError, did_you_mean
-from .store import StudyFolder, fitted_rows, load_table
+from .store import StudyFolder, fitted_rows, load_table, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +77,26 @@ def conclude(out: Path) -> Conclusion:
     fits = fit_study(rows) if len(rows) else {}
     save_fits(fits, out / "fits.json")
     runs: list[dict[str, Any]] = [run.read() for run in folder.runs()]
-    return Conclusion(fits, write_study_report(config, table, runs, fits, path=out / "report.html"))
+    comparison = _compared(config, table, runs, fits, out)
+    return Conclusion(fits, write_study_report(config, table, runs, fits, out / "report.html", comparison))
+
+
+def _compared(
+    config: StudyConfig, table: pd.DataFrame, runs: list[dict[str, Any]], fits: dict[str, dict[str, Fit]], out: Path
+) -> Comparison | None:
+    """The comparison with the first method's plain runs, in compare.json too; None where the study has no other."""
+    from .compare import Comparison, compare_tables, study_tables
+
+    first = config.methods[0].label or config.methods[0].name
+    if not ((table["label"] != first) | (table["mitigation"] != "")).any():
+        return None
+    tables = study_tables(table, runs)
+    try:
+        made = compare_tables(tables, first, start=config.measure.start, fits=fits)
+    except UsageError as error:  # not far enough yet: no finished run of the reference, or of any other
+        made = Comparison(first, {}, without={"this study": str(error)})
+    write_atomically(out / "compare.json", json.dumps(made.to_dict(), indent=1) + "\n")
+    return made
 
 
 def fit(table: pd.DataFrame | Mapping[str, Any] | str | Path, law: str = "shifted_power", **options: Any) -> Fit:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from forgetting.compare.estimate import NAN, Estimate, difference, holm
+import numpy as np
+
+from forgetting.compare.estimate import NAN, Estimate, blocks, difference, holm
 from forgetting.compare.pareto import Point, frontier
 from forgetting.compare.path import Path, path, window
 from forgetting.compare.pooled import Pooled, pool
@@ -14,6 +16,8 @@ from forgetting.compare.price import Price, price
 from forgetting.compare.source import Axis, Key, Source
 from forgetting.errors import UsageError, did_you_mean
 
+NEAR = 0.05  # of the reference's range of losses: a contender that falls short by less has reached its best
+MOST = 0.8  # of the losses compared, that another curve must pass through to help with the spread
 SAVES, COSTS, NONE, CORRECTED = "saves", "costs", "no evidence", "not after correction"
 UNKNOWN, NEVER, BEYOND = "no interval", "never reaches", "beyond the reference"
 VERDICTS = (SAVES, COSTS, NONE, CORRECTED, UNKNOWN, NEVER, BEYOND)
@@ -34,7 +38,7 @@ class Contender:
         low, high: the losses compared, as in the table; NaN where there are none.
         covered: share of the contender's own range of losses that they are.
         best, reference_best: the best loss that each has, as in the table; of several runs, the best one's.
-        reaches_last: whether some run gets as good as the reference's best.
+        reaches_last: whether some run gets as good as the reference's best, or but for NEAR of the reference's range.
         price: of the best loss that all compared runs have; None where there is none.
         seeds: of its runs.
     """
@@ -67,6 +71,7 @@ class Contest:
         confidence: of each interval.
         contenders: those with the largest saving first.
         pooled: the curve through all ranks of the reference; None where it has one.
+        runs: ids of the runs of every curve.
         points: every curve's points, marked where on the Pareto frontier.
         notes: what was left out, and what a reader must know.
     """
@@ -77,6 +82,7 @@ class Contest:
     confidence: float
     contenders: list[Contender]
     pooled: Pooled | None
+    runs: dict[Key, tuple[str, ...]]
     points: list[Point]
     notes: list[str]
 
@@ -104,7 +110,7 @@ def contest(source: Source, reference: str, confidence: float = 0.95) -> Contest
         raise UsageError(
             f"'{source.name}': only plain runs of '{reference}'; a comparison needs another label or a mitigation"
         )
-    judge = _Judge(source.axis, mine, confidence)
+    judge = _Judge(source.axis, mine, curves, confidence)
     made = [judge(key, paths) for key, paths in others.items()]
     adjusted = holm([c.saving.p for c in made])
     made = [_decide(c, p, confidence) for c, p in zip(made, adjusted, strict=True)]
@@ -116,6 +122,7 @@ def contest(source: Source, reference: str, confidence: float = 0.95) -> Contest
         confidence,
         made,
         judge.pooled,
+        {key: tuple(run.run_id for run in runs) for key, runs in source.curves.items()},
         frontier(source.curves, source.axis),
         source.notes + _notes(made, mine, judge.pooled),
     )
@@ -140,8 +147,14 @@ def _decide(c: Contender, adjusted: float, confidence: float) -> Contender:
 class _Judge:
     """Holds one contender after the other against the reference's curves."""
 
-    def __init__(self, axis: Axis, reference: Mapping[Key, list[Path]], confidence: float) -> None:
-        self.axis, self.reference, self.confidence = axis, reference, confidence
+    def __init__(
+        self,
+        axis: Axis,
+        reference: Mapping[Key, list[Path]],
+        curves: Mapping[Key, list[Path]],
+        confidence: float,
+    ) -> None:
+        self.axis, self.reference, self.curves, self.confidence = axis, reference, curves, confidence
         self.pooled = pool(reference) if len(reference) > 1 else None
 
     def __call__(self, key: Key, paths: list[Path]) -> Contender:
@@ -175,7 +188,32 @@ class _Judge:
             return self._final(paths, compared), (min(points), max(points))
         if span is None:
             return Estimate(NAN, runs=len(paths), why="no fine-tuning loss that all compared runs pass through"), None
-        return self._paired(paths, compared, lambda p: p.mean(*span)), span
+        alone = self._paired(paths, compared, lambda p: p.mean(*span))
+        return self._from_all_curves(alone, paths, compared, span) or alone, span
+
+    def _from_all_curves(
+        self, alone: Estimate, paths: Sequence[Path], compared: Sequence[Path], span: tuple[float, float]
+    ) -> Estimate | None:
+        """The same, with the spread learned from every curve that has these seeds and passes through these losses."""
+        if alone.scheme != "paired":
+            return None
+        seeds = [p.run.seed for p in paths if p.run.seed in {q.run.seed for q in compared}]
+        rows: list[list[float]] = []
+        two: dict[Key, int] = {}
+        for key, mine in self.curves.items():
+            own = {p.run.seed: p for p in mine if p.run.seed in seeds}
+            common = window(list(own.values())) if len(own) == len(seeds) else None
+            if common is None or mine[0].run.interpolated:
+                continue
+            # a curve that ends a little earlier still tells how runs scatter: its level is taken out by blocks
+            low, high = max(common[0], span[0]), min(common[1], span[1])
+            if high - low >= MOST * (span[1] - span[0]):
+                two[key] = len(rows)
+                rows.append([own[seed].mean(low, high) for seed in seeds])
+        keys = compared[0].run.key, paths[0].run.key
+        if any(key not in two for key in keys):
+            return None
+        return blocks(np.array(rows), two[keys[0]], two[keys[1]], self.confidence)
 
     def _paired(self, paths: Sequence[Path], compared: Sequence[Path], mean: Callable[[Path], float]) -> Estimate:
         both = [{p.run.seed: mean(p) for p in side} for side in (compared, paths)]
@@ -243,7 +281,7 @@ class _Judge:
             covered=(high - low) / width if width > 0 else (1.0 if span else NAN),
             best=shown(best),
             reference_best=shown(reference_best),
-            reaches_last=best <= reference_best,
+            reaches_last=best <= reference_best + NEAR * (max(p.high for p in compared) - reference_best),
             price=price(low, shown(low), paths, compared) if span else None,
             seeds=tuple(p.run.seed for p in paths),
         )

@@ -13,11 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, special, stats
+
+from forgetting.laws.base import Array
 
 NAN = math.nan
 EXACT = 1e-9  # nats: differences below it are rounding
 LEAST_SEEDS = 2
+LEAST_CURVES = 5
+NOISIER = 0.1  # p below which a curve scatters more than the others
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Estimate:
         p: two-sided, of no difference; NaN without an interval.
         freedom: degrees of freedom behind the interval.
         runs: runs of the contender that it stands on.
-        scheme: `paired`, `unpaired`, `one more rank`, or empty without an interval.
+        scheme: `paired`, `paired, spread from all curves`, `unpaired`, `one more rank`, or empty without an interval.
         why: why there is no interval or no value; empty where there is one.
     """
 
@@ -87,6 +91,55 @@ def difference(reference: Mapping[str, float], contender: Mapping[str, float], c
         return Estimate(value, runs=b.size, why="one seed says nothing of the spread between seeds: run 3 or more")
     se, freedom = welch([(float(v.var(ddof=1)) / v.size, v.size - 1.0) for v in (a, b)])
     return student(value, se, freedom, confidence, b.size, "unpaired")
+
+
+def blocks(values: Array, reference: int, contender: int, confidence: float) -> Estimate | None:
+    """The paired difference of two curves, with the spread between runs learned from all curves.
+
+    Two or three seeds say little of a spread, and many curves have few seeds each. After what a seed does to all
+    curves is taken out (randomised blocks), each curve's variance is drawn towards that of all of them, the more the
+    more alike they are (Smyth 2004, doi:10.2202/1544-6115.1027; the degrees of freedom grow accordingly).
+
+    Args:
+        values: [K, S] forgetting of K curves and the same S seeds in each, averaged over the same losses.
+        reference, contender: rows.
+        confidence: of the interval.
+
+    Returns:
+        None where the other curves cannot help: fewer than LEAST_CURVES of them all, no spread at all, or one of the
+        two scatters clearly more than the others (then only its own runs can speak for it).
+    """
+    k, s = values.shape
+    if k < LEAST_CURVES or s < LEAST_SEEDS:
+        return None
+    residual = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
+    freedom = (s - 1) * (1 - 1 / k)
+    variance = (residual**2).sum(axis=1) / freedom
+    if variance.min() <= (EXACT / 100) ** 2:
+        return None
+    two = [reference, contender]
+    others = np.delete(variance, two)
+    if (stats.f.sf(variance[two] / others.mean(), freedom, freedom * others.size) < NOISIER).any():
+        return None
+    common, prior = prior_variance(variance, freedom)
+    drawn = variance if prior == 0 else (common + variance * (freedom / prior)) / (1 + freedom / prior)
+    se, df = welch([(float(drawn[i]) / s, prior + freedom) for i in two])
+    d = float((values[reference] - values[contender]).mean())
+    return student(d, se, min(df, (k - 1.0) * (s - 1.0)), confidence, s, "paired, spread from all curves")
+
+
+def prior_variance(variance: Array, freedom: float) -> tuple[float, float]:
+    """The variance that those of many curves scatter around, and how many degrees of freedom that is worth.
+
+    By the moments of log variances (Smyth 2004, section 6.2); infinite degrees where they scatter no more than equal
+    variances would.
+    """
+    e = np.log(variance) - special.digamma(freedom / 2) + math.log(freedom / 2)
+    excess = float(e.var(ddof=1) - special.polygamma(1, freedom / 2))
+    if excess <= 0:
+        return float(variance.mean()), math.inf
+    half = optimize.brentq(lambda y: float(special.polygamma(1, y)) - excess, 1e-3, 1e8)
+    return math.exp(float(e.mean()) + float(special.digamma(half)) - math.log(half)), 2 * half
 
 
 def holm(p: Sequence[float]) -> list[float]:

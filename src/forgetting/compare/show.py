@@ -7,10 +7,8 @@ import textwrap
 from forgetting.compare.beyond import LAWS as EQUATIONS
 from forgetting.compare.beyond import PAPER
 from forgetting.compare.contest import Contest
-from forgetting.compare.pareto import Point
 from forgetting.compare.result import Comparison
-from forgetting.compare.source import Key
-from forgetting.compare.words import cost, number, reach, sentence, span
+from forgetting.compare.words import cost, frontier_words, number, reach, sentence, span
 from forgetting.fit.show import aligned
 
 WIDTH = 96
@@ -44,23 +42,6 @@ def _contest(c: Contest) -> str:
     lines += ["", _wrapped(f"Pareto frontier: {frontier_words(c.points)}")]
     lines += [_wrapped(f"note: {note}") for note in c.notes]
     return "\n".join(lines)
-
-
-def frontier_words(points: list[Point]) -> str:
-    """Which curves hold the frontier, with how many of their points, and how sure that is."""
-    held: dict[Key, list[Point]] = {}
-    for p in points:
-        if p.front:
-            held.setdefault(p.key, []).append(p)
-    total = {p.key: sum(q.key == p.key for q in points) for p in points}
-    said = []
-    for key, mine in sorted(held.items(), key=lambda item: -len(item[1])):
-        share = sum(p.seeds for p in mine) / len(mine)
-        sure = (
-            f", on average in {share:.0%} of {mine[0].runs} seeds' own frontiers" if mine[0].runs > 1 else ", one seed"
-        )
-        said.append(f"{key} ({len(mine)} of {total[key]} points{sure})")
-    return "; ".join(said)
 
 
 def _beyond(comparison: Comparison) -> str:

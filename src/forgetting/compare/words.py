@@ -6,6 +6,8 @@ import math
 
 from forgetting.compare.contest import BEYOND, CORRECTED, COSTS, NEVER, NONE, SAVES, Contender, Contest
 from forgetting.compare.estimate import Estimate
+from forgetting.compare.pareto import Point
+from forgetting.compare.source import Key
 
 UNIT = "nats/token"
 
@@ -71,3 +73,19 @@ def cost(c: Contender) -> str:
         # a difference: on a CPU it is the whole process, of which libraries and data are the same
         parts.append(f"{p.memory - p.reference_memory:+.0f} MiB of memory")
     return ", ".join(parts)
+
+
+def frontier_words(points: list[Point]) -> str:
+    """Which curves hold the frontier, with how many of their points, and how sure that is."""
+    held: dict[Key, list[Point]] = {}
+    for p in points:
+        if p.front:
+            held.setdefault(p.key, []).append(p)
+    total = {p.key: sum(q.key == p.key for q in points) for p in points}
+    said = []
+    for key, mine in sorted(held.items(), key=lambda item: -len(item[1])):
+        share = sum(p.seeds for p in mine) / len(mine)
+        runs = mine[0].runs
+        sure = f"; {share:.0%} of them also within the {runs} seeds alone" if runs > 1 else "; one seed"
+        said.append(f"{key} ({len(mine)} of {total[key]} points{sure})")
+    return "; ".join(said)

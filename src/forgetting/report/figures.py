@@ -59,12 +59,12 @@ def charts(panel: Panel) -> list[Chart]:
 def line_chart(panel: Panel) -> Chart:
     """The paper's Figure 2: forgetting loss against fine-tuning loss, all runs, with the fitted line and its band."""
     data = fitted_line(panel) + _points(panel, "finetune_loss", "forgetting_loss", errors=False)
-    layout = _layout(LABELS["finetune_loss"], LABELS["forgetting_loss"])
+    layout = plain_layout(LABELS["finetune_loss"], LABELS["forgetting_loss"])
     caption = "Each point is one measurement of one run; training moves a run from right to left, and up."
     if fit := panel.linear:
         c, s = fit.parameters["c_fft"].value, fit.parameters["s_fft"].value
         r_squared = number(r2(fit, "forgetting_loss"))
-        layout["annotations"] = [_note(f"L<sub>f</sub> = {_line(c, s)}<br>R² = {r_squared}")]
+        layout["annotations"] = [note(f"L<sub>f</sub> = {_line(c, s)}<br>R² = {r_squared}")]
         caption += f" The line is Eq. 4, fitted to {fit.n_points} measurements of {fit.n_runs} runs; "
         band = f"the band is its {level(fit.confidence)} interval, and " if _has_band(data) else ""
         caption += f"{band}dotted parts lie outside the range of the fit."
@@ -97,7 +97,7 @@ def steps_chart(panel: Panel, column: str) -> Chart:
         f"{name} against steps",
         caption,
         alt,
-        {"data": data, "layout": _layout(LABELS["step"], LABELS[column])},
+        {"data": data, "layout": plain_layout(LABELS["step"], LABELS[column])},
     )
 
 
@@ -106,9 +106,10 @@ def size_chart(panel: Panel) -> Chart:
     last = panel.last()
     step = float(last["step"].iloc[0])
     data = fitted_sizes(panel, step) + _points(panel, "trainable_params", "forgetting", rows=last)
-    layout = _layout("trainable parameters P (log scale)", LABELS["forgetting"])
+    layout = plain_layout("trainable parameters P (log scale)", LABELS["forgetting"])
     sizes = last.groupby("series")["trainable_params"].median()
-    ticks = sorted((float(sizes[s.key]), s) for s in panel.series if finite(sizes.get(s.key)))
+    ticks = [(float(sizes[s.key]), s) for s in panel.series if finite(sizes.get(s.key))]
+    ticks.sort(key=lambda tick: tick[0])
     ticks = [tick for tick in ticks if tick[0] > 0]
     names = [f"{method_name_of(s)}<br>{count(size)}" for size, s in ticks]
     layout["xaxis"] |= {"type": "log", "tickvals": [size for size, _ in ticks], "ticktext": names, "minor": {}}
@@ -130,7 +131,7 @@ def agreement_chart(panel: Panel) -> Chart:
         f"{s.label} {plus_minus(*_pair(last, s, 'agreement'), scale=100)} %" for s in panel.series
     )
     caption = "Share of positions of the general text where the most likely token is still the base model's."
-    layout = _layout(LABELS["step"], LABELS["agreement"])
+    layout = plain_layout(LABELS["step"], LABELS["agreement"])
     return Chart("agreement", "Agreement with the base model", caption, alt, {"data": data, "layout": layout})
 
 
@@ -237,7 +238,8 @@ def _has_band(data: Iterable[dict[str, Any]]) -> bool:
     return any(trace["meta"]["role"] == "band" for trace in data)
 
 
-def _note(text: str) -> dict[str, Any]:
+def note(text: str) -> dict[str, Any]:
+    """A line of text in the upper right corner of a chart."""
     return {
         "text": text,
         "xref": "paper",
@@ -252,7 +254,9 @@ def _note(text: str) -> dict[str, Any]:
     }
 
 
-def _layout(x_title: str, y_title: str) -> dict[str, Any]:
+def plain_layout(x_title: str, y_title: str) -> dict[str, Any]:
+    """The layout that all charts share."""
+
     def axis(title: str) -> dict[str, Any]:
         return {
             "title": {"text": title, "font": {"size": 13}, "standoff": 10},

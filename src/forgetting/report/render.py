@@ -26,6 +26,7 @@ from forgetting.report import sections
 from forgetting.report.aggregate import drawn
 from forgetting.report.capabilities import study_section
 from forgetting.report.citations import citations
+from forgetting.report.comparison import comparison_section
 from forgetting.report.figures import charts, hover_texts
 from forgetting.report.lawtable import law_table
 from forgetting.report.series import Panel, Series, group, panels, tidy
@@ -33,6 +34,7 @@ from forgetting.report.words import headline
 from forgetting.store import write_atomically
 
 if TYPE_CHECKING:
+    from forgetting.compare import Comparison
     from forgetting.fit import Fit
 
 
@@ -42,6 +44,7 @@ def render_study(
     runs: Sequence[Mapping[str, Any]],
     fits: Mapping[str, Mapping[str, Fit]],
     capabilities: Sequence[Mapping[str, Any]] = (),
+    comparison: Comparison | None = None,
 ) -> str:
     """The report of a study as the text of one HTML file.
 
@@ -51,6 +54,7 @@ def render_study(
         runs: the run records; keys that a record lacks are left out of the page.
         fits: by data set, the laws `linear` and `shifted_power`, each where it could be fitted.
         capabilities: rows of `capabilities.study_runs.study_rows`, where models were evaluated.
+        comparison: of its methods and mitigations, where there is more than one.
 
     Returns:
         The page. It is the same text for the same arguments.
@@ -72,6 +76,7 @@ def render_study(
                 {run: f"var(--{s.key})" for s in series for run in s.runs},
                 {run: s.label for s in series for run in s.runs},
             ),
+            compare=comparison_section(comparison, series, runs),
             scripts=scripts,
             policy=_policy(scripts),
             headlines=[headline(panel) for panel in shown],
@@ -96,13 +101,14 @@ def write_study_report(
     runs: Sequence[Mapping[str, Any]],
     fits: Mapping[str, Mapping[str, Fit]],
     path: Path,
+    comparison: Comparison | None = None,
 ) -> Path:
     """Write `render_study`'s page to `path`, whole or not at all.
 
     Raises:
         ForgettingError: the file cannot be written.
     """
-    page = render_study(config, table, runs, fits, study_rows(path.parent))
+    page = render_study(config, table, runs, fits, study_rows(path.parent), comparison)
     try:
         return write_atomically(path, page)
     except OSError as error:

@@ -25,8 +25,16 @@ OTHERS = (
     ("#6d5a00", "#d8c25a", "triangle-up"),
     ("#5a6270", "#c3c9d2", "x"),
     ("#8a3b12", "#ef9a6a", "star"),
+    ("#8c1d6b", "#f08fd0", "triangle-down"),
+    ("#2e6b1f", "#8fd67a", "pentagon"),
+    ("#3d3d9e", "#a9a9f5", "hexagon"),
+    ("#b02a2a", "#ff9d96", "hourglass"),
+    ("#0b5f75", "#6fd6ea", "bowtie"),
 )
 METHOD_NAMES = {"lora": "LoRA", "ia3": "IA³", "full": "full fine-tuning"}
+
+NOT_OPTIONS = ("name", "rank", "label", "mitigations")
+"""Fields of a run's method that are no options in which methods of one label may differ."""
 
 NUMBERS = (
     "step",
@@ -54,12 +62,14 @@ NUMBERS = (
     "text_tokens",
     "text_documents",
 )
-TEXTS = ("dataset", "method", "run_id", "status")
+TEXTS = ("dataset", "method", "label", "mitigation", "run_id", "status")
+Identity = tuple[str, float, str, str, str]
+"""Method, rank (-1 without), options, label, mitigation: what runs of one series share."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One method at one rank: what is drawn in one colour.
+    """One method at one rank and with one mitigation: what is drawn in one colour.
 
     Attributes:
         key: a safe identifier, `s0`, `s1`, ...; the page's style sheet gives it its colours.
@@ -120,6 +130,8 @@ class Panel:
 
 def tidy(table: pd.DataFrame) -> pd.DataFrame:
     """A copy with every column of the report present, numbers as floats and texts as strings."""
+    if "alpha" in table.columns:  # weights interpolated after the last step are no points of the run
+        table = table[~(table["alpha"] < 1).fillna(False).astype(bool)]
     rows = table.reindex(columns=[*TEXTS, *NUMBERS]).copy()
     for column in NUMBERS:
         rows[column] = pd.to_numeric(rows[column], errors="coerce").astype("float64")
@@ -146,16 +158,17 @@ def group(rows: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> tuple[Series
         runs: the run records; options in them tell apart methods of one name and rank.
     """
     records = {str(run.get("run_id", "")): method_of(run) for run in runs}
-    members: dict[tuple[str, float, str], set[str]] = {}
+    members: dict[Identity, set[str]] = {}
     first = rows.drop_duplicates("run_id")
-    for run_id, method, rank in zip(first["run_id"], first["method"], first["rank"], strict=True):
-        options = {k: v for k, v in records.get(run_id, {}).items() if k not in ("name", "rank")}
+    texts = (first[name] for name in ("run_id", "method", "label", "mitigation"))
+    for run_id, method, label, mitigation, rank in zip(*texts, first["rank"], strict=True):
+        options = {k: v for k, v in records.get(run_id, {}).items() if k not in NOT_OPTIONS}
         size = -1.0 if pd.isna(rank) else float(rank)
-        identity = (method, size, json.dumps(options, sort_keys=True, default=str))
-        members.setdefault(identity, set()).add(run_id)
+        text = json.dumps(options, sort_keys=True, default=str)
+        members.setdefault((method, size, text, label or method, mitigation), set()).add(run_id)
     labels = _labels(members)
     main = _main_identities(members)
-    ordered = sorted(members, key=lambda m: (m not in main, m[0], m[1], m[2]))
+    ordered = sorted(members, key=lambda m: (m not in main, bool(m[4]), m))
     ranks = sorted({m[1] for m in main})
     series = []
     for number, identity in enumerate(ordered):
@@ -170,29 +183,30 @@ def group(rows: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> tuple[Series
     return tuple(series)
 
 
-def _main_identities(members: Iterable[tuple[str, float, str]]) -> set[tuple[str, float, str]]:
-    """The method and options with the most ranks: they take the sequential scale."""
-    families: dict[tuple[str, str], set[tuple[str, float, str]]] = {}
+def _main_identities(members: Iterable[Identity]) -> set[Identity]:
+    """The method and options with the most ranks, plain before mitigated: they take the sequential scale."""
+    families: dict[tuple[str, ...], set[Identity]] = {}
     for identity in members:
         if identity[1] >= 0:
-            families.setdefault((identity[0], identity[2]), set()).add(identity)
-    return max(families.values(), key=lambda family: (len(family), sorted(family)), default=set())
+            families.setdefault((identity[0], *identity[2:]), set()).add(identity)
+    return max(families.values(), key=lambda f: (len(f), not max(f)[4], sorted(f)), default=set())
 
 
-def _labels(members: Iterable[tuple[str, float, str]]) -> dict[tuple[str, float, str], str]:
-    """Method and rank, and beyond them only the options in which methods of one name differ."""
+def _labels(members: Iterable[Identity]) -> dict[Identity, str]:
+    """Label, rank and mitigation, and beyond them only the options in which methods of one label differ."""
     identities = list(members)
     labels = {}
-    for name, rank, options in identities:
-        label = METHOD_NAMES.get(name, name.replace("_", " "))
+    for identity in identities:
+        name, rank, options, label, mitigation = identity
+        text = METHOD_NAMES.get(name, name.replace("_", " ")) if label == name else label
         if rank >= 0:
-            label += f" rank {rank:.0f}"
+            text += f" rank {rank:.0f}"
         own = json.loads(options)
-        others = [json.loads(o) for n, r, o in identities if (n, r) == (name, rank) and o != options]
+        others = [json.loads(i[2]) for i in identities if (i[1], *i[3:]) == (rank, label, mitigation)]
         differing = sorted(k for k in own if any(other.get(k) != own[k] for other in others))
         if differing:
-            label += " (" + ", ".join(f"{k}={own[k]}" for k in differing) + ")"
-        labels[name, rank, options] = label
+            text += " (" + ", ".join(f"{k}={own[k]}" for k in differing) + ")"
+        labels[identity] = text + (f" + {mitigation}" if mitigation else "")
     return labels
 
 
