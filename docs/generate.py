@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -40,6 +41,7 @@ def configuration() -> str:
     from forgetting import config as c
     from forgetting.config_files import presets
     from forgetting.methods import METHODS
+    from forgetting.mitigations import MITIGATIONS
 
     parts = [
         "# Configuration of a study\n",
@@ -54,11 +56,13 @@ def configuration() -> str:
         ("`training`", c.TrainingConfig),
         ("`measure`", c.MeasureConfig),
         ("`capabilities`", c.CapabilitiesConfig),
+        ("`methods`: fields of every entry, beside the method's own options", c.MethodConfig),
         *((f"`methods`: `name: {name}`", method) for name, method in METHODS.items()),
+        *((f"`methods[].mitigations`: `name: {name}`", mitigation) for name, mitigation in MITIGATIONS.items()),
     ]
     for title, model in sections:
         own = set(model.model_fields) - (set(c.TextConfig.model_fields) if model is c.DatasetConfig else set())
-        parts.append(f"## {title}\n\n{(model.__doc__ or '').strip()}\n")
+        parts.append(f"## {title}\n\n{inspect.cleandoc(model.__doc__ or '')}\n")
         if own:
             parts.append("| field | type | default | meaning |\n|---|---|---|---|")
         for name, field in model.model_fields.items():
