@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 import forgetting.instrument as instrument
 from forgetting.cli import app as application
 from forgetting.config import MethodConfig, validate
+from forgetting.engine import Local
 from forgetting.errors import UsageError
 from forgetting.methods import METHODS, Context, expand_grid, parse_method
 from forgetting.methods.calibration import general_windows
@@ -77,7 +78,14 @@ def test_every_method_has_an_entry() -> None:
     assert [entry["name"] for entry in ENTRIES] == list(METHODS)
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=[entry["name"] for entry in ENTRIES])
+OFTEN = {"lora", "pissa", "eva", "ia3", "top_layers", "peft"}
+"""One method of each way to prepare and save; the others take minutes together."""
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [pytest.param(e, id=e["name"], marks=() if e["name"] in OFTEN else pytest.mark.slow) for e in ENTRIES],
+)
 def test_a_run_resumes_and_its_saved_weights_measure_as_it_did(
     entry: dict[str, Any],
     models: dict[str, Path],
@@ -89,7 +97,7 @@ def test_a_run_resumes_and_its_saved_weights_measure_as_it_did(
 
     monkeypatch.setenv("FORGETTING_CACHE", str(tmp_path / "cache"))
     config = validate(fields(models, corpora, entry), where="test")
-    result = study(config, tmp_path / "whole", workers=1)
+    result = study(config, tmp_path / "whole", engine=Local(1))
     assert not result.failed
     rows = measurements(tmp_path / "whole")
     assert abs(rows[-1]["forgetting"] - rows[0]["forgetting"]) > 1e-4, "it moves the model"
@@ -104,9 +112,9 @@ def test_a_run_resumes_and_its_saved_weights_measure_as_it_did(
     with monkeypatch.context() as patch:
         patch.setattr(train.Measurer, "on_step_end", cut)
         with pytest.raises(Stopped):
-            study(config, tmp_path / "cut", workers=1)
+            study(config, tmp_path / "cut", engine=Local(1))
     assert [row["step"] for row in measurements(tmp_path / "cut")] == [0, 2, 4]
-    study(config, tmp_path / "cut", workers=1)
+    study(config, tmp_path / "cut", engine=Local(1))
     assert measurements(tmp_path / "cut") == rows
 
     (run,) = result.folder.runs()
@@ -124,7 +132,7 @@ def test_a_method_that_does_not_start_at_the_base_is_measured_against_the_base(
 ) -> None:
     entry = {"name": "peft", "config": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 8}}
     both = validate(fields(models, corpora, {"name": "lora"}, entry), where="test")
-    result = study(both, tmp_path / "s", workers=1)
+    result = study(both, tmp_path / "s", engine=Local(1))
     start = result.table[result.table["step"] == 0].set_index("method")
     assert start.loc["lora", "forgetting"] == pytest.approx(0, abs=1e-6)
     assert abs(start.loc["peft", "forgetting"]) > 1e-4
@@ -140,7 +148,7 @@ def test_a_learning_rate_of_its_own_is_that_of_the_training(
     tmp_path: Path,
 ) -> None:
     entries = {"name": "lora", "label": "own", "learning_rate": [1e-2, 3e-2]}, {"name": "lora", "label": "shared"}
-    study(validate(fields(models, corpora, *entries), where="test"), tmp_path / "s", workers=1)
+    study(validate(fields(models, corpora, *entries), where="test"), tmp_path / "s", engine=Local(1))
     table = load_table(tmp_path / "s")
     last = table[table["step"] == STEPS].sort_values("forgetting")
     by_label = {label: list(part["forgetting_loss"]) for label, part in last.groupby("label")}
@@ -323,12 +331,12 @@ def test_layers_and_attention_are_found_in_other_architectures() -> None:
         ({"name": "top_layers", "count": 3}, "methods.top_layers.count: got 3; the model has 2 decoder layers"),
         (
             {"name": "corda", "calibration": {"source": "MEASURED"}},
-            "methods.corda.calibration: 36 of its windows are among those that forgetting is measured on",
+            "methods.corda.calibration: 24 of its windows are among those that forgetting is measured on",
         ),
         ({"name": "peft", "config": {"peft_type": "LORRA"}}, "peft_type: got 'LORRA'; did you mean 'LORA'?"),
         (
             {"name": "peft", "config": {"peft_type": "HRA", "rank": 8}},
-            "methods.peft.config.rank: HRA has no such field; did you mean 'rank_pattern'?",
+            "methods.peft.config.rank: HRA has no such field; choices: apply_GS, bias, exclude_modules",
         ),
         ({"name": "peft", "config": {"peft_type": "HRA", "task_type": "X"}}, "config.task_type: is set by the run"),
     ],

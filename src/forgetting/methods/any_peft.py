@@ -51,14 +51,14 @@ class Peft(Method):
         kinds = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
         kind = self.config["peft_type"].upper()
         if kind not in kinds:
-            raise UsageError(f"methods.peft.config.peft_type: got '{kind}'; {did_you_mean(kind, kinds)}")
+            raise UsageError(f"methods.peft.config.peft_type: got '{kind}'; {did_you_mean(kind, sorted(kinds))}")
         known = {field.name for field in dataclasses.fields(kinds[kind]) if field.init} - OURS - {"peft_type"}
         given = {key: value for key, value in self.config.items() if key != "peft_type"}
         for key in given:
             if key in OURS:
                 raise UsageError(f"methods.peft.config.{key}: is set by the run; leave it out")
             if key not in known:
-                raise UsageError(f"methods.peft.config.{key}: {kind} has no such field; {did_you_mean(key, known)}")
+                raise UsageError(f"methods.peft.config.{key}: {kind} has no such field; {did_you_mean(key, sorted(known))}")
         made: PeftConfig = refused(lambda: kinds[kind](task_type="CAUSAL_LM", **given), "methods.peft.config")
         return made
 
