@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_mitigations import configure
 
 from forgetting.base import load_base
+from forgetting.config_files import load_preset
 from forgetting.engine import Local
 from forgetting.errors import UsageError
 from forgetting.mitigations.ewc import quantisation
 from forgetting.mitigations.replay import Replay
 from forgetting.study import study
+from test_mitigations import configure
 
 PROMPT = {"name": "peft", "config": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}}
 
@@ -113,3 +114,15 @@ def test_the_miniature_has_its_encyclopedia_by_default(tiny_model: Path, corpora
     chosen = Replay().general_text(run)
     assert chosen is not None
     assert chosen.source == "miniature:encyclopedia"
+
+
+def test_every_source_of_a_mitigation_is_cited() -> None:
+    from forgetting.mitigations import MITIGATIONS
+    from forgetting.report.citations import citations
+    from forgetting.report.mitigation_works import MITIGATION_WORKS
+
+    assert {key for kind in MITIGATIONS.values() for key in kind.references} == set(MITIGATION_WORKS)
+    config = load_preset("miniature-mitigations")
+    cited = {work.bibtex.split("{")[1].split(",")[0] for work in citations(config)}
+    assert {"kirkpatrick2017ewc", "robins1995rehearsal", "wortsman2021wiseft", "hu2021lora"} <= cited
+    assert "sanyal2025flow" not in cited

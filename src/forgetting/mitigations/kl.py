@@ -37,7 +37,9 @@ class Kl(Mitigation):
 
     weight: float = Field(1.0, ge=0, description="of the divergence in the loss; a list is one run each")
     on: Literal["general", "task", "both"] = Field("general", description="the text, or both: the sum of the two")
-    direction: Literal["forward", "reverse"] = Field("forward", description="KL(base || tuned), or KL(tuned || base)")
+    direction: Literal["forward", "reverse"] = Field(
+        "forward", description="the mean is over the base model's tokens, or the tuned one's"
+    )
     text: TextConfig | None = Field(
         None, description="the general text; default the miniature's encyclopedia, in studies of the miniature"
     )

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from forgetting.config import StudyConfig
 from forgetting.methods import expand_grid, parse_method
+from forgetting.mitigations import MITIGATIONS
+
+from .mitigation_works import MITIGATION_WORKS
 
 
 @dataclass(frozen=True)
@@ -243,5 +246,17 @@ def citations(config: StudyConfig) -> list[Citation]:
     """What a paper that reports this study should cite."""
     singles = [parse_method(single) for entry in config.methods for single in expand_grid(entry)]
     keys = dict.fromkeys(key for method in singles for key in method.sources())
+    used = [one for entry in config.methods for together in entry.mitigations for one in together]
+    mitigations = dict.fromkeys(key for one in used for key in MITIGATIONS[one.name].references)
     optimizer = ADAFACTOR if config.training.optimizer == "adafactor" else ADAMW
-    return [LAWS, *(METHOD_WORKS[key] for key in keys), optimizer, ERRORS]
+    works = [LAWS, *(METHOD_WORKS[key] for key in keys), *map(_mitigation_work, mitigations), optimizer, ERRORS]
+    return list({work.url: work for work in works}.values())
+
+
+def _mitigation_work(key: str) -> Citation:
+    why, author, title, year, where = MITIGATION_WORKS[key]
+    if not where.startswith("https:"):
+        return _cite(why, key, author, title, year, where)
+    fields = {"author": author, "title": f"{{{title}}}", "year": str(year), "url": where}
+    body = "\n".join(f"  {name:<13} = {{{value}}}," for name, value in fields.items())
+    return Citation(why, title, where, f"@misc{{{key},\n{body}\n}}")
