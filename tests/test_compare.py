@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 import forgetting
 from forgetting.cli.app import app
-from forgetting.compare import Comparison, Contest, choose_axis, compare_tables, contest, read_source
-from forgetting.compare.estimate import difference, holm
+from forgetting.compare import Comparison, Contest, choose_axis, compare_tables, contest, read_source, study_tables
+from forgetting.compare.estimate import blocks, difference, holm, prior_variance
 from forgetting.compare.pareto import undominated
 from forgetting.compare.path import path
 from forgetting.compare.pooled import average
@@ -117,6 +118,51 @@ def test_the_interval_is_students():
     welch = math.sqrt(0.01 / 3 + np.var([0, 0.3, 0.1, 0.1], ddof=1) / 4)
     assert e.value == pytest.approx(0.075)
     assert (e.high - e.value) / welch == pytest.approx(2.5826, abs=2e-3)  # t of 4.9 degrees
+
+
+def test_with_equal_variances_the_spread_is_that_of_the_two_way_analysis_of_variance():
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(7, 1)) + rng.normal(size=4) + 0.01 * rng.normal(size=(7, 4))
+    residual = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
+    _, prior = prior_variance((residual**2).sum(1) / (3 * 6 / 7), 3 * 6 / 7)
+    assert prior == math.inf
+    e = blocks(values, 2, 5, 0.95)
+    assert e is not None
+    assert e.value == pytest.approx(values[2].mean() - values[5].mean())
+    assert e.freedom == 18
+    mean_square = (residual**2).sum() / 18
+    assert e.high - e.value == pytest.approx(2.100922 * math.sqrt(2 * mean_square / 4), rel=1e-6)
+
+
+def test_the_common_variance_and_how_much_it_is_worth_come_back():
+    rng = np.random.default_rng(0)
+    truth = 0.04 * 10 / rng.chisquare(10, 4000)  # scaled inverse chi-square with 10 degrees of freedom
+    common, prior = prior_variance(truth * rng.chisquare(2, 4000) / 2, 2.0)
+    assert common == pytest.approx(0.04, rel=0.1)
+    assert prior == pytest.approx(10, rel=0.3)
+
+
+def test_a_curve_that_scatters_more_than_the_others_speaks_for_itself():
+    values = np.random.default_rng(0).normal(size=(8, 3))
+    values[4] *= 30
+    assert blocks(values, 0, 4, 0.95) is None
+    assert blocks(values, 0, 1, 0.95) is not None
+    assert blocks(values[:4], 0, 1, 0.95) is None  # too few curves
+    assert blocks(np.zeros((8, 3)), 0, 1, 0.95) is None  # copies
+
+
+def test_other_contenders_help_with_the_spread_of_few_seeds():
+    twins = {f"t{i}": {"rank": 16} for i in range(6)}
+
+    def freedom(contenders: dict[str, Any]) -> tuple[float, str]:
+        table = study(np.random.default_rng(1), contenders=contenders)
+        found = contest(read_source(table, "d", AXES["finetune_loss"]), "lora").contenders
+        e = next(c.saving for c in found if c.key.label == "t0")
+        return e.freedom, e.scheme
+
+    assert freedom({"t0": twins["t0"]} | {"f": {"seeds": (7, 8, 9)}}) != freedom(twins)
+    assert freedom(twins)[0] > 4
+    assert freedom(twins)[1] == "paired, spread from all curves"
 
 
 def test_one_seed_gives_no_interval_and_says_so():
@@ -310,6 +356,20 @@ def test_two_runs_of_one_seed_are_no_replicates():
         "other rank 8 (again)",
         "other rank 8 (other-8--s0)",
     ]
+
+
+def test_options_in_which_methods_of_one_label_differ_name_their_curves():
+    table = pd.DataFrame(
+        rows_of("lora", LOSSES, line(LOSSES), rank=8) + rows_of("lora", LOSSES, line(LOSSES), 1, rank=8)
+    )
+    ids = list(dict.fromkeys(table["run_id"]))
+    runs = [
+        {"run_id": run, "dataset": "d", "label": "lora", "method": {"name": "lora", "rank": 8, "alpha": alpha}}
+        for run, alpha in zip(ids, (16, 32), strict=True)
+    ]
+    assert set(study_tables(table, runs)["d"]["variant"]) == {"alpha=16", "alpha=32"}
+    runs[1]["method"] = dict(runs[0]["method"])
+    assert set(study_tables(table, runs)["d"]["variant"]) == {""}
 
 
 def test_failed_runs_are_left_out_by_name():

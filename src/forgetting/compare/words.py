@@ -62,13 +62,13 @@ def reach(c: Contender, contest: Contest) -> str:
 
 
 def cost(c: Contender) -> str:
-    """What the best common loss cost, as a multiple of the reference's steps and time; empty where unknown."""
+    """What the best common loss cost beside the reference, in steps, time and memory; empty where unknown."""
     p = c.price
     if p is None or not (math.isfinite(p.steps) and math.isfinite(p.reference_steps)):
         return ""
-    parts = [f"{p.steps:.0f} steps for {p.reference_steps:.0f}"]
+    parts = [f"to {number(p.loss)} {p.steps:.0f} steps where that took {p.reference_steps:.0f}"]
     if math.isfinite(p.seconds) and p.reference_seconds > 0:
-        parts.append(f"{p.seconds / p.reference_seconds:.2f} x its time")
+        parts.append(f"{p.seconds / p.reference_seconds:.2f} times its time")
     if math.isfinite(p.memory - p.reference_memory):
         # a difference: on a CPU it is the whole process, of which libraries and data are the same
         parts.append(f"{p.memory - p.reference_memory:+.0f} MiB of memory")
