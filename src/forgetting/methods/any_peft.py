@@ -58,7 +58,8 @@ class Peft(Method):
             if key in OURS:
                 raise UsageError(f"methods.peft.config.{key}: is set by the run; leave it out")
             if key not in known:
-                raise UsageError(f"methods.peft.config.{key}: {kind} has no such field; {did_you_mean(key, sorted(known))}")
+                meant = did_you_mean(key, sorted(known))
+                raise UsageError(f"methods.peft.config.{key}: {kind} has no such field; {meant}")
         made: PeftConfig = refused(lambda: kinds[kind](task_type="CAUSAL_LM", **given), "methods.peft.config")
         return made
 
