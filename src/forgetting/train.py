@@ -242,6 +242,11 @@ def train_run(
     trainer.train(resume_from_checkpoint=str(resumed.path) if resumed.path else None)
     if trainer.state.global_step < run.training.steps:
         stopping.check()
+    _finish(model, method, folder)
+
+
+def _finish(model: Any, method: Method, folder: RunFolder) -> None:
+    """Store the tuned weights, whole or not at all, and what the run took."""
     partial = folder.path / "adapter.partial"
     shutil.rmtree(partial, ignore_errors=True)
     method.save(model, partial)
