@@ -17,9 +17,7 @@ from forgetting.errors import ForgettingError
 from forgetting.report import aggregate, sections
 from forgetting.store import StudyFolder, load_table, records
 from forgetting.study import left
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
-from scale import make
+from scale_study import make
 
 
 @pytest.fixture

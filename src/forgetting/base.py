@@ -136,6 +136,11 @@ def load_pretrained(loader: Any, config: ModelConfig, source: str, **options: An
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "couldn't connect" in first or "offline" in first.lower():
             raise ForgettingError(f"{name}: no such folder here, and the Hub cannot be reached: {first}") from None
+        if "custom code" in first:
+            raise UsageError(
+                f"{name}: needs Python code that comes with it, which is not run unless you say so with "
+                "trust_remote_code (--trust-remote-code); read the code first"
+            ) from None
         raise UsageError(f"{name}: cannot be loaded: {first}") from None
     except Exception as error:
         if type(error).__module__.startswith("safetensors"):

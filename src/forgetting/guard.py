@@ -58,7 +58,9 @@ def read_text(path: Path, *, limit: int | None = None, encoding: str = "utf-8") 
         with path.open("rb") as file:
             if (size := os.fstat(file.fileno()).st_size) > limit:
                 raise UsageError(f"{path}: {size:,} bytes; at most {limit:,} are read from such a file")
-            content = file.read(limit + 1)  # a pipe or device has no size
+            content = bytearray()  # in pieces: a pipe or device has no size, and read(limit) takes all of it in memory
+            while len(content) <= limit and (piece := file.read(min(2**24, limit + 1 - len(content)))):
+                content += piece
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
@@ -135,10 +137,10 @@ def parse_yaml(text: str, where: str) -> Any:
     Raises:
         UsageError: not YAML, a key twice, too many values, or nested too deeply; names the line where there is one.
     """
-    loader = yaml.SafeLoader(text) if len(text) <= MAX_CONFIG else None
-    if loader is None:
+    if len(text) > MAX_CONFIG:
         raise UsageError(f"{where}: {len(text):,} characters; at most {MAX_CONFIG:,} are read as configuration")
     try:
+        loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if root is None:
             return None
@@ -153,9 +155,7 @@ def parse_yaml(text: str, where: str) -> Any:
         raise UsageError(f"{where}: not read: its values are nested too deeply") from None
     except (ValueError, OverflowError, TypeError, AttributeError, IndexError) as error:
         # PyYAML's constructors of dates and numbers let Python's own errors through
-        raise UsageError(f"{where}: a value cannot be read: {str(error).splitlines()[0]}") from None
-    finally:
-        loader.dispose()
+        raise UsageError(f"{where}: a value cannot be read: {str(error).splitlines()[0]:.200}") from None
 
 
 def _written_out(node: yaml.Node, where: str, sizes: dict[int, int], above: set[int]) -> int:

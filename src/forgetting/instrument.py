@@ -129,6 +129,8 @@ class Measurement:
             "measure_seconds": round(self.seconds, 3),
             "notices": list(self.notices),
         }
+        if self.settings.trust_remote_code:
+            row["trust_remote_code"] = True  # code of the models was run
         if self.noise is not None:
             row |= {"noise_floor_batch": self.noise.batch, "noise_floor_dtype": self.noise.dtype}
             row["noise_floor_other_dtype"] = self.noise.other_dtype

@@ -7,6 +7,7 @@ be complex. Constants are floats, so that `9**9**9` overflows at once instead of
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -78,7 +79,9 @@ def parse(text: str) -> Formula:
     if equals and not output.isidentifier():
         raise UsageError(f"formula '{text}': '{output}' before '=' is not a name")
     try:
-        parsed = ast.parse(body, mode="eval").body
+        with warnings.catch_warnings():  # Python's advice on what is no formula anyway
+            warnings.simplefilter("ignore")
+            parsed = ast.parse(body, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise UsageError(f"formula '{text}' cannot be read: {getattr(error, 'msg', error)}") from None
     names: dict[str, None] = {}
@@ -105,11 +108,18 @@ def _build(node: ast.expr, text: str, names: dict[str, None], depth: int) -> Nod
     if isinstance(node, ast.Call):
         return _call(node, text, names, depth)
     hint = "; write ** for a power" if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitXor) else ""
-    found = ast.unparse(node)
+    found = _written(node)
     raise UsageError(
         f"formula '{text}': '{found}' is not allowed{hint}; allowed are numbers, names, + - * / **, parentheses and "
         + ", ".join(FUNCTIONS)
     )
+
+
+def _written(node: ast.expr) -> str:
+    try:
+        return ast.unparse(node)
+    except RecursionError:
+        return type(node).__name__
 
 
 def _constant(value: float, text: str) -> Node:
@@ -123,7 +133,7 @@ def _constant(value: float, text: str) -> Node:
 
 
 def _call(node: ast.Call, text: str, names: dict[str, None], depth: int) -> Node:
-    called = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
+    called = node.func.id if isinstance(node.func, ast.Name) else _written(node.func)
     if called not in FUNCTIONS:
         raise UsageError(f"formula '{text}': function '{called}' is not known; {did_you_mean(called, FUNCTIONS)}")
     if len(node.args) != 1 or node.keywords:

@@ -107,7 +107,11 @@ def adapter_config(source: str) -> Any | None:
     from peft import PeftConfig
 
     try:
-        return PeftConfig.from_pretrained(str(folder) if folder.is_dir() else source)
+        found = PeftConfig.from_pretrained(str(folder) if folder.is_dir() else source)
+        if getattr(found, "megatron_config", None):
+            # PEFT would import the module that `megatron_core` names
+            raise UsageError(f"adapter '{source}': megatron_config names code to import, which is refused")
+        return found
     except (OSError, ValueError, TypeError, KeyError) as error:
         if folder.is_dir():
             raise UsageError(f"adapter '{source}': adapter_config.json cannot be read: {_first_line(error)}") from None
@@ -125,9 +129,28 @@ def attach(model: Any, source: str) -> Any:
     from peft import PeftModel
 
     folder = Path(source).expanduser()
+    if not folder.is_dir():
+        _refuse_pickled(source)
     if (rows := _saved_rows(folder)) is not None and rows > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(rows, mean_resizing=False)
     return fitting(source, lambda: PeftModel.from_pretrained(model, str(folder) if folder.is_dir() else source)).eval()
+
+
+def _refuse_pickled(source: str) -> None:
+    """PEFT takes adapter_model.bin, a pickle, where the Hub has no safetensors; we do not.
+
+    Raises:
+        UsageError: no adapter_model.safetensors there.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(source, "adapter_model.safetensors")
+    except (EntryNotFoundError, LocalEntryNotFoundError):
+        raise UsageError(
+            f"adapter '{source}': no adapter_model.safetensors to be had (pickled weights are refused)"
+        ) from None
 
 
 def fitting(source: str, call: Callable[[], R]) -> R:

@@ -1,0 +1,605 @@
+"""Attacks as an attacker would send them: each is refused by one clear error, and its payload does not run.
+
+Every payload creates a file; `test_the_payload_is_live` shows that it does where it is let.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from forgetting import guard
+from forgetting.base import load_base
+from forgetting.cli import main
+from forgetting.config import ModelConfig, TextConfig
+from forgetting.config_files import parse_yaml, read_fields
+from forgetting.corpus_files import read_rows
+from forgetting.errors import ForgettingError, UsageError
+from forgetting.fit import fit_law
+from forgetting.laws import FormulaLaw
+from forgetting.laws.formula import parse
+from forgetting.measure.loading import adapter_config, attach
+from forgetting.store import StudyFolder, load_table
+from forgetting.tables import read_table
+
+ATTACK = "<script>window.pwned=1</script><img src=x onerror=window.pwned=1>\"'><svg onload=window.pwned=1>"
+
+
+class Payload:
+    """Unpickled, it creates a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Path:
+    return tmp_path / "planted"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["forgetting", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    shown = capsys.readouterr()
+    return int(stopped.value.code or 0), shown.out + shown.err
+
+
+def test_the_payload_is_live(planted: Path) -> None:
+    pickle.loads(pickle.dumps(Payload(planted)))
+    assert planted.exists()
+
+
+# pickles
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_a_pickle_planted_as_a_model_is_refused(tiny_model: Path, tmp_path: Path, planted: Path, name: str) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    (model / "model.safetensors").unlink()
+    (model / name).write_bytes(pickle.dumps(Payload(planted)))
+    with pytest.raises(UsageError, match="pickled weights are refused"):
+        load_base(ModelConfig(source=str(model)))
+    # nor behind a file of another name that is no model's
+    (model / "other.safetensors").write_bytes((tiny_model / "model.safetensors").read_bytes())
+    with pytest.raises(UsageError):
+        load_base(ModelConfig(source=str(model)))
+    assert not planted.exists()
+
+
+def _adapter(tiny_model: Path, folder: Path) -> Path:
+    from peft import LoraConfig, get_peft_model
+
+    model = load_base(ModelConfig(source=str(tiny_model))).model
+    get_peft_model(model, LoraConfig(r=2, target_modules="all-linear")).save_pretrained(folder)
+    return folder
+
+
+def test_a_pickle_planted_as_an_adapter_is_refused(tiny_model: Path, tmp_path: Path, planted: Path) -> None:
+    adapter = _adapter(tiny_model, tmp_path / "adapter")
+    (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Payload(planted)))
+    base = load_base(ModelConfig(source=str(tiny_model)))
+    attach(base.model, str(adapter))  # beside safetensors it is not looked at
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(UsageError, match="pickled weights are refused"):
+        adapter_config(str(adapter))
+    assert not planted.exists()
+
+
+def test_a_pickle_on_the_hub_is_refused(
+    tiny_model: Path, planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache of the Hub holds a repository that has adapter_model.bin and no safetensors."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    snapshot = tmp_path / "hub" / "models--evil--adapter" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    refs = snapshot.parent.parent / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0" * 40)
+    (snapshot / "adapter_model.bin").write_bytes(pickle.dumps(Payload(planted)))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    found = huggingface_hub.hf_hub_download("evil/adapter", "adapter_model.bin", cache_dir=str(tmp_path / "hub"))
+    assert Path(found).exists()
+    with pytest.raises(UsageError, match="pickled weights are refused"):
+        attach(load_base(ModelConfig(source=str(tiny_model))).model, "evil/adapter")
+    assert not planted.exists()
+
+
+def test_an_adapter_that_names_code_to_import_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    adapter = _adapter(tiny_model, tmp_path / "adapter")
+    file = adapter / "adapter_config.json"
+    config = json.loads(file.read_text()) | {"megatron_config": {"x": 1}, "megatron_core": "antigravity"}
+    file.write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="names code to import"):
+        adapter_config(str(adapter))
+    assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_pickle_planted_into_a_checkpoint_does_not_run_on_resume(
+    tiny_model: Path, tmp_path: Path, planted: Path, name: str
+) -> None:
+    """What the Trainer reads when it resumes: it must load tensors only, under the oldest versions as the newest."""
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    def trainer() -> Any:
+        model = load_base(ModelConfig(source=str(tiny_model))).model
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / "out"), max_steps=2, save_steps=1, report_to=[], use_cpu=True, disable_tqdm=True
+        )
+        rows = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 8
+        return Trainer(model=model, args=arguments, train_dataset=rows)
+
+    trainer().train()
+    checkpoint = tmp_path / "out" / "checkpoint-1"
+    shutil.rmtree(tmp_path / "out" / "checkpoint-2")
+    (checkpoint / name).write_bytes(pickle.dumps(Payload(planted)))
+    with pytest.raises(pickle.UnpicklingError):
+        trainer().train(resume_from_checkpoint=str(checkpoint))
+    assert not planted.exists()
+
+
+# code of a model
+
+
+def _with_code(tiny_model: Path, folder: Path, planted: Path) -> Path:
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "architectures": ["Evil"]}
+    config["auto_map"] = {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.Evil"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(
+        f"import os\nos.makedirs({str(planted)!r}, exist_ok=True)\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class EvilConfig(LlamaConfig):\n    model_type = 'evil'\n"
+        "class Evil(LlamaForCausalLM):\n    config_class = EvilConfig\n"
+    )
+    return folder
+
+
+def test_code_of_a_model_runs_with_its_flag_alone_and_is_recorded(
+    tiny_model: Path, tmp_path: Path, planted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers.dynamic_module_utils as modules
+
+    monkeypatch.setattr(modules, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = _with_code(tiny_model, tmp_path / "model", planted)
+    with pytest.raises(UsageError, match="trust_remote_code"):
+        load_base(ModelConfig(source=str(model)))
+    assert not planted.exists()
+    load_base(ModelConfig(source=str(model), trust_remote_code=True))
+    assert planted.exists()
+    from scale_study import one_run
+
+    trusting = one_run(model, trust=True)
+    assert trusting.model_dump(mode="json")["model"]["trust_remote_code"] is True  # what run.json holds as `config`
+    assert trusting.run_id() != one_run(model, trust=False).run_id()
+
+
+# YAML
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.mkdir ['{planted}']",
+        "name: !!python/object/new:os.mkdir ['{planted}']",
+        "name: !!python/name:os.system",
+        "name: !!python/module:os",
+    ],
+)
+def test_yaml_that_would_run_code_is_refused(text: str, planted: Path) -> None:
+    with pytest.raises(UsageError, match="could not determine a constructor"):
+        parse_yaml(text.format(planted=planted), where="f.yaml")
+    assert not planted.exists()
+
+
+def laughs(levels: int) -> str:
+    rows = ["a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]"]
+    rows += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, levels)]
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (laughs(30), "more than 100,000 values once its aliases are written out"),
+        ("a: &a [*a]", "an alias that contains itself"),
+        ("a: &a\n  b: *a", "an alias that contains itself"),
+        ("[" * 5000, "nested too deeply"),
+        ("a: " + "{a: " * 5000, "nested too deeply"),
+        ("name: x\nname: y", "'name' stands twice"),
+        ("a: " + "x" * 2**22, "at most 4,194,304 are read"),
+        ("a: 2001-99-99", "a value cannot be read"),
+        ("a: " + "9" * 5000, "a value cannot be read"),
+        ("? [1]\n: 2", "unhashable"),
+        ("a: \x00", "special characters are not allowed"),
+    ],
+)
+def test_hostile_yaml_is_one_error_at_once(text: str, says: str) -> None:
+    began = time.perf_counter()
+    with pytest.raises(UsageError, match=says) as caught:
+        parse_yaml(text, where="f.yaml")
+    assert time.perf_counter() - began < 10
+    assert str(caught.value).startswith("f.yaml")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_honest_aliases_and_merges_are_read() -> None:
+    text = "base: &b {steps: 5}\none: *b\ntwo:\n  <<: *b\n  x: 1"
+    assert parse_yaml(text, where="f") == {"base": {"steps": 5}, "one": {"steps": 5}, "two": {"steps": 5, "x": 1}}
+
+
+# paths
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    from scale_study import make
+
+    make(tmp_path / "many", 6, measurements=6)
+    return tmp_path / "many"
+
+
+@pytest.mark.parametrize(
+    "name", ["../../out", "/tmp/out", "a/b", "..", ".", "", "a\0b", "a\nb", "x" * 300, "-rf", ".git"]
+)
+def test_a_run_id_cannot_leave_the_folder(many: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="not a run id"):
+        StudyFolder.open(many).run(name)
+
+
+@pytest.mark.parametrize("where", ["name", "dataset", "label", "method", "mitigation"])
+@pytest.mark.parametrize("bad", ["../../out", "/tmp/out", "a/b", "..", ATTACK])
+def test_names_in_a_hand_edited_study_cannot_leave_the_folder(
+    many: Path, where: str, bad: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = many / "study.yaml"
+    fields = yaml.safe_load(file.read_text())
+    if where == "name":
+        fields["name"] = bad
+    elif where == "dataset":
+        fields["datasets"] = {bad: fields["datasets"]["news"]}
+    elif where == "label":
+        fields["methods"][0]["label"] = bad
+    elif where == "method":
+        fields["methods"][0]["name"] = bad
+    else:
+        fields["methods"][0]["mitigations"] = [{"name": bad}]
+    file.write_text(yaml.safe_dump(fields))
+    before = sorted(many.parent.rglob("*"))
+    code, said = run(monkeypatch, capsys, "study", many)
+    assert code == 2, said
+    assert "Traceback" not in said
+    assert sorted(many.parent.rglob("*")) == before
+
+
+def test_a_hand_edited_run_record_leads_nowhere_and_is_escaped(many: Path) -> None:
+    from forgetting.api import conclude
+
+    victim = StudyFolder.open(many).runs()[0]
+    record = json.loads((victim.path / "run.json").read_text())
+    evil = record | {"run_id": "../../../out", "why": ATTACK, "notices": [ATTACK], "base": ATTACK, "label": ATTACK}
+    evil |= {"versions": {ATTACK: ATTACK}, "hardware": {ATTACK: ATTACK}, "started": ATTACK, "mitigation": ATTACK}
+    evil |= {"dataset": ATTACK, "status": ATTACK}
+    (victim.path / "run.json").write_text(json.dumps(evil))
+    before = set(many.parent.rglob("*"))
+    check_page(conclude(many).report.read_text(encoding="utf-8"))
+    assert {path.parent for path in set(many.parent.rglob("*")) - before} <= {many, many / "cache"}
+
+
+@pytest.mark.parametrize("name", ["measurements.jsonl", "lock"])
+def test_a_link_in_a_runs_folder_is_not_written_through(many: Path, tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious")
+    folder = StudyFolder.open(many).runs()[0]
+    (folder.path / name).unlink(missing_ok=True)
+    (folder.path / name).symlink_to(victim)
+
+    def write() -> None:
+        if name == "lock":
+            with folder.lock():
+                pass
+        else:
+            folder.append({"step": 1})
+
+    with pytest.raises(ForgettingError, match="symbolic link"):
+        write()
+    assert victim.read_text() == "precious"
+
+
+# pages
+
+
+class Page(HTMLParser):
+    """The elements of a page as a browser's parser would see them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def check_page(text: str) -> None:
+    """A page runs no script but those its policy names, and asks no network, whatever was planted in it."""
+    page = Page()
+    page.feed(text)
+    (policy,) = [a["content"] or "" for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    assert all(source.startswith("'sha256-") for source in rules.get("script-src", "'sha256-").split())
+    scripts = [a for tag, a in page.tags if tag == "script"]
+    assert all(set(a) <= {"type", "class", "data-panel"} for a in scripts)
+    assert not [tag for tag, _ in page.tags if tag in ("img", "iframe", "object", "embed", "base", "form")]
+    for tag, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
+        link = (attributes.get("href") or "").lower()
+        assert not link or link.startswith(("#", "https://", "data:,"))
+    assert "window.pwned" not in text or "&lt;script&gt;" in text or "\\u003cscript" in text
+
+
+def test_the_check_of_pages_finds_what_is_not_escaped() -> None:
+    policy = "default-src 'none'; base-uri 'none'; form-action 'none'"
+    page = f'<meta http-equiv="Content-Security-Policy" content="{policy}"><p>%s</p>'
+    check_page(page % "fine")
+    for bad in (ATTACK, "<b onclick=x>", "<a href='javascript:x'>", "<script src=x></script>"):
+        with pytest.raises(AssertionError):
+            check_page(page % bad)
+
+
+def test_text_planted_in_documents_reaches_the_measurement_page_escaped(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = tmp_path / "<script>window.pwned=1<"
+    evil.mkdir()
+    text = evil / "general.jsonl"
+    words = "the old river went south " * 20
+    text.write_text("".join(json.dumps({"id": f"{ATTACK}{i}", "text": f"{words}{ATTACK}"}) + "\n" for i in range(6)))
+    out = tmp_path / "page.html"
+    arguments = ("measure", tiny_model, tiny_model, "--text", text, "--context", 32, "--no-cache", "--html", out)
+    code, said = run(monkeypatch, capsys, *arguments)
+    assert code == 0, said
+    check_page(out.read_text(encoding="utf-8"))
+    assert "&lt;script&gt;window.pwned" in out.read_text(encoding="utf-8")
+
+
+# secrets
+
+SECRETS = {
+    "HF_TOKEN": "hf_PlantedTokenOfTheHub123",
+    "WANDB_API_KEY": "0123456789plantedwandbkey",
+    "AWS_SECRET_ACCESS_KEY": "planted/aws+secret",
+    "MY_DB_PASSWORD": "planted-password",
+}
+
+
+@pytest.fixture
+def secrets(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    return SECRETS
+
+
+def test_secrets_are_taken_out_of_what_is_written(secrets: dict[str, str], tmp_path: Path) -> None:
+    for value in secrets.values():
+        assert value not in guard.redact(f"401 for url https://x/?token={value} ({value})")
+    for text in (
+        "Authorization: Bearer abcdef123456",
+        "https://me:hunter2@host/x",
+        "ghp_" + "a" * 36,
+        "sk-" + "b" * 40,
+    ):
+        assert guard.HIDDEN in guard.redact(text, {})
+    for text in ("lora rank 8", "https://huggingface.co/x", "tokens 100", "sha256:abc", "/home/me/task-force/x"):
+        assert guard.redact(text, {"TOKENIZERS_PARALLELISM": "false"}) == text
+    folder = StudyFolder(tmp_path).run("a-s0-1")
+    folder.update(why=f"failed with {secrets['HF_TOKEN']}", hardware={"x": [secrets["MY_DB_PASSWORD"]]})
+    assert not [v for v in secrets.values() if v in (folder.path / "run.json").read_text()]
+
+
+def test_no_file_of_a_study_holds_a_secret(
+    tiny_model: Path,
+    corpora: Path,
+    tmp_path: Path,
+    secrets: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import forgetting.train
+
+    def leak(*_: object, **__: object) -> None:
+        raise RuntimeError(f"401 Client Error for token {SECRETS['HF_TOKEN']} and {SECRETS['AWS_SECRET_ACCESS_KEY']}")
+
+    monkeypatch.setattr(forgetting.train, "train_run", leak)
+    flags = f"--model {tiny_model} --train {corpora / 'train.jsonl'} --text {corpora / 'general.jsonl'} --context 32"
+    flags += " --steps 12 --batch-size 4 --measure-start 2 --measure-every 2"
+    code, said = run(monkeypatch, capsys, "study", *flags.split(), "--out", tmp_path / "study")
+    assert code == 1
+    files = [path for path in (tmp_path / "study").rglob("*") if path.is_file()]
+    assert [path for path in files if b"401 Client Error" in path.read_bytes()]  # the leak was stored, without them
+    for value in secrets.values():
+        assert not [path for path in files if value.encode() in path.read_bytes()]
+        assert value not in said
+
+
+# formulas
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "loss = __import__('os').mkdir('{planted}')",
+        "loss = open('{planted}', 'w')",
+        "loss = a.__class__.__base__.__subclasses__()",
+        "loss = (lambda: a)()",
+        "loss = [x for x in (1, 2)]",
+        "loss = f'{{a}}'",
+        "loss = (a := 3) * N",
+        "loss = a if N else b",
+        "loss = exp(a, b)",
+        "loss = exp(*a)",
+        "loss = eval(a)",
+        "loss = a ^ " + "-" * 1500 + "N",
+        "loss = " + "-" * 1900 + "N",
+        "loss = " + "(" * 900 + "N" + ")" * 900,
+        "loss = " + "exp(" * 300 + "N" + ")" * 300,
+        "loss = " + "a+" * 900 + "N",
+        "loss = a" + "*N" * 1500,
+        "loss = 1e999 * a * N",
+        "loss = " + "9" * 1900 + " * a * N",
+        "loss = a\0 * N",
+        "loss = a * N # x\nimport os",
+        "l.x = a * N",
+        "loss = 'x' * 10**9",
+        "loss = a @ N",
+        "loss = a[0] * N",
+        "loss = ...",
+        "loss =",
+        "=",
+    ],
+)
+def test_a_formula_is_parsed_and_never_run(formula: str, planted: Path) -> None:
+    began = time.perf_counter()
+    with pytest.raises(UsageError):
+        FormulaLaw(formula.format(planted=planted), ["N"])
+    assert time.perf_counter() - began < 5
+    assert not planted.exists()
+
+
+@pytest.mark.parametrize(
+    "formula", ["y = a * 9**9**9**N", "y = a * N**1e300", "y = exp(exp(exp(exp(a*N))))", "y=a/(N-N)"]
+)
+def test_huge_exponents_overflow_at_once(formula: str) -> None:
+    rows = {"N": [1.0, 2.0, 3.0, 4.0, 5.0], "y": [1.0, 2.0, 3.0, 4.0, 5.0], "run_id": list("abcde")}
+    began = time.perf_counter()
+    try:
+        fit_law(FormulaLaw(formula, ["N"]), rows)
+    except ForgettingError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - either it fits or it says why
+    assert time.perf_counter() - began < 20
+
+
+def test_a_stored_fit_is_data_and_its_formula_is_parsed_again(tmp_path: Path, planted: Path) -> None:
+    from forgetting.fit import load_fits, save_fits
+
+    rows = {"N": [1.0, 2.0, 3.0, 4.0], "y": [1.0, 2.0, 3.0, 4.5], "run_id": list("abcd")}
+    file = tmp_path / "fits.json"
+    save_fits(fit_law(FormulaLaw("y = a * N", ["N"]), rows, bootstrap=0), file)
+    content = json.loads(file.read_text())
+    content["fits"]["spec"]["formula"] = f"y = __import__('os').mkdir('{planted}') * a * N"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UsageError):
+        load_fits(file)
+    assert not planted.exists()
+
+
+# sizes
+
+
+@pytest.fixture
+def huge(tmp_path: Path) -> Callable[[str], Path]:
+    """A file of one line of 10 GB that takes no room on the disk."""
+
+    def made(name: str) -> Path:
+        path = tmp_path / name
+        with path.open("wb") as file:
+            file.truncate(10 * 2**30)
+        return path
+
+    return made
+
+
+@pytest.fixture
+def bounded() -> Iterator[None]:
+    """Time and memory of one clear error."""
+    began = time.process_time()
+    tracemalloc.start()
+    yield
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 400e6
+    assert time.process_time() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("a.jsonl", lambda path: read_rows(TextConfig(source=str(path)))),
+        ("a.txt", lambda path: read_rows(TextConfig(source=str(path)))),
+        ("a.parquet", lambda path: read_rows(TextConfig(source=str(path)))),
+        ("a.yaml", read_fields),
+        ("a.csv", read_table),
+        ("b.jsonl", read_table),
+        ("a.json", read_table),
+        ("b.parquet", read_table),
+    ],
+)
+def test_a_line_of_10_gb_is_one_error(huge: Any, bounded: None, name: str, read: Any) -> None:
+    path = huge(name)
+    with pytest.raises(UsageError) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stream_without_end_is_cut(bounded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="more than 1,000 bytes"):
+        guard.read_text(Path("/dev/zero"), limit=1000)
+    monkeypatch.setattr(guard, "MAX_LINE", 1000)
+    with pytest.raises(UsageError, match="line 1: longer than 1,000 bytes"):
+        list(guard.read_lines(Path("/dev/zero")))
+
+
+def test_measurements_of_10_gb_are_one_error(many: Path, bounded: None) -> None:
+    file = StudyFolder.open(many).runs()[0].path / "measurements.jsonl"
+    with file.open("r+b") as out:
+        out.truncate(10 * 2**30)
+    with pytest.raises(ForgettingError, match="no run's measurements"):
+        load_table(many)
+
+
+def test_a_million_columns_are_one_error(tmp_path: Path, bounded: None) -> None:
+    names = [f"c{i}" for i in range(1_000_000)]
+    csv = tmp_path / "t.csv"
+    csv.write_text(",".join(names) + "\n" + ",".join("1" for _ in names) + "\n")
+    rows = tmp_path / "t.jsonl"
+    rows.write_text(json.dumps(dict.fromkeys(names, 1)) + "\n")
+    for path in (csv, rows):
+        with pytest.raises(UsageError, match=r"1,000,000 columns; at most 10,000 are read"):
+            read_table(path)
+
+
+def test_deep_json_is_one_error(tmp_path: Path, bounded: None) -> None:
+    for name, text in (("t.json", "[" * 10**6), ("t.jsonl", '{"a":' * 10**6), ("u.json", "1" * 10**5)):
+        path = tmp_path / name
+        path.write_text(text)
+        with pytest.raises(UsageError, match=r"not read|neither a list"):
+            read_table(path)
+
+
+def test_a_formula_of_any_size_is_refused_by_its_length() -> None:
+    with pytest.raises(UsageError, match="at most 2000"):
+        parse("a" * 10**7)
