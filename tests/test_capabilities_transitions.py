@@ -162,3 +162,13 @@ def test_the_pure_part_needs_neither_torch_nor_the_harness() -> None:
     code = f"import sys; from forgetting.capabilities import {modules}; sys.exit(any(m in sys.modules for m in "
     code += "('torch', 'transformers', 'lm_eval', 'datasets')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("all_hit", [True, False])
+def test_share_of_all_or_none_in_clusters_still_has_a_width(all_hit: bool) -> None:
+    clusters = np.repeat(np.arange(60), 5)
+    found = t.share(np.full(300, all_hit), np.ones(300, bool), clusters)
+    expected = t.wilson(60 if all_hit else 0, 60)
+    assert (found.count, found.of) == (300 if all_hit else 0, 300)
+    assert (found.low, found.high) == (expected.low, expected.high)
+    assert found.high - found.low > 0.05

@@ -44,7 +44,8 @@ class Answers:
         n: items.
         base, tuned: mean scores with clustered standard errors.
         change: tuned - base, with the paired standard error.
-        p: exact McNemar; None where scores are not 0 or 1, as the next four.
+        right: the share that the tuned model has right; None where scores are not 0 or 1, as the next five.
+        p: exact McNemar.
         transitions: kept, lost, gained, ...
         forgetting, backward_transfer: less chance.
         lost_of_right: the share of what the base had right that is lost.
@@ -59,6 +60,7 @@ class Answers:
     tuned: Mean
     change: Mean
     agreement: t.Share
+    right: t.Share | None
     p: float | None
     transitions: t.Transitions | None
     forgetting: t.Corrected | None
@@ -141,6 +143,7 @@ def _answers(name: str, rows: Rows) -> Answers:
         tuned=clustered_mean(pairs.after, pairs.clusters),
         change=t.difference(pairs),
         agreement=t.share(pairs.same, everything, pairs.clusters),
+        right=t.share(pairs.after == 1, everything, pairs.clusters) if pairs.binary else None,
         p=None if counted is None else t.mcnemar(counted.lost, counted.gained),
         transitions=counted,
         forgetting=chance[0],

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import ModelConfig, StudyConfig
 from ..errors import UsageError
+from ..measure.estimate import Mean
 from ..store import StudyFolder, load_table, write_atomically
 from .answers import AnswerStore, pair_up
 from .evaluate import BASE, Asker, SuiteResult, result_of
@@ -205,19 +206,22 @@ def study_rows(study: Path, results: Sequence[tuple[str, int, SuiteResult]] | No
     return rows
 
 
+def _score(mean: Mean) -> dict[str, Any]:
+    """A mean score that is no share of right answers, with its 95 % interval."""
+    half = mean.bound(0.975)
+    return {"tuned": mean.value, "tuned_low": mean.value - half, "tuned_high": mean.value + half}
+
+
 def _values(result: SuiteResult) -> list[dict[str, Any]]:
     made = []
     for a in result.answers:
-        half = a.tuned.bound(0.975)
         lost = a.lost_of_right
         made.append(
             {
                 "name": a.name,
                 "n": a.n,
                 "base": a.base.value,
-                "tuned": a.tuned.value,
-                "tuned_low": max(0.0, a.tuned.value - half),
-                "tuned_high": min(1.0, a.tuned.value + half),
+                **(_score(a.tuned) if a.right is None else _share("tuned", a.right)),
                 **_share("lost", lost),
                 **_share("agreement", a.agreement),
             }

@@ -220,7 +220,10 @@ def wilson(count: int, of: int, z: float = Z95) -> Share:
 
 
 def share(hits: NDArray[Any], among: NDArray[Any], clusters: NDArray[Any], *, seed: int = 0) -> Share:
-    """The share of `hits` among the items of `among`.
+    """The share of `hits` among the items of `among`, with a 95 % interval.
+
+    Wilson's; where items share clusters, from resampling whole clusters; where then all or none are hits, Wilson's on
+    the number of clusters.
 
     Args:
         hits: [n] bool.
@@ -231,8 +234,12 @@ def share(hits: NDArray[Any], among: NDArray[Any], clusters: NDArray[Any], *, se
     chosen = np.asarray(among, bool)
     inside = np.asarray(hits, bool) & chosen
     plain = wilson(int(inside.sum()), int(chosen.sum()))
-    if plain.of == 0 or len(np.unique(clusters[chosen])) == plain.of:
+    groups = len(np.unique(clusters[chosen]))
+    if plain.of == 0 or groups == plain.of:
         return plain
+    if plain.count in (0, plain.of):  # every resample is alike: Wilson's interval, with one item a cluster
+        bounds = wilson(groups if plain.count else 0, groups)
+        return Share(plain.count, plain.of, plain.value, bounds.low, bounds.high)
     values = np.stack([inside, chosen], axis=1).astype(np.float64)
     low, high = bootstrap(values, clusters, lambda m: m[:, 0] / np.maximum(m[:, 1], 1e-300), seed=seed)
     return Share(plain.count, plain.of, plain.value, low, high)
