@@ -39,6 +39,7 @@ ROOMS = (
     "runs",
     "engine",
     "study",
+    "repeat",
     "laws",
     "tables",
     "fit",

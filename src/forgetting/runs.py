@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import functools
 import platform
+import shlex
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -199,6 +201,7 @@ def _train(study_folder: StudyFolder, folder: RunFolder, tell: Callable[[int], N
         notices=[*notices, *(old for old in before.get("notices", []) if old not in notices)],
         versions={name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         hardware=_hardware(base),
+        command=_command(),
         started=before.get("started") or now(),
         resumed=[*before.get("resumed", []), now()] if before else [],
     )
@@ -357,6 +360,11 @@ def _data(config: StudyConfig, run: RunConfig, base: Base, folder: StudyFolder) 
             f"full fine-tuning in {base.model.dtype}: small updates are lost to rounding; use dtype: float32"
         )
     return data, notices
+
+
+def _command() -> str | None:
+    """The command line of this process, secrets taken out as everywhere; None in a worker of Ray, which has its own."""
+    return None if Path(sys.argv[0]).name == "default_worker.py" else shlex.join(sys.argv)
 
 
 def _hardware(base: Base) -> dict[str, Any]:

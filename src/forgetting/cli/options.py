@@ -76,4 +76,10 @@ Prepare = Annotated[
     bool,
     typer.Option("--prepare", help="Only make the study folder, compute what runs share, and list the runs to do."),
 ]
+Repeat = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN_ID", help="Do this finished run of a study folder again and compare every number; 1 if it differs."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]

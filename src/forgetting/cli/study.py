@@ -53,6 +53,7 @@ def study_command(
     run_gpus: o.RunGpus = None,
     run_memory: o.RunMemory = None,
     prepare: o.Prepare = False,
+    repeat: o.Repeat = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Run or resume a study: fine-tune over a grid, measure forgetting along each run, fit the laws, write a report.
@@ -70,6 +71,9 @@ def study_command(
         "measure": _present(start=measure_start, every=measure_every),
         "datasets": {_dataset_name(source): {"source": source} for source in train or []},
     }
+    if repeat is not None:
+        _repeat(config, repeat, as_json, any((preset, out, prepare, *flags.values())))
+        return
     where = _engine(
         engine.value, jobs, {"address": ray_address, "cpus": run_cpus, "gpus": run_gpus, "memory": run_memory}
     )
@@ -100,6 +104,23 @@ def _engine(name: str, jobs: int | None, ray: dict[str, Any]) -> Engine:
         option = next(iter(given))
         raise UsageError(f"--{'ray' if option == 'address' else 'run'}-{option}: needs --engine ray")
     return Local(jobs)
+
+
+def _repeat(study: Path | None, run_id: str, as_json: bool, more: bool) -> None:
+    """Do a run again; exit code 1 where it did not come out the same by the rule of `forgetting.repeat`."""
+    from dataclasses import asdict
+
+    if study is None or not study.is_dir() or more:
+        raise UsageError("--repeat: give the study folder, and nothing else: `forgetting study FOLDER --repeat RUN_ID`")
+    from ..repeat import repeat
+
+    made = repeat(study, run_id)
+    if as_json:
+        typer.echo(json.dumps({**asdict(made), "folder": str(made.folder), "holds": made.holds}, indent=1, default=str))
+    else:
+        typer.echo(made.sentence())
+    if not made.holds:
+        raise typer.Exit(1)
 
 
 def _prepare(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> None:
