@@ -1,0 +1,341 @@
+"""Random configurations, tables, lines and formulas: each works, or gives one clear error; no traceback, no hang.
+
+A few hundred of each in the normal suite; `pytest -m slow tests/test_fuzz.py` tries 10,000 of each.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from forgetting import guard
+from forgetting.capabilities.items import read_items
+from forgetting.capabilities.prompts import read_prompts
+from forgetting.config import StudyConfig, TextConfig, validate
+from forgetting.config_files import deep_merge, load_preset, parse_yaml, presets
+from forgetting.errors import ForgettingError
+from forgetting.fit import fit_law, load_fits
+from forgetting.laws import FormulaLaw
+from forgetting.rows import read_rows
+from forgetting.runs import expand_runs
+from forgetting.store import StudyFolder, load_table
+from forgetting.tables import read_table, read_tables
+from forgetting.text import load_corpus
+
+FEW, MANY = 150, 10_000
+Check = Callable[[Any], None]
+
+
+def trial(function: Callable[[], Any]) -> Any:
+    """What a user meets: a result, or one error of ours that is short and is no traceback in disguise."""
+    try:
+        return function()
+    except ForgettingError as error:
+        text = str(error)
+        assert text.strip()
+        assert "Traceback" not in text
+        assert all(len(line) < 4000 for line in text.splitlines())
+        return None
+
+
+def fuzz(strategy: Any, check: Check, count: int) -> None:
+    """`count` examples of a strategy, each within ten seconds."""
+
+    @settings(
+        max_examples=count,
+        deadline=10_000,
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
+        database=None,
+    )
+    @given(strategy)
+    def each(example: Any) -> None:
+        check(example)
+
+    each()
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=30)
+    | st.sampled_from([0, -1, 1e308, 2**63, 10**400, "miniature", "lora", "auto", "../x", "\x00", "\u2028", "<script>"])
+)
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12) | scalars.filter(bool), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+FIELDS = sorted(
+    {name for section in (StudyConfig, TextConfig) for name in section.model_fields}
+    | {"source", "rank", "steps", "label", "mitigations", "every", "start", "batch_size", "heldout", "limit", "suites"}
+)
+BASE = load_preset("miniature").model_dump(mode="json")
+
+
+def paths(node: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    found = [at]
+    if isinstance(node, dict):
+        found += [p for k, v in node.items() for p in paths(v, (*at, k))]
+    elif isinstance(node, list):
+        found += [p for k, v in enumerate(node) for p in paths(v, (*at, k))]
+    return found
+
+
+@st.composite
+def configs(draw: Any) -> Any:
+    """The preset with a few of its fields, anywhere in it, replaced, added or taken away."""
+    made = json.loads(json.dumps(BASE))
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from(paths(made)[1:]))
+        holder = made
+        for key in path[:-1]:
+            holder = holder[key]
+        match draw(st.sampled_from(["set", "drop", "add", "near"])):
+            case "set":
+                holder[path[-1]] = draw(values)
+            case "drop":
+                del holder[path[-1]]
+            case "near" if isinstance(holder[path[-1]], int | float) and holder[path[-1]]:
+                holder[path[-1]] = holder[path[-1]] * draw(st.sampled_from([-1, 0, 0.5, 2, 1000]))
+            case _:
+                if isinstance(holder, dict):
+                    holder[draw(st.sampled_from(FIELDS) | st.text(max_size=8))] = draw(values)
+        if not paths(made)[1:]:
+            break
+    return made
+
+
+def check_config(fields: Any) -> None:
+    config = trial(lambda: validate(fields, where="fuzz"))
+    if config is None:
+        return
+    again = validate(parse_yaml(config.to_yaml(), where="again"), where="again")
+    assert again == config or np.isnan(_floats(config)).any()
+    if config.training.steps / config.measure.every < 1e4 and len(config.seeds) * len(config.methods) < 100:
+        runs = trial(lambda: expand_runs(config))
+        for run in runs or []:
+            assert "/" not in run.run_id()
+            assert StudyFolder(Path("x")).run(run.run_id()).path.parent == Path("x/runs")
+
+
+def _floats(config: StudyConfig) -> list[float]:
+    return [config.training.learning_rate, config.training.weight_decay, config.training.max_grad_norm]
+
+
+def check_yaml(text: str) -> None:
+    fields = trial(lambda: parse_yaml(text, where="fuzz.yaml"))
+    if fields is not None:
+        trial(lambda: validate(fields, where="fuzz.yaml"))
+        trial(lambda: validate(deep_merge(BASE, fields), where="fuzz.yaml"))
+
+
+yamls = (
+    st.text(alphabet=st.sampled_from(list("ab:-[]{}&*!|>'\"\n #?,%@`0123456789.~<= \t")), max_size=60)
+    | values.map(lambda v: json.dumps(v, default=str))
+    | configs().map(lambda c: yaml.safe_dump(json.loads(json.dumps(c, default=str))))
+    | st.text(max_size=60)
+)
+
+cells = scalars.map(str) | st.sampled_from(
+    ["1", "2.5", "nan", "inf", "", "1e999", "0x10", "1_000", '"', "a,b", "\n", "done"]
+)
+COLUMNS = [
+    "step",
+    "run_id",
+    "status",
+    "trainable_params",
+    "finetune_loss",
+    "forgetting_loss",
+    "dataset",
+    "Step",
+    "a - b",
+    "c - b",
+]
+names = st.sampled_from(COLUMNS) | st.text(max_size=8)
+
+
+@st.composite
+def tables(draw: Any) -> tuple[str, bytes]:
+    """A file name and what is in it: nearly a table."""
+    suffix = draw(st.sampled_from([".csv", ".jsonl", ".json", ".parquet", ".txt"]))
+    if draw(st.booleans()):
+        return suffix, draw(st.binary(max_size=200))
+    header = draw(st.lists(names, min_size=1, max_size=6))
+    body = [draw(st.lists(cells, min_size=len(header), max_size=len(header))) for _ in range(draw(st.integers(0, 6)))]
+    if suffix == ".csv":
+        return suffix, "\n".join(",".join(row) for row in [header, *body]).encode("utf-8", "replace")
+    rows = [dict(zip(header, row, strict=True)) for row in body] + draw(st.lists(values, max_size=2))
+    lines = [json.dumps(row, default=str, skipkeys=True) for row in rows]
+    text = "\n".join(lines) if suffix == ".jsonl" else "[" + ",".join(lines) + "]"
+    return suffix, text.encode("utf-8", "replace")
+
+
+def in_file(made: tuple[str, bytes], read: Callable[[Path], Any]) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"fuzz{made[0]}"
+        path.write_bytes(made[1])
+        return trial(lambda: read(path))
+
+
+def check_table(made: tuple[str, bytes]) -> None:
+    table = in_file(made, read_table)
+    if table is None:
+        return
+    assert len({len(column) for column in table.values()}) <= 1
+    trial(lambda: fit_law("linear", table, bootstrap=0))
+    in_file(made, lambda path: read_tables([path, path]))
+
+
+def check_corpus(made: tuple[str, bytes]) -> None:
+    in_file(made, lambda path: load_corpus(TextConfig(source=str(path))))
+    in_file(made, lambda path: load_corpus(TextConfig(source=str(path), format="chat")))
+    if made[0] in (".csv", ".jsonl", ".txt"):
+        in_file(made, lambda path: read_prompts(str(path)))
+    if made[0] == ".jsonl":
+        in_file(made, read_items)
+
+
+@st.composite
+def lines(draw: Any) -> tuple[str, bytes]:
+    """JSONL that nearly holds a corpus, items or conversations."""
+    field = st.sampled_from(["text", "messages", "prompt", "completion", "answer", "choices", "id", "category"])
+    turn = st.dictionaries(
+        st.sampled_from(["role", "content"]), st.sampled_from(["user", "assistant", "hi", "", 3, None])
+    )
+    value = values | st.lists(turn, max_size=3) | st.text(max_size=20)
+    rows = draw(st.lists(st.dictionaries(field, value, max_size=4) | values, min_size=1, max_size=5))
+    text = "\n".join(json.dumps(row, default=str, skipkeys=True) for row in rows)
+    cut = draw(st.integers(0, len(text)))
+    return ".jsonl", (text[:cut] if draw(st.booleans()) else text).encode("utf-8", "replace")
+
+
+def check_rows(content: bytes) -> None:
+    """A study whose run was edited by chance: the columns in bulk and the lines by themselves agree, or both refuse."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "study.yaml").write_text("x: 1")
+        run = StudyFolder(folder).run("a-s0-1")
+        run.update(status="done", dataset="a", method={"name": "lora", "rank": 4}, seed=0)
+        (run.path / "measurements.jsonl").write_bytes(content)
+        lines = trial(run.measurements)
+        table = trial(lambda: load_table(folder))
+        if table is not None:
+            assert lines is not None
+            assert len(table) == len(lines)
+            found = [None if v != v else v for v in table["finetune_loss"].tolist()]
+            assert found == [None if (v := row.get("finetune_loss")) is None else float(v) for row in lines]
+        trial(lambda: read_rows(folder, {"step": int}))
+        (run.path / "run.json").write_bytes(content)
+        trial(run.read)
+        trial(lambda: load_table(folder))
+
+
+row = st.dictionaries(
+    st.sampled_from(["step", "finetune_loss", "agreement", "x"]),
+    st.none() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | values,
+    max_size=4,
+)
+contents = st.lists(
+    row.map(lambda r: json.dumps(r, default=str, skipkeys=True)) | st.text(max_size=10), max_size=4
+).map(lambda rows: "".join(f"{line}\n" for line in rows).encode("utf-8", "replace")) | st.binary(max_size=60)
+
+tokens = st.sampled_from(
+    [
+        "a",
+        "b",
+        "N",
+        "D",
+        "+",
+        "-",
+        "*",
+        "/",
+        "**",
+        "(",
+        ")",
+        "exp",
+        "log",
+        "1",
+        "2.5",
+        "=",
+        "loss",
+        " ",
+        "^",
+        ",",
+        "1e9",
+        ".",
+    ]
+)
+formulas = st.lists(tokens, max_size=14).map("".join).map(lambda body: f"loss = a*N+{body}") | st.text(max_size=40)
+
+
+def check_formula(text: str) -> None:
+    law = trial(lambda: FormulaLaw(text, ["N", "D"]))
+    if law is None:
+        return
+    assert law.from_spec(json.loads(json.dumps(law.spec))).formula == law.formula
+    with np.errstate(all="ignore"):
+        x = {"N": np.array([1.0, 2.0, 7.0]), "D": np.array([3.0, 1.0, 2.0])}
+        theta = np.ones((2, len(law.parameters)))
+        assert law.values(theta, x).shape == (2, 1, 3)
+        assert law.gradient(theta, x).shape == (2, 1, 3, len(law.parameters))
+
+
+def check_fits(value: Any) -> None:
+    text = json.dumps({"format": 1, "fits": value}, default=str, skipkeys=True)
+    in_file((".json", text.encode("utf-8", "replace")), load_fits)
+
+
+fit_like = st.fixed_dictionaries(
+    {"law": st.sampled_from(["linear", "shifted_power", "x"]) | values, "parameters": values, "format": st.just(1)},
+    optional=dict.fromkeys(("label", "objective", "r2", "draws", "spec", "measured_range", "n_points"), values),
+)
+
+
+def check_redacted(value: Any) -> None:
+    assert json.dumps(guard.redact_all(json.loads(json.dumps(value, default=str, skipkeys=True))))
+
+
+TOURS: dict[str, tuple[Any, Check]] = {
+    "configs": (configs() | values, check_config),
+    "yaml": (yamls, check_yaml),
+    "tables": (tables(), check_table),
+    "corpora": (tables() | lines(), check_corpus),
+    "rows": (contents, check_rows),
+    "formulas": (formulas, check_formula),
+    "fits": (fit_like | values, check_fits),
+    "redacted": (values, check_redacted),
+}
+
+
+@pytest.mark.parametrize("tour", TOURS)
+def test_random_input_works_or_says_why(tour: str) -> None:
+    fuzz(*TOURS[tour], FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tour", TOURS)
+def test_ten_thousand_random_inputs_work_or_say_why(tour: str) -> None:
+    fuzz(*TOURS[tour], MANY)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_goes_round(name: str) -> None:
+    config = load_preset(name)
+    assert validate(parse_yaml(config.to_yaml(), where="x"), where="x") == config
+    assert [run.run_id() for run in expand_runs(validate(json.loads(config.model_dump_json()), where="x"))] == [
+        run.run_id() for run in expand_runs(config)
+    ]
