@@ -31,7 +31,12 @@ OTHERS = (
     ("#b02a2a", "#ff9d96", "hourglass"),
     ("#0b5f75", "#6fd6ea", "bowtie"),
 )
-METHOD_NAMES = {"lora": "LoRA", "ia3": "IA³", "full": "full fine-tuning"}
+METHOD_NAMES = {
+    "lora": "LoRA", "dora": "DoRA", "mica": "MiCA", "pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "eva": "EVA",
+    "vera": "VeRA", "loha": "LoHa", "lokr": "LoKr", "ia3": "IA³", "oft": "OFT", "boft": "BOFT", "osf": "OSF",
+    "ln_tuning": "layer-norm tuning", "bias": "biases only", "full": "full fine-tuning",
+}  # fmt: skip
+"""Methods whose name is not simply the words to show."""
 
 NOT_OPTIONS = ("name", "rank", "label", "mitigations")
 """Fields of a run's method that are no options in which methods of one label may differ."""
