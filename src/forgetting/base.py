@@ -154,11 +154,21 @@ def weights_revision(model: PreTrainedModel, source: str) -> str:
     return str(commit) if commit else f"sha256:{folder_hash(source)}"
 
 
-@lru_cache(maxsize=8)
 def folder_hash(folder: str) -> str:
-    """A sha256 over the config and weights of a local folder."""
+    """A sha256 over the config and weights of a local folder; kept while the files stay the same."""
+    files = [Path(folder) / "config.json", *sorted(Path(folder).glob("*.safetensors"))]
+    return _hash(tuple((path, *_stamp(path)) for path in files))
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=8)
+def _hash(stamped: tuple[tuple[Path, int, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for path in [Path(folder) / "config.json", *sorted(Path(folder).glob("*.safetensors"))]:
+    for path, *_ in stamped:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -25,6 +26,10 @@ WINDOW = 1000
 """Tasks handed to Ray at a time."""
 TELL_EVERY = 0.5
 """Seconds between two messages of a task about its steps."""
+LAST_WORDS = 5.0
+"""Seconds for which a task that ends waits for its messages to arrive."""
+REACH = 10.0
+"""Seconds for an answer of a cluster that is to be joined."""
 STORE_BYTES = 100_000_000
 """Object store of a cluster that we start ourselves: nothing but messages goes through it."""
 
@@ -121,7 +126,9 @@ def _join(ray: Any, address: str | None) -> None:
     """Connect to a cluster, or start one; signals stay ours."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is slow to start one
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    _reach(address)
     own = {"num_cpus": count_cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -133,6 +140,24 @@ def _join(ray: Any, address: str | None) -> None:
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # ray.init puts its own in their place
             signal.signal(number, handler)
+
+
+def _reach(address: str) -> None:
+    """See that something answers at HOST:PORT: where nothing does, Ray ends the whole process.
+
+    Raises:
+        UsageError: a Ray Client address, whose driver would not see the study folder.
+        ForgettingError: nothing answers.
+    """
+    if "://" in address:
+        raise UsageError(f"--ray-address: got {address}; give HOST:PORT of the cluster's head, or auto")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH).close()
+    except (OSError, OverflowError) as error:
+        raise ForgettingError(f"ray: no cluster at {address}: {error}; start one with `ray start --head`") from None
 
 
 def _first(error: BaseException) -> str:
@@ -186,8 +211,12 @@ def attempt(task: str, work: Work, mailbox: Any, threads: int) -> None:
             answers.append(mailbox.put.remote(Event(task, "step", step)))
             told = time.monotonic()
 
-    with stopping.at_next_step():
-        work(task, tell)
+    try:
+        with stopping.at_next_step():
+            work(task, tell)
+    finally:  # the driver hears all before it hears that the task ended
+        if answers:
+            ray.wait(answers, num_returns=len(answers), timeout=LAST_WORDS)
 
 
 class _Driver:
