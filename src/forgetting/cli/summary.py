@@ -23,7 +23,7 @@ def print_summary(config: StudyConfig, result: StudyResult, conclusion: Conclusi
     """The last measurement of each run, the laws, and where the report lies, on standard output."""
     console = Console()
     last = result.table.sort_values("step").groupby("run_id", as_index=False).last()
-    console.print(measurements_table(last.sort_values(["dataset", "method", "trainable_params", "seed"])))
+    console.print(measurements_table(last.sort_values(["dataset", "label", "mitigation", "trainable_params", "seed"])))
     for dataset in config.datasets:
         laws = conclusion.fits.get(dataset, {})
         if "linear" in laws:
@@ -54,11 +54,11 @@ def _interval(estimate: Estimate) -> str:
 
 
 def measurements_table(table: pd.DataFrame) -> Table:
-    """Rows of a study's table with values ± standard errors, 80 columns wide for one seed of runs that all finished."""
+    """Rows of a study's table with values ± standard errors; columns that say the same in every row are left out."""
     rows = table.to_dict("records")
     columns: dict[str, Callable[[dict[Hashable, Any]], str]] = {
         "data set": lambda row: escape(str(row["dataset"])),
-        "method": lambda row: escape(str(row["method"])),
+        "method": lambda row: escape(" + ".join(filter(None, (row["label"], row["mitigation"])))),
         "rank": lambda row: _whole(row["rank"]),
         "seed": lambda row: _whole(row["seed"]),
         "P": lambda row: _short(row["trainable_params"]),
@@ -68,8 +68,9 @@ def measurements_table(table: pd.DataFrame) -> Table:
         "agreement": lambda row: _mean(row["agreement"], row["agreement_se"]),
         "status": lambda row: str(row["status"]),
     }
-    if len({row["seed"] for row in rows}) < 2:
-        del columns["seed"]
+    for name, column in (("dataset", "data set"), ("seed", "seed")):
+        if len({row[name] for row in rows}) < 2:
+            del columns[column]
     if {row["status"] for row in rows} == {"done"}:
         del columns["status"]
     shown = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
