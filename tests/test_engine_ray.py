@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.slow  # a cluster takes minutes to start on a machine whose cores are busy
 
 from forgetting import stopping
 from forgetting.config import validate
@@ -32,7 +33,8 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_raylet_start_wait_time_s"] = "120"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray spells it
+    os.environ["RAY_raylet_start_wait_time_s"] = "120"  # noqa: SIM112 - as Ray spells it
     small = {"object_store_memory": 100_000_000, "include_dashboard": False}
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
     for _ in range(2):

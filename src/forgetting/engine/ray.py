@@ -127,6 +127,7 @@ def _join(ray: Any, address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is slow to start one
+    os.environ.setdefault("RAY_worker_niceness", "0")  # runs are the work here: Ray would put them behind all else
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     _reach(address)
     own = {"num_cpus": count_cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
@@ -180,7 +181,8 @@ class Mailbox:
 
     def put(self, event: Event) -> bool:
         """Leave an event; whether the driver asks to stop."""
-        self.events.append(event)
+        if not (self.stopping and event.kind == "started"):  # who comes now is told to do nothing
+            self.events.append(event)
         return self.stopping
 
     def take(self, stopping: bool) -> list[Event]:
@@ -195,8 +197,14 @@ def attempt(task: str, work: Work, mailbox: Any, threads: int) -> None:
     import ray
     import torch
 
+    try:
+        late = ray.get(mailbox.put.remote(Event(task, "started")))
+    except ray.exceptions.RayError:  # the driver is gone, or done with us
+        late = True
+    if late:
+        raise stopping.StoppedError(signal.SIGTERM)
     torch.set_num_threads(threads)
-    answers = [mailbox.put.remote(Event(task, "started"))]
+    answers: list[Any] = []
     told = time.monotonic()
 
     def tell(step: int) -> None:
@@ -271,21 +279,24 @@ class _Driver:
             self.on_event(event)
 
     def _stop(self) -> None:
-        """Ask the runs in hand to stop at their next step; those that wait for a place are taken back."""
+        """Ask the runs in hand to stop at their next step; those that wait for a place find this out and do nothing.
+
+        Not by ray.cancel: it interrupts wherever a worker is, and one that was importing torch is then broken.
+        """
         self.stopped = True
         self.left.clear()
-        for ref, task in self.running.items():
-            if task not in self.begun:
-                self.ray.cancel(ref)
+        self._hear()  # from here on, whoever begins is told not to
+        self.running = {ref: task for ref, task in self.running.items() if task in self.begun}
 
     def _ended(self, ref: Any, task: str) -> None:
         errors = self.ray.exceptions
         try:
             self.ray.get(ref)
-        except errors.TaskCancelledError:
-            return
         except errors.RayTaskError as error:
-            if not isinstance(error.cause, stopping.StoppedError):
+            if isinstance(error.cause, stopping.StoppedError):
+                if not self.stopped:
+                    self._died(task, "it was stopped on its node")
+            else:
                 known = isinstance(error.cause, ForgettingError)
                 self.error = self.error or (
                     error.cause
