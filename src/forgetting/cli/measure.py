@@ -224,8 +224,8 @@ def _print(result: Measurement) -> None:
     )
     console.print(table)
     console.print(
-        "next: --html FILE shows in which tokens and documents; `forgetting evaluate` with the same two models shows which "
-        "answers were lost",
+        "next: --html FILE shows in which tokens and documents; `forgetting evaluate` with the same two models shows "
+        "which answers were lost",
         highlight=False,
         soft_wrap=True,
     )
