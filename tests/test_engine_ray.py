@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.slow  # a cluster takes minutes to start on a machine whose cores are busy
 
 from forgetting import stopping
 from forgetting.config import validate
@@ -24,6 +23,8 @@ from forgetting.engine.ray import _reach
 from forgetting.errors import ForgettingError, UsageError
 from forgetting.study import study
 from test_faults import fields, numbers
+
+pytestmark = pytest.mark.slow  # a cluster takes minutes to start on a machine whose cores are busy
 
 
 @pytest.fixture(scope="module")
