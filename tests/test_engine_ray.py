@@ -24,8 +24,6 @@ from forgetting.errors import ForgettingError, UsageError
 from forgetting.study import study
 from test_faults import fields, numbers
 
-pytestmark = pytest.mark.slow  # a cluster takes minutes to start on a machine whose cores are busy
-
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
