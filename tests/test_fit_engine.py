@@ -12,7 +12,7 @@ import pytest
 from scipy import optimize, special
 
 from forgetting.errors import ForgettingError, UsageError
-from forgetting.fit import extrapolation_tests, fit_from_published, fit_law, r2_by, rank_laws
+from forgetting.fit import extrapolation_tests, fit_from_published, fit_law, fit_study, r2_by, rank_laws
 from forgetting.fit.data import read_data
 from forgetting.fit.objective import Objective
 from forgetting.fit.search import search
@@ -329,3 +329,13 @@ def test_light_laws_do_not_need_pandas_or_torch():
 
 def test_law_registry_names_are_those_of_the_laws():
     assert all(law.name == name for name, law in LAWS.items())
+
+
+def test_a_surface_that_runs_to_infinity_is_no_fit() -> None:
+    row, step = (cells.ravel() for cells in np.indices((3, 3)))
+    columns = {"dataset": "a", "run_id": row, "status": "done", "trainable_params": 100 * (row + 1), "step": step + 1}
+    losses = {"finetune_loss": 2 - 0.1 * step - 0.03 * row, "forgetting_loss": 1 + 0.2 * step + 0.01 * row}
+    fits = fit_study(pd.DataFrame(columns | losses), bootstrap=0)["a"]
+    assert set(fits) == {"linear"}
+    (warning,) = (text for text in fits["linear"].warnings if "shifted_power was not fitted" in text)
+    assert "beyond what a number can hold" in warning

@@ -189,6 +189,11 @@ def _fit(
     warnings: list[str],
     learned: dict[str, Any],
 ) -> Fit:
+    if not np.isfinite(theta).all():
+        raise ForgettingError(
+            f"law '{law.name}' on '{label}': parameters of the best fit run beyond what a number can hold; the {data.n} "
+            "measurements do not determine them"
+        )
     return Fit(
         law=law.name,
         label=label,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from forgetting.errors import UsageError
+from forgetting.errors import ForgettingError, UsageError
 from forgetting.fit.data import DONE, column_names
 from forgetting.fit.engine import fit_law
 from forgetting.fit.result import Fit
@@ -53,7 +53,12 @@ def _fit_dataset(part: pd.DataFrame, done: pd.DataFrame, name: str, seed: int, b
     if reason:
         fits["linear"].warnings.append(f"shifted_power was not fitted: {reason}")
         return fits
-    fits["shifted_power"] = fit_law("shifted_power", part, label=name, seed=seed, bootstrap=bootstrap)
+    try:
+        fits["shifted_power"] = fit_law("shifted_power", part, label=name, seed=seed, bootstrap=bootstrap)
+    except UsageError:
+        raise
+    except ForgettingError as error:
+        fits["linear"].warnings.append(f"shifted_power was not fitted: {error}")
     return fits
 
 
