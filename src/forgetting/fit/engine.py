@@ -191,8 +191,8 @@ def _fit(
 ) -> Fit:
     if not np.isfinite(theta).all():
         raise ForgettingError(
-            f"law '{law.name}' on '{label}': parameters of the best fit run beyond what a number can hold; the {data.n} "
-            "measurements do not determine them"
+            f"law '{law.name}' on '{label}': parameters of the best fit run beyond what a number can hold; these "
+            f"{data.n} measurements do not determine them"
         )
     return Fit(
         law=law.name,
