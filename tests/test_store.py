@@ -113,7 +113,10 @@ def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:
     process = context.Process(target=_hold, args=(tmp_path / "r", held, release))
     process.start()
     assert held.wait(60)
-    with pytest.raises(ForgettingError, match=r"run r: held by process \d+ on .+ since "), RunFolder(tmp_path / "r").lock():
+    with (
+        pytest.raises(ForgettingError, match=r"run r: held by process \d+ on .+ since "),
+        RunFolder(tmp_path / "r").lock(),
+    ):
         pass
     process.kill()  # the operating system lets go of the lock
     process.join()
