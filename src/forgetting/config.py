@@ -151,7 +151,7 @@ class MeasureConfig(Section):
     start: int = Field(50, ge=1, description="first measured step after step 0; earlier steps are left out of fits")
     every: int = Field(10, ge=1, description="steps between measurements; the last step is always measured")
     text_tokens: int | None = Field(
-        None, ge=1, description="measure on whole documents of the general text up to about these many tokens"
+        None, ge=1, description="measure on randomly chosen windows of the general text with about these many tokens"
     )
     heldout_tokens: int | None = Field(None, ge=1, description="the same for the held-out fine-tuning data")
     batch_tokens: int = Field(8192, ge=1, description="tokens a forward pass; memory only")

@@ -83,18 +83,22 @@ class Windows:
         )
 
     def sample(self, max_tokens: int | None, *, seed: int = 0) -> Windows:
-        """Whole documents in a seeded order until they hold `max_tokens` targets; all of them where None.
+        """Windows in a seeded random order until they hold `max_tokens` targets; all of them where None.
 
-        The windows keep their original order. At least two documents are taken where there are two, since one
-        document has no standard error.
+        Windows and not whole documents: every window has the same chance, so that a mean over the sample stands for
+        all of the text, and the sample has as many documents as it can, which is what a standard error clustered by
+        document lives from. The windows keep their original order. Windows of at least two documents are taken where
+        there are two, since one document has no standard error.
         """
         if max_tokens is None or self.n_predicted <= max_tokens:
             return self
-        per_document = np.bincount(self.token_documents(), minlength=len(self.document_ids))
-        order = np.random.default_rng(seed).permutation(np.unique(self.documents))
-        enough = int(np.searchsorted(np.cumsum(per_document[order]), max_tokens)) + 1
-        chosen = order[: max(enough, 2)]
-        return self.select(np.flatnonzero(np.isin(self.documents, chosen)))
+        per_window = np.diff(np.concatenate([[0], np.cumsum(self.predicted)])[self.offsets])
+        order = np.random.default_rng(seed).permutation(len(self))
+        chosen = order[: int(np.searchsorted(np.cumsum(per_window[order]), max_tokens)) + 1]
+        others = order[self.documents[order] != self.documents[order[0]]]
+        if len(others) and np.all(self.documents[chosen] == self.documents[order[0]]):
+            chosen = np.append(chosen, others[0])
+        return self.select(np.sort(chosen))
 
     def fingerprint(self) -> str:
         """A sha256 over tokens, masks, windows and documents: equal fingerprints mean equal measurements."""
