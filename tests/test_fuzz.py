@@ -331,6 +331,33 @@ def test_ten_thousand_random_inputs_work_or_say_why(tour: str) -> None:
     fuzz(*TOURS[tour], MANY)
 
 
+LONG = "1" + "0" * 320
+FOUND: list[tuple[str, Any]] = [
+    ("configs", BASE | {"model": BASE["model"] | {"source": "a\x85b"}}),
+    ("rows", f'{{"step": {LONG}}}\n'.encode()),
+    ("rows", f'{{"finetune_loss": {LONG}}}\n'.encode()),
+    ("rows", b'{"finetune_loss": 1e999}\n'),
+    ("rows", b'{"finetune_loss": NaN}\n'),
+]
+"""Inputs like those that the tours found in 10,000, or that stand beside them."""
+
+
+@pytest.mark.parametrize(("tour", "example"), FOUND, ids=lambda value: str(value)[:30])
+def test_what_was_found_stays_mended(tour: str, example: Any) -> None:
+    TOURS[tour][1](example)
+
+
+@pytest.mark.parametrize("number", [LONG, f"-{LONG}", "1e999", "NaN", "-Infinity"])
+@pytest.mark.parametrize(("field", "needed"), [("step", "a whole number"), ("finetune_loss", "a finite number")])
+def test_a_number_that_no_float_holds_is_a_damaged_row(tmp_path: Path, field: str, needed: str, number: str) -> None:
+    (tmp_path / "study.yaml").write_text("x: 1")
+    run = StudyFolder(tmp_path).run("a-s0-1")
+    run.update(status="done", dataset="a", method={"name": "lora", "rank": 4}, seed=0)
+    (run.path / "measurements.jsonl").write_text(f'{{"step": 1}}\n{{"{field}": {number}}}\n')
+    with pytest.raises(ForgettingError, match=rf"line 2: damaged: {field} is .{{1,40}} where {needed} is needed"):
+        load_table(tmp_path)
+
+
 @pytest.mark.parametrize("name", presets())
 def test_every_preset_goes_round(name: str) -> None:
     config = load_preset(name)

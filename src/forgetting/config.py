@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -22,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from . import guard
 from .errors import UsageError, did_you_mean
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -235,7 +235,7 @@ class StudyConfig(Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML; `parse_yaml` reads it back to an equal object."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return guard.dump_yaml(self.model_dump(mode="json"))
 
 
 class RunConfig(Section):

@@ -158,6 +158,27 @@ def parse_yaml(text: str, where: str) -> Any:
         raise UsageError(f"{where}: a value cannot be read: {str(error).splitlines()[0]:.200}") from None
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's, with text that holds a NEL (U+0085) in double quotes: as it is, it would be read back as a space."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def dump_yaml(value: Any) -> str:
+    """A value of plain kinds as YAML that `parse_yaml` reads back to an equal one; keys keep their order.
+
+    Examples:
+        >>> parse_yaml(dump_yaml({"a": "b\\x85c"}), "x")
+        {'a': 'b\\x85c'}
+    """
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def _written_out(node: yaml.Node, where: str, sizes: dict[int, int], above: set[int]) -> int:
     """How many values a node stands for with its aliases written out.
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import struct
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.json
 
 from . import guard
@@ -219,7 +220,7 @@ def _parse(held: Sequence[tuple[Path, bytes]], schema: pa.Schema) -> pa.Table:
     reading = pyarrow.json.ReadOptions(block_size=max(len(content), 1))
     with suppress(pa.ArrowException):
         table = pyarrow.json.read_json(pa.BufferReader(content), reading, options)
-        if table.num_rows == content.count(b"\n"):
+        if table.num_rows == content.count(b"\n") and _is_finite(table):
             return table.select(schema.names).cast(schema)
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     for file, part in held:
@@ -229,17 +230,23 @@ def _parse(held: Sequence[tuple[Path, bytes]], schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
+def _is_finite(table: pa.Table) -> bool:
+    """No number beyond a float's range, which Arrow reads as infinite: rows hold finite numbers and null alone."""
+    floats = (column for column in table.columns if pa.types.is_floating(column.type))
+    return all(pyarrow.compute.all(pyarrow.compute.is_finite(column)).as_py() is not False for column in floats)
+
+
 def _cell(value: Any, field: pa.Field, where: str) -> int | float | None:
     whole = pa.types.is_integer(field.type)
     if value is None:
         return None
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if not whole:
-            with suppress(OverflowError):
-                return float(value)
-        elif math.isfinite(value) and value == int(value) and abs(value) < 2**63:
+        # compared before converted: an int of 400 digits is no float
+        if not whole and abs(value) <= sys.float_info.max:
+            return float(value)
+        if whole and abs(value) < 2**63 and value == int(value):
             return int(value)
-    needed = "a whole number" if whole else "a number"
+    needed = "a whole number" if whole else "a finite number"
     raise ForgettingError(
         f"{where}: damaged: {field.name} is {value!r:.40} where {needed} is needed; "
         "delete the run's folder to run it again"

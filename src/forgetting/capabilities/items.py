@@ -12,10 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from .. import guard
 from ..errors import UsageError, did_you_mean
-from ..guard import json_rows
 from ..store import write_atomically
 
 FIELDS = ("id", "prompt", "choices", "answer", "category", "cluster")
@@ -32,7 +30,7 @@ def read_items(path: Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     prompts: dict[str, int] = {}
-    for number, row in json_rows(path):
+    for number, row in guard.json_rows(path):
         where = f"{path}, line {number}"
         item = _item(row, where)
         if rows and ("choices" in item) != ("choices" in rows[0]):
@@ -123,5 +121,5 @@ def write_task(
             config |= {"doc_to_target": "answers", "metric_list": [matched]}
             config["filter_list"] = [{"name": "final-answer", "filter": final}]
     path = folder.resolve() / f"{name}.yaml"
-    write_atomically(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_atomically(path, guard.dump_yaml(config))
     return path
