@@ -101,7 +101,7 @@ def test_damaged_columns_are_noticed_and_made_again(
         ('{"step": 1', "line 7: damaged"),
         ("[1]", "line 7: damaged"),
         ('{"step": "x"}', "line 7: damaged: step is 'x' where a whole number"),
-        ('{"step": 1, "agreement": [1]}', r"line 7: damaged: agreement is \[1\] where a number"),
+        ('{"step": 1, "agreement": [1]}', r"line 7: damaged: agreement is \[1\] where a finite number"),
         ('{"step": 1.5}', "line 7: damaged: step is 1.5"),
         ('{"step": 1' + "0" * 5000 + "}", "line 7: damaged"),
     ],
