@@ -120,7 +120,8 @@ def _numbers(run: RunFolder) -> dict[tuple[Any, Any, str], float | None]:
 
 
 def _elsewhere(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
-    said = []
+    counts = [state.get("processes", 1) for state in (old, new)]
+    said = [f"processes {counts[0]} then, {counts[1]} now"] if counts[0] != counts[1] else []
     for part in ("hardware", "versions"):
         one, two = old.get(part, {}), new.get(part, {})
         names = [name for name in {**one, **two} if name != "host" and one.get(name) != two.get(name)]

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import errno
 import functools
-import platform
-import shlex
-import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
-from datetime import UTC, datetime
-from importlib import metadata
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import provenance, ranks
 from .checkpoints import drop_unfinished
 from .config import RunConfig, StudyConfig
 from .errors import ForgettingError, UsageError
 from .guard import redact
 from .methods import Context, expand_grid, parse_method
 from .mitigations import expand_together
-from .mitigations import label as mitigation_label
 from .stopping import StoppedError
-from .store import HeldError, RunFolder, StudyFolder, write_atomically
+from .store import HeldError, Onlooker, RunFolder, StudyFolder, write_atomically
 
 if TYPE_CHECKING:
     from .base import Base
@@ -34,7 +29,6 @@ if TYPE_CHECKING:
 
 SMALL_MODEL = 50_000_000
 """Parameters under which one thread a run is best."""
-PACKAGES = ("forgetting", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
 
 
 def expand_runs(config: StudyConfig) -> list[RunConfig]:
@@ -104,17 +98,22 @@ def run_one(out: str, run_id: str, tell: Callable[[int], None]) -> None:
 def do_run(study_folder: StudyFolder, run_id: str, tell: Callable[[int], None]) -> bool:
     """Do one run in this process, unless it is done; failures are recorded in its run.json.
 
+    Of several processes that `ranks.join` made one group all call this, and the main one holds the run and writes.
+
     Returns:
         Whether there was anything to do.
 
     Raises:
         HeldError: another process does it.
         StoppedError, ForgettingError: as `run_one`.
+        RunFailedError: in a process that is not the main one, for whoever started it to record.
     """
+    ranks.refuse_foreign()
     quiet_libraries()
     folder = study_folder.run(run_id)
-    with folder.lock():
-        if not is_pending(folder):
+    folder = folder if ranks.is_main() else Onlooker(folder.path)
+    with _held(folder):
+        if not ranks.shared(is_pending(folder)):
             return False
         try:
             _train(study_folder, folder, tell)
@@ -127,32 +126,44 @@ def do_run(study_folder: StudyFolder, run_id: str, tell: Callable[[int], None]) 
                     f"{study_folder.path}: no room left on the disk; everything measured so far is kept: make room, "
                     "then run the same command again"
                 ) from None
+            if not ranks.is_main():
+                raise ranks.RunFailedError(_why(error)) from error
             _keep_failure(folder, error)
         return True
 
 
-def record(run: RunConfig) -> dict[str, Any]:
-    """What run.json says of a run before it has begun."""
-    return {
-        "run_id": run.run_id(),
-        "dataset": run.dataset_name,
-        "method": run.method.model_dump(mode="json", exclude={"label", "mitigations"}),
-        "label": run.method.label or run.method.name,
-        "mitigation": mitigation_label(run.mitigations),
-        "seed": run.seed,
-        "config": run.model_dump(mode="json"),
-    }
+@contextmanager
+def _held(folder: RunFolder) -> Iterator[None]:
+    """Hold the run; of several processes the main one does, for all.
+
+    Raises:
+        HeldError: somebody else holds it.
+    """
+    with ExitStack() as stack:
+        why = None
+        if ranks.is_main():
+            try:
+                stack.enter_context(folder.lock())
+            except HeldError as error:
+                why = str(error)
+        if why := ranks.shared(why):
+            raise HeldError(why)
+        yield
 
 
-def _keep_failure(folder: RunFolder, error: Exception) -> None:
+def _why(error: Exception) -> str:
     from .measure.passes import out_of_memory
 
     why = str(error) if isinstance(error, ForgettingError) else f"{type(error).__name__}: {error}"
     if out_of_memory(error):
         why = f"out of memory; a smaller training.micro_batch_size needs less ({why.splitlines()[0]})"
+    return why
+
+
+def _keep_failure(folder: RunFolder, error: Exception) -> None:
     diverged = type(error).__name__ == "DivergedError"
     write_atomically(folder.path / "error.txt", redact(traceback.format_exc()))
-    folder.update(status="failed", kind="diverged" if diverged else "error", why=why, finished=now())
+    folder.update(status="failed", kind="diverged" if diverged else "error", why=_why(error), finished=provenance.now())
 
 
 def _no_room(error: BaseException | None) -> bool:
@@ -186,28 +197,30 @@ def _train(study_folder: StudyFolder, folder: RunFolder, tell: Callable[[int], N
     base = open_base(config)
     if is_small(base):
         limit_threads()
+    if not ranks.is_main():
+        ranks.wait_for_all()  # the main process computes what is not in the cache, the others find it there
     data, notices = _data(config, run, base, study_folder)
+    if ranks.is_main():
+        ranks.wait_for_all()
     prints = fingerprints(config, run.dataset_name, base)
-    before = folder.read()
-    if changed := changes(before, prints):
+    before = ranks.shared(folder.read())
+    if changed := provenance.other_processes(before, ranks.count()) or changes(before, prints):
         raise ForgettingError(f"{changed} since this run began; use a new study folder")
     folder.update(
         status="running",
         kind=None,
         why=None,
-        **record(run),
+        **provenance.record(run),
         base=base.revision,
         data=prints,
         notices=[*notices, *(old for old in before.get("notices", []) if old not in notices)],
-        versions={name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        hardware=_hardware(base),
-        command=_command(),
-        started=before.get("started") or now(),
-        resumed=[*before.get("resumed", []), now()] if before else [],
+        **provenance.execution(base),
+        started=before.get("started") or provenance.now(),
+        resumed=[*before.get("resumed", []), provenance.now()] if before else [],
     )
     probe = _probe(config, run, base, data, study_folder)
     train_run(run, config.measured_steps(), base, data, folder, study_folder.path / "cache", tell, probe)
-    folder.update(status="done", finished=now())
+    folder.update(status="done", finished=provenance.now())
 
 
 def fingerprints(config: StudyConfig, dataset: str, base: Base) -> dict[str, str]:
@@ -355,31 +368,14 @@ def _data(config: StudyConfig, run: RunConfig, base: Base, folder: StudyFolder) 
             f"schedule {run.training.schedule}: a measured step is not a run that stopped there, since its "
             "learning rate had not decayed"
         )
+    launch = ranks.launched()
+    if launch is not None and launch.content["mixed_precision"] != "no":
+        notices.append(
+            f"mixed_precision {launch.content['mixed_precision']} of the accelerate configuration is not used: "
+            f"the model computes in model.dtype, {base.model.dtype}".replace("torch.", "")
+        )
     if run.method.name == "full" and str(base.model.dtype) != "torch.float32":
         notices.append(
             f"full fine-tuning in {base.model.dtype}: small updates are lost to rounding; use dtype: float32"
         )
     return data, notices
-
-
-def _command() -> str | None:
-    """The command line of this process, secrets taken out as everywhere; None in a worker of Ray, which has its own."""
-    return None if Path(sys.argv[0]).name == "default_worker.py" else shlex.join(sys.argv)
-
-
-def _hardware(base: Base) -> dict[str, Any]:
-    import torch
-
-    device = base.model.device
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "host": platform.node(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "dtype": str(base.model.dtype).removeprefix("torch."),
-    }
-
-
-def now() -> str:
-    """The time, for people to read: nothing is decided by it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

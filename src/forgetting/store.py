@@ -199,6 +199,19 @@ class RunFolder:
             return str(error).split("held by ", 1)[1]
 
 
+class Onlooker(RunFolder):
+    """The same run seen by a process that helps to do it and writes nothing: the main one does."""
+
+    def update(self, **fields: Any) -> None:
+        """Left to the main process."""
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Left to the main process."""
+
+    def keep_until(self, step: int) -> None:
+        """Left to the main process."""
+
+
 class HeldError(ForgettingError):
     """Another process holds the run."""
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import parallel, provenance, ranks, stopping
 from . import runs as room
-from . import stopping
 from .config import RunConfig, StudyConfig
-from .engine import Engine, Event, Hear, Local
+from .engine import Accelerate, Engine, Event, Hear, Local
 from .errors import ForgettingError, UsageError
 from .methods import check_methods
 from .mirror import make_callable
@@ -88,8 +88,9 @@ def study(
     engine, hear = engine or Local(), on_event or _ignore
     runs = expand_runs(config)
     StudyFolder(out).check(config)
+    launch = engine.launch if isinstance(engine, Accelerate) else None
     with engine.ready():
-        one_thread = engine.call(functools.partial(prepare, config, out.resolve()))
+        one_thread = engine.call(functools.partial(prepare, config, out.resolve(), launch))
         folder, pending = StudyFolder.open(out), left(out)
         if on_plan:
             on_plan(runs, pending)
@@ -106,8 +107,13 @@ def study(
     return StudyResult(folder, load_table(out), failed, skipped, time.perf_counter() - began)
 
 
-def prepare(config: StudyConfig, out: Path) -> bool:
+def prepare(config: StudyConfig, out: Path, launch: ranks.Launch | None = None) -> bool:
     """See that a study can run, make its folder, and compute once what its runs share.
+
+    Args:
+        config: the whole study.
+        out: its folder.
+        launch: how each run is spread over several processes; None is one process.
 
     Returns:
         Whether one CPU thread is enough for a run.
@@ -118,6 +124,7 @@ def prepare(config: StudyConfig, out: Path) -> bool:
     runs = expand_runs(config)
     room.quiet_libraries()
     StudyFolder(out).check(config)
+    parallel.check(config, out, launch)
     room.check_context(config)
     for name in config.datasets:
         room.windows(config.to_yaml(), name)
@@ -125,6 +132,8 @@ def prepare(config: StudyConfig, out: Path) -> bool:
     base = room.open_base(config)
     if room.is_small(base):
         room.limit_threads()
+    if launch is not None:
+        parallel.check_model(base)
     check_methods(runs, base.model, functools.partial(room.context, config, base))
     check_runs(runs, base, functools.partial(room.context, config, base))
     _check_unchanged(config, StudyFolder(out), base)
@@ -156,14 +165,19 @@ def _check_unchanged(config: StudyConfig, folder: StudyFolder, base: Base) -> No
 
 def _do_all(folder: StudyFolder, pending: list[str], engine: Engine, hear: Hear, one_thread: bool) -> None:
     """Do runs until none is left, those too that another process held and left."""
-    runs = room.runs_by_id(folder.config().to_yaml())
     work = functools.partial(room.run_one, str(folder.path.resolve()))
     todo = pending
     while todo:
         lost = engine.execute(todo, work, hear, one_thread=one_thread)
-        for run_id, why in lost.items():
-            folder.run(run_id).update(**room.record(runs[run_id]), status="failed", kind="error", why=why)
+        keep_lost(folder, lost)
         todo = _freed(folder, [run_id for run_id in todo if _is_unfinished(folder, run_id)], hear)
+
+
+def keep_lost(folder: StudyFolder, lost: dict[str, str]) -> None:
+    """Store runs that an engine gave up as failed, with the reason."""
+    runs = room.runs_by_id(folder.config().to_yaml())
+    for run_id, why in lost.items():
+        folder.run(run_id).update(**provenance.record(runs[run_id]), status="failed", kind="error", why=why)
 
 
 def _is_unfinished(folder: StudyFolder, run_id: str) -> bool:

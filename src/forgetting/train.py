@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import (
     PreTrainedModel,
     TrainerCallback,
@@ -26,12 +27,12 @@ from transformers import (
     set_seed,
 )
 
-from . import checkpoints, memory, stopping
+from . import checkpoints, memory, ranks, stopping
 from .base import Base, count_parameters
 from .config import RunConfig
 from .errors import ForgettingError
 from .measure.estimate import Mean, clustered_mean
-from .measure.losses import token_losses
+from .measure.losses import whole_losses
 from .measure.targets import BaseTargets
 from .methods import Context, Method, parse_method
 from .mitigations import Course, Situation, parse_together, plan_course, with_recipe
@@ -56,13 +57,15 @@ class RunData:
 def measure_losses(model: PreTrainedModel, data: RunData, batch_tokens: int) -> dict[str, float | int]:
     """All quantities of one measured step, under the table's column names, each mean with its standard error.
 
+    Several processes share out the batches; the numbers are those of one.
+
     Raises:
         DivergedError: a loss is not finite.
     """
-    finetune = token_losses(model, data.heldout, None, batch_tokens=batch_tokens)
-    general = token_losses(model, data.text, data.targets, batch_tokens=batch_tokens)
+    finetune = whole_losses(model, data.heldout, None, batch_tokens=batch_tokens)
+    general = whole_losses(model, data.text, data.targets, batch_tokens=batch_tokens)
     if general.target_nll is None or general.agrees is None:
-        raise AssertionError("token_losses was given targets")
+        raise AssertionError("whole_losses was given targets")
     heldout_documents, text_documents = data.heldout.token_documents(), data.text.token_documents()
     floor = -data.targets.log_prob
     means: dict[str, Mean] = {
@@ -125,7 +128,8 @@ class Measurer(TrainerCallback):
         # the peak of training: measuring has its own, which is no method's cost
         peak = memory.peak(model.device)
         if step and peak is not None:
-            self.peak_memory = max(round(peak, 1), self.peak_memory or 0.0)
+            self.peak_memory = max(round(ranks.largest(peak), 1), self.peak_memory or 0.0)
+        ranks.check_same(model, trainable=True, when=f"after step {step}")
         losses = measure_losses(model, self.data, self.batch_tokens)
         if step == 0 and self.starts_at_base and abs(losses["forgetting"]) > IDENTITY_TOLERANCE:
             raise ForgettingError(
@@ -138,7 +142,9 @@ class Measurer(TrainerCallback):
                 began = time.perf_counter()
                 self._write(step, alpha, measure_losses(model, self.data, self.batch_tokens), began)
         if self.probe is not None and step:
-            self.probe(model, step)
+            if ranks.is_main():
+                self.probe(model, step)
+            ranks.wait_for_all()
         memory.reset_peak(model.device)
         self.clock = time.perf_counter()
 
@@ -174,17 +180,23 @@ class Measurer(TrainerCallback):
         if state.global_step in self.steps:
             self._record(kwargs["model"], state.global_step)
             control.should_save = state.global_step != self.last
-        if stopping.requested() is not None and state.global_step != self.last:
+        asked = int(ranks.largest(stopping.requested() or 0))
+        if asked:  # of any process: all stop at the same step
+            stopping.request(asked)
+        if asked and state.global_step != self.last:
             control.should_save = control.should_training_stop = True
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the checkpoint as wholly written; with what was spent up to it, which no row tells between two."""
-        checkpoints.mark(
-            Path(str(args.output_dir)) / f"checkpoint-{state.global_step}",
-            train_seconds=self.train_seconds + time.perf_counter() - self.clock,
-            measure_seconds=self.measure_seconds,
-        )
+        ranks.wait_for_all()  # each process writes its random state into it
+        if ranks.is_main():
+            checkpoints.mark(
+                Path(str(args.output_dir)) / f"checkpoint-{state.global_step}",
+                train_seconds=self.train_seconds + time.perf_counter() - self.clock,
+                measure_seconds=self.measure_seconds,
+            )
+        ranks.wait_for_all()
 
 
 def train_run(
@@ -198,6 +210,8 @@ def train_run(
     probe: Callable[[Any, int], None] | None = None,
 ) -> None:
     """Train and measure one run in its folder, from its last whole checkpoint if it has one.
+
+    Of several processes each calls this and trains on its share of every batch; the main one writes.
 
     Args:
         run: what decides the numbers.
@@ -227,6 +241,7 @@ def train_run(
         mitigation.adapt(model)
     for term in terms:
         term.start(model)
+    ranks.check_same(model, trainable=False, when="before training")
     _keep_facts(folder, at.facts)
     folder.update(trainable_params=count_parameters(model, trainable=True))
     resumed = _resume(folder)
@@ -239,30 +254,41 @@ def train_run(
         return itertools.chain.from_iterable(one.afterwards(trained, at) for one in together)
 
     trainer.add_callback(Measurer(run, method, steps, data, folder, tell, course, afterwards, resumed.state, probe))
+    _own_random(run.seed)
     trainer.train(resume_from_checkpoint=str(resumed.path) if resumed.path else None)
     if trainer.state.global_step < run.training.steps:
         stopping.check()
     _finish(model, method, folder)
 
 
+def _own_random(seed: int) -> None:
+    """Dropout's own random numbers in each process: the same ones would drop the same places of different windows."""
+    if ranks.index():
+        torch.manual_seed(int(np.random.default_rng([seed, 20240701, ranks.index()]).integers(2**62)))
+
+
 def _finish(model: Any, method: Method, folder: RunFolder) -> None:
-    """Store the tuned weights, whole or not at all, and what the run took."""
-    partial = folder.path / "adapter.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    method.save(model, partial)
-    shutil.rmtree(folder.path / "adapter", ignore_errors=True)
-    partial.rename(folder.path / "adapter")
-    shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
-    folder.update(peak_memory=next((row["peak_memory"] for row in reversed(folder.measurements())), None))
+    """Store the tuned weights, whole or not at all, and what the run took; the main process does."""
+    if ranks.is_main():
+        partial = folder.path / "adapter.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        method.save(model, partial)
+        shutil.rmtree(folder.path / "adapter", ignore_errors=True)
+        partial.rename(folder.path / "adapter")
+        shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
+        folder.update(peak_memory=next((row["peak_memory"] for row in reversed(folder.measurements())), None))
+    ranks.wait_for_all()
 
 
 def _resume(folder: RunFolder) -> checkpoints.Found:
     """The run's last whole checkpoint; rows after it are dropped, and what was damaged is stored as a notice."""
-    found = checkpoints.newest(folder.path / "checkpoints")
-    folder.keep_until(found.step)
-    if found.notices:
-        folder.update(notices=[*folder.read().get("notices", []), *found.notices])
-    return found
+    found = checkpoints.Found()
+    if ranks.is_main():
+        found = checkpoints.newest(folder.path / "checkpoints")
+        folder.keep_until(found.step)
+        if found.notices:
+            folder.update(notices=[*folder.read().get("notices", []), *found.notices])
+    return ranks.shared(found)
 
 
 def _keep_facts(folder: RunFolder, facts: dict[str, Any]) -> None:
@@ -271,7 +297,7 @@ def _keep_facts(folder: RunFolder, facts: dict[str, Any]) -> None:
     Raises:
         ForgettingError: names the mitigation.
     """
-    before = folder.read().get("mitigated") or {}
+    before = ranks.shared(folder.read()).get("mitigated") or {}
     for name, fact in facts.items():
         then = before.get(name)
         if isinstance(fact, dict) and isinstance(then, dict) and then.get("text") != fact.get("text"):

@@ -11,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from . import ranks
 from .config import RunConfig, TrainingConfig
 from .errors import ForgettingError
+from .measure.passes import unwrapped
 from .methods import Method
 from .mitigations import Course, Term
 from .windows import Windows
@@ -74,18 +76,31 @@ class CheckedTrainer(Trainer):
         # as transformers divides: by the whole step's tokens, or by this batch's where the model does not know them
         tokens = num_items_in_batch if self.model_accepts_loss_kwargs else None
         tokens = (batch["labels"][:, 1:] != -100).sum() if tokens is None else tokens
+        # the mean of the processes' gradients is to be the sum of their parts: transformers scales its loss alike
+        processes = self.accelerator.num_processes
         for term in self.terms:
-            part = term.on_batch(model, batch, outputs["logits"], tokens)
-            loss = loss if part is None else loss + part
+            part = term.on_batch(unwrapped(model), batch, outputs["logits"], tokens)
+            loss = loss if part is None else loss + part * processes
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """One batch; after the last of an update step, the gradients that terms add once a step."""
+        """One batch; with the last of an update step, the gradients that terms add once a step.
+
+        Each of several processes adds them to its own before the pass that averages all, so that rounding cannot drive
+        the processes apart.
+        """
+        last, several = self.accelerator.sync_gradients, self.accelerator.num_processes > 1
+        if last and several:
+            self._add_once(model)
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.sync_gradients:
-            for term in self.terms:
-                term.on_step(model, self.state.global_step)
+        if last and not several:
+            self._add_once(model)
         return loss
+
+    def _add_once(self, model: torch.nn.Module) -> None:
+        model.train()
+        for term in self.terms:
+            term.on_step(unwrapped(model), self.state.global_step)
 
     def _load_from_checkpoint(self, *arguments: Any, **options: Any) -> None:
         """Load, and keep what does not train as it is: PEFT makes every adapter it loads trainable."""
@@ -105,14 +120,15 @@ class CheckedTrainer(Trainer):
 
 
 def _arguments(training: TrainingConfig, seed: int, folder: Path, device: torch.device) -> TrainingArguments:
-    micro = training.micro_batch_size or training.batch_size
+    share = training.batch_size // ranks.count()
+    micro = min(training.micro_batch_size or share, share)
     # use_reentrant=False: with LoRA the inputs need no gradient, which the reentrant kind would stop at
     saving = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=training.steps,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=training.batch_size // micro,
+        gradient_accumulation_steps=share // micro,
         learning_rate=training.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(training.schedule, training.schedule),
         warmup_steps=training.warmup_steps,
@@ -158,4 +174,6 @@ def make_trainer(
         data_collator=lambda rows: collate(rows, pad_id),
     )
     trainer.remove_callback(PrinterCallback)
+    if ranks.count() > 1 and not trainer.model_accepts_loss_kwargs:
+        raise ForgettingError("this model's loss does not take the tokens of the whole batch: several processes cannot")
     return trainer

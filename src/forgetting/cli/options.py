@@ -62,6 +62,14 @@ Jobs = Annotated[
     int | None,
     typer.Option(min=1, help="Runs at a time on this machine. Default: one a core for a small model on a CPU, else 1."),
 ]
+AccelerateConfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--accelerate-config",
+        metavar="FILE",
+        help="An accelerate configuration: each run by several processes of this machine, one GPU each.",
+    ),
+]
 RayAddress = Annotated[
     str | None,
     typer.Option(help="A Ray cluster: HOST:PORT, or auto for this machine's. Default: RAY_ADDRESS, or start one here."),

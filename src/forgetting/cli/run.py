@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
-from typing import Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import ForgettingError, UsageError, did_you_mean
 from . import options as o
+
+if TYPE_CHECKING:
+    from ..engine import Accelerate
+    from ..store import StudyFolder
 
 SHOWN = 10
 """Run ids named in an error."""
@@ -18,14 +25,18 @@ SHOWN = 10
 def run_command(
     study: o.Study,
     run_id: Annotated[str, typer.Argument(help="Which run; `forgetting study ... --prepare` lists them.")],
+    accelerate_config: o.AccelerateConfig = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Do one run of a stored study in this process, or what is left of it; schedulers such as SLURM can call this.
 
+    With --accelerate-config several processes of this machine do it together, which this one starts.
+
     A run that was cut goes on from its last checkpoint; one that is done or diverged stays as it is. A run that
     another process holds is refused. Write the report afterwards with `forgetting report STUDY`.
     """
-    from .. import stopping
+    from .. import parallel, stopping
+    from ..engine.accelerate import read_engine
     from ..runs import do_run, runs_by_id
     from ..store import StudyFolder
 
@@ -34,9 +45,11 @@ def run_command(
     if run_id not in runs:
         close = [name for name in runs if name.startswith(run_id.rsplit("-", 1)[0])] or list(runs)
         raise UsageError(f"{study}: no run '{run_id}' in this study; {did_you_mean(run_id, close[:SHOWN])}")
+    engine = None if accelerate_config is None else read_engine(accelerate_config)
+    parallel.check(folder.config(), study, None if engine is None else engine.launch, run_id)
     began = time.perf_counter()
     with stopping.at_next_step():
-        worked = do_run(folder, run_id, lambda _: None)
+        worked = do_run(folder, run_id, lambda _: None) if engine is None else _do_together(engine, folder, run_id)
     state, rows = folder.run(run_id).read(), folder.run(run_id).measurements()
     seconds = round(time.perf_counter() - began, 1)
     if as_json:
@@ -47,3 +60,23 @@ def run_command(
         typer.echo(f"{run_id}: {how}, {len(rows)} measurements")
     if state["status"] != "done":
         raise ForgettingError(f"run {run_id} failed: {state.get('why')}")
+
+
+def _do_together(engine: Accelerate, folder: StudyFolder, run_id: str) -> bool:
+    """`do_run` by the processes of an engine."""
+    from ..runs import is_pending
+    from ..study import keep_lost
+
+    if not is_pending(folder.run(run_id)):
+        return False
+    with engine.ready():
+        work = functools.partial(_work, str(folder.path.resolve()))
+        keep_lost(folder, engine.execute([run_id], work, lambda _: None, one_thread=False))
+    return True
+
+
+def _work(study: str, run_id: str, tell: Callable[[int], None]) -> None:
+    from ..runs import do_run
+    from ..store import StudyFolder
+
+    do_run(StudyFolder.open(Path(study)), run_id, tell)

@@ -48,6 +48,7 @@ def study_command(
     device: o.DeviceOption = None,
     engine: o.EngineOption = o.EngineName.local,
     jobs: o.Jobs = None,
+    accelerate_config: o.AccelerateConfig = None,
     ray_address: o.RayAddress = None,
     run_cpus: o.RunCpus = None,
     run_gpus: o.RunGpus = None,
@@ -72,11 +73,10 @@ def study_command(
         "datasets": {_dataset_name(source): {"source": source} for source in train or []},
     }
     if repeat is not None:
-        _repeat(config, repeat, as_json, any((preset, out, prepare, *flags.values())))
+        _repeat(config, repeat, as_json, any((preset, out, prepare, accelerate_config, *flags.values())))
         return
-    where = _engine(
-        engine.value, jobs, {"address": ray_address, "cpus": run_cpus, "gpus": run_gpus, "memory": run_memory}
-    )
+    ray = {"address": ray_address, "cpus": run_cpus, "gpus": run_gpus, "memory": run_memory}
+    where = _engine(engine.value, jobs, accelerate_config, ray)
     resolved = _resolve(config, preset, {key: value for key, value in flags.items() if value})
     folder = out or (config if config is not None and config.is_dir() else Path("studies") / resolved.name)
     if prepare:
@@ -85,15 +85,19 @@ def study_command(
         _study(resolved, folder, where, as_json)
 
 
-def _engine(name: str, jobs: int | None, ray: dict[str, Any]) -> Engine:
+def _engine(name: str, jobs: int | None, accelerate: Path | None, ray: dict[str, Any]) -> Engine:
     """The engine that the flags mean.
 
     Raises:
-        UsageError: a flag of the other one.
+        UsageError: a flag of another one.
     """
     from ..engine import Local, Ray
+    from ..engine.accelerate import read_engine
 
     given = {option: value for option, value in ray.items() if value is not None}
+    if accelerate is not None and (name == "ray" or jobs is not None):
+        other = "--engine ray" if name == "ray" else f"--jobs {jobs}"
+        raise UsageError(f"--accelerate-config: not with {other}: its processes do one run at a time on this machine")
     if name == "ray":
         if jobs is not None:
             raise UsageError(
@@ -103,7 +107,7 @@ def _engine(name: str, jobs: int | None, ray: dict[str, Any]) -> Engine:
     if given:
         option = next(iter(given))
         raise UsageError(f"--{'ray' if option == 'address' else 'run'}-{option}: needs --engine ray")
-    return Local(jobs)
+    return Local(jobs) if accelerate is None else read_engine(accelerate)
 
 
 def _repeat(study: Path | None, run_id: str, as_json: bool, more: bool) -> None:
@@ -125,10 +129,12 @@ def _repeat(study: Path | None, run_id: str, as_json: bool, more: bool) -> None:
 
 def _prepare(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> None:
     """Make the study folder and print the ids of the runs to do."""
+    from ..engine import Accelerate
     from ..study import left, prepare
 
+    launch = engine.launch if isinstance(engine, Accelerate) else None
     with engine.ready():
-        engine.call(functools.partial(prepare, config, folder.resolve()))
+        engine.call(functools.partial(prepare, config, folder.resolve(), launch))
     todo = left(folder)
     typer.echo(json.dumps({"folder": str(folder), "left": todo}, indent=1) if as_json else "\n".join(todo))
 

@@ -1,7 +1,8 @@
 """Where runs run."""
 
+from .accelerate import Accelerate
 from .base import Engine, Event, Hear
 from .local import Local
 from .ray import Ray
 
-__all__ = ["Engine", "Event", "Hear", "Local", "Ray"]
+__all__ = ["Accelerate", "Engine", "Event", "Hear", "Local", "Ray"]

@@ -46,10 +46,10 @@ class Local:
         jobs = self.jobs or (cores if one_thread else 1)
         threads = 1 if one_thread else max(1, cores // jobs)
         if jobs == 1 or len(tasks) < 2:
-            _set_threads(threads)
+            set_threads(threads)
             for task in tasks:
                 stopping.check()
-                _one(task, work, on_event)
+                one_task(task, work, on_event)
             return {}
         return _Pool(tasks, work, min(jobs, len(tasks)), threads, on_event).run()
 
@@ -59,13 +59,14 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _one(task: str, work: Work, tell: Hear) -> None:
+def one_task(task: str, work: Work, tell: Hear) -> None:
+    """Do a task, telling its start, each step and its end."""
     tell(Event(task, "started"))
     work(task, lambda step: tell(Event(task, "step", step)))
     tell(Event(task, "ended"))
 
 
-def _set_threads(threads: int) -> None:
+def set_threads(threads: int) -> None:
     """CPU threads of this process; torch, where it is not loaded yet, will read them when it is."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if "torch" in sys.modules:
@@ -159,7 +160,7 @@ class _Pool:
         task = self.held.pop(pipe, None)
         if self.stopped:
             return
-        how = _ending(process.exitcode)
+        how = ending(process)
         if pipe in self.new:  # it never came up
             self.new.discard(pipe)
             self.stillborn += 1
@@ -177,7 +178,9 @@ class _Pool:
             self._hire()
 
 
-def _ending(code: int | None) -> str:
+def ending(process: BaseProcess) -> str:
+    """How a process that is gone ended, in words."""
+    code = process.exitcode
     if code is None or code >= 0:
         return f"exit code {code}"
     if code == -signal.SIGKILL:
@@ -196,13 +199,13 @@ def _serve(work: Work, pipe: Connection, threads: int, parent: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; our parent tells us
     signal.signal(signal.SIGTERM, stop)
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    _set_threads(threads)
+    threading.Thread(target=die_with, args=(parent,), daemon=True).start()
+    set_threads(threads)
     pipe.send("here")
     while (task := pipe.recv()) is not None:
         busy = True
         try:
-            _one(task, work, pipe.send)
+            one_task(task, work, pipe.send)
         except stopping.StoppedError:
             return
         except Exception as error:
@@ -213,7 +216,7 @@ def _serve(work: Work, pipe: Connection, threads: int, parent: int) -> None:
         busy = False
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End this process when its parent is gone: an orphan would go on writing to a study that someone resumes."""
     while os.getppid() == parent:
         time.sleep(0.5)

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .. import ranks
 from ..errors import UsageError
 from . import cache, comparable, passes, targets
 from .estimate import Mean, clustered_mean
-from .losses import token_losses
+from .losses import whole_losses
 from .reading import Text, read_windows
 
 log = logging.getLogger(__name__)
@@ -94,7 +93,7 @@ class ForgettingCallback(TrainerCallback):
         self.windows, *_ = read_windows(self.text, tokenizer, model, self.context)
         self.documents = self.windows.token_documents()
         self.batch_tokens = passes.batch_size(model, self.wanted_batch)
-        self.shard = (args.process_index, args.world_size)
+        self.shard = (ranks.index(), ranks.count())
         self.targets = self._base_targets(model, args, state)
         self.rows = [row for row in self.rows if row["step"] < state.global_step]
         self.seconds += time.perf_counter() - began
@@ -141,8 +140,9 @@ class ForgettingCallback(TrainerCallback):
         arrays = passes.halving(
             lambda size: targets.compute_arrays(model, self.windows, size, None, shard=self.shard),
             *(self.windows, self.batch_tokens),
+            sharded=self.shard[1] > 1,
         )
-        arrays = {name: self._summed(array, model) for name, array in arrays.items()}
+        arrays = {name: ranks.summed(array) for name, array in arrays.items()}
         if full and args.process_index == 0:
             targets.store(path, arrays, fingerprint)
         return targets.BaseTargets(**arrays, fingerprint=fingerprint)
@@ -152,18 +152,17 @@ class ForgettingCallback(TrainerCallback):
     ) -> dict[str, float]:
         """One row: the quantities that need one pass of the tuned model."""
         began = time.perf_counter()
-        losses = token_losses(model, self.windows, self.targets, batch_tokens=self.batch_tokens, shard=self.shard)
+        losses = whole_losses(model, self.windows, self.targets, batch_tokens=self.batch_tokens)
         assert losses.target_nll is not None
         assert losses.agrees is not None
-        target_nll = self._summed(losses.target_nll, model)
         floor = -self.targets.log_prob
         values = {
-            "forgetting_loss": target_nll,
+            "forgetting_loss": losses.target_nll,
             "forgetting_floor": floor,
-            "forgetting": target_nll - floor,
-            "agreement": self._summed(losses.agrees.astype(np.float32), model),
+            "forgetting": losses.target_nll - floor,
+            "agreement": losses.agrees.astype(np.float32),
             "data_loss_base": -self.targets.data_log_prob,
-            "data_loss_tuned": self._summed(losses.data_nll, model),
+            "data_loss_tuned": losses.data_nll,
         }
         means = {name: clustered_mean(value, self.documents) for name, value in values.items()}
         row = _row(state.global_step, means)
@@ -171,16 +170,6 @@ class ForgettingCallback(TrainerCallback):
         self.seconds += time.perf_counter() - began
         self._log(args, state, control, row)
         return row
-
-    def _summed(self, array: NDArray[Any], model: Any) -> NDArray[Any]:
-        """The sum of all processes' arrays, exact since each position is non-zero in one of them only."""
-        if self.shard[1] == 1:
-            return array
-        device = next(model.parameters()).device if torch.distributed.get_backend() == "nccl" else "cpu"
-        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(device)
-        torch.distributed.all_reduce(tensor)
-        result: NDArray[Any] = tensor.cpu().numpy()
-        return result
 
     def _log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, row: dict[str, float]

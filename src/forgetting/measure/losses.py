@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from .. import ranks
 from ..errors import UsageError
 from ..windows import Windows
 from . import kernels, passes
@@ -80,4 +81,17 @@ def token_losses(
                 top[:, batch.place] = picked.top.cpu().numpy()
         return TokenLosses(nll[0], None, None) if argmax is None else TokenLosses(nll[0], nll[1], top[1])
 
-    return passes.halving(measure, windows, batch_tokens)
+    return passes.halving(measure, windows, batch_tokens, sharded=shard[1] > 1)
+
+
+def whole_losses(model: nn.Module, windows: Windows, targets: BaseTargets | None, *, batch_tokens: int) -> TokenLosses:
+    """`token_losses` by all processes of a run together, each on its share of the batches; the same in all of them.
+
+    Batches and numbers are those of one process, bit for bit.
+    """
+    shard = ranks.index(), ranks.count()
+    found = token_losses(model, windows, targets, batch_tokens=batch_tokens, shard=shard)
+    nll = ranks.summed(found.data_nll)
+    if found.target_nll is None or found.agrees is None:
+        return TokenLosses(nll, None, None)
+    return TokenLosses(nll, ranks.summed(found.target_nll), ranks.summed(found.agrees.astype(np.uint8)).astype(bool))

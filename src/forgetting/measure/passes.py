@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import ranks
 from ..errors import ForgettingError, UsageError
 from ..windows import Windows
 from . import batches, heads
@@ -183,23 +184,35 @@ def states_of(run: Runner, batch: batches.Batch) -> Tensor:
     return state.reshape(-1, state.shape[-1])[torch.from_numpy(batch.source).to(state.device)]
 
 
-def halving(measure: Callable[[int], R], windows: Windows, batch_tokens: int) -> R:
+def halving(measure: Callable[[int], R], windows: Windows, batch_tokens: int, *, sharded: bool = False) -> R:
     """Call `measure(batch_tokens)`, with half as many tokens again each time that memory runs out, with a notice.
+
+    Args:
+        measure: does the work, given the tokens of a batch.
+        windows: what is measured on.
+        batch_tokens: to begin with.
+        sharded: the batches are shared out among processes. All halve where one must: shards of batches of different
+            sizes would count some positions twice and others never.
 
     Raises:
         ForgettingError: one window does not fit.
     """
     longest = int(windows.lengths.max())
     while True:
+        error: Exception | None = None
         try:
-            return measure(batch_tokens)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+            found = measure(batch_tokens)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as raised:
+            if not out_of_memory(raised):
                 raise
-            if batch_tokens <= longest:
-                raise ForgettingError(
-                    f"out of memory with a single window of {longest} tokens; use a shorter --context"
-                ) from error
+            error = raised
+        if not (ranks.summed_one(error is not None) if sharded else error):
+            return found
+        if batch_tokens <= longest:
+            raise ForgettingError(
+                f"out of memory with a single window of {longest} tokens; use a shorter --context"
+            ) from error
+        error = None  # it holds the frames, and so the memory, of the pass that failed
         batch_tokens = max(longest, batch_tokens // 2)
         log.warning("out of memory: measuring again with batches of %d tokens", batch_tokens)
         if torch.cuda.is_available():
