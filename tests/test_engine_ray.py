@@ -70,6 +70,14 @@ def until_stopped(folder: str, task: str, tell: Tell) -> None:
         time.sleep(0.02)
 
 
+def take_a_while(folder: str, task: str, tell: Tell) -> None:
+    began = time.monotonic()
+    for step in range(1, 41):
+        tell(step)
+        time.sleep(0.05)
+    (Path(folder) / task).write_text(f"{began} {time.monotonic()}")
+
+
 def do(tasks: list[str], work: Any, events: list[Event]) -> dict[str, str]:
     return Ray().execute(tasks, work, events.append, one_thread=True)
 
@@ -83,6 +91,14 @@ def test_every_task_once_with_its_events_in_order_away_from_this_process(cluster
         kinds = [event.kind for event in events if event.task == task]
         assert (kinds[0], kinds[-1]) == ("started", "ended")
     assert str(os.getpid()) not in {path.read_text() for path in tmp_path.iterdir()}
+
+
+def test_no_more_tasks_at_a_time_than_there_are_cores(cluster: Any, tmp_path: Path) -> None:
+    """A worker that waits for an answer lends its core to the next task: none of ours may wait the Ray way."""
+    assert do([f"t{i}" for i in range(8)], functools.partial(take_a_while, str(tmp_path)), []) == {}
+    spans = [tuple(map(float, path.read_text().split())) for path in tmp_path.iterdir()]
+    assert len(spans) == 8
+    assert max(sum(low <= began < high for low, high in spans) for began, _ in spans) == 2
 
 
 def test_a_task_that_always_dies_is_given_up_and_the_others_go_on(cluster: Any, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -193,38 +194,43 @@ class Mailbox:
 
 
 def attempt(task: str, work: Work, mailbox: Any, threads: int) -> None:
-    """Do one task, on a worker of the cluster."""
+    """Do one task, on a worker of the cluster.
+
+    Answers are waited for as futures: while a task is in ray.get or ray.wait, Ray lends its cores to another task, and
+    more runs than asked for would be at work at a time.
+    """
     import ray
     import torch
 
+    def put(event: Event) -> Future[bool]:
+        answer: Future[bool] = mailbox.put.remote(event).future()
+        return answer
+
     try:
-        late = ray.get(mailbox.put.remote(Event(task, "started")))
+        late = put(Event(task, "started")).result()
     except ray.exceptions.RayError:  # the driver is gone, or done with us
         late = True
     if late:
         raise stopping.StoppedError(signal.SIGTERM)
     torch.set_num_threads(threads)
-    answers: list[Any] = []
+    answers: list[Future[bool]] = []
     told = time.monotonic()
 
     def tell(step: int) -> None:
         nonlocal told
-        ready, answers[:] = ray.wait(answers, num_returns=len(answers), timeout=0) if answers else ([], [])
-        try:
-            if any(ray.get(ready)):
-                stopping.request()
-        except ray.exceptions.RayError:  # progress is no reason to stop a run
-            pass
+        # an answer that is an error is none: progress is no reason to stop a run
+        if any(answer.exception() is None and answer.result() for answer in answers if answer.done()):
+            stopping.request()
+        answers[:] = [answer for answer in answers if not answer.done()]
         if time.monotonic() - told >= TELL_EVERY:
-            answers.append(mailbox.put.remote(Event(task, "step", step)))
+            answers.append(put(Event(task, "step", step)))
             told = time.monotonic()
 
     try:
         with stopping.at_next_step():
             work(task, tell)
     finally:  # the driver hears all before it hears that the task ended
-        if answers:
-            ray.wait(answers, num_returns=len(answers), timeout=LAST_WORDS)
+        wait(answers, timeout=LAST_WORDS)
 
 
 class _Driver:
