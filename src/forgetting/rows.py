@@ -33,6 +33,8 @@ KEPT_FROM = 200
 """Ended runs from which on their columns are kept; fewer are read in no time."""
 BULK = 2**25
 """Bytes of rows parsed at once."""
+BLOCK = 2**22
+"""Bytes of rows parsed by one thread; a line longer than this makes its batch be parsed line by line."""
 MAGIC = b"forgetting rows 1\n"
 TEXTS = ("dataset", "method", "label", "mitigation", "status")
 WHOLES = ("rank", "seed", "trainable_params")
@@ -217,7 +219,7 @@ def _parse(held: Sequence[tuple[Path, bytes]], schema: pa.Schema) -> pa.Table:
     if not content:
         return schema.empty_table()
     options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    reading = pyarrow.json.ReadOptions(block_size=max(len(content), 1))
+    reading = pyarrow.json.ReadOptions(block_size=min(len(content), BLOCK))
     with suppress(pa.ArrowException):
         table = pyarrow.json.read_json(pa.BufferReader(content), reading, options)
         if table.num_rows == content.count(b"\n") and _is_finite(table):
