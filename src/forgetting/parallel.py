@@ -97,6 +97,7 @@ def check(config: StudyConfig, study: Path, launch: ranks.Launch | None, run_id:
     Raises:
         UsageError: what came, and what is allowed.
     """
+    ranks.refuse_foreign()
     if launch is not None:
         check_device(config, launch)
         check_shares(config, launch.processes)

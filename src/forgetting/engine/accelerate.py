@@ -89,21 +89,21 @@ class Accelerate:
             attempts.note(event)
             on_event(event)
 
+        def attempt(task: str) -> _Failure | None:
+            nonlocal team
+            stopping.check()
+            team = team if team is not None and team.fit else _Team(self.launch, work, threads)
+            failure = team.do(task, hear)
+            stopping.check()
+            return failure
+
         try:
             for task in tasks:
-                while True:
-                    stopping.check()
-                    team = team if team is not None and team.fit else _Team(self.launch, work, threads)
-                    why = team.do(task, hear)
-                    stopping.check()
-                    if why is None:
-                        break
-                    if why.died and attempts.again(task):
-                        on_event(Event(task, "retried", note=why.words))
-                        continue
-                    lost[task] = attempts.why(task, why.words) if why.died else why.words
+                while (failure := attempt(task)) is not None and failure.died and attempts.again(task):
+                    on_event(Event(task, "retried", note=failure.words))
+                if failure is not None:
+                    lost[task] = attempts.why(task, failure.words) if failure.died else failure.words
                     on_event(Event(task, "ended"))
-                    break
         finally:
             if team is not None:
                 team.end()
@@ -172,12 +172,12 @@ class _Team:
         ended: set[int] = set()
         failed: dict[int, BaseException] = {}
         stopped, over = False, 0.0
-        while len(ended) < len(self.pipes):
+        while len(ended | failed.keys()) < len(self.pipes):
             if not stopped and stopping.requested() is not None:
                 stopped = True
                 for process in self.processes:
                     process.terminate()
-            for pipe in wait([pipe for i, pipe in enumerate(self.pipes) if i not in ended], timeout=POLL):
+            for pipe in wait([pipe for i, pipe in enumerate(self.pipes) if i not in ended | failed.keys()], POLL):
                 index = self.pipes.index(pipe)  # type: ignore[arg-type]
                 told = self._hear(index)
                 if told is None and not stopped:
@@ -195,6 +195,7 @@ class _Team:
                 if time.monotonic() - over > GRACE:
                     self.fit = False
                     break
+        self.fit = self.fit and not failed
         return self._judge(ended, failed)
 
     def _judge(self, ended: set[int], failed: dict[int, BaseException]) -> _Failure | None:
