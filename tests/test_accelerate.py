@@ -58,9 +58,15 @@ def largest_difference(one: list[dict[str, Any]], other: list[dict[str, Any]]) -
     return max(abs((a[key] or 0) - (b[key] or 0)) for a, b in zip(one, other, strict=True) for key in a)
 
 
-def test_two_processes_give_the_numbers_of_one(
-    tiny_model: Path, corpora: Path, tmp_path: Path, two: Accelerate
-) -> None:
+PLAIN: dict[str, Any] = {"name": "lora", "rank": 4}
+DROPPED = {**PLAIN, "label": "d", "dropout": 0.3}
+
+
+@pytest.fixture(scope="module")
+def done(
+    tiny_model: Path, corpora: Path, tmp_path_factory: pytest.TempPathFactory, two: Accelerate
+) -> tuple[StudyConfig, Path, dict[str, str], list[Event]]:
+    """A study by two processes: its configuration and folder, what failed and what was told."""
     general = {"source": str(corpora / "train.jsonl")}
     together = [
         {"name": "kl", "on": "both", "text": general},  # a term a batch, and gradients of its own a step
@@ -68,45 +74,54 @@ def test_two_processes_give_the_numbers_of_one(
         {"name": "l2sp", "weight": 10.0},
         {"name": "interpolation", "alphas": [0.0, 0.5, 1.0]},
     ]
-    plain = {"name": "lora", "rank": 4}
-    methods = [
-        plain,
-        {"name": "full", "label": "f", "mitigations": [together]},
-        {**plain, "label": "d", "dropout": 0.3},
-    ]
-    config = configure(tiny_model, corpora, methods=methods)
+    full = {"name": "full", "label": "f", "mitigations": [together]}
+    methods = [PLAIN, {**PLAIN, "label": "wild", "alpha": 3e38}, full, DROPPED]
+    config, out, events = (
+        configure(tiny_model, corpora, methods=methods),
+        tmp_path_factory.mktemp("done"),
+        list[Event](),
+    )
+    return config, out, study(config, out, engine=two, on_event=events.append).failed, events
+
+
+def test_two_processes_give_the_numbers_of_one(
+    tmp_path: Path, done: tuple[StudyConfig, Path, dict[str, str], list[Event]]
+) -> None:
+    config, out, failed, events = done
     study(config, tmp_path / "1", engine=Local(1))
-    events: list[Event] = []
-    result = study(config, tmp_path / "2", engine=two, on_event=events.append)
-    one, both = numbers(tmp_path / "1"), numbers(tmp_path / "2")
-    assert not result.failed
+    one, both = numbers(tmp_path / "1"), numbers(out)
+    (wild,) = failed
+    assert "the run diverged; lower training.learning_rate" in failed[wild]
+    assert StudyFolder.open(out).run(wild).read()["kind"] == "diverged"  # by the main process, as by one
     assert one.keys() == both.keys()
+    assert one.pop(wild) == both.pop(wild)
     for run, rows in one.items():
         moved = abs(rows[-1]["finetune_loss"] - rows[0]["finetune_loss"])
         differs = largest_difference(rows, both[run])
         assert rows[0] == both[run][0]  # the base model, measured by two processes: every bit
         # gradients are summed in another order (seen: 1e-7); dropout draws other numbers in each process
         assert differs > 1e-4 if "-d-" in run else 0 < differs < 2e-6 < 1e-3 * moved * 100
-    state = next(run for run in result.folder.runs() if "-lora-" in run.id).read()
-    assert (state["processes"], state["accelerate"]["num_processes"]) == (2, 2)
-    assert (
-        state["notices"]
-        == next(r for r in StudyFolder.open(tmp_path / "1").runs() if r.id == state["run_id"]).read()["notices"]
-    )
-    assert len(list((tmp_path / "2" / "cache").glob("targets-*"))) == 1
+    plain_run = next(run for run in one if "-lora-" in run)
+    alone, state = (StudyFolder.open(place).run(plain_run).read() for place in (tmp_path / "1", out))
+    assert (state["processes"], state["accelerate"]["num_processes"], alone["processes"]) == (2, 2, 1)
+    assert state["notices"] == alone["notices"]
+    assert len(list((out / "cache").glob("targets-*"))) == 1
     told = [(event.kind, event.step) for event in events if event.task == state["run_id"]]
     assert told == [("started", 0), *(("step", step) for step in range(1, 9)), ("ended", 0)]
     # repeated by one process, no mean may differ by more than its standard error: this is not the same machine
-    again = repeat(tmp_path / "2", state["run_id"])
+    again = repeat(out, state["run_id"])
     assert again.holds
     assert again.elsewhere == ("processes 2 then, 1 now",)
 
 
 def test_stopped_killed_and_resumed_equals_uninterrupted(
-    tiny_model: Path, corpora: Path, tmp_path: Path, two: Accelerate
+    tiny_model: Path,
+    corpora: Path,
+    tmp_path: Path,
+    two: Accelerate,
+    done: tuple[StudyConfig, Path, dict[str, str], list[Event]],
 ) -> None:
-    config = configure(tiny_model, corpora, methods=[{"name": "lora", "rank": 2, "dropout": 0.2}])
-    study(config, tmp_path / "whole", engine=two)
+    config = configure(tiny_model, corpora, methods=[DROPPED])
     folder, events = StudyFolder.create_or_resume(tmp_path / "cut", config), list[Event]()
     (run_id,) = left(tmp_path / "cut")
 
@@ -135,7 +150,7 @@ def test_stopped_killed_and_resumed_equals_uninterrupted(
     assert [event.kind for event in events].count("retried") == 1
     retried = next(event for event in events if event.kind == "retried")
     assert retried.note.startswith("process 1 of 2: killed")
-    assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
+    assert numbers(tmp_path / "cut") == {run_id: numbers(done[1])[run_id]}
     assert len(stopped) < len(folder.run(run_id).measurements())
     assert len(folder.run(run_id).read()["resumed"]) == 2
 

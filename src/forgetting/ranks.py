@@ -72,6 +72,15 @@ def join(launch: Launch, index: int, meeting: str) -> None:
     _launch = launch
 
 
+def leave() -> None:
+    """Be on one's own again; all processes of a launch do so at once."""
+    global _launch
+    import torch
+
+    torch.distributed.destroy_process_group()
+    _launch = None
+
+
 def launched() -> Launch | None:
     """The launch that this process is one of, or None."""
     return _launch

@@ -126,7 +126,7 @@ class _Team:
         self.place = tempfile.mkdtemp(prefix="forgetting-")
         self.pipes: list[Connection] = []
         self.processes: list[BaseProcess] = []
-        self.fit = True
+        self.fit = False
         """Whether they can do a further task."""
         try:
             for index in range(launch.processes):
@@ -137,12 +137,19 @@ class _Team:
                 theirs.close()  # so that the process's death ends the pipe
                 self.pipes.append(ours)
                 self.processes.append(process)
+            self.fit = True
         except BaseException:
             self.end()
             raise
 
     def end(self) -> None:
-        """Kill what is left of them: whatever is half written is made good when a run resumes."""
+        """Let them go; kill what stays: whatever is half written is made good when a run resumes."""
+        if self.fit:
+            for pipe in self.pipes:
+                with suppress(OSError):
+                    pipe.send(None)
+            for process in self.processes:
+                process.join(timeout=GRACE)
         self.fit = False
         for process in self.processes:
             process.kill()
@@ -162,6 +169,7 @@ class _Team:
         try:
             failure = self._listen(hear)
         except BaseException:
+            self.fit = False
             self.end()
             raise
         if failure is not None or not self.fit:
@@ -235,15 +243,15 @@ def _serve(work: Work, pipe: Connection, threads: int, parent: int, place: tuple
     launch, index, meeting = place
     try:
         ranks.join(launch, index, meeting)
-        while True:
-            task = pipe.recv()
+        while (task := pipe.recv()) is not None:
             busy = True
             one_task(task, work, pipe.send if index == 0 else _silent)
             if index:
                 pipe.send("ended")
             busy = False
+        ranks.leave()
     except stopping.StoppedError:
-        return
+        ranks.leave()
     except Exception as error:
         known = isinstance(error, ForgettingError)
         with suppress(OSError):
