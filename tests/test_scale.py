@@ -150,6 +150,13 @@ def test_a_large_report_draws_means_says_so_and_counts_everything(study: Path, m
     assert len(page) < len(small)
 
 
+def test_the_page_is_under_8_mb_where_most_measurements_are_drawn(tmp_path: Path) -> None:
+    make(tmp_path / "s", 100, measurements=aggregate.MOST_POINTS // 100)
+    page = conclude(tmp_path / "s").report
+    assert 'id="aggregated"' not in page.read_text()
+    assert 6e6 < page.stat().st_size < 8e6
+
+
 def test_a_mean_over_runs_has_the_standard_error_between_them(study: Path) -> None:
     from forgetting.report.series import group, tidy
 

@@ -9,8 +9,10 @@ import pandas as pd
 
 from forgetting.report.series import NUMBERS, Series
 
-MOST_POINTS = 10_000
-"""Measurements that are drawn one by one."""
+MOST_POINTS = 5_000
+"""Measurements that are drawn one by one; each takes some 450 bytes of the page, of which Plotly are 4.8 MB."""
+MOST_MEANS = 3_000
+"""Means that are drawn in place of more measurements, beside up to a thousand rows in the list of runs."""
 MOST_FAILED = 500
 MEANS = ("finetune_loss", "forgetting_loss", "forgetting", "agreement", "data_loss_tuned")
 
@@ -34,7 +36,7 @@ def drawn(rows: pd.DataFrame, series: Sequence[Series]) -> tuple[pd.DataFrame, s
     failed = rows[rows["status"] == "failed"]
     mean = _means(rows[rows["status"] != "failed"], labels)
     steps = np.unique(mean["step"])
-    every = int(np.ceil(len(mean) / MOST_POINTS))
+    every = int(np.ceil(len(mean) / MOST_MEANS))
     if every > 1:
         mean = mean[mean["step"].isin({0.0, *steps[::-1][::every]})]
     said = (

@@ -254,14 +254,14 @@ def _trace(points: Sequence[Point], series: str, look: dict[str, Any], rows: lis
 def _hover(p: Point) -> str:
     seeds = f"{p.runs} seeds" if p.runs > 1 else "one seed"
     lines = [
-        f"<b>{html.escape(str(p.key))}</b>",
+        html.escape(str(p.key)),
         f"step {p.step:.0f} · {seeds}" if math.isfinite(p.step) else seeds,
-        f"L<sub>ft</sub>  {plus_minus(p.loss, p.loss_se)}",
+        f"L_ft  {plus_minus(p.loss, p.loss_se)}",
         f"forgetting  {plus_minus(p.forgetting, p.forgetting_se)} nats/token",
     ]
     if p.front:
         lines.append("on the Pareto frontier" + (f", in {p.seeds:.0%} of the seeds too" if p.runs > 1 else ""))
-    return "<br>".join(lines)
+    return "\n".join(lines)
 
 
 def cards(comparison: Comparison, runs: Sequence[Mapping[str, Any]]) -> list[Card]:

@@ -142,25 +142,28 @@ def method_name_of(series: Series) -> str:
 
 
 def hover_texts(panel: Panel) -> list[str]:
-    """One hover text a row of `panel.hoverable`: run, step, rank, and the values with their errors; escaped."""
+    """One hover text a row of `panel.hoverable`: run, step, rank, and the values with their errors.
+
+    Escaped lines without markup, which the page's script adds: in a script block every bracket would take six bytes.
+    """
     texts = []
     for row in panel.hoverable.to_dict("records"):
         rank = f" · rank {row['rank']:.0f}" if finite(row["rank"]) else ""
         seed = f" · seed {row['seed']:.0f}" if finite(row["seed"]) else ""
         lines = [
-            f"<b>{html.escape(row['run_id'])}</b>",
+            html.escape(row["run_id"]),
             f"{html.escape(method_name(row['method']))}{rank}{seed} · step {row['step']:.0f}",
-            f"L<sub>ft</sub>  {plus_minus(row['finetune_loss'], row['finetune_loss_se'])}",
-            f"L<sub>f</sub>  {plus_minus(row['forgetting_loss'], row['forgetting_loss_se'])}",
+            f"L_ft  {plus_minus(row['finetune_loss'], row['finetune_loss_se'])}",
+            f"L_f  {plus_minus(row['forgetting_loss'], row['forgetting_loss_se'])}",
             f"forgetting  {plus_minus(row['forgetting'], row['forgetting_se'])} nats/token",
         ]
         if finite(row["agreement"]):
             lines.append(f"agreement  {plus_minus(row['agreement'], row['agreement_se'], 100)} %")
         if row["status"] == "failed":
-            lines.append("<i>failed run, not in the fits</i>")
+            lines.append("failed run, not in the fits")
         elif row["status"] != "done":
-            lines.append("<i>not finished, not in the fits yet</i>")
-        texts.append("<br>".join(lines))
+            lines.append("not finished, not in the fits yet")
+        texts.append("\n".join(lines))
     return texts
 
 

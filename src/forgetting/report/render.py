@@ -127,7 +127,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters["pyrepr"] = repr
-    made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":"), "ensure_ascii": False}
     return made
 
 

@@ -27,13 +27,19 @@
     return Object.fromEntries(Object.entries(node).map(([key, value]) => [key, resolved(value, styles)]));
   }
 
+  // the first line is the name; text comes escaped, so no markup but this is in it
+  function hoverText(text) {
+    const [name, ...lines] = text.split("\n");
+    return [`<b>${name}</b>`, ...lines.map((line) => line.replace(/^L_(ft|f) /, "L<sub>$1</sub> "))].join("<br>");
+  }
+
   function figure(div) {
     const panel = panels.get(div.dataset.panel);
     const spec = panel.charts[Number(div.dataset.chart)].spec;
     const { data, layout } = resolved(spec, getComputedStyle(root));
     for (const trace of data) {
       trace.visible = !panel.hidden.has(trace.meta.series);
-      if (trace.meta.rows) trace.text = trace.meta.rows.map((row) => panel.hover[row] ?? "");
+      if (trace.meta.rows) trace.text = trace.meta.rows.map((row) => hoverText(panel.hover[row] ?? ""));
     }
     const narrow = div.clientWidth < 480;
     if (narrow) {
