@@ -1,15 +1,23 @@
 # `make study` and `make test` work in a fresh clone with Python 3.11+ and make; both set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+OLDEST := .venv-oldest
+# What meets the dependencies; what is logic alone is tested by `make test`.
+OLDEST_TESTS := $(patsubst %,tests/test_%.py,packaging config store text tables methods contracts train mitigations security \
+  measure_callback measure_losses measure_command capabilities_items capabilities_evaluate capabilities_study \
+  fit_engine fit_cli compare report scale cli engine_ray)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: study test test-slow lint types clean
+.PHONY: study test test-oldest test-slow lint types clean new-enough
 
 study: .venv/.installed
 	$(BIN)/forgetting study
 
 test: .venv/.dev
 	$(BIN)/python -m pytest
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest $(OLDEST_TESTS)
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow
@@ -22,9 +30,7 @@ types: .venv/.dev
 	$(BIN)/mypy
 
 # torch first, pinned: otherwise another package's looser range may bring a newer one with gigabytes of CUDA.
-.venv/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+.venv/.installed: pyproject.toml constraints.txt | new-enough
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
@@ -34,5 +40,16 @@ types: .venv/.dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt | new-enough
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt torch
+	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt --editable ".[trl,ray]" \
+	  tensorboard mlflow-skinny pytest hypothesis
+	@touch $@
+
+new-enough:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv $(OLDEST) .mypy_cache .ruff_cache .pytest_cache

@@ -81,7 +81,7 @@ def test_a_study_from_flags_alone_ends_in_a_report(command: Command, flags: list
     rows = json.loads(listed.out)
     assert [row["finetune_loss"] for row in rows] == table["finetune_loss"].tolist(), "JSON keeps every digit"
     assert set(COLUMNS) <= set(rows[0])
-    csv = pd.read_csv(io.StringIO(command("table", out, "--csv").out))
+    csv = pd.read_csv(io.StringIO(command("table", out, "--csv").out), float_precision="round_trip")
     assert csv["forgetting"].tolist() == table["forgetting"].tolist()
     assert "± " in command("table", out).out
     (out / "report.html").unlink()

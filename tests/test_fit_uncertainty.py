@@ -63,7 +63,7 @@ def test_wild_bootstrap_has_the_variance_of_the_cluster_jackknife():
     np.testing.assert_allclose(np.std(np.array(fit.draws), axis=0), exact, rtol=0.05)
     low, high = np.quantile(np.array(fit.draws)[:, 0], [0.025, 0.975])
     wide = special.stdtrit(11, 0.975) / special.ndtri(0.975)
-    assert fit.widen == pytest.approx(wide, rel=1e-12)
+    assert fit.widen == pytest.approx(wide, rel=1e-11)  # scipy before 1.17 is off by 4e-12
     slope = fit.parameters["c_fft"]
     assert slope.high - slope.value == pytest.approx(wide * (high - slope.value))
     assert slope.value - slope.low == pytest.approx(wide * (slope.value - low))
