@@ -277,7 +277,10 @@ def _ray(address: str) -> Iterator[Check]:
         "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); "
         "print(len([n for n in ray.nodes() if n['Alive']]), ray.cluster_resources())"
     )
-    start = "start one with `ray start --head`, then give its address"
+    start = (
+        "start one with `ray start --head`, then give its address; if it asks for a token (Ray 2.59 and later), set "
+        "RAY_AUTH_MODE=token"
+    )
     try:
         there = importlib.util.find_spec("ray") is not None
     except ValueError:  # a module without a spec

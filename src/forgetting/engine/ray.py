@@ -34,6 +34,9 @@ REACH = 10.0
 STORE_BYTES = 100_000_000
 """Object store of a cluster that we start ourselves: nothing but messages goes through it."""
 
+START = "start one with `ray start --head`; if it asks for a token (Ray 2.59 and later), set RAY_AUTH_MODE=token"
+"""What to do where no cluster answers. Ray itself reads the token, and only for `auto` turns tokens on unasked."""
+
 
 @dataclass(frozen=True)
 class Ray:
@@ -136,9 +139,7 @@ def _join(ray: Any, address: str | None) -> None:
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **(own if address == "local" else {}))
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise ForgettingError(
-            f"ray: no cluster at {address}: {_first(error)}; start one with `ray start --head`"
-        ) from None
+        raise ForgettingError(f"ray: no cluster at {address}: {_first(error)}; {START}") from None
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # ray.init puts its own in their place
             signal.signal(number, handler)
@@ -159,7 +160,7 @@ def _reach(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=REACH).close()
     except (OSError, OverflowError) as error:
-        raise ForgettingError(f"ray: no cluster at {address}: {error}; start one with `ray start --head`") from None
+        raise ForgettingError(f"ray: no cluster at {address}: {error}; {START}") from None
 
 
 def _first(error: BaseException) -> str:
