@@ -43,8 +43,9 @@ def study(
     Args:
         config: the study, for example `forgetting.config_files.load_preset("miniature")`.
         out: the study folder.
-        engine: where its runs run: `forgetting.engine.Local(jobs)`, `Accelerate(launch)` or `Ray(...)`; None is `Local(1)`,
-            this process. More processes than one need the caller's script to guard its entry with `if __name__ == "__main__"`.
+        engine: where its runs run: `forgetting.engine.Local(jobs)`, `Accelerate(launch)` or `Ray(...)`; None is
+            `Local(1)`, this process. More processes than one need the caller's script to guard its entry with
+            `if __name__ == "__main__"`.
         on_event: told of every finished step.
         on_plan: told once of all runs, and of the ids of those still to do.
 
