@@ -34,6 +34,8 @@ KINDS = {
     "stop": "SIGTERM or SIGINT to the driver of two workers",
     "disk": "disk full (a small tmpfs), then room",
 }
+# a second signal during the stop that the first asked for ends the command at once, as a shell sees it with 143 or 130
+ENDED_BY_SIGNAL = (-signal.SIGKILL, 130, 143, -signal.SIGTERM, -signal.SIGINT)
 COSTS = ("train_seconds", "measure_seconds", "peak_memory")
 Key = tuple[str, int, Any]
 
@@ -45,6 +47,7 @@ class Tally:
     faults: int = 0
     studies: int = 0
     rows: int = 0
+    given_up: int = 0
     wrong: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -149,10 +152,12 @@ def disturb(bench: Bench, tally: Tally, moments: int, flags: list[str], strike: 
                 return
             number, seen = number + 1, {}
             out = bench.folder / f"{id(tally)}-{number}"
-        elif process.returncode not in (-signal.SIGKILL, 130, 143):
+        elif process.returncode not in ENDED_BY_SIGNAL:
             errors = process.stderr.read().decode() if process.stderr else ""
-            tally.wrong.append(f"exit code {process.returncode}: {errors.strip().splitlines()[-1:]}")
-            return
+            if process.returncode != 1 or "died 4 times in a row without getting further" not in errors:
+                tally.wrong.append(f"exit code {process.returncode}: {errors.strip().splitlines()[-1:]}")
+                return
+            tally.given_up += 1  # struck too often, and it said so; the same command tries again
         process = bench.start(out, *flags)
 
 
@@ -280,6 +285,7 @@ def main() -> None:
             tally = run(bench, kind, given.moments)
             failed |= bool(tally.wrong)
             verdict = "; ".join(tally.wrong[:3]) or "; ".join(tally.notes) or "all"
+            verdict += f" ({tally.given_up} times given up and begun again)" if tally.given_up else ""
             print(f"| {KINDS[kind]} | {tally.faults} | {tally.studies} | {tally.rows} | {verdict} |", flush=True)
     sys.exit(failed)
 
