@@ -218,3 +218,29 @@ def test_wrong_options_are_named_by_the_parser(command: Command) -> None:
 
 def test_version(command: Command) -> None:
     assert command("--version").out.startswith("forgetting 0.")
+
+
+def test_a_signal_while_a_library_is_imported_ends_without_a_traceback() -> None:
+    """numpy, interrupted in its import, raises an ImportError in place of what was raised in it."""
+    import subprocess
+    import sys
+
+    code = """
+import os, signal
+from forgetting.cli import app
+
+def importing():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while True:
+            pass
+    except BaseException:
+        raise ImportError("initialization failed") from None
+
+app.app = importing
+app.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 143
+    assert "Traceback" not in done.stderr
+    assert "stopped; everything measured so far is kept" in done.stderr

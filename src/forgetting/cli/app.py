@@ -38,6 +38,10 @@ app.command("table")(study.table_command)
 app.command("doctor")(doctor.doctor_command)
 
 
+_leaving: int | None = None
+"""The signal that we leave by."""
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"forgetting {__version__}")
@@ -74,6 +78,10 @@ def main() -> NoReturn:
         where = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(f"error: {where}no room left on the disk; make room, then run the same command again\n")
         sys.exit(1)
+    except Exception:
+        if _leaving is None:
+            raise
+        sys.exit(128 + _leaving)  # a library made an error of our leaving, as numpy does while it is imported
     sys.exit(0)
 
 
@@ -89,5 +97,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 def _end(number: int) -> NoReturn:
     """Leave with the shell's exit code for the signal."""
+    global _leaving
+    _leaving = number
     sys.stderr.write("stopped; everything measured so far is kept, run the same command again to go on\n")
     sys.exit(128 + number)
