@@ -118,6 +118,22 @@ def test_what_a_task_or_the_shared_work_raises_is_raised_here(cluster: Any) -> N
         Ray().call(functools.partial(refuse, "b", print))
 
 
+def die(folder: str, times: int) -> str:
+    with (Path(folder) / "deaths").open("a") as file:
+        file.write("x")
+    if len((Path(folder) / "deaths").read_text()) <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+def test_the_shared_work_is_done_again_where_its_worker_dies(cluster: Any, tmp_path: Path) -> None:
+    assert Ray().call(functools.partial(die, str(tmp_path), 2)) == "done"
+    assert (tmp_path / "deaths").read_text() == "xxx"
+    (tmp_path / "deaths").unlink()
+    with pytest.raises(ForgettingError, match=r"could not be computed: its worker was killed.*, 4 times in a row$"):
+        Ray().call(functools.partial(die, str(tmp_path), 99))
+
+
 def test_a_stop_reaches_the_runs_in_hand_and_takes_back_those_that_wait(cluster: Any, tmp_path: Path) -> None:
     events: list[Event] = []
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from .. import stopping
 from ..errors import ForgettingError, UsageError
-from .base import POLL, Attempts, Event, Hear, R, Work
+from .base import POLL, RETRIES, Attempts, Event, Hear, R, Work
 from .local import count_cores
 
 WINDOW = 1000
@@ -70,16 +70,22 @@ class Ray:
             ray.shutdown()
 
     def call(self, function: Callable[[], R]) -> R:
-        """Call it as a task with the resources of a run."""
+        """Call it as a task with the resources of a run; again where its worker or node dies."""
         ray = _library()
-        task = ray.remote(**self._options(ray))(_call)
-        try:
-            result: R = ray.get(task.remote(function, self.cpus))
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        except ray.exceptions.RayError as error:
-            raise ForgettingError(f"ray: what the runs share could not be computed: {_first(error)}") from None
-        return result
+        for left in reversed(range(RETRIES + 1)):
+            task = ray.remote(**self._options(ray))(_call)
+            try:
+                result: R = ray.get(task.remote(function, self.cpus))
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except ray.exceptions.RayError as error:
+                if not left:
+                    raise ForgettingError(
+                        f"ray: what the runs share could not be computed: {_why(error)}, {RETRIES + 1} times in a row"
+                    ) from None
+            else:
+                return result
+        raise AssertionError("the last attempt returns or raises")
 
     def execute(self, tasks: Sequence[str], work: Work, on_event: Hear, *, one_thread: bool) -> dict[str, str]:
         """Do all tasks; see `Engine`. How many at a time follows from their resources."""
