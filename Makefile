@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest
 # What meets the dependencies; what is logic alone is tested by `make test`.
-OLDEST_TESTS := $(patsubst %,tests/test_%.py,packaging config store text tables methods contracts train mitigations security \
+OLDEST_TESTS := $(patsubst %,tests/test_%.py,packaging config store text tables methods contracts train mitigations \
   measure_callback measure_losses measure_command capabilities_items capabilities_evaluate capabilities_study \
   fit_engine fit_cli compare report scale cli engine_ray)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,13 @@ def sentences(seed: int, count: int) -> str:
     """`count` random sentences over WORDS, the same for the same seed."""
     generator = np.random.default_rng(seed)
     return " ".join(" ".join(generator.choice(WORDS, size=9)) + " ." for _ in range(count))
+
+
+@pytest.fixture(autouse=True)
+def _notices_can_be_heard() -> None:
+    """`measure`, called in this process, sends notices to standard error alone, where no later caplog hears them."""
+    logger = logging.getLogger("forgetting")
+    logger.handlers, logger.propagate = [], True
 
 
 @pytest.fixture(scope="session")
