@@ -112,24 +112,35 @@ def do_run(study_folder: StudyFolder, run_id: str, tell: Callable[[int], None]) 
     quiet_libraries()
     folder = study_folder.run(run_id)
     folder = folder if ranks.is_main() else Onlooker(folder.path)
-    with _held(folder):
-        if not ranks.shared(is_pending(folder)):
-            return False
-        try:
-            _train(study_folder, folder, tell)
-        except StoppedError:
+    try:
+        with _held(folder):
+            if not ranks.shared(is_pending(folder)):
+                return False
+            _attempt(study_folder, folder, tell)
+            return True
+    except Exception as error:
+        if not _no_room(error):
             raise
-        except Exception as error:  # any failure is data: recorded, visible, never a number
-            if _no_room(error):
-                drop_unfinished(folder.path / "checkpoints")
-                raise ForgettingError(
-                    f"{study_folder.path}: no room left on the disk; everything measured so far is kept: make room, "
-                    "then run the same command again"
-                ) from None
-            if not ranks.is_main():
-                raise ranks.RunFailedError(_why(error)) from error
-            _keep_failure(folder, error)
-        return True
+        with suppress(OSError):
+            drop_unfinished(folder.path / "checkpoints")
+        raise ForgettingError(
+            f"{study_folder.path}: no room left on the disk; everything measured so far is kept: make room, "
+            "then run the same command again"
+        ) from None
+
+
+def _attempt(study_folder: StudyFolder, folder: RunFolder, tell: Callable[[int], None]) -> None:
+    """Train and measure a run that is held; any failure but a full disk is data: recorded, visible, never a number."""
+    try:
+        _train(study_folder, folder, tell)
+    except StoppedError:
+        raise
+    except Exception as error:
+        if _no_room(error):
+            raise
+        if not ranks.is_main():
+            raise ranks.RunFailedError(_why(error)) from error
+        _keep_failure(folder, error)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ it were not escaped. (It is: templates escape everything, JSON inside the page e
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -112,7 +113,10 @@ def write_study_report(
     try:
         return write_atomically(path, page)
     except OSError as error:
-        why = f"{path}: the report cannot be written: {error.strerror}; is the folder there, and writable?"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            why = f"{path}: no room left on the disk for the report; make room, then run the same command again"
+        else:
+            why = f"{path}: the report cannot be written: {error.strerror}; is the folder there, and writable?"
         raise ForgettingError(why) from None
 
 
