@@ -3,9 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest
 # What meets the dependencies; what is logic alone is tested by `make test`.
-OLDEST_TESTS := $(patsubst %,tests/test_%.py,packaging config store text tables methods contracts train mitigations \
-  measure_callback measure_losses measure_command capabilities_items capabilities_evaluate capabilities_study \
-  fit_engine fit_cli compare report scale cli engine_ray)
+OLDEST_TESTS := $(patsubst %,tests/%.py,test_packaging config/test_config store/test_store store/test_scale data/test_text \
+  analysis/test_tables tuning/test_methods tuning/test_contracts tuning/test_train tuning/test_mitigations \
+  measuring/test_measure_callback measuring/test_measure_losses measuring/test_measure_command \
+  capabilities/test_capabilities_items capabilities/test_capabilities_evaluate capabilities/test_capabilities_study \
+  analysis/test_fit_engine analysis/test_fit_cli analysis/test_compare reporting/test_report cli/test_cli \
+  studies/test_engine_ray)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: study test test-oldest test-slow lint types clean new-enough

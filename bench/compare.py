@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import numpy as np
 
-from forgetting.compare import contest, read_source
-from forgetting.compare.source import AXES
+from forgetting.analysis.compare import contest, read_source
+from forgetting.analysis.compare.source import AXES
 from simulated import NOISE, study
 
 TWINS = {f"twin{i}": {"rank": 16} for i in range(5)}

@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from forgetting.config import validate
-from forgetting.config_files import preset_fields
-from forgetting.store import COSTS, StudyFolder
+from forgetting.config.files import preset_fields
+from forgetting.config.schema import validate
+from forgetting.store.folder import COSTS, StudyFolder
 
 ENGINES = {
     "local --jobs 1": (1, ["--jobs", "1"]),
@@ -32,8 +32,8 @@ TELL = """
 import json, sys, time
 from pathlib import Path
 from forgetting.cli.study import _engine
-from forgetting.config import validate
-from forgetting.config_files import read_fields
+from forgetting.config.schema import validate
+from forgetting.config.files import read_fields
 from forgetting.study import study
 if __name__ == "__main__":
     flags = dict(zip(sys.argv[3::2], sys.argv[4::2]))

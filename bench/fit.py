@@ -19,14 +19,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from forgetting.fit import fit_law
-from forgetting.fit.bootstrap import resample
-from forgetting.fit.data import read_data
-from forgetting.fit.objective import Objective
-from forgetting.fit.search import search
-from forgetting.fit.solver import Problem, minimise
-from forgetting.laws import PUBLISHED
-from forgetting.plan import plan_budget
+from forgetting.analysis.fit import fit_law
+from forgetting.analysis.fit.bootstrap import resample
+from forgetting.analysis.fit.data import read_data
+from forgetting.analysis.fit.objective import Objective
+from forgetting.analysis.fit.search import search
+from forgetting.analysis.fit.solver import Problem, minimise
+from forgetting.analysis.laws import PUBLISHED
+from forgetting.analysis.plan import plan_budget
 
 CHINCHILLA = PUBLISHED["besiroglu2024/chinchilla"]
 RANKS = (8, 16, 32, 64, 128, 256)
@@ -103,7 +103,7 @@ def part_chinchilla():
 
 def part_nist():
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from forgetting.laws import FormulaLaw
+    from forgetting.analysis.laws import FormulaLaw
     from test_fit_nist import PROBLEMS, TRIALS, digits, table
 
     print("NIST StRD, digits that agree (least over parameters; standard deviations), from NIST's own start alone")
@@ -195,7 +195,7 @@ def part_table1():
 def part_plan():
     from scipy.optimize import brentq
 
-    from forgetting.fit import fit_from_published
+    from forgetting.analysis.fit import fit_from_published
 
     fit = fit_from_published("kalajdzievski2024/openorca")
     worst = 0.0

@@ -47,7 +47,7 @@ def make(vocabulary: int):
 def make_windows(tokens: int, vocabulary: int):
     import numpy as np
 
-    from forgetting.windows import Windows
+    from forgetting.data.windows import Windows
 
     count = tokens // CONTEXT
     predicted = np.ones(tokens, bool)
@@ -76,8 +76,8 @@ def forward(model, windows, _cache):
 
 def measure_hard(model, windows, cache):
     """Forgetting loss, floor, excess, agreement, both ground-truth losses; base targets from the cache."""
-    from forgetting.measure.losses import token_losses
-    from forgetting.measure.targets import base_targets
+    from forgetting.measuring.base_targets import base_targets
+    from forgetting.measuring.losses import token_losses
 
     targets = base_targets(model, windows, key="bench", cache_dir=cache, batch_tokens=BATCH)
     losses = token_losses(model, windows, targets, batch_tokens=BATCH)
@@ -86,8 +86,8 @@ def measure_hard(model, windows, cache):
 
 def measure_all(model, windows, cache):
     """Every quantity, soft forgetting loss and KL too; the base model's side from the cache."""
-    from forgetting.measure.comparison import compare
-    from forgetting.measure.targets import base_side
+    from forgetting.measuring.base_targets import base_side
+    from forgetting.measuring.comparison import compare
 
     side = base_side(model, windows, key="bench", cache_dir=cache, batch_tokens=BATCH, rows=None, with_rows=True)
     found = compare(model, model, windows, *side, batch_tokens=BATCH)
@@ -96,8 +96,8 @@ def measure_all(model, windows, cache):
 
 def measure_beside(model, windows, cache):
     """Every quantity where the heads differ or are soft-capped: the base model runs beside the tuned one."""
-    from forgetting.measure.comparison import compare
-    from forgetting.measure.targets import base_targets
+    from forgetting.measuring.base_targets import base_targets
+    from forgetting.measuring.comparison import compare
 
     targets = base_targets(model, windows, key="bench", cache_dir=cache, batch_tokens=BATCH)
     found = compare(model, model, windows, targets, None, batch_tokens=BATCH)

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from forgetting.config import RunConfig, StudyConfig
-from forgetting.laws import PUBLISHED
-from forgetting.runs import expand_runs
-from forgetting.store import StudyFolder
+from forgetting.analysis.laws import PUBLISHED
+from forgetting.config.schema import RunConfig, StudyConfig
+from forgetting.store.folder import StudyFolder
+from forgetting.studies.execute import expand_runs
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PARAMETERS_PER_RANK = 2_498_560

@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 
-from forgetting.base import load_base
-from forgetting.config_files import load_preset
-from forgetting.measure.targets import base_targets
-from forgetting.store import load_table
-from forgetting.text import load_corpus, split_heldout, tokenize
-from forgetting.train import RunData, measure_losses
-from forgetting.windows import Windows
+from forgetting.config.files import load_preset
+from forgetting.data.documents import load_corpus, split_heldout, tokenize
+from forgetting.data.windows import Windows
+from forgetting.measuring.base_targets import base_targets
+from forgetting.models.loading import load_base
+from forgetting.store.folder import load_table
+from forgetting.tuning.run import RunData, measure_losses
 
 ROUNDS = 5
 

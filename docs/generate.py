@@ -38,10 +38,10 @@ def _subcommands() -> list[str]:
 
 def configuration() -> str:
     """Every field of a study's configuration, section by section."""
-    from forgetting import config as c
-    from forgetting.config_files import presets
-    from forgetting.methods import METHODS
-    from forgetting.mitigations import MITIGATIONS
+    from forgetting.config.files import presets
+    from forgetting.config.schema import schema as c
+    from forgetting.tuning.methods import METHODS
+    from forgetting.tuning.mitigations import MITIGATIONS
 
     parts = [
         "# Configuration of a study\n",
@@ -75,7 +75,7 @@ def configuration() -> str:
 def _type(field: Any) -> str:
     text = getattr(field.annotation, "__name__", "")
     text = str(field.annotation) if not text or text in ("Literal", "tuple", "dict", "Union", "UnionType") else text
-    for noise in ("typing.", "forgetting.config.", "Annotated"):
+    for noise in ("typing.", "forgetting.config.schema.", "Annotated"):
         text = text.replace(noise, "")
     return "`" + text.replace("|", "or").split(", FieldInfo")[0] + "`" if len(text) < 80 else "see below"
 

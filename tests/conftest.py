@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from forgetting.methods import Context
+    from forgetting.tuning.methods import Context
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -122,10 +122,10 @@ def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 @pytest.fixture(scope="session")
 def context(tiny_model: Path, corpora: Path) -> Context:
     """What a method may know of a run: the tiny model's tokenizer and two corpora."""
-    from forgetting.base import load_tokenizer
-    from forgetting.config import ModelConfig, TextConfig
-    from forgetting.methods import Context
-    from forgetting.text import load_corpus, tokenize
+    from forgetting.config.schema import ModelConfig, TextConfig
+    from forgetting.data.documents import load_corpus, tokenize
+    from forgetting.models.loading import load_tokenizer
+    from forgetting.tuning.methods import Context
 
     tokenizer = load_tokenizer(ModelConfig(source=str(tiny_model)))
     train, measured = (

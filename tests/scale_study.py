@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from forgetting.config import RunConfig
-from forgetting.study import expand_runs
+from forgetting.config.schema import RunConfig
+from forgetting.studies.study import expand_runs
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 from scale import make, synthetic_config

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 import forgetting
+from forgetting.analysis.fit import fit_from_published
 from forgetting.errors import UsageError
-from forgetting.fit import fit_from_published
 
 
 def test_rooms_are_called_as_the_functions_of_their_name() -> None:
     for name in ("measure", "study", "fit", "plan"):
         assert callable(getattr(forgetting, name))
-    import forgetting.fit.engine as engine  # a room stays a package
+    import forgetting.analysis.fit.engine as engine  # a room stays a package
 
     assert engine.fit_law is forgetting.fit.fit_law
     with pytest.raises(AttributeError, match="no attribute 'fitt'"):

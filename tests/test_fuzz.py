@@ -15,22 +15,22 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from forgetting.store.folder.table_cache import read_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forgetting import guard
+from forgetting import files
+from forgetting.analysis.fit import fit_law, load_fits
+from forgetting.analysis.laws import FormulaLaw
+from forgetting.analysis.tables import read_table, read_tables
 from forgetting.capabilities.items import read_items
 from forgetting.capabilities.prompts import read_prompts
-from forgetting.config import StudyConfig, TextConfig, validate
-from forgetting.config_files import deep_merge, load_preset, parse_yaml, presets
+from forgetting.config.files import deep_merge, load_preset, parse_yaml, presets
+from forgetting.config.schema import StudyConfig, TextConfig, validate
+from forgetting.data.documents import load_corpus
 from forgetting.errors import ForgettingError
-from forgetting.fit import fit_law, load_fits
-from forgetting.laws import FormulaLaw
-from forgetting.rows import read_rows
-from forgetting.runs import expand_runs
-from forgetting.store import StudyFolder, load_table
-from forgetting.tables import read_table, read_tables
-from forgetting.text import load_corpus
+from forgetting.store.folder import StudyFolder, load_table
+from forgetting.studies.execute import expand_runs
 
 FEW, MANY = 150, 10_000
 Check = Callable[[Any], None]
@@ -308,7 +308,7 @@ fit_like = st.fixed_dictionaries(
 
 
 def check_redacted(value: Any) -> None:
-    assert json.dumps(guard.redact_all(json.loads(json.dumps(value, default=str, skipkeys=True))))
+    assert json.dumps(files.redact_all(json.loads(json.dumps(value, default=str, skipkeys=True))))
 
 
 TOURS: dict[str, tuple[Any, Check]] = {

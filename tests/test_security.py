@@ -20,19 +20,19 @@ from typing import Any
 import pytest
 import yaml
 
-from forgetting import guard
-from forgetting.base import load_base
+from forgetting import files
+from forgetting.analysis.fit import fit_law
+from forgetting.analysis.laws import FormulaLaw
+from forgetting.analysis.laws.formula import parse
+from forgetting.analysis.tables import read_table
 from forgetting.cli import main
-from forgetting.config import ModelConfig, TextConfig
-from forgetting.config_files import parse_yaml, read_fields
-from forgetting.corpus_files import read_rows
+from forgetting.config.files import parse_yaml, read_fields
+from forgetting.config.schema import ModelConfig, TextConfig
+from forgetting.data.sources import read_rows
 from forgetting.errors import ForgettingError, UsageError
-from forgetting.fit import fit_law
-from forgetting.laws import FormulaLaw
-from forgetting.laws.formula import parse
-from forgetting.measure.loading import adapter_config, attach
-from forgetting.store import StudyFolder, load_table
-from forgetting.tables import read_table
+from forgetting.models.loading import load_base
+from forgetting.models.placing import adapter_config, attach
+from forgetting.store.folder import StudyFolder, load_table
 
 ATTACK = "<script>window.pwned=1</script><img src=x onerror=window.pwned=1>\"'><svg onload=window.pwned=1>"
 
@@ -296,7 +296,7 @@ def test_names_in_a_hand_edited_study_cannot_leave_the_folder(
 
 
 def test_a_hand_edited_run_record_leads_nowhere_and_is_escaped(many: Path) -> None:
-    from forgetting.api import conclude
+    from forgetting.studies.conclude import conclude
 
     victim = StudyFolder.open(many).runs()[0]
     record = json.loads((victim.path / "run.json").read_text())
@@ -405,16 +405,16 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def test_secrets_are_taken_out_of_what_is_written(secrets: dict[str, str], tmp_path: Path) -> None:
     for value in secrets.values():
-        assert value not in guard.redact(f"401 for url https://x/?token={value} ({value})")
+        assert value not in files.redact(f"401 for url https://x/?token={value} ({value})")
     for text in (
         "Authorization: Bearer abcdef123456",
         "https://me:hunter2@host/x",
         "ghp_" + "a" * 36,
         "sk-" + "b" * 40,
     ):
-        assert guard.HIDDEN in guard.redact(text, {})
+        assert files.HIDDEN in files.redact(text, {})
     for text in ("lora rank 8", "https://huggingface.co/x", "tokens 100", "sha256:abc", "/home/me/task-force/x"):
-        assert guard.redact(text, {"TOKENIZERS_PARALLELISM": "false"}) == text
+        assert files.redact(text, {"TOKENIZERS_PARALLELISM": "false"}) == text
     folder = StudyFolder(tmp_path).run("a-s0-1")
     folder.update(why=f"failed with {secrets['HF_TOKEN']}", hardware={"x": [secrets["MY_DB_PASSWORD"]]})
     assert not [v for v in secrets.values() if v in (folder.path / "run.json").read_text()]
@@ -428,12 +428,12 @@ def test_no_file_of_a_study_holds_a_secret(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import forgetting.train
+    import forgetting.tuning.run
 
     def leak(*_: object, **__: object) -> None:
         raise RuntimeError(f"401 Client Error for token {SECRETS['HF_TOKEN']} and {SECRETS['AWS_SECRET_ACCESS_KEY']}")
 
-    monkeypatch.setattr(forgetting.train, "train_run", leak)
+    monkeypatch.setattr(forgetting.tuning.run, "train_run", leak)
     flags = f"--model {tiny_model} --train {corpora / 'train.jsonl'} --text {corpora / 'general.jsonl'} --context 32"
     flags += " --steps 12 --batch-size 4 --measure-start 2 --measure-every 2"
     code, said = run(monkeypatch, capsys, "study", *flags.split(), "--out", tmp_path / "study")
@@ -503,7 +503,7 @@ def test_huge_exponents_overflow_at_once(formula: str) -> None:
 
 
 def test_a_stored_fit_is_data_and_its_formula_is_parsed_again(tmp_path: Path, planted: Path) -> None:
-    from forgetting.fit import load_fits, save_fits
+    from forgetting.analysis.fit import load_fits, save_fits
 
     rows = {"N": [1.0, 2.0, 3.0, 4.0], "y": [1.0, 2.0, 3.0, 4.5], "run_id": list("abcd")}
     file = tmp_path / "fits.json"
@@ -567,10 +567,10 @@ def test_a_line_of_10_gb_is_one_error(huge: Any, bounded: None, name: str, read:
 
 def test_a_stream_without_end_is_cut(bounded: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="more than 1,000 bytes"):
-        guard.read_text(Path("/dev/zero"), limit=1000)
-    monkeypatch.setattr(guard, "MAX_LINE", 1000)
+        files.read_text(Path("/dev/zero"), limit=1000)
+    monkeypatch.setattr(files, "MAX_LINE", 1000)
     with pytest.raises(UsageError, match="line 1: longer than 1,000 bytes"):
-        list(guard.read_lines(Path("/dev/zero")))
+        list(files.read_lines(Path("/dev/zero")))
 
 
 def test_measurements_of_10_gb_are_one_error(many: Path, bounded: None) -> None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from forgetting import ranks
-from forgetting.engine.base import Tell
 from forgetting.errors import ForgettingError, UsageError
-from forgetting.store import HeldError
+from forgetting.models import processes
+from forgetting.store.folder import HeldError
+from forgetting.studies.engines.base import Tell
 
 
 def act(folder: str, task: str, tell: Tell) -> None:
     """A task that goes wrong as its name says, in one process or in both."""
-    me = ranks.index()
-    (Path(folder) / f"{task}-{me}").write_text(str(ranks.summed_one(me + 1)))
+    me = processes.index()
+    (Path(folder) / f"{task}-{me}").write_text(str(processes.summed_one(me + 1)))
     if task == "held":
         raise HeldError("run x: held by nobody")
     if task == "second" and me == 1:
-        raise ranks.RunFailedError("ValueError: of the second")
+        raise processes.RunFailedError("ValueError: of the second")
     if task == "first" and me == 0:
         raise UsageError("of the first")
     if task == "alone" and me == 0:
@@ -30,7 +30,7 @@ def act(folder: str, task: str, tell: Tell) -> None:
         torch.nn.init.constant_(linear.weight, 1.0 if me == 0 else 1.0 + 2**-23)
         torch.nn.init.zeros_(linear.bias)
         try:
-            ranks.check_same(linear, trainable=True, when="after step 7")
+            processes.check_same(linear, trainable=True, when="after step 7")
         except ForgettingError as error:
-            raise ranks.RunFailedError(str(error)) from None
-    ranks.wait_for_all()
+            raise processes.RunFailedError(str(error)) from None
+    processes.wait_for_all()

@@ -9,15 +9,20 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from .mirror import FUNCTIONS
-
 __version__ = "0.1.0"
+
+_FUNCTIONS = {
+    "measure": "forgetting.measuring.measure",
+    "study": "forgetting.studies.conclude",
+    "fit": "forgetting.studies.conclude",
+    "plan": "forgetting.studies.conclude",
+    "compare": "forgetting.studies.conclude",
+    "ForgettingCallback": "forgetting.measuring.callback",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Load what is asked for when it is asked for: importing forgetting itself imports no torch."""
-    if name in FUNCTIONS:
-        return importlib.import_module(f"forgetting.{name}")
-    if name == "ForgettingCallback":
-        return importlib.import_module("forgetting.measure.callback").ForgettingCallback
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     raise AttributeError(f"module 'forgetting' has no attribute '{name}'")

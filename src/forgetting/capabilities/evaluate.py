@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import ModelConfig
+from ..config.schema import ModelConfig
 from ..errors import UsageError
 from .answers import AnswerStore, pair_up, reply_key
 from .refusals import is_refusal
@@ -19,7 +19,7 @@ from .sidebyside import Contrast, side_by_side
 from .suites import Plan, Suite
 
 if TYPE_CHECKING:
-    from ..measure.pair import Pair
+    from ..models.pair import Pair
     from .judges import Judge
 
 BASE, TUNED = "base", "tuned"
@@ -86,9 +86,9 @@ class Subject:
         Raises:
             UsageError: they cannot be loaded, or do not belong together.
         """
-        from ..measure import comparable
-        from ..measure.loading import Placement
-        from ..measure.pair import open_pair
+        from ..models import comparable
+        from ..models.pair import open_pair
+        from ..models.placing import Placement
 
         base, tuned = self._given
         found = open_pair(base, tuned, tokenizer=self._tokenizer, settings=self._config, placement=Placement())
@@ -104,7 +104,7 @@ class Subject:
         if name == "live":
             return "live"
         if name == "miniature":
-            from ..miniature import MODEL_DIR
+            from ..data.miniature import MODEL_DIR
 
             return content_key(MODEL_DIR)
         path = Path(name).expanduser()

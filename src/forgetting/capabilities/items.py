@@ -12,9 +12,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .. import guard
+from .. import files
 from ..errors import UsageError, did_you_mean
-from ..store import write_atomically
+from ..store.folder import write_atomically
 
 FIELDS = ("id", "prompt", "choices", "answer", "category", "cluster")
 FINAL_ANSWER = r"(?s)^\s*(?:.*?\b[Tt]he answer is (?:the |a |an )?)?(.+?)\s*\.?\s*$"
@@ -30,7 +30,7 @@ def read_items(path: Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     prompts: dict[str, int] = {}
-    for number, row in guard.json_rows(path):
+    for number, row in files.json_rows(path):
         where = f"{path}, line {number}"
         item = _item(row, where)
         if rows and ("choices" in item) != ("choices" in rows[0]):
@@ -121,5 +121,5 @@ def write_task(
             config |= {"doc_to_target": "answers", "metric_list": [matched]}
             config["filter_list"] = [{"name": "final-answer", "filter": final}]
     path = folder.resolve() / f"{name}.yaml"
-    write_atomically(path, guard.dump_yaml(config))
+    write_atomically(path, files.dump_yaml(config))
     return path

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import UsageError
-from ..guard import read_text
-from ..store import write_atomically
+from ..files import read_text
+from ..store.folder import write_atomically
 from .transitions import Share, kappa, wilson
 
 Row = Mapping[str, Any]
@@ -92,9 +92,9 @@ class ModelJudge:
         Raises:
             UsageError: it cannot be loaded.
         """
-        from ..base import load_base
-        from ..config import ModelConfig
+        from ..config.schema import ModelConfig
         from ..errors import ForgettingError
+        from ..models.loading import load_base
 
         self.name = f"model {source}"
         try:

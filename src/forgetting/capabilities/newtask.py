@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..measure.estimate import Mean, clustered_mean
-from ..windows import Windows
+from ..data.windows import Windows
+from ..measuring.estimate import Mean, clustered_mean
 
 
 def forward_kl(tuned: Any, heldout: Windows, base: Any, *, batch_tokens: int = 8192) -> Mean:
@@ -21,8 +21,8 @@ def forward_kl(tuned: Any, heldout: Windows, base: Any, *, batch_tokens: int = 8
         base: the base model; the very same object where `tuned` is a PeftModel whose adapters can be switched off.
         batch_tokens: tokens a forward pass.
     """
-    from ..measure.comparison import compare
-    from ..measure.targets import base_side
+    from ..measuring.base_targets import base_side
+    from ..measuring.comparison import compare
 
     targets, expected = base_side(
         base, heldout, key="live", cache_dir=None, batch_tokens=batch_tokens, rows=None, with_rows=True

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import guard
+from .. import files
 from ..errors import ForgettingError, UsageError
 
 COLUMNS = ("prompt", "goal", "Behavior", "instruction", "question", "text")
@@ -41,14 +41,14 @@ def read_prompts(source: str) -> Prompts:
             raise UsageError(f"{source}: got a {path.suffix or 'file without suffix'}; allowed: {', '.join(FILES)}")
         return _columns(_hub(source), source)
     if path.suffix == ".jsonl":
-        return _columns(list(guard.json_rows(path)), source)
-    text = guard.read_text(path, encoding="utf-8-sig")
+        return _columns(list(files.json_rows(path)), source)
+    text = files.read_text(path, encoding="utf-8-sig")
     if path.suffix == ".txt":
         rows = [(i, {"prompt": line}) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
         return _columns(rows, source)
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
-        guard.check_table(len(reader.fieldnames or []), 0, source)
+        files.check_table(len(reader.fieldnames or []), 0, source)
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise UsageError(f"{source}, line {reader.line_num}: not CSV: {error}") from None

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..config import ModelConfig
+from ..config.schema import ModelConfig
 from ..errors import UsageError
 from .transitions import Share, share
 
@@ -188,7 +188,7 @@ def _judge(row: Mapping[str, Any], reply: str) -> bool:
 
 def _copy(subject: Any, side: int) -> Any:
     """A copy of a model that may be trained, its adapters merged (tuned) or left out (base)."""
-    from ..measure.passes import is_peft
+    from ..measuring.passes import is_peft
 
     model = copy.deepcopy(subject.model(side))
     if not is_peft(model):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..measure.estimate import Mean, clustered_mean
+from ..measuring.estimate import Mean, clustered_mean
 from . import transitions as t
 from .judges import Agreement, Judge, Rules, agreement
 

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import ModelConfig, StudyConfig
+from ..config.schema import ModelConfig, StudyConfig
 from ..errors import UsageError
-from ..measure.estimate import Mean
-from ..store import StudyFolder, load_table, write_atomically
+from ..measuring.estimate import Mean
+from ..store.folder import StudyFolder, load_table, write_atomically
 from .answers import AnswerStore, pair_up
 from .evaluate import BASE, Asker, SuiteResult, result_of
 from .harness import Settings
 from .suites import Plan
 
 if TYPE_CHECKING:
-    from ..windows import Windows
+    from ..data.windows import Windows
 
 PREDICTORS = ("forgetting", "forgetting_loss", "finetune_loss", "newtask_kl")
 
@@ -116,8 +116,8 @@ class Probe:
 
     def _base_of(self, model: Any) -> Any:
         """The base beside the model, or the model itself where its adapters can be switched off."""
-        from ..base import load_base
-        from ..measure.passes import is_peft
+        from ..measuring.passes import is_peft
+        from ..models.loading import load_base
 
         return model if is_peft(model) else load_base(self.model).model
 
@@ -131,7 +131,7 @@ def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None
     Raises:
         UsageError: not a study, no finished run, an adapter is gone.
     """
-    from ..base import load_base
+    from ..models.loading import load_base
 
     folder = StudyFolder.open(study)
     config = folder.config()
@@ -154,9 +154,9 @@ def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None
 
 
 def _evaluate_run(study: Path, run: Any, config: StudyConfig, plan: Plan, tokenizer: Any, step: int) -> None:
-    from ..measure.loading import Placement
-    from ..measure.pair import open_pair
-    from ..text import load_corpus, split_heldout, tokenize
+    from ..data.documents import load_corpus, split_heldout, tokenize
+    from ..models.pair import open_pair
+    from ..models.placing import Placement
 
     dataset = config.datasets[run.read()["dataset"]]
     _, documents = split_heldout(load_corpus(dataset), dataset.heldout)

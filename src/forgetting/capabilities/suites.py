@@ -139,7 +139,7 @@ def _suite(
 
 def _miniature_rows(name: str) -> list[dict[str, Any]]:
     """A test corpus in an order that mixes its kinds, so that the first so many items are a fair sample."""
-    from ..miniature import rows
+    from ..data.miniature import rows
 
     return sorted(rows(name), key=lambda row: _digest(str(row["prompt"])))
 

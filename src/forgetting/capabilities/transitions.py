@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..measure.estimate import Mean, clustered_mean
+from ..measuring.estimate import Mean, clustered_mean
 
 Floats = NDArray[np.float64]
 Z95 = 1.959963984540054

@@ -11,8 +11,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from .. import __version__, stopping
+from .. import __version__
 from ..errors import ForgettingError
+from ..tuning import stopping
 from . import compare, doctor, evaluate, laws, measure, run, study
 
 app = typer.Typer(

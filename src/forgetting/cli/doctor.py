@@ -24,7 +24,7 @@ def doctor_command(
 
     Tokens are reported as there or not; they are never shown.
     """
-    from ..doctor import as_rows, doctor
+    from .environment import as_rows, doctor
 
     checks = doctor(folder, ray_address=ray_address)
     broken = [check.name for check in checks if check.state == "broken"]

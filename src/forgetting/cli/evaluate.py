@@ -94,7 +94,7 @@ def evaluate_command(
         _evaluate_study(Path(base), plan, as_json)
         return
     from ..capabilities.evaluate import evaluate
-    from ..config import ModelConfig
+    from ..config.schema import ModelConfig
 
     folder = out or Path("evaluations") / _name(base, tuned)
     model = ModelConfig(
@@ -156,8 +156,8 @@ def _relearn(base: str, tuned: str, result: Evaluation, model: Any) -> tuple[Rel
 def _finish(result: Evaluation, probes: tuple[Relearned, ...], export: Path | None, page: Path, as_json: bool) -> None:
     from ..capabilities.judges import export as write_labels
     from ..capabilities.results import plain
-    from ..report.capabilities import render_evaluation
-    from ..store import write_atomically
+    from ..reporting.capabilities import render_evaluation
+    from ..store.folder import write_atomically
 
     if export is not None:
         rows = [row for pairs in result.rows.values() for pair in pairs for row in pair if row["expect"] is not None]
@@ -179,8 +179,8 @@ def _finish(result: Evaluation, probes: tuple[Relearned, ...], export: Path | No
 
 
 def _evaluate_study(folder: Path, plan: Plan, as_json: bool) -> None:
-    from ..api import conclude
     from ..capabilities.study_runs import evaluate_runs, study_rows
+    from ..studies.conclude import conclude
 
     evaluate_runs(folder, plan, tell=_tell)
     report = conclude(folder).report

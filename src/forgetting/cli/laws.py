@@ -12,10 +12,10 @@ import typer
 from ..errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from ..fit import Fit
-    from ..laws import Law
-    from ..plan import Plan
-    from ..tables import Table
+    from ..analysis.fit import Fit
+    from ..analysis.laws import Law
+    from ..analysis.plan import Plan
+    from ..analysis.tables import Table
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")]
 Dataset = Annotated[str | None, typer.Option(help="Only this data set of a study or file of fits.")]
@@ -51,7 +51,7 @@ def fit_command(
     as_json: AsJson = False,
 ) -> None:
     """Fit laws to tables of runs: global optimum, intervals from whole runs, and what could not be identified."""
-    from ..fit import fit_law
+    from ..analysis.fit import fit_law
 
     columns = _pairs(mapping, "--map")
     options: dict[str, Any] = {
@@ -73,7 +73,7 @@ def fit_command(
             if extrapolate:
                 tests += _extrapolate(one, table, label, columns, run, seed)
     if out is not None:
-        from ..fit import save_fits
+        from ..analysis.fit import save_fits
 
         save_fits(fits, out)
     _show_fits(fits, tests, latex=latex, as_json=as_json)
@@ -93,8 +93,8 @@ def predict_command(
     as_json: AsJson = False,
 ) -> None:
     """Predict losses with bands, and say where a prediction lies outside the measured range."""
-    from ..plan import load_laws
-    from ..plan.predict import predict_rows, rows_text
+    from ..analysis.plan import load_laws
+    from ..analysis.plan.predict import predict_rows, rows_text
 
     given = {k: [_number(v, f"--set {k}")] for k, v in _pairs(assign, "--set").items()}
     if steps:
@@ -105,7 +105,7 @@ def predict_command(
         fit = _pick(laws, name, wants_surface=bool(rank or params or steps))
         rows += predict_rows(fit, label, given, ranks=rank, params=params, params_per_rank=per_rank)
     if as_json:
-        from ..fit import plain
+        from ..analysis.fit import plain
 
         typer.echo(json.dumps(plain(rows), indent=1))
     else:
@@ -130,9 +130,9 @@ def plan_command(
     as_json: AsJson = False,
 ) -> None:
     """Plan a run: the ranks and steps that spend a budget of forgetting, or that reach a fine-tuning loss."""
-    from ..fit import plain
-    from ..plan import load_laws, plan_budget, plan_target
-    from ..plan.show import plan_dict, plan_text
+    from ..analysis.fit import plain
+    from ..analysis.plan import load_laws, plan_budget, plan_target
+    from ..analysis.plan.show import plan_dict, plan_text
 
     if (budget is None) == (target_loss is None):
         raise UsageError("give either --budget or --target-loss")
@@ -152,7 +152,7 @@ def plan_command(
 
 
 def _next(fit: Fit, plan: Plan, max_steps: float | None) -> list[Any]:
-    from ..plan import next_runs
+    from ..analysis.plan import next_runs
 
     candidates = [(c.rank, c.trainable_params) for c in plan.frontier]
     return next_runs(fit, plan, candidates, max_steps=max_steps or fit.measured_range["step"][1])
@@ -182,10 +182,10 @@ def _tables(paths: Sequence[str], only: dict[str, str], from_step: float | None,
     """
     from pathlib import Path
 
-    from ..tables import later, read_tables, split, split_frame
+    from ..analysis.tables import later, read_tables, split, split_frame
 
     if (Path(paths[0]) / "study.yaml").exists():
-        from ..store import StudyFolder, load_table
+        from ..store.folder import StudyFolder, load_table
 
         config = StudyFolder.open(Path(paths[0])).config()
         if not only.keys() & {"method", "label", "mitigation"}:
@@ -202,8 +202,8 @@ def _tables(paths: Sequence[str], only: dict[str, str], from_step: float | None,
 
 def _default_laws(label: str, table: Table, columns: dict[str, str]) -> list[str]:
     """The paper's two laws, as far as the table carries them; what it does not carry is said on standard error."""
-    from ..fit import unfit
-    from ..laws import LAWS
+    from ..analysis.fit import unfit
+    from ..analysis.laws import LAWS
 
     def there(law: Law) -> bool:
         return all(columns.get(name, name) in table for name in (*law.variable_names, *law.outputs))
@@ -220,7 +220,7 @@ def _default_laws(label: str, table: Table, columns: dict[str, str]) -> list[str
 def _law(
     name: str, table: Table, columns: dict[str, str], start: Sequence[str] | None, bound: Sequence[str] | None
 ) -> Law:
-    from ..laws import LAWS, FormulaLaw, get_law
+    from ..analysis.laws import LAWS, FormulaLaw, get_law
 
     if "=" not in name:
         if start or bound:
@@ -257,14 +257,14 @@ def _extrapolate(
 ) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
-    from ..fit import extrapolation_tests
+    from ..analysis.fit import extrapolation_tests
 
     tests = extrapolation_tests(law, table, columns=columns, label=label, run=run, seed=seed)
     return [{"dataset": label, "law": law.name, **asdict(test)} for test in tests]
 
 
 def _show_fits(fits: dict[str, dict[str, Fit]], tests: list[dict[str, Any]], *, latex: bool, as_json: bool) -> None:
-    from ..fit import plain, rank_laws
+    from ..analysis.fit import plain, rank_laws
 
     every = [fit for laws in fits.values() for fit in laws.values()]
     if as_json:
@@ -273,7 +273,7 @@ def _show_fits(fits: dict[str, dict[str, Fit]], tests: list[dict[str, Any]], *, 
         content: dict[str, Any] = shown[0] if len(shown) == 1 else {"fits": shown, "comparison": ranked}
         typer.echo(json.dumps(plain(content | ({"extrapolation": tests} if tests else {})), indent=1))
         return
-    from ..fit.show import comparison_text, extrapolation_text
+    from ..analysis.fit.show import comparison_text, extrapolation_text
 
     for fit in every:
         if latex:
@@ -301,7 +301,7 @@ def _counted(
         return per_rank, None
     if per_rank is not None:
         raise UsageError("give --params-per-rank or --model, not both")
-    from ..plan.count import ALL_LINEAR, count_model
+    from ..analysis.plan.count import ALL_LINEAR, count_model
 
     counted = count_model(model, tuple(targets or [ALL_LINEAR]))
     return float(counted.params_per_rank), float(counted.model_params)
@@ -324,7 +324,7 @@ def _pick(laws: dict[str, Fit], name: str | None, *, wants_surface: bool) -> Fit
 
 
 def _cost(fit: Fit, batch: float | None, context: float | None, model_params: float | None) -> Any:
-    from ..plan import Cost
+    from ..analysis.plan import Cost
 
     known = fit.diagnostics
     batch, context = batch or known.get("batch"), context or known.get("context")

@@ -15,8 +15,8 @@ from ..errors import UsageError
 from . import options as o
 
 if TYPE_CHECKING:
-    from ..instrument import Measurement, Settings
-    from ..measure.verdict import Verdict
+    from ..measuring.measure import Measurement, Settings
+    from ..measuring.verdict import Verdict
 
 
 class DeviceMap(StrEnum):
@@ -80,7 +80,7 @@ def measure_command(
 ) -> None:
     """Measure what a fine-tuned model forgot of its base, each number with its standard error."""
     settings = _settings(**{name: value for name, value in locals().items() if name in SETTING_FLAGS})
-    from ..instrument import measure
+    from ..measuring.measure import measure
 
     result = measure(base, tuned, text=text, settings=settings)
     _write_page(result, html)
@@ -121,7 +121,7 @@ def check_command(
     with --strict.
     """
     settings = _settings(**{name: value for name, value in locals().items() if name in SETTING_FLAGS})
-    from ..instrument import check
+    from ..measuring.measure import check
 
     verdict, result = check(base, tuned, budget=budget, confidence=confidence, text=text, settings=settings)
     _write_page(result, html)
@@ -158,8 +158,8 @@ def _settings(
     if device_map is not None and plain["device"] != "auto":
         raise UsageError("give --device or --device-map, not both")
     _quiet()
-    from ..instrument import Settings, default_cache_dir
-    from ..measure.loading import Placement
+    from ..measuring.measure import Settings, default_cache_dir
+    from ..models.placing import Placement
 
     return Settings(
         dtype="auto" if dtype is None else dtype.value,
@@ -273,15 +273,15 @@ def _finite(value: float) -> float | None:
 def _write_page(result: Measurement, path: Path | None) -> None:
     if path is None:
         return
-    from ..measure.where import where
-    from ..report.measurement import render
+    from ..measuring.where import where
+    from ..reporting.measurement import render
 
     found = where(result.windows, result.change, result.argmax)
     _write(path, render(result.row(), found, result.tokenizer))
 
 
 def _write(path: Path, text: str) -> None:
-    from ..store import write_atomically
+    from ..store.folder import write_atomically
 
     try:
         write_atomically(path, text)

@@ -11,8 +11,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..config import RunConfig, StudyConfig
-from ..engine import Event
+from ..config.schema import RunConfig, StudyConfig
+from ..studies.engines import Event
 
 
 class StudyProgress:

@@ -15,8 +15,8 @@ from ..errors import ForgettingError, UsageError, did_you_mean
 from . import options as o
 
 if TYPE_CHECKING:
-    from ..engine import Accelerate
-    from ..store import StudyFolder
+    from ..store.folder import StudyFolder
+    from ..studies.engines import Accelerate
 
 SHOWN = 10
 """Run ids named in an error."""
@@ -35,10 +35,11 @@ def run_command(
     A run that was cut goes on from its last checkpoint; one that is done or diverged stays as it is. A run that
     another process holds is refused. Write the report afterwards with `forgetting report STUDY`.
     """
-    from .. import parallel, stopping
-    from ..engine.accelerate import read_engine
-    from ..runs import do_run, runs_by_id
-    from ..store import StudyFolder
+    from ..store.folder import StudyFolder
+    from ..studies import launching
+    from ..studies.engines.accelerate import read_engine
+    from ..studies.execute import do_run, runs_by_id
+    from ..tuning import stopping
 
     folder = StudyFolder.open(study)
     runs = runs_by_id(folder.config().to_yaml())
@@ -46,7 +47,7 @@ def run_command(
         close = [name for name in runs if name.startswith(run_id.rsplit("-", 1)[0])] or list(runs)
         raise UsageError(f"{study}: no run '{run_id}' in this study; {did_you_mean(run_id, close[:SHOWN])}")
     engine = None if accelerate_config is None else read_engine(accelerate_config)
-    parallel.check(folder.config(), study, None if engine is None else engine.launch, run_id)
+    launching.check(folder.config(), study, None if engine is None else engine.launch, run_id)
     began = time.perf_counter()
     with stopping.at_next_step():
         worked = do_run(folder, run_id, lambda _: None) if engine is None else _do_together(engine, folder, run_id)
@@ -64,8 +65,8 @@ def run_command(
 
 def _do_together(engine: Accelerate, folder: StudyFolder, run_id: str) -> bool:
     """`do_run` by the processes of an engine."""
-    from ..runs import is_pending
-    from ..study import keep_lost
+    from ..studies.execute import is_pending
+    from ..studies.study import keep_lost
 
     if not is_pending(folder.run(run_id)):
         return False
@@ -76,7 +77,7 @@ def _do_together(engine: Accelerate, folder: StudyFolder, run_id: str) -> bool:
 
 
 def _work(study: str, run_id: str, tell: Callable[[int], None]) -> None:
-    from ..runs import do_run
-    from ..store import StudyFolder
+    from ..store.folder import StudyFolder
+    from ..studies.execute import do_run
 
     do_run(StudyFolder.open(Path(study)), run_id, tell)

@@ -17,10 +17,10 @@ from . import options as o
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..api import Conclusion
-    from ..config import StudyConfig
-    from ..engine import Engine
-    from ..study import StudyResult
+    from ..config.schema import StudyConfig
+    from ..studies.conclude import Conclusion
+    from ..studies.engines import Engine
+    from ..studies.study import StudyResult
 
 
 PRINTED = 10_000
@@ -91,8 +91,8 @@ def _engine(name: str, jobs: int | None, accelerate: Path | None, ray: dict[str,
     Raises:
         UsageError: a flag of another one.
     """
-    from ..engine import Local, Ray
-    from ..engine.accelerate import read_engine
+    from ..studies.engines import Local, Ray
+    from ..studies.engines.accelerate import read_engine
 
     given = {option: value for option, value in ray.items() if value is not None}
     if accelerate is not None and (name == "ray" or jobs is not None):
@@ -111,12 +111,12 @@ def _engine(name: str, jobs: int | None, accelerate: Path | None, ray: dict[str,
 
 
 def _repeat(study: Path | None, run_id: str, as_json: bool, more: bool) -> None:
-    """Do a run again; exit code 1 where it did not come out the same by the rule of `forgetting.repeat`."""
+    """Do a run again; exit code 1 where it did not come out the same by the rule of `forgetting.studies.repeat`."""
     from dataclasses import asdict
 
     if study is None or not study.is_dir() or more:
         raise UsageError("--repeat: give the study folder, and nothing else: `forgetting study FOLDER --repeat RUN_ID`")
-    from ..repeat import repeat
+    from ..studies.repeat import repeat
 
     made = repeat(study, run_id)
     if as_json:
@@ -129,8 +129,8 @@ def _repeat(study: Path | None, run_id: str, as_json: bool, more: bool) -> None:
 
 def _prepare(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> None:
     """Make the study folder and print the ids of the runs to do."""
-    from ..engine import Accelerate
-    from ..study import left, prepare
+    from ..studies.engines import Accelerate
+    from ..studies.study import left, prepare
 
     launch = engine.launch if isinstance(engine, Accelerate) else None
     with engine.ready():
@@ -141,7 +141,7 @@ def _prepare(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -
 
 def _study(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> None:
     """Run a study and print what it gave."""
-    from ..api import study
+    from ..studies.conclude import study
     from .progress import StudyProgress
 
     with StudyProgress(config, folder) as progress:
@@ -178,8 +178,8 @@ def _dataset_name(source: str) -> str:
 
 def _resolve(config: Path | None, preset: str | None, flags: dict[str, Any]) -> StudyConfig:
     """The configuration that file, preset and flags mean together; flags win, field by field."""
-    from ..config import validate
-    from ..config_files import OWN_FIELDS, deep_merge, preset_fields, read_fields, resolve_sources
+    from ..config.files import OWN_FIELDS, deep_merge, preset_fields, read_fields, resolve_sources
+    from ..config.schema import validate
 
     here = Path.cwd()
     given = resolve_sources(flags, here)
@@ -213,7 +213,7 @@ def _needed(flags: dict[str, Any]) -> dict[str, bool]:
 
 
 def _as_json(result: StudyResult, conclusion: Conclusion) -> dict[str, Any]:
-    from ..store import records
+    from ..store.folder import records
 
     last = result.table.sort_values("step").groupby("run_id", as_index=False).last()
     return {
@@ -238,7 +238,7 @@ def table_command(
         raise UsageError("--json, --csv, --parquet: give one of them")
     if as_parquet and sys.stdout.isatty():
         raise UsageError("--parquet writes binary data: redirect it, for example `> runs.parquet`")
-    from ..store import load_table, records
+    from ..store.folder import load_table, records
 
     table = load_table(study)
     if as_json:
@@ -288,7 +288,7 @@ def report_command(
     as_json: o.AsJson = False,
 ) -> None:
     """Fit the laws again and write the report again, from what a study has measured so far."""
-    from ..api import conclude
+    from ..studies.conclude import conclude
 
     conclusion = conclude(study)
     typer.echo(json.dumps({"report": str(conclusion.report)}) if as_json else str(conclusion.report))

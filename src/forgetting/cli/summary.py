@@ -13,10 +13,10 @@ from rich.table import Table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..api import Conclusion
-    from ..config import StudyConfig
-    from ..fit import Estimate
-    from ..study import StudyResult
+    from ..analysis.fit import Estimate
+    from ..config.schema import StudyConfig
+    from ..studies.conclude import Conclusion
+    from ..studies.study import StudyResult
 
 
 def print_summary(config: StudyConfig, result: StudyResult, conclusion: Conclusion) -> None:

@@ -1,0 +1,1 @@
+"""Laws, fits, plans and comparisons. Imports no torch."""

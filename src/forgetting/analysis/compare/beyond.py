@@ -1,0 +1,132 @@
+"""Do the laws hold beyond the reference? The paper's Appendix B: fitted on LoRA's ranks, held against other methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from forgetting.analysis.fit import Fit, fit_law, unfit
+from forgetting.analysis.laws.base import Array
+from forgetting.analysis.tables import Table, rows
+from forgetting.errors import UsageError
+
+LAWS = {"linear": "Eq. 4", "shifted_power": "Eq. 6"}
+PAPER = {"linear": 0.1851, "shifted_power": 0.8714}
+"""R2 over the paper's other methods (its Appendix B; OpenOrca, Llama 2 7B chat)."""
+ALL = "all together"
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """One law on the plain runs of one method that it was not fitted to, or on all of them.
+
+    Attributes:
+        law: `linear` (Eq. 4) or `shifted_power` (Eq. 6).
+        label: the method, or `all together`.
+        r2: 1 - SS_res / SS_tot of L_f over the rows; below 0 where their own mean would predict better; NaN of one row.
+        bias: mean of measured less predicted L_f, nats/token: above 0, the law underestimates forgetting.
+        rows, runs: that it stands on.
+        reference_r2: of the rows that the law was fitted to.
+    """
+
+    law: str
+    label: str
+    r2: float
+    bias: float
+    rows: int
+    runs: int
+    reference_r2: float
+
+
+def beyond(table: Table, reference: str, start: float, fits: Mapping[str, Fit] | None = None) -> list[Beyond]:
+    """Appendix B's table for one data set.
+
+    Args:
+        table: all rows of the data set.
+        reference: the label whose plain runs the laws are fitted to.
+        start: first step that counts.
+        fits: the laws, where they are fitted already.
+
+    Returns:
+        A row a law and method, `all together` last; empty where no law can be fitted or there is no other method.
+    """
+    kept = _plain(table, start)
+    labels = np.array([_label(table, i) for i in range(rows(table))], dtype=object)
+    mine = {str(v) for v in labels[kept]}
+    if reference not in mine or len(mine) < 2:
+        return []
+    made = fits if fits is not None else _fit(_take(table, kept & (labels == reference)))
+    out = []
+    for law in LAWS:
+        if law in made:
+            groups = {label: kept & (labels == label) for label in sorted(mine - {reference})}
+            if len(groups) > 1:
+                groups[ALL] = kept & (labels != reference)
+            out += [row for label, at in groups.items() if (row := _row(law, label, made[law], table, at))]
+    return out
+
+
+def _row(law: str, label: str, fit: Fit, table: Table, at: Array) -> Beyond | None:
+    part = _take(table, at)
+    variables = {name: np.array(part[name], dtype=float) for name in fit.law_object.variable_names}
+    measured = np.array(part["forgetting_loss"], dtype=float)
+    whole = np.isfinite(measured) & np.all([np.isfinite(v) & (v > 0) for v in variables.values()], axis=0)
+    if not whole.any():
+        return None
+    predicted = fit.predict("forgetting_loss", **{k: v[whole] for k, v in variables.items()}).value
+    error, measured = measured[whole] - predicted, measured[whole]
+    spread = float(np.sum((measured - measured.mean()) ** 2))
+    r2 = 1 - float(np.sum(error**2)) / spread if spread > 0 else math.nan
+    runs = len({str(part["run_id"][i]) for i in np.flatnonzero(whole)}) if "run_id" in part else int(whole.sum())
+    fitted = fit.r2.get("forgetting_loss", math.nan)
+    return Beyond(law, label, r2, float(error.mean()), int(whole.sum()), runs, fitted)
+
+
+def _fit(table: Table) -> dict[str, Fit]:
+    """Both laws as far as the rows carry them, without intervals, which Appendix B has no use for."""
+    made = {}
+    for law in LAWS if not unfit(table) else ("linear",):
+        try:
+            made[law] = fit_law(law, table, bootstrap=0)
+        except UsageError:
+            continue  # too few rows, ranks or steps for this law: its rows are not in the table
+    return made
+
+
+def _plain(table: Table, start: float) -> Array:
+    """[n] finished rows without mitigation or interpolation, from the first step that counts."""
+    return np.array([_counts(table, i, start) for i in range(rows(table))], dtype=bool)
+
+
+def _counts(table: Table, i: int, start: float) -> bool:
+    def cell(name: str) -> Any:
+        return table[name][i] if name in table else None
+
+    alpha = _number(cell("alpha"))
+    step = _number(cell("step"))
+    return (
+        str(cell("status") or "done") == "done"
+        and not str(cell("mitigation") or "")
+        and not alpha < 1
+        and step > 0
+        and step >= start
+    )
+
+
+def _label(table: Table, i: int) -> str:
+    return str((table.get("label") or table.get("method") or [""] * rows(table))[i])
+
+
+def _number(cell: Any) -> float:
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _take(table: Table, at: Array) -> Table:
+    return {name: [cells[i] for i in np.flatnonzero(at)] for name, cells in table.items()}

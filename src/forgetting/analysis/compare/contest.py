@@ -1,0 +1,304 @@
+"""The contest on one data set: every contender against the reference at equal fine-tuning loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from forgetting.analysis.compare.estimate import NAN, Estimate, blocks, difference, holm
+from forgetting.analysis.compare.pareto import Point, frontier
+from forgetting.analysis.compare.path import Path, path, window
+from forgetting.analysis.compare.pooled import Pooled, pool
+from forgetting.analysis.compare.price import Price, price
+from forgetting.analysis.compare.source import Axis, Key, Source
+from forgetting.errors import UsageError, did_you_mean
+
+NEAR = 0.05  # of the reference's range of losses: a contender that falls short by less has reached its best
+MOST = 0.8  # of the losses compared, that another curve must pass through to help with the spread
+SAVES, COSTS, NONE, CORRECTED = "saves", "costs", "no evidence", "not after correction"
+UNKNOWN, NEVER, BEYOND = "no interval", "never reaches", "beyond the reference"
+VERDICTS = (SAVES, COSTS, NONE, CORRECTED, UNKNOWN, NEVER, BEYOND)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One method, rank and mitigation against the reference.
+
+    Attributes:
+        key: which.
+        verdict: one of VERDICTS.
+        against: the reference curve that it is held against, for readers.
+        saving: nats/token saved at equal fine-tuning loss, averaged over the losses that both pass through.
+        final: the same at the contender's last measurement, where the reference passes through that loss.
+        over_ranks: the saving against one curve through all reference ranks; value NaN where there are none to pool.
+        adjusted_p: Holm's, over all contenders of the data set with an interval.
+        low, high: the losses compared, as in the table; NaN where there are none.
+        covered: share of the contender's own range of losses that they are.
+        best, reference_best: the best loss that each has, as in the table; of several runs, the best one's.
+        reaches_last: whether some run gets as good as the reference's best, or but for NEAR of the reference's range.
+        price: of the best loss that all compared runs have; None where there is none.
+        seeds: of its runs.
+    """
+
+    key: Key
+    verdict: str
+    against: str
+    saving: Estimate
+    final: Estimate
+    over_ranks: Estimate
+    adjusted_p: float
+    low: float
+    high: float
+    covered: float
+    best: float
+    reference_best: float
+    reaches_last: bool
+    price: Price | None
+    seeds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """All contenders of one data set, best first.
+
+    Attributes:
+        dataset: its name.
+        axis: what is held equal.
+        reference: the label of the reference.
+        confidence: of each interval.
+        contenders: those with the largest saving first.
+        pooled: the curve through all ranks of the reference; None where it has one.
+        runs: ids of the runs of every curve.
+        points: every curve's points, marked where on the Pareto frontier.
+        notes: what was left out, and what a reader must know.
+    """
+
+    dataset: str
+    axis: Axis
+    reference: str
+    confidence: float
+    contenders: list[Contender]
+    pooled: Pooled | None
+    runs: dict[Key, tuple[str, ...]]
+    points: list[Point]
+    notes: list[str]
+
+
+def contest(source: Source, reference: str, confidence: float = 0.95) -> Contest:
+    """Hold every other curve of a data set against the reference's plain runs.
+
+    Args:
+        source: runs of one data set.
+        reference: the label of the reference.
+        confidence: of each interval.
+
+    Raises:
+        UsageError: no such label, no plain run of it, or nothing to compare it with.
+    """
+    if reference not in source.labels:
+        known = did_you_mean(reference, source.labels)
+        raise UsageError(f"'{source.name}' has no finished run of '{reference}'; {known}")
+    curves = {key: [path(run) for run in runs] for key, runs in source.curves.items()}
+    mine = {key: paths for key, paths in curves.items() if key.label == reference and not key.mitigation}
+    others = {key: paths for key, paths in curves.items() if key not in mine}
+    if not mine:
+        raise UsageError(f"'{source.name}': no plain run of '{reference}', only such with a mitigation")
+    if not others:
+        raise UsageError(
+            f"'{source.name}': only plain runs of '{reference}'; a comparison needs another label or a mitigation"
+        )
+    judge = _Judge(source.axis, mine, curves, confidence)
+    made = [judge(key, paths) for key, paths in others.items()]
+    adjusted = holm([c.saving.p for c in made])
+    made = [_decide(c, p, confidence) for c, p in zip(made, adjusted, strict=True)]
+    made.sort(key=lambda c: (math.isnan(c.saving.value), -c.saving.value if c.saving.value == c.saving.value else 0.0))
+    return Contest(
+        source.name,
+        source.axis,
+        reference,
+        confidence,
+        made,
+        judge.pooled,
+        {key: tuple(run.run_id for run in runs) for key, runs in source.curves.items()},
+        frontier(source.curves, source.axis),
+        source.notes + _notes(made, mine, judge.pooled),
+    )
+
+
+def _decide(c: Contender, adjusted: float, confidence: float) -> Contender:
+    """The verdict that the numbers give."""
+    alpha, saving = 1 - confidence, c.saving
+    if c.verdict:
+        return replace(c, adjusted_p=adjusted)
+    if not saving.known:
+        verdict = UNKNOWN
+    elif saving.low <= 0 <= saving.high:
+        verdict = NONE
+    elif adjusted > alpha:
+        verdict = CORRECTED
+    else:
+        verdict = SAVES if saving.value > 0 else COSTS
+    return replace(c, verdict=verdict, adjusted_p=adjusted)
+
+
+class _Judge:
+    """Holds one contender after the other against the reference's curves."""
+
+    def __init__(
+        self,
+        axis: Axis,
+        reference: Mapping[Key, list[Path]],
+        curves: Mapping[Key, list[Path]],
+        confidence: float,
+    ) -> None:
+        self.axis, self.reference, self.curves, self.confidence = axis, reference, curves, confidence
+        self.pooled = pool(reference) if len(reference) > 1 else None
+
+    def __call__(self, key: Key, paths: list[Path]) -> Contender:
+        own = self._own_curve(key)
+        every = [p for paths in self.reference.values() for p in paths]
+        empty = Estimate(NAN, why="nothing to pool: the reference has one curve")
+        over = self._over_ranks(paths)[0] if self.pooled else empty
+        if own is not None:
+            compared, against = self.reference[own], str(own)
+            saving, span = self._matched(paths, compared)
+            final = self._final(paths, compared)
+        else:
+            compared, against = every, f"all {len(self.reference)} curves of {every[0].run.key.label}"
+            saving, span = self._over_ranks(paths)
+            assert self.pooled is not None
+            final = self.pooled.at_points([(p.run.x[-1], p.run.y[-1]) for p in paths], self.confidence)
+        return self._contender(key, paths, compared, against, saving, final, over, span)
+
+    def _own_curve(self, key: Key) -> Key | None:
+        """The reference curve that a contender is held against by itself: its rank's, or the only one."""
+        fit = [k for k, paths in self.reference.items() if k.rank == key.rank and key.rank >= 0]
+        if len(self.reference) == 1:
+            return next(iter(self.reference))
+        curves = [k for k in fit if all(p.x.size > 1 for p in self.reference[k])]
+        return curves[0] if len(curves) == 1 else None
+
+    def _matched(self, paths: Sequence[Path], compared: Sequence[Path]) -> tuple[Estimate, tuple[float, float] | None]:
+        span = window([*paths, *compared])
+        if span is None and all(p.x.size == 1 for p in paths):
+            points = [p.low for p in paths]
+            return self._final(paths, compared), (min(points), max(points))
+        if span is None:
+            return Estimate(NAN, runs=len(paths), why="no fine-tuning loss that all compared runs pass through"), None
+        alone = self._paired(paths, compared, lambda p: p.mean(*span))
+        return self._from_all_curves(alone, paths, compared, span) or alone, span
+
+    def _from_all_curves(
+        self, alone: Estimate, paths: Sequence[Path], compared: Sequence[Path], span: tuple[float, float]
+    ) -> Estimate | None:
+        """The same, with the spread learned from every curve that has these seeds and passes through these losses."""
+        if alone.scheme != "paired":
+            return None
+        seeds = [p.run.seed for p in paths if p.run.seed in {q.run.seed for q in compared}]
+        rows: list[list[float]] = []
+        two: dict[Key, int] = {}
+        for key, mine in self.curves.items():
+            own = {p.run.seed: p for p in mine if p.run.seed in seeds}
+            common = window(list(own.values())) if len(own) == len(seeds) else None
+            if common is None or mine[0].run.interpolated:
+                continue
+            # a curve that ends a little earlier still tells how runs scatter: its level is taken out by blocks
+            low, high = max(common[0], span[0]), min(common[1], span[1])
+            if high - low >= MOST * (span[1] - span[0]):
+                two[key] = len(rows)
+                rows.append([own[seed].mean(low, high) for seed in seeds])
+        keys = compared[0].run.key, paths[0].run.key
+        if any(key not in two for key in keys):
+            return None
+        return blocks(np.array(rows), two[keys[0]], two[keys[1]], self.confidence)
+
+    def _paired(self, paths: Sequence[Path], compared: Sequence[Path], mean: Callable[[Path], float]) -> Estimate:
+        both = [{p.run.seed: mean(p) for p in side} for side in (compared, paths)]
+        return difference(both[0], both[1], self.confidence)
+
+    def _final(self, paths: Sequence[Path], compared: Sequence[Path]) -> Estimate:
+        """At each run's last measurement, against the reference run of its seed; else against all of them."""
+        ref, con = {}, {}
+        by_seed = {p.run.seed: [p] for p in compared}
+        for p in paths:
+            x, y = float(p.run.x[-1]), float(p.run.y[-1])
+            there = [q.mean(x, x) for q in by_seed.get(p.run.seed, compared) if q.low <= x <= q.high]
+            if there:
+                ref[p.run.seed], con[p.run.seed] = sum(there) / len(there), y
+        if not con:
+            return Estimate(NAN, why="the reference does not pass through its last fine-tuning loss")
+        if not all(p.run.seed in by_seed for p in paths):
+            value = sum(ref[s] - con[s] for s in con) / len(con)
+            return Estimate(value, runs=len(con), why="no interval at one point for runs of different seeds")
+        return difference(ref, con, self.confidence)
+
+    def _over_ranks(self, paths: Sequence[Path]) -> tuple[Estimate, tuple[float, float] | None]:
+        pooled = self.pooled
+        assert pooled is not None
+        own = window(paths)
+        if own is None:
+            points = [(float(p.run.x[-1]), float(p.run.y[-1])) for p in paths]
+            inside = [x for x, _ in points if pooled.low <= x <= pooled.high]
+            return pooled.at_points(points, self.confidence), (min(inside), max(inside)) if inside else None
+        low, high = max(own[0], pooled.low), min(own[1], pooled.high)
+        if low > high:
+            return Estimate(NAN, runs=len(paths), why="no fine-tuning loss that both pass through"), None
+        return pooled.saving(paths, low, high, self.confidence), (low, high)
+
+    def _contender(
+        self,
+        key: Key,
+        paths: list[Path],
+        compared: Sequence[Path],
+        against: str,
+        saving: Estimate,
+        final: Estimate,
+        over: Estimate,
+        span: tuple[float, float] | None,
+    ) -> Contender:
+        best, reference_best = min(p.low for p in paths), min(p.low for p in compared)
+        verdict = ""
+        if math.isnan(saving.value) and best > max(p.high for p in compared):
+            verdict = NEVER
+        elif math.isnan(saving.value) and max(p.high for p in paths) < reference_best:
+            verdict = BEYOND
+        width = max(p.high for p in paths) - best
+        shown = self.axis.shown
+        low, high = span or (NAN, NAN)
+        return Contender(
+            key=key,
+            verdict=verdict,
+            against=against,
+            saving=saving,
+            final=final,
+            over_ranks=over,
+            adjusted_p=NAN,
+            low=shown(low),
+            high=shown(high),
+            covered=(high - low) / width if width > 0 else (1.0 if span else NAN),
+            best=shown(best),
+            reference_best=shown(reference_best),
+            reaches_last=best <= reference_best + NEAR * (max(p.high for p in compared) - reference_best),
+            price=price(low, shown(low), paths, compared) if span else None,
+            seeds=tuple(p.run.seed for p in paths),
+        )
+
+
+def _notes(made: Sequence[Contender], reference: Mapping[Key, list[Path]], pooled: Pooled | None) -> list[str]:
+    """What a reader must know of the intervals."""
+    notes = []
+    tested = sum(c.saving.known for c in made)
+    if tested > 1:
+        notes.append(f"{tested} contenders were tested: a finding holds after Holm's correction over all of them")
+    if tested < len(made):
+        reasons = dict.fromkeys(c.saving.why for c in made if not c.saving.known)
+        notes.append(f"{len(made) - tested} of {len(made)} have no interval: " + "; ".join(reasons))
+    few = [c for c in made if c.saving.scheme == "paired" and c.saving.runs == 2]
+    if few:
+        notes.append("two seeds give an interval that is 6 times as wide as that of many: run 3 or more")
+    if pooled is not None:
+        notes.append(f"curve through all {len(reference)} reference curves: {pooled.form} ({pooled.why})")
+    return notes

@@ -1,0 +1,158 @@
+"""Estimates with intervals from few replicates: Student's t on one number a run, paired by seed where seeds are shared.
+
+Steps of a run are not independent, so a run counts once: its average over the compared losses. Student's t on such
+block averages is valid for as few as two blocks and errs on the safe side when their variances differ (Ibragimov &
+Mueller 2010, doi:10.1198/jbes.2009.08046). All runs are measured on the same held-out text, so what the choice of text
+does to all of them cancels in a difference; what it does not cancel is part of the runs' spread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, special, stats
+
+from forgetting.analysis.laws.base import Array
+
+NAN = math.nan
+EXACT = 1e-9  # nats: differences below it are rounding
+LEAST_SEEDS = 2
+LEAST_CURVES = 5
+NOISIER = 0.1  # p below which a curve scatters more than the others
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A saving in nats/token: the reference's forgetting less the contender's; above 0 the contender is better.
+
+    Attributes:
+        value: NaN where nothing could be compared.
+        low, high: interval; NaN where there is no honest one.
+        p: two-sided, of no difference; NaN without an interval.
+        freedom: degrees of freedom behind the interval.
+        runs: runs of the contender that it stands on.
+        scheme: `paired`, `paired, spread from all curves`, `unpaired`, `one more rank`, or empty without an interval.
+        why: why there is no interval or no value; empty where there is one.
+    """
+
+    value: float
+    low: float = NAN
+    high: float = NAN
+    p: float = NAN
+    freedom: float = NAN
+    runs: int = 0
+    scheme: str = ""
+    why: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval."""
+        return math.isfinite(self.low)
+
+
+def student(value: float, se: float, freedom: float, confidence: float, runs: int, scheme: str) -> Estimate:
+    """Student's interval and two-sided p."""
+    half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * se
+    exact = se <= EXACT / 100  # replicates equal to the last digit: copies, or planted lines
+    p = float(abs(value) <= EXACT) if exact else float(2 * stats.t.sf(abs(value) / se, freedom))
+    return Estimate(value, value - half, value + half, p, float(freedom), runs, scheme)
+
+
+def welch(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Standard error and degrees of freedom of a sum, from each term's (variance, freedom) (Satterthwaite 1946)."""
+    total = sum(v for v, _ in parts)
+    spread = sum(v**2 / f for v, f in parts)
+    return math.sqrt(total), total**2 / spread if spread > 0 else min(f for _, f in parts)
+
+
+def difference(reference: Mapping[str, float], contender: Mapping[str, float], confidence: float) -> Estimate:
+    """Mean of reference less mean of contender, one number a run, by seed.
+
+    Runs of one seed see the same data in the same order, so they are paired if every seed of the side that has fewer
+    is there on the other side too; else the two sides are independent samples (Welch).
+    """
+    ref = {s: v for s, v in reference.items() if math.isfinite(v)}
+    con = {s: v for s, v in contender.items() if math.isfinite(v)}
+    if not ref or not con:
+        return Estimate(NAN, why="no run to compare")
+    common = [s for s in con if s in ref]
+    fewer = min(len(ref), len(con))
+    if len(common) == fewer:
+        d = np.array([ref[s] - con[s] for s in common])
+        if fewer < LEAST_SEEDS:
+            return Estimate(float(d[0]), runs=1, why="one seed says nothing of the spread between seeds: run 3 or more")
+        return student(float(d.mean()), float(d.std(ddof=1)) / math.sqrt(fewer), fewer - 1, confidence, fewer, "paired")
+    a, b = np.array(list(ref.values())), np.array(list(con.values()))
+    value = float(a.mean() - b.mean())
+    if fewer < LEAST_SEEDS:
+        return Estimate(value, runs=b.size, why="one seed says nothing of the spread between seeds: run 3 or more")
+    se, freedom = welch([(float(v.var(ddof=1)) / v.size, v.size - 1.0) for v in (a, b)])
+    return student(value, se, freedom, confidence, b.size, "unpaired")
+
+
+def blocks(values: Array, reference: int, contender: int, confidence: float) -> Estimate | None:
+    """The paired difference of two curves, with the spread between runs learned from all curves.
+
+    Two or three seeds say little of a spread, and many curves have few seeds each. After what a seed does to all
+    curves is taken out (randomised blocks), each curve's variance is drawn towards that of all of them, the more the
+    more alike they are (Smyth 2004, doi:10.2202/1544-6115.1027; the degrees of freedom grow accordingly).
+
+    Args:
+        values: [K, S] forgetting of K curves and the same S seeds in each, averaged over the same losses.
+        reference, contender: rows.
+        confidence: of the interval.
+
+    Returns:
+        None where the other curves cannot help: fewer than LEAST_CURVES of them all, no spread at all, or one of the
+        two scatters clearly more than the others (then only its own runs can speak for it).
+    """
+    k, s = values.shape
+    if k < LEAST_CURVES or s < LEAST_SEEDS:
+        return None
+    residual = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
+    freedom = (s - 1) * (1 - 1 / k)
+    variance = (residual**2).sum(axis=1) / freedom
+    if variance.min() <= (EXACT / 100) ** 2:
+        return None
+    two = [reference, contender]
+    others = np.delete(variance, two)
+    if (stats.f.sf(variance[two] / others.mean(), freedom, freedom * others.size) < NOISIER).any():
+        return None
+    common, prior = prior_variance(variance, freedom)
+    drawn = variance if prior == 0 else (common + variance * (freedom / prior)) / (1 + freedom / prior)
+    se, df = welch([(float(drawn[i]) / s, prior + freedom) for i in two])
+    d = float((values[reference] - values[contender]).mean())
+    return student(d, se, min(df, (k - 1.0) * (s - 1.0)), confidence, s, "paired, spread from all curves")
+
+
+def prior_variance(variance: Array, freedom: float) -> tuple[float, float]:
+    """The variance that those of many curves scatter around, and how many degrees of freedom that is worth.
+
+    By the moments of log variances (Smyth 2004, section 6.2); infinite degrees where they scatter no more than equal
+    variances would.
+    """
+    e = np.log(variance) - special.digamma(freedom / 2) + math.log(freedom / 2)
+    excess = float(e.var(ddof=1) - special.polygamma(1, freedom / 2))
+    if excess <= 0:
+        return float(variance.mean()), math.inf
+    half = optimize.brentq(lambda y: float(special.polygamma(1, y)) - excess, 1e-3, 1e8)
+    return math.exp(float(e.mean()) + float(special.digamma(half)) - math.log(half)), 2 * half
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjusted p (1979): the family-wise error over all of them is held. NaN stays NaN and is not counted.
+
+    Examples:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    out = [NAN] * len(p)
+    tested = sorted((value, i) for i, value in enumerate(p) if math.isfinite(value))
+    largest = 0.0
+    for place, (value, i) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - place) * value))
+        out[i] = largest
+    return out

@@ -1,0 +1,68 @@
+"""What it costs to reach the same fine-tuning loss: steps, training time, memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from forgetting.analysis.compare.path import Path
+
+NAN = math.nan
+
+
+@dataclass(frozen=True)
+class Price:
+    """Means over runs at one fine-tuning loss; NaN where a run never has it, or where it was not recorded.
+
+    Attributes:
+        loss: the loss to reach (or the accuracy): the best that every compared run has.
+        steps, reference_steps: update steps until it.
+        seconds, reference_seconds: training time until it.
+        memory, reference_memory: peak memory of the runs, MiB.
+        params, reference_params: trainable parameters.
+    """
+
+    loss: float
+    steps: float
+    reference_steps: float
+    seconds: float
+    reference_seconds: float
+    memory: float
+    reference_memory: float
+    params: float
+    reference_params: float
+
+
+def price(loss: float, shown: float, contender: Sequence[Path], reference: Sequence[Path]) -> Price:
+    """The price of reaching `loss` (oriented; `shown` is what the table calls it).
+
+    Interpolated weights cost the whole training, whatever their alpha. Of the reference, only runs that have this
+    loss count.
+    """
+    steps, seconds = _until(contender, loss)
+    had = [p for p in reference if math.isfinite(p.cost(loss)[0])]
+    reference_steps, reference_seconds = _until(had, loss)
+    return Price(
+        shown,
+        steps,
+        reference_steps,
+        seconds,
+        reference_seconds,
+        _mean([p.run.memory for p in contender]),
+        _mean([p.run.memory for p in had]),
+        _mean([p.run.params for p in contender]),
+        _mean([p.run.params for p in had]),
+    )
+
+
+def _until(paths: Sequence[Path], loss: float) -> tuple[float, float]:
+    costs = [(float(p.run.step[-1]), float(p.run.seconds[-1])) if p.run.interpolated else p.cost(loss) for p in paths]
+    return _mean([c[0] for c in costs]), _mean([c[1] for c in costs])
+
+
+def _mean(values: Sequence[float]) -> float:
+    """NaN where there is none, or one is missing."""
+    return float(np.mean(values)) if values else NAN

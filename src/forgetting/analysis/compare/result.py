@@ -1,0 +1,153 @@
+"""All data sets' contests together, as an object and as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from forgetting.analysis.compare.beyond import Beyond, beyond
+from forgetting.analysis.compare.contest import Contender, Contest, contest
+from forgetting.analysis.compare.pareto import Point
+from forgetting.analysis.compare.source import Axis, choose_axis, read_source
+from forgetting.analysis.compare.words import reach, sentence
+from forgetting.analysis.fit import Fit, plain
+from forgetting.analysis.tables import Table
+from forgetting.errors import UsageError, did_you_mean
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a study or table says of its contenders.
+
+    Attributes:
+        reference: the label that all are held against.
+        contests: by data set.
+        beyond: Appendix B's rows by data set; empty where no law could be held against another method.
+        without: data sets in which nothing could be compared -> why.
+    """
+
+    reference: str
+    contests: dict[str, Contest]
+    beyond: dict[str, list[Beyond]] = field(default_factory=dict)
+    without: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; NaN becomes null."""
+        out = {
+            "format": FORMAT,
+            "reference": self.reference,
+            "datasets": {name: _contest_dict(c) for name, c in self.contests.items()},
+            "beyond_the_reference": {name: [asdict(row) for row in rows] for name, rows in self.beyond.items()},
+            "not_compared": self.without,
+        }
+        return {key: plain(value) for key, value in out.items()}
+
+    def __str__(self) -> str:
+        """The comparison as plain text."""
+        from forgetting.analysis.compare.show import comparison_text
+
+        return comparison_text(self)
+
+
+def compare_tables(
+    tables: Mapping[str, Table],
+    reference: str | None = None,
+    *,
+    by: str | None = None,
+    direction: str | None = None,
+    confidence: float = 0.95,
+    start: float = 0.0,
+    fits: Mapping[str, Mapping[str, Fit]] | None = None,
+) -> Comparison:
+    """Compare within each data set.
+
+    Args:
+        tables: rows by data set.
+        reference: label of the reference; may be left out where there is but one with several ranks or runs.
+        by: the column to hold equal; default `finetune_loss`, or `test_accuracy` in PEFT's results.
+        direction: `lower` or `higher`, for a column whose better way is not known.
+        confidence: of each interval.
+        start: steps before it are left out.
+        fits: laws by data set and name that are fitted already; else Appendix B fits them.
+
+    Raises:
+        UsageError: a mistake in a table or argument, or nothing to compare in any data set.
+    """
+    if not 0 < confidence < 1:
+        raise UsageError(f"confidence {confidence:g}; it lies between 0 and 1, such as 0.95")
+    labels = _labels(tables)
+    if reference is None and labels:
+        raise UsageError(f"which label is the reference? give --reference; {did_you_mean('', labels)}")
+    if reference is not None and labels and reference not in labels:
+        raise UsageError(f"no runs of '{reference}' to hold others against; {did_you_mean(reference, labels)}")
+    contests, others, without = {}, {}, {}
+    reference = reference or ""
+    for name, table in tables.items():
+        axis = choose_axis(table, by, direction)
+        source = read_source(table, name, axis, start=start)
+        try:
+            contests[name] = contest(source, reference, confidence)
+        except UsageError as error:
+            without[name] = str(error)
+            continue
+        if rows := _beyond(table, axis, reference, start, None if fits is None else fits.get(name, {})):
+            others[name] = rows
+    if not contests:
+        raise UsageError("\n".join(without.values()))
+    return Comparison(reference, contests, others, without)
+
+
+def _beyond(table: Table, axis: Axis, reference: str, start: float, fits: Mapping[str, Fit] | None) -> list[Beyond]:
+    """Appendix B, where the table has what the laws are of."""
+    needed = ("forgetting_loss", "finetune_loss", "step", "trainable_params")
+    if axis.column != "finetune_loss" or any(name not in table for name in needed):
+        return []
+    return beyond(table, reference, start, fits)
+
+
+def _labels(tables: Mapping[str, Table]) -> list[str]:
+    found: dict[str, None] = {}
+    for table in tables.values():
+        found |= dict.fromkeys(str(v) for v in table.get("label") or table.get("method") or ())
+    return list(found)
+
+
+def _contest_dict(c: Contest) -> dict[str, Any]:
+    front = [p for p in c.points if p.front]
+    return {
+        "equal": c.axis.column,
+        "better": "higher" if c.axis.higher else "lower",
+        "confidence": c.confidence,
+        "contenders": [_contender_dict(one, c) for one in c.contenders],
+        "pooled_reference": None
+        if c.pooled is None
+        else {"form": c.pooled.form, "why": c.pooled.why, "errors_on_ranks_left_out": c.pooled.errors},
+        "pareto_frontier": [_point_dict(p) for p in front],
+        "notes": c.notes,
+    }
+
+
+def _contender_dict(c: Contender, contest_: Contest) -> dict[str, Any]:
+    far = reach(c, contest_)
+    return {
+        "name": str(c.key),
+        **_key_dict(c),
+        "verdict": c.verdict,
+        "says": sentence(c, contest_) + (f"; {far}" if far else ""),
+        **{k: v for k, v in asdict(c).items() if k not in ("key", "verdict", "low", "high")},
+        "compared_from": c.high,
+        "compared_to": c.low,
+    }
+
+
+def _key_dict(c: Contender | Point) -> dict[str, Any]:
+    key = c.key
+    rank = key.rank if key.rank >= 0 else None
+    return {"label": key.label, "mitigation": key.mitigation, "rank": rank, "variant": key.variant}
+
+
+def _point_dict(p: Point) -> dict[str, Any]:
+    return {"name": str(p.key), **_key_dict(p), **{k: v for k, v in asdict(p).items() if k not in ("key", "front")}}

@@ -1,0 +1,275 @@
+"""What is compared: the runs of a study or table, each with its path through (fine-tuning loss, forgetting)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from forgetting.analysis.laws.base import Array
+from forgetting.analysis.tables import Table, rows
+from forgetting.errors import UsageError, did_you_mean
+
+DONE = "done"
+INTERPOLATION = "interpolation"
+DIRECTIONS = ("lower", "higher")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What runs are held equal in.
+
+    Attributes:
+        column: the table's column.
+        higher: whether a higher value is better, as of an accuracy.
+        name: for readers.
+    """
+
+    column: str
+    higher: bool
+    name: str
+
+    def shown(self, value: float) -> float:
+        """A value as the table has it, from one turned so that lower is better."""
+        return -value if self.higher else value
+
+
+AXES = {
+    "finetune_loss": Axis("finetune_loss", False, "fine-tuning loss"),
+    "test_accuracy": Axis("test_accuracy", True, "test accuracy"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one data set.
+
+    Attributes:
+        key: (label, mitigation, rank, variant); runs of one key and different seeds are replicates.
+        seed: as text.
+        run_id: names it in messages.
+        x: [n] fine-tuning loss (or less the accuracy, so that lower is better), in the order of training.
+        y: [n] forgetting, nats/token.
+        step: [n] update steps.
+        seconds: [n] training time so far, NaN where unknown.
+        params: trainable parameters, NaN where unknown.
+        memory: peak memory in MiB, NaN where unknown.
+        interpolated: True where the points are weights between the base model and the tuned one.
+    """
+
+    key: Key
+    seed: str
+    run_id: str
+    x: Array
+    y: Array
+    step: Array
+    seconds: Array
+    params: float
+    memory: float
+    interpolated: bool = False
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """A curve: a method as the study labels it, what holds forgetting back, its rank."""
+
+    label: str
+    mitigation: str = ""
+    rank: float = -1.0
+    variant: str = ""
+
+    def __str__(self) -> str:
+        """`lora rank 8 + replay fraction=0.1`."""
+        rank = f" rank {self.rank:g}" if self.rank >= 0 else ""
+        variant = f" ({self.variant})" if self.variant else ""
+        return f"{self.label}{rank}{variant}" + (f" + {self.mitigation}" if self.mitigation else "")
+
+
+@dataclass(frozen=True)
+class Source:
+    """All runs of one data set.
+
+    Attributes:
+        name: the data set.
+        axis: what runs are held equal in.
+        curves: runs by key, in the order of the keys; runs of one key have different seeds.
+        notes: what was left out, and why.
+    """
+
+    name: str
+    axis: Axis
+    curves: dict[Key, list[Run]]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels of the curves."""
+        return list(dict.fromkeys(key.label for key in self.curves))
+
+
+def choose_axis(table: Table, by: str | None, direction: str | None) -> Axis:
+    """The column that runs are held equal in: `finetune_loss`, or the test accuracy of PEFT's results.
+
+    Raises:
+        UsageError: no such column, or nobody says which way is better.
+    """
+    column = by or ("test_accuracy" if "test_accuracy" in table else "finetune_loss")
+    if column not in table:
+        raise UsageError(f"the table has no column '{column}' to hold equal; {did_you_mean(column, table)}")
+    if direction is not None and direction not in DIRECTIONS:
+        raise UsageError(f"direction '{direction}'; {did_you_mean(direction, DIRECTIONS)}")
+    known = AXES.get(column)
+    if known is None and direction is None:
+        raise UsageError(f"is a higher or a lower {column} better? give --direction higher or --direction lower")
+    if known is None:
+        return Axis(column, direction == "higher", column.replace("_", " "))
+    if direction is not None and known.higher != (direction == "higher"):
+        raise UsageError(f"--direction {direction}: of {column}, {DIRECTIONS[known.higher]} is better")
+    return known
+
+
+def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0) -> Source:
+    """The runs of one data set's table that ended well, each from `start` on, without the base model's own row.
+
+    Args:
+        table: columns by name, one entry a measurement.
+        name: the data set.
+        axis: what runs are held equal in.
+        start: steps before it are left out.
+
+    Raises:
+        UsageError: a column is missing, a cell is no finite number, a measurement is there twice, or nothing is left.
+    """
+    forgot = "forgetting" if "forgetting" in table else "forgetting_loss"
+    for column in (axis.column, forgot):
+        if column not in table:
+            known = did_you_mean(column, table)
+            raise UsageError(f"'{name}' has no column '{column}', which a comparison needs; {known}")
+    if not {"label", "method"} & set(table):
+        raise UsageError(f"'{name}' has no column 'label' or 'method' to tell runs apart by; it has {_list(table)}")
+    reader = _Reader(table, name, axis, forgot)
+    members: dict[str, list[int]] = {}
+    left: dict[str, str] = {}
+    for i in range(rows(table)):
+        run_id = reader.run_id(i)
+        status = reader.text("status", i) or DONE
+        if status == DONE:
+            members.setdefault(run_id, []).append(i)
+        else:
+            left[run_id] = status
+    notes = [f"left out: {_named(left)}"] if left else []
+    runs = [run for run_id, at in members.items() for run in reader.runs(run_id, at, start)]
+    short = sorted(set(members) - {run.run_id for run in runs})
+    if short:
+        notes.append(f"left out, with no measurement after the start: {_list(short)}")
+    if not runs:
+        raise UsageError(f"'{name}' has no finished run to compare" + (f" ({notes[0]})" if notes else ""))
+    return Source(name, axis, _grouped(runs), notes)
+
+
+def _grouped(runs: Sequence[Run]) -> dict[Key, list[Run]]:
+    """Runs by key. Two runs of one key and seed are no replicates: then each run is a curve of its own."""
+    found: dict[Key, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.key, []).append(run)
+    out: dict[Key, list[Run]] = {}
+    for key, mine in found.items():
+        if len({run.seed for run in mine}) == len(mine):
+            out[key] = mine
+            continue
+        for run in mine:
+            out[Key(key.label, key.mitigation, key.rank, run.run_id)] = [run]
+    return dict(sorted(out.items()))
+
+
+class _Reader:
+    """The cells of a table as numbers and texts, with errors that name row and column."""
+
+    def __init__(self, table: Table, name: str, axis: Axis, forgot: str) -> None:
+        self.table, self.name, self.axis, self.forgot = table, name, axis, forgot
+
+    def text(self, column: str, i: int) -> str:
+        cell = self.table[column][i] if column in self.table else None
+        return "" if _missing(cell) else str(cell)
+
+    def number(self, column: str, i: int) -> float:
+        """A number, NaN where there is none."""
+        try:
+            return float(self.table[column][i]) if column in self.table else math.nan
+        except (TypeError, ValueError):
+            return math.nan
+
+    def needed(self, column: str, i: int) -> float:
+        value = self.number(column, i)
+        if not math.isfinite(value):
+            came = self.table[column][i]
+            run = self.run_id(i)
+            raise UsageError(
+                f"'{self.name}', row {i + 1} (run {run}), column '{column}': {came} where a finite number is needed"
+            )
+        return value
+
+    def run_id(self, i: int) -> str:
+        return self.text("run_id", i) or f"row {i + 1}"
+
+    def key(self, i: int, mitigation: str) -> Key:
+        rank = self.number("rank", i)
+        label = self.text("label", i) or self.text("method", i)
+        return Key(label, mitigation, rank if math.isfinite(rank) else -1.0, self.text("variant", i))
+
+    def runs(self, run_id: str, at: Sequence[int], start: float) -> list[Run]:
+        """The paths of one run: that of training, and that of its interpolated weights, if it has some."""
+        alpha = {i: 1.0 if math.isnan(a := self.number("alpha", i)) else a for i in at}
+        trained = [i for i in at if alpha[i] == 1.0 and self._counts(i, start)]
+        trained.sort(key=lambda i: self.number("step", i))
+        self._refuse_duplicates(run_id, trained)
+        mixed = sorted((i for i in at if 0 < alpha[i] < 1), key=lambda i: alpha[i])
+        mitigation = self.text("mitigation", at[0])
+        found = []
+        if trained and not (mixed and INTERPOLATION in mitigation):
+            found.append(self._run(run_id, trained, mitigation))
+        if mixed:
+            name = mitigation if INTERPOLATION in mitigation else f"{mitigation} + {INTERPOLATION}".removeprefix(" + ")
+            found.append(self._run(run_id, [*mixed, *trained[-1:]], name, interpolated=True))
+        return found
+
+    def _counts(self, i: int, start: float) -> bool:
+        step = self.number("step", i)
+        return math.isnan(step) or (step > 0 and step >= start)
+
+    def _refuse_duplicates(self, run_id: str, at: Sequence[int]) -> None:
+        steps = [self.number("step", i) for i in at]
+        if len(set(steps)) < len(steps) or (len(at) > 1 and any(map(math.isnan, steps))):
+            raise UsageError(f"'{self.name}': run {run_id} has several measurements at one step, or without a step")
+
+    def _run(self, run_id: str, at: Sequence[int], mitigation: str, *, interpolated: bool = False) -> Run:
+        sign = -1.0 if self.axis.higher else 1.0
+        return Run(
+            key=self.key(at[0], mitigation),
+            seed=self.text("seed", at[0]),
+            run_id=run_id,
+            x=np.array([sign * self.needed(self.axis.column, i) for i in at]),
+            y=np.array([self.needed(self.forgot, i) for i in at]),
+            step=np.array([self.number("step", i) for i in at]),
+            seconds=np.array([self.number("train_seconds", i) for i in at]),
+            params=self.number("trainable_params", at[-1]),
+            memory=self.number("peak_memory", at[-1]),
+            interpolated=interpolated,
+        )
+
+
+def _missing(cell: Any) -> bool:
+    # pandas' missing integer, which no comparison takes, is told by its name: tables come without pandas, too
+    return cell is None or type(cell).__name__ == "NAType" or cell == "" or bool(cell != cell)
+
+
+def _named(left: Mapping[str, str]) -> str:
+    return _list([f"{run} ({status})" for run, status in sorted(left.items())])
+
+
+def _list(names: Any) -> str:
+    every = list(names)
+    return ", ".join(every[:8]) + (f" and {len(every) - 8} more" if len(every) > 8 else "")

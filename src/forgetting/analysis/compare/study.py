@@ -1,0 +1,70 @@
+"""The tables to compare: a study folder's, with what tells its methods apart, or one from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forgetting.analysis.tables import Table, from_records, read_tables, split
+from forgetting.config.schema import StudyConfig
+from forgetting.errors import UsageError
+from forgetting.store.folder import StudyFolder, load_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def study_tables(table: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
+    """A study's rows by data set, with a column `variant`: the options in which methods of one label and rank differ.
+
+    Args:
+        table: of `store.load_table`.
+        runs: the run records, in which the options are.
+    """
+    rows = {str(name): table[name].tolist() for name in table.columns}
+    variants = _variants(runs)
+    rows["variant"] = [variants.get(str(run), "") for run in rows["run_id"]]
+    return split(rows, "study", {}) if rows["variant"] else {}
+
+
+def _variants(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Run id -> the options that others of its label, mitigation and rank have otherwise, such as `alpha=16`."""
+    options: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    for run in runs:
+        method = run.get("method") if isinstance(run.get("method"), Mapping) else {}
+        own = {k: json.dumps(v) for k, v in dict(method or {}).items() if k not in ("name", "label", "mitigations")}
+        same = (str(run.get("dataset")), str(run.get("label")), str(run.get("mitigation", "")), own.pop("rank", ""))
+        options.setdefault(same, {})[str(run.get("run_id"))] = own
+    out = {}
+    for mine in options.values():
+        names = sorted({name for own in mine.values() for name in own})
+        differ = [n for n in names if len({own.get(n) for own in mine.values()}) > 1]
+        for run_id, own in mine.items():
+            out[run_id] = ", ".join(f"{n}={own[n]}" for n in differ if n in own)
+    return out
+
+
+def open_study(path: Path) -> tuple[StudyConfig, dict[str, Table]]:
+    """The configuration of a study folder and its rows by data set.
+
+    Raises:
+        UsageError: not a study folder, or nothing measured in it.
+    """
+    folder = StudyFolder.open(path)
+    table = load_table(path)
+    if table.empty:
+        raise UsageError(f"{path}: no measurement in this study yet; run `forgetting study {path}`")
+    return folder.config(), study_tables(table, [{"run_id": run.id, **run.read()} for run in folder.runs()])
+
+
+def any_tables(source: Any) -> dict[str, Table]:
+    """The rows by data set of a file, a folder of PEFT's results, a DataFrame, or a list of rows or columns."""
+    if isinstance(source, str | Path):
+        return split(read_tables([source]), Path(source).stem, {})
+    if hasattr(source, "columns"):
+        return split({str(name): source[name].tolist() for name in source.columns}, "table", {})
+    if isinstance(source, Mapping):
+        return split({str(name): list(cells) for name, cells in source.items()}, "table", {})
+    return split(from_records(source), "table", {})

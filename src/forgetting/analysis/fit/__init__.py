@@ -1,0 +1,25 @@
+"""Fits: a law and a table in, estimates with intervals, warnings and predictions out."""
+
+from __future__ import annotations
+
+from forgetting.analysis.fit.engine import fit_from_published, fit_law
+from forgetting.analysis.fit.result import Estimate, Fit, Prediction, load_fits, plain, save_fits
+from forgetting.analysis.fit.select import Extrapolation, extrapolation_tests, r2_by, rank_laws
+from forgetting.analysis.fit.study import fit_study, unfit
+
+__all__ = [
+    "Estimate",
+    "Extrapolation",
+    "Fit",
+    "Prediction",
+    "extrapolation_tests",
+    "fit_from_published",
+    "fit_law",
+    "fit_study",
+    "load_fits",
+    "plain",
+    "r2_by",
+    "rank_laws",
+    "save_fits",
+    "unfit",
+]

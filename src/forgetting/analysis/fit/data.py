@@ -1,0 +1,223 @@
+"""From a table to arrays, with every mistake in it named by row and column. Works without pandas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from forgetting.analysis.laws.base import Array, Law, Variable
+from forgetting.errors import UsageError, did_you_mean
+
+DONE = "done"
+FINITE = Variable("output", positive=False)
+
+
+@dataclass(frozen=True)
+class Data:
+    """One law's view of a table.
+
+    Attributes:
+        x: [n] values for each variable of the law.
+        y: [O, n] outputs of the law.
+        se: [O, n] standard errors of the outputs, or None.
+        run: [n] index of the run that each row belongs to.
+        runs: names of the runs.
+        independent: True when the table names no runs and every row counts as a run of its own.
+        columns: further columns that are there and are useful to a fit (`rank`, `finetune_loss_se`, ...).
+        warnings: what was left out, and why.
+    """
+
+    x: dict[str, Array]
+    y: Array
+    se: Array | None
+    run: Array
+    runs: tuple[str, ...]
+    independent: bool
+    columns: dict[str, Array]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def n(self) -> int:
+        """Rows."""
+        return int(self.y.shape[1])
+
+    def take(self, rows: Array) -> Data:
+        """The same with only the rows of a boolean mask; runs are renumbered."""
+        kept, run = np.unique(self.run[rows], return_inverse=True)
+        return Data(
+            {k: v[rows] for k, v in self.x.items()},
+            self.y[:, rows],
+            None if self.se is None else self.se[:, rows],
+            run,
+            tuple(self.runs[i] for i in kept),
+            self.independent,
+            {k: v[rows] for k, v in self.columns.items()},
+            self.warnings,
+        )
+
+
+def column_names(table: Any) -> list[str]:
+    """The names of a table's columns, for a DataFrame and for a mapping alike."""
+    return [str(name) for name in (table.columns if hasattr(table, "columns") else table)]
+
+
+def read_data(
+    law: Law, table: Any, *, columns: Mapping[str, str] | None = None, label: str = "", run: str = "run_id"
+) -> Data:
+    """Take what a law needs from a table.
+
+    Args:
+        law: names the variables and outputs.
+        table: a DataFrame, or a mapping from column names to sequences of equal length.
+        columns: the table's name for a variable or output, where it differs.
+        label: the table's name in messages.
+        run: the column that names the run of each row; without it every row is a run of its own.
+
+    Raises:
+        UsageError: a column is missing; a cell is not a number, not finite, or not positive where it must be; a
+            measurement is there twice; nothing is left.
+    """
+    where = f"table '{label}'" if label else "table"
+    columns = dict(columns or {})
+    needed = [*law.variable_names, *law.outputs]
+    for name in columns:
+        if name not in needed:
+            raise UsageError(f"law '{law.name}' has no '{name}' to map a column to; {did_you_mean(name, needed)}")
+    present = column_names(table)
+    rows, warnings = _done_rows(table, present, run)
+    kinds = {v.name: v for v in law.variables}
+    got = {}
+    for name in needed:
+        column = columns.get(name, name)
+        if column not in present:
+            raise UsageError(
+                f"{where} has no column '{column}', which law '{law.name}' needs as '{name}'; "
+                f"{did_you_mean(column, present)}; map another one with {name}=COLUMN"
+            )
+        got[name] = _numbers(table[column], column, rows, where, kinds.get(name, FINITE))
+    if rows.size == 0:
+        raise UsageError(f"{where} has no rows to fit")
+    se = _standard_errors(law, table, columns, present, rows, where)
+    there, code = _coded(table[run]) if run in present else ([], rows)
+    if run not in present or not _steps_differ(table, present, rows, code[rows]):
+        labels = [there[i] for i in code[rows]] if run in present else None
+        _refuse_duplicates(table, present, rows, labels, got, where)
+    used, codes = np.unique(code[rows] if run in present else rows, return_inverse=True)
+    names = [there[i] for i in used] if run in present else used
+    extra = {}
+    for name in ("rank", "step", "trainable_params", "forgetting_floor", "finetune_loss_se"):
+        if name in present:
+            extra[name] = _loose(table[name], rows)
+    x = {name: got[name] for name in law.variable_names}
+    y = np.stack([got[name] for name in law.outputs])
+    return Data(x, y, se, codes, tuple(str(n) for n in names), run not in present, extra, tuple(warnings))
+
+
+def _done_rows(table: Any, present: list[str], run: str) -> tuple[Array, list[str]]:
+    """Row numbers from 0 of finished runs, and a warning that names the others."""
+    count = len(table[present[0]]) if present else 0
+    if "status" not in present:
+        return np.arange(count), []
+    states, state = _coded(table["status"])
+    done = np.array([name == DONE for name in states], dtype=bool)[state]
+    if done.all():
+        return np.arange(count), []
+    left = np.flatnonzero(~done)
+    names = [str(v) for v in np.asarray(table[run], dtype=object)[left]] if run in present else None
+    named = sorted({f"{n} ({states[s]})" for n, s in zip(names, state[left], strict=True)}) if names else []
+    what = ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
+    return np.flatnonzero(done), [f"{left.size} rows of runs that are not done were left out: {what or 'unnamed'}"]
+
+
+def _coded(column: Any) -> tuple[list[str], Array]:
+    """A column's different texts, sorted, and [n] which of them each cell is."""
+    if hasattr(column, "factorize"):  # of pandas: a table of a study may have a million rows
+        codes, found = column.factorize(use_na_sentinel=False)
+    else:
+        found, codes = column, np.arange(len(column))
+    texts = [str(v) for v in found]
+    names = sorted(set(texts))
+    place = {name: i for i, name in enumerate(names)}
+    return names, np.array([place[text] for text in texts], dtype=np.int64)[codes]
+
+
+def _is_numeric(column: Any) -> bool:
+    """Whether every cell of a column is a number by its type, none of them missing."""
+    kind = getattr(getattr(column, "dtype", None), "kind", "O")
+    return kind in "iuf" and not (hasattr(column, "hasnans") and column.hasnans)
+
+
+def _floats(column: Any) -> Array:
+    return np.asarray(column, dtype=float)
+
+
+def _numbers(column: Any, name: str, rows: Array, where: str, kind: Variable) -> Array:
+    """The column's chosen rows as finite floats."""
+    cells = np.asarray(column, dtype=object)[rows]
+    out = _floats(column)[rows] if _is_numeric(column) else np.empty(len(cells))
+    for i, cell in enumerate(cells if not _is_numeric(column) else ()):
+        try:
+            out[i] = float(cell)
+        except (TypeError, ValueError, OverflowError):
+            raise UsageError(f"{where}, row {rows[i] + 1}, column '{name}': '{cell!s:.60}' is not a number") from None
+    bad = ~kind.allows(out)
+    if bad.any():
+        i = int(np.flatnonzero(bad)[0])
+        raise UsageError(f"{where}, row {rows[i] + 1}, column '{name}': {cells[i]} where {kind.allowed} is needed")
+    return out
+
+
+def _loose(column: Any, rows: Array) -> Array:
+    """Numbers where there are numbers, NaN elsewhere: for columns that a fit can do without."""
+    if _is_numeric(column):
+        return _floats(column)[rows]
+    out = np.full(rows.size, np.nan)
+    for i, cell in enumerate(np.asarray(column, dtype=object)[rows]):
+        try:
+            out[i] = float(cell)
+        except (TypeError, ValueError):
+            continue
+    return out
+
+
+def _standard_errors(
+    law: Law, table: Any, columns: Mapping[str, str], present: Sequence[str], rows: Array, where: str
+) -> Array | None:
+    """[O, n] of the outputs' `..._se` columns, or None unless every output has one with positive numbers."""
+    del where
+    names = [f"{columns.get(o, o)}_se" for o in law.outputs]
+    if not all(name in present for name in names):
+        return None
+    se = np.stack([_loose(table[name], rows) for name in names])
+    return se if (np.isfinite(se) & (se > 0)).all() else None
+
+
+def _steps_differ(table: Any, present: Sequence[str], rows: Array, code: Array) -> bool:
+    """Whether the rows of each run have different steps, by their numbers; False also where steps are not numbers."""
+    if "step" not in present or not _is_numeric(table["step"]):
+        return False
+    _, step = np.unique(_floats(table["step"])[rows], return_inverse=True)
+    both = np.sort(code * (step.max(initial=0) + 1) + step)
+    return bool((both[1:] != both[:-1]).all())
+
+
+def _refuse_duplicates(
+    table: Any, present: Sequence[str], rows: Array, labels: list[str] | None, got: Mapping[str, Array], where: str
+) -> None:
+    """Raise on a measurement that is there twice: a run and step, or without those a whole row."""
+    if labels is not None and "step" in present:
+        keys: list[tuple[Any, ...]] = list(zip(labels, [str(s) for s in np.asarray(table["step"])[rows]], strict=True))
+        what = "run and step"
+    else:
+        cells = zip(*(v.tolist() for v in got.values()), strict=True)
+        keys = list(zip(labels or [""] * rows.size, cells, strict=True))
+        what = "measurement"
+    seen: dict[tuple[Any, ...], int] = {}
+    for i, key in enumerate(keys):
+        if key in seen:
+            first = rows[seen[key]] + 1
+            raise UsageError(f"{where}, rows {first} and {rows[i] + 1} are the same {what} ({key[0] or key[1]})")
+        seen[key] = i

@@ -1,0 +1,67 @@
+"""What a fit could and could not identify: standard errors, bounds, flat directions, condition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from forgetting.analysis.fit.solver import Problem, to_z
+from forgetting.analysis.laws.base import Array
+
+FLAT = 1e-7  # singular value of the normalised Jacobian, relative to the largest, below which a direction is flat
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The objective around its lowest point.
+
+    Attributes:
+        condition: ratio of the largest to the smallest singular value of the Jacobian with columns of length one.
+        flat: directions that the data say nothing about, each as {parameter: share}.
+        at_bounds: parameters that stopped at a bound, with the bound.
+        standard_errors: [K] from the Jacobian and the residual variance, every residual taken as independent; NaN
+            for parameters at a bound, held by a gauge, or in a flat direction.
+        covariance: [K, K] of the same.
+    """
+
+    condition: float
+    flat: list[dict[str, float]]
+    at_bounds: dict[str, float]
+    standard_errors: Array
+    covariance: Array
+
+
+def shape(problem: Problem, theta: Array, y: Array, weights: Array) -> Shape:
+    """Look at the objective around theta [K], given [m] outputs and weights."""
+    log = problem.log_mask(False)
+    low, high = problem.bounds(log)
+    z = to_z(theta, log)
+    names = problem.law.names
+    bound = ((z <= low) | (z >= high)) & ~problem.fixed
+    free = ~bound & ~problem.fixed
+    with np.errstate(all="ignore"):
+        f = problem.values(theta[None])[0]
+        factor = np.asarray(problem.objective.jacobian_factor(f))
+        jacobian = problem.gradient(theta[None])[0] * np.where(log, theta, 1.0)
+        jacobian = jacobian * (factor[:, None] if factor.ndim else factor) * np.sqrt(weights)[:, None]
+        residual = np.sqrt(weights) * problem.objective.residual(y, f)
+    jacobian = np.nan_to_num(jacobian)
+    norm = np.linalg.norm(jacobian, axis=0)
+    flat = [{names[k]: 1.0} for k in np.flatnonzero(free & (norm == 0))]
+    free &= norm > 0
+    _, singular, right = np.linalg.svd(jacobian[:, free] / norm[free], full_matrices=False)
+    at = np.flatnonzero(free)
+    for value, row in zip(singular, right, strict=True):
+        if value <= FLAT * singular[0]:
+            flat.append({names[at[i]]: round(float(v), 3) for i, v in enumerate(row) if abs(v) > 0.2})
+    covariance = np.full((theta.size, theta.size), np.nan)
+    spare = int(np.sum(weights > 0)) - at.size
+    if spare > 0 and at.size and singular[-1] > FLAT * singular[0]:
+        unit = np.where(log, theta, 1.0)[free] / norm[free]
+        inverse = (right.T / singular**2) @ right
+        with np.errstate(over="ignore", invalid="ignore"):
+            covariance[np.ix_(free, free)] = inverse * np.outer(unit, unit) * float(residual @ residual) / spare
+    condition = float(singular[0] / singular[-1]) if singular.size and singular[-1] > 0 else float("inf")
+    at_bounds = {names[k]: float(theta[k]) for k in np.flatnonzero(bound)}
+    return Shape(condition, flat, at_bounds, np.sqrt(np.diag(covariance)), covariance)

@@ -1,0 +1,260 @@
+"""law + table -> Fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from forgetting.analysis.fit import large
+from forgetting.analysis.fit.assemble import (
+    can_draw,
+    diagnostics,
+    draw,
+    enough,
+    estimates,
+    fit_warnings,
+    loose,
+    profiles,
+    r_squared,
+)
+from forgetting.analysis.fit.bootstrap import widen_by
+from forgetting.analysis.fit.data import Data, read_data
+from forgetting.analysis.fit.diagnose import shape
+from forgetting.analysis.fit.line import OBJECTIVE as IN_BOTH
+from forgetting.analysis.fit.line import fit_line
+from forgetting.analysis.fit.objective import OBJECTIVES, Objective
+from forgetting.analysis.fit.result import Estimate, Fit
+from forgetting.analysis.fit.search import Found, search
+from forgetting.analysis.fit.solver import Problem
+from forgetting.analysis.laws import PUBLISHED, FunctionLaw, Law, get_law
+from forgetting.analysis.laws.base import Array
+from forgetting.errors import ForgettingError, UsageError, did_you_mean
+
+STARTS = 64
+INTERVALS = ("bootstrap", "profile")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to fit; see `fit_law`."""
+
+    objective: Objective = field(default_factory=Objective)
+    seed: int = 0
+    bootstrap: int = 200
+    confidence: float = 0.95
+    intervals: str = "bootstrap"
+    starts: int = STARTS
+    start: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        if not 0 < self.confidence < 1:
+            raise UsageError(f"confidence is {self.confidence}; it must lie between 0 and 1, for example 0.95")
+        if self.bootstrap < 0 or self.starts < 0 or (self.starts == 0 and self.start is None):
+            raise UsageError("bootstrap and starts must not be negative, and starts=0 needs a start")
+        if self.intervals not in INTERVALS:
+            raise UsageError(f"intervals is '{self.intervals}'; {did_you_mean(self.intervals, INTERVALS)}")
+        if self.intervals == "profile" and not self.objective.quadratic:
+            raise UsageError("intervals 'profile' needs objective 'least-squares', whose likelihood is known")
+
+
+def fit_law(
+    law: str | Law,
+    table: Any,
+    *,
+    label: str = "",
+    objective: str = "least-squares",
+    delta: float = 1e-3,
+    seed: int = 0,
+    bootstrap: int = 200,
+    confidence: float = 0.95,
+    columns: Mapping[str, str] | None = None,
+    run: str = "run_id",
+    weights: str = "none",
+    intervals: str = "bootstrap",
+    starts: int = STARTS,
+    start: Sequence[float] | None = None,
+) -> Fit:
+    """Fit a law to a table by its global optimum, with intervals from resampling whole runs.
+
+    Args:
+        law: a name of `LAWS`, or a law.
+        table: a DataFrame, or a mapping from column names to sequences; one row a measurement.
+        label: what is fitted, for reports and messages.
+        objective: `least-squares`, `huber` or `huber-log`; for the line also `errors-in-both`, with both losses' `_se`.
+        delta: Huber's delta, in nats (`huber`) or relative (`huber-log`).
+        seed: of starts and resamples; the same seed gives the same fit.
+        bootstrap: resamples of whole runs; 0 for no intervals.
+        confidence: nominal coverage of intervals.
+        columns: the table's column for a variable or output, where its name differs.
+        run: the column that says which rows belong together; `seed` resamples seeds instead of runs.
+        weights: `none`, or `se` for 1 / standard error squared from the outputs' `..._se` columns.
+        intervals: of parameters: `bootstrap`, or `profile` for profile likelihood (least squares only). Bands of
+            predictions are always from the bootstrap.
+        starts: points drawn from the law's starting region; 0 starts from `start` alone.
+        start: [K] a point to start from as well, in the order of the law's parameters.
+
+    Returns:
+        The fit. It is returned, with warnings, even where it did not converge or could not identify a parameter.
+
+    Raises:
+        UsageError: an unknown name, or a mistake in the table.
+        ForgettingError: no start led to a finite objective.
+    """
+    law = get_law(law) if isinstance(law, str) else law
+    if objective not in (*OBJECTIVES, IN_BOTH):
+        raise UsageError(f"objective '{objective}' is not known; {did_you_mean(objective, [*OBJECTIVES, IN_BOTH])}")
+    chosen = Objective("least-squares" if objective == IN_BOTH else objective, delta)
+    given = None if start is None else tuple(float(v) for v in start)
+    options = Options(chosen, seed, bootstrap, confidence, intervals, starts, given)
+    data = read_data(law, table, columns=columns, label=label, run=run)
+    if objective == IN_BOTH:
+        if law.name != "linear" or intervals != "bootstrap":
+            raise UsageError(f"objective '{IN_BOTH}' is for law 'linear' with bootstrap intervals")
+        return fit_line(data, label, seed=seed, bootstrap=bootstrap, confidence=confidence)
+    return fit_data(law, data, label, options, _weights(data, weights, label))
+
+
+def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array) -> Fit:
+    """`fit_law` for a table that has been read; weights are [O, n]."""
+    adapted = law.adapt(data.x, data.y)
+    problem = Problem(adapted.law, data.x, options.objective)
+    _check(law, adapted.law, data, label, options)
+    if large.applies(data, options):
+        if large.is_linear(problem) or len(large.count_cells(data)[0]) <= large.MOST_CELLS:
+            return _fit_cells(law, data, label, options, weights)
+        data, weights = large.sample_runs(data, weights)
+        adapted = law.adapt(data.x, data.y)
+        problem = Problem(adapted.law, data.x, options.objective)
+    rng = np.random.default_rng(options.seed)
+    y, w = data.y.reshape(-1), weights.reshape(-1)
+    first = None if options.start is None else np.array(options.start)
+    found = search(problem, y, w, starts=options.starts, rng=rng, first=first)
+    if not np.isfinite(found.cost):
+        raise ForgettingError(f"law '{law.name}' could not be evaluated on '{label}' from any of {found.starts} starts")
+    looks = shape(problem, found.theta, y, w)
+    theta = adapted.public(found.theta[None], data.y[None], np.ones((1, data.n)))[0]
+    warnings = [*data.warnings, *law.hints(data.x, data.y), *fit_warnings(problem, found, looks, options.starts)]
+    draws = draw(problem, found, data, weights, options.bootstrap, rng, warnings)
+    public = None if draws is None else adapted.public(draws.theta, draws.y, draws.weights)
+    widen = 1.0 if draws is None else widen_by(draws.scheme, len(data.runs), options.confidence)
+    parameters = estimates(law, theta, public, options.confidence, widen)
+    if options.intervals == "profile":
+        parameters |= profiles(problem, adapted, found, data, weights, parameters, options.confidence, warnings)
+    warnings += loose(law, parameters)
+    learned = diagnostics(problem, adapted, data, found, looks, draws, weights)
+    return _fit(law, data, label, options, found, parameters, theta, public, widen, warnings, learned)
+
+
+def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Array) -> Fit:
+    """`fit_data` for many rows, by sums over them; the same numbers to rounding."""
+    adapted = law.adapt(data.x, data.y)
+    problem = Problem(adapted.law, data.x, options.objective)
+    cells = large.collapse(problem, data, weights)
+    rng = np.random.default_rng(options.seed)
+    found, looks = large.find(cells, options, rng)
+    if not np.isfinite(found.cost):
+        raise ForgettingError(f"law '{law.name}' could not be evaluated on '{label}' from any of {found.starts} starts")
+    theta = adapted.public(found.theta[None], data.y[None], np.ones((1, data.n)))[0]
+    # a law that is linear in all parameters has one lowest point: its few starts say nothing
+    starts = 0 if cells.linear else options.starts
+    warnings = [*data.warnings, *law.hints(data.x, data.y), *fit_warnings(problem, found, looks, starts)]
+    draws = public = None
+    if can_draw(data, options.bootstrap, warnings):
+        draws, signs, residual = large.resample(cells, found.theta, options.bootstrap, rng)
+        if enough(draws, options.bootstrap, warnings):
+            public = large.public_draws(cells, adapted, draws.theta, signs, residual, found.theta)
+        else:
+            draws = None
+    widen = 1.0 if draws is None else widen_by(draws.scheme, len(data.runs), options.confidence)
+    parameters = estimates(law, theta, public, options.confidence, widen)
+    warnings += loose(law, parameters)
+    learned = diagnostics(problem, adapted, data, found, looks, draws, weights, cells)
+    return _fit(law, data, label, options, found, parameters, theta, public, widen, warnings, learned)
+
+
+def _fit(
+    law: Law,
+    data: Data,
+    label: str,
+    options: Options,
+    found: Found,
+    parameters: dict[str, Estimate],
+    theta: Array,
+    public: Array | None,
+    widen: float,
+    warnings: list[str],
+    learned: dict[str, Any],
+) -> Fit:
+    if not np.isfinite(theta).all():
+        raise ForgettingError(
+            f"law '{law.name}' on '{label}': parameters of the best fit run beyond what a number can hold; these "
+            f"{data.n} measurements do not determine them"
+        )
+    return Fit(
+        law=law.name,
+        label=label,
+        parameters=parameters,
+        objective=options.objective.name,
+        objective_value=found.cost,
+        r2=r_squared(law, data, theta),
+        n_points=data.n,
+        n_runs=len(data.runs),
+        measured_range={k: (float(v.min()), float(v.max())) for k, v in data.x.items()},
+        confidence=options.confidence,
+        warnings=warnings,
+        diagnostics=learned,
+        draws=[] if public is None else public.tolist(),
+        widen=widen,
+        spec=law.spec,
+        instance=law if isinstance(law, FunctionLaw) else None,
+    )
+
+
+def fit_from_published(name: str) -> Fit:
+    """A law of `PUBLISHED` as a fit without intervals."""
+    if name not in PUBLISHED:
+        raise UsageError(f"published law '{name}' is not known; {did_you_mean(name, PUBLISHED)}")
+    p = PUBLISHED[name]
+    return Fit(
+        law=p.law.name,
+        label=name,
+        parameters={k: Estimate(float(p.parameters[k])) for k in p.law.names},
+        objective="published",
+        objective_value=float("nan"),
+        r2=dict(p.r2),
+        n_points=0,
+        n_runs=0,
+        measured_range=dict(p.measured_range),
+        confidence=0.95,
+        warnings=[f"published without intervals: {p.source}"],
+        diagnostics={"note": p.note, **p.constants},
+    )
+
+
+def _weights(data: Data, weights: str, label: str) -> Array:
+    if weights == "none":
+        return np.ones_like(data.y)
+    if weights != "se":
+        raise UsageError(f"weights is '{weights}'; choices: none, se")
+    if data.se is None:
+        raise UsageError(f"weights 'se' needs a positive number in every ..._se column of the outputs of '{label}'")
+    return np.asarray(1.0 / data.se**2)
+
+
+def _check(law: Law, fitted: Law, data: Data, label: str, options: Options) -> None:
+    """Refuse data and options that this law cannot be fitted with."""
+    free = sum(p.gauge is None for p in fitted.parameters)
+    if data.y.size < free:
+        raise UsageError(f"'{label}' has {data.y.size} measured values; law '{law.name}' has {free} free parameters")
+    if options.objective.log and (data.y <= 0).any():
+        raise UsageError(f"'{label}' has outputs that are not positive; '{options.objective.name}' takes logarithms")
+    if options.start is None:
+        return
+    if fitted is not law:
+        raise UsageError(f"law '{law.name}' is fitted in coordinates of its own and takes no start")
+    if len(options.start) != len(law.parameters):
+        raise UsageError(f"start has {len(options.start)} values; law '{law.name}' has {', '.join(law.names)}")

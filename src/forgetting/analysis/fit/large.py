@@ -1,0 +1,262 @@
+"""Least squares on many rows, with the same answers: what the sums of squares need is summed once.
+
+Rows of equal variables form a cell. For any law f, sum w (y - f)^2 over the rows of a cell is W (mean - f)^2 plus a
+constant, W being the cell's summed weight and `mean` its weighted mean: the cells have the same lowest point as the
+rows. A resample multiplies each run's residuals by one number, so that a cell's resampled mean is its fitted value
+plus a weighted sum of those numbers: the refits, too, are those of the rows. A law that is linear in all of its
+parameters needs no cells: its refits follow from one sum a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from forgetting.analysis.fit.bootstrap import MIN_RUNS, WEBB, Draws, free_basis
+from forgetting.analysis.fit.data import Data
+from forgetting.analysis.fit.diagnose import Shape, shape
+from forgetting.analysis.fit.search import Found, search
+from forgetting.analysis.fit.solver import Problem, minimise
+from forgetting.analysis.fit.validate import FOLDS
+from forgetting.analysis.laws.base import Adapted, Array
+
+if TYPE_CHECKING:
+    from forgetting.analysis.fit.engine import Options
+
+LARGE = 2_000
+"""Rows above which they are summed; up to it each row is fitted as such."""
+MOST_CELLS = 2_000
+"""Cells above which whole runs are sampled."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A table summed into cells.
+
+    Attributes:
+        data: the rows.
+        weights: [O, n] of the rows.
+        problem: the law at the cells.
+        cell: [n] index of each row's cell.
+        y: [O, c] weighted means.
+        mass: [O, c] summed weights.
+        linear: the law is linear in all parameters, and every row is a cell.
+    """
+
+    data: Data
+    weights: Array
+    problem: Problem
+    cell: Array
+    y: Array
+    mass: Array
+    linear: bool
+
+    def total(self, values: Array) -> Array:
+        """[O, c] sums over the rows of each cell of [O, n] values."""
+        if self.linear:
+            return values
+        return np.stack([np.bincount(self.cell, v, self.mass.shape[1]) for v in values])
+
+    def rows(self, values: Array) -> Array:
+        """[O, n] of [O * c] values: each row has its cell's."""
+        return values.reshape(self.y.shape)[:, self.cell]
+
+
+def applies(data: Data, options: Options) -> bool:
+    """Whether a fit is done by sums: many rows, least squares, intervals from the bootstrap."""
+    return data.n > LARGE and options.objective.quadratic and options.intervals == "bootstrap"
+
+
+def is_linear(problem: Problem) -> bool:
+    """Whether a law is linear in all parameters, none of them bounded or held."""
+    return bool(problem.linear.all() and not problem.fixed.any()) and all(
+        np.isinf([p.low, p.high]).all() for p in problem.law.parameters
+    )
+
+
+def count_cells(data: Data) -> tuple[Array, Array]:
+    """The first row of each cell, and the cell of each row."""
+    code = np.zeros(data.n, dtype=np.int64)
+    for values in data.x.values():
+        different, own = np.unique(values, return_inverse=True)
+        # renumbered after each variable, so that the product of their counts cannot overflow
+        code = np.unique(code * len(different) + own, return_inverse=True)[1]
+    _, first = np.unique(code, return_index=True)
+    return first, code
+
+
+def sample_runs(data: Data, weights: Array) -> tuple[Data, Array]:
+    """Evenly spaced runs, about as many as give MOST_CELLS rows, with a warning that says so; and their weights."""
+    runs = len(data.runs)
+    kept = np.unique(np.linspace(0, runs - 1, max(MIN_RUNS, int(runs * MOST_CELLS / data.n))).round().astype(int))
+    chosen = np.zeros(runs, dtype=bool)
+    chosen[kept] = True
+    rows = chosen[data.run]
+    said = (
+        f"fitted to {len(kept)} of {runs} runs, evenly spaced by name: {data.n:,} rows of different variables, "
+        "all of them, would take hours"
+    )
+    return replace(data.take(rows), warnings=(*data.warnings, said)), weights[:, rows]
+
+
+def collapse(problem: Problem, data: Data, weights: Array) -> Cells:
+    """Sum rows into cells."""
+    if is_linear(problem):
+        return Cells(data, weights, problem, np.arange(data.n), data.y, weights, True)
+    first, cell = count_cells(data)
+    small = Problem(problem.law, {k: v[first] for k, v in data.x.items()}, problem.objective, problem.held)
+    size = len(first)
+    mass = np.stack([np.bincount(cell, w, size) for w in weights])
+    means = np.stack([np.bincount(cell, w * y, size) for w, y in zip(weights, data.y, strict=True)]) / mass
+    return Cells(data, weights, small, cell, means, mass, False)
+
+
+def find(cells: Cells, options: Options, rng: np.random.Generator) -> tuple[Found, Shape]:
+    """The lowest point, its objective that of all rows, and the objective's shape there."""
+    first = None if options.start is None else np.array(options.start)
+    y, mass = cells.y.reshape(-1), cells.mass.reshape(-1)
+    if cells.linear:  # every start ends at the one lowest point, at once; the resamples keep their random numbers
+        found = search(cells.problem, y, mass, starts=min(options.starts, 3), rng=np.random.default_rng(0), first=first)
+        cells.problem.law.starts(options.starts, rng)
+    else:
+        found = search(cells.problem, y, mass, starts=options.starts, rng=rng, first=first)
+    looks = shape(cells.problem, found.theta, y, mass)
+    fitted = cells.rows(cells.problem.values(found.theta[None])[0])
+    cost = float(np.sum(cells.weights * (cells.data.y - fitted) ** 2))
+    free = int(np.sum(~cells.problem.fixed)) - len(looks.at_bounds)
+    spare = cells.data.y.size - free
+    if not cells.linear and found.cost > 0 and spare > 0 and y.size > free:
+        # the variance of all rows around the law, not of the cells' means
+        widen = (cost / spare) / (found.cost / (y.size - free))
+        looks = replace(
+            looks, standard_errors=looks.standard_errors * np.sqrt(widen), covariance=looks.covariance * widen
+        )
+    return replace(found, cost=cost), looks
+
+
+def resample(cells: Cells, theta: Array, count: int, rng: np.random.Generator) -> tuple[Draws, Array, Array]:
+    """The wild cluster bootstrap of `bootstrap.resample` with the same random numbers.
+
+    Returns:
+        The draws, without the outputs that each was fitted to; and what gives those: [B, G] factors and [O, n]
+        left-out residuals.
+    """
+    runs = len(cells.data.runs)
+    fitted = cells.problem.values(theta[None])[0]
+    residual = left_out_residuals(cells, theta, cells.data.y - cells.rows(fitted))
+    signs = rng.choice(WEBB if runs < 10 else np.array([-1.0, 1.0]), size=(count, runs))
+    if cells.linear:
+        basis = cells.problem.gradient(theta[None])[0]
+        weighted = basis * cells.weights.reshape(-1)[:, None]
+        pull = np.stack([np.bincount(cells.data.run, c, runs) for c in (weighted * residual.reshape(-1)[:, None]).T])
+        ends = theta + signs @ np.linalg.solve(weighted.T @ basis, pull).T
+        return Draws(ends, np.empty(0), np.empty(0), 0, "residuals"), signs, residual
+    from scipy import sparse  # takes longer to import than a small fit
+
+    size = cells.mass.shape[1]
+    moves = [
+        sparse.csr_array((part, (cells.data.run, cells.cell)), shape=(runs, size)) for part in cells.weights * residual
+    ]
+    drawn = fitted + np.concatenate([(move.T @ signs.T).T for move in moves], axis=1) / cells.mass.reshape(-1)
+    start = np.repeat(theta[None], count, axis=0)
+    mass = cells.mass.reshape(1, -1)
+    solution = minimise(cells.problem, start, drawn, mass, max_iterations=60, tolerance=1e-6)
+    good = np.isfinite(solution.cost) & np.isfinite(solution.theta).all(axis=1)
+    draws = Draws(solution.theta[good], np.empty(0), np.empty(0), int(np.sum(~good)), "residuals")
+    return draws, signs[good], residual
+
+
+def left_out_residuals(cells: Cells, theta: Array, residual: Array) -> Array:
+    """[O, n] residuals, each run's as if the run had been left out; see `bootstrap.left_out_residuals`.
+
+    There (I - P P')^-1 r is taken of all rows of a run; here of P' P, which is as small as the law's parameters.
+    """
+    root = np.sqrt(cells.weights)
+    orthonormal = free_basis(cells.problem, theta, cells.mass.reshape(-1))
+    outputs, size = cells.mass.shape
+    split = orthonormal.reshape(outputs, size, -1)
+    out = residual.copy()
+    order = np.argsort(cells.data.run, kind="stable")
+    ends = np.cumsum(np.bincount(cells.data.run))
+    for at in np.split(order, ends[:-1]):
+        share = root[:, at] / np.sqrt(cells.mass[:, cells.cell[at]])
+        part = (split[:, cells.cell[at]] * share[:, :, None]).reshape(-1, split.shape[2])
+        r = (residual[:, at] * root[:, at]).reshape(-1)
+        eigen, vectors = np.linalg.eigh(part.T @ part)
+        # a direction that this run alone determines has an eigenvalue of 1; its residual there is 0 as well
+        grow = np.where(eigen < 1 - 1e-3, 1 / np.maximum(1 - eigen, 1e-3), 0.0)
+        turned = part @ vectors
+        grown = (r + turned @ (grow * (turned.T @ r))).reshape(outputs, -1)
+        out[:, at] = grown / np.where(root[:, at] > 0, root[:, at], 1.0)
+    return out
+
+
+def public_draws(cells: Cells, adapted: Adapted, theta: Array, signs: Array, residual: Array, best: Array) -> Array:
+    """[B, K] draws in reported parameters, one at a time: each needs the outputs that it was fitted to."""
+    fitted = cells.rows(cells.problem.values(best[None])[0])
+    ones = np.ones((1, cells.data.n))
+    return np.concatenate(
+        [
+            adapted.public(one[None], (fitted + residual * sign[cells.data.run])[None], ones)
+            for one, sign in zip(theta, signs, strict=True)
+        ]
+    )
+
+
+def leave_one_run_out(cells: Cells, theta: Array) -> dict[str, Any] | None:
+    """As `validate.leave_one_run_out`."""
+    data, runs = cells.data, len(cells.data.runs)
+    if runs < 3:
+        return None
+    folds = min(runs, FOLDS)
+    fold = data.run % folds
+    if cells.linear:
+        basis = cells.problem.gradient(theta[None])[0]
+        error = _linear_left_out(basis, cells, fold, folds)
+    else:
+        sums, masses = [], []
+        for k in range(folds):
+            kept = cells.weights * (fold != k)
+            masses.append(cells.total(kept).reshape(-1))
+            sums.append(cells.total(kept * data.y).reshape(-1))
+        mass = np.stack(masses)
+        y = np.stack(sums) / np.where(mass > 0, mass, 1.0)
+        start = np.repeat(theta[None], folds, axis=0)
+        solution = minimise(cells.problem, start, y, mass, max_iterations=60, tolerance=1e-6)
+        with np.errstate(all="ignore"):
+            predicted = cells.problem.values(solution.theta).reshape(folds, *cells.y.shape)
+        error = data.y - predicted[fold, :, cells.cell].T
+    rmse = np.sqrt(np.mean(error**2, axis=1))
+    return {"rmse": dict(zip(cells.problem.law.outputs, rmse.tolist(), strict=True)), "folds": folds}
+
+
+def _linear_left_out(basis: Array, cells: Cells, fold: Array, folds: int) -> Array:
+    """[O, n] errors of a linear law on the runs left out of its fit: one small system a fold."""
+    outputs = cells.y.shape[0]
+    which, weight, y = np.tile(fold, outputs), cells.weights.reshape(-1), cells.data.y.reshape(-1)
+    zero = np.zeros((1, basis.shape[1]))
+    offset = cells.problem.values(zero)[0]
+    grams, rights = [], []
+    for k in range(folds):
+        part = basis[which == k]
+        weighted = part * weight[which == k, None]
+        grams.append(weighted.T @ part)
+        rights.append(weighted.T @ (y - offset)[which == k])
+    theta = np.linalg.solve(sum(grams) - np.stack(grams), (sum(rights) - np.stack(rights))[:, :, None])[:, :, 0]
+    error: Array = (y - offset - np.einsum("mk,mk->m", basis, theta[which])).reshape(cells.y.shape)
+    return error
+
+
+def run_noise(cells: Cells, theta: Array, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """As `validate.run_noise`."""
+    data = cells.data
+    residual = data.y - cells.rows(cells.problem.values(theta[None])[0])
+    count = np.bincount(data.run)
+    out = {}
+    for name, mine in zip(names, residual, strict=True):
+        means = np.bincount(data.run, mine) / count
+        out[name] = {"between": float(np.std(means)), "within": float(np.std(mine - means[data.run]))}
+    return out

@@ -1,0 +1,105 @@
+"""Eq. 4 with errors in both losses.
+
+Least squares of L_f on L_ft takes L_ft as exact; noise in it flattens the slope. With standard errors of both, minimise
+sum (L_f + c L_ft - s)^2 / (se_f^2 + c^2 se_ft^2), as York et al. (2004), doi:10.1119/1.1632486, with errors that are
+not correlated. Intervals draw whole runs with replacement.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from forgetting.analysis.fit.bootstrap import MIN_RUNS, interval, widen_by
+from forgetting.analysis.fit.data import Data
+from forgetting.analysis.fit.result import Estimate, Fit
+from forgetting.analysis.laws import LAWS
+from forgetting.analysis.laws.base import Array
+from forgetting.errors import UsageError
+
+OBJECTIVE = "errors-in-both"
+GRID = 721
+
+
+def fit_line(data: Data, label: str, *, seed: int, bootstrap: int, confidence: float) -> Fit:
+    """Fit Eq. 4 with errors in both losses.
+
+    Raises:
+        UsageError: a standard error is missing or not positive.
+    """
+    x_se = data.columns.get("finetune_loss_se")
+    if data.se is None or x_se is None or not (np.isfinite(x_se) & (x_se > 0)).all():
+        raise UsageError(
+            f"{OBJECTIVE} needs positive finetune_loss_se and forgetting_loss_se in every row of '{label}'"
+        )
+    x, y, runs = data.x["finetune_loss"], data.y[0], len(data.runs)
+    theta, cost = fit_both(x, y, x_se, data.se[0], np.ones((1, data.n)))
+    warnings = list(data.warnings)
+    draws, widen = np.empty((0, 2)), 1.0
+    if bootstrap and runs < MIN_RUNS:
+        warnings.append(f"no intervals: {runs} runs are too few to resample (at least {MIN_RUNS} are needed)")
+    elif bootstrap:
+        counts = np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), size=bootstrap)
+        draws, _ = fit_both(x, y, x_se, data.se[0], counts[:, data.run].astype(float))
+        widen = widen_by("cases", runs, confidence)
+    estimates = {}
+    for k, name in enumerate(LAWS["linear"].names):
+        low, high = interval(theta[0, k], draws[:, k], confidence, widen) if len(draws) else (np.nan, np.nan)
+        estimates[name] = Estimate(float(theta[0, k]), float(low), float(high))
+    residual = y - (theta[0, 1] - theta[0, 0] * x)
+    return Fit(
+        law="linear",
+        label=label,
+        parameters=estimates,
+        objective=OBJECTIVE,
+        objective_value=float(cost[0]),
+        r2={"forgetting_loss": float(1 - np.sum(residual**2) / np.sum((y - y.mean()) ** 2))},
+        n_points=data.n,
+        n_runs=runs,
+        measured_range={"finetune_loss": (float(x.min()), float(x.max()))},
+        confidence=confidence,
+        warnings=warnings,
+        diagnostics={"bootstrap": {"scheme": "cases", "count": len(draws), "lost": 0} if len(draws) else None},
+        draws=draws.tolist(),
+        widen=widen,
+    )
+
+
+def fit_both(x: Array, y: Array, x_se: Array, y_se: Array, rows: Array) -> tuple[Array, Array]:
+    """Slope c_fft, intercept s_fft and objective for many weightings of the same rows.
+
+    Args:
+        x, y, x_se, y_se: [n] losses and their standard errors.
+        rows: [S, n] how often each row counts.
+
+    Returns:
+        [S, 2] slope and intercept, and [S] the objective, a sum of squares in units of standard errors.
+    """
+    x_mean, y_mean = float(np.mean(x)), float(np.mean(y))
+    # the angle of the line, in units in which both losses are spread alike, has no preferred axis
+    x_unit, y_unit = float(np.std(x)), float(np.std(y))
+    u, v = (x - x_mean) / x_unit, (y - y_mean) / y_unit
+    u_se, v_se = x_se / x_unit, y_se / y_unit
+    low = np.full(rows.shape[0], -np.pi / 2)
+    high = np.full(rows.shape[0], np.pi / 2)
+    angle = np.zeros(rows.shape[0])
+    for level in range(12):
+        grid = np.linspace(0, 1, GRID if level == 0 else 9)
+        tried = low[:, None] + (high - low)[:, None] * grid
+        cost = _cost(tried, u, v, u_se, v_se, rows)[0]
+        best = np.argmin(cost, axis=1)
+        angle = tried[np.arange(angle.size), best]
+        width = (high - low) / (grid.size - 1)
+        low, high = angle - width, angle + width
+    cost, level_at = _cost(angle[:, None], u, v, u_se, v_se, rows)
+    slope = -np.tan(angle) * y_unit / x_unit
+    intercept = y_mean + level_at[:, 0] / np.cos(angle) * y_unit + slope * x_mean
+    return np.stack([slope, intercept], axis=1), cost[:, 0]
+
+
+def _cost(angle: Array, u: Array, v: Array, u_se: Array, v_se: Array, rows: Array) -> tuple[Array, Array]:
+    """[S, G] objective and signed distance of the line from the centre, at [S, G] angles."""
+    cosine, sine = np.cos(angle)[:, :, None], np.sin(angle)[:, :, None]
+    weight = rows[:, None, :] / ((cosine * v_se) ** 2 + (sine * u_se) ** 2)
+    height = cosine * v - sine * u
+    middle = (weight * height).sum(axis=2) / weight.sum(axis=2)
+    return (weight * (height - middle[:, :, None]) ** 2).sum(axis=2), middle

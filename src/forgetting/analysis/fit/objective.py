@@ -1,0 +1,80 @@
+"""What a fit minimises: sums over measurements of a loss of the residual, of the value or of its logarithm.
+
+Huber with a small delta on the logarithm of the loss is the practice of Hoffmann et al. (2022), arXiv:2203.15556. It is
+summed, not averaged: an averaged objective is so small that default tolerances stop an optimiser far from the optimum
+(Besiroglu et al. 2024, arXiv:2404.10102).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from forgetting.analysis.laws.base import Array
+from forgetting.errors import UsageError, did_you_mean
+
+OBJECTIVES = ("least-squares", "huber", "huber-log")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A named objective.
+
+    Attributes:
+        name: `least-squares` (sum of squared residuals), `huber` or `huber-log` (sum of Huber losses, of the
+            residual or of the residual of the logarithm).
+        delta: where Huber's loss turns from quadratic to linear, in the unit of the residual.
+    """
+
+    name: str = "least-squares"
+    delta: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown name and a delta that is not positive."""
+        if self.name not in OBJECTIVES:
+            raise UsageError(f"objective '{self.name}' is not known; {did_you_mean(self.name, OBJECTIVES)}")
+        if not (np.isfinite(self.delta) and self.delta > 0):
+            raise UsageError(f"delta is {self.delta}; it must be a positive number")
+
+    @property
+    def log(self) -> bool:
+        """Whether residuals are those of the logarithm."""
+        return self.name == "huber-log"
+
+    @property
+    def quadratic(self) -> bool:
+        """Whether this is least squares."""
+        return self.name == "least-squares"
+
+    def residual(self, y: Array, f: Array) -> Array:
+        """Measured less predicted; NaN where a logarithm does not exist."""
+        if not self.log:
+            return np.asarray(y - f)
+        return np.asarray(np.log(y) - np.log(np.where(f > 0, f, np.nan)))
+
+    def jacobian_factor(self, f: Array) -> Array | float:
+        """d (predicted, on the residual's scale) / d f."""
+        return 1.0 / f if self.log else 1.0
+
+    def cost(self, r: Array, weights: Array) -> Array:
+        """The objective, summed over the last axis; infinite where a residual is not finite."""
+        if self.quadratic:
+            each = r * r
+        else:
+            size = np.abs(r)
+            each = np.where(size <= self.delta, 0.5 * r * r, self.delta * (size - 0.5 * self.delta))
+        total = np.where(weights > 0, weights * each, 0.0).sum(axis=-1)
+        return np.where(np.isfinite(total), total, np.inf)
+
+    def influence(self, r: Array) -> Array:
+        """Derivative of half the squared residual, or of Huber's loss, by the residual."""
+        return r if self.quadratic else np.clip(r, -self.delta, self.delta)
+
+    def curvature(self, r: Array) -> Array:
+        """Second derivative by the residual: 0 in Huber's linear part."""
+        return np.ones_like(r) if self.quadratic else (np.abs(r) <= self.delta).astype(float)
+
+    def majorant(self, r: Array) -> Array:
+        """Curvature of the parabola above the loss that touches it at r (the weight of reweighted least squares)."""
+        return np.ones_like(r) if self.quadratic else self.delta / np.maximum(np.abs(r), self.delta)

@@ -1,0 +1,93 @@
+"""Profile-likelihood intervals: how far a parameter can go while all others adjust, before the fit gets too bad.
+
+They follow the shape of the objective, where a bootstrap or a standard error may not. Rows of one run are not
+independent, so the likelihood is stretched until its curvature gives the variance of whole runs (the vertical
+adjustment of Chandler & Bate 2007, doi:10.1093/biomet/asm015), and the cut is Student's with (runs - 1) degrees of
+freedom.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from forgetting.analysis.fit.bootstrap import left_out_residuals, student
+from forgetting.analysis.fit.diagnose import shape
+from forgetting.analysis.fit.solver import Problem, minimise, to_theta, to_z
+from forgetting.analysis.laws.base import Array
+
+STEPS = 40  # points on each side of the estimate
+REACH = 8.0  # standard errors to look on each side
+
+
+def profile(
+    problem: Problem, theta: Array, y: Array, weights: Array, run: Array, name: str, confidence: float
+) -> tuple[float, float]:
+    """The interval of one parameter.
+
+    Args:
+        problem: law in fitted coordinates, with the least-squares objective.
+        theta: [K] the best fit.
+        y, weights, run: [m] outputs, weights and run index.
+        name: the parameter, in fitted coordinates.
+        confidence: nominal coverage.
+
+    Returns:
+        Lower and upper end; NaN on a side where the objective never rises enough within the parameter's bounds or 8
+        standard errors: then the data do not limit it on that side.
+    """
+    k = problem.law.names.index(name)
+    log = problem.log_mask(False)
+    looks = shape(problem, theta, y, weights)
+    naive = looks.standard_errors[k] / (theta[k] if log[k] else 1.0)
+    honest = run_error(problem, theta, y, weights, run, looks.covariance, k) / (theta[k] if log[k] else 1.0)
+    if not (np.isfinite(naive) and np.isfinite(honest) and naive > 0 and honest > 0):
+        return float("nan"), float("nan")
+    cut = student(confidence, int(run.max()))
+    spare = int(np.sum(weights > 0)) - int(np.sum(~problem.fixed))
+    best = float(np.sum(weights * (y - problem.values(theta[None])[0]) ** 2))
+    needed = best * (1 + (cut * honest / naive) ** 2 / spare)
+    ends = []
+    for side in (-1.0, 1.0):
+        low, high = problem.bounds(log)
+        reach = REACH * honest * side
+        grid = np.clip(to_z(theta, log)[k] + reach * np.linspace(0, 1, STEPS + 1)[1:], low[k], high[k])
+        ends.append(_crossing(problem, theta, y, weights, k, grid, best, needed))
+    low_end, high_end = np.exp(ends) if log[k] else np.array(ends)
+    return float(low_end), float(high_end)
+
+
+def run_error(problem: Problem, theta: Array, y: Array, weights: Array, run: Array, covariance: Array, k: int) -> float:
+    """Standard error of parameter k when whole runs, not rows, are independent (CR3)."""
+    free = np.isfinite(np.diag(covariance))
+    if not free[k]:
+        return float("nan")
+    residual = left_out_residuals(problem, theta, y, weights, run) * np.sqrt(weights)
+    with np.errstate(all="ignore"):
+        jacobian = problem.gradient(theta[None])[0][:, free] * np.sqrt(weights)[:, None]
+    norm = np.linalg.norm(jacobian, axis=0)
+    influence = np.linalg.pinv(jacobian / norm) / norm[:, None]
+    row = influence[int(np.sum(free[:k]))]
+    per_run = np.bincount(run, row * residual)
+    return float(np.sqrt(np.sum(per_run**2)))
+
+
+def _crossing(
+    problem: Problem, theta: Array, y: Array, weights: Array, k: int, grid: Array, best: float, needed: float
+) -> float:
+    """Where the profiled objective crosses `needed`, along one side's grid; NaN where it does not."""
+    held = replace(problem, held=problem.held | {problem.law.names[k]})
+    log = problem.log_mask(False)
+    z = np.repeat(to_z(theta, log)[None], grid.size, axis=0)
+    z[:, k] = grid
+    start = to_theta(z, log)
+    cost = minimise(held, start, y[None], weights[None], max_iterations=300).cost
+    above = np.flatnonzero(cost >= needed)
+    if not above.size:
+        return float("nan")
+    i = int(above[0])
+    before = (to_z(theta, log)[k], best) if i == 0 else (grid[i - 1], cost[i - 1])
+    # the objective is close to a parabola: its root grows linearly
+    a, b, c = (np.sqrt(max(v - best, 0.0)) for v in (before[1], cost[i], needed))
+    return float(before[0] + (grid[i] - before[0]) * (c - a) / max(b - a, 1e-300))

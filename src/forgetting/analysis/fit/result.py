@@ -1,0 +1,305 @@
+"""What a fit returns: estimates with intervals, predictions with bands, and what could not be known."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from forgetting.analysis.fit.bootstrap import interval
+from forgetting.analysis.laws import Law, law_from_spec
+from forgetting.analysis.laws.base import Array
+from forgetting.errors import UsageError, did_you_mean
+from forgetting.files import parse_json, read_text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+FORMAT = 1
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A parameter's value and interval; `low` and `high` are NaN where no honest interval exists."""
+
+    value: float
+    low: float = NAN
+    high: float = NAN
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A law's output with its band, in the output's unit; arrays of the variables' broadcast shape.
+
+    Attributes:
+        value, low, high: the prediction and its band, NaN where the fit has no intervals. The band is that of the
+            law's mean, not of a single new run, which scatters around it.
+        extrapolated: True where a variable lies outside the measured range.
+    """
+
+    value: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    extrapolated: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted law.
+
+    Attributes:
+        law: the law's name.
+        label: what was fitted, for example the data set's name.
+        parameters: estimates by name, in the law's order.
+        objective: `least-squares`, `huber`, `huber-log`, or `published`.
+        objective_value: the summed objective at the estimate.
+        r2: 1 - SS_res / SS_tot by output, in the output's own unit, every row counted once, as in the paper.
+        n_points: rows fitted.
+        n_runs: runs that they come from.
+        measured_range: smallest and largest fitted value of each variable.
+        confidence: nominal coverage of intervals and bands.
+        warnings: sentences that a reader must know.
+        diagnostics: share of starts that reached the best, condition, flat directions, bounds, standard errors, ...
+        draws: [B][K] bootstrap refits in the order of `parameters`; empty where there is no interval.
+        widen: factor on the distance of percentiles from the estimate (Student over normal quantile).
+        spec: what rebuilds a law that the user wrote; empty for a named law.
+        instance: a Python function's law, which no file can hold; None for every other.
+    """
+
+    law: str
+    label: str
+    parameters: dict[str, Estimate]
+    objective: str
+    objective_value: float
+    r2: dict[str, float]
+    n_points: int
+    n_runs: int
+    measured_range: dict[str, tuple[float, float]]
+    confidence: float
+    warnings: list[str]
+    diagnostics: dict[str, Any]
+    draws: list[list[float]] = field(default_factory=list, repr=False)
+    widen: float = 1.0
+    spec: dict[str, Any] = field(default_factory=dict)
+    instance: Law | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def law_object(self) -> Law:
+        """The functional form."""
+        return self.instance or law_from_spec(self.law, self.spec)
+
+    @property
+    def theta(self) -> NDArray[np.float64]:
+        """[K] parameter values in the law's order."""
+        return np.array([e.value for e in self.parameters.values()])
+
+    def predict(self, output: str, **variables: ArrayLike) -> Prediction:
+        """Predict one output at values of the law's variables.
+
+        Args:
+            output: one of the law's outputs, for example `forgetting_loss`.
+            **variables: every variable of the law by name; numbers or arrays that broadcast together.
+
+        Returns:
+            Values, bands, and which points lie outside the measured range.
+
+        Raises:
+            UsageError: an unknown output or variable, or a value that the law does not allow.
+        """
+        law = self.law_object
+        x, shape = check_variables(law, variables)
+        if output not in law.outputs:
+            raise UsageError(f"law '{self.law}' has no output '{output}'; {did_you_mean(output, law.outputs)}")
+        which = law.outputs.index(output)
+        value = law.values(self.theta[None], x)[0, which]
+        low = high = np.full(value.shape, NAN)
+        if self.draws:
+            every = law.values(np.asarray(self.draws), x)[:, which]
+            low, high = interval(value, every, self.confidence, self.widen)
+        outside = np.zeros(value.shape, dtype=bool)
+        for name, (smallest, largest) in self.measured_range.items():
+            slack = 1e-9 * max(abs(smallest), abs(largest))
+            outside |= (x[name] < smallest - slack) | (x[name] > largest + slack)
+        return Prediction(value.reshape(shape), low.reshape(shape), high.reshape(shape), outside.reshape(shape))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; NaN becomes null."""
+        out: dict[str, Any] = {
+            "format": FORMAT,
+            "law": self.law,
+            "label": self.label,
+            "formula": self.law_object.formula,
+            "source": self.law_object.source,
+            "parameters": {k: {"value": e.value, "low": e.low, "high": e.high} for k, e in self.parameters.items()},
+            "objective": self.objective,
+            "objective_value": self.objective_value,
+            "r2": self.r2,
+            "n_points": self.n_points,
+            "n_runs": self.n_runs,
+            "measured_range": {k: list(v) for k, v in self.measured_range.items()},
+            "confidence": self.confidence,
+            "warnings": list(self.warnings),
+            "diagnostics": self.diagnostics,
+            "widen": self.widen,
+            "spec": self.spec,
+            "draws": self.draws,
+        }
+        return {k: plain(v) for k, v in out.items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`.
+
+        Raises:
+            UsageError: the data are not those of a fit, or of a later format.
+        """
+        if data.get("format") != FORMAT:
+            raise UsageError(f"not a fit of format {FORMAT}: format is {data.get('format')!r}")
+        try:
+            fit = cls(
+                law=data["law"],
+                label=data["label"],
+                parameters={
+                    k: Estimate(_number(e["value"]), _number(e["low"]), _number(e["high"]))
+                    for k, e in data["parameters"].items()
+                },
+                objective=data["objective"],
+                objective_value=_number(data["objective_value"]),
+                r2={k: _number(v) for k, v in data["r2"].items()},
+                n_points=int(data["n_points"]),
+                n_runs=int(data["n_runs"]),
+                measured_range={k: (float(v[0]), float(v[1])) for k, v in data["measured_range"].items()},
+                confidence=float(data["confidence"]),
+                warnings=list(data["warnings"]),
+                diagnostics=dict(data["diagnostics"]),
+                draws=[[_number(v) for v in row] for row in data["draws"]],
+                widen=float(data["widen"]),
+                spec=dict(data["spec"]),
+            )
+            fit._check()
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise UsageError(f"not a fit: {error} is missing or malformed") from None
+        return fit
+
+    def _check(self) -> None:
+        """Whether a stored fit has the parameters of its law.
+
+        Raises:
+            UsageError: no such law.
+            ValueError: other parameters, or draws of another number.
+        """
+        names = self.law_object.names
+        if tuple(self.parameters) != names and names:  # a lost Python function has none
+            raise ValueError(f"one of law '{self.law}', which has {', '.join(names)},")
+        if any(len(row) != len(self.parameters) for row in self.draws):
+            raise ValueError("draws")
+
+    def __str__(self) -> str:
+        """The fit as plain text."""
+        from forgetting.analysis.fit.show import text
+
+        return text(self)
+
+    def __rich__(self) -> RenderableType:
+        """The fit as a rich table."""
+        from forgetting.analysis.fit.show import rich_table
+
+        return rich_table(self)
+
+    def _repr_html_(self) -> str:
+        """The fit as HTML, for notebooks."""
+        from forgetting.analysis.fit.show import html
+
+        return html(self)
+
+    def to_latex(self) -> str:
+        """The parameters as a LaTeX table (booktabs)."""
+        from forgetting.analysis.fit.show import latex
+
+        return latex(self)
+
+
+def check_variables(law: Law, variables: Mapping[str, ArrayLike]) -> tuple[dict[str, Array], tuple[int, ...]]:
+    """Every variable of a law as flat arrays of one length, and the shape to give results."""
+    for name in variables:
+        if name not in law.variable_names:
+            raise UsageError(f"law '{law.name}' has no variable '{name}'; {did_you_mean(name, law.variable_names)}")
+    missing = [name for name in law.variable_names if name not in variables]
+    if missing:
+        raise UsageError(f"law '{law.name}' also needs {', '.join(missing)}")
+    arrays = {name: np.asarray(variables[name], dtype=float) for name in law.variable_names}
+    for variable in law.variables:
+        values = arrays[variable.name]
+        if not variable.allows(values).all():
+            raise UsageError(f"{variable.name} is {variables[variable.name]!r} where {variable.allowed} is needed")
+    try:
+        together = np.broadcast_arrays(*arrays.values())
+    except ValueError:
+        shapes = ", ".join(f"{k} {v.shape}" for k, v in arrays.items())
+        raise UsageError(f"variables do not broadcast together: {shapes}") from None
+    flat = {k: np.ascontiguousarray(v).ravel() for k, v in zip(arrays, together, strict=True)}
+    return flat, together[0].shape
+
+
+def plain(value: Any) -> Any:
+    """Numpy to Python, NaN and infinities to None, so that any JSON reader takes it."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def _number(value: float | None) -> float:
+    return NAN if value is None else float(value)
+
+
+def save_fits(fits: Any, path: str | os.PathLike[str]) -> None:
+    """Write a fit, or dictionaries of fits nested to any depth, to a JSON file, in one atomic step."""
+    target = Path(path)
+    content = json.dumps({"format": FORMAT, "fits": _pack(fits)}, indent=1, allow_nan=False)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(content + "\n")
+        Path(name).chmod(0o644)
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _pack(fits: Any) -> Any:
+    return fits.to_dict() if isinstance(fits, Fit) else {str(k): _pack(v) for k, v in fits.items()}
+
+
+def load_fits(path: str | os.PathLike[str]) -> Any:
+    """Read what `save_fits` wrote, in the same nesting.
+
+    Raises:
+        UsageError: the file is missing, or is not one of fits.
+    """
+    data = parse_json(read_text(Path(path)), str(path))
+    if not isinstance(data, dict) or data.get("format") != FORMAT or "fits" not in data:
+        raise UsageError(f"{path}: not a file of fits of format {FORMAT}")
+    return _unpack(data["fits"])
+
+
+def _unpack(data: Any) -> Any:
+    if not isinstance(data, Mapping):
+        raise UsageError(f"not a file of fits: a {type(data).__name__} where a fit is needed")
+    return Fit.from_dict(data) if "parameters" in data and "law" in data else {k: _unpack(v) for k, v in data.items()}

@@ -1,0 +1,205 @@
+"""The global optimum: many starts, one batch, then Newton's method on the best; judged without trusting any flag."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from forgetting.analysis.fit.solver import Problem, minimise, solve_linear, stationarity, to_theta, to_z
+from forgetting.analysis.laws.base import Array
+
+SAME = 1e-6  # relative difference of objectives below which two optima count as one
+APART = 1e-2  # relative difference of a parameter above which two points are different answers
+STATIONARY = 1e-6  # cosine between residuals and a Jacobian column above which a point is not stationary
+DAMPING = np.array([1e-4, 1e-2, 1.0, 100.0])
+ROUNDS = 4  # how often the number of starts may double when few of them reach the best
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best point and what says that it is the best.
+
+    Attributes:
+        theta: [K] in the fitted coordinates.
+        cost: the objective there.
+        slope: largest cosine between residuals and a free column of the Jacobian (0 at a stationary point).
+        starts: how many starting points were tried.
+        share: share of them that ended at an objective equal to the best to 1e-6.
+        converged: stationary, a minimum along every direction, and not beaten by anything tried.
+        minimum: False when the exact Hessian has a falling direction.
+        twin: [K] another point, far from theta, whose objective is the same; None where no start ended at one.
+    """
+
+    theta: Array
+    cost: float
+    slope: float
+    starts: int
+    share: float
+    converged: bool
+    minimum: bool
+    twin: Array | None = None
+
+
+def search(
+    problem: Problem, y: Array, weights: Array, *, starts: int, rng: np.random.Generator, first: Array | None = None
+) -> Found:
+    """Find the lowest point of the objective.
+
+    Args:
+        problem: law in fitted coordinates, variables, objective.
+        y: [m] measured outputs.
+        weights: [m].
+        starts: how many points are drawn from the starting region; more when few reach the best.
+        rng: draws them.
+        first: [K] a point to start from as well; with `starts=0` the only one.
+    """
+    y, weights = y[None], weights[None]
+    ends: list[Array] = []
+    costs: list[Array] = []
+    count, total = starts, 0
+    for _ in range(ROUNDS):
+        theta, damping = _draw(problem, count, rng, first if not ends else None, ends, costs)
+        theta, reached = _descend(problem, theta, y, weights, damping)
+        ends.append(theta)
+        costs.append(reached)
+        total += theta.shape[0]
+        every = np.concatenate(costs)
+        if starts == 0 or np.sum(_same(every, float(every.min()), y, weights)) >= 3:
+            break
+        count = starts
+    every = np.concatenate(costs)
+    best = np.concatenate(ends)[int(np.argmin(every))]
+    same = _same(every, float(every.min()), y, weights)
+    apart = np.abs(np.concatenate(ends) - best) > APART * (np.abs(best) + APART)
+    twins = np.concatenate(ends)[same & apart.any(axis=1)]
+    theta, minimum = polish(problem, best, y, weights)
+    cost, slope = (float(v[0]) for v in stationarity(problem, theta[None], y, weights))
+    perfect = cost <= _floor(y, weights)
+    converged = (
+        (perfect or slope <= STATIONARY) and minimum and cost <= float(every.min()) * (1 + 1e-9) + _floor(y, weights)
+    )
+    return Found(
+        theta, cost, slope, total, float(np.mean(same)), bool(converged), minimum, twins[0] if len(twins) else None
+    )
+
+
+def _floor(y: Array, weights: Array) -> float:
+    """An objective that is rounding error and nothing else."""
+    return float(1e-22 * np.sum(weights * y * y))
+
+
+def _same(costs: Array, best: float, y: Array, weights: Array) -> Array:
+    return np.asarray(costs <= best * (1 + SAME) + _floor(y, weights))
+
+
+def _draw(
+    problem: Problem, count: int, rng: np.random.Generator, first: Array | None, ends: list[Array], costs: list[Array]
+) -> tuple[Array, Array]:
+    """New starting points and dampings: from the region, and in later rounds half of them around the best so far.
+
+    A point that was asked for is tried with several dampings: in a long curved valley the first step decides.
+    """
+    theta = problem.law.starts(count, rng)
+    if ends:
+        best = np.concatenate(ends)[int(np.argmin(np.concatenate(costs)))]
+        half = count // 2
+        log = problem.log_mask(False)
+        z = to_z(best[None], log)
+        theta[:half] = to_theta(z + rng.normal(0, 0.3, (half, z.shape[1])) * np.where(log, 1.0, np.abs(z) + 1e-3), log)
+    damping = np.full(theta.shape[0], DAMPING[1])
+    if first is None:
+        return theta, damping
+    copies = np.repeat(first[None], len(DAMPING), axis=0)
+    return np.concatenate([copies, theta]), np.concatenate([DAMPING, damping])
+
+
+def _descend(problem: Problem, theta: Array, y: Array, weights: Array, damping: Array) -> tuple[Array, Array]:
+    """From starts to local optima of the objective, inside the bounds."""
+    with np.errstate(all="ignore"):
+        if problem.linear.any():
+            if problem.objective.quadratic:
+                limit = 60 if theta.shape[0] > 2 * len(DAMPING) else 600
+                ends = minimise(problem, theta, y, weights, max_iterations=limit, project=True, damping=damping)
+                theta = ends.theta
+            else:  # linear parameters from least squares, but the starts stay apart: Huber has more local optima
+                theta = solve_linear(problem, theta, y, weights)
+        theta = feasible(problem, theta)
+    solution = minimise(problem, theta, y, weights, max_iterations=300, damping=damping)
+    return solution.theta, solution.cost
+
+
+def feasible(problem: Problem, theta: Array) -> Array:
+    """Move points into the bounds; a positive parameter that came out negative restarts low in its region."""
+    out = theta.copy()
+    for k, p in enumerate(problem.law.parameters):
+        if p.log:
+            out[:, k] = np.where(np.isfinite(out[:, k]) & (out[:, k] > 0), out[:, k], p.start[0])
+        out[:, k] = np.clip(out[:, k], p.low, p.high)
+    return out
+
+
+def polish(problem: Problem, theta: Array, y: Array, weights: Array) -> tuple[Array, bool]:
+    """Newton's method with the exact Hessian; also whether the end is a minimum in every free direction.
+
+    The Hessian is the complex-step derivative of the analytic gradient, exact to rounding.
+    """
+    log = problem.log_mask(False)
+    low, high = problem.bounds(log)
+    z = to_z(theta, log)
+    minimum, best, flattest = True, z, np.inf
+    for _ in range(20):
+        with np.errstate(all="ignore"):
+            gradient, hessian = newton_terms(problem, z, log, y[0], weights[0])
+        free = ~((z <= low) & (gradient > 0)) & ~((z >= high) & (gradient < 0)) & ~problem.fixed
+        scale = np.sqrt(np.maximum(np.abs(np.diag(hessian)), 1e-300))
+        if not (np.isfinite(hessian).all() and free.any()):
+            break
+        # near the end the objective no longer changes beyond rounding, while the gradient still tells
+        steep = float(np.max(np.abs(gradient / scale)[free]))
+        if steep >= flattest:
+            break
+        best, flattest = z, steep
+        eigen, vectors = np.linalg.eigh((hessian / scale[:, None] / scale)[np.ix_(free, free)])
+        minimum = bool(eigen[0] > -1e-7 * max(1.0, float(eigen[-1])))
+        if eigen[0] <= 1e-14 * eigen[-1]:
+            break
+        move = np.zeros_like(z)
+        move[free] = -(vectors @ ((vectors.T @ (gradient / scale)[free]) / eigen)) / scale[free]
+        trial = np.clip(z + move, low, high)
+        before, after = (_cost(problem, v, log, y, weights) for v in (z, trial))
+        if not after <= before * (1 + 1e-9):
+            break
+        z = trial
+    return to_theta(best, log), minimum
+
+
+def _cost(problem: Problem, z: Array, log: Array, y: Array, weights: Array) -> float:
+    with np.errstate(all="ignore"):
+        f = problem.values(to_theta(z, log)[None])
+        return float(problem.objective.cost(problem.objective.residual(y, f), weights)[0])
+
+
+def newton_terms(problem: Problem, z: Array, log: Array, y: Array, weights: Array) -> tuple[Array, Array]:
+    """Gradient [K] and exact Hessian [K, K] of the objective (of half of it for least squares) by z."""
+    objective = problem.objective
+    f, jacobian = _scaled_jacobian(problem, z[None], log)
+    r = objective.residual(y, f[0].real)
+    influence = weights * objective.influence(r)
+    curved = weights * objective.curvature(r)
+    first = jacobian[0].real
+    hessian = first.T @ (first * curved[:, None])
+    h = 1e-40
+    stepped = z[None] + 1j * h * np.eye(z.size)
+    _, moved = _scaled_jacobian(problem, stepped, log)
+    hessian -= np.einsum("m,smk->sk", influence, moved.imag / h)
+    return -(influence @ first), 0.5 * (hessian + hessian.T)
+
+
+def _scaled_jacobian(problem: Problem, z: Array, log: Array) -> tuple[Array, Array]:
+    """Values [S, m] and derivatives by z [S, m, K] on the residual's scale, real or complex."""
+    theta = to_theta(z, log)
+    f = problem.values(theta)
+    jacobian = problem.gradient(theta) * np.where(log, theta, 1.0)[:, None, :]
+    factor = problem.objective.jacobian_factor(f)
+    return f, jacobian * (factor[:, :, None] if isinstance(factor, np.ndarray) else factor)

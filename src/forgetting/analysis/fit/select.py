@@ -1,0 +1,151 @@
+"""Which law, and how far: AICc, leave-one-run-out errors, and tests of extrapolation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from forgetting.analysis.fit.assemble import r_squared
+from forgetting.analysis.fit.data import DONE, Data, column_names, read_data
+from forgetting.analysis.fit.engine import Options, fit_data
+from forgetting.analysis.fit.result import Fit
+from forgetting.analysis.laws import Law, get_law
+from forgetting.analysis.laws.base import Array
+from forgetting.errors import UsageError, did_you_mean
+
+AXES = ("trainable_params", "step", "N", "D", "X")
+PART = 0.6  # share of an axis's distinct values that is fitted; the rest is predicted
+
+
+@dataclass(frozen=True)
+class Extrapolation:
+    """A fit to the lower part of one axis, held against the measurements beyond it.
+
+    Attributes:
+        axis: the variable that was cut.
+        fitted_to, tested_to: largest value fitted, and largest value predicted.
+        rmse: root mean square error of the predictions by output, in the output's unit.
+        bias: mean of measured less predicted, by output.
+        band: mean half width of the predicted band of the law's mean, by output; NaN without intervals.
+        n_points: how many were predicted.
+    """
+
+    axis: str
+    fitted_to: float
+    tested_to: float
+    rmse: dict[str, float]
+    bias: dict[str, float]
+    band: dict[str, float]
+    n_points: int
+
+
+def extrapolation_tests(
+    law: str | Law,
+    table: Any,
+    *,
+    columns: Mapping[str, str] | None = None,
+    label: str = "",
+    run: str = "run_id",
+    seed: int = 0,
+    bootstrap: int = 200,
+) -> list[Extrapolation]:
+    """Fit the small and early 60 % of each axis (P, N, ...) and predict the rest.
+
+    Raises:
+        UsageError: a mistake in the table, or no axis has enough distinct values to be cut.
+    """
+    law = get_law(law) if isinstance(law, str) else law
+    data = read_data(law, table, columns=columns, label=label, run=run)
+    axes = {name: data.x.get(name, data.columns.get(name)) for name in AXES}
+    out = [
+        test
+        for name, values in axes.items()
+        if values is not None
+        for test in _test(law, data, name, values, seed, bootstrap)
+    ]
+    if not out:
+        raise UsageError(
+            f"'{label or 'the table'}' has no axis ({', '.join(AXES)}) with 4 or more values to cut in two"
+        )
+    return out
+
+
+def _test(law: Law, data: Data, axis: str, values: Array, seed: int, bootstrap: int) -> list[Extrapolation]:
+    distinct = np.unique(values[np.isfinite(values)])
+    cut = distinct[max(1, int(np.ceil(PART * distinct.size)) - 1)] if distinct.size >= 4 else np.inf
+    near, far = values <= cut, values > cut
+    free = sum(p.gauge is None for p in law.parameters)
+    if not far.any() or near.sum() * data.y.shape[0] <= free:
+        return []
+    part = replace(data.take(near), warnings=())
+    options = Options(seed=seed, bootstrap=bootstrap)
+    fit = fit_data(law, part, f"{axis} up to {cut:g}", options, np.ones_like(part.y))
+    x = {k: v[far] for k, v in data.x.items()}
+    rmse, bias, band = {}, {}, {}
+    for o, output in enumerate(law.outputs):
+        prediction = fit.predict(output, **x)
+        error = data.y[o, far] - prediction.value
+        rmse[output] = float(np.sqrt(np.mean(error**2)))
+        bias[output] = float(np.mean(error))
+        band[output] = float(np.mean(prediction.high - prediction.low) / 2)
+    return [Extrapolation(axis, float(cut), float(values[far].max()), rmse, bias, band, int(far.sum()))]
+
+
+def r2_by(
+    fit: Fit, table: Any, column: str = "method", *, columns: Mapping[str, str] | None = None
+) -> dict[str, dict[str, float]]:
+    """How well a fitted law holds for rows that it need not have been fitted to, as in the paper's Appendix B.
+
+    Args:
+        fit: any law.
+        table: rows of several methods, data sets, ...; only `done` ones count.
+        column: what tells them apart.
+        columns: the table's column for a variable or output, where its name differs.
+
+    Returns:
+        1 - SS_res / SS_tot by value of the column and output; below 0 where the mean would predict better, and NaN for
+        a single row.
+
+    Raises:
+        UsageError: no such column, or a mistake in the table.
+    """
+    present = column_names(table)
+    if column not in present:
+        raise UsageError(f"the table has no column '{column}'; {did_you_mean(column, present)}")
+    groups = np.asarray([str(v) for v in table[column]])
+    law, out = fit.law_object, {}
+    for group in sorted(set(groups)):
+        part = {name: np.asarray(table[name], dtype=object)[groups == group] for name in present}
+        if "status" in part and DONE not in {str(s) for s in part["status"]}:
+            continue
+        out[group] = r_squared(law, read_data(law, part, columns=columns, label=group), fit.theta)
+    return out
+
+
+def rank_laws(fits: Sequence[Fit]) -> list[dict[str, Any]]:
+    """Fits of the same table by different laws, best AICc first, with what each misses of a run left out.
+
+    Likelihoods of different data cannot be compared: `delta_aicc` is that to the best law of the same outputs. AICc
+    counts every measured value as independent; steps of a run are not, so believe the leave-one-run-out error where
+    the two disagree.
+    """
+    known = [f for f in fits if f.diagnostics.get("aicc") is not None]
+    best: dict[tuple[str, ...], float] = {}
+    for f in known:
+        outputs = f.law_object.outputs
+        best[outputs] = min(best.get(outputs, float("inf")), f.diagnostics["aicc"])
+    rows = [
+        {
+            "law": f.law,
+            "aicc": f.diagnostics["aicc"],
+            "outputs": list(f.law_object.outputs),
+            "delta_aicc": f.diagnostics["aicc"] - best[f.law_object.outputs],
+            "leave_one_run_out": f.diagnostics["leave_one_run_out"],
+            "r2": f.r2,
+        }
+        for f in known
+    ]
+    return sorted(rows, key=lambda row: (row["outputs"], float(row["aicc"])))

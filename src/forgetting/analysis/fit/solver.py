@@ -1,0 +1,274 @@
+"""Many fits solved together: batched Levenberg-Marquardt in a box, with variable projection.
+
+Each of S problems has its own starting point, and may have its own data and weights (bootstrap resamples). One
+iteration of all of them is a handful of numpy calls. Nothing here decides whether a fit is good: it returns the point,
+its cost and a measure of stationarity, and `search` judges.
+
+Shapes: S problems, K parameters, m = O * n residuals (outputs times rows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from forgetting.analysis.fit.objective import Objective
+from forgetting.analysis.laws.base import Array, Law
+
+CHUNK = 3_000_000  # numbers in one Jacobian: 24 MB
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One law, one table's variables, one objective.
+
+    Attributes:
+        law: in the coordinates that are optimised.
+        x: [n] values for each variable.
+        objective: what is minimised.
+        held: names of parameters that keep the value they start with.
+    """
+
+    law: Law
+    x: Mapping[str, Array]
+    objective: Objective
+    held: frozenset[str] = frozenset()
+
+    def log_mask(self, natural_linear: bool) -> Array:
+        """[K]: which parameters are optimised as logarithms; linear ones are not while they are projected out."""
+        return np.array([p.log and not (natural_linear and p.linear) for p in self.law.parameters])
+
+    @property
+    def linear(self) -> Array:
+        """[K]: which parameters the law is linear in."""
+        return np.array([p.linear for p in self.law.parameters])
+
+    @property
+    def fixed(self) -> Array:
+        """[K]: which parameters do not move."""
+        return np.array([p.gauge is not None or p.name in self.held for p in self.law.parameters])
+
+    def bounds(self, log: Array) -> tuple[Array, Array]:
+        """[K] lower and upper bounds in the optimised coordinates."""
+        low = np.array([p.low for p in self.law.parameters])
+        high = np.array([p.high for p in self.law.parameters])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(log, np.log(np.maximum(low, 0)), low), np.where(log, np.log(high), high)
+
+    def values(self, theta: Array) -> Array:
+        """[S, m]."""
+        return self.law.values(theta, self.x).reshape(theta.shape[0], -1)
+
+    def gradient(self, theta: Array) -> Array:
+        """[S, m, K]."""
+        return self.law.gradient(theta, self.x).reshape(theta.shape[0], -1, theta.shape[1])
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Where S problems ended.
+
+    Attributes:
+        theta: [S, K] parameters.
+        cost: [S] the objective there.
+        slope: [S] largest cosine between the residuals and a column of the Jacobian that is free to move: 0 at a
+            stationary point, whatever the units.
+        iterations: used by the slowest problem.
+    """
+
+    theta: Array
+    cost: Array
+    slope: Array
+    iterations: int
+
+
+def to_theta(z: Array, log: Array) -> Array:
+    """Parameters from optimised coordinates."""
+    return np.where(log, np.exp(np.where(log, z, 0.0)), z)
+
+
+def to_z(theta: Array, log: Array) -> Array:
+    """Optimised coordinates from parameters."""
+    with np.errstate(divide="ignore"):
+        return np.where(log, np.log(np.where(log, theta, 1.0)), theta)
+
+
+def solve_linear(problem: Problem, theta: Array, y: Array, weights: Array) -> Array:
+    """Put the linear parameters of [S, K] points at their weighted least-squares values, bounds ignored."""
+    linear = problem.linear
+    if not linear.any():
+        return theta
+    basis = problem.gradient(theta)[:, :, linear]
+    rest = problem.values(theta) - np.einsum("sml,sl->sm", basis, theta[:, linear])
+    scale = np.sqrt((weights[:, :, None] * basis * basis).sum(axis=1)) + 1e-300
+    basis = basis / scale[:, None, :]
+    weighted = np.swapaxes(basis * weights[:, :, None], 1, 2)
+    gram = weighted @ basis + 1e-14 * np.eye(int(linear.sum()))
+    right = weighted @ (y - rest)[:, :, None]
+    out = theta.copy()
+    good = np.isfinite(gram).all(axis=(1, 2)) & np.isfinite(right).all(axis=(1, 2))
+    out[np.ix_(good, linear)] = np.linalg.solve(gram[good], right[good])[:, :, 0] / scale[good]
+    return out
+
+
+def minimise(
+    problem: Problem,
+    theta: Array,
+    y: Array,
+    weights: Array,
+    *,
+    max_iterations: int = 200,
+    project: bool = False,
+    tolerance: float = 1e-10,
+    damping: Array | float = 1e-2,
+) -> Solution:
+    """Minimise the objective from [S, K] starting points.
+
+    Args:
+        problem: law, variables, objective.
+        theta: [S, K] starting points.
+        y: [S, m] or [1, m] measured outputs.
+        weights: [S, m] or [1, m] weights, 0 for a measurement left out.
+        max_iterations: a limit, not a criterion; `slope` of the result tells what was reached.
+        project: solve the linear parameters exactly at every step (variable projection), ignoring their bounds.
+        tolerance: `slope` at which a problem is left alone.
+        damping: Marquardt's parameter to begin with, one or [S].
+
+    Returns:
+        The points reached, in the order of the starts.
+    """
+    count, size = theta.shape[0], y.shape[-1]
+    step = max(1, CHUNK // max(1, size * theta.shape[1]))
+    parts = []
+    first = np.broadcast_to(damping, count)
+    for begin in range(0, count, step):
+        rows = slice(begin, begin + step)
+        part_y = y if y.shape[0] == 1 else y[rows]
+        part_w = weights if weights.shape[0] == 1 else weights[rows]
+        with np.errstate(all="ignore"):
+            run = _Run(problem, theta[rows], part_y, part_w, project, first[rows])
+            parts.append(run.solve(max_iterations, tolerance))
+    return Solution(
+        np.concatenate([p.theta for p in parts]),
+        np.concatenate([p.cost for p in parts]),
+        np.concatenate([p.slope for p in parts]),
+        max(p.iterations for p in parts),
+    )
+
+
+def stationarity(problem: Problem, theta: Array, y: Array, weights: Array) -> tuple[Array, Array]:
+    """[S] objective and slope (see `Solution`) at [S, K] points, which are not moved."""
+    with np.errstate(all="ignore"):
+        run = _Run(problem, theta, y, weights, False, np.zeros(theta.shape[0]))
+        run.model(np.arange(theta.shape[0]))
+    return run.cost, run.slope
+
+
+class _Run:
+    """State of one batch of problems."""
+
+    def __init__(self, problem: Problem, theta: Array, y: Array, weights: Array, project: bool, damping: Array) -> None:
+        self.problem, self.project = problem, project
+        count = theta.shape[0]
+        self.y = np.broadcast_to(y, (count, y.shape[-1]))
+        self.w = np.broadcast_to(weights, (count, y.shape[-1]))
+        self.log = problem.log_mask(project)
+        self.low, self.high = problem.bounds(self.log)
+        if project:
+            self.low, self.high = (
+                np.where(problem.linear, e, b) for e, b in ((-np.inf, self.low), (np.inf, self.high))
+            )
+            theta = solve_linear(problem, theta, self.y, self.w)
+        self.z = np.clip(to_z(theta, self.log), self.low, self.high)
+        self.damping = damping.astype(float)
+        self.slope = np.full(count, np.inf)
+        self.cost = self._cost(self.z, np.arange(count))
+
+    def _cost(self, z: Array, at: Array) -> Array:
+        f = self.problem.values(to_theta(z, self.log))
+        return self.problem.objective.cost(self.problem.objective.residual(self.y[at], f), self.w[at])
+
+    def solve(self, max_iterations: int, tolerance: float) -> Solution:
+        """Iterate until every problem is stationary, stuck or out of iterations."""
+        running = np.flatnonzero(np.isfinite(self.cost))
+        used = 0
+        while used < max_iterations and running.size:
+            used += 1
+            running = running[self._iterate(running, tolerance)]
+        return Solution(to_theta(self.z, self.log), self.cost, self.slope, used)
+
+    def _iterate(self, at: Array, tolerance: float) -> Array:
+        """One step of the problems `at`; which of them go on."""
+        hessian, gradient, majorant = self.model(at)
+        z, damping = self.z[at], self.damping[at]
+        scale = np.sqrt(np.maximum(majorant, 1e-300))
+        free = ~(((z <= self.low) & (gradient > 0)) | ((z >= self.high) & (gradient < 0)) | self.problem.fixed)
+        free &= majorant > 0
+        ridge = 1.0 if self.problem.objective.quadratic else 1e-3
+        both = free[:, :, None] & free[:, None, :]
+        matrix = np.where(both, hessian / (scale[:, :, None] * scale[:, None, :]), 0.0)
+        damped = np.where(free & ~(self.project & self.problem.linear), ridge * damping[:, None], 1e-13)
+        matrix[:, np.arange(z.shape[1]), np.arange(z.shape[1])] += np.where(free, damped, 1.0)
+        right = np.where(free, -gradient / scale, 0.0)
+        move = _solve(matrix, right)
+        limit = np.where(self.log, 4.0, np.inf)
+        trial = np.clip(z + np.clip(move / scale, -limit, limit), self.low, self.high)
+        if self.project:
+            theta = solve_linear(self.problem, to_theta(trial, self.log), self.y[at], self.w[at])
+            trial = np.where(self.problem.linear, theta, trial)
+        cost = self._cost(trial, at)
+        better = cost < self.cost[at]
+        expected = -(move * right).sum(axis=1) / np.maximum(self.cost[at], 1e-300)
+        self.z[at[better]], self.cost[at[better]] = trial[better], cost[better]
+        self.damping[at] = np.clip(np.where(better, damping / 6, damping * 5), 1e-13, 1e15)
+        stuck = ~better & ((damping > 1e10) | (np.abs(expected) < 1e-30))
+        return np.asarray(~(stuck | (self.slope[at] <= tolerance) | (self.cost[at] == 0)))
+
+    def model(self, at: Array) -> tuple[Array, Array, Array]:
+        """Gauss-Newton matrix [s, K, K], gradient [s, K] and diagonal of the majorant's matrix [s, K]."""
+        theta = to_theta(self.z[at], self.log)
+        objective = self.problem.objective
+        f = self.problem.values(theta)
+        jacobian = self.problem.gradient(theta) * np.where(self.log, theta, 1.0)[:, None, :]
+        r = objective.residual(self.y[at], f)
+        if objective.log:
+            jacobian = jacobian * np.asarray(objective.jacobian_factor(f))[:, :, None]
+        w = self.w[at]
+        left = np.where(w > 0, w, 0.0)
+        r = np.where(w > 0, r, 0.0)
+        influence = left * objective.influence(r)
+        gradient = -_rows(influence, jacobian)
+        curvature = objective.curvature(r)
+        if not objective.quadratic:  # damp towards reweighted least squares: far out, Huber has no curvature of its own
+            curvature = curvature + self.damping[at, None] * objective.majorant(r)
+        hessian = np.swapaxes(jacobian * (left * curvature)[:, :, None], 1, 2) @ jacobian
+        squared = jacobian * jacobian
+        self.slope[at] = self._stationarity(at, gradient, _rows(left, squared), influence, left)
+        return hessian, gradient, _rows(left * objective.majorant(r), squared)
+
+    def _stationarity(self, at: Array, gradient: Array, squares: Array, influence: Array, w: Array) -> Array:
+        z = self.z[at]
+        blocked = ((z <= self.low) & (gradient > 0)) | ((z >= self.high) & (gradient < 0)) | self.problem.fixed
+        length = np.sqrt(squares)
+        size = np.sqrt((influence * influence / np.maximum(w, 1e-300)).sum(axis=1))
+        cosine = np.abs(gradient) / np.maximum(length * size[:, None], 1e-300)
+        return np.asarray(np.where(blocked, 0.0, cosine).max(axis=1))
+
+
+def _rows(weights: Array, columns: Array) -> Array:
+    """[S, K]: sums over m of [S, m] weights times [S, m, K] columns."""
+    return np.asarray((weights[:, None, :] @ columns)[:, 0, :])
+
+
+def _solve(matrix: Array, right: Array) -> Array:
+    """[S, K] solutions; 0 where a matrix is not finite or exactly singular."""
+    good = np.isfinite(matrix).all(axis=(1, 2)) & np.isfinite(right).all(axis=1)
+    out = np.zeros_like(right)
+    try:
+        out[good] = np.linalg.solve(matrix[good], right[good][:, :, None])[:, :, 0]
+    except np.linalg.LinAlgError:
+        for i in np.flatnonzero(good):
+            out[i] = np.linalg.lstsq(matrix[i], right[i], rcond=None)[0]
+    return out

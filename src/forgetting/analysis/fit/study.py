@@ -1,0 +1,72 @@
+"""The two laws of the paper, fitted to every data set of a study."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from forgetting.analysis.fit.data import DONE, column_names
+from forgetting.analysis.fit.engine import fit_law
+from forgetting.analysis.fit.result import Fit
+from forgetting.errors import ForgettingError, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEAST = 3  # different ranks, and different steps, that a surface over both needs
+
+
+def fit_study(table: pd.DataFrame, *, seed: int = 0, bootstrap: int = 200) -> dict[str, dict[str, Fit]]:
+    """Fit Eq. 4 (`linear`) and Eq. 5-6 (`shifted_power`) to each data set.
+
+    Args:
+        table: one row a measurement, with the columns `dataset`, `run_id`, `status`, `step`, `trainable_params`,
+            `finetune_loss` and `forgetting_loss`; only `done` rows are fitted. Give it the runs of one family (LoRA).
+        seed: of starts and resamples.
+        bootstrap: resamples of whole runs.
+
+    Returns:
+        Fits by data set and law. A law that a data set cannot carry (too few measurements, one P or one N only) is
+        left out of its inner dictionary, and the other fit's warnings say why.
+
+    Raises:
+        UsageError: a column is missing or has a bad cell, or no data set has a finished run.
+    """
+    present = column_names(table)
+    if "dataset" not in present:
+        raise UsageError(f"the study's table has no column 'dataset'; it has {', '.join(present)}")
+    out: dict[str, dict[str, Fit]] = {}
+    datasets = table["dataset"].astype(str)
+    for name in sorted(datasets.unique()):
+        part = table[datasets == name]
+        done = part[part["status"] == DONE] if "status" in present else part
+        if not len(done):
+            continue
+        out[name] = _fit_dataset(part, done, name, seed, bootstrap)
+    if not out:
+        raise UsageError("the study has no finished run to fit")
+    return out
+
+
+def _fit_dataset(part: pd.DataFrame, done: pd.DataFrame, name: str, seed: int, bootstrap: int) -> dict[str, Fit]:
+    fits = {"linear": fit_law("linear", part, label=name, seed=seed, bootstrap=bootstrap)}
+    reason = unfit(done)
+    if reason:
+        fits["linear"].warnings.append(f"shifted_power was not fitted: {reason}")
+        return fits
+    try:
+        fits["shifted_power"] = fit_law("shifted_power", part, label=name, seed=seed, bootstrap=bootstrap)
+    except UsageError:
+        raise
+    except ForgettingError as error:
+        fits["linear"].warnings.append(f"shifted_power was not fitted: {error}")
+    return fits
+
+
+def unfit(table: Any) -> str:
+    """Why the surface over P and N cannot be fitted to a table's rows, or an empty string."""
+    for column in ("trainable_params", "step"):
+        cells = table[column]
+        values = len(set(map(str, cells.unique() if hasattr(cells, "unique") else cells)))
+        if values < LEAST:
+            return f"it needs at least {LEAST} different values of {column}, and there are {values}"
+    return ""

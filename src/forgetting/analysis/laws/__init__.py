@@ -1,0 +1,70 @@
+"""Laws by name. A new one is one file and one row in `LAWS`; the contract test holds it to the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from forgetting.analysis.laws.base import Adapted, Law, Parameter, Variable
+from forgetting.analysis.laws.chinchilla import Chinchilla
+from forgetting.analysis.laws.custom import FormulaLaw, FunctionLaw, LostFunctionLaw
+from forgetting.analysis.laws.dcpt import DCPT
+from forgetting.analysis.laws.injection import Injection
+from forgetting.analysis.laws.linear import Linear
+from forgetting.analysis.laws.multiplicative import Multiplicative
+from forgetting.analysis.laws.published import PUBLISHED, Published
+from forgetting.analysis.laws.shifted_power import ShiftedPower, ShiftedPowerSingle
+from forgetting.errors import UsageError, did_you_mean
+
+LAWS: dict[str, Law] = {
+    law.name: law
+    for law in (
+        Linear(),
+        ShiftedPower(),
+        ShiftedPowerSingle("shifted_power_ft", "finetune_loss", 1),
+        ShiftedPowerSingle("shifted_power_f", "forgetting_loss", -1),
+        Chinchilla(),
+        Multiplicative(),
+        DCPT(),
+        Injection(),
+    )
+}
+
+
+def get_law(name: str) -> Law:
+    """The law of this name.
+
+    Raises:
+        UsageError: no law has it.
+    """
+    if name not in LAWS:
+        known = did_you_mean(name, LAWS)
+        raise UsageError(f"law '{name}' is not known; {known}; a formula is a law too: 'loss = E + A/N**alpha'")
+    return LAWS[name]
+
+
+def law_from_spec(name: str, spec: dict[str, Any]) -> Law:
+    """The law of a stored fit: by name, or rebuilt from what a user's law wrote into the fit.
+
+    Raises:
+        UsageError: no law has the name.
+    """
+    if not spec:
+        return get_law(name)
+    if "function" in spec:
+        return LostFunctionLaw(spec)
+    return FormulaLaw.from_spec(spec)
+
+
+__all__ = [
+    "LAWS",
+    "PUBLISHED",
+    "Adapted",
+    "FormulaLaw",
+    "FunctionLaw",
+    "Law",
+    "Parameter",
+    "Published",
+    "Variable",
+    "get_law",
+    "law_from_spec",
+]

@@ -1,0 +1,187 @@
+"""Laws that a user writes: a formula, or a Python function of numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from forgetting.analysis.laws.base import Array, Law, Parameter, Variable
+from forgetting.analysis.laws.formula import affine, evaluate, in_exponent, parse
+from forgetting.errors import UsageError, did_you_mean
+
+EXPONENT_START = (0.05, 1.5)
+START = (0.01, 3.0)
+SOURCE = "written by the user"
+
+
+class FormulaLaw(Law):
+    """`output = expression`: names of columns are variables, all others are parameters."""
+
+    def __init__(
+        self,
+        formula: str,
+        variables: Sequence[str],
+        *,
+        output: str = "",
+        start: Mapping[str, float | tuple[float, float]] | None = None,
+        bounds: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:
+        """Read a formula.
+
+        Args:
+            formula: `loss = E + A/N**alpha`, or the right side alone together with `output`.
+            variables: names in it that are columns of the table.
+            output: the column to fit, where the formula does not name it.
+            start: by parameter, a value or a region to draw starting values from.
+            bounds: by parameter; none by default.
+
+        Raises:
+            UsageError: the formula cannot be read, has no variable or parameter, or a name is not in it.
+        """
+        parsed = parse(formula)
+        self.name = "custom"
+        self.title = "Law written by the user"
+        self.formula = formula
+        self.source = SOURCE
+        self.tree = parsed.tree
+        target = parsed.output or output
+        if not target:
+            raise UsageError(f"formula '{formula}' does not name its output; write loss = {formula}")
+        self.outputs = (target,)
+        used = tuple(v for v in variables if v in parsed.names)
+        names = tuple(n for n in parsed.names if n not in used)
+        if not used:
+            raise UsageError(f"formula '{formula}' has no variable; variables are {', '.join(variables) or 'none'}")
+        if not names:
+            raise UsageError(f"formula '{formula}' has no parameter: {', '.join(used)} are all columns")
+        if target in parsed.names:
+            raise UsageError(f"formula '{formula}' has its output '{target}' on both sides")
+        self.variables = tuple(Variable(v, positive=False) for v in used)
+        self._start, self._bounds = dict(start or {}), dict(bounds or {})
+        for name in (*self._start, *self._bounds):
+            if name not in names:
+                raise UsageError(f"formula '{formula}' has no parameter '{name}'; {did_you_mean(name, names)}")
+        self.parameters = tuple(self._parameter(n, self._linear(names)) for n in names)
+
+    def _linear(self, names: Sequence[str]) -> frozenset[str]:
+        """A set of parameters that the formula is linear in together; one with bounds is not projected out."""
+        linear: frozenset[str] = frozenset()
+        for name in names:
+            if name not in self._bounds and affine(self.tree, linear | {name}):
+                linear |= {name}
+        return linear
+
+    def _parameter(self, name: str, linear: frozenset[str]) -> Parameter:
+        low, high = self._bounds.get(name, (-np.inf, np.inf))
+        if not low < high:
+            raise UsageError(f"bounds of '{name}' are {low} and {high}; the first must be smaller")
+        given = self._start.get(name, EXPONENT_START if in_exponent(self.tree, name) else START)
+        start = given if isinstance(given, tuple) else (float(given), float(given))
+        region = (float(np.clip(start[0], low, high)), float(np.clip(start[1], low, high)))
+        return Parameter(name, low, high, region, linear=name in linear)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Formula, variables, starts and bounds."""
+        return {
+            "formula": self.formula,
+            "variables": list(self.variable_names),
+            "output": self.outputs[0],
+            "start": {k: list(v) if isinstance(v, tuple) else v for k, v in self._start.items()},
+            "bounds": {k: [v if np.isfinite(v) else None for v in pair] for k, pair in self._bounds.items()},
+        }
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> FormulaLaw:
+        """The inverse of `spec`."""
+        bounds = {
+            k: (-np.inf if low is None else float(low), np.inf if high is None else float(high))
+            for k, (low, high) in spec["bounds"].items()
+        }
+        start = {k: (v[0], v[1]) if isinstance(v, list) else v for k, v in spec["start"].items()}
+        return cls(spec["formula"], spec["variables"], output=spec["output"], start=start, bounds=bounds)
+
+    def _names(self, theta: Array, x: Mapping[str, Array]) -> dict[str, Array]:
+        columns = {name: theta[:, k, None] for k, name in enumerate(self.names)}
+        return columns | {v: np.asarray(x[v])[None] for v in self.variable_names}
+
+    def values(self, theta: Array, x: Mapping[str, Array]) -> Array:
+        """[S, 1, n]; NaN where the formula has no real value."""
+        value, _ = evaluate(self.tree, self._names(theta, x), frozenset())
+        return np.asarray(np.broadcast_to(value, self._shape(theta, x))[:, None, :])
+
+    def _shape(self, theta: Array, x: Mapping[str, Array]) -> tuple[int, int]:
+        return theta.shape[0], len(x[self.variable_names[0]])
+
+    def gradient(self, theta: Array, x: Mapping[str, Array]) -> Array:
+        """[S, 1, n, K], by dual numbers."""
+        _, by = evaluate(self.tree, self._names(theta, x), frozenset(self.names))
+        shape = self._shape(theta, x)
+        return np.stack([np.broadcast_to(by[name], shape) for name in self.names], axis=-1)[:, None]
+
+
+class FunctionLaw(Law):
+    """A Python function `f(parameters, variables) -> values`, both given as dictionaries of arrays.
+
+    Parameters come with shape [S, 1], variables with shape [n]; the function uses numpy operations that accept complex
+    numbers (no abs, no comparisons of parameters), because derivatives are taken by the complex step. Such a fit can be
+    saved, but a law loaded from JSON has lost its function and cannot predict.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[dict[str, Array], dict[str, Array]], Array],
+        parameters: Sequence[Parameter],
+        variables: Sequence[str],
+        output: str,
+    ) -> None:
+        self.name = "function"
+        self.title = "Python function written by the user"
+        self.formula = f"{output} = {getattr(function, '__name__', 'a function')}({', '.join(variables)})"
+        self.source = SOURCE
+        self.function = function
+        self.parameters = tuple(parameters)
+        self.variables = tuple(Variable(v, positive=False) for v in variables)
+        self.outputs = (output,)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """That this was a function, which JSON cannot hold."""
+        return {"function": self.formula, "variables": list(self.variable_names), "output": self.outputs[0]}
+
+    def values(self, theta: Array, x: Mapping[str, Array]) -> Array:
+        """[S, 1, n]."""
+        named = {name: theta[:, k, None] for k, name in enumerate(self.names)}
+        value = self.function(named, {v: np.asarray(x[v]) for v in self.variable_names})
+        shape = (theta.shape[0], len(x[self.variable_names[0]]))
+        return np.asarray(np.broadcast_to(value, shape))[:, None, :]
+
+    def gradient(self, theta: Array, x: Mapping[str, Array]) -> Array:
+        """[S, 1, n, K]: the complex step at real parameters, central differences at complex ones."""
+        columns = []
+        for k in range(theta.shape[1]):
+            if np.iscomplexobj(theta):
+                h = 1e-6 * np.maximum(np.abs(theta[:, k].real), 1e-3)
+                ends = [theta.copy(), theta.copy()]
+                ends[0][:, k] += h
+                ends[1][:, k] -= h
+                columns.append((self.values(ends[0], x) - self.values(ends[1], x)) / (2 * h)[:, None, None])
+            else:
+                stepped = theta.astype(complex)
+                stepped[:, k] += 1e-40j
+                columns.append(self.values(stepped, x).imag / 1e-40)
+        return np.stack(columns, axis=-1)
+
+
+class LostFunctionLaw(FunctionLaw):
+    """What is left of a `FunctionLaw` in a file: its name, variables and output, but no function to evaluate."""
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        super().__init__(self._lost, (), spec["variables"], spec["output"])
+        self.formula = spec["function"]
+
+    def _lost(self, parameters: dict[str, Array], variables: dict[str, Array]) -> Array:
+        del parameters, variables
+        raise UsageError(f"this fit is of a Python function ({self.formula}), which a file cannot hold; fit it again")

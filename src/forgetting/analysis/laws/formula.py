@@ -1,0 +1,227 @@
+"""A user's formula as an expression tree: parsed from text by whitelist, never executed as Python.
+
+Values and derivatives come from one walk over the tree with dual numbers (forward mode), on whole arrays; numbers may
+be complex. Constants are floats, so that `9**9**9` overflows at once instead of computing an integer.
+"""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from forgetting.analysis.laws.base import Array
+from forgetting.errors import UsageError, did_you_mean
+
+MAX_LENGTH = 2_000
+MAX_DEPTH = 60
+
+
+def _sqrt(v: Array) -> Array:
+    return np.asarray(np.sqrt(v))
+
+
+FUNCTIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
+    "exp": (np.exp, np.exp),
+    "expm1": (np.expm1, np.exp),
+    "log": (np.log, lambda v: 1 / v),
+    "log1p": (np.log1p, lambda v: 1 / (1 + v)),
+    "sqrt": (_sqrt, lambda v: 0.5 / np.sqrt(v)),
+    "tanh": (np.tanh, lambda v: 1 - np.tanh(v) ** 2),
+    "sin": (np.sin, np.cos),
+    "cos": (np.cos, lambda v: -np.sin(v)),
+    "arctan": (np.arctan, lambda v: 1 / (1 + v * v)),
+}
+CONSTANTS = {"pi": float(np.pi)}
+OPERATORS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node: `kind` is `number`, `name`, `neg`, a binary operator, or a function's name."""
+
+    kind: str
+    children: tuple[Node, ...] = ()
+    name: str = ""
+    number: float = 0.0
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A parsed formula.
+
+    Attributes:
+        text: as written.
+        output: the name before `=`, or an empty string.
+        tree: the expression.
+        names: names in it, in order of appearance.
+    """
+
+    text: str
+    output: str
+    tree: Node
+    names: tuple[str, ...]
+
+
+def parse(text: str) -> Formula:
+    """Parse `expression` or `output = expression`.
+
+    Raises:
+        UsageError: the text has something else than numbers, names, + - * / **, parentheses and known functions.
+    """
+    if len(text) > MAX_LENGTH:
+        raise UsageError(f"formula of {len(text)} characters; at most {MAX_LENGTH} are allowed")
+    left, equals, right = text.partition("=")
+    output, body = (left.strip(), right.strip()) if equals else ("", text.strip())
+    if equals and not output.isidentifier():
+        raise UsageError(f"formula '{text}': '{output}' before '=' is not a name")
+    try:
+        with warnings.catch_warnings():  # Python's advice on what is no formula anyway
+            warnings.simplefilter("ignore")
+            parsed = ast.parse(body, mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise UsageError(f"formula '{text}' cannot be read: {getattr(error, 'msg', error)}") from None
+    names: dict[str, None] = {}
+    tree = _build(parsed, text, names, 0)
+    return Formula(text, output, tree, tuple(names))
+
+
+def _build(node: ast.expr, text: str, names: dict[str, None], depth: int) -> Node:
+    if depth > MAX_DEPTH:
+        raise UsageError(f"formula '{text[:60]}...' is nested more than {MAX_DEPTH} deep")
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        return _constant(node.value, text)
+    if isinstance(node, ast.Name):
+        if node.id in CONSTANTS:
+            return Node("number", number=CONSTANTS[node.id])
+        names[node.id] = None
+        return Node("name", name=node.id)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+        inner = _build(node.operand, text, names, depth + 1)
+        return Node("neg", (inner,)) if isinstance(node.op, ast.USub) else inner
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        pair = (_build(node.left, text, names, depth + 1), _build(node.right, text, names, depth + 1))
+        return Node(OPERATORS[type(node.op)], pair)
+    if isinstance(node, ast.Call):
+        return _call(node, text, names, depth)
+    hint = "; write ** for a power" if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitXor) else ""
+    found = _written(node)
+    raise UsageError(
+        f"formula '{text}': '{found}' is not allowed{hint}; allowed are numbers, names, + - * / **, parentheses and "
+        + ", ".join(FUNCTIONS)
+    )
+
+
+def _written(node: ast.expr) -> str:
+    try:
+        return ast.unparse(node)
+    except RecursionError:
+        return type(node).__name__
+
+
+def _constant(value: float, text: str) -> Node:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = np.inf
+    if not np.isfinite(number):
+        raise UsageError(f"formula '{text}': a constant is too large")
+    return Node("number", number=number)
+
+
+def _call(node: ast.Call, text: str, names: dict[str, None], depth: int) -> Node:
+    called = node.func.id if isinstance(node.func, ast.Name) else _written(node.func)
+    if called not in FUNCTIONS:
+        raise UsageError(f"formula '{text}': function '{called}' is not known; {did_you_mean(called, FUNCTIONS)}")
+    if len(node.args) != 1 or node.keywords:
+        raise UsageError(f"formula '{text}': {called} takes one argument")
+    return Node(called, (_build(node.args[0], text, names, depth + 1),))
+
+
+Dual = tuple[Array, dict[str, Array]]
+
+
+def evaluate(node: Node, values: Mapping[str, Array], wanted: frozenset[str]) -> Dual:
+    """The value of a tree, and its derivatives by the names in `wanted` that it depends on.
+
+    Args:
+        node: the tree.
+        values: arrays that broadcast together, by name.
+        wanted: names to differentiate by; an empty set costs nothing.
+    """
+    if node.kind == "number":
+        return np.asarray(node.number), {}
+    if node.kind == "name":
+        value = np.asarray(values[node.name])
+        return value, {node.name: np.ones_like(value)} if node.name in wanted else {}
+    if node.kind == "neg":
+        value, by = evaluate(node.children[0], values, wanted)
+        return -value, {k: -v for k, v in by.items()}
+    if node.kind in FUNCTIONS:
+        value, by = evaluate(node.children[0], values, wanted)
+        function, derivative = FUNCTIONS[node.kind]
+        slope = derivative(value) if by else value
+        return function(value), {k: slope * v for k, v in by.items()}
+    left = evaluate(node.children[0], values, wanted)
+    right = evaluate(node.children[1], values, wanted)
+    return _binary(node.kind, left, right)
+
+
+def _binary(kind: str, left: Dual, right: Dual) -> Dual:
+    (a, by_a), (b, by_b) = left, right
+    if kind == "+":
+        return a + b, _combine(by_a, None, by_b, None)
+    if kind == "-":
+        return a - b, _combine(by_a, None, by_b, np.asarray(-1.0))
+    if kind == "*":
+        return a * b, _combine(by_a, b, by_b, a)
+    if kind == "/":
+        return a / b, _combine(by_a, 1 / b, by_b, -a / (b * b))
+    power = a**b
+    by_base = b * a ** (b - 1) if by_a else None
+    # where the base is 0 the power is flat in a positive exponent
+    by_exponent = power * np.log(np.where(a == 0, 1.0, a)) if by_b else None
+    return power, _combine(by_a, by_base, by_b, by_exponent)
+
+
+def _combine(
+    by_a: Mapping[str, Array], front_a: Array | None, by_b: Mapping[str, Array], front_b: Array | None
+) -> dict[str, Array]:
+    """front_a * da + front_b * db, a front of None being 1."""
+    out = {k: v if front_a is None else front_a * v for k, v in by_a.items()}
+    for k, v in by_b.items():
+        term = v if front_b is None else front_b * v
+        out[k] = out[k] + term if k in out else term
+    return out
+
+
+def depends(node: Node, names: frozenset[str]) -> bool:
+    """Whether a tree mentions any of the names."""
+    return node.name in names or any(depends(child, names) for child in node.children)
+
+
+def affine(node: Node, names: frozenset[str]) -> bool:
+    """Whether a tree is affine in the names together, as far as its written form shows."""
+    if not depends(node, names) or node.kind == "name":
+        return True
+    if node.kind in ("+", "-", "neg"):
+        return all(affine(child, names) for child in node.children)
+    if node.kind == "*":
+        a, b = node.children
+        return (affine(a, names) and not depends(b, names)) or (affine(b, names) and not depends(a, names))
+    if node.kind == "/":
+        return affine(node.children[0], names) and not depends(node.children[1], names)
+    return False
+
+
+def in_exponent(node: Node, name: str, inside: bool = False) -> bool:
+    """Whether a name appears in the exponent of a power."""
+    if node.kind == "name":
+        return inside and node.name == name
+    if node.kind == "**":
+        base, exponent = node.children
+        return in_exponent(base, name, inside) or in_exponent(exponent, name, True)
+    return any(in_exponent(child, name, inside) for child in node.children)

@@ -1,0 +1,329 @@
+"""Both losses as shifted power laws of trainable parameters P and steps N (Kalajdzievski 2024, Eq. 5 and 6).
+
+Gauge. With the bracket I = (a/P)^alpha + (b/N)^beta, a factor in front of I^rho can be moved into a and b, so data on
+one loss cannot tell c_ft from a and b, and data on both cannot tell c_fft from a_f and b_f either: Eq. 5 and 6 alone
+see only the limit s_fft - c_fft * s_ft. A fit therefore holds c_ft = 1 and takes c_fft from Eq. 4, the line through the
+same rows, as the paper did. The surfaces, the exponents, rho, s_ft and the limit do not depend on either choice.
+
+Fitted coordinates, one block an output with p = log P - mean, n = log N - mean:
+    h = log( sigma * exp(-alpha p) + (1 - sigma) * exp(-beta n) ),   sigma = logistic(w)
+    L = s + sign * A * exp(rho * h)
+s and A are linear; at the centre of the data exp(rho * h) = 1, which keeps the columns of the Jacobian apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from forgetting.analysis.laws.base import Adapted, Array, Law, Parameter, Variable
+
+VARIABLES = (
+    Variable("trainable_params", meaning="P, trainable parameters"),
+    Variable("step", meaning="N, update steps"),
+)
+SOURCE = "Kalajdzievski (2024), arXiv:2401.05605"
+EXPONENT = (0.01, 3.0)  # bounds of alpha and beta
+RHO = (0.3, 100.0)
+
+
+def bracket(a: Array, alpha: Array, b: Array, beta: Array, x: Mapping[str, Array]) -> tuple[Array, Array]:
+    """The two terms (a/P)^alpha and (b/N)^beta, [S, n] each, of [S] parameters."""
+    # exp(alpha * (log a - log P)): a may be as small as 1e-300 and must not be divided first
+    with np.errstate(divide="ignore"):
+        capacity = np.exp(alpha[:, None] * (np.log(a)[:, None] - np.log(x["trainable_params"])))
+        duration = np.exp(beta[:, None] * (np.log(b)[:, None] - np.log(x["step"])))
+    return capacity, duration
+
+
+def bracket_gradient(
+    a: Array, alpha: Array, b: Array, beta: Array, rho: Array, x: Mapping[str, Array]
+) -> tuple[Array, list[Array]]:
+    """I^rho and its derivatives by a, alpha, b, beta and rho: [S, n] each."""
+    capacity, duration = bracket(a, alpha, b, beta, x)
+    total = capacity + duration
+    power = total ** rho[:, None]
+    outer = rho[:, None] * power / total
+    by_a = outer * capacity * (alpha / a)[:, None]
+    by_alpha = outer * capacity * (np.log(a)[:, None] - np.log(x["trainable_params"]))
+    by_b = outer * duration * (beta / b)[:, None]
+    by_beta = outer * duration * (np.log(b)[:, None] - np.log(x["step"]))
+    return power, [by_a, by_alpha, by_b, by_beta, power * np.log(total)]
+
+
+def _scale(name: str, meaning: str) -> Parameter:
+    return Parameter(name, 0.0, np.inf, (1e-4, 1e4), log=True, meaning=meaning)
+
+
+def _exponent(name: str, meaning: str) -> Parameter:
+    return Parameter(name, *EXPONENT, (0.02, 0.5), log=True, meaning=meaning)
+
+
+class ShiftedPowerSingle(Law):
+    """One loss as L = s + sign * c * [(a/P)^alpha + (b/N)^beta]^rho, with the gauge c = 1."""
+
+    def __init__(self, name: str, output: str, sign: int) -> None:
+        self.name = name
+        self.sign = sign
+        self.outputs = (output,)
+        mark = "+" if sign > 0 else "-"
+        self.title = f"Shifted power law of {output.replace('_', ' ')}"
+        self.formula = f"{output} = s {mark} c * [(a/P)^alpha + (b/N)^beta]^rho, c = 1 (gauge)"
+        self.source = f"{SOURCE}, Eq. {5 if sign > 0 else 6}, one loss alone"
+        self.variables = VARIABLES
+        self.parameters = (
+            _scale("a", "scale of P, given the gauge"),
+            _exponent("alpha", "exponent of P"),
+            _scale("b", "scale of N, given the gauge"),
+            _exponent("beta", "exponent of N"),
+            Parameter("c", 0.0, np.inf, (1.0, 1.0), log=True, gauge=1.0, meaning="absorbed by a and b"),
+            Parameter("rho", *RHO, (0.5, 20.0), log=True, meaning="outer exponent"),
+            Parameter("s", -np.inf, np.inf, (0.0, 5.0), linear=True, meaning="limit, nats/token"),
+        )
+
+    def values(self, theta: Array, x: Mapping[str, Array]) -> Array:
+        """[S, 1, n] losses."""
+        a, alpha, b, beta, c, rho, s = theta.T
+        capacity, duration = bracket(a, alpha, b, beta, x)
+        rise = c[:, None] * (capacity + duration) ** rho[:, None]
+        return np.asarray(s[:, None] + self.sign * rise)[:, None, :]
+
+    def gradient(self, theta: Array, x: Mapping[str, Array]) -> Array:
+        """[S, 1, n, 7]."""
+        a, alpha, b, beta, c, rho, _ = theta.T
+        power, (by_a, by_alpha, by_b, by_beta, by_rho) = bracket_gradient(a, alpha, b, beta, rho, x)
+        front = self.sign * c[:, None]
+        columns = [front * by_a, front * by_alpha, front * by_b, front * by_beta]
+        columns += [self.sign * power, front * by_rho, np.ones_like(power)]
+        return np.stack(columns, axis=-1)[:, None]
+
+    def adapt(self, x: Mapping[str, Array], y: Array) -> Adapted:
+        """Centred coordinates (see the module)."""
+        del y
+        return AdaptedSingle(self, x)
+
+
+class ShiftedPower(Law):
+    """Eq. 5 and 6 fitted together: they share c_ft, rho, s_ft. Parameters are named as in the paper's Table 1."""
+
+    name = "shifted_power"
+    title = "Shifted power laws of both losses"
+    formula = (
+        "L_ft = c_ft * [(a_ft/P)^alpha_ft + (b_ft/N)^beta_ft]^rho + s_ft; "
+        "L_f = -c_fft * (c_ft * [(a_f/P)^alpha_f + (b_f/N)^beta_f]^rho + s_ft) + s_fft"
+    )
+    source = f"{SOURCE}, Eq. 5 and 6"
+    variables = VARIABLES
+    outputs = ("finetune_loss", "forgetting_loss")
+    parameters = (
+        _scale("a_f", "scale of P in L_f, given the gauge"),
+        _scale("a_ft", "scale of P in L_ft, given the gauge"),
+        _scale("b_f", "scale of N in L_f, given the gauge"),
+        _scale("b_ft", "scale of N in L_ft, given the gauge"),
+        Parameter("c_ft", 0.0, np.inf, (1.0, 1.0), log=True, gauge=1.0, meaning="gauge: absorbed by a and b"),
+        Parameter("c_fft", 0.0, np.inf, (0.5, 3.0), log=True, meaning="slope of Eq. 4 on the same rows"),
+        Parameter("s_ft", -np.inf, np.inf, (0.0, 5.0), meaning="limit of L_ft, nats/token"),
+        Parameter("s_fft", -np.inf, np.inf, (0.0, 5.0), meaning="L_f's limit + c_fft * s_ft, nats/token"),
+        _exponent("alpha_f", "exponent of P in L_f"),
+        _exponent("alpha_ft", "exponent of P in L_ft"),
+        _exponent("beta_f", "exponent of N in L_f"),
+        _exponent("beta_ft", "exponent of N in L_ft"),
+        Parameter("rho", *RHO, (0.5, 20.0), log=True, meaning="outer exponent"),
+    )
+
+    def values(self, theta: Array, x: Mapping[str, Array]) -> Array:
+        """[S, 2, n]: finetune_loss, forgetting_loss."""
+        t = dict(zip(self.names, theta.T, strict=True))
+        rho, c_ft, c_fft, s_ft = t["rho"][:, None], t["c_ft"][:, None], t["c_fft"][:, None], t["s_ft"][:, None]
+        tuned = sum(bracket(t["a_ft"], t["alpha_ft"], t["b_ft"], t["beta_ft"], x)) ** rho
+        forgot = sum(bracket(t["a_f"], t["alpha_f"], t["b_f"], t["beta_f"], x)) ** rho
+        finetune = c_ft * tuned + s_ft
+        forgetting = -c_fft * (c_ft * forgot + s_ft) + t["s_fft"][:, None]
+        return np.stack([finetune, forgetting], axis=1)
+
+    def gradient(self, theta: Array, x: Mapping[str, Array]) -> Array:
+        """[S, 2, n, 13]."""
+        t = dict(zip(self.names, theta.T, strict=True))
+        c_ft, c_fft, s_ft = t["c_ft"][:, None], t["c_fft"][:, None], t["s_ft"][:, None]
+        tuned, by_tuned = bracket_gradient(t["a_ft"], t["alpha_ft"], t["b_ft"], t["beta_ft"], t["rho"], x)
+        forgot, by_forgot = bracket_gradient(t["a_f"], t["alpha_f"], t["b_f"], t["beta_f"], t["rho"], x)
+        out = np.zeros((theta.shape[0], 2, tuned.shape[1], len(self.parameters)), dtype=tuned.dtype)
+        at = {name: k for k, name in enumerate(self.names)}
+        for name, column in zip(("a_ft", "alpha_ft", "b_ft", "beta_ft", "rho"), by_tuned, strict=True):
+            out[:, 0, :, at[name]] = c_ft * column
+        for name, column in zip(("a_f", "alpha_f", "b_f", "beta_f", "rho"), by_forgot, strict=True):
+            out[:, 1, :, at[name]] = -c_fft * c_ft * column
+        out[:, 0, :, at["c_ft"]] = tuned
+        out[:, 1, :, at["c_ft"]] = -c_fft * forgot
+        out[:, 1, :, at["c_fft"]] = -(c_ft * forgot + s_ft)
+        out[:, 0, :, at["s_ft"]] = 1.0
+        out[:, 1, :, at["s_ft"]] = -c_fft
+        out[:, 1, :, at["s_fft"]] = 1.0
+        return out
+
+    def adapt(self, x: Mapping[str, Array], y: Array) -> Adapted:
+        """Centred coordinates (see the module)."""
+        del y
+        return AdaptedJoint(self, x)
+
+    def hints(self, x: Mapping[str, Array], y: Array) -> list[str]:
+        """Warn of too few values of P or N, and where forgetting does not grow as the fine-tuning loss falls."""
+        few = [name for name, values in x.items() if np.unique(values).size < 3]
+        out = [f"fewer than 3 different values of {name}: its exponents are not identified" for name in few]
+        slope = float(falling_slope(y[:1], y[1:], np.ones_like(y[:1]))[0])
+        if slope <= 0:
+            out.append(
+                f"forgetting does not grow as the fine-tuning loss falls (slope {-slope:.3g}): c_fft is held at 1"
+            )
+        return out
+
+
+class Centred(Law):
+    """The fitted coordinates of one or both losses; blocks share rho, which comes last."""
+
+    name = "shifted_power_centred"
+    title = formula = "shifted power law in centred coordinates"
+    source = SOURCE
+    variables = VARIABLES
+
+    def __init__(self, outputs: tuple[str, ...], signs: tuple[int, ...], x: Mapping[str, Array]) -> None:
+        self.outputs = outputs
+        self.signs = signs
+        self.centre = (float(np.mean(np.log(x["trainable_params"]))), float(np.mean(np.log(x["step"]))))
+        block: list[Parameter] = []
+        for output in outputs:
+            block += [
+                Parameter(f"limit of {output}", -np.inf, np.inf, (0.0, 5.0), linear=True),
+                Parameter(f"amplitude of {output}", 0.0, np.inf, (1e-2, 1.0), linear=True),
+                Parameter(f"alpha of {output}", *EXPONENT, (0.02, 1.0), log=True),
+                Parameter(f"beta of {output}", *EXPONENT, (0.02, 1.0), log=True),
+                Parameter(f"share of P in {output} (logit)", -5.0, 5.0, (-3.0, 3.0)),
+            ]
+        self.parameters = (*block, Parameter("rho", *RHO, (0.5, 20.0), log=True))
+
+    def starts(self, count: int, rng: np.random.Generator) -> Array:
+        """Exponents are drawn through alpha * rho, the local slope, which data pin down far better than either."""
+        theta = super().starts(count, rng)
+        rho = theta[:, -1]
+        for block in range(len(self.outputs)):
+            for column in (5 * block + 2, 5 * block + 3):
+                slope = np.exp(rng.uniform(np.log(0.05), np.log(5.0), count))
+                theta[:, column] = np.clip(slope / rho, *EXPONENT)
+        return theta
+
+    def _terms(self, theta: Array, block: int, x: Mapping[str, Array]) -> tuple[Array, Array, Array, Array]:
+        """p, n and the logarithms of the two terms of the bracket, for one output."""
+        alpha, beta, w = theta[:, 5 * block + 2, None], theta[:, 5 * block + 3, None], theta[:, 5 * block + 4, None]
+        p = np.log(x["trainable_params"]) - self.centre[0]
+        n = np.log(x["step"]) - self.centre[1]
+        log_sigma, log_rest = -np.log(1 + np.exp(-w)), -np.log(1 + np.exp(w))
+        return p, n, log_sigma - alpha * p, log_rest - beta * n
+
+    def values(self, theta: Array, x: Mapping[str, Array]) -> Array:
+        """[S, O, n]."""
+        out = []
+        for block, sign in enumerate(self.signs):
+            limit, amplitude = theta[:, 5 * block, None], theta[:, 5 * block + 1, None]
+            _, _, first, second = self._terms(theta, block, x)
+            h = np.log(np.exp(first) + np.exp(second))
+            out.append(limit + sign * amplitude * np.exp(theta[:, -1, None] * h))
+        return np.stack(out, axis=1)
+
+    def gradient(self, theta: Array, x: Mapping[str, Array]) -> Array:
+        """[S, O, n, K]."""
+        rho = theta[:, -1, None]
+        first_variable = np.asarray(x["trainable_params"])
+        shape = (theta.shape[0], len(self.outputs), first_variable.shape[-1], theta.shape[1])
+        out = np.zeros(shape, dtype=np.result_type(theta, first_variable, float))
+        for block, sign in enumerate(self.signs):
+            k = 5 * block
+            p, n, first, second = self._terms(theta, block, x)
+            total = np.exp(first) + np.exp(second)
+            capacity, duration = np.exp(first) / total, np.exp(second) / total
+            sigma = 1 / (1 + np.exp(-theta[:, k + 4, None]))
+            power = np.exp(rho * np.log(total))
+            height = sign * theta[:, k + 1, None] * power
+            out[:, block, :, k] = 1.0
+            out[:, block, :, k + 1] = sign * power
+            out[:, block, :, k + 2] = -height * rho * capacity * p
+            out[:, block, :, k + 3] = -height * rho * duration * n
+            out[:, block, :, k + 4] = height * rho * (capacity * (1 - sigma) - duration * sigma)
+            out[:, block, :, -1] = height * np.log(total)
+        return out
+
+    def scales(self, theta: Array, block: int, amplitude: Array) -> tuple[Array, Array]:
+        """a and b, [S] each, once the amplitude has been moved into them (c_ft = 1)."""
+        alpha, beta, w = theta[:, 5 * block + 2], theta[:, 5 * block + 3], theta[:, 5 * block + 4]
+        inner = np.log(amplitude) / theta[:, -1]
+        log_a = (inner - np.log(1 + np.exp(-w))) / alpha + self.centre[0]
+        log_b = (inner - np.log(1 + np.exp(w))) / beta + self.centre[1]
+        return np.exp(log_a), np.exp(log_b)
+
+
+class AdaptedSingle(Adapted):
+    """`ShiftedPowerSingle` in centred coordinates."""
+
+    notes = ("c is held at 1: a and b absorb it, and have a meaning only with it",)
+
+    def __init__(self, law: ShiftedPowerSingle, x: Mapping[str, Array]) -> None:
+        self.centred = Centred(law.outputs, (law.sign,), x)
+        super().__init__(self.centred)
+
+    def fitted_name(self, name: str) -> str | None:
+        """Exponents and limit; a and b are mixtures with the amplitude."""
+        output = self.centred.outputs[0]
+        names = {"alpha": f"alpha of {output}", "beta": f"beta of {output}", "s": f"limit of {output}", "rho": "rho"}
+        return names.get(name)
+
+    def public(self, theta: Array, y: Array, weights: Array) -> Array:
+        """[S, 7]: a, alpha, b, beta, c, rho, s."""
+        del y, weights
+        limit, amplitude, alpha, beta, _, rho = theta.T
+        with np.errstate(all="ignore"):
+            a, b = self.centred.scales(theta, 0, amplitude)
+        return np.stack([a, alpha, b, beta, np.ones_like(rho), rho, limit], axis=1)
+
+
+class AdaptedJoint(Adapted):
+    """`ShiftedPower` in centred coordinates; c_fft is the slope of Eq. 4 on the same rows."""
+
+    notes = (
+        "c_ft is held at 1: a_f, a_ft, b_f, b_ft absorb it, and have a meaning only with it",
+        "Eq. 5 and 6 see c_fft and s_fft only through the limit s_fft - c_fft * s_ft; c_fft is taken from the line of "
+        "Eq. 4 through the same rows, and a_f, b_f, s_fft follow",
+    )
+
+    def __init__(self, law: ShiftedPower, x: Mapping[str, Array]) -> None:
+        self.centred = Centred(law.outputs, (1, -1), x)
+        super().__init__(self.centred)
+
+    def fitted_name(self, name: str) -> str | None:
+        """Exponents and the limit of L_ft; the others are mixtures, or depend on the gauge."""
+        names = {"s_ft": "limit of finetune_loss", "rho": "rho"}
+        for short, output in (("ft", "finetune_loss"), ("f", "forgetting_loss")):
+            names |= {f"{letter}_{short}": f"{letter} of {output}" for letter in ("alpha", "beta")}
+        return names.get(name)
+
+    def public(self, theta: Array, y: Array, weights: Array) -> Array:
+        """[S, 13] in the order of Table 1."""
+        s_ft, amplitude_ft, alpha_ft, beta_ft, _, limit_f, amplitude_f, alpha_f, beta_f, _, rho = theta.T
+        slope = falling_slope(y[:, 0], y[:, 1], weights)
+        c_fft = np.where(slope > 0, slope, 1.0)  # a gauge: predictions do not depend on it
+        with np.errstate(all="ignore"):
+            a_ft, b_ft = self.centred.scales(theta, 0, amplitude_ft)
+            a_f, b_f = self.centred.scales(theta, 1, amplitude_f / c_fft)
+        s_fft = limit_f + c_fft * s_ft
+        one = np.ones_like(rho)
+        columns = [a_f, a_ft, b_f, b_ft, one, c_fft, s_ft, s_fft, alpha_f, alpha_ft, beta_f, beta_ft, rho]
+        return np.stack(columns, axis=1)
+
+
+def falling_slope(x: Array, y: Array, weights: Array) -> Array:
+    """Minus the weighted least-squares slope of y on x, [S] of [S, n] each: the c_fft of Eq. 4."""
+    mass = weights.sum(axis=1, keepdims=True)
+    dx = x - (weights * x).sum(axis=1, keepdims=True) / mass
+    dy = y - (weights * y).sum(axis=1, keepdims=True) / mass
+    spread = (weights * dx * dx).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(-(weights * dx * dy).sum(axis=1) / spread)

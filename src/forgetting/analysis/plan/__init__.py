@@ -1,0 +1,9 @@
+"""Plans: what to run for a budget of forgetting, what a target costs, and which run to measure next."""
+
+from __future__ import annotations
+
+from forgetting.analysis.plan.frontier import Choice, Cost, Plan, plan_budget, plan_target
+from forgetting.analysis.plan.next_run import NextRun, next_runs
+from forgetting.analysis.plan.source import load_laws
+
+__all__ = ["Choice", "Cost", "NextRun", "Plan", "load_laws", "next_runs", "plan_budget", "plan_target"]

@@ -1,0 +1,268 @@
+"""What a budget of forgetting buys, and what a target for the fine-tuning loss costs, at every rank.
+
+The paper's claim is that rank and steps move a run along one line of fine-tuning loss against forgetting, and not off
+it. A plan therefore says, besides which rank and steps spend the budget, whether the choice between them matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from forgetting.analysis.fit import Estimate, Fit
+from forgetting.analysis.laws.base import Array
+from forgetting.analysis.plan.surface import band, draws_of, loss_at, need_surface, steps_at
+from forgetting.errors import UsageError
+
+SMALL = 0.05  # of the fine-tuning losses' measured range: differences below it do not matter in practice
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one step costs.
+
+    Attributes:
+        batch, context: sequences a step and tokens a sequence.
+        model_params: parameters of the base model; without it FLOPs are not known.
+    """
+
+    batch: float
+    context: float
+    model_params: float | None = None
+
+    def tokens(self, steps: float) -> float:
+        """Tokens of a run."""
+        return steps * self.batch * self.context
+
+    def flops(self, steps: float, trainable: float) -> float | None:
+        """Floating point operations of a run that trains an adapter on a frozen model.
+
+        Two a parameter and token forwards and two for the gradients of activations; adapters two more for their own
+        gradients (Kaplan et al. 2020, arXiv:2001.08361, Table 1, without the frozen weights' gradients).
+        """
+        if self.model_params is None:
+            return None
+        return self.tokens(steps) * (4 * self.model_params + 6 * trainable)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One rank, and the steps at which the budget is spent or the target reached.
+
+    Attributes:
+        rank: None where the law was asked for parameters instead.
+        trainable_params: P.
+        steps: N with its interval; infinite where the surface never gets there.
+        finetune_loss, forgetting_loss: there, in nats per token; a band on the one that is not held.
+        extrapolated: outside the measured range of P or N.
+        tokens, flops: of the run; None where unknown or infinite.
+    """
+
+    rank: float | None
+    trainable_params: float
+    steps: Estimate
+    finetune_loss: Estimate
+    forgetting_loss: Estimate
+    extrapolated: bool
+    tokens: float | None
+    flops: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The frontier and what to say about it.
+
+    Attributes:
+        label: whose law this is.
+        output: the loss that is held (`forgetting_loss` for a budget, `finetune_loss` for a target).
+        level: its value along the frontier, nats per token.
+        floor: forgetting loss of the base model itself, subtracted from a budget; None where unknown.
+        frontier: one choice a rank that can get there with at least one step.
+        best: lowest fine-tuning loss for the budget, or least forgetting for the target.
+        best_measured: the best inside the measured range; None where no choice lies inside.
+        sentences: what a reader must know.
+    """
+
+    label: str
+    output: str
+    level: float
+    floor: float | None
+    frontier: list[Choice]
+    best: Choice | None
+    best_measured: Choice | None
+    sentences: list[str]
+
+
+def plan_budget(
+    fit: Fit,
+    budget: float,
+    *,
+    ranks: Sequence[float] | None = None,
+    params: Sequence[float] | None = None,
+    params_per_rank: float | None = None,
+    floor: float | None = None,
+    cost: Cost | None = None,
+) -> Plan:
+    """The ranks and steps that spend a budget of forgetting.
+
+    Args:
+        fit: a `shifted_power` law.
+        budget: excess forgetting allowed, nats per token above the floor; where no floor is known, the forgetting loss
+            itself.
+        ranks: to compare; powers of two across the measured range by default.
+        params: trainable parameters to compare, instead of ranks.
+        params_per_rank: P of rank 1, where the fit does not know it.
+        floor: forgetting loss of the base model itself; that of the fitted study by default.
+        cost: for tokens and FLOPs.
+
+    Raises:
+        UsageError: another law, no way from ranks to parameters, or a budget that is not positive.
+    """
+    need_surface(fit)
+    if not (np.isfinite(budget) and budget > 0):
+        raise UsageError(f"the budget is {budget}; it must be a positive number of nats per token")
+    known = fit.diagnostics.get("forgetting_floor") if floor is None else floor
+    level = budget + (float(known) if known is not None else 0.0)
+    choices = _choices(fit, "forgetting_loss", level, _grid(fit, ranks, params, params_per_rank), cost)
+    notes = [] if known is not None else ["no floor is known: the budget was read as the forgetting loss itself"]
+    return _plan(fit, "forgetting_loss", level, None if known is None else float(known), choices, notes)
+
+
+def plan_target(
+    fit: Fit,
+    target: float,
+    *,
+    ranks: Sequence[float] | None = None,
+    params: Sequence[float] | None = None,
+    params_per_rank: float | None = None,
+    cost: Cost | None = None,
+) -> Plan:
+    """The least forgetting that reaches a fine-tuning loss; arguments as those of `plan_budget`."""
+    need_surface(fit)
+    if not np.isfinite(target):
+        raise UsageError(f"the target loss is {target}; it must be a number of nats per token")
+    choices = _choices(fit, "finetune_loss", target, _grid(fit, ranks, params, params_per_rank), cost)
+    floor = fit.diagnostics.get("forgetting_floor")
+    return _plan(fit, "finetune_loss", target, None if floor is None else float(floor), choices, [])
+
+
+def _grid(
+    fit: Fit, ranks: Sequence[float] | None, params: Sequence[float] | None, per_rank: float | None
+) -> list[tuple[float | None, float]]:
+    """Pairs of rank and parameters to compare."""
+    for name, values in (("rank", ranks), ("trainable parameters", params)):
+        if values is not None and (not len(values) or min(values) <= 0):
+            raise UsageError(f"{name} {', '.join(str(v) for v in values) or '(none)'}: positive numbers are needed")
+    if params is not None:
+        return [(None, float(p)) for p in params]
+    scale = per_rank if per_rank is not None else fit.diagnostics.get("params_per_rank")
+    low, high = fit.measured_range["trainable_params"]
+    if scale is None:
+        if ranks is not None:
+            raise UsageError("this law does not know how many parameters a rank has; give --params-per-rank or --model")
+        return [(None, float(p)) for p in np.geomspace(low, high, 6)]
+    if ranks is None:
+        first = int(np.ceil(np.log2(low / scale) - 1e-9))
+        last = int(np.floor(np.log2(high / scale) + 1e-9))
+        ranks = [2.0**k for k in range(first, last + 1)] or [low / scale]
+    return [(float(r), float(r) * float(scale)) for r in ranks]
+
+
+def _choices(
+    fit: Fit, output: str, level: float, grid: Sequence[tuple[float | None, float]], cost: Cost | None
+) -> list[Choice]:
+    draws = draws_of(fit)
+    out = []
+    for rank, params in grid:
+        steps = float(steps_at(fit.theta[None], params, output, level)[0])
+        if steps < 1:
+            continue
+        drawn = steps_at(draws, params, output, level)
+        losses = []
+        for name in ("finetune_loss", "forgetting_loss"):
+            value = float(loss_at(fit.theta[None], params, np.array([steps]), name)[0])
+            held = name == output  # the same along the frontier by construction: no band
+            losses.append(Estimate(value) if held else band(fit, value, loss_at(draws, params, drawn, name)))
+        inside = all(
+            lo * (1 - 1e-9) <= v <= hi * (1 + 1e-9)
+            for v, (lo, hi) in zip(
+                (params, steps), (fit.measured_range[k] for k in ("trainable_params", "step")), strict=True
+            )
+        )
+        finite = cost is not None and np.isfinite(steps)
+        out.append(
+            Choice(
+                rank,
+                params,
+                band(fit, steps, drawn, log=True),
+                losses[0],
+                losses[1],
+                not inside,
+                cost.tokens(steps) if cost is not None and finite else None,
+                cost.flops(steps, params) if cost is not None and finite else None,
+            )
+        )
+    return out
+
+
+def _plan(fit: Fit, output: str, level: float, floor: float | None, choices: list[Choice], notes: list[str]) -> Plan:
+    reached = choices if output == "forgetting_loss" else [c for c in choices if np.isfinite(c.steps.value)]
+    other = "finetune_loss" if output == "forgetting_loss" else "forgetting_loss"
+
+    def key(choice: Choice) -> float:
+        return float(getattr(choice, other).value)
+
+    best = min(reached, key=key, default=None)
+    measured = min((c for c in reached if not c.extrapolated), key=key, default=None)
+    sentences = [*notes, *_say(fit, output, level, reached, other)]
+    if best is not None and best.extrapolated:
+        sentences.append("the best choice lies outside the measured range: its numbers are an extrapolation")
+    if not fit.draws:
+        sentences.append("this law has no intervals: nothing here has a band")
+    return Plan(fit.label, output, level, floor, reached, best, measured, sentences)
+
+
+def _say(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: str) -> list[str]:
+    """Whether the level can be reached, and whether the choice between ranks matters."""
+    if not reached:
+        if output == "finetune_loss":
+            limit = fit.parameters["s_ft"].value
+            return [f"no rank compared reaches a fine-tuning loss of {level:.4g}; the law's limit is {limit:.4g}"]
+        return [f"no rank compared keeps the forgetting loss at {level:.4g} for even one step"]
+    out = []
+    unlimited = [c for c in reached if not np.isfinite(c.steps.value)]
+    if unlimited:
+        out.append(f"{len(unlimited)} of {len(reached)} choices never spend the budget, however long they train")
+    if len(reached) > 1:
+        out.append(_compare(fit, output, level, reached, other))
+    return out
+
+
+def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: str) -> str:
+    """One sentence on whether the best and the worst rank differ, judged on the draws of their difference."""
+    ordered = sorted(reached, key=lambda c: float(getattr(c, other).value))
+    spread = float(getattr(ordered[-1], other).value - getattr(ordered[0], other).value)
+    draws = draws_of(fit)
+    best, worst = (
+        loss_at(draws, c.trainable_params, steps_at(draws, c.trainable_params, output, level), other)
+        for c in (ordered[0], ordered[-1])
+    )
+    difference = band(fit, spread, worst - best)
+    what = other.replace("_", " ").replace("finetune", "fine-tuning")
+    unclear = np.isfinite(difference.low) and difference.low <= 0
+    if not unclear and spread > SMALL * _range(fit, other):
+        return f"the choice matters: {what} differs by {spread:.2g} nats/token between best and worst"
+    why = "a difference that the fit cannot tell from none" if unclear else "too little to matter"
+    return (
+        f"no choice of rank and steps helps: all {len(reached)} end within {spread:.2g} nats/token of {what}, {why}; "
+        "to forget less at this fine-tuning loss, change the method (replay, regularisation, merging), not the rank"
+    )
+
+
+def _range(fit: Fit, output: str) -> float:
+    """How far an output goes over the corners of the measured range."""
+    corners = [(p, n) for p in fit.measured_range["trainable_params"] for n in fit.measured_range["step"]]
+    values: Array = fit.predict(output, trainable_params=[p for p, _ in corners], step=[n for _, n in corners]).value
+    return float(np.ptp(values))

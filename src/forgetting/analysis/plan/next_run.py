@@ -1,0 +1,109 @@
+"""Which run to measure next: the one that would narrow the answer most.
+
+Bayesian experimental design with the fit's bootstrap draws as the prior: for a candidate's measurements z and the
+answer q, the variance of q given z is Var(q) - C_qz (C_zz + R)^-1 C_zq (Chaloner & Verdinelli 1995,
+doi:10.1214/ss/1177009939), with R the noise of one run: an offset that its steps share, and noise of each step, as the
+fit's residuals show them. To first order this is the optimal design on the law's gradient; draws need no linearisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from forgetting.analysis.fit import Fit
+from forgetting.analysis.laws.base import Array
+from forgetting.analysis.plan.frontier import Plan
+from forgetting.analysis.plan.surface import LAW, draws_of, loss_at, need_surface, steps_at
+from forgetting.errors import UsageError
+
+POINTS = 8  # measured steps of a candidate, from the smallest measured step to its last
+
+
+@dataclass(frozen=True)
+class NextRun:
+    """A candidate.
+
+    Attributes:
+        rank, trainable_params, steps: what would be run, and for how long.
+        se_before, se_after: standard error of the answer now and, expected, with it, in nats per token.
+        narrowing: share of the interval's width that goes away.
+    """
+
+    rank: float | None
+    trainable_params: float
+    steps: float
+    se_before: float
+    se_after: float
+    narrowing: float
+
+
+def next_runs(
+    fit: Fit,
+    plan: Plan,
+    candidates: Sequence[tuple[float | None, float]],
+    *,
+    max_steps: float,
+) -> list[NextRun]:
+    """Candidates, best first, by how much they narrow the loss at the plan's best choice.
+
+    Args:
+        fit: a `shifted_power` law with intervals.
+        plan: its `best` choice is the answer to narrow.
+        candidates: ranks (or None) and trainable parameters that could be run.
+        max_steps: what one run may cost.
+
+    Raises:
+        UsageError: a fit without intervals, a plan without an answer, or fewer steps than were ever measured.
+    """
+    need_surface(fit)
+    draws = draws_of(fit)
+    noise = fit.diagnostics.get("run_noise")
+    if len(draws) < 20 or noise is None:
+        raise UsageError("--next-run needs a law fitted with intervals (20 draws or more), and this one has none")
+    if plan.best is None:
+        raise UsageError("--next-run needs an answer to narrow, and no choice reaches this plan's level")
+    first = fit.measured_range["step"][0]
+    if max_steps <= first:
+        raise UsageError(f"runs of {max_steps:g} steps end before the first measured step, {first:g}")
+    other = "finetune_loss" if plan.output == "forgetting_loss" else "forgetting_loss"
+    params = plan.best.trainable_params
+    answer = loss_at(draws, params, steps_at(draws, params, plan.output, plan.level), other)
+    scaled = _covered(answer) * fit.widen
+    out = [_judge(fit, draws, scaled, noise, rank, p, first, max_steps) for rank, p in candidates]
+    return sorted(out, key=lambda run: run.se_after)
+
+
+def _covered(values: Array) -> Array:
+    """Draws around their mean; those that are not finite count as the mean."""
+    finite = np.isfinite(values)
+    return np.where(finite, values - values[finite].mean(), 0.0)
+
+
+def _judge(
+    fit: Fit,
+    draws: Array,
+    answer: Array,
+    noise: dict[str, dict[str, float]],
+    rank: float | None,
+    params: float,
+    first: float,
+    steps: float,
+) -> NextRun:
+    grid = np.geomspace(first, steps, POINTS)
+    x = {"trainable_params": np.full(POINTS, params), "step": grid}
+    values = LAW.values(draws, x)
+    seen = (values - values.mean(axis=0)).reshape(len(draws), -1) * fit.widen
+    error = np.zeros((seen.shape[1], seen.shape[1]))
+    for o, name in enumerate(LAW.outputs):
+        block = slice(o * POINTS, (o + 1) * POINTS)
+        error[block, block] = noise[name]["between"] ** 2 + np.eye(POINTS) * (noise[name]["within"] ** 2 + 1e-12)
+    count = len(draws) - 1
+    cross = seen.T @ answer / count
+    before = float(answer @ answer / count)
+    after = before - float(cross @ np.linalg.solve(seen.T @ seen / count + error, cross))
+    se_before, se_after = np.sqrt(before), np.sqrt(max(after, 0.0))
+    narrowing = 1 - se_after / se_before if se_before > 0 else 0.0
+    return NextRun(rank, params, float(steps), float(se_before), float(se_after), float(narrowing))

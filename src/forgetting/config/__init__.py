@@ -1,0 +1,1 @@
+"""Configuration: its schema, where it comes from, and the shipped presets."""

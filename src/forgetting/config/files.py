@@ -1,0 +1,109 @@
+"""Where a configuration comes from: shipped presets, a user's YAML file, flags laid over them.
+
+Every error names the file and line, or the preset, what came and what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..errors import UsageError, did_you_mean
+from .schema import StudyConfig, validate
+
+OWN_FIELDS: dict[str, Any] = {
+    "methods": [{"name": "lora", "rank": 8}],
+    "training": {"batch_size": 16},
+    "measure": {"start": 20, "every": 20, "text_tokens": 100_000, "heldout_tokens": 50_000},
+}
+"""What a study given by flags alone starts from: measured on a sample of the text, sized for a first answer."""
+
+
+def presets() -> list[str]:
+    """Names of the shipped configurations."""
+    folder = resources.files("forgetting") / "config" / "presets"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_preset(name: str) -> StudyConfig:
+    """A shipped configuration by name.
+
+    Raises:
+        UsageError: no preset of that name.
+    """
+    return validate(preset_fields(name), where=f"preset {name}")
+
+
+def preset_fields(name: str) -> dict[str, Any]:
+    """A preset's YAML as a plain mapping, for overrides before validation."""
+    if name not in presets():
+        raise UsageError(f"preset: no preset '{name}'; {did_you_mean(name, presets())}")
+    text = (resources.files("forgetting") / "config" / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    return parse_yaml(text, where=f"preset {name}")
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """A user's YAML file as a plain mapping, its relative source paths made absolute (relative to the file).
+
+    Raises:
+        UsageError: the file is missing, unreadable, or not a YAML mapping; names the file and line.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path}: a directory, not a configuration file; to resume a study use --out {path}")
+    if not path.exists():
+        raise UsageError(
+            f"{path}: no such configuration file; write one, or name a preset with --preset ({', '.join(presets())})"
+        )
+    return parse_yaml(files.read_text(path, limit=files.MAX_CONFIG), where=str(path))
+
+
+def parse_yaml(text: str, *, where: str) -> dict[str, Any]:
+    """Safe-loaded YAML that must be a mapping; `where` names it in errors."""
+    fields = files.parse_yaml(text, where)
+    if not isinstance(fields, dict):
+        raise UsageError(
+            f"{where}: a mapping of fields is needed, got {type(fields).__name__}; see `forgetting study --help`"
+        )
+    return fields
+
+
+def resolve_sources(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Make the relative local sources of a configuration absolute: those that exist under `folder`.
+
+    A source that does not exist there stays as it is (a Hub id, `miniature`, or a path for a clear error later).
+    """
+
+    def absolute(section: Any) -> Any:
+        if isinstance(section, Mapping) and isinstance(source := section.get("source"), str):
+            path = (folder / Path(source).expanduser()).resolve()
+            if source != "miniature" and not source.startswith("miniature:") and path.exists():
+                return {**section, "source": str(path)}
+        return section
+
+    def within(part: Any) -> Any:
+        """The same for each text that an option holds."""
+        if isinstance(part, list):
+            return [within(item) for item in part]
+        return absolute({key: within(value) for key, value in part.items()}) if isinstance(part, Mapping) else part
+
+    resolved = dict(fields)
+    if "methods" in resolved:
+        resolved["methods"] = within(resolved["methods"])
+    for key in ("model", "text"):
+        if key in resolved:
+            resolved[key] = absolute(resolved[key])
+    if isinstance(datasets := resolved.get("datasets"), Mapping):
+        resolved["datasets"] = {name: absolute(section) for name, section in datasets.items()}
+    return resolved
+
+
+def deep_merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `override` laid over it, mapping by mapping; lists and values are replaced whole."""
+    merged = dict(base)
+    for key, value in override.items():
+        old = merged.get(key)
+        merged[key] = deep_merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged

@@ -1,0 +1,364 @@
+"""A study's configuration: pydantic models, YAML in and out, overrides by flag, and run ids that are content hashes.
+
+Every error names the field, what came and what is allowed. Unknown fields are errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from .. import files
+from ..errors import UsageError, did_you_mean
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+"""A name that becomes part of a file name: no separators, so that no path leaves the study folder."""
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, unknown fields forbidden."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """The base model: any causal language model of transformers."""
+
+    source: str = Field(min_length=1, description="a directory, a Hub id, or `miniature`")
+    revision: str | None = Field(None, description="Hub revision (commit, tag or branch)")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="`auto` keeps the dtype in which the weights are stored"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="`auto` is the first GPU, else the CPU; choose among GPUs with CUDA_VISIBLE_DEVICES"
+    )
+    trust_remote_code: bool = Field(False, description="run Python code shipped with the model: only if you trust it")
+
+
+class TextConfig(Section):
+    """Where text comes from and what a document is."""
+
+    source: str = Field(min_length=1, description="a .txt, .jsonl or .parquet file, a Hub id, or `miniature:NAME`")
+    subset: str | None = Field(None, description="Hub data set configuration, e.g. `wikitext-103-raw-v1`")
+    split: str | None = Field(None, description="Hub data set split (default `train`)")
+    revision: str | None = Field(None, description="Hub revision")
+    streaming: bool = Field(False, description="stream from the Hub; needs `max_documents`")
+    format: Literal["auto", "text", "chat", "completion"] = Field(
+        "auto", description="`auto` reads it from the columns: text, messages, or prompt and completion"
+    )
+    documents: Literal["auto", "wikitext", "paragraphs", "sections", "rows"] = Field(
+        "auto",
+        description="where plain text is cut into documents: at ` = Title = ` lines (wikitext), at blank lines "
+        "(paragraphs), into blocks of whole paragraphs of about 4,000 characters (sections), or one a row",
+    )
+    text_column: str = Field("text", description="column of plain text")
+    messages_column: str = Field("messages", description="column of chat messages, a list of {role, content}")
+    prompt_column: str = Field("prompt", description="column of prompts")
+    completion_column: str = Field("completion", description="column of answers; the loss is on these alone")
+    max_documents: int | None = Field(None, ge=1, description="read no more than these many documents")
+
+    @model_validator(mode="after")
+    def _streaming_is_bounded(self) -> Self:
+        if self.streaming and self.max_documents is None:
+            raise ValueError("streaming: true needs max_documents, the number of documents to read")
+        return self
+
+
+class DatasetConfig(TextConfig):
+    """A fine-tuning data set; a part of its documents is held out for the fine-tuning loss."""
+
+    heldout: float = Field(0.1, gt=0, lt=1, description="share of documents held out, by content hash")
+
+
+class Variant(BaseModel):
+    """Something chosen by name, with its own options beside `name`.
+
+    A list for an option that takes one value is a grid: `rank: [8, 64]` is two methods.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its own options, unvalidated: the room that it belongs to validates them."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class MitigationConfig(Variant):
+    """What holds forgetting back in a run, such as replay."""
+
+
+class MethodConfig(Variant):
+    """How the model is made trainable, and what holds forgetting back meanwhile."""
+
+    label: Name | None = Field(None, description="what tables and reports call this entry; default its name")
+    mitigations: tuple[tuple[MitigationConfig, ...], ...] = Field(
+        (), description="alternatives, each one run instead of the plain one: a mitigation, or a list of them together"
+    )
+
+    @field_validator("mitigations", mode="before")
+    @classmethod
+    def _alternatives(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple((one,) if isinstance(one, Mapping) else one for one in value)
+
+
+class TrainingConfig(Section):
+    """The recipe, shared by all runs. Defaults after the paper's setup, where it states one."""
+
+    steps: int = Field(260, ge=1, description="update steps")
+    batch_size: int = Field(32, ge=1, description="windows an update step")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="windows a forward pass; gradients accumulate up to batch_size"
+    )
+    optimizer: Literal["adafactor", "adamw"] = Field("adafactor", description="Adafactor as in the paper, or AdamW")
+    learning_rate: float = Field(2e-4, gt=0, lt=10, description="peak learning rate; the paper states none")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="constant: each measured step stands for a run that stopped there"
+    )
+    warmup_steps: int = Field(10, ge=0, description="steps of linear warm-up; fewer than steps")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    gradient_checkpointing: bool = Field(False, description="less memory, more time")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be fewer than steps {self.steps}")
+        return self
+
+
+class MeasureConfig(Section):
+    """When and on how much text the losses are measured."""
+
+    start: int = Field(50, ge=1, description="first measured step after step 0; earlier steps are left out of fits")
+    every: int = Field(10, ge=1, description="steps between measurements; the last step is always measured")
+    text_tokens: int | None = Field(
+        None, ge=1, description="measure on randomly chosen windows of the general text with about these many tokens"
+    )
+    heldout_tokens: int | None = Field(None, ge=1, description="the same for the held-out fine-tuning data")
+    batch_tokens: int = Field(8192, ge=1, description="tokens a forward pass; memory only")
+
+
+class CapabilitiesConfig(Section):
+    """What the tuned models are asked along the runs; shown in the report beside the losses."""
+
+    suites: tuple[str, ...] = Field(
+        ("knowledge", "reasoning", "safety"),
+        min_length=1,
+        description="`knowledge`, `reasoning`, `safety`, a .jsonl file of items, an lm-eval .yaml, or an lm-eval task",
+    )
+    steps: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None, description="measured steps at which to ask; default the last one"
+    )
+    datasets: tuple[Name, ...] | None = Field(None, description="only runs on these data sets")
+    ranks: tuple[int, ...] | None = Field(None, description="only runs of these ranks")
+    seeds: tuple[int, ...] | None = Field(None, description="only runs of these seeds")
+    limit: int | None = Field(None, ge=1, description="only the first so many items of each task")
+    max_new_tokens: int = Field(64, ge=1, description="tokens of a reply to a local item or prompt")
+    harmful: str | None = Field(None, description="harmful prompts of `safety`: a .csv, .txt or .jsonl file or Hub id")
+    harmless: str | None = Field(None, description="harmless look-alikes of `safety`: the same")
+    keep_completions: bool = Field(False, description="store the replies to harmful prompts")
+
+    def asks(self, run: RunConfig, last: int) -> frozenset[int]:
+        """The steps at which a run is asked; none where the run is not chosen."""
+        rank = run.method.options.get("rank")
+        chosen = ((self.datasets, run.dataset_name), (self.ranks, rank), (self.seeds, run.seed))
+        if any(allowed is not None and value not in allowed for allowed, value in chosen):
+            return frozenset()
+        return frozenset(self.steps or (last,))
+
+
+class StudyConfig(Section):
+    """A whole study: one model, general text, and the grid data sets x methods x seeds."""
+
+    version: Literal[1] = Field(1, description="of this schema")
+    name: Name = Field("study", description="names the default folder, studies/NAME")
+    model: ModelConfig = Field(description="the base model")
+    text: TextConfig = Field(description="general text that forgetting is measured on; never trained on")
+    datasets: dict[Name, DatasetConfig] = Field(min_length=1, description="fine-tuning data sets by name")
+    methods: tuple[MethodConfig, ...] = Field(
+        min_length=1, description="fine-tuning methods; the laws are fitted on the first one's runs"
+    )
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
+        (0,), min_length=1, description="of initialisation and data order: one run each"
+    )
+    context: int = Field(512, ge=8, description="window length in tokens, for training and for measuring")
+    training: TrainingConfig = TrainingConfig()
+    measure: MeasureConfig = MeasureConfig()
+    capabilities: CapabilitiesConfig | None = Field(None, description="what the tuned models are asked along the runs")
+
+    @model_validator(mode="after")
+    def _capabilities_fit(self) -> Self:
+        asked = self.capabilities
+        if asked is None:
+            return self
+        grid = self.measured_steps()
+        beside = [step for step in asked.steps or () if step not in grid]
+        if beside:
+            raise ValueError(f"capabilities.steps: {beside[0]} is not a measured step; those are {grid[1:]}")
+        unknown = [name for name in asked.datasets or () if name not in self.datasets]
+        if unknown:
+            raise ValueError(f"capabilities.datasets: '{unknown[0]}' is none of {list(self.datasets)}")
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds repeat: {list(self.seeds)}")
+        if self.measure.start > self.training.steps:
+            raise ValueError(f"measure.start {self.measure.start} lies beyond training.steps {self.training.steps}")
+        return self
+
+    def measured_steps(self) -> list[int]:
+        """The grid of measured steps: 0 (the base model), then start, start + every, ..., and the last step."""
+        last = self.training.steps
+        grid = [0, *range(self.measure.start, last + 1, self.measure.every)]
+        return grid if grid[-1] == last else [*grid, last]
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML; `parse_yaml` reads it back to an equal object."""
+        return files.dump_yaml(self.model_dump(mode="json"))
+
+
+class RunConfig(Section):
+    """One run of a study: everything that decides its numbers, and nothing else."""
+
+    model: ModelConfig
+    text: TextConfig
+    dataset_name: Name
+    dataset: DatasetConfig
+    method: MethodConfig
+    mitigations: tuple[MitigationConfig, ...] = ()
+    seed: int
+    context: int
+    training: TrainingConfig
+    measure: MeasureConfig
+
+    def run_id(self) -> str:
+        """`<dataset>-<label>-<rank>-<mitigations>-s<seed>-<hash>`: the hash, of all that decides numbers, is unique."""
+        content = self.model_dump(mode="json")
+        content["model"].pop("device")
+        content["method"].pop("label")
+        content["method"].pop("mitigations")
+        if not self.mitigations:
+            content.pop("mitigations")
+        content["measure"].pop("batch_tokens")
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+        rank = self.method.options.get("rank")
+        parts = [
+            self.dataset_name,
+            self.method.label or self.method.name,
+            *([f"r{rank}"] if rank is not None else []),
+            *(mitigation.name for mitigation in self.mitigations),
+            f"s{self.seed}",
+        ]
+        return "-".join([*parts, digest])
+
+
+def validate(fields: Mapping[str, Any], *, where: str) -> StudyConfig:
+    """A mapping as a StudyConfig.
+
+    Raises:
+        UsageError: one line a wrong field: its path, what came, what is allowed.
+    """
+    try:
+        return StudyConfig.model_validate(fields)
+    except ValidationError as error:
+        raise UsageError("\n".join(explain(error, StudyConfig, where))) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str) -> list[str]:
+    """Each of pydantic's errors as one line: `where: field: got X; what is allowed`."""
+    lines = []
+    for item in error.errors():
+        path = ".".join(str(part) for part in item["loc"] if part != "[key]")
+        prefix = f"{where}: {path}: " if path else f"{where}: "
+        came = repr(item["input"])
+        came = came if len(came) <= 60 else came[:57] + "..."
+        match item["type"]:
+            case "extra_forbidden":
+                allowed = _fields_at(model, item["loc"][:-1])
+                lines.append(f"{prefix}unknown field; {did_you_mean(str(item['loc'][-1]), allowed)}")
+            case "missing":
+                lines.append(f"{prefix}is missing and has no default")
+            case "value_error":
+                lines.append(prefix + str(item["ctx"]["error"]))
+            case "string_pattern_mismatch":
+                lines.append(f"{prefix}got {came}; letters, digits, '.', '_' and '-' only, at most 64, no separators")
+            case "literal_error":
+                choices = item["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+                lines.append(f"{prefix}got {came}; {did_you_mean(str(item['input']), choices)}")
+            case _:
+                lines.append(f"{prefix}got {came}; {item['msg'][0].lower()}{item['msg'][1:]}")
+    return lines
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """Field names allowed at a path inside `model`, for suggestions."""
+    schema: dict[str, Any] = model.model_json_schema()
+    node = schema
+    for part in path:
+        node = _resolve(node, schema)
+        properties = node.get("properties", {})
+        patterns = list(node.get("patternProperties", {}).values())
+        node = properties.get(part) or node.get("items") or (patterns[0] if patterns else {})
+    return list(_resolve(node, schema).get("properties", {}))
+
+
+def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in node or "anyOf" in node:
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+        else:  # an optional section: the one choice that is not null
+            node = next((choice for choice in node["anyOf"] if "$ref" in choice), {})
+    return node
+
+
+def expand(options: Mapping[str, Any], kind: type[Section], where: str) -> list[dict[str, Any]]:
+    """The grid that the options of one variant mean: a list for an option that takes one value is one variant each.
+
+    Args:
+        options: as configured.
+        kind: the variant's model; its fields say which options take one value.
+        where: names the variant in errors.
+
+    Raises:
+        UsageError: an empty list, or one that repeats a value.
+    """
+    grid = [dict(options)]
+    for option, value in options.items():
+        field = kind.model_fields.get(option)
+        if field is None or not isinstance(value, list | tuple) or _takes(field.annotation, list(value)):
+            continue
+        if not value:
+            raise UsageError(f"{where}.{option}: an empty list; give at least one value")
+        if len(set(map(repr, value))) < len(value):
+            raise UsageError(f"{where}.{option}: a value repeats: {list(value)}")
+        grid = [{**given, option: single} for given in grid for single in value]
+    return grid
+
+
+def _takes(annotation: Any, value: list[Any]) -> bool:
+    try:
+        TypeAdapter(annotation).validate_python(value)
+    except ValidationError:
+        return False
+    return True

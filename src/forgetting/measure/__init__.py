@@ -1,7 +1,0 @@
-"""Measuring: base targets, token losses, clustered means, and the callback that measures while a model trains."""
-
-from __future__ import annotations
-
-from forgetting.mirror import make_callable
-
-make_callable(__name__)

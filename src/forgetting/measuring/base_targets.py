@@ -1,0 +1,238 @@
+"""The base model's side of a comparison: computed once, cached under a content key, memory-mapped.
+
+Only what is needed of the base model's distribution is kept: 16 bytes a token, where its log-probabilities over a
+vocabulary of 32,000 take 64 kB (in bfloat16).
+
+Shapes: N = windows.n_predicted, in the order of the windows; D width of the hidden states.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..data.windows import Windows
+from . import array_cache, batches, heads, kernels, passes
+
+FORMAT = 1
+"""Raised when the meaning of the stored numbers changes: older files are then computed again."""
+ROWS_LIMIT = 2**30
+"""Bytes of expected rows kept on disk for one text; above, the soft losses run the base model a second time."""
+MEMORY_LIMIT = 2**26
+"""The same where there is no cache directory and they stay in memory."""
+
+
+@dataclass(frozen=True)
+class BaseTargets:
+    """What the base model says at each predicted position.
+
+    Attributes:
+        argmax: [N] int32, its top token, the first of those that tie.
+        log_prob: [N] float32, log p_base(argmax), nats; the forgetting floor is the mean of its negative.
+        entropy: [N] float32, of its distribution, nats.
+        data_log_prob: [N] float32, log p_base(true token), nats.
+        fingerprint: sha256 of the model key, the windows and how they were computed.
+    """
+
+    argmax: NDArray[np.int32]
+    log_prob: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+    data_log_prob: NDArray[np.float32]
+    fingerprint: str
+
+
+ARRAYS: dict[str, Any] = {
+    "argmax": np.int32,
+    "log_prob": np.float32,
+    "entropy": np.float32,
+    "data_log_prob": np.float32,
+}
+
+
+@dataclass(frozen=True)
+class ExpectedRows:
+    """The base distribution's expectation of the head's rows at each predicted position: `kernels.expected_logit`.
+
+    Attributes:
+        head: the base model's head; the rows serve a tuned model with the same one.
+        at: places [n] -> mean_row [n, D] and mean_bias [n], float32.
+    """
+
+    head: heads.LinearHead
+    at: Callable[[NDArray[np.int64]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+def base_targets(
+    model: nn.Module,
+    windows: Windows,
+    *,
+    key: str,
+    cache_dir: Path | None,
+    batch_tokens: int,
+    rows: int | None = None,
+) -> BaseTargets:
+    """The base model's targets, from the cache where they are, else computed and cached.
+
+    A PeftModel is measured with its adapters disabled. Two processes may call this at once: each writes a file of its
+    own and renames it into place, and both have the same content.
+
+    Args:
+        model: the base model, or a PeftModel around it.
+        windows: the text.
+        key: what decides the model's numbers: revision or weights hash, and dtype.
+        cache_dir: where to cache; None computes without a cache.
+        batch_tokens: tokens a forward pass. Part of the cache key, since rounding depends on it.
+        rows: the vocabulary's first `rows` tokens only; default all.
+
+    Raises:
+        UsageError: no predicted position, a merged adapter.
+        ForgettingError: memory too small for a single window.
+    """
+    return base_side(
+        model, windows, key=key, cache_dir=cache_dir, batch_tokens=batch_tokens, rows=rows, with_rows=False
+    )[0]
+
+
+def base_side(
+    model: nn.Module,
+    windows: Windows,
+    *,
+    key: str,
+    cache_dir: Path | None,
+    batch_tokens: int,
+    rows: int | None,
+    with_rows: bool,
+) -> tuple[BaseTargets, ExpectedRows | None]:
+    """`base_targets`, and on request the expected rows, in one pass.
+
+    Returns:
+        The targets; the expected rows, or None where the head is soft-capped or not linear, or they are too large.
+    """
+    passes.check_windows(windows)
+    inner = passes.unwrapped(model)
+    fingerprint = targets_fingerprint(inner, windows, key, batch_tokens, rows)
+    job = _Job(inner, windows, rows, fingerprint, array_cache.usable(cache_dir))
+    head = job.row_head() if with_rows else None
+    stored_rows = job.find("rows", job.row_spec(head)) if head is not None else None
+    stored = job.find("targets", base_spec(windows))
+    if stored is not None and (head is None or stored_rows is not None):
+        targets = {name: stored.array(name) for name in ARRAYS}
+        found = stored_rows.array if stored_rows is not None else None
+    else:
+        targets, found = passes.halving(lambda size: job.compute(size, head), windows, batch_tokens)
+
+    def at(places: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        assert found is not None
+        # A map of its own each time: what it paged in is given back, so that memory stays flat in tokens.
+        return found("mean_row")[places], found("mean_bias")[places]
+
+    return BaseTargets(**targets, fingerprint=fingerprint), None if head is None else ExpectedRows(head, at)
+
+
+@dataclass(frozen=True)
+class _Job:
+    model: Any
+    windows: Windows
+    rows: int | None
+    fingerprint: str
+    cache_dir: Path | None
+
+    def row_spec(self, head: heads.LinearHead) -> array_cache.Spec:
+        tokens = self.windows.n_predicted
+        return {"mean_row": (np.float32, (tokens, head.weight.shape[1])), "mean_bias": (np.float32, (tokens,))}
+
+    def path(self, what: str) -> Path:
+        assert self.cache_dir is not None
+        return self.cache_dir / f"{what}-{self.fingerprint[:32]}.safetensors"
+
+    def find(self, what: str, spec: array_cache.Spec) -> array_cache.Stored | None:
+        return None if self.cache_dir is None else array_cache.read(self.path(what), spec, self.fingerprint)
+
+    def row_head(self) -> heads.LinearHead | None:
+        """The head whose expected rows can be kept, if it is one."""
+        with passes.undisturbed(self.model), passes.as_base(self.model):
+            head = passes.runner(self.model, self.windows).head
+        if not isinstance(head, heads.LinearHead) or head.softcap is not None:
+            return None
+        limit = ROWS_LIMIT if self.cache_dir is not None else MEMORY_LIMIT
+        return head if 4 * self.windows.n_predicted * (head.weight.shape[1] + 1) <= limit else None
+
+    def compute(self, size: int, head: heads.LinearHead | None) -> tuple[dict[str, NDArray[Any]], Any]:
+        """The arrays of BaseTargets and, with a head, how to get the arrays of ExpectedRows by name."""
+        if head is None:
+            arrays = compute_arrays(self.model, self.windows, size, self.rows)
+            found = None
+        elif self.cache_dir is None:
+            kept = {name: np.zeros(shape, kind) for name, (kind, shape) in self.row_spec(head).items()}
+            arrays = compute_arrays(self.model, self.windows, size, self.rows, keep=lambda name: kept[name])
+            found = kept.__getitem__
+        else:
+            with array_cache.writing(self.path("rows"), self.row_spec(head), self.fingerprint) as new:
+                arrays = compute_arrays(
+                    self.model, self.windows, size, self.rows, keep=lambda name: new.array(name, "r+")
+                )
+            found = array_cache.Stored(self.path("rows"), new.spec, new.offsets).array
+        if self.cache_dir is not None:
+            store(self.path("targets"), arrays, self.fingerprint)
+        return arrays, found
+
+
+def base_spec(windows: Windows) -> array_cache.Spec:
+    """Dtype and shape of the arrays of BaseTargets."""
+    return {name: (kind, (windows.n_predicted,)) for name, kind in ARRAYS.items()}
+
+
+def store(path: Path, arrays: dict[str, NDArray[Any]], fingerprint: str) -> None:
+    """Write the arrays of BaseTargets as a cache file."""
+    with array_cache.writing(path, {n: (a.dtype, a.shape) for n, a in arrays.items()}, fingerprint) as new:
+        for name, array in arrays.items():
+            new.array(name, "r+")[:] = array
+
+
+def targets_fingerprint(model: nn.Module, windows: Windows, key: str, batch_tokens: int, rows: int | None) -> str:
+    """The content key of the targets: equal keys mean equal numbers, bit for bit, on one machine."""
+    device = next(model.parameters()).device.type
+    content = [FORMAT, key, windows.fingerprint(), batch_tokens, rows, device, torch.__version__]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def compute_arrays(
+    model: Any,
+    windows: Windows,
+    batch_tokens: int,
+    rows: int | None,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    keep: Callable[[str], NDArray[Any]] | None = None,
+) -> dict[str, NDArray[Any]]:
+    """The arrays of BaseTargets by name; positions of other shards are zero. `keep` gives arrays for expected rows."""
+    arrays: dict[str, NDArray[Any]] = {name: np.zeros(windows.n_predicted, kind) for name, kind in ARRAYS.items()}
+    with passes.undisturbed(model), passes.as_base(model):
+        run = passes.runner(model, windows)
+        limit = run.head.vocabulary if rows is None else rows
+        for batch, hidden in passes.hidden_states(run, windows, batch_tokens, shard):
+            tokens = torch.from_numpy(batch.token)
+            found = kernels.describe(run.head, hidden, tokens, limit, with_mean_row=keep is not None)
+            _fill(arrays, batch, found)
+            if keep is not None:
+                assert found.mean_row is not None
+                assert found.mean_bias is not None
+                keep("mean_row")[batch.place] = found.mean_row.cpu().numpy()
+                keep("mean_bias")[batch.place] = found.mean_bias.cpu().numpy()
+    return arrays
+
+
+def _fill(arrays: dict[str, NDArray[Any]], batch: batches.Batch, found: kernels.Distribution) -> None:
+    arrays["argmax"][batch.place] = found.argmax.cpu().numpy()
+    arrays["log_prob"][batch.place] = -found.top_nll.cpu().numpy()
+    arrays["entropy"][batch.place] = found.entropy.cpu().numpy()
+    arrays["data_log_prob"][batch.place] = -found.nll.cpu().numpy()

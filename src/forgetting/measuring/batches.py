@@ -1,0 +1,72 @@
+"""Windows into batches of similar length. Pure numpy, and a function of the windows and the size alone.
+
+Shapes: T tokens of a batch with padding (B windows x L longest), N predicted positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.windows import Windows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B windows side by side, padded on the right to the longest.
+
+    Right padding with a causal model leaves every real position untouched by padding: positions count from 0, and no
+    padded position stands before a real one. Padded positions are never read.
+
+    Attributes:
+        input_ids: [B, L] int64; padding is token 0.
+        mask: [B, L] bool, true on real tokens.
+        source: [N] int64, flat index into [B, L] of the position whose *next* token is predicted. A logit at
+            position t says what token t + 1 is: the shift happens here and nowhere else.
+        token: [N] int64, the true next token.
+        place: [N] int64, where each predicted position stands among all of the windows' predicted positions.
+    """
+
+    input_ids: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+    source: NDArray[np.int64]
+    token: NDArray[np.int64]
+    place: NDArray[np.int64]
+
+
+def plan(windows: Windows, batch_tokens: int) -> list[NDArray[np.int64]]:
+    """Window indices of each batch: longest first, ties in order, B x L at most `batch_tokens` (one window at least).
+
+    The longest come first so that a batch that does not fit in memory fails at once.
+    """
+    lengths = windows.lengths
+    order = np.argsort(-lengths, kind="stable")
+    groups: list[NDArray[np.int64]] = []
+    start = 0
+    while start < len(order):
+        longest = max(int(lengths[order[start]]), 1)
+        stop = start + max(1, batch_tokens // longest)
+        groups.append(order[start:stop])
+        start = stop
+    return groups
+
+
+def build(windows: Windows, indices: NDArray[np.int64]) -> Batch:
+    """The batch of the windows at `indices`."""
+    lengths = windows.lengths[indices]
+    size, longest = len(indices), int(lengths.max())
+    input_ids = np.zeros((size, longest), np.int64)
+    mask = np.zeros((size, longest), bool)
+    before = np.concatenate([[0], np.cumsum(windows.predicted)])  # predicted positions before each token
+    sources, places = [], []
+    for row, index in enumerate(indices):
+        ids, predicted = windows.window(int(index))
+        input_ids[row, : len(ids)] = ids
+        mask[row, : len(ids)] = True
+        at = np.flatnonzero(predicted)
+        sources.append(row * longest + at - 1)
+        places.append(before[windows.offsets[index]] + np.arange(len(at)))
+    source = np.concatenate(sources).astype(np.int64)
+    return Batch(input_ids, mask, source, input_ids.ravel()[source + 1], np.concatenate(places).astype(np.int64))

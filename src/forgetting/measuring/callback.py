@@ -1,0 +1,219 @@
+"""ForgettingCallback: what a model forgets while transformers.Trainer, TRL's SFTTrainer or their kin train it.
+
+It needs no second model in memory: for an adapter the base model is the same model with the adapter disabled, and for
+full fine-tuning the base targets are taken before the first step. Training is bit for bit what it is without it.
+
+Shapes: N predicted positions of the text.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..errors import UsageError
+from ..models import comparable, processes
+from . import array_cache, base_targets, passes
+from .estimate import Mean, clustered_mean
+from .losses import whole_losses
+from .reading import Text, read_windows
+
+log = logging.getLogger(__name__)
+STORED = "forgetting-base.safetensors"
+"""In the trainer's output directory: base targets of a fully fine-tuned model, for a run that is resumed."""
+IDENTITY = 1e-3
+"""nats/token by which an adapter may differ from the base model before it is trained."""
+
+
+class ForgettingCallback(TrainerCallback):
+    """Measures forgetting on general text during training, and logs it as `forgetting/...` to what report_to names.
+
+    Rows are also kept in `rows` and in the trainer's log history. Works under gradient accumulation and on several
+    processes (batches are shared out and the sums are exact, so that the numbers are those of one process).
+
+    Args:
+        text: general text: a file, Hub id, TextConfig or Windows. Default: the WikiText-103 test set.
+        every: measure every so many steps; None measures after 1, 2, 4, 8, ... steps. Both measure before the first
+            step and after the last.
+        budget: stop training at the first measurement whose excess forgetting is above this, nats/token.
+        tokenizer: default the trainer's.
+        context: tokens a window; default 512, or what the model was built for.
+        batch_tokens: tokens a forward pass; None is 512 on a CPU and 8,192 elsewhere.
+
+    Raises:
+        UsageError: when training begins: an adapter whose base model cannot be had by disabling it; parameters that
+            are sharded over processes (FSDP, DeepSpeed ZeRO 3); a fully fine-tuned run that is resumed without its
+            base targets.
+
+    Examples:
+        >>> from forgetting.measuring.callback import ForgettingCallback                     # doctest: +SKIP
+        >>> trainer = SFTTrainer(..., callbacks=[ForgettingCallback("general.txt", every=50)])    # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        text: Text = None,
+        *,
+        every: int | None = None,
+        budget: float | None = None,
+        tokenizer: Any = None,
+        context: int | None = None,
+        batch_tokens: int | None = None,
+    ) -> None:
+        if every is not None and every < 1:
+            raise UsageError(f"every={every}: must be at least 1 step; None measures after 1, 2, 4, 8, ... steps")
+        self.text, self.every, self.budget = text, every, budget
+        self.tokenizer, self.context, self.wanted_batch = tokenizer, context, batch_tokens
+        self.rows: list[dict[str, float]] = []
+        self.seconds = 0.0
+        """Time spent measuring, base targets included."""
+        self._logger: Any = None
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Find the trainer's callback handler, through which its own logs go."""
+        self._logger = _caller()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Read the text, take the base targets, and measure the starting point."""
+        began = time.perf_counter()
+        self._logger = self._logger or _caller()
+        model = passes.unwrapped(kwargs["model"])
+        _refuse_sharded(args)
+        if passes.is_peft(model):
+            comparable.check_live_adapter(model)
+        tokenizer = self.tokenizer or kwargs.get("processing_class")
+        self.windows, *_ = read_windows(self.text, tokenizer, model, self.context)
+        self.documents = self.windows.token_documents()
+        self.batch_tokens = passes.batch_size(model, self.wanted_batch)
+        self.shard = (processes.index(), processes.count())
+        self.targets = self._base_targets(model, args, state)
+        self.rows = [row for row in self.rows if row["step"] < state.global_step]
+        self.seconds += time.perf_counter() - began
+        row = self._measure(args, state, control, model)
+        if passes.is_peft(model) and state.global_step == 0 and abs(row["forgetting"]) > IDENTITY:
+            log.warning(
+                "the untrained adapter is not the identity: it differs from the base model by %.4f nats/token; "
+                "forgetting is counted from the base model",
+                row["forgetting"],
+            )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Measure, where this step is on the grid, and stop where the budget is spent."""
+        step = state.global_step
+        on_grid = step & (step - 1) == 0 if self.every is None else step % self.every == 0
+        if on_grid or step == state.max_steps or control.should_training_stop:
+            row = self._measure(args, state, control, passes.unwrapped(kwargs["model"]))
+            if self.budget is not None and row["forgetting"] > self.budget:
+                log.warning(
+                    "forgetting %.4f is above the budget of %g nats/token: training stops at step %d",
+                    *(row["forgetting"], self.budget, step),
+                )
+                control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure the final model, if the last step was not measured."""
+        if self.rows and self.rows[-1]["step"] != state.global_step:
+            self._measure(args, state, control, passes.unwrapped(kwargs["model"]))
+
+    def _base_targets(self, model: Any, args: TrainingArguments, state: TrainerState) -> base_targets.BaseTargets:
+        path = Path(args.output_dir) / STORED
+        fingerprint = self.windows.fingerprint()
+        full = not passes.is_peft(model)
+        if full and state.global_step > 0:
+            stored = array_cache.read(path, base_targets.base_spec(self.windows), fingerprint)
+            if stored is None:
+                raise UsageError(
+                    f"{path}: the base model's targets on this text are not there, and the model that is resumed is "
+                    "no longer the base model; train from the start with the callback on, or use `forgetting measure`"
+                )
+            return base_targets.BaseTargets(
+                **{n: stored.array(n) for n in base_targets.ARRAYS}, fingerprint=fingerprint
+            )
+        arrays = passes.halving(
+            lambda size: base_targets.compute_arrays(model, self.windows, size, None, shard=self.shard),
+            *(self.windows, self.batch_tokens),
+            sharded=self.shard[1] > 1,
+        )
+        arrays = {name: processes.summed(array) for name, array in arrays.items()}
+        if full and args.process_index == 0:
+            base_targets.store(path, arrays, fingerprint)
+        return base_targets.BaseTargets(**arrays, fingerprint=fingerprint)
+
+    def _measure(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any
+    ) -> dict[str, float]:
+        """One row: the quantities that need one pass of the tuned model."""
+        began = time.perf_counter()
+        losses = whole_losses(model, self.windows, self.targets, batch_tokens=self.batch_tokens)
+        assert losses.target_nll is not None
+        assert losses.agrees is not None
+        floor = -self.targets.log_prob
+        values = {
+            "forgetting_loss": losses.target_nll,
+            "forgetting_floor": floor,
+            "forgetting": losses.target_nll - floor,
+            "agreement": losses.agrees.astype(np.float32),
+            "data_loss_base": -self.targets.data_log_prob,
+            "data_loss_tuned": losses.data_nll,
+        }
+        means = {name: clustered_mean(value, self.documents) for name, value in values.items()}
+        row = _row(state.global_step, means)
+        self.rows.append(row)
+        self.seconds += time.perf_counter() - began
+        self._log(args, state, control, row)
+        return row
+
+    def _log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, row: dict[str, float]
+    ) -> None:
+        """Log as Trainer.log does: to the log history and to every reporter."""
+        logs = {f"forgetting/{name}": value for name, value in row.items() if name != "step"}
+        state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
+        if self._logger is None:
+            return
+        due = control.should_log  # the handler clears it, and the training loss of this step is still to be logged
+        self._logger.on_log(args, state, control, dict(logs))
+        control.should_log = due
+
+
+def _caller() -> Any:
+    """The trainer's CallbackHandler, which is calling us. transformers hands callbacks no other way to its loggers."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        found = frame.f_locals.get("self")
+        if hasattr(found, "call_event") and hasattr(found, "on_log"):
+            return found
+        frame = frame.f_back  # type: ignore[assignment]
+    log.warning("no trainer's loggers found: rows go to the log history only")
+    return None
+
+
+def _refuse_sharded(args: TrainingArguments) -> None:
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if getattr(args, "fsdp", None) or is_deepspeed_zero3_enabled():
+        raise UsageError(
+            "ForgettingCallback: parameters sharded over processes (FSDP, DeepSpeed ZeRO 3) are not supported; "
+            "use DDP, or `forgetting measure` on the saved model"
+        )
+
+
+def _row(step: int, means: dict[str, Mean]) -> dict[str, float]:
+    row: dict[str, float] = {"step": step}
+    for name, mean in means.items():
+        if not np.isfinite(mean.value):
+            log.warning("%s is %s at step %d: training diverged", name, mean.value, step)
+        row[name] = mean.value
+        if np.isfinite(mean.se):
+            row[f"{name}_se"] = mean.se
+    return row

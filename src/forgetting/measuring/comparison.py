@@ -1,0 +1,138 @@
+"""A tuned model against its base at each predicted position: every quantity of the table, in one pass.
+
+The soft quantities take the base model's whole distribution. Two exact ways, the cheaper where it applies:
+1. tuned and base share a linear head (LoRA, as a rule): the base's expected rows (`kernels.expected_logit`), one dot
+   product a position;
+2. otherwise the base model runs beside the tuned one, batch by batch, and both heads are read tile by tile.
+
+Shapes: N = windows.n_predicted, in the order of the windows; n positions of a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..data.windows import Windows
+from . import batches, heads, kernels, passes
+from .base_targets import BaseTargets, ExpectedRows
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The tuned model's losses at each predicted position, nats.
+
+    Attributes:
+        data_nll: [N] float32, -log p_tuned(true token).
+        target_nll: [N] float32, -log p_tuned(the base model's argmax token).
+        agrees: [N] bool, same top token.
+        kl: [N] float32, KL(base || tuned).
+        soft_nll: [N] float32, cross-entropy against the base model's whole distribution: kl + its entropy.
+    """
+
+    data_nll: NDArray[np.float32]
+    target_nll: NDArray[np.float32]
+    agrees: NDArray[np.bool_]
+    kl: NDArray[np.float32]
+    soft_nll: NDArray[np.float32]
+
+
+def compare(
+    base: nn.Module,
+    tuned: nn.Module,
+    windows: Windows,
+    targets: BaseTargets,
+    expected: ExpectedRows | None,
+    *,
+    batch_tokens: int,
+    rows: int | None = None,
+) -> Comparison:
+    """Every quantity of `tuned` against `base` on `windows`.
+
+    Args:
+        base: the base model, or `tuned` itself where it is a PeftModel whose adapters can be disabled.
+        tuned: the fine-tuned model.
+        targets: the base model's targets on the same windows, with the same `rows`.
+        expected: the base model's expected rows, if there are any.
+        batch_tokens: tokens a forward pass.
+        rows: compare the vocabulary's first `rows` tokens only; default all of the head's.
+    """
+    passes.check_windows(windows)
+    base, tuned = passes.unwrapped(base), passes.unwrapped(tuned)
+    return passes.halving(
+        lambda size: _compare(base, tuned, windows, targets, expected, size, rows), windows, batch_tokens
+    )
+
+
+def _compare(
+    base: Any,
+    tuned: Any,
+    windows: Windows,
+    targets: BaseTargets,
+    expected: ExpectedRows | None,
+    size: int,
+    rows: int | None,
+) -> Comparison:
+    tokens = windows.n_predicted
+    out = {name: np.zeros(tokens, np.float32) for name in ("data_nll", "target_nll", "kl")}
+    agrees = np.zeros(tokens, bool)
+    with passes.undisturbed(base), passes.undisturbed(tuned):
+        run = passes.runner(tuned, windows)
+        limit = run.head.vocabulary if rows is None else rows
+        shared = expected if expected is not None and same_head(expected.head, run.head) else None
+        base_batches = None if shared is not None else _BaseStates(base, windows)
+        for batch, hidden in passes.hidden_states(run, windows, size):
+            argmax = torch.from_numpy(np.asarray(targets.argmax[batch.place], np.int64))
+            picked = kernels.pick(run.head, hidden, torch.stack([torch.from_numpy(batch.token), argmax]), limit)
+            out["data_nll"][batch.place] = picked.nll[0].cpu().numpy()
+            out["target_nll"][batch.place] = picked.nll[1].cpu().numpy()
+            agrees[batch.place] = picked.top[1].cpu().numpy()
+            if shared is not None:
+                out["kl"][batch.place] = _kl_of_rows(shared, batch, hidden, picked.lse, targets)
+            elif base_batches is not None:
+                head, state = base_batches.at(batch)
+                out["kl"][batch.place] = kernels.divergence(head, run.head, state, hidden, limit).cpu().numpy()
+    return Comparison(**out, agrees=agrees, soft_nll=out["kl"] + targets.entropy)
+
+
+def _kl_of_rows(
+    expected: ExpectedRows, batch: batches.Batch, hidden: Tensor, lse: Tensor, targets: BaseTargets
+) -> NDArray[np.float64]:
+    """[n] KL(base || tuned) = lse_tuned - E_base[z_tuned] - entropy_base."""
+    mean_row, mean_bias = (torch.from_numpy(np.asarray(a)).to(lse.device) for a in expected.at(batch.place))
+    logit = kernels.expected_logit(expected.head, hidden, mean_row, mean_bias)
+    result: NDArray[np.float64] = (lse - logit).cpu().numpy() - targets.entropy[batch.place]
+    return result
+
+
+class _BaseStates:
+    """The base model's states of the batch that the tuned model has just run."""
+
+    def __init__(self, base: Any, windows: Windows) -> None:
+        self.base = base
+        with passes.as_base(base):
+            self.run = passes.runner(base, windows)
+
+    def at(self, batch: batches.Batch) -> tuple[heads.Head, Tensor]:
+        with passes.as_base(self.base):
+            return self.run.head, passes.states_of(self.run, batch)
+
+
+def same_head(one: heads.Head, other: heads.Head) -> bool:
+    """Whether two heads give equal logits for equal states: the same weights, bias, scale and no soft-capping."""
+    if not isinstance(one, heads.LinearHead) or not isinstance(other, heads.LinearHead):
+        return False
+    if (one.scale, one.softcap, one.bias is None) != (other.scale, other.softcap, other.bias is None):
+        return False
+    pairs = [(one.weight, other.weight)]
+    if one.bias is not None and other.bias is not None:
+        pairs.append((one.bias, other.bias))
+    return all(
+        a.data_ptr() == b.data_ptr() or (a.shape == b.shape and a.device == b.device and torch.equal(a, b))
+        for a, b in pairs
+    )

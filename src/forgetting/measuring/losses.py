@@ -1,0 +1,99 @@
+"""Per-token losses of a model on windows of text: the true token's, the base model's top token's, and agreement.
+
+Shapes: N = windows.n_predicted, in the order of the windows; D width of the hidden states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..data.windows import Windows
+from ..errors import UsageError
+from ..models import processes
+from . import kernels, passes
+from .base_targets import BaseTargets
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """One model's losses at each predicted position.
+
+    Attributes:
+        data_nll: [N] float32, -log p(true token), nats.
+        target_nll: [N] float32, -log p(the base model's argmax token), nats; None without targets.
+        agrees: [N] bool, whether the model's top token is the base model's; None without targets.
+    """
+
+    data_nll: NDArray[np.float32]
+    target_nll: NDArray[np.float32] | None
+    agrees: NDArray[np.bool_] | None
+
+
+def token_losses(
+    model: nn.Module,
+    windows: Windows,
+    targets: BaseTargets | None,
+    *,
+    batch_tokens: int,
+    rows: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> TokenLosses:
+    """Losses of `model` at every predicted position. Bit-reproducible for the same windows and batch_tokens.
+
+    The model's training mode, gradients' flags and the random states are as before afterwards.
+
+    Args:
+        model: a causal language model of transformers, or a PeftModel (its adapters as they are).
+        windows: the text.
+        targets: the base model's, on the same windows; None measures the true tokens' loss alone.
+        batch_tokens: tokens a forward pass; halved, with a notice, where memory runs out.
+        rows: compare the vocabulary's first `rows` tokens only; default all of the head's.
+        shard: (rank, ranks): measure every ranks-th batch; other positions are zero, so that shards add up.
+
+    Raises:
+        UsageError: no predicted position; targets of other windows.
+        ForgettingError: memory too small for a single window.
+    """
+    passes.check_windows(windows)
+    tokens = windows.n_predicted
+    if targets is not None and len(targets.argmax) != tokens:
+        raise UsageError(f"base targets of {len(targets.argmax)} tokens do not belong to a text of {tokens}")
+    inner = passes.unwrapped(model)
+    argmax = None if targets is None else torch.from_numpy(np.asarray(targets.argmax, np.int64))
+
+    def measure(size: int) -> TokenLosses:
+        nll = np.zeros((1 if argmax is None else 2, tokens), np.float32)
+        top = np.zeros(nll.shape, bool)
+        with passes.undisturbed(inner):
+            run = passes.runner(inner, windows)
+            limit = run.head.vocabulary if rows is None else rows
+            for batch, hidden in passes.hidden_states(run, windows, size, shard):
+                wanted = torch.from_numpy(batch.token)[None]
+                if argmax is not None:
+                    wanted = torch.cat([wanted, argmax[torch.from_numpy(batch.place)][None]])
+                picked = kernels.pick(run.head, hidden, wanted, limit)
+                nll[:, batch.place] = picked.nll.float().cpu().numpy()
+                top[:, batch.place] = picked.top.cpu().numpy()
+        return TokenLosses(nll[0], None, None) if argmax is None else TokenLosses(nll[0], nll[1], top[1])
+
+    return passes.halving(measure, windows, batch_tokens, sharded=shard[1] > 1)
+
+
+def whole_losses(model: nn.Module, windows: Windows, targets: BaseTargets | None, *, batch_tokens: int) -> TokenLosses:
+    """`token_losses` by all processes of a run together, each on its share of the batches; the same in all of them.
+
+    Batches and numbers are those of one process, bit for bit.
+    """
+    shard = processes.index(), processes.count()
+    found = token_losses(model, windows, targets, batch_tokens=batch_tokens, shard=shard)
+    nll = processes.summed(found.data_nll)
+    if found.target_nll is None or found.agrees is None:
+        return TokenLosses(nll, None, None)
+    return TokenLosses(
+        nll, processes.summed(found.target_nll), processes.summed(found.agrees.astype(np.uint8)).astype(bool)
+    )

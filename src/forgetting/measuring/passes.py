@@ -1,0 +1,226 @@
+"""Run a causal language model over windows and hand out the hidden states of its predicted positions.
+
+The pass changes nothing that training could see: the training mode of each module, the random states and which
+parameters require gradients are restored.
+
+Shapes: B windows of a batch, L their longest length, N predicted positions of a batch, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.windows import Windows
+from ..errors import ForgettingError, UsageError
+from ..models import processes
+from . import batches, heads
+
+log = logging.getLogger(__name__)
+PROBE_TOKENS = 8
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Runner:
+    """How to get from a batch to what the head reads: [B, L, D] hidden states, or [B, L, V] logits."""
+
+    run: Callable[[Tensor, Tensor | None], Tensor]
+    head: heads.Head
+    device: torch.device
+
+
+def batch_size(model: Any, wanted: int | None) -> int:
+    """Tokens a forward pass: as asked, else 512 on a CPU (one window: least memory, no slower) and 8,192 elsewhere."""
+    if wanted is not None:
+        return wanted
+    return 512 if next(model.parameters()).device.type == "cpu" else 8192
+
+
+def check_windows(windows: Windows) -> None:
+    """Refuse a text with nothing to measure, and a window whose first position claims to be predicted."""
+    if not windows.n_predicted:
+        raise UsageError("the text has no position to measure: every document is shorter than two tokens")
+    starts = windows.offsets[:-1][windows.lengths > 0]
+    if windows.predicted[starts].any():
+        raise UsageError("the first position of a window has nothing before it, so it cannot be predicted")
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards the model and the random states are as they were.
+
+    `no_grad` and not `inference_mode`: a buffer that a module keeps from this pass (rotary tables, say) would be an
+    inference tensor, and the next training step would fail on it.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    frozen = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    devices = {parameter.device for parameter, _ in frozen if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(d.index or 0 for d in devices)), torch.no_grad():
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for parameter, flag in frozen:
+                if parameter.requires_grad != flag:
+                    parameter.requires_grad_(flag)
+
+
+@contextmanager
+def as_base(model: nn.Module) -> Iterator[None]:
+    """A PeftModel with its adapters disabled; any other model as it is.
+
+    Never an untrained adapter: some (prompt tuning, for one) are not the identity before training, and a "before"
+    taken on them makes training look like remembering (PEFT pull request 3419).
+    """
+    if not is_peft(model):
+        yield
+        return
+    if any(getattr(module, "merged", False) for module in model.modules()):
+        raise UsageError(
+            "the adapter is merged into the base weights, so the base model is gone; call unmerge_adapter() first, "
+            "or give the base model itself"
+        )
+    kept = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with model.disable_adapter():  # type: ignore[operator]
+        yield
+    for parameter, flag in kept:  # PEFT makes every adapter parameter trainable when it enables adapters again
+        if parameter.requires_grad != flag:
+            parameter.requires_grad_(flag)
+
+
+def is_peft(model: Any) -> bool:
+    """Whether the model is a PeftModel, without importing peft for models that are none."""
+    return any(cls.__name__ == "PeftModel" and cls.__module__.startswith("peft") for cls in type(model).__mro__)
+
+
+def is_prompt_learning(model: Any) -> bool:
+    """Whether the active adapter adds virtual tokens instead of changing layers."""
+    return is_peft(model) and bool(getattr(model.active_peft_config, "is_prompt_learning", False))
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside DistributedDataParallel or torch.compile wrappers."""
+    while (inner := getattr(model, "_orig_mod", None)) is not None or (
+        isinstance(inner := getattr(model, "module", None), nn.Module) and not hasattr(model, "config")
+    ):
+        model = inner
+    return model
+
+
+def runner(model: Any, windows: Windows) -> Runner:
+    """Recognise how the model makes logits, verified on the first tokens of the text; see `heads`."""
+    with_prompt = is_prompt_learning(model) and not _disabled(model)
+    inner = model.get_base_model() if is_peft(model) else model
+    device = inner.get_input_embeddings().weight.device
+    device = device if device.type != "meta" else torch.device("cpu")
+    probe = torch.from_numpy(windows.window(0)[0][:PROBE_TOKENS].astype(np.int64))[None].to(device)
+    decoder = _decoder(inner)
+    entry = model if with_prompt else inner
+
+    def full(input_ids: Tensor, mask: Tensor | None) -> Tensor:
+        # Adapters with virtual tokens put their positions first: the text's are the last.
+        mask = torch.ones_like(input_ids) if mask is None and with_prompt else mask
+        logits: Tensor = entry(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
+        return logits[:, -input_ids.shape[1] :]
+
+    logits = full(probe, None)[0]
+    if bool(logits.isnan().any()):  # no head can be recognised from it; whoever reads the losses says what is wrong
+        return Runner(full, heads.LogitsHead(logits.shape[-1]), device)
+    if decoder is not None and not with_prompt:
+
+        def hidden(input_ids: Tensor, mask: Tensor | None) -> Tensor:
+            output: Tensor = decoder(input_ids=input_ids, attention_mask=mask, use_cache=False)[0]
+            return output
+
+        state = hidden(probe, None)[0]
+        for head in heads.candidates(inner):
+            if heads.verified(head, state, logits):
+                return Runner(hidden, head, device)
+    reason = "virtual tokens" if with_prompt else f"the head of {type(inner).__name__} is not one that is known"
+    log.warning("measuring through full logits (%s): slower, and more memory", reason)
+    return Runner(full, heads.LogitsHead(logits.shape[-1]), device)
+
+
+def _disabled(model: Any) -> bool:
+    return bool(getattr(model, "_adapters_disabled", False))
+
+
+def _decoder(model: Any) -> Any:
+    """The part below the head: transformers' get_decoder, else the base model by its prefix; None if there is none."""
+    for found in (model.get_decoder() if hasattr(model, "get_decoder") else None, getattr(model, "base_model", None)):
+        if found is not None and found is not model and found is not getattr(model, "lm_head", None):
+            return found
+    return None
+
+
+def hidden_states(
+    run: Runner, windows: Windows, batch_tokens: int, shard: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[batches.Batch, Tensor]]:
+    """Each batch with the [N, D] (or [N, V]) states of its predicted positions; of `shard` (rank, ranks) only."""
+    rank, ranks = shard
+    for indices in batches.plan(windows, batch_tokens)[rank::ranks]:
+        batch = batches.build(windows, indices)
+        if not len(batch.source):
+            continue
+        yield batch, states_of(run, batch)
+
+
+def states_of(run: Runner, batch: batches.Batch) -> Tensor:
+    """The [N, D] (or [N, V]) states of a batch's predicted positions."""
+    ids = torch.from_numpy(batch.input_ids).to(run.device)
+    # Without padding, no mask: attention then takes its faster causal path.
+    mask = None if batch.mask.all() else torch.from_numpy(batch.mask.astype(np.int64)).to(run.device)
+    state = run.run(ids, mask)
+    return state.reshape(-1, state.shape[-1])[torch.from_numpy(batch.source).to(state.device)]
+
+
+def halving(measure: Callable[[int], R], windows: Windows, batch_tokens: int, *, sharded: bool = False) -> R:
+    """Call `measure(batch_tokens)`, with half as many tokens again each time that memory runs out, with a notice.
+
+    Args:
+        measure: does the work, given the tokens of a batch.
+        windows: what is measured on.
+        batch_tokens: to begin with.
+        sharded: the batches are shared out among processes. All halve where one must: shards of batches of different
+            sizes would count some positions twice and others never.
+
+    Raises:
+        ForgettingError: one window does not fit.
+    """
+    longest = int(windows.lengths.max())
+    while True:
+        error: Exception | None = None
+        try:
+            found = measure(batch_tokens)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as raised:
+            if not out_of_memory(raised):
+                raise
+            error = raised
+        if not (processes.summed_one(error is not None) if sharded else error):
+            return found
+        if batch_tokens <= longest:
+            raise ForgettingError(
+                f"out of memory with a single window of {longest} tokens; use a shorter --context"
+            ) from error
+        error = None  # it holds the frames, and so the memory, of the pass that failed
+        batch_tokens = max(longest, batch_tokens // 2)
+        log.warning("out of memory: measuring again with batches of %d tokens", batch_tokens)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on any device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

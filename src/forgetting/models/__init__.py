@@ -1,0 +1,1 @@
+"""Models: loaded, adapted, paired with their base, checked to be comparable; processes and memory."""

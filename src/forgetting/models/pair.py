@@ -1,0 +1,141 @@
+"""The two models of a comparison, loaded or live, checked to be comparable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..config.schema import ModelConfig
+from ..errors import UsageError
+from ..measuring import passes
+from . import comparable, placing
+from .loading import Base
+
+Model = str | Path | nn.Module
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base model and what was fine-tuned from it.
+
+    Attributes:
+        base: the base model; the very same object as `tuned` where that is a PeftModel whose adapters can be disabled.
+        tuned: the fine-tuned model.
+        tokenizer: the base model's; None for live models given without one.
+        key: content key of the base model, for the cache; None for a live one, whose content has no name.
+        names: what the user called base and tuned.
+        tuned_tokenizer: the tuned model's own, where it has one.
+        notices: what a reader of the numbers should know.
+    """
+
+    base: Any
+    tuned: Any
+    tokenizer: Any
+    key: str | None
+    names: tuple[str, str]
+    tuned_tokenizer: Any = None
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def dtype(self) -> str:
+        """The base model's dtype."""
+        return str(next(self.base.parameters()).dtype).removeprefix("torch.")
+
+
+def open_pair(
+    base: Model | None,
+    tuned: Model,
+    *,
+    tokenizer: Any = None,
+    settings: ModelConfig,
+    placement: placing.Placement,
+) -> Pair:
+    """Load what is given by name, take what is live, and check that they belong together.
+
+    Args:
+        base: a folder, Hub id, `miniature`, or a live model; None for the base of a live PeftModel.
+        tuned: an adapter or full model, by folder or Hub id, or live.
+        tokenizer: for live models.
+        settings: revision, dtype and device of models that are loaded; its source is replaced.
+        placement: how they are spread and quantised.
+
+    Raises:
+        UsageError: the models do not belong together, or cannot be loaded.
+    """
+    if isinstance(base, nn.Module) or base is None:
+        return _live_pair(base, tuned, tokenizer)
+    config = settings.model_copy(update={"source": str(base)})
+    loaded = placing.load(config, placement)
+    tokenizer = tokenizer or loaded.tokenizer
+    if isinstance(tuned, nn.Module):
+        names = (str(base), type(tuned).__name__)
+        return Pair(loaded.model, tuned, tokenizer, loaded.key, names)
+    adapter = placing.adapter_config(str(tuned))
+    if adapter is not None:
+        return _adapter_pair(loaded, tokenizer, adapter, str(tuned), config, placement)
+    other = settings.model_copy(update={"source": str(tuned), "revision": None})
+    model = placing.load_model(other, placement)
+    notices = _architecture_notice(loaded.model, model)
+    return Pair(
+        loaded.model, model, tokenizer, loaded.key, (str(base), str(tuned)), _own_tokenizer(str(tuned)), notices
+    )
+
+
+def _live_pair(base: nn.Module | None, tuned: Model, tokenizer: Any) -> Pair:
+    if not isinstance(tuned, nn.Module):
+        raise UsageError("a live base model needs a live tuned model; or give both by name")
+    tuned_model: Any = passes.unwrapped(tuned)
+    base_model = None if base is None else passes.unwrapped(base)
+    wraps_base = passes.is_peft(tuned_model) and base_model is not None and _inside(base_model, tuned_model)
+    if base_model is None and not passes.is_peft(tuned_model):
+        raise UsageError("no base model: give it as the first argument, or give a PeftModel as the second")
+    if base_model is None or wraps_base:
+        # PEFT puts its layers into the base model itself: run as it is, that would be the tuned model.
+        comparable.check_live_adapter(tuned_model)
+        return Pair(tuned_model, tuned_model, tokenizer, None, ("its base model", type(tuned_model).__name__))
+    notices = _architecture_notice(base_model, tuned_model)
+    return Pair(
+        base_model, tuned_model, tokenizer, None, (type(base_model).__name__, type(tuned_model).__name__), None, notices
+    )
+
+
+def _inside(base: nn.Module, tuned: Any) -> bool:
+    return any(module is base for module in tuned.modules())
+
+
+def _adapter_pair(
+    loaded: Base, tokenizer: Any, adapter: Any, source: str, config: ModelConfig, placement: placing.Placement
+) -> Pair:
+    notices = comparable.check_made_for(source, adapter, config)
+    base: Any = loaded.model
+    before = comparable.weight_sums(base)
+    tuned = placing.attach(base, source)
+    if comparable.restores_base(tuned, before):
+        base = tuned
+    else:
+        notices.append("the adapter changes the base model's own weights: the base model is loaded beside it")
+        base = placing.load(config, placement).model
+    return Pair(base, tuned, tokenizer, loaded.key, (config.source, source), _own_tokenizer(source), notices)
+
+
+def _own_tokenizer(source: str) -> Any:
+    """The tokenizer that lies with a tuned model; None where none does."""
+    from transformers import AutoTokenizer
+
+    folder = Path(source).expanduser()
+    if folder.is_dir() and not (folder / "tokenizer.json").exists():
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else source)
+    except (OSError, ValueError, KeyError, TypeError):
+        if folder.is_dir():
+            raise UsageError(f"model '{source}': its tokenizer cannot be read") from None
+        return None
+
+
+def _architecture_notice(base: Any, tuned: Any) -> list[str]:
+    one, other = ((m.get_base_model() if passes.is_peft(m) else m).config.model_type for m in (base, tuned))
+    return [f"the models differ in architecture: {one} and {other}"] if one != other else []

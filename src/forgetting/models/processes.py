@@ -1,0 +1,200 @@
+"""The processes that do one run together by data parallelism: which one this is, and what they agree on.
+
+With one process, the usual case, nothing here waits or sends anything, and torch is not imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..errors import ForgettingError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
+
+T = TypeVar("T")
+FOREVER = timedelta(days=365)
+"""For what one process does while the others wait (a checkpoint, questions to the model): a process that dies is
+noticed by the one that started it, not by a timeout."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How one run is spread over several processes of this machine, each with the whole model.
+
+    Attributes:
+        processes: how many.
+        device: what each computes on: a GPU of its own, or the CPU.
+        gpu_ids: which GPUs, as CUDA_VISIBLE_DEVICES takes them; None is those that are visible.
+        content: of the accelerate configuration, for run.json.
+    """
+
+    processes: int
+    device: str
+    gpu_ids: str | None = None
+    content: Mapping[str, Any] = field(default_factory=dict)
+
+
+class RunFailedError(ForgettingError):
+    """What went wrong in a process that does not write the run's record; who started it does."""
+
+
+_launch: Launch | None = None
+
+
+def join(launch: Launch, index: int, meeting: str) -> None:
+    """Become one of the processes of a launch; returns when all are there.
+
+    Args:
+        launch: shared by all.
+        index: of this process; 0 is the main one.
+        meeting: a file in a folder that is theirs alone.
+    """
+    global _launch
+    import torch
+
+    # accelerate reads them when the trainer is made, and finds the group that is there already
+    names = ("RANK", "LOCAL_RANK"), ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    for number, pair in zip((index, launch.processes), names, strict=True):
+        os.environ.update(dict.fromkeys(pair, str(number)))
+    if launch.device == "cuda":
+        torch.cuda.set_device(index)
+    backend = "cpu:gloo,cuda:nccl" if launch.device == "cuda" else "gloo"
+    torch.distributed.init_process_group(
+        backend, init_method=f"file://{meeting}", rank=index, world_size=launch.processes, timeout=FOREVER
+    )
+    _launch = launch
+
+
+def leave() -> None:
+    """Be on one's own again; all processes of a launch do so at once."""
+    global _launch
+    import torch
+
+    torch.distributed.destroy_process_group()
+    _launch = None
+
+
+def launched() -> Launch | None:
+    """The launch that this process is one of, or None."""
+    return _launch
+
+
+def refuse_foreign() -> None:
+    """Refuse processes that somebody else started several of: each would do the same run, or wait for ever.
+
+    Raises:
+        UsageError: WORLD_SIZE says so.
+    """
+    if _launch is None and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise UsageError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: started by accelerate launch or torchrun; start forgetting once, "
+            "with --accelerate-config FILE, and it starts its processes itself"
+        )
+
+
+def count() -> int:
+    """Processes that do this run, or this training, together."""
+    distributed = _distributed()
+    return 1 if distributed is None else int(distributed.get_world_size())
+
+
+def index() -> int:
+    """Which of them this is; 0 is the main one, which writes."""
+    distributed = _distributed()
+    return 0 if distributed is None else int(distributed.get_rank())
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes."""
+    return index() == 0
+
+
+def wait_for_all() -> None:
+    """Go on when all processes are here."""
+    if count() > 1:
+        summed_one(0)
+
+
+def shared(value: T) -> T:
+    """The main process's value, in all of them."""
+    if count() == 1:
+        return value
+    import torch
+
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def summed(array: NDArray[Any]) -> NDArray[Any]:
+    """The sum of all processes' arrays; exact where each place is zero in all but one of them."""
+    if count() == 1:
+        return array
+    import numpy as np
+    import torch
+
+    tensor = torch.from_numpy(np.ascontiguousarray(array)).to(_device())
+    torch.distributed.all_reduce(tensor)
+    result: NDArray[Any] = tensor.cpu().numpy()
+    return result
+
+
+def summed_one(number: int) -> int:
+    """The sum of all processes' numbers."""
+    import numpy as np
+
+    return int(summed(np.array([number], np.int64))[0])
+
+
+def largest(number: float) -> float:
+    """The largest of all processes' numbers."""
+    if count() == 1:
+        return number
+    import torch
+
+    tensor = torch.tensor([number], dtype=torch.float64, device=_device())
+    torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
+    return float(tensor)
+
+
+def check_same(model: nn.Module, *, trainable: bool, when: str) -> None:
+    """See that all processes hold the same weights, bit for bit, by sums over their bytes.
+
+    Args:
+        model: unwrapped.
+        trainable: only look at what trains.
+        when: for the error.
+
+    Raises:
+        ForgettingError: they do not: their gradients went apart, and the numbers of none of them are right.
+    """
+    if count() == 1:
+        return
+    import torch
+
+    weights = [p.detach() for p in model.parameters() if p.requires_grad or not trainable]
+    sums = [int(w.contiguous().view(torch.uint8).sum(dtype=torch.int64)) if w.numel() else 0 for w in weights]
+    if sums != shared(sums):
+        raise ForgettingError(f"{when} the weights of process {index()} are not those of process 0")
+
+
+def _distributed() -> Any:
+    """torch.distributed where a group of processes is there; None else."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
+    return torch.distributed
+
+
+def _device() -> Any:
+    """Where numbers that processes exchange must lie: on the CPU if their group can do that."""
+    import torch
+
+    return "cpu" if "cpu:" in torch.distributed.get_backend_config() else torch.device("cuda")

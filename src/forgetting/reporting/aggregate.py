@@ -1,0 +1,69 @@
+"""A page that stays small and quick for a study of any size: runs that differ in their seed only are drawn as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from forgetting.reporting.series import NUMBERS, Series
+
+MOST_POINTS = 5_000
+"""Measurements that are drawn one by one; each takes some 450 bytes of the page, of which Plotly are 4.8 MB."""
+MOST_MEANS = 3_000
+"""Means that are drawn in place of more measurements, beside up to a thousand rows in the list of runs."""
+MOST_FAILED = 500
+MEANS = ("finetune_loss", "forgetting_loss", "forgetting", "agreement", "data_loss_tuned")
+
+
+def drawn(rows: pd.DataFrame, series: Sequence[Series]) -> tuple[pd.DataFrame, str]:
+    """The rows that the charts show, and a sentence on what they are where those are not the measurements themselves.
+
+    Args:
+        rows: a tidy table.
+        series: the study's series.
+
+    Returns:
+        The rows as they are, up to MOST_POINTS; else one a data set, series, status and step: the mean over its runs,
+        with the standard error of that mean between runs. Where these are still too many, evenly spaced steps of them.
+    """
+    if len(rows) <= MOST_POINTS:
+        return rows, ""
+    of_run = {run: s.key for s in series for run in s.runs}
+    labels = {s.key: s.label for s in series}
+    rows = rows.assign(series=rows["run_id"].map(of_run))
+    failed = rows[rows["status"] == "failed"]
+    mean = _means(rows[rows["status"] != "failed"], labels)
+    steps = np.unique(mean["step"])
+    every = int(np.ceil(len(mean) / MOST_MEANS))
+    if every > 1:
+        mean = mean[mean["step"].isin({0.0, *steps[::-1][::every]})]
+    said = (
+        f"{len(rows):,} measurements of {rows['run_id'].nunique():,} runs are too many to draw: each point of the "
+        "charts is a mean over all runs of one method and rank at one step, its error bar the standard error between "
+        "runs"
+    )
+    said += f", at every {every}th measured step" if every > 1 else ""
+    said += f"; of failed runs {MOST_FAILED} measurements are drawn" if len(failed) > MOST_FAILED else ""
+    return pd.concat(
+        [mean, failed.head(MOST_FAILED)], ignore_index=True
+    ), f"{said}. Laws and tables use every measurement."
+
+
+def _means(rows: pd.DataFrame, labels: dict[str, str]) -> pd.DataFrame:
+    groups = rows.groupby(["dataset", "series", "status", "step"], sort=True, observed=True)
+    mean = groups[[name for name in NUMBERS if name != "step"]].mean().astype("float64")
+    count = groups.size()
+    spread = groups[list(MEANS)].std(ddof=1)
+    for name in MEANS:
+        between: pd.Series[float] = spread[name] / np.sqrt(count)
+        mean[f"{name}_se"] = between.where(count > 1, mean[f"{name}_se"])
+    first = groups[["method", "label", "mitigation"]].first() if "label" in rows else groups[["method"]].first()
+    out = mean.join(first).reset_index()
+    runs = [
+        f"mean of {n} run{'s' if n > 1 else ''}, {labels[key]}" for n, key in zip(count, out["series"], strict=True)
+    ]
+    out["run_id"] = runs
+    out["seed"] = np.nan
+    return out

@@ -1,0 +1,306 @@
+"""The comparison at equal fine-tuning loss as a section of a study's report: ranking, plane, Appendix B, cards."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from forgetting.analysis.compare import Comparison, Contest
+from forgetting.analysis.compare.beyond import LAWS as EQUATIONS
+from forgetting.analysis.compare.beyond import PAPER
+from forgetting.analysis.compare.source import INTERPOLATION, Key
+from forgetting.analysis.compare.words import cost, frontier_words, number, reach, sentence, span
+from forgetting.reporting.figures import Chart, note, plain_layout
+from forgetting.reporting.series import Series
+from forgetting.reporting.words import MINUS, count, duration, finite, level, plus_minus
+from forgetting.tuning.methods import METHODS
+from forgetting.tuning.mitigations import MITIGATIONS
+
+if TYPE_CHECKING:
+    from forgetting.analysis.compare.contest import Contender
+    from forgetting.analysis.compare.pareto import Point
+
+VIEW = (320.0, 30.0)  # width and height of an interval's picture, in its own units
+FRONT = "front"
+MEDALS = {"saves": "good", "costs": "bad"}
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One contender in the ranking.
+
+    Attributes:
+        name: for readers.
+        swatch: classes of its colour and shape.
+        kind: `good`, `bad` or empty: whether something was found.
+        says: the finding in words.
+        aside: what else a reader must know, or empty.
+        mark: its interval in the picture: low, value, high as x positions; None without a value.
+        cells: its row in the table of numbers.
+    """
+
+    name: str
+    swatch: str
+    kind: str
+    says: str
+    aside: str
+    mark: tuple[float | None, float, float | None] | None
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a method or mitigation is."""
+
+    name: str
+    what: str
+    cost: str
+    sources: str
+
+
+HEADS = (
+    "saved",
+    "at its last step",
+    "over all ranks",
+    "Holm’s p",
+    "compared at L|ft",
+    "steps",
+    "time",
+    "memory",
+    "seeds",
+)
+
+
+def comparison_section(
+    comparison: Comparison | None, series: Sequence[Series], runs: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """What the template needs; None where nothing was compared.
+
+    Args:
+        comparison: of the study's table.
+        series: the report's, for colours.
+        runs: the run records, for the cards.
+    """
+    if comparison is None:
+        return None
+    of_run = {run: s for s in series for run in s.runs}
+    return {
+        "reference": comparison.reference,
+        "contests": [_contest(i, c, of_run) for i, c in enumerate(comparison.contests.values())],
+        "without": comparison.without,
+        "cards": cards(comparison, runs),
+        "beyond": [
+            (name, r.label, EQUATIONS[r.law], _r2(r.r2), _r2(r.reference_r2), signed(r.bias), f"{r.rows} of {r.runs}")
+            for name, found in comparison.beyond.items()
+            for r in found
+        ],
+        "paper": " and ".join(f"{value:.4f} with {EQUATIONS[law]}" for law, value in PAPER.items()),
+        "heads": HEADS,
+    }
+
+
+def _contest(i: int, c: Contest, of_run: Mapping[str, Series]) -> dict[str, Any]:
+    styles = {key: next((of_run[run] for run in runs if run in of_run), None) for key, runs in c.runs.items()}
+    low, high = _range(c)
+    chart, hover = plane(c, styles)
+    ranked = [_ranked(one, c, styles[one.key], low, high) for one in c.contenders]
+    shown = {s.key: s for key, s in styles.items() if s is not None and INTERPOLATION not in key.mitigation}
+    return {
+        "key": f"c{i}",
+        "dataset": c.dataset,
+        "axis": c.axis.name,
+        "level": level(c.confidence),
+        "ranked": ranked,
+        "zero": _place(0.0, low, high),
+        "ends": (signed(low), signed(high)),
+        "chart": chart,
+        "legend": sorted(shown.values(), key=lambda s: int(s.key.removeprefix("s"))),  # the reference's ranks first
+        "payload": {"hover": hover, "charts": [{"kind": chart.kind, "spec": chart.spec}]},
+        "frontier": frontier_words(c.points),
+        "notes": c.notes,
+    }
+
+
+def _range(c: Contest) -> tuple[float, float]:
+    """Savings from which to which the pictures show."""
+    ends = [v for one in c.contenders for v in (one.saving.low, one.saving.high, one.saving.value) if math.isfinite(v)]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    margin = 0.06 * (high - low) or 0.1
+    return low - margin, high + margin
+
+
+def _place(value: float, low: float, high: float) -> float:
+    return round((value - low) / (high - low) * VIEW[0], 1)
+
+
+def _ranked(one: Contender, c: Contest, style: Series | None, low: float, high: float) -> Ranked:
+    e, p = one.saving, one.price
+    mark = None
+    if math.isfinite(e.value):
+        ends = (_place(e.low, low, high), _place(e.high, low, high)) if e.known else (None, None)
+        mark = (ends[0], _place(e.value, low, high), ends[1])
+    paid = ("–", "–", "–")
+    if p is not None:
+        paid = (
+            _beside(p.steps, p.reference_steps, lambda v: f"{v:.0f}"),
+            _beside(p.seconds, p.reference_seconds, duration),
+            _beside(p.memory, p.reference_memory, lambda v: f"{v:,.0f} MiB"),
+        )
+    between = f"{number(one.high)} to {number(one.low)}" if p else "–"
+    cells = (_minus(span(e)), _minus(span(one.final)), _minus(span(one.over_ranks)), _p(one.adjusted_p), between)
+    aside = [reach(one, c), f"against {one.against}" + (f", {paid_for}" if (paid_for := cost(one)) else "")]
+    return Ranked(
+        name=_name(one.key, style),
+        swatch=f"{style.key} {style.symbol}" if style else "",
+        kind=MEDALS.get(one.verdict, ""),
+        says=_minus(sentence(one, c)),
+        aside="; ".join(text for text in aside if text),
+        mark=mark,
+        cells=(*cells, *paid, str(len(one.seeds))),
+    )
+
+
+def _name(key: Key, style: Series | None) -> str:
+    """As the legend calls it; interpolated weights share the series of their run."""
+    if style is None:
+        return str(key)
+    return style.label + (
+        f" + {INTERPOLATION}" if INTERPOLATION in key.mitigation and INTERPOLATION not in style.label else ""
+    )
+
+
+def _beside(mine: float, reference: float, show: Callable[[float], str]) -> str:
+    """`120 (80)`: the contender's, and the reference's beside it."""
+    if not finite(mine):
+        return "–"
+    return show(mine) + (f" ({show(reference)})" if finite(reference) else "")
+
+
+def _p(value: float) -> str:
+    return "–" if not math.isfinite(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _r2(value: float) -> str:
+    return f"{value:.3f}".replace("-", MINUS) if math.isfinite(value) else "–"
+
+
+def _minus(text: str) -> str:
+    return "–" if text == "-" else text.replace("[-", f"[{MINUS}").replace(" -", f" {MINUS}").replace("(-", f"({MINUS}")
+
+
+def signed(value: float) -> str:
+    """A number with its sign, three decimals.
+
+    Examples:
+        >>> signed(0.1), signed(-0.25), signed(0.0)
+        ('+0.100', '−0.250', '0.000')
+    """
+    return f"{value:+.3f}".replace("-", MINUS) if abs(value) >= 5e-4 else "0.000"
+
+
+def plane(c: Contest, styles: Mapping[Key, Series | None]) -> tuple[Chart, list[str]]:
+    """The trade-off plane: every curve's mean over its seeds, the Pareto frontier, the reference's pooled curve."""
+    hover = [_hover(p) for p in c.points]
+    rows = {id(p): i for i, p in enumerate(c.points)}
+    data: list[dict[str, Any]] = []
+    front = sorted((p for p in c.points if p.front), key=lambda p: p.loss)
+    halo = {"color": "rgba(0,0,0,0)", "size": 15, "line": {"color": "var(--line-fit)", "width": 1.2}}
+    data.append(_trace(front, FRONT, {"mode": "markers", "marker": halo, "hoverinfo": "skip"}, []))
+    for key in c.runs:
+        mine, style = [p for p in c.points if p.key == key], styles[key]
+        colour = f"var(--{style.key})" if style else "var(--soft)"
+        reference = key.label == c.reference and not key.mitigation
+        dash = "dot" if INTERPOLATION in key.mitigation else "solid"
+        look = {
+            "mode": "lines+markers",
+            "line": {"color": colour, "width": 1.2 if reference else 2, "dash": dash},
+            "marker": {
+                "color": colour,
+                "symbol": style.symbol if style else "circle",
+                "size": 5 if reference else 8,
+                "line": {"color": "var(--surface)", "width": 0.8},
+            },
+            "hovertemplate": "%{text}<extra></extra>",
+        }
+        data.append(_trace(mine, style.key if style else "other", look, [rows[id(p)] for p in mine]))
+    layout = plain_layout(f"{c.axis.name} (mean over seeds)", "forgetting (nats/token)")
+    if c.axis.higher:
+        layout["xaxis"]["autorange"] = "reversed"
+    layout["annotations"] = [note("ringed: on the Pareto frontier")]
+    caption = (
+        f"Each point is one measured step, the mean over its seeds; small circles are the reference, {c.reference}. "
+        "Early stopping moves back along a curve, to the right and down; a method that saves forgetting lies below. "
+        "Dotted: weights interpolated towards the base model."
+    )
+    alt = f"{len(c.runs)} curves of forgetting against {c.axis.name}. On the frontier: {frontier_words(c.points)}."
+    chart = Chart("plane", "The trade-off plane", caption, alt, {"data": data, "layout": layout}, wide=True)
+    return chart, hover
+
+
+def _trace(points: Sequence[Point], series: str, look: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    meta = {"series": series, "role": "points" if rows else "halo"} | ({"rows": rows} if rows else {})
+    return {
+        "type": "scatter",
+        "x": [p.loss for p in points],
+        "y": [p.forgetting for p in points],
+        "meta": meta,
+        **look,
+    }
+
+
+def _hover(p: Point) -> str:
+    seeds = f"{p.runs} seeds" if p.runs > 1 else "one seed"
+    lines = [
+        html.escape(str(p.key)),
+        f"step {p.step:.0f} · {seeds}" if math.isfinite(p.step) else seeds,
+        f"L_ft  {plus_minus(p.loss, p.loss_se)}",
+        f"forgetting  {plus_minus(p.forgetting, p.forgetting_se)} nats/token",
+    ]
+    if p.front:
+        lines.append("on the Pareto frontier" + (f", in {p.seeds:.0%} of the seeds too" if p.runs > 1 else ""))
+    return "\n".join(lines)
+
+
+def cards(comparison: Comparison, runs: Sequence[Mapping[str, Any]]) -> list[Card]:
+    """One a label and one a mitigation that was compared: what it is, its P, what it costs, where it is from."""
+    kinds: dict[str, tuple[str, list[float]]] = {}
+    for run in runs:
+        method = run.get("method")
+        name = str(method.get("name")) if isinstance(method, Mapping) else str(run.get("method", ""))
+        sizes = kinds.setdefault(str(run.get("label") or name), (name, []))[1]
+        if finite(run.get("trainable_params")):
+            sizes.append(float(run["trainable_params"]))
+    compared = [one for c in comparison.contests.values() for one in c.contenders]
+    labels = dict.fromkeys([comparison.reference, *(one.key.label for one in compared)])
+    made = [_method_card(label, *kinds.get(label, (label, []))) for label in labels]
+    names = dict.fromkeys(
+        part.split()[0] for one in compared for part in one.key.mitigation.split(" + ") if part.strip()
+    )
+    return made + [_mitigation_card(name, compared) for name in names]
+
+
+def _method_card(label: str, method: str, sizes: Sequence[float]) -> Card:
+    kind = METHODS.get(method)
+    spread = dict.fromkeys(count(size) for size in sorted(sizes))
+    few = list(spread) if len(spread) < 4 else [next(iter(spread)), "…", list(spread)[-1]]
+    params = f"P = {', '.join(few)}".replace(", …, ", " to ") if few else ""
+    return Card(label, _first(kind), params, ", ".join(kind.references) if kind else "")
+
+
+def _mitigation_card(name: str, compared: Sequence[Contender]) -> Card:
+    kind = MITIGATIONS.get(name)
+    mine = [one for one in compared if name in {p.split()[0] for p in one.key.mitigation.split(" + ") if p.strip()}]
+    prices = [one.price for one in mine if one.price is not None]
+    ratios = [p.seconds / p.reference_seconds for p in prices if finite(p.seconds) and p.reference_seconds > 0]
+    paid = f"{min(ratios):.2f} to {max(ratios):.2f} times the reference’s time to the same loss" if ratios else ""
+    if ratios and f"{min(ratios):.2f}" == f"{max(ratios):.2f}":
+        paid = f"{ratios[0]:.2f} times the reference’s time to the same loss"
+    return Card(name, _first(kind), paid, ", ".join(kind.references) if kind else "")
+
+
+def _first(kind: type | None) -> str:
+    """The first line of a class's docstring."""
+    return ((kind.__doc__ or "") if kind else "").strip().split("\n")[0]

@@ -1,0 +1,292 @@
+"""The charts of a study as plain Plotly figures: dictionaries that the page draws.
+
+Colours are the page's CSS variables (`var(--ink)`); the page's script resolves them, so that one figure serves the
+light page, the dark page and paper. Each trace says in `meta` which series it belongs to, and, for points, which rows
+of the data set it shows: the script attaches their hover texts from one list.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from forgetting.reporting.curves import fitted_line, fitted_sizes, fitted_steps, plain
+from forgetting.reporting.series import Panel, Series
+from forgetting.reporting.words import count, finite, level, method_name, number, plus_minus, r2
+
+BASE, FAILED = "base", "failed"  # beside the series' keys: what the legend can switch
+LABELS = {
+    "finetune_loss": "fine-tuning loss L<sub>ft</sub> (nats/token)",
+    "forgetting_loss": "forgetting loss L<sub>f</sub> (nats/token)",
+    "forgetting": "forgetting L<sub>f</sub> − floor (nats/token)",
+    "agreement": "same top token as the base model (%)",
+    "step": "update steps N",
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart of the page: a title, what it shows in words, and the Plotly figure.
+
+    `kind` names the chart for the page and its tests; `alt` says what it shows to a reader without sight of it.
+    """
+
+    kind: str
+    title: str
+    caption: str
+    alt: str
+    spec: dict[str, Any]
+    wide: bool = False
+
+
+def charts(panel: Panel) -> list[Chart]:
+    """All charts of one data set, in reading order."""
+    if panel.points.empty:
+        return []
+    return [
+        line_chart(panel),
+        steps_chart(panel, "finetune_loss"),
+        steps_chart(panel, "forgetting_loss"),
+        size_chart(panel),
+        agreement_chart(panel),
+    ]
+
+
+def line_chart(panel: Panel) -> Chart:
+    """The paper's Figure 2: forgetting loss against fine-tuning loss, all runs, with the fitted line and its band."""
+    data = fitted_line(panel) + _points(panel, "finetune_loss", "forgetting_loss", errors=False)
+    layout = plain_layout(LABELS["finetune_loss"], LABELS["forgetting_loss"])
+    caption = "Each point is one measurement of one run; training moves a run from right to left, and up."
+    if fit := panel.linear:
+        c, s = fit.parameters["c_fft"].value, fit.parameters["s_fft"].value
+        r_squared = number(r2(fit, "forgetting_loss"))
+        layout["annotations"] = [note(f"L<sub>f</sub> = {_line(c, s)}<br>R² = {r_squared}")]
+        caption += f" The line is Eq. 4, fitted to {fit.n_points} measurements of {fit.n_runs} runs; "
+        band = f"the band is its {level(fit.confidence)} interval, and " if _has_band(data) else ""
+        caption += f"{band}dotted parts lie outside the range of the fit."
+    low, high = panel.points["finetune_loss"].min(), panel.points["finetune_loss"].max()
+    alt = (
+        f"Scatter plot of {len(panel.points)} measurements: forgetting loss against fine-tuning loss, which runs from "
+        f"{number(low)} to {number(high)} nats per token. The numbers are in the table of measurements below."
+    )
+    return Chart(
+        "line", "Forgetting against fine-tuning loss", caption, alt, {"data": data, "layout": layout}, wide=True
+    )
+
+
+def steps_chart(panel: Panel, column: str) -> Chart:
+    """The paper's Figure 3, one loss: against update steps for each series, with the fitted joint law."""
+    data = fitted_steps(panel, column) + _points(panel, "step", column)
+    name = "Fine-tuning loss" if column == "finetune_loss" else "Forgetting loss"
+    caption = "Bars are one standard error, clustered by document."
+    if panel.joint:
+        equation = 5 if column == "finetune_loss" else 6
+        fitted = f"fitted to {panel.joint.n_runs} runs at once (R² {number(r2(panel.joint, column))})"
+        caption += f" Curves are Eq. {equation}, {fitted}; dotted outside the range of the fit."
+    way = "falls" if column == "finetune_loss" else "rises"
+    alt = (
+        f"{name} against update steps for {len(panel.series)} methods or ranks; it usually {way} with steps. "
+        "The numbers are in the table of measurements below."
+    )
+    return Chart(
+        f"steps-{column}",
+        f"{name} against steps",
+        caption,
+        alt,
+        {"data": data, "layout": plain_layout(LABELS["step"], LABELS[column])},
+    )
+
+
+def size_chart(panel: Panel) -> Chart:
+    """Forgetting at the last step against the number of trainable parameters, ticks named by rank."""
+    last = panel.last()
+    step = float(last["step"].iloc[0])
+    data = fitted_sizes(panel, step) + _points(panel, "trainable_params", "forgetting", rows=last)
+    layout = plain_layout("trainable parameters P (log scale)", LABELS["forgetting"])
+    sizes = last.groupby("series")["trainable_params"].median()
+    ticks = [(float(sizes[s.key]), s) for s in panel.series if finite(sizes.get(s.key))]
+    ticks.sort(key=lambda tick: tick[0])
+    ticks = [tick for tick in ticks if tick[0] > 0]
+    names = [f"{method_name_of(s)}<br>{count(size)}" for size, s in ticks]
+    layout["xaxis"] |= {"type": "log", "tickvals": [size for size, _ in ticks], "ticktext": names, "minor": {}}
+    behind = sorted(set(panel.points["run_id"]) - set(last["run_id"]))
+    caption = f"At step {step:.0f}, the last one measured."
+    if behind:
+        caption += f" {len(behind)} {'run has' if len(behind) == 1 else 'runs have'} not reached it and are not shown."
+    alt = f"Forgetting at step {step:.0f} against rank: " + "; ".join(
+        f"{s.label} {plus_minus(*_pair(last, s, 'forgetting'))}" for s in panel.series
+    )
+    return Chart("size", "Forgetting against rank", caption, alt, {"data": data, "layout": layout})
+
+
+def agreement_chart(panel: Panel) -> Chart:
+    """Agreement with the base model along each run."""
+    data = _points(panel, "step", "agreement", scale=100, lines=True)
+    last = panel.last()
+    alt = f"Share of positions with the base model's top token, at step {last['step'].iloc[0]:.0f}: " + "; ".join(
+        f"{s.label} {plus_minus(*_pair(last, s, 'agreement'), scale=100)} %" for s in panel.series
+    )
+    caption = "Share of positions of the general text where the most likely token is still the base model's."
+    layout = plain_layout(LABELS["step"], LABELS["agreement"])
+    return Chart("agreement", "Agreement with the base model", caption, alt, {"data": data, "layout": layout})
+
+
+def method_name_of(series: Series) -> str:
+    """A tick's name: the rank where there is one."""
+    ranked = series.rank is not None and series.symbol == "circle"
+    return f"r = {series.rank}" if ranked else html.escape(series.label.removesuffix(" fine-tuning"))
+
+
+def hover_texts(panel: Panel) -> list[str]:
+    """One hover text a row of `panel.hoverable`: run, step, rank, and the values with their errors.
+
+    Escaped lines without markup, which the page's script adds: in a script block every bracket would take six bytes.
+    """
+    texts = []
+    for row in panel.hoverable.to_dict("records"):
+        rank = f" · rank {row['rank']:.0f}" if finite(row["rank"]) else ""
+        seed = f" · seed {row['seed']:.0f}" if finite(row["seed"]) else ""
+        lines = [
+            html.escape(row["run_id"]),
+            f"{html.escape(method_name(row['method']))}{rank}{seed} · step {row['step']:.0f}",
+            f"L_ft  {plus_minus(row['finetune_loss'], row['finetune_loss_se'])}",
+            f"L_f  {plus_minus(row['forgetting_loss'], row['forgetting_loss_se'])}",
+            f"forgetting  {plus_minus(row['forgetting'], row['forgetting_se'])} nats/token",
+        ]
+        if finite(row["agreement"]):
+            lines.append(f"agreement  {plus_minus(row['agreement'], row['agreement_se'], 100)} %")
+        if row["status"] == "failed":
+            lines.append("failed run, not in the fits")
+        elif row["status"] != "done":
+            lines.append("not finished, not in the fits yet")
+        texts.append("\n".join(lines))
+    return texts
+
+
+def _pair(rows: pd.DataFrame, series: Series, column: str) -> tuple[float, float]:
+    mine = rows[rows["series"] == series.key]
+    return float(mine[column].mean()), float(mine[f"{column}_se"].mean())
+
+
+def _line(c: float, s: float) -> str:
+    """The line's right-hand side with signs in place."""
+    join = "+" if s >= 0 else "−"
+    return f"{number(-c)} · L<sub>ft</sub> {join} {number(abs(s))}"
+
+
+def _points(
+    panel: Panel,
+    x: str,
+    y: str,
+    *,
+    rows: pd.DataFrame | None = None,
+    scale: float = 1.0,
+    errors: bool = True,
+    lines: bool = False,
+) -> list[dict[str, Any]]:
+    """A trace of points a series, and hidden ones for the base model and for failed runs."""
+    shown = panel.points if rows is None else rows
+    traces = []
+    for series in panel.series:
+        mine = shown[shown["series"] == series.key].sort_values(["run_id", "step"])
+        traces.append(_trace(mine, x, y, f"var(--{series.key})", series.symbol, series.key, scale, errors, lines))
+    if rows is None:
+        extras = ((panel.base, "var(--ink)", "circle-open", BASE), (panel.failed, "var(--bad)", "x-thin-open", FAILED))
+        for others, colour, mark, key in extras:
+            if not others.empty:
+                trace = _trace(others, x, y, colour, mark, key, scale, errors=False, lines=False)
+                traces.append(trace | {"visible": False})
+    return traces
+
+
+def _trace(
+    rows: pd.DataFrame, x: str, y: str, colour: str, mark: str, key: str, scale: float, errors: bool, lines: bool
+) -> dict[str, Any]:
+    rows = _broken_by_run(rows) if lines else rows
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "mode": "lines+markers" if lines else "markers",
+        "x": plain(rows[x]),
+        "y": plain(rows[y] * scale),
+        "marker": {"color": colour, "symbol": mark, "size": 7, "line": {"color": "var(--surface)", "width": 0.8}},
+        "hovertemplate": "%{text}<extra></extra>",
+        "meta": {"series": key, "role": "points", "rows": [int(r) for r in rows["row"].fillna(-1)]},
+    }
+    if mark.endswith("open"):
+        trace["marker"]["line"] = {"color": colour, "width": 1.8}
+    if lines:
+        trace["line"] = {"color": colour, "width": 1.5}
+        trace["connectgaps"] = False
+    if errors and rows[f"{y}_se"].notna().any():
+        bars = plain(rows[f"{y}_se"] * scale)
+        trace["error_y"] = {"type": "data", "array": bars, "color": colour, "thickness": 1, "width": 0}
+    return trace
+
+
+def _broken_by_run(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with an empty one between runs, so that a line does not jump from one run to the next."""
+    pieces: list[pd.DataFrame] = []
+    for _, run in rows.groupby("run_id", sort=True):
+        if pieces:
+            pieces.append(pd.DataFrame([{}], columns=rows.columns).astype(rows.dtypes.to_dict(), errors="ignore"))
+        pieces.append(run)
+    return pd.concat(pieces, ignore_index=True) if len(pieces) > 1 else rows
+
+
+def _has_band(data: Iterable[dict[str, Any]]) -> bool:
+    return any(trace["meta"]["role"] == "band" for trace in data)
+
+
+def note(text: str) -> dict[str, Any]:
+    """A line of text in the upper right corner of a chart."""
+    return {
+        "text": text,
+        "xref": "paper",
+        "yref": "paper",
+        "x": 0.985,
+        "y": 0.97,
+        "xanchor": "right",
+        "yanchor": "top",
+        "align": "right",
+        "showarrow": False,
+        "font": {"size": 14, "color": "var(--ink)"},
+    }
+
+
+def plain_layout(x_title: str, y_title: str) -> dict[str, Any]:
+    """The layout that all charts share."""
+
+    def axis(title: str) -> dict[str, Any]:
+        return {
+            "title": {"text": title, "font": {"size": 13}, "standoff": 10},
+            "gridcolor": "var(--grid)",
+            "linecolor": "var(--rule)",
+            "tickcolor": "var(--rule)",
+            "zeroline": False,
+            "automargin": True,
+            "ticks": "outside",
+            "ticklen": 4,
+        }
+
+    return {
+        "xaxis": axis(x_title),
+        "yaxis": axis(y_title),
+        "showlegend": False,
+        "hovermode": "closest",
+        "dragmode": "zoom",
+        "margin": {"l": 56, "r": 12, "t": 26, "b": 48},
+        "modebar": {"bgcolor": "var(--surface)", "color": "var(--soft)", "activecolor": "var(--ink)"},
+        "paper_bgcolor": "var(--surface)",
+        "plot_bgcolor": "var(--surface)",
+        "font": {"color": "var(--soft)", "size": 12, "family": "var(--sans)"},
+        "hoverlabel": {
+            "bgcolor": "var(--raised)",
+            "bordercolor": "var(--rule)",
+            "font": {"color": "var(--ink)", "size": 13, "family": "var(--sans)"},
+            "align": "left",
+        },
+    }

@@ -1,0 +1,114 @@
+"""The fitted laws as tables of text: parameters by row, data sets by column, what each fit says about itself below."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from forgetting.analysis.laws.published import PUBLISHED
+from forgetting.reporting.series import Panel
+from forgetting.reporting.words import NOT_FITTED, count, interval, level, missing_fit, number, r2, symbol
+
+if TYPE_CHECKING:
+    from forgetting.analysis.fit import Fit
+
+PAPER = (("OpenOrca", "kalajdzievski2024/openorca"), ("News", "kalajdzievski2024/news"))
+
+
+@dataclass(frozen=True)
+class ParameterRow:
+    """One parameter: its letter and subscript, and a (value, interval) a data set."""
+
+    letter: str
+    below: str
+    meaning: str
+    estimates: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class FitNote:
+    """What one fit says about itself: the rows it stands on, warnings, diagnostics as JSON text."""
+
+    dataset: str
+    support: str
+    ranges: tuple[tuple[str, str, str], ...]
+    warnings: tuple[str, ...]
+    diagnostics: str
+
+
+@dataclass(frozen=True)
+class LawTable:
+    """One law over the data sets.
+
+    Attributes:
+        name: `linear` or `shifted_power`; the page writes its formula.
+        columns: data sets on which it was fitted.
+        confidence: nominal coverage of the intervals.
+        rows: its parameters.
+        r2: (the output's subscript, R² a data set).
+        paper: the paper's R² of L_f with this law.
+        notes: one a fit.
+        missing: (data set, why it has no fit).
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    confidence: str
+    rows: tuple[ParameterRow, ...]
+    r2: tuple[tuple[str, tuple[str, ...]], ...]
+    paper: str
+    notes: tuple[FitNote, ...]
+    missing: tuple[tuple[str, str], ...]
+
+
+def law_table(name: str, panels: Sequence[Panel]) -> LawTable:
+    """One law's fits over the data sets."""
+    fits = {p.name: p.linear if name == "linear" else p.joint for p in panels}
+    made: dict[str, Fit] = {key: fit for key, fit in fits.items() if fit is not None}
+    names = list(dict.fromkeys(key for fit in made.values() for key in fit.parameters))
+    outputs = list(dict.fromkeys(key for fit in made.values() for key in fit.r2))
+    return LawTable(
+        name=name,
+        columns=tuple(made),
+        confidence=" and ".join(dict.fromkeys(level(fit.confidence) for fit in made.values())),
+        rows=tuple(_parameter(key, list(made.values())) for key in names),
+        r2=tuple((symbol(key)[1] or key, tuple(number(r2(fit, key)) for fit in made.values())) for key in outputs),
+        paper=" and ".join(f"{number(_paper_r2(name, key))} on {data}" for data, key in PAPER),
+        notes=tuple(_note(key, fit) for key, fit in made.items()),
+        missing=tuple((p.name, missing_fit(p, name)) for p in panels if fits[p.name] is None),
+    )
+
+
+def _paper_r2(law: str, key: str) -> float:
+    published = PUBLISHED[key]
+    return float(published.constants["r2_of_line"] if law == "linear" else published.r2["forgetting_loss"])
+
+
+def _parameter(key: str, fits: Sequence[Fit]) -> ParameterRow:
+    about = {p.name: p for p in fits[0].law_object.parameters}.get(key)
+    held = about is not None and about.gauge is not None
+    estimates = []
+    for fit in fits:
+        estimate = fit.parameters.get(key)
+        if estimate is None:
+            estimates.append(("–", ""))
+        else:
+            aside = "held (gauge)" if held else interval(estimate.low, estimate.high)
+            estimates.append((number(estimate.value, 4), aside))
+    return ParameterRow(*symbol(key), about.meaning if about else "", tuple(estimates))
+
+
+def _note(dataset: str, fit: Fit) -> FitNote:
+    ranges = []
+    for name, (low, high) in fit.measured_range.items():
+        show = count if name in ("trainable_params", "step") else number
+        ranges.append((*symbol(name), f"{show(low)} to {show(high)}"))
+    return FitNote(
+        dataset=dataset,
+        support=f"{fit.n_points} measurements of {fit.n_runs} {'run' if fit.n_runs == 1 else 'runs'}",
+        ranges=tuple(ranges),
+        warnings=tuple(w for w in fit.warnings if not w.startswith(NOT_FITTED)),
+        diagnostics=json.dumps(dict(fit.diagnostics), indent=1, default=str) if fit.diagnostics else "",
+    )

@@ -1,0 +1,135 @@
+"""A measurement as one HTML page that needs nothing else: the numbers, and where the model forgot, token by token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from ..measuring.where import Group, Passage, Where
+
+QUANTITIES = (
+    ("forgetting", "Forgetting, the excess over the base model"),
+    ("forgetting_loss", "Forgetting loss, against the base model's top tokens"),
+    ("forgetting_floor", "The base model's own, the floor"),
+    ("soft_forgetting_loss", "Soft forgetting loss, against its whole distribution"),
+    ("kl", "KL divergence from base to tuned model"),
+    ("agreement", "Agreement, share of positions with the same top token"),
+    ("data_loss_base", "Ground-truth loss of the base model"),
+    ("data_loss_tuned", "Ground-truth loss of the tuned model"),
+)
+SHADES = 8
+"""Steps of colour of a token's loss change; the deepest is `FULL` nats and more."""
+FULL = 4.0
+
+
+def render(row: Mapping[str, Any], where: Where, tokenizer: Any) -> str:
+    """The page as text; the same text for the same arguments.
+
+    Args:
+        row: the measurement's flat row.
+        where: its breakdowns.
+        tokenizer: for showing tokens as text; None shows their ids.
+    """
+    groups = [*where.by_position, *where.by_frequency]
+    widest = max((abs(group.change.value) for group in groups), default=1.0) or 1.0
+    zero = 50.0 if any(group.change.value < 0 for group in groups) else 0.0
+    return (
+        _environment()
+        .get_template("measurement.html")
+        .render(
+            row=row,
+            quantities=[(label, _number(row[name]), _number(row[f"{name}_se"])) for name, label in QUANTITIES],
+            charts=[
+                (
+                    "By position in the window",
+                    "tokens before the predicted one",
+                    _bars(where.by_position, widest, zero),
+                ),
+                ("By how common the true token is", "times in the text", _bars(where.by_frequency, widest, zero)),
+            ],
+            zero=zero,
+            documents=[(g.label, _number(g.change.value), g.change.n_tokens) for g in where.by_document],
+            tokens=[
+                (_shown(token, tokenizer), _number(m.value), _number(m.se), m.n_tokens) for token, m in where.by_token
+            ],
+            passages=[
+                {"document": p.document, "mean": _number(p.mean), "tokens": _tokens(p, tokenizer)}
+                for p in where.passages
+            ],
+            full=FULL,
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def _bars(groups: list[Group], widest: float, zero: float) -> list[dict[str, Any]]:
+    """Bars from the line of zero change, with whiskers of one standard error, in per cent of the width."""
+
+    def place(value: float) -> float:
+        return round(zero + (95 - zero) * max(-1.0, min(1.05, value / widest)), 2)
+
+    bars = []
+    for group in groups:
+        value, se = group.change.value, group.change.se
+        ends = sorted((zero, place(value)))
+        low, high = (value, value) if math.isnan(se) else (place(value - se), place(value + se))
+        whisker = None if math.isnan(se) else (low, round(high - low, 2))
+        bars.append(
+            {
+                "label": group.label,
+                "left": ends[0],
+                "width": round(ends[1] - ends[0], 2),
+                "whisker": whisker,
+                "text": f"{value:+.4f} ± {_number(se)}",
+                "tokens": group.change.n_tokens,
+            }
+        )
+    return bars
+
+
+def _tokens(passage: Passage, tokenizer: Any) -> list[dict[str, Any]]:
+    """Each token's text, its shade (0 none, positive forgot, negative gained) and its hover text."""
+    shown = []
+    pieces = _pieces([int(token) for token in passage.token_ids], tokenizer)
+    for text, change, expected in zip(pieces, passage.change, passage.expected, strict=True):
+        if np.isnan(change):
+            shown.append({"text": text, "shade": 0, "hint": "not predicted"})
+            continue
+        shade = round(math.sqrt(min(abs(float(change)) / FULL, 1.0)) * SHADES)
+        hint = f"{float(change):+.3f} nats; the base model's top token: {_shown(int(expected), tokenizer)!r}"
+        shown.append({"text": text, "shade": shade if change > 0 else -shade, "hint": hint})
+    return shown
+
+
+def _pieces(tokens: list[int], tokenizer: Any) -> list[str]:
+    """The text that each token adds to those before it: alone, a token may lose its space or half a character."""
+    if tokenizer is None:
+        return [_shown(token, None) for token in tokens]
+    pieces, before = [], ""
+    for i in range(len(tokens)):
+        whole = str(tokenizer.decode(tokens[: i + 1])).rstrip("\ufffd")  # an unfinished character
+        pieces.append(whole[len(before) :])
+        before = whole if len(whole) > len(before) else before
+    return pieces
+
+
+def _shown(token: int, tokenizer: Any) -> str:
+    return f"[{token}]" if tokenizer is None else str(tokenizer.decode([token]))

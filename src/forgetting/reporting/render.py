@@ -1,0 +1,179 @@
+"""A study as one HTML file that needs nothing else: text, tables, charts, Plotly's own script, style.
+
+The page opens from a file and asks nothing of any network: its content security policy forbids all requests and lets
+only the scripts run whose hashes it names, so that a hostile name of a data set or run could not run anything even if
+it were not escaped. (It is: templates escape everything, JSON inside the page escapes `<`, `>` and `&`.)
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from forgetting.capabilities.study_runs import study_rows
+from forgetting.config.schema import StudyConfig
+from forgetting.errors import ForgettingError
+from forgetting.reporting import sections
+from forgetting.reporting.aggregate import drawn
+from forgetting.reporting.capabilities import study_section
+from forgetting.reporting.citations import citations
+from forgetting.reporting.comparison import comparison_section
+from forgetting.reporting.figures import charts, hover_texts
+from forgetting.reporting.lawtable import law_table
+from forgetting.reporting.series import Panel, Series, group, panels, tidy
+from forgetting.reporting.words import headline
+from forgetting.store.folder import write_atomically
+
+if TYPE_CHECKING:
+    from forgetting.analysis.compare import Comparison
+    from forgetting.analysis.fit import Fit
+
+
+def render_study(
+    config: StudyConfig,
+    table: pd.DataFrame,
+    runs: Sequence[Mapping[str, Any]],
+    fits: Mapping[str, Mapping[str, Fit]],
+    capabilities: Sequence[Mapping[str, Any]] = (),
+    comparison: Comparison | None = None,
+) -> str:
+    """The report of a study as the text of one HTML file.
+
+    Args:
+        config: the study's resolved configuration.
+        table: one row a measurement (see DESIGN.md's columns); rows at step 0 are the base model.
+        runs: the run records; keys that a record lacks are left out of the page.
+        fits: by data set, the laws `linear` and `shifted_power`, each where it could be fitted.
+        capabilities: rows of `capabilities.study_runs.study_rows`, where models were evaluated.
+        comparison: of its methods and mitigations, where there is more than one.
+
+    Returns:
+        The page. It is the same text for the same arguments.
+    """
+    rows = tidy(table)
+    series = group(rows, runs)
+    points, aggregated = drawn(rows, series)
+    shown = panels(config.datasets, points, series, fits)
+    scripts = [Markup(get_plotlyjs()), _asset("report.js")]  # noqa: S704 - files of installed packages
+    return (
+        environment()
+        .get_template("study.html.j2")
+        .render(
+            config=config,
+            css=_asset("report.css"),
+            palette=_palette(series),
+            capabilities=study_section(
+                capabilities,
+                {run: f"var(--{s.key})" for s in series for run in s.runs},
+                {run: s.label for s in series for run in s.runs},
+            ),
+            compare=comparison_section(comparison, series, runs),
+            scripts=scripts,
+            policy=_policy(scripts),
+            headlines=[headline(panel) for panel in shown],
+            figures=sections.key_figures(shown, runs, rows),
+            panels=[_panel(panel) for panel in shown],
+            run_rows=sections.run_rows(runs, rows, series),
+            laws=[law_table(name, shown) for name in ("linear", "shifted_power")],
+            setup=sections.setup(config, runs, rows),
+            notices=sections.notices(runs),
+            example=next((panel.name for panel in shown if panel.joint is not None), None),
+            citations=citations(config),
+            shown_rows=sections.SHOWN_ROWS,
+            aggregated=aggregated,
+            total_runs=len(sections.statuses(runs, rows)),
+        )
+    )
+
+
+def write_study_report(
+    config: StudyConfig,
+    table: pd.DataFrame,
+    runs: Sequence[Mapping[str, Any]],
+    fits: Mapping[str, Mapping[str, Fit]],
+    path: Path,
+    comparison: Comparison | None = None,
+) -> Path:
+    """Write `render_study`'s page to `path`, whole or not at all.
+
+    Raises:
+        ForgettingError: the file cannot be written.
+    """
+    page = render_study(config, table, runs, fits, study_rows(path.parent), comparison)
+    try:
+        return write_atomically(path, page)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            why = f"{path}: no room left on the disk for the report; make room, then run the same command again"
+        else:
+            why = f"{path}: the report cannot be written: {error.strerror}; is the folder there, and writable?"
+        raise ForgettingError(why) from None
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """Jinja with escaping on, undefined names as errors, and JSON without NaN."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("forgetting.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["pyrepr"] = repr
+    made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":"), "ensure_ascii": False}
+    return made
+
+
+def _asset(name: str) -> Markup:
+    """A style sheet or script of this package, as it is."""
+    text = (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+    return Markup(text)  # noqa: S704 - our own file
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """A content security policy: no requests; only these scripts, and no eval; pictures that the page makes itself."""
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _palette(series: Sequence[Series]) -> dict[str, list[tuple[str, str]]]:
+    return {
+        "light": [(s.key, s.light) for s in series],
+        "dark": [(s.key, s.dark) for s in series],
+    }
+
+
+def _panel(panel: Panel) -> dict[str, Any]:
+    """What the page needs of one data set: its charts, legend, hover texts and measurements."""
+    made = charts(panel)
+    ranked = [s for s in panel.series if s.symbol == "circle"]
+    families = {s.label.removesuffix(f" {s.rank}") for s in ranked}
+    ranked = ranked if len(ranked) > 1 and len(families) == 1 else []
+    return {
+        "key": panel.key,
+        "name": panel.name,
+        "charts": made,
+        "payload": {"hover": hover_texts(panel), "charts": [{"kind": c.kind, "spec": c.spec} for c in made]},
+        "family": families.pop() if ranked else "",
+        "ranked": ranked,
+        "others": [s for s in panel.series if s not in ranked],
+        "base": len(panel.base),
+        "failed": len(panel.failed),
+        "measurements": sections.measurement_rows(panel),
+        "total": len(panel.points),
+    }

@@ -1,0 +1,231 @@
+"""The report's tables as plain rows of text: key figures, runs, measurements, fitted laws, setup."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from forgetting.config.schema import StudyConfig
+from forgetting.reporting.series import Panel, Series, method_of
+from forgetting.reporting.words import count, duration, finite, method_name, number, plus_minus, r2
+
+SHOWN_RUNS = 1000
+"""Runs listed in the page; a study of more is a `forgetting table` away."""
+SHOWN_ROWS = 1500  # measurements listed in the page; a larger study's are a `forgetting table` away
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell: what is shown, and what it sorts by."""
+
+    text: str
+    key: float | str
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run in the table of runs; `note` says why it failed."""
+
+    run_id: str
+    status: str
+    note: str
+    cells: tuple[Cell, ...]
+
+
+def figure(value: Any, key: Any = None) -> Cell:
+    """A numeric cell; what is missing sorts last."""
+    sort = value if key is None else key
+    return Cell(str(value), float(sort) if finite(sort) else float("1e308"))
+
+
+def key_figures(
+    panels: Sequence[Panel], runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame
+) -> list[tuple[str, str]]:
+    """The study at a glance: (value, what it is)."""
+    tally = Counter(statuses(runs, rows).values())
+    others = "".join(f", {tally[name]} {name}" for name in ("running", "failed") if tally[name])
+    figures = [(str(tally["done"]), f"runs done{others}"), (f"{_counted(panels, rows):,}", "measurements")]
+    for panel in panels:
+        if panel.linear is not None:
+            figures.append((number(r2(panel.linear, "forgetting_loss")), f"R² of the line on {panel.name}"))
+    floor = rows["forgetting_floor"].median()
+    if finite(floor):
+        figures.append((number(float(floor)), "forgetting floor, nats/token"))
+    train, measured = rows.groupby("run_id")[["train_seconds", "measure_seconds"]].max().sum()
+    if train > 0:
+        figures.append((duration(float(train + measured)), "training and measuring"))
+    return figures
+
+
+def _counted(panels: Sequence[Panel], rows: pd.DataFrame) -> int:
+    """Measurements after step 0 of runs that did not fail, also where panels show means of them."""
+    names = [panel.name for panel in panels]
+    return int(((rows["step"] != 0) & (rows["status"] != "failed") & rows["dataset"].isin(names)).sum())
+
+
+def statuses(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame) -> dict[str, str]:
+    """Status by run id: the run's record first, its table rows where it has no record."""
+    one = rows.drop_duplicates("run_id", keep="last")
+    found = {str(i): str(s) for i, s in zip(one["run_id"], one["status"], strict=True)}
+    return found | {str(run.get("run_id", "?")): str(run.get("status", "unknown")) for run in runs}
+
+
+def run_rows(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame, series: Sequence[Series]) -> list[RunRow]:
+    """One row a run, stored or measured, at its last measured step; SHOWN_RUNS of them, failed ones first."""
+    records = {str(run.get("run_id", "?")): run for run in runs}
+    labels = {run: s.label for s in series for run in s.runs}
+    last = rows.sort_values("step", kind="stable").drop_duplicates("run_id", keep="last")
+    measured = {str(row["run_id"]): row for row in last.to_dict("records")}
+    every = list(statuses(runs, rows).items())
+    if len(every) > SHOWN_RUNS:
+        every = sorted(every, key=lambda run: run[1] != "failed")[:SHOWN_RUNS]
+    made = []
+    for run_id, status in every:
+        record, row = records.get(run_id, {}), measured.get(run_id, {})
+        method = method_of(record)
+        rank = row.get("rank", method.get("rank"))
+        name = labels.get(run_id) or method_name(str(method.get("name", record.get("method", "?"))))
+        params = row.get("trainable_params", record.get("trainable_params"))
+        dataset = str(row.get("dataset", record.get("dataset", "?")))
+        cells = (
+            Cell(dataset, dataset),
+            Cell(name, float(rank) if isinstance(rank, int | float) and finite(rank) else name),
+            _count_cell(row.get("seed", record.get("seed"))),
+            figure(count(params), params),
+            _count_cell(row.get("step")),
+            _value(row, "forgetting"),
+            _value(row, "agreement", 100),
+            _value(row, "finetune_loss"),
+            _value(row, "forgetting_loss"),
+            figure(duration(row.get("train_seconds")), row.get("train_seconds")),
+        )
+        made.append(RunRow(run_id, status, _note(record, status), cells))
+    return made
+
+
+def _note(record: Mapping[str, Any], status: str) -> str:
+    if status != "failed":
+        return ""
+    why = record.get("why") or "no reason was stored"
+    return f"{why if isinstance(why, str) else json.dumps(why, default=str)} (not in the fits)"
+
+
+def _count_cell(value: Any) -> Cell:
+    return figure(f"{value:.0f}" if finite(value) else "–", value)
+
+
+def _value(row: Mapping[Any, Any], column: str, scale: float = 1.0) -> Cell:
+    value = row.get(column)
+    return figure(plus_minus(value, row.get(f"{column}_se"), scale), value)
+
+
+def measurement_rows(panel: Panel) -> list[tuple[str, ...]]:
+    """Every measurement of a data set as text, for readers without the charts."""
+    labels = {s.key: s.label for s in panel.series}
+    rows = panel.points.sort_values(["run_id", "step"]).head(SHOWN_ROWS)
+    return [
+        (
+            row["run_id"],
+            labels.get(row["series"], row["method"]),
+            f"{row['step']:.0f}",
+            plus_minus(row["finetune_loss"], row["finetune_loss_se"]),
+            plus_minus(row["forgetting_loss"], row["forgetting_loss_se"]),
+            plus_minus(row["forgetting"], row["forgetting_se"]),
+            plus_minus(row["agreement"], row["agreement_se"], 100),
+            plus_minus(row["data_loss_tuned"], row["data_loss_tuned_se"]),
+        )
+        for row in rows.to_dict("records")
+    ]
+
+
+def setup(config: StudyConfig, runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """What was run, on what, with what: (term, description)."""
+    training, measure = config.training, config.measure
+    model = config.model.source + (f" at {config.model.revision}" if config.model.revision else "")
+    steps = config.measured_steps()
+    facts = [
+        ("Base model", model),
+        ("General text", _source(config.text)),
+        *((f"Data set {name}", _source(data)) for name, data in config.datasets.items()),
+        ("Methods", _methods(config)),
+        ("Seeds", ", ".join(str(seed) for seed in config.seeds)),
+        (
+            "Training",
+            f"{training.steps} update steps, {training.batch_size} windows of {config.context} tokens a step, "
+            f"{training.optimizer}, learning rate {training.learning_rate:g}, {training.schedule} after "
+            f"{training.warmup_steps} warm-up steps",
+        ),
+        ("Measured", f"at step 0 and at {len(steps) - 1} steps from {measure.start} to {steps[-1]}"),
+    ]
+    facts += tokens(rows)
+    bases = dict.fromkeys(str(run["base"]) for run in runs if run.get("base"))
+    if bases:
+        facts.append(("Base revision", ", ".join(bases)))
+    facts += [(name.replace("_", " ").capitalize(), text) for name, text in _union(runs, "hardware")]
+    versions = ", ".join(f"{name} {text.replace(', ', ' and ')}" for name, text in _union(runs, "versions"))
+    if versions:
+        facts.append(("Versions", versions))
+    times = sorted(
+        str(run[key]).replace("T", " ").replace("+00:00", " UTC")
+        for run in runs
+        for key in ("started", "finished")
+        if run.get(key)
+    )
+    if times:
+        facts.append(("Run between", f"{times[0]} and {times[-1]}"))
+    return facts
+
+
+def tokens(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """On how many tokens of how many documents the means stand, by data set."""
+    found: dict[str, list[str]] = {}
+    for dataset, mine in rows.groupby("dataset", sort=False):
+        parts = (("General text measured", "text"), (f"Held-out {dataset} measured", "finetune"))
+        for label, part in parts:
+            size, documents = mine[f"{part}_tokens"].max(), mine[f"{part}_documents"].max()
+            if finite(size):
+                of = f" of {documents:,.0f} documents" if finite(documents) else ""
+                found.setdefault(label, []).append(f"{size:,.0f} tokens{of}")
+    return [(label, "; ".join(dict.fromkeys(values))) for label, values in found.items()]
+
+
+def _source(data: Any) -> str:
+    parts = [data.source, data.subset, data.split, data.revision]
+    return ", ".join(part for part in parts if part)
+
+
+def _methods(config: StudyConfig) -> str:
+    """The methods, ranks of one family together."""
+    families: dict[str, list[str]] = {}
+    for method in config.methods:
+        rest = ", ".join(f"{key} {value}" for key, value in method.options.items() if key != "rank")
+        family = method_name(method.name) + (f" ({rest})" if rest else "")
+        rank = method.options.get("rank")
+        ranks = rank if isinstance(rank, list | tuple) else [] if rank is None else [rank]
+        families.setdefault(family, []).extend(str(r) for r in ranks)
+    return "; ".join(family + (f", rank {', '.join(ranks)}" if ranks else "") for family, ranks in families.items())
+
+
+def _union(runs: Iterable[Mapping[str, Any]], key: str) -> list[tuple[str, str]]:
+    """The values of a mapping in the run records, all of them where runs differ."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        holder = run.get(key)
+        for name, value in holder.items() if isinstance(holder, Mapping) else ():
+            found.setdefault(str(name), []).append(str(value))
+    return [(name, ", ".join(dict.fromkeys(values))) for name, values in found.items()]
+
+
+def notices(runs: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """What runs wanted a reader to know: each notice once, with the number of runs that gave it."""
+    tally: dict[str, int] = {}
+    for run in runs:
+        given = run.get("notices")
+        for notice in given if isinstance(given, list | tuple) else ():
+            tally[str(notice)] = tally.get(str(notice), 0) + 1
+    return list(tally.items())

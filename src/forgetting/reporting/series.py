@@ -1,0 +1,263 @@
+"""A study's rows in the groups that a reader compares: one series a method and rank, with a colour and a symbol.
+
+Ranks take a sequential, colour-blind-safe scale whose contrast to the page grows with rank, in the light and in the
+dark page. Methods without a rank take colours and symbols of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from forgetting.analysis.fit import Fit
+
+# every colour has a contrast of at least 3:1 to the page's surface (a test computes it)
+RANKS_LIGHT = ("#d9772b", "#cf5b3c", "#c2465a", "#a22f75", "#702b8c", "#41278a", "#1b1464")
+RANKS_DARK = ("#8468d8", "#b061c8", "#d6629f", "#ee7a72", "#f7a14f", "#f6c453", "#f5f0a6")
+OTHERS = (
+    ("#00796b", "#4fd1b5", "diamond"),
+    ("#1769aa", "#7cb8ff", "square"),
+    ("#6d5a00", "#d8c25a", "triangle-up"),
+    ("#5a6270", "#c3c9d2", "x"),
+    ("#8a3b12", "#ef9a6a", "star"),
+    ("#8c1d6b", "#f08fd0", "triangle-down"),
+    ("#2e6b1f", "#8fd67a", "pentagon"),
+    ("#3d3d9e", "#a9a9f5", "hexagon"),
+    ("#b02a2a", "#ff9d96", "hourglass"),
+    ("#0b5f75", "#6fd6ea", "bowtie"),
+)
+METHOD_NAMES = {
+    "lora": "LoRA", "dora": "DoRA", "mica": "MiCA", "pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "eva": "EVA",
+    "vera": "VeRA", "loha": "LoHa", "lokr": "LoKr", "ia3": "IA³", "oft": "OFT", "boft": "BOFT", "osf": "OSF",
+    "ln_tuning": "layer-norm tuning", "bias": "biases only", "full": "full fine-tuning",
+}  # fmt: skip
+"""Methods whose name is not simply the words to show."""
+
+NOT_OPTIONS = ("name", "rank", "label", "mitigations")
+"""Fields of a run's method that are no options in which methods of one label may differ."""
+
+NUMBERS = (
+    "step",
+    "rank",
+    "seed",
+    "trainable_params",
+    "finetune_loss",
+    "finetune_loss_se",
+    "forgetting_loss",
+    "forgetting_loss_se",
+    "forgetting_floor",
+    "forgetting_floor_se",
+    "forgetting",
+    "forgetting_se",
+    "agreement",
+    "agreement_se",
+    "data_loss_base",
+    "data_loss_base_se",
+    "data_loss_tuned",
+    "data_loss_tuned_se",
+    "train_seconds",
+    "measure_seconds",
+    "finetune_tokens",
+    "finetune_documents",
+    "text_tokens",
+    "text_documents",
+)
+TEXTS = ("dataset", "method", "label", "mitigation", "run_id", "status")
+Identity = tuple[str, float, str, str, str]
+"""Method, rank (-1 without), options, label, mitigation: what runs of one series share."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One method at one rank and with one mitigation: what is drawn in one colour.
+
+    Attributes:
+        key: a safe identifier, `s0`, `s1`, ...; the page's style sheet gives it its colours.
+        label: for readers, such as `LoRA rank 8`.
+        rank: None where the method has none.
+        symbol: Plotly's marker symbol.
+        light, dark: colour in the light and in the dark page.
+        runs: ids of its runs.
+    """
+
+    key: str
+    label: str
+    rank: int | None
+    symbol: str
+    light: str
+    dark: str
+    runs: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One data set: its rows and fits.
+
+    Attributes:
+        key: a safe identifier for the page, `d0`, `d1`, ...
+        name: the data set's name, untrusted text.
+        points: measured rows after step 0 of runs that did not fail.
+        base: their rows at step 0.
+        failed: all rows of failed runs.
+        series: those with rows here, in drawing order.
+        linear, joint: the fitted laws, where there are any.
+    """
+
+    key: str
+    name: str
+    points: pd.DataFrame
+    base: pd.DataFrame
+    failed: pd.DataFrame
+    series: tuple[Series, ...]
+    linear: Fit | None
+    joint: Fit | None
+
+    @property
+    def hoverable(self) -> pd.DataFrame:
+        """All rows, in the order that the charts' row numbers count."""
+        return pd.concat([self.points, self.base, self.failed], ignore_index=True)
+
+    def of(self, series: Series) -> pd.DataFrame:
+        """The points of one series, by run and step."""
+        rows: pd.DataFrame = self.points[self.points["series"] == series.key].sort_values(["run_id", "step"])
+        return rows
+
+    def last(self) -> pd.DataFrame:
+        """The points at the last measured step that any run of this data set reached."""
+        rows: pd.DataFrame = self.points[self.points["step"] == self.points["step"].max()]
+        return rows
+
+
+def tidy(table: pd.DataFrame) -> pd.DataFrame:
+    """A copy with every column of the report present, numbers as floats and texts as strings."""
+    if "alpha" in table.columns:  # weights interpolated after the last step are no points of the run
+        table = table[~(table["alpha"] < 1).fillna(False).astype(bool)]
+    rows = table.reindex(columns=[*TEXTS, *NUMBERS]).copy()
+    for column in NUMBERS:
+        rows[column] = pd.to_numeric(rows[column], errors="coerce").astype("float64")
+    for column in TEXTS:
+        rows[column] = rows[column].astype("object").where(rows[column].notna(), "").astype(str)
+    return rows
+
+
+def method_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's method and its options, from wherever its record keeps them."""
+    config = run.get("config")
+    for holder in (run, config if isinstance(config, Mapping) else {}):
+        method = holder.get("method")
+        if isinstance(method, Mapping):
+            return dict(method)
+    return {}
+
+
+def group(rows: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> tuple[Series, ...]:
+    """The study's series, ranked methods first, smaller ranks before larger ones.
+
+    Args:
+        rows: a tidy table.
+        runs: the run records; options in them tell apart methods of one name and rank.
+    """
+    records = {str(run.get("run_id", "")): method_of(run) for run in runs}
+    members: dict[Identity, set[str]] = {}
+    first = rows.drop_duplicates("run_id")
+    texts = (first[name] for name in ("run_id", "method", "label", "mitigation"))
+    for run_id, method, label, mitigation, rank in zip(*texts, first["rank"], strict=True):
+        options = {k: v for k, v in records.get(run_id, {}).items() if k not in NOT_OPTIONS}
+        size = -1.0 if pd.isna(rank) else float(rank)
+        text = json.dumps(options, sort_keys=True, default=str)
+        members.setdefault((method, size, text, label or method, mitigation), set()).add(run_id)
+    labels = _labels(members)
+    main = _main_identities(members)
+    ordered = sorted(members, key=lambda m: (m not in main, bool(m[4]), m))
+    ranks = sorted({m[1] for m in main})
+    series = []
+    for number, identity in enumerate(ordered):
+        if identity in main:
+            place = ranks.index(identity[1]) / (len(ranks) - 1) if len(ranks) > 1 else 0.7
+            light, dark, symbol = blend(RANKS_LIGHT, place), blend(RANKS_DARK, place), "circle"
+        else:
+            light, dark, symbol = OTHERS[(number - len(main)) % len(OTHERS)]
+        rank = int(identity[1]) if identity[1] >= 0 else None
+        ids = frozenset(members[identity])
+        series.append(Series(f"s{number}", labels[identity], rank, symbol, light, dark, ids))
+    return tuple(series)
+
+
+def _main_identities(members: Iterable[Identity]) -> set[Identity]:
+    """The method and options with the most ranks, plain before mitigated: they take the sequential scale."""
+    families: dict[tuple[str, ...], set[Identity]] = {}
+    for identity in members:
+        if identity[1] >= 0:
+            families.setdefault((identity[0], *identity[2:]), set()).add(identity)
+    return max(families.values(), key=lambda f: (len(f), not max(f)[4], sorted(f)), default=set())
+
+
+def _labels(members: Iterable[Identity]) -> dict[Identity, str]:
+    """Label, rank and mitigation, and beyond them only the options in which methods of one label differ."""
+    identities = list(members)
+    labels = {}
+    for identity in identities:
+        name, rank, options, label, mitigation = identity
+        text = METHOD_NAMES.get(name, name.replace("_", " ")) if label == name else label
+        if rank >= 0:
+            text += f" rank {rank:.0f}"
+        own = json.loads(options)
+        others = [json.loads(i[2]) for i in identities if (i[1], *i[3:]) == (rank, label, mitigation)]
+        differing = sorted(k for k in own if any(other.get(k) != own[k] for other in others))
+        if differing:
+            text += " (" + ", ".join(f"{k}={own[k]}" for k in differing) + ")"
+        labels[identity] = text + (f" + {mitigation}" if mitigation else "")
+    return labels
+
+
+def panels(
+    names: Iterable[str], rows: pd.DataFrame, series: Sequence[Series], fits: Mapping[str, Mapping[str, Fit]]
+) -> tuple[Panel, ...]:
+    """One panel a data set: those of the configuration in its order, then any other that the table holds."""
+    of_run = {run: s.key for s in series for run in s.runs}
+    if "series" not in rows.columns:  # means over runs bring their own
+        rows = rows.assign(series=rows["run_id"].map(of_run))
+    found = []
+    for number, name in enumerate(dict.fromkeys([*names, *rows["dataset"]])):
+        mine = rows[rows["dataset"] == name]
+        failed = mine["status"] == "failed"
+        start = mine["step"] == 0
+        points, base, bad = mine[~failed & ~start], mine[~failed & start], mine[failed]
+        points = points.reset_index(drop=True)
+        points["row"] = range(len(points))
+        base = base.assign(row=range(len(points), len(points) + len(base)))
+        bad = bad.assign(row=range(len(points) + len(base), len(mine)))
+        present = set(points["series"])
+        own = fits.get(name, {})
+        found.append(
+            Panel(
+                key=f"d{number}",
+                name=name,
+                points=points,
+                base=base,
+                failed=bad,
+                series=tuple(s for s in series if s.key in present),
+                linear=own.get("linear"),
+                joint=own.get("shifted_power"),
+            )
+        )
+    return tuple(found)
+
+
+def blend(colours: Sequence[str], place: float) -> str:
+    """The colour at `place` in 0..1 along a scale, linear between its stops.
+
+    Examples:
+        >>> blend(["#000000", "#ff0000"], 0.5)
+        '#800000'
+    """
+    at = min(max(place, 0.0), 1.0) * (len(colours) - 1)
+    low = min(int(at), len(colours) - 2)
+    share = at - low
+    one, two = (([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in (colours[low], colours[low + 1]))
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(one, two, strict=True))

@@ -1,0 +1,337 @@
+"""The measured rows of many runs as columns: parsed in bulk, and those of ended runs kept in one file beside them.
+
+The plain files are what counts. The kept columns only save time: each run's are used while the size and time of change
+of its two files are what they were, and a damaged file of columns is noticed by its checksum and made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import struct
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.json
+
+from .. import files
+from ..errors import ForgettingError, UsageError
+
+log = logging.getLogger(__name__)
+RUN_SCHEMA = 1
+KEPT_FROM = 200
+"""Ended runs from which on their columns are kept; fewer are read in no time."""
+BULK = 2**25
+"""Bytes of rows parsed at once."""
+BLOCK = 2**22
+"""Bytes of rows parsed by one thread; a line longer than this makes its batch be parsed line by line."""
+MAGIC = b"forgetting rows 1\n"
+TEXTS = ("dataset", "method", "label", "mitigation", "status")
+WHOLES = ("rank", "seed", "trainable_params")
+ENDED = ("done", "failed")
+Stamp = tuple[int, int, int, int]
+"""Size and time of change in ns of run.json, then of measurements.jsonl; zeros where there is none."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some runs and their rows.
+
+    Attributes:
+        runs: one row a run: its id, what all of its rows share, its stamp, and how many rows it has.
+        rows: the measured columns of all of them, run after run.
+    """
+
+    runs: list[dict[str, Any]]
+    rows: pa.Table
+
+
+def read_run(file: Path) -> dict[str, Any]:
+    """A run.json; empty where there is none.
+
+    Raises:
+        ForgettingError: the file is damaged, or of another version.
+    """
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ForgettingError(f"{file}: cannot be read: {error.strerror}") from None
+    try:
+        record = files.parse_json(content, "damaged")
+    except UsageError as error:
+        raise ForgettingError(f"{file}: {error}; delete the run's folder to run it again") from None
+    if not isinstance(record, dict) or record.get("schema") != RUN_SCHEMA:
+        came = record.get("schema") if isinstance(record, dict) else type(record).__name__
+        raise ForgettingError(f"{file}: schema {came}, this version reads {RUN_SCHEMA}")
+    return record
+
+
+def whole_lines(file: Path) -> bytes:
+    """The content of a file of rows up to its last line break: what follows was cut by a crash.
+
+    Raises:
+        ForgettingError: the file cannot be read, or is too long to be one run's.
+    """
+    try:
+        if (size := file.stat().st_size) > files.MAX_FILE:
+            raise ForgettingError(
+                f"{file}: {size:,} bytes are no run's measurements; at most {files.MAX_FILE:,} are read"
+            )
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise ForgettingError(f"{file}: cannot be read: {error.strerror}") from None
+    return content[: content.rfind(b"\n") + 1]
+
+
+def parse_rows(content: bytes, file: Path) -> list[dict[str, Any]]:
+    """Rows one by one.
+
+    Raises:
+        ForgettingError: a damaged line; names it.
+    """
+    rows = []
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            row = files.parse_json(line, "")
+        except UsageError:
+            row = None
+        if not isinstance(row, dict):
+            raise ForgettingError(f"{file}, line {number}: damaged; delete the run's folder to run it again")
+        rows.append(row)
+    return rows
+
+
+def read_rows(study: Path, columns: Mapping[str, type]) -> pa.Table:
+    """All rows of a study by run and step: the columns asked for, TEXTS, WHOLES and `run_id`.
+
+    Args:
+        study: the study folder.
+        columns: measured columns, `int` or `float`; one that a row lacks is null.
+
+    Raises:
+        ForgettingError: a damaged file; names it and the line.
+    """
+    schema = pa.schema([(name, pa.int64() if kind is int else pa.float64()) for name, kind in columns.items()])
+    found = list(_scan(study / "runs"))
+    cache = study / "cache" / "rows.arrow"
+    kept = _load(cache, schema) if len(found) >= KEPT_FROM else None
+    known = {run["run_id"]: (at, run) for at, run in _offsets(kept)} if kept is not None else {}
+    fresh = [(run_id, stamp) for run_id, stamp in found if not _is_known(known.get(run_id), stamp)]
+    new = _read(study / "runs", fresh, schema)
+    whole = new if kept is None else _merge(found, kept, known, new)
+    ended = [run for run in whole.runs if run["status"] in ENDED]
+    if len(ended) >= KEPT_FROM and sum(run["status"] in ENDED for run in new.runs) * 10 >= len(ended):
+        _save(cache, _only_ended(whole))
+    return _spread(whole)
+
+
+def _scan(runs: Path) -> Iterator[tuple[str, Stamp]]:
+    """Ids of the runs that have begun, in order, with their stamps."""
+    with suppress(FileNotFoundError):
+        for name in sorted(entry.name for entry in os.scandir(runs)):
+            sizes = []
+            for part in ("run.json", "measurements.jsonl"):
+                try:
+                    status = os.stat(f"{runs}/{name}/{part}")  # noqa: PTH116 - tens of thousands: Path costs more than stat
+                    sizes += [status.st_size, status.st_mtime_ns]
+                except OSError:
+                    sizes += [0, 0]
+            if sizes[1]:
+                yield name, (sizes[0], sizes[1], sizes[2], sizes[3])
+
+
+def _is_known(held: tuple[int, dict[str, Any]] | None, stamp: Stamp) -> bool:
+    return held is not None and tuple(held[1]["stamp"]) == stamp
+
+
+def _offsets(part: Part) -> Iterator[tuple[int, dict[str, Any]]]:
+    at = 0
+    for run in part.runs:
+        yield at, run
+        at += run["rows"]
+
+
+def _read(runs: Path, wanted: Sequence[tuple[str, Stamp]], schema: pa.Schema) -> Part:
+    """Read runs from their plain files, many at a time."""
+    heads: list[dict[str, Any]] = []
+    tables: list[pa.Table] = []
+    held: list[tuple[Path, bytes]] = []
+    size = 0
+    for run_id, stamp in wanted:
+        folder = runs / run_id
+        content = whole_lines(folder / "measurements.jsonl")
+        head = _shared(read_run(folder / "run.json"), folder / "run.json")
+        heads.append({"run_id": run_id, **head, "stamp": list(stamp), "rows": content.count(b"\n")})
+        held.append((folder / "measurements.jsonl", content))
+        size += len(content)
+        if size > BULK:
+            tables.append(_parse(held, schema))
+            held, size = [], 0
+    tables.append(_parse(held, schema))
+    return Part(heads, pa.concat_tables(tables).combine_chunks())
+
+
+def _shared(record: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """What all rows of a run share, from its record.
+
+    Raises:
+        ForgettingError: a field is missing or of another kind, as after editing by hand.
+    """
+    method = record.get("method")
+    options = method if isinstance(method, Mapping) else {}
+    name = options.get("name")
+    shared: dict[str, Any] = {
+        "dataset": record.get("dataset"),
+        "method": name,
+        "label": record.get("label", name),
+        "mitigation": record.get("mitigation", ""),
+        "status": record.get("status"),
+        "rank": options.get("rank"),
+        "seed": record.get("seed"),
+        "trainable_params": record.get("trainable_params"),
+    }
+    for field, value in shared.items():
+        missing = value is None and field in WHOLES
+        text = isinstance(value, str) and field in TEXTS
+        whole = isinstance(value, int) and field in WHOLES and not isinstance(value, bool) and abs(value) < 2**63
+        if not (missing or text or whole):
+            raise ForgettingError(f"{file}: damaged: {field} is {value!r:.40}; delete the run's folder to run it again")
+    return shared
+
+
+def _parse(held: Sequence[tuple[Path, bytes]], schema: pa.Schema) -> pa.Table:
+    """Rows of several files at once; one by one where that fails, to name the line."""
+    content = b"".join(part for _, part in held)
+    if not content:
+        return schema.empty_table()
+    options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    reading = pyarrow.json.ReadOptions(block_size=min(len(content), BLOCK))
+    with suppress(pa.ArrowException):
+        table = pyarrow.json.read_json(pa.BufferReader(content), reading, options)
+        if table.num_rows == content.count(b"\n") and _is_finite(table):
+            return table.select(schema.names).cast(schema)
+    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+    for file, part in held:
+        for number, row in enumerate(parse_rows(part, file), start=1):
+            for field in schema:
+                columns[field.name].append(_cell(row.get(field.name), field, f"{file}, line {number}"))
+    return pa.table(columns, schema=schema)
+
+
+def _is_finite(table: pa.Table) -> bool:
+    """No number beyond a float's range, which Arrow reads as infinite: rows hold finite numbers and null alone."""
+    floats = (column for column in table.columns if pa.types.is_floating(column.type))
+    return all(pyarrow.compute.all(pyarrow.compute.is_finite(column)).as_py() is not False for column in floats)
+
+
+def _cell(value: Any, field: pa.Field, where: str) -> int | float | None:
+    whole = pa.types.is_integer(field.type)
+    if value is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        # compared before converted: an int of 400 digits is no float
+        if not whole and abs(value) <= sys.float_info.max:
+            return float(value)
+        if whole and abs(value) < 2**63 and value == int(value):
+            return int(value)
+    needed = "a whole number" if whole else "a finite number"
+    raise ForgettingError(
+        f"{where}: damaged: {field.name} is {value!r:.40} where {needed} is needed; "
+        "delete the run's folder to run it again"
+    )
+
+
+def _merge(
+    found: Sequence[tuple[str, Stamp]], kept: Part, known: Mapping[str, tuple[int, dict[str, Any]]], new: Part
+) -> Part:
+    """Kept and new runs in the order found; runs that are gone are left out."""
+    fresh = {run["run_id"]: (at, run) for at, run in _offsets(new)}
+    heads: list[dict[str, Any]] = []
+    spans: list[tuple[int, int, int]] = []
+    for run_id, _ in found:
+        source, (at, run) = (1, fresh[run_id]) if run_id in fresh else (0, known[run_id])
+        heads.append(run)
+        if spans and spans[-1][0] == source and spans[-1][2] == at:
+            spans[-1] = (source, spans[-1][1], at + run["rows"])  # next to the one before: one slice
+        else:
+            spans.append((source, at, at + run["rows"]))
+    tables = [(kept.rows, new.rows)[source].slice(low, high - low) for source, low, high in spans]
+    return Part(heads, pa.concat_tables(tables) if tables else new.rows)
+
+
+def _only_ended(part: Part) -> Part:
+    heads = [run for run in part.runs if run["status"] in ENDED]
+    if len(heads) == len(part.runs):
+        return part
+    keep = np.repeat([run["status"] in ENDED for run in part.runs], [run["rows"] for run in part.runs])
+    return Part(heads, part.rows.filter(pa.array(keep)))
+
+
+def _spread(part: Part) -> pa.Table:
+    """One table: the rows, with what each run shares repeated along them."""
+    counts = [run["rows"] for run in part.runs]
+    owner = pa.array(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
+    table = part.rows
+    for name in ("run_id", *TEXTS):
+        values = pa.array([run[name] for run in part.runs], pa.large_string())
+        table = table.append_column(name, values.take(owner))
+    for name in WHOLES:
+        table = table.append_column(name, pa.array([run[name] for run in part.runs], pa.int64()).take(owner))
+    return table
+
+
+def _save(path: Path, part: Part) -> None:
+    """Keep columns: a digest, the runs as JSON, then Arrow; written whole or not at all, and never needed."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        head = json.dumps(part.runs).encode()
+        with os.fdopen(handle, "w+b") as file:
+            file.write(MAGIC + bytes(32) + struct.pack("<Q", len(head)) + head)
+            with pa.ipc.new_file(file, part.rows.schema) as writer:
+                writer.write_table(part.rows)
+            file.seek(len(MAGIC) + 32)
+            digest = hashlib.file_digest(file, "sha256").digest()
+            file.seek(len(MAGIC))
+            file.write(digest)
+        Path(temporary).replace(path)
+    except OSError as error:  # no room, or a folder that may only be read
+        log.info("%s: not written: %s", path, error.strerror)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _load(path: Path, schema: pa.Schema) -> Part | None:
+    """Kept columns, or None where there are none that are whole and have the columns asked for."""
+    try:
+        with path.open("rb") as file:
+            magic, digest = file.read(len(MAGIC)), file.read(32)
+            if magic != MAGIC or hashlib.file_digest(file, "sha256").digest() != digest:
+                raise ValueError("checksum")
+            file.seek(len(MAGIC) + 32)
+            (size,) = struct.unpack("<Q", file.read(8))
+            heads = json.loads(file.read(size))
+            start = file.tell()
+        whole = pa.memory_map(str(path)).read_buffer()
+        rows = pa.ipc.open_file(whole.slice(start)).read_all()
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever is wrong with it, it is made again
+        log.warning("%s: damaged (%s), made again", path, type(error).__name__)
+        return None
+    return Part(heads, rows) if rows.schema == schema else None

@@ -1,0 +1,1 @@
+"""Studies: the grid of runs, what they share, where they run, and what they conclude."""

@@ -1,0 +1,344 @@
+"""Runs as tasks of a Ray cluster, or of one that is started on this machine (https://docs.ray.io).
+
+Every node must see the study folder under the same path and have this package installed. All events of the tasks pass
+through one actor beside the driver, which also carries the request to stop.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import ForgettingError, UsageError
+from ...tuning import stopping
+from .base import POLL, RETRIES, Attempts, Event, Hear, R, Work
+from .local import count_cores
+
+WINDOW = 1000
+"""Tasks handed to Ray at a time."""
+TELL_EVERY = 0.5
+"""Seconds between two messages of a task about its steps."""
+LAST_WORDS = 5.0
+"""Seconds for which a task that ends waits for its messages to arrive."""
+REACH = 10.0
+"""Seconds for an answer of a cluster that is to be joined."""
+STORE_BYTES = 100_000_000
+"""Object store of a cluster that we start ourselves: nothing but messages goes through it."""
+
+START = "start one with `ray start --head`; if it asks for a token (Ray 2.59 and later), set RAY_AUTH_MODE=token"
+"""What to do where no cluster answers. Ray itself reads the token, and only for `auto` turns tokens on unasked."""
+
+
+@dataclass(frozen=True)
+class Ray:
+    """A Ray cluster.
+
+    Attributes:
+        address: of the cluster, as ray.init takes it; None starts one on this machine, or joins that of RAY_ADDRESS.
+        cpus: CPU cores of a run.
+        gpus: GPUs of a run, or a fraction of one; None: 1 where the cluster has any, else 0.
+        memory: GB of memory that a run is given a place by; None asks for none.
+    """
+
+    address: str | None = None
+    cpus: int = 1
+    gpus: float | None = None
+    memory: float | None = None
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Join or start the cluster and see that a run has a place in it; one that was joined before is left as is."""
+        ray = _library()
+        if ray.is_initialized():
+            self._options(ray)
+            yield
+            return
+        _join(ray, self.address)
+        try:
+            self._options(ray)
+            yield
+        finally:
+            ray.shutdown()
+
+    def call(self, function: Callable[[], R]) -> R:
+        """Call it as a task with the resources of a run; again where its worker or node dies."""
+        ray = _library()
+        for left in reversed(range(RETRIES + 1)):
+            task = ray.remote(**self._options(ray))(_call)
+            try:
+                result: R = ray.get(task.remote(function, self.cpus))
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except ray.exceptions.RayError as error:
+                if not left:
+                    raise ForgettingError(
+                        f"ray: what the runs share could not be computed: {_why(error)}, {RETRIES + 1} times in a row"
+                    ) from None
+            else:
+                return result
+        raise AssertionError("the last attempt returns or raises")
+
+    def execute(self, tasks: Sequence[str], work: Work, on_event: Hear, *, one_thread: bool) -> dict[str, str]:
+        """Do all tasks; see `Engine`. How many at a time follows from their resources."""
+        ray = _library()
+        return _Driver(ray, tasks, work, self._options(ray), 1 if one_thread else self.cpus, on_event).run()
+
+    def _options(self, ray: Any) -> dict[str, Any]:
+        """What a task asks Ray for.
+
+        Raises:
+            UsageError: no node of the cluster has it.
+        """
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = self.gpus if self.gpus is not None else float(any(node.get("GPU") for node in nodes))
+        asked = {"CPU": self.cpus, "GPU": gpus, "memory": (self.memory or 0) * 1e9}
+        if not any(all(node.get(name, 0) >= amount for name, amount in asked.items()) for node in nodes):
+            largest = {name: max((node.get(name, 0) for node in nodes), default=0) for name in asked}
+            raise UsageError(
+                f"ray: no node has what a run asks for ({_words(asked)}); the most on any node: {_words(largest)}"
+            )
+        # Retries are ours: only we know whether a task got further since it last died.
+        options = {"num_cpus": self.cpus, "num_gpus": gpus, "max_retries": 0}
+        return options | ({"memory": int(self.memory * 1e9)} if self.memory else {})
+
+
+def _words(amounts: dict[str, float]) -> str:
+    return f"{amounts['CPU']:g} CPU cores, {amounts['GPU']:g} GPUs, {amounts['memory'] / 1e9:.3g} GB memory"
+
+
+def _library() -> Any:
+    """The ray package.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise UsageError(
+            f"--engine ray: ray is not installed for this Python {version}; pip install 'forgetting[ray]'"
+        ) from None
+    return ray
+
+
+def _join(ray: Any, address: str | None) -> None:
+    """Connect to a cluster, or start one; signals stay ours."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is slow to start one
+    os.environ.setdefault("RAY_worker_niceness", "0")  # runs are the work here: Ray would put them behind all else
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    _reach(address)
+    own = {"num_cpus": count_cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **(own if address == "local" else {}))
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise ForgettingError(f"ray: no cluster at {address}: {_first(error)}; {START}") from None
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():  # ray.init puts its own in their place
+            signal.signal(number, handler)
+
+
+def _reach(address: str) -> None:
+    """See that something answers at HOST:PORT: where nothing does, Ray ends the whole process.
+
+    Raises:
+        UsageError: a Ray Client address, whose driver would not see the study folder.
+        ForgettingError: nothing answers.
+    """
+    if "://" in address:
+        raise UsageError(f"--ray-address: got {address}; give HOST:PORT of the cluster's head, or auto")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH).close()
+    except (OSError, OverflowError) as error:
+        raise ForgettingError(f"ray: no cluster at {address}: {error}; {START}") from None
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _call(function: Callable[[], R], threads: int) -> R:
+    import torch
+
+    torch.set_num_threads(threads)
+    return function()
+
+
+class Mailbox:
+    """Events on their way to the driver; every answer says whether to stop. An actor that keeps no state of worth."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.stopping = False
+
+    def put(self, event: Event) -> bool:
+        """Leave an event; whether the driver asks to stop."""
+        if not (self.stopping and event.kind == "started"):  # who comes now is told to do nothing
+            self.events.append(event)
+        return self.stopping
+
+    def take(self, stopping: bool) -> list[Event]:
+        """All events since the last call, for the driver, which says whether it asks to stop."""
+        self.stopping = stopping
+        events, self.events = self.events, []
+        return events
+
+
+def attempt(task: str, work: Work, mailbox: Any, threads: int) -> None:
+    """Do one task, on a worker of the cluster.
+
+    Answers are waited for as futures: while a task is in ray.get or ray.wait, Ray lends its cores to another task, and
+    more runs than asked for would be at work at a time.
+    """
+    import ray
+    import torch
+
+    def put(event: Event) -> Future[bool]:
+        answer: Future[bool] = mailbox.put.remote(event).future()
+        return answer
+
+    try:
+        late = put(Event(task, "started")).result()
+    except ray.exceptions.RayError:  # the driver is gone, or done with us
+        late = True
+    if late:
+        raise stopping.StoppedError(signal.SIGTERM)
+    torch.set_num_threads(threads)
+    answers: list[Future[bool]] = []
+    told = time.monotonic()
+
+    def tell(step: int) -> None:
+        nonlocal told
+        # an answer that is an error is none: progress is no reason to stop a run
+        if any(answer.exception() is None and answer.result() for answer in answers if answer.done()):
+            stopping.request()
+        answers[:] = [answer for answer in answers if not answer.done()]
+        if time.monotonic() - told >= TELL_EVERY:
+            answers.append(put(Event(task, "step", step)))
+            told = time.monotonic()
+
+    try:
+        with stopping.at_next_step():
+            work(task, tell)
+    finally:  # the driver hears all before it hears that the task ended
+        wait(answers, timeout=LAST_WORDS)
+
+
+class _Driver:
+    """Hands tasks to Ray, hears of them, and tries again those whose worker or node died."""
+
+    def __init__(
+        self, ray: Any, tasks: Sequence[str], work: Work, options: dict[str, Any], threads: int, on_event: Hear
+    ) -> None:
+        self.ray, self.work, self.threads, self.on_event = ray, work, threads, on_event
+        self.left = list(tasks)
+        self.attempts = Attempts()
+        self.remote = ray.remote(**options)(attempt)
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=True
+        )
+        # ours to restart: it lies beside the driver and has nothing that could be lost
+        self.mailbox = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Mailbox).remote()
+        self.running: dict[Any, str] = {}
+        self.begun: set[str] = set()
+        self.lost: dict[str, str] = {}
+        self.error: BaseException | None = None
+        self.stopped = False
+
+    def run(self) -> dict[str, str]:
+        try:
+            while self.left or self.running:
+                while self.left and len(self.running) < WINDOW:
+                    task = self.left.pop(0)
+                    ref = self.remote.options(name=task).remote(task, self.work, self.mailbox, self.threads)
+                    self.running[ref] = task
+                ready, _ = self.ray.wait(list(self.running), timeout=POLL)
+                self._hear()
+                for ref in ready:
+                    self._ended(ref, self.running.pop(ref))
+                if not self.stopped and (stopping.requested() is not None or self.error is not None):
+                    self._stop()
+        finally:
+            self.ray.kill(self.mailbox)
+        if self.error is not None:
+            raise self.error
+        stopping.check()
+        return self.lost
+
+    def _hear(self) -> None:
+        try:
+            events = self.ray.get(self.mailbox.take.remote(self.stopped))
+        except self.ray.exceptions.RayError:  # it is being started again
+            return
+        for event in events:
+            self.begun.add(event.task)
+            self.attempts.note(event)
+            self.on_event(event)
+
+    def _stop(self) -> None:
+        """Ask the runs in hand to stop at their next step; those that wait for a place find this out and do nothing.
+
+        Not by ray.cancel: it interrupts wherever a worker is, and one that was importing torch is then broken.
+        """
+        self.stopped = True
+        self.left.clear()
+        self._hear()  # from here on, whoever begins is told not to
+        self.running = {ref: task for ref, task in self.running.items() if task in self.begun}
+
+    def _ended(self, ref: Any, task: str) -> None:
+        errors = self.ray.exceptions
+        try:
+            self.ray.get(ref)
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, stopping.StoppedError):
+                if not self.stopped:
+                    self._died(task, "it was stopped on its node")
+            else:
+                known = isinstance(error.cause, ForgettingError)
+                self.error = self.error or (
+                    error.cause
+                    if known
+                    else ForgettingError(f"{task}: {type(error.cause).__name__}: {_first(error.cause)}")
+                )
+            return
+        except errors.RayError as error:
+            if not self.stopped:
+                self._died(task, _why(error))
+            return
+        self._hear()  # what it said last
+        self.on_event(Event(task, "ended"))
+
+    def _died(self, task: str, why: str) -> None:
+        if self.attempts.again(task):
+            self.on_event(Event(task, "retried", note=why))
+            self.left.insert(0, task)
+        else:
+            self.lost[task] = self.attempts.why(task, why)
+            self.on_event(Event(task, "ended"))
+
+
+def _why(error: BaseException) -> str:
+    name = type(error).__name__
+    known = {
+        "OutOfMemoryError": "Ray ended it: memory was running out on its node",
+        "WorkerCrashedError": "its worker was killed, as the system does when memory runs out",
+        "NodeDiedError": "its node died",
+        "LocalRayletDiedError": "its node died",
+    }
+    return known.get(name, f"{name}: {_first(error)}")

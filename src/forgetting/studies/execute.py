@@ -1,0 +1,393 @@
+"""The runs of a study: which there are, what they share, and one of them done in this process."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config.schema import RunConfig, StudyConfig
+from ..errors import ForgettingError, UsageError
+from ..files import redact
+from ..models import processes
+from ..store.folder import HeldError, Onlooker, RunFolder, StudyFolder, write_atomically
+from ..tuning.checkpoints import drop_unfinished
+from ..tuning.methods import Context, expand_grid, parse_method
+from ..tuning.mitigations import expand_together
+from ..tuning.stopping import StoppedError
+from . import provenance
+
+if TYPE_CHECKING:
+    from ..data.windows import Windows
+    from ..measuring.base_targets import BaseTargets
+    from ..models.loading import Base
+    from ..tuning.run import RunData
+
+SMALL_MODEL = 50_000_000
+"""Parameters under which one thread a run is best."""
+
+
+def expand_runs(config: StudyConfig) -> list[RunConfig]:
+    """All runs of a study: data sets x methods x seeds.
+
+    Raises:
+        UsageError: an unknown method or wrong option, or two entries that mean the same run.
+    """
+    variants = [
+        (method, together)
+        for entry in config.methods
+        for method in expand_grid(entry)
+        for alternative in entry.mitigations or ((),)
+        for together in expand_together(alternative)
+    ]
+    runs = [
+        RunConfig(
+            model=config.model,
+            text=config.text,
+            dataset_name=name,
+            dataset=dataset,
+            method=method,
+            mitigations=together,
+            seed=seed,
+            context=config.context,
+            training=config.training,
+            measure=config.measure,
+        )
+        for name, dataset in config.datasets.items()
+        for method, together in variants
+        for seed in config.seeds
+    ]
+    repeated = [run_id for run_id, count in Counter(run.run_id() for run in runs).items() if count > 1]
+    if repeated:
+        raise UsageError(f"methods: the same run is asked for twice: {', '.join(sorted(repeated))}")
+    return runs
+
+
+@functools.lru_cache(maxsize=2)
+def runs_by_id(yaml_text: str) -> dict[str, RunConfig]:
+    """All runs of a study by id; kept between the runs of one process."""
+    return {run.run_id(): run for run in expand_runs(_config(yaml_text))}
+
+
+def is_pending(folder: RunFolder) -> bool:
+    """Whether a run is still to do: it has not ended, or failed for a reason that may pass."""
+    state = folder.read()
+    return not (state.get("status") == "done" or state.get("kind") == "diverged")
+
+
+def run_one(out: str, run_id: str, tell: Callable[[int], None]) -> None:
+    """Do one run of a stored study, for an engine; does nothing where another process holds it.
+
+    Args:
+        out: the study folder.
+        run_id: which run.
+        tell: called with the number of each finished step.
+
+    Raises:
+        StoppedError: a stop was requested; the run can go on from a checkpoint.
+        ForgettingError: no room on the disk, or a damaged record.
+    """
+    with suppress(HeldError):
+        do_run(StudyFolder.open(Path(out)), run_id, tell)
+
+
+def do_run(study_folder: StudyFolder, run_id: str, tell: Callable[[int], None]) -> bool:
+    """Do one run in this process, unless it is done; failures are recorded in its run.json.
+
+    Of several processes that `ranks.join` made one group all call this, and the main one holds the run and writes.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        HeldError: another process does it.
+        StoppedError, ForgettingError: as `run_one`.
+        RunFailedError: in a process that is not the main one, for whoever started it to record.
+    """
+    processes.refuse_foreign()
+    quiet_libraries()
+    folder = study_folder.run(run_id)
+    folder = folder if processes.is_main() else Onlooker(folder.path)
+    try:
+        with _held(folder):
+            if not processes.shared(is_pending(folder)):
+                return False
+            _attempt(study_folder, folder, tell)
+            return True
+    except Exception as error:
+        if not _no_room(error):
+            raise
+        with suppress(OSError):
+            drop_unfinished(folder.path / "checkpoints")
+        raise ForgettingError(
+            f"{study_folder.path}: no room left on the disk; everything measured so far is kept: make room, "
+            "then run the same command again"
+        ) from None
+
+
+def _attempt(study_folder: StudyFolder, folder: RunFolder, tell: Callable[[int], None]) -> None:
+    """Train and measure a run that is held; any failure but a full disk is data: recorded, visible, never a number."""
+    try:
+        _train(study_folder, folder, tell)
+    except StoppedError:
+        raise
+    except Exception as error:
+        if _no_room(error):
+            raise
+        if not processes.is_main():
+            raise processes.RunFailedError(_why(error)) from error
+        _keep_failure(folder, error)
+
+
+@contextmanager
+def _held(folder: RunFolder) -> Iterator[None]:
+    """Hold the run; of several processes the main one does, for all.
+
+    Raises:
+        HeldError: somebody else holds it.
+    """
+    with ExitStack() as stack:
+        why = None
+        if processes.is_main():
+            try:
+                stack.enter_context(folder.lock())
+            except HeldError as error:
+                why = str(error)
+        if why := processes.shared(why):
+            raise HeldError(why)
+        yield
+
+
+def _why(error: Exception) -> str:
+    from ..measuring.passes import out_of_memory
+
+    why = str(error) if isinstance(error, ForgettingError) else f"{type(error).__name__}: {error}"
+    if out_of_memory(error):
+        why = f"out of memory; a smaller training.micro_batch_size needs less ({why.splitlines()[0]})"
+    return why
+
+
+def _keep_failure(folder: RunFolder, error: Exception) -> None:
+    diverged = type(error).__name__ == "DivergedError"
+    write_atomically(folder.path / "error.txt", redact(traceback.format_exc()))
+    folder.update(status="failed", kind="diverged" if diverged else "error", why=_why(error), finished=provenance.now())
+
+
+def _no_room(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that the disk is full; libraries hide the errno in words."""
+    words = ("no space left on device", "disk quota exceeded", "pytorchstreamwriter failed writing file")
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if not isinstance(error, ForgettingError) and any(word in str(error).lower() for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own bars and advice off the terminal: progress and errors here are ours."""
+    import warnings
+
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers to itself, through PEFT and Trainer
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _train(study_folder: StudyFolder, folder: RunFolder, tell: Callable[[int], None]) -> None:
+    from ..tuning.run import train_run
+
+    config = study_folder.config()
+    run = runs_by_id(config.to_yaml())[folder.id]
+    base = open_base(config)
+    if is_small(base):
+        limit_threads()
+    if not processes.is_main():
+        processes.wait_for_all()  # the main process computes what is not in the cache, the others find it there
+    data, notices = _data(config, run, base, study_folder)
+    if processes.is_main():
+        processes.wait_for_all()
+    prints = fingerprints(config, run.dataset_name, base)
+    before = processes.shared(folder.read())
+    if changed := provenance.other_processes(before, processes.count()) or changes(before, prints):
+        raise ForgettingError(f"{changed} since this run began; use a new study folder")
+    folder.update(
+        status="running",
+        kind=None,
+        why=None,
+        **provenance.record(run),
+        base=base.revision,
+        data=prints,
+        notices=[*notices, *(old for old in before.get("notices", []) if old not in notices)],
+        **provenance.execution(base),
+        started=before.get("started") or provenance.now(),
+        resumed=[*before.get("resumed", []), provenance.now()] if before else [],
+    )
+    probe = _probe(config, run, base, data, study_folder)
+    train_run(run, config.measured_steps(), base, data, folder, study_folder.path / "cache", tell, probe)
+    folder.update(status="done", finished=provenance.now())
+
+
+def fingerprints(config: StudyConfig, dataset: str, base: Base) -> dict[str, str]:
+    """What decides a run's numbers beside its configuration: hashes of its texts and of the base model."""
+    train, heldout = windows(config.to_yaml(), dataset)
+    parts = {"train": train, "heldout": heldout, "text": text_windows(config.to_yaml())}
+    return {name: part.fingerprint() for name, part in parts.items()} | {"base": base.key}
+
+
+def changes(state: dict[str, Any], prints: dict[str, str]) -> str:
+    """Which data or model is another than when a run began, in words; empty for none."""
+    then = state.get("data") or prints
+    changed = [
+        f"the base model changed ({then.get(part)} then, {prints[part]} now)"
+        if part == "base"
+        else f"the {'general' if part == 'text' else part} text changed"
+        for part in prints
+        if then.get(part) != prints[part]
+    ]
+    return ", ".join(changed)
+
+
+def is_small(base: Base) -> bool:
+    """Whether one thread is best for a run: then runs side by side fill the cores, with the same numbers."""
+    from ..models.loading import count_parameters
+
+    return base.model.device.type == "cpu" and count_parameters(base.model, trainable=False) < SMALL_MODEL
+
+
+def limit_threads() -> None:
+    """One thread in this process from here on."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def context(config: StudyConfig, base: Base, run: RunConfig) -> Context:
+    """What the method of a run may know of it."""
+    train, _ = windows(config.to_yaml(), run.dataset_name)
+    return Context(run.seed, train, text_windows(config.to_yaml()), base.tokenizer, run.context)
+
+
+def _probe(
+    config: StudyConfig, run: RunConfig, base: Base, data: RunData, folder: StudyFolder
+) -> Callable[[Any, int], None] | None:
+    """What asks the run's model of its capabilities at the chosen steps; None where it is not asked."""
+    asked = config.capabilities
+    steps = asked.asks(run, config.training.steps) if asked is not None else frozenset()
+    if not steps:
+        return None
+    from ..capabilities.study_runs import Probe, plan_of
+
+    return Probe(
+        folder.path,
+        run.run_id(),
+        config.model,
+        base.tokenizer,
+        plan_of(config),
+        steps,
+        data.heldout,
+        config.measure.batch_tokens,
+    )
+
+
+def open_base(config: StudyConfig) -> Base:
+    """The study's base model, freshly loaded."""
+    from ..models.loading import load_base
+
+    return load_base(config.model)
+
+
+def check_context(config: StudyConfig) -> None:
+    """Refuse windows longer than the model was built for."""
+    from ..models.loading import max_context
+
+    positions = max_context(config.model)
+    if positions is not None and config.context > positions:
+        raise UsageError(f"context: got {config.context}; the model was built for at most {positions} positions")
+
+
+@functools.lru_cache(maxsize=2)
+def text_windows(yaml_text: str) -> Windows:
+    """Windows of the general text; kept between the runs of one process."""
+    from ..data.documents import load_corpus, tokenize
+    from ..models.loading import load_tokenizer
+
+    config = _config(yaml_text)
+    windows = tokenize(load_corpus(config.text), load_tokenizer(config.model), config.context)
+    return windows.sample(config.measure.text_tokens)
+
+
+@functools.lru_cache(maxsize=2)
+def windows(yaml_text: str, dataset: str) -> tuple[Windows, Windows]:
+    """Training and held-out windows of a fine-tuning data set; kept between the runs of one process."""
+    from ..data.documents import load_corpus, split_heldout, tokenize
+    from ..models.loading import load_tokenizer
+
+    config = _config(yaml_text)
+    tokenizer = load_tokenizer(config.model)
+    train, heldout = split_heldout(load_corpus(config.datasets[dataset]), config.datasets[dataset].heldout)
+    return (
+        tokenize(train, tokenizer, config.context),
+        tokenize(heldout, tokenizer, config.context).sample(config.measure.heldout_tokens),
+    )
+
+
+def _config(yaml_text: str) -> StudyConfig:
+    from ..config.files import parse_yaml
+    from ..config.schema import validate
+
+    return validate(parse_yaml(yaml_text, where="study"), where="study")
+
+
+def targets(config: StudyConfig, base: Base, folder: StudyFolder) -> BaseTargets:
+    """What the base model says of the general text; computed once a study."""
+    from ..measuring.base_targets import base_targets
+
+    return base_targets(
+        base.model,
+        text_windows(config.to_yaml()),
+        key=base.key,
+        cache_dir=folder.path / "cache",
+        batch_tokens=config.measure.batch_tokens,
+    )
+
+
+def _data(config: StudyConfig, run: RunConfig, base: Base, folder: StudyFolder) -> tuple[RunData, list[str]]:
+    """Windows and base targets of a run, and what its reader should know of them."""
+    from ..tuning.run import RunData
+
+    train, heldout = windows(config.to_yaml(), run.dataset_name)
+    text = text_windows(config.to_yaml())
+    data = RunData(train, heldout, text, targets(config, base, folder))
+    notices = [f"{part}: {notice}" for part in ("train", "heldout", "text") for notice in getattr(data, part).notices]
+    passes = run.training.steps * run.training.batch_size / len(train)
+    if passes > 1:
+        notices.append(f"the training data were passed over {passes:.1f} times: losses on held-out data may turn up")
+    if parse_method(run.method).start == "else":
+        notices.append(
+            f"{run.method.name} need not start at the base model: step 0 is the untrained adapter, and forgetting is "
+            "measured against the base model without it"
+        )
+    if run.training.schedule != "constant":
+        notices.append(
+            f"schedule {run.training.schedule}: a measured step is not a run that stopped there, since its "
+            "learning rate had not decayed"
+        )
+    launch = processes.launched()
+    if launch is not None and launch.content["mixed_precision"] != "no":
+        notices.append(
+            f"mixed_precision {launch.content['mixed_precision']} of the accelerate configuration is not used: "
+            f"the model computes in model.dtype, {base.model.dtype}".replace("torch.", "")
+        )
+    if run.method.name == "full" and str(base.model.dtype) != "torch.float32":
+        notices.append(
+            f"full fine-tuning in {base.model.dtype}: small updates are lost to rounding; use dtype: float32"
+        )
+    return data, notices

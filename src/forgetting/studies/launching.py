@@ -1,0 +1,179 @@
+"""Runs by several processes each: what an accelerate configuration asks for, and which studies can be done so.
+
+Every process holds the whole model and trains on its share of each batch (data parallelism, DDP), so that a step is
+that of one process but for the order in which gradients are summed. What would give other numbers is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .. import files
+from ..config.schema import StudyConfig
+from ..errors import UsageError
+from ..models import processes
+from ..models.loading import Base
+from ..store.folder import StudyFolder
+from . import provenance
+
+T = TypeVar("T")
+DEVICES = {"MULTI_GPU": "cuda", "MULTI_CPU": "cpu"}
+"""Distributed types of accelerate in which every process holds the whole model."""
+READ = ("distributed_type", "num_processes", "use_cpu", "gpu_ids", "mixed_precision")
+IDLE = (
+    *("compute_environment", "debug", "downcast_bf16", "machine_rank", "main_process_ip", "main_process_port"),
+    *("main_training_function", "num_machines", "rdzv_backend", "same_network"),
+    *("tpu_env", "tpu_name", "tpu_use_cluster", "tpu_use_sudo", "tpu_vm", "tpu_zone", "command_file", "commands"),
+)
+"""Fields that mean nothing to processes of one machine."""
+OFF: tuple[Any, ...] = (None, False, "", "no", "NO", {}, [])
+
+
+def read_launch(path: Path) -> processes.Launch:
+    """What an accelerate configuration file asks for, as `accelerate config` writes it.
+
+    Raises:
+        UsageError: not such a file, or it asks for what a run cannot have; names the field, what came, what is allowed.
+    """
+    fields = files.parse_yaml(files.read_text(path, limit=files.MAX_CONFIG), str(path))
+    if not isinstance(fields, Mapping):
+        raise UsageError(f"{path}: not an accelerate configuration: a mapping is needed, got {type(fields).__name__}")
+    kind = fields.get("distributed_type")
+    if kind in ("FSDP", "DEEPSPEED"):
+        what = "FSDP shards" if kind == "FSDP" else "DeepSpeed may shard"
+        raise UsageError(
+            f"{path}: distributed_type {kind}: {what} the weights over processes, which measuring needs whole; "
+            "allowed are MULTI_GPU and MULTI_CPU, where every process holds the model"
+        )
+    if not isinstance(kind, str) or kind not in DEVICES:
+        more = ": that is one process, for which --accelerate-config is left out" if kind in ("NO", False) else ""
+        raise UsageError(f"{path}: distributed_type {kind!r}{more}; allowed are MULTI_GPU and MULTI_CPU")
+    if fields.get("num_machines", 1) != 1:
+        raise UsageError(f"{path}: num_machines {fields['num_machines']!r}: a run is done on one machine; give 1")
+    for name, value in fields.items():
+        if name not in (*READ, *IDLE) and not any(type(value) is type(off) and value == off for off in OFF):
+            raise UsageError(f"{path}: {name}: nothing here reads this field, and it is set; leave it out")
+    use_cpu = _field(path, fields, "use_cpu", bool, kind == "MULTI_CPU", lambda _: True, "true or false")
+    count = _field(path, fields, "num_processes", int, None, lambda n: 2 <= n <= 1024, "a number of at least 2")
+    fields = {**fields, "mixed_precision": fields.get("mixed_precision") or "no"}  # YAML reads a bare no as false
+    precision = _field(
+        path, fields, "mixed_precision", str, "no", ("no", "fp16", "bf16").__contains__, "no, fp16 or bf16"
+    )
+    given = fields.get("gpu_ids")
+    gpus = None if given in (None, "all") else str(given).replace(" ", "")
+    if gpus is not None and (not all(map(str.isdecimal, gpus.split(","))) or len(set(gpus.split(","))) < count):
+        raise UsageError(f"{path}: gpu_ids {str(given)[:60]!r}; give all, or at least {count} numbers such as 0,1")
+    device = "cpu" if use_cpu else DEVICES[kind]
+    content = {"distributed_type": kind, "num_processes": count, "use_cpu": use_cpu, "gpu_ids": gpus or "all"}
+    return processes.Launch(count, device, gpus, {**content, "mixed_precision": precision})
+
+
+def _field(
+    path: Path,
+    fields: Mapping[str, Any],
+    name: str,
+    kind: type[T],
+    default: T | None,
+    fits: Callable[[T], bool],
+    say: str,
+) -> T:
+    value = fields.get(name, default)
+    if type(value) is not kind or not fits(value):
+        came = "is missing" if name not in fields else f"got {str(value)[:60]!r}"
+        raise UsageError(f"{path}: {name}: {came}; give {say}")
+    return value
+
+
+def check(config: StudyConfig, study: Path, launch: processes.Launch | None, run_id: str | None = None) -> None:
+    """Refuse what cannot be done by the processes of a launch, as far as it can be told without the model.
+
+    Args:
+        config: the whole study.
+        study: its folder, or where it will be.
+        launch: None for one process.
+        run_id: the run to do; None for all that are left.
+
+    Raises:
+        UsageError: what came, and what is allowed.
+    """
+    processes.refuse_foreign()
+    if launch is not None:
+        check_device(config, launch)
+        check_shares(config, launch.processes)
+    check_begun(study, 1 if launch is None else launch.processes, run_id)
+
+
+def check_device(config: StudyConfig, launch: processes.Launch) -> None:
+    """Refuse a model on one device and processes on another.
+
+    Raises:
+        UsageError: names both.
+    """
+    if config.model.device not in ("auto", launch.device):
+        raise UsageError(
+            f"model.device: got {config.model.device}; the accelerate configuration is for {launch.device}: "
+            f"give auto or {launch.device}"
+        )
+
+
+def check_shares(config: StudyConfig, count: int) -> None:
+    """Refuse batches that the processes cannot share out evenly.
+
+    Raises:
+        UsageError: what came, and what is allowed.
+    """
+    size, micro = config.training.batch_size, config.training.micro_batch_size
+    if size % count:
+        fit = [n for n in range(2, size + 1) if size % n == 0]
+        raise UsageError(
+            f"training.batch_size: got {size}, which {count} processes cannot share evenly; give a multiple of "
+            f"{count}, or num_processes of {', '.join(map(str, fit)) or 'none but 1'}"
+        )
+    share = size // count
+    if micro is not None and micro < share and share % micro:
+        fit = [n for n in range(1, share + 1) if share % n == 0]
+        raise UsageError(
+            f"training.micro_batch_size: got {micro}; of each batch a process has {share} windows: give one of "
+            f"{', '.join(map(str, fit))}"
+        )
+
+
+def check_model(base: Base) -> None:
+    """Refuse a model whose loss is a mean over the batch of one process: a mean of means is another loss.
+
+    Raises:
+        UsageError: names its class.
+    """
+    model = base.model
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    if not getattr(model, "accepts_loss_kwargs", inspect.Parameter.VAR_KEYWORD in kinds):
+        raise UsageError(
+            f"{type(model).__name__}: its loss does not take the number of tokens of the whole batch, so several "
+            "processes would train on another loss than one; leave out --accelerate-config"
+        )
+
+
+def check_begun(study: Path, count: int, run_id: str | None = None) -> None:
+    """Refuse to go on with another number of processes than runs began with: one study, one number.
+
+    Args:
+        study: a study folder, or a path where none is yet.
+        count: processes that are to do a run now.
+        run_id: the run to do; None looks at the first run that has begun.
+
+    Raises:
+        UsageError: names both numbers, and a run.
+    """
+    if not (study / "study.yaml").is_file():
+        return
+    folder = StudyFolder.open(study)
+    first = next((run for run in folder.runs() if "versions" in run.read()), None)
+    for run in [first] if run_id is None else [first, folder.run(run_id)]:
+        if run is not None and (changed := provenance.other_processes(run.read(), count)):
+            raise UsageError(
+                f"{study}: {changed} when run {run.id} began, and sums in another order differ in their last digits; "
+                "give what was there (--accelerate-config, or none), or name another folder with --out"
+            )

@@ -1,0 +1,74 @@
+"""What run.json says of where a run's numbers come from: configuration, versions, hardware, command, times."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config.schema import RunConfig
+from ..models import processes
+from ..tuning.mitigations import label as mitigation_label
+
+if TYPE_CHECKING:
+    from ..models.loading import Base
+
+PACKAGES = ("forgetting", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+
+
+def record(run: RunConfig) -> dict[str, Any]:
+    """What run.json says of a run before it has begun."""
+    return {
+        "run_id": run.run_id(),
+        "dataset": run.dataset_name,
+        "method": run.method.model_dump(mode="json", exclude={"label", "mitigations"}),
+        "label": run.method.label or run.method.name,
+        "mitigation": mitigation_label(run.mitigations),
+        "seed": run.seed,
+        "config": run.model_dump(mode="json"),
+    }
+
+
+def execution(base: Base) -> dict[str, Any]:
+    """What does the run, here and now: versions, hardware, processes, command."""
+    launch = processes.launched()
+    return {
+        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "hardware": _hardware(base),
+        "processes": processes.count(),
+        "accelerate": None if launch is None else dict(launch.content),
+        "command": _command(),
+    }
+
+
+def other_processes(state: dict[str, Any], count: int) -> str:
+    """That a run began with another number of processes, in words; empty where it did not."""
+    then = state.get("processes", 1) if "versions" in state else count
+    return "" if then == count else f"a run is done by {count} process{'es' * (count > 1)}, it was {then}"
+
+
+def _command() -> str | None:
+    """The command line of this process, secrets taken out as everywhere; None in a worker of Ray, which has its own."""
+    return None if Path(sys.argv[0]).name == "default_worker.py" else shlex.join(sys.argv)
+
+
+def _hardware(base: Base) -> dict[str, Any]:
+    import torch
+
+    device = base.model.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "host": platform.node(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(base.model.dtype).removeprefix("torch."),
+    }
+
+
+def now() -> str:
+    """The time, for people to read: nothing is decided by it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

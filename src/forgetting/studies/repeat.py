@@ -1,0 +1,129 @@
+"""Do a stored run again in a fresh place, and compare every number.
+
+The rule: on the same hardware with the same versions, every number must come out the same to the last digit. On other
+hardware or with other versions, counts must be the same and no mean may differ by more than its standard error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ForgettingError, UsageError
+from ..store.folder import COSTS, MEANS, RunFolder, StudyFolder
+from .execute import do_run
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """What came of doing a run again.
+
+    Attributes:
+        run_id: which run.
+        folder: the fresh study folder that holds it.
+        compared: numbers compared.
+        differences: by column, the largest absolute difference; columns without one are left out.
+        beyond: columns in which the rule is broken.
+        elsewhere: how hardware and versions differ from the first time, in words; empty where they do not.
+    """
+
+    run_id: str
+    folder: Path
+    compared: int
+    differences: dict[str, float]
+    beyond: tuple[str, ...]
+    elsewhere: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the run was repeated by the rule."""
+        return not self.beyond
+
+    def sentence(self) -> str:
+        """The outcome in words."""
+        where = f" ({'; '.join(self.elsewhere)})" if self.elsewhere else ""
+        if not self.differences:
+            return f"{self.run_id}: {self.compared} numbers, equal to the last digit{where}"
+        column, size = max(self.differences.items(), key=lambda one: one[1])
+        said = f"{self.run_id}: {self.compared} numbers; the largest difference is {size:.3g} in {column}"
+        if self.elsewhere:
+            verdict = "more than a standard error" if self.beyond else "no mean by more than its standard error"
+        else:
+            verdict = "on the same hardware and versions they should be equal"
+        return f"{said}; {verdict}{where}"
+
+
+def repeat(study: Path, run_id: str, tell: Callable[[int], None] = lambda _: None) -> Repeat:
+    """Do a finished run of a study again, in a new folder under its `repeats`, and compare.
+
+    Args:
+        study: a study folder.
+        run_id: a run of it that is done.
+        tell: called with the number of each finished step.
+
+    Raises:
+        UsageError: no such run, or one that is not done.
+        ForgettingError: its text or model are others now, or it failed this time.
+    """
+    first = StudyFolder.open(study)
+    old = first.run(run_id)
+    record = old.read()
+    if record.get("status") != "done":
+        came = f"is {record['status']}" if record else "has not begun"
+        done = [run.id for run in first.runs() if run.read().get("status") == "done"]
+        raise UsageError(f"--repeat {run_id}: this run {came}; done are: {', '.join(done[:5]) or 'none'}")
+    place = study / "repeats" / run_id
+    number = 1 + max((int(path.name) for path in place.glob("*") if path.name.isdigit()), default=0)
+    # what a model can still do is asked beside a run and decides none of its numbers
+    config = first.config().model_copy(update={"capabilities": None})
+    again = StudyFolder.create_or_resume(place / str(number), config)
+    new = again.run(run_id)
+    do_run(again, run_id, tell)
+    now = new.read()
+    if now.get("status") != "done":
+        raise ForgettingError(f"{run_id}: failed this time: {now.get('why')}")
+    changed = [part for part, digest in record.get("data", {}).items() if now["data"].get(part) != digest]
+    if changed:
+        raise ForgettingError(f"{run_id}: cannot be repeated: the {', '.join(changed)} changed since it was run")
+    return compare(old, new, again.path)
+
+
+def compare(old: RunFolder, new: RunFolder, folder: Path) -> Repeat:
+    """Every number of two runs, row by row; times and memory are left out."""
+    elsewhere = _elsewhere(old.read(), new.read())
+    before, after = _numbers(old), _numbers(new)
+    largest: dict[str, float] = {}
+    beyond = set()
+    for key in before.keys() | after.keys():
+        column = key[2]
+        one, two = before.get(key), after.get(key)
+        if one == two:
+            continue
+        size = abs(one - two) if one is not None and two is not None else float("inf")
+        largest[column] = max(largest.get(column, 0.0), size)
+        allowed = before.get((*key[:2], f"{column}_se")) if elsewhere and column in MEANS else None
+        if not (column.endswith("_se") and elsewhere) and not size <= (allowed or 0.0):
+            beyond.add(column)
+    return Repeat(old.id, folder, len(before), largest, tuple(sorted(beyond)), elsewhere)
+
+
+def _numbers(run: RunFolder) -> dict[tuple[Any, Any, str], float | None]:
+    """Values by step, alpha and column."""
+    return {
+        (row["step"], row.get("alpha"), column): value
+        for row in run.measurements()
+        for column, value in row.items()
+        if column not in (*COSTS, "step", "alpha")
+    }
+
+
+def _elsewhere(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
+    counts = [state.get("processes", 1) for state in (old, new)]
+    said = [f"processes {counts[0]} then, {counts[1]} now"] if counts[0] != counts[1] else []
+    for part in ("hardware", "versions"):
+        one, two = old.get(part, {}), new.get(part, {})
+        names = [name for name in {**one, **two} if name != "host" and one.get(name) != two.get(name)]
+        said += [f"{name} {one.get(name)} then, {two.get(name)} now" for name in names]
+    return tuple(said)

@@ -1,0 +1,1 @@
+"""Fine-tuning: methods, mitigations, and one run measured on its step grid."""

@@ -1,0 +1,114 @@
+"""A run's checkpoints: marked when they are whole, checked before they are used, the last two kept.
+
+The mark lists every file with its size and digest. A checkpoint without a mark was cut while it was written; one that
+differs from its mark was damaged later. Order goes by step number and never by a clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..errors import UsageError
+from ..store.folder import write_atomically
+
+MARK = "complete"
+KEEP = 2
+"""Whole checkpoints kept: a damaged one has one before it."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a run goes on.
+
+    Attributes:
+        path: the newest whole checkpoint, or None.
+        step: its step; -1 for none.
+        state: what was given to `mark`.
+        notices: what was damaged, in words.
+    """
+
+    path: Path | None = None
+    step: int = -1
+    state: dict[str, Any] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+
+
+def mark(checkpoint: Path, **state: Any) -> None:
+    """Say that a checkpoint is wholly written, then drop all but the last KEEP.
+
+    Args:
+        checkpoint: `checkpoint-STEP`.
+        state: kept with it, for `newest`.
+    """
+    written = {str(file.relative_to(checkpoint)): _digest(file) for file in _files(checkpoint)}
+    write_atomically(checkpoint / MARK, json.dumps({"files": written, "state": state}))
+    for old in _by_step(checkpoint.parent)[KEEP:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def newest(folder: Path) -> Found:
+    """The newest whole checkpoint of a run; those that are damaged or unfinished are deleted on the way to it."""
+    notices: list[str] = []
+    for path in _by_step(folder):
+        if (path / MARK).exists():
+            wrong, state = _verify(path)
+            if wrong is None:
+                return Found(path, _step(path), state, _ended(notices, f"went on from step {_step(path)}"))
+            notices.append(f"{path.name} is damaged ({wrong})")
+        shutil.rmtree(path)
+    return Found(notices=_ended(notices, "began again at step 0"))
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Delete checkpoints that were not wholly written, as after a full disk."""
+    for path in _by_step(folder):
+        if not (path / MARK).exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _ended(notices: list[str], how: str) -> tuple[str, ...]:
+    return (f"{'; '.join(notices)}: {how}",) if notices else ()
+
+
+def _verify(checkpoint: Path) -> tuple[str | None, dict[str, Any]]:
+    """What is wrong with a marked checkpoint, or None; and its state."""
+    try:
+        record = files.parse_json((checkpoint / MARK).read_bytes(), "")
+        listed = {name: (int(size), str(digest)) for name, (size, digest) in record["files"].items()}
+        state = dict(record["state"])
+    except (UsageError, OSError, KeyError, TypeError, ValueError, AttributeError):
+        return "its list of files cannot be read", {}
+    there = {str(file.relative_to(checkpoint)): file for file in _files(checkpoint)}
+    for name, (size, digest) in listed.items():
+        if name not in there:
+            return f"{name} is missing", state
+        if (found := there[name].stat().st_size) != size:
+            return f"{name} has {found:,} bytes, {size:,} were written", state
+        if _digest(there[name])[1] != digest:
+            return f"{name} is not what was written", state
+    return None, state
+
+
+def _digest(file: Path) -> tuple[int, str]:
+    with file.open("rb") as opened:
+        return file.stat().st_size, hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    return sorted(file for file in checkpoint.rglob("*") if file.is_file() and file.name != MARK)
+
+
+def _by_step(folder: Path) -> list[Path]:
+    """Checkpoints, the newest first."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rsplit("-", 1)[-1].isdigit()]
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[-1])

@@ -1,0 +1,72 @@
+"""Any other method that the installed PEFT has, by its own configuration: no code here knows it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from ...errors import UsageError, did_you_mean
+from .base import Context, Method
+from .targets import adapt, refused
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+
+OURS = {"inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version", "task_type"}
+"""Fields of a PEFT configuration that the run itself decides."""
+
+
+class Peft(Method):
+    """The PEFT method that `config` describes: its `peft_type` and any of its fields. P = what PEFT makes trainable.
+
+    It need not start at the base model (prompt tuning does not): forgetting is always measured against the base model
+    without the adapter. Methods that must look at data first are refused by PEFT, or start untrained: use their own
+    names here.
+    """
+
+    name: ClassVar[str] = "peft"
+    references: ClassVar[tuple[str, ...]] = ("mangrulkar2022peft",)
+    start: ClassVar[Literal["exactly", "rounding", "else"]] = "else"
+
+    config: dict[str, Any] = Field(description="`peft_type` and the fields of that configuration, as PEFT names them")
+
+    @field_validator("config")
+    @classmethod
+    def _has_a_type(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get("peft_type"), str):
+            raise ValueError("needs peft_type, such as {peft_type: HRA, r: 8}")
+        return value
+
+    def peft_config(self) -> PeftConfig:
+        """The configuration as PEFT's object.
+
+        Raises:
+            UsageError: no such type or field, or a value that PEFT refuses.
+        """
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+        kinds = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+        kind = self.config["peft_type"].upper()
+        if kind not in kinds:
+            raise UsageError(f"methods.peft.config.peft_type: got '{kind}'; {did_you_mean(kind, sorted(kinds))}")
+        known = {field.name for field in dataclasses.fields(kinds[kind]) if field.init} - OURS - {"peft_type"}
+        given = {key: value for key, value in self.config.items() if key != "peft_type"}
+        for key in given:
+            if key in OURS:
+                raise UsageError(f"methods.peft.config.{key}: is set by the run; leave it out")
+            if key not in known:
+                meant = did_you_mean(key, sorted(known))
+                raise UsageError(f"methods.peft.config.{key}: {kind} has no such field; {meant}")
+        made: PeftConfig = refused(lambda: kinds[kind](task_type="CAUSAL_LM", **given), "methods.peft.config")
+        return made
+
+    def check(self, model: PreTrainedModel, context: Context) -> None:
+        """Refuse an unknown type or field."""
+        self.peft_config()
+
+    def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
+        """Let PEFT make the model trainable; see `Method.prepare`."""
+        return adapt(model, self.peft_config(), "methods.peft.config")

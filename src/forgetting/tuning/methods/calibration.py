@@ -1,0 +1,46 @@
+"""Windows that some methods look at before training: never those that forgetting is measured on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...config.schema import TextConfig
+from ...errors import UsageError
+from .base import Context
+
+if TYPE_CHECKING:
+    from ...data.windows import Windows
+
+
+def general_windows(config: TextConfig, context: Context, where: str) -> Windows:
+    """The windows of a calibration text.
+
+    Args:
+        config: the text.
+        context: of the run.
+        where: names the option in errors.
+
+    Raises:
+        UsageError: the text holds windows that forgetting is measured on.
+    """
+    from ...data.documents import load_corpus, tokenize
+
+    windows = tokenize(load_corpus(config), context.tokenizer, context.length)
+    measured = _contents(context.measured)
+    if shared := len(_contents(windows) & measured):
+        raise UsageError(
+            f"{where}: {shared} of its windows are among those that forgetting is measured on; a method that has "
+            "seen them would look better than it is: give another text"
+        )
+    return windows
+
+
+def _contents(windows: Windows) -> set[bytes]:
+    return {windows.window(i)[0].astype(np.int32).tobytes() for i in range(len(windows))}
+
+
+def draw(windows: Windows, count: int, seed: int) -> Windows:
+    """`count` windows in an order that depends on the seed alone; all of them where there are fewer."""
+    return windows.select(np.random.default_rng([seed, 20240605]).permutation(len(windows))[:count])

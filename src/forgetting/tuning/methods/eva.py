@@ -1,0 +1,97 @@
+"""EVA: a LoRA whose A starts as the main directions of the activations on the fine-tuning data, through PEFT.
+
+Paischer et al. 2024, *Parameter Efficient Fine-tuning via Explained Variance Adaptation*, arXiv:2410.07170. Ranks move
+between layers (at most rho times the asked one) to where the variance is; their sum stays, so that P differs a little
+from LoRA's where layers differ in shape.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from ...errors import UsageError
+from .base import Context
+from .calibration import draw
+from .lora import LowRank
+from .targets import adapt, refused, shape
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+PASSES_LIMIT = 500
+"""Forward passes within which the directions must stand still; PEFT itself would go on for ever."""
+
+
+class Eva(LowRank):
+    """A starts as the main directions of a layer's inputs on the training data, B as zero. P = sum r_l (in + out)."""
+
+    name: ClassVar[str] = "eva"
+    references: ClassVar[tuple[str, ...]] = ("paischer2024eva",)
+
+    rho: float = Field(2.0, ge=1, le=16, description="a layer's rank is at most rho times `rank`; 1 leaves ranks equal")
+    batch_windows: int = Field(16, ge=1, description="training windows a pass; together longer than rho * rank tokens")
+
+    @property
+    def directions(self) -> int:
+        """Directions that are looked for in a layer, the largest rank that it can get."""
+        return round(self.rank * self.rho)
+
+    def check(self, model: PreTrainedModel, context: Context) -> None:
+        """Refuse more directions than a layer has inputs or a batch has tokens."""
+        super().check(model, context)
+        narrowest = min((shape(module)[0] for module in self.linear(model).values()), default=self.directions)
+        if self.directions > narrowest:
+            raise UsageError(
+                f"methods.eva.rank: rank * rho is {self.directions}; the narrowest target has {narrowest} inputs"
+            )
+        self._batches(context)
+
+    def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
+        """Add the adapters and turn A to the data; see `Method.prepare`."""
+        from peft import initialize_lora_eva_weights
+        from peft.tuners.lora.config import EvaConfig
+
+        where = "methods.eva"
+        batches = self._batches(context)
+        # with rank-stabilised scaling alpha / sqrt(r_l) is the right scale of a layer without any adjustment
+        config = EvaConfig(rho=self.rho, adjust_scaling_factors=self.scaling == "classic")
+        adapted = adapt(model, self.lora_config(model, init_lora_weights="eva", eva_config=config), where)
+        passes = 0
+
+        def forward(inner: Any, batch: dict[str, Any]) -> Any:
+            nonlocal passes
+            passes += 1
+            if passes > PASSES_LIMIT:
+                raise UsageError(f"{where}: no stable directions within {PASSES_LIMIT} passes; use a smaller rank")
+            return inner(**batch)
+
+        refused(
+            lambda: initialize_lora_eva_weights(
+                adapted, dataloader=batches, forward_fn=forward, show_progress_bar=False
+            ),
+            where,
+        )
+        return adapted
+
+    def _batches(self, context: Context) -> list[dict[str, Any]]:
+        """Batches of training windows, each with more tokens than directions; the last, shorter one is left out."""
+        import torch
+
+        windows = draw(context.train, len(context.train), context.seed)
+        length = int(windows.lengths.max())
+        batches = []
+        for start in range(0, len(windows) - self.batch_windows + 1, self.batch_windows):
+            rows = [windows.window(i)[0] for i in range(start, start + self.batch_windows)]
+            if sum(map(len, rows)) >= self.directions:
+                ids = [torch.nn.functional.pad(torch.from_numpy(r.astype("int64")), (0, length - len(r))) for r in rows]
+                mask = [[1] * len(r) + [0] * (length - len(r)) for r in rows]
+                batches.append({"input_ids": torch.stack(ids), "attention_mask": torch.tensor(mask)})
+        if not batches:
+            raise UsageError(
+                f"methods.eva.batch_windows: no {self.batch_windows} training windows hold the "
+                f"{self.directions} tokens that rank * rho needs"
+            )
+        return batches

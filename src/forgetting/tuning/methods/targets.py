@@ -1,0 +1,214 @@
+"""Which modules of a model a method changes: found in the model itself, whatever its architecture.
+
+Imports torch only where it is called.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from ...errors import UsageError
+from .base import Context, Method
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from torch import nn
+    from transformers import PreTrainedModel
+
+ATTENTION = re.compile(r"attn|attention")
+"""What the names of attention modules have in common (self_attn, attention, linear_attn, ...)."""
+
+
+def _known(value: str | list[str]) -> str | list[str]:
+    if value in ("all-linear", "attention") or (isinstance(value, list) and value):
+        return value
+    raise ValueError(f"got {value!r}; give all-linear, attention, or a list of module names such as [q_proj, v_proj]")
+
+
+def _layers(value: Any) -> Any:
+    if value is None or (isinstance(value, str) and re.fullmatch(r"top-[1-9]\d*", value)):
+        return value
+    if isinstance(value, list | tuple) and value and all(type(layer) is int for layer in value):
+        if len(set(value)) < len(value):
+            raise ValueError(f"got {list(value)}; give each layer once")
+        return list(value)
+    raise ValueError(f"got {value!r}; give a list of layer numbers such as [0, 1] or [-1], or top-4")
+
+
+Layers = Annotated[list[int] | str | None, BeforeValidator(_layers)]
+
+
+class Targeted(Method):
+    """A method that changes chosen linear modules in chosen decoder layers.
+
+    Class attributes:
+        conv1d: whether PEFT has it for Conv1D, the transposed linear module of GPT-2, too.
+    """
+
+    conv1d: ClassVar[bool] = True
+
+    target_modules: Annotated[str | list[str], AfterValidator(_known)] = Field(
+        "all-linear",
+        description="`all-linear` (all but the output head), `attention` (the linear modules in it), or module names",
+    )
+    layers: Layers = Field(
+        None, description="decoder layers, counted from 0 or, if negative, from the top; or `top-4`; default all"
+    )
+
+    def targets(self, model: PreTrainedModel) -> str | list[str]:
+        """What PEFT takes as `target_modules`.
+
+        Raises:
+            UsageError: no such module or layer.
+        """
+        return choose(model, self.target_modules, self.layers, f"methods.{self.name}")
+
+    def check(self, model: PreTrainedModel, context: Context) -> None:
+        """Refuse modules and layers that the model does not have, or of a type that PEFT's method has not."""
+        self.targets(model)
+        transposed = [name for name, module in self.linear(model).items() if not hasattr(module, "in_features")]
+        if transposed and not self.conv1d:
+            raise UsageError(
+                f"methods.{self.name}: {transposed[0]} is a Conv1D, for which PEFT does not have this method; "
+                "name other target_modules or use another method"
+            )
+
+    def linear(self, model: PreTrainedModel) -> dict[str, nn.Module]:
+        """The chosen modules by their full names."""
+        chosen = self.targets(model)
+        modules = linear_modules(model)
+        return modules if isinstance(chosen, str) else {name: modules[name] for name in matching(modules, chosen)}
+
+    def check_rank(self, rank: int, model: PreTrainedModel) -> None:
+        """Refuse a rank above that of a target: there are no such singular vectors to start from."""
+        modules = self.linear(model)
+        name = min(modules, key=lambda key: min(shape(modules[key])), default=None)
+        if name is not None and rank > min(shape(modules[name])):
+            inputs, outputs = shape(modules[name])
+            raise UsageError(
+                f"methods.{self.name}.rank: got {rank}; {name} has {inputs} inputs and {outputs} outputs, "
+                f"so at most {min(inputs, outputs)}"
+            )
+
+
+def linear_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """All linear modules but the output head, by name; Conv1D of GPT-2 is one."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    }
+
+
+def shape(module: Any) -> tuple[int, int]:
+    """(inputs, outputs) of a linear module."""
+    if hasattr(module, "in_features"):
+        return int(module.in_features), int(module.out_features)
+    inputs, outputs = module.weight.shape  # Conv1D keeps its weight transposed
+    return int(inputs), int(outputs)
+
+
+def decoder_layers(model: PreTrainedModel) -> tuple[str, int]:
+    """Name of the list of decoder layers and how many there are: the outermost list of modules, the longest if several.
+
+    Raises:
+        UsageError: the model has no such list.
+    """
+    import torch
+
+    lists = {name: len(m) for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m)}
+    outermost = {name: n for name, n in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
+    if not outermost:
+        raise UsageError(f"layers: no list of decoder layers found in {type(model).__name__}; name target_modules")
+    name = max(outermost, key=lambda key: outermost[key])
+    return name, outermost[name]
+
+
+def layer_numbers(model: PreTrainedModel, layers: list[int] | str, where: str) -> list[int]:
+    """Chosen decoder layers, counted from 0.
+
+    Raises:
+        UsageError: a layer that the model does not have.
+    """
+    _, count = decoder_layers(model)
+    if isinstance(layers, str):
+        top = int(layers.removeprefix("top-"))
+        if top > count:
+            raise UsageError(f"{where}.layers: got '{layers}'; the model has {count} decoder layers")
+        return list(range(count - top, count))
+    if beyond := [layer for layer in layers if not -count <= layer < count]:
+        raise UsageError(f"{where}.layers: got {beyond[0]}; the model has {count} decoder layers, 0 to {count - 1}")
+    return sorted({layer % count for layer in layers})
+
+
+def matching(names: Any, wanted: list[str]) -> list[str]:
+    """The full names that end in a wanted one, as PEFT matches them."""
+    return [name for name in names if any(name == want or name.endswith(f".{want}") for want in wanted)]
+
+
+def choose(
+    model: PreTrainedModel, wanted: str | list[str], layers: list[int] | str | None, where: str
+) -> str | list[str]:
+    """Target modules for PEFT: its shorthand, names as given, or full names.
+
+    Args:
+        model: the base model.
+        wanted: `all-linear`, `attention`, or names.
+        layers: chosen decoder layers; None is all.
+        where: names the method in errors.
+
+    Raises:
+        UsageError: nothing matches.
+    """
+    names = list(linear_modules(model))
+    if isinstance(wanted, list):
+        every = [name for name, _ in model.named_modules() if name]
+        missing = [want for want in wanted if not matching(every, [want])]
+        if missing:
+            known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names}))
+            raise UsageError(f"{where}.target_modules: no module '{missing[0]}'; the model's linear modules: {known}")
+        if layers is None:
+            return wanted
+        names = matching(every, wanted)
+    elif wanted == "all-linear" and layers is None:
+        return wanted
+    if wanted == "attention":
+        names = [name for name in names if any(ATTENTION.search(part) for part in name.lower().split("."))]
+    if layers is not None:
+        prefix, _ = decoder_layers(model)
+        inside = tuple(f"{prefix}.{number}." for number in layer_numbers(model, layers, where))
+        names = [name for name in names if name.startswith(inside)]
+    if not names:
+        raise UsageError(f"{where}.target_modules: {wanted} matches no module; give a list of module names")
+    return names
+
+
+def adapt(model: PreTrainedModel, config: PeftConfig, where: str) -> PeftModel:
+    """PEFT's adapter on the model.
+
+    Raises:
+        UsageError: PEFT refuses the options for this model (its first line), or nothing would train.
+    """
+    from peft import get_peft_model
+
+    adapted: PeftModel = refused(lambda: get_peft_model(model, config), where)
+    if not any(parameter.requires_grad for parameter in adapted.parameters()):
+        raise UsageError(f"{where}: nothing of {type(model).__name__} would train; choose other target modules")
+    return adapted
+
+
+def refused(call: Callable[[], Any], where: str) -> Any:
+    """Call PEFT; what it refuses as a UsageError that names the method."""
+    try:
+        return call()
+    except (ValueError, TypeError, NotImplementedError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(f"{where}: {lines[0][:300]}") from error

@@ -1,0 +1,168 @@
+"""What holds forgetting back: one file a mitigation, listed in MITIGATIONS. Importing this does not import torch."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from pydantic import ValidationError
+
+from ...config.schema import MitigationConfig, RunConfig, expand, explain
+from ...errors import UsageError, did_you_mean
+from ...models.loading import Base
+from ..methods import Context, parse_method
+from . import general
+from .base import Course, Mitigation, Situation, Term
+from .ewc import Ewc
+from .flow import Flow, Weighting
+from .freeze_layers import FreezeLayers
+from .interpolation import Interpolation
+from .kl import Kl
+from .l2sp import L2sp
+from .recipes import Dropout, LearningRate, WeightDecay
+from .replay import Replay
+from .token_masking import TokenMasking
+
+MITIGATIONS: dict[str, type[Mitigation]] = {
+    mitigation.name: mitigation
+    for mitigation in (
+        Replay,
+        Kl,
+        L2sp,
+        Ewc,
+        TokenMasking,
+        Flow,
+        LearningRate,
+        FreezeLayers,
+        WeightDecay,
+        Dropout,
+        Interpolation,
+    )
+}
+
+__all__ = [
+    "MITIGATIONS",
+    "Course",
+    "Mitigation",
+    "Situation",
+    "Term",
+    "check_runs",
+    "expand_together",
+    "label",
+    "parse_mitigation",
+    "parse_together",
+    "plan_course",
+    "with_recipe",
+]
+
+
+def _kind(name: str) -> type[Mitigation]:
+    if name not in MITIGATIONS:
+        raise UsageError(f"mitigations: no mitigation '{name}'; {did_you_mean(name, MITIGATIONS)}")
+    return MITIGATIONS[name]
+
+
+def parse_mitigation(config: MitigationConfig) -> Mitigation:
+    """A configuration of one mitigation, its options checked.
+
+    Raises:
+        UsageError: no mitigation of that name, or a wrong option; names it, what came and what is allowed.
+    """
+    kind = _kind(config.name)
+    try:
+        return kind.model_validate(config.options)
+    except ValidationError as error:
+        raise UsageError("\n".join(explain(error, kind, f"mitigations.{config.name}"))) from None
+
+
+def parse_together(run: RunConfig) -> list[Mitigation]:
+    """The mitigations of a run, in the order in which they plan what is trained on."""
+    return sorted(map(parse_mitigation, run.mitigations), key=lambda mitigation: mitigation.stage)
+
+
+def expand_together(together: Sequence[MitigationConfig]) -> list[tuple[MitigationConfig, ...]]:
+    """The combinations that mitigations used together mean: the grid over the options of each, filled in and checked.
+
+    Raises:
+        UsageError: an unknown mitigation, a wrong option, one mitigation twice, or two that exclude each other.
+    """
+    names = [config.name for config in together]
+    if len(set(names)) < len(names):
+        raise UsageError(f"mitigations: one stands twice in {names}; use each once in a combination")
+    for one, other in itertools.permutations(names, 2):
+        if other in _kind(one).excludes:
+            raise UsageError(f"mitigations: {one} and {other} exclude each other; use one of them")
+    return list(itertools.product(*(_expand(config) for config in together)))
+
+
+def _expand(config: MitigationConfig) -> list[MitigationConfig]:
+    singles = expand(config.options, _kind(config.name), f"mitigations.{config.name}")
+    return [_filled(MitigationConfig.model_validate({"name": config.name, **single})) for single in singles]
+
+
+def _filled(config: MitigationConfig) -> MitigationConfig:
+    options = parse_mitigation(config).model_dump(mode="json")
+    return MitigationConfig.model_validate({"name": config.name, **options})
+
+
+def label(together: Sequence[MitigationConfig]) -> str:
+    """What tables call a combination: `replay fraction=0.1 + kl weight=2.0`; empty for none."""
+    return " + ".join(parse_mitigation(config).label() for config in together)
+
+
+def check_runs(runs: Sequence[RunConfig], base: Base, context: Callable[[RunConfig], Context]) -> None:
+    """Refuse runs whose mitigations cannot work as asked, before any starts.
+
+    Where a mitigation depends on how the method changes the model, a copy of the base model is prepared to see.
+
+    Args:
+        runs: all runs of a study.
+        base: the base model, as loaded; not changed.
+        context: what a run's method may know of it.
+
+    Raises:
+        UsageError: names the mitigation and what it does not go together with.
+    """
+    seen: set[str] = set()
+    for run in runs:
+        same = run.model_copy(update={"seed": 0}).model_dump_json()
+        together = [] if same in seen else parse_together(run)
+        seen.add(same)
+        for mitigation in together:
+            mitigation.check(run, base)
+            text = mitigation.general_text(run)
+            if text is not None:
+                general.refuse_measured(mitigation.name, text, run)
+        structural = [one for one in together if type(one).check_model is not Mitigation.check_model]
+        changed = with_recipe(run)
+        key = json.dumps([run.method.model_dump(mode="json"), [one.model_dump_json() for one in structural]])
+        if structural and key not in seen:
+            seen.add(key)
+            model = parse_method(changed.method).prepare(copy.deepcopy(base.model), context(run))
+            for mitigation in structural:
+                mitigation.check_model(run, model)
+
+
+def with_recipe(run: RunConfig) -> RunConfig:
+    """The run with the method and training configuration that its mitigations make of it."""
+    for mitigation in parse_together(run):
+        run = mitigation.recipe(run)
+    return run
+
+
+def plan_course(together: Sequence[Mitigation], course: Course, at: Situation) -> tuple[Course, list[Term]]:
+    """What a run trains on and what is added to its loss; the base model is as loaded.
+
+    Args:
+        together: as `parse_together` gives them.
+        course: that of the plain run.
+        at: the run's situation.
+    """
+    for mitigation in together:
+        course = mitigation.plan(course, at)
+    terms = [term for mitigation in together if (term := mitigation.term(at)) is not None]
+    weighting = [] if np.all(course.weights == 1.0) else [Weighting(course.weights)]
+    return course, weighting + terms

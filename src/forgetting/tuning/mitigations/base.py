@@ -1,0 +1,154 @@
+"""The contract of a mitigation: options in, a run that forgets less out.
+
+A mitigation overrides the hooks that it needs, and no other room learns of it:
+
+    recipe      another method or training configuration
+    plan        which windows are trained on, in which order, on which tokens, with which weight
+    adapt       what of the prepared model trains
+    term        what is added to the loss
+    afterwards  the trained model, changed without training
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...config.schema import RunConfig, Section, TextConfig
+from ...data.windows import Windows
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ...models.loading import Base
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a run trains on.
+
+    Attributes:
+        windows: W windows; those of the new task come first.
+        order: [steps * batch_size] int64, the window of each sample.
+        weights: [W] float64, by which each window's loss is multiplied.
+    """
+
+    windows: Windows
+    order: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a mitigation may know of its run before the method changes the model.
+
+    Attributes:
+        run: the run, its recipe already changed by the mitigations.
+        base: the base model, as loaded.
+        cache: where what is computed once a study is kept; may be deleted.
+        facts: what a mitigation did, for run.json; each writes under its own name.
+    """
+
+    run: RunConfig
+    base: Base
+    cache: Path
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def add_seconds(self, seconds: float) -> None:
+        """Count time that a mitigation needed before the first step."""
+        self.facts["prepare_seconds"] = round(self.facts.get("prepare_seconds", 0.0) + seconds, 3)
+
+
+class Term:
+    """Something added to the loss of a run. Draws nothing from the global random states."""
+
+    def start(self, model: nn.Module) -> None:
+        """Called once with the prepared model, before a checkpoint is loaded into it."""
+
+    def on_batch(self, model: nn.Module, batch: dict[str, Tensor], logits: Tensor, tokens: Tensor | int) -> Any:
+        """A part of one batch's loss: sums over its predicted tokens, over `tokens`; None for nothing.
+
+        Args:
+            model: in training.
+            batch: input_ids, attention_mask, labels [B, L], and window [B], each row's place in the course.
+            logits: [B, L, V] of the model on the batch.
+            tokens: predicted tokens of the whole update step.
+        """
+        return None
+
+    def on_step(self, model: nn.Module, step: int) -> None:
+        """Add gradients of its own, once an update step, after those of the batch.
+
+        Args:
+            model: in training.
+            step: finished update steps.
+        """
+
+
+class Mitigation(Section, ABC):
+    """One way to hold forgetting back. Its fields are its options.
+
+    Class attributes:
+        name: its name in a configuration.
+        references: keys of its sources in `report.citations`.
+        excludes: mitigations that it cannot be used together with.
+        stage: `plan` runs in this order: 0 what is learned from the task's windows, 1 what is mixed in.
+    """
+
+    name: ClassVar[str]
+    references: ClassVar[tuple[str, ...]] = ()
+    excludes: ClassVar[tuple[str, ...]] = ()
+    stage: ClassVar[int] = 0
+
+    def label(self) -> str:
+        """Its name and the options that differ from their defaults, for tables: `replay fraction=0.1`."""
+        given = [f"{field}={_shown(getattr(self, field))}" for field in type(self).model_fields if self._differs(field)]
+        return " ".join([self.name, *given])
+
+    def _differs(self, field: str) -> bool:
+        return bool(getattr(self, field) != type(self).model_fields[field].default)
+
+    def general_text(self, run: RunConfig) -> TextConfig | None:
+        """The general text that it trains on or takes statistics of, which must not be the measured one."""
+        return None
+
+    def check(self, run: RunConfig, base: Base) -> None:
+        """Refuse a run that it cannot work in, before any run starts.
+
+        Raises:
+            UsageError: names the mitigation and what it does not go together with.
+        """
+
+    def check_model(self, run: RunConfig, model: nn.Module) -> None:
+        """The same, of the base model as the run's method prepares it; only called where it is overridden."""
+
+    def recipe(self, run: RunConfig) -> RunConfig:
+        """The run with another method or training configuration."""
+        return run
+
+    def plan(self, course: Course, at: Situation) -> Course:
+        """Change what the run trains on; the base model is as loaded."""
+        return course
+
+    def term(self, at: Situation) -> Term | None:
+        """What is added to the loss; the base model is as loaded."""
+        return None
+
+    def adapt(self, model: nn.Module) -> None:
+        """Change what of the prepared model trains."""
+
+    def afterwards(self, model: nn.Module, at: Situation) -> Iterator[float]:
+        """After the last step: put the model into other states, each given as its alpha in [0, 1], then back."""
+        yield from ()
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, TextConfig):
+        return value.source
+    return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)

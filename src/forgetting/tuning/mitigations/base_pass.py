@@ -1,0 +1,72 @@
+"""The base model's logits while another is trained from it: adapters off where that is the base, else a frozen copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ...measuring.passes import as_base, is_peft, undisturbed
+from ...models.loading import load_base
+from .base import Situation
+
+R = TypeVar("R")
+PROBE_TOKENS = 32
+TOLERANCE = 1e-4
+"""Share of the largest logit by which disabled adapters may differ from the base model (rounding)."""
+
+
+class BasePass:
+    """Calls the base model without a second one in memory wherever it can.
+
+    Attributes:
+        copied: whether a frozen copy is held.
+    """
+
+    def __init__(self, at: Situation) -> None:
+        self._at = at
+        vocabulary = at.base.model.get_input_embeddings().weight.shape[0]
+        self._ids = torch.arange(min(PROBE_TOKENS, vocabulary), device=at.base.model.device)[None]
+        self._expected = self._logits(at.base.model, self._ids, None)
+        self._copy: Any = None
+        self.copied = False
+
+    def start(self, model: nn.Module) -> None:
+        """Find out how to call the base model, once the method has prepared it."""
+        if is_peft(model):
+            found = self._disabled(model, self._ids, None)
+            bound = TOLERANCE * float(self._expected.abs().max())
+            if float((found - self._expected).abs().max()) <= bound:
+                return
+        self._copy = load_base(self._at.run.model).model.requires_grad_(False)
+        self.copied = True
+
+    def logits(self, model: nn.Module, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, L, V] of the base model; the model in training, its modes and the random states stay as they are."""
+        if self._copy is not None:
+            return self._logits(self._copy, ids, mask)
+        return self._disabled(model, ids, mask)
+
+    def _disabled(self, model: nn.Module, ids: Tensor, mask: Tensor | None) -> Tensor:
+        with undisturbed(model), as_base(model):
+            return own_positions(model(input_ids=ids, attention_mask=mask, use_cache=False).logits, ids)
+
+    def _logits(self, model: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
+        with undisturbed(model):
+            logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return logits
+
+
+def own_positions(logits: Tensor, ids: Tensor) -> Tensor:
+    """Logits at the text's own positions: virtual tokens of a prompt stand before them."""
+    return logits[:, -ids.shape[1] :]
+
+
+def with_own_random(device: torch.device, seed: int, call: Callable[[], R]) -> R:
+    """`call()` with random states seeded for it alone, so that training draws the same numbers as without it."""
+    devices = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        return call()

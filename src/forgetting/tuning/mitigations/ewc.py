@@ -1,0 +1,127 @@
+"""Elastic weight consolidation: weights are held near the base model's, each as firmly as the general text needs it.
+
+Kirkpatrick et al. 2017, *Overcoming Catastrophic Forgetting in Neural Networks*, arXiv:1612.00796. The Fisher
+information is the model's own (labels sampled from it), not the empirical one: Kunstner et al. 2019, arXiv:1905.12558.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from ...config.schema import RunConfig, TextConfig
+from ...errors import UsageError
+from ...models.loading import Base
+from . import general
+from .base import Mitigation, Situation, Term
+from .l2sp import WeightPenalty
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ...data.windows import Windows
+
+SALT = 3_000_003
+
+
+class Ewc(Mitigation):
+    """loss + weight / 2 * sum of F (W - W_base)^2, F the diagonal Fisher information on general text.
+
+    F is per token, so that weight 1 is the second-order estimate of KL(base || tuned) on that text, in nats/token, as
+    far as a diagonal holds it. It is computed once a study and kept in its cache. For adapters of LoRA's type it is
+    of the layers' weights and what the adapter adds to them, scale * B A, not of the factors.
+    """
+
+    name: ClassVar[str] = "ewc"
+    references: ClassVar[tuple[str, ...]] = ("kirkpatrick2017ewc", "kunstner2019fisher")
+
+    weight: float = Field(1.0, ge=0, description="of the penalty in the loss; a list is one run each")
+    text: TextConfig | None = Field(
+        None, description="the general text; default the miniature's encyclopedia, in studies of the miniature"
+    )
+    windows: int = Field(256, ge=1, description="windows of it that the Fisher information is estimated on")
+
+    def general_text(self, run: RunConfig) -> TextConfig | None:
+        """See `Mitigation.general_text`."""
+        return general.chosen_text(self.name, self.text, run)
+
+    def check(self, run: RunConfig, base: Base) -> None:
+        """Refuse quantised weights, which have no gradient."""
+        kind = quantisation(base.model)
+        if kind is not None:
+            raise UsageError(
+                f"mitigations.ewc: does not go together with weights quantised by {kind}: they have no gradient, so "
+                "no Fisher information; use kl, or the model in float32 or bfloat16"
+            )
+
+    def check_model(self, run: RunConfig, model: nn.Module) -> None:
+        """Refuse a method that does not change weights by adding to them."""
+        from .weights import weight_changes
+
+        weight_changes(model, self.name)
+
+    def term(self, at: Situation) -> Term:
+        """Estimate the Fisher information; see `Mitigation.term`."""
+        from .cache import cached
+
+        windows = general.general_windows(general.chosen_text(self.name, self.text, at.run), at.run)
+        chosen = _sample(windows, self.windows)
+        at.facts[self.name] = {"windows": len(chosen), "text": chosen.fingerprint()}
+        found = cached(at, "fisher", [chosen.fingerprint()], lambda: diagonal_fisher(at.base.model, chosen))
+        device = at.base.model.device
+        return WeightPenalty(self.name, self.weight / 2, {name: f.to(device) for name, f in found.items()})
+
+
+def quantisation(model: Any) -> str | None:
+    """The method that quantised a model's weights, or None."""
+    if getattr(model, "hf_quantizer", None) is None and getattr(model.config, "quantization_config", None) is None:
+        return None
+    config = getattr(model.config, "quantization_config", None)
+    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
+    return str(getattr(method, "value", method) or "an unnamed method")
+
+
+def _sample(windows: Windows, count: int) -> Windows:
+    import numpy as np
+
+    order = np.random.default_rng(SALT).permutation(len(windows))[:count]
+    return windows.select(np.sort(order))
+
+
+def diagonal_fisher(model: Any, windows: Windows) -> dict[str, Tensor]:
+    """E[(d log p(y | context) / dW)^2] a token, y sampled from the model at each predicted position.
+
+    One gradient a window: labels of different positions are drawn independently, so that the products of their
+    gradients vanish in the mean and the square of the sum estimates the sum of the squares.
+
+    Args:
+        model: the base model; gradients and modes are restored.
+        windows: contexts.
+
+    Returns:
+        By parameter name, float32 on the CPU.
+    """
+    import torch
+
+    device = model.device
+    generator = torch.Generator(device).manual_seed(SALT)
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    training = model.training
+    model.eval()
+    for parameter, _ in flags:
+        parameter.requires_grad_(parameter.is_floating_point())
+    sums = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in model.named_parameters() if p.requires_grad}
+    for index in range(len(windows)):
+        ids, predicted = (torch.from_numpy(array.copy()).to(device) for array in windows.window(index))
+        logits = model(input_ids=ids.long()[None], use_cache=False).logits[0, :-1][predicted[1:]].float()
+        labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+        torch.autograd.backward(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                sums[name] += parameter.grad.float().square()
+        model.zero_grad(set_to_none=True)
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
+    model.train(training)
+    return {name: (total / windows.n_predicted).cpu() for name, total in sums.items()}

@@ -1,0 +1,60 @@
+"""Frozen bottom layers: what is near the input stays the base model's.
+
+Lee et al. 2019, *What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning*, arXiv:1911.03090.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from ...config.schema import RunConfig
+from ...errors import UsageError
+from .base import Mitigation
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class FreezeLayers(Mitigation):
+    """The first so many blocks, and what stands before them, do not train: neither their weights nor their adapters.
+
+    A token embedding that is also the output head is frozen with them.
+    """
+
+    name: ClassVar[str] = "freeze_layers"
+    references: ClassVar[tuple[str, ...]] = ("lee2019elsa",)
+
+    layers: int = Field(ge=1, description="blocks from the input on; fewer than the model has")
+
+    def check_model(self, run: RunConfig, model: nn.Module) -> None:
+        """Refuse where nothing, or everything, would be frozen."""
+        self.adapt(model)
+
+    def adapt(self, model: nn.Module) -> None:
+        """Freeze; see `Mitigation.adapt`."""
+        from ...measuring.passes import is_prompt_learning
+
+        where = f"mitigations.freeze_layers.layers: got {self.layers}"
+        if is_prompt_learning(model):
+            raise UsageError("mitigations.freeze_layers: does not go together with a prompt, which sits in no layer")
+        blocks = {block for name, _ in model.named_parameters() if (block := _block(name)) is not None}
+        if self.layers >= len(blocks):
+            raise UsageError(f"{where}; the model has {len(blocks)} blocks, freeze fewer")
+        embeddings = {id(p) for p in model.get_input_embeddings().parameters()}  # type: ignore[operator]
+        frozen = 0
+        for name, parameter in model.named_parameters():
+            block = _block(name)
+            if parameter.requires_grad and (id(parameter) in embeddings or (block is not None and block < self.layers)):
+                parameter.requires_grad_(False)
+                frozen += 1
+        if not frozen:
+            raise UsageError(f"{where}; nothing in those blocks trains with this method, so it would change nothing")
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise UsageError(f"{where}; nothing is left to train")
+
+
+def _block(name: str) -> int | None:
+    """The number of the block that a parameter lies in: the first number in its dotted name."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)

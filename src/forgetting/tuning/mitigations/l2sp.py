@@ -1,0 +1,65 @@
+"""L2 to the start: weights are held near those of the base model, all of them alike.
+
+Li, Grandvalet and Davoine 2018, *Explicit Inductive Bias for Transfer Learning with Convolutional Networks*,
+arXiv:1802.01483.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from ...config.schema import RunConfig
+from .base import Mitigation, Situation, Term
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class L2sp(Mitigation):
+    """loss + weight / 2 * ||W - W_base||^2, summed over the weights that the method changes.
+
+    For adapters of LoRA's type W - W_base is what the adapter adds, scale * B A, and not its factors: so one weight
+    means the same for every rank and for full fine-tuning, which holds a copy of what trains.
+    """
+
+    name: ClassVar[str] = "l2sp"
+    references: ClassVar[tuple[str, ...]] = ("li2018l2sp",)
+
+    weight: float = Field(0.01, ge=0, description="of the squared distance in the loss; a list is one run each")
+
+    def check_model(self, run: RunConfig, model: nn.Module) -> None:
+        """Refuse a method that does not change weights by adding to them."""
+        from .weights import weight_changes
+
+        weight_changes(model, self.name)
+
+    def term(self, at: Situation) -> Term:
+        """See `Mitigation.term`."""
+        return WeightPenalty(self.name, self.weight / 2, None)
+
+
+class WeightPenalty(Term):
+    """factor * sum of importance * (W - W_start)^2, one weight after another so that one at a time is in memory."""
+
+    def __init__(self, name: str, factor: float, importance: dict[str, Tensor] | None) -> None:
+        self.name, self.factor, self.importance = name, factor, importance
+
+    def start(self, model: nn.Module) -> None:
+        """See `Term.start`."""
+        from .weights import weight_changes
+
+        self.changes = weight_changes(model, self.name)
+
+    def on_step(self, model: nn.Module, step: int) -> None:
+        """See `Term.on_step`."""
+        import torch
+
+        for change in self.changes:
+            square = change.delta().square()
+            if self.importance is not None:
+                square = square * self.importance[change.name].to(square.device)
+            total = self.factor * square.sum()
+            if total.requires_grad:  # not where a block is frozen
+                torch.autograd.backward(total)

@@ -1,0 +1,81 @@
+"""Recipe changes as mitigations: each trains less, or with more restraint, by one option of the recipe.
+
+They are what any other mitigation must beat: a run that is stopped earlier, or learns more slowly, forgets less too.
+Biderman et al. 2024, *LoRA Learns Less and Forgets Less*, arXiv:2405.09673, compare weight decay and dropout with LoRA
+as regularisers.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from ...config.schema import MethodConfig, RunConfig
+from ...errors import UsageError
+from ...models.loading import Base
+from .base import Mitigation
+
+
+class LearningRate(Mitigation):
+    """The learning rate, of the recipe or of the method, times a factor."""
+
+    name: ClassVar[str] = "learning_rate"
+    references: ClassVar[tuple[str, ...]] = ("biderman2024lora",)
+
+    factor: float = Field(0.5, gt=0, lt=1, description="of the learning rate; a list is one run each")
+
+    def recipe(self, run: RunConfig) -> RunConfig:
+        """Multiply; see `Mitigation.recipe`."""
+        own = run.method.options.get("learning_rate")
+        if own is not None:
+            return run.model_copy(update={"method": _with(run.method, learning_rate=own * self.factor)})
+        rate = run.training.learning_rate * self.factor
+        return run.model_copy(update={"training": run.training.model_copy(update={"learning_rate": rate})})
+
+
+class WeightDecay(Mitigation):
+    """Decoupled weight decay: what trains is pulled to zero, which for adapters is towards the base model.
+
+    Loshchilov and Hutter 2017, arXiv:1711.05101. In full fine-tuning it pulls away from the base model: there `l2sp`
+    is the decay towards the start.
+    """
+
+    name: ClassVar[str] = "weight_decay"
+    references: ClassVar[tuple[str, ...]] = ("loshchilov2019adamw", "biderman2024lora")
+
+    value: float = Field(0.1, gt=0, description="instead of training.weight_decay; a list is one run each")
+
+    def check(self, run: RunConfig, base: Base) -> None:
+        """Refuse a decay that the recipe has already."""
+        if run.training.weight_decay == self.value:
+            raise UsageError(f"mitigations.weight_decay: the recipe has training.weight_decay {self.value} already")
+
+    def recipe(self, run: RunConfig) -> RunConfig:
+        """Replace; see `Mitigation.recipe`."""
+        return run.model_copy(update={"training": run.training.model_copy(update={"weight_decay": self.value})})
+
+
+class Dropout(Mitigation):
+    """Dropout on what the method adds, for methods that have an option `dropout`."""
+
+    name: ClassVar[str] = "dropout"
+    references: ClassVar[tuple[str, ...]] = ("biderman2024lora",)
+
+    rate: float = Field(0.1, gt=0, lt=1, description="instead of the method's dropout; a list is one run each")
+
+    def check(self, run: RunConfig, base: Base) -> None:
+        """Refuse a method without the option, or one that has it already."""
+        given = run.method.options.get("dropout")
+        if given is None:
+            raise UsageError(f"mitigations.dropout: does not go together with {run.method.name}: no option `dropout`")
+        if given == self.rate:
+            raise UsageError(f"mitigations.dropout: {run.method.name} has dropout {given} already")
+
+    def recipe(self, run: RunConfig) -> RunConfig:
+        """Replace; see `Mitigation.recipe`."""
+        return run.model_copy(update={"method": _with(run.method, dropout=self.rate)})
+
+
+def _with(method: MethodConfig, **options: float) -> MethodConfig:
+    return MethodConfig.model_validate({**method.model_dump(mode="json"), **options})

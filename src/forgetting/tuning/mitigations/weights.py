@@ -1,0 +1,98 @@
+"""The weights that a prepared model changes, as differences to where they start: W - W_start, with gradients.
+
+For full fine-tuning and its parts these are the parameters themselves. For additive adapters of PEFT (LoRA, LoHa,
+LoKr) it is the change that they make to the layer they sit on, so that a penalty means the same for an adapter as for
+full fine-tuning, whatever the factors are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...errors import UsageError
+from ...measuring.passes import is_peft, is_prompt_learning
+
+ADDITIVE = ("LORA", "LOHA", "LOKR")
+"""PEFT's types whose layers compute W x + scaling * delta(x), and give the whole of it as get_delta_weight."""
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of a base model's modules."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One weight that training moves.
+
+    Attributes:
+        name: of the parameter in the base model.
+        delta: W - W_start, with gradient.
+        starts_at_zero: whether W_start is the base model's weight with nothing added.
+    """
+
+    name: str
+    delta: Callable[[], Tensor]
+    starts_at_zero: bool = True
+
+
+def weight_changes(model: nn.Module, wanted_by: str) -> list[Change]:
+    """All weights that the model, as its method prepared it, will change.
+
+    Args:
+        model: prepared and not yet trained.
+        wanted_by: the mitigation, for errors.
+
+    Raises:
+        UsageError: the method does not change weights by something added to them.
+    """
+    if not is_peft(model):
+        return [_direct(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    layers = _adapted_layers(model, wanted_by)
+    return [_added(name, layer, adapter) for name, layer, adapter in layers]
+
+
+def adapter_scalings(model: nn.Module, wanted_by: str) -> list[tuple[dict[str, float], str]]:
+    """The scaling of each adapted layer, which its change of the weight is proportional to, and the key in it.
+
+    Raises:
+        UsageError: as `weight_changes`.
+    """
+    return [(layer.scaling, adapter) for _, layer, adapter in _adapted_layers(model, wanted_by)]
+
+
+def _direct(name: str, parameter: nn.Parameter) -> Change:
+    start = parameter.detach().clone()
+    return Change(name, lambda: parameter.float() - start.float())
+
+
+def _added(name: str, layer: Any, adapter: str) -> Change:
+    start = layer.get_delta_weight(adapter).detach()
+    weight = f"{name.removeprefix(PREFIX)}.weight"
+    if not start.any():
+        return Change(weight, lambda: layer.get_delta_weight(adapter).float())
+    start = start.clone()
+    return Change(weight, lambda: layer.get_delta_weight(adapter).float() - start.float(), starts_at_zero=False)
+
+
+def _adapted_layers(model: Any, wanted_by: str) -> list[tuple[str, Any, str]]:
+    """Name, layer and adapter of each layer that an additive adapter sits on."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    config = model.active_peft_config
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    refused = f"mitigations.{wanted_by}: does not go together with {kind}"
+    if is_prompt_learning(model):
+        raise UsageError(f"{refused}: a prompt changes no weight")
+    if kind not in ADDITIVE:
+        raise UsageError(f"{refused}: its change of a weight is not a sum W + dW with a scale; those of {ADDITIVE} are")
+    if getattr(config, "use_dora", False):
+        raise UsageError(f"{refused} with use_dora: DoRA rescales the whole weight")
+    adapter = model.active_adapter
+    layers = [(name, module, adapter) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    own = {id(p) for _, module, _ in layers for n, p in module.named_parameters() if "base_layer" not in n}
+    beside = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
+    if beside:
+        raise UsageError(f"{refused}: it trains {beside[0]} beside its adapters")
+    return layers

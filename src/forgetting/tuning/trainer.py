@@ -1,0 +1,179 @@
+"""transformers.Trainer with the terms of a run's mitigations, and a stop at the first gradient that is not finite."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from ..config.schema import RunConfig, TrainingConfig
+from ..data.windows import Windows
+from ..errors import ForgettingError
+from ..measuring.passes import unwrapped
+from ..models import processes
+from .methods import Method
+from .mitigations import Course, Term
+
+
+class DivergedError(ForgettingError):
+    """A loss is not finite. The run is stored as failed, its finite measurements are kept, and no fit uses it."""
+
+
+class TrainingWindows(torch.utils.data.Dataset[dict[str, Any]]):
+    """The training windows in the order in which they are trained on, as many as the run needs."""
+
+    def __init__(self, windows: Windows, order: NDArray[np.int64]) -> None:
+        self.windows, self.order = windows, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        window = int(self.order[index])
+        ids, predicted = self.windows.window(window)
+        return {"input_ids": ids.tolist(), "labels": np.where(predicted, ids, -100).tolist(), "window": window}
+
+
+def collate(rows: list[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Rows padded on the right to the longest: input_ids, attention_mask, labels [batch, length]; window [batch]."""
+    length = max(len(row["input_ids"]) for row in rows)
+
+    def padded(key: str, fill: int) -> torch.Tensor:
+        return torch.tensor([row[key] + [fill] * (length - len(row[key])) for row in rows])
+
+    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in rows])
+    return {
+        "input_ids": padded("input_ids", pad_id),
+        "attention_mask": mask,
+        "labels": padded("labels", -100),
+        "window": torch.tensor([row["window"] for row in rows]),
+    }
+
+
+class CheckedTrainer(Trainer):
+    """A Trainer with the terms of the run's mitigations, that stops at the first gradient that is not finite.
+
+    Clipping would turn an infinite gradient into a zero step: a run that stands still and looks as if it forgot
+    nothing.
+    """
+
+    def __init__(self, *, terms: list[Term], **options: Any) -> None:
+        super().__init__(**options)
+        self.terms = terms
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The model's own loss, and what the terms add to it on this batch."""
+        batch = dict(inputs)
+        passed = {name: value for name, value in batch.items() if name != "window"}
+        loss, outputs = super().compute_loss(model, passed, True, num_items_in_batch)
+        # as transformers divides: by the whole step's tokens, or by this batch's where the model does not know them
+        tokens = num_items_in_batch if self.model_accepts_loss_kwargs else None
+        tokens = (batch["labels"][:, 1:] != -100).sum() if tokens is None else tokens
+        # the mean of the processes' gradients is to be the sum of their parts: transformers scales its loss alike
+        shares = self.accelerator.num_processes
+        for term in self.terms:
+            part = term.on_batch(unwrapped(model), batch, outputs["logits"], tokens)
+            loss = loss if part is None else loss + part * shares
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One batch; with the last of an update step, the gradients that terms add once a step.
+
+        Each of several processes adds them to its own before the pass that averages all, so that rounding cannot drive
+        the processes apart.
+        """
+        last, several = self.accelerator.sync_gradients, self.accelerator.num_processes > 1
+        if last and several:
+            self._add_once(model)
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if last and not several:
+            self._add_once(model)
+        return loss
+
+    def _add_once(self, model: torch.nn.Module) -> None:
+        model.train()
+        for term in self.terms:
+            term.on_step(unwrapped(model), self.state.global_step)
+
+    def _load_from_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        """Load, and keep what does not train as it is: PEFT makes every adapter it loads trainable."""
+        flags = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        super()._load_from_checkpoint(*arguments, **options)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(flags[name])
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not math.isfinite(float(norm)):
+            raise DivergedError(
+                f"the gradient is not finite after step {self.state.global_step}: the run diverged; "
+                "lower training.learning_rate"
+            )
+        return norm
+
+
+def _arguments(training: TrainingConfig, seed: int, folder: Path, device: torch.device) -> TrainingArguments:
+    share = training.batch_size // processes.count()
+    micro = min(training.micro_batch_size or share, share)
+    # use_reentrant=False: with LoRA the inputs need no gradient, which the reentrant kind would stop at
+    saving = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=training.steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=share // micro,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(training.schedule, training.schedule),
+        warmup_steps=training.warmup_steps,
+        optim={"adafactor": "adafactor", "adamw": "adamw_torch"}[training.optimizer],
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        seed=seed,
+        train_sampling_strategy="sequential",  # training_order shuffles
+        save_strategy="no",  # Measurer asks for checkpoints
+        save_total_limit=None,  # checkpoints.mark drops old ones: transformers would by their time of change
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
+        remove_unused_columns=False,
+        **(saving if training.gradient_checkpointing else {}),
+    )
+
+
+def make_trainer(
+    model: Any, method: Method, run: RunConfig, course: Course, terms: list[Term], checkpoints: Path, pad_id: int
+) -> CheckedTrainer:
+    """The trainer of one run, without callbacks.
+
+    Args:
+        model: prepared by the method and the mitigations.
+        method: its own learning rate counts before the recipe's.
+        run: with the recipe that the mitigations make of it.
+        course: what is trained on.
+        terms: what is added to the loss.
+        checkpoints: the folder that they are written to.
+        pad_id: token that shorter windows are filled up with.
+    """
+    training = run.training
+    if method.learning_rate is not None:
+        training = training.model_copy(update={"learning_rate": method.learning_rate})
+    trainer = CheckedTrainer(
+        terms=terms,
+        model=model,
+        args=_arguments(training, run.seed, checkpoints, model.device),
+        train_dataset=TrainingWindows(course.windows, course.order),
+        data_collator=lambda rows: collate(rows, pad_id),
+    )
+    trainer.remove_callback(PrinterCallback)
+    if processes.count() > 1 and not trainer.model_accepts_loss_kwargs:
+        raise ForgettingError("this model's loss does not take the tokens of the whole batch: several processes cannot")
+    return trainer

@@ -1,0 +1,149 @@
+"""`forgetting fit`, `predict` and `plan` from the shell's side."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from forgetting.analysis.fit import fit_law, load_fits
+from forgetting.cli import laws
+from forgetting.errors import UsageError
+from test_fit_engine import points
+from test_fit_table1 import NAMES, PER_RANK, table
+
+app = typer.Typer(pretty_exceptions_enable=False)
+for name, command in (("fit", laws.fit_command), ("predict", laws.predict_command), ("plan", laws.plan_command)):
+    app.command(name)(command)
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    if result.exception:
+        raise result.exception
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def csv(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "runs.csv"
+    table(NAMES[0], noise=0.004, dataset="orca").assign(forgetting_floor=0.5).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def chinchilla(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "c.csv"
+    t = points(100)
+    rows = zip(*(t[k].tolist() for k in ("N", "D", "loss")), strict=True)
+    path.write_text("params,tokens,loss\n" + "\n".join(",".join(map(repr, row)) for row in rows) + "\n")
+    return path
+
+
+def test_json_of_one_fit_is_the_fit(chinchilla):
+    options = ("--law", "chinchilla", "--objective", "huber-log", "--delta", "1e-3", "--map", "N=params")
+    out = json.loads(run("fit", chinchilla, *options, "--map", "D=tokens", "--json"))
+    fit = fit_law("chinchilla", points(100), objective="huber-log")
+    assert list(out["parameters"]) == ["E", "A", "B", "alpha", "beta"]
+    for k, e in fit.parameters.items():
+        assert out["parameters"][k] == pytest.approx({"value": e.value, "low": e.low, "high": e.high})
+    assert out["objective"] == "huber-log"
+    assert out["objective_value"] == pytest.approx(fit.objective_value)
+    assert any("names no runs" in w for w in out["warnings"])
+    assert "draws" not in out
+
+
+def test_a_formula_is_a_law(chinchilla):
+    formula = "loss = E + A/params**alpha + B/tokens**beta"
+    out = json.loads(run("fit", chinchilla, "--law", formula, "--bootstrap", 0, "--json"))
+    fit = fit_law("chinchilla", points(100), bootstrap=0)
+    assert out["objective_value"] == pytest.approx(fit.objective_value, rel=1e-9)
+    bounded = run("fit", chinchilla, "--law", formula, "--bound", "alpha=0:0.1", "--bootstrap", 0, "--json")
+    assert json.loads(bounded)["parameters"]["alpha"]["value"] == 0.1
+
+
+def test_a_studys_table_gets_both_laws_and_can_be_planned_with(csv, tmp_path):
+    shown = run("fit", csv, "--out", tmp_path / "fits.json", "--extrapolate", "--bootstrap", 40)
+    assert "Forgetting is linear in the fine-tuning loss: orca" in shown
+    assert "orca: which law?" in shown
+    assert "extrapolation" in shown
+    fits = load_fits(tmp_path / "fits.json")["orca"]
+    assert list(fits) == ["linear", "shifted_power"]
+    rows = json.loads(run("predict", tmp_path / "fits.json", "--rank", 8, "--rank", 16, "--steps", 2000, "--json"))
+    expected = fits["shifted_power"].predict("forgetting_loss", trainable_params=PER_RANK * 16, step=2000)
+    assert rows[1]["forgetting_loss"]["value"] == pytest.approx(float(expected.value))
+    assert rows[1]["extrapolated"] is True
+    assert "outside the measured range" in run("predict", tmp_path / "fits.json", "--rank", 8, "--steps", 2000)
+    line = json.loads(run("predict", tmp_path / "fits.json", "--set", "finetune_loss=0.7", "--json"))
+    assert line[0]["law"] == "linear"
+    plan = json.loads(run("plan", tmp_path / "fits.json", "--budget", 0.3, "--next-run", "--json"))
+    assert plan["level"] == pytest.approx(0.8)
+    assert plan["best"]["rank"] in (8, 16, 32, 64, 128, 256)
+    assert len(plan["next_runs"]) == len(plan["frontier"])
+
+
+def test_several_fits_are_listed_with_their_comparison(csv):
+    out = json.loads(run("fit", csv, "--law", "linear", "--law", "shifted_power_f", "--bootstrap", 0, "--json"))
+    assert [f["law"] for f in out["fits"]] == ["linear", "shifted_power_f"]
+    assert {r["law"] for r in out["comparison"]["orca"]} == {"linear", "shifted_power_f"}
+
+
+def test_a_table_of_one_rank_gets_the_line_and_says_why(csv, tmp_path):
+    shown = run("fit", csv, "--only", "rank=8", "--bootstrap", 0, "--out", tmp_path / "one.json")
+    assert "Forgetting is linear" in shown
+    assert "Shifted power laws" not in shown
+    with pytest.raises(UsageError, match=r"only the line of Eq\. 4 is here, and it knows no ranks or steps"):
+        run("plan", tmp_path / "one.json", "--budget", 0.1)
+    asked = json.loads(run("fit", csv, "--only", "rank=8", "--law", "shifted_power", "--bootstrap", 0, "--json"))
+    assert any("fewer than 3 different values of trainable_params" in w for w in asked["warnings"])
+
+
+def test_rows_can_be_chosen(csv):
+    out = json.loads(run("fit", csv, "--law", "linear", "--only", "rank=8", "--from-step", 160, "--json"))
+    assert out["n_points"] == 11
+    assert out["n_runs"] == 1
+
+
+def test_plan_on_a_published_law():
+    out = json.loads(run("plan", NAMES[0], "--budget", 0.85, "--json"))
+    assert out["frontier"][0]["tokens"] == pytest.approx(out["frontier"][0]["steps"]["value"] * 32 * 512)
+    assert out["frontier"][0]["flops"] is None
+    assert any("no choice of rank and steps helps" in s for s in out["sentences"])
+    shown = run("plan", NAMES[0], "--target-loss", 0.5)
+    assert "the law's limit is 0.6126" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("fit", "nowhere.csv"), "no such file"),
+        (("fit", "CHINCHILLA"), "which law"),
+        (("fit", "CHINCHILLA", "--law", "chincilla"), "did you mean 'chinchilla'"),
+        (("fit", "CHINCHILLA", "--law", "E + A/params**alpha"), "a formula names its output"),
+        (("fit", "CHINCHILLA", "--law", "loss = E + A*tokns"), "has no variable"),
+        (("fit", "CHINCHILLA", "--law", "chinchilla", "--map", "N"), "write NAME=VALUE"),
+        (("fit", "CHINCHILLA", "--law", "chinchilla", "--map", "M=params"), "law 'chinchilla' has no such name"),
+        (("fit", "CHINCHILLA", "--law", "chinchilla", "--map", "N=parms"), "did you mean 'params'"),
+        (("fit", "CHINCHILLA", "--law", "chinchilla", "--bound", "alpha=0:1"), "are for formulas"),
+        (("fit", "CHINCHILLA", "--law", "loss = E*params", "--bound", "E=1"), "write NAME=LOW:HIGH"),
+        (("fit", "CHINCHILLA", "--law", "loss = E*params", "--start", "E=x"), "'x' is not a number"),
+        (("predict", "kalajdzievski2024/openorca", "--rank", "8"), "also needs step"),
+        (("predict", "kalajdzievski2024/openorca", "--rank", "8", "--set", "step=x"), "'x' is not a number"),
+        (("predict", "besiroglu2024/chinchilla", "--set", "N=1e9"), "also needs D"),
+        (("predict", "openorca", "--rank", "8", "--steps", "1"), "neither a published law"),
+        (("predict", "kalajdzievski2024/news", "--rank", "8", "--params", "9", "--steps", "1"), "not both"),
+        (("predict", "kalajdzievski2024/news", "--law", "linear", "--steps", "1"), "no law 'linear' here"),
+        (("plan", "kalajdzievski2024/openorca"), "give either --budget or --target-loss"),
+        (("plan", "kalajdzievski2024/news", "--budget", "1", "--target-loss", "2"), "give either"),
+        (("plan", "kalajdzievski2024/news", "--budget", "-1"), "must be a positive number"),
+        (("plan", "kalajdzievski2024/news", "--budget", "1", "--target-modules", "q_proj"), "needs --model"),
+        (("plan", "besiroglu2024/chinchilla", "--budget", "1"), "a plan needs law 'shifted_power'"),
+        (("plan", "kalajdzievski2024/news", "--budget", "1", "--next-run"), "fitted with intervals"),
+    ],
+)
+def test_mistakes_are_one_clear_line(arguments, says, chinchilla):
+    with pytest.raises(UsageError, match=says) as caught:
+        run(*(chinchilla if a == "CHINCHILLA" else a for a in arguments))
+    assert "\n" not in str(caught.value)

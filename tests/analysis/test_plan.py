@@ -1,0 +1,252 @@
+"""Plans against closed forms, bisection and brute force; and what they say."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.optimize import brentq
+
+from forgetting.analysis.fit import fit_from_published, fit_law, fit_study, plain, save_fits
+from forgetting.analysis.laws import PUBLISHED
+from forgetting.analysis.plan import Cost, load_laws, next_runs, plan_budget, plan_target
+from forgetting.analysis.plan.predict import predict_rows, rows_text
+from forgetting.analysis.plan.show import plan_dict, plan_text
+from forgetting.errors import UsageError
+from test_fit_table1 import NAMES, PER_RANK, RANKS, closed_form, table
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    data = table(NAMES[0], noise=0.004, runs_each=2).assign(forgetting_floor=0.5)
+    return fit_law("shifted_power", data, label="d", bootstrap=100, starts=16)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_budget_is_spent_to_1e_6_of_bisection(name, share):
+    """The twin finds the step at which the printed formula reaches the level, one number at a time."""
+    p = dict(PUBLISHED[name].parameters)
+    low, high = closed_form(p, PER_RANK * 256, 50)[1], closed_form(p, PER_RANK * 8, 260)[1]
+    level = low + share * (high - low)
+    plan = plan_budget(fit_from_published(name), level)
+    assert [c.rank for c in plan.frontier] == list(RANKS)
+    for choice in plan.frontier:
+        P = choice.trainable_params
+        root = brentq(lambda n, P=P: closed_form(p, P, n)[1] - level, 1, 1e6, xtol=1e-12, rtol=1e-14)
+        assert choice.steps.value == pytest.approx(root, rel=1e-6)
+        assert choice.finetune_loss.value == pytest.approx(closed_form(p, P, root)[0], abs=1e-9)
+        assert choice.forgetting_loss.value == pytest.approx(level, abs=1e-9)
+        assert choice.extrapolated == (not 50 <= root <= 260)
+    assert plan.best.finetune_loss.value == min(c.finetune_loss.value for c in plan.frontier)
+
+
+def test_target_is_reached_to_1e_6_of_bisection():
+    p = dict(PUBLISHED[NAMES[1]].parameters)
+    plan = plan_target(fit_from_published(NAMES[1]), 2.05, ranks=[8, 100])
+    for choice in plan.frontier:
+        P = choice.trainable_params
+        root = brentq(lambda n, P=P: closed_form(p, P, n)[0] - 2.05, 1, 1e6, xtol=1e-12, rtol=1e-14)
+        assert choice.steps.value == pytest.approx(root, rel=1e-6)
+        assert choice.forgetting_loss.value == pytest.approx(closed_form(p, P, root)[1], abs=1e-9)
+    assert plan.best.forgetting_loss.value == min(c.forgetting_loss.value for c in plan.frontier)
+
+
+def test_a_floor_turns_excess_into_loss():
+    fit = fit_from_published(NAMES[0])
+    excess, loss = plan_budget(fit, 0.15, floor=0.7), plan_budget(fit, 0.85)
+    assert [c.steps.value for c in excess.frontier] == pytest.approx([c.steps.value for c in loss.frontier])
+    assert excess.floor == 0.7
+    assert not any("no floor" in s for s in excess.sentences)
+    assert any("no floor is known" in s for s in loss.sentences)
+
+
+def test_unreachable_targets_and_budgets_are_said():
+    fit = fit_from_published(NAMES[0])
+    none = plan_target(fit, 0.61)
+    assert none.frontier == []
+    assert none.best is None
+    assert any("the law's limit is 0.6126" in s for s in none.sentences)
+    assert any("for even one step" in s for s in plan_budget(fit, 0.01, ranks=[256], floor=-2.0).sentences)
+    unlimited = plan_budget(fit, 1.2)
+    assert all(np.isinf(c.steps.value) for c in unlimited.frontier)
+    assert any("never spend the budget" in s for s in unlimited.sentences)
+    limit = closed_form(dict(PUBLISHED[NAMES[0]].parameters), PER_RANK * 256, 1e300)[0]
+    assert unlimited.frontier[-1].finetune_loss.value == pytest.approx(limit, abs=1e-9)
+    assert json.loads(json.dumps(plain(plan_dict("x", unlimited, []))))["frontier"][0]["steps"]["value"] is None
+
+
+def test_the_honest_sentence_is_said_when_ranks_do_not_differ_and_only_then():
+    said = plan_budget(fit_from_published(NAMES[0]), 0.85).sentences
+    assert any("no choice of rank and steps helps" in s for s in said)
+    base = fit_from_published(NAMES[0])
+    values = base.parameters
+    steep = type(base)(
+        **{
+            **base.__dict__,
+            # forgetting that hardly depends on P, while fitting does: now a higher rank is a better trade
+            "parameters": values | {"a_f": type(values["a_f"])(1e-30), "a_ft": type(values["a_ft"])(1e6)},
+        }
+    )
+    said = plan_budget(steep, 0.9).sentences
+    assert any("the choice matters" in s for s in said)
+    assert not any("no choice" in s for s in said)
+
+
+def test_bands_hold_the_truth_and_the_floor_of_the_study_is_used(fitted):
+    plan = plan_budget(fitted, 0.35)
+    assert plan.level == pytest.approx(0.85)
+    p = dict(PUBLISHED[NAMES[0]].parameters)
+    hits = 0
+    for c in plan.frontier:
+        root = brentq(lambda n, P=c.trainable_params: closed_form(p, P, n)[1] - 0.85, 1, 1e6)
+        hits += c.steps.low <= root <= c.steps.high
+        hits += c.finetune_loss.low <= closed_form(p, c.trainable_params, root)[0] <= c.finetune_loss.high
+        assert np.isnan(c.forgetting_loss.low)
+    assert hits >= 10  # of 12
+
+
+def test_cost_is_tokens_and_flops():
+    plan = plan_budget(fit_from_published(NAMES[0]), 0.85, ranks=[8], cost=Cost(32, 512, 6_738_415_616))
+    (c,) = plan.frontier
+    assert c.tokens == pytest.approx(c.steps.value * 32 * 512)
+    assert c.flops == pytest.approx(c.tokens * (4 * 6_738_415_616 + 6 * 8 * PER_RANK))
+
+
+def simulated_error(fit, plan, run):
+    """Error of the answer that is left once noisy measurements of the candidate, made from each draw, are known."""
+    rng = np.random.default_rng(0)
+    draws = np.repeat(np.array(fit.draws), 200, axis=0)
+    best = plan.best.trainable_params
+    law = fit.law_object
+    x = {"trainable_params": np.full(8, run.trainable_params), "step": np.geomspace(50, run.steps, 8)}
+    z = law.values(draws, x)
+    z = (z - z.mean(axis=0)) * fit.widen
+    for o, output in enumerate(law.outputs):
+        noise = fit.diagnostics["run_noise"][output]
+        z[:, o] += (
+            rng.normal(size=(len(draws), 1)) * noise["between"] + rng.normal(size=z[:, o].shape) * noise["within"]
+        )
+    answers = []
+    for theta in fit.draws:
+        p = dict(zip(fit.parameters, theta, strict=True))
+        n = brentq(lambda n, p=p: closed_form(p, best, n)[1] - plan.level, 1, 1e6)
+        answers.append(closed_form(p, best, n)[0])
+    q = np.repeat((np.array(answers) - np.mean(answers)) * fit.widen, 200)
+    design = z.reshape(len(draws), -1)
+    return np.std(q - design @ np.linalg.lstsq(design, q, rcond=None)[0])
+
+
+def test_next_run_is_judged_as_by_conditioning_on_simulated_runs(fitted):
+    """The twin draws measurements of the candidate from each draw, and regresses the answer on them."""
+    plan = plan_budget(fitted, 0.35)
+    candidates = [(float(r), float(r * PER_RANK)) for r in RANKS]
+    runs = next_runs(fitted, plan, candidates, max_steps=260)
+    assert {r.rank for r in runs} == {float(r) for r in RANKS}
+    assert [r.se_after for r in runs] == sorted(r.se_after for r in runs)
+    assert all(0 <= r.narrowing <= 1 and r.se_after <= r.se_before for r in runs)
+    assert runs[0].narrowing > 0.05
+    assert runs[0].se_after == pytest.approx(simulated_error(fitted, plan, runs[0]), rel=0.03)
+    longer = next_runs(fitted, plan, candidates[:1], max_steps=260)[0]
+    assert longer.narrowing > next_runs(fitted, plan, candidates[:1], max_steps=60)[0].narrowing
+
+
+def test_next_run_needs_intervals_and_an_answer(fitted):
+    bare = fit_from_published(NAMES[0])
+    with pytest.raises(UsageError, match="fitted with intervals"):
+        next_runs(bare, plan_budget(bare, 0.85), [(8.0, 8.0 * PER_RANK)], max_steps=260)
+    with pytest.raises(UsageError, match="no choice reaches"):
+        next_runs(fitted, plan_target(fitted, 0.1), [(8.0, 8.0 * PER_RANK)], max_steps=260)
+    with pytest.raises(UsageError, match="end before the first measured step"):
+        next_runs(fitted, plan_budget(fitted, 0.35), [(8.0, 8.0 * PER_RANK)], max_steps=50)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"budget": 0.0}, "must be a positive number"),
+        ({"budget": float("nan")}, "must be a positive number"),
+        ({"budget": 0.8, "ranks": [0]}, "positive numbers are needed"),
+        ({"budget": 0.8, "params": []}, "positive numbers are needed"),
+    ],
+)
+def test_plans_refuse_senseless_questions(arguments, says):
+    with pytest.raises(UsageError, match=says):
+        plan_budget(fit_from_published(NAMES[0]), arguments.pop("budget"), **arguments)
+
+
+def test_plans_refuse_other_laws_and_unknown_ranks():
+    with pytest.raises(UsageError, match="needs law 'shifted_power'"):
+        plan_budget(fit_from_published("besiroglu2024/chinchilla"), 0.1)
+    data = table(NAMES[0]).drop(columns="rank")
+    fit = fit_law("shifted_power", data, bootstrap=0)
+    with pytest.raises(UsageError, match="how many parameters a rank has"):
+        plan_budget(fit, 0.8, ranks=[8])
+    assert len(plan_budget(fit, 0.8).frontier) == 6
+    assert plan_budget(fit, 0.8, ranks=[8], params_per_rank=PER_RANK).frontier[0].rank == 8
+
+
+def test_laws_are_found_by_name_file_and_folder(tmp_path):
+    fits = fit_study(table(NAMES[0]), bootstrap=0)
+    save_fits(fits, tmp_path / "fits.json")
+    save_fits(fits["d"]["linear"], tmp_path / "one.json")
+    assert list(load_laws(tmp_path)["d"]) == ["linear", "shifted_power"]
+    assert list(load_laws(tmp_path / "fits.json", "d")) == ["d"]
+    assert list(load_laws(tmp_path / "one.json")["d"]) == ["linear"]
+    assert list(load_laws(NAMES[0])[NAMES[0]]) == ["shifted_power"]
+    with pytest.raises(UsageError, match="no data set 'e'"):
+        load_laws(tmp_path, "e")
+    with pytest.raises(UsageError, match="did you mean 'kalajdzievski2024/news'"):
+        load_laws("kalajdzievski2024/new")
+    save_fits({}, tmp_path / "none.json")
+    with pytest.raises(UsageError, match="no fits in it"):
+        load_laws(tmp_path / "none.json")
+
+
+def test_predictions_say_when_they_are_outside_the_measured_range(fitted):
+    rows = predict_rows(fitted, "d", {"step": [100, 2000]}, ranks=[8, 512])
+    assert len(rows) == 4
+    assert [r["extrapolated"] for r in rows] == [False, True, True, True]
+    assert rows[0]["forgetting"]["value"] == pytest.approx(rows[0]["forgetting_loss"]["value"] - 0.5)
+    shown = rows_text(rows)
+    assert shown.count("outside the measured range") == 3
+    with pytest.raises(UsageError, match="also needs trainable_params"):
+        predict_rows(fitted, "d", {"step": [100]})
+    with pytest.raises(UsageError, match="has no variable 'steps'; did you mean 'step'"):
+        predict_rows(fitted, "d", {"steps": [100]}, ranks=[8])
+    with pytest.raises(UsageError, match=r"step is .* where a positive number is needed"):
+        predict_rows(fitted, "d", {"step": [-1]}, ranks=[8])
+
+
+def test_a_plan_reads_as_text(fitted):
+    plan = plan_budget(fitted, 0.35, cost=Cost(32, 512, 1e9))
+    shown = plan_text("d", plan, next_runs(fitted, plan, [(8.0, 8.0 * PER_RANK)], max_steps=260))
+    assert "forgetting loss held at 0.85" in shown
+    assert "rank 8 for 260 steps" in shown
+    assert shown.count("\n") > 10
+
+
+def test_parameters_are_counted_from_the_configuration_alone(tmp_path):
+    """Two of Llama 2 7B's 32 layers: a sixteenth of the paper's 2,498,560 trainable parameters a rank."""
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32000, "hidden_size": 4096}
+    config |= {"intermediate_size": 11008, "num_hidden_layers": 2, "num_attention_heads": 32}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    from forgetting.analysis.plan.count import count_model
+
+    counted = count_model(str(tmp_path))
+    assert counted.params_per_rank * 16 == PER_RANK
+    layer = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096
+    assert counted.model_params == 2 * 32000 * 4096 + 2 * layer + 4096
+    assert counted.model_params + 30 * layer == 6_738_415_616  # the whole model's known size
+    assert count_model(str(tmp_path), ("q_proj", "v_proj")).params_per_rank == 2 * 2 * (4096 + 4096)
+    with pytest.raises(UsageError, match=r"no linear module of .* is called c_attn; it has down_proj"):
+        count_model(str(tmp_path), ("c_attn",))
+    with pytest.raises(UsageError, match="no usable configuration"):
+        count_model(str(tmp_path / "nowhere"))
+
+
+def test_a_fit_of_pandas_rows_with_missing_ranks_still_plans():
+    data = table(NAMES[0]).assign(rank=pd.array([None] * 132, dtype="Int64"))
+    assert "params_per_rank" not in fit_law("shifted_power", data, bootstrap=0).diagnostics

@@ -1,0 +1,174 @@
+"""Statistics of paired items: against closed forms, scipy, and simulation."""
+
+from __future__ import annotations
+
+import doctest
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from forgetting.capabilities import predictors, refusals
+from forgetting.capabilities import transitions as t
+from forgetting.errors import UsageError
+
+
+def counted(kept: int, lost: int, gained: int, wrong: int) -> t.Paired:
+    before = np.r_[np.ones(kept + lost), np.zeros(gained + wrong)]
+    after = np.r_[np.ones(kept), np.zeros(lost), np.ones(gained), np.zeros(wrong)]
+    return t.Paired.of(before, after)
+
+
+@pytest.mark.parametrize("module", [t, predictors, refusals])
+def test_doctests(module: object) -> None:
+    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
+
+
+def test_the_worked_example() -> None:
+    """n = 500, 45 lost, 20 gained."""
+    change = t.difference(counted(300, 45, 20, 135))
+    assert change.value == pytest.approx(-0.050, abs=1e-12)
+    assert change.se == pytest.approx(0.01598, abs=5e-6)
+    # closed form: the variance of d in {-1, 0, 1}, with n - 1
+    assert change.se == pytest.approx(math.sqrt((65 / 500 - 0.05**2) * 500 / 499 / 500), rel=1e-12)
+
+
+def test_an_unpaired_se_would_hide_what_the_pairs_show() -> None:
+    pairs = counted(300, 45, 20, 135)
+    unpaired = math.sqrt(pairs.before.var(ddof=1) / 500 + pairs.after.var(ddof=1) / 500)
+    assert t.difference(pairs).se < 0.6 * unpaired
+
+
+def test_transitions_add_up_and_wrong_answers_that_changed_are_told_apart() -> None:
+    before, after = [1, 1, 0, 0, 0], [1, 0, 1, 0, 0]
+    found = t.transitions(t.Paired.of(before, after, [True, False, False, False, True]))
+    assert (found.kept, found.lost, found.gained, found.changed, found.unchanged) == (1, 1, 1, 1, 1)
+    assert found.n == 5
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (3, 3), (45, 20), (7, 31), (600, 7), (2000, 1900)])
+def test_mcnemar_is_scipys_exact_binomial_test(lost: int, gained: int) -> None:
+    expected = stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
+    assert t.mcnemar(lost, gained) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("count", "of"), [(0, 50), (8, 32), (16, 32), (50, 50), (1, 1)])
+def test_wilson_is_scipys(count: int, of: int) -> None:
+    expected = stats.binomtest(count, of).proportion_ci(method="wilson")
+    found = t.wilson(count, of)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_the_paired_interval_covers_the_truth() -> None:
+    """Simulated items with known chances of being lost and gained: the 95 % intervals hold the true change."""
+    rng, lost, gained, n, covered = np.random.default_rng(1), 0.09, 0.04, 200, 0
+    for _ in range(1500):
+        d = rng.choice([-1.0, 1.0, 0.0], p=[lost, gained, 1 - lost - gained], size=n)
+        pairs = t.Paired.of((d < 0) | ((d == 0) & (rng.random(n) < 0.5)), np.zeros(n))
+        pairs = t.Paired.of(
+            pairs.before, pairs.before + np.where(pairs.before == 1, np.minimum(d, 0), np.maximum(d, 0))
+        )
+        low, high = t.difference(pairs).interval()
+        covered += low <= gained - lost <= high
+    assert 0.935 <= covered / 1500 <= 0.965
+
+
+def test_clustered_intervals_cover_where_passages_are_lost_whole_and_plain_ones_do_not() -> None:
+    rng, covered = np.random.default_rng(2), {"clustered": 0, "plain": 0}
+    for _ in range(400):
+        lost = np.repeat(rng.random(60) < 0.2, 5)  # all five items of a passage together
+        for name, clusters in (("clustered", np.repeat(np.arange(60), 5)), ("plain", None)):
+            low, high = t.difference(t.Paired.of(np.ones(300), 1.0 - lost, clusters=clusters)).interval()
+            covered[name] += low <= -0.2 <= high
+    assert covered["clustered"] / 400 > 0.91
+    assert covered["plain"] / 400 < 0.75
+
+
+def test_the_bootstrap_agrees_with_the_closed_form() -> None:
+    rng = np.random.default_rng(3)
+    values, clusters = rng.normal(size=(400, 1)), np.repeat(np.arange(100), 4)
+    low, high = t.bootstrap(values, clusters, lambda m: m[:, 0], resamples=4000)
+    from forgetting.measuring.estimate import clustered_mean
+
+    se = clustered_mean(values[:, 0], clusters).se
+    assert (high - low) / (2 * 1.96 * se) == pytest.approx(1, abs=0.06)
+    assert (low, high) == t.bootstrap(values, clusters, lambda m: m[:, 0], resamples=4000)
+
+
+def test_two_guessers_forget_nothing_once_chance_is_taken_off() -> None:
+    """Two models that guess among 4 options: a fifth of the items flip, and none of that is forgetting."""
+    rng, raw, net = np.random.default_rng(4), [], []
+    for _ in range(40):
+        before, after = rng.random(2000) < 0.25, rng.random(2000) < 0.25
+        forgot, gained = t.corrected(t.Paired.of(before, after, options=np.full(2000, 4)), seed=1)
+        assert forgot.chance == pytest.approx((1 - before.mean()) * (1 - after.mean()) / 3)
+        assert forgot.low <= forgot.value <= forgot.high
+        raw.append(forgot.raw)
+        net.append(forgot.value - gained.value)
+    assert np.mean(raw) == pytest.approx(0.1875, abs=0.01)
+    assert abs(np.mean(net)) < 0.01
+
+
+def test_known_items_that_are_lost_count_in_full() -> None:
+    pairs = counted(60, 40, 0, 0)
+    free, _ = t.corrected(pairs)
+    assert (free.raw, free.chance, free.value) == (0.4, 0.0, 0.4)
+
+
+def test_holm_keeps_false_alarms_below_the_level() -> None:
+    rng = np.random.default_rng(5)
+    alarms = sum(min(t.holm(list(rng.random(20)))) < 0.05 for _ in range(2000))
+    assert alarms / 2000 < 0.065
+    assert sum(min(rng.random(20)) < 0.05 for _ in range(2000)) / 2000 > 0.5
+
+
+def test_wrong_input_is_named() -> None:
+    with pytest.raises(UsageError, match="different length"):
+        t.Paired.of([1, 0], [1])
+    with pytest.raises(UsageError, match="no item"):
+        t.Paired.of([], [])
+    with pytest.raises(UsageError, match="outside 0 to 1"):
+        t.Paired.of([2.0], [1.0])
+    with pytest.raises(UsageError, match="neither right nor wrong"):
+        t.transitions(t.Paired.of([0.5], [1.0]))
+    with pytest.raises(UsageError, match="one option only"):
+        t.corrected(t.Paired.of([1], [1], options=[1]))
+
+
+def test_spearman_is_scipys_and_steps_of_one_run_do_not_count_as_runs() -> None:
+    rng = np.random.default_rng(6)
+    x = rng.integers(0, 9, 60).astype(float)
+    y = x + rng.normal(size=60) * 3
+    found = predictors.correlate(list(x), list(y), [i // 6 for i in range(60)])
+    assert found.r == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
+    assert found.low < found.r < found.high
+    assert math.isnan(predictors.correlate([1, 2, 3], [1, 2, 4], ["a", "a", "b"]).low)
+    assert math.isnan(predictors.correlate([1, 1, 1], [1, 2, 4], ["a", "b", "c"]).r)
+
+
+def test_the_rules_are_measured_on_their_labelled_set() -> None:
+    found = refusals.rules_quality()
+    assert found.precision.of >= 50
+    assert found.recall.of >= 50
+    assert found.precision.value >= 0.95
+    assert found.recall.value >= 0.95
+
+
+def test_the_pure_part_needs_neither_torch_nor_the_harness() -> None:
+    modules = "transitions, predictors, refusals, judges, results, suites, evaluate, study_runs, relearn, harness"
+    code = f"import sys; from forgetting.capabilities import {modules}; sys.exit(any(m in sys.modules for m in "
+    code += "('torch', 'transformers', 'lm_eval', 'datasets')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("all_hit", [True, False])
+def test_share_of_all_or_none_in_clusters_still_has_a_width(all_hit: bool) -> None:
+    clusters = np.repeat(np.arange(60), 5)
+    found = t.share(np.full(300, all_hit), np.ones(300, bool), clusters)
+    expected = t.wilson(60 if all_hit else 0, 60)
+    assert (found.count, found.of) == (300 if all_hit else 0, 300)
+    assert (found.low, found.high) == (expected.low, expected.high)
+    assert found.high - found.low > 0.05

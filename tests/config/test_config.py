@@ -1,0 +1,179 @@
+"""Configurations: presets parse, YAML round-trips, errors name field, what came and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forgetting.config.schema import files as f
+from forgetting.config.schema import schema as c
+from forgetting.errors import UsageError
+from forgetting.studies.execute import expand_runs
+
+
+@pytest.mark.parametrize("name", f.presets())
+def test_presets_parse_and_round_trip(name: str) -> None:
+    study = f.load_preset(name)
+    assert c.validate(f.parse_yaml(study.to_yaml(), where="x"), where="x") == study
+    assert expand_runs(study)
+
+
+def test_paper_presets_hold_the_papers_setup() -> None:
+    for name in ("paper-openorca", "paper-news"):
+        study = f.load_preset(name)
+        assert study.model.source == "meta-llama/Llama-2-7b-chat-hf"
+        assert study.text.source == "Salesforce/wikitext"
+        assert study.text.split == "test"
+        assert study.context == 512
+        assert study.training.steps == 260
+        assert study.training.batch_size == 32
+        assert study.training.optimizer == "adafactor"
+        runs = expand_runs(study)
+        assert [run.method.options["rank"] for run in runs] == [8, 16, 32, 64, 128, 256]
+        assert {run.method.options["scaling"] for run in runs} == {"rank-stabilized"}
+        assert {run.method.options["target_modules"] for run in runs} == {"all-linear"}
+        assert study.measured_steps() == [0, *range(50, 261, 10)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training": {"stepz": 3}}, "training.stepz: unknown field; did you mean 'steps'?"),
+        ({"training": {"steps": 0}}, "training.steps: got 0; input should be greater than or equal to 1"),
+        ({"training": {"steps": "many"}}, "training.steps: got 'many'; input should be a valid integer"),
+        ({"modl": 1}, "modl: unknown field; did you mean 'model'?"),
+        ({"datasets": {"../x": {"source": "a"}}}, "datasets.../x: got '../x'; letters, digits"),
+        ({"datasets": {"x": {"sorce": "a"}}}, "datasets.x.sorce: unknown field; did you mean 'source'?"),
+        ({"measure": {"start": 1000}}, "measure.start 1000 lies beyond training.steps 260"),
+        ({"training": {"optimizer": "adam"}}, "training.optimizer: got 'adam'; did you mean 'adamw'?"),
+        ({"training": {"micro_batch_size": 5}}, "micro_batch_size 5 does not divide batch_size 32"),
+        ({"training": {"warmup_steps": 260}}, "warmup_steps 260 must be fewer than steps 260"),
+        ({"seeds": [1, 1]}, "seeds repeat: [1, 1]"),
+        ({"text": {"streaming": True}}, "streaming: true needs max_documents"),
+        (
+            {"model": {"dtype": "float8"}},
+            "model.dtype: got 'float8'; did you mean 'float32'? (choices: auto, float32, bfloat16, float16)",
+        ),
+    ],
+)
+def test_wrong_fields_are_named(change: dict[str, Any], message: str) -> None:
+    fields = f.deep_merge(f.preset_fields("paper-openorca"), change)
+    with pytest.raises(UsageError) as caught:
+        c.validate(fields, where="my.yaml")
+    assert f"my.yaml: {message}" in str(caught.value).replace("my.yaml: training: ", "my.yaml: ").replace(
+        "my.yaml: text: ", "my.yaml: "
+    )
+
+
+def test_every_wrong_field_gets_its_line() -> None:
+    fields = f.deep_merge(f.preset_fields("paper-openorca"), {"context": 1, "training": {"steps": -1}})
+    with pytest.raises(UsageError) as caught:
+        c.validate(fields, where="my.yaml")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "loar"}, "no method 'loar'; did you mean 'lora'?"),
+        ({"name": "lora", "rank": 0}, "methods.lora: rank: got 0"),
+        ({"name": "lora", "rank": []}, "methods.lora.rank: an empty list"),
+        ({"name": "lora", "rank": [8, 8]}, "methods.lora.rank: a value repeats"),
+        ({"name": "lora", "rnk": 8}, "rnk: unknown field; did you mean 'rank'?"),
+        ({"name": "lora", "target_modules": "all"}, "got 'all'; give all-linear, attention, or a list"),
+        ({"name": "lora", "layers": "upper"}, "methods.lora: layers: got 'upper'; give a list of layer numbers"),
+        ({"name": "lora", "layers": [0, 0]}, "methods.lora: layers: got [0, 0]; give each layer once"),
+        ({"name": "lora", "learning_rate": 0}, "methods.lora: learning_rate: got 0; input should be greater than 0"),
+        ({"name": "pissa", "dropout": 0.1}, "methods.pissa: dropout: unknown field"),
+        ({"name": "corda"}, "methods.corda: keep: knowledge needs calibration, a general text"),
+        ({"name": "corda", "keep": "nothing", "calibration": {"source": "x"}}, "keep: nothing reads no text"),
+        ({"name": "corda", "calibration": {"sorce": "x"}}, "calibration.sorce: unknown field; did you mean 'source'?"),
+        ({"name": "ia3", "target_modules": ["k_proj"]}, "give both target_modules and feedforward_modules"),
+        (
+            {"name": "ia3", "target_modules": ["k_proj"], "feedforward_modules": ["fc"]},
+            "feedforward_modules: 'fc' is none of target_modules",
+        ),
+        ({"name": "osf", "frozen": 1.0}, "methods.osf: frozen: got 1.0; input should be less than 1"),
+        ({"name": "top_layer"}, "no method 'top_layer'; did you mean 'top_layers'?"),
+        ({"name": "peft"}, "methods.peft: config: is missing"),
+        ({"name": "peft", "config": {"r": 8}}, "methods.peft: config: needs peft_type"),
+        ({"name": "lora", "scaling": "clasic"}, "scaling: got 'clasic'; did you mean 'classic'?"),
+        ({"name": "full", "rank": 8}, "methods.full: rank: unknown field"),
+    ],
+)
+def test_wrong_methods_are_named(options: dict[str, Any], message: str) -> None:
+    study = c.validate({**f.preset_fields("paper-openorca"), "methods": [options]}, where="my.yaml")
+    with pytest.raises(UsageError) as caught:
+        expand_runs(study)
+    assert message in str(caught.value)
+
+
+def test_a_list_is_a_grid_only_for_an_option_that_takes_one_value() -> None:
+    entry = {"name": "lora", "rank": [1, 2], "dropout": [0.0, 0.1], "target_modules": ["q_proj", "v_proj"]}
+    study = c.validate({**f.preset_fields("paper-openorca"), "methods": [entry]}, where="x")
+    options = [run.method.options for run in expand_runs(study)]
+    assert [(o["rank"], o["dropout"]) for o in options] == [(1, 0.0), (1, 0.1), (2, 0.0), (2, 0.1)]
+    assert all(o["target_modules"] == ["q_proj", "v_proj"] for o in options)
+
+
+def test_the_same_run_twice_is_refused() -> None:
+    entries = [{"name": "lora", "rank": 8}, {"name": "lora", "rank": [8, 16]}]
+    study = c.validate({**f.preset_fields("paper-openorca"), "methods": entries}, where="x")
+    with pytest.raises(UsageError, match="the same run is asked for twice: openorca-lora-r8-s0-"):
+        expand_runs(study)
+
+
+def test_run_id_follows_what_decides_numbers_and_nothing_else() -> None:
+    def ids(change: dict[str, Any]) -> str:
+        return expand_runs(c.validate(f.deep_merge(f.preset_fields("paper-openorca"), change), where="x"))[0].run_id()
+
+    same = ids({})
+    assert ids({"name": "other"}) == same
+    assert ids({"model": {"device": "cpu"}}) == same
+    assert ids({"measure": {"batch_tokens": 99}}) == same
+    assert len({same, ids({"context": 256}), ids({"training": {"steps": 300}}), ids({"seeds": [7]})}) == 4
+
+
+def test_the_last_step_is_always_measured() -> None:
+    fields = f.deep_merge(f.preset_fields("paper-openorca"), {"training": {"steps": 99}, "measure": {"every": 20}})
+    assert c.validate(fields, where="x").measured_steps() == [0, 50, 70, 90, 99]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "line 1"),
+        ("- 1\n- 2\n", "a mapping of fields is needed, got list"),
+        ("", "a mapping of fields is needed, got NoneType"),
+        ("x: !!python/object/apply:os.system ['true']\n", "line 1: could not determine a constructor"),
+    ],
+)
+def test_wrong_yaml_names_file_and_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        f.read_fields(path)
+    assert str(caught.value).startswith(str(path))
+    assert message in str(caught.value)
+
+
+def test_relative_sources_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("x")
+    fields = {
+        "text": {"source": "mine.txt"},
+        "model": {"source": "some/hub-id"},
+        "datasets": {"a": {"source": "mine.txt"}},
+    }
+    resolved = f.resolve_sources(fields, tmp_path)
+    assert resolved["text"]["source"] == str(tmp_path / "mine.txt") == resolved["datasets"]["a"]["source"]
+    assert resolved["model"]["source"] == "some/hub-id"
+
+
+def test_the_texts_that_methods_name_are_relative_to_the_file_too(tmp_path: Path) -> None:
+    (tmp_path / "general.txt").write_text("x")
+    methods = [{"name": "corda", "calibration": {"source": "general.txt"}, "mitigations": [[{"name": "kl"}]]}]
+    resolved = f.resolve_sources({"methods": methods}, tmp_path)
+    assert resolved["methods"][0]["calibration"]["source"] == str(tmp_path / "general.txt")
+    assert resolved["methods"][0]["mitigations"] == [[{"name": "kl"}]]

@@ -1,0 +1,255 @@
+"""The training callback: training is bit-identical with it, its numbers are those of `measure`, its rows are logged."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from transformers import Trainer, TrainingArguments, set_seed
+
+import forgetting.measuring.measure as instrument
+from forgetting.errors import UsageError
+from forgetting.measuring.callback import STORED, ForgettingCallback
+from test_measure_kernels import V, make_model, make_windows
+
+WINDOWS = make_windows([9, 17, 2, 30, 30, 5], documents=[0, 0, 1, 1, 2, 3])
+
+
+class Data(torch.utils.data.Dataset):
+    def __init__(self, size=64):
+        self.ids = np.random.default_rng(5).integers(0, V, (size, 12))
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        return {"input_ids": torch.tensor(self.ids[i]), "labels": torch.tensor(self.ids[i])}
+
+
+def arguments(folder, **options):
+    defaults = {
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.01,
+        "logging_steps": 2,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    return TrainingArguments(str(folder), **{**defaults, **options})
+
+
+def model_of(kind):
+    set_seed(0)
+    model = make_model("llama")
+    if kind == "full":
+        return model.train()
+    return get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "up_proj"], lora_dropout=0.3))
+
+
+def train(folder, kind, callbacks=(), resume=None, **options):
+    model = model_of(kind)
+    set_seed(1)
+    trainer = Trainer(model, arguments(folder, **options), train_dataset=Data(), callbacks=list(callbacks))
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_training_is_bit_identical_with_and_without_it(tmp_path, kind, accumulate):
+    callback = ForgettingCallback(WINDOWS, every=2)
+    with_it = train(tmp_path / "a", kind, [callback], gradient_accumulation_steps=accumulate)
+    without = train(tmp_path / "b", kind, gradient_accumulation_steps=accumulate)
+    ours, theirs = weights(with_it), weights(without)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    losses = [[x["loss"] for x in t.state.log_history if "loss" in x] for t in (with_it, without)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 3
+    assert [row["step"] for row in callback.rows] == [0, 2, 4, 6]
+    assert callback.rows[0]["forgetting"] == 0
+    assert callback.rows[0]["agreement"] == 1
+    assert callback.rows[-1]["forgetting"] > 0.01
+    assert callback.rows[-1]["forgetting_se"] > 0
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_the_last_row_is_what_measure_gives(tmp_path, kind):
+    callback = ForgettingCallback(WINDOWS, every=4)
+    trainer = train(tmp_path, kind, [callback])
+    assert [row["step"] for row in callback.rows] == [0, 4, 6]
+    base = None if kind == "lora" else make_model("llama")
+    row = instrument.measure(base, trainer.model, text=WINDOWS).row()
+    for name, value in callback.rows[-1].items():
+        if name != "step":
+            assert row[name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_the_default_grid_doubles(tmp_path):
+    callback = ForgettingCallback(WINDOWS)
+    train(tmp_path, "lora", [callback], max_steps=11)
+    assert [row["step"] for row in callback.rows] == [0, 1, 2, 4, 8, 11]
+
+
+def test_it_stops_at_the_budget(tmp_path):
+    callback = ForgettingCallback(WINDOWS, every=1, budget=0.02)
+    trainer = train(tmp_path, "lora", [callback], max_steps=50)
+    assert trainer.state.global_step < 50
+    assert callback.rows[-1]["forgetting"] > 0.02 >= callback.rows[-2]["forgetting"]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_resumed_run_measures_the_same(tmp_path, kind):
+    whole = ForgettingCallback(WINDOWS, every=2)
+    options = {"save_strategy": "steps", "save_steps": 2}
+    train(tmp_path / "a", kind, [whole], **options)
+    again = ForgettingCallback(WINDOWS, every=2)
+    train(tmp_path / "a", kind, [again], resume=str(tmp_path / "a" / "checkpoint-2"), **options)
+    assert again.rows[1:] == whole.rows[2:]
+
+
+def test_a_resumed_full_run_without_its_targets_is_refused(tmp_path):
+    train(tmp_path, "full", save_strategy="steps", save_steps=2)
+    with pytest.raises(UsageError, match=STORED):
+        train(tmp_path, "full", [ForgettingCallback(WINDOWS)], resume=str(tmp_path / "checkpoint-2"))
+
+
+def test_an_adapter_that_is_no_identity_is_counted_from_the_base(tmp_path, caplog):
+    """PEFT pull request 3419: prompt tuning starts far from the base; training then looks like remembering."""
+    set_seed(0)
+    model = get_peft_model(make_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    callback = ForgettingCallback(WINDOWS)
+    with caplog.at_level(logging.WARNING, logger="forgetting"):
+        Trainer(model, arguments(tmp_path), train_dataset=Data(), callbacks=[callback]).train()
+    assert "is not the identity" in caplog.text
+    assert callback.rows[0]["forgetting"] > 0.05
+    assert callback.rows[0]["forgetting_floor"] == callback.rows[-1]["forgetting_floor"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"bias": "all"}, "trains the base model's own biases"), ({"init_lora_weights": "pissa"}, "changes the base")],
+)
+def test_adapters_that_change_their_base_are_refused(tmp_path, options, message):
+    model = get_peft_model(make_model("phi"), LoraConfig(r=2, target_modules=["q_proj"], **options))
+    with pytest.raises(UsageError, match=message):
+        Trainer(model, arguments(tmp_path), train_dataset=Data(), callbacks=[ForgettingCallback(WINDOWS)]).train()
+
+
+def test_refusals():
+    with pytest.raises(UsageError, match="every=0"):
+        ForgettingCallback(WINDOWS, every=0)
+
+
+def test_tensorboard_shows_it(tmp_path, monkeypatch):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
+    callback = ForgettingCallback(WINDOWS, every=3)
+    trainer = train(tmp_path, "lora", [callback], report_to=["tensorboard"])
+    found = events.EventAccumulator(str(tmp_path / "tb"))
+    found.Reload()
+    logged = found.Scalars("train/forgetting/forgetting")
+    assert [event.step for event in logged] == [0, 3, 6]
+    np.testing.assert_allclose([e.value for e in logged], [r["forgetting"] for r in callback.rows], rtol=1e-6)
+    in_history = [x for x in trainer.state.log_history if "forgetting/forgetting" in x]
+    assert [x["step"] for x in in_history] == [0, 3, 6]
+    assert len(found.Scalars("train/loss")) == 3
+
+
+def test_mlflow_shows_it(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    callback = ForgettingCallback(WINDOWS, every=3)
+    train(tmp_path, "lora", [callback], report_to=["mlflow"])
+    (path,) = tmp_path.glob("mlruns/*/*/metrics/forgetting/forgetting")
+    lines = [line.split() for line in path.read_text().splitlines()]
+    assert [int(line[2]) for line in lines] == [0, 3, 6]
+    assert float(lines[-1][1]) == pytest.approx(callback.rows[-1]["forgetting"])
+    mlflow.end_run()
+
+
+SCRIPT = """
+import json, sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from test_measure_callback import *
+callback = ForgettingCallback(WINDOWS, every=2, batch_tokens=32)
+trainer = train({out!r}, "lora", [callback], per_device_train_batch_size={batch})
+if trainer.is_world_process_zero():
+    trainer.model.save_pretrained({out!r})
+    print("ROWS", json.dumps([trainer.args.world_size, callback.rows]))
+"""
+
+
+def test_trl_and_then_measure_on_the_saved_adapter(tmp_path, tiny_model, corpora):
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    text = str(corpora / "general.jsonl")
+    callback = ForgettingCallback(text, every=4)
+    data = datasets.load_dataset(
+        "json", data_files=str(corpora / "train.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    options = {"max_steps": 6, "learning_rate": 0.03, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    trainer = trl.SFTTrainer(
+        str(tiny_model),
+        args=trl.SFTConfig(output_dir=str(tmp_path), save_strategy="no", max_length=32, **options),
+        train_dataset=data.select_columns(["text"]),
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+        callbacks=[callback],
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    row = instrument.measure(str(tiny_model), str(tmp_path / "adapter"), text=text, cache_dir=None).row()
+    assert [r["step"] for r in callback.rows] == [0, 4, 6]
+    assert row["forgetting"] > 0.001
+    assert {name: row[name] for name in callback.rows[-1] if name != "step"} == {
+        name: value for name, value in callback.rows[-1].items() if name != "step"
+    }
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(tmp_path):
+    """The same global batch: tokens are sharded over ranks, and what is measured at step 0 and after is the same."""
+    results = []
+    for processes, batch in ((1, 4), (2, 2)):
+        path = tmp_path / f"train{processes}.py"
+        path.write_text(
+            SCRIPT.format(tests=str(Path(__file__).parents[1]), out=str(tmp_path / str(processes)), batch=batch)
+        )
+        # On a CPU, `--cpu` starts several processes through MPI only; `--multi_gpu` is the torch launcher, and
+        # `use_cpu` keeps the trainer off any GPU.
+        kind = ["--multi_gpu"] if processes > 1 else ["--cpu"]
+        command = [sys.executable, "-m", "accelerate.commands.launch", *kind, "--num_processes", str(processes)]
+        run = subprocess.run(
+            [*command, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(path)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr[-3000:]
+        line = next(line for line in run.stdout.splitlines() if line.startswith("ROWS"))
+        results.append(json.loads(line.removeprefix("ROWS ")))
+    (one, rows), (two, sharded) = results
+    assert (one, two) == (1, 2)
+    assert rows[0] == sharded[0]  # before training the models are the same, bit for bit
+    saved = PeftModel.from_pretrained(model_of("full"), tmp_path / "2")
+    row = instrument.measure(None, saved, text=WINDOWS, batch_tokens=32).row()
+    assert {name: row[name] for name in sharded[-1] if name != "step"} == {
+        name: value for name, value in sharded[-1].items() if name != "step"
+    }

@@ -1,0 +1,174 @@
+"""Breakdowns, sampling, verdicts and the page, without any model."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+
+import numpy as np
+import pytest
+
+from forgetting.errors import UsageError
+from forgetting.measuring.estimate import Mean, clustered_mean
+from forgetting.measuring.sampling import FIRST_DOCUMENTS, until
+from forgetting.measuring.verdict import judge
+from forgetting.measuring.where import where
+from forgetting.reporting.measurement import render
+from test_measure_kernels import make_windows
+
+
+def sample(seed=0):
+    windows = make_windows([9, 17, 2, 30, 30, 5], documents=[0, 0, 1, 1, 2, 3], vocabulary=12)
+    rng = np.random.default_rng(seed)
+    return windows, rng.normal(0.2, 1, windows.n_predicted).astype(np.float32), rng.integers(0, 6, windows.n_predicted)
+
+
+def test_groups_hold_every_position_once_and_equal_a_slow_twin():
+    windows, change, argmax = sample()
+    found = where(windows, change, argmax)
+    for groups in (found.by_position, found.by_frequency, found.by_document):
+        assert sum(group.change.n_tokens for group in groups) == windows.n_predicted
+        total = sum(group.change.value * group.change.n_tokens for group in groups)
+        assert total == pytest.approx(change.sum(dtype=float), rel=1e-5)
+    slow = {}
+    at = 0
+    for w in range(len(windows)):
+        for position in range(1, int(windows.lengths[w])):
+            slow.setdefault(int(math.log2(position)), []).append(float(change[at]))
+            at += 1
+    assert [g.change.value for g in found.by_position] == pytest.approx([np.mean(slow[k]) for k in sorted(slow)])
+    assert [g.label for g in found.by_position] == ["1", "2–3", "4–7", "8–15", "16–31"]
+    assert [g.change.value for g in found.by_document] == sorted(g.change.value for g in found.by_document)[::-1]
+    token, mean = found.by_token[0]
+    assert mean.value == pytest.approx(change[argmax == token].mean(), rel=1e-5)
+
+
+def test_passages_line_up_with_their_tokens():
+    windows, change, argmax = sample()
+    change[:] = 0
+    first = int(windows.predicted[: windows.offsets[3]].sum())
+    change[first + 4] = 29.0  # in window 3, the fifth predicted token: token 5
+    passage = where(windows, change, argmax).passages[0]
+    assert passage.document == "doc1"
+    assert passage.token_ids.tolist() == windows.window(3)[0].tolist()
+    assert np.isnan(passage.change[0])
+    assert passage.change[5] == 29
+    assert passage.expected[5] == argmax[first + 4]
+    assert passage.mean == pytest.approx(1.0)
+
+
+def many(documents=400, seed=0):
+    windows = make_windows([64] * documents, vocabulary=10)
+    rng = np.random.default_rng(seed)
+    values = (rng.normal(0, 1, documents)[:, None] + rng.normal(0, 1, (documents, 63))).astype(np.float32)
+
+    def measure(part):
+        return {"x": np.concatenate([values[d] for d in part.documents])}
+
+    return windows, values, measure
+
+
+def test_a_tolerance_measures_whole_documents_until_it_is_met():
+    windows, values, measure = many()
+    sampled = until(windows, measure, "x", 0.08, seed=3)
+    mean = clustered_mean(sampled.values["x"], sampled.windows.token_documents())
+    assert mean.se <= 0.08
+    assert not sampled.complete
+    assert FIRST_DOCUMENTS <= mean.n_documents < 400
+    assert mean.n_documents < 1.6 * values.mean(1).var() / 0.08**2  # no more than about what is needed
+    for document, value in zip(sampled.windows.documents, sampled.values["x"].reshape(-1, 63), strict=True):
+        assert (value == values[document]).all()
+    again = until(windows, measure, "x", 0.08, seed=3)
+    assert (again.windows.documents == sampled.windows.documents).all()
+    assert (until(windows, measure, "x", 0.08, seed=4).windows.documents[:8] != sampled.windows.documents[:8]).any()
+
+
+def test_a_tolerance_that_cannot_be_met_measures_everything_once():
+    windows, _, measure = many(30)
+    sampled = until(windows, measure, "x", 1e-9, seed=0)
+    assert sampled.complete
+    assert sorted(sampled.windows.documents.tolist()) == list(range(30))
+    everything = until(windows, measure, "x", None, seed=0)
+    assert everything.windows is windows
+
+
+@pytest.mark.slow
+def test_stopping_at_a_tolerance_keeps_its_promise():
+    """Over 300 corpora, the 95 % interval after stopping early still covers the truth in 92-98 % of them."""
+    covered = 0
+    for seed in range(300):
+        windows, _, measure = many(1000, seed)
+        sampled = until(windows, measure, "x", 0.12, seed=seed)
+        low, high = clustered_mean(sampled.values["x"], sampled.windows.token_documents()).interval()
+        covered += low <= 0 <= high
+    assert 0.92 * 300 <= covered <= 0.98 * 300
+
+
+@pytest.mark.parametrize(
+    ("value", "se", "budget", "verdict", "plain", "strict"),
+    [
+        (0.05, 0.01, 0.1, "within", 0, 0),
+        (0.2, 0.01, 0.1, "over", 3, 3),
+        (0.1, 0.01, 0.1, "undecided", 0, 3),
+        (0.09, 0.01, 0.1, "undecided", 0, 3),
+        (0.0, math.nan, 0.1, "undecided", 0, 3),
+        (-0.1, 0.01, 0.0, "within", 0, 0),
+        (0.1, 0.0, 0.1, "within", 0, 0),
+    ],
+)
+def test_verdicts_and_exit_codes(value, se, budget, verdict, plain, strict):
+    found = judge(Mean(value, se, 1000, 1 if math.isnan(se) else 30), budget, 0.95)
+    assert found.verdict == verdict
+    assert (found.exit_code(strict=False), found.exit_code(strict=True)) == (plain, strict)
+    assert verdict in found.sentence()
+
+
+def test_bounds_are_students():
+    found = judge(Mean(1.0, 0.1, 100, 11), 0.5, 0.95)
+    assert found.high - 1.0 == pytest.approx(0.1 * 1.812461, rel=1e-6)  # t(10) at 0.95
+
+
+@pytest.mark.parametrize(("budget", "confidence"), [(math.nan, 0.95), (0.1, 0.5), (0.1, 1.0), (0.1, 95)])
+def test_nonsense_is_refused(budget, confidence):
+    with pytest.raises(UsageError, match="must"):
+        judge(Mean(0.1, 0.1, 10, 5), budget, confidence)
+
+
+class Tokenizer:
+    """Tokens whose text is hostile or lies in two halves of one character."""
+
+    words = ["<script>alert(1)</script>", " a", "\n", "&amp;", '"', "'>", "é", "x", "y", "z", "{{ 7*7 }}", "</span>"]  # noqa: RUF012
+
+    def decode(self, ids):
+        return "".join(self.words[i] for i in ids)
+
+
+ROW = {"base": "b<b>", "tuned": "<img src=x onerror=alert(1)>", "text": "t", "text_tokens": 87, "text_documents": 4,
+       "documents_in_text": 4, "context": 30, "dtype": "float32", "notices": ["<i>note</i>"]}  # fmt: skip
+QUANTITIES = ("forgetting_loss", "forgetting_floor", "forgetting", "soft_forgetting_loss", "kl", "agreement",
+              "data_loss_base", "data_loss_tuned")  # fmt: skip
+
+
+def page(tokenizer=Tokenizer()):  # noqa: B008
+    windows, change, argmax = sample()
+    row = {**ROW, **{k: v for name in QUANTITIES for k, v in ((name, 0.5), (f"{name}_se", 0.01))}}
+    return windows, render(row, where(windows, change, argmax), tokenizer)
+
+
+def test_the_page_is_escaped_self_contained_and_whole():
+    windows, text = page()
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "<i>note" not in text
+    assert "49" not in re.findall(r"title=\"[^\"]*\">([^<]*)</span>", text)
+    assert not re.findall(r"<[^>]*\s(?:src|href)=|https?://|@import|url\(", text)
+    assert "default-src 'none'" in text
+    body = text.split('<div class="passage">')[1].split("</div>")[0]
+    shown = html.unescape("".join(re.findall(r"<span[^>]*>([^<]*)</span>", body)))
+    assert shown in {Tokenizer().decode(windows.window(w)[0].tolist()) for w in range(len(windows))}
+    assert page()[1] == text
+
+
+def test_the_page_without_a_tokenizer_shows_ids():
+    assert re.search(r"title=\"[^\"]*\">\[\d+\]</span>", page(None)[1])

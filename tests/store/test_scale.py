@@ -1,0 +1,211 @@
+"""Many runs: kept columns give the table of the plain files, damage is noticed, what is left is decided at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from forgetting.cli import main
+from forgetting.errors import ForgettingError
+from forgetting.reporting import aggregate, sections
+from forgetting.store.folder import StudyFolder, load_table, records, table_cache
+from forgetting.studies.conclude import conclude
+from forgetting.studies.study import left
+from scale_study import make
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """40 finished runs of 6 measurements."""
+    make(tmp_path / "many", 40, measurements=6)
+    return tmp_path / "many"
+
+
+def twin(folder: Path) -> pd.DataFrame:
+    """The slow way: every line of every run by itself."""
+    found = []
+    for run in StudyFolder.open(folder).runs():
+        record = run.read()
+        for row in run.measurements():
+            shared = {"dataset": record["dataset"], "rank": record["method"].get("rank"), "run_id": run.id}
+            found.append({**shared, "status": record["status"], **row})
+    return pd.DataFrame(found)
+
+
+def kept(folder: Path) -> Path:
+    return folder / "cache" / "rows.arrow"
+
+
+def test_a_table_read_in_bulk_or_from_kept_columns_is_that_of_the_plain_files(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = load_table(study)
+    assert not kept(study).exists()  # a small study is read in no time
+    slow = twin(study)
+    for name in slow:
+        assert plain[name].tolist() == slow[name].tolist(), name
+    monkeypatch.setattr(table_cache, "KEPT_FROM", 1)
+    monkeypatch.setattr(table_cache, "BULK", 1000)
+    pd.testing.assert_frame_equal(load_table(study), plain)
+    assert kept(study).exists()
+    monkeypatch.setattr(
+        table_cache, "_read", lambda *_: pytest.fail("read again") if _[1] else table_cache.Part([], _[2].empty_table())
+    )
+    pd.testing.assert_frame_equal(load_table(study), plain)
+
+
+def test_kept_columns_follow_every_change_of_the_plain_files(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_cache, "KEPT_FROM", 1)
+    load_table(study)
+    runs = StudyFolder.open(study).runs()
+    runs[3].append({"step": 7, "finetune_loss": 0.125})
+    runs[5].update(status="failed", why="x")
+    (runs[7].path / "run.json").unlink()
+    new = StudyFolder.open(study).run("zz-lora-r1-s0-0")
+    new.update(status="running", dataset="zz", method={"name": "lora"}, seed=0)
+    new.append({"step": 0, "finetune_loss": 2.0})
+    got = load_table(study)
+    slow = twin(study)
+    assert got["run_id"].tolist() == slow["run_id"].tolist()
+    assert got["finetune_loss"].tolist() == slow["finetune_loss"].tolist()
+    assert set(got.loc[got["run_id"] == runs[5].id, "status"]) == {"failed"}
+    pd.testing.assert_frame_equal(load_table(study), got)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other"])
+def test_damaged_columns_are_noticed_and_made_again(
+    study: Path, damage: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(table_cache, "KEPT_FROM", 1)
+    good = load_table(study)
+    content = bytearray(kept(study).read_bytes())
+    content[len(content) // 2] ^= 1
+    worse = {"flip": bytes(content), "cut": bytes(content[: len(content) // 3]), "empty": b"", "other": b"PK" * 500}
+    kept(study).write_bytes(worse[damage])
+    pd.testing.assert_frame_equal(load_table(study), good)
+    assert "rows.arrow: damaged" in caplog.text
+    caplog.clear()
+    pd.testing.assert_frame_equal(load_table(study), good)
+    assert "damaged" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"step": 1', "line 7: damaged"),
+        ("[1]", "line 7: damaged"),
+        ('{"step": "x"}', "line 7: damaged: step is 'x' where a whole number"),
+        ('{"step": 1, "agreement": [1]}', r"line 7: damaged: agreement is \[1\] where a finite number"),
+        ('{"step": 1.5}', "line 7: damaged: step is 1.5"),
+        ('{"step": 1' + "0" * 5000 + "}", "line 7: damaged"),
+    ],
+)
+def test_a_damaged_row_is_named_by_file_and_line(study: Path, line: str, says: str) -> None:
+    file = StudyFolder.open(study).runs()[2].path / "measurements.jsonl"
+    with file.open("a") as out:
+        out.write(line + "\n")
+    with pytest.raises(ForgettingError, match=says) as caught:
+        load_table(study)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["dataset", "method", "status", "seed"])
+def test_a_run_record_edited_into_nonsense_is_named(study: Path, field: str) -> None:
+    file = StudyFolder.open(study).runs()[0].path / "run.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {field: [3]}))
+    with pytest.raises(ForgettingError, match=r"run\.json: damaged: "):
+        load_table(study)
+
+
+def test_what_is_left_is_decided_from_the_records(study: Path) -> None:
+    assert left(study) == []
+    folder = StudyFolder.open(study)
+    ids = [run.id for run in folder.runs()]
+    folder.run(ids[4]).update(status="running")
+    folder.run(ids[6]).update(status="failed", kind="error")
+    folder.run(ids[8]).update(status="failed", kind="diverged")
+    (folder.run(ids[9]).path / "run.json").unlink()
+    assert sorted(left(study)) == sorted([ids[4], ids[6], ids[9]])
+
+
+def test_a_large_report_draws_means_says_so_and_counts_everything(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = conclude(study).report.read_text()
+    assert 'id="aggregated"' not in small
+    monkeypatch.setattr(aggregate, "MOST_POINTS", 50)
+    monkeypatch.setattr(sections, "SHOWN_RUNS", 7)
+    StudyFolder.open(study).runs()[9].update(status="failed", kind="error", why="planted failure")
+    page = conclude(study).report.read_text()
+    assert "240 measurements of 40 runs are too many to draw" in page
+    assert "The first 7 of 40 runs" in page
+    assert "planted failure" in page
+    assert "mean of 2 runs" in page
+    assert "<dt>measurements</dt><dd>195</dd>" in page.replace("\n", "")
+    assert len(page) < len(small)
+
+
+def test_the_page_is_under_8_mb_where_most_measurements_are_drawn(tmp_path: Path) -> None:
+    make(tmp_path / "s", 100, measurements=aggregate.MOST_POINTS // 100)
+    page = conclude(tmp_path / "s").report
+    assert 'id="aggregated"' not in page.read_text()
+    assert 6e6 < page.stat().st_size < 8e6
+
+
+def test_a_mean_over_runs_has_the_standard_error_between_them(study: Path) -> None:
+    from forgetting.reporting.series import group, tidy
+
+    table = tidy(load_table(study))
+    series = group(table, [run.read() for run in StudyFolder.open(study).runs()])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aggregate, "MOST_POINTS", 200)
+        means, said = aggregate.drawn(table, series)
+    assert "error bar the standard error between runs" in said
+    row = means[(means["dataset"] == "news") & (means["rank"] == 8) & (means["step"] == 20)].iloc[0]
+    mine = table[(table["dataset"] == "news") & (table["rank"] == 8) & (table["step"] == 20)]["finetune_loss"]
+    assert row["finetune_loss"] == pytest.approx(mine.mean(), rel=1e-12)
+    assert row["finetune_loss_se"] == pytest.approx(abs(mine.iloc[0] - mine.iloc[1]) / 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("form", ["--csv", "--json", ""])
+def test_a_large_table_is_written_whole(
+    study: Path, form: str, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    from forgetting.cli import study as command
+
+    monkeypatch.setattr(command, "PRINTED", 100)
+    monkeypatch.setattr(command, "PIECE", 33)
+    monkeypatch.setattr(sys, "argv", ["forgetting", "table", str(study), *([form] if form else [])])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert not stopped.value.code
+    shown = capfdbinary.readouterr()
+    table = load_table(study)
+    if form == "--json":
+        assert json.loads(shown.out) == records(table)
+    elif form == "--csv":
+        import io
+
+        read = pd.read_csv(io.BytesIO(shown.out), keep_default_na=False, na_values=[""], float_precision="round_trip")
+        assert list(read.columns) == list(table.columns)
+        assert read["finetune_loss"].tolist() == table["finetune_loss"].tolist()
+        assert read["run_id"].tolist() == table["run_id"].tolist()
+    else:
+        assert b"the first 100 of 240 rows" in shown.err
+
+
+@pytest.mark.slow
+def test_cost_is_linear_in_rows(tmp_path: Path) -> None:
+    """Twenty times the runs cost no more than thirty times the processor time; see docs/reliability.md."""
+    spent = []
+    for runs in (40, 800):
+        make(tmp_path / str(runs), runs, measurements=50)
+        began = time.process_time()
+        load_table(tmp_path / str(runs))
+        left(tmp_path / str(runs))
+        spent.append(time.process_time() - began)
+    assert spent[1] < 30 * max(spent[0], 0.05)

@@ -1,0 +1,139 @@
+"""The study folder: atomic, append-only, tolerant of a torn last line, intolerant of damage."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from forgetting.config.files import load_preset
+from forgetting.errors import ForgettingError, UsageError
+from forgetting.store.folder import COLUMNS, MEANS, RunFolder, StudyFolder, load_table, write_atomically
+
+CONFIG = load_preset("paper-openorca")
+
+
+def run_folder(path: Path) -> RunFolder:
+    folder = RunFolder(path / "runs" / "a-lora-r8-s0-x")
+    folder.update(status="running", dataset="a", method={"name": "lora", "rank": 8}, seed=0)
+    return folder
+
+
+def test_rows_come_back_as_written_and_a_missing_error_is_null(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    value = 0.1 + 0.2
+    folder.append({"step": 0, "finetune_loss": value, "finetune_loss_se": math.nan})
+    folder.append({"step": 10, "finetune_loss": 1e-300, "finetune_loss_se": 0.5})
+    assert folder.measurements() == [
+        {"step": 0, "finetune_loss": value, "finetune_loss_se": None},
+        {"step": 10, "finetune_loss": 1e-300, "finetune_loss_se": 0.5},
+    ]
+
+
+def test_an_infinite_number_is_never_written(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        folder.append({"step": 0, "finetune_loss": math.inf})
+    assert folder.measurements() == []
+
+
+def test_a_torn_last_line_is_left_out_and_dropped_on_resume(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    for step in (0, 10, 20):
+        folder.append({"step": step})
+    file = folder.path / "measurements.jsonl"
+    file.write_bytes(file.read_bytes()[:-4])
+    assert [row["step"] for row in folder.measurements()] == [0, 10]
+    folder.keep_until(0)
+    folder.append({"step": 10})
+    assert [row["step"] for row in folder.measurements()] == [0, 10]
+
+
+def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    (folder.path / "measurements.jsonl").write_text('{"step": 0}\n{"step"\n{"step": 20}\n')
+    with pytest.raises(ForgettingError, match=r"measurements\.jsonl, line 2: damaged"):
+        folder.measurements()
+    (folder.path / "run.json").write_text("{")
+    with pytest.raises(ForgettingError, match=r"run\.json: damaged"):
+        folder.read()
+    (folder.path / "run.json").write_text('{"schema": 99}')
+    with pytest.raises(ForgettingError, match="schema 99, this version reads 1"):
+        folder.read()
+
+
+def test_table_has_every_column_and_marks_failed_runs(tmp_path: Path) -> None:
+    StudyFolder.create_or_resume(tmp_path / "s", CONFIG)
+    folder = run_folder(tmp_path / "s")
+    folder.append({"step": 0, "finetune_loss": 1.5, "finetune_loss_se": None})
+    folder.update(status="failed", why="diverged")
+    table = load_table(tmp_path / "s")
+    assert set(table.columns) == set(COLUMNS) | {f"{name}_se" for name in MEANS}
+    row = table.iloc[0]
+    assert (row["status"], row["rank"], row["step"], row["finetune_loss"]) == ("failed", 8, 0, 1.5)
+    assert math.isnan(row["finetune_loss_se"])
+    assert load_table(tmp_path / "s").equals(table)
+
+
+def test_an_empty_study_has_an_empty_table(tmp_path: Path) -> None:
+    StudyFolder.create_or_resume(tmp_path / "s", CONFIG)
+    assert load_table(tmp_path / "s").empty
+
+
+def test_a_folder_holds_one_study(tmp_path: Path) -> None:
+    StudyFolder.create_or_resume(tmp_path / "s", CONFIG)
+    StudyFolder.create_or_resume(tmp_path / "s", CONFIG)
+    other = CONFIG.model_copy(update={"context": 256})
+    with pytest.raises(UsageError, match=r"another configuration \(context: there 512, now 256\)"):
+        StudyFolder.create_or_resume(tmp_path / "s", other)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(UsageError, match="not empty and not a study folder"):
+        StudyFolder.create_or_resume(tmp_path / "full", CONFIG)
+    with pytest.raises(UsageError, match="a file; --out needs a folder"):
+        StudyFolder.create_or_resume(tmp_path / "full" / "thesis.tex", CONFIG)
+    with pytest.raises(UsageError, match="not a study folder"):
+        StudyFolder.open(tmp_path / "full")
+    with pytest.raises(UsageError, match="no such folder"):
+        StudyFolder.open(tmp_path / "none")
+
+
+def _hold(path: Path, held: multiprocessing.synchronize.Event, release: multiprocessing.synchronize.Event) -> None:
+    with RunFolder(path).lock():
+        held.set()
+        release.wait(30)
+
+
+def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path / "r", held, release))
+    process.start()
+    assert held.wait(60)
+    with (
+        pytest.raises(ForgettingError, match=r"run r: held by process \d+ on .+ since "),
+        RunFolder(tmp_path / "r").lock(),
+    ):
+        pass
+    process.kill()  # the operating system lets go of the lock
+    process.join()
+    with RunFolder(tmp_path / "r").lock():
+        pass
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = write_atomically(tmp_path / "f.json", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\ud800")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_run_json_keeps_fields_that_are_not_updated(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    folder.update(status="done")
+    assert json.loads((folder.path / "run.json").read_text())["dataset"] == "a"
+    assert folder.read()["status"] == "done"

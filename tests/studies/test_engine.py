@@ -1,0 +1,176 @@
+"""The engines' contract: every task once, events in order; a task whose process dies is tried again, then given up."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forgetting.errors import UsageError
+from forgetting.studies.engines import Event, Local
+from forgetting.studies.engines.base import RETRIES, Attempts, Tell
+from forgetting.tuning import stopping
+
+
+def do(tasks: list[str], work: Any, jobs: int, events: list[Event] | None = None) -> dict[str, str]:
+    hear = (lambda _: None) if events is None else events.append
+    return Local(jobs).execute(tasks, work, hear, one_thread=True)
+
+
+def write(folder: str, task: str, tell: Tell) -> None:
+    tell(1)
+    (Path(folder) / task).write_text(str(os.getpid()))
+    tell(2)
+
+
+def die_on_b(folder: str, task: str, tell: Tell) -> None:
+    if task == "b":
+        with (Path(folder) / "deaths").open("a") as file:
+            file.write("b")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(folder, task, tell)
+
+
+def die_further_on(folder: str, task: str, tell: Tell) -> None:
+    """Gets one step further each time, and dies there, as a run does that is preempted again and again."""
+    seen = Path(folder) / f"{task}.seen"
+    reached = len(seen.read_text()) if seen.exists() else 0
+    tell(reached + 1)
+    if task == "a" and reached < RETRIES + 2:
+        seen.write_text("x" * (reached + 1))
+        time.sleep(0.1)  # the step is told before the process is gone
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(folder, task, tell)
+
+
+def fail_on_b(folder: str, task: str, tell: Tell) -> None:
+    if task == "b":
+        raise UsageError("no such thing")
+    time.sleep(0.2)
+    write(folder, task, tell)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_every_task_once_with_its_events_in_order(tmp_path: Path, jobs: int) -> None:
+    events: list[Event] = []
+    tasks = ["a", "b", "c"]
+    assert do(tasks, functools.partial(write, str(tmp_path)), jobs, events) == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == tasks
+    for task in tasks:
+        mine = [(event.kind, event.step) for event in events if event.task == task]
+        assert mine == [("started", 0), ("step", 1), ("step", 2), ("ended", 0)]
+    in_this_process = {path.read_text() == str(os.getpid()) for path in tmp_path.iterdir()}
+    assert in_this_process == {jobs == 1}
+
+
+def test_a_task_that_always_dies_is_given_up_and_the_others_go_on(tmp_path: Path) -> None:
+    tasks, events = ["a", "b", "c", "d"], list[Event]()
+    lost = do(tasks, functools.partial(die_on_b, str(tmp_path)), 2, events)
+    assert lost == {
+        "b": f"its process died {RETRIES + 1} times in a row without getting further "
+        "(killed, as the system does when memory runs out)"
+    }
+    assert (tmp_path / "deaths").read_text() == "b" * (RETRIES + 1)
+    assert sum(event.kind == "retried" for event in events) == RETRIES
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "c", "d", "deaths"}
+
+
+def test_a_task_that_gets_further_each_time_is_not_given_up(tmp_path: Path) -> None:
+    assert do(["a", "b"], functools.partial(die_further_on, str(tmp_path)), 2) == {}
+    assert (tmp_path / "a").exists()
+    assert (tmp_path / "b").exists()
+
+
+def test_attempts_count_deaths_without_progress() -> None:
+    attempts = Attempts()
+    assert [attempts.again("a") for _ in range(RETRIES + 1)] == [True] * RETRIES + [False]
+    attempts.note(Event("b", "step", 5))
+    assert [attempts.again("b") for _ in range(RETRIES)] == [True] * RETRIES
+    attempts.note(Event("b", "step", 5))  # no further than before
+    assert not attempts.again("b")
+    attempts.note(Event("b", "step", 6))
+    assert attempts.again("b")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_work_raises_ends_the_execution(tmp_path: Path, jobs: int) -> None:
+    with pytest.raises(UsageError, match="no such thing"):
+        do(["a", "b", "c", "d", "e"], functools.partial(fail_on_b, str(tmp_path)), jobs)
+    assert not (tmp_path / "e").exists()
+
+
+def test_workers_that_cannot_start_leave_their_tasks_undone_and_reported() -> None:
+    lost = do(["a", "b"], _Unloadable(), 2)
+    assert lost == dict.fromkeys(["a", "b"], "no worker process could be started (exit code 7)")
+
+
+class _Unloadable:
+    """Pickles, and cannot be unpickled."""
+
+    def __call__(self, task: str, tell: Tell) -> None:
+        raise AssertionError
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return sys.exit, (7,)
+
+
+def until_stopped(folder: str, task: str, tell: Tell) -> None:
+    for step in range(1, 1000):
+        tell(step)
+        if stopping.requested() is not None:
+            (Path(folder) / task).write_text("checkpoint")
+            stopping.check()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_request_to_stop_reaches_the_tasks_in_hand_and_no_other_is_begun(tmp_path: Path, jobs: int) -> None:
+    events: list[Event] = []
+
+    def hear(event: Event) -> None:
+        events.append(event)
+        if event.step == 5:
+            stopping.request(signal.SIGTERM)
+
+    with stopping.at_next_step(), pytest.raises(stopping.StoppedError) as stopped:
+        Local(jobs).execute(["a", "b", "c"], functools.partial(until_stopped, str(tmp_path)), hear, one_thread=True)
+    assert stopped.value.exit_code == 143
+    begun = {event.task for event in events}
+    assert begun <= {"a", "b"}
+    assert {path.name for path in tmp_path.iterdir()} == begun  # each wrote its checkpoint
+    assert stopping.requested() is None  # and the next study is not stopped by it
+
+
+ORPHAN = """
+import functools, sys, time
+from forgetting.studies.engines import Local
+def work(task, tell):
+    while True:
+        open(sys.argv[1], "a").write(".")
+        time.sleep(0.05)
+if __name__ == "__main__":
+    Local(2).execute(["a", "b"], work, lambda _: None, one_thread=True)
+"""
+
+
+def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
+    script, beat = tmp_path / "orphan.py", tmp_path / "beat"
+    script.write_text(ORPHAN)
+    process = subprocess.Popen([sys.executable, str(script), str(beat)])
+    deadline = time.monotonic() + 60
+    while not beat.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert beat.exists()
+    process.kill()
+    process.wait()
+    time.sleep(1.5)
+    size = beat.stat().st_size
+    time.sleep(0.5)
+    assert beat.stat().st_size == size

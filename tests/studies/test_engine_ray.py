@@ -1,0 +1,192 @@
+"""Runs as Ray tasks, on a cluster of two one-core nodes of this machine: the contract, deaths, stops, equal numbers."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray")
+
+from forgetting.config.schema import validate
+from forgetting.errors import ForgettingError, UsageError
+from forgetting.studies.engines import Event, Local, Ray
+from forgetting.studies.engines.base import RETRIES, Tell
+from forgetting.studies.engines.ray import _reach
+from forgetting.studies.study import study
+from forgetting.tuning import stopping
+from test_faults import fields, numbers
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without cores, and two nodes; this process has joined it."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray spells it
+    os.environ["RAY_raylet_start_wait_time_s"] = "120"  # noqa: SIM112 - as Ray spells it
+    small = {"object_store_memory": 100_000_000, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    for _ in range(2):
+        made.add_node(num_cpus=1, object_store_memory=100_000_000)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the nodes cannot import this file
+    with Ray(address=made.address).ready():
+        yield made
+    made.shutdown()
+
+
+def write(folder: str, task: str, tell: Tell) -> None:
+    tell(1)
+    (Path(folder) / task).write_text(str(os.getpid()))
+
+
+def misbehave(folder: str, task: str, tell: Tell) -> None:
+    if task == "dies":
+        with (Path(folder) / "deaths").open("a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(folder, task, tell)
+
+
+def refuse(task: str, tell: Tell) -> None:
+    raise UsageError(f"{task}: no such thing")
+
+
+def until_stopped(folder: str, task: str, tell: Tell) -> None:
+    for step in range(1, 3000):
+        tell(step)
+        if stopping.requested() is not None:
+            (Path(folder) / task).write_text("checkpoint")
+            stopping.check()
+        time.sleep(0.02)
+
+
+def take_a_while(folder: str, task: str, tell: Tell) -> None:
+    began = time.monotonic()
+    for step in range(1, 41):
+        tell(step)
+        time.sleep(0.05)
+    (Path(folder) / task).write_text(f"{began} {time.monotonic()}")
+
+
+def do(tasks: list[str], work: Any, events: list[Event]) -> dict[str, str]:
+    return Ray().execute(tasks, work, events.append, one_thread=True)
+
+
+def test_every_task_once_with_its_events_in_order_away_from_this_process(cluster: Any, tmp_path: Path) -> None:
+    events: list[Event] = []
+    tasks = ["a", "b", "c"]
+    assert do(tasks, functools.partial(write, str(tmp_path)), events) == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == tasks
+    for task in tasks:
+        kinds = [event.kind for event in events if event.task == task]
+        assert (kinds[0], kinds[-1]) == ("started", "ended")
+    assert str(os.getpid()) not in {path.read_text() for path in tmp_path.iterdir()}
+
+
+def test_no_more_tasks_at_a_time_than_there_are_cores(cluster: Any, tmp_path: Path) -> None:
+    """A worker that waits for an answer lends its core to the next task: none of ours may wait the Ray way."""
+    assert do([f"t{i}" for i in range(8)], functools.partial(take_a_while, str(tmp_path)), []) == {}
+    spans = [tuple(map(float, path.read_text().split())) for path in tmp_path.iterdir()]
+    assert len(spans) == 8
+    assert max(sum(low <= began < high for low, high in spans) for began, _ in spans) == 2
+
+
+def test_a_task_that_always_dies_is_given_up_and_the_others_go_on(cluster: Any, tmp_path: Path) -> None:
+    events: list[Event] = []
+    lost = do(["dies", "a"], functools.partial(misbehave, str(tmp_path)), events)
+    assert list(lost) == ["dies"]
+    assert lost["dies"].startswith(f"its process died {RETRIES + 1} times in a row without getting further (")
+    assert (tmp_path / "deaths").read_text() == "x" * (RETRIES + 1)
+    assert sum(event.kind == "retried" for event in events) == RETRIES
+    assert (tmp_path / "a").exists()
+
+
+def test_what_a_task_or_the_shared_work_raises_is_raised_here(cluster: Any) -> None:
+    with pytest.raises(UsageError, match=r"^a: no such thing$"):
+        do(["a"], refuse, [])
+    with pytest.raises(UsageError, match=r"^b: no such thing$"):
+        Ray().call(functools.partial(refuse, "b", print))
+
+
+def die(folder: str, times: int) -> str:
+    with (Path(folder) / "deaths").open("a") as file:
+        file.write("x")
+    if len((Path(folder) / "deaths").read_text()) <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+def test_the_shared_work_is_done_again_where_its_worker_dies(cluster: Any, tmp_path: Path) -> None:
+    assert Ray().call(functools.partial(die, str(tmp_path), 2)) == "done"
+    assert (tmp_path / "deaths").read_text() == "xxx"
+    (tmp_path / "deaths").unlink()
+    with pytest.raises(ForgettingError, match=r"could not be computed: its worker was killed.*, 4 times in a row$"):
+        Ray().call(functools.partial(die, str(tmp_path), 99))
+
+
+def test_a_stop_reaches_the_runs_in_hand_and_takes_back_those_that_wait(cluster: Any, tmp_path: Path) -> None:
+    events: list[Event] = []
+
+    def hear(event: Event) -> None:
+        events.append(event)
+        if event.kind == "step":
+            stopping.request(signal.SIGINT)
+
+    with stopping.at_next_step(), pytest.raises(stopping.StoppedError) as stopped:
+        Ray().execute(["a", "b", "c", "d"], functools.partial(until_stopped, str(tmp_path)), hear, one_thread=True)
+    assert stopped.value.exit_code == 130
+    begun = {event.task for event in events}
+    assert begun
+    assert begun <= {"a", "b"}
+    assert {path.name for path in tmp_path.iterdir()} == begun
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (Ray(cpus=64), "64 CPU cores, 0 GPUs, 0 GB memory); the most on any node: 1 CPU cores, 0 GPUs,"),
+        (Ray(gpus=0.5), "1 CPU cores, 0.5 GPUs"),
+        (Ray(memory=1e6), "1e+06 GB memory"),
+    ],
+)
+def test_what_no_node_has_is_refused_and_not_waited_for(cluster: Any, asked: Ray, said: str) -> None:
+    with pytest.raises(UsageError, match=r"^ray: no node has what a run asks for") as error, asked.ready():
+        pass
+    assert said in str(error.value)
+
+
+def test_a_study_on_ray_gives_the_numbers_of_one_here(
+    cluster: Any, tiny_model: Path, corpora: Path, tmp_path: Path
+) -> None:
+    config = validate(fields(tiny_model, corpora, methods=[{"name": "lora", "rank": [2, 4]}]), where="test")
+    study(config, tmp_path / "here", engine=Local(1))
+    result = study(config, tmp_path / "there", engine=Ray())
+    assert not result.failed
+    assert numbers(tmp_path / "there") == numbers(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "said"),
+    [
+        (
+            "127.0.0.1:1",
+            ForgettingError,
+            r"^ray: no cluster at 127\.0\.0\.1:1: .*refused; start one with",
+        ),
+        ("ray://127.0.0.1:1", UsageError, r"^--ray-address: got ray://127\.0\.0\.1:1; give HOST:PORT"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_one_line(address: str, error: type[ForgettingError], said: str) -> None:
+    # Ray itself would end the process
+    with pytest.raises(error, match=said):
+        _reach(address)

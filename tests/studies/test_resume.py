@@ -1,0 +1,114 @@
+"""Kill -9 in the middle, resume: the measurements equal those of an uninterrupted run to the last bit (CPU)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from forgetting.store.folder import COSTS
+
+
+def write_config(folder: Path, tiny_model: Path, corpora: Path, methods: list[dict[str, Any]], **training: Any) -> Path:
+    fields = {
+        "name": "resume",
+        "model": {"source": str(tiny_model)},
+        "text": {"source": str(corpora / "general.jsonl")},
+        "datasets": {"plain": {"source": str(corpora / "train.jsonl")}},
+        "methods": methods,
+        "context": 32,
+        "training": {"steps": 40, "batch_size": 4, "warmup_steps": 2, "learning_rate": 3e-3, **training},
+        "measure": {"start": 2, "every": 2},
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+def start(config: Path, out: Path, workers: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "forgetting", "study", str(config), "--out", str(out), "--jobs", str(workers)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def rows(out: Path) -> dict[str, list[dict[str, Any]]]:
+    """Measurements of each run without the times, which no two runs share."""
+    return {
+        file.parent.name: [
+            {key: value for key, value in json.loads(line).items() if key not in COSTS}
+            for line in file.read_text().splitlines()
+        ]
+        for file in sorted(out.glob("runs/*/measurements.jsonl"))
+    }
+
+
+def wait_for_rows(out: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if sum(file.read_bytes().count(b"\n") for file in out.glob("runs/*/measurements.jsonl")) >= count:
+            return
+        assert process.poll() is None, (process.communicate()[1] or b"").decode()
+        time.sleep(0.01)
+    raise AssertionError(f"no {count} rows within 120 s")
+
+
+@pytest.mark.parametrize(
+    ("methods", "workers", "training"),
+    [
+        ([{"name": "lora", "rank": [2, 4], "dropout": 0.1}], 1, {"optimizer": "adafactor"}),
+        ([{"name": "full"}, {"name": "lora", "rank": 2}], 2, {"optimizer": "adamw", "micro_batch_size": 2}),
+    ],
+    ids=["lora-adafactor-dropout", "full-adamw-accumulate-two-workers"],
+)
+def test_killed_and_resumed_equals_uninterrupted(
+    tmp_path: Path,
+    tiny_model: Path,
+    corpora: Path,
+    methods: list[dict[str, Any]],
+    workers: int,
+    training: dict[str, Any],
+) -> None:
+    config = write_config(tmp_path, tiny_model, corpora, methods, **training)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    uninterrupted = start(config, whole, workers)
+    _, errors = uninterrupted.communicate(timeout=300)
+    assert uninterrupted.returncode == 0, errors.decode()
+
+    for enough in (6, 14):  # killed twice, once early and once in the middle
+        process = start(config, cut, workers)
+        wait_for_rows(cut, enough, process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        time.sleep(1.5)  # workers notice within a second that their parent is gone
+    assert 0 < sum(map(len, rows(cut).values())) < sum(map(len, rows(whole).values()))
+
+    resumed = start(config, cut, workers)
+    _, errors = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, errors.decode()
+    assert rows(cut) == rows(whole)
+    states = [json.loads(file.read_text()) for file in cut.glob("runs/*/run.json")]
+    assert any(state["resumed"] for state in states)
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
+def test_a_stopped_study_keeps_its_rows_and_says_so(
+    tmp_path: Path, tiny_model: Path, corpora: Path, number: signal.Signals, workers: int
+) -> None:
+    config = write_config(tmp_path, tiny_model, corpora, [{"name": "lora", "rank": [1, 2, 4]}])
+    out = tmp_path / "out"
+    process = start(config, out, workers)
+    wait_for_rows(out, 5, process)
+    os.killpg(process.pid, number)  # the whole group, as a terminal does
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    lines = errors.decode().splitlines()
+    assert lines[-1] == "stopped; everything measured so far is kept, run the same command again to go on"
+    assert "Traceback" not in errors.decode()
+    assert sum(map(len, rows(out).values())) >= 5
