@@ -21,7 +21,8 @@ from typing import Any
 
 from forgetting.config.files import preset_fields
 from forgetting.config.schema import validate
-from forgetting.store.folder import COSTS, StudyFolder
+from forgetting.store.folder import StudyFolder
+from forgetting.store.table import COSTS
 
 ENGINES = {
     "local --jobs 1": (1, ["--jobs", "1"]),

@@ -22,7 +22,7 @@ from forgetting.data.documents import load_corpus, split_heldout, tokenize
 from forgetting.data.windows import Windows
 from forgetting.measuring.base_targets import base_targets
 from forgetting.models.loading import load_base
-from forgetting.store.folder import load_table
+from forgetting.store.table import load_table
 from forgetting.tuning.run import RunData, measure_losses
 
 ROUNDS = 5

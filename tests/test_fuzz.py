@@ -29,7 +29,8 @@ from forgetting.config.files import deep_merge, load_preset, parse_yaml, presets
 from forgetting.config.schema import StudyConfig, TextConfig, validate
 from forgetting.data.documents import load_corpus
 from forgetting.errors import ForgettingError
-from forgetting.store.folder import StudyFolder, load_table
+from forgetting.store.folder import StudyFolder
+from forgetting.store.table import load_table
 from forgetting.studies.execute import expand_runs
 
 FEW, MANY = 150, 10_000

@@ -30,9 +30,10 @@ from forgetting.config.files import parse_yaml, read_fields
 from forgetting.config.schema import ModelConfig, TextConfig
 from forgetting.data.sources import read_rows
 from forgetting.errors import ForgettingError, UsageError
+from forgetting.models.adapters import adapter_config, attach
 from forgetting.models.loading import load_base
-from forgetting.models.placing import adapter_config, attach
-from forgetting.store.folder import StudyFolder, load_table
+from forgetting.store.folder import StudyFolder
+from forgetting.store.table import load_table
 
 ATTACK = "<script>window.pwned=1</script><img src=x onerror=window.pwned=1>\"'><svg onload=window.pwned=1>"
 

@@ -6,16 +6,18 @@ memory. Nothing read here is ever executed.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import yaml
 
-from .errors import UsageError
+from .errors import ForgettingError, UsageError
 
 MAX_FILE = 2**30
 """Bytes of a file that is read whole: a table, a list of prompts."""
@@ -246,3 +248,40 @@ def redact_all(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [redact_all(item) for item in value]
     return value
+
+
+def write_atomically(path: Path, text: str) -> Path:
+    """Write a file so that a reader, or a crash, sees the old content or the new and nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _open_own(path: Path, mode: str) -> IO[str]:
+    """Open a file of a run for writing; a link in its place, which would lead the writing elsewhere, is refused.
+
+    Raises:
+        ForgettingError: the file is a link.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+    try:
+        return open(path, mode, encoding="utf-8", opener=opener)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ForgettingError(f"{path}: a symbolic link; a run's files must be its own") from None
+        raise

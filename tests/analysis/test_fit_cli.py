@@ -6,13 +6,13 @@ import json
 
 import pytest
 import typer
+from test_fit_engine import points
+from test_fit_table1 import NAMES, PER_RANK, table
 from typer.testing import CliRunner
 
 from forgetting.analysis.fit import fit_law, load_fits
 from forgetting.cli import laws
 from forgetting.errors import UsageError
-from test_fit_engine import points
-from test_fit_table1 import NAMES, PER_RANK, table
 
 app = typer.Typer(pretty_exceptions_enable=False)
 for name, command in (("fit", laws.fit_command), ("predict", laws.predict_command), ("plan", laws.plan_command)):

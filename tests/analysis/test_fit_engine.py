@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import optimize, special
+from test_fit_table1 import NAMES, table
 
 from forgetting.analysis.fit import extrapolation_tests, fit_from_published, fit_law, fit_study, r2_by, rank_laws
 from forgetting.analysis.fit.data import read_data
@@ -18,7 +19,6 @@ from forgetting.analysis.fit.search import search
 from forgetting.analysis.fit.solver import Problem, minimise
 from forgetting.analysis.laws import LAWS, PUBLISHED, FormulaLaw
 from forgetting.errors import ForgettingError, UsageError
-from test_fit_table1 import NAMES, table
 
 CHINCHILLA = PUBLISHED["besiroglu2024/chinchilla"]
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import brentq
+from test_fit_table1 import NAMES, PER_RANK, RANKS, closed_form, table
 
 from forgetting.analysis.fit import fit_from_published, fit_law, fit_study, plain, save_fits
 from forgetting.analysis.laws import PUBLISHED
@@ -15,7 +16,6 @@ from forgetting.analysis.plan import Cost, load_laws, next_runs, plan_budget, pl
 from forgetting.analysis.plan.predict import predict_rows, rows_text
 from forgetting.analysis.plan.show import plan_dict, plan_text
 from forgetting.errors import UsageError
-from test_fit_table1 import NAMES, PER_RANK, RANKS, closed_form, table
 
 
 @pytest.fixture(scope="module")

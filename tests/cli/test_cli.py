@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from forgetting.cli import main
-from forgetting.store.folder import COLUMNS, load_table
+from forgetting.store.table import COLUMNS, load_table
 
 
 @dataclass
@@ -184,7 +184,8 @@ def wrong(tmp_path: Path, tiny_model: Path) -> Path:
     (folder / "damaged" / "model.safetensors").write_bytes((tiny_model / "model.safetensors").read_bytes()[:-1000])
     (folder / "other-study").mkdir()
     shutil.copy(
-        Path(__file__).parents[2] / "src/forgetting/config/presets/paper-openorca.yaml", folder / "other-study/study.yaml"
+        Path(__file__).parents[2] / "src/forgetting/config/presets/paper-openorca.yaml",
+        folder / "other-study/study.yaml",
     )
     return folder
 

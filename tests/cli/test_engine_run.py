@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from test_faults import fields
 
 from forgetting.cli import main
-from forgetting.store.folder import StudyFolder, load_table
-from test_faults import fields
+from forgetting.store.folder import StudyFolder
+from forgetting.store.table import load_table
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from test_measure_kernels import V, make_model, make_windows
 from transformers import Trainer, TrainingArguments, set_seed
 
 import forgetting.measuring.measure as instrument
 from forgetting.errors import UsageError
 from forgetting.measuring.callback import STORED, ForgettingCallback
-from test_measure_kernels import V, make_model, make_windows
 
 WINDOWS = make_windows([9, 17, 2, 30, 30, 5], documents=[0, 0, 1, 1, 2, 3])
 

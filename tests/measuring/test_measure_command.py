@@ -10,6 +10,7 @@ import pytest
 import torch
 import typer
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from test_measure_kernels import make_model, make_windows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import forgetting.measuring.measure as instrument
@@ -17,7 +18,6 @@ from forgetting.cli import app as application
 from forgetting.cli import measure as commands
 from forgetting.errors import UsageError
 from forgetting.models import comparable
-from test_measure_kernels import make_model, make_windows
 
 
 def call(monkeypatch, capsys, *arguments):

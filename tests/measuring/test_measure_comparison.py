@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from test_measure_kernels import CONFIGS, check, make_model, make_windows, twin
 
 from forgetting.measuring import comparison, heads, kernels
 from forgetting.measuring.base_targets import base_side
 from forgetting.measuring.comparison import compare
-from test_measure_kernels import CONFIGS, check, make_model, make_windows, twin
 
 WINDOWS = make_windows([9, 17, 2, 30, 30, 5])
 

@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+from test_measure_kernels import make_windows
 
 from forgetting.errors import UsageError
 from forgetting.measuring.estimate import Mean, clustered_mean
@@ -15,7 +16,6 @@ from forgetting.measuring.sampling import FIRST_DOCUMENTS, until
 from forgetting.measuring.verdict import judge
 from forgetting.measuring.where import where
 from forgetting.reporting.measurement import render
-from test_measure_kernels import make_windows
 
 
 def sample(seed=0):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_report import LORA, fail_one, fit_of, study
 
 from forgetting.reporting import write_study_report
-from test_report import LORA, fail_one, fit_of, study
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next((p for p in map(Path, ("/usr/bin/chromium", "/usr/bin/chromium-browser")) if p.exists()), None)

@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from test_report import with_words
+from test_report_browser import browser, show  # noqa: F401 - fixtures
 
 from forgetting.analysis.compare import compare_tables
 from forgetting.config.schema import StudyConfig
 from forgetting.reporting import render_study
 from forgetting.reporting.comparison import signed
-from forgetting.store.folder import StudyFolder, load_table
+from forgetting.store.folder import StudyFolder
+from forgetting.store.table import load_table
 from forgetting.studies.conclude import conclude
 from simulated import study
-from test_report import with_words
-from test_report_browser import browser, show  # noqa: F401 - fixtures
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     "replay": {"rank": 16, "saving": 0.3, "mitigation": "replay fraction=0.1", "label": "lora"},

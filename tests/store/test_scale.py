@@ -13,7 +13,8 @@ import pytest
 from forgetting.cli import main
 from forgetting.errors import ForgettingError
 from forgetting.reporting import aggregate, sections
-from forgetting.store.folder import StudyFolder, load_table, records, table_cache
+from forgetting.store.folder import StudyFolder, table_cache
+from forgetting.store.table import load_table, records
 from forgetting.studies.conclude import conclude
 from forgetting.studies.study import left
 from scale_study import make

@@ -11,7 +11,9 @@ import pytest
 
 from forgetting.config.files import load_preset
 from forgetting.errors import ForgettingError, UsageError
-from forgetting.store.folder import COLUMNS, MEANS, RunFolder, StudyFolder, load_table, write_atomically
+from forgetting.files import write_atomically
+from forgetting.store.folder import RunFolder, StudyFolder
+from forgetting.store.table import COLUMNS, MEANS, load_table
 
 CONFIG = load_preset("paper-openorca")
 

@@ -26,7 +26,8 @@ import yaml
 
 from forgetting.config.schema import StudyConfig, validate
 from forgetting.errors import ForgettingError, UsageError
-from forgetting.store.folder import COSTS, StudyFolder, load_table
+from forgetting.store.folder import StudyFolder
+from forgetting.store.table import COSTS, load_table
 from forgetting.studies import execute
 from forgetting.studies.engines import Event, Hear, Local
 from forgetting.studies.engines.base import Work

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from forgetting.store.folder import COSTS
+from forgetting.store.table import COSTS
 
 
 def write_config(folder: Path, tiny_model: Path, corpora: Path, methods: list[dict[str, Any]], **training: Any) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from test_contracts import method_of
 from transformers import AutoModelForCausalLM
 
 import forgetting.measuring.measure as instrument
@@ -17,13 +18,12 @@ from forgetting.cli import app as application
 from forgetting.config.schema import MethodConfig, validate
 from forgetting.errors import UsageError
 from forgetting.reporting.citations import METHOD_WORKS, citations
-from forgetting.store.folder import load_table
+from forgetting.store.table import load_table
 from forgetting.studies.engines import Local
 from forgetting.studies.study import study
 from forgetting.tuning.methods import METHODS, Context, expand_grid, parse_method
 from forgetting.tuning.methods.calibration import general_windows
 from forgetting.tuning.methods.targets import choose, decoder_layers
-from test_contracts import method_of
 
 STEPS, CUT = 8, 5
 # one entry a method; PATH becomes a text that is not the measured one

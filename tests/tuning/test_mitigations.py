@@ -16,7 +16,7 @@ from forgetting.config.schema import ModelConfig, RunConfig, StudyConfig, valida
 from forgetting.data.windows import Windows, training_order
 from forgetting.errors import ForgettingError
 from forgetting.models.loading import load_base
-from forgetting.store.folder import fitted_rows
+from forgetting.store.table import fitted_rows
 from forgetting.studies.engines import Local
 from forgetting.studies.execute import context as _context
 from forgetting.studies.execute import expand_runs

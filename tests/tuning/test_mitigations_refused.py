@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_mitigations import configure
 
 from forgetting.config.files import load_preset
 from forgetting.errors import UsageError
@@ -16,7 +17,6 @@ from forgetting.studies.engines import Local
 from forgetting.studies.study import study
 from forgetting.tuning.mitigations.ewc import quantisation
 from forgetting.tuning.mitigations.replay import Replay
-from test_mitigations import configure
 
 PROMPT = {"name": "peft", "config": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}}
 

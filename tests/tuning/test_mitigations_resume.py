@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from test_resume import rows, start, wait_for_rows, write_config
 
 

@@ -16,7 +16,8 @@ from forgetting.config.schema import ModelConfig, StudyConfig, validate
 from forgetting.data.windows import Windows
 from forgetting.errors import UsageError
 from forgetting.models.loading import load_base
-from forgetting.store.folder import StudyFolder, load_table
+from forgetting.store.folder import StudyFolder
+from forgetting.store.table import load_table
 from forgetting.studies.engines import Local
 from forgetting.studies.execute import expand_runs, text_windows, windows
 from forgetting.studies.study import study

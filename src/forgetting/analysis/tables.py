@@ -173,7 +173,7 @@ def rows(table: Table) -> int:
 
 def _read_folder(path: Path) -> Table:
     if (path / "study.yaml").exists():
-        from forgetting.store.folder import load_table
+        from forgetting.store.table import load_table
 
         frame = load_table(path)
         return {str(name): frame[name].tolist() for name in frame.columns}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ForgettingError, UsageError
-from ..store.folder import write_atomically
+from ..files import write_atomically
 
 SCHEMA = 1
 FIELDS: dict[str, str] = {

@@ -87,8 +87,8 @@ class Subject:
             UsageError: they cannot be loaded, or do not belong together.
         """
         from ..models import comparable
+        from ..models.loading import Placement
         from ..models.pair import open_pair
-        from ..models.placing import Placement
 
         base, tuned = self._given
         found = open_pair(base, tuned, tokenizer=self._tokenizer, settings=self._config, placement=Placement())

@@ -112,7 +112,7 @@ def run(model: Any, tokenizer: Any, loaded: Mapping[str, Any], settings: Setting
     from lm_eval.evaluator import evaluate  # type: ignore[import-untyped]
     from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
 
-    from ..measuring.passes import undisturbed
+    from ..models.adapters import undisturbed
 
     quiet()
     chat = tokenizer.chat_template is not None if settings.chat is None else settings.chat
@@ -274,7 +274,7 @@ def default_batch(model: Any) -> int:
 @contextlib.contextmanager
 def switched_off(model: Any) -> Iterator[None]:
     """The base of a PeftModel; any other model as it is."""
-    from ..measuring.passes import as_base
+    from ..models.adapters import as_base
 
     with as_base(model):
         yield

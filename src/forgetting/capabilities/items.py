@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import files
 from ..errors import UsageError, did_you_mean
-from ..store.folder import write_atomically
+from ..files import write_atomically
 
 FIELDS = ("id", "prompt", "choices", "answer", "category", "cluster")
 FINAL_ANSWER = r"(?s)^\s*(?:.*?\b[Tt]he answer is (?:the |a |an )?)?(.+?)\s*\.?\s*$"

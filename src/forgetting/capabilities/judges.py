@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import UsageError
-from ..files import read_text
-from ..store.folder import write_atomically
+from ..files import read_text, write_atomically
 from .transitions import Share, kappa, wilson
 
 Row = Mapping[str, Any]

@@ -188,7 +188,7 @@ def _judge(row: Mapping[str, Any], reply: str) -> bool:
 
 def _copy(subject: Any, side: int) -> Any:
     """A copy of a model that may be trained, its adapters merged (tuned) or left out (base)."""
-    from ..measuring.passes import is_peft
+    from ..models.adapters import is_peft
 
     model = copy.deepcopy(subject.model(side))
     if not is_peft(model):

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.schema import ModelConfig, StudyConfig
 from ..errors import UsageError
+from ..files import write_atomically
 from ..measuring.estimate import Mean
-from ..store.folder import StudyFolder, load_table, write_atomically
+from ..store.folder import StudyFolder
+from ..store.table import load_table
 from .answers import AnswerStore, pair_up
 from .evaluate import BASE, Asker, SuiteResult, result_of
 from .harness import Settings
@@ -116,7 +118,7 @@ class Probe:
 
     def _base_of(self, model: Any) -> Any:
         """The base beside the model, or the model itself where its adapters can be switched off."""
-        from ..measuring.passes import is_peft
+        from ..models.adapters import is_peft
         from ..models.loading import load_base
 
         return model if is_peft(model) else load_base(self.model).model
@@ -155,8 +157,8 @@ def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None
 
 def _evaluate_run(study: Path, run: Any, config: StudyConfig, plan: Plan, tokenizer: Any, step: int) -> None:
     from ..data.documents import load_corpus, split_heldout, tokenize
+    from ..models.loading import Placement
     from ..models.pair import open_pair
-    from ..models.placing import Placement
 
     dataset = config.datasets[run.read()["dataset"]]
     _, documents = split_heldout(load_corpus(dataset), dataset.heldout)

@@ -156,8 +156,8 @@ def _relearn(base: str, tuned: str, result: Evaluation, model: Any) -> tuple[Rel
 def _finish(result: Evaluation, probes: tuple[Relearned, ...], export: Path | None, page: Path, as_json: bool) -> None:
     from ..capabilities.judges import export as write_labels
     from ..capabilities.results import plain
+    from ..files import write_atomically
     from ..reporting.capabilities import render_evaluation
-    from ..store.folder import write_atomically
 
     if export is not None:
         rows = [row for pairs in result.rows.values() for pair in pairs for row in pair if row["expect"] is not None]

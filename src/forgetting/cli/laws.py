@@ -185,7 +185,8 @@ def _tables(paths: Sequence[str], only: dict[str, str], from_step: float | None,
     from ..analysis.tables import later, read_tables, split, split_frame
 
     if (Path(paths[0]) / "study.yaml").exists():
-        from ..store.folder import StudyFolder, load_table
+        from ..store.folder import StudyFolder
+        from ..store.table import load_table
 
         config = StudyFolder.open(Path(paths[0])).config()
         if not only.keys() & {"method", "label", "mitigation"}:

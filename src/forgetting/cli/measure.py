@@ -159,7 +159,7 @@ def _settings(
         raise UsageError("give --device or --device-map, not both")
     _quiet()
     from ..measuring.measure import Settings, default_cache_dir
-    from ..models.placing import Placement
+    from ..models.loading import Placement
 
     return Settings(
         dtype="auto" if dtype is None else dtype.value,
@@ -281,7 +281,7 @@ def _write_page(result: Measurement, path: Path | None) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    from ..store.folder import write_atomically
+    from ..files import write_atomically
 
     try:
         write_atomically(path, text)

@@ -213,7 +213,7 @@ def _needed(flags: dict[str, Any]) -> dict[str, bool]:
 
 
 def _as_json(result: StudyResult, conclusion: Conclusion) -> dict[str, Any]:
-    from ..store.folder import records
+    from ..store.table import records
 
     last = result.table.sort_values("step").groupby("run_id", as_index=False).last()
     return {
@@ -238,7 +238,7 @@ def table_command(
         raise UsageError("--json, --csv, --parquet: give one of them")
     if as_parquet and sys.stdout.isatty():
         raise UsageError("--parquet writes binary data: redirect it, for example `> runs.parquet`")
-    from ..store.folder import load_table, records
+    from ..store.table import load_table, records
 
     table = load_table(study)
     if as_json:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..data.windows import Windows
+from ..models import adapters
 from . import array_cache, batches, heads, kernels, passes
 
 FORMAT = 1
@@ -118,7 +119,7 @@ def base_side(
         The targets; the expected rows, or None where the head is soft-capped or not linear, or they are too large.
     """
     passes.check_windows(windows)
-    inner = passes.unwrapped(model)
+    inner = adapters.unwrapped(model)
     fingerprint = targets_fingerprint(inner, windows, key, batch_tokens, rows)
     job = _Job(inner, windows, rows, fingerprint, array_cache.usable(cache_dir))
     head = job.row_head() if with_rows else None
@@ -159,7 +160,7 @@ class _Job:
 
     def row_head(self) -> heads.LinearHead | None:
         """The head whose expected rows can be kept, if it is one."""
-        with passes.undisturbed(self.model), passes.as_base(self.model):
+        with adapters.undisturbed(self.model), adapters.as_base(self.model):
             head = passes.runner(self.model, self.windows).head
         if not isinstance(head, heads.LinearHead) or head.softcap is not None:
             return None
@@ -216,7 +217,7 @@ def compute_arrays(
 ) -> dict[str, NDArray[Any]]:
     """The arrays of BaseTargets by name; positions of other shards are zero. `keep` gives arrays for expected rows."""
     arrays: dict[str, NDArray[Any]] = {name: np.zeros(windows.n_predicted, kind) for name, kind in ARRAYS.items()}
-    with passes.undisturbed(model), passes.as_base(model):
+    with adapters.undisturbed(model), adapters.as_base(model):
         run = passes.runner(model, windows)
         limit = run.head.vocabulary if rows is None else rows
         for batch, hidden in passes.hidden_states(run, windows, batch_tokens, shard):

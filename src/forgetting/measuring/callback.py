@@ -18,7 +18,7 @@ import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import UsageError
-from ..models import comparable, processes
+from ..models import adapters, comparable, processes
 from . import array_cache, base_targets, passes
 from .estimate import Mean, clustered_mean
 from .losses import whole_losses
@@ -85,9 +85,9 @@ class ForgettingCallback(TrainerCallback):
         """Read the text, take the base targets, and measure the starting point."""
         began = time.perf_counter()
         self._logger = self._logger or _caller()
-        model = passes.unwrapped(kwargs["model"])
+        model = adapters.unwrapped(kwargs["model"])
         _refuse_sharded(args)
-        if passes.is_peft(model):
+        if adapters.is_peft(model):
             comparable.check_live_adapter(model)
         tokenizer = self.tokenizer or kwargs.get("processing_class")
         self.windows, *_ = read_windows(self.text, tokenizer, model, self.context)
@@ -98,7 +98,7 @@ class ForgettingCallback(TrainerCallback):
         self.rows = [row for row in self.rows if row["step"] < state.global_step]
         self.seconds += time.perf_counter() - began
         row = self._measure(args, state, control, model)
-        if passes.is_peft(model) and state.global_step == 0 and abs(row["forgetting"]) > IDENTITY:
+        if adapters.is_peft(model) and state.global_step == 0 and abs(row["forgetting"]) > IDENTITY:
             log.warning(
                 "the untrained adapter is not the identity: it differs from the base model by %.4f nats/token; "
                 "forgetting is counted from the base model",
@@ -110,7 +110,7 @@ class ForgettingCallback(TrainerCallback):
         step = state.global_step
         on_grid = step & (step - 1) == 0 if self.every is None else step % self.every == 0
         if on_grid or step == state.max_steps or control.should_training_stop:
-            row = self._measure(args, state, control, passes.unwrapped(kwargs["model"]))
+            row = self._measure(args, state, control, adapters.unwrapped(kwargs["model"]))
             if self.budget is not None and row["forgetting"] > self.budget:
                 log.warning(
                     "forgetting %.4f is above the budget of %g nats/token: training stops at step %d",
@@ -123,12 +123,12 @@ class ForgettingCallback(TrainerCallback):
     ) -> None:
         """Measure the final model, if the last step was not measured."""
         if self.rows and self.rows[-1]["step"] != state.global_step:
-            self._measure(args, state, control, passes.unwrapped(kwargs["model"]))
+            self._measure(args, state, control, adapters.unwrapped(kwargs["model"]))
 
     def _base_targets(self, model: Any, args: TrainingArguments, state: TrainerState) -> base_targets.BaseTargets:
         path = Path(args.output_dir) / STORED
         fingerprint = self.windows.fingerprint()
-        full = not passes.is_peft(model)
+        full = not adapters.is_peft(model)
         if full and state.global_step > 0:
             stored = array_cache.read(path, base_targets.base_spec(self.windows), fingerprint)
             if stored is None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..data.windows import Windows
+from ..models import adapters
 from . import batches, heads, kernels, passes
 from .base_targets import BaseTargets, ExpectedRows
 
@@ -63,7 +64,7 @@ def compare(
         rows: compare the vocabulary's first `rows` tokens only; default all of the head's.
     """
     passes.check_windows(windows)
-    base, tuned = passes.unwrapped(base), passes.unwrapped(tuned)
+    base, tuned = adapters.unwrapped(base), adapters.unwrapped(tuned)
     return passes.halving(
         lambda size: _compare(base, tuned, windows, targets, expected, size, rows), windows, batch_tokens
     )
@@ -81,7 +82,7 @@ def _compare(
     tokens = windows.n_predicted
     out = {name: np.zeros(tokens, np.float32) for name in ("data_nll", "target_nll", "kl")}
     agrees = np.zeros(tokens, bool)
-    with passes.undisturbed(base), passes.undisturbed(tuned):
+    with adapters.undisturbed(base), adapters.undisturbed(tuned):
         run = passes.runner(tuned, windows)
         limit = run.head.vocabulary if rows is None else rows
         shared = expected if expected is not None and same_head(expected.head, run.head) else None
@@ -115,11 +116,11 @@ class _BaseStates:
 
     def __init__(self, base: Any, windows: Windows) -> None:
         self.base = base
-        with passes.as_base(base):
+        with adapters.as_base(base):
             self.run = passes.runner(base, windows)
 
     def at(self, batch: batches.Batch) -> tuple[heads.Head, Tensor]:
-        with passes.as_base(self.base):
+        with adapters.as_base(self.base):
             return self.run.head, passes.states_of(self.run, batch)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..data.windows import Windows
 from ..errors import UsageError
-from ..models import processes
+from ..models import adapters, processes
 from . import kernels, passes
 from .base_targets import BaseTargets
 
@@ -63,13 +63,13 @@ def token_losses(
     tokens = windows.n_predicted
     if targets is not None and len(targets.argmax) != tokens:
         raise UsageError(f"base targets of {len(targets.argmax)} tokens do not belong to a text of {tokens}")
-    inner = passes.unwrapped(model)
+    inner = adapters.unwrapped(model)
     argmax = None if targets is None else torch.from_numpy(np.asarray(targets.argmax, np.int64))
 
     def measure(size: int) -> TokenLosses:
         nll = np.zeros((1 if argmax is None else 2, tokens), np.float32)
         top = np.zeros(nll.shape, bool)
-        with passes.undisturbed(inner):
+        with adapters.undisturbed(inner):
             run = passes.runner(inner, windows)
             limit = run.head.vocabulary if rows is None else rows
             for batch, hidden in passes.hidden_states(run, windows, size, shard):

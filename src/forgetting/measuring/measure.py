@@ -16,7 +16,7 @@ from ..config.schema import ModelConfig
 from ..data.windows import Windows
 from ..errors import ForgettingError, UsageError
 from ..models import comparable, pair
-from ..models.placing import Placement
+from ..models.loading import Placement
 from . import passes
 from .base_targets import base_side
 from .comparison import compare

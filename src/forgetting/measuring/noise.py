@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..data.windows import Windows
-from . import passes
+from ..models import adapters
 from .base_targets import base_targets
 from .losses import token_losses
 from .sampling import FIRST_TOKENS, _Documents
@@ -45,7 +45,7 @@ def noise_floor(base: Any, windows: Windows, *, batch_tokens: int, seed: int, ro
     targets = base_targets(base, sample, key="noise", cache_dir=None, batch_tokens=batch_tokens, rows=rows)
 
     def excess(model: Any, size: int) -> float:
-        with passes.as_base(model):
+        with adapters.as_base(model):
             losses = token_losses(model, sample, targets, batch_tokens=size, rows=rows)
         assert losses.target_nll is not None
         return abs(float(np.mean(losses.target_nll + targets.log_prob, dtype=np.float64)))

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.windows import Windows
 from ..errors import ForgettingError, UsageError
 from ..models import processes
+from ..models.adapters import is_peft, is_prompt_learning
 from . import batches, heads
 
 log = logging.getLogger(__name__)
@@ -51,70 +51,6 @@ def check_windows(windows: Windows) -> None:
     starts = windows.offsets[:-1][windows.lengths > 0]
     if windows.predicted[starts].any():
         raise UsageError("the first position of a window has nothing before it, so it cannot be predicted")
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards the model and the random states are as they were.
-
-    `no_grad` and not `inference_mode`: a buffer that a module keeps from this pass (rotary tables, say) would be an
-    inference tensor, and the next training step would fail on it.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    frozen = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    devices = {parameter.device for parameter, _ in frozen if parameter.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(d.index or 0 for d in devices)), torch.no_grad():
-        try:
-            model.eval()
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
-            for parameter, flag in frozen:
-                if parameter.requires_grad != flag:
-                    parameter.requires_grad_(flag)
-
-
-@contextmanager
-def as_base(model: nn.Module) -> Iterator[None]:
-    """A PeftModel with its adapters disabled; any other model as it is.
-
-    Never an untrained adapter: some (prompt tuning, for one) are not the identity before training, and a "before"
-    taken on them makes training look like remembering (PEFT pull request 3419).
-    """
-    if not is_peft(model):
-        yield
-        return
-    if any(getattr(module, "merged", False) for module in model.modules()):
-        raise UsageError(
-            "the adapter is merged into the base weights, so the base model is gone; call unmerge_adapter() first, "
-            "or give the base model itself"
-        )
-    kept = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with model.disable_adapter():  # type: ignore[operator]
-        yield
-    for parameter, flag in kept:  # PEFT makes every adapter parameter trainable when it enables adapters again
-        if parameter.requires_grad != flag:
-            parameter.requires_grad_(flag)
-
-
-def is_peft(model: Any) -> bool:
-    """Whether the model is a PeftModel, without importing peft for models that are none."""
-    return any(cls.__name__ == "PeftModel" and cls.__module__.startswith("peft") for cls in type(model).__mro__)
-
-
-def is_prompt_learning(model: Any) -> bool:
-    """Whether the active adapter adds virtual tokens instead of changing layers."""
-    return is_peft(model) and bool(getattr(model.active_peft_config, "is_prompt_learning", False))
-
-
-def unwrapped(model: Any) -> Any:
-    """The model inside DistributedDataParallel or torch.compile wrappers."""
-    while (inner := getattr(model, "_orig_mod", None)) is not None or (
-        isinstance(inner := getattr(model, "module", None), nn.Module) and not hasattr(model, "config")
-    ):
-        model = inner
-    return model
 
 
 def runner(model: Any, windows: Windows) -> Runner:

@@ -8,8 +8,7 @@ from ..config.schema import TextConfig
 from ..data.documents import load_corpus, tokenize
 from ..data.windows import Windows
 from ..errors import UsageError
-from ..models import comparable
-from . import passes
+from ..models import adapters, comparable
 
 WIKITEXT = TextConfig(source="Salesforce/wikitext", subset="wikitext-103-raw-v1", split="test", documents="wikitext")
 """The paper's text."""
@@ -46,7 +45,7 @@ def read_windows(
 
 
 def _context(model: Any, context: int | None) -> int:
-    config = (model.get_base_model() if passes.is_peft(model) else model).config.get_text_config()
+    config = (model.get_base_model() if adapters.is_peft(model) else model).config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     if context is None:
         return min(DEFAULT_CONTEXT, limit or DEFAULT_CONTEXT)

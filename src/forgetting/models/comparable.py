@@ -16,8 +16,7 @@ import torch
 from ..config.schema import ModelConfig
 from ..data.windows import Windows
 from ..errors import UsageError
-from ..measuring import passes
-from . import loading as base_room
+from . import adapters, loading
 
 ALTERING_INITS = ("pissa", "olora", "corda", "loftq")
 """LoRA initialisations that subtract from the base weights what they put into the adapter: with the adapter disabled,
@@ -62,12 +61,12 @@ def check_made_for(source: str, adapter: Any, base: ModelConfig) -> list[str]:
         UsageError: it names another one.
     """
     made_for = getattr(adapter, "base_model_name_or_path", None)
-    given = base_room.resolve_source(base)
+    given = loading.resolve_source(base)
     if not made_for or made_for in (given, base.source):
         return []
     here, there = Path(given).expanduser(), Path(made_for).expanduser()
     if here.is_dir() and there.is_dir():
-        if base_room.folder_hash(str(here)) == base_room.folder_hash(str(there)):
+        if loading.folder_hash(str(here)) == loading.folder_hash(str(there)):
             return []
     elif there.is_absolute() or made_for.startswith((".", "~")) or here.is_dir():
         return [f"the adapter was made for '{made_for}', which is not here to compare with '{base.source}'"]
@@ -94,7 +93,7 @@ def restores_base(model: Any, before: Sequence[tuple[torch.nn.Parameter, float]]
 
 def head_rows(model: Any) -> int:
     """Rows of a model's vocabulary."""
-    inner = model.get_base_model() if passes.is_peft(model) else model
+    inner = model.get_base_model() if adapters.is_peft(model) else model
     head = inner.get_output_embeddings()
     weight = getattr(head, "weight", None)
     size = weight.shape[0] if weight is not None and weight.dim() == 2 else inner.config.get_text_config().vocab_size

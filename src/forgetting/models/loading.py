@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..config.schema import ModelConfig
 from ..errors import ForgettingError, UsageError
@@ -200,3 +200,76 @@ def count_parameters(model: torch.nn.Module, *, trainable: bool) -> int:
     A parameter shared by two modules (tied embeddings) counts once.
     """
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model's weights go.
+
+    Attributes:
+        spread: spread layers over all GPUs, then memory, as accelerate does (`device_map="auto"`).
+        bits: 4 or 8 loads linear layers quantised by bitsandbytes, which needs a GPU; None as stored.
+    """
+
+    spread: bool = False
+    bits: Literal[4, 8] | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is what `load_base` does."""
+        return not self.spread and self.bits is None
+
+
+def load(config: ModelConfig, placement: Placement) -> Base:
+    """A base model with its tokenizer, as `base.load_base`, placed.
+
+    Raises:
+        UsageError: as load_base; bitsandbytes or a GPU is missing.
+    """
+    if placement.plain:
+        return load_base(config)
+    model = load_model(config, placement)
+    revision = weights_revision(model, resolve_source(config))
+    dtype = str(model.dtype).removeprefix("torch.") + (f"-{placement.bits}bit" if placement.bits else "")
+    return Base(model, load_tokenizer(config), f"{revision}/{dtype}", revision)
+
+
+def load_model(config: ModelConfig, placement: Placement) -> Any:
+    """A causal language model without its tokenizer, in evaluation mode.
+
+    Raises:
+        UsageError: no such model; bitsandbytes or a GPU is missing.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"device_map": "auto"} if placement.spread or placement.bits else {}
+    if placement.bits is not None:
+        options["quantization_config"] = _quantization(placement.bits)
+    model = load_pretrained(
+        AutoModelForCausalLM.from_pretrained,
+        config,
+        resolve_source(config),
+        dtype=config.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
+        use_safetensors=True,
+        trust_remote_code=config.trust_remote_code,
+        **options,
+    )
+    if not options:
+        model.to(pick_device(config.device))
+    return model.eval()
+
+
+def _quantization(bits: Literal[4, 8]) -> Any:
+    import importlib.util
+
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if not torch.cuda.is_available():
+        raise UsageError(f"--bits {bits}: quantised loading needs a GPU; leave it out to measure the stored weights")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError(f"--bits {bits}: needs bitsandbytes; pip install 'forgetting[gpu]'")
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)

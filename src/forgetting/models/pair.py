@@ -10,8 +10,7 @@ from torch import nn
 
 from ..config.schema import ModelConfig
 from ..errors import UsageError
-from ..measuring import passes
-from . import comparable, placing
+from . import adapters, comparable, loading
 from .loading import Base
 
 Model = str | Path | nn.Module
@@ -51,7 +50,7 @@ def open_pair(
     *,
     tokenizer: Any = None,
     settings: ModelConfig,
-    placement: placing.Placement,
+    placement: loading.Placement,
 ) -> Pair:
     """Load what is given by name, take what is live, and check that they belong together.
 
@@ -68,16 +67,16 @@ def open_pair(
     if isinstance(base, nn.Module) or base is None:
         return _live_pair(base, tuned, tokenizer)
     config = settings.model_copy(update={"source": str(base)})
-    loaded = placing.load(config, placement)
+    loaded = loading.load(config, placement)
     tokenizer = tokenizer or loaded.tokenizer
     if isinstance(tuned, nn.Module):
         names = (str(base), type(tuned).__name__)
         return Pair(loaded.model, tuned, tokenizer, loaded.key, names)
-    adapter = placing.adapter_config(str(tuned))
+    adapter = adapters.adapter_config(str(tuned))
     if adapter is not None:
         return _adapter_pair(loaded, tokenizer, adapter, str(tuned), config, placement)
     other = settings.model_copy(update={"source": str(tuned), "revision": None})
-    model = placing.load_model(other, placement)
+    model = loading.load_model(other, placement)
     notices = _architecture_notice(loaded.model, model)
     return Pair(
         loaded.model, model, tokenizer, loaded.key, (str(base), str(tuned)), _own_tokenizer(str(tuned)), notices
@@ -87,10 +86,10 @@ def open_pair(
 def _live_pair(base: nn.Module | None, tuned: Model, tokenizer: Any) -> Pair:
     if not isinstance(tuned, nn.Module):
         raise UsageError("a live base model needs a live tuned model; or give both by name")
-    tuned_model: Any = passes.unwrapped(tuned)
-    base_model = None if base is None else passes.unwrapped(base)
-    wraps_base = passes.is_peft(tuned_model) and base_model is not None and _inside(base_model, tuned_model)
-    if base_model is None and not passes.is_peft(tuned_model):
+    tuned_model: Any = adapters.unwrapped(tuned)
+    base_model = None if base is None else adapters.unwrapped(base)
+    wraps_base = adapters.is_peft(tuned_model) and base_model is not None and _inside(base_model, tuned_model)
+    if base_model is None and not adapters.is_peft(tuned_model):
         raise UsageError("no base model: give it as the first argument, or give a PeftModel as the second")
     if base_model is None or wraps_base:
         # PEFT puts its layers into the base model itself: run as it is, that would be the tuned model.
@@ -107,17 +106,17 @@ def _inside(base: nn.Module, tuned: Any) -> bool:
 
 
 def _adapter_pair(
-    loaded: Base, tokenizer: Any, adapter: Any, source: str, config: ModelConfig, placement: placing.Placement
+    loaded: Base, tokenizer: Any, adapter: Any, source: str, config: ModelConfig, placement: loading.Placement
 ) -> Pair:
     notices = comparable.check_made_for(source, adapter, config)
     base: Any = loaded.model
     before = comparable.weight_sums(base)
-    tuned = placing.attach(base, source)
+    tuned = adapters.attach(base, source)
     if comparable.restores_base(tuned, before):
         base = tuned
     else:
         notices.append("the adapter changes the base model's own weights: the base model is loaded beside it")
-        base = placing.load(config, placement).model
+        base = loading.load(config, placement).model
     return Pair(base, tuned, tokenizer, loaded.key, (config.source, source), _own_tokenizer(source), notices)
 
 
@@ -137,5 +136,5 @@ def _own_tokenizer(source: str) -> Any:
 
 
 def _architecture_notice(base: Any, tuned: Any) -> list[str]:
-    one, other = ((m.get_base_model() if passes.is_peft(m) else m).config.model_type for m in (base, tuned))
+    one, other = ((m.get_base_model() if adapters.is_peft(m) else m).config.model_type for m in (base, tuned))
     return [f"the models differ in architecture: {one} and {other}"] if one != other else []

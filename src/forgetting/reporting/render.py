@@ -23,6 +23,7 @@ from plotly.offline import get_plotlyjs
 from forgetting.capabilities.study_runs import study_rows
 from forgetting.config.schema import StudyConfig
 from forgetting.errors import ForgettingError
+from forgetting.files import write_atomically
 from forgetting.reporting import sections
 from forgetting.reporting.aggregate import drawn
 from forgetting.reporting.capabilities import study_section
@@ -32,7 +33,6 @@ from forgetting.reporting.figures import charts, hover_texts
 from forgetting.reporting.lawtable import law_table
 from forgetting.reporting.series import Panel, Series, group, panels, tidy
 from forgetting.reporting.words import headline
-from forgetting.store.folder import write_atomically
 
 if TYPE_CHECKING:
     from forgetting.analysis.compare import Comparison

@@ -10,108 +10,25 @@ fits.json  report.html
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 import platform
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
-
-import pandas as pd
-import pyarrow as pa
+from typing import Any
 
 from .. import files
 from ..config.files import parse_yaml
 from ..config.schema import StudyConfig, validate
 from ..errors import ForgettingError, UsageError
+from ..files import _open_own, write_atomically
 from . import table_cache
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
-
-COLUMNS: dict[str, str] = {
-    "dataset": "name of the fine-tuning data set",
-    "method": "name of the fine-tuning method",
-    "label": "what the study calls the method: its label, or its name",
-    "mitigation": "what holds forgetting back, with its options; empty for nothing",
-    "rank": "rank of the method, where it has one",
-    "seed": "seed of initialisation and data order",
-    "run_id": "the run's folder under runs/",
-    "status": "running, done or failed",
-    "step": "N, update steps so far; 0 is the base model",
-    "alpha": "share of the way from the base model to the trained one, after training; empty for the trained model",
-    "trainable_params": "P, trainable parameters",
-    "finetune_loss": "L_ft, nats/token on held-out fine-tuning data",
-    "forgetting_loss": "L_f, nats/token against the base model's argmax tokens on the general text",
-    "forgetting_floor": "L_f of the base model itself",
-    "forgetting": "L_f - floor",
-    "agreement": "share of positions with the base model's top token",
-    "data_loss_base": "ground-truth loss of the base model on the general text, nats/token",
-    "data_loss_tuned": "the same of the tuned model",
-    "finetune_tokens": "targets that finetune_loss is over",
-    "finetune_documents": "documents that they lie in",
-    "text_tokens": "targets that the losses on general text are over",
-    "text_documents": "documents that they lie in",
-    "train_tokens": "tokens trained on so far, padding left out",
-    "train_seconds": "training time so far",
-    "measure_seconds": "measuring time so far",
-    "peak_memory": "most memory that training took so far, MiB: allocated on a GPU, of the whole process on a CPU",
-}
-"""Columns of the table and what they mean. Each mean has its standard error beside it under `<column>_se`."""
-
-MEANS = (
-    "finetune_loss",
-    "forgetting_loss",
-    "forgetting_floor",
-    "forgetting",
-    "agreement",
-    "data_loss_base",
-    "data_loss_tuned",
-)
-COSTS = ("train_seconds", "measure_seconds", "peak_memory")
-"""What differs from one execution of a run to the next."""
-
-
-def write_atomically(path: Path, text: str) -> Path:
-    """Write a file so that a reader, or a crash, sees the old content or the new and nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
-
-
-def _open_own(path: Path, mode: str) -> IO[str]:
-    """Open a file of a run for writing; a link in its place, which would lead the writing elsewhere, is refused.
-
-    Raises:
-        ForgettingError: the file is a link.
-    """
-
-    def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
-
-    try:
-        return open(path, mode, encoding="utf-8", opener=opener)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise ForgettingError(f"{path}: a symbolic link; a run's files must be its own") from None
-        raise
 
 
 class RunFolder:
@@ -312,41 +229,3 @@ def _differences(stored: StudyConfig, wanted: StudyConfig) -> str:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as plain objects, every digit kept, what is missing as None."""
-    found = table.astype(object).where(table.notna(), None).to_dict("records")
-    return [{str(key): value for key, value in row.items()} for row in found]
-
-
-def fitted_rows(table: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
-    """The rows that the laws are fitted on: ended, plain runs of the study's first method, from `measure.start` on.
-
-    The laws are of one method's grid; the paper fits LoRA ranks and predicts other methods from them (Appendix B).
-    Rows of failed runs stay, marked by `status`: the fit leaves them out by name.
-    """
-    first = config.methods[0].label or config.methods[0].name
-    plain = (table["label"] == first) & (table["mitigation"] == "")
-    plain &= table["alpha"].isna()
-    return table[plain & (table["step"] >= config.measure.start) & (table["status"] != "running")]
-
-
-def load_table(path: Path) -> pd.DataFrame:
-    """One row a measurement of a study, under the columns of COLUMNS and their standard errors.
-
-    Rows of failed runs are there, marked by `status`; a run that failed before its first measurement has none.
-
-    Raises:
-        UsageError: not a study folder.
-        ForgettingError: a damaged file; names it.
-    """
-    names = [name for column in COLUMNS for name in ([column, f"{column}_se"] if column in MEANS else [column])]
-    measured = [name for name in names if name not in ("run_id", *table_cache.TEXTS, *table_cache.WHOLES)]
-    means = {name for name in measured if name.removesuffix("_se") in (*MEANS, *COSTS, "alpha")}
-    found = table_cache.read_rows(
-        StudyFolder.open(path).path, {name: float if name in means else int for name in measured}
-    )
-    table = found.select(names).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get, split_blocks=True)
-    texts: pd.DataFrame = table.astype(dict.fromkeys(("run_id", *table_cache.TEXTS), "str"))
-    return texts

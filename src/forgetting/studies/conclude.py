@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.schema import RunConfig, StudyConfig
 from ..errors import UsageError, did_you_mean
-from ..store.folder import StudyFolder, fitted_rows, load_table, write_atomically
+from ..files import write_atomically
+from ..store.folder import StudyFolder
+from ..store.table import fitted_rows, load_table
 from .engines import Engine, Hear, Local
 
 if TYPE_CHECKING:
@@ -43,8 +45,8 @@ def study(
     Args:
         config: the study, for example `forgetting.config.files.load_preset("miniature")`.
         out: the study folder.
-        engine: where its runs run: `Local(jobs)`, `Accelerate(launch)` or `Ray(...)` of forgetting.studies.engines; None is
-            `Local(1)`, this process. More processes than one need the caller's script to guard its entry with
+        engine: where its runs run: `Local(jobs)`, `Accelerate(launch)` or `Ray(...)` (forgetting.studies.engines);
+            None is `Local(1)`, this process. More processes than one need the caller's script to guard its entry with
             `if __name__ == "__main__"`.
         on_event: told of every finished step.
         on_plan: told once of all runs, and of the ids of those still to do.

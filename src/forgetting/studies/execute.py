@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.schema import RunConfig, StudyConfig
 from ..errors import ForgettingError, UsageError
-from ..files import redact
+from ..files import redact, write_atomically
 from ..models import processes
-from ..store.folder import HeldError, Onlooker, RunFolder, StudyFolder, write_atomically
+from ..store.folder import HeldError, Onlooker, RunFolder, StudyFolder
 from ..tuning.checkpoints import drop_unfinished
 from ..tuning.methods import Context, expand_grid, parse_method
 from ..tuning.mitigations import expand_together

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ForgettingError, UsageError
-from ..store.folder import COSTS, MEANS, RunFolder, StudyFolder
+from ..store.folder import RunFolder, StudyFolder
+from ..store.table import COSTS, MEANS
 from .execute import do_run
 
 

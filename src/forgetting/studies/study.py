@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from ..config.schema import RunConfig, StudyConfig
 from ..errors import ForgettingError, UsageError
 from ..models import processes
-from ..store.folder import StudyFolder, load_table
+from ..store.folder import StudyFolder
+from ..store.table import load_table
 from ..tuning import stopping
 from ..tuning.methods import check_methods
 from ..tuning.mitigations import check_runs

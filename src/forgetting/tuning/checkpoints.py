@@ -15,7 +15,7 @@ from typing import Any
 
 from .. import files
 from ..errors import UsageError
-from ..store.folder import write_atomically
+from ..files import write_atomically
 
 MARK = "complete"
 KEEP = 2

@@ -14,8 +14,8 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from ..config.schema import RunConfig, TrainingConfig
 from ..data.windows import Windows
 from ..errors import ForgettingError
-from ..measuring.passes import unwrapped
 from ..models import processes
+from ..models.adapters import unwrapped
 from .methods import Method
 from .mitigations import Course, Term
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from forgetting.analysis.tables import Table, from_records, read_tables, split
 from forgetting.config.schema import StudyConfig
 from forgetting.errors import UsageError
-from forgetting.store.folder import StudyFolder, load_table
+from forgetting.store.folder import StudyFolder
+from forgetting.store.table import load_table
 
 if TYPE_CHECKING:
     import pandas as pd

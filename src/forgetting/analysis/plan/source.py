@@ -45,7 +45,8 @@ def _find(name: str | Path) -> Laws:
 
 
 def _fit_folder(path: Path) -> Laws:
-    from forgetting.store.folder import StudyFolder, fitted_rows, load_table
+    from forgetting.store.folder import StudyFolder
+    from forgetting.store.table import fitted_rows, load_table
 
     table = fitted_rows(load_table(path), StudyFolder.open(path).config())
     if table.empty:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ...measuring.passes import as_base, is_peft, undisturbed
+from ...models.adapters import as_base, is_peft, undisturbed
 from ...models.loading import load_base
 from .base import Situation
 

@@ -34,7 +34,7 @@ class FreezeLayers(Mitigation):
 
     def adapt(self, model: nn.Module) -> None:
         """Freeze; see `Mitigation.adapt`."""
-        from ...measuring.passes import is_prompt_learning
+        from ...models.adapters import is_prompt_learning
 
         where = f"mitigations.freeze_layers.layers: got {self.layers}"
         if is_prompt_learning(model):

@@ -48,7 +48,7 @@ class Interpolation(Mitigation):
 
     def afterwards(self, model: nn.Module, at: Situation) -> Iterator[float]:
         """Each alpha in turn; see `Mitigation.afterwards`."""
-        from ...measuring.passes import is_peft
+        from ...models.adapters import is_peft
 
         yield from self._scaled(model) if is_peft(model) else self._between(model, at)
 

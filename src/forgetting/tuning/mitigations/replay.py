@@ -116,7 +116,7 @@ def _generate(at: Situation, count: int) -> Windows:
 def _sample(base: Base, run: RunConfig, count: int) -> dict[str, Tensor]:
     import torch
 
-    from ...measuring.passes import undisturbed
+    from ...models.adapters import undisturbed
 
     first, pad, end = _first_token(base), base.tokenizer.pad_token_id, base.tokenizer.eos_token_id
     assert first is not None  # as `check` saw to

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...errors import UsageError
-from ...measuring.passes import is_peft, is_prompt_learning
+from ...models.adapters import is_peft, is_prompt_learning
 
 ADDITIVE = ("LORA", "LOHA", "LOKR")
 """PEFT's types whose layers compute W x + scaling * delta(x), and give the whole of it as get_delta_weight."""

@@ -1,90 +1,82 @@
-"""Load the two models of a comparison: base, and adapter or full model; across devices and quantised on request."""
+"""A model under its wrappers and adapters: what it is, its base, and passes that leave no trace."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from ..config.schema import ModelConfig
+import torch
+from torch import nn
+
 from ..errors import ForgettingError, UsageError
-from . import loading as base_room
 
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where a model's weights go.
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards the model and the random states are as they were.
 
-    Attributes:
-        spread: spread layers over all GPUs, then memory, as accelerate does (`device_map="auto"`).
-        bits: 4 or 8 loads linear layers quantised by bitsandbytes, which needs a GPU; None as stored.
+    `no_grad` and not `inference_mode`: a buffer that a module keeps from this pass (rotary tables, say) would be an
+    inference tensor, and the next training step would fail on it.
     """
+    modes = [(module, module.training) for module in model.modules()]
+    frozen = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    devices = {parameter.device for parameter, _ in frozen if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(d.index or 0 for d in devices)), torch.no_grad():
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for parameter, flag in frozen:
+                if parameter.requires_grad != flag:
+                    parameter.requires_grad_(flag)
 
-    spread: bool = False
-    bits: Literal[4, 8] | None = None
 
-    @property
-    def plain(self) -> bool:
-        """Whether this is what `load_base` does."""
-        return not self.spread and self.bits is None
+@contextmanager
+def as_base(model: nn.Module) -> Iterator[None]:
+    """A PeftModel with its adapters disabled; any other model as it is.
 
-
-def load(config: ModelConfig, placement: Placement) -> base_room.Base:
-    """A base model with its tokenizer, as `base.load_base`, placed.
-
-    Raises:
-        UsageError: as load_base; bitsandbytes or a GPU is missing.
+    Never an untrained adapter: some (prompt tuning, for one) are not the identity before training, and a "before"
+    taken on them makes training look like remembering (PEFT pull request 3419).
     """
-    if placement.plain:
-        return base_room.load_base(config)
-    model = load_model(config, placement)
-    revision = base_room.weights_revision(model, base_room.resolve_source(config))
-    dtype = str(model.dtype).removeprefix("torch.") + (f"-{placement.bits}bit" if placement.bits else "")
-    return base_room.Base(model, base_room.load_tokenizer(config), f"{revision}/{dtype}", revision)
+    if not is_peft(model):
+        yield
+        return
+    if any(getattr(module, "merged", False) for module in model.modules()):
+        raise UsageError(
+            "the adapter is merged into the base weights, so the base model is gone; call unmerge_adapter() first, "
+            "or give the base model itself"
+        )
+    kept = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with model.disable_adapter():  # type: ignore[operator]
+        yield
+    for parameter, flag in kept:  # PEFT makes every adapter parameter trainable when it enables adapters again
+        if parameter.requires_grad != flag:
+            parameter.requires_grad_(flag)
 
 
-def load_model(config: ModelConfig, placement: Placement) -> Any:
-    """A causal language model without its tokenizer, in evaluation mode.
-
-    Raises:
-        UsageError: no such model; bitsandbytes or a GPU is missing.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    options: dict[str, Any] = {"device_map": "auto"} if placement.spread or placement.bits else {}
-    if placement.bits is not None:
-        options["quantization_config"] = _quantization(placement.bits)
-    model = base_room.load_pretrained(
-        AutoModelForCausalLM.from_pretrained,
-        config,
-        base_room.resolve_source(config),
-        dtype=config.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
-        use_safetensors=True,
-        trust_remote_code=config.trust_remote_code,
-        **options,
-    )
-    if not options:
-        model.to(base_room.pick_device(config.device))
-    return model.eval()
+def is_peft(model: Any) -> bool:
+    """Whether the model is a PeftModel, without importing peft for models that are none."""
+    return any(cls.__name__ == "PeftModel" and cls.__module__.startswith("peft") for cls in type(model).__mro__)
 
 
-def _quantization(bits: Literal[4, 8]) -> Any:
-    import importlib.util
+def is_prompt_learning(model: Any) -> bool:
+    """Whether the active adapter adds virtual tokens instead of changing layers."""
+    return is_peft(model) and bool(getattr(model.active_peft_config, "is_prompt_learning", False))
 
-    import torch
-    from transformers import BitsAndBytesConfig
 
-    if not torch.cuda.is_available():
-        raise UsageError(f"--bits {bits}: quantised loading needs a GPU; leave it out to measure the stored weights")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageError(f"--bits {bits}: needs bitsandbytes; pip install 'forgetting[gpu]'")
-    if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+def unwrapped(model: Any) -> Any:
+    """The model inside DistributedDataParallel or torch.compile wrappers."""
+    while (inner := getattr(model, "_orig_mod", None)) is not None or (
+        isinstance(inner := getattr(model, "module", None), nn.Module) and not hasattr(model, "config")
+    ):
+        model = inner
+    return model
 
 
 def adapter_config(source: str) -> Any | None:
