@@ -39,7 +39,7 @@ def _subcommands() -> list[str]:
 def configuration() -> str:
     """Every field of a study's configuration, section by section."""
     from forgetting.config.files import presets
-    from forgetting.config.schema import schema as c
+    from forgetting.config import schema as c
     from forgetting.tuning.methods import METHODS
     from forgetting.tuning.mitigations import MITIGATIONS
 

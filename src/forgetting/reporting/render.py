@@ -124,7 +124,7 @@ def write_study_report(
 def environment() -> jinja2.Environment:
     """Jinja with escaping on, undefined names as errors, and JSON without NaN."""
     made = jinja2.Environment(
-        loader=jinja2.PackageLoader("forgetting.report", "templates"),
+        loader=jinja2.PackageLoader("forgetting.reporting", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
