@@ -103,8 +103,9 @@ def part_chinchilla():
 
 def part_nist():
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from forgetting.analysis.laws import FormulaLaw
     from test_fit_nist import PROBLEMS, TRIALS, digits, table
+
+    from forgetting.analysis.laws import FormulaLaw
 
     print("NIST StRD, digits that agree (least over parameters; standard deviations), from NIST's own start alone")
     for name, which in TRIALS:

@@ -269,6 +269,18 @@ def write_atomically(path: Path, text: str) -> Path:
     return path
 
 
+def no_room(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that the disk is full; libraries hide the errno in words."""
+    words = ("no space left on device", "disk quota exceeded", "pytorchstreamwriter failed writing file")
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if not isinstance(error, ForgettingError) and any(word in str(error).lower() for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _open_own(path: Path, mode: str) -> IO[str]:
     """Open a file of a run for writing; a link in its place, which would lead the writing elsewhere, is refused.
 

@@ -221,6 +221,18 @@ def test_version(command: Command) -> None:
     assert command("--version").out.startswith("forgetting 0.")
 
 
+def test_a_full_disk_is_one_line_even_where_a_library_hides_it_in_words(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("forgetting.cli.app.app", full)
+    shown = command("report", "anything")
+    assert (shown.code, shown.out) == (1, "")
+    assert shown.err == "error: no room left on the disk; make room, then run the same command again\n"
+
+
 def test_a_signal_while_a_library_is_imported_ends_without_a_traceback() -> None:
     """numpy, interrupted in its import, raises an ImportError in place of what was raised in it."""
     import subprocess

@@ -236,13 +236,6 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_when_there_is_room(
     assert numbers(tmp_path / "s") == whole
 
 
-def test_a_full_disk_is_known_by_the_words_of_libraries_too() -> None:
-    for words in ("Error while serializing: I/O error: No space left on device (os error 28)", "Disk quota exceeded"):
-        assert execute._no_room(RuntimeError(words))
-    assert not execute._no_room(RuntimeError("another"))
-    assert not execute._no_room(OSError(errno.ENOENT, "No such file"))
-
-
 def test_a_run_that_another_process_holds_is_named_left_to_it_and_taken_over_when_it_lets_go(
     tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
@@ -309,7 +302,7 @@ from pathlib import Path
 from forgetting.config.schema import validate
 from forgetting.config.files import parse_yaml
 from forgetting.studies.engines import Local
-from forgetting.study import study
+from forgetting.studies.study import study
 import transformers.trainer, peft, pandas
 torch.ones(64, 64) @ torch.ones(64, 64)
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

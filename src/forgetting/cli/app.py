@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ import typer
 
 from .. import __version__
 from ..errors import ForgettingError
+from ..files import no_room
 from ..tuning import stopping
 from . import compare, doctor, evaluate, laws, measure, run, study
 
@@ -73,16 +73,15 @@ def main() -> NoReturn:
     except BrokenPipeError:
         # the reader of our output (head, less) has gone: not an error, and nothing may be flushed to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if _leaving is not None:
+            sys.exit(128 + _leaving)  # a library made an error of our leaving, as numpy does while it is imported
+        if not no_room(error):
             raise
-        where = f"{error.filename}: " if error.filename else ""
+        named = getattr(error, "filename", None)
+        where = f"{named}: " if named else ""
         sys.stderr.write(f"error: {where}no room left on the disk; make room, then run the same command again\n")
         sys.exit(1)
-    except Exception:
-        if _leaving is None:
-            raise
-        sys.exit(128 + _leaving)  # a library made an error of our leaving, as numpy does while it is imported
     sys.exit(0)
 
 

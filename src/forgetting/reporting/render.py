@@ -8,7 +8,6 @@ it were not escaped. (It is: templates escape everything, JSON inside the page e
 from __future__ import annotations
 
 import base64
-import errno
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -23,7 +22,7 @@ from plotly.offline import get_plotlyjs
 from forgetting.capabilities.study_runs import study_rows
 from forgetting.config.schema import StudyConfig
 from forgetting.errors import ForgettingError
-from forgetting.files import write_atomically
+from forgetting.files import no_room, write_atomically
 from forgetting.reporting import sections
 from forgetting.reporting.aggregate import drawn
 from forgetting.reporting.capabilities import study_section
@@ -113,7 +112,7 @@ def write_study_report(
     try:
         return write_atomically(path, page)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if no_room(error):
             why = f"{path}: no room left on the disk for the report; make room, then run the same command again"
         else:
             why = f"{path}: the report cannot be written: {error.strerror}; is the folder there, and writable?"

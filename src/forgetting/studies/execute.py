@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import traceback
 from collections import Counter
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.schema import RunConfig, StudyConfig
 from ..errors import ForgettingError, UsageError
-from ..files import redact, write_atomically
+from ..files import no_room, redact, write_atomically
 from ..models import processes
 from ..store.folder import HeldError, Onlooker, RunFolder, StudyFolder
 from ..tuning.checkpoints import drop_unfinished
@@ -120,7 +119,7 @@ def do_run(study_folder: StudyFolder, run_id: str, tell: Callable[[int], None]) 
             _attempt(study_folder, folder, tell)
             return True
     except Exception as error:
-        if not _no_room(error):
+        if not no_room(error):
             raise
         with suppress(OSError):
             drop_unfinished(folder.path / "checkpoints")
@@ -137,7 +136,7 @@ def _attempt(study_folder: StudyFolder, folder: RunFolder, tell: Callable[[int],
     except StoppedError:
         raise
     except Exception as error:
-        if _no_room(error):
+        if no_room(error):
             raise
         if not processes.is_main():
             raise processes.RunFailedError(_why(error)) from error
@@ -176,18 +175,6 @@ def _keep_failure(folder: RunFolder, error: Exception) -> None:
     diverged = type(error).__name__ == "DivergedError"
     write_atomically(folder.path / "error.txt", redact(traceback.format_exc()))
     folder.update(status="failed", kind="diverged" if diverged else "error", why=_why(error), finished=provenance.now())
-
-
-def _no_room(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that the disk is full; libraries hide the errno in words."""
-    words = ("no space left on device", "disk quota exceeded", "pytorchstreamwriter failed writing file")
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if not isinstance(error, ForgettingError) and any(word in str(error).lower() for word in words):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def quiet_libraries() -> None:
