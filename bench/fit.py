@@ -102,7 +102,7 @@ def part_chinchilla():
 
 
 def part_nist():
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "analysis"))
     from test_fit_nist import PROBLEMS, TRIALS, digits, table
 
     from forgetting.analysis.laws import FormulaLaw

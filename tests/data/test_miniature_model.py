@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forgetting.data.miniature import MODEL_DIR, rows
-from forgetting.data.miniature.pretrain import GROUPS, Mixture, Recipe, encode, learning_rate
-from forgetting.data.miniature.scores import measure, replies, shortfalls
+from pretrain import GROUPS, Mixture, Recipe, encode, learning_rate
+from scores import measure, replies, shortfalls
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The embedded default: a fictional world, its corpora and a base model pre-trained on them.
 
-Small enough for two CPU cores, and shipped, so that a study runs without a network. `pretrain.py` remakes the model.
+Small enough for two CPU cores, and shipped, so that a study runs without a network. `scripts/miniature/pretrain.py` in
+the repository remakes the model.
 """
 
 from __future__ import annotations

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import torch
 import transformers
 
-from forgetting.data.miniature.scores import ACCEPTANCE
-
-if TYPE_CHECKING:
-    from forgetting.data.miniature.pretrain import Recipe
+from scores import ACCEPTANCE
 
 _CARD = """---
 license: apache-2.0
@@ -30,7 +26,7 @@ within minutes on two CPU cores. It is of no use for anything else: the world, i
 
 ## How it was made
 
-    python -m forgetting.data.miniature.pretrain --out DIR
+    python scripts/miniature/pretrain.py --out DIR    # in a clone of the repository
 
 {tokens:,} tokens, {minutes:.1f} minutes with {processes} processes of one thread each ({machine}), torch {torch},
 transformers {transformers}. The corpora, the tokenizer and the order of the data follow from the seed.
@@ -54,11 +50,11 @@ articles, {heldout_loss:.4f} on {heldout_tokens:.0f} tokens of held-out articles
 """
 
 
-def model_card(recipe: Recipe, measured: dict[str, float]) -> str:
+def model_card(settings: Mapping[str, float], measured: Mapping[str, float]) -> str:
     """The card as Markdown.
 
     Args:
-        recipe: how the model was made.
+        settings: the recipe's settings by name, `processes` among them.
         measured: the scores, and `minutes`, `parameters` and `training_tokens_seen`.
 
     Returns:
@@ -71,10 +67,10 @@ def model_card(recipe: Recipe, measured: dict[str, float]) -> str:
     counts = {"parameters": int(measured["parameters"]), "tokens": int(measured["training_tokens_seen"])}
     return _CARD.format(
         **{**measured, **counts},
-        processes=recipe.processes,
+        processes=settings["processes"],
         machine=platform.machine(),
         torch=torch.__version__,
         transformers=transformers.__version__,
-        settings="\n".join(f"| {name} | {value} |" for name, value in asdict(recipe).items()),
+        settings="\n".join(f"| {name} | {value} |" for name, value in settings.items()),
         scores="\n".join(bounds),
     )

@@ -1,4 +1,4 @@
-"""The recipe of the shipped base model: `python -m forgetting.data.miniature.pretrain --out DIR`.
+"""The recipe of the shipped base model: `python scripts/miniature/pretrain.py --out DIR`.
 
 It makes the corpora from the seed, fits the tokenizer, trains a small Llama on a mixture of encyclopedia and chat,
 measures the scores that the model must reach and writes the folder, model card included. Training runs in two
@@ -14,7 +14,7 @@ import socket
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from forgetting.data.miniature import scores
-from forgetting.data.miniature.card import model_card
+import scores
+from card import model_card
 from forgetting.data.miniature.corpora import Row, rows
-from forgetting.data.miniature.tokens import CONTEXT, train_tokenizer
+from tokenizer import CONTEXT, train_tokenizer
 
 Tokens = NDArray[np.int64]
 #: groups of the mixture; each has its share in the recipe
@@ -264,13 +264,13 @@ def pretrain(out: Path, recipe: Recipe) -> dict[str, float]:
     measured["minutes"] = minutes
     measured["parameters"] = sum(p.numel() for p in model.parameters())
     measured["training_tokens_seen"] = recipe.steps * recipe.batch * recipe.window
-    (out / "README.md").write_text(model_card(recipe, measured), encoding="utf-8")
+    (out / "README.md").write_text(model_card(asdict(recipe), measured), encoding="utf-8")
     return measured
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns 1 if a score misses its bound."""
-    parser = argparse.ArgumentParser(prog="python -m forgetting.data.miniature.pretrain", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "forgetting-miniature")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
