@@ -1,7 +1,8 @@
-"""The lower bounds that the package promises are the versions that `make test-oldest` tests."""
+"""What is installed: the lower bounds are the versions that `make test-oldest` tests; the wheel holds the package alone."""
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 UNTRIED = {"bitsandbytes"}
 """What the tests cannot try: it needs a GPU."""
 TOOLS = {"pytest-xdist", "playwright", "ruff", "mypy", "types-pyyaml", "pandas-stubs", "scipy-stubs"}
@@ -50,3 +52,25 @@ def test_the_oldest_versions_are_exact_and_nothing_else_is_among_them() -> None:
 
 def test_both_sets_of_versions_have_the_one_torch_that_is_built_for_cpus() -> None:
     assert pins("constraints.txt") == {"torch": pins("constraints-oldest.txt")["torch"]}
+
+
+def test_the_wheel_holds_the_package_and_no_script() -> None:
+    """The recipe of the miniature's model lies in scripts/: it is run in a clone, never from an installed package."""
+    assert PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["src/forgetting"]}
+    for path in (ROOT / "src" / "forgetting").rglob("*.py"):
+        script = re.search(r"^if __name__ ==", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert script is None or path.name == "__main__.py", path
+    assert (ROOT / "scripts" / "miniature" / "pretrain.py").exists()
+
+
+def test_the_tests_of_the_oldest_dependencies_exist() -> None:
+    listed = re.search(r"^OLDEST_TESTS := \$\(patsubst %,tests/%\.py,(.*?)\)$", _makefile(), re.MULTILINE)
+    assert listed
+    names = listed[1].split()
+    assert len(names) > 10
+    for name in names:
+        assert (ROOT / "tests" / f"{name}.py").exists(), name
+
+
+def _makefile() -> str:
+    return (ROOT / "Makefile").read_text().replace("\\\n", "")
