@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from forgetting.store.folder.table_cache import read_rows
+from forgetting.store.table_cache import read_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

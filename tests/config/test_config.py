@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from forgetting.config.schema import files as f
-from forgetting.config.schema import schema as c
+from forgetting.config import schema as c
 from forgetting.errors import UsageError
 from forgetting.studies.execute import expand_runs
 
