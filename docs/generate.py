@@ -38,8 +38,8 @@ def _subcommands() -> list[str]:
 
 def configuration() -> str:
     """Every field of a study's configuration, section by section."""
-    from forgetting.config.files import presets
     from forgetting.config import schema as c
+    from forgetting.config.files import presets
     from forgetting.tuning.methods import METHODS
     from forgetting.tuning.mitigations import MITIGATIONS
 

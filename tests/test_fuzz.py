@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from forgetting.store.table_cache import read_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +30,7 @@ from forgetting.data.documents import load_corpus
 from forgetting.errors import ForgettingError
 from forgetting.store.folder import StudyFolder
 from forgetting.store.table import load_table
+from forgetting.store.table_cache import read_rows
 from forgetting.studies.execute import expand_runs
 
 FEW, MANY = 150, 10_000

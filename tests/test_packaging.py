@@ -1,4 +1,4 @@
-"""What is installed: the lower bounds are the versions that `make test-oldest` tests; the wheel holds the package alone."""
+"""What is installed: the lower bounds are what `make test-oldest` tests; the wheel holds the package alone."""
 
 from __future__ import annotations
 

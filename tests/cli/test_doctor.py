@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from forgetting.cli import environment as room
-from forgetting.cli import main
+from forgetting.cli import environment, main
 from forgetting.cli.environment import Check, doctor
 
 
@@ -113,7 +112,7 @@ def test_a_folder_that_cannot_be_written_is_broken(tmp_path: Path, monkeypatch: 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(room.tempfile, "TemporaryDirectory", refuse)
+    monkeypatch.setattr(environment.tempfile, "TemporaryDirectory", refuse)
     found = named(doctor(tmp_path), "disk")
     assert found.state == "broken"
     assert "Permission denied" in found.found
@@ -129,7 +128,7 @@ def test_a_folder_that_cannot_be_written_is_broken(tmp_path: Path, monkeypatch: 
 def test_little_room_and_a_slow_disk_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, int(1e9)))
-    monkeypatch.setattr(os, "fsync", lambda _: time.sleep(room.SLOW_FSYNC))
+    monkeypatch.setattr(os, "fsync", lambda _: time.sleep(environment.SLOW_FSYNC))
     checks = doctor(tmp_path)
     assert named(checks, "disk space").state == named(checks, "disk fsync").state == "note"
     assert "1.0 GB free" in named(checks, "disk space").found
@@ -161,7 +160,7 @@ def test_a_torch_that_cannot_be_imported_is_broken_and_the_rest_is_still_looked_
 def test_ray_is_looked_for_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [check for check in doctor(tmp_path) if check.name == "ray"]
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.setattr(room, "RAY_TIMEOUT", 5.0)
+    monkeypatch.setattr(environment, "RAY_TIMEOUT", 5.0)
     found = named(doctor(tmp_path, ray_address="127.0.0.1:1"), "ray")
     assert found.state == "broken"
     assert found.advice

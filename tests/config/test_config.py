@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from forgetting.config.schema import files as f
+from forgetting.config import files as f
 from forgetting.config import schema as c
 from forgetting.errors import UsageError
 from forgetting.studies.execute import expand_runs

@@ -94,7 +94,7 @@ class Variant(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Its own options, unvalidated: the room that it belongs to validates them."""
+        """Its own options, unvalidated: the package that it belongs to validates them."""
         return dict(self.__pydantic_extra__ or {})
 
 

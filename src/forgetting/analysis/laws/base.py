@@ -6,7 +6,7 @@ computation.
 
 Shapes: S parameter vectors, K parameters, O outputs, n rows of a table, V variables.
 A new law is one file with one subclass of `Law` and one row in `LAWS` (laws/__init__.py); the contract test in
-tests/test_laws.py then holds it to all of this.
+tests/analysis/test_laws_contract.py then holds it to all of this.
 """
 
 from __future__ import annotations

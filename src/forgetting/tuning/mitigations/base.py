@@ -1,6 +1,6 @@
 """The contract of a mitigation: options in, a run that forgets less out.
 
-A mitigation overrides the hooks that it needs, and no other room learns of it:
+A mitigation overrides the hooks that it needs, and no other package learns of it:
 
     recipe      another method or training configuration
     plan        which windows are trained on, in which order, on which tokens, with which weight
