@@ -6,7 +6,6 @@ from forgetting.analysis.compare.beyond import Beyond, beyond
 from forgetting.analysis.compare.contest import Contender, Contest, contest
 from forgetting.analysis.compare.estimate import Estimate
 from forgetting.analysis.compare.result import Comparison, compare_tables
-from forgetting.analysis.compare.show import comparison_text
 from forgetting.analysis.compare.source import choose_axis, read_source
 from forgetting.analysis.compare.study import any_tables, open_study, study_tables
 
@@ -20,7 +19,6 @@ __all__ = [
     "beyond",
     "choose_axis",
     "compare_tables",
-    "comparison_text",
     "contest",
     "open_study",
     "read_source",

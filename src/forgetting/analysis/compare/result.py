@@ -9,6 +9,7 @@ from typing import Any
 from forgetting.analysis.compare.beyond import Beyond, beyond
 from forgetting.analysis.compare.contest import Contender, Contest, contest
 from forgetting.analysis.compare.pareto import Point
+from forgetting.analysis.compare.show import beyond_text, contest_text
 from forgetting.analysis.compare.source import Axis, choose_axis, read_source
 from forgetting.analysis.compare.words import reach, sentence
 from forgetting.analysis.fit import Fit, plain
@@ -46,10 +47,12 @@ class Comparison:
         return {key: plain(value) for key, value in out.items()}
 
     def __str__(self) -> str:
-        """The comparison as plain text."""
-        from forgetting.analysis.compare.show import comparison_text
-
-        return comparison_text(self)
+        """Savings, prices, frontier and Appendix B of every data set, as plain text."""
+        parts = [contest_text(c) for c in self.contests.values()]
+        parts += [f"{name}: nothing compared: {why}" for name, why in self.without.items()]
+        if self.beyond:
+            parts.append(beyond_text(self.reference, self.beyond))
+        return "\n\n".join(parts)
 
 
 def compare_tables(

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping, Sequence
 
 from forgetting.analysis.compare.beyond import LAWS as EQUATIONS
-from forgetting.analysis.compare.beyond import PAPER
+from forgetting.analysis.compare.beyond import PAPER, Beyond
 from forgetting.analysis.compare.contest import Contest
-from forgetting.analysis.compare.result import Comparison
 from forgetting.analysis.compare.words import cost, frontier_words, number, reach, sentence, span
 from forgetting.analysis.fit.show import aligned
 
 WIDTH = 96
 
 
-def comparison_text(comparison: Comparison) -> str:
-    """Savings, prices, frontier and Appendix B of every data set."""
-    parts = [_contest(c) for c in comparison.contests.values()]
-    parts += [f"{name}: nothing compared: {why}" for name, why in comparison.without.items()]
-    if comparison.beyond:
-        parts.append(_beyond(comparison))
-    return "\n\n".join(parts)
-
-
-def _contest(c: Contest) -> str:
+def contest_text(c: Contest) -> str:
+    """Savings, prices and the frontier of one data set."""
     head = ("", "saved", "at the end", "over ranks", "Holm p", "compared", "seeds")
     rows = [head]
     for one in c.contenders:
@@ -44,10 +36,11 @@ def _contest(c: Contest) -> str:
     return "\n".join(lines)
 
 
-def _beyond(comparison: Comparison) -> str:
-    lines = [f"Do the laws fitted on {comparison.reference} hold for the other methods' plain runs (Appendix B)?", ""]
-    rows = [("", "law", "R2", f"R2 on {comparison.reference}", "measured - predicted", "runs")]
-    for name, found in comparison.beyond.items():
+def beyond_text(reference: str, beyond: Mapping[str, Sequence[Beyond]]) -> str:
+    """Appendix B of every data set, the laws being fitted on the reference."""
+    lines = [f"Do the laws fitted on {reference} hold for the other methods' plain runs (Appendix B)?", ""]
+    rows = [("", "law", "R2", f"R2 on {reference}", "measured - predicted", "runs")]
+    for name, found in beyond.items():
         rows += [
             (f"{name}: {r.label}", EQUATIONS[r.law], number(r.r2), number(r.reference_r2), number(r.bias), str(r.runs))
             for r in found

@@ -3,62 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from forgetting.analysis.fit import large
-from forgetting.analysis.fit.assemble import (
-    can_draw,
-    diagnostics,
-    draw,
-    enough,
-    estimates,
-    fit_warnings,
-    loose,
-    profiles,
-    r_squared,
-)
+from forgetting.analysis.fit import summed
 from forgetting.analysis.fit.bootstrap import widen_by
 from forgetting.analysis.fit.data import Data, read_data
-from forgetting.analysis.fit.diagnose import shape
+from forgetting.analysis.fit.diagnostics import diagnostics, fit_warnings, r_squared
+from forgetting.analysis.fit.intervals import can_draw, draw, enough, estimates, loose, profiles
 from forgetting.analysis.fit.line import OBJECTIVE as IN_BOTH
 from forgetting.analysis.fit.line import fit_line
 from forgetting.analysis.fit.objective import OBJECTIVES, Objective
+from forgetting.analysis.fit.options import STARTS, Options
 from forgetting.analysis.fit.result import Estimate, Fit
 from forgetting.analysis.fit.search import Found, search
+from forgetting.analysis.fit.shape import shape
 from forgetting.analysis.fit.solver import Problem
+from forgetting.analysis.fit.validate import leave_one_run_out, run_noise
 from forgetting.analysis.laws import PUBLISHED, FunctionLaw, Law, get_law
 from forgetting.analysis.laws.base import Array
 from forgetting.errors import ForgettingError, UsageError, did_you_mean
-
-STARTS = 64
-INTERVALS = ("bootstrap", "profile")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to fit; see `fit_law`."""
-
-    objective: Objective = field(default_factory=Objective)
-    seed: int = 0
-    bootstrap: int = 200
-    confidence: float = 0.95
-    intervals: str = "bootstrap"
-    starts: int = STARTS
-    start: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse values that make no sense."""
-        if not 0 < self.confidence < 1:
-            raise UsageError(f"confidence is {self.confidence}; it must lie between 0 and 1, for example 0.95")
-        if self.bootstrap < 0 or self.starts < 0 or (self.starts == 0 and self.start is None):
-            raise UsageError("bootstrap and starts must not be negative, and starts=0 needs a start")
-        if self.intervals not in INTERVALS:
-            raise UsageError(f"intervals is '{self.intervals}'; {did_you_mean(self.intervals, INTERVALS)}")
-        if self.intervals == "profile" and not self.objective.quadratic:
-            raise UsageError("intervals 'profile' needs objective 'least-squares', whose likelihood is known")
 
 
 def fit_law(
@@ -123,10 +88,10 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     adapted = law.adapt(data.x, data.y)
     problem = Problem(adapted.law, data.x, options.objective)
     _check(law, adapted.law, data, label, options)
-    if large.applies(data, options):
-        if large.is_linear(problem) or len(large.count_cells(data)[0]) <= large.MOST_CELLS:
+    if summed.applies(data, options):
+        if summed.is_linear(problem) or len(summed.count_cells(data)[0]) <= summed.MOST_CELLS:
             return _fit_cells(law, data, label, options, weights)
-        data, weights = large.sample_runs(data, weights)
+        data, weights = summed.sample_runs(data, weights)
         adapted = law.adapt(data.x, data.y)
         problem = Problem(adapted.law, data.x, options.objective)
     rng = np.random.default_rng(options.seed)
@@ -145,7 +110,11 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     if options.intervals == "profile":
         parameters |= profiles(problem, adapted, found, data, weights, parameters, options.confidence, warnings)
     warnings += loose(law, parameters)
-    learned = diagnostics(problem, adapted, data, found, looks, draws, weights)
+    validation = {
+        "leave_one_run_out": leave_one_run_out(problem, found.theta, data, weights),
+        "run_noise": run_noise(problem, found.theta, data),
+    }
+    learned = diagnostics(problem, adapted, data, found, looks, draws, weights, validation)
     return _fit(law, data, label, options, found, parameters, theta, public, widen, warnings, learned)
 
 
@@ -153,9 +122,9 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     """`fit_data` for many rows, by sums over them; the same numbers to rounding."""
     adapted = law.adapt(data.x, data.y)
     problem = Problem(adapted.law, data.x, options.objective)
-    cells = large.collapse(problem, data, weights)
+    cells = summed.collapse(problem, data, weights)
     rng = np.random.default_rng(options.seed)
-    found, looks = large.find(cells, options, rng)
+    found, looks = summed.find(cells, options, rng)
     if not np.isfinite(found.cost):
         raise ForgettingError(f"law '{law.name}' could not be evaluated on '{label}' from any of {found.starts} starts")
     theta = adapted.public(found.theta[None], data.y[None], np.ones((1, data.n)))[0]
@@ -164,15 +133,19 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     warnings = [*data.warnings, *law.hints(data.x, data.y), *fit_warnings(problem, found, looks, starts)]
     draws = public = None
     if can_draw(data, options.bootstrap, warnings):
-        draws, signs, residual = large.resample(cells, found.theta, options.bootstrap, rng)
+        draws, signs, residual = summed.resample(cells, found.theta, options.bootstrap, rng)
         if enough(draws, options.bootstrap, warnings):
-            public = large.public_draws(cells, adapted, draws.theta, signs, residual, found.theta)
+            public = summed.public_draws(cells, adapted, draws.theta, signs, residual, found.theta)
         else:
             draws = None
     widen = 1.0 if draws is None else widen_by(draws.scheme, len(data.runs), options.confidence)
     parameters = estimates(law, theta, public, options.confidence, widen)
     warnings += loose(law, parameters)
-    learned = diagnostics(problem, adapted, data, found, looks, draws, weights, cells)
+    validation = {
+        "leave_one_run_out": summed.leave_one_run_out(cells, found.theta),
+        "run_noise": summed.run_noise(cells, found.theta, problem.law.outputs),
+    }
+    learned = diagnostics(problem, adapted, data, found, looks, draws, weights, validation)
     return _fit(law, data, label, options, found, parameters, theta, public, widen, warnings, learned)
 
 

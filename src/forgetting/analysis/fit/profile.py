@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from forgetting.analysis.fit.bootstrap import left_out_residuals, student
-from forgetting.analysis.fit.diagnose import shape
+from forgetting.analysis.fit.shape import shape
 from forgetting.analysis.fit.solver import Problem, minimise, to_theta, to_z
 from forgetting.analysis.laws.base import Array
 

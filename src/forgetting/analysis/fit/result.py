@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from forgetting.analysis.fit import show
 from forgetting.analysis.fit.bootstrap import interval
 from forgetting.analysis.laws import Law, law_from_spec
 from forgetting.analysis.laws.base import Array
 from forgetting.errors import UsageError, did_you_mean
-from forgetting.files import parse_json, read_text
+from forgetting.files import parse_json, read_text, write_atomically
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -202,29 +202,45 @@ class Fit:
         if any(len(row) != len(self.parameters) for row in self.draws):
             raise ValueError("draws")
 
+    def _sheet(self) -> show.Sheet:
+        law = self.law_object
+        heading = [f"{law.title}: {self.label}" if self.label else str(law.title), str(law.formula)]
+        heading.append(f"source: {law.source}")
+        if self.objective != "published":
+            points = f"{self.n_points} points of {self.n_runs} runs"
+            heading.append(f"{points}, {self.objective}, objective {self.objective_value:.8g}")
+        if self.r2:
+            heading.append("R2: " + ", ".join(f"{k} {show.number(v)}" for k, v in self.r2.items()))
+        meaning = {p.name: p.meaning for p in law.parameters}
+        ranges = ", ".join(f"{k} {show.span(*ends)}" for k, ends in self.measured_range.items())
+        notes = [f"measured range: {ranges}"] if ranges else []
+        notes += [f"gauge: {note}" for note in self.diagnostics.get("gauge", [])]
+        return show.Sheet(
+            heading,
+            ("parameter", "value", f"{self.confidence:.0%} interval", "meaning"),
+            [
+                (name, show.number(e.value), show.span(e.low, e.high), meaning.get(name, ""))
+                for name, e in self.parameters.items()
+            ],
+            self.r2,
+            notes + [f"warning: {w}" for w in self.warnings],
+        )
+
     def __str__(self) -> str:
         """The fit as plain text."""
-        from forgetting.analysis.fit.show import text
-
-        return text(self)
+        return show.text(self._sheet())
 
     def __rich__(self) -> RenderableType:
         """The fit as a rich table."""
-        from forgetting.analysis.fit.show import rich_table
-
-        return rich_table(self)
+        return show.rich_table(self._sheet())
 
     def _repr_html_(self) -> str:
         """The fit as HTML, for notebooks."""
-        from forgetting.analysis.fit.show import html
-
-        return html(self)
+        return show.html(self._sheet())
 
     def to_latex(self) -> str:
         """The parameters as a LaTeX table (booktabs)."""
-        from forgetting.analysis.fit.show import latex
-
-        return latex(self)
+        return show.latex(self._sheet())
 
 
 def check_variables(law: Law, variables: Mapping[str, ArrayLike]) -> tuple[dict[str, Array], tuple[int, ...]]:
@@ -270,17 +286,8 @@ def _number(value: float | None) -> float:
 
 def save_fits(fits: Any, path: str | os.PathLike[str]) -> None:
     """Write a fit, or dictionaries of fits nested to any depth, to a JSON file, in one atomic step."""
-    target = Path(path)
     content = json.dumps({"format": FORMAT, "fits": _pack(fits)}, indent=1, allow_nan=False)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(content + "\n")
-        Path(name).chmod(0o644)
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_atomically(Path(path), content + "\n")
 
 
 def _pack(fits: Any) -> Any:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from forgetting.analysis.fit.assemble import r_squared
 from forgetting.analysis.fit.data import DONE, Data, column_names, read_data
-from forgetting.analysis.fit.engine import Options, fit_data
+from forgetting.analysis.fit.diagnostics import r_squared
+from forgetting.analysis.fit.engine import fit_data
+from forgetting.analysis.fit.options import Options
 from forgetting.analysis.fit.result import Fit
 from forgetting.analysis.laws import Law, get_law
 from forgetting.analysis.laws.base import Array

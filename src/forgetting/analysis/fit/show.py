@@ -5,9 +5,8 @@ from __future__ import annotations
 import html as escaping
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from forgetting.analysis.fit.result import Estimate, Fit
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,45 +17,33 @@ def number(value: float) -> str:
     return f"{value:.5g}" if math.isfinite(value) else "-"
 
 
-def rows(fit: Fit) -> list[tuple[str, str, str, str]]:
-    """Name, value, interval and meaning of each parameter."""
-    meaning = {p.name: p.meaning for p in fit.law_object.parameters}
-    return [(k, number(e.value), span(e), meaning.get(k, "")) for k, e in fit.parameters.items()]
+def span(low: float, high: float) -> str:
+    """An interval, or a dash."""
+    return f"{number(low)} to {number(high)}" if math.isfinite(low) and math.isfinite(high) else "-"
 
 
-def span(e: Estimate) -> str:
-    """The interval, or a dash."""
-    return f"{number(e.low)} to {number(e.high)}" if math.isfinite(e.low) and math.isfinite(e.high) else "-"
+@dataclass(frozen=True)
+class Sheet:
+    """What is shown of a fit.
+
+    Attributes:
+        heading: what was fitted, to what, how, and how well.
+        columns: over the rows.
+        rows: name, value, interval and meaning of each parameter.
+        r2: by output.
+        notes: measured range, gauge, and warnings.
+    """
+
+    heading: list[str]
+    columns: tuple[str, str, str, str]
+    rows: list[tuple[str, str, str, str]]
+    r2: dict[str, float]
+    notes: list[str]
 
 
-def heading(fit: Fit) -> list[str]:
-    """What was fitted, to what, how, and how well."""
-    law = fit.law_object
-    lines = [f"{law.title}: {fit.label}" if fit.label else str(law.title), str(law.formula), f"source: {law.source}"]
-    if fit.objective != "published":
-        lines.append(
-            f"{fit.n_points} points of {fit.n_runs} runs, {fit.objective}, objective {fit.objective_value:.8g}"
-        )
-    if fit.r2:
-        lines.append("R2: " + ", ".join(f"{k} {number(v)}" for k, v in fit.r2.items()))
-    return lines
-
-
-def notes(fit: Fit) -> list[str]:
-    """Measured range, gauge, and warnings."""
-    ranges = ", ".join(f"{k} {number(a)} to {number(b)}" for k, (a, b) in fit.measured_range.items())
-    out = [f"measured range: {ranges}"] if ranges else []
-    out += [f"gauge: {note}" for note in fit.diagnostics.get("gauge", [])]
-    return out + [f"warning: {w}" for w in fit.warnings]
-
-
-def _columns(fit: Fit) -> tuple[str, str, str, str]:
-    return "parameter", "value", f"{fit.confidence:.0%} interval", "meaning"
-
-
-def text(fit: Fit) -> str:
+def text(sheet: Sheet) -> str:
     """Plain text, aligned."""
-    return "\n".join([*heading(fit), "", aligned([_columns(fit), *rows(fit)]), "", *notes(fit)])
+    return "\n".join([*sheet.heading, "", aligned([sheet.columns, *sheet.rows]), "", *sheet.notes])
 
 
 def aligned(table: Sequence[Sequence[str]]) -> str:
@@ -88,21 +75,21 @@ def extrapolation_text(tests: Sequence[Mapping[str, Any]]) -> str:
     return f"extrapolation (root mean square error, bias, and half the predicted band; nats/token)\n{aligned(table)}"
 
 
-def rich_table(fit: Fit) -> RenderableType:
+def rich_table(sheet: Sheet) -> RenderableType:
     """For a terminal."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=None)
-    for name, side in zip(_columns(fit), ("left", "right", "right", "left"), strict=True):
+    for name, side in zip(sheet.columns, ("left", "right", "right", "left"), strict=True):
         table.add_column(name, justify=side)  # type: ignore[arg-type]
-    for row in rows(fit):
+    for row in sheet.rows:
         table.add_row(*(Text(cell) for cell in row))
-    return Group(*(Text(line) for line in heading(fit)), table, *(Text(line) for line in notes(fit)))
+    return Group(*(Text(line) for line in sheet.heading), table, *(Text(line) for line in sheet.notes))
 
 
-def html(fit: Fit) -> str:
+def html(sheet: Sheet) -> str:
     """For a notebook; every text is escaped."""
 
     def tag(name: str, content: str) -> str:
@@ -111,10 +98,10 @@ def html(fit: Fit) -> str:
     def cells(name: str, row: tuple[str, ...]) -> str:
         return tag("tr", "".join(tag(name, escaping.escape(c)) for c in row))
 
-    lines = heading(fit)
+    lines = sheet.heading
     head = tag("strong", escaping.escape(lines[0])) + "".join("<br>" + escaping.escape(x) for x in lines[1:])
-    body = cells("th", _columns(fit)) + "".join(cells("td", row) for row in rows(fit))
-    tail = "".join(tag("li", escaping.escape(x)) for x in notes(fit))
+    body = cells("th", sheet.columns) + "".join(cells("td", row) for row in sheet.rows)
+    tail = "".join(tag("li", escaping.escape(x)) for x in sheet.notes)
     return tag("div", tag("p", head) + tag("table", body) + tag("ul", tail))
 
 
@@ -129,10 +116,10 @@ def _tex(content: str) -> str:
     return "".join(_LATEX.get(c, c) for c in content)
 
 
-def latex(fit: Fit) -> str:
+def latex(sheet: Sheet) -> str:
     """A tabular for the booktabs package."""
-    name, value, interval, _ = (_tex(c) for c in _columns(fit))
+    name, value, interval, _ = (_tex(c) for c in sheet.columns)
     lines = [r"\begin{tabular}{lrr}", r"\toprule", rf"{name} & {value} & {interval} \\", r"\midrule"]
-    lines += [rf"{_tex(k)} & {_tex(v)} & {_tex(s.replace(' to ', '--'))} \\" for k, v, s, _ in rows(fit)]
-    lines += [rf"$R^2$ {_tex(k)} & {number(v)} & \\" for k, v in fit.r2.items()]
+    lines += [rf"{_tex(k)} & {_tex(v)} & {_tex(s.replace(' to ', '--'))} \\" for k, v, s, _ in sheet.rows]
+    lines += [rf"$R^2$ {_tex(k)} & {number(v)} & \\" for k, v in sheet.r2.items()]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forgetting.analysis.fit import Fit, fit_law, large
+from forgetting.analysis.fit import Fit, fit_law, summed
 from forgetting.analysis.fit.data import read_data
 from forgetting.analysis.laws import LAWS, FormulaLaw
 
@@ -33,7 +33,7 @@ def table(distinct: bool = False) -> pd.DataFrame:
 
 def both(monkeypatch: pytest.MonkeyPatch, law: object, rows: pd.DataFrame, **options: object) -> tuple[Fit, Fit]:
     slow = fit_law(law, rows, label="x", **options)
-    monkeypatch.setattr(large, "LARGE", 10)
+    monkeypatch.setattr(summed, "LARGE", 10)
     return slow, fit_law(law, rows, label="x", **options)
 
 
@@ -60,8 +60,8 @@ def test_sums_give_the_numbers_of_the_rows(monkeypatch: pytest.MonkeyPatch, law:
 
 
 def test_rows_of_many_different_sizes_are_sampled_by_whole_runs_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large, "LARGE", 50)
-    monkeypatch.setattr(large, "MOST_CELLS", 40)
+    monkeypatch.setattr(summed, "LARGE", 50)
+    monkeypatch.setattr(summed, "MOST_CELLS", 40)
     fit = fit_law("shifted_power", table(distinct=True), label="x", bootstrap=0)
     assert fit.n_runs == 8
     assert "fitted to 8 of 16 runs" in fit.warnings[0]
@@ -72,7 +72,7 @@ def test_rows_of_many_different_sizes_are_sampled_by_whole_runs_and_said(monkeyp
 def test_a_measurement_that_is_there_twice_is_still_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from forgetting.errors import UsageError
 
-    monkeypatch.setattr(large, "LARGE", 10)
+    monkeypatch.setattr(summed, "LARGE", 10)
     rows = pd.concat([table(), table().iloc[[7]]], ignore_index=True)
     with pytest.raises(UsageError, match="rows 8 and 81 are the same run and step"):
         fit_law("linear", rows)

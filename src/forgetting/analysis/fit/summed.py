@@ -11,20 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from forgetting.analysis.fit.bootstrap import MIN_RUNS, WEBB, Draws, free_basis
 from forgetting.analysis.fit.data import Data
-from forgetting.analysis.fit.diagnose import Shape, shape
+from forgetting.analysis.fit.options import Options
 from forgetting.analysis.fit.search import Found, search
+from forgetting.analysis.fit.shape import Shape, shape
 from forgetting.analysis.fit.solver import Problem, minimise
 from forgetting.analysis.fit.validate import FOLDS
 from forgetting.analysis.laws.base import Adapted, Array
-
-if TYPE_CHECKING:
-    from forgetting.analysis.fit.engine import Options
 
 LARGE = 2_000
 """Rows above which they are summed; up to it each row is fitted as such."""

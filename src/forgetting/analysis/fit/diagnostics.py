@@ -1,0 +1,105 @@
+"""What a fit learned besides its parameters, and what a reader must be told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from forgetting.analysis.fit.bootstrap import Draws
+from forgetting.analysis.fit.data import Data
+from forgetting.analysis.fit.objective import Objective
+from forgetting.analysis.fit.search import Found
+from forgetting.analysis.fit.shape import Shape
+from forgetting.analysis.fit.solver import Problem, minimise
+from forgetting.analysis.fit.validate import aicc
+from forgetting.analysis.laws.base import Adapted, Array, Law
+
+FEW = 0.05  # share of starts reaching the best below which the fit warns
+
+
+def fit_warnings(problem: Problem, found: Found, looks: Shape, starts: int) -> list[str]:
+    """Sentences on convergence, starts, bounds, flat directions and condition."""
+    out = []
+    if not found.converged:
+        out.append(f"the fit did not converge: the best point found is not a minimum (slope {found.slope:.1e})")
+    if starts and found.share < FEW:
+        n = max(1, round(found.share * found.starts))
+        out.append(f"only {n} of {found.starts} starts reached the best fit; a better one may exist")
+    out += [
+        f"'{name}' stopped at its bound {value:.6g}: it is not identified" for name, value in looks.at_bounds.items()
+    ]
+    for direction in looks.flat:
+        out.append(f"the data do not determine {' and '.join(direction)}: a flat direction")
+    if found.twin is not None and not looks.flat and not looks.at_bounds:
+        k = int(np.argmax(np.abs(found.twin - found.theta) / (np.abs(found.theta) + 1e-12)))
+        name = problem.law.names[k]
+        out.append(
+            f"another point fits equally well, with '{name}' {found.twin[k]:.5g} instead of {found.theta[k]:.5g}"
+        )
+    if not looks.flat and looks.condition > 1e6:
+        out.append(f"parameters are nearly interchangeable (condition {looks.condition:.1e}); trust predictions more")
+    return out
+
+
+def r_squared(law: Law, data: Data, theta: Array) -> dict[str, float]:
+    """1 - SS_res / SS_tot by output, every row counted once."""
+    f = law.values(theta[None], data.x)[0]
+    out = {}
+    for o, name in enumerate(law.outputs):
+        total = float(np.sum((data.y[o] - data.y[o].mean()) ** 2))
+        out[name] = 1 - float(np.sum((data.y[o] - f[o]) ** 2)) / total if total > 0 else float("nan")
+    return out
+
+
+def diagnostics(
+    problem: Problem,
+    adapted: Adapted,
+    data: Data,
+    found: Found,
+    looks: Shape,
+    draws: Draws | None,
+    weights: Array,
+    validation: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What was learned besides the parameters; weights are [O, n], `validation` as `validate` and `summed` give it."""
+    out: dict[str, Any] = {
+        "converged": found.converged,
+        "slope": found.slope,
+        "starts": found.starts,
+        "share_of_starts_at_best": found.share,
+        "condition": looks.condition if np.isfinite(looks.condition) else None,
+        "flat_directions": looks.flat,
+        "at_bounds": looks.at_bounds,
+        "gauge": list(adapted.notes),
+        "standard_errors": {
+            n: (float(s) if np.isfinite(s) else None)
+            for n, s in zip(adapted.law.names, looks.standard_errors, strict=True)
+        },
+        "aicc": aicc(problem, found.cost, weights),
+        **validation,
+        "bootstrap": None if draws is None else {"scheme": draws.scheme, "count": len(draws.theta), "lost": draws.lost},
+    }
+    if "rank" in data.columns and "trainable_params" in data.x:
+        ratio = data.x["trainable_params"] / data.columns["rank"]
+        if np.isfinite(ratio).all() and float(np.ptp(ratio)) <= 1e-9 * float(ratio.max()):
+            out["params_per_rank"] = float(ratio[0])
+    floor = data.columns.get("forgetting_floor")
+    if floor is not None and np.isfinite(floor).all() and float(np.ptp(floor)) < 1e-6:
+        out["forgetting_floor"] = float(floor[0])
+    if not problem.objective.quadratic:
+        out["delta"] = problem.objective.delta
+        out["delta_sensitivity"] = _delta_sensitivity(problem, found, data, weights)
+    return out
+
+
+def _delta_sensitivity(problem: Problem, found: Found, data: Data, weights: Array) -> dict[str, dict[str, float]]:
+    """Parameters refitted with a delta ten times smaller and ten times larger (Besiroglu et al. 2024)."""
+    out = {}
+    for factor in (0.1, 10.0):
+        delta = problem.objective.delta * factor
+        other = Problem(problem.law, problem.x, Objective(problem.objective.name, delta))
+        refit = minimise(other, found.theta[None], data.y.reshape(1, -1), weights.reshape(1, -1))
+        out[f"{delta:g}"] = dict(zip(problem.law.names, refit.theta[0].tolist(), strict=True))
+    return out
