@@ -35,7 +35,7 @@ from pathlib import Path
 from forgetting.cli.study import _engine
 from forgetting.config.schema import validate
 from forgetting.config.files import read_fields
-from forgetting.study import study
+from forgetting.studies.study import study
 if __name__ == "__main__":
     flags = dict(zip(sys.argv[3::2], sys.argv[4::2]))
     cpus = flags.get("--run-cpus")

@@ -123,7 +123,8 @@ def commands(folder: Path) -> dict[str, list[str]]:
     """The commands that read a whole study; `left` is what resuming does before it trains."""
     forgetting = [sys.executable, "-m", "forgetting"]
     code = (
-        "import sys; from pathlib import Path; from forgetting.study import left; print(len(left(Path(sys.argv[1]))))"
+        "import sys; from pathlib import Path; from forgetting.studies.study import left; "
+        "print(len(left(Path(sys.argv[1]))))"
     )
     return {
         "table --csv": [*forgetting, "table", "--csv", str(folder)],

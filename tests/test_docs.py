@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import io
 import re
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -48,3 +52,44 @@ def test_files_and_modules_that_a_page_names_exist(page: Path) -> None:
         assert found or ("/" not in name and any(ROOT.glob(f"[a-z]*/**/{name}"))), name
     for module in re.findall(r"`(forgetting(?:\.[a-z_]+)+)`", text):
         assert importlib.util.find_spec(module), module
+
+
+PATH = re.compile(r"(?<![\w./:@-])(?:[A-Za-z_][\w-]*/)+[\w.-]+\.(?:py|md|toml|txt|yml)\b|(?<![\w./-])test_\w+\.py\b")
+DOTTED = re.compile(r"\bforgetting((?:\.[A-Za-z_]\w*)+)")
+PLACES = ("src", "tests", "bench", "docs", "scripts")
+CODE = [path for folder in PLACES for path in sorted((ROOT / folder).rglob("*.py"))]
+TOPS = {*PLACES, *(path.name for path in (ROOT / "src" / "forgetting").iterdir())}
+
+
+def words_of(path: Path) -> Iterator[str]:
+    """The comments and docstrings of a file of code."""
+    text = path.read_text(encoding="utf-8")
+    yield from (t.string for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.value.value
+
+
+def cited(path: Path, pattern: re.Pattern[str]) -> set[str]:
+    return {found for words in words_of(path) for found in pattern.findall(words)}
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_that_the_code_cites_exists(path: Path) -> None:
+    for name in cited(path, PATH):
+        if "/" not in name:
+            assert list((ROOT / "tests").rglob(name)), f"{path}: no {name}"
+        elif name.split("/")[0] in TOPS:
+            places = (ROOT, ROOT / "src", ROOT / "src" / "forgetting", path.parent)
+            assert any((place / name).exists() for place in places), f"{path}: no {name}"
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_module_that_the_code_cites_exists(path: Path) -> None:
+    for dotted in cited(path, DOTTED):
+        module, parts = ROOT / "src" / "forgetting", dotted.split(".")[1:]
+        while parts and ((module / parts[0]).is_dir() or (module / f"{parts[0]}.py").exists()):
+            module /= parts.pop(0)
+        file = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+        known = set(re.findall(r"\w+", file.read_text(encoding="utf-8")))
+        assert set(parts[:1]) <= known, f"{path}: forgetting{dotted} is not there"

@@ -139,7 +139,7 @@ def test_stopped_killed_and_resumed_equals_uninterrupted(
     (checkpoint,) = sorted((folder.run(run_id).path / "checkpoints").iterdir())[-1:]
     assert int(checkpoint.name.split("-")[1]) >= 3
     assert {f.name for f in checkpoint.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
-    with pytest.raises(UsageError, match=r"a run is done by 1 process, it was 2 when run .* began"):
+    with pytest.raises(UsageError, match=r"the number of processes changed from 2 to 1 since run .* began"):
         study(config, tmp_path / "cut", engine=Local(1))
 
     def kill(event: Event) -> None:
@@ -351,7 +351,7 @@ def test_a_run_keeps_its_number_of_processes() -> None:
     assert other_processes({}, 2) == ""
     assert other_processes({"status": "failed"}, 2) == ""  # given up before it began
     assert other_processes({"versions": {}, "processes": 2}, 2) == ""
-    assert other_processes({"versions": {}}, 2) == "a run is done by 2 processes, it was 1"
+    assert other_processes({"versions": {}}, 2) == "the number of processes changed from 1 to 2"
 
 
 def test_each_process_drops_places_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

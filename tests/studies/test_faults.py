@@ -1,6 +1,6 @@
 """Faults found and named, and survived with equal numbers: damaged files, full disks, other processes, jumping clocks.
 
-Kills at random moments are tests/test_resume.py in small and bench/faults.py at length.
+Kills at random moments are tests/studies/test_resume.py in small and bench/faults.py at length.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ def _tables(paths: Sequence[str], only: dict[str, str], from_step: float | None,
 
         config = StudyFolder.open(Path(paths[0])).config()
         if not only.keys() & {"method", "label", "mitigation"}:
-            only = {"label": config.methods[0].label or config.methods[0].name, "mitigation": ""} | only
+            only = {"label": config.reference_label, "mitigation": ""} | only
         from_step = config.measure.start if from_step is None else from_step
         if len(paths) == 1:
             frame = load_table(Path(paths[0]))

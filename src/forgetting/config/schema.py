@@ -227,6 +227,11 @@ class StudyConfig(Section):
             raise ValueError(f"measure.start {self.measure.start} lies beyond training.steps {self.training.steps}")
         return self
 
+    @property
+    def reference_label(self) -> str:
+        """What tables call the first method: the laws are fitted on its runs, and others are compared with it."""
+        return self.methods[0].label or self.methods[0].name
+
     def measured_steps(self) -> list[int]:
         """The grid of measured steps: 0 (the base model), then start, start + every, ..., and the last step."""
         last = self.training.steps

@@ -70,7 +70,7 @@ def fitted_rows(table: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
     The laws are of one method's grid; the paper fits LoRA ranks and predicts other methods from them (Appendix B).
     Rows of failed runs stay, marked by `status`: the fit leaves them out by name.
     """
-    first = config.methods[0].label or config.methods[0].name
+    first = config.reference_label
     plain = (table["label"] == first) & (table["mitigation"] == "")
     plain &= table["alpha"].isna()
     return table[plain & (table["step"] >= config.measure.start) & (table["status"] != "running")]

@@ -90,7 +90,7 @@ def _compared(
     """The comparison with the first method's plain runs, in compare.json too; None where the study has no other."""
     from ..analysis.compare import Comparison, compare_tables, study_tables
 
-    first = config.methods[0].label or config.methods[0].name
+    first = config.reference_label
     if not ((table["label"] != first) | (table["mitigation"] != "")).any():
         return None
     tables = study_tables(table, runs)
@@ -180,7 +180,7 @@ def compare(
     start = 0.0
     if isinstance(source, str | Path) and (Path(source) / "study.yaml").exists():
         config, tables = open_study(Path(source))
-        first = config.methods[0].label or config.methods[0].name
+        first = config.reference_label
         reference, start = reference or first, float(config.measure.start)
     else:
         tables = any_tables(source)

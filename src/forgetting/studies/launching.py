@@ -174,6 +174,6 @@ def check_begun(study: Path, count: int, run_id: str | None = None) -> None:
     for run in [first] if run_id is None else [first, folder.run(run_id)]:
         if run is not None and (changed := provenance.other_processes(run.read(), count)):
             raise UsageError(
-                f"{study}: {changed} when run {run.id} began, and sums in another order differ in their last digits; "
+                f"{study}: {changed} since run {run.id} began; sums in another order differ in their last digits; "
                 "give what was there (--accelerate-config, or none), or name another folder with --out"
             )

@@ -46,9 +46,9 @@ def execution(base: Base) -> dict[str, Any]:
 
 
 def other_processes(state: dict[str, Any], count: int) -> str:
-    """That a run began with another number of processes, in words; empty where it did not."""
+    """How the number of processes changed since a run began, in words; empty where it did not."""
     then = state.get("processes", 1) if "versions" in state else count
-    return "" if then == count else f"a run is done by {count} process{'es' * (count > 1)}, it was {then}"
+    return "" if then == count else f"the number of processes changed from {then} to {count}"
 
 
 def _command() -> str | None:

@@ -43,7 +43,7 @@ class Method(Section, ABC):
 
     Class attributes:
         name: its name in a configuration.
-        references: keys of its sources in `report.citations`.
+        references: keys of its sources in `reporting.citations`.
         start: what the model is at step 0: the base model `exactly`, within `rounding` of its dtype, or maybe something
             `else`. A run stops if the first two are not true; forgetting is always measured against the base model.
     """

@@ -96,7 +96,7 @@ class Mitigation(Section, ABC):
 
     Class attributes:
         name: its name in a configuration.
-        references: keys of its sources in `report.citations`.
+        references: keys of its sources in `reporting.citations`.
         excludes: mitigations that it cannot be used together with.
         stage: `plan` runs in this order: 0 what is learned from the task's windows, 1 what is mixed in.
     """
