@@ -14,6 +14,7 @@ import pytest
 from forgetting.analysis.fit import Estimate, Fit, fit_from_published
 from forgetting.analysis.laws import LAWS
 from forgetting.config.schema import StudyConfig
+from forgetting.display import charts as look
 from forgetting.errors import ForgettingError
 from forgetting.reporting import render_study, write_study_report
 from forgetting.reporting import series as groups
@@ -318,11 +319,11 @@ def style_of(page: str, name: str) -> list[str]:
 @pytest.mark.parametrize(("mode", "surface"), [(0, "#ffffff"), (1, "#1a1d22")])
 def test_contrast_of_points_and_text(page, mode, surface):
     assert style_of(page, "surface")[mode] == surface
-    scale = (groups.RANKS_LIGHT, groups.RANKS_DARK)[mode]
-    contrasts = [contrast(groups.blend(scale, place), surface) for place in np.linspace(0, 1, 25)]
+    scale = (look.RANKS_LIGHT, look.RANKS_DARK)[mode]
+    contrasts = [contrast(look.blend(scale, place), surface) for place in np.linspace(0, 1, 25)]
     assert min(contrasts) >= 3
     assert contrasts == sorted(contrasts)  # a larger rank stands out more
-    assert all(contrast(other[mode], surface) >= 3 for other in groups.OTHERS)
+    assert all(contrast(other[mode], surface) >= 3 for other in look.OTHERS)
     for text in ("ink", "soft", "bad", "good", "wait", "accent"):
         for ground in ("surface", "page"):
             assert contrast(style_of(page, text)[mode], style_of(page, ground)[mode]) >= 4.5, (text, ground)

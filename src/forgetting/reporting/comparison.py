@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,20 +10,18 @@ from typing import TYPE_CHECKING, Any
 from forgetting.analysis.compare import Comparison, Contest
 from forgetting.analysis.compare.beyond import LAWS as EQUATIONS
 from forgetting.analysis.compare.beyond import PAPER
+from forgetting.analysis.compare.plane import Look, plane
 from forgetting.analysis.compare.source import INTERPOLATION, Key
 from forgetting.analysis.compare.words import cost, frontier_words, number, reach, sentence, span
-from forgetting.reporting.figures import Chart, note, plain_layout
+from forgetting.display.numbers import MINUS, count, duration, finite, level
 from forgetting.reporting.series import Series
-from forgetting.reporting.words import MINUS, count, duration, finite, level, plus_minus
 from forgetting.tuning.methods import METHODS
 from forgetting.tuning.mitigations import MITIGATIONS
 
 if TYPE_CHECKING:
     from forgetting.analysis.compare.contest import Contender
-    from forgetting.analysis.compare.pareto import Point
 
 VIEW = (320.0, 30.0)  # width and height of an interval's picture, in its own units
-FRONT = "front"
 MEDALS = {"saves": "good", "costs": "bad"}
 
 
@@ -105,7 +102,8 @@ def comparison_section(
 def _contest(i: int, c: Contest, of_run: Mapping[str, Series]) -> dict[str, Any]:
     styles = {key: next((of_run[run] for run in runs if run in of_run), None) for key, runs in c.runs.items()}
     low, high = _range(c)
-    chart, hover = plane(c, styles)
+    looks = {key: Look(s.key, f"var(--{s.key})", s.symbol) for key, s in styles.items() if s is not None}
+    chart, hover = plane(c, looks)
     ranked = [_ranked(one, c, styles[one.key], low, high) for one in c.contenders]
     shown = {s.key: s for key, s in styles.items() if s is not None and INTERPOLATION not in key.mitigation}
     return {
@@ -199,69 +197,6 @@ def signed(value: float) -> str:
         ('+0.100', '−0.250', '0.000')
     """
     return f"{value:+.3f}".replace("-", MINUS) if abs(value) >= 5e-4 else "0.000"
-
-
-def plane(c: Contest, styles: Mapping[Key, Series | None]) -> tuple[Chart, list[str]]:
-    """The trade-off plane: every curve's mean over its seeds, the Pareto frontier, the reference's pooled curve."""
-    hover = [_hover(p) for p in c.points]
-    rows = {id(p): i for i, p in enumerate(c.points)}
-    data: list[dict[str, Any]] = []
-    front = sorted((p for p in c.points if p.front), key=lambda p: p.loss)
-    halo = {"color": "rgba(0,0,0,0)", "size": 15, "line": {"color": "var(--line-fit)", "width": 1.2}}
-    data.append(_trace(front, FRONT, {"mode": "markers", "marker": halo, "hoverinfo": "skip"}, []))
-    for key in c.runs:
-        mine, style = [p for p in c.points if p.key == key], styles[key]
-        colour = f"var(--{style.key})" if style else "var(--soft)"
-        reference = key.label == c.reference and not key.mitigation
-        dash = "dot" if INTERPOLATION in key.mitigation else "solid"
-        look = {
-            "mode": "lines+markers",
-            "line": {"color": colour, "width": 1.2 if reference else 2, "dash": dash},
-            "marker": {
-                "color": colour,
-                "symbol": style.symbol if style else "circle",
-                "size": 5 if reference else 8,
-                "line": {"color": "var(--surface)", "width": 0.8},
-            },
-            "hovertemplate": "%{text}<extra></extra>",
-        }
-        data.append(_trace(mine, style.key if style else "other", look, [rows[id(p)] for p in mine]))
-    layout = plain_layout(f"{c.axis.name} (mean over seeds)", "forgetting (nats/token)")
-    if c.axis.higher:
-        layout["xaxis"]["autorange"] = "reversed"
-    layout["annotations"] = [note("ringed: on the Pareto frontier")]
-    caption = (
-        f"Each point is one measured step, the mean over its seeds; small circles are the reference, {c.reference}. "
-        "Early stopping moves back along a curve, to the right and down; a method that saves forgetting lies below. "
-        "Dotted: weights interpolated towards the base model."
-    )
-    alt = f"{len(c.runs)} curves of forgetting against {c.axis.name}. On the frontier: {frontier_words(c.points)}."
-    chart = Chart("plane", "The trade-off plane", caption, alt, {"data": data, "layout": layout}, wide=True)
-    return chart, hover
-
-
-def _trace(points: Sequence[Point], series: str, look: dict[str, Any], rows: list[int]) -> dict[str, Any]:
-    meta = {"series": series, "role": "points" if rows else "halo"} | ({"rows": rows} if rows else {})
-    return {
-        "type": "scatter",
-        "x": [p.loss for p in points],
-        "y": [p.forgetting for p in points],
-        "meta": meta,
-        **look,
-    }
-
-
-def _hover(p: Point) -> str:
-    seeds = f"{p.runs} seeds" if p.runs > 1 else "one seed"
-    lines = [
-        html.escape(str(p.key)),
-        f"step {p.step:.0f} · {seeds}" if math.isfinite(p.step) else seeds,
-        f"L_ft  {plus_minus(p.loss, p.loss_se)}",
-        f"forgetting  {plus_minus(p.forgetting, p.forgetting_se)} nats/token",
-    ]
-    if p.front:
-        lines.append("on the Pareto frontier" + (f", in {p.seeds:.0%} of the seeds too" if p.runs > 1 else ""))
-    return "\n".join(lines)
 
 
 def cards(comparison: Comparison, runs: Sequence[Mapping[str, Any]]) -> list[Card]:

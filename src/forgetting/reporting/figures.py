@@ -9,38 +9,17 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from forgetting.reporting.curves import fitted_line, fitted_sizes, fitted_steps, plain
+from forgetting.display.charts import LABELS, Chart, marker, note, plain, plain_layout
+from forgetting.display.numbers import count, finite, level, number, plus_minus
+from forgetting.reporting.curves import fitted_line, fitted_sizes, fitted_steps
 from forgetting.reporting.series import Panel, Series
-from forgetting.reporting.words import count, finite, level, method_name, number, plus_minus, r2
+from forgetting.reporting.words import method_name, r2
 
 BASE, FAILED = "base", "failed"  # beside the series' keys: what the legend can switch
-LABELS = {
-    "finetune_loss": "fine-tuning loss L<sub>ft</sub> (nats/token)",
-    "forgetting_loss": "forgetting loss L<sub>f</sub> (nats/token)",
-    "forgetting": "forgetting L<sub>f</sub> − floor (nats/token)",
-    "agreement": "same top token as the base model (%)",
-    "step": "update steps N",
-}
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One chart of the page: a title, what it shows in words, and the Plotly figure.
-
-    `kind` names the chart for the page and its tests; `alt` says what it shows to a reader without sight of it.
-    """
-
-    kind: str
-    title: str
-    caption: str
-    alt: str
-    spec: dict[str, Any]
-    wide: bool = False
 
 
 def charts(panel: Panel) -> list[Chart]:
@@ -212,12 +191,10 @@ def _trace(
         "mode": "lines+markers" if lines else "markers",
         "x": plain(rows[x]),
         "y": plain(rows[y] * scale),
-        "marker": {"color": colour, "symbol": mark, "size": 7, "line": {"color": "var(--surface)", "width": 0.8}},
+        "marker": marker(colour, mark),
         "hovertemplate": "%{text}<extra></extra>",
         "meta": {"series": key, "role": "points", "rows": [int(r) for r in rows["row"].fillna(-1)]},
     }
-    if mark.endswith("open"):
-        trace["marker"]["line"] = {"color": colour, "width": 1.8}
     if lines:
         trace["line"] = {"color": colour, "width": 1.5}
         trace["connectgaps"] = False
@@ -239,54 +216,3 @@ def _broken_by_run(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _has_band(data: Iterable[dict[str, Any]]) -> bool:
     return any(trace["meta"]["role"] == "band" for trace in data)
-
-
-def note(text: str) -> dict[str, Any]:
-    """A line of text in the upper right corner of a chart."""
-    return {
-        "text": text,
-        "xref": "paper",
-        "yref": "paper",
-        "x": 0.985,
-        "y": 0.97,
-        "xanchor": "right",
-        "yanchor": "top",
-        "align": "right",
-        "showarrow": False,
-        "font": {"size": 14, "color": "var(--ink)"},
-    }
-
-
-def plain_layout(x_title: str, y_title: str) -> dict[str, Any]:
-    """The layout that all charts share."""
-
-    def axis(title: str) -> dict[str, Any]:
-        return {
-            "title": {"text": title, "font": {"size": 13}, "standoff": 10},
-            "gridcolor": "var(--grid)",
-            "linecolor": "var(--rule)",
-            "tickcolor": "var(--rule)",
-            "zeroline": False,
-            "automargin": True,
-            "ticks": "outside",
-            "ticklen": 4,
-        }
-
-    return {
-        "xaxis": axis(x_title),
-        "yaxis": axis(y_title),
-        "showlegend": False,
-        "hovermode": "closest",
-        "dragmode": "zoom",
-        "margin": {"l": 56, "r": 12, "t": 26, "b": 48},
-        "modebar": {"bgcolor": "var(--surface)", "color": "var(--soft)", "activecolor": "var(--ink)"},
-        "paper_bgcolor": "var(--surface)",
-        "plot_bgcolor": "var(--surface)",
-        "font": {"color": "var(--soft)", "size": 12, "family": "var(--sans)"},
-        "hoverlabel": {
-            "bgcolor": "var(--raised)",
-            "bordercolor": "var(--rule)",
-            "font": {"color": "var(--ink)", "size": 13, "family": "var(--sans)"},
-            "align": "left",
-        },
-    }

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from forgetting.analysis.laws.published import PUBLISHED
+from forgetting.display.numbers import count, interval, level, number
 from forgetting.reporting.series import Panel
-from forgetting.reporting.words import NOT_FITTED, count, interval, level, missing_fit, number, r2, symbol
+from forgetting.reporting.words import NOT_FITTED, missing_fit, r2, symbol
 
 if TYPE_CHECKING:
     from forgetting.analysis.fit import Fit

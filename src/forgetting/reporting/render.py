@@ -21,6 +21,7 @@ from plotly.offline import get_plotlyjs
 
 from forgetting.capabilities.study_runs import study_rows
 from forgetting.config.schema import StudyConfig
+from forgetting.display.charts import DARK, LIGHT
 from forgetting.errors import ForgettingError
 from forgetting.files import no_room, write_atomically
 from forgetting.reporting import sections
@@ -150,10 +151,12 @@ def _policy(scripts: Sequence[str]) -> str:
     )
 
 
-def _palette(series: Sequence[Series]) -> dict[str, list[tuple[str, str]]]:
+def _palette(series: Sequence[Series]) -> dict[str, Any]:
+    """Colours by name, of the charts and of the series, in the light and in the dark page."""
     return {
-        "light": [(s.key, s.light) for s in series],
-        "dark": [(s.key, s.dark) for s in series],
+        "light": [*LIGHT.items(), *((s.key, s.light) for s in series)],
+        "dark": [*DARK.items(), *((s.key, s.dark) for s in series)],
+        "series": [s.key for s in series],
     }
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from forgetting.config.schema import StudyConfig
+from forgetting.display.numbers import count, duration, finite, number, plus_minus
 from forgetting.reporting.series import Panel, Series, method_of
-from forgetting.reporting.words import count, duration, finite, method_name, number, plus_minus, r2
+from forgetting.reporting.words import method_name, r2
 
 SHOWN_RUNS = 1000
 """Runs listed in the page; a study of more is a `forgetting table` away."""

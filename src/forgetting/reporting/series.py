@@ -13,24 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from forgetting.display.charts import OTHERS, RANKS_DARK, RANKS_LIGHT, blend, rank_place
+
 if TYPE_CHECKING:
     from forgetting.analysis.fit import Fit
 
-# every colour has a contrast of at least 3:1 to the page's surface (a test computes it)
-RANKS_LIGHT = ("#d9772b", "#cf5b3c", "#c2465a", "#a22f75", "#702b8c", "#41278a", "#1b1464")
-RANKS_DARK = ("#8468d8", "#b061c8", "#d6629f", "#ee7a72", "#f7a14f", "#f6c453", "#f5f0a6")
-OTHERS = (
-    ("#00796b", "#4fd1b5", "diamond"),
-    ("#1769aa", "#7cb8ff", "square"),
-    ("#6d5a00", "#d8c25a", "triangle-up"),
-    ("#5a6270", "#c3c9d2", "x"),
-    ("#8a3b12", "#ef9a6a", "star"),
-    ("#8c1d6b", "#f08fd0", "triangle-down"),
-    ("#2e6b1f", "#8fd67a", "pentagon"),
-    ("#3d3d9e", "#a9a9f5", "hexagon"),
-    ("#b02a2a", "#ff9d96", "hourglass"),
-    ("#0b5f75", "#6fd6ea", "bowtie"),
-)
 METHOD_NAMES = {
     "lora": "LoRA", "dora": "DoRA", "mica": "MiCA", "pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "eva": "EVA",
     "vera": "VeRA", "loha": "LoHa", "lokr": "LoKr", "ia3": "IA³", "oft": "OFT", "boft": "BOFT", "osf": "OSF",
@@ -178,7 +165,7 @@ def group(rows: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> tuple[Series
     series = []
     for number, identity in enumerate(ordered):
         if identity in main:
-            place = ranks.index(identity[1]) / (len(ranks) - 1) if len(ranks) > 1 else 0.7
+            place = rank_place(ranks.index(identity[1]), len(ranks))
             light, dark, symbol = blend(RANKS_LIGHT, place), blend(RANKS_DARK, place), "circle"
         else:
             light, dark, symbol = OTHERS[(number - len(main)) % len(OTHERS)]
@@ -247,17 +234,3 @@ def panels(
             )
         )
     return tuple(found)
-
-
-def blend(colours: Sequence[str], place: float) -> str:
-    """The colour at `place` in 0..1 along a scale, linear between its stops.
-
-    Examples:
-        >>> blend(["#000000", "#ff0000"], 0.5)
-        '#800000'
-    """
-    at = min(max(place, 0.0), 1.0) * (len(colours) - 1)
-    low = min(int(at), len(colours) - 2)
-    share = at - low
-    one, two = (([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in (colours[low], colours[low + 1]))
-    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(one, two, strict=True))

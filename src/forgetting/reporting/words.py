@@ -1,4 +1,4 @@
-"""Numbers and findings as a reader wants them: values with their errors, and the study's answer in sentences."""
+"""A study's answer in sentences, and the words for its parts."""
 
 from __future__ import annotations
 
@@ -6,84 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from forgetting.display.numbers import NBSP, finite, interval, level, number, plus_minus
 from forgetting.reporting.series import METHOD_NAMES, Panel, Series
 
 if TYPE_CHECKING:
     from forgetting.analysis.fit import Fit
 
-MINUS = "−"
-NBSP = "\u00a0"  # keeps a value beside its error or unit
 GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "rho": "ρ", "eta": "η", "epsilon": "ε"}
-
-
-def finite(value: Any) -> bool:
-    """Whether `value` is a number one can print."""
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def number(value: Any, digits: int = 3) -> str:
-    """A number to `digits` significant digits, plain where that is short, with a true minus sign.
-
-    Examples:
-        >>> number(0.12345), number(-1.0), number(1.5e9), number(None)
-        ('0.123', '−1.00', '1.50 × 10⁹', '–')
-    """
-    if not finite(value):
-        return "–"
-    if value == 0:
-        return "0"
-    power = math.floor(math.log10(abs(value)))
-    if -4 <= power < 6:
-        text = f"{value:,.{max(digits - 1 - power, 0)}f}"
-    else:
-        raised = str(power).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
-        text = f"{value / 10**power:.{digits - 1}f} × 10{raised}"
-    return text.replace("-", MINUS)
-
-
-def plus_minus(value: Any, error: Any, scale: float = 1.0, digits: int = 2) -> str:
-    """`value ± error`, both to the error's second significant digit, or as many as `digits` says.
-
-    Examples:
-        >>> plus_minus(0.97281, 0.00412) == f"0.9728{NBSP}±{NBSP}0.0041"
-        True
-        >>> plus_minus(0.5, float("nan"))
-        '0.500'
-    """
-    if not finite(value):
-        return "–"
-    if not finite(error) or error <= 0:
-        return number(value * scale)
-    value, error = value * scale, error * scale
-    places = min(max(digits - 1 - math.floor(math.log10(error)), 0), 8)
-    return f"{value:.{places}f}{NBSP}±{NBSP}{error:.{places}f}".replace("-", MINUS)
-
-
-def count(value: Any) -> str:
-    """A count with a suffix: `19.99 M`; below 10,000 in full.
-
-    Examples:
-        >>> count(19_988_480), count(1234), count(float("nan"))
-        ('20.0 M', '1,234', '–')
-    """
-    if not finite(value):
-        return "–"
-    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{number(value / (1e3 if suffix == 'k' else size))} {suffix}"
-    return f"{value:,.0f}"
-
-
-def duration(seconds: Any) -> str:
-    """Seconds as `42 s`, `3 min 20 s` or `2 h 05 min`."""
-    if not finite(seconds):
-        return "–"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def symbol(name: str) -> tuple[str, str]:
@@ -100,20 +29,6 @@ def symbol(name: str) -> tuple[str, str]:
         return "N", ""
     head, _, tail = name.partition("_")
     return GREEK.get(head, head), tail
-
-
-def level(confidence: float) -> str:
-    """A confidence level in per cent: `95 %`."""
-    return f"{100 * confidence:g}{NBSP}%"
-
-
-def interval(low: Any, high: Any, digits: int = 3) -> str:
-    """`low to high`, with as many digits as tell the two apart; nothing where it could not be had."""
-    if not (finite(low) and finite(high)):
-        return ""
-    while number(low, digits) == number(high, digits) and digits < 7 and low != high:
-        digits += 1
-    return f"{number(low, digits)} to {number(high, digits)}"
 
 
 @dataclass(frozen=True)

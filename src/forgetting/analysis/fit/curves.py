@@ -1,0 +1,91 @@
+"""A fitted law as Plotly traces: curves and bands, solid inside the measured range and dotted outside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forgetting.analysis.laws.base import Array
+from forgetting.display.charts import plain
+
+if TYPE_CHECKING:
+    from forgetting.analysis.fit.result import Fit
+
+FITTED = "fit"  # the series that a curve of all runs belongs to: none
+
+
+def law_curve(
+    fit: Fit,
+    output: str,
+    along: str,
+    bounds: Sequence[float],
+    *,
+    at: dict[str, float] | None = None,
+    colour: str = "var(--line-fit)",
+    width: float = 2.2,
+    key: str = FITTED,
+    less: float = 0.0,
+    band: bool = False,
+) -> list[dict[str, Any]]:
+    """One output along one variable.
+
+    Args:
+        fit: the law.
+        output: of the law.
+        along: the variable of the x axis.
+        bounds: increasing values of it; the curve goes from the first to the last and has a point at each.
+        at: values of the law's other variables.
+        colour, width: of the curve.
+        key: the series that it belongs to.
+        less: subtracted from the output, such as the floor.
+        band: whether to draw the law's band, too, where it has one.
+    """
+    x = _spread(np.asarray(bounds, dtype=float), fit, along)
+    made = fit.predict(output, **(at or {}), **{along: x})
+    traces = _pieces(x, made.value - less, made.extrapolated, colour, width, key)
+    if band and np.isfinite([made.low, made.high]).all():
+        low, high = made.low - less, made.high - less
+        area = {
+            "type": "scatter",
+            "mode": "none",
+            "x": plain([*x, *x[::-1]]),
+            "y": plain([*low, *high[::-1]]),
+            "fill": "toself",
+            "fillcolor": "var(--band)",
+            "hoverinfo": "skip",
+            "meta": {"series": key, "role": "band"},
+        }
+        traces.insert(0, area)
+    return traces
+
+
+def _spread(bounds: Array, fit: Fit, variable: str) -> Array:
+    """Points to draw a curve at: dense between the bounds, with both ends of the fit's measured range among them."""
+    ends = [end for end in fit.measured_range.get(variable, ()) if bounds[0] < end < bounds[-1]]
+    space = np.geomspace if bounds[0] > 0 else np.linspace
+    return np.unique(np.concatenate([space(bounds[0], bounds[-1], 60), bounds, ends]))
+
+
+def _pieces(
+    at: Array, value: Array, outside: NDArray[np.bool_], colour: str, width: float, key: str
+) -> list[dict[str, Any]]:
+    """A curve: solid inside the measured range, dotted outside; the two meet."""
+    padded = np.pad(outside, 1, mode="edge")
+    beside = padded[:-2] | padded[2:] | outside
+    traces = []
+    for keep, dash in ((~outside, "solid"), (beside, "dot")):
+        if keep.any() and (dash == "solid" or outside.any()):
+            trace = {
+                "type": "scatter",
+                "mode": "lines",
+                "x": plain(at),
+                "y": plain(np.where(keep, value, np.nan)),
+                "line": {"color": colour, "width": width, "dash": dash},
+                "hoverinfo": "skip",
+                "meta": {"series": key, "role": "curve"},
+            }
+            traces.append(trace)
+    return traces

@@ -1,0 +1,91 @@
+"""A result as a reader sees it: lines, a table, notes; as plain text, for a terminal, and as HTML for a notebook."""
+
+from __future__ import annotations
+
+import html
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SHOWN_ROWS = 60
+"""Rows of a table in a notebook; the rest is in the result's frame."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Lines, a table, notes.
+
+    Attributes:
+        heading: lines above the table; the first is its title.
+        columns: names of the columns.
+        rows: one text a column.
+        notes: lines below the table.
+    """
+
+    heading: Sequence[str]
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    notes: Sequence[str] = ()
+
+    def text(self) -> str:
+        """Plain text, aligned."""
+        table = ["", aligned([self.columns, *self.rows]), ""] if self.rows else []
+        return "\n".join([*self.heading, *table, *self.notes])
+
+    def html(self) -> str:
+        """HTML in which every text is escaped."""
+        lines = [html.escape(line) for line in self.heading]
+        parts = [f"<p>{'<br>'.join([f'<strong>{lines[0]}</strong>', *lines[1:]])}</p>"] if lines else []
+        if self.rows:
+            body = "".join(_row("td", row) for row in self.rows[:SHOWN_ROWS])
+            parts.append(f"<table><thead>{_row('th', self.columns)}</thead><tbody>{body}</tbody></table>")
+        notes = [*self.notes]
+        if len(self.rows) > SHOWN_ROWS:
+            notes.append(f"the first {SHOWN_ROWS} of {len(self.rows)} rows")
+        if notes:
+            parts.append(f"<ul>{''.join(f'<li>{html.escape(note)}</li>' for note in notes)}</ul>")
+        return f"<div>{''.join(parts)}</div>"
+
+    def rich(self) -> RenderableType:
+        """For a terminal."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=None)
+        for i, name in enumerate(self.columns):
+            table.add_column(name, justify="right" if 0 < i < len(self.columns) - 1 else "left")
+        for row in self.rows:
+            table.add_row(*(Text(cell) for cell in row))
+        return Group(*(Text(line) for line in self.heading), table, *(Text(line) for line in self.notes))
+
+
+class Result(ABC):
+    """What a function of this package returns: it prints as text, and a notebook shows it as tables."""
+
+    @abstractmethod
+    def shown(self) -> Sequence[Shown]:
+        """What a reader sees, part by part."""
+
+    def __str__(self) -> str:
+        """The result as plain text."""
+        return "\n\n".join(part.text() for part in self.shown())
+
+    def _repr_html_(self) -> str:
+        """The result as HTML, for notebooks."""
+        return "".join(part.html() for part in self.shown())
+
+
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines with columns of equal width."""
+    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table)
+    return "\n".join(lines)
+
+
+def _row(tag: str, cells: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
