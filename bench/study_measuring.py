@@ -18,7 +18,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from forgetting.config.files import load_preset
-from forgetting.data.documents import load_corpus, split_heldout, tokenize
+from forgetting.data.documents import load_corpus, split_heldout
+from forgetting.data.tokenizing import tokenize
 from forgetting.data.windows import Windows
 from forgetting.measuring.base_targets import base_targets
 from forgetting.models.loading import load_base

@@ -123,7 +123,8 @@ def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def context(tiny_model: Path, corpora: Path) -> Context:
     """What a method may know of a run: the tiny model's tokenizer and two corpora."""
     from forgetting.config.schema import ModelConfig, TextConfig
-    from forgetting.data.documents import load_corpus, tokenize
+    from forgetting.data.documents import load_corpus
+    from forgetting.data.tokenizing import tokenize
     from forgetting.models.loading import load_tokenizer
     from forgetting.tuning.methods import Context
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forgetting.config.schema import TextConfig
-from forgetting.data.documents import Document, load_corpus, split_heldout, tokenize
+from forgetting.data.documents import Document, load_corpus, shared_passages, split_heldout
+from forgetting.data.tokenizing import tokenize
 from forgetting.data.windows import Windows
 from forgetting.errors import ForgettingError, UsageError
 
@@ -245,3 +246,12 @@ def test_a_mean_over_a_sample_stands_for_the_whole_text() -> None:
     truth = value[windows.input_ids[windows.predicted]].mean()
     assert abs(means.mean() - truth) < 3 * means.std() / len(means) ** 0.5
     assert min(len(set(sample.documents.tolist())) for sample in samples) > 35  # whole documents would be 15 or so
+
+
+def test_shared_passages_are_whole_documents_and_long_lines() -> None:
+    long = "a line that is longer than eighty characters " * 2
+    general = [Document(id="a", text=f"one\n{long}\ntwo"), Document(id="b", text="short"), Document(id="c", text="x")]
+    chat = ({"role": "user", "content": "q"}, {"role": "assistant", "content": f" {long}"})
+    assert shared_passages(general, [Document(id="1", messages=chat)]) == [long.strip()]
+    assert shared_passages(general, [Document(id="1", text="short"), Document(id="2", text="two")]) == ["short"]
+    assert shared_passages(general, [Document(id="1", text="else")]) == []

@@ -156,7 +156,8 @@ def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None
 
 
 def _evaluate_run(study: Path, run: Any, config: StudyConfig, plan: Plan, tokenizer: Any, step: int) -> None:
-    from ..data.documents import load_corpus, split_heldout, tokenize
+    from ..data.documents import load_corpus, split_heldout
+    from ..data.tokenizing import tokenize
     from ..models.loading import Placement
     from ..models.pair import open_pair
 

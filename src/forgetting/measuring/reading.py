@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..config.schema import TextConfig
-from ..data.documents import load_corpus, tokenize
+from ..data.documents import load_corpus
+from ..data.tokenizing import tokenize
 from ..data.windows import Windows
 from ..errors import UsageError
 from ..models import adapters, comparable

@@ -303,7 +303,8 @@ def check_context(config: StudyConfig) -> None:
 @functools.lru_cache(maxsize=2)
 def text_windows(yaml_text: str) -> Windows:
     """Windows of the general text; kept between the runs of one process."""
-    from ..data.documents import load_corpus, tokenize
+    from ..data.documents import load_corpus
+    from ..data.tokenizing import tokenize
     from ..models.loading import load_tokenizer
 
     config = _config(yaml_text)
@@ -314,7 +315,8 @@ def text_windows(yaml_text: str) -> Windows:
 @functools.lru_cache(maxsize=2)
 def windows(yaml_text: str, dataset: str) -> tuple[Windows, Windows]:
     """Training and held-out windows of a fine-tuning data set; kept between the runs of one process."""
-    from ..data.documents import load_corpus, split_heldout, tokenize
+    from ..data.documents import load_corpus, split_heldout
+    from ..data.tokenizing import tokenize
     from ..models.loading import load_tokenizer
 
     config = _config(yaml_text)

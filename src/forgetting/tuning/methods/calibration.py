@@ -25,7 +25,8 @@ def general_windows(config: TextConfig, context: Context, where: str) -> Windows
     Raises:
         UsageError: the text holds windows that forgetting is measured on.
     """
-    from ...data.documents import load_corpus, tokenize
+    from ...data.documents import load_corpus
+    from ...data.tokenizing import tokenize
 
     windows = tokenize(load_corpus(config), context.tokenizer, context.length)
     measured = _contents(context.measured)

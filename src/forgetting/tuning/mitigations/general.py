@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-from collections.abc import Iterable
 
 from ...config.schema import DatasetConfig, ModelConfig, RunConfig, TextConfig
-from ...data.documents import Document, load_corpus, split_heldout, tokenize
+from ...data.documents import load_corpus, passages, split_heldout
+from ...data.tokenizing import tokenize
 from ...data.windows import Windows
 from ...errors import UsageError
 from ...models.loading import load_tokenizer
-
-PASSAGE = 80
-"""Characters from which on a line is long enough not to stand in two texts by chance."""
 
 
 def chosen_text(name: str, text: TextConfig | None, run: RunConfig) -> TextConfig:
@@ -44,7 +40,7 @@ def _windows(text: str, model: str, context: int) -> Windows:
 
 
 def refuse_measured(name: str, text: TextConfig, run: RunConfig) -> None:
-    """Refuse a text that shares a document, or a line of PASSAGE characters, with what the run is measured on.
+    """Refuse a text that shares a document, or a line of 80 characters, with what the run is measured on.
 
     Raises:
         UsageError: names the mitigation, the text and what it shares.
@@ -54,8 +50,8 @@ def refuse_measured(name: str, text: TextConfig, run: RunConfig) -> None:
         f"the measured text {run.text.source}": _passages(run.text.model_dump_json()),
         f"the held-out part of {run.dataset_name}": _heldout_passages(run.dataset.model_dump_json()),
     }
-    for where, passages in measured.items():
-        shared = len(mine & passages)
+    for where, theirs in measured.items():
+        shared = len(mine & theirs)
         if shared:
             raise UsageError(
                 f"mitigations.{name}.text: {text.source} shares {shared} documents or passages with {where}; what is "
@@ -65,20 +61,10 @@ def refuse_measured(name: str, text: TextConfig, run: RunConfig) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _passages(text: str) -> frozenset[str]:
-    return _hashes(load_corpus(TextConfig.model_validate_json(text)))
+    return frozenset(passages(load_corpus(TextConfig.model_validate_json(text))))
 
 
 @functools.lru_cache(maxsize=4)
 def _heldout_passages(dataset: str) -> frozenset[str]:
     config = DatasetConfig.model_validate_json(dataset)
-    return _hashes(split_heldout(load_corpus(config), config.heldout)[1])
-
-
-def _hashes(documents: Iterable[Document]) -> frozenset[str]:
-    found = set()
-    for document in documents:
-        found.add(document.content_hash())
-        for part in (document.text, *(turn["content"] for turn in document.messages)):
-            lines = (line.strip() for line in part.splitlines())
-            found |= {hashlib.sha256(line.encode()).hexdigest() for line in lines if len(line) >= PASSAGE}
-    return frozenset(found)
+    return frozenset(passages(split_heldout(load_corpus(config), config.heldout)[1]))
