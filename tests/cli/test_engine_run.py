@@ -8,20 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_faults import fields
 
-from forgetting.cli import main
 from forgetting.store.folder import StudyFolder
 from forgetting.store.table import load_table
-
-
-def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["forgetting", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-    shown = capsys.readouterr()
-    return int(stopped.value.code or 0), shown.out, shown.err
+from small_study import command, fields
 
 
 def test_a_scheduler_runs_the_runs_of_a_prepared_study_one_by_one(

@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from test_engine_run import command
-from test_faults import fields, numbers
 
 from forgetting.config.schema import StudyConfig, validate
 from forgetting.errors import UsageError
@@ -31,6 +29,7 @@ from forgetting.studies.repeat import repeat
 from forgetting.studies.study import left, study
 from forgetting.tuning import stopping
 from forgetting.tuning.run import _own_random
+from small_study import command, fields, numbers
 from together import act
 
 TWO = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_CPU", "num_processes": 2, "use_cpu": True}

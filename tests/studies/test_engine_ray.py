@@ -15,8 +15,6 @@ import pytest
 
 pytest.importorskip("ray")
 
-from test_faults import fields, numbers
-
 from forgetting.config.schema import validate
 from forgetting.errors import ForgettingError, UsageError
 from forgetting.studies.engines import Event, Local, Ray
@@ -24,6 +22,7 @@ from forgetting.studies.engines.base import RETRIES, Tell
 from forgetting.studies.engines.ray import _reach
 from forgetting.studies.study import study
 from forgetting.tuning import stopping
+from small_study import fields, numbers
 
 
 @pytest.fixture(scope="module")

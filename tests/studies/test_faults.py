@@ -27,37 +27,18 @@ import yaml
 from forgetting.config.schema import StudyConfig, validate
 from forgetting.errors import ForgettingError, UsageError
 from forgetting.store.folder import StudyFolder
-from forgetting.store.table import COSTS, load_table
+from forgetting.store.table import load_table
 from forgetting.studies import execute
 from forgetting.studies.engines import Event, Hear, Local
 from forgetting.studies.engines.base import Work
 from forgetting.studies.study import left, study
 from forgetting.tuning import checkpoints, stopping
-
-
-def fields(tiny_model: Path, corpora: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "model": {"source": str(tiny_model)},
-        "text": {"source": str(corpora / "general.jsonl")},
-        "datasets": {"plain": {"source": str(corpora / "train.jsonl")}},
-        "methods": [{"name": "lora", "rank": 2, "dropout": 0.1}],
-        "context": 32,
-        "training": {"steps": 12, "batch_size": 4, "warmup_steps": 2, "learning_rate": 3e-3},
-        "measure": {"start": 2, "every": 2},
-    } | changes
+from small_study import fields, numbers
 
 
 @pytest.fixture
 def config(tiny_model: Path, corpora: Path) -> StudyConfig:
     return validate(fields(tiny_model, corpora), where="test")
-
-
-def numbers(out: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows of each run without what no two runs share."""
-    return {
-        run.id: [{key: value for key, value in row.items() if key not in COSTS} for row in run.measurements()]
-        for run in StudyFolder.open(out).runs()
-    }
 
 
 @pytest.fixture(scope="module")

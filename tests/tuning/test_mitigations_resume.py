@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import rows, start, wait_for_rows, write_config
+
+from small_study import rows, start, wait_for_rows, write_config
 
 
 @pytest.mark.slow
