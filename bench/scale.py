@@ -22,7 +22,7 @@ import numpy as np
 from forgetting.analysis.laws import PUBLISHED
 from forgetting.config.schema import RunConfig, StudyConfig
 from forgetting.store.folder import StudyFolder
-from forgetting.studies.execute import expand_runs
+from forgetting.studies.grid import expand_runs
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PARAMETERS_PER_RANK = 2_498_560

@@ -31,6 +31,7 @@ from forgetting.store.table import load_table
 from forgetting.studies import execute
 from forgetting.studies.engines import Event, Hear, Local
 from forgetting.studies.engines.base import Work
+from forgetting.studies.inputs import StudyInputs
 from forgetting.studies.study import left, study
 from forgetting.tuning import checkpoints, stopping
 from small_study import fields, numbers
@@ -154,7 +155,7 @@ def test_a_model_changed_under_its_path_is_named_before_anything_runs(
     shutil.copytree(tiny_model, model)
     methods = [{"name": "lora", "rank": [2, 4]}]
     changed = validate(fields(model, corpora, methods=methods), where="test")
-    base_hash = execute.open_base(changed).key
+    base_hash = StudyInputs(changed).base().key
     stopped_at(changed, tmp_path / "s", 4)
     before = numbers(tmp_path / "s")
     weights = load_file(model / "model.safetensors")

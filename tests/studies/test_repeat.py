@@ -11,7 +11,6 @@ import pytest
 
 from forgetting.cli import main
 from forgetting.store.folder import StudyFolder
-from forgetting.studies import execute
 from forgetting.studies.repeat import compare
 
 
@@ -59,7 +58,6 @@ def test_a_run_is_repeated_to_the_last_digit_and_a_changed_number_is_found(
 
     with (data / "train.jsonl").open("a") as more:
         more.write('{"text": "the town went north ."}\n')
-    execute.windows.cache_clear()  # a process of its own would read the file again
     code, _, err = run(monkeypatch, capsys, "study", out, "--repeat", folder.id)
     assert code == 1
     assert "cannot be repeated: the train" in err

@@ -18,9 +18,7 @@ from forgetting.errors import ForgettingError
 from forgetting.models.loading import load_base
 from forgetting.store.table import fitted_rows
 from forgetting.studies.engines import Local
-from forgetting.studies.execute import context as _context
-from forgetting.studies.execute import expand_runs
-from forgetting.studies.execute import windows as _windows
+from forgetting.studies.inputs import StudyInputs
 from forgetting.studies.study import study
 from forgetting.tuning.methods import Context, parse_method
 from forgetting.tuning.mitigations import MITIGATIONS, Course, Situation, parse_together, plan_course
@@ -211,12 +209,13 @@ def test_replayed_share_is_the_share_asked_for_at_every_point_of_the_run(fractio
 
 
 def situation(config: StudyConfig, tmp_path: Path, index: int = 0) -> tuple[Situation, Course, Context]:
-    run = expand_runs(config)[index]
-    base = load_base(config.model)
-    train, _ = _windows(config.to_yaml(), run.dataset_name)
+    inputs = StudyInputs(config)
+    run = list(inputs.runs.values())[index]
+    base = inputs.base()
+    train, _ = inputs.dataset(run.dataset_name)
     order = training_order(len(train), STEPS * BATCH, run.seed)
-    at = Situation(run, base, tmp_path / "cache")
-    return at, Course(train, order, np.ones(len(train))), _context(config, base, run)
+    at = Situation(run, base, inputs.general, tmp_path / "cache")
+    return at, Course(train, order, np.ones(len(train))), inputs.context(run)
 
 
 def planned(config: StudyConfig, tmp_path: Path) -> tuple[Course, Course, Situation]:
@@ -236,12 +235,9 @@ def test_replay_keeps_the_order_of_the_task_and_sees_the_share_in_its_batches(
     assert general.reshape(STEPS, BATCH).sum(1).tolist() == [1] * STEPS
     assert course.order[~general].tolist() == plain.order[: (~general).sum()].tolist()
     ids = [course.windows.window(int(i))[0].tolist() for i in course.order[general]]
-    mixed, _ = _windows(
-        configure(
-            tiny_model, corpora, datasets={"x": {"source": str(corpora / "train.jsonl"), "heldout": 0.01}}
-        ).to_yaml(),
-        "x",
-    )
+    mixed, _ = StudyInputs(
+        configure(tiny_model, corpora, datasets={"x": {"source": str(corpora / "train.jsonl"), "heldout": 0.01}})
+    ).dataset("x")
     known = {tuple(mixed.window(i)[0].tolist()) for i in range(len(mixed))}
     assert sum(tuple(row) in known for row in ids) >= len(ids) - 1  # but for the one document held out here
     assert at.facts["replay"]["tokens"] == sum(map(len, ids))
@@ -272,8 +268,6 @@ def test_generated_replay_is_the_base_models_own_seeded_and_kept(
 
 
 def test_a_text_that_changed_since_a_run_began_stops_it(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
-    from forgetting.tuning.mitigations.general import _windows as general_cache
-
     text = tmp_path / "general.jsonl"
     text.write_text((corpora / "train.jsonl").read_text())
     replay = {"name": "replay", "fraction": 0.25, "text": {"source": str(text)}}
@@ -281,7 +275,6 @@ def test_a_text_that_changed_since_a_run_began_stops_it(tiny_model: Path, corpor
     folder = study(config, tmp_path / "s", engine=Local(1)).folder
     folder.runs()[0].update(status="running")
     shortened(corpora / "train.jsonl", text)
-    general_cache.cache_clear()
     with pytest.raises(ForgettingError, match="the text of replay changed since this run began"):
         study(config, tmp_path / "s", engine=Local(1))
 
@@ -568,7 +561,7 @@ def test_interpolation_equals_the_slow_twin_and_leaves_the_trained_weights(
     from forgetting.measuring.losses import token_losses
 
     config = studied.folder.config()
-    _, heldout = _windows(config.to_yaml(), "chat")
+    _, heldout = StudyInputs(config).dataset("chat")
     for run in studied.folder.runs():
         record = run.read()
         if not record["mitigation"].startswith("interpolation"):

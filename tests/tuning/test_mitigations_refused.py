@@ -12,8 +12,8 @@ from test_mitigations import configure
 
 from forgetting.config.files import load_preset
 from forgetting.errors import UsageError
-from forgetting.models.loading import load_base
 from forgetting.studies.engines import Local
+from forgetting.studies.inputs import StudyInputs
 from forgetting.studies.study import study
 from forgetting.tuning.mitigations.ewc import quantisation
 from forgetting.tuning.mitigations.replay import Replay
@@ -80,18 +80,18 @@ def test_general_text_that_is_measured_is_refused(tiny_model: Path, corpora: Pat
 
 
 def test_ewc_is_refused_on_quantised_weights(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
-    from forgetting.studies.execute import context, expand_runs
     from forgetting.tuning.mitigations import check_runs
 
     ewc = {"name": "ewc", "text": {"source": str(corpora / "train.jsonl")}}
     config = configure(tiny_model, corpora, methods=[{"name": "lora", "mitigations": [ewc]}])
-    base = load_base(config.model)
+    inputs = StudyInputs(config)
+    runs, base = list(inputs.runs.values()), inputs.base()
     assert quantisation(base.model) is None
-    check_runs(expand_runs(config), base, lambda run: context(config, base, run))
+    check_runs(runs, base, inputs.general, inputs.context)
     # as transformers leaves it on a model that bitsandbytes loaded in 4 bits
     base.model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     with pytest.raises(UsageError, match="ewc: does not go together with weights quantised by bitsandbytes"):
-        check_runs(expand_runs(config), base, lambda run: context(config, base, run))
+        check_runs(runs, base, inputs.general, inputs.context)
 
 
 def test_generated_text_needs_a_token_to_begin_with(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_generated_text_needs_a_token_to_begin_with(tiny_model: Path, corpora: P
 
 
 def test_the_miniature_has_its_encyclopedia_by_default(tiny_model: Path, corpora: Path) -> None:
-    from forgetting.studies.execute import expand_runs
+    from forgetting.studies.grid import expand_runs
 
     methods = [{"name": "lora", "mitigations": [{"name": "replay"}]}]
     text = {"source": "miniature:encyclopedia-heldout"}

@@ -19,7 +19,8 @@ from forgetting.models.loading import load_base
 from forgetting.store.folder import StudyFolder
 from forgetting.store.table import load_table
 from forgetting.studies.engines import Local
-from forgetting.studies.execute import expand_runs, text_windows, windows
+from forgetting.studies.grid import expand_runs
+from forgetting.studies.inputs import StudyInputs
 from forgetting.studies.study import study
 from forgetting.tuning.run import training_order
 
@@ -81,9 +82,10 @@ def test_stored_numbers_equal_the_slow_twin_on_the_saved_adapter(
     (run,) = result.folder.runs()
     loaded = AutoModelForCausalLM.from_pretrained(tiny_model)
     tuned = PeftModel.from_pretrained(loaded, run.path / "adapter").eval()
-    _, heldout = windows(config.to_yaml(), "chat")
+    inputs = StudyInputs(config)
+    _, heldout = inputs.dataset("chat")
     finetune = slow_losses(tuned, heldout, base)
-    general = slow_losses(tuned, text_windows(config.to_yaml()), base)
+    general = slow_losses(tuned, inputs.text, base)
     expected = {
         "finetune_loss": slow_mean([r[1] for r in finetune], [r[0] for r in finetune]),
         "forgetting_loss": slow_mean([r[2] for r in general], [r[0] for r in general]),
@@ -195,7 +197,6 @@ def test_text_that_changed_since_a_run_began_stops_it(tiny_model: Path, corpora:
     folder.runs()[0].update(status="running")
     lines = general.read_text().splitlines()
     general.write_text("\n".join(lines[:-2]) + "\n")
-    text_windows.cache_clear()
     with pytest.raises(UsageError, match=r"the general text changed since run .* began; put back what was there"):
         study(config, tmp_path / "s", engine=Local(1))
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +14,7 @@ from . import options as o
 if TYPE_CHECKING:
     from ..store.folder import StudyFolder
     from ..studies.engines import Accelerate
+    from ..studies.inputs import StudyInputs
 
 SHOWN = 10
 """Run ids named in an error."""
@@ -38,11 +36,13 @@ def run_command(
     from ..store.folder import StudyFolder
     from ..studies import launching
     from ..studies.engines.accelerate import read_engine
-    from ..studies.execute import do_run, runs_by_id
+    from ..studies.execute import Worker
+    from ..studies.inputs import StudyInputs
     from ..tuning import stopping
 
     folder = StudyFolder.open(study)
-    runs = runs_by_id(folder.config().to_yaml())
+    inputs = StudyInputs(folder.config())
+    runs = inputs.runs
     if run_id not in runs:
         close = [name for name in runs if name.startswith(run_id.rsplit("-", 1)[0])] or list(runs)
         raise UsageError(f"{study}: no run '{run_id}' in this study; {did_you_mean(run_id, close[:SHOWN])}")
@@ -50,7 +50,11 @@ def run_command(
     launching.check(folder.config(), study, None if engine is None else engine.launch, run_id)
     began = time.perf_counter()
     with stopping.at_next_step():
-        worked = do_run(folder, run_id, lambda _: None) if engine is None else _do_together(engine, folder, run_id)
+        worked = (
+            Worker(folder.path, inputs).do(run_id, lambda _: None)
+            if engine is None
+            else _do_together(engine, folder, inputs, run_id)
+        )
     state, rows = folder.run(run_id).read(), folder.run(run_id).measurements()
     seconds = round(time.perf_counter() - began, 1)
     if as_json:
@@ -63,21 +67,14 @@ def run_command(
         raise ForgettingError(f"run {run_id} failed: {state.get('why')}")
 
 
-def _do_together(engine: Accelerate, folder: StudyFolder, run_id: str) -> bool:
+def _do_together(engine: Accelerate, folder: StudyFolder, inputs: StudyInputs, run_id: str) -> bool:
     """`do_run` by the processes of an engine."""
-    from ..studies.execute import is_pending
+    from ..studies.execute import Worker, is_pending
     from ..studies.study import keep_lost
 
     if not is_pending(folder.run(run_id)):
         return False
     with engine.ready():
-        work = functools.partial(_work, str(folder.path.resolve()))
-        keep_lost(folder, engine.execute([run_id], work, lambda _: None, one_thread=False))
+        lost = engine.execute([run_id], Worker(folder.path.resolve()), lambda _: None, one_thread=False)
+        keep_lost(folder, inputs.runs, lost)
     return True
-
-
-def _work(study: str, run_id: str, tell: Callable[[int], None]) -> None:
-    from ..store.folder import StudyFolder
-    from ..studies.execute import do_run
-
-    do_run(StudyFolder.open(Path(study)), run_id, tell)

@@ -130,11 +130,12 @@ def _repeat(study: Path | None, run_id: str, as_json: bool, more: bool) -> None:
 def _prepare(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> None:
     """Make the study folder and print the ids of the runs to do."""
     from ..studies.engines import Accelerate
+    from ..studies.inputs import StudyInputs
     from ..studies.study import left, prepare
 
     launch = engine.launch if isinstance(engine, Accelerate) else None
     with engine.ready():
-        engine.call(functools.partial(prepare, config, folder.resolve(), launch))
+        engine.call(functools.partial(prepare, StudyInputs(config), folder.resolve(), launch))
     todo = left(folder)
     typer.echo(json.dumps({"folder": str(folder), "left": todo}, indent=1) if as_json else "\n".join(todo))
 

@@ -1,76 +1,30 @@
-"""The runs of a study: which there are, what they share, and one of them done in this process."""
+"""One run of a study done in this process: held, trained, measured, and recorded whatever becomes of it."""
 
 from __future__ import annotations
 
-import functools
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.schema import RunConfig, StudyConfig
-from ..errors import ForgettingError, UsageError
+from ..errors import ForgettingError
 from ..files import no_room, redact, write_atomically
 from ..models import processes
 from ..store.folder import HeldError, Onlooker, RunFolder, StudyFolder
 from ..tuning.checkpoints import drop_unfinished
-from ..tuning.methods import Context, expand_grid, parse_method
-from ..tuning.mitigations import expand_together
+from ..tuning.methods import parse_method
 from ..tuning.stopping import StoppedError
 from . import provenance
+from .inputs import StudyInputs
 
 if TYPE_CHECKING:
-    from ..data.windows import Windows
-    from ..measuring.base_targets import BaseTargets
     from ..models.loading import Base
     from ..tuning.run import RunData
 
 SMALL_MODEL = 50_000_000
 """Parameters under which one thread a run is best."""
-
-
-def expand_runs(config: StudyConfig) -> list[RunConfig]:
-    """All runs of a study: data sets x methods x seeds.
-
-    Raises:
-        UsageError: an unknown method or wrong option, or two entries that mean the same run.
-    """
-    variants = [
-        (method, together)
-        for entry in config.methods
-        for method in expand_grid(entry)
-        for alternative in entry.mitigations or ((),)
-        for together in expand_together(alternative)
-    ]
-    runs = [
-        RunConfig(
-            model=config.model,
-            text=config.text,
-            dataset_name=name,
-            dataset=dataset,
-            method=method,
-            mitigations=together,
-            seed=seed,
-            context=config.context,
-            training=config.training,
-            measure=config.measure,
-        )
-        for name, dataset in config.datasets.items()
-        for method, together in variants
-        for seed in config.seeds
-    ]
-    repeated = [run_id for run_id, count in Counter(run.run_id() for run in runs).items() if count > 1]
-    if repeated:
-        raise UsageError(f"methods: the same run is asked for twice: {', '.join(sorted(repeated))}")
-    return runs
-
-
-@functools.lru_cache(maxsize=2)
-def runs_by_id(yaml_text: str) -> dict[str, RunConfig]:
-    """All runs of a study by id; kept between the runs of one process."""
-    return {run.run_id(): run for run in expand_runs(_config(yaml_text))}
 
 
 def is_pending(folder: RunFolder) -> bool:
@@ -79,23 +33,47 @@ def is_pending(folder: RunFolder) -> bool:
     return not (state.get("status") == "done" or state.get("kind") == "diverged")
 
 
-def run_one(out: str, run_id: str, tell: Callable[[int], None]) -> None:
-    """Do one run of a stored study, for an engine; does nothing where another process holds it.
+class Worker:
+    """Does runs of a stored study, for an engine, and holds what they share.
 
-    Args:
-        out: the study folder.
-        run_id: which run.
-        tell: called with the number of each finished step.
-
-    Raises:
-        StoppedError: a stop was requested; the run can go on from a checkpoint.
-        ForgettingError: no room on the disk, or a damaged record.
+    Pickled it is the folder alone: each process that an engine starts reads the texts for itself, once.
     """
-    with suppress(HeldError):
-        do_run(StudyFolder.open(Path(out)), run_id, tell)
+
+    def __init__(self, study: Path, inputs: StudyInputs | None = None) -> None:
+        """Take the study folder, and what was read for it already."""
+        self.study = study
+        self._inputs = inputs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Worker, (self.study,)
+
+    def __call__(self, run_id: str, tell: Callable[[int], None]) -> None:
+        """Do one run; does nothing where another process holds it.
+
+        Args:
+            run_id: which run.
+            tell: called with the number of each finished step.
+
+        Raises:
+            StoppedError: a stop was requested; the run can go on from a checkpoint.
+            ForgettingError: no room on the disk, or a damaged record.
+        """
+        with suppress(HeldError):
+            self.do(run_id, tell)
+
+    def do(self, run_id: str, tell: Callable[[int], None]) -> bool:
+        """The same, but says whether there was anything to do.
+
+        Raises:
+            HeldError: another process does it.
+        """
+        folder = StudyFolder.open(self.study)
+        if self._inputs is None:
+            self._inputs = StudyInputs(folder.config())
+        return do_run(folder, self._inputs, run_id, tell)
 
 
-def do_run(study_folder: StudyFolder, run_id: str, tell: Callable[[int], None]) -> bool:
+def do_run(study: StudyFolder, inputs: StudyInputs, run_id: str, tell: Callable[[int], None]) -> bool:
     """Do one run in this process, unless it is done; failures are recorded in its run.json.
 
     Of several processes that `ranks.join` made one group all call this, and the main one holds the run and writes.
@@ -105,18 +83,18 @@ def do_run(study_folder: StudyFolder, run_id: str, tell: Callable[[int], None]) 
 
     Raises:
         HeldError: another process does it.
-        StoppedError, ForgettingError: as `run_one`.
+        StoppedError, ForgettingError: as `Worker`.
         RunFailedError: in a process that is not the main one, for whoever started it to record.
     """
     processes.refuse_foreign()
     quiet_libraries()
-    folder = study_folder.run(run_id)
+    folder = study.run(run_id)
     folder = folder if processes.is_main() else Onlooker(folder.path)
     try:
         with _held(folder):
             if not processes.shared(is_pending(folder)):
                 return False
-            _attempt(study_folder, folder, tell)
+            _attempt(study, inputs, folder, tell)
             return True
     except Exception as error:
         if not no_room(error):
@@ -124,15 +102,15 @@ def do_run(study_folder: StudyFolder, run_id: str, tell: Callable[[int], None]) 
         with suppress(OSError):
             drop_unfinished(folder.path / "checkpoints")
         raise ForgettingError(
-            f"{study_folder.path}: no room left on the disk; everything measured so far is kept: make room, "
+            f"{study.path}: no room left on the disk; everything measured so far is kept: make room, "
             "then run the same command again"
         ) from None
 
 
-def _attempt(study_folder: StudyFolder, folder: RunFolder, tell: Callable[[int], None]) -> None:
+def _attempt(study: StudyFolder, inputs: StudyInputs, folder: RunFolder, tell: Callable[[int], None]) -> None:
     """Train and measure a run that is held; any failure but a full disk is data: recorded, visible, never a number."""
     try:
-        _train(study_folder, folder, tell)
+        _train(study, inputs, folder, tell)
     except StoppedError:
         raise
     except Exception as error:
@@ -188,20 +166,19 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
 
 
-def _train(study_folder: StudyFolder, folder: RunFolder, tell: Callable[[int], None]) -> None:
+def _train(study: StudyFolder, inputs: StudyInputs, folder: RunFolder, tell: Callable[[int], None]) -> None:
     from ..tuning.run import train_run
 
-    config = study_folder.config()
-    run = runs_by_id(config.to_yaml())[folder.id]
-    base = open_base(config)
+    run = inputs.runs[folder.id]
+    base = inputs.base()
     if is_small(base):
         limit_threads()
     if not processes.is_main():
         processes.wait_for_all()  # the main process computes what is not in the cache, the others find it there
-    data, notices = _data(config, run, base, study_folder)
+    data, notices = _data(inputs, run, base, study)
     if processes.is_main():
         processes.wait_for_all()
-    prints = fingerprints(config, run.dataset_name, base)
+    prints = inputs.fingerprints(run.dataset_name, base)
     before = processes.shared(folder.read())
     if changed := provenance.other_processes(before, processes.count()) or changes(before, prints):
         raise ForgettingError(f"{changed} since this run began; use a new study folder")
@@ -217,16 +194,9 @@ def _train(study_folder: StudyFolder, folder: RunFolder, tell: Callable[[int], N
         started=before.get("started") or provenance.now(),
         resumed=[*before.get("resumed", []), provenance.now()] if before else [],
     )
-    probe = _probe(config, run, base, data, study_folder)
-    train_run(run, config.measured_steps(), base, data, folder, study_folder.path / "cache", tell, probe)
+    probe = _probe(inputs.config, run, base, data, study)
+    train_run(run, inputs.config.measured_steps(), base, data, folder, study.path / "cache", tell, probe)
     folder.update(status="done", finished=provenance.now())
-
-
-def fingerprints(config: StudyConfig, dataset: str, base: Base) -> dict[str, str]:
-    """What decides a run's numbers beside its configuration: hashes of its texts and of the base model."""
-    train, heldout = windows(config.to_yaml(), dataset)
-    parts = {"train": train, "heldout": heldout, "text": text_windows(config.to_yaml())}
-    return {name: part.fingerprint() for name, part in parts.items()} | {"base": base.key}
 
 
 def changes(state: dict[str, Any], prints: dict[str, str]) -> str:
@@ -256,12 +226,6 @@ def limit_threads() -> None:
     torch.set_num_threads(1)
 
 
-def context(config: StudyConfig, base: Base, run: RunConfig) -> Context:
-    """What the method of a run may know of it."""
-    train, _ = windows(config.to_yaml(), run.dataset_name)
-    return Context(run.seed, train, text_windows(config.to_yaml()), base.tokenizer, run.context)
-
-
 def _probe(
     config: StudyConfig, run: RunConfig, base: Base, data: RunData, folder: StudyFolder
 ) -> Callable[[Any, int], None] | None:
@@ -284,77 +248,12 @@ def _probe(
     )
 
 
-def open_base(config: StudyConfig) -> Base:
-    """The study's base model, freshly loaded."""
-    from ..models.loading import load_base
-
-    return load_base(config.model)
-
-
-def check_context(config: StudyConfig) -> None:
-    """Refuse windows longer than the model was built for."""
-    from ..models.loading import max_context
-
-    positions = max_context(config.model)
-    if positions is not None and config.context > positions:
-        raise UsageError(f"context: got {config.context}; the model was built for at most {positions} positions")
-
-
-@functools.lru_cache(maxsize=2)
-def text_windows(yaml_text: str) -> Windows:
-    """Windows of the general text; kept between the runs of one process."""
-    from ..data.documents import load_corpus
-    from ..data.tokenizing import tokenize
-    from ..models.loading import load_tokenizer
-
-    config = _config(yaml_text)
-    windows = tokenize(load_corpus(config.text), load_tokenizer(config.model), config.context)
-    return windows.sample(config.measure.text_tokens)
-
-
-@functools.lru_cache(maxsize=2)
-def windows(yaml_text: str, dataset: str) -> tuple[Windows, Windows]:
-    """Training and held-out windows of a fine-tuning data set; kept between the runs of one process."""
-    from ..data.documents import load_corpus, split_heldout
-    from ..data.tokenizing import tokenize
-    from ..models.loading import load_tokenizer
-
-    config = _config(yaml_text)
-    tokenizer = load_tokenizer(config.model)
-    train, heldout = split_heldout(load_corpus(config.datasets[dataset]), config.datasets[dataset].heldout)
-    return (
-        tokenize(train, tokenizer, config.context),
-        tokenize(heldout, tokenizer, config.context).sample(config.measure.heldout_tokens),
-    )
-
-
-def _config(yaml_text: str) -> StudyConfig:
-    from ..config.files import parse_yaml
-    from ..config.schema import validate
-
-    return validate(parse_yaml(yaml_text, where="study"), where="study")
-
-
-def targets(config: StudyConfig, base: Base, folder: StudyFolder) -> BaseTargets:
-    """What the base model says of the general text; computed once a study."""
-    from ..measuring.base_targets import base_targets
-
-    return base_targets(
-        base.model,
-        text_windows(config.to_yaml()),
-        key=base.key,
-        cache_dir=folder.path / "cache",
-        batch_tokens=config.measure.batch_tokens,
-    )
-
-
-def _data(config: StudyConfig, run: RunConfig, base: Base, folder: StudyFolder) -> tuple[RunData, list[str]]:
+def _data(inputs: StudyInputs, run: RunConfig, base: Base, study: StudyFolder) -> tuple[RunData, list[str]]:
     """Windows and base targets of a run, and what its reader should know of them."""
     from ..tuning.run import RunData
 
-    train, heldout = windows(config.to_yaml(), run.dataset_name)
-    text = text_windows(config.to_yaml())
-    data = RunData(train, heldout, text, targets(config, base, folder))
+    train, heldout = inputs.dataset(run.dataset_name)
+    data = RunData(train, heldout, inputs.text, inputs.targets(base, study.path), inputs.general)
     notices = [f"{part}: {notice}" for part in ("train", "heldout", "text") for notice in getattr(data, part).notices]
     passes = run.training.steps * run.training.batch_size / len(train)
     if passes > 1:

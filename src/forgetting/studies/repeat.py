@@ -15,6 +15,7 @@ from ..errors import ForgettingError, UsageError
 from ..store.folder import RunFolder, StudyFolder
 from ..store.table import COSTS, MEANS
 from .execute import do_run
+from .inputs import StudyInputs
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def repeat(study: Path, run_id: str, tell: Callable[[int], None] = lambda _: Non
     config = first.config().model_copy(update={"capabilities": None})
     again = StudyFolder.create_or_resume(place / str(number), config)
     new = again.run(run_id)
-    do_run(again, run_id, tell)
+    do_run(again, StudyInputs(config), run_id, tell)
     now = new.read()
     if now.get("status") != "done":
         raise ForgettingError(f"{run_id}: failed this time: {now.get('why')}")

@@ -1,5 +1,4 @@
-"""A study: the grid of runs over one model and one general text. Skips what is stored, resumes what was cut, then
-fits and reports. The only module that drives the rooms above it."""
+"""A study: the grid of runs over one model and one general text. Skips what is stored and resumes what was cut."""
 
 from __future__ import annotations
 
@@ -18,10 +17,11 @@ from ..store.table import load_table
 from ..tuning import stopping
 from ..tuning.methods import check_methods
 from ..tuning.mitigations import check_runs
-from . import execute as room
 from . import launching, provenance
 from .engines import Accelerate, Engine, Event, Hear, Local
-from .execute import expand_runs, is_pending
+from .execute import Worker, changes, is_pending, is_small, limit_threads, quiet_libraries
+from .grid import costliest_first
+from .inputs import StudyInputs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,8 +58,11 @@ def left(out: Path) -> list[str]:
         ForgettingError: a damaged run.json, or not a study folder (UsageError).
     """
     folder = StudyFolder.open(out)
-    runs = room.runs_by_id(folder.config().to_yaml())
-    return [run_id for run_id in _costliest_first(runs) if is_pending(folder.run(run_id))]
+    return _pending(folder, StudyInputs(folder.config()))
+
+
+def _pending(folder: StudyFolder, inputs: StudyInputs) -> list[str]:
+    return [run_id for run_id in costliest_first(inputs.runs) if is_pending(folder.run(run_id))]
 
 
 def study(
@@ -88,19 +91,20 @@ def study(
         ForgettingError: every run failed, or the disk is full.
     """
     engine, hear = engine or Local(), on_event or _ignore
-    runs = expand_runs(config)
+    inputs = StudyInputs(config)
+    runs = list(inputs.runs.values())
     StudyFolder(out).check(config)
     launch = engine.launch if isinstance(engine, Accelerate) else None
     with engine.ready():
-        one_thread = engine.call(functools.partial(prepare, config, out.resolve(), launch))
-        folder, pending = StudyFolder.open(out), left(out)
+        one_thread = engine.call(functools.partial(prepare, inputs, out.resolve(), launch))
+        folder = StudyFolder.open(out)
+        pending = _pending(folder, inputs)
         if on_plan:
             on_plan(runs, pending)
         began = time.perf_counter()
         with stopping.at_next_step():
-            _do_all(folder, pending, engine, hear, one_thread)
-    ids = room.runs_by_id(config.to_yaml())
-    states = {run_id: folder.run(run_id).read() for run_id in ids}
+            _do_all(folder, inputs, pending, engine, hear, one_thread)
+    states = {run_id: folder.run(run_id).read() for run_id in inputs.runs}
     failed = {run_id: str(state.get("why")) for run_id, state in states.items() if state.get("status") == "failed"}
     if len(failed) == len(runs):
         raise ForgettingError("every run failed; the first: " + next(f"{i}: {why}" for i, why in failed.items()))
@@ -109,11 +113,11 @@ def study(
     return StudyResult(folder, load_table(out), failed, skipped, time.perf_counter() - began)
 
 
-def prepare(config: StudyConfig, out: Path, launch: processes.Launch | None = None) -> bool:
+def prepare(inputs: StudyInputs, out: Path, launch: processes.Launch | None = None) -> bool:
     """See that a study can run, make its folder, and compute once what its runs share.
 
     Args:
-        config: the whole study.
+        inputs: of the whole study.
         out: its folder.
         launch: how each run is spread over several processes; None is one process.
 
@@ -123,61 +127,62 @@ def prepare(config: StudyConfig, out: Path, launch: processes.Launch | None = No
     Raises:
         UsageError: the configuration, text or model are wrong, or changed since its first run.
     """
-    runs = expand_runs(config)
-    room.quiet_libraries()
+    config, runs = inputs.config, list(inputs.runs.values())
+    quiet_libraries()
     StudyFolder(out).check(config)
     launching.check(config, out, launch)
-    room.check_context(config)
+    inputs.check_context()
     for name in config.datasets:
-        room.windows(config.to_yaml(), name)
-    room.text_windows(config.to_yaml())
-    base = room.open_base(config)
-    if room.is_small(base):
-        room.limit_threads()
+        inputs.dataset(name)
+    inputs.text  # noqa: B018  # read before the model, so that a wrong file is named at once
+    base = inputs.base()
+    if is_small(base):
+        limit_threads()
     if launch is not None:
         launching.check_model(base)
-    check_methods(runs, base.model, functools.partial(room.context, config, base))
-    check_runs(runs, base, functools.partial(room.context, config, base))
-    _check_unchanged(config, StudyFolder(out), base)
+    check_methods(runs, base.model, inputs.context)
+    check_runs(runs, base, inputs.general, inputs.context)
+    _check_unchanged(inputs, StudyFolder(out), base)
     folder = StudyFolder.create_or_resume(out, config)
-    room.targets(config, base, folder)
+    inputs.targets(base, folder.path)
     if config.capabilities is not None:
         from ..capabilities.study_runs import ask_base, plan_of
 
         ask_base(folder.path, base, config.model, plan_of(config))
-    return room.is_small(base)
+    return is_small(base)
 
 
-def _check_unchanged(config: StudyConfig, folder: StudyFolder, base: Base) -> None:
+def _check_unchanged(inputs: StudyInputs, folder: StudyFolder, base: Base) -> None:
     """Refuse to go on where the model or a text is another than in runs that have begun: one study, one of each."""
     seen: set[str] = set()
-    for run_id, run in room.runs_by_id(config.to_yaml()).items():
+    for run_id, run in inputs.runs.items():
         if run.dataset_name in seen:
             continue
         state = folder.run(run_id).read()
         if not state.get("data"):
             continue
         seen.add(run.dataset_name)
-        if changed := room.changes(state, room.fingerprints(config, run.dataset_name, base)):
+        if changed := changes(state, inputs.fingerprints(run.dataset_name, base)):
             raise UsageError(
                 f"{folder.path}: {changed} since run {run_id} began; put back what was there, or name another "
                 "folder with --out"
             )
 
 
-def _do_all(folder: StudyFolder, pending: list[str], engine: Engine, hear: Hear, one_thread: bool) -> None:
+def _do_all(
+    folder: StudyFolder, inputs: StudyInputs, pending: list[str], engine: Engine, hear: Hear, one_thread: bool
+) -> None:
     """Do runs until none is left, those too that another process held and left."""
-    work = functools.partial(room.run_one, str(folder.path.resolve()))
+    work = Worker(folder.path.resolve(), inputs)
     todo = pending
     while todo:
         lost = engine.execute(todo, work, hear, one_thread=one_thread)
-        keep_lost(folder, lost)
+        keep_lost(folder, inputs.runs, lost)
         todo = _freed(folder, [run_id for run_id in todo if _is_unfinished(folder, run_id)], hear)
 
 
-def keep_lost(folder: StudyFolder, lost: dict[str, str]) -> None:
+def keep_lost(folder: StudyFolder, runs: dict[str, RunConfig], lost: dict[str, str]) -> None:
     """Store runs that an engine gave up as failed, with the reason."""
-    runs = room.runs_by_id(folder.config().to_yaml())
     for run_id, why in lost.items():
         folder.run(run_id).update(**provenance.record(runs[run_id]), status="failed", kind="error", why=why)
 
@@ -204,11 +209,6 @@ def _freed(folder: StudyFolder, held: list[str], hear: Hear) -> list[str]:
         if held:
             time.sleep(LOOK_AGAIN)
     return []
-
-
-def _costliest_first(runs: dict[str, RunConfig]) -> list[str]:
-    """Large ranks first, so that no worker ends on one while the others stand idle; methods without a rank lead."""
-    return sorted(runs, key=lambda run_id: -(runs[run_id].method.options.get("rank") or 10**9))
 
 
 def _ignore(event: Event) -> None:

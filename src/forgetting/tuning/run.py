@@ -38,7 +38,7 @@ from ..models.loading import Base, count_parameters
 from ..store.folder import RunFolder
 from . import checkpoints, stopping
 from .methods import Context, Method, parse_method
-from .mitigations import Course, Situation, parse_together, plan_course, with_recipe
+from .mitigations import Course, GeneralTexts, Situation, parse_together, plan_course, with_recipe
 from .trainer import DivergedError, make_trainer
 
 IDENTITY_TOLERANCE = 0.01
@@ -47,12 +47,16 @@ IDENTITY_TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run trains and is measured on; train and held-out windows share no document."""
+    """What a run trains and is measured on; train and held-out windows share no document.
+
+    `general` holds the texts that mitigations ask for.
+    """
 
     train: Windows
     heldout: Windows
     text: Windows
     targets: BaseTargets
+    general: GeneralTexts
 
 
 def measure_losses(model: PreTrainedModel, data: RunData, batch_tokens: int) -> dict[str, float | int]:
@@ -231,7 +235,7 @@ def train_run(
         StoppedError: a stop was requested; a checkpoint is there.
     """
     together = parse_together(run)
-    at = Situation(with_recipe(run), base, cache)
+    at = Situation(with_recipe(run), base, data.general, cache)
     order = training_order(len(data.train), run.training.steps * run.training.batch_size, run.seed)
     plain = Course(data.train, order, np.ones(len(data.train)))
     course, terms = plan_course(together, plain, at)

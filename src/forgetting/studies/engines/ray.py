@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -200,8 +201,20 @@ class Mailbox:
         return events
 
 
-def attempt(task: str, work: Work, mailbox: Any, threads: int) -> None:
-    """Do one task, on a worker of the cluster.
+_of_driver: dict[str, Work] = {}
+"""In a worker of the cluster: the work of the driver that it serves, which keeps what its tasks share."""
+
+
+def _kept(driver: str, work: Work) -> Work:
+    """The work that this process was given first by the driver: Ray sends a copy with every task."""
+    if driver not in _of_driver:
+        _of_driver.clear()  # one driver at a time: what another one shared is given back
+        _of_driver[driver] = work
+    return _of_driver[driver]
+
+
+def attempt(task: str, work: Work, driver: str, mailbox: Any, threads: int) -> None:
+    """Do one task, on a worker of the cluster; `driver` names who asks.
 
     Answers are waited for as futures: while a task is in ray.get or ray.wait, Ray lends its cores to another task, and
     more runs than asked for would be at work at a time.
@@ -235,7 +248,7 @@ def attempt(task: str, work: Work, mailbox: Any, threads: int) -> None:
 
     try:
         with stopping.at_next_step():
-            work(task, tell)
+            _kept(driver, work)(task, tell)
     finally:  # the driver hears all before it hears that the task ended
         wait(answers, timeout=LAST_WORDS)
 
@@ -248,6 +261,7 @@ class _Driver:
     ) -> None:
         self.ray, self.work, self.threads, self.on_event = ray, work, threads, on_event
         self.left = list(tasks)
+        self.name = uuid.uuid4().hex
         self.attempts = Attempts()
         self.remote = ray.remote(**options)(attempt)
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
@@ -266,7 +280,7 @@ class _Driver:
             while self.left or self.running:
                 while self.left and len(self.running) < WINDOW:
                     task = self.left.pop(0)
-                    ref = self.remote.options(name=task).remote(task, self.work, self.mailbox, self.threads)
+                    ref = self.remote.options(name=task).remote(task, self.work, self.name, self.mailbox, self.threads)
                     self.running[ref] = task
                 ready, _ = self.ray.wait(list(self.running), timeout=POLL)
                 self._hear()

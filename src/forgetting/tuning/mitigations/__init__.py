@@ -14,11 +14,11 @@ from ...config.schema import MitigationConfig, RunConfig, expand, explain
 from ...errors import UsageError, did_you_mean
 from ...models.loading import Base
 from ..methods import Context, parse_method
-from . import general
 from .base import Course, Mitigation, Situation, Term
 from .ewc import Ewc
 from .flow import Flow, Weighting
 from .freeze_layers import FreezeLayers
+from .general import GeneralTexts
 from .interpolation import Interpolation
 from .kl import Kl
 from .l2sp import L2sp
@@ -46,6 +46,7 @@ MITIGATIONS: dict[str, type[Mitigation]] = {
 __all__ = [
     "MITIGATIONS",
     "Course",
+    "GeneralTexts",
     "Mitigation",
     "Situation",
     "Term",
@@ -113,7 +114,9 @@ def label(together: Sequence[MitigationConfig]) -> str:
     return " + ".join(parse_mitigation(config).label() for config in together)
 
 
-def check_runs(runs: Sequence[RunConfig], base: Base, context: Callable[[RunConfig], Context]) -> None:
+def check_runs(
+    runs: Sequence[RunConfig], base: Base, general: GeneralTexts, context: Callable[[RunConfig], Context]
+) -> None:
     """Refuse runs whose mitigations cannot work as asked, before any starts.
 
     Where a mitigation depends on how the method changes the model, a copy of the base model is prepared to see.
@@ -121,6 +124,7 @@ def check_runs(runs: Sequence[RunConfig], base: Base, context: Callable[[RunConf
     Args:
         runs: all runs of a study.
         base: the base model, as loaded; not changed.
+        general: the general texts of the study.
         context: what a run's method may know of it.
 
     Raises:

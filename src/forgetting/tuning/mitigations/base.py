@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ...config.schema import RunConfig, Section, TextConfig
 from ...data.windows import Windows
+from .general import GeneralTexts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,12 +52,14 @@ class Situation:
     Attributes:
         run: the run, its recipe already changed by the mitigations.
         base: the base model, as loaded.
+        general: the general texts of the study.
         cache: where what is computed once a study is kept; may be deleted.
         facts: what a mitigation did, for run.json; each writes under its own name.
     """
 
     run: RunConfig
     base: Base
+    general: GeneralTexts
     cache: Path
     facts: dict[str, Any] = field(default_factory=dict)
 

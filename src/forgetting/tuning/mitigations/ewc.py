@@ -65,7 +65,7 @@ class Ewc(Mitigation):
         """Estimate the Fisher information; see `Mitigation.term`."""
         from .cache import cached
 
-        windows = general.general_windows(general.chosen_text(self.name, self.text, at.run), at.run)
+        windows = at.general.windows(general.chosen_text(self.name, self.text, at.run))
         chosen = _sample(windows, self.windows)
         at.facts[self.name] = {"windows": len(chosen), "text": chosen.fingerprint()}
         found = cached(at, "fisher", [chosen.fingerprint()], lambda: diagonal_fisher(at.base.model, chosen))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import functools
+from typing import TYPE_CHECKING
 
-from ...config.schema import DatasetConfig, ModelConfig, RunConfig, TextConfig
+from ...config.schema import DatasetConfig, RunConfig, TextConfig
 from ...data.documents import load_corpus, passages, split_heldout
 from ...data.tokenizing import tokenize
 from ...data.windows import Windows
 from ...errors import UsageError
-from ...models.loading import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def chosen_text(name: str, text: TextConfig | None, run: RunConfig) -> TextConfig:
@@ -28,43 +30,50 @@ def chosen_text(name: str, text: TextConfig | None, run: RunConfig) -> TextConfi
     )
 
 
-def general_windows(text: TextConfig, run: RunConfig) -> Windows:
-    """The text as windows of the run's context; kept between the runs of one process."""
-    return _windows(text.model_dump_json(), run.model.model_dump_json(), run.context)
+class GeneralTexts:
+    """The general texts that a study's mitigations ask for: each is read once, while this object lives."""
 
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, context: int) -> None:
+        """Nothing is read yet.
 
-@functools.lru_cache(maxsize=2)
-def _windows(text: str, model: str, context: int) -> Windows:
-    tokenizer = load_tokenizer(ModelConfig.model_validate_json(model))
-    return tokenize(load_corpus(TextConfig.model_validate_json(text)), tokenizer, context)
+        Args:
+            tokenizer: of the base model.
+            context: tokens a window.
+        """
+        self.tokenizer, self.context = tokenizer, context
+        self._windows: dict[TextConfig, Windows] = {}
+        self._passages: dict[TextConfig, frozenset[str]] = {}
 
+    def windows(self, text: TextConfig) -> Windows:
+        """The windows of a text."""
+        if text not in self._windows:
+            self._windows[text] = tokenize(load_corpus(text), self.tokenizer, self.context)
+        return self._windows[text]
 
-def refuse_measured(name: str, text: TextConfig, run: RunConfig) -> None:
-    """Refuse a text that shares a document, or a line of 80 characters, with what the run is measured on.
+    def refuse_measured(self, name: str, text: TextConfig, run: RunConfig) -> None:
+        """Refuse a text that shares a document, or a line of 80 characters, with what the run is measured on.
 
-    Raises:
-        UsageError: names the mitigation, the text and what it shares.
-    """
-    mine = _passages(text.model_dump_json())
-    measured = {
-        f"the measured text {run.text.source}": _passages(run.text.model_dump_json()),
-        f"the held-out part of {run.dataset_name}": _heldout_passages(run.dataset.model_dump_json()),
-    }
-    for where, theirs in measured.items():
-        shared = len(mine & theirs)
-        if shared:
-            raise UsageError(
-                f"mitigations.{name}.text: {text.source} shares {shared} documents or passages with {where}; what is "
-                "trained on would be measured: give other text"
-            )
+        Raises:
+            UsageError: names the mitigation, the text and what it shares.
+        """
+        mine = self._of(text)
+        measured = {
+            f"the measured text {run.text.source}": self._of(run.text),
+            f"the held-out part of {run.dataset_name}": self._of(run.dataset),
+        }
+        for where, theirs in measured.items():
+            shared = len(mine & theirs)
+            if shared:
+                raise UsageError(
+                    f"mitigations.{name}.text: {text.source} shares {shared} documents or passages with {where}; what "
+                    "is trained on would be measured: give other text"
+                )
 
-
-@functools.lru_cache(maxsize=4)
-def _passages(text: str) -> frozenset[str]:
-    return frozenset(passages(load_corpus(TextConfig.model_validate_json(text))))
-
-
-@functools.lru_cache(maxsize=4)
-def _heldout_passages(dataset: str) -> frozenset[str]:
-    config = DatasetConfig.model_validate_json(dataset)
-    return frozenset(passages(split_heldout(load_corpus(config), config.heldout)[1]))
+    def _of(self, text: TextConfig) -> frozenset[str]:
+        """The hashes of a text's documents and long lines; of a data set, those of its held-out part."""
+        if text not in self._passages:
+            documents = load_corpus(text)
+            if isinstance(text, DatasetConfig):
+                documents = split_heldout(documents, text.heldout)[1]
+            self._passages[text] = frozenset(passages(documents))
+        return self._passages[text]

@@ -57,7 +57,7 @@ class Kl(Mitigation):
     def term(self, at: Situation) -> Term:
         """See `Mitigation.term`."""
         text = self.general_text(at.run)
-        return _Divergence(self, at, None if text is None else general.general_windows(text, at.run))
+        return _Divergence(self, at, None if text is None else at.general.windows(text))
 
 
 class _Divergence(Term):

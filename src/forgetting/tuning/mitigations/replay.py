@@ -69,7 +69,7 @@ class Replay(Mitigation):
         if self.generated:
             mixed = _generate(at, count)
         else:
-            mixed = general.general_windows(general.chosen_text(self.name, self.text, at.run), at.run)
+            mixed = at.general.windows(general.chosen_text(self.name, self.text, at.run))
         order = np.empty_like(course.order)
         order[~chosen] = course.order[: len(order) - count]
         order[chosen] = len(course.windows) + training_order(len(mixed), count, at.run.seed + SALT)

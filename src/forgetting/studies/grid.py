@@ -1,0 +1,51 @@
+"""The runs that a study means: data sets x methods x mitigations x seeds."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ..config.schema import RunConfig, StudyConfig
+from ..errors import UsageError
+from ..tuning.methods import expand_grid
+from ..tuning.mitigations import expand_together
+
+
+def expand_runs(config: StudyConfig) -> list[RunConfig]:
+    """All runs of a study: data sets x methods x seeds.
+
+    Raises:
+        UsageError: an unknown method or wrong option, or two entries that mean the same run.
+    """
+    variants = [
+        (method, together)
+        for entry in config.methods
+        for method in expand_grid(entry)
+        for alternative in entry.mitigations or ((),)
+        for together in expand_together(alternative)
+    ]
+    runs = [
+        RunConfig(
+            model=config.model,
+            text=config.text,
+            dataset_name=name,
+            dataset=dataset,
+            method=method,
+            mitigations=together,
+            seed=seed,
+            context=config.context,
+            training=config.training,
+            measure=config.measure,
+        )
+        for name, dataset in config.datasets.items()
+        for method, together in variants
+        for seed in config.seeds
+    ]
+    repeated = [run_id for run_id, count in Counter(run.run_id() for run in runs).items() if count > 1]
+    if repeated:
+        raise UsageError(f"methods: the same run is asked for twice: {', '.join(sorted(repeated))}")
+    return runs
+
+
+def costliest_first(runs: dict[str, RunConfig]) -> list[str]:
+    """Ids by falling rank, so that no worker ends on a large one while the others stand idle; no rank comes first."""
+    return sorted(runs, key=lambda run_id: -(runs[run_id].method.options.get("rank") or 10**9))

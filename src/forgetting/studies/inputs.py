@@ -1,0 +1,134 @@
+"""What the runs of a study share: read once for each study call or worker, and passed explicitly."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config.schema import RunConfig, StudyConfig
+from ..errors import UsageError
+from ..tuning.methods import Context
+from .grid import expand_runs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from ..data.windows import Windows
+    from ..measuring.base_targets import BaseTargets
+    from ..models.loading import Base
+    from ..tuning.mitigations import GeneralTexts
+
+
+class StudyInputs:
+    """The texts, tokenizer and base targets of one study, each read when it is first asked for.
+
+    One object serves one call of a study, or one worker process, from its first run to its last. It is never shared
+    between calls: a file that was edited in the meantime is read again. Pickled it is the configuration alone, so that
+    each process reads for itself.
+    """
+
+    def __init__(self, config: StudyConfig) -> None:
+        """Nothing is read yet."""
+        self.config = config
+        self._datasets: dict[str, tuple[Windows, Windows]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StudyInputs, (self.config,)
+
+    @cached_property
+    def runs(self) -> dict[str, RunConfig]:
+        """All runs by id.
+
+        Raises:
+            UsageError: as `expand_runs`.
+        """
+        return {run.run_id(): run for run in expand_runs(self.config)}
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The base model's."""
+        from ..models.loading import load_tokenizer
+
+        return load_tokenizer(self.config.model)
+
+    @cached_property
+    def text(self) -> Windows:
+        """Windows of the general text that forgetting is measured on."""
+        from ..data.documents import load_corpus
+        from ..data.tokenizing import tokenize
+
+        windows = tokenize(load_corpus(self.config.text), self.tokenizer, self.config.context)
+        return windows.sample(self.config.measure.text_tokens)
+
+    def dataset(self, name: str) -> tuple[Windows, Windows]:
+        """Training and held-out windows of a fine-tuning data set."""
+        if name not in self._datasets:
+            self._datasets[name] = self._read_dataset(name)
+        return self._datasets[name]
+
+    def _read_dataset(self, name: str) -> tuple[Windows, Windows]:
+        from ..data.documents import load_corpus, split_heldout
+        from ..data.tokenizing import tokenize
+
+        source, context = self.config.datasets[name], self.config.context
+        train, heldout = split_heldout(load_corpus(source), source.heldout)
+        return (
+            tokenize(train, self.tokenizer, context),
+            tokenize(heldout, self.tokenizer, context).sample(self.config.measure.heldout_tokens),
+        )
+
+    @cached_property
+    def general(self) -> GeneralTexts:
+        """The general texts that mitigations ask for."""
+        from ..tuning.mitigations import GeneralTexts
+
+        return GeneralTexts(self.tokenizer, self.config.context)
+
+    def base(self) -> Base:
+        """The base model, freshly loaded, since a run changes it."""
+        from ..models.loading import load_base
+
+        return load_base(self.config.model)
+
+    def targets(self, base: Base, study: Path) -> BaseTargets:
+        """What the base model says of the general text; computed once a study and kept in its cache.
+
+        Args:
+            base: as loaded.
+            study: the study folder.
+        """
+        from ..measuring.base_targets import base_targets
+
+        return base_targets(
+            base.model,
+            self.text,
+            key=base.key,
+            cache_dir=study / "cache",
+            batch_tokens=self.config.measure.batch_tokens,
+        )
+
+    def context(self, run: RunConfig) -> Context:
+        """What the method of a run may know of it."""
+        train, _ = self.dataset(run.dataset_name)
+        return Context(run.seed, train, self.text, self.tokenizer, run.context)
+
+    def fingerprints(self, dataset: str, base: Base) -> dict[str, str]:
+        """What decides a run's numbers beside its configuration: hashes of its texts and of the base model."""
+        train, heldout = self.dataset(dataset)
+        parts = {"train": train, "heldout": heldout, "text": self.text}
+        return {name: part.fingerprint() for name, part in parts.items()} | {"base": base.key}
+
+    def check_context(self) -> None:
+        """Refuse windows longer than the model was built for.
+
+        Raises:
+            UsageError: names both lengths.
+        """
+        from ..models.loading import max_context
+
+        positions = max_context(self.config.model)
+        if positions is not None and self.config.context > positions:
+            raise UsageError(
+                f"context: got {self.config.context}; the model was built for at most {positions} positions"
+            )

@@ -1,0 +1,88 @@
+"""What a study's runs share is read once a call, and anew by the next call: no text survives the file it came from."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from test_train import configure
+
+from forgetting.config.schema import StudyConfig
+from forgetting.errors import ForgettingError, UsageError
+from forgetting.studies import inputs as inputs_module
+from forgetting.studies.engines import Local
+from forgetting.studies.execute import Worker
+from forgetting.studies.inputs import StudyInputs
+from forgetting.studies.study import study
+
+
+@pytest.fixture
+def own(tiny_model: Path, corpora: Path, tmp_path: Path) -> tuple[StudyConfig, Path, Path]:
+    """A study of files of its own, with replay: its configuration, training file and replayed file."""
+    train, replayed = tmp_path / "train.jsonl", tmp_path / "replayed.jsonl"
+    train.write_text((corpora / "train.jsonl").read_text())
+    rows = [json.loads(line) for line in (corpora / "chat.jsonl").read_text().splitlines()]
+    replayed.write_text("".join(json.dumps({"text": row["messages"][0]["content"]}) + "\n" for row in rows))
+    replay = {"name": "replay", "fraction": 0.25, "text": {"source": str(replayed)}}
+    config = configure(
+        tiny_model,
+        corpora,
+        datasets={"own": {"source": str(train), "heldout": 0.1}},
+        methods=[{"name": "lora", "rank": 2, "mitigations": [[], [replay]]}],
+    )
+    return config, train, replayed
+
+
+def shorten(path: Path) -> None:
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-8]))
+
+
+def test_a_text_edited_between_two_calls_is_read_again(own: tuple[StudyConfig, Path, Path], tmp_path: Path) -> None:
+    config, train, replayed = own
+    first = study(config, tmp_path / "first", engine=Local(1))
+    assert not first.failed
+    again = study(config, tmp_path / "again", engine=Local(1))
+    numbers = ["finetune_loss", "forgetting", "train_tokens"]
+    assert first.table[numbers].equals(again.table[numbers])
+
+    shorten(train)
+    for folder in (first.folder, again.folder):
+        folder.runs()[0].update(status="running")
+    with pytest.raises(UsageError, match=r"the train text changed, the heldout text changed since run own-"):
+        study(config, tmp_path / "first", engine=Local(1))
+    new = study(config, tmp_path / "new", engine=Local(1))
+    assert new.folder.runs()[0].read()["data"]["train"] != first.folder.runs()[0].read()["data"]["train"]
+    assert not new.table["train_tokens"].equals(first.table["train_tokens"])
+
+    shorten(replayed)
+    mixed = next(run for run in new.folder.runs() if "replay" in run.read()["mitigation"])
+    mixed.update(status="running")
+    with pytest.raises(ForgettingError, match="the text of replay changed since this run began"):
+        study(config, tmp_path / "new", engine=Local(1))
+
+
+def test_a_text_is_read_once_a_call(
+    own: tuple[StudyConfig, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, *_ = own
+    read: list[str] = []
+    original = StudyInputs._read_dataset
+    monkeypatch.setattr(
+        inputs_module.StudyInputs, "_read_dataset", lambda self, name: (read.append(name), original(self, name))[1]
+    )
+    result = study(config, tmp_path / "s", engine=Local(1))
+    assert len(result.folder.runs()) == 2
+    assert read == ["own"]
+
+
+def test_what_is_sent_to_another_process_holds_no_text(own: tuple[StudyConfig, Path, Path], tmp_path: Path) -> None:
+    config, *_ = own
+    inputs = StudyInputs(config)
+    train, heldout = inputs.dataset("own")
+    sent = pickle.loads(pickle.dumps(inputs))  # noqa: S301
+    assert sent.config == config
+    assert sent._datasets == {}
+    assert [part.fingerprint() for part in sent.dataset("own")] == [train.fingerprint(), heldout.fingerprint()]
+    assert len(pickle.dumps(Worker(tmp_path, inputs))) < 500
