@@ -30,12 +30,8 @@ from forgetting.data.documents import load_corpus
 from forgetting.errors import ForgettingError
 from forgetting.store.folder import StudyFolder
 from forgetting.store.table import load_table
-<<<<<<< HEAD
 from forgetting.store.table_cache import read_rows
-from forgetting.studies.execute import expand_runs
-=======
 from forgetting.studies.grid import expand_runs
->>>>>>> 0d81f6d (StudyInputs: what runs share is read once a call or worker and passed explicitly, so that an edited file is read again)
 
 FEW, MANY = 150, 10_000
 Check = Callable[[Any], None]

@@ -7,15 +7,15 @@ import pickle
 from pathlib import Path
 
 import pytest
-from test_train import configure
 
 from forgetting.config.schema import StudyConfig
-from forgetting.errors import ForgettingError, UsageError
+from forgetting.errors import UsageError
 from forgetting.studies import inputs as inputs_module
 from forgetting.studies.engines import Local
 from forgetting.studies.execute import Worker
 from forgetting.studies.inputs import StudyInputs
 from forgetting.studies.study import study
+from short_study import configure
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_text_edited_between_two_calls_is_read_again(own: tuple[StudyConfig, P
     shorten(train)
     for folder in (first.folder, again.folder):
         folder.runs()[0].update(status="running")
-    with pytest.raises(UsageError, match=r"the train text changed, the heldout text changed since run own-"):
+    with pytest.raises(UsageError, match=r"the train text changed.* since run own-"):
         study(config, tmp_path / "first", engine=Local(1))
     new = study(config, tmp_path / "new", engine=Local(1))
     assert new.folder.runs()[0].read()["data"]["train"] != first.folder.runs()[0].read()["data"]["train"]
@@ -59,8 +59,7 @@ def test_a_text_edited_between_two_calls_is_read_again(own: tuple[StudyConfig, P
     shorten(replayed)
     mixed = next(run for run in new.folder.runs() if "replay" in run.read()["mitigation"])
     mixed.update(status="running")
-    with pytest.raises(ForgettingError, match="the text of replay changed since this run began"):
-        study(config, tmp_path / "new", engine=Local(1))
+    assert "the text of replay changed since this run began" in study(config, tmp_path / "new").failed[mixed.id]
 
 
 def test_a_text_is_read_once_a_call(
@@ -81,7 +80,7 @@ def test_what_is_sent_to_another_process_holds_no_text(own: tuple[StudyConfig, P
     config, *_ = own
     inputs = StudyInputs(config)
     train, heldout = inputs.dataset("own")
-    sent = pickle.loads(pickle.dumps(inputs))  # noqa: S301
+    sent = pickle.loads(pickle.dumps(inputs))
     assert sent.config == config
     assert sent._datasets == {}
     assert [part.fingerprint() for part in sent.dataset("own")] == [train.fingerprint(), heldout.fingerprint()]

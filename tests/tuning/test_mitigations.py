@@ -18,6 +18,7 @@ from forgetting.errors import ForgettingError
 from forgetting.models.loading import load_base
 from forgetting.store.table import fitted_rows
 from forgetting.studies.engines import Local
+from forgetting.studies.grid import expand_runs
 from forgetting.studies.inputs import StudyInputs
 from forgetting.studies.study import study
 from forgetting.tuning.methods import Context, parse_method

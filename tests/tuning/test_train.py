@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from forgetting.config.schema import ModelConfig, StudyConfig, validate
+from forgetting.config.schema import ModelConfig
 from forgetting.data.windows import Windows
 from forgetting.errors import UsageError
 from forgetting.models.loading import load_base
@@ -23,19 +23,7 @@ from forgetting.studies.grid import expand_runs
 from forgetting.studies.inputs import StudyInputs
 from forgetting.studies.study import study
 from forgetting.tuning.run import training_order
-
-
-def configure(tiny_model: Path, corpora: Path, **changes: Any) -> StudyConfig:
-    fields = {
-        "model": {"source": str(tiny_model)},
-        "text": {"source": str(corpora / "general.jsonl")},
-        "datasets": {"chat": {"source": str(corpora / "chat.jsonl"), "heldout": 0.2}},
-        "methods": [{"name": "lora", "rank": 4}],
-        "context": 16,
-        "training": {"steps": 8, "batch_size": 4, "warmup_steps": 1, "learning_rate": 1e-2},
-        "measure": {"start": 4, "every": 4},
-    }
-    return validate({**fields, **changes}, where="test")
+from short_study import configure
 
 
 def slow_losses(model: Any, windows: Windows, base: Any) -> list[tuple[str, float, float, float, bool]]:
