@@ -27,12 +27,7 @@ import yaml
 from forgetting.config.schema import StudyConfig, validate
 from forgetting.errors import ForgettingError, UsageError
 from forgetting.store.folder import StudyFolder
-<<<<<<< HEAD
 from forgetting.store.table import load_table
-from forgetting.studies import execute
-=======
-from forgetting.store.table import COSTS, load_table
->>>>>>> 365f536 (Imports sorted after the rebase)
 from forgetting.studies.engines import Event, Hear, Local
 from forgetting.studies.engines.base import Work
 from forgetting.studies.inputs import StudyInputs
