@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from forgetting.analysis.fit import fit_law
-from forgetting.analysis.laws import LAWS, PUBLISHED, FormulaLaw, FunctionLaw, Law, Parameter, get_law
+from forgetting.analysis.laws import LAWS, PUBLISHED, FormulaLaw, FunctionLaw, Law, Parameter
 from forgetting.analysis.laws.base import Array
 from forgetting.errors import UsageError
 
@@ -173,4 +173,4 @@ def test_chinchilla_closed_form():
 
 def test_unknown_law_is_refused_with_the_near_name():
     with pytest.raises(UsageError, match="did you mean 'chinchilla'"):
-        get_law("chinchila")
+        LAWS.find("chinchila")

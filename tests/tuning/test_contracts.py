@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from forgetting.config.schema import MethodConfig
 from forgetting.models.loading import count_parameters
-from forgetting.tuning.methods import METHODS, Context, Method, expand_grid, parse_method
+from forgetting.tuning.methods import METHODS, Context, Method, expand_grid
 from forgetting.tuning.methods.residual import Residual
 
 Count = Callable[[PreTrainedModel], int]
@@ -110,7 +110,7 @@ def method_of(options: dict[str, Any], corpora: Path | None = None) -> Method:
         assert corpora is not None
         options = {**options, "calibration": {"source": str(corpora / "train.jsonl")}}
     (config,) = expand_grid(MethodConfig.model_validate(options))
-    return parse_method(config)
+    return METHODS.parse(config)
 
 
 def test_every_method_has_a_row() -> None:
@@ -196,7 +196,7 @@ def test_a_method_starts_from_the_seed_of_the_run_alone(
 def test_lora_scaling_changes_what_an_adapter_adds(model: PreTrainedModel, context: Context) -> None:
     def scale(**options: Any) -> float:
         (config,) = expand_grid(MethodConfig.model_validate({"name": "lora", "alpha": 8, **options}))
-        adapted = parse_method(config).prepare(copy.deepcopy(model), context)
+        adapted = METHODS.parse(config).prepare(copy.deepcopy(model), context)
         return float(next(m.scaling["default"] for m in adapted.modules() if isinstance(m, LoraLayer)))
 
     assert scale(rank=16, scaling="rank-stabilized") == pytest.approx(8 / 16**0.5)
@@ -205,5 +205,5 @@ def test_lora_scaling_changes_what_an_adapter_adds(model: PreTrainedModel, conte
 
 def test_lora_target_modules_choose_the_layers(model: PreTrainedModel, context: Context) -> None:
     (config,) = expand_grid(MethodConfig.model_validate({"name": "lora", "target_modules": ["q_proj"]}))
-    adapted = parse_method(config).prepare(model, context)
+    adapted = METHODS.parse(config).prepare(model, context)
     assert count_parameters(adapted, trainable=True) == 2 * 8 * (32 + 32)

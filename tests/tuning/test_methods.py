@@ -21,7 +21,7 @@ from forgetting.reporting.citations import METHOD_WORKS, citations
 from forgetting.store.table import load_table
 from forgetting.studies.engines import Local
 from forgetting.studies.study import study
-from forgetting.tuning.methods import METHODS, Context, expand_grid, parse_method
+from forgetting.tuning.methods import METHODS, Context, expand_grid
 from forgetting.tuning.methods.calibration import general_windows
 from forgetting.tuning.methods.targets import choose, decoder_layers
 
@@ -383,4 +383,4 @@ def test_methods_that_peft_has_not_for_conv1d_are_refused(
         if not getattr(kind, "conv1d", True):
             (config,) = expand_grid(MethodConfig.model_validate({"name": name}))
             with pytest.raises(UsageError, match=rf"methods.{name}: transformer.h.0.attn.c_attn is a Conv1D"):
-                parse_method(config).check(gpt2, context)
+                METHODS.parse(config).check(gpt2, context)

@@ -21,7 +21,7 @@ from forgetting.studies.engines import Local
 from forgetting.studies.grid import expand_runs
 from forgetting.studies.inputs import StudyInputs
 from forgetting.studies.study import study
-from forgetting.tuning.methods import Context, parse_method
+from forgetting.tuning.methods import METHODS, Context
 from forgetting.tuning.mitigations import MITIGATIONS, Course, Situation, parse_together, plan_course
 from forgetting.tuning.mitigations.base_pass import BasePass, own_positions
 from forgetting.tuning.mitigations.ewc import diagonal_fisher
@@ -316,7 +316,7 @@ def test_the_base_pass_is_the_base_model_whatever_was_trained(
     with torch.no_grad():
         expected = at.base.model(input_ids=ids).logits
     base = BasePass(at)
-    model = parse_method(at.run.method).prepare(at.base.model, context)
+    model = METHODS.parse(at.run.method).prepare(at.base.model, context)
     base.start(model)
     assert base.copied is copied
     flags = [p.requires_grad for p in model.parameters()]
@@ -338,7 +338,7 @@ def test_penalties_have_the_gradient_of_their_formula(tiny_model: Path, corpora:
     config = configure(tiny_model, corpora, methods=[{"name": "lora", "rank": 2, "alpha": 3}])
     at, _, context = situation(config, tmp_path)
     before = {name: p.detach().clone() for name, p in at.base.model.named_parameters()}
-    model = parse_method(at.run.method).prepare(at.base.model, context)
+    model = METHODS.parse(at.run.method).prepare(at.base.model, context)
     generator = torch.Generator().manual_seed(1)
     importance = {name: torch.rand(p.shape, generator=generator) for name, p in before.items()}
     term = WeightPenalty("ewc", 0.7, importance)
@@ -371,7 +371,7 @@ def test_a_weight_change_is_what_the_saved_weights_say(
     config = configure(tiny_model, corpora, methods=[{"name": method}])
     at, _, context = situation(config, tmp_path)
     before = {name: p.detach().clone() for name, p in at.base.model.named_parameters()}
-    model = parse_method(at.run.method).prepare(at.base.model, context)
+    model = METHODS.parse(at.run.method).prepare(at.base.model, context)
     changes = weight_changes(model, "l2sp")
     assert all(float(change.delta().detach().abs().max()) < 1e-6 for change in changes)
     generator = torch.Generator().manual_seed(0)

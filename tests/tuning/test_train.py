@@ -204,3 +204,15 @@ def test_an_unfinished_study_has_a_readable_table(tiny_model: Path, corpora: Pat
     (run.path / "run.json").write_text(json.dumps({**content, "status": "running"}))
     assert set(load_table(tmp_path / "s")["status"]) == {"running"}
     assert StudyFolder.open(tmp_path / "s").config() == result.folder.config()
+
+
+def test_a_run_trains_on_the_gpu_of_its_model_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from forgetting.config.schema import TrainingConfig
+    from forgetting.tuning.trainer import _arguments
+
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    arguments = _arguments(TrainingConfig(), 0, tmp_path, torch.device("cuda:1"))
+    assert (str(arguments.device), arguments.n_gpu, arguments.train_batch_size) == ("cuda:1", 1, 32)
+    assert chosen == [1]
+    assert _arguments(TrainingConfig(), 0, tmp_path, torch.device("cpu")).device == torch.device("cpu")

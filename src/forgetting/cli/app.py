@@ -15,6 +15,7 @@ from ..errors import ForgettingError
 from ..files import no_room
 from ..tuning import stopping
 from . import compare, doctor, evaluate, laws, measure, run, study
+from .options import Listing
 
 app = typer.Typer(
     name="forgetting",
@@ -25,18 +26,18 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("study")(study.study_command)
-app.command("run")(run.run_command)
-app.command("measure")(measure.measure_command)
-app.command("check")(measure.check_command)
-app.command("evaluate")(evaluate.evaluate_command)
-app.command("fit")(laws.fit_command)
-app.command("predict")(laws.predict_command)
-app.command("plan")(laws.plan_command)
-app.command("compare")(compare.compare_command)
-app.command("report")(study.report_command)
-app.command("table")(study.table_command)
-app.command("doctor")(doctor.doctor_command)
+app.command("study", cls=Listing)(study.study_command)
+app.command("run", cls=Listing)(run.run_command)
+app.command("measure", cls=Listing)(measure.measure_command)
+app.command("check", cls=Listing)(measure.check_command)
+app.command("evaluate", cls=Listing)(evaluate.evaluate_command)
+app.command("fit", cls=Listing)(laws.fit_command)
+app.command("predict", cls=Listing)(laws.predict_command)
+app.command("plan", cls=Listing)(laws.plan_command)
+app.command("compare", cls=Listing)(compare.compare_command)
+app.command("report", cls=Listing)(study.report_command)
+app.command("table", cls=Listing)(study.table_command)
+app.command("doctor", cls=Listing)(doctor.doctor_command)
 
 
 _leaving: int | None = None

@@ -48,14 +48,14 @@ Import = Annotated[Path | None, typer.Option("--import", help="Judge refusals by
 RelearnOption = Annotated[
     bool, typer.Option("--relearn", help="Lost, or out of reach? Relearn half of each suite, score the other half.")
 ]
-Revision = Annotated[str | None, typer.Option(help="Hub revision of the base model.")]
-RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code shipped with the models.")]
 Html = Annotated[Path | None, typer.Option("--html", help="The report page. Default: report.html in the folder.")]
 
 
+@o.expanded
 def evaluate_command(
     base: Base,
     tuned: Tuned = None,
+    *,
     suite: SuiteOption = None,
     out: Out = None,
     limit: Limit = None,
@@ -72,10 +72,7 @@ def evaluate_command(
     export: Export = None,
     import_: Import = None,
     relearn: RelearnOption = False,
-    revision: Revision = None,
-    dtype: o.DtypeOption = None,
-    device: o.DeviceOption = None,
-    trust_remote_code: RemoteCode = False,
+    models: o.ModelOptions,
     html: Html = None,
     as_json: o.AsJson = False,
 ) -> None:
@@ -94,16 +91,10 @@ def evaluate_command(
         _evaluate_study(Path(base), plan, as_json)
         return
     from ..capabilities.evaluate import evaluate
-    from ..config.schema import ModelConfig
+    from ..config.schema import ModelConfig, validated
 
     folder = out or Path("evaluations") / _name(base, tuned)
-    model = ModelConfig(
-        source="-",
-        revision=revision,
-        dtype="auto" if dtype is None else dtype.value,
-        device="auto" if device is None else device.value,
-        trust_remote_code=trust_remote_code,
-    )
+    model = validated(ModelConfig, {"source": "-", **models.given()}, "evaluate")
     _say_if_unsafe(plan, base)
     result = evaluate(base, tuned, plan=plan, out=folder, model=model, judge=_judge(judge, import_), tell=_tell)
     probes = _relearn(base, tuned, result, model) if relearn else ()

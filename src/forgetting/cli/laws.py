@@ -29,7 +29,8 @@ Targets = Annotated[list[str] | None, typer.Option(help="LoRA target modules for
 def fit_command(
     tables: Annotated[list[str], typer.Argument(help="Tables, study folders, PEFT results, W&B or MLflow exports.")],
     law: Annotated[
-        list[str] | None, typer.Option(help="A law's name, or a formula: 'loss = E + A/N**alpha'. Repeat to compare.")
+        list[str] | None,
+        typer.Option(help="A law's name ({laws}), or a formula: 'loss = E + A/N**alpha'. Repeat to compare."),
     ] = None,
     objective: Annotated[str, typer.Option(help="least-squares, huber, huber-log, errors-in-both.")] = "least-squares",
     delta: Annotated[float, typer.Option(help="Huber's delta.")] = 1e-3,
@@ -221,14 +222,14 @@ def _default_laws(label: str, table: Table, columns: dict[str, str]) -> list[str
 def _law(
     name: str, table: Table, columns: dict[str, str], start: Sequence[str] | None, bound: Sequence[str] | None
 ) -> Law:
-    from ..analysis.laws import LAWS, FormulaLaw, get_law
+    from ..analysis.laws import LAWS, FormulaLaw
 
     if "=" not in name:
         if start or bound:
             raise UsageError(f"--start and --bound are for formulas; law '{name}' has its own")
         if not name.isidentifier() and name not in LAWS:
             raise UsageError(f"law '{name}' is not known; a formula names its output: --law 'loss = {name}'")
-        return get_law(name)
+        return LAWS.find(name)
     starts = {k: _span(v, "--start") for k, v in _pairs(start, "--start").items()}
     bounds = {}
     for key, value in _pairs(bound, "--bound").items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,48 +39,72 @@ Text = Annotated[
     str | None,
     typer.Option(help="General text: a .txt, .jsonl or .parquet file or Hub id. Default: the WikiText-103 test set."),
 ]
-Context = Annotated[int | None, typer.Option(help="Tokens a window. Default: 512.")]
-Tolerance = Annotated[
-    float | None,
-    typer.Option(help="Measure documents in random order until the standard error is at most this, nats/token."),
-]
-Seed = Annotated[int, typer.Option(help="Seed of that order.")]
-NoiseFloor = Annotated[
-    bool, typer.Option("--noise-floor", help="Also measure the base against itself: a smaller difference is noise.")
-]
-Revision = Annotated[str | None, typer.Option(help="Hub revision of the base model.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Spread = Annotated[DeviceMap | None, typer.Option("--device-map", help="Spread each model over all devices.")]
-BitsOption = Annotated[Bits | None, typer.Option("--bits", help="Quantise on loading, by bitsandbytes; needs a GPU.")]
-RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code shipped with the models.")]
-BatchTokens = Annotated[int | None, typer.Option(help="Tokens a forward pass; halved where memory runs out.")]
-Cache = Annotated[Path | None, typer.Option(help="Where base targets are cached. Default: the user's cache.")]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Cache nothing.")]
 Html = Annotated[Path | None, typer.Option("--html", help="Also write a report page: where it forgot, token by token.")]
 
 
+@dataclass(frozen=True)
+class MeasureOptions:
+    """How to measure; `measure` and `check` share these flags."""
+
+    context: Annotated[int | None, typer.Option(help="Tokens a window. Default: 512.")] = None
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Measure documents in random order until the standard error is at most this, nats/token."),
+    ] = None
+    seed: Annotated[int, typer.Option(help="Seed of that order.")] = 0
+    noise_floor: Annotated[
+        bool, typer.Option("--noise-floor", help="Also measure the base against itself: a smaller difference is noise.")
+    ] = False
+    device_map: Annotated[
+        DeviceMap | None, typer.Option("--device-map", help="Spread each model over all devices.")
+    ] = None
+    bits: Annotated[Bits | None, typer.Option("--bits", help="Quantise on loading, by bitsandbytes; needs a GPU.")] = (
+        None
+    )
+    batch_tokens: o.BatchTokens = None
+    cache: Annotated[Path | None, typer.Option(help="Where base targets are cached. Default: the user's cache.")] = None
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Cache nothing.")] = False
+
+    def settings(self, models: o.ModelOptions) -> Settings:
+        """The same for `measure`.
+
+        Raises:
+            UsageError: flags that exclude each other.
+        """
+        if self.cache is not None and self.no_cache:
+            raise UsageError("give --cache or --no-cache, not both")
+        if self.device_map is not None and models.device not in (None, "auto"):
+            raise UsageError("give --device or --device-map, not both")
+        from ..measuring.measure import Settings, default_cache_dir
+        from ..models.loading import Placement
+
+        bits: Any = None if self.bits is None else int(self.bits.value)
+        return Settings(
+            context=self.context,
+            tolerance=self.tolerance,
+            seed=self.seed,
+            noise_floor=self.noise_floor,
+            placement=Placement(spread=self.device_map is not None, bits=bits),
+            batch_tokens=self.batch_tokens,
+            cache_dir=None if self.no_cache else (self.cache or default_cache_dir()),
+            **models.given(),
+        )
+
+
+@o.expanded
 def measure_command(
     base: Base,
     tuned: Tuned,
+    *,
     text: Text = None,
-    context: Context = None,
-    tolerance: Tolerance = None,
-    seed: Seed = 0,
-    noise_floor: NoiseFloor = False,
-    revision: Revision = None,
-    dtype: o.DtypeOption = None,
-    device: Device = "auto",
-    device_map: Spread = None,
-    bits: BitsOption = None,
-    trust_remote_code: RemoteCode = False,
-    batch_tokens: BatchTokens = None,
-    cache: Cache = None,
-    no_cache: NoCache = False,
+    measuring: MeasureOptions,
+    models: o.ModelOptions,
     html: Html = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Measure what a fine-tuned model forgot of its base, each number with its standard error."""
-    settings = _settings(**{name: value for name, value in locals().items() if name in SETTING_FLAGS})
+    settings = measuring.settings(models)
+    _quiet()
     from ..measuring.measure import measure
 
     result = measure(base, tuned, text=text, settings=settings)
@@ -91,27 +116,18 @@ def measure_command(
     _notices(result)
 
 
+@o.expanded
 def check_command(
     base: Base,
     tuned: Tuned,
+    *,
     budget: Annotated[float, typer.Option(help="Excess forgetting that is allowed, nats/token.")],
     confidence: Annotated[float, typer.Option(help="Confidence of each bound.")] = 0.95,
     strict: Annotated[bool, typer.Option("--strict", help="Undecided fails, too.")] = False,
     markdown: Annotated[Path | None, typer.Option(help="Write a summary for a pull-request comment there.")] = None,
     text: Text = None,
-    context: Context = None,
-    tolerance: Tolerance = None,
-    seed: Seed = 0,
-    noise_floor: NoiseFloor = False,
-    revision: Revision = None,
-    dtype: o.DtypeOption = None,
-    device: Device = "auto",
-    device_map: Spread = None,
-    bits: BitsOption = None,
-    trust_remote_code: RemoteCode = False,
-    batch_tokens: BatchTokens = None,
-    cache: Cache = None,
-    no_cache: NoCache = False,
+    measuring: MeasureOptions,
+    models: o.ModelOptions,
     html: Html = None,
     as_json: o.AsJson = False,
 ) -> None:
@@ -120,7 +136,8 @@ def check_command(
     Between, where the confidence bounds lie on both sides of the budget, the verdict is "undecided": exit code 0, or 3
     with --strict.
     """
-    settings = _settings(**{name: value for name, value in locals().items() if name in SETTING_FLAGS})
+    settings = measuring.settings(models)
+    _quiet()
     from ..measuring.measure import check
 
     verdict, result = check(base, tuned, budget=budget, confidence=confidence, text=text, settings=settings)
@@ -135,38 +152,6 @@ def check_command(
         typer.echo(verdict.sentence())
     _notices(result)
     raise typer.Exit(verdict.exit_code(strict=strict))
-
-
-SETTING_FLAGS = (
-    *("context", "tolerance", "seed", "noise_floor", "revision", "dtype", "device", "device_map", "bits"),
-    *("trust_remote_code", "batch_tokens", "cache", "no_cache"),
-)
-"""The flags, the same for both commands, that become Settings."""
-
-
-def _settings(
-    *,
-    dtype: o.Dtype | None,
-    device_map: DeviceMap | None,
-    bits: Bits | None,
-    cache: Path | None,
-    no_cache: bool,
-    **plain: Any,
-) -> Settings:
-    if cache is not None and no_cache:
-        raise UsageError("give --cache or --no-cache, not both")
-    if device_map is not None and plain["device"] != "auto":
-        raise UsageError("give --device or --device-map, not both")
-    _quiet()
-    from ..measuring.measure import Settings, default_cache_dir
-    from ..models.loading import Placement
-
-    return Settings(
-        dtype="auto" if dtype is None else dtype.value,
-        placement=Placement(spread=device_map is not None, bits=None if bits is None else int(bits.value)),  # type: ignore[arg-type]
-        cache_dir=None if no_cache else (cache or default_cache_dir()),
-        **plain,
-    )
 
 
 def _quiet() -> None:

@@ -1,12 +1,17 @@
-"""Arguments and options of the commands that deal in studies, each with its help text."""
+"""Arguments and options that commands share, each with its help text, and lists in help texts taken from the code."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperOption
 
 
 class Dtype(StrEnum):
@@ -16,15 +21,6 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
-
-
-class Device(StrEnum):
-    """Allowed --device."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
 
 
 class EngineName(StrEnum):
@@ -38,7 +34,7 @@ Study = Annotated[Path, typer.Argument(help="A study folder.")]
 Config = Annotated[
     Path | None, typer.Argument(help="A study's YAML, or a study folder to resume. Neither: the embedded miniature.")
 ]
-Preset = Annotated[str | None, typer.Option(help="A shipped configuration: miniature, paper-openorca, paper-news.")]
+Preset = Annotated[str | None, typer.Option(help="A shipped configuration: {presets}.")]
 Out = Annotated[Path | None, typer.Option(help="The study folder. Default: studies/NAME.")]
 Model = Annotated[str | None, typer.Option(help="Base model: a folder or Hub id.")]
 Train = Annotated[
@@ -46,7 +42,7 @@ Train = Annotated[
     typer.Option(help="Fine-tuning data: a .txt, .jsonl or .parquet file or Hub id; repeat for several."),
 ]
 Text = Annotated[str | None, typer.Option(help="General text that forgetting is measured on: a file or Hub id.")]
-Method = Annotated[str | None, typer.Option(help="Fine-tuning method: lora or full.")]
+Method = Annotated[str | None, typer.Option(help="Fine-tuning method: {methods}.")]
 Rank = Annotated[list[int] | None, typer.Option(help="LoRA rank; repeat for several.")]
 Seed = Annotated[list[int] | None, typer.Option(help="Seed; repeat for several.")]
 Steps = Annotated[int | None, typer.Option(help="Update steps of each run.")]
@@ -55,8 +51,9 @@ Context = Annotated[int | None, typer.Option(help="Tokens a window.")]
 LearningRate = Annotated[float | None, typer.Option(help="Learning rate.")]
 MeasureStart = Annotated[int | None, typer.Option(help="First measured step after step 0.")]
 MeasureEvery = Annotated[int | None, typer.Option(help="Steps between measurements.")]
-DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Dtype of the base model.")]
-DeviceOption = Annotated[Device | None, typer.Option("--device", help="Where to run.")]
+BatchTokens = Annotated[
+    int | None, typer.Option(min=1, help="Tokens a forward pass of measuring; halved where memory runs out.")
+]
 EngineOption = Annotated[EngineName, typer.Option("--engine", help="Where runs run: this machine, or a Ray cluster.")]
 Jobs = Annotated[
     int | None,
@@ -91,3 +88,87 @@ Repeat = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How the models of a command are loaded: flags that `measure`, `check`, `evaluate` and `study` share.
+
+    What was not given is None, so that a study's file keeps what it says.
+    """
+
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the base model.")] = None
+    dtype: Annotated[Dtype | None, typer.Option(help="Dtype of the base model. Default: as it is stored.")] = None
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ... Default: the first GPU, else the CPU.")
+    ] = None
+    trust_remote_code: Annotated[
+        bool | None, typer.Option("--trust-remote-code", help="Run Python code shipped with the models.")
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """The fields of `model` in a configuration that were given."""
+        chosen = asdict(self) | {"dtype": self.dtype and self.dtype.value}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that takes the flags of each parameter that is a dataclass, in its place."""
+    parameters = inspect.signature(command, eval_str=True).parameters
+    groups: dict[str, Any] = {
+        name: given.annotation for name, given in parameters.items() if is_dataclass(given.annotation)
+    }
+    flags = [
+        flag.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, given in parameters.items()
+        for flag in (_flags(groups[name]) if name in groups else [given])
+    ]
+
+    @wraps(command)
+    def call(**given: Any) -> None:
+        made = {name: kind(**{f.name: given.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        command(**made, **given)
+
+    call.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined]
+    return call
+
+
+def _flags(kind: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    named = inspect.Parameter.KEYWORD_ONLY
+    return [inspect.Parameter(f.name, named, default=f.default, annotation=hints[f.name]) for f in fields(kind)]
+
+
+class Listing(TyperCommand):
+    """A command whose help names what there is: `{methods}` and the like are filled in when the help is shown."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help."""
+        for parameter in self.params:
+            if isinstance(parameter, TyperArgument | TyperOption) and parameter.help:
+                for name, listed in LISTS.items():
+                    if name in parameter.help:
+                        parameter.help = parameter.help.replace(name, ", ".join(listed()))
+        super().format_help(ctx, formatter)
+
+
+def _methods() -> Iterable[str]:
+    from ..tuning.methods import METHODS
+
+    return METHODS
+
+
+def _presets() -> Iterable[str]:
+    from ..config.files import presets
+
+    return presets()
+
+
+def _laws() -> Iterable[str]:
+    from ..analysis.laws import LAWS
+
+    return LAWS
+
+
+LISTS: dict[str, Callable[[], Iterable[str]]] = {"{methods}": _methods, "{presets}": _presets, "{laws}": _laws}
+"""What may stand in a help text for a list; each is imported only when it is shown."""

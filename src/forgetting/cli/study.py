@@ -28,8 +28,10 @@ PRINTED = 10_000
 PIECE = 10_000
 
 
+@o.expanded
 def study_command(
     config: o.Config = None,
+    *,
     preset: o.Preset = None,
     out: o.Out = None,
     model: o.Model = None,
@@ -44,8 +46,8 @@ def study_command(
     learning_rate: o.LearningRate = None,
     measure_start: o.MeasureStart = None,
     measure_every: o.MeasureEvery = None,
-    dtype: o.DtypeOption = None,
-    device: o.DeviceOption = None,
+    batch_tokens: o.BatchTokens = None,
+    models: o.ModelOptions,
     engine: o.EngineOption = o.EngineName.local,
     jobs: o.Jobs = None,
     accelerate_config: o.AccelerateConfig = None,
@@ -63,13 +65,13 @@ def study_command(
     skipped and cut runs resume, so the same command goes on where it stopped.
     """
     flags = {
-        "model": _present(source=model, dtype=dtype and dtype.value, device=device and device.value),
+        "model": _present(source=model, **models.given()),
         "text": _present(source=text),
         "methods": _methods(method, rank),
         "seeds": seed or None,
         "context": context,
         "training": _present(steps=steps, batch_size=batch_size, learning_rate=learning_rate),
-        "measure": _present(start=measure_start, every=measure_every),
+        "measure": _present(start=measure_start, every=measure_every, batch_tokens=batch_tokens),
         "datasets": {_dataset_name(source): {"source": source} for source in train or []},
     }
     if repeat is not None:

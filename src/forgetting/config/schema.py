@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -26,12 +26,19 @@ from ..errors import UsageError, did_you_mean
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A name that becomes part of a file name: no separators, so that no path leaves the study folder."""
+M = TypeVar("M", bound=BaseModel)
 
 
 class Section(BaseModel):
     """Base of every section: immutable, unknown fields forbidden."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class VariantOptions(Section):
+    """Base of what is chosen by name, such as a method: its fields are its options."""
+
+    name: ClassVar[str]
 
 
 class ModelConfig(Section):
@@ -42,8 +49,10 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="`auto` keeps the dtype in which the weights are stored"
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="`auto` is the first GPU, else the CPU; choose among GPUs with CUDA_VISIBLE_DEVICES"
+    device: str = Field(
+        "auto",
+        min_length=1,
+        description="`auto` is the first GPU, else the CPU; or torch's name for it: cpu, cuda:1, mps",
     )
     trust_remote_code: bool = Field(False, description="run Python code shipped with the model: only if you trust it")
 
@@ -284,10 +293,19 @@ def validate(fields: Mapping[str, Any], *, where: str) -> StudyConfig:
     Raises:
         UsageError: one line a wrong field: its path, what came, what is allowed.
     """
+    return validated(StudyConfig, fields, where)
+
+
+def validated(model: type[M], fields: Mapping[str, Any], where: str) -> M:
+    """A mapping as a section.
+
+    Raises:
+        UsageError: one line a wrong field: `where` and its path, what came, what is allowed.
+    """
     try:
-        return StudyConfig.model_validate(fields)
+        return model.model_validate(fields)
     except ValidationError as error:
-        raise UsageError("\n".join(explain(error, StudyConfig, where))) from None
+        raise UsageError("\n".join(explain(error, model, where))) from None
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> list[str]:

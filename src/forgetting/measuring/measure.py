@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config.schema import ModelConfig
+from ..config.schema import ModelConfig, validated
 from ..data.windows import Windows
 from ..errors import ForgettingError, UsageError
 from ..models import comparable, pair
@@ -278,20 +278,8 @@ def _settings(settings: Settings | None, options: dict[str, Any]) -> Settings:
 
 
 def _model_config(settings: Settings) -> ModelConfig:
-    from pydantic import ValidationError
-
-    from ..config.schema import explain
-
-    try:
-        return ModelConfig(
-            source="-",
-            revision=settings.revision,
-            dtype=settings.dtype,
-            device=settings.device,
-            trust_remote_code=settings.trust_remote_code,
-        )
-    except ValidationError as error:
-        raise UsageError("\n".join(explain(error, ModelConfig, "measure"))) from None
+    names = ("revision", "dtype", "device", "trust_remote_code")
+    return validated(ModelConfig, {"source": "-", **{name: getattr(settings, name) for name in names}}, "measure")
 
 
 def _values(

@@ -44,7 +44,7 @@ def load_base(config: ModelConfig) -> Base:
     import torch
     from transformers import AutoModelForCausalLM
 
-    source = resolve_source(config)
+    source, device = resolve_source(config), pick_device(config.device)
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     # torch >= 2.6 and transformers 5 would also read pickled weights: refused, they can run code.
     model = load_pretrained(
@@ -57,7 +57,7 @@ def load_base(config: ModelConfig) -> Base:
     )
     revision = weights_revision(model, source)
     dtype_name = str(model.dtype).removeprefix("torch.")
-    model.to(pick_device(config.device))
+    model.to(device)
     model.eval()
     return Base(model, load_tokenizer(config), f"{revision}/{dtype_name}", revision)
 
@@ -187,7 +187,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # not of the device "meta", which computes nothing
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"device '{name}': not available here ({reason}); use auto or cpu") from None
@@ -244,6 +244,7 @@ def load_model(config: ModelConfig, placement: Placement) -> Any:
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"device_map": "auto"} if placement.spread or placement.bits else {}
+    device = None if options else pick_device(config.device)
     if placement.bits is not None:
         options["quantization_config"] = _quantization(placement.bits)
     model = load_pretrained(
@@ -255,8 +256,8 @@ def load_model(config: ModelConfig, placement: Placement) -> Any:
         trust_remote_code=config.trust_remote_code,
         **options,
     )
-    if not options:
-        model.to(pick_device(config.device))
+    if device is not None:
+        model.to(device)
     return model.eval()
 
 

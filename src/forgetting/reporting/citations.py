@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from forgetting.config.schema import StudyConfig
-from forgetting.tuning.methods import expand_grid, parse_method
+from forgetting.tuning.methods import METHODS, expand_grid
 from forgetting.tuning.mitigations import MITIGATIONS
 
 from .mitigation_works import MITIGATION_WORKS
@@ -244,7 +244,7 @@ ADAMW = _cite(
 
 def citations(config: StudyConfig) -> list[Citation]:
     """What a paper that reports this study should cite."""
-    singles = [parse_method(single) for entry in config.methods for single in expand_grid(entry)]
+    singles = [METHODS.parse(single) for entry in config.methods for single in expand_grid(entry)]
     keys = dict.fromkeys(key for method in singles for key in method.sources())
     used = [one for entry in config.methods for together in entry.mitigations for one in together]
     mitigations = dict.fromkeys(key for one in used for key in MITIGATIONS[one.name].references)

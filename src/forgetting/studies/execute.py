@@ -14,7 +14,7 @@ from ..files import no_room, redact, write_atomically
 from ..models import processes
 from ..store.folder import HeldError, Onlooker, RunFolder, StudyFolder
 from ..tuning.checkpoints import drop_unfinished
-from ..tuning.methods import parse_method
+from ..tuning.methods import METHODS
 from ..tuning.stopping import StoppedError
 from . import provenance
 from .inputs import StudyInputs
@@ -258,7 +258,7 @@ def _data(inputs: StudyInputs, run: RunConfig, base: Base, study: StudyFolder) -
     passes = run.training.steps * run.training.batch_size / len(train)
     if passes > 1:
         notices.append(f"the training data were passed over {passes:.1f} times: losses on held-out data may turn up")
-    if parse_method(run.method).start == "else":
+    if METHODS.parse(run.method).start == "else":
         notices.append(
             f"{run.method.name} need not start at the base model: step 0 is the untrained adapter, and forgetting is "
             "measured against the base model without it"

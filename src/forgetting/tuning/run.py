@@ -37,7 +37,7 @@ from ..models import memory, processes
 from ..models.loading import Base, count_parameters
 from ..store.folder import RunFolder
 from . import checkpoints, stopping
-from .methods import Context, Method, parse_method
+from .methods import METHODS, Context, Method
 from .mitigations import Course, GeneralTexts, Situation, parse_together, plan_course, with_recipe
 from .trainer import DivergedError, make_trainer
 
@@ -240,7 +240,7 @@ def train_run(
     plain = Course(data.train, order, np.ones(len(data.train)))
     course, terms = plan_course(together, plain, at)
     set_seed(run.seed)
-    method = parse_method(at.run.method)
+    method = METHODS.parse(at.run.method)
     model = method.prepare(base.model, Context(run.seed, data.train, data.text, base.tokenizer, run.context))
     for mitigation in together:
         mitigation.adapt(model)

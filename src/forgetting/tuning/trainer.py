@@ -124,7 +124,7 @@ def _arguments(training: TrainingConfig, seed: int, folder: Path, device: torch.
     micro = min(training.micro_batch_size or share, share)
     # use_reentrant=False: with LoRA the inputs need no gradient, which the reentrant kind would stop at
     saving = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=training.steps,
         per_device_train_batch_size=micro,
@@ -147,6 +147,20 @@ def _arguments(training: TrainingConfig, seed: int, folder: Path, device: torch.
         remove_unused_columns=False,
         **(saving if training.gradient_checkpointing else {}),
     )
+    if device.type == "cuda" and processes.count() == 1:
+        _use_one(device, arguments)
+    return arguments
+
+
+def _use_one(device: torch.device, arguments: TrainingArguments) -> None:
+    """Train on the model's GPU alone: of its own accord transformers takes all that it sees, each with a batch.
+
+    `_setup_devices` is the cached property behind `TrainingArguments.device`, `_n_gpu` what is behind `n_gpu`.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    torch.cuda.set_device(index)  # where accelerate puts the batches
+    arguments.__dict__["_setup_devices"] = torch.device("cuda", index)
+    arguments._n_gpu = 1
 
 
 def make_trainer(

@@ -21,7 +21,7 @@ from forgetting.analysis.fit.search import Found, search
 from forgetting.analysis.fit.shape import shape
 from forgetting.analysis.fit.solver import Problem
 from forgetting.analysis.fit.validate import leave_one_run_out, run_noise
-from forgetting.analysis.laws import PUBLISHED, FunctionLaw, Law, get_law
+from forgetting.analysis.laws import LAWS, PUBLISHED, FunctionLaw, Law
 from forgetting.analysis.laws.base import Array
 from forgetting.errors import ForgettingError, UsageError, did_you_mean
 
@@ -69,7 +69,7 @@ def fit_law(
         UsageError: an unknown name, or a mistake in the table.
         ForgettingError: no start led to a finite objective.
     """
-    law = get_law(law) if isinstance(law, str) else law
+    law = LAWS.find(law) if isinstance(law, str) else law
     if objective not in (*OBJECTIVES, IN_BOTH):
         raise UsageError(f"objective '{objective}' is not known; {did_you_mean(objective, [*OBJECTIVES, IN_BOTH])}")
     chosen = Objective("least-squares" if objective == IN_BOTH else objective, delta)
@@ -189,9 +189,7 @@ def _fit(
 
 def fit_from_published(name: str) -> Fit:
     """A law of `PUBLISHED` as a fit without intervals."""
-    if name not in PUBLISHED:
-        raise UsageError(f"published law '{name}' is not known; {did_you_mean(name, PUBLISHED)}")
-    p = PUBLISHED[name]
+    p = PUBLISHED.find(name)
     return Fit(
         law=p.law.name,
         label=name,

@@ -13,7 +13,7 @@ from forgetting.analysis.fit.diagnostics import r_squared
 from forgetting.analysis.fit.engine import fit_data
 from forgetting.analysis.fit.options import Options
 from forgetting.analysis.fit.result import Fit
-from forgetting.analysis.laws import Law, get_law
+from forgetting.analysis.laws import LAWS, Law
 from forgetting.analysis.laws.base import Array
 from forgetting.errors import UsageError, did_you_mean
 
@@ -58,7 +58,7 @@ def extrapolation_tests(
     Raises:
         UsageError: a mistake in the table, or no axis has enough distinct values to be cut.
     """
-    law = get_law(law) if isinstance(law, str) else law
+    law = LAWS.find(law) if isinstance(law, str) else law
     data = read_data(law, table, columns=columns, label=label, run=run)
     axes = {name: data.x.get(name, data.columns.get(name)) for name in AXES}
     out = [

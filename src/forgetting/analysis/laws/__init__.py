@@ -13,11 +13,11 @@ from forgetting.analysis.laws.linear import Linear
 from forgetting.analysis.laws.multiplicative import Multiplicative
 from forgetting.analysis.laws.published import PUBLISHED, Published
 from forgetting.analysis.laws.shifted_power import ShiftedPower, ShiftedPowerSingle
-from forgetting.errors import UsageError, did_you_mean
+from forgetting.config.registry import Registry
 
-LAWS: dict[str, Law] = {
-    law.name: law
-    for law in (
+LAWS: Registry[Law] = Registry(
+    "law",
+    (
         Linear(),
         ShiftedPower(),
         ShiftedPowerSingle("shifted_power_ft", "finetune_loss", 1),
@@ -26,20 +26,9 @@ LAWS: dict[str, Law] = {
         Multiplicative(),
         DCPT(),
         Injection(),
-    )
-}
-
-
-def get_law(name: str) -> Law:
-    """The law of this name.
-
-    Raises:
-        UsageError: no law has it.
-    """
-    if name not in LAWS:
-        known = did_you_mean(name, LAWS)
-        raise UsageError(f"law '{name}' is not known; {known}; a formula is a law too: 'loss = E + A/N**alpha'")
-    return LAWS[name]
+    ),
+    hint="a formula is a law too: 'loss = E + A/N**alpha'",
+)
 
 
 def law_from_spec(name: str, spec: dict[str, Any]) -> Law:
@@ -49,7 +38,7 @@ def law_from_spec(name: str, spec: dict[str, Any]) -> Law:
         UsageError: no law has the name.
     """
     if not spec:
-        return get_law(name)
+        return LAWS.find(name)
     if "function" in spec:
         return LostFunctionLaw(spec)
     return FormulaLaw.from_spec(spec)
@@ -65,6 +54,5 @@ __all__ = [
     "Parameter",
     "Published",
     "Variable",
-    "get_law",
     "law_from_spec",
 ]

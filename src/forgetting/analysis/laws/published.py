@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from forgetting.analysis.laws.base import Law
 from forgetting.analysis.laws.chinchilla import Chinchilla
 from forgetting.analysis.laws.shifted_power import ShiftedPower
+from forgetting.config.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ _NEWS = {
     "rho": 7.5996,
 }
 
-PUBLISHED: dict[str, Published] = {
-    p.name: p
-    for p in (
+PUBLISHED: Registry[Published] = Registry(
+    "published law",
+    (
         _table_1("kalajdzievski2024/openorca", "OpenOrca", _OPENORCA, (0.9450, 0.9598)),
         _table_1("kalajdzievski2024/news", "100 news articles", _NEWS, (0.9736, 0.9769)),
         Published(
@@ -102,5 +103,5 @@ PUBLISHED: dict[str, Published] = {
             note="245 points read from a figure, 5 of them left out as outliers; the measured range here is rounded",
             constants={},
         ),
-    )
-}
+    ),
+)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from ...config.schema import MethodConfig, RunConfig, expand, explain
-from ...errors import UsageError, did_you_mean
+from ...config.schema import MethodConfig, RunConfig
+from ...config.variants import Variants
 from .any_peft import Peft
 from .base import Context, Method
 from .eva import Eva
@@ -22,46 +20,25 @@ from .small import Loha, Lokr, Vera
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method
-    for method in (
+METHODS: Variants[Method] = Variants(
+    "method",
+    (
         *(Lora, Dora, Mica, Pissa, Olora, Corda, Eva),
         *(Vera, Loha, Lokr, Ia3, Oft, Boft, Osf),
         *(LnTuning, Bias, TopLayers, Full, Peft),
-    )
-}
+    ),
+    field="methods",
+)
 
-__all__ = ["METHODS", "Context", "Method", "check_methods", "expand_grid", "parse_method"]
-
-
-def _kind(name: str) -> type[Method]:
-    if name not in METHODS:
-        raise UsageError(f"methods: no method '{name}'; {did_you_mean(name, METHODS)}")
-    return METHODS[name]
-
-
-def parse_method(config: MethodConfig) -> Method:
-    """A configuration of one method, its options checked.
-
-    Raises:
-        UsageError: no method of that name, or a wrong option; names it, what came and what is allowed.
-    """
-    kind = _kind(config.name)
-    try:
-        return kind.model_validate(config.options)
-    except ValidationError as error:
-        raise UsageError("\n".join(explain(error, kind, f"methods.{config.name}"))) from None
+__all__ = ["METHODS", "Context", "Method", "check_methods", "expand_grid"]
 
 
 def expand_grid(config: MethodConfig) -> list[MethodConfig]:
     """The methods that one entry of the configuration means, all options filled in and checked; without mitigations."""
     given = {"name": config.name, "label": config.label}
-    singles = expand(config.options, _kind(config.name), f"methods.{config.name}")
     return [
-        MethodConfig.model_validate(
-            given | parse_method(MethodConfig.model_validate(given | single)).model_dump(mode="json", exclude_none=True)
-        )
-        for single in singles
+        MethodConfig.model_validate(given | method.model_dump(mode="json", exclude_none=True))
+        for method in METHODS.grid(config)
     ]
 
 
@@ -81,4 +58,4 @@ def check_methods(runs: Sequence[RunConfig], model: PreTrainedModel, context: Ca
         same = run.dataset_name, run.method.model_dump_json(exclude={"label", "mitigations"})
         if same not in seen:
             seen.add(same)
-            parse_method(run.method).check(model, context(run))
+            METHODS.parse(run.method).check(model, context(run))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from ...config.schema import Section
+from ...config.schema import VariantOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +38,7 @@ class Context:
     length: int
 
 
-class Method(Section, ABC):
+class Method(VariantOptions, ABC):
     """One way to make a model trainable. Its fields are its options; each is read by `prepare` or `train`.
 
     Class attributes:
@@ -48,7 +48,6 @@ class Method(Section, ABC):
             `else`. A run stops if the first two are not true; forgetting is always measured against the base model.
     """
 
-    name: ClassVar[str]
     references: ClassVar[tuple[str, ...]] = ()
     start: ClassVar[Literal["exactly", "rounding", "else"]] = "exactly"
 

@@ -8,12 +8,12 @@ import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from pydantic import ValidationError
 
-from ...config.schema import MitigationConfig, RunConfig, expand, explain
-from ...errors import UsageError, did_you_mean
+from ...config.schema import MitigationConfig, RunConfig
+from ...config.variants import Variants
+from ...errors import UsageError
 from ...models.loading import Base
-from ..methods import Context, parse_method
+from ..methods import METHODS, Context
 from .base import Course, Mitigation, Situation, Term
 from .ewc import Ewc
 from .flow import Flow, Weighting
@@ -26,22 +26,15 @@ from .recipes import Dropout, LearningRate, WeightDecay
 from .replay import Replay
 from .token_masking import TokenMasking
 
-MITIGATIONS: dict[str, type[Mitigation]] = {
-    mitigation.name: mitigation
-    for mitigation in (
-        Replay,
-        Kl,
-        L2sp,
-        Ewc,
-        TokenMasking,
-        Flow,
-        LearningRate,
-        FreezeLayers,
-        WeightDecay,
-        Dropout,
-        Interpolation,
-    )
-}
+MITIGATIONS: Variants[Mitigation] = Variants(
+    "mitigation",
+    (
+        *(Replay, Kl, L2sp, Ewc),
+        *(TokenMasking, Flow, LearningRate, FreezeLayers),
+        *(WeightDecay, Dropout, Interpolation),
+    ),
+    field="mitigations",
+)
 
 __all__ = [
     "MITIGATIONS",
@@ -53,35 +46,15 @@ __all__ = [
     "check_runs",
     "expand_together",
     "label",
-    "parse_mitigation",
     "parse_together",
     "plan_course",
     "with_recipe",
 ]
 
 
-def _kind(name: str) -> type[Mitigation]:
-    if name not in MITIGATIONS:
-        raise UsageError(f"mitigations: no mitigation '{name}'; {did_you_mean(name, MITIGATIONS)}")
-    return MITIGATIONS[name]
-
-
-def parse_mitigation(config: MitigationConfig) -> Mitigation:
-    """A configuration of one mitigation, its options checked.
-
-    Raises:
-        UsageError: no mitigation of that name, or a wrong option; names it, what came and what is allowed.
-    """
-    kind = _kind(config.name)
-    try:
-        return kind.model_validate(config.options)
-    except ValidationError as error:
-        raise UsageError("\n".join(explain(error, kind, f"mitigations.{config.name}"))) from None
-
-
 def parse_together(run: RunConfig) -> list[Mitigation]:
     """The mitigations of a run, in the order in which they plan what is trained on."""
-    return sorted(map(parse_mitigation, run.mitigations), key=lambda mitigation: mitigation.stage)
+    return sorted(map(MITIGATIONS.parse, run.mitigations), key=lambda mitigation: mitigation.stage)
 
 
 def expand_together(together: Sequence[MitigationConfig]) -> list[tuple[MitigationConfig, ...]]:
@@ -94,24 +67,21 @@ def expand_together(together: Sequence[MitigationConfig]) -> list[tuple[Mitigati
     if len(set(names)) < len(names):
         raise UsageError(f"mitigations: one stands twice in {names}; use each once in a combination")
     for one, other in itertools.permutations(names, 2):
-        if other in _kind(one).excludes:
+        if other in MITIGATIONS.find(one).excludes:
             raise UsageError(f"mitigations: {one} and {other} exclude each other; use one of them")
     return list(itertools.product(*(_expand(config) for config in together)))
 
 
 def _expand(config: MitigationConfig) -> list[MitigationConfig]:
-    singles = expand(config.options, _kind(config.name), f"mitigations.{config.name}")
-    return [_filled(MitigationConfig.model_validate({"name": config.name, **single})) for single in singles]
-
-
-def _filled(config: MitigationConfig) -> MitigationConfig:
-    options = parse_mitigation(config).model_dump(mode="json")
-    return MitigationConfig.model_validate({"name": config.name, **options})
+    return [
+        MitigationConfig.model_validate({"name": config.name, **one.model_dump(mode="json")})
+        for one in MITIGATIONS.grid(config)
+    ]
 
 
 def label(together: Sequence[MitigationConfig]) -> str:
     """What tables call a combination: `replay fraction=0.1 + kl weight=2.0`; empty for none."""
-    return " + ".join(parse_mitigation(config).label() for config in together)
+    return " + ".join(MITIGATIONS.parse(config).label() for config in together)
 
 
 def check_runs(
@@ -145,7 +115,7 @@ def check_runs(
         key = json.dumps([run.method.model_dump(mode="json"), [one.model_dump_json() for one in structural]])
         if structural and key not in seen:
             seen.add(key)
-            model = parse_method(changed.method).prepare(copy.deepcopy(base.model), context(run))
+            model = METHODS.parse(changed.method).prepare(copy.deepcopy(base.model), context(run))
             for mitigation in structural:
                 mitigation.check_model(run, model)
 

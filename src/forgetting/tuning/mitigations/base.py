@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ...config.schema import RunConfig, Section, TextConfig
+from ...config.schema import RunConfig, TextConfig, VariantOptions
 from ...data.windows import Windows
 from .general import GeneralTexts
 
@@ -94,7 +94,7 @@ class Term:
         """
 
 
-class Mitigation(Section, ABC):
+class Mitigation(VariantOptions, ABC):
     """One way to hold forgetting back. Its fields are its options.
 
     Class attributes:
@@ -104,7 +104,6 @@ class Mitigation(Section, ABC):
         stage: `plan` runs in this order: 0 what is learned from the task's windows, 1 what is mixed in.
     """
 
-    name: ClassVar[str]
     references: ClassVar[tuple[str, ...]] = ()
     excludes: ClassVar[tuple[str, ...]] = ()
     stage: ClassVar[int] = 0

@@ -1,0 +1,97 @@
+"""Flags that commands share are the same in each; lists in help texts come from the code."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from forgetting.analysis.laws import LAWS
+from forgetting.cli import main
+from forgetting.cli import options as o
+from forgetting.cli.app import app
+from forgetting.config.files import presets
+from forgetting.tuning.methods import METHODS
+
+SHARED = ("measure", "check", "evaluate", "study")
+
+
+def shown(command: str) -> str:
+    """A command's help, one line a flag."""
+    result = CliRunner().invoke(app, [command, "--help"], terminal_width=10_000, max_content_width=10_000)
+    assert result.exit_code == 0
+    return result.output
+
+
+@pytest.mark.parametrize("name", [field.name.replace("_", "-") for field in fields(o.ModelOptions)])
+def test_a_flag_on_models_is_the_same_in_every_command(name: str) -> None:
+    lines = [line.split() for command in SHARED for line in shown(command).splitlines() if f"--{name} " in line]
+    assert len(lines) == len(SHARED)
+    assert all(line == lines[0] for line in lines)
+
+
+DEVICES = (
+    "measure {0} {0} --text {1}",
+    "check {0} {0} --budget 1 --text {1}",
+    "evaluate {0} {0} --suite {3} --out {2}",
+    "study --model {0} --train {1} --text {1} --context 32 --out {2}",
+)
+
+
+@pytest.mark.parametrize("arguments", DEVICES)
+def test_a_device_that_is_not_there_is_one_line(
+    arguments: str,
+    tiny_model: Path,
+    corpora: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = arguments.format(tiny_model, corpora / "general.jsonl", tmp_path / "out", tmp_path / "mine.jsonl").split()
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "2 + 2?", "answer": "4"}\n')
+    for device in ("abacus", "meta", "cuda:97"):
+        monkeypatch.setattr(sys, "argv", ["forgetting", *given, "--device", device])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert stopped.value.code == 2
+        assert len(lines) == 1
+        assert lines[0].startswith(f"error: device '{device}': not available here (")
+
+
+@pytest.mark.parametrize(
+    ("command", "listed"), [("study", METHODS), ("study", presets()), ("fit", LAWS)], ids=["methods", "presets", "laws"]
+)
+def test_help_lists_all_that_there_is(command: str, listed: Any) -> None:
+    assert ", ".join(listed) in shown(command)
+
+
+def test_flags_of_a_dataclass_stand_in_the_place_of_the_parameter() -> None:
+    @dataclass(frozen=True)
+    class Size:
+        width: Annotated[int, typer.Option(help="w")] = 1
+        height: Annotated[int | None, typer.Option("--high", help="h")] = None
+
+    seen: list[Any] = []
+
+    def draw(name: str, *, size: Size, color: str = "red") -> None:
+        """Draw."""
+        seen.append((name, size, color))
+
+    draw.__annotations__ = {"name": str, "size": Size, "color": str, "return": None}
+    small = typer.Typer()
+    small.command()(o.expanded(draw))
+    assert CliRunner().invoke(small, ["box", "--high", "3"]).exit_code == 0
+    assert seen == [("box", Size(1, 3), "red")]
+
+
+def test_only_what_was_given_is_laid_over_a_configuration() -> None:
+    assert o.ModelOptions().given() == {}
+    given = o.ModelOptions("main", o.Dtype.float16, "cuda:1", True).given()
+    assert given == {"revision": "main", "dtype": "float16", "device": "cuda:1", "trust_remote_code": True}
+    assert type(given["dtype"]) is str
