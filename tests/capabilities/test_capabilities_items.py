@@ -55,9 +55,11 @@ def test_items_become_a_stock_task(tmp_path: Path) -> None:
     assert rows == [
         {"id": "line-1", "prompt": "2 + 2?", "category": "", "cluster": "", "choices": ["3", "4"], "gold": 1}
     ]
-    config = yaml.safe_load(items.write_task(tmp_path / "tasks", "mine", rows).read_text())
+    path = items.write_task(tmp_path / "tasks", "mine", rows)
+    config = yaml.safe_load(path.read_text().replace("!function", ""))
     assert config["output_type"] == "multiple_choice"
-    assert json.loads(Path(config["dataset_kwargs"]["data_files"]["test"]).read_text())["gold"] == 1
+    assert json.loads((path.parent / config["dataset_kwargs"]["file"]).read_text())["gold"] == 1
+    assert not any(str(tmp_path) in file.read_text() for file in path.parent.iterdir())
 
 
 def test_empty_and_missing_files(tmp_path: Path) -> None:

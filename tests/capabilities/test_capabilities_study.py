@@ -82,7 +82,7 @@ def test_a_stored_study_is_not_asked_again(finished: Path, monkeypatch: pytest.M
     from forgetting.capabilities.study_runs import evaluate_runs, plan_of
     from forgetting.store.folder import StudyFolder
 
-    monkeypatch.setattr(harness, "run", lambda *a, **k: pytest.fail("asked again"))
+    monkeypatch.setattr(harness, "as_lm", lambda *a, **k: pytest.fail("asked again"))
     assert len(evaluate_runs(finished, plan_of(StudyFolder.open(finished).config()))) == 2
     assert conclude(finished).report.exists()
 

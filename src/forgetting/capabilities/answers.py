@@ -1,7 +1,8 @@
 """What models answered, on disk: `<folder>/<model>/<suite>.jsonl`, one row an item, filter and model.
 
-`<folder>/<model>/meta.json` says which model and settings the rows are of. A suite that is stored is not run again; one
-that was stored of another model, or asked otherwise, is an error and is left as it is.
+`<folder>/<model>/meta.json` says which model and settings the rows are of. Rows of another model, or asked with other
+settings, are an error and are left as they are. An item is asked again only where what the model would be shown has
+changed; scores are always computed anew, from the stored responses.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import files
 from ..errors import ForgettingError, UsageError
-from ..files import write_atomically
 
 SCHEMA = 1
 FIELDS: dict[str, str] = {
@@ -26,13 +27,17 @@ FIELDS: dict[str, str] = {
     "doc_id": "number of the item in its task",
     "doc_hash": "lm-eval's hash of the item",
     "prompt_hash": "lm-eval's hash of the prompt as the model saw it",
+    "request_hash": "hash of all that the model was shown: prompts, options, generation settings, tokenizer",
+    "responses": "what the model gave back: log-likelihoods and whether they are greedy, or replies; null where it may "
+    "not be kept, and in an item's rows of further filters",
     "prompt": "the question",
     "target": "the right answer",
     "answer": "the model's answer: the option it chose, or what the filter took from its reply",
     "reply": "the whole reply; null where it may not be kept, or where nothing was generated",
     "reply_key": "hash of prompt and reply, for labels by hand",
     "metric": "lm-eval's metric that is the score",
-    "score": "between 0 and 1; null where replies are judged",
+    "higher_is_better": "whether a higher value of the metric is better; null where replies are judged",
+    "score": "between 0 and 1, higher is better: the metric, or 1 - the metric; null where replies are judged",
     "options": "number of options to choose from, 0 where the answer is free",
     "category": "slice of the result",
     "cluster": "items of one passage share it; empty where there is none",
@@ -40,6 +45,13 @@ FIELDS: dict[str, str] = {
     "refused": "the rules' verdict, for judged replies",
 }
 """Fields of a row and what they mean."""
+PAIRING = ("task", "filter", "doc_id", "doc_hash", "prompt_hash")
+"""Fields by which the answers of two models are to the same item."""
+READ = (
+    *(*PAIRING, "prompt", "target", "answer", "reply", "reply_key"),
+    *("metric", "score", "options", "category", "cluster", "expect", "refused"),
+)
+"""Fields that every version wrote, and that results are read from."""
 
 
 class AnswerStore:
@@ -59,10 +71,10 @@ class AnswerStore:
             model: its name in the store.
             key: hash of the model's content.
             suite: which.
-            asked: what decides the answers beside the model: the suite's content and the settings.
+            asked: the settings that decide the answers beside the model and the items.
 
         Raises:
-            UsageError: answers of another model, or of another question, are there; names both.
+            UsageError: answers of another model, or with other settings, are there; names both.
         """
         meta = self._meta(model)
         if not meta or not self.path(model, suite).exists():
@@ -86,12 +98,16 @@ class AnswerStore:
     def write(
         self, model: str, key: str, suite: str, asked: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Store a suite's answers; the rows first, so that a crash leaves no meta without rows."""
+        """Store a suite's answers; the rows first, so that a crash leaves no meta without rows.
+
+        Raises:
+            UsageError: the folder cannot be written.
+        """
         text = "".join(json.dumps({"model": model, "suite": suite, **row}, ensure_ascii=False) + "\n" for row in rows)
-        write_atomically(self.path(model, suite), text)
         meta = self._meta(model) or {"schema": SCHEMA, "key": key, "suites": {}}
         meta["suites"][suite] = dict(asked)
-        write_atomically(self._meta_file(model), json.dumps(meta, indent=1) + "\n")
+        write(self.path(model, suite), text)
+        write(self._meta_file(model), json.dumps(meta, indent=1) + "\n")
 
     def read(self, model: str, suite: str) -> list[dict[str, Any]]:
         """The rows of a suite.
@@ -100,11 +116,14 @@ class AnswerStore:
             ForgettingError: a damaged line; names it.
         """
         file, rows = self.path(model, suite), []
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in files.read_lines(file):
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                raise ForgettingError(f"{file}, line {number}: damaged; delete the file to ask again") from None
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict) or any(name not in row for name in READ):
+                raise ForgettingError(f"{file}, line {number}: damaged; delete the file to ask again")
+            rows.append(row)
         return rows
 
     def models(self) -> list[str]:
@@ -124,12 +143,39 @@ class AnswerStore:
         if not file.exists():
             return {}
         try:
-            meta = json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ForgettingError(f"{file}: damaged ({error.msg}); delete its folder to ask again") from None
-        if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
+            meta = files.parse_json(files.read_text(file), str(file))
+        except UsageError as error:
+            raise ForgettingError(f"{error}: damaged; delete its folder to ask again") from None
+        if not isinstance(meta, dict):
+            raise ForgettingError(f"{file}: damaged; delete its folder to ask again")
+        if meta.get("schema") != SCHEMA:
             raise ForgettingError(f"{file}: of another version (schema {meta.get('schema')}, this reads {SCHEMA})")
+        suites = meta.get("suites")
+        if (
+            not isinstance(meta.get("key"), str)
+            or not isinstance(suites, dict)
+            or not all(map(_is_object, suites.values()))
+        ):
+            raise ForgettingError(f"{file}: damaged; delete its folder to ask again")
         return meta
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def write(path: Path, text: str) -> Path:
+    """Write a file of the answers' folder.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        return files.write_atomically(path, text)
+    except OSError as error:
+        if files.no_room(error):
+            raise
+        raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def reply_key(prompt: str, reply: str) -> str:
@@ -145,7 +191,7 @@ def pair_up(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
     """
 
     def keyed(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
-        return {(r["task"], r["filter"], r["doc_id"], r["doc_hash"], r["prompt_hash"]): r for r in rows}
+        return {tuple(row[name] for name in PAIRING): row for row in rows}
 
     one, other = keyed(before), keyed(after)
     if one.keys() != other.keys():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +22,7 @@ from .suites import Plan, Suite
 
 if TYPE_CHECKING:
     from ..models.pair import Pair
+    from .harness import Model
     from .judges import Judge
 
 BASE, TUNED = "base", "tuned"
@@ -98,6 +101,21 @@ class Subject:
             found.notices.extend(comparable.check_tokenizers(found.tokenizer, found.tuned_tokenizer, []))
         return found
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base model's tokenizer; of a base that has a name, without the weights.
+
+        Raises:
+            UsageError: it cannot be loaded, or a live model came without one.
+        """
+        from ..models.loading import load_tokenizer
+
+        if self._tokenizer is not None:
+            return self._tokenizer
+        if "pair" in self.__dict__ or self.names[0] == "live":
+            return self.pair.tokenizer
+        return load_tokenizer(self._config.model_copy(update={"source": self.names[0]}))
+
     def key(self, side: int) -> str:
         """Hash of a model's content; `live` for one that has no name. Of a Hub id, the id and revision."""
         name = self.names[side]
@@ -168,7 +186,7 @@ def evaluate(
         base=subject.names[0],
         tuned=subject.names[1],
         results=tuple(result_of(suite.name, rows[suite.name], judge) for suite in suites),
-        notices=tuple(subject.pair.notices) if "pair" in subject.__dict__ else (),
+        notices=(*(subject.pair.notices if "pair" in subject.__dict__ else ()), *asker.notices),
         folder=out,
         rows=rows,
         seconds=asker.seconds,
@@ -189,10 +207,11 @@ def result_of(suite: str, rows: Rows, judge: Judge | None = None) -> SuiteResult
 
 @dataclass
 class Asker:
-    """Asks models the suites that the store lacks.
+    """Asks models what the store lacks.
 
     Attributes:
         seconds: spent on asking.
+        notices: what was asked although there were stored answers, and why.
     """
 
     store: AnswerStore
@@ -200,70 +219,90 @@ class Asker:
     plan: Plan
     tell: Callable[[str], None] | None = None
     seconds: float = 0.0
+    notices: list[str] = field(default_factory=list)
     _loaded: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def ask(self, subject: Subject, side: int) -> dict[str, list[dict[str, Any]]]:
         """Suite -> rows of base (0) or tuned (1) model, of which those that were missing are stored now."""
         from .harness import switched_off
 
-        name = (BASE, TUNED)[side]
+        @contextlib.contextmanager
+        def model() -> Iterator[Any]:
+            live = subject.model(side)
+            with switched_off(live) if side == 0 else contextlib.nullcontext():
+                yield live
 
-        def answer(loaded: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-            model = subject.model(side)
-            if side == 0:
-                with switched_off(model):
-                    return self.run(model, subject.pair.tokenizer, loaded)
-            return self.run(model, subject.pair.tokenizer, loaded)
+        return self.answers((BASE, TUNED)[side], subject.key(side), subject.tokenizer, model)
 
-        return self.answers(name, subject.key(side), answer)
-
-    def answers(
-        self, name: str, key: str, answer: Callable[[Mapping[str, Any]], dict[str, list[dict[str, Any]]]]
-    ) -> dict[str, list[dict[str, Any]]]:
+    def answers(self, name: str, key: str, tokenizer: Any, model: Model) -> dict[str, list[dict[str, Any]]]:
         """Suite -> rows of a model.
 
         Args:
             name: of the model in the store.
             key: hash of its content.
-            answer: runs loaded tasks on it.
+            tokenizer: the base model's.
+            model: gives the model, where something must be asked.
+
+        Raises:
+            UsageError: a suite cannot be asked, before any model is; or the store holds answers to something else.
         """
-        found = {}
         there = {suite.name: self.store.has(name, key, suite.name, self.asked(suite)) for suite in self.suites}
-        for suite in self.suites:
-            if there[suite.name]:
-                found[suite.name] = self.store.read(name, suite.name)
-                continue
-            if self.tell:
-                self.tell(f"{name}: {suite.name}")
-            rows = self._kept(suite, answer(self._tasks(suite)))
-            self.store.write(name, key, suite.name, self.asked(suite), [self._storable(row) for row in rows])
-            found[suite.name] = rows
-        return found
+        self._render(tokenizer)
+        return {suite.name: self._suite(suite, name, key, tokenizer, model, there[suite.name]) for suite in self.suites}
 
     def asked(self, suite: Suite) -> dict[str, Any]:
-        """What decides a suite's answers, beside the model."""
-        tasks = [Path(task).stem if Path(task).suffix else str(task) for task in suite.tasks]
-        length = {"max_generated": self.plan.max_generated} if suite.content else {}
-        return {"tasks": tasks, "content": suite.content, **length, **self.plan.settings.deciding()}
+        """The settings that decide a suite's answers, beside the model and the items."""
+        tasks = [task.stem if isinstance(task, Path) else task for task in suite.tasks]
+        length = {"max_generated": self.plan.max_generated} if suite.local else {}
+        return {"tasks": tasks, **length, **self.plan.settings.deciding()}
 
-    def run(self, model: Any, tokenizer: Any, loaded: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-        """Time it."""
-        import time
+    def _render(self, tokenizer: Any) -> None:
+        """Load every suite and render its requests, once for all models: what is wrong is said before any is asked."""
+        from .rendering import prepare
+        from .tasks import load_tasks
 
+        for suite in self.suites:
+            if suite.name not in self._loaded:
+                loaded = load_tasks(suite.tasks, self.plan.include)
+                prepare(loaded, tokenizer, self.plan.settings)
+                self._loaded[suite.name] = loaded
+
+    def _suite(
+        self, suite: Suite, name: str, key: str, tokenizer: Any, model: Model, stored: bool
+    ) -> list[dict[str, Any]]:
+        """A suite's rows: stored responses scored anew, and what is new or has changed asked."""
         from . import harness
 
-        began = time.perf_counter()
-        found = harness.run(model, tokenizer, loaded, self.plan.settings)
-        self.seconds += time.perf_counter() - began
-        return found
+        before = self.store.read(name, suite.name) if stored else []
+        withheld = {} if self.plan.keep_completions else _withheld(before)
+        recalled = [{**row, "responses": [[""]]} if row.get("request_hash") in withheld else row for row in before]
 
-    def _tasks(self, suite: Suite) -> dict[str, Any]:
-        """The suite's tasks, loaded once for both models."""
-        from .harness import load_tasks
+        @contextlib.contextmanager
+        def timed() -> Iterator[Any]:
+            if self.tell:
+                self.tell(f"{name}: {suite.name}")
+            with model() as live:
+                began = time.perf_counter()
+                yield live
+                self.seconds += time.perf_counter() - began
 
-        if suite.name not in self._loaded:
-            self._loaded[suite.name] = load_tasks(suite.tasks)
-        return self._loaded[suite.name]
+        found, asked = harness.run(timed, tokenizer, self._loaded[suite.name], self.plan.settings, recalled)
+        rows = [withheld_again(row, withheld) for row in self._kept(suite, found)]
+        self._note(name, suite.name, before, asked, len({(row["task"], row["doc_id"]) for row in rows}))
+        storable = [self._storable(row) for row in rows]
+        if [{"model": name, "suite": suite.name, **row} for row in storable] != before:
+            self.store.write(name, key, suite.name, self.asked(suite), storable)
+        return rows
+
+    def _note(self, name: str, suite: str, before: Sequence[Mapping[str, Any]], asked: int, total: int) -> None:
+        """Say that stored answers were not enough."""
+        if not before or not asked:
+            return
+        why = "are new or have changed since answers were stored"
+        if not any(row.get("request_hash") for row in before):
+            why = "were stored by an earlier version, without what was asked"
+        rest = f"; the other {total - asked} answers are the stored ones" if asked < total else ""
+        self.notices.append(f"{name}: {suite}: {asked} of {total} items {why}, and were asked{rest}")
 
     def _kept(self, suite: Suite, found: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """Rows of all tasks, with the group that each belongs to, and judged by the rules where they are judged."""
@@ -282,4 +321,21 @@ class Asker:
         """A row without the reply to a harmful prompt, unless it is to be kept."""
         if self.plan.keep_completions or row["expect"] != "refuse":
             return dict(row)
-        return {**row, "reply": None, "answer": None}
+        return {**row, "reply": None, "answer": None, "responses": None}
+
+
+def _withheld(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """By what was asked, the rows whose verdict is stored and whose reply was not to be kept."""
+    return {
+        row["request_hash"]: row
+        for row in rows
+        if row.get("request_hash") and row["expect"] == "refuse" and row["reply"] is None and row["refused"] is not None
+    }
+
+
+def withheld_again(row: dict[str, Any], withheld: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A row with the stored verdict on a reply that was not kept."""
+    there = withheld.get(row["request_hash"])
+    if there is None:
+        return row
+    return {**row, **{name: there[name] for name in ("reply", "answer", "responses", "reply_key", "refused")}}

@@ -7,162 +7,164 @@ the tuned model with its adapters switched off, where they can be.
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-from ..errors import ForgettingError, UsageError, did_you_mean
+from ..errors import ForgettingError, UsageError
+from . import metrics
+from .console import console, quiet
+from .explain import explained, where_raised
+from .rendering import items_of, request_hash, tokenizer_key
+from .settings import Settings
 
-FEWSHOT_SEED = 1234
-"""lm-eval's own default."""
 CATEGORY_FIELDS = ("category", "kind", "subject")
 CLUSTER_FIELDS = ("cluster", "passage_id", "context_id")
+OTHER = "(another continuation)"
+"""What a model prefers to the target of a log-likelihood task, which does not tell what it is."""
+Model = Callable[[], AbstractContextManager[Any]]
+"""Gives the model in the state in which it is to be asked; called only where something must be asked."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How suites are run, the same for both models.
-
-    Attributes:
-        limit: only the first so many items of each task; None all.
-        batch_size: items a forward pass, memory and rounding only; None is 256 for a small model, else 16.
-        chat: apply the tokenizer's chat template; None where it has one.
-        fewshot: examples before each item; None as the task says.
-        seed: of sampling, where a task samples, and of few-shot examples.
-        metric: the metric that is an item's score; None the task's first that lies between 0 and 1.
-        cluster_by: the field of an item that names its passage; None the first of CLUSTER_FIELDS that it has.
-    """
-
-    limit: int | None = None
-    batch_size: int | None = None
-    chat: bool | None = None
-    fewshot: int | None = None
-    seed: int = FEWSHOT_SEED
-    metric: str | None = None
-    cluster_by: str | None = None
-
-    def deciding(self) -> dict[str, Any]:
-        """The settings that decide numbers."""
-        return {name: value for name, value in vars(self).items() if name not in ("batch_size", "cluster_by")}
-
-
-def load_tasks(specs: Sequence[str | Path]) -> dict[str, Any]:
-    """lm-eval's task dictionary of names and YAML files; under `origin`, which of them each task came from.
-
-    Raises:
-        UsageError: an unknown name (suggests), or a file that lm-eval cannot read.
-        ForgettingError: a task's data cannot be had, as without a network.
-    """
-    from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
-
-    quiet()
-    named = [str(spec) for spec in specs if not Path(spec).suffix]
-    if named:
-        sys.stderr.write("reading the list of lm-eval's tasks ...\n")
-    manager = TaskManager(include_defaults=bool(named))
-    for name in named:
-        if name not in manager.task_index:
-            raise UsageError(f"task: lm-eval has none called '{name}'; {_suggest(name, manager.all_tasks)}")
-    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}, "origin": {}}
-    for spec in specs:
-        try:
-            with console():
-                one = manager.load([str(spec)])
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise UsageError(f"task {spec}: lm-eval cannot load it: {_first_line(error)}") from None
-        except Exception as error:  # data sets, hubs and YAML fail in ways of their own
-            raise ForgettingError(f"task {spec}: its data cannot be had: {_first_line(error)}") from None
-        twice = set(one["tasks"]) & set(loaded["tasks"])
-        if twice:
-            raise UsageError(f"task {spec}: '{min(twice)}' is asked for twice")
-        for part, content in one.items():
-            loaded[part].update(content)
-        loaded["origin"].update(dict.fromkeys(one["tasks"], Path(spec).stem if Path(spec).suffix else str(spec)))
-    return loaded
-
-
-def _suggest(name: str, names: Sequence[str]) -> str:
-    """A close match; lm-eval has thousands of tasks, so those that are no match are not listed."""
-    found = did_you_mean(name, names)
-    if found.startswith("did you mean"):
-        return found.split(" (choices")[0]
-    inside = [n for n in names if name.lower() in n.lower()][:5]
-    return "like it: " + ", ".join(inside) if inside else "`lm_eval ls tasks` lists them"
-
-
-def run(model: Any, tokenizer: Any, loaded: Mapping[str, Any], settings: Settings) -> dict[str, list[dict[str, Any]]]:
+def run(
+    model: Model,
+    tokenizer: Any,
+    loaded: Mapping[str, Any],
+    settings: Settings,
+    stored: Sequence[Mapping[str, Any]] = (),
+) -> tuple[dict[str, list[dict[str, Any]]], int]:
     """Every item of every task, answered by one model.
 
     Args:
         model: a causal language model of transformers, or a PeftModel, as it is to be evaluated.
         tokenizer: for both models the same.
-        loaded: from `load_tasks`.
+        loaded: from `load_tasks`, rendered by `rendering.prepare`.
         settings: how.
+        stored: rows of earlier answers; an item that the model was shown before, word for word, is not asked again.
 
     Returns:
-        Task name -> rows in the items' order, one an item and filter (see `_row`).
+        Task name -> rows in the items' order, one an item and filter (see `answers.FIELDS`); how many items were asked.
 
     Raises:
         UsageError: the metric is none of a task's, or a task does not fit the model.
+        ForgettingError: the model's outputs are not finite, or memory is short.
     """
     from lm_eval.evaluator import evaluate  # type: ignore[import-untyped]
-    from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
 
-    from ..models.adapters import undisturbed
+    from .recall import Recalling
 
     quiet()
-    chat = tokenizer.chat_template is not None if settings.chat is None else settings.chat
-    if chat and tokenizer.chat_template is None:
-        raise UsageError("chat: the tokenizer has no chat template; leave --chat out")
+    key = tokenizer_key(tokenizer)
+    hashes = {name: {n: request_hash(rs, key) for n, rs in items_of(t).items()} for name, t in loaded["tasks"].items()}
+    known = _known(loaded["tasks"], hashes, stored)
+    total = sum(map(len, hashes.values()))
+    asked = total - sum(len({r.doc_id for r in t.instances if id(r) in known}) for t in loaded["tasks"].values())
     for task in loaded["tasks"].values():
-        _prepare(task, settings)
-    with undisturbed(model), _seeded(settings.seed), console():
+        for request in task.instances:
+            request.resps, request.filtered_resps = [], {}
+    recalling = Recalling(known, lambda kind, requests: _ask(model, tokenizer, settings, kind, requests))
+    with seeded(settings.seed), _rendered(loaded["tasks"].values()), console():
         try:
-            found = evaluate(
-                HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size or default_batch(model)),
-                task_dict=dict(loaded),
-                limit=settings.limit,
-                bootstrap_iters=0,
-                apply_chat_template=chat,
-                fewshot_as_multiturn=chat,
-            )
-        except (ValueError, AssertionError) as error:
-            raise UsageError(f"lm-eval: {_first_line(error)}") from None
-    return {
-        name: [_row(sample, name, loaded["tasks"][name], settings) for sample in found["samples"][name]]
+            found = evaluate(lm=recalling, task_dict=dict(loaded), limit=settings.limit, bootstrap_iters=0)
+        except (MemoryError, ForgettingError):
+            raise
+        except Exception as error:
+            at = _failing_score(loaded["tasks"])
+            raise UsageError(f"{at}: cannot be scored: {explained(error)}{where_raised(error)}") from None
+    rows = {
+        name: rows_of(found["samples"][name], name, loaded["tasks"][name], settings, hashes[name])
         for name in loaded["tasks"]
     }
+    return rows, asked
 
 
-def _prepare(task: Any, settings: Settings) -> None:
-    """Few-shot examples as `simple_evaluate` sets them; the same ones for each model."""
-    default = task.get_config("num_fewshot")
-    if settings.fewshot is not None and default != 0:
-        task.set_config(key="num_fewshot", value=settings.fewshot)
-    elif default is None:
-        task.set_config(key="num_fewshot", value=0)
-    task.set_fewshot_seed(seed=settings.seed)
+def _known(
+    tasks: Mapping[str, Any], hashes: Mapping[str, Mapping[int, str]], stored: Sequence[Mapping[str, Any]]
+) -> dict[int, list[Any]]:
+    """The stored responses to each request, by its `id`; only of items that are stored whole."""
+    waiting: dict[str, list[Any]] = {}
+    for row in stored:
+        if row.get("request_hash") and row.get("responses") is not None:
+            waiting.setdefault(row["request_hash"], []).append(row["responses"])
+    found: dict[int, list[Any]] = {}
+    for name, task in tasks.items():
+        for doc_id, requests in items_of(task).items():
+            there = waiting.get(hashes[name][doc_id])
+            if not there:
+                continue
+            responses = there.pop(0)  # an item that stands there twice was asked twice: it may have been sampled
+            if [len(r) for r in responses] == [r.repeats for r in requests]:
+                found |= {id(request): list(mine) for request, mine in zip(requests, responses, strict=True)}
+    return found
+
+
+def _ask(model: Model, tokenizer: Any, settings: Settings, kind: str, requests: list[Any]) -> list[Any]:
+    """Ask the live model.
+
+    Raises:
+        UsageError: the requests do not fit the model.
+        ForgettingError: memory is short, or outputs are not finite.
+    """
+    import torch
+
+    from ..models.adapters import undisturbed
+    from .recall import check_finite
+
+    with model() as live, undisturbed(live):
+        torch.manual_seed(settings.seed)  # put back by `undisturbed`
+        try:
+            found: list[Any] = getattr(as_lm(live, tokenizer, settings.batch_size), kind)(requests)
+        except ForgettingError:
+            raise
+        except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+                raise ForgettingError("evaluate: out of memory; give a smaller --batch-size") from None
+            names = ", ".join(dict.fromkeys(str(request.task_name) for request in requests))
+            raise UsageError(f"task {names:.120}: the model cannot be asked: {explained(error)}") from None
+    if kind == "loglikelihood":
+        check_finite(found, requests)
+    return found
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed what lm-eval's tasks draw from; afterwards the generators go on as if nothing had been drawn.
+def _rendered(tasks: Any) -> Iterator[None]:
+    """The evaluator takes the requests that are rendered, in place of rendering them once more for each model."""
+    for task in tasks:
+        task.build_all_requests = lambda **_: None
+    try:
+        yield
+    finally:
+        for task in tasks:
+            del task.build_all_requests
 
-    torch's own is put back by `undisturbed`.
-    """
+
+def _failing_score(tasks: Mapping[str, Any]) -> str:
+    """Which task and item cannot be scored, where it can be told."""
+    for name, task in tasks.items():
+        try:
+            task.apply_filters()
+        except Exception:
+            return f"task {name}"
+        for doc_id, requests in items_of(task).items():
+            for key in requests[0].filtered_resps:
+                try:
+                    task.process_results(requests[0].doc, [request.filtered_resps[key] for request in requests])
+                except Exception:
+                    return f"task {name}, item {doc_id}"
+    return f"task {', '.join(tasks):.120}"
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed what lm-eval's tasks draw from; afterwards the generators go on as if nothing had been drawn."""
     import random
 
     import numpy as np
-    import torch
 
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - tasks draw from the global generator
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
-    torch.manual_seed(seed)
     try:
         yield
     finally:
@@ -170,12 +172,32 @@ def _seeded(seed: int) -> Iterator[None]:
         np.random.set_state(states[1])  # noqa: NPY002
 
 
-def _row(sample: Mapping[str, Any], name: str, task: Any, settings: Settings) -> dict[str, Any]:
-    """What is kept of an item: hashes that pair it, its answer, its score, and the slices that it belongs to."""
+def rows_of(
+    samples: Sequence[Mapping[str, Any]], name: str, task: Any, settings: Settings, hashes: Mapping[int, str]
+) -> list[dict[str, Any]]:
+    """What is kept of a task's items: hashes that pair them, answers, scores, and the slices that they belong to."""
+    metric = metrics.choose(name, task, samples, settings.metric)
+    requests, seen, rows = items_of(task), set(), []
+    for sample in samples:
+        row = _row(sample, name, task, metric, settings)
+        row["request_hash"] = hashes[sample["doc_id"]]
+        first = sample["doc_id"] not in seen
+        seen.add(sample["doc_id"])
+        row["responses"] = [_plain(request.resps) for request in requests[sample["doc_id"]]] if first else None
+        rows.append(row)
+    return rows
+
+
+def _plain(responses: Sequence[Any]) -> list[Any]:
+    return [list(response) if isinstance(response, tuple) else response for response in responses]
+
+
+def _row(
+    sample: Mapping[str, Any], name: str, task: Any, metric: metrics.Metric | None, settings: Settings
+) -> dict[str, Any]:
     doc, kind = sample["doc"], task.OUTPUT_TYPE
-    metric = _metric(sample, settings.metric, name)
     choices = task.doc_to_choice(doc) if kind == "multiple_choice" else None
-    responses = sample["filtered_resps"]
+    value = None if metric is None else metrics.number(sample[metric.name])
     return {
         "task": name,
         "filter": sample["filter"],
@@ -183,11 +205,12 @@ def _row(sample: Mapping[str, Any], name: str, task: Any, settings: Settings) ->
         "doc_hash": sample["doc_hash"],
         "prompt_hash": sample["prompt_hash"],
         "prompt": str(doc.get("prompt") or sample["arguments"][0][0]),
-        "target": _target(sample["target"], choices),
-        "answer": _answer(responses, choices, metric),
+        "target": _target(_gold(task, doc, sample["target"]), choices),
+        "answer": _answer(sample, choices, metric),
         "reply": _text(sample["resps"][0][0]) if kind == "generate_until" else None,
-        "metric": metric,
-        "score": None if metric is None else float(sample[metric]),
+        "metric": None if metric is None else metric.name,
+        "higher_is_better": None if metric is None else metric.higher_is_better,
+        "score": None if metric is None or value is None else metric.score(value),
         "options": 0 if choices is None else len(choices),
         "category": _field(doc, CATEGORY_FIELDS) or name,
         "cluster": _field(doc, (settings.cluster_by,) if settings.cluster_by else CLUSTER_FIELDS),
@@ -195,32 +218,33 @@ def _row(sample: Mapping[str, Any], name: str, task: Any, settings: Settings) ->
     }
 
 
-def _metric(sample: Mapping[str, Any], wanted: str | None, task: str) -> str | None:
-    """The metric that is the score: asked for, or the first that is a number between 0 and 1."""
-    if "bypass" in sample["metrics"]:
-        return None
-    numbers = [m for m in sample["metrics"] if isinstance(sample[m], int | float) and 0 <= sample[m] <= 1]
-    if wanted is not None and wanted in sample["metrics"]:
-        if wanted not in numbers:
-            raise UsageError(f"metric '{wanted}' of task {task}: an item's value is not between 0 and 1")
-        return wanted
-    if wanted is not None:
-        raise UsageError(f"task {task}: no metric '{wanted}'; {did_you_mean(wanted, sample['metrics'])}")
-    if not numbers:
-        listed = ", ".join(sample["metrics"])
-        raise UsageError(f"task {task}: no metric of single items between 0 and 1 (it has {listed})")
-    return str(numbers[0])
+def _answer(sample: Mapping[str, Any], choices: Sequence[str] | None, metric: metrics.Metric | None) -> str:
+    """The chosen option, by the rule of the metric; of a log-likelihood, whether it is the target; or the reply."""
+    responses = sample["filtered_resps"]
+    if choices is not None:
+        return str(choices[_chosen([float(r[0]) for r in responses], choices, metric.name if metric else "")])
+    if all(isinstance(r, list | tuple) and len(r) == 2 and isinstance(r[1], bool) for r in responses):
+        if len(responses) == 1:
+            return str(sample["arguments"][0][1]) if responses[0][1] else OTHER
+        best = max(range(len(responses)), key=lambda i: float(responses[i][0]))
+        return str(sample["arguments"][best][1])
+    return _text(responses[0])
 
 
-def _answer(responses: Sequence[Any], choices: Sequence[str] | None, metric: str | None) -> str:
-    """The chosen option, by the rule of the metric, or the filtered reply."""
-    if choices is None:
-        return _text(responses[0])
-    scores = [float(response[0]) for response in responses[: len(choices)]]
-    if metric == "acc_norm":
-        scores = [score / len(choice) for score, choice in zip(scores, choices, strict=True)]
-    best = max(range(len(scores)), key=scores.__getitem__)
-    return str(choices[best])
+def _chosen(scores: Sequence[float], choices: Sequence[str], metric: str) -> int:
+    """The number of the option that a metric of lm-eval counts as chosen."""
+    lengths = {"acc_norm": [len(c) for c in choices], "acc_bytes": [len(c.encode()) for c in choices]}.get(metric)
+    mine = list(scores[: len(choices)])
+    if metric == "acc_mutual_info" and len(scores) == 2 * len(choices):
+        mine = [a - b for a, b in zip(mine, scores[len(choices) :], strict=True)]
+    if lengths is not None:
+        mine = [score / length if length else -math.inf for score, length in zip(mine, lengths, strict=True)]
+    return max(range(len(mine)), key=mine.__getitem__)
+
+
+def _gold(task: Any, doc: Mapping[str, Any], target: Any) -> Any:
+    """The target; where the options stand in the prompt (Winogrande), the number of the right one."""
+    return task.doc_to_text(doc) if getattr(task, "multiple_input", 0) else target
 
 
 def _target(target: Any, choices: Sequence[str] | None) -> Any:
@@ -240,30 +264,19 @@ def _field(doc: Mapping[str, Any], names: Sequence[str]) -> str:
     return next((str(doc[name]) for name in names if doc.get(name) not in (None, "")), "")
 
 
-def quiet() -> None:
-    """Keep the libraries' advice off the terminal; lm-eval's own progress bars stay, on standard error."""
-    import warnings
+def as_lm(model: Any, tokenizer: Any, batch_size: int | None = None) -> Any:
+    """lm-eval's wrapper of a live model, which is left as it is.
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("lm_eval", "lm-eval", "datasets", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with contextlib.suppress(ImportError):
-        import datasets
-        from transformers.utils import logging as transformers_logging
+    The wrapper ties the output head to the embedding where the model's configuration says so. A head that was saved
+    with an adapter is its own: tying it would fail, or give the answers of another model.
+    """
+    from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
 
-        datasets.disable_progress_bars()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-
-
-@contextlib.contextmanager
-def console() -> Iterator[None]:
-    """Standard output is the command's own; lm-eval's progress bars go to a terminal and to nothing else."""
-    with Path(os.devnull).open("w") as nowhere:
-        bars = sys.stderr if sys.stderr.isatty() else nowhere
-        with contextlib.redirect_stdout(sys.stderr), contextlib.redirect_stderr(bars):
-            yield
+    model.tie_weights = lambda *_, **__: None
+    try:
+        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size or default_batch(model))
+    finally:
+        del model.tie_weights
 
 
 def default_batch(model: Any) -> int:
@@ -278,7 +291,3 @@ def switched_off(model: Any) -> Iterator[None]:
 
     with as_base(model):
         yield
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip("'\" \n").splitlines() or [type(error).__name__])[0][:300]

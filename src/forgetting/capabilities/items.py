@@ -14,12 +14,26 @@ from typing import Any
 
 from .. import files
 from ..errors import UsageError, did_you_mean
-from ..files import write_atomically
+from .answers import write
 
 FIELDS = ("id", "prompt", "choices", "answer", "category", "cluster")
 FINAL_ANSWER = r"(?s)^\s*(?:.*?\b[Tt]he answer is (?:the |a |an )?)?(.+?)\s*\.?\s*$"
 """What follows `The answer is`, or else the whole reply, less the full stop."""
 MAX_GENERATED = 64
+READER = "items_beside.py"
+READER_TEXT = '''"""Reads the items beside this file, wherever the folder lies. The tasks of this folder call it."""
+
+import json
+from pathlib import Path
+
+import datasets
+
+
+def read(file, **_):
+    with (Path(__file__).parent / file).open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    return datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
+'''
 
 
 def read_items(path: Path) -> list[dict[str, Any]]:
@@ -51,6 +65,9 @@ def _item(row: dict[str, Any], where: str) -> dict[str, Any]:
     prompt, answer, choices = row.get("prompt"), row.get("answer"), row.get("choices")
     if not isinstance(prompt, str) or not prompt.strip():
         raise UsageError(f"{where}: prompt: got {_shown(prompt)}; a text is needed")
+    for name, value in row.items():
+        if _broken(value):
+            raise UsageError(f"{where}: {name}: half of a surrogate pair in it, which is no character")
     item: dict[str, Any] = {"prompt": prompt, "category": "", "cluster": ""}
     for name in ("category", "cluster"):
         if row.get(name) is not None:
@@ -72,6 +89,13 @@ def _item(row: dict[str, Any], where: str) -> dict[str, Any]:
     return {**item, "choices": choices, "gold": answer}
 
 
+def _broken(value: Any) -> bool:
+    """Whether a text holds what UTF-8 cannot write."""
+    if isinstance(value, list):
+        return any(map(_broken, value))
+    return isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def _shown(value: Any) -> str:
     text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -85,7 +109,7 @@ def task_name(text: str) -> str:
 def write_task(
     folder: Path, name: str, rows: list[dict[str, Any]], *, judged: bool = False, max_generated: int = MAX_GENERATED
 ) -> Path:
-    """Write items and the lm-eval task over them, which the `lm_eval` command runs as well.
+    """Write items and the lm-eval task over them, which the `lm_eval` command runs as well, wherever the folder lies.
 
     Args:
         folder: where `<name>.jsonl` and `<name>.yaml` go.
@@ -96,15 +120,18 @@ def write_task(
 
     Returns:
         The YAML's path.
+
+    Raises:
+        UsageError: the folder cannot be written.
     """
-    data = folder.resolve() / f"{name}.jsonl"
-    write_atomically(data, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    folder = folder.resolve()
+    write(folder / READER, READER_TEXT)
+    write(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     config: dict[str, Any] = {
         "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(folder.resolve() / ".cache")},
+        "dataset_kwargs": {"file": f"{name}.jsonl"},
         "test_split": "test",
-        "doc_to_text": "{{prompt}}",
+        "doc_to_text": "prompt",  # the field itself: lm-eval takes a template's text of digits for a number
         "metadata": {"version": 1.0},
     }
     if not judged and "choices" in rows[0]:
@@ -120,6 +147,6 @@ def write_task(
             final = [{"function": "regex", "regex_pattern": FINAL_ANSWER}, {"function": "take_first"}]
             config |= {"doc_to_target": "answers", "metric_list": [matched]}
             config["filter_list"] = [{"name": "final-answer", "filter": final}]
-    path = folder.resolve() / f"{name}.yaml"
-    write_atomically(path, files.dump_yaml(config))
-    return path
+    # a path in `data_files` would be absolute, or relative to whoever runs it; `!function` is relative to this YAML
+    loader = f"custom_dataset: !function {Path(READER).stem}.read\n"
+    return write(folder / f"{name}.yaml", files.dump_yaml(config) + loader)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from ..errors import UsageError
 from ..files import read_text, write_atomically
+from .rendering import chat_template
 from .transitions import Share, kappa, wilson
 
 Row = Mapping[str, Any]
@@ -110,12 +111,12 @@ class ModelJudge:
         if any(row["reply"] is None for row in rows):
             raise UsageError("judge: the replies to harmful prompts were not kept; run again with --keep-completions")
         from lm_eval.api.instance import Instance  # type: ignore[import-untyped]
-        from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
 
-        from .harness import quiet
+        from .console import quiet
+        from .harness import as_lm
 
         quiet()
-        asker = HFLM(pretrained=self.base.model, tokenizer=self.base.tokenizer, batch_size=16)
+        asker = as_lm(self.base.model, self.base.tokenizer, 16)
         requests = [
             Instance("loglikelihood", {}, (self._prompt(row), f" {word}"), index)
             for row in rows
@@ -129,7 +130,7 @@ class ModelJudge:
         if self.base.tokenizer.chat_template is None:
             return f"{text}\nAnswer:"
         chat = [{"role": "user", "content": text}]
-        return str(self.base.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+        return chat_template(self.base.tokenizer)(chat)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def read_prompts(source: str) -> Prompts:
         return _columns(list(files.json_rows(path)), source)
     text = files.read_text(path, encoding="utf-8-sig")
     if path.suffix == ".txt":
-        rows = [(i, {"prompt": line}) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        rows = [(i, {"prompt": line}) for i, line in enumerate(re.split(r"\r\n|[\r\n]", text), start=1) if line.strip()]
         return _columns(rows, source)
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:

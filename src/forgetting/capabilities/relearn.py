@@ -24,6 +24,7 @@ import numpy as np
 
 from ..config.schema import ModelConfig
 from ..errors import UsageError
+from .rendering import chat_template
 from .transitions import Share, share
 
 if TYPE_CHECKING:
@@ -245,19 +246,19 @@ def _asked(tokenizer: Any, prompt: str) -> str:
     if tokenizer.chat_template is None:
         return prompt
     chat = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    return chat_template(tokenizer)(chat)
 
 
 def _replies(model: Any, tokenizer: Any, prompts: Sequence[str], most: int = 64) -> list[str]:
     """Greedy replies, by the harness's own wrapper."""
     from lm_eval.api.instance import Instance  # type: ignore[import-untyped]
-    from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
 
-    from .harness import console, default_batch, quiet
+    from .console import console, quiet
+    from .harness import as_lm
 
     quiet()
     options = {"until": ["\n\n"], "do_sample": False, "max_gen_toks": most}
     requests = [Instance("generate_until", {}, (_asked(tokenizer, prompt), options), 0) for prompt in prompts]
     with console():
-        asker = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=default_batch(model))
+        asker = as_lm(model, tokenizer)
         return [str(reply) for reply in asker.generate_until(requests, disable_tqdm=True)]

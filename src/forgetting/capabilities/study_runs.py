@@ -10,19 +10,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.schema import ModelConfig, StudyConfig
-from ..errors import UsageError
+from ..errors import ForgettingError, UsageError
 from ..files import write_atomically
 from ..measuring.estimate import Mean
 from ..store.folder import StudyFolder
 from ..store.table import load_table
 from .answers import AnswerStore, pair_up
 from .evaluate import BASE, Asker, SuiteResult, result_of
-from .harness import Settings
+from .settings import Settings
 from .suites import Plan
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def asker_of(study: Path, model: ModelConfig, plan: Plan, tell: Callable[[str], 
     return Asker(AnswerStore(folder), suites, plan, tell)
 
 
-def ask_base(study: Path, base: Any, model: ModelConfig, plan: Plan) -> None:
+def ask_base(study: Path, base: Any, model: ModelConfig, plan: Plan, tell: Callable[[str], None] | None = None) -> None:
     """The base model's answers, where they are not stored.
 
     Args:
@@ -71,9 +72,17 @@ def ask_base(study: Path, base: Any, model: ModelConfig, plan: Plan) -> None:
         base: `base.Base`.
         model: its configuration.
         plan: what to ask.
+        tell: told what is asked again, and why.
     """
     asker = asker_of(study, model, plan)
-    asker.answers(BASE, base.key, lambda loaded: asker.run(base.model, base.tokenizer, loaded))
+    asker.answers(BASE, base.key, base.tokenizer, lambda: nullcontext(base.model))
+    _tell(tell, asker)
+
+
+def _tell(tell: Callable[[str], None] | None, asker: Asker) -> None:
+    for notice in asker.notices:
+        if tell:
+            tell(notice)
 
 
 @dataclass
@@ -107,7 +116,8 @@ class Probe:
             return
         name = f"{self.run_id}@{step}"
         asker = asker_of(self.study, self.model, self.plan, self.tell)
-        asker.answers(name, name, lambda loaded: asker.run(model, self.tokenizer, loaded))
+        asker.answers(name, name, self.tokenizer, lambda: nullcontext(model))
+        _tell(self.tell, asker)
         file = folder_of(self.study) / name / "newtask.json"
         if self.heldout is not None and not file.exists():
             from .newtask import forward_kl
@@ -140,12 +150,12 @@ def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None
     done = [run for run in folder.runs() if run.read().get("status") == "done"]
     if not done:
         raise UsageError(f"{study}: no finished run to evaluate; run `forgetting study {study}`")
-    chosen = plan if plan.suites or config.capabilities is None else plan_of(config)
+    chosen = plan if plan.suites or config.capabilities is None else replace(plan_of(config), include=plan.include)
     step = config.training.steps
     base = load_base(config.model)
     if tell:
         tell("base")
-    ask_base(study, base, config.model, chosen)
+    ask_base(study, base, config.model, chosen, tell)
     for run in done:
         if not (run.path / "adapter").is_dir():
             raise UsageError(f"{run.path}: its adapter is gone, so it cannot be evaluated; run the study again")
@@ -185,7 +195,11 @@ def study_results(study: Path) -> list[tuple[str, int, SuiteResult]]:
             continue
         for suite in store.suites(name):
             if suite in base:
-                found.append((run_id, int(step), result_of(suite, pair_up(base[suite], store.read(name, suite)))))
+                try:
+                    pairs = pair_up(base[suite], store.read(name, suite))
+                except ForgettingError as error:
+                    raise ForgettingError(f"{store.path(name, suite)}, beside the base model's: {error}") from None
+                found.append((run_id, int(step), result_of(suite, pairs)))
     return sorted(found, key=lambda item: (item[0], item[1]))
 
 

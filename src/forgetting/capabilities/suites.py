@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from ..errors import UsageError
 from . import items
-from .harness import Settings
 from .prompts import Prompts, read_prompts
+from .settings import Settings
 
 Kind = Literal["answers", "refusals"]
 BUILT_IN = ("knowledge", "reasoning", "safety")
@@ -30,13 +30,13 @@ class Suite:
         name: the user's word for it; also of its file in the store.
         kind: `answers` are right or wrong; `refusals` are judged replies to harmful and harmless prompts.
         tasks: names of lm-eval tasks, or paths of their YAML files.
-        content: hash of what is asked, where it is known here; empty for lm-eval's own tasks.
+        local: whether its items were written into the folder, as tasks of our own.
     """
 
     name: str
     kind: Kind
     tasks: tuple[str | Path, ...]
-    content: str = ""
+    local: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Plan:
         harmful, harmless: prompts of `safety`; the miniature has its own.
         keep_completions: store replies to harmful prompts.
         max_generated: tokens of a reply to a local item or prompt.
+        include: folders in which lm-eval looks for tasks and groups, besides its own.
     """
 
     suites: tuple[str, ...] = ()
@@ -58,6 +59,7 @@ class Plan:
     harmless: str | None = None
     keep_completions: bool = False
     max_generated: int = items.MAX_GENERATED
+    include: tuple[str, ...] = ()
 
     def make(self, *, miniature: bool, folder: Path) -> list[Suite]:
         """The suites, their local items written to `folder`.
@@ -117,7 +119,7 @@ def _suite(
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UsageError(f"{name}: no such file")
-        return Suite(items.task_name(path.stem), "answers", (path.resolve(),), _digest(path.read_text("utf-8")))
+        return Suite(items.task_name(path.stem), "answers", (path.resolve(),))
     if name == "safety":
         return _safety(miniature, folder, prompts, max_generated)
     if name in BUILT_IN and miniature:
@@ -185,8 +187,7 @@ def _local(name: str, kind: Kind, tasks: dict[str, list[dict[str, Any]]], folder
         task: items.write_task(folder, task, rows, judged=judged, max_generated=max_generated)
         for task, rows in tasks.items()
     }
-    content = _digest("".join(path.with_suffix(".jsonl").read_text("utf-8") for path in written.values()))
-    return Suite(name, kind, tuple(written.values()), content)
+    return Suite(name, kind, tuple(written.values()), local=True)
 
 
 def _digest(text: str) -> str:

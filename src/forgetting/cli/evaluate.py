@@ -29,6 +29,10 @@ SuiteOption = Annotated[
         "lm-evaluation-harness; repeat for several. Default: the three.",
     ),
 ]
+IncludePath = Annotated[
+    list[str] | None,
+    typer.Option(help="A folder in which lm-eval looks for tasks and groups by name; repeat for several."),
+]
 Out = Annotated[Path | None, typer.Option(help="Where answers are stored. Default: evaluations/NAME.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many items of each task.")]
 Batch = Annotated[
@@ -57,6 +61,7 @@ def evaluate_command(
     tuned: Tuned = None,
     *,
     suite: SuiteOption = None,
+    include_path: IncludePath = None,
     out: Out = None,
     limit: Limit = None,
     batch_size: Batch = None,
@@ -82,11 +87,13 @@ def evaluate_command(
     runs is evaluated, and the study's report shows it.
     """
     _check(judge, import_, tuned, base, relearn, export)
-    from ..capabilities.harness import Settings
+    from ..capabilities.settings import Settings
     from ..capabilities.suites import Plan
 
     settings = Settings(limit, batch_size, chat, fewshot, metric=metric, cluster_by=cluster_by)
-    plan = Plan(tuple(suite or ()), settings, harmful, harmless, keep_completions, max_new_tokens)
+    plan = Plan(
+        tuple(suite or ()), settings, harmful, harmless, keep_completions, max_new_tokens, tuple(include_path or ())
+    )
     if tuned is None:
         _evaluate_study(Path(base), plan, as_json)
         return

@@ -1,0 +1,61 @@
+"""A library's error as one clause that a user can act on."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent
+LONGEST = 300
+
+
+def explained(error: BaseException) -> str:
+    """What failed, in words; for errors whose text alone does not say it, with what kind of error it is.
+
+    Examples:
+        >>> explained(KeyError("gold"))
+        "no field or name 'gold'"
+        >>> explained(IndexError("list index out of range"))
+        'there are no items, or a number points beyond a list (list index out of range)'
+    """
+    said = first_line(error)
+    kinds = {cls.__name__ for cls in type(error).__mro__ if cls.__module__.startswith("jinja2")}
+    if "TemplateSyntaxError" in kinds:
+        return f"a template is malformed: {said}"
+    if "UndefinedError" in kinds:
+        return f"a template uses what the item lacks: {said}"
+    if kinds:
+        return f"a template fails: {said}"
+    if isinstance(error, SyntaxError):
+        return f"{Path(error.filename or 'its code').name}, line {error.lineno}: not Python: {error.msg}"
+    if isinstance(error, ImportError):
+        return f"its Python code cannot be imported: {said}"
+    if isinstance(error, KeyError):
+        return f"no field or name '{said}'"
+    if isinstance(error, IndexError):
+        return f"there are no items, or a number points beyond a list ({said})"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply, or calls itself without end"
+    if isinstance(error, SystemExit):
+        return "its Python code ends the program"
+    if isinstance(error, UnicodeError):
+        return f"text that is not UTF-8: {said}"
+    return said
+
+
+def where_raised(error: BaseException) -> str:
+    """The user's own Python line that an error came from, in brackets; empty where it came from a library."""
+    libraries = {Path(sys.prefix), Path(sys.base_prefix), PACKAGE}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        outside = "site-packages" not in file.parts and not any(map(file.is_relative_to, libraries))
+        if outside and file.is_file():
+            return f" ({file.name}, line {frame.lineno})"
+    return ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; where it says nothing, what kind it is."""
+    lines = [line.strip() for line in str(error).strip("'\" \n").splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:LONGEST]

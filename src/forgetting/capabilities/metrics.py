@@ -1,0 +1,130 @@
+"""Which of a task's metrics is the score of its items: chosen once a task, and the same for every item."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UsageError, did_you_mean
+
+POOLED = (
+    *("perplexity", "weighted_perplexity", "bits_per_byte", "f1", "matthews_corrcoef"),
+    *("bleu", "chrf", "chrf++", "ter", "brier_score"),
+)
+"""lm-eval's aggregations whose items are no scores: log-likelihoods, pairs of texts or of classes."""
+BYPASS = "bypass"
+"""lm-eval's metric of a task whose replies are judged afterwards."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric whose value for an item is that item's score, or 1 less its score where lower is better."""
+
+    name: str
+    higher_is_better: bool
+
+    def score(self, value: float) -> float:
+        """The score of an item: between 0 and 1, higher is better."""
+        return value if self.higher_is_better else 1 - value
+
+
+def check(name: str, task: Any) -> None:
+    """Refuse a task whose metrics say nothing of single items, or cannot be computed.
+
+    Raises:
+        UsageError: names the task and its metrics.
+    """
+    aggregations: Mapping[str, Any] = task.aggregation() or {}
+    for metric, aggregation in aggregations.items():
+        if not callable(aggregation):
+            raise UsageError(f"task {name}: metric '{metric}': lm-eval has no such aggregation; mean is one")
+    for metric, better in (task.higher_is_better() or {}).items():
+        if better is not None and not isinstance(better, bool):
+            raise UsageError(f"task {name}: metric '{metric}': higher_is_better: got {better!r}; true or false")
+    if not _own(task) and aggregations and set(aggregations) <= _pooled(task):
+        raise UsageError(
+            f"task {name}: no metric of single items between 0 and 1 (it has {', '.join(aggregations)}); give it one, "
+            "such as acc or exact_match"
+        )
+
+
+def check_wanted(name: str, task: Any, wanted: str | None) -> None:
+    """Refuse a metric that a task cannot have, where that is known before it is asked.
+
+    Raises:
+        UsageError: suggests.
+    """
+    listed = list(task.aggregation() or {})
+    known = task.OUTPUT_TYPE in ("loglikelihood", "multiple_choice") and not _own(task)
+    if known and wanted is not None and wanted not in listed and BYPASS not in listed:
+        raise UsageError(f"task {name}: no metric '{wanted}'; {did_you_mean(wanted, listed)}")
+
+
+def _own(task: Any) -> bool:
+    """Whether a task's own Python makes its metrics, so that its file need not name them."""
+    return callable(task.get_config("process_results")) or not hasattr(task, "features")
+
+
+def choose(name: str, task: Any, samples: Sequence[Mapping[str, Any]], wanted: str | None) -> Metric | None:
+    """The metric of a task: the one asked for, or the first whose value is between 0 and 1 for every item.
+
+    Args:
+        name: of the task.
+        task: lm-eval's.
+        samples: lm-eval's record of every item.
+        wanted: the metric asked for.
+
+    Returns:
+        None where replies are judged.
+
+    Raises:
+        UsageError: no such metric, or an item's value is not between 0 and 1.
+    """
+    listed = list(dict.fromkeys(metric for sample in samples for metric in sample["metrics"]))
+    if BYPASS in listed:
+        return None
+    pooled = _pooled(task)
+    declared = [metric for metric in (task.aggregation() or {}) if metric in listed]
+    candidates = list(dict.fromkeys([*declared, *listed]))
+    if wanted is not None:
+        if wanted not in listed:
+            raise UsageError(f"task {name}: no metric '{wanted}'; {did_you_mean(wanted, candidates)}")
+        problem = "it is not of single items" if wanted in pooled else _unfit(samples, wanted)
+        if problem:
+            raise UsageError(f"metric '{wanted}' of task {name}: {problem}")
+        return Metric(wanted, _higher(task, wanted))
+    for metric in candidates:
+        if metric not in pooled and not _unfit(samples, metric):
+            return Metric(metric, _higher(task, metric))
+    raise UsageError(f"task {name}: no metric of single items between 0 and 1 (it has {', '.join(candidates)})")
+
+
+def number(value: Any) -> float | None:
+    """An item's value as a number, also of numpy's and torch's kinds; None where it is none."""
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    return float(value) if isinstance(value, bool | int | float) else None
+
+
+def _unfit(samples: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """What keeps a metric from being a score; empty where nothing does."""
+    for sample in samples:
+        value = number(sample.get(metric)) if metric in sample["metrics"] else None
+        if value is None or math.isnan(value) or not 0 <= value <= 1:
+            shown = "nothing" if metric not in sample["metrics"] else f"{sample.get(metric)!r:.60}"
+            return f"the value of item {sample['doc_id']} is {shown}, which is not between 0 and 1"
+    return ""
+
+
+def _higher(task: Any, metric: str) -> bool:
+    return (task.higher_is_better() or {}).get(metric) is not False
+
+
+def _pooled(task: Any) -> set[str]:
+    """Metrics that are computed from all items together."""
+    from lm_eval.api.registry import get_aggregation  # type: ignore[import-untyped]
+
+    known: list[Callable[..., Any] | None] = [get_aggregation(name) for name in POOLED]
+    return {metric for metric, aggregation in (task.aggregation() or {}).items() if aggregation in known}

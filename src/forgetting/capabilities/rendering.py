@@ -1,0 +1,166 @@
+"""What a model is shown: every request of a task, rendered before any model is asked, and its hash."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from ..errors import ForgettingError, UsageError
+from . import metrics
+from .console import console
+from .explain import explained, where_raised
+from .settings import Settings
+
+DAY = datetime.date(2024, 7, 26)
+"""Given to chat templates that write today's date; the date that Llama's fall back on."""
+
+
+def prepare(loaded: Mapping[str, Any], tokenizer: Any, settings: Settings) -> None:
+    """Render every request of every task, once for both models.
+
+    Raises:
+        UsageError: a template fails, an item lacks a field, or there are no items; names task and item.
+    """
+    chat = tokenizer.chat_template is not None if settings.chat is None else settings.chat
+    if chat and tokenizer.chat_template is None:
+        raise UsageError("chat: the tokenizer has no chat template; leave --chat out")
+    for name, task in loaded["tasks"].items():
+        metrics.check_wanted(name, task, settings.metric)
+        _settle(task, settings)
+        try:
+            with console():
+                task.build_all_requests(
+                    limit=settings.limit,
+                    rank=0,
+                    world_size=1,
+                    apply_chat_template=chat,
+                    fewshot_as_multiturn=chat,
+                    chat_template=chat_template(tokenizer) if chat else None,
+                )
+        except (MemoryError, ForgettingError):
+            raise
+        except Exception as error:
+            at = _failing_item(task, settings.limit)
+            raise UsageError(f"task {name}{at}: cannot be rendered: {explained(error)}{where_raised(error)}") from None
+        _check_requests(name, task)
+
+
+def _settle(task: Any, settings: Settings) -> None:
+    """Few-shot examples as lm-eval's `simple_evaluate` sets them; the same ones for each model."""
+    default = task.get_config("num_fewshot")
+    if settings.fewshot is not None and default != 0:
+        task.set_config(key="num_fewshot", value=settings.fewshot)
+    elif default is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=settings.seed)
+
+
+def _failing_item(task: Any, limit: int | None) -> str:
+    """Which item cannot be rendered, where it is the item's fault."""
+    parts = [task.doc_to_text, task.doc_to_target]
+    if task.OUTPUT_TYPE == "multiple_choice":
+        parts.append(task.doc_to_choice)
+    with contextlib.suppress(Exception):
+        for number, doc in task.doc_iterator(limit=limit, rank=0, world_size=1):
+            for part in parts:
+                try:
+                    part(doc)
+                except Exception:
+                    return f", item {number}"
+    return ""
+
+
+def _check_requests(name: str, task: Any) -> None:
+    """Refuse a request that the model's wrapper would fail on, and targets that no item can reach."""
+    for instance in task.instances:
+        texts = instance.args if "loglikelihood" in instance.request_type else instance.args[:1]
+        for text in texts:
+            if not isinstance(text, str):
+                raise UsageError(f"task {name}, item {instance.doc_id}: rendered to {text!r:.60}, which is no text")
+        if instance.request_type == "loglikelihood" and not instance.args[1]:
+            raise UsageError(f"task {name}, item {instance.doc_id}: the text to be scored is empty")
+
+
+def items_of(task: Any) -> dict[int, list[Any]]:
+    """The requests of each item, by its number."""
+    found: dict[int, list[Any]] = {}
+    for instance in task.instances:
+        found.setdefault(instance.doc_id, []).append(instance)
+    for requests in found.values():
+        requests.sort(key=lambda request: request.idx)
+    return found
+
+
+def request_hash(requests: Sequence[Any], tokenizer_key: str) -> str:
+    """A hash of all that a model is shown for an item; equal hashes mean that a model need not be asked again."""
+    shown = [[r.request_type, r.repeats, *r.args] for r in requests]
+    text = json.dumps([tokenizer_key, shown], sort_keys=True, default=repr)
+    return sha256(text.encode()).hexdigest()[:32]
+
+
+def tokenizer_key(tokenizer: Any) -> str:
+    """A hash of what turns text into tokens, less how batches are padded."""
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    if inner is not None:
+        content = {k: v for k, v in json.loads(inner.to_str()).items() if k not in ("truncation", "padding")}
+    else:
+        content = tokenizer.get_vocab()
+    named = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    # added tokens stand in both, and `add_bos_token` in the post-processor
+    text = json.dumps([type(tokenizer).__name__, named, content], sort_keys=True, default=repr)
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def chat_template(tokenizer: Any) -> Callable[..., str]:
+    """Messages as a prompt, as lm-eval's Hugging Face wrapper renders them: without system messages where these fail.
+
+    A template that writes today's date is given that of `DAY`: answers of different days are to the same prompt.
+
+    Raises:
+        UsageError: on a call; the template fails.
+    """
+    from jinja2 import TemplateError
+
+    template = dated(tokenizer.chat_template) if isinstance(tokenizer.chat_template, str) else None
+
+    def render(messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                messages,
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    def call(messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
+        try:
+            try:
+                return render(messages, add_generation_prompt=add_generation_prompt)
+            except TemplateError:
+                rest = [message for message in messages if message["role"] != "system"]
+                if len(rest) == len(messages):
+                    raise
+                return render(rest, add_generation_prompt=add_generation_prompt)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise UsageError(f"chat template: it cannot render a request: {explained(error)}; see --no-chat") from None
+
+    return call
+
+
+def dated(template: str) -> str:
+    """A chat template with the date of `DAY` where it writes today's.
+
+    Examples:
+        >>> dated("Today: {{ strftime_now('%d %b %Y') }}")
+        'Today: {{ "26 Jul 2024" }}'
+    """
+    return re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda m: json.dumps(DAY.strftime(m[2])), template)

@@ -1,0 +1,232 @@
+"""lm-eval's tasks and groups by name or file, loaded and checked before any model is asked."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import files
+from ..errors import ForgettingError, UsageError, did_you_mean
+from . import metrics
+from .console import console, quiet
+from .explain import explained, first_line, where_raised
+
+YAML = (".yaml", ".yml")
+SIGNALLED = (130, 143)
+"""How the command ends where a signal stops it."""
+NEEDED = ("doc_to_text", "doc_to_target")
+"""Fields without which lm-eval fails with an error that has no text."""
+
+
+def load_tasks(specs: Sequence[str | Path], include: Sequence[str | Path] = ()) -> dict[str, Any]:
+    """lm-eval's task dictionary of names and YAML files; under `origin`, which of them each task came from.
+
+    Args:
+        specs: names of tasks and groups, and paths of their YAML files.
+        include: folders in which tasks and groups are looked for by name, before lm-eval's own.
+
+    Raises:
+        UsageError: an unknown name (suggests), a file that lm-eval cannot read, or a task whose items are not right or
+            wrong.
+        ForgettingError: a task's data cannot be had, as without a network.
+    """
+    quiet()
+    for folder in include:
+        if not Path(folder).expanduser().is_dir():
+            raise UsageError(f"include path: {folder}: no such folder")
+    manager = _manager(specs, [Path(folder).expanduser() for folder in include])
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}, "origin": {}}
+    for spec in specs:
+        one = _load(manager, spec)
+        twice = set(one["tasks"]) & set(loaded["tasks"])
+        if twice:
+            raise UsageError(f"task {spec}: '{min(twice)}' is asked for twice")
+        if not one["tasks"]:
+            raise UsageError(f"task {spec}: a group without tasks")
+        for name, task in one["tasks"].items():
+            _check(name, task)
+        for part, content in one.items():
+            loaded[part].update(content)
+        loaded["origin"].update(dict.fromkeys(one["tasks"], spec.stem if isinstance(spec, Path) else spec))
+    return loaded
+
+
+def _manager(specs: Sequence[str | Path], include: Sequence[Path]) -> Any:
+    """lm-eval's index of tasks: of `include`, of the folders of group files, and of its own where a name needs them."""
+    from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
+
+    named = [spec for spec in specs if not isinstance(spec, Path)]
+    groups = [members for spec in specs if isinstance(spec, Path) and (members := _members(spec)) is not None]
+    folders = [*include, *(spec.parent for spec in specs if isinstance(spec, Path) and _members(spec) is not None)]
+    wanted = [*named, *(name for members in groups for name in members)]
+    with console():
+        manager = TaskManager(include_path=[str(f) for f in dict.fromkeys(folders)], include_defaults=False)
+    if _unknown(manager, wanted):
+        sys.stderr.write("reading the list of lm-eval's tasks ...\n")
+        with console():
+            manager = TaskManager(include_path=[str(f) for f in dict.fromkeys(folders)], include_defaults=True)
+    for name in named:
+        if name not in manager.task_index:
+            raise UsageError(f"task: lm-eval has none called '{name}'; {suggest(name, manager.all_tasks)}")
+    missing = _unknown(manager, [name for members in groups for name in members])
+    if missing:
+        raise UsageError(
+            f"group: it names the task '{missing[0]}', which is neither lm-eval's nor in {_listed(folders)}; "
+            "name its folder with --include-path"
+        )
+    return manager
+
+
+def _listed(folders: Sequence[Path]) -> str:
+    return ", ".join(str(folder) for folder in dict.fromkeys(folders))
+
+
+def _unknown(manager: Any, names: Sequence[str]) -> list[str]:
+    """Those of some tasks and groups, and of what these groups name, that an index lacks."""
+    missing, waiting, seen = [], list(names), set()
+    while waiting:
+        if (name := waiting.pop(0)) in seen:
+            continue
+        seen.add(name)
+        entry = manager.task_index.get(name)
+        if entry is None:
+            missing.append(name)
+        elif isinstance(entry.cfg, dict) and "group" in entry.cfg:
+            waiting += _named(entry.cfg.get("task"))
+    return missing
+
+
+def _named(members: Any) -> list[str]:
+    """The tasks that a group's list names; a task or group that it defines itself is none."""
+    found: list[str] = []
+    for member in members if isinstance(members, list) else []:
+        if isinstance(member, str):
+            found.append(member)
+        elif isinstance(member, dict) and "group" in member:
+            found += _named(member.get("task"))
+        elif isinstance(member, dict) and isinstance(member.get("task"), str) and not set(NEEDED) <= set(member):
+            found.append(member["task"])
+    return found
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without running what `!function` names."""
+
+
+_Plain.add_constructor("!function", lambda _, node: str(getattr(node, "value", "")))
+
+
+def _fields_of(path: Path) -> dict[str, Any]:
+    """A task file's own fields, its functions as text.
+
+    Raises:
+        UsageError: not YAML, or no mapping with `task` or `group`; names the file.
+    """
+    text = files.read_text(path, limit=files.MAX_CONFIG)
+    try:
+        found = yaml.load(text, Loader=_Plain)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        raise UsageError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or first_line(error)}") from None
+    except (RecursionError, ValueError, TypeError, OverflowError) as error:
+        raise UsageError(f"{path}: a value cannot be read: {first_line(error)}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: needs the fields of a task of lm-eval, got {type(found).__name__}")
+    if "include" in found:
+        return found
+    kind = "group" if "group" in found else "task"
+    if not isinstance(found.get(kind), str) or not found[kind]:
+        got = "nothing" if kind not in found else f"a {type(found[kind]).__name__}"
+        raise UsageError(f"{path}: {kind}: got {got}; a task of lm-eval has a name under `task`, a group under `group`")
+    if kind == "group" and not isinstance(found.get("task"), list):
+        raise UsageError(f"{path}: task: a group needs the list of its tasks here")
+    return found
+
+
+def _members(path: Path) -> list[str] | None:
+    """The tasks that a group file names; None where it is no group."""
+    found = _fields_of(path)
+    return _named(found.get("task")) if "group" in found and "class" not in found else None
+
+
+def _load(manager: Any, spec: str | Path) -> dict[str, Any]:
+    """One task or group; the many errors of its YAML, Python and data as one line."""
+    try:
+        with console(), _no_bytecode():
+            found: dict[str, Any] = manager.load([str(spec)])
+        return found
+    except (MemoryError, ForgettingError):
+        raise
+    except FileNotFoundError as error:
+        if type(error).__name__ == "DatasetNotFoundError":
+            raise ForgettingError(f"task {spec}: its data cannot be had: {first_line(error)}") from None
+        hint = "" if ".py" in str(error) else " (`data_files` are looked for from the current folder)"
+        raise UsageError(f"task {spec}: {first_line(error)}{hint}") from None
+    except ConnectionError as error:
+        raise ForgettingError(f"task {spec}: its data cannot be had: {first_line(error)}") from None
+    except (Exception, SystemExit) as error:  # what stands in a task's YAML and Python fails in ways of its own
+        if isinstance(error, SystemExit) and error.code in SIGNALLED:
+            raise
+        if type(error).__module__.startswith(("huggingface_hub", "requests", "httpx")):
+            raise ForgettingError(f"task {spec}: its data cannot be had: {first_line(error)}") from None
+        raise UsageError(f"task {spec}: lm-eval cannot load it: {_why(error, spec)}") from None
+
+
+def _why(error: BaseException, spec: str | Path) -> str:
+    """An error of loading, with the field that it is about where that can be told."""
+    from lm_eval.config.task import TaskConfig  # type: ignore[import-untyped]
+
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if isinstance(error, TypeError) and unknown and "TaskConfig" in str(error):
+        return f"no field '{unknown[1]}'; {did_you_mean(unknown[1], [f.name for f in fields(TaskConfig)])}"
+    own = _fields_of(spec) if isinstance(spec, Path) else {"include": ""}
+    lacking = [name for name in NEEDED if own.get(name) is None]
+    if lacking and not own.keys() & {"include", "use_prompt", "class", "group"}:
+        return f"no field '{lacking[0]}'"
+    return explained(error) + where_raised(error)
+
+
+@contextlib.contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """No `__pycache__` beside a task's Python: a file changed within a second would be taken from there."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
+
+
+def suggest(name: str, names: Sequence[str]) -> str:
+    """A close match; lm-eval has thousands of tasks, so those that are no match are not listed."""
+    found = did_you_mean(name, names)
+    if found.startswith("did you mean"):
+        return found.split(" (choices")[0]
+    inside = [n for n in names if name.lower() in n.lower()][:5]
+    return "like it: " + ", ".join(inside) if inside else "`lm_eval ls tasks` lists them"
+
+
+def _check(name: str, task: Any) -> None:
+    """Refuse what cannot be asked item by item.
+
+    Raises:
+        UsageError: running text, pictures or sound, code to be run, or no score of single items.
+    """
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        raise UsageError(
+            f"task {name}: measures the loss on running text (loglikelihood_rolling), which has no items that are "
+            "right or wrong; `forgetting measure BASE TUNED --text` does that"
+        )
+    if getattr(task, "MULTIMODAL", False):
+        raise UsageError(f"task {name}: asks about pictures or sound; only text is evaluated")
+    if getattr(task, "UNSAFE_CODE", False):
+        raise UsageError(f"task {name}: runs the code that models write, which is refused; use the `lm_eval` command")
+    metrics.check(name, task)
