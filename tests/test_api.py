@@ -13,16 +13,6 @@ from forgetting.analysis.fit import fit_from_published
 from forgetting.errors import UsageError
 
 
-def test_rooms_are_called_as_the_functions_of_their_name() -> None:
-    for name in ("measure", "study", "fit", "plan"):
-        assert callable(getattr(forgetting, name))
-    import forgetting.analysis.fit.engine as engine  # a room stays a package
-
-    assert engine.fit_law is forgetting.fit.fit_law
-    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
-        _ = forgetting.fitt
-
-
 def test_importing_forgetting_is_light() -> None:
     code = "import sys, forgetting; sys.exit(bool({'torch', 'pandas', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,9 +14,9 @@ __version__ = "0.1.0"
 _FUNCTIONS = {
     "measure": "forgetting.measuring.measure",
     "study": "forgetting.studies.conclude",
-    "fit": "forgetting.studies.conclude",
-    "plan": "forgetting.studies.conclude",
-    "compare": "forgetting.studies.conclude",
+    "fit": "forgetting.analysis.api",
+    "plan": "forgetting.analysis.api",
+    "compare": "forgetting.analysis.api",
     "ForgettingCallback": "forgetting.measuring.callback",
 }
 

@@ -29,7 +29,7 @@ from forgetting.analysis.compare.path import path
 from forgetting.analysis.compare.pooled import average
 from forgetting.analysis.compare.source import AXES, Key, Run
 from forgetting.analysis.compare.words import reach, sentence
-from forgetting.analysis.tables import from_records
+from forgetting.arguments import from_records
 from forgetting.cli.app import app
 from forgetting.errors import UsageError
 from simulated import study

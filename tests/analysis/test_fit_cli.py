@@ -138,7 +138,7 @@ def test_plan_on_a_published_law():
         (("plan", "kalajdzievski2024/openorca"), "give either --budget or --target-loss"),
         (("plan", "kalajdzievski2024/news", "--budget", "1", "--target-loss", "2"), "give either"),
         (("plan", "kalajdzievski2024/news", "--budget", "-1"), "must be a positive number"),
-        (("plan", "kalajdzievski2024/news", "--budget", "1", "--target-modules", "q_proj"), "needs --model"),
+        (("plan", "kalajdzievski2024/news", "--budget", "1", "--target-modules", "q_proj"), "needs a model"),
         (("plan", "besiroglu2024/chinchilla", "--budget", "1"), "a plan needs law 'shifted_power'"),
         (("plan", "kalajdzievski2024/news", "--budget", "1", "--next-run"), "fitted with intervals"),
     ],

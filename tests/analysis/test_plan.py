@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,11 +11,10 @@ import pytest
 from scipy.optimize import brentq
 from test_fit_table1 import NAMES, PER_RANK, RANKS, closed_form, table
 
-from forgetting.analysis.fit import fit_from_published, fit_law, fit_study, plain, save_fits
+from forgetting.analysis.fit import fit_from_published, fit_law, fit_study, save_fits
 from forgetting.analysis.laws import PUBLISHED
 from forgetting.analysis.plan import Cost, load_laws, next_runs, plan_budget, plan_target
-from forgetting.analysis.plan.predict import predict_rows, rows_text
-from forgetting.analysis.plan.show import plan_dict, plan_text
+from forgetting.analysis.plan.predict import Predictions, predict_rows
 from forgetting.errors import UsageError
 
 
@@ -75,7 +75,7 @@ def test_unreachable_targets_and_budgets_are_said():
     assert any("never spend the budget" in s for s in unlimited.sentences)
     limit = closed_form(dict(PUBLISHED[NAMES[0]].parameters), PER_RANK * 256, 1e300)[0]
     assert unlimited.frontier[-1].finetune_loss.value == pytest.approx(limit, abs=1e-9)
-    assert json.loads(json.dumps(plain(plan_dict("x", unlimited, []))))["frontier"][0]["steps"]["value"] is None
+    assert json.loads(json.dumps(unlimited.to_dict()))["frontier"][0]["steps"]["value"] is None
 
 
 def test_the_honest_sentence_is_said_when_ranks_do_not_differ_and_only_then():
@@ -210,7 +210,7 @@ def test_predictions_say_when_they_are_outside_the_measured_range(fitted):
     assert len(rows) == 4
     assert [r["extrapolated"] for r in rows] == [False, True, True, True]
     assert rows[0]["forgetting"]["value"] == pytest.approx(rows[0]["forgetting_loss"]["value"] - 0.5)
-    shown = rows_text(rows)
+    shown = str(Predictions(tuple(rows)))
     assert shown.count("outside the measured range") == 3
     with pytest.raises(UsageError, match="also needs trainable_params"):
         predict_rows(fitted, "d", {"step": [100]})
@@ -222,7 +222,7 @@ def test_predictions_say_when_they_are_outside_the_measured_range(fitted):
 
 def test_a_plan_reads_as_text(fitted):
     plan = plan_budget(fitted, 0.35, cost=Cost(32, 512, 1e9))
-    shown = plan_text("d", plan, next_runs(fitted, plan, [(8.0, 8.0 * PER_RANK)], max_steps=260))
+    shown = str(replace(plan, next_runs=next_runs(fitted, plan, [(8.0, 8.0 * PER_RANK)], max_steps=260)))
     assert "forgetting loss held at 0.85" in shown
     assert "rank 8 for 260 steps" in shown
     assert shown.count("\n") > 10

@@ -11,11 +11,12 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forgetting import files
+from forgetting.arguments import from_records
 from forgetting.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -73,13 +74,6 @@ def read_table(path: str | Path) -> Table:
     raise UsageError(f"{path}: a table ends in {', '.join(SUFFIXES)}, or is a study folder")
 
 
-def from_records(records: Iterable[Mapping[str, Any]]) -> Table:
-    """Columns from rows; None where a row lacks a column."""
-    rows = list(records)
-    names = dict.fromkeys(str(k) for row in rows for k in row)
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
 def stack(tables: Sequence[Table]) -> Table:
     """Tables below each other; None where one lacks a column."""
     names = dict.fromkeys(name for table in tables for name in table)
@@ -120,25 +114,30 @@ def split(table: Table, label: str, only: Mapping[str, str], dataset: str | None
     return {group: {k: [cells[i] for i in at] for k, cells in table.items()} for group, at in sorted(groups.items())}
 
 
-def split_frame(frame: pd.DataFrame, only: Mapping[str, str], dataset: str | None = None) -> dict[str, pd.DataFrame]:
-    """`split` of a study's own table, which may have a million rows.
+def split_frame(
+    frame: pd.DataFrame, only: Mapping[str, str], dataset: str | None = None, label: str = "study"
+) -> dict[str, pd.DataFrame]:
+    """`split` of a DataFrame, such as a study's own table, which may have a million rows.
 
     Args:
         frame: as `store.load_table` gives it.
         only: keep rows whose column has this value, written as text.
         dataset: keep this data set.
+        label: the name of a table without a column `dataset`.
 
     Raises:
         UsageError: an unknown column or data set, or no row left.
     """
     for name, value in (dict(only) | ({} if dataset is None else {"dataset": dataset})).items():
         if name not in frame:
-            raise UsageError(f"the study has no column '{name}'; {did_you_mean(name, list(frame.columns))}")
+            raise UsageError(f"table '{label}' has no column '{name}'; {did_you_mean(name, list(frame.columns))}")
         texts = frame[name].astype(str)
         keep = texts == value
         if not keep.any():
             raise UsageError(f"no row has {name} '{value}'; {did_you_mean(value, sorted(texts.unique()))}")
         frame = frame[keep]
+    if "dataset" not in frame:
+        return {label: frame}
     return {str(name): part for name, part in frame.groupby("dataset", sort=True)}
 
 

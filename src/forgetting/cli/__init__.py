@@ -1,5 +1,25 @@
 """The command: parses, calls one function, prints. Nothing here is imported by the library."""
 
-from .app import main
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run the command line and exit, as `app.main` does; a package that is missing for it is one line."""
+    try:
+        from .app import main as run
+
+        if {"-h", "--help"} & {*sys.argv[1:]} or len(sys.argv) == 1:
+            from .missing import note
+
+            sys.stderr.write(note())
+        run()
+    except ImportError as error:
+        from .missing import leave
+
+        leave(error)
+
 
 __all__ = ["main"]

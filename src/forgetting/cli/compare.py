@@ -26,7 +26,7 @@ def compare_command(
     as_json: o.AsJson = False,
 ) -> None:
     """Compare methods and mitigations at equal fine-tuning loss: off the trade-off line, or only back along it?"""
-    from ..studies.conclude import compare
+    from ..analysis.api import compare
 
     made = compare(source, reference, dataset=dataset, by=by, direction=direction, confidence=confidence)
     typer.echo(json.dumps(made.to_dict(), indent=1) if as_json else str(made))

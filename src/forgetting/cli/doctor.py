@@ -10,8 +10,6 @@ import typer
 
 from . import options as o
 
-MARKS = {"works": "ok    ", "note": "note  ", "broken": "BROKEN"}
-
 
 def doctor_command(
     folder: Annotated[Path, typer.Argument(help="Where studies are stored, to try its disk.")] = Path(),
@@ -24,17 +22,13 @@ def doctor_command(
 
     Tokens are reported as there or not; they are never shown.
     """
-    from .environment import as_rows, doctor
+    from .environment import as_lines, as_rows, doctor
 
     checks = doctor(folder, ray_address=ray_address)
-    broken = [check.name for check in checks if check.state == "broken"]
+    broken = any(check.state == "broken" for check in checks)
     if as_json:
         typer.echo(json.dumps({"ok": not broken, "checks": as_rows(checks)}, indent=1))
     else:
-        width = max(len(check.name) for check in checks)
-        for check in checks:
-            advice = f" -> {check.advice}" if check.advice else ""
-            typer.echo(f"{MARKS[check.state]} {check.name:{width}}  {check.found}{advice}")
-        typer.echo(f"broken: {', '.join(broken)}" if broken else "nothing is broken: studies can run here")
+        typer.echo("\n".join(as_lines(checks)))
     if broken:
         raise typer.Exit(1)

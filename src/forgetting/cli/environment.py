@@ -21,9 +21,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from packaging.requirements import Requirement
+from . import missing
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 State = Literal["works", "note", "broken"]
 OLDEST_PYTHON = (3, 11)
@@ -32,6 +35,7 @@ LITTLE_DISK = 5e9
 SLOW_FSYNC = 0.25
 """Seconds; each measured row waits for one."""
 HUB_TIMEOUT, RAY_TIMEOUT = 3.0, 30.0
+MARKS = {"works": "ok    ", "note": "note  ", "broken": "BROKEN"}
 TOKENS = {"HF_TOKEN": "gated models of the Hub", "WANDB_API_KEY": "logging to Weights & Biases"}
 
 
@@ -74,19 +78,33 @@ def doctor(folder: Path, *, ray_address: str | None = None) -> list[Check]:
     ]
     if ray_address is not None:
         looks.append(("ray", lambda: _ray(ray_address)))
-    found: list[Check] = []
+    checks: list[Check] = []
     for name, look in looks:
         try:
-            found += look()
+            checks += look()
+        except ModuleNotFoundError as error:
+            module = (error.name or "").split(".")[0]
+            checks.append(Check(name, "broken", f"{module} is not installed", missing.install(module)))
         except Exception as error:  # whatever a broken installation throws is what was to be found out
             why = (str(error).strip().splitlines() or [""])[0]
-            found.append(Check(name, "broken", f"the check failed: {type(error).__name__}: {why}", "install it again"))
-    return found
+            checks.append(Check(name, "broken", f"the check failed: {type(error).__name__}: {why}", "install it again"))
+    return checks
 
 
 def as_rows(checks: list[Check]) -> list[dict[str, str]]:
     """Checks as plain objects."""
     return [asdict(check) for check in checks]
+
+
+def as_lines(checks: list[Check]) -> list[str]:
+    """Checks as lines to read, and a last line that says which are broken."""
+    width = max(len(check.name) for check in checks)
+    lines = [
+        f"{MARKS[check.state]} {check.name:{width}}  {check.found}{f' -> {check.advice}' if check.advice else ''}"
+        for check in checks
+    ]
+    broken = [check.name for check in checks if check.state == "broken"]
+    return [*lines, f"broken: {', '.join(broken)}" if broken else "nothing is broken: studies can run here"]
 
 
 def _python() -> Iterator[Check]:
@@ -99,6 +117,8 @@ def _python() -> Iterator[Check]:
 
 def _requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
     """What the package needs, and what each extra adds."""
+    from packaging.requirements import Requirement
+
     extras = metadata.metadata("forgetting").get_all("Provides-Extra") or []
     every = [Requirement(line) for line in metadata.requires("forgetting") or []]
     needed = [r for r in every if r.marker is None or r.marker.evaluate({"extra": ""})]
@@ -109,32 +129,42 @@ def _requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
     return needed, added
 
 
-def _lacking(requirements: list[Requirement]) -> tuple[list[str], list[str]]:
-    """Installed packages with their versions, and those that are missing or too old."""
-    there, lacking = [], []
+def _lacking(requirements: list[Requirement]) -> tuple[list[str], list[str], list[str]]:
+    """Installed packages with their versions; those that are missing or too old, in words; and how pip takes those."""
+    there, lacking, wanted = [], [], []
     for requirement in requirements:
+        name = requirement.name
         try:
-            version = metadata.version(requirement.name)
+            version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            lacking.append(f"{requirement.name} is not installed")
-            continue
-        there.append(f"{requirement.name} {version}")
-        if not requirement.specifier.contains(version, prereleases=True):
-            lacking.append(f"{requirement.name} {version} is not {requirement.specifier}")
-    return there, lacking
+            why = f"{name} is not installed"
+        else:
+            there.append(f"{name} {version}")
+            if requirement.specifier.contains(version, prereleases=True):
+                continue
+            why = f"{name} {version} is not {requirement.specifier}"
+        lacking.append(why)
+        wanted.append(f"'{name}{requirement.specifier}'")
+    return there, lacking, wanted
 
 
 def _packages() -> Iterator[Check]:
-    there, lacking = _lacking(_requirements()[0])
+    requirements = _requirements()[0]
+    there, lacking, wanted = _lacking(requirements)
+    for requirement in requirements:  # a package whose files are gone, though pip still lists it
+        module = missing.module_of(requirement.name)
+        if f"'{requirement.name}{requirement.specifier}'" not in wanted and not missing.found(module):
+            lacking.append(f"{requirement.name} has no module '{module}'")
+            wanted.append(f"--force-reinstall '{requirement.name}{requirement.specifier}'")
     if lacking:
-        yield Check("packages", "broken", "; ".join(lacking), "pip install --upgrade forgetting")
+        yield Check("packages", "broken", "; ".join(lacking), f"pip install {' '.join(wanted)}")
     else:
         yield Check("packages", "works", ", ".join(there))
 
 
 def _extras() -> Iterator[Check]:
     for extra, requirements in _requirements()[1].items():
-        there, lacking = _lacking(requirements)
+        there, lacking, _ = _lacking(requirements)
         if not lacking:
             yield Check(f"extra [{extra}]", "works", ", ".join(there))
         elif extra != "dev":  # only contributors miss it

@@ -14,7 +14,6 @@ from ..errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from ..analysis.fit import Fit
     from ..analysis.laws import Law
-    from ..analysis.plan import Plan
     from ..analysis.tables import Table
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")]
@@ -53,8 +52,10 @@ def fit_command(
 ) -> None:
     """Fit laws to tables of runs: global optimum, intervals from whole runs, and what could not be identified."""
     from ..analysis.fit import fit_law
+    from ..analysis.laws.choose import choose_law
+    from ..analysis.sources import tables_to_fit
 
-    columns = _pairs(mapping, "--map")
+    columns, starts, bounds = _pairs(mapping, "--map"), _starts(start), _bounds(bound)
     options: dict[str, Any] = {
         "objective": objective,
         "delta": delta,
@@ -67,9 +68,10 @@ def fit_command(
     }
     fits: dict[str, dict[str, Fit]] = {}
     tests = []
-    for label, table in _tables(tables, _pairs(only, "--only"), from_step, dataset).items():
+    found = tables_to_fit(tables, only=_pairs(only, "--only"), from_step=from_step, dataset=dataset)
+    for label, table in found.items():
         for name in law or _default_laws(label, table, columns):
-            one = _law(name, table, columns, start, bound)
+            one = choose_law(name, [*columns, *table], start=starts, bounds=bounds)
             fits.setdefault(label, {})[name] = fit_law(one, table, label=label, columns=_used(one, columns), **options)
             if extrapolate:
                 tests += _extrapolate(one, table, label, columns, run, seed)
@@ -94,23 +96,22 @@ def predict_command(
     as_json: AsJson = False,
 ) -> None:
     """Predict losses with bands, and say where a prediction lies outside the measured range."""
-    from ..analysis.plan import load_laws
-    from ..analysis.plan.predict import predict_rows, rows_text
+    from ..analysis.api import predict
 
-    given = {k: [_number(v, f"--set {k}")] for k, v in _pairs(assign, "--set").items()}
-    if steps:
-        given["step"] = list(steps)
-    per_rank, _ = _counted(model, target_modules, params_per_rank)
-    rows = []
-    for label, laws in load_laws(law, dataset).items():
-        fit = _pick(laws, name, wants_surface=bool(rank or params or steps))
-        rows += predict_rows(fit, label, given, ranks=rank, params=params, params_per_rank=per_rank)
-    if as_json:
-        from ..analysis.fit import plain
-
-        typer.echo(json.dumps(plain(rows), indent=1))
-    else:
-        typer.echo(rows_text(rows))
+    given = {k: _number(v, f"--set {k}") for k, v in _pairs(assign, "--set").items()}
+    made = predict(
+        law,
+        ranks=rank or None,
+        steps=steps or None,
+        params=params or None,
+        params_per_rank=params_per_rank,
+        model=model,
+        target_modules=target_modules,
+        at=given,
+        which=name,
+        dataset=dataset,
+    )
+    typer.echo(json.dumps(made.to_dict()["predictions"], indent=1) if as_json else str(made))
 
 
 def plan_command(
@@ -131,32 +132,28 @@ def plan_command(
     as_json: AsJson = False,
 ) -> None:
     """Plan a run: the ranks and steps that spend a budget of forgetting, or that reach a fine-tuning loss."""
-    from ..analysis.fit import plain
-    from ..analysis.plan import load_laws, plan_budget, plan_target
-    from ..analysis.plan.show import plan_dict, plan_text
+    from ..analysis.api import plan
 
     if (budget is None) == (target_loss is None):
         raise UsageError("give either --budget or --target-loss")
-    per_rank, model_params = _counted(model, target_modules, params_per_rank)
-    said: list[Any] = []
-    for label, laws in load_laws(law, dataset).items():
-        fit = _pick(laws, None, wants_surface=True)
-        grid: dict[str, Any] = {"ranks": rank, "params": params, "params_per_rank": per_rank}
-        cost = _cost(fit, batch, context, model_params)
-        if budget is not None:
-            plan = plan_budget(fit, budget, floor=floor, cost=cost, **grid)
-        else:
-            plan = plan_target(fit, target_loss or 0.0, cost=cost, **grid)
-        runs = _next(fit, plan, max_steps) if next_run else []
-        said.append(plan_dict(label, plan, runs) if as_json else plan_text(label, plan, runs))
-    typer.echo(json.dumps(plain(said[0] if len(said) == 1 else said), indent=1) if as_json else "\n\n".join(said))
-
-
-def _next(fit: Fit, plan: Plan, max_steps: float | None) -> list[Any]:
-    from ..analysis.plan import next_runs
-
-    candidates = [(c.rank, c.trainable_params) for c in plan.frontier]
-    return next_runs(fit, plan, candidates, max_steps=max_steps or fit.measured_range["step"][1])
+    plans = plan(
+        law,
+        budget=budget,
+        target_loss=target_loss,
+        floor=floor,
+        ranks=rank or None,
+        params=params or None,
+        params_per_rank=params_per_rank,
+        model=model,
+        target_modules=target_modules,
+        batch=batch,
+        context=context,
+        next_run=next_run,
+        max_steps=max_steps,
+        dataset=dataset,
+    )
+    made = list(plans.to_dict().values())
+    typer.echo(json.dumps(made[0] if len(made) == 1 else made, indent=1) if as_json else str(plans))
 
 
 def _pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:
@@ -176,32 +173,6 @@ def _number(text: str, option: str) -> float:
         raise UsageError(f"{option}: '{text}' is not a number") from None
 
 
-def _tables(paths: Sequence[str], only: dict[str, str], from_step: float | None, dataset: str | None) -> dict[str, Any]:
-    """The rows to fit, by data set; by file name where the table has no data sets.
-
-    Of a study folder, as in its own report: the first method, from the first step that counts.
-    """
-    from pathlib import Path
-
-    from ..analysis.tables import later, read_tables, split, split_frame
-
-    if (Path(paths[0]) / "study.yaml").exists():
-        from ..store.folder import StudyFolder
-        from ..store.table import load_table
-
-        config = StudyFolder.open(Path(paths[0])).config()
-        if not only.keys() & {"method", "label", "mitigation"}:
-            only = {"label": config.reference_label, "mitigation": ""} | only
-        from_step = config.measure.start if from_step is None else from_step
-        if len(paths) == 1:
-            frame = load_table(Path(paths[0]))
-            trained = frame["alpha"].isna() | ("alpha" in only)
-            return split_frame(frame[trained & (frame["step"] >= from_step)], only, dataset)
-    label = Path(paths[0]).stem if len(paths) == 1 else "tables"
-    table = read_tables(paths)
-    return split(table if from_step is None else later(table, from_step), label, only, dataset)
-
-
 def _default_laws(label: str, table: Table, columns: dict[str, str]) -> list[str]:
     """The paper's two laws, as far as the table carries them; what it does not carry is said on standard error."""
     from ..analysis.fit import unfit
@@ -219,25 +190,18 @@ def _default_laws(label: str, table: Table, columns: dict[str, str]) -> list[str
     return found
 
 
-def _law(
-    name: str, table: Table, columns: dict[str, str], start: Sequence[str] | None, bound: Sequence[str] | None
-) -> Law:
-    from ..analysis.laws import LAWS, FormulaLaw
+def _starts(given: Sequence[str] | None) -> dict[str, float | tuple[float, float]]:
+    return {k: _span(v, "--start") for k, v in _pairs(given, "--start").items()}
 
-    if "=" not in name:
-        if start or bound:
-            raise UsageError(f"--start and --bound are for formulas; law '{name}' has its own")
-        if not name.isidentifier() and name not in LAWS:
-            raise UsageError(f"law '{name}' is not known; a formula names its output: --law 'loss = {name}'")
-        return LAWS.find(name)
-    starts = {k: _span(v, "--start") for k, v in _pairs(start, "--start").items()}
+
+def _bounds(given: Sequence[str] | None) -> dict[str, tuple[float, float]]:
     bounds = {}
-    for key, value in _pairs(bound, "--bound").items():
+    for key, value in _pairs(given, "--bound").items():
         pair = _span(value, "--bound")
         if not isinstance(pair, tuple):
             raise UsageError(f"--bound {key}={value}: write NAME=LOW:HIGH")
         bounds[key] = pair
-    return FormulaLaw(name, [*columns, *table], start=starts, bounds=bounds)
+    return bounds
 
 
 def _span(text: str, option: str) -> float | tuple[float, float]:
@@ -291,43 +255,3 @@ def _show_fits(fits: dict[str, dict[str, Fit]], tests: list[dict[str, Any]], *, 
             typer.echo(comparison_text(label, rank_laws(list(laws.values()))))
     if tests and not latex:
         typer.echo(extrapolation_text(tests))
-
-
-def _counted(
-    model: str | None, targets: Sequence[str] | None, per_rank: float | None
-) -> tuple[float | None, float | None]:
-    """Parameters of rank 1, and of the model, as far as they are known."""
-    if model is None:
-        if targets:
-            raise UsageError("--target-modules needs --model")
-        return per_rank, None
-    if per_rank is not None:
-        raise UsageError("give --params-per-rank or --model, not both")
-    from ..analysis.plan.count import ALL_LINEAR, count_model
-
-    counted = count_model(model, tuple(targets or [ALL_LINEAR]))
-    return float(counted.params_per_rank), float(counted.model_params)
-
-
-def _pick(laws: dict[str, Fit], name: str | None, *, wants_surface: bool) -> Fit:
-    if name is not None:
-        if name not in laws:
-            raise UsageError(f"no law '{name}' here; {did_you_mean(name, laws)}")
-        return laws[name]
-    if wants_surface and list(laws) == ["linear"]:
-        why = [w for w in laws["linear"].warnings if "shifted_power" in w]
-        raise UsageError("; ".join(["only the line of Eq. 4 is here, and it knows no ranks or steps", *why]))
-    if len(laws) == 1:
-        return next(iter(laws.values()))
-    wanted = "shifted_power" if wants_surface else "linear"
-    if wanted not in laws:
-        raise UsageError(f"no law '{wanted}' here; choose one with --law; {did_you_mean(wanted, laws)}")
-    return laws[wanted]
-
-
-def _cost(fit: Fit, batch: float | None, context: float | None, model_params: float | None) -> Any:
-    from ..analysis.plan import Cost
-
-    known = fit.diagnostics
-    batch, context = batch or known.get("batch"), context or known.get("context")
-    return Cost(batch, context, model_params) if batch and context else None

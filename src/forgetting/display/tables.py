@@ -33,8 +33,8 @@ class Shown:
 
     def text(self) -> str:
         """Plain text, aligned."""
-        table = ["", aligned([self.columns, *self.rows]), ""] if self.rows else []
-        return "\n".join([*self.heading, *table, *self.notes])
+        table = [aligned([self.columns, *self.rows])] if self.rows else []
+        return "\n\n".join("\n".join(part) for part in (self.heading, table, self.notes) if part)
 
     def html(self) -> str:
         """HTML in which every text is escaped."""

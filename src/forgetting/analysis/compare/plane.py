@@ -76,13 +76,13 @@ def plane(c: Contest, looks: Mapping[Key, Look]) -> tuple[Chart, list[str]]:
 def own_looks(c: Contest) -> tuple[dict[Key, Look], dict[str, str]]:
     """Looks for the curves of a contest alone, and the names of their series: the reference's ranks on one scale."""
     reference = [key for key in c.runs if key.label == c.reference and not key.mitigation]
+    others = [key for key in c.runs if key not in reference]
     looks, names = {}, {}
-    for i, key in enumerate(c.runs):
+    for i, key in enumerate([*reference, *others]):
         if key in reference:
-            place = rank_place(reference.index(key), len(reference))
-            look = Look(f"s{i}", blend(RANKS_LIGHT, place), "circle")
+            look = Look(f"s{i}", blend(RANKS_LIGHT, rank_place(i, len(reference))), "circle")
         else:
-            light, _, symbol = OTHERS[(i - len(reference)) % len(OTHERS)]
+            light, _, symbol = OTHERS[others.index(key) % len(OTHERS)]
             look = Look(f"s{i}", light, symbol)
         looks[key], names[look.series] = look, html.escape(str(key))
     return looks, names

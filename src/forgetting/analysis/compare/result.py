@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forgetting.analysis.compare.beyond import Beyond, beyond
 from forgetting.analysis.compare.contest import Contender, Contest, contest
 from forgetting.analysis.compare.pareto import Point
-from forgetting.analysis.compare.show import beyond_text, contest_text
+from forgetting.analysis.compare.plane import own_looks, plane
+from forgetting.analysis.compare.show import beyond_shown, contender_row, contest_shown
 from forgetting.analysis.compare.source import Axis, choose_axis, read_source
 from forgetting.analysis.compare.words import reach, sentence
 from forgetting.analysis.fit import Fit, plain
 from forgetting.analysis.tables import Table
+from forgetting.display.charts import plotly_figure
+from forgetting.display.tables import Result, Shown
 from forgetting.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
 
 FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Result):
     """What a study or table says of its contenders.
 
     Attributes:
@@ -46,13 +53,38 @@ class Comparison:
         }
         return {key: plain(value) for key, value in out.items()}
 
-    def __str__(self) -> str:
-        """Savings, prices, frontier and Appendix B of every data set, as plain text."""
-        parts = [contest_text(c) for c in self.contests.values()]
-        parts += [f"{name}: nothing compared: {why}" for name, why in self.without.items()]
+    def to_frame(self) -> pd.DataFrame:
+        """One row a contender: the verdict, savings with intervals, Holm's p, the price."""
+        import pandas as pd
+
+        return pd.DataFrame([contender_row(one, c) for c in self.contests.values() for one in c.contenders])
+
+    def shown(self) -> list[Shown]:
+        """Savings, prices, frontier and Appendix B of every data set."""
+        parts = [contest_shown(c) for c in self.contests.values()]
+        parts += [Shown([f"{name}: nothing compared: {why}"]) for name, why in self.without.items()]
         if self.beyond:
-            parts.append(beyond_text(self.reference, self.beyond))
-        return "\n\n".join(parts)
+            parts.append(beyond_shown(self.reference, self.beyond))
+        return parts
+
+    def figure(self, dataset: str | None = None) -> go.Figure:
+        """The trade-off plane of a data set, as in the report: every curve, and the Pareto frontier.
+
+        Args:
+            dataset: which one, where several were compared.
+
+        Raises:
+            UsageError: no such data set, or several.
+        """
+        if dataset is None and len(self.contests) > 1:
+            raise UsageError(f"figure: several data sets; give dataset=, one of {', '.join(self.contests)}")
+        chosen = next(iter(self.contests), "") if dataset is None else dataset
+        if chosen not in self.contests:
+            why = self.without.get(chosen)
+            raise UsageError(f"figure: nothing compared on '{chosen}'; {why or did_you_mean(chosen, self.contests)}")
+        looks, names = own_looks(self.contests[chosen])
+        chart, hover = plane(self.contests[chosen], looks)
+        return plotly_figure(chart, hover=hover, names=names)
 
 
 def compare_tables(

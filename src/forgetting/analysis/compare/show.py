@@ -1,52 +1,70 @@
-"""A comparison as text for a terminal."""
+"""A comparison as a reader sees it: tables and sentences."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from forgetting.analysis.compare.beyond import LAWS as EQUATIONS
 from forgetting.analysis.compare.beyond import PAPER, Beyond
-from forgetting.analysis.compare.contest import Contest
+from forgetting.analysis.compare.contest import Contender, Contest
 from forgetting.analysis.compare.words import cost, frontier_words, number, reach, sentence, span
-from forgetting.analysis.fit.show import aligned
+from forgetting.display.tables import Shown
 
 WIDTH = 96
 
 
-def contest_text(c: Contest) -> str:
+def contest_shown(c: Contest) -> Shown:
     """Savings, prices and the frontier of one data set."""
     head = ("", "saved", "at the end", "over ranks", "Holm p", "compared", "seeds")
-    rows = [head]
+    rows = []
     for one in c.contenders:
         between = f"{number(one.high)} to {number(one.low)}" if one.price else "-"
         p = number(one.adjusted_p)
         rows.append(
             (str(one.key), span(one.saving), span(one.final), span(one.over_ranks), p, between, str(len(one.seeds)))
         )
-    title = f"{c.dataset}: nats/token of forgetting saved at equal {c.axis.name}, against {c.reference}"
-    lines = [title, f"({c.confidence:.0%} intervals; above 0 is better than stopping the reference early)", ""]
-    lines += [aligned(rows), ""]
+    heading = [f"{c.dataset}: nats/token of forgetting saved at equal {c.axis.name}, against {c.reference}"]
+    heading.append(f"({c.confidence:.0%} intervals; above 0 is better than stopping the reference early)")
+    notes = []
     for one in c.contenders:
         said = [sentence(one, c), reach(one, c)]
         said.append(f"against {one.against}" + (f": {paid}" if (paid := cost(one)) else ""))
-        lines.append(_wrapped(f"{one.key}: " + "; ".join(s for s in said if s)))
-    lines += ["", _wrapped(f"Pareto frontier: {frontier_words(c.points)}")]
-    lines += [_wrapped(f"note: {note}") for note in c.notes]
-    return "\n".join(lines)
+        notes.append(_wrapped(f"{one.key}: " + "; ".join(s for s in said if s)))
+    notes.append(_wrapped(f"Pareto frontier: {frontier_words(c.points)}"))
+    notes += [_wrapped(f"note: {note}") for note in c.notes]
+    return Shown(heading, head, rows, notes)
 
 
-def beyond_text(reference: str, beyond: Mapping[str, Sequence[Beyond]]) -> str:
+def beyond_shown(reference: str, beyond: Mapping[str, Sequence[Beyond]]) -> Shown:
     """Appendix B of every data set, the laws being fitted on the reference."""
-    lines = [f"Do the laws fitted on {reference} hold for the other methods' plain runs (Appendix B)?", ""]
-    rows = [("", "law", "R2", f"R2 on {reference}", "measured - predicted", "runs")]
-    for name, found in beyond.items():
-        rows += [
-            (f"{name}: {r.label}", EQUATIONS[r.law], number(r.r2), number(r.reference_r2), number(r.bias), str(r.runs))
-            for r in found
-        ]
+    heading = [f"Do the laws fitted on {reference} hold for the other methods' plain runs (Appendix B)?"]
+    head = ("", "law", "R2", f"R2 on {reference}", "measured - predicted", "runs")
+    rows = [
+        (f"{name}: {r.label}", EQUATIONS[r.law], number(r.r2), number(r.reference_r2), number(r.bias), str(r.runs))
+        for name, found in beyond.items()
+        for r in found
+    ]
     paper = " and ".join(f"{value:.4f} ({EQUATIONS[law]})" for law, value in PAPER.items())
-    return "\n".join([*lines, aligned(rows), f"In the paper, over all its other methods together: {paper}."])
+    return Shown(heading, head, rows, [f"In the paper, over all its other methods together: {paper}."])
+
+
+def contender_row(one: Contender, c: Contest) -> dict[str, Any]:
+    """One contender as a flat row."""
+    row: dict[str, Any] = {
+        "dataset": c.dataset,
+        "name": str(one.key),
+        "label": one.key.label,
+        "mitigation": one.key.mitigation,
+        "rank": one.key.rank if one.key.rank >= 0 else None,
+        "verdict": one.verdict,
+    }
+    for name, e in (("saving", one.saving), ("final", one.final), ("over_ranks", one.over_ranks)):
+        row |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
+    paid = {} if one.price is None else asdict(one.price)
+    return row | {"adjusted_p": one.adjusted_p, **paid, "seeds": len(one.seeds)}
 
 
 def _wrapped(text: str) -> str:

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forgetting.analysis.tables import Table, from_records, read_tables, split
+from forgetting.analysis.fit.data import column_names
+from forgetting.analysis.sources import GIVEN, Source, given_table, paths_of
+from forgetting.analysis.tables import Table, read_tables, split
 from forgetting.config.schema import StudyConfig
 from forgetting.errors import UsageError
 from forgetting.store.folder import StudyFolder
@@ -60,12 +62,14 @@ def open_study(path: Path) -> tuple[StudyConfig, dict[str, Table]]:
     return folder.config(), study_tables(table, [{"run_id": run.id, **run.read()} for run in folder.runs()])
 
 
-def any_tables(source: Any) -> dict[str, Table]:
-    """The rows by data set of a file, a folder of PEFT's results, a DataFrame, or a list of rows or columns."""
-    if isinstance(source, str | Path):
-        return split(read_tables([source]), Path(source).stem, {})
-    if hasattr(source, "columns"):
-        return split({str(name): source[name].tolist() for name in source.columns}, "table", {})
-    if isinstance(source, Mapping):
-        return split({str(name): list(cells) for name, cells in source.items()}, "table", {})
-    return split(from_records(source), "table", {})
+def any_tables(source: Source) -> dict[str, Table]:
+    """The rows by data set of paths, a DataFrame, a datasets.Dataset, columns or rows.
+
+    Raises:
+        UsageError: not a table, or a mistake in it.
+    """
+    paths = paths_of(source)
+    if paths is not None:
+        return split(read_tables(paths), paths[0].stem if len(paths) == 1 else "tables", {})
+    table = given_table(source)
+    return split({str(name): list(table[name]) for name in column_names(table)}, GIVEN, {})

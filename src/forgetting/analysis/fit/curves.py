@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from forgetting.analysis.fit.estimate import Prediction
 from forgetting.analysis.laws.base import Array
 from forgetting.display.charts import plain
-
-if TYPE_CHECKING:
-    from forgetting.analysis.fit.result import Fit
 
 FITTED = "fit"  # the series that a curve of all runs belongs to: none
 
 
+class Predicts(Protocol):
+    """What a curve needs of a fit."""
+
+    @property
+    def measured_range(self) -> dict[str, tuple[float, float]]:
+        """Smallest and largest fitted value of each variable."""
+
+    def predict(self, output: str, **variables: ArrayLike) -> Prediction:
+        """One output at values of the law's variables."""
+
+
 def law_curve(
-    fit: Fit,
+    fit: Predicts,
     output: str,
     along: str,
     bounds: Sequence[float],
@@ -62,7 +71,7 @@ def law_curve(
     return traces
 
 
-def _spread(bounds: Array, fit: Fit, variable: str) -> Array:
+def _spread(bounds: Array, fit: Predicts, variable: str) -> Array:
     """Points to draw a curve at: dense between the bounds, with both ends of the fit's measured range among them."""
     ends = [end for end in fit.measured_range.get(variable, ()) if bounds[0] < end < bounds[-1]]
     space = np.geomspace if bounds[0] > 0 else np.linspace

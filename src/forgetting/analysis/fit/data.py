@@ -12,6 +12,8 @@ from forgetting.analysis.laws.base import Array, Law, Variable
 from forgetting.errors import UsageError, did_you_mean
 
 DONE = "done"
+KEPT_ROWS = 5000
+"""Rows that a fit keeps for its chart."""
 FINITE = Variable("output", positive=False)
 
 
@@ -57,6 +59,12 @@ class Data:
             {k: v[rows] for k, v in self.columns.items()},
             self.warnings,
         )
+
+    def sample(self, most: int) -> Data:
+        """These rows, or so many at most, evenly spaced."""
+        if self.n <= most:
+            return self
+        return self.take(np.arange(self.n) % -(-self.n // most) == 0)
 
 
 def column_names(table: Any) -> list[str]:

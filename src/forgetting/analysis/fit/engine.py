@@ -9,14 +9,15 @@ import numpy as np
 
 from forgetting.analysis.fit import summed
 from forgetting.analysis.fit.bootstrap import widen_by
-from forgetting.analysis.fit.data import Data, read_data
+from forgetting.analysis.fit.data import KEPT_ROWS, Data, read_data
 from forgetting.analysis.fit.diagnostics import diagnostics, fit_warnings, r_squared
+from forgetting.analysis.fit.estimate import Estimate
 from forgetting.analysis.fit.intervals import can_draw, draw, enough, estimates, loose, profiles
 from forgetting.analysis.fit.line import OBJECTIVE as IN_BOTH
 from forgetting.analysis.fit.line import fit_line
 from forgetting.analysis.fit.objective import OBJECTIVES, Objective
 from forgetting.analysis.fit.options import STARTS, Options
-from forgetting.analysis.fit.result import Estimate, Fit
+from forgetting.analysis.fit.result import Fit
 from forgetting.analysis.fit.search import Found, search
 from forgetting.analysis.fit.shape import shape
 from forgetting.analysis.fit.solver import Problem
@@ -184,6 +185,7 @@ def _fit(
         widen=widen,
         spec=law.spec,
         instance=law if isinstance(law, FunctionLaw) else None,
+        data=data.sample(KEPT_ROWS),
     )
 
 

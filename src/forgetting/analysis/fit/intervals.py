@@ -6,8 +6,8 @@ import numpy as np
 
 from forgetting.analysis.fit.bootstrap import MIN_RUNS, Draws, interval, resample, scheme_for
 from forgetting.analysis.fit.data import Data
+from forgetting.analysis.fit.estimate import Estimate
 from forgetting.analysis.fit.profile import profile
-from forgetting.analysis.fit.result import Estimate
 from forgetting.analysis.fit.search import Found
 from forgetting.analysis.fit.solver import Problem
 from forgetting.analysis.laws.base import Adapted, Array, Law

@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from forgetting.analysis.fit.bootstrap import MIN_RUNS, interval, widen_by
-from forgetting.analysis.fit.data import Data
-from forgetting.analysis.fit.result import Estimate, Fit
+from forgetting.analysis.fit.data import KEPT_ROWS, Data
+from forgetting.analysis.fit.estimate import Estimate
+from forgetting.analysis.fit.result import Fit
 from forgetting.analysis.laws import LAWS
 from forgetting.analysis.laws.base import Array
 from forgetting.errors import UsageError
@@ -61,6 +62,7 @@ def fit_line(data: Data, label: str, *, seed: int, bootstrap: int, confidence: f
         diagnostics={"bootstrap": {"scheme": "cases", "count": len(draws), "lost": 0} if len(draws) else None},
         draws=draws.tolist(),
         widen=widen,
+        data=data.sample(KEPT_ROWS),
     )
 
 

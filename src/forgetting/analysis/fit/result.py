@@ -14,45 +14,26 @@ from numpy.typing import ArrayLike, NDArray
 
 from forgetting.analysis.fit import show
 from forgetting.analysis.fit.bootstrap import interval
+from forgetting.analysis.fit.data import Data
+from forgetting.analysis.fit.estimate import NAN, Estimate, Prediction
+from forgetting.analysis.fit.figure import fit_chart
 from forgetting.analysis.laws import Law, law_from_spec
 from forgetting.analysis.laws.base import Array
+from forgetting.display.charts import plotly_figure
+from forgetting.display.tables import Result, Shown
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.files import parse_json, read_text, write_atomically
 
 if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
     from rich.console import RenderableType
 
 FORMAT = 1
-NAN = float("nan")
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A parameter's value and interval; `low` and `high` are NaN where no honest interval exists."""
-
-    value: float
-    low: float = NAN
-    high: float = NAN
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A law's output with its band, in the output's unit; arrays of the variables' broadcast shape.
-
-    Attributes:
-        value, low, high: the prediction and its band, NaN where the fit has no intervals. The band is that of the
-            law's mean, not of a single new run, which scatters around it.
-        extrapolated: True where a variable lies outside the measured range.
-    """
-
-    value: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    extrapolated: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Fit:
+class Fit(Result):
     """A fitted law.
 
     Attributes:
@@ -72,6 +53,7 @@ class Fit:
         widen: factor on the distance of percentiles from the estimate (Student over normal quantile).
         spec: what rebuilds a law that the user wrote; empty for a named law.
         instance: a Python function's law, which no file can hold; None for every other.
+        data: rows that it was fitted to, evenly spaced where they are many; None of a fit that was read or published.
     """
 
     law: str
@@ -90,6 +72,7 @@ class Fit:
     widen: float = 1.0
     spec: dict[str, Any] = field(default_factory=dict)
     instance: Law | None = field(default=None, repr=False, compare=False)
+    data: Data | None = field(default=None, repr=False, compare=False)
 
     @property
     def law_object(self) -> Law:
@@ -202,7 +185,8 @@ class Fit:
         if any(len(row) != len(self.parameters) for row in self.draws):
             raise ValueError("draws")
 
-    def _sheet(self) -> show.Sheet:
+    def shown(self) -> list[Shown]:
+        """What was fitted, the parameters, and what a reader must know."""
         law = self.law_object
         heading = [f"{law.title}: {self.label}" if self.label else str(law.title), str(law.formula)]
         heading.append(f"source: {law.source}")
@@ -215,32 +199,46 @@ class Fit:
         ranges = ", ".join(f"{k} {show.span(*ends)}" for k, ends in self.measured_range.items())
         notes = [f"measured range: {ranges}"] if ranges else []
         notes += [f"gauge: {note}" for note in self.diagnostics.get("gauge", [])]
-        return show.Sheet(
-            heading,
-            ("parameter", "value", f"{self.confidence:.0%} interval", "meaning"),
-            [
-                (name, show.number(e.value), show.span(e.low, e.high), meaning.get(name, ""))
-                for name, e in self.parameters.items()
-            ],
-            self.r2,
-            notes + [f"warning: {w}" for w in self.warnings],
-        )
-
-    def __str__(self) -> str:
-        """The fit as plain text."""
-        return show.text(self._sheet())
+        columns = ("parameter", "value", f"{self.confidence:.0%} interval", "meaning")
+        rows = [
+            (name, show.number(e.value), show.span(e.low, e.high), meaning.get(name, ""))
+            for name, e in self.parameters.items()
+        ]
+        return [Shown(heading, columns, rows, notes + [f"warning: {w}" for w in self.warnings])]
 
     def __rich__(self) -> RenderableType:
         """The fit as a rich table."""
-        return show.rich_table(self._sheet())
+        return self.shown()[0].rich()
 
-    def _repr_html_(self) -> str:
-        """The fit as HTML, for notebooks."""
-        return show.html(self._sheet())
+    def to_frame(self) -> pd.DataFrame:
+        """One row a parameter: value, low, high."""
+        import pandas as pd
+
+        rows = {name: (e.value, e.low, e.high) for name, e in self.parameters.items()}
+        frame = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
+        return frame.rename_axis("parameter")
 
     def to_latex(self) -> str:
         """The parameters as a LaTeX table (booktabs)."""
-        return show.latex(self._sheet())
+        return show.latex(self.shown()[0], self.r2)
+
+    def figure(self, output: str | None = None) -> go.Figure:
+        """The law with its band over the rows that it was fitted to, as a Plotly figure.
+
+        Args:
+            output: of the law; default `forgetting_loss`, or its only one.
+
+        Raises:
+            UsageError: the law has no such output.
+        """
+        law = self.law_object
+        chosen = output or ("forgetting_loss" if "forgetting_loss" in law.outputs else law.outputs[0])
+        if chosen not in law.outputs:
+            raise UsageError(f"law '{self.law}' has no output '{chosen}'; {did_you_mean(chosen, law.outputs)}")
+        if not self.measured_range:
+            raise UsageError(f"law '{self.law}' of '{self.label}' has no measured range to draw")
+        chart, names, colours = fit_chart(self, chosen)
+        return plotly_figure(chart, names=names, colours=colours)
 
 
 def check_variables(law: Law, variables: Mapping[str, ArrayLike]) -> tuple[dict[str, Array], tuple[int, ...]]:

@@ -7,92 +7,16 @@ it. A plan therefore says, besides which rank and steps spend the budget, whethe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from forgetting.analysis.fit import Estimate, Fit
 from forgetting.analysis.laws.base import Array
+from forgetting.analysis.plan.result import Choice, Cost, Plan
 from forgetting.analysis.plan.surface import band, draws_of, loss_at, need_surface, steps_at
 from forgetting.errors import UsageError
 
 SMALL = 0.05  # of the fine-tuning losses' measured range: differences below it do not matter in practice
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one step costs.
-
-    Attributes:
-        batch, context: sequences a step and tokens a sequence.
-        model_params: parameters of the base model; without it FLOPs are not known.
-    """
-
-    batch: float
-    context: float
-    model_params: float | None = None
-
-    def tokens(self, steps: float) -> float:
-        """Tokens of a run."""
-        return steps * self.batch * self.context
-
-    def flops(self, steps: float, trainable: float) -> float | None:
-        """Floating point operations of a run that trains an adapter on a frozen model.
-
-        Two a parameter and token forwards and two for the gradients of activations; adapters two more for their own
-        gradients (Kaplan et al. 2020, arXiv:2001.08361, Table 1, without the frozen weights' gradients).
-        """
-        if self.model_params is None:
-            return None
-        return self.tokens(steps) * (4 * self.model_params + 6 * trainable)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One rank, and the steps at which the budget is spent or the target reached.
-
-    Attributes:
-        rank: None where the law was asked for parameters instead.
-        trainable_params: P.
-        steps: N with its interval; infinite where the surface never gets there.
-        finetune_loss, forgetting_loss: there, in nats per token; a band on the one that is not held.
-        extrapolated: outside the measured range of P or N.
-        tokens, flops: of the run; None where unknown or infinite.
-    """
-
-    rank: float | None
-    trainable_params: float
-    steps: Estimate
-    finetune_loss: Estimate
-    forgetting_loss: Estimate
-    extrapolated: bool
-    tokens: float | None
-    flops: float | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The frontier and what to say about it.
-
-    Attributes:
-        label: whose law this is.
-        output: the loss that is held (`forgetting_loss` for a budget, `finetune_loss` for a target).
-        level: its value along the frontier, nats per token.
-        floor: forgetting loss of the base model itself, subtracted from a budget; None where unknown.
-        frontier: one choice a rank that can get there with at least one step.
-        best: lowest fine-tuning loss for the budget, or least forgetting for the target.
-        best_measured: the best inside the measured range; None where no choice lies inside.
-        sentences: what a reader must know.
-    """
-
-    label: str
-    output: str
-    level: float
-    floor: float | None
-    frontier: list[Choice]
-    best: Choice | None
-    best_measured: Choice | None
-    sentences: list[str]
 
 
 def plan_budget(

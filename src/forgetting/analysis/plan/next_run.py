@@ -9,35 +9,16 @@ fit's residuals show them. To first order this is the optimal design on the law'
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from forgetting.analysis.fit import Fit
 from forgetting.analysis.laws.base import Array
-from forgetting.analysis.plan.frontier import Plan
+from forgetting.analysis.plan.result import NextRun, Plan
 from forgetting.analysis.plan.surface import LAW, draws_of, loss_at, need_surface, steps_at
 from forgetting.errors import UsageError
 
 POINTS = 8  # measured steps of a candidate, from the smallest measured step to its last
-
-
-@dataclass(frozen=True)
-class NextRun:
-    """A candidate.
-
-    Attributes:
-        rank, trainable_params, steps: what would be run, and for how long.
-        se_before, se_after: standard error of the answer now and, expected, with it, in nats per token.
-        narrowing: share of the interval's width that goes away.
-    """
-
-    rank: float | None
-    trainable_params: float
-    steps: float
-    se_before: float
-    se_after: float
-    narrowing: float
 
 
 def next_runs(

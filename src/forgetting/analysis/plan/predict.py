@@ -1,16 +1,21 @@
-"""Predictions of one fit over a grid of its variables, as rows."""
+"""Predictions of a fit over a grid of its variables."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forgetting.analysis.fit import Fit
-from forgetting.analysis.fit.show import aligned, number
+from forgetting.analysis.fit import Fit, plain
+from forgetting.analysis.fit.show import number
+from forgetting.display.tables import Result, Shown
 from forgetting.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def predict_rows(
@@ -71,14 +76,44 @@ def predict_rows(
     return out
 
 
-def rows_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as aligned text; a point outside the measured range says so."""
-    names = [k for k in dict.fromkeys(k for row in rows for k in row) if k != "extrapolated"]
-    lines = [(*names, "")]
-    for row in rows:
-        note = "outside the measured range" if row["extrapolated"] else ""
-        lines.append((*(_cell(row.get(name)) for name in names), note))
-    return aligned(lines)
+@dataclass(frozen=True)
+class Predictions(Result):
+    """Losses that laws predict, one row a point.
+
+    Attributes:
+        rows: with the variables, for each output `value`, `low` and `high`, and `extrapolated`.
+    """
+
+    rows: tuple[dict[str, Any], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; NaN becomes null."""
+        return {"predictions": plain(list(self.rows))}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a point: variables, each output with `_low` and `_high`, whether it is extrapolated."""
+        import pandas as pd
+
+        return pd.DataFrame([_flat(row) for row in self.rows])
+
+    def shown(self) -> list[Shown]:
+        """The rows as a table; a point outside the measured range says so."""
+        names = [k for k in dict.fromkeys(k for row in self.rows for k in row) if k != "extrapolated"]
+        cells = [
+            (*(_cell(row.get(name)) for name in names), "outside the measured range" if row["extrapolated"] else "")
+            for row in self.rows
+        ]
+        return [Shown([], (*names, ""), cells)]
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            out |= {name: value["value"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+        else:
+            out[name] = value
+    return out
 
 
 def _cell(value: Any) -> str:

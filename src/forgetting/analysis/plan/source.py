@@ -2,14 +2,84 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 from forgetting.analysis.fit import Fit, fit_from_published, fit_study, load_fits
 from forgetting.analysis.laws import PUBLISHED
+from forgetting.arguments import wrong_type
 from forgetting.errors import UsageError, did_you_mean
 
 Laws = dict[str, dict[str, Fit]]
 """Fits by data set and law."""
+
+
+class HasFits(Protocol):
+    """What has the fits of a study, such as its result."""
+
+    @property
+    def fits(self) -> Mapping[str, Mapping[str, Fit]]:
+        """By data set and law."""
+
+
+LawSource = str | os.PathLike[str] | Fit | Mapping[str, Fit] | Mapping[str, Mapping[str, Fit]] | HasFits
+"""A published law's name, a file of fits, a study folder, a fit, fits by law, fits by data set and law, or a study's
+result."""
+ALLOWED = "a fit, fits by name, a study's result, a published law's name, or the path of a file of fits or study folder"
+
+
+def laws_of(law: LawSource, dataset: str | None = None) -> Laws:
+    """The laws that an argument means, by data set and law.
+
+    Args:
+        law: a name, path, fit or fits.
+        dataset: keep only this data set.
+
+    Raises:
+        UsageError: something else, no law in it, or no such data set.
+    """
+    if isinstance(law, str | os.PathLike):
+        return load_laws(os.fspath(law), dataset)
+    found: Any = law if isinstance(law, Fit | Mapping) else getattr(law, "fits", None)
+    if isinstance(found, Fit):
+        laws: Laws = {found.label or found.law: {found.law: found}}
+    elif isinstance(found, Mapping) and found and all(isinstance(fit, Fit) for fit in found.values()):
+        label = next(iter(found.values())).label
+        laws = {label or "given fits": {str(name): fit for name, fit in found.items()}}
+    elif isinstance(found, Mapping) and all(_are_fits(fits) for fits in found.values()):
+        laws = {str(name): dict(fits) for name, fits in found.items()}
+    else:
+        raise wrong_type("law", law, ALLOWED)
+    if not laws:
+        raise UsageError("law: no fit in it")
+    return _only(laws, dataset, "law")
+
+
+def _are_fits(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(fit, Fit) for fit in value.values())
+
+
+def pick(laws: Mapping[str, Fit], name: str | None, *, wants_surface: bool) -> Fit:
+    """The law of this name; without one the only law, or the one that knows ranks and steps where they are asked for.
+
+    Raises:
+        UsageError: there is none, or a name must choose.
+    """
+    if name is not None:
+        if name not in laws:
+            raise UsageError(f"no law '{name}' here; {did_you_mean(name, laws)}")
+        return laws[name]
+    if wants_surface and list(laws) == ["linear"]:
+        why = [w for w in laws["linear"].warnings if "shifted_power" in w]
+        raise UsageError("; ".join(["only the line of Eq. 4 is here, and it knows no ranks or steps", *why]))
+    if len(laws) == 1:
+        return next(iter(laws.values()))
+    wanted = "shifted_power" if wants_surface else "linear"
+    if wanted not in laws:
+        raise UsageError(f"no law '{wanted}' here; choose one by its name; {did_you_mean(wanted, laws)}")
+    return laws[wanted]
 
 
 def load_laws(name: str | Path, dataset: str | None = None) -> Laws:
@@ -22,7 +92,10 @@ def load_laws(name: str | Path, dataset: str | None = None) -> Laws:
     Raises:
         UsageError: there is no such law, file or data set.
     """
-    laws = _find(name)
+    return _only(_find(name), dataset, str(name))
+
+
+def _only(laws: Laws, dataset: str | None, name: str) -> Laws:
     if dataset is None:
         return laws
     if dataset not in laws:

@@ -1,0 +1,282 @@
+"""`fit`, `predict`, `plan` and `compare`: what the commands of these names do, for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..arguments import checked
+from ..errors import UsageError, did_you_mean
+from .compare import Comparison, any_tables, compare_tables, open_study
+from .fit import Fit, fit_law
+from .fit.data import column_names
+from .laws import Law
+from .laws.choose import choose_law
+from .plan import Cost, Plan, Plans, next_runs, plan_budget, plan_target
+from .plan.predict import Predictions, predict_rows
+from .plan.source import LawSource, laws_of, pick
+from .sources import Source, paths_of, tables_to_fit
+
+
+@checked
+def fit(
+    table: Source,
+    law: str | Law = "shifted_power",
+    *,
+    dataset: str | None = None,
+    only: Mapping[str, Any] | None = None,
+    from_step: float | None = None,
+    columns: Mapping[str, str] | None = None,
+    run: str = "run_id",
+    objective: str = "least-squares",
+    delta: float = 1e-3,
+    weights: str = "none",
+    intervals: str = "bootstrap",
+    bootstrap: int = 200,
+    confidence: float = 0.95,
+    start: Mapping[str, float | tuple[float, float]] | None = None,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+    seed: int = 0,
+) -> Fit:
+    """Fit one law to the runs of one data set: global optimum, intervals from resampling whole runs.
+
+    Of a study folder the rows of its report are fitted: the first method's plain runs, from the first step that counts.
+
+    Args:
+        table: paths of tables or of a study folder, a DataFrame, a datasets.Dataset, a dictionary of columns, or a list
+            of rows; one row a measurement.
+        law: a law's name, a formula such as `loss = E + A/N**alpha`, or a law.
+        dataset: which data set, where the table has several.
+        only: keep rows whose column has this value.
+        from_step: leave out earlier steps; default a study's own.
+        columns: the table's column for a variable or output, where its name differs.
+        run: the column that says which rows are one run.
+        objective: `least-squares`, `huber`, `huber-log`; for the line also `errors-in-both`.
+        delta: Huber's delta.
+        weights: `none`, or `se` to weigh by the `..._se` columns.
+        intervals: of parameters: `bootstrap`, or `profile` for profile likelihood.
+        bootstrap: resamples of whole runs; 0 for no intervals.
+        confidence: nominal coverage of intervals.
+        start: of a formula: by parameter, a value or a region to draw starting values from.
+        bounds: of a formula: by parameter, its lowest and highest value.
+        seed: of starts and resamples.
+
+    Raises:
+        UsageError: an unknown law, a mistake in the table, or several data sets.
+    """
+    kept = {name: str(value) for name, value in (only or {}).items()}
+    label, rows = _one(tables_to_fit(table, only=kept, from_step=from_step, dataset=dataset))
+    found = choose_law(law, [*(columns or {}), *column_names(rows)], start=start, bounds=bounds)
+    resampling: dict[str, Any] = {
+        "intervals": intervals,
+        "bootstrap": bootstrap,
+        "confidence": confidence,
+        "seed": seed,
+    }
+    how: dict[str, Any] = {"columns": columns, "run": run, "objective": objective, "delta": delta, "weights": weights}
+    return fit_law(found, rows, label=label, **how, **resampling)
+
+
+def _one(tables: dict[str, Any]) -> tuple[str, Any]:
+    """The only table, and its data set."""
+    if len(tables) > 1:
+        raise UsageError(f"table: it holds several data sets; give dataset=, one of {', '.join(tables)}")
+    return next(iter(tables.items()))
+
+
+@checked
+def predict(
+    law: LawSource,
+    *,
+    ranks: float | Sequence[float] | None = None,
+    steps: float | Sequence[float] | None = None,
+    params: float | Sequence[float] | None = None,
+    params_per_rank: float | None = None,
+    model: str | None = None,
+    target_modules: str | Sequence[str] | None = None,
+    at: Mapping[str, float | Sequence[float]] | None = None,
+    which: str | None = None,
+    dataset: str | None = None,
+) -> Predictions:
+    """Predict losses with bands, and say where a prediction lies outside the measured range.
+
+    Args:
+        law: a fit, a study's result or folder, a file of fits, or a published law's name.
+        ranks: LoRA ranks, turned into trainable parameters.
+        steps: update steps.
+        params: trainable parameters, instead of ranks.
+        params_per_rank: trainable parameters of rank 1, where the law does not know it.
+        model: count them from this model's configuration: a folder or Hub id.
+        target_modules: LoRA target modules for `model`; default all-linear.
+        at: values of any variable of the law.
+        which: which law of several: `shifted_power`, `linear`, ...
+        dataset: only this data set.
+
+    Raises:
+        UsageError: no such law, or a variable is missing, unknown or out of its domain.
+
+    Examples:
+        >>> import forgetting
+        >>> made = forgetting.predict("kalajdzievski2024/openorca", ranks=[8, 64], steps=200)
+        >>> made.to_frame()["forgetting_loss"].round(2).tolist()
+        [0.86, 0.89]
+    """
+    given = {name: _numbers(values, f"at['{name}']") for name, values in (at or {}).items()}
+    for name, values in (("step", steps), ("trainable_params", params if ranks is None else ranks)):
+        if values is not None and name in given:
+            raise UsageError(f"at['{name}']: it is given by another argument, too")
+    if steps is not None:
+        given["step"] = _numbers(steps, "steps")
+    grid, _ = _grid(ranks, params, model, target_modules, params_per_rank)
+    surface = any(v is not None for v in (ranks, params, steps))
+    found = {label: pick(laws, which, wants_surface=surface) for label, laws in laws_of(law, dataset).items()}
+    return Predictions(tuple(row for label, one in found.items() for row in predict_rows(one, label, given, **grid)))
+
+
+@checked
+def plan(
+    law: LawSource,
+    *,
+    budget: float | None = None,
+    target_loss: float | None = None,
+    floor: float | None = None,
+    ranks: float | Sequence[float] | None = None,
+    params: float | Sequence[float] | None = None,
+    params_per_rank: float | None = None,
+    model: str | None = None,
+    target_modules: str | Sequence[str] | None = None,
+    batch: float | None = None,
+    context: float | None = None,
+    next_run: bool = False,
+    max_steps: float | None = None,
+    dataset: str | None = None,
+) -> Plans:
+    """The ranks and steps that spend a budget of forgetting, or that reach a fine-tuning loss, by data set.
+
+    Args:
+        law: a fit, a study's result or folder, a file of fits, or a published law's name.
+        budget: forgetting allowed, nats/token above the base model's; give this or `target_loss`.
+        target_loss: fine-tuning loss to reach with least forgetting.
+        floor: forgetting loss of the base model itself; default the study's.
+        ranks: LoRA ranks to compare; default powers of two across the measured range.
+        params: trainable parameters, instead of ranks.
+        params_per_rank: trainable parameters of rank 1, where the law does not know it.
+        model: count them from this model's configuration: a folder or Hub id.
+        target_modules: LoRA target modules for `model`; default all-linear.
+        batch: sequences a step, for tokens and FLOPs.
+        context: tokens a sequence, for tokens and FLOPs.
+        next_run: also say which run would narrow the answer most.
+        max_steps: what one next run may take; default as measured.
+        dataset: only this data set.
+
+    Raises:
+        UsageError: neither or both of budget and target_loss, or no law over P and N to plan with.
+
+    Examples:
+        >>> import forgetting
+        >>> plans = forgetting.plan("kalajdzievski2024/openorca", budget=0.85, ranks=[8, 64])
+        >>> plans.to_frame()["step"].round().tolist()
+        [182.0, 106.0]
+    """
+    if (budget is None) == (target_loss is None):
+        raise UsageError("give either budget or target_loss")
+    grid, model_params = _grid(ranks, params, model, target_modules, params_per_rank)
+    plans: dict[str, Plan] = {}
+    for label, laws in laws_of(law, dataset).items():
+        found = pick(laws, None, wants_surface=True)
+        cost = _cost(found, batch, context, model_params)
+        if budget is not None:
+            made = plan_budget(found, budget, floor=floor, cost=cost, **grid)
+        else:
+            made = plan_target(found, target_loss or 0.0, cost=cost, **grid)
+        plans[label] = replace(made, label=label, next_runs=_next(found, made, max_steps) if next_run else [])
+    return Plans(plans)
+
+
+@checked
+def compare(
+    source: Source,
+    reference: str | None = None,
+    *,
+    dataset: str | None = None,
+    by: str | None = None,
+    direction: str | None = None,
+    confidence: float = 0.95,
+) -> Comparison:
+    """Does a method or mitigation save forgetting at equal fine-tuning loss, or only as early stopping does?
+
+    Args:
+        source: a study folder, the path of a table, a DataFrame, a datasets.Dataset, a dictionary of columns, or a list
+            of rows.
+        reference: label whose plain runs all others are held against; default a study's first method.
+        dataset: only this data set.
+        by: the column to hold equal; default `finetune_loss`, or `test_accuracy` in PEFT's results.
+        direction: `lower` or `higher` is better; only for a column of your own.
+        confidence: nominal coverage of each interval.
+
+    Returns:
+        Savings with intervals, prices, the Pareto frontier and the paper's Appendix B, by data set.
+
+    Raises:
+        UsageError: a mistake in the table or arguments, or nothing to compare.
+    """
+    start, paths = 0.0, paths_of(source)
+    if paths is not None and len(paths) == 1 and (paths[0] / "study.yaml").exists():
+        config, tables = open_study(paths[0])
+        reference, start = reference or config.reference_label, float(config.measure.start)
+    else:
+        tables = any_tables(source)
+    if dataset is not None and dataset not in tables:
+        raise UsageError(f"no data set '{dataset}'; {did_you_mean(dataset, tables)}")
+    chosen = tables if dataset is None else {dataset: tables[dataset]}
+    return compare_tables(chosen, reference, by=by, direction=direction, confidence=confidence, start=start)
+
+
+def _numbers(values: Any, name: str) -> list[float]:
+    """One number or several as a list.
+
+    Raises:
+        UsageError: none, or what is no number.
+    """
+    several = [values] if isinstance(values, int | float) else list(values)
+    try:
+        found = [float(value) for value in several]
+    except (TypeError, ValueError):
+        raise UsageError(f"{name}: numbers are needed, got {values!r:.60}") from None
+    if not found:
+        raise UsageError(f"{name}: no value in it")
+    return found
+
+
+def _grid(
+    ranks: Any, params: Any, model: str | None, targets: str | Sequence[str] | None, per_rank: float | None
+) -> tuple[dict[str, Any], float | None]:
+    """Ranks or parameters with the parameters of rank 1, and the model's parameters, as far as they are known."""
+    counted = None
+    if model is None and targets:
+        raise UsageError("target_modules: needs a model to count them in (model=, --model)")
+    if model is not None:
+        from .plan.count import ALL_LINEAR, count_model
+
+        if per_rank is not None:
+            raise UsageError("give the parameters of a rank or a model to count, not both")
+        counted = count_model(model, (targets,) if isinstance(targets, str) else tuple(targets or [ALL_LINEAR]))
+        per_rank = float(counted.params_per_rank)
+    grid = {
+        "ranks": None if ranks is None else _numbers(ranks, "ranks"),
+        "params": None if params is None else _numbers(params, "params"),
+        "params_per_rank": per_rank,
+    }
+    return grid, None if counted is None else float(counted.model_params)
+
+
+def _cost(law: Fit, batch: float | None, context: float | None, model_params: float | None) -> Cost | None:
+    known = law.diagnostics
+    batch, context = batch or known.get("batch"), context or known.get("context")
+    return Cost(batch, context, model_params) if batch and context else None
+
+
+def _next(law: Fit, made: Plan, max_steps: float | None) -> list[Any]:
+    candidates = [(c.rank, c.trainable_params) for c in made.frontier]
+    return next_runs(law, made, candidates, max_steps=max_steps or law.measured_range["step"][1])

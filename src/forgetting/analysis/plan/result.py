@@ -1,0 +1,225 @@
+"""What a plan returns: choices with their intervals, the frontier, and candidates for the next run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from forgetting.analysis.fit import Estimate, plain
+from forgetting.analysis.fit.show import number
+from forgetting.display.tables import Result, Shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one step costs.
+
+    Attributes:
+        batch, context: sequences a step and tokens a sequence.
+        model_params: parameters of the base model; without it FLOPs are not known.
+    """
+
+    batch: float
+    context: float
+    model_params: float | None = None
+
+    def tokens(self, steps: float) -> float:
+        """Tokens of a run."""
+        return steps * self.batch * self.context
+
+    def flops(self, steps: float, trainable: float) -> float | None:
+        """Floating point operations of a run that trains an adapter on a frozen model.
+
+        Two a parameter and token forwards and two for the gradients of activations; adapters two more for their own
+        gradients (Kaplan et al. 2020, arXiv:2001.08361, Table 1, without the frozen weights' gradients).
+        """
+        if self.model_params is None:
+            return None
+        return self.tokens(steps) * (4 * self.model_params + 6 * trainable)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One rank, and the steps at which the budget is spent or the target reached.
+
+    Attributes:
+        rank: None where the law was asked for parameters instead.
+        trainable_params: P.
+        steps: N with its interval; infinite where the surface never gets there.
+        finetune_loss, forgetting_loss: there, in nats per token; a band on the one that is not held.
+        extrapolated: outside the measured range of P or N.
+        tokens, flops: of the run; None where unknown or infinite.
+    """
+
+    rank: float | None
+    trainable_params: float
+    steps: Estimate
+    finetune_loss: Estimate
+    forgetting_loss: Estimate
+    extrapolated: bool
+    tokens: float | None
+    flops: float | None
+
+
+@dataclass(frozen=True)
+class NextRun:
+    """A candidate.
+
+    Attributes:
+        rank, trainable_params, steps: what would be run, and for how long.
+        se_before, se_after: standard error of the answer now and, expected, with it, in nats per token.
+        narrowing: share of the interval's width that goes away.
+    """
+
+    rank: float | None
+    trainable_params: float
+    steps: float
+    se_before: float
+    se_after: float
+    narrowing: float
+
+
+@dataclass(frozen=True)
+class Plan(Result):
+    """The frontier and what to say about it.
+
+    Attributes:
+        label: whose law this is.
+        output: the loss that is held (`forgetting_loss` for a budget, `finetune_loss` for a target).
+        level: its value along the frontier, nats per token.
+        floor: forgetting loss of the base model itself, subtracted from a budget; None where unknown.
+        frontier: one choice a rank that can get there with at least one step.
+        best: lowest fine-tuning loss for the budget, or least forgetting for the target.
+        best_measured: the best inside the measured range; None where no choice lies inside.
+        sentences: what a reader must know.
+        next_runs: candidates for the next run, where they were asked for, best first.
+    """
+
+    label: str
+    output: str
+    level: float
+    floor: float | None
+    frontier: list[Choice]
+    best: Choice | None
+    best_measured: Choice | None
+    sentences: list[str]
+    next_runs: list[NextRun] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; steps that are infinite are null, with `unlimited` true."""
+
+        def choice(c: Choice | None) -> dict[str, Any] | None:
+            return None if c is None else {**asdict(c), "unlimited": not np.isfinite(c.steps.value)}
+
+        out: dict[str, Any] = {
+            "law": self.label,
+            "held": self.output,
+            "level": self.level,
+            "floor": self.floor,
+            "frontier": [choice(c) for c in self.frontier],
+            "best": choice(self.best),
+            "best_measured": choice(self.best_measured),
+            "sentences": list(self.sentences),
+        }
+        if self.next_runs:
+            out["next_runs"] = [asdict(run) for run in self.next_runs]
+        return {key: plain(value) for key, value in out.items()}
+
+    def to_frame(self) -> pd.DataFrame:
+        """The frontier, one row a rank: steps and losses with their intervals, cost, whether it is extrapolated."""
+        import pandas as pd
+
+        return pd.DataFrame([_choice_row(c) for c in self.frontier])
+
+    def shown(self) -> list[Shown]:
+        """The frontier as a table, and what to say about it."""
+        held = self.output.replace("_", " ")
+        floor = "" if self.floor is None else f" (base model: {number(self.floor)})"
+        notes = ["* best"] if self.frontier else []
+        notes += self.sentences
+        if self.next_runs:
+            notes.append("next run, by how much of the answer's interval would go away:")
+            notes += [f"  {_name(r)} for {r.steps:g} steps: {r.narrowing:.0%} narrower" for r in self.next_runs]
+        return [
+            Shown(
+                [f"{self.label}: {held} held at {number(self.level)} nats/token{floor}"],
+                ("rank", "trainable params", "steps", "finetune loss", "forgetting loss", "tokens", "FLOPs", ""),
+                [_cells(c, best=c is self.best) for c in self.frontier],
+                notes,
+            )
+        ]
+
+
+class Plans(Mapping[str, Plan], Result):
+    """A plan for each data set, by name."""
+
+    def __init__(self, plans: Mapping[str, Plan]) -> None:
+        self._plans = dict(plans)
+
+    def __getitem__(self, name: str) -> Plan:
+        """The plan of a data set."""
+        return self._plans[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._plans)
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def __repr__(self) -> str:
+        return f"Plans({self._plans!r})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, by data set."""
+        return {name: plan.to_dict() for name, plan in self.items()}
+
+    def to_frame(self) -> pd.DataFrame:
+        """The frontiers of all data sets, which the column `dataset` names."""
+        import pandas as pd
+
+        rows = [{"dataset": name, **_choice_row(c)} for name, plan in self.items() for c in plan.frontier]
+        return pd.DataFrame(rows)
+
+    def shown(self) -> list[Shown]:
+        """Each plan."""
+        return [part for plan in self.values() for part in plan.shown()]
+
+
+def _choice_row(c: Choice) -> dict[str, Any]:
+    row: dict[str, Any] = {"rank": c.rank, "trainable_params": c.trainable_params}
+    for name, e in (("step", c.steps), ("finetune_loss", c.finetune_loss), ("forgetting_loss", c.forgetting_loss)):
+        row |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
+    return row | {"extrapolated": c.extrapolated, "tokens": c.tokens, "flops": c.flops}
+
+
+def _cells(c: Choice, *, best: bool) -> tuple[str, ...]:
+    note = ("outside the measured range" if c.extrapolated else "") + (" *" if best else "")
+    rank = "-" if c.rank is None else f"{c.rank:g}"
+    losses = (_span(c.finetune_loss), _span(c.forgetting_loss))
+    return (rank, f"{c.trainable_params:,.0f}", _steps(c.steps), *losses, _short(c.tokens), _short(c.flops), note)
+
+
+def _name(run: NextRun) -> str:
+    return f"rank {run.rank:g}" if run.rank is not None else f"{run.trainable_params:,.0f} parameters"
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _span(e: Estimate) -> str:
+    known = np.isfinite(e.low) and np.isfinite(e.high)
+    return number(e.value) + (f" ({number(e.low)} to {number(e.high)})" if known else "")
+
+
+def _steps(e: Estimate) -> str:
+    if not np.isfinite(e.value):
+        return "unlimited"
+    known = np.isfinite(e.low) and np.isfinite(e.high)
+    return f"{e.value:,.0f}" + (f" ({e.low:,.0f} to {e.high:,.0f})" if known else "")

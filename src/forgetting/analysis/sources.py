@@ -1,0 +1,118 @@
+"""Tables as the functions and commands take them: paths, study folders, DataFrames, Datasets, columns or rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forgetting.analysis.tables import later, normalise, read_tables, rows, split, split_frame
+from forgetting.arguments import ColumnTable, RowTable, columns_of, is_frame, wrong_type
+from forgetting.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Source = (
+    str
+    | os.PathLike[str]
+    | Sequence[str | os.PathLike[str]]
+    | ColumnTable
+    | RowTable
+    | Mapping[str, Sequence[Any]]
+    | Sequence[Mapping[str, Any]]
+)
+"""Paths of tables or of a study folder, a DataFrame, a datasets.Dataset, a dictionary of columns, or a list of rows."""
+ALLOWED = (
+    "the path of a table or study folder (or a list of them), a DataFrame, a datasets.Dataset, a dictionary of "
+    "columns, a list of rows"
+)
+GIVEN = "table"
+"""What a table without a file is called."""
+
+
+def tables_to_fit(
+    source: Source, *, only: Mapping[str, str], from_step: float | None = None, dataset: str | None = None
+) -> dict[str, Any]:
+    """The rows to fit, by data set; by file name where the table has no data sets.
+
+    Of a study folder, as in its own report: the first method, from the first step that counts.
+
+    Args:
+        source: one table, or paths of several.
+        only: keep rows whose column has this value, written as text.
+        from_step: leave out earlier steps; None is a study's own first step, and all steps of another table.
+        dataset: keep this data set.
+
+    Raises:
+        UsageError: not a table, a mistake in it, or no row left.
+    """
+    paths = paths_of(source)
+    if paths is None:
+        found = given_table(source)
+        if is_frame(found):
+            return split_frame(found if from_step is None else later_frame(found, from_step), only, dataset, GIVEN)
+        return split(found if from_step is None else later(found, from_step), GIVEN, only, dataset)
+    if (paths[0] / "study.yaml").exists():
+        from forgetting.store.folder import StudyFolder
+        from forgetting.store.table import load_table
+
+        config = StudyFolder.open(paths[0]).config()
+        if not only.keys() & {"method", "label", "mitigation"}:
+            only = {"label": config.reference_label, "mitigation": "", **only}
+        from_step = config.measure.start if from_step is None else from_step
+        if len(paths) == 1:
+            frame = load_table(paths[0])
+            trained = frame["alpha"].isna() | ("alpha" in only)
+            return split_frame(frame[trained & (frame["step"] >= from_step)], only, dataset)
+    label = paths[0].stem if len(paths) == 1 else "tables"
+    table = read_tables(paths)
+    return split(table if from_step is None else later(table, from_step), label, only, dataset)
+
+
+def paths_of(source: Source) -> list[Path] | None:
+    """Paths, if the source is one or several; None for a table.
+
+    Raises:
+        UsageError: an empty path or list.
+    """
+    if isinstance(source, str | os.PathLike):
+        source = [source]
+    if not isinstance(source, list | tuple) or (source and isinstance(source[0], Mapping)):
+        return None
+    if not source or not all(isinstance(path, str | os.PathLike) and str(path) for path in source):
+        wrong = next((path for path in source if not isinstance(path, str | os.PathLike)), "")
+        raise wrong_type(GIVEN, wrong if source else source, ALLOWED)
+    return [Path(path) for path in source]
+
+
+def given_table(source: Source) -> Any:
+    """A table that is no file, under our column names: a DataFrame, or columns by name.
+
+    Raises:
+        UsageError: not a table, or one without rows.
+    """
+    if is_frame(source):
+        import pandas as pd
+
+        frame: Any = source
+        found: Any = pd.DataFrame(normalise({str(name): frame[name] for name in frame.columns}))
+        size = len(found)
+    else:
+        columns = columns_of(source, GIVEN)
+        if columns is None:
+            raise wrong_type(GIVEN, source, ALLOWED)
+        found = normalise(columns)
+        size = rows(found)
+    if not size:
+        raise UsageError(f"{GIVEN}: no row in it")
+    return found
+
+
+def later_frame(frame: pd.DataFrame, step: float) -> pd.DataFrame:
+    """The rows whose step is not before this one."""
+    import pandas as pd
+
+    later({name: frame[name].tolist() for name in ("step",) if name in frame}, step)  # its errors
+    return frame[pd.to_numeric(frame["step"]) >= step]

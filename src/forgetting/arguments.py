@@ -1,0 +1,214 @@
+"""What callers of the Python functions pass in: arguments checked against their annotations, and tables of any kind."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import numbers
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from .errors import UsageError
+
+
+class ColumnTable(Protocol):
+    """A table with named columns, such as a DataFrame of pandas."""
+
+    @property
+    def columns(self) -> Any:
+        """The columns' names."""
+
+
+class RowTable(Protocol):
+    """A table of rows, such as a datasets.Dataset."""
+
+    @property
+    def column_names(self) -> Any:
+        """The columns' names."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Test = tuple[Callable[[Any], bool], str]
+
+_SEVERAL = (list, tuple, set, frozenset, range)
+
+
+def wrong_type(name: str, value: Any, allowed: str) -> UsageError:
+    """One line that says what came and what is allowed."""
+    came = repr(value).splitlines()[0] if isinstance(value, str | numbers.Number | None) else ""
+    kind = "None" if value is None else f"{type(value).__name__} {came:.40}".strip()
+    return UsageError(f"{name}: got {kind}; allowed: {allowed}")
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function, which refuses an argument of another type than its annotation in one line.
+
+    Annotations of numbers, texts, paths, dictionaries, sequences and literals are checked; a parameter whose
+    annotation has another name in it is left to the function.
+    """
+    signature = inspect.signature(function)
+    tests = {name: found for name, p in signature.parameters.items() if (found := _tests(p.annotation))}
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if name in tests and not _fits(value, tests[name]):
+                raise wrong_type(name, value, ", ".join(dict.fromkeys(word for _, word in tests[name])))
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _tests(annotation: Any) -> list[Test]:
+    """What a value may be, by an annotation's text; nothing where that cannot be said here."""
+    if not isinstance(annotation, str):
+        return []
+    parts = [_test(part) for part in _split(annotation, "|")]
+    return [part for part in parts if part is not None] if None not in parts else []
+
+
+def _split(annotation: str, mark: str) -> list[str]:
+    """The members of `A | B[C | D]`, or of `A, B[C, D]`."""
+    parts, depth, start = [], 0, 0
+    for i, character in enumerate(annotation):
+        depth += (character in "[(") - (character in "])")
+        if character == mark and depth == 0:
+            parts.append(annotation[start:i])
+            start = i + 1
+    return [part.strip() for part in [*parts, annotation[start:]]]
+
+
+def _test(part: str) -> Test | None:
+    """Whether a value is of one member of a union, and that member in words; None where it has another name."""
+    head, _, rest = part.partition("[")
+    inner = _split(rest[:-1], ",") if rest else []
+    match head:
+        case "None":
+            return (lambda v: v is None), "None"
+        case "bool":
+            return (lambda v: isinstance(v, bool)), "True or False"
+        case "str":
+            return (lambda v: isinstance(v, str)), "a text"
+        case "int":
+            return _is_whole, "a whole number"
+        case "float":
+            return _is_number, "a number"
+        case "Path" | "os.PathLike":
+            return (lambda v: isinstance(v, os.PathLike)), "a path"
+        case "Any":
+            return (lambda _: True), "anything"
+        case "Literal":
+            choices = ast.literal_eval(f"({rest[:-1]},)")
+            return (lambda v: v in choices and not isinstance(v, bool)), ", ".join(map(repr, choices))
+    parts = [_tests(one) for one in inner]
+    if not inner or not all(parts):
+        return None
+    words = [" or ".join(f"{word.removeprefix('a ')}s" for _, word in one) for one in parts]
+    if head == "Mapping":
+        return (lambda v: isinstance(v, Mapping) and all(_fits(one, parts[1]) for one in v.values())), (
+            f"a dictionary of {words[1]} by name"
+        )
+    if head == "Sequence":
+        return (lambda v: _is_several(v) and all(_fits(one, parts[0]) for one in v)), f"a list of {words[0]}"
+    if head == "tuple":
+        return (lambda v: _is_several(v) and len(v) == len(parts) and all(map(_fits, v, parts))), (
+            f"a pair of {words[0]}" if len(parts) == 2 else f"{len(parts)} of {words[0]}"
+        )
+    return None
+
+
+def _fits(value: Any, tests: Sequence[Test]) -> bool:
+    return any(test(value) for test, _ in tests)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_several(value: Any) -> bool:
+    """A list or the like; arrays and columns of numpy and pandas, too."""
+    return isinstance(value, _SEVERAL) or (hasattr(value, "__array__") and getattr(value, "ndim", 1) == 1)
+
+
+def path_of(name: str, value: Any, what: str) -> str:
+    """A path or id as text.
+
+    Raises:
+        UsageError: something else, or an empty text.
+    """
+    if not isinstance(value, str | os.PathLike) or not (text := str(os.fspath(value))):
+        raise wrong_type(name, value, what)
+    return text
+
+
+def columns_of(value: Any, name: str) -> dict[str, list[Any]] | None:
+    """A table's columns by name; None for what is no table.
+
+    Args:
+        value: a DataFrame, a datasets.Dataset, a dictionary of columns, or a list of rows that are dictionaries.
+        name: of the argument, for messages.
+
+    Raises:
+        UsageError: columns of different length, several splits, or a stream.
+    """
+    if is_frame(value):
+        return {str(column): value[column].tolist() for column in value.columns}
+    datasets = sys.modules.get("datasets")
+    if datasets is not None:
+        if isinstance(value, datasets.DatasetDict | datasets.IterableDatasetDict):
+            raise UsageError(f"{name}: a DatasetDict holds several splits; give one: {', '.join(value)}")
+        if isinstance(value, datasets.IterableDataset):
+            raise UsageError(f"{name}: a stream has no end; give list(dataset.take(1000))")
+        if isinstance(value, datasets.Dataset):
+            return {str(column): list(value[column]) for column in value.column_names}
+    if isinstance(value, Mapping):
+        return _columns(value, name)
+    if isinstance(value, Sequence) and not isinstance(value, str) and value and isinstance(value[0], Mapping):
+        return _rows(value, name)
+    return None
+
+
+def is_frame(value: Any) -> bool:
+    """Whether it is a DataFrame of pandas, which need not be imported for that."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(value, pandas.DataFrame)
+
+
+def from_records(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Columns from rows; None where a row lacks a column."""
+    rows = list(records)
+    names = dict.fromkeys(str(key) for row in rows for key in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def rows_of(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Rows from columns of equal length."""
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _rows(value: Sequence[Any], name: str) -> dict[str, list[Any]]:
+    for i, row in enumerate(value):
+        if not isinstance(row, Mapping):
+            raise wrong_type(f"{name}, row {i + 1}", row, "a dictionary, as the first row is")
+    return from_records(value)
+
+
+def _columns(value: Mapping[Any, Any], name: str) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for column, cells in value.items():
+        if isinstance(cells, str | Mapping) or not isinstance(cells, Iterable):
+            raise wrong_type(f"{name}['{column}']", cells, "a list, one value a row")
+        found[str(column)] = list(cells)
+    lengths = {column: len(cells) for column, cells in found.items()}
+    if len(set(lengths.values())) > 1:
+        named = ", ".join(f"{column} {length}" for column, length in lengths.items())
+        raise UsageError(f"{name}: columns of different length: {named}")
+    return found

@@ -1,0 +1,90 @@
+"""Packages that the command needs and does not find: which they are, and how to install them. Standard library only."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import NoReturn
+
+MODULES = {"pyyaml": "yaml"}
+"""Distributions whose module has another name than theirs."""
+
+
+def module_of(distribution: str) -> str:
+    """The module that a distribution of our requirements installs."""
+    name = re.sub(r"[-.]+", "_", distribution).lower()
+    return MODULES.get(name, name)
+
+
+def found(module: str) -> bool:
+    """Whether a module is there to be imported; it is not imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def needed() -> dict[str, str]:
+    """What forgetting itself requires: module -> requirement, as pip takes it. Empty where it is not installed."""
+    try:
+        lines = metadata.requires("forgetting") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    requirements = [line.split(";")[0].strip() for line in lines if "extra ==" not in line]
+    return {module_of(re.split(r"[^\w.-]", line, maxsplit=1)[0]): line for line in requirements}
+
+
+def install(*modules: str) -> str:
+    """The command that installs modules."""
+    known = needed()
+    return " ".join(["pip install", *(f"'{known.get(module, module)}'" for module in modules)])
+
+
+def note() -> str:
+    """One line on every required package that is missing; empty if none is."""
+    absent = [module for module in needed() if not found(module)]
+    return f"note: not installed: {', '.join(absent)}; run: {install(*absent)}\n" if absent else ""
+
+
+def leave(error: ImportError) -> NoReturn:
+    """End with one line on what could not be imported; `doctor` says what it finds without the command's own packages.
+
+    Raises:
+        ImportError: what could not be imported is our own, which is a defect of ours.
+    """
+    modules = [(cause.name or "").split(".")[0] for cause in _causes(error)]
+    if "forgetting" in modules:
+        raise error
+    if sys.argv[1:2] == ["doctor"]:
+        _doctor(sys.argv[2:])
+    absent = next((module for module in reversed(modules) if module and not found(module)), None)
+    if absent is not None:
+        line = f"{absent} is not installed, and this command needs it; run: {install(absent)}"
+    else:
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+        line = f"a package does not load: {said}; `forgetting doctor` says which versions are needed"
+    sys.stderr.write(f"error: {line}\n")
+    sys.exit(1)
+
+
+def _causes(error: ImportError) -> Iterator[ImportError]:
+    """The error and what it was raised from: transformers names its own class, and the package only in the cause."""
+    cause: BaseException | None = error
+    while isinstance(cause, ImportError):
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _doctor(arguments: list[str]) -> NoReturn:
+    from .environment import as_lines, as_rows, doctor
+
+    folders = [argument for argument in arguments if not argument.startswith("-")]
+    checks = doctor(Path(*folders[:1]))
+    shown = json.dumps({"ok": False, "checks": as_rows(checks)}, indent=1)
+    sys.stdout.write((shown if "--json" in arguments else "\n".join(as_lines(checks))) + "\n")
+    sys.exit(1)
