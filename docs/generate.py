@@ -1,9 +1,14 @@
-"""Writes docs/commands.md and docs/configuration.md from the code: `python docs/generate.py`. A test fails on drift."""
+"""Writes docs/commands.md, docs/configuration.md and CONTRIBUTING.md's table of packages from the code.
+
+`python docs/generate.py`; a test fails on drift.
+"""
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +17,8 @@ from typing import Any
 from pydantic import BaseModel
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
+PACKAGES_BEGIN, PACKAGES_END = "<!-- from the docstrings, by docs/generate.py -->\n", "<!-- end -->\n"
 
 
 def commands() -> str:
@@ -86,6 +93,32 @@ def _default(field: Any) -> str:
     return "its section's" if isinstance(field.default, BaseModel) else f"`{field.default}`"
 
 
+def contributing() -> str:
+    """CONTRIBUTING.md with its table of packages, each with its docstring, in the order in which data flows."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    before, rest = text.split(PACKAGES_BEGIN)
+    after = rest.split(PACKAGES_END)[1]
+    rows = "".join(f"| `{name}` | {_described(name)} |\n" for name in _packages())
+    return f"{before}{PACKAGES_BEGIN}| package | what is in it |\n|---|---|\n{rows}{PACKAGES_END}{after}"
+
+
+def _packages() -> list[str]:
+    """The packages in the order that the layering test demands."""
+    for node in ast.parse((ROOT / "tests" / "test_architecture.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PACKAGES":
+            return list(ast.literal_eval(node.value))
+    raise ValueError("tests/test_architecture.py names no PACKAGES")
+
+
+def _described(name: str) -> str:
+    """A package's docstring as one line, pages of the documentation as links."""
+    source = ROOT / "src" / "forgetting" / name
+    path = source / "__init__.py" if source.is_dir() else source.with_suffix(".py")
+    text = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split())
+    return re.sub(r"docs/(\w+)\.md", r"[\1](docs/\1.md)", text)
+
+
 if __name__ == "__main__":
+    (ROOT / "CONTRIBUTING.md").write_text(contributing(), encoding="utf-8")
     (HERE / "commands.md").write_text(commands(), encoding="utf-8")
     (HERE / "configuration.md").write_text(configuration(), encoding="utf-8")

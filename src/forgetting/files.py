@@ -1,4 +1,4 @@
-"""What comes from outside is read within limits, and what goes out carries no secret.
+"""Everything that touches a file: reading within limits, atomic writing, YAML, a full disk, secrets kept out.
 
 Limits are far above any honest file, so that a hostile or damaged one ends in one clear error in bounded time and
 memory. Nothing read here is ever executed.

@@ -1,4 +1,7 @@
-"""The command: parses, calls one function, prints. Nothing here is imported by the library."""
+"""The command: parses, calls one function, prints. Nothing here is imported by the library.
+
+A file a command or two; what works on this machine, and what is missing (`doctor`); progress and tables for a terminal.
+"""
 
 from __future__ import annotations
 

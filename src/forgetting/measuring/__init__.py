@@ -1,3 +1,8 @@
-"""Measuring: base targets, token losses, clustered means, and the callback that measures while a model trains."""
+"""How much a model forgot, with standard errors.
+
+The base model's targets, token losses by tiled kernels, means clustered by document, the noise floor, where a model
+forgot, verdicts on a budget; `measure` and `check`, and the callback that measures while a model trains
+(docs/measure.md).
+"""
 
 from __future__ import annotations

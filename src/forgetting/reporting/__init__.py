@@ -1,4 +1,8 @@
-"""One self-contained HTML page that shows a study: its answer in words, the paper's figures, laws, runs and setup."""
+"""Results as HTML pages that need nothing else.
+
+A study's report, with its answer in words, the paper's figures, laws, runs and setup; the pages of a measurement and of
+an evaluation.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""The study folder on disk, and its measurements as a table."""
+"""The study folder on disk.
+
+Plain files that any number of processes may read and one a run may write, and the measurements of all runs as a table.
+"""

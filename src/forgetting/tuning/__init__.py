@@ -1,1 +1,5 @@
-"""Fine-tuning: methods, mitigations, and one run measured on its step grid."""
+"""Fine-tuning: one run, measured on its step grid.
+
+`methods` make a model trainable (docs/methods.md), `mitigations` hold forgetting back (docs/mitigations.md); the
+trainer, checkpoints, and a stop that waits for the next whole step.
+"""

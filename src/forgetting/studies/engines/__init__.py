@@ -1,4 +1,4 @@
-"""Where runs run."""
+"""Where runs run: this machine, several processes a run, or a Ray cluster. A new engine is one file."""
 
 from .accelerate import Accelerate
 from .base import Engine, Event, Hear
