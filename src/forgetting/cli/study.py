@@ -13,14 +13,13 @@ import typer
 
 from ..errors import UsageError
 from . import options as o
+from .printing import print_shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ..config.schema import StudyConfig
-    from ..studies.conclude import Conclusion
     from ..studies.engines import Engine
-    from ..studies.study import StudyResult
 
 
 PRINTED = 10_000
@@ -148,13 +147,11 @@ def _study(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> 
     from .progress import StudyProgress
 
     with StudyProgress(config, folder) as progress:
-        result, conclusion = study(config, folder, engine=engine, on_event=progress.on_event, on_plan=progress.on_plan)
+        result = study(config, folder, engine=engine, on_event=progress.on_event, on_plan=progress.on_plan)
     if as_json:
-        typer.echo(json.dumps(_as_json(result, conclusion), indent=1))
+        typer.echo(json.dumps(result.to_dict(), indent=1))
     else:
-        from .summary import print_summary
-
-        print_summary(config, result, conclusion)
+        print_shown(result.shown())
     for run_id, why in result.failed.items():
         sys.stderr.write(f"failed: {run_id}: {why}\n")
     if result.failed:
@@ -181,19 +178,15 @@ def _dataset_name(source: str) -> str:
 
 def _resolve(config: Path | None, preset: str | None, flags: dict[str, Any]) -> StudyConfig:
     """The configuration that file, preset and flags mean together; flags win, field by field."""
-    from ..config.files import OWN_FIELDS, deep_merge, preset_fields, read_fields, resolve_sources
+    from ..config.files import OWN_FIELDS, deep_merge, file_fields, preset_fields, resolve_sources
     from ..config.schema import validate
 
     here = Path.cwd()
     given = resolve_sources(flags, here)
     if config is not None and preset is not None:
         raise UsageError("give a configuration file or --preset, not both")
-    if config is not None and config.is_dir():
-        if not (config / "study.yaml").exists():
-            raise UsageError(f"{config}: not a study folder (no study.yaml in it)")
-        config = config / "study.yaml"
     if config is not None:
-        fields, where = resolve_sources(read_fields(config), config.parent), str(config)
+        fields, where = file_fields(config)
     elif preset is not None or not ("datasets" in flags or "source" in flags.get("model", {})):
         name = preset or "miniature"
         fields, where = resolve_sources(preset_fields(name), here), f"preset {name}"
@@ -212,21 +205,6 @@ def _needed(flags: dict[str, Any]) -> dict[str, bool]:
         "--model": "source" in flags.get("model", {}),
         "--train": "datasets" in flags,
         "--text": "source" in flags.get("text", {}),
-    }
-
-
-def _as_json(result: StudyResult, conclusion: Conclusion) -> dict[str, Any]:
-    from ..store.table import records
-
-    last = result.table.sort_values("step").groupby("run_id", as_index=False).last()
-    return {
-        "folder": str(result.folder.path),
-        "report": str(conclusion.report),
-        "seconds": round(result.seconds, 1),
-        "skipped": list(result.skipped),
-        "failed": result.failed,
-        "runs": records(last),
-        "fits": {name: {law: fit.to_dict() for law, fit in laws.items()} for name, laws in conclusion.fits.items()},
     }
 
 
@@ -277,11 +255,9 @@ def write_csv(table: pd.DataFrame) -> None:
 
 
 def _print_table(table: pd.DataFrame) -> None:
-    from rich.console import Console
+    from ..store.summary import measurements_shown
 
-    from .summary import measurements_table
-
-    Console().print(measurements_table(table.head(PRINTED)))
+    print_shown([measurements_shown(table.head(PRINTED))])
     if len(table) > PRINTED:
         sys.stderr.write(f"the first {PRINTED:,} of {len(table):,} rows; --csv, --json or --parquet writes all\n")
 
@@ -291,7 +267,7 @@ def report_command(
     as_json: o.AsJson = False,
 ) -> None:
     """Fit the laws again and write the report again, from what a study has measured so far."""
-    from ..studies.conclude import conclude
+    from ..studies.conclude import report
 
-    conclusion = conclude(study)
-    typer.echo(json.dumps({"report": str(conclusion.report)}) if as_json else str(conclusion.report))
+    made = report(study)
+    typer.echo(json.dumps({"report": str(made.report)}) if as_json else str(made.report))

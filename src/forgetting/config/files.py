@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..arguments import path_of
 from ..errors import UsageError, did_you_mean
 from .schema import StudyConfig, validate
 
@@ -98,6 +99,40 @@ def resolve_sources(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(datasets := resolved.get("datasets"), Mapping):
         resolved["datasets"] = {name: absolute(section) for name, section in datasets.items()}
     return resolved
+
+
+def study_config(given: Any) -> tuple[StudyConfig, Path | None]:
+    """The study that a configuration, its fields, a YAML file, a study folder or a preset's name mean.
+
+    Returns:
+        The configuration, and the study folder where one was given.
+
+    Raises:
+        UsageError: none of these, or a wrong field.
+    """
+    if isinstance(given, StudyConfig):
+        return given, None
+    if isinstance(given, Mapping):
+        return validate(resolve_sources(given, Path.cwd()), where="study"), None
+    text = path_of("study", given, "a StudyConfig, its fields as a dictionary, a YAML file, a study folder, a preset")
+    path = Path(text)
+    if isinstance(given, str) and text in presets() and not path.exists():
+        return load_preset(text), None
+    fields, where = file_fields(path)
+    return validate(fields, where=where), path if path.is_dir() else None
+
+
+def file_fields(path: Path) -> tuple[dict[str, Any], str]:
+    """The fields of a YAML file or of a study folder, their sources made absolute, and the file's name for messages.
+
+    Raises:
+        UsageError: not a configuration file, or a folder without one.
+    """
+    if path.is_dir():
+        if not (path / "study.yaml").exists():
+            raise UsageError(f"{path}: not a study folder (no study.yaml in it)")
+        path = path / "study.yaml"
+    return resolve_sources(read_fields(path), path.parent), str(path)
 
 
 def deep_merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 SHOWN_ROWS = 60
 """Rows of a table in a notebook; the rest is in the result's frame."""
@@ -50,18 +51,26 @@ class Shown:
             parts.append(f"<ul>{''.join(f'<li>{html.escape(note)}</li>' for note in notes)}</ul>")
         return f"<div>{''.join(parts)}</div>"
 
-    def rich(self) -> RenderableType:
-        """For a terminal."""
-        from rich.console import Group
+    def table(self) -> Table:
+        """The table for a terminal: columns of numbers to the right."""
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=None)
+        made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
         for i, name in enumerate(self.columns):
-            table.add_column(name, justify="right" if 0 < i < len(self.columns) - 1 else "left")
+            numbers = all(_is_number(row[i]) for row in self.rows)
+            made.add_column(Text(name), justify="right" if numbers else "left", no_wrap=numbers)
         for row in self.rows:
-            table.add_row(*(Text(cell) for cell in row))
-        return Group(*(Text(line) for line in self.heading), table, *(Text(line) for line in self.notes))
+            made.add_row(*(Text(cell) for cell in row))
+        return made
+
+    def rich(self) -> RenderableType:
+        """All of it for a terminal."""
+        from rich.console import Group
+        from rich.text import Text
+
+        table = [self.table()] if self.rows else []
+        return Group(*(Text(line) for line in self.heading), *table, *(Text(line) for line in self.notes))
 
 
 class Result(ABC):
@@ -89,3 +98,12 @@ def aligned(table: Sequence[Sequence[str]]) -> str:
 
 def _row(tag: str, cells: Sequence[str]) -> str:
     return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a cell reads as a number, or as one that is not known."""
+    return (
+        not cell
+        or cell[0].isdigit()
+        or (cell[0] in "+-−–<" and (len(cell) == 1 or cell.lstrip("+-−–< ")[:1].isdigit()))
+    )

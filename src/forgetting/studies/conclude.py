@@ -1,65 +1,168 @@
-"""What the commands do, for Python: a study with its fits and report, and both again from a stored study."""
+"""`study` and `report`: a study with its fits and report, and both again from a stored study."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import checked
+from ..config.files import study_config
 from ..config.schema import RunConfig, StudyConfig
+from ..display.tables import Result, Shown
 from ..errors import UsageError
 from ..files import write_atomically
 from ..store.folder import StudyFolder
-from ..store.table import fitted_rows, load_table
+from ..store.summary import last_rows, measurements_shown
+from ..store.table import fitted_rows, load_table, records
 from .engines import Engine, Hear, Local
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
     from ..analysis.compare import Comparison
     from ..analysis.fit import Fit
-    from .study import StudyResult
 
 
 @dataclass(frozen=True)
-class Conclusion:
-    """What a study says: its laws, and where the report lies."""
+class StudyResult(Result):
+    """What a study gave so far: its measurements, the laws and comparison that they give, and the report.
 
-    fits: dict[str, dict[str, Fit]]
+    Attributes:
+        folder: the study folder.
+        config: the whole study.
+        table: one row a measurement (`forgetting.store.table.COLUMNS`).
+        fits: laws by data set and name.
+        comparison: of its methods and mitigations; None where there is one only.
+        report: the report's file.
+        failed: run id -> why, for runs that failed.
+        skipped: ids of runs that were finished before this call.
+        seconds: wall time of this call's runs.
+    """
+
+    folder: Path
+    config: StudyConfig = field(repr=False)
+    table: pd.DataFrame = field(repr=False)
+    fits: dict[str, dict[str, Fit]] = field(repr=False)
+    comparison: Comparison | None = field(repr=False)
     report: Path
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def to_frame(self) -> pd.DataFrame:
+        """The measurements, one row each; the same as `table`."""
+        return self.table
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: the last measurement of each run, the laws, what failed."""
+        return {
+            "folder": str(self.folder),
+            "report": str(self.report),
+            "seconds": round(self.seconds, 1),
+            "skipped": list(self.skipped),
+            "failed": self.failed,
+            "runs": records(self.table.sort_values("step").groupby("run_id", as_index=False).last()),
+            "fits": {name: {law: fit.to_dict() for law, fit in laws.items()} for name, laws in self.fits.items()},
+        }
+
+    def shown(self) -> list[Shown]:
+        """The last measurement of each run, the laws, and where the report lies."""
+        seconds = f"{self.seconds / 60:.1f} min" if self.seconds >= 1 else "nothing left to run"
+        notes = [line for name in self.config.datasets for line in _law_lines(name, self.fits.get(name, {}))]
+        if self.failed:
+            notes.append(f"{len(self.failed)} of its runs failed: {', '.join(self.failed)}")
+        notes.append(f"report: {self.report}  ({seconds})")
+        return [replace(measurements_shown(last_rows(self.table)), notes=notes)]
+
+    def figure(self, dataset: str | None = None, kind: str = "line") -> go.Figure:
+        """A chart of the report as a Plotly figure.
+
+        Args:
+            dataset: which one, where the study has several.
+            kind: `line` (forgetting against fine-tuning loss), `steps-finetune_loss`, `steps-forgetting_loss`, `size`,
+                `agreement`; the comparison's own is `result.comparison.figure()`.
+
+        Raises:
+            UsageError: no such data set or chart, or several data sets.
+        """
+        from ..reporting.notebook import study_figure
+
+        runs = [run.read() for run in StudyFolder.open(self.folder).runs()]
+        return study_figure(self.config, self.table, runs, self.fits, dataset, kind)
 
 
+def _law_lines(dataset: str, laws: Mapping[str, Fit]) -> list[str]:
+    """What the laws of a data set say, in one line each."""
+    lines = []
+    if "linear" in laws:
+        fit = laws["linear"]
+        slope, r2 = fit.parameters["c_fft"], fit.r2["forgetting_loss"]
+        between = "" if math.isnan(slope.low) else f" [{slope.low:.3g}, {slope.high:.3g}]"
+        lines.append(
+            f"{dataset}: each nat of fine-tuning loss gained costs {slope.value:.3g}{between} nats of forgetting "
+            f"(linear law, R² {r2:.4f})"
+        )
+    if "shifted_power" in laws:
+        r2s = laws["shifted_power"].r2
+        lines.append(
+            f"{dataset}: joint power law in P and N, R² {r2s['forgetting_loss']:.4f} for forgetting, "
+            f"{r2s['finetune_loss']:.4f} for fine-tuning loss"
+        )
+    return lines
+
+
+@checked
 def study(
-    config: StudyConfig,
-    out: Path | str,
+    config: StudyConfig | Mapping[str, Any] | str | os.PathLike[str] = "miniature",
+    out: str | os.PathLike[str] | None = None,
     *,
     engine: Engine | None = None,
     on_event: Hear | None = None,
     on_plan: Callable[[list[RunConfig], list[str]], None] | None = None,
-) -> tuple[StudyResult, Conclusion]:
+) -> StudyResult:
     """Run or resume a study, then fit the laws and write the report.
 
     Args:
-        config: the study, for example `forgetting.config.files.load_preset("miniature")`.
-        out: the study folder.
+        config: a configuration, its fields as a dictionary, a YAML file, a study folder to resume, or a preset's name.
+        out: the study folder; default the folder to resume, or studies/NAME.
         engine: where its runs run: `Local(jobs)`, `Accelerate(launch)` or `Ray(...)` (forgetting.studies.engines);
             None is `Local(1)`, this process. More processes than one need the caller's script to guard its entry with
             `if __name__ == "__main__"`.
         on_event: told of every finished step.
         on_plan: told once of all runs, and of the ids of those still to do.
 
-    Returns:
-        The measurements, and the laws and report that they give.
+    Raises:
+        UsageError: the configuration, text or model are wrong, or changed since the first run; nothing was started.
+        ForgettingError: every run failed, or the disk is full.
     """
     from .study import study as run
 
-    result = run(config, Path(out), engine=engine or Local(1), on_event=on_event, on_plan=on_plan)
-    return result, conclude(Path(out))
+    whole, folder = study_config(config)
+    target = Path(out) if out is not None else folder or Path("studies") / whole.name
+    ran = run(whole, target, engine=engine or Local(1), on_event=on_event, on_plan=on_plan)
+    return replace(conclude(target), failed=ran.failed, skipped=ran.skipped, seconds=ran.seconds)
 
 
-def conclude(out: Path) -> Conclusion:
+@checked
+def report(study: str | os.PathLike[str]) -> StudyResult:
+    """Fit the laws again and write the report again, from what a study has measured so far.
+
+    Args:
+        study: its folder.
+
+    Raises:
+        UsageError: not a study folder, or one without a measurement.
+    """
+    return conclude(Path(study))
+
+
+def conclude(out: Path) -> StudyResult:
     """Fit the laws to a stored study and write fits.json and report.html into its folder.
 
     Raises:
@@ -80,7 +183,9 @@ def conclude(out: Path) -> Conclusion:
     save_fits(fits, out / "fits.json")
     runs: list[dict[str, Any]] = [run.read() for run in folder.runs()]
     comparison = _compared(config, table, runs, fits, out)
-    return Conclusion(fits, write_study_report(config, table, runs, fits, out / "report.html", comparison))
+    page = write_study_report(config, table, runs, fits, out / "report.html", comparison)
+    failed = {str(run.get("run_id")): str(run.get("why")) for run in runs if run.get("status") == "failed"}
+    return StudyResult(out, config, table, fits, comparison, page, failed)
 
 
 def _compared(

@@ -33,7 +33,7 @@ LOOK_AGAIN = 1.0
 
 
 @dataclass(frozen=True)
-class StudyResult:
+class StudyRuns:
     """What a study gave.
 
     Attributes:
@@ -72,7 +72,7 @@ def study(
     engine: Engine | None = None,
     on_event: Hear | None = None,
     on_plan: Callable[[list[RunConfig], list[str]], None] | None = None,
-) -> StudyResult:
+) -> StudyRuns:
     """Run a study, or what is left of it, in its folder. Several processes may do so at once and share the runs.
 
     Args:
@@ -110,7 +110,7 @@ def study(
         raise ForgettingError("every run failed; the first: " + next(f"{i}: {why}" for i, why in failed.items()))
     todo = set(pending)
     skipped = tuple(run_id for run_id in states if run_id not in todo)
-    return StudyResult(folder, load_table(out), failed, skipped, time.perf_counter() - began)
+    return StudyRuns(folder, load_table(out), failed, skipped, time.perf_counter() - began)
 
 
 def prepare(inputs: StudyInputs, out: Path, launch: processes.Launch | None = None) -> bool:

@@ -1,0 +1,23 @@
+"""Results on standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+
+from ..display.tables import Shown
+
+
+def print_shown(parts: Iterable[Shown]) -> None:
+    """Print parts of a result: lines as they are, tables to the terminal's width."""
+    console = Console(highlight=False)
+    if not console.is_terminal:  # wide enough for the tables where no terminal says how wide it is
+        console = Console(highlight=False, width=140)
+    for part in parts:
+        for line in part.heading:
+            console.print(line, markup=False, soft_wrap=True)
+        if part.rows:
+            console.print(part.table())
+        for line in part.notes:
+            console.print(line, markup=False, soft_wrap=True)

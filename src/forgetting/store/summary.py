@@ -1,0 +1,59 @@
+"""A study's measurements as a table for readers: values with their standard errors, constant columns left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any
+
+from ..display.tables import Shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def last_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The last measurement of each run, grouped as a reader compares them."""
+    last = table.sort_values("step").groupby("run_id", as_index=False).last()
+    return last.sort_values(["dataset", "label", "mitigation", "trainable_params", "seed"])
+
+
+def measurements_shown(table: pd.DataFrame) -> Shown:
+    """Rows of a study's table; columns that say the same in every row are left out."""
+    rows = table.to_dict("records")
+    columns: dict[str, Callable[[dict[Hashable, Any]], str]] = {
+        "data set": lambda row: str(row["dataset"]),
+        "method": lambda row: " + ".join(filter(None, (row["label"], row["mitigation"]))),
+        "rank": lambda row: _whole(row["rank"]),
+        "seed": lambda row: _whole(row["seed"]),
+        "P": lambda row: _short(row["trainable_params"]),
+        "step": lambda row: _whole(row["step"]),
+        "L_ft": lambda row: _mean(row["finetune_loss"], row["finetune_loss_se"]),
+        "forgetting": lambda row: _mean(row["forgetting"], row["forgetting_se"]),
+        "agreement": lambda row: _mean(row["agreement"], row["agreement_se"]),
+        "status": lambda row: str(row["status"]),
+    }
+    for name, column in (("dataset", "data set"), ("seed", "seed")):
+        if len({row[name] for row in rows}) < 2:
+            del columns[column]
+    if {row["status"] for row in rows} == {"done"}:
+        del columns["status"]
+    return Shown([], tuple(columns), [tuple(cell(row) for cell in columns.values()) for row in rows])
+
+
+def _whole(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else "-"
+
+
+def _short(value: object) -> str:
+    """A count to three digits: 98.6k, 1.58M."""
+    if not isinstance(value, int):
+        return "-"
+    for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return str(value)
+
+
+def _mean(value: float, se: float) -> str:
+    return f"{value:.3f} ± {se:.3f}" if not math.isnan(se) else f"{value:.3f} ± ?"
