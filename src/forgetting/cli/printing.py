@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.console import Console
-
 from ..display.tables import Shown
 
 
 def print_shown(parts: Iterable[Shown]) -> None:
     """Print parts of a result: lines as they are, tables to the terminal's width."""
+    from rich.console import Console
+
     console = Console(highlight=False)
     if not console.is_terminal:  # wide enough for the tables where no terminal says how wide it is
         console = Console(highlight=False, width=140)

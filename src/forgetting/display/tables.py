@@ -102,8 +102,4 @@ def _row(tag: str, cells: Sequence[str]) -> str:
 
 def _is_number(cell: str) -> bool:
     """Whether a cell reads as a number, or as one that is not known."""
-    return (
-        not cell
-        or cell[0].isdigit()
-        or (cell[0] in "+-−–<" and (len(cell) == 1 or cell.lstrip("+-−–< ")[:1].isdigit()))
-    )
+    return not cell.strip("+-−– ") or cell.lstrip("+-−< ")[:1].isdigit()
