@@ -346,6 +346,7 @@ def test_peft_results_need_no_options(tmp_path):
         config = {"peft_type": kind} | (rank if kind == "LORA" else {})
         metrics = [{"step": 5, "train loss": 1.0, "test accuracy": accuracy, "forgetting": forgot}]
         run = {"experiment_name": name, "peft_config": config, "train_config": {"seed": 0}}
+        run["created_at"] = "2026-08-01T10:00:00+00:00"
         train = {"status": "success", "num_trainable_params": 10, "metrics": metrics}
         (tmp_path / f"{name}.json").write_text(json.dumps({"run_info": run, "train_info": train}))
     made = forgetting.compare(tmp_path, "lora")

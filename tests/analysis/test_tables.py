@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 
+import forgetting
+from forgetting.analysis.exports import is_chart
 from forgetting.analysis.fit import fit_law
-from forgetting.analysis.tables import from_records, is_chart, later, read_table, read_tables, split, stack
+from forgetting.analysis.tables import later, read_table, read_tables, split, stack
+from forgetting.arguments import from_records
 from forgetting.errors import UsageError
 
 GOOD = "run_id,finetune_loss,forgetting_loss\na,1.0,0.5\na,0.9,0.6\nb,1.1,0.45\n"
@@ -21,11 +25,16 @@ def write(folder, name, content):
     return path
 
 
-def peft(*, status="success", rank=8, metrics=None, name="lora/rank8"):
+def peft(*, status="success", rank=8, metrics=None, name="lora/rank8", created="2026-08-01T10:00:00+00:00"):
     last = {"step": 5000, "test accuracy": 0.5, "train loss": 0.57, "forgetting": 0.12} if metrics is None else metrics
     config = {"peft_type": "LORA", "r": rank} if rank else None
     return {
-        "run_info": {"experiment_name": name, "train_config": {"seed": 0, "max_steps": 5000}, "peft_config": config},
+        "run_info": {
+            "created_at": created,
+            "experiment_name": name,
+            "train_config": {"seed": 0, "max_steps": 5000},
+            "peft_config": config,
+        },
         "train_info": {
             "status": status,
             "num_trainable_params": 9_175_040,
@@ -61,7 +70,7 @@ def test_the_same_rows_come_out_of_every_format(tmp_path):
         ("t.json", '{"a": 1}', "neither a list of objects"),
         ("t.json", "{", "t.json: not JSON: Expecting"),
         ("t.parquet", "PAR?", "not a Parquet file"),
-        ("t.xlsx", "x", "a table ends in .csv, .jsonl, .json, .parquet"),
+        ("t.ods", "x", "a table ends in .csv, .tsv, .jsonl, .json, .parquet, .xlsx"),
     ],
 )
 def test_damaged_files_are_named_with_their_line(tmp_path, name, content, says):
@@ -151,6 +160,23 @@ def test_peft_results_become_rows_and_failed_ones_are_named(tmp_path):
         read_table(tmp_path)
 
 
+def test_peft_results_from_before_its_fix_are_no_forgetting(tmp_path):
+    new = [{"step": 5000, "train loss": 0.6 - 0.01 * i, "forgetting": 0.1 + 0.03 * i} for i in range(3)]
+    for i, last in enumerate(new):
+        write(tmp_path, f"new-{i}.json", json.dumps(peft(metrics=last, name=f"new{i}")))
+    for name, created in (("old", "2026-07-14T08:00:00+00:00"), ("undated", None)):
+        write(tmp_path, f"{name}.json", json.dumps(peft(name=name, created=created)))
+    write(tmp_path, "none.json", json.dumps(peft(metrics={"step": 5000, "train loss": 0.5}, name="none")))
+    fit = fit_law("linear", read_table(tmp_path), columns={"forgetting_loss": "forgetting"}, bootstrap=0)
+    assert fit.n_points == 3
+    assert fit.parameters["c_fft"].value == pytest.approx(3.0)
+    (left,) = [w for w in fit.warnings if "left out" in w]
+    for run in ("old (forgetting measured before", "undated (forgetting measured", "none (forgetting not measured)"):
+        assert run in left
+    with pytest.raises(UsageError, match=r"pull request 3419, merged on 2026-07-14; run its method comparison again"):
+        read_table(tmp_path / "old.json")
+
+
 CHART_F = """Step,r8 - eval/forgetting,r8 - eval/forgetting__MIN,r8 - eval/forgetting__MAX,r16 - eval/forgetting
 100,0.5,0.4,0.6,0.6
 200,0.55,0.5,0.6,""
@@ -171,6 +197,68 @@ def test_wandb_charts_and_the_runs_table_are_joined(tmp_path):
     assert not any("__MIN" in name for name in table)
     with pytest.raises(UsageError, match="run 'r16' of a chart is not in the export"):
         read_tables([paths[0], write(tmp_path, "less.csv", RUNS.replace("r16,", "r32,"))])
+
+
+def test_what_a_chart_cannot_tell_is_refused(tmp_path):
+    chart = write(tmp_path, "t.csv", CHART_T)
+    twice = write(tmp_path, "runs.csv", RUNS + "r8,crashed,999,5\n")
+    with pytest.raises(UsageError, match="two runs are named 'r8'"):
+        read_tables([chart, twice])
+    for axis in ("Relative Time (Process)", "epoch", "_timestamp"):
+        timed = write(tmp_path, "timed.csv", CHART_T.replace("Step", axis))
+        with pytest.raises(UsageError, match=re.escape(f"the x axis of a W&B chart is '{axis}', not steps")):
+            read_tables([timed])
+    for axis in ("_step", "train/global_step", "trainer/global_step"):
+        assert read_tables([write(tmp_path, "s.csv", CHART_T.replace("Step", axis))])["step"] == ["100", "200", "100"]
+
+
+def test_delimiters_decimal_commas_and_thousands(tmp_path):
+    plain = read_table(write(tmp_path, "plain.csv", GOOD))
+    for name, mark in (("s.csv", ";"), ("t.csv", "\t"), ("t.tsv", "\t")):
+        assert read_table(write(tmp_path, name, GOOD.replace(",", mark))) == plain
+    comma = read_table(write(tmp_path, "comma.csv", "run;P;loss\na;1.250.000;2,50\nb;800;1.234,5\n"))
+    assert comma == {"run": ["a", "b"], "P": ["1250000", "800"], "loss": ["2.50", "1234.5"]}
+    for cells in ("1.000,2.000,12.000", "1.250.000,2.500.000,900"):
+        rows = "\n".join(f"{cell},1.5" for cell in cells.split(","))
+        if "900" in cells:
+            rows = rows.replace("900,", "1.900.000,")
+        with pytest.raises(UsageError, match=r"column 'P': is 1\.[0-9.]+ a whole number with its thousands set apart"):
+            read_table(write(tmp_path, "thousands.csv", f"P,loss\n{rows}\n"))
+    rounded = read_table(write(tmp_path, "rounded.csv", "loss\n1.679\n1.604\n1.000\n"))
+    assert rounded == {"loss": ["1.679", "1.604", "1.000"]}
+
+
+def test_excel_is_read_where_openpyxl_is_installed(tmp_path, monkeypatch):
+    path = tmp_path / "t.xlsx"
+    path.write_bytes(b"no workbook")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"an Excel file needs openpyxl \(pip install openpyxl\); or save it as CSV"):
+        read_table(path)
+    monkeypatch.undo()
+    pytest.importorskip("openpyxl")
+    with pytest.raises(UsageError, match="not an Excel workbook"):
+        read_table(path)
+    frame = pd.DataFrame(
+        {"run_id": ["a", "a", "b"], "finetune_loss": [1.0, 0.9, 1.1], "forgetting_loss": [0.5, 0.6, 0.45]}
+    )
+    frame.to_excel(path, index=False)
+    fits = [fit_law("linear", table, bootstrap=0) for table in (read_table(path), frame)]
+    assert fits[0].to_dict() == fits[1].to_dict()
+
+
+def test_true_is_no_number_and_no_run_is_blank():
+    table = {"run_id": ["a", "a", "b", "b"], "finetune_loss": [1.0, 0.9, True, 0.7], "forgetting_loss": [1.0, 2, 3, 4]}
+    with pytest.raises(UsageError, match="row 3, column 'finetune_loss': 'True' is not a number"):
+        fit_law("linear", table, bootstrap=0)
+    table["finetune_loss"][2] = 0.8
+    for blank in ("", " ", None, float("nan"), pd.NA):
+        given = {**table, "run_id": ["a", blank, "b", blank]}
+        with pytest.raises(UsageError, match=r"row 2, column 'run_id': is blank, as in 1 other rows; name the run"):
+            fit_law("linear", given, bootstrap=0)
+        with pytest.raises(UsageError, match="row 2, column 'run_id': is blank"):
+            forgetting.compare(
+                {**given, "method": ["lora"] * 4, "forgetting": given["forgetting_loss"], "step": [1, 2, 1, 2]}
+            )
 
 
 def test_a_table_with_a_dash_in_one_name_is_not_a_chart():

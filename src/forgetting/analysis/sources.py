@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forgetting.analysis.tables import later, normalise, read_tables, rows, split, split_frame
+from forgetting.analysis.exports import normalise
+from forgetting.analysis.tables import later, read_tables, rows, split, split_frame
 from forgetting.arguments import ColumnTable, RowTable, columns_of, is_frame, wrong_type
 from forgetting.errors import UsageError
 

@@ -14,7 +14,7 @@ from ..errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from ..analysis.fit import Fit
     from ..analysis.laws import Law
-    from ..analysis.tables import Table
+    from ..analysis.table_files import Table
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")]
 Dataset = Annotated[str | None, typer.Option(help="Only this data set of a study or file of fits.")]

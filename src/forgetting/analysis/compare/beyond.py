@@ -11,7 +11,8 @@ import numpy as np
 
 from forgetting.analysis.fit import Fit, fit_law, unfit
 from forgetting.analysis.laws.base import Array
-from forgetting.analysis.tables import Table, rows
+from forgetting.analysis.table_files import Table
+from forgetting.analysis.tables import rows
 from forgetting.errors import UsageError
 
 LAWS = {"linear": "Eq. 4", "shifted_power": "Eq. 6"}

@@ -14,7 +14,7 @@ from forgetting.analysis.compare.show import beyond_shown, contender_row, contes
 from forgetting.analysis.compare.source import Axis, choose_axis, read_source
 from forgetting.analysis.compare.words import reach, sentence
 from forgetting.analysis.fit import Fit, plain
-from forgetting.analysis.tables import Table
+from forgetting.analysis.table_files import Table
 from forgetting.display.charts import plotly_figure
 from forgetting.display.tables import Result, Shown
 from forgetting.errors import UsageError, did_you_mean

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from forgetting.analysis.laws.base import Array
-from forgetting.analysis.tables import Table, rows
+from forgetting.analysis.table_files import Table
+from forgetting.analysis.tables import rows
 from forgetting.errors import UsageError, did_you_mean
 
 DONE = "done"
@@ -153,6 +154,7 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0) -> S
     reader = _Reader(table, name, axis, forgot)
     members: dict[str, list[int]] = {}
     left: dict[str, str] = {}
+    reader.refuse_blank_runs()
     for i in range(rows(table)):
         run_id = reader.run_id(i)
         status = reader.text("status", i) or DONE
@@ -197,8 +199,9 @@ class _Reader:
 
     def number(self, column: str, i: int) -> float:
         """A number, NaN where there is none."""
+        cell = self.table[column][i] if column in self.table else math.nan
         try:
-            return float(self.table[column][i]) if column in self.table else math.nan
+            return math.nan if isinstance(cell, bool) else float(cell)
         except (TypeError, ValueError):
             return math.nan
 
@@ -211,6 +214,12 @@ class _Reader:
                 f"'{self.name}', row {i + 1} (run {run}), column '{column}': {came} where a finite number is needed"
             )
         return value
+
+    def refuse_blank_runs(self) -> None:
+        """Refuse a row without a run beside rows that have one: whose it is, nobody knows."""
+        blank = [i for i in range(rows(self.table)) if not self.text("run_id", i).strip()]
+        if "run_id" in self.table and blank and len(blank) < rows(self.table):
+            raise UsageError(f"'{self.name}', row {blank[0] + 1}, column 'run_id': is blank; name the run of every row")
 
     def run_id(self, i: int) -> str:
         return self.text("run_id", i) or f"row {i + 1}"

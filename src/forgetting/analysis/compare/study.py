@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from forgetting.analysis.fit.data import column_names
 from forgetting.analysis.sources import GIVEN, Source, given_table, paths_of
-from forgetting.analysis.tables import Table, read_tables, split
+from forgetting.analysis.table_files import Table
+from forgetting.analysis.tables import read_tables, split
 from forgetting.config.schema import StudyConfig
 from forgetting.errors import UsageError
 from forgetting.store.folder import StudyFolder

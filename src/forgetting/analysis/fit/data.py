@@ -110,6 +110,8 @@ def read_data(
         raise UsageError(f"{where} has no rows to fit")
     se = _standard_errors(law, table, columns, present, rows, where)
     there, code = _coded(table[run]) if run in present else ([], rows)
+    if run in present:
+        _refuse_blank(table[run], run, rows, where)
     if run not in present or not _steps_differ(table, present, rows, code[rows]):
         labels = [there[i] for i in code[rows]] if run in present else None
         _refuse_duplicates(table, present, rows, labels, got, where)
@@ -152,6 +154,19 @@ def _coded(column: Any) -> tuple[list[str], Array]:
     return names, np.array([place[text] for text in texts], dtype=np.int64)[codes]
 
 
+def _refuse_blank(column: Any, name: str, rows: Array, where: str) -> None:
+    """Refuse rows without a run: together they would pass for one run."""
+    cells = np.asarray(column, dtype=object)
+    # pandas' missing value is told by its name: it compares with nothing
+    blank = [i for i in rows if str(cells[i]).strip() in ("", "nan", "None", "<NA>")]
+    if blank:
+        raise UsageError(
+            f"{where}, row {blank[0] + 1}, column '{name}': is blank"
+            + (f", as in {len(blank) - 1} other rows" if len(blank) > 1 else "")
+            + "; name the run of every row, or leave the column out if every row is a run of its own"
+        )
+
+
 def _is_numeric(column: Any) -> bool:
     """Whether every cell of a column is a number by its type, none of them missing."""
     kind = getattr(getattr(column, "dtype", None), "kind", "O")
@@ -162,13 +177,20 @@ def _floats(column: Any) -> Array:
     return np.asarray(column, dtype=float)
 
 
+def _number(cell: Any) -> float:
+    """A cell as a number; true and false are none, though Python counts with them."""
+    if isinstance(cell, bool | np.bool_):
+        raise TypeError
+    return float(cell)
+
+
 def _numbers(column: Any, name: str, rows: Array, where: str, kind: Variable) -> Array:
     """The column's chosen rows as finite floats."""
     cells = np.asarray(column, dtype=object)[rows]
     out = _floats(column)[rows] if _is_numeric(column) else np.empty(len(cells))
     for i, cell in enumerate(cells if not _is_numeric(column) else ()):
         try:
-            out[i] = float(cell)
+            out[i] = _number(cell)
         except (TypeError, ValueError, OverflowError):
             raise UsageError(f"{where}, row {rows[i] + 1}, column '{name}': '{cell!s:.60}' is not a number") from None
     bad = ~kind.allows(out)
@@ -185,7 +207,7 @@ def _loose(column: Any, rows: Array) -> Array:
     out = np.full(rows.size, np.nan)
     for i, cell in enumerate(np.asarray(column, dtype=object)[rows]):
         try:
-            out[i] = float(cell)
+            out[i] = _number(cell)
         except (TypeError, ValueError):
             continue
     return out

@@ -1,0 +1,155 @@
+"""Exports of other tools as tables of runs: PEFT's method comparison, W&B charts and runs, MLflow."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from forgetting.analysis.table_files import Table
+from forgetting.arguments import from_records
+from forgetting.errors import UsageError
+
+FINISHED = ("done", "success", "finished", "completed")
+"""What other tools call a run whose numbers count, in lower case."""
+STEP = re.compile(r"(^|[/_ ])(steps?|iterations?|updates?)$", re.IGNORECASE)
+"""An x axis that counts update steps: `Step`, `_step`, `train/global_step`, `trainer/global_step`."""
+PEFT_FIXED = datetime.date(2026, 7, 14)
+"""The day on which PEFT's pull request 3419 mended how its method comparison measures forgetting."""
+INVALID = "forgetting measured before PEFT's fix of 2026-07-14"
+NOT_MEASURED = "forgetting not measured"
+_CHART = re.compile(r"^(?P<run>.+) - (?P<metric>.+?)(?P<band>__MIN|__MAX)?$")
+
+
+def peft_table(found: Sequence[tuple[Path, Any]]) -> Table:
+    """One row a result of PEFT's method_comparison: its last measurement, or what failed.
+
+    Forgetting in results of 2026-07-14 and before is invalid: labels were not shifted, and the "before" was taken on
+    adapters that need not be the identity (PEFT pull request 3419). Their `status` says so, so that no fit or
+    comparison takes them together with valid ones.
+
+    Args:
+        found: files and their contents.
+
+    Raises:
+        UsageError: not PEFT's format, or every result that has forgetting has it from before the fix.
+    """
+    rows = [_peft_row(path, content) for path, content in found]
+    measured = [row for row in rows if row["forgetting"] is not None]
+    if measured and all(row["status"] == INVALID for row in measured):
+        raise UsageError(
+            f"{found[0][0].parent}: the forgetting in these results is not valid: PEFT measured it wrongly until its "
+            "pull request 3419, merged on 2026-07-14; run its method comparison again, or take later results"
+        )
+    for row in rows if measured else ():
+        if row["status"] == "done" and row["forgetting"] is None:
+            row["status"] = NOT_MEASURED
+    return from_records(rows)
+
+
+def _peft_row(path: Path, content: Any) -> dict[str, Any]:
+    try:
+        run, train = content["run_info"], content["train_info"]
+        config = run["peft_config"] or {}
+        last = train["metrics"][-1] if train["metrics"] else {}
+        status = str(train["status"])
+    except (KeyError, TypeError, IndexError) as error:
+        raise UsageError(f"{path}: not a PEFT result, {error} is missing") from None
+    status = "done" if status.lower() in FINISHED else status
+    if last.get("forgetting") is not None and not _after_the_fix(run):
+        status = INVALID
+    return {
+        "dataset": path.parent.parent.name or "peft",
+        "method": str(config.get("peft_type") or "full").lower(),
+        "rank": config.get("r"),
+        "run_id": run.get("experiment_name") or path.stem,
+        "seed": (run.get("train_config") or {}).get("seed"),
+        "status": status,
+        "step": last.get("step"),
+        "trainable_params": train.get("num_trainable_params"),
+        "finetune_loss": last.get("train loss"),
+        "test_accuracy": last.get("test accuracy"),
+        "forgetting": last.get("forgetting"),
+    }
+
+
+def _after_the_fix(run: Mapping[str, Any]) -> bool:
+    """Whether a result says that it was made after the day of the fix; one without a date does not."""
+    try:
+        return datetime.date.fromisoformat(str(run.get("created_at"))[:10]) > PEFT_FIXED
+    except ValueError:
+        return False
+
+
+def normalise(table: Table) -> Table:
+    """MLflow's and W&B's names of runs, states, metrics and parameters become ours; other tables stay as they are."""
+    out: Table = {}
+    for name, cells in table.items():
+        short = name.removeprefix("metrics.").removeprefix("params.")
+        if short in out:
+            raise UsageError(f"columns '{name}' and another one both mean '{short}'; rename one of them")
+        out[short] = cells
+    renames = (("Run ID", "run_id"), ("Status", "status"), ("State", "status"), ("Name", "run_id"), ("Step", "step"))
+    for theirs, ours in renames:
+        if theirs in out and ours not in out and not is_chart(table):
+            out[ours] = out.pop(theirs)
+    if "status" in out:
+        out["status"] = ["done" if str(s).lower() in FINISHED else str(s).lower() for s in out["status"]]
+    return out
+
+
+def is_chart(table: Table) -> bool:
+    """Whether a table is the export of a W&B chart: an x axis, and columns named `RUN - METRIC`."""
+    names = list(table)
+    return len(names) > 1 and not _CHART.match(names[0]) and all(_CHART.match(name) for name in names[1:])
+
+
+def join_charts(charts: Sequence[Table], runs: Sequence[Table]) -> Table:
+    """W&B charts as one long table, one row a run and step, with the columns of the runs table repeated.
+
+    Args:
+        charts: exports of charts; columns `RUN - METRIC`, their `__MIN` and `__MAX` are left out.
+        runs: exports of the runs table; joined by the run's name.
+
+    Raises:
+        UsageError: a chart is not over steps, two runs have one name, or a run is not in the runs table.
+    """
+    about = _by_name(runs)
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for table in charts:
+        names = list(table)
+        if not STEP.search(names[0]):
+            raise UsageError(
+                f"the x axis of a W&B chart is '{names[0]}', not steps; set it to Step in the chart and export it again"
+            )
+        for name in names[1:]:
+            parts = _CHART.match(name)
+            if parts is None or parts["band"]:
+                continue
+            for step, cell in zip(table[names[0]], table[name], strict=True):
+                if cell not in ("", None):
+                    row = found.setdefault((parts["run"], str(step)), {"run_id": parts["run"], "step": step})
+                    row[parts["metric"]] = cell
+    if runs:
+        missing = sorted({run for run, _ in found} - set(about))
+        if missing:
+            raise UsageError(f"run '{missing[0]}' of a chart is not in the export of the runs table")
+    return from_records([about.get(row["run_id"], {}) | row for row in found.values()])
+
+
+def _by_name(runs: Sequence[Table]) -> dict[str, dict[str, Any]]:
+    """The rows of the runs tables by the run's name, which is all that a chart knows of a run."""
+    about: dict[str, dict[str, Any]] = {}
+    for table in runs:
+        if "run_id" not in table:
+            raise UsageError("beside W&B charts only the export of the runs table can be read; it has a column Name")
+        for i, name in enumerate(table["run_id"]):
+            if str(name) in about:
+                raise UsageError(
+                    f"two runs are named '{name}' in the export of the runs table, and a chart tells runs apart by "
+                    "their names alone; rename one in W&B and export both again"
+                )
+            about[str(name)] = {k: cells[i] for k, cells in table.items()}
+    return about
