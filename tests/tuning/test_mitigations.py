@@ -581,11 +581,11 @@ def test_interpolation_equals_the_slow_twin_and_leaves_the_trained_weights(
 
 
 def test_laws_are_not_fitted_on_interpolated_rows(studied: Any) -> None:
-    rows = fitted_rows(studied.table, studied.folder.config())
+    rows = fitted_rows(studied.table)
     assert set(rows["mitigation"]) == {""}
     mixed = studied.table.assign(mitigation="")
-    assert fitted_rows(mixed, studied.folder.config())["alpha"].isna().all()
-    assert len(fitted_rows(mixed, studied.folder.config())) == 2 * (1 + len(MITIGATIONS))
+    assert fitted_rows(mixed)["alpha"].isna().all()
+    assert len(fitted_rows(mixed)) == 2 * (1 + len(MITIGATIONS))
 
 
 # ---- what is computed once

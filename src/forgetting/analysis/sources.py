@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forgetting.analysis.exports import normalise
+from forgetting.analysis.fit.data import column_names
 from forgetting.analysis.tables import later, read_tables, rows, split, split_frame
 from forgetting.arguments import ColumnTable, RowTable, columns_of, is_frame, wrong_type
 from forgetting.errors import UsageError
@@ -29,6 +30,8 @@ ALLOWED = (
     "the path of a table or study folder (or a list of them), a DataFrame, a datasets.Dataset, a dictionary of "
     "columns, a list of rows"
 )
+STUDY_COLUMNS = {"measure_start", "reference", "label", "mitigation", "alpha", "step"}
+"""A table that has these is a study's own, and says itself what its laws are fitted on."""
 GIVEN = "table"
 """What a table without a file is called."""
 
@@ -38,7 +41,8 @@ def tables_to_fit(
 ) -> dict[str, Any]:
     """The rows to fit, by data set; by file name where the table has no data sets.
 
-    Of a study folder, as in its own report: the first method, from the first step that counts.
+    Of a study's own table these are the rows of its report, whether it came as a folder, as the CSV of
+    `forgetting table` or as a DataFrame: plain runs of the first method, from the first step that counts.
 
     Args:
         source: one table, or paths of several.
@@ -50,26 +54,30 @@ def tables_to_fit(
         UsageError: not a table, a mistake in it, or no row left.
     """
     paths = paths_of(source)
-    if paths is None:
-        found = given_table(source)
-        if is_frame(found):
-            return split_frame(found if from_step is None else later_frame(found, from_step), only, dataset, GIVEN)
-        return split(found if from_step is None else later(found, from_step), GIVEN, only, dataset)
-    if (paths[0] / "study.yaml").exists():
-        from forgetting.store.folder import StudyFolder
+    label = GIVEN if paths is None else paths[0].stem if len(paths) == 1 else "tables"
+    table = given_table(source) if paths is None else _read(paths)
+    if set(column_names(table)) >= STUDY_COLUMNS:
+        from forgetting.store.table import fitted_rows
+
+        table = fitted_rows(_frame(table), start=from_step, chosen=only)
+    elif from_step is not None:
+        table = later_frame(table, from_step) if is_frame(table) else later(table, from_step)
+    return split_frame(table, only, dataset, label) if is_frame(table) else split(table, label, only, dataset)
+
+
+def _read(paths: Sequence[Path]) -> Any:
+    """Files as columns; one study folder, which may have a million rows, as a DataFrame."""
+    if len(paths) == 1 and (paths[0] / "study.yaml").exists():
         from forgetting.store.table import load_table
 
-        config = StudyFolder.open(paths[0]).config()
-        if not only.keys() & {"method", "label", "mitigation"}:
-            only = {"label": config.reference_label, "mitigation": "", **only}
-        from_step = config.measure.start if from_step is None else from_step
-        if len(paths) == 1:
-            frame = load_table(paths[0])
-            trained = frame["alpha"].isna() | ("alpha" in only)
-            return split_frame(frame[trained & (frame["step"] >= from_step)], only, dataset)
-    label = paths[0].stem if len(paths) == 1 else "tables"
-    table = read_tables(paths)
-    return split(table if from_step is None else later(table, from_step), label, only, dataset)
+        return load_table(paths[0])
+    return read_tables(paths)
+
+
+def _frame(table: Any) -> pd.DataFrame:
+    import pandas as pd
+
+    return table if is_frame(table) else pd.DataFrame(table)
 
 
 def paths_of(source: Source) -> list[Path] | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
-from ..config.schema import StudyConfig
+from ..errors import UsageError
 from . import table_cache
 from .folder import StudyFolder
 
@@ -39,6 +40,8 @@ COLUMNS: dict[str, str] = {
     "train_seconds": "training time so far",
     "measure_seconds": "measuring time so far",
     "peak_memory": "most memory that training took so far, MiB: allocated on a GPU, of the whole process on a CPU",
+    "reference": "label of the study's first method, whose plain runs the laws are fitted on",
+    "measure_start": "first step that the laws are fitted on",
 }
 """Columns of the table and what they mean. Each mean has its standard error beside it under `<column>_se`."""
 
@@ -64,16 +67,43 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in found]
 
 
-def fitted_rows(table: pd.DataFrame, config: StudyConfig) -> pd.DataFrame:
-    """The rows that the laws are fitted on: ended, plain runs of the study's first method, from `measure.start` on.
+def fitted_rows(table: pd.DataFrame, *, start: float | None = None, chosen: Collection[str] = ()) -> pd.DataFrame:
+    """The rows that the laws are fitted on: ended, plain runs of the study's first method, from `measure_start` on.
 
     The laws are of one method's grid; the paper fits LoRA ranks and predicts other methods from them (Appendix B).
     Rows of failed runs stay, marked by `status`: the fit leaves them out by name.
+
+    Args:
+        table: of one study or several, as `load_table` gives it, or the same read back from a file.
+        start: another first step than the study's own.
+        chosen: columns that the caller has chosen rows by: with `label`, `method` or `mitigation` among them, other
+            methods than the first stay, and with `alpha` interpolated models.
+
+    Raises:
+        UsageError: a step is not a number.
     """
-    first = config.reference_label
-    plain = (table["label"] == first) & (table["mitigation"] == "")
-    plain &= table["alpha"].isna()
-    return table[plain & (table["step"] >= config.measure.start) & (table["status"] != "running")]
+    keep = pd.Series(True, index=table.index)
+    if not {"label", "method", "mitigation"} & set(chosen):
+        keep &= (table["label"].astype(str) == table["reference"].astype(str)) & _blank(table["mitigation"])
+    if "alpha" not in chosen:
+        keep &= _blank(table["alpha"])
+    if "status" in table:
+        keep &= table["status"] != "running"
+    first = _numbers(table["measure_start"], "measure_start") if start is None else start
+    return table[keep & (_numbers(table["step"], "step") >= first)]
+
+
+def _blank(column: pd.Series[Any]) -> pd.Series[bool]:
+    return column.isna() | (column.astype(str).str.strip() == "")
+
+
+def _numbers(column: pd.Series[Any], name: str) -> pd.Series[float]:
+    found = pd.to_numeric(column, errors="coerce")
+    bad = found.isna().to_numpy()
+    if bad.any():
+        at = int(bad.argmax())
+        raise UsageError(f"row {at + 1}, column '{name}': '{column.iloc[at]!s:.60}' is not a number")
+    return found.astype(float)
 
 
 def load_table(path: Path) -> pd.DataFrame:
@@ -85,7 +115,11 @@ def load_table(path: Path) -> pd.DataFrame:
         UsageError: not a study folder.
         ForgettingError: a damaged file; names it.
     """
-    names = [name for column in COLUMNS for name in ([column, f"{column}_se"] if column in MEANS else [column])]
+    config = StudyFolder.open(path).config()
+    measured_columns = [column for column in COLUMNS if column not in ("reference", "measure_start")]
+    names = [
+        name for column in measured_columns for name in ([column, f"{column}_se"] if column in MEANS else [column])
+    ]
     measured = [name for name in names if name not in ("run_id", *table_cache.TEXTS, *table_cache.WHOLES)]
     means = {name for name in measured if name.removesuffix("_se") in (*MEANS, *COSTS, "alpha")}
     found = table_cache.read_rows(
@@ -93,4 +127,6 @@ def load_table(path: Path) -> pd.DataFrame:
     )
     table = found.select(names).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get, split_blocks=True)
     texts: pd.DataFrame = table.astype(dict.fromkeys(("run_id", *table_cache.TEXTS), "str"))
+    texts["reference"] = pd.Series(config.reference_label, index=texts.index, dtype="str")
+    texts["measure_start"] = config.measure.start
     return texts

@@ -175,7 +175,7 @@ def conclude(out: Path) -> StudyResult:
     config, table = folder.config(), load_table(out)
     if table.empty:
         raise UsageError(f"{out}: no measurement in this study yet; run `forgetting study {out}`")
-    rows = fitted_rows(table, config)
+    rows = fitted_rows(table)
     measured = rows[rows["status"] == "done"].groupby("dataset").size()
     # two points always lie on a line: a line needs three to say anything
     rows = rows[rows["dataset"].isin(measured.index[measured >= 3])]

@@ -118,10 +118,9 @@ def _find(name: str | Path) -> Laws:
 
 
 def _fit_folder(path: Path) -> Laws:
-    from forgetting.store.folder import StudyFolder
     from forgetting.store.table import fitted_rows, load_table
 
-    table = fitted_rows(load_table(path), StudyFolder.open(path).config())
+    table = fitted_rows(load_table(path))
     if table.empty:
         raise UsageError(f"{path}: no ended run in this study yet; run `forgetting study {path}`")
     return fit_study(table)
