@@ -256,9 +256,7 @@ def test_true_is_no_number_and_no_run_is_blank():
         with pytest.raises(UsageError, match=r"row 2, column 'run_id': is blank, as in 1 other rows; name the run"):
             fit_law("linear", given, bootstrap=0)
         with pytest.raises(UsageError, match="row 2, column 'run_id': is blank"):
-            forgetting.compare(
-                {**given, "method": ["lora"] * 4, "forgetting": given["forgetting_loss"], "step": [1, 2, 1, 2]}
-            )
+            forgetting.compare(given | {"method": ["lora"] * 4, "step": [1, 2, 1, 2]}, "lora")
 
 
 def test_a_table_with_a_dash_in_one_name_is_not_a_chart():
