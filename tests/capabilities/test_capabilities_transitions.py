@@ -6,6 +6,8 @@ import doctest
 import math
 import subprocess
 import sys
+from fractions import Fraction
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -50,16 +52,22 @@ def test_transitions_add_up_and_wrong_answers_that_changed_are_told_apart() -> N
 
 
 @pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (3, 3), (45, 20), (7, 31), (600, 7), (2000, 1900)])
-def test_mcnemar_is_scipys_exact_binomial_test(lost: int, gained: int) -> None:
-    expected = stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
-    assert t.mcnemar(lost, gained) == pytest.approx(expected, rel=1e-9)
+def test_mcnemar_is_the_exact_test_in_whole_numbers(lost: int, gained: int) -> None:
+    """Twice the smaller tail of a fair coin, at most 1: whole numbers over a power of two."""
+    n, tail = lost + gained, min(lost, gained)
+    expected = min(1.0, float(Fraction(2 * sum(math.comb(n, i) for i in range(tail + 1)), 2**n)))
+    assert t.mcnemar(lost, gained) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize(("count", "of"), [(0, 50), (8, 32), (16, 32), (50, 50), (1, 1)])
-def test_wilson_is_scipys(count: int, of: int) -> None:
-    expected = stats.binomtest(count, of).proportion_ci(method="wilson")
-    found = t.wilson(count, of)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+@pytest.mark.parametrize(("count", "of"), [(0, 50), (8, 32), (16, 32), (50, 50), (1, 1), (1, 4000)])
+def test_wilson_is_the_closed_form(count: int, of: int) -> None:
+    """Wilson 1927: the shares p at which (count/of - p)^2 = z^2 p (1 - p) / of."""
+    z, found = NormalDist().inv_cdf(0.975), t.wilson(count, of)
+    p, shrink = count / of, 1 + z**2 / of
+    middle, half = (p + z**2 / (2 * of)) / shrink, z / shrink * math.sqrt(p * (1 - p) / of + z**2 / (4 * of**2))
+    assert (found.value, found.low, found.high) == pytest.approx((p, middle - half, middle + half), abs=1e-12)
+    assert (found.low == 0, found.high == 1) == (count == 0, count == of)
+    assert math.isnan(t.wilson(0, 0).low)
 
 
 def test_the_paired_interval_covers_the_truth() -> None:
@@ -147,6 +155,20 @@ def test_spearman_is_scipys_and_steps_of_one_run_do_not_count_as_runs() -> None:
     assert found.low < found.r < found.high
     assert math.isnan(predictors.correlate([1, 2, 3], [1, 2, 4], ["a", "a", "b"]).low)
     assert math.isnan(predictors.correlate([1, 1, 1], [1, 2, 4], ["a", "b", "c"]).r)
+
+
+def test_the_interval_of_a_correlation_is_that_of_whole_runs_drawn_one_by_one() -> None:
+    """The plain loop over resamples, with runs of different length and ties."""
+    rng = np.random.default_rng(7)
+    runs = [i for i in range(6) for _ in range(2 + i % 3)]
+    x = rng.integers(0, 5, len(runs)).astype(float)
+    y = x + rng.normal(size=len(runs)) * 2
+    found = predictors.correlate(list(x), list(y), runs, resamples=200, seed=3)
+    generator, draws = np.random.default_rng(3), []
+    for _ in range(200):
+        picked = [i for run in generator.integers(0, 6, 6) for i, of in enumerate(runs) if of == run]
+        draws.append(stats.spearmanr(x[picked], y[picked]).statistic)
+    assert (found.low, found.high) == pytest.approx(tuple(np.nanquantile(draws, (0.025, 0.975))), abs=1e-12)
 
 
 def test_the_rules_are_measured_on_their_labelled_set() -> None:

@@ -1,4 +1,4 @@
-"""Does L_f predict what was lost? Correlations over a study's evaluated steps, with intervals. Pure numpy."""
+"""Does L_f predict what was lost? Correlations over a study's evaluated steps, with intervals. numpy and scipy only."""
 
 from __future__ import annotations
 
@@ -51,32 +51,30 @@ def correlate(
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     labels = {run: i for i, run in enumerate(dict.fromkeys(runs))}
     which = np.asarray([labels[run] for run in runs], np.int64)
-    r = _spearman(a, b)
+    r = float(_spearman(a[None], b[None])[0])
     if len(labels) < MIN_RUNS or math.isnan(r):
         return Correlation(r, math.nan, math.nan, len(a), len(labels))
     generator = np.random.default_rng(seed)
     members = [np.flatnonzero(which == i) for i in range(len(labels))]
-    draws = []
-    for _ in range(resamples):
-        drawn = np.concatenate([members[i] for i in generator.integers(0, len(labels), len(labels))])
-        value = _spearman(a[drawn], b[drawn])
-        if not math.isnan(value):
-            draws.append(value)
+    drawn = [generator.integers(0, len(labels), len(labels)) for _ in range(resamples)]
+    alike: dict[int, list[NDArray[np.int64]]] = {}  # resamples by their number of steps
+    for points in (np.concatenate([members[i] for i in chosen]) for chosen in drawn):
+        alike.setdefault(len(points), []).append(points)
+    draws = np.concatenate([_spearman(a[np.stack(points)], b[np.stack(points)]) for points in alike.values()])
+    draws = draws[~np.isnan(draws)]
     if len(draws) < resamples / 2:
         return Correlation(r, math.nan, math.nan, len(a), len(labels))
     low, high = np.quantile(draws, (0.025, 0.975))
     return Correlation(r, float(low), float(high), len(a), len(labels))
 
 
-def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return math.nan
-    return float(np.clip(np.corrcoef(_ranks(a), _ranks(b))[0, 1], -1, 1))
+def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Row by row of [R, n]: the correlation of ranks; NaN where one of the two does not vary."""
+    from scipy.stats import rankdata
 
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 0; ties share their mean rank."""
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    result: NDArray[np.float64] = (ends - (counts + 1) / 2)[which]
-    return result
+    if a.shape[1] < 3:
+        return np.full(len(a), math.nan)
+    x, y = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (rankdata(a, axis=1), rankdata(b, axis=1)))
+    scale = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
+    result: NDArray[np.float64] = np.divide((x * y).sum(axis=1), scale, out=np.full(len(a), math.nan), where=scale > 0)
+    return np.clip(result, -1, 1)

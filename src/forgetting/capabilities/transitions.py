@@ -1,4 +1,4 @@
-"""What became of each item from the base model to the tuned one, with paired statistics. Pure numpy.
+"""What became of each item from the base model to the tuned one, with paired statistics; numpy and scipy only.
 
 Both models answer the same items, so every statistic is of pairs: two unpaired averages would drown what the pairs
 show. Items that share a passage (a `cluster`) are one draw, not several.
@@ -24,8 +24,6 @@ from ..errors import UsageError
 from ..measuring.estimate import Mean, clustered_mean
 
 Floats = NDArray[np.float64]
-Z95 = 1.959963984540054
-"""The normal distribution's 97.5 % quantile."""
 
 
 @dataclass(frozen=True)
@@ -195,15 +193,15 @@ def mcnemar(lost: int, gained: int) -> float:
         >>> mcnemar(0, 0)
         1.0
     """
-    n, tail = lost + gained, min(lost, gained)
-    if 2 * tail >= n:
+    if lost + gained == 0:
         return 1.0
-    # Python's integers are exact, whatever n is
-    return min(1.0, float(2 * sum(math.comb(n, i) for i in range(tail + 1)) / (1 << n)) if n else 1.0)
+    from scipy.stats import binomtest  # scipy.stats takes a second to import
+
+    return float(binomtest(lost, lost + gained).pvalue)
 
 
-def wilson(count: int, of: int, z: float = Z95) -> Share:
-    """A share with Wilson's score interval, which stays within 0 and 1 and is no point at 0 or at all.
+def wilson(count: int, of: int) -> Share:
+    """A share with Wilson's 95 % score interval, which stays within 0 and 1 and is no point at 0 or at all.
 
     Examples:
         >>> share = wilson(8, 32)
@@ -212,11 +210,10 @@ def wilson(count: int, of: int, z: float = Z95) -> Share:
     """
     if of == 0:
         return Share(0, 0, math.nan, math.nan, math.nan)
-    p, shrink = count / of, 1 + z**2 / of
-    middle = (p + z**2 / (2 * of)) / shrink
-    half = z / shrink * math.sqrt(p * (1 - p) / of + z**2 / (4 * of**2))
-    low = 0.0 if count == 0 else max(0.0, middle - half)
-    return Share(count, of, p, low, 1.0 if count == of else min(1.0, middle + half))
+    from scipy.stats import binomtest
+
+    ends = binomtest(count, of).proportion_ci(0.95, method="wilson")
+    return Share(count, of, count / of, float(ends.low), float(ends.high))
 
 
 def share(hits: NDArray[Any], among: NDArray[Any], clusters: NDArray[Any], *, seed: int = 0) -> Share:

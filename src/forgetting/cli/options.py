@@ -52,7 +52,7 @@ LearningRate = Annotated[float | None, typer.Option(help="Learning rate.")]
 MeasureStart = Annotated[int | None, typer.Option(help="First measured step after step 0.")]
 MeasureEvery = Annotated[int | None, typer.Option(help="Steps between measurements.")]
 BatchTokens = Annotated[
-    int | None, typer.Option(min=1, help="Tokens a forward pass of measuring; halved where memory runs out.")
+    int | None, typer.Option(help="Tokens a forward pass of measuring; halved where memory runs out.")
 ]
 EngineOption = Annotated[EngineName, typer.Option("--engine", help="Where runs run: this machine, or a Ray cluster.")]
 Jobs = Annotated[
