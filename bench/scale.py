@@ -131,6 +131,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "fit": [*forgetting, "fit", str(folder)],
         "report": [*forgetting, "report", str(folder)],
         "left to run": [sys.executable, "-c", code, str(folder)],
+        "doctor": [*forgetting, "doctor", str(folder)],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -147,3 +148,11 @@ def test_the_command_shows_its_help_without_torch() -> None:
     shown = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
     assert "study" in shown.stdout, shown.stderr
     assert "AssertionError" not in shown.stderr
+
+
+def test_no_test_asserts_a_time() -> None:
+    """A busy machine is no defect: how long things take is for bench/. Waiting with a deadline is by `monotonic`."""
+    clocks = re.compile(r"perf_counter|process_time|thread_time|time\.time\(")
+    for path in Path(__file__).parent.rglob("*.py"):
+        if path != Path(__file__):
+            assert not clocks.search(path.read_text(encoding="utf-8")), path

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def trial(function: Callable[[], Any]) -> Any:
 
 
 def fuzz(strategy: Any, check: Check, count: int) -> None:
-    """`count` examples of a strategy, each within ten seconds of processor time: a busy machine is no hang."""
+    """`count` examples of a strategy; one that does not end hangs the test, whatever the machine's speed."""
 
     @settings(
         max_examples=count,
@@ -61,9 +60,7 @@ def fuzz(strategy: Any, check: Check, count: int) -> None:
     )
     @given(strategy)
     def each(example: Any) -> None:
-        began = time.process_time()
         check(example)
-        assert time.process_time() - began < 10
 
     each()
 

@@ -10,7 +10,6 @@ import os
 import pickle
 import shutil
 import sys
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -221,27 +220,25 @@ def laughs(levels: int) -> str:
     return "\n".join(rows)
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        (laughs(30), "more than 100,000 values once its aliases are written out"),
-        ("a: &a [*a]", "an alias that contains itself"),
-        ("a: &a\n  b: *a", "an alias that contains itself"),
-        ("[" * 5000, "nested too deeply"),
-        ("a: " + "{a: " * 5000, "nested too deeply"),
-        ("name: x\nname: y", "'name' stands twice"),
-        ("a: " + "x" * 2**22, "at most 4,194,304 are read"),
-        ("a: 2001-99-99", "a value cannot be read"),
-        ("a: " + "9" * 5000, "a value cannot be read"),
-        ("? [1]\n: 2", "unhashable"),
-        ("a: \x00", "special characters are not allowed"),
-    ],
-)
-def test_hostile_yaml_is_one_error_at_once(text: str, says: str) -> None:
-    began = time.perf_counter()
+HOSTILE_YAML = [
+    (laughs(30), "more than 100,000 values once its aliases are written out"),
+    ("a: &a [*a]", "an alias that contains itself"),
+    ("a: &a\n  b: *a", "an alias that contains itself"),
+    ("[" * 5000, "nested too deeply"),
+    ("a: " + "{a: " * 5000, "nested too deeply"),
+    ("name: x\nname: y", "'name' stands twice"),
+    ("a: " + "x" * 2**22, "at most 4,194,304 are read"),
+    ("a: 2001-99-99", "a value cannot be read"),
+    ("a: " + "9" * 5000, "a value cannot be read"),
+    ("? [1]\n: 2", "unhashable"),
+    ("a: \x00", "special characters are not allowed"),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), HOSTILE_YAML)
+def test_hostile_yaml_is_one_error(text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says) as caught:
         parse_yaml(text, where="f.yaml")
-    assert time.perf_counter() - began < 10
     assert str(caught.value).startswith("f.yaml")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
@@ -449,58 +446,55 @@ def test_no_file_of_a_study_holds_a_secret(
 # formulas
 
 
-@pytest.mark.parametrize(
-    "formula",
-    [
-        "loss = __import__('os').mkdir('{planted}')",
-        "loss = open('{planted}', 'w')",
-        "loss = a.__class__.__base__.__subclasses__()",
-        "loss = (lambda: a)()",
-        "loss = [x for x in (1, 2)]",
-        "loss = f'{{a}}'",
-        "loss = (a := 3) * N",
-        "loss = a if N else b",
-        "loss = exp(a, b)",
-        "loss = exp(*a)",
-        "loss = eval(a)",
-        "loss = a ^ " + "-" * 1500 + "N",
-        "loss = " + "-" * 1900 + "N",
-        "loss = " + "(" * 900 + "N" + ")" * 900,
-        "loss = " + "exp(" * 300 + "N" + ")" * 300,
-        "loss = " + "a+" * 900 + "N",
-        "loss = a" + "*N" * 1500,
-        "loss = 1e999 * a * N",
-        "loss = " + "9" * 1900 + " * a * N",
-        "loss = a\0 * N",
-        "loss = a * N # x\nimport os",
-        "l.x = a * N",
-        "loss = 'x' * 10**9",
-        "loss = a @ N",
-        "loss = a[0] * N",
-        "loss = ...",
-        "loss =",
-        "=",
-    ],
-)
+HOSTILE_FORMULAS = [
+    "loss = __import__('os').mkdir('{planted}')",
+    "loss = open('{planted}', 'w')",
+    "loss = a.__class__.__base__.__subclasses__()",
+    "loss = (lambda: a)()",
+    "loss = [x for x in (1, 2)]",
+    "loss = f'{{a}}'",
+    "loss = (a := 3) * N",
+    "loss = a if N else b",
+    "loss = exp(a, b)",
+    "loss = exp(*a)",
+    "loss = eval(a)",
+    "loss = a ^ " + "-" * 1500 + "N",
+    "loss = " + "-" * 1900 + "N",
+    "loss = " + "(" * 900 + "N" + ")" * 900,
+    "loss = " + "exp(" * 300 + "N" + ")" * 300,
+    "loss = " + "a+" * 900 + "N",
+    "loss = a" + "*N" * 1500,
+    "loss = 1e999 * a * N",
+    "loss = " + "9" * 1900 + " * a * N",
+    "loss = a\0 * N",
+    "loss = a * N # x\nimport os",
+    "l.x = a * N",
+    "loss = 'x' * 10**9",
+    "loss = a @ N",
+    "loss = a[0] * N",
+    "loss = ...",
+    "loss =",
+    "=",
+]
+
+
+@pytest.mark.parametrize("formula", HOSTILE_FORMULAS)
 def test_a_formula_is_parsed_and_never_run(formula: str, planted: Path) -> None:
-    began = time.perf_counter()
     with pytest.raises(UsageError):
         FormulaLaw(formula.format(planted=planted), ["N"])
-    assert time.perf_counter() - began < 5
     assert not planted.exists()
 
 
-@pytest.mark.parametrize(
-    "formula", ["y = a * 9**9**9**N", "y = a * N**1e300", "y = exp(exp(exp(exp(a*N))))", "y=a/(N-N)"]
-)
-def test_huge_exponents_overflow_at_once(formula: str) -> None:
-    rows = {"N": [1.0, 2.0, 3.0, 4.0, 5.0], "y": [1.0, 2.0, 3.0, 4.0, 5.0], "run_id": list("abcde")}
-    began = time.perf_counter()
+HUGE_EXPONENTS = ["y = a * 9**9**9**N", "y = a * N**1e300", "y = exp(exp(exp(exp(a*N))))", "y=a/(N-N)"]
+FIVE_ROWS = {"N": [1.0, 2.0, 3.0, 4.0, 5.0], "y": [1.0, 2.0, 3.0, 4.0, 5.0], "run_id": list("abcde")}
+
+
+@pytest.mark.parametrize("formula", HUGE_EXPONENTS)
+def test_huge_exponents_overflow(formula: str) -> None:
     try:
-        fit_law(FormulaLaw(formula, ["N"]), rows)
+        fit_law(FormulaLaw(formula, ["N"]), FIVE_ROWS)
     except ForgettingError as error:
         assert "\n" not in str(error)  # noqa: PT017 - either it fits or it says why
-    assert time.perf_counter() - began < 20
 
 
 def test_a_stored_fit_is_data_and_its_formula_is_parsed_again(tmp_path: Path, planted: Path) -> None:
@@ -520,46 +514,38 @@ def test_a_stored_fit_is_data_and_its_formula_is_parsed_again(tmp_path: Path, pl
 # sizes
 
 
-@pytest.fixture
-def huge(tmp_path: Path) -> Callable[[str], Path]:
+def huge(path: Path) -> Path:
     """A file of one line of 10 GB that takes no room on the disk."""
-
-    def made(name: str) -> Path:
-        path = tmp_path / name
-        with path.open("wb") as file:
-            file.truncate(10 * 2**30)
-        return path
-
-    return made
+    with path.open("wb") as file:
+        file.truncate(10 * 2**30)
+    return path
 
 
 @pytest.fixture
 def bounded() -> Iterator[None]:
-    """Time and memory of one clear error."""
-    began = time.process_time()
+    """The memory of one clear error; its time is bench/hostile.py's."""
     tracemalloc.start()
     yield
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 400e6
-    assert time.process_time() - began < 30
 
 
-@pytest.mark.parametrize(
-    ("name", "read"),
-    [
-        ("a.jsonl", lambda path: read_rows(TextConfig(source=str(path)))),
-        ("a.txt", lambda path: read_rows(TextConfig(source=str(path)))),
-        ("a.parquet", lambda path: read_rows(TextConfig(source=str(path)))),
-        ("a.yaml", read_fields),
-        ("a.csv", read_table),
-        ("b.jsonl", read_table),
-        ("a.json", read_table),
-        ("b.parquet", read_table),
-    ],
-)
-def test_a_line_of_10_gb_is_one_error(huge: Any, bounded: None, name: str, read: Any) -> None:
-    path = huge(name)
+READERS: list[tuple[str, Callable[[Path], object]]] = [
+    ("a.jsonl", lambda path: read_rows(TextConfig(source=str(path)))),
+    ("a.txt", lambda path: read_rows(TextConfig(source=str(path)))),
+    ("a.parquet", lambda path: read_rows(TextConfig(source=str(path)))),
+    ("a.yaml", read_fields),
+    ("a.csv", read_table),
+    ("b.jsonl", read_table),
+    ("a.json", read_table),
+    ("b.parquet", read_table),
+]
+
+
+@pytest.mark.parametrize(("name", "read"), READERS)
+def test_a_line_of_10_gb_is_one_error(tmp_path: Path, bounded: None, name: str, read: Any) -> None:
+    path = huge(tmp_path / name)
     with pytest.raises(UsageError) as caught:
         read(path)
     assert str(path) in str(caught.value)

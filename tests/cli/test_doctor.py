@@ -33,14 +33,12 @@ def named(checks: list[Check], name: str) -> Check:
     return found
 
 
-def test_a_sound_machine_has_nothing_broken_is_quick_and_left_clean(
+def test_a_sound_machine_has_nothing_broken_and_is_left_clean(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
 
-    began = time.perf_counter()
     code, shown = run(monkeypatch, capsys, tmp_path, "--json")
-    assert time.perf_counter() - began < 5
     assert code == 0
     said = json.loads(shown)
     assert said["ok"] is True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -197,16 +196,3 @@ def test_a_large_table_is_written_whole(
         assert read["run_id"].tolist() == table["run_id"].tolist()
     else:
         assert b"the first 100 of 240 rows" in shown.err
-
-
-@pytest.mark.slow
-def test_cost_is_linear_in_rows(tmp_path: Path) -> None:
-    """Twenty times the runs cost no more than thirty times the processor time; see docs/reliability.md."""
-    spent = []
-    for runs in (40, 800):
-        make(tmp_path / str(runs), runs, measurements=50)
-        began = time.process_time()
-        load_table(tmp_path / str(runs))
-        left(tmp_path / str(runs))
-        spent.append(time.process_time() - began)
-    assert spent[1] < 30 * max(spent[0], 0.05)
