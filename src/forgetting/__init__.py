@@ -1,28 +1,106 @@
 """What did fine-tuning make my language model forget, what will it cost next time, and what actually helps?
 
-Python mirrors the commands: `forgetting.study(...)`, `forgetting.measure(...)`, `forgetting.fit(...)` and
-`forgetting.plan(...)`; `forgetting.ForgettingCallback` measures during a training of your own.
+Python mirrors the commands: `measure`, `check` and `evaluate` hold one fine-tuned model against its base; `study` and
+`report` make a study; `table`, `fit`, `predict`, `plan` and `compare` say what its runs mean. `ForgettingCallback`
+measures during a training of your own. What they return prints as text, shows itself in a notebook, and gives frames
+and figures. Nothing is loaded before it is asked for: importing forgetting imports no torch.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .analysis.api import compare as compare
+    from .analysis.api import fit as fit
+    from .analysis.api import plan as plan
+    from .analysis.api import predict as predict
+    from .analysis.compare import Comparison as Comparison
+    from .analysis.fit import Fit as Fit
+    from .analysis.plan import Plan as Plan
+    from .analysis.plan import Plans as Plans
+    from .analysis.plan.predict import Predictions as Predictions
+    from .capabilities.evaluate import Evaluation as Evaluation
+    from .capabilities.evaluate import evaluate as evaluate
+    from .config.schema import StudyConfig as StudyConfig
+    from .config.schema import TextConfig as TextConfig
+    from .errors import ForgettingError as ForgettingError
+    from .errors import UsageError as UsageError
+    from .measuring.callback import ForgettingCallback as ForgettingCallback
+    from .measuring.measure import Measurement as Measurement
+    from .measuring.measure import check as check
+    from .measuring.measure import measure as measure
+    from .store.table import table as table
+    from .studies.conclude import StudyResult as StudyResult
+    from .studies.conclude import report as report
+    from .studies.conclude import study as study
+else:
+
+    def __getattr__(name):
+        """Load what is asked for when it is asked for."""
+        import importlib
+
+        if name not in _PLACES:
+            raise AttributeError(f"module 'forgetting' has no attribute '{name}'")
+        globals()[name] = found = getattr(importlib.import_module(f"forgetting.{_PLACES[name]}"), name)
+        return found
+
+    def __dir__():
+        """The public names, loaded or not, and the rest of the module."""
+        return sorted({*globals(), *__all__})
+
 
 __version__ = "0.1.0"
 
-_FUNCTIONS = {
-    "measure": "forgetting.measuring.measure",
-    "study": "forgetting.studies.conclude",
-    "fit": "forgetting.analysis.api",
-    "plan": "forgetting.analysis.api",
-    "compare": "forgetting.analysis.api",
-    "ForgettingCallback": "forgetting.measuring.callback",
+__all__ = [
+    "Comparison",
+    "Evaluation",
+    "Fit",
+    "ForgettingCallback",
+    "ForgettingError",
+    "Measurement",
+    "Plan",
+    "Plans",
+    "Predictions",
+    "StudyConfig",
+    "StudyResult",
+    "TextConfig",
+    "UsageError",
+    "check",
+    "compare",
+    "evaluate",
+    "fit",
+    "measure",
+    "plan",
+    "predict",
+    "report",
+    "study",
+    "table",
+]
+
+_PLACES = {
+    "Comparison": "analysis.compare",
+    "Evaluation": "capabilities.evaluate",
+    "Fit": "analysis.fit",
+    "ForgettingCallback": "measuring.callback",
+    "ForgettingError": "errors",
+    "Measurement": "measuring.measure",
+    "Plan": "analysis.plan",
+    "Plans": "analysis.plan",
+    "Predictions": "analysis.plan.predict",
+    "StudyConfig": "config.schema",
+    "StudyResult": "studies.conclude",
+    "TextConfig": "config.schema",
+    "UsageError": "errors",
+    "check": "measuring.measure",
+    "compare": "analysis.api",
+    "evaluate": "capabilities.evaluate",
+    "fit": "analysis.api",
+    "measure": "measuring.measure",
+    "plan": "analysis.api",
+    "predict": "analysis.api",
+    "report": "studies.conclude",
+    "study": "studies.conclude",
+    "table": "store.table",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Load what is asked for when it is asked for: importing forgetting itself imports no torch."""
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
-    raise AttributeError(f"module 'forgetting' has no attribute '{name}'")
+"""The module of each public name. `__all__` and the imports for type checkers have the same names; a test says so."""

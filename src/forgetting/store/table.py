@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from ..arguments import checked
 from ..errors import UsageError
 from . import table_cache
 from .folder import StudyFolder
@@ -104,6 +106,21 @@ def _numbers(column: pd.Series[Any], name: str) -> pd.Series[float]:
         at = int(bad.argmax())
         raise UsageError(f"row {at + 1}, column '{name}': '{column.iloc[at]!s:.60}' is not a number")
     return found.astype(float)
+
+
+@checked
+def table(study: str | os.PathLike[str]) -> pd.DataFrame:
+    """A study's measurements, one row each: values, standard errors, steps, times, memory (COLUMNS).
+
+    Rows of failed runs are there, marked by `status`.
+
+    Args:
+        study: its folder.
+
+    Raises:
+        UsageError: not a study folder.
+    """
+    return load_table(Path(study))
 
 
 def load_table(path: Path) -> pd.DataFrame:
