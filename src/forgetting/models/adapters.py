@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..errors import ForgettingError, UsageError
+from ..errors import UsageError
+from . import sources
+from .sources import Source
 
 R = TypeVar("R")
 
@@ -79,70 +81,43 @@ def unwrapped(model: Any) -> Any:
     return model
 
 
-def adapter_config(source: str) -> Any | None:
+def adapter_config(source: str | Source) -> Any | None:
     """The PEFT configuration of an adapter folder or Hub id; None where the source is a full model.
 
     Raises:
         UsageError: a damaged adapter_config.json, or weights that are not safetensors.
+        ForgettingError: the Hub could not be reached.
     """
-    folder = Path(source).expanduser()
-    if folder.is_file():
-        raise UsageError(f"model '{source}': a file; give the folder that holds the adapter or the model")
-    if folder.is_dir() and not (folder / "adapter_config.json").exists():
+    found = sources.find(source) if isinstance(source, str) else source
+    if not found.has(sources.ADAPTER_CONFIG):
         return None
-    if folder.is_dir() and not (folder / "adapter_model.safetensors").exists():
-        raise UsageError(
-            f"adapter '{source}': no adapter_model.safetensors in this folder (pickled weights are refused)"
-        )
-    if not folder.is_dir() and (folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1):
-        raise UsageError(f"model '{source}': no such folder")
     from peft import PeftConfig
 
+    folder = found.adapter()
     try:
-        found = PeftConfig.from_pretrained(str(folder) if folder.is_dir() else source)
-        if getattr(found, "megatron_config", None):
-            # PEFT would import the module that `megatron_core` names
-            raise UsageError(f"adapter '{source}': megatron_config names code to import, which is refused")
-        return found
+        config = PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        if folder.is_dir():
-            raise UsageError(f"adapter '{source}': adapter_config.json cannot be read: {_first_line(error)}") from None
-        if isinstance(error, ValueError):
-            return None  # the Hub has no adapter_config.json there: a full model, or nothing, as its loader will say
-        raise ForgettingError(f"model '{source}': no such folder here, and the Hub cannot be reached") from None
+        raise UsageError(f"adapter '{found.name}': adapter_config.json cannot be read: {_first_line(error)}") from None
+    if getattr(config, "megatron_config", None):
+        # PEFT would import the module that `megatron_core` names
+        raise UsageError(f"adapter '{found.name}': megatron_config names code to import, which is refused")
+    return config
 
 
-def attach(model: Any, source: str) -> Any:
+def attach(model: Any, source: str | Source) -> Any:
     """The model with an adapter on it, active and frozen.
 
     Raises:
         UsageError: the adapter does not fit the model: it was made for another one.
+        ForgettingError: the Hub could not be reached.
     """
     from peft import PeftModel
 
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        _refuse_pickled(source)
+    found = sources.find(source) if isinstance(source, str) else source
+    folder = found.adapter()
     if (rows := _saved_rows(folder)) is not None and rows > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(rows, mean_resizing=False)
-    return fitting(source, lambda: PeftModel.from_pretrained(model, str(folder) if folder.is_dir() else source)).eval()
-
-
-def _refuse_pickled(source: str) -> None:
-    """PEFT takes adapter_model.bin, a pickle, where the Hub has no safetensors; we do not.
-
-    Raises:
-        UsageError: no adapter_model.safetensors there.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    try:
-        hf_hub_download(source, "adapter_model.safetensors")
-    except (EntryNotFoundError, LocalEntryNotFoundError):
-        raise UsageError(
-            f"adapter '{source}': no adapter_model.safetensors to be had (pickled weights are refused)"
-        ) from None
+    return fitting(found.name, lambda: PeftModel.from_pretrained(model, str(folder))).eval()
 
 
 def fitting(source: str, call: Callable[[], R]) -> R:
@@ -163,9 +138,7 @@ def fitting(source: str, call: Callable[[], R]) -> R:
 
 def _saved_rows(folder: Path) -> int | None:
     """Rows of an embedding that was saved with the adapter: more than the base model's where tokens were added."""
-    path = folder / "adapter_model.safetensors"
-    if not path.exists():
-        return None
+    path = folder / sources.ADAPTER_WEIGHTS
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from ..config.schema import ModelConfig
+from ..data import hub
 from ..data.windows import Windows
-from ..errors import UsageError
-from . import adapters, loading
+from ..errors import ForgettingError, UsageError
+from . import adapters, sources
+from .sources import Source
 
 ALTERING_INITS = ("pissa", "olora", "corda", "loftq")
 """LoRA initialisations that subtract from the base weights what they put into the adapter: with the adapter disabled,
@@ -46,11 +47,11 @@ def check_live_adapter(model: Any) -> None:
         )
 
 
-def check_made_for(source: str, adapter: Any, base: ModelConfig) -> list[str]:
+def check_made_for(name: str, adapter: Any, base: Source) -> list[str]:
     """Whether an adapter's configuration names the base model that it is measured against.
 
     Args:
-        source: the adapter.
+        name: the adapter.
         adapter: its PeftConfig.
         base: the base model that was given.
 
@@ -58,20 +59,51 @@ def check_made_for(source: str, adapter: Any, base: ModelConfig) -> list[str]:
         Notices.
 
     Raises:
-        UsageError: it names another one.
+        UsageError: it names another one, or another revision of it.
     """
     made_for = getattr(adapter, "base_model_name_or_path", None)
-    given = loading.resolve_source(base)
-    if not made_for or made_for in (given, base.source):
+    if not made_for:
         return []
-    here, there = Path(given).expanduser(), Path(made_for).expanduser()
-    if here.is_dir() and there.is_dir():
-        if loading.folder_hash(str(here)) == loading.folder_hash(str(there)):
+    if base.commit is not None and not Path(made_for).expanduser().is_dir() and not _is_path(made_for):
+        return _made_for_commit(name, made_for, getattr(adapter, "revision", None), base)
+    given = base.config()
+    if made_for in (base.name, str(given)):
+        return []
+    there = Path(made_for).expanduser()
+    if there.is_dir() and (there / sources.CONFIG).is_file():
+        if sources.folder_hash(str(given)) == sources.folder_hash(str(there)):
             return []
-    elif there.is_absolute() or made_for.startswith((".", "~")) or here.is_dir():
-        return [f"the adapter was made for '{made_for}', which is not here to compare with '{base.source}'"]
+    elif base.commit is None or _is_path(made_for):
+        return [f"the adapter was made for '{made_for}', which is not here to compare with '{base.name}'"]
     raise UsageError(
-        f"adapter '{source}' was made for '{made_for}', not for '{base.source}'; give '{made_for}' as the base model"
+        f"adapter '{name}' was made for '{made_for}', not for '{base.name}'; give '{made_for}' as the base model"
+    )
+
+
+def _is_path(name: str) -> bool:
+    return Path(name).expanduser().is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+
+
+def _made_for_commit(name: str, made_for: str, revision: str | None, base: Source) -> list[str]:
+    """`check_made_for` between two Hub ids: repositories are renamed, and a revision of one may be another model."""
+    if made_for == base.name and revision in (None, base.commit):
+        return []
+    at = f" at revision '{revision}'" if revision else ""
+    try:
+        meant = hub.find(made_for, revision)
+    except ForgettingError:
+        if made_for == base.name:
+            return [f"the adapter was made for '{made_for}'{at}, which is not to be had to compare with {base.commit}"]
+    else:
+        if meant.commit == base.commit:
+            return []
+    if made_for == base.name:
+        raise UsageError(
+            f"adapter '{name}' was made for '{made_for}'{at}, and the base model was taken at commit {base.commit}; "
+            f"give --revision {revision}"
+        )
+    raise UsageError(
+        f"adapter '{name}' was made for '{made_for}', not for '{base.name}'; give '{made_for}' as the base model"
     )
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..config.schema import ModelConfig
-from ..errors import ForgettingError, UsageError
+from ..errors import UsageError
+from . import sources
+from .sources import Source
 
 if TYPE_CHECKING:
     import torch
@@ -26,43 +26,31 @@ class Base:
         tokenizer: fast, with a pad token.
         key: content key of weights, revision and dtype: equal keys mean equal base targets.
         revision: the Hub commit, or `sha256:...` of a local folder's weights.
+        source: where it lies; None of a model that was not loaded by name.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     key: str
     revision: str
+    source: Source | None = None
 
 
-def load_base(config: ModelConfig) -> Base:
+def load_base(config: ModelConfig, source: Source | None = None) -> Base:
     """Load a causal language model and its tokenizer; weights from safetensors only.
+
+    Args:
+        config: what to load, and how.
+        source: where it lies, found before; None finds it.
 
     Raises:
         UsageError: no such model, no weights or tokenizer in the folder, not a causal language model.
         ForgettingError: the Hub could not be reached.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    source, device = resolve_source(config), pick_device(config.device)
-    dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
-    # torch >= 2.6 and transformers 5 would also read pickled weights: refused, they can run code.
-    model = load_pretrained(
-        AutoModelForCausalLM.from_pretrained,
-        config,
-        source,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=config.trust_remote_code,
-    )
-    revision = weights_revision(model, source)
-    dtype_name = str(model.dtype).removeprefix("torch.")
-    model.to(device)
-    model.eval()
-    return Base(model, load_tokenizer(config), f"{revision}/{dtype_name}", revision)
+    return load(config, Placement(), source)
 
 
-def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
+def load_tokenizer(config: ModelConfig, source: Source | None = None) -> PreTrainedTokenizerFast:
     """The model's tokenizer, with a pad token (the end token where it has none: padding is always masked).
 
     Raises:
@@ -73,7 +61,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
     tokenizer = load_pretrained(
         AutoTokenizer.from_pretrained,
         config,
-        resolve_source(config),
+        (source or base_source(config)).config(),
         trust_remote_code=config.trust_remote_code,
     )
     if not tokenizer.is_fast:
@@ -84,58 +72,63 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
     return result
 
 
-def max_context(config: ModelConfig) -> int | None:
-    """Positions that the model was built for, or None where its config does not say; loads no weights."""
+def architecture(config: ModelConfig) -> Any:
+    """The model's configuration, of transformers; loads no weights.
+
+    Raises:
+        UsageError: no such model, or no usable configuration.
+        ForgettingError: the Hub could not be reached.
+    """
     from transformers import AutoConfig
 
-    source, trust = resolve_source(config), config.trust_remote_code
-    architecture = load_pretrained(AutoConfig.from_pretrained, config, source, trust_remote_code=trust)
-    positions: int | None = getattr(architecture.get_text_config(), "max_position_embeddings", None)
+    source = sources.find(config.source, config.revision, code=config.trust_remote_code)
+    check_whole(source)
+    return load_pretrained(
+        AutoConfig.from_pretrained, config, source.config(), trust_remote_code=config.trust_remote_code
+    )
+
+
+def max_context(config: ModelConfig) -> int | None:
+    """Positions that the model was built for, or None where its config does not say; loads no weights."""
+    positions: int | None = getattr(architecture(config).get_text_config(), "max_position_embeddings", None)
     return positions
 
 
-def resolve_source(config: ModelConfig) -> str:
-    """The folder of `miniature`, a local folder that holds a model, or a Hub id.
+def base_source(config: ModelConfig) -> Source:
+    """Where a whole model lies.
 
     Raises:
-        UsageError: a local folder lacks its config, weights or tokenizer, or holds pickled weights only.
-    """
-    if config.source == "miniature":
-        from ..data.miniature import MODEL_DIR
-
-        return str(MODEL_DIR)
-    path = Path(config.source).expanduser()
-    if path.is_file():
-        raise UsageError(f"model '{config.source}': a file; give the folder that holds config.json and weights")
-    if not path.is_dir():
-        if path.is_absolute() or config.source.startswith((".", "~")) or config.source.count("/") > 1:
-            raise UsageError(f"model '{config.source}': no such folder")
-        return config.source
-    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
-        raise UsageError(f"model '{config.source}': an adapter, not a base model; give the model that it was made for")
-    if not (path / "config.json").exists():
-        raise UsageError(f"model '{config.source}': no config.json in this folder, so it is not a model")
-    if not list(path.glob("*.safetensors")):
-        pickled = list(path.glob("*.bin")) + list(path.glob("*.pt"))
-        why = " (pickled weights are refused: convert them to safetensors)" if pickled else ""
-        raise UsageError(f"model '{config.source}': no *.safetensors weights in this folder{why}")
-    return str(path)
-
-
-def load_pretrained(loader: Any, config: ModelConfig, source: str, **options: Any) -> Any:
-    """Call a transformers loader; its many errors as one line that names the model.
-
-    Raises:
-        UsageError: the model, revision, weights or configuration are wrong.
+        UsageError: no such folder or Hub id; it is an adapter, or lacks its config.
         ForgettingError: the Hub could not be reached.
+    """
+    source = sources.find(config.source, config.revision, code=config.trust_remote_code)
+    if source.has(sources.ADAPTER_CONFIG) and not source.has(sources.CONFIG):
+        raise UsageError(f"model '{config.source}': an adapter, not a base model; give the model that it was made for")
+    check_whole(source)
+    return source
+
+
+def check_whole(source: Source) -> None:
+    """Refuse what is not a model.
+
+    Raises:
+        UsageError: no config.json in it.
+    """
+    if not source.has(sources.CONFIG):
+        raise UsageError(f"model '{source.name}': no config.json in this {source.place}, so it is not a model")
+
+
+def load_pretrained(loader: Any, config: ModelConfig, folder: Path, **options: Any) -> Any:
+    """Call a transformers loader on a folder; its many errors as one line that names the model.
+
+    Raises:
+        UsageError: the model, weights or configuration are wrong.
     """
     name = f"model '{config.source}'" + (f" at revision '{config.revision}'" if config.revision else "")
     try:
-        return loader(source, revision=config.revision or "main", **options)
+        return loader(str(folder), **options)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "couldn't connect" in first or "offline" in first.lower():
-            raise ForgettingError(f"{name}: no such folder here, and the Hub cannot be reached: {first}") from None
         if "custom code" in first:
             raise UsageError(
                 f"{name}: needs Python code that comes with it, which is not run unless you say so with "
@@ -146,33 +139,6 @@ def load_pretrained(loader: Any, config: ModelConfig, source: str, **options: An
         if type(error).__module__.startswith("safetensors"):
             raise UsageError(f"{name}: damaged weights: {error}") from None
         raise
-
-
-def weights_revision(model: PreTrainedModel, source: str) -> str:
-    """The Hub commit that a model was loaded from, or `sha256:...` of a local folder's weights."""
-    commit = getattr(model.config, "_commit_hash", None)
-    return str(commit) if commit else f"sha256:{folder_hash(source)}"
-
-
-def folder_hash(folder: str) -> str:
-    """A sha256 over the config and weights of a local folder; kept while the files stay the same."""
-    files = [Path(folder) / "config.json", *sorted(Path(folder).glob("*.safetensors"))]
-    return _hash(tuple((path, *_stamp(path)) for path in files))
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-@lru_cache(maxsize=8)
-def _hash(stamped: tuple[tuple[Path, int, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for path, *_ in stamped:
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def pick_device(name: str) -> torch.device:
@@ -214,27 +180,21 @@ class Placement:
     spread: bool = False
     bits: Literal[4, 8] | None = None
 
-    @property
-    def plain(self) -> bool:
-        """Whether this is what `load_base` does."""
-        return not self.spread and self.bits is None
 
-
-def load(config: ModelConfig, placement: Placement) -> Base:
-    """A base model with its tokenizer, as `base.load_base`, placed.
+def load(config: ModelConfig, placement: Placement, source: Source | None = None) -> Base:
+    """A base model with its tokenizer, as `load_base`, placed.
 
     Raises:
         UsageError: as load_base; bitsandbytes or a GPU is missing.
     """
-    if placement.plain:
-        return load_base(config)
-    model = load_model(config, placement)
-    revision = weights_revision(model, resolve_source(config))
+    source = source or base_source(config)
+    model = load_model(config, placement, source)
     dtype = str(model.dtype).removeprefix("torch.") + (f"-{placement.bits}bit" if placement.bits else "")
-    return Base(model, load_tokenizer(config), f"{revision}/{dtype}", revision)
+    revision = source.content()
+    return Base(model, load_tokenizer(config, source), f"{revision}/{dtype}", revision, source)
 
 
-def load_model(config: ModelConfig, placement: Placement) -> Any:
+def load_model(config: ModelConfig, placement: Placement, source: Source | None = None) -> Any:
     """A causal language model without its tokenizer, in evaluation mode.
 
     Raises:
@@ -247,10 +207,11 @@ def load_model(config: ModelConfig, placement: Placement) -> Any:
     device = None if options else pick_device(config.device)
     if placement.bits is not None:
         options["quantization_config"] = _quantization(placement.bits)
+    # torch >= 2.6 and transformers 5 would also read pickled weights: refused, they can run code.
     model = load_pretrained(
         AutoModelForCausalLM.from_pretrained,
         config,
-        resolve_source(config),
+        (source or base_source(config)).weights(),
         dtype=config.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
         use_safetensors=True,
         trust_remote_code=config.trust_remote_code,

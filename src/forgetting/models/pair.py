@@ -10,10 +10,11 @@ from torch import nn
 
 from ..config.schema import ModelConfig
 from ..errors import UsageError
-from . import adapters, comparable, loading
+from . import adapters, comparable, loading, sources
 from .loading import Base
+from .sources import Source
 
-Model = str | Path | nn.Module
+Model = str | Path | Source | nn.Module
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def open_pair(
     """Load what is given by name, take what is live, and check that they belong together.
 
     Args:
-        base: a folder, Hub id, `miniature`, or a live model; None for the base of a live PeftModel.
-        tuned: an adapter or full model, by folder or Hub id, or live.
+        base: a folder, Hub id, `miniature`, where it lies, or a live model; None for the base of a live PeftModel.
+        tuned: an adapter or full model, by folder or Hub id, where it lies, or live.
         tokenizer: for live models.
         settings: revision, dtype and device of models that are loaded; its source is replaced.
         placement: how they are spread and quantised.
@@ -66,21 +67,22 @@ def open_pair(
     """
     if isinstance(base, nn.Module) or base is None:
         return _live_pair(base, tuned, tokenizer)
-    config = settings.model_copy(update={"source": str(base)})
-    loaded = loading.load(config, placement)
+    source = base if isinstance(base, Source) else None
+    config = settings.model_copy(update={"source": str(base) if source is None else source.name})
+    loaded = loading.load(config, placement, source)
     tokenizer = tokenizer or loaded.tokenizer
     if isinstance(tuned, nn.Module):
-        names = (str(base), type(tuned).__name__)
+        names = (config.source, type(tuned).__name__)
         return Pair(loaded.model, tuned, tokenizer, loaded.key, names)
-    adapter = adapters.adapter_config(str(tuned))
+    found = tuned if isinstance(tuned, Source) else sources.find(str(tuned), code=config.trust_remote_code)
+    adapter = adapters.adapter_config(found)
     if adapter is not None:
-        return _adapter_pair(loaded, tokenizer, adapter, str(tuned), config, placement)
-    other = settings.model_copy(update={"source": str(tuned), "revision": None})
-    model = loading.load_model(other, placement)
+        return _adapter_pair(loaded, tokenizer, adapter, found, config, placement)
+    other = settings.model_copy(update={"source": found.name, "revision": None})
+    loading.check_whole(found)
+    model = loading.load_model(other, placement, found)
     notices = _architecture_notice(loaded.model, model)
-    return Pair(
-        loaded.model, model, tokenizer, loaded.key, (str(base), str(tuned)), _own_tokenizer(str(tuned)), notices
-    )
+    return Pair(loaded.model, model, tokenizer, loaded.key, (config.source, found.name), _own_tokenizer(found), notices)
 
 
 def _live_pair(base: nn.Module | None, tuned: Model, tokenizer: Any) -> Pair:
@@ -106,9 +108,11 @@ def _inside(base: nn.Module, tuned: Any) -> bool:
 
 
 def _adapter_pair(
-    loaded: Base, tokenizer: Any, adapter: Any, source: str, config: ModelConfig, placement: loading.Placement
+    loaded: Base, tokenizer: Any, adapter: Any, source: Source, config: ModelConfig, placement: loading.Placement
 ) -> Pair:
-    notices = comparable.check_made_for(source, adapter, config)
+    if loaded.source is None:
+        raise AssertionError("a base model loaded by name says where it lies")
+    notices = comparable.check_made_for(source.name, adapter, loaded.source)
     base: Any = loaded.model
     before = comparable.weight_sums(base)
     tuned = adapters.attach(base, source)
@@ -116,23 +120,20 @@ def _adapter_pair(
         base = tuned
     else:
         notices.append("the adapter changes the base model's own weights: the base model is loaded beside it")
-        base = loading.load(config, placement).model
-    return Pair(base, tuned, tokenizer, loaded.key, (config.source, source), _own_tokenizer(source), notices)
+        base = loading.load_model(config, placement, loaded.source)
+    return Pair(base, tuned, tokenizer, loaded.key, (config.source, source.name), _own_tokenizer(source), notices)
 
 
-def _own_tokenizer(source: str) -> Any:
+def _own_tokenizer(source: Source) -> Any:
     """The tokenizer that lies with a tuned model; None where none does."""
     from transformers import AutoTokenizer
 
-    folder = Path(source).expanduser()
-    if folder.is_dir() and not (folder / "tokenizer.json").exists():
+    if not source.has("tokenizer.json"):
         return None
     try:
-        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else source)
+        return AutoTokenizer.from_pretrained(str(source.config()))
     except (OSError, ValueError, KeyError, TypeError):
-        if folder.is_dir():
-            raise UsageError(f"model '{source}': its tokenizer cannot be read") from None
-        return None
+        raise UsageError(f"model '{source.name}': its tokenizer cannot be read") from None
 
 
 def _architecture_notice(base: Any, tuned: Any) -> list[str]:

@@ -1,0 +1,163 @@
+"""Repositories of the Hugging Face Hub, each at one commit, from the Hub or from its cache on this machine.
+
+A name and revision are resolved to a commit once, by one request that is not repeated: a mistyped name fails in
+seconds, where the libraries below try each of their files again and again. What is loaded lies at that commit.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..errors import ForgettingError, UsageError
+
+Kind = Literal["model", "dataset"]
+WORDS = {"model": "model", "dataset": "data set"}
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repository at one commit.
+
+    Attributes:
+        name: its Hub id.
+        kind: of models or of data sets.
+        commit: the full hash.
+        files: paths of its files; of a cached repository, those that are in the cache.
+        cached: whether the Hub was not asked, or did not answer: there is no more than what the cache holds.
+    """
+
+    name: str
+    kind: Kind
+    commit: str
+    files: frozenset[str]
+    cached: bool
+
+    def __str__(self) -> str:
+        return f"{WORDS[self.kind]} '{self.name}'"
+
+    def fetch(self, wanted: Iterable[str]) -> Path:
+        """The folder in the cache that holds these files, downloaded where they are missing.
+
+        Raises:
+            UsageError: no access to them, or they are not in the cache and the Hub is not asked.
+            ForgettingError: the download failed.
+        """
+        from huggingface_hub import snapshot_download, try_to_load_from_cache
+
+        names = sorted(set(wanted))
+        missing = [
+            name
+            for name in names
+            if not isinstance(
+                try_to_load_from_cache(self.name, name, revision=self.commit, repo_type=self.kind), str | Path
+            )
+        ]
+        if missing and self.cached:
+            raise UsageError(
+                f"{self}: the Hub's cache lacks {missing[0]} of commit {self.commit[:12]}, and the Hub "
+                f"{'is not asked (HF_HUB_OFFLINE is set)' if _offline() else 'cannot be reached'}"
+            )
+        try:
+            return Path(
+                snapshot_download(
+                    self.name,
+                    repo_type=self.kind,
+                    revision=self.commit,
+                    allow_patterns=[glob.escape(name) for name in missing],
+                    local_files_only=not missing,
+                )
+            )
+        except Exception as error:  # every transport fails in ways of its own
+            raise _explained(str(self), self.name, self.commit, error) from None
+
+
+def find(name: str, revision: str | None = None, kind: Kind = "model") -> Repo:
+    """Resolve a Hub id.
+
+    Args:
+        name: `organisation/name`, or a name without organisation.
+        revision: a commit, tag or branch; None is the main branch.
+        kind: of models or of data sets.
+
+    Raises:
+        UsageError: not a Hub id, no such repository or revision, no access to it, or, offline, not in the cache.
+        ForgettingError: the Hub cannot be reached and the cache does not have it.
+    """
+    what = f"{WORDS[kind]} '{name}'" + (f" at revision '{revision}'" if revision else "")
+    if _offline():
+        found = _in_cache(name, revision, kind)
+        if found is None:
+            raise UsageError(
+                f"{what}: no such file or folder here, and not in the Hub's cache; HF_HUB_OFFLINE is set, so the Hub "
+                "is not asked"
+            )
+        return found
+    from huggingface_hub import HfApi, constants
+
+    try:
+        info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:  # the transport is httpx or another, by version
+        failure = _explained(what, name, revision, error)
+        found = None if isinstance(failure, UsageError) else _in_cache(name, revision, kind)
+        if found is None:
+            raise failure from None
+        log.warning("%s: the Hub cannot be reached: taken from its cache, commit %s", what, found.commit[:12])
+        return found
+    files = frozenset(sibling.rfilename for sibling in info.siblings or ())
+    return Repo(name, kind, str(info.sha), files, cached=False)
+
+
+def _offline() -> bool:
+    from huggingface_hub import is_offline_mode
+
+    return bool(is_offline_mode())
+
+
+def _in_cache(name: str, revision: str | None, kind: Kind) -> Repo | None:
+    """What the cache holds of a revision; None where it has nothing of it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        # no pattern: the folder of the commit, whatever is in it
+        found = snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True, allow_patterns=[])
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise _explained(f"{WORDS[kind]} '{name}'", name, revision, error) from None
+    folder = Path(found)
+    files = frozenset(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return Repo(name, kind, folder.name, files, cached=True)
+
+
+def _explained(what: str, name: str, revision: str | None, error: Exception) -> ForgettingError:
+    """One of the client's many errors as one line."""
+    from huggingface_hub import errors
+
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    if isinstance(error, errors.HFValidationError):
+        return UsageError(f"{what}: no such file or folder here, and not a Hub id")
+    if isinstance(error, errors.GatedRepoError):
+        return UsageError(
+            f"{what}: gated: accept its conditions at https://huggingface.co/{name}, then log in (`hf auth login`, or "
+            "HF_TOKEN)"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return UsageError(
+            f"{what}: no such file or folder here, and none of that name on the Hub; if it is private, log in "
+            "(`hf auth login`, or HF_TOKEN)"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return UsageError(f"{what}: the Hub has it, but no commit, tag or branch '{revision}'")
+    if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
+        status = error.response.status_code
+        if status in (401, 403):
+            return UsageError(f"{what}: the Hub refuses access; is the token right (`hf auth whoami`)? ({first})")
+        return ForgettingError(f"{what}: the Hub answers with an error ({status}); try again later")
+    return ForgettingError(f"{what}: no such file or folder here, and the Hub cannot be reached: {first}")

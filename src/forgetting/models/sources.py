@@ -1,0 +1,185 @@
+"""Where a model or an adapter lies: a local folder, or a repository of the Hub at one commit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+from ..data import hub
+from ..errors import UsageError
+
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SMALL = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+"""Suffixes of what lies beside the weights: configurations, vocabularies, chat templates."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model or adapter by name, found once: what is loaded of it is of one content.
+
+    Attributes:
+        name: what the user called it.
+        local: its folder; None of a Hub id.
+        repo: its repository at a commit; None of a local folder.
+        code: whether Python files come with it.
+    """
+
+    name: str
+    local: Path | None
+    repo: hub.Repo | None
+    code: bool = False
+
+    def has(self, file: str) -> bool:
+        """Whether it has a file."""
+        return file in self.repo.files if self.repo is not None else self._folder().joinpath(file).is_file()
+
+    def files(self) -> list[str]:
+        """Names of the files at its top."""
+        if self.repo is not None:
+            return sorted(name for name in self.repo.files if "/" not in name)
+        return sorted(path.name for path in self._folder().iterdir() if path.is_file())
+
+    def config(self) -> Path:
+        """The folder that holds its configuration, tokenizer and, where it is asked for, code; of the Hub, no more.
+
+        Raises:
+            UsageError, ForgettingError: as `hub.Repo.fetch`.
+        """
+        return self._folder() if self.repo is None else self.repo.fetch(self._small())
+
+    def weights(self) -> Path:
+        """The folder that holds the whole model.
+
+        Raises:
+            UsageError: no safetensors weights in it.
+            ForgettingError: as `hub.Repo.fetch`.
+        """
+        if not any(name.endswith(".safetensors") for name in self.files()):
+            pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in self.files())
+            why = " (pickled weights are refused: convert them to safetensors)" if pickled else ""
+            raise UsageError(f"model '{self.name}': no *.safetensors weights in this {self.place}{why}")
+        if self.repo is None:
+            return self._folder()
+        return self.repo.fetch([*self._small(), *self._shards(self.repo)])
+
+    def adapter(self) -> Path:
+        """The folder that holds the whole adapter.
+
+        Raises:
+            UsageError: its weights are not safetensors.
+            ForgettingError: as `hub.Repo.fetch`.
+        """
+        if not self.has(ADAPTER_WEIGHTS):
+            raise UsageError(
+                f"adapter '{self.name}': no {ADAPTER_WEIGHTS} in this {self.place} (pickled weights are refused)"
+            )
+        return self._folder() if self.repo is None else self.repo.fetch([*self._small(), ADAPTER_WEIGHTS])
+
+    @property
+    def commit(self) -> str | None:
+        """Of a Hub id."""
+        return None if self.repo is None else self.repo.commit
+
+    @property
+    def place(self) -> str:
+        """In words, what it is, for `not in this ...`."""
+        if self.repo is None:
+            return "folder"
+        return "repository, as far as the Hub's cache holds it" if self.repo.cached else "repository"
+
+    def content(self) -> str:
+        """What names its content: the Hub commit, or `sha256:...` over a local folder's configuration and weights."""
+        return self.commit or f"sha256:{folder_hash(str(self._folder()))}"
+
+    def _folder(self) -> Path:
+        if self.local is None:
+            raise AssertionError("a Hub id has no folder before it is fetched")
+        return self.local
+
+    def _small(self) -> list[str]:
+        if self.repo is None:
+            return []
+        found = [name for name in self.files() if name.endswith(SMALL)]
+        found += [name for name in self.repo.files if PurePosixPath(name).match("additional_chat_templates/*.jinja")]
+        return found + [name for name in self.repo.files if self.code and name.endswith(".py")]
+
+    def _shards(self, repo: hub.Repo) -> list[str]:
+        if repo.files >= {INDEX}:
+            index = repo.fetch([INDEX]) / INDEX
+            try:
+                named = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+            except (ValueError, KeyError, AttributeError):
+                raise UsageError(f"model '{self.name}': {INDEX}: damaged") from None
+            if lacking := sorted(named - repo.files):
+                raise UsageError(f"model '{self.name}': {INDEX} names {lacking[0]}, which this repository lacks")
+            return sorted(named)
+        if not self.has(WEIGHTS):
+            found = next(name for name in self.files() if name.endswith(".safetensors"))
+            raise UsageError(f"model '{self.name}': no {WEIGHTS} in this repository; {found} is not read")
+        return [WEIGHTS]
+
+
+def find(name: str, revision: str | None = None, *, code: bool = False) -> Source:
+    """What a name stands for.
+
+    Args:
+        name: a folder, a Hub id, or `miniature`.
+        revision: of a Hub id: a commit, tag or branch.
+        code: whether Python files are wanted, too.
+
+    Raises:
+        UsageError: no such folder or Hub id, a file, or a revision of a folder.
+        ForgettingError: the Hub cannot be reached, and its cache lacks it.
+    """
+    folder = local_folder(name)
+    if folder is None:
+        return Source(name, None, hub.find(name, revision), code)
+    if revision is not None:
+        raise UsageError(f"model '{name}': a folder here, which has no revisions; leave revision '{revision}' out")
+    return Source(name, folder, None, code)
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that a name stands for; None of what may be a Hub id.
+
+    Raises:
+        UsageError: a file, or a path where no folder is.
+    """
+    if name == "miniature":
+        from ..data.miniature import MODEL_DIR
+
+        return MODEL_DIR
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise UsageError(f"model '{name}': a file; give the folder that holds the model's or adapter's files")
+    if path.is_dir():
+        return path
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name:
+        raise UsageError(f"model '{name}': no such folder")
+    return None
+
+
+def folder_hash(folder: str) -> str:
+    """A sha256 over the config and weights of a local folder; kept while the files stay the same."""
+    files = [Path(folder) / CONFIG, *sorted(Path(folder).glob("*.safetensors"))]
+    return _hash(tuple((path, *_stamp(path)) for path in files))
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=8)
+def _hash(stamped: tuple[tuple[Path, int, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, *_ in stamped:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
