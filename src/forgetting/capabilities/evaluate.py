@@ -22,6 +22,7 @@ from .suites import Plan, Suite
 
 if TYPE_CHECKING:
     from ..models.pair import Pair
+    from ..models.sources import Source
     from .harness import Model
     from .judges import Judge
 
@@ -93,7 +94,7 @@ class Subject:
         from ..models.loading import Placement
         from ..models.pair import open_pair
 
-        base, tuned = self._given
+        base, tuned = (source or live for source, live in zip(self._sources, self._given, strict=True))
         found = open_pair(base, tuned, tokenizer=self._tokenizer, settings=self._config, placement=Placement())
         if found.tokenizer is None:
             raise UsageError("live models need their tokenizer: evaluate(..., tokenizer=...)")
@@ -114,20 +115,26 @@ class Subject:
             return self._tokenizer
         if "pair" in self.__dict__ or self.names[0] == "live":
             return self.pair.tokenizer
-        return load_tokenizer(self._config.model_copy(update={"source": self.names[0]}))
+        return load_tokenizer(self._config.model_copy(update={"source": self.names[0]}), self._sources[0])
 
     def key(self, side: int) -> str:
-        """Hash of a model's content; `live` for one that has no name. Of a Hub id, the id and revision."""
-        name = self.names[side]
-        if name == "live":
+        """Hash of a model's content; `live` for one that has no name. Of a Hub id, the commit."""
+        source = self._sources[side]
+        if source is None:
             return "live"
-        if name == "miniature":
-            from ..data.miniature import MODEL_DIR
+        return source.commit or content_key(source.config())
 
-            return content_key(MODEL_DIR)
-        path = Path(name).expanduser()
-        revision = (self._config.revision or "main") if side == 0 else "main"
-        return content_key(path) if path.is_dir() else f"{name}@{revision}"
+    @cached_property
+    def _sources(self) -> tuple[Source | None, Source | None]:
+        """Where the models that were given by name lie, found once."""
+        from ..models.sources import find
+
+        code, revisions = self._config.trust_remote_code, (self._config.revision, None)
+        base, tuned = (
+            find(str(given), revision, code=code) if isinstance(given, str | Path) else None
+            for given, revision in zip(self._given, revisions, strict=True)
+        )
+        return base, tuned
 
     def model(self, side: int) -> Any:
         """Base (0) or tuned (1)."""

@@ -77,14 +77,10 @@ def _columns(rows: list[tuple[int, dict[str, Any]]], source: str) -> Prompts:
 
 
 def _hub(source: str) -> list[tuple[int, dict[str, Any]]]:
-    import datasets
+    from ..data.hub_rows import hub_rows
 
     name, _, split = source.partition(":")
     try:
-        found = datasets.load_dataset(name, split=split or "train")
-    except Exception as error:  # the hub fails in ways of its own
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ForgettingError(
-            f"prompts '{source}': no such file here, and not to be had from the Hub: {first}"
-        ) from None
-    return [(i, dict(row)) for i, row in enumerate(found, start=1)]
+        return list(enumerate(hub_rows(name, split=split or None), start=1))
+    except ForgettingError as error:
+        raise type(error)(f"prompts '{source}': {error}") from None

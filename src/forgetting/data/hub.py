@@ -74,7 +74,7 @@ class Repo:
                 )
             )
         except Exception as error:  # every transport fails in ways of its own
-            raise _explained(str(self), self.name, self.commit, error) from None
+            raise _explained(str(self), self.name, self.commit, error, "cannot be downloaded") from None
 
 
 def find(name: str, revision: str | None = None, kind: Kind = "model") -> Repo:
@@ -100,8 +100,9 @@ def find(name: str, revision: str | None = None, kind: Kind = "model") -> Repo:
         return found
     from huggingface_hub import HfApi, constants
 
+    api, limit = HfApi(), constants.HF_HUB_ETAG_TIMEOUT
     try:
-        info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        info = (api.model_info if kind == "model" else api.dataset_info)(name, revision=revision, timeout=limit)
     except Exception as error:  # the transport is httpx or another, by version
         failure = _explained(what, name, revision, error)
         found = None if isinstance(failure, UsageError) else _in_cache(name, revision, kind)
@@ -136,7 +137,7 @@ def _in_cache(name: str, revision: str | None, kind: Kind) -> Repo | None:
     return Repo(name, kind, folder.name, files, cached=True)
 
 
-def _explained(what: str, name: str, revision: str | None, error: Exception) -> ForgettingError:
+def _explained(what: str, name: str, revision: str | None, error: Exception, failing: str = "") -> ForgettingError:
     """One of the client's many errors as one line."""
     from huggingface_hub import errors
 
@@ -160,4 +161,6 @@ def _explained(what: str, name: str, revision: str | None, error: Exception) -> 
         if status in (401, 403):
             return UsageError(f"{what}: the Hub refuses access; is the token right (`hf auth whoami`)? ({first})")
         return ForgettingError(f"{what}: the Hub answers with an error ({status}); try again later")
-    return ForgettingError(f"{what}: no such file or folder here, and the Hub cannot be reached: {first}")
+    return ForgettingError(
+        f"{what}: {failing or 'no such file or folder here, and the Hub cannot be reached'}: {first}"
+    )

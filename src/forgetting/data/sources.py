@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import files
 from ..config.schema import TextConfig
-from ..errors import ForgettingError, UsageError
+from ..errors import UsageError
 
 Row = dict[str, Any]
 LOCAL_SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -45,7 +45,15 @@ def _rows(config: TextConfig) -> Iterator[Row]:
         raise UsageError(f"{path}: a directory; name a {', '.join(LOCAL_SUFFIXES)} file in it, or a Hub id")
     if path.exists() or path.suffix in (*LOCAL_SUFFIXES, ".json", ".csv", ".md", ".gz", ".zip"):
         return _local(path, config)
-    return _hub(config)
+    from .hub_rows import hub_rows
+
+    return hub_rows(
+        config.source,
+        subset=config.subset,
+        split=config.split,
+        revision=config.revision,
+        streaming=config.streaming,
+    )
 
 
 def _local(path: Path, config: TextConfig) -> Iterator[Row]:
@@ -72,26 +80,3 @@ def _parquet(path: Path) -> Iterator[Row]:
         yield from (row for batch in file.iter_batches() for row in batch.to_pylist())
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UsageError(f"{path}: not a Parquet file: {(str(error).splitlines() or ['damaged'])[0]}") from None
-
-
-def _hub(config: TextConfig) -> Iterator[Row]:
-    """Rows of a Hub data set through `datasets`; no code of the data set is ever run."""
-    import datasets
-
-    wanted = f"data set '{config.source}'"
-    try:
-        data = datasets.load_dataset(
-            config.source,
-            config.subset,
-            split=config.split or "train",
-            revision=config.revision,
-            streaming=config.streaming,
-        )
-    except datasets.exceptions.DatasetNotFoundError:
-        raise UsageError(f"{wanted}: no such file here, and no such data set on the Hub (or no access to it)") from None
-    except ConnectionError as error:
-        raise ForgettingError(f"{wanted}: no such file here, and the Hub cannot be reached: {error}") from None
-    except (ValueError, FileNotFoundError) as error:
-        # datasets names unknown subsets, splits and revisions in the first line of its message
-        raise UsageError(f"{wanted}: {str(error).splitlines()[0]}") from None
-    return (dict(row) for row in data)

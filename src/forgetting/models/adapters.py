@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import UsageError
+from ..files import write_atomically
 from . import sources
 from .sources import Source
 
@@ -118,6 +120,19 @@ def attach(model: Any, source: str | Source) -> Any:
     if (rows := _saved_rows(folder)) is not None and rows > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(rows, mean_resizing=False)
     return fitting(found.name, lambda: PeftModel.from_pretrained(model, str(folder))).eval()
+
+
+def name_base(folder: Path, base: Source) -> None:
+    """Have a saved adapter name its base model by Hub id and commit, where it names the folder in the cache."""
+    file, card = folder / sources.ADAPTER_CONFIG, folder / "README.md"
+    if base.commit is None or not file.exists():
+        return
+    config = json.loads(file.read_text(encoding="utf-8"))
+    there = str(config.get("base_model_name_or_path"))
+    config |= {"base_model_name_or_path": base.name, "revision": base.commit}
+    write_atomically(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if card.exists():
+        write_atomically(card, card.read_text(encoding="utf-8").replace(there, base.name))
 
 
 def fitting(source: str, call: Callable[[], R]) -> R:

@@ -33,7 +33,7 @@ from ..errors import ForgettingError
 from ..measuring.base_targets import BaseTargets
 from ..measuring.estimate import Mean, clustered_mean
 from ..measuring.losses import whole_losses
-from ..models import memory, processes
+from ..models import adapters, memory, processes
 from ..models.loading import Base, count_parameters
 from ..store.folder import RunFolder
 from . import checkpoints, stopping
@@ -263,7 +263,7 @@ def train_run(
     trainer.train(resume_from_checkpoint=str(resumed.path) if resumed.path else None)
     if trainer.state.global_step < run.training.steps:
         stopping.check()
-    _finish(model, method, folder)
+    _finish(model, method, folder, base)
 
 
 def _own_random(seed: int) -> None:
@@ -272,12 +272,14 @@ def _own_random(seed: int) -> None:
         torch.manual_seed(int(np.random.default_rng([seed, 20240701, processes.index()]).integers(2**62)))
 
 
-def _finish(model: Any, method: Method, folder: RunFolder) -> None:
+def _finish(model: Any, method: Method, folder: RunFolder, base: Base) -> None:
     """Store the tuned weights, whole or not at all, and what the run took; the main process does."""
     if processes.is_main():
         partial = folder.path / "adapter.partial"
         shutil.rmtree(partial, ignore_errors=True)
         method.save(model, partial)
+        if base.source is not None:
+            adapters.name_base(partial, base.source)
         shutil.rmtree(folder.path / "adapter", ignore_errors=True)
         partial.rename(folder.path / "adapter")
         shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)

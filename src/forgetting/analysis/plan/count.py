@@ -37,12 +37,16 @@ def count_model(name: str, targets: tuple[str, ...] = (ALL_LINEAR,)) -> Counted:
 
     Raises:
         UsageError: the configuration cannot be had, or no linear module has such a name.
+        ForgettingError: the Hub cannot be reached.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    from forgetting.config.schema import ModelConfig
+    from forgetting.models.loading import architecture
+
+    config = architecture(ModelConfig(source=name))
     try:
-        config = AutoConfig.from_pretrained(name)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError) as error:
