@@ -243,7 +243,7 @@ def test_parameters_are_counted_from_the_configuration_alone(tmp_path):
     assert count_model(str(tmp_path), ("q_proj", "v_proj")).params_per_rank == 2 * 2 * (4096 + 4096)
     with pytest.raises(UsageError, match=r"no linear module of .* is called c_attn; it has down_proj"):
         count_model(str(tmp_path), ("c_attn",))
-    with pytest.raises(UsageError, match="no usable configuration"):
+    with pytest.raises(UsageError, match="no such folder"):
         count_model(str(tmp_path / "nowhere"))
 
 

@@ -102,8 +102,6 @@ def base_source(config: ModelConfig) -> Source:
         ForgettingError: the Hub could not be reached.
     """
     source = sources.find(config.source, config.revision, code=config.trust_remote_code)
-    if source.has(sources.ADAPTER_CONFIG) and not source.has(sources.CONFIG):
-        raise UsageError(f"model '{config.source}': an adapter, not a base model; give the model that it was made for")
     check_whole(source)
     return source
 
@@ -112,8 +110,10 @@ def check_whole(source: Source) -> None:
     """Refuse what is not a model.
 
     Raises:
-        UsageError: no config.json in it.
+        UsageError: it is an adapter, or has no config.json.
     """
+    if source.has(sources.ADAPTER_CONFIG) and not source.has(sources.CONFIG):
+        raise UsageError(f"model '{source.name}': an adapter, not a base model; give the model that it was made for")
     if not source.has(sources.CONFIG):
         raise UsageError(f"model '{source.name}': no config.json in this {source.place}, so it is not a model")
 

@@ -67,22 +67,26 @@ def open_pair(
     """
     if isinstance(base, nn.Module) or base is None:
         return _live_pair(base, tuned, tokenizer)
-    source = base if isinstance(base, Source) else None
-    config = settings.model_copy(update={"source": str(base) if source is None else source.name})
-    loaded = loading.load(config, placement, source)
-    tokenizer = tokenizer or loaded.tokenizer
+    given = base if isinstance(base, Source) else None
+    config = settings.model_copy(update={"source": str(base) if given is None else given.name})
+    source = given or loading.base_source(config)
+    loading.check_whole(source)
     if isinstance(tuned, nn.Module):
-        names = (config.source, type(tuned).__name__)
-        return Pair(loaded.model, tuned, tokenizer, loaded.key, names)
+        loaded = loading.load(config, placement, source)
+        return Pair(loaded.model, tuned, tokenizer or loaded.tokenizer, loaded.key, (source.name, type(tuned).__name__))
+    # what is wrong with the tuned model is said before the base model is loaded, or downloaded
     found = tuned if isinstance(tuned, Source) else sources.find(str(tuned), code=config.trust_remote_code)
     adapter = adapters.adapter_config(found)
+    if adapter is None:
+        loading.check_whole(found)
+    loaded = loading.load(config, placement, source)
+    tokenizer = tokenizer or loaded.tokenizer
     if adapter is not None:
         return _adapter_pair(loaded, tokenizer, adapter, found, config, placement)
     other = settings.model_copy(update={"source": found.name, "revision": None})
-    loading.check_whole(found)
     model = loading.load_model(other, placement, found)
     notices = _architecture_notice(loaded.model, model)
-    return Pair(loaded.model, model, tokenizer, loaded.key, (config.source, found.name), _own_tokenizer(found), notices)
+    return Pair(loaded.model, model, tokenizer, loaded.key, (source.name, found.name), _own_tokenizer(found), notices)
 
 
 def _live_pair(base: nn.Module | None, tuned: Model, tokenizer: Any) -> Pair:
