@@ -421,3 +421,18 @@ def test_without_a_network_a_name_fails_after_one_try(
     with pytest.raises(ForgettingError, match=r"no such file or folder here, and the Hub cannot be reached"):
         sources.find("org/typo") if kind == "model" else hub_rows("org/typo")
     assert "Retrying" not in caplog.text
+
+
+def test_what_a_study_reads_comes_from_one_commit(cached: HubCache, folders: dict[str, Path]) -> None:
+    """The branch moves while a study runs: its tokenizer, model and copies of it stay where they were."""
+    from forgetting.config.schema import validate
+    from forgetting.studies.inputs import StudyInputs
+
+    fields = {"model": {"source": BASE}, "text": {"source": TEXT}, "datasets": {"d": {"source": TEXT}}}
+    inputs = StudyInputs(validate({**fields, "methods": [{"name": "lora", "rank": 2}], "context": 32}, where="test"))
+    first = hub.find(BASE).commit
+    assert inputs.tokenizer.is_fast
+    cached.add(BASE, folders["second"])
+    base = inputs.base()
+    assert base.revision == first
+    assert load_base(base.pinned(inputs.config.model)).revision == first

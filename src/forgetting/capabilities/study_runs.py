@@ -153,6 +153,7 @@ def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None
     chosen = plan if plan.suites or config.capabilities is None else replace(plan_of(config), include=plan.include)
     step = config.training.steps
     base = load_base(config.model)
+    config = config.model_copy(update={"model": base.pinned(config.model)})
     if tell:
         tell("base")
     ask_base(study, base, config.model, chosen, tell)

@@ -35,6 +35,11 @@ class Base:
     revision: str
     source: Source | None = None
 
+    def pinned(self, config: ModelConfig) -> ModelConfig:
+        """The configuration, at the commit that this model was loaded from: loaded again, it is the same model."""
+        commit = None if self.source is None else self.source.commit
+        return config.model_copy(update={"revision": commit or config.revision})
+
 
 def load_base(config: ModelConfig, source: Source | None = None) -> Base:
     """Load a causal language model and its tokenizer; weights from safetensors only.
@@ -72,7 +77,7 @@ def load_tokenizer(config: ModelConfig, source: Source | None = None) -> PreTrai
     return result
 
 
-def architecture(config: ModelConfig) -> Any:
+def architecture(config: ModelConfig, source: Source | None = None) -> Any:
     """The model's configuration, of transformers; loads no weights.
 
     Raises:
@@ -81,16 +86,16 @@ def architecture(config: ModelConfig) -> Any:
     """
     from transformers import AutoConfig
 
-    source = sources.find(config.source, config.revision, code=config.trust_remote_code)
+    source = source or sources.find(config.source, config.revision, code=config.trust_remote_code)
     check_whole(source)
     return load_pretrained(
         AutoConfig.from_pretrained, config, source.config(), trust_remote_code=config.trust_remote_code
     )
 
 
-def max_context(config: ModelConfig) -> int | None:
+def max_context(config: ModelConfig, source: Source | None = None) -> int | None:
     """Positions that the model was built for, or None where its config does not say; loads no weights."""
-    positions: int | None = getattr(architecture(config).get_text_config(), "max_position_embeddings", None)
+    positions: int | None = getattr(architecture(config, source).get_text_config(), "max_position_embeddings", None)
     return positions
 
 

@@ -239,7 +239,7 @@ def _probe(
     return Probe(
         folder.path,
         run.run_id(),
-        config.model,
+        base.pinned(config.model),
         base.tokenizer,
         plan_of(config),
         steps,

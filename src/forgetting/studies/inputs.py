@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..data.windows import Windows
     from ..measuring.base_targets import BaseTargets
     from ..models.loading import Base
+    from ..models.sources import Source
     from ..tuning.mitigations import GeneralTexts
 
 
@@ -46,11 +47,18 @@ class StudyInputs:
         return {run.run_id(): run for run in expand_runs(self.config)}
 
     @cached_property
+    def source(self) -> Source:
+        """Where the base model lies; of a Hub id, the one commit that all of this is taken from."""
+        from ..models.loading import base_source
+
+        return base_source(self.config.model)
+
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The base model's."""
         from ..models.loading import load_tokenizer
 
-        return load_tokenizer(self.config.model)
+        return load_tokenizer(self.config.model, self.source)
 
     @cached_property
     def text(self) -> Windows:
@@ -89,7 +97,7 @@ class StudyInputs:
         """The base model, freshly loaded, since a run changes it."""
         from ..models.loading import load_base
 
-        return load_base(self.config.model)
+        return load_base(self.config.model, self.source)
 
     def targets(self, base: Base, study: Path) -> BaseTargets:
         """What the base model says of the general text; computed once a study and kept in its cache.
@@ -127,7 +135,7 @@ class StudyInputs:
         """
         from ..models.loading import max_context
 
-        positions = max_context(self.config.model)
+        positions = max_context(self.config.model, self.source)
         if positions is not None and self.config.context > positions:
             raise UsageError(
                 f"context: got {self.config.context}; the model was built for at most {positions} positions"

@@ -40,7 +40,7 @@ class BasePass:
             bound = TOLERANCE * float(self._expected.abs().max())
             if float((found - self._expected).abs().max()) <= bound:
                 return
-        self._copy = load_base(self._at.run.model).model.requires_grad_(False)
+        self._copy = load_base(self._at.run.model, self._at.base.source).model.requires_grad_(False)
         self.copied = True
 
     def logits(self, model: nn.Module, ids: Tensor, mask: Tensor | None) -> Tensor:

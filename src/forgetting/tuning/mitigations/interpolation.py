@@ -70,7 +70,7 @@ class Interpolation(Mitigation):
 
         from ...models.loading import load_base
 
-        start = dict(load_base(at.run.model).model.named_parameters())
+        start = dict(load_base(at.run.model, at.base.source).model.named_parameters())
         pairs = [(p, p.detach().clone(), start[name].detach()) for name, p in model.named_parameters()]
         try:
             for alpha in self.alphas:
