@@ -20,8 +20,12 @@ def main() -> NoReturn:
             sys.stderr.write(note())
         run()
     except ImportError as error:
+        from .environment import plainly
         from .missing import leave
 
+        if sys.argv[1:2] == ["doctor"]:
+            sys.stdout.write(plainly(sys.argv[2:]) + "\n")
+            sys.exit(1)
         leave(error)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import importlib
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -105,6 +106,15 @@ def as_lines(checks: list[Check]) -> list[str]:
     ]
     broken = [check.name for check in checks if check.state == "broken"]
     return [*lines, f"broken: {', '.join(broken)}" if broken else "nothing is broken: studies can run here"]
+
+
+def plainly(arguments: list[str]) -> str:
+    """What `forgetting doctor` prints, where the packages of the command itself are missing: `[FOLDER] [--json]`."""
+    folders = [argument for argument in arguments if not argument.startswith("-")]
+    checks = doctor(Path(*folders[:1]))
+    if "--json" in arguments:
+        return json.dumps({"ok": False, "checks": as_rows(checks)}, indent=1)
+    return "\n".join(as_lines(checks))
 
 
 def _python() -> Iterator[Check]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import sys
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import NoReturn
 
 MODULES = {"pyyaml": "yaml"}
@@ -52,7 +50,7 @@ def note() -> str:
 
 
 def leave(error: ImportError) -> NoReturn:
-    """End with one line on what could not be imported; `doctor` says what it finds without the command's own packages.
+    """End with one line on what could not be imported.
 
     Raises:
         ImportError: what could not be imported is our own, which is a defect of ours.
@@ -60,8 +58,6 @@ def leave(error: ImportError) -> NoReturn:
     modules = [(cause.name or "").split(".")[0] for cause in _causes(error)]
     if "forgetting" in modules:
         raise error
-    if sys.argv[1:2] == ["doctor"]:
-        _doctor(sys.argv[2:])
     absent = next((module for module in reversed(modules) if module and not found(module)), None)
     if absent is not None:
         line = f"{absent} is not installed, and this command needs it; run: {install(absent)}"
@@ -78,13 +74,3 @@ def _causes(error: ImportError) -> Iterator[ImportError]:
     while isinstance(cause, ImportError):
         yield cause
         cause = cause.__cause__ or cause.__context__
-
-
-def _doctor(arguments: list[str]) -> NoReturn:
-    from .environment import as_lines, as_rows, doctor
-
-    folders = [argument for argument in arguments if not argument.startswith("-")]
-    checks = doctor(Path(*folders[:1]))
-    shown = json.dumps({"ok": False, "checks": as_rows(checks)}, indent=1)
-    sys.stdout.write((shown if "--json" in arguments else "\n".join(as_lines(checks))) + "\n")
-    sys.exit(1)
