@@ -98,6 +98,53 @@ def test_the_last_row_is_what_measure_gives(tmp_path, kind):
             assert row[name] == pytest.approx(value, rel=1e-6), name
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_mixed_precision_is_measured_as_the_saved_model_is(tmp_path, kind, caplog):
+    """Under autocast the model's own forward is in bfloat16, and its decoder, called by itself, is not."""
+    callback = ForgettingCallback(WINDOWS, every=3)
+    with caplog.at_level(logging.WARNING, logger="forgetting"):
+        trainer = train(tmp_path, kind, [callback], bf16=True)
+    assert "full logits" not in caplog.text
+    assert callback.rows[0]["forgetting"] == 0
+    fresh = make_model("llama")
+    if kind == "full":
+        fresh.load_state_dict(trainer.model.state_dict())
+        row = instrument.measure(make_model("llama"), fresh, text=WINDOWS).row()
+    else:
+        trainer.model.save_pretrained(tmp_path / "adapter")
+        row = instrument.measure(None, PeftModel.from_pretrained(fresh, tmp_path / "adapter"), text=WINDOWS).row()
+    assert row["forgetting"] > 0.01
+    for name, value in callback.rows[-1].items():
+        if name != "step":
+            assert row[name] == pytest.approx(value, rel=1e-6), name
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_the_last_row_is_of_the_model_that_is_kept(tmp_path, kind, caplog):
+    callback = ForgettingCallback(WINDOWS, every=2)
+    set_seed(1)
+    options = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+    metric = {"metric_for_best_model": "eval_best", "load_best_model_at_end": True, "greater_is_better": True}
+    trainer = Trainer(
+        model_of(kind),
+        arguments(tmp_path, **options, **metric),
+        train_dataset=Data(),
+        eval_dataset=Data(4),
+        callbacks=[callback],
+        compute_metrics=lambda _: {"best": float(callback.rows[-1]["step"] <= 2)},
+    )
+    with caplog.at_level(logging.WARNING, logger="forgetting"):
+        trainer.train()
+    assert [row["step"] for row in callback.rows] == [0, 2, 4, 6, 2]
+    assert callback.rows[-1] == callback.rows[1] != callback.rows[3]
+    assert "the model that is kept is that of step 2" in caplog.text
+    row = instrument.measure(None if kind == "lora" else make_model("llama"), trainer.model, text=WINDOWS).row()
+    assert row["forgetting"] == pytest.approx(callback.rows[-1]["forgetting"], rel=1e-6)
+    logged = [x["step"] for x in trainer.state.log_history if "forgetting/forgetting" in x]
+    kept = [x["step"] for x in trainer.state.log_history if "forgetting_of_kept/forgetting" in x]
+    assert (logged, kept) == ([0, 2, 4, 6], [6])
+
+
 def test_the_default_grid_doubles(tmp_path):
     callback = ForgettingCallback(WINDOWS)
     train(tmp_path, "lora", [callback], max_steps=11)

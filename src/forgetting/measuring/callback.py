@@ -37,6 +37,10 @@ class ForgettingCallback(TrainerCallback):
     Rows are also kept in `rows` and in the trainer's log history. Works under gradient accumulation and on several
     processes (batches are shared out and the sums are exact, so that the numbers are those of one process).
 
+    The last row is of the model that training leaves: under `load_best_model_at_end` that of the best step, logged as
+    `forgetting_of_kept/...`. Under mixed precision the weights are measured in their own dtype, without autocast, as
+    `measure` does with the saved model.
+
     Args:
         text: general text: a file, Hub id, TextConfig or Windows. Default: the WikiText-103 test set.
         every: measure every so many steps; None measures after 1, 2, 4, 8, ... steps. Both measure before the first
@@ -121,9 +125,16 @@ class ForgettingCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure the final model, if the last step was not measured."""
-        if self.rows and self.rows[-1]["step"] != state.global_step:
-            self._measure(args, state, control, adapters.unwrapped(kwargs["model"]))
+        """Measure the model that is kept, if it was not the last to be measured."""
+        model = adapters.unwrapped(kwargs["model"])
+        kept = state.best_global_step if args.load_best_model_at_end and state.best_model_checkpoint else None
+        if kept is not None and kept != state.global_step:
+            log.warning(
+                "load_best_model_at_end: the model that is kept is that of step %d, and the last row is of it", kept
+            )
+            self._measure(args, state, control, model, kept=kept)
+        elif self.rows and self.rows[-1]["step"] != state.global_step:
+            self._measure(args, state, control, model)
 
     def _base_targets(self, model: Any, args: TrainingArguments, state: TrainerState) -> base_targets.BaseTargets:
         path = Path(args.output_dir) / STORED
@@ -150,9 +161,15 @@ class ForgettingCallback(TrainerCallback):
         return base_targets.BaseTargets(**arrays, fingerprint=fingerprint)
 
     def _measure(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any,
+        *,
+        kept: int | None = None,
     ) -> dict[str, float]:
-        """One row: the quantities that need one pass of the tuned model."""
+        """One row: the quantities that need one pass of the tuned model; `kept` is its step, if not the present one."""
         began = time.perf_counter()
         losses = whole_losses(model, self.windows, self.targets, batch_tokens=self.batch_tokens)
         assert losses.target_nll is not None
@@ -167,17 +184,17 @@ class ForgettingCallback(TrainerCallback):
             "data_loss_tuned": losses.data_nll,
         }
         means = {name: clustered_mean(value, self.documents) for name, value in values.items()}
-        row = _row(state.global_step, means)
+        row = _row(state.global_step if kept is None else kept, means)
         self.rows.append(row)
         self.seconds += time.perf_counter() - began
-        self._log(args, state, control, row)
+        self._log(args, state, control, row, "forgetting" if kept is None else "forgetting_of_kept")
         return row
 
     def _log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, row: dict[str, float]
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, row: dict[str, float], under: str
     ) -> None:
         """Log as Trainer.log does: to the log history and to every reporter."""
-        logs = {f"forgetting/{name}": value for name, value in row.items() if name != "step"}
+        logs = {f"{under}/{name}": value for name, value in row.items() if name != "step"}
         state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
         if self._logger is None:
             return

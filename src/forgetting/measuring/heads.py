@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..models import adapters
+
 TILE_ROWS = 2048
 CHUNK_POSITIONS = 512
 """A tile of 512 x 2,048 float32 logits (4 MB) stays in a processor's cache; larger ones were no faster on a CPU."""
@@ -126,6 +128,7 @@ def candidates(model: Any) -> Iterator[Head]:
     module = model.get_output_embeddings()
     if module is None:
         return
+    module = adapters.acting(module)
     config = model.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
     for scale in _scales(config):
@@ -147,6 +150,8 @@ def _scales(config: Any) -> list[float]:
 
 def _rows(module: nn.Module, config: Any) -> int:
     rows = getattr(module, "out_features", None)
+    if rows is None and (weight := getattr(module, "weight", None)) is not None and weight.dim() == 2:
+        rows = weight.shape[0]
     return int(config.vocab_size if rows is None else rows)
 
 

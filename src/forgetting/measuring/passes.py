@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,8 +19,7 @@ from torch import Tensor
 
 from ..data.windows import Windows
 from ..errors import ForgettingError, UsageError
-from ..models import processes
-from ..models.adapters import is_peft, is_prompt_learning
+from ..models import adapters, processes
 from . import batches, heads
 
 log = logging.getLogger(__name__)
@@ -55,40 +54,60 @@ def check_windows(windows: Windows) -> None:
 
 def runner(model: Any, windows: Windows) -> Runner:
     """Recognise how the model makes logits, verified on the first tokens of the text; see `heads`."""
-    with_prompt = is_prompt_learning(model) and not _disabled(model)
-    inner = model.get_base_model() if is_peft(model) else model
-    device = inner.get_input_embeddings().weight.device
+    whole = adapters.needs_whole_forward(model)
+    inner = model.get_base_model() if adapters.is_peft(model) else model
+    device = next(inner.get_input_embeddings().parameters()).device
     device = device if device.type != "meta" else torch.device("cpu")
     probe = torch.from_numpy(windows.window(0)[0][:PROBE_TOKENS].astype(np.int64))[None].to(device)
-    decoder = _decoder(inner)
-    entry = model if with_prompt else inner
+    entry = model if whole else inner
 
     def full(input_ids: Tensor, mask: Tensor | None) -> Tensor:
         # Adapters with virtual tokens put their positions first: the text's are the last.
-        mask = torch.ones_like(input_ids) if mask is None and with_prompt else mask
+        mask = torch.ones_like(input_ids) if mask is None and whole else mask
         logits: Tensor = entry(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
         return logits[:, -input_ids.shape[1] :]
 
     logits = full(probe, None)[0]
     if bool(logits.isnan().any()):  # no head can be recognised from it; whoever reads the losses says what is wrong
         return Runner(full, heads.LogitsHead(logits.shape[-1]), device)
-    if decoder is not None and not with_prompt:
-
-        def hidden(input_ids: Tensor, mask: Tensor | None) -> Tensor:
-            output: Tensor = decoder(input_ids=input_ids, attention_mask=mask, use_cache=False)[0]
-            return output
-
-        state = hidden(probe, None)[0]
-        for head in heads.candidates(inner):
-            if heads.verified(head, state, logits):
-                return Runner(hidden, head, device)
-    reason = "virtual tokens" if with_prompt else f"the head of {type(inner).__name__} is not one that is known"
+    found = None if whole else _by_head(model, inner, probe, logits)
+    if found is not None:
+        return Runner(*found, device)
+    reason = f"{whole} need it" if whole else f"the head of {type(inner).__name__} is not one that is known"
     log.warning("measuring through full logits (%s): slower, and more memory", reason)
     return Runner(full, heads.LogitsHead(logits.shape[-1]), device)
 
 
-def _disabled(model: Any) -> bool:
-    return bool(getattr(model, "_adapters_disabled", False))
+def _by_head(
+    model: Any, inner: Any, probe: Tensor, logits: Tensor
+) -> tuple[Callable[[Tensor, Tensor | None], Tensor], heads.Head] | None:
+    """The decoder's forward and its head, where together they give the model's own logits on the probe."""
+    decoder = _decoder(inner)
+    if decoder is None:
+        return None
+
+    def hidden(input_ids: Tensor, mask: Tensor | None) -> Tensor:
+        output: Tensor = decoder(input_ids=input_ids, attention_mask=mask, use_cache=False)[0]
+        return output
+
+    state = hidden(probe, None)[0]
+    for head in heads.candidates(inner):
+        if heads.verified(head, state, logits):
+            return hidden, _of_the_base(model, head) if adapters.disabled(model) else head
+    return None
+
+
+def _of_the_base(model: Any, head: heads.Head) -> heads.Head:
+    """A head that a disabled adapter stands on, for use when the adapter is enabled again: it stays the base's."""
+    if not isinstance(head, heads.CalledHead) or not adapters.adapted(head.module):
+        return head
+    call = head.module
+
+    def module(hidden: Tensor) -> Tensor:
+        with adapters.as_base(model):
+            return call(hidden)
+
+    return replace(head, module=module)
 
 
 def _decoder(model: Any) -> Any:

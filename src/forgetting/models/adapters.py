@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,15 +21,24 @@ R = TypeVar("R")
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards the model and the random states are as they were.
+    """Evaluation mode without gradients or autocast; afterwards the model and the random states are as they were.
 
     `no_grad` and not `inference_mode`: a buffer that a module keeps from this pass (rotary tables, say) would be an
     inference tensor, and the next training step would fail on it.
+
+    Without autocast, a model is measured in the dtype of its weights, as it is when it is loaded from disk; a trainer
+    under mixed precision would otherwise measure in bfloat16, and only where its own forward is called.
     """
     modes = [(module, module.training) for module in model.modules()]
     frozen = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    devices = {parameter.device for parameter, _ in frozen if parameter.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(d.index or 0 for d in devices)), torch.no_grad():
+    devices = {parameter.device for parameter, _ in frozen}
+    seeded = sorted(device.index or 0 for device in devices if device.type == "cuda")
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=seeded))
+        stack.enter_context(torch.no_grad())
+        for kind in {device.type for device in devices} & {"cpu", "cuda"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(_own_forward(model))
         try:
             model.eval()
             yield
@@ -39,6 +48,20 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             for parameter, flag in frozen:
                 if parameter.requires_grad != flag:
                     parameter.requires_grad_(flag)
+
+
+@contextmanager
+def _own_forward(model: nn.Module) -> Iterator[None]:
+    """The forward that a model had before accelerate wrapped it in autocast (`Accelerator.prepare_model`)."""
+    wrapped = [module for module in model.modules() if "_original_forward" in vars(module)]
+    forwards = [module.forward for module in wrapped]
+    try:
+        for module in wrapped:
+            module.forward = module._original_forward  # type: ignore[assignment]
+        yield
+    finally:
+        for module, forward in zip(wrapped, forwards, strict=True):
+            module.forward = forward
 
 
 @contextmanager
@@ -72,6 +95,45 @@ def is_peft(model: Any) -> bool:
 def is_prompt_learning(model: Any) -> bool:
     """Whether the active adapter adds virtual tokens instead of changing layers."""
     return is_peft(model) and bool(getattr(model.active_peft_config, "is_prompt_learning", False))
+
+
+def disabled(model: Any) -> bool:
+    """Whether a PeftModel's adapters are disabled at present, as `as_base` does; False for any other model."""
+    return is_peft(model) and bool(model._adapters_disabled)
+
+
+def needs_whole_forward(model: Any) -> str:
+    """In words, what of a PeftModel acts only where the PeftModel itself is called and not the model inside; or ""."""
+    if not is_peft(model) or disabled(model):
+        return ""
+    if is_prompt_learning(model):
+        return "virtual tokens"
+    configs = [model.peft_config[name] for name in model.active_adapters]
+    return "invocation tokens" if any(getattr(c, "alora_invocation_tokens", None) for c in configs) else ""
+
+
+def adapted(module: Any) -> bool:
+    """Whether an adapter of PEFT stands on a module or in it."""
+    return isinstance(module, nn.Module) and any(_switched(part) for part in module.modules())
+
+
+def acting(module: Any) -> Any:
+    """The module that acts in place of one that an adapter stands on; the module itself where both act together."""
+    while _switched(module):
+        if module.disable_adapters:
+            inner = getattr(module, "original_module", getattr(module, "base_layer", None))
+        else:
+            saved = getattr(module, "modules_to_save", None)
+            inner = saved[module.active_adapters[0]] if saved is not None and len(module.active_adapters) == 1 else None
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+    return module
+
+
+def _switched(module: Any) -> bool:
+    """Whether a module is one of PEFT's that `disable_adapter` switches."""
+    return type(module).__module__.startswith("peft") and isinstance(getattr(module, "disable_adapters", None), bool)
 
 
 def unwrapped(model: Any) -> Any:
