@@ -8,15 +8,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch: a worker of pytest-xdist a core
+
 import numpy as np
 import pytest
 
 if TYPE_CHECKING:
     from forgetting.tuning.methods import Context
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_DATASETS_OFFLINE"] = "1"
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 WORDS = (
     *("the", "a", "old", "new", "river", "town", "guild", "baker", "smith", "north"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import functools
 import math
 import subprocess
 import sys
@@ -106,8 +107,9 @@ def test_the_bootstrap_agrees_with_the_closed_form() -> None:
     assert (low, high) == t.bootstrap(values, clusters, lambda m: m[:, 0], resamples=4000)
 
 
-def test_two_guessers_forget_nothing_once_chance_is_taken_off() -> None:
+def test_two_guessers_forget_nothing_once_chance_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two models that guess among 4 options: a fifth of the items flip, and none of that is forgetting."""
+    monkeypatch.setattr(t, "bootstrap", functools.partial(t.bootstrap, resamples=100))
     rng, raw, net = np.random.default_rng(4), [], []
     for _ in range(40):
         before, after = rng.random(2000) < 0.25, rng.random(2000) < 0.25

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import pretrain
 from forgetting.data.miniature import MODEL_DIR, rows
 from pretrain import GROUPS, Mixture, Recipe, encode, learning_rate
 from scores import measure, replies, shortfalls
@@ -92,18 +94,19 @@ def test_shortfalls_name_what_is_missed():
     ]
 
 
-def test_mixture_keeps_the_shares(tokenizer):
-    import numpy as np
-
+def test_mixture_keeps_the_shares(tokenizer, monkeypatch):
+    """On every twentieth row of the corpora."""
+    monkeypatch.setattr(pretrain, "rows", lambda name, seed: rows(name, seed)[::20])
     recipe = Recipe()
     shares = {name: float(getattr(recipe, name)) for name in GROUPS}
     assert sum(shares.values()) == pytest.approx(1.0)
-    mixture = Mixture(encode(tokenizer, 0), shares, np.random.default_rng(0))
-    batch = mixture.batch(64, 256)
+    groups = encode(tokenizer, 0)
+    assert all(groups[name] for name in GROUPS)
+    batch = Mixture(groups, shares, np.random.default_rng(0)).batch(64, 256)
     assert batch.shape == (64, 256)
     chat = (batch == tokenizer.convert_tokens_to_ids("<|assistant|>")).sum().item()
     assert 300 <= chat <= 900
-    again = Mixture(encode(tokenizer, 0), shares, np.random.default_rng(0)).batch(64, 256)
+    again = Mixture(groups, shares, np.random.default_rng(0)).batch(64, 256)
     assert torch.equal(batch, again)
 
 
