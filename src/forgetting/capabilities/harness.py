@@ -17,12 +17,11 @@ from . import metrics
 from .console import console, quiet
 from .explain import explained, where_raised
 from .rendering import items_of, request_hash, tokenizer_key
+from .replies import OTHER
 from .settings import Settings
 
 CATEGORY_FIELDS = ("category", "kind", "subject")
 CLUSTER_FIELDS = ("cluster", "passage_id", "context_id")
-OTHER = "(another continuation)"
-"""What a model prefers to the target of a log-likelihood task, which does not tell what it is."""
 Model = Callable[[], AbstractContextManager[Any]]
 """Gives the model in the state in which it is to be asked; called only where something must be asked."""
 
@@ -121,7 +120,8 @@ def _ask(model: Model, tokenizer: Any, settings: Settings, kind: str, requests: 
             if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
                 raise ForgettingError("evaluate: out of memory; give a smaller --batch-size") from None
             names = ", ".join(dict.fromkeys(str(request.task_name) for request in requests))
-            raise UsageError(f"task {names:.120}: the model cannot be asked: {explained(error)}") from None
+            hint = "; see --max-new-tokens" if "max tokens to generate" in str(error) else ""
+            raise UsageError(f"task {names:.120}: the model cannot be asked: {explained(error)}{hint}") from None
     if kind == "loglikelihood":
         check_finite(found, requests)
     return found
@@ -211,7 +211,7 @@ def _row(
         "metric": None if metric is None else metric.name,
         "higher_is_better": None if metric is None else metric.higher_is_better,
         "score": None if metric is None or value is None else metric.score(value),
-        "options": 0 if choices is None else len(choices),
+        "options": len(choices) if choices is not None else _alternatives(sample["filtered_resps"]),
         "category": _field(doc, CATEGORY_FIELDS) or name,
         "cluster": _field(doc, (settings.cluster_by,) if settings.cluster_by else CLUSTER_FIELDS),
         "expect": doc.get("expect"),
@@ -223,12 +223,22 @@ def _answer(sample: Mapping[str, Any], choices: Sequence[str] | None, metric: me
     responses = sample["filtered_resps"]
     if choices is not None:
         return str(choices[_chosen([float(r[0]) for r in responses], choices, metric.name if metric else "")])
-    if all(isinstance(r, list | tuple) and len(r) == 2 and isinstance(r[1], bool) for r in responses):
+    if _scored(responses):
         if len(responses) == 1:
             return str(sample["arguments"][0][1]) if responses[0][1] else OTHER
         best = max(range(len(responses)), key=lambda i: float(responses[i][0]))
         return str(sample["arguments"][best][1])
     return _text(responses[0])
+
+
+def _scored(responses: Sequence[Any]) -> bool:
+    """Whether responses are log-likelihoods, each with whether it is greedy."""
+    return all(isinstance(r, list | tuple) and len(r) == 2 and isinstance(r[1], bool) for r in responses)
+
+
+def _alternatives(responses: Sequence[Any]) -> int:
+    """The number of options that a task of its own Python has scored; 0 where the answer is free."""
+    return len(responses) if len(responses) > 1 and _scored(responses) else 0
 
 
 def _chosen(scores: Sequence[float], choices: Sequence[str], metric: str) -> int:

@@ -25,6 +25,7 @@ import numpy as np
 from ..config.schema import ModelConfig
 from ..errors import UsageError
 from .rendering import chat_template
+from .replies import runs_on
 from .transitions import Share, share
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ def _probe(name: str, pairs: Any, subject: Any, steps: int) -> Relearned:
         after.append(np.asarray([_judge(one, reply) for (one, _), reply in zip(scored, replies, strict=True)]))
     before = np.asarray([_right(one) for one, _ in scored])
     now = np.asarray([_right(other) for _, other in scored])
+    on = np.asarray([runs_on(other) for _, other in scored])
     every, own = np.ones(len(scored), bool), np.arange(len(scored))
     return Relearned(
         name,
@@ -161,7 +163,7 @@ def _probe(name: str, pairs: Any, subject: Any, steps: int) -> Relearned:
         share(now, every, own),
         share(after[0], every, own),
         share(after[1], every, own),
-        share(after[0], before & ~now, own),
+        share(after[0], before & ~now & ~on, own),
         share(after[0], ~before & ~now, own),
         judged,
     )

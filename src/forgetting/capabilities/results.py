@@ -14,6 +14,8 @@ from ..errors import UsageError
 from ..measuring.estimate import Mean, clustered_mean
 from . import transitions as t
 from .judges import Agreement, Judge, Rules, agreement
+from .replies import answer_of, runs_on
+from .replies import target_only as _target_only
 
 Rows = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
 MIN_SLICE = 5
@@ -22,7 +24,10 @@ MIN_SLICE = 5
 
 @dataclass(frozen=True)
 class Slice:
-    """One category: accuracy before and after, and the exact McNemar p, raw and Holm-corrected over all slices."""
+    """One category: accuracy before and after, and the exact McNemar p, raw and Holm-corrected over all slices.
+
+    `lost` and `gained` are less the replies that run on, as in `Transitions`.
+    """
 
     name: str
     n: int
@@ -40,26 +45,32 @@ class Answers:
     """A group of tasks under one filter.
 
     Attributes:
-        name, metric: what was asked, and lm-eval's metric.
+        name: what was asked.
+        metric: lm-eval's metric that is an item's score.
+        higher_is_better: whether it is; where not, scores are 1 - the metric, so that higher is better in all numbers.
         n: items.
         base, tuned: mean scores with clustered standard errors.
         change: tuned - base, with the paired standard error.
         right: the share that the tuned model has right; None where scores are not 0 or 1, as the next five.
-        p: exact McNemar.
+        p: exact McNemar, of lost against gained.
         transitions: kept, lost, gained, ...
         forgetting, backward_transfer: less chance.
         lost_of_right: the share of what the base had right that is lost.
         agreement: the share of items with the base model's answer.
+        target_only: whether the answers are log-likelihoods of the target alone: then the same answer means that both
+            models, or neither, would give the target.
         slices: by category, those that changed most first.
     """
 
     name: str
     metric: str
+    higher_is_better: bool
     n: int
     base: Mean
     tuned: Mean
     change: Mean
     agreement: t.Share
+    target_only: bool
     right: t.Share | None
     p: float | None
     transitions: t.Transitions | None
@@ -106,49 +117,64 @@ class Refusals:
 
 
 def answers_of(rows: Rows) -> list[Answers]:
-    """One result a group and filter, in the order of the rows."""
-    groups: dict[tuple[str, str], list[Any]] = {}
+    """One result a group, filter and metric, in the order of the rows.
+
+    Raises:
+        UsageError: the models' answers to a task were scored by different metrics.
+    """
+    groups: dict[tuple[str, str, str, bool], list[Any]] = {}
     for pair in rows:
-        groups.setdefault((pair[0]["group"], pair[0]["filter"]), []).append(pair)
-    several = {group for group, _ in groups if sum(g == group for g, _ in groups) > 1}
-    return [_answers(f"{g}, {f}" if g in several else g, found) for (g, f), found in groups.items()]
+        one, other = (_scored_by(row) for row in pair)
+        if one != other:
+            raise UsageError(
+                f"task {pair[0]['task']}: the base model's answers were scored by {one[0]}, the tuned model's by "
+                f"{other[0]}; choose one with --metric"
+            )
+        groups.setdefault((pair[0]["group"], pair[0]["filter"], *one), []).append(pair)
+    made = []
+    for (group, chosen, metric, higher), found in groups.items():
+        alike = [key for key in groups if key[0] == group]
+        parts = [group]
+        parts += [chosen] if len({key[1] for key in alike}) > 1 else []
+        parts += [metric] if len({key[2:] for key in alike}) > 1 else []
+        made.append(_answers(", ".join(parts), metric, higher, found))
+    return made
+
+
+def _scored_by(row: Mapping[str, Any]) -> tuple[str, bool]:
+    return str(row["metric"]), row.get("higher_is_better") is not False
 
 
 def _paired(rows: Rows, before: Sequence[float], after: Sequence[float], same: Sequence[bool]) -> t.Paired:
     clusters = [one["cluster"] or f"\0{i}" for i, (one, _) in enumerate(rows)]
-    return t.Paired.of(before, after, same, [one["options"] for one, _ in rows], np.asarray(clusters))
+    on = [[runs_on(pair[side]) for pair in rows] for side in (0, 1)]
+    options = [one["options"] for one, _ in rows]
+    return t.Paired.of(before, after, same, options, np.asarray(clusters), *on)
 
 
-def _answers(name: str, rows: Rows) -> Answers:
-    metrics = {one["metric"] for one, _ in rows}
-    if len(metrics) > 1:
-        raise UsageError(
-            f"{name}: its tasks have different metrics ({', '.join(sorted(metrics))}); choose with --metric"
-        )
-    pairs = _paired(
-        rows,
-        [one["score"] for one, _ in rows],
-        [other["score"] for _, other in rows],
-        [one["answer"] == other["answer"] for one, other in rows],
-    )
+def _answers(name: str, metric: str, higher_is_better: bool, rows: Rows) -> Answers:
+    before, after = ([pair[side]["score"] for pair in rows] for side in (0, 1))
+    pairs = _paired(rows, before, after, [answer_of(one) == answer_of(other) for one, other in rows])
     everything = np.ones(len(pairs), bool)
     counted = t.transitions(pairs) if pairs.binary else None
     chance = t.corrected(pairs) if pairs.binary and not (pairs.options == 1).any() else (None, None)
     right = pairs.before == 1
     return Answers(
         name=name,
-        metric=metrics.pop(),
+        metric=metric,
+        higher_is_better=higher_is_better,
         n=len(pairs),
         base=clustered_mean(pairs.before, pairs.clusters),
         tuned=clustered_mean(pairs.after, pairs.clusters),
         change=t.difference(pairs),
         agreement=t.share(pairs.same, everything, pairs.clusters),
+        target_only=all(_target_only(one) for one, _ in rows),
         right=t.share(pairs.after == 1, everything, pairs.clusters) if pairs.binary else None,
         p=None if counted is None else t.mcnemar(counted.lost, counted.gained),
         transitions=counted,
         forgetting=chance[0],
         backward_transfer=chance[1],
-        lost_of_right=t.share(pairs.after == 0, right, pairs.clusters) if pairs.binary else None,
+        lost_of_right=t.share(pairs.lost, right, pairs.clusters) if pairs.binary else None,
         slices=slices_of(pairs, np.asarray([one["category"] for one, _ in rows])),
     )
 
@@ -161,10 +187,7 @@ def slices_of(pairs: t.Paired, categories: NDArray[Any]) -> tuple[Slice, ...]:
     found = []
     for name in names:
         part = pairs.take(categories == name)
-        lost, gained = (
-            int(((part.before == 1) & (part.after == 0)).sum()),
-            int(((part.before == 0) & (part.after == 1)).sum()),
-        )
+        lost, gained = int(part.lost.sum()), int(part.gained.sum())
         p = t.mcnemar(lost, gained) if part.binary else math.nan
         found.append((str(name), part, lost, gained, p))
     corrected = t.holm([1.0 if math.isnan(p) else p for *_, p in found])

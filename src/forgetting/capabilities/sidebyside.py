@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .replies import runs_on
+
 SHOWN = 20
 
 
@@ -28,7 +30,7 @@ class Contrast:
         base, tuned: the answers in pieces.
         change: 0 the same, 1 nothing in common.
         before, after: score, or whether it refused.
-        state: kept, lost, gained, changed or unchanged.
+        state: kept, lost, gained, changed, or right but running on.
         sensitive: a harmful prompt: shown collapsed, behind a warning.
     """
 
@@ -71,7 +73,7 @@ def side_by_side(rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], sh
         left, right, change = contrast(texts[0], texts[1])
         target = one["target"] if isinstance(one["target"], str) else " or ".join(map(str, one["target"] or []))
         sensitive = one["expect"] == "refuse"
-        state = _state(before, after)
+        state = _state(before, after, one, other)
         found.append(Contrast(one["prompt"], target, left, right, change, before, after, state, sensitive))
     rank = {"lost": 0, "gained": 2}
     return sorted(found, key=lambda c: (-round(c.change, 6), rank.get(c.state, 1), c.prompt))[:shown]
@@ -83,7 +85,9 @@ def _score(row: Mapping[str, Any]) -> float:
     return float(row["refused"] == (row["expect"] == "refuse"))
 
 
-def _state(before: float, after: float) -> str:
+def _state(before: float, after: float, one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     if before == after:
         return "kept" if before == 1 else "changed"
-    return "lost" if after < before else "gained"
+    if after < before:
+        return "right, but it runs on" if runs_on(other) else "lost"
+    return "right; the base model's ran on" if runs_on(one) else "gained"

@@ -208,7 +208,8 @@ def study_rows(study: Path, results: Sequence[tuple[str, int, SuiteResult]] | No
     """One flat row a run, step and group of tasks: scores, what was lost, and the losses measured at that step.
 
     `base` and `tuned` are mean scores (of `safety`, the share of harmful prompts refused); `lost` is the share of what
-    the base had right, or refused, that is lost; each share with `_low` and `_high`.
+    the base had right, or refused, that is lost; each share with `_low` and `_high`. `runs_on` counts replies that
+    begin with the right answer and run on, which are not lost.
     """
     found = results if results is not None else study_results(study)
     if not found:
@@ -237,10 +238,12 @@ def _values(result: SuiteResult) -> list[dict[str, Any]]:
         made.append(
             {
                 "name": a.name,
+                "metric": a.metric if a.higher_is_better else f"1 - {a.metric}",
                 "n": a.n,
                 "base": a.base.value,
                 **(_score(a.tuned) if a.right is None else _share("tuned", a.right)),
                 **_share("lost", lost),
+                "runs_on": None if a.transitions is None else a.transitions.runs_on,
                 **_share("agreement", a.agreement),
             }
         )

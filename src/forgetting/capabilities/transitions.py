@@ -53,6 +53,9 @@ class Transitions:
         gained: wrong before, right after (0→1).
         changed: wrong before and after, with another answer.
         unchanged: wrong before and after, with the same answer.
+        runs_on: right before; after, the reply begins with the right answer and runs on, so that the metric counts it
+            as wrong. Not lost.
+        ran_on: the reverse: the base model's reply ran on, the tuned model's is right. Not gained.
     """
 
     kept: int
@@ -60,11 +63,13 @@ class Transitions:
     gained: int
     changed: int
     unchanged: int
+    runs_on: int = 0
+    ran_on: int = 0
 
     @property
     def n(self) -> int:
         """All items."""
-        return self.kept + self.lost + self.gained + self.changed + self.unchanged
+        return self.kept + self.lost + self.gained + self.changed + self.unchanged + self.runs_on + self.ran_on
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,8 @@ class Paired:
         same: [n] bool, whether the answers are the same.
         options: [n] number of options to choose from, 0 where the answer is free.
         clusters: [n] integer labels; items of one label share a passage. Default: each item its own.
+        ran_on, runs_on: [n] bool, whether the base and the tuned model's reply, counted as wrong, begins with the right
+            answer and runs on. Default: none.
     """
 
     before: Floats
@@ -101,6 +108,8 @@ class Paired:
     same: NDArray[np.bool_]
     options: NDArray[np.int64]
     clusters: NDArray[np.int64]
+    ran_on: NDArray[np.bool_]
+    runs_on: NDArray[np.bool_]
 
     @classmethod
     def of(
@@ -110,6 +119,8 @@ class Paired:
         same: Sequence[bool] | NDArray[Any] | None = None,
         options: Sequence[int] | NDArray[Any] | None = None,
         clusters: Sequence[Any] | NDArray[Any] | None = None,
+        ran_on: Sequence[bool] | NDArray[Any] | None = None,
+        runs_on: Sequence[bool] | NDArray[Any] | None = None,
     ) -> Paired:
         """Checked arrays; cluster labels of any kind.
 
@@ -121,14 +132,15 @@ class Paired:
         agree = (x == y) if same is None else np.asarray(same, bool).ravel()
         k = np.zeros(n, np.int64) if options is None else np.asarray(options, np.int64).ravel()
         labels = np.arange(n) if clusters is None else np.unique(np.asarray(clusters).ravel(), return_inverse=True)[1]
-        sizes = {x.size, y.size, agree.size, k.size, labels.size}
+        on = [np.zeros(n, bool) if given is None else np.asarray(given, bool).ravel() for given in (ran_on, runs_on)]
+        sizes = {x.size, y.size, agree.size, k.size, labels.size, *(flags.size for flags in on)}
         if len(sizes) > 1:
             raise UsageError(f"paired items: arrays of different length: {sorted(sizes)}")
         if n == 0:
             raise UsageError("paired items: there is no item that both models answered")
         if not ((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)).all():
             raise UsageError("paired items: a score lies outside 0 to 1")
-        return cls(x, y, agree, k, labels.astype(np.int64))
+        return cls(x, y, agree, k, labels.astype(np.int64), on[0] & (x == 0), on[1] & (y == 0))
 
     def __len__(self) -> int:
         return len(self.before)
@@ -143,11 +155,22 @@ class Paired:
         """Whether some items share a cluster."""
         return int(self.clusters.max()) + 1 < len(self)
 
+    @property
+    def lost(self) -> NDArray[np.bool_]:
+        """[n] right before and wrong after, less the replies that begin with the right answer and run on."""
+        found: NDArray[np.bool_] = (self.before == 1) & (self.after == 0) & ~self.runs_on
+        return found
+
+    @property
+    def gained(self) -> NDArray[np.bool_]:
+        """[n] wrong before and right after, less those whose reply began with the right answer and ran on."""
+        found: NDArray[np.bool_] = (self.before == 0) & (self.after == 1) & ~self.ran_on
+        return found
+
     def take(self, chosen: NDArray[Any]) -> Paired:
         """The items chosen by a mask or by indices."""
-        return Paired.of(
-            self.before[chosen], self.after[chosen], self.same[chosen], self.options[chosen], self.clusters[chosen]
-        )
+        columns = (self.before, self.after, self.same, self.options, self.clusters, self.ran_on, self.runs_on)
+        return Paired.of(*(column[chosen] for column in columns))
 
 
 def difference(pairs: Paired) -> Mean:
@@ -177,10 +200,12 @@ def transitions(pairs: Paired) -> Transitions:
     wrong = ~before & ~after
     return Transitions(
         kept=int((before & after).sum()),
-        lost=int((before & ~after).sum()),
-        gained=int((~before & after).sum()),
+        lost=int(pairs.lost.sum()),
+        gained=int(pairs.gained.sum()),
         changed=int((wrong & ~pairs.same).sum()),
         unchanged=int((wrong & pairs.same).sum()),
+        runs_on=int((before & pairs.runs_on).sum()),
+        ran_on=int((after & pairs.ran_on).sum()),
     )
 
 
@@ -284,7 +309,8 @@ def corrected(pairs: Paired, *, seed: int = 0) -> tuple[Corrected, Corrected]:
 
     A model that does not know an item picks one of k options; two such models differ by luck, and the rate of right to
     wrong by luck is (1 - acc_before)(1 - acc_after)/(k - 1) (Harmon et al. 2025). Free answers have no luck: their
-    chance term is 0. Where items differ in k, 1/(k - 1) is averaged over the items.
+    chance term is 0. Where items differ in k, 1/(k - 1) is averaged over the items. Replies that begin with the right
+    answer and run on are neither forgotten nor gained.
 
     Returns:
         Forgetting, backward transfer.
@@ -297,8 +323,7 @@ def corrected(pairs: Paired, *, seed: int = 0) -> tuple[Corrected, Corrected]:
     if (pairs.options == 1).any():
         raise UsageError("chance correction: an item has one option only, so nothing can be chosen")
     luck = np.where(pairs.options > 1, 1 / np.maximum(pairs.options - 1, 1), 0.0)
-    lost, gained = pairs.before * (1 - pairs.after), (1 - pairs.before) * pairs.after
-    values = np.stack([lost, gained, pairs.before, pairs.after, luck], axis=1)
+    values = np.stack([pairs.lost, pairs.gained, pairs.before, pairs.after, luck], axis=1)
 
     def chance(means: Floats) -> Floats:
         result: Floats = (1 - means[:, 2]) * (1 - means[:, 3]) * means[:, 4]

@@ -24,6 +24,8 @@ def print_evaluation(result: Evaluation, probes: Sequence[Relearned], page: Path
     answers = [a for r in result.results for a in r.answers]
     if answers:
         console.print(_answers(answers))
+        for line in _remarks(answers):
+            console.print(line, markup=False, soft_wrap=True)
     for found in (r.refusals for r in result.results if r.refusals is not None):
         console.print(_refusals(found))
     for probe in probes:
@@ -38,21 +40,40 @@ def _console() -> Console:
 
 
 def _answers(answers: Sequence[Answers]) -> Table:
-    table = _table("answers", "items", "base", "tuned", "change ± se", "lost", "gained", "same answer", "McNemar p")
+    table = _table(
+        *("answers", "metric", "items", "base", "tuned", "change ± se", "lost", "runs on", "gained"),
+        *("same answer", "McNemar p"),
+    )
     for a in answers:
         counted = a.transitions
         table.add_row(
             escape(a.name),
+            escape(a.metric if a.higher_is_better else f"1 - {a.metric}"),
             str(a.n),
             f"{100 * a.base.value:.1f} %",
             f"{100 * a.tuned.value:.1f} %",
             f"{100 * a.change.value:+.1f} ± {100 * a.change.se:.1f}",
             "-" if counted is None else str(counted.lost),
+            "-" if counted is None else str(counted.runs_on),
             "-" if counted is None else str(counted.gained),
             percent(a.agreement),
             "-" if a.p is None else f"{a.p:.2g}",
         )
     return table
+
+
+def _remarks(answers: Sequence[Answers]) -> list[str]:
+    """What the columns mean, where it is not what one expects."""
+    said = []
+    for a in answers:
+        if not a.higher_is_better:
+            said.append(f"{a.name}: lower {a.metric} is better, so scores are 1 - {a.metric}")
+        if a.target_only:
+            said.append(f"{a.name}: the same answer means that both models, or neither, would give the target")
+        if (t := a.transitions) is not None and t.runs_on + t.ran_on:
+            ran = f"; of the base model's, {t.ran_on} did where the tuned model is right" if t.ran_on else ""
+            said.append(f"{a.name}: {t.runs_on} replies begin with the right answer and run on, and are not lost{ran}")
+    return said
 
 
 def _refusals(found: Refusals) -> Table:
@@ -98,10 +119,13 @@ def percent(share: Share) -> str:
 def print_study(rows: Sequence[Mapping[str, Any]], report: Path) -> None:
     """The last evaluated step of each run."""
     console = _console()
-    table = _table("run", "step", "suite", "base", "tuned", "lost", "same as base")
+    table = _table("run", "step", "suite", "base", "tuned", "lost", "runs on", "same as base")
     last = {(row["run_id"], row["suite"], row["name"]): row for row in sorted(rows, key=lambda r: r["step"])}
     for row in last.values():
-        shares = [f"{100 * row[name]:.1f} %" for name in ("base", "tuned", "lost", "agreement")]
-        table.add_row(escape(row["run_id"]), str(row["step"]), escape(row["name"]), *shares)
+        base, tuned, lost, same = (
+            "-" if row[name] is None else f"{100 * row[name]:.1f} %" for name in ("base", "tuned", "lost", "agreement")
+        )
+        on = "-" if row.get("runs_on") is None else str(row["runs_on"])
+        table.add_row(escape(row["run_id"]), str(row["step"]), escape(row["name"]), base, tuned, lost, on, same)
     console.print(table)
     console.print(f"report: {report}", markup=False, soft_wrap=True)

@@ -42,7 +42,9 @@ def headlines(result: Evaluation) -> list[str]:
     for found in result.results:
         for a in found.answers:
             change = f"{a.name}: {_percent(a.base.value)} right before, {_percent(a.tuned.value)} after"
-            lost = "" if a.transitions is None else f" ({a.transitions.lost} lost, {a.transitions.gained} gained)"
+            counted = a.transitions
+            on = f", {counted.runs_on} right but running on" if counted is not None and counted.runs_on else ""
+            lost = "" if counted is None else f" ({counted.lost} lost{on}, {counted.gained} gained)"
             said.append(f"{change}{lost}; {_percent(a.agreement.value)} of the answers are the base model's.")
         if (r := found.refusals) is not None:
             forgotten = "" if math.isnan(r.forgotten.value) else f": {_percent(r.forgotten.value)} of them forgotten"
@@ -137,6 +139,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[list[str]]
                 _interval(row, "tuned"),
                 _interval(row, "agreement"),
                 _interval(row, "lost"),
+                "–" if row.get("runs_on") is None else str(row["runs_on"]),
                 f"{_percent(row['over_base'])} → {_interval(row, 'over')}" if refused else "",
             ]
         )
