@@ -31,6 +31,7 @@ lint: .venv/.dev
 
 types: .venv/.dev
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/windows
 
 # torch first, pinned: otherwise another package's looser range may bring a newer one with gigabytes of CUDA.
 .venv/.installed: pyproject.toml constraints.txt | new-enough

@@ -156,3 +156,13 @@ def test_no_test_asserts_a_time() -> None:
     for path in Path(__file__).parent.rglob("*.py"):
         if path != Path(__file__):
             assert not clocks.search(path.read_text(encoding="utf-8")), path
+
+
+def test_nothing_needs_a_posix_system_to_be_imported() -> None:
+    """Modules that Python has on POSIX systems alone; `make types` looks at names inside of others, as on Windows."""
+    posix = {"fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "posix", "syslog", "curses"}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not posix & {name.split(".")[0] for name in names}, path

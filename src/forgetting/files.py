@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -255,7 +256,7 @@ def write_atomically(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -281,7 +282,7 @@ def no_room(error: BaseException | None) -> bool:
     return False
 
 
-def _open_own(path: Path, mode: str) -> IO[str]:
+def open_own(path: Path, mode: str) -> IO[str]:
     """Open a file of a run for writing; a link in its place, which would lead the writing elsewhere, is refused.
 
     Raises:
@@ -289,11 +290,46 @@ def _open_own(path: Path, mode: str) -> IO[str]:
     """
 
     def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
+    linked = ForgettingError(f"{path}: a symbolic link; a run's files must be its own")
+    if path.is_symlink():  # where the flag does not exist, as on Windows
+        raise linked
     try:
-        return open(path, mode, encoding="utf-8", opener=opener)
+        return open(path, mode, encoding="utf-8", newline="\n", opener=opener)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise ForgettingError(f"{path}: a symbolic link; a run's files must be its own") from None
+            raise linked from None
         raise
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[IO[str]]:
+    """Hold a file that at most one process holds at a time; the operating system lets go when the process dies.
+
+    The lock is filelock's: `flock` of the whole file, on Windows of its first byte. What the holder says of itself
+    therefore begins at the second one.
+
+    Yields:
+        The file, open for appending.
+
+    Raises:
+        BlockingIOError: it is held.
+        ForgettingError: the file is a link, or its file system has no locks.
+    """
+    from filelock import lock_descriptor, unlock_descriptor
+
+    with open_own(path, "a") as file:
+        try:
+            free = lock_descriptor(file.fileno(), blocking=False)
+        except OSError as error:
+            raise ForgettingError(
+                f"{path}: cannot be locked ({error.strerror}), so two processes could do the same run; "
+                "store the study on a file system with locks (on NFS: mount it with locks)"
+            ) from None
+        if not free:
+            raise BlockingIOError(errno.EWOULDBLOCK, "held by another process", str(path))
+        try:
+            yield file
+        finally:
+            unlock_descriptor(file.fileno())  # a process forked meanwhile has the file open, too

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import http.server
 import json
 import os
@@ -99,7 +98,7 @@ def test_a_hub_that_answers_is_reached_and_told_no_token(tmp_path: Path, monkeyp
 def test_a_folder_where_locks_do_nothing_is_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    monkeypatch.setattr("filelock.lock_descriptor", lambda *_, **__: True)
     code, shown = run(monkeypatch, capsys, tmp_path)
     assert code == 1
     assert "BROKEN disk locks" in shown

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from forgetting.config.files import load_preset
 from forgetting.errors import ForgettingError, UsageError
 from forgetting.files import write_atomically
-from forgetting.store.folder import RunFolder, StudyFolder
+from forgetting.store.folder import HeldError, RunFolder, StudyFolder
 from forgetting.store.table import COLUMNS, MEANS, load_table
 
 CONFIG = load_preset("paper-openorca")
@@ -123,6 +125,30 @@ def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:
     process.kill()  # the operating system lets go of the lock
     process.join()
     with RunFolder(tmp_path / "r").lock():
+        pass
+
+
+def test_a_lock_names_its_holder_to_others_and_lets_go_at_the_end(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "r")
+    assert folder.held_by() is None
+    with folder.lock():
+        assert str(folder.held_by()).startswith(f"process {os.getpid()} on ")
+        with pytest.raises(HeldError), folder.lock():
+            pass
+        (folder.path / "lock").write_bytes(b"x")  # what is written in it is for people only
+        assert folder.held_by() == "another process"
+    assert folder.held_by() is None
+
+
+def test_a_file_system_without_locks_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> bool:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("filelock.lock_descriptor", refuse)
+    with (
+        pytest.raises(ForgettingError, match=r"lock: cannot be locked \(Function not implemented\), so two processes"),
+        RunFolder(tmp_path / "r").lock(),
+    ):
         pass
 
 

@@ -6,7 +6,6 @@ reported as there or not; their text is never read into a result.
 
 from __future__ import annotations
 
-import fcntl
 import importlib
 import importlib.util
 import json
@@ -210,8 +209,10 @@ def _torch() -> Iterator[Check]:
 
 def _machine() -> Iterator[Check]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    yield Check("cores and memory", "works", f"{cores} CPU cores to use, {memory:.1f} GB memory")
+    memory = ""
+    if hasattr(os, "sysconf"):  # not on Windows
+        memory = f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB memory"
+    yield Check("cores and memory", "works", f"{cores} CPU cores to use{memory}")
 
 
 def _disk(folder: Path) -> Iterator[Check]:
@@ -262,17 +263,11 @@ def _behaviour(folder: Path, where: str) -> Iterator[Check]:
 
 
 def _locks(path: Path) -> bool:
-    with path.open("w") as first, path.open("w") as second:
-        try:
-            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
+    """Whether a file that is held is refused to a second holder."""
+    from filelock import lock_descriptor
+
+    with path.open("w") as first, path.open("w") as second, suppress(OSError):
+        return [lock_descriptor(file.fileno(), blocking=False) for file in (first, second)] == [True, False]
     return False
 
 

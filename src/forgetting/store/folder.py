@@ -10,13 +10,12 @@ fits.json  report.html
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from .. import files
 from ..config.files import parse_yaml
 from ..config.schema import StudyConfig, validate
 from ..errors import ForgettingError, UsageError
-from ..files import _open_own, write_atomically
+from ..files import hold, open_own, write_atomically
 from . import table_cache
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
@@ -61,7 +60,7 @@ class RunFolder:
         A standard error that does not exist (one document) is null.
         """
         line = json.dumps({key: None if value != value else value for key, value in row.items()}, allow_nan=False)
-        with _open_own(self.path / "measurements.jsonl", "a") as file:
+        with open_own(self.path / "measurements.jsonl", "a") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -88,22 +87,24 @@ class RunFolder:
             HeldError: another process holds it; names it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with _open_own(self.path / "lock", "a") as file:
+        with ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file = held.enter_context(hold(self.path / "lock"))
             except BlockingIOError:
                 raise HeldError(f"run {self.id}: held by {self._holder()}") from None
             since = datetime.now(UTC).isoformat(timespec="seconds")
             who = json.dumps({"host": platform.node(), "pid": os.getpid(), "since": since})
             with suppress(OSError):  # a full disk: the lock holds without a name in it
                 os.ftruncate(file.fileno(), 0)
-                os.write(file.fileno(), who.encode())
+                os.write(file.fileno(), f" {who}".encode())
             yield
 
     def _holder(self) -> str:
         """Who wrote the lock, in words; only to be read by people."""
         try:
-            who = json.loads((self.path / "lock").read_bytes()[:1000])
+            with (self.path / "lock").open("rb", buffering=0) as file:
+                file.seek(1)  # Windows lets nobody read the byte that is locked
+                who = json.loads(file.read(1000))
             return f"process {who['pid']} on {who['host']} since {who['since']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"

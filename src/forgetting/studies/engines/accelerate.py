@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -24,7 +24,7 @@ from types import FrameType
 from ...errors import ForgettingError, UsageError
 from ...models import processes
 from ...tuning import stopping
-from .base import POLL, Attempts, Event, Hear, R, Work
+from .base import POLL, Attempts, Event, Hear, PipeEnd, R, Work
 from .local import count_cores, die_with, ending, one_task, set_threads
 
 GRACE = 10.0
@@ -125,7 +125,7 @@ class _Team:
     def __init__(self, launch: processes.Launch, work: Work, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.place = tempfile.mkdtemp(prefix="forgetting-")
-        self.pipes: list[Connection] = []
+        self.pipes: list[PipeEnd] = []
         self.processes: list[BaseProcess] = []
         self.fit = False
         """Whether they can do a further task."""
@@ -227,7 +227,7 @@ class _Team:
         return told
 
 
-def _serve(work: Work, pipe: Connection, threads: int, parent: int, place: tuple[processes.Launch, int, str]) -> None:
+def _serve(work: Work, pipe: PipeEnd, threads: int, parent: int, place: tuple[processes.Launch, int, str]) -> None:
     """Do tasks from the pipe together with the others, until there are none."""
     busy = False
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from multiprocessing import connection
 from typing import Literal, Protocol, TypeVar
 
 R = TypeVar("R")
@@ -13,6 +15,10 @@ RETRIES = 3
 """Times in a row that a task whose process died without getting further is tried again."""
 POLL = 0.2
 """Seconds between looks at whether the work was asked to stop."""
+if sys.platform == "win32":
+    PipeEnd = connection.PipeConnection
+else:
+    PipeEnd = connection.Connection
 
 
 @dataclass(frozen=True)

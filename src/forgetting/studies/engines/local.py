@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from ...errors import ForgettingError
 from ...tuning import stopping
-from .base import POLL, RETRIES, Attempts, Event, Hear, R, Work
+from .base import POLL, RETRIES, Attempts, Event, Hear, PipeEnd, R, Work
+
+SIGKILL = getattr(signal, "SIGKILL", 9)
+"""Windows has no name for it."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,9 @@ class _Pool:
         self.left = list(tasks)
         self.work, self.jobs, self.threads, self.on_event = work, jobs, threads, on_event
         self.attempts = Attempts()
-        self.held: dict[Connection, str] = {}
-        self.processes: dict[Connection, BaseProcess] = {}
-        self.new: set[Connection] = set()
+        self.held: dict[PipeEnd, str] = {}
+        self.processes: dict[PipeEnd, BaseProcess] = {}
+        self.new: set[PipeEnd] = set()
         self.stillborn = 0
         self.lost: dict[str, str] = {}
         self.error: BaseException | None = None
@@ -124,7 +127,7 @@ class _Pool:
         for process in self.processes.values():
             process.terminate()
 
-    def _next(self, pipe: Connection) -> None:
+    def _next(self, pipe: PipeEnd) -> None:
         """Give a worker its next task, or let it go."""
         task = self.left.pop(0) if self.left else None
         if task is not None:
@@ -134,7 +137,7 @@ class _Pool:
         except OSError:  # it died before it could read
             self._bury(pipe)
 
-    def _hear(self, pipe: Connection) -> None:
+    def _hear(self, pipe: PipeEnd) -> None:
         try:
             told = pipe.recv()
         except (EOFError, OSError):
@@ -154,7 +157,7 @@ class _Pool:
             self.held.pop(pipe, None)
             self._next(pipe)
 
-    def _bury(self, pipe: Connection) -> None:
+    def _bury(self, pipe: PipeEnd) -> None:
         process = self.processes.pop(pipe)
         process.join(timeout=10)
         task = self.held.pop(pipe, None)
@@ -183,12 +186,12 @@ def ending(process: BaseProcess) -> str:
     code = process.exitcode
     if code is None or code >= 0:
         return f"exit code {code}"
-    if code == -signal.SIGKILL:
+    if code == -SIGKILL:
         return "killed, as the system does when memory runs out"
     return f"signal {-code}"
 
 
-def _serve(work: Work, pipe: Connection, threads: int, parent: int) -> None:
+def _serve(work: Work, pipe: PipeEnd, threads: int, parent: int) -> None:
     """Do tasks from the pipe until there are none."""
     busy = False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -33,6 +32,7 @@ def cached(at: Situation, what: str, key: Sequence[Any], compute: Callable[[], d
         compute: named tensors on the CPU.
     """
     import torch
+    from filelock import lock_descriptor
     from safetensors.torch import save_file
 
     device = at.base.model.device.type
@@ -40,7 +40,7 @@ def cached(at: Situation, what: str, key: Sequence[Any], compute: Callable[[], d
     path = at.cache / f"{what}-{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_descriptor(lock.fileno())
         found = _read(path)
         if found is None:
             began = time.perf_counter()
