@@ -21,8 +21,8 @@ from typing import Any
 
 from forgetting.config.files import preset_fields
 from forgetting.config.schema import validate
+from forgetting.store.columns import COSTS
 from forgetting.store.folder import StudyFolder
-from forgetting.store.table import COSTS
 
 ENGINES = {
     "local --jobs 1": (1, ["--jobs", "1"]),

@@ -24,7 +24,7 @@ from forgetting.data.windows import Windows
 from forgetting.measuring.base_targets import base_targets
 from forgetting.models.loading import load_base
 from forgetting.store.table import load_table
-from forgetting.tuning.run import RunData, measure_losses
+from forgetting.tuning.run import measure_losses
 
 ROUNDS = 5
 
@@ -41,7 +41,7 @@ def make():
     with tempfile.TemporaryDirectory() as cache:
         targets = base_targets(base.model, text, key="bench", cache_dir=Path(cache), batch_tokens=1024)
     model = get_peft_model(base.model, LoraConfig(r=32, target_modules="all-linear", init_lora_weights=False))
-    return config, model.eval(), RunData(train, heldout.sample(config.measure.heldout_tokens), text, targets)
+    return config, model.eval(), (heldout.sample(config.measure.heldout_tokens), text, targets)
 
 
 def batches(windows: Windows):
@@ -86,12 +86,12 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     config, model, data = make()
-    ours, row = timed(lambda: measure_losses(model, data, config.measure.batch_tokens))
+    ours, row = timed(lambda: measure_losses(model, *data, config.measure.batch_tokens))
     usual, loss = timed(lambda: usual_way(model, data))
     steps = len(config.measured_steps())
     tokens = f"{data.text.n_predicted:,} + {data.heldout.n_predicted:,} tokens"
     print(f"one measured step, {tokens}, processor seconds of one thread:")
-    print(f"  ours       {ours:6.2f}   forgetting loss {row['forgetting_loss']:.6f}")
+    print(f"  ours       {ours:6.2f}   forgetting loss {row['forgetting_loss'].value:.6f}")
     print(f"  usual way  {usual:6.2f}   forgetting loss {loss:.6f}   {usual / ours:.2f} x")
     count = 12 * steps
     print(f"twelve runs of {steps} measured steps: {count * ours:.0f} s ours, {count * usual:.0f} s the usual way")

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from forgetting.cli import main
+from forgetting.store.columns import COSTS
 from forgetting.store.folder import StudyFolder
-from forgetting.store.table import COSTS
 
 
 def fields(tiny_model: Path, corpora: Path, **changes: Any) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def test_files_and_functions_are_small(path: Path) -> None:
 def _light() -> list[str]:
     """Every module of the packages that must work without torch, and what `--help` loads."""
     whole = ("errors", "files", "display", "arguments", "config", "store", "analysis", "reporting")
-    single = ("cli.app", "tuning.methods", "tuning.mitigations", "data.miniature")
+    single = ("measuring.quantities", "cli.app", "tuning.methods", "tuning.mitigations", "data.miniature")
     return [name for name in MODULES if package(name) in whole or name in single]
 
 

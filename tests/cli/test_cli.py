@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from forgetting.cli import main
-from forgetting.store.table import COLUMNS, load_table
+from forgetting.store.columns import COLUMNS
+from forgetting.store.table import load_table
 
 
 @dataclass

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.schema import ModelConfig, StudyConfig
 from ..errors import ForgettingError, UsageError
 from ..files import write_atomically
+from ..measuring import quantities
 from ..measuring.estimate import Mean
 from ..store.folder import StudyFolder
 from ..store.table import load_table
@@ -123,8 +124,8 @@ class Probe:
             from .newtask import forward_kl
 
             found = forward_kl(model, self.heldout, self._base_of(model), batch_tokens=self.batch_tokens)
-            row = {"newtask_kl": found.value, "newtask_kl_se": found.se, "tokens": found.n_tokens}
-            write_atomically(file, json.dumps({k: None if v != v else v for k, v in row.items()}) + "\n")
+            row = {**quantities.row({"newtask_kl": found}), "tokens": found.n_tokens}
+            write_atomically(file, json.dumps(row, allow_nan=False) + "\n")
 
     def _base_of(self, model: Any) -> Any:
         """The base beside the model, or the model itself where its adapters can be switched off."""

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..display.numbers import finite
 from ..errors import UsageError
 from . import options as o
 
 if TYPE_CHECKING:
+    from ..measuring.estimate import Mean
     from ..measuring.measure import Measurement, Settings
     from ..measuring.verdict import Verdict
 
@@ -169,21 +171,11 @@ def _quiet() -> None:
     logger.handlers, logger.propagate = [handler], False
 
 
-ROWS = (
-    ("forgetting", "forgetting", "excess over the base model"),
-    ("forgetting loss", "forgetting_loss", "against the base model's top tokens"),
-    ("  of the base model", "forgetting_floor", "the floor"),
-    ("soft forgetting loss", "soft_forgetting_loss", "against the base model's whole distribution"),
-    ("KL divergence", "kl", "from base to tuned model"),
-    ("agreement", "agreement", "share of positions with the same top token"),
-    ("ground-truth loss", "data_loss_tuned", "of the tuned model"),
-    ("  of the base model", "data_loss_base", ""),
-)
-
-
 def _print(result: Measurement) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from ..measuring.quantities import SHOWN
 
     mean = result.forgetting
     of_all = "" if mean.n_documents == result.documents_in_text else f" of {result.documents_in_text}"
@@ -192,9 +184,9 @@ def _print(result: Measurement) -> None:
     table.add_column("value", justify="right")
     table.add_column("± se", justify="right")
     table.add_column("")
-    for label, name, note in ROWS:
-        value = result.means[name]
-        table.add_row(label, f"{value.value:.4f}", "unknown" if value.se != value.se else f"{value.se:.4f}", note)
+    for one in SHOWN:
+        found = result.means[one.name]
+        table.add_row(one.title, f"{found.value:.4f}", _error(found), one.note)
     if result.noise is not None:
         table.add_row("noise floor", f"{result.noise.batch:.1e}", "", "forgetting of the base, other batch size")
         if result.noise.dtype is not None:
@@ -223,6 +215,8 @@ def _notices(result: Measurement) -> None:
 
 def markdown_summary(verdict: Verdict, result: Measurement) -> str:
     """A verdict as Markdown, for a comment on a pull request."""
+    from ..measuring.quantities import SHOWN
+
     mark = {"within": "✅", "over": "❌", "undecided": "❔"}[verdict.verdict]
     lines = [
         f"### {mark} Forgetting {verdict.verdict if verdict.verdict == 'undecided' else verdict.verdict + ' budget'}",
@@ -232,14 +226,17 @@ def markdown_summary(verdict: Verdict, result: Measurement) -> str:
         "| quantity | value | standard error |",
         "|---|---:|---:|",
     ]
-    for label, name, note in ROWS:
-        value = result.means[name]
-        se = "unknown" if value.se != value.se else f"{value.se:.4f}"
-        lines.append(f"| {label.strip()}{', ' + note if note else ''} | {value.value:.4f} | {se} |")
+    for one in SHOWN:
+        found = result.means[one.name]
+        lines.append(f"| {one.label} | {found.value:.4f} | {_error(found)} |")
     mean = result.forgetting
     where = f"{_code(result.tuned)} against {_code(result.base)} on {_code(result.text)}"
     tail = f"{mean.n_tokens:,} tokens in {mean.n_documents:,} documents, nats/token, {verdict.confidence:.0%} bounds"
     return "\n".join([*lines, "", f"{where}: {tail}.", *(f"- {_escaped(n)}" for n in result.notices), ""])
+
+
+def _error(mean: Mean) -> str:
+    return f"{mean.se:.4f}" if finite(mean.se) else "unknown"
 
 
 def _code(name: str) -> str:

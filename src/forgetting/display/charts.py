@@ -57,16 +57,6 @@ OTHERS = (
 )
 """Light and dark colour and symbol of a series without a rank."""
 
-LABELS = {
-    "finetune_loss": "fine-tuning loss L<sub>ft</sub> (nats/token)",
-    "forgetting_loss": "forgetting loss L<sub>f</sub> (nats/token)",
-    "forgetting": "forgetting L<sub>f</sub> − floor (nats/token)",
-    "agreement": "same top token as the base model (%)",
-    "step": "update steps N",
-    "trainable_params": "trainable parameters P",
-}
-"""Axis titles by column."""
-
 
 @dataclass(frozen=True)
 class Chart:

@@ -14,14 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import UsageError
 from ..models import adapters, comparable, processes
-from . import array_cache, base_targets, passes
-from .estimate import Mean, clustered_mean
+from . import array_cache, base_targets, passes, quantities
 from .losses import whole_losses
+from .quantities import ONE_PASS, means, not_finite, values
 from .reading import Text, read_windows
 
 log = logging.getLogger(__name__)
@@ -74,7 +73,8 @@ class ForgettingCallback(TrainerCallback):
             raise UsageError(f"every={every}: must be at least 1 step; None measures after 1, 2, 4, 8, ... steps")
         self.text, self.every, self.budget = text, every, budget
         self.tokenizer, self.context, self.wanted_batch = tokenizer, context, batch_tokens
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[dict[str, Any]] = []
+        """One a measurement: `step`, each quantity, and its `..._se`, None where there is none (one document)."""
         self.seconds = 0.0
         """Time spent measuring, base targets included."""
         self._logger: Any = None
@@ -101,12 +101,12 @@ class ForgettingCallback(TrainerCallback):
         self.targets = self._base_targets(model, args, state)
         self.rows = [row for row in self.rows if row["step"] < state.global_step]
         self.seconds += time.perf_counter() - began
-        row = self._measure(args, state, control, model)
-        if adapters.is_peft(model) and state.global_step == 0 and abs(row["forgetting"]) > IDENTITY:
+        forgetting = self._measure(args, state, control, model)
+        if adapters.is_peft(model) and state.global_step == 0 and abs(forgetting) > IDENTITY:
             log.warning(
                 "the untrained adapter is not the identity: it differs from the base model by %.4f nats/token; "
                 "forgetting is counted from the base model",
-                row["forgetting"],
+                forgetting,
             )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -114,11 +114,11 @@ class ForgettingCallback(TrainerCallback):
         step = state.global_step
         on_grid = step & (step - 1) == 0 if self.every is None else step % self.every == 0
         if on_grid or step == state.max_steps or control.should_training_stop:
-            row = self._measure(args, state, control, adapters.unwrapped(kwargs["model"]))
-            if self.budget is not None and row["forgetting"] > self.budget:
+            forgetting = self._measure(args, state, control, adapters.unwrapped(kwargs["model"]))
+            if self.budget is not None and not forgetting <= self.budget:  # NaN, after training diverged, is above it
                 log.warning(
                     "forgetting %.4f is above the budget of %g nats/token: training stops at step %d",
-                    *(row["forgetting"], self.budget, step),
+                    *(forgetting, self.budget, step),
                 )
                 control.should_training_stop = True
 
@@ -168,38 +168,34 @@ class ForgettingCallback(TrainerCallback):
         model: Any,
         *,
         kept: int | None = None,
-    ) -> dict[str, float]:
-        """One row: the quantities that need one pass of the tuned model; `kept` is its step, if not the present one."""
+    ) -> float:
+        """Keep and log one row, the quantities that need one pass of the tuned model; returns the forgetting.
+
+        `kept` is the model's step, if not the present one.
+        """
         began = time.perf_counter()
+        step = state.global_step if kept is None else kept
         losses = whole_losses(model, self.windows, self.targets, batch_tokens=self.batch_tokens)
-        assert losses.target_nll is not None
-        assert losses.agrees is not None
-        floor = -self.targets.log_prob
-        values = {
-            "forgetting_loss": losses.target_nll,
-            "forgetting_floor": floor,
-            "forgetting": losses.target_nll - floor,
-            "agreement": losses.agrees.astype(np.float32),
-            "data_loss_base": -self.targets.data_log_prob,
-            "data_loss_tuned": losses.data_nll,
-        }
-        means = {name: clustered_mean(value, self.documents) for name, value in values.items()}
-        row = _row(state.global_step if kept is None else kept, means)
+        found = means(values(ONE_PASS, losses.per_token(self.targets)), self.documents)
+        for name, value in not_finite(found).items():
+            log.warning("%s is %s at step %d: training diverged", name, value, step)
+        row = {"step": step, **quantities.row(found)}
         self.rows.append(row)
         self.seconds += time.perf_counter() - began
         self._log(args, state, control, row, "forgetting" if kept is None else "forgetting_of_kept")
-        return row
+        return found["forgetting"].value
 
     def _log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, row: dict[str, float], under: str
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, row: dict[str, Any], under: str
     ) -> None:
-        """Log as Trainer.log does: to the log history and to every reporter."""
+        """Log as Trainer.log does: to the log history and to every reporter, which take numbers only."""
         logs = {f"{under}/{name}": value for name, value in row.items() if name != "step"}
         state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
         if self._logger is None:
             return
         due = control.should_log  # the handler clears it, and the training loss of this step is still to be logged
-        self._logger.on_log(args, state, control, dict(logs))
+        numbers = {name: value for name, value in logs.items() if value is not None}
+        self._logger.on_log(args, state, control, numbers)
         control.should_log = due
 
 
@@ -223,14 +219,3 @@ def _refuse_sharded(args: TrainingArguments) -> None:
             "ForgettingCallback: parameters sharded over processes (FSDP, DeepSpeed ZeRO 3) are not supported; "
             "use DDP, or `forgetting measure` on the saved model"
         )
-
-
-def _row(step: int, means: dict[str, Mean]) -> dict[str, float]:
-    row: dict[str, float] = {"step": step}
-    for name, mean in means.items():
-        if not np.isfinite(mean.value):
-            log.warning("%s is %s at step %d: training diverged", name, mean.value, step)
-        row[name] = mean.value
-        if np.isfinite(mean.se):
-            row[f"{name}_se"] = mean.se
-    return row

@@ -22,6 +22,7 @@ from ..data.windows import Windows
 from ..models import adapters
 from . import batches, heads, kernels, passes
 from .base_targets import BaseTargets, ExpectedRows
+from .quantities import PerToken
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,18 @@ class Comparison:
     agrees: NDArray[np.bool_]
     kl: NDArray[np.float32]
     soft_nll: NDArray[np.float32]
+
+    def per_token(self, targets: BaseTargets) -> PerToken:
+        """These beside the base model's, for every quantity of general text."""
+        return PerToken(
+            self.data_nll,
+            self.target_nll,
+            self.agrees,
+            self.kl,
+            self.soft_nll,
+            targets.log_prob,
+            targets.data_log_prob,
+        )
 
 
 def compare(

@@ -17,6 +17,7 @@ from ..errors import UsageError
 from ..models import adapters, processes
 from . import kernels, passes
 from .base_targets import BaseTargets
+from .quantities import PerToken
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,18 @@ class TokenLosses:
     data_nll: NDArray[np.float32]
     target_nll: NDArray[np.float32] | None
     agrees: NDArray[np.bool_] | None
+
+    def per_token(self, targets: BaseTargets | None) -> PerToken:
+        """These beside the base model's, for the quantities that a pass of the tuned model gives."""
+        if targets is None:
+            return PerToken(self.data_nll)
+        return PerToken(
+            self.data_nll,
+            self.target_nll,
+            self.agrees,
+            base_log_prob=targets.log_prob,
+            base_data_log_prob=targets.data_log_prob,
+        )
 
 
 def token_losses(

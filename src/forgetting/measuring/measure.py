@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from dataclasses import dataclass, field, replace
@@ -17,27 +16,17 @@ from ..data.windows import Windows
 from ..errors import ForgettingError, UsageError
 from ..models import comparable, pair
 from ..models.loading import Placement
-from . import passes
+from . import passes, quantities
 from .base_targets import base_side
 from .comparison import compare
 from .estimate import Mean, clustered_mean
 from .noise import NoiseFloor, noise_floor
+from .quantities import PAIR
 from .reading import Text, read_windows
 from .sampling import Sampled, until
 from .verdict import Verdict, judge
 
 MINIATURE_TEXT = "miniature:encyclopedia-heldout"
-MEANS = (
-    "forgetting_loss",
-    "forgetting_floor",
-    "forgetting",
-    "soft_forgetting_loss",
-    "kl",
-    "agreement",
-    "data_loss_base",
-    "data_loss_tuned",
-)
-"""The measured quantities, in DESIGN.md's columns and order."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +67,7 @@ class Measurement:
 
     Attributes:
         base, tuned, text: what was compared, on what.
-        means: each of MEANS with its clustered standard error; nats/token, agreement a share.
+        means: each of `quantities.PAIR` by name, with its clustered standard error.
         documents_in_text: documents that the text has; a tolerance may measure fewer.
         context: tokens a window; None where windows were given.
         settings: how it was measured.
@@ -116,8 +105,7 @@ class Measurement:
     def row(self) -> dict[str, Any]:
         """One flat object under DESIGN.md's column names; a standard error that is unknown is None."""
         row: dict[str, Any] = {"base": self.base, "tuned": self.tuned, "text": self.text}
-        for name, mean in self.means.items():
-            row |= {name: mean.value, f"{name}_se": None if math.isnan(mean.se) else mean.se}
+        row |= quantities.row(self.means)
         row |= {
             "text_tokens": self.forgetting.n_tokens,
             "text_documents": self.forgetting.n_documents,
@@ -285,7 +273,7 @@ def _model_config(settings: Settings) -> ModelConfig:
 def _values(
     models: pair.Pair, windows: Windows, cache_dir: Path | None, size: int, rows: int | None
 ) -> dict[str, NDArray[Any]]:
-    """The [N] values whose means are MEANS, and the base's top tokens."""
+    """The [N] values of each of PAIR, and the base's top tokens."""
     targets, expected = base_side(
         models.base,
         windows,
@@ -298,17 +286,7 @@ def _values(
     _check_finite("base", models.names[0], targets.log_prob)
     found = compare(models.base, models.tuned, windows, targets, expected, batch_tokens=size, rows=rows)
     _check_finite("tuned", models.names[1], found.target_nll)
-    return {
-        "forgetting_loss": found.target_nll,
-        "forgetting_floor": -targets.log_prob,
-        "forgetting": found.target_nll + targets.log_prob,
-        "soft_forgetting_loss": found.soft_nll,
-        "kl": found.kl,
-        "agreement": found.agrees,
-        "data_loss_base": -targets.data_log_prob,
-        "data_loss_tuned": found.data_nll,
-        "argmax": np.asarray(targets.argmax),
-    }
+    return quantities.values(PAIR, found.per_token(targets)) | {"argmax": np.asarray(targets.argmax)}
 
 
 def _check_finite(role: str, name: str, values: NDArray[Any]) -> None:
@@ -330,5 +308,5 @@ def _sampling_notices(sampled: Sampled, settings: Settings) -> list[str]:
 
 
 def _means(sampled: Sampled) -> dict[str, Mean]:
-    documents = sampled.windows.token_documents()
-    return {name: clustered_mean(sampled.values[name], documents) for name in MEANS}
+    values = {quantity.name: sampled.values[quantity.name] for quantity in PAIR}
+    return quantities.means(values, sampled.windows.token_documents())

@@ -13,6 +13,7 @@ from ..data.windows import Windows
 from ..models import adapters
 from .base_targets import base_targets
 from .losses import token_losses
+from .quantities import BY_NAME
 from .sampling import FIRST_TOKENS, _Documents
 
 
@@ -47,8 +48,8 @@ def noise_floor(base: Any, windows: Windows, *, batch_tokens: int, seed: int, ro
     def excess(model: Any, size: int) -> float:
         with adapters.as_base(model):
             losses = token_losses(model, sample, targets, batch_tokens=size, rows=rows)
-        assert losses.target_nll is not None
-        return abs(float(np.mean(losses.target_nll + targets.log_prob, dtype=np.float64)))
+        values = BY_NAME["forgetting"].values(losses.per_token(targets))
+        return abs(float(np.mean(values, dtype=np.float64)))
 
     batch = excess(base, max(1, batch_tokens // 3))
     stored = next(base.parameters()).dtype

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from forgetting.measuring.quantities import STUDY
 from forgetting.reporting.series import NUMBERS, Series
 
 MOST_POINTS = 5_000
@@ -14,7 +15,8 @@ MOST_POINTS = 5_000
 MOST_MEANS = 3_000
 """Means that are drawn in place of more measurements, beside up to a thousand rows in the list of runs."""
 MOST_FAILED = 500
-MEANS = ("finetune_loss", "forgetting_loss", "forgetting", "agreement", "data_loss_tuned")
+MEANS = tuple(quantity.name for quantity in STUDY if not quantity.base)
+"""What differs between runs."""
 
 
 def drawn(rows: pd.DataFrame, series: Sequence[Series]) -> tuple[pd.DataFrame, str]:

@@ -13,8 +13,9 @@ from typing import Any
 
 import pandas as pd
 
-from forgetting.display.charts import LABELS, Chart, marker, note, plain, plain_layout
+from forgetting.display.charts import Chart, marker, note, plain, plain_layout
 from forgetting.display.numbers import count, finite, level, number, plus_minus
+from forgetting.measuring.quantities import AXES
 from forgetting.reporting.curves import fitted_line, fitted_sizes, fitted_steps
 from forgetting.reporting.series import Panel, Series
 from forgetting.reporting.words import method_name, r2
@@ -38,7 +39,7 @@ def charts(panel: Panel) -> list[Chart]:
 def line_chart(panel: Panel) -> Chart:
     """The paper's Figure 2: forgetting loss against fine-tuning loss, all runs, with the fitted line and its band."""
     data = fitted_line(panel) + _points(panel, "finetune_loss", "forgetting_loss", errors=False)
-    layout = plain_layout(LABELS["finetune_loss"], LABELS["forgetting_loss"])
+    layout = plain_layout(AXES["finetune_loss"], AXES["forgetting_loss"])
     caption = "Each point is one measurement of one run; training moves a run from right to left, and up."
     if fit := panel.linear:
         c, s = fit.parameters["c_fft"].value, fit.parameters["s_fft"].value
@@ -76,7 +77,7 @@ def steps_chart(panel: Panel, column: str) -> Chart:
         f"{name} against steps",
         caption,
         alt,
-        {"data": data, "layout": plain_layout(LABELS["step"], LABELS[column])},
+        {"data": data, "layout": plain_layout(AXES["step"], AXES[column])},
     )
 
 
@@ -85,7 +86,7 @@ def size_chart(panel: Panel) -> Chart:
     last = panel.last()
     step = float(last["step"].iloc[0])
     data = fitted_sizes(panel, step) + _points(panel, "trainable_params", "forgetting", rows=last)
-    layout = plain_layout("trainable parameters P (log scale)", LABELS["forgetting"])
+    layout = plain_layout("trainable parameters P (log scale)", AXES["forgetting"])
     sizes = last.groupby("series")["trainable_params"].median()
     ticks = [(float(sizes[s.key]), s) for s in panel.series if finite(sizes.get(s.key))]
     ticks.sort(key=lambda tick: tick[0])
@@ -110,7 +111,7 @@ def agreement_chart(panel: Panel) -> Chart:
         f"{s.label} {plus_minus(*_pair(last, s, 'agreement'), scale=100)} %" for s in panel.series
     )
     caption = "Share of positions of the general text where the most likely token is still the base model's."
-    layout = plain_layout(LABELS["step"], LABELS["agreement"])
+    layout = plain_layout(AXES["step"], AXES["agreement"])
     return Chart("agreement", "Agreement with the base model", caption, alt, {"data": data, "layout": layout})
 
 

@@ -10,18 +10,10 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from ..display.numbers import finite
+from ..measuring.quantities import SHOWN
 from ..measuring.where import Group, Passage, Where
 
-QUANTITIES = (
-    ("forgetting", "Forgetting, the excess over the base model"),
-    ("forgetting_loss", "Forgetting loss, against the base model's top tokens"),
-    ("forgetting_floor", "The base model's own, the floor"),
-    ("soft_forgetting_loss", "Soft forgetting loss, against its whole distribution"),
-    ("kl", "KL divergence from base to tuned model"),
-    ("agreement", "Agreement, share of positions with the same top token"),
-    ("data_loss_base", "Ground-truth loss of the base model"),
-    ("data_loss_tuned", "Ground-truth loss of the tuned model"),
-)
 SHADES = 8
 """Steps of colour of a token's loss change; the deepest is `FULL` nats and more."""
 FULL = 4.0
@@ -43,7 +35,7 @@ def render(row: Mapping[str, Any], where: Where, tokenizer: Any) -> str:
         .get_template("measurement.html")
         .render(
             row=row,
-            quantities=[(label, _number(row[name]), _number(row[f"{name}_se"])) for name, label in QUANTITIES],
+            quantities=[(one.label, _number(row[one.name]), _number(row[one.se])) for one in SHOWN],
             charts=[
                 (
                     "By position in the window",
@@ -77,7 +69,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _number(value: float | None) -> str:
-    return "unknown" if value is None or math.isnan(value) else f"{value:.4f}"
+    return f"{value:.4f}" if finite(value) else "unknown"
 
 
 def _bars(groups: list[Group], widest: float, zero: float) -> list[dict[str, Any]]:

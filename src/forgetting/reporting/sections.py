@@ -12,9 +12,11 @@ import pandas as pd
 
 from forgetting.config.schema import StudyConfig
 from forgetting.display.numbers import count, duration, finite, number, plus_minus
+from forgetting.measuring.quantities import BY_NAME
 from forgetting.reporting.series import Panel, Series, method_of
 from forgetting.reporting.words import method_name, r2
 
+FLOOR = BY_NAME["forgetting_floor"]
 SHOWN_RUNS = 1000
 """Runs listed in the page; a study of more is a `forgetting table` away."""
 SHOWN_ROWS = 1500  # measurements listed in the page; a larger study's are a `forgetting table` away
@@ -56,7 +58,7 @@ def key_figures(
             figures.append((number(r2(panel.linear, "forgetting_loss")), f"R² of the line on {panel.name}"))
     floor = rows["forgetting_floor"].median()
     if finite(floor):
-        figures.append((number(float(floor)), "forgetting floor, nats/token"))
+        figures.append((number(float(floor)), f"{FLOOR.title}, {FLOOR.unit}"))
     train, measured = rows.groupby("run_id")[["train_seconds", "measure_seconds"]].max().sum()
     if train > 0:
         figures.append((duration(float(train + measured)), "training and measuring"))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from forgetting.display.charts import OTHERS, RANKS_DARK, RANKS_LIGHT, blend, rank_place
+from forgetting.measuring.quantities import STUDY, columns
 
 if TYPE_CHECKING:
     from forgetting.analysis.fit import Fit
@@ -33,20 +34,7 @@ NUMBERS = (
     "rank",
     "seed",
     "trainable_params",
-    "finetune_loss",
-    "finetune_loss_se",
-    "forgetting_loss",
-    "forgetting_loss_se",
-    "forgetting_floor",
-    "forgetting_floor_se",
-    "forgetting",
-    "forgetting_se",
-    "agreement",
-    "agreement_se",
-    "data_loss_base",
-    "data_loss_base_se",
-    "data_loss_tuned",
-    "data_loss_tuned_se",
+    *columns(STUDY),
     "train_seconds",
     "measure_seconds",
     "finetune_tokens",

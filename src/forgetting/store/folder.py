@@ -57,9 +57,9 @@ class RunFolder:
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one measurement; it is on the disk when this returns.
 
-        A standard error that does not exist (one document) is null.
+        What does not exist is None in the row (`quantities.row`); a number that is not finite is refused.
         """
-        line = json.dumps({key: None if value != value else value for key, value in row.items()}, allow_nan=False)
+        line = json.dumps(dict(row), allow_nan=False)
         with open_own(self.path / "measurements.jsonl", "a") as file:
             file.write(line + "\n")
             file.flush()

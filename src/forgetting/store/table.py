@@ -1,4 +1,4 @@
-"""The measurements of a study as a table: its columns, and reading it."""
+"""The measurements of a study as a table."""
 
 from __future__ import annotations
 
@@ -13,54 +13,8 @@ import pyarrow as pa
 from ..arguments import checked
 from ..errors import UsageError
 from . import table_cache
+from .columns import COLUMNS, TEXTS
 from .folder import StudyFolder
-
-COLUMNS: dict[str, str] = {
-    "dataset": "name of the fine-tuning data set",
-    "method": "name of the fine-tuning method",
-    "label": "what the study calls the method: its label, or its name",
-    "mitigation": "what holds forgetting back, with its options; empty for nothing",
-    "rank": "rank of the method, where it has one",
-    "seed": "seed of initialisation and data order",
-    "run_id": "the run's folder under runs/",
-    "status": "running, done or failed",
-    "step": "N, update steps so far; 0 is the base model",
-    "alpha": "share of the way from the base model to the trained one, after training; empty for the trained model",
-    "trainable_params": "P, trainable parameters",
-    "finetune_loss": "L_ft, nats/token on held-out fine-tuning data",
-    "forgetting_loss": "L_f, nats/token against the base model's argmax tokens on the general text",
-    "forgetting_floor": "L_f of the base model itself",
-    "forgetting": "L_f - floor",
-    "agreement": "share of positions with the base model's top token",
-    "data_loss_base": "ground-truth loss of the base model on the general text, nats/token",
-    "data_loss_tuned": "the same of the tuned model",
-    "finetune_tokens": "targets that finetune_loss is over",
-    "finetune_documents": "documents that they lie in",
-    "text_tokens": "targets that the losses on general text are over",
-    "text_documents": "documents that they lie in",
-    "train_tokens": "tokens trained on so far, padding left out",
-    "train_seconds": "training time so far",
-    "measure_seconds": "measuring time so far",
-    "peak_memory": "most memory that training took so far, MiB: allocated on a GPU, of the whole process on a CPU",
-    "reference": "label of the study's first method, whose plain runs the laws are fitted on",
-    "measure_start": "first step that the laws are fitted on",
-}
-"""Columns of the table and what they mean. Each mean has its standard error beside it under `<column>_se`."""
-
-
-MEANS = (
-    "finetune_loss",
-    "forgetting_loss",
-    "forgetting_floor",
-    "forgetting",
-    "agreement",
-    "data_loss_base",
-    "data_loss_tuned",
-)
-
-
-COSTS = ("train_seconds", "measure_seconds", "peak_memory")
-"""What differs from one execution of a run to the next."""
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -124,7 +78,7 @@ def table(study: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def load_table(path: Path) -> pd.DataFrame:
-    """One row a measurement of a study, under the columns of COLUMNS and their standard errors.
+    """One row a measurement of a study, under the columns of COLUMNS.
 
     Rows of failed runs are there, marked by `status`; a run that failed before its first measurement has none.
 
@@ -132,18 +86,15 @@ def load_table(path: Path) -> pd.DataFrame:
         UsageError: not a study folder.
         ForgettingError: a damaged file; names it.
     """
-    config = StudyFolder.open(path).config()
-    measured_columns = [column for column in COLUMNS if column not in ("reference", "measure_start")]
-    names = [
-        name for column in measured_columns for name in ([column, f"{column}_se"] if column in MEANS else [column])
-    ]
-    measured = [name for name in names if name not in ("run_id", *table_cache.TEXTS, *table_cache.WHOLES)]
-    means = {name for name in measured if name.removesuffix("_se") in (*MEANS, *COSTS, "alpha")}
+    study = StudyFolder.open(path)
+    config = study.config()
+    measured = {name: column.kind for name, column in COLUMNS.items() if column.source == "row"}
     found = table_cache.read_rows(
-        StudyFolder.open(path).path, {name: float if name in means else int for name in measured}
+        study.path, {name: int if kind == "whole" else float for name, kind in measured.items()}
     )
-    table = found.select(names).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get, split_blocks=True)
-    texts: pd.DataFrame = table.astype(dict.fromkeys(("run_id", *table_cache.TEXTS), "str"))
+    stored = [name for name, column in COLUMNS.items() if column.source != "study"]
+    table = found.select(stored).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get, split_blocks=True)
+    texts: pd.DataFrame = table.astype(dict.fromkeys(("run_id", *TEXTS), "str"))
     texts["reference"] = pd.Series(config.reference_label, index=texts.index, dtype="str")
     texts["measure_start"] = config.measure.start
     return texts

@@ -26,6 +26,7 @@ import pyarrow.json
 
 from .. import files
 from ..errors import ForgettingError, UsageError
+from .columns import TEXTS, WHOLES
 
 log = logging.getLogger(__name__)
 RUN_SCHEMA = 1
@@ -36,8 +37,6 @@ BULK = 2**25
 BLOCK = 2**22
 """Bytes of rows parsed by one thread; a line longer than this makes its batch be parsed line by line."""
 MAGIC = b"forgetting rows 1\n"
-TEXTS = ("dataset", "method", "label", "mitigation", "status")
-WHOLES = ("rank", "seed", "trainable_params")
 ENDED = ("done", "failed")
 Stamp = tuple[int, int, int, int]
 """Size and time of change in ns of run.json, then of measurements.jsonl; zeros where there is none."""

@@ -8,7 +8,6 @@ are dropped and measured again.
 from __future__ import annotations
 
 import itertools
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,9 +29,11 @@ from transformers import (
 from ..config.schema import RunConfig
 from ..data.windows import Windows, training_order
 from ..errors import ForgettingError
+from ..measuring import quantities
 from ..measuring.base_targets import BaseTargets
-from ..measuring.estimate import Mean, clustered_mean
+from ..measuring.estimate import Mean
 from ..measuring.losses import whole_losses
+from ..measuring.quantities import HELDOUT, ONE_PASS
 from ..models import adapters, memory, processes
 from ..models.loading import Base, count_parameters
 from ..store.folder import RunFolder
@@ -59,41 +60,36 @@ class RunData:
     general: GeneralTexts
 
 
-def measure_losses(model: PreTrainedModel, data: RunData, batch_tokens: int) -> dict[str, float | int]:
-    """All quantities of one measured step, under the table's column names, each mean with its standard error.
+def measure_losses(
+    model: PreTrainedModel, heldout: Windows, text: Windows, targets: BaseTargets, batch_tokens: int
+) -> dict[str, Mean]:
+    """All quantities of one measured step by name.
 
     Several processes share out the batches; the numbers are those of one.
 
     Raises:
         DivergedError: a loss is not finite.
     """
-    finetune = whole_losses(model, data.heldout, None, batch_tokens=batch_tokens)
-    general = whole_losses(model, data.text, data.targets, batch_tokens=batch_tokens)
-    if general.target_nll is None or general.agrees is None:
-        raise AssertionError("whole_losses was given targets")
-    heldout_documents, text_documents = data.heldout.token_documents(), data.text.token_documents()
-    floor = -data.targets.log_prob
-    means: dict[str, Mean] = {
-        "finetune_loss": clustered_mean(finetune.data_nll, heldout_documents),
-        "forgetting_loss": clustered_mean(general.target_nll, text_documents),
-        "forgetting_floor": clustered_mean(floor, text_documents),
-        # paired token by token: the floor's spread over documents cancels
-        "forgetting": clustered_mean(general.target_nll - floor, text_documents),
-        "agreement": clustered_mean(general.agrees.astype(np.float64), text_documents),
-        "data_loss_base": clustered_mean(-data.targets.data_log_prob, text_documents),
-        "data_loss_tuned": clustered_mean(general.data_nll, text_documents),
-    }
-    for name, mean in means.items():
-        if not math.isfinite(mean.value):
-            raise DivergedError(f"{name} is {mean.value}: the run diverged; lower training.learning_rate")
-    row: dict[str, float | int] = {}
-    for name, mean in means.items():
-        row |= {name: mean.value, f"{name}_se": mean.se}
-    return row | {
-        "finetune_tokens": means["finetune_loss"].n_tokens,
-        "finetune_documents": means["finetune_loss"].n_documents,
-        "text_tokens": means["forgetting_loss"].n_tokens,
-        "text_documents": means["forgetting_loss"].n_documents,
+    finetune = whole_losses(model, heldout, None, batch_tokens=batch_tokens).per_token(None)
+    general = whole_losses(model, text, targets, batch_tokens=batch_tokens).per_token(targets)
+    found = quantities.means(quantities.values(HELDOUT, finetune), heldout.token_documents())
+    found |= quantities.means(quantities.values(ONE_PASS, general), text.token_documents())
+    for name, value in quantities.not_finite(found).items():
+        raise DivergedError(f"{name} is {value}: the run diverged; lower training.learning_rate")
+    return found
+
+
+def measured_row(found: Mapping[str, Mean]) -> dict[str, float | None]:
+    """What `measure_losses` found under the table's column names, each mean with its standard error, and their counts.
+
+    One text has the same counts in all of its means.
+    """
+    finetune, general = found["finetune_loss"], found["forgetting_loss"]
+    return quantities.row(found) | {
+        "finetune_tokens": finetune.n_tokens,
+        "finetune_documents": finetune.n_documents,
+        "text_tokens": general.n_tokens,
+        "text_documents": general.n_documents,
     }
 
 
@@ -135,17 +131,17 @@ class Measurer(TrainerCallback):
         if step and peak is not None:
             self.peak_memory = max(round(processes.largest(peak), 1), self.peak_memory or 0.0)
         processes.check_same(model, trainable=True, when=f"after step {step}")
-        losses = measure_losses(model, self.data, self.batch_tokens)
-        if step == 0 and self.starts_at_base and abs(losses["forgetting"]) > IDENTITY_TOLERANCE:
+        losses = self._losses(model)
+        if step == 0 and self.starts_at_base and abs(losses["forgetting"].value) > IDENTITY_TOLERANCE:
             raise ForgettingError(
-                f"before the first update the model already differs from the base by {losses['forgetting']:.4f} "
+                f"before the first update the model already differs from the base by {losses['forgetting'].value:.4f} "
                 "nats/token: the method does not start at the base model"
             )
         self._write(step, None, losses, began)
         if step == self.last:
             for alpha in self.afterwards(model):
                 began = time.perf_counter()
-                self._write(step, alpha, measure_losses(model, self.data, self.batch_tokens), began)
+                self._write(step, alpha, self._losses(model), began)
         if self.probe is not None and step:
             if processes.is_main():
                 self.probe(model, step)
@@ -153,13 +149,16 @@ class Measurer(TrainerCallback):
         memory.reset_peak(model.device)
         self.clock = time.perf_counter()
 
-    def _write(self, step: int, alpha: float | None, losses: dict[str, float | int], began: float) -> None:
+    def _losses(self, model: PreTrainedModel) -> dict[str, Mean]:
+        return measure_losses(model, self.data.heldout, self.data.text, self.data.targets, self.batch_tokens)
+
+    def _write(self, step: int, alpha: float | None, losses: Mapping[str, Mean], began: float) -> None:
         self.measure_seconds += time.perf_counter() - began
         self.folder.append(
             {
                 "step": step,
                 "alpha": alpha,
-                **losses,
+                **measured_row(losses),
                 "train_tokens": int(self.tokens[step * self.batch_size]),
                 "train_seconds": round(self.train_seconds, 3),
                 "measure_seconds": round(self.measure_seconds, 3),
