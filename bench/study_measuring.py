@@ -35,7 +35,7 @@ def make():
     base = load_base(config.model)
     text = tokenize(load_corpus(config.text), base.tokenizer, config.context).sample(config.measure.text_tokens)
     dataset = config.datasets["instructions"]
-    train, heldout = (
+    _, heldout = (
         tokenize(p, base.tokenizer, config.context) for p in split_heldout(load_corpus(dataset), dataset.heldout)
     )
     with tempfile.TemporaryDirectory() as cache:
@@ -59,12 +59,12 @@ def log_probs(model, ids, mask):
     return torch.log_softmax(model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float(), -1)[:, :-1]
 
 
-def usual_way(model, data: RunData) -> float:
+def usual_way(model, heldout: Windows, text: Windows) -> float:
     """L_ft, and L_f from both models' full log-probabilities; returns L_f."""
-    for ids, mask, _ in batches(data.heldout):
+    for ids, mask, _ in batches(heldout):
         log_probs(model, ids, mask).gather(-1, ids[:, 1:, None])
     total, count = 0.0, 0
-    for ids, mask, predicted in batches(data.text):
+    for ids, mask, predicted in batches(text):
         with model.disable_adapter():
             target = log_probs(model, ids, mask).argmax(-1, keepdim=True)
         losses = -log_probs(model, ids, mask).gather(-1, target)[..., 0][predicted[:, 1:]]
@@ -85,11 +85,11 @@ def timed(work) -> tuple[float, float]:
 def main() -> None:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    config, model, data = make()
-    ours, row = timed(lambda: measure_losses(model, *data, config.measure.batch_tokens))
-    usual, loss = timed(lambda: usual_way(model, data))
+    config, model, (heldout, text, targets) = make()
+    ours, row = timed(lambda: measure_losses(model, heldout, text, targets, config.measure.batch_tokens))
+    usual, loss = timed(lambda: usual_way(model, heldout, text))
     steps = len(config.measured_steps())
-    tokens = f"{data.text.n_predicted:,} + {data.heldout.n_predicted:,} tokens"
+    tokens = f"{text.n_predicted:,} + {heldout.n_predicted:,} tokens"
     print(f"one measured step, {tokens}, processor seconds of one thread:")
     print(f"  ours       {ours:6.2f}   forgetting loss {row['forgetting_loss'].value:.6f}")
     print(f"  usual way  {usual:6.2f}   forgetting loss {loss:.6f}   {usual / ours:.2f} x")

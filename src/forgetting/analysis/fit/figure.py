@@ -11,8 +11,9 @@ import numpy as np
 from forgetting.analysis.fit.curves import Predicts, law_curve
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.laws import Law
-from forgetting.display.charts import LABELS, RANKS_LIGHT, Chart, blend, marker, note, plain, plain_layout, rank_place
+from forgetting.display.charts import RANKS_LIGHT, Chart, blend, marker, note, plain, plain_layout, rank_place
 from forgetting.display.numbers import count, number
+from forgetting.measuring.quantities import AXES
 
 CURVES = 8
 """Curves of a law of several variables; of more measured combinations, these many, evenly spaced."""
@@ -58,7 +59,7 @@ def fit_chart(fit: Charted, output: str) -> tuple[Chart, dict[str, str], dict[st
         colours[key] = colour
         data += law_curve(fit, output, along, bounds, at=at, colour=colour, key=key, band=not at)
         data += _points(fit.data, law, output, along, at, colour, key)
-    layout = plain_layout(LABELS.get(along, html.escape(along)), LABELS.get(output, html.escape(output)))
+    layout = plain_layout(AXES.get(along, html.escape(along)), AXES.get(output, html.escape(output)))
     if output in fit.r2:
         layout["annotations"] = [note(f"R² = {number(fit.r2[output])}")]
     title = html.escape(f"{law.title}: {fit.label}" if fit.label else law.title)
