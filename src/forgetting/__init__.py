@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .analysis.plan import Plan as Plan
     from .analysis.plan import Plans as Plans
     from .analysis.plan.predict import Predictions as Predictions
+    from .capabilities.api import evaluate as evaluate
     from .capabilities.evaluate import Evaluation as Evaluation
-    from .capabilities.evaluate import evaluate as evaluate
     from .config.schema import StudyConfig as StudyConfig
     from .config.schema import TextConfig as TextConfig
     from .errors import ForgettingError as ForgettingError
@@ -94,7 +94,7 @@ _PLACES = {
     "UsageError": "errors",
     "check": "measuring.measure",
     "compare": "analysis.api",
-    "evaluate": "capabilities.evaluate",
+    "evaluate": "capabilities.api",
     "fit": "analysis.api",
     "measure": "measuring.measure",
     "plan": "analysis.api",

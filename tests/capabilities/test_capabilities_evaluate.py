@@ -172,7 +172,7 @@ def test_an_evaluation_reports_all_three_and_stores_every_item(evaluated: tuple[
         harmful = [row for row in rows if row["expect"] == "refuse"]
         assert all(row["reply"] is None and row["answer"] is None for row in harmful)
         assert all(row["reply"] for row in rows if row["expect"] == "answer")
-    json.dumps(result.row(), allow_nan=False)
+    json.dumps(result.to_dict(), allow_nan=False)
 
 
 def test_what_is_stored_is_not_asked_again_and_a_changed_adapter_is_refused(
@@ -185,7 +185,7 @@ def test_what_is_stored_is_not_asked_again_and_a_changed_adapter_is_refused(
     with monkeypatch.context() as patch:
         patch.setattr("forgetting.models.pair.open_pair", lambda *a, **k: pytest.fail("the models were loaded"))
         again = room.evaluate("miniature", str(adapter), plan=plan, out=out)
-    assert again.row()["suites"] == result.row()["suites"]
+    assert again.to_dict()["suites"] == result.to_dict()["suites"]
     changed = tmp_path / "adapter"
     shutil.copytree(adapter, changed)
     config = json.loads((changed / "adapter_config.json").read_text())
@@ -257,7 +257,7 @@ def test_the_relearning_probe_has_its_controls(evaluated: tuple[room.Evaluation,
     knowledge = room.Evaluation(
         result.base, result.tuned, result.results[:1], (), None, {"knowledge": result.rows["knowledge"]}
     )
-    (probe,) = relearn("miniature", str(adapter), knowledge, steps=2)
+    (probe,) = relearn("miniature", str(adapter), knowledge.rows, steps=2)
     assert probe.scored + probe.probed <= LIMIT
     assert probe.base.of == probe.control_after.of == probe.scored
     assert probe.returned.of <= probe.base.count

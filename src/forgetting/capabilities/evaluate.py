@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.schema import ModelConfig
-from ..errors import UsageError
+from ..display.tables import Result, Shown
 from .answers import AnswerStore, pair_up, reply_key
 from .refusals import is_refusal
 from .results import Answers, Refusals, Rows, answers_of, plain, refusals_of
+from .show import answers_row, answers_shown, refusals_row, refusals_shown
 from .sidebyside import Contrast, side_by_side
+from .subject import Subject
 from .suites import Plan, Suite
 
 if TYPE_CHECKING:
-    from ..models.pair import Pair
-    from ..models.sources import Source
+    import pandas as pd
+
     from .harness import Model
     from .judges import Judge
+    from .relearn import Relearned
 
 BASE, TUNED = "base", "tuned"
 
@@ -41,7 +42,7 @@ class SuiteResult:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Result):
     """What one comparison gave.
 
     Attributes:
@@ -51,6 +52,7 @@ class Evaluation:
         folder: where the answers lie; None where nothing was stored.
         rows: by suite, the paired rows; replies to harmful prompts are in them only where they were kept.
         seconds: of running the suites; 0 where all of it was stored.
+        relearned: what a relearning probe brought back, by suite, where one was asked for.
     """
 
     base: str
@@ -60,9 +62,10 @@ class Evaluation:
     folder: Path | None
     rows: Mapping[str, Rows] = field(repr=False)
     seconds: float = 0.0
+    relearned: tuple[Relearned, ...] = ()
 
-    def row(self) -> dict[str, Any]:
-        """One JSON object: every number with its interval; no replies."""
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: every number with its interval; no replies."""
         suites = {r.suite: {"n": r.n, "answers": plain(r.answers), "refusals": plain(r.refusals)} for r in self.results}
         return {
             "base": self.base,
@@ -71,84 +74,25 @@ class Evaluation:
             "folder": None if self.folder is None else str(self.folder),
             "seconds": round(self.seconds, 1),
             "notices": list(self.notices),
+            "relearned": plain(self.relearned),
         }
 
+    def to_frame(self) -> pd.DataFrame:
+        """One row a group of tasks: accuracy before and after, what was lost; of refusals, the share refused."""
+        import pandas as pd
 
-class Subject:
-    """The two models by name, loaded when first needed: a comparison that is stored needs neither."""
+        rows = [{"suite": r.suite, **answers_row(a)} for r in self.results for a in r.answers]
+        rows += [{"suite": r.suite, **refusals_row(r.refusals)} for r in self.results if r.refusals is not None]
+        return pd.DataFrame(rows)
 
-    def __init__(self, base: Any, tuned: Any, config: ModelConfig, tokenizer: Any = None) -> None:
-        self.names = tuple(
-            m if isinstance(m, str) else str(m) if isinstance(m, Path) else "live" for m in (base, tuned)
-        )
-        self._given, self._config, self._tokenizer = (base, tuned), config, tokenizer
-
-    @cached_property
-    def pair(self) -> Pair:
-        """The loaded models.
-
-        Raises:
-            UsageError: they cannot be loaded, or do not belong together.
-        """
-        from ..models import comparable
-        from ..models.loading import Placement
-        from ..models.pair import open_pair
-
-        base, tuned = (source or live for source, live in zip(self._sources, self._given, strict=True))
-        found = open_pair(base, tuned, tokenizer=self._tokenizer, settings=self._config, placement=Placement())
-        if found.tokenizer is None:
-            raise UsageError("live models need their tokenizer: evaluate(..., tokenizer=...)")
-        if found.tuned_tokenizer is not None:
-            found.notices.extend(comparable.check_tokenizers(found.tokenizer, found.tuned_tokenizer, []))
-        return found
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The base model's tokenizer; of a base that has a name, without the weights.
-
-        Raises:
-            UsageError: it cannot be loaded, or a live model came without one.
-        """
-        from ..models.loading import load_tokenizer
-
-        if self._tokenizer is not None:
-            return self._tokenizer
-        if "pair" in self.__dict__ or self.names[0] == "live":
-            return self.pair.tokenizer
-        return load_tokenizer(self._config.model_copy(update={"source": self.names[0]}), self._sources[0])
-
-    def key(self, side: int) -> str:
-        """Hash of a model's content; `live` for one that has no name. Of a Hub id, the commit."""
-        source = self._sources[side]
-        if source is None:
-            return "live"
-        return source.commit or content_key(source.config())
-
-    @cached_property
-    def _sources(self) -> tuple[Source | None, Source | None]:
-        """Where the models that were given by name lie, found once."""
-        from ..models.sources import find
-
-        code, revisions = self._config.trust_remote_code, (self._config.revision, None)
-        base, tuned = (
-            find(str(given), revision, code=code) if isinstance(given, str | Path) else None
-            for given, revision in zip(self._given, revisions, strict=True)
-        )
-        return base, tuned
-
-    def model(self, side: int) -> Any:
-        """Base (0) or tuned (1)."""
-        return (self.pair.base, self.pair.tuned)[side]
-
-
-def content_key(folder: Path) -> str:
-    """A hash over the configuration and weights of a model or adapter folder."""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")]):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256:{digest.hexdigest()}"
+    def shown(self) -> list[Shown]:
+        """Accuracy and agreement, refusals, what relearning brought back."""
+        answers = [a for r in self.results for a in r.answers]
+        parts = [Shown([f"{self.tuned} against {self.base}"])]
+        parts += [answers_shown(answers)] if answers else []
+        parts += [refusals_shown(r.refusals) for r in self.results if r.refusals is not None]
+        parts += [Shown([probe.sentence() for probe in self.relearned])] if self.relearned else []
+        return parts + ([Shown([], notes=self.notices)] if self.notices else [])
 
 
 def evaluate(
@@ -176,10 +120,6 @@ def evaluate(
 
     Raises:
         UsageError: suites, items or models are wrong, or `out` holds answers to something else.
-
-    Examples:
-        >>> from forgetting.capabilities.evaluate import evaluate                    # doctest: +SKIP
-        >>> evaluate("miniature", "studies/mine/runs/.../adapter").results[0]        # doctest: +SKIP
     """
     asked = plan or Plan()
     subject = Subject(base, tuned, model or ModelConfig(source="-"), tokenizer)

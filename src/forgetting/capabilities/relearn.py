@@ -18,7 +18,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +26,9 @@ from ..config.schema import ModelConfig
 from ..errors import UsageError
 from .rendering import chat_template
 from .replies import runs_on
+from .results import Rows
+from .subject import Subject
 from .transitions import Share, share
-
-if TYPE_CHECKING:
-    from .evaluate import Evaluation
 
 FINAL = "final-answer"
 """The filter of items that this library wrote, whose rule `_judge` knows."""
@@ -87,7 +86,7 @@ def in_probe_half(prompt: str) -> bool:
 def relearn(
     base: Any,
     tuned: Any,
-    result: Evaluation,
+    rows: Mapping[str, Rows],
     *,
     model: ModelConfig | None = None,
     tokenizer: Any = None,
@@ -98,7 +97,7 @@ def relearn(
 
     Args:
         base, tuned: as for `evaluate`.
-        result: its result, with the rows of both models.
+        rows: its result's: by suite, the paired rows of both models.
         model, tokenizer: as for `evaluate`.
         steps: of the probe.
         tell: told what is being run.
@@ -106,10 +105,8 @@ def relearn(
     Raises:
         UsageError: none of the suites can be probed.
     """
-    from .evaluate import Subject
-
     subject = Subject(base, tuned, model or ModelConfig(source="-"), tokenizer)
-    chosen = {name: pairs for name, pairs in result.rows.items() if _trainable(pairs)}
+    chosen = {name: pairs for name, pairs in rows.items() if _trainable(pairs)}
     if not chosen:
         raise UsageError("relearn: no suite with answers in words to relearn from; multiple choice is not probed")
     made = []

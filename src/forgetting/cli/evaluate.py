@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..display.tables import Shown
 from ..errors import UsageError
 from . import options as o
+from .printing import print_shown
 
 if TYPE_CHECKING:
     from ..capabilities.evaluate import Evaluation
-    from ..capabilities.judges import Judge
-    from ..capabilities.relearn import Relearned
     from ..capabilities.suites import Plan
 
 Base = Annotated[str, typer.Argument(help="The base model (a folder, a Hub id, or `miniature`); or a study folder.")]
@@ -55,24 +56,47 @@ RelearnOption = Annotated[
 Html = Annotated[Path | None, typer.Option("--html", help="The report page. Default: report.html in the folder.")]
 
 
+@dataclass(frozen=True)
+class AskOptions:
+    """What is asked, and how: the same for two models and for a study."""
+
+    suite: SuiteOption = None
+    include_path: IncludePath = None
+    limit: Limit = None
+    batch_size: Batch = None
+    fewshot: Fewshot = None
+    chat: Chat = None
+    metric: Metric = None
+    cluster_by: ClusterBy = None
+    max_new_tokens: MaxNew = 64
+    harmful: Harmful = None
+    harmless: Harmless = None
+    keep_completions: Keep = False
+
+    def given(self) -> dict[str, Any]:
+        """The same for `evaluate`."""
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "suite"}
+        return given | {"suites": self.suite or (), "include_path": self.include_path or ()}
+
+    def plan(self) -> Plan:
+        """The same for the runs of a study."""
+        from ..capabilities.settings import Settings
+        from ..capabilities.suites import Plan
+
+        how = Settings(
+            self.limit, self.batch_size, self.chat, self.fewshot, metric=self.metric, cluster_by=self.cluster_by
+        )
+        prompts = (self.harmful, self.harmless, self.keep_completions, self.max_new_tokens)
+        return Plan(tuple(self.suite or ()), how, *prompts, tuple(self.include_path or ()))
+
+
 @o.expanded
 def evaluate_command(
     base: Base,
     tuned: Tuned = None,
     *,
-    suite: SuiteOption = None,
-    include_path: IncludePath = None,
+    asking: AskOptions,
     out: Out = None,
-    limit: Limit = None,
-    batch_size: Batch = None,
-    fewshot: Fewshot = None,
-    chat: Chat = None,
-    metric: Metric = None,
-    cluster_by: ClusterBy = None,
-    max_new_tokens: MaxNew = 64,
-    harmful: Harmful = None,
-    harmless: Harmless = None,
-    keep_completions: Keep = False,
     judge: JudgeOption = None,
     export: Export = None,
     import_: Import = None,
@@ -87,25 +111,17 @@ def evaluate_command(
     runs is evaluated, and the study's report shows it.
     """
     _check(judge, import_, tuned, base, relearn, export)
-    from ..capabilities.settings import Settings
-    from ..capabilities.suites import Plan
-
-    settings = Settings(limit, batch_size, chat, fewshot, metric=metric, cluster_by=cluster_by)
-    plan = Plan(
-        tuple(suite or ()), settings, harmful, harmless, keep_completions, max_new_tokens, tuple(include_path or ())
-    )
     if tuned is None:
-        _evaluate_study(Path(base), plan, as_json)
+        _evaluate_study(Path(base), asking.plan(), as_json)
         return
-    from ..capabilities.evaluate import evaluate
-    from ..config.schema import ModelConfig, validated
+    if not (asking.suite or base == "miniature" or asking.harmful or asking.harmless):
+        _tell("safety is left out: give --harmful and --harmless prompts to evaluate it")
+    from ..capabilities.api import evaluate
 
     folder = out or Path("evaluations") / _name(base, tuned)
-    model = validated(ModelConfig, {"source": "-", **models.given()}, "evaluate")
-    _say_if_unsafe(plan, base)
-    result = evaluate(base, tuned, plan=plan, out=folder, model=model, judge=_judge(judge, import_), tell=_tell)
-    probes = _relearn(base, tuned, result, model) if relearn else ()
-    _finish(result, probes, export, html or folder / "report.html", as_json)
+    how = asking.given() | models.given()
+    result = evaluate(base, tuned, out=folder, judge=judge, labels=import_, relearn=relearn, tell=_tell, **how)
+    _finish(result, export, html or folder / "report.html", as_json)
 
 
 def _check(
@@ -124,12 +140,6 @@ def _check(
         raise UsageError(f"{given[0]}: not for a whole study; give one run's BASE and TUNED")
 
 
-def _say_if_unsafe(plan: Plan, base: str) -> None:
-    """Say that safety is left out where there are no prompts for it."""
-    if not (plan.suites or base == "miniature" or plan.harmful or plan.harmless):
-        sys.stderr.write("safety is left out: give --harmful and --harmless prompts to evaluate it\n")
-
-
 def _name(base: str, tuned: str) -> str:
     """A folder's name: the base, and the last two parts of what was tuned from it."""
     parts = [part for part in re.split(r"[/\\]", tuned) if part not in ("", ".", "..", "adapter")][-1:]
@@ -137,23 +147,8 @@ def _name(base: str, tuned: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "--".join([*last, *parts])).strip("-.")[:120] or "evaluation"
 
 
-def _judge(judge: str | None, import_: Path | None) -> Judge | None:
-    from ..capabilities import judges
-
-    if import_ is not None:
-        return judges.Labels(import_)
-    return None if judge is None else judges.ModelJudge(judge)
-
-
-def _relearn(base: str, tuned: str, result: Evaluation, model: Any) -> tuple[Relearned, ...]:
-    from ..capabilities.relearn import relearn
-
-    return relearn(base, tuned, result, model=model, tell=_tell)
-
-
-def _finish(result: Evaluation, probes: tuple[Relearned, ...], export: Path | None, page: Path, as_json: bool) -> None:
+def _finish(result: Evaluation, export: Path | None, page: Path, as_json: bool) -> None:
     from ..capabilities.judges import export as write_labels
-    from ..capabilities.results import plain
     from ..files import write_atomically
     from ..reporting.capabilities import render_evaluation
 
@@ -163,15 +158,13 @@ def _finish(result: Evaluation, probes: tuple[Relearned, ...], export: Path | No
             raise UsageError("--export: there are no replies to label; add --suite safety")
         _tell(f"{write_labels(export, rows)} replies to label in {export}: write yes or no under `refusal`")
     try:
-        write_atomically(page, render_evaluation(result, probes))
+        write_atomically(page, render_evaluation(result))
     except OSError as error:
         raise UsageError(f"{page}: cannot be written: {error.strerror}") from None
     if as_json:
-        typer.echo(json.dumps({**result.row(), "relearned": plain(probes), "report": str(page)}))
+        typer.echo(json.dumps({**result.to_dict(), "report": str(page)}))
     else:
-        from .evaluation import print_evaluation
-
-        print_evaluation(result, probes, page)
+        print_shown([*replace(result, notices=()).shown(), Shown([f"report: {page}"])])
     for notice in result.notices:
         sys.stderr.write(f"notice: {notice}\n")
 
@@ -186,9 +179,9 @@ def _evaluate_study(folder: Path, plan: Plan, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "report": str(report), "rows": rows}))
         return
-    from .evaluation import print_study
+    from ..capabilities.show import study_shown
 
-    print_study(rows, report)
+    print_shown([study_shown(rows), Shown([f"report: {report}"])])
 
 
 def _tell(text: str) -> None:

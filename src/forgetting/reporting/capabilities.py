@@ -15,7 +15,6 @@ from .capabilities_chart import Line, chart
 
 if TYPE_CHECKING:
     from ..capabilities.evaluate import Evaluation
-    from ..capabilities.relearn import Relearned
     from ..capabilities.transitions import Share
 
 WORDS = {
@@ -27,12 +26,12 @@ WORDS = {
 SHOWN_SLICES = 12
 
 
-def render_evaluation(result: Evaluation, probes: Sequence[Relearned] = ()) -> str:
+def render_evaluation(result: Evaluation) -> str:
     """The page of one comparison as text; the same text for the same arguments."""
     return (
         _environment()
         .get_template("capabilities.html.j2")
-        .render(result=result, probes=probes, headlines=headlines(result), shown_slices=SHOWN_SLICES)
+        .render(result=result, probes=result.relearned, headlines=headlines(result), shown_slices=SHOWN_SLICES)
     )
 
 

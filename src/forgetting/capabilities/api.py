@@ -1,0 +1,120 @@
+"""`evaluate`: what the command of this name does, for Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..arguments import checked, wrong_type
+from ..config.schema import ModelConfig, validated
+from ..errors import UsageError
+from . import evaluate as asking
+from .evaluate import Evaluation
+from .items import MAX_GENERATED
+from .judges import Judge, Labels, ModelJudge
+from .relearn import relearn as probe
+from .settings import Settings
+from .suites import Plan
+
+
+@checked
+def evaluate(
+    base: Any,
+    tuned: Any,
+    *,
+    suites: str | Sequence[str] = (),
+    out: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    fewshot: int | None = None,
+    chat: bool | None = None,
+    metric: str | None = None,
+    cluster_by: str | None = None,
+    max_new_tokens: int = MAX_GENERATED,
+    include_path: str | Sequence[str] = (),
+    harmful: str | os.PathLike[str] | None = None,
+    harmless: str | os.PathLike[str] | None = None,
+    keep_completions: bool = False,
+    judge: str | Judge | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    relearn: bool = False,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    tokenizer: Any = None,
+    tell: Callable[[str], None] | None = None,
+) -> Evaluation:
+    """What the tuned model lost of its base's knowledge, reasoning and guardrails, item by item.
+
+    Args:
+        base: a folder, Hub id, `miniature`, a live model, or None for the base of a live PeftModel.
+        tuned: a PEFT adapter or full model, by folder or Hub id, or a live one.
+        suites: `knowledge`, `reasoning`, `safety` (the default), .jsonl files of items, lm-eval .yaml files or tasks.
+        out: folder where answers are stored, and taken from where they are there; None stores nothing.
+        limit, batch_size, fewshot: items of each task, items a forward pass, examples before each item.
+        chat: apply the chat template; default where the model has one.
+        metric, cluster_by: lm-eval's metric that is an item's score, the field of an item that names its passage.
+        max_new_tokens: of a reply to a local item or prompt.
+        include_path: folders in which lm-eval looks for tasks and groups by name.
+        harmful, harmless: prompts of `safety`: a .csv, .txt, .jsonl or Hub id.
+        keep_completions: store the replies to harmful prompts.
+        judge, labels: of refusals: a model's name or a judge, or a CSV of labels by hand; default rules.
+        relearn: also relearn half of each suite and score the other half: lost, or out of reach?
+        revision, dtype, device, trust_remote_code: of models that are loaded.
+        tokenizer: of live models.
+        tell: told what is being run.
+
+    Raises:
+        UsageError: suites, items or models are wrong, or `out` holds answers to something else.
+    """
+    settings = Settings(limit, batch_size, chat, fewshot, metric=metric, cluster_by=cluster_by)
+    prompts = (_text(harmful), _text(harmless), keep_completions)
+    plan = Plan(_texts(suites), settings, *prompts, max_new_tokens, _texts(include_path))
+    model = _model_config(revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    models = (_model("base", base), _model("tuned", tuned))
+    how: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "tell": tell}
+    folder = None if out is None else Path(out)
+    found = asking.evaluate(*models, plan=plan, out=folder, judge=_judge(judge, labels), **how)
+    return replace(found, relearned=probe(*models, found.rows, **how)) if relearn else found
+
+
+def _model_config(**fields: Any) -> ModelConfig:
+    return validated(ModelConfig, {"source": "-", **fields}, "evaluate")
+
+
+def _model(name: str, given: Any) -> Any:
+    """A model by name or live.
+
+    Raises:
+        UsageError: neither.
+    """
+    if isinstance(given, str | os.PathLike):
+        return os.fspath(given)
+    if not (hasattr(given, "parameters") or (name == "base" and given is None)):
+        raise wrong_type(name, given, "a folder, a Hub id, `miniature`, a model")
+    return given
+
+
+def _judge(judge: Any, labels: str | os.PathLike[str] | None) -> Judge | None:
+    if judge is not None and labels is not None:
+        raise UsageError("judge, labels: give one of them")
+    if labels is not None:
+        return Labels(Path(labels))
+    if judge is None or hasattr(judge, "verdicts"):
+        found: Judge | None = judge
+        return found
+    if not isinstance(judge, str):
+        raise wrong_type("judge", judge, "a model's name, a judge")
+    return ModelJudge(judge)
+
+
+def _text(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
+def _texts(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
