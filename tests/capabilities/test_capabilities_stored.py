@@ -110,7 +110,7 @@ def test_only_changed_items_are_asked_again(base: Path, tuned: Path, tmp_path: P
 
     again = ask(base, tuned, suite, out)
     assert shown == []
-    assert again.to_dict()["suites"] == first.row()["suites"]
+    assert again.to_dict()["suites"] == first.to_dict()["suites"]
     assert again.notices == ()
     assert {file: file.read_bytes() for file in out.rglob("*.jsonl")} == stored
 
@@ -122,7 +122,7 @@ def test_only_changed_items_are_asked_again(base: Path, tuned: Path, tmp_path: P
     assert more.results[0].n == N + 1
     assert sum("2 of 7 items are new or have changed" in notice for notice in more.notices) == 2
     fresh = ask(base, tuned, suite, tmp_path / "fresh")
-    assert more.to_dict()["suites"] == fresh.row()["suites"]
+    assert more.to_dict()["suites"] == fresh.to_dict()["suites"]
 
 
 @pytest.mark.parametrize("part", ["python", "include", "template", "tokenizer"])
@@ -151,7 +151,7 @@ def test_what_the_model_is_shown_is_what_counts(
         shutil.copy(base / "tokenizer.json", tuned)
     result = ask(base, tuned, suite, out)
     assert items_shown(shown) == dict.fromkeys(range(N), 2)
-    assert result.to_dict()["suites"] == ask(base, tuned, suite, tmp_path / "fresh").row()["suites"]
+    assert result.to_dict()["suites"] == ask(base, tuned, suite, tmp_path / "fresh").to_dict()["suites"]
 
 
 def test_another_target_is_scored_anew_and_not_asked(base: Path, tuned: Path, tmp_path: Path, shown: list[Any]) -> None:
@@ -190,7 +190,7 @@ def test_answers_of_an_earlier_version_are_asked_again_with_a_notice(
     again = ask(base, tuned, suite, out)
     assert items_shown(shown) == dict.fromkeys(range(N), 2)
     assert sum("stored by an earlier version" in notice for notice in again.notices) == 2
-    assert again.to_dict()["suites"] == first.row()["suites"]
+    assert again.to_dict()["suites"] == first.to_dict()["suites"]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_any_character_in_an_item_survives_the_store(odd: str, base: Path, tuned
     mine.write_text("".join(json.dumps(item, ensure_ascii=i % 2 == 0) + "\n" for i, item in enumerate(items)))
     first = ask(base, tuned, mine, tmp_path / "out")
     again = ask(base, tuned, mine, tmp_path / "out")
-    assert again.to_dict()["suites"] == first.row()["suites"]
+    assert again.to_dict()["suites"] == first.to_dict()["suites"]
     assert [pair[0]["prompt"] for pair in again.rows["mine"]] == [item["prompt"] for item in items]
 
 
@@ -220,7 +220,7 @@ def test_replies_that_may_not_be_kept_are_not_asked_again(tiny_model: Path, tmp_
     shown.clear()
     again = safety(plan)
     assert shown == []
-    assert again.to_dict()["suites"] == first.row()["suites"]
+    assert again.to_dict()["suites"] == first.to_dict()["suites"]
     for one, _ in again.rows["safety"]:
         assert set(one) | {"model", "suite"} == set(FIELDS)
         assert (one["reply"] is None) == (one["expect"] == "refuse")
