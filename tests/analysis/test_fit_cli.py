@@ -48,7 +48,12 @@ def test_json_of_one_fit_is_the_fit(chinchilla):
     fit = fit_law("chinchilla", points(100), objective="huber-log")
     assert list(out["parameters"]) == ["E", "A", "B", "alpha", "beta"]
     for k, e in fit.parameters.items():
-        assert out["parameters"][k] == pytest.approx({"value": e.value, "low": e.low, "high": e.high})
+        assert out["parameters"][k] == {
+            "value": pytest.approx(e.value),
+            "low": pytest.approx(e.low),
+            "high": pytest.approx(e.high),
+            "identified": e.identified,
+        }
     assert out["objective"] == "huber-log"
     assert out["objective_value"] == pytest.approx(fit.objective_value)
     assert any("names no runs" in w for w in out["warnings"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import io
 import json
+import math
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,13 @@ import pytest
 from scipy import optimize, special
 from test_fit_table1 import NAMES, table
 
-from forgetting.analysis.fit import extrapolation_tests, fit_from_published, fit_law, fit_study, r2_by, rank_laws
+from forgetting.analysis.fit import Fit, extrapolation_tests, fit_from_published, fit_law, fit_study, r2_by, rank_laws
 from forgetting.analysis.fit.data import read_data
 from forgetting.analysis.fit.objective import Objective
 from forgetting.analysis.fit.search import search
 from forgetting.analysis.fit.solver import Problem, minimise
 from forgetting.analysis.laws import LAWS, PUBLISHED, FormulaLaw
+from forgetting.analysis.laws.shifted_power import Centred, centre_of
 from forgetting.errors import ForgettingError, UsageError
 
 CHINCHILLA = PUBLISHED["besiroglu2024/chinchilla"]
@@ -327,11 +329,20 @@ def test_law_registry_names_are_those_of_the_laws():
     assert all(law.name == name for name, law in LAWS.items())
 
 
-def test_a_surface_that_runs_to_infinity_is_no_fit() -> None:
-    row, step = (cells.ravel() for cells in np.indices((3, 3)))
-    columns = {"dataset": "a", "run_id": row, "status": "done", "trainable_params": 100 * (row + 1), "step": step + 1}
-    losses = {"finetune_loss": 2 - 0.1 * step - 0.03 * row, "forgetting_loss": 1 + 0.2 * step + 0.01 * row}
-    fits = fit_study(pd.DataFrame(columns | losses), bootstrap=0)["a"]
-    assert set(fits) == {"linear"}
-    (warning,) = (text for text in fits["linear"].warnings if "shifted_power was not fitted" in text)
-    assert "beyond what a number can hold" in warning
+def test_parameters_beyond_a_number_do_not_refuse_a_surface() -> None:
+    """a and b may run beyond what a number holds in the gauge c = 1; the surface that they describe does not."""
+    run, place = (cells.ravel() for cells in np.indices((6, 8)))
+    x = {"trainable_params": 1e6 * 2.0**run, "step": 50.0 * (place + 1)}
+    law = Centred(("finetune_loss", "forgetting_loss"), (1, -1), centre_of(x))
+    theta = np.array([[0.6, 0.2, 0.3, 0.3, 0.0, 14.0, 12.0, 0.01, 0.02, 0.5, 0.32]])
+    losses = dict(zip(law.outputs, law.values(theta, x)[0], strict=True))
+    table = pd.DataFrame({"dataset": "a", "run_id": run, "status": "done", **x, **losses})
+    fit = fit_study(table, bootstrap=0)["a"]["shifted_power"]
+    assert math.isinf(fit.parameters["a_f"].value)
+    for output, value in losses.items():
+        found = fit.predict(output, **x).value
+        assert np.abs(found - value).max() < 1e-3
+    again = Fit.from_dict(json.loads(json.dumps(fit.to_dict())))
+    first, second = (f.predict("forgetting_loss", trainable_params=3e6, step=70).value for f in (fit, again))
+    assert first == second
+    assert "beyond a number; only its ratio matters" in str(fit)

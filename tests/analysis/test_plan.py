@@ -118,9 +118,9 @@ def test_cost_is_tokens_and_flops():
 def simulated_error(fit, plan, run):
     """Error of the answer that is left once noisy measurements of the candidate, made from each draw, are known."""
     rng = np.random.default_rng(0)
-    draws = np.repeat(np.array(fit.draws), 200, axis=0)
+    law, _, found = fit.model()
+    draws = np.repeat(found, 200, axis=0)
     best = plan.best.trainable_params
-    law = fit.law_object
     x = {"trainable_params": np.full(8, run.trainable_params), "step": np.geomspace(50, run.steps, 8)}
     z = law.values(draws, x)
     z = (z - z.mean(axis=0)) * fit.widen
@@ -130,10 +130,14 @@ def simulated_error(fit, plan, run):
             rng.normal(size=(len(draws), 1)) * noise["between"] + rng.normal(size=z[:, o].shape) * noise["within"]
         )
     answers = []
-    for theta in fit.draws:
-        p = dict(zip(fit.parameters, theta, strict=True))
-        n = brentq(lambda n, p=p: closed_form(p, best, n)[1] - plan.level, 1, 1e6)
-        answers.append(closed_form(p, best, n)[0])
+    for theta in found:
+
+        def losses(n, theta=theta):
+            at = {"trainable_params": np.array([best]), "step": np.array([n])}
+            return law.values(theta[None], at)[0, :, 0]
+
+        n = brentq(lambda n, losses=losses: losses(n)[1] - plan.level, 1, 1e6)
+        answers.append(losses(n)[0])
     q = np.repeat((np.array(answers) - np.mean(answers)) * fit.widen, 200)
     design = z.reshape(len(draws), -1)
     return np.std(q - design @ np.linalg.lstsq(design, q, rcond=None)[0])

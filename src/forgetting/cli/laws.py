@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import UsageError, did_you_mean
+from ..errors import ForgettingError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from ..analysis.fit import Fit
@@ -68,18 +68,30 @@ def fit_command(
     }
     fits: dict[str, dict[str, Fit]] = {}
     tests = []
+    failed: list[ForgettingError] = []
     found = tables_to_fit(tables, only=_pairs(only, "--only"), from_step=from_step, dataset=dataset)
     for label, table in found.items():
         for name in law or _default_laws(label, table, columns):
             one = choose_law(name, [*columns, *table], start=starts, bounds=bounds)
-            fits.setdefault(label, {})[name] = fit_law(one, table, label=label, columns=_used(one, columns), **options)
+            try:
+                made = fit_law(one, table, label=label, columns=_used(one, columns), **options)
+            except ForgettingError as error:
+                failed.append(error)
+                continue
+            fits.setdefault(label, {})[name] = made
             if extrapolate:
                 tests += _extrapolate(one, table, label, columns, run, seed)
+    if failed and not fits:
+        raise failed[0]
     if out is not None:
         from ..analysis.fit import save_fits
 
         save_fits(fits, out)
     _show_fits(fits, tests, latex=latex, as_json=as_json)
+    for one_of in failed[:-1]:
+        sys.stderr.write(f"error: {one_of}\n")
+    if failed:
+        raise failed[-1]
 
 
 def predict_command(

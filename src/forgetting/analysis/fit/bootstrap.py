@@ -20,11 +20,14 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forgetting.analysis.fit.solver import Problem, minimise, to_z
 from forgetting.analysis.laws.base import Array
 
 MIN_RUNS = 5
+LOST = 0.2
+"""Share of draws that may be lost at a point before its band is."""
 WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
 
 
@@ -150,7 +153,31 @@ def widen_by(scheme: str, runs: int, confidence: float) -> float:
 
 
 def interval(estimate: Array, draws: Array, confidence: float, widen: float) -> tuple[Array, Array]:
-    """Percentiles of [B, ...] draws, their distance from the estimate widened."""
+    """Percentiles of [B, ...] draws, their distance from the estimate widened; the estimate lies inside."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
-    return estimate + widen * (low - estimate), estimate + widen * (high - estimate)
+    return estimate + widen * np.minimum(low - estimate, 0.0), estimate + widen * np.maximum(high - estimate, 0.0)
+
+
+def symmetric_interval(estimate: float, draws: Array, confidence: float, widen: float) -> tuple[float, float]:
+    """The estimate and the quantile of the draws' distances from it, widened, on both sides (Hall 1988).
+
+    Percentiles of [B] draws may all lie on one side of an estimate, as they do where it sits near a bound; this
+    interval holds the estimate, and its error is of higher order (J. R. Stat. Soc. B 50:35-45).
+    """
+    half = widen * float(np.quantile(np.abs(draws - estimate), confidence))
+    return estimate - half, estimate + half
+
+
+def finite_interval(
+    estimate: Array, draws: Array, confidence: float, widen: float
+) -> tuple[Array, Array, NDArray[np.int64]]:
+    """`interval` of the draws that are finite, by [n] point, and how many are not; NaN where more than LOST are not."""
+    lost = np.sum(~np.isfinite(draws), axis=0)
+    low, high = np.full(estimate.shape, np.nan), np.full(estimate.shape, np.nan)
+    whole = lost == 0
+    low[whole], high[whole] = interval(estimate[whole], draws[:, whole], confidence, widen)
+    for i in np.flatnonzero((lost > 0) & (lost <= LOST * len(draws))):
+        kept = draws[np.isfinite(draws[:, i]), i]
+        low[i], high[i] = interval(estimate[i], kept, confidence, widen)
+    return low, high, lost

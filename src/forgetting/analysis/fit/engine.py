@@ -8,22 +8,24 @@ from typing import Any
 import numpy as np
 
 from forgetting.analysis.fit import summed
-from forgetting.analysis.fit.bootstrap import widen_by
+from forgetting.analysis.fit.bootstrap import Draws, widen_by
 from forgetting.analysis.fit.data import KEPT_ROWS, Data, read_data
 from forgetting.analysis.fit.diagnostics import diagnostics, fit_warnings, r_squared
 from forgetting.analysis.fit.estimate import Estimate
+from forgetting.analysis.fit.identify import Lowest, identify
 from forgetting.analysis.fit.intervals import can_draw, draw, enough, estimates, loose, profiles
 from forgetting.analysis.fit.line import OBJECTIVE as IN_BOTH
 from forgetting.analysis.fit.line import fit_line
 from forgetting.analysis.fit.objective import OBJECTIVES, Objective
 from forgetting.analysis.fit.options import STARTS, Options
-from forgetting.analysis.fit.result import Fit
+from forgetting.analysis.fit.result import Fit, Fitted
 from forgetting.analysis.fit.search import Found, search
 from forgetting.analysis.fit.shape import shape
 from forgetting.analysis.fit.solver import Problem
 from forgetting.analysis.fit.validate import leave_one_run_out, run_noise
 from forgetting.analysis.laws import LAWS, PUBLISHED, FunctionLaw, Law
-from forgetting.analysis.laws.base import Array
+from forgetting.analysis.laws.base import Adapted, Array
+from forgetting.analysis.laws.shifted_power import Centred
 from forgetting.errors import ForgettingError, UsageError, did_you_mean
 
 
@@ -107,7 +109,9 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     draws = draw(problem, found, data, weights, options.bootstrap, rng, warnings)
     public = None if draws is None else adapted.public(draws.theta, draws.y, draws.weights)
     widen = 1.0 if draws is None else widen_by(draws.scheme, len(data.runs), options.confidence)
-    parameters = estimates(law, theta, public, options.confidence, widen)
+    lowest = Lowest(problem, found.theta, y, w, looks, _variance(found, problem, weights), len(data.runs))
+    grades = identify(law, adapted, lowest, None if draws is None else draws.theta, options.confidence)
+    parameters = estimates(law, theta, public, options.confidence, widen, grades)
     if options.intervals == "profile":
         parameters |= profiles(problem, adapted, found, data, weights, parameters, options.confidence, warnings)
     warnings += loose(law, parameters)
@@ -116,7 +120,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
         "run_noise": run_noise(problem, found.theta, data),
     }
     learned = diagnostics(problem, adapted, data, found, looks, draws, weights, validation)
-    return _fit(law, data, label, options, found, parameters, theta, public, widen, warnings, learned)
+    return _fit(law, adapted, data, label, options, found, parameters, theta, draws, widen, warnings, learned)
 
 
 def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Array) -> Fit:
@@ -140,30 +144,42 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
         else:
             draws = None
     widen = 1.0 if draws is None else widen_by(draws.scheme, len(data.runs), options.confidence)
-    parameters = estimates(law, theta, public, options.confidence, widen)
+    variance = _variance(found, problem, weights)
+    sums = (cells.y.reshape(-1), cells.mass.reshape(-1))
+    lowest = Lowest(cells.problem, found.theta, *sums, looks, variance, len(data.runs))
+    grades = identify(law, adapted, lowest, None if draws is None else draws.theta, options.confidence)
+    parameters = estimates(law, theta, public, options.confidence, widen, grades)
     warnings += loose(law, parameters)
     validation = {
         "leave_one_run_out": summed.leave_one_run_out(cells, found.theta),
         "run_noise": summed.run_noise(cells, found.theta, problem.law.outputs),
     }
     learned = diagnostics(problem, adapted, data, found, looks, draws, weights, validation)
-    return _fit(law, data, label, options, found, parameters, theta, public, widen, warnings, learned)
+    return _fit(law, adapted, data, label, options, found, parameters, theta, draws, widen, warnings, learned)
+
+
+def _variance(found: Found, problem: Problem, weights: Array) -> float:
+    """The residual variance of all rows, in the unit of the objective."""
+    spare = int(np.sum(weights > 0)) - int(np.sum(~problem.fixed))
+    return found.cost / max(spare, 1)
 
 
 def _fit(
     law: Law,
+    adapted: Adapted,
     data: Data,
     label: str,
     options: Options,
     found: Found,
     parameters: dict[str, Estimate],
     theta: Array,
-    public: Array | None,
+    draws: Draws | None,
     widen: float,
     warnings: list[str],
     learned: dict[str, Any],
 ) -> Fit:
-    if not np.isfinite(theta).all():
+    fitted = Fitted(adapted.law, found.theta) if isinstance(adapted.law, Centred) else None
+    if fitted is None and not np.isfinite(theta).all():
         raise ForgettingError(
             f"law '{law.name}' on '{label}': parameters of the best fit run beyond what a number can hold; these "
             f"{data.n} measurements do not determine them"
@@ -174,14 +190,15 @@ def _fit(
         parameters=parameters,
         objective=options.objective.name,
         objective_value=found.cost,
-        r2=r_squared(law, data, theta),
+        r2=r_squared(adapted.law, data, found.theta),
         n_points=data.n,
         n_runs=len(data.runs),
         measured_range={k: (float(v.min()), float(v.max())) for k, v in data.x.items()},
         confidence=options.confidence,
         warnings=warnings,
         diagnostics=learned,
-        draws=[] if public is None else public.tolist(),
+        draws=[] if draws is None else draws.theta.tolist(),
+        fitted=fitted,
         widen=widen,
         spec=law.spec,
         instance=law if isinstance(law, FunctionLaw) else None,

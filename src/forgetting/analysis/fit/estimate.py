@@ -12,11 +12,19 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A parameter's value and interval; `low` and `high` are NaN where no honest interval exists."""
+    """A parameter's value and interval.
+
+    Attributes:
+        value: the estimate; infinite or 0 where a scale runs beyond what a number holds.
+        low, high: the interval; NaN on a side where there is no honest end.
+        identified: `strong`, `weak` (the data limit it on one side alone, or within a large factor), `none` (they do
+            not determine it), or empty where that is not known.
+    """
 
     value: float
     low: float = NAN
     high: float = NAN
+    identified: str = ""
 
 
 @dataclass(frozen=True)
@@ -27,9 +35,11 @@ class Prediction:
         value, low, high: the prediction and its band, NaN where the fit has no intervals. The band is that of the
             law's mean, not of a single new run, which scatters around it.
         extrapolated: True where a variable lies outside the measured range.
+        lost: draws that give no finite number there; the band is of the others, and NaN where too many are lost.
     """
 
     value: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     extrapolated: NDArray[np.bool_]
+    lost: NDArray[np.int64]

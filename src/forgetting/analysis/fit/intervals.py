@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from forgetting.analysis.fit.bootstrap import MIN_RUNS, Draws, interval, resample, scheme_for
+from forgetting.analysis.fit.bootstrap import LOST, MIN_RUNS, Draws, resample, scheme_for, symmetric_interval
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.fit.estimate import Estimate
+from forgetting.analysis.fit.identify import Grade
 from forgetting.analysis.fit.profile import profile
 from forgetting.analysis.fit.search import Found
 from forgetting.analysis.fit.solver import Problem
@@ -53,21 +56,43 @@ def draw(
     return draws if enough(draws, count, warnings) else None
 
 
-def estimates(law: Law, theta: Array, draws: Array | None, confidence: float, widen: float) -> dict[str, Estimate]:
-    """Values and bootstrap intervals by name; positive parameters are widened in the logarithm."""
+def estimates(
+    law: Law, theta: Array, draws: Array | None, confidence: float, widen: float, grades: Mapping[str, Grade]
+) -> dict[str, Estimate]:
+    """Values, symmetric bootstrap intervals and grades by name; positive parameters have theirs in the logarithm.
+
+    A parameter that the data do not determine has no interval, and one that they limit on one side has that end alone.
+    """
     out = {}
     for k, p in enumerate(law.parameters):
-        if draws is None or p.gauge is not None:
-            out[p.name] = Estimate(float(theta[k]))
+        value, grade = float(theta[k]), grades.get(p.name)
+        level = "" if grade is None else grade.level
+        if draws is None or p.gauge is not None or level == "none":
+            out[p.name] = Estimate(value, identified=level)
             continue
-        with np.errstate(all="ignore"):
-            if p.log:
-                low, high = np.exp(interval(np.log(theta[k]), np.log(draws[:, k]), confidence, widen))
-            else:
-                low, high = interval(theta[k], draws[:, k], confidence, widen)
+        low, high = _limits(value, draws[:, k], confidence, widen, log=p.log)
         low, high = np.clip([low, high], p.low, p.high)
-        out[p.name] = Estimate(float(theta[k]), float(low), float(high))
+        if p.log and high > LOOSE * low:
+            level = "weak"
+        ends = [np.nan if grade is not None and not closed else end for end, closed in _sides(low, high, grade)]
+        out[p.name] = Estimate(value, float(ends[0]), float(ends[1]), level)
     return out
+
+
+def _sides(low: float, high: float, grade: Grade | None) -> tuple[tuple[float, bool], tuple[float, bool]]:
+    return (low, grade is None or grade.below), (high, grade is None or grade.above)
+
+
+def _limits(value: float, draws: Array, confidence: float, widen: float, *, log: bool) -> tuple[float, float]:
+    """The symmetric interval of the finite draws; NaN where too many are lost, or the value is none."""
+    with np.errstate(all="ignore"):
+        centre, points = (np.log(value), np.log(draws)) if log else (value, draws)
+    kept = points[np.isfinite(points)]
+    if not np.isfinite(centre) or points.size - kept.size > LOST * points.size:
+        return np.nan, np.nan
+    low, high = symmetric_interval(float(centre), kept, confidence, widen)
+    with np.errstate(over="ignore"):
+        return (float(np.exp(low)), float(np.exp(high))) if log else (low, high)
 
 
 def profiles(
@@ -88,13 +113,14 @@ def profiles(
     for name, estimate in parameters.items():
         fitted = adapted.fitted_name(name)
         if fitted is None:
-            out[name] = Estimate(estimate.value)
+            out[name] = estimate
             continue
         low, high = profile(problem, found.theta, data.y.reshape(-1), weights.reshape(-1), run, fitted, confidence)
+        level = ("none", "weak", "strong")[int(np.isfinite(low)) + int(np.isfinite(high))]
         open_ends = [side for side, end in (("below", low), ("above", high)) if not np.isfinite(end)]
         if open_ends:
             warnings.append(f"the data do not limit '{name}' {' or '.join(open_ends)}")
-        out[name] = Estimate(estimate.value, low, high)
+        out[name] = Estimate(estimate.value, low, high, level)
     return out
 
 
@@ -105,6 +131,9 @@ def loose(law: Law, parameters: dict[str, Estimate]) -> list[str]:
         for p in law.parameters
         if p.log and parameters[p.name].low >= 0 and parameters[p.name].high > LOOSE * parameters[p.name].low
     ]
-    if not names:
-        return []
-    return [f"{', '.join(names)} could be anything within a factor of {LOOSE:g} or more: trust predictions, not these"]
+    lost = [name for name, estimate in parameters.items() if estimate.identified == "none"]
+    out = [f"the data do not determine {', '.join(lost)}: trust predictions, not these"] if lost else []
+    if names:
+        said = f"{', '.join(names)} could be anything within a factor of {LOOSE:g} or more"
+        out.append(f"{said}: trust predictions, not these")
+    return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from forgetting.analysis.fit import show
-from forgetting.analysis.fit.bootstrap import interval
+from forgetting.analysis.fit.bootstrap import finite_interval
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.fit.estimate import NAN, Estimate, Prediction
 from forgetting.analysis.fit.figure import fit_chart
 from forgetting.analysis.laws import Law, law_from_spec
 from forgetting.analysis.laws.base import Array
+from forgetting.analysis.laws.shifted_power import Centred
 from forgetting.display.charts import plotly_figure
 from forgetting.display.tables import Result, Shown
 from forgetting.errors import UsageError, did_you_mean
@@ -30,6 +31,22 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The best fit in the coordinates that it was fitted in.
+
+    Parameters as papers print them may run beyond what a number holds (a_f of the shifted power law, in the gauge
+    c_ft = 1) where the surface that they describe is well determined; these coordinates do not.
+
+    Attributes:
+        law: in fitted coordinates.
+        theta: [K] values.
+    """
+
+    law: Centred
+    theta: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,9 @@ class Fit(Result):
         confidence: nominal coverage of intervals and bands.
         warnings: sentences that a reader must know.
         diagnostics: share of starts that reached the best, condition, flat directions, bounds, standard errors, ...
-        draws: [B][K] bootstrap refits in the order of `parameters`; empty where there is no interval.
+        draws: [B][K] bootstrap refits, in fitted coordinates where there are some, else in the order of `parameters`;
+            empty where there is no interval.
+        fitted: the fit in coordinates of its own, where the law has some: predictions and plans use these.
         widen: factor on the distance of percentiles from the estimate (Student over normal quantile).
         spec: what rebuilds a law that the user wrote; empty for a named law.
         instance: a Python function's law, which no file can hold; None for every other.
@@ -71,6 +90,7 @@ class Fit(Result):
     draws: list[list[float]] = field(default_factory=list, repr=False)
     widen: float = 1.0
     spec: dict[str, Any] = field(default_factory=dict)
+    fitted: Fitted | None = None
     instance: Law | None = field(default=None, repr=False, compare=False)
     data: Data | None = field(default=None, repr=False, compare=False)
 
@@ -83,6 +103,11 @@ class Fit(Result):
     def theta(self) -> NDArray[np.float64]:
         """[K] parameter values in the law's order."""
         return np.array([e.value for e in self.parameters.values()])
+
+    def model(self) -> tuple[Law, Array, Array]:
+        """The law that predicts, its parameters [K] and draws [B, K]: in fitted coordinates where there are some."""
+        law, theta = (self.law_object, self.theta) if self.fitted is None else (self.fitted.law, self.fitted.theta)
+        return law, theta, np.asarray(self.draws, dtype=float).reshape(-1, theta.size)
 
     def predict(self, output: str, **variables: ArrayLike) -> Prediction:
         """Predict one output at values of the law's variables.
@@ -102,16 +127,18 @@ class Fit(Result):
         if output not in law.outputs:
             raise UsageError(f"law '{self.law}' has no output '{output}'; {did_you_mean(output, law.outputs)}")
         which = law.outputs.index(output)
-        value = law.values(self.theta[None], x)[0, which]
-        low = high = np.full(value.shape, NAN)
-        if self.draws:
-            every = law.values(np.asarray(self.draws), x)[:, which]
-            low, high = interval(value, every, self.confidence, self.widen)
+        inner, theta, draws = self.model()
+        with np.errstate(all="ignore"):
+            value = inner.values(theta[None], x)[0, which]
+            every = inner.values(draws, x)[:, which] if len(draws) else np.empty((0, value.size))
+        low, high, lost = np.full(value.shape, NAN), np.full(value.shape, NAN), np.zeros(value.shape, np.int64)
+        if len(draws):
+            low, high, lost = finite_interval(value, every, self.confidence, self.widen)
         outside = np.zeros(value.shape, dtype=bool)
         for name, (smallest, largest) in self.measured_range.items():
             slack = 1e-9 * max(abs(smallest), abs(largest))
             outside |= (x[name] < smallest - slack) | (x[name] > largest + slack)
-        return Prediction(value.reshape(shape), low.reshape(shape), high.reshape(shape), outside.reshape(shape))
+        return Prediction(*(array.reshape(shape) for array in (value, low, high, outside, lost)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; NaN becomes null."""
@@ -121,7 +148,7 @@ class Fit(Result):
             "label": self.label,
             "formula": self.law_object.formula,
             "source": self.law_object.source,
-            "parameters": {k: {"value": e.value, "low": e.low, "high": e.high} for k, e in self.parameters.items()},
+            "parameters": {k: asdict(e) for k, e in self.parameters.items()},
             "objective": self.objective,
             "objective_value": self.objective_value,
             "r2": self.r2,
@@ -133,6 +160,7 @@ class Fit(Result):
             "diagnostics": self.diagnostics,
             "widen": self.widen,
             "spec": self.spec,
+            "fitted": None if self.fitted is None else {**self.fitted.law.spec, "theta": self.fitted.theta},
             "draws": self.draws,
         }
         return {k: plain(v) for k, v in out.items()}
@@ -151,7 +179,9 @@ class Fit(Result):
                 law=data["law"],
                 label=data["label"],
                 parameters={
-                    k: Estimate(_number(e["value"]), _number(e["low"]), _number(e["high"]))
+                    k: Estimate(
+                        _number(e["value"]), _number(e["low"]), _number(e["high"]), str(e.get("identified", ""))
+                    )
                     for k, e in data["parameters"].items()
                 },
                 objective=data["objective"],
@@ -166,6 +196,7 @@ class Fit(Result):
                 draws=[[_number(v) for v in row] for row in data["draws"]],
                 widen=float(data["widen"]),
                 spec=dict(data["spec"]),
+                fitted=_fitted(data.get("fitted")),
             )
             fit._check()
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -182,7 +213,8 @@ class Fit(Result):
         names = self.law_object.names
         if tuple(self.parameters) != names and names:  # a lost Python function has none
             raise ValueError(f"one of law '{self.law}', which has {', '.join(names)},")
-        if any(len(row) != len(self.parameters) for row in self.draws):
+        size = len(self.parameters) if self.fitted is None else len(self.fitted.law.parameters)
+        if any(len(row) != size for row in self.draws) or (self.fitted is not None and self.fitted.theta.size != size):
             raise ValueError("draws")
 
     def shown(self) -> list[Shown]:
@@ -200,8 +232,9 @@ class Fit(Result):
         notes = [f"measured range: {ranges}"] if ranges else []
         notes += [f"gauge: {note}" for note in self.diagnostics.get("gauge", [])]
         columns = ("parameter", "value", f"{self.confidence:.0%} interval", "meaning")
+        scales = {p.name for p in law.parameters if p.log}
         rows = [
-            (name, show.number(e.value), show.span(e.low, e.high), meaning.get(name, ""))
+            (name, show.value(e, scale=name in scales), show.ends(e), meaning.get(name, ""))
             for name, e in self.parameters.items()
         ]
         return [Shown(heading, columns, rows, notes + [f"warning: {w}" for w in self.warnings])]
@@ -211,11 +244,11 @@ class Fit(Result):
         return self.shown()[0].rich()
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a parameter: value, low, high."""
+        """One row a parameter: value, low, high, identified."""
         import pandas as pd
 
-        rows = {name: (e.value, e.low, e.high) for name, e in self.parameters.items()}
-        frame = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
+        rows = {name: (e.value, e.low, e.high, e.identified) for name, e in self.parameters.items()}
+        frame = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high", "identified"])
         return frame.rename_axis("parameter")
 
     def to_latex(self) -> str:
@@ -276,6 +309,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
+
+
+def _fitted(data: Mapping[str, Any] | None) -> Fitted | None:
+    return None if data is None else Fitted(Centred.from_spec(data), np.array([_number(v) for v in data["theta"]]))
 
 
 def _number(value: float | None) -> float:

@@ -118,11 +118,12 @@ def r2_by(
         raise UsageError(f"the table has no column '{column}'; {did_you_mean(column, present)}")
     groups = np.asarray([str(v) for v in table[column]])
     law, out = fit.law_object, {}
+    inner, theta, _ = fit.model()
     for group in sorted(set(groups)):
         part = {name: np.asarray(table[name], dtype=object)[groups == group] for name in present}
         if "status" in part and DONE not in {str(s) for s in part["status"]}:
             continue
-        out[group] = r_squared(law, read_data(law, part, columns=columns, label=group), fit.theta)
+        out[group] = r_squared(inner, read_data(law, part, columns=columns, label=group), theta)
     return out
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from forgetting.analysis.fit.estimate import Estimate
 from forgetting.display.tables import Shown, aligned
 
 
@@ -17,6 +18,25 @@ def number(value: float) -> str:
 def span(low: float, high: float) -> str:
     """An interval, or a dash."""
     return f"{number(low)} to {number(high)}" if math.isfinite(low) and math.isfinite(high) else "-"
+
+
+def value(estimate: Estimate, *, scale: bool) -> str:
+    """A parameter's value, or that the data do not determine it, or that it is larger or smaller than any number."""
+    if estimate.identified == "none":
+        return "not determined"
+    if math.isinf(estimate.value) or (scale and estimate.value == 0):
+        return "beyond a number; only its ratio matters"
+    return number(estimate.value)
+
+
+def ends(estimate: Estimate) -> str:
+    """A parameter's interval, one side of it where the data limit it there alone, or a dash."""
+    if estimate.identified == "none":
+        return "-"
+    low, high = math.isfinite(estimate.low), math.isfinite(estimate.high)
+    if low and high:
+        return span(estimate.low, estimate.high)
+    return f"at least {number(estimate.low)}" if low else f"at most {number(estimate.high)}" if high else "-"
 
 
 def comparison_text(label: str, ranked: Sequence[Mapping[str, Any]]) -> str:

@@ -154,6 +154,11 @@ class Adapted:
         """The fitted coordinate that is this reported parameter; None where it is a mixture of several."""
         return name
 
+    def made_of(self, name: str) -> tuple[str, ...]:
+        """The fitted coordinates that decide a reported parameter; none where the rows alone do."""
+        fitted = self.fitted_name(name)
+        return () if fitted is None else (fitted,)
+
     def public(self, theta: Array, y: Array, weights: Array) -> Array:
         """Parameters as reported, [S, K_public].
 

@@ -14,6 +14,7 @@ s and A are linear; at the centre of the data exp(rho * h) = 1, which keeps the 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
 
@@ -79,7 +80,7 @@ class ShiftedPowerSingle(Law):
             _exponent("beta", "exponent of N"),
             Parameter("c", 0.0, np.inf, (1.0, 1.0), log=True, gauge=1.0, meaning="absorbed by a and b"),
             Parameter("rho", *RHO, (0.5, 20.0), log=True, meaning="outer exponent"),
-            Parameter("s", -np.inf, np.inf, (0.0, 5.0), linear=True, meaning="limit, nats/token"),
+            Parameter("s", 0.0, np.inf, (0.0, 5.0), linear=True, meaning="limit, nats/token"),
         )
 
     def values(self, theta: Array, x: Mapping[str, Array]) -> Array:
@@ -123,7 +124,7 @@ class ShiftedPower(Law):
         _scale("b_ft", "scale of N in L_ft, given the gauge"),
         Parameter("c_ft", 0.0, np.inf, (1.0, 1.0), log=True, gauge=1.0, meaning="gauge: absorbed by a and b"),
         Parameter("c_fft", 0.0, np.inf, (0.5, 3.0), log=True, meaning="slope of Eq. 4 on the same rows"),
-        Parameter("s_ft", -np.inf, np.inf, (0.0, 5.0), meaning="limit of L_ft, nats/token"),
+        Parameter("s_ft", 0.0, np.inf, (0.0, 5.0), meaning="limit of L_ft, nats/token"),
         Parameter("s_fft", -np.inf, np.inf, (0.0, 5.0), meaning="L_f's limit + c_fft * s_ft, nats/token"),
         _exponent("alpha_f", "exponent of P in L_f"),
         _exponent("alpha_ft", "exponent of P in L_ft"),
@@ -187,20 +188,37 @@ class Centred(Law):
     source = SOURCE
     variables = VARIABLES
 
-    def __init__(self, outputs: tuple[str, ...], signs: tuple[int, ...], x: Mapping[str, Array]) -> None:
+    def __init__(self, outputs: tuple[str, ...], signs: tuple[int, ...], centre: tuple[float, float]) -> None:
+        """Take the outputs, +1 or -1 for each that falls or rises with P and N, and the means of log P and log N."""
         self.outputs = outputs
         self.signs = signs
-        self.centre = (float(np.mean(np.log(x["trainable_params"]))), float(np.mean(np.log(x["step"]))))
+        self.centre = centre
         block: list[Parameter] = []
         for output in outputs:
             block += [
-                Parameter(f"limit of {output}", -np.inf, np.inf, (0.0, 5.0), linear=True),
+                # a cross-entropy: its limit is not negative either
+                Parameter(f"limit of {output}", 0.0, np.inf, (0.0, 5.0), linear=True),
                 Parameter(f"amplitude of {output}", 0.0, np.inf, (1e-2, 1.0), linear=True),
                 Parameter(f"alpha of {output}", *EXPONENT, (0.02, 1.0), log=True),
                 Parameter(f"beta of {output}", *EXPONENT, (0.02, 1.0), log=True),
                 Parameter(f"share of P in {output} (logit)", -5.0, 5.0, (-3.0, 3.0)),
             ]
         self.parameters = (*block, Parameter("rho", *RHO, (0.5, 20.0), log=True))
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What rebuilds it from JSON."""
+        return {"outputs": list(self.outputs), "signs": list(self.signs), "centre": list(self.centre)}
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
+        """The inverse of `spec`.
+
+        Raises:
+            KeyError, TypeError, ValueError: something else.
+        """
+        first, second = (float(v) for v in spec["centre"])
+        return cls(tuple(map(str, spec["outputs"])), tuple(int(v) for v in spec["signs"]), (first, second))
 
     def starts(self, count: int, rng: np.random.Generator) -> Array:
         """Exponents are drawn through alpha * rho, the local slope, which data pin down far better than either."""
@@ -260,6 +278,45 @@ class Centred(Law):
         log_b = (inner - np.log(1 + np.exp(w))) / beta + self.centre[1]
         return np.exp(log_a), np.exp(log_b)
 
+    def steps_at(self, theta: Array, params: float, output: str, level: float) -> Array:
+        """Steps N at which an output passes a level, [S], for [S, K] parameters.
+
+        With the level's exp(h) = ((level - limit) / (sign * A))^(1 / rho), the bracket solved for n = log N - mean:
+        n = -log((exp(h) - sigma * exp(-alpha p)) / (1 - sigma)) / beta. Infinite where no number of steps reaches it.
+        """
+        block = self.outputs.index(output)
+        k, sign = 5 * block, self.signs[block]
+        limit, amplitude, alpha, beta, w = (theta[:, k + i] for i in range(5))
+        p = np.log(params) - self.centre[0]
+        with np.errstate(all="ignore"):
+            rise = sign * (level - limit) / amplitude
+            total = np.where(rise > 0, rise, np.nan) ** (1 / theta[:, -1])
+            rest = (total - np.exp(-alpha * p) / (1 + np.exp(-w))) * (1 + np.exp(w))
+            steps = np.exp(self.centre[1] - np.log(np.where(rest > 0, rest, np.nan)) / beta)
+        return np.where(np.isfinite(steps), steps, np.inf)
+
+
+def centre_of(x: Mapping[str, Array]) -> tuple[float, float]:
+    """The means of log P and log N."""
+    return float(np.mean(np.log(x["trainable_params"]))), float(np.mean(np.log(x["step"])))
+
+
+def centred(theta: Array, centre: tuple[float, float]) -> Array:
+    """[S, 11] fitted coordinates of [S, 13] parameters of `ShiftedPower`, whatever their gauge.
+
+    With I the bracket at the centre: A = c * I^rho, and sigma is the share of its first term.
+    """
+    t = dict(zip(ShiftedPower().names, theta.T, strict=True))
+    blocks = []
+    for short, slope, limit in (("ft", 1.0, t["s_ft"]), ("f", t["c_fft"], t["s_fft"] - t["c_fft"] * t["s_ft"])):
+        alpha, beta = t[f"alpha_{short}"], t[f"beta_{short}"]
+        with np.errstate(all="ignore"):
+            first = alpha * (np.log(t[f"a_{short}"]) - centre[0])
+            second = beta * (np.log(t[f"b_{short}"]) - centre[1])
+            amplitude = slope * t["c_ft"] * np.exp(t["rho"] * np.logaddexp(first, second))
+        blocks += [limit, amplitude, alpha, beta, first - second]
+    return np.stack([*blocks, t["rho"]], axis=1)
+
 
 class AdaptedSingle(Adapted):
     """`ShiftedPowerSingle` in centred coordinates."""
@@ -267,7 +324,7 @@ class AdaptedSingle(Adapted):
     notes = ("c is held at 1: a and b absorb it, and have a meaning only with it",)
 
     def __init__(self, law: ShiftedPowerSingle, x: Mapping[str, Array]) -> None:
-        self.centred = Centred(law.outputs, (law.sign,), x)
+        self.centred = Centred(law.outputs, (law.sign,), centre_of(x))
         super().__init__(self.centred)
 
     def fitted_name(self, name: str) -> str | None:
@@ -275,6 +332,11 @@ class AdaptedSingle(Adapted):
         output = self.centred.outputs[0]
         names = {"alpha": f"alpha of {output}", "beta": f"beta of {output}", "s": f"limit of {output}", "rho": "rho"}
         return names.get(name)
+
+    def made_of(self, name: str) -> tuple[str, ...]:
+        """a and b of the amplitude, the share of P, rho and their exponent."""
+        own = self.fitted_name(name)
+        return (own,) if own is not None else _scale_parts(name, self.centred.outputs[0])
 
     def public(self, theta: Array, y: Array, weights: Array) -> Array:
         """[S, 7]: a, alpha, b, beta, c, rho, s."""
@@ -295,7 +357,7 @@ class AdaptedJoint(Adapted):
     )
 
     def __init__(self, law: ShiftedPower, x: Mapping[str, Array]) -> None:
-        self.centred = Centred(law.outputs, (1, -1), x)
+        self.centred = Centred(law.outputs, (1, -1), centre_of(x))
         super().__init__(self.centred)
 
     def fitted_name(self, name: str) -> str | None:
@@ -304,6 +366,17 @@ class AdaptedJoint(Adapted):
         for short, output in (("ft", "finetune_loss"), ("f", "forgetting_loss")):
             names |= {f"{letter}_{short}": f"{letter} of {output}" for letter in ("alpha", "beta")}
         return names.get(name)
+
+    def made_of(self, name: str) -> tuple[str, ...]:
+        """a and b of the amplitude, the share of P, rho and their exponent; s_fft of both limits; c_fft of none."""
+        own = self.fitted_name(name)
+        if own is not None:
+            return (own,)
+        if name == "s_fft":
+            return ("limit of finetune_loss", "limit of forgetting_loss")
+        if name == "c_fft":
+            return ()
+        return _scale_parts(name, "finetune_loss" if name.endswith("_ft") else "forgetting_loss")
 
     def public(self, theta: Array, y: Array, weights: Array) -> Array:
         """[S, 13] in the order of Table 1."""
@@ -317,6 +390,12 @@ class AdaptedJoint(Adapted):
         one = np.ones_like(rho)
         columns = [a_f, a_ft, b_f, b_ft, one, c_fft, s_ft, s_fft, alpha_f, alpha_ft, beta_f, beta_ft, rho]
         return np.stack(columns, axis=1)
+
+
+def _scale_parts(name: str, output: str) -> tuple[str, ...]:
+    """The fitted coordinates that make up a scale, a or b."""
+    exponent = "alpha" if name.startswith("a") else "beta"
+    return (f"amplitude of {output}", f"{exponent} of {output}", f"share of P in {output} (logit)", "rho")
 
 
 def falling_slope(x: Array, y: Array, weights: Array) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 from forgetting.analysis.fit import Estimate, Fit
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.plan.result import Choice, Cost, Plan
-from forgetting.analysis.plan.surface import band, draws_of, loss_at, need_surface, steps_at
+from forgetting.analysis.plan.surface import band, need_surface, surface_of
 from forgetting.errors import UsageError
 
 SMALL = 0.05  # of the fine-tuning losses' measured range: differences below it do not matter in practice
@@ -97,18 +97,19 @@ def _grid(
 def _choices(
     fit: Fit, output: str, level: float, grid: Sequence[tuple[float | None, float]], cost: Cost | None
 ) -> list[Choice]:
-    draws = draws_of(fit)
+    surface = surface_of(fit)
+    draws = surface.draws
     out = []
     for rank, params in grid:
-        steps = float(steps_at(fit.theta[None], params, output, level)[0])
+        steps = float(surface.steps_at(surface.theta, params, output, level)[0])
         if steps < 1:
             continue
-        drawn = steps_at(draws, params, output, level)
+        drawn = surface.steps_at(draws, params, output, level)
         losses = []
         for name in ("finetune_loss", "forgetting_loss"):
-            value = float(loss_at(fit.theta[None], params, np.array([steps]), name)[0])
+            value = float(surface.loss_at(surface.theta, params, np.array([steps]), name)[0])
             held = name == output  # the same along the frontier by construction: no band
-            losses.append(Estimate(value) if held else band(fit, value, loss_at(draws, params, drawn, name)))
+            losses.append(Estimate(value) if held else band(fit, value, surface.loss_at(draws, params, drawn, name)))
         inside = all(
             lo * (1 - 1e-9) <= v <= hi * (1 + 1e-9)
             for v, (lo, hi) in zip(
@@ -168,9 +169,10 @@ def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], oth
     """One sentence on whether the best and the worst rank differ, judged on the draws of their difference."""
     ordered = sorted(reached, key=lambda c: float(getattr(c, other).value))
     spread = float(getattr(ordered[-1], other).value - getattr(ordered[0], other).value)
-    draws = draws_of(fit)
+    surface = surface_of(fit)
+    draws = surface.draws
     best, worst = (
-        loss_at(draws, c.trainable_params, steps_at(draws, c.trainable_params, output, level), other)
+        surface.loss_at(draws, c.trainable_params, surface.steps_at(draws, c.trainable_params, output, level), other)
         for c in (ordered[0], ordered[-1])
     )
     difference = band(fit, spread, worst - best)

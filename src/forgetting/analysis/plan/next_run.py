@@ -15,7 +15,7 @@ import numpy as np
 from forgetting.analysis.fit import Fit
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.plan.result import NextRun, Plan
-from forgetting.analysis.plan.surface import LAW, draws_of, loss_at, need_surface, steps_at
+from forgetting.analysis.plan.surface import Surface, need_surface, surface_of
 from forgetting.errors import UsageError
 
 POINTS = 8  # measured steps of a candidate, from the smallest measured step to its last
@@ -40,7 +40,8 @@ def next_runs(
         UsageError: a fit without intervals, a plan without an answer, or fewer steps than were ever measured.
     """
     need_surface(fit)
-    draws = draws_of(fit)
+    surface = surface_of(fit)
+    draws = surface.draws
     noise = fit.diagnostics.get("run_noise")
     if len(draws) < 20 or noise is None:
         raise UsageError("--next-run needs a law fitted with intervals (20 draws or more), and this one has none")
@@ -51,9 +52,9 @@ def next_runs(
         raise UsageError(f"runs of {max_steps:g} steps end before the first measured step, {first:g}")
     other = "finetune_loss" if plan.output == "forgetting_loss" else "forgetting_loss"
     params = plan.best.trainable_params
-    answer = loss_at(draws, params, steps_at(draws, params, plan.output, plan.level), other)
+    answer = surface.loss_at(draws, params, surface.steps_at(draws, params, plan.output, plan.level), other)
     scaled = _covered(answer) * fit.widen
-    out = [_judge(fit, draws, scaled, noise, rank, p, first, max_steps) for rank, p in candidates]
+    out = [_judge(fit, surface, scaled, noise, rank, p, first, max_steps) for rank, p in candidates]
     return sorted(out, key=lambda run: run.se_after)
 
 
@@ -65,7 +66,7 @@ def _covered(values: Array) -> Array:
 
 def _judge(
     fit: Fit,
-    draws: Array,
+    surface: Surface,
     answer: Array,
     noise: dict[str, dict[str, float]],
     rank: float | None,
@@ -75,10 +76,11 @@ def _judge(
 ) -> NextRun:
     grid = np.geomspace(first, steps, POINTS)
     x = {"trainable_params": np.full(POINTS, params), "step": grid}
-    values = LAW.values(draws, x)
+    draws = surface.draws
+    values = surface.law.values(draws, x)
     seen = (values - values.mean(axis=0)).reshape(len(draws), -1) * fit.widen
     error = np.zeros((seen.shape[1], seen.shape[1]))
-    for o, name in enumerate(LAW.outputs):
+    for o, name in enumerate(surface.law.outputs):
         block = slice(o * POINTS, (o + 1) * POINTS)
         error[block, block] = noise[name]["between"] ** 2 + np.eye(POINTS) * (noise[name]["within"] ** 2 + 1e-12)
     count = len(draws) - 1
