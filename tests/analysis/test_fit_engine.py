@@ -334,7 +334,7 @@ def test_parameters_beyond_a_number_do_not_refuse_a_surface() -> None:
     run, place = (cells.ravel() for cells in np.indices((6, 8)))
     x = {"trainable_params": 1e6 * 2.0**run, "step": 50.0 * (place + 1)}
     law = Centred(("finetune_loss", "forgetting_loss"), (1, -1), centre_of(x))
-    theta = np.array([[0.6, 0.2, 0.3, 0.3, 0.0, 14.0, 12.0, 0.01, 0.02, 0.5, 0.32]])
+    theta = np.array([[0.6, 3.0, 0.8, 0.8, 0.0, 14.0, 12.0, 0.01, 0.02, 0.5, 0.32]])
     losses = dict(zip(law.outputs, law.values(theta, x)[0], strict=True))
     table = pd.DataFrame({"dataset": "a", "run_id": run, "status": "done", **x, **losses})
     fit = fit_study(table, bootstrap=0)["a"]["shifted_power"]
