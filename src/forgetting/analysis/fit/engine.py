@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from forgetting.analysis.fit import summed
-from forgetting.analysis.fit.bootstrap import Draws, widen_by
+from forgetting.analysis.fit.bootstrap import MIN_RUNS, Draws, left_out_residuals, widen_by
 from forgetting.analysis.fit.data import KEPT_ROWS, Data, read_data
 from forgetting.analysis.fit.diagnostics import diagnostics, fit_warnings, r_squared
 from forgetting.analysis.fit.estimate import Estimate
@@ -22,7 +22,7 @@ from forgetting.analysis.fit.result import Fit, Fitted
 from forgetting.analysis.fit.search import Found, search
 from forgetting.analysis.fit.shape import shape
 from forgetting.analysis.fit.solver import Problem
-from forgetting.analysis.fit.validate import leave_one_run_out, run_noise
+from forgetting.analysis.fit.validate import leave_one_run_out, run_noise, scatter
 from forgetting.analysis.laws import LAWS, PUBLISHED, FunctionLaw, Law
 from forgetting.analysis.laws.base import Adapted, Array
 from forgetting.analysis.laws.shifted_power import Centred
@@ -118,6 +118,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     validation = {
         "leave_one_run_out": leave_one_run_out(problem, found.theta, data, weights),
         "run_noise": run_noise(problem, found.theta, data),
+        "scatter": _scatter(problem, found.theta, data, weights),
     }
     learned = diagnostics(problem, adapted, data, found, looks, draws, weights, validation)
     return _fit(law, adapted, data, label, options, found, parameters, theta, draws, widen, warnings, learned)
@@ -153,9 +154,20 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     validation = {
         "leave_one_run_out": summed.leave_one_run_out(cells, found.theta),
         "run_noise": summed.run_noise(cells, found.theta, problem.law.outputs),
+        "scatter": summed.scatter_of(cells, found.theta),
     }
     learned = diagnostics(problem, adapted, data, found, looks, draws, weights, validation)
     return _fit(law, adapted, data, label, options, found, parameters, theta, draws, widen, warnings, learned)
+
+
+def _scatter(problem: Problem, theta: Array, data: Data, weights: Array) -> dict[str, float] | None:
+    """`validate.scatter` of a least-squares fit to several runs; None of others."""
+    if not problem.objective.quadratic or len(data.runs) < MIN_RUNS:
+        return None
+    y, run = data.y.reshape(-1), np.tile(data.run, len(data.y))
+    left_out = left_out_residuals(problem, theta, y, weights.reshape(-1), run).reshape(data.y.shape)
+    residual = data.y - problem.values(theta[None])[0].reshape(data.y.shape)
+    return scatter(residual, left_out, problem.law.outputs)
 
 
 def _variance(found: Found, problem: Problem, weights: Array) -> float:

@@ -32,8 +32,8 @@ class Prediction:
     """A law's output with its band, in the output's unit; arrays of the variables' broadcast shape.
 
     Attributes:
-        value, low, high: the prediction and its band, NaN where the fit has no intervals. The band is that of the
-            law's mean, not of a single new run, which scatters around it.
+        value, low, high: the prediction and the band of the law's mean, NaN where the fit has no intervals.
+        run_low, run_high: the band of one new run, which scatters around the mean; NaN where that is not known.
         extrapolated: True where a variable lies outside the measured range.
         lost: draws that give no finite number there; the band is of the others, and NaN where too many are lost.
     """
@@ -43,3 +43,5 @@ class Prediction:
     high: NDArray[np.float64]
     extrapolated: NDArray[np.bool_]
     lost: NDArray[np.int64]
+    run_low: NDArray[np.float64]
+    run_high: NDArray[np.float64]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from forgetting.analysis.fit import show
-from forgetting.analysis.fit.bootstrap import finite_interval
+from forgetting.analysis.fit.bootstrap import finite_interval, student
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.fit.estimate import NAN, Estimate, Prediction
 from forgetting.analysis.fit.figure import fit_chart
@@ -138,7 +138,17 @@ class Fit(Result):
         for name, (smallest, largest) in self.measured_range.items():
             slack = 1e-9 * max(abs(smallest), abs(largest))
             outside |= (x[name] < smallest - slack) | (x[name] > largest + slack)
-        return Prediction(*(array.reshape(shape) for array in (value, low, high, outside, lost)))
+        run_low, run_high = self.new_run(output, value, low, high)
+        return Prediction(*(array.reshape(shape) for array in (value, low, high, outside, lost, run_low, run_high)))
+
+    def new_run(self, output: str, value: Array, low: Array, high: Array) -> tuple[Array, Array]:
+        """The band of one new run around the law's mean, whose own band is given; NaN where a run's scatter is unknown.
+
+        Both errors are independent, so that their half widths add in squares.
+        """
+        spread = (self.diagnostics.get("scatter") or {}).get(output)
+        half = NAN if spread is None else student(self.confidence, self.n_runs - 1) * float(spread)
+        return value - np.hypot(value - low, half), value + np.hypot(high - value, half)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; NaN becomes null."""

@@ -21,7 +21,7 @@ from forgetting.analysis.fit.options import Options
 from forgetting.analysis.fit.search import Found, search
 from forgetting.analysis.fit.shape import Shape, shape
 from forgetting.analysis.fit.solver import Problem, minimise
-from forgetting.analysis.fit.validate import FOLDS
+from forgetting.analysis.fit.validate import FOLDS, scatter
 from forgetting.analysis.laws.base import Adapted, Array
 
 LARGE = 2_000
@@ -190,6 +190,14 @@ def left_out_residuals(cells: Cells, theta: Array, residual: Array) -> Array:
         grown = (r + turned @ (grow * (turned.T @ r))).reshape(outputs, -1)
         out[:, at] = grown / np.where(root[:, at] > 0, root[:, at], 1.0)
     return out
+
+
+def scatter_of(cells: Cells, theta: Array) -> dict[str, float] | None:
+    """`validate.scatter` of the rows."""
+    if len(cells.data.runs) < MIN_RUNS:
+        return None
+    residual = cells.data.y - cells.rows(cells.problem.values(theta[None])[0])
+    return scatter(residual, left_out_residuals(cells, theta, residual), cells.problem.law.outputs)
 
 
 def public_draws(cells: Cells, adapted: Adapted, theta: Array, signs: Array, residual: Array, best: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,23 @@ def leave_one_run_out(problem: Problem, theta: Array, data: Data, weights: Array
     error = data.y - predicted[fold, :, np.arange(data.n)].T
     rmse = np.sqrt(np.mean(error**2, axis=1))
     return {"rmse": dict(zip(problem.law.outputs, rmse.tolist(), strict=True)), "folds": folds}
+
+
+def scatter(residual: Array, left_out: Array, outputs: Sequence[str]) -> dict[str, float]:
+    """Standard deviation of a new run's measurement around the law's mean, by output.
+
+    Residuals of the fit are too small, since the fit follows its runs; residuals of runs left out of it are too large,
+    since they hold the error of the mean as well. The geometric mean of both mean squares is that of residuals over
+    sqrt(1 - h), which is unbiased where errors within a run are alike (HC2: MacKinnon & White 1985,
+    doi:10.1016/0304-4076(85)90158-7).
+
+    Args:
+        residual: [O, n] of the fit.
+        left_out: [O, n], each run's as if it had been left out.
+        outputs: names.
+    """
+    square = np.sqrt(np.mean(residual**2, axis=1) * np.mean(left_out**2, axis=1))
+    return dict(zip(outputs, np.sqrt(square).tolist(), strict=True))
 
 
 def run_noise(problem: Problem, theta: Array, data: Data) -> dict[str, dict[str, float]]:

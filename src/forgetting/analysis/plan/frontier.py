@@ -124,12 +124,22 @@ def _choices(
                 band(fit, steps, drawn, log=True),
                 losses[0],
                 losses[1],
+                {name: _new_run(fit, name, e) for name, e in zip(surface.law.outputs, losses, strict=True)},
                 not inside,
                 cost.tokens(steps) if cost is not None and finite else None,
                 cost.flops(steps, params) if cost is not None and finite else None,
             )
         )
     return out
+
+
+def _new_run(fit: Fit, output: str, mean: Estimate) -> tuple[float, float]:
+    """The band of one new run around a mean; a mean that is held has no error of its own."""
+    ends = [mean.value if np.isnan(end) else end for end in (mean.low, mean.high)]
+    if not fit.draws:
+        return np.nan, np.nan
+    low, high = fit.new_run(output, *(np.array([v]) for v in (mean.value, *ends)))
+    return float(low[0]), float(high[0])
 
 
 def _plan(fit: Fit, output: str, level: float, floor: float | None, choices: list[Choice], notes: list[str]) -> Plan:
@@ -146,7 +156,7 @@ def _plan(fit: Fit, output: str, level: float, floor: float | None, choices: lis
         sentences.append("the best choice lies outside the measured range: its numbers are an extrapolation")
     if not fit.draws:
         sentences.append("this law has no intervals: nothing here has a band")
-    return Plan(fit.label, output, level, floor, reached, best, measured, sentences)
+    return Plan(fit.label, output, level, fit.confidence, floor, reached, best, measured, sentences)
 
 
 def _say(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: str) -> list[str]:

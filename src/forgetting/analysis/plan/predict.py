@@ -68,12 +68,18 @@ def predict_rows(
         if rank_of:
             row["rank"] = rank_of[row["trainable_params"]]
         for output, p in predictions.items():
-            row[output] = {"value": float(p.value[i]), "low": float(p.low[i]), "high": float(p.high[i])}
+            ends = ("value", "low", "high", "run_low", "run_high")
+            row[output] = {end: float(getattr(p, end)[i]) for end in ends}
             if output == "forgetting_loss" and floor is not None:
                 row["forgetting"] = {k: v - float(floor) for k, v in row[output].items()}
             row["extrapolated"] = bool(p.extrapolated[i])
+            row["draws_lost"] = max(int(p.lost[i]), row.get("draws_lost", 0))
+        row["confidence"], row["draws"] = fit.confidence, len(fit.draws)
         out.append(row)
     return out
+
+
+HIDDEN = ("extrapolated", "confidence", "draws", "draws_lost")
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,9 @@ class Predictions(Result):
     """Losses that laws predict, one row a point.
 
     Attributes:
-        rows: with the variables, for each output `value`, `low` and `high`, and `extrapolated`.
+        rows: with the variables; for each output `value`, the band `low` to `high` of the law's mean, and the band
+            `run_low` to `run_high` of one new run; `extrapolated`, `confidence`, and how many of the `draws` gave no
+            finite number there (`draws_lost`).
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -98,19 +106,26 @@ class Predictions(Result):
 
     def shown(self) -> list[Shown]:
         """The rows as a table; a point outside the measured range says so."""
-        names = [k for k in dict.fromkeys(k for row in self.rows for k in row) if k != "extrapolated"]
+        names = [k for k in dict.fromkeys(k for row in self.rows for k in row) if k not in HIDDEN]
         cells = [
             (*(_cell(row.get(name)) for name in names), "outside the measured range" if row["extrapolated"] else "")
             for row in self.rows
         ]
-        return [Shown([], (*names, ""), cells)]
+        levels = " and ".join(sorted({f"{row['confidence']:.0%}" for row in self.rows}))
+        notes = [f"in brackets the {levels} band of the law's mean, then that of one new run"]
+        if lost := max(row["draws_lost"] for row in self.rows):
+            notes.append(
+                f"{lost} of {max(row['draws'] for row in self.rows)} resamples gave no finite number at a point; its "
+                "band is of the others, or left out where more than a fifth are lost"
+            )
+        return [Shown([], (*names, ""), cells, notes if any(row["draws"] for row in self.rows) else [])]
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, dict):
-            out |= {name: value["value"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+            out |= {name: value["value"]} | {f"{name}_{end}": v for end, v in value.items() if end != "value"}
         else:
             out[name] = value
     return out
@@ -118,9 +133,9 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _cell(value: Any) -> str:
     if isinstance(value, dict):
-        known = np.isfinite(value["low"]) and np.isfinite(value["high"])
-        span = f" ({number(value['low'])} to {number(value['high'])})" if known else ""
-        return number(value["value"]) + span
+        pairs = [(value["low"], value["high"]), (value["run_low"], value["run_high"])]
+        spans = [f"{number(low)} to {number(high)}" for low, high in pairs if np.isfinite([low, high]).all()]
+        return number(value["value"]) + (f" ({'; '.join(spans)})" if spans else "")
     if isinstance(value, float):
         return f"{value:,.0f}" if value >= 1e5 and value == int(value) else number(value)
     return "" if value is None else str(value)

@@ -52,7 +52,8 @@ class Choice:
         rank: None where the law was asked for parameters instead.
         trainable_params: P.
         steps: N with its interval; infinite where the surface never gets there.
-        finetune_loss, forgetting_loss: there, in nats per token; a band on the one that is not held.
+        finetune_loss, forgetting_loss: there, in nats per token, of the law's mean; a band on the one that is not held.
+        new_run: by output, the band of one new run, which scatters around the mean; NaN where that is not known.
         extrapolated: outside the measured range of P or N.
         tokens, flops: of the run; None where unknown or infinite.
     """
@@ -62,6 +63,7 @@ class Choice:
     steps: Estimate
     finetune_loss: Estimate
     forgetting_loss: Estimate
+    new_run: dict[str, tuple[float, float]]
     extrapolated: bool
     tokens: float | None
     flops: float | None
@@ -93,6 +95,7 @@ class Plan(Result):
         label: whose law this is.
         output: the loss that is held (`forgetting_loss` for a budget, `finetune_loss` for a target).
         level: its value along the frontier, nats per token.
+        confidence: nominal coverage of every band.
         floor: forgetting loss of the base model itself, subtracted from a budget; None where unknown.
         frontier: one choice a rank that can get there with at least one step.
         best: lowest fine-tuning loss for the budget, or least forgetting for the target.
@@ -104,6 +107,7 @@ class Plan(Result):
     label: str
     output: str
     level: float
+    confidence: float
     floor: float | None
     frontier: list[Choice]
     best: Choice | None
@@ -115,12 +119,13 @@ class Plan(Result):
         """Plain data for JSON; steps that are infinite are null, with `unlimited` true."""
 
         def choice(c: Choice | None) -> dict[str, Any] | None:
-            return None if c is None else {**asdict(c), "unlimited": not np.isfinite(c.steps.value)}
+            return None if c is None else {**_plain_choice(c), "unlimited": not np.isfinite(c.steps.value)}
 
         out: dict[str, Any] = {
             "law": self.label,
             "held": self.output,
             "level": self.level,
+            "confidence": self.confidence,
             "floor": self.floor,
             "frontier": [choice(c) for c in self.frontier],
             "best": choice(self.best),
@@ -142,6 +147,8 @@ class Plan(Result):
         held = self.output.replace("_", " ")
         floor = "" if self.floor is None else f" (base model: {number(self.floor)})"
         notes = ["* best"] if self.frontier else []
+        if any(np.isfinite(c.new_run[self.output]).all() for c in self.frontier):
+            notes.append(f"in brackets the {self.confidence:.0%} band of the law's mean; `run`, that of one new run")
         notes += self.sentences
         if self.next_runs:
             notes.append("next run, by how much of the answer's interval would go away:")
@@ -191,17 +198,29 @@ class Plans(Mapping[str, Plan], Result):
         return [part for plan in self.values() for part in plan.shown()]
 
 
+def _plain_choice(c: Choice) -> dict[str, Any]:
+    """A choice for JSON: an estimate without the grade that parameters of a fit have, the bands of a new run beside."""
+    out = asdict(c)
+    for name in ("steps", "finetune_loss", "forgetting_loss"):
+        out[name].pop("identified")
+    for name, (low, high) in out.pop("new_run").items():
+        out[name] |= {"run_low": low, "run_high": high}
+    return out
+
+
 def _choice_row(c: Choice) -> dict[str, Any]:
     row: dict[str, Any] = {"rank": c.rank, "trainable_params": c.trainable_params}
     for name, e in (("step", c.steps), ("finetune_loss", c.finetune_loss), ("forgetting_loss", c.forgetting_loss)):
         row |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
+        if name in c.new_run:
+            row |= dict(zip((f"{name}_run_low", f"{name}_run_high"), c.new_run[name], strict=True))
     return row | {"extrapolated": c.extrapolated, "tokens": c.tokens, "flops": c.flops}
 
 
 def _cells(c: Choice, *, best: bool) -> tuple[str, ...]:
     note = ("outside the measured range" if c.extrapolated else "") + (" *" if best else "")
     rank = "-" if c.rank is None else f"{c.rank:g}"
-    losses = (_span(c.finetune_loss), _span(c.forgetting_loss))
+    losses = [_span(e) + _run(c, name) for name, e in _losses(c)]
     return (rank, f"{c.trainable_params:,.0f}", _steps(c.steps), *losses, _short(c.tokens), _short(c.flops), note)
 
 
@@ -216,6 +235,15 @@ def _short(value: float | None) -> str:
 def _span(e: Estimate) -> str:
     known = np.isfinite(e.low) and np.isfinite(e.high)
     return number(e.value) + (f" ({number(e.low)} to {number(e.high)})" if known else "")
+
+
+def _losses(c: Choice) -> tuple[tuple[str, Estimate], tuple[str, Estimate]]:
+    return ("finetune_loss", c.finetune_loss), ("forgetting_loss", c.forgetting_loss)
+
+
+def _run(c: Choice, name: str) -> str:
+    low, high = c.new_run[name]
+    return f", run {number(low)} to {number(high)}" if np.isfinite([low, high]).all() else ""
 
 
 def _steps(e: Estimate) -> str:
