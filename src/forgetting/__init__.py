@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from .errors import ForgettingError as ForgettingError
     from .errors import UsageError as UsageError
     from .measuring.callback import ForgettingCallback as ForgettingCallback
-    from .measuring.measure import Measurement as Measurement
     from .measuring.measure import check as check
     from .measuring.measure import measure as measure
+    from .measuring.measurement import CheckResult as CheckResult
+    from .measuring.measurement import Measurement as Measurement
     from .store.table import table as table
     from .studies.conclude import StudyResult as StudyResult
     from .studies.conclude import report as report
@@ -53,6 +54,7 @@ else:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckResult",
     "Comparison",
     "Evaluation",
     "Fit",
@@ -79,12 +81,13 @@ __all__ = [
 ]
 
 _PLACES = {
+    "CheckResult": "measuring.measurement",
     "Comparison": "analysis.compare",
     "Evaluation": "capabilities.evaluate",
     "Fit": "analysis.fit",
     "ForgettingCallback": "measuring.callback",
     "ForgettingError": "errors",
-    "Measurement": "measuring.measure",
+    "Measurement": "measuring.measurement",
     "Plan": "analysis.plan",
     "Plans": "analysis.plan",
     "Predictions": "analysis.plan.predict",

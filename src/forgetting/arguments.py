@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from .errors import UsageError
+from .errors import UsageError, did_you_mean
 
 
 class ColumnTable(Protocol):
@@ -34,6 +34,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Test = tuple[Callable[[Any], bool], str]
 
+MODEL = "a folder, a Hub id, `miniature`, a model"
 _SEVERAL = (list, tuple, set, frozenset, range)
 
 
@@ -55,6 +56,10 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in signature.parameters:
+                known = did_you_mean(name, [n for n in signature.parameters if n != "self"])
+                raise UsageError(f"{function.__qualname__.removesuffix('.__init__')}: no argument '{name}'; {known}")
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             if name in tests and not _fits(value, tests[name]):
                 raise wrong_type(name, value, ", ".join(dict.fromkeys(word for _, word in tests[name])))
@@ -147,6 +152,19 @@ def path_of(name: str, value: Any, what: str) -> str:
     if not isinstance(value, str | os.PathLike) or not (text := str(os.fspath(value))):
         raise wrong_type(name, value, what)
     return text
+
+
+def model_of(name: str, value: Any, *, optional: bool = False) -> Any:
+    """A model's folder or id as text, or a live model as it is.
+
+    Raises:
+        UsageError: something else; None where it must be given.
+    """
+    if isinstance(value, str | os.PathLike):
+        return path_of(name, value, MODEL)
+    if not (hasattr(value, "parameters") or (optional and value is None)):
+        raise wrong_type(name, value, MODEL)
+    return value
 
 
 def columns_of(value: Any, name: str) -> dict[str, list[Any]] | None:

@@ -92,7 +92,7 @@ def test_the_last_row_is_what_measure_gives(tmp_path, kind):
     trainer = train(tmp_path, kind, [callback])
     assert [row["step"] for row in callback.rows] == [0, 4, 6]
     base = None if kind == "lora" else make_model("llama")
-    row = instrument.measure(base, trainer.model, text=WINDOWS).row()
+    row = instrument.measure(base, trainer.model, text=WINDOWS).to_dict()
     for name, value in callback.rows[-1].items():
         if name != "step":
             assert row[name] == pytest.approx(value, rel=1e-6), name
@@ -109,10 +109,10 @@ def test_mixed_precision_is_measured_as_the_saved_model_is(tmp_path, kind, caplo
     fresh = make_model("llama")
     if kind == "full":
         fresh.load_state_dict(trainer.model.state_dict())
-        row = instrument.measure(make_model("llama"), fresh, text=WINDOWS).row()
+        row = instrument.measure(make_model("llama"), fresh, text=WINDOWS).to_dict()
     else:
         trainer.model.save_pretrained(tmp_path / "adapter")
-        row = instrument.measure(None, PeftModel.from_pretrained(fresh, tmp_path / "adapter"), text=WINDOWS).row()
+        row = instrument.measure(None, PeftModel.from_pretrained(fresh, tmp_path / "adapter"), text=WINDOWS).to_dict()
     assert row["forgetting"] > 0.01
     for name, value in callback.rows[-1].items():
         if name != "step":
@@ -138,7 +138,7 @@ def test_the_last_row_is_of_the_model_that_is_kept(tmp_path, kind, caplog):
     assert [row["step"] for row in callback.rows] == [0, 2, 4, 6, 2]
     assert callback.rows[-1] == callback.rows[1] != callback.rows[3]
     assert "the model that is kept is that of step 2" in caplog.text
-    row = instrument.measure(None if kind == "lora" else make_model("llama"), trainer.model, text=WINDOWS).row()
+    row = instrument.measure(None if kind == "lora" else make_model("llama"), trainer.model, text=WINDOWS).to_dict()
     assert row["forgetting"] == pytest.approx(callback.rows[-1]["forgetting"], rel=1e-6)
     logged = [x["step"] for x in trainer.state.log_history if "forgetting/forgetting" in x]
     kept = [x["step"] for x in trainer.state.log_history if "forgetting_of_kept/forgetting" in x]
@@ -261,7 +261,7 @@ def test_trl_and_then_measure_on_the_saved_adapter(tmp_path, tiny_model, corpora
     )
     trainer.train()
     trainer.save_model(str(tmp_path / "adapter"))
-    row = instrument.measure(str(tiny_model), str(tmp_path / "adapter"), text=text, cache_dir=None).row()
+    row = instrument.measure(str(tiny_model), str(tmp_path / "adapter"), text=text, cache_dir=None).to_dict()
     assert [r["step"] for r in callback.rows] == [0, 4, 6]
     assert row["forgetting"] > 0.001
     assert {name: row[name] for name in callback.rows[-1] if name != "step"} == {
@@ -296,7 +296,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     assert (one, two) == (1, 2)
     assert rows[0] == sharded[0]  # before training the models are the same, bit for bit
     saved = PeftModel.from_pretrained(model_of("full"), tmp_path / "2")
-    row = instrument.measure(None, saved, text=WINDOWS, batch_tokens=32).row()
+    row = instrument.measure(None, saved, text=WINDOWS, batch_tokens=32).to_dict()
     assert {name: row[name] for name in sharded[-1] if name != "step"} == {
         name: value for name, value in sharded[-1].items() if name != "step"
     }

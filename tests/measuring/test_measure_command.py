@@ -71,7 +71,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def rows_of(tiny_model, tuned, corpora, **options):
-    return instrument.measure(str(tiny_model), tuned, text=str(corpora / "general.jsonl"), **options).row()
+    return instrument.measure(str(tiny_model), tuned, text=str(corpora / "general.jsonl"), **options).to_dict()
 
 
 def test_adapter_full_and_live_models_agree(tiny_model, adapter, corpora, tmp_path):
@@ -79,14 +79,14 @@ def test_adapter_full_and_live_models_agree(tiny_model, adapter, corpora, tmp_pa
     live = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     text = str(corpora / "general.jsonl")
-    alone = instrument.measure(None, live, text=text, tokenizer=tokenizer).row()
-    around = instrument.measure(live.get_base_model(), live, text=text, tokenizer=tokenizer).row()
+    alone = instrument.measure(None, live, text=text, tokenizer=tokenizer).to_dict()
+    around = instrument.measure(live.get_base_model(), live, text=text, tokenizer=tokenizer).to_dict()
     merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter).merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
     as_full = rows_of(tiny_model, str(tmp_path / "merged"), corpora)
     two = instrument.measure(
         AutoModelForCausalLM.from_pretrained(tiny_model), merged, text=text, tokenizer=tokenizer
-    ).row()
+    ).to_dict()
     assert by_name["forgetting"] > 0.05
     for other in (alone, around, as_full, two):
         for name in NAMES:
@@ -185,7 +185,7 @@ def test_padding_side_does_not_matter(tiny_model, adapter, corpora):
     for side in ("left", "right"):
         tokenizer = AutoTokenizer.from_pretrained(tiny_model, padding_side=side)
         live = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter)
-        rows.append(instrument.measure(None, live, text=str(corpora / "general.jsonl"), tokenizer=tokenizer).row())
+        rows.append(instrument.measure(None, live, text=str(corpora / "general.jsonl"), tokenizer=tokenizer).to_dict())
     assert rows[0]["forgetting"] == rows[1]["forgetting"]
 
 

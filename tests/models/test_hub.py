@@ -103,7 +103,7 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def local_forgetting(folders: dict[str, Path], base: str, tuned: str) -> float:
     row = measure(
         str(folders[base]), str(folders[tuned]), text=str(folders["text"] / "test.jsonl"), cache_dir=None
-    ).row()
+    ).to_dict()
     return float(row["forgetting"])
 
 

@@ -120,7 +120,7 @@ def test_a_run_resumes_and_its_saved_weights_measure_as_it_did(
     (run,) = result.folder.runs()
     again = instrument.measure(
         config.model.source, str(run.path / "adapter"), text=config.text.source, context=config.context
-    ).row()
+    ).to_dict()
     assert again["forgetting_loss"] == pytest.approx(rows[-1]["forgetting_loss"], abs=2e-6)
     assert again["forgetting"] == pytest.approx(rows[-1]["forgetting"], abs=2e-6)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..arguments import checked, wrong_type
+from ..arguments import checked, model_of, wrong_type
 from ..config.schema import ModelConfig, validated
 from ..errors import UsageError
 from . import evaluate as asking
@@ -75,7 +75,7 @@ def evaluate(
     prompts = (_text(harmful), _text(harmless), keep_completions)
     plan = Plan(_texts(suites), settings, *prompts, max_new_tokens, _texts(include_path))
     model = _model_config(revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    models = (_model("base", base), _model("tuned", tuned))
+    models = (model_of("base", base, optional=True), model_of("tuned", tuned))
     how: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "tell": tell}
     folder = None if out is None else Path(out)
     found = asking.evaluate(*models, plan=plan, out=folder, judge=_judge(judge, labels), **how)
@@ -84,19 +84,6 @@ def evaluate(
 
 def _model_config(**fields: Any) -> ModelConfig:
     return validated(ModelConfig, {"source": "-", **fields}, "evaluate")
-
-
-def _model(name: str, given: Any) -> Any:
-    """A model by name or live.
-
-    Raises:
-        UsageError: neither.
-    """
-    if isinstance(given, str | os.PathLike):
-        return os.fspath(given)
-    if not (hasattr(given, "parameters") or (name == "base" and given is None)):
-        raise wrong_type(name, given, "a folder, a Hub id, `miniature`, a model")
-    return given
 
 
 def _judge(judge: Any, labels: str | os.PathLike[str] | None) -> Judge | None:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..display.numbers import finite
+from ..display.tables import Shown
 from ..errors import UsageError
 from . import options as o
+from .printing import print_shown
 
 if TYPE_CHECKING:
-    from ..measuring.estimate import Mean
-    from ..measuring.measure import Measurement, Settings
-    from ..measuring.verdict import Verdict
+    from ..measuring.measurement import CheckResult, Measurement
 
 
 class DeviceMap(StrEnum):
@@ -67,8 +66,8 @@ class MeasureOptions:
     cache: Annotated[Path | None, typer.Option(help="Where base targets are cached. Default: the user's cache.")] = None
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Cache nothing.")] = False
 
-    def settings(self, models: o.ModelOptions) -> Settings:
-        """The same for `measure`.
+    def given(self, models: o.ModelOptions) -> dict[str, Any]:
+        """The same for `measure` and `check`.
 
         Raises:
             UsageError: flags that exclude each other.
@@ -77,20 +76,14 @@ class MeasureOptions:
             raise UsageError("give --cache or --no-cache, not both")
         if self.device_map is not None and models.device not in (None, "auto"):
             raise UsageError("give --device or --device-map, not both")
-        from ..measuring.measure import Settings, default_cache_dir
-        from ..models.loading import Placement
-
-        bits: Any = None if self.bits is None else int(self.bits.value)
-        return Settings(
-            context=self.context,
-            tolerance=self.tolerance,
-            seed=self.seed,
-            noise_floor=self.noise_floor,
-            placement=Placement(spread=self.device_map is not None, bits=bits),
-            batch_tokens=self.batch_tokens,
-            cache_dir=None if self.no_cache else (self.cache or default_cache_dir()),
+        plain = ("context", "tolerance", "seed", "noise_floor", "batch_tokens")
+        return {
+            **{name: getattr(self, name) for name in plain},
+            "device_map": self.device_map and self.device_map.value,
+            "bits": self.bits and int(self.bits.value),
+            "cache_dir": None if self.no_cache else (self.cache or "auto"),
             **models.given(),
-        )
+        }
 
 
 @o.expanded
@@ -105,16 +98,20 @@ def measure_command(
     as_json: o.AsJson = False,
 ) -> None:
     """Measure what a fine-tuned model forgot of its base, each number with its standard error."""
-    settings = measuring.settings(models)
+    how = measuring.given(models)
     _quiet()
     from ..measuring.measure import measure
 
-    result = measure(base, tuned, text=text, settings=settings)
+    result = measure(base, tuned, text=text, **how)
     _write_page(result, html)
     if as_json:
-        typer.echo(json.dumps(result.row()))
+        typer.echo(json.dumps(result.to_dict()))
     else:
-        _print(result)
+        next_ = (
+            "next: --html FILE shows in which tokens and documents; `forgetting evaluate` with the same two models "
+            "shows which answers were lost"
+        )
+        print_shown([*replace(result, notices=()).shown(), Shown([next_])])
     _notices(result)
 
 
@@ -138,22 +135,17 @@ def check_command(
     Between, where the confidence bounds lie on both sides of the budget, the verdict is "undecided": exit code 0, or 3
     with --strict.
     """
-    settings = measuring.settings(models)
+    how = measuring.given(models)
     _quiet()
     from ..measuring.measure import check
 
-    verdict, result = check(base, tuned, budget=budget, confidence=confidence, text=text, settings=settings)
-    _write_page(result, html)
+    result = check(base, tuned, budget=budget, confidence=confidence, text=text, **how)
+    _write_page(result.measurement, html)
     if markdown is not None:
-        _write(markdown, markdown_summary(verdict, result))
-    if as_json:
-        judged = {"verdict": verdict.verdict, "budget": budget, "confidence": confidence}
-        bounds = {"forgetting_low": _finite(verdict.low), "forgetting_high": _finite(verdict.high)}
-        typer.echo(json.dumps({**judged, **bounds, **result.row()}))
-    else:
-        typer.echo(verdict.sentence())
-    _notices(result)
-    raise typer.Exit(verdict.exit_code(strict=strict))
+        _write(markdown, markdown_summary(result))
+    typer.echo(json.dumps(result.to_dict()) if as_json else result.sentence())
+    _notices(result.measurement)
+    raise typer.Exit(result.exit_code(strict=strict))
 
 
 def _quiet() -> None:
@@ -171,52 +163,16 @@ def _quiet() -> None:
     logger.handlers, logger.propagate = [handler], False
 
 
-def _print(result: Measurement) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from ..measuring.quantities import SHOWN
-
-    mean = result.forgetting
-    of_all = "" if mean.n_documents == result.documents_in_text else f" of {result.documents_in_text}"
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("nats/token")
-    table.add_column("value", justify="right")
-    table.add_column("± se", justify="right")
-    table.add_column("")
-    for one in SHOWN:
-        found = result.means[one.name]
-        table.add_row(one.title, f"{found.value:.4f}", _error(found), one.note)
-    if result.noise is not None:
-        table.add_row("noise floor", f"{result.noise.batch:.1e}", "", "forgetting of the base, other batch size")
-        if result.noise.dtype is not None:
-            table.add_row("", f"{result.noise.dtype:.1e}", "", f"in {result.noise.other_dtype}")
-    console = Console()
-    console.print(
-        f"{result.tuned} against {result.base} on {result.text}: "
-        f"{mean.n_tokens:,} tokens in {mean.n_documents:,}{of_all} documents, {result.dtype}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    console.print(table)
-    console.print(
-        "next: --html FILE shows in which tokens and documents; `forgetting evaluate` with the same two models shows "
-        "which answers were lost",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
 def _notices(result: Measurement) -> None:
     for notice in result.notices:
         sys.stderr.write(f"notice: {notice}\n")
 
 
-def markdown_summary(verdict: Verdict, result: Measurement) -> str:
+def markdown_summary(verdict: CheckResult) -> str:
     """A verdict as Markdown, for a comment on a pull request."""
     from ..measuring.quantities import SHOWN
 
+    result = verdict.measurement
     mark = {"within": "✅", "over": "❌", "undecided": "❔"}[verdict.verdict]
     lines = [
         f"### {mark} Forgetting {verdict.verdict if verdict.verdict == 'undecided' else verdict.verdict + ' budget'}",
@@ -228,15 +184,11 @@ def markdown_summary(verdict: Verdict, result: Measurement) -> str:
     ]
     for one in SHOWN:
         found = result.means[one.name]
-        lines.append(f"| {one.label} | {found.value:.4f} | {_error(found)} |")
+        lines.append(f"| {one.label} | {found.value:.4f} | {found.se_text} |")
     mean = result.forgetting
     where = f"{_code(result.tuned)} against {_code(result.base)} on {_code(result.text)}"
     tail = f"{mean.n_tokens:,} tokens in {mean.n_documents:,} documents, nats/token, {verdict.confidence:.0%} bounds"
     return "\n".join([*lines, "", f"{where}: {tail}.", *(f"- {_escaped(n)}" for n in result.notices), ""])
-
-
-def _error(mean: Mean) -> str:
-    return f"{mean.se:.4f}" if finite(mean.se) else "unknown"
 
 
 def _code(name: str) -> str:
@@ -248,18 +200,12 @@ def _escaped(text: str) -> str:
     return text.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
 
 
-def _finite(value: float) -> float | None:
-    return value if abs(value) != float("inf") else None
-
-
 def _write_page(result: Measurement, path: Path | None) -> None:
     if path is None:
         return
-    from ..measuring.where import where
     from ..reporting.measurement import render
 
-    found = where(result.windows, result.change, result.argmax)
-    _write(path, render(result.row(), found, result.tokenizer))
+    _write(path, render(result.to_dict(), result.where(), result.tokenizer))
 
 
 def _write(path: Path, text: str) -> None:

@@ -58,7 +58,16 @@ def load_corpus(config: TextConfig) -> list[Document]:
     Raises:
         UsageError: a file is missing, malformed or empty, or lacks a column; names file, row and columns.
     """
-    rows = read_rows(config)
+    return corpus_of(read_rows(config), config)
+
+
+def corpus_of(rows: Sequence[Mapping[str, Any]], config: TextConfig) -> list[Document]:
+    """Rows as documents, as `load_corpus` reads them from a source.
+
+    Args:
+        rows: at least one.
+        config: columns, and what a document is; its source names the rows in messages.
+    """
     kind = config.format if config.format != "auto" else _detect(config, rows[0])
     column = {"text": config.text_column, "chat": config.messages_column, "completion": config.completion_column}[kind]
     if column not in rows[0]:

@@ -12,16 +12,20 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..arguments import checked
 from ..errors import UsageError
 from ..models import adapters, comparable, processes
 from . import array_cache, base_targets, passes, quantities
 from .losses import whole_losses
 from .quantities import ONE_PASS, means, not_finite, values
-from .reading import Text, read_windows
+from .reading import Text, read_windows, text_source
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 STORED = "forgetting-base.safetensors"
@@ -41,7 +45,8 @@ class ForgettingCallback(TrainerCallback):
     `measure` does with the saved model.
 
     Args:
-        text: general text: a file, Hub id, TextConfig or Windows. Default: the WikiText-103 test set.
+        text: general text: a file, Hub id, TextConfig or Windows; a list of texts; a datasets.Dataset or DataFrame.
+            Default: the WikiText-103 test set.
         every: measure every so many steps; None measures after 1, 2, 4, 8, ... steps. Both measure before the first
             step and after the last.
         budget: stop training at the first measurement whose excess forgetting is above this, nats/token.
@@ -55,10 +60,11 @@ class ForgettingCallback(TrainerCallback):
             base targets.
 
     Examples:
-        >>> from forgetting.measuring.callback import ForgettingCallback                     # doctest: +SKIP
+        >>> from forgetting import ForgettingCallback                     # doctest: +SKIP
         >>> trainer = SFTTrainer(..., callbacks=[ForgettingCallback("general.txt", every=50)])    # doctest: +SKIP
     """
 
+    @checked
     def __init__(
         self,
         text: Text = None,
@@ -71,13 +77,19 @@ class ForgettingCallback(TrainerCallback):
     ) -> None:
         if every is not None and every < 1:
             raise UsageError(f"every={every}: must be at least 1 step; None measures after 1, 2, 4, 8, ... steps")
-        self.text, self.every, self.budget = text, every, budget
+        self.text, self.every, self.budget = text_source(text), every, budget
         self.tokenizer, self.context, self.wanted_batch = tokenizer, context, batch_tokens
         self.rows: list[dict[str, Any]] = []
         """One a measurement: `step`, each quantity, and its `..._se`, None where there is none (one document)."""
         self.seconds = 0.0
         """Time spent measuring, base targets included."""
         self._logger: Any = None
+
+    def to_frame(self) -> pd.DataFrame:
+        """The measurements, one row each."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows)
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Find the trainer's callback handler, through which its own logs go."""

@@ -36,6 +36,11 @@ class Mean:
     n_tokens: int
     n_documents: int
 
+    @property
+    def se_text(self) -> str:
+        """The standard error as text, or `unknown`."""
+        return f"{self.se:.4f}" if math.isfinite(self.se) else "unknown"
+
     def bound(self, confidence: float) -> float:
         """The one-sided half-width: value + bound is the upper confidence bound, value - bound the lower one.
 

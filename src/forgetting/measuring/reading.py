@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from ..arguments import ColumnTable, RowTable, columns_of, path_of, rows_of, wrong_type
 from ..config.schema import TextConfig
-from ..data.documents import load_corpus
+from ..data.documents import corpus_of, load_corpus
 from ..data.tokenizing import tokenize
 from ..data.windows import Windows
 from ..errors import UsageError
@@ -14,16 +18,67 @@ from ..models import adapters, comparable
 WIKITEXT = TextConfig(source="Salesforce/wikitext", subset="wikitext-103-raw-v1", split="test", documents="wikitext")
 """The paper's text."""
 DEFAULT_CONTEXT = 512
-Text = str | TextConfig | Windows | None
+Text = (
+    str
+    | os.PathLike[str]
+    | TextConfig
+    | Windows
+    | Sequence[str]
+    | ColumnTable
+    | RowTable
+    | Mapping[str, Sequence[Any]]
+    | Sequence[Mapping[str, Any]]
+    | None
+)
+"""A file, Hub id, TextConfig or Windows; texts, one a document; a DataFrame, datasets.Dataset, columns or rows."""
+ALLOWED = "a file, a Hub id, a TextConfig, Windows, a list of texts, a datasets.Dataset, a DataFrame"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Text that is no file: rows as a file would have them, and how they are read."""
+
+    rows: list[dict[str, Any]]
+    config: TextConfig
+
+
+def text_source(text: Text | Rows) -> TextConfig | Windows | Rows:
+    """Where a text comes from.
+
+    Args:
+        text: of any kind; None is the WikiText-103 test set.
+
+    Raises:
+        UsageError: something else, or no text in it.
+    """
+    if text is None:
+        return WIKITEXT
+    if isinstance(text, Windows | TextConfig | Rows):
+        return text
+    if isinstance(text, str | os.PathLike):
+        return TextConfig(source=path_of("text", text, ALLOWED))
+    if isinstance(text, list | tuple) and text and isinstance(text[0], str):
+        for i, one in enumerate(text):
+            if not isinstance(one, str):
+                raise wrong_type(f"text[{i}]", one, "a text, as the first one is")
+        single = TextConfig(source="given texts", documents="rows" if len(text) > 1 else "auto")
+        return Rows([{single.text_column: str(one)} for one in text], single)
+    columns = columns_of(text, "text")
+    if columns is None:
+        raise wrong_type("text", text, ALLOWED)
+    rows = rows_of(columns)
+    if not rows:
+        raise UsageError("text: no row in it")
+    return Rows(rows, TextConfig(source="given table"))
 
 
 def read_windows(
-    text: Text, tokenizer: Any, model: Any, context: int | None, other_tokenizer: Any = None
+    text: Text | Rows, tokenizer: Any, model: Any, context: int | None, other_tokenizer: Any = None
 ) -> tuple[Windows, str, int | None, list[str]]:
     """The windows of a text, its name, the context, and notices.
 
     Args:
-        text: a file, Hub id, TextConfig, or Windows as they are; None is the WikiText-103 test set.
+        text: of any kind; Windows as they are; None is the WikiText-103 test set.
         tokenizer: the base model's.
         model: the base model, for how many positions it was built.
         context: tokens a window; None is 512, or fewer where the model was built for fewer.
@@ -32,13 +87,14 @@ def read_windows(
     Raises:
         UsageError: no tokenizer, a context too long, text that cannot be read, tokenizers that differ.
     """
-    if isinstance(text, Windows):
-        return text, "given windows", None, []
+    given = text_source(text)
+    if isinstance(given, Windows):
+        return given, "given windows", None, []
     if tokenizer is None:
         raise UsageError("live models need tokenizer=..., to read the text with")
-    config = TextConfig(source=text) if isinstance(text, str) else (text or WIKITEXT)
+    config = given.config if isinstance(given, Rows) else given
     length = _context(model, context)
-    documents = load_corpus(config)
+    documents = corpus_of(given.rows, config) if isinstance(given, Rows) else load_corpus(config)
     texts = [document.text for document in documents[:3] if document.text]
     notices = [] if other_tokenizer is None else comparable.check_tokenizers(tokenizer, other_tokenizer, texts)
     windows = tokenize(documents, tokenizer, length)

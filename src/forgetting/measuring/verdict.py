@@ -30,7 +30,7 @@ class Verdict:
     low: float
     high: float
 
-    def exit_code(self, *, strict: bool) -> int:
+    def exit_code(self, *, strict: bool = False) -> int:
         """3 when over the budget, or undecided and strict; else 0."""
         return 3 if self.verdict == "over" or (strict and self.verdict == "undecided") else 0
 

@@ -1,0 +1,226 @@
+"""What `measure` and `check` return, and how they measure."""
+
+from __future__ import annotations
+
+import html
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.windows import Windows
+from ..display.charts import Chart, plain, plain_layout, plotly_figure
+from ..display.tables import Result, Shown
+from ..errors import UsageError, did_you_mean
+from ..models.loading import Placement
+from . import quantities
+from .estimate import Mean
+from .noise import NoiseFloor
+from .verdict import Verdict
+from .where import Group, Where, where
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure. Defaults give the paper's measurement.
+
+    Attributes:
+        context: tokens a window; None is 512, or what the base model was built for where that is less.
+        tolerance: stop when the standard error of the excess forgetting is at most this, nats/token; None measures
+            all of the text.
+        seed: of the order of documents under a tolerance.
+        noise_floor: also measure the base model against itself.
+        revision: Hub revision of the base model.
+        dtype: `auto` (as stored), float32, bfloat16, float16.
+        device: `auto`, cpu, cuda, ...
+        placement: spread over devices; quantised.
+        trust_remote_code: run Python code shipped with the models.
+        batch_tokens: tokens a forward pass: memory, and rounding, only; None is 512 on a CPU and 8,192 elsewhere.
+        cache_dir: where base targets are cached; None caches nothing.
+    """
+
+    context: int | None = None
+    tolerance: float | None = None
+    seed: int = 0
+    noise_floor: bool = False
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    placement: Placement = field(default_factory=Placement)
+    trust_remote_code: bool = False
+    batch_tokens: int | None = None
+    cache_dir: Path | None = field(default_factory=lambda: default_cache_dir())
+
+
+@dataclass(frozen=True)
+class Measurement(Result):
+    """What one comparison gave.
+
+    Attributes:
+        base, tuned, text: what was compared, on what.
+        means: each of `quantities.PAIR` by name, with its clustered standard error.
+        documents_in_text: documents that the text has; a tolerance may measure fewer.
+        context: tokens a window; None where windows were given.
+        settings: how it was measured.
+        dtype: of the base model.
+        seconds: from loaded models to numbers.
+        noise: the noise floor, where it was asked for.
+        notices: what a reader of the numbers should know.
+        windows: the windows measured.
+        change: [N] excess forgetting of each predicted token.
+        argmax: [N] the base model's top tokens.
+        tokenizer: for showing tokens; may be None.
+    """
+
+    base: str
+    tuned: str
+    text: str
+    means: dict[str, Mean]
+    documents_in_text: int
+    context: int | None
+    settings: Settings
+    dtype: str
+    seconds: float
+    noise: NoiseFloor | None
+    notices: tuple[str, ...]
+    windows: Windows = field(repr=False)
+    change: NDArray[np.float32] = field(repr=False)
+    argmax: NDArray[np.int32] = field(repr=False)
+    tokenizer: Any = field(repr=False, default=None)
+
+    @property
+    def forgetting(self) -> Mean:
+        """Excess forgetting, nats/token."""
+        return self.means["forgetting"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """One flat object under DESIGN.md's column names; a standard error that is unknown is None."""
+        row: dict[str, Any] = {"base": self.base, "tuned": self.tuned, "text": self.text}
+        row |= quantities.row(self.means)
+        row |= {
+            "text_tokens": self.forgetting.n_tokens,
+            "text_documents": self.forgetting.n_documents,
+            "documents_in_text": self.documents_in_text,
+            "context": self.context,
+            "dtype": self.dtype,
+            "tolerance": self.settings.tolerance,
+            "seed": self.settings.seed,
+            "batch_tokens": self.settings.batch_tokens,
+            "measure_seconds": round(self.seconds, 3),
+            "notices": list(self.notices),
+        }
+        if self.settings.trust_remote_code:
+            row["trust_remote_code"] = True  # code of the models was run
+        if self.noise is not None:
+            row |= {"noise_floor_batch": self.noise.batch, "noise_floor_dtype": self.noise.dtype}
+            row["noise_floor_other_dtype"] = self.noise.other_dtype
+        return row
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a quantity: value, standard error, unit."""
+        import pandas as pd
+
+        rows = {q.name: (self.means[q.name].value, self.means[q.name].se, q.unit) for q in quantities.SHOWN}
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "se", "unit"]).rename_axis("quantity")
+
+    def shown(self) -> list[Shown]:
+        """What was compared on how much text, every quantity with its standard error, notices."""
+        mean = self.forgetting
+        of_all = "" if mean.n_documents == self.documents_in_text else f" of {self.documents_in_text}"
+        heading = (
+            f"{self.tuned} against {self.base} on {self.text}: {mean.n_tokens:,} tokens in "
+            f"{mean.n_documents:,}{of_all} documents, {self.dtype}"
+        )
+        rows = [
+            (q.title, f"{self.means[q.name].value:.4f}", self.means[q.name].se_text, q.note) for q in quantities.SHOWN
+        ]
+        if self.noise is not None:
+            rows.append(("noise floor", f"{self.noise.batch:.1e}", "", "forgetting of the base, other batch size"))
+            if self.noise.dtype is not None:
+                rows.append(("", f"{self.noise.dtype:.1e}", "", f"in {self.noise.other_dtype}"))
+        return [Shown([heading], ("nats/token", "value", "± se", ""), rows, self.notices)]
+
+    def where(self) -> Where:
+        """Where the model forgot: by position, token frequency, document and token, and passages token by token."""
+        return where(self.windows, self.change, self.argmax)
+
+    def figure(self, by: Literal["position", "frequency"] = "position") -> go.Figure:
+        """Forgetting by position in the window, or by how common the true token is, as a Plotly figure.
+
+        Args:
+            by: `position` or `frequency`.
+
+        Raises:
+            UsageError: something else.
+        """
+        found = self.where()
+        charts = {
+            "position": ("tokens before the predicted one", found.by_position),
+            "frequency": ("times that the true token stands in the text", found.by_frequency),
+        }
+        if by not in charts:
+            raise UsageError(f"figure: by '{by}'; {did_you_mean(str(by), charts)}")
+        return plotly_figure(_bars(f"Forgetting of {self.tuned} by {by}", *charts[by]))
+
+
+@dataclass(frozen=True)
+class CheckResult(Verdict, Result):
+    """A verdict on a forgetting budget, and the measurement that it rests on.
+
+    Attributes:
+        measurement: what was measured.
+    """
+
+    measurement: Measurement = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: the verdict with its bounds, and the measurement."""
+        judged = {"verdict": self.verdict, "budget": self.budget, "confidence": self.confidence}
+        bounds = {"forgetting_low": self.low, "forgetting_high": self.high}
+        return {
+            **judged,
+            **{k: v if math.isfinite(v) else None for k, v in bounds.items()},
+            **self.measurement.to_dict(),
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """That of the measurement."""
+        return self.measurement.to_frame()
+
+    def shown(self) -> list[Shown]:
+        """The verdict in words, and the measurement."""
+        return [Shown([self.sentence()]), *self.measurement.shown()]
+
+
+def _bars(title: str, x_title: str, groups: Sequence[Group]) -> Chart:
+    """Means with bars of one standard error."""
+    errors = plain(group.change.se for group in groups)
+    trace = {
+        "type": "bar",
+        "x": [group.label for group in groups],
+        "y": plain(group.change.value for group in groups),
+        "error_y": {"type": "data", "array": errors, "color": "var(--ink)", "thickness": 1.2, "width": 3},
+        "marker": {"color": "var(--line-fit)"},
+        "meta": {"series": "forgetting", "role": "bars"},
+    }
+    layout = plain_layout(x_title, quantities.AXES["forgetting"])
+    layout["xaxis"]["type"] = "category"
+    return Chart(
+        "where", html.escape(title), "Bars are one standard error.", title, {"data": [trace], "layout": layout}
+    )
+
+
+def default_cache_dir() -> Path:
+    """`$FORGETTING_CACHE`, else `forgetting` in the user's cache directory."""
+    if given := os.environ.get("FORGETTING_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forgetting"
