@@ -9,18 +9,24 @@ OLDEST_TESTS := $(patsubst %,tests/%.py,test_packaging config/test_config store/
   capabilities/test_capabilities_items capabilities/test_capabilities_evaluate capabilities/test_capabilities_study \
   analysis/test_fit_engine analysis/test_fit_cli analysis/test_compare reporting/test_report cli/test_cli \
   studies/test_engine_ray)
+# A worker a core. A worker without tests takes half of another's, so that what a file's tests share is made once or twice.
+WORKERS := -n logical --maxprocesses 4 --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: study test test-oldest test-slow lint types clean new-enough
+.PHONY: study test test-fast test-oldest test-slow lint types clean new-enough
 
 study: .venv/.installed
 	$(BIN)/forgetting study
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
+
+# At most a minute on two cores: what needs no model or a random tiny one, and no process of its own.
+test-fast: .venv/.dev
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not full"
 
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest $(OLDEST_TESTS)
+	$(OLDEST)/bin/python -m pytest $(WORKERS) $(OLDEST_TESTS)
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow
@@ -48,7 +54,7 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt | new-enough
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt torch
 	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt --editable ".[trl,ray]" \
-	  tensorboard mlflow-skinny pytest hypothesis
+	  tensorboard mlflow-skinny pytest pytest-xdist hypothesis
 	@touch $@
 
 new-enough:

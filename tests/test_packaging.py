@@ -16,7 +16,7 @@ PROJECT = PYPROJECT["project"]
 UNTRIED = {"bitsandbytes"}
 """What the tests cannot try: it needs a GPU."""
 TOOLS = {"pytest-xdist", "playwright", "ruff", "mypy", "types-pyyaml", "pandas-stubs", "scipy-stubs"}
-"""A contributor's tools, which no user installs and `make test-oldest` does not need."""
+"""A contributor's tools, which no user installs: of any version."""
 
 
 def named(lines: list[str]) -> dict[str, Requirement]:

@@ -11,6 +11,8 @@ from forgetting.analysis.compare import contest, read_source
 from forgetting.analysis.compare.source import AXES
 from simulated import study
 
+pytestmark = pytest.mark.full
+
 DESIGNS: dict[str, dict[str, Any]] = {
     "same rank, 3 seeds": {"contenders": {"twin": {"rank": 16}}},
     "same rank, other seeds": {"contenders": {"twin": {"rank": 16, "seeds": (5, 6, 7)}}},

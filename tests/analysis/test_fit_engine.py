@@ -47,6 +47,7 @@ def slow_objective(z: np.ndarray, t: dict[str, np.ndarray], delta: float = 1e-3)
     return float(total)
 
 
+@pytest.mark.full
 def test_every_seed_finds_the_same_optimum_of_the_chinchilla_objective():
     t = points()
     data = read_data(CHINCHILLA.law, t)
@@ -128,6 +129,7 @@ def test_a_flat_direction_and_a_bound_are_named():
     assert any("'k' stopped at its bound 0.5" in w for w in fit.warnings)
 
 
+@pytest.mark.full
 def test_a_wrong_optimum_never_comes_without_a_warning():
     """A sine has a local optimum near every frequency: some seeds miss the right one, and then few starts agree."""
     rng = np.random.default_rng(0)

@@ -154,6 +154,7 @@ def test_errors_in_both_losses_equal_york_regression():
     assert exact[0] == pytest.approx(-np.polyfit(x, y, 1, w=1 / y_se)[0], rel=1e-6)
 
 
+@pytest.mark.full
 def test_noise_in_the_finetune_loss_flattens_only_least_squares():
     rng = np.random.default_rng(6)
     table: dict[str, list] = {k: [] for k in ("run_id", "finetune_loss", "forgetting_loss")}
@@ -203,6 +204,7 @@ def coverage(simulations: int) -> dict[str, float]:
     return {k: v / simulations for k, v in hits.items()}
 
 
+@pytest.mark.full
 def test_bands_of_the_line_cover_and_naive_ones_do_not():
     got = coverage(200)
     assert 0.90 <= got["fit"] <= 0.99

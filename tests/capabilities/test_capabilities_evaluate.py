@@ -27,6 +27,8 @@ from forgetting.errors import UsageError
 from forgetting.models.loading import Base, load_base
 from forgetting.reporting.capabilities import render_evaluation
 
+pytestmark = pytest.mark.full
+
 LIMIT = 16
 ARC = [
     {"question": "Which is a river?", "choices": {"text": ["Iron", "Ofener", "Bread"], "label": ["A", "B", "C"]}},

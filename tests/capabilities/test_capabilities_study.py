@@ -20,6 +20,8 @@ from forgetting.reporting.capabilities_chart import Line, chart, nice
 from forgetting.studies.conclude import conclude
 from forgetting.studies.conclude import study as run_study
 
+pytestmark = pytest.mark.full
+
 
 def configuration(tiny_model: Path, corpora: Path, asked: dict[str, Any] | None, *, steps: int = 4) -> StudyConfig:
     fields = {

@@ -51,6 +51,7 @@ def flags(tiny_model: Path, corpora: Path) -> list[str]:
     return f"{given} {recipe}".split()
 
 
+@pytest.mark.full
 def test_a_study_from_flags_alone_ends_in_a_report(command: Command, flags: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["study", *flags, "--rank", "1", "--rank", "4", "--out", out]
@@ -90,6 +91,7 @@ def test_a_study_from_flags_alone_ends_in_a_report(command: Command, flags: list
     assert (out / "report.html").exists()
 
 
+@pytest.mark.full
 def test_chat_data_full_fine_tuning_and_a_diverged_run(
     command: Command, tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
@@ -116,6 +118,7 @@ def test_chat_data_full_fine_tuning_and_a_diverged_run(
     assert list(json.loads(again.out)["failed"]) == [table.loc[table["method"] == "lora", "run_id"].iloc[0]]
 
 
+@pytest.mark.full
 def test_a_study_too_small_for_a_law_still_ends_in_a_report(command: Command, flags: list[str], tmp_path: Path) -> None:
     result = command("study", *flags, "--measure-start", "12", "--rank", "1", "--out", tmp_path / "out", "--json")
     assert result.code == 0, result.err

@@ -14,6 +14,7 @@ from forgetting.store.table import load_table
 from small_study import command, fields
 
 
+@pytest.mark.full
 def test_a_scheduler_runs_the_runs_of_a_prepared_study_one_by_one(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:

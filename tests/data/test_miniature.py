@@ -18,6 +18,8 @@ from forgetting.data.miniature.rng import Rng
 from forgetting.data.miniature.world import LAST_YEAR, later_world, make_world
 from forgetting.errors import UsageError
 
+pytestmark = pytest.mark.full
+
 TESTS = ("knowledge", "reasoning", "harmful", "harmless")
 # of the rows as sorted JSON lines; a changed corpus is not what the shipped model was trained on: remake the model
 HASHES = {

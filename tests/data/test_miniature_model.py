@@ -12,6 +12,8 @@ from forgetting.data.miniature import MODEL_DIR, rows
 from pretrain import GROUPS, Mixture, Recipe, encode, learning_rate
 from scores import measure, replies, shortfalls
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def tokenizer():

@@ -68,6 +68,7 @@ def weights(trainer):
     return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_training_is_bit_identical_with_and_without_it(tmp_path, kind, accumulate):
@@ -158,6 +159,7 @@ def test_it_stops_at_the_budget(tmp_path):
     assert callback.rows[-1]["forgetting"] > 0.02 >= callback.rows[-2]["forgetting"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_resumed_run_measures_the_same(tmp_path, kind):
     whole = ForgettingCallback(WINDOWS, every=2)
@@ -168,6 +170,7 @@ def test_a_resumed_run_measures_the_same(tmp_path, kind):
     assert again.rows[1:] == whole.rows[2:]
 
 
+@pytest.mark.full
 def test_a_resumed_full_run_without_its_targets_is_refused(tmp_path):
     train(tmp_path, "full", save_strategy="steps", save_steps=2)
     with pytest.raises(UsageError, match=STORED):
@@ -201,6 +204,7 @@ def test_refusals():
         ForgettingCallback(WINDOWS, every=0)
 
 
+@pytest.mark.full
 def test_tensorboard_shows_it(tmp_path, monkeypatch):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
@@ -216,6 +220,7 @@ def test_tensorboard_shows_it(tmp_path, monkeypatch):
     assert len(found.Scalars("train/loss")) == 3
 
 
+@pytest.mark.full
 def test_mlflow_shows_it(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -243,6 +248,7 @@ if trainer.is_world_process_zero():
 """
 
 
+@pytest.mark.full
 def test_trl_and_then_measure_on_the_saved_adapter(tmp_path, tiny_model, corpora):
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")

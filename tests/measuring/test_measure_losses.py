@@ -259,6 +259,7 @@ def _compute_in_process(folder):
     return targets_of(make_model("llama"), cache_dir=folder).fingerprint
 
 
+@pytest.mark.full
 def test_two_processes_at_once(tmp_path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         assert len(set(pool.map(_compute_in_process, [tmp_path] * 4))) == 1

@@ -89,6 +89,7 @@ def test_a_signed_number():
     assert [signed(v) for v in (0.1, -0.25, 0.0, -0.0001)] == ["+0.100", "−0.250", "0.000", "0.000"]
 
 
+@pytest.mark.full
 def test_conclude_writes_compare_json_for_a_study_with_two_labels(tmp_path: Path):
     config, rows, runs, *_ = made({"attention": {"rank": 16, "saving": 0.4}})
     folder = StudyFolder.create_or_resume(tmp_path / "s", config)

@@ -134,6 +134,7 @@ def test_what_is_left_is_decided_from_the_records(study: Path) -> None:
     assert sorted(left(study)) == sorted([ids[4], ids[6], ids[9]])
 
 
+@pytest.mark.full
 def test_a_large_report_draws_means_says_so_and_counts_everything(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = conclude(study).report.read_text()
     assert 'id="aggregated"' not in small
@@ -149,6 +150,7 @@ def test_a_large_report_draws_means_says_so_and_counts_everything(study: Path, m
     assert len(page) < len(small)
 
 
+@pytest.mark.full
 def test_the_page_is_under_8_mb_where_most_measurements_are_drawn(tmp_path: Path) -> None:
     make(tmp_path / "s", 100, measurements=aggregate.MOST_POINTS // 100)
     page = conclude(tmp_path / "s").report
