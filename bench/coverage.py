@@ -2,9 +2,9 @@
 
     python bench/coverage.py [--studies 200] [--designs ar t3 lengths curved] [--seed 0]
 
-For each design: how often the 95 % band of the law's mean holds the true mean, and that of one new run a new run, inside
-the measured range and beyond it; a band that is missing is a miss. Further the share of studies without a fit, and of
-parameters outside their own interval. Beside each share its Monte Carlo standard error.
+For each design: how often the 95 % band of the law's mean holds the true mean, and that of one new run a new run,
+inside the measured range and beyond it; a band that is missing is a miss. Further the share of studies without a fit,
+and of parameters outside their own interval. Beside each share its Monte Carlo standard error.
 """
 
 from __future__ import annotations
