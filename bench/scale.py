@@ -147,7 +147,7 @@ def main() -> None:
         make(given.folder, given.runs)
         print(f"{time.perf_counter() - began:.1f} s")
         return
-    cache = given.folder / "cache" / "rows.arrow"
+    cache = given.folder / "cache" / "rows.parquet"
     for kept in (False, True):
         for name, command in commands(given.folder).items():
             if not kept:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from forgetting.cli import main
@@ -38,7 +41,7 @@ def twin(folder: Path) -> pd.DataFrame:
 
 
 def kept(folder: Path) -> Path:
-    return folder / "cache" / "rows.arrow"
+    return folder / "cache" / "rows.parquet"
 
 
 def test_a_table_read_in_bulk_or_from_kept_columns_is_that_of_the_plain_files(
@@ -88,10 +91,46 @@ def test_damaged_columns_are_noticed_and_made_again(
     worse = {"flip": bytes(content), "cut": bytes(content[: len(content) // 3]), "empty": b"", "other": b"PK" * 500}
     kept(study).write_bytes(worse[damage])
     pd.testing.assert_frame_equal(load_table(study), good)
-    assert "rows.arrow: damaged" in caplog.text
+    assert "rows.parquet: damaged" in caplog.text
     caplog.clear()
     pd.testing.assert_frame_equal(load_table(study), good)
     assert "damaged" not in caplog.text
+
+
+def test_no_flipped_bit_changes_a_kept_number(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the bit lies, in values or in what describes them: the columns are equal, or made again."""
+    monkeypatch.setattr(table_cache, "KEPT_FROM", 1)
+    load_table(study)
+    stored = pq.read_schema(kept(study))
+    rows = pa.schema([(field.name, field.type.value_type) for field in list(stored)[table_cache.HEADS :]])
+    good = table_cache._load(kept(study), rows)
+    assert good is not None
+    content, draw = kept(study).read_bytes(), random.Random(0)
+    noticed = 0
+    for _ in range(200):
+        flipped = bytearray(content)
+        flipped[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        kept(study).write_bytes(flipped)
+        found = table_cache._load(kept(study), rows)
+        noticed += found is None
+        assert found is None or (found.runs == good.runs and found.rows.equals(good.rows))
+    assert noticed > 100
+
+
+def test_a_run_without_rows_is_kept_too_and_columns_of_another_kind_are_not_used(
+    study: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(table_cache, "KEPT_FROM", 1)
+    run = StudyFolder.open(study).run("aa-lora-r1-s0-0")
+    run.update(status="failed", dataset="aa", method={"name": "lora"}, seed=0)
+    (study / "cache").mkdir()
+    (study / "cache" / "rows.arrow").write_bytes(b"of a version before")
+    first = table_cache.read_rows(study, {"step": int, "finetune_loss": float})
+    assert table_cache.read_rows(study, {"step": int, "finetune_loss": float}).equals(first)
+    assert pq.read_table(kept(study), columns=["run_id", "step"]).to_pylist()[0] == {"run_id": run.id, "step": []}
+    fewer = table_cache.read_rows(study, {"step": int})
+    assert fewer.equals(first.drop(["finetune_loss"]))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,13 @@
 """The measured rows of many runs as columns: parsed in bulk, and those of ended runs kept in one file beside them.
 
 The plain files are what counts. The kept columns only save time: each run's are used while the size and time of change
-of its two files are what they were, and a damaged file of columns is noticed by its checksum and made again.
+of its two files are what they were, and a damaged file of columns is noticed by Parquet's checksums and made again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-import struct
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.json
+import pyarrow.parquet as pq
 
 from .. import files
 from ..errors import ForgettingError, UsageError
@@ -36,7 +34,8 @@ BULK = 2**25
 """Bytes of rows parsed at once."""
 BLOCK = 2**22
 """Bytes of rows parsed by one thread; a line longer than this makes its batch be parsed line by line."""
-MAGIC = b"forgetting rows 1\n"
+HEADS = 1 + len(TEXTS) + len(WHOLES) + 1
+"""Columns of the file of columns that are of the run: its id, TEXTS, WHOLES and its stamp."""
 ENDED = ("done", "failed")
 Stamp = tuple[int, int, int, int]
 """Size and time of change in ns of run.json, then of measurements.jsonl; zeros where there is none."""
@@ -126,7 +125,7 @@ def read_rows(study: Path, columns: Mapping[str, type]) -> pa.Table:
     """
     schema = pa.schema([(name, pa.int64() if kind is int else pa.float64()) for name, kind in columns.items()])
     found = list(_scan(study / "runs"))
-    cache = study / "cache" / "rows.arrow"
+    cache = study / "cache" / "rows.parquet"
     kept = _load(cache, schema) if len(found) >= KEPT_FROM else None
     known = {run["run_id"]: (at, run) for at, run in _offsets(kept)} if kept is not None else {}
     fresh = [(run_id, stamp) for run_id, stamp in found if not _is_known(known.get(run_id), stamp)]
@@ -293,21 +292,38 @@ def _spread(part: Part) -> pa.Table:
     return table
 
 
+def _kept_schema(rows: pa.Schema) -> pa.Schema:
+    """Of the file of columns: one row a run, its measured columns as lists."""
+    shared = [
+        ("run_id", pa.string()),
+        *((name, pa.string()) for name in TEXTS),
+        *((name, pa.int64()) for name in WHOLES),
+    ]
+    shared += [("stamp", _list_of(pa.int64())), *((field.name, _list_of(field.type)) for field in rows)]
+    return pa.schema(shared, metadata={"forgetting": str(RUN_SCHEMA)})
+
+
+def _list_of(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", kind))  # Parquet's own name for it
+
+
 def _save(path: Path, part: Part) -> None:
-    """Keep columns: a digest, the runs as JSON, then Arrow; written whole or not at all, and never needed."""
+    """Keep columns; written whole or not at all, and never needed."""
+    schema = _kept_schema(part.rows.schema)
+    ends = np.cumsum([0, *(run["rows"] for run in part.runs)], dtype=np.int32)
+    columns = [pa.array([run[name] for run in part.runs], schema.field(name).type) for name in schema.names[:HEADS]]
+    for column in part.rows.combine_chunks().columns:
+        values = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+        columns.append(pa.ListArray.from_arrays(ends, values, type=_list_of(column.type)))
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        head = json.dumps(part.runs).encode()
-        with os.fdopen(handle, "w+b") as file:
-            file.write(MAGIC + bytes(32) + struct.pack("<Q", len(head)) + head)
-            with pa.ipc.new_file(file, part.rows.schema) as writer:
-                writer.write_table(part.rows)
-            file.seek(len(MAGIC) + 32)
-            digest = hashlib.file_digest(file, "sha256").digest()
-            file.seek(len(MAGIC))
-            file.write(digest)
+        with os.fdopen(handle, "wb") as file:
+            table = pa.table(columns, schema=schema)
+            pq.write_table(
+                table, file, compression="lz4", use_dictionary=False, write_page_checksum=True, write_statistics=False
+            )
         Path(temporary).replace(path)
     except OSError as error:  # no room, or a folder that may only be read
         log.info("%s: not written: %s", path, error.strerror)
@@ -315,22 +331,24 @@ def _save(path: Path, part: Part) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def _load(path: Path, schema: pa.Schema) -> Part | None:
+def _load(path: Path, rows: pa.Schema) -> Part | None:
     """Kept columns, or None where there are none that are whole and have the columns asked for."""
+    schema = _kept_schema(rows)
     try:
-        with path.open("rb") as file:
-            magic, digest = file.read(len(MAGIC)), file.read(32)
-            if magic != MAGIC or hashlib.file_digest(file, "sha256").digest() != digest:
-                raise ValueError("checksum")
-            file.seek(len(MAGIC) + 32)
-            (size,) = struct.unpack("<Q", file.read(8))
-            heads = json.loads(file.read(size))
-            start = file.tell()
-        whole = pa.memory_map(str(path)).read_buffer()
-        rows = pa.ipc.open_file(whole.slice(start)).read_all()
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            if not file.schema_arrow.equals(schema, check_metadata=True):
+                return None  # of another version, or other columns
+            table = file.read()
+        heads = table.select(schema.names[:HEADS]).to_pylist()
+        lists = [column.combine_chunks() for column in table.columns[HEADS:]]
+        counts = lists[0].value_lengths()
+        if table.num_rows != file.metadata.num_rows or any(not one.value_lengths().equals(counts) for one in lists):
+            raise ValueError("columns of different length")
+        for head, count in zip(heads, counts.to_pylist(), strict=True):
+            head["rows"] = count
+        return Part(heads, pa.table([one.flatten() for one in lists], schema=rows))
     except FileNotFoundError:
         return None
     except Exception as error:  # whatever is wrong with it, it is made again
         log.warning("%s: damaged (%s), made again", path, type(error).__name__)
         return None
-    return Part(heads, rows) if rows.schema == schema else None
