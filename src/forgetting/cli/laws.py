@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ForgettingError, UsageError, did_you_mean
+from .options import expanded
 
 if TYPE_CHECKING:
     from ..analysis.fit import Fit
@@ -25,27 +27,36 @@ Model = Annotated[str | None, typer.Option(help="Count parameters from this mode
 Targets = Annotated[list[str] | None, typer.Option(help="LoRA target modules for --model. Default: all-linear.")]
 
 
+@dataclass(frozen=True)
+class FitOptions:
+    """How a law is fitted; see `fit_law`."""
+
+    objective: Annotated[str, typer.Option(help="least-squares, huber, huber-log, errors-in-both.")] = "least-squares"
+    delta: Annotated[float, typer.Option(help="Huber's delta.")] = 1e-3
+    run: Annotated[str, typer.Option(help="Column that says which rows are one run.")] = "run_id"
+    weights: Annotated[str, typer.Option(help="none, or se: weigh by the ..._se columns.")] = "none"
+    intervals: Annotated[str, typer.Option(help="bootstrap, or profile for profile likelihood.")] = "bootstrap"
+    bootstrap: Annotated[int, typer.Option(help="Resamples of whole runs; 0 for no intervals.")] = 200
+    confidence: Annotated[float, typer.Option(help="Nominal coverage of intervals.")] = 0.95
+    seed: Annotated[int, typer.Option(help="Of starts and resamples.")] = 0
+
+
+@expanded
 def fit_command(
     tables: Annotated[list[str], typer.Argument(help="Tables, study folders, PEFT results, W&B or MLflow exports.")],
+    *,
     law: Annotated[
         list[str] | None,
         typer.Option(help="A law's name ({laws}), or a formula: 'loss = E + A/N**alpha'. Repeat to compare."),
     ] = None,
-    objective: Annotated[str, typer.Option(help="least-squares, huber, huber-log, errors-in-both.")] = "least-squares",
-    delta: Annotated[float, typer.Option(help="Huber's delta.")] = 1e-3,
+    fitting: FitOptions,
     mapping: Annotated[list[str] | None, typer.Option("--map", help="NAME=COLUMN for a variable or output.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE: fit only these rows.")] = None,
     from_step: Annotated[float | None, typer.Option(help="Leave out earlier steps. Default: a study's own.")] = None,
     dataset: Dataset = None,
-    run: Annotated[str, typer.Option(help="Column that says which rows are one run.")] = "run_id",
-    weights: Annotated[str, typer.Option(help="none, or se: weigh by the ..._se columns.")] = "none",
-    intervals: Annotated[str, typer.Option(help="bootstrap, or profile for profile likelihood.")] = "bootstrap",
-    bootstrap: Annotated[int, typer.Option(help="Resamples of whole runs; 0 for no intervals.")] = 200,
-    confidence: Annotated[float, typer.Option(help="Nominal coverage of intervals.")] = 0.95,
     start: Annotated[list[str] | None, typer.Option(help="For a formula: NAME=VALUE or NAME=LOW:HIGH.")] = None,
     bound: Annotated[list[str] | None, typer.Option(help="For a formula: NAME=LOW:HIGH.")] = None,
     extrapolate: Annotated[bool, typer.Option(help="Fit small ranks and early steps, predict the rest.")] = False,
-    seed: Annotated[int, typer.Option(help="Of starts and resamples.")] = 0,
     out: Annotated[str | None, typer.Option(help="Write the fits to this JSON file.")] = None,
     latex: Annotated[bool, typer.Option(help="Print LaTeX tables.")] = False,
     as_json: AsJson = False,
@@ -56,16 +67,6 @@ def fit_command(
     from ..analysis.sources import tables_to_fit
 
     columns, starts, bounds = _pairs(mapping, "--map"), _starts(start), _bounds(bound)
-    options: dict[str, Any] = {
-        "objective": objective,
-        "delta": delta,
-        "run": run,
-        "weights": weights,
-        "intervals": intervals,
-        "bootstrap": bootstrap,
-        "confidence": confidence,
-        "seed": seed,
-    }
     fits: dict[str, dict[str, Fit]] = {}
     tests = []
     failed: list[ForgettingError] = []
@@ -74,13 +75,13 @@ def fit_command(
         for name in law or _default_laws(label, table, columns):
             one = choose_law(name, [*columns, *table], start=starts, bounds=bounds)
             try:
-                made = fit_law(one, table, label=label, columns=_used(one, columns), **options)
+                made = fit_law(one, table, label=label, columns=_used(one, columns), **asdict(fitting))
             except ForgettingError as error:
                 failed.append(error)
                 continue
             fits.setdefault(label, {})[name] = made
             if extrapolate:
-                tests += _extrapolate(one, table, label, columns, run, seed)
+                tests += _extrapolate(one, table, label, columns, fitting.run, fitting.seed)
     if failed and not fits:
         raise failed[0]
     if out is not None:
@@ -233,8 +234,6 @@ def _used(law: Law, columns: dict[str, str]) -> dict[str, str]:
 def _extrapolate(
     law: Law, table: Table, label: str, columns: dict[str, str], run: str, seed: int
 ) -> list[dict[str, Any]]:
-    from dataclasses import asdict
-
     from ..analysis.fit import extrapolation_tests
 
     tests = extrapolation_tests(law, table, columns=columns, label=label, run=run, seed=seed)
