@@ -140,7 +140,7 @@ def test_the_table_the_page_and_the_summary(monkeypatch, capsys, tiny_model, ada
     assert code == 0
     assert "within budget" in out
     assert "| Forgetting, excess over the base model |" in (tmp_path / "s.md").read_text()
-    code, out, _ = call(monkeypatch, capsys, "check", tiny_model, adapter, *text, "--budget", 0.0, "--json")
+    code, out, _ = call(monkeypatch, capsys, "check", tiny_model, adapter, *text, "--budget", 1e-9, "--json")
     assert code == 3
     assert json.loads(out)["verdict"] == "over"
     middle = rows_of(tiny_model, str(adapter), corpora)["forgetting"]

@@ -112,8 +112,9 @@ def test_stopping_at_a_tolerance_keeps_its_promise():
         (0.2, 0.01, 0.1, "over", 3, 3),
         (0.1, 0.01, 0.1, "undecided", 0, 3),
         (0.09, 0.01, 0.1, "undecided", 0, 3),
-        (0.0, math.nan, 0.1, "undecided", 0, 3),
-        (-0.1, 0.01, 0.0, "within", 0, 0),
+        (0.0, math.nan, 0.1, "undecided", 3, 3),
+        (0.1, 0.2, 0.1, "undecided", 3, 3),
+        (-0.1, 0.01, 0.01, "within", 0, 0),
         (0.1, 0.0, 0.1, "within", 0, 0),
     ],
 )
@@ -121,7 +122,29 @@ def test_verdicts_and_exit_codes(value, se, budget, verdict, plain, strict):
     found = judge(Mean(value, se, 1000, 1 if math.isnan(se) else 30), budget, 0.95)
     assert found.verdict == verdict
     assert (found.exit_code(strict=False), found.exit_code(strict=True)) == (plain, strict)
+    assert found.exit_code(allow_undecided=True) == (3 if verdict == "over" else 0)
     assert verdict in found.sentence()
+
+
+@pytest.mark.parametrize("documents", [1, 2, 4])
+def test_a_gate_on_too_few_documents_is_closed(documents):
+    found = judge(Mean(0.0, math.nan if documents == 1 else 1e-6, 1000, documents), 0.1, 0.95)
+    assert (found.verdict, found.exit_code()) == ("undecided", 3)
+    assert "give text with at least 5 documents" in found.sentence()
+
+
+def test_a_verdict_says_how_many_documents_would_decide():
+    found = judge(Mean(0.08, 0.02, 1000, 25), 0.1, 0.95)
+    needed = found.documents_needed
+    assert f"about {needed - 25} more documents like these 25 would decide" in found.sentence()
+    # the bound of a standard error that falls with the root of the documents then meets the budget
+    assert 0.02 * math.sqrt(25 / needed) * (found.high - 0.08) / 0.02 == pytest.approx(0.02, rel=0.02)
+
+
+def test_rounding_never_hides_a_difference():
+    said = judge(Mean(-1.2e-6, 6e-5, 1000, 30), 1e-4, 0.95).sentence()
+    assert "-0.0000 " not in said
+    assert "forgetting -0.000001 nats/token (standard error 6e-05), -0.000103 to 0.000101, budget 0.0001" in said
 
 
 def test_bounds_are_students():
@@ -129,7 +152,9 @@ def test_bounds_are_students():
     assert found.high - 1.0 == pytest.approx(0.1 * 1.812461, rel=1e-6)  # t(10) at 0.95
 
 
-@pytest.mark.parametrize(("budget", "confidence"), [(math.nan, 0.95), (0.1, 0.5), (0.1, 1.0), (0.1, 95)])
+@pytest.mark.parametrize(
+    ("budget", "confidence"), [(math.nan, 0.95), (0.0, 0.95), (-0.1, 0.95), (0.1, 0.5), (0.1, 1.0), (0.1, 95)]
+)
 def test_nonsense_is_refused(budget, confidence):
     with pytest.raises(UsageError, match="must"):
         judge(Mean(0.1, 0.1, 10, 5), budget, confidence)

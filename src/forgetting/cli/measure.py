@@ -123,6 +123,9 @@ def check_command(
     budget: Annotated[float, typer.Option(help="Excess forgetting that is allowed, nats/token.")],
     confidence: Annotated[float, typer.Option(help="Confidence of each bound.")] = 0.95,
     strict: Annotated[bool, typer.Option("--strict", help="Undecided fails, too.")] = False,
+    allow_undecided: Annotated[
+        bool, typer.Option("--allow-undecided", help="Undecided passes, however little was measured.")
+    ] = False,
     markdown: Annotated[Path | None, typer.Option(help="Write a summary for a pull-request comment there.")] = None,
     text: Text = None,
     measuring: MeasureOptions,
@@ -132,8 +135,9 @@ def check_command(
 ) -> None:
     """Hold a fine-tuned model to a forgetting budget: exit code 0 within it, 3 over it.
 
-    Between, where the confidence bounds lie on both sides of the budget, the verdict is "undecided": exit code 0, or 3
-    with --strict.
+    Where the confidence bounds lie on both sides of the budget, and below 5 documents, the verdict is "undecided". It
+    fails with --strict, and where the measurement could not decide: below 5 documents, or with an interval wider than
+    the budget, unless --allow-undecided. Else its exit code is 0.
     """
     how = measuring.given(models)
     _quiet()
@@ -145,7 +149,7 @@ def check_command(
         _write(markdown, markdown_summary(result))
     typer.echo(json.dumps(result.to_dict()) if as_json else result.sentence())
     _notices(result.measurement)
-    raise typer.Exit(result.exit_code(strict=strict))
+    raise typer.Exit(result.exit_code(strict=strict, allow_undecided=allow_undecided))
 
 
 def _quiet() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import UsageError
 from .estimate import Mean
+
+LEAST = 5
+"""Documents that a verdict needs."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,7 @@ class Verdict:
 
     Attributes:
         verdict: `within` when the upper confidence bound is within the budget, `over` when the lower bound is over it,
-            `undecided` between.
+            `undecided` between, and below LEAST documents.
         forgetting: excess forgetting, nats/token.
         budget: nats/token.
         confidence: of each one-sided bound.
@@ -30,41 +34,79 @@ class Verdict:
     low: float
     high: float
 
-    def exit_code(self, *, strict: bool = False) -> int:
-        """3 when over the budget, or undecided and strict; else 0."""
-        return 3 if self.verdict == "over" or (strict and self.verdict == "undecided") else 0
+    @property
+    def blind(self) -> bool:
+        """Whether it could not have decided: fewer than LEAST documents, or an interval wider than the budget."""
+        return self.forgetting.n_documents < LEAST or not self.high - self.low <= self.budget
+
+    def exit_code(self, *, strict: bool = False, allow_undecided: bool = False) -> int:
+        """3 when over the budget, or undecided and strict or `blind`, unless undecided is allowed; else 0."""
+        if self.verdict == "within" or (self.verdict == "undecided" and allow_undecided):
+            return 0
+        return 3 if self.verdict == "over" or strict or self.blind else 0
+
+    @property
+    def documents_needed(self) -> int | None:
+        """About how many documents would decide, from how the standard error falls; None where it is unknown."""
+        gap = abs(self.budget - self.forgetting.value)
+        half = self.high - self.forgetting.value
+        if self.forgetting.n_documents < LEAST or not math.isfinite(half) or gap == 0:
+            return None
+        return math.ceil(self.forgetting.n_documents * (half / gap) ** 2)
 
     def sentence(self) -> str:
         """The verdict in words."""
-        se = "unknown" if math.isnan(self.forgetting.se) else f"{self.forgetting.se:.4f}"
-        measured = f"{self.forgetting.value:.4f} nats/token (standard error {se})"
+        text = _figures((self.forgetting.value, self.low, self.high), self.budget)
+        se = "unknown" if math.isnan(self.forgetting.se) else f"{self.forgetting.se:.2g}"
+        measured = f"{text(self.forgetting.value)} nats/token (standard error {se})"
         match self.verdict:
             case "within":
-                return f"within budget: forgetting {measured}, at most {self.high:.4f}, budget {self.budget:g}"
+                return f"within budget: forgetting {measured}, at most {text(self.high)}, budget {self.budget:g}"
             case "over":
-                return f"over budget: forgetting {measured}, at least {self.low:.4f}, budget {self.budget:g}"
-        more = (
-            "one document has no standard error; give text with more documents"
-            if math.isnan(self.forgetting.se)
-            else "measure more text to decide"
+                return f"over budget: forgetting {measured}, at least {text(self.low)}, budget {self.budget:g}"
+        span = f"{text(self.low)} to {text(self.high)}"
+        return f"undecided: forgetting {measured}, {span}, budget {self.budget:g}; {self._more()}"
+
+    def _more(self) -> str:
+        """What would decide."""
+        documents = self.forgetting.n_documents
+        if documents < LEAST:
+            few = "one document has" if documents == 1 else f"{documents} documents have"
+            return f"{few} no reliable standard error; give text with at least {LEAST} documents, better with 30"
+        if (needed := self.documents_needed) is None:
+            return "the measured value is the budget itself; more text may not decide"
+        return f"about {needed - documents:,} more documents like these {documents:,} would decide"
+
+
+def _figures(values: Sequence[float], budget: float) -> Callable[[float], str]:
+    """Text of numbers with as many decimals, 4 or more, as tell each from the budget and from zero."""
+
+    def clear(value: float, decimals: int) -> bool:
+        return all(
+            value == other or not math.isfinite(value) or round(value, decimals) != round(other, decimals)
+            for other in (budget, 0.0)
         )
-        return f"undecided: forgetting {measured}, {self.low:.4f} to {self.high:.4f}, budget {self.budget:g}; {more}"
+
+    decimals = next((d for d in range(4, 13) if all(clear(v, d) for v in values)), 12)
+    return lambda value: f"{value:.{decimals}f}"
 
 
 def judge(forgetting: Mean, budget: float, confidence: float) -> Verdict:
     """Compare the one-sided confidence bounds with the budget.
 
     Raises:
-        UsageError: a confidence outside (0.5, 1), a budget that is no number.
+        UsageError: a confidence outside (0.5, 1), a budget that is not positive.
     """
     if not 0.5 < confidence < 1:
         raise UsageError(f"confidence {confidence}: must lie between 0.5 and 1, for example 0.95")
-    if not math.isfinite(budget):
-        raise UsageError(f"budget {budget}: must be a number of nats/token, for example 0.1")
+    if not (math.isfinite(budget) and budget > 0):
+        raise UsageError(f"budget {budget}: must be a positive number of nats/token, for example 0.1")
     half = forgetting.bound(confidence)
     low, high = forgetting.value - half, forgetting.value + half
     verdict: Literal["within", "over", "undecided"] = "undecided"
-    if high <= budget:
+    if forgetting.n_documents < LEAST:
+        pass  # a standard error from so few documents is hardly known itself
+    elif high <= budget:
         verdict = "within"
     elif low > budget:
         verdict = "over"
