@@ -32,7 +32,7 @@ def explained(error: BaseException) -> str:
     if isinstance(error, ImportError):
         return f"its Python code cannot be imported: {said}"
     if isinstance(error, KeyError):
-        return f"no field or name '{said}'"
+        return f"no field or name {said}"
     if isinstance(error, IndexError):
         return f"there are no items, or a number points beyond a list ({said})"
     if isinstance(error, RecursionError):
@@ -41,6 +41,10 @@ def explained(error: BaseException) -> str:
         return "its Python code ends the program"
     if isinstance(error, UnicodeError):
         return f"text that is not UTF-8: {said}"
+    if isinstance(error, AssertionError) and not str(error):
+        return "; ".join(
+            ["a check of lm-eval fails", *(f.line or "" for f in traceback.extract_tb(error.__traceback__)[-1:])]
+        )
     return said
 
 
@@ -57,5 +61,5 @@ def where_raised(error: BaseException) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error says; where it says nothing, what kind it is."""
-    lines = [line.strip() for line in str(error).strip("'\" \n").splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[0][:LONGEST]

@@ -62,6 +62,25 @@ def check_wanted(name: str, task: Any, wanted: str | None) -> None:
         raise UsageError(f"task {name}: no metric '{wanted}'; {did_you_mean(wanted, listed)}")
 
 
+def check_targets(name: str, task: Any, limit: int | None) -> None:
+    """Refuse a multiple choice in which the target of no item is one of its options: lm-eval would score it 0.
+
+    Raises:
+        UsageError: names the first item.
+    """
+    if task.OUTPUT_TYPE != "multiple_choice" or _own(task):
+        return
+    first = ""
+    for doc_id, doc in task.doc_iterator(limit=limit, rank=0, world_size=1):
+        options = task.doc_to_choice(doc)
+        target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+        targets = target if isinstance(target, list) else [target]
+        if any(0 <= one < len(options) if isinstance(one, int) else one in options for one in targets):
+            return
+        first = first or f"item {doc_id}: {target!r:.60}, and its options are {options!r:.120}"
+    raise UsageError(f"task {name}: the target of no item is one of its options ({first})")
+
+
 def _own(task: Any) -> bool:
     """Whether a task's own Python makes its metrics, so that its file need not name them."""
     return callable(task.get_config("process_results")) or not hasattr(task, "features")

@@ -48,6 +48,7 @@ def prepare(loaded: Mapping[str, Any], tokenizer: Any, settings: Settings) -> No
             at = _failing_item(task, settings.limit)
             raise UsageError(f"task {name}{at}: cannot be rendered: {explained(error)}{where_raised(error)}") from None
         _check_requests(name, task)
+        metrics.check_targets(name, task, settings.limit)
 
 
 def _settle(task: Any, settings: Settings) -> None:
@@ -76,7 +77,7 @@ def _failing_item(task: Any, limit: int | None) -> str:
 
 
 def _check_requests(name: str, task: Any) -> None:
-    """Refuse a request that the model's wrapper would fail on, and targets that no item can reach."""
+    """Refuse a request that lm-eval's wrapper of the model would fail on."""
     for instance in task.instances:
         texts = instance.args if "loglikelihood" in instance.request_type else instance.args[:1]
         for text in texts:

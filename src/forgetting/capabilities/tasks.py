@@ -41,7 +41,7 @@ def load_tasks(specs: Sequence[str | Path], include: Sequence[str | Path] = ()) 
     for folder in include:
         if not Path(folder).expanduser().is_dir():
             raise UsageError(f"include path: {folder}: no such folder")
-    manager = _manager(specs, [Path(folder).expanduser() for folder in include])
+    manager = _manager(specs, [Path(folder).expanduser().resolve() for folder in include])
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}, "origin": {}}
     for spec in specs:
         one = _load(manager, spec)
@@ -159,9 +159,10 @@ def _members(path: Path) -> list[str] | None:
 
 def _load(manager: Any, spec: str | Path) -> dict[str, Any]:
     """One task or group; the many errors of its YAML, Python and data as one line."""
+    name = _group_name(manager, spec) if isinstance(spec, Path) and _members(spec) is not None else str(spec)
     try:
         with console(), _no_bytecode():
-            found: dict[str, Any] = manager.load([str(spec)])
+            found: dict[str, Any] = manager.load([name])
         return found
     except (MemoryError, ForgettingError):
         raise
@@ -180,13 +181,24 @@ def _load(manager: Any, spec: str | Path) -> dict[str, Any]:
         raise UsageError(f"task {spec}: lm-eval cannot load it: {_why(error, spec)}") from None
 
 
+def _group_name(manager: Any, path: Path) -> str:
+    """The name of a group file in the index: lm-eval loads a file of a task by its path, and a group by name only."""
+    name: str = _fields_of(path)["group"]
+    entry = manager.task_index.get(name)
+    if entry is None or entry.yaml_path is None or Path(entry.yaml_path).resolve() != path.resolve():
+        other = "no file" if entry is None else entry.yaml_path
+        raise UsageError(f"{path}: group: lm-eval takes '{name}' from {other}; give the group a name of its own")
+    return name
+
+
 def _why(error: BaseException, spec: str | Path) -> str:
     """An error of loading, with the field that it is about where that can be told."""
     from lm_eval.config.task import TaskConfig  # type: ignore[import-untyped]
 
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if isinstance(error, TypeError) and unknown and "TaskConfig" in str(error):
-        return f"no field '{unknown[1]}'; {did_you_mean(unknown[1], [f.name for f in fields(TaskConfig)])}"
+        known = [f.name for f in fields(TaskConfig)]
+        return f"no field '{unknown[1]}'; {did_you_mean(unknown[1], known).split(' (choices')[0]}"
     own = _fields_of(spec) if isinstance(spec, Path) else {"include": ""}
     lacking = [name for name in NEEDED if own.get(name) is None]
     if lacking and not own.keys() & {"include", "use_prompt", "class", "group"}:
