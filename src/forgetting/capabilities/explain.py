@@ -32,7 +32,11 @@ def explained(error: BaseException) -> str:
     if isinstance(error, ImportError):
         return f"its Python code cannot be imported: {said}"
     if isinstance(error, KeyError):
-        return f"no field or name {said}"
+        name = error.args[0] if error.args else ""
+        if name is None:
+            return "a metric is unknown to lm-eval, or lacks its `aggregation`"
+        text = str(name).strip().split("\n")[0][:LONGEST]
+        return text if " " in text else f"no field or name '{text}'"
     if isinstance(error, IndexError):
         return f"there are no items, or a number points beyond a list ({said})"
     if isinstance(error, RecursionError):
@@ -41,6 +45,12 @@ def explained(error: BaseException) -> str:
         return "its Python code ends the program"
     if isinstance(error, UnicodeError):
         return f"text that is not UTF-8: {said}"
+    if type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
+        return f"its data cannot be read: {first_line(error.__cause__)}"
+    if said.startswith("malformed node or string"):
+        return "a template gives text where a list or a number is needed"
+    if "larger than population" in said:
+        return "it has fewer examples than `num_fewshot`"
     if isinstance(error, AssertionError) and not str(error):
         return "; ".join(
             ["a check of lm-eval fails", *(f.line or "" for f in traceback.extract_tb(error.__traceback__)[-1:])]
@@ -61,5 +71,6 @@ def where_raised(error: BaseException) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error says; where it says nothing, what kind it is."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(map(str, error.args)) if len(error.args) > 1 and isinstance(error, ImportError) else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines or [type(error).__name__])[0][:LONGEST]

@@ -62,23 +62,27 @@ def check_wanted(name: str, task: Any, wanted: str | None) -> None:
         raise UsageError(f"task {name}: no metric '{wanted}'; {did_you_mean(wanted, listed)}")
 
 
-def check_targets(name: str, task: Any, limit: int | None) -> None:
-    """Refuse a multiple choice in which the target of no item is one of its options: lm-eval would score it 0.
+def check_options(name: str, task: Any, limit: int | None) -> None:
+    """Refuse options that are no list of texts, and targets of which none is an option: lm-eval would score 0.
 
     Raises:
-        UsageError: names the first item.
+        UsageError: names the item.
     """
-    if task.OUTPUT_TYPE != "multiple_choice" or _own(task):
+    if task.OUTPUT_TYPE != "multiple_choice":
         return
-    first = ""
+    hit, first = _own(task), ""
     for doc_id, doc in task.doc_iterator(limit=limit, rank=0, world_size=1):
         options = task.doc_to_choice(doc)
+        if not isinstance(options, list) or not options or not all(isinstance(option, str) for option in options):
+            raise UsageError(f"task {name}, item {doc_id}: its options are {options!r:.120}; a list of texts is needed")
+        if hit:
+            continue
         target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
         targets = target if isinstance(target, list) else [target]
-        if any(0 <= one < len(options) if isinstance(one, int) else one in options for one in targets):
-            return
+        hit = any(0 <= one < len(options) if isinstance(one, int) else one in options for one in targets)
         first = first or f"item {doc_id}: {target!r:.60}, and its options are {options!r:.120}"
-    raise UsageError(f"task {name}: the target of no item is one of its options ({first})")
+    if not hit:
+        raise UsageError(f"task {name}: the target of no item is one of its options ({first})")
 
 
 def _own(task: Any) -> bool:

@@ -42,13 +42,13 @@ def prepare(loaded: Mapping[str, Any], tokenizer: Any, settings: Settings) -> No
                     fewshot_as_multiturn=chat,
                     chat_template=chat_template(tokenizer) if chat else None,
                 )
+                metrics.check_options(name, task, settings.limit)
         except (MemoryError, ForgettingError):
             raise
         except Exception as error:
             at = _failing_item(task, settings.limit)
             raise UsageError(f"task {name}{at}: cannot be rendered: {explained(error)}{where_raised(error)}") from None
         _check_requests(name, task)
-        metrics.check_targets(name, task, settings.limit)
 
 
 def _settle(task: Any, settings: Settings) -> None:

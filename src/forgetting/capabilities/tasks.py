@@ -10,19 +10,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from .. import files
 from ..errors import ForgettingError, UsageError, did_you_mean
 from . import metrics
 from .console import console, quiet
 from .explain import explained, first_line, where_raised
+from .taskfile import fields_of, lacking
 
 YAML = (".yaml", ".yml")
 SIGNALLED = (130, 143)
 """How the command ends where a signal stops it."""
-NEEDED = ("doc_to_text", "doc_to_target")
-"""Fields without which lm-eval fails with an error that has no text."""
 
 
 def load_tasks(specs: Sequence[str | Path], include: Sequence[str | Path] = ()) -> dict[str, Any]:
@@ -111,49 +107,14 @@ def _named(members: Any) -> list[str]:
             found.append(member)
         elif isinstance(member, dict) and "group" in member:
             found += _named(member.get("task"))
-        elif isinstance(member, dict) and isinstance(member.get("task"), str) and not set(NEEDED) <= set(member):
+        elif isinstance(member, dict) and isinstance(member.get("task"), str) and "doc_to_text" not in member:
             found.append(member["task"])
-    return found
-
-
-class _Plain(yaml.SafeLoader):
-    """YAML without running what `!function` names."""
-
-
-_Plain.add_constructor("!function", lambda _, node: str(getattr(node, "value", "")))
-
-
-def _fields_of(path: Path) -> dict[str, Any]:
-    """A task file's own fields, its functions as text.
-
-    Raises:
-        UsageError: not YAML, or no mapping with `task` or `group`; names the file.
-    """
-    text = files.read_text(path, limit=files.MAX_CONFIG)
-    try:
-        found = yaml.load(text, Loader=_Plain)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        raise UsageError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or first_line(error)}") from None
-    except (RecursionError, ValueError, TypeError, OverflowError) as error:
-        raise UsageError(f"{path}: a value cannot be read: {first_line(error)}") from None
-    if not isinstance(found, dict):
-        raise UsageError(f"{path}: needs the fields of a task of lm-eval, got {type(found).__name__}")
-    if "include" in found:
-        return found
-    kind = "group" if "group" in found else "task"
-    if not isinstance(found.get(kind), str) or not found[kind]:
-        got = "nothing" if kind not in found else f"a {type(found[kind]).__name__}"
-        raise UsageError(f"{path}: {kind}: got {got}; a task of lm-eval has a name under `task`, a group under `group`")
-    if kind == "group" and not isinstance(found.get("task"), list):
-        raise UsageError(f"{path}: task: a group needs the list of its tasks here")
     return found
 
 
 def _members(path: Path) -> list[str] | None:
     """The tasks that a group file names; None where it is no group."""
-    found = _fields_of(path)
+    found = fields_of(path)
     return _named(found.get("task")) if "group" in found and "class" not in found else None
 
 
@@ -169,8 +130,10 @@ def _load(manager: Any, spec: str | Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         if type(error).__name__ == "DatasetNotFoundError":
             raise ForgettingError(f"task {spec}: its data cannot be had: {first_line(error)}") from None
-        hint = "" if ".py" in str(error) else " (`data_files` are looked for from the current folder)"
-        raise UsageError(f"task {spec}: {first_line(error)}{hint}") from None
+        if error.filename:
+            raise UsageError(f"task {spec}: {error.filename}: no such file") from None
+        hint = "`data_files` are looked for from the current folder"
+        raise UsageError(f"task {spec}: {first_line(error)} ({hint})") from None
     except ConnectionError as error:
         raise ForgettingError(f"task {spec}: its data cannot be had: {first_line(error)}") from None
     except (Exception, SystemExit) as error:  # what stands in a task's YAML and Python fails in ways of its own
@@ -183,7 +146,7 @@ def _load(manager: Any, spec: str | Path) -> dict[str, Any]:
 
 def _group_name(manager: Any, path: Path) -> str:
     """The name of a group file in the index: lm-eval loads a file of a task by its path, and a group by name only."""
-    name: str = _fields_of(path)["group"]
+    name: str = fields_of(path)["group"]
     entry = manager.task_index.get(name)
     if entry is None or entry.yaml_path is None or Path(entry.yaml_path).resolve() != path.resolve():
         other = "no file" if entry is None else entry.yaml_path
@@ -199,10 +162,8 @@ def _why(error: BaseException, spec: str | Path) -> str:
     if isinstance(error, TypeError) and unknown and "TaskConfig" in str(error):
         known = [f.name for f in fields(TaskConfig)]
         return f"no field '{unknown[1]}'; {did_you_mean(unknown[1], known).split(' (choices')[0]}"
-    own = _fields_of(spec) if isinstance(spec, Path) else {"include": ""}
-    lacking = [name for name in NEEDED if own.get(name) is None]
-    if lacking and not own.keys() & {"include", "use_prompt", "class", "group"}:
-        return f"no field '{lacking[0]}'"
+    if isinstance(spec, Path) and (missing := lacking(fields_of(spec))):
+        return f"no field '{missing[0]}'"
     return explained(error) + where_raised(error)
 
 
