@@ -109,7 +109,7 @@ def test_the_metric_is_one_for_all_items_in_lambadas_order(
     found = only(result)
     assert (found.metric, found.base.value, found.tuned.value) == ("acc", 0.5, 0.5)
     assert {one["metric"] for one, _ in result.rows["mine"]} == {"acc"}
-    assert result.row()["suites"]["mine"]["answers"][0]["metric"] == "acc"
+    assert result.to_dict()["suites"]["mine"]["answers"][0]["metric"] == "acc"
     assert "scored by acc" in render_evaluation(result)
 
 
@@ -227,7 +227,7 @@ def test_replies_that_begin_with_the_right_answer_and_run_on_are_not_lost() -> N
 def test_running_on_is_shown_in_the_table_the_page_and_the_json(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from forgetting.cli.evaluation import print_evaluation
+    from forgetting.cli.printing import print_shown
 
     mine = tmp_path / "mine.jsonl"
     mine.write_text("".join(json.dumps({"prompt": f"the {w}", "answer": "Paris"}) + "\n" for w in WORDS))
@@ -239,12 +239,12 @@ def test_running_on_is_shown_in_the_table_the_page_and_the_json(
 
     monkeypatch.setattr(harness, "as_lm", lambda *_: Talking())
     result = ask(tiny_model, tiny_model, mine)
-    counts = result.row()["suites"]["mine"]["answers"][0]["transitions"]
+    counts = result.to_dict()["suites"]["mine"]["answers"][0]["transitions"]
     assert (counts["runs_on"], counts["lost"]) == (6, 0)
     page = render_evaluation(result)
     assert "6 right but running on" in page
     assert "right, but it runs on" in page
-    print_evaluation(result, (), tmp_path / "report.html")
+    print_shown(result.shown())
     said = capsys.readouterr().out
     assert "runs on" in said
     assert "exact_match" in said

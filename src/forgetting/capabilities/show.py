@@ -100,6 +100,7 @@ def answers_row(a: Answers) -> dict[str, Any]:
     return {
         "name": a.name,
         "metric": a.metric,
+        "higher_is_better": a.higher_is_better,
         "n": a.n,
         "base": a.base.value,
         "base_se": a.base.se,
