@@ -29,7 +29,7 @@ def generate() -> ModuleType:
 
 
 def test_generated_docs_are_up_to_date(generate: ModuleType) -> None:
-    for page in ("docs/commands.md", "docs/configuration.md", "CONTRIBUTING.md"):
+    for page in ("docs/commands.md", "docs/configuration.md", "docs/python.md", "CONTRIBUTING.md"):
         written = (ROOT / page).read_text(encoding="utf-8")
         assert getattr(generate, Path(page).stem.lower())() == written, "run: python docs/generate.py"
 

@@ -112,7 +112,7 @@ def _test(part: str) -> Test | None:
     parts = [_tests(one) for one in inner]
     if not inner or not all(parts):
         return None
-    words = [" or ".join(f"{word.removeprefix('a ')}s" for _, word in one) for one in parts]
+    words = [" or ".join(_plural(word) for _, word in one) for one in parts]
     if head == "Mapping":
         return (lambda v: isinstance(v, Mapping) and all(_fits(one, parts[1]) for one in v.values())), (
             f"a dictionary of {words[1]} by name"
@@ -124,6 +124,10 @@ def _test(part: str) -> Test | None:
             f"a pair of {words[0]}" if len(parts) == 2 else f"{len(parts)} of {words[0]}"
         )
     return None
+
+
+def _plural(word: str) -> str:
+    return word.replace("a pair", "pairs") if word.startswith("a pair") else f"{word.removeprefix('a ')}s"
 
 
 def _fits(value: Any, tests: Sequence[Test]) -> bool:

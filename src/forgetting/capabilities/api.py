@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..arguments import checked, model_of, wrong_type
 from ..config.schema import ModelConfig, validated
@@ -19,11 +19,14 @@ from .relearn import relearn as probe
 from .settings import Settings
 from .suites import Plan
 
+if TYPE_CHECKING:
+    from ..models.pair import Model
+
 
 @checked
 def evaluate(
-    base: Any,
-    tuned: Any,
+    base: Model | None,
+    tuned: Model,
     *,
     suites: str | Sequence[str] = (),
     out: str | os.PathLike[str] | None = None,

@@ -17,6 +17,7 @@ from ..data.windows import Windows
 from ..errors import ForgettingError, UsageError
 from ..models import comparable, pair
 from ..models.loading import Placement
+from ..models.pair import Model
 from . import passes, quantities
 from .base_targets import base_side
 from .comparison import compare
@@ -33,8 +34,8 @@ MINIATURE_TEXT = "miniature:encyclopedia-heldout"
 
 @checked
 def measure(
-    base: pair.Model | None,
-    tuned: pair.Model,
+    base: Model | None,
+    tuned: Model,
     *,
     text: Text = None,
     tokenizer: Any = None,
@@ -144,8 +145,8 @@ def _measurement(
 
 @checked
 def check(
-    base: pair.Model | None,
-    tuned: pair.Model,
+    base: Model | None,
+    tuned: Model,
     *,
     budget: float,
     confidence: float = 0.95,
