@@ -93,3 +93,13 @@ def test_every_module_that_the_code_cites_exists(path: Path) -> None:
         file = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
         known = set(re.findall(r"\w+", file.read_text(encoding="utf-8")))
         assert set(parts[:1]) <= known, f"{path}: forgetting{dotted} is not there"
+
+
+def test_pages_name_every_method_mitigation_and_law() -> None:
+    from forgetting.analysis.laws import LAWS, PUBLISHED
+    from forgetting.tuning.methods import METHODS
+    from forgetting.tuning.mitigations import MITIGATIONS
+
+    for page, names in (("methods", METHODS), ("mitigations", MITIGATIONS), ("laws", [*LAWS, *PUBLISHED])):
+        words = set(re.findall(r"[\w/]+", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")))
+        assert not set(names) - words, page

@@ -31,7 +31,7 @@ Targets = Annotated[list[str] | None, typer.Option(help="LoRA target modules for
 class FitOptions:
     """How a law is fitted; see `fit_law`."""
 
-    objective: Annotated[str, typer.Option(help="least-squares, huber, huber-log, errors-in-both.")] = "least-squares"
+    objective: Annotated[str, typer.Option(help="What is minimised: {objectives}.")] = "least-squares"
     delta: Annotated[float, typer.Option(help="Huber's delta.")] = 1e-3
     run: Annotated[str, typer.Option(help="Column that says which rows are one run.")] = "run_id"
     weights: Annotated[str, typer.Option(help="none, or se: weigh by the ..._se columns.")] = "none"

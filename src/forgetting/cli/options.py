@@ -170,5 +170,16 @@ def _laws() -> Iterable[str]:
     return LAWS
 
 
-LISTS: dict[str, Callable[[], Iterable[str]]] = {"{methods}": _methods, "{presets}": _presets, "{laws}": _laws}
+def _objectives() -> Iterable[str]:
+    from ..analysis.fit.engine import IN_BOTH, OBJECTIVES
+
+    return *OBJECTIVES, IN_BOTH
+
+
+LISTS: dict[str, Callable[[], Iterable[str]]] = {
+    "{methods}": _methods,
+    "{presets}": _presets,
+    "{laws}": _laws,
+    "{objectives}": _objectives,
+}
 """What may stand in a help text for a list; each is imported only when it is shown."""
