@@ -16,6 +16,7 @@ from forgetting.capabilities.evaluate import Evaluation, evaluate
 from forgetting.capabilities.rendering import dated
 from forgetting.capabilities.settings import Settings
 from forgetting.capabilities.suites import Plan
+from forgetting.config.schema import ModelConfig
 from forgetting.errors import ForgettingError, UsageError
 
 N = 6
@@ -257,6 +258,18 @@ def test_settings_that_change_every_item_are_still_refused(base: Path, tuned: Pa
     ask(base, tuned, suite, out)
     with pytest.raises(UsageError, match=r"asked otherwise \(limit: there None, now 2\)"):
         ask(base, tuned, suite, out, limit=2)
+
+
+def test_answers_in_another_dtype_are_not_taken_for_those_asked_for(base: Path, tuned: Path, tmp_path: Path) -> None:
+    suite, out = write_suite(tmp_path / "suite", rows()), tmp_path / "out"
+    ask(base, tuned, suite, out)
+    with pytest.raises(UsageError, match=r"asked otherwise \(dtype: there None, now bfloat16\)"):
+        evaluate(
+            *(str(base), str(tuned)),
+            plan=Plan((str(suite),), max_generated=4),
+            out=out,
+            model=ModelConfig(source="-", dtype="bfloat16"),
+        )
 
 
 def test_damaged_stores_are_one_line(base: Path, tuned: Path, tmp_path: Path) -> None:

@@ -126,7 +126,8 @@ def evaluate(
     with tempfile.TemporaryDirectory() as scratch:
         folder = out or Path(scratch)
         suites = asked.make(miniature=subject.names[0] == "miniature", folder=folder / "tasks")
-        asker = Asker(AnswerStore(folder), suites, asked, tell)
+        dtype = None if model is None or model.dtype == "auto" else model.dtype
+        asker = Asker(AnswerStore(folder), suites, asked, tell, dtype)
         sides = [asker.ask(subject, side) for side in (0, 1)]
     rows = {suite.name: pair_up(sides[0][suite.name], sides[1][suite.name]) for suite in suites}
     return Evaluation(
@@ -157,6 +158,7 @@ class Asker:
     """Asks models what the store lacks.
 
     Attributes:
+        dtype: that was asked for; None as the models are stored.
         seconds: spent on asking.
         notices: what was asked although there were stored answers, and why.
     """
@@ -165,6 +167,7 @@ class Asker:
     suites: Sequence[Suite]
     plan: Plan
     tell: Callable[[str], None] | None = None
+    dtype: str | None = None
     seconds: float = 0.0
     notices: list[str] = field(default_factory=list)
     _loaded: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -201,7 +204,7 @@ class Asker:
         """The settings that decide a suite's answers, beside the model and the items."""
         tasks = [task.stem if isinstance(task, Path) else task for task in suite.tasks]
         length = {"max_generated": self.plan.max_generated} if suite.local else {}
-        return {"tasks": tasks, **length, **self.plan.settings.deciding()}
+        return {"tasks": tasks, "dtype": self.dtype, **length, **self.plan.settings.deciding()}
 
     def _render(self, tokenizer: Any) -> None:
         """Load every suite and render its requests, once for all models: what is wrong is said before any is asked."""
