@@ -171,9 +171,10 @@ def _laws() -> Iterable[str]:
 
 
 def _objectives() -> Iterable[str]:
-    from ..analysis.fit.engine import IN_BOTH, OBJECTIVES
+    from ..analysis.fit.line import OBJECTIVE
+    from ..analysis.fit.objective import OBJECTIVES
 
-    return *OBJECTIVES, IN_BOTH
+    return *OBJECTIVES, OBJECTIVE
 
 
 LISTS: dict[str, Callable[[], Iterable[str]]] = {
