@@ -49,7 +49,9 @@ def r_squared(law: Law, data: Data, theta: Array) -> dict[str, float]:
     out = {}
     for o, name in enumerate(law.outputs):
         total = float(np.sum((data.y[o] - data.y[o].mean()) ** 2))
-        out[name] = 1 - float(np.sum((data.y[o] - f[o]) ** 2)) / total if total > 0 else float("nan")
+        # as many rows as parameters are always met: that says nothing of the law
+        told = total > 0 and data.y.size > sum(p.gauge is None for p in law.parameters)
+        out[name] = 1 - float(np.sum((data.y[o] - f[o]) ** 2)) / total if told else float("nan")
     return out
 
 

@@ -151,32 +151,35 @@ def _plan(fit: Fit, output: str, level: float, floor: float | None, choices: lis
 
     best = min(reached, key=key, default=None)
     measured = min((c for c in reached if not c.extrapolated), key=key, default=None)
-    sentences = [*notes, *_say(fit, output, level, reached, other)]
+    said, matters = _say(fit, output, level, reached, other)
+    sentences = [*notes, *said]
     if best is not None and best.extrapolated:
         sentences.append("the best choice lies outside the measured range: its numbers are an extrapolation")
     if not fit.draws:
         sentences.append("this law has no intervals: nothing here has a band")
-    return Plan(fit.label, output, level, fit.confidence, floor, reached, best, measured, sentences)
+    return Plan(fit.label, output, level, fit.confidence, floor, reached, best, measured, sentences, matters)
 
 
-def _say(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: str) -> list[str]:
-    """Whether the level can be reached, and whether the choice between ranks matters."""
+def _say(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: str) -> tuple[list[str], bool]:
+    """Whether the level can be reached, and whether the choice between ranks matters: sentences, and the latter."""
     if not reached:
         if output == "finetune_loss":
             limit = fit.parameters["s_ft"].value
-            return [f"no rank compared reaches a fine-tuning loss of {level:.4g}; the law's limit is {limit:.4g}"]
-        return [f"no rank compared keeps the forgetting loss at {level:.4g} for even one step"]
-    out = []
+            said = f"no rank compared reaches a fine-tuning loss of {level:.4g}; the law's limit is {limit:.4g}"
+            return [said], True
+        return [f"no rank compared keeps the forgetting loss at {level:.4g} for even one step"], True
+    out, matters = [], True
     unlimited = [c for c in reached if not np.isfinite(c.steps.value)]
     if unlimited:
         out.append(f"{len(unlimited)} of {len(reached)} choices never spend the budget, however long they train")
     if len(reached) > 1:
-        out.append(_compare(fit, output, level, reached, other))
-    return out
+        sentence, matters = _compare(fit, output, level, reached, other)
+        out.append(sentence)
+    return out, matters
 
 
-def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: str) -> str:
-    """One sentence on whether the best and the worst rank differ, judged on the draws of their difference."""
+def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: str) -> tuple[str, bool]:
+    """Whether the best and the worst rank differ, judged on draws of their difference: a sentence, and yes or no."""
     ordered = sorted(reached, key=lambda c: float(getattr(c, other).value))
     spread = float(getattr(ordered[-1], other).value - getattr(ordered[0], other).value)
     surface = surface_of(fit)
@@ -189,12 +192,13 @@ def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], oth
     what = other.replace("_", " ").replace("finetune", "fine-tuning")
     unclear = np.isfinite(difference.low) and difference.low <= 0
     if not unclear and spread > SMALL * _range(fit, other):
-        return f"the choice matters: {what} differs by {spread:.2g} nats/token between best and worst"
+        return f"the choice matters: {what} differs by {spread:.2g} nats/token between best and worst", True
     why = "a difference that the fit cannot tell from none" if unclear else "too little to matter"
-    return (
+    said = (
         f"no choice of rank and steps helps: all {len(reached)} end within {spread:.2g} nats/token of {what}, {why}; "
         "to forget less at this fine-tuning loss, change the method (replay, regularisation, merging), not the rank"
     )
+    return said, False
 
 
 def _range(fit: Fit, output: str) -> float:

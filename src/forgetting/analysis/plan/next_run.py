@@ -53,15 +53,20 @@ def next_runs(
     other = "finetune_loss" if plan.output == "forgetting_loss" else "forgetting_loss"
     params = plan.best.trainable_params
     answer = surface.loss_at(draws, params, surface.steps_at(draws, params, plan.output, plan.level), other)
-    scaled = _covered(answer) * fit.widen
+    scaled = _bounded(answer) * fit.widen
     out = [_judge(fit, surface, scaled, noise, rank, p, first, max_steps) for rank, p in candidates]
     return sorted(out, key=lambda run: run.se_after)
 
 
-def _covered(values: Array) -> Array:
-    """Draws around their mean; those that are not finite count as the mean."""
-    finite = np.isfinite(values)
-    return np.where(finite, values - values[finite].mean(), 0.0)
+def _bounded(values: Array) -> Array:
+    """[B, ...] draws around their median, no further than their 1st and 99th percentile.
+
+    A draw whose surface runs away would decide a variance alone; one that is not finite counts as the median.
+    """
+    kept = np.where(np.isfinite(values), values, np.nan)
+    low, middle, high = np.nanquantile(kept, [0.01, 0.5, 0.99], axis=0)
+    around = np.clip(kept, low, high) - middle
+    return np.where(np.isnan(around), 0.0, around)
 
 
 def _judge(
@@ -78,7 +83,7 @@ def _judge(
     x = {"trainable_params": np.full(POINTS, params), "step": grid}
     draws = surface.draws
     values = surface.law.values(draws, x)
-    seen = (values - values.mean(axis=0)).reshape(len(draws), -1) * fit.widen
+    seen = _bounded(values).reshape(len(draws), -1) * fit.widen
     error = np.zeros((seen.shape[1], seen.shape[1]))
     for o, name in enumerate(surface.law.outputs):
         block = slice(o * POINTS, (o + 1) * POINTS)

@@ -101,6 +101,7 @@ class Plan(Result):
         best: lowest fine-tuning loss for the budget, or least forgetting for the target.
         best_measured: the best inside the measured range; None where no choice lies inside.
         sentences: what a reader must know.
+        matters: whether the choice of a rank changes the result by more than the fit can tell from nothing.
         next_runs: candidates for the next run, where they were asked for, best first.
     """
 
@@ -113,6 +114,7 @@ class Plan(Result):
     best: Choice | None
     best_measured: Choice | None
     sentences: list[str]
+    matters: bool = True
     next_runs: list[NextRun] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,8 +147,9 @@ class Plan(Result):
     def shown(self) -> list[Shown]:
         """The frontier as a table, and what to say about it."""
         held = self.output.replace("_", " ")
-        floor = "" if self.floor is None else f" (base model: {number(self.floor)})"
-        notes = ["* best"] if self.frontier else []
+        known = self.floor is not None and self.output == "forgetting_loss"
+        floor = f" (base model: {number(self.floor or 0.0)})" if known else ""
+        notes = ["* best"] if self.frontier and self.matters else []
         if any(np.isfinite(c.new_run[self.output]).all() for c in self.frontier):
             notes.append(f"in brackets the {self.confidence:.0%} band of the law's mean; `run`, that of one new run")
         notes += self.sentences
@@ -157,7 +160,7 @@ class Plan(Result):
             Shown(
                 [f"{self.label}: {held} held at {number(self.level)} nats/token{floor}"],
                 ("rank", "trainable params", "steps", "finetune loss", "forgetting loss", "tokens", "FLOPs", ""),
-                [_cells(c, best=c is self.best) for c in self.frontier],
+                [_cells(c, best=self.matters and c is self.best) for c in self.frontier],
                 notes,
             )
         ]
