@@ -594,8 +594,6 @@ def test_laws_are_not_fitted_on_interpolated_rows(studied: Any) -> None:
 def test_what_is_computed_once_is_kept_and_its_time_counts_for_every_run(
     tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
-    from forgetting.tuning.mitigations.cache import cached
-
     at, _, _ = situation(configure(tiny_model, corpora), tmp_path)
     calls = []
 
@@ -604,11 +602,11 @@ def test_what_is_computed_once_is_kept_and_its_time_counts_for_every_run(
         return {"x": torch.arange(3.0)}
 
     for expected in (1, 1):
-        assert cached(at, "thing", [1], compute)["x"].tolist() == [0.0, 1.0, 2.0]
+        assert at.cached("thing", [1], compute)["x"].tolist() == [0.0, 1.0, 2.0]
         assert len(calls) == expected
-    cached(at, "thing", [2], compute)
+    at.cached("thing", [2], compute)
     assert len(calls) == 2
     for file in (tmp_path / "cache").glob("thing-*.safetensors"):
         file.write_bytes(file.read_bytes()[:20])
-    assert cached(at, "thing", [1], compute)["x"].tolist() == [0.0, 1.0, 2.0]
+    assert at.cached("thing", [1], compute)["x"].tolist() == [0.0, 1.0, 2.0]
     assert len(calls) == 3

@@ -1,6 +1,10 @@
-"""Arrays on disk under a content key: safetensors, checksummed, memory-mapped, written whole or not at all.
+"""Arrays on disk under a content key: safetensors files, checksummed, memory-mapped, written whole or not at all.
 
-A cache can only save time. A file that is stale, damaged or half there is computed again, with a notice.
+A cache can only save time. A file that is stale, damaged or half there is computed again, with a notice. Of two
+processes that want the same file at once one computes and the other waits.
+
+The format is the safetensors library's. Two things it does not do are done here: filling a file's arrays in place, and
+mapping one of them at a time, so that memory stays flat in the size of the arrays.
 """
 
 from __future__ import annotations
@@ -8,11 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,26 +23,43 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import replacing
+
 log = logging.getLogger(__name__)
-KINDS: dict[str, Any] = {"I32": np.int32, "F32": np.float32}
-CODES = {np.dtype(kind): code for code, kind in KINDS.items()}
 Spec = Mapping[str, tuple[Any, tuple[int, ...]]]
 """Name -> dtype and shape of each array."""
+KINDS: dict[str, Any] = {"I32": np.int32, "I64": np.int64, "F32": np.float32, "F64": np.float64}
+"""The library's names of dtypes."""
 UNKNOWN = "0" * 64
+"""What a file has in place of its checksum while it is filled."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where the arrays of a file lie. `array` maps one, and the map lives as long as what it returns."""
+    """Where the arrays of a file lie. `array` maps one, and the map lives as long as what it returns.
+
+    Attributes:
+        path: the file.
+        spec: what is in it.
+        offsets: byte of the file at which each array begins.
+        seconds: that computing them took; 0 where nobody said.
+    """
 
     path: Path
     spec: Spec
     offsets: Mapping[str, int]
+    seconds: float = 0.0
 
     def array(self, name: str, mode: Any = "r") -> NDArray[Any]:
         """A memory map of one array."""
         kind, shape = self.spec[name]
+        if 0 in shape:  # an empty map is refused
+            return np.zeros(shape, kind)
         return np.memmap(self.path, kind, mode=mode, offset=self.offsets[name], shape=shape)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """A memory map of each array by name."""
+        return {name: self.array(name) for name in self.spec}
 
 
 def usable(folder: Path | None) -> Path | None:
@@ -55,78 +75,140 @@ def usable(folder: Path | None) -> Path | None:
     return Path(folder)
 
 
-@contextmanager
-def writing(path: Path, spec: Spec, fingerprint: str) -> Iterator[Stored]:
-    """A new file whose arrays are filled through maps; on success it is checksummed and renamed to `path`.
+def kept(path: Path, fingerprint: str, compute: Callable[[], Mapping[str, NDArray[Any]]]) -> Stored:
+    """What `compute` gives, from the file where it is there.
 
-    Two processes may write one path at once: each has a file of its own, and the later rename wins.
+    Args:
+        path: the file.
+        fingerprint: of all that decides the numbers; a file with another one is stale.
+        compute: the arrays by name.
     """
+    with held(path):
+        found = read(path, fingerprint)
+        if found is None:
+            began = time.perf_counter()
+            arrays = compute()
+            write(path, arrays, fingerprint, seconds=time.perf_counter() - began)
+            found = read(path, fingerprint)  # so that the first who asks has what every later one has
+        if found is None:
+            raise AssertionError(f"{path}: what was just written cannot be read")
+    return found
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a file of a cache while it is read or computed; waits for whoever holds it.
+
+    The operating system lets go of it when the process dies. Where the file system has no locks, each computes.
+    """
+    from filelock import FileLock
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    temporary = Path(name)
+    lock = FileLock(path.with_suffix(".lock"))
     try:
-        with os.fdopen(handle, "wb") as file:
-            head, stored = _layout(temporary, spec, fingerprint, UNKNOWN)
-            file.write(head)
-            file.truncate(len(head) + sum(_size(*spec[array]) for array in spec))
-        yield stored
-        with temporary.open("r+b") as file:
-            checksum = _checksum(file, len(head))
-            file.seek(0)
-            file.write(_layout(temporary, spec, fingerprint, checksum)[0])
-        temporary.replace(path)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        log.info("%s: cannot be locked (%s)", path, error)
+        yield
+        return
+    try:
+        yield
     finally:
-        with suppress(OSError):
-            temporary.unlink()
+        lock.release()
 
 
-def read(path: Path, spec: Spec, fingerprint: str) -> Stored | None:
-    """The stored arrays, checked whole; None where there are none or they are not what is asked for."""
+def write(path: Path, arrays: Mapping[str, NDArray[Any]], fingerprint: str, *, seconds: float = 0.0) -> None:
+    """Write arrays that are in memory."""
+    with replacing(path) as temporary:
+        _create(temporary, arrays, fingerprint, seconds)
+        _seal(temporary)
+
+
+@contextmanager
+def filling(path: Path, spec: Spec, fingerprint: str) -> Iterator[Stored]:
+    """A new file whose arrays are filled through maps, which need not fit in memory."""
+    with replacing(path) as temporary:
+        # zeros that nobody writes to take no memory; on the disk they do: a full one is found here and not in a map
+        _create(temporary, {name: np.zeros(shape, kind) for name, (kind, shape) in spec.items()}, fingerprint, 0.0)
+        yield _stored(temporary)
+        _seal(temporary)
+
+
+def read(path: Path, fingerprint: str, spec: Spec | None = None) -> Stored | None:
+    """The stored arrays, checked whole; None where there are none or they are not what is asked for.
+
+    Args:
+        path: the file.
+        fingerprint: that it must have.
+        spec: the arrays that it must have; None takes what is in it.
+    """
     try:
+        stored = _stored(path)
         with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if size > 2**20:
-                raise ValueError("header too long")
-            meta = json.loads(file.read(size))["__metadata__"]
-            head, stored = _layout(path, spec, fingerprint, meta["sha256"])
-            file.seek(0)
-            sound = file.read(len(head)) == head and _checksum(file, len(head)) == meta["sha256"]
-            sound = sound and path.stat().st_size == len(head) + sum(_size(*spec[array]) for array in spec)
+            meta = _header(file)["__metadata__"]
+            sound = meta["fingerprint"] == fingerprint and _checksum(file) == meta["sha256"]
     except FileNotFoundError:
         return None
     except Exception as error:  # whatever is wrong with a cache file, it is computed again
         log.warning("%s: damaged cache file (%s), computing it again", path.name, type(error).__name__)
         return None
-    if not sound:
+    if not sound or (spec is not None and _plain(spec) != _plain(stored.spec)):
         log.warning("%s: stale or damaged cache file, computing it again", path.name)
         return None
     return stored
 
 
-def _size(kind: Any, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * int(np.dtype(kind).itemsize)
+def _create(path: Path, arrays: Mapping[str, NDArray[Any]], fingerprint: str, seconds: float) -> None:
+    from safetensors.numpy import save_file
+
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    save_file(whole, path, metadata={"fingerprint": fingerprint, "seconds": f"{seconds:.3f}", "sha256": UNKNOWN})
 
 
-def _layout(path: Path, spec: Spec, fingerprint: str, checksum: str) -> tuple[bytes, Stored]:
-    """The safetensors head (8 bytes length, JSON padded to 8) and the places of the arrays after it."""
-    header: dict[str, Any] = {"__metadata__": {"fingerprint": fingerprint, "sha256": checksum}}
-    at, starts = 0, {}
-    for name, (kind, shape) in spec.items():
-        size = _size(kind, shape)
-        code = CODES[np.dtype(kind)]
-        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [at, at + size]}
-        starts[name] = at
-        at += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
-    return head, Stored(path, spec, {name: len(head) + start for name, start in starts.items()})
+def _stored(path: Path) -> Stored:
+    """What a file holds, as the library sees it.
+
+    Raises:
+        Exception: it is no whole safetensors file.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        spec = {name: (KINDS[part.get_dtype()], tuple(part.get_shape())) for name, part in slices.items()}
+    with path.open("rb") as file:
+        header = _header(file)
+        data = file.tell()
+    offsets = {name: data + header[name]["data_offsets"][0] for name in spec}
+    return Stored(path, spec, offsets, float(header["__metadata__"].get("seconds", 0.0)))
 
 
-def _checksum(file: Any, start: int) -> str:
-    """A sha256 of the file from `start` on, read in pieces so that checking maps no memory."""
-    file.seek(start)
+def _header(file: Any) -> dict[str, Any]:
+    """The head of a safetensors file: its length in 8 bytes, then JSON. The data follow."""
+    file.seek(0)
+    header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return header
+
+
+def _seal(path: Path) -> None:
+    """Put the checksum of the data in its place."""
+    with path.open("r+b") as file:
+        _header(file)
+        head = file.tell()
+        checksum = _checksum(file)
+        file.seek(0)
+        text = file.read(head)
+        file.seek(text.index(UNKNOWN.encode()))
+        file.write(checksum.encode())
+
+
+def _checksum(file: Any) -> str:
+    """A sha256 of the rest of a file, read in pieces so that checking maps no memory."""
     digest = hashlib.sha256()
     while piece := file.read(2**20):
         digest.update(piece)
     return digest.hexdigest()
+
+
+def _plain(spec: Spec) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    return {name: (np.dtype(kind), tuple(shape)) for name, (kind, shape) in spec.items()}

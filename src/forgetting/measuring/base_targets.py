@@ -8,8 +8,10 @@ Shapes: N = windows.n_predicted, in the order of the windows; D width of the hid
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +23,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..data.windows import Windows
+from ..files import no_room
 from ..models import adapters
 from . import array_cache, batches, heads, kernels, passes
 
+log = logging.getLogger(__name__)
 FORMAT = 1
 """Raised when the meaning of the stored numbers changes: older files are then computed again."""
 ROWS_LIMIT = 2**30
@@ -83,8 +87,8 @@ def base_targets(
 ) -> BaseTargets:
     """The base model's targets, from the cache where they are, else computed and cached.
 
-    A PeftModel is measured with its adapters disabled. Two processes may call this at once: each writes a file of its
-    own and renames it into place, and both have the same content.
+    A PeftModel is measured with its adapters disabled. Of two processes that call this at once one computes and the
+    other waits for its file.
 
     Args:
         model: the base model, or a PeftModel around it.
@@ -123,13 +127,15 @@ def base_side(
     fingerprint = targets_fingerprint(inner, windows, key, batch_tokens, rows)
     job = _Job(inner, windows, rows, fingerprint, array_cache.usable(cache_dir))
     head = job.row_head() if with_rows else None
-    stored_rows = job.find("rows", job.row_spec(head)) if head is not None else None
-    stored = job.find("targets", base_spec(windows))
-    if stored is not None and (head is None or stored_rows is not None):
-        targets = {name: stored.array(name) for name in ARRAYS}
-        found = stored_rows.array if stored_rows is not None else None
-    else:
-        targets, found = passes.halving(lambda size: job.compute(size, head), windows, batch_tokens)
+    try:
+        targets, found = job.find_or_compute(head, batch_tokens)
+    except Exception as error:
+        if job.cache_dir is None or not no_room(error):
+            raise
+        log.warning("%s: no room left on the disk, measuring without a cache", job.cache_dir)
+        job = dataclasses.replace(job, cache_dir=None)
+        head = job.row_head() if with_rows else None
+        targets, found = job.find_or_compute(head, batch_tokens)
 
     def at(places: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         assert found is not None
@@ -155,8 +161,19 @@ class _Job:
         assert self.cache_dir is not None
         return self.cache_dir / f"{what}-{self.fingerprint[:32]}.safetensors"
 
-    def find(self, what: str, spec: array_cache.Spec) -> array_cache.Stored | None:
-        return None if self.cache_dir is None else array_cache.read(self.path(what), spec, self.fingerprint)
+    def find_or_compute(self, head: heads.LinearHead | None, batch_tokens: int) -> tuple[dict[str, NDArray[Any]], Any]:
+        """As `compute`; from the cache where they are."""
+        if self.cache_dir is None:
+            return passes.halving(lambda size: self.compute(size, head), self.windows, batch_tokens)
+        with array_cache.held(self.path("targets")):
+            stored = array_cache.read(self.path("targets"), self.fingerprint, base_spec(self.windows))
+            if stored is not None and head is None:
+                return stored.arrays(), None
+            if stored is not None and head is not None:
+                rows = array_cache.read(self.path("rows"), self.fingerprint, self.row_spec(head))
+                if rows is not None:
+                    return stored.arrays(), rows.array
+            return passes.halving(lambda size: self.compute(size, head), self.windows, batch_tokens)
 
     def row_head(self) -> heads.LinearHead | None:
         """The head whose expected rows can be kept, if it is one."""
@@ -177,26 +194,19 @@ class _Job:
             arrays = compute_arrays(self.model, self.windows, size, self.rows, keep=lambda name: kept[name])
             found = kept.__getitem__
         else:
-            with array_cache.writing(self.path("rows"), self.row_spec(head), self.fingerprint) as new:
+            with array_cache.filling(self.path("rows"), self.row_spec(head), self.fingerprint) as new:
                 arrays = compute_arrays(
                     self.model, self.windows, size, self.rows, keep=lambda name: new.array(name, "r+")
                 )
-            found = array_cache.Stored(self.path("rows"), new.spec, new.offsets).array
+            found = dataclasses.replace(new, path=self.path("rows")).array
         if self.cache_dir is not None:
-            store(self.path("targets"), arrays, self.fingerprint)
+            array_cache.write(self.path("targets"), arrays, self.fingerprint)
         return arrays, found
 
 
 def base_spec(windows: Windows) -> array_cache.Spec:
     """Dtype and shape of the arrays of BaseTargets."""
     return {name: (kind, (windows.n_predicted,)) for name, kind in ARRAYS.items()}
-
-
-def store(path: Path, arrays: dict[str, NDArray[Any]], fingerprint: str) -> None:
-    """Write the arrays of BaseTargets as a cache file."""
-    with array_cache.writing(path, {n: (a.dtype, a.shape) for n, a in arrays.items()}, fingerprint) as new:
-        for name, array in arrays.items():
-            new.array(name, "r+")[:] = array
 
 
 def targets_fingerprint(model: nn.Module, windows: Windows, key: str, batch_tokens: int, rows: int | None) -> str:

@@ -153,15 +153,13 @@ class ForgettingCallback(TrainerCallback):
         fingerprint = self.windows.fingerprint()
         full = not adapters.is_peft(model)
         if full and state.global_step > 0:
-            stored = array_cache.read(path, base_targets.base_spec(self.windows), fingerprint)
+            stored = array_cache.read(path, fingerprint, base_targets.base_spec(self.windows))
             if stored is None:
                 raise UsageError(
                     f"{path}: the base model's targets on this text are not there, and the model that is resumed is "
                     "no longer the base model; train from the start with the callback on, or use `forgetting measure`"
                 )
-            return base_targets.BaseTargets(
-                **{n: stored.array(n) for n in base_targets.ARRAYS}, fingerprint=fingerprint
-            )
+            return base_targets.BaseTargets(**stored.arrays(), fingerprint=fingerprint)
         arrays = passes.halving(
             lambda size: base_targets.compute_arrays(model, self.windows, size, None, shard=self.shard),
             *(self.windows, self.batch_tokens),
@@ -169,7 +167,7 @@ class ForgettingCallback(TrainerCallback):
         )
         arrays = {name: processes.summed(array) for name, array in arrays.items()}
         if full and args.process_index == 0:
-            base_targets.store(path, arrays, fingerprint)
+            array_cache.write(path, arrays, fingerprint)
         return base_targets.BaseTargets(**arrays, fingerprint=fingerprint)
 
     def _measure(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -315,20 +314,19 @@ def _save(path: Path, part: Part) -> None:
     for column in part.rows.combine_chunks().columns:
         values = column.chunk(0) if column.num_chunks else pa.array([], column.type)
         columns.append(pa.ListArray.from_arrays(ends, values, type=_list_of(column.type)))
-    temporary = None
+    table = pa.table(columns, schema=schema)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            table = pa.table(columns, schema=schema)
+        with files.replacing(path) as temporary:
             pq.write_table(
-                table, file, compression="lz4", use_dictionary=False, write_page_checksum=True, write_statistics=False
+                table,
+                temporary,
+                compression="lz4",
+                use_dictionary=False,
+                write_page_checksum=True,
+                write_statistics=False,
             )
-        Path(temporary).replace(path)
     except OSError as error:  # no room, or a folder that may only be read
         log.info("%s: not written: %s", path, error.strerror)
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def _load(path: Path, rows: pa.Schema) -> Part | None:

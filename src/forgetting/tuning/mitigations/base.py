@@ -11,8 +11,10 @@ A mitigation overrides the hooks that it needs, and no other package learns of i
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -63,9 +65,31 @@ class Situation:
     cache: Path
     facts: dict[str, Any] = field(default_factory=dict)
 
-    def add_seconds(self, seconds: float) -> None:
-        """Count time that a mitigation needed before the first step."""
-        self.facts["prepare_seconds"] = round(self.facts.get("prepare_seconds", 0.0) + seconds, 3)
+    def cached(self, what: str, key: Sequence[Any], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What `compute` gives, from the study's cache where it is there; see `array_cache.kept`.
+
+        A run that finds it there counts the time that it took all the same: its cost does not depend on which run came
+        first.
+
+        Args:
+            what: a name for the file.
+            key: all that decides the numbers, beside the base model.
+            compute: named tensors on the CPU.
+        """
+        import torch
+
+        from ...measuring import array_cache
+
+        device = self.base.model.device.type
+        content = json.dumps([what, self.base.key, device, torch.__version__, *key], sort_keys=True, default=str)
+        fingerprint = hashlib.sha256(content.encode()).hexdigest()
+        found = array_cache.kept(
+            self.cache / f"{what}-{fingerprint[:32]}.safetensors",
+            fingerprint,
+            lambda: {name: tensor.numpy() for name, tensor in compute().items()},
+        )
+        self.facts["prepare_seconds"] = round(self.facts.get("prepare_seconds", 0.0) + found.seconds, 3)
+        return {name: torch.from_numpy(np.array(array)) for name, array in found.arrays().items()}
 
 
 class Term:

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from ...data.windows import Windows
 from .base import Situation
-from .cache import cached
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,5 +26,5 @@ def base_losses(windows: Windows, at: Situation) -> NDArray[np.float64]:
         losses = token_losses(at.base.model, windows, None, batch_tokens=size)
         return {"losses": torch.from_numpy(losses.data_nll)}
 
-    found: NDArray[np.float64] = cached(at, "base-losses", [windows.fingerprint(), size], compute)["losses"].numpy()
+    found: NDArray[np.float64] = at.cached("base-losses", [windows.fingerprint(), size], compute)["losses"].numpy()
     return found.astype(np.float64)

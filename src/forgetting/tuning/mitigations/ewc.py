@@ -63,12 +63,10 @@ class Ewc(Mitigation):
 
     def term(self, at: Situation) -> Term:
         """Estimate the Fisher information; see `Mitigation.term`."""
-        from .cache import cached
-
         windows = at.general.windows(general.chosen_text(self.name, self.text, at.run))
         chosen = _sample(windows, self.windows)
         at.facts[self.name] = {"windows": len(chosen), "text": chosen.fingerprint()}
-        found = cached(at, "fisher", [chosen.fingerprint()], lambda: diagonal_fisher(at.base.model, chosen))
+        found = at.cached("fisher", [chosen.fingerprint()], lambda: diagonal_fisher(at.base.model, chosen))
         device = at.base.model.device
         return WeightPenalty(self.name, self.weight / 2, {name: f.to(device) for name, f in found.items()})
 

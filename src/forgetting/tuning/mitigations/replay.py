@@ -101,10 +101,8 @@ def _first_token(base: Base) -> int | None:
 
 def _generate(at: Situation, count: int) -> Windows:
     """`count` windows that the base model samples, at temperature 1 from its whole distribution."""
-    from .cache import cached
-
     key = [at.run.seed, at.run.context, count]
-    found = cached(at, "generated", key, lambda: _sample(at.base, at.run, count))
+    found = at.cached("generated", key, lambda: _sample(at.base, at.run, count))
     ids, lengths = found["ids"].numpy(), found["lengths"].numpy().astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     predicted = np.ones(len(ids), dtype=bool)
