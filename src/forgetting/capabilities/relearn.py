@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..config.schema import ModelConfig
+from ..data.padding import IGNORED, right_padded
 from ..errors import UsageError
 from .rendering import chat_template
 from .replies import runs_on
@@ -230,15 +231,9 @@ def _batch(tokenizer: Any, pairs: Sequence[tuple[str, str]], device: Any) -> dic
         head = tokenizer(_asked(tokenizer, prompt), add_special_tokens=tokenizer.chat_template is None)["input_ids"]
         space = "" if reply.startswith(" ") else " "
         tail = [*tokenizer(space + reply, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        rows.append((head + tail, [-100] * len(head) + tail))
-    width = max(len(ids) for ids, _ in rows)
-    pad = tokenizer.pad_token_id
-    columns = {
-        "input_ids": [ids + [pad] * (width - len(ids)) for ids, _ in rows],
-        "labels": [labels + [-100] * (width - len(labels)) for _, labels in rows],
-        "attention_mask": [[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows],
-    }
-    return {name: torch.tensor(values, device=device) for name, values in columns.items()}
+        rows.append((head + tail, [IGNORED] * len(head) + tail))
+    batch = right_padded([ids for ids, _ in rows], tokenizer.pad_token_id, labels=[labels for _, labels in rows])
+    return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
 
 
 def _asked(tokenizer: Any, prompt: str) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .padding import IGNORED
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -51,6 +53,11 @@ class Windows:
         """Tokens and predicted mask of one window, each [length]."""
         span = slice(self.offsets[index], self.offsets[index + 1])
         return self.input_ids[span], self.predicted[span]
+
+    def labels(self, index: int) -> NDArray[np.int32]:
+        """Tokens of one window, IGNORED where they are not predicted."""
+        ids, predicted = self.window(index)
+        return np.where(predicted, ids, np.int32(IGNORED))
 
     def token_documents(self) -> NDArray[np.int32]:
         """[n_predicted] the document of each target, in the order of the windows."""

@@ -10,15 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.padding import right_padded
 from ..data.windows import Windows
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B windows side by side, padded on the right to the longest.
-
-    Right padding with a causal model leaves every real position untouched by padding: positions count from 0, and no
-    padded position stands before a real one. Padded positions are never read.
+    """B windows side by side, padded on the right to the longest (`data.padding`). Padded positions are never read.
 
     Attributes:
         input_ids: [B, L] int64; padding is token 0.
@@ -55,18 +53,16 @@ def plan(windows: Windows, batch_tokens: int) -> list[NDArray[np.int64]]:
 
 def build(windows: Windows, indices: NDArray[np.int64]) -> Batch:
     """The batch of the windows at `indices`."""
-    lengths = windows.lengths[indices]
-    size, longest = len(indices), int(lengths.max())
-    input_ids = np.zeros((size, longest), np.int64)
-    mask = np.zeros((size, longest), bool)
+    parts = [windows.window(int(index)) for index in indices]
+    padded = right_padded([ids for ids, _ in parts], pad=0)
+    input_ids = padded["input_ids"]
+    longest = input_ids.shape[1]
     before = np.concatenate([[0], np.cumsum(windows.predicted)])  # predicted positions before each token
     sources, places = [], []
-    for row, index in enumerate(indices):
-        ids, predicted = windows.window(int(index))
-        input_ids[row, : len(ids)] = ids
-        mask[row, : len(ids)] = True
+    for row, (index, (_, predicted)) in enumerate(zip(indices, parts, strict=True)):
         at = np.flatnonzero(predicted)
         sources.append(row * longest + at - 1)
         places.append(before[windows.offsets[index]] + np.arange(len(at)))
     source = np.concatenate(sources).astype(np.int64)
+    mask = padded["attention_mask"].astype(bool)
     return Batch(input_ids, mask, source, input_ids.ravel()[source + 1], np.concatenate(places).astype(np.int64))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ..config.schema import RunConfig, TrainingConfig
+from ..data.padding import IGNORED, right_padded
 from ..data.windows import Windows
 from ..errors import ForgettingError
 from ..models import processes
@@ -35,24 +36,15 @@ class TrainingWindows(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         window = int(self.order[index])
-        ids, predicted = self.windows.window(window)
-        return {"input_ids": ids.tolist(), "labels": np.where(predicted, ids, -100).tolist(), "window": window}
+        ids, _ = self.windows.window(window)
+        return {"input_ids": ids, "labels": self.windows.labels(window), "window": window}
 
 
 def collate(rows: list[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
     """Rows padded on the right to the longest: input_ids, attention_mask, labels [batch, length]; window [batch]."""
-    length = max(len(row["input_ids"]) for row in rows)
-
-    def padded(key: str, fill: int) -> torch.Tensor:
-        return torch.tensor([row[key] + [fill] * (length - len(row[key])) for row in rows])
-
-    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in rows])
-    return {
-        "input_ids": padded("input_ids", pad_id),
-        "attention_mask": mask,
-        "labels": padded("labels", -100),
-        "window": torch.tensor([row["window"] for row in rows]),
-    }
+    batch = right_padded([row["input_ids"] for row in rows], pad_id, labels=[row["labels"] for row in rows])
+    batch["window"] = np.array([row["window"] for row in rows], np.int64)
+    return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
 class CheckedTrainer(Trainer):
@@ -75,7 +67,7 @@ class CheckedTrainer(Trainer):
         loss, outputs = super().compute_loss(model, passed, True, num_items_in_batch)
         # as transformers divides: by the whole step's tokens, or by this batch's where the model does not know them
         tokens = num_items_in_batch if self.model_accepts_loss_kwargs else None
-        tokens = (batch["labels"][:, 1:] != -100).sum() if tokens is None else tokens
+        tokens = (batch["labels"][:, 1:] != IGNORED).sum() if tokens is None else tokens
         # the mean of the processes' gradients is to be the sum of their parts: transformers scales its loss alike
         shares = self.accelerator.num_processes
         for term in self.terms:

@@ -80,15 +80,16 @@ class Eva(LowRank):
         """Batches of training windows, each with more tokens than directions; the last, shorter one is left out."""
         import torch
 
+        from ...data.padding import right_padded
+
         windows = draw(context.train, len(context.train), context.seed)
         length = int(windows.lengths.max())
         batches = []
         for start in range(0, len(windows) - self.batch_windows + 1, self.batch_windows):
             rows = [windows.window(i)[0] for i in range(start, start + self.batch_windows)]
             if sum(map(len, rows)) >= self.directions:
-                ids = [torch.nn.functional.pad(torch.from_numpy(r.astype("int64")), (0, length - len(r))) for r in rows]
-                mask = [[1] * len(r) + [0] * (length - len(r)) for r in rows]
-                batches.append({"input_ids": torch.stack(ids), "attention_mask": torch.tensor(mask)})
+                padded = right_padded(rows, pad=0, width=length)
+                batches.append({name: torch.from_numpy(array) for name, array in padded.items()})
         if not batches:
             raise UsageError(
                 f"methods.eva.batch_windows: no {self.batch_windows} training windows hold the "

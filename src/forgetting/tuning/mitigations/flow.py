@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ...data.padding import IGNORED
 from .base import Course, Mitigation, Situation, Term
 from .base_losses import base_losses
 
@@ -65,6 +66,6 @@ class Weighting(Term):
 
         labels = batch["labels"][:, 1:]
         scores = own_positions(logits, batch["input_ids"])[:, :-1].float().transpose(1, 2)
-        nll = torch.nn.functional.cross_entropy(scores, labels, ignore_index=-100, reduction="none")
+        nll = torch.nn.functional.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="none")
         extra = torch.from_numpy(self.weights[batch["window"].cpu().numpy()] - 1.0).to(nll)
         return (nll.sum(1) * extra).sum() / tokens

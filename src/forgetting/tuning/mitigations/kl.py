@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from ...config.schema import RunConfig, TextConfig
+from ...data.padding import IGNORED, right_padded
 from ...data.windows import Windows, training_order
 from ...errors import UsageError
 from ...models.loading import Base
@@ -89,36 +90,24 @@ class _Divergence(Term):
         from .base_pass import own_positions, with_own_random
 
         count = self.options.windows
-        parts = [self.windows.window(int(i)) for i in self.order[step * count : (step + 1) * count]]
-        ids, mask, labels = _padded(parts, self.at.base.model.device)
+        chosen = [int(i) for i in self.order[step * count : (step + 1) * count]]
+        rows, targets = [self.windows.window(i)[0] for i in chosen], [self.windows.labels(i) for i in chosen]
+        padded = right_padded(rows, pad=0, labels=targets).values()
+        ids, mask, labels = (torch.from_numpy(array).to(self.at.base.model.device) for array in padded)
         base = self.base.logits(model, ids, mask)
         seed = int(np.random.default_rng([SALT, self.at.run.seed, step]).integers(2**62))
         tuned = with_own_random(ids.device, seed, lambda: model(input_ids=ids, attention_mask=mask, use_cache=False))
-        loss = self._sum(base, own_positions(tuned.logits, ids), labels) / (labels != -100).sum()
+        loss = self._sum(base, own_positions(tuned.logits, ids), labels) / (labels != IGNORED).sum()
         torch.autograd.backward(self.options.weight * loss)
 
     def _sum(self, base: Tensor, tuned: Tensor, labels: Tensor) -> Tensor:
         """Divergence summed over predicted tokens, nats; a logit at position t says what token t + 1 is."""
         from torch.nn.functional import kl_div, log_softmax
 
-        at = labels[:, 1:] != -100
+        at = labels[:, 1:] != IGNORED
         p, q = (log_softmax(z[:, :-1][at].float(), -1) for z in (base, tuned))
         if self.options.direction == "reverse":
             p, q = q, p
         # kl_div takes the second argument's distribution first: KL(p || q) = kl_div(q, p)
         result: Tensor = kl_div(q, p, reduction="sum", log_target=True)
         return result
-
-
-def _padded(parts: list[Any], device: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Windows side by side, padded on the right: ids, mask, labels, each [B, L]."""
-    import torch
-
-    longest = max(len(ids) for ids, _ in parts)
-    ids = np.zeros((len(parts), longest), np.int64)
-    mask, labels = np.zeros_like(ids), np.full_like(ids, -100)
-    for row, (tokens, predicted) in enumerate(parts):
-        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-        labels[row, : len(tokens)] = np.where(predicted, tokens, -100)
-    first, second, third = (torch.from_numpy(array).to(device) for array in (ids, mask, labels))
-    return first, second, third
