@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from ..errors import ForgettingError, UsageError
-from . import metrics
+from . import lm_eval_internals, metrics
 from .console import console, quiet
 from .explain import explained, where_raised
 from .rendering import items_of, request_hash, tokenizer_key
@@ -254,7 +254,7 @@ def _chosen(scores: Sequence[float], choices: Sequence[str], metric: str) -> int
 
 def _gold(task: Any, doc: Mapping[str, Any], target: Any) -> Any:
     """The target; where the options stand in the prompt (Winogrande), the number of the right one."""
-    return task.doc_to_text(doc) if getattr(task, "multiple_input", 0) else target
+    return task.doc_to_text(doc) if lm_eval_internals.gold_in_text(task) else target
 
 
 def _target(target: Any, choices: Sequence[str] | None) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError, did_you_mean
+from . import lm_eval_internals
 
 POOLED = (
     *("perplexity", "weighted_perplexity", "bits_per_byte", "f1", "matthews_corrcoef"),
@@ -43,7 +44,7 @@ def check(name: str, task: Any) -> None:
     for metric, better in (task.higher_is_better() or {}).items():
         if better is not None and not isinstance(better, bool):
             raise UsageError(f"task {name}: metric '{metric}': higher_is_better: got {better!r}; true or false")
-    if not _own(task) and aggregations and set(aggregations) <= _pooled(task):
+    if not lm_eval_internals.made_in_python(task) and aggregations and set(aggregations) <= _pooled(task):
         raise UsageError(
             f"task {name}: no metric of single items between 0 and 1 (it has {', '.join(aggregations)}); give it one, "
             "such as acc or exact_match"
@@ -57,7 +58,7 @@ def check_wanted(name: str, task: Any, wanted: str | None) -> None:
         UsageError: suggests.
     """
     listed = list(task.aggregation() or {})
-    known = task.OUTPUT_TYPE in ("loglikelihood", "multiple_choice") and not _own(task)
+    known = task.OUTPUT_TYPE in ("loglikelihood", "multiple_choice") and not lm_eval_internals.made_in_python(task)
     if known and wanted is not None and wanted not in listed and BYPASS not in listed:
         raise UsageError(f"task {name}: no metric '{wanted}'; {did_you_mean(wanted, listed)}")
 
@@ -70,24 +71,19 @@ def check_options(name: str, task: Any, limit: int | None) -> None:
     """
     if task.OUTPUT_TYPE != "multiple_choice":
         return
-    hit, first = _own(task), ""
+    hit, first = lm_eval_internals.made_in_python(task), ""
     for doc_id, doc in task.doc_iterator(limit=limit, rank=0, world_size=1):
         options = task.doc_to_choice(doc)
         if not isinstance(options, list) or not options or not all(isinstance(option, str) for option in options):
             raise UsageError(f"task {name}, item {doc_id}: its options are {options!r:.120}; a list of texts is needed")
         if hit:
             continue
-        target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+        target = task.doc_to_text(doc) if lm_eval_internals.gold_in_text(task) else task.doc_to_target(doc)
         targets = target if isinstance(target, list) else [target]
         hit = any(0 <= one < len(options) if isinstance(one, int) else one in options for one in targets)
         first = first or f"item {doc_id}: {target!r:.60}, and its options are {options!r:.120}"
     if not hit:
         raise UsageError(f"task {name}: the target of no item is one of its options ({first})")
-
-
-def _own(task: Any) -> bool:
-    """Whether a task's own Python makes its metrics, so that its file need not name them."""
-    return callable(task.get_config("process_results")) or not hasattr(task, "features")
 
 
 def choose(name: str, task: Any, samples: Sequence[Mapping[str, Any]], wanted: str | None) -> Metric | None:
@@ -147,7 +143,5 @@ def _higher(task: Any, metric: str) -> bool:
 
 def _pooled(task: Any) -> set[str]:
     """Metrics that are computed from all items together."""
-    from lm_eval.api.registry import get_aggregation  # type: ignore[import-untyped]
-
-    known: list[Callable[..., Any] | None] = [get_aggregation(name) for name in POOLED]
+    known: list[Callable[..., Any] | None] = [lm_eval_internals.aggregation(name) for name in POOLED]
     return {metric for metric, aggregation in (task.aggregation() or {}).items() if aggregation in known}

@@ -205,11 +205,7 @@ def _train(model: Any, tokenizer: Any, taught: Sequence[tuple[str, str]], steps:
     torch.manual_seed(0)
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     inject_adapter_in_model(config, model)
-    trainable = [p for n, p in model.named_parameters() if "lora_" in n]
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    for parameter in trainable:
-        parameter.requires_grad_(True)
+    trainable = [p for p in model.parameters() if p.requires_grad]  # PEFT freezes what is not its own
     optimizer = torch.optim.AdamW(trainable, lr=RATE)
     order = np.random.default_rng(0)
     model.train()

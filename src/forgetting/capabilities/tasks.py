@@ -6,12 +6,11 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import ForgettingError, UsageError, did_you_mean
-from . import metrics
+from . import lm_eval_internals, metrics
 from .console import console, quiet
 from .explain import explained, first_line, where_raised
 from .taskfile import fields_of, lacking
@@ -34,6 +33,7 @@ def load_tasks(specs: Sequence[str | Path], include: Sequence[str | Path] = ()) 
         ForgettingError: a task's data cannot be had, as without a network.
     """
     quiet()
+    lm_eval_internals.check_all()
     for folder in include:
         if not Path(folder).expanduser().is_dir():
             raise UsageError(f"include path: {folder}: no such folder")
@@ -156,11 +156,9 @@ def _group_name(manager: Any, path: Path) -> str:
 
 def _why(error: BaseException, spec: str | Path) -> str:
     """An error of loading, with the field that it is about where that can be told."""
-    from lm_eval.config.task import TaskConfig  # type: ignore[import-untyped]
-
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if isinstance(error, TypeError) and unknown and "TaskConfig" in str(error):
-        known = [f.name for f in fields(TaskConfig)]
+        known = lm_eval_internals.config_fields()
         return f"no field '{unknown[1]}'; {did_you_mean(unknown[1], known).split(' (choices')[0]}"
     if isinstance(spec, Path) and (missing := lacking(fields_of(spec))):
         return f"no field '{missing[0]}'"
@@ -198,8 +196,8 @@ def _check(name: str, task: Any) -> None:
             f"task {name}: measures the loss on running text (loglikelihood_rolling), which has no items that are "
             "right or wrong; `forgetting measure BASE TUNED --text` does that"
         )
-    if getattr(task, "MULTIMODAL", False):
+    if lm_eval_internals.asks_beyond_text(task):
         raise UsageError(f"task {name}: asks about pictures or sound; only text is evaluated")
-    if getattr(task, "UNSAFE_CODE", False):
+    if lm_eval_internals.runs_code(task):
         raise UsageError(f"task {name}: runs the code that models write, which is refused; use the `lm_eval` command")
     metrics.check(name, task)

@@ -9,7 +9,6 @@ Shapes: N predicted positions of the text.
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..arguments import checked
-from ..errors import UsageError
-from ..models import adapters, comparable, processes
+from ..errors import ForgettingError, UsageError
+from ..models import adapters, comparable, processes, transformers_internals
 from . import array_cache, base_targets, passes, quantities
 from .losses import whole_losses
 from .quantities import ONE_PASS, means, not_finite, values
@@ -210,21 +209,19 @@ class ForgettingCallback(TrainerCallback):
 
 
 def _caller() -> Any:
-    """The trainer's CallbackHandler, which is calling us. transformers hands callbacks no other way to its loggers."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        found = frame.f_locals.get("self")
-        if hasattr(found, "call_event") and hasattr(found, "on_log"):
-            return found
-        frame = frame.f_back  # type: ignore[assignment]
-    log.warning("no trainer's loggers found: rows go to the log history only")
-    return None
+    """The trainer's CallbackHandler, which is calling us and passes logs on to every reporter; None with a warning."""
+    try:
+        found = transformers_internals.calling_handler()
+    except ForgettingError as gone:  # training goes on
+        log.warning("rows go to the log history only: %s", gone)
+        return None
+    if found is None:
+        log.warning("no trainer's loggers found: rows go to the log history only")
+    return found
 
 
 def _refuse_sharded(args: TrainingArguments) -> None:
-    from transformers.integrations import is_deepspeed_zero3_enabled
-
-    if getattr(args, "fsdp", None) or is_deepspeed_zero3_enabled():
+    if getattr(args, "fsdp", None) or transformers_internals.deepspeed_shards():
         raise UsageError(
             "ForgettingCallback: parameters sharded over processes (FSDP, DeepSpeed ZeRO 3) are not supported; "
             "use DDP, or `forgetting measure` on the saved model"

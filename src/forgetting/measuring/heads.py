@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..models import adapters
+from ..models import peft_internals
 
 TILE_ROWS = 2048
 CHUNK_POSITIONS = 512
@@ -128,7 +128,7 @@ def candidates(model: Any) -> Iterator[Head]:
     module = model.get_output_embeddings()
     if module is None:
         return
-    module = adapters.acting(module)
+    module = peft_internals.acting(module)
     config = model.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
     for scale in _scales(config):

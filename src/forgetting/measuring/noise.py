@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..data.windows import Windows
-from ..models import adapters
+from ..models import accelerate_internals, adapters
 from .base_targets import base_targets
 from .losses import token_losses
 from .quantities import BY_NAME
@@ -55,6 +55,6 @@ def noise_floor(base: Any, windows: Windows, *, batch_tokens: int, seed: int, ro
     stored = next(base.parameters()).dtype
     other = torch.bfloat16 if stored == torch.float32 else torch.float32
     name = str(other).removeprefix("torch.")
-    if getattr(base, "hf_device_map", None) or getattr(base, "is_quantized", False):
+    if accelerate_internals.spread(base) or getattr(base.config, "quantization_config", None):
         return NoiseFloor(batch, None, name)
     return NoiseFloor(batch, excess(copy.deepcopy(base).to(other), batch_tokens), name)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..data.windows import Windows
 from ..errors import ForgettingError, UsageError
-from ..models import adapters, processes
+from ..models import adapters, peft_internals, processes
 from . import batches, heads
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def _by_head(
 
 def _of_the_base(model: Any, head: heads.Head) -> heads.Head:
     """A head that a disabled adapter stands on, for use when the adapter is enabled again: it stays the base's."""
-    if not isinstance(head, heads.CalledHead) or not adapters.adapted(head.module):
+    if not isinstance(head, heads.CalledHead) or not peft_internals.adapted(head.module):
         return head
     call = head.module
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..files import write_atomically
-from . import sources
+from . import accelerate_internals, peft_internals, sources
 from .sources import Source
 
 R = TypeVar("R")
@@ -38,7 +39,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         for kind in {device.type for device in devices} & {"cpu", "cuda"}:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(_own_forward(model))
+        stack.enter_context(accelerate_internals.own_forward(model))
         try:
             model.eval()
             yield
@@ -51,20 +52,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _own_forward(model: nn.Module) -> Iterator[None]:
-    """The forward that a model had before accelerate wrapped it in autocast (`Accelerator.prepare_model`)."""
-    wrapped = [module for module in model.modules() if "_original_forward" in vars(module)]
-    forwards = [module.forward for module in wrapped]
-    try:
-        for module in wrapped:
-            module.forward = module._original_forward  # type: ignore[assignment]
-        yield
-    finally:
-        for module, forward in zip(wrapped, forwards, strict=True):
-            module.forward = forward
-
-
-@contextmanager
 def as_base(model: nn.Module) -> Iterator[None]:
     """A PeftModel with its adapters disabled; any other model as it is.
 
@@ -74,7 +61,7 @@ def as_base(model: nn.Module) -> Iterator[None]:
     if not is_peft(model):
         yield
         return
-    if any(getattr(module, "merged", False) for module in model.modules()):
+    if peft_internals.merged(model):
         raise UsageError(
             "the adapter is merged into the base weights, so the base model is gone; call unmerge_adapter() first, "
             "or give the base model itself"
@@ -88,8 +75,9 @@ def as_base(model: nn.Module) -> Iterator[None]:
 
 
 def is_peft(model: Any) -> bool:
-    """Whether the model is a PeftModel, without importing peft for models that are none."""
-    return any(cls.__name__ == "PeftModel" and cls.__module__.startswith("peft") for cls in type(model).__mro__)
+    """Whether the model is a PeftModel, without importing peft: where nobody has, none is."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
 
 
 def is_prompt_learning(model: Any) -> bool:
@@ -99,7 +87,7 @@ def is_prompt_learning(model: Any) -> bool:
 
 def disabled(model: Any) -> bool:
     """Whether a PeftModel's adapters are disabled at present, as `as_base` does; False for any other model."""
-    return is_peft(model) and bool(model._adapters_disabled)
+    return is_peft(model) and peft_internals.disabled(model)
 
 
 def needs_whole_forward(model: Any) -> str:
@@ -110,30 +98,6 @@ def needs_whole_forward(model: Any) -> str:
         return "virtual tokens"
     configs = [model.peft_config[name] for name in model.active_adapters]
     return "invocation tokens" if any(getattr(c, "alora_invocation_tokens", None) for c in configs) else ""
-
-
-def adapted(module: Any) -> bool:
-    """Whether an adapter of PEFT stands on a module or in it."""
-    return isinstance(module, nn.Module) and any(_switched(part) for part in module.modules())
-
-
-def acting(module: Any) -> Any:
-    """The module that acts in place of one that an adapter stands on; the module itself where both act together."""
-    while _switched(module):
-        if module.disable_adapters:
-            inner = getattr(module, "original_module", getattr(module, "base_layer", None))
-        else:
-            saved = getattr(module, "modules_to_save", None)
-            inner = saved[module.active_adapters[0]] if saved is not None and len(module.active_adapters) == 1 else None
-        if not isinstance(inner, nn.Module):
-            return module
-        module = inner
-    return module
-
-
-def _switched(module: Any) -> bool:
-    """Whether a module is one of PEFT's that `disable_adapter` switches."""
-    return type(module).__module__.startswith("peft") and isinstance(getattr(module, "disable_adapters", None), bool)
 
 
 def unwrapped(model: Any) -> Any:

@@ -6,7 +6,6 @@ that of one process but for the order in which gradients are summed. What would 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 from .. import files
 from ..config.schema import StudyConfig
 from ..errors import UsageError
-from ..models import processes
+from ..models import processes, transformers_internals
 from ..models.loading import Base
 from ..store.folder import StudyFolder
 from . import provenance
@@ -148,8 +147,7 @@ def check_model(base: Base) -> None:
         UsageError: names its class.
     """
     model = base.model
-    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
-    if not getattr(model, "accepts_loss_kwargs", inspect.Parameter.VAR_KEYWORD in kinds):
+    if not transformers_internals.takes_loss_kwargs(model):
         raise UsageError(
             f"{type(model).__name__}: its loss does not take the number of tokens of the whole batch, so several "
             "processes would train on another loss than one; leave out --accelerate-config"

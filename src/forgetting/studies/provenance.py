@@ -7,7 +7,6 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.schema import RunConfig
@@ -53,7 +52,10 @@ def other_processes(state: dict[str, Any], count: int) -> str:
 
 def _command() -> str | None:
     """The command line of this process, secrets taken out as everywhere; None in a worker of Ray, which has its own."""
-    return None if Path(sys.argv[0]).name == "default_worker.py" else shlex.join(sys.argv)
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized() and ray.get_runtime_context().get_task_id() is not None:
+        return None
+    return shlex.join(sys.argv)
 
 
 def _hardware(base: Base) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..config.schema import RunConfig, TrainingConfig
 from ..data.padding import IGNORED, right_padded
 from ..data.windows import Windows
 from ..errors import ForgettingError
-from ..models import processes
+from ..models import accelerate_internals, processes, transformers_internals
 from ..models.adapters import unwrapped
 from .methods import Method
 from .mitigations import Course, Term
@@ -66,7 +66,7 @@ class CheckedTrainer(Trainer):
         passed = {name: value for name, value in batch.items() if name != "window"}
         loss, outputs = super().compute_loss(model, passed, True, num_items_in_batch)
         # as transformers divides: by the whole step's tokens, or by this batch's where the model does not know them
-        tokens = num_items_in_batch if self.model_accepts_loss_kwargs else None
+        tokens = num_items_in_batch if transformers_internals.accepts_loss_kwargs(self) else None
         tokens = (batch["labels"][:, 1:] != IGNORED).sum() if tokens is None else tokens
         # the mean of the processes' gradients is to be the sum of their parts: transformers scales its loss alike
         shares = self.accelerator.num_processes
@@ -145,14 +145,10 @@ def _arguments(training: TrainingConfig, seed: int, folder: Path, device: torch.
 
 
 def _use_one(device: torch.device, arguments: TrainingArguments) -> None:
-    """Train on the model's GPU alone: of its own accord transformers takes all that it sees, each with a batch.
-
-    `_setup_devices` is the cached property behind `TrainingArguments.device`, `_n_gpu` what is behind `n_gpu`.
-    """
+    """Train on the model's GPU alone."""
     index = torch.cuda.current_device() if device.index is None else device.index
     torch.cuda.set_device(index)  # where accelerate puts the batches
-    arguments.__dict__["_setup_devices"] = torch.device("cuda", index)
-    arguments._n_gpu = 1
+    transformers_internals.use_one_gpu(arguments, torch.device("cuda", index))
 
 
 def make_trainer(
@@ -169,6 +165,7 @@ def make_trainer(
         checkpoints: the folder that they are written to.
         pad_id: token that shorter windows are filled up with.
     """
+    transformers_internals.check_overridden()
     training = run.training
     if method.learning_rate is not None:
         training = training.model_copy(update={"learning_rate": method.learning_rate})
@@ -179,7 +176,8 @@ def make_trainer(
         train_dataset=TrainingWindows(course.windows, course.order),
         data_collator=lambda rows: collate(rows, pad_id),
     )
+    accelerate_internals.check_joined(trainer.accelerator, processes.count())
     trainer.remove_callback(PrinterCallback)
-    if processes.count() > 1 and not trainer.model_accepts_loss_kwargs:
+    if processes.count() > 1 and not transformers_internals.accepts_loss_kwargs(trainer):
         raise ForgettingError("this model's loss does not take the tokens of the whole batch: several processes cannot")
     return trainer

@@ -21,6 +21,7 @@ from typing import Any
 
 from ...errors import ForgettingError, UsageError
 from ...tuning import stopping
+from . import ray_internals
 from .base import POLL, RETRIES, Attempts, Event, Hear, R, Work
 from .local import count_cores
 
@@ -136,9 +137,7 @@ def _library() -> Any:
 def _join(ray: Any, address: str | None) -> None:
     """Connect to a cluster, or start one; signals stay ours."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is slow to start one
-    os.environ.setdefault("RAY_worker_niceness", "0")  # runs are the work here: Ray would put them behind all else
+    ray_internals.settle()
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     _reach(address)
     own = {"num_cpus": count_cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}

@@ -46,9 +46,9 @@ class Peft(Method):
         Raises:
             UsageError: no such type or field, or a value that PEFT refuses.
         """
-        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+        from ...models.peft_internals import config_types
 
-        kinds = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+        kinds = config_types()
         kind = self.config["peft_type"].upper()
         if kind not in kinds:
             raise UsageError(f"methods.peft.config.peft_type: got '{kind}'; {did_you_mean(kind, sorted(kinds))}")

@@ -51,8 +51,7 @@ class Eva(LowRank):
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
         """Add the adapters and turn A to the data; see `Method.prepare`."""
-        from peft import initialize_lora_eva_weights
-        from peft.tuners.lora.config import EvaConfig
+        from peft import EvaConfig, initialize_lora_eva_weights
 
         where = "methods.eva"
         batches = self._batches(context)

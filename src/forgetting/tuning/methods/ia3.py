@@ -50,16 +50,13 @@ class Ia3(Method):
         Raises:
             UsageError: none are named and PEFT has no choice for this architecture.
         """
-        from peft.utils.constants import (
-            TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as FEEDFORWARD,
-        )
-        from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as TARGETS
+        from ...models.peft_internals import ia3_choice
 
         kind = model.config.model_type
         if self.target_modules is not None:
             wanted, inner = list(self.target_modules), list(self.feedforward_modules or ())
-        elif kind in TARGETS and kind in FEEDFORWARD:
-            wanted, inner = list(TARGETS[kind]), list(FEEDFORWARD[kind])
+        elif (choice := ia3_choice(kind)) is not None:
+            wanted, inner = choice
         else:
             names = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear_modules(model)}))
             raise UsageError(

@@ -139,19 +139,16 @@ class Corda(Residual):
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
         """Look at the text, then add the adapters; see `Method.prepare`."""
-        from peft.tuners.lora.config import CordaConfig
-        from peft.tuners.lora.corda import preprocess_corda
+        from ...models import peft_internals
 
         windows = draw(self.windows(context), self.calibration_windows, context.seed)
         method: Literal["kpm", "ipm"] = "kpm" if self.keep == "knowledge" else "ipm"
-        config = self.lora_config(model, corda_config=CordaConfig(corda_method=method))
-        # preprocess_corda matches names itself and does not know the shorthand
+        config = self.lora_config(model, corda_config=peft_internals.CORDA_CONFIG.value()(corda_method=method))
+        preprocess = peft_internals.CORDA.value()
+        # it matches names itself and does not know the shorthand
         config.target_modules = set(self.linear(model))
-        refused(lambda: preprocess_corda(model, config, run_model=lambda: _run(model, windows)), "methods.corda")
+        refused(lambda: preprocess(model, config, run_model=lambda: _run(model, windows)), "methods.corda")
         adapted = adapt(model, config, "methods.corda")
-        for module in adapted.modules():
-            if hasattr(module, "eigens"):
-                del module.eigens  # as large as the weights, and of no more use
         config.corda_config = None
         return self.keep_initial(adapted)
 

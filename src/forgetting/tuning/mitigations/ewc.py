@@ -73,9 +73,9 @@ class Ewc(Mitigation):
 
 def quantisation(model: Any) -> str | None:
     """The method that quantised a model's weights, or None."""
-    if getattr(model, "hf_quantizer", None) is None and getattr(model.config, "quantization_config", None) is None:
-        return None
     config = getattr(model.config, "quantization_config", None)
+    if config is None:
+        return None
     method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
     return str(getattr(method, "value", method) or "an unnamed method")
 

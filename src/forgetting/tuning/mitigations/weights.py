@@ -14,12 +14,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...errors import UsageError
+from ...models import peft_internals
 from ...models.adapters import is_peft, is_prompt_learning
 
 ADDITIVE = ("LORA", "LOHA", "LOKR")
 """PEFT's types whose layers compute W x + scaling * delta(x), and give the whole of it as get_delta_weight."""
-PREFIX = "base_model.model."
-"""What PEFT puts before the names of a base model's modules."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def adapter_scalings(model: nn.Module, wanted_by: str) -> list[tuple[dict[str, f
     Raises:
         UsageError: as `weight_changes`.
     """
-    return [(layer.scaling, adapter) for _, layer, adapter in _adapted_layers(model, wanted_by)]
+    return [(peft_internals.scaling(layer), adapter) for _, layer, adapter in _adapted_layers(model, wanted_by)]
 
 
 def _direct(name: str, parameter: nn.Parameter) -> Change:
@@ -68,18 +67,17 @@ def _direct(name: str, parameter: nn.Parameter) -> Change:
 
 
 def _added(name: str, layer: Any, adapter: str) -> Change:
-    start = layer.get_delta_weight(adapter).detach()
-    weight = f"{name.removeprefix(PREFIX)}.weight"
+    delta = peft_internals.delta(layer, adapter)
+    start = delta().detach()
+    weight = f"{name.removeprefix(peft_internals.PREFIX)}.weight"
     if not start.any():
-        return Change(weight, lambda: layer.get_delta_weight(adapter).float())
+        return Change(weight, lambda: delta().float())
     start = start.clone()
-    return Change(weight, lambda: layer.get_delta_weight(adapter).float() - start.float(), starts_at_zero=False)
+    return Change(weight, lambda: delta().float() - start.float(), starts_at_zero=False)
 
 
 def _adapted_layers(model: Any, wanted_by: str) -> list[tuple[str, Any, str]]:
     """Name, layer and adapter of each layer that an additive adapter sits on."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     config = model.active_peft_config
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     refused = f"mitigations.{wanted_by}: does not go together with {kind}"
@@ -90,8 +88,9 @@ def _adapted_layers(model: Any, wanted_by: str) -> list[tuple[str, Any, str]]:
     if getattr(config, "use_dora", False):
         raise UsageError(f"{refused} with use_dora: DoRA rescales the whole weight")
     adapter = model.active_adapter
-    layers = [(name, module, adapter) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    own = {id(p) for _, module, _ in layers for n, p in module.named_parameters() if "base_layer" not in n}
+    layers = [(name, layer, adapter) for name, layer in peft_internals.layers(model)]
+    base = peft_internals.BASE_LAYER.name
+    own = {id(p) for _, layer, _ in layers for n, p in layer.named_parameters() if base not in n}
     beside = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
     if beside:
         raise UsageError(f"{refused}: it trains {beside[0]} beside its adapters")

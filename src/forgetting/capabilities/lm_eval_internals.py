@@ -1,0 +1,117 @@
+"""What is used of lm-eval beyond its documented interface, in one place: what an upgrade may break.
+
+Its documents cover `TaskManager`, `evaluate`, the model classes and the fields of a task's YAML. What evaluation item
+by item needs of tasks and requests is named here and looked for before any model is asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from ..models.private_names import PrivateName, check
+
+SEEN = "0.4.12 to 0.4.13"
+TASK = "lm_eval.api.task:ConfigurableTask"
+INSTANCE = "lm_eval.api.instance:Instance"
+
+
+def _name(path: str, purpose: str) -> PrivateName:
+    return PrivateName("lm-eval", path, purpose, SEEN)
+
+
+RENDER = "items cannot be rendered once for both models"
+ANSWERS = "stored answers cannot be told from those that are missing"
+SCORES = "an item has no score"
+FILES = "tasks cannot be found by name or file"
+AGGREGATION = _name("lm_eval.api.registry:get_aggregation", SCORES)
+NAMES = (
+    _name("lm_eval.tasks:TaskManager.load", FILES),  # {"tasks", "groups", "group_map"}, as evaluate takes it
+    _name("lm_eval.tasks:TaskManager.task_index", FILES),  # name -> entry; entry.cfg is its YAML
+    _name("lm_eval.tasks:TaskManager.all_tasks", FILES),
+    _name(f"{TASK}.build_all_requests", RENDER),  # fills `instances`; evaluate calls it for each model
+    _name(f"{TASK}.instances", RENDER),
+    _name(f"{TASK}.doc_iterator", RENDER),
+    _name(f"{TASK}.doc_to_text", RENDER),
+    _name(f"{TASK}.doc_to_target", RENDER),
+    _name(f"{TASK}.doc_to_choice", RENDER),
+    _name(f"{TASK}.get_config", RENDER),
+    _name(f"{TASK}.set_config", RENDER),
+    _name(f"{TASK}.set_fewshot_seed", RENDER),  # as simple_evaluate does
+    _name(f"{TASK}.OUTPUT_TYPE", RENDER),
+    _name(f"{TASK}.apply_filters", SCORES),
+    _name(f"{TASK}.process_results", SCORES),
+    _name(f"{TASK}.aggregation", SCORES),
+    _name(f"{TASK}.higher_is_better", SCORES),
+    AGGREGATION,
+)
+INSTANCE_FIELDS = {
+    name: _name(f"{INSTANCE}.{name}", purpose)
+    for purpose, names in (
+        (ANSWERS, ("resps", "filtered_resps", "repeats", "idx", "doc_id", "task_name")),
+        (RENDER, ("request_type", "arguments", "doc")),
+    )
+    for name in names
+}
+"""Of a request: fields of a dataclass, which its class does not have as attributes."""
+CONFIG_FIELDS = {
+    name: _name(f"lm_eval.config.task:TaskConfig.{name}", purpose)
+    for name, purpose in (
+        ("unsafe_code", "a task that runs what models write cannot be told from others"),
+        ("doc_to_image", "a task about pictures cannot be told from others"),
+        ("doc_to_audio", "a task about sound cannot be told from others"),
+        ("process_results", SCORES),
+        ("num_fewshot", RENDER),
+    )
+}
+"""Of a task's configuration, whose fields are also what a task file may hold."""
+
+
+def check_all() -> None:
+    """See that all of it is there, before any model is asked.
+
+    Raises:
+        ForgettingError: names the first that is gone.
+    """
+    check(NAMES)
+    for path, known in ((INSTANCE, INSTANCE_FIELDS), ("lm_eval.config.task:TaskConfig", CONFIG_FIELDS)):
+        there = _fields(path)
+        for name, private in known.items():
+            if name not in there:
+                raise private.gone()
+
+
+def config_fields() -> list[str]:
+    """The fields that a task file may hold."""
+    return _fields("lm_eval.config.task:TaskConfig")
+
+
+def _fields(path: str) -> list[str]:
+    kind: Any = _name(path, RENDER).value()
+    return [field.name for field in fields(kind)]
+
+
+def asks_beyond_text(task: Any) -> bool:
+    """Whether a task asks about pictures or sound; one in Python says so by an attribute."""
+    fields_of = (task.get_config("doc_to_image"), task.get_config("doc_to_audio"))
+    return any(value is not None for value in fields_of) or bool(getattr(task, "MULTIMODAL", False))
+
+
+def runs_code(task: Any) -> bool:
+    """Whether a task runs the code that models write; one in Python says so by an attribute."""
+    return bool(task.get_config("unsafe_code")) or bool(getattr(task, "UNSAFE_CODE", False))
+
+
+def made_in_python(task: Any) -> bool:
+    """Whether a task's own Python makes its metrics, so that its file need not name them."""
+    return callable(task.get_config("process_results")) or not hasattr(task, "features")
+
+
+def gold_in_text(task: Any) -> bool:
+    """Whether a task's text is the number of the right option, and the options are put before it (Winogrande)."""
+    return bool(getattr(task, "multiple_input", 0))
+
+
+def aggregation(name: str) -> Any:
+    """lm-eval's function of a name that makes one number of all items'; None where it has none."""
+    return AGGREGATION.value()(name)

@@ -1,0 +1,122 @@
+"""What is used of PEFT that it does not document, in one place: what an upgrade may break."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import private_names
+from .private_names import PrivateName
+
+SEEN = "0.21.0 to 0.21.2"
+
+
+def _name(path: str, purpose: str) -> PrivateName:
+    return PrivateName("peft", path, purpose, SEEN)
+
+
+HEAD = "a head with an adapter on it cannot be told from the base model's"
+CHANGE = "the change that an adapter makes to a weight is not known"
+DISABLED = _name("object:_adapters_disabled", "a base model cannot be told from its tuned one")  # of a PeftModel
+LAYER = _name("peft.tuners.tuners_utils:BaseTunerLayer", CHANGE)
+MERGED = _name("peft.tuners.tuners_utils:BaseTunerLayer.merged", "a merged adapter would be taken for the base model")
+SWITCH = _name("peft.tuners.tuners_utils:BaseTunerLayer.disable_adapters", HEAD)
+SAVING = _name("peft.utils.other:AuxiliaryTrainingWrapper", HEAD)  # of modules_to_save and trainable tokens
+SAVED_SWITCH = _name("peft.utils.other:AuxiliaryTrainingWrapper.disable_adapters", HEAD)
+BASE_LAYER = _name("object:base_layer", HEAD)  # of a BaseTunerLayer: what it stands on
+ORIGINAL = _name("object:original_module", HEAD)  # of an AuxiliaryTrainingWrapper: what it replaces
+SAVED = _name("object:modules_to_save", HEAD)  # of a ModulesToSaveWrapper: what acts instead, by adapter
+SCALING = _name("object:scaling", CHANGE)  # of a layer, by adapter; there is set_scale, and nothing that reads it
+DELTAS = tuple(
+    _name(f"peft.tuners.{kind}.get_delta_weight", CHANGE)
+    for kind in ("lora.layer:Linear", "loha.layer:LoHaLayer", "lokr.layer:LoKrLayer")
+)
+CONFIGS = _name("peft:PEFT_TYPE_TO_CONFIG_MAPPING", "the methods that PEFT has cannot be listed")
+IA3_TARGETS = _name("peft.utils:TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING", "ia3 needs target_modules")
+IA3_INNER = _name("peft.utils:TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING", "ia3 needs feedforward_modules")
+CORDA_CONFIG = _name("peft.tuners.lora.config:CordaConfig", "corda cannot look at its text")
+CORDA = _name("peft.tuners.lora.corda:preprocess_corda", "corda cannot look at its text")
+NAMES = (
+    *(LAYER, MERGED, SWITCH, SAVING, SAVED_SWITCH, *DELTAS, CONFIGS),
+    *(IA3_TARGETS, IA3_INNER, CORDA_CONFIG, CORDA),
+)
+"""Those that a class or module has; the others are of objects."""
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of a base model's modules."""
+
+
+def disabled(model: Any) -> bool:
+    """Whether a PeftModel's adapters are disabled at present."""
+    return bool(DISABLED.of(model))
+
+
+def merged(model: nn.Module) -> bool:
+    """Whether any adapter of a PeftModel is merged into the base weights."""
+    MERGED.value()
+    return any(layer.merged for _, layer in layers(model))
+
+
+def layers(model: nn.Module) -> list[tuple[str, Any]]:
+    """The layers that an adapter puts in place of the base model's, by name."""
+    kind = LAYER.value()
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, kind)]
+
+
+def scaling(layer: Any) -> dict[str, float]:
+    """What a layer multiplies its change of the weight by, for each adapter; writing to it changes the layer."""
+    found: dict[str, float] = SCALING.of(layer)
+    return found
+
+
+def delta(layer: Any, adapter: str) -> Callable[[], Tensor]:
+    """What an additive adapter adds to the weight of a layer, with its gradient, whenever it is called."""
+    private_names.check(DELTAS)
+    return lambda: layer.get_delta_weight(adapter)
+
+
+def adapted(module: Any) -> bool:
+    """Whether an adapter stands on a module or in it."""
+    return isinstance(module, nn.Module) and any(_switched(part) for part in module.modules())
+
+
+def acting(module: Any) -> Any:
+    """The module that acts in place of one that an adapter stands on; the module itself where both act together."""
+    while _switched(module):
+        if module.disable_adapters:
+            inner = _under(module)
+        else:
+            saved = getattr(module, SAVED.name, None)
+            inner = saved[module.active_adapters[0]] if saved is not None and len(module.active_adapters) == 1 else None
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+    return module
+
+
+def _switched(module: Any) -> bool:
+    """Whether a module is one of PEFT's that `disable_adapter` switches."""
+    if not type(module).__module__.startswith("peft"):
+        return False
+    private_names.check((SWITCH, SAVED_SWITCH))
+    return isinstance(getattr(module, SWITCH.name, None), bool)
+
+
+def _under(module: Any) -> Any:
+    """The base model's module that one of PEFT's stands on or in place of; None where it is neither kind."""
+    if isinstance(module, LAYER.value()):
+        return BASE_LAYER.of(module)
+    return ORIGINAL.of(module) if isinstance(module, SAVING.value()) else None
+
+
+def config_types() -> dict[str, Any]:
+    """The configuration class of each method that PEFT has, by its name."""
+    found: Mapping[Any, Any] = CONFIGS.value()
+    return {str(kind.value): config for kind, config in found.items()}
+
+
+def ia3_choice(architecture: str) -> tuple[list[str], list[str]] | None:
+    """PEFT's target and feed-forward modules of (IA)³ for an architecture; None where it has no choice."""
+    targets, inner = IA3_TARGETS.value(), IA3_INNER.value()
+    return (list(targets[architecture]), list(inner[architecture])) if {architecture} <= {*targets} & {*inner} else None

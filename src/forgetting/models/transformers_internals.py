@@ -1,0 +1,105 @@
+"""What is used of transformers that it does not document, in one place: what an upgrade may break."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any
+
+from . import private_names
+from .private_names import PrivateName
+
+if TYPE_CHECKING:
+    import torch
+
+SEEN = "5.6.0 to 5.24.0"
+
+
+def _name(path: str, purpose: str) -> PrivateName:
+    return PrivateName("transformers", path, purpose, SEEN)
+
+
+GRAD_NORM = _name(
+    # overridden by tuning.trainer: called once an update step, with or without clipping. The public event
+    # on_pre_optimizer_step comes after clipping, which has turned an infinite gradient into zeros by then.
+    "transformers:Trainer._get_grad_norm",
+    "a run that diverged would not be stopped",
+)
+LOAD_CHECKPOINT = _name(
+    # overridden by tuning.trainer: PEFT makes every adapter it loads trainable, and no event comes between
+    "transformers:Trainer._load_from_checkpoint",
+    "a resumed run would train what it had frozen",
+)
+ACCEPTS = _name(
+    "object:model_accepts_loss_kwargs",  # of a Trainer; set from the model's accepts_loss_kwargs or its forward
+    "it is not known whether a loss is over the whole batch",
+)
+SETUP_DEVICES = _name(
+    # the cached property behind TrainingArguments.device; there is no argument that names one GPU of several
+    "transformers:TrainingArguments._setup_devices",
+    "a run would train on all GPUs, each with a batch of its own",
+)
+N_GPU = _name("object:_n_gpu", "a run would train on all GPUs, each with a batch of its own")  # of TrainingArguments
+ON_LOG = _name(
+    # callbacks are handed no logger; the handler that calls them passes a row on to every reporter
+    "transformers.trainer_callback:CallbackHandler.on_log",
+    "rows of ForgettingCallback do not reach the trainer's loggers",
+)
+CALL_EVENT = _name(
+    "transformers.trainer_callback:CallbackHandler.call_event",
+    "rows of ForgettingCallback do not reach the trainer's loggers",
+)
+ZERO3 = _name(
+    "transformers.integrations.deepspeed:is_deepspeed_zero3_enabled",
+    "parameters that DeepSpeed shards cannot be told from whole ones",
+)
+NAMES = (GRAD_NORM, LOAD_CHECKPOINT, SETUP_DEVICES, ON_LOG, CALL_EVENT, ZERO3)
+"""Those that a class or module has; the others are of objects."""
+
+
+def check_overridden() -> None:
+    """See that Trainer still has the methods that ours overrides: an override that nothing calls would be silent.
+
+    Raises:
+        ForgettingError: names the one that is gone.
+    """
+    private_names.check((GRAD_NORM, LOAD_CHECKPOINT))
+
+
+def accepts_loss_kwargs(trainer: Any) -> bool:
+    """Whether a trainer's loss is divided by the tokens of the whole step, or by those of each batch."""
+    return bool(ACCEPTS.of(trainer))
+
+
+def takes_loss_kwargs(model: Any) -> bool:
+    """The same of a model, as Trainer finds it out: by `accepts_loss_kwargs`, else by the arguments of its forward."""
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    return bool(getattr(model, "accepts_loss_kwargs", inspect.Parameter.VAR_KEYWORD in kinds))
+
+
+def use_one_gpu(arguments: Any, device: torch.device) -> None:
+    """Have a Trainer train on one GPU alone: of its own accord it takes all that it sees."""
+    SETUP_DEVICES.value()
+    N_GPU.of(arguments)
+    arguments.__dict__[SETUP_DEVICES.name] = device
+    setattr(arguments, N_GPU.name, 1)
+
+
+def calling_handler() -> Any | None:
+    """The trainer's CallbackHandler, which is calling a callback; None where nobody of that name is.
+
+    transformers hands callbacks no other way to its loggers.
+    """
+    private_names.check((ON_LOG, CALL_EVENT))
+    frame = sys._getframe(1)
+    while frame is not None:
+        found = frame.f_locals.get("self")
+        if hasattr(found, CALL_EVENT.name) and hasattr(found, ON_LOG.name):
+            return found
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def deepspeed_shards() -> bool:
+    """Whether DeepSpeed shards parameters over processes (ZeRO 3)."""
+    return bool(ZERO3.value()())
