@@ -64,6 +64,7 @@ def test_a_module_that_is_gone_is_said_like_a_name() -> None:
 
 OBJECTS = [
     *(transformers_internals.ACCEPTS, transformers_internals.N_GPU, peft_internals.DISABLED, peft_internals.SCALING),
+    *(lm_eval_internals.ENTRY_CONFIG, lm_eval_internals.ENTRY_FILE),
     *(peft_internals.BASE_LAYER, peft_internals.ORIGINAL, accelerate_internals.ORIGINAL_FORWARD),
 ]
 
@@ -235,7 +236,7 @@ def test_processes_that_accelerate_does_not_find_are_said() -> None:
 def test_fields_of_requests_and_task_files_are_there_and_their_loss_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     lm_eval_internals.check_all()
     fields = lm_eval_internals._fields
-    known = {**lm_eval_internals.INSTANCE_FIELDS, **lm_eval_internals.CONFIG_FIELDS}
+    known = lm_eval_internals.INSTANCE_FIELDS | lm_eval_internals.CONFIG_FIELDS
     assert {"task", "doc_to_text"} <= set(lm_eval_internals.config_fields())
     for name, private in known.items():
         monkeypatch.setattr(

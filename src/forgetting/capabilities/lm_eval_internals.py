@@ -14,6 +14,7 @@ from ..models.private_names import PrivateName, check
 SEEN = "0.4.12 to 0.4.13"
 TASK = "lm_eval.api.task:ConfigurableTask"
 INSTANCE = "lm_eval.api.instance:Instance"
+CONFIG = "lm_eval.config.task:TaskConfig"
 
 
 def _name(path: str, purpose: str) -> PrivateName:
@@ -55,7 +56,7 @@ INSTANCE_FIELDS = {
 }
 """Of a request: fields of a dataclass, which its class does not have as attributes."""
 CONFIG_FIELDS = {
-    name: _name(f"lm_eval.config.task:TaskConfig.{name}", purpose)
+    name: _name(f"{CONFIG}.{name}", purpose)
     for name, purpose in (
         ("unsafe_code", "a task that runs what models write cannot be told from others"),
         ("doc_to_image", "a task about pictures cannot be told from others"),
@@ -65,6 +66,8 @@ CONFIG_FIELDS = {
     )
 }
 """Of a task's configuration, whose fields are also what a task file may hold."""
+ENTRY_CONFIG, ENTRY_FILE = _name("object:cfg", FILES), _name("object:yaml_path", FILES)
+"""Of what `task_index` holds under a name: its YAML as read, and the file that it is from."""
 
 
 def check_all() -> None:
@@ -74,16 +77,26 @@ def check_all() -> None:
         ForgettingError: names the first that is gone.
     """
     check(NAMES)
-    for path, known in ((INSTANCE, INSTANCE_FIELDS), ("lm_eval.config.task:TaskConfig", CONFIG_FIELDS)):
+    for path, known in ((INSTANCE, INSTANCE_FIELDS), (CONFIG, CONFIG_FIELDS)):
         there = _fields(path)
         for name, private in known.items():
             if name not in there:
                 raise private.gone()
 
 
+def entry_config(entry: Any) -> Any:
+    """The YAML of a task or group in the index, as read; None of one that is made in Python."""
+    return ENTRY_CONFIG.of(entry)
+
+
+def entry_file(entry: Any) -> Any:
+    """The file that a task or group in the index is from; None of one that is made in Python."""
+    return ENTRY_FILE.of(entry)
+
+
 def config_fields() -> list[str]:
     """The fields that a task file may hold."""
-    return _fields("lm_eval.config.task:TaskConfig")
+    return _fields(CONFIG)
 
 
 def _fields(path: str) -> list[str]:

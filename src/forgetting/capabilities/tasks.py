@@ -94,8 +94,8 @@ def _unknown(manager: Any, names: Sequence[str]) -> list[str]:
         entry = manager.task_index.get(name)
         if entry is None:
             missing.append(name)
-        elif isinstance(entry.cfg, dict) and "group" in entry.cfg:
-            waiting += _named(entry.cfg.get("task"))
+        elif isinstance(found := lm_eval_internals.entry_config(entry), dict) and "group" in found:
+            waiting += _named(found.get("task"))
     return missing
 
 
@@ -148,8 +148,9 @@ def _group_name(manager: Any, path: Path) -> str:
     """The name of a group file in the index: lm-eval loads a file of a task by its path, and a group by name only."""
     name: str = fields_of(path)["group"]
     entry = manager.task_index.get(name)
-    if entry is None or entry.yaml_path is None or Path(entry.yaml_path).resolve() != path.resolve():
-        other = "no file" if entry is None else entry.yaml_path
+    file = None if entry is None else lm_eval_internals.entry_file(entry)
+    if file is None or Path(file).resolve() != path.resolve():
+        other = "no file" if file is None else file
         raise UsageError(f"{path}: group: lm-eval takes '{name}' from {other}; give the group a name of its own")
     return name
 
