@@ -7,14 +7,17 @@ memory. Nothing read here is ever executed.
 from __future__ import annotations
 
 import errno
+import gzip
+import io
 import json
 import os
 import re
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import yaml
 
@@ -28,6 +31,8 @@ MAX_CONFIG = 2**22
 """Bytes of a YAML or JSON file of settings."""
 MAX_LINE = 2**26
 """Bytes of one line of a JSONL file."""
+PACKED = (".gz", ".zst")
+"""Suffixes of compressed files that are unpacked while they are read."""
 MAX_COLUMNS = 10_000
 MAX_CELLS = 10**8
 MAX_NODES = 100_000
@@ -45,60 +50,81 @@ SECRET_TEXTS = re.compile(
 HIDDEN = "[secret]"
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file to read bytes from; one whose name ends in .gz or .zst is unpacked on the way.
+
+    Raises:
+        UsageError: no such file, unreadable, or damaged; names the file.
+    """
+    try:
+        with path.open("rb") as file:
+            yield _unpacked(file, path)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UsageError(f"{path}: damaged, or not a {path.suffix} file: {error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _unpacked(file: BinaryIO, path: Path) -> BinaryIO:
+    if path.suffix.lower() == ".gz":
+        return cast("BinaryIO", gzip.GzipFile(fileobj=file))
+    if path.suffix.lower() == ".zst":
+        import pyarrow
+
+        stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
+        return io.BufferedReader(cast("io.RawIOBase", stream))
+    return file
+
+
 def read_text(path: Path, *, limit: int | None = None, encoding: str = "utf-8") -> str:
     """A whole text file.
 
     Args:
-        path: a file.
-        limit: bytes; MAX_FILE by default.
+        path: a file; unpacked where it is packed.
+        limit: bytes, unpacked; MAX_FILE by default.
         encoding: `utf-8`, or `utf-8-sig` where a mark at the start is to be skipped.
 
     Raises:
         UsageError: no such file, unreadable, longer than the limit, or not UTF-8; names the file.
     """
     limit = MAX_FILE if limit is None else limit
-    try:
-        with path.open("rb") as file:
-            if (size := os.fstat(file.fileno()).st_size) > limit:
-                raise UsageError(f"{path}: {size:,} bytes; at most {limit:,} are read from such a file")
-            content = bytearray()  # in pieces: a pipe or device has no size, and read(limit) takes all of it in memory
-            while len(content) <= limit and (piece := file.read(min(2**24, limit + 1 - len(content)))):
-                content += piece
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    with opened(path) as file:
+        if (size := path.stat().st_size) > limit:
+            raise UsageError(f"{path}: {size:,} bytes; at most {limit:,} are read from such a file")
+        content = bytearray()  # in pieces: a pipe or device has no size, and read(limit) takes all of it in memory
+        while len(content) <= limit and (piece := file.read(min(2**24, limit + 1 - len(content)))):
+            content += piece
     if len(content) > limit:
         raise UsageError(f"{path}: more than {limit:,} bytes; no more are read from such a file")
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        why = "it begins as UTF-16 does" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else error.reason
+        raise UsageError(f"{path}: not UTF-8 text ({why} at byte {error.start})") from None
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines of a file that are not blank, numbered from 1; a line ends in a line feed and nothing else.
 
     Raises:
-        UsageError: no such file, unreadable, or a line longer than MAX_LINE; names the file and line.
+        UsageError: no such file, unreadable, a line longer than MAX_LINE, or more than MAX_TEXT bytes packed in it;
+            names the file and line.
     """
-    try:
-        with path.open("rb") as file:
-            yield from _bounded(file, path)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
-
-
-def _bounded(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
-    number = 0
-    while line := file.readline(MAX_LINE + 1):
-        number += 1
-        if len(line) > MAX_LINE:
-            raise UsageError(f"{path}, line {number}: longer than {MAX_LINE:,} bytes; is it a JSONL file?")
-        if line.strip():
-            yield number, line
+    with opened(path) as file:
+        number = total = 0
+        packed = path.suffix.lower() in PACKED
+        while line := file.readline(MAX_LINE + 1):
+            number += 1
+            total += len(line)
+            if len(line) > MAX_LINE:
+                raise UsageError(f"{path}, line {number}: longer than {MAX_LINE:,} bytes; is it a JSONL file?")
+            if packed and total > MAX_TEXT:
+                raise UsageError(f"{path}: more than {MAX_TEXT:,} bytes once unpacked; no more are read")
+            if line.strip():
+                yield number, line
 
 
 def parse_json(text: str | bytes, where: str) -> Any:

@@ -63,7 +63,8 @@ def test_jsonl_and_parquet_give_the_same_documents(tmp_path: Path) -> None:
     pd.DataFrame(rows).to_parquet(tmp_path / "r.parquet")
     documents = load_corpus(jsonl)
     assert [(d.id, d.text) for d in documents] == [("x", "a b"), ("x#2", "c")]
-    assert load_corpus(TextConfig(source=str(tmp_path / "r.parquet"))) == documents
+    assert load_corpus(TextConfig(source=str(tmp_path / "r.parquet"))).documents == documents.documents
+    assert documents.notices == ("r.jsonl: 1 of 3 rows are empty and left out",)
     assert len(load_corpus(jsonl.model_copy(update={"max_documents": 1}))) == 1
 
 
@@ -89,7 +90,7 @@ def test_parquet_messages_are_read(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": " "}\n', "no text in it: 1 rows, all of them empty"),
         ("a.jsonl", "", "a.jsonl: empty"),
         ("a.txt", " \n", "a.txt: empty"),
-        ("a.csv", "x", "cannot read '.csv' files; allowed: .txt, .jsonl, .parquet"),
+        ("a.xlsx", "x", "cannot read '.xlsx' files; allowed: .txt, .md, .jsonl"),
         ("a.parquet", "no", "not a Parquet file"),
         ("a.jsonl", '{"messages": "hi"}\n', "row 1: column 'messages' must be a list"),
         ("a.jsonl", '{"messages": [{"role": "user"}]}\n', "each message needs the texts `role` and `content`"),
@@ -105,7 +106,7 @@ def test_wrong_files_are_named(tmp_path: Path, name: str, content: str, message:
 def test_missing_files_folders_and_bytes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         load_corpus(TextConfig(source=str(tmp_path / "none.txt")))
-    with pytest.raises(UsageError, match="a directory"):
+    with pytest.raises(UsageError, match=r"no file in this folder that is read; those are .txt"):
         load_corpus(TextConfig(source=str(tmp_path)))
     (tmp_path / "b.txt").write_bytes(b"ok \xff\xfe")
     with pytest.raises(UsageError, match="not UTF-8 text"):

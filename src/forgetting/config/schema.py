@@ -60,13 +60,18 @@ class ModelConfig(Section):
 class TextConfig(Section):
     """Where text comes from and what a document is."""
 
-    source: str = Field(min_length=1, description="a .txt, .jsonl or .parquet file, a Hub id, or `miniature:NAME`")
+    source: str = Field(min_length=1, description="a file, a folder of files, a Hub id, or `miniature:NAME`")
     subset: str | None = Field(None, description="Hub data set configuration, e.g. `wikitext-103-raw-v1`")
-    split: str | None = Field(None, description="Hub data set split (default `train`)")
+    split: str | None = Field(None, description="Hub data set split (default `train`); of a folder, its files named so")
     revision: str | None = Field(None, description="Hub revision")
     streaming: bool = Field(False, description="stream from the Hub; needs `max_documents`")
-    format: Literal["auto", "text", "chat", "completion"] = Field(
-        "auto", description="`auto` reads it from the columns: text, messages, or prompt and completion"
+    format: Literal["auto", "text", "chat", "completion", "sharegpt", "alpaca", "dolly", "openorca", "qa", "dpo"] = (
+        Field(
+            "auto",
+            description="`auto` reads it from the columns: `messages` (chat), `prompt` and `completion`, `text`, "
+            "`conversations` (sharegpt), `instruction` and `output` (alpaca) or `response` (dolly), `question` and "
+            "`response` (openorca) or `answer` (qa), `chosen` (dpo)",
+        )
     )
     documents: Literal["auto", "wikitext", "paragraphs", "sections", "rows"] = Field(
         "auto",

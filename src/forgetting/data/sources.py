@@ -1,82 +1,58 @@
-"""Rows of a corpus from where they lie: a local file, the Hub, or the miniature. Errors name the file and line."""
+"""Rows of a corpus from where they lie: a local file or folder, the Hub, or the miniature."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from .. import files
 from ..config.schema import TextConfig
 from ..errors import UsageError
+from .folders import read_folder
+from .readers import READERS, Row, read_file, without_nulls
 
-Row = dict[str, Any]
-LOCAL_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
-
-def read_rows(config: TextConfig) -> list[Row]:
-    """All rows of a corpus, at least one.
-
-    A .txt file is one row with the column `config.text_column`.
+def read_rows(config: TextConfig) -> tuple[list[Row], list[str]]:
+    """All rows of a corpus, at least one, and notices of how they were read.
 
     Raises:
-        UsageError: the source is missing, malformed or empty.
+        UsageError: the source is missing, malformed or empty; names the file and line.
         ForgettingError: the Hub could not be reached.
     """
-    rows = list(itertools.islice(_rows(config), _row_limit(config)))
+    found, notices = _rows(config)
+    rows = list(itertools.islice(found, _row_limit(config)))
     if not rows:
         raise UsageError(f"{config.source}: empty, no rows in it")
-    return rows
+    return rows, notices
 
 
 def _row_limit(config: TextConfig) -> int | None:
-    """Rows to read: a row is a document only where it is not cut or joined into others."""
-    return config.max_documents if config.documents in ("auto", "rows") else None
+    """Rows to read: a row is a document only where it is not cut or joined into others, as a single one may be."""
+    if config.max_documents is None or config.documents not in ("auto", "rows"):
+        return None
+    return max(2, config.max_documents)
 
 
-def _rows(config: TextConfig) -> Iterator[Row]:
+def _rows(config: TextConfig) -> tuple[Iterator[Row], list[str]]:
     if config.source.startswith("miniature:"):
         from .miniature import rows
 
-        return iter(rows(config.source.removeprefix("miniature:")))
+        return iter(rows(config.source.removeprefix("miniature:"))), []
     path = Path(config.source).expanduser()
     if path.is_dir():
-        raise UsageError(f"{path}: a directory; name a {', '.join(LOCAL_SUFFIXES)} file in it, or a Hub id")
-    if path.exists() or path.suffix in (*LOCAL_SUFFIXES, ".json", ".csv", ".md", ".gz", ".zip"):
-        return _local(path, config)
+        return read_folder(path, config)
+    if path.exists() or path.suffix.lower() in (*READERS, *files.PACKED, ".zip"):
+        if not path.exists():
+            raise UsageError(f"{path}: no such file")
+        return read_file(path, config), []
     from .hub_rows import hub_rows
 
-    return hub_rows(
+    rows = hub_rows(
         config.source,
         subset=config.subset,
         split=config.split,
         revision=config.revision,
         streaming=config.streaming,
     )
-
-
-def _local(path: Path, config: TextConfig) -> Iterator[Row]:
-    if not path.exists():
-        raise UsageError(f"{path}: no such file")
-    match path.suffix:
-        case ".txt":
-            text = files.read_text(path, limit=files.MAX_TEXT)
-            return iter([{config.text_column: text}] if text.strip() else [])
-        case ".jsonl":
-            return (row for _, row in files.json_rows(path))
-        case ".parquet":
-            return _parquet(path)
-    raise UsageError(f"{path}: cannot read '{path.suffix or 'no suffix'}' files; allowed: {', '.join(LOCAL_SUFFIXES)}")
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-        files.check_table(file.metadata.num_columns, 0, str(path))  # rows are read as far as they are wanted
-        yield from (row for batch in file.iter_batches() for row in batch.to_pylist())
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UsageError(f"{path}: not a Parquet file: {(str(error).splitlines() or ['damaged'])[0]}") from None
+    return map(without_nulls, rows), []

@@ -27,6 +27,8 @@ class Windows:
         documents: [W] int32, the document of each window, an index into document_ids.
         document_ids: names of the D documents.
         notices: what had to be cut or left out to make them, for the report; not part of the fingerprint.
+        first_copy: for each of the D documents the first with the same content, itself for most; empty where all
+            are different. Copies are no independent documents.
     """
 
     input_ids: NDArray[np.int32]
@@ -35,6 +37,7 @@ class Windows:
     documents: NDArray[np.int32]
     document_ids: tuple[str, ...]
     notices: tuple[str, ...] = ()
+    first_copy: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -60,8 +63,9 @@ class Windows:
         return np.where(predicted, ids, np.int32(IGNORED))
 
     def token_documents(self) -> NDArray[np.int32]:
-        """[n_predicted] the document of each target, in the order of the windows."""
-        return np.repeat(self.documents, self.lengths)[self.predicted]
+        """[n_predicted] the document of each target, of copies the first, in the order of the windows."""
+        documents = np.asarray(self.first_copy, np.int32)[self.documents] if self.first_copy else self.documents
+        return np.repeat(documents, self.lengths)[self.predicted]
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> Windows:
         """The windows at `indices`, in that order; document ids stay whole."""
@@ -76,17 +80,21 @@ class Windows:
             documents=self.documents[np.asarray(indices, dtype=np.int64)],
             document_ids=self.document_ids,
             notices=self.notices,
+            first_copy=self.first_copy,
         )
 
     def joined(self, other: Windows) -> Windows:
         """These windows and then the others; the documents of both stay apart."""
+        mine, theirs = len(self.document_ids), len(other.document_ids)
+        copies = [*(self.first_copy or range(mine)), *(mine + i for i in other.first_copy or range(theirs))]
         return Windows(
             input_ids=np.concatenate([self.input_ids, other.input_ids]),
             predicted=np.concatenate([self.predicted, other.predicted]),
             offsets=np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
-            documents=np.concatenate([self.documents, other.documents + len(self.document_ids)]).astype(np.int32),
+            documents=np.concatenate([self.documents, other.documents + mine]).astype(np.int32),
             document_ids=(*self.document_ids, *other.document_ids),
             notices=(*self.notices, *other.notices),
+            first_copy=tuple(copies) if self.first_copy or other.first_copy else (),
         )
 
     def sample(self, max_tokens: int | None, *, seed: int = 0) -> Windows:

@@ -1,0 +1,280 @@
+"""Conversations to tokens by the model's chat template, and which of the tokens are answers.
+
+Templates are programs of the model's author. They may refuse a conversation, write earlier turns otherwise than the
+last one, open a thought for the model, write the date, or leave out what a message holds. None of that may change a
+number without a word.
+
+Shapes: t tokens of a window.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UsageError
+from .formats import Document
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    Encoded = tuple[NDArray[np.int32], NDArray[np.bool_]]
+
+DAY = {
+    **{"a": "Fri", "A": "Friday", "b": "Jul", "B": "July", "d": "26", "e": "26", "-d": "26", "j": "208"},
+    **{"m": "07", "-m": "7", "y": "24", "Y": "2024", "F": "2024-07-26", "x": "07/26/24", "D": "07/26/24"},
+    **{"H": "00", "I": "12", "M": "00", "S": "00", "p": "AM", "X": "00:00:00", "T": "00:00:00"},
+}
+"""What `strftime_now` gives for each of its signs: Llama 3.1's default date, so that numbers are the same tomorrow."""
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names of what transformers passes under each of them."""
+
+
+class Chats:
+    """The conversations of one corpus, by one tokenizer; counts what is to be told of them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.has_template = bool(getattr(tokenizer, "chat_template", None))
+        self.fast = bool(getattr(tokenizer, "is_fast", True))
+        self.counts: Counter[str] = Counter()
+        self.documents = 0
+
+    def encode(self, document: Document) -> list[Encoded]:
+        """Token ids [t] and which are answers [t]: one window, or more where earlier turns are written otherwise.
+
+        Raises:
+            UsageError: no template, it refuses the conversation, or no answer can be told from its prompt.
+        """
+        self.documents += 1
+        if not self.has_template:
+            return [self._joined(document)]
+        rendering = _Rendering(self.tokenizer, document)
+        whole = rendering.text(len(document.messages))
+        self._look_over(document, rendering, whole)
+        turns = [
+            i for i in range(document.given, len(document.messages)) if document.messages[i]["role"] == "assistant"
+        ]
+        if self.fast:
+            spans = _spans(rendering, whole, turns)
+            if spans is not None:
+                return [self._masked(whole, spans)]
+            marked = self._generated(document, rendering)
+            if marked is not None:
+                return [marked]
+        return self._by_turns(document, rendering, whole, turns)
+
+    def notices(self) -> list[str]:
+        """What a reader of the numbers should know of these conversations."""
+        return [text.format(n=n, all=self.documents) for text, n in self.counts.items()]
+
+    def _joined(self, document: Document) -> Encoded:
+        """A prompt and its completion one after the other with the end mark, as TRL joins them.
+
+        The completion begins where the tokens part from those of the prompt alone.
+        """
+        if not document.pair:
+            raise UsageError(
+                f"document '{document.id}': a conversation, but the model's tokenizer has no chat template; give plain "
+                "text (format: text), prompts with completions, or a model that has one"
+            )
+        self.counts["no chat template: prompts and completions are joined as they are, with the end mark"] += 1
+        prompt, completion = (str(message["content"]) for message in document.messages)
+        end = str(getattr(self.tokenizer, "eos_token", None) or "")
+        if not end:
+            self.counts["the tokenizer has no end mark: answers end without one"] += 1
+        before = _ids(self.tokenizer, prompt, special=True)
+        ids = _ids(self.tokenizer, prompt + completion + ("" if completion.endswith(end) else end), special=True)
+        return ids, np.arange(len(ids)) >= _common(before, ids)
+
+    def _masked(self, text: str, spans: Sequence[tuple[int, int]]) -> Encoded:
+        """Tokens of a text, those that begin in one of the spans of characters being answers."""
+        # The template writes the special tokens itself.
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        starts = np.asarray([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
+        targets = np.zeros(len(starts), dtype=bool)
+        for low, high in spans:
+            targets |= (starts >= low) & (starts < high)
+        return np.asarray(encoded["input_ids"], dtype=np.int32), targets
+
+    def _generated(self, document: Document, rendering: _Rendering) -> Encoded | None:
+        """Tokens by the template's own `{% generation %}` marks; None where it has none, or they mark nothing."""
+        if document.given or not GENERATION.search(rendering.template):
+            return None
+        found = rendering.marked()
+        mask = np.asarray(found.get("assistant_masks", ()), dtype=bool)
+        return (np.asarray(found["input_ids"], dtype=np.int32), mask) if mask.any() else None
+
+    def _by_turns(self, document: Document, rendering: _Rendering, whole: str, turns: Sequence[int]) -> list[Encoded]:
+        """Each answer found by its tokens: in the whole conversation, or in a window that ends with it.
+
+        An answer begins where the tokens of the conversation up to it part from those of its prompt. It is in the
+        whole conversation if that begins with the same tokens, but for what the template writes at its end.
+        """
+        ids = _ids(self.tokenizer, whole)
+        targets = np.zeros(len(ids), dtype=bool)
+        apart: list[Encoded] = []
+        unknown = 0
+        for turn in turns:
+            found = self._answer(rendering, turn)
+            if found is None:
+                unknown += 1
+                continue
+            mine, start = found
+            end = _common(mine, ids)
+            rest = len(mine) - end
+            if end > start and np.array_equal(mine[end:], ids[len(ids) - rest :] if rest else ids[:0]):
+                targets[start : end if turn < len(document.messages) - 1 else len(ids)] = True
+            else:
+                apart.append((mine, np.arange(len(mine)) >= start))
+        if unknown == len(turns):
+            raise UsageError(
+                f"document '{document.id}': the chat template rewrites earlier turns, so the answer's tokens cannot be "
+                "told from the prompt's; give a model whose template marks answers with {% generation %}, or plain text"
+            )
+        if apart:
+            self.counts[
+                "in {n} of {all} conversations the chat template writes an earlier turn otherwise than the last one, "
+                "for example without its thinking: such an answer has a window of its own, in which it is the last turn"
+            ] += 1
+        if unknown:
+            self.counts[
+                "{n} answers are not measured: the chat template does not let them be told from their prompts"
+            ] += unknown
+        return [*([(ids, targets)] if targets.any() else []), *apart]
+
+    def _answer(self, rendering: _Rendering, turn: int) -> tuple[NDArray[np.int32], int] | None:
+        """Tokens of the conversation up to a turn, and where the turn begins; None if that cannot be told."""
+        try:
+            prompt, upto = rendering.text(turn, prompt=True), rendering.text(turn + 1)
+            opened = upto.startswith(prompt)
+            # the two may part in what opens the answer, such as a thought, but not before it
+            if not opened and _alike(prompt, upto) < _alike(prompt, rendering.text(turn)):
+                return None
+        except UsageError:
+            return None
+        if not opened:
+            self.counts[
+                "{n} answers begin otherwise than the chat template's generation prompt does, for example without the "
+                "thought that it opens: they are measured as they stand in the conversation"
+            ] += 1
+        ids = _ids(self.tokenizer, upto)
+        return ids, _common(_ids(self.tokenizer, prompt), ids)
+
+    def _look_over(self, document: Document, rendering: _Rendering, whole: str) -> None:
+        """Count what the template does with this conversation that its reader may not expect."""
+        template = rendering.template
+        if "strftime_now" in template:
+            self.counts[f"the chat template writes the date: it is always {DAY['F']} here"] += 1
+        names = {name for message in document.messages for name in message}
+        for name in ("tool_calls", "function_call"):
+            if name in names and name not in template:
+                self.counts[f"the chat template leaves out `{name}`, which {{n}} of {{all}} conversations have"] += 1
+        if any(name in names for name in REASONING) and not any(name in template for name in REASONING):
+            self.counts["the chat template leaves out the reasoning that {n} of {all} conversations have"] += 1
+        if document.tools and "tools" not in template:
+            self.counts["the chat template leaves out the `tools` that {n} of {all} conversations have"] += 1
+        said = (str(m.get("content") or "").strip() for m in document.messages if m["role"] == "assistant")
+        if any(text not in whole for text in said):
+            self.counts[
+                "the chat template leaves out or changes a part of an answer, such as its thinking, in {n} of {all} "
+                "conversations"
+            ] += 1
+
+
+class _Rendering:
+    """One conversation by the chat template; texts are kept, since spans ask for the same ones."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, document: Document) -> None:
+        self.tokenizer = tokenizer
+        self.document = document
+        self.tools = [dict(tool) for tool in document.tools] or None
+        self.template = self._call(lambda: str(tokenizer.get_chat_template(None, self.tools)))
+        self.texts: dict[tuple[int, bool], str] = {}
+
+    def text(self, turns: int, *, prompt: bool = False) -> str:
+        """The first so many turns, and with `prompt` what opens the next answer.
+
+        Raises:
+            UsageError: the template refuses them, or there are none.
+        """
+        if not turns:
+            raise UsageError(f"document '{self.document.id}': begins with an answer")
+        key = (turns, prompt)
+        if key not in self.texts:
+            self.texts[key] = str(self._apply(turns, tokenize=False, add_generation_prompt=prompt))
+        return self.texts[key]
+
+    def marked(self) -> Mapping[str, Any]:
+        """Token ids and the mask of the template's `{% generation %}` marks."""
+        turns = len(self.document.messages)
+        found: Mapping[str, Any] = self._apply(
+            turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        return found
+
+    def _apply(self, turns: int, **options: Any) -> Any:
+        messages = [dict(message) for message in self.document.messages[:turns]]
+        options = {**self.document.template_options, **options}
+        return self._call(
+            lambda: self.tokenizer.apply_chat_template(
+                messages, tools=self.tools, chat_template=_on_one_day(self.template), **options
+            )
+        )
+
+    def _call(self, apply: Any) -> Any:
+        where = f"document '{self.document.id}': the model's chat template"
+        try:
+            return apply()
+        except ImportError as error:
+            raise UsageError(f"{where} needs a package: {_first_line(error)}") from None
+        except Exception as error:  # the template is a program: it fails as it likes
+            raise UsageError(f"{where} refuses this conversation: {_first_line(error)}") from None
+
+
+def _spans(rendering: _Rendering, whole: str, turns: Sequence[int]) -> list[tuple[int, int]] | None:
+    """The characters of each answer with its end mark; None if the text does not begin with that of its first turns."""
+    spans = []
+    for turn in turns:
+        try:
+            before, after = rendering.text(turn, prompt=True), rendering.text(turn + 1)
+        except UsageError:
+            return None
+        if not (whole.startswith(before) and whole.startswith(after)):
+            return None
+        spans.append((len(before), len(after)))
+    return spans
+
+
+def _on_one_day(template: str) -> str:
+    """A template whose `strftime_now` gives DAY, by a macro that stands before the function of that name."""
+    if "strftime_now" not in template:
+        return template
+    filters = "".join(f"|replace('%{sign}', '{value}')" for sign, value in DAY.items())
+    return f"{{%- macro strftime_now(format) -%}}{{{{- format{filters} -}}}}{{%- endmacro -%}}" + template
+
+
+def _alike(a: str, b: str) -> int:
+    """How many characters two texts begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> NDArray[np.int32]:
+    return np.asarray(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"], dtype=np.int32)
+
+
+def _common(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+    """How many tokens two sequences begin with alike."""
+    n = min(len(a), len(b))
+    apart = np.flatnonzero(a[:n] != b[:n])
+    return int(apart[0]) if len(apart) else n
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,100 @@
+"""A folder as a corpus: tables joined, or one document a text file."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ..config.schema import TextConfig
+from ..errors import UsageError
+from .readers import READERS, Row, arrow_rows, kind, read_file
+
+SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?=$|[-_.\d])", re.IGNORECASE)
+SAVED = ("dataset_info.json", "dataset_dict.json")
+"""Files that `datasets.save_to_disk` writes into its folder."""
+NAMED = 3
+"""Files named in a notice."""
+
+
+def read_folder(folder: Path, config: TextConfig) -> tuple[Iterator[Row], list[str]]:
+    """Rows of a folder's files, and a notice of which files they are.
+
+    Files of rows (JSONL, Parquet, CSV, ...) are joined; where there are none, each text file is one row, with its path
+    in the folder as `id`. A folder that `datasets` saved is read by it.
+
+    Raises:
+        UsageError: nothing in it that is read, or files of several splits and none chosen.
+    """
+    if any((folder / name).exists() for name in SAVED):
+        return _saved(folder, config), []
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
+    chosen = _one_split(folder, _of_one_sort(found), config)
+    if not chosen:
+        raise UsageError(f"{folder}: no file in this folder that is read; those are {', '.join(READERS)}")
+    rest = [path for path in found if path not in set(chosen)]
+    read = f"{folder.name}: {len(chosen)} files were read ({_names(chosen)})"
+    notice = read + (f", and {len(rest)} not ({_names(rest)})" if rest else "")
+    return _rows(folder, chosen, config), [notice]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _of_one_sort(paths: Sequence[Path]) -> list[Path]:
+    """Files of rows; else .json files, which beside those describe them; else text; else Markdown."""
+    sorts = ({".jsonl", ".ndjson", ".parquet", ".csv", ".tsv"}, {".json"}, {".txt"}, {".md"})
+    return next((found for sort in sorts if (found := [path for path in paths if kind(path) in sort])), [])
+
+
+def _one_split(folder: Path, paths: list[Path], config: TextConfig) -> list[Path]:
+    """The files of the chosen split; all of them where they are of one."""
+    if not paths or kind(paths[0]) in (".txt", ".md"):
+        return paths
+    of = {path: _split(path.relative_to(folder)) for path in paths}
+    if config.split is not None:
+        chosen = [path for path in paths if of[path] == config.split.lower()]
+        if not chosen:
+            there = ", ".join(sorted(set(filter(None, of.values())))) or "none that a file's name tells"
+            raise UsageError(f"{folder}: no file of the split '{config.split}'; splits: {there}")
+        return chosen
+    if len(set(of.values())) > 1:
+        names = ", ".join(sorted(name or "none" for name in set(of.values())))
+        raise UsageError(f"{folder}: files of several splits ({names}); choose one with split, or name one file")
+    return paths
+
+
+def _split(path: Path) -> str | None:
+    """The split that a file's name begins with, or a folder of its path is named after."""
+    found = next((match for part in reversed(path.parts) if (match := SPLIT.match(part))), None)
+    return found.group(1).lower() if found else None
+
+
+def _rows(folder: Path, paths: Iterable[Path], config: TextConfig) -> Iterator[Row]:
+    for path in paths:
+        rows = read_file(path, config)
+        if kind(path) in (".txt", ".md"):
+            rows = ({"id": path.relative_to(folder).as_posix(), **row} for row in rows)
+        yield from rows
+
+
+def _saved(folder: Path, config: TextConfig) -> Iterator[Row]:
+    """Rows of a folder written by `datasets.save_to_disk`."""
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(str(folder))
+    except Exception as error:  # a damaged folder fails in ways of Arrow, JSON and datasets
+        raise UsageError(f"{folder}: not a data set that `datasets` can load: {str(error)[:200]}") from None
+    if isinstance(data, datasets.DatasetDict):
+        if (split := config.split or "train") not in data:
+            raise UsageError(f"{folder}: no split '{split}'; splits: {', '.join(map(str, data))}")
+        data = data[split]
+    return arrow_rows(data, str(folder))
+
+
+def _names(paths: Sequence[Path]) -> str:
+    names = ", ".join(path.name for path in itertools.islice(paths, NAMED))
+    return names + (", ..." if len(paths) > NAMED else "")

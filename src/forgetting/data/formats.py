@@ -1,0 +1,394 @@
+"""The shapes of rows that people have, and the documents that they mean: text, chats, prompts with their answers.
+
+A shape is recognised by its columns; one that no configuration named is told in a notice, with the columns used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from .. import files
+from ..config.schema import TextConfig
+from ..errors import UsageError
+
+Row = dict[str, Any]
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document: plain text, or a conversation whose assistant turns are the targets.
+
+    Attributes:
+        id: unique in its corpus; a title, the row's own id, or its place.
+        text: plain text, every token a target; empty for a conversation.
+        messages: turns with `role`, `content`, and whatever else the chat template may read; empty for plain text.
+        given: how many messages at the start are no targets, whoever wrote them.
+        tools: the tools that the model may call, for the chat template.
+        template_options: more that the chat template reads, such as `enable_thinking`.
+        pair: a prompt and its completion, which can be joined where there is no chat template.
+    """
+
+    id: str
+    text: str = ""
+    messages: tuple[Message, ...] = ()
+    given: int = 0
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    pair: bool = False
+
+    def parts(self) -> list[str]:
+        """Its texts: the plain text, and the content of each turn."""
+        return [self.text, *(str(turn.get("content") or "") for turn in self.messages)]
+
+    def content_hash(self) -> str:
+        """A sha256 over text and turns, not the id: equal content has equal hashes."""
+        return hashlib.sha256("\x1e".join([self.text, *self._turns()]).encode()).hexdigest()
+
+    def spaceless_hash(self) -> str:
+        """The same without regard to white space: equal for copies that differ in line breaks or padding."""
+        content = "\x1e".join(" ".join(part.split()) for part in [self.text, *self._turns()])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def _turns(self) -> list[str]:
+        turns = [f"{m['role']}\x1f{m.get('content') or ''}" for m in self.messages]
+        more = [{k: v for k, v in m.items() if k not in ("role", "content")} for m in self.messages]
+        if any(more) or self.tools or self.template_options:
+            turns.append(json.dumps([more, self.tools, dict(self.template_options)], sort_keys=True, default=str))
+        return turns
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Columns of one exchange: a prompt (and more of it), its answer, and a system prompt where there is one."""
+
+    name: str
+    prompt: str
+    answer: str
+    more: str | None = None
+    system: str | None = None
+
+
+PAIRS = (
+    Pair("alpaca", "instruction", "output", more="input", system="system"),
+    Pair("dolly", "instruction", "response", more="context"),
+    Pair("openorca", "question", "response", system="system_prompt"),
+    Pair("qa", "question", "answer"),
+    Pair("qa", "query", "response"),
+    Pair("qa", "prompt", "response"),
+)
+"""Stanford Alpaca (with LLaMA-Factory's `system` and `history`), Databricks Dolly, OpenOrca, GSM8K, MetaMath."""
+DPO_PROMPTS = ("prompt", "question", "instruction", "input")
+ROLES = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "model", "bard", "bing"), "assistant"),
+    "system": "system",
+    **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
+    "function_call": "assistant",
+}
+"""ShareGPT's names of who speaks, and the roles that they are."""
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the columns were recognised as.
+
+    Attributes:
+        kind: `text`, `chat`, `completion`, `sharegpt`, `dpo`, or the name of a Pair.
+        columns: those that are read; the first ones must be there.
+        pair: the columns of a pair.
+    """
+
+    kind: str
+    columns: tuple[str, ...]
+    pair: Pair | None = None
+
+
+def recognise(config: TextConfig, columns: Sequence[str]) -> tuple[Shape, list[str]]:
+    """The shape of rows with these columns, as configured or as they tell, and a notice where it was guessed.
+
+    Raises:
+        UsageError: no shape has these columns; names them.
+    """
+    shapes = _shapes(config)
+    if config.format != "auto":
+        of_it = [shape for shape in shapes if shape.kind == config.format]
+        fits = [shape for shape in of_it if _needed(shape) <= set(columns)]
+        if not fits:
+            needed = " or ".join(" and ".join(f"'{name}'" for name in sorted(_needed(shape))) for shape in of_it)
+            raise UsageError(f"{config.source}: no column {needed} for format {config.format}; {_has(columns)}")
+        return fits[0], []
+    fits = [shape for shape in shapes if _needed(shape) <= set(columns)]
+    if not fits:
+        own = f"'{config.text_column}', '{config.messages_column}', '{config.prompt_column}'"
+        raise UsageError(f"{config.source}: no column {own} with '{config.completion_column}'; {_has(columns)}")
+    chosen = fits[0]
+    if chosen.kind in ("chat", "completion") or (chosen.kind == "text" and len(fits) == 1):
+        return chosen, []
+    used = [name for name in chosen.columns if name in columns]
+    rest = [name for name in columns if name not in used]
+    notice = f"read as {chosen.kind} by the columns {', '.join(used)}"
+    notice += f"; not used: {', '.join(map(str, rest[:8]))}" if rest else ""
+    others = sorted({shape.kind for shape in fits[1:]} - {chosen.kind})
+    notice += f"; could be read as {', '.join(others)}, too, by `format`" if others else ""
+    return chosen, [notice]
+
+
+def _shapes(config: TextConfig) -> list[Shape]:
+    """All shapes, the first that fits is meant; columns with names of their own are looked for by these."""
+    messages = "conversations" if config.messages_column == "messages" else config.messages_column
+    return [
+        Shape("chat", (config.messages_column,)),
+        Shape("completion", (config.prompt_column, config.completion_column)),
+        Shape("text", (config.text_column,)),
+        Shape("sharegpt", (messages, "system", "tools")),
+        *(Shape(p.name, tuple(filter(None, (p.prompt, p.answer, p.more, p.system, "history"))), p) for p in PAIRS),
+        Shape("dpo", ("chosen", *dict.fromkeys((config.prompt_column, *DPO_PROMPTS)), "system")),
+    ]
+
+
+def _needed(shape: Shape) -> set[str]:
+    return set(shape.columns[: 2 if shape.pair or shape.kind == "completion" else 1])
+
+
+def _has(columns: Sequence[str]) -> str:
+    shown = ", ".join(map(str, columns[:20])) + (", ..." if len(columns) > 20 else "")
+    return (
+        f"columns: {shown}. Say which to read with text_column, messages_column, or prompt_column and "
+        "completion_column: in a study's file beside `source`, with `measure` and `check` as "
+        "--text-field text_column=NAME"
+    )
+
+
+def columns_of(rows: Iterable[Row]) -> list[str]:
+    """The columns of rows, in the order in which they come up."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def conversations(config: TextConfig, rows: Sequence[Row], shape: Shape) -> tuple[list[Document], list[str]]:
+    """Conversations, those without an answer left out and counted.
+
+    Raises:
+        UsageError: a row that does not hold what its columns say, or no row has an assistant turn; names the row.
+    """
+    documents = []
+    silent = empty = 0
+    roles: list[str] = []
+    for i, row in enumerate(rows):
+        document = _conversation(config, row, i, shape)
+        targets = [turn for turn in document.messages[document.given :] if turn["role"] == "assistant"]
+        if any(_says_something(turn) for turn in targets):
+            documents.append(document)
+        elif targets:
+            empty += 1
+        else:
+            silent, roles = silent + 1, roles or [turn["role"] for turn in document.messages]
+    if silent and not documents and not empty:
+        raise UsageError(
+            f"{config.source}: column '{shape.columns[0]}' has no assistant message to learn from; its roles: "
+            f"{', '.join(roles[:8])}"
+        )
+    why = ((empty, "an empty answer"), (silent, "no assistant message"))
+    return documents, [f"{n} of {len(rows)} conversations have {what} and are left out" for n, what in why if n]
+
+
+def _says_something(turn: Message) -> bool:
+    return bool(str(turn.get("content") or "").strip()) or any(
+        turn.get(name) for name in ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
+    )
+
+
+def _conversation(config: TextConfig, row: Row, index: int, shape: Shape) -> Document:
+    where = f"{config.source}: row {index + 1}"
+    media = next((name for name in MEDIA if _holds(row.get(name))), None)
+    if media is not None:
+        raise UsageError(f"{where}: column '{media}' is not empty; only conversations of text are read")
+    given, pair = 0, False
+    if shape.pair is not None:
+        turns = _exchange(row, where, shape.pair)
+        pair = len(turns) == 2
+    elif shape.kind == "completion":
+        turns, given, pair = _completion(config, row, where)
+    elif shape.kind == "dpo":
+        turns, given, pair = _chosen(config, row, where)
+    else:
+        turns = _turns(row.get(shape.columns[0]), where, shape.columns[0])
+    if shape.kind in ("sharegpt", "dpo") and turns[0]["role"] != "system":
+        turns, added = _with_system(turns, row.get("system"))
+        given, pair = given + added * bool(given), pair and not added
+    tools = _json_column(row, "tools", list, where)
+    options = _json_column(row, "chat_template_kwargs", dict, where)
+    return Document(
+        id=row_id(row, index),
+        messages=tuple(turns),
+        given=given,
+        tools=tuple(tools or ()),
+        template_options=options or {},
+        pair=pair,
+    )
+
+
+def _with_system(turns: list[Message], system: Any) -> tuple[list[Message], bool]:
+    if not isinstance(system, str) or not system.strip():
+        return turns, False
+    return [{"role": "system", "content": system}, *turns], True
+
+
+def _completion(config: TextConfig, row: Row, where: str) -> tuple[list[Message], int, bool]:
+    """A prompt and its completion: two texts, or two lists of messages, of which the second is learned."""
+    prompt, answer = row.get(config.prompt_column), row.get(config.completion_column)
+    if _is_list(prompt) and _is_list(answer):
+        before = _turns(prompt, where, config.prompt_column)
+        return [*before, *_turns(answer, where, config.completion_column)], len(before), False
+    return (
+        [
+            {"role": "user", "content": text(prompt, where, config.prompt_column)},
+            {"role": "assistant", "content": text(answer, where, config.completion_column, or_null=True)},
+        ],
+        0,
+        True,
+    )
+
+
+def _chosen(config: TextConfig, row: Row, where: str) -> tuple[list[Message], int, bool]:
+    """The preferred answer of a preference pair: messages, with the prompt among them or beside; or a text."""
+    prompts = (config.prompt_column, *DPO_PROMPTS)
+    prompt = next((row[name] for name in prompts if row.get(name) is not None), None)
+    chosen = row.get("chosen")
+    if _is_list(chosen):
+        turns = _turns(chosen, where, "chosen")
+        if turns[0]["role"] != "assistant" or prompt is None:
+            return turns, 0, False
+        before = _turns(prompt, where, "prompt") if _is_list(prompt) else [{"role": "user", "content": str(prompt)}]
+        return [*before, *turns], len(before), False
+    if prompt is None:
+        raise UsageError(f"{where}: column 'chosen' is {_came(chosen)}, with no prompt in {', '.join(prompts[1:])}")
+    if _is_list(prompt):
+        before = _turns(prompt, where, "prompt")
+        return [*before, {"role": "assistant", "content": text(chosen, where, "chosen")}], len(before), False
+    return (
+        [
+            {"role": "user", "content": text(prompt, where, "prompt")},
+            {"role": "assistant", "content": text(chosen, where, "chosen")},
+        ],
+        0,
+        True,
+    )
+
+
+def _exchange(row: Row, where: str, pair: Pair) -> list[Message]:
+    """The turns of a pair; an `input` follows its `instruction` on a line of its own, as LLaMA-Factory reads Alpaca."""
+    history = row.get("history")
+    turns: list[Message] = []
+    for exchange in history if _is_list(history) else ():
+        if not _is_list(exchange) or len(exchange) != 2:
+            raise UsageError(f"{where}: column 'history' must be a list of [prompt, answer], got {exchange!r:.60}")
+        roles = zip(("user", "assistant"), exchange, strict=True)
+        turns += [{"role": role, "content": text(said, where, "history")} for role, said in roles]
+    asked = [text(row.get(pair.prompt), where, pair.prompt)]
+    asked += [text(row.get(pair.more), where, pair.more, or_null=True)] if pair.more else []
+    turns += [
+        {"role": "user", "content": "\n".join(filter(None, asked))},
+        {"role": "assistant", "content": text(row.get(pair.answer), where, pair.answer, or_null=True)},
+    ]
+    return _with_system(turns, row.get(pair.system))[0] if pair.system else turns
+
+
+def _turns(value: Any, where: str, column: str) -> list[Message]:
+    where = f"{where}: column '{column}'"
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a cell of a CSV
+        value = files.parse_json(value, where)
+    if not _is_list(value) or not len(value):
+        raise UsageError(f"{where} must be a list of {{role, content}}, got {_came(value)}")
+    return [_turn(turn, f"{where}: message {i}") for i, turn in enumerate(value, start=1)]
+
+
+def _turn(turn: Any, where: str) -> Message:
+    """One message with its role, its content as text, and every other field that is not null."""
+    fields = dict(turn) if isinstance(turn, Mapping) else {}
+    role, content = fields.pop("role", None), fields.pop("content", None)
+    if role is None and "from" in fields:
+        speaker, content = fields.pop("from"), fields.pop("value", None)
+        role = ROLES.get(speaker) if isinstance(speaker, str) else None
+        if role is None:
+            raise UsageError(f"{where} is from {speaker!r:.40}; allowed: {', '.join(ROLES)}")
+        if speaker == "function_call":
+            fields["tool_calls"], content = [_called(content, where)], None
+    rest = {key: value for key, value in fields.items() if value is not None}
+    if _is_list(content):
+        content = _joined(content, where)
+    if not isinstance(role, str) or not (isinstance(content, str) or (content is None and _says_something(rest))):
+        raise UsageError(f"{where}: each message needs the texts `role` and `content`, got {turn!r:.60}")
+    return {"role": role, "content": content, **rest}
+
+
+def _called(value: Any, where: str) -> Mapping[str, Any]:
+    """ShareGPT's call of a tool, JSON in a text, as one of `tool_calls`."""
+    call = files.parse_json(value, where) if isinstance(value, str) else value
+    if not isinstance(call, Mapping) or "name" not in call:
+        raise UsageError(f"{where}: a function_call needs JSON with `name` and `arguments`, got {value!r:.60}")
+    return {"type": "function", "function": dict(call)}
+
+
+def _joined(parts: Sequence[Any], where: str) -> str:
+    """The text of a content that is a list of parts."""
+    texts = []
+    for part in parts:
+        found = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else part
+        if not isinstance(found, str):
+            sort = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise UsageError(f"{where} has a part of type {sort!r:.30}; only parts of type 'text' are read")
+        texts.append(found)
+    return "".join(texts)
+
+
+def _json_column(row: Row, name: str, sort: type, where: str) -> Any:
+    """A column that holds a list or an object, or one as JSON in a text; None where it is not there or empty."""
+    value = row.get(name)
+    if isinstance(value, str) and value.strip():
+        value = files.parse_json(value, f"{where}: column '{name}'")
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if not value:
+        return None
+    if not isinstance(value, sort) or (_is_list(value) and not all(isinstance(item, Mapping) for item in value)):
+        needed = "a list of objects" if sort is list else "an object"
+        raise UsageError(f"{where}: column '{name}' must be {needed}, got {_came(value)}")
+    return value
+
+
+def text(value: Any, where: str, column: str, *, or_null: bool = False) -> str:
+    """A cell that must be text, or may be null, which is an empty one.
+
+    Raises:
+        UsageError: anything else; names the row and column.
+    """
+    if value is None and or_null:
+        return ""
+    if not isinstance(value, str):
+        raise UsageError(f"{where}: column '{column}' must be text, got {_came(value)}")
+    return value
+
+
+def row_id(row: Row, index: int) -> str:
+    """A row's own id, or its place."""
+    return f"row-{index}" if row.get("id") is None else str(row["id"])
+
+
+def _holds(value: Any) -> bool:
+    return bool(len(value)) if _is_list(value) or isinstance(value, str) else value is not None
+
+
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, list | tuple | np.ndarray)
+
+
+def _came(value: Any) -> str:
+    return f"{type(value).__name__} {value!r:.40}"

@@ -1,0 +1,172 @@
+"""Rows of one local file, by its suffix: text, JSONL, JSON, CSV, TSV, Parquet, also packed by gzip or zstd.
+
+What a file holds is read as it is: no cell becomes a number, and no empty one, or one that says NA, is left out.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..config.schema import TextConfig
+from ..errors import ForgettingError, UsageError
+
+Row = dict[str, Any]
+
+
+def kind(path: Path) -> str:
+    """A file's suffix in small letters; of a packed file that of what is in it, such as `.jsonl` of `.jsonl.gz`."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in files.PACKED else suffix
+
+
+def read_file(path: Path, config: TextConfig) -> Iterator[Row]:
+    """Rows of a file.
+
+    A text file is one row with the column `config.text_column`, its line breaks line feeds.
+
+    Raises:
+        UsageError: a kind of file that is not read, or what the file holds is damaged; names the file and place.
+    """
+    reader = READERS.get(kind(path))
+    if reader is None:
+        raise UsageError(
+            f"{path}: cannot read '{kind(path) or 'no suffix'}' files; allowed: {', '.join(READERS)}, "
+            f"and these packed as {' or '.join(files.PACKED)}"
+        )
+    return reader(path, config)
+
+
+def line_feeds(text: str) -> str:
+    """Text with the line breaks of Windows, and of old Macs where there are no others, as line feeds."""
+    text = text.replace("\r\n", "\n")
+    return text if "\n" in text else text.replace("\r", "\n")
+
+
+def without_nulls(value: Any, *, top: bool = True) -> Any:
+    """A row of Arrow without the fields that are null inside its columns.
+
+    Arrow writes each field of each struct, so that a message has a null for whatever some other message holds.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item, top=False) for key, item in value.items() if top or item is not None}
+    return [without_nulls(item, top=False) for item in value] if isinstance(value, list) else value
+
+
+def arrow_rows(data: Iterable[Mapping[str, Any]], where: str) -> Iterator[Row]:
+    """Rows of a data set of `datasets`.
+
+    Raises:
+        ForgettingError: the Hub is gone on the way.
+        UsageError: a row cannot be decoded; `where` names the data set.
+    """
+    try:
+        for row in data:
+            yield without_nulls(dict(row))
+    except ConnectionError as error:
+        raise ForgettingError(f"{where}: the Hub cannot be reached: {error}") from None
+    except Exception as error:  # datasets decodes images and sounds by other libraries, which fail in their own ways
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{where}: a row cannot be read: {why:.200}") from None
+
+
+def _text(path: Path, config: TextConfig) -> Iterator[Row]:
+    text = line_feeds(files.read_text(path, limit=files.MAX_TEXT, encoding="utf-8-sig"))
+    return iter([{config.text_column: text}] if text.strip() else [])
+
+
+def _jsonl(path: Path, _config: TextConfig) -> Iterator[Row]:
+    return (row for _, row in files.json_rows(path))
+
+
+def _json(path: Path, config: TextConfig) -> Iterator[Row]:
+    """An array of objects or texts, an object that holds one, one row alone, or JSON Lines in spite of the name."""
+    text = files.read_text(path, encoding="utf-8-sig")
+    try:
+        value = files.parse_json(text, str(path))
+    except UsageError:
+        if not _is_object(text.lstrip().partition("\n")[0]):
+            raise
+        return _jsonl(path, config)
+    if isinstance(value, dict):
+        lists = [key for key, item in value.items() if isinstance(item, list)]
+        if len(lists) > 1 and not {config.messages_column, "conversations", "chosen"} & set(lists):
+            raise UsageError(
+                f"{path}: an object with {len(lists)} lists ({', '.join(lists[:5])}); give an array of objects, or an "
+                "object with one list"
+            )
+        is_row = not lists or {config.messages_column, "conversations", "chosen"} & set(lists)
+        value = [value] if is_row else value[lists[0]]
+    if not isinstance(value, list):
+        raise UsageError(f"{path}: needs an array of objects, got {type(value).__name__}")
+    return (_entry(item, number, path, config) for number, item in enumerate(value, start=1))
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(files.parse_json(line, ""), dict)
+    except UsageError:
+        return False
+
+
+def _entry(item: Any, number: int, path: Path, config: TextConfig) -> Row:
+    if isinstance(item, str):
+        return {config.text_column: item}
+    if not isinstance(item, dict):
+        raise UsageError(f"{path}: entry {number} of the array must be an object or a text, got {type(item).__name__}")
+    return item
+
+
+def _csv(path: Path, _config: TextConfig) -> Iterator[Row]:
+    """Comma-, semicolon- or tab-separated values with a header; every cell is text."""
+    import pandas as pd
+
+    text = files.read_text(path, encoding="utf-8-sig")
+    header = text.lstrip().partition("\n")[0]
+    mark = "\t" if kind(path) == ".tsv" else (";" if ";" in header and "," not in header else ",")
+    files.check_table(header.count(mark) + 1, 0, str(path))
+    if not text.strip():
+        return iter([])
+    try:
+        table = pd.read_csv(io.StringIO(text, newline=""), sep=mark, dtype=str, keep_default_na=False, na_filter=False)
+    except (ValueError, OverflowError) as error:
+        problem = str(error).splitlines()[0].removeprefix("Error tokenizing data. C error: ")
+        raise UsageError(f"{path}: not read as a table: {problem}; texts that hold '{mark!r:.4}' need quotes") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes fields beyond the header for names of the rows
+        raise UsageError(f"{path}: rows have more fields than the header; texts that hold {mark!r} need quotes")
+    files.check_table(len(table.columns), len(table), str(path))
+    names = [str(name) for name in table.columns]
+    return (
+        {name: cell if isinstance(cell, str) else "" for name, cell in zip(names, cells, strict=True)}
+        for cells in table.itertuples(index=False, name=None)
+    )
+
+
+def _parquet(path: Path, _config: TextConfig) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if path.suffix.lower() in files.PACKED:
+        raise UsageError(f"{path}: Parquet is packed by itself; unpack the file first")
+    try:
+        file = pq.ParquetFile(path)
+        files.check_table(file.metadata.num_columns, 0, str(path))  # rows are read as far as they are wanted
+        yield from (without_nulls(row) for batch in file.iter_batches() for row in batch.to_pylist())
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UsageError(f"{path}: not a Parquet file: {(str(error).splitlines() or ['damaged'])[0]}") from None
+
+
+READERS: dict[str, Callable[[Path, TextConfig], Iterator[Row]]] = {
+    ".txt": _text,
+    ".md": _text,
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".parquet": _parquet,
+}
+"""How each kind of file is read."""
