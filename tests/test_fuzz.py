@@ -5,6 +5,7 @@ A few hundred of each in the normal suite; `pytest -m slow tests/test_fuzz.py` t
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from forgetting.capabilities.prompts import read_prompts
 from forgetting.config.files import deep_merge, load_preset, parse_yaml, presets
 from forgetting.config.schema import StudyConfig, TextConfig, validate
 from forgetting.data.documents import load_corpus
+from forgetting.data.tokenizing import tokenize
 from forgetting.errors import ForgettingError
 from forgetting.store.folder import StudyFolder
 from forgetting.store.table import load_table
@@ -171,7 +173,7 @@ names = st.sampled_from(COLUMNS) | st.text(max_size=8)
 @st.composite
 def tables(draw: Any) -> tuple[str, bytes]:
     """A file name and what is in it: nearly a table."""
-    suffix = draw(st.sampled_from([".csv", ".jsonl", ".json", ".parquet", ".txt"]))
+    suffix = draw(st.sampled_from([".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt", ".jsonl.gz", ".txt.zst"]))
     if draw(st.booleans()):
         return suffix, draw(st.binary(max_size=200))
     header = draw(st.lists(names, min_size=1, max_size=6))
@@ -221,6 +223,104 @@ def lines(draw: Any) -> tuple[str, bytes]:
     text = "\n".join(json.dumps(row, default=str, skipkeys=True) for row in rows)
     cut = draw(st.integers(0, len(text)))
     return ".jsonl", (text[:cut] if draw(st.booleans()) else text).encode("utf-8", "replace")
+
+
+CHAT_FIELDS = [
+    *("messages", "conversations", "prompt", "completion", "chosen", "instruction", "input", "output", "question"),
+    *("response", "answer", "system", "history", "tools", "images", "chat_template_kwargs", "id", "text"),
+]
+said = st.sampled_from(["hi", "", " ", "\ud800", "<think>\nhm\n</think>\n\nso", None, 3, "<|end|>", "a\r\nb", "\ufeff"])
+calls = st.lists(
+    st.sampled_from([{"function": {"name": "look", "arguments": {"q": 1}}}, {"function": None}, {}, "x", None]),
+    max_size=2,
+)
+turns = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.sampled_from(["user", "assistant", "system", "tool", "assistant", None, 1]),
+        "content": said | st.lists(st.fixed_dictionaries({"type": st.sampled_from(["text", "image"]), "text": said})),
+        "from": st.sampled_from(["human", "gpt", "function_call", "robot"]),
+        "value": said | st.just('{"name": "look"}'),
+        "tool_calls": calls | values,
+        "reasoning_content": said,
+    },
+)
+exchanges = st.lists(st.sampled_from([("user", "q"), ("assistant", "a"), ("system", "s")]), min_size=1, max_size=5).map(
+    lambda pairs: [{"role": role, "content": content} for role, content in pairs]
+)
+
+
+@st.composite
+def chats(draw: Any) -> tuple[str, bytes]:
+    """JSONL that nearly holds conversations, in one of the shapes that people have."""
+    names = draw(st.lists(st.sampled_from(CHAT_FIELDS), min_size=1, max_size=4, unique=True))
+    cell = exchanges | st.lists(turns, max_size=4) | said | values
+    rows = [{name: draw(cell) for name in names} for _ in range(draw(st.integers(1, 4)))]
+    mark = draw(st.sampled_from(["", "\ufeff"]))
+    return ".jsonl", (mark + "\r\n".join(json.dumps(row, default=str, skipkeys=True) for row in rows)).encode()
+
+
+TEMPLATES = [
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    "{{ messages|length }}{% for m in messages %}{{ m.role }} {{ m.content | trim }}{% endfor %}",
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+    "{% else %}{{ m.content[0].text }}{% endif %}{% endfor %}",
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ m.content + ' ' }}"
+    "{% if loop.last %}{{ m.tool_calls[0].function.name }}{% endif %}{% endfor %}<think>",
+    None,
+]
+
+
+@functools.cache
+def tokenizers() -> list[Any]:
+    """A tokenizer of bytes with each of the templates."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    made = []
+    for template in TEMPLATES:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        raw = Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(alphabet)}, merges=[]))
+        raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.append(PreTrainedTokenizerFast(tokenizer_object=raw))
+        made[-1].chat_template = template
+    return made
+
+
+def check_chats(made: tuple[str, bytes]) -> None:
+    """A conversation is read whole and its answers are targets, or one error says why not."""
+    corpus = in_file(made, lambda path: load_corpus(TextConfig(source=str(path))))
+    for tokenizer in tokenizers() if corpus else ():
+        windows = trial(lambda tokenizer=tokenizer: tokenize(corpus, tokenizer, 64))
+        if windows is not None:
+            assert windows.lengths.max() <= 64
+            assert windows.n_predicted > 0
+            assert not windows.predicted[windows.offsets[:-1]].any()
+            assert len(windows.first_copy) in (0, len(corpus))
+
+
+@st.composite
+def texts(draw: Any) -> tuple[str, str, bytes]:
+    """A text of lines as they come, and the bytes of a file of it with the line breaks and mark of some system."""
+    line = st.sampled_from(
+        ["", " = One = ", " = = Part = = ", "a b c", "= x =", " ", "\u2028", "long " * 900]
+    ) | st.text(st.characters(exclude_characters="\r\n\ufeff", exclude_categories=["Cs"]), max_size=12)
+    lines = draw(st.lists(line, max_size=12))
+    mark, end = draw(st.sampled_from(["", "\ufeff"])), draw(st.sampled_from(["\n", "\r\n"]))
+    return draw(st.sampled_from([".txt", ".md"])), "\n".join(lines), (mark + end.join(lines)).encode()
+
+
+def check_text(made: tuple[str, str, bytes]) -> None:
+    """Nothing of a text vanishes, however it is cut: its characters but white space are those of its documents."""
+    suffix, text, content = made
+    for mode in ("auto", "wikitext", "paragraphs", "sections"):
+        corpus = in_file(
+            (suffix, content), lambda path, mode=mode: load_corpus(TextConfig(source=str(path), documents=mode))
+        )
+        if corpus is not None:
+            assert "".join("".join(d.text for d in corpus).split()) == "".join(text.split())
+            assert len({d.id for d in corpus}) == len(corpus)
 
 
 def check_rows(content: bytes) -> None:
@@ -314,6 +414,8 @@ TOURS: dict[str, tuple[Any, Check]] = {
     "yaml": (yamls, check_yaml),
     "tables": (tables(), check_table),
     "corpora": (tables() | lines(), check_corpus),
+    "chats": (chats(), check_chats),
+    "texts": (texts(), check_text),
     "rows": (contents, check_rows),
     "formulas": (formulas, check_formula),
     "fits": (fit_like | values, check_fits),

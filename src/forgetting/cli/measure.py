@@ -18,6 +18,7 @@ from . import options as o
 from .printing import print_shown
 
 if TYPE_CHECKING:
+    from ..config.schema import TextConfig
     from ..measuring.measurement import CheckResult, Measurement
 
 
@@ -38,7 +39,17 @@ Base = Annotated[str, typer.Argument(help="The base model: a folder, a Hub id, o
 Tuned = Annotated[str, typer.Argument(help="What was fine-tuned from it: a PEFT adapter or a full model.")]
 Text = Annotated[
     str | None,
-    typer.Option(help="General text: a .txt, .jsonl or .parquet file or Hub id. Default: the WikiText-103 test set."),
+    typer.Option(
+        help="General text: a {files} file, a folder of them, or a Hub id. Default: the WikiText-103 test set."
+    ),
+]
+TextField = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="How to read it: a field of `text` in a study's file, such as split=test or text_column=body; "
+        "repeat for several.",
+    ),
 ]
 Html = Annotated[Path | None, typer.Option("--html", help="Also write a report page: where it forgot, token by token.")]
 
@@ -92,6 +103,7 @@ def measure_command(
     tuned: Tuned,
     *,
     text: Text = None,
+    text_field: TextField = None,
     measuring: MeasureOptions,
     models: o.ModelOptions,
     html: Html = None,
@@ -102,7 +114,7 @@ def measure_command(
     _quiet()
     from ..measuring.measure import measure
 
-    result = measure(base, tuned, text=text, **how)
+    result = measure(base, tuned, text=_text(text, text_field), **how)
     _write_page(result, html)
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
@@ -128,6 +140,7 @@ def check_command(
     ] = False,
     markdown: Annotated[Path | None, typer.Option(help="Write a summary for a pull-request comment there.")] = None,
     text: Text = None,
+    text_field: TextField = None,
     measuring: MeasureOptions,
     models: o.ModelOptions,
     html: Html = None,
@@ -143,13 +156,39 @@ def check_command(
     _quiet()
     from ..measuring.measure import check
 
-    result = check(base, tuned, budget=budget, confidence=confidence, text=text, **how)
+    result = check(base, tuned, budget=budget, confidence=confidence, text=_text(text, text_field), **how)
     _write_page(result.measurement, html)
     if markdown is not None:
         _write(markdown, markdown_summary(result))
     typer.echo(json.dumps(result.to_dict()) if as_json else result.sentence())
     _notices(result.measurement)
     raise typer.Exit(result.exit_code(strict=strict, allow_undecided=allow_undecided))
+
+
+def _text(source: str | None, given: list[str] | None) -> str | TextConfig | None:
+    """The general text with the fields of --text-field.
+
+    Raises:
+        UsageError: a field that no text has, or a value that it does not take.
+    """
+    if not given:
+        return source
+    if source is None:
+        raise UsageError("--text-field: says how to read --text, which is missing")
+    from pydantic import ValidationError
+
+    from ..config.schema import TextConfig, explain
+
+    fields = {}
+    for item in given:
+        name, mark, value = item.partition("=")
+        if not mark:
+            raise UsageError(f"--text-field: got '{item}'; give NAME=VALUE, for example split=test")
+        fields[name] = value
+    try:
+        return TextConfig.model_validate({"source": source, **fields})
+    except ValidationError as error:
+        raise UsageError("\n".join(explain(error, TextConfig, "--text-field"))) from None
 
 
 def _quiet() -> None:

@@ -39,9 +39,11 @@ Out = Annotated[Path | None, typer.Option(help="The study folder. Default: studi
 Model = Annotated[str | None, typer.Option(help="Base model: a folder or Hub id.")]
 Train = Annotated[
     list[str] | None,
-    typer.Option(help="Fine-tuning data: a .txt, .jsonl or .parquet file or Hub id; repeat for several."),
+    typer.Option(help="Fine-tuning data: a {files} file, a folder of them, or a Hub id; repeat for several."),
 ]
-Text = Annotated[str | None, typer.Option(help="General text that forgetting is measured on: a file or Hub id.")]
+Text = Annotated[
+    str | None, typer.Option(help="General text that forgetting is measured on: a file, a folder, or a Hub id.")
+]
 Method = Annotated[str | None, typer.Option(help="Fine-tuning method: {methods}.")]
 Rank = Annotated[list[int] | None, typer.Option(help="LoRA rank; repeat for several.")]
 Seed = Annotated[list[int] | None, typer.Option(help="Seed; repeat for several.")]
@@ -177,10 +179,17 @@ def _objectives() -> Iterable[str]:
     return *OBJECTIVES, OBJECTIVE
 
 
+def _files() -> list[str]:
+    from ..data.readers import READERS
+
+    return list(READERS)
+
+
 LISTS: dict[str, Callable[[], Iterable[str]]] = {
     "{methods}": _methods,
     "{presets}": _presets,
     "{laws}": _laws,
     "{objectives}": _objectives,
+    "{files}": _files,
 }
 """What may stand in a help text for a list; each is imported only when it is shown."""

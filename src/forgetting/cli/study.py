@@ -71,7 +71,7 @@ def study_command(
         "context": context,
         "training": _present(steps=steps, batch_size=batch_size, learning_rate=learning_rate),
         "measure": _present(start=measure_start, every=measure_every, batch_tokens=batch_tokens),
-        "datasets": {_dataset_name(source): {"source": source} for source in train or []},
+        "datasets": {name: {"source": source} for name, source in _named(train or []).items()},
     }
     if repeat is not None:
         _repeat(config, repeat, as_json, any((preset, out, prepare, accelerate_config, *flags.values())))
@@ -169,10 +169,29 @@ def _methods(method: str | None, rank: list[int] | None) -> list[dict[str, Any]]
     return [{"name": method or "lora", **options}]
 
 
-def _dataset_name(source: str) -> str:
-    """A name for a data set given by flag: the last part of its file name or id, without its suffix."""
-    last = re.split(r"[/:]", source.rstrip("/"))[-1]
-    stem = re.sub(r"\.(txt|jsonl|parquet)$", "", last)
+def _named(sources: list[str]) -> dict[str, str]:
+    """Data sets given by flag, by name: the last part of a file name or id, with the one before it where two agree.
+
+    Raises:
+        UsageError: one is given twice.
+    """
+    stems = [_stem(source, 1) for source in sources]
+    named: dict[str, str] = {}
+    for source, stem in zip(sources, stems, strict=True):
+        if sources.count(source) > 1:
+            raise UsageError(f"--train {source}: given twice")
+        name = stem if stems.count(stem) == 1 else _stem(source, 2)
+        number = 2
+        while name in named:
+            name, number = f"{_stem(source, 2)[:60]}-{number}", number + 1
+        named[name] = source
+    return named
+
+
+def _stem(source: str, parts: int) -> str:
+    """The last parts of a file name or id, without its suffix, as a name."""
+    last = "-".join(re.split(r"[/:]", source.rstrip("/"))[-parts:])
+    stem = re.sub(r"\.(txt|md|jsonl|ndjson|json|csv|tsv|parquet)(\.gz|\.zst)?$", "", last)
     return re.sub(r"[^A-Za-z0-9._-]", "-", stem).strip("-._")[:64] or "data"
 
 

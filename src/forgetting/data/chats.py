@@ -9,6 +9,7 @@ Shapes: t tokens of a window.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from .formats import Document
+from .formats import Document, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,6 +45,7 @@ class Chats:
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
         self.fast = bool(getattr(tokenizer, "is_fast", True))
         self.counts: Counter[str] = Counter()
+        self.now: dict[str, None] = {}
         self.documents = 0
 
     def encode(self, document: Document) -> list[Encoded]:
@@ -53,22 +55,40 @@ class Chats:
             UsageError: no template, it refuses the conversation, or no answer can be told from its prompt.
         """
         self.documents += 1
-        if not self.has_template:
-            return [self._joined(document)]
-        rendering = _Rendering(self.tokenizer, document)
-        whole = rendering.text(len(document.messages))
-        self._look_over(document, rendering, whole)
+        self.now = {}
+        windows = self._by_template(document) if self.has_template else [self._joined(document)]
+        self.counts.update(list(self.now))
+        return windows
+
+    @functools.cached_property
+    def wants_parts(self) -> bool:
+        """Whether the template writes content only where it is a list of parts: those of models that see do."""
+
+        def shown(content: Any) -> bool:
+            try:
+                probe = [{"role": "user", "content": content}]
+                return "probe" in str(self.tokenizer.apply_chat_template(probe, tokenize=False))
+            except Exception:  # the template is a program: it fails as it likes
+                return False
+
+        return not shown("probe") and shown([{"type": "text", "text": "probe"}])
+
+    def _by_template(self, document: Document) -> list[Encoded]:
+        rendering = _Rendering(self.tokenizer, document, self.wants_parts)
+        whole = rendering.whole()
+        if "strftime_now" in rendering.template:
+            self._note(f"the chat template writes the date: it is always {DAY['F']} here")
+        if document.tools and "tools" not in rendering.template:
+            self._note("the chat template leaves out the `tools` that {n} of {all} conversations have")
         turns = [
             i for i in range(document.given, len(document.messages)) if document.messages[i]["role"] == "assistant"
         ]
-        if self.fast:
-            spans = _spans(rendering, whole, turns)
-            if spans is not None:
-                return [self._masked(whole, spans)]
-            marked = self._generated(document, rendering)
-            if marked is not None:
-                return [marked]
-        return self._by_turns(document, rendering, whole, turns)
+        spans = _spans(rendering, whole, turns) if self.fast else None
+        encoded = self._masked(whole, spans) if spans is not None else self._generated(document, rendering)
+        if encoded is None:
+            return self._by_turns(document, rendering, whole, turns)
+        self._look_over([document.messages[turn] for turn in turns], whole)
+        return [encoded]
 
     def notices(self) -> list[str]:
         """What a reader of the numbers should know of these conversations."""
@@ -84,11 +104,11 @@ class Chats:
                 f"document '{document.id}': a conversation, but the model's tokenizer has no chat template; give plain "
                 "text (format: text), prompts with completions, or a model that has one"
             )
-        self.counts["no chat template: prompts and completions are joined as they are, with the end mark"] += 1
+        self._note("no chat template: prompts and completions are joined as they are, with the end mark")
         prompt, completion = (str(message["content"]) for message in document.messages)
         end = str(getattr(self.tokenizer, "eos_token", None) or "")
         if not end:
-            self.counts["the tokenizer has no end mark: answers end without one"] += 1
+            self._note("the tokenizer has no end mark: answers end without one")
         before = _ids(self.tokenizer, prompt, special=True)
         ids = _ids(self.tokenizer, prompt + completion + ("" if completion.endswith(end) else end), special=True)
         return ids, np.arange(len(ids)) >= _common(before, ids)
@@ -104,11 +124,17 @@ class Chats:
         return np.asarray(encoded["input_ids"], dtype=np.int32), targets
 
     def _generated(self, document: Document, rendering: _Rendering) -> Encoded | None:
-        """Tokens by the template's own `{% generation %}` marks; None where it has none, or they mark nothing."""
-        if document.given or not GENERATION.search(rendering.template):
+        """Tokens by the template's own `{% generation %}` marks; None where it has none for each of the answers."""
+        if not self.fast or not GENERATION.search(rendering.template):
             return None
         found = rendering.marked()
         mask = np.asarray(found.get("assistant_masks", ()), dtype=bool)
+        begins = np.flatnonzero(mask & ~np.concatenate([[False], mask[:-1]]))
+        answers = [i for i, message in enumerate(document.messages) if message["role"] == "assistant"]
+        if document.given and len(begins) != len(answers):
+            return None
+        given = sum(i < document.given for i in answers)
+        mask[: begins[given] if given < len(begins) else None] = False
         return (np.asarray(found["input_ids"], dtype=np.int32), mask) if mask.any() else None
 
     def _by_turns(self, document: Document, rendering: _Rendering, whole: str, turns: Sequence[int]) -> list[Encoded]:
@@ -126,31 +152,33 @@ class Chats:
             if found is None:
                 unknown += 1
                 continue
-            mine, start = found
+            mine, start, text = found
             end = _common(mine, ids)
             rest = len(mine) - end
             if end > start and np.array_equal(mine[end:], ids[len(ids) - rest :] if rest else ids[:0]):
                 targets[start : end if turn < len(document.messages) - 1 else len(ids)] = True
+                text = whole
             else:
                 apart.append((mine, np.arange(len(mine)) >= start))
+            self._look_over([document.messages[turn]], text)
         if unknown == len(turns):
             raise UsageError(
                 f"document '{document.id}': the chat template rewrites earlier turns, so the answer's tokens cannot be "
                 "told from the prompt's; give a model whose template marks answers with {% generation %}, or plain text"
             )
         if apart:
-            self.counts[
+            self._note(
                 "in {n} of {all} conversations the chat template writes an earlier turn otherwise than the last one, "
                 "for example without its thinking: such an answer has a window of its own, in which it is the last turn"
-            ] += 1
+            )
         if unknown:
             self.counts[
                 "{n} answers are not measured: the chat template does not let them be told from their prompts"
             ] += unknown
         return [*([(ids, targets)] if targets.any() else []), *apart]
 
-    def _answer(self, rendering: _Rendering, turn: int) -> tuple[NDArray[np.int32], int] | None:
-        """Tokens of the conversation up to a turn, and where the turn begins; None if that cannot be told."""
+    def _answer(self, rendering: _Rendering, turn: int) -> tuple[NDArray[np.int32], int, str] | None:
+        """Tokens of the conversation up to a turn, where the turn begins, and the text; None if that cannot be told."""
         try:
             prompt, upto = rendering.text(turn, prompt=True), rendering.text(turn + 1)
             opened = upto.startswith(prompt)
@@ -165,38 +193,60 @@ class Chats:
                 "thought that it opens: they are measured as they stand in the conversation"
             ] += 1
         ids = _ids(self.tokenizer, upto)
-        return ids, _common(_ids(self.tokenizer, prompt), ids)
+        return ids, _common(_ids(self.tokenizer, prompt), ids), upto
 
-    def _look_over(self, document: Document, rendering: _Rendering, whole: str) -> None:
-        """Count what the template does with this conversation that its reader may not expect."""
-        template = rendering.template
-        if "strftime_now" in template:
-            self.counts[f"the chat template writes the date: it is always {DAY['F']} here"] += 1
-        names = {name for message in document.messages for name in message}
-        for name in ("tool_calls", "function_call"):
-            if name in names and name not in template:
-                self.counts[f"the chat template leaves out `{name}`, which {{n}} of {{all}} conversations have"] += 1
-        if any(name in names for name in REASONING) and not any(name in template for name in REASONING):
-            self.counts["the chat template leaves out the reasoning that {n} of {all} conversations have"] += 1
-        if document.tools and "tools" not in template:
-            self.counts["the chat template leaves out the `tools` that {n} of {all} conversations have"] += 1
-        said = (str(m.get("content") or "").strip() for m in document.messages if m["role"] == "assistant")
-        if any(text not in whole for text in said):
-            self.counts[
-                "the chat template leaves out or changes a part of an answer, such as its thinking, in {n} of {all} "
-                "conversations"
-            ] += 1
+    def _note(self, text: str) -> None:
+        """Count this conversation for a notice, once."""
+        self.now[text] = None
+
+    def _look_over(self, answers: Sequence[Message], text: str) -> None:
+        """Note what the template left out of these answers."""
+        written = "".join(text.split())
+        for answer in answers:
+            said = [answer.get(name) for name in ("content", *REASONING)]
+            if any("".join(str(part or "").split()) not in written for part in said):
+                self._note(
+                    "the chat template leaves out or changes a part of an answer, such as its thinking, in {n} of "
+                    "{all} conversations"
+                )
+            if any("".join(name.split()) not in written for name in _called(answer)):
+                self._note("the chat template leaves out the tool calls that {n} of {all} conversations have")
+
+
+def _called(message: Message) -> list[str]:
+    """Names of the tools that a message calls."""
+    calls = message.get("tool_calls")
+    calls = [*(calls if isinstance(calls, list) else []), message.get("function_call")]
+    functions = [call.get("function", call) for call in calls if isinstance(call, Mapping)]
+    return [str(function["name"]) for function in functions if isinstance(function, Mapping) and "name" in function]
 
 
 class _Rendering:
     """One conversation by the chat template; texts are kept, since spans ask for the same ones."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, document: Document) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, document: Document, parts: bool) -> None:
         self.tokenizer = tokenizer
         self.document = document
+        self.parts = parts
+        self.nulls = True
         self.tools = [dict(tool) for tool in document.tools] or None
         self.template = self._call(lambda: str(tokenizer.get_chat_template(None, self.tools)))
         self.texts: dict[tuple[int, bool], str] = {}
+
+    def whole(self) -> str:
+        """All turns; content that is null, as of a turn that only calls a tool, is empty where the template needs it.
+
+        Raises:
+            UsageError: the template refuses the conversation.
+        """
+        messages = self.document.messages
+        try:
+            return self.text(len(messages))
+        except UsageError:
+            if all(message.get("content") is not None for message in messages):
+                raise
+            self.nulls = False
+            return self.text(len(messages))
 
     def text(self, turns: int, *, prompt: bool = False) -> str:
         """The first so many turns, and with `prompt` what opens the next answer.
@@ -220,13 +270,19 @@ class _Rendering:
         return found
 
     def _apply(self, turns: int, **options: Any) -> Any:
-        messages = [dict(message) for message in self.document.messages[:turns]]
+        messages = [{**message, "content": self._content(message)} for message in self.document.messages[:turns]]
         options = {**self.document.template_options, **options}
         return self._call(
             lambda: self.tokenizer.apply_chat_template(
                 messages, tools=self.tools, chat_template=_on_one_day(self.template), **options
             )
         )
+
+    def _content(self, message: Message) -> Any:
+        content = message.get("content")
+        if content is None and not self.nulls:
+            content = ""
+        return [{"type": "text", "text": content}] if self.parts and content is not None else content
 
     def _call(self, apply: Any) -> Any:
         where = f"document '{self.document.id}': the model's chat template"

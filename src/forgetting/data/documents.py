@@ -136,6 +136,8 @@ def _text_documents(config: TextConfig, rows: Sequence[formats.Row]) -> tuple[li
     documents = [Document(id=name, text=text) for name, text in pairs if text.strip()]
     if config.documents != "auto" or config.source.startswith("miniature:"):
         return documents, []
+    if len(documents) == 1:
+        return documents, ["one document, so no standard error can be given; `documents` sets where one begins"]
     notice = f"{len(documents)} documents, cut {CUTS[mode]}"
     if mode == "sections":
         notice += "; neighbours are not independent, so standard errors are somewhat too small"

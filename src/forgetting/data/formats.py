@@ -370,7 +370,7 @@ def text(value: Any, where: str, column: str, *, or_null: bool = False) -> str:
     Raises:
         UsageError: anything else; names the row and column.
     """
-    if value is None and or_null:
+    if or_null and (value is None or value != value):  # NaN is pandas' null
         return ""
     if not isinstance(value, str):
         raise UsageError(f"{where}: column '{column}' must be text, got {_came(value)}")

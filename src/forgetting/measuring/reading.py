@@ -10,6 +10,7 @@ from typing import Any
 from ..arguments import ColumnTable, RowTable, columns_of, path_of, rows_of, wrong_type
 from ..config.schema import TextConfig
 from ..data.documents import corpus_of, load_corpus
+from ..data.readers import without_nulls
 from ..data.tokenizing import tokenize
 from ..data.windows import Windows
 from ..errors import UsageError
@@ -69,7 +70,7 @@ def text_source(text: Text | Rows) -> TextConfig | Windows | Rows:
     rows = rows_of(columns)
     if not rows:
         raise UsageError("text: no row in it")
-    return Rows(rows, TextConfig(source="given table"))
+    return Rows([without_nulls(row) for row in rows], TextConfig(source="given table"))
 
 
 def read_windows(

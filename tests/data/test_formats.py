@@ -1,0 +1,164 @@
+"""Shapes of rows that people have, and the conversations that they mean; each recognised by its columns and told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from forgetting.config.schema import TextConfig
+from forgetting.data.documents import Corpus, Document, load_corpus, split_heldout
+from forgetting.errors import UsageError
+
+Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+S = {"role": "system", "content": "s"}
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"q": "x"}}}
+
+
+def load(folder: Path, rows: list[Any], **fields: Any) -> Corpus:
+    (folder / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_corpus(TextConfig.model_validate({"source": str(folder / "r.jsonl"), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "messages"),
+    [
+        ("sharegpt", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, [Q, A]),
+        ("sharegpt", {"conversations": [Q, A], "system": "s"}, [S, Q, A]),
+        ("alpaca", {"instruction": "q", "input": "", "output": "a"}, [Q, A]),
+        ("alpaca", {"instruction": "q", "input": "i", "output": "a"}, [{"role": "user", "content": "q\ni"}, A]),
+        ("alpaca", {"instruction": "q", "output": "a", "system": "s", "history": [["q", "a"]]}, [S, Q, A, Q, A]),
+        ("dolly", {"instruction": "q", "context": "i", "response": "a"}, [{"role": "user", "content": "q\ni"}, A]),
+        ("openorca", {"id": "1", "system_prompt": "s", "question": "q", "response": "a"}, [S, Q, A]),
+        ("openorca", {"id": "1", "system_prompt": "", "question": "q", "response": "a"}, [Q, A]),
+        ("qa", {"question": "q", "answer": "a"}, [Q, A]),
+        ("qa", {"prompt": "q", "response": "a"}, [Q, A]),
+        ("dpo", {"prompt": "q", "chosen": "a", "rejected": "b"}, [Q, A]),
+        ("dpo", {"prompt": "q", "chosen": [Q, A], "rejected": [Q, S]}, [Q, A]),
+        ("dpo", {"prompt": [S, Q], "chosen": [A], "rejected": [A]}, [S, Q, A]),
+        ("dpo", {"chosen": [Q, A], "rejected": [Q, A]}, [Q, A]),
+    ],
+)
+def test_a_shape_is_recognised_by_its_columns(
+    tmp_path: Path, name: str, row: dict[str, Any], messages: list[Any]
+) -> None:
+    corpus = load(tmp_path, [row])
+    assert list(corpus[0].messages) == messages
+    assert corpus.notices[0].startswith(f"r.jsonl: read as {name} by the columns ")
+    assert load(tmp_path, [row], format=name).documents == corpus.documents
+
+
+def test_columns_that_are_not_used_are_told(tmp_path: Path) -> None:
+    corpus = load(tmp_path, [{"question": "q", "answer": "a", "context": "c"}])
+    assert corpus.notices == ("r.jsonl: read as qa by the columns question, answer; not used: context",)
+    alpaca = {"instruction": "q", "output": "a", "text": "### q: a"}
+    assert load(tmp_path, [alpaca])[0].text == "### q: a"
+    assert "could be read as alpaca, too, by `format`" in load(tmp_path, [alpaca]).notices[0]
+    assert load(tmp_path, [{"text": "t", "label": "x"}] * 2).notices == ()
+    assert load(tmp_path, [{"messages": [Q, A], "source": "x"}]).notices == ()
+
+
+def test_a_conversation_under_another_name_is_read(tmp_path: Path) -> None:
+    row = {"dialog": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    assert list(load(tmp_path, [row], messages_column="dialog")[0].messages) == [Q, A]
+
+
+def test_every_field_of_a_message_stays(tmp_path: Path) -> None:
+    calls = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    thinks = {"role": "assistant", "content": "a", "reasoning_content": "hm"}
+    tool = {"role": "tool", "content": "r", "tool_call_id": "1", "name": "look"}
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    document = load(tmp_path, [{"messages": [Q, calls, tool, thinks], "tools": json.dumps(tools)}])[0]
+    assert list(document.messages) == [Q, calls, tool, thinks]
+    assert list(document.tools) == tools
+    plain = Document(id="x", messages=(Q, {"role": "assistant", "content": ""}, {**tool}, A))
+    assert document.content_hash() != plain.content_hash()
+
+
+def test_a_call_of_a_tool_as_sharegpt_writes_it(tmp_path: Path) -> None:
+    call = {"from": "function_call", "value": json.dumps(CALL["function"])}
+    row = {"conversations": [{"from": "human", "value": "q"}, call, {"from": "observation", "value": "r"}]}
+    messages = load(tmp_path, [row])[0].messages
+    assert messages[1] == {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    assert messages[2] == {"role": "tool", "content": "r"}
+
+
+def test_parquet_leaves_no_nulls_in_messages(tmp_path: Path) -> None:
+    calls = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    pd.DataFrame({"messages": [[Q, calls, A]]}).to_parquet(tmp_path / "r.parquet")
+    read = load_corpus(TextConfig(source=str(tmp_path / "r.parquet")))[0].messages
+    assert [dict(message) for message in read] == [Q, calls, A]
+
+
+def test_parts_of_text_are_joined_and_images_refused(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    row = {"messages": [{"role": "user", "content": parts}, A]}
+    assert load(tmp_path, [row])[0].messages[0]["content"] == "one two"
+    row["messages"][0]["content"] = [{"type": "image"}, *parts]  # type: ignore[index]
+    with pytest.raises(UsageError, match="row 1: column 'messages': message 1 has a part of type 'image'"):
+        load(tmp_path, [row])
+    with pytest.raises(UsageError, match="row 1: column 'images' is not empty"):
+        load(tmp_path, [{"messages": [Q, A], "images": ["a.png"]}])
+    assert len(load(tmp_path, [{"messages": [Q, A], "images": []}])) == 1
+
+
+def test_conversations_without_an_answer_are_counted(tmp_path: Path) -> None:
+    empty = {"role": "assistant", "content": " "}
+    corpus = load(tmp_path, [{"messages": [Q, A]}, {"messages": [Q, empty]}, {"messages": [Q]}, {"messages": [Q, A]}])
+    assert len(corpus) == 2
+    assert corpus.notices == (
+        "r.jsonl: 1 of 4 conversations have an empty answer and are left out",
+        "r.jsonl: 1 of 4 conversations have no assistant message and are left out",
+    )
+    pairs = [{"prompt": "q", "completion": "a"}, {"prompt": "q", "completion": ""}, {"prompt": "p", "completion": None}]
+    assert load(tmp_path, pairs).notices == ("r.jsonl: 2 of 3 conversations have an empty answer and are left out",)
+
+
+def test_of_prompt_and_completion_messages_the_completion_is_learned(tmp_path: Path) -> None:
+    document = load(tmp_path, [{"prompt": [Q, A, Q], "completion": [A]}])[0]
+    assert (list(document.messages), document.given) == ([Q, A, Q, A], 3)
+
+
+def test_a_csv_cell_can_hold_a_conversation(tmp_path: Path) -> None:
+    pd.DataFrame({"messages": [json.dumps([Q, A])]}).to_csv(tmp_path / "r.csv", index=False)
+    assert list(load_corpus(TextConfig(source=str(tmp_path / "r.csv")))[0].messages) == [Q, A]
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "message"),
+    [
+        ({"body": "x"}, {}, "columns: body. Say which to read with text_column"),
+        ({"body": "x"}, {"format": "alpaca"}, "no column 'instruction' and 'output' for format alpaca; columns: body"),
+        ({"conversations": [{"from": "robot", "value": "x"}]}, {}, "message 1 is from 'robot'; allowed: human, user"),
+        ({"chosen": "a"}, {}, "column 'chosen' is str 'a', with no prompt in prompt"),
+        ({"question": None, "answer": "a"}, {}, "row 1: column 'question' must be text, got NoneType"),
+        ({"messages": [Q, A], "tools": "x"}, {}, "column 'tools': not JSON"),
+        ({"messages": [Q, A], "tools": {"a": 1}}, {}, "column 'tools' must be a list of objects, got dict"),
+        (
+            {"instruction": "q", "output": "a", "history": [1]},
+            {},
+            "'history' must be a list of [prompt, answer], got 1",
+        ),
+        ({"messages": [Q, {"role": "assistant", "content": None}]}, {}, "message 2: each message needs the texts"),
+    ],
+)
+def test_wrong_rows_are_named(tmp_path: Path, row: Any, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, [row], **fields)
+    assert message in str(caught.value)
+
+
+def test_hashes_of_plain_conversations_stay_as_they_were() -> None:
+    """They decide which documents are held out: stored studies resume with the same ones."""
+    assert Document(id="1", text="old river").content_hash().startswith("af499e3a")
+    assert Document(id="1", messages=(Q, A)).content_hash().startswith("5afb64e4")
+
+
+def test_copies_that_differ_in_white_space_are_not_split() -> None:
+    documents = [Document(id=str(i), text=f"text {i // 2}" + "\n" * (i % 2)) for i in range(40)]
+    train, heldout = split_heldout(documents, 0.2)
+    assert not {d.text.strip() for d in train} & {d.text.strip() for d in heldout}
+    assert len(heldout) == 8
