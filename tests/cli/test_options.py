@@ -15,7 +15,9 @@ from forgetting.analysis.laws import LAWS
 from forgetting.cli import main
 from forgetting.cli import options as o
 from forgetting.cli.app import app
+from forgetting.cli.study import _named
 from forgetting.config.files import presets
+from forgetting.errors import UsageError
 from forgetting.tuning.methods import METHODS
 
 SHARED = ("measure", "check", "evaluate", "study")
@@ -95,3 +97,15 @@ def test_only_what_was_given_is_laid_over_a_configuration() -> None:
     given = o.ModelOptions("main", o.Dtype.float16, "cuda:1", True).given()
     assert given == {"revision": "main", "dtype": "float16", "device": "cuda:1", "trust_remote_code": True}
     assert type(given["dtype"]) is str
+
+
+def test_data_sets_of_one_file_name_are_told_apart() -> None:
+    assert _named(["data/x.jsonl", "org/set", "miniature:news"]) == {
+        "x": "data/x.jsonl",
+        "set": "org/set",
+        "news": "miniature:news",
+    }
+    assert _named(["a/x.jsonl", "b/x.jsonl.gz"]) == {"a-x": "a/x.jsonl", "b-x": "b/x.jsonl.gz"}
+    assert list(_named(["x.jsonl", "x.csv", "x.txt"])) == ["x", "x-2", "x-3"]
+    with pytest.raises(UsageError, match=r"--train a/x\.jsonl: given twice"):
+        _named(["a/x.jsonl", "a/x.jsonl"])

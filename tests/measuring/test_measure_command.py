@@ -240,6 +240,9 @@ BAD = {
     "other tokenizer": lambda t: ([t.base, other_tokenizer(t.base, t.full, t.tmp / "o")], "tokenizers differ"),
     "no such text": lambda t: ([t.base, t.adapter, "--text", "nowhere.txt"], "nowhere.txt"),
     "empty text": lambda t: ([t.base, t.adapter, "--text", t.empty / "e.txt"], "e.txt"),
+    "no such column": lambda t: ([t.base, t.adapter, "--text-field", "text_column=body"], "'body'"),
+    "no such field": lambda t: ([t.base, t.adapter, "--text-field", "splt=test"], "did you mean 'split'?"),
+    "no field": lambda t: ([t.base, t.adapter, "--text-field", "split"], "give NAME=VALUE"),
     "context too long": lambda t: ([t.base, t.adapter, "--context", 100_000], "built for 64"),
     "context too short": lambda t: ([t.base, t.adapter, "--context", 1], "at least 2"),
     "no tolerance": lambda t: ([t.base, t.adapter, "--tolerance", 0], "above 0"),
@@ -256,6 +259,20 @@ BAD = {
 class Tour:
     def __init__(self, **fields):
         self.__dict__.update(fields)
+
+
+def test_how_the_text_is_read_is_set_by_flags(monkeypatch, capsys, tiny_model, adapter, corpora, tmp_path):
+    text = corpora / "general.jsonl"
+    plain = call(monkeypatch, capsys, "measure", tiny_model, adapter, "--text", text, "--json")
+    other = tmp_path / "other.jsonl"
+    other.write_text(text.read_text().replace('"text":', '"body":'))
+    named = call(monkeypatch, capsys, "measure", tiny_model, adapter, "--text", other, "--json")
+    assert (named[0], named[1]) == (2, "")
+    assert "columns: id, body. Say which to read with text_column" in named[2]
+    assert "--text-field text_column=NAME" in named[2]
+    field = ("--text-field", "text_column=body", "--text-field", "max_documents=12")
+    named = call(monkeypatch, capsys, "measure", tiny_model, adapter, "--text", other, *field, "--json")
+    assert json.loads(named[1])["forgetting"] == json.loads(plain[1])["forgetting"]
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -48,11 +48,11 @@ def _rows(config: TextConfig) -> tuple[Iterator[Row], list[str]]:
         return read_file(path, config), []
     from .hub_rows import hub_rows
 
-    rows = hub_rows(
+    found = hub_rows(
         config.source,
         subset=config.subset,
         split=config.split,
         revision=config.revision,
         streaming=config.streaming,
     )
-    return map(without_nulls, rows), []
+    return (without_nulls(row) for row in found), []

@@ -57,7 +57,7 @@ def measure(
     Args:
         base: a folder, Hub id, `miniature`, or a live model; None for the base of a live PeftModel.
         tuned: a PEFT adapter (folder or Hub id), a full model, a live PeftModel, or a live model.
-        text: general text: a file, Hub id, TextConfig or Windows; a list of texts, one a document; a datasets.Dataset
+        text: general text: a file, folder, Hub id, TextConfig, Windows; a list of texts, one a document; a Dataset
             or DataFrame. Default: the WikiText-103 test set; for the miniature its held-out encyclopedia.
         tokenizer: for live models, unless text is Windows.
         context: tokens a window; default 512, or what the base model was built for where that is less.
