@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,80 @@ def test_a_stored_study_is_not_asked_again(finished: Path, monkeypatch: pytest.M
     monkeypatch.setattr(harness, "as_lm", lambda *a, **k: pytest.fail("asked again"))
     assert len(evaluate_runs(finished, plan_of(StudyFolder.open(finished).config()))) == 2
     assert conclude(finished).report.exists()
+
+
+def test_a_study_that_was_moved_asks_its_own_copy_of_the_items(
+    finished: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forgetting.capabilities import harness
+    from forgetting.capabilities.study_runs import evaluate_runs, plan_of
+    from forgetting.capabilities.suites import Plan
+    from forgetting.store.folder import StudyFolder
+
+    moved, away, said = tmp_path / "moved", suite.with_name("away"), []
+    shutil.copytree(finished, moved)
+    suite.rename(away)
+    try:
+        monkeypatch.setattr(harness, "as_lm", lambda *a, **k: pytest.fail("asked again"))
+        evaluate_runs(moved, plan_of(StudyFolder.open(moved).config()), tell=said.append)
+        assert any("towns.jsonl: no such file; the copy of its items" in line for line in said)
+        with pytest.raises(UsageError, match=r"gone\.jsonl: no such file"):
+            evaluate_runs(moved, Plan((str(suite.with_name("gone.jsonl")),)))
+    finally:
+        away.rename(suite)
+    assert conclude(moved).report.exists()
+
+
+def test_items_that_changed_under_a_study_are_refused_where_runs_cannot_be_asked_again(
+    finished: Path, suite: Path, tmp_path: Path
+) -> None:
+    """The runs were asked at step 2, too, of which no adapter is kept."""
+    from forgetting.capabilities.study_runs import evaluate_runs, plan_of
+    from forgetting.store.folder import StudyFolder
+
+    copy, before = tmp_path / "copy", suite.read_text()
+    shutil.copytree(finished, copy)
+    stored = {file: file.read_bytes() for file in (copy / "capabilities").rglob("*.jsonl") if "tasks" not in file.parts}
+    suite.write_text(before.replace("the old town a", "the new town a"))
+    try:
+        with pytest.raises(UsageError, match=r"towns: 1 items are new or have changed since .*@2 answered them"):
+            evaluate_runs(copy, plan_of(StudyFolder.open(copy).config()))
+        assert {file: file.read_bytes() for file in stored} == stored
+        for folder in copy.glob("capabilities/*@2"):
+            shutil.rmtree(folder)
+        evaluate_runs(copy, plan_of(StudyFolder.open(copy).config()))
+    finally:
+        suite.write_text(before)
+    assert {row["step"] for row in study_rows(copy)} == {4}
+
+
+def test_a_study_of_an_earlier_version_still_reads(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "old"
+    shutil.copytree(finished, copy)
+    expected = study_rows(finished)
+    for file in [meta.with_name("towns.jsonl") for meta in copy.glob("capabilities/*/meta.json")]:
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        later = ("request_hash", "responses", "higher_is_better")
+        old = [{name: value for name, value in row.items() if name not in later} for row in rows]
+        file.write_text("".join(json.dumps(row) + "\n" for row in old))
+        meta = json.loads(file.with_name("meta.json").read_text())
+        meta["suites"]["towns"] |= {"content": "0" * 16, "metric": None}
+        file.with_name("meta.json").write_text(json.dumps(meta))
+    assert study_rows(copy) == expected
+    assert conclude(copy).report.exists()
+
+
+def test_what_is_given_beside_a_study_goes_over_its_own_plan() -> None:
+    from forgetting.capabilities.settings import Settings
+    from forgetting.capabilities.study_runs import _over
+    from forgetting.capabilities.suites import Plan
+
+    section = Plan(("knowledge",), Settings(limit=300), "a.csv", "b.csv", max_generated=32)
+    assert _over(section, Plan()) == section
+    given = Plan(settings=Settings(metric="acc", batch_size=4), harmful="c.csv", include=("x",))
+    merged = _over(section, given)
+    assert merged.settings == Settings(limit=300, metric="acc", batch_size=4)
+    assert (merged.harmful, merged.harmless, merged.include, merged.max_generated) == ("c.csv", "b.csv", ("x",), 32)
 
 
 def test_wrong_sections_are_named(tiny_model: Path, corpora: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.schema import ModelConfig
 from ..display.tables import Result, Shown
+from ..errors import UsageError
 from .answers import AnswerStore, pair_up, reply_key
 from .refusals import is_refusal
 from .results import Answers, Refusals, Rows, answers_of, plain, refusals_of
@@ -161,6 +162,7 @@ class Asker:
         dtype: that was asked for; None as the models are stored.
         seconds: spent on asking.
         notices: what was asked although there were stored answers, and why.
+        bound: models in the store that are not asked again, so that their items must stay as they are.
     """
 
     store: AnswerStore
@@ -170,6 +172,7 @@ class Asker:
     dtype: str | None = None
     seconds: float = 0.0
     notices: list[str] = field(default_factory=list)
+    bound: Sequence[str] = ()
     _loaded: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def ask(self, subject: Subject, side: int) -> dict[str, list[dict[str, Any]]]:
@@ -224,6 +227,7 @@ class Asker:
         from . import harness
 
         before = self.store.read(name, suite.name) if stored else []
+        self._check_bound(suite, tokenizer, before)
         withheld = {} if self.plan.keep_completions else _withheld(before)
         recalled = [{**row, "responses": [[""]]} if row.get("request_hash") in withheld else row for row in before]
 
@@ -243,6 +247,20 @@ class Asker:
         if [{"model": name, "suite": suite.name, **row} for row in storable] != before:
             self.store.write(name, key, suite.name, self.asked(suite), storable)
         return rows
+
+    def _check_bound(self, suite: Suite, tokenizer: Any, before: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse changed items where a model answered the old ones that is not asked again."""
+        from . import harness
+
+        bound = [name for name in self.bound if self.store.path(name, suite.name).exists()]
+        if not bound or not any(row.get("request_hash") for row in before):
+            return
+        changed = harness.unanswered(self._loaded[suite.name], tokenizer, before)
+        if changed:
+            raise UsageError(
+                f"{self.store.folder}: {suite.name}: {changed} items are new or have changed since {bound[0]} answered "
+                f"them, which is not asked again; put the items back, or delete {self.store.folder} to ask anew"
+            )
 
     def _note(self, name: str, suite: str, before: Sequence[Mapping[str, Any]], asked: int, total: int) -> None:
         """Say that stored answers were not enough."""

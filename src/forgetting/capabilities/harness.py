@@ -54,8 +54,7 @@ def run(
     from .recall import Recalling
 
     quiet()
-    key = tokenizer_key(tokenizer)
-    hashes = {name: {n: request_hash(rs, key) for n, rs in items_of(t).items()} for name, t in loaded["tasks"].items()}
+    hashes = _hashes(loaded["tasks"], tokenizer)
     known = _known(loaded["tasks"], hashes, stored)
     total = sum(map(len, hashes.values()))
     asked = total - sum(len({r.doc_id for r in t.instances if id(r) in known}) for t in loaded["tasks"].values())
@@ -76,6 +75,19 @@ def run(
         for name in loaded["tasks"]
     }
     return rows, asked
+
+
+def unanswered(loaded: Mapping[str, Any], tokenizer: Any, stored: Sequence[Mapping[str, Any]]) -> int:
+    """The number of items that a model was not shown as they are now, whether or not its replies were kept."""
+    there = {row.get("request_hash") for row in stored}
+    hashes = _hashes(loaded["tasks"], tokenizer)
+    return sum(one not in there for mine in hashes.values() for one in mine.values())
+
+
+def _hashes(tasks: Mapping[str, Any], tokenizer: Any) -> dict[str, dict[int, str]]:
+    """Task -> item -> hash of what the model is shown."""
+    key = tokenizer_key(tokenizer)
+    return {name: {n: request_hash(rs, key) for n, rs in items_of(task).items()} for name, task in tasks.items()}
 
 
 def _known(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.schema import ModelConfig, StudyConfig
 from ..errors import ForgettingError, UsageError
-from ..files import write_atomically
+from ..files import parse_json, read_text, write_atomically
 from ..measuring import quantities
 from ..measuring.estimate import Mean
 from ..store.folder import StudyFolder
 from ..store.table import load_table
 from .answers import AnswerStore, pair_up
 from .evaluate import BASE, Asker, SuiteResult, result_of
+from .items import MAX_GENERATED
 from .settings import Settings
 from .suites import Plan
 
@@ -61,11 +62,19 @@ def asker_of(study: Path, model: ModelConfig, plan: Plan, tell: Callable[[str], 
     """
     folder = folder_of(study)
     miniature = model.source == "miniature"
-    suites = plan.make(miniature=miniature, folder=folder / "tasks")
+    suites = plan.make(miniature=miniature, folder=folder / "tasks", kept=True)
     return Asker(AnswerStore(folder), suites, plan, tell)
 
 
-def ask_base(study: Path, base: Any, model: ModelConfig, plan: Plan, tell: Callable[[str], None] | None = None) -> None:
+def ask_base(
+    study: Path,
+    base: Any,
+    model: ModelConfig,
+    plan: Plan,
+    *,
+    next_asked: Sequence[str] = (),
+    tell: Callable[[str], None] | None = None,
+) -> None:
     """The base model's answers, where they are not stored.
 
     Args:
@@ -73,9 +82,15 @@ def ask_base(study: Path, base: Any, model: ModelConfig, plan: Plan, tell: Calla
         base: `base.Base`.
         model: its configuration.
         plan: what to ask.
+        next_asked: models in the store, `RUN@STEP`, that are asked after this; the answers of others stay as they are.
         tell: told what is asked again, and why.
+
+    Raises:
+        UsageError: a suite is wrong, or its items have changed since a run answered them that is not asked again.
     """
     asker = asker_of(study, model, plan)
+    asker.bound = [name for name in asker.store.models() if "@" in name and name not in next_asked]
+    asker.notices += [suite.note for suite in asker.suites if suite.note]
     asker.answers(BASE, base.key, base.tokenizer, lambda: nullcontext(base.model))
     _tell(tell, asker)
 
@@ -119,7 +134,7 @@ class Probe:
         asker = asker_of(self.study, self.model, self.plan, self.tell)
         asker.answers(name, name, self.tokenizer, lambda: nullcontext(model))
         _tell(self.tell, asker)
-        file = folder_of(self.study) / name / "newtask.json"
+        file = _newtask_file(self.study, self.run_id, step)
         if self.heldout is not None and not file.exists():
             from .newtask import forward_kl
 
@@ -151,13 +166,14 @@ def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None
     done = [run for run in folder.runs() if run.read().get("status") == "done"]
     if not done:
         raise UsageError(f"{study}: no finished run to evaluate; run `forgetting study {study}`")
-    chosen = plan if plan.suites or config.capabilities is None else replace(plan_of(config), include=plan.include)
+    chosen = plan if plan.suites or config.capabilities is None else _over(plan_of(config), plan)
     step = config.training.steps
     base = load_base(config.model)
     config = config.model_copy(update={"model": base.pinned(config.model)})
     if tell:
         tell("base")
-    ask_base(study, base, config.model, chosen, tell)
+    next_asked = [f"{run.id}@{step}" for run in done]
+    ask_base(study, base, config.model, chosen, next_asked=next_asked, tell=tell)
     for run in done:
         if not (run.path / "adapter").is_dir():
             raise UsageError(f"{run.path}: its adapter is gone, so it cannot be evaluated; run the study again")
@@ -167,15 +183,31 @@ def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None
     return [run.id for run in done]
 
 
+def _over(section: Plan, given: Plan) -> Plan:
+    """A study's own plan, and over it what was given beside it."""
+    settings = {name: value for name, value in vars(given.settings).items() if value is not None}
+    return replace(
+        section,
+        settings=replace(section.settings, **settings),
+        harmful=given.harmful or section.harmful,
+        harmless=given.harmless or section.harmless,
+        keep_completions=given.keep_completions or section.keep_completions,
+        max_generated=section.max_generated if given.max_generated == MAX_GENERATED else given.max_generated,
+        include=given.include,
+    )
+
+
 def _evaluate_run(study: Path, run: Any, config: StudyConfig, plan: Plan, tokenizer: Any, step: int) -> None:
     from ..data.documents import load_corpus, split_heldout
     from ..data.tokenizing import tokenize
     from ..models.loading import Placement
     from ..models.pair import open_pair
 
-    dataset = config.datasets[run.read()["dataset"]]
-    _, documents = split_heldout(load_corpus(dataset), dataset.heldout)
-    heldout = tokenize(documents, tokenizer, config.context).sample(config.measure.heldout_tokens)
+    heldout = None
+    if not _newtask_file(study, run.id, step).exists():
+        dataset = config.datasets[run.read()["dataset"]]
+        _, documents = split_heldout(load_corpus(dataset), dataset.heldout)
+        heldout = tokenize(documents, tokenizer, config.context).sample(config.measure.heldout_tokens)
     pair = open_pair(
         config.model.source,
         str(run.path / "adapter"),
@@ -193,7 +225,7 @@ def study_results(study: Path) -> list[tuple[str, int, SuiteResult]]:
     found = []
     for name in store.models():
         run_id, _, step = name.rpartition("@")
-        if not run_id:
+        if not run_id or not step.isdecimal():
             continue
         for suite in store.suites(name):
             if suite in base:
@@ -270,9 +302,15 @@ def _share(name: str, share: Any) -> dict[str, float | None]:
     return {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
 
 
+def _newtask_file(study: Path, run_id: str, step: int) -> Path:
+    return folder_of(study) / f"{run_id}@{step}" / "newtask.json"
+
+
 def _newtask(study: Path, run_id: str, step: int) -> dict[str, Any]:
-    file = folder_of(study) / f"{run_id}@{step}" / "newtask.json"
-    row: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    file = _newtask_file(study, run_id, step)
+    row = parse_json(read_text(file), str(file)) if file.exists() else {}
+    if not isinstance(row, dict):
+        raise ForgettingError(f"{file}: damaged; delete it to measure again")
     return {"newtask_kl": row.get("newtask_kl"), "newtask_kl_se": row.get("newtask_kl_se")}
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from .. import files
 from ..errors import UsageError
 from . import items
-from .prompts import Prompts, read_prompts
+from .prompts import FILES, Prompts, read_prompts
 from .settings import Settings
 
 Kind = Literal["answers", "refusals"]
@@ -31,12 +32,14 @@ class Suite:
         kind: `answers` are right or wrong; `refusals` are judged replies to harmful and harmless prompts.
         tasks: names of lm-eval tasks, or paths of their YAML files.
         local: whether its items were written into the folder, as tasks of our own.
+        note: what a reader should know of where its items come from.
     """
 
     name: str
     kind: Kind
     tasks: tuple[str | Path, ...]
     local: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,11 @@ class Plan:
     max_generated: int = items.MAX_GENERATED
     include: tuple[str, ...] = ()
 
-    def make(self, *, miniature: bool, folder: Path) -> list[Suite]:
+    def make(self, *, miniature: bool, folder: Path, kept: bool = False) -> list[Suite]:
         """The suites, their local items written to `folder`.
+
+        Args:
+            miniature, folder, kept: as for `make_suites`.
 
         Raises:
             UsageError: as `make_suites`.
@@ -75,6 +81,7 @@ class Plan:
             harmful=self.harmful,
             harmless=self.harmless,
             max_generated=self.max_generated,
+            kept=kept,
         )
 
 
@@ -86,6 +93,7 @@ def make_suites(
     harmful: str | None = None,
     harmless: str | None = None,
     max_generated: int = items.MAX_GENERATED,
+    kept: bool = False,
 ) -> list[Suite]:
     """The suites of a list of names and files.
 
@@ -95,11 +103,16 @@ def make_suites(
         folder: where tasks over local items are written.
         harmful, harmless: prompts for `safety`: a .csv, .txt or .jsonl file or a Hub id.
         max_generated: tokens of a reply to a local item.
+        kept: where a file of items is gone, as when a study was moved to another machine, take the copy in `folder`.
 
     Raises:
         UsageError: a file that cannot be read, a malformed item, `safety` without prompts, a name given twice.
     """
-    made = [_suite(name, miniature, folder, (harmful, harmless), max_generated) for name in names]
+    made = [
+        (kept and _kept(name, folder, (harmful, harmless), max_generated))
+        or _suite(name, miniature, folder, (harmful, harmless), max_generated)
+        for name in names
+    ]
     labels = [suite.name for suite in made]
     repeated = [label for label in labels if labels.count(label) > 1]
     if repeated:
@@ -137,6 +150,30 @@ def _suite(
     if name in STOCK:
         return Suite(name, "answers", STOCK[name])
     return Suite(items.task_name(name), "answers", (name,))
+
+
+def _kept(name: str, folder: Path, prompts: tuple[str | None, str | None], max_generated: int) -> Suite | None:
+    """A suite of the items that were copied into the folder, where the file that they came from is gone."""
+    path, parts = Path(name).expanduser(), ("safety_harmful", "safety_harmless")
+    gone = [text for text in ([name] if name != "safety" else prompts) if text is not None and _gone(text)]
+    tasks = parts if name == "safety" else (items.task_name(path.stem),)
+    copies = {task: folder / f"{task}.jsonl" for task in tasks}
+    if not gone or not all(copy.is_file() for copy in copies.values()):
+        return None
+    rows = {task: [row for _, row in files.json_rows(copy)] for task, copy in copies.items()}
+    made = _local(
+        tasks[0] if name != "safety" else name,
+        "refusals" if name == "safety" else "answers",
+        rows,
+        folder,
+        max_generated,
+    )
+    return replace(made, note=f"{gone[0]}: no such file; the copy of its items in {folder} is asked")
+
+
+def _gone(source: str) -> bool:
+    path = Path(source).expanduser()
+    return path.suffix in FILES and not path.exists()
 
 
 def _miniature_rows(name: str) -> list[dict[str, Any]]:
