@@ -85,3 +85,24 @@ def test_what_is_sent_to_another_process_holds_no_text(own: tuple[StudyConfig, P
     assert sent._datasets == {}
     assert [part.fingerprint() for part in sent.dataset("own")] == [train.fingerprint(), heldout.fingerprint()]
     assert len(pickle.dumps(Worker(tmp_path, inputs))) < 500
+
+
+def test_a_general_text_that_is_trained_on_is_refused(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
+    general = (corpora / "general.jsonl").read_text().splitlines()
+    article = json.loads(general[3])["text"]
+    rows = [json.loads(line)["text"] for line in (corpora / "train.jsonl").read_text().splitlines()]
+
+    def refused(*more: str) -> str:
+        path = tmp_path / "train.jsonl"
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*rows, *more]))
+        config = configure(tiny_model, corpora, datasets={"own": {"source": str(path), "heldout": 0.01}})
+        with pytest.raises(UsageError) as caught:
+            study(config, tmp_path / "s", engine=Local(1))
+        assert not (tmp_path / "s").exists()
+        return str(caught.value)
+
+    assert len(article) >= 80
+    said = refused(f"a line before\n{article}\na line after", f"another\n{article}")
+    assert f"shares 1 documents or long lines with the training data of 'own', such as {article[:60]!r}" in said
+    whole = [json.loads(line)["text"] for line in general]
+    assert "documents or long lines with the training data of 'own'" in refused(*whole)

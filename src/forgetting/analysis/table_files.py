@@ -20,6 +20,8 @@ from forgetting.errors import UsageError
 
 Table = dict[str, list[Any]]
 DELIMITERS = (",", ";", "\t")
+HEAD = 100_000
+"""Characters of the first line by which the delimiter is told; fewer than csv takes in one cell."""
 _COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
 """A number with a decimal comma."""
 _GROUPED = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d+)?")
@@ -53,7 +55,7 @@ def read_csv(path: Path) -> Table:
 
 def _delimiter(text: str) -> str:
     """What the first line's cells are apart by: whatever gives the most of them."""
-    first = text.lstrip("\r\n").split("\n", 1)[0].rstrip("\r")
+    first = text.lstrip("\r\n").split("\n", 1)[0].rstrip("\r")[:HEAD]
     return max(DELIMITERS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
 
 

@@ -127,6 +127,24 @@ class StudyInputs:
         parts = {"train": train, "heldout": heldout, "text": self.text}
         return {name: part.fingerprint() for name, part in parts.items()} | {"base": base.key}
 
+    def check_apart(self) -> None:
+        """Refuse a general text that shares a document or a long line with what is trained on.
+
+        Raises:
+            UsageError: names the data set, and an example of what is shared.
+        """
+        from ..data.documents import load_corpus, shared_passages, split_heldout
+
+        measured = load_corpus(self.config.text)
+        for name, source in self.config.datasets.items():
+            train, _ = split_heldout(load_corpus(source), source.heldout)
+            if shared := shared_passages(train, measured):
+                raise UsageError(
+                    f"text: {self.config.text.source} shares {len(shared)} documents or long lines with the training "
+                    f"data of '{name}', such as {shared[0][:60]!r}; what is trained on would be measured: give other "
+                    "text, or take what is shared out of one of them"
+                )
+
     def check_context(self) -> None:
         """Refuse windows longer than the model was built for.
 

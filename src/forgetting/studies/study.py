@@ -132,6 +132,7 @@ def prepare(inputs: StudyInputs, out: Path, launch: processes.Launch | None = No
     StudyFolder(out).check(config)
     launching.check(config, out, launch)
     inputs.check_context()
+    inputs.check_apart()
     for name in config.datasets:
         inputs.dataset(name)
     inputs.text  # noqa: B018  # read before the model, so that a wrong file is named at once
