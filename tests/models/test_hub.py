@@ -122,7 +122,7 @@ def test_measure_by_id_gives_the_numbers_of_the_folders(
     other = command(capsys, "measure", BASE, TUNED, "--revision", "other", "--text", text, "--json")
     assert json.loads(other)["forgetting"] == pytest.approx(local_forgetting(folders, "second", "tuned"), abs=1e-6)
     assert json.loads(other)["forgetting"] > 0.01
-    assert len(list((tmp_path / "targets").glob("targets-*"))) == 2  # one a base model
+    assert len(list((tmp_path / "targets").glob("targets-*.safetensors"))) == 2  # one a base model
 
 
 def test_check_and_a_data_set_by_id(cached: HubCache, capsys: pytest.CaptureFixture[str]) -> None:
