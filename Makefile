@@ -55,7 +55,7 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt | new-enough
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt torch
 	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt --editable ".[trl,ray]" \
-	  tensorboard mlflow-skinny pytest pytest-xdist hypothesis
+	  tensorboard mlflow-skinny openpyxl pytest pytest-xdist hypothesis
 	@touch $@
 
 new-enough:
