@@ -423,6 +423,7 @@ TOURS: dict[str, tuple[Any, Check]] = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("tour", TOURS)
 def test_random_input_works_or_says_why(tour: str) -> None:
     fuzz(*TOURS[tour], FEW)

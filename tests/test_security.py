@@ -134,6 +134,7 @@ def test_an_adapter_that_names_code_to_import_is_refused(tiny_model: Path, tmp_p
     assert "antigravity" not in sys.modules
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_pickle_planted_into_a_checkpoint_does_not_run_on_resume(
     tiny_model: Path, tmp_path: Path, planted: Path, name: str

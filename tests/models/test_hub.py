@@ -151,6 +151,7 @@ def test_evaluate_by_id_stores_under_the_commit(
     assert (moved.code, "another base model" in moved.err) == (2, True), moved.err
 
 
+@pytest.mark.full
 def test_study_by_id_and_its_adapter_names_the_id_and_commit(
     cached: HubCache, folders: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def done(
     return config, out, study(config, out, engine=two, on_event=events.append).failed, events
 
 
+@pytest.mark.full
 def test_two_processes_give_the_numbers_of_one(
     tmp_path: Path, done: tuple[StudyConfig, Path, dict[str, str], list[Event]]
 ) -> None:
@@ -115,6 +116,7 @@ def test_two_processes_give_the_numbers_of_one(
     assert again.elsewhere == ("processes 2 then, 1 now",)
 
 
+@pytest.mark.full
 def test_stopped_killed_and_resumed_equals_uninterrupted(
     tiny_model: Path,
     corpora: Path,
@@ -167,6 +169,7 @@ def holder(run: Path) -> int:
     return int(json.loads((run / "lock").read_text())["pid"])
 
 
+@pytest.mark.full
 def test_what_goes_wrong_in_one_process_ends_all_with_its_reason(
     tmp_path: Path, two: Accelerate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ def test_every_task_once_with_its_events_in_order(tmp_path: Path, jobs: int) -> 
     assert in_this_process == {jobs == 1}
 
 
+@pytest.mark.full
 def test_a_task_that_always_dies_is_given_up_and_the_others_go_on(tmp_path: Path) -> None:
     tasks, events = ["a", "b", "c", "d"], list[Event]()
     lost = do(tasks, functools.partial(die_on_b, str(tmp_path)), 2, events)
@@ -82,6 +83,7 @@ def test_a_task_that_always_dies_is_given_up_and_the_others_go_on(tmp_path: Path
     assert {path.name for path in tmp_path.iterdir()} == {"a", "c", "d", "deaths"}
 
 
+@pytest.mark.full
 def test_a_task_that_gets_further_each_time_is_not_given_up(tmp_path: Path) -> None:
     assert do(["a", "b"], functools.partial(die_further_on, str(tmp_path)), 2) == {}
     assert (tmp_path / "a").exists()

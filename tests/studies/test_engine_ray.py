@@ -24,6 +24,8 @@ from forgetting.studies.study import study
 from forgetting.tuning import stopping
 from small_study import fields, numbers
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:

@@ -35,6 +35,8 @@ from forgetting.studies.study import left, study
 from forgetting.tuning import checkpoints, stopping
 from small_study import fields, numbers
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture
 def config(tiny_model: Path, corpora: Path) -> StudyConfig:

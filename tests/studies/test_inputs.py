@@ -39,6 +39,7 @@ def shorten(path: Path) -> None:
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-8]))
 
 
+@pytest.mark.full
 def test_a_text_edited_between_two_calls_is_read_again(own: tuple[StudyConfig, Path, Path], tmp_path: Path) -> None:
     config, train, replayed = own
     first = study(config, tmp_path / "first", engine=Local(1))
@@ -62,6 +63,7 @@ def test_a_text_edited_between_two_calls_is_read_again(own: tuple[StudyConfig, P
     assert "the text of replay changed since this run began" in study(config, tmp_path / "new").failed[mixed.id]
 
 
+@pytest.mark.full
 def test_a_text_is_read_once_a_call(
     own: tuple[StudyConfig, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

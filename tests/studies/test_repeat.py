@@ -24,6 +24,7 @@ def run(
     return int(stopped.value.code or 0), shown.out, shown.err
 
 
+@pytest.mark.full
 def test_a_run_is_repeated_to_the_last_digit_and_a_changed_number_is_found(
     tiny_model: Path, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

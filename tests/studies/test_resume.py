@@ -13,6 +13,8 @@ import pytest
 
 from small_study import rows, start, wait_for_rows, write_config
 
+pytestmark = pytest.mark.full
+
 
 @pytest.mark.parametrize(
     ("methods", "workers", "training"),

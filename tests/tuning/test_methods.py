@@ -82,6 +82,7 @@ OFTEN = {"lora", "pissa", "eva", "ia3", "top_layers", "peft"}
 """One method of each way to prepare and save; the others take minutes together."""
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "entry",
     [pytest.param(e, id=e["name"], marks=() if e["name"] in OFTEN else pytest.mark.slow) for e in ENTRIES],
@@ -142,6 +143,7 @@ def test_a_method_that_does_not_start_at_the_base_is_measured_against_the_base(
     assert not any("untrained adapter" in notice for notice in notices["lora"])
 
 
+@pytest.mark.full
 def test_a_learning_rate_of_its_own_is_that_of_the_training(
     models: dict[str, Path],
     corpora: Path,
@@ -183,6 +185,7 @@ def test_a_study_cites_what_it_used(models: dict[str, Path], corpora: Path) -> N
 # --- options that change the numbers
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("options", "change"),
     [

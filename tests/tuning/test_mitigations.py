@@ -89,6 +89,7 @@ def test_every_mitigation_has_a_row(corpora: Path) -> None:
     assert [row["name"] for row in rows(corpora)] == list(MITIGATIONS)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("name", sorted(MITIGATIONS))
 def test_mitigation_contract(name: str, method: str, studied: Any) -> None:
@@ -110,6 +111,7 @@ def test_mitigation_contract(name: str, method: str, studied: Any) -> None:
         assert with_it["forgetting"] < without["forgetting"], "it holds forgetting back"
 
 
+@pytest.mark.full
 def test_costs_and_what_was_done_are_recorded(studied: Any) -> None:
     records = {run.id: run.read() for run in studied.folder.runs()}
     done = {r["mitigation"].split()[0]: r for r in records.values() if r["mitigation"] and r["label"] == "lora"}
@@ -124,6 +126,7 @@ def test_costs_and_what_was_done_are_recorded(studied: Any) -> None:
     assert plain["mitigated"] == {}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", [{"name": "lora", "rank": 4, "dropout": 0.1}, {"name": "full"}, {"name": "pissa"}])
 @pytest.mark.parametrize(
     "mitigation",
@@ -387,6 +390,7 @@ def test_a_weight_change_is_what_the_saved_weights_say(
         torch.testing.assert_close(merged.get_parameter(name) - before[name], delta, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full
 def test_fisher_equals_the_exact_expectation_within_its_noise(tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     ids = np.asarray([7, 12, 9, 20, 15], np.int32)
@@ -414,6 +418,7 @@ def test_fisher_equals_the_exact_expectation_within_its_noise(tiny_model: Path) 
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.full
 def test_ewc_of_weight_one_estimates_the_divergence_of_small_steps(
     tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
@@ -522,6 +527,7 @@ def test_recipes_change_what_they_name_and_nothing_else(tiny_model: Path, corpor
     assert (new.method.label, new.training) == (run.method.label, run.training)
 
 
+@pytest.mark.full
 def test_frozen_blocks_stay_the_base_models_also_after_resuming(studied: Any, tiny_model: Path) -> None:
     from safetensors.torch import load_file
 
@@ -540,6 +546,7 @@ def test_frozen_blocks_stay_the_base_models_also_after_resuming(studied: Any, ti
 # ---- interpolation
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_interpolation_runs_from_the_base_model_to_the_tuned_one(method: str, studied: Any) -> None:
     table = studied.table
@@ -554,6 +561,7 @@ def test_interpolation_runs_from_the_base_model_to_the_tuned_one(method: str, st
     assert start["forgetting"] < by_alpha.loc[0.5, "forgetting"] < end["forgetting"]
 
 
+@pytest.mark.full
 def test_interpolation_equals_the_slow_twin_and_leaves_the_trained_weights(
     studied: Any, tiny_model: Path, corpora: Path
 ) -> None:
@@ -580,6 +588,7 @@ def test_interpolation_equals_the_slow_twin_and_leaves_the_trained_weights(
         assert measured["finetune_loss"] == pytest.approx(float(loss), abs=2e-6)
 
 
+@pytest.mark.full
 def test_laws_are_not_fitted_on_interpolated_rows(studied: Any) -> None:
     rows = fitted_rows(studied.table)
     assert set(rows["mitigation"]) == {""}

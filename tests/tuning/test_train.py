@@ -102,6 +102,7 @@ def test_gradient_accumulation_trains_as_one_batch_does(tiny_model: Path, corpor
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "change",
     [
@@ -141,6 +142,7 @@ def test_gradient_checkpointing_changes_memory_and_not_numbers(tiny_model: Path,
     np.testing.assert_allclose(losses[0]["finetune_loss"], losses[1]["finetune_loss"], rtol=1e-6)
 
 
+@pytest.mark.full
 def test_same_seed_same_numbers_other_seed_other_numbers(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     tables = [
         study(configure(tiny_model, corpora, seeds=[seed]), tmp_path / str(i), engine=Local(1)).table
