@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +28,12 @@ def commands() -> str:
 
 
 def _help(*arguments: str) -> str:
-    environment = {**os.environ, "COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "forgetting", *arguments, "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout  # noqa: S603
-    return "\n".join(line.rstrip() for line in shown.replace("python -m forgetting", "forgetting").splitlines()) + "\n"
+    from typer.testing import CliRunner
+
+    from forgetting.cli.app import app
+
+    shown = CliRunner().invoke(app, [*arguments, "--help"], prog_name="forgetting", terminal_width=78).stdout
+    return "\n".join(line.rstrip() for line in shown.splitlines()) + "\n"
 
 
 def _subcommands() -> list[str]:

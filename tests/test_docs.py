@@ -70,13 +70,18 @@ def words_of(path: Path) -> Iterator[str]:
             yield node.value.value
 
 
-def cited(path: Path, pattern: re.Pattern[str]) -> set[str]:
-    return {found for words in words_of(path) for found in pattern.findall(words)}
+@pytest.fixture(scope="module")
+def words() -> dict[Path, str]:
+    """The comments and docstrings of each file of code."""
+    return {path: "\n\n".join(words_of(path)) for path in CODE}
 
 
-@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_file_that_the_code_cites_exists(path: Path) -> None:
-    for name in cited(path, PATH):
+def cited(words: dict[Path, str], pattern: re.Pattern[str]) -> set[tuple[Path, str]]:
+    return {(path, found) for path, text in words.items() for found in pattern.findall(text)}
+
+
+def test_every_file_that_the_code_cites_exists(words: dict[Path, str]) -> None:
+    for path, name in cited(words, PATH):
         if "/" not in name:
             assert list((ROOT / "tests").rglob(name)), f"{path}: no {name}"
         elif name.split("/")[0] in TOPS:
@@ -84,9 +89,8 @@ def test_every_file_that_the_code_cites_exists(path: Path) -> None:
             assert any((place / name).exists() for place in places), f"{path}: no {name}"
 
 
-@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_module_that_the_code_cites_exists(path: Path) -> None:
-    for dotted in cited(path, DOTTED):
+def test_every_module_that_the_code_cites_exists(words: dict[Path, str]) -> None:
+    for path, dotted in cited(words, DOTTED):
         module, parts = ROOT / "src" / "forgetting", dotted.split(".")[1:]
         while parts and ((module / parts[0]).is_dir() or (module / f"{parts[0]}.py").exists()):
             module /= parts.pop(0)

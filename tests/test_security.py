@@ -269,6 +269,7 @@ def test_a_run_id_cannot_leave_the_folder(many: Path, name: str) -> None:
         StudyFolder.open(many).run(name)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("where", ["name", "dataset", "label", "method", "mitigation"])
 @pytest.mark.parametrize("bad", ["../../out", "/tmp/out", "a/b", "..", ATTACK])
 def test_names_in_a_hand_edited_study_cannot_leave_the_folder(

@@ -69,6 +69,7 @@ def test_a_formula_is_a_law(chinchilla):
     assert json.loads(bounded)["parameters"]["alpha"]["value"] == 0.1
 
 
+@pytest.mark.full
 def test_a_studys_table_gets_both_laws_and_can_be_planned_with(csv, tmp_path):
     shown = run("fit", csv, "--out", tmp_path / "fits.json", "--extrapolate", "--bootstrap", 40)
     assert "Forgetting is linear in the fine-tuning loss: orca" in shown

@@ -37,6 +37,7 @@ def both(monkeypatch: pytest.MonkeyPatch, law: object, rows: pd.DataFrame, **opt
     return slow, fit_law(law, rows, label="x", **options)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("weights", ["none", "se"])
 @pytest.mark.parametrize("law", ["linear", "shifted_power", "formula"])
 def test_sums_give_the_numbers_of_the_rows(monkeypatch: pytest.MonkeyPatch, law: str, weights: str) -> None:

@@ -114,6 +114,7 @@ def test_scaling_c_fft_changes_no_prediction():
     assert np.abs(one - two).max() < 1e-12
 
 
+@pytest.mark.full
 def test_fit_study_fits_each_dataset_and_names_failed_runs():
     data = pd.concat([table(NAMES[0], noise=0.004, dataset="a"), table(NAMES[1], noise=0.004, dataset="b", seed=1)])
     broken = data.iloc[:3].assign(run_id="broken", status="failed", finetune_loss=np.nan)
@@ -180,6 +181,7 @@ def test_load_fits_refuses_other_files(tmp_path, content, says):
         load_fits(tmp_path / "y.json")
 
 
+@pytest.mark.full
 def test_the_same_seed_gives_the_same_fit():
     data = table(NAMES[0], noise=0.004)
     one, two = (fit_law("shifted_power", data, bootstrap=10, seed=3) for _ in range(2))

@@ -95,6 +95,7 @@ def test_the_honest_sentence_is_said_when_ranks_do_not_differ_and_only_then():
     assert not any("no choice" in s for s in said)
 
 
+@pytest.mark.full
 def test_bands_hold_the_truth_and_the_floor_of_the_study_is_used(fitted):
     plan = plan_budget(fitted, 0.35)
     assert plan.level == pytest.approx(0.85)

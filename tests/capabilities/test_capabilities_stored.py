@@ -126,6 +126,7 @@ def test_only_changed_items_are_asked_again(base: Path, tuned: Path, tmp_path: P
     assert more.to_dict()["suites"] == fresh.to_dict()["suites"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("part", ["python", "include", "template", "tokenizer"])
 def test_what_the_model_is_shown_is_what_counts(
     part: str, base: Path, tuned: Path, tmp_path: Path, shown: list[Any]

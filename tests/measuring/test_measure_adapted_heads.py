@@ -39,6 +39,7 @@ CASES = [(kind, base, False) for kind in ON_THE_HEAD for base in ("llama", "llam
 CASES += [("saved", "gemma2", False), ("lora", "gemma2", False), ("saved", "llama-tied", True)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("kind", "base", "cached"), CASES)
 def test_the_base_side_goes_through_the_base_head(kind, base, cached, tmp_path, monkeypatch):
     monkeypatch.setattr(heads, "TILE_ROWS", 40)

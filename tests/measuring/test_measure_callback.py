@@ -99,6 +99,7 @@ def test_the_last_row_is_what_measure_gives(tmp_path, kind):
             assert row[name] == pytest.approx(value, rel=1e-6), name
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_mixed_precision_is_measured_as_the_saved_model_is(tmp_path, kind, caplog):
     """Under autocast the model's own forward is in bfloat16, and its decoder, called by itself, is not."""
@@ -120,6 +121,7 @@ def test_mixed_precision_is_measured_as_the_saved_model_is(tmp_path, kind, caplo
             assert row[name] == pytest.approx(value, rel=1e-6), name
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_the_last_row_is_of_the_model_that_is_kept(tmp_path, kind, caplog):
     callback = ForgettingCallback(WINDOWS, every=2)

@@ -34,6 +34,7 @@ def soft_twin(base, tuned, windows=WINDOWS):
     return np.array(kl), np.array(soft)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("same", [True, False], ids=["same-head", "other-head"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_architecture(name, same, monkeypatch):

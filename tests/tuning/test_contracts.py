@@ -89,7 +89,18 @@ METHOD_ROWS: list[tuple[dict[str, Any], Count, str]] = [
     ),
     ({"name": "peft", "config": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}}, lambda _: 3 * 32, "llama"),
 ]
-IDS = [f"{' '.join(str(value) for value in options.values())} {kind}" for options, _, kind in METHOD_ROWS]
+FAST = ("lora", "full", "ia3")
+"""Methods whose contract `make test-fast` tests, too."""
+MARKED = [
+    pytest.param(
+        options,
+        count,
+        kind,
+        id=f"{' '.join(str(value) for value in options.values())} {kind}",
+        marks=() if options["name"] in FAST else pytest.mark.full,
+    )
+    for options, count, kind in METHOD_ROWS
+]
 STEP = {"ia3": 100, "vera": 20, "ln_tuning": 20, "loha": 5, "boft": 2, "peft": 100}
 """Plain gradient descent takes larger steps for the methods with few or product parameters."""
 
@@ -127,7 +138,7 @@ def saved_model(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return load(folder)
 
 
-@pytest.mark.parametrize(("options", "count", "kind"), METHOD_ROWS, ids=IDS)
+@pytest.mark.parametrize(("options", "count", "kind"), MARKED)
 def test_method_contract(
     options: dict[str, Any],
     count: Count,
@@ -174,6 +185,7 @@ def test_method_contract(
     assert (again - tuned).abs().max() <= limit, "reloads to the same numbers"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_starts_from_the_seed_of_the_run_alone(
     name: str, models: dict[str, Path], context: Context, corpora: Path

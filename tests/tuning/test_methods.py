@@ -126,6 +126,7 @@ def test_a_run_resumes_and_its_saved_weights_measure_as_it_did(
     assert again["forgetting"] == pytest.approx(rows[-1]["forgetting"], abs=2e-6)
 
 
+@pytest.mark.full
 def test_a_method_that_does_not_start_at_the_base_is_measured_against_the_base(
     models: dict[str, Path],
     corpora: Path,

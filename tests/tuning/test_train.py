@@ -92,6 +92,7 @@ def test_stored_numbers_equal_the_slow_twin_on_the_saved_adapter(
     assert not (run.path / "checkpoints").exists()
 
 
+@pytest.mark.full
 def test_gradient_accumulation_trains_as_one_batch_does(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     training = {"steps": 8, "batch_size": 4, "warmup_steps": 1, "learning_rate": 1e-2}
     losses = []
@@ -133,6 +134,7 @@ def test_every_training_option_changes_the_result(
     assert losses["plain"].iloc[-1] != losses["changed"].iloc[-1]
 
 
+@pytest.mark.full
 def test_gradient_checkpointing_changes_memory_and_not_numbers(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     training = {"steps": 8, "batch_size": 4, "warmup_steps": 1, "learning_rate": 1e-2}
     losses = [
@@ -160,6 +162,7 @@ def test_training_order_passes_over_everything_and_ignores_the_method() -> None:
     assert training_order(10, 25, seed=2).tolist() != order.tolist()
 
 
+@pytest.mark.full
 def test_notices_say_what_a_reader_should_know(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     training = {"steps": 24, "batch_size": 4, "warmup_steps": 1, "schedule": "cosine"}
     result = study(configure(tiny_model, corpora, training=training), tmp_path / "s", engine=Local(1))
