@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 import io
 import re
 import tokenize
@@ -12,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+import forgetting
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "forgetting"
@@ -107,3 +110,25 @@ def test_pages_name_every_method_mitigation_and_law() -> None:
     for page, names in (("methods", METHODS), ("mitigations", MITIGATIONS), ("laws", [*LAWS, *PUBLISHED])):
         words = set(re.findall(r"[\w/]+", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")))
         assert not set(names) - words, page
+
+
+def calls_in(page: Path) -> Iterator[tuple[str, ast.Call]]:
+    """The calls of public functions in a page's Python examples."""
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", text.split("## Signatures")[0], re.S):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).removeprefix("forgetting.") in forgetting.__all__:
+                yield ast.unparse(node.func).removeprefix("forgetting."), node
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_call_the_functions_as_they_are(page: Path) -> None:
+    for name, call in calls_in(page):
+        signature = inspect.signature(getattr(forgetting, name))
+        keywords = {word.arg: None for word in call.keywords if word.arg is not None}
+        signature.bind(*call.args, **keywords)
+
+
+def test_the_page_on_python_has_an_example_of_each_function() -> None:
+    shown = {name for name, _ in calls_in(ROOT / "docs" / "python.md")}
+    assert {name for name in forgetting.__all__ if name.islower()} | {"ForgettingCallback"} <= shown

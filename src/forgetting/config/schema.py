@@ -30,7 +30,10 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, unknown fields forbidden."""
+    """Base of every section: immutable, unknown fields forbidden.
+
+    Fields name `default=`: type checkers without pydantic's plugin know no other default.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,44 +48,48 @@ class ModelConfig(Section):
     """The base model: any causal language model of transformers."""
 
     source: str = Field(min_length=1, description="a directory, a Hub id, or `miniature`")
-    revision: str | None = Field(None, description="Hub revision (commit, tag or branch)")
+    revision: str | None = Field(default=None, description="Hub revision (commit, tag or branch)")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="`auto` keeps the dtype in which the weights are stored"
+        default="auto", description="`auto` keeps the dtype in which the weights are stored"
     )
     device: str = Field(
-        "auto",
+        default="auto",
         min_length=1,
         description="`auto` is the first GPU, else the CPU; or torch's name for it: cpu, cuda:1, mps",
     )
-    trust_remote_code: bool = Field(False, description="run Python code shipped with the model: only if you trust it")
+    trust_remote_code: bool = Field(
+        default=False, description="run Python code shipped with the model: only if you trust it"
+    )
 
 
 class TextConfig(Section):
     """Where text comes from and what a document is."""
 
     source: str = Field(min_length=1, description="a file, a folder of files, a Hub id, or `miniature:NAME`")
-    subset: str | None = Field(None, description="Hub data set configuration, e.g. `wikitext-103-raw-v1`")
-    split: str | None = Field(None, description="Hub data set split (default `train`); of a folder, its files named so")
-    revision: str | None = Field(None, description="Hub revision")
-    streaming: bool = Field(False, description="stream from the Hub; needs `max_documents`")
+    subset: str | None = Field(default=None, description="Hub data set configuration, e.g. `wikitext-103-raw-v1`")
+    split: str | None = Field(
+        default=None, description="Hub data set split (default `train`); of a folder, its files named so"
+    )
+    revision: str | None = Field(default=None, description="Hub revision")
+    streaming: bool = Field(default=False, description="stream from the Hub; needs `max_documents`")
     format: Literal["auto", "text", "chat", "completion", "sharegpt", "alpaca", "dolly", "openorca", "qa", "dpo"] = (
         Field(
-            "auto",
+            default="auto",
             description="`auto` reads it from the columns: `messages` (chat), `prompt` and `completion`, `text`, "
             "`conversations` (sharegpt), `instruction` and `output` (alpaca) or `response` (dolly), `question` and "
             "`response` (openorca) or `answer` (qa), `chosen` (dpo)",
         )
     )
     documents: Literal["auto", "wikitext", "paragraphs", "sections", "rows"] = Field(
-        "auto",
+        default="auto",
         description="where plain text is cut into documents: at ` = Title = ` lines (wikitext), at blank lines "
         "(paragraphs), into blocks of whole paragraphs of about 4,000 characters (sections), or one a row",
     )
-    text_column: str = Field("text", description="column of plain text")
-    messages_column: str = Field("messages", description="column of chat messages, a list of {role, content}")
-    prompt_column: str = Field("prompt", description="column of prompts")
-    completion_column: str = Field("completion", description="column of answers; the loss is on these alone")
-    max_documents: int | None = Field(None, ge=1, description="read no more than these many documents")
+    text_column: str = Field(default="text", description="column of plain text")
+    messages_column: str = Field(default="messages", description="column of chat messages, a list of {role, content}")
+    prompt_column: str = Field(default="prompt", description="column of prompts")
+    completion_column: str = Field(default="completion", description="column of answers; the loss is on these alone")
+    max_documents: int | None = Field(default=None, ge=1, description="read no more than these many documents")
 
     @model_validator(mode="after")
     def _streaming_is_bounded(self) -> Self:
@@ -94,7 +101,7 @@ class TextConfig(Section):
 class DatasetConfig(TextConfig):
     """A fine-tuning data set; a part of its documents is held out for the fine-tuning loss."""
 
-    heldout: float = Field(0.1, gt=0, lt=1, description="share of documents held out, by content hash")
+    heldout: float = Field(default=0.1, gt=0, lt=1, description="share of documents held out, by content hash")
 
 
 class Variant(BaseModel):
@@ -119,9 +126,10 @@ class MitigationConfig(Variant):
 class MethodConfig(Variant):
     """How the model is made trainable, and what holds forgetting back meanwhile."""
 
-    label: Name | None = Field(None, description="what tables and reports call this entry; default its name")
+    label: Name | None = Field(default=None, description="what tables and reports call this entry; default its name")
     mitigations: tuple[tuple[MitigationConfig, ...], ...] = Field(
-        (), description="alternatives, each one run instead of the plain one: a mitigation, or a list of them together"
+        default=(),
+        description="alternatives, each one run instead of the plain one: a mitigation, or a list of them together",
     )
 
     @field_validator("mitigations", mode="before")
@@ -135,20 +143,22 @@ class MethodConfig(Variant):
 class TrainingConfig(Section):
     """The recipe, shared by all runs. Defaults after the paper's setup, where it states one."""
 
-    steps: int = Field(260, ge=1, description="update steps")
-    batch_size: int = Field(32, ge=1, description="windows an update step")
+    steps: int = Field(default=260, ge=1, description="update steps")
+    batch_size: int = Field(default=32, ge=1, description="windows an update step")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="windows a forward pass; gradients accumulate up to batch_size"
+        default=None, ge=1, description="windows a forward pass; gradients accumulate up to batch_size"
     )
-    optimizer: Literal["adafactor", "adamw"] = Field("adafactor", description="Adafactor as in the paper, or AdamW")
-    learning_rate: float = Field(2e-4, gt=0, lt=10, description="peak learning rate; the paper states none")
+    optimizer: Literal["adafactor", "adamw"] = Field(
+        default="adafactor", description="Adafactor as in the paper, or AdamW"
+    )
+    learning_rate: float = Field(default=2e-4, gt=0, lt=10, description="peak learning rate; the paper states none")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="constant: each measured step stands for a run that stopped there"
+        default="constant", description="constant: each measured step stands for a run that stopped there"
     )
-    warmup_steps: int = Field(10, ge=0, description="steps of linear warm-up; fewer than steps")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    gradient_checkpointing: bool = Field(False, description="less memory, more time")
+    warmup_steps: int = Field(default=10, ge=0, description="steps of linear warm-up; fewer than steps")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
+    gradient_checkpointing: bool = Field(default=False, description="less memory, more time")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -162,34 +172,40 @@ class TrainingConfig(Section):
 class MeasureConfig(Section):
     """When and on how much text the losses are measured."""
 
-    start: int = Field(50, ge=1, description="first measured step after step 0; earlier steps are left out of fits")
-    every: int = Field(10, ge=1, description="steps between measurements; the last step is always measured")
-    text_tokens: int | None = Field(
-        None, ge=1, description="measure on randomly chosen windows of the general text with about these many tokens"
+    start: int = Field(
+        default=50, ge=1, description="first measured step after step 0; earlier steps are left out of fits"
     )
-    heldout_tokens: int | None = Field(None, ge=1, description="the same for the held-out fine-tuning data")
-    batch_tokens: int = Field(8192, ge=1, description="tokens a forward pass; memory only")
+    every: int = Field(default=10, ge=1, description="steps between measurements; the last step is always measured")
+    text_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="measure on randomly chosen windows of the general text with about these many tokens",
+    )
+    heldout_tokens: int | None = Field(default=None, ge=1, description="the same for the held-out fine-tuning data")
+    batch_tokens: int = Field(default=8192, ge=1, description="tokens a forward pass; memory only")
 
 
 class CapabilitiesConfig(Section):
     """What the tuned models are asked along the runs; shown in the report beside the losses."""
 
     suites: tuple[str, ...] = Field(
-        ("knowledge", "reasoning", "safety"),
+        default=("knowledge", "reasoning", "safety"),
         min_length=1,
         description="`knowledge`, `reasoning`, `safety`, a .jsonl file of items, an lm-eval .yaml, or an lm-eval task",
     )
     steps: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
-        None, description="measured steps at which to ask; default the last one"
+        default=None, description="measured steps at which to ask; default the last one"
     )
-    datasets: tuple[Name, ...] | None = Field(None, description="only runs on these data sets")
-    ranks: tuple[int, ...] | None = Field(None, description="only runs of these ranks")
-    seeds: tuple[int, ...] | None = Field(None, description="only runs of these seeds")
-    limit: int | None = Field(None, ge=1, description="only the first so many items of each task")
-    max_new_tokens: int = Field(64, ge=1, description="tokens of a reply to a local item or prompt")
-    harmful: str | None = Field(None, description="harmful prompts of `safety`: a .csv, .txt or .jsonl file or Hub id")
-    harmless: str | None = Field(None, description="harmless look-alikes of `safety`: the same")
-    keep_completions: bool = Field(False, description="store the replies to harmful prompts")
+    datasets: tuple[Name, ...] | None = Field(default=None, description="only runs on these data sets")
+    ranks: tuple[int, ...] | None = Field(default=None, description="only runs of these ranks")
+    seeds: tuple[int, ...] | None = Field(default=None, description="only runs of these seeds")
+    limit: int | None = Field(default=None, ge=1, description="only the first so many items of each task")
+    max_new_tokens: int = Field(default=64, ge=1, description="tokens of a reply to a local item or prompt")
+    harmful: str | None = Field(
+        default=None, description="harmful prompts of `safety`: a .csv, .txt or .jsonl file or Hub id"
+    )
+    harmless: str | None = Field(default=None, description="harmless look-alikes of `safety`: the same")
+    keep_completions: bool = Field(default=False, description="store the replies to harmful prompts")
 
     def asks(self, run: RunConfig, last: int) -> frozenset[int]:
         """The steps at which a run is asked; none where the run is not chosen."""
@@ -203,8 +219,8 @@ class CapabilitiesConfig(Section):
 class StudyConfig(Section):
     """A whole study: one model, general text, and the grid data sets x methods x seeds."""
 
-    version: Literal[1] = Field(1, description="of this schema")
-    name: Name = Field("study", description="names the default folder, studies/NAME")
+    version: Literal[1] = Field(default=1, description="of this schema")
+    name: Name = Field(default="study", description="names the default folder, studies/NAME")
     model: ModelConfig = Field(description="the base model")
     text: TextConfig = Field(description="general text that forgetting is measured on; never trained on")
     datasets: dict[Name, DatasetConfig] = Field(min_length=1, description="fine-tuning data sets by name")
@@ -212,12 +228,14 @@ class StudyConfig(Section):
         min_length=1, description="fine-tuning methods; the laws are fitted on the first one's runs"
     )
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
-        (0,), min_length=1, description="of initialisation and data order: one run each"
+        default=(0,), min_length=1, description="of initialisation and data order: one run each"
     )
-    context: int = Field(512, ge=8, description="window length in tokens, for training and for measuring")
+    context: int = Field(default=512, ge=8, description="window length in tokens, for training and for measuring")
     training: TrainingConfig = TrainingConfig()
     measure: MeasureConfig = MeasureConfig()
-    capabilities: CapabilitiesConfig | None = Field(None, description="what the tuned models are asked along the runs")
+    capabilities: CapabilitiesConfig | None = Field(
+        default=None, description="what the tuned models are asked along the runs"
+    )
 
     @model_validator(mode="after")
     def _capabilities_fit(self) -> Self:

@@ -73,11 +73,13 @@ class StudyResult(Result):
 
     def shown(self) -> list[Shown]:
         """The last measurement of each run, the laws, and where the report lies."""
-        seconds = f"{self.seconds / 60:.1f} min" if self.seconds >= 1 else "nothing left to run"
+        seconds = f"  ({self.seconds / 60:.1f} min)" if self.seconds >= 1 else ""
+        if not seconds and self.skipped:
+            seconds = "  (nothing left to run)"
         notes = [line for name in self.config.datasets for line in _law_lines(name, self.fits.get(name, {}))]
         if self.failed:
             notes.append(f"{len(self.failed)} of its runs failed: {', '.join(self.failed)}")
-        notes.append(f"report: {self.report}  ({seconds})")
+        notes.append(f"report: {self.report}{seconds}")
         return [replace(measurements_shown(last_rows(self.table)), notes=notes)]
 
     def figure(self, dataset: str | None = None, kind: str = "line") -> go.Figure:
