@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.schema import ModelConfig
+from ..display.numbers import plain
 from ..display.tables import Result, Shown
 from ..errors import UsageError
 from .answers import AnswerStore, pair_up, reply_key
 from .refusals import is_refusal
-from .results import Answers, Refusals, Rows, answers_of, plain, refusals_of
+from .results import Answers, Refusals, Rows, answers_of, refusals_of
 from .show import answers_row, answers_shown, refusals_row, refusals_shown
 from .sidebyside import Contrast, side_by_side
 from .subject import Subject

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -244,16 +244,3 @@ def refusals_of(rows: Rows, judge: Judge | None = None) -> Refusals:
         slices=slices_of(bad, np.asarray([one["category"] for one, _ in rows])[harmful]),
         judges=others,
     )
-
-
-def plain(value: Any) -> Any:
-    """A result as JSON takes it: NaN and infinities are None."""
-    if hasattr(value, "__dataclass_fields__"):
-        return plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -241,7 +241,8 @@ def _extrapolate(
 
 
 def _show_fits(fits: dict[str, dict[str, Fit]], tests: list[dict[str, Any]], *, latex: bool, as_json: bool) -> None:
-    from ..analysis.fit import plain, rank_laws
+    from ..analysis.fit import rank_laws
+    from ..display.numbers import plain
 
     every = [fit for laws in fits.values() for fit in laws.values()]
     if as_json:

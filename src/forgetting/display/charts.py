@@ -190,7 +190,7 @@ def marker(colour: str, symbol: str = "circle") -> dict[str, Any]:
     return {"color": colour, "symbol": symbol, "size": 7, "line": line}
 
 
-def plain(values: Iterable[Any]) -> list[float | None]:
+def floats(values: Iterable[Any]) -> list[float | None]:
     """Floats for JSON: nine significant digits, None for what is not finite."""
     return [float(f"{float(v):.9g}") if v is not None and math.isfinite(float(v)) else None for v in values]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 MINUS = "−"
@@ -91,3 +93,18 @@ def interval(low: Any, high: Any, digits: int = 3) -> str:
     while number(low, digits) == number(high, digits) and digits < 7 and low != high:
         digits += 1
     return f"{number(low, digits)} to {number(high, digits)}"
+
+
+def plain(value: Any) -> Any:
+    """A result as any JSON reader takes it: of dataclasses and numpy plain data, of NaN and infinities None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

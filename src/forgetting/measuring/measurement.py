@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.windows import Windows
-from ..display.charts import Chart, plain, plain_layout, plotly_figure
+from ..display.charts import Chart, floats, plain_layout, plotly_figure
 from ..display.tables import Result, Shown
 from ..errors import UsageError, did_you_mean
 from ..models.loading import Placement
@@ -203,11 +203,11 @@ class CheckResult(Verdict, Result):
 
 def _bars(title: str, x_title: str, groups: Sequence[Group]) -> Chart:
     """Means with bars of one standard error."""
-    errors = plain(group.change.se for group in groups)
+    errors = floats(group.change.se for group in groups)
     trace = {
         "type": "bar",
         "x": [group.label for group in groups],
-        "y": plain(group.change.value for group in groups),
+        "y": floats(group.change.value for group in groups),
         "error_y": {"type": "data", "array": errors, "color": "var(--ink)", "thickness": 1.2, "width": 3},
         "marker": {"color": "var(--line-fit)"},
         "meta": {"series": "forgetting", "role": "bars"},

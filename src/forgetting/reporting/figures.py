@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from forgetting.display.charts import Chart, marker, note, plain, plain_layout
+from forgetting.display.charts import Chart, floats, marker, note, plain_layout
 from forgetting.display.numbers import count, finite, level, number, plus_minus
 from forgetting.measuring.quantities import AXES
 from forgetting.reporting.curves import fitted_line, fitted_sizes, fitted_steps
@@ -190,8 +190,8 @@ def _trace(
     trace: dict[str, Any] = {
         "type": "scatter",
         "mode": "lines+markers" if lines else "markers",
-        "x": plain(rows[x]),
-        "y": plain(rows[y] * scale),
+        "x": floats(rows[x]),
+        "y": floats(rows[y] * scale),
         "marker": marker(colour, mark),
         "hovertemplate": "%{text}<extra></extra>",
         "meta": {"series": key, "role": "points", "rows": [int(r) for r in rows["row"].fillna(-1)]},
@@ -200,7 +200,7 @@ def _trace(
         trace["line"] = {"color": colour, "width": 1.5}
         trace["connectgaps"] = False
     if errors and rows[f"{y}_se"].notna().any():
-        bars = plain(rows[f"{y}_se"] * scale)
+        bars = floats(rows[f"{y}_se"] * scale)
         trace["error_y"] = {"type": "data", "array": bars, "color": colour, "thickness": 1, "width": 0}
     return trace
 

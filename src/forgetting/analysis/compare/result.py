@@ -13,9 +13,10 @@ from forgetting.analysis.compare.plane import own_looks, plane
 from forgetting.analysis.compare.show import beyond_shown, contender_row, contest_shown
 from forgetting.analysis.compare.source import Axis, choose_axis, read_source
 from forgetting.analysis.compare.words import reach, sentence
-from forgetting.analysis.fit import Fit, plain
+from forgetting.analysis.fit import Fit
 from forgetting.analysis.table_files import Table
 from forgetting.display.charts import plotly_figure
+from forgetting.display.numbers import plain
 from forgetting.display.tables import Result, Shown
 from forgetting.errors import UsageError, did_you_mean
 

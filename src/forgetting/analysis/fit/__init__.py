@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from forgetting.analysis.fit.engine import fit_from_published, fit_law
 from forgetting.analysis.fit.estimate import Estimate, Prediction
-from forgetting.analysis.fit.result import Fit, load_fits, plain, save_fits
+from forgetting.analysis.fit.result import Fit, load_fits, save_fits
 from forgetting.analysis.fit.select import Extrapolation, extrapolation_tests, r2_by, rank_laws
 from forgetting.analysis.fit.study import fit_study, unfit
 
@@ -18,7 +18,6 @@ __all__ = [
     "fit_law",
     "fit_study",
     "load_fits",
-    "plain",
     "r2_by",
     "rank_laws",
     "save_fits",

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from forgetting.analysis.fit.estimate import Prediction
 from forgetting.analysis.laws.base import Array
-from forgetting.display.charts import plain
+from forgetting.display.charts import floats
 
 FITTED = "fit"  # the series that a curve of all runs belongs to: none
 
@@ -60,8 +60,8 @@ def law_curve(
         area = {
             "type": "scatter",
             "mode": "none",
-            "x": plain([*x, *x[::-1]]),
-            "y": plain([*low, *high[::-1]]),
+            "x": floats([*x, *x[::-1]]),
+            "y": floats([*low, *high[::-1]]),
             "fill": "toself",
             "fillcolor": "var(--band)",
             "hoverinfo": "skip",
@@ -90,8 +90,8 @@ def _pieces(
             trace = {
                 "type": "scatter",
                 "mode": "lines",
-                "x": plain(at),
-                "y": plain(np.where(keep, value, np.nan)),
+                "x": floats(at),
+                "y": floats(np.where(keep, value, np.nan)),
                 "line": {"color": colour, "width": width, "dash": dash},
                 "hoverinfo": "skip",
                 "meta": {"series": key, "role": "curve"},

@@ -11,7 +11,7 @@ import numpy as np
 from forgetting.analysis.fit.curves import Predicts, law_curve
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.laws import Law
-from forgetting.display.charts import RANKS_LIGHT, Chart, blend, marker, note, plain, plain_layout, rank_place
+from forgetting.display.charts import RANKS_LIGHT, Chart, blend, floats, marker, note, plain_layout, rank_place
 from forgetting.display.numbers import count, number
 from forgetting.measuring.quantities import AXES
 
@@ -114,8 +114,8 @@ def _points(
         {
             "type": "scatter",
             "mode": "markers",
-            "x": plain(data.x[along][keep]),
-            "y": plain(y[keep]),
+            "x": floats(data.x[along][keep]),
+            "y": floats(y[keep]),
             "marker": marker(colour),
             "meta": {"series": key, "role": "points"},
         }

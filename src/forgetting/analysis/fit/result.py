@@ -21,6 +21,7 @@ from forgetting.analysis.laws import Law, law_from_spec
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.laws.shifted_power import Centred
 from forgetting.display.charts import plotly_figure
+from forgetting.display.numbers import plain
 from forgetting.display.tables import Result, Shown
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.files import parse_json, read_text, write_atomically
@@ -304,21 +305,6 @@ def check_variables(law: Law, variables: Mapping[str, ArrayLike]) -> tuple[dict[
         raise UsageError(f"variables do not broadcast together: {shapes}") from None
     flat = {k: np.ascontiguousarray(v).ravel() for k, v in zip(arrays, together, strict=True)}
     return flat, together[0].shape
-
-
-def plain(value: Any) -> Any:
-    """Numpy to Python, NaN and infinities to None, so that any JSON reader takes it."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
 
 
 def _fitted(data: Mapping[str, Any] | None) -> Fitted | None:

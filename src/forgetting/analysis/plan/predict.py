@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forgetting.analysis.fit import Fit, plain
+from forgetting.analysis.fit import Fit
 from forgetting.analysis.fit.show import number
+from forgetting.display.numbers import plain
 from forgetting.display.tables import Result, Shown
 from forgetting.errors import UsageError
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forgetting.analysis.fit import Estimate, plain
+from forgetting.analysis.fit import Estimate
 from forgetting.analysis.fit.show import number
+from forgetting.display.numbers import plain
 from forgetting.display.tables import Result, Shown
 
 if TYPE_CHECKING:
