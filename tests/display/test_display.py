@@ -1,0 +1,71 @@
+"""How results show themselves: tables as text, HTML and for a terminal; charts with their colours; plain data."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+
+from forgetting.display.charts import LIGHT, Chart, hover_html, plain_layout, plotly_figure
+from forgetting.display.numbers import plain
+from forgetting.display.tables import SHOWN_ROWS, Shown
+
+SHOWN = Shown(["title", "of <b>"], ("name", "value", ""), [("a<b", "-1.5", "x"), ("c", "10.25", "[y]")], ["a note"])
+
+
+def test_text_is_lines_a_table_and_notes() -> None:
+    assert SHOWN.text().splitlines() == [
+        *("title", "of <b>", ""),
+        *("name  value", "a<b   -1.5   x", "c     10.25  [y]", ""),
+        "a note",
+    ]
+    assert Shown(["alone"]).text() == "alone"
+
+
+def test_html_escapes_every_text_and_says_what_it_leaves_out() -> None:
+    page = SHOWN.html()
+    assert "<strong>title</strong><br>of &lt;b&gt;" in page
+    assert "<td>a&lt;b</td><td>-1.5</td>" in page
+    long = Shown([], ("n",), [(str(i),) for i in range(SHOWN_ROWS + 5)]).html()
+    assert long.count("<td>") == SHOWN_ROWS
+    assert f"the first {SHOWN_ROWS} of {SHOWN_ROWS + 5} rows" in long
+
+
+def test_numbers_stand_to_the_right_in_a_terminal_and_markup_is_text() -> None:
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(SHOWN.rich())
+    lines = console.export_text().splitlines()
+    assert lines[3].startswith("a<b   -1.5")
+    assert lines[4].startswith("c    10.25 [y]")
+
+
+def test_plain_data_of_anything_is_json() -> None:
+    @dataclass(frozen=True)
+    class One:
+        value: float
+        rows: tuple[int, ...]
+
+    found = plain({"one": One(float("nan"), (1, 2)), 3: np.float32(0.5), "array": np.array([1.0, np.inf])})
+    assert found == {"one": {"value": None, "rows": [1, 2]}, "3": 0.5, "array": [1.0, None]}
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_figure_has_the_chart_with_its_colours_names_and_hover_texts() -> None:
+    def trace(series: str, y: list[float], rows: list[int]) -> dict[str, object]:
+        meta = {"series": series, "role": "points", "rows": rows}
+        return {"type": "scatter", "x": [1, 2], "y": y, "marker": {"color": f"var(--{series})"}, "meta": meta}
+
+    data = [trace("s0", [1.0, 2.0], [0, 1]), trace("s1", [3.0, 4.0], [1, 0]), trace("s1", [5.0, 6.0], [0, 0])]
+    chart = Chart("k", "Title", "", "", {"data": data, "layout": plain_layout("x", "y")})
+    hover = ["run a\nL_ft  0.5", "run b\nL_f  0.25"]
+    figure = plotly_figure(chart, hover=hover, names={"s0": "zero", "s1": "one"}, colours={"s0": "#111", "s1": "#222"})
+    assert [list(t.y) for t in figure.data] == [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    assert [t.marker.color for t in figure.data] == ["#111", "#222", "#222"]
+    assert [t.name for t in figure.data if t.showlegend] == ["zero", "one"]
+    assert figure.data[0].text[0] == "<b>run a</b><br>L<sub>ft</sub>  0.5"
+    assert hover_html(hover[1]) == "<b>run b</b><br>L<sub>f</sub>  0.25"
+    assert figure.layout.paper_bgcolor == LIGHT["surface"]
+    assert chart.spec["data"][0]["marker"] == {"color": "var(--s0)"}  # the page's own is as it was
