@@ -28,6 +28,7 @@ FUNCTIONS = ("study", "measure", "check", "evaluate", "fit", "predict", "plan", 
 LAW = "kalajdzievski2024/openorca"
 
 
+@pytest.mark.full
 def test_importing_forgetting_is_light() -> None:
     heavy = "{'torch', 'pandas', 'numpy', 'plotly', 'pydantic'}"
     code = f"import sys, forgetting; dir(forgetting); sys.exit(bool({heavy} & set(sys.modules)))"
@@ -109,6 +110,7 @@ forgetting.check("base", "tuned", budget=0.1).verdit
 """
 
 
+@pytest.mark.full
 def test_a_type_checker_passes_a_right_script_and_names_what_is_misspelt(tmp_path: Path) -> None:
     """As for a user who installed the package: none of our settings and plugins, errors in the scripts alone."""
     pytest.importorskip("mypy")
@@ -312,6 +314,7 @@ def finished(tiny_model: Path, corpora: Path, tmp_path_factory: pytest.TempPathF
     return forgetting.study(fields, tmp_path_factory.mktemp("studies") / "two")
 
 
+@pytest.mark.full
 def test_a_study_of_fields_gives_one_result_and_report_gives_it_again(finished: Any) -> None:
     assert len(finished.table) == 3 * 4
     assert finished.fits["chat"]["linear"].n_points == 6
@@ -327,6 +330,7 @@ def test_a_study_of_fields_gives_one_result_and_report_gives_it_again(finished: 
         finished.figure(kind="lines")
 
 
+@pytest.mark.full
 def test_figures_are_those_of_the_report(finished: Any) -> None:
     page = finished.report.read_text(encoding="utf-8")
     blocks = re.findall(r'class="payload" data-panel="(\w+)">(.*?)</script>', page, re.S)
@@ -343,6 +347,7 @@ def test_figures_are_those_of_the_report(finished: Any) -> None:
     assert [list(trace.y) for trace in plane.data] == [trace["y"] for trace in theirs]
 
 
+@pytest.mark.full
 def test_results_show_tables_and_escape_every_name(finished: Any, tiny_model: Path, adapter: Path) -> None:
     columns = runs() | {"dataset": [HOSTILE] * 24, "label": [HOSTILE] * 8 + ["other"] * 16}
     line = forgetting.fit(columns, "linear", bootstrap=0)
