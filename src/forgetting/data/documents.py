@@ -245,11 +245,15 @@ def split_heldout(documents: Sequence[Document], share: float) -> tuple[Corpus, 
 
 
 def passages(documents: Iterable[Document]) -> dict[str, str]:
-    """Hash -> text of each whole document and each line of at least PASSAGE characters."""
+    """Hash -> text of each whole document and each line of at least PASSAGE characters, but for system prompts.
+
+    System prompts are shared by conversations that have nothing else in common.
+    """
     found = {}
     for document in documents:
-        parts = document.parts()
-        found[document.content_hash()] = next(filter(None, parts), "")
+        turns = (turn for turn in document.messages if turn["role"] != "system")
+        parts = [document.text, *(str(turn.get("content") or "") for turn in turns)]
+        found[document.spaceless_hash()] = next(filter(None, parts), "")
         lines = (line.strip() for part in parts for line in part.splitlines())
         found |= {hashlib.sha256(line.encode()).hexdigest(): line for line in lines if len(line) >= PASSAGE}
     return found

@@ -43,10 +43,6 @@ class Document:
     template_options: Mapping[str, Any] = field(default_factory=dict)
     pair: bool = False
 
-    def parts(self) -> list[str]:
-        """Its texts: the plain text, and the content of each turn."""
-        return [self.text, *(str(turn.get("content") or "") for turn in self.messages)]
-
     def content_hash(self) -> str:
         """A sha256 over text and turns, not the id: equal content has equal hashes."""
         return hashlib.sha256("\x1e".join([self.text, *self._turns()]).encode()).hexdigest()
