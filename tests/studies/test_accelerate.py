@@ -107,7 +107,7 @@ def test_two_processes_give_the_numbers_of_one(
     alone, state = (StudyFolder.open(place).run(plain_run).read() for place in (tmp_path / "1", out))
     assert (state["processes"], state["accelerate"]["num_processes"], alone["processes"]) == (2, 2, 1)
     assert state["notices"] == alone["notices"]
-    assert len(list((out / "cache").glob("targets-*"))) == 1
+    assert len(list((out / "cache").glob("targets-*.safetensors"))) == 1
     told = [(event.kind, event.step) for event in events if event.task == state["run_id"]]
     assert told == [("started", 0), *(("step", step) for step in range(1, 9)), ("ended", 0)]
     # repeated by one process, no mean may differ by more than its standard error: this is not the same machine
