@@ -41,7 +41,7 @@ DEVICES = (
     "measure {0} {0} --text {1}",
     "check {0} {0} --budget 1 --text {1}",
     "evaluate {0} {0} --suite {3} --out {2}",
-    "study --model {0} --train {1} --text {1} --context 32 --out {2}",
+    "study --model {0} --train {4} --text {1} --context 32 --out {2}",
 )
 
 
@@ -54,7 +54,8 @@ def test_a_device_that_is_not_there_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = arguments.format(tiny_model, corpora / "general.jsonl", tmp_path / "out", tmp_path / "mine.jsonl").split()
+    files = (corpora / "general.jsonl", tmp_path / "out", tmp_path / "mine.jsonl", corpora / "train.jsonl")
+    given = arguments.format(tiny_model, *files).split()
     (tmp_path / "mine.jsonl").write_text('{"prompt": "2 + 2?", "answer": "4"}\n')
     for device in ("abacus", "meta", "cuda:97"):
         monkeypatch.setattr(sys, "argv", ["forgetting", *given, "--device", device])
