@@ -255,3 +255,22 @@ def test_templates_of_real_models_keep_answers_and_prompts_apart() -> None:
             assert not {"One?", "Two?", "Brief."} & set(re.findall(r"\w+[?.]", said)), path.name
             assert all(turn["content"] in said for turn in messages if turn["role"] == "assistant"), path.name
     assert read > 2 * len(list(folder.glob("*.jinja")))
+
+
+@pytest.mark.parametrize(
+    ("name", "fingerprint"),
+    [
+        ("encyclopedia-heldout", "050f7b10a1d67148"),
+        ("instructions", "1404f52529c5be19"),
+        ("news", "291cd1f6570756d1"),
+    ],
+)
+def test_the_default_study_reads_what_it_always_read(name: str, fingerprint: str) -> None:
+    """No number of the default study may change because texts and chats are read otherwise."""
+    from forgetting.config.schema import ModelConfig, TextConfig
+    from forgetting.data.documents import load_corpus
+    from forgetting.models.loading import load_tokenizer
+
+    corpus = load_corpus(TextConfig(source=f"miniature:{name}", max_documents=200))
+    windows = tokenize(corpus, load_tokenizer(ModelConfig(source="miniature")), 128)
+    assert windows.fingerprint().startswith(fingerprint)

@@ -256,3 +256,5 @@ def test_shared_passages_are_whole_documents_and_long_lines() -> None:
     assert shared_passages(general, [Document(id="1", messages=chat)]) == [long.strip()]
     assert shared_passages(general, [Document(id="1", text="short"), Document(id="2", text="two")]) == ["short"]
     assert shared_passages(general, [Document(id="1", text="else")]) == []
+    system = {"role": "system", "content": long}
+    assert shared_passages(general, [Document(id="1", messages=(system, *chat[:1]))]) == []
