@@ -35,6 +35,7 @@ from forgetting.store.table_cache import read_rows
 from forgetting.studies.grid import expand_runs
 
 FEW, MANY = 150, 10_000
+STUDY = load_preset("miniature").to_yaml()
 Check = Callable[[Any], None]
 
 
@@ -327,7 +328,7 @@ def check_rows(content: bytes) -> None:
     """A study whose run was edited by chance: the columns in bulk and the lines by themselves agree, or both refuse."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "study.yaml").write_text("x: 1")
+        (folder / "study.yaml").write_text(STUDY)
         run = StudyFolder(folder).run("a-s0-1")
         run.update(status="done", dataset="a", method={"name": "lora", "rank": 4}, seed=0)
         (run.path / "measurements.jsonl").write_bytes(content)
@@ -454,7 +455,7 @@ def test_what_was_found_stays_mended(tour: str, example: Any) -> None:
 @pytest.mark.parametrize("number", [LONG, f"-{LONG}", "1e999", "NaN", "-Infinity"])
 @pytest.mark.parametrize(("field", "needed"), [("step", "a whole number"), ("finetune_loss", "a finite number")])
 def test_a_number_that_no_float_holds_is_a_damaged_row(tmp_path: Path, field: str, needed: str, number: str) -> None:
-    (tmp_path / "study.yaml").write_text("x: 1")
+    (tmp_path / "study.yaml").write_text(STUDY)
     run = StudyFolder(tmp_path).run("a-s0-1")
     run.update(status="done", dataset="a", method={"name": "lora", "rank": 4}, seed=0)
     (run.path / "measurements.jsonl").write_text(f'{{"step": 1}}\n{{"{field}": {number}}}\n')

@@ -570,6 +570,7 @@ def test_measurements_of_10_gb_are_one_error(many: Path, bounded: None) -> None:
         load_table(many)
 
 
+@pytest.mark.full
 def test_a_million_columns_are_one_error(tmp_path: Path, bounded: None) -> None:
     names = [f"c{i}" for i in range(1_000_000)]
     csv = tmp_path / "t.csv"

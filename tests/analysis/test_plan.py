@@ -144,6 +144,7 @@ def simulated_error(fit, plan, run):
     return np.std(q - design @ np.linalg.lstsq(design, q, rcond=None)[0])
 
 
+@pytest.mark.full
 def test_next_run_is_judged_as_by_conditioning_on_simulated_runs(fitted):
     """The twin draws measurements of the candidate from each draw, and regresses the answer on them."""
     plan = plan_budget(fitted, 0.35)

@@ -236,6 +236,7 @@ def test_copies_are_one_document_in_standard_errors() -> None:
     assert set(windows.select([4]).token_documents().tolist()) <= {0, 1, 3}
 
 
+@pytest.mark.full
 def test_templates_of_real_models_keep_answers_and_prompts_apart() -> None:
     """TRL ships the templates of some sixty models: every answer is a target, no prompt is, or one error says why."""
     found = importlib.util.find_spec("trl")

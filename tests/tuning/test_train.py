@@ -58,6 +58,7 @@ def slow_mean(values: list[float], documents: list[str]) -> tuple[float, float]:
     return mean, math.sqrt(count / (count - 1) * sum(s * s for s in sums)) / len(values)
 
 
+@pytest.mark.full
 def test_stored_numbers_equal_the_slow_twin_on_the_saved_adapter(
     tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
