@@ -8,7 +8,7 @@ OLDEST_TESTS := $(patsubst %,tests/%.py,test_packaging config/test_config store/
   models/test_hub models/test_internals studies/test_ray_internals \
   measuring/test_measure_callback measuring/test_measure_losses measuring/test_measure_command \
   capabilities/test_capabilities_items capabilities/test_capabilities_evaluate capabilities/test_capabilities_study \
-  analysis/test_fit_engine analysis/test_fit_cli analysis/test_compare reporting/test_report cli/test_cli \
+  analysis/test_fit_engine analysis/test_fit_cli reporting/test_report cli/test_cli \
   studies/test_engine_ray)
 # A worker a core. A worker without tests takes half of another's, so that what a file's tests share is made once or twice.
 WORKERS := -n logical --maxprocesses 4 --dist worksteal
