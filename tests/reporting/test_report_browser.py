@@ -14,7 +14,7 @@ from forgetting.reporting import write_study_report
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next((p for p in map(Path, ("/usr/bin/chromium", "/usr/bin/chromium-browser")) if p.exists()), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+pytestmark = pytest.mark.full
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",
@@ -39,6 +39,8 @@ def wait_for(page: Any, wanted: Any) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=QUIET)
         yield chromium

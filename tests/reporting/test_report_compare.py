@@ -107,6 +107,7 @@ def test_conclude_writes_compare_json_for_a_study_with_two_labels(tmp_path: Path
     assert 'id="compare"' in (folder.path / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_section_is_drawn_and_fits(show, width):  # noqa: F811 - the fixture
     config, rows, runs, fits, _, comparison = made()
