@@ -29,8 +29,9 @@ from forgetting.config.files import parse_yaml, read_fields
 from forgetting.config.schema import ModelConfig, TextConfig
 from forgetting.data.sources import read_rows
 from forgetting.errors import ForgettingError, UsageError
-from forgetting.models.adapters import adapter_config, attach
+from forgetting.models.attaching import adapter_config, attach
 from forgetting.models.loading import load_base
+from forgetting.models.sources import find
 from forgetting.store.folder import StudyFolder
 from forgetting.store.table import load_table
 
@@ -95,10 +96,10 @@ def test_a_pickle_planted_as_an_adapter_is_refused(tiny_model: Path, tmp_path: P
     adapter = _adapter(tiny_model, tmp_path / "adapter")
     (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Payload(planted)))
     base = load_base(ModelConfig(source=str(tiny_model)))
-    attach(base.model, str(adapter))  # beside safetensors it is not looked at
+    attach(base.model, find(str(adapter)))  # beside safetensors it is not looked at
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(UsageError, match="pickled weights are refused"):
-        adapter_config(str(adapter))
+        adapter_config(find(str(adapter)))
     assert not planted.exists()
 
 
@@ -120,7 +121,7 @@ def test_a_pickle_on_the_hub_is_refused(
     found = huggingface_hub.hf_hub_download("evil/adapter", "adapter_model.bin", cache_dir=str(tmp_path / "hub"))
     assert Path(found).exists()
     with pytest.raises(UsageError, match="pickled weights are refused"):
-        attach(load_base(ModelConfig(source=str(tiny_model))).model, "evil/adapter")
+        attach(load_base(ModelConfig(source=str(tiny_model))).model, find("evil/adapter"))
     assert not planted.exists()
 
 
@@ -130,7 +131,7 @@ def test_an_adapter_that_names_code_to_import_is_refused(tiny_model: Path, tmp_p
     config = json.loads(file.read_text()) | {"megatron_config": {"x": 1}, "megatron_core": "antigravity"}
     file.write_text(json.dumps(config))
     with pytest.raises(UsageError, match="names code to import"):
-        adapter_config(str(adapter))
+        adapter_config(find(str(adapter)))
     assert "antigravity" not in sys.modules
 
 

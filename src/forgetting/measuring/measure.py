@@ -30,6 +30,8 @@ from .sampling import Sampled, until
 from .verdict import judge
 
 MINIATURE_TEXT = "miniature:encyclopedia-heldout"
+ROUNDING = 1e-5
+"""nats: by less than this, no token tells two models apart."""
 
 
 @checked
@@ -108,7 +110,7 @@ def _measure(base: Any, tuned: Any, text: Text, tokenizer: Any, settings: Settin
     noise = None
     if settings.noise_floor:
         noise = noise_floor(models.base, windows, batch_tokens=size, seed=settings.seed, rows=rows)
-    notices = [*models.notices, *read, *notices, *_sampling_notices(sampled, settings)]
+    notices = [*models.notices, *read, *notices, *_unchanged_notice(sampled), *_sampling_notices(sampled, settings)]
     return _measurement(models, name, context, settings, sampled, noise, tuple(notices), began, windows)
 
 
@@ -234,6 +236,18 @@ def _check_finite(role: str, name: str, values: NDArray[Any]) -> None:
             f"the {role} model '{name}' gives no finite loss at {bad} of {len(values)} tokens: its weights hold NaN or "
             "infinity (a run that diverged?), or its dtype overflows (try --dtype float32)"
         )
+
+
+def _unchanged_notice(sampled: Sampled) -> list[str]:
+    """A notice where no token tells the two models apart."""
+    values = sampled.values
+    moved = np.abs([values["forgetting"], values["kl"], values["data_loss_tuned"] - values["data_loss_base"]])
+    if moved.max(initial=0.0) > ROUNDING:
+        return []
+    return [
+        "the tuned model gives the base model's numbers at every token: its weights change nothing here (an adapter "
+        "that is all zero, or that does not act on this text?)"
+    ]
 
 
 def _sampling_notices(sampled: Sampled, settings: Settings) -> list[str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..data.windows import Windows
 from ..errors import ForgettingError, UsageError
-from ..models import adapters, peft_internals, processes
+from ..models import adapters, failures, peft_internals, processes
 from . import batches, heads
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def halving(measure: Callable[[int], R], windows: Windows, batch_tokens: int, *,
         try:
             found = measure(batch_tokens)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as raised:
-            if not out_of_memory(raised):
+            if not failures.out_of_memory(raised):
                 raise
             error = raised
         if not (processes.summed_one(error is not None) if sharded else error):
@@ -172,10 +172,3 @@ def halving(measure: Callable[[int], R], windows: Windows, batch_tokens: int, *,
         log.warning("out of memory: measuring again with batches of %d tokens", batch_tokens)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on any device."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,8 +16,6 @@ from ..errors import UsageError
 from ..files import write_atomically
 from . import accelerate_internals, peft_internals, sources
 from .sources import Source
-
-R = TypeVar("R")
 
 
 @contextmanager
@@ -109,45 +107,6 @@ def unwrapped(model: Any) -> Any:
     return model
 
 
-def adapter_config(source: str | Source) -> Any | None:
-    """The PEFT configuration of an adapter folder or Hub id; None where the source is a full model.
-
-    Raises:
-        UsageError: a damaged adapter_config.json, or weights that are not safetensors.
-        ForgettingError: the Hub could not be reached.
-    """
-    found = sources.find(source) if isinstance(source, str) else source
-    if not found.has(sources.ADAPTER_CONFIG):
-        return None
-    from peft import PeftConfig
-
-    folder = found.adapter()
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"adapter '{found.name}': adapter_config.json cannot be read: {_first_line(error)}") from None
-    if getattr(config, "megatron_config", None):
-        # PEFT would import the module that `megatron_core` names
-        raise UsageError(f"adapter '{found.name}': megatron_config names code to import, which is refused")
-    return config
-
-
-def attach(model: Any, source: str | Source) -> Any:
-    """The model with an adapter on it, active and frozen.
-
-    Raises:
-        UsageError: the adapter does not fit the model: it was made for another one.
-        ForgettingError: the Hub could not be reached.
-    """
-    from peft import PeftModel
-
-    found = sources.find(source) if isinstance(source, str) else source
-    folder = found.adapter()
-    if (rows := _saved_rows(folder)) is not None and rows > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(rows, mean_resizing=False)
-    return fitting(found.name, lambda: PeftModel.from_pretrained(model, str(folder))).eval()
-
-
 def name_base(folder: Path, base: Source) -> None:
     """Have a saved adapter name its base model by Hub id and commit, where it names the folder in the cache."""
     file, card = folder / sources.ADAPTER_CONFIG, folder / "README.md"
@@ -159,36 +118,3 @@ def name_base(folder: Path, base: Source) -> None:
     write_atomically(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
     if card.exists():
         write_atomically(card, card.read_text(encoding="utf-8").replace(there, base.name))
-
-
-def fitting(source: str, call: Callable[[], R]) -> R:
-    """Call what loads an adapter; its errors as one line."""
-    try:
-        return call()
-    except (RuntimeError, ValueError, KeyError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        detail = next((line for line in lines if "size mismatch" in line), lines[0] if lines else "")
-        raise UsageError(
-            f"adapter '{source}' does not fit the base model; was it made for another one? ({detail[:200]})"
-        ) from None
-    except Exception as error:
-        if type(error).__module__.startswith("safetensors"):
-            raise UsageError(f"adapter '{source}': damaged weights: {_first_line(error)}") from None
-        raise
-
-
-def _saved_rows(folder: Path) -> int | None:
-    """Rows of an embedding that was saved with the adapter: more than the base model's where tokens were added."""
-    path = folder / sources.ADAPTER_WEIGHTS
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as file:
-            names = [n for n in file.keys() if n.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))]  # noqa: SIM118
-            return max((file.get_slice(name).get_shape()[0] for name in names), default=None)
-    except SafetensorError as error:
-        raise UsageError(f"adapter '{folder}': damaged weights: {_first_line(error)}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,13 +2,14 @@
 
 Each wrong comparison is handled or refused by name. Two were real (PEFT pull request 3419): labels that were not
 shifted, which `batches` rules out, and a "before" taken on an adapter that is not the identity, which `passes.as_base`
-and `restores_base` rule out.
+and `Fingerprint` rule out.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -16,13 +17,17 @@ import torch
 from ..data import hub
 from ..data.windows import Windows
 from ..errors import ForgettingError, UsageError
-from . import adapters, sources
+from . import adapters, causal, sources
 from .sources import Source
 
 ALTERING_INITS = ("pissa", "olora", "corda", "loftq")
 """LoRA initialisations that subtract from the base weights what they put into the adapter: with the adapter disabled,
 the base model is not there any more (Meng et al. 2024, arXiv:2404.02948, eq. 4; PEFT's LoraConfig)."""
 SAMPLE_CHARACTERS = 20_000
+QUANTISED = re.compile(r"((-unsloth)?-bnb)?-([48]bit|int[48])$|-(gptq|awq)(-[48]bit|-int[48])?$")
+"""How names of quantised copies end: `Llama-3.2-1B-unsloth-bnb-4bit`."""
+TUNED = {"instruct", "it", "chat", "base", "pt", "sft", "dpo", "coder", "math", "vl", "thinking", "distill"}
+"""Words in names that tell models of one family apart."""
 
 
 def check_live_adapter(model: Any) -> None:
@@ -39,6 +44,8 @@ def check_live_adapter(model: Any) -> None:
             why = f"bias='{bias}' trains the base model's own biases"
         elif isinstance(init, str) and init.split("_")[0].lower() in ALTERING_INITS:
             why = f"init_lora_weights='{init}' changes the base model's weights"
+        elif getattr(config, "layer_replication", None):
+            why = "layer_replication repeats the base model's layers"
         else:
             continue
         raise UsageError(
@@ -64,6 +71,8 @@ def check_made_for(name: str, adapter: Any, base: Source) -> list[str]:
     made_for = getattr(adapter, "base_model_name_or_path", None)
     if not made_for:
         return []
+    if made_for != base.name and _is_quantised_copy(made_for, base.name):
+        return [f"the adapter was trained on '{made_for}', by its name a quantised copy of '{base.name}'"]
     if base.commit is not None and not Path(made_for).expanduser().is_dir() and not _is_path(made_for):
         return _made_for_commit(name, made_for, getattr(adapter, "revision", None), base)
     given = base.config()
@@ -78,6 +87,19 @@ def check_made_for(name: str, adapter: Any, base: Source) -> list[str]:
     raise UsageError(
         f"adapter '{name}' was made for '{made_for}', not for '{base.name}'; give '{made_for}' as the base model"
     )
+
+
+def _is_quantised_copy(name: str, original: str) -> bool:
+    """Whether by its name a model is another one's in fewer bits, as in Unsloth's repositories.
+
+    Owners may differ, and one name may say more than the other (`llama-3-8b-bnb-4bit`, `Meta-Llama-3-8B`), if it does
+    not say that it is tuned otherwise.
+    """
+    short, other = (PurePosixPath(n.replace("\\", "/")).name.lower() for n in (name, original))
+    if not QUANTISED.search(short):
+        return False
+    words, others = (set(re.split(r"[-_. ]", QUANTISED.sub("", n))) for n in (short, other))
+    return (words <= others or others <= words) and not (words ^ others) & TUNED
 
 
 def _is_path(name: str) -> bool:
@@ -107,20 +129,51 @@ def _made_for_commit(name: str, made_for: str, revision: str | None, base: Sourc
     )
 
 
-def weight_sums(model: Any) -> list[tuple[torch.nn.Parameter, float]]:
-    """Each parameter with its sum: cheap evidence, later, of whether anything changed it."""
-    return [(p, float(p.detach().sum(dtype=torch.float64))) for p in model.parameters() if not p.is_meta]
+NOT_SHAPING = re.compile(
+    r"^_|dropout|_token_id|^(name_or_path|transformers_version|torch_dtype|dtype|use_cache|architectures|vocab_size|"
+    r"attn_implementation|experts_implementation|quantization_config|auto_map|id2label|label2id|pad_token|unsloth.*|"
+    r"initializer_range|router_aux_loss_coef|output_.*|return_dict|problem_type|tie_word_embeddings)$"
+)
+"""Fields of a configuration that say nothing of what a model computes from its weights, or are looked at elsewhere."""
 
 
-def restores_base(model: Any, before: Sequence[tuple[torch.nn.Parameter, float]]) -> bool:
-    """Whether disabling a PeftModel's adapters gives the base model: its parameters are all there, unchanged.
+def architecture_notices(base: Any, tuned: Any) -> list[str]:
+    """What differs between two models' configurations: another model, or the same weights used otherwise."""
+    ours, theirs = ((m.get_base_model() if adapters.is_peft(m) else m).config for m in (base, tuned))
+    if ours.model_type != theirs.model_type:
+        return [f"the models differ in architecture: {ours.model_type} and {theirs.model_type}"]
+    ours, theirs = (config.get_text_config().to_dict() for config in (ours, theirs))
+    shared = sorted(name for name in ours if name in theirs and not NOT_SHAPING.search(name))
+    differing = [f"{name} ({ours[name]} and {theirs[name]})"[:120] for name in shared if ours[name] != theirs[name]]
+    return [f"the models' configurations differ in {', '.join(differing)}"] if differing else []
 
-    Args:
-        model: the PeftModel.
-        before: `weight_sums` of the base model before the adapter came.
-    """
-    present = {id(p) for p in model.parameters()}
-    return all(id(p) in present and float(p.detach().sum(dtype=torch.float64)) == total for p, total in before)
+
+class Fingerprint:
+    """What tells, once an adapter is on a model, whether disabling it gives the model back."""
+
+    def __init__(self, model: Any) -> None:
+        self._sums = [(p, _sum(p)) for p in model.parameters() if not p.is_meta]
+        self._logits = causal.probe(model)
+
+    def given_back(self, model: Any) -> bool:
+        """Whether a PeftModel around it, adapters disabled, has all of its parameters, unchanged, and its logits.
+
+        Sums see a change that the few tokens of the logits do not; the logits see parameters that are used otherwise,
+        as those of layers that stand there twice (layer replication).
+        """
+        present = {id(p) for p in model.parameters()}
+        if not all(id(p) in present and _sum(p) == total for p, total in self._sums):
+            return False
+        with adapters.as_base(model):
+            found = causal.probe(model)
+        if found.shape != self._logits.shape:
+            return False
+        bound = 1e-5 * float(self._logits.nan_to_num().abs().max())
+        return torch.allclose(found, self._logits, rtol=0.0, atol=bound, equal_nan=True)
+
+
+def _sum(parameter: torch.nn.Parameter) -> float:
+    return float(parameter.detach().sum(dtype=torch.float64))
 
 
 def head_rows(model: Any) -> int:

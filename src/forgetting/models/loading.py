@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..config.schema import ModelConfig
 from ..errors import UsageError
-from . import sources
+from . import failures, sources, weights
 from .sources import Source
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Base:
         key: content key of weights, revision and dtype: equal keys mean equal base targets.
         revision: the Hub commit, or `sha256:...` of a local folder's weights.
         source: where it lies; None of a model that was not loaded by name.
+        notices: what was repaired or left out in loading it.
     """
 
     model: PreTrainedModel
@@ -34,6 +36,7 @@ class Base:
     key: str
     revision: str
     source: Source | None = None
+    notices: tuple[str, ...] = ()
 
     def pinned(self, config: ModelConfig) -> ModelConfig:
         """The configuration, at the commit that this model was loaded from: loaded again, it is the same model."""
@@ -41,18 +44,182 @@ class Base:
         return config.model_copy(update={"revision": commit or config.revision})
 
 
-def load_base(config: ModelConfig, source: Source | None = None) -> Base:
+@dataclass(frozen=True)
+class Placement:
+    """Where a model's weights go.
+
+    Attributes:
+        spread: spread layers over all GPUs, then memory, as accelerate does (`device_map="auto"`).
+        bits: 4 or 8 loads linear layers quantised by bitsandbytes, which needs a GPU; None as stored.
+    """
+
+    spread: bool = False
+    bits: Literal[4, 8] | None = None
+
+
+PLAIN = Placement()
+
+
+def load_base(config: ModelConfig, source: Source | None = None, placement: Placement = PLAIN) -> Base:
     """Load a causal language model and its tokenizer; weights from safetensors only.
 
     Args:
         config: what to load, and how.
         source: where it lies, found before; None finds it.
+        placement: where its weights go.
 
     Raises:
-        UsageError: no such model, no weights or tokenizer in the folder, not a causal language model.
-        ForgettingError: the Hub could not be reached.
+        UsageError: no such model, weights that do not fit it, no tokenizer, not a left-to-right language model; a
+            package or a GPU is missing.
+        ForgettingError: the Hub could not be reached, or memory is too small.
     """
-    return load(config, Placement(), source)
+    source = source or base_source(config)
+    model, notices = load_model(config, source, placement)
+    dtype = str(model.dtype).removeprefix("torch.") + (f"-{placement.bits}bit" if placement.bits else "")
+    revision = source.content()
+    tokenizer = load_tokenizer(config, source)
+    return Base(model, tokenizer, f"{revision}/{dtype}", revision, source, tuple(notices))
+
+
+def load_model(config: ModelConfig, source: Source, placement: Placement = PLAIN) -> tuple[Any, list[str]]:
+    """A causal language model without its tokenizer, in evaluation mode, and notices.
+
+    Raises:
+        UsageError, ForgettingError: as load_base.
+    """
+    from .causal import check_causal
+
+    name = called(config)
+    device = None if placement.spread or placement.bits else pick_device(config.device)
+    folder = source.weights()
+    notices = []
+    if source.has(sources.ADAPTER_CONFIG):
+        notices.append(f"{name}: an adapter lies in the same {source.place}; the model is measured without it")
+    model, found = _fitting_model(config, folder, placement)
+    if device is not None:
+        with failures.explained(name, f"cannot be put on {device}"):
+            model.to(device)
+    model.eval()
+    check_causal(model, name)
+    return model, [*notices, *found]
+
+
+def _fitting_model(config: ModelConfig, folder: Path, placement: Placement) -> tuple[Any, list[str]]:
+    """The model of a folder with all of its weights and no other's, and notices."""
+    import torch
+
+    name = called(config)
+    files = weights.names(folder)
+    wrapper = weights.wrapped_in(files)
+    options: dict[str, Any] = {
+        "dtype": config.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
+        # torch >= 2.6 and transformers 5 would also read pickled weights: refused, they can run code.
+        "use_safetensors": True,
+        "trust_remote_code": config.trust_remote_code,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are refused by name, below
+        # transformers puts an adapter that lies in the folder on the model by itself: it is looked for elsewhere
+        "adapter_kwargs": {"subfolder": "no-adapter"},
+    }
+    if placement.spread or placement.bits:
+        options["device_map"] = "auto"
+    if placement.bits is not None:
+        options["quantization_config"] = _quantization(placement.bits)
+    if wrapper is not None:
+        options["key_mapping"] = weights.RENAMING
+    model, info, notices = _loaded(config, folder, options)
+    notices += weights.check_fit(name, model, info, files)
+    if wrapper is not None:
+        whose = weights.WRAPPERS[wrapper]
+        notices.append(f"{name}: read without the '{wrapper}.' that {whose} has left in the weights' names")
+    return model, notices
+
+
+def _loaded(config: ModelConfig, folder: Path, options: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
+    """What transformers loads, what it says of it, and notices."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    name = called(config)
+    asked = load_pretrained(AutoConfig.from_pretrained, config, folder, trust_remote_code=config.trust_remote_code)
+    if getattr(asked, "is_encoder_decoder", False):
+        raise UsageError(f"{name}: an encoder-decoder ({asked.model_type}), not a left-to-right language model")
+    method = _quantised_by(asked)
+    attention = getattr(asked, "_attn_implementation", None) or ""
+    without = "flash" in attention and not _has_flash(attention)
+    if without:
+        asked._attn_implementation = None  # whichever transformers has for this architecture
+        options = {**options, "config": asked}
+    try:
+        with _quiet(), failures.explained(name, "cannot be loaded"):
+            model, info = AutoModelForCausalLM.from_pretrained(str(folder), **options)
+    except UsageError as error:
+        if method is None or "custom code" in str(error):
+            raise
+        package = f"; pip install {PACKAGES[method]}" if method in PACKAGES and "pip install" not in str(error) else ""
+        raise UsageError(f"{error} (its weights are quantised by {method}{package})") from None
+    used = model.config._attn_implementation
+    notice = f"{name}: its config.json asks for {attention}, which is not to be had here: {used} is used instead"
+    return model, info, [notice] if without else []
+
+
+PACKAGES = {
+    "gptq": "optimum gptqmodel",
+    "awq": "gptqmodel",
+    "bitsandbytes": "'forgetting[gpu]'",
+    "compressed-tensors": "compressed-tensors",
+    "torchao": "torchao",
+    "hqq": "hqq",
+    "quanto": "optimum-quanto",
+    "aqlm": "'aqlm[gpu,cpu]'",
+    "auto-round": "auto-round",
+    "vptq": "vptq",
+    "eetq": "kernels",
+    "higgs": "flute-kernel",
+    "spqr": "'spqr_quant[gpu]'",
+    "quark": "amd-quark",
+}
+"""What to install for a way of quantisation, where transformers does not say so itself."""
+
+
+def _quantised_by(config: Any) -> str | None:
+    """The way in which a model's stored weights are quantised."""
+    found = getattr(config, "quantization_config", None) or getattr(
+        config.get_text_config(), "quantization_config", None
+    )
+    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+    if method is None:
+        return (
+            "bitsandbytes" if isinstance(found, dict) and ("load_in_4bit" in found or "load_in_8bit" in found) else None
+        )
+    return str(getattr(method, "value", method))
+
+
+def _has_flash(attention: str) -> bool:
+    """Whether an implementation of FlashAttention can be used here."""
+    import importlib.util
+
+    import torch
+
+    package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(attention, "kernels")
+    return torch.cuda.is_available() and importlib.util.find_spec(package) is not None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' reports of loading are given by us, as errors and notices."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def called(config: ModelConfig) -> str:
+    """A model's name in messages."""
+    return f"model '{config.source}'" + (f" at revision '{config.revision}'" if config.revision else "")
 
 
 def load_tokenizer(config: ModelConfig, source: Source | None = None) -> PreTrainedTokenizerFast:
@@ -120,30 +287,23 @@ def check_whole(source: Source) -> None:
     if source.has(sources.ADAPTER_CONFIG) and not source.has(sources.CONFIG):
         raise UsageError(f"model '{source.name}': an adapter, not a base model; give the model that it was made for")
     if not source.has(sources.CONFIG):
-        raise UsageError(f"model '{source.name}': no config.json in this {source.place}, so it is not a model")
+        inside = source.models_inside()
+        raise UsageError(
+            f"model '{source.name}': it holds {', '.join(inside)} and no model of its own; give one of them"
+            if inside
+            else f"model '{source.name}': no config.json in this {source.place}, so it is not a model"
+        )
 
 
 def load_pretrained(loader: Any, config: ModelConfig, folder: Path, **options: Any) -> Any:
     """Call a transformers loader on a folder; its many errors as one line that names the model.
 
     Raises:
-        UsageError: the model, weights or configuration are wrong.
+        UsageError: the model, weights or configuration are wrong, or a package is missing.
+        ForgettingError: memory is too small.
     """
-    name = f"model '{config.source}'" + (f" at revision '{config.revision}'" if config.revision else "")
-    try:
+    with failures.explained(called(config), "cannot be loaded"):
         return loader(str(folder), **options)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "custom code" in first:
-            raise UsageError(
-                f"{name}: needs Python code that comes with it, which is not run unless you say so with "
-                "trust_remote_code (--trust-remote-code); read the code first"
-            ) from None
-        raise UsageError(f"{name}: cannot be loaded: {first}") from None
-    except Exception as error:
-        if type(error).__module__.startswith("safetensors"):
-            raise UsageError(f"{name}: damaged weights: {error}") from None
-        raise
 
 
 def pick_device(name: str) -> torch.device:
@@ -171,60 +331,6 @@ def count_parameters(model: torch.nn.Module, *, trainable: bool) -> int:
     A parameter shared by two modules (tied embeddings) counts once.
     """
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a model's weights go.
-
-    Attributes:
-        spread: spread layers over all GPUs, then memory, as accelerate does (`device_map="auto"`).
-        bits: 4 or 8 loads linear layers quantised by bitsandbytes, which needs a GPU; None as stored.
-    """
-
-    spread: bool = False
-    bits: Literal[4, 8] | None = None
-
-
-def load(config: ModelConfig, placement: Placement, source: Source | None = None) -> Base:
-    """A base model with its tokenizer, as `load_base`, placed.
-
-    Raises:
-        UsageError: as load_base; bitsandbytes or a GPU is missing.
-    """
-    source = source or base_source(config)
-    model = load_model(config, placement, source)
-    dtype = str(model.dtype).removeprefix("torch.") + (f"-{placement.bits}bit" if placement.bits else "")
-    revision = source.content()
-    return Base(model, load_tokenizer(config, source), f"{revision}/{dtype}", revision, source)
-
-
-def load_model(config: ModelConfig, placement: Placement, source: Source | None = None) -> Any:
-    """A causal language model without its tokenizer, in evaluation mode.
-
-    Raises:
-        UsageError: no such model; bitsandbytes or a GPU is missing.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    options: dict[str, Any] = {"device_map": "auto"} if placement.spread or placement.bits else {}
-    device = None if options else pick_device(config.device)
-    if placement.bits is not None:
-        options["quantization_config"] = _quantization(placement.bits)
-    # torch >= 2.6 and transformers 5 would also read pickled weights: refused, they can run code.
-    model = load_pretrained(
-        AutoModelForCausalLM.from_pretrained,
-        config,
-        (source or base_source(config)).weights(),
-        dtype=config.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
-        use_safetensors=True,
-        trust_remote_code=config.trust_remote_code,
-        **options,
-    )
-    if device is not None:
-        model.to(device)
-    return model.eval()
 
 
 def _quantization(bits: Literal[4, 8]) -> Any:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..config.schema import ModelConfig
 from ..errors import UsageError
-from . import adapters, comparable, loading, sources
+from . import adapters, attaching, causal, comparable, loading, sources
 from .loading import Base
 from .sources import Source
 
@@ -72,20 +72,22 @@ def open_pair(
     source = given or loading.base_source(config)
     loading.check_whole(source)
     if isinstance(tuned, nn.Module):
-        loaded = loading.load(config, placement, source)
-        return Pair(loaded.model, tuned, tokenizer or loaded.tokenizer, loaded.key, (source.name, type(tuned).__name__))
+        loaded = loading.load_base(config, source, placement)
+        names = (source.name, type(tuned).__name__)
+        causal.check_causal(adapters.unwrapped(tuned), "the tuned model")
+        return Pair(loaded.model, tuned, tokenizer or loaded.tokenizer, loaded.key, names, None, list(loaded.notices))
     # what is wrong with the tuned model is said before the base model is loaded, or downloaded
     found = tuned if isinstance(tuned, Source) else sources.find(str(tuned), code=config.trust_remote_code)
-    adapter = adapters.adapter_config(found)
+    adapter = attaching.adapter_config(found)
     if adapter is None:
         loading.check_whole(found)
-    loaded = loading.load(config, placement, source)
+    loaded = loading.load_base(config, source, placement)
     tokenizer = tokenizer or loaded.tokenizer
     if adapter is not None:
         return _adapter_pair(loaded, tokenizer, adapter, found, config, placement)
     other = settings.model_copy(update={"source": found.name, "revision": None})
-    model = loading.load_model(other, placement, found)
-    notices = _architecture_notice(loaded.model, model)
+    model, notices = loading.load_model(other, found, placement)
+    notices = [*loaded.notices, *notices, *comparable.architecture_notices(loaded.model, model)]
     return Pair(loaded.model, model, tokenizer, loaded.key, (source.name, found.name), _own_tokenizer(found), notices)
 
 
@@ -97,14 +99,22 @@ def _live_pair(base: nn.Module | None, tuned: Model, tokenizer: Any) -> Pair:
     wraps_base = adapters.is_peft(tuned_model) and base_model is not None and _inside(base_model, tuned_model)
     if base_model is None and not adapters.is_peft(tuned_model):
         raise UsageError("no base model: give it as the first argument, or give a PeftModel as the second")
+    _check_live(tuned_model, base_model)
     if base_model is None or wraps_base:
         # PEFT puts its layers into the base model itself: run as it is, that would be the tuned model.
         comparable.check_live_adapter(tuned_model)
         return Pair(tuned_model, tuned_model, tokenizer, None, ("its base model", type(tuned_model).__name__))
-    notices = _architecture_notice(base_model, tuned_model)
+    notices = comparable.architecture_notices(base_model, tuned_model)
     return Pair(
         base_model, tuned_model, tokenizer, None, (type(base_model).__name__, type(tuned_model).__name__), None, notices
     )
+
+
+def _check_live(tuned: Any, base: Any) -> None:
+    """Refuse live models that are no left-to-right language models."""
+    causal.check_causal(tuned, "the tuned model")
+    if base is not None and not _inside(base, tuned):
+        causal.check_causal(base, "the base model")
 
 
 def _inside(base: nn.Module, tuned: Any) -> bool:
@@ -116,16 +126,20 @@ def _adapter_pair(
 ) -> Pair:
     if loaded.source is None:
         raise AssertionError("a base model loaded by name says where it lies")
-    notices = comparable.check_made_for(source.name, adapter, loaded.source)
+    notices = [*loaded.notices, *comparable.check_made_for(source.name, adapter, loaded.source)]
+    notices += attaching.unknown_fields(source)
     base: Any = loaded.model
-    before = comparable.weight_sums(base)
-    tuned = adapters.attach(base, source)
-    if comparable.restores_base(tuned, before):
+    before = comparable.Fingerprint(base)
+    tuned, found = attaching.attach(base, source)
+    causal.check_causal(tuned, f"adapter '{source.name}'")
+    if before.given_back(tuned):
         base = tuned
     else:
-        notices.append("the adapter changes the base model's own weights: the base model is loaded beside it")
-        base = loading.load_model(config, placement, loaded.source)
-    return Pair(base, tuned, tokenizer, loaded.key, (config.source, source.name), _own_tokenizer(source), notices)
+        notices.append("the adapter changes the base model itself: the base model is loaded beside it")
+        base, _ = loading.load_model(config, loaded.source, placement)
+    return Pair(
+        base, tuned, tokenizer, loaded.key, (config.source, source.name), _own_tokenizer(source), [*notices, *found]
+    )
 
 
 def _own_tokenizer(source: Source) -> Any:
@@ -138,8 +152,3 @@ def _own_tokenizer(source: Source) -> Any:
         return AutoTokenizer.from_pretrained(str(source.config()))
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"model '{source.name}': its tokenizer cannot be read") from None
-
-
-def _architecture_notice(base: Any, tuned: Any) -> list[str]:
-    one, other = ((m.get_base_model() if adapters.is_peft(m) else m).config.model_type for m in (base, tuned))
-    return [f"the models differ in architecture: {one} and {other}"] if one != other else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -44,6 +45,40 @@ class Source:
             return sorted(name for name in self.repo.files if "/" not in name)
         return sorted(path.name for path in self._folder().iterdir() if path.is_file())
 
+    def holds_weights(self) -> bool:
+        """Whether it has weights of a whole model, in safetensors."""
+        return any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in self.files())
+
+    def is_adapter(self) -> bool:
+        """Whether it is an adapter and not a whole model.
+
+        Raises:
+            UsageError: it is both.
+        """
+        if not self.has(ADAPTER_CONFIG):
+            return False
+        if not (self.has(CONFIG) and self.holds_weights()):
+            return True
+        if not self.has(ADAPTER_WEIGHTS) and not self.has("adapter_model.bin"):
+            return False  # what is left of an adapter that was merged
+        raise UsageError(
+            f"model '{self.name}': this {self.place} holds both a full model and an adapter; move {CONFIG} or "
+            f"{ADAPTER_CONFIG} to another place, so that one is left"
+        )
+
+    def models_inside(self) -> list[str]:
+        """Folders in it that hold a model or an adapter: checkpoints of a run, say; in their natural order."""
+        found = {str(PurePosixPath(name).parent) for name in self.inside(CONFIG, ADAPTER_CONFIG)}
+        return sorted(found, key=_natural)
+
+    def inside(self, *files: str) -> list[str]:
+        """Paths of such files, one folder down; "*" is any."""
+        if self.repo is not None:
+            paths = [PurePosixPath(name) for name in self.repo.files]
+            return [str(p) for p in paths if len(p.parts) == 2 and any(p.match(f"*/{file}") for file in files)]
+        folder = self._folder()
+        return [p.relative_to(folder).as_posix() for file in files for p in folder.glob(f"*/{file}")]
+
     def config(self) -> Path:
         """The folder that holds its configuration, tokenizer and, where it is asked for, code; of the Hub, no more.
 
@@ -59,9 +94,11 @@ class Source:
             UsageError: no safetensors weights in it.
             ForgettingError: as `hub.Repo.fetch`.
         """
-        if not any(name.endswith(".safetensors") for name in self.files()):
+        if not self.holds_weights():
             pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in self.files())
             why = " (pickled weights are refused: convert them to safetensors)" if pickled else ""
+            if any(name.endswith(".distcp") or name.startswith("global_step") for name in self.inside("*")):
+                why = " (sharded training state: merge it first, with `accelerate merge-weights` or zero_to_fp32.py)"
             raise UsageError(f"model '{self.name}': no *.safetensors weights in this {self.place}{why}")
         if self.repo is None:
             return self._folder()
@@ -122,6 +159,11 @@ class Source:
             found = next(name for name in self.files() if name.endswith(".safetensors"))
             raise UsageError(f"model '{self.name}': no {WEIGHTS} in this repository; {found} is not read")
         return [WEIGHTS]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts checkpoint-100 after checkpoint-20."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def find(name: str, revision: str | None = None, *, code: bool = False) -> Source:

@@ -141,7 +141,7 @@ def _held(folder: RunFolder) -> Iterator[None]:
 
 
 def _why(error: Exception) -> str:
-    from ..measuring.passes import out_of_memory
+    from ..models.failures import out_of_memory
 
     why = str(error) if isinstance(error, ForgettingError) else f"{type(error).__name__}: {error}"
     if out_of_memory(error):

@@ -1,0 +1,209 @@
+"""An adapter from its files onto a model: every weight of its files is used, and every one that it needs is there.
+
+PEFT leaves out what it finds no place for and keeps random or zero numbers where it finds nothing, in silence or with a
+warning. Such an adapter changes nothing, or not what was trained.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from . import failures, sources, weights
+from .sources import Source
+
+NAME = "default"
+"""What PEFT calls an adapter that is loaded without a name."""
+PREFIX = "base_model.model."
+TASKS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
+"""Tasks whose adapters stand on the layers of a language model and on nothing else."""
+
+
+def adapter_config(source: Source) -> Any | None:
+    """The PEFT configuration of an adapter; None where the source is a full model.
+
+    Raises:
+        UsageError: both an adapter and a full model; a damaged adapter_config.json; weights that are not safetensors;
+            an adapter that cannot be measured on a language model.
+        ForgettingError: the Hub could not be reached.
+    """
+    if not source.is_adapter():
+        return None
+    from peft import PeftConfig
+
+    name = f"adapter '{source.name}'"
+    folder = source.adapter()
+    with failures.explained(name, "adapter_config.json cannot be read"):
+        config = PeftConfig.from_pretrained(str(folder))
+        task = getattr(config.task_type, "value", config.task_type)
+    if getattr(config, "megatron_config", None):
+        # PEFT would import the module that `megatron_core` names
+        raise UsageError(f"{name}: megatron_config names code to import, which is refused")
+    if task not in TASKS:
+        raise UsageError(f"{name}: made for the task {task}, not for a causal language model (CAUSAL_LM)")
+    init = getattr(config, "init_lora_weights", None)
+    if isinstance(init, str) and init.lower().startswith("pissa_niter"):
+        raise UsageError(
+            f"{name}: init_lora_weights='{init}' draws random numbers when it is loaded, so it is another model each "
+            "time; save it with path_initial_model_for_weight_conversion, as PEFT's documents on PiSSA show"
+        )
+    return config
+
+
+def unknown_fields(source: Source) -> list[str]:
+    """A notice of fields that the installed PEFT does not know and leaves out."""
+    import dataclasses
+
+    import peft
+    from peft import PeftConfig
+
+    folder = source.adapter()
+    given = json.loads((folder / sources.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    known = {field.name for field in dataclasses.fields(PeftConfig.from_pretrained(str(folder)))}
+    unknown = sorted(name for name, value in given.items() if name not in known and value)
+    if not unknown:
+        return []
+    return [
+        f"adapter '{source.name}': PEFT {peft.__version__} does not know {weights.some(unknown)} of "
+        f"adapter_config.json (written by PEFT {given.get('peft_version', 'of an unknown version')}) and leaves it out"
+    ]
+
+
+def attach(model: Any, source: Source) -> tuple[Any, list[str]]:
+    """The model with an adapter on it, active and frozen, and notices.
+
+    Raises:
+        UsageError: the adapter does not fit the model.
+        ForgettingError: the Hub could not be reached, or memory is too small.
+    """
+    from peft import PeftModel
+
+    name = f"adapter '{source.name}'"
+    folder = source.adapter()
+    stored = weights.shapes(folder / sources.ADAPTER_WEIGHTS)
+    if not any(0 not in shape for shape in stored.values()):
+        raise UsageError(
+            f"{name}: {sources.ADAPTER_WEIGHTS} is empty, it holds no weights; parameters that DeepSpeed ZeRO 3 or "
+            "FSDP shards are saved so where they are not gathered first"
+        )
+    rows = _rows(model, {_clean(key): shape for key, shape in stored.items()})
+    if rows is None:
+        rows = _rows_of_tokens(folder, model)
+    if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    own = {id(parameter) for parameter in model.parameters()}
+    with _readable(folder) as (readable, notice):
+        with failures.explained(name, "does not fit the base model; was it made for another one?"):
+            tuned = PeftModel.from_pretrained(model, str(readable)).eval()
+            faults = _faults(tuned, readable, own)
+        if faults:
+            raise UsageError(f"{name} does not fit the base model; was it made for another one? {'; '.join(faults)}")
+    return tuned, [f"{name}: {notice}"] if notice else []
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[tuple[Path, str]]:
+    """The folder, or one with its weights under the names that PEFT gives, and what was in the names, if anything."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / sources.ADAPTER_WEIGHTS
+    found = list(weights.shapes(path))
+    cleaned = [_clean(name) for name in found]
+    if found == cleaned or len(set(cleaned)) < len(cleaned):
+        yield folder, ""
+        return
+    tensors = load_file(path)
+    example = next(name for name, new in zip(found, cleaned, strict=True) if name != new)
+    with tempfile.TemporaryDirectory() as temporary:
+        shutil.copy(folder / sources.ADAPTER_CONFIG, temporary)
+        save_file({_clean(name): tensor for name, tensor in tensors.items()}, Path(temporary) / path.name)
+        yield Path(temporary), f"its weights' names were repaired: {example} is read as {_clean(example)}"
+
+
+def _clean(name: str) -> str:
+    """A weight's name as PEFT saves it: without names of wrappers or of the adapter, and with one prefix."""
+    if "." not in name:
+        return name  # of a prompt
+    name = weights.clean(name)
+    name = re.sub(rf"(lora_\w+|ia3_l|hada_\w+|lokr_\w+)\.{NAME}(?=\.|$)", r"\1", name)
+    return name if name.startswith("base_model.") else PREFIX + name
+
+
+def _faults(tuned: Any, folder: Path, own: set[int]) -> list[str]:
+    """What of an adapter's files has no place in the model, and what of the model is not in its files.
+
+    What PEFT would save of the model is compared with the files. Where the names differ, since they are of another
+    version, PEFT's own account of the loading decides.
+    """
+    from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
+    stored = set(weights.shapes(folder / sources.ADAPTER_WEIGHTS))
+    least, most = (
+        set(get_peft_model_state_dict(tuned, adapter_name=NAME, save_embedding_layers=whole)) for whole in (False, True)
+    )
+    missing, unexpected = sorted(least - stored), sorted(stored - most)
+    if not missing and not unexpected:
+        return []
+    if not tuned.active_peft_config.is_prompt_learning:
+        mapping = getattr(tuned.get_base_model(), "_checkpoint_conversion_mapping", {})
+        tensors = load_peft_weights(str(folder), device="cpu", key_mapping=mapping)
+        found = set_peft_model_state_dict(tuned, tensors, adapter_name=NAME)
+        if not found.unexpected_keys and not _unfilled(tuned, set(found.missing_keys), own):
+            return []
+        unexpected = unexpected or sorted(found.unexpected_keys)
+    faults = [f"{weights.some(missing)} of the adapter on it: not in the file"] if missing else []
+    return [*faults, f"{weights.some(unexpected)} of the file: no place in it"] if unexpected else faults
+
+
+def _unfilled(tuned: Any, missing: set[str], own: set[int]) -> bool:
+    """Whether an adapter's parameter keeps the numbers that it was made with."""
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(tuned.active_peft_config.peft_type) or NAME
+    filled, named = set(), {}
+    for name, parameter in tuned.named_parameters(remove_duplicate=False):
+        if id(parameter) not in own and any(part in name for part in (prefix, "modules_to_save", "trainable_tokens")):
+            named[id(parameter)] = name
+            if name not in missing:
+                filled.add(id(parameter))
+    return bool(set(named) - filled)
+
+
+def _rows(model: Any, stored: dict[str, tuple[int, ...]]) -> int | None:
+    """Rows of the vocabulary that an adapter's files hold; other than the base model's where tokens were added or cut.
+
+    Raises:
+        UsageError: its embedding and head have different numbers of rows.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    ends = [
+        *_named(names, model.get_input_embeddings(), {"weight": 0, "base_layer.weight": 0, "lora_embedding_A": 1}),
+        *_named(names, model.get_output_embeddings(), {"weight": 0, "base_layer.weight": 0, "lora_B.weight": 0}),
+    ]
+    found = {f"{PREFIX}{key}": stored[f"{PREFIX}{key}"][axis] for key, axis in ends if f"{PREFIX}{key}" in stored}
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{key} {count}" for key, count in found.items())
+        raise UsageError(f"an adapter's embedding and head differ in their number of rows: {listed}")
+    return next(iter(found.values()), None)
+
+
+def _named(names: dict[int, str], module: Any, ends: dict[str, int]) -> list[tuple[str, int]]:
+    """Names of the weights that an adapter may hold of a module, and the axis of each that counts tokens."""
+    name = names.get(id(module))
+    return [] if name is None else [(f"{name}.{end}", axis) for end, axis in ends.items()]
+
+
+def _rows_of_tokens(folder: Path, model: Any) -> int | None:
+    """Rows that an adapter's trainable tokens need: more than the base model's where they were added to it."""
+    given = json.loads((folder / sources.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    tokens = given.get("trainable_token_indices") or given.get("token_indices") or []
+    lists = list(tokens.values()) if isinstance(tokens, dict) else [tokens]
+    needed = 1 + max((index for indices in lists for index in indices), default=-1)
+    return needed if needed > model.get_input_embeddings().weight.shape[0] else None

@@ -1,0 +1,69 @@
+"""A library's many errors on a model as one line that names the model and what to do."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import ForgettingError, UsageError
+
+
+@contextmanager
+def explained(name: str, what: str) -> Iterator[None]:
+    """Turn whatever a library raises on a model into one error of ours.
+
+    Args:
+        name: the model.
+        what: what it then is: `cannot be loaded`, `cannot be run`.
+
+    Raises:
+        UsageError: a file, configuration or package that is wrong or missing.
+        ForgettingError: memory ran out.
+    """
+    try:
+        yield
+    except ForgettingError:
+        raise
+    except Exception as error:  # libraries raise all there is; our own code is outside
+        raise _as_ours(name, what, error) from None
+
+
+def first_line(error: BaseException) -> str:
+    """The line of an error's text that says most."""
+    lines = [line.strip() for line in str(error).strip("'\" \n").splitlines() if line.strip()]
+    first = next((line for line in lines if "size mismatch" in line), lines[0] if lines else type(error).__name__)
+    return f"no '{first}'" if isinstance(error, KeyError) and " " not in first else first[:300]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on any device."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def _as_ours(name: str, what: str, error: Exception) -> Exception:
+    first = first_line(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    if out_of_memory(error):
+        return ForgettingError(f"{name}: memory is too small for it ({first})")
+    if type(error).__module__.startswith("safetensors"):
+        return UsageError(f"{name}: damaged weights: {first}")
+    if "custom code" in first:
+        return UsageError(
+            f"{name}: needs Python code that comes with it, which is not run unless you say so with "
+            "trust_remote_code (--trust-remote-code); read the code first"
+        )
+    if "Unrecognized configuration class" in first:
+        return UsageError(f"{name}: not a causal language model of transformers ({_class_of(first)})")
+    if isinstance(error, ImportError):
+        return UsageError(f"{name}: {what}: a package is missing: {first}")
+    return UsageError(f"{name}: {what}: {first}")
+
+
+def _class_of(text: str) -> str:
+    return text.split("'")[1].rpartition(".")[2] if text.count("'") >= 2 else text
