@@ -55,7 +55,7 @@ def read_csv(path: Path) -> Table:
 
 def _delimiter(text: str) -> str:
     """What the first line's cells are apart by: whatever gives the most of them."""
-    first = text.lstrip("\r\n").split("\n", 1)[0].rstrip("\r")[:HEAD]
+    first = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0][:HEAD]
     return max(DELIMITERS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
 
 
