@@ -15,7 +15,6 @@ PACKAGES = (
     "errors",
     "files",
     "display",
-    "arguments",
     "config",
     "data",
     "models",
@@ -119,7 +118,7 @@ def test_files_and_functions_are_small() -> None:
 
 def _light() -> list[str]:
     """Every module of the packages that must work without torch, and what `--help` loads."""
-    whole = ("errors", "files", "display", "arguments", "config", "store", "analysis", "reporting")
+    whole = ("errors", "files", "display", "config", "store", "analysis", "reporting")
     single = ("measuring.quantities", "cli.app", "tuning.methods", "tuning.mitigations", "data.miniature")
     return [name for name in MODULES if package(name) in whole or name in single]
 

@@ -47,8 +47,8 @@ else:
         return found
 
     def __dir__():
-        """The public names, loaded or not, and the rest of the module."""
-        return sorted({*globals(), *__all__})
+        """The public names, loaded or not."""
+        return sorted([*__all__, "__doc__", "__file__", "__name__", "__path__", "__version__"])
 
 
 __version__ = "0.1.0"

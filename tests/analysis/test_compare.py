@@ -29,8 +29,8 @@ from forgetting.analysis.compare.path import path
 from forgetting.analysis.compare.pooled import average
 from forgetting.analysis.compare.source import AXES, Key, Run
 from forgetting.analysis.compare.words import reach, sentence
-from forgetting.arguments import from_records
 from forgetting.cli.app import app
+from forgetting.config.arguments import from_records
 from forgetting.errors import UsageError
 from simulated import study
 

@@ -13,7 +13,7 @@ import forgetting
 from forgetting.analysis.exports import is_chart
 from forgetting.analysis.fit import fit_law
 from forgetting.analysis.tables import later, read_table, read_tables, split, stack
-from forgetting.arguments import from_records
+from forgetting.config.arguments import from_records
 from forgetting.errors import UsageError
 
 GOOD = "run_id,finetune_loss,forgetting_loss\na,1.0,0.5\na,0.9,0.6\nb,1.1,0.45\n"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import UsageError, did_you_mean
 from .compare import Comparison, any_tables, compare_tables, open_study
 from .fit import Fit, fit_law

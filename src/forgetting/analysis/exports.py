@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetting.analysis.table_files import Table
-from forgetting.arguments import from_records
+from forgetting.config.arguments import from_records
 from forgetting.errors import UsageError
 
 FINISHED = ("done", "success", "finished", "completed")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from forgetting.analysis.exports import normalise
 from forgetting.analysis.fit.data import column_names
 from forgetting.analysis.tables import later, read_tables, rows, split, split_frame
-from forgetting.arguments import ColumnTable, RowTable, columns_of, is_frame, wrong_type
+from forgetting.config.arguments import ColumnTable, RowTable, columns_of, is_frame, wrong_type
 from forgetting.errors import UsageError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetting import files
-from forgetting.arguments import from_records
+from forgetting.config.arguments import from_records
 from forgetting.errors import UsageError
 
 Table = dict[str, list[Any]]

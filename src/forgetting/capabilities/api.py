@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import checked, model_of, wrong_type
+from ..config.arguments import checked, model_of, wrong_type
 from ..config.schema import ModelConfig, validated
 from ..errors import UsageError
 from . import evaluate as asking

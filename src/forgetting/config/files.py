@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..arguments import path_of
 from ..errors import UsageError, did_you_mean
+from .arguments import path_of
 from .schema import StudyConfig, validate
 
 OWN_FIELDS: dict[str, Any] = {

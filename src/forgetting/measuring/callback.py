@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import ForgettingError, UsageError
 from ..models import adapters, comparable, processes, transformers_internals
 from . import array_cache, base_targets, passes, quantities

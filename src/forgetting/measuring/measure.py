@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import checked, model_of
+from ..config.arguments import checked, model_of
 from ..config.schema import ModelConfig, TextConfig, validated
 from ..data.windows import Windows
 from ..errors import ForgettingError, UsageError

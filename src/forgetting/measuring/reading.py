@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..arguments import ColumnTable, RowTable, columns_of, path_of, rows_of, wrong_type
+from ..config.arguments import ColumnTable, RowTable, columns_of, path_of, rows_of, wrong_type
 from ..config.schema import TextConfig
 from ..data.documents import corpus_of, load_corpus
 from ..data.readers import without_nulls

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..errors import UsageError
 from . import table_cache
 from .columns import COLUMNS, TEXTS

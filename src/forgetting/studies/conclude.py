@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import checked
+from ..config.arguments import checked
 from ..config.files import study_config
 from ..config.schema import RunConfig, StudyConfig
 from ..display.tables import Result, Shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from forgetting.analysis.laws import LAWS, FormulaLaw, Law
-from forgetting.arguments import wrong_type
+from forgetting.config.arguments import wrong_type
 from forgetting.errors import UsageError
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from forgetting.analysis.fit import Fit, fit_from_published, fit_study, load_fits
 from forgetting.analysis.laws import PUBLISHED
-from forgetting.arguments import wrong_type
+from forgetting.config.arguments import wrong_type
 from forgetting.errors import UsageError, did_you_mean
 
 Laws = dict[str, dict[str, Fit]]

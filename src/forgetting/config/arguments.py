@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from .errors import UsageError, did_you_mean
+from ..errors import UsageError, did_you_mean
 
 
 class ColumnTable(Protocol):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forgetting.arguments import checked, columns_of, rows_of
+from forgetting.config.arguments import checked, columns_of, rows_of
 from forgetting.errors import UsageError
 
 
