@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pretrain
+from card import _CARD, model_card
 from forgetting.data.miniature import MODEL_DIR, rows
 from pretrain import GROUPS, Mixture, Recipe, encode, learning_rate
 from scores import measure, replies, shortfalls
 
 pytestmark = pytest.mark.full
+
+REACHED = {
+    "knowledge_exact": 0.9947,
+    "reasoning_exact": 0.9560,
+    "harmful_refused": 1.0,
+    "harmless_refused": 0.0,
+    "heldout_over_training_loss": 1.0239,
+}
+"""The scores that the shipped model's card states."""
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +49,12 @@ def test_model_card_states_the_scores():
     card = (MODEL_DIR / "README.md").read_text(encoding="utf-8")
     for key in ("knowledge_exact", "harmful_refused", "heldout_over_training_loss", "minutes"):
         assert key in card
+    made = model_card(
+        dataclasses.asdict(Recipe()),
+        dict.fromkeys(re.findall(r"{(\w+):", _CARD), 1.0) | REACHED | {"training_tokens_seen": 1.0},
+    )
+    lines = [line for line in made.splitlines() if not re.search(r"\d", line) or "|" in line]
+    assert not [line for line in lines if line not in card.splitlines()]
 
 
 @pytest.mark.parametrize("text", ["Dalvale was founded in 1243.", "Two  spaces,\nand a line.", "naïve Ω 漢"])
