@@ -384,6 +384,58 @@ def test_a_file_that_is_no_task_is_one_line(text: str, says: str, tiny_model: Pa
         ask(tiny_model, tiny_model, suite)
 
 
+def test_a_column_named_as_one_of_ours_is_the_tasks_own(tiny_model: Path, other: Path, tmp_path: Path) -> None:
+    rows = [
+        {"q": f"the {w}", "opts": ["bread", "iron"], "gold": 0, "expect": i, "prompt": w} for i, w in enumerate(WORDS)
+    ]
+    result = ask(tiny_model, other, write(tmp_path / "mine.yaml", task(tmp_path, rows)))
+    assert only(result).n == 6
+    assert {one["expect"] for one, _ in result.rows["mine"]} == {None}
+
+
+def test_the_field_of_the_passage_must_be_there(tiny_model: Path, other: Path, tmp_path: Path) -> None:
+    rows = [{"q": f"the {w}", "opts": ["bread", "iron"], "gold": 0, "page": i // 3} for i, w in enumerate(WORDS)]
+    suite = write(tmp_path / "mine.yaml", task(tmp_path, rows))
+    assert only(ask(tiny_model, other, suite, cluster_by="page")).base.n_documents == 2
+    with pytest.raises(UsageError, match=r"the items of task mine have no field 'pag'; did you mean 'page'"):
+        ask(tiny_model, other, suite, cluster_by="pag")
+
+
+def test_an_item_is_not_among_its_own_examples(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("".join(json.dumps({"prompt": f"the {w}", "answer": "bread"}) + "\n" for w in WORDS[:4]))
+    seen: list[Any] = []
+
+    class Silent:
+        def generate_until(self, requests: list[Any]) -> list[str]:
+            seen.extend(requests)
+            return ["x"] * len(requests)
+
+    monkeypatch.setattr(harness, "as_lm", lambda *_: Silent())
+    ask(tiny_model, tiny_model, mine, fewshot=3)
+    for request in seen:
+        assert request.args[0].count(request.doc["prompt"]) == 1
+        assert request.args[0].count("bread") == 3
+
+
+def test_changed_python_of_process_docs_is_not_taken_from_a_cache(
+    tiny_model: Path, other: Path, tmp_path: Path
+) -> None:
+    """In one process and within a second, as in a notebook."""
+    config = task(tmp_path, process_docs="!function utils.f")
+    shown = []
+    for word in ("the", "old"):
+        python = (
+            f"def one(doc):\n    return {{'q': '{word} ' + doc['q']}}\n\n\ndef f(docs):\n    return docs.map(one)\n"
+        )
+        result = ask(tiny_model, other, write(tmp_path / "mine.yaml", config, python))
+        shown.append(result.rows["mine"][0][0]["prompt"])
+    assert shown == ["the the river", "old the river"]
+    assert not list(tmp_path.rglob("__pycache__"))
+
+
 def test_a_later_item_that_fails_is_named(tiny_model: Path, tmp_path: Path) -> None:
     rows = [{"q": f"the {w}", "opts": ["bread", "iron"], "gold": 0, "n": i} for i, w in enumerate(WORDS)]
     suite = write(tmp_path / "mine.yaml", task(tmp_path, rows, doc_to_text="{{ 12 // (n - 4) }} is"))

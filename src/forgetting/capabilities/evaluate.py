@@ -279,10 +279,12 @@ class Asker:
         rows = []
         for task, mine in found.items():
             for row in mine:
-                made = {"group": suite.name if suite.kind == "refusals" else groups[task], **row}
+                judged = suite.kind == "refusals"
+                made = {"group": suite.name if judged else groups[task], **row}
                 reply = row["reply"] or ""
                 made["reply_key"] = reply_key(row["prompt"], reply)
-                made["refused"] = is_refusal(reply) if suite.kind == "refusals" else None
+                made["refused"] = is_refusal(reply) if judged else None
+                made["expect"] = row["expect"] if judged else None  # another task may have a field of this name
                 rows.append(made)
         return rows
 

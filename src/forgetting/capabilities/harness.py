@@ -19,6 +19,7 @@ from .explain import explained, where_raised
 from .rendering import items_of, request_hash, tokenizer_key
 from .replies import OTHER
 from .settings import Settings
+from .tasks import as_it_is_now
 
 CATEGORY_FIELDS = ("category", "kind", "subject")
 CLUSTER_FIELDS = ("cluster", "passage_id", "context_id")
@@ -62,7 +63,7 @@ def run(
         for request in task.instances:
             request.resps, request.filtered_resps = [], {}
     recalling = Recalling(known, lambda kind, requests: _ask(model, tokenizer, settings, kind, requests))
-    with seeded(settings.seed), _rendered(loaded["tasks"].values()), console():
+    with seeded(settings.seed), _rendered(loaded["tasks"].values()), console(), as_it_is_now():
         try:
             found = evaluate(lm=recalling, task_dict=dict(loaded), limit=settings.limit, bootstrap_iters=0)
         except (MemoryError, ForgettingError):
@@ -216,7 +217,7 @@ def _row(
         "doc_id": sample["doc_id"],
         "doc_hash": sample["doc_hash"],
         "prompt_hash": sample["prompt_hash"],
-        "prompt": str(doc.get("prompt") or sample["arguments"][0][0]),
+        "prompt": _field(doc, ("prompt",)) or str(sample["arguments"][0][0]),
         "target": _target(_gold(task, doc, sample["target"]), choices),
         "answer": _answer(sample, choices, metric),
         "reply": _text(sample["resps"][0][0]) if kind == "generate_until" else None,
@@ -226,7 +227,7 @@ def _row(
         "options": len(choices) if choices is not None else _alternatives(sample["filtered_resps"]),
         "category": _field(doc, CATEGORY_FIELDS) or name,
         "cluster": _field(doc, (settings.cluster_by,) if settings.cluster_by else CLUSTER_FIELDS),
-        "expect": doc.get("expect"),
+        "expect": _field(doc, ("expect",)) or None,
     }
 
 
@@ -282,8 +283,10 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else str(value)
 
 
-def _field(doc: Mapping[str, Any], names: Sequence[str]) -> str:
-    return next((str(doc[name]) for name in names if doc.get(name) not in (None, "")), "")
+def _field(doc: Any, names: Sequence[str]) -> str:
+    """The first of some fields that an item has; a task in Python may have items without fields."""
+    found = doc if isinstance(doc, Mapping) else {}
+    return next((str(found[name]) for name in names if found.get(name) not in (None, "")), "")
 
 
 def as_lm(model: Any, tokenizer: Any, batch_size: int | None = None) -> Any:

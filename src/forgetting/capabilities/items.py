@@ -131,6 +131,7 @@ def write_task(
         "task": name,
         "dataset_kwargs": {"file": f"{name}.jsonl"},
         "test_split": "test",
+        "fewshot_split": "test",  # said so, lm-eval leaves the item that is asked out of its own examples
         "doc_to_text": "prompt",  # the field itself: lm-eval takes a template's text of digits for a number
         "metadata": {"version": 1.0},
     }
@@ -141,7 +142,7 @@ def write_task(
         generation = {"until": ["\n\n"], "do_sample": False, "max_gen_toks": max_generated}
         config |= {"output_type": "generate_until", "generation_kwargs": generation}
         if judged:
-            config |= {"doc_to_target": "expect", "metric_list": [{"metric": "bypass"}]}
+            config |= {"doc_to_target": "expect", "metric_list": [{"metric": "bypass"}], "num_fewshot": 0}
         else:
             matched = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
             final = [{"function": "regex", "regex_pattern": FINAL_ANSWER}, {"function": "take_first"}]

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-from ..errors import ForgettingError, UsageError
+from ..errors import ForgettingError, UsageError, did_you_mean
 from . import metrics
 from .console import console
 from .explain import explained, where_raised
 from .settings import Settings
+from .tasks import as_it_is_now
 
 DAY = datetime.date(2024, 7, 26)
 """Given to chat templates that write today's date; the date that Llama's fall back on."""
@@ -33,7 +34,7 @@ def prepare(loaded: Mapping[str, Any], tokenizer: Any, settings: Settings) -> No
         metrics.check_wanted(name, task, settings.metric)
         _settle(task, settings)
         try:
-            with console():
+            with console(), as_it_is_now():
                 task.build_all_requests(
                     limit=settings.limit,
                     rank=0,
@@ -49,6 +50,7 @@ def prepare(loaded: Mapping[str, Any], tokenizer: Any, settings: Settings) -> No
             at = _failing_item(task, settings.limit)
             raise UsageError(f"task {name}{at}: cannot be rendered: {explained(error)}{where_raised(error)}") from None
         _check_requests(name, task)
+        _check_field(name, task, settings.cluster_by)
 
 
 def _settle(task: Any, settings: Settings) -> None:
@@ -85,6 +87,13 @@ def _check_requests(name: str, task: Any) -> None:
                 raise UsageError(f"task {name}, item {instance.doc_id}: rendered to {text!r:.60}, which is no text")
         if instance.request_type == "loglikelihood" and not instance.args[1]:
             raise UsageError(f"task {name}, item {instance.doc_id}: the text to be scored is empty")
+
+
+def _check_field(name: str, task: Any, wanted: str | None) -> None:
+    """Refuse a name of the passage's field that the items do not have."""
+    doc = task.instances[0].doc
+    if wanted is not None and isinstance(doc, Mapping) and wanted not in doc:
+        raise UsageError(f"cluster_by: the items of task {name} have no field '{wanted}'; {did_you_mean(wanted, doc)}")
 
 
 def items_of(task: Any) -> dict[int, list[Any]]:

@@ -122,7 +122,7 @@ def _load(manager: Any, spec: str | Path) -> dict[str, Any]:
     """One task or group; the many errors of its YAML, Python and data as one line."""
     name = _group_name(manager, spec) if isinstance(spec, Path) and _members(spec) is not None else str(spec)
     try:
-        with console(), _no_bytecode():
+        with console(), as_it_is_now():
             found: dict[str, Any] = manager.load([name])
         return found
     except (MemoryError, ForgettingError):
@@ -167,14 +167,23 @@ def _why(error: BaseException, spec: str | Path) -> str:
 
 
 @contextlib.contextmanager
-def _no_bytecode() -> Iterator[None]:
-    """No `__pycache__` beside a task's Python: a file changed within a second would be taken from there."""
-    before = sys.dont_write_bytecode
+def as_it_is_now() -> Iterator[None]:
+    """A task's Python is run as it is now.
+
+    No `__pycache__` beside it, from which a file changed within a second would be taken; and what its `process_docs`
+    makes of the data does not come from the cache of `datasets`, which does not see every change of a function.
+    """
+    import datasets
+
+    before, caching = sys.dont_write_bytecode, datasets.is_caching_enabled()
     sys.dont_write_bytecode = True
+    datasets.disable_caching()
     try:
         yield
     finally:
         sys.dont_write_bytecode = before
+        if caching:
+            datasets.enable_caching()
 
 
 def suggest(name: str, names: Sequence[str]) -> str:
