@@ -130,7 +130,8 @@ def candidates(model: Any) -> Iterator[Head]:
         return
     module = peft_internals.acting(module)
     config = model.config.get_text_config()
-    softcap = getattr(config, "final_logit_softcapping", None)
+    names = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    softcap = next((value for name in names if (value := getattr(config, name, None)) is not None), None)
     for scale in _scales(config):
         if type(module) is nn.Linear and module.weight.is_floating_point() and not module.weight.is_meta:
             yield LinearHead(module.weight.detach(), _detached(module.bias), scale, softcap)

@@ -111,9 +111,13 @@ def _of_the_base(model: Any, head: heads.Head) -> heads.Head:
 
 
 def _decoder(model: Any) -> Any:
-    """The part below the head: transformers' get_decoder, else the base model by its prefix; None if there is none."""
+    """The part below the head: transformers' get_decoder, else the base model by its prefix; None if there is none.
+
+    It is what holds the input embedding: what ModernBERT's decoder model calls its decoder is its head.
+    """
+    embedding = model.get_input_embeddings()
     for found in (model.get_decoder() if hasattr(model, "get_decoder") else None, getattr(model, "base_model", None)):
-        if found is not None and found is not model and found is not getattr(model, "lm_head", None):
+        if found is not None and found is not model and any(part is embedding for part in found.modules()):
             return found
     return None
 

@@ -94,8 +94,15 @@ def needs_whole_forward(model: Any) -> str:
         return ""
     if is_prompt_learning(model):
         return "virtual tokens"
+    return "invocation tokens" if invocations(model) else ""
+
+
+def invocations(model: Any) -> list[list[int]]:
+    """The tokens that wake a PeftModel's active adapters (aLoRA, arXiv:2504.12397), each adapter's in order."""
+    if not is_peft(model):
+        return []
     configs = [model.peft_config[name] for name in model.active_adapters]
-    return "invocation tokens" if any(getattr(c, "alora_invocation_tokens", None) for c in configs) else ""
+    return [tokens for config in configs if (tokens := getattr(config, "alora_invocation_tokens", None))]
 
 
 def unwrapped(model: Any) -> Any:

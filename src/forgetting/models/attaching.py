@@ -17,11 +17,11 @@ from typing import Any
 
 from ..errors import UsageError
 from . import failures, sources, weights
+from .peft_internals import PREFIX
 from .sources import Source
 
 NAME = "default"
 """What PEFT calls an adapter that is loaded without a name."""
-PREFIX = "base_model.model."
 TASKS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
 """Tasks whose adapters stand on the layers of a language model and on nothing else."""
 
@@ -183,9 +183,12 @@ def _rows(model: Any, stored: dict[str, tuple[int, ...]]) -> int | None:
         UsageError: its embedding and head have different numbers of rows.
     """
     names = {id(module): name for name, module in model.named_modules()}
+    whole = dict.fromkeys(
+        ("weight", "base_layer.weight", "original_module.weight", "token_adapter.base_layer.weight"), 0
+    )
     ends = [
-        *_named(names, model.get_input_embeddings(), {"weight": 0, "base_layer.weight": 0, "lora_embedding_A": 1}),
-        *_named(names, model.get_output_embeddings(), {"weight": 0, "base_layer.weight": 0, "lora_B.weight": 0}),
+        *_named(names, model.get_input_embeddings(), {**whole, "lora_embedding_A": 1}),
+        *_named(names, model.get_output_embeddings(), {**whole, "lora_B.weight": 0}),
     ]
     found = {f"{PREFIX}{key}": stored[f"{PREFIX}{key}"][axis] for key, axis in ends if f"{PREFIX}{key}" in stored}
     if len(set(found.values())) > 1:

@@ -11,11 +11,11 @@ from ..errors import UsageError
 from . import adapters, failures
 
 TOKENS = 16
-TOLERANCE = 1e-4
-"""Of the largest logit: what positions may move by when only tokens after them change. A model that looks ahead moves
-by far more; one with experts may move by rounding, since the tokens that share an expert are others."""
-TOLERANCE_HALF = 1e-2
-"""The same in bfloat16 and float16."""
+FLOOR, FLOOR_HALF = 2e-7, 1e-4
+"""Of the largest logit: by less than this, in float32 and in bfloat16 or float16, nothing has moved."""
+SHARE, SHARE_HALF = 1e-3, 0.05
+"""A model that looks ahead moves by what comes after a position as it moves by what came before. One with experts moves
+by rounding alone, since the tokens that share an expert with a token are others: by far less than this share of it."""
 
 
 def check_causal(model: Any, name: str) -> None:
@@ -31,31 +31,41 @@ def check_causal(model: Any, name: str) -> None:
     """
     inner = model.get_base_model() if adapters.is_peft(model) else model
     kind = type(inner).__name__
-    ids = _tokens(inner)
+    ids = _tokens(model, inner)
     half = ids.shape[1] // 2
-    other = torch.cat([ids[:, :half], ids[:, half:].roll(1, 1)], 1)
+    later = torch.cat([ids[:, :half], ids[:, half:].roll(1, 1)], 1)
+    earlier = torch.cat([ids[:, : half - 1], ids[:, -1:], ids[:, half:]], 1)
     with adapters.undisturbed(model), failures.explained(name, "cannot be run"):
-        first, second = _logits(model, ids), _logits(model, other)
-    if first is None or second is None or first.shape[:2] != ids.shape:
-        raise UsageError(f"{name}: {kind} gives no logits for each position of a text, as a language model does")
-    first, second = first[0, :half].float(), second[0, :half].float()
-    bound = (TOLERANCE if inner.dtype in (torch.float32, torch.float64) else TOLERANCE_HALF) * first.abs().max()
-    if not bool(first.isfinite().all()) or bool(((second - first).abs() <= bound).all()):
-        return  # weights that are not finite are named by whoever reads the losses
-    with adapters.undisturbed(model):
-        again = _logits(model, ids)
-    if again is None or bool(((again[0, :half].float() - first).abs() > bound).any()):
+        first, second = _logits(model, ids), _logits(model, later)
+        if first is None or second is None or first.shape[:2] != ids.shape:
+            raise UsageError(f"{name}: {kind} gives no logits for each position of a text, as a language model does")
+        exact = inner.dtype in (torch.float32, torch.float64)
+        floor = (FLOOR if exact else FLOOR_HALF) * float(first.float().abs().max())
+        moved = _moved(first[:, :half], second[:, :half])
+        if not moved > floor:
+            return  # nor where they are not finite: whoever reads the losses says what is wrong
+        again, third = _logits(model, ids), _logits(model, earlier)
+    if again is None or third is None:
+        raise UsageError(f"{name}: {kind} gives logits for some texts and none for others")
+    bound = (SHARE if exact else SHARE_HALF) * _moved(first[:, half:], third[:, half:])
+    if moved <= bound:
+        return
+    if _moved(first, again) > bound:
         raise UsageError(f"{name}: {kind} gives other logits each time it reads the same text: it draws random numbers")
     raise UsageError(
-        f"{name}: {kind} is not a left-to-right language model: its logits at a position depend on the tokens after it"
+        f"{name}: {kind} is not a left-to-right language model: logits at a position depend on the tokens after it"
     )
+
+
+def _moved(one: Tensor, other: Tensor) -> float:
+    return float((one.float() - other.float()).abs().max())
 
 
 def probe(model: Any) -> Tensor:
     """[T, V] float32 logits of a model, as it is, on the tokens of the check, on the CPU."""
     inner = model.get_base_model() if adapters.is_peft(model) else model
     with adapters.undisturbed(model):
-        logits = _logits(model, _tokens(inner))
+        logits = _logits(model, _tokens(model, inner))
     if logits is None:
         raise UsageError(f"{type(inner).__name__} gives no logits for each position of a text")
     return logits[0].float().cpu()
@@ -70,19 +80,21 @@ def _logits(model: Any, ids: Tensor) -> Tensor | None:
     return logits[:, -ids.shape[1] :] if entry is model and adapters.is_peft(model) else logits
 
 
-def _tokens(model: Any) -> Tensor:
-    """[1, T] tokens, none of which stands for an image, padding or the like."""
-    embedding = next(model.get_input_embeddings().parameters())
-    text = model.config.get_text_config()
+def _tokens(model: Any, inner: Any) -> Tensor:
+    """[1, T] tokens, none of which stands for an image, padding or the like, or wakes an adapter."""
+    embedding = next(inner.get_input_embeddings().parameters())
+    text = inner.config.get_text_config()
     special = {
         value
-        for one in (model.config, text)
+        for one in (inner.config, text)
         for key, value in one.to_dict().items()
         if key.endswith(("_id", "_index", "_token")) and isinstance(value, int)
     }
+    special |= {token for tokens in adapters.invocations(model) for token in tokens}
     rows = min(embedding.shape[0], int(getattr(text, "vocab_size", None) or embedding.shape[0]))
     plain = [token for token in range(min(rows, 4 * TOKENS + len(special))) if token not in special]
-    length = min(TOKENS, int(getattr(text, "max_position_embeddings", None) or TOKENS))
+    limit = getattr(text, "max_position_embeddings", None) or TOKENS
+    length = min(TOKENS, limit) if limit > 1 else TOKENS  # XLNet's is -1: any length
     chosen = [plain[(7 * i + 3) % len(plain)] for i in range(length)]
     device = embedding.device if embedding.device.type != "meta" else torch.device("cpu")
     return torch.tensor([chosen], device=device)

@@ -1,0 +1,268 @@
+"""Adapters whose files do not fit the model are refused by name; those that fit are what PEFT saved, on their base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from forgetting.config.schema import ModelConfig
+from forgetting.errors import UsageError
+from forgetting.models import adapters, causal, comparable
+from forgetting.models.loading import Placement, load_model
+from forgetting.models.pair import Pair, open_pair
+from forgetting.models.sources import find
+
+T = ["q_proj", "v_proj"]
+R = {"r": 2, "init_lora_weights": False}
+
+
+def load(folder: Path) -> Any:
+    return load_model(ModelConfig(source=str(folder)), find(str(folder)))[0]
+
+
+def saved(base: Path, folder: Path, config: Any, prepare: Callable[[Any], Any] = lambda model: None) -> torch.Tensor:
+    """An adapter with random weights in a folder, and its logits on the tokens of the probe."""
+    from peft import get_peft_model
+
+    torch.manual_seed(1)
+    model = load(base)
+    prepare(model)
+    own = {id(parameter) for parameter in model.parameters()}
+    tuned = get_peft_model(model, config)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if id(parameter) not in own:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    tuned.eval().save_pretrained(folder)
+    return causal.probe(tuned)
+
+
+def opened(base: Path, adapter: Path) -> Pair:
+    return open_pair(str(base), str(adapter), settings=ModelConfig(source="-"), placement=Placement())
+
+
+def windows_of(vocabulary: int) -> Any:
+    """Three short documents of random tokens."""
+    import numpy as np
+
+    from forgetting.data.windows import Windows
+
+    offsets = np.array([0, 9, 26, 56], np.int64)
+    predicted = np.ones(56, bool)
+    predicted[offsets[:-1]] = False
+    ids = np.random.default_rng(0).integers(0, vocabulary, 56).astype(np.int32)
+    return Windows(ids, predicted, offsets, np.arange(3, dtype=np.int32), ("a", "b", "c"))
+
+
+def lora(**options: Any) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(**{"target_modules": T, "task_type": "CAUSAL_LM", **R, **options})
+
+
+def variants() -> dict[str, Callable[[], Any]]:
+    import peft
+
+    return {
+        "lora": lora,
+        "dora": lambda: lora(use_dora=True),
+        "biases": lambda: lora(lora_bias=True),
+        "parameters": lambda: lora(target_parameters=["mlp.up_proj.weight"]),
+        "tokens": lambda: lora(trainable_token_indices=[3, 4]),
+        "saved": lambda: lora(modules_to_save=["lm_head", "embed_tokens", "norm"]),
+        "embedding": lambda: lora(target_modules=[*T, "embed_tokens"]),
+        "replicated": lambda: lora(layer_replication=[[0, 2], [1, 2]]),
+        "pissa": lambda: lora(init_lora_weights="pissa"),
+        "ia3": lambda: peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        "prefix": lambda: peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
+        "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
+        "vera": lambda: peft.VeraConfig(target_modules=["q_proj"], r=4),
+        "loha": lambda: peft.LoHaConfig(target_modules=T, r=2),
+        "fourier": lambda: peft.FourierFTConfig(target_modules=T, n_frequency=20),
+        "vblora": lambda: peft.VBLoRAConfig(target_modules=T, r=2, num_vectors=8, vector_length=8),
+        "oft": lambda: peft.OFTConfig(target_modules=T, r=0, oft_block_size=4),
+        "ln": lambda: peft.LNTuningConfig(target_modules=["input_layernorm"]),
+        "shira": lambda: peft.ShiraConfig(target_modules=T, r=2, mask_type="random"),
+    }
+
+
+@pytest.mark.parametrize("kind", variants())
+def test_an_adapter_is_what_was_saved_and_its_base_is_the_base(tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    want = saved(tiny_model, tmp_path / "adapter", variants()[kind]())
+    torch.manual_seed(99)  # what loading draws must not matter
+    pair = opened(tiny_model, tmp_path / "adapter")
+    torch.testing.assert_close(causal.probe(pair.tuned), want, rtol=0, atol=1e-6)
+    assert float((want - causal.probe(load(tiny_model))).abs().max()) > 1e-4
+    with adapters.as_base(pair.base):
+        assert torch.equal(causal.probe(pair.base), causal.probe(load(tiny_model)))
+    beside = kind in ("replicated", "pissa")
+    assert (pair.base is not pair.tuned) == beside
+    assert any("loaded beside it" in notice for notice in pair.notices) == beside
+
+
+def changed(adapter: Path, rename: Callable[[str], str | None], **config: Any) -> None:
+    file = adapter / "adapter_model.safetensors"
+    kept = {new: tensor for name, tensor in load_file(file).items() if (new := rename(name)) is not None}
+    save_file(kept, file)
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module.{name}",
+        lambda name: f"base_model.model.{name}",
+        lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
+        lambda name: name.replace(".self_attn", "._checkpoint_wrapped_module.self_attn"),
+        lambda name: name.removeprefix("base_model.model."),
+        lambda name: name.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default."),
+    ],
+)
+def test_known_names_are_repaired_with_a_notice(tiny_model: Path, tmp_path: Path, rename: Callable[[str], str]) -> None:
+    want = saved(tiny_model, tmp_path, lora())
+    changed(tmp_path, rename)
+    pair = opened(tiny_model, tmp_path)
+    assert torch.equal(causal.probe(pair.tuned), want)
+    assert any("names were repaired" in notice for notice in pair.notices)
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        (lambda name: name.replace("model.layers", "model.language_model.layers"), "not in the file.*no place in it"),
+        (lambda name: name.replace("layers.1.", "layers.7."), r"layers\.1\..*not in the file.*layers\.7\..*no place"),
+        (lambda name: None if "layers.1.self_attn.q_proj.lora_B" in name else name, r"q_proj\.lora_B.*not in the file"),
+        (lambda name: name.replace("q_proj", "o_proj"), "no place"),
+        (lambda name: None, "is empty"),
+    ],
+)
+def test_weights_that_fit_no_module_are_refused_by_name(
+    tiny_model: Path, tmp_path: Path, rename: Callable[[str], str | None], message: str
+) -> None:
+    saved(tiny_model, tmp_path, lora())
+    changed(tmp_path, rename)
+    with pytest.raises(UsageError, match=message) as refused:
+        opened(tiny_model, tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"r": 3}, "does not fit the base model.*size mismatch"),
+        ({"target_modules": ["nonsense"]}, "does not fit the base model.*nonsense"),
+        ({"target_modules": ["q_proj"]}, "no place"),
+        ({"modules_to_save": ["lm_head"]}, r"does not fit.*lm_head"),
+        ({"peft_type": "NONSENSE"}, "adapter_config.json cannot be read.*NONSENSE"),
+        ({"peft_type": "IA3"}, "does not fit|cannot be read|no place"),
+        ({"task_type": "SEQ_CLS"}, "made for the task SEQ_CLS"),
+        ({"task_type": "NONSENSE"}, "adapter_config.json cannot be read.*NONSENSE"),
+        ({"init_lora_weights": "pissa_niter_4"}, "draws random numbers when it is loaded"),
+        ({"init_lora_weights": "corda"}, "does not fit.*eigens"),
+        ({"init_lora_weights": "nonsense"}, "does not fit|cannot be read"),
+        ({"r": "two"}, "does not fit|cannot be read"),
+        ({"lora_alpha": None}, "does not fit|cannot be read"),
+        ({"trainable_token_indices": [999]}, "does not fit|no place|not in the file"),
+    ],
+)
+def test_configurations_that_do_not_fit_are_refused(
+    tiny_model: Path, tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    saved(tiny_model, tmp_path, lora())
+    changed(tmp_path, lambda name: name, **config)
+    with pytest.raises(UsageError, match=message) as refused:
+        opened(tiny_model, tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"r": ', '{"r": 2}', "null"])
+def test_a_damaged_configuration_is_refused(tiny_model: Path, tmp_path: Path, text: str) -> None:
+    saved(tiny_model, tmp_path, lora())
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(UsageError, match=r"adapter_config\.json cannot be read"):
+        opened(tiny_model, tmp_path)
+
+
+def test_what_was_gathered_nowhere_is_empty(tiny_model: Path, tmp_path: Path) -> None:
+    """DeepSpeed ZeRO 3 leaves placeholders of no size."""
+    saved(tiny_model, tmp_path, lora())
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({name: torch.empty(0) for name in load_file(file)}, file)
+    with pytest.raises(UsageError, match=r"is empty.*ZeRO 3"):
+        opened(tiny_model, tmp_path)
+
+
+def test_options_that_this_peft_does_not_know_are_noticed(tiny_model: Path, tmp_path: Path) -> None:
+    saved(tiny_model, tmp_path, lora())
+    changed(tmp_path, lambda name: name, use_tomorrow=True, off=False, peft_version="9.9")
+    (notice,) = opened(tiny_model, tmp_path).notices
+    assert "use_tomorrow of adapter_config.json (written by PEFT 9.9)" in notice
+
+
+@pytest.mark.parametrize("rows", [30, 25], ids=["added", "cut"])
+@pytest.mark.parametrize("kind", ["saved", "embedding-alone", "lora", "tokens"])
+def test_vocabularies_of_other_sizes(tiny_model: Path, tmp_path: Path, kind: str, rows: int) -> None:
+    from forgetting.measuring.measure import measure
+
+    options: dict[str, Any] = {
+        "saved": {"modules_to_save": ["lm_head", "embed_tokens"]},
+        "embedding-alone": {"modules_to_save": ["embed_tokens"]},
+        "lora": {"target_modules": [*T, "embed_tokens", "lm_head"]},
+        "tokens": {"trainable_token_indices": [3, rows - 1]},
+    }[kind]
+    saved(tiny_model, tmp_path, lora(**options), lambda model: model.resize_token_embeddings(rows, mean_resizing=False))
+    pair = opened(tiny_model, tmp_path)
+    assert (comparable.head_rows(pair.base), comparable.head_rows(pair.tuned)) == (27, rows)
+    found = measure(str(tiny_model), str(tmp_path), text=windows_of(25), cache_dir=None)
+    assert any(f"{min(27, rows)}, probabilities renormalised" in notice for notice in found.notices)
+    assert found.forgetting.value != 0
+
+
+def test_an_adapter_on_a_quantised_copy_goes_on_with_a_notice(tiny_model: Path, tmp_path: Path) -> None:
+    base = tmp_path / "Llama-9-1B"
+    shutil.copytree(tiny_model, base)
+    saved(tiny_model, tmp_path / "adapter", lora())
+    changed(tmp_path / "adapter", str, base_model_name_or_path="unsloth/llama-9-1b-unsloth-bnb-4bit")
+    assert "a quantised copy of" in opened(base, tmp_path / "adapter").notices[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "original", "same"),
+    [
+        ("unsloth/Llama-3.2-1B-bnb-4bit", "meta-llama/Llama-3.2-1B", True),
+        ("unsloth/Llama-3.2-1B-Instruct-unsloth-bnb-4bit", "unsloth/Llama-3.2-1B-Instruct", True),
+        ("unsloth/llama-3-8b-bnb-4bit", "meta-llama/Meta-Llama-3-8B", True),
+        ("unsloth/mistral-7b-bnb-4bit", "mistralai/Mistral-7B-v0.1", True),
+        ("unsloth/Llama-3.2-1B-Instruct-bnb-4bit", "meta-llama/Llama-3.2-1B", False),
+        ("unsloth/Llama-3.2-3B-bnb-4bit", "meta-llama/Llama-3.2-1B", False),
+        ("org/other", "org/model", False),
+        ("org/model", "org/model-bnb-4bit", False),
+    ],
+)
+def test_what_a_quantised_copy_is_by_its_name(name: str, original: str, same: bool) -> None:
+    assert comparable._is_quantised_copy(name, original) is same
+
+
+def test_an_adapter_that_changes_nothing_is_measured_and_says_so(tiny_model: Path, tmp_path: Path) -> None:
+    from forgetting.measuring.measure import measure
+
+    saved(tiny_model, tmp_path, lora())
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({name: tensor * 0 for name, tensor in load_file(file).items()}, file)
+    windows = windows_of(27)
+    found = measure(str(tiny_model), str(tmp_path), text=windows, cache_dir=None)
+    assert found.forgetting.value == 0
+    assert any("change nothing" in notice for notice in found.notices)
+    (tmp_path / "b").mkdir()
+    saved(tiny_model, tmp_path / "b", lora())
+    found = measure(str(tiny_model), str(tmp_path / "b"), text=windows, cache_dir=None)
+    assert not any("change nothing" in notice for notice in found.notices)

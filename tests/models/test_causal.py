@@ -1,0 +1,78 @@
+"""Which models are left-to-right language models, asked of the models themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+from forgetting.errors import UsageError
+from forgetting.models.causal import check_causal
+from forgetting.models.pair import open_pair
+
+B: dict[str, Any] = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+BERT: dict[str, Any] = {**B, "intermediate_size": 48, "max_position_embeddings": 64}
+D: dict[str, Any] = {"vocab_size": 60, "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4}
+BOTH_WAYS = {
+    "bert": lambda: tf.BertLMHeadModel(tf.BertConfig(**BERT)),
+    "roberta": lambda: tf.RobertaForCausalLM(tf.RobertaConfig(**BERT)),
+    "xlnet": lambda: tf.XLNetLMHeadModel(tf.XLNetConfig(vocab_size=60, d_model=32, n_layer=2, n_head=4, d_inner=48)),
+    "masked": lambda: tf.BertForMaskedLM(tf.BertConfig(**BERT)),
+}
+ONE_WAY = {
+    "bert-as-decoder": lambda: tf.BertLMHeadModel(tf.BertConfig(**BERT, is_decoder=True)),
+    "bart-decoder": lambda: tf.BartForCausalLM(tf.BartConfig(**D, decoder_ffn_dim=48, max_position_embeddings=64)),
+    "mamba": lambda: tf.MambaForCausalLM(
+        tf.MambaConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, state_size=4)
+    ),
+    "mixtral": lambda: tf.MixtralForCausalLM(
+        tf.MixtralConfig(**BERT, num_key_value_heads=2, num_local_experts=4, sliding_window=4)
+    ),
+    "gpt2": lambda: tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=12)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [*BOTH_WAYS, *ONE_WAY])
+def test_a_model_that_looks_ahead_is_refused(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = (BOTH_WAYS | ONE_WAY)[name]().to(dtype)
+    if name in ONE_WAY:
+        check_causal(model, "m")
+        return
+    with pytest.raises(UsageError, match=r"m: .* is not a left-to-right language model"):
+        check_causal(model, "m")
+
+
+def test_models_that_give_no_logits_a_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tf.BertForSequenceClassification(tf.BertConfig(**BERT))
+    with pytest.raises(UsageError, match=r"m: .*cannot be run|no logits"):
+        check_causal(model, "m")
+
+
+def test_a_model_that_draws_random_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ONE_WAY["gpt2"]()
+    head = model.lm_head.forward
+    monkeypatch.setattr(model.lm_head, "forward", lambda hidden: head(hidden + torch.randn_like(hidden)))
+    with pytest.raises(UsageError, match="draws random numbers"):
+        check_causal(model, "m")
+
+
+def test_live_models_are_asked_too() -> None:
+    from forgetting.config.schema import ModelConfig
+    from forgetting.models.loading import Placement
+
+    torch.manual_seed(0)
+    good, bad = ONE_WAY["gpt2"](), BOTH_WAYS["xlnet"]()
+    for base, tuned, which in ((good, bad, "tuned"), (bad, good, "base")):
+        with pytest.raises(UsageError, match=f"the {which} model: .*left-to-right"):
+            open_pair(base, tuned, settings=ModelConfig(source="-"), placement=Placement())
+
+
+def test_weights_that_are_not_finite_are_left_to_who_measures() -> None:
+    model = ONE_WAY["gpt2"]()
+    with torch.no_grad():
+        model.transformer.ln_f.weight.fill_(float("nan"))
+    check_causal(model, "m")
