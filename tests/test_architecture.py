@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def dotted(path: Path) -> str:
 MODULES = {dotted(path): path for path in FILES}
 
 
+@functools.cache
 def imported(path: Path) -> set[str]:
     """Modules of this package that a file imports, wherever in it the import stands, TYPE_CHECKING included."""
     inside = ("forgetting", *path.relative_to(SOURCE).parts[:-1])

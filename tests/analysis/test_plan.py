@@ -159,6 +159,7 @@ def test_next_run_is_judged_as_by_conditioning_on_simulated_runs(fitted):
     assert longer.narrowing > next_runs(fitted, plan, candidates[:1], max_steps=60)[0].narrowing
 
 
+@pytest.mark.full
 def test_next_run_needs_intervals_and_an_answer(fitted):
     bare = fit_from_published(NAMES[0])
     with pytest.raises(UsageError, match="fitted with intervals"):

@@ -195,6 +195,7 @@ def test_answers_of_an_earlier_version_are_asked_again_with_a_notice(
     assert again.to_dict()["suites"] == first.to_dict()["suites"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "odd", ["\u2028", "\u2029", "\x85", "\x0b\x0c\x1c\x1d\x1e", "\r", "\r\n", "a\u2028\n\nb", "😀"]
 )

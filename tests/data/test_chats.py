@@ -258,6 +258,7 @@ def test_templates_of_real_models_keep_answers_and_prompts_apart() -> None:
     assert read > 2 * len(list(folder.glob("*.jinja")))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "fingerprint"),
     [

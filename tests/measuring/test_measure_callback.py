@@ -87,6 +87,7 @@ def test_training_is_bit_identical_with_and_without_it(tmp_path, kind, accumulat
     assert callback.rows[-1]["forgetting_se"] > 0
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_the_last_row_is_what_measure_gives(tmp_path, kind):
     callback = ForgettingCallback(WINDOWS, every=4)

@@ -80,6 +80,7 @@ def test_kept_columns_follow_every_change_of_the_plain_files(study: Path, monkey
     pd.testing.assert_frame_equal(load_table(study), got)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other"])
 def test_damaged_columns_are_noticed_and_made_again(
     study: Path, damage: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -153,6 +154,7 @@ def test_a_damaged_row_is_named_by_file_and_line(study: Path, line: str, says: s
     assert str(file) in str(caught.value)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("field", ["dataset", "method", "status", "seed"])
 def test_a_run_record_edited_into_nonsense_is_named(study: Path, field: str) -> None:
     file = StudyFolder.open(study).runs()[0].path / "run.json"
@@ -212,6 +214,7 @@ def test_a_mean_over_runs_has_the_standard_error_between_them(study: Path) -> No
     assert row["finetune_loss_se"] == pytest.approx(abs(mine.iloc[0] - mine.iloc[1]) / 2, rel=1e-9)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("form", ["--csv", "--json", ""])
 def test_a_large_table_is_written_whole(
     study: Path, form: str, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]

@@ -271,6 +271,7 @@ def test_generated_replay_is_the_base_models_own_seeded_and_kept(
         assert 2 not in ids[1:-1], "nothing after its end"
 
 
+@pytest.mark.full
 def test_a_text_that_changed_since_a_run_began_stops_it(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     text = tmp_path / "general.jsonl"
     text.write_text((corpora / "train.jsonl").read_text())

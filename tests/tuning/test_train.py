@@ -183,6 +183,7 @@ def test_run_json_records_what_made_the_numbers(tiny_model: Path, corpora: Path,
     assert expand_runs(result.folder.config())[0].model_dump(mode="json") == run["config"]
 
 
+@pytest.mark.full
 def test_text_that_changed_since_a_run_began_stops_it(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     general = tmp_path / "general.jsonl"
     general.write_text((corpora / "general.jsonl").read_text())
@@ -203,6 +204,7 @@ def test_weights_and_text_given_as_auto_stay_in_their_dtype(tiny_model: Path) ->
     assert half.key.split("/")[0] == half.revision
 
 
+@pytest.mark.full
 def test_an_unfinished_study_has_a_readable_table(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     result = study(configure(tiny_model, corpora), tmp_path / "s", engine=Local(1))
     run = result.folder.runs()[0]
