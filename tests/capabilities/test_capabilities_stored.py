@@ -274,7 +274,7 @@ def test_answers_in_another_dtype_are_not_taken_for_those_asked_for(base: Path, 
         )
 
 
-def test_damaged_stores_are_one_line(base: Path, tuned: Path, tmp_path: Path) -> None:
+def test_damaged_stores_are_one_line(base: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite, out = write_suite(tmp_path / "suite", rows()), tmp_path / "out"
     ask(base, tuned, suite, out)
     rows_file, meta = out / "base" / "towns.jsonl", out / "base" / "meta.json"
@@ -295,6 +295,7 @@ def test_damaged_stores_are_one_line(base: Path, tuned: Path, tmp_path: Path) ->
     with pytest.raises(ForgettingError, match="damaged"):
         ask(base, tuned, suite, out)
     (tmp_path / "file").write_text("")
+    monkeypatch.setattr(harness, "_ask", lambda *_: pytest.fail("a model was asked"))
     with pytest.raises(UsageError, match="cannot be written"):
         ask(base, tuned, suite, tmp_path / "file")
 

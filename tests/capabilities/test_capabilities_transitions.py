@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from forgetting.capabilities import predictors, refusals
+from forgetting.capabilities import explain, predictors, refusals, rendering, replies
 from forgetting.capabilities import transitions as t
 from forgetting.errors import UsageError
 
@@ -25,7 +25,7 @@ def counted(kept: int, lost: int, gained: int, wrong: int) -> t.Paired:
     return t.Paired.of(before, after)
 
 
-@pytest.mark.parametrize("module", [t, predictors, refusals])
+@pytest.mark.parametrize("module", [t, predictors, refusals, replies, explain, rendering])
 def test_doctests(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,19 @@ class AnswerStore:
                 "name another folder with --out"
             )
         return True
+
+    def check_writable(self) -> None:
+        """See that answers can be stored, before a model is asked for them.
+
+        Raises:
+            UsageError: the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise UsageError(f"{self.folder}: cannot be written: {error.strerror or error}") from None
 
     def write(
         self, model: str, key: str, suite: str, asked: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]

@@ -202,6 +202,7 @@ class Asker:
         """
         there = {suite.name: self.store.has(name, key, suite.name, self.asked(suite)) for suite in self.suites}
         self._render(tokenizer)
+        self.store.check_writable()
         return {suite.name: self._suite(suite, name, key, tokenizer, model, there[suite.name]) for suite in self.suites}
 
     def asked(self, suite: Suite) -> dict[str, Any]:

@@ -50,6 +50,8 @@ def begins_with(text: str, answer: str) -> bool:
     Examples:
         >>> begins_with("4. Then", "4"), begins_with("42", "4"), begins_with("4.5", "4"), begins_with("4", "4")
         (True, False, False, False)
+        >>> begins_with("7 + 6 = 12", "7"), begins_with("7 apples", "7")
+        (False, True)
         >>> begins_with("A: it is", "A"), begins_with("A man", "A"), begins_with("Paris-based", "Paris")
         (True, False, False)
     """
@@ -57,7 +59,7 @@ def begins_with(text: str, answer: str) -> bool:
     if not answer or not rest or not text.startswith(answer):
         return False
     if answer[-1].isdigit():
-        return not re.match(r"\w|[.,:/-]\d", rest)
+        return not re.match(r"\w|[.,:]\d|\s*[-+*/×÷=^<>%]", rest)  # neither a longer number nor the start of a sum
     if len(answer) == 1 and answer.isalpha():  # an option's letter, which is a word, too
         return not re.match(r"[\w\s'’-]", rest) or rest.startswith("\n")
     return not re.match(r"[^\W\u3040-\u30ff\u3400-\u9fff]|['’-]\w", rest)  # Han and Kana are written without spaces
