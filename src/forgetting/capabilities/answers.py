@@ -107,6 +107,8 @@ class AnswerStore:
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
         except OSError as error:
+            if files.no_room(error):
+                raise
             raise UsageError(f"{self.folder}: cannot be written: {error.strerror or error}") from None
 
     def write(
