@@ -260,6 +260,13 @@ def test_settings_that_change_every_item_are_still_refused(base: Path, tuned: Pa
     ask(base, tuned, suite, out)
     with pytest.raises(UsageError, match=r"asked otherwise \(limit: there None, now 2\)"):
         ask(base, tuned, suite, out, limit=2)
+    plan = Plan((str(suite),), max_generated=4)
+    half = ModelConfig(source="-", dtype="bfloat16")
+    with pytest.raises(UsageError, match=r"asked otherwise \(dtype: there None, now bfloat16\)"):
+        evaluate(str(base), str(tuned), plan=plan, out=out, model=half)
+    evaluate(str(base), str(tuned), plan=plan, out=tmp_path / "half", model=half)
+    with pytest.raises(UsageError, match=r"asked otherwise \(dtype: there bfloat16, now None\)"):
+        ask(base, tuned, suite, tmp_path / "half")
 
 
 def test_answers_in_another_dtype_are_not_taken_for_those_asked_for(base: Path, tuned: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,8 +123,10 @@ def evaluate(
     Raises:
         UsageError: suites, items or models are wrong, or `out` holds answers to something else.
     """
+    config = model or ModelConfig(source="-")
+    subject = Subject(base, tuned, config, tokenizer)
     asked = plan or Plan()
-    subject = Subject(base, tuned, model or ModelConfig(source="-"), tokenizer)
+    asked = replace(asked, settings=replace(asked.settings, dtype=None if config.dtype == "auto" else config.dtype))
     with tempfile.TemporaryDirectory() as scratch:
         folder = out or Path(scratch)
         suites = asked.make(miniature=subject.names[0] == "miniature", folder=folder / "tasks")

@@ -21,6 +21,7 @@ class Settings:
         seed: of sampling, where a task samples, and of few-shot examples.
         metric: the metric that is an item's score; None the task's first that lies between 0 and 1 for every item.
         cluster_by: the field of an item that names its passage; None the first of `harness.CLUSTER_FIELDS` it has.
+        dtype: of the models' weights; None as they are stored.
     """
 
     limit: int | None = None
@@ -30,6 +31,7 @@ class Settings:
     seed: int = FEWSHOT_SEED
     metric: str | None = None
     cluster_by: str | None = None
+    dtype: str | None = None
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide what is asked; scores are computed anew each time."""
