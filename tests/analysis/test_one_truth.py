@@ -86,3 +86,66 @@ def test_rows_may_be_chosen_otherwise(folder: Path) -> None:
     assert 0 in set(table["step"])
     with pytest.raises(UsageError, match="row 1, column 'step': 'x' is not a number"):
         tables_to_fit(load_table(folder).astype({"step": object}).assign(step="x"), only={})
+
+
+def test_a_column_dropped_changes_no_fit(folder: Path) -> None:
+    frame = load_table(folder)
+    wanted = tables_to_fit(frame, only={"label": frame["reference"].iloc[0]})
+    for columns in (["alpha"], ["mitigation"], ["alpha", "mitigation"]):
+        found = tables_to_fit(frame.drop(columns=columns), only={"label": frame["reference"].iloc[0]})
+        for name, table in wanted.items():
+            assert found[name]["step"].tolist() == table["step"].tolist(), columns
+
+
+def test_the_same_rows_twice_are_refused(folder: Path, tmp_path: Path) -> None:
+    load_table(folder).to_csv(tmp_path / "t.csv", index=False)
+    name = next(iter(tables_to_fit(folder, only={})))
+    with pytest.raises(UsageError, match="are the same run and step"):
+        forgetting.fit([folder, tmp_path / "t.csv"], "linear", dataset=name, bootstrap=0)
+
+
+def test_no_row_left_is_one_line(folder: Path) -> None:
+    for start in (10_000, float("nan")):
+        with pytest.raises(UsageError, match="has no row to fit from step"):
+            forgetting.fit(folder, "linear", from_step=start)
+    name = next(iter(tables_to_fit(folder, only={})))
+    with pytest.raises(UsageError, match="no column 'nope' that says which rows are one run; "):
+        forgetting.fit(folder, "linear", dataset=name, run="nope")
+    frame = load_table(folder)
+    with pytest.raises(UsageError, match="table: column 'step' is there twice"):
+        forgetting.fit(pd.concat([frame, frame[["step"]]], axis=1), "linear")
+    with pytest.raises(UsageError, match="seed: got -1; a whole number from 0 up is needed"):
+        forgetting.fit(folder, "linear", dataset=name, seed=-1)
+
+
+def test_a_table_of_one_rank_determines_no_surface() -> None:
+    rng = np.random.default_rng(0)
+    runs, steps = (cells.ravel() for cells in np.indices((6, 10)))
+    x = (2e4 / 1e5) ** 0.4 + (30 / (10 * (steps + 1))) ** 0.5
+    noise = rng.normal(0, 0.002, (2, x.size))
+    table = {"run_id": runs, "trainable_params": np.full(x.size, 1e5), "step": 10 * (steps + 1)}
+    table |= {"finetune_loss": 1 + 0.5 * x + noise[0], "forgetting_loss": 2 - 0.3 * x + noise[1]}
+    fit = forgetting.fit(table, "shifted_power", bootstrap=60)
+    assert {e.identified for name, e in fit.parameters.items() if name not in ("c_ft", "c_fft")} == {"none"}
+    assert all(np.isnan([e.low, e.high]).all() for e in fit.parameters.values() if e.identified == "none")
+    few = forgetting.fit(table, "linear", bootstrap=5)
+    assert any("5 resamples are too few" in w for w in few.warnings)
+    assert np.isnan(few.parameters["c_fft"].low)
+
+
+def test_nonsense_in_a_plan_is_refused() -> None:
+    law = "kalajdzievski2024/openorca"
+    for wrong, says in (
+        ({"budget": 0.1, "floor": float("nan")}, "floor: got nan"),
+        ({"budget": 0.1, "floor": -1.0}, "floor: got -1.0"),
+        ({"budget": 0.1, "batch": -2.0, "context": 5.0}, "batch: got -2.0"),
+        ({"budget": 0.1, "max_steps": 0.0}, "max_steps: got 0.0"),
+        ({"budget": 0.1, "ranks": [3], "params": [1000.0]}, "give ranks or trainable parameters"),
+        ({"target_loss": -1.0}, "target_loss: got -1.0"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            forgetting.plan(law, **wrong)
+    (made,) = forgetting.plan(law, target_loss=100.0).values()
+    assert "below a fine-tuning loss of 100 from the first step on" in made.sentences[0]
+    with pytest.raises(UsageError, match="trainable_params is 0 where a positive number is needed"):
+        forgetting.predict(law, ranks=[0], steps=10)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from ..config.arguments import checked
 from ..errors import UsageError, did_you_mean
 from .compare import Comparison, any_tables, compare_tables, open_study
@@ -17,6 +19,7 @@ from .plan import Cost, Plan, Plans, next_runs, plan_budget, plan_target
 from .plan.predict import Predictions, predict_rows
 from .plan.source import LawSource, laws_of, pick
 from .sources import Source, paths_of, tables_to_fit
+from .table_files import Table
 
 
 @checked
@@ -181,6 +184,14 @@ def plan(
     """
     if (budget is None) == (target_loss is None):
         raise UsageError("give either budget or target_loss")
+    for name, value in {"floor": floor, "batch": batch, "context": context, "max_steps": max_steps}.items():
+        least = 0.0 if name == "floor" else np.nextafter(0.0, 1.0)
+        if value is not None and not (np.isfinite(value) and value >= least):
+            raise UsageError(f"{name}: got {value}; a positive number is needed")
+    if target_loss is not None and not target_loss > 0:
+        raise UsageError(f"target_loss: got {target_loss}; a positive number of nats/token is needed")
+    if ranks is not None and params is not None:
+        raise UsageError("give ranks or trainable parameters (params), not both")
     grid, model_params = _grid(ranks, params, model, target_modules, params_per_rank)
     plans: dict[str, Plan] = {}
     for label, laws in laws_of(law, dataset).items():
@@ -227,10 +238,18 @@ def compare(
         reference, start = reference or config.reference_label, float(config.measure.start)
     else:
         tables = any_tables(source)
+        reference, start = _own(tables, reference)
     if dataset is not None and dataset not in tables:
         raise UsageError(f"no data set '{dataset}'; {did_you_mean(dataset, tables)}")
     chosen = tables if dataset is None else {dataset: tables[dataset]}
     return compare_tables(chosen, reference, by=by, direction=direction, confidence=confidence, start=start)
+
+
+def _own(tables: Mapping[str, Table], reference: str | None) -> tuple[str | None, float]:
+    """The reference and the first step of a study's own table, which says them itself."""
+    said = {str(cell) for table in tables.values() for cell in table.get("reference", [])}
+    starts = [float(cell) for table in tables.values() for cell in table.get("measure_start", [])]
+    return reference or (said.pop() if len(said) == 1 else None), max(starts, default=0.0)
 
 
 def _numbers(values: Any, name: str) -> list[float]:

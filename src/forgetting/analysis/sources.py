@@ -30,7 +30,7 @@ ALLOWED = (
     "the path of a table or study folder (or a list of them), a DataFrame, a datasets.Dataset, a dictionary of "
     "columns, a list of rows"
 )
-STUDY_COLUMNS = {"measure_start", "reference", "label", "mitigation", "alpha", "step"}
+STUDY_COLUMNS = {"measure_start", "step"}
 """A table that has these is a study's own, and says itself what its laws are fitted on."""
 GIVEN = "table"
 """What a table without a file is called."""
@@ -62,6 +62,9 @@ def tables_to_fit(
         table = fitted_rows(_frame(table), start=from_step, chosen=only)
     elif from_step is not None:
         table = later_frame(table, from_step) if is_frame(table) else later(table, from_step)
+    if not (len(table) if is_frame(table) else rows(table)):
+        start = "" if from_step is None else f" from step {from_step:g} on"
+        raise UsageError(f"'{label}' has no row to fit{start}")
     return split_frame(table, only, dataset, label) if is_frame(table) else split(table, label, only, dataset)
 
 
@@ -106,6 +109,9 @@ def given_table(source: Source) -> Any:
         import pandas as pd
 
         frame: Any = source
+        names = [str(name) for name in frame.columns]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise UsageError(f"{GIVEN}: column '{doubled[0]}' is there twice")
         found: Any = pd.DataFrame(normalise({str(name): frame[name] for name in frame.columns}))
         size = len(found)
     else:

@@ -49,7 +49,8 @@ def read_tables(paths: Sequence[str | Path]) -> Table:
     if len(tables) == 1:
         return tables[0][1]
     for path, table in tables:
-        if "run_id" in table:
+        # runs of a study have names of their own: the same rows in two tables are found out by them
+        if "run_id" in table and "measure_start" not in table:
             table["run_id"] = [f"{path.stem}/{v}" for v in table["run_id"]]
     return stack([t for _, t in tables])
 

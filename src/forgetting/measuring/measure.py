@@ -198,6 +198,8 @@ def _settings(device_map: str | None, bits: Literal[4, 8] | None, *, cache_dir: 
         raise UsageError("give device or device_map, not both")
     if chosen.tolerance is not None and not chosen.tolerance > 0:
         raise UsageError(f"tolerance {chosen.tolerance}: must be a standard error above 0, for example 0.005")
+    if chosen.seed < 0:
+        raise UsageError(f"seed {chosen.seed}: must be a whole number from 0 up")
     if chosen.context is not None and chosen.context < 2:
         raise UsageError(f"context {chosen.context}: must be at least 2")
     if chosen.batch_tokens is not None and chosen.batch_tokens < 1:

@@ -30,7 +30,8 @@ def fitted_rows(table: pd.DataFrame, *, start: float | None = None, chosen: Coll
     Rows of failed runs stay, marked by `status`: the fit leaves them out by name.
 
     Args:
-        table: of one study or several, as `load_table` gives it, or the same read back from a file.
+        table: of one study or several, as `load_table` gives it, or the same read back from a file; `step` and
+            `measure_start` at least.
         start: another first step than the study's own.
         chosen: columns that the caller has chosen rows by: with `label`, `method` or `mitigation` among them, other
             methods than the first stay, and with `alpha` interpolated models.
@@ -40,17 +41,22 @@ def fitted_rows(table: pd.DataFrame, *, start: float | None = None, chosen: Coll
     """
     keep = pd.Series(True, index=table.index)
     if not {"label", "method", "mitigation"} & set(chosen):
-        keep &= (table["label"].astype(str) == table["reference"].astype(str)) & _blank(table["mitigation"])
+        if {"label", "reference"} <= set(table):
+            keep &= table["label"].astype(str) == table["reference"].astype(str)
+        keep &= _blank(table, "mitigation")
     if "alpha" not in chosen:
-        keep &= _blank(table["alpha"])
+        keep &= _blank(table, "alpha")
     if "status" in table:
         keep &= table["status"] != "running"
     first = _numbers(table["measure_start"], "measure_start") if start is None else start
     return table[keep & (_numbers(table["step"], "step") >= first)]
 
 
-def _blank(column: pd.Series[Any]) -> pd.Series[bool]:
-    return column.isna() | (column.astype(str).str.strip() == "")
+def _blank(table: pd.DataFrame, name: str) -> pd.Series[bool]:
+    """Rows in which a column is blank; all of them where somebody has dropped it."""
+    if name not in table:
+        return pd.Series(True, index=table.index)
+    return table[name].isna() | (table[name].astype(str).str.strip() == "")
 
 
 def _numbers(column: pd.Series[Any], name: str) -> pd.Series[float]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.arguments import checked
+from ..config.arguments import checked, wrong_type
 from ..config.files import study_config
 from ..config.schema import RunConfig, StudyConfig
 from ..display.tables import Result, Shown
@@ -147,6 +147,9 @@ def study(
 
     whole, folder = study_config(config)
     target = Path(out) if out is not None else folder or Path("studies") / whole.name
+    if engine is not None and not hasattr(engine, "execute"):
+        allowed = "Local(jobs), Accelerate(launch) or Ray(...) of forgetting.studies.engines"
+        raise wrong_type("engine", engine, allowed)
     ran = run(whole, target, engine=engine or Local(1), on_event=on_event, on_plan=on_plan)
     return replace(conclude(target), failed=ran.failed, skipped=ran.skipped, seconds=ran.seconds)
 

@@ -95,6 +95,10 @@ def read_data(
         if name not in needed:
             raise UsageError(f"law '{law.name}' has no '{name}' to map a column to; {did_you_mean(name, needed)}")
     present = column_names(table)
+    if run not in present and run != "run_id":
+        raise UsageError(
+            f"{where} has no column '{run}' that says which rows are one run; {did_you_mean(run, present)}"
+        )
     rows, warnings = _done_rows(table, present, run)
     kinds = {v.name: v for v in law.variables}
     got = {}

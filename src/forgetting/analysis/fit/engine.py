@@ -12,7 +12,7 @@ from forgetting.analysis.fit.bootstrap import MIN_RUNS, Draws, left_out_residual
 from forgetting.analysis.fit.data import KEPT_ROWS, Data, read_data
 from forgetting.analysis.fit.diagnostics import diagnostics, fit_warnings, r_squared
 from forgetting.analysis.fit.estimate import Estimate
-from forgetting.analysis.fit.identify import Lowest, identify
+from forgetting.analysis.fit.identify import NONE, Lowest, identify
 from forgetting.analysis.fit.intervals import can_draw, draw, enough, estimates, loose, profiles
 from forgetting.analysis.fit.line import OBJECTIVE as IN_BOTH
 from forgetting.analysis.fit.line import fit_line
@@ -77,6 +77,8 @@ def fit_law(
         raise UsageError(f"objective '{objective}' is not known; {did_you_mean(objective, [*OBJECTIVES, IN_BOTH])}")
     chosen = Objective("least-squares" if objective == IN_BOTH else objective, delta)
     given = None if start is None else tuple(float(v) for v in start)
+    if seed < 0:
+        raise UsageError(f"seed: got {seed}; a whole number from 0 up is needed")
     options = Options(chosen, seed, bootstrap, confidence, intervals, starts, given)
     data = read_data(law, table, columns=columns, label=label, run=run)
     if objective == IN_BOTH:
@@ -111,6 +113,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     widen = 1.0 if draws is None else widen_by(draws.scheme, len(data.runs), options.confidence)
     lowest = Lowest(problem, found.theta, y, w, looks, _variance(found, problem, weights), len(data.runs))
     grades = identify(law, adapted, lowest, None if draws is None else draws.theta, options.confidence)
+    grades |= dict.fromkeys(law.undetermined(data.x), NONE)
     parameters = estimates(law, theta, public, options.confidence, widen, grades)
     if options.intervals == "profile":
         parameters |= profiles(problem, adapted, found, data, weights, parameters, options.confidence, warnings)
@@ -149,6 +152,7 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     sums = (cells.y.reshape(-1), cells.mass.reshape(-1))
     lowest = Lowest(cells.problem, found.theta, *sums, looks, variance, len(data.runs))
     grades = identify(law, adapted, lowest, None if draws is None else draws.theta, options.confidence)
+    grades |= dict.fromkeys(law.undetermined(data.x), NONE)
     parameters = estimates(law, theta, public, options.confidence, widen, grades)
     warnings += loose(law, parameters)
     validation = {
@@ -202,7 +206,8 @@ def _fit(
         parameters=parameters,
         objective=options.objective.name,
         objective_value=found.cost,
-        r2=r_squared(adapted.law, data, found.theta),
+        # the reported parameters where they are numbers: the last digits are those of what is printed
+        r2=r_squared(law, data, theta) if np.isfinite(theta).all() else r_squared(adapted.law, data, found.theta),
         n_points=data.n,
         n_runs=len(data.runs),
         measured_range={k: (float(v.min()), float(v.max())) for k, v in data.x.items()},

@@ -15,6 +15,8 @@ from forgetting.analysis.fit.search import Found
 from forgetting.analysis.fit.solver import Problem
 from forgetting.analysis.laws.base import Adapted, Array, Law
 
+LEAST_DRAWS = 20
+"""Resamples that a quantile needs."""
 LOOSE = 30.0  # ratio of an interval's ends above which a positive parameter is all but unknown
 
 
@@ -25,6 +27,9 @@ def can_draw(data: Data, count: int, warnings: list[str]) -> bool:
         return False
     if runs < MIN_RUNS:
         warnings.append(f"no intervals: {runs} runs are too few to resample (at least {MIN_RUNS} are needed)")
+        return False
+    if count < LEAST_DRAWS:
+        warnings.append(f"no intervals: {count} resamples are too few (at least {LEAST_DRAWS} are needed)")
         return False
     if data.independent:
         warnings.append("the table names no runs: every row was taken as an independent run")

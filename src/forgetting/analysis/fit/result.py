@@ -296,8 +296,10 @@ def check_variables(law: Law, variables: Mapping[str, ArrayLike]) -> tuple[dict[
     arrays = {name: np.asarray(variables[name], dtype=float) for name in law.variable_names}
     for variable in law.variables:
         values = arrays[variable.name]
-        if not variable.allows(values).all():
-            raise UsageError(f"{variable.name} is {variables[variable.name]!r} where {variable.allowed} is needed")
+        fine = variable.allows(values)
+        if not fine.all():
+            bad = float(values[~fine].ravel()[0])
+            raise UsageError(f"{variable.name} is {bad:g} where {variable.allowed} is needed")
     try:
         together = np.broadcast_arrays(*arrays.values())
     except ValueError:

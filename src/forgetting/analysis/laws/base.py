@@ -125,6 +125,11 @@ class Law(ABC):
         """What rebuilds this law from JSON; empty for one that `LAWS` has by name."""
         return {}
 
+    def undetermined(self, x: Mapping[str, Array]) -> frozenset[str]:
+        """Parameters that no losses at these variables could determine; none by default."""
+        del x
+        return frozenset()
+
     def hints(self, x: Mapping[str, Array], y: Array) -> list[str]:
         """Sentences about these data that a reader of the fit should know; none by default."""
         del x, y

@@ -99,6 +99,10 @@ class ShiftedPowerSingle(Law):
         columns += [self.sign * power, front * by_rho, np.ones_like(power)]
         return np.stack(columns, axis=-1)[:, None]
 
+    def undetermined(self, x: Mapping[str, Array]) -> frozenset[str]:
+        """All of them where P or N has fewer than 3 different values."""
+        return frozenset(self.names) - {"c"} if too_few(x) else frozenset()
+
     def adapt(self, x: Mapping[str, Array], y: Array) -> Adapted:
         """Centred coordinates (see the module)."""
         del y
@@ -168,9 +172,13 @@ class ShiftedPower(Law):
         del y
         return AdaptedJoint(self, x)
 
+    def undetermined(self, x: Mapping[str, Array]) -> frozenset[str]:
+        """All but c_fft, which the rows alone give, where P or N has fewer than 3 different values."""
+        return frozenset(self.names) - {"c_fft", "c_ft"} if too_few(x) else frozenset()
+
     def hints(self, x: Mapping[str, Array], y: Array) -> list[str]:
         """Warn of too few values of P or N, and where forgetting does not grow as the fine-tuning loss falls."""
-        few = [name for name, values in x.items() if np.unique(values).size < 3]
+        few = too_few(x)
         out = [f"fewer than 3 different values of {name}: its exponents are not identified" for name in few]
         slope = float(falling_slope(y[:1], y[1:], np.ones_like(y[:1]))[0])
         if slope <= 0:
@@ -178,6 +186,11 @@ class ShiftedPower(Law):
                 f"forgetting does not grow as the fine-tuning loss falls (slope {-slope:.3g}): c_fft is held at 1"
             )
         return out
+
+
+def too_few(x: Mapping[str, Array]) -> list[str]:
+    """Variables of fewer than 3 different values: their term, the limit and rho cannot be told apart."""
+    return [name for name, values in x.items() if np.unique(values).size < 3]
 
 
 class Centred(Law):

@@ -164,6 +164,13 @@ def _say(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: 
     """Whether the level can be reached, and whether the choice between ranks matters: sentences, and the latter."""
     if not reached:
         if output == "finetune_loss":
+            if (
+                level
+                >= fit.predict(
+                    "finetune_loss", trainable_params=fit.measured_range["trainable_params"][0], step=1
+                ).value
+            ):
+                return [f"every rank compared is below a fine-tuning loss of {level:.4g} from the first step on"], True
             limit = fit.parameters["s_ft"].value
             said = f"no rank compared reaches a fine-tuning loss of {level:.4g}; the law's limit is {limit:.4g}"
             return [said], True
