@@ -266,3 +266,50 @@ def test_an_adapter_that_changes_nothing_is_measured_and_says_so(tiny_model: Pat
     saved(tiny_model, tmp_path / "b", lora())
     found = measure(str(tiny_model), str(tmp_path / "b"), text=windows, cache_dir=None)
     assert not any("change nothing" in notice for notice in found.notices)
+
+
+@pytest.mark.parametrize("positions", ["learned", "tuned-built-for-fewer"])
+def test_windows_fit_both_models(models: dict[str, Path], tmp_path: Path, corpora: Path, positions: str) -> None:
+    """Virtual tokens take positions of a table; a tuned model may have fewer than its base."""
+    import peft
+    import transformers
+
+    from forgetting.measuring.measure import measure
+
+    base = models["gpt2"]
+    if positions == "learned":
+        config = peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+        saved(base, tmp_path / "tuned", config)
+    else:
+        short = transformers.AutoConfig.from_pretrained(base, n_positions=32)
+        transformers.GPT2LMHeadModel(short).save_pretrained(tmp_path / "tuned")
+    text = str(corpora / "general.jsonl")
+    found = measure(str(base), str(tmp_path / "tuned"), text=text, cache_dir=None)
+    assert found.context == {"learned": 61, "tuned-built-for-fewer": 32}[positions]
+    with pytest.raises(UsageError, match=f"context 64: the models were built for {found.context} tokens"):
+        measure(str(base), str(tmp_path / "tuned"), text=text, cache_dir=None, context=64)
+
+
+def test_an_embedding_with_fewer_rows_than_the_head(tiny_model: Path) -> None:
+    from forgetting.measuring.measure import measure
+
+    tuned = load(tiny_model)
+    tuned.model.embed_tokens = torch.nn.Embedding(20, 32)
+    with pytest.raises(UsageError, match="the tuned model's vocabulary has 20 rows"):
+        measure(load(tiny_model), tuned, text=windows_of(27))
+
+
+def test_what_a_library_says_of_a_text_is_one_error(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from forgetting.measuring.measure import measure
+
+    base, tuned = load(tiny_model), load(tiny_model)
+    forward = tuned.model.forward
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["input_ids"].shape[1] > 20:
+            raise RuntimeError("shapes\nand more")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(tuned.model, "forward", failing)
+    with pytest.raises(UsageError, match=r"^LlamaForCausalLM: cannot be run on windows of 30 tokens: shapes$"):
+        measure(base, tuned, text=windows_of(27))

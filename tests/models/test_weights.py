@@ -192,10 +192,10 @@ def test_a_missing_shard_and_a_damaged_one(untied: Path, tmp_path: Path) -> None
     model.save_pretrained(folder, max_shard_size="8KB")
     first = min(folder.glob("model-00001*"))
     first.write_bytes(first.read_bytes()[:-10])
-    with pytest.raises(UsageError, match="model '"):
+    with pytest.raises(UsageError, match=r"model-00001.*damaged weights"):
         load(folder)
     first.unlink()
-    with pytest.raises(UsageError, match="model '"):
+    with pytest.raises(UsageError, match=r"names model-00001.*, which is not there"):
         load(folder)
 
 
@@ -262,3 +262,32 @@ def test_the_same_weights_used_otherwise_are_noticed(untied: Path, tmp_path: Pat
     assert "rms_norm_eps (1e-06 and 1e-05)" in notice
     assert "rope_parameters" in notice
     assert open_pair(str(untied), str(untied), settings=ModelConfig(source="-"), placement=Placement()).notices == []
+
+
+def test_weights_that_are_no_numbers_as_they_stand(untied: Path, tmp_path: Path) -> None:
+    """What is left of a quantised model whose config.json does not say so."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    for i, dtype in enumerate((torch.int8, torch.uint8, torch.float8_e4m3fn)):
+        packed = {name: torch.ones(48, 32).to(dtype)}
+        with pytest.raises(UsageError, match=r"up_proj\.weight: stored as .*no quantization_config"):
+            load(changed(untied, tmp_path / str(i), add=packed))
+    model, _ = load(changed(untied, tmp_path / "half", add={name: torch.ones(48, 32, dtype=torch.float16)}))
+    assert torch.equal(model.model.layers[0].mlp.up_proj.weight, torch.ones(48, 32))
+
+
+def test_a_pointer_of_git_lfs_is_no_file_of_weights(untied: Path, tmp_path: Path) -> None:
+    folder = changed(untied, tmp_path / "model")
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(UsageError, match="git lfs pull"):
+        load(folder)
+
+
+def test_of_two_sets_of_weights_the_one_that_is_read_is_looked_at(untied: Path, tmp_path: Path) -> None:
+    folder = changed(untied, tmp_path / "model", lambda name: f"_orig_mod.{name}")
+    other = tmp_path / "sharded"
+    load(untied)[0].save_pretrained(other, max_shard_size="8KB")
+    for file in other.glob("model*"):
+        shutil.copy(file, folder)
+    model, notices = load(folder)
+    assert "torch.compile" in notices[0]
+    assert torch.equal(model.lm_head.weight, load_file(untied / "model.safetensors")["lm_head.weight"])

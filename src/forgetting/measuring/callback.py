@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..config.arguments import checked
 from ..errors import ForgettingError, UsageError
-from ..models import adapters, comparable, processes, transformers_internals
+from ..models import adapters, causal, comparable, processes, transformers_internals
 from . import array_cache, base_targets, passes, quantities
 from .losses import whole_losses
 from .quantities import ONE_PASS, means, not_finite, values
@@ -102,10 +102,11 @@ class ForgettingCallback(TrainerCallback):
         self._logger = self._logger or _caller()
         model = adapters.unwrapped(kwargs["model"])
         _refuse_sharded(args)
+        causal.check_causal(model, "the model")
         if adapters.is_peft(model):
             comparable.check_live_adapter(model)
         tokenizer = self.tokenizer or kwargs.get("processing_class")
-        self.windows, *_ = read_windows(self.text, tokenizer, model, self.context)
+        self.windows, *_ = read_windows(self.text, tokenizer, [model], self.context)
         self.documents = self.windows.token_documents()
         self.batch_tokens = passes.batch_size(model, self.wanted_batch)
         self.shard = (processes.index(), processes.count())

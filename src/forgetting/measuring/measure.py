@@ -96,7 +96,7 @@ def _measure(base: Any, tuned: Any, text: Text, tokenizer: Any, settings: Settin
     if text is None and models.names[0] == "miniature":
         given = TextConfig(source=MINIATURE_TEXT)
     windows, name, context, read = read_windows(
-        given, models.tokenizer, models.base, settings.context, models.tuned_tokenizer
+        given, models.tokenizer, (models.base, models.tuned), settings.context, models.tuned_tokenizer
     )
     rows, notices = comparable.shared_rows(models.base, models.tuned, windows)
     began = time.perf_counter()

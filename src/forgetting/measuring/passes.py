@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -64,7 +65,8 @@ def runner(model: Any, windows: Windows) -> Runner:
     def full(input_ids: Tensor, mask: Tensor | None) -> Tensor:
         # Adapters with virtual tokens put their positions first: the text's are the last.
         mask = torch.ones_like(input_ids) if mask is None and whole else mask
-        logits: Tensor = entry(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
+        with _named(inner, input_ids):
+            logits: Tensor = entry(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
         return logits[:, -input_ids.shape[1] :]
 
     logits = full(probe, None)[0]
@@ -78,6 +80,18 @@ def runner(model: Any, windows: Windows) -> Runner:
     return Runner(full, heads.LogitsHead(logits.shape[-1]), device)
 
 
+@contextmanager
+def _named(model: Any, input_ids: Tensor) -> Iterator[None]:
+    """A library's error on a text as one of ours; not where memory ran out, which `halving` answers."""
+    try:
+        yield
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        if failures.out_of_memory(error):
+            raise
+        what = f"cannot be run on windows of {input_ids.shape[1]} tokens"
+        raise UsageError(f"{type(model).__name__}: {what}: {failures.first_line(error)}") from None
+
+
 def _by_head(
     model: Any, inner: Any, probe: Tensor, logits: Tensor
 ) -> tuple[Callable[[Tensor, Tensor | None], Tensor], heads.Head] | None:
@@ -87,7 +101,8 @@ def _by_head(
         return None
 
     def hidden(input_ids: Tensor, mask: Tensor | None) -> Tensor:
-        output: Tensor = decoder(input_ids=input_ids, attention_mask=mask, use_cache=False)[0]
+        with _named(inner, input_ids):
+            output: Tensor = decoder(input_ids=input_ids, attention_mask=mask, use_cache=False)[0]
         return output
 
     state = hidden(probe, None)[0]

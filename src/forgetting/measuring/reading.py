@@ -74,15 +74,15 @@ def text_source(text: Text | Rows) -> TextConfig | Windows | Rows:
 
 
 def read_windows(
-    text: Text | Rows, tokenizer: Any, model: Any, context: int | None, other_tokenizer: Any = None
+    text: Text | Rows, tokenizer: Any, models: Sequence[Any], context: int | None, other_tokenizer: Any = None
 ) -> tuple[Windows, str, int | None, list[str]]:
     """The windows of a text, its name, the context, and notices.
 
     Args:
         text: of any kind; Windows as they are; None is the WikiText-103 test set.
         tokenizer: the base model's.
-        model: the base model, for how many positions it was built.
-        context: tokens a window; None is 512, or fewer where the model was built for fewer.
+        models: those that are to run on it, for how many positions they were built.
+        context: tokens a window; None is 512, or fewer where a model was built for fewer.
         other_tokenizer: the tuned model's own, to be checked on the text.
 
     Raises:
@@ -94,7 +94,7 @@ def read_windows(
     if tokenizer is None:
         raise UsageError("live models need tokenizer=..., to read the text with")
     config = given.config if isinstance(given, Rows) else given
-    length = _context(model, context)
+    length = _context(models, context)
     documents = corpus_of(given.rows, config) if isinstance(given, Rows) else load_corpus(config)
     texts = [document.text for document in documents[:3] if document.text]
     notices = [] if other_tokenizer is None else comparable.check_tokenizers(tokenizer, other_tokenizer, texts)
@@ -102,11 +102,10 @@ def read_windows(
     return windows, config.source, length, [*notices, *windows.notices]
 
 
-def _context(model: Any, context: int | None) -> int:
-    config = (model.get_base_model() if adapters.is_peft(model) else model).config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
+def _context(models: Sequence[Any], context: int | None) -> int:
+    limit = min((limit for model in models if (limit := adapters.positions(model)) is not None), default=None)
     if context is None:
-        return min(DEFAULT_CONTEXT, limit or DEFAULT_CONTEXT)
+        return DEFAULT_CONTEXT if limit is None else min(DEFAULT_CONTEXT, limit)
     if limit is not None and context > limit:
-        raise UsageError(f"context {context}: the base model was built for {limit} tokens; give at most these")
+        raise UsageError(f"context {context}: the models were built for {limit} tokens; give at most these")
     return context

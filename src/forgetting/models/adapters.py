@@ -105,6 +105,16 @@ def invocations(model: Any) -> list[list[int]]:
     return [tokens for config in configs if (tokens := getattr(config, "alora_invocation_tokens", None))]
 
 
+def positions(model: Any) -> int | None:
+    """Tokens of text that a model was built for at most, less the virtual ones before them; None of any number."""
+    config = (model.get_base_model() if is_peft(model) else model).config.get_text_config()
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    if limit is None or limit < 1:
+        return None
+    virtual = getattr(model.active_peft_config, "num_virtual_tokens", None) if is_prompt_learning(model) else None
+    return limit - (virtual or 0)
+
+
 def unwrapped(model: Any) -> Any:
     """The model inside DistributedDataParallel or torch.compile wrappers."""
     while (inner := getattr(model, "_orig_mod", None)) is not None or (

@@ -87,7 +87,7 @@ def attach(model: Any, source: Source) -> tuple[Any, list[str]]:
 
     name = f"adapter '{source.name}'"
     folder = source.adapter()
-    stored = weights.shapes(folder / sources.ADAPTER_WEIGHTS)
+    stored = {n: t.shape for n, t in weights.of_file(folder / sources.ADAPTER_WEIGHTS).items()}
     if not any(0 not in shape for shape in stored.values()):
         raise UsageError(
             f"{name}: {sources.ADAPTER_WEIGHTS} is empty, it holds no weights; parameters that DeepSpeed ZeRO 3 or "
@@ -114,7 +114,7 @@ def _readable(folder: Path) -> Iterator[tuple[Path, str]]:
     from safetensors.torch import load_file, save_file
 
     path = folder / sources.ADAPTER_WEIGHTS
-    found = list(weights.shapes(path))
+    found = list(weights.of_file(path))
     cleaned = [_clean(name) for name in found]
     if found == cleaned or len(set(cleaned)) < len(cleaned):
         yield folder, ""
@@ -144,7 +144,7 @@ def _faults(tuned: Any, folder: Path, own: set[int]) -> list[str]:
     """
     from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
-    stored = set(weights.shapes(folder / sources.ADAPTER_WEIGHTS))
+    stored = set(weights.of_file(folder / sources.ADAPTER_WEIGHTS))
     least, most = (
         set(get_peft_model_state_dict(tuned, adapter_name=NAME, save_embedding_layers=whole)) for whole in (False, True)
     )

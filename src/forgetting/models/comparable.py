@@ -185,6 +185,13 @@ def head_rows(model: Any) -> int:
     return int(size)
 
 
+def _embedding_rows(model: Any) -> int:
+    """Tokens that a model can read."""
+    inner = model.get_base_model() if adapters.is_peft(model) else model
+    sizes = [p.shape[0] for p in inner.get_input_embeddings().parameters() if p.dim() == 2 and not p.is_meta]
+    return max(sizes, default=head_rows(model))
+
+
 def shared_rows(base: Any, tuned: Any, windows: Windows) -> tuple[int | None, list[str]]:
     """The part of the vocabulary that both models have, and a notice where it is not the whole of both.
 
@@ -195,11 +202,12 @@ def shared_rows(base: Any, tuned: Any, windows: Windows) -> tuple[int | None, li
         UsageError: the text has tokens that one of the models lacks.
     """
     sizes = head_rows(base), head_rows(tuned)
+    known = tuple(min(size, _embedding_rows(model)) for size, model in zip(sizes, (base, tuned), strict=True))
     largest = int(windows.input_ids.max(initial=0))
-    if largest >= min(sizes):
-        which = "base" if sizes[0] <= sizes[1] else "tuned"
+    if largest >= min(known):
+        which = "base" if known[0] <= known[1] else "tuned"
         raise UsageError(
-            f"the text has token {largest}, but the {which} model's vocabulary has {min(sizes)} rows; "
+            f"the text has token {largest}, but the {which} model's vocabulary has {min(known)} rows; "
             "are these the right model and tokenizer?"
         )
     if sizes[0] == sizes[1]:

@@ -107,9 +107,10 @@ def load_model(config: ModelConfig, source: Source, placement: Placement = PLAIN
 def _fitting_model(config: ModelConfig, folder: Path, placement: Placement) -> tuple[Any, list[str]]:
     """The model of a folder with all of its weights and no other's, and notices."""
     import torch
+    from transformers import AutoConfig
 
     name = called(config)
-    files = weights.names(folder)
+    files = weights.of_folder(folder)
     wrapper = weights.wrapped_in(files)
     options: dict[str, Any] = {
         "dtype": config.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
@@ -127,20 +128,19 @@ def _fitting_model(config: ModelConfig, folder: Path, placement: Placement) -> t
         options["quantization_config"] = _quantization(placement.bits)
     if wrapper is not None:
         options["key_mapping"] = weights.RENAMING
-    model, info, notices = _loaded(config, folder, options)
-    notices += weights.check_fit(name, model, info, files)
+    asked = load_pretrained(AutoConfig.from_pretrained, config, folder, trust_remote_code=config.trust_remote_code)
+    model, info, notices = _loaded(name, folder, asked, options)
+    notices += weights.check_fit(name, model, info, files, quantised=_quantised_by(asked) is not None)
     if wrapper is not None:
         whose = weights.WRAPPERS[wrapper]
         notices.append(f"{name}: read without the '{wrapper}.' that {whose} has left in the weights' names")
     return model, notices
 
 
-def _loaded(config: ModelConfig, folder: Path, options: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
+def _loaded(name: str, folder: Path, asked: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
     """What transformers loads, what it says of it, and notices."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    name = called(config)
-    asked = load_pretrained(AutoConfig.from_pretrained, config, folder, trust_remote_code=config.trust_remote_code)
     if getattr(asked, "is_encoder_decoder", False):
         raise UsageError(f"{name}: an encoder-decoder ({asked.model_type}), not a left-to-right language model")
     method = _quantised_by(asked)

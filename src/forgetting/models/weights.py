@@ -11,10 +11,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from . import failures
 from .sources import INDEX, WEIGHTS
 
 WRAPPERS = {
@@ -38,40 +40,57 @@ _NOT_TEXT = re.compile(
     re.IGNORECASE,
 )
 """Parts beside the language model, which text never runs through: towers of other senses, heads that guess ahead."""
+PLAIN = ("F64", "F32", "F16", "BF16")
+"""Dtypes of weights that are numbers as they stand."""
+LFS = b"version https://git-lfs"
 SHOWN = 3
 
 
-def names(folder: Path) -> dict[str, Path]:
-    """The file of each tensor of a model in a folder, from headers alone.
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a safetensors file, from its header: its shape, its dtype as safetensors calls it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def of_folder(folder: Path) -> dict[str, Stored]:
+    """The tensors of a model in a folder, from headers alone; of two sets the one that transformers reads.
 
     Raises:
         UsageError: a damaged index or file.
     """
+    if (folder / WEIGHTS).is_file():
+        return of_file(folder / WEIGHTS)
     index = folder / INDEX
-    if index.is_file():
-        try:
-            found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            return {str(name): folder / str(file) for name, file in found.items()}
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise UsageError(f"{index}: damaged") from None
-    path = folder / WEIGHTS
-    return dict.fromkeys(shapes(path), path) if path.is_file() else {}
+    if not index.is_file():
+        return {}
+    try:
+        files = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise UsageError(f"{index}: damaged") from None
+    if lacking := sorted(file for file in files if not (folder / file).is_file()):
+        raise UsageError(f"{index}: names {lacking[0]}, which is not there")
+    return {name: tensor for file in sorted(files) for name, tensor in of_file(folder / file).items()}
 
 
-def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a safetensors file, from its header.
+def of_file(path: Path) -> dict[str, Stored]:
+    """The tensors of a safetensors file, from its header.
 
     Raises:
-        UsageError: a damaged file.
+        UsageError: a damaged file, or what stands for one in a Git repository.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
+        with path.open("rb") as start:
+            if start.read(len(LFS)) == LFS:
+                raise UsageError(f"{path}: a pointer of Git LFS and not the weights; `git lfs pull` fetches them")
         with safe_open(path, "np") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            slices = ((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118
+            return {name: Stored(tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices}
     except (SafetensorError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{path}: damaged weights: {reason}") from None
+        raise UsageError(f"{path}: damaged weights: {failures.first_line(error)}") from None
 
 
 def clean(name: str) -> str:
@@ -89,14 +108,17 @@ def wrapped_in(found: Iterable[str]) -> str | None:
     return next(wrapper for wrapper in WRAPPERS if f".{wrapper}." in f".{changed}")
 
 
-def check_fit(name: str, model: Any, info: Mapping[str, Any], files: Mapping[str, Path]) -> list[str]:
+def check_fit(
+    name: str, model: Any, info: Mapping[str, Any], stored: Mapping[str, Stored], *, quantised: bool
+) -> list[str]:
     """Refuse a model whose weights are not all its own.
 
     Args:
         name: the model, for messages.
         model: as loaded.
         info: what transformers says of the loading (`output_loading_info`).
-        files: `names` of the weights that were loaded.
+        stored: the tensors of the files that were loaded.
+        quantised: whether its config.json says how they are quantised.
 
     Returns:
         Notices of parts that were left out.
@@ -108,15 +130,20 @@ def check_fit(name: str, model: Any, info: Mapping[str, Any], files: Mapping[str
     if missing := sorted(info["missing_keys"]):
         hint = _head_hint(model, missing)
         faults.append(f"{some(missing)} {'is' if len(missing) == 1 else 'are'} missing from the files{hint}")
-    mismatched = sorted((str(key), list(stored), list(wanted)) for key, stored, wanted in info["mismatched_keys"])
+    mismatched = sorted((str(key), list(held), list(wanted)) for key, held, wanted in info["mismatched_keys"])
     if mismatched:
-        key, stored, wanted = mismatched[0]
+        key, held, wanted = mismatched[0]
         more = f" ({len(mismatched)} weights)" if len(mismatched) > 1 else ""
-        faults.append(f"{key} is {stored} in the files and {wanted} by config.json{more}")
-    unused, parts = _sorted_out(model, sorted(info["unexpected_keys"]), files)
+        faults.append(f"{key} is {held} in the files and {wanted} by config.json{more}")
+    unused, parts = _sorted_out(model, sorted(info["unexpected_keys"]), stored)
     if unused:
         layers = _layers_hint(model, unused)
         faults.append(f"{some(unused)} of the files {'has' if len(unused) == 1 else 'have'} no place in it{layers}")
+    if not quantised and (packed := _packed(model, stored)):
+        faults.append(
+            f"{some(packed)}: stored as {stored[packed[0]].dtype}, as quantised weights are, and config.json "
+            "has no quantization_config"
+        )
     faults += [str(message).strip().splitlines()[0] for message in info.get("error_msgs") or ()]
     if faults:
         raise UsageError(
@@ -145,14 +172,20 @@ def _layers_hint(model: Any, unused: list[str]) -> str:
     return f" (config.json says num_hidden_layers {layers}, the files have {max(held) + 1})"
 
 
+def _packed(model: Any, stored: Mapping[str, Stored]) -> list[str]:
+    """Weights that are stored as integers or in 8 bits: as what stands for numbers, and not as numbers."""
+    floating = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+    return sorted(name for name in floating & set(stored) if stored[name].dtype not in PLAIN)
+
+
 def _sorted_out(
-    model: Any, unexpected: list[str], files: Mapping[str, Path]
+    model: Any, unexpected: list[str], stored: Mapping[str, Stored]
 ) -> tuple[list[str], list[tuple[str, int]]]:
     """Of weights without a place in the model: those that it should have used, and the parts that text never uses."""
     present = {name for name, _ in model.named_modules()}
     unused, parts = [], Counter[str]()
     for key in unexpected:
-        if _is_buffer(key, files):
+        if _is_buffer(key, stored):
             continue
         words = key.split(".")
         depth = next(i for i in range(len(words)) if ".".join(words[: i + 1]) not in present)
@@ -164,11 +197,11 @@ def _sorted_out(
     return unused, sorted(parts.items())
 
 
-def _is_buffer(key: str, files: Mapping[str, Path]) -> bool:
+def _is_buffer(key: str, stored: Mapping[str, Stored]) -> bool:
     """Whether a weight is a table that older versions of a model stored: rotary frequencies, causal masks."""
     if _BUFFER.search(key):
         return True
-    return bool(_MASK.search(key)) and key in files and len(shapes(files[key]).get(key, ())) > 2
+    return bool(_MASK.search(key)) and key in stored and len(stored[key].shape) > 2
 
 
 def _guesses_ahead(model: Any, words: list[str], depth: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from ..models.loading import Base
 
+log = logging.getLogger(__name__)
 LOOK_AGAIN = 1.0
 """Seconds between looks at runs that other processes hold."""
 
@@ -137,6 +139,8 @@ def prepare(inputs: StudyInputs, out: Path, launch: processes.Launch | None = No
         inputs.dataset(name)
     inputs.text  # noqa: B018  # read before the model, so that a wrong file is named at once
     base = inputs.base()
+    for notice in base.notices:
+        log.warning("%s", notice)
     if is_small(base):
         limit_threads()
     if launch is not None:
