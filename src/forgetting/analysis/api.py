@@ -184,14 +184,9 @@ def plan(
     """
     if (budget is None) == (target_loss is None):
         raise UsageError("give either budget or target_loss")
-    for name, value in {"floor": floor, "batch": batch, "context": context, "max_steps": max_steps}.items():
-        least = 0.0 if name == "floor" else np.nextafter(0.0, 1.0)
-        if value is not None and not (np.isfinite(value) and value >= least):
-            raise UsageError(f"{name}: got {value}; a positive number is needed")
-    if target_loss is not None and not target_loss > 0:
-        raise UsageError(f"target_loss: got {target_loss}; a positive number of nats/token is needed")
-    if ranks is not None and params is not None:
-        raise UsageError("give ranks or trainable parameters (params), not both")
+    _check_plan(
+        target_loss, ranks, params, {"floor": floor, "batch": batch, "context": context, "max_steps": max_steps}
+    )
     grid, model_params = _grid(ranks, params, model, target_modules, params_per_rank)
     plans: dict[str, Plan] = {}
     for label, laws in laws_of(law, dataset).items():
@@ -243,6 +238,18 @@ def compare(
         raise UsageError(f"no data set '{dataset}'; {did_you_mean(dataset, tables)}")
     chosen = tables if dataset is None else {dataset: tables[dataset]}
     return compare_tables(chosen, reference, by=by, direction=direction, confidence=confidence, start=start)
+
+
+def _check_plan(target_loss: float | None, ranks: Any, params: Any, given: Mapping[str, float | None]) -> None:
+    """Refuse numbers that mean nothing in a plan."""
+    for name, value in given.items():
+        least = 0.0 if name == "floor" else np.nextafter(0.0, 1.0)
+        if value is not None and not (np.isfinite(value) and value >= least):
+            raise UsageError(f"{name}: got {value}; a positive number is needed")
+    if target_loss is not None and not target_loss > 0:
+        raise UsageError(f"target_loss: got {target_loss}; a positive number of nats/token is needed")
+    if ranks is not None and params is not None:
+        raise UsageError("give ranks or trainable parameters (params), not both")
 
 
 def _own(tables: Mapping[str, Table], reference: str | None) -> tuple[str | None, float]:
