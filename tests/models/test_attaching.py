@@ -171,6 +171,10 @@ def test_weights_that_fit_no_module_are_refused_by_name(
         ({"init_lora_weights": "nonsense"}, "does not fit|cannot be read"),
         ({"r": "two"}, "does not fit|cannot be read"),
         ({"lora_alpha": None}, "does not fit|cannot be read"),
+        ({"base_model_name_or_path": 3}, "base_model_name_or_path: got 3"),
+        ({"trainable_token_indices": [1.5]}, r"trainable_token_indices: got \[1.5\]"),
+        ({"trainable_token_indices": {"lm_head": 3}}, "trainable_token_indices: got"),
+        ({"alora_invocation_tokens": 3}, "alora_invocation_tokens: got 3"),
         ({"trainable_token_indices": [999]}, "does not fit|no place|not in the file"),
     ],
 )
@@ -313,3 +317,11 @@ def test_what_a_library_says_of_a_text_is_one_error(tiny_model: Path, monkeypatc
     monkeypatch.setattr(tuned.model, "forward", failing)
     with pytest.raises(UsageError, match=r"^LlamaForCausalLM: cannot be run on windows of 30 tokens: shapes$"):
         measure(base, tuned, text=windows_of(27))
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"version": 3}', "nonsense"])
+def test_a_damaged_tokenizer_of_the_tuned_model_is_one_error(tiny_model: Path, tmp_path: Path, text: str) -> None:
+    saved(tiny_model, tmp_path, lora())
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(UsageError, match="its tokenizer cannot be read"):
+        opened(tiny_model, tmp_path)

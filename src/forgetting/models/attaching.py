@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,28 @@ NAME = "default"
 """What PEFT calls an adapter that is loaded without a name."""
 TASKS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
 """Tasks whose adapters stand on the layers of a language model and on nothing else."""
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_tokens(value: Any) -> bool:
+    return isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
+
+
+def _are_tokens_by_module(value: Any) -> bool:
+    return all(map(_are_tokens, value.values())) if isinstance(value, dict) else _are_tokens(value)
+
+
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "base_model_name_or_path": (_is_text, "a folder or a Hub id"),
+    "revision": (_is_text, "a commit, tag or branch"),
+    "alora_invocation_tokens": (_are_tokens, "a list of token ids"),
+    "token_indices": (_are_tokens, "a list of token ids"),
+    "trainable_token_indices": (_are_tokens_by_module, "a list of token ids, or one a module"),
+}
+"""Fields of adapter_config.json that are read here, what they may be, and in words."""
 
 
 def adapter_config(source: Source) -> Any | None:
@@ -43,6 +65,10 @@ def adapter_config(source: Source) -> Any | None:
     with failures.explained(name, "adapter_config.json cannot be read"):
         config = PeftConfig.from_pretrained(str(folder))
         task = getattr(config.task_type, "value", config.task_type)
+    for field, (fits, allowed) in FIELDS.items():
+        value = getattr(config, field, None)
+        if value is not None and not fits(value):
+            raise UsageError(f"{name}: adapter_config.json: {field}: got {value!r:.60}; it is {allowed}")
     if getattr(config, "megatron_config", None):
         # PEFT would import the module that `megatron_core` names
         raise UsageError(f"{name}: megatron_config names code to import, which is refused")

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..config.schema import ModelConfig
 from ..errors import UsageError
-from . import adapters, attaching, causal, comparable, loading, sources
+from . import adapters, attaching, causal, comparable, failures, loading, sources
 from .loading import Base
 from .sources import Source
 
@@ -148,7 +148,5 @@ def _own_tokenizer(source: Source) -> Any:
 
     if not source.has("tokenizer.json"):
         return None
-    try:
+    with failures.explained(f"model '{source.name}'", "its tokenizer cannot be read"):
         return AutoTokenizer.from_pretrained(str(source.config()))
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"model '{source.name}': its tokenizer cannot be read") from None
