@@ -38,7 +38,7 @@ ARCHITECTURES = (
     *("exaone4", "falcon", "falcon_h1", "falcon_mamba", "flex_olmo", "gemma", "gemma2", "gemma3_text", "glm", "glm4"),
     *("glm4_moe", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gpt_oss", "gptj", "granite"),
     *("granitemoe", "granitemoehybrid", "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "jamba"),
-    *("jetmoe", "lfm2", "llama", "longcat_flash", "mamba", "mamba2", "minimax", "ministral", "mistral", "mixtral"),
+    *("jetmoe", "lfm2", "llama", "mamba", "mamba2", "minimax", "ministral", "mistral", "mixtral"),
     *("modernbert-decoder", "mpt", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "openai-gpt", "opt"),
     *("persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next"),
     *("recurrent_gemma", "rwkv", "seed_oss", "smollm3", "stablelm", "starcoder2", "vaultgemma", "xglm", "xlstm"),
@@ -73,9 +73,8 @@ SMALL: dict[str, Any] = {
 SPECIAL: dict[str, dict[str, Any]] = {
     "xlnet": {"max_position_embeddings": None},
     "falcon": {"head_dim": None},
-    "deepseek_v2": {"head_dim": None, "num_key_value_heads": 4},
+    "deepseek_v2": {"head_dim": None, "num_key_value_heads": 4, "num_experts_per_tok": 2},
     "deepseek_v3": {"head_dim": None, "num_key_value_heads": 4},
-    "longcat_flash": {"head_dim": None, "qk_head_dim": None, "num_key_value_heads": 4},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "nemotron": {"num_key_value_heads": 2},
     "gptj": {"rotary_dim": 4},
@@ -307,6 +306,31 @@ def rows_of(name: str, kinds: tuple[str, ...], folder: Path) -> Iterator[dict[st
         yield {"model": name, "adapter": kind, "result": result, "note": note, "seconds": time.perf_counter() - began}
 
 
+TITLES = {
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "ia3": "IA3",
+    "head": "head saved",
+    "tokens": "tokens trained",
+    "lora-on-head": "LoRA on the head",
+}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The table of docs/measure.md: one row for all architectures with the same results."""
+    found: dict[str, dict[str, str]] = {}
+    for row in rows:
+        kinds = [row["adapter"]] if row["adapter"] in ADAPTERS else ADAPTERS
+        word = row["result"] if row["result"] != "not made" else "PEFT has none"
+        found.setdefault(row["model"], {}).update(dict.fromkeys(kinds, word))
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, results in found.items():
+        alike.setdefault(tuple(results.get(kind, "") for kind in ADAPTERS), []).append(name)
+    lines = ["| architectures | " + " | ".join(TITLES.values()) + " |", "|---" * (1 + len(TITLES)) + "|"]
+    lines += [f"| {', '.join(names)} | {' | '.join(results)} |" for results, names in alike.items()]
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Run, print, and say whether all is well."""
     from transformers.utils import logging
@@ -327,6 +351,7 @@ def main() -> int:
             for row in rows_of(name, kinds, Path(folder)):
                 rows.append(row)
                 print(f"{row['model']:20} {row['adapter']:13} {row['result']:9} {row['note'][:160]}", flush=True)
+    print(table(rows))
     if asked.json is not None:
         asked.json.write_text(json.dumps(rows, indent=1) + "\n")
     return int(any(row["result"] == "OFF" for row in rows))
