@@ -168,7 +168,8 @@ class Fingerprint:
             found = causal.probe(model)
         if found.shape != self._logits.shape:
             return False
-        bound = 1e-5 * float(self._logits.nan_to_num().abs().max())
+        exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
+        bound = (1e-3 if exact else 5e-2) * float(self._logits.nan_to_num().abs().max())  # a layer more moves them far
         return torch.allclose(found, self._logits, rtol=0.0, atol=bound, equal_nan=True)
 
 

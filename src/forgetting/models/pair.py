@@ -132,7 +132,7 @@ def _adapter_pair(
     before = comparable.Fingerprint(base)
     tuned, found = attaching.attach(base, source)
     causal.check_causal(tuned, f"adapter '{source.name}'")
-    if before.given_back(tuned):
+    if before.given_back(tuned) and not getattr(adapter, "layer_replication", None):
         base = tuned
     else:
         notices.append("the adapter changes the base model itself: the base model is loaded beside it")
