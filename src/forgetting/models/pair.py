@@ -137,6 +137,8 @@ def _adapter_pair(
     else:
         notices.append("the adapter changes the base model itself: the base model is loaded beside it")
         base, _ = loading.load_model(config, loaded.source, placement)
+    if adapters.invocations(tuned):
+        notices.append("an aLoRA adapter: it acts after the last of its invocations in a window, as PEFT runs it")
     return Pair(
         base, tuned, tokenizer, loaded.key, (config.source, source.name), _own_tokenizer(source), [*notices, *found]
     )
