@@ -31,7 +31,7 @@ def check_causal(model: Any, name: str) -> None:
     """
     inner = model.get_base_model() if adapters.is_peft(model) else model
     kind = type(inner).__name__
-    ids = _tokens(model, inner)
+    ids = plain_tokens(model)
     half = ids.shape[1] // 2
     later = torch.cat([ids[:, :half], ids[:, half:].roll(1, 1)], 1)
     earlier = torch.cat([ids[:, : half - 1], ids[:, -1:], ids[:, half:]], 1)
@@ -61,11 +61,11 @@ def _moved(one: Tensor, other: Tensor) -> float:
     return float((one.float() - other.float()).abs().max())
 
 
-def probe(model: Any) -> Tensor:
-    """[T, V] float32 logits of a model, as it is, on the tokens of the check, on the CPU."""
+def probe(model: Any, tokens: Tensor | None = None) -> Tensor:
+    """[T, V] float32 logits of a model, as it is, on [1, T] tokens, or those of the check; on the CPU."""
     inner = model.get_base_model() if adapters.is_peft(model) else model
     with adapters.undisturbed(model):
-        logits = _logits(model, _tokens(model, inner))
+        logits = _logits(model, plain_tokens(model) if tokens is None else tokens)
     if logits is None:
         raise UsageError(f"{type(inner).__name__} gives no logits for each position of a text")
     return logits[0].float().cpu()
@@ -80,8 +80,9 @@ def _logits(model: Any, ids: Tensor) -> Tensor | None:
     return logits[:, -ids.shape[1] :] if entry is model and adapters.is_peft(model) else logits
 
 
-def _tokens(model: Any, inner: Any) -> Tensor:
+def plain_tokens(model: Any) -> Tensor:
     """[1, T] tokens, none of which stands for an image, padding or the like, or wakes an adapter."""
+    inner = model.get_base_model() if adapters.is_peft(model) else model
     embedding = next(inner.get_input_embeddings().parameters())
     text = inner.config.get_text_config()
     special = {

@@ -153,7 +153,8 @@ class Fingerprint:
 
     def __init__(self, model: Any) -> None:
         self._sums = [(p, _sum(p)) for p in model.parameters() if not p.is_meta]
-        self._logits = causal.probe(model)
+        self._tokens = causal.plain_tokens(model)
+        self._logits = causal.probe(model, self._tokens)
 
     def given_back(self, model: Any) -> bool:
         """Whether a PeftModel around it, adapters disabled, has all of its parameters, unchanged, and its logits.
@@ -165,7 +166,7 @@ class Fingerprint:
         if not all(id(p) in present and _sum(p) == total for p, total in self._sums):
             return False
         with adapters.as_base(model):
-            found = causal.probe(model)
+            found = causal.probe(model, self._tokens)
         if found.shape != self._logits.shape:
             return False
         exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
