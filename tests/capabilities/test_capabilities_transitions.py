@@ -107,6 +107,7 @@ def test_the_bootstrap_agrees_with_the_closed_form() -> None:
     assert (low, high) == t.bootstrap(values, clusters, lambda m: m[:, 0], resamples=4000)
 
 
+@pytest.mark.full
 def test_two_guessers_forget_nothing_once_chance_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two models that guess among 4 options: a fifth of the items flip, and none of that is forgetting."""
     monkeypatch.setattr(t, "bootstrap", functools.partial(t.bootstrap, resamples=100))

@@ -213,6 +213,7 @@ print((folder / "large").stat().st_size / 2**20, status("VmHWM") - before)
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel's account of memory")
 @pytest.mark.skipif(not hasattr(safetensors, "TensorSpec"), reason="older safetensors copy what they write")
 def test_memory_stays_flat(tmp_path):

@@ -155,6 +155,7 @@ def test_the_default_grid_doubles(tmp_path):
     assert [row["step"] for row in callback.rows] == [0, 1, 2, 4, 8, 11]
 
 
+@pytest.mark.full
 def test_it_stops_at_the_budget(tmp_path):
     callback = ForgettingCallback(WINDOWS, every=1, budget=0.02)
     trainer = train(tmp_path, "lora", [callback], max_steps=50)

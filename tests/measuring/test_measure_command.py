@@ -127,6 +127,7 @@ def test_json_is_one_flat_object_and_nothing_else(monkeypatch, capsys, tiny_mode
     assert {*NAMES, *(f"{name}_se" for name in NAMES)} <= row.keys()
 
 
+@pytest.mark.full
 def test_the_table_the_page_and_the_summary(monkeypatch, capsys, tiny_model, adapter, corpora, tmp_path):
     text = ("--text", corpora / "general.jsonl")
     code, out, _ = call(monkeypatch, capsys, "measure", tiny_model, adapter, *text, "--html", tmp_path / "p.html")

@@ -266,6 +266,7 @@ def test_tasks_have_what_is_read_of_them(tmp_path: Path) -> None:
     assert mean([0.0, 1.0]) == 0.5
 
 
+@pytest.mark.full
 def test_all_private_names_stand_in_these_files() -> None:
     """No other file of the package asks a library for a name with an underscore."""
     source = Path(transformers_internals.__file__).parent.parent

@@ -162,6 +162,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.full
 def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
     script, beat = tmp_path / "orphan.py", tmp_path / "beat"
     script.write_text(ORPHAN)

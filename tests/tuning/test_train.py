@@ -172,6 +172,7 @@ def test_notices_say_what_a_reader_should_know(tiny_model: Path, corpora: Path, 
     assert "schedule cosine: a measured step is not a run that stopped there" in notices
 
 
+@pytest.mark.full
 def test_run_json_records_what_made_the_numbers(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     result = study(configure(tiny_model, corpora), tmp_path / "s", engine=Local(1))
     run = result.folder.runs()[0].read()
