@@ -5,6 +5,8 @@ Every payload creates a file; `test_the_payload_is_live` shows that it does wher
 
 from __future__ import annotations
 
+import ast
+import io
 import json
 import os
 import pickle
@@ -26,7 +28,7 @@ from forgetting.analysis.laws.formula import parse
 from forgetting.analysis.tables import read_table
 from forgetting.cli import main
 from forgetting.config.files import parse_yaml, read_fields
-from forgetting.config.schema import ModelConfig, TextConfig
+from forgetting.config.schema import ModelConfig, TextConfig, Variant
 from forgetting.data.sources import read_rows
 from forgetting.errors import ForgettingError, UsageError
 from forgetting.models.attaching import adapter_config, attach
@@ -196,6 +198,184 @@ def test_code_of_a_model_runs_with_its_flag_alone_and_is_recorded(
     trusting = one_run(model, trust=True)
     assert trusting.model_dump(mode="json")["model"]["trust_remote_code"] is True  # what run.json holds as `config`
     assert trusting.run_id() != one_run(model, trust=False).run_id()
+
+
+def _native_with_code(tiny_model: Path, folder: Path, planted: Path) -> Path:
+    """A Llama whose configuration also names code: transformers knows the model, and asks whether to run the code."""
+    shutil.copytree(tiny_model, folder)
+    shipped = f"import os\nos.makedirs({str(planted)!r}, exist_ok=True)\n"
+    (folder / "evil.py").write_text(
+        shipped + "from transformers import LlamaForCausalLM, PreTrainedTokenizerFast\n"
+        "class Evil(LlamaForCausalLM):\n    pass\nclass EvilTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    for name, added in (
+        ("config.json", {"auto_map": {"AutoModelForCausalLM": "evil.Evil", "AutoModel": "evil.Evil"}}),
+        (
+            "tokenizer_config.json",
+            {"auto_map": {"AutoTokenizer": [None, "evil.EvilTokenizer"]}, "tokenizer_class": "EvilTokenizer"},
+        ),
+    ):
+        file = folder / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | added))
+    return folder
+
+
+class Yes(io.StringIO):
+    """A terminal on which somebody answers yes to all that is asked."""
+
+    asked = 0
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self, *_: Any) -> str:
+        self.asked += 1
+        return "y\n"
+
+
+@pytest.fixture(params=["a terminal that says yes", "closed"])
+def terminal(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Yes | None:
+    import transformers.dynamic_module_utils as modules
+
+    monkeypatch.setattr(modules, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    typed = Yes() if request.param != "closed" else None
+    monkeypatch.setattr(sys, "stdin", typed)
+    return typed
+
+
+def test_a_library_that_is_not_told_asks_and_runs_code(
+    tiny_model: Path, tmp_path: Path, planted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers.dynamic_module_utils as modules
+    from transformers import AutoTokenizer
+
+    monkeypatch.setattr(modules, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "stdin", typed := Yes())
+    AutoTokenizer.from_pretrained(str(_native_with_code(tiny_model, tmp_path / "model", planted)))
+    assert typed.asked == 1
+    assert planted.exists()
+
+
+def test_planning_for_a_model_runs_none_of_its_code(
+    tiny_model: Path,
+    tmp_path: Path,
+    planted: Path,
+    terminal: Yes | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = _native_with_code(tiny_model, tmp_path / "model", planted)
+    _, said = run(monkeypatch, capsys, "plan", "kalajdzievski2024/openorca", "--budget", 0.8, "--model", model)
+    evil = _with_code(tiny_model, tmp_path / "evil", planted)
+    from forgetting.analysis.plan.count import count_model
+
+    with pytest.raises(UsageError, match="is not run to count parameters") as caught:
+        count_model(str(evil))
+    assert "\n" not in str(caught.value)
+    assert count_model(str(model)) == count_model(str(tiny_model))
+    assert terminal is None or not terminal.asked
+    assert not planted.exists(), said
+
+
+@pytest.mark.parametrize("kind", ["a full model", "an adapter"])
+def test_a_tuned_models_tokenizer_runs_no_code(
+    tiny_model: Path,
+    corpora: Path,
+    tmp_path: Path,
+    planted: Path,
+    terminal: Yes | None,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tuned = _native_with_code(tiny_model, tmp_path / "tuned", planted)
+    if kind == "an adapter":
+        (tuned / "config.json").unlink()
+        (tuned / "model.safetensors").unlink()
+        _adapter(tiny_model, tuned)
+    how = ("--text", corpora / "general.jsonl", "--context", 32, "--no-cache")
+    code, said = run(monkeypatch, capsys, "measure", tiny_model, tuned, *how)
+    assert terminal is None or not terminal.asked
+    assert not planted.exists()
+    assert "Traceback" not in said
+    assert code in (0, 2), said
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"peft_type": "SHADOW", "shadow_model": "{evil}"}, "shadow_model: names another model"),
+        (
+            {"peft_type": "MULTITASK_PROMPT_TUNING", "prompt_tuning_init_state_dict_path": "{evil}/x.bin"},
+            "prompt_tuning_init_state_dict_path: names another model",
+        ),
+        ({"peft_type": "XLORA", "adapters": {"0": "{evil}"}}, "adapters: names other adapters"),
+        ({"peft_type": "PROMPT_TUNING", "tokenizer_kwargs": {"trust_remote_code": True}}, "tokenizer_kwargs"),
+    ],
+)
+def test_an_adapter_loads_no_other_model(
+    tiny_model: Path,
+    tmp_path: Path,
+    planted: Path,
+    terminal: Yes | None,
+    fields: dict[str, Any],
+    says: str,
+    context: Any,
+) -> None:
+    from forgetting.tuning.methods import METHODS
+
+    evil = _native_with_code(tiny_model, tmp_path / "evil", planted)
+    given = json.loads(json.dumps(fields).replace("{evil}", str(evil)))
+    adapter = _adapter(tiny_model, tmp_path / "adapter")
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | given))
+    with pytest.raises(UsageError, match=says):
+        adapter_config(find(str(adapter)))
+    base = load_base(ModelConfig(source=str(tiny_model))).model
+    with pytest.raises(UsageError, match=f"methods.peft.config: {says}"):
+        METHODS.parse(Variant(name="peft", config=given)).prepare(base, context)
+    assert terminal is None or not terminal.asked
+    assert not planted.exists()
+
+
+def test_a_prompt_from_text_asks_nothing(
+    tiny_model: Path, tmp_path: Path, planted: Path, terminal: Yes | None, context: Any
+) -> None:
+    """PEFT loads the tokenizer that the configuration names, and does not say whether its code may run."""
+    from forgetting.tuning.methods import METHODS
+
+    evil = _native_with_code(tiny_model, tmp_path / "evil", planted)
+    given = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2, "prompt_tuning_init": "TEXT"}
+    given |= {"prompt_tuning_init_text": "the old river", "tokenizer_name_or_path": str(evil)}
+    base = load_base(ModelConfig(source=str(tiny_model))).model
+    with pytest.raises(UsageError, match="methods.peft.config"):
+        METHODS.parse(Variant(name="peft", config=given)).prepare(base, context)
+    assert terminal is None or not terminal.asked
+    assert not planted.exists()
+
+
+LOADERS = ("from_pretrained", "from_config")
+OURS = ("PeftConfig", "PeftModel")
+"""Classes of PEFT, which know no such flag: their configurations are looked over first."""
+
+
+def test_every_call_that_may_load_a_model_says_whether_its_code_may_run() -> None:
+    source = Path(files.__file__).parent
+    found, silent = 0, []
+    for path in sorted(source.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            calls = [node.func, *node.args] if isinstance(node, ast.Call) else []
+            for called in calls:  # as an argument it is called by `load_pretrained`, with the options beside it
+                if not isinstance(called, ast.Attribute) or called.attr not in LOADERS:
+                    continue
+                if isinstance(called.value, ast.Name) and called.value.id in OURS:
+                    continue
+                found += 1
+                options = [word.arg for word in node.keywords]  # type: ignore[attr-defined]
+                if not {"trust_remote_code", None} & {*options}:
+                    silent.append(f"{path.relative_to(source)}:{node.lineno}")  # type: ignore[attr-defined]
+    assert not silent
+    assert found >= 6
 
 
 # YAML

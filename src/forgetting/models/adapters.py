@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..files import write_atomically
-from . import accelerate_internals, peft_internals, sources
+from . import accelerate_internals, bounds, peft_internals, sources
 from .sources import Source
 
 
@@ -129,7 +129,7 @@ def name_base(folder: Path, base: Source) -> None:
     file, card = folder / sources.ADAPTER_CONFIG, folder / "README.md"
     if base.commit is None or not file.exists():
         return
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = bounds.read_config(file)
     there = str(config.get("base_model_name_or_path"))
     config |= {"base_model_name_or_path": base.name, "revision": base.commit}
     write_atomically(file, json.dumps(config, indent=2, sort_keys=True) + "\n")

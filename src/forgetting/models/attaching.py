@@ -6,7 +6,6 @@ warning. Such an adapter changes nothing, or not what was trained.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -16,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from . import failures, sources, weights
+from . import bounds, failures, sources, transformers_internals, weights
 from .peft_internals import PREFIX
 from .sources import Source
 
 NAME = "default"
 """What PEFT calls an adapter that is loaded without a name."""
+MORE_ROWS = 2**16
+"""Tokens that an adapter may add to any base model."""
 TASKS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
 """Tasks whose adapters stand on the layers of a language model and on nothing else."""
 
@@ -48,12 +49,16 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 """Fields of adapter_config.json that are read here, what they may be, and in words."""
 
 
-def adapter_config(source: Source) -> Any | None:
+def adapter_config(source: Source, base: Source | None = None) -> Any | None:
     """The PEFT configuration of an adapter; None where the source is a full model.
 
+    Args:
+        source: where it lies.
+        base: the base model, which an adapter may name.
+
     Raises:
-        UsageError: both an adapter and a full model; a damaged adapter_config.json; weights that are not safetensors;
-            an adapter that cannot be measured on a language model.
+        UsageError: both an adapter and a full model; a damaged adapter_config.json, or one that asks for what none
+            may; weights that are not safetensors; an adapter that cannot be measured on a language model.
         ForgettingError: the Hub could not be reached.
     """
     if not source.is_adapter():
@@ -62,6 +67,8 @@ def adapter_config(source: Source) -> Any | None:
 
     name = f"adapter '{source.name}'"
     folder = source.adapter()
+    names = () if base is None else (base.name, str(base.local))
+    bounds.check_adapter(bounds.read_config(folder / sources.ADAPTER_CONFIG), f"{name}: adapter_config.json", names)
     with failures.explained(name, "adapter_config.json cannot be read"):
         config = PeftConfig.from_pretrained(str(folder))
         task = getattr(config.task_type, "value", config.task_type)
@@ -69,9 +76,6 @@ def adapter_config(source: Source) -> Any | None:
         value = getattr(config, field, None)
         if value is not None and not fits(value):
             raise UsageError(f"{name}: adapter_config.json: {field}: got {value!r:.60}; it is {allowed}")
-    if getattr(config, "megatron_config", None):
-        # PEFT would import the module that `megatron_core` names
-        raise UsageError(f"{name}: megatron_config names code to import, which is refused")
     if task not in TASKS:
         raise UsageError(f"{name}: made for the task {task}, not for a causal language model (CAUSAL_LM)")
     init = getattr(config, "init_lora_weights", None)
@@ -91,7 +95,7 @@ def unknown_fields(source: Source) -> list[str]:
     from peft import PeftConfig
 
     folder = source.adapter()
-    given = json.loads((folder / sources.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    given = bounds.read_config(folder / sources.ADAPTER_CONFIG)
     known = {field.name for field in dataclasses.fields(PeftConfig.from_pretrained(str(folder)))}
     unknown = sorted(name for name, value in given.items() if name not in known and value)
     if not unknown:
@@ -122,15 +126,21 @@ def attach(model: Any, source: Source) -> tuple[Any, list[str]]:
     rows = _rows(model, {_clean(key): shape for key, shape in stored.items()})
     if rows is None:
         rows = _rows_of_tokens(folder, model)
-    if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+    there = model.get_input_embeddings().weight.shape[0]
+    if rows is not None and rows > 8 * there + MORE_ROWS:
+        raise UsageError(f"{name}: asks for {rows:,} rows of the vocabulary; the base model has {there:,}")
+    if rows is not None and rows != there:
         model.resize_token_embeddings(rows, mean_resizing=False)
     own = {id(parameter) for parameter in model.parameters()}
+    names = [module for module, _ in model.named_modules()]
+    bounds.check_patterns(bounds.read_config(folder / sources.ADAPTER_CONFIG), names, f"{name}: adapter_config.json")
     with _readable(folder) as (readable, notice):
-        with failures.explained(name, "does not fit the base model; was it made for another one?"):
+        misfit = "does not fit the base model; was it made for another one?"
+        with failures.explained(name, misfit), transformers_internals.never_asking():
             tuned = PeftModel.from_pretrained(model, str(readable)).eval()
             faults = _faults(tuned, readable, own)
         if faults:
-            raise UsageError(f"{name} does not fit the base model; was it made for another one? {'; '.join(faults)}")
+            raise UsageError(f"{name} {misfit} {'; '.join(faults)}")
     return tuned, [f"{name}: {notice}"] if notice else []
 
 
@@ -231,7 +241,7 @@ def _named(names: dict[int, str], module: Any, ends: dict[str, int]) -> list[tup
 
 def _rows_of_tokens(folder: Path, model: Any) -> int | None:
     """Rows that an adapter's trainable tokens need: more than the base model's where they were added to it."""
-    given = json.loads((folder / sources.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    given = bounds.read_config(folder / sources.ADAPTER_CONFIG)
     tokens = given.get("trainable_token_indices") or given.get("token_indices") or []
     lists = list(tokens.values()) if isinstance(tokens, dict) else [tokens]
     needed = 1 + max((index for indices in lists for index in indices), default=-1)

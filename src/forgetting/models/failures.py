@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from ..errors import ForgettingError, UsageError
 
 
+class CodeNeededError(UsageError):
+    """A model needs Python code that comes with it, which was not allowed."""
+
+
 @contextmanager
 def explained(name: str, what: str) -> Iterator[None]:
     """Turn whatever a library raises on a model into one error of ours.
@@ -54,7 +58,7 @@ def _as_ours(name: str, what: str, error: Exception) -> Exception:
     if type(error).__module__.startswith("safetensors"):
         return UsageError(f"{name}: damaged weights: {first}")
     if "custom code" in first:
-        return UsageError(
+        return CodeNeededError(
             f"{name}: needs Python code that comes with it, which is not run unless you say so with "
             "trust_remote_code (--trust-remote-code); read the code first"
         )

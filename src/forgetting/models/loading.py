@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..config.schema import ModelConfig
 from ..errors import UsageError
-from . import failures, sources, weights
+from . import bounds, failures, sources, weights
 from .sources import Source
 
 if TYPE_CHECKING:
@@ -107,7 +107,6 @@ def load_model(config: ModelConfig, source: Source, placement: Placement = PLAIN
 def _fitting_model(config: ModelConfig, folder: Path, placement: Placement) -> tuple[Any, list[str]]:
     """The model of a folder with all of its weights and no other's, and notices."""
     import torch
-    from transformers import AutoConfig
 
     name = called(config)
     files = weights.of_folder(folder)
@@ -128,7 +127,9 @@ def _fitting_model(config: ModelConfig, folder: Path, placement: Placement) -> t
         options["quantization_config"] = _quantization(placement.bits)
     if wrapper is not None:
         options["key_mapping"] = weights.RENAMING
-    asked = load_pretrained(AutoConfig.from_pretrained, config, folder, trust_remote_code=config.trust_remote_code)
+    asked = _read_config(config, folder)
+    if not config.trust_remote_code:
+        bounds.check_size(asked, sum(tensor.size for tensor in files.values()), name)
     model, info, notices = _loaded(name, folder, asked, options)
     notices += weights.check_fit(name, model, info, files, quantised=_quantised_by(asked) is not None)
     if wrapper is not None:
@@ -251,13 +252,17 @@ def architecture(config: ModelConfig, source: Source | None = None) -> Any:
         UsageError: no such model, or no usable configuration.
         ForgettingError: the Hub could not be reached.
     """
-    from transformers import AutoConfig
-
     source = source or sources.find(config.source, config.revision, code=config.trust_remote_code)
     check_whole(source)
-    return load_pretrained(
-        AutoConfig.from_pretrained, config, source.config(), trust_remote_code=config.trust_remote_code
-    )
+    return _read_config(config, source.config())
+
+
+def _read_config(config: ModelConfig, folder: Path) -> Any:
+    """A folder's configuration, of transformers; what no model has is refused before it is acted on."""
+    from transformers import AutoConfig
+
+    bounds.check_model(folder / sources.CONFIG, called(config), code=config.trust_remote_code)
+    return load_pretrained(AutoConfig.from_pretrained, config, folder, trust_remote_code=config.trust_remote_code)
 
 
 def max_context(config: ModelConfig, source: Source | None = None) -> int | None:

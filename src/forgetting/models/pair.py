@@ -78,7 +78,7 @@ def open_pair(
         return Pair(loaded.model, tuned, tokenizer or loaded.tokenizer, loaded.key, names, None, list(loaded.notices))
     # what is wrong with the tuned model is said before the base model is loaded, or downloaded
     found = tuned if isinstance(tuned, Source) else sources.find(str(tuned), code=config.trust_remote_code)
-    adapter = attaching.adapter_config(found)
+    adapter = attaching.adapter_config(found, source)
     if adapter is None:
         loading.check_whole(found)
     loaded = loading.load_base(config, source, placement)
@@ -88,7 +88,9 @@ def open_pair(
     other = settings.model_copy(update={"source": found.name, "revision": None})
     model, notices = loading.load_model(other, found, placement)
     notices = [*loaded.notices, *notices, *comparable.architecture_notices(loaded.model, model)]
-    return Pair(loaded.model, model, tokenizer, loaded.key, (source.name, found.name), _own_tokenizer(found), notices)
+    return Pair(
+        loaded.model, model, tokenizer, loaded.key, (source.name, found.name), _own_tokenizer(found, config), notices
+    )
 
 
 def _live_pair(base: nn.Module | None, tuned: Model, tokenizer: Any) -> Pair:
@@ -140,15 +142,21 @@ def _adapter_pair(
     if adapters.invocations(tuned):
         notices.append("an aLoRA adapter: it acts after the last of its invocations in a window, as PEFT runs it")
     return Pair(
-        base, tuned, tokenizer, loaded.key, (config.source, source.name), _own_tokenizer(source), [*notices, *found]
+        base,
+        tuned,
+        tokenizer,
+        loaded.key,
+        (config.source, source.name),
+        _own_tokenizer(source, config),
+        [*notices, *found],
     )
 
 
-def _own_tokenizer(source: Source) -> Any:
+def _own_tokenizer(source: Source, config: ModelConfig) -> Any:
     """The tokenizer that lies with a tuned model; None where none does."""
     from transformers import AutoTokenizer
 
     if not source.has("tokenizer.json"):
         return None
     with failures.explained(f"model '{source.name}'", "its tokenizer cannot be read"):
-        return AutoTokenizer.from_pretrained(str(source.config()))
+        return AutoTokenizer.from_pretrained(str(source.config()), trust_remote_code=config.trust_remote_code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from ..data import hub
 from ..errors import UsageError
+from . import bounds
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -148,10 +148,7 @@ class Source:
     def _shards(self, repo: hub.Repo) -> list[str]:
         if repo.files >= {INDEX}:
             index = repo.fetch([INDEX]) / INDEX
-            try:
-                named = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-            except (ValueError, KeyError, AttributeError):
-                raise UsageError(f"model '{self.name}': {INDEX}: damaged") from None
+            named = shards(index, f"model '{self.name}': {INDEX}")
             if lacking := sorted(named - repo.files):
                 raise UsageError(f"model '{self.name}': {INDEX} names {lacking[0]}, which this repository lacks")
             return sorted(named)
@@ -159,6 +156,18 @@ class Source:
             found = next(name for name in self.files() if name.endswith(".safetensors"))
             raise UsageError(f"model '{self.name}': no {WEIGHTS} in this repository; {found} is not read")
         return [WEIGHTS]
+
+
+def shards(index: Path, where: str) -> set[str]:
+    """The files that an index names.
+
+    Raises:
+        UsageError: a damaged index; `where` names it.
+    """
+    found = bounds.read_config(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise UsageError(f"{where}: damaged")
+    return set(found.values())
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

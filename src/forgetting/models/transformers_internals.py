@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from . import private_names
@@ -53,8 +55,29 @@ ZERO3 = _name(
     "transformers.integrations.deepspeed:is_deepspeed_zero3_enabled",
     "parameters that DeepSpeed shards cannot be told from whole ones",
 )
-NAMES = (GRAD_NORM, LOAD_CHECKPOINT, SETUP_DEVICES, ON_LOG, CALL_EVENT, ZERO3)
+REMOTE_CODE_TIMEOUT = _name(
+    # seconds that transformers waits for an answer on the terminal; at 0 it asks nothing and raises
+    "transformers.dynamic_module_utils:TIME_OUT_REMOTE_CODE",
+    "a library that loads a model by itself could ask on the terminal whether to run its code",
+)
+NAMES = (GRAD_NORM, LOAD_CHECKPOINT, SETUP_DEVICES, ON_LOG, CALL_EVENT, ZERO3, REMOTE_CODE_TIMEOUT)
 """Those that a class or module has; the others are of objects."""
+
+
+@contextmanager
+def never_asking() -> Iterator[None]:
+    """Have transformers refuse code that comes with a model where a library loads it without the flag.
+
+    Of its own accord it would ask on the terminal and read the answer from standard input.
+    """
+    from transformers import dynamic_module_utils
+
+    before = REMOTE_CODE_TIMEOUT.value()
+    setattr(dynamic_module_utils, REMOTE_CODE_TIMEOUT.name, 0)
+    try:
+        yield
+    finally:
+        setattr(dynamic_module_utils, REMOTE_CODE_TIMEOUT.name, before)
 
 
 def check_overridden() -> None:

@@ -7,7 +7,7 @@ out for a reason (buffers, towers for images, heads for other tasks beside the l
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from . import failures
+from . import failures, sources
 from .sources import INDEX, WEIGHTS
 
 WRAPPERS = {
@@ -53,6 +53,12 @@ class Stored:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def size(self) -> int:
+        """Its bytes; a dtype says its bits by its first number."""
+        bits = re.search(r"\d+", self.dtype)
+        return math.prod(self.shape) * int(bits[0] if bits else 8) // 8
+
 
 def of_folder(folder: Path) -> dict[str, Stored]:
     """The tensors of a model in a folder, from headers alone; of two sets the one that transformers reads.
@@ -65,10 +71,7 @@ def of_folder(folder: Path) -> dict[str, Stored]:
     index = folder / INDEX
     if not index.is_file():
         return {}
-    try:
-        files = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise UsageError(f"{index}: damaged") from None
+    files = sources.shards(index, str(index))
     if lacking := sorted(file for file in files if not (folder / file).is_file()):
         raise UsageError(f"{index}: names {lacking[0]}, which is not there")
     return {name: tensor for file in sorted(files) for name, tensor in of_file(folder / file).items()}

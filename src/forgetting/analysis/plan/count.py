@@ -43,14 +43,17 @@ def count_model(name: str, targets: tuple[str, ...] = (ALL_LINEAR,)) -> Counted:
     from transformers import AutoModelForCausalLM
 
     from forgetting.config.schema import ModelConfig
+    from forgetting.models.failures import CodeNeededError, explained
     from forgetting.models.loading import architecture
 
-    config = architecture(ModelConfig(source=name))
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"model '{name}': no usable configuration ({str(error).splitlines()[0]})") from None
+        config = architecture(ModelConfig(source=name))
+        with explained(f"model '{name}'", "no usable configuration"), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except CodeNeededError:
+        raise UsageError(
+            f"model '{name}': needs Python code that comes with it, which is not run to count parameters; give --params"
+        ) from None
     head = model.get_output_embeddings()
     linear = {
         path: (int(module.weight.shape[0]), int(module.weight.shape[1]))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from ...errors import UsageError, did_you_mean
+from ...models import bounds
 from .base import Context, Method
 from .targets import adapt, refused
 
@@ -44,7 +45,7 @@ class Peft(Method):
         """The configuration as PEFT's object.
 
         Raises:
-            UsageError: no such type or field, or a value that PEFT refuses.
+            UsageError: no such type or field, or a value that PEFT or we refuse.
         """
         from ...models.peft_internals import config_types
 
@@ -60,12 +61,14 @@ class Peft(Method):
             if key not in known:
                 meant = did_you_mean(key, sorted(known))
                 raise UsageError(f"methods.peft.config.{key}: {kind} has no such field; {meant}")
+        bounds.check_adapter(given, "methods.peft.config")
         made: PeftConfig = refused(lambda: kinds[kind](task_type="CAUSAL_LM", **given), "methods.peft.config")
         return made
 
     def check(self, model: PreTrainedModel, context: Context) -> None:
-        """Refuse an unknown type or field."""
+        """Refuse an unknown type or field, and a pattern that takes forever."""
         self.peft_config()
+        bounds.check_patterns(self.config, [name for name, _ in model.named_modules()], "methods.peft.config")
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
         """Let PEFT make the model trainable; see `Method.prepare`."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from ...errors import UsageError
+from ...errors import ForgettingError, UsageError
+from ...models import failures, transformers_internals
 from .base import Context, Method
 
 if TYPE_CHECKING:
@@ -208,7 +209,12 @@ def adapt(model: PreTrainedModel, config: PeftConfig, where: str) -> PeftModel:
 def refused(call: Callable[[], Any], where: str) -> Any:
     """Call PEFT; what it refuses as a UsageError that names the method."""
     try:
-        return call()
-    except (ValueError, TypeError, NotImplementedError) as error:
+        with transformers_internals.never_asking():
+            return call()
+    except ForgettingError:
+        raise
+    except Exception as error:  # PEFT raises all there is on a configuration that it does not expect
+        if failures.out_of_memory(error):
+            raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(f"{where}: {lines[0][:300]}") from error

@@ -1,0 +1,256 @@
+"""What a configuration of somebody else's model or adapter may ask: no second model, no work without end.
+
+A model is numbers, but its configuration is a list of wishes: how many layers to make, which modules to match by which
+pattern, which other model to load beside it. What no honest file asks is refused before a library acts on it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..errors import ForgettingError, UsageError
+
+MAX_CONFIG = 2**26
+"""Bytes of a config.json or adapter_config.json."""
+MAX_PARTS = 4096
+"""Layers, blocks or experts of a model: each is built by Python."""
+MAX_BUILT = 200_000
+"""Layers times experts."""
+MAX_RANK = 2**16
+MAX_NUMBER = 2**28
+"""Any other whole number of an adapter's configuration that is no seed."""
+MAX_ITERATIONS = 1000
+MAX_VALUES = 200_000
+MAX_REPLICATED = 4096
+"""Layers of a model whose layers an adapter repeats."""
+MAX_PATTERN = 20_000
+"""Characters of a pattern."""
+PATTERN_SECONDS = 5
+SLACK = 2**26
+"""Numbers that a model may have beside those in its files: tables of positions, masks."""
+KERNELS = "kernels-community/"
+"""Whose kernels of the Hub a config.json may name; all others are code of a stranger."""
+
+_PARTS = re.compile(r"(^|_)(layers?|blocks?|experts|depth|stages)$")
+_RANKS = re.compile(r"^(r|.*_r|rank|.*_rank|rank_.*|num_virtual_tokens|.*num_layers|.*attention_heads|.*_hidden_size)$")
+_SEEDS = re.compile(r"seed|prng|key")
+_OTHERS = ("shadow_model", "prompt_tuning_init_state_dict_path")
+"""Fields of PEFT's configurations that name another model or file of weights to load."""
+_NONE = {"shadow_model": "mirror"}
+"""What such a field holds where it names none."""
+_PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern", "modules_to_save")
+_PATTERNS_BY_KEY = re.compile(r"_pattern$|^target_svd_config$")
+_LITERAL = re.compile(r"[\w.-]*")
+_FORMS = ("{}", r"(.*\.)?({})$", r"(^|.*\.){}($|\..*)", r"(?:^|.*?\.){}\.(?P<idx>\d+)\.", r".*\.{}$")
+"""How PEFT puts a pattern into a regular expression."""
+_MATCHING = """
+import json, re, sys
+given = json.load(sys.stdin)
+for number, pattern in enumerate(given["patterns"]):
+    print(number, flush=True)
+    for form in given["forms"]:
+        try:
+            compiled = re.compile(form.replace("{}", pattern))
+        except re.error:
+            continue
+        for name in given["names"]:
+            compiled.fullmatch(name), compiled.match(name), compiled.search(name)
+"""
+
+
+def check_model(file: Path, name: str, *, code: bool) -> None:
+    """Refuse a config.json that asks for more layers or experts than any model has, or for code of the Hub.
+
+    Args:
+        file: config.json.
+        name: the model, for messages.
+        code: whether code that comes with the model may run.
+
+    Raises:
+        UsageError: as said, or not JSON; names the field.
+    """
+    content = read_config(file)
+    numbers = list(_numbers(content))
+    parts = [(path, key, value) for path, key, value in numbers if _PARTS.search(key)]
+    for path, _, value in parts:
+        if value > MAX_PARTS:
+            raise UsageError(f"{name}: config.json: {path}: got {_short(value)}; at most {MAX_PARTS:,}")
+    experts = max((value for _, key, value in parts if key.endswith("experts")), default=1)
+    layers = max((value for _, key, value in parts if not key.endswith("experts")), default=1)
+    if layers * experts > MAX_BUILT:
+        raise UsageError(
+            f"{name}: config.json: {layers:,} layers of {experts:,} experts; at most {MAX_BUILT:,} in all are built"
+        )
+    for field in ("attn_implementation", "_attn_implementation"):
+        for found in _texts(content.get(field)):
+            if "/" in found and not found.startswith(KERNELS) and not code:
+                raise UsageError(
+                    f"{name}: config.json: {field}: names a kernel of the Hub, {found!r:.80}, which is code; it is not "
+                    "run unless you say so with trust_remote_code (--trust-remote-code)"
+                )
+
+
+def check_size(config: Any, held: int, name: str) -> None:
+    """Refuse a model that is far larger than its files: a library would fill the rest with random numbers first.
+
+    The model is built without memory for its weights. Where it cannot be built so, loading it says why.
+
+    Args:
+        config: as transformers read it.
+        held: bytes of the weights in its files.
+        name: the model, for messages.
+
+    Raises:
+        UsageError: names both sizes.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    plain = copy.deepcopy(config)
+    plain._attn_implementation = "eager"
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(plain, trust_remote_code=False)
+        asked = sum(one.numel() for one in (*model.parameters(), *model.buffers()))
+    except Exception:  # libraries raise all there is, and raise it again when the model is loaded
+        return
+    if asked > 8 * held + SLACK:
+        raise UsageError(
+            f"{name}: by its config.json it has {asked:,} numbers, and its files hold {held:,} bytes of weights"
+        )
+
+
+def check_adapter(given: Mapping[str, Any], where: str, base: Collection[str] = ()) -> None:
+    """Refuse a PEFT configuration that loads another model, names code, or asks for work without end.
+
+    Args:
+        given: its fields, as they stand in the file.
+        where: the adapter or the field of a study, for messages.
+        base: what the base model is called: an adapter may name it.
+
+    Raises:
+        UsageError: names the field.
+    """
+    for field in _OTHERS:
+        other = given.get(field)
+        if other and other != _NONE.get(field) and other not in base:
+            raise UsageError(
+                f"{where}: {field}: names another model to load, {other!r:.80}; only the base model may be named"
+            )
+    if given.get("adapters"):
+        raise UsageError(f"{where}: adapters: names other adapters to load, which is refused")
+    if given.get("megatron_config"):
+        # PEFT would import the module that `megatron_core` names
+        raise UsageError(f"{where}: megatron_config names code to import, which is refused")
+    if "trust_remote_code" in (given.get("tokenizer_kwargs") or ()):
+        raise UsageError(f"{where}: tokenizer_kwargs: trust_remote_code runs code that comes with a tokenizer; refused")
+    _check_counts(given, where)
+    iterations = re.search(r"niter_(\d+)$", str(given.get("init_lora_weights")))
+    if iterations and int(iterations[1][:9]) > MAX_ITERATIONS:
+        raise UsageError(f"{where}: init_lora_weights: got {iterations[0][:40]}; at most {MAX_ITERATIONS:,} iterations")
+    for field, pattern in patterns(given):
+        if len(pattern) > MAX_PATTERN:
+            raise UsageError(f"{where}: {field}: a pattern of {len(pattern):,} characters; at most {MAX_PATTERN:,}")
+
+
+def _check_counts(given: Mapping[str, Any], where: str) -> None:
+    """Refuse whole numbers that no honest configuration has."""
+    for count, (path, key, value) in enumerate(_numbers(given)):
+        if count > MAX_VALUES:
+            raise UsageError(f"{where}: more than {MAX_VALUES:,} numbers")
+        limit = MAX_RANK if _RANKS.match(key) or path.startswith("rank_pattern") else MAX_NUMBER
+        limit = MAX_ITERATIONS if "niter" in key else limit
+        if value > limit and not _SEEDS.search(key):
+            raise UsageError(f"{where}: {path}: got {_short(value)}; at most {limit:,}")
+    ranges = given.get("layer_replication") or []
+    pairs = [one for one in ranges if isinstance(one, list) and len(one) == 2 and all(type(n) is int for n in one)]
+    if sum(max(end - start, 0) for start, end in pairs) > MAX_REPLICATED:
+        raise UsageError(f"{where}: layer_replication: asks for more than {MAX_REPLICATED:,} layers")
+
+
+def _short(value: int) -> str:
+    return f"{value:,}" if value < 10**15 else "a number of more than 15 digits"
+
+
+def patterns(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The regular expressions of a PEFT configuration, with their fields."""
+    for field, value in given.items():
+        if field in _PATTERNS:
+            found = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+            yield from ((field, one) for one in found if isinstance(one, str) and not _LITERAL.fullmatch(one))
+        elif _PATTERNS_BY_KEY.search(field) and isinstance(value, Mapping):
+            yield from ((field, key) for key in value if not _LITERAL.fullmatch(key))
+
+
+def check_patterns(given: Mapping[str, Any], names: Iterable[str], where: str) -> None:
+    """Refuse a pattern that takes forever on the names of a model's modules.
+
+    Python cannot interrupt a match, so that another process tries each pattern first, in all the ways of PEFT.
+
+    Args:
+        given: the fields of a PEFT configuration.
+        names: of the model's modules.
+        where: the adapter or the field of a study, for messages.
+
+    Raises:
+        UsageError: names the field.
+    """
+    found = list(patterns(given))
+    if not found:
+        return
+    asked = {"patterns": [pattern for _, pattern in found], "forms": _FORMS, "names": list(names)}
+    command = [sys.executable, "-I", "-S", "-c", _MATCHING]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own program; the patterns are its input
+            command, input=json.dumps(asked), capture_output=True, text=True, timeout=PATTERN_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as late:
+        begun = (late.stdout or b"").decode() if isinstance(late.stdout, bytes) else late.stdout or ""
+        field, pattern = found[max(len(begun.split()) - 1, 0)]
+        raise UsageError(
+            f"{where}: {field}: the pattern {pattern!r:.80} takes more than {PATTERN_SECONDS} s on the names of the "
+            "model's modules"
+        ) from None
+    except OSError as error:
+        raise ForgettingError(f"{where}: its patterns cannot be tried: {error.strerror}") from None
+    if done.returncode:
+        field, pattern = found[max(len(done.stdout.split()) - 1, 0)]
+        raise UsageError(f"{where}: {field}: the pattern {pattern!r:.80} cannot be used")
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A JSON object of settings that lies with a model.
+
+    Raises:
+        UsageError: not JSON, nested too deeply, too long, or no object.
+    """
+    where = f"{file} cannot be read"
+    content = files.parse_json(files.read_text(file, limit=MAX_CONFIG, encoding="utf-8-sig"), where)
+    if not isinstance(content, dict):
+        raise UsageError(f"{where}: needs a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _numbers(value: Any) -> Iterator[tuple[str, str, int]]:
+    """The whole numbers inside a configuration: path, last name on it, number."""
+    waiting = [("", "", value)]
+    while waiting:
+        path, key, one = waiting.pop()
+        if isinstance(one, Mapping):
+            waiting += [(f"{path}.{name}".lstrip(".")[:200], str(name), item) for name, item in one.items()]
+        elif isinstance(one, list):
+            waiting += [(path, key, item) for item in one]
+        elif type(one) is int:
+            yield path, key, one
+
+
+def _texts(value: Any) -> list[str]:
+    return [one for one in (value.values() if isinstance(value, dict) else [value]) if isinstance(one, str)]
