@@ -348,7 +348,7 @@ def test_a_prompt_from_text_asks_nothing(
     given = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2, "prompt_tuning_init": "TEXT"}
     given |= {"prompt_tuning_init_text": "the old river", "tokenizer_name_or_path": str(evil)}
     base = load_base(ModelConfig(source=str(tiny_model))).model
-    with pytest.raises(UsageError, match="methods.peft.config"):
+    with pytest.raises(UsageError, match=r"methods\.peft\.config"):
         METHODS.parse(Variant(name="peft", config=given)).prepare(base, context)
     assert terminal is None or not terminal.asked
     assert not planted.exists()
