@@ -121,3 +121,18 @@ def test_the_section_is_drawn_and_fits(show, width):  # noqa: F811 - the fixture
     assert page.locator("[data-kind=plane] .point").count() == 9 * 12
     assert page.locator("svg.whisker").count() == 4
     assert opened.trouble == []
+
+
+def test_a_reference_that_is_no_line_is_said_and_nothing_is_ranked():
+    config, rows, runs, fits, capabilities, _ = made()
+    text = with_words(render_study(config, rows, runs, fits, capabilities, made()[-1]))
+    assert "The reference’s line. Line through lora: R² 0." in text or "Parabola through lora: R² 0." in text
+    assert "No line:" not in text
+    rng = np.random.default_rng(0)
+    flat = {name: rows[name].tolist() for name in rows.columns}
+    flat["forgetting"] = [float(v) for v in rng.normal(0.5, 0.05, len(rows))]
+    flat["rank"] = [None if label == "attention" else r for label, r in zip(rows["label"], rows["rank"], strict=True)]
+    comparison = compare_tables({"d": flat}, "lora", fits={"d": {}})
+    text = with_words(render_study(config, rows, runs, fits, capabilities, comparison))
+    assert "No line: from these runs its slope cannot be told from 0" in text
+    assert "cannot be judged: no line;" in text

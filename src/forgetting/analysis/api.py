@@ -203,7 +203,7 @@ def plan(
 @checked
 def compare(
     source: Source,
-    reference: str | None = None,
+    reference: str | Sequence[str] | Mapping[str, Any] | None = None,
     *,
     dataset: str | None = None,
     by: str | None = None,
@@ -215,7 +215,8 @@ def compare(
     Args:
         source: a study folder, the path of a table, a DataFrame, a datasets.Dataset, a dictionary of columns, or a list
             of rows.
-        reference: label whose plain runs all others are held against; default a study's first method.
+        reference: label whose plain runs all others are held against; `COLUMN=VALUE`, or several of these, of which a
+            run must have all (of one column, any); or values by column. Default a study's first method.
         dataset: only this data set.
         by: the column to hold equal; default `finetune_loss`, or `test_accuracy` in PEFT's results.
         direction: `lower` or `higher` is better; only for a column of your own.
@@ -252,7 +253,7 @@ def _check_plan(target_loss: float | None, ranks: Any, params: Any, given: Mappi
         raise UsageError("give ranks or trainable parameters (params), not both")
 
 
-def _own(tables: Mapping[str, Table], reference: str | None) -> tuple[str | None, float]:
+def _own(tables: Mapping[str, Table], reference: Any) -> tuple[Any, float]:
     """The reference and the first step of a study's own table, which says them itself."""
     said = {str(cell) for table in tables.values() for cell in table.get("reference", [])}
     starts = [float(cell) for table in tables.values() for cell in table.get("measure_start", [])]

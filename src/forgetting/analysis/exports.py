@@ -16,9 +16,12 @@ FINISHED = ("done", "success", "finished", "completed")
 """What other tools call a run whose numbers count, in lower case."""
 STEP = re.compile(r"(^|[/_ ])(steps?|iterations?|updates?)$", re.IGNORECASE)
 """An x axis that counts update steps: `Step`, `_step`, `train/global_step`, `trainer/global_step`."""
-PEFT_FIXED = datetime.date(2026, 7, 14)
-"""The day on which PEFT's pull request 3419 mended how its method comparison measures forgetting."""
+PEFT_FIXED = datetime.datetime(2026, 7, 14, 13, 22, 56, tzinfo=datetime.UTC)
+"""When PEFT's pull request 3419 mended how its method comparison measures forgetting."""
 INVALID = "forgetting measured before PEFT's fix of 2026-07-14"
+KINDS_OF_MISS = ("bat", "mini")
+OWN_OPTIMIZERS = ("lora-fa", "lora+", "riemannian")
+"""Optimisers of PEFT's comparison that are methods by themselves; others are torch's."""
 NOT_MEASURED = "forgetting not measured"
 _CHART = re.compile(r"^(?P<run>.+) - (?P<metric>.+?)(?P<band>__MIN|__MAX)?$")
 
@@ -26,9 +29,12 @@ _CHART = re.compile(r"^(?P<run>.+) - (?P<metric>.+?)(?P<band>__MIN|__MAX)?$")
 def peft_table(found: Sequence[tuple[Path, Any]]) -> Table:
     """One row a result of PEFT's method_comparison: its last measurement, or what failed.
 
-    Forgetting in results of 2026-07-14 and before is invalid: labels were not shifted, and the "before" was taken on
-    adapters that need not be the identity (PEFT pull request 3419). Their `status` says so, so that no fit or
+    Forgetting in results from before the fix of 2026-07-14 is invalid: labels were not shifted, and the "before" was
+    taken on adapters that need not be the identity (PEFT pull request 3419). Their `status` says so, so that no fit or
     comparison takes them together with valid ones.
+
+    `label` tells apart what one `peft_type` holds: of LORA DoRA, rsLoRA, LoRA-FA and others, by the configuration's
+    flags, its way to start, and the optimiser.
 
     Args:
         found: files and their contents.
@@ -60,12 +66,19 @@ def _peft_row(path: Path, content: Any) -> dict[str, Any]:
     status = "done" if status.lower() in FINISHED else status
     if last.get("forgetting") is not None and not _after_the_fix(run):
         status = INVALID
+    training = run.get("train_config") or {}
     return {
         "dataset": path.parent.parent.name or "peft",
         "method": str(config.get("peft_type") or "full").lower(),
+        "label": _peft_label(config, training),
+        "peft_type": config.get("peft_type"),
+        **{name: config.get(name) for name in ("use_dora", "use_rslora", "init_lora_weights", "lora_alpha")},
+        "target_modules": _joined(config.get("target_modules")),
+        "optimizer": training.get("optimizer_type"),
+        "learning_rate": (training.get("optimizer_kwargs") or {}).get("lr"),
         "rank": config.get("r"),
         "run_id": run.get("experiment_name") or path.stem,
-        "seed": (run.get("train_config") or {}).get("seed"),
+        "seed": training.get("seed"),
         "status": status,
         "step": last.get("step"),
         "trainable_params": train.get("num_trainable_params"),
@@ -76,11 +89,43 @@ def _peft_row(path: Path, content: Any) -> dict[str, Any]:
 
 
 def _after_the_fix(run: Mapping[str, Any]) -> bool:
-    """Whether a result says that it was made after the day of the fix; one without a date does not."""
+    """Whether a result says that it was made after the fix; one without a date does not."""
     try:
-        return datetime.date.fromisoformat(str(run.get("created_at"))[:10]) > PEFT_FIXED
+        made = datetime.datetime.fromisoformat(str(run.get("created_at")))
     except ValueError:
         return False
+    return (made if made.tzinfo else made.replace(tzinfo=datetime.UTC)) > PEFT_FIXED
+
+
+def _peft_label(config: Mapping[str, Any], training: Mapping[str, Any]) -> str:
+    """What a result is a result of: `lora`, `dora`, `rslora+lora-fa`, `miss-bat`, `full`, ..."""
+    kind = str(config.get("peft_type") or "full").lower()
+    start = config.get("init_lora_weights" if kind == "lora" else "init_weights")
+    variant = start.lower().split("_niter")[0] if isinstance(start, str) and start.lower() != "gaussian" else ""
+    if kind != "lora" and variant not in KINDS_OF_MISS:
+        variant = ""
+    optimizer = str(training.get("optimizer_type") or "").lower()
+    own = [optimizer] if optimizer in OWN_OPTIMIZERS else []
+    if kind != "lora":
+        return "+".join([f"{kind}-{variant}" if variant else kind, *own])
+    flags = [name.removeprefix("use_") for name, value in config.items() if name.startswith("use_") and value]
+    flags += [
+        name.removesuffix("_config")
+        for name, value in config.items()
+        if name.endswith("_config") and value and name not in _ELSEWHERE and name.removesuffix("_config") != variant
+    ]
+    flags += ["alora"] if config.get("alora_invocation_tokens") else []
+    flags += [variant] if variant else []
+    return "+".join([*flags, *own]) or kind
+
+
+_ELSEWHERE = ("megatron_config", "loftq_config", "runtime_config")
+"""Parts of a LoRA's configuration that are no method of their own, or that its way to start names."""
+
+
+def _joined(modules: Any) -> Any:
+    """Names of modules in one cell."""
+    return ",".join(sorted(map(str, modules))) if isinstance(modules, list | tuple | set) else modules
 
 
 def normalise(table: Table) -> Table:

@@ -13,7 +13,11 @@ from . import options as o
 def compare_command(
     source: Annotated[str, typer.Argument(help="A study folder, a table, or PEFT results (a file or a folder).")],
     reference: Annotated[
-        str | None, typer.Option(help="Label whose plain runs are the reference. Default: a study's first method.")
+        list[str] | None,
+        typer.Option(
+            help="What all others are held against: a label's plain runs, or COLUMN=VALUE; repeat for several. "
+            "Default: a study's first method."
+        ),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
     by: Annotated[

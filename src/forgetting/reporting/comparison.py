@@ -12,7 +12,16 @@ from forgetting.analysis.compare.beyond import LAWS as EQUATIONS
 from forgetting.analysis.compare.beyond import PAPER
 from forgetting.analysis.compare.plane import Look, plane
 from forgetting.analysis.compare.source import INTERPOLATION, Key
-from forgetting.analysis.compare.words import cost, frontier_words, number, reach, sentence, span
+from forgetting.analysis.compare.words import (
+    cost,
+    flat_words,
+    frontier_words,
+    line_words,
+    number,
+    reach,
+    sentence,
+    span,
+)
 from forgetting.display.numbers import MINUS, count, duration, finite, level
 from forgetting.reporting.series import Series
 from forgetting.tuning.methods import METHODS
@@ -20,6 +29,7 @@ from forgetting.tuning.mitigations import MITIGATIONS
 
 if TYPE_CHECKING:
     from forgetting.analysis.compare.contest import Contender
+    from forgetting.analysis.compare.estimate import Estimate
 
 VIEW = (320.0, 30.0)  # width and height of an interval's picture, in its own units
 MEDALS = {"saves": "good", "costs": "bad"}
@@ -95,22 +105,24 @@ def comparison_section(
             for r in found
         ],
         "paper": " and ".join(f"{value:.4f} with {EQUATIONS[law]}" for law, value in PAPER.items()),
-        "heads": HEADS,
     }
 
 
 def _contest(i: int, c: Contest, of_run: Mapping[str, Series]) -> dict[str, Any]:
     styles = {key: next((of_run[run] for run in runs if run in of_run), None) for key, runs in c.runs.items()}
-    low, high = _range(c)
+    raw = c.flat and not any(math.isfinite(one.saving.value) for one in c.contenders)
+    low, high = _range([one.raw if raw else one.saving for one in c.contenders])
     looks = {key: Look(s.key, f"var(--{s.key})", s.symbol) for key, s in styles.items() if s is not None}
     chart, hover = plane(c, looks)
-    ranked = [_ranked(one, c, styles[one.key], low, high) for one in c.contenders]
+    ranked = [_ranked(one, c, styles[one.key], low, high, raw=raw) for one in c.contenders]
     shown = {s.key: s for key, s in styles.items() if s is not None and INTERPOLATION not in key.mitigation}
     return {
         "key": f"c{i}",
         "dataset": c.dataset,
         "axis": c.axis.name,
         "level": level(c.confidence),
+        "line": _minus(line_words(c)),
+        "flat": flat_words(c),
         "ranked": ranked,
         "zero": _place(0.0, low, high),
         "ends": (signed(low), signed(high)),
@@ -119,12 +131,14 @@ def _contest(i: int, c: Contest, of_run: Mapping[str, Series]) -> dict[str, Any]
         "payload": {"hover": hover, "charts": [{"kind": chart.kind, "spec": chart.spec}]},
         "frontier": frontier_words(c.points),
         "notes": c.notes,
+        "raw": raw,
+        "heads": (*HEADS, *(("below the mean", f"higher {c.axis.name}") if c.flat else ())),
     }
 
 
-def _range(c: Contest) -> tuple[float, float]:
+def _range(estimates: Sequence[Estimate]) -> tuple[float, float]:
     """Savings from which to which the pictures show."""
-    ends = [v for one in c.contenders for v in (one.saving.low, one.saving.high, one.saving.value) if math.isfinite(v)]
+    ends = [v for e in estimates for v in (e.low, e.high, e.value) if math.isfinite(v)]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     margin = 0.06 * (high - low) or 0.1
     return low - margin, high + margin
@@ -134,12 +148,14 @@ def _place(value: float, low: float, high: float) -> float:
     return round((value - low) / (high - low) * VIEW[0], 1)
 
 
-def _ranked(one: Contender, c: Contest, style: Series | None, low: float, high: float) -> Ranked:
+def _ranked(one: Contender, c: Contest, style: Series | None, low: float, high: float, *, raw: bool = False) -> Ranked:
+    """One contender; with `raw` its picture is the difference from the mean of a reference that is no line."""
     e, p = one.saving, one.price
+    drawn = one.raw if raw else e
     mark = None
-    if math.isfinite(e.value):
-        ends = (_place(e.low, low, high), _place(e.high, low, high)) if e.known else (None, None)
-        mark = (ends[0], _place(e.value, low, high), ends[1])
+    if math.isfinite(drawn.value):
+        ends = (_place(drawn.low, low, high), _place(drawn.high, low, high)) if drawn.known else (None, None)
+        mark = (ends[0], _place(drawn.value, low, high), ends[1])
     paid = ("–", "–", "–")
     if p is not None:
         paid = (
@@ -157,7 +173,7 @@ def _ranked(one: Contender, c: Contest, style: Series | None, low: float, high: 
         says=_minus(sentence(one, c)),
         aside="; ".join(text for text in aside if text),
         mark=mark,
-        cells=(*cells, *paid, str(len(one.seeds))),
+        cells=(*cells, *paid, str(len(one.seeds)), *((_minus(span(one.raw)), signed(one.raw_axis)) if c.flat else ())),
     )
 
 
@@ -190,12 +206,14 @@ def _minus(text: str) -> str:
 
 
 def signed(value: float) -> str:
-    """A number with its sign, three decimals.
+    """A number with its sign, three decimals; a dash where unknown.
 
     Examples:
         >>> signed(0.1), signed(-0.25), signed(0.0)
         ('+0.100', '−0.250', '0.000')
     """
+    if not math.isfinite(value):
+        return "–"
     return f"{value:+.3f}".replace("-", MINUS) if abs(value) >= 5e-4 else "0.000"
 
 

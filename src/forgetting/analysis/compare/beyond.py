@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from forgetting.analysis.compare.reference import Reference
 from forgetting.analysis.fit import Fit, fit_law, unfit
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.table_files import Table
@@ -43,12 +44,12 @@ class Beyond:
     reference_r2: float
 
 
-def beyond(table: Table, reference: str, start: float, fits: Mapping[str, Fit] | None = None) -> list[Beyond]:
+def beyond(table: Table, reference: Reference, start: float, fits: Mapping[str, Fit] | None = None) -> list[Beyond]:
     """Appendix B's table for one data set.
 
     Args:
         table: all rows of the data set.
-        reference: the label whose plain runs the laws are fitted to.
+        reference: whose plain runs the laws are fitted to.
         start: first step that counts.
         fits: the laws, where they are fitted already.
 
@@ -57,16 +58,17 @@ def beyond(table: Table, reference: str, start: float, fits: Mapping[str, Fit] |
     """
     kept = _plain(table, start)
     labels = np.array([_label(table, i) for i in range(rows(table))], dtype=object)
-    mine = {str(v) for v in labels[kept]}
-    if reference not in mine or len(mine) < 2:
+    mine = np.array(reference.rows(table), dtype=bool) & kept
+    others = kept & ~mine
+    if not mine.any() or not others.any():
         return []
-    made = fits if fits is not None else _fit(_take(table, kept & (labels == reference)))
+    made = fits if fits is not None else _fit(_take(table, mine))
     out = []
     for law in LAWS:
         if law in made:
-            groups = {label: kept & (labels == label) for label in sorted(mine - {reference})}
+            groups = {str(label): others & (labels == label) for label in sorted(set(labels[others]))}
             if len(groups) > 1:
-                groups[ALL] = kept & (labels != reference)
+                groups[ALL] = others
             out += [row for label, at in groups.items() if (row := _row(law, label, made[law], table, at))]
     return out
 

@@ -8,19 +8,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from forgetting.analysis.compare.estimate import NAN, Estimate, blocks, difference, holm
+from forgetting.analysis.compare.estimate import NAN, Estimate, blocks, difference, holm, student, welch
 from forgetting.analysis.compare.pareto import Point, frontier
 from forgetting.analysis.compare.path import Path, path, window
 from forgetting.analysis.compare.pooled import Pooled, pool
 from forgetting.analysis.compare.price import Price, price
+from forgetting.analysis.compare.reference import Reference
 from forgetting.analysis.compare.source import Axis, Key, Source
+from forgetting.analysis.compare.trend import Trend
 from forgetting.errors import UsageError, did_you_mean
 
 NEAR = 0.05  # of the reference's range of losses: a contender that falls short by less has reached its best
 MOST = 0.8  # of the losses compared, that another curve must pass through to help with the spread
 SAVES, COSTS, NONE, CORRECTED = "saves", "costs", "no evidence", "not after correction"
 UNKNOWN, NEVER, BEYOND = "no interval", "never reaches", "beyond the reference"
-VERDICTS = (SAVES, COSTS, NONE, CORRECTED, UNKNOWN, NEVER, BEYOND)
+NO_LINE = "no line"
+VERDICTS = (SAVES, COSTS, NONE, CORRECTED, UNKNOWN, NEVER, BEYOND, NO_LINE)
+FLAT = "the reference is no line"
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,11 @@ class Contender:
         against: the reference curve that it is held against, for readers.
         saving: nats/token saved at equal fine-tuning loss, averaged over the losses that both pass through.
         final: the same at the contender's last measurement, where the reference passes through that loss.
-        over_ranks: the saving against one curve through all reference ranks; value NaN where there are none to pool.
+        over_ranks: the saving against one curve through all reference ranks; value NaN where there are none to pool,
+            or where that curve explains nothing.
+        raw: where the reference is no line, what the contender forgot less than the reference's mean, at their last
+            measurements and not at an equal loss; its interval is that of one more curve of the reference.
+        raw_axis: how much more (less) of what is held equal it has there, as in the table.
         adjusted_p: Holm's, over all contenders of the data set with an interval.
         low, high: the losses compared, as in the table; NaN where there are none.
         covered: share of the contender's own range of losses that they are.
@@ -49,6 +57,8 @@ class Contender:
     saving: Estimate
     final: Estimate
     over_ranks: Estimate
+    raw: Estimate
+    raw_axis: float
     adjusted_p: float
     low: float
     high: float
@@ -67,7 +77,8 @@ class Contest:
     Attributes:
         dataset: its name.
         axis: what is held equal.
-        reference: the label of the reference.
+        reference: the name of the reference: its label, or the filters that chose it.
+        references: its curves.
         confidence: of each interval.
         contenders: those with the largest saving first.
         pooled: the curve through all ranks of the reference; None where it has one.
@@ -79,6 +90,7 @@ class Contest:
     dataset: str
     axis: Axis
     reference: str
+    references: frozenset[Key]
     confidence: float
     contenders: list[Contender]
     pooled: Pooled | None
@@ -86,31 +98,43 @@ class Contest:
     points: list[Point]
     notes: list[str]
 
+    @property
+    def trend(self) -> Trend | None:
+        """How well the line through the reference says what it forgot; None where it has one curve."""
+        return None if self.pooled is None else self.pooled.trend
 
-def contest(source: Source, reference: str, confidence: float = 0.95) -> Contest:
+    @property
+    def flat(self) -> bool:
+        """Whether the reference is no line, so that nothing can be ranked against it."""
+        return self.trend is not None and not self.trend.explains
+
+
+def contest(source: Source, reference: str | Reference, confidence: float = 0.95) -> Contest:
     """Hold every other curve of a data set against the reference's plain runs.
 
     Args:
         source: runs of one data set.
-        reference: the label of the reference.
+        reference: the label of the reference, or what chooses it; with filters, of a source that was read with them.
         confidence: of each interval.
 
     Raises:
         UsageError: no such label, no plain run of it, or nothing to compare it with.
     """
-    if reference not in source.labels:
-        known = did_you_mean(reference, source.labels)
-        raise UsageError(f"'{source.name}' has no finished run of '{reference}'; {known}")
+    chooses = Reference(reference) if isinstance(reference, str) else reference
+    if chooses.label and chooses.label not in source.labels:
+        known = did_you_mean(chooses.label, source.labels)
+        raise UsageError(f"'{source.name}' has no finished run of '{chooses.label}'; {known}")
     curves = {key: [path(run) for run in runs] for key, runs in source.curves.items()}
-    mine = {key: paths for key, paths in curves.items() if key.label == reference and not key.mitigation}
+    mine = {key: paths for key, paths in curves.items() if chooses.holds(key, source.curves[key])}
     others = {key: paths for key, paths in curves.items() if key not in mine}
     if not mine:
-        raise UsageError(f"'{source.name}': no plain run of '{reference}', only such with a mitigation")
+        kept = "only such with a mitigation" if not chooses.where else "no finished run that it chooses"
+        raise UsageError(f"'{source.name}': no plain run of '{chooses}', {kept}")
     if not others:
         raise UsageError(
-            f"'{source.name}': only plain runs of '{reference}'; a comparison needs another label or a mitigation"
+            f"'{source.name}': only plain runs of '{chooses}'; a comparison needs another label or a mitigation"
         )
-    judge = _Judge(source.axis, mine, curves, confidence)
+    judge = _Judge(source.axis, mine, curves, confidence, str(chooses))
     made = [judge(key, paths) for key, paths in others.items()]
     adjusted = holm([c.saving.p for c in made])
     made = [_decide(c, p, confidence) for c, p in zip(made, adjusted, strict=True)]
@@ -118,7 +142,8 @@ def contest(source: Source, reference: str, confidence: float = 0.95) -> Contest
     return Contest(
         source.name,
         source.axis,
-        reference,
+        str(chooses),
+        frozenset(mine),
         confidence,
         made,
         judge.pooled,
@@ -153,25 +178,47 @@ class _Judge:
         reference: Mapping[Key, list[Path]],
         curves: Mapping[Key, list[Path]],
         confidence: float,
+        name: str,
     ) -> None:
         self.axis, self.reference, self.curves, self.confidence = axis, reference, curves, confidence
-        self.pooled = pool(reference) if len(reference) > 1 else None
+        sign = -1.0 if axis.higher else 1.0
+        self.pooled = pool(reference, confidence, sign) if len(reference) > 1 else None
+        self.flat = self.pooled is not None and not self.pooled.trend.explains
+        self.name = name
 
     def __call__(self, key: Key, paths: list[Path]) -> Contender:
         own = self._own_curve(key)
         every = [p for paths in self.reference.values() for p in paths]
         empty = Estimate(NAN, why="nothing to pool: the reference has one curve")
         over = self._over_ranks(paths)[0] if self.pooled else empty
+        raw, apart = Estimate(NAN), NAN
         if own is not None:
             compared, against = self.reference[own], str(own)
             saving, span = self._matched(paths, compared)
             final = self._final(paths, compared)
         else:
-            compared, against = every, f"all {len(self.reference)} curves of {every[0].run.key.label}"
+            compared, against = every, f"all {len(self.reference)} curves of {self.name}"
             saving, span = self._over_ranks(paths)
             assert self.pooled is not None
             final = self.pooled.at_points([(p.run.x[-1], p.run.y[-1]) for p in paths], self.confidence)
-        return self._contender(key, paths, compared, against, saving, final, over, span)
+            if self.flat:
+                final, span = saving, None
+                raw, apart = self._raw(paths)
+        made = self._contender(key, paths, compared, against, saving, final, over, span)
+        return replace(made, raw=raw, raw_axis=apart, verdict=made.verdict or (NO_LINE if apart == apart else ""))
+
+    def _raw(self, paths: Sequence[Path]) -> tuple[Estimate, float]:
+        """The difference from the mean of the reference's curves at the last measurements: forgetting, and the axis."""
+        ends = [np.mean([(p.run.x[-1], p.run.y[-1]) for p in mine], axis=0) for mine in self.reference.values()]
+        x, y = np.array(ends).T
+        own = np.array([p.run.y[-1] for p in paths])
+        value = float(y.mean() - own.mean())
+        apart = self.axis.shown(float(np.mean([p.run.x[-1] for p in paths]) - x.mean()))
+        parts = [(float(y.var(ddof=1)) * (1 + 1 / y.size), y.size - 1.0)]
+        if own.size > 1:
+            parts.append((float(own.var(ddof=1)) / own.size, own.size - 1.0))
+        se, freedom = welch(parts)
+        return student(value, se, freedom, self.confidence, own.size, "one more curve"), apart
 
     def _own_curve(self, key: Key) -> Key | None:
         """The reference curve that a contender is held against by itself: its rank's, or the only one."""
@@ -184,8 +231,8 @@ class _Judge:
     def _matched(self, paths: Sequence[Path], compared: Sequence[Path]) -> tuple[Estimate, tuple[float, float] | None]:
         span = window([*paths, *compared])
         if span is None and all(p.x.size == 1 for p in paths):
-            points = [p.low for p in paths]
-            return self._final(paths, compared), (min(points), max(points))
+            points, there = [p.low for p in paths], self._final(paths, compared)
+            return there, (min(points), max(points)) if math.isfinite(there.value) else None
         if span is None:
             return Estimate(NAN, runs=len(paths), why="no fine-tuning loss that all compared runs pass through"), None
         alone = self._paired(paths, compared, lambda p: p.mean(*span))
@@ -238,6 +285,8 @@ class _Judge:
     def _over_ranks(self, paths: Sequence[Path]) -> tuple[Estimate, tuple[float, float] | None]:
         pooled = self.pooled
         assert pooled is not None
+        if self.flat:
+            return Estimate(NAN, runs=len(paths), why=FLAT), None
         own = window(paths)
         if own is None:
             points = [(float(p.run.x[-1]), float(p.run.y[-1])) for p in paths]
@@ -275,6 +324,8 @@ class _Judge:
             saving=saving,
             final=final,
             over_ranks=over,
+            raw=Estimate(NAN),
+            raw_axis=NAN,
             adjusted_p=NAN,
             low=shown(low),
             high=shown(high),
@@ -293,9 +344,10 @@ def _notes(made: Sequence[Contender], reference: Mapping[Key, list[Path]], poole
     tested = sum(c.saving.known for c in made)
     if tested > 1:
         notes.append(f"{tested} contenders were tested: a finding holds after Holm's correction over all of them")
-    if tested < len(made):
-        reasons = dict.fromkeys(c.saving.why for c in made if not c.saving.known)
-        notes.append(f"{len(made) - tested} of {len(made)} have no interval: " + "; ".join(reasons))
+    unknown = [c for c in made if not c.saving.known and c.saving.why != FLAT]
+    if unknown:
+        reasons = dict.fromkeys(c.saving.why for c in unknown)
+        notes.append(f"{len(unknown)} of {len(made)} have no interval: " + "; ".join(reasons))
     few = [c for c in made if c.saving.scheme == "paired" and c.saving.runs == 2]
     if few:
         notes.append("two seeds give an interval that is 6 times as wide as that of many: run 3 or more")

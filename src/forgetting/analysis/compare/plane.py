@@ -45,7 +45,7 @@ def plane(c: Contest, looks: Mapping[Key, Look]) -> tuple[Chart, list[str]]:
     data.append(_trace(front, FRONT, {"mode": "markers", "marker": halo, "hoverinfo": "skip"}, []))
     for key in c.runs:
         mine, look = [p for p in c.points if p.key == key], looks.get(key, PLAIN)
-        reference = key.label == c.reference and not key.mitigation
+        reference = key in c.references
         dash = "dot" if INTERPOLATION in key.mitigation else "solid"
         style = {
             "mode": "lines+markers",
@@ -75,7 +75,7 @@ def plane(c: Contest, looks: Mapping[Key, Look]) -> tuple[Chart, list[str]]:
 
 def own_looks(c: Contest) -> tuple[dict[Key, Look], dict[str, str]]:
     """Looks for the curves of a contest alone, and the names of their series: the reference's ranks on one scale."""
-    reference = [key for key in c.runs if key.label == c.reference and not key.mitigation]
+    reference = [key for key in c.runs if key in c.references]
     others = [key for key in c.runs if key not in reference]
     looks, names = {}, {}
     for i, key in enumerate([*reference, *others]):

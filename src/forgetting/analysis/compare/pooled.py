@@ -4,7 +4,8 @@ A contender that shares no rank with the reference is held against one curve thr
 answers: does it lie farther from that curve than one more rank of the reference would? Each reference rank in turn is
 left out, the curve is fitted to the others, and the rank is treated as if it were the contender; the mean square of
 what it seems to save is the variance of the saving of one more rank. It holds the spread between ranks and between
-runs, the curve's own uncertainty, and the choice of a wrong form.
+runs, the curve's own uncertainty, and the choice of a wrong form. Where each run is one point (PEFT's results), a rank
+left out is judged at its own loss.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import numpy as np
 from forgetting.analysis.compare.estimate import NAN, Estimate, student, welch
 from forgetting.analysis.compare.path import Path, window
 from forgetting.analysis.compare.source import Key
+from forgetting.analysis.compare.trend import Trend, trend
 from forgetting.analysis.laws.base import Array
 
 FORMS = {"line": 1, "parabola": 2}
 GAIN = 0.9  # a parabola must predict left-out ranks this much better than the line, or the line stays
 LEAST_RANKS = 3
-ONE_POINT = "each run is one point, so nothing says how runs scatter"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Pooled:
         why: why this form.
         errors: root mean square error on ranks left out, by form, nats/token.
         low, high: losses that the reference measured.
+        trend: how well the curve says what the reference's runs forgot.
     """
 
     curves: Mapping[Key, list[Path]]
@@ -44,6 +46,7 @@ class Pooled:
     coefficients: Mapping[Key | None, Array]
     why: str
     errors: dict[str, float]
+    trend: Trend
 
     @property
     def low(self) -> float:
@@ -55,11 +58,6 @@ class Pooled:
         """The highest."""
         return max(p.high for paths in self.curves.values() for p in paths)
 
-    @property
-    def points_only(self) -> bool:
-        """Whether every run is a single point."""
-        return all(p.x.size == 1 for paths in self.curves.values() for p in paths)
-
     def mean(self, low: float, high: float, without: Key | None = None) -> float:
         """Forgetting on the curve, averaged over losses from low to high, with one rank left out of the fit or none."""
         return average(self.coefficients[without], low, high)
@@ -68,8 +66,6 @@ class Pooled:
         """What a contender saves against the curve, averaged over losses from low to high (or at one)."""
         own = np.array([p.mean(low, high) for p in paths])
         value = self.mean(low, high) - float(own.mean())
-        if self.points_only or all(p.x.size == 1 for p in paths):
-            return Estimate(value, runs=own.size, why=ONE_POINT)
         return self._with_interval(value, own, self.placebos(low, high), confidence)
 
     def at_points(self, points: Sequence[tuple[float, float]], confidence: float) -> Estimate:
@@ -78,8 +74,6 @@ class Pooled:
         if not inside:
             return Estimate(NAN, why="outside the reference's losses")
         each = np.array([self.mean(x, x) - y for x, y in inside])
-        if self.points_only:
-            return Estimate(float(each.mean()), runs=each.size, why=ONE_POINT)
         middle = float(np.mean([x for x, _ in inside]))
         return self._with_interval(float(each.mean()), each, self.placebos(middle, middle), confidence)
 
@@ -88,14 +82,23 @@ class Pooled:
         found = []
         for key, paths in self.curves.items():
             others = [p for other, mine in self.curves.items() if other != key for p in mine]
+            if others and all(p.x.size == 1 for p in paths):
+                found += self._left_out_point(key, paths, others)
+                continue
             span = window(paths)
-            if not others or span is None or all(p.x.size == 1 for p in paths):
+            if not others or span is None:
                 continue
             a = max(low, span[0], min(p.low for p in others))
             b = min(high, span[1], max(p.high for p in others))
             if a <= b and (a < b or low == high):
                 found.append(self.mean(a, b, without=key) - float(np.mean([p.mean(a, b) for p in paths])))
         return found
+
+    def _left_out_point(self, key: Key, paths: Sequence[Path], others: Sequence[Path]) -> list[float]:
+        """What a rank whose runs are one point each seems to save, at its own losses; one number, or none."""
+        low, high = min(p.low for p in others), max(p.high for p in others)
+        own = [self.mean(p.low, p.low, without=key) - float(p.y[0]) for p in paths if low <= p.low <= high]
+        return [float(np.mean(own))] if own else []
 
     def _with_interval(self, value: float, own: Array, placebos: Sequence[float], confidence: float) -> Estimate:
         if len(placebos) < LEAST_RANKS:
@@ -132,16 +135,25 @@ def fit(paths: Sequence[Path], form: str) -> Array:
     return np.asarray(scaled.convert(domain=[-1, 1]).coef[::-1])
 
 
-def pool(curves: Mapping[Key, list[Path]]) -> Pooled:
-    """Choose the form that predicts left-out ranks better; the line of Eq. 4 unless the parabola does so clearly."""
+def pool(curves: Mapping[Key, list[Path]], confidence: float = 0.95, sign: float = 1.0) -> Pooled:
+    """Choose the form that predicts left-out ranks better; the line of Eq. 4 unless the parabola does so clearly.
+
+    Args:
+        curves: the reference's.
+        confidence, sign: as of `trend`.
+    """
+    paths = [p for mine in curves.values() for p in mine]
+    trends = {form: trend(paths, degree, confidence, sign) for form, degree in FORMS.items()}
     fits = {form: _fits(curves, form) for form in FORMS}
     errors = {form: _left_out(curves, form, fits[form]) for form in FORMS}
     if not math.isfinite(errors["line"]):
-        return Pooled(curves, "line", fits["line"], "too few ranks to leave one out, so the line of Eq. 4", errors)
+        return Pooled(
+            curves, "line", fits["line"], "too few ranks to leave one out, so the line of Eq. 4", errors, trends["line"]
+        )
     form = "parabola" if errors["parabola"] < GAIN * errors["line"] else "line"
     shown = f"error on ranks left out {errors['line']:.3g} nats with the line, {errors['parabola']:.3g} with a parabola"
     verdict = f"the parabola is{'' if form == 'parabola' else ' not'} better by more than {1 - GAIN:.0%}"
-    return Pooled(curves, form, fits[form], f"{shown}: {verdict}", errors)
+    return Pooled(curves, form, fits[form], f"{shown}: {verdict}", errors, trends[form])
 
 
 def _fits(curves: Mapping[Key, list[Path]], form: str) -> dict[Key | None, Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,10 @@ from forgetting.analysis.compare.beyond import Beyond, beyond
 from forgetting.analysis.compare.contest import Contender, Contest, contest
 from forgetting.analysis.compare.pareto import Point
 from forgetting.analysis.compare.plane import own_looks, plane
+from forgetting.analysis.compare.reference import Reference, reference_of
 from forgetting.analysis.compare.show import beyond_shown, contender_row, contest_shown
 from forgetting.analysis.compare.source import Axis, choose_axis, read_source
-from forgetting.analysis.compare.words import reach, sentence
+from forgetting.analysis.compare.words import flat_words, line_words, reach, sentence
 from forgetting.analysis.fit import Fit
 from forgetting.analysis.table_files import Table
 from forgetting.display.charts import plotly_figure
@@ -32,7 +33,7 @@ class Comparison(Result):
     """What a study or table says of its contenders.
 
     Attributes:
-        reference: the label that all are held against.
+        reference: the label that all are held against, or the filters that chose the runs.
         contests: by data set.
         beyond: Appendix B's rows by data set; empty where no law could be held against another method.
         without: data sets in which nothing could be compared -> why.
@@ -62,7 +63,7 @@ class Comparison(Result):
 
     def shown(self) -> list[Shown]:
         """Savings, prices, frontier and Appendix B of every data set."""
-        parts = [contest_shown(c) for c in self.contests.values()]
+        parts = [part for c in self.contests.values() for part in contest_shown(c)]
         parts += [Shown([f"{name}: nothing compared: {why}"]) for name, why in self.without.items()]
         if self.beyond:
             parts.append(beyond_shown(self.reference, self.beyond))
@@ -90,7 +91,7 @@ class Comparison(Result):
 
 def compare_tables(
     tables: Mapping[str, Table],
-    reference: str | None = None,
+    reference: str | Sequence[str] | Mapping[str, Any] | None = None,
     *,
     by: str | None = None,
     direction: str | None = None,
@@ -102,7 +103,7 @@ def compare_tables(
 
     Args:
         tables: rows by data set.
-        reference: label of the reference; may be left out where there is but one with several ranks or runs.
+        reference: what all others are held against: see `reference_of`.
         by: the column to hold equal; default `finetune_loss`, or `test_accuracy` in PEFT's results.
         direction: `lower` or `higher`, for a column whose better way is not known.
         confidence: of each interval.
@@ -114,41 +115,31 @@ def compare_tables(
     """
     if not 0 < confidence < 1:
         raise UsageError(f"confidence {confidence:g}; it lies between 0 and 1, such as 0.95")
-    labels = _labels(tables)
-    if reference is None and labels:
-        raise UsageError(f"which label is the reference? give --reference; {did_you_mean('', labels)}")
-    if reference is not None and labels and reference not in labels:
-        raise UsageError(f"no runs of '{reference}' to hold others against; {did_you_mean(reference, labels)}")
+    chooses = reference_of(reference, tables)
     contests, others, without = {}, {}, {}
-    reference = reference or ""
     for name, table in tables.items():
         axis = choose_axis(table, by, direction)
-        source = read_source(table, name, axis, start=start)
+        source = read_source(table, name, axis, start=start, chosen=chooses.rows(table) if chooses.where else ())
         try:
-            contests[name] = contest(source, reference, confidence)
+            contests[name] = contest(source, chooses, confidence)
         except UsageError as error:
             without[name] = str(error)
             continue
-        if rows := _beyond(table, axis, reference, start, None if fits is None else fits.get(name, {})):
+        if rows := _beyond(table, axis, chooses, start, None if fits is None else fits.get(name, {})):
             others[name] = rows
     if not contests:
         raise UsageError("\n".join(without.values()))
-    return Comparison(reference, contests, others, without)
+    return Comparison(str(chooses), contests, others, without)
 
 
-def _beyond(table: Table, axis: Axis, reference: str, start: float, fits: Mapping[str, Fit] | None) -> list[Beyond]:
+def _beyond(
+    table: Table, axis: Axis, reference: Reference, start: float, fits: Mapping[str, Fit] | None
+) -> list[Beyond]:
     """Appendix B, where the table has what the laws are of."""
     needed = ("forgetting_loss", "finetune_loss", "step", "trainable_params")
     if axis.column != "finetune_loss" or any(name not in table for name in needed):
         return []
     return beyond(table, reference, start, fits)
-
-
-def _labels(tables: Mapping[str, Table]) -> list[str]:
-    found: dict[str, None] = {}
-    for table in tables.values():
-        found |= dict.fromkeys(str(v) for v in table.get("label") or table.get("method") or ())
-    return list(found)
 
 
 def _contest_dict(c: Contest) -> dict[str, Any]:
@@ -157,6 +148,10 @@ def _contest_dict(c: Contest) -> dict[str, Any]:
         "equal": c.axis.column,
         "better": "higher" if c.axis.higher else "lower",
         "confidence": c.confidence,
+        "reference_curves": [str(key) for key in sorted(c.references)],
+        "reference_line": None
+        if c.trend is None or c.pooled is None
+        else {"form": c.pooled.form, **asdict(c.trend), "says": line_words(c), "no_line": flat_words(c)},
         "contenders": [_contender_dict(one, c) for one in c.contenders],
         "pooled_reference": None
         if c.pooled is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,33 +10,70 @@ from typing import Any
 
 from forgetting.analysis.compare.beyond import LAWS as EQUATIONS
 from forgetting.analysis.compare.beyond import PAPER, Beyond
-from forgetting.analysis.compare.contest import Contender, Contest
-from forgetting.analysis.compare.words import cost, frontier_words, number, reach, sentence, span
+from forgetting.analysis.compare.contest import NO_LINE, Contender, Contest
+from forgetting.analysis.compare.words import (
+    cost,
+    flat_words,
+    frontier_words,
+    line_words,
+    number,
+    reach,
+    sentence,
+    span,
+)
 from forgetting.display.tables import Shown
 
 WIDTH = 96
 
 
-def contest_shown(c: Contest) -> Shown:
-    """Savings, prices and the frontier of one data set."""
+def contest_shown(c: Contest) -> list[Shown]:
+    """Savings, prices and the frontier of one data set; where the reference is no line, differences from its mean."""
+    heading = [f"{c.dataset}: nats/token of forgetting saved at equal {c.axis.name}, against {c.reference}"]
+    heading.append(f"({c.confidence:.0%} intervals; above 0 is better than stopping the reference early)")
+    heading += [_wrapped(text) for text in (line_words(c), flat_words(c)) if text]
+    last = [_wrapped(f"Pareto frontier: {frontier_words(c.points)}")]
+    last += [_wrapped(f"note: {note}") for note in c.notes]
+    beside = [one for one in c.contenders if math.isfinite(one.raw_axis)]
+    judged = [one for one in c.contenders if one not in beside]
+    if not judged:
+        return [_raw_shown(c, beside, heading[:1] + heading[2:], last)]
+    parts = [_savings_shown(c, judged, heading, [] if beside else last)]
+    return [*parts, _raw_shown(c, beside, [], last)] if beside else parts
+
+
+def _savings_shown(c: Contest, contenders: Sequence[Contender], heading: list[str], last: list[str]) -> Shown:
     head = ("", "saved", "at the end", "over ranks", "Holm p", "compared", "seeds")
-    rows = []
-    for one in c.contenders:
+    rows, notes = [], []
+    for one in contenders:
         between = f"{number(one.high)} to {number(one.low)}" if one.price else "-"
         p = number(one.adjusted_p)
         rows.append(
             (str(one.key), span(one.saving), span(one.final), span(one.over_ranks), p, between, str(len(one.seeds)))
         )
-    heading = [f"{c.dataset}: nats/token of forgetting saved at equal {c.axis.name}, against {c.reference}"]
-    heading.append(f"({c.confidence:.0%} intervals; above 0 is better than stopping the reference early)")
-    notes = []
-    for one in c.contenders:
         said = [sentence(one, c), reach(one, c)]
         said.append(f"against {one.against}" + (f": {paid}" if (paid := cost(one)) else ""))
         notes.append(_wrapped(f"{one.key}: " + "; ".join(s for s in said if s)))
-    notes.append(_wrapped(f"Pareto frontier: {frontier_words(c.points)}"))
-    notes += [_wrapped(f"note: {note}") for note in c.notes]
-    return Shown(heading, head, rows, notes)
+    return Shown(heading, head, rows, notes + last)
+
+
+def _raw_shown(c: Contest, contenders: Sequence[Contender], heading: list[str], last: list[str]) -> Shown:
+    """Differences from the mean of a reference that is no line, by name and not by size."""
+    title = (
+        f"Not ranked: how far below the reference's mean each ends (with the {c.confidence:.0%} interval that one more "
+        f"curve of the reference would lie in), and how much higher its {c.axis.name} is there"
+    )
+    head = ("", "below the mean", f"higher {c.axis.name}", "seeds", "")
+    rows = [
+        (
+            str(one.key),
+            span(one.raw),
+            number(one.raw_axis),
+            str(len(one.seeds)),
+            "" if one.verdict == NO_LINE else sentence(one, c).split(":")[0],
+        )
+        for one in contenders
+    ]
+    return Shown([*heading, _wrapped(title)], head, rows, last)
 
 
 def beyond_shown(reference: str, beyond: Mapping[str, Sequence[Beyond]]) -> Shown:
@@ -63,6 +101,7 @@ def contender_row(one: Contender, c: Contest) -> dict[str, Any]:
     }
     for name, e in (("saving", one.saving), ("final", one.final), ("over_ranks", one.over_ranks)):
         row |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
+    row |= {"raw": one.raw.value, "raw_low": one.raw.low, "raw_high": one.raw.high, "raw_axis": one.raw_axis}
     paid = {} if one.price is None else asdict(one.price)
     return row | {"adjusted_p": one.adjusted_p, **paid, "seeds": len(one.seeds)}
 

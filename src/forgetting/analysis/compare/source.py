@@ -59,6 +59,7 @@ class Run:
         params: trainable parameters, NaN where unknown.
         memory: peak memory in MiB, NaN where unknown.
         interpolated: True where the points are weights between the base model and the tuned one.
+        chosen: whether a filter chose it for the reference.
     """
 
     key: Key
@@ -71,6 +72,7 @@ class Run:
     params: float
     memory: float
     interpolated: bool = False
+    chosen: bool = False
 
 
 @dataclass(frozen=True, order=True)
@@ -132,7 +134,7 @@ def choose_axis(table: Table, by: str | None, direction: str | None) -> Axis:
     return known
 
 
-def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0) -> Source:
+def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chosen: Sequence[bool] = ()) -> Source:
     """The runs of one data set's table that ended well, each from `start` on, without the base model's own row.
 
     Args:
@@ -140,6 +142,7 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0) -> S
         name: the data set.
         axis: what runs are held equal in.
         start: steps before it are left out.
+        chosen: whether each row is the reference's, where that is not a label alone.
 
     Raises:
         UsageError: a column is missing, a cell is no finite number, a measurement is there twice, or nothing is left.
@@ -151,7 +154,7 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0) -> S
             raise UsageError(f"'{name}' has no column '{column}', which a comparison needs; {known}")
     if not {"label", "method"} & set(table):
         raise UsageError(f"'{name}' has no column 'label' or 'method' to tell runs apart by; it has {_list(table)}")
-    reader = _Reader(table, name, axis, forgot)
+    reader = _Reader(table, name, axis, forgot, chosen)
     members: dict[str, list[int]] = {}
     left: dict[str, str] = {}
     reader.refuse_blank_runs()
@@ -162,7 +165,7 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0) -> S
             members.setdefault(run_id, []).append(i)
         else:
             left[run_id] = status
-    notes = [f"left out: {_named(left)}"] if left else []
+    notes = [f"left out, {status}: {_list(sorted(r for r in left if left[r] == status))}" for status in _causes(left)]
     runs = [run for run_id, at in members.items() for run in reader.runs(run_id, at, start)]
     short = sorted(set(members) - {run.run_id for run in runs})
     if short:
@@ -178,7 +181,7 @@ def _grouped(runs: Sequence[Run]) -> dict[Key, list[Run]]:
     for run in runs:
         found.setdefault(run.key, []).append(run)
     out: dict[Key, list[Run]] = {}
-    for key, mine in found.items():
+    for key, mine in _apart(found).items():
         if len({run.seed for run in mine}) == len(mine):
             out[key] = mine
             continue
@@ -187,11 +190,24 @@ def _grouped(runs: Sequence[Run]) -> dict[Key, list[Run]]:
     return dict(sorted(out.items()))
 
 
+def _apart(found: Mapping[Key, list[Run]]) -> dict[Key, list[Run]]:
+    """Runs of one key of which some are the reference's and some are not, as two curves."""
+    out: dict[Key, list[Run]] = {}
+    for key, mine in found.items():
+        inside, outside = [run for run in mine if run.chosen], [run for run in mine if not run.chosen]
+        if inside and outside:
+            variant = f"{key.variant}, not in the reference".removeprefix(", ")
+            out |= {key: inside, Key(key.label, key.mitigation, key.rank, variant): outside}
+        else:
+            out[key] = mine
+    return out
+
+
 class _Reader:
     """The cells of a table as numbers and texts, with errors that name row and column."""
 
-    def __init__(self, table: Table, name: str, axis: Axis, forgot: str) -> None:
-        self.table, self.name, self.axis, self.forgot = table, name, axis, forgot
+    def __init__(self, table: Table, name: str, axis: Axis, forgot: str, chosen: Sequence[bool] = ()) -> None:
+        self.table, self.name, self.axis, self.forgot, self.chosen = table, name, axis, forgot, chosen
 
     def text(self, column: str, i: int) -> str:
         cell = self.table[column][i] if column in self.table else None
@@ -267,6 +283,7 @@ class _Reader:
             params=self.number("trainable_params", at[-1]),
             memory=self.number("peak_memory", at[-1]),
             interpolated=interpolated,
+            chosen=bool(self.chosen) and all(self.chosen[i] for i in at),
         )
 
 
@@ -275,8 +292,8 @@ def _missing(cell: Any) -> bool:
     return cell is None or type(cell).__name__ == "NAType" or cell == "" or bool(cell != cell)
 
 
-def _named(left: Mapping[str, str]) -> str:
-    return _list([f"{run} ({status})" for run, status in sorted(left.items())])
+def _causes(left: Mapping[str, str]) -> list[str]:
+    return sorted(set(left.values()))
 
 
 def _list(names: Any) -> str:

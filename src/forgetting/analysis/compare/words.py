@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import math
 
-from forgetting.analysis.compare.contest import BEYOND, CORRECTED, COSTS, NEVER, NONE, SAVES, Contender, Contest
+from forgetting.analysis.compare.contest import (
+    BEYOND,
+    CORRECTED,
+    COSTS,
+    NEVER,
+    NO_LINE,
+    NONE,
+    SAVES,
+    Contender,
+    Contest,
+)
 from forgetting.analysis.compare.estimate import Estimate
 from forgetting.analysis.compare.pareto import Point
 from forgetting.analysis.compare.source import Key
@@ -47,10 +57,52 @@ def sentence(c: Contender, contest: Contest) -> str:
             return f"never reaches this {axis.name}: {number(c.best)} at best, where the reference is better throughout"
         case verdict if verdict == BEYOND:
             return f"the reference never reaches its {axis.name}: {number(c.reference_best)} at best"
+        case verdict if verdict == NO_LINE:
+            return f"cannot be judged: no line; {raw_words(c, axis.name)}"
     if math.isnan(saving.value):
         return f"not comparable: {saving.why}"
-    way, value = ("less", saving.value) if saving.value >= 0 else ("more", -saving.value)
-    return f"forgot {number(value)} nats {way} at equal {axis.name}; no interval: {saving.why}"
+    side, value = ("below", saving.value) if saving.value >= 0 else ("above", -saving.value)
+    scatter = math.nan if contest.trend is None else contest.trend.scatter
+    if value <= scatter:
+        return (
+            f"no difference can be told: {number(value)} nats {side} the reference at equal {axis.name}, within the "
+            f"scatter of its runs, {number(scatter)}; no interval: {saving.why}"
+        )
+    return f"measured {number(value)} nats {side} the reference at equal {axis.name}; no interval: {saving.why}"
+
+
+def raw_words(c: Contender, axis: str) -> str:
+    """`0.106 [0.040, 0.172] nats above the reference's mean, at 0.019 higher test accuracy`."""
+    above = c.raw.value < 0
+    side, way = "above" if above else "below", "lower" if c.raw_axis < 0 else "higher"
+    return f"{span(c.raw, turned=above)} nats {side} the reference's mean, at {number(abs(c.raw_axis))} {way} {axis}"
+
+
+def line_words(c: Contest) -> str:
+    """How well the reference's line says what it forgot; empty where the reference has one curve."""
+    if c.trend is None or c.pooled is None:
+        return ""
+    t = c.trend
+    points = "" if t.points == t.runs else f", {t.points} measurements"
+    return (
+        f"{c.pooled.form} through {c.reference}: R² {share(t.r2)}, scatter {number(t.scatter)} nats, slope "
+        f"{span(t.slope)} nats a unit of {c.axis.name} ({len(c.references)} curves, {t.runs} runs{points})"
+    )
+
+
+def flat_words(c: Contest) -> str:
+    """What follows where the reference is no line; empty where it is one."""
+    if not c.flat:
+        return ""
+    return (
+        f"no line: from these runs its slope cannot be told from 0, so that more or less forgetting at equal "
+        f"{c.axis.name} cannot be judged against it, and nothing is ranked"
+    )
+
+
+def share(value: float) -> str:
+    """R² with four decimals, a dash where unknown."""
+    return f"{value:.4f}" if math.isfinite(value) else "-"
 
 
 def reach(c: Contender, contest: Contest) -> str:

@@ -1,0 +1,132 @@
+"""Which runs all others are held against: those of a label, or those whose columns have these values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from forgetting.analysis.compare.source import Key, Run
+from forgetting.analysis.table_files import Table
+from forgetting.analysis.tables import rows
+from forgetting.errors import UsageError, did_you_mean
+
+MITIGATION = "mitigation"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The runs that all others are held against; without a mitigation, unless a filter names one.
+
+    Attributes:
+        label: of the runs; empty for any.
+        where: by column, the values of which a run has one.
+    """
+
+    label: str = ""
+    where: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def __str__(self) -> str:
+        """`lora`, or `peft_type=LORA, rank=32 or 64`."""
+        filters = [f"{column}={' or '.join(values)}" for column, values in self.where]
+        return ", ".join([self.label, *filters] if self.label else filters)
+
+    def rows(self, table: Table) -> list[bool]:
+        """Whether each row of a table has the label and the values."""
+        labels = table.get("label") or table.get("method") or [""] * rows(table)
+        return [
+            self.label in ("", str(labels[i])) and all(_has(table, i, column, values) for column, values in self.where)
+            for i in range(rows(table))
+        ]
+
+    def holds(self, key: Key, runs: Sequence[Run]) -> bool:
+        """Whether a curve is one of the reference's."""
+        if any(run.interpolated for run in runs) or (key.mitigation and MITIGATION not in dict(self.where)):
+            return False
+        return all(run.chosen for run in runs) if self.where else key.label == self.label
+
+
+def reference_of(given: str | Sequence[str] | Mapping[str, Any] | None, tables: Mapping[str, Table]) -> Reference:
+    """The reference that an argument means.
+
+    Args:
+        given: a label; `COLUMN=VALUE`; several of these, of which a run must have all (of one column, any); or values
+            by column. None where the tables have but one label.
+        tables: rows by data set.
+
+    Raises:
+        UsageError: no such label, column or value, or two labels.
+    """
+    labels = labels_of(tables)
+    if not labels and (given is None or isinstance(given, str)):
+        return Reference(given or "")  # reading the table says what is missing
+    if given is None or (not isinstance(given, str) and not given):
+        if len(labels) == 1:
+            return Reference(labels[0])
+        raise UsageError(
+            f"reference: which runs are all others held against? give a label, or COLUMN=VALUE; "
+            f"{did_you_mean('', labels)}"
+        )
+    if isinstance(given, Mapping):
+        items = [
+            (str(name), str(value))
+            for name, values in given.items()
+            for value in (values if isinstance(values, list | tuple) else [values])
+        ]
+        return _checked(Reference("", _where(items)), tables)
+    label, items = "", []
+    for text in [given] if isinstance(given, str) else given:
+        column, equals, value = text.partition("=")
+        if text in labels or not equals:
+            if label:
+                raise UsageError(f"reference: two labels, '{label}' and '{text}'; give one, or filters COLUMN=VALUE")
+            label = text
+        else:
+            items.append((column.strip(), value.strip()))
+    if label and label not in labels:
+        raise UsageError(f"no runs of '{label}' to hold others against; {did_you_mean(label, labels)}")
+    return _checked(Reference(label, _where(items)), tables)
+
+
+def labels_of(tables: Mapping[str, Table]) -> list[str]:
+    """The labels in any of the tables."""
+    found: dict[str, None] = {}
+    for table in tables.values():
+        found |= dict.fromkeys(str(v) for v in table.get("label") or table.get("method") or ())
+    return list(found)
+
+
+def _where(items: Sequence[tuple[str, str]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple((name, tuple(v for n, v in items if n == name)) for name in dict.fromkeys(n for n, _ in items))
+
+
+def _checked(reference: Reference, tables: Mapping[str, Table]) -> Reference:
+    """The same, if some row of some table is of it."""
+    for column, values in reference.where:
+        if not any(column in table for table in tables.values()):
+            columns = dict.fromkeys(name for table in tables.values() for name in table)
+            raise UsageError(f"reference {column}={values[0]}: no column '{column}'; {did_you_mean(column, columns)}")
+        for value in values:
+            cells = [cell for table in tables.values() for cell in table.get(column, ())]
+            if not any(_same(cell, value) for cell in cells):
+                known = sorted({str(cell) for cell in cells})
+                raise UsageError(f"reference: no row has {column} '{value}'; {did_you_mean(value, known)}")
+    if reference.where and not any(any(reference.rows(table)) for table in tables.values()):
+        raise UsageError(f"reference: no row has {reference} together")
+    return reference
+
+
+def _has(table: Table, i: int, column: str, values: Sequence[str]) -> bool:
+    return column in table and any(_same(table[column][i], value) for value in values)
+
+
+def _same(cell: Any, value: str) -> bool:
+    """Whether a cell is what was written: the same text but for case, or the same number."""
+    if cell is None:
+        return value.lower() in ("", "none")
+    if str(cell).lower() == value.lower():
+        return True
+    try:
+        return not isinstance(cell, bool) and float(cell) == float(value)
+    except (TypeError, ValueError):
+        return False
