@@ -8,9 +8,12 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
+from ..display.streams import make_safe
+
 
 def main() -> NoReturn:
     """Run the command line and exit, as `app.main` does; a package that is missing for it is one line."""
+    make_safe()
     try:
         from .app import main as run
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from types import FrameType
@@ -11,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from .. import __version__
+from ..display.streams import WriteError, leave_stdout
 from ..errors import ForgettingError
 from ..files import no_room
 from ..tuning import stopping
@@ -64,16 +64,21 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # what it does not take is an error of ours, not one of the interpreter's end
     except stopping.StoppedError as stopped:
         _end(stopped.number)
     except ForgettingError as error:
         for line in str(error).splitlines():
             sys.stderr.write(f"error: {line}\n")
+        if isinstance(error, WriteError):
+            leave_stdout()
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # the reader of our output (head, less) has gone: not an error, and nothing may be flushed to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave_stdout()  # the reader of our output (head, less) has gone, and knows it
+        sys.exit(1)
     except Exception as error:
         if _leaving is not None:
             sys.exit(128 + _leaving)  # a library made an error of our leaving, as numpy does while it is imported

@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
+from ...display.streams import make_safe
 from ...errors import ForgettingError, UsageError
 from ...models import processes
 from ...tuning import stopping
@@ -229,6 +230,7 @@ class _Team:
 
 def _serve(work: Work, pipe: PipeEnd, threads: int, parent: int, place: tuple[processes.Launch, int, str]) -> None:
     """Do tasks from the pipe together with the others, until there are none."""
+    make_safe()
     busy = False
 
     def stop(number: int, _frame: FrameType | None) -> None:

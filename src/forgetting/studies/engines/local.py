@@ -15,6 +15,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
+from ...display.streams import make_safe
 from ...errors import ForgettingError
 from ...tuning import stopping
 from .base import POLL, RETRIES, Attempts, Event, Hear, PipeEnd, R, Work
@@ -193,6 +194,7 @@ def ending(process: BaseProcess) -> str:
 
 def _serve(work: Work, pipe: PipeEnd, threads: int, parent: int) -> None:
     """Do tasks from the pipe until there are none."""
+    make_safe()
     busy = False
 
     def stop(number: int, _frame: FrameType | None) -> None:
