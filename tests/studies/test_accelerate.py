@@ -135,7 +135,7 @@ def test_stopped_killed_and_resumed_equals_uninterrupted(
     with pytest.raises(stopping.StoppedError):
         study(config, tmp_path / "cut", engine=two, on_event=stop)
     assert folder.run(run_id).held_by() is None
-    assert is_pending(folder.run(run_id))
+    assert is_pending(folder.run(run_id).read())
     stopped = [row["step"] for row in folder.run(run_id).measurements()]
     (checkpoint,) = sorted((folder.run(run_id).path / "checkpoints").iterdir())[-1:]
     assert int(checkpoint.name.split("-")[1]) >= 3

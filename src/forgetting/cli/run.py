@@ -72,7 +72,7 @@ def _do_together(engine: Accelerate, folder: StudyFolder, inputs: StudyInputs, r
     from ..studies.execute import Worker, is_pending
     from ..studies.study import keep_lost
 
-    if not is_pending(folder.run(run_id)):
+    if not is_pending(folder.run(run_id).read()):
         return False
     with engine.ready():
         lost = engine.execute([run_id], Worker(folder.path.resolve()), lambda _: None, one_thread=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import sys
@@ -76,9 +75,11 @@ def study_command(
     if repeat is not None:
         _repeat(config, repeat, as_json, any((preset, out, prepare, accelerate_config, *flags.values())))
         return
+    from ..config.files import with_flags
+
     ray = {"address": ray_address, "cpus": run_cpus, "gpus": run_gpus, "memory": run_memory}
     where = _engine(engine.value, jobs, accelerate_config, ray)
-    resolved = _resolve(config, preset, {key: value for key, value in flags.items() if value})
+    resolved = with_flags({key: value for key, value in flags.items() if value}, config, preset)
     folder = out or (config if config is not None and config.is_dir() else Path("studies") / resolved.name)
     if prepare:
         _prepare(resolved, folder, where, as_json)
@@ -130,14 +131,9 @@ def _repeat(study: Path | None, run_id: str, as_json: bool, more: bool) -> None:
 
 def _prepare(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> None:
     """Make the study folder and print the ids of the runs to do."""
-    from ..studies.engines import Accelerate
-    from ..studies.inputs import StudyInputs
-    from ..studies.study import left, prepare
+    from ..studies.study import prepare
 
-    launch = engine.launch if isinstance(engine, Accelerate) else None
-    with engine.ready():
-        engine.call(functools.partial(prepare, StudyInputs(config), folder.resolve(), launch))
-    todo = left(folder)
+    todo = prepare(config, folder, engine)
     typer.echo(json.dumps({"folder": str(folder), "left": todo}, indent=1) if as_json else "\n".join(todo))
 
 
@@ -193,38 +189,6 @@ def _stem(source: str, parts: int) -> str:
     last = "-".join(re.split(r"[/:]", source.rstrip("/"))[-parts:])
     stem = re.sub(r"\.(txt|md|jsonl|ndjson|json|csv|tsv|parquet)(\.gz|\.zst)?$", "", last)
     return re.sub(r"[^A-Za-z0-9._-]", "-", stem).strip("-._")[:64] or "data"
-
-
-def _resolve(config: Path | None, preset: str | None, flags: dict[str, Any]) -> StudyConfig:
-    """The configuration that file, preset and flags mean together; flags win, field by field."""
-    from ..config.files import OWN_FIELDS, deep_merge, file_fields, preset_fields, resolve_sources
-    from ..config.schema import validate
-
-    here = Path.cwd()
-    given = resolve_sources(flags, here)
-    if config is not None and preset is not None:
-        raise UsageError("give a configuration file or --preset, not both")
-    if config is not None:
-        fields, where = file_fields(config)
-    elif preset is not None or not ("datasets" in flags or "source" in flags.get("model", {})):
-        name = preset or "miniature"
-        fields, where = resolve_sources(preset_fields(name), here), f"preset {name}"
-    else:
-        missing = [flag for flag, there in _needed(flags).items() if not there]
-        if missing:
-            raise UsageError(f"{' and '.join(missing)}: missing; a study of your own needs --model, --train and --text")
-        fields, where = {**OWN_FIELDS, "name": "-".join(flags["datasets"])[:64]}, "flags"
-    if "datasets" in given:  # --train replaces the data sets of a file or preset
-        fields = {key: value for key, value in fields.items() if key != "datasets"}
-    return validate(deep_merge(fields, given), where=where)
-
-
-def _needed(flags: dict[str, Any]) -> dict[str, bool]:
-    return {
-        "--model": "source" in flags.get("model", {}),
-        "--train": "datasets" in flags,
-        "--text": "source" in flags.get("text", {}),
-    }
 
 
 def table_command(

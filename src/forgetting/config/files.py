@@ -122,6 +122,44 @@ def study_config(given: Any) -> tuple[StudyConfig, Path | None]:
     return validate(fields, where=where), path if path.is_dir() else None
 
 
+def with_flags(flags: Mapping[str, Any], file: Path | None, preset: str | None) -> StudyConfig:
+    """The study that a file or preset and flags mean together; flags win, field by field.
+
+    Args:
+        flags: fields given by flag; with a model or data sets among them they need no file and no preset.
+        file: a YAML file or a study folder.
+        preset: a preset's name.
+
+    Raises:
+        UsageError: a file and a preset, too few flags, or a wrong field.
+    """
+    given = resolve_sources(flags, Path.cwd())
+    if file is not None and preset is not None:
+        raise UsageError("give a configuration file or --preset, not both")
+    if file is not None:
+        fields, where = file_fields(file)
+    elif preset is not None or not ("datasets" in flags or "source" in flags.get("model", {})):
+        name = preset or "miniature"
+        fields, where = resolve_sources(preset_fields(name), Path.cwd()), f"preset {name}"
+    else:
+        fields, where = _own_fields(flags), "flags"
+    if "datasets" in given:  # --train replaces the data sets of a file or preset
+        fields = {key: value for key, value in fields.items() if key != "datasets"}
+    return validate(deep_merge(fields, given), where=where)
+
+
+def _own_fields(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What a study given by flags alone starts from."""
+    needed = {
+        "--model": "source" in flags.get("model", {}),
+        "--train": "datasets" in flags,
+        "--text": "source" in flags.get("text", {}),
+    }
+    if missing := [flag for flag, there in needed.items() if not there]:
+        raise UsageError(f"{' and '.join(missing)}: missing; a study of your own needs --model, --train and --text")
+    return {**OWN_FIELDS, "name": "-".join(flags["datasets"])[:64]}
+
+
 def file_fields(path: Path) -> tuple[dict[str, Any], str]:
     """The fields of a YAML file or of a study folder, their sources made absolute, and the file's name for messages.
 

@@ -74,10 +74,11 @@ class RunFolder:
         file = self.path / "measurements.jsonl"
         return table_cache.parse_rows(table_cache.whole_lines(file), file)
 
-    def keep_until(self, step: int) -> None:
-        """Drop the rows measured after `step`, which a resumed run measures again."""
+    def keep_until(self, step: int) -> list[dict[str, Any]]:
+        """Drop the rows measured after `step`, which a resumed run measures again; the rows that stay."""
         kept = [row for row in self.measurements() if row["step"] <= step]
         write_atomically(self.path / "measurements.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        return kept
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -127,8 +128,9 @@ class Onlooker(RunFolder):
     def append(self, row: Mapping[str, Any]) -> None:
         """Left to the main process."""
 
-    def keep_until(self, step: int) -> None:
-        """Left to the main process."""
+    def keep_until(self, step: int) -> list[dict[str, Any]]:
+        """The rows that stay; dropping the others is left to the main process."""
+        return [row for row in self.measurements() if row["step"] <= step]
 
 
 class HeldError(ForgettingError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,9 @@ SMALL_MODEL = 50_000_000
 """Parameters under which one thread a run is best."""
 
 
-def is_pending(folder: RunFolder) -> bool:
-    """Whether a run is still to do: it has not ended, or failed for a reason that may pass."""
-    state = folder.read()
-    return not (state.get("status") == "done" or state.get("kind") == "diverged")
+def is_pending(record: Mapping[str, Any]) -> bool:
+    """Whether the run of a run.json is still to do: it has not ended, or failed for a reason that may pass."""
+    return not (record.get("status") == "done" or record.get("kind") == "diverged")
 
 
 class Worker:
@@ -91,10 +90,10 @@ def do_run(study: StudyFolder, inputs: StudyInputs, run_id: str, tell: Callable[
     folder = study.run(run_id)
     folder = folder if processes.is_main() else Onlooker(folder.path)
     try:
-        with _held(folder):
-            if not processes.shared(is_pending(folder)):
+        with _held(folder) as before:
+            if not is_pending(before):
                 return False
-            _attempt(study, inputs, folder, tell)
+            _attempt(study, inputs, folder, before, tell)
             return True
     except Exception as error:
         if not no_room(error):
@@ -107,10 +106,16 @@ def do_run(study: StudyFolder, inputs: StudyInputs, run_id: str, tell: Callable[
         ) from None
 
 
-def _attempt(study: StudyFolder, inputs: StudyInputs, folder: RunFolder, tell: Callable[[int], None]) -> None:
+def _attempt(
+    study: StudyFolder,
+    inputs: StudyInputs,
+    folder: RunFolder,
+    before: Mapping[str, Any],
+    tell: Callable[[int], None],
+) -> None:
     """Train and measure a run that is held; any failure but a full disk is data: recorded, visible, never a number."""
     try:
-        _train(study, inputs, folder, tell)
+        _train(study, inputs, folder, before, tell)
     except StoppedError:
         raise
     except Exception as error:
@@ -122,22 +127,28 @@ def _attempt(study: StudyFolder, inputs: StudyInputs, folder: RunFolder, tell: C
 
 
 @contextmanager
-def _held(folder: RunFolder) -> Iterator[None]:
+def _held(folder: RunFolder) -> Iterator[dict[str, Any]]:
     """Hold the run; of several processes the main one does, for all.
+
+    Yields:
+        What its run.json says now; empty where the run has not begun.
 
     Raises:
         HeldError: somebody else holds it.
+        ForgettingError: a damaged run.json.
     """
     with ExitStack() as stack:
-        why = None
+        why, record = "", {}
         if processes.is_main():
             try:
                 stack.enter_context(folder.lock())
+                record = folder.read()
             except HeldError as error:
                 why = str(error)
-        if why := processes.shared(why):
+        why, record = processes.shared((why, record))
+        if why:
             raise HeldError(why)
-        yield
+        yield record
 
 
 def _why(error: Exception) -> str:
@@ -166,7 +177,13 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
 
 
-def _train(study: StudyFolder, inputs: StudyInputs, folder: RunFolder, tell: Callable[[int], None]) -> None:
+def _train(
+    study: StudyFolder,
+    inputs: StudyInputs,
+    folder: RunFolder,
+    before: Mapping[str, Any],
+    tell: Callable[[int], None],
+) -> None:
     from ..tuning.run import train_run
 
     run = inputs.runs[folder.id]
@@ -179,14 +196,13 @@ def _train(study: StudyFolder, inputs: StudyInputs, folder: RunFolder, tell: Cal
     if processes.is_main():
         processes.wait_for_all()
     prints = inputs.fingerprints(run.dataset_name, base)
-    before = processes.shared(folder.read())
     if changed := provenance.other_processes(before, processes.count()) or changes(before, prints):
         raise ForgettingError(f"{changed} since this run began; use a new study folder")
     folder.update(
         status="running",
         kind=None,
         why=None,
-        **provenance.record(run),
+        **provenance.record(folder.id, run),
         base=base.revision,
         data=prints,
         notices=[*notices, *(old for old in before.get("notices", []) if old not in notices)],
@@ -194,12 +210,12 @@ def _train(study: StudyFolder, inputs: StudyInputs, folder: RunFolder, tell: Cal
         started=before.get("started") or provenance.now(),
         resumed=[*before.get("resumed", []), provenance.now()] if before else [],
     )
-    probe = _probe(inputs.config, run, base, data, study)
-    train_run(run, inputs.config.measured_steps(), base, data, folder, study.path / "cache", tell, probe)
+    probe = _probe(inputs.config, folder.id, run, base, data, study)
+    train_run(run, inputs.config.measured_steps(), base, data, folder, before, study.path / "cache", tell, probe)
     folder.update(status="done", finished=provenance.now())
 
 
-def changes(state: dict[str, Any], prints: dict[str, str]) -> str:
+def changes(state: Mapping[str, Any], prints: dict[str, str]) -> str:
     """Which data or model is another than when a run began, in words; empty for none."""
     then = state.get("data") or prints
     changed = [
@@ -227,7 +243,7 @@ def limit_threads() -> None:
 
 
 def _probe(
-    config: StudyConfig, run: RunConfig, base: Base, data: RunData, folder: StudyFolder
+    config: StudyConfig, run_id: str, run: RunConfig, base: Base, data: RunData, folder: StudyFolder
 ) -> Callable[[Any, int], None] | None:
     """What asks the run's model of its capabilities at the chosen steps; None where it is not asked."""
     asked = config.capabilities
@@ -238,7 +254,7 @@ def _probe(
 
     return Probe(
         folder.path,
-        run.run_id(),
+        run_id,
         base.pinned(config.model),
         base.tokenizer,
         plan_of(config),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 PACKAGES = ("forgetting", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
 
 
-def record(run: RunConfig) -> dict[str, Any]:
+def record(run_id: str, run: RunConfig) -> dict[str, Any]:
     """What run.json says of a run before it has begun."""
     return {
-        "run_id": run.run_id(),
+        "run_id": run_id,
         "dataset": run.dataset_name,
         "method": run.method.model_dump(mode="json", exclude={"label", "mitigations"}),
         "label": run.method.label or run.method.name,
@@ -44,7 +45,7 @@ def execution(base: Base) -> dict[str, Any]:
     }
 
 
-def other_processes(state: dict[str, Any], count: int) -> str:
+def other_processes(state: Mapping[str, Any], count: int) -> str:
     """How the number of processes changed since a run began, in words; empty where it did not."""
     then = state.get("processes", 1) if "versions" in state else count
     return "" if then == count else f"the number of processes changed from {then} to {count}"

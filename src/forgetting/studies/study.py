@@ -53,6 +53,25 @@ class StudyRuns:
     seconds: float = 0.0
 
 
+def prepare(config: StudyConfig, out: Path, engine: Engine) -> list[str]:
+    """See that a study can run, make its folder, and compute once what its runs share.
+
+    Args:
+        config: the whole study.
+        out: its folder; created, or resumed if it holds this very configuration.
+        engine: where its runs will run.
+
+    Returns:
+        Ids of the runs to do, costliest first.
+
+    Raises:
+        UsageError: the configuration, text or model are wrong, or changed since its first run.
+    """
+    with engine.ready():
+        _prepare(StudyInputs(config), out, engine)
+    return left(out)
+
+
 def left(out: Path) -> list[str]:
     """Ids of the runs of a stored study that are still to do, costliest first.
 
@@ -64,7 +83,7 @@ def left(out: Path) -> list[str]:
 
 
 def _pending(folder: StudyFolder, inputs: StudyInputs) -> list[str]:
-    return [run_id for run_id in costliest_first(inputs.runs) if is_pending(folder.run(run_id))]
+    return [run_id for run_id in costliest_first(inputs.runs) if is_pending(folder.run(run_id).read())]
 
 
 def study(
@@ -96,9 +115,8 @@ def study(
     inputs = StudyInputs(config)
     runs = list(inputs.runs.values())
     StudyFolder(out).check(config)
-    launch = engine.launch if isinstance(engine, Accelerate) else None
     with engine.ready():
-        one_thread = engine.call(functools.partial(prepare, inputs, out.resolve(), launch))
+        one_thread = _prepare(inputs, out, engine)
         folder = StudyFolder.open(out)
         pending = _pending(folder, inputs)
         if on_plan:
@@ -115,20 +133,14 @@ def study(
     return StudyRuns(folder, load_table(out), failed, skipped, time.perf_counter() - began)
 
 
-def prepare(inputs: StudyInputs, out: Path, launch: processes.Launch | None = None) -> bool:
-    """See that a study can run, make its folder, and compute once what its runs share.
+def _prepare(inputs: StudyInputs, out: Path, engine: Engine) -> bool:
+    """See that a study can run, make its folder, compute what its runs share; whether one CPU thread does for a run."""
+    launch = engine.launch if isinstance(engine, Accelerate) else None
+    return engine.call(functools.partial(_prepare_here, inputs, out.resolve(), launch))
 
-    Args:
-        inputs: of the whole study.
-        out: its folder.
-        launch: how each run is spread over several processes; None is one process.
 
-    Returns:
-        Whether one CPU thread is enough for a run.
-
-    Raises:
-        UsageError: the configuration, text or model are wrong, or changed since its first run.
-    """
+def _prepare_here(inputs: StudyInputs, out: Path, launch: processes.Launch | None) -> bool:
+    """The same in this process, which could do a run; None is one process a run."""
     config, runs = inputs.config, list(inputs.runs.values())
     quiet_libraries()
     StudyFolder(out).check(config)
@@ -189,7 +201,7 @@ def _do_all(
 def keep_lost(folder: StudyFolder, runs: dict[str, RunConfig], lost: dict[str, str]) -> None:
     """Store runs that an engine gave up as failed, with the reason."""
     for run_id, why in lost.items():
-        folder.run(run_id).update(**provenance.record(runs[run_id]), status="failed", kind="error", why=why)
+        folder.run(run_id).update(**provenance.record(run_id, runs[run_id]), status="failed", kind="error", why=why)
 
 
 def _is_unfinished(folder: StudyFolder, run_id: str) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from ..models.loading import Base, count_parameters
 from ..store.folder import RunFolder
 from . import checkpoints, stopping
 from .methods import METHODS, Context, Method
-from .mitigations import Course, GeneralTexts, Situation, parse_together, plan_course, with_recipe
+from .mitigations import Course, GeneralTexts, Mitigation, Situation, Term, parse_together, plan_course, with_recipe
 from .trainer import DivergedError, make_trainer
 
 IDENTITY_TOLERANCE = 0.01
@@ -93,6 +93,15 @@ def measured_row(found: Mapping[str, Mean]) -> dict[str, float | None]:
     }
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What a run had taken at the checkpoint that it goes on from; nothing for a new run."""
+
+    train_seconds: float = 0.0
+    measure_seconds: float = 0.0
+    peak_memory: float | None = None
+
+
 class Measurer(TrainerCallback):
     """Measures on the grid, appends the row, then asks the Trainer for a checkpoint."""
 
@@ -106,7 +115,7 @@ class Measurer(TrainerCallback):
         tell: Callable[[int], None],
         course: Course,
         afterwards: Callable[[Any], Iterator[float]],
-        spent: Mapping[str, float],
+        spent: Spent,
         probe: Callable[[Any, int], None] | None = None,
     ) -> None:
         self.afterwards = afterwards
@@ -117,10 +126,8 @@ class Measurer(TrainerCallback):
         self.data, self.folder, self.tell = data, folder, tell
         # [N + 1] tokens trained on after each number of samples
         self.tokens = np.concatenate([[0], np.cumsum(course.windows.lengths[course.order])])
-        rows = folder.measurements()
-        self.peak_memory: float | None = rows[-1]["peak_memory"] if rows else None
-        self.train_seconds = float(spent.get("train_seconds", 0.0))
-        self.measure_seconds = float(spent.get("measure_seconds", 0.0))
+        self.peak_memory = spent.peak_memory
+        self.train_seconds, self.measure_seconds = spent.train_seconds, spent.measure_seconds
         self.clock = time.perf_counter()
 
     def _record(self, model: PreTrainedModel, step: int) -> None:
@@ -209,6 +216,7 @@ def train_run(
     base: Base,
     data: RunData,
     folder: RunFolder,
+    before: Mapping[str, Any],
     cache: Path,
     tell: Callable[[int], None],
     probe: Callable[[Any, int], None] | None = None,
@@ -223,6 +231,7 @@ def train_run(
         base: freshly loaded; changed by the training.
         data: windows and base targets.
         folder: where rows, checkpoints and the tuned weights go.
+        before: what the run's record said when it was last cut; empty for a new run.
         cache: what mitigations compute once a study.
         tell: called with the number of each finished step.
         probe: called with the model and the number of each measured step after 0; leaves the model as it was.
@@ -240,15 +249,11 @@ def train_run(
     course, terms = plan_course(together, plain, at)
     set_seed(run.seed)
     method = METHODS.parse(at.run.method)
-    model = method.prepare(base.model, Context(run.seed, data.train, data.text, base.tokenizer, run.context))
-    for mitigation in together:
-        mitigation.adapt(model)
-    for term in terms:
-        term.start(model)
-    processes.check_same(model, trainable=False, when="before training")
-    _keep_facts(folder, at.facts)
-    folder.update(trainable_params=count_parameters(model, trainable=True))
-    resumed = _resume(folder)
+    context = Context(run.seed, data.train, data.text, base.tokenizer, run.context)
+    model = _trainable(base, method, context, together, terms)
+    _check_facts(at.facts, before.get("mitigated") or {})
+    folder.update(mitigated=at.facts, trainable_params=count_parameters(model, trainable=True))
+    checkpoint, spent = _resume(folder)
     pad_id = base.tokenizer.pad_token_id
     if not isinstance(pad_id, int):
         raise AssertionError("load_tokenizer sets a pad token")
@@ -257,12 +262,27 @@ def train_run(
     def afterwards(trained: Any) -> Iterator[float]:
         return itertools.chain.from_iterable(one.afterwards(trained, at) for one in together)
 
-    trainer.add_callback(Measurer(run, method, steps, data, folder, tell, course, afterwards, resumed.state, probe))
+    measurer = Measurer(run, method, steps, data, folder, tell, course, afterwards, spent, probe)
+    trainer.add_callback(measurer)
     _own_random(run.seed)
-    trainer.train(resume_from_checkpoint=str(resumed.path) if resumed.path else None)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < run.training.steps:
         stopping.check()
     _finish(model, method, folder, base)
+    folder.update(peak_memory=measurer.peak_memory)
+
+
+def _trainable(
+    base: Base, method: Method, context: Context, together: Sequence[Mitigation], terms: Sequence[Term]
+) -> Any:
+    """The model that is trained: the base model as the method and the mitigations change it."""
+    model = method.prepare(base.model, context)
+    for mitigation in together:
+        mitigation.adapt(model)
+    for term in terms:
+        term.start(model)
+    processes.check_same(model, trainable=False, when="before training")
+    return model
 
 
 def _own_random(seed: int) -> None:
@@ -272,7 +292,7 @@ def _own_random(seed: int) -> None:
 
 
 def _finish(model: Any, method: Method, folder: RunFolder, base: Base) -> None:
-    """Store the tuned weights, whole or not at all, and what the run took; the main process does."""
+    """Store the tuned weights, whole or not at all; the main process does."""
     if processes.is_main():
         partial = folder.path / "adapter.partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -282,30 +302,36 @@ def _finish(model: Any, method: Method, folder: RunFolder, base: Base) -> None:
         shutil.rmtree(folder.path / "adapter", ignore_errors=True)
         partial.rename(folder.path / "adapter")
         shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
-        folder.update(peak_memory=next((row["peak_memory"] for row in reversed(folder.measurements())), None))
     processes.wait_for_all()
 
 
-def _resume(folder: RunFolder) -> checkpoints.Found:
-    """The run's last whole checkpoint; rows after it are dropped, and what was damaged is stored as a notice."""
-    found = checkpoints.Found()
+def _resume(folder: RunFolder) -> tuple[Path | None, Spent]:
+    """The run's last whole checkpoint, and what was spent up to it.
+
+    Rows after it are dropped, and what was damaged is stored as a notice.
+    """
+    path, spent = None, Spent()
     if processes.is_main():
         found = checkpoints.newest(folder.path / "checkpoints")
-        folder.keep_until(found.step)
+        rows = folder.keep_until(found.step)
         if found.notices:
             folder.update(notices=[*folder.read().get("notices", []), *found.notices])
-    return processes.shared(found)
+        trained, measured = (float(found.state.get(name, 0.0)) for name in ("train_seconds", "measure_seconds"))
+        path, spent = found.path, Spent(trained, measured, rows[-1]["peak_memory"] if rows else None)
+    return processes.shared((path, spent))
 
 
-def _keep_facts(folder: RunFolder, facts: dict[str, Any]) -> None:
-    """Store what the mitigations did, and stop where their text is another than when the run began.
+def _check_facts(facts: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Stop where a mitigation's text is another than when the run began.
+
+    Args:
+        facts: what each mitigation did, by name.
+        before: the same when the run was last cut.
 
     Raises:
         ForgettingError: names the mitigation.
     """
-    before = processes.shared(folder.read()).get("mitigated") or {}
     for name, fact in facts.items():
         then = before.get(name)
         if isinstance(fact, dict) and isinstance(then, dict) and then.get("text") != fact.get("text"):
             raise ForgettingError(f"the text of {name} changed since this run began; use a new study folder")
-    folder.update(mitigated=facts)
