@@ -288,6 +288,6 @@ def test_all_private_names_stand_in_these_files() -> None:
 
 OF_OTHERS = {
     ("studies/engines/accelerate.py", "_exit"),  # of Python
-    ("studies/engines/local.py", "_exit"),
+    ("studies/engines/worker.py", "_exit"),
     ("models/transformers_internals.py", "_getframe"),
 }

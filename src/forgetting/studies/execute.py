@@ -75,7 +75,7 @@ class Worker:
 def do_run(study: StudyFolder, inputs: StudyInputs, run_id: str, tell: Callable[[int], None]) -> bool:
     """Do one run in this process, unless it is done; failures are recorded in its run.json.
 
-    Of several processes that `ranks.join` made one group all call this, and the main one holds the run and writes.
+    Of several processes that `processes.join` made one group all call this, and the main one holds the run and writes.
 
     Returns:
         Whether there was anything to do.
@@ -93,7 +93,8 @@ def do_run(study: StudyFolder, inputs: StudyInputs, run_id: str, tell: Callable[
         with _held(folder) as before:
             if not is_pending(before):
                 return False
-            _attempt(study, inputs, folder, before, tell)
+            with _failure_kept(folder):
+                _train(study, inputs, folder, before, tell)
             return True
     except Exception as error:
         if not no_room(error):
@@ -106,16 +107,11 @@ def do_run(study: StudyFolder, inputs: StudyInputs, run_id: str, tell: Callable[
         ) from None
 
 
-def _attempt(
-    study: StudyFolder,
-    inputs: StudyInputs,
-    folder: RunFolder,
-    before: Mapping[str, Any],
-    tell: Callable[[int], None],
-) -> None:
-    """Train and measure a run that is held; any failure but a full disk is data: recorded, visible, never a number."""
+@contextmanager
+def _failure_kept(folder: RunFolder) -> Iterator[None]:
+    """Record what fails inside, whatever it is but a full disk: a failure is data, visible and never a number."""
     try:
-        _train(study, inputs, folder, before, tell)
+        yield
     except StoppedError:
         raise
     except Exception as error:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,14 +17,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
 
-from ...display.streams import make_safe
-from ...errors import ForgettingError, UsageError
+from ...errors import UsageError
 from ...models import processes
 from ...tuning import stopping
 from .base import POLL, Attempts, Event, Hear, PipeEnd, R, Work
-from .local import count_cores, die_with, ending, one_task, set_threads
+from .local import count_cores, ending
+from .worker import WorkerProcess, one_task
 
 GRACE = 10.0
 """Seconds in which the other processes of a run end, too, once one has; then they wait for it and are killed."""
@@ -37,7 +34,7 @@ class Accelerate:
     """This machine, each run by all processes of a launch; the first of them writes.
 
     Attributes:
-        launch: how many, and on what, as `parallel.read_launch` reads it.
+        launch: how many, and on what, as `launching.read_launch` reads it.
     """
 
     launch: processes.Launch
@@ -230,35 +227,20 @@ class _Team:
 
 def _serve(work: Work, pipe: PipeEnd, threads: int, parent: int, place: tuple[processes.Launch, int, str]) -> None:
     """Do tasks from the pipe together with the others, until there are none."""
-    make_safe()
-    busy = False
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        if not busy:
-            os._exit(0)
-        stopping.request(number)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; our parent tells us
-    signal.signal(signal.SIGTERM, stop)
-    threading.Thread(target=die_with, args=(parent,), daemon=True).start()
-    set_threads(threads)
+    worker = WorkerProcess(pipe, threads, parent)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's advice to the libraries, once a process
     launch, index, meeting = place
     try:
         processes.join(launch, index, meeting)
-        while (task := pipe.recv()) is not None:
-            busy = True
+        for task in worker.tasks():
             one_task(task, work, pipe.send if index == 0 else _silent)
             if index:
                 pipe.send("ended")
-            busy = False
         processes.leave()
     except stopping.StoppedError:
         processes.leave()
     except Exception as error:
-        known = isinstance(error, ForgettingError)
-        with suppress(OSError):
-            pipe.send(error if known else ForgettingError(f"{type(error).__name__}: {error}"))
+        worker.tell(error)
         while True:  # the others would take our end for their own failure; our parent ends us all
             time.sleep(1)
 
@@ -271,7 +253,7 @@ def read_engine(path: Path) -> Accelerate:
     """The engine of an accelerate configuration file.
 
     Raises:
-        UsageError: as `parallel.read_launch`.
+        UsageError: as `launching.read_launch`.
     """
     from ..launching import read_launch
 

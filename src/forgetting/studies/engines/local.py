@@ -5,20 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from types import FrameType
 
-from ...display.streams import make_safe
-from ...errors import ForgettingError
 from ...tuning import stopping
 from .base import POLL, RETRIES, Attempts, Event, Hear, PipeEnd, R, Work
+from .worker import WorkerProcess, one_task, set_threads
 
 SIGKILL = getattr(signal, "SIGKILL", 9)
 """Windows has no name for it."""
@@ -61,20 +56,6 @@ class Local:
 def count_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def one_task(task: str, work: Work, tell: Hear) -> None:
-    """Do a task, telling its start, each step and its end."""
-    tell(Event(task, "started"))
-    work(task, lambda step: tell(Event(task, "step", step)))
-    tell(Event(task, "ended"))
-
-
-def set_threads(threads: int) -> None:
-    """CPU threads of this process; torch, where it is not loaded yet, will read them when it is."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
 
 
 class _Pool:
@@ -194,35 +175,12 @@ def ending(process: BaseProcess) -> str:
 
 def _serve(work: Work, pipe: PipeEnd, threads: int, parent: int) -> None:
     """Do tasks from the pipe until there are none."""
-    make_safe()
-    busy = False
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        if not busy:
-            os._exit(0)
-        stopping.request(number)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; our parent tells us
-    signal.signal(signal.SIGTERM, stop)
-    threading.Thread(target=die_with, args=(parent,), daemon=True).start()
-    set_threads(threads)
+    worker = WorkerProcess(pipe, threads, parent)
     pipe.send("here")
-    while (task := pipe.recv()) is not None:
-        busy = True
-        try:
+    try:
+        for task in worker.tasks():
             one_task(task, work, pipe.send)
-        except stopping.StoppedError:
-            return
-        except Exception as error:
-            known = isinstance(error, ForgettingError)
-            with suppress(OSError):
-                pipe.send(error if known else ForgettingError(f"{type(error).__name__}: {error}"))
-            return
-        busy = False
-
-
-def die_with(parent: int) -> None:
-    """End this process when its parent is gone: an orphan would go on writing to a study that someone resumes."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    except stopping.StoppedError:
+        return
+    except Exception as error:
+        worker.tell(error)
