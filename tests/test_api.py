@@ -66,8 +66,8 @@ from pathlib import Path
 
 import forgetting
 from forgetting import (
-    CheckResult, Comparison, Evaluation, Fit, ForgettingCallback, ForgettingError, Measurement, Plan, Plans,
-    Predictions, StudyConfig, StudyResult, TextConfig, UsageError, check, compare, evaluate, fit, measure, plan,
+    CheckResult, Comparison, Evaluation, Fit, ForgettingCallback, ForgettingError, GroupedFits, Measurement, Plan,
+    Plans, Predictions, StudyConfig, StudyResult, TextConfig, UsageError, check, compare, evaluate, fit, measure, plan,
     predict, report, study, table,
 )
 
@@ -86,10 +86,12 @@ def runs(config: StudyConfig) -> Plan:
     again: StudyResult = report(done.folder)
     rows = table(again.folder)
     line: Fit = fit(rows, "linear", dataset="news", bootstrap=0)
+    grouped: GroupedFits = fit(rows, "linear", by="rank", bootstrap=0)
     made: Predictions = predict(done, ranks=[8, 64], steps=200)
     plans: Plans = plan(line, budget=0.1)
     compared: Comparison = compare({"label": ["a"], "step": [1]}, "a")
     print(line.parameters["c_fft"].low, made.to_frame(), compared.to_dict(), len(done.failed), again.report.name)
+    print(grouped.groups)
     return plans["news"]
 
 
@@ -137,7 +139,7 @@ def test_a_type_checker_passes_a_right_script_and_names_what_is_misspelt(tmp_pat
         5: 'Module has no attribute "mesure"',
         6: '"Measurement" has no attribute "forgeting"',
         7: 'Unexpected keyword argument "tolerence"',
-        8: 'Argument "bootstrap" to "fit" has incompatible type "str"',
+        8: 'No overload variant of "fit" matches argument types "str", "str"',
         9: '"CheckResult" has no attribute "verdit"',
     }
     for line, message in expected.items():

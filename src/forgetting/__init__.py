@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .analysis.api import predict as predict
     from .analysis.compare import Comparison as Comparison
     from .analysis.fit import Fit as Fit
+    from .analysis.fit import GroupedFits as GroupedFits
     from .analysis.plan import Plan as Plan
     from .analysis.plan import Plans as Plans
     from .analysis.plan.predict import Predictions as Predictions
@@ -60,6 +61,7 @@ __all__ = [
     "Fit",
     "ForgettingCallback",
     "ForgettingError",
+    "GroupedFits",
     "Measurement",
     "Plan",
     "Plans",
@@ -87,6 +89,7 @@ _PLACES = {
     "Fit": "analysis.fit",
     "ForgettingCallback": "measuring.callback",
     "ForgettingError": "errors",
+    "GroupedFits": "analysis.fit",
     "Measurement": "measuring.measurement",
     "Plan": "analysis.plan",
     "Plans": "analysis.plan",

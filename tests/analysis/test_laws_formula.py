@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import forgetting
 from forgetting.analysis.fit import Fit, fit_law
 from forgetting.analysis.laws import FormulaLaw, FunctionLaw, Parameter
 from forgetting.analysis.laws.formula import FUNCTIONS, evaluate, parse
@@ -167,3 +168,21 @@ def test_a_python_function_is_fitted_and_says_what_json_loses():
     assert "Python function" in str(loaded)
     with pytest.raises(UsageError, match="a file cannot hold"):
         loaded.predict("loss", n=1.0)
+
+
+def test_an_exponent_that_is_a_column_is_told_and_can_be_made_a_parameter():
+    """A table of LoRA runs has a column `alpha`; the example of the documents has an exponent of that name."""
+    D = np.geomspace(1e2, 1e6, 12)
+    table = {"D": D, "alpha": np.full(12, 16.0), "loss": 1.5 + 30 * D**-0.4}
+    formula = "loss = E + A/D**alpha"
+    plain = forgetting.fit(table, formula, bootstrap=0)
+    assert list(plain.parameters) == ["E", "A"]
+    assert any(
+        "'alpha' in an exponent is the column 'alpha' of the table, not a parameter" in w for w in plain.warnings
+    )
+    for options in ({"start": {"alpha": (0.05, 1.5)}}, {"bounds": {"alpha": (0.0, 2.0)}}):
+        meant = forgetting.fit(table, formula, bootstrap=0, **options)
+        assert meant.parameters["alpha"].value == pytest.approx(0.4, rel=1e-6)
+        assert not any("in an exponent" in w for w in meant.warnings)
+        again = FormulaLaw.from_spec(meant.spec)
+        assert again.names == ("E", "A", "alpha")

@@ -99,7 +99,10 @@ def test_missing_files_and_foreign_folders_are_refused(tmp_path):
         ({"N": [0, 2, 3]}, "row 1, column 'N': 0 where a positive number is needed"),
         ({"loss": [1, float("nan"), 3]}, "row 2, column 'loss': nan where a finite number is needed"),
         ({"loss": [1, 2, "inf"]}, "row 3, column 'loss': inf where a finite number is needed"),
-        ({"D": [5, 5, 5], "N": [7, 8, 7], "loss": [1, 2, 1]}, "rows 1 and 3 are the same measurement"),
+        (
+            {"D": [5, 5, 5], "N": [7, 8, 7], "loss": [1, 2, 1], "run_id": ["a", "a", "a"]},
+            r"rows 1 and 3 are the same measurement \(a\)",
+        ),
     ],
 )
 def test_bad_cells_are_named_by_row_and_column(cells, says):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 
 from ..config.arguments import checked
 from ..errors import UsageError, did_you_mean
 from .compare import Comparison, any_tables, compare_tables, open_study
-from .fit import Fit, fit_law
+from .fit import Fit, GroupedFits, fit_groups, fit_law
 from .fit.data import column_names
 from .laws import Law
 from .laws.choose import choose_law
@@ -22,16 +23,50 @@ from .sources import Source, paths_of, tables_to_fit
 from .table_files import Table
 
 
+class FitArguments(TypedDict, total=False):
+    """What `fit` takes by name; see there."""
+
+    dataset: str | None
+    only: Mapping[str, Any] | None
+    from_step: float | None
+    columns: Mapping[str, str] | None
+    run: str
+    iid: bool
+    objective: str
+    delta: float
+    weights: str
+    intervals: str
+    bootstrap: int
+    confidence: float
+    start: Mapping[str, float | tuple[float, float]] | None
+    bounds: Mapping[str, tuple[float, float]] | None
+    seed: int
+
+
+@overload
+def fit(
+    table: Source, law: str | Law = "shifted_power", *, by: None = None, **options: Unpack[FitArguments]
+) -> Fit: ...
+
+
+@overload
+def fit(
+    table: Source, law: str | Law = "shifted_power", *, by: str | Sequence[str], **options: Unpack[FitArguments]
+) -> GroupedFits: ...
+
+
 @checked
 def fit(
     table: Source,
     law: str | Law = "shifted_power",
     *,
+    by: str | Sequence[str] | None = None,
     dataset: str | None = None,
     only: Mapping[str, Any] | None = None,
     from_step: float | None = None,
     columns: Mapping[str, str] | None = None,
     run: str = "run_id",
+    iid: bool = False,
     objective: str = "least-squares",
     delta: float = 1e-3,
     weights: str = "none",
@@ -41,21 +76,22 @@ def fit(
     start: Mapping[str, float | tuple[float, float]] | None = None,
     bounds: Mapping[str, tuple[float, float]] | None = None,
     seed: int = 0,
-) -> Fit:
+) -> Fit | GroupedFits:
     """Fit one law to the runs of one data set: global optimum, intervals from resampling whole runs.
 
     Of a study folder the rows of its report are fitted: the first method's plain runs, from the first step that counts.
 
     Args:
-        table: paths of tables or of a study folder, a DataFrame, a datasets.Dataset, a dictionary of columns, or a list
-            of rows; one row a measurement.
+        table: paths of tables or of a study folder, a DataFrame, a Dataset, columns, or rows; one row a measurement.
         law: a law's name, a formula such as `loss = E + A/N**alpha`, or a law.
-        dataset: which data set, where the table has several.
+        by: a column or several: fit the rows of each group by itself, such as each model's curve.
+        dataset: which data set, where the table has several; with `by` each data set is a group of its own.
         only: keep rows whose column has this value.
         from_step: leave out earlier steps; default a study's own.
         columns: the table's column for a variable or output, where its name differs.
         run: the column that says which rows are one run.
-        objective: `least-squares`, `huber`, `huber-log`; for the line also `errors-in-both`.
+        iid: take every row as independent in intervals, whatever run it is of.
+        objective: `least-squares`, `log-least-squares`, `huber`, `huber-log`; for the line also `errors-in-both`.
         delta: Huber's delta.
         weights: `none`, or `se` to weigh by the `..._se` columns.
         intervals: of parameters: `bootstrap`, or `profile` for profile likelihood.
@@ -65,20 +101,21 @@ def fit(
         bounds: of a formula: by parameter, its lowest and highest value.
         seed: of starts and resamples.
 
+    Returns:
+        The fit; with `by` one fit a group, and why a group could not be fitted.
+
     Raises:
         UsageError: an unknown law, a mistake in the table, or several data sets.
     """
     kept = {name: str(value) for name, value in (only or {}).items()}
-    label, rows = _one(tables_to_fit(table, only=kept, from_step=from_step, dataset=dataset))
+    tables = tables_to_fit(table, only=kept, from_step=from_step, dataset=dataset)
+    label, rows = next(iter(tables.items())) if by is not None else _one(tables)
     found = choose_law(law, [*(columns or {}), *column_names(rows)], start=start, bounds=bounds)
-    resampling: dict[str, Any] = {
-        "intervals": intervals,
-        "bootstrap": bootstrap,
-        "confidence": confidence,
-        "seed": seed,
-    }
-    how: dict[str, Any] = {"columns": columns, "run": run, "objective": objective, "delta": delta, "weights": weights}
-    return fit_law(found, rows, label=label, **how, **resampling)
+    what: dict[str, Any] = {"columns": columns, "run": run, "iid": iid, "weights": weights}
+    how: dict[str, Any] = {"objective": objective, "delta": delta, "seed": seed}
+    sure: dict[str, Any] = {"intervals": intervals, "bootstrap": bootstrap, "confidence": confidence}
+    fit_one: Callable[..., Fit] = partial(fit_law, found, **what, **how, **sure)
+    return fit_one(rows, label=label) if by is None else fit_groups(found, tables, by, fit_one)
 
 
 def _one(tables: dict[str, Any]) -> tuple[str, Any]:
@@ -206,6 +243,7 @@ def compare(
     reference: str | Sequence[str] | Mapping[str, Any] | None = None,
     *,
     dataset: str | None = None,
+    only: Mapping[str, Any] | None = None,
     by: str | None = None,
     direction: str | None = None,
     confidence: float = 0.95,
@@ -218,6 +256,7 @@ def compare(
         reference: label whose plain runs all others are held against; `COLUMN=VALUE`, or several of these, of which a
             run must have all (of one column, any); or values by column. Default a study's first method.
         dataset: only this data set.
+        only: keep rows whose column has this value.
         by: the column to hold equal; default `finetune_loss`, or `test_accuracy` in PEFT's results.
         direction: `lower` or `higher` is better; only for a column of your own.
         confidence: nominal coverage of each interval.
@@ -229,11 +268,12 @@ def compare(
         UsageError: a mistake in the table or arguments, or nothing to compare.
     """
     start, paths = 0.0, paths_of(source)
+    kept = {name: str(value) for name, value in (only or {}).items()}
     if paths is not None and len(paths) == 1 and (paths[0] / "study.yaml").exists():
-        config, tables = open_study(paths[0])
+        config, tables = open_study(paths[0], kept)
         reference, start = reference or config.reference_label, float(config.measure.start)
     else:
-        tables = any_tables(source)
+        tables = any_tables(source, kept)
         reference, start = _own(tables, reference)
     if dataset is not None and dataset not in tables:
         raise UsageError(f"no data set '{dataset}'; {did_you_mean(dataset, tables)}")

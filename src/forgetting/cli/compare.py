@@ -20,6 +20,7 @@ def compare_command(
         ),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE: compare only these rows.")] = None,
     by: Annotated[
         str | None, typer.Option(help="Column to hold equal. Default: finetune_loss; of PEFT results test_accuracy.")
     ] = None,
@@ -32,5 +33,13 @@ def compare_command(
     """Compare methods and mitigations at equal fine-tuning loss: off the trade-off line, or only back along it?"""
     from ..analysis.api import compare
 
-    made = compare(source, reference, dataset=dataset, by=by, direction=direction, confidence=confidence)
+    made = compare(
+        source,
+        reference,
+        dataset=dataset,
+        only=o.pairs(only, "--only"),
+        by=by,
+        direction=direction,
+        confidence=confidence,
+    )
     typer.echo(json.dumps(made.to_dict(), indent=1) if as_json else str(made))

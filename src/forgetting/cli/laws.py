@@ -6,15 +6,16 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ForgettingError, UsageError, did_you_mean
-from .options import expanded
+from .options import expanded, pairs
 
 if TYPE_CHECKING:
-    from ..analysis.fit import Fit
+    from ..analysis.fit import Fit, GroupedFits
     from ..analysis.laws import Law
     from ..analysis.table_files import Table
 
@@ -31,14 +32,34 @@ Targets = Annotated[list[str] | None, typer.Option(help="LoRA target modules for
 class FitOptions:
     """How a law is fitted; see `fit_law`."""
 
-    objective: Annotated[str, typer.Option(help="What is minimised: {objectives}.")] = "least-squares"
-    delta: Annotated[float, typer.Option(help="Huber's delta.")] = 1e-3
-    run: Annotated[str, typer.Option(help="Column that says which rows are one run.")] = "run_id"
-    weights: Annotated[str, typer.Option(help="none, or se: weigh by the ..._se columns.")] = "none"
-    intervals: Annotated[str, typer.Option(help="bootstrap, or profile for profile likelihood.")] = "bootstrap"
-    bootstrap: Annotated[int, typer.Option(help="Resamples of whole runs; 0 for no intervals.")] = 200
-    confidence: Annotated[float, typer.Option(help="Nominal coverage of intervals.")] = 0.95
-    seed: Annotated[int, typer.Option(help="Of starts and resamples.")] = 0
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="What is minimised: {objectives}. Of logarithms where noise is a share of the value; Huber's where a "
+            "few points lie far off; errors-in-both, for the line, where both losses have standard errors."
+        ),
+    ] = "least-squares"
+    delta: Annotated[
+        float, typer.Option(help="Huber's delta: residuals above it count linearly; relative for huber-log.")
+    ] = 1e-3
+    run: Annotated[
+        str, typer.Option(help="Column that says which rows are one run, or one seed: intervals resample these.")
+    ] = "run_id"
+    iid: Annotated[
+        bool, typer.Option("--iid", help="Intervals take every row as independent: only where no two are of one run.")
+    ] = False
+    weights: Annotated[str, typer.Option(help="none, or se: rows count by 1/se² of the outputs' ..._se columns.")] = (
+        "none"
+    )
+    intervals: Annotated[
+        str,
+        typer.Option(help="Of parameters: bootstrap, or profile for profile likelihood, which may be lopsided."),
+    ] = "bootstrap"
+    bootstrap: Annotated[
+        int, typer.Option(help="Resamples of whole runs, at least 20; 0 for no intervals, which is fastest.")
+    ] = 200
+    confidence: Annotated[float, typer.Option(help="Nominal coverage of intervals and bands.")] = 0.95
+    seed: Annotated[int, typer.Option(help="Of starts and resamples; the same seed gives the same fit.")] = 0
 
 
 @expanded
@@ -54,34 +75,40 @@ def fit_command(
     only: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE: fit only these rows.")] = None,
     from_step: Annotated[float | None, typer.Option(help="Leave out earlier steps. Default: a study's own.")] = None,
     dataset: Dataset = None,
-    start: Annotated[list[str] | None, typer.Option(help="For a formula: NAME=VALUE or NAME=LOW:HIGH.")] = None,
-    bound: Annotated[list[str] | None, typer.Option(help="For a formula: NAME=LOW:HIGH.")] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Fit each group of rows by itself, one line a group; repeat for several."),
+    ] = None,
+    start: Annotated[
+        list[str] | None,
+        typer.Option(help="For a formula: NAME=VALUE or NAME=LOW:HIGH to start from. Default: from the data."),
+    ] = None,
+    bound: Annotated[list[str] | None, typer.Option(help="For a formula: NAME=LOW:HIGH. Default: no bounds.")] = None,
     extrapolate: Annotated[bool, typer.Option(help="Fit small ranks and early steps, predict the rest.")] = False,
     out: Annotated[str | None, typer.Option(help="Write the fits to this JSON file.")] = None,
     latex: Annotated[bool, typer.Option(help="Print LaTeX tables.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit laws to tables of runs: global optimum, intervals from whole runs, and what could not be identified."""
-    from ..analysis.fit import fit_law
     from ..analysis.laws.choose import choose_law
     from ..analysis.sources import tables_to_fit
 
-    columns, starts, bounds = _pairs(mapping, "--map"), _starts(start), _bounds(bound)
-    fits: dict[str, dict[str, Fit]] = {}
-    tests = []
-    failed: list[ForgettingError] = []
-    found = tables_to_fit(tables, only=_pairs(only, "--only"), from_step=from_step, dataset=dataset)
-    for label, table in found.items():
-        for name in law or _default_laws(label, table, columns):
-            one = choose_law(name, [*columns, *table], start=starts, bounds=bounds)
-            try:
-                made = fit_law(one, table, label=label, columns=_used(one, columns), **asdict(fitting))
-            except ForgettingError as error:
-                failed.append(error)
-                continue
-            fits.setdefault(label, {})[name] = made
-            if extrapolate:
-                tests += _extrapolate(one, table, label, columns, fitting.run, fitting.seed)
+    columns, starts, bounds = pairs(mapping, "--map"), _starts(start), _bounds(bound)
+    if by and (extrapolate or latex):
+        raise UsageError("--by cannot be given with --extrapolate or --latex")
+
+    def chosen(label: str, table: Table) -> dict[str, Law]:
+        names = law or _default_laws(label, table, columns)
+        return {name: choose_law(name, [*columns, *table], start=starts, bounds=bounds) for name in names}
+
+    found = tables_to_fit(tables, only=pairs(only, "--only"), from_step=from_step, dataset=dataset)
+    how = {"columns": columns, **asdict(fitting)}
+    if by:
+        _fit_by([*chosen(*next(iter(found.items()))).values()], found, by, how, out=out, as_json=as_json)
+        return
+    fits, tests, failed = _fit_each(
+        {label: (table, chosen(label, table)) for label, table in found.items()}, how, extrapolate
+    )
     if failed and not fits:
         raise failed[0]
     if out is not None:
@@ -89,9 +116,71 @@ def fit_command(
 
         save_fits(fits, out)
     _show_fits(fits, tests, latex=latex, as_json=as_json)
-    for one_of in failed[:-1]:
-        sys.stderr.write(f"error: {one_of}\n")
+    _say(failed[:-1])
     if failed:
+        raise failed[-1]
+
+
+def _fit_each(
+    found: dict[str, tuple[Table, dict[str, Law]]], how: dict[str, Any], extrapolate: bool
+) -> tuple[dict[str, dict[str, Fit]], list[dict[str, Any]], list[ForgettingError]]:
+    """Fits by data set and law, tests of extrapolation, and errors of what could not be fitted."""
+    from ..analysis.fit import fit_law
+
+    fits: dict[str, dict[str, Fit]] = {}
+    tests: list[dict[str, Any]] = []
+    failed: list[ForgettingError] = []
+    for label, (table, laws) in found.items():
+        for name, law in laws.items():
+            try:
+                made = fit_law(law, table, label=label, **how | {"columns": _used(law, how["columns"])})
+            except ForgettingError as error:
+                failed.append(error)
+                continue
+            fits.setdefault(label, {})[name] = made
+            if extrapolate:
+                tests += _extrapolate(law, table, label, how["columns"], how["run"], how["seed"])
+    return fits, tests, failed
+
+
+def _say(failed: Sequence[ForgettingError]) -> None:
+    for error in failed:
+        sys.stderr.write(f"error: {error}\n")
+
+
+def _fit_by(
+    laws: Sequence[Law],
+    tables: dict[str, Table],
+    by: Sequence[str],
+    how: dict[str, Any],
+    *,
+    out: str | None,
+    as_json: bool,
+) -> None:
+    """Fit each group by itself, one summary a law."""
+    from ..analysis.fit import fit_groups, fit_law, save_fits
+
+    made: list[GroupedFits] = []
+    failed: list[ForgettingError] = []
+    saved: dict[str, dict[str, Fit]] = {}
+    for one in laws:
+        fit_one = partial(fit_law, one, **how | {"columns": _used(one, how["columns"])})
+        try:
+            made.append(fit_groups(one, tables, by, fit_one))
+        except ForgettingError as error:
+            failed.append(error)
+    for group, fits in ((group, fits) for grouped in made for group, fits in grouped.fits.items()):
+        saved.setdefault(group, {}).update(fits)
+    if out is not None and saved:
+        save_fits(saved, out)
+    if as_json and made:
+        parts = [grouped.to_dict() for grouped in made]
+        content = {"by": parts[0]["by"]} | {key: [v for p in parts for v in p[key]] for key in ("fits", "failed")}
+        typer.echo(json.dumps(content, indent=1))
+    else:
+        typer.echo("\n\n".join(str(grouped) for grouped in made))
+    _say(failed if made else failed[:-1])
+    if not made:
         raise failed[-1]
 
 
@@ -111,7 +200,7 @@ def predict_command(
     """Predict losses with bands, and say where a prediction lies outside the measured range."""
     from ..analysis.api import predict
 
-    given = {k: _number(v, f"--set {k}") for k, v in _pairs(assign, "--set").items()}
+    given = {k: _number(v, f"--set {k}") for k, v in pairs(assign, "--set").items()}
     made = predict(
         law,
         ranks=rank or None,
@@ -169,16 +258,6 @@ def plan_command(
     typer.echo(json.dumps(made[0] if len(made) == 1 else made, indent=1) if as_json else str(plans))
 
 
-def _pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:
-    out = {}
-    for text in given or []:
-        name, equals, value = text.partition("=")
-        if not (name.strip() and equals and value.strip()):
-            raise UsageError(f"{option} '{text}': write NAME=VALUE")
-        out[name.strip()] = value.strip()
-    return out
-
-
 def _number(text: str, option: str) -> float:
     try:
         return float(text)
@@ -204,12 +283,12 @@ def _default_laws(label: str, table: Table, columns: dict[str, str]) -> list[str
 
 
 def _starts(given: Sequence[str] | None) -> dict[str, float | tuple[float, float]]:
-    return {k: _span(v, "--start") for k, v in _pairs(given, "--start").items()}
+    return {k: _span(v, "--start") for k, v in pairs(given, "--start").items()}
 
 
 def _bounds(given: Sequence[str] | None) -> dict[str, tuple[float, float]]:
     bounds = {}
-    for key, value in _pairs(given, "--bound").items():
+    for key, value in pairs(given, "--bound").items():
         pair = _span(value, "--bound")
         if not isinstance(pair, tuple):
             raise UsageError(f"--bound {key}={value}: write NAME=LOW:HIGH")

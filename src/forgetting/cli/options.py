@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import wraps
@@ -12,6 +12,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperOption
+
+from ..errors import UsageError
 
 
 class Dtype(StrEnum):
@@ -112,6 +114,21 @@ class ModelOptions:
         """The fields of `model` in a configuration that were given."""
         chosen = asdict(self) | {"dtype": self.dtype and self.dtype.value}
         return {name: value for name, value in chosen.items() if value is not None}
+
+
+def pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:
+    """What an option of NAME=VALUE was given, by name.
+
+    Raises:
+        UsageError: another form.
+    """
+    out = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not (name.strip() and equals and value.strip()):
+            raise UsageError(f"{option} '{text}': write NAME=VALUE")
+        out[name.strip()] = value.strip()
+    return out
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:

@@ -20,17 +20,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def study_tables(table: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
+def study_tables(
+    table: pd.DataFrame, runs: Sequence[Mapping[str, Any]], only: Mapping[str, str] | None = None
+) -> dict[str, Table]:
     """A study's rows by data set, with a column `variant`: the options in which methods of one label and rank differ.
 
     Args:
         table: of `store.load_table`.
         runs: the run records, in which the options are.
+        only: keep rows whose column has this value, written as text.
     """
     rows = {str(name): table[name].tolist() for name in table.columns}
     variants = _variants(runs)
     rows["variant"] = [variants.get(str(run), "") for run in rows["run_id"]]
-    return split(rows, "study", {}) if rows["variant"] else {}
+    return split(rows, "study", only or {}) if rows["variant"] else {}
 
 
 def _variants(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -50,8 +53,8 @@ def _variants(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return out
 
 
-def open_study(path: Path) -> tuple[StudyConfig, dict[str, Table]]:
-    """The configuration of a study folder and its rows by data set.
+def open_study(path: Path, only: Mapping[str, str] | None = None) -> tuple[StudyConfig, dict[str, Table]]:
+    """The configuration of a study folder and its rows by data set, only those whose columns have these values.
 
     Raises:
         UsageError: not a study folder, or nothing measured in it.
@@ -60,17 +63,17 @@ def open_study(path: Path) -> tuple[StudyConfig, dict[str, Table]]:
     table = load_table(path)
     if table.empty:
         raise UsageError(f"{path}: no measurement in this study yet; run `forgetting study {path}`")
-    return folder.config(), study_tables(table, [{"run_id": run.id, **run.read()} for run in folder.runs()])
+    return folder.config(), study_tables(table, [{"run_id": run.id, **run.read()} for run in folder.runs()], only)
 
 
-def any_tables(source: Source) -> dict[str, Table]:
-    """The rows by data set of paths, a DataFrame, a datasets.Dataset, columns or rows.
+def any_tables(source: Source, only: Mapping[str, str] | None = None) -> dict[str, Table]:
+    """The rows by data set of paths, a DataFrame, a datasets.Dataset, columns or rows; of them those of `only`.
 
     Raises:
         UsageError: not a table, or a mistake in it.
     """
     paths = paths_of(source)
     if paths is not None:
-        return split(read_tables(paths), paths[0].stem if len(paths) == 1 else "tables", {})
+        return split(read_tables(paths), paths[0].stem if len(paths) == 1 else "tables", only or {})
     table = given_table(source)
-    return split({str(name): list(table[name]) for name in column_names(table)}, GIVEN, {})
+    return split({str(name): list(table[name]) for name in column_names(table)}, GIVEN, only or {})

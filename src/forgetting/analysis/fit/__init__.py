@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from forgetting.analysis.fit.engine import fit_from_published, fit_law
 from forgetting.analysis.fit.estimate import Estimate, Prediction
+from forgetting.analysis.fit.groups import GroupedFits, fit_groups
 from forgetting.analysis.fit.result import Fit, load_fits, save_fits
 from forgetting.analysis.fit.select import Extrapolation, extrapolation_tests, r2_by, rank_laws
 from forgetting.analysis.fit.study import fit_study, unfit
@@ -12,9 +13,11 @@ __all__ = [
     "Estimate",
     "Extrapolation",
     "Fit",
+    "GroupedFits",
     "Prediction",
     "extrapolation_tests",
     "fit_from_published",
+    "fit_groups",
     "fit_law",
     "fit_study",
     "load_fits",

@@ -85,7 +85,7 @@ def resample(
         fitted = problem.values(theta[None])[0]
         residual = left_out_residuals(problem, theta, y.reshape(-1), weights.reshape(-1), np.tile(run, outputs))
         signs = rng.choice(WEBB if runs < 10 else np.array([-1.0, 1.0]), size=(count, runs))
-        drawn = fitted + residual * np.tile(signs[:, run], outputs)
+        drawn = problem.objective.moved(fitted, residual * np.tile(signs[:, run], outputs))
         every = weights.reshape(1, -1)
     else:
         unit = run if scheme == "cases" else np.arange(n)
@@ -103,13 +103,13 @@ def left_out_residuals(problem: Problem, theta: Array, y: Array, weights: Array,
     """[m] residuals, each run's as if the run had been left out of a fit linearised at theta.
 
     Args:
-        problem: law in fitted coordinates, with the least-squares objective.
+        problem: law in fitted coordinates, with an objective of squares, on whose scale the residuals are.
         theta: [K].
         y, weights, run: [m] outputs, weights and run index.
     """
     orthonormal = free_basis(problem, theta, weights)
     root = np.sqrt(weights)
-    r = (y - problem.values(theta[None])[0]) * root
+    r = problem.objective.residual(y, problem.values(theta[None])[0]) * root
     out = r.copy()
     for g in range(int(run.max()) + 1):
         at = run == g
@@ -128,7 +128,8 @@ def free_basis(problem: Problem, theta: Array, weights: Array) -> Array:
     z = to_z(theta, log)
     free = (z > low) & (z < high) & ~problem.fixed
     with np.errstate(all="ignore"):
-        jacobian = problem.gradient(theta[None])[0] * np.where(log, theta, 1.0) * np.sqrt(weights)[:, None]
+        factor = np.asarray(problem.objective.jacobian_factor(problem.values(theta[None])[0])).reshape(-1, 1)
+        jacobian = problem.gradient(theta[None])[0] * np.where(log, theta, 1.0) * np.sqrt(weights)[:, None] * factor
     jacobian = np.nan_to_num(jacobian[:, free])
     norm = np.linalg.norm(jacobian, axis=0)
     left, singular, _ = np.linalg.svd(jacobian[:, norm > 0] / norm[norm > 0], full_matrices=False)

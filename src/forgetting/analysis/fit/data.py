@@ -30,6 +30,7 @@ class Data:
         independent: True when the table names no runs and every row counts as a run of its own.
         columns: further columns that are there and are useful to a fit (`rank`, `finetune_loss_se`, ...).
         warnings: what was left out, and why.
+        iid: rows are runs of their own because that was asked for.
     """
 
     x: dict[str, Array]
@@ -40,6 +41,7 @@ class Data:
     independent: bool
     columns: dict[str, Array]
     warnings: tuple[str, ...] = ()
+    iid: bool = False
 
     @property
     def n(self) -> int:
@@ -58,6 +60,7 @@ class Data:
             self.independent,
             {k: v[rows] for k, v in self.columns.items()},
             self.warnings,
+            self.iid,
         )
 
     def sample(self, most: int) -> Data:
@@ -73,7 +76,13 @@ def column_names(table: Any) -> list[str]:
 
 
 def read_data(
-    law: Law, table: Any, *, columns: Mapping[str, str] | None = None, label: str = "", run: str = "run_id"
+    law: Law,
+    table: Any,
+    *,
+    columns: Mapping[str, str] | None = None,
+    label: str = "",
+    run: str = "run_id",
+    iid: bool = False,
 ) -> Data:
     """Take what a law needs from a table.
 
@@ -83,10 +92,11 @@ def read_data(
         columns: the table's name for a variable or output, where it differs.
         label: the table's name in messages.
         run: the column that names the run of each row; without it every row is a run of its own.
+        iid: every row is a run of its own all the same.
 
     Raises:
         UsageError: a column is missing; a cell is not a number, not finite, or not positive where it must be; a
-            measurement is there twice; nothing is left.
+            measurement of a run is there twice; nothing is left.
     """
     where = f"table '{label}'" if label else "table"
     columns = dict(columns or {})
@@ -95,6 +105,8 @@ def read_data(
         if name not in needed:
             raise UsageError(f"law '{law.name}' has no '{name}' to map a column to; {did_you_mean(name, needed)}")
     present = column_names(table)
+    if iid and run != "run_id":
+        raise UsageError(f"give the column of runs ('{run}') or independent rows (iid), not both")
     if run not in present and run != "run_id":
         raise UsageError(
             f"{where} has no column '{run}' that says which rows are one run; {did_you_mean(run, present)}"
@@ -113,21 +125,30 @@ def read_data(
     if rows.size == 0:
         raise UsageError(f"{where} has no rows to fit")
     se = _standard_errors(law, table, columns, present, rows, where)
-    there, code = _coded(table[run]) if run in present else ([], rows)
-    if run in present:
-        _refuse_blank(table[run], run, rows, where)
-    if run not in present or not _steps_differ(table, present, rows, code[rows]):
-        labels = [there[i] for i in code[rows]] if run in present else None
-        _refuse_duplicates(table, present, rows, labels, got, where)
-    used, codes = np.unique(code[rows] if run in present else rows, return_inverse=True)
-    names = [there[i] for i in used] if run in present else used
+    names, codes, copied = _runs(table, run, present, rows, got, where)
+    alone = iid or not names
+    if alone:
+        names, codes = [str(i) for i in rows], np.arange(rows.size)
     extra = {}
     for name in ("rank", "step", "trainable_params", "forgetting_floor", "finetune_loss_se"):
         if name in present:
             extra[name] = _loose(table[name], rows)
-    x = {name: got[name] for name in law.variable_names}
-    y = np.stack([got[name] for name in law.outputs])
-    return Data(x, y, se, codes, tuple(str(n) for n in names), run not in present, extra, tuple(warnings))
+    x, y = {name: got[name] for name in law.variable_names}, np.stack([got[name] for name in law.outputs])
+    return Data(x, y, se, codes, tuple(names), alone and not iid, extra, (*warnings, *copied), iid)
+
+
+def _runs(
+    table: Any, run: str, present: list[str], rows: Array, got: Mapping[str, Array], where: str
+) -> tuple[list[str], Array, list[str]]:
+    """Names of the runs, [n] which of them each row is of, and a warning of rows that may have been put in twice."""
+    if run not in present:
+        return [], rows, _copies(table, present, rows, got)
+    there, code = _coded(table[run])
+    _refuse_blank(table[run], run, rows, where)
+    if not _steps_differ(table, present, rows, code[rows]):
+        _refuse_duplicates(table, present, rows, [there[i] for i in code[rows]], got, where)
+    used, codes = np.unique(code[rows], return_inverse=True)
+    return [there[i] for i in used], codes, []
 
 
 def _done_rows(table: Any, present: list[str], run: str) -> tuple[Array, list[str]]:
@@ -238,20 +259,40 @@ def _steps_differ(table: Any, present: Sequence[str], rows: Array, code: Array) 
     return bool((both[1:] != both[:-1]).all())
 
 
+def _copies(table: Any, present: Sequence[str], rows: Array, got: Mapping[str, Array]) -> list[str]:
+    """A warning where rows without a run are the same as an earlier one in every column of the table."""
+    _, first, which = np.unique(np.stack(list(got.values())), axis=1, return_index=True, return_inverse=True)
+    alike = np.flatnonzero(first[which.reshape(-1)] != np.arange(rows.size))
+    cells = {name: np.asarray(table[name], dtype=object) for name in present} if alike.size else {}
+
+    def same(i: int) -> bool:
+        mine, other = rows[i], rows[first[which.reshape(-1)[i]]]
+        return all(str(column[mine]) == str(column[other]) for column in cells.values())
+
+    copies = [int(i) for i in alike if same(int(i))]
+    if not copies:
+        return []
+    pair = f"{rows[first[which.reshape(-1)[copies[0]]]] + 1} and {rows[copies[0]] + 1}"
+    return [
+        f"{len(copies)} row{'s are' if len(copies) > 1 else ' is'} the same as an earlier one in every column (rows "
+        f"{pair}): taken as replicates, each measured by itself; remove them if they were put in twice"
+    ]
+
+
 def _refuse_duplicates(
-    table: Any, present: Sequence[str], rows: Array, labels: list[str] | None, got: Mapping[str, Array], where: str
+    table: Any, present: Sequence[str], rows: Array, labels: list[str], got: Mapping[str, Array], where: str
 ) -> None:
-    """Raise on a measurement that is there twice: a run and step, or without those a whole row."""
-    if labels is not None and "step" in present:
+    """Raise on a measurement of a run that is there twice: a step, or without steps all values."""
+    if "step" in present:
         keys: list[tuple[Any, ...]] = list(zip(labels, [str(s) for s in np.asarray(table["step"])[rows]], strict=True))
         what = "run and step"
     else:
         cells = zip(*(v.tolist() for v in got.values()), strict=True)
-        keys = list(zip(labels or [""] * rows.size, cells, strict=True))
+        keys = list(zip(labels, cells, strict=True))
         what = "measurement"
     seen: dict[tuple[Any, ...], int] = {}
     for i, key in enumerate(keys):
         if key in seen:
             first = rows[seen[key]] + 1
-            raise UsageError(f"{where}, rows {first} and {rows[i] + 1} are the same {what} ({key[0] or key[1]})")
+            raise UsageError(f"{where}, rows {first} and {rows[i] + 1} are the same {what} ({key[0]})")
         seen[key] = i

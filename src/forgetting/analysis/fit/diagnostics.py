@@ -55,6 +55,12 @@ def r_squared(law: Law, data: Data, theta: Array) -> dict[str, float]:
     return out
 
 
+def rmse(law: Law, data: Data, theta: Array) -> dict[str, float]:
+    """Root mean square residual by output, in its unit, every row counted once."""
+    f = law.values(theta[None], data.x)[0]
+    return dict(zip(law.outputs, np.sqrt(np.mean((data.y - f) ** 2, axis=1)).tolist(), strict=True))
+
+
 def diagnostics(
     problem: Problem,
     adapted: Adapted,

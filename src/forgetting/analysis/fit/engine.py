@@ -10,7 +10,7 @@ import numpy as np
 from forgetting.analysis.fit import summed
 from forgetting.analysis.fit.bootstrap import MIN_RUNS, Draws, left_out_residuals, widen_by
 from forgetting.analysis.fit.data import KEPT_ROWS, Data, read_data
-from forgetting.analysis.fit.diagnostics import diagnostics, fit_warnings, r_squared
+from forgetting.analysis.fit.diagnostics import diagnostics, fit_warnings, r_squared, rmse
 from forgetting.analysis.fit.estimate import Estimate
 from forgetting.analysis.fit.identify import NONE, Lowest, identify
 from forgetting.analysis.fit.intervals import can_draw, draw, enough, estimates, loose, profiles
@@ -41,6 +41,7 @@ def fit_law(
     confidence: float = 0.95,
     columns: Mapping[str, str] | None = None,
     run: str = "run_id",
+    iid: bool = False,
     weights: str = "none",
     intervals: str = "bootstrap",
     starts: int = STARTS,
@@ -52,14 +53,16 @@ def fit_law(
         law: a name of `LAWS`, or a law.
         table: a DataFrame, or a mapping from column names to sequences; one row a measurement.
         label: what is fitted, for reports and messages.
-        objective: `least-squares`, `huber` or `huber-log`; for the line also `errors-in-both`, with both losses' `_se`.
+        objective: `least-squares`, `log-least-squares` (of the logarithms: relative errors count alike), `huber` or
+            `huber-log`; for the line also `errors-in-both`, with both losses' `_se`.
         delta: Huber's delta, in nats (`huber`) or relative (`huber-log`).
         seed: of starts and resamples; the same seed gives the same fit.
         bootstrap: resamples of whole runs; 0 for no intervals.
         confidence: nominal coverage of intervals.
         columns: the table's column for a variable or output, where its name differs.
         run: the column that says which rows belong together; `seed` resamples seeds instead of runs.
-        weights: `none`, or `se` for 1 / standard error squared from the outputs' `..._se` columns.
+        iid: take every row as independent, whatever run it is of.
+        weights: `none`, or `se` for 1 / standard error squared (relative for logarithms) from the `..._se` columns.
         intervals: of parameters: `bootstrap`, or `profile` for profile likelihood (least squares only). Bands of
             predictions are always from the bootstrap.
         starts: points drawn from the law's starting region; 0 starts from `start` alone.
@@ -80,12 +83,12 @@ def fit_law(
     if seed < 0:
         raise UsageError(f"seed: got {seed}; a whole number from 0 up is needed")
     options = Options(chosen, seed, bootstrap, confidence, intervals, starts, given)
-    data = read_data(law, table, columns=columns, label=label, run=run)
+    data = read_data(law, table, columns=columns, label=label, run=run, iid=iid)
     if objective == IN_BOTH:
         if law.name != "linear" or intervals != "bootstrap":
             raise UsageError(f"objective '{IN_BOTH}' is for law 'linear' with bootstrap intervals")
         return fit_line(data, label, seed=seed, bootstrap=bootstrap, confidence=confidence)
-    return fit_data(law, data, label, options, _weights(data, weights, label))
+    return fit_data(law, data, label, options, _weights(data, weights, label, chosen))
 
 
 def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array) -> Fit:
@@ -94,7 +97,8 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     problem = Problem(adapted.law, data.x, options.objective)
     _check(law, adapted.law, data, label, options)
     if summed.applies(data, options):
-        if summed.is_linear(problem) or len(summed.count_cells(data)[0]) <= summed.MOST_CELLS:
+        few = summed.is_linear(problem) or len(summed.count_cells(data)[0]) <= summed.MOST_CELLS
+        if few and not options.objective.log:
             return _fit_cells(law, data, label, options, weights)
         data, weights = summed.sample_runs(data, weights)
         adapted = law.adapt(data.x, data.y)
@@ -104,7 +108,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     first = None if options.start is None else np.array(options.start)
     found = search(problem, y, w, starts=options.starts, rng=rng, first=first)
     if not np.isfinite(found.cost):
-        raise ForgettingError(f"law '{law.name}' could not be evaluated on '{label}' from any of {found.starts} starts")
+        raise _lost(law, label, found, options)
     looks = shape(problem, found.theta, y, w)
     theta = adapted.public(found.theta[None], data.y[None], np.ones((1, data.n)))[0]
     warnings = [*data.warnings, *law.hints(data.x, data.y), *fit_warnings(problem, found, looks, options.starts)]
@@ -135,7 +139,7 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     rng = np.random.default_rng(options.seed)
     found, looks = summed.find(cells, options, rng)
     if not np.isfinite(found.cost):
-        raise ForgettingError(f"law '{law.name}' could not be evaluated on '{label}' from any of {found.starts} starts")
+        raise _lost(law, label, found, options)
     theta = adapted.public(found.theta[None], data.y[None], np.ones((1, data.n)))[0]
     # a law that is linear in all parameters has one lowest point: its few starts say nothing
     starts = 0 if cells.linear else options.starts
@@ -164,13 +168,20 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     return _fit(law, adapted, data, label, options, found, parameters, theta, draws, widen, warnings, learned)
 
 
+def _lost(law: Law, label: str, found: Found, options: Options) -> ForgettingError:
+    why = f": objective '{options.objective.name}' needs a law that is positive" if options.objective.log else ""
+    return ForgettingError(
+        f"law '{law.name}' could not be evaluated on '{label}' from any of {found.starts} starts{why}"
+    )
+
+
 def _scatter(problem: Problem, theta: Array, data: Data, weights: Array) -> dict[str, float] | None:
     """`validate.scatter` of a least-squares fit to several runs; None of others."""
     if not problem.objective.quadratic or len(data.runs) < MIN_RUNS:
         return None
     y, run = data.y.reshape(-1), np.tile(data.run, len(data.y))
     left_out = left_out_residuals(problem, theta, y, weights.reshape(-1), run).reshape(data.y.shape)
-    residual = data.y - problem.values(theta[None])[0].reshape(data.y.shape)
+    residual = problem.objective.residual(y, problem.values(theta[None])[0]).reshape(data.y.shape)
     return scatter(residual, left_out, problem.law.outputs)
 
 
@@ -200,20 +211,21 @@ def _fit(
             f"law '{law.name}' on '{label}': parameters of the best fit run beyond what a number can hold; these "
             f"{data.n} measurements do not determine them"
         )
+    # the reported parameters where they are numbers: the last digits are those of what is printed
+    known = (law, data, theta) if np.isfinite(theta).all() else (adapted.law, data, found.theta)
     return Fit(
         law=law.name,
         label=label,
         parameters=parameters,
         objective=options.objective.name,
         objective_value=found.cost,
-        # the reported parameters where they are numbers: the last digits are those of what is printed
-        r2=r_squared(law, data, theta) if np.isfinite(theta).all() else r_squared(adapted.law, data, found.theta),
+        r2=r_squared(*known),
         n_points=data.n,
         n_runs=len(data.runs),
         measured_range={k: (float(v.min()), float(v.max())) for k, v in data.x.items()},
         confidence=options.confidence,
         warnings=warnings,
-        diagnostics=learned,
+        diagnostics=learned | {"rmse": rmse(*known)} | ({"iid": True} if data.iid else {}),
         draws=[] if draws is None else draws.theta.tolist(),
         fitted=fitted,
         widen=widen,
@@ -242,14 +254,15 @@ def fit_from_published(name: str) -> Fit:
     )
 
 
-def _weights(data: Data, weights: str, label: str) -> Array:
+def _weights(data: Data, weights: str, label: str, objective: Objective) -> Array:
     if weights == "none":
         return np.ones_like(data.y)
     if weights != "se":
         raise UsageError(f"weights is '{weights}'; choices: none, se")
     if data.se is None:
         raise UsageError(f"weights 'se' needs a positive number in every ..._se column of the outputs of '{label}'")
-    return np.asarray(1.0 / data.se**2)
+    # the standard error of a logarithm is the relative one
+    return np.asarray((data.y / data.se) ** 2 if objective.log else 1.0 / data.se**2)
 
 
 def _check(law: Law, fitted: Law, data: Data, label: str, options: Options) -> None:

@@ -109,7 +109,7 @@ def _profiled(at: Lowest, draws: Array, confidence: float, skip: set[str]) -> di
         return {}
     ratio = np.where(known, honest / np.where(known, naive, 1.0), np.median(honest[known] / naive[known]))
     cut = student(confidence, at.runs - 1)
-    best = float(np.sum(at.weights * (at.y - problem.values(theta[None])[0]) ** 2))
+    best = float(problem.objective.cost(problem.objective.residual(at.y, problem.values(theta[None])[0]), at.weights))
     out = {}
     for k, name in enumerate(names):
         if problem.fixed[k] or name in skip:

@@ -26,7 +26,8 @@ def can_draw(data: Data, count: int, warnings: list[str]) -> bool:
     if count == 0:
         return False
     if runs < MIN_RUNS:
-        warnings.append(f"no intervals: {runs} runs are too few to resample (at least {MIN_RUNS} are needed)")
+        units = "rows" if data.independent or data.iid else "runs"
+        warnings.append(f"no intervals: {runs} {units} are too few to resample (at least {MIN_RUNS} are needed)")
         return False
     if count < LEAST_DRAWS:
         warnings.append(f"no intervals: {count} resamples are too few (at least {LEAST_DRAWS} are needed)")

@@ -59,7 +59,11 @@ def fit_line(data: Data, label: str, *, seed: int, bootstrap: int, confidence: f
         measured_range={"finetune_loss": (float(x.min()), float(x.max()))},
         confidence=confidence,
         warnings=warnings,
-        diagnostics={"bootstrap": {"scheme": "cases", "count": len(draws), "lost": 0} if len(draws) else None},
+        diagnostics={
+            "bootstrap": {"scheme": "cases", "count": len(draws), "lost": 0} if len(draws) else None,
+            "rmse": {"forgetting_loss": float(np.sqrt(np.mean(residual**2)))},
+            **({"iid": True} if data.iid else {}),
+        },
         draws=draws.tolist(),
         widen=widen,
         data=data.sample(KEPT_ROWS),

@@ -14,7 +14,8 @@ import numpy as np
 from forgetting.analysis.laws.base import Array
 from forgetting.errors import UsageError, did_you_mean
 
-OBJECTIVES = ("least-squares", "huber", "huber-log")
+LOGARITHMIC = "log-least-squares"
+OBJECTIVES = ("least-squares", LOGARITHMIC, "huber", "huber-log")
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Objective:
     """A named objective.
 
     Attributes:
-        name: `least-squares` (sum of squared residuals), `huber` or `huber-log` (sum of Huber losses, of the
-            residual or of the residual of the logarithm).
+        name: `least-squares` or `log-least-squares` (sum of squares of the residual, or of the residual of the
+            logarithm), `huber` or `huber-log` (sum of Huber losses of the same two).
         delta: where Huber's loss turns from quadratic to linear, in the unit of the residual.
     """
 
@@ -40,18 +41,22 @@ class Objective:
     @property
     def log(self) -> bool:
         """Whether residuals are those of the logarithm."""
-        return self.name == "huber-log"
+        return self.name in (LOGARITHMIC, "huber-log")
 
     @property
     def quadratic(self) -> bool:
-        """Whether this is least squares."""
-        return self.name == "least-squares"
+        """Whether this is a sum of squares, of the residual or of that of the logarithm."""
+        return self.name in ("least-squares", LOGARITHMIC)
 
     def residual(self, y: Array, f: Array) -> Array:
         """Measured less predicted; NaN where a logarithm does not exist."""
         if not self.log:
             return np.asarray(y - f)
         return np.asarray(np.log(y) - np.log(np.where(f > 0, f, np.nan)))
+
+    def moved(self, f: Array, r: Array) -> Array:
+        """What was measured where a law predicts f and the residual is r: the inverse of `residual`."""
+        return np.asarray(f * np.exp(r) if self.log else f + r)
 
     def jacobian_factor(self, f: Array) -> Array | float:
         """d (predicted, on the residual's scale) / d f."""

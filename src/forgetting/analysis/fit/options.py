@@ -32,4 +32,6 @@ class Options:
         if self.intervals not in INTERVALS:
             raise UsageError(f"intervals is '{self.intervals}'; {did_you_mean(self.intervals, INTERVALS)}")
         if self.intervals == "profile" and not self.objective.quadratic:
-            raise UsageError("intervals 'profile' needs objective 'least-squares', whose likelihood is known")
+            raise UsageError(
+                "intervals 'profile' needs objective 'least-squares' or 'log-least-squares', whose likelihood is known"
+            )

@@ -27,7 +27,7 @@ def profile(
     """The interval of one parameter.
 
     Args:
-        problem: law in fitted coordinates, with the least-squares objective.
+        problem: law in fitted coordinates, with an objective of squares.
         theta: [K] the best fit.
         y, weights, run: [m] outputs, weights and run index.
         name: the parameter, in fitted coordinates.
@@ -46,7 +46,7 @@ def profile(
         return float("nan"), float("nan")
     cut = student(confidence, int(run.max()))
     spare = int(np.sum(weights > 0)) - int(np.sum(~problem.fixed))
-    best = float(np.sum(weights * (y - problem.values(theta[None])[0]) ** 2))
+    best = float(problem.objective.cost(problem.objective.residual(y, problem.values(theta[None])[0]), weights))
     needed = best * (1 + (cut * honest / naive) ** 2 / spare)
     ends = []
     for side in (-1.0, 1.0):
@@ -65,7 +65,8 @@ def run_error(problem: Problem, theta: Array, y: Array, weights: Array, run: Arr
         return float("nan")
     residual = left_out_residuals(problem, theta, y, weights, run) * np.sqrt(weights)
     with np.errstate(all="ignore"):
-        jacobian = problem.gradient(theta[None])[0][:, free] * np.sqrt(weights)[:, None]
+        factor = np.asarray(problem.objective.jacobian_factor(problem.values(theta[None])[0])).reshape(-1, 1)
+        jacobian = problem.gradient(theta[None])[0][:, free] * np.sqrt(weights)[:, None] * factor
     norm = np.linalg.norm(jacobian, axis=0)
     influence = np.linalg.pinv(jacobian / norm) / norm[:, None]
     row = influence[int(np.sum(free[:k]))]

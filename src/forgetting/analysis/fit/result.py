@@ -17,6 +17,7 @@ from forgetting.analysis.fit.bootstrap import finite_interval, student
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.fit.estimate import NAN, Estimate, Prediction
 from forgetting.analysis.fit.figure import fit_chart
+from forgetting.analysis.fit.objective import LOGARITHMIC
 from forgetting.analysis.laws import Law, law_from_spec
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.laws.shifted_power import Centred
@@ -58,7 +59,7 @@ class Fit(Result):
         law: the law's name.
         label: what was fitted, for example the data set's name.
         parameters: estimates by name, in the law's order.
-        objective: `least-squares`, `huber`, `huber-log`, or `published`.
+        objective: `least-squares`, `log-least-squares`, `huber`, `huber-log`, `errors-in-both`, or `published`.
         objective_value: the summed objective at the estimate.
         r2: 1 - SS_res / SS_tot by output, in the output's own unit, every row counted once, as in the paper.
         n_points: rows fitted.
@@ -145,10 +146,14 @@ class Fit(Result):
     def new_run(self, output: str, value: Array, low: Array, high: Array) -> tuple[Array, Array]:
         """The band of one new run around the law's mean, whose own band is given; NaN where a run's scatter is unknown.
 
-        Both errors are independent, so that their half widths add in squares.
+        Both errors are independent, so that their half widths add in squares; in the logarithm where it was fitted.
         """
         spread = (self.diagnostics.get("scatter") or {}).get(output)
         half = NAN if spread is None else student(self.confidence, self.n_runs - 1) * float(spread)
+        if self.objective == LOGARITHMIC:
+            with np.errstate(all="ignore"):
+                down, up = np.hypot(np.log(value / low), half), np.hypot(np.log(high / value), half)
+            return value * np.exp(-down), value * np.exp(up)
         return value - np.hypot(value - low, half), value + np.hypot(high - value, half)
 
     def to_dict(self) -> dict[str, Any]:
@@ -234,7 +239,9 @@ class Fit(Result):
         heading = [f"{law.title}: {self.label}" if self.label else str(law.title), str(law.formula)]
         heading.append(f"source: {law.source}")
         if self.objective != "published":
-            points = f"{self.n_points} points of {self.n_runs} runs"
+            alone = bool(self.diagnostics.get("iid"))
+            points = f"{self.n_points} points" + (f" of {self.n_runs} runs" if not alone else "")
+            points += "; intervals take every point as independent" if alone else ""
             heading.append(f"{points}, {self.objective}, objective {self.objective_value:.8g}")
         if self.r2:
             heading.append("R2: " + ", ".join(f"{k} {show.number(v)}" for k, v in self.r2.items()))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from forgetting.analysis.fit.objective import Objective
 from forgetting.analysis.fit.solver import Problem, minimise, solve_linear, stationarity, to_theta, to_z
 from forgetting.analysis.laws.base import Array
 
@@ -120,9 +121,11 @@ def _descend(problem: Problem, theta: Array, y: Array, weights: Array, damping: 
         if problem.linear.any():
             if problem.objective.quadratic:
                 limit = 60 if theta.shape[0] > 2 * len(DAMPING) else 600
-                ends = minimise(problem, theta, y, weights, max_iterations=limit, project=True, damping=damping)
-                theta = ends.theta
-            else:  # linear parameters from least squares, but the starts stay apart: Huber has more local optima
+                # near the data a residual of the logarithm is the relative one, in which the parameters are linear
+                plain = replace(problem, objective=Objective())
+                relative = weights / y**2 if problem.objective.log else weights
+                theta = minimise(plain, theta, y, relative, max_iterations=limit, project=True, damping=damping).theta
+            else:  # linear parameters from least squares, then all together: other objectives are not linear in them
                 theta = solve_linear(problem, theta, y, weights)
         theta = feasible(problem, theta)
     solution = minimise(problem, theta, y, weights, max_iterations=300, damping=damping)

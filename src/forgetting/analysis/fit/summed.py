@@ -94,8 +94,8 @@ def sample_runs(data: Data, weights: Array) -> tuple[Data, Array]:
     chosen[kept] = True
     rows = chosen[data.run]
     said = (
-        f"fitted to {len(kept)} of {runs} runs, evenly spaced by name: {data.n:,} rows of different variables, "
-        "all of them, would take hours"
+        f"fitted to {len(kept)} of {runs} runs, evenly spaced by name: all {data.n:,} rows would take hours with this "
+        "law and objective"
     )
     return replace(data.take(rows), warnings=(*data.warnings, said)), weights[:, rows]
 

@@ -17,7 +17,7 @@ SOURCE = "written by the user"
 
 
 class FormulaLaw(Law):
-    """`output = expression`: names of columns are variables, all others are parameters."""
+    """`output = expression`: names of columns without a start or bounds are variables, all others parameters."""
 
     def __init__(
         self,
@@ -50,7 +50,8 @@ class FormulaLaw(Law):
         if not target:
             raise UsageError(f"formula '{formula}' does not name its output; write loss = {formula}")
         self.outputs = (target,)
-        used = tuple(v for v in variables if v in parsed.names)
+        self._start, self._bounds = dict(start or {}), dict(bounds or {})
+        used = tuple(v for v in variables if v in parsed.names and v not in self._start and v not in self._bounds)
         names = tuple(n for n in parsed.names if n not in used)
         if not used:
             raise UsageError(f"formula '{formula}' has no variable; variables are {', '.join(variables) or 'none'}")
@@ -59,7 +60,6 @@ class FormulaLaw(Law):
         if target in parsed.names:
             raise UsageError(f"formula '{formula}' has its output '{target}' on both sides")
         self.variables = tuple(Variable(v, positive=False) for v in used)
-        self._start, self._bounds = dict(start or {}), dict(bounds or {})
         for name in (*self._start, *self._bounds):
             if name not in names:
                 raise UsageError(f"formula '{formula}' has no parameter '{name}'; {did_you_mean(name, names)}")
@@ -102,6 +102,16 @@ class FormulaLaw(Law):
         }
         start = {k: (v[0], v[1]) if isinstance(v, list) else v for k, v in spec["start"].items()}
         return cls(spec["formula"], spec["variables"], output=spec["output"], start=start, bounds=bounds)
+
+    def hints(self, x: Mapping[str, Array], y: Array) -> list[str]:
+        """That an exponent which is usually a parameter was read as the column of its name."""
+        del x, y
+        return [
+            f"'{name}' in an exponent is the column '{name}' of the table, not a parameter; for a parameter give it a "
+            f"start or bounds (--start {name}={EXPONENT_START[0]:g}:{EXPONENT_START[1]:g}) or another name"
+            for name in self.variable_names
+            if in_exponent(self.tree, name)
+        ]
 
     def _names(self, theta: Array, x: Mapping[str, Array]) -> dict[str, Array]:
         columns = {name: theta[:, k, None] for k, name in enumerate(self.names)}

@@ -1,0 +1,182 @@
+"""One law fitted to each group of a table by itself, such as each model's curve."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from forgetting.analysis.fit import show
+from forgetting.analysis.fit.data import column_names
+from forgetting.analysis.fit.result import Fit
+from forgetting.analysis.laws.base import Law
+from forgetting.display.numbers import plain
+from forgetting.display.tables import Result, Shown
+from forgetting.errors import ForgettingError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_NOTES = 8
+"""Different warnings that are printed; the others are counted."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group and its fit.
+
+    Attributes:
+        cells: of the columns that groups are told apart by.
+        rows: how many it has.
+        fit: None where it could not be fitted.
+        reason: why not; else empty.
+    """
+
+    cells: tuple[str, ...]
+    rows: int
+    fit: Fit | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class GroupedFits(Result):
+    """Fits of one law, one a group.
+
+    Attributes:
+        law: that was fitted.
+        by: the columns that groups are told apart by.
+        groups: in the order in which they first appear in the table.
+    """
+
+    law: Law
+    by: tuple[str, ...]
+    groups: tuple[Group, ...]
+
+    @property
+    def fits(self) -> dict[str, dict[str, Fit]]:
+        """By group (`model=a, task=b`) and law, as `predict` and `save_fits` take them; only groups with a fit."""
+        return {g.fit.label: {g.fit.law: g.fit} for g in self.groups if g.fit is not None}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a group: its rows, estimates with intervals, R2 and RMSE by output, number of warnings, reason."""
+        import pandas as pd
+
+        return pd.DataFrame([self._numbers(g) for g in self.groups])
+
+    def _numbers(self, group: Group) -> dict[str, Any]:
+        row: dict[str, Any] = dict(zip(self.by, group.cells, strict=True)) | {"n_points": group.rows}
+        fit = group.fit
+        for name in self.law.names:
+            estimate = None if fit is None else fit.parameters[name]
+            for suffix in ("", "_low", "_high"):
+                end = suffix.removeprefix("_") or "value"
+                row[name + suffix] = float("nan") if estimate is None else getattr(estimate, end)
+        for output in self.law.outputs:
+            row[f"r2_{output}"] = float("nan") if fit is None else fit.r2.get(output, float("nan"))
+            row[f"rmse_{output}"] = float("nan") if fit is None else _rmse(fit, output)
+        return row | {"warnings": 0 if fit is None else len(fit.warnings), "reason": group.reason}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: one fit a group without its draws, and the groups that could not be fitted."""
+        fits, failed = [], []
+        for group in self.groups:
+            named = {"group": dict(zip(self.by, group.cells, strict=True))}
+            if group.fit is None:
+                failed.append(named | {"law": self.law.name, "n_points": group.rows, "reason": group.reason})
+            else:
+                fits.append(named | {k: v for k, v in group.fit.to_dict().items() if k != "draws"})
+        return {"by": list(self.by), "fits": plain(fits), "failed": failed}
+
+    def shown(self) -> list[Shown]:
+        """One row a group, and the warnings with the number of groups that have each."""
+        fitted = [g.fit for g in self.groups if g.fit is not None]
+        heading = [f"{self.law.title}, by {', '.join(self.by)}", str(self.law.formula), f"source: {self.law.source}"]
+        heading.append(f"{len(fitted)} of {len(self.groups)} groups fitted, {fitted[0].objective}" if fitted else "")
+        if fitted:
+            alone = "every row taken as independent" if fitted[0].diagnostics.get("iid") else "of whole runs"
+            heading.append(f"in brackets: {fitted[0].confidence:.0%} interval, {alone}")
+        several = len(self.law.outputs) > 1
+        quality = [f"{what} {o}" if several else what for o in self.law.outputs for what in ("R2", "RMSE")]
+        columns = [*self.by, "rows", *self.law.names, *quality, "warnings"]
+        failed = any(g.fit is None for g in self.groups)
+        rows = [[*self._cells(g), *([g.reason] if failed else [])] for g in self.groups]
+        columns += ["not fitted because"] if failed else []
+        counts = Counter(text for fit in fitted for text in dict.fromkeys(fit.warnings)).most_common()
+        notes = [f"warning, {count} group{'s' * (count > 1)}: {text}" for text, count in counts[:MOST_NOTES]]
+        if len(counts) > MOST_NOTES:
+            notes.append(f"{len(counts) - MOST_NOTES} other warnings are in the fits themselves (--json)")
+        return [Shown(heading, columns, rows, notes)]
+
+    def _cells(self, group: Group) -> list[str]:
+        fit, out = group.fit, [*group.cells, str(group.rows)]
+        if fit is None:
+            return out + ["-"] * (len(self.law.names) + 2 * len(self.law.outputs) + 1)
+        scales = {p.name for p in self.law.parameters if p.log}
+        for name, estimate in fit.parameters.items():
+            ends = show.ends(estimate)
+            out.append(show.value(estimate, scale=name in scales) + (f" [{ends}]" if ends != "-" else ""))
+        for output in self.law.outputs:
+            out += [show.number(fit.r2.get(output, float("nan"))), show.number(_rmse(fit, output))]
+        return [*out, str(len(fit.warnings))]
+
+
+def _rmse(fit: Fit, output: str) -> float:
+    return float(fit.diagnostics.get("rmse", {}).get(output, float("nan")))
+
+
+def fit_groups(
+    law: Law, tables: Mapping[str, Any], by: str | Sequence[str], fit_one: Callable[..., Fit]
+) -> GroupedFits:
+    """Fit each group of one or several tables.
+
+    Args:
+        law: that is fitted.
+        tables: by data set; of several, the data set tells groups apart, too.
+        by: one column or several; rows of equal cells, read as text, are one group.
+        fit_one: fits the rows of one group, with its name as `label`.
+
+    Raises:
+        UsageError: no such column, or a blank cell in one.
+        ForgettingError: no group could be fitted; the first one's reason.
+    """
+    by = [by] if isinstance(by, str) else by
+    by = tuple(dict.fromkeys([*(["dataset"] if len(tables) > 1 else []), *by]))
+    if not by:
+        raise UsageError("by: no column in it")
+    groups: list[Group] = []
+    first: ForgettingError | None = None
+    for label, table in tables.items():
+        for values, rows, part in _parts(table, by, label):
+            name = ", ".join(f"{column}={value}" for column, value in zip(by, values, strict=True))
+            try:
+                groups.append(Group(values, rows, fit_one(part, label=name)))
+            except ForgettingError as error:
+                first = first or error
+                groups.append(Group(values, rows, None, str(error)))
+    if first is not None and all(g.fit is None for g in groups):
+        raise first
+    return GroupedFits(law, by, tuple(groups))
+
+
+def _parts(table: Any, by: Sequence[str], label: str) -> list[tuple[tuple[str, ...], int, Any]]:
+    """Cells, number of rows, and rows of each group."""
+    present = column_names(table)
+    cells = []
+    for name in by:
+        if name not in present:
+            raise UsageError(f"table '{label}' has no column '{name}' to group by; {did_you_mean(name, present)}")
+        cells.append([str(cell).strip() for cell in table[name]])
+        blank = next((i for i, cell in enumerate(cells[-1]) if cell in ("", "nan", "None", "<NA>")), None)
+        if blank is not None:
+            raise UsageError(
+                f"table '{label}', row {blank + 1}, column '{name}': is blank; name the group of every row"
+            )
+    places: dict[tuple[str, ...], list[int]] = {}
+    for i, key in enumerate(zip(*cells, strict=True)):
+        places.setdefault(key, []).append(i)
+    frame = hasattr(table, "iloc")
+    return [
+        (key, len(at), table.iloc[at] if frame else {name: [table[name][i] for i in at] for name in present})
+        for key, at in places.items()
+    ]
