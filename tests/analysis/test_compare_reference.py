@@ -257,3 +257,24 @@ def test_intervals_of_single_points_hold():
         one = points(x, x + 0.02 * rng.standard_normal(8), (at, at + 0.02 * float(rng.standard_normal()))).contenders[0]
         held += one.saving.low <= 0 <= one.saving.high
     assert held >= 182
+
+
+def test_only_these_rows_are_compared(tmp_path):
+    def run(label: str, batch: int, above: float, seed: int) -> list[dict[str, Any]]:
+        return [
+            {"label": label, "batch": batch, "seed": seed, "run_id": f"{label}{batch}{seed}", "step": i}
+            | {"finetune_loss": 2 - i / 4, "forgetting": i / 4 + above}
+            for i in (1, 2, 3)
+        ]
+
+    rows = [row for s in range(3) for row in run("lora", 8, 0.0, s) + run("l2", 8, -0.1, s) + run("l2", 16, -0.3, s)]
+    chosen = forgetting.compare(rows, "lora", only={"batch": 8})
+    alone = forgetting.compare([row for row in rows if row["batch"] == 8], "lora")
+    assert str(chosen) == str(alone)
+    assert str(chosen) != str(forgetting.compare(rows, "lora"))
+    path = tmp_path / "rows.csv"
+    path.write_text(",".join(rows[0]) + "\n" + "\n".join(",".join(map(str, row.values())) for row in rows) + "\n")
+    shown = CliRunner().invoke(app, ["compare", str(path), "--reference", "lora", "--only", "batch=8"])
+    assert shown.stdout.strip() == str(forgetting.compare(path, "lora", only={"batch": 8})).strip()
+    with pytest.raises(UsageError, match="no row has batch '32'"):
+        forgetting.compare(rows, "lora", only={"batch": 32})
