@@ -510,6 +510,127 @@ def test_a_link_in_a_runs_folder_is_not_written_through(many: Path, tmp_path: Pa
     assert victim.read_text() == "precious"
 
 
+LINKED = [
+    "runs",
+    "runs/{run}",
+    "runs/{run}/run.json",
+    "runs/{run}/measurements.jsonl",
+    "runs/{run}/checkpoints",
+    "runs/{run}/checkpoints/checkpoint-5",
+    "runs/{run}/adapter",
+    "runs/{run}/adapter.partial",
+    "cache",
+    "cache/rows.parquet",
+    "capabilities",
+    "report.html",
+    "fits.json",
+]
+
+
+def _moved_behind_a_link(study: Path, where: str, elsewhere: Path) -> Path:
+    """A part of a study moved to another place, with a link to it where it was."""
+    link = study / where.format(run=StudyFolder.open(study).runs()[0].id)
+    target = elsewhere / link.name
+    elsewhere.mkdir()
+    if link.exists():
+        shutil.move(link, target)
+    elif link.suffix:
+        link.parent.mkdir(exist_ok=True)
+        target.write_text("precious")
+    else:
+        (target / "checkpoint-3").mkdir(parents=True)
+        (target / "checkpoint-3" / "precious.txt").write_text("precious")
+        link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(target)
+    return link
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("where", LINKED)
+def test_a_link_inside_a_study_is_refused_and_what_it_leads_to_stays(many: Path, tmp_path: Path, where: str) -> None:
+    link = _moved_behind_a_link(many, where, tmp_path / "elsewhere")
+    run_id = "-".join(link.parts[link.parts.index("runs") + 1 :][:1]) if "{run}" in where else None
+    before = _content(tmp_path / "elsewhere")
+
+    def work() -> None:
+        study = StudyFolder.open(many)
+        one = study.run(run_id) if run_id else study.runs()[0]
+        load_table(many)
+        with one.lock():
+            pass
+
+    with pytest.raises(UsageError, match="a symbolic link, which leads out of the folder") as caught:
+        work()
+    assert str(caught.value).startswith(f"{link}: ")
+    assert _content(tmp_path / "elsewhere") == before
+
+
+@pytest.mark.parametrize("where", ["checkpoints", "checkpoints/checkpoint-3"])
+def test_checkpoints_behind_a_link_are_not_deleted(tmp_path: Path, where: str) -> None:
+    from forgetting.tuning import checkpoints
+
+    outside = tmp_path / "outside" / "checkpoint-3"
+    outside.mkdir(parents=True)
+    (outside / "precious.txt").write_text("precious")
+    (tmp_path / "run" / where).parent.mkdir(parents=True)
+    (tmp_path / "run" / where).symlink_to(outside if "3" in where else outside.parent)
+    folder = tmp_path / "run" / "checkpoints"
+    for call in (checkpoints.newest, checkpoints.drop_unfinished, lambda f: checkpoints.mark(f / "checkpoint-3")):
+        with pytest.raises(UsageError, match="symbolic link"):
+            call(folder)
+    assert (outside / "precious.txt").read_text() == "precious"
+    (folder if where == "checkpoints" else folder / "checkpoint-3").unlink()
+    shutil.copytree(outside, folder / "checkpoint-3", dirs_exist_ok=True)
+    checkpoints.newest(folder)
+    assert not (folder / "checkpoint-3").exists()  # an unfinished checkpoint of the run's own is
+
+
+@pytest.mark.full
+def test_a_resumed_study_writes_and_deletes_nothing_behind_links(
+    tiny_model: Path, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = f"--model {tiny_model} --train {corpora / 'train.jsonl'} --text {corpora / 'general.jsonl'} --context 32"
+    flags += " --steps 12 --batch-size 4 --measure-start 2 --measure-every 10"
+    out = tmp_path / "study"
+    code, said = run(monkeypatch, capsys, "study", *flags.split(), "--out", out)
+    assert code == 0, said
+    folder = StudyFolder.open(out).runs()[0]
+    folder.update(status="running")
+    outside = tmp_path / "outside"
+    (outside / "checkpoint-2").mkdir(parents=True)
+    (outside / "checkpoint-2" / "precious.txt").write_text("precious")
+    (folder.path / "checkpoints").symlink_to(outside)
+    code, said = run(monkeypatch, capsys, "study", out)
+    assert code in (1, 2)
+    assert said.count("error: ") == 1
+    assert f"{folder.path / 'checkpoints'}: a symbolic link" in said
+    assert _content(outside) == {str(outside / "checkpoint-2" / "precious.txt"): b"precious"}
+    (folder.path / "checkpoints").unlink()
+    (tmp_path / "way").symlink_to(out)  # the study folder itself may be reached through a link
+    code, said = run(monkeypatch, capsys, "study", tmp_path / "way")
+    assert code == 0, said
+
+
+def test_answers_behind_a_link_are_not_written(tmp_path: Path) -> None:
+    from forgetting.capabilities.answers import AnswerStore
+
+    store = AnswerStore(tmp_path / "answers")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / "base").symlink_to(tmp_path / "outside")
+    for call in (
+        lambda: store.write("base", "key", "suite", {}, []),
+        lambda: store.read("base", "suite"),
+        lambda: store.suites("base"),
+    ):
+        with pytest.raises(UsageError, match="symbolic link"):
+            call()
+    assert not list((tmp_path / "outside").iterdir())
+
+
 # pages
 
 

@@ -15,7 +15,7 @@ import re
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -320,24 +320,70 @@ def no_room(error: BaseException | None) -> bool:
     return False
 
 
+def refuse_link(path: Path, root: Path) -> Path:
+    """A path inside a folder; neither it nor what is between the two may be a link.
+
+    Args:
+        path: to be read, written or deleted.
+        root: the folder, which may itself be reached through a link.
+
+    Raises:
+        UsageError: a link; names it.
+    """
+    for part in (path, *path.parents):
+        if part == root:
+            break
+        if part.is_symlink() or _is_junction(part):
+            raise _linked(part)
+    return path
+
+
+def refuse_links(folder: Path, *, deep: bool = True) -> None:
+    """Refuse a folder in which a link lies: what is read, written or deleted through it would lie elsewhere.
+
+    Args:
+        folder: may itself be reached through a link, or not exist.
+        deep: look into the folders in it, too.
+
+    Raises:
+        UsageError: names the first link.
+    """
+    waiting = [folder]
+    while waiting:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(waiting.pop()) as entries:
+            for entry in sorted(entries, key=lambda one: one.name):
+                if entry.is_symlink() or _is_junction(entry):
+                    raise _linked(Path(entry.path))
+                if deep and entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+
+
+def _is_junction(path: Any) -> bool:
+    """Whether a path is what Windows has beside links; Python before 3.12 cannot tell."""
+    asked = getattr(path, "is_junction", None)
+    return asked is not None and bool(asked())
+
+
+def _linked(path: Path) -> UsageError:
+    return UsageError(f"{path}: a symbolic link, which leads out of the folder; put what it leads to in its place")
+
+
 def open_own(path: Path, mode: str) -> IO[str]:
     """Open a file of a run for writing; a link in its place, which would lead the writing elsewhere, is refused.
 
     Raises:
-        ForgettingError: the file is a link.
+        UsageError: the file is a link.
     """
 
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
-    linked = ForgettingError(f"{path}: a symbolic link; a run's files must be its own")
-    if path.is_symlink():  # where the flag does not exist, as on Windows
-        raise linked
+    refuse_link(path, path.parent)  # where the flag does not exist, as on Windows
     try:
         return open(path, mode, encoding="utf-8", newline="\n", opener=opener)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise linked from None
+            raise _linked(path) from None
         raise
 
 

@@ -62,8 +62,13 @@ class AnswerStore:
         self.folder = folder
 
     def path(self, model: str, suite: str) -> Path:
-        """The file of one model's answers to one suite."""
-        return self.folder / re.sub(r"[^A-Za-z0-9._@-]", "-", model) / f"{suite}.jsonl"
+        """The file of one model's answers to one suite; no link, nor behind one.
+
+        Raises:
+            UsageError: a link; names it.
+        """
+        name = re.sub(r"[^A-Za-z0-9._@-]", "-", model)
+        return files.refuse_link(self.folder / name / f"{suite}.jsonl", self.folder)
 
     def has(self, model: str, key: str, suite: str, asked: Mapping[str, Any]) -> bool:
         """Whether the answers are there.
@@ -152,7 +157,7 @@ class AnswerStore:
         return [name for name in meta.get("suites", {}) if self.path(model, name).exists()]
 
     def _meta_file(self, model: str) -> Path:
-        return self.path(model, "x").parent / "meta.json"
+        return files.refuse_link(self.path(model, "x").parent / "meta.json", self.folder)
 
     def _meta(self, model: str) -> dict[str, Any]:
         file = self._meta_file(model)

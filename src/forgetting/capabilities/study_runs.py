@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.schema import ModelConfig, StudyConfig
 from ..errors import ForgettingError, UsageError
-from ..files import parse_json, read_text, write_atomically
+from ..files import parse_json, read_text, refuse_link, refuse_links, write_atomically
 from ..measuring import quantities
 from ..measuring.estimate import Mean
 from ..store.folder import StudyFolder
@@ -61,6 +61,7 @@ def asker_of(study: Path, model: ModelConfig, plan: Plan, tell: Callable[[str], 
         UsageError: a suite is wrong.
     """
     folder = folder_of(study)
+    refuse_links(folder / "tasks")
     miniature = model.source == "miniature"
     suites = plan.make(miniature=miniature, folder=folder / "tasks", kept=True)
     return Asker(AnswerStore(folder), suites, plan, tell)
@@ -177,6 +178,7 @@ def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None
     for run in done:
         if not (run.path / "adapter").is_dir():
             raise UsageError(f"{run.path}: its adapter is gone, so it cannot be evaluated; run the study again")
+        refuse_links(run.path)
         if tell:
             tell(run.id)
         _evaluate_run(study, run, config, chosen, base.tokenizer, step)
@@ -303,7 +305,7 @@ def _share(name: str, share: Any) -> dict[str, float | None]:
 
 
 def _newtask_file(study: Path, run_id: str, step: int) -> Path:
-    return folder_of(study) / f"{run_id}@{step}" / "newtask.json"
+    return refuse_link(folder_of(study) / f"{run_id}@{step}" / "newtask.json", study)
 
 
 def _newtask(study: Path, run_id: str, step: int) -> dict[str, Any]:

@@ -47,12 +47,16 @@ class RunFolder:
         Raises:
             ForgettingError: the file is damaged.
         """
-        return table_cache.read_run(self.path / "run.json")
+        return table_cache.read_run(self._own("run.json"))
+
+    def _own(self, name: str) -> Path:
+        """A file of the run, which is no link, nor lies behind one inside the study."""
+        return files.refuse_link(self.path / name, self.path.parent.parent)
 
     def update(self, **fields: Any) -> None:
         """Set fields of run.json, the others stay."""
         content = {"schema": table_cache.RUN_SCHEMA, **self.read(), **files.redact_all(fields)}
-        write_atomically(self.path / "run.json", json.dumps(content, indent=1) + "\n")
+        write_atomically(self._own("run.json"), json.dumps(content, indent=1) + "\n")
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one measurement; it is on the disk when this returns.
@@ -60,7 +64,7 @@ class RunFolder:
         What does not exist is None in the row (`quantities.row`); a number that is not finite is refused.
         """
         line = json.dumps(dict(row), allow_nan=False)
-        with open_own(self.path / "measurements.jsonl", "a") as file:
+        with open_own(self._own("measurements.jsonl"), "a") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -71,7 +75,7 @@ class RunFolder:
         Raises:
             ForgettingError: a line before the last one is damaged; names it.
         """
-        file = self.path / "measurements.jsonl"
+        file = self._own("measurements.jsonl")
         return table_cache.parse_rows(table_cache.whole_lines(file), file)
 
     def keep_until(self, step: int) -> list[dict[str, Any]]:
@@ -86,8 +90,11 @@ class RunFolder:
 
         Raises:
             HeldError: another process holds it; names it.
+            UsageError: the run's folder is a link, or one lies in it.
         """
+        files.refuse_link(self.path, self.path.parent.parent)
         self.path.mkdir(parents=True, exist_ok=True)
+        files.refuse_links(self.path)
         with ExitStack() as held:
             try:
                 file = held.enter_context(hold(self.path / "lock"))
@@ -165,6 +172,7 @@ class StudyFolder:
         Raises:
             UsageError: as `create_or_resume`.
         """
+        self._refuse_links()
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path}: a file; --out needs a folder")
         if self.config_file.exists():
@@ -182,13 +190,25 @@ class StudyFolder:
         """An existing study.
 
         Raises:
-            UsageError: not a study folder.
+            UsageError: not a study folder, or a link lies in it.
         """
         if not path.exists():
             raise UsageError(f"{path}: no such folder")
         if not (path / "study.yaml").is_file():
             raise UsageError(f"{path}: not a study folder (no study.yaml in it)")
-        return cls(path)
+        folder = cls(path)
+        folder._refuse_links()
+        return folder
+
+    def _refuse_links(self) -> None:
+        """Refuse links to what a study reads and writes; inside a run's folder, whoever holds the run looks for them.
+
+        Raises:
+            UsageError: names the link.
+        """
+        files.refuse_links(self.path, deep=False)
+        files.refuse_links(self.path / "runs", deep=False)
+        files.refuse_links(self.path / "cache")
 
     @property
     def config_file(self) -> Path:

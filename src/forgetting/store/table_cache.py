@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -143,10 +144,14 @@ def _scan(runs: Path) -> Iterator[tuple[str, Stamp]]:
             sizes = []
             for part in ("run.json", "measurements.jsonl"):
                 try:
-                    status = os.stat(f"{runs}/{name}/{part}")  # noqa: PTH116 - tens of thousands: Path costs more than stat
-                    sizes += [status.st_size, status.st_mtime_ns]
+                    # tens of thousands: Path costs more than stat
+                    status = os.stat(f"{runs}/{name}/{part}", follow_symlinks=False)  # noqa: PTH116
                 except OSError:
                     sizes += [0, 0]
+                else:
+                    sizes += [status.st_size, status.st_mtime_ns]
+                    if stat.S_ISLNK(status.st_mode):
+                        files.refuse_link(runs / name / part, runs)
             if sizes[1]:
                 yield name, (sizes[0], sizes[1], sizes[2], sizes[3])
 

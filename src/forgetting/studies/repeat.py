@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import files
 from ..errors import ForgettingError, UsageError
 from ..measuring.quantities import BY_NAME
 from ..store.columns import COSTS
@@ -77,11 +78,11 @@ def repeat(study: Path, run_id: str, tell: Callable[[int], None] = lambda _: Non
         came = f"is {record['status']}" if record else "has not begun"
         done = [run.id for run in first.runs() if run.read().get("status") == "done"]
         raise UsageError(f"--repeat {run_id}: this run {came}; done are: {', '.join(done[:5]) or 'none'}")
-    place = study / "repeats" / run_id
+    place = files.refuse_link(study / "repeats" / run_id, study)
     number = 1 + max((int(path.name) for path in place.glob("*") if path.name.isdigit()), default=0)
     # what a model can still do is asked beside a run and decides none of its numbers
     config = first.config().model_copy(update={"capabilities": None})
-    again = StudyFolder.create_or_resume(place / str(number), config)
+    again = StudyFolder.create_or_resume(files.refuse_link(place / str(number), study), config)
     new = again.run(run_id)
     do_run(again, StudyInputs(config), run_id, tell)
     now = new.read()

@@ -45,7 +45,12 @@ def mark(checkpoint: Path, **state: Any) -> None:
     Args:
         checkpoint: `checkpoint-STEP`.
         state: kept with it, for `newest`.
+
+    Raises:
+        UsageError: it lies behind a link, or holds one.
     """
+    files.refuse_link(checkpoint, checkpoint.parent.parent)
+    files.refuse_links(checkpoint)
     written = {str(file.relative_to(checkpoint)): _digest(file) for file in _files(checkpoint)}
     write_atomically(checkpoint / MARK, json.dumps({"files": written, "state": state}))
     for old in _by_step(checkpoint.parent)[KEEP:]:
@@ -105,7 +110,13 @@ def _files(checkpoint: Path) -> list[Path]:
 
 
 def _by_step(folder: Path) -> list[Path]:
-    """Checkpoints, the newest first."""
+    """Checkpoints, the newest first.
+
+    Raises:
+        UsageError: they lie behind a link: whoever asks deletes what is damaged.
+    """
+    files.refuse_link(folder, folder.parent)
+    files.refuse_links(folder, deep=False)
     found = [path for path in folder.glob("checkpoint-*") if path.name.rsplit("-", 1)[-1].isdigit()]
     return sorted(found, key=_step, reverse=True)
 

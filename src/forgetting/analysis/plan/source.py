@@ -11,6 +11,7 @@ from forgetting.analysis.fit import Fit, fit_from_published, fit_study, load_fit
 from forgetting.analysis.laws import PUBLISHED
 from forgetting.config.arguments import wrong_type
 from forgetting.errors import UsageError, did_you_mean
+from forgetting.files import refuse_link
 
 Laws = dict[str, dict[str, Fit]]
 """Fits by data set and law."""
@@ -109,7 +110,7 @@ def _find(name: str | Path) -> Laws:
         return {str(name): {fit.law: fit}}
     path = Path(name)
     if path.is_dir():
-        stored = path / "fits.json"
+        stored = refuse_link(path / "fits.json", path)
         return _nested(load_fits(stored), stored) if stored.exists() else _fit_folder(path)
     if path.exists():
         return _nested(load_fits(path), path)
