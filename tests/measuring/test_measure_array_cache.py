@@ -16,7 +16,7 @@ import safetensors
 from safetensors.numpy import load_file
 from test_measure_kernels import make_model, make_windows
 
-from forgetting.measuring import array_cache
+from forgetting.data import array_cache
 from forgetting.measuring.base_targets import base_side
 
 ARRAYS = {
@@ -186,7 +186,7 @@ PEAK = """
 import sys
 from pathlib import Path
 import numpy as np
-from forgetting.measuring import array_cache
+from forgetting.data import array_cache
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -13,9 +13,10 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors import safe_open
 from test_measure_kernels import V, check, make_model, make_windows, twin
 
+from forgetting.data import array_cache
 from forgetting.errors import ForgettingError, UsageError
-from forgetting.measuring import array_cache, batches, heads, passes
 from forgetting.measuring import base_targets as targets_room
+from forgetting.measuring import batches, heads, passes
 from forgetting.measuring.base_targets import base_targets
 from forgetting.measuring.losses import token_losses
 

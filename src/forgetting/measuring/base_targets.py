@@ -22,10 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ..data import array_cache
 from ..data.windows import Windows
 from ..files import no_room
 from ..models import adapters
-from . import array_cache, batches, heads, kernels, passes
+from . import batches, heads, kernels, passes
 
 log = logging.getLogger(__name__)
 FORMAT = 1

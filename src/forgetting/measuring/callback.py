@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..config.arguments import checked
+from ..data import array_cache
 from ..errors import ForgettingError, UsageError
 from ..models import adapters, causal, comparable, processes, transformers_internals
-from . import array_cache, base_targets, passes, quantities
+from . import base_targets, passes, quantities
 from .losses import whole_losses
 from .quantities import ONE_PASS, means, not_finite, values
 from .reading import Text, read_windows, text_source

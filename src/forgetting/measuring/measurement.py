@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data import array_cache
 from ..data.windows import Windows
 from ..display.charts import Chart, floats, plain_layout, plotly_figure
 from ..display.tables import Result, Shown
@@ -58,7 +58,7 @@ class Settings:
     placement: Placement = field(default_factory=Placement)
     trust_remote_code: bool = False
     batch_tokens: int | None = None
-    cache_dir: Path | None = field(default_factory=lambda: default_cache_dir())
+    cache_dir: Path | None = field(default_factory=array_cache.default_folder)
 
 
 @dataclass(frozen=True)
@@ -217,10 +217,3 @@ def _bars(title: str, x_title: str, groups: Sequence[Group]) -> Chart:
     return Chart(
         "where", html.escape(title), "Bars are one standard error.", title, {"data": [trace], "layout": layout}
     )
-
-
-def default_cache_dir() -> Path:
-    """`$FORGETTING_CACHE`, else `forgetting` in the user's cache directory."""
-    if given := os.environ.get("FORGETTING_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forgetting"

@@ -78,7 +78,7 @@ class Situation:
         """
         import torch
 
-        from ...measuring import array_cache
+        from ...data import array_cache
 
         device = self.base.model.device.type
         content = json.dumps([what, self.base.key, device, torch.__version__, *key], sort_keys=True, default=str)

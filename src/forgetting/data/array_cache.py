@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,14 @@ from ..files import replacing
 log = logging.getLogger(__name__)
 Spec = Mapping[str, tuple[Any, tuple[int, ...]]]
 """Name -> dtype and shape of each array."""
-KINDS: dict[str, Any] = {"I32": np.int32, "I64": np.int64, "F32": np.float32, "F64": np.float64}
+KINDS: dict[str, Any] = {
+    "BOOL": np.bool_,
+    "U8": np.uint8,
+    "I32": np.int32,
+    "I64": np.int64,
+    "F32": np.float32,
+    "F64": np.float64,
+}
 """The library's names of dtypes."""
 UNKNOWN = "0" * 64
 """What a file has in place of its checksum while it is filled."""
@@ -60,6 +68,13 @@ class Stored:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """A memory map of each array by name."""
         return {name: self.array(name) for name in self.spec}
+
+
+def default_folder() -> Path:
+    """`$FORGETTING_CACHE`, else `forgetting` in the user's cache directory."""
+    if given := os.environ.get("FORGETTING_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forgetting"
 
 
 def usable(folder: Path | None) -> Path | None:
