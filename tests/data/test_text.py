@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forgetting.config.schema import TextConfig
-from forgetting.data.documents import Document, load_corpus, shared_passages, split_heldout
+from forgetting.data.documents import Document, load_corpus, split_heldout
+from forgetting.data.passages import shared_passages
 from forgetting.data.tokenizing import tokenize
 from forgetting.data.windows import Windows
 from forgetting.errors import ForgettingError, UsageError

@@ -200,16 +200,16 @@ def _over(section: Plan, given: Plan) -> Plan:
 
 
 def _evaluate_run(study: Path, run: Any, config: StudyConfig, plan: Plan, tokenizer: Any, step: int) -> None:
-    from ..data.documents import load_corpus, split_heldout
-    from ..data.tokenizing import tokenize
+    from ..data.array_cache import default_folder
+    from ..data.prepared import Corpora
     from ..models.loading import Placement
     from ..models.pair import open_pair
 
     heldout = None
     if not _newtask_file(study, run.id, step).exists():
         dataset = config.datasets[run.read()["dataset"]]
-        _, documents = split_heldout(load_corpus(dataset), dataset.heldout)
-        heldout = tokenize(documents, tokenizer, config.context).sample(config.measure.heldout_tokens)
+        _, part = Corpora(tokenizer, config.context, default_folder()).dataset(dataset)
+        heldout = part.windows.sample(config.measure.heldout_tokens)
     pair = open_pair(
         config.model.source,
         str(run.path / "adapter"),

@@ -6,7 +6,6 @@ errors are clustered.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,8 +23,6 @@ from .sources import read_rows
 WIKITEXT_TITLE = re.compile(r"^ = ([^=\n]+?) = ?\n?$", re.MULTILINE)
 LONE = re.compile("[\ud800-\udfff]")
 SECTION_CHARACTERS = 4000
-PASSAGE = 80
-"""Characters from which on a line is long enough not to stand in two texts by chance."""
 CUTS = {
     "wikitext": "at ` = Title = ` lines (wikitext)",
     "paragraphs": "at blank lines (paragraphs)",
@@ -242,27 +239,3 @@ def split_heldout(documents: Sequence[Document], share: float) -> tuple[Corpus, 
     kept = documents.notices if isinstance(documents, Corpus) else ()
     train = tuple(d for key, d in zip(keys, documents, strict=True) if first[key] not in held)
     return Corpus(train, kept), Corpus(tuple(d for key, d in zip(keys, documents, strict=True) if first[key] in held))
-
-
-def passages(documents: Iterable[Document]) -> dict[str, str]:
-    """Hash -> text of each whole document and each line of at least PASSAGE characters, but for system prompts.
-
-    System prompts are shared by conversations that have nothing else in common.
-    """
-    found = {}
-    for document in documents:
-        turns = (turn for turn in document.messages if turn["role"] != "system")
-        parts = [document.text, *(str(turn.get("content") or "") for turn in turns)]
-        found[document.spaceless_hash()] = next(filter(None, parts), "")
-        lines = (line.strip() for part in parts for line in part.splitlines())
-        found |= {hashlib.sha256(line.encode()).hexdigest(): line for line in lines if len(line) >= PASSAGE}
-    return found
-
-
-def shared_passages(a: Iterable[Document], b: Iterable[Document]) -> list[str]:
-    """What stands in both corpora, each once: whole documents, and lines of at least PASSAGE characters.
-
-    Text that is measured must share nothing with text that is trained on.
-    """
-    mine = passages(a)
-    return [text for digest, text in passages(b).items() if digest in mine]

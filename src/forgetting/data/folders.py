@@ -29,14 +29,24 @@ def read_folder(folder: Path, config: TextConfig) -> tuple[Iterator[Row], list[s
     """
     if any((folder / name).exists() for name in SAVED):
         return _saved(folder, config), []
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
-    chosen = _one_split(folder, _of_one_sort(found), config)
-    if not chosen:
-        raise UsageError(f"{folder}: no file in this folder that is read; those are {', '.join(READERS)}")
+    found, chosen = files_of(folder, config)
     rest = [path for path in found if path not in set(chosen)]
     read = f"{folder.name}: {len(chosen)} files were read ({_names(chosen)})"
     notice = read + (f", and {len(rest)} not ({_names(rest)})" if rest else "")
     return _rows(folder, chosen, config), [notice]
+
+
+def files_of(folder: Path, config: TextConfig) -> tuple[list[Path], list[Path]]:
+    """All files of a folder, and those of them that are read.
+
+    Raises:
+        UsageError: none is read, or they are of several splits and none is chosen.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
+    chosen = _one_split(folder, _of_one_sort(found), config)
+    if not chosen:
+        raise UsageError(f"{folder}: no file in this folder that is read; those are {', '.join(READERS)}")
+    return found, chosen
 
 
 def _hidden(path: Path) -> bool:

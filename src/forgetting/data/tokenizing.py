@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,12 @@ from .windows import Windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    Encoded = tuple[NDArray[np.int32], NDArray[np.bool_]]
+
+BATCH_CHARACTERS = 2**21
+BATCH_DOCUMENTS = 4096
+"""Of plain text that a tokenizer is given at once: enough for all cores, little in memory."""
 
 
 def tokenize(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, context: int) -> Windows:
@@ -29,23 +36,12 @@ def tokenize(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, 
         UsageError: the text is shorter than one window, a conversation that the tokenizer has no chat template for or
             whose template refuses it, or no target is left.
     """
-    ids: list[NDArray[np.int32]] = []
-    masks: list[NDArray[np.bool_]] = []
-    owners: list[int] = []
     chats = Chats(tokenizer)
-    cut = 0
-    for owner, document in enumerate(documents):
-        parts = chats.encode(document) if document.messages else _plain(document, tokenizer, context)
-        cut += any(len(tokens) > context for tokens, _ in parts)
-        for tokens, targets in parts:
-            window, mask = tokens[:context], targets[:context].copy()
-            mask[:1] = False
-            if mask.any():
-                ids.append(window)
-                masks.append(mask)
-                owners.append(owner)
-    _check_enough(documents, ids, context)
-    dropped = len(documents) - len(set(owners))
+    gathered = _Gathered(context)
+    for batch in _batches(documents):
+        gathered.add(_encoded(batch, tokenizer, chats, context))
+    _check_enough(documents, gathered, context)
+    cut, dropped = gathered.cut, len(documents) - gathered.owning
     notices = [f"{cut} of {len(documents)} conversations were cut at {context} tokens"] if cut else []
     notices += [f"{dropped} of {len(documents)} documents have no target within {context} tokens"] if dropped else []
     first_copy = _first_copies(documents)
@@ -53,24 +49,85 @@ def tokenize(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, 
     notices += (
         [f"{copies} of {len(documents)} documents are copies of others and no independent ones"] if copies else []
     )
-    return Windows(
-        input_ids=np.concatenate(ids).astype(np.int32),
-        predicted=np.concatenate(masks),
-        offsets=np.concatenate([[0], np.cumsum([len(window) for window in ids])]).astype(np.int64),
-        documents=np.asarray(owners, dtype=np.int32),
+    return gathered.windows(
         document_ids=tuple(document.id for document in documents),
         notices=(*(documents.notices if isinstance(documents, Corpus) else ()), *notices, *chats.notices()),
         first_copy=first_copy,
     )
 
 
-def _plain(
-    document: Document, tokenizer: PreTrainedTokenizerBase, context: int
-) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
-    """Consecutive windows of a plain text, every token a target."""
-    ids = np.asarray(tokenizer(document.text, verbose=False)["input_ids"], dtype=np.int32)
-    pieces = [ids[start : start + context] for start in range(0, len(ids), context)]
-    return [(piece, np.ones(len(piece), dtype=bool)) for piece in pieces]
+class _Gathered:
+    """Windows as they come, in flat buffers: an array object a window would weigh more than its tokens."""
+
+    def __init__(self, context: int) -> None:
+        self.context = context
+        self.ids, self.masks = bytearray(), bytearray()
+        self.lengths, self.owners = array("q"), array("i")
+        self.seen = self.owning = self.cut = 0
+
+    def add(self, documents: Iterable[list[Encoded]]) -> None:
+        """Add the windows of the next documents; a window without a target is left out."""
+        for parts in documents:
+            self.cut += any(len(tokens) > self.context for tokens, _ in parts)
+            before = len(self.owners)
+            for tokens, targets in parts:
+                mask = targets[: self.context].copy()
+                mask[:1] = False
+                if mask.any():
+                    self.ids += tokens[: self.context].astype(np.int32, copy=False).tobytes()
+                    self.masks += mask.tobytes()
+                    self.lengths.append(len(mask))
+                    self.owners.append(self.seen)
+            self.owning += len(self.owners) > before
+            self.seen += 1
+
+    @property
+    def tokens(self) -> int:
+        return len(self.masks)
+
+    def windows(self, **more: Any) -> Windows:
+        return Windows(
+            input_ids=np.frombuffer(self.ids, np.int32),
+            predicted=np.frombuffer(self.masks, np.bool_),
+            offsets=np.concatenate([[0], np.cumsum(np.frombuffer(self.lengths, np.int64))]).astype(np.int64),
+            documents=np.array(self.owners, np.int32),
+            **more,
+        )
+
+
+def _batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
+    """Documents in runs of about BATCH_CHARACTERS of plain text."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
+            yield batch
+            batch, size = [], 0
+    yield batch
+
+
+def _encoded(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, chats: Chats, context: int
+) -> Iterator[list[Encoded]]:
+    """The windows of each document, not yet cut at `context` where they are conversations."""
+    plain = iter(_plain([document.text for document in documents if not document.messages], tokenizer))
+    for document in documents:
+        if document.messages:
+            yield chats.encode(document)
+        else:
+            ids = next(plain)
+            pieces = [ids[start : start + context] for start in range(0, len(ids), context)]
+            yield [(piece, np.ones(len(piece), dtype=bool)) for piece in pieces]
+
+
+def _plain(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[NDArray[np.int32]]:
+    """The tokens of each text; a fast tokenizer cuts many texts at once, on all cores."""
+    if len(texts) > 1 and getattr(tokenizer, "is_fast", False):
+        found = tokenizer(list(texts), verbose=False, return_attention_mask=False, return_token_type_ids=False)
+        return (np.asarray(ids, np.int32) for ids in found["input_ids"])
+    return (np.asarray(tokenizer(text, verbose=False)["input_ids"], np.int32) for text in texts)
 
 
 def _first_copies(documents: Sequence[Document]) -> tuple[int, ...]:
@@ -80,13 +137,12 @@ def _first_copies(documents: Sequence[Document]) -> tuple[int, ...]:
     return places if len(first) < len(places) else ()
 
 
-def _check_enough(documents: Sequence[Document], windows: Sequence[NDArray[np.int32]], context: int) -> None:
-    total = sum(len(window) for window in windows)
-    plain = all(not document.messages for document in documents)
-    if plain and total < context:
+def _check_enough(documents: Sequence[Document], gathered: _Gathered, context: int) -> None:
+    plain = not any(document.messages for document in documents)
+    if plain and gathered.tokens < context:
         raise UsageError(
-            f"the text has {total} tokens in {len(documents)} documents, fewer than one window of {context}; "
+            f"the text has {gathered.tokens} tokens in {len(documents)} documents, fewer than one window of {context}; "
             "give more text or a smaller context"
         )
-    if not windows:
+    if not gathered.tokens:
         raise UsageError(f"no answer begins within {context} tokens in any conversation; give a larger context")

@@ -6,11 +6,15 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .padding import IGNORED
+
+BLOCK = 2**14
+"""Windows that are counted at a time."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Windows:
         predicted: [T] bool, which tokens are targets.
         offsets: [W + 1] int64; window w is input_ids[offsets[w]:offsets[w + 1]].
         documents: [W] int32, the document of each window, an index into document_ids.
-        document_ids: names of the D documents.
+        document_ids: names of the D documents; a sequence that may read them when first asked.
         notices: what had to be cut or left out to make them, for the report; not part of the fingerprint.
         first_copy: for each of the D documents the first with the same content, itself for most; empty where all
             are different. Copies are no independent documents.
@@ -35,7 +39,7 @@ class Windows:
     predicted: NDArray[np.bool_]
     offsets: NDArray[np.int64]
     documents: NDArray[np.int32]
-    document_ids: tuple[str, ...]
+    document_ids: Sequence[str]
     notices: tuple[str, ...] = ()
     first_copy: tuple[int, ...] = ()
 
@@ -50,7 +54,17 @@ class Windows:
     @property
     def n_predicted(self) -> int:
         """Number of targets, the tokens that a mean loss is over."""
-        return int(self.predicted.sum())
+        return int(np.count_nonzero(self.predicted))
+
+    @cached_property
+    def targets(self) -> NDArray[np.int64]:
+        """[W] targets in each window."""
+        counts = np.zeros(len(self), np.int64)
+        for first in range(0, len(self), BLOCK):  # blocks: a running sum of all tokens is eight times their mask
+            edges = self.offsets[first : first + BLOCK + 1]
+            before = np.concatenate([[0], np.cumsum(self.predicted[edges[0] : edges[-1]], dtype=np.int64)])
+            counts[first : first + BLOCK] = np.diff(before[edges - edges[0]])
+        return counts
 
     def window(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """Tokens and predicted mask of one window, each [length]."""
@@ -107,9 +121,8 @@ class Windows:
         """
         if max_tokens is None or self.n_predicted <= max_tokens:
             return self
-        per_window = np.diff(np.concatenate([[0], np.cumsum(self.predicted)])[self.offsets])
         order = np.random.default_rng(seed).permutation(len(self))
-        chosen = order[: int(np.searchsorted(np.cumsum(per_window[order]), max_tokens)) + 1]
+        chosen = order[: int(np.searchsorted(np.cumsum(self.targets[order]), max_tokens)) + 1]
         others = order[self.documents[order] != self.documents[order[0]]]
         if len(others) and np.all(self.documents[chosen] == self.documents[order[0]]):
             chosen = np.append(chosen, others[0])
@@ -117,9 +130,18 @@ class Windows:
 
     def fingerprint(self) -> str:
         """A sha256 over tokens, masks, windows and documents: equal fingerprints mean equal measurements."""
+        return self._fingerprint
+
+    def known_as(self, fingerprint: str) -> Windows:
+        """These windows, whose fingerprint was computed before; a copy with other tokens computes its own."""
+        self.__dict__["_fingerprint"] = fingerprint
+        return self
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for array in (self.input_ids, self.predicted, self.offsets, self.documents):
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(np.ascontiguousarray(array).data)
             digest.update(b"|")
         return digest.hexdigest()
 

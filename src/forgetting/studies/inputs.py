@@ -14,6 +14,7 @@ from .grid import expand_runs
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from ..data.prepared import Corpora
     from ..data.windows import Windows
     from ..measuring.base_targets import BaseTargets
     from ..models.loading import Base
@@ -61,13 +62,17 @@ class StudyInputs:
         return load_tokenizer(self.config.model, self.source)
 
     @cached_property
+    def corpora(self) -> Corpora:
+        """What is read of files, each once."""
+        from ..data.array_cache import default_folder
+        from ..data.prepared import Corpora
+
+        return Corpora(self.tokenizer, self.config.context, default_folder())
+
+    @cached_property
     def text(self) -> Windows:
         """Windows of the general text that forgetting is measured on."""
-        from ..data.documents import load_corpus
-        from ..data.tokenizing import tokenize
-
-        windows = tokenize(load_corpus(self.config.text), self.tokenizer, self.config.context)
-        return windows.sample(self.config.measure.text_tokens)
+        return self.corpora.text(self.config.text).windows.sample(self.config.measure.text_tokens)
 
     def dataset(self, name: str) -> tuple[Windows, Windows]:
         """Training and held-out windows of a fine-tuning data set."""
@@ -76,22 +81,15 @@ class StudyInputs:
         return self._datasets[name]
 
     def _read_dataset(self, name: str) -> tuple[Windows, Windows]:
-        from ..data.documents import load_corpus, split_heldout
-        from ..data.tokenizing import tokenize
-
-        source, context = self.config.datasets[name], self.config.context
-        train, heldout = split_heldout(load_corpus(source), source.heldout)
-        return (
-            tokenize(train, self.tokenizer, context),
-            tokenize(heldout, self.tokenizer, context).sample(self.config.measure.heldout_tokens),
-        )
+        train, heldout = self.corpora.dataset(self.config.datasets[name])
+        return train.windows, heldout.windows.sample(self.config.measure.heldout_tokens)
 
     @cached_property
     def general(self) -> GeneralTexts:
         """The general texts that mitigations ask for."""
         from ..tuning.mitigations import GeneralTexts
 
-        return GeneralTexts(self.tokenizer, self.config.context)
+        return GeneralTexts(self.corpora)
 
     def base(self) -> Base:
         """The base model, freshly loaded, since a run changes it."""
@@ -133,15 +131,17 @@ class StudyInputs:
         Raises:
             UsageError: names the data set, and an example of what is shared.
         """
-        from ..data.documents import load_corpus, shared_passages, split_heldout
+        from ..data.documents import load_corpus, split_heldout
+        from ..data.passages import count_shared, shared_passages
 
-        measured = load_corpus(self.config.text)
+        measured = self.corpora.text(self.config.text).passages
         for name, source in self.config.datasets.items():
-            train, _ = split_heldout(load_corpus(source), source.heldout)
-            if shared := shared_passages(train, measured):
+            if shared := count_shared(measured, self.corpora.dataset(source)[0].passages):
+                train, _ = split_heldout(load_corpus(source), source.heldout)
+                example = next(iter(shared_passages(train, load_corpus(self.config.text))), "")
                 raise UsageError(
-                    f"text: {self.config.text.source} shares {len(shared)} documents or long lines with the training "
-                    f"data of '{name}', such as {shared[0][:60]!r}; what is trained on would be measured: give other "
+                    f"text: {self.config.text.source} shares {shared} documents or long lines with the training "
+                    f"data of '{name}', such as {example[:60]!r}; what is trained on would be measured: give other "
                     "text, or take what is shared out of one of them"
                 )
 

@@ -25,10 +25,10 @@ def general_windows(config: TextConfig, context: Context, where: str) -> Windows
     Raises:
         UsageError: the text holds windows that forgetting is measured on.
     """
-    from ...data.documents import load_corpus
-    from ...data.tokenizing import tokenize
+    from ...data.array_cache import default_folder
+    from ...data.prepared import Corpora
 
-    windows = tokenize(load_corpus(config), context.tokenizer, context.length)
+    windows = Corpora(context.tokenizer, context.length, default_folder()).text(config).windows
     measured = _contents(context.measured)
     if shared := len(_contents(windows) & measured):
         raise UsageError(

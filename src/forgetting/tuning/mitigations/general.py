@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ...config.schema import DatasetConfig, RunConfig, TextConfig
-from ...data.documents import load_corpus, passages, split_heldout
-from ...data.tokenizing import tokenize
+from ...config.schema import RunConfig, TextConfig
+from ...data.passages import count_shared
+from ...data.prepared import Corpora
 from ...data.windows import Windows
 from ...errors import UsageError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 
 def chosen_text(name: str, text: TextConfig | None, run: RunConfig) -> TextConfig:
@@ -33,22 +28,13 @@ def chosen_text(name: str, text: TextConfig | None, run: RunConfig) -> TextConfi
 class GeneralTexts:
     """The general texts that a study's mitigations ask for: each is read once, while this object lives."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, context: int) -> None:
-        """Nothing is read yet.
-
-        Args:
-            tokenizer: of the base model.
-            context: tokens a window.
-        """
-        self.tokenizer, self.context = tokenizer, context
-        self._windows: dict[TextConfig, Windows] = {}
-        self._passages: dict[TextConfig, frozenset[str]] = {}
+    def __init__(self, corpora: Corpora) -> None:
+        """Nothing is read yet."""
+        self.corpora = corpora
 
     def windows(self, text: TextConfig) -> Windows:
         """The windows of a text."""
-        if text not in self._windows:
-            self._windows[text] = tokenize(load_corpus(text), self.tokenizer, self.context)
-        return self._windows[text]
+        return self.corpora.text(text).windows
 
     def refuse_measured(self, name: str, text: TextConfig, run: RunConfig) -> None:
         """Refuse a text that shares a document, or a line of 80 characters, with what the run is measured on.
@@ -56,24 +42,15 @@ class GeneralTexts:
         Raises:
             UsageError: names the mitigation, the text and what it shares.
         """
-        mine = self._of(text)
+        mine = self.corpora.text(text).passages
         measured = {
-            f"the measured text {run.text.source}": self._of(run.text),
-            f"the held-out part of {run.dataset_name}": self._of(run.dataset),
+            f"the measured text {run.text.source}": self.corpora.text(run.text).passages,
+            f"the held-out part of {run.dataset_name}": self.corpora.dataset(run.dataset)[1].passages,
         }
         for where, theirs in measured.items():
-            shared = len(mine & theirs)
+            shared = count_shared(mine, theirs)
             if shared:
                 raise UsageError(
                     f"mitigations.{name}.text: {text.source} shares {shared} documents or passages with {where}; what "
                     "is trained on would be measured: give other text"
                 )
-
-    def _of(self, text: TextConfig) -> frozenset[str]:
-        """The hashes of a text's documents and long lines; of a data set, those of its held-out part."""
-        if text not in self._passages:
-            documents = load_corpus(text)
-            if isinstance(text, DatasetConfig):
-                documents = split_heldout(documents, text.heldout)[1]
-            self._passages[text] = frozenset(passages(documents))
-        return self._passages[text]

@@ -1,0 +1,104 @@
+"""What decides the windows of a corpus: the content of its files, how they are read, the tokenizer, and this code.
+
+Times and sizes of files decide nothing: an edit that keeps both is an edit.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..config.schema import TextConfig
+from ..errors import ForgettingError
+from .folders import SAVED, files_of
+
+SMALL = 2**22
+"""Bytes of a corpus below which reading it again is as quick as looking for what was read."""
+LARGE = 2**30
+"""Bytes of a corpus of which so many documents are wanted that hashing it all would take longer than reading these."""
+LIBRARIES = ("transformers", "tokenizers", "jinja2", "pandas", "pyarrow")
+"""Whose versions can move a token."""
+PLACES = ("name_or_path", "vocab_file", "is_local", "local_files_only")
+"""What a tokenizer keeps of where it was loaded from."""
+
+
+def corpus_key(config: TextConfig, tokenizer: Any, context: int) -> str | None:
+    """A sha256 of all that decides the windows of a corpus; equal keys mean equal windows.
+
+    Returns:
+        None where it cannot be told, or the corpus is too small to keep: a data set of the Hub or of the miniature, a
+        tokenizer that is a program of its own.
+    """
+    files = _files(config)
+    how = None if files is None else _tokenizer(tokenizer)
+    if files is None or how is None:
+        return None
+    try:
+        content = {name: _hash(path) for name, path in files.items()}
+    except OSError:  # whoever reads the file says what is wrong with it
+        return None
+    settings = config.model_dump(mode="json") | {"source": Path(config.source).name}
+    versions = {name: version(name) for name in LIBRARIES}
+    parts = [type(config).__name__, settings, content, how, context, versions, _code()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _files(config: TextConfig) -> dict[str, Path | None] | None:
+    """The files that a local corpus is read from, by name; None for other corpora, and those not worth it.
+
+    A file that is not read, but told of, is in it without its path.
+    """
+    if config.source.startswith("miniature:"):
+        return None
+    path = Path(config.source).expanduser()
+    try:
+        names: dict[str, Path | None] = {path.name: path} if not path.is_dir() else _in_folder(path, config)
+        size = sum(file.stat().st_size for file in names.values() if file is not None)
+    except (OSError, ValueError, ForgettingError):
+        return None
+    too_large = config.max_documents is not None and size > LARGE
+    return names if size >= SMALL and not too_large else None
+
+
+def _in_folder(folder: Path, config: TextConfig) -> dict[str, Path | None]:
+    if any((folder / name).exists() for name in SAVED):
+        found = chosen = sorted(path for path in folder.rglob("*") if path.is_file())
+    else:
+        found, chosen = files_of(folder, config)
+    read = set(chosen)
+    return {path.relative_to(folder).as_posix(): path if path in read else None for path in found}
+
+
+def _hash(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _tokenizer(tokenizer: Any) -> str | None:
+    """A sha256 of a tokenizer of the libraries; None for one whose class is its author's program."""
+    if not getattr(tokenizer, "is_fast", False) or not type(tokenizer).__module__.startswith("transformers."):
+        return None
+    kept = {key: value for key, value in tokenizer.init_kwargs.items() if key not in PLACES}
+    parts = [
+        type(tokenizer).__qualname__,
+        tokenizer.backend_tokenizer.to_str(),
+        tokenizer.chat_template,
+        tokenizer.special_tokens_map,
+        kept,
+        [getattr(tokenizer, name, None) for name in ("split_special_tokens", "add_bos_token", "add_eos_token")],
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@functools.cache
+def _code() -> str:
+    """A sha256 of the code that reads: what an older version of it made is made again."""
+    return hashlib.sha256(
+        b"\0".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    ).hexdigest()

@@ -1,0 +1,207 @@
+"""A corpus as windows: read and tokenised once, kept on disk under a key of its content, and mapped from there.
+
+All processes that map one file share its memory. The file is an array cache's (`array_cache.py`): checked whole before
+it is used, written whole or not at all, and numbers do not depend on whether it was there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config.schema import DatasetConfig, TextConfig
+from . import array_cache, passages
+from .documents import Corpus, load_corpus, split_heldout
+from .identity import corpus_key
+from .tokenizing import tokenize
+from .windows import Windows
+
+log = logging.getLogger(__name__)
+BEGINNINGS = 3
+BEGINNING = 20_000
+"""Documents, and characters of each, whose beginnings are kept as text."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One corpus, or one part of a data set.
+
+    Attributes:
+        windows: what is measured or trained on.
+        passages: [P, 32] hashes of its documents and long lines (`passages.hashes`).
+        beginnings: how its first documents begin, those that are plain text.
+    """
+
+    windows: Windows
+    passages: NDArray[np.uint8]
+    beginnings: tuple[str, ...]
+
+
+class Corpora:
+    """Corpora for one tokenizer and context, each read once while this object lives."""
+
+    def __init__(self, tokenizer: Any, context: int, cache_dir: Path | None) -> None:
+        """Nothing is read yet.
+
+        Args:
+            tokenizer: of the model.
+            context: tokens a window.
+            cache_dir: where windows are kept; None keeps none.
+        """
+        self.how = (tokenizer, context, cache_dir)
+        self._read: dict[TextConfig, list[Prepared]] = {}
+
+    def text(self, config: TextConfig) -> Prepared:
+        """A whole text.
+
+        Raises:
+            UsageError: as `load_corpus` and `tokenize`.
+        """
+        (whole,) = self._parts(config)
+        return whole
+
+    def dataset(self, config: DatasetConfig) -> tuple[Prepared, Prepared]:
+        """The training and the held-out part of a data set; raises as `text`."""
+        train, heldout = self._parts(config)
+        return train, heldout
+
+    def _parts(self, config: TextConfig) -> list[Prepared]:
+        if config not in self._read:
+            self._read[config] = _prepared(config, *self.how)
+        return self._read[config]
+
+
+def _prepared(config: TextConfig, tokenizer: Any, context: int, cache_dir: Path | None) -> list[Prepared]:
+    key = None if cache_dir is None else corpus_key(config, tokenizer, context)
+    folder = None if key is None else array_cache.usable(cache_dir)
+    if key is None or folder is None:
+        return _read(config, tokenizer, context)
+    path = folder / f"windows-{key[:32]}.safetensors"
+    stored = array_cache.read(path, key)
+    if stored is not None:
+        return _from_arrays(stored)
+    before = _inode(path)
+    with array_cache.held(path):
+        stored = array_cache.read(path, key) if _inode(path) != before else None
+        if stored is not None:  # who held it has made it
+            return _from_arrays(stored)
+        found = _read(config, tokenizer, context)
+        if corpus_key(config, tokenizer, context) != key:
+            log.warning("%s: changed while it was read; what was read is not kept", config.source)
+            return found
+        return _keep(found, path, key)
+
+
+def _inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
+
+
+def _read(config: TextConfig, tokenizer: Any, context: int) -> list[Prepared]:
+    corpus = load_corpus(config)
+    parts = split_heldout(corpus, config.heldout) if isinstance(config, DatasetConfig) else (corpus,)
+    return [_of(part, tokenizer, context) for part in parts]
+
+
+def _of(corpus: Corpus, tokenizer: Any, context: int) -> Prepared:
+    windows = tokenize(corpus, tokenizer, context)
+    beginnings = tuple(document.text[:BEGINNING] for document in corpus[:BEGINNINGS] if document.text)
+    return Prepared(windows, passages.hashes(corpus), beginnings)
+
+
+def _keep(found: list[Prepared], path: Path, key: str) -> list[Prepared]:
+    """The same from the disk, where other processes find it; what is in memory where it cannot be written."""
+    for left in path.parent.glob(f".{path.name}.*"):  # of a process that was killed: this one holds the lock
+        with contextlib.suppress(OSError):
+            left.unlink()
+    try:
+        array_cache.write(path, _arrays(found), key)
+        stored = array_cache.read(path, key)
+    except Exception as error:  # a full disk comes in the words of several libraries; a cache can only save time
+        log.warning("%s: nothing kept there (%s), going on without", path, str(error).splitlines()[0] or type(error))
+        return found
+    return found if stored is None else _from_arrays(stored)
+
+
+FLAT = ("input_ids", "predicted", "offsets", "documents")
+"""Arrays of windows that are kept as they are."""
+
+
+def _arrays(found: list[Prepared]) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    for number, part in enumerate(found):
+        windows = part.windows
+        arrays |= {f"{number}.{name}": getattr(windows, name) for name in FLAT}
+        arrays[f"{number}.passages"] = part.passages
+        arrays[f"{number}.first_copy"] = np.asarray(windows.first_copy, np.int32)
+        arrays[f"{number}.document_ids"] = _bytes(list(windows.document_ids))
+        arrays[f"{number}.rest"] = _bytes(
+            {
+                "documents": len(windows.document_ids),
+                "notices": windows.notices,
+                "fingerprint": windows.fingerprint(),
+                "beginnings": part.beginnings,
+            }
+        )
+    return arrays
+
+
+def _from_arrays(stored: array_cache.Stored) -> list[Prepared]:
+    parts = {name.partition(".")[0] for name in stored.spec}
+    return [_part(stored, number) for number in sorted(parts)]
+
+
+def _part(stored: array_cache.Stored, number: str) -> Prepared:
+    def array(name: str) -> NDArray[Any]:
+        return np.asarray(stored.array(f"{number}.{name}"))
+
+    rest = _value(array("rest"))
+    windows = Windows(
+        **{name: array(name) for name in FLAT},
+        document_ids=StoredNames(stored, f"{number}.document_ids", rest["documents"]),
+        notices=tuple(rest["notices"]),
+        first_copy=tuple(array("first_copy").tolist()),
+    ).known_as(rest["fingerprint"])
+    return Prepared(windows, array("passages"), tuple(rest["beginnings"]))
+
+
+def _bytes(value: Any) -> NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(value, ensure_ascii=False).encode(), np.uint8)
+
+
+def _value(array: NDArray[np.uint8]) -> Any:
+    return json.loads(array.tobytes())
+
+
+@dataclass(frozen=True)
+class StoredNames(Sequence[str]):
+    """Names of documents in a file, read when one is first asked for: most runs ask for none."""
+
+    stored: array_cache.Stored
+    array: str
+    size: int
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(_value(np.asarray(self.stored.array(self.array))))
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return self._names[index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
