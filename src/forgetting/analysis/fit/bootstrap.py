@@ -10,7 +10,9 @@ residuals (least squares): each run keeps its place in the design and its whole 
     No resample ever loses a rank, so it works from about five runs on.
 cases (Huber): runs are drawn with replacement.
 
-Either way the percentiles are widened from the normal's quantile to Student's with (runs - 1) degrees of freedom.
+Either way the percentiles are widened from the normal's quantile to Student's, its degrees of freedom the runs less
+what the law takes up between them (`freedom`): 1 of runs that are alike but for an offset, 2 along a line, and for rows
+that are runs of their own the number of parameters.
 `points`, the naive scheme, is here to be compared with; no fit uses it.
 """
 
@@ -84,8 +86,8 @@ def resample(
     if scheme == "residuals":
         fitted = problem.values(theta[None])[0]
         residual = left_out_residuals(problem, theta, y.reshape(-1), weights.reshape(-1), np.tile(run, outputs))
-        signs = rng.choice(WEBB if runs < 10 else np.array([-1.0, 1.0]), size=(count, runs))
-        drawn = problem.objective.moved(fitted, residual * np.tile(signs[:, run], outputs))
+        curves = residual * np.tile(signs(runs, count, rng)[:, run], outputs)
+        drawn = problem.objective.moved(fitted, curves)
         every = weights.reshape(1, -1)
     else:
         unit = run if scheme == "cases" else np.arange(n)
@@ -97,6 +99,11 @@ def resample(
     good = np.isfinite(solution.cost) & np.isfinite(solution.theta).all(axis=1)
     kept = drawn.reshape(count, outputs, n)[good]
     return Draws(solution.theta[good], kept, rows[good], int(np.sum(~good)), scheme)
+
+
+def signs(runs: int, count: int, rng: np.random.Generator) -> Array:
+    """[count, runs] numbers of mean 0 and variance 1, by which whole residual curves are multiplied."""
+    return rng.choice(WEBB if runs < 10 else np.array([-1.0, 1.0]), size=(count, runs))
 
 
 def left_out_residuals(problem: Problem, theta: Array, y: Array, weights: Array, run: Array) -> Array:
@@ -136,21 +143,47 @@ def free_basis(problem: Problem, theta: Array, weights: Array) -> Array:
     return np.asarray(left[:, singular > 1e-10 * singular[:1].max(initial=0.0)])
 
 
-def widening(runs: int, confidence: float) -> float:
-    """Student's quantile with (runs - 1) degrees of freedom over the normal's."""
-    return student(confidence, runs - 1) / NormalDist().inv_cdf(0.5 + confidence / 2)
+def freedom(problem: Problem, theta: Array, weights: Array, run: Array) -> float:
+    """Degrees of freedom left between runs, at least 1: their number less the trace of the fit over their means.
+
+    Args:
+        problem: law in fitted coordinates.
+        theta: [K] the best fit.
+        weights: [O, n].
+        run: [n] index of the run of each row.
+    """
+    outputs, n = weights.shape
+    root = np.sqrt(weights)
+    basis = free_basis(problem, theta, weights.reshape(-1)).reshape(outputs, n, -1)
+    return between(basis * root[:, :, None], weights, run)
 
 
-def student(confidence: float, freedom: int) -> float:
+def between(pulled: Array, weights: Array, run: Array) -> float:
+    """`freedom` from [O, n, k] orthonormal columns times the roots of the weights [O, n]."""
+    runs = int(run.max()) + 1
+    taken = 0.0
+    for columns, weight in zip(pulled, weights, strict=True):
+        mass = np.bincount(run, weight, runs)
+        for column in columns.T:
+            taken += float(np.sum(np.bincount(run, column, runs) ** 2 / np.where(mass > 0, mass, np.inf)))
+    return max(1.0, runs - taken / len(weights))
+
+
+def widening(degrees: float, confidence: float) -> float:
+    """Student's quantile over the normal's."""
+    return student(confidence, degrees) / NormalDist().inv_cdf(0.5 + confidence / 2)
+
+
+def student(confidence: float, freedom: float) -> float:
     """Half width, in standard errors, of Student's two-sided interval."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, 0.5 + confidence / 2))
 
 
-def widen_by(scheme: str, runs: int, confidence: float) -> float:
+def widen_by(scheme: str, runs: int, degrees: float, confidence: float) -> float:
     """Factor on the percentiles' distance from the estimate; drawing cases loses 1 / runs of the variance."""
-    return widening(runs, confidence) * (1.0 if scheme == "residuals" else float(np.sqrt(runs / (runs - 1))))
+    return widening(degrees, confidence) * (1.0 if scheme == "residuals" else float(np.sqrt(runs / (runs - 1))))
 
 
 def interval(estimate: Array, draws: Array, confidence: float, widen: float) -> tuple[Array, Array]:

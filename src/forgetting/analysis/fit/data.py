@@ -133,6 +133,9 @@ def read_data(
     for name in ("rank", "step", "trainable_params", "forgetting_floor", "finetune_loss_se"):
         if name in present:
             extra[name] = _loose(table[name], rows)
+    if "dataset" in present:
+        sets, place = _coded(table["dataset"])
+        extra["dataset"] = np.array(sets)[place[rows]]
     x, y = {name: got[name] for name in law.variable_names}, np.stack([got[name] for name in law.outputs])
     return Data(x, y, se, codes, tuple(names), alone and not iid, extra, (*warnings, *copied), iid)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from forgetting.analysis.fit import summed
-from forgetting.analysis.fit.bootstrap import MIN_RUNS, Draws, left_out_residuals, widen_by
+from forgetting.analysis.fit.bootstrap import MIN_RUNS, Draws, freedom, left_out_residuals, widen_by
 from forgetting.analysis.fit.data import KEPT_ROWS, Data, read_data
 from forgetting.analysis.fit.diagnostics import diagnostics, fit_warnings, r_squared, rmse
 from forgetting.analysis.fit.estimate import Estimate
@@ -16,9 +17,11 @@ from forgetting.analysis.fit.identify import NONE, Lowest, identify
 from forgetting.analysis.fit.intervals import can_draw, draw, enough, estimates, loose, profiles
 from forgetting.analysis.fit.line import OBJECTIVE as IN_BOTH
 from forgetting.analysis.fit.line import fit_line
+from forgetting.analysis.fit.misfit import Misfit, alarms, misfits, plain_misfits
 from forgetting.analysis.fit.objective import OBJECTIVES, Objective
 from forgetting.analysis.fit.options import STARTS, Options
 from forgetting.analysis.fit.result import Fit, Fitted
+from forgetting.analysis.fit.rivals import find_rivals
 from forgetting.analysis.fit.search import Found, search
 from forgetting.analysis.fit.shape import shape
 from forgetting.analysis.fit.solver import Problem
@@ -114,7 +117,8 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     warnings = [*data.warnings, *law.hints(data.x, data.y), *fit_warnings(problem, found, looks, options.starts)]
     draws = draw(problem, found, data, weights, options.bootstrap, rng, warnings)
     public = None if draws is None else adapted.public(draws.theta, draws.y, draws.weights)
-    widen = 1.0 if draws is None else widen_by(draws.scheme, len(data.runs), options.confidence)
+    degrees = freedom(problem, found.theta, weights, data.run)
+    widen = 1.0 if draws is None else widen_by(draws.scheme, len(data.runs), degrees, options.confidence)
     lowest = Lowest(problem, found.theta, y, w, looks, _variance(found, problem, weights), len(data.runs))
     grades = identify(law, adapted, lowest, None if draws is None else draws.theta, options.confidence)
     grades |= dict.fromkeys(law.undetermined(data.x), NONE)
@@ -122,13 +126,28 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     if options.intervals == "profile":
         parameters |= profiles(problem, adapted, found, data, weights, parameters, options.confidence, warnings)
     warnings += loose(law, parameters)
+    tests = misfits(problem, found.theta, data, weights)
     validation = {
         "leave_one_run_out": leave_one_run_out(problem, found.theta, data, weights),
         "run_noise": run_noise(problem, found.theta, data),
         "scatter": _scatter(problem, found.theta, data, weights),
+        "misfit": plain_misfits(tests),
+        "freedom": degrees,
     }
     learned = diagnostics(problem, adapted, data, found, looks, draws, weights, validation)
-    return _fit(law, adapted, data, label, options, found, parameters, theta, draws, widen, warnings, learned)
+    fit = _fit(law, adapted, data, label, options, found, parameters, theta, draws, widen, warnings, learned)
+    return _with_rivals(fit, law, data, weights, options.seed, tests)
+
+
+def _with_rivals(fit: Fit, law: Law, data: Data, weights: Array, seed: int, tests: Sequence[Misfit]) -> Fit:
+    """The fit with the laws that its bands outside the measured range span, and warnings of what it misses."""
+    fit.warnings.extend(alarms(tests))
+    missed = fit.diagnostics["leave_one_run_out"]
+    if not fit.draws or missed is None:
+        return fit
+    noise = fit.diagnostics["scatter"] or missed["rmse"]
+    found = find_rivals(law, data, weights, missed=missed["rmse"], noise=noise, count=len(fit.draws), seed=seed)
+    return replace(fit, rivals=found)
 
 
 def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Array) -> Fit:
@@ -151,7 +170,8 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
             public = summed.public_draws(cells, adapted, draws.theta, signs, residual, found.theta)
         else:
             draws = None
-    widen = 1.0 if draws is None else widen_by(draws.scheme, len(data.runs), options.confidence)
+    degrees = summed.freedom(cells, found.theta)
+    widen = 1.0 if draws is None else widen_by(draws.scheme, len(data.runs), degrees, options.confidence)
     variance = _variance(found, problem, weights)
     sums = (cells.y.reshape(-1), cells.mass.reshape(-1))
     lowest = Lowest(cells.problem, found.theta, *sums, looks, variance, len(data.runs))
@@ -159,13 +179,17 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     grades |= dict.fromkeys(law.undetermined(data.x), NONE)
     parameters = estimates(law, theta, public, options.confidence, widen, grades)
     warnings += loose(law, parameters)
+    tests = misfits(problem, found.theta, data, weights)
     validation = {
         "leave_one_run_out": summed.leave_one_run_out(cells, found.theta),
         "run_noise": summed.run_noise(cells, found.theta, problem.law.outputs),
         "scatter": summed.scatter_of(cells, found.theta),
+        "misfit": plain_misfits(tests),
+        "freedom": degrees,
     }
     learned = diagnostics(problem, adapted, data, found, looks, draws, weights, validation)
-    return _fit(law, adapted, data, label, options, found, parameters, theta, draws, widen, warnings, learned)
+    fit = _fit(law, adapted, data, label, options, found, parameters, theta, draws, widen, warnings, learned)
+    return _with_rivals(fit, law, data, weights, options.seed, tests)
 
 
 def _lost(law: Law, label: str, found: Found, options: Options) -> ForgettingError:

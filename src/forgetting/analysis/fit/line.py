@@ -41,7 +41,7 @@ def fit_line(data: Data, label: str, *, seed: int, bootstrap: int, confidence: f
     elif bootstrap:
         counts = np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), size=bootstrap)
         draws, _ = fit_both(x, y, x_se, data.se[0], counts[:, data.run].astype(float))
-        widen = widen_by("cases", runs, confidence)
+        widen = widen_by("cases", runs, runs - 1, confidence)
     estimates = {}
     for k, name in enumerate(LAWS["linear"].names):
         low, high = interval(theta[0, k], draws[:, k], confidence, widen) if len(draws) else (np.nan, np.nan)

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from forgetting.analysis.fit import show
-from forgetting.analysis.fit.bootstrap import finite_interval, student
+from forgetting.analysis.fit.bootstrap import finite_interval, student, widening
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.fit.estimate import NAN, Estimate, Prediction
 from forgetting.analysis.fit.figure import fit_chart
 from forgetting.analysis.fit.objective import LOGARITHMIC
+from forgetting.analysis.fit.rivals import Rival, own_share, spanned
 from forgetting.analysis.laws import Law, law_from_spec
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.laws.shifted_power import Centred
@@ -71,6 +72,7 @@ class Fit(Result):
         draws: [B][K] bootstrap refits, in fitted coordinates where there are some, else in the order of `parameters`;
             empty where there is no interval.
         fitted: the fit in coordinates of its own, where the law has some: predictions and plans use these.
+        rivals: laws that fit about as well; outside the measured range, bands span their draws as well.
         widen: factor on the distance of percentiles from the estimate (Student over normal quantile).
         spec: what rebuilds a law that the user wrote; empty for a named law.
         instance: a Python function's law, which no file can hold; None for every other.
@@ -93,6 +95,7 @@ class Fit(Result):
     widen: float = 1.0
     spec: dict[str, Any] = field(default_factory=dict)
     fitted: Fitted | None = None
+    rivals: tuple[Rival, ...] = field(default=(), repr=False)
     instance: Law | None = field(default=None, repr=False, compare=False)
     data: Data | None = field(default=None, repr=False, compare=False)
 
@@ -136,25 +139,44 @@ class Fit(Result):
         low, high, lost = np.full(value.shape, NAN), np.full(value.shape, NAN), np.zeros(value.shape, np.int64)
         if len(draws):
             low, high, lost = finite_interval(value, every, self.confidence, self.widen)
-        outside = np.zeros(value.shape, dtype=bool)
-        for name, (smallest, largest) in self.measured_range.items():
-            slack = 1e-9 * max(abs(smallest), abs(largest))
-            outside |= (x[name] < smallest - slack) | (x[name] > largest + slack)
+        outside: Array = self.outside(x)
+        if self.rivals and outside.any():
+            mixed = spanned(every[:, outside], self.rivals, {k: v[outside] for k, v in x.items()}, which)
+            ends = finite_interval(value[outside], mixed, self.confidence, self.widen)
+            low[outside], high[outside], lost[outside] = ends
         run_low, run_high = self.new_run(output, value, low, high)
         return Prediction(*(array.reshape(shape) for array in (value, low, high, outside, lost, run_low, run_high)))
+
+    def outside(self, x: Mapping[str, Array]) -> NDArray[np.bool_]:
+        """[n] where a variable lies outside the measured range."""
+        out = np.zeros(np.shape(next(iter(x.values()))), dtype=bool)
+        for name, (smallest, largest) in self.measured_range.items():
+            slack = 1e-9 * max(abs(smallest), abs(largest))
+            out |= (x[name] < smallest - slack) | (x[name] > largest + slack)
+        return out
+
+    def band_laws(self, *, extrapolated: bool = True) -> dict[str, float]:
+        """The laws that a band spans, outside the measured range or inside it, each with its share of the draws."""
+        if not self.draws or not extrapolated:
+            return {self.law: 1.0} if self.draws else {}
+        shares = {self.law: own_share(len(self.draws), self.rivals)}
+        shares |= {rival.law.name: len(rival.draws) for rival in self.rivals}
+        return {name: share / len(self.draws) for name, share in shares.items()}
 
     def new_run(self, output: str, value: Array, low: Array, high: Array) -> tuple[Array, Array]:
         """The band of one new run around the law's mean, whose own band is given; NaN where a run's scatter is unknown.
 
         Both errors are independent, so that their half widths add in squares; in the logarithm where it was fitted.
+        The sum is known better than the law's mean alone, and has one degree of freedom less than runs.
         """
         spread = (self.diagnostics.get("scatter") or {}).get(output)
         half = NAN if spread is None else student(self.confidence, self.n_runs - 1) * float(spread)
+        less = widening(self.n_runs - 1, self.confidence) / self.widen if self.n_runs > 1 else NAN
         if self.objective == LOGARITHMIC:
             with np.errstate(all="ignore"):
-                down, up = np.hypot(np.log(value / low), half), np.hypot(np.log(high / value), half)
+                down, up = np.hypot(less * np.log(value / low), half), np.hypot(less * np.log(high / value), half)
             return value * np.exp(-down), value * np.exp(up)
-        return value - np.hypot(value - low, half), value + np.hypot(high - value, half)
+        return value - np.hypot(less * (value - low), half), value + np.hypot(less * (high - value), half)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; NaN becomes null."""
@@ -178,6 +200,7 @@ class Fit(Result):
             "spec": self.spec,
             "fitted": None if self.fitted is None else {**self.fitted.law.spec, "theta": self.fitted.theta},
             "draws": self.draws,
+            "rivals": [rival.to_dict() for rival in self.rivals],
         }
         return {k: plain(v) for k, v in out.items()}
 
@@ -213,6 +236,7 @@ class Fit(Result):
                 widen=float(data["widen"]),
                 spec=dict(data["spec"]),
                 fitted=_fitted(data.get("fitted")),
+                rivals=tuple(Rival.from_dict(rival) for rival in data.get("rivals", ())),
             )
             fit._check()
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -232,6 +256,10 @@ class Fit(Result):
         size = len(self.parameters) if self.fitted is None else len(self.fitted.law.parameters)
         if any(len(row) != size for row in self.draws) or (self.fitted is not None and self.fitted.theta.size != size):
             raise ValueError("draws")
+        if own_share(len(self.draws), self.rivals) < 0 or any(
+            r.law.outputs != self.law_object.outputs for r in self.rivals
+        ):
+            raise ValueError("rivals")
 
     def shown(self) -> list[Shown]:
         """What was fitted, the parameters, and what a reader must know."""
@@ -249,6 +277,7 @@ class Fit(Result):
         ranges = ", ".join(f"{k} {show.span(*ends)}" for k, ends in self.measured_range.items())
         notes = [f"measured range: {ranges}"] if ranges else []
         notes += [f"gauge: {note}" for note in self.diagnostics.get("gauge", [])]
+        notes += [show.spans(self.band_laws())] if self.rivals else []
         columns = ("parameter", "value", f"{self.confidence:.0%} interval", "meaning")
         scales = {p.name for p in law.parameters if p.log}
         rows = [

@@ -39,6 +39,16 @@ def ends(estimate: Estimate) -> str:
     return f"at least {number(estimate.low)}" if low else f"at most {number(estimate.high)}" if high else "-"
 
 
+def spans(laws: Mapping[str, float]) -> str:
+    """Which laws a band outside the measured range spans, with their shares."""
+    return f"beyond the measured range, bands span the laws that fit about as well inside it: {shares(laws)}"
+
+
+def shares(laws: Mapping[str, float]) -> str:
+    """Laws and their shares in one line."""
+    return ", ".join(f"{name} ({share:.0%})" for name, share in laws.items())
+
+
 def comparison_text(label: str, ranked: Sequence[Mapping[str, Any]]) -> str:
     """Laws of one table side by side."""
     table = [("law", "AICc", "above best", "error on a run left out, nats/token")]

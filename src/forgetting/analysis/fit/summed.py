@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from forgetting.analysis.fit.bootstrap import MIN_RUNS, WEBB, Draws, free_basis
+from forgetting.analysis.fit.bootstrap import MIN_RUNS, WEBB, Draws, between, free_basis
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.fit.options import Options
 from forgetting.analysis.fit.search import Found, search
@@ -190,6 +190,17 @@ def left_out_residuals(cells: Cells, theta: Array, residual: Array) -> Array:
         grown = (r + turned @ (grow * (turned.T @ r))).reshape(outputs, -1)
         out[:, at] = grown / np.where(root[:, at] > 0, root[:, at], 1.0)
     return out
+
+
+def freedom(cells: Cells, theta: Array) -> float:
+    """As `bootstrap.freedom`."""
+    outputs, size = cells.mass.shape
+    basis = free_basis(cells.problem, theta, cells.mass.reshape(-1)).reshape(outputs, size, -1)
+    pulled = [
+        b[cells.cell] * (w / np.sqrt(m[cells.cell]))[:, None]
+        for b, w, m in zip(basis, cells.weights, cells.mass, strict=True)
+    ]
+    return between(np.stack(pulled), cells.weights, cells.data.run)
 
 
 def scatter_of(cells: Cells, theta: Array) -> dict[str, float] | None:

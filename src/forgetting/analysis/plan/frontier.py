@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from forgetting.analysis.fit import Estimate, Fit
+from forgetting.analysis.fit.show import spans
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.plan.result import Choice, Cost, Plan
 from forgetting.analysis.plan.surface import band, need_surface, surface_of
@@ -98,24 +99,19 @@ def _choices(
     fit: Fit, output: str, level: float, grid: Sequence[tuple[float | None, float]], cost: Cost | None
 ) -> list[Choice]:
     surface = surface_of(fit)
-    draws = surface.draws
     out = []
     for rank, params in grid:
         steps = float(surface.steps_at(surface.theta, params, output, level)[0])
         if steps < 1:
             continue
-        drawn = surface.steps_at(draws, params, output, level)
+        outside = bool(fit.outside({"trainable_params": np.array([params]), "step": np.array([steps])})[0])
+        drawn = surface.drawn_steps(params, output, level, outside=outside)
         losses = []
         for name in ("finetune_loss", "forgetting_loss"):
             value = float(surface.loss_at(surface.theta, params, np.array([steps]), name)[0])
             held = name == output  # the same along the frontier by construction: no band
-            losses.append(Estimate(value) if held else band(fit, value, surface.loss_at(draws, params, drawn, name)))
-        inside = all(
-            lo * (1 - 1e-9) <= v <= hi * (1 + 1e-9)
-            for v, (lo, hi) in zip(
-                (params, steps), (fit.measured_range[k] for k in ("trainable_params", "step")), strict=True
-            )
-        )
+            spread = surface.drawn_losses(params, drawn, name, outside=outside)
+            losses.append(Estimate(value) if held else band(fit, value, spread))
         finite = cost is not None and np.isfinite(steps)
         out.append(
             Choice(
@@ -125,7 +121,7 @@ def _choices(
                 losses[0],
                 losses[1],
                 {name: _new_run(fit, name, e) for name, e in zip(surface.law.outputs, losses, strict=True)},
-                not inside,
+                outside,
                 cost.tokens(steps) if cost is not None and finite else None,
                 cost.flops(steps, params) if cost is not None and finite else None,
             )
@@ -155,6 +151,8 @@ def _plan(fit: Fit, output: str, level: float, floor: float | None, choices: lis
     sentences = [*notes, *said]
     if best is not None and best.extrapolated:
         sentences.append("the best choice lies outside the measured range: its numbers are an extrapolation")
+    if fit.rivals and any(c.extrapolated for c in reached):
+        sentences.append(spans(fit.band_laws()))
     if not fit.draws:
         sentences.append("this law has no intervals: nothing here has a band")
     return Plan(fit.label, output, level, fit.confidence, floor, reached, best, measured, sentences, matters)
@@ -190,9 +188,14 @@ def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], oth
     ordered = sorted(reached, key=lambda c: float(getattr(c, other).value))
     spread = float(getattr(ordered[-1], other).value - getattr(ordered[0], other).value)
     surface = surface_of(fit)
-    draws = surface.draws
+    outside = ordered[0].extrapolated or ordered[-1].extrapolated
     best, worst = (
-        surface.loss_at(draws, c.trainable_params, surface.steps_at(draws, c.trainable_params, output, level), other)
+        surface.drawn_losses(
+            c.trainable_params,
+            surface.drawn_steps(c.trainable_params, output, level, outside=outside),
+            other,
+            outside=outside,
+        )
         for c in (ordered[0], ordered[-1])
     )
     difference = band(fit, spread, worst - best)

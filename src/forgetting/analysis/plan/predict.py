@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forgetting.analysis.fit import Fit
+from forgetting.analysis.fit import Fit, show
 from forgetting.analysis.fit.show import number
 from forgetting.display.numbers import plain
 from forgetting.display.tables import Result, Shown
@@ -40,7 +40,7 @@ def predict_rows(
 
     Returns:
         Rows with the variables, for each output `value`, `low` and `high` (nats per token), with a known floor also
-        `forgetting` above it, and `extrapolated`.
+        `forgetting` above it, `extrapolated`, and `band_laws`, the laws that the bands span.
 
     Raises:
         UsageError: a variable is missing, unknown, or out of its domain.
@@ -75,12 +75,13 @@ def predict_rows(
                 row["forgetting"] = {k: v - float(floor) for k, v in row[output].items()}
             row["extrapolated"] = bool(p.extrapolated[i])
             row["draws_lost"] = max(int(p.lost[i]), row.get("draws_lost", 0))
+        row["band_laws"] = fit.band_laws(extrapolated=row["extrapolated"])
         row["confidence"], row["draws"] = fit.confidence, len(fit.draws)
         out.append(row)
     return out
 
 
-HIDDEN = ("extrapolated", "confidence", "draws", "draws_lost")
+HIDDEN = ("extrapolated", "band_laws", "confidence", "draws", "draws_lost")
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ class Predictions(Result):
 
     Attributes:
         rows: with the variables; for each output `value`, the band `low` to `high` of the law's mean, and the band
-            `run_low` to `run_high` of one new run; `extrapolated`, `confidence`, and how many of the `draws` gave no
-            finite number there (`draws_lost`).
+            `run_low` to `run_high` of one new run; `extrapolated`, the laws that the bands span with their shares
+            (`band_laws`), `confidence`, and how many of the `draws` gave no finite number there (`draws_lost`).
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -119,13 +120,21 @@ class Predictions(Result):
                 f"{lost} of {max(row['draws'] for row in self.rows)} resamples gave no finite number at a point; its "
                 "band is of the others, or left out where more than a fifth are lost"
             )
+        several = len({row["dataset"] for row in self.rows}) > 1
+        notes += dict.fromkeys(
+            (f"{row['dataset']}: " if several else "") + show.spans(row["band_laws"])
+            for row in self.rows
+            if len(row["band_laws"]) > 1
+        )
         return [Shown([], (*names, ""), cells, notes if any(row["draws"] for row in self.rows) else [])]
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, value in row.items():
-        if isinstance(value, dict):
+        if name == "band_laws":
+            out[name] = show.shares(value)
+        elif isinstance(value, dict):
             out |= {name: value["value"]} | {f"{name}_{end}": v for end, v in value.items() if end != "value"}
         else:
             out[name] = value

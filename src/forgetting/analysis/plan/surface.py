@@ -8,6 +8,7 @@ import numpy as np
 
 from forgetting.analysis.fit import Estimate, Fit
 from forgetting.analysis.fit.bootstrap import finite_interval
+from forgetting.analysis.fit.rivals import Rival, own_share
 from forgetting.analysis.laws import LAWS
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.laws.shifted_power import Centred, centred
@@ -30,11 +31,35 @@ class Surface:
         law: in these coordinates.
         theta: [1, K] the best fit.
         draws: [B, K]; [0, K] where the fit has no intervals.
+        rivals: laws whose draws a band outside the measured range spans as well.
     """
 
     law: Centred
     theta: Array
     draws: Array
+    rivals: tuple[Rival, ...] = ()
+
+    def drawn_steps(self, params: float, output: str, level: float, *, outside: bool) -> Array:
+        """[B] draws of the steps at which an output passes a level: of the law, or outside of its rivals, too."""
+        own = self.steps_at(self.draws, params, output, level)
+        if not outside:
+            return own
+        up = self.law.signs[self.law.outputs.index(output)] < 0
+        at = {"trainable_params": params}
+        others = [r.law.solve(r.draws, output, level, "step", at, up=up) for r in self.rivals]
+        return np.concatenate([own[: own_share(len(own), self.rivals)], *others])
+
+    def drawn_losses(self, params: float, steps: Array, output: str, *, outside: bool) -> Array:
+        """[B] draws of a loss, each at its own number of steps from `drawn_steps`."""
+        if not outside:
+            return self.loss_at(self.draws, params, steps, output)
+        count = own_share(len(self.draws), self.rivals)
+        ends = np.cumsum([count, *(len(r.draws) for r in self.rivals)])
+        parts = [self.loss_at(self.draws[:count], params, steps[:count], output)]
+        for rival, begin, end in zip(self.rivals, ends[:-1], ends[1:], strict=True):
+            x = {"trainable_params": np.full(end - begin, params), "step": steps[begin:end]}
+            parts.append(rival.law.at_each(rival.draws, output, x))
+        return np.concatenate(parts)
 
     def steps_at(self, theta: Array, params: float, output: str, level: float) -> Array:
         """[S] steps at which an output passes a level; infinite where none does: the surface's limit lies before it."""
@@ -56,11 +81,11 @@ def surface_of(fit: Fit) -> Surface:
     need_surface(fit)
     inner, theta, draws = fit.model()
     if isinstance(inner, Centred):
-        return Surface(inner, theta[None], draws)
+        return Surface(inner, theta[None], draws, fit.rivals)
     middle = [float(np.mean(np.log(fit.measured_range[name]))) for name in inner.variable_names]
     centre = (middle[0], middle[1])
     law = Centred(LAW.outputs, (1, -1), centre)
-    return Surface(law, centred(theta[None], centre), centred(draws, centre))
+    return Surface(law, centred(theta[None], centre), centred(draws, centre), fit.rivals)
 
 
 def band(fit: Fit, value: float, draws: Array, *, log: bool = False) -> Estimate:

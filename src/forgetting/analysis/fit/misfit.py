@@ -1,0 +1,183 @@
+"""Is the law wrong? Tests by whole runs of what its residuals should not show.
+
+For each output and variable: a bend, that is the square of the variable's place in the measured range; for tables of
+several data sets, each one's level. A test is that of the coefficient which such a column would have beside the law,
+to first order, so that what the law's own parameters can follow does not count. Its variance is by runs (CR2: Bell &
+McCaffrey 2002), with Satterthwaite's degrees of freedom for few runs (Pustejovsky & Tipton 2018,
+doi:10.1080/07350015.2016.1247004), so that steps of a run may be as alike as they like. The tests of a fit are
+judged together (Holm 1979).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from forgetting.analysis.fit.bootstrap import MIN_RUNS, free_basis
+from forgetting.analysis.fit.data import Data
+from forgetting.analysis.fit.runwise import DETERMINED, every_kth_run, grams
+from forgetting.analysis.fit.solver import Problem
+from forgetting.analysis.laws.base import Array
+from forgetting.analysis.laws.quadratic import Axis
+
+LEVEL = 0.05
+"""Share of right laws that are called wrong."""
+OWN = 1e-3
+"""Share of a column that the law's own parameters cannot follow, below which there is nothing to test."""
+MOST_ROWS = 20_000
+LEAST_VALUES = 4
+"""Different values of a variable that a bend beside a law needs."""
+BEND = "bend"
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """One test.
+
+    Attributes:
+        output: of the law.
+        kind: `bend`, or `level` of a data set.
+        of: the variable, or the data set.
+        size: what the law misses, in the output's unit: how much higher both ends of the measured range lie, as seen
+            from the middle; or the data set's level.
+        se: its standard error.
+        p: of one test alone.
+        p_holm: of all tests together.
+    """
+
+    output: str
+    kind: str
+    of: str
+    size: float
+    se: float
+    p: float
+    p_holm: float = 1.0
+
+    def sentence(self) -> str:
+        """What a reader must know."""
+        side = "above" if self.size > 0 else "below"
+        unit = " nats/token" if self.output.endswith("loss") else ""
+        size = f"{self.output} lies {abs(self.size):.2g} ± {self.se:.1g}{unit} {side} the law"
+        if self.kind == BEND:
+            size = f"residuals bend with {self.of}: {size} at both ends of the measured range, as seen from its middle"
+        else:
+            size = f"residuals differ by data set: {size} in '{self.of}'"
+        return f"{size} (p = {self.p_holm:.1g}, by runs); the law may not hold outside the measured range"
+
+
+def misfits(problem: Problem, theta: Array, data: Data, weights: Array) -> list[Misfit]:
+    """All tests of a least-squares fit; none with fewer than MIN_RUNS runs, or for another objective.
+
+    Args:
+        problem: law in fitted coordinates, with the objective; its rows are not used.
+        theta: [K] the best fit.
+        data: the table.
+        weights: [O, n].
+    """
+    if not problem.objective.quadratic or len(data.runs) < MIN_RUNS:
+        return []
+    data, weights = every_kth_run(data, weights, MOST_ROWS)
+    part = Problem(problem.law, data.x, problem.objective, problem.held)
+    found = _tests(part, theta, data, weights.reshape(-1), _columns(problem.law.outputs, data))
+    order = sorted(range(len(found)), key=lambda i: found[i].p)
+    least = 0.0
+    out = list(found)
+    for place, i in enumerate(order):
+        least = max(least, min(1.0, (len(found) - place) * found[i].p))
+        out[i] = Misfit(**{**asdict(found[i]), "p_holm": least})
+    return out
+
+
+def alarms(found: Sequence[Misfit]) -> list[str]:
+    """Sentences on the tests that the law fails."""
+    return [m.sentence() for m in found if m.p_holm < LEVEL]
+
+
+def plain_misfits(found: Sequence[Misfit]) -> list[dict[str, Any]]:
+    """The tests as plain data."""
+    return [asdict(m) for m in found]
+
+
+def _columns(outputs: Sequence[str], data: Data) -> list[tuple[str, str, str, Array]]:
+    """Output, kind, what of, and [O, n] column of each test."""
+    directions = []
+    for name, values in data.x.items():
+        if np.unique(values).size >= LEAST_VALUES:
+            directions.append((BEND, name, Axis.of(values).place(values) ** 2))
+    sets = data.columns.get("dataset")
+    names = [] if sets is None else list(np.unique(sets))
+    for name in names[1:] if len(names) < 3 else names:  # of two, one tells of the other
+        directions.append(("level", str(name), (sets == name).astype(float)))
+    out = []
+    for o, output in enumerate(outputs):
+        for kind, name, column in directions:
+            whole = np.zeros((len(outputs), data.n))
+            whole[o] = column
+            out.append((output, kind, name, whole))
+    return out
+
+
+def _tests(
+    problem: Problem, theta: Array, data: Data, weights: Array, columns: Sequence[tuple[str, str, str, Array]]
+) -> list[Misfit]:
+    """Each column beside the law, linearised at theta."""
+    if not columns:
+        return []
+    run, runs = np.tile(data.run, len(data.y)), len(data.runs)
+    root = np.sqrt(weights)
+    basis = free_basis(problem, theta, weights)
+    size = basis.shape[1]
+    residual = (data.y.reshape(-1) - problem.values(theta[None])[0]) * root
+    residual = residual - basis @ (basis.T @ residual)
+    tried = np.stack([column.reshape(-1) * root for *_, column in columns], axis=1)
+    rest = tried - basis @ (basis.T @ tried)
+    length, own = np.linalg.norm(tried, axis=0), np.linalg.norm(rest, axis=0)
+    # an offset that a column shares with the law is none of its length
+    kept = np.flatnonzero(own**2 > OWN * length**2)
+    every = grams(np.column_stack([basis, rest[:, kept] / own[kept], residual]), run, runs)
+    out = []
+    for place, i in enumerate(kept):
+        at = [*range(size), size + place]
+        gram, pull = every[:, at][:, :, at], every[:, at, -1]
+        slope = float(pull[:, -1].sum())
+        se, freedom = _error(gram, pull - gram[:, :, -1] * slope)
+        if se > 0 and freedom >= 1:
+            output, kind, name, _ = columns[int(i)]
+            p = _two_sided(slope / se, freedom)
+            out.append(Misfit(output, kind, name, slope / float(own[i]), se / float(own[i]), p))
+    return out
+
+
+def _error(gram: Array, pull: Array) -> tuple[float, float]:
+    """Standard error of the last coefficient by runs (CR2), and Satterthwaite's degrees of freedom.
+
+    Args:
+        gram: [R, k, k] of each run's rows of orthonormal columns.
+        pull: [R, k] of the same with the residuals.
+    """
+    value, turn = np.linalg.eigh(gram)
+    # (I - P P')^(-1/2) = I + P M P', M having the eigenvectors of P' P
+    free = value < 1 - DETERMINED
+    grow = np.where(free, 1 / np.sqrt(np.where(free, 1 - value, 1.0)) - 1, 0.0)
+    inner = (turn * np.where(value > 1e-12, grow / np.maximum(value, 1e-12), 0.5)[:, None, :]) @ turn.swapaxes(1, 2)
+    last = gram[:, -1]
+    moved = np.einsum("rk,rkl->rl", last, inner)
+    score = pull[:, -1] + np.einsum("rk,rk->r", moved, pull)
+    cross = last + np.einsum("rk,rkl->rl", moved, gram)
+    square = gram[:, -1, -1] + 2 * np.einsum("rk,rk->r", moved, last) + np.einsum("rk,rkl,rl->r", moved, gram, moved)
+    # the trace of Omega = diag(square) - cross cross', and of its square, without an [R, R] matrix
+    own = np.einsum("rk,rk->r", cross, cross)
+    total = float(np.sum(square - own))
+    inside = cross.T @ cross
+    squares = float(np.sum(square**2) - 2 * np.sum(square * own) + np.sum(inside * inside))
+    freedom = total**2 / squares if squares > 0 else 0.0
+    return float(np.sqrt(np.sum(score**2))), freedom
+
+
+def _two_sided(t: float, freedom: float) -> float:
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(freedom, -abs(t)))

@@ -1,0 +1,167 @@
+"""Laws that fit about as well inside the measured range: outside it, bands span them, too.
+
+A band of one law's resamples says nothing of the law being wrong, and outside the measured range that is what matters.
+The rivals have no theory: polynomials of degree two in the variables' logarithms, with squares of the variables that
+vary within a run, and of all. Laws are weighted by their errors on runs left out, exp(-1/2 sum over runs of
+(error / scatter)^2), a run counting once: weights by predictive likelihood (Yao, Vehtari, Simpson & Gelman 2018,
+doi:10.1214/17-BA1091). Each has its share of the draws, from the same bootstrap by whole runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Self
+
+import numpy as np
+
+from forgetting.analysis.fit.bootstrap import MIN_RUNS, signs
+from forgetting.analysis.fit.data import Data
+from forgetting.analysis.fit.runwise import DETERMINED, every_kth_run, grams
+from forgetting.analysis.fit.validate import FOLDS
+from forgetting.analysis.laws.base import Array, Law
+from forgetting.analysis.laws.quadratic import Axis, QuadraticSurface
+
+MOST_ROWS = 200_000
+LEAST_VALUES = 3
+"""Different values of a variable that its square needs."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another law for the same losses.
+
+    Attributes:
+        law: a polynomial.
+        theta: [K] its best fit.
+        draws: [b, K] refits of resampled runs, as many as are its share of a band's.
+    """
+
+    law: QuadraticSurface
+    theta: Array
+    draws: Array
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**self.law.spec, "theta": self.theta, "draws": self.draws}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: something else.
+        """
+        law = QuadraticSurface.from_spec(data)
+        size = len(law.parameters)
+        draws = np.array(data["draws"], dtype=float).reshape(-1, size)
+        return cls(law, np.array(data["theta"], dtype=float).reshape(size), draws)
+
+
+def spanned(own: Array, rivals: Sequence[Rival], x: Mapping[str, Array], which: int) -> Array:
+    """[B, n] draws of an output of all laws, each by its weight.
+
+    Args:
+        own: [B, n] draws of the fitted law.
+        rivals: the others.
+        x: [n] values of each variable.
+        which: the output.
+    """
+    others = [rival.law.values(rival.draws, x)[:, which] for rival in rivals]
+    return np.concatenate([own[: own_share(len(own), rivals)], *others])
+
+
+def own_share(draws: int, rivals: Sequence[Rival]) -> int:
+    """How many of the draws of a band that spans rivals are the fitted law's own: the first."""
+    return draws - sum(len(rival.draws) for rival in rivals)
+
+
+def find_rivals(
+    law: Law,
+    data: Data,
+    weights: Array,
+    *,
+    missed: Mapping[str, float],
+    noise: Mapping[str, float],
+    count: int,
+    seed: int,
+) -> tuple[Rival, ...]:
+    """The rivals of a fitted law that have a share of its bands outside the measured range.
+
+    Args:
+        law: it.
+        data: the table.
+        weights: [O, n].
+        missed: root mean square error of the law on runs left out, by output.
+        noise: a run's scatter around the law, by output.
+        count: draws of a band.
+        seed: of resamples.
+    """
+    if len(data.runs) < MIN_RUNS or any(np.unique(v).size < LEAST_VALUES for v in data.x.values()):
+        return ()
+    part, light = every_kth_run(data, weights, MOST_ROWS)
+    sign = signs(len(part.runs), count, np.random.default_rng([seed, 1]))
+    found = [made for terms in _terms(part) if (made := _fit(law, part, light, terms, sign)) is not None]
+    square = [sum((error[o] / noise[o]) ** 2 for o in law.outputs) for error in (missed, *(e for _, e in found))]
+    weight = np.exp(-0.5 * len(data.runs) * (np.array(square) - min(square)))
+    shares = np.round(count * weight / weight.sum()).astype(int)[1:]
+    return tuple(
+        Rival(made.law, made.theta, np.ascontiguousarray(made.draws[:share]))
+        for (made, _), share in zip(found, shares, strict=True)
+        if share > 0
+    )
+
+
+def _terms(data: Data) -> list[list[tuple[str, ...]]]:
+    """Terms of each rival: those of degree one, products, and squares of variables that vary within runs, or of all."""
+    names = list(data.x)
+    flat: list[tuple[str, ...]] = [(), *((v,) for v in names), *combinations(names, 2)]
+    runs = len(data.runs)
+    inner = []
+    for v in names:
+        first = np.zeros(runs)
+        first[data.run] = data.x[v]
+        if not np.array_equal(first[data.run], data.x[v]):
+            inner.append(v)
+    sets = [inner, names] if inner and len(inner) < len(names) else [names]
+    return [[*flat, *((v, v) for v in squared)] for squared in sets]
+
+
+def _fit(
+    law: Law, data: Data, weights: Array, terms: list[tuple[str, ...]], sign: Array
+) -> tuple[Rival, dict[str, float]] | None:
+    """A polynomial by least squares, its draws, and its errors on runs left out; None where runs alone determine it."""
+    surface = QuadraticSurface(law.outputs, {v: Axis.of(values) for v, values in data.x.items()}, terms)
+    basis, runs = surface.basis(data.x), len(data.runs)
+    folds = min(runs, FOLDS)
+    theta, draws, errors = [], [], {}
+    for o, output in enumerate(law.outputs):
+        root = np.sqrt(weights[o])
+        q, r = np.linalg.qr(basis * root[:, None])
+        if np.min(np.abs(np.diag(r))) < 1e-8 * np.max(np.abs(r)):
+            return None
+        best = q.T @ (data.y[o] * root)
+        residual = data.y[o] * root - q @ best
+        gram = grams(np.column_stack([q, residual]), data.run, runs)
+        pull = _without(gram[:, :-1, :-1], gram[:, :-1, -1])
+        fold = data.run % folds
+        groups = grams(np.column_stack([q, residual]), fold, folds)
+        change = _without(groups[:, :-1, :-1], groups[:, :-1, -1])
+        if pull is None or change is None:
+            return None
+        # without its fold, a row is missed by its residual and by what the fold had pulled the fit towards it
+        left = (residual + np.einsum("nk,nk->n", q, change[fold])) / np.where(root > 0, root, 1.0)
+        errors[output] = float(np.sqrt(np.mean(left**2)))
+        theta.append(np.linalg.solve(r, best))
+        draws.append(np.linalg.solve(r, (best + sign @ pull).T).T)
+    return Rival(surface, np.concatenate(theta), np.concatenate(draws, axis=1)), errors
+
+
+def _without(gram: Array, pull: Array) -> Array | None:
+    """[R, k] P'(I - P P')^-1 r of each group of rows, that is (I - P'P)^-1 P'r; None where it has no inverse."""
+    value, turn = np.linalg.eigh(gram)
+    if value.max() > 1 - DETERMINED:
+        return None
+    turned = np.einsum("rkl,rk->rl", turn, pull) / (1 - value)
+    return np.asarray(np.einsum("rkl,rl->rk", turn, turned))
