@@ -117,7 +117,7 @@ def fitted() -> Fit:
 def test_rivals_widen_the_band_outside_and_leave_it_untouched_inside(fitted: Fit) -> None:
     alone = replace(fitted, rivals=())
     shares = fitted.band_laws()
-    assert list(shares)[0] == "shifted_power"
+    assert next(iter(shares)) == "shifted_power"
     assert sum(shares.values()) == pytest.approx(1.0)
     assert len(shares) > 1
     step = np.array([60.0, 150.0, 250.0, 261.0, 2000.0])
