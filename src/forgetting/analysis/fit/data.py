@@ -129,15 +129,19 @@ def read_data(
     alone = iid or not names
     if alone:
         names, codes = [str(i) for i in rows], np.arange(rows.size)
-    extra = {}
-    for name in ("rank", "step", "trainable_params", "forgetting_floor", "finetune_loss_se"):
-        if name in present:
-            extra[name] = _loose(table[name], rows)
+    extra = _useful(table, present, rows)
+    x, y = {name: got[name] for name in law.variable_names}, np.stack([got[name] for name in law.outputs])
+    return Data(x, y, se, codes, tuple(names), alone and not iid, extra, (*warnings, *copied), iid)
+
+
+def _useful(table: Any, present: list[str], rows: Array) -> dict[str, Array]:
+    """Columns that a fit can do without: numbers, and the names of data sets."""
+    numbers = ("rank", "step", "trainable_params", "forgetting_floor", "finetune_loss_se")
+    extra = {name: _loose(table[name], rows) for name in numbers if name in present}
     if "dataset" in present:
         sets, place = _coded(table["dataset"])
         extra["dataset"] = np.array(sets)[place[rows]]
-    x, y = {name: got[name] for name in law.variable_names}, np.stack([got[name] for name in law.outputs])
-    return Data(x, y, se, codes, tuple(names), alone and not iid, extra, (*warnings, *copied), iid)
+    return extra
 
 
 def _runs(

@@ -136,17 +136,17 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     }
     learned = diagnostics(problem, adapted, data, found, looks, draws, weights, validation)
     fit = _fit(law, adapted, data, label, options, found, parameters, theta, draws, widen, warnings, learned)
-    return _with_rivals(fit, law, data, weights, options.seed, tests)
+    return _with_rivals(fit, law, data, weights, options, tests)
 
 
-def _with_rivals(fit: Fit, law: Law, data: Data, weights: Array, seed: int, tests: Sequence[Misfit]) -> Fit:
+def _with_rivals(fit: Fit, law: Law, data: Data, weights: Array, options: Options, tests: Sequence[Misfit]) -> Fit:
     """The fit with the laws that its bands outside the measured range span, and warnings of what it misses."""
     fit.warnings.extend(alarms(tests))
     missed = fit.diagnostics["leave_one_run_out"]
-    if not fit.draws or missed is None:
+    if not fit.draws or missed is None or options.objective.log:  # rivals are fitted to values, not to logarithms
         return fit
     noise = fit.diagnostics["scatter"] or missed["rmse"]
-    found = find_rivals(law, data, weights, missed=missed["rmse"], noise=noise, count=len(fit.draws), seed=seed)
+    found = find_rivals(law, data, weights, missed=missed["rmse"], noise=noise, count=len(fit.draws), seed=options.seed)
     return replace(fit, rivals=found)
 
 
@@ -189,7 +189,7 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     }
     learned = diagnostics(problem, adapted, data, found, looks, draws, weights, validation)
     fit = _fit(law, adapted, data, label, options, found, parameters, theta, draws, widen, warnings, learned)
-    return _with_rivals(fit, law, data, weights, options.seed, tests)
+    return _with_rivals(fit, law, data, weights, options, tests)
 
 
 def _lost(law: Law, label: str, found: Found, options: Options) -> ForgettingError:

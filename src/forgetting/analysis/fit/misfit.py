@@ -41,7 +41,8 @@ class Misfit:
         output: of the law.
         kind: `bend`, or `level` of a data set.
         of: the variable, or the data set.
-        size: what the law misses, in the output's unit: how much higher both ends of the measured range lie, as seen
+        unit: of `size`; empty where it is the output's own.
+        size: what the law misses: how much higher both ends of the measured range lie, as seen
             from the middle; or the data set's level.
         se: its standard error.
         p: of one test alone.
@@ -51,6 +52,7 @@ class Misfit:
     output: str
     kind: str
     of: str
+    unit: str
     size: float
     se: float
     p: float
@@ -59,7 +61,7 @@ class Misfit:
     def sentence(self) -> str:
         """What a reader must know."""
         side = "above" if self.size > 0 else "below"
-        unit = " nats/token" if self.output.endswith("loss") else ""
+        unit = f" {self.unit}" if self.unit else ""
         size = f"{self.output} lies {abs(self.size):.2g} ± {self.se:.1g}{unit} {side} the law"
         if self.kind == BEND:
             size = f"residuals bend with {self.of}: {size} at both ends of the measured range, as seen from its middle"
@@ -130,7 +132,7 @@ def _tests(
     root = np.sqrt(weights)
     basis = free_basis(problem, theta, weights)
     size = basis.shape[1]
-    residual = (data.y.reshape(-1) - problem.values(theta[None])[0]) * root
+    residual = problem.objective.residual(data.y.reshape(-1), problem.values(theta[None])[0]) * root
     residual = residual - basis @ (basis.T @ residual)
     tried = np.stack([column.reshape(-1) * root for *_, column in columns], axis=1)
     rest = tried - basis @ (basis.T @ tried)
@@ -147,7 +149,8 @@ def _tests(
         if se > 0 and freedom >= 1:
             output, kind, name, _ = columns[int(i)]
             p = _two_sided(slope / se, freedom)
-            out.append(Misfit(output, kind, name, slope / float(own[i]), se / float(own[i]), p))
+            unit = "in the logarithm" if problem.objective.log else "nats/token" if output.endswith("loss") else ""
+            out.append(Misfit(output, kind, name, unit, slope / float(own[i]), se / float(own[i]), p))
     return out
 
 
