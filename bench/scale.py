@@ -29,8 +29,8 @@ PARAMETERS_PER_RANK = 2_498_560
 FLOOR = {"instructions": 0.3, "news": 0.5}
 
 
-def synthetic_config(runs: int) -> StudyConfig:
-    """Two data sets, ten ranks, as many seeds as the runs need; 100 measurements a run."""
+def synthetic_config(runs: int, measurements: int = 100) -> StudyConfig:
+    """Two data sets, ten ranks, as many seeds as the runs need; a measurement every ten steps."""
     per_rank = {"ranks": list(RANKS), "seeds": max(1, runs // (2 * len(RANKS)))}
     if runs < 2 * len(RANKS):
         per_rank["ranks"] = list(RANKS[: max(3, runs // 2)])
@@ -42,7 +42,7 @@ def synthetic_config(runs: int) -> StudyConfig:
             "datasets": {"instructions": {"source": "miniature:instructions"}, "news": {"source": "miniature:news"}},
             "methods": [{"name": "lora", "rank": per_rank["ranks"]}],
             "seeds": list(range(per_rank["seeds"])),
-            "training": {"steps": 990},
+            "training": {"steps": 10 * (measurements - 1)},
             "measure": {"start": 10, "every": 10},
         }
     )
@@ -56,12 +56,12 @@ def make(folder: Path, runs: int, measurements: int = 100) -> StudyConfig:
         runs: about how many.
         measurements: of each run, step 0 among them.
     """
-    config = synthetic_config(runs)
+    config = synthetic_config(runs, measurements)
     study = StudyFolder.create_or_resume(folder, config)
     sync, os.fsync = os.fsync, lambda _: None  # a million waits for the disk are not what is measured
     try:
         for number, run in enumerate(expand_runs(config)):
-            _write(study, run, np.random.default_rng([number, 7]), config.measured_steps()[:measurements])
+            _write(study, run, np.random.default_rng([number, 7]), config.measured_steps())
     finally:
         os.fsync = sync
     return config
@@ -141,10 +141,11 @@ def main() -> None:
     parser.add_argument("what", choices=["make", "time"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--measurements", type=int, default=100, help="of each run")
     given = parser.parse_args()
     if given.what == "make":
         began = time.perf_counter()
-        make(given.folder, given.runs)
+        make(given.folder, given.runs, given.measurements)
         print(f"{time.perf_counter() - began:.1f} s")
         return
     cache = given.folder / "cache" / "rows.parquet"

@@ -18,6 +18,7 @@ that are runs of their own the number of parameters.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -30,6 +31,10 @@ from forgetting.analysis.laws.base import Array
 MIN_RUNS = 5
 LOST = 0.2
 """Share of draws that may be lost at a point before its band is."""
+ALONE = 1e-3
+"""Share of a direction's weight in all other runs, up to which a run counts as the only one that determines it."""
+BLOCK = 2**16
+"""Rows of whole runs that are worked on at once."""
 WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
 
 
@@ -114,18 +119,51 @@ def left_out_residuals(problem: Problem, theta: Array, y: Array, weights: Array,
         theta: [K].
         y, weights, run: [m] outputs, weights and run index.
     """
-    orthonormal = free_basis(problem, theta, weights)
+    basis = free_basis(problem, theta, weights)
     root = np.sqrt(weights)
-    r = problem.objective.residual(y, problem.values(theta[None])[0]) * root
-    out = r.copy()
-    for g in range(int(run.max()) + 1):
-        at = run == g
-        part = orthonormal[at]
-        eigen, vectors = np.linalg.eigh(np.eye(part.shape[0]) - part @ part.T)
-        # an eigenvalue of 0 is a direction that this run alone determines; its residual there is 0 as well
-        inverse = np.where(eigen > 1e-3, 1 / np.maximum(eigen, 1e-3), 1.0)
-        out[at] = vectors @ (inverse * (vectors.T @ r[at]))
+    residual = problem.objective.residual(y, problem.values(theta[None])[0]) * root
+    out = np.empty_like(residual)
+    for at in blocks_of_runs(run):
+        out[at] = without_own_run(basis[at], residual[at], run[at])
     return np.asarray(out / np.where(root > 0, root, 1.0))
+
+
+def blocks_of_runs(run: Array) -> Iterator[Array]:
+    """Row numbers of whole runs, BLOCK rows or one run at a time; `run` is the [n] index of each row's run."""
+    order = np.argsort(run, kind="stable")
+    ends = np.cumsum(np.bincount(run))
+    begin = 0
+    while begin < run.size:
+        within = ends[(ends > begin) & (ends <= begin + BLOCK)]
+        end = int(within[-1] if within.size else ends[ends > begin][0])
+        yield order[begin:end]
+        begin = end
+
+
+def without_own_run(basis: Array, residual: Array, run: Array) -> Array:
+    """[m] (I - P P')^-1 r of each run, P being its rows of the orthonormal basis.
+
+    By the matrix inversion lemma that is r + P (I - P' P)^-1 P' r, so that nothing is larger than the rows times the
+    columns of the basis.
+
+    Args:
+        basis: [m, k].
+        residual: [m] weighted.
+        run: [m] index of each row's run.
+    """
+    group = run - run.min()
+    count, size = int(group.max()) + 1, basis.shape[1]
+    gram, pull = np.empty((count, size, size)), np.empty((count, size))
+    for i in range(size):
+        pull[:, i] = np.bincount(group, basis[:, i] * residual, count)
+        for j in range(i + 1):
+            gram[:, i, j] = gram[:, j, i] = np.bincount(group, basis[:, i] * basis[:, j], count)
+    eigen, vectors = np.linalg.eigh(gram)
+    # a direction that one run alone determines has an eigenvalue of 1; the run's residual there is 0 as well
+    grow = np.where(eigen < 1 - ALONE, 1 / np.maximum(1 - eigen, ALONE), 0.0)
+    turned = grow * np.einsum("gki,gk->gi", vectors, pull)
+    own = np.einsum("gki,gi->gk", vectors, turned)
+    return np.asarray(residual + np.einsum("mk,mk->m", basis, own[group]))
 
 
 def free_basis(problem: Problem, theta: Array, weights: Array) -> Array:

@@ -17,7 +17,7 @@ import numpy as np
 from forgetting.analysis.fit.objective import Objective
 from forgetting.analysis.laws.base import Array, Law
 
-CHUNK = 3_000_000  # numbers in one Jacobian: 24 MB
+CHUNK = 250_000  # numbers in one Jacobian: 2 MB, what a core's cache holds
 
 
 @dataclass(frozen=True)
@@ -184,11 +184,13 @@ class _Run:
         self.z = np.clip(to_z(theta, self.log), self.low, self.high)
         self.damping = damping.astype(float)
         self.slope = np.full(count, np.inf)
-        self.cost = self._cost(self.z, np.arange(count))
+        self.cost, f = self._cost(self.z, np.arange(count))
+        self.f = f.copy()  # a law may give a view that cannot be written to
 
-    def _cost(self, z: Array, at: Array) -> Array:
+    def _cost(self, z: Array, at: Array) -> tuple[Array, Array]:
+        """[s] objective of the problems `at` at z, and [s, m] the law's values."""
         f = self.problem.values(to_theta(z, self.log))
-        return self.problem.objective.cost(self.problem.objective.residual(self.y[at], f), self.w[at])
+        return self.problem.objective.cost(self.problem.objective.residual(self.y[at], f), self.w[at]), f
 
     def solve(self, max_iterations: int, tolerance: float) -> Solution:
         """Iterate until every problem is stationary, stuck or out of iterations."""
@@ -218,10 +220,10 @@ class _Run:
         if self.project:
             theta = solve_linear(self.problem, to_theta(trial, self.log), self.y[at], self.w[at])
             trial = np.where(self.problem.linear, theta, trial)
-        cost = self._cost(trial, at)
+        cost, f = self._cost(trial, at)
         better = cost < self.cost[at]
         expected = -(move * right).sum(axis=1) / np.maximum(self.cost[at], 1e-300)
-        self.z[at[better]], self.cost[at[better]] = trial[better], cost[better]
+        self.z[at[better]], self.cost[at[better]], self.f[at[better]] = trial[better], cost[better], f[better]
         self.damping[at] = np.clip(np.where(better, damping / 6, damping * 5), 1e-13, 1e15)
         stuck = ~better & ((damping > 1e10) | (np.abs(expected) < 1e-30))
         return np.asarray(~(stuck | (self.slope[at] <= tolerance) | (self.cost[at] == 0)))
@@ -230,23 +232,37 @@ class _Run:
         """Gauss-Newton matrix [s, K, K], gradient [s, K] and diagonal of the majorant's matrix [s, K]."""
         theta = to_theta(self.z[at], self.log)
         objective = self.problem.objective
-        f = self.problem.values(theta)
-        jacobian = self.problem.gradient(theta) * np.where(self.log, theta, 1.0)[:, None, :]
+        f = self.f[at]
+        jacobian = np.require(self.problem.gradient(theta), requirements="W")
+        for k in np.flatnonzero(self.log):
+            jacobian[:, :, k] *= theta[:, k, None]
         r = objective.residual(self.y[at], f)
         if objective.log:
             jacobian = jacobian * np.asarray(objective.jacobian_factor(f))[:, :, None]
         w = self.w[at]
         left = np.where(w > 0, w, 0.0)
         r = np.where(w > 0, r, 0.0)
+        if objective.quadratic:
+            return self._squares(at, jacobian, r, left)
         influence = left * objective.influence(r)
         gradient = -_rows(influence, jacobian)
-        curvature = objective.curvature(r)
-        if not objective.quadratic:  # damp towards reweighted least squares: far out, Huber has no curvature of its own
-            curvature = curvature + self.damping[at, None] * objective.majorant(r)
+        # damp towards reweighted least squares: far out, Huber has no curvature of its own
+        curvature = objective.curvature(r) + self.damping[at, None] * objective.majorant(r)
         hessian = np.swapaxes(jacobian * (left * curvature)[:, :, None], 1, 2) @ jacobian
         squared = jacobian * jacobian
         self.slope[at] = self._stationarity(at, gradient, _rows(left, squared), influence, left)
         return hessian, gradient, _rows(left * objective.majorant(r), squared)
+
+    def _squares(self, at: Array, jacobian: Array, r: Array, w: Array) -> tuple[Array, Array, Array]:
+        """`model` of least squares, whose diagonal is the majorant's; the Jacobian is used up."""
+        if (w != 1).any():
+            jacobian *= np.sqrt(w)[:, :, None]
+        hessian = np.swapaxes(jacobian, 1, 2) @ jacobian
+        influence = w * r
+        gradient = -_rows(np.sqrt(w) * r, jacobian)
+        diagonal = np.diagonal(hessian, axis1=1, axis2=2).copy()
+        self.slope[at] = self._stationarity(at, gradient, diagonal, influence, w)
+        return hessian, gradient, diagonal
 
     def _stationarity(self, at: Array, gradient: Array, squares: Array, influence: Array, w: Array) -> Array:
         z = self.z[at]

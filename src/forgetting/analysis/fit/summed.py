@@ -15,7 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from forgetting.analysis.fit.bootstrap import MIN_RUNS, WEBB, Draws, between, free_basis
+from forgetting.analysis.fit.bootstrap import (
+    MIN_RUNS,
+    WEBB,
+    Draws,
+    between,
+    blocks_of_runs,
+    free_basis,
+    without_own_run,
+)
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.fit.options import Options
 from forgetting.analysis.fit.search import Found, search
@@ -28,6 +36,8 @@ LARGE = 2_000
 """Rows above which they are summed; up to it each row is fitted as such."""
 MOST_CELLS = 2_000
 """Cells above which whole runs are sampled."""
+MOST_ROWS = 5_000
+"""Rows of sampled runs that are fitted at most."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +97,35 @@ def count_cells(data: Data) -> tuple[Array, Array]:
 
 
 def sample_runs(data: Data, weights: Array) -> tuple[Data, Array]:
-    """Evenly spaced runs, about as many as give MOST_CELLS rows, with a warning that says so; and their weights."""
+    """Evenly spaced runs, about as many as give MOST_CELLS rows, with a warning that says so; and their weights.
+
+    Where the fewest runs that can be resampled have more than MOST_ROWS rows, these are evenly spaced in each, too.
+    """
     runs = len(data.runs)
     kept = np.unique(np.linspace(0, runs - 1, max(MIN_RUNS, int(runs * MOST_CELLS / data.n))).round().astype(int))
     chosen = np.zeros(runs, dtype=bool)
     chosen[kept] = True
     rows = chosen[data.run]
+    of_them, spaced = "", "evenly spaced by name"
+    if (found := int(rows.sum())) > MOST_ROWS:
+        rows = _thinned(data.run, kept, MOST_ROWS / found)
+        of_them, spaced = f"{int(rows.sum()):,} of the {found:,} rows of ", "both evenly spaced"
     said = (
-        f"fitted to {len(kept)} of {runs} runs, evenly spaced by name: all {data.n:,} rows would take hours with this "
+        f"fitted to {of_them}{len(kept)} of {runs} runs, {spaced}: all {data.n:,} rows would take hours with this "
         "law and objective"
     )
     return replace(data.take(rows), warnings=(*data.warnings, said)), weights[:, rows]
+
+
+def _thinned(run: Array, kept: Array, share: float) -> Array:
+    """[n] whether a row is one of a share of the rows of the runs kept, evenly spaced in each from first to last."""
+    out = np.zeros(run.size, dtype=bool)
+    order = np.argsort(run, kind="stable")
+    ends = np.cumsum(np.bincount(run))
+    for one in kept:
+        rows = order[ends[one - 1] if one else 0 : ends[one]]
+        out[rows[np.linspace(0, rows.size - 1, max(1, int(rows.size * share))).round().astype(int)]] = True
+    return out
 
 
 def collapse(problem: Problem, data: Data, weights: Array) -> Cells:
@@ -168,27 +196,17 @@ def resample(cells: Cells, theta: Array, count: int, rng: np.random.Generator) -
 
 
 def left_out_residuals(cells: Cells, theta: Array, residual: Array) -> Array:
-    """[O, n] residuals, each run's as if the run had been left out; see `bootstrap.left_out_residuals`.
-
-    There (I - P P')^-1 r is taken of all rows of a run; here of P' P, which is as small as the law's parameters.
-    """
-    root = np.sqrt(cells.weights)
-    orthonormal = free_basis(cells.problem, theta, cells.mass.reshape(-1))
+    """[O, n] residuals, each run's as if the run had been left out; see `bootstrap.left_out_residuals`."""
+    basis = free_basis(cells.problem, theta, cells.mass.reshape(-1))
     outputs, size = cells.mass.shape
-    split = orthonormal.reshape(outputs, size, -1)
-    out = residual.copy()
-    order = np.argsort(cells.data.run, kind="stable")
-    ends = np.cumsum(np.bincount(cells.data.run))
-    for at in np.split(order, ends[:-1]):
-        share = root[:, at] / np.sqrt(cells.mass[:, cells.cell[at]])
-        part = (split[:, cells.cell[at]] * share[:, :, None]).reshape(-1, split.shape[2])
-        r = (residual[:, at] * root[:, at]).reshape(-1)
-        eigen, vectors = np.linalg.eigh(part.T @ part)
-        # a direction that this run alone determines has an eigenvalue of 1; its residual there is 0 as well
-        grow = np.where(eigen < 1 - 1e-3, 1 / np.maximum(1 - eigen, 1e-3), 0.0)
-        turned = part @ vectors
-        grown = (r + turned @ (grow * (turned.T @ r))).reshape(outputs, -1)
-        out[:, at] = grown / np.where(root[:, at] > 0, root[:, at], 1.0)
+    split = basis.reshape(outputs, size, -1)
+    out = np.empty_like(residual)
+    for at in blocks_of_runs(cells.data.run):
+        cell, root = cells.cell[at], np.sqrt(cells.weights[:, at])
+        part = split[:, cell] * (root / np.sqrt(cells.mass[:, cell]))[:, :, None]
+        weighted = (residual[:, at] * root).reshape(-1)
+        left = without_own_run(part.reshape(-1, split.shape[2]), weighted, np.tile(cells.data.run[at], outputs))
+        out[:, at] = left.reshape(outputs, -1) / np.where(root > 0, root, 1.0)
     return out
 
 

@@ -94,7 +94,7 @@ class Law(ABC):
 
     @abstractmethod
     def gradient(self, theta: Array, x: Mapping[str, Array]) -> Array:
-        """Derivatives of `values` by each parameter: [S, O, n, K]."""
+        """Derivatives of `values` by each parameter: [S, O, n, K], a new array, which the caller may change."""
 
     def adapt(self, x: Mapping[str, Array], y: Array) -> Adapted:
         """The coordinates in which this law is fitted to one table.

@@ -243,21 +243,24 @@ class Centred(Law):
                 theta[:, column] = np.clip(slope / rho, *EXPONENT)
         return theta
 
-    def _terms(self, theta: Array, block: int, x: Mapping[str, Array]) -> tuple[Array, Array, Array, Array]:
-        """p, n and the logarithms of the two terms of the bracket, for one output."""
+    def _centred(self, x: Mapping[str, Array]) -> tuple[Array, Array]:
+        """p and n."""
+        return np.log(x["trainable_params"]) - self.centre[0], np.log(x["step"]) - self.centre[1]
+
+    def _terms(self, theta: Array, block: int, p: Array, n: Array) -> tuple[Array, Array]:
+        """The two terms of the bracket, for one output."""
         alpha, beta, w = theta[:, 5 * block + 2, None], theta[:, 5 * block + 3, None], theta[:, 5 * block + 4, None]
-        p = np.log(x["trainable_params"]) - self.centre[0]
-        n = np.log(x["step"]) - self.centre[1]
         log_sigma, log_rest = -np.log(1 + np.exp(-w)), -np.log(1 + np.exp(w))
-        return p, n, log_sigma - alpha * p, log_rest - beta * n
+        return np.exp(log_sigma - alpha * p), np.exp(log_rest - beta * n)
 
     def values(self, theta: Array, x: Mapping[str, Array]) -> Array:
         """[S, O, n]."""
         out = []
+        p, n = self._centred(x)
         for block, sign in enumerate(self.signs):
             limit, amplitude = theta[:, 5 * block, None], theta[:, 5 * block + 1, None]
-            _, _, first, second = self._terms(theta, block, x)
-            h = np.log(np.exp(first) + np.exp(second))
+            capacity, duration = self._terms(theta, block, p, n)
+            h = np.log(capacity + duration)
             out.append(limit + sign * amplitude * np.exp(theta[:, -1, None] * h))
         return np.stack(out, axis=1)
 
@@ -265,22 +268,24 @@ class Centred(Law):
         """[S, O, n, K]."""
         rho = theta[:, -1, None]
         first_variable = np.asarray(x["trainable_params"])
-        shape = (theta.shape[0], len(self.outputs), first_variable.shape[-1], theta.shape[1])
-        out = np.zeros(shape, dtype=np.result_type(theta, first_variable, float))
+        shape = (theta.shape[0], theta.shape[1], len(self.outputs), first_variable.shape[-1])
+        # each derivative's values lie together in memory: a fit spends most of its time here
+        out = np.moveaxis(np.zeros(shape, dtype=np.result_type(theta, first_variable, float)), 1, -1)
+        p, n = self._centred(x)
         for block, sign in enumerate(self.signs):
             k = 5 * block
-            p, n, first, second = self._terms(theta, block, x)
-            total = np.exp(first) + np.exp(second)
-            capacity, duration = np.exp(first) / total, np.exp(second) / total
+            capacity, duration = self._terms(theta, block, p, n)
+            total = capacity + duration
+            capacity, duration, log_total = capacity / total, duration / total, np.log(total)
             sigma = 1 / (1 + np.exp(-theta[:, k + 4, None]))
-            power = np.exp(rho * np.log(total))
+            power = np.exp(rho * log_total)
             height = sign * theta[:, k + 1, None] * power
             out[:, block, :, k] = 1.0
             out[:, block, :, k + 1] = sign * power
             out[:, block, :, k + 2] = -height * rho * capacity * p
             out[:, block, :, k + 3] = -height * rho * duration * n
             out[:, block, :, k + 4] = height * rho * (capacity * (1 - sigma) - duration * sigma)
-            out[:, block, :, -1] = height * np.log(total)
+            out[:, block, :, -1] = height * log_total
         return out
 
     def scales(self, theta: Array, block: int, amplitude: Array) -> tuple[Array, Array]:
