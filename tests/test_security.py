@@ -688,6 +688,103 @@ def test_text_planted_in_documents_reaches_the_measurement_page_escaped(
     assert "&lt;script&gt;window.pwned" in out.read_text(encoding="utf-8")
 
 
+# terminals
+
+FORGED = "x\nerror: all is lost\r\x1b[2J\x1b]0;title\x07\u202e\x85error: gone"
+ROWS = {"N": [1.0, 2.0, 3.0, 4.0], "y": [1.0, 2.0, 3.0, 4.5], "run_id": ["a", "b", "c", "d"]}
+
+
+def check_shown(text: str) -> None:
+    """Nothing in a text does anything to a terminal, and no line begins as one of ours does."""
+    assert not [
+        character for character in text.replace("\n", "") if not character.isprintable() and character != "\xa0"
+    ]
+    assert not [line for line in text.splitlines() if line.startswith(("error: all", "error: gone"))]
+
+
+def test_the_check_of_terminals_finds_what_is_not_escaped() -> None:
+    check_shown("error: one line \u2013 of ours\n")
+    for bad in (FORGED, "a\x1b[31m", "a\rb", "a\nerror: all is lost", "a\u202eb", "a\x9b2J"):
+        with pytest.raises(AssertionError):
+            check_shown(bad)
+
+
+def test_an_error_is_one_line_whatever_stands_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = UsageError(f"file '{FORGED}': wrong")
+    check_shown(str(error))
+    assert len(str(error).splitlines()) == 1
+    assert str(UsageError("one", "two")) == "one\ntwo"
+    assert str(pickle.loads(pickle.dumps(UsageError("one", FORGED)))) == str(UsageError("one", FORGED))
+
+
+@pytest.mark.parametrize("what", ["column", "cell", "file", "label", "map"])
+def test_names_in_a_table_are_shown_escaped(
+    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ROWS | {"label": ["a"] * 4}
+    if what == "column":
+        rows = {(FORGED if name == "y" else name): values for name, values in rows.items()}
+    elif what == "cell":
+        rows["y"] = [1.0, FORGED, 3.0, 4.0]
+    elif what == "label":
+        rows |= {"label": [FORGED] * 4, "dataset": [FORGED] * 4}
+    file = tmp_path / ((FORGED.replace("/", "") if what == "file" else "t") + ".json")
+    file.write_text(
+        json.dumps(rows and [dict(zip(rows, cells, strict=True)) for cells in zip(*rows.values(), strict=True)])
+    )
+    more = ["--map", f"y={FORGED}"] if what == "map" else []
+    for out in ([], ["--latex"]):
+        _, said = run(monkeypatch, capsys, "fit", file, "--law", "y = a * N", "--bootstrap", 0, *more, *out)
+        check_shown(said)
+    assert said
+
+
+def test_names_and_notices_of_a_measurement_are_shown_escaped(
+    tiny_model: Path, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = _adapter(tiny_model, tmp_path / FORGED)
+    file = adapter / "adapter_config.json"
+    config = json.loads(file.read_text()) | {"base_model_name_or_path": f"/{FORGED}", FORGED: FORGED}
+    file.write_text(json.dumps(config))
+    page = tmp_path / "comment.md"
+    how = ("--text", corpora / "general.jsonl", "--context", 32, "--no-cache")
+    code, said = run(monkeypatch, capsys, "measure", tiny_model, adapter, *how)
+    assert code == 0, said
+    assert "made for" in said
+    check_shown(said)
+    code, said = run(
+        monkeypatch, capsys, "check", tiny_model, adapter, *how, "--budget", 1, "--allow-undecided", "--markdown", page
+    )
+    assert code == 0, said
+    check_shown(said)
+    check_shown(page.read_text(encoding="utf-8"))
+    check_shown(run(monkeypatch, capsys, "measure", tiny_model, tmp_path / f"{FORGED}-none", *how)[1])
+
+
+def test_text_in_markdown_stays_text() -> None:
+    from forgetting.cli.measure import _code, _escaped
+
+    assert _escaped("a [x](http://evil) <b> `c` @all *d* | # ![i](j)") == (
+        r"a \[x\](http://evil) &lt;b&gt; \`c\` @<!-- -->all \*d\* \| \# \!\[i\](j)"
+    )
+    assert _code("a`b|c\n# d") == r"`a'b/c\n# d`"
+
+
+def test_answers_and_file_names_in_notices_are_shown_escaped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import logging
+
+    from forgetting.cli.printing import OneLine, print_shown, say
+    from forgetting.display.tables import Shown
+
+    say(FORGED)
+    record = logging.LogRecord("forgetting", logging.WARNING, "", 0, "%s", (FORGED,), None)
+    shown = Shown([FORGED], (FORGED, "b"), [(FORGED, "1")], [FORGED])
+    print_shown([shown])
+    check_shown("".join([*capsys.readouterr(), OneLine("notice: %(message)s").format(record), shown.text()]))
+
+
 # secrets
 
 SECRETS = {
@@ -713,6 +810,18 @@ def test_secrets_are_taken_out_of_what_is_written(secrets: dict[str, str], tmp_p
         "https://me:hunter2@host/x",
         "ghp_" + "a" * 36,
         "sk-" + "b" * 40,
+        "sk-ant-api03-" + "b" * 40,
+        "github_pat_" + "11ABCDEFG0" + "_" + "c" * 59,
+        "gho_" + "d" * 36,
+        "ghs_" + "d" * 36,
+        "glpat-" + "e" * 20,
+        "xoxb-123456789012-" + "f" * 24,
+        "xoxp-123456789012-" + "f" * 24,
+        "AKIA" + "G" * 16,
+        "ASIA" + "G" * 16,
+        "AIza" + "h" * 35,
+        "hf_" + "i" * 34,
+        "gsk_" + "j" * 52,
     ):
         assert files.HIDDEN in files.redact(text, {})
     for text in ("lora rank 8", "https://huggingface.co/x", "tokens 100", "sha256:abc", "/home/me/task-force/x"):

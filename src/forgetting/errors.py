@@ -7,13 +7,39 @@ The command turns each into one line on standard error and the exit code of its 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """Text of others in one line that does nothing to a terminal: what is not shown is written as Python escapes it.
+
+    Line breaks and escape sequences, which would forge lines of ours, and what turns the direction of writing.
+
+    Examples:
+        >>> visible("a\\nerror: b\\x1b[31m"), visible("naïve – ± 1")
+        ('a\\\\nerror: b\\\\x1b[31m', 'naïve – ± 1')
+    """
+    return _NOT_SHOWN.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 class ForgettingError(Exception):
-    """Something failed at run time (exit code 1). What was measured before it is kept."""
+    """Something failed at run time (exit code 1). What was measured before it is kept.
+
+    Args:
+        lines: each is shown as one line, whatever stands in it.
+    """
 
     exit_code = 1
+
+    def __init__(self, *lines: object) -> None:
+        super().__init__(*(visible(line) if isinstance(line, str) else line for line in lines))
+
+    def __str__(self) -> str:
+        """The lines."""
+        return "\n".join(map(str, self.args))
 
 
 class UsageError(ForgettingError):

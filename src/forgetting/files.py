@@ -42,11 +42,17 @@ SECRET_TEXTS = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}"
     r"|\bsk-[A-Za-z0-9_-]{16,}"
     r"|\bgh[pousr]_[A-Za-z0-9]{16,}"
-    r"|\bAKIA[A-Z0-9]{16}\b"
+    r"|\bgithub_pat_[A-Za-z0-9_]{16,}"
+    r"|\bglpat-[A-Za-z0-9_-]{16,}"
+    r"|\bxox[abeoprs]-[A-Za-z0-9-]{10,}"
+    r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"
+    r"|\bAIza[A-Za-z0-9_-]{30,}"
+    r"|\b(?:r8|gsk|npm|pypi|nvapi|rk_live|sk_live|sk_test)[_-][A-Za-z0-9_-]{20,}"
     r"|(?<=://)[^\s/@:]*:[^\s/@]+(?=@)"
     r"|(?<=[Bb]earer )[A-Za-z0-9._~+/-]{8,}=*"
 )
-"""Tokens of the Hub, OpenAI, GitHub and AWS by their form; a password in an address; a bearer token."""
+"""Tokens by their form: of the Hub, OpenAI, Anthropic, GitHub, GitLab, Slack, AWS, Google, Replicate, Groq, npm, PyPI,
+NVIDIA, Stripe; a password in an address; a bearer token."""
 HIDDEN = "[secret]"
 
 

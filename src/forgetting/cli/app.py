@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from types import FrameType
@@ -16,6 +17,7 @@ from ..files import no_room
 from ..tuning import stopping
 from . import compare, doctor, evaluate, laws, measure, run, study
 from .options import Listing
+from .printing import OneLine, say
 
 app = typer.Typer(
     name="forgetting",
@@ -63,6 +65,8 @@ def main() -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 3 over budget, 130 or 143 stopped by a signal."""
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
+    if logging.lastResort is not None:  # what shows the notices of commands that set up no logging
+        logging.lastResort.setFormatter(OneLine())
     try:
         try:
             app()
@@ -72,7 +76,7 @@ def main() -> NoReturn:
         _end(stopped.number)
     except ForgettingError as error:
         for line in str(error).splitlines():
-            sys.stderr.write(f"error: {line}\n")
+            say(f"error: {line}")
         if isinstance(error, WriteError):
             leave_stdout()
         sys.exit(error.exit_code)
@@ -86,7 +90,7 @@ def main() -> NoReturn:
             raise
         named = getattr(error, "filename", None)
         where = f"{named}: " if named else ""
-        sys.stderr.write(f"error: {where}no room left on the disk; make room, then run the same command again\n")
+        say(f"error: {where}no room left on the disk; make room, then run the same command again")
         sys.exit(1)
     sys.exit(0)
 

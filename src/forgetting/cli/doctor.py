@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import visible
 from . import options as o
 
 
@@ -29,6 +30,6 @@ def doctor_command(
     if as_json:
         typer.echo(json.dumps({"ok": not broken, "checks": as_rows(checks)}, indent=1))
     else:
-        typer.echo("\n".join(as_lines(checks)))
+        typer.echo("\n".join(map(visible, as_lines(checks))))
     if broken:
         raise typer.Exit(1)

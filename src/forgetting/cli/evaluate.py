@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +13,7 @@ import typer
 from ..display.tables import Shown
 from ..errors import UsageError
 from . import options as o
-from .printing import print_shown
+from .printing import print_shown, say
 
 if TYPE_CHECKING:
     from ..capabilities.evaluate import Evaluation
@@ -166,7 +165,7 @@ def _finish(result: Evaluation, export: Path | None, page: Path, as_json: bool) 
     else:
         print_shown([*replace(result, notices=()).shown(), Shown([f"report: {page}"])])
     for notice in result.notices:
-        sys.stderr.write(f"notice: {notice}\n")
+        say(f"notice: {notice}")
 
 
 def _evaluate_study(folder: Path, plan: Plan, as_json: bool) -> None:
@@ -185,4 +184,4 @@ def _evaluate_study(folder: Path, plan: Plan, as_json: bool) -> None:
 
 
 def _tell(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    say(text)

@@ -13,6 +13,7 @@ import typer
 
 from ..errors import ForgettingError, UsageError, did_you_mean
 from .options import expanded, pairs
+from .printing import say
 
 if TYPE_CHECKING:
     from ..analysis.fit import Fit, GroupedFits
@@ -145,7 +146,8 @@ def _fit_each(
 
 def _say(failed: Sequence[ForgettingError]) -> None:
     for error in failed:
-        sys.stderr.write(f"error: {error}\n")
+        for line in str(error).splitlines():
+            say(f"error: {line}")
 
 
 def _fit_by(
@@ -275,7 +277,7 @@ def _default_laws(label: str, table: Table, columns: dict[str, str]) -> list[str
 
     found = [name for name in ("linear", "shifted_power") if there(LAWS[name])]
     if "shifted_power" in found and not columns and unfit(table):
-        sys.stderr.write(f"{label}: shifted_power was not fitted: {unfit(table)}\n")
+        say(f"{label}: shifted_power was not fitted: {unfit(table)}")
         found.remove("shifted_power")
     if not found:
         raise UsageError(f"which law? give --law with one of {', '.join(LAWS)}, or a formula")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
+import re
 import sys
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -13,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..display.tables import Shown
-from ..errors import UsageError
+from ..errors import UsageError, visible
 from . import options as o
-from .printing import print_shown
+from .printing import OneLine, print_shown, say
 
 if TYPE_CHECKING:
     from ..config.schema import TextConfig
@@ -51,6 +53,8 @@ TextField = Annotated[
         "repeat for several.",
     ),
 ]
+MARKUP = re.compile(r"[\\`*_\[\]|#~!]")
+"""What Markdown takes for more than a character; a backslash before it keeps it one."""
 Html = Annotated[Path | None, typer.Option("--html", help="Also write a report page: where it forgot, token by token.")]
 
 
@@ -160,7 +164,7 @@ def check_command(
     _write_page(result.measurement, html)
     if markdown is not None:
         _write(markdown, markdown_summary(result))
-    typer.echo(json.dumps(result.to_dict()) if as_json else result.sentence())
+    typer.echo(json.dumps(result.to_dict()) if as_json else visible(result.sentence()))
     _notices(result.measurement)
     raise typer.Exit(result.exit_code(strict=strict, allow_undecided=allow_undecided))
 
@@ -188,7 +192,7 @@ def _text(source: str | None, given: list[str] | None) -> str | TextConfig | Non
     try:
         return TextConfig.model_validate({"source": source, **fields})
     except ValidationError as error:
-        raise UsageError("\n".join(explain(error, TextConfig, "--text-field"))) from None
+        raise UsageError(*explain(error, TextConfig, "--text-field")) from None
 
 
 def _quiet() -> None:
@@ -201,14 +205,14 @@ def _quiet() -> None:
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("notice: %(message)s"))
+    handler.setFormatter(OneLine("notice: %(message)s"))
     logger = logging.getLogger("forgetting")
     logger.handlers, logger.propagate = [handler], False
 
 
 def _notices(result: Measurement) -> None:
     for notice in result.notices:
-        sys.stderr.write(f"notice: {notice}\n")
+        say(f"notice: {notice}")
 
 
 def markdown_summary(verdict: CheckResult) -> str:
@@ -236,11 +240,12 @@ def markdown_summary(verdict: CheckResult) -> str:
 
 def _code(name: str) -> str:
     """A name as Markdown code that it cannot break out of."""
-    return "`" + name.replace("`", "'").replace("\n", " ").replace("|", "/") + "`"
+    return "`" + visible(name).replace("`", "'").replace("|", "/") + "`"
 
 
 def _escaped(text: str) -> str:
-    return text.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+    """Text as Markdown shows it: no markup, no links, nobody mentioned."""
+    return MARKUP.sub(r"\\\g<0>", html.escape(visible(text), quote=False)).replace("@", "@<!-- -->")
 
 
 def _write_page(result: Measurement, path: Path | None) -> None:

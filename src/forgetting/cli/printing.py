@@ -1,10 +1,26 @@
-"""Results on standard output."""
+"""Results on standard output, notices on standard error."""
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Iterable
 
 from ..display.tables import Shown
+from ..errors import visible
+
+
+class OneLine(logging.Formatter):
+    """A record as one line, whatever stands in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return visible(super().format(record))
+
+
+def say(line: str) -> None:
+    """One line on standard error, whatever stands in it."""
+    sys.stderr.write(f"{visible(line)}\n")
 
 
 def print_shown(parts: Iterable[Shown]) -> None:

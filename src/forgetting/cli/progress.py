@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ..config.schema import RunConfig, StudyConfig
+from ..errors import visible
 from ..studies.engines import Event
 
 
@@ -49,7 +50,7 @@ class StudyProgress:
 
     def say(self, line: str) -> None:
         """One line on standard error."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(visible(line), highlight=False, markup=False, soft_wrap=True)
 
     def on_plan(self, runs: list[RunConfig], pending: list[str]) -> None:
         """The study is ready to run."""

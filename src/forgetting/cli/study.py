@@ -12,7 +12,7 @@ import typer
 
 from ..errors import UsageError
 from . import options as o
-from .printing import print_shown
+from .printing import print_shown, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,7 +149,7 @@ def _study(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> 
     else:
         print_shown(result.shown())
     for run_id, why in result.failed.items():
-        sys.stderr.write(f"failed: {run_id}: {why}\n")
+        say(f"failed: {run_id}: {why}")
     if result.failed:
         raise typer.Exit(1)
 

@@ -328,7 +328,7 @@ def validated(model: type[M], fields: Mapping[str, Any], where: str) -> M:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        raise UsageError("\n".join(explain(error, model, where))) from None
+        raise UsageError(*explain(error, model, where)) from None
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> list[str]:

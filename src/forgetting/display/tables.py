@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..errors import visible
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
@@ -31,6 +33,12 @@ class Shown:
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Make every text one line that does nothing to a terminal: names and answers in it are others'."""
+        for field in ("heading", "columns", "notes"):
+            object.__setattr__(self, field, tuple(map(visible, getattr(self, field))))
+        object.__setattr__(self, "rows", tuple(tuple(map(visible, row)) for row in self.rows))
 
     def text(self) -> str:
         """Plain text, aligned."""
@@ -91,6 +99,7 @@ class Result(ABC):
 
 def aligned(table: Sequence[Sequence[str]]) -> str:
     """Rows of cells as lines with columns of equal width."""
+    table = [[visible(cell) for cell in row] for row in table]
     widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
     lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table)
     return "\n".join(lines)

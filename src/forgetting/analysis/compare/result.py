@@ -128,7 +128,7 @@ def compare_tables(
         if rows := _beyond(table, axis, chooses, start, None if fits is None else fits.get(name, {})):
             others[name] = rows
     if not contests:
-        raise UsageError("\n".join(without.values()))
+        raise UsageError(*without.values())
     return Comparison(str(chooses), contests, others, without)
 
 

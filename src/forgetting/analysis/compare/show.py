@@ -30,9 +30,9 @@ def contest_shown(c: Contest) -> list[Shown]:
     """Savings, prices and the frontier of one data set; where the reference is no line, differences from its mean."""
     heading = [f"{c.dataset}: nats/token of forgetting saved at equal {c.axis.name}, against {c.reference}"]
     heading.append(f"({c.confidence:.0%} intervals; above 0 is better than stopping the reference early)")
-    heading += [_wrapped(text) for text in (line_words(c), flat_words(c)) if text]
-    last = [_wrapped(f"Pareto frontier: {frontier_words(c.points)}")]
-    last += [_wrapped(f"note: {note}") for note in c.notes]
+    heading += [line for text in (line_words(c), flat_words(c)) if text for line in _wrapped(text)]
+    last = _wrapped(f"Pareto frontier: {frontier_words(c.points)}")
+    last += [line for note in c.notes for line in _wrapped(f"note: {note}")]
     beside = [one for one in c.contenders if math.isfinite(one.raw_axis)]
     judged = [one for one in c.contenders if one not in beside]
     if not judged:
@@ -52,7 +52,7 @@ def _savings_shown(c: Contest, contenders: Sequence[Contender], heading: list[st
         )
         said = [sentence(one, c), reach(one, c)]
         said.append(f"against {one.against}" + (f": {paid}" if (paid := cost(one)) else ""))
-        notes.append(_wrapped(f"{one.key}: " + "; ".join(s for s in said if s)))
+        notes += _wrapped(f"{one.key}: " + "; ".join(s for s in said if s))
     return Shown(heading, head, rows, notes + last)
 
 
@@ -73,7 +73,7 @@ def _raw_shown(c: Contest, contenders: Sequence[Contender], heading: list[str], 
         )
         for one in contenders
     ]
-    return Shown([*heading, _wrapped(title)], head, rows, last)
+    return Shown([*heading, *_wrapped(title)], head, rows, last)
 
 
 def beyond_shown(reference: str, beyond: Mapping[str, Sequence[Beyond]]) -> Shown:
@@ -106,5 +106,5 @@ def contender_row(one: Contender, c: Contest) -> dict[str, Any]:
     return row | {"adjusted_p": one.adjusted_p, **paid, "seeds": len(one.seeds)}
 
 
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
