@@ -142,12 +142,15 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
 def _with_rivals(fit: Fit, law: Law, data: Data, weights: Array, options: Options, tests: Sequence[Misfit]) -> Fit:
     """The fit with the laws that its bands outside the measured range span, and warnings of what it misses."""
     fit.warnings.extend(alarms(tests))
-    missed = fit.diagnostics["leave_one_run_out"]
-    if not fit.draws or missed is None or options.objective.log:  # rivals are fitted to values, not to logarithms
+    validated, log = fit.diagnostics["leave_one_run_out"], options.objective.log
+    if not fit.draws or validated is None:
         return fit
-    noise = fit.diagnostics["scatter"] or missed["rmse"]
-    found = find_rivals(law, data, weights, missed=missed["rmse"], noise=noise, count=len(fit.draws), seed=options.seed)
-    return replace(fit, rivals=found)
+    missed = validated["relative" if log else "rmse"]
+    noise = fit.diagnostics["scatter"] or missed
+    count, seed = len(fit.draws), options.seed
+    return replace(
+        fit, rivals=find_rivals(law, data, weights, missed=missed, noise=noise, count=count, seed=seed, log=log)
+    )
 
 
 def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Array) -> Fit:

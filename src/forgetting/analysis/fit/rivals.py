@@ -24,6 +24,8 @@ from forgetting.analysis.laws.base import Array, Law
 from forgetting.analysis.laws.quadratic import Axis, QuadraticSurface
 
 MOST_ROWS = 200_000
+TINY = 1e-150
+"""Scatter of a law that meets every row."""
 LEAST_VALUES = 3
 """Different values of a variable that its square needs."""
 
@@ -86,6 +88,7 @@ def find_rivals(
     noise: Mapping[str, float],
     count: int,
     seed: int,
+    log: bool = False,
 ) -> tuple[Rival, ...]:
     """The rivals of a fitted law that have a share of its bands outside the measured range.
 
@@ -97,14 +100,20 @@ def find_rivals(
         noise: a run's scatter around the law, by output.
         count: draws of a band.
         seed: of resamples.
+        log: the law was fitted to logarithms, on whose scale errors and noise are; so are rivals.
     """
     if len(data.runs) < MIN_RUNS or any(np.unique(v).size < LEAST_VALUES for v in data.x.values()):
         return ()
     part, light = every_kth_run(data, weights, MOST_ROWS)
     sign = signs(len(part.runs), count, np.random.default_rng([seed, 1]))
-    found = [made for terms in _terms(part) if (made := _fit(law, part, light, terms, sign)) is not None]
-    square = [sum((error[o] / noise[o]) ** 2 for o in law.outputs) for error in (missed, *(e for _, e in found))]
-    weight = np.exp(-0.5 * len(data.runs) * (np.array(square) - min(square)))
+    found = [made for terms in _terms(part) if (made := _fit(law, part, light, terms, sign, log)) is not None]
+    scale = np.array([max(noise[o], TINY) for o in law.outputs])
+    errors = np.array([[error[o] for o in law.outputs] for error in (missed, *(e for _, e in found))])
+    square = np.sum((errors / scale) ** 2, axis=1)
+    square = np.where(np.isfinite(square), square, np.inf)
+    if not np.isfinite(square.min()):
+        return ()
+    weight = np.exp(-0.5 * len(data.runs) * (square - square.min()))
     shares = np.round(count * weight / weight.sum()).astype(int)[1:]
     return tuple(
         Rival(made.law, made.theta, np.ascontiguousarray(made.draws[:share]))
@@ -129,20 +138,21 @@ def _terms(data: Data) -> list[list[tuple[str, ...]]]:
 
 
 def _fit(
-    law: Law, data: Data, weights: Array, terms: list[tuple[str, ...]], sign: Array
+    law: Law, data: Data, weights: Array, terms: list[tuple[str, ...]], sign: Array, log: bool
 ) -> tuple[Rival, dict[str, float]] | None:
     """A polynomial by least squares, its draws, and its errors on runs left out; None where runs alone determine it."""
-    surface = QuadraticSurface(law.outputs, {v: Axis.of(values) for v, values in data.x.items()}, terms)
+    surface = QuadraticSurface(law.outputs, {v: Axis.of(values) for v, values in data.x.items()}, terms, log=log)
     basis, runs = surface.basis(data.x), len(data.runs)
     folds = min(runs, FOLDS)
     theta, draws, errors = [], [], {}
+    measured = np.log(data.y) if log else data.y
     for o, output in enumerate(law.outputs):
         root = np.sqrt(weights[o])
         q, r = np.linalg.qr(basis * root[:, None])
         if np.min(np.abs(np.diag(r))) < 1e-8 * np.max(np.abs(r)):
             return None
-        best = q.T @ (data.y[o] * root)
-        residual = data.y[o] * root - q @ best
+        best = q.T @ (measured[o] * root)
+        residual = measured[o] * root - q @ best
         gram = grams(np.column_stack([q, residual]), data.run, runs)
         pull = _without(gram[:, :-1, :-1], gram[:, :-1, -1])
         fold = data.run % folds

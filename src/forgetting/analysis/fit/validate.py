@@ -29,6 +29,8 @@ def aicc(problem: Problem, cost: float, weights: Array) -> float | None:
 def leave_one_run_out(problem: Problem, theta: Array, data: Data, weights: Array) -> dict[str, Any] | None:
     """Root mean square error on runs that were left out of the fit, by output, and the number of fits.
 
+    For objectives of logarithms also that of logarithms, `relative`.
+
     Args:
         problem: law in fitted coordinates.
         theta: [K] the best fit, from which every other starts.
@@ -48,8 +50,16 @@ def leave_one_run_out(problem: Problem, theta: Array, data: Data, weights: Array
     with np.errstate(all="ignore"):
         predicted = problem.values(solution.theta).reshape(folds, *data.y.shape)
     error = data.y - predicted[fold, :, np.arange(data.n)].T
-    rmse = np.sqrt(np.mean(error**2, axis=1))
-    return {"rmse": dict(zip(problem.law.outputs, rmse.tolist(), strict=True)), "folds": folds}
+    out: dict[str, Any] = {"rmse": _root_mean_square(error, problem.law.outputs), "folds": folds}
+    if problem.objective.log:
+        with np.errstate(all="ignore"):
+            relative = problem.objective.residual(data.y, data.y - error)
+        out["relative"] = _root_mean_square(relative, problem.law.outputs)
+    return out
+
+
+def _root_mean_square(error: Array, outputs: Sequence[str]) -> dict[str, float]:
+    return dict(zip(outputs, np.sqrt(np.mean(error**2, axis=1)).tolist(), strict=True))
 
 
 def scatter(residual: Array, left_out: Array, outputs: Sequence[str]) -> dict[str, float]:

@@ -43,9 +43,12 @@ class Axis:
 
 
 class QuadraticSurface(Law):
-    """Each output a polynomial of the places of variables; `terms` are products of variables, () the constant."""
+    """Each output, or its logarithm, a polynomial of the places of variables; `terms` are their products, () the 1."""
 
-    def __init__(self, outputs: Sequence[str], axes: Mapping[str, Axis], terms: Sequence[Sequence[str]]) -> None:
+    def __init__(
+        self, outputs: Sequence[str], axes: Mapping[str, Axis], terms: Sequence[Sequence[str]], *, log: bool = False
+    ) -> None:
+        self.log = log
         self.outputs = tuple(outputs)
         self.axes = dict(axes)
         self.terms = tuple(tuple(term) for term in terms)
@@ -64,13 +67,14 @@ class QuadraticSurface(Law):
     def spec(self) -> dict[str, Any]:
         """What rebuilds it from JSON."""
         axes = {v: [a.middle, a.half, a.log] for v, a in self.axes.items()}
-        return {"outputs": list(self.outputs), "axes": axes, "terms": [list(term) for term in self.terms]}
+        terms = [list(term) for term in self.terms]
+        return {"outputs": list(self.outputs), "axes": axes, "terms": terms, "log": self.log}
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
         """The inverse of `spec`."""
         axes = {str(v): Axis(float(middle), float(half), bool(log)) for v, (middle, half, log) in spec["axes"].items()}
-        return cls(spec["outputs"], axes, spec["terms"])
+        return cls(spec["outputs"], axes, spec["terms"], log=bool(spec["log"]))
 
     def basis(self, x: Mapping[str, Array]) -> Array:
         """[n, T] the terms' values."""
@@ -105,9 +109,10 @@ class QuadraticSurface(Law):
             power[term.count(along)] += coefficient * np.prod(rest)
         constant, slope, bend = power
         with np.errstate(all="ignore"):
-            root = np.sqrt(slope**2 - 4 * bend * (constant - level))
+            height = np.log(level) if self.log else level
+            root = np.sqrt(slope**2 - 4 * bend * (constant - height))
             # the root at which the derivative, +- `root`, has the sign asked for; in this form also where bend is 0
-            place = 2 * (level - constant) / (slope + (root if up else -root))
+            place = 2 * (height - constant) / (slope + (root if up else -root))
             axis = self.axes[along]
             inner = axis.middle + axis.half * place
             found = np.exp(inner) if axis.log else inner
@@ -116,15 +121,18 @@ class QuadraticSurface(Law):
     def at_each(self, theta: Array, output: str, x: Mapping[str, Array]) -> Array:
         """[S] values of an output, each parameter vector at its own variables [S]."""
         with np.errstate(all="ignore"):
-            return np.asarray(np.einsum("st,st->s", self.split(theta)[:, self.outputs.index(output)], self.basis(x)))
+            made = np.einsum("st,st->s", self.split(theta)[:, self.outputs.index(output)], self.basis(x))
+            return np.asarray(np.exp(made) if self.log else made)
 
     def values(self, theta: Array, x: Mapping[str, Array]) -> Array:
         """[S, O, n]."""
-        return np.asarray(self.split(theta) @ self.basis(x).T)
+        made = self.split(theta) @ self.basis(x).T
+        return np.asarray(np.exp(made) if self.log else made)
 
     def gradient(self, theta: Array, x: Mapping[str, Array]) -> Array:
         """[S, O, n, K]."""
         basis = self.basis(x)
         own = np.eye(len(self.outputs))[:, None, :, None] * basis[None, :, None, :]
         one = own.reshape(len(self.outputs), len(basis), -1)
-        return np.broadcast_to(one, (len(theta), *one.shape)).astype(np.result_type(theta, float))
+        whole = np.broadcast_to(one, (len(theta), *one.shape)).astype(np.result_type(theta, float))
+        return whole * self.values(theta, x)[..., None] if self.log else whole
