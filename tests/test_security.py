@@ -785,6 +785,57 @@ def test_answers_and_file_names_in_notices_are_shown_escaped(
     check_shown("".join([*capsys.readouterr(), OneLine("notice: %(message)s").format(record), shown.text()]))
 
 
+# weights that are no numbers
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["base", "tuned", "adapter", "live", "study"])
+def test_weights_that_are_no_numbers_are_named(
+    tiny_model: Path,
+    corpora: Path,
+    tmp_path: Path,
+    where: str,
+    value: float,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    file, name = broken / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+    if where == "adapter":
+        _adapter(tiny_model, tmp_path / "adapter")
+        file, name = tmp_path / "adapter" / "adapter_model.safetensors", "layers.1.mlp.up_proj.lora_A"
+    weights = load_file(file)
+    next(weight for key, weight in weights.items() if name in key)[0, 0] = value
+    save_file(weights, file, {"format": "pt"})
+    whose = "the base model's" if where in ("base", "study") else "the tuned model's"
+    says = f"{whose} weights hold {'NaN' if value != value else 'infinities'}: "
+    if where == "live":
+        from transformers import AutoModelForCausalLM
+
+        from forgetting import measure
+
+        one, other = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tiny_model, broken))
+        with pytest.raises(UsageError, match=says):
+            measure(one, other, tokenizer=None, text="x")
+        return
+    how: tuple[Any, ...] = ("--text", corpora / "general.jsonl", "--context", 32)
+    if where == "study":
+        flags = f"--model {broken} --train {corpora / 'train.jsonl'} --steps 12 --measure-start 2 --measure-every 10"
+        code, said = run(monkeypatch, capsys, "study", *flags.split(), *how, "--out", tmp_path / "out")
+    else:
+        tuned = {"base": tiny_model, "tuned": broken, "adapter": tmp_path / "adapter"}[where]
+        command = ("check", broken if where == "base" else tiny_model, tuned, "--budget", 1, "--no-cache")
+        code, said = run(monkeypatch, capsys, *command, *how)
+    assert code in (1, 2)
+    assert says in said
+    assert name in said
+    assert "learning_rate" not in said
+    assert "Traceback" not in said
+
+
 # secrets
 
 SECRETS = {

@@ -323,17 +323,27 @@ def test_commands_are_registered_functions():
 
 
 @pytest.mark.parametrize("which", ["base", "tuned"])
-def test_a_model_with_nan_weights_is_an_error_that_names_it(monkeypatch, capsys, caplog, tiny_model, tmp_path, which):
+@pytest.mark.parametrize(
+    ("value", "code", "says"),
+    [
+        ("nan", 2, "model '{broken}': the {which} model's weights hold NaN: model.layers.0.mlp.up_proj.weight"),
+        ("-inf", 2, "model '{broken}': the {which} model's weights hold infinities: model.layers.0.mlp.up_proj.weight"),
+        ("3e38", 1, "the {which} model '{broken}' gives no finite loss"),
+    ],
+)
+def test_a_model_that_gives_no_numbers_is_an_error_that_names_it(
+    monkeypatch, capsys, caplog, tiny_model, tmp_path, which, value, code, says
+):
     broken = tmp_path / "broken"
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     with torch.no_grad():
-        model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+        model.model.layers[0].mlp.up_proj.weight[0] = float(value)
     model.save_pretrained(broken)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(broken)
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat and looked at the dog\n\nanother day came and went\n")
     pair = (broken, tiny_model) if which == "base" else (tiny_model, broken)
-    code, out, err = call(monkeypatch, capsys, "measure", *pair, "--text", text, "--context", "16")
-    assert (code, out) == (1, "")
-    assert f"the {which} model '{broken}' gives no finite loss" in err
+    left, out, err = call(monkeypatch, capsys, "measure", *pair, "--text", text, "--context", "16")
+    assert (left, out) == (code, "")
+    assert says.format(which=which, broken=broken) in err
     assert "not one that is known" not in caplog.text

@@ -71,7 +71,7 @@ def test_live_models_are_asked_too() -> None:
             open_pair(base, tuned, settings=ModelConfig(source="-"), placement=Placement())
 
 
-def test_weights_that_are_not_finite_are_left_to_who_measures() -> None:
+def test_weights_that_are_not_finite_are_left_to_who_loads_them() -> None:
     model = ONE_WAY["gpt2"]()
     with torch.no_grad():
         model.transformer.ln_f.weight.fill_(float("nan"))

@@ -235,8 +235,8 @@ def _check_finite(role: str, name: str, values: NDArray[Any]) -> None:
     bad = int((~np.isfinite(values)).sum())
     if bad:
         raise ForgettingError(
-            f"the {role} model '{name}' gives no finite loss at {bad} of {len(values)} tokens: its weights hold NaN or "
-            "infinity (a run that diverged?), or its dtype overflows (try --dtype float32)"
+            f"the {role} model '{name}' gives no finite loss at {bad} of {len(values)} tokens: its numbers "
+            "overflow (a run that diverged?); try --dtype float32"
         )
 
 

@@ -141,6 +141,8 @@ def attach(model: Any, source: Source) -> tuple[Any, list[str]]:
             faults = _faults(tuned, readable, own)
         if faults:
             raise UsageError(f"{name} {misfit} {'; '.join(faults)}")
+    added = ((key, one) for key, one in tuned.named_parameters() if id(one) not in own)
+    weights.check_finite(added, f"{name}: the tuned model's")
     return tuned, [f"{name}: {notice}"] if notice else []
 
 

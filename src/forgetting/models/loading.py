@@ -81,8 +81,16 @@ def load_base(config: ModelConfig, source: Source | None = None, placement: Plac
     return Base(model, tokenizer, f"{revision}/{dtype}", revision, source, tuple(notices))
 
 
-def load_model(config: ModelConfig, source: Source, placement: Placement = PLAIN) -> tuple[Any, list[str]]:
+def load_model(
+    config: ModelConfig, source: Source, placement: Placement = PLAIN, whose: str = "the base model's"
+) -> tuple[Any, list[str]]:
     """A causal language model without its tokenizer, in evaluation mode, and notices.
+
+    Args:
+        config: what to load, and how.
+        source: where it lies.
+        placement: where its weights go.
+        whose: weights, in an error on them.
 
     Raises:
         UsageError, ForgettingError: as load_base.
@@ -100,6 +108,7 @@ def load_model(config: ModelConfig, source: Source, placement: Placement = PLAIN
         with failures.explained(name, f"cannot be put on {device}"):
             model.to(device)
     model.eval()
+    weights.check_finite(model.named_parameters(), f"{name}: {whose}")
     check_causal(model, name)
     return model, [*notices, *found]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..config.schema import ModelConfig
 from ..errors import UsageError
-from . import adapters, attaching, causal, comparable, failures, loading, sources
+from . import adapters, attaching, causal, comparable, failures, loading, sources, weights
 from .loading import Base
 from .sources import Source
 
@@ -86,7 +86,7 @@ def open_pair(
     if adapter is not None:
         return _adapter_pair(loaded, tokenizer, adapter, found, config, placement)
     other = settings.model_copy(update={"source": found.name, "revision": None})
-    model, notices = loading.load_model(other, found, placement)
+    model, notices = loading.load_model(other, found, placement, "the tuned model's")
     notices = [*loaded.notices, *notices, *comparable.architecture_notices(loaded.model, model)]
     return Pair(
         loaded.model, model, tokenizer, loaded.key, (source.name, found.name), _own_tokenizer(found, config), notices
@@ -101,6 +101,9 @@ def _live_pair(base: nn.Module | None, tuned: Model, tokenizer: Any) -> Pair:
     wraps_base = adapters.is_peft(tuned_model) and base_model is not None and _inside(base_model, tuned_model)
     if base_model is None and not adapters.is_peft(tuned_model):
         raise UsageError("no base model: give it as the first argument, or give a PeftModel as the second")
+    weights.check_finite(tuned_model.named_parameters(), "the tuned model's")
+    if base_model is not None and not wraps_base:
+        weights.check_finite(base_model.named_parameters(), "the base model's")
     _check_live(tuned_model, base_model)
     if base_model is None or wraps_base:
         # PEFT puts its layers into the base model itself: run as it is, that would be the tuned model.

@@ -155,6 +155,28 @@ def check_fit(
     return [f"{name}: {part} ({count} weights) is no part of the text model and is left out" for part, count in parts]
 
 
+def check_finite(parameters: Iterable[tuple[str, Any]], whose: str) -> None:
+    """Refuse weights that are no numbers: no loss of such a model is one.
+
+    Args:
+        parameters: names and tensors.
+        whose: of which model, for messages: `the base model's`.
+
+    Raises:
+        UsageError: NaN or an infinity; names the tensor.
+    """
+    import torch
+
+    floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # of others torch knows no least value
+    for name, parameter in parameters:
+        if parameter.is_meta or not parameter.numel() or parameter.dtype not in floats:
+            continue
+        ends = torch.stack(torch.aminmax(parameter.detach()))
+        if not bool(ends.isfinite().all()):
+            what = "NaN" if bool(ends.isnan().any()) else "infinities"
+            raise UsageError(f"{whose} weights hold {what}: {name}")
+
+
 def some(found: list[str]) -> str:
     """The first few of many names, and how many there are."""
     rest = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
