@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from test_measure_kernels import make_windows
 
+from forgetting.display.numbers import fixed
 from forgetting.errors import UsageError
 from forgetting.measuring.estimate import Mean, clustered_mean
 from forgetting.measuring.sampling import FIRST_DOCUMENTS, until
@@ -130,7 +131,8 @@ def test_verdicts_and_exit_codes(value, se, budget, verdict, plain, strict):
 def test_a_gate_on_too_few_documents_is_closed(documents):
     found = judge(Mean(0.0, math.nan if documents == 1 else 1e-6, 1000, documents), 0.1, 0.95)
     assert (found.verdict, found.exit_code()) == ("undecided", 3)
-    assert "give text with at least 5 documents" in found.sentence()
+    assert f"give at least {5 - documents} more documents (5 in all), better {30 - documents}" in found.sentence()
+    assert "inf" not in found.sentence()
 
 
 def test_a_verdict_says_how_many_documents_would_decide():
@@ -139,6 +141,19 @@ def test_a_verdict_says_how_many_documents_would_decide():
     assert f"about {needed - 25} more documents like these 25 would decide" in found.sentence()
     # the bound of a standard error that falls with the root of the documents then meets the budget
     assert 0.02 * math.sqrt(25 / needed) * (found.high - 0.08) / 0.02 == pytest.approx(0.02, rel=0.02)
+
+
+def test_a_value_that_is_almost_the_budget_names_no_number_of_documents():
+    said = judge(Mean(0.1000001, 0.02, 1000, 25), 0.1, 0.95).sentence()
+    assert "so near the budget that 1,000 times as many documents may not decide" in said
+
+
+def test_a_small_number_is_never_shown_as_zero():
+    assert fixed(-1.2e-6) == "-1.2e-06"
+    assert fixed(0.0) == "0.0000"
+    assert fixed(-0.0) == "0.0000"
+    assert fixed(-0.00012) == "-0.0001"
+    assert Mean(0.0, 3e-6, 10, 5).se_text == "3.0e-06"
 
 
 def test_rounding_never_hides_a_difference():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..display.numbers import fixed
 from ..display.tables import Shown
 from ..errors import UsageError, visible
 from . import options as o
@@ -156,6 +157,8 @@ def check_command(
     fails with --strict, and where the measurement could not decide: below 5 documents, or with an interval wider than
     the budget, unless --allow-undecided. Else its exit code is 0.
     """
+    if strict and allow_undecided:
+        raise UsageError("give --strict or --allow-undecided, not both")
     how = measuring.given(models)
     _quiet()
     from ..measuring.measure import check
@@ -231,7 +234,7 @@ def markdown_summary(verdict: CheckResult) -> str:
     ]
     for one in SHOWN:
         found = result.means[one.name]
-        lines.append(f"| {one.label} | {found.value:.4f} | {found.se_text} |")
+        lines.append(f"| {one.label} | {fixed(found.value)} | {found.se_text} |")
     mean = result.forgetting
     where = f"{_code(result.tuned)} against {_code(result.base)} on {_code(result.text)}"
     tail = f"{mean.n_tokens:,} tokens in {mean.n_documents:,} documents, nats/token, {verdict.confidence:.0%} bounds"

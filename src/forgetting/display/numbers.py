@@ -36,6 +36,19 @@ def number(value: Any, digits: int = 3) -> str:
     return text.replace("-", MINUS)
 
 
+def fixed(value: float, decimals: int = 4) -> str:
+    """A number with so many decimals; what is not zero and would read as zero has two significant digits instead.
+
+    Examples:
+        >>> fixed(0.25), fixed(-0.0000012), fixed(0.0)
+        ('0.2500', '-1.2e-06', '0.0000')
+    """
+    text = f"{value:.{decimals}f}"
+    if float(text) != 0:
+        return text
+    return f"{0.0:.{decimals}f}" if value == 0 else f"{value:.1e}"
+
+
 def plus_minus(value: Any, error: Any, scale: float = 1.0, digits: int = 2) -> str:
     """`value ± error`, both to the error's second significant digit, or as many as `digits` says.
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..display.numbers import fixed
 from ..errors import UsageError
 
 
@@ -39,7 +40,7 @@ class Mean:
     @property
     def se_text(self) -> str:
         """The standard error as text, or `unknown`."""
-        return f"{self.se:.4f}" if math.isfinite(self.se) else "unknown"
+        return fixed(self.se) if math.isfinite(self.se) else "unknown"
 
     def bound(self, confidence: float) -> float:
         """The one-sided half-width: value + bound is the upper confidence bound, value - bound the lower one.

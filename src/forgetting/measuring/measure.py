@@ -111,6 +111,7 @@ def _measure(base: Any, tuned: Any, text: Text, tokenizer: Any, settings: Settin
     if settings.noise_floor:
         noise = noise_floor(models.base, windows, batch_tokens=size, seed=settings.seed, rows=rows)
     notices = [*models.notices, *read, *notices, *_unchanged_notice(sampled), *_sampling_notices(sampled, settings)]
+    notices += [] if _unchanged_notice(sampled) else _noise_notices(sampled, noise)
     return _measurement(models, name, context, settings, sampled, noise, tuple(notices), began, windows)
 
 
@@ -249,6 +250,18 @@ def _unchanged_notice(sampled: Sampled) -> list[str]:
     return [
         "the tuned model gives the base model's numbers at every token: its weights change nothing here (an adapter "
         "that is all zero, or that does not act on this text?)"
+    ]
+
+
+def _noise_notices(sampled: Sampled, noise: NoiseFloor | None) -> list[str]:
+    """A notice where the forgetting measured is no more than rounding gives."""
+    floor = None if noise is None or noise.dtype is None else noise.dtype["forgetting"]
+    value = float(np.mean(sampled.values["forgetting"], dtype=np.float64))
+    if noise is None or floor is None or not floor.holds(value):
+        return []
+    return [
+        f"the forgetting measured, {value:.1e}, is within the noise floor: the base model itself in "
+        f"{noise.other_dtype} gives {floor.low:.1e} to {floor.high:.1e}"
     ]
 
 

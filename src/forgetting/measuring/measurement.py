@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..data import array_cache
 from ..data.windows import Windows
 from ..display.charts import Chart, floats, plain_layout, plotly_figure
+from ..display.numbers import fixed
 from ..display.tables import Result, Shown
 from ..errors import UsageError, did_you_mean
 from ..models.loading import Placement
@@ -121,8 +122,7 @@ class Measurement(Result):
         if self.settings.trust_remote_code:
             row["trust_remote_code"] = True  # code of the models was run
         if self.noise is not None:
-            row |= {"noise_floor_batch": self.noise.batch, "noise_floor_dtype": self.noise.dtype}
-            row["noise_floor_other_dtype"] = self.noise.other_dtype
+            row |= self.noise.row()
         return row
 
     def to_frame(self) -> pd.DataFrame:
@@ -141,12 +141,10 @@ class Measurement(Result):
             f"{mean.n_documents:,}{of_all} documents, {self.dtype}"
         )
         rows = [
-            (q.title, f"{self.means[q.name].value:.4f}", self.means[q.name].se_text, q.note) for q in quantities.SHOWN
+            (q.title, fixed(self.means[q.name].value), self.means[q.name].se_text, q.note) for q in quantities.SHOWN
         ]
         if self.noise is not None:
-            rows.append(("noise floor", f"{self.noise.batch:.1e}", "", "forgetting of the base, other batch size"))
-            if self.noise.dtype is not None:
-                rows.append(("", f"{self.noise.dtype:.1e}", "", f"in {self.noise.other_dtype}"))
+            rows += self.noise.shown()
         return [Shown([heading], ("nats/token", "value", "± se", ""), rows, self.notices)]
 
     def where(self) -> Where:

@@ -12,6 +12,10 @@ from .estimate import Mean
 
 LEAST = 5
 """Documents that a verdict needs."""
+USUAL = 30
+"""Documents with which a verdict is of use."""
+HOPELESS = 1000
+"""Times as many documents as were measured, beyond which no number of them is named."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +68,22 @@ class Verdict:
                 return f"within budget: forgetting {measured}, at most {text(self.high)}, budget {self.budget:g}"
             case "over":
                 return f"over budget: forgetting {measured}, at least {text(self.low)}, budget {self.budget:g}"
-        span = f"{text(self.low)} to {text(self.high)}"
-        return f"undecided: forgetting {measured}, {span}, budget {self.budget:g}; {self._more()}"
+        span = f", {text(self.low)} to {text(self.high)}" if math.isfinite(self.high - self.low) else ""
+        return f"undecided: forgetting {measured}{span}, budget {self.budget:g}; {self._more()}"
 
     def _more(self) -> str:
         """What would decide."""
         documents = self.forgetting.n_documents
         if documents < LEAST:
             few = "one document has" if documents == 1 else f"{documents} documents have"
-            return f"{few} no reliable standard error; give text with at least {LEAST} documents, better with 30"
+            return (
+                f"{few} no reliable standard error; give at least {LEAST - documents} more documents ({LEAST} in all), "
+                f"better {USUAL - documents}"
+            )
         if (needed := self.documents_needed) is None:
             return "the measured value is the budget itself; more text may not decide"
+        if needed > HOPELESS * documents:
+            return f"the measured value is so near the budget that {HOPELESS:,} times as many documents may not decide"
         return f"about {needed - documents:,} more documents like these {documents:,} would decide"
 
 

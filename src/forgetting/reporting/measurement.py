@@ -10,8 +10,8 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from ..display.numbers import finite
-from ..measuring.quantities import SHOWN
+from ..display.numbers import finite, fixed
+from ..measuring.quantities import SHARE, SHOWN
 from ..measuring.where import Group, Passage, Where
 
 SHADES = 8
@@ -36,6 +36,7 @@ def render(row: Mapping[str, Any], where: Where, tokenizer: Any) -> str:
         .render(
             row=row,
             quantities=[(one.label, _number(row[one.name]), _number(row[one.se])) for one in SHOWN],
+            noise=noise_rows(row),
             charts=[
                 (
                     "By position in the window",
@@ -58,6 +59,20 @@ def render(row: Mapping[str, Any], where: Where, tokenizer: Any) -> str:
     )
 
 
+def noise_rows(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The noise floor's quantities, where it was measured: what, value, interval."""
+    found = []
+    for which, how in (("dtype", f"the base in {row.get('noise_floor_other_dtype')}"), ("batch", "other batch size")):
+        for one in SHOWN:
+            column = f"noise_floor_{which}" + ("" if one.name == "forgetting" else f"_{one.name}")
+            if finite(row.get(column)):
+                form = ".4f" if one.unit == SHARE else ".1e"
+                ends = [row[f"{column}_{end}"] for end in ("low", "high")]
+                span = " to ".join(f"{end:{form}}" for end in ends) if all(map(finite, ends)) else "unknown"
+                found.append((f"{one.title}, {how}", f"{row[column]:{form}}", span))
+    return found
+
+
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -69,7 +84,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _number(value: float | None) -> str:
-    return f"{value:.4f}" if finite(value) else "unknown"
+    return fixed(value) if value is not None and finite(value) else "unknown"
 
 
 def _bars(groups: list[Group], widest: float, zero: float) -> list[dict[str, Any]]:
