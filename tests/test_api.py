@@ -193,9 +193,11 @@ def test_a_wrong_argument_is_one_line(call: Callable[[], Any], message: str) -> 
 
 
 def test_each_wrong_field_of_a_study_is_a_line() -> None:
-    with pytest.raises(UsageError, match="study: nam: unknown field; did you mean 'name'") as caught:
+    with pytest.raises(UsageError, match="nam: unknown field; did you mean 'name'") as caught:
         forgetting.study({"nam": "x"})
-    assert {line.split(":")[0] for line in str(caught.value).splitlines()} == {"study"}
+    heading, *lines = str(caught.value).splitlines()
+    assert heading == f"study: {len(lines)} fields are wrong"
+    assert [line.split(":")[0] for line in lines] == ["  model", "  text", "  datasets", "  methods", "  nam"]
 
 
 def runs() -> dict[str, list[Any]]:

@@ -167,7 +167,9 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """A YAML value of plain kinds; aliases may repeat values, but not multiply into millions, nor contain themselves.
+    """A YAML value of plain kinds, keys as they are written.
+
+    Aliases may repeat values, but not multiply into millions, nor contain themselves.
 
     Raises:
         UsageError: not YAML, a key twice, too many values, or nested too deeply; names the line where there is one.
@@ -175,7 +177,7 @@ def parse_yaml(text: str, where: str) -> Any:
     if len(text) > MAX_CONFIG:
         raise UsageError(f"{where}: {len(text):,} characters; at most {MAX_CONFIG:,} are read as configuration")
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
             return None
@@ -191,6 +193,21 @@ def parse_yaml(text: str, where: str) -> Any:
     except (ValueError, OverflowError, TypeError, AttributeError, IndexError) as error:
         # PyYAML's constructors of dates and numbers let Python's own errors through
         raise UsageError(f"{where}: a value cannot be read: {str(error).splitlines()[0]:.200}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, with keys as they are written: YAML 1.1 takes `on:` for True, `2024:` for a number."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping, its keys texts."""
+        node = super().compose_mapping_node(anchor)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag in _PLAIN_TAGS:
+                key.tag = "tag:yaml.org,2002:str"
+        return node
+
+
+_PLAIN_TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "null", "timestamp"))
 
 
 class _Dumper(yaml.SafeDumper):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forgetting.config.arguments import checked, columns_of, rows_of
+from forgetting.config.arguments import checked, columns_of, rows_of, tokenizer_of
 from forgetting.errors import UsageError
 
 
@@ -88,3 +88,9 @@ def test_rows_and_columns() -> None:
     assert rows_of(columns) == [{"a": 1, "b": "x"}, {"a": 2, "b": None}]
     assert columns_of("path", "t") is None
     assert columns_of(3, "t") is None
+
+
+@pytest.mark.parametrize("given", ["gpt2", Path("gpt2"), 3, str.upper])
+def test_what_is_no_tokenizer_is_refused(given: Any) -> None:
+    with pytest.raises(UsageError, match=r"^tokenizer: got .*; allowed: None, or a tokenizer such as"):
+        tokenizer_of(given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from forgetting.config import files as f
@@ -42,10 +43,10 @@ def test_paper_presets_hold_the_papers_setup() -> None:
     [
         ({"training": {"stepz": 3}}, "training.stepz: unknown field; did you mean 'steps'?"),
         ({"training": {"steps": 0}}, "training.steps: got 0; input should be greater than or equal to 1"),
-        ({"training": {"steps": "many"}}, "training.steps: got 'many'; input should be a valid integer"),
+        ({"training": {"steps": "many"}}, "training.steps: got 'many'; give a whole number"),
         ({"modl": 1}, "modl: unknown field; did you mean 'model'?"),
         ({"datasets": {"../x": {"source": "a"}}}, "datasets.../x: got '../x'; letters, digits"),
-        ({"datasets": {"x": {"sorce": "a"}}}, "datasets.x.sorce: unknown field; did you mean 'source'?"),
+        ({"datasets": {"x": {"source": "a", "sorce": "a"}}}, "datasets.x.sorce: unknown field; did you mean 'source'?"),
         ({"measure": {"start": 1000}}, "measure.start 1000 lies beyond training.steps 260"),
         ({"training": {"optimizer": "adam"}}, "training.optimizer: got 'adam'; did you mean 'adamw'?"),
         ({"training": {"micro_batch_size": 5}}, "micro_batch_size 5 does not divide batch_size 32"),
@@ -67,11 +68,57 @@ def test_wrong_fields_are_named(change: dict[str, Any], message: str) -> None:
     )
 
 
-def test_every_wrong_field_gets_its_line() -> None:
+def test_several_wrong_fields_are_one_error_with_a_line_each() -> None:
     fields = f.deep_merge(f.preset_fields("paper-openorca"), {"context": 1, "training": {"steps": -1}})
     with pytest.raises(UsageError) as caught:
         c.validate(fields, where="my.yaml")
-    assert len(str(caught.value).splitlines()) == 2
+    assert str(caught.value).splitlines() == [
+        "my.yaml: 2 fields are wrong",
+        "  context: got 1; input should be greater than or equal to 8",
+        "  training.steps: got -1; input should be greater than or equal to 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training": {"steps": "12"}}, "my.yaml: training.steps: got '12'; give a whole number"),
+        ({"training": {"steps": True}}, "my.yaml: training.steps: got True; give a whole number"),
+        ({"training": {"steps": 300.0}}, "my.yaml: training.steps: got 300.0; give a whole number"),
+        ({"training": {"learning_rate": "0.1"}}, "my.yaml: training.learning_rate: got '0.1'; give a number"),
+        ({"training": {"gradient_checkpointing": 1}}, "training.gradient_checkpointing: got 1; give true or false"),
+        ({"training": None}, "my.yaml: training: got None; give fields by name"),
+        ({"model": {"source": 3}}, "my.yaml: model.source: got 3; give a text"),
+        ({"seeds": [True]}, "my.yaml: seeds.0: got True; give a whole number"),
+        ({"seeds": 3}, "my.yaml: seeds: got 3; give a list"),
+        ({"methods": ["lora"]}, "my.yaml: methods.0: got 'lora'; give fields by name"),
+        ({"methods": [{"name": "lora", "rank": True}]}, "methods.lora: rank: got True; give a whole number"),
+        ({"methods": [{"name": "lora", "rank": ["8", 16]}]}, "methods.lora: rank: got '8'; give a whole number"),
+        ({"methods": [{"name": "lora", "target_modules": [1]}]}, "got 1; give all-linear, attention, or a list"),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_kind_is_refused_and_never_taken_for_one(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        expand_runs(c.validate(f.deep_merge(f.preset_fields("paper-openorca"), change), where="my.yaml"))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_tuples_and_exponents_without_a_dot_are_taken() -> None:
+    text = "training: {learning_rate: 2e-5, weight_decay: 1}\nmethods: [{name: lora, alpha: 1e1}]"
+    change = f.deep_merge(
+        f.parse_yaml(text, where="x"), {"training": {"steps": np.int64(300)}, "seeds": (np.int64(1),)}
+    )
+    config = c.validate(f.deep_merge(f.preset_fields("paper-openorca"), change), where="x")
+    assert (config.training.learning_rate, config.training.steps, config.seeds) == (2e-5, 300, (1,))
+    assert (config.training.weight_decay, type(config.training.weight_decay)) == (1.0, float)
+    assert expand_runs(config)[0].method.options["alpha"] == 10.0
+
+
+def test_keys_are_read_as_they_are_written() -> None:
+    text = "on: task\n2024: a\n2024-01-02: b\nno: {yes: on}\n"
+    assert f.parse_yaml(text, where="x") == {"on": "task", "2024": "a", "2024-01-02": "b", "no": {"yes": True}}
 
 
 @pytest.mark.parametrize(

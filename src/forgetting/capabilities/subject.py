@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.arguments import tokenizer_of
 from ..config.schema import ModelConfig
 from ..errors import UsageError
 
@@ -22,7 +23,7 @@ class Subject:
         self.names = tuple(
             m if isinstance(m, str) else str(m) if isinstance(m, Path) else "live" for m in (base, tuned)
         )
-        self._given, self._config, self._tokenizer = (base, tuned), config, tokenizer
+        self._given, self._config, self._tokenizer = (base, tuned), config, tokenizer_of(tokenizer)
 
     @cached_property
     def pair(self) -> Pair:

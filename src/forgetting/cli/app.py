@@ -75,8 +75,10 @@ def main() -> NoReturn:
     except stopping.StoppedError as stopped:
         _end(stopped.number)
     except ForgettingError as error:
-        for line in str(error).splitlines():
-            say(f"error: {line}")
+        first, *more = str(error).splitlines() or [""]
+        say(f"error: {first}")
+        for line in more:
+            say(line)
         if isinstance(error, WriteError):
             leave_stdout()
         sys.exit(error.exit_code)

@@ -193,7 +193,7 @@ def _text(source: str | None, given: list[str] | None) -> str | TextConfig | Non
             raise UsageError(f"--text-field: got '{item}'; give NAME=VALUE, for example split=test")
         fields[name] = value
     try:
-        return TextConfig.model_validate({"source": source, **fields})
+        return TextConfig.model_validate_strings({"source": source, **fields}, strict=False)
     except ValidationError as error:
         raise UsageError(*explain(error, TextConfig, "--text-field")) from None
 

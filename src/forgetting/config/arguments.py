@@ -171,6 +171,17 @@ def model_of(name: str, value: Any, *, optional: bool = False) -> Any:
     return value
 
 
+def tokenizer_of(value: Any) -> Any:
+    """A tokenizer of transformers as it is, or None.
+
+    Raises:
+        UsageError: something else.
+    """
+    if value is None or (callable(value) and hasattr(value, "eos_token_id")):
+        return value
+    raise wrong_type("tokenizer", value, "None, or a tokenizer such as AutoTokenizer.from_pretrained(FOLDER)")
+
+
 def columns_of(value: Any, name: str) -> dict[str, list[Any]] | None:
     """A table's columns by name; None for what is no table.
 

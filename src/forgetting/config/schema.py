@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import numbers
+import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -17,25 +19,47 @@ from pydantic import (
     StringConstraints,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from .. import files
 from ..errors import UsageError, did_you_mean
 
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A name that becomes part of a file name: no separators, so that no path leaves the study folder."""
 M = TypeVar("M", bound=BaseModel)
 
 
-class Section(BaseModel):
-    """Base of every section: immutable, unknown fields forbidden.
+def with_exponent(value: Any) -> Any:
+    """A number of the form 1e-4, which YAML without a dot and a sign reads as text; anything else as it is."""
+    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
-    Fields name `default=`: type checkers without pydantic's plugin know no other default.
+
+class Section(BaseModel):
+    """Base of every section: immutable, unknown fields forbidden, no value taken for one of another kind.
+
+    Fields name `default=`: type checkers without pydantic's plugin know no other default. A tuple has `strict=False`,
+    so that a list is one; what is in it stays strict.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _python_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if float in (annotation, *get_args(annotation)):
+            return with_exponent(value)
+        return [_python_number(one) for one in value] if isinstance(value, list | tuple) else _python_number(value)
+
+
+def _python_number(value: Any) -> Any:
+    """A whole number of NumPy as one of Python; anything else as it is."""
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value
 
 
 class VariantOptions(Section):
@@ -191,14 +215,15 @@ class CapabilitiesConfig(Section):
     suites: tuple[str, ...] = Field(
         default=("knowledge", "reasoning", "safety"),
         min_length=1,
+        strict=False,
         description="`knowledge`, `reasoning`, `safety`, a .jsonl file of items, an lm-eval .yaml, or an lm-eval task",
     )
     steps: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
-        default=None, description="measured steps at which to ask; default the last one"
+        default=None, strict=False, description="measured steps at which to ask; default the last one"
     )
-    datasets: tuple[Name, ...] | None = Field(default=None, description="only runs on these data sets")
-    ranks: tuple[int, ...] | None = Field(default=None, description="only runs of these ranks")
-    seeds: tuple[int, ...] | None = Field(default=None, description="only runs of these seeds")
+    datasets: tuple[Name, ...] | None = Field(default=None, strict=False, description="only runs on these data sets")
+    ranks: tuple[int, ...] | None = Field(default=None, strict=False, description="only runs of these ranks")
+    seeds: tuple[int, ...] | None = Field(default=None, strict=False, description="only runs of these seeds")
     limit: int | None = Field(default=None, ge=1, description="only the first so many items of each task")
     max_new_tokens: int = Field(default=64, ge=1, description="tokens of a reply to a local item or prompt")
     harmful: str | None = Field(
@@ -225,10 +250,10 @@ class StudyConfig(Section):
     text: TextConfig = Field(description="general text that forgetting is measured on; never trained on")
     datasets: dict[Name, DatasetConfig] = Field(min_length=1, description="fine-tuning data sets by name")
     methods: tuple[MethodConfig, ...] = Field(
-        min_length=1, description="fine-tuning methods; the laws are fitted on the first one's runs"
+        min_length=1, strict=False, description="fine-tuning methods; the laws are fitted on the first one's runs"
     )
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
-        default=(0,), min_length=1, description="of initialisation and data order: one run each"
+        default=(0,), min_length=1, strict=False, description="of initialisation and data order: one run each"
     )
     context: int = Field(default=512, ge=8, description="window length in tokens, for training and for measuring")
     training: TrainingConfig = TrainingConfig()
@@ -283,7 +308,7 @@ class RunConfig(Section):
     dataset_name: Name
     dataset: DatasetConfig
     method: MethodConfig
-    mitigations: tuple[MitigationConfig, ...] = ()
+    mitigations: tuple[MitigationConfig, ...] = Field(default=(), strict=False)
     seed: int
     context: int
     training: TrainingConfig
@@ -314,7 +339,7 @@ def validate(fields: Mapping[str, Any], *, where: str) -> StudyConfig:
     """A mapping as a StudyConfig.
 
     Raises:
-        UsageError: one line a wrong field: its path, what came, what is allowed.
+        UsageError: as `validated`.
     """
     return validated(StudyConfig, fields, where)
 
@@ -323,7 +348,7 @@ def validated(model: type[M], fields: Mapping[str, Any], where: str) -> M:
     """A mapping as a section.
 
     Raises:
-        UsageError: one line a wrong field: `where` and its path, what came, what is allowed.
+        UsageError: `where`, the wrong field, what came, what is allowed; several are counted, then one a line.
     """
     try:
         return model.model_validate(fields)
@@ -331,30 +356,49 @@ def validated(model: type[M], fields: Mapping[str, Any], where: str) -> M:
         raise UsageError(*explain(error, model, where)) from None
 
 
+KINDS = {
+    "int_type": "give a whole number",
+    "float_type": "give a number",
+    "bool_type": "give true or false",
+    "string_type": "give a text",
+    "tuple_type": "give a list",
+    "dict_type": "give fields by name",
+    "model_type": "give fields by name",
+}
+"""What is allowed where a value is of another kind, by pydantic's name of the error."""
+
+
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> list[str]:
-    """Each of pydantic's errors as one line: `where: field: got X; what is allowed`."""
-    lines = []
-    for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"] if part != "[key]")
-        prefix = f"{where}: {path}: " if path else f"{where}: "
-        came = repr(item["input"])
-        came = came if len(came) <= 60 else came[:57] + "..."
-        match item["type"]:
-            case "extra_forbidden":
-                allowed = _fields_at(model, item["loc"][:-1])
-                lines.append(f"{prefix}unknown field; {did_you_mean(str(item['loc'][-1]), allowed)}")
-            case "missing":
-                lines.append(f"{prefix}is missing and has no default")
-            case "value_error":
-                lines.append(prefix + str(item["ctx"]["error"]))
-            case "string_pattern_mismatch":
-                lines.append(f"{prefix}got {came}; letters, digits, '.', '_' and '-' only, at most 64, no separators")
-            case "literal_error":
-                choices = item["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-                lines.append(f"{prefix}got {came}; {did_you_mean(str(item['input']), choices)}")
-            case _:
-                lines.append(f"{prefix}got {came}; {item['msg'][0].lower()}{item['msg'][1:]}")
-    return lines
+    """Pydantic's errors in lines: `where: field: got X; what is allowed`; several under one heading, one a line."""
+    # a list with a wrong item is reported as too short, too
+    items = [item for item in error.errors() if not (item["type"] == "too_short" and item["input"])]
+    lines = [_explained(item, model) for item in items]
+    if len(lines) == 1:
+        return [f"{where}: {lines[0]}"]
+    return [f"{where}: {len(lines)} fields are wrong", *(f"  {line}" for line in lines)]
+
+
+def _explained(item: ErrorDetails, model: type[BaseModel]) -> str:
+    path = ".".join(str(part) for part in item["loc"] if part != "[key]")
+    came = repr(item["input"])
+    came = came if len(came) <= 60 else came[:57] + "..."
+    match item["type"]:
+        case "extra_forbidden":
+            said = f"unknown field; {did_you_mean(str(item['loc'][-1]), _fields_at(model, item['loc'][:-1]))}"
+        case "missing":
+            said = "is missing and has no default"
+        case "value_error":
+            said = str(item["ctx"]["error"])
+        case "string_pattern_mismatch":
+            said = f"got {came}; letters, digits, '.', '_' and '-' only, at most 64, no separators"
+        case "literal_error":
+            choices = item["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+            said = f"got {came}; {did_you_mean(str(item['input']), choices)}"
+        case kind if kind in KINDS:
+            said = f"got {came}; {KINDS[kind]}"
+        case _:
+            said = f"got {came}; {item['msg'][0].lower()}{item['msg'][1:]}"
+    return f"{path}: {said}" if path else said
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:

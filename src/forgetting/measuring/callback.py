@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..config.arguments import checked
+from ..config.arguments import checked, tokenizer_of
 from ..data import array_cache
 from ..errors import ForgettingError, UsageError
 from ..models import adapters, causal, comparable, processes, transformers_internals
@@ -78,7 +78,7 @@ class ForgettingCallback(TrainerCallback):
         if every is not None and every < 1:
             raise UsageError(f"every={every}: must be at least 1 step; None measures after 1, 2, 4, 8, ... steps")
         self.text, self.every, self.budget = text_source(text), every, budget
-        self.tokenizer, self.context, self.wanted_batch = tokenizer, context, batch_tokens
+        self.tokenizer, self.context, self.wanted_batch = tokenizer_of(tokenizer), context, batch_tokens
         self.rows: list[dict[str, Any]] = []
         """One a measurement: `step`, each quantity, and its `..._se`, None where there is none (one document)."""
         self.seconds = 0.0

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config.arguments import checked, model_of
+from ..config.arguments import checked, model_of, tokenizer_of
 from ..config.schema import ModelConfig, TextConfig, validated
 from ..data.windows import Windows
 from ..errors import ForgettingError, UsageError
@@ -87,7 +87,7 @@ def _measure(base: Any, tuned: Any, text: Text, tokenizer: Any, settings: Settin
     models = pair.open_pair(
         base,
         tuned,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer_of(tokenizer),
         settings=_model_config(settings),
         placement=settings.placement,
     )

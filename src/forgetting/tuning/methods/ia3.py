@@ -26,10 +26,12 @@ class Ia3(Method):
     references: ClassVar[tuple[str, ...]] = ("liu2022ia3",)
 
     target_modules: tuple[str, ...] | None = Field(
-        None, min_length=1, description="module names; default PEFT's choice for the model's architecture"
+        None, min_length=1, strict=False, description="module names; default PEFT's choice for the model's architecture"
     )
     feedforward_modules: tuple[str, ...] | None = Field(
-        None, description="those of them whose inputs are scaled instead of outputs; default PEFT's choice"
+        None,
+        strict=False,
+        description="those of them whose inputs are scaled instead of outputs; default PEFT's choice",
     )
     layers: Layers = Field(
         None, description="decoder layers, counted from 0 or, if negative, from the top; or `top-4`; default all"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from ...errors import ForgettingError, UsageError
 from ...models import failures, transformers_internals
@@ -24,8 +24,9 @@ ATTENTION = re.compile(r"attn|attention")
 """What the names of attention modules have in common (self_attn, attention, linear_attn, ...)."""
 
 
-def _known(value: str | list[str]) -> str | list[str]:
-    if value in ("all-linear", "attention") or (isinstance(value, list) and value):
+def _known(value: Any) -> Any:
+    several = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
+    if several or value in ("all-linear", "attention"):
         return value
     raise ValueError(f"got {value!r}; give all-linear, attention, or a list of module names such as [q_proj, v_proj]")
 
@@ -52,7 +53,7 @@ class Targeted(Method):
 
     conv1d: ClassVar[bool] = True
 
-    target_modules: Annotated[str | list[str], AfterValidator(_known)] = Field(
+    target_modules: Annotated[str | list[str], BeforeValidator(_known)] = Field(
         "all-linear",
         description="`all-linear` (all but the output head), `attention` (the linear modules in it), or module names",
     )

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from ...config.schema import RunConfig
+from ...config.schema import RunConfig, with_exponent
 from ...errors import UsageError
 from .base import Mitigation, Situation
 
 if TYPE_CHECKING:
     from torch import nn
 
-Alpha = Annotated[float, Field(ge=0, le=1)]
+Alpha = Annotated[float, BeforeValidator(with_exponent), Field(ge=0, le=1)]
 
 
 class Interpolation(Mitigation):
@@ -33,6 +33,7 @@ class Interpolation(Mitigation):
     alphas: tuple[Alpha, ...] = Field(
         (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
         min_length=1,
+        strict=False,
         description="0 is the base model, 1 the trained one",
     )
 
