@@ -151,7 +151,7 @@ def _runs(
     if run not in present:
         return [], rows, _copies(table, present, rows, got)
     there, code = _coded(table[run])
-    _refuse_blank(table[run], run, rows, where)
+    _refuse_blank(there, code, run, rows, where)
     if not _steps_differ(table, present, rows, code[rows]):
         _refuse_duplicates(table, present, rows, [there[i] for i in code[rows]], got, where)
     used, codes = np.unique(code[rows], return_inverse=True)
@@ -186,12 +186,12 @@ def _coded(column: Any) -> tuple[list[str], Array]:
     return names, np.array([place[text] for text in texts], dtype=np.int64)[codes]
 
 
-def _refuse_blank(column: Any, name: str, rows: Array, where: str) -> None:
+def _refuse_blank(texts: list[str], code: Array, name: str, rows: Array, where: str) -> None:
     """Refuse rows without a run: together they would pass for one run."""
-    cells = np.asarray(column, dtype=object)
     # pandas' missing value is told by its name: it compares with nothing
-    blank = [i for i in rows if str(cells[i]).strip() in ("", "nan", "None", "<NA>")]
-    if blank:
+    empty = np.array([text.strip() in ("", "nan", "None", "<NA>") for text in texts], dtype=bool)
+    blank = rows[empty[code[rows]]]
+    if blank.size:
         raise UsageError(
             f"{where}, row {blank[0] + 1}, column '{name}': is blank"
             + (f", as in {len(blank) - 1} other rows" if len(blank) > 1 else "")

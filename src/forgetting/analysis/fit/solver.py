@@ -17,7 +17,7 @@ import numpy as np
 from forgetting.analysis.fit.objective import Objective
 from forgetting.analysis.laws.base import Array, Law
 
-CHUNK = 250_000  # numbers in one Jacobian: 2 MB, what a core's cache holds
+CHUNK = 1_000_000  # numbers in one Jacobian: 8 MB
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,8 @@ class _Run:
     def __init__(self, problem: Problem, theta: Array, y: Array, weights: Array, project: bool, damping: Array) -> None:
         self.problem, self.project = problem, project
         count = theta.shape[0]
-        self.y = np.broadcast_to(y, (count, y.shape[-1]))
-        self.w = np.broadcast_to(weights, (count, y.shape[-1]))
+        self.y, self.w = y, weights
+        self.plain = problem.objective.quadratic and bool((weights == 1).all())
         self.log = problem.log_mask(project)
         self.low, self.high = problem.bounds(self.log)
         if project:
@@ -190,7 +190,11 @@ class _Run:
     def _cost(self, z: Array, at: Array) -> tuple[Array, Array]:
         """[s] objective of the problems `at` at z, and [s, m] the law's values."""
         f = self.problem.values(to_theta(z, self.log))
-        return self.problem.objective.cost(self.problem.objective.residual(self.y[at], f), self.w[at]), f
+        r = self.problem.objective.residual(_of(self.y, at), f)
+        if self.plain:
+            total = (r * r).sum(axis=-1)
+            return np.where(np.isfinite(total), total, np.inf), f
+        return self.problem.objective.cost(r, _of(self.w, at)), f
 
     def solve(self, max_iterations: int, tolerance: float) -> Solution:
         """Iterate until every problem is stationary, stuck or out of iterations."""
@@ -218,7 +222,7 @@ class _Run:
         limit = np.where(self.log, 4.0, np.inf)
         trial = np.clip(z + np.clip(move / scale, -limit, limit), self.low, self.high)
         if self.project:
-            theta = solve_linear(self.problem, to_theta(trial, self.log), self.y[at], self.w[at])
+            theta = solve_linear(self.problem, to_theta(trial, self.log), _of(self.y, at), _of(self.w, at))
             trial = np.where(self.problem.linear, theta, trial)
         cost, f = self._cost(trial, at)
         better = cost < self.cost[at]
@@ -236,41 +240,46 @@ class _Run:
         jacobian = np.require(self.problem.gradient(theta), requirements="W")
         for k in np.flatnonzero(self.log):
             jacobian[:, :, k] *= theta[:, k, None]
-        r = objective.residual(self.y[at], f)
+        r = objective.residual(_of(self.y, at), f)
         if objective.log:
             jacobian = jacobian * np.asarray(objective.jacobian_factor(f))[:, :, None]
-        w = self.w[at]
+        if self.plain:
+            return self._squares(at, jacobian, r)
+        w = _of(self.w, at)
         left = np.where(w > 0, w, 0.0)
         r = np.where(w > 0, r, 0.0)
         if objective.quadratic:
-            return self._squares(at, jacobian, r, left)
+            root = np.sqrt(left)
+            return self._squares(at, jacobian * root[:, :, None], r * root)
         influence = left * objective.influence(r)
         gradient = -_rows(influence, jacobian)
         # damp towards reweighted least squares: far out, Huber has no curvature of its own
         curvature = objective.curvature(r) + self.damping[at, None] * objective.majorant(r)
         hessian = np.swapaxes(jacobian * (left * curvature)[:, :, None], 1, 2) @ jacobian
         squared = jacobian * jacobian
-        self.slope[at] = self._stationarity(at, gradient, _rows(left, squared), influence, left)
+        size = np.sqrt((influence * influence / np.maximum(left, 1e-300)).sum(axis=1))
+        self.slope[at] = self._stationarity(at, gradient, _rows(left, squared), size)
         return hessian, gradient, _rows(left * objective.majorant(r), squared)
 
-    def _squares(self, at: Array, jacobian: Array, r: Array, w: Array) -> tuple[Array, Array, Array]:
-        """`model` of least squares, whose diagonal is the majorant's; the Jacobian is used up."""
-        if (w != 1).any():
-            jacobian *= np.sqrt(w)[:, :, None]
+    def _squares(self, at: Array, jacobian: Array, r: Array) -> tuple[Array, Array, Array]:
+        """`model` of least squares, given the Jacobian and residuals times the roots of the weights."""
         hessian = np.swapaxes(jacobian, 1, 2) @ jacobian
-        influence = w * r
-        gradient = -_rows(np.sqrt(w) * r, jacobian)
+        gradient = -_rows(r, jacobian)
         diagonal = np.diagonal(hessian, axis1=1, axis2=2).copy()
-        self.slope[at] = self._stationarity(at, gradient, diagonal, influence, w)
+        self.slope[at] = self._stationarity(at, gradient, diagonal, np.sqrt(self.cost[at]))
         return hessian, gradient, diagonal
 
-    def _stationarity(self, at: Array, gradient: Array, squares: Array, influence: Array, w: Array) -> Array:
+    def _stationarity(self, at: Array, gradient: Array, squares: Array, size: Array) -> Array:
+        """[s] slopes, given the squared lengths [s, K] of the Jacobian's columns and those [s] of the residuals."""
         z = self.z[at]
         blocked = ((z <= self.low) & (gradient > 0)) | ((z >= self.high) & (gradient < 0)) | self.problem.fixed
-        length = np.sqrt(squares)
-        size = np.sqrt((influence * influence / np.maximum(w, 1e-300)).sum(axis=1))
-        cosine = np.abs(gradient) / np.maximum(length * size[:, None], 1e-300)
+        cosine = np.abs(gradient) / np.maximum(np.sqrt(squares) * size[:, None], 1e-300)
         return np.asarray(np.where(blocked, 0.0, cosine).max(axis=1))
+
+
+def _of(values: Array, at: Array) -> Array:
+    """The problems `at` of [S, m] values, or [1, m] values that all problems share."""
+    return values if values.shape[0] == 1 else values[at]
 
 
 def _rows(weights: Array, columns: Array) -> Array:

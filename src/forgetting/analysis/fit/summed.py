@@ -62,11 +62,13 @@ class Cells:
     mass: Array
     linear: bool
 
-    def total(self, values: Array) -> Array:
-        """[O, c] sums over the rows of each cell of [O, n] values."""
-        if self.linear:
-            return values
-        return np.stack([np.bincount(self.cell, v, self.mass.shape[1]) for v in values])
+    def without(self, fold: Array, folds: int, values: Array) -> Array:
+        """[folds, O * c] sums over the rows of each cell of [O, n] values, without those of each fold."""
+        size = self.mass.shape[1]
+        own = np.stack([np.bincount(fold * size + self.cell, v, folds * size).reshape(folds, size) for v in values], 1)
+        # summed anew for each fold: what is left after a subtraction is not exactly 0 where nothing is
+        others = 1.0 - np.eye(folds)
+        return others @ own.reshape(folds, -1)
 
     def rows(self, values: Array) -> Array:
         """[O, n] of [O * c] values: each row has its cell's."""
@@ -252,13 +254,8 @@ def leave_one_run_out(cells: Cells, theta: Array) -> dict[str, Any] | None:
         basis = cells.problem.gradient(theta[None])[0]
         error = _linear_left_out(basis, cells, fold, folds)
     else:
-        sums, masses = [], []
-        for k in range(folds):
-            kept = cells.weights * (fold != k)
-            masses.append(cells.total(kept).reshape(-1))
-            sums.append(cells.total(kept * data.y).reshape(-1))
-        mass = np.stack(masses)
-        y = np.stack(sums) / np.where(mass > 0, mass, 1.0)
+        mass, y = (cells.without(fold, folds, values) for values in (cells.weights, cells.weights * data.y))
+        y = y / np.where(mass > 0, mass, 1.0)
         start = np.repeat(theta[None], folds, axis=0)
         solution = minimise(cells.problem, start, y, mass, max_iterations=60, tolerance=1e-6)
         with np.errstate(all="ignore"):

@@ -270,23 +270,25 @@ class Centred(Law):
         first_variable = np.asarray(x["trainable_params"])
         shape = (theta.shape[0], theta.shape[1], len(self.outputs), first_variable.shape[-1])
         # each derivative's values lie together in memory: a fit spends most of its time here
-        out = np.moveaxis(np.zeros(shape, dtype=np.result_type(theta, first_variable, float)), 1, -1)
+        out = np.zeros(shape, dtype=np.result_type(theta, first_variable, float))
         p, n = self._centred(x)
         for block, sign in enumerate(self.signs):
             k = 5 * block
             capacity, duration = self._terms(theta, block, p, n)
             total = capacity + duration
-            capacity, duration, log_total = capacity / total, duration / total, np.log(total)
+            log_total = np.log(total)
             sigma = 1 / (1 + np.exp(-theta[:, k + 4, None]))
             power = np.exp(rho * log_total)
-            height = sign * theta[:, k + 1, None] * power
-            out[:, block, :, k] = 1.0
-            out[:, block, :, k + 1] = sign * power
-            out[:, block, :, k + 2] = -height * rho * capacity * p
-            out[:, block, :, k + 3] = -height * rho * duration * n
-            out[:, block, :, k + 4] = height * rho * (capacity * (1 - sigma) - duration * sigma)
-            out[:, block, :, -1] = height * log_total
-        return out
+            height = (sign * theta[:, k + 1, None]) * power
+            outer = height * rho
+            by_capacity, by_duration = outer * (capacity / total), outer * (duration / total)
+            out[:, k, block] = 1.0
+            out[:, k + 1, block] = sign * power
+            out[:, k + 2, block] = by_capacity * -p
+            out[:, k + 3, block] = by_duration * -n
+            out[:, k + 4, block] = by_capacity - outer * sigma  # the two shares add up to 1
+            out[:, -1, block] = height * log_total
+        return np.moveaxis(out, 1, -1)
 
     def scales(self, theta: Array, block: int, amplitude: Array) -> tuple[Array, Array]:
         """a and b, [S] each, once the amplitude has been moved into them (c_ft = 1)."""
