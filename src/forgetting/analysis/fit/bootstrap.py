@@ -25,14 +25,13 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from forgetting.analysis.fit.runwise import DETERMINED, grams
 from forgetting.analysis.fit.solver import Problem, minimise, to_z
 from forgetting.analysis.laws.base import Array
 
 MIN_RUNS = 5
 LOST = 0.2
 """Share of draws that may be lost at a point before its band is."""
-ALONE = 1e-3
-"""Share of a direction's weight in all other runs, up to which a run counts as the only one that determines it."""
 BLOCK = 2**16
 """Rows of whole runs that are worked on at once."""
 WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
@@ -152,15 +151,11 @@ def without_own_run(basis: Array, residual: Array, run: Array) -> Array:
         run: [m] index of each row's run.
     """
     group = run - run.min()
-    count, size = int(group.max()) + 1, basis.shape[1]
-    gram, pull = np.empty((count, size, size)), np.empty((count, size))
-    for i in range(size):
-        pull[:, i] = np.bincount(group, basis[:, i] * residual, count)
-        for j in range(i + 1):
-            gram[:, i, j] = gram[:, j, i] = np.bincount(group, basis[:, i] * basis[:, j], count)
-    eigen, vectors = np.linalg.eigh(gram)
+    runs = int(group.max()) + 1
+    pull = np.stack([np.bincount(group, column * residual, runs) for column in basis.T], axis=1)
+    eigen, vectors = np.linalg.eigh(grams(basis, group, runs))
     # a direction that one run alone determines has an eigenvalue of 1; the run's residual there is 0 as well
-    grow = np.where(eigen < 1 - ALONE, 1 / np.maximum(1 - eigen, ALONE), 0.0)
+    grow = np.where(eigen < 1 - DETERMINED, 1 / np.maximum(1 - eigen, DETERMINED), 0.0)
     turned = grow * np.einsum("gki,gk->gi", vectors, pull)
     own = np.einsum("gki,gi->gk", vectors, turned)
     return np.asarray(residual + np.einsum("mk,mk->m", basis, own[group]))

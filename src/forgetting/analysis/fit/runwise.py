@@ -15,11 +15,11 @@ DETERMINED = 1e-3
 
 def grams(columns: Array, run: Array, runs: int) -> Array:
     """[R, k, k] sums over each run's rows of the products of [m, k] columns."""
-    k = columns.shape[1]
-    out = np.empty((runs, k, k))
-    for i in range(k):
-        for j in range(i, k):
-            out[:, i, j] = out[:, j, i] = np.bincount(run, columns[:, i] * columns[:, j], runs)
+    each = np.ascontiguousarray(columns.T)
+    out = np.empty((runs, len(each), len(each)))
+    for i, one in enumerate(each):
+        for j, other in enumerate(each[: i + 1]):
+            out[:, i, j] = out[:, j, i] = np.bincount(run, one * other, runs)
     return out
 
 
