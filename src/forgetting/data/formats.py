@@ -378,6 +378,11 @@ def row_id(row: Row, index: int) -> str:
     return f"row-{index}" if row.get("id") is None else str(row["id"])
 
 
+def empty_rows(count: int, empty: int) -> list[str]:
+    """A notice of rows that are left out."""
+    return [f"{empty} of {count} rows are empty and left out"] if empty else []
+
+
 def _holds(value: Any) -> bool:
     return bool(len(value)) if _is_list(value) or isinstance(value, str) else value is not None
 

@@ -6,6 +6,7 @@ What a file holds is read as it is: no cell becomes a number, and no empty one, 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ..config.schema import TextConfig
 from ..errors import ForgettingError, UsageError
 
 Row = dict[str, Any]
+LONE = re.compile("[\ud800-\udfff]")
 
 
 def kind(path: Path) -> str:
@@ -54,6 +56,26 @@ def without_nulls(value: Any, *, top: bool = True) -> Any:
     if isinstance(value, Mapping):
         return {key: without_nulls(item, top=False) for key, item in value.items() if top or item is not None}
     return [without_nulls(item, top=False) for item in value] if isinstance(value, list) else value
+
+
+def encodable(value: Any) -> Any:
+    """The value itself, or a copy where some text in it has lone surrogates.
+
+    JSON can hold half of a character that UTF-16 writes as two, such as "\\ud83d"; no tokenizer reads it.
+    """
+    if isinstance(value, str):
+        if value.isascii():
+            return value
+        clean = LONE.sub("\ufffd", value)
+        return value if clean == value else clean
+    if isinstance(value, dict):
+        items = {encodable(key): encodable(item) for key, item in value.items()}
+        same = all(a is b for a, b in zip(items.values(), value.values(), strict=False)) and list(items) == list(value)
+        return value if same else items
+    if isinstance(value, list):
+        items_ = [encodable(item) for item in value]
+        return value if all(a is b for a, b in zip(items_, value, strict=True)) else items_
+    return value
 
 
 def arrow_rows(data: Iterable[Mapping[str, Any]], where: str) -> Iterator[Row]:

@@ -20,21 +20,22 @@ def read_rows(config: TextConfig) -> tuple[list[Row], list[str]]:
         UsageError: the source is missing, malformed or empty; names the file and line.
         ForgettingError: the Hub could not be reached.
     """
-    found, notices = _rows(config)
-    rows = list(itertools.islice(found, _row_limit(config)))
+    found, notices = open_rows(config)
+    rows = list(itertools.islice(found, row_limit(config)))
     if not rows:
         raise UsageError(f"{config.source}: empty, no rows in it")
     return rows, notices
 
 
-def _row_limit(config: TextConfig) -> int | None:
+def row_limit(config: TextConfig) -> int | None:
     """Rows to read: a row is a document only where it is not cut or joined into others, as a single one may be."""
     if config.max_documents is None or config.documents not in ("auto", "rows"):
         return None
     return max(2, config.max_documents)
 
 
-def _rows(config: TextConfig) -> tuple[Iterator[Row], list[str]]:
+def open_rows(config: TextConfig) -> tuple[Iterator[Row], list[str]]:
+    """All rows as they are read, and notices; raises as `read_rows`, on the way too."""
     if config.source.startswith("miniature:"):
         from .miniature import rows
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..errors import UsageError
 from .chats import Chats
 from .documents import Corpus, Document
+from .texts import first_copies
 from .windows import Windows
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def tokenize(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, 
         UsageError: the text is shorter than one window, a conversation that the tokenizer has no chat template for or
             whose template refuses it, or no target is left.
     """
+    corpus = documents if isinstance(documents, Corpus) else Corpus(documents)
     chats = Chats(tokenizer)
     gathered = _Gathered(context)
     for batch in _batches(documents):
@@ -44,14 +46,14 @@ def tokenize(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, 
     cut, dropped = gathered.cut, len(documents) - gathered.owning
     notices = [f"{cut} of {len(documents)} conversations were cut at {context} tokens"] if cut else []
     notices += [f"{dropped} of {len(documents)} documents have no target within {context} tokens"] if dropped else []
-    first_copy = _first_copies(documents)
+    first_copy = first_copies(corpus.spaceless)
     copies = len(documents) - len(set(first_copy)) if first_copy else 0
     notices += (
         [f"{copies} of {len(documents)} documents are copies of others and no independent ones"] if copies else []
     )
     return gathered.windows(
-        document_ids=tuple(document.id for document in documents),
-        notices=(*(documents.notices if isinstance(documents, Corpus) else ()), *notices, *chats.notices()),
+        document_ids=corpus.ids,
+        notices=(*corpus.notices, *notices, *chats.notices()),
         first_copy=first_copy,
     )
 
@@ -130,16 +132,8 @@ def _plain(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterable
     return (np.asarray(tokenizer(text, verbose=False)["input_ids"], np.int32) for text in texts)
 
 
-def _first_copies(documents: Sequence[Document]) -> tuple[int, ...]:
-    """The place of the first document with the same content, for each; nothing where all are different."""
-    first: dict[str, int] = {}
-    places = tuple(first.setdefault(document.spaceless_hash(), i) for i, document in enumerate(documents))
-    return places if len(first) < len(places) else ()
-
-
 def _check_enough(documents: Sequence[Document], gathered: _Gathered, context: int) -> None:
-    plain = not any(document.messages for document in documents)
-    if plain and gathered.tokens < context:
+    if gathered.tokens < context and not any(document.messages for document in documents):
         raise UsageError(
             f"the text has {gathered.tokens} tokens in {len(documents)} documents, fewer than one window of {context}; "
             "give more text or a smaller context"

@@ -1,0 +1,154 @@
+"""A large corpus of plain text as documents, one row or piece in memory at a time.
+
+What is not plain, or not as it should be, is left to `documents.py`, which reads all of it and says what is wrong.
+"""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePath
+
+from .. import files
+from ..config.schema import TextConfig
+from ..errors import ForgettingError
+from . import cutting, formats
+from .readers import encodable, kind
+from .sources import open_rows, row_limit
+from .texts import Texts
+
+log = logging.getLogger(__name__)
+PIECE = 2**22
+"""Bytes of a text that are decoded at a time."""
+LEAST = 2**22
+"""Bytes of a file below which it is read whole."""
+
+
+class _UnusualError(Exception):
+    """Not a plain text that can be read piece by piece."""
+
+
+def read_texts(config: TextConfig) -> tuple[Texts, tuple[str, ...]] | None:
+    """The documents of a large corpus of plain text, and notices: those of `load_corpus`.
+
+    Returns:
+        None for whatever else it is: small, conversations, rows to be joined, a wrong file, no room on the disk.
+    """
+    path = Path(config.source).expanduser()
+    try:
+        if config.source.startswith("miniature:") or not path.exists():
+            return None
+        if path.is_file() and path.stat().st_size < LEAST:
+            return None
+        is_text = path.is_file() and kind(path) in (".txt", ".md")
+        return _of_text(path, config) if is_text else _of_rows(config)
+    except (_UnusualError, ForgettingError, ValueError):
+        return None
+    except OSError as error:
+        if files.no_room(error):
+            log.warning("no room left on the disk for temporary files: %s is read whole, in memory", config.source)
+        return None
+
+
+def _of_rows(config: TextConfig) -> tuple[Texts, tuple[str, ...]]:
+    """One document a row."""
+    if config.documents not in ("auto", "rows"):
+        raise _UnusualError
+    rows, told = open_rows(config)
+    texts, unique, lines = Texts(), _Unique(), cutting.LinesSeen()
+    columns: dict[str, None] = {}
+    count = replaced = 0
+    for row in itertools.islice(rows, row_limit(config)):
+        clean = encodable(row)
+        replaced += clean is not row
+        if not clean.keys() <= columns.keys():
+            columns |= dict.fromkeys(clean)
+            if formats.recognise(config, list(columns))[0].kind != "text":
+                raise _UnusualError
+        text = clean.get(config.text_column)
+        if text is None:
+            text = ""
+        if not isinstance(text, str):
+            raise _UnusualError
+        lines.add(text)
+        if text.strip() and len(texts) != config.max_documents:
+            texts.add(unique.name(formats.row_id(clean, count)), text)
+        count += 1
+    if count < 2 or not len(texts) or (config.documents == "auto" and lines.are_wikitext):
+        raise _UnusualError
+    _, guessed = formats.recognise(config, list(columns))
+    own = [f"{replaced} of {count} rows had lone surrogates, halves of characters: now U+FFFD"] if replaced else []
+    return texts.finish(), _notices(config, told, [*own, *guessed, *formats.empty_rows(count, lines.empty)])
+
+
+def _of_text(path: Path, config: TextConfig) -> tuple[Texts, tuple[str, ...]]:
+    """One text, cut into documents."""
+    shape, guessed = formats.recognise(config, [config.text_column])
+    if shape.kind != "text" or config.documents == "rows":
+        raise _UnusualError
+    guess = config.documents == "auto"
+    mode = cutting.guessed_cut_of_one(_pieces(path)) if guess else str(config.documents)
+    found = ((name, text) for name, text in cutting.CUTS[mode](_ended(_pieces(path))) if text.strip())
+    texts, unique, count = Texts(), _Unique(), 0
+    for name, text in found if guess else itertools.islice(found, config.max_documents):
+        count += 1
+        if config.max_documents is None or count <= config.max_documents:
+            texts.add(unique.name(name), text)
+    if not count:
+        raise _UnusualError
+    return texts.finish(), _notices(config, (), [*guessed, *(cutting.notices_of(mode, count) if guess else [])])
+
+
+def _notices(config: TextConfig, told: Iterable[str], own: Iterable[str]) -> tuple[str, ...]:
+    return (*told, *(f"{PurePath(config.source).name}: {notice}" for notice in own))
+
+
+class _Unique:
+    """Names of documents, a repeated one with its count."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, int] = {}
+
+    def name(self, name: str) -> str:
+        self.seen[name] = count = self.seen.get(name, 0) + 1
+        return name if count == 1 else f"{name}#{count}"
+
+
+def _pieces(path: Path) -> Iterator[str]:
+    """A text file's text, its line breaks line feeds, in pieces.
+
+    Raises:
+        _UnusualError: too large, not UTF-8, or with carriage returns that no line feed follows.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    total, held, visible = 0, "", False
+    with files.opened(path) as file:
+        while True:
+            content = file.read(PIECE)
+            total += len(content)
+            try:
+                text = held + decoder.decode(content, final=not content)
+            except UnicodeDecodeError:
+                raise _UnusualError from None
+            held = "\r" if content and text.endswith("\r") else ""
+            text = text[: len(text) - len(held)].replace("\r\n", "\n")
+            if "\r" in text or total > files.MAX_TEXT:
+                raise _UnusualError
+            visible = visible or bool(text.strip())
+            yield text
+            if not content:
+                break
+    if not visible:
+        raise _UnusualError
+
+
+def _ended(pieces: Iterable[str]) -> Iterator[str]:
+    """The same with a line break at its end."""
+    last = ""
+    for piece in pieces:
+        last = piece[-1:] or last
+        yield piece
+    if last != "\n":
+        yield "\n"
