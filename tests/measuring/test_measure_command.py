@@ -315,7 +315,7 @@ def test_python_refusals(tiny_model, adapter):
     with pytest.raises(UsageError, match="own biases"):
         instrument.measure(None, biased, text=make_windows([20, 20]))
     with pytest.raises(UsageError, match="has token"):
-        comparable.shared_rows(model, model, make_windows([20], vocabulary=1000))
+        comparable.shared_rows(model, model, make_windows([20], vocabulary=1000).largest)
 
 
 def test_commands_are_registered_functions():

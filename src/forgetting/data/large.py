@@ -30,6 +30,17 @@ class _UnusualError(Exception):
     """Not a plain text that can be read piece by piece."""
 
 
+def is_large(config: TextConfig) -> bool:
+    """Whether a corpus is a folder or a large file."""
+    if config.source.startswith("miniature:"):
+        return False
+    path = Path(config.source).expanduser()
+    try:
+        return path.is_dir() or (path.is_file() and path.stat().st_size >= LEAST)
+    except (OSError, ValueError):  # no path, or a name too long for one
+        return False
+
+
 def read_texts(config: TextConfig) -> tuple[Texts, tuple[str, ...]] | None:
     """The documents of a large corpus of plain text, and notices: those of `load_corpus`.
 
@@ -38,9 +49,7 @@ def read_texts(config: TextConfig) -> tuple[Texts, tuple[str, ...]] | None:
     """
     path = Path(config.source).expanduser()
     try:
-        if config.source.startswith("miniature:") or not path.exists():
-            return None
-        if path.is_file() and path.stat().st_size < LEAST:
+        if not is_large(config):
             return None
         is_text = path.is_file() and kind(path) in (".txt", ".md")
         return _of_text(path, config) if is_text else _of_rows(config)

@@ -18,8 +18,8 @@ from .windows import Windows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    Encoded = tuple[NDArray[np.int32], NDArray[np.bool_]]
-
+Encoded = tuple[NDArray[np.int32], NDArray[np.bool_]]
+"""Tokens of a window, and which of them are targets."""
 BATCH_CHARACTERS = 2**21
 BATCH_DOCUMENTS = 4096
 """Of plain text that a tokenizer is given at once: enough for all cores, little in memory."""
@@ -39,29 +39,38 @@ def tokenize(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, 
     """
     corpus = documents if isinstance(documents, Corpus) else Corpus(documents)
     chats = Chats(tokenizer)
-    gathered = _Gathered(context)
+    gathered = Gathered(context)
     for batch in _batches(documents):
         gathered.add(_encoded(batch, tokenizer, chats, context))
     _check_enough(documents, gathered, context)
-    cut, dropped = gathered.cut, len(documents) - gathered.owning
-    notices = [f"{cut} of {len(documents)} conversations were cut at {context} tokens"] if cut else []
-    notices += [f"{dropped} of {len(documents)} documents have no target within {context} tokens"] if dropped else []
     first_copy = first_copies(corpus.spaceless)
-    copies = len(documents) - len(set(first_copy)) if first_copy else 0
-    notices += (
-        [f"{copies} of {len(documents)} documents are copies of others and no independent ones"] if copies else []
-    )
-    return gathered.windows(
-        document_ids=corpus.ids,
-        notices=(*corpus.notices, *notices, *chats.notices()),
-        first_copy=first_copy,
-    )
+    cut = gathered.cut
+    notices = [
+        *([f"{cut} of {len(documents)} conversations were cut at {context} tokens"] if cut else []),
+        *dropped_notice(len(documents), gathered.owning, context),
+        *copies_notice(first_copy),
+        *chats.notices(),
+    ]
+    return gathered.windows(document_ids=corpus.ids, notices=(*corpus.notices, *notices), first_copy=first_copy)
 
 
-class _Gathered:
+def dropped_notice(documents: int, with_target: int, context: int) -> list[str]:
+    """What a reader should know of documents without a window."""
+    dropped = documents - with_target
+    return [f"{dropped} of {documents} documents have no target within {context} tokens"] if dropped else []
+
+
+def copies_notice(first_copy: Sequence[int]) -> list[str]:
+    """What a reader should know of documents that stand twice."""
+    copies, documents = len(first_copy) - len(set(first_copy)), len(first_copy)
+    return [f"{copies} of {documents} documents are copies of others and no independent ones"] if copies else []
+
+
+class Gathered:
     """Windows as they come, in flat buffers: an array object a window would weigh more than its tokens."""
 
     def __init__(self, context: int) -> None:
+        """None yet; windows are cut at `context`."""
         self.context = context
         self.ids, self.masks = bytearray(), bytearray()
         self.lengths, self.owners = array("q"), array("i")
@@ -85,14 +94,22 @@ class _Gathered:
 
     @property
     def tokens(self) -> int:
+        """Of all windows."""
         return len(self.masks)
 
-    def windows(self, **more: Any) -> Windows:
+    def windows(self, *, owners: NDArray[np.int64] | None = None, **more: Any) -> Windows:
+        """All of them.
+
+        Args:
+            owners: the document of each that was added; by default its place among them.
+            more: the other fields of Windows.
+        """
+        places = np.array(self.owners, np.int32)
         return Windows(
             input_ids=np.frombuffer(self.ids, np.int32),
             predicted=np.frombuffer(self.masks, np.bool_),
             offsets=np.concatenate([[0], np.cumsum(np.frombuffer(self.lengths, np.int64))]).astype(np.int64),
-            documents=np.array(self.owners, np.int32),
+            documents=places if owners is None else owners[places].astype(np.int32),
             **more,
         )
 
@@ -114,14 +131,16 @@ def _encoded(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, chats: Chats, context: int
 ) -> Iterator[list[Encoded]]:
     """The windows of each document, not yet cut at `context` where they are conversations."""
-    plain = iter(_plain([document.text for document in documents if not document.messages], tokenizer))
+    plain = encode_plain([document.text for document in documents if not document.messages], tokenizer, context)
     for document in documents:
-        if document.messages:
-            yield chats.encode(document)
-        else:
-            ids = next(plain)
-            pieces = [ids[start : start + context] for start in range(0, len(ids), context)]
-            yield [(piece, np.ones(len(piece), dtype=bool)) for piece in pieces]
+        yield chats.encode(document) if document.messages else next(plain)
+
+
+def encode_plain(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: int) -> Iterator[list[Encoded]]:
+    """The windows of each plain text: consecutive ones, every token a target."""
+    for ids in _plain(texts, tokenizer):
+        pieces = [ids[start : start + context] for start in range(0, len(ids), context)]
+        yield [(piece, np.ones(len(piece), dtype=bool)) for piece in pieces]
 
 
 def _plain(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[NDArray[np.int32]]:
@@ -132,7 +151,7 @@ def _plain(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterable
     return (np.asarray(tokenizer(text, verbose=False)["input_ids"], np.int32) for text in texts)
 
 
-def _check_enough(documents: Sequence[Document], gathered: _Gathered, context: int) -> None:
+def _check_enough(documents: Sequence[Document], gathered: Gathered, context: int) -> None:
     if gathered.tokens < context and not any(document.messages for document in documents):
         raise UsageError(
             f"the text has {gathered.tokens} tokens in {len(documents)} documents, fewer than one window of {context}; "

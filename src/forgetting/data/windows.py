@@ -76,6 +76,17 @@ class Windows:
         ids, predicted = self.window(index)
         return np.where(predicted, ids, np.int32(IGNORED))
 
+    @property
+    def n_documents(self) -> int:
+        """Different documents with a target; copies are one."""
+        documents = self.documents[self.targets > 0]
+        return len(np.unique(np.asarray(self.first_copy, np.int32)[documents] if self.first_copy else documents))
+
+    @property
+    def largest(self) -> int:
+        """The largest token in them; 0 where there is none."""
+        return int(self.input_ids.max(initial=0))
+
     def token_documents(self) -> NDArray[np.int32]:
         """[n_predicted] the document of each target, of copies the first, in the order of the windows."""
         documents = np.asarray(self.first_copy, np.int32)[self.documents] if self.first_copy else self.documents

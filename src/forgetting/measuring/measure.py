@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..config.arguments import checked, model_of, tokenizer_of
 from ..config.schema import ModelConfig, TextConfig, validated
+from ..data.untokenized import Untokenized
 from ..data.windows import Windows
 from ..errors import ForgettingError, UsageError
 from ..models import comparable, pair
@@ -25,7 +26,7 @@ from .estimate import Mean, clustered_mean
 from .measurement import CheckResult, Measurement, Settings
 from .noise import NoiseFloor, noise_floor
 from .quantities import PAIR
-from .reading import Text, read_windows, text_source
+from .reading import Text, read_to_sample, read_windows, text_source
 from .sampling import Sampled, until
 from .verdict import judge
 
@@ -95,10 +96,16 @@ def _measure(base: Any, tuned: Any, text: Text, tokenizer: Any, settings: Settin
     settings = replace(settings, batch_tokens=size)
     if text is None and models.names[0] == "miniature":
         given = TextConfig(source=MINIATURE_TEXT)
-    windows, name, context, read = read_windows(
-        given, models.tokenizer, (models.base, models.tuned), settings.context, models.tuned_tokenizer
+    read = read_windows if settings.tolerance is None else read_to_sample
+    windows, name, context, told = read(
+        given,
+        models.tokenizer,
+        (models.base, models.tuned),
+        settings.context,
+        models.tuned_tokenizer,
+        settings.cache_dir,
     )
-    rows, notices = comparable.shared_rows(models.base, models.tuned, windows)
+    rows, notices = comparable.shared_rows(models.base, models.tuned, windows.largest)
     began = time.perf_counter()
     sampled = until(
         windows,
@@ -110,7 +117,7 @@ def _measure(base: Any, tuned: Any, text: Text, tokenizer: Any, settings: Settin
     noise = None
     if settings.noise_floor:
         noise = noise_floor(models.base, windows, batch_tokens=size, seed=settings.seed, rows=rows)
-    notices = [*models.notices, *read, *notices, *_unchanged_notice(sampled), *_sampling_notices(sampled, settings)]
+    notices = [*models.notices, *told, *notices, *_unchanged_notice(sampled), *_sampling_notices(sampled, settings)]
     notices += [] if _unchanged_notice(sampled) else _noise_notices(sampled, noise)
     return _measurement(models, name, context, settings, sampled, noise, tuple(notices), began, windows)
 
@@ -124,7 +131,7 @@ def _measurement(
     noise: NoiseFloor | None,
     notices: tuple[str, ...],
     began: float,
-    windows: Windows,
+    all_text: Windows | Untokenized,
 ) -> Measurement:
     """What `measure` returns, from what it found."""
     return Measurement(
@@ -132,7 +139,7 @@ def _measurement(
         tuned=models.names[1],
         text=text,
         means=_means(sampled),
-        documents_in_text=len(np.unique(windows.token_documents())),
+        documents_in_text=all_text.n_documents,
         context=context,
         settings=settings,
         dtype=models.dtype,

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..data.untokenized import Untokenized
 from ..data.windows import Windows
 from ..models import accelerate_internals, adapters
 from .base_targets import base_side
 from .comparison import compare
 from .estimate import clustered_mean
 from .quantities import BY_NAME, SHARE
-from .sampling import FIRST_TOKENS, _Documents
+from .sampling import FIRST_TOKENS, in_random_order
 
 NAMES = ("forgetting", "kl", "agreement")
 CONFIDENCE = 0.95
@@ -105,17 +106,19 @@ def _text(name: str, value: float) -> str:
     return f"{value:.4f}" if BY_NAME[name].unit == SHARE else f"{value:.1e}"
 
 
-def noise_floor(base: Any, windows: Windows, *, batch_tokens: int, seed: int, rows: int | None) -> NoiseFloor:
+def noise_floor(
+    base: Any, text: Windows | Untokenized, *, batch_tokens: int, seed: int, rows: int | None
+) -> NoiseFloor:
     """Measure it on about 8,192 tokens of whole documents.
 
     Args:
         base: the base model, or a PeftModel (adapters are disabled).
-        windows: the text.
+        text: the text.
         batch_tokens: the batch size whose numbers are in doubt; the other one is a third of it.
         seed: of the choice of documents, and of random rounding.
         rows: as in `compare`.
     """
-    sample = windows.select(_Documents(windows, seed).take(FIRST_TOKENS))
+    sample = in_random_order(text, seed).take(FIRST_TOKENS)
     documents = sample.token_documents()
     how: dict[str, Any] = {"batch_tokens": batch_tokens, "rows": rows}
     targets, expected = base_side(base, sample, key="noise", cache_dir=None, with_rows=True, **how)

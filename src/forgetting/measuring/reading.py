@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..config.arguments import ColumnTable, RowTable, columns_of, path_of, rows_of, wrong_type
 from ..config.schema import TextConfig
-from ..data.documents import corpus_of, load_corpus
+from ..data.documents import corpus_of
+from ..data.prepared import Corpora
 from ..data.readers import without_nulls
 from ..data.tokenizing import tokenize
+from ..data.untokenized import Untokenized, untokenized
 from ..data.windows import Windows
 from ..errors import UsageError
 from ..models import adapters, comparable
@@ -74,7 +77,12 @@ def text_source(text: Text | Rows) -> TextConfig | Windows | Rows:
 
 
 def read_windows(
-    text: Text | Rows, tokenizer: Any, models: Sequence[Any], context: int | None, other_tokenizer: Any = None
+    text: Text | Rows,
+    tokenizer: Any,
+    models: Sequence[Any],
+    context: int | None,
+    other_tokenizer: Any = None,
+    cache_dir: Path | None = None,
 ) -> tuple[Windows, str, int | None, list[str]]:
     """The windows of a text, its name, the context, and notices.
 
@@ -84,6 +92,7 @@ def read_windows(
         models: those that are to run on it, for how many positions they were built.
         context: tokens a window; None is 512, or fewer where a model was built for fewer.
         other_tokenizer: the tuned model's own, to be checked on the text.
+        cache_dir: where the windows of a large text are kept; None keeps none.
 
     Raises:
         UsageError: no tokenizer, a context too long, text that cannot be read, tokenizers that differ.
@@ -91,15 +100,49 @@ def read_windows(
     given = text_source(text)
     if isinstance(given, Windows):
         return given, "given windows", None, []
-    if tokenizer is None:
-        raise UsageError("live models need tokenizer=..., to read the text with")
+    _check_tokenizer(tokenizer)
     config = given.config if isinstance(given, Rows) else given
     length = _context(models, context)
-    documents = corpus_of(given.rows, config) if isinstance(given, Rows) else load_corpus(config)
-    texts = [document.text for document in documents[:3] if document.text]
-    notices = [] if other_tokenizer is None else comparable.check_tokenizers(tokenizer, other_tokenizer, texts)
-    windows = tokenize(documents, tokenizer, length)
+    if isinstance(given, Rows):
+        documents = corpus_of(given.rows, config)
+        beginnings = [document.text for document in documents[:3] if document.text]
+        notices = _compared(tokenizer, other_tokenizer, beginnings)
+        windows = tokenize(documents, tokenizer, length)
+    else:
+        read = Corpora(tokenizer, length, cache_dir).text(config)
+        notices = _compared(tokenizer, other_tokenizer, read.beginnings)
+        windows = read.windows
     return windows, config.source, length, [*notices, *windows.notices]
+
+
+def read_to_sample(
+    text: Text | Rows,
+    tokenizer: Any,
+    models: Sequence[Any],
+    context: int | None,
+    other_tokenizer: Any = None,
+    cache_dir: Path | None = None,
+) -> tuple[Windows | Untokenized, str, int | None, list[str]]:
+    """As `read_windows`, but a large plain text is tokenised as its documents are drawn."""
+    given = text_source(text)
+    if isinstance(given, TextConfig):
+        _check_tokenizer(tokenizer)
+        length = _context(models, context)
+        late = untokenized(given, tokenizer, length)
+        if late is not None and late.largest < min(comparable.known_rows(model) for model in models):
+            beginnings = [document.text for document in late.corpus[:3]]
+            notices = _compared(tokenizer, other_tokenizer, beginnings)
+            return late, given.source, length, [*notices, *late.notices]
+    return read_windows(given, tokenizer, models, context, other_tokenizer, cache_dir)
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if tokenizer is None:
+        raise UsageError("live models need tokenizer=..., to read the text with")
+
+
+def _compared(tokenizer: Any, other: Any, beginnings: Sequence[str]) -> list[str]:
+    return [] if other is None else comparable.check_tokenizers(tokenizer, other, beginnings)
 
 
 def _context(models: Sequence[Any], context: int | None) -> int:

@@ -5,17 +5,22 @@ Shapes: N predicted positions of all documents measured so far, in the order of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.tokenizing import Encoded
+from ..data.untokenized import Untokenized
 from ..data.windows import Windows
 from .estimate import clustered_mean
 
 FIRST_TOKENS = 8192
+AHEAD = 128
+"""Documents that are tokenised at once."""
 FIRST_DOCUMENTS = 8
 """A standard error over fewer documents is too rough to stop on."""
 
@@ -36,7 +41,7 @@ class Sampled:
 
 
 def until(
-    windows: Windows,
+    text: Windows | Untokenized,
     measure: Callable[[Windows], dict[str, NDArray[Any]]],
     name: str,
     tolerance: float | None,
@@ -48,22 +53,20 @@ def until(
     there are: few looks, so that stopping at a lucky one is rare.
 
     Args:
-        windows: all of the text.
+        text: all of it.
         measure: windows -> name -> [n] values; called with each round's windows.
         tolerance: standard error to reach, in the unit of the values; None measures all of the text at once.
         seed: of the order of documents.
     """
     if tolerance is None:
+        windows = text if isinstance(text, Windows) else text.whole()
         return Sampled(windows, measure(windows), True)
-    taken: list[NDArray[np.int64]] = []
+    documents = in_random_order(text, seed)
     parts: list[dict[str, NDArray[Any]]] = []
-    documents = _Documents(windows, seed)
     wanted = FIRST_TOKENS
     while True:
-        indices = documents.take(wanted)
-        taken.append(indices)
-        parts.append(measure(windows.select(indices)))
-        sample = windows.select(np.concatenate(taken))
+        parts.append(measure(documents.take(wanted)))
+        sample = documents.taken()
         values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         mean = clustered_mean(values[name], sample.token_documents())
         enough = mean.n_documents >= FIRST_DOCUMENTS and mean.se <= tolerance
@@ -73,38 +76,73 @@ def until(
         wanted = int(np.clip(needed, 1.25 * mean.n_tokens, 4 * mean.n_tokens)) - mean.n_tokens
 
 
-class _Documents:
-    """The documents of a text in a seeded order, handed out whole."""
+def in_random_order(text: Windows | Untokenized, seed: int) -> _InOrder:
+    """The documents of a text that have a target, in a seeded order, handed out whole."""
+    return _OfWindows(text, seed) if isinstance(text, Windows) else _OfTexts(text, seed)
 
-    def __init__(self, windows: Windows, seed: int) -> None:
-        self.by_document = list(_windows_by_document(windows))
-        order = np.random.default_rng([seed, 20240110]).permutation(len(self.by_document))
-        self.order = list(order)
-        self.first = True
+
+class _InOrder(ABC):
+    """Documents in a random order: the same one for the same documents, whether their tokens are known yet."""
+
+    def __init__(self, documents: int, seed: int) -> None:
+        self.order = np.random.default_rng([seed, 20240110]).permutation(documents)
+        self.given = 0
 
     @property
     def left(self) -> int:
-        return len(self.order)
+        """Documents that were not handed out."""
+        return len(self.order) - self.given
 
-    def take(self, tokens: int) -> NDArray[np.int64]:
-        """Window indices of the next documents with at least these many predicted tokens together."""
-        least = FIRST_DOCUMENTS if self.first else 1
-        self.first = False
-        found: list[NDArray[np.int64]] = []
-        total = 0
-        while self.order and (total < tokens or len(found) < least):
-            indices, count = self.by_document[self.order.pop(0)]
-            found.append(indices)
-            total += count
-        return np.concatenate(found)
+    def take(self, tokens: int) -> Windows:
+        """The next documents, with at least these many targets together."""
+        least = FIRST_DOCUMENTS if self.given == 0 else 1
+        first, total = self.given, 0
+        while self.left and (total < tokens or self.given - first < least):
+            total += self.targets(self.given)
+            self.given += 1
+        return self.windows(first, self.given)
+
+    def taken(self) -> Windows:
+        """All that were handed out."""
+        return self.windows(0, self.given)
+
+    @abstractmethod
+    def targets(self, number: int) -> int:
+        """How many targets the document of this number in the order has."""
+
+    @abstractmethod
+    def windows(self, first: int, end: int) -> Windows:
+        """Those of the documents from `first` to `end` of the order."""
 
 
-def _windows_by_document(windows: Windows) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """(window indices, predicted tokens) of each document, in the order of their first windows."""
-    counts = np.add.reduceat(windows.predicted.astype(np.int64), windows.offsets[:-1])
-    order = np.argsort(windows.documents, kind="stable")
-    labels, starts = np.unique(windows.documents[order], return_index=True)
-    for i in range(len(labels)):
-        stop = starts[i + 1] if i + 1 < len(labels) else len(order)
-        indices = order[starts[i] : stop]
-        yield indices.astype(np.int64), int(counts[indices].sum())
+class _OfWindows(_InOrder):
+    def __init__(self, text: Windows, seed: int) -> None:
+        self.text = text
+        self.by_document = np.argsort(text.documents, kind="stable")
+        labels, self.starts = np.unique(text.documents[self.by_document], return_index=True)
+        self.stops = np.append(self.starts[1:], len(self.by_document))
+        self.counts = np.add.reduceat(text.targets[self.by_document], self.starts)
+        super().__init__(len(labels), seed)
+
+    def targets(self, number: int) -> int:
+        return int(self.counts[self.order[number]])
+
+    def windows(self, first: int, end: int) -> Windows:
+        spans = [self.by_document[self.starts[i] : self.stops[i]] for i in self.order[first:end]]
+        return self.text.select(np.concatenate(spans))
+
+
+class _OfTexts(_InOrder):
+    def __init__(self, text: Untokenized, seed: int) -> None:
+        super().__init__(len(text.present), seed)
+        self.text = text
+        self.places = text.present[self.order]
+        self.encoded: list[list[Encoded]] = []
+
+    def targets(self, number: int) -> int:
+        if number == len(self.encoded):  # some ahead, all cores at once
+            self.encoded += self.text.encoded(self.places[number : number + AHEAD])
+        return sum(len(ids) - 1 for ids, _ in self.encoded[number])
+
+    def windows(self, first: int, end: int) -> Windows:
+        return self.text.windows(self.places[first:end], self.encoded[first:end])

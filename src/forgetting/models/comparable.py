@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from ..data import hub
-from ..data.windows import Windows
 from ..errors import ForgettingError, UsageError
 from . import adapters, causal, sources
 from .sources import Source
@@ -194,8 +193,17 @@ def _embedding_rows(model: Any) -> int:
     return max(sizes, default=head_rows(model))
 
 
-def shared_rows(base: Any, tuned: Any, windows: Windows) -> tuple[int | None, list[str]]:
+def known_rows(model: Any) -> int:
+    """How many tokens a model can read and predict."""
+    return min(head_rows(model), _embedding_rows(model))
+
+
+def shared_rows(base: Any, tuned: Any, largest: int) -> tuple[int | None, list[str]]:
     """The part of the vocabulary that both models have, and a notice where it is not the whole of both.
+
+    Args:
+        base, tuned: the models.
+        largest: of the text's tokens.
 
     Returns:
         None where vocabularies are of one size, else the number of shared rows; notices.
@@ -203,9 +211,7 @@ def shared_rows(base: Any, tuned: Any, windows: Windows) -> tuple[int | None, li
     Raises:
         UsageError: the text has tokens that one of the models lacks.
     """
-    sizes = head_rows(base), head_rows(tuned)
-    known = tuple(min(size, _embedding_rows(model)) for size, model in zip(sizes, (base, tuned), strict=True))
-    largest = int(windows.input_ids.max(initial=0))
+    sizes, known = (head_rows(base), head_rows(tuned)), (known_rows(base), known_rows(tuned))
     if largest >= min(known):
         which = "base" if known[0] <= known[1] else "tuned"
         raise UsageError(
