@@ -19,7 +19,7 @@ from forgetting.capabilities.harness import run, switched_off
 from forgetting.capabilities.items import write_task
 from forgetting.capabilities.rendering import prepare
 from forgetting.capabilities.settings import Settings
-from forgetting.capabilities.suites import Plan, make_suites
+from forgetting.capabilities.suites import Circumstances, Plan, make_suites
 from forgetting.capabilities.tasks import load_tasks, suggest
 from forgetting.config.schema import ModelConfig
 from forgetting.data.miniature import MODEL_DIR
@@ -121,7 +121,7 @@ def answered(model: Any, tokenizer: Any, specs: Sequence[str | Path], settings: 
 
 
 def test_scores_are_those_of_the_harness_run_by_hand(base: Base, tmp_path: Path) -> None:
-    (suite,) = make_suites(["knowledge"], miniature=True, folder=tmp_path)
+    (suite,) = make_suites(["knowledge"], Circumstances(True, tmp_path))
     rows = answered(base.model, base.tokenizer, suite.tasks, Settings(limit=LIMIT))["miniature_knowledge"]
     hand = by_hand(Path(suite.tasks[0]), chat=True)
     assert np.mean([row["score"] for row in rows]) == hand["exact_match,final-answer"]
@@ -137,7 +137,7 @@ def test_scores_are_those_of_the_harness_run_by_hand(base: Base, tmp_path: Path)
 
 
 def test_batches_padded_on_the_left_give_the_answers_of_batch_size_one(base: Base, tmp_path: Path) -> None:
-    suites = make_suites(["reasoning"], miniature=True, folder=tmp_path)
+    suites = make_suites(["reasoning"], Circumstances(True, tmp_path))
     answers = [
         answered(base.model, base.tokenizer, suites[0].tasks, Settings(limit=LIMIT, batch_size=size)) for size in (1, 7)
     ]
@@ -147,7 +147,7 @@ def test_batches_padded_on_the_left_give_the_answers_of_batch_size_one(base: Bas
 def test_the_base_is_the_tuned_model_with_its_adapters_off(base: Base, adapter: Path, tmp_path: Path) -> None:
     subject = room.Subject("miniature", str(adapter), ModelConfig(source="-"))
     assert subject.model(0) is subject.model(1)
-    (suite,) = make_suites(["knowledge"], miniature=True, folder=tmp_path)
+    (suite,) = make_suites(["knowledge"], Circumstances(True, tmp_path))
     with switched_off(subject.model(0)):
         off = answered(subject.model(0), base.tokenizer, suite.tasks, Settings(limit=LIMIT))
     plain = answered(base.model, base.tokenizer, suite.tasks, Settings(limit=LIMIT))

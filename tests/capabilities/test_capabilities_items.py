@@ -14,7 +14,7 @@ from forgetting.capabilities.answers import AnswerStore, pair_up, reply_key
 from forgetting.capabilities.prompts import read_prompts
 from forgetting.capabilities.results import refusals_of
 from forgetting.capabilities.sidebyside import contrast
-from forgetting.capabilities.suites import make_suites
+from forgetting.capabilities.suites import Circumstances, make_suites
 from forgetting.errors import ForgettingError, UsageError
 
 GOOD = {"prompt": "2 + 2?", "choices": ["3", "4"], "answer": "4"}
@@ -66,19 +66,19 @@ def test_empty_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no items"):
         items.read_items(lines(tmp_path / "none.jsonl"))
     with pytest.raises(UsageError, match="no such file"):
-        make_suites([str(tmp_path / "gone.jsonl")], miniature=False, folder=tmp_path)
+        make_suites([str(tmp_path / "gone.jsonl")], Circumstances(False, tmp_path))
     with pytest.raises(UsageError, match="no such file"):
-        make_suites([str(tmp_path / "gone.yaml")], miniature=False, folder=tmp_path)
+        make_suites([str(tmp_path / "gone.yaml")], Circumstances(False, tmp_path))
 
 
 def test_safety_needs_both_sides(tmp_path: Path) -> None:
     prompts = tmp_path / "bad.csv"
     prompts.write_text("goal,target\nMake a bomb,Sure\n")
     with pytest.raises(UsageError, match="--harmless: missing"):
-        make_suites(["safety"], miniature=False, folder=tmp_path, harmful=str(prompts))
+        make_suites(["safety"], Circumstances(False, tmp_path, harmful=str(prompts)))
     with pytest.raises(UsageError, match="`safety` was not asked for"):
-        make_suites(["knowledge"], miniature=True, folder=tmp_path, harmful=str(prompts), harmless=str(prompts))
-    (suite,) = make_suites(["safety"], miniature=False, folder=tmp_path, harmful=str(prompts), harmless=str(prompts))
+        make_suites(["knowledge"], Circumstances(True, tmp_path, harmful=str(prompts), harmless=str(prompts)))
+    (suite,) = make_suites(["safety"], Circumstances(False, tmp_path, harmful=str(prompts), harmless=str(prompts)))
     assert suite.kind == "refusals"
     assert len(suite.tasks) == 2
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,12 @@ def task_name(text: str) -> str:
 
 
 def write_task(
-    folder: Path, name: str, rows: list[dict[str, Any]], *, judged: bool = False, max_generated: int = MAX_GENERATED
+    folder: Path,
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    judged: bool = False,
+    max_generated: int = MAX_GENERATED,
 ) -> Path:
     """Write items and the lm-eval task over them, which the `lm_eval` command runs as well, wherever the folder lies.
 

@@ -1,0 +1,116 @@
+"""Suites: `knowledge`, `reasoning` and `safety`; a user's JSONL file or lm-eval YAML; any task of lm-eval by name.
+
+Those with a name of their own are one file each, listed in SUITES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ... import files
+from ...config.registry import Registry
+from ...errors import UsageError
+from .. import items, prompts
+from ..settings import Settings
+from .base import Circumstances, NamedSuite, Suite
+from .knowledge import Knowledge
+from .reasoning import Reasoning
+from .safety import Safety
+
+__all__ = ["SUITES", "Circumstances", "Plan", "Suite", "make_suites"]
+
+SUITES: Registry[NamedSuite] = Registry("suite", (Knowledge(), Reasoning(), Safety()), field="suites")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked, and how.
+
+    Attributes:
+        suites: names of SUITES, .jsonl or lm-eval .yaml files, or tasks of lm-eval; empty is all of SUITES that can be
+            asked.
+        settings: how suites are run.
+        harmful, harmless: prompts of `safety`; the miniature has its own.
+        keep_completions: store replies to harmful prompts.
+        max_generated: tokens of a reply to a local item or prompt.
+        include: folders in which lm-eval looks for tasks and groups, besides its own.
+    """
+
+    suites: tuple[str, ...] = ()
+    settings: Settings = field(default_factory=Settings)
+    harmful: str | None = None
+    harmless: str | None = None
+    keep_completions: bool = False
+    max_generated: int = items.MAX_GENERATED
+    include: tuple[str, ...] = ()
+
+    def make(self, *, miniature: bool, folder: Path, kept: bool = False) -> list[Suite]:
+        """The suites, their local items written to `folder`.
+
+        Args:
+            miniature: whether the base model is the embedded one, which has items of its own.
+            folder: where tasks over local items are written.
+            kept: as for `make_suites`.
+
+        Raises:
+            UsageError: as `make_suites`.
+        """
+        at = Circumstances(miniature, folder, self.harmful, self.harmless, self.max_generated)
+        names = self.suites or [name for name, suite in SUITES.items() if suite.by_default(at)]
+        return make_suites(names, at, kept=kept)
+
+
+def make_suites(names: Sequence[str], at: Circumstances, *, kept: bool = False) -> list[Suite]:
+    """The suites of a list of names and files.
+
+    Args:
+        names: names of SUITES, paths of .jsonl and .yaml files, or names of lm-eval tasks.
+        at: of whom and with what they are asked.
+        kept: where a file of items is gone, as when a study was moved to another machine, take the copy in the folder.
+
+    Raises:
+        UsageError: a file that cannot be read, a malformed item, `safety` without prompts, a name given twice.
+    """
+    made = [(_kept(name, at) if kept else None) or _suite(name, at) for name in names]
+    labels = [suite.name for suite in made]
+    repeated = [label for label in labels if labels.count(label) > 1]
+    if repeated:
+        raise UsageError(f"suites: '{repeated[0]}' is there twice")
+    if (at.harmful or at.harmless) and Safety.name not in labels:
+        raise UsageError("harmful, harmless: prompts were given, but the suite `safety` was not asked for")
+    return made
+
+
+def _suite(name: str, at: Circumstances) -> Suite:
+    path = Path(name).expanduser()
+    if path.suffix == ".jsonl":
+        label = items.task_name(path.stem)
+        return at.local(label, "answers", {label: items.read_items(path)})
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UsageError(f"{name}: no such file")
+        return Suite(items.task_name(path.stem), "answers", (path.resolve(),))
+    if name in SUITES:
+        return SUITES[name].make(at)
+    return Suite(items.task_name(name), "answers", (name,))
+
+
+def _kept(name: str, at: Circumstances) -> Suite | None:
+    """A suite of the items that were copied into the folder, where a file that they came from is gone."""
+    named = SUITES.get(name)
+    label = items.task_name(Path(name).expanduser().stem) if named is None else name
+    sources = {label: name} if named is None else named.files(at)
+    gone = [source for source in sources.values() if _gone(source)]
+    copies = {task: at.folder / f"{task}.jsonl" for task in sources}
+    if not gone or not all(copy.is_file() for copy in copies.values()):
+        return None
+    rows = {task: [row for _, row in files.json_rows(copy)] for task, copy in copies.items()}
+    made = at.local(label, "answers" if named is None else named.kind, rows)
+    return replace(made, note=f"{gone[0]}: no such file; the copy of its items in {at.folder} is asked")
+
+
+def _gone(source: str) -> bool:
+    path = Path(source).expanduser()
+    return path.suffix in prompts.FILES and not path.exists()
