@@ -18,7 +18,7 @@ from forgetting.analysis.fit.data import read_data
 from forgetting.analysis.fit.objective import Objective
 from forgetting.analysis.fit.search import search
 from forgetting.analysis.fit.solver import Problem, minimise
-from forgetting.analysis.laws import LAWS, PUBLISHED, FormulaLaw
+from forgetting.analysis.laws import LAWS, PUBLISHED, FormulaLaw, FunctionLaw, Parameter
 from forgetting.analysis.laws.shifted_power import Centred, centre_of
 from forgetting.errors import ForgettingError, UsageError
 
@@ -135,7 +135,8 @@ def test_a_wrong_optimum_never_comes_without_a_warning():
     rng = np.random.default_rng(0)
     x = np.sort(rng.uniform(0, 10, 60))
     t = {"x": x, "y": 2 * np.sin(3.3 * x) + rng.normal(0, 0.3, 60)}
-    law = FormulaLaw("y = A * sin(w * x)", ["x"], start={"w": (0.5, 220.0)}, bounds={"w": (0.1, 700.0)})
+    parameters = (Parameter("A", -np.inf, np.inf, (0.01, 3.0), linear=True), Parameter("w", 0.1, 700.0, (0.5, 220.0)))
+    law = FunctionLaw(lambda p, v: p["A"] * np.sin(p["w"] * v["x"]), parameters, ["x"], "y")
     right, warned = [], []
     for seed in range(6):
         fit = fit_law(law, t, bootstrap=0, seed=seed)

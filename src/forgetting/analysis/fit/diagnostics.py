@@ -10,13 +10,11 @@ import numpy as np
 from forgetting.analysis.fit.bootstrap import Draws
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.fit.objective import Objective
-from forgetting.analysis.fit.search import Found
+from forgetting.analysis.fit.search import FEW, Found
 from forgetting.analysis.fit.shape import Shape
 from forgetting.analysis.fit.solver import Problem, minimise
 from forgetting.analysis.fit.validate import aicc
 from forgetting.analysis.laws.base import Adapted, Array, Law
-
-FEW = 0.05  # share of starts reaching the best below which the fit warns
 
 
 def fit_warnings(problem: Problem, found: Found, looks: Shape, starts: int) -> list[str]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from forgetting.analysis.fit.objective import Objective
-from forgetting.analysis.fit.solver import Problem, minimise, solve_linear, stationarity, to_theta, to_z
+from forgetting.analysis.fit.solver import CHUNK, Problem, minimise, solve_linear, stationarity, to_theta, to_z
 from forgetting.analysis.laws.base import Array
 
 SAME = 1e-6  # relative difference of objectives below which two optima count as one
 APART = 1e-2  # relative difference of a parameter above which two points are different answers
 STATIONARY = 1e-6  # cosine between residuals and a Jacobian column above which a point is not stationary
 DAMPING = np.array([1e-4, 1e-2, 1.0, 100.0])
+SCANNED = 8
+"""Points from which parameters are tried one by one."""
+SWEEPS = 2
+FEW = 0.05
+"""Share of starts at the best below which more are drawn, and the fit warns."""
 ROUNDS = 4  # how often the number of starts may double when few of them reach the best
 
 
@@ -59,18 +65,24 @@ def search(
     ends: list[Array] = []
     costs: list[Array] = []
     count, total = starts, 0
+    grids = problem.law.grids(problem.x, y[0]) if starts else {}
     for _ in range(ROUNDS):
-        theta, damping = _draw(problem, count, rng, first if not ends else None, ends, costs)
-        theta, reached = _descend(problem, theta, y, weights, damping)
+        theta, damping = _draw(problem, count, rng, y, first if not ends else None, ends, costs)
+        begin = [_lowest(ends, costs), theta[-SCANNED // 2 :]] if ends else [theta[-SCANNED:]]
+        theta = np.concatenate([theta, scanned(problem, np.concatenate(begin), y, weights, grids, rng)])
+        theta, reached = _descend(problem, theta, y, weights, np.pad(damping, (0, len(theta) - len(damping)), "edge"))
         ends.append(theta)
         costs.append(reached)
         total += theta.shape[0]
         every = np.concatenate(costs)
-        if starts == 0 or np.sum(_same(every, float(every.min()), y, weights)) >= 3:
+        agreeing = int(np.sum(_same(every, float(every.min()), y, weights)))
+        if starts == 0 or agreeing >= (max(3, FEW * every.size) if grids else 3):
             break
         count = starts
     every = np.concatenate(costs)
     best = np.concatenate(ends)[int(np.argmin(every))]
+    if grids:
+        best = _most_positive(np.concatenate(ends)[every <= float(every.min()) * (1 + 1e-9) + _floor(y, weights)], best)
     same = _same(every, float(every.min()), y, weights)
     apart = np.abs(np.concatenate(ends) - best) > APART * (np.abs(best) + APART)
     twins = np.concatenate(ends)[same & apart.any(axis=1)]
@@ -85,6 +97,18 @@ def search(
     )
 
 
+def _most_positive(equals: Array, best: Array) -> Array:
+    """Of points that fit alike, one with fewest negative numbers: a width that is squared may have either sign."""
+    return np.asarray(min((best, *equals), key=lambda theta: int(np.sum(theta < 0))))
+
+
+def _lowest(ends: Sequence[Array], costs: Sequence[Array]) -> Array:
+    """[s, K] ends of the lowest objectives that differ."""
+    every, theta = np.concatenate(costs), np.concatenate(ends)
+    _, first = np.unique(np.round(np.log(np.maximum(every, 1e-300)), 3), return_index=True)
+    return theta[first[np.argsort(every[first])][: SCANNED // 2]]
+
+
 def _floor(y: Array, weights: Array) -> float:
     """An objective that is rounding error and nothing else."""
     return float(1e-22 * np.sum(weights * y * y))
@@ -95,13 +119,19 @@ def _same(costs: Array, best: float, y: Array, weights: Array) -> Array:
 
 
 def _draw(
-    problem: Problem, count: int, rng: np.random.Generator, first: Array | None, ends: list[Array], costs: list[Array]
+    problem: Problem,
+    count: int,
+    rng: np.random.Generator,
+    y: Array,
+    first: Array | None,
+    ends: list[Array],
+    costs: list[Array],
 ) -> tuple[Array, Array]:
     """New starting points and dampings: from the region, and in later rounds half of them around the best so far.
 
     A point that was asked for is tried with several dampings: in a long curved valley the first step decides.
     """
-    theta = problem.law.starts(count, rng)
+    theta = problem.law.starts_for(count, rng, problem.x, y[0])
     if ends:
         best = np.concatenate(ends)[int(np.argmin(np.concatenate(costs)))]
         half = count // 2
@@ -113,6 +143,38 @@ def _draw(
         return theta, damping
     copies = np.repeat(first[None], len(DAMPING), axis=0)
     return np.concatenate([copies, theta]), np.concatenate([DAMPING, damping])
+
+
+def scanned(
+    problem: Problem,
+    theta: Array,
+    y: Array,
+    weights: Array,
+    grids: Mapping[int, Array],
+    rng: np.random.Generator,
+) -> Array:
+    """[S, K] points, each parameter moved in turn to the best value of its grid, the linear ones solved for at each.
+
+    A peak, a period or a step that no drawn point is near is found one parameter at a time.
+    """
+    theta = theta.copy()
+    if not grids:
+        return theta[:0]
+    for _ in range(SWEEPS):
+        for k in rng.permutation(list(grids)):
+            tried = np.repeat(theta[:, None], len(grids[int(k)]) + 1, axis=1)
+            tried[:, 1:, k] = grids[int(k)]
+            parts = []
+            step = max(1, CHUNK // (y.shape[1] * theta.shape[1] * tried.shape[1]))
+            for begin in range(0, len(theta), step):
+                flat = tried[begin : begin + step].reshape(-1, theta.shape[1])
+                with np.errstate(all="ignore"):
+                    flat = solve_linear(problem, flat, y, weights)
+                    cost = problem.objective.cost(problem.objective.residual(y, problem.values(flat)), weights)
+                best = np.argmin(cost.reshape(-1, tried.shape[1]), axis=1)
+                parts.append(flat.reshape(-1, *tried.shape[1:])[np.arange(len(best)), best])
+            theta = np.concatenate(parts)
+    return theta
 
 
 def _descend(problem: Problem, theta: Array, y: Array, weights: Array, damping: Array) -> tuple[Array, Array]:

@@ -120,6 +120,16 @@ class Law(ABC):
                 columns.append(rng.uniform(low, high, count))
         return np.stack(columns, axis=1)
 
+    def starts_for(self, count: int, rng: np.random.Generator, x: Mapping[str, Array], y: Array) -> Array:
+        """Draw [count, K] starting points for one table: [n] values of each variable, and [O * n] outputs."""
+        del x, y
+        return self.starts(count, rng)
+
+    def grids(self, x: Mapping[str, Array], y: Array) -> dict[int, Array]:
+        """Values to try of parameters, by place, one at a time from other points; none by default."""
+        del x, y
+        return {}
+
     @property
     def spec(self) -> dict[str, Any]:
         """What rebuilds this law from JSON; empty for one that `LAWS` has by name."""

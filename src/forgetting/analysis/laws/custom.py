@@ -9,10 +9,13 @@ import numpy as np
 
 from forgetting.analysis.laws.base import Array, Law, Parameter, Variable
 from forgetting.analysis.laws.formula import affine, evaluate, in_exponent, parse
+from forgetting.analysis.laws.scales import Region, regions
 from forgetting.errors import UsageError, did_you_mean
 
 EXPONENT_START = (0.05, 1.5)
 START = (0.01, 3.0)
+GRID = 48
+"""Values of each parameter that are tried from other points."""
 SOURCE = "written by the user"
 
 
@@ -82,6 +85,34 @@ class FormulaLaw(Law):
         region = (float(np.clip(start[0], low, high)), float(np.clip(start[1], low, high)))
         return Parameter(name, low, high, region, linear=name in linear)
 
+    def _regions(self, x: Mapping[str, Array], y: Array) -> dict[int, Region]:
+        """Where each parameter may start at the scale of one table, by place; without those given and linear ones."""
+        found = regions(self.tree, x, y, self.names)
+        return {
+            k: found[p.name]
+            for k, p in enumerate(self.parameters)
+            if p.name in found and p.name not in self._start and not p.linear
+        }
+
+    def starts_for(self, count: int, rng: np.random.Generator, x: Mapping[str, Array], y: Array) -> Array:
+        """The first half from the starting region, the others at the scale of the data as far as it is known."""
+        theta = self.starts(count, rng)
+        for k, region in self._regions(x, y).items():
+            own = np.arange(count) >= count // 2
+            theta[own, k] = np.clip(region.draw(int(own.sum()), rng), self.parameters[k].low, self.parameters[k].high)
+        return theta
+
+    def grids(self, x: Mapping[str, Array], y: Array) -> dict[int, Array]:
+        """From end to end of each parameter's region that is not linear and was not given a value."""
+        scaled = self._regions(x, y)
+        out = {}
+        for k, p in enumerate(self.parameters):
+            low, high = p.start
+            if not p.linear and (k in scaled or low < high):
+                region = scaled.get(k, Region(low, high, low > 0))
+                out[k] = np.clip(region.grid(GRID), p.low, p.high)
+        return out
+
     @property
     def spec(self) -> dict[str, Any]:
         """Formula, variables, starts and bounds."""
@@ -119,7 +150,8 @@ class FormulaLaw(Law):
 
     def values(self, theta: Array, x: Mapping[str, Array]) -> Array:
         """[S, 1, n]; NaN where the formula has no real value."""
-        value, _ = evaluate(self.tree, self._names(theta, x), frozenset())
+        with np.errstate(all="ignore"):
+            value, _ = evaluate(self.tree, self._names(theta, x), frozenset())
         return np.asarray(np.broadcast_to(value, self._shape(theta, x))[:, None, :])
 
     def _shape(self, theta: Array, x: Mapping[str, Array]) -> tuple[int, int]:
@@ -127,7 +159,8 @@ class FormulaLaw(Law):
 
     def gradient(self, theta: Array, x: Mapping[str, Array]) -> Array:
         """[S, 1, n, K], by dual numbers."""
-        _, by = evaluate(self.tree, self._names(theta, x), frozenset(self.names))
+        with np.errstate(all="ignore"):
+            _, by = evaluate(self.tree, self._names(theta, x), frozenset(self.names))
         shape = self._shape(theta, x)
         return np.stack([np.broadcast_to(by[name], shape) for name in self.names], axis=-1)[:, None]
 
