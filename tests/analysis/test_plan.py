@@ -90,9 +90,38 @@ def test_the_honest_sentence_is_said_when_ranks_do_not_differ_and_only_then():
             "parameters": values | {"a_f": type(values["a_f"])(1e-30), "a_ft": type(values["a_ft"])(1e6)},
         }
     )
-    said = plan_budget(steep, 0.9).sentences
+    said = plan_budget(steep, 0.985).sentences
     assert any("the choice matters" in s for s in said)
     assert not any("no choice" in s for s in said)
+
+
+def test_choices_far_outside_the_range_are_left_out_and_named():
+    fit = fit_from_published(NAMES[0])
+    plan = plan_budget(fit, 0.05)
+    assert plan.frontier == []
+    assert plan.best is None
+    text = str(plan)
+    assert "outside the range: 6 of 6 choices would take 4 to 7 steps where 50 to 260 were measured" in text
+    low, high = (
+        closed_form(dict(PUBLISHED[NAMES[0]].parameters), PER_RANK * r, n)[1] for r, n in ((8, 50), (256, 260))
+    )
+    assert f"goes from {low:.4g} to {high:.4g}; 0.05 lies outside" in text
+    some = plan_target(fit, 0.8247)
+    assert [c.rank for c in some.frontier] == [8, 16, 32, 64, 128, 256]
+    some = plan_target(fit, 0.9)
+    assert all(c.steps.value >= 50 / 4 for c in some.frontier)
+    assert "left out" in str(some)
+    assert "forgetting floor" in str(plan_target(fit, 0.68, floor=0.5))
+    assert "base model: " not in str(plan_target(fit, 0.68, floor=0.5))
+
+
+def test_no_best_is_starred_where_no_choice_helps():
+    fit = fit_from_published(NAMES[0])
+    for plan in (plan_budget(fit, 0.85), plan_budget(fit, 0.6), plan_target(fit, 0.76), plan_budget(fit, 1.2)):
+        text = str(plan)
+        assert not plan.matters
+        assert "*" not in text
+        assert "the best choice" not in text
 
 
 @pytest.mark.full

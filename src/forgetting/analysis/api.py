@@ -232,7 +232,7 @@ def plan(
         if budget is not None:
             made = plan_budget(found, budget, floor=floor, cost=cost, **grid)
         else:
-            made = plan_target(found, target_loss or 0.0, cost=cost, **grid)
+            made = plan_target(found, target_loss or 0.0, floor=floor, cost=cost, **grid)
         plans[label] = replace(made, label=label, next_runs=_next(found, made, max_steps) if next_run else [])
     return Plans(plans)
 

@@ -17,6 +17,7 @@ from forgetting.analysis.plan.result import Choice, Cost, Plan
 from forgetting.analysis.plan.surface import band, need_surface, surface_of
 from forgetting.errors import UsageError
 
+FAR = 4.0  # times fewer or more steps than any measured: a law says nothing there
 SMALL = 0.05  # of the fine-tuning losses' measured range: differences below it do not matter in practice
 
 
@@ -62,6 +63,7 @@ def plan_target(
     ranks: Sequence[float] | None = None,
     params: Sequence[float] | None = None,
     params_per_rank: float | None = None,
+    floor: float | None = None,
     cost: Cost | None = None,
 ) -> Plan:
     """The least forgetting that reaches a fine-tuning loss; arguments as those of `plan_budget`."""
@@ -69,8 +71,8 @@ def plan_target(
     if not np.isfinite(target):
         raise UsageError(f"the target loss is {target}; it must be a number of nats per token")
     choices = _choices(fit, "finetune_loss", target, _grid(fit, ranks, params, params_per_rank), cost)
-    floor = fit.diagnostics.get("forgetting_floor")
-    return _plan(fit, "finetune_loss", target, None if floor is None else float(floor), choices, [])
+    known = fit.diagnostics.get("forgetting_floor") if floor is None else floor
+    return _plan(fit, "finetune_loss", target, None if known is None else float(known), choices, [])
 
 
 def _grid(
@@ -139,7 +141,9 @@ def _new_run(fit: Fit, output: str, mean: Estimate) -> tuple[float, float]:
 
 
 def _plan(fit: Fit, output: str, level: float, floor: float | None, choices: list[Choice], notes: list[str]) -> Plan:
-    reached = choices if output == "forgetting_loss" else [c for c in choices if np.isfinite(c.steps.value)]
+    every = choices if output == "forgetting_loss" else [c for c in choices if np.isfinite(c.steps.value)]
+    reached = [c for c in every if not _far(fit, c)]
+    notes = [*notes, *_left_out(fit, output, level, every, reached)]
     other = "finetune_loss" if output == "forgetting_loss" else "forgetting_loss"
 
     def key(choice: Choice) -> float:
@@ -147,15 +151,50 @@ def _plan(fit: Fit, output: str, level: float, floor: float | None, choices: lis
 
     best = min(reached, key=key, default=None)
     measured = min((c for c in reached if not c.extrapolated), key=key, default=None)
-    said, matters = _say(fit, output, level, reached, other)
+    said, matters = _say(fit, output, level, reached, other) if reached or not every else ([], True)
     sentences = [*notes, *said]
-    if best is not None and best.extrapolated:
+    outside = sum(c.extrapolated for c in reached)
+    if matters and best is not None and best.extrapolated:
         sentences.append("the best choice lies outside the measured range: its numbers are an extrapolation")
+    elif outside:
+        sentences.append(
+            f"{outside} of {len(reached)} choices lie outside the measured range: their numbers are extrapolations"
+        )
     if fit.rivals and any(c.extrapolated for c in reached):
         sentences.append(spans(fit.band_laws()))
     if not fit.draws:
         sentences.append("this law has no intervals: nothing here has a band")
     return Plan(fit.label, output, level, fit.confidence, floor, reached, best, measured, sentences, matters)
+
+
+def _far(fit: Fit, choice: Choice) -> bool:
+    """Whether a choice has FAR times fewer or more steps than any that was measured."""
+    low, high = fit.measured_range["step"]
+    return choice.steps.value < low / FAR or FAR * high < choice.steps.value < np.inf
+
+
+def _left_out(fit: Fit, output: str, level: float, every: Sequence[Choice], kept: Sequence[Choice]) -> list[str]:
+    """What was left out because the law says nothing so far outside its range; nothing where all choices are kept."""
+    left = [c.steps.value for c in every if c not in kept]
+    if not left:
+        return []
+    low, high = fit.measured_range["step"]
+    ends = f"{min(left):,.0f}" + (f" to {max(left):,.0f}" if round(min(left)) < round(max(left)) else "")
+    said = (
+        f"outside the range: {len(left)} of {len(every)} choices would take {ends} steps where {low:g} to {high:g} were "
+        "measured; they are left out, for the law says nothing there"
+    )
+    if kept:
+        return [said]
+    sizes = [c.trainable_params for c in every]
+    values = fit.predict(output, trainable_params=[*sizes, *sizes], step=[low] * len(sizes) + [high] * len(sizes)).value
+    what = _named(output)
+    reach = f"within the range the {what} of these choices goes from {values.min():.4g} to {values.max():.4g}"
+    return [said, f"{reach}; {level:.4g} lies outside"]
+
+
+def _named(output: str) -> str:
+    return output.replace("_", " ").replace("finetune", "fine-tuning")
 
 
 def _say(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: str) -> tuple[list[str], bool]:
@@ -175,6 +214,10 @@ def _say(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: 
         return [f"no rank compared keeps the forgetting loss at {level:.4g} for even one step"], True
     out, matters = [], True
     unlimited = [c for c in reached if not np.isfinite(c.steps.value)]
+    if len(unlimited) == len(reached):
+        limit = max(float(c.forgetting_loss.value) for c in reached)
+        what = f"these choices never spend the budget, however long they train: the law's limit is {limit:.4g}"
+        return [f"{what}, so that this budget limits neither rank nor steps"], False
     if unlimited:
         out.append(f"{len(unlimited)} of {len(reached)} choices never spend the budget, however long they train")
     if len(reached) > 1:
@@ -199,7 +242,7 @@ def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], oth
         for c in (ordered[0], ordered[-1])
     )
     difference = band(fit, spread, worst - best)
-    what = other.replace("_", " ").replace("finetune", "fine-tuning")
+    what = _named(other)
     unclear = np.isfinite(difference.low) and difference.low <= 0
     if not unclear and spread > SMALL * _range(fit, other):
         return f"the choice matters: {what} differs by {spread:.2g} nats/token between best and worst", True

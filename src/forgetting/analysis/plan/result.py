@@ -147,10 +147,13 @@ class Plan(Result):
 
     def shown(self) -> list[Shown]:
         """The frontier as a table, and what to say about it."""
-        held = self.output.replace("_", " ")
-        known = self.floor is not None and self.output == "forgetting_loss"
-        floor = f" (base model: {number(self.floor or 0.0)})" if known else ""
+        held = self.output.replace("_", " ").replace("finetune", "fine-tuning")
         notes = ["* best"] if self.frontier and self.matters else []
+        if self.floor is not None:
+            spent = f"; {number(self.level - self.floor)} above it" if self.output == "forgetting_loss" else ""
+            notes.append(
+                f"forgetting floor (the forgetting loss of the base model itself): {number(self.floor)}{spent}"
+            )
         if any(np.isfinite(c.new_run[self.output]).all() for c in self.frontier):
             notes.append(f"in brackets the {self.confidence:.0%} band of the law's mean; `run`, that of one new run")
         notes += self.sentences
@@ -159,8 +162,8 @@ class Plan(Result):
             notes += [f"  {_name(r)} for {r.steps:g} steps: {r.narrowing:.0%} narrower" for r in self.next_runs]
         return [
             Shown(
-                [f"{self.label}: {held} held at {number(self.level)} nats/token{floor}"],
-                ("rank", "trainable params", "steps", "finetune loss", "forgetting loss", "tokens", "FLOPs", ""),
+                [f"{self.label}: {held} held at {number(self.level)} nats/token"],
+                ("rank", "trainable params", "steps", "fine-tuning loss", "forgetting loss", "tokens", "FLOPs", ""),
                 [_cells(c, best=self.matters and c is self.best) for c in self.frontier],
                 notes,
             )
