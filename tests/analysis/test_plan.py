@@ -11,6 +11,7 @@ import pytest
 from scipy.optimize import brentq
 from test_fit_table1 import NAMES, PER_RANK, RANKS, closed_form, table
 
+import forgetting
 from forgetting.analysis.fit import fit_from_published, fit_law, fit_study, save_fits
 from forgetting.analysis.laws import PUBLISHED
 from forgetting.analysis.plan import Cost, load_laws, next_runs, plan_budget, plan_target
@@ -113,6 +114,41 @@ def test_choices_far_outside_the_range_are_left_out_and_named():
     assert "left out" in str(some)
     assert "forgetting floor" in str(plan_target(fit, 0.68, floor=0.5))
     assert "base model: " not in str(plan_target(fit, 0.68, floor=0.5))
+
+
+def test_a_fit_at_one_rank_says_nothing_of_others(tmp_path):
+    data = table(NAMES[0], noise=0.004, runs_each=6)
+    data = data[data["trainable_params"] == data["trainable_params"].iloc[0]]
+    one = fit_law("shifted_power", data, label="d", bootstrap=0, starts=4)
+    size = float(data["trainable_params"].iloc[0])
+    plan = plan_budget(one, 0.8)
+    assert [c.trainable_params for c in plan.frontier] == [size]
+    assert "one number of trainable parameters was measured" in str(plan)
+    assert "no choice" not in str(plan)
+    with pytest.raises(UsageError, match=r"was fitted at one number of them, .* and says nothing of others"):
+        plan_budget(one, 0.8, params=[2 * size])
+    with pytest.raises(UsageError, match="fitted at one value of trainable_params"):
+        forgetting.predict(one, params=2 * size, steps=100)
+    assert len(forgetting.predict(one, params=size, steps=100).rows) == 1
+
+
+def test_a_table_is_no_fit_and_the_error_says_how_to_fit_it(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("finetune_loss,forgetting_loss\n1,2\n")
+    with pytest.raises(
+        UsageError, match=r"t\.csv: a table; .*a study folder or a published law's name.*forgetting fit t\.csv --out"
+    ) as caught:
+        forgetting.predict(path, steps=3)
+    assert "JSON" not in str(caught.value)
+
+
+@pytest.mark.full
+def test_bands_of_losses_are_not_negative_and_one_run_is_never_surer_than_the_mean(fitted):
+    p = fitted.predict("forgetting_loss", trainable_params=[2e7, 2e9, 2e10], step=[100, 3000, 9])
+    assert (p.low >= 0).all()
+    assert (p.run_low >= 0).all()
+    assert (p.run_low <= p.low).all()
+    assert (p.run_high >= p.high).all()
 
 
 def test_no_best_is_starred_where_no_choice_helps():

@@ -203,7 +203,9 @@ def stored(score: float, answer: str, **fields: Any) -> dict[str, Any]:
 
 def test_models_scored_by_different_metrics_are_not_compared() -> None:
     rows = [(stored(1, "Paris"), stored(1, "Paris", metric="f1"))]
-    with pytest.raises(UsageError, match=r"scored by exact_match, the tuned model's by f1; choose one with --metric"):
+    with pytest.raises(
+        UsageError, match=r"scored by exact_match, the tuned model's by f1; choose one with metric \(--metric\)"
+    ):
         answers_of(rows)
     mixed = [(stored(1, "x"), stored(1, "x")), *[(stored(1, "x", task="u", metric="acc"),) * 2]]
     assert [(a.name, a.metric) for a in answers_of(mixed)] == [("g, exact_match", "exact_match"), ("g, acc", "acc")]

@@ -155,7 +155,7 @@ TOUR: list[tuple[str, str]] = [
     ("study {flags} --model {dir}/damaged", "damaged"),
     ("study {flags} --model {dir}/nowhere", "no such folder"),
     ("study {flags} --out {dir}/other-study", "holds a study of another configuration (name: there"),
-    ("study {flags} --out {dir}", "not empty and not a study folder (no study.yaml); name another with --out"),
+    ("study {flags} --out {dir}", "not empty and not a study folder (no study.yaml); name another with out (--out)"),
     ("table {dir}", "not a study folder (no study.yaml in it)"),
     ("table {dir}/nowhere", "nowhere: no such folder"),
     ("report {dir}/other-study", "no measurement in this study yet; run `forgetting study"),

@@ -173,7 +173,7 @@ def test_study_by_id_and_its_adapter_names_the_id_and_commit(
     assert json.loads(measured)["notices"] == []
     wrong = command(capsys, "measure", BASE, run / "adapter", "--revision", "other", "--text", TEXT, "--no-cache")
     assert wrong.code == 2
-    assert f"give --revision {commit}" in wrong.err
+    assert f"give revision {commit} (--revision)" in wrong.err
 
 
 def test_plan_counts_the_parameters_of_an_id(cached: HubCache, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,7 +89,7 @@ class AnswerStore:
             there = meta["key"]
             raise UsageError(
                 f"{self.folder}: holds the answers of another {model} model, or it changed since "
-                f"(there {there[:24]}, now {key[:24]}); name another folder with --out"
+                f"(there {there[:24]}, now {key[:24]}); name another folder with out (--out)"
             )
         before = meta["suites"].get(suite, {})
         differing = [name for name in asked if before.get(name) != asked[name]]
@@ -97,7 +97,7 @@ class AnswerStore:
             name = differing[0]
             raise UsageError(
                 f"{self.folder}: {suite} was asked otherwise ({name}: there {before.get(name)}, now {asked[name]}); "
-                "name another folder with --out"
+                "name another folder with out (--out)"
             )
         return True
 

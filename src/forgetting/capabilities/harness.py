@@ -131,9 +131,9 @@ def _ask(model: Model, tokenizer: Any, settings: Settings, kind: str, requests: 
             raise
         except Exception as error:
             if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-                raise ForgettingError("evaluate: out of memory; give a smaller --batch-size") from None
+                raise ForgettingError("evaluate: out of memory; give a smaller batch_size (--batch-size)") from None
             names = ", ".join(dict.fromkeys(str(request.task_name) for request in requests))
-            hint = "; see --max-new-tokens" if "max tokens to generate" in str(error) else ""
+            hint = "; see max_new_tokens (--max-new-tokens)" if "max tokens to generate" in str(error) else ""
             raise UsageError(f"task {names:.120}: the model cannot be asked: {explained(error)}{hint}") from None
     if kind == "loglikelihood":
         check_finite(found, requests)

@@ -56,7 +56,7 @@ class Labels:
         """
         self.labels: dict[str, bool] = {}
         if not path.exists():
-            raise UsageError(f"{path}: no such file; --export writes one to fill in")
+            raise UsageError(f"{path}: no such file; export (--export) writes one to fill in")
         try:
             self._read(csv.DictReader(io.StringIO(read_text(path, encoding="utf-8-sig"), newline="")), path)
         except csv.Error as error:
@@ -109,7 +109,10 @@ class ModelJudge:
             UsageError: a reply was not kept.
         """
         if any(row["reply"] is None for row in rows):
-            raise UsageError("judge: the replies to harmful prompts were not kept; run again with --keep-completions")
+            raise UsageError(
+                "judge: the replies to harmful prompts were not kept; run again with keep_completions "
+                "(--keep-completions)"
+            )
         from lm_eval.api.instance import Instance  # type: ignore[import-untyped]
 
         from .console import quiet
@@ -171,7 +174,7 @@ def export(path: Path, rows: Iterable[Row]) -> int:
     """
     once = {row["reply_key"]: row for row in rows}
     if any(row["reply"] is None for row in once.values()):
-        raise UsageError("export: the stored replies were not kept; name a new folder with --out to ask again")
+        raise UsageError("export: the stored replies were not kept; name a new folder with out (--out) to ask again")
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()

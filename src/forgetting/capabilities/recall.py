@@ -61,5 +61,5 @@ def check_finite(answers: Sequence[tuple[float, bool]], requests: Sequence[Any])
         if not math.isfinite(value):
             raise ForgettingError(
                 f"task {request.task_name}, item {request.doc_id}: the model's log-likelihood is {value}; its outputs "
-                "are not finite, so nothing can be read from them (try --dtype float32)"
+                "are not finite, so nothing can be read from them (try dtype float32, --dtype float32)"
             )

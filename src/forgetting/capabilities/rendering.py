@@ -29,7 +29,7 @@ def prepare(loaded: Mapping[str, Any], tokenizer: Any, settings: Settings) -> No
     """
     chat = tokenizer.chat_template is not None if settings.chat is None else settings.chat
     if chat and tokenizer.chat_template is None:
-        raise UsageError("chat: the tokenizer has no chat template; leave --chat out")
+        raise UsageError("chat: the tokenizer has no chat template; leave chat (--chat) out")
     for name, task in loaded["tasks"].items():
         metrics.check_wanted(name, task, settings.metric)
         _settle(task, settings)
@@ -161,7 +161,9 @@ def chat_template(tokenizer: Any) -> Callable[..., str]:
         except MemoryError:
             raise
         except Exception as error:
-            raise UsageError(f"chat template: it cannot render a request: {explained(error)}; see --no-chat") from None
+            raise UsageError(
+                f"chat template: it cannot render a request: {explained(error)}; see chat=False (--no-chat)"
+            ) from None
 
     return call
 

@@ -128,7 +128,7 @@ def answers_of(rows: Rows) -> list[Answers]:
         if one != other:
             raise UsageError(
                 f"task {pair[0]['task']}: the base model's answers were scored by {one[0]}, the tuned model's by "
-                f"{other[0]}; choose one with --metric"
+                f"{other[0]}; choose one with metric (--metric)"
             )
         groups.setdefault((pair[0]["group"], pair[0]["filter"], *one), []).append(pair)
     made = []

@@ -75,7 +75,7 @@ def _manager(specs: Sequence[str | Path], include: Sequence[Path]) -> Any:
     if missing:
         raise UsageError(
             f"group: it names the task '{missing[0]}', which is neither lm-eval's nor in {_listed(folders)}; "
-            "name its folder with --include-path"
+            "name its folder with include_path (--include-path)"
         )
     return manager
 

@@ -244,7 +244,7 @@ def _check_finite(role: str, name: str, values: NDArray[Any]) -> None:
     if bad:
         raise ForgettingError(
             f"the {role} model '{name}' gives no finite loss at {bad} of {len(values)} tokens: its numbers "
-            "overflow (a run that diverged?); try --dtype float32"
+            "overflow (a run that diverged?); try dtype float32 (--dtype float32)"
         )
 
 

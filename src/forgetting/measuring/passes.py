@@ -184,7 +184,7 @@ def halving(measure: Callable[[int], R], windows: Windows, batch_tokens: int, *,
             return found
         if batch_tokens <= longest:
             raise ForgettingError(
-                f"out of memory with a single window of {longest} tokens; use a shorter --context"
+                f"out of memory with a single window of {longest} tokens; use a smaller context (--context)"
             ) from error
         error = None  # it holds the frames, and so the memory, of the pass that failed
         batch_tokens = max(longest, batch_tokens // 2)

@@ -121,7 +121,7 @@ def _made_for_commit(name: str, made_for: str, revision: str | None, base: Sourc
     if made_for == base.name:
         raise UsageError(
             f"adapter '{name}' was made for '{made_for}'{at}, and the base model was taken at commit {base.commit}; "
-            f"give --revision {revision}"
+            f"give revision {revision} (--revision)"
         )
     raise UsageError(
         f"adapter '{name}' was made for '{made_for}', not for '{base.name}'; give '{made_for}' as the base model"

@@ -354,9 +354,9 @@ def _quantization(bits: Literal[4, 8]) -> Any:
     from transformers import BitsAndBytesConfig
 
     if not torch.cuda.is_available():
-        raise UsageError(f"--bits {bits}: quantised loading needs a GPU; leave it out to measure the stored weights")
+        raise UsageError(f"bits {bits}: quantised loading needs a GPU; leave it out to measure the stored weights")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageError(f"--bits {bits}: needs bitsandbytes; pip install 'forgetting[gpu]'")
+        raise UsageError(f"bits {bits}: needs bitsandbytes; pip install 'forgetting[gpu]'")
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)

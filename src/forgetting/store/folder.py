@@ -174,16 +174,18 @@ class StudyFolder:
         """
         self._refuse_links()
         if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"{self.path}: a file; --out needs a folder")
+            raise UsageError(f"{self.path}: a file; out (--out) needs a folder")
         if self.config_file.exists():
             stored = self.config()
             if stored != config:
                 raise UsageError(
                     f"{self.path} holds a study of another configuration ({_differences(stored, config)}); "
-                    "name another folder with --out"
+                    "name another folder with out (--out)"
                 )
         elif self.path.exists() and any(self.path.iterdir()):
-            raise UsageError(f"{self.path}: not empty and not a study folder (no study.yaml); name another with --out")
+            raise UsageError(
+                f"{self.path}: not empty and not a study folder (no study.yaml); name another with out (--out)"
+            )
 
     @classmethod
     def open(cls, path: Path) -> StudyFolder:

@@ -182,7 +182,7 @@ def _check_unchanged(inputs: StudyInputs, folder: StudyFolder, base: Base) -> No
         if changed := changes(state, inputs.fingerprints(run.dataset_name, base)):
             raise UsageError(
                 f"{folder.path}: {changed} since run {run_id} began; put back what was there, or name another "
-                "folder with --out"
+                "folder with out (--out)"
             )
 
 

@@ -126,11 +126,11 @@ def choose_axis(table: Table, by: str | None, direction: str | None) -> Axis:
         raise UsageError(f"direction '{direction}'; {did_you_mean(direction, DIRECTIONS)}")
     known = AXES.get(column)
     if known is None and direction is None:
-        raise UsageError(f"is a higher or a lower {column} better? give --direction higher or --direction lower")
+        raise UsageError(f"is a higher or a lower {column} better? give direction higher or lower (--direction)")
     if known is None:
         return Axis(column, direction == "higher", column.replace("_", " "))
     if direction is not None and known.higher != (direction == "higher"):
-        raise UsageError(f"--direction {direction}: of {column}, {DIRECTIONS[known.higher]} is better")
+        raise UsageError(f"direction {direction}: of {column}, {DIRECTIONS[known.higher]} is better")
     return known
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 FORMAT = 1
+LOSSES = ("finetune_loss", "forgetting_loss")
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ class Fit(Result):
             ends = finite_interval(value[outside], mixed, self.confidence, self.widen)
             low[outside], high[outside], lost[outside] = ends
         run_low, run_high = self.new_run(output, value, low, high)
+        if output in LOSSES:  # a cross-entropy is not negative
+            low, run_low = (np.where((end < 0) & (value >= 0), 0.0, end) for end in (low, run_low))
         return Prediction(*(array.reshape(shape) for array in (value, low, high, outside, lost, run_low, run_high)))
 
     def outside(self, x: Mapping[str, Array]) -> NDArray[np.bool_]:
@@ -175,8 +178,9 @@ class Fit(Result):
         if self.objective == LOGARITHMIC:
             with np.errstate(all="ignore"):
                 down, up = np.hypot(less * np.log(value / low), half), np.hypot(less * np.log(high / value), half)
-            return value * np.exp(-down), value * np.exp(up)
-        return value - np.hypot(less * (value - low), half), value + np.hypot(less * (high - value), half)
+            return np.minimum(value * np.exp(-down), low), np.maximum(value * np.exp(up), high)
+        down, up = np.hypot(less * (value - low), half), np.hypot(less * (high - value), half)
+        return np.minimum(value - down, low), np.maximum(value + up, high)  # one run is never surer than the mean
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; NaN becomes null."""

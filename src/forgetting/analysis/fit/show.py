@@ -46,7 +46,7 @@ def spans(laws: Mapping[str, float]) -> str:
 
 def shares(laws: Mapping[str, float]) -> str:
     """Laws and their shares in one line."""
-    return ", ".join(f"{name} ({share:.0%})" for name, share in laws.items())
+    return ", ".join(f"{name} ({share:.0%})" for name, share in laws.items() if share >= 0.005)
 
 
 def comparison_text(label: str, ranked: Sequence[Mapping[str, Any]]) -> str:

@@ -141,9 +141,14 @@ class Law(ABC):
         return frozenset()
 
     def hints(self, x: Mapping[str, Array], y: Array) -> list[str]:
-        """Sentences about these data that a reader of the fit should know; none by default."""
-        del x, y
-        return []
+        """Sentences about these data that a reader of the fit should know: by default of variables of one value."""
+        del y
+        return [
+            f"{name} is {x[name][0]:g} in every row: these rows do not say what {' and '.join(self.outputs)} would be "
+            "at another"
+            for name in self.variable_names
+            if np.ptp(x[name]) == 0
+        ]
 
     @property
     def names(self) -> tuple[str, ...]:

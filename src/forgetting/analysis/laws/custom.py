@@ -136,10 +136,15 @@ class FormulaLaw(Law):
 
     def hints(self, x: Mapping[str, Array], y: Array) -> list[str]:
         """That an exponent which is usually a parameter was read as the column of its name."""
-        del x, y
+        return [
+            *super().hints(x, y),
+            *self._exponents(),
+        ]
+
+    def _exponents(self) -> list[str]:
         return [
             f"'{name}' in an exponent is the column '{name}' of the table, not a parameter; for a parameter give it a "
-            f"start or bounds (--start {name}={EXPONENT_START[0]:g}:{EXPONENT_START[1]:g}) or another name"
+            f"start or bounds (start, --start {name}={EXPONENT_START[0]:g}:{EXPONENT_START[1]:g}) or another name"
             for name in self.variable_names
             if in_exponent(self.tree, name)
         ]

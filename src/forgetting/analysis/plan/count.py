@@ -52,7 +52,8 @@ def count_model(name: str, targets: tuple[str, ...] = (ALL_LINEAR,)) -> Counted:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except CodeNeededError:
         raise UsageError(
-            f"model '{name}': needs Python code that comes with it, which is not run to count parameters; give --params"
+            f"model '{name}': needs Python code that comes with it, which is not run to count parameters; give params "
+            "(--params)"
         ) from None
     head = model.get_output_embeddings()
     linear = {

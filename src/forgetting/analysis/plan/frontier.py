@@ -88,8 +88,11 @@ def _grid(
     low, high = fit.measured_range["trainable_params"]
     if scale is None:
         if ranks is not None:
-            raise UsageError("this law does not know how many parameters a rank has; give --params-per-rank or --model")
-        return [(None, float(p)) for p in np.geomspace(low, high, 6)]
+            raise UsageError(
+                "this law does not know how many parameters a rank has; give params_per_rank (--params-per-rank) or "
+                "model (--model)"
+            )
+        return [(None, float(p)) for p in (np.geomspace(low, high, 6) if low < high else [low])]
     if ranks is None:
         first = int(np.ceil(np.log2(low / scale) - 1e-9))
         last = int(np.floor(np.log2(high / scale) + 1e-9))
@@ -100,6 +103,13 @@ def _grid(
 def _choices(
     fit: Fit, output: str, level: float, grid: Sequence[tuple[float | None, float]], cost: Cost | None
 ) -> list[Choice]:
+    low, high = fit.measured_range["trainable_params"]
+    other = [params for _, params in grid if abs(params - low) > 1e-9 * low]
+    if low == high and other:
+        raise UsageError(
+            f"{other[0]:,.0f} trainable parameters: '{fit.label}' was fitted at one number of them, {low:,.0f}, and "
+            "says nothing of others"
+        )
     surface = surface_of(fit)
     out = []
     for rank, params in grid:
@@ -181,8 +191,8 @@ def _left_out(fit: Fit, output: str, level: float, every: Sequence[Choice], kept
     low, high = fit.measured_range["step"]
     ends = f"{min(left):,.0f}" + (f" to {max(left):,.0f}" if round(min(left)) < round(max(left)) else "")
     said = (
-        f"outside the range: {len(left)} of {len(every)} choices would take {ends} steps where {low:g} to {high:g} were "
-        "measured; they are left out, for the law says nothing there"
+        f"outside the range: {len(left)} of {len(every)} choices would take {ends} steps where {low:g} to {high:g} "
+        "were measured; they are left out, for the law says nothing there"
     )
     if kept:
         return [said]
@@ -220,6 +230,9 @@ def _say(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: 
         return [f"{what}, so that this budget limits neither rank nor steps"], False
     if unlimited:
         out.append(f"{len(unlimited)} of {len(reached)} choices never spend the budget, however long they train")
+    if fit.measured_range["trainable_params"][0] == fit.measured_range["trainable_params"][1]:
+        out.append("one number of trainable parameters was measured: whether another rank helps, this fit cannot say")
+        matters = False
     if len(reached) > 1:
         sentence, matters = _compare(fit, output, level, reached, other)
         out.append(sentence)

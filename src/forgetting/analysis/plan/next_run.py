@@ -44,9 +44,11 @@ def next_runs(
     draws = surface.draws
     noise = fit.diagnostics.get("run_noise")
     if len(draws) < 20 or noise is None:
-        raise UsageError("--next-run needs a law fitted with intervals (20 draws or more), and this one has none")
+        raise UsageError(
+            "next_run (--next-run) needs a law fitted with intervals (20 draws or more), and this one has none"
+        )
     if plan.best is None:
-        raise UsageError("--next-run needs an answer to narrow, and no choice reaches this plan's level")
+        raise UsageError("next_run (--next-run) needs an answer to narrow, and no choice reaches this plan's level")
     first = fit.measured_range["step"][0]
     if max_steps <= first:
         raise UsageError(f"runs of {max_steps:g} steps end before the first measured step, {first:g}")

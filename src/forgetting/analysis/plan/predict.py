@@ -52,7 +52,10 @@ def predict_rows(
     if ranks:
         scale = params_per_rank if params_per_rank is not None else fit.diagnostics.get("params_per_rank")
         if scale is None:
-            raise UsageError("this law does not know how many parameters a rank has; give --params-per-rank or --model")
+            raise UsageError(
+                "this law does not know how many parameters a rank has; give params_per_rank (--params-per-rank) or "
+                "model (--model)"
+            )
         rank_of = {float(r) * float(scale): float(r) for r in ranks}
         grid["trainable_params"] = list(rank_of)
     elif params:
@@ -60,6 +63,7 @@ def predict_rows(
     names = list(grid)
     points = list(itertools.product(*grid.values()))
     columns = {name: np.array([p[i] for p in points]) for i, name in enumerate(names)}
+    _refuse_unmeasured(fit, columns)
     law = fit.law_object
     out: list[dict[str, Any]] = []
     predictions = {output: fit.predict(output, **columns) for output in law.outputs}
@@ -79,6 +83,18 @@ def predict_rows(
         row["confidence"], row["draws"] = fit.confidence, len(fit.draws)
         out.append(row)
     return out
+
+
+def _refuse_unmeasured(fit: Fit, columns: Mapping[str, np.ndarray]) -> None:
+    """Refuse other values of a variable that was measured at one value alone: the fit says nothing of them."""
+    for name, (low, high) in fit.measured_range.items():
+        asked = columns.get(name, np.array([low]))
+        other = asked[np.abs(asked - low) > 1e-9 * abs(low)]
+        if low == high and other.size:
+            raise UsageError(
+                f"{name} {other[0]:,g}: '{fit.label or fit.law}' was fitted at one value of {name}, {low:,g}, and says "
+                "nothing of others"
+            )
 
 
 HIDDEN = ("extrapolated", "band_laws", "confidence", "draws", "draws_lost")

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from forgetting.analysis.fit import Fit, fit_from_published, fit_study, load_fits
 from forgetting.analysis.laws import PUBLISHED
+from forgetting.analysis.tables import SUFFIXES
 from forgetting.config.arguments import wrong_type
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.files import refuse_link
@@ -28,6 +29,7 @@ class HasFits(Protocol):
 LawSource = str | os.PathLike[str] | Fit | Mapping[str, Fit] | Mapping[str, Mapping[str, Fit]] | HasFits
 """A published law's name, a file of fits, a study folder, a fit, fits by law, fits by data set and law, or a study's
 result."""
+TABLES = set(SUFFIXES) - {".json"}
 ALLOWED = "a fit, fits by name, a study's result, a published law's name, or the path of a file of fits or study folder"
 
 
@@ -113,6 +115,11 @@ def _find(name: str | Path) -> Laws:
         stored = refuse_link(path / "fits.json", path)
         return _nested(load_fits(stored), stored) if stored.exists() else _fit_folder(path)
     if path.exists():
+        if path.suffix.lower() in TABLES:
+            raise UsageError(
+                f"{path}: a table; a fit, a study folder or a published law's name is needed; fit the table first: "
+                f"`forgetting fit {path.name} --out fits.json`, then give fits.json (in Python: forgetting.fit)"
+            )
         return _nested(load_fits(path), path)
     known = did_you_mean(str(name), PUBLISHED)
     raise UsageError(f"'{name}' is neither a published law, nor a file of fits, nor a study folder; {known}")
