@@ -131,12 +131,12 @@ def blocks_of_runs(run: Array) -> Iterator[Array]:
     """Row numbers of whole runs, BLOCK rows or one run at a time; `run` is the [n] index of each row's run."""
     order = np.argsort(run, kind="stable")
     ends = np.cumsum(np.bincount(run))
-    begin = 0
-    while begin < run.size:
-        within = ends[(ends > begin) & (ends <= begin + BLOCK)]
-        end = int(within[-1] if within.size else ends[ends > begin][0])
-        yield order[begin:end]
-        begin = end
+    first = 0
+    while first < ends.size:
+        begin = int(ends[first - 1]) if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, begin + BLOCK, side="right")))
+        yield order[begin : ends[last - 1]]
+        first = last
 
 
 def without_own_run(basis: Array, residual: Array, run: Array) -> Array:
@@ -152,7 +152,9 @@ def without_own_run(basis: Array, residual: Array, run: Array) -> Array:
     """
     group = run - run.min()
     runs = int(group.max()) + 1
-    pull = np.stack([np.bincount(group, column * residual, runs) for column in basis.T], axis=1)
+    pull = np.empty((runs, basis.shape[1]))
+    for k, column in enumerate(basis.T):
+        pull[:, k] = np.bincount(group, column * residual, runs)
     eigen, vectors = np.linalg.eigh(grams(basis, group, runs))
     # a direction that one run alone determines has an eigenvalue of 1; the run's residual there is 0 as well
     grow = np.where(eigen < 1 - DETERMINED, 1 / np.maximum(1 - eigen, DETERMINED), 0.0)
