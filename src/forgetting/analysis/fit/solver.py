@@ -184,6 +184,9 @@ class _Run:
         self.z = np.clip(to_z(theta, self.log), self.low, self.high)
         self.damping = damping.astype(float)
         self.slope = np.full(count, np.inf)
+        size = theta.shape[1]
+        self.models = np.empty((count, size, size)), np.empty((count, size)), np.empty((count, size))
+        self.moved = np.ones(count, dtype=bool)
         self.cost, f = self._cost(self.z, np.arange(count))
         self.f = f.copy()  # a law may give a view that cannot be written to
 
@@ -207,7 +210,7 @@ class _Run:
 
     def _iterate(self, at: Array, tolerance: float) -> Array:
         """One step of the problems `at`; which of them go on."""
-        hessian, gradient, majorant = self.model(at)
+        hessian, gradient, majorant = self._models(at)
         z, damping = self.z[at], self.damping[at]
         scale = np.sqrt(np.maximum(majorant, 1e-300))
         free = ~(((z <= self.low) & (gradient > 0)) | ((z >= self.high) & (gradient < 0)) | self.problem.fixed)
@@ -228,9 +231,22 @@ class _Run:
         better = cost < self.cost[at]
         expected = -(move * right).sum(axis=1) / np.maximum(self.cost[at], 1e-300)
         self.z[at[better]], self.cost[at[better]], self.f[at[better]] = trial[better], cost[better], f[better]
+        self.moved[at[better]] = True
         self.damping[at] = np.clip(np.where(better, damping / 6, damping * 5), 1e-13, 1e15)
         stuck = ~better & ((damping > 1e10) | (np.abs(expected) < 1e-30))
         return np.asarray(~(stuck | (self.slope[at] <= tolerance) | (self.cost[at] == 0)))
+
+    def _models(self, at: Array) -> tuple[Array, Array, Array]:
+        """`model`, made anew only of problems that moved since; that of Huber's loss depends on the damping, too."""
+        if not self.problem.objective.quadratic:
+            return self.model(at)
+        new = at[self.moved[at]]
+        if new.size:
+            for kept, made in zip(self.models, self.model(new), strict=True):
+                kept[new] = made
+            self.moved[new] = False
+        hessian, gradient, majorant = (kept[at] for kept in self.models)
+        return hessian, gradient, majorant
 
     def model(self, at: Array) -> tuple[Array, Array, Array]:
         """Gauss-Newton matrix [s, K, K], gradient [s, K] and diagonal of the majorant's matrix [s, K]."""
