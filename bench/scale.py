@@ -1,9 +1,12 @@
 """What studies of many runs cost: a synthetic study written by the store's own writer, then the commands on it.
 
-    python bench/scale.py make FOLDER --runs 10000
+    python bench/scale.py make FOLDER --runs 10000 --measurements 100
     python bench/scale.py time FOLDER
+    python bench/scale.py shapes FOLDER
 
-`time` runs each command in a process of its own and prints its wall time and the largest memory that it held.
+`time` runs each command in a process of its own and prints its wall time, the processor time that it took and the largest
+memory that it held. `shapes` makes three studies of a million measurements (10,000 runs of 100, 1,000 of 1,000, 200 of
+5,000) and times `fit` and `report` on each.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -26,6 +28,8 @@ from forgetting.studies.grid import expand_runs
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PARAMETERS_PER_RANK = 2_498_560
+SHAPES = ((10_000, 100), (1_000, 1_000), (200, 5_000))
+"""Runs and measurements of each: a million measurements."""
 FLOOR = {"instructions": 0.3, "news": 0.5}
 
 
@@ -110,13 +114,18 @@ def _row(step: int, tuned: float, forgot: float, floor: float, rng: np.random.Ge
     return row | counts | spent
 
 
-def timed(command: list[str]) -> tuple[float, float, int]:
-    """Wall seconds, peak memory in GB, and exit code of a command."""
+def timed(command: list[str]) -> dict[str, float | int]:
+    """Wall and processor seconds, peak memory in GB, and exit code of a command."""
     began = time.perf_counter()
     with Path(os.devnull).open("w") as nowhere:
         process = subprocess.Popen(command, stdout=nowhere)
         _, status, usage = os.wait4(process.pid, 0)
-    return time.perf_counter() - began, usage.ru_maxrss * 1024 / 1e9, os.waitstatus_to_exitcode(status)
+    return {
+        "s": round(time.perf_counter() - began, 2),
+        "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
+        "GB": round(usage.ru_maxrss * 1024 / 1e9, 2),
+        "exit": os.waitstatus_to_exitcode(status),
+    }
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
@@ -135,10 +144,23 @@ def commands(folder: Path) -> dict[str, list[str]]:
     }
 
 
+def time_all(folder: Path, only: tuple[str, ...] = ()) -> None:
+    """Print what each command, or some of them, costs: first from the plain files, then from the columns kept."""
+    for kept in (False, True):
+        for name, command in commands(folder).items():
+            if only and name not in only:
+                continue
+            if not kept:
+                (folder / "cache" / "rows.parquet").unlink(missing_ok=True)
+            print(json.dumps({"study": folder.name, "what": name, "kept": kept, **timed(command)}), flush=True)
+    if (page := folder / "report.html").exists():
+        print(json.dumps({"study": folder.name, "report_MB": round(page.stat().st_size / 1e6, 2)}), flush=True)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["make", "time"])
+    parser.add_argument("what", choices=["make", "time", "shapes"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--measurements", type=int, default=100, help="of each run")
@@ -147,20 +169,14 @@ def main() -> None:
         began = time.perf_counter()
         make(given.folder, given.runs, given.measurements)
         print(f"{time.perf_counter() - began:.1f} s")
-        return
-    cache = given.folder / "cache" / "rows.parquet"
-    for kept in (False, True):
-        for name, command in commands(given.folder).items():
-            if not kept:
-                cache.unlink(missing_ok=True)
-            seconds, memory, code = timed(command)
-            print(
-                json.dumps({"what": name, "kept": kept, "s": round(seconds, 2), "GB": round(memory, 2), "exit": code})
-            )
-    size = (given.folder / "report.html").stat().st_size if (given.folder / "report.html").exists() else 0
-    print(
-        json.dumps({"report_MB": round(size / 1e6, 2), "this_GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
-    )
+    elif given.what == "time":
+        time_all(given.folder)
+    else:
+        for runs, measurements in SHAPES:
+            folder = given.folder / f"{runs}x{measurements}"
+            if not folder.exists():
+                make(folder, runs, measurements)
+            time_all(folder, ("fit", "report"))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def drawn(rows: pd.DataFrame, series: Sequence[Series]) -> tuple[pd.DataFrame, s
     said += f"; of failed runs {MOST_FAILED} measurements are drawn" if len(failed) > MOST_FAILED else ""
     return pd.concat(
         [mean, failed.head(MOST_FAILED)], ignore_index=True
-    ), f"{said}. Laws and tables use every measurement."
+    ), f"{said}. Tables use every measurement; so do laws, unless their warnings say which."
 
 
 def _means(rows: pd.DataFrame, labels: dict[str, str]) -> pd.DataFrame:
