@@ -4,8 +4,8 @@
     python bench/scale.py time FOLDER
     python bench/scale.py shapes FOLDER
 
-`time` runs each command in a process of its own and prints its wall time, the processor time that it took and the largest
-memory that it held. `shapes` makes three studies of a million measurements (10,000 runs of 100, 1,000 of 1,000, 200 of
+`time` runs each command in a process of its own and prints its wall time, its processor time and the largest memory
+that it held. `shapes` makes three studies of a million measurements (10,000 runs of 100, 1,000 of 1,000, 200 of
 5,000) and times `fit` and `report` on each.
 """
 
