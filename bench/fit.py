@@ -1,7 +1,7 @@
 """Figures of the fit engine: global optima, certified values, coverage of intervals, speed. Run: python bench/fit.py.
 
-Each part prints what was asked, what was found, and how long it took, on one thread unless said otherwise.
-`--part NAME` runs one of them; `--simulations` sets how many studies the coverage part generates.
+Each part prints what was asked, what was found, and how long it took, on one thread unless said otherwise. The parts
+`coverage` and `next-run` simulate studies, an hour of one core for 200 of them; all others take minutes.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
+from coverage import part_coverage
 from forgetting.analysis.fit import fit_law
-from forgetting.analysis.fit.bootstrap import resample
 from forgetting.analysis.fit.data import read_data
 from forgetting.analysis.fit.objective import Objective
 from forgetting.analysis.fit.search import search
 from forgetting.analysis.fit.solver import Problem, minimise
 from forgetting.analysis.laws import PUBLISHED
 from forgetting.analysis.plan import plan_budget
+from next_run import part_next_run
+from nist import part_nist_seeds
 
 CHINCHILLA = PUBLISHED["besiroglu2024/chinchilla"]
 RANKS = (8, 16, 32, 64, 128, 256)
@@ -118,63 +119,6 @@ def part_nist():
         print(f"  {name:9s} start {which + 1}: {min(values):4.1f}; {min(errors):4.1f}")
 
 
-def study(p, rng, seeds):
-    """A study of Table 1's ranks: each run has an offset and a drift in log N, of both losses, beside step noise."""
-    mix = np.array([[1.0, 0.0], [-0.6, 0.8]])  # the two losses of a run go opposite ways
-    rank = np.repeat(RANKS, seeds)
-    x = {"trainable_params": PER_RANK * np.repeat(rank, STEPS.size).astype(float), "step": np.tile(STEPS, rank.size)}
-    drift = np.log(STEPS) - np.log(STEPS).mean()
-    offset, slope = (rng.normal(size=(rank.size, 2)) @ mix.T * s for s in (0.006, 0.004))
-    noise = offset[:, None, :] + slope[:, None, :] * drift[None, :, None]
-    noise = noise + rng.normal(size=(rank.size, STEPS.size, 2)) * 0.0015
-    y = p.law.values(truth_of(p), x)[0] + noise.reshape(-1, 2).T
-    run = np.repeat(np.arange(rank.size), STEPS.size)
-    return x | {"finetune_loss": y[0], "forgetting_loss": y[1], "run_id": run}
-
-
-def covered(job):
-    """Whether bands hold the truth at 20 points inside the range, both outputs; by whole runs and by points."""
-    name, index, seeds = job
-    p = PUBLISHED[name]
-    rng = np.random.default_rng([index, seeds])
-    table = study(p, rng, seeds)
-    true = p.law.values(truth_of(p), INSIDE)[0]
-    fit = fit_law("shifted_power", table, seed=index, starts=16)
-    bands = [fit.predict(o, **INSIDE) for o in p.law.outputs]
-    runs = [(b.low <= t) & (t <= b.high) for b, t in zip(bands, true, strict=True)]
-    data = read_data(p.law, table)
-    adapted = p.law.adapt(data.x, data.y)
-    problem = Problem(adapted.law, data.x, Objective())
-    begin = search(problem, data.y.reshape(-1), np.ones(data.y.size), starts=8, rng=rng).theta
-    draws = resample(problem, begin, data.y, np.ones_like(data.y), data.run, count=200, rng=rng, scheme="points")
-    values = adapted.law.values(draws.theta, INSIDE)
-    low, high = np.quantile(values, [0.025, 0.975], axis=0)
-    width = np.mean([b.high - b.low for b in bands])
-    return np.mean(runs), np.mean((low <= true) & (true <= high)), width, np.mean(high - low)
-
-
-def part_coverage(simulations, designs):
-    print(f"coverage of nominal 95 % bands inside the range, {simulations} studies from Table 1 (half of each column)")
-    for seeds in designs:
-        names = ("kalajdzievski2024/openorca", "kalajdzievski2024/news")
-        jobs = [(names[i % 2], i, seeds) for i in range(simulations)]
-        begin = time.perf_counter()
-        rows = []
-        with ProcessPoolExecutor(2) as pool:
-            for row in pool.map(covered, jobs, chunksize=10):
-                rows.append(row)
-                if len(rows) % 50 == 0:
-                    print(f"  {6 * seeds} runs, {len(rows)} studies: {np.mean(rows, axis=0)[:2]}", file=sys.stderr)
-        runs, points, wide, narrow = np.array(rows).T
-        error = np.std(runs) / np.sqrt(simulations)
-        print(
-            f"  {6 * seeds:2d} runs: whole runs {np.mean(runs):.1%} +- {error:.1%} (asked: 92 to 98 %), points "
-            f"{np.mean(points):.1%}; mean width {np.mean(wide):.4f} and {np.mean(narrow):.4f} nats; "
-            f"{time.perf_counter() - begin:.0f} s on 2 processes",
-            flush=True,
-        )
-
-
 def part_table1():
     print("Table 1's surfaces, noise-free, back again")
     for name in ("kalajdzievski2024/openorca", "kalajdzievski2024/news"):
@@ -233,26 +177,28 @@ def part_shell():
             )
 
 
-PARTS = {
-    "table1": part_table1,
-    "nist": part_nist,
-    "plan": part_plan,
-    "shell": part_shell,
-    "chinchilla": part_chinchilla,
-}
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", choices=[*PARTS, "coverage"])
-    parser.add_argument("--simulations", type=int, default=500)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="runs a rank, of the coverage part")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, help="only this one")
+    parser.add_argument("--studies", type=int, default=200, help="of a design, and of the next run's part")
+    parser.add_argument("--seed", type=int, default=0, help="of simulated studies")
+    parser.add_argument("--nist", type=Path, help="a folder of NIST's .dat files; default the eight in the tests")
     arguments = parser.parse_args()
     for name, part in PARTS.items():
         if arguments.part in (None, name):
-            part()
-    if arguments.part in (None, "coverage"):
-        part_coverage(arguments.simulations, arguments.seeds)
+            part(arguments)
+
+
+PARTS = {
+    "table1": lambda _: part_table1(),
+    "nist": lambda _: part_nist(),
+    "nist-seeds": lambda asked: part_nist_seeds(asked.nist),
+    "plan": lambda _: part_plan(),
+    "shell": lambda _: part_shell(),
+    "chinchilla": lambda _: part_chinchilla(),
+    "coverage": lambda asked: part_coverage(asked.studies, asked.seed),
+    "next-run": lambda asked: part_next_run(asked.studies, asked.seed),
+}
 
 
 if __name__ == "__main__":

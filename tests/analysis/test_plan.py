@@ -12,9 +12,10 @@ from scipy.optimize import brentq
 from test_fit_table1 import NAMES, PER_RANK, RANKS, closed_form, table
 
 import forgetting
-from forgetting.analysis.fit import fit_from_published, fit_law, fit_study, save_fits
+from forgetting.analysis.fit import Fit, fit_from_published, fit_law, fit_study, save_fits
+from forgetting.analysis.fit.information import Information
 from forgetting.analysis.laws import PUBLISHED
-from forgetting.analysis.plan import Cost, load_laws, next_runs, plan_budget, plan_target
+from forgetting.analysis.plan import Cost, NextRun, Plan, load_laws, next_runs, plan_budget, plan_target
 from forgetting.analysis.plan.predict import Predictions, predict_rows
 from forgetting.errors import UsageError
 
@@ -181,53 +182,94 @@ def test_cost_is_tokens_and_flops():
     assert c.flops == pytest.approx(c.tokens * (4 * 6_738_415_616 + 6 * 8 * PER_RANK))
 
 
-def simulated_error(fit, plan, run):
-    """Error of the answer that is left once noisy measurements of the candidate, made from each draw, are known."""
-    rng = np.random.default_rng(0)
-    law, _, found = fit.model()
-    draws = np.repeat(found, 200, axis=0)
-    best = plan.best.trainable_params
-    x = {"trainable_params": np.full(8, run.trainable_params), "step": np.geomspace(50, run.steps, 8)}
-    z = law.values(draws, x)
-    z = (z - z.mean(axis=0)) * fit.widen
-    for o, output in enumerate(law.outputs):
-        noise = fit.diagnostics["run_noise"][output]
-        z[:, o] += (
-            rng.normal(size=(len(draws), 1)) * noise["between"] + rng.normal(size=z[:, o].shape) * noise["within"]
-        )
-    answers = []
-    for theta in found:
+def explicit_error(fit: Fit, plan: Plan, run: NextRun | None) -> float:
+    """The answer's standard error by least squares, from full matrices of the fitted rows and a further run's."""
+    law, theta, _ = fit.model()
+    log = np.array([p.log for p in law.parameters])
+    x, groups = dict(fit.data.x), fit.data.run
+    if run is not None:
+        more = {"trainable_params": np.full(22, run.trainable_params), "step": np.linspace(50, run.steps, 22)}
+        x = {k: np.concatenate([v, more[k]]) for k, v in x.items()}
+        groups = np.concatenate([groups, np.full(22, groups.max() + 1)])
+    jacobian = (law.gradient(theta[None], x)[0] * np.where(log, theta, 1.0)).reshape(2 * len(groups), -1)
+    noise = []
+    for output in law.outputs:
+        within = fit.diagnostics["run_noise"][output]["within"] ** 2
+        offset = fit.diagnostics["scatter"][output] ** 2 - within
+        noise.append(offset * (groups[:, None] == groups) + within * np.eye(len(groups)))
+    zero = np.zeros_like(noise[0])
+    pull = np.linalg.pinv(jacobian, rcond=1e-9)
+    covariance = pull @ np.block([[noise[0], zero], [zero, noise[1]]]) @ pull.T
 
-        def losses(n, theta=theta):
-            at = {"trainable_params": np.array([best]), "step": np.array([n])}
-            return law.values(theta[None], at)[0, :, 0]
+    def answer(z: np.ndarray) -> float:
+        def losses(n: float) -> np.ndarray:
+            at = {"trainable_params": np.array([plan.best.trainable_params]), "step": np.array([n])}
+            return law.values(np.where(log, np.exp(z), z)[None], at)[0, :, 0]
 
-        n = brentq(lambda n, losses=losses: losses(n)[1] - plan.level, 1, 1e6)
-        answers.append(losses(n)[0])
-    q = np.repeat((np.array(answers) - np.mean(answers)) * fit.widen, 200)
-    design = z.reshape(len(draws), -1)
-    return np.std(q - design @ np.linalg.lstsq(design, q, rcond=None)[0])
+        return float(losses(brentq(lambda n: losses(n)[1] - plan.level, 1, 1e6, xtol=1e-9, rtol=1e-14))[0])
+
+    with np.errstate(all="ignore"):
+        z = np.where(log, np.log(theta), theta)
+    slope = np.array([(answer(z + h) - answer(z - h)) / 2e-5 for h in 1e-5 * np.eye(z.size)])
+    return float(np.sqrt(slope @ covariance @ slope))
 
 
-@pytest.mark.full
-def test_next_run_is_judged_as_by_conditioning_on_simulated_runs(fitted):
-    """The twin draws measurements of the candidate from each draw, and regresses the answer on them."""
+def test_next_run_is_judged_as_by_least_squares_with_it(fitted):
     plan = plan_budget(fitted, 0.35)
+    assert not plan.best.extrapolated
     candidates = [(float(r), float(r * PER_RANK)) for r in RANKS]
     runs = next_runs(fitted, plan, candidates, max_steps=260)
     assert {r.rank for r in runs} == {float(r) for r in RANKS}
     assert [r.se_after for r in runs] == sorted(r.se_after for r in runs)
     assert all(0 <= r.narrowing <= 1 and r.se_after <= r.se_before for r in runs)
-    assert runs[0].narrowing > 0.05
-    assert runs[0].se_after == pytest.approx(simulated_error(fitted, plan, runs[0]), rel=0.03)
-    longer = next_runs(fitted, plan, candidates[:1], max_steps=260)[0]
-    assert longer.narrowing > next_runs(fitted, plan, candidates[:1], max_steps=60)[0].narrowing
+    for run in runs:
+        assert run.se_before == pytest.approx(explicit_error(fitted, plan, None), rel=1e-3)
+        assert run.se_after == pytest.approx(explicit_error(fitted, plan, run), rel=1e-3)
+    stored = type(fitted).from_dict(json.loads(json.dumps(fitted.to_dict())))
+    assert next_runs(stored, plan, candidates, max_steps=260) == runs
+
+
+def test_next_run_outside_also_counts_what_laws_disagree_on(fitted):
+    plan = plan_budget(fitted, 0.39, ranks=[8])
+    assert plan.best.extrapolated
+    alone = replace(fitted, rivals=())
+    candidates = [(8.0, 8.0 * PER_RANK)]
+    near, far = (next_runs(fitted, plan, candidates, max_steps=n)[0] for n in (260, 800))
+    bare = next_runs(alone, plan_budget(alone, 0.39, ranks=[8]), candidates, max_steps=260)[0]
+    assert near.se_before > bare.se_before  # the laws disagree there
+    assert far.se_before == near.se_before
+    assert far.narrowing > 1.2 * near.narrowing  # and a run that goes there tells them apart
+
+
+def test_the_variance_of_a_line_with_one_run_more_is_the_closed_form():
+    """y = a + b x, runs of m rows at one x each: Var = (b2 + w2 / m) (1 / R + (x0 - mean)^2 / Sxx)."""
+    rows = 5
+
+    def run(x: float) -> np.ndarray:
+        return np.tile([[[1.0, x]]], (1, rows, 1))
+
+    known = Information(np.zeros((1, 2, 2)), np.zeros((1, 2, 2)))
+    places = [0.0, 1.0, 1.0, 4.0]
+    for x in places:
+        known = known.plus(run(x))
+    noise = {"offset": [0.3], "within": [0.2]}
+    at, free = np.array([1.0, 6.0]), np.array([True, True])
+
+    def closed(places: list[float]) -> float:
+        x = np.array(places)
+        return (0.3 + 0.2 / rows) * (1 / len(x) + (6 - x.mean()) ** 2 / np.sum((x - x.mean()) ** 2))
+
+    assert known.variance(at, free, **noise) == pytest.approx(closed(places), rel=1e-12)
+    after = {x: known.plus(run(x)).variance(at, free, **noise) for x in (-3.0, 0.0, 2.0, 5.0, 7.0)}
+    for x, variance in after.items():
+        assert variance == pytest.approx(closed([*places, x]), rel=1e-12)
+    assert sorted(after, key=after.__getitem__) == sorted(after, key=lambda x: closed([*places, x]))
 
 
 @pytest.mark.full
-def test_next_run_needs_intervals_and_an_answer(fitted):
+def test_next_run_needs_runs_and_an_answer(fitted):
     bare = fit_from_published(NAMES[0])
-    with pytest.raises(UsageError, match="fitted with intervals"):
+    with pytest.raises(UsageError, match="needs a law fitted to several runs"):
         next_runs(bare, plan_budget(bare, 0.85), [(8.0, 8.0 * PER_RANK)], max_steps=260)
     with pytest.raises(UsageError, match="no choice reaches"):
         next_runs(fitted, plan_target(fitted, 0.1), [(8.0, 8.0 * PER_RANK)], max_steps=260)

@@ -1,24 +1,69 @@
 """Which run to measure next: the one that would narrow the answer most.
 
-Bayesian experimental design with the fit's bootstrap draws as the prior: for a candidate's measurements z and the
-answer q, the variance of q given z is Var(q) - C_qz (C_zz + R)^-1 C_zq (Chaloner & Verdinelli 1995,
-doi:10.1214/ss/1177009939), with R the noise of one run: an offset that its steps share, and noise of each step, as the
-fit's residuals show them. To first order this is the optimal design on the law's gradient; draws need no linearisation.
+The answer's variance as least squares would have it with the candidate's measurements among the others, to first order
+in the law's parameters (a c-optimal design: Atkinson, Donev & Tobias 2007), with the noise of runs as the fit's
+residuals show it: an offset that the steps of a run share, and noise of each step. Where the answer lies outside the
+measured range, the spread of the laws that fit about as well inside it is a part of its variance, and goes as far as
+the candidate tells those laws apart (as for any prior: Chaloner & Verdinelli 1995, doi:10.1214/ss/1177009939).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from forgetting.analysis.fit import Fit
+from forgetting.analysis.fit.information import Information, derivatives, movable
+from forgetting.analysis.fit.objective import LOGARITHMIC, Objective
+from forgetting.analysis.fit.solver import Problem, to_theta, to_z
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.plan.result import NextRun, Plan
 from forgetting.analysis.plan.surface import Surface, need_surface, surface_of
 from forgetting.errors import UsageError
 
-POINTS = 8  # measured steps of a candidate, from the smallest measured step to its last
+MOST_POINTS = 200
+STEP = 1e-5  # of a difference quotient, in fitted coordinates
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """Variances by output: of a run's offset and of one row around it."""
+
+    offset: list[float]
+    within: list[float]
+
+    def covariance(self, points: int) -> Array:
+        """[O * points, O * points] of one run's measurements."""
+        out = np.zeros((len(self.offset) * points,) * 2)
+        for o, (offset, within) in enumerate(zip(self.offset, self.within, strict=True)):
+            block = slice(o * points, (o + 1) * points)
+            out[block, block] = offset + np.eye(points) * (within + 1e-12)
+        return out
+
+
+@dataclass(frozen=True)
+class _Question:
+    """The loss at the plan's best choice.
+
+    Attributes:
+        params: P of the choice.
+        held, level: the loss that is held, and where.
+        asked: the other.
+        outside: whether the choice lies outside the measured range.
+    """
+
+    params: float
+    held: str
+    level: float
+    asked: str
+    outside: bool
+
+    def answer(self, surface: Surface, theta: Array) -> Array:
+        """[S] of [S, K] parameters of the law."""
+        steps = surface.steps_at(theta, self.params, self.held, self.level)
+        return surface.loss_at(theta, self.params, steps, self.asked)
 
 
 def next_runs(
@@ -31,21 +76,20 @@ def next_runs(
     """Candidates, best first, by how much they narrow the loss at the plan's best choice.
 
     Args:
-        fit: a `shifted_power` law with intervals.
+        fit: a `shifted_power` law that was fitted to runs.
         plan: its `best` choice is the answer to narrow.
         candidates: ranks (or None) and trainable parameters that could be run.
-        max_steps: what one run may cost.
+        max_steps: what one run may cost; as many measurements as the runs of the fit have, evenly spaced.
 
     Raises:
-        UsageError: a fit without intervals, a plan without an answer, or fewer steps than were ever measured.
+        UsageError: a law without runs, a plan without an answer, or fewer steps than were ever measured.
     """
     need_surface(fit)
-    surface = surface_of(fit)
-    draws = surface.draws
-    noise = fit.diagnostics.get("run_noise")
-    if len(draws) < 20 or noise is None:
+    known = fit.diagnostics.get("information")
+    if known is None or fit.diagnostics.get("run_noise") is None or fit.n_runs < 2:
         raise UsageError(
-            "next_run (--next-run) needs a law fitted with intervals (20 draws or more), and this one has none"
+            "next_run (--next-run) needs a law fitted to several runs, and this one was published, or stored by an older version; "
+            "fit it again (`forgetting fit`)"
         )
     if plan.best is None:
         raise UsageError("next_run (--next-run) needs an answer to narrow, and no choice reaches this plan's level")
@@ -53,47 +97,95 @@ def next_runs(
     if max_steps <= first:
         raise UsageError(f"runs of {max_steps:g} steps end before the first measured step, {first:g}")
     other = "finetune_loss" if plan.output == "forgetting_loss" else "forgetting_loss"
-    params = plan.best.trainable_params
-    answer = surface.loss_at(draws, params, surface.steps_at(draws, params, plan.output, plan.level), other)
-    scaled = _bounded(answer) * fit.widen
-    out = [_judge(fit, surface, scaled, noise, rank, p, first, max_steps) for rank, p in candidates]
+    best = plan.best
+    asked = _Question(best.trainable_params, plan.output, plan.level, other, best.extrapolated)
+    grid = np.linspace(first, max_steps, int(np.clip(round(fit.n_points / fit.n_runs), 2, MOST_POINTS)))
+    judge = _Judge(fit, surface_of(fit), Information.from_dict(known), asked)
+    out = [judge.candidate(rank, params, grid) for rank, params in candidates]
     return sorted(out, key=lambda run: run.se_after)
 
 
-def _bounded(values: Array) -> Array:
-    """[B, ...] draws around their median, no further than their 1st and 99th percentile.
+class _Judge:
+    """What is the same for all candidates."""
 
-    A draw whose surface runs away would decide a variance alone; one that is not finite counts as the median.
-    """
-    kept = np.where(np.isfinite(values), values, np.nan)
-    low, middle, high = np.nanquantile(kept, [0.01, 0.5, 0.99], axis=0)
-    around = np.clip(kept, low, high) - middle
-    return np.where(np.isnan(around), 0.0, around)
+    def __init__(self, fit: Fit, surface: Surface, known: Information, asked: _Question) -> None:
+        self.surface, self.known = surface, known
+        self.theta = surface.theta[0]
+        self.noise = _noise(fit)
+        problem = self._problem(asked.params, np.array([1.0]))
+        self.free = movable(problem, self.theta)
+        self.direction = _direction(problem, surface, asked)
+        if not np.isfinite(self.direction).all():
+            raise UsageError(
+                "next_run (--next-run): the best choice needs more steps than a number holds; lower the budget"
+            )
+        own = float(asked.answer(surface, surface.theta)[0])
+        self.weights, self.answers = _laws(fit, surface, asked, own)
+        self.spread = float(self.weights @ (self.answers - own) ** 2)
+        self.own = own
+        self.fitted = self.variance(known)
+
+    def _problem(self, params: float, steps: Array) -> Problem:
+        x = {"trainable_params": np.full(len(steps), params), "step": steps}
+        return Problem(self.surface.law, x, Objective())
+
+    def variance(self, known: Information) -> float:
+        return known.variance(self.direction, self.free, self.noise.offset, self.noise.within)
+
+    def candidate(self, rank: float | None, params: float, steps: Array) -> NextRun:
+        problem = self._problem(params, steps)
+        after = self.variance(self.known.plus(derivatives(problem, self.theta))) + self._left(problem)
+        before = self.fitted + self.spread
+        se_before, se_after = float(np.sqrt(before)), float(np.sqrt(min(after, before)))
+        narrowing = 1 - se_after / se_before if se_before > 0 else 0.0
+        return NextRun(rank, params, float(steps[-1]), se_before, se_after, narrowing)
+
+    def _left(self, problem: Problem) -> float:
+        """The spread of the laws' answers that is left once a run has told them apart."""
+        if len(self.answers) < 2 or self.spread == 0:
+            return self.spread
+        laws = [(self.surface.law, self.theta), *((r.law, r.theta) for r in self.surface.rivals)]
+        seen = np.stack([law.values(theta[None], problem.x)[0].reshape(-1) for law, theta in laws])
+        around, answers = seen - seen[0], self.answers - self.own
+        weighted = around * self.weights[:, None]
+        known = weighted.T @ around + self.noise.covariance(seen.shape[1] // len(self.noise.offset))
+        cross = weighted.T @ answers
+        return max(0.0, self.spread - float(cross @ np.linalg.solve(known, cross)))
 
 
-def _judge(
-    fit: Fit,
-    surface: Surface,
-    answer: Array,
-    noise: dict[str, dict[str, float]],
-    rank: float | None,
-    params: float,
-    first: float,
-    steps: float,
-) -> NextRun:
-    grid = np.geomspace(first, steps, POINTS)
-    x = {"trainable_params": np.full(POINTS, params), "step": grid}
-    draws = surface.draws
-    values = surface.law.values(draws, x)
-    seen = _bounded(values).reshape(len(draws), -1) * fit.widen
-    error = np.zeros((seen.shape[1], seen.shape[1]))
-    for o, name in enumerate(surface.law.outputs):
-        block = slice(o * POINTS, (o + 1) * POINTS)
-        error[block, block] = noise[name]["between"] ** 2 + np.eye(POINTS) * (noise[name]["within"] ** 2 + 1e-12)
-    count = len(draws) - 1
-    cross = seen.T @ answer / count
-    before = float(answer @ answer / count)
-    after = before - float(cross @ np.linalg.solve(seen.T @ seen / count + error, cross))
-    se_before, se_after = np.sqrt(before), np.sqrt(max(after, 0.0))
-    narrowing = 1 - se_after / se_before if se_before > 0 else 0.0
-    return NextRun(rank, params, float(steps), float(se_before), float(se_after), float(narrowing))
+def _noise(fit: Fit) -> _Noise:
+    """Noise by output; what the fit's own freedom hides of it is that of the offset."""
+    parts = fit.diagnostics["run_noise"]
+    whole = None if fit.objective == LOGARITHMIC else fit.diagnostics.get("scatter")
+    offset, within = [], []
+    for output in fit.law_object.outputs:
+        inner, between = (parts[output][k] ** 2 for k in ("within", "between"))
+        within.append(inner)
+        offset.append(between if whole is None else max(whole[output] ** 2 - inner, between))
+    return _Noise(offset, within)
+
+
+def _direction(problem: Problem, surface: Surface, asked: _Question) -> Array:
+    """[K] derivatives of the answer by the fitted coordinates."""
+    log = problem.log_mask(False)
+    z = to_z(surface.theta[0], log)
+    moves = STEP * np.eye(z.size)
+    ends = [asked.answer(surface, to_theta(z + sign * moves, log)) for sign in (1, -1)]
+    return np.asarray((ends[0] - ends[1]) / (2 * STEP))
+
+
+def _laws(fit: Fit, surface: Surface, asked: _Question, own: float) -> tuple[Array, Array]:
+    """Weights and answers of the laws that a band at the answer spans; those without an answer are left out."""
+    if not asked.outside or not fit.rivals:
+        return np.ones(1), np.array([own])
+    up = surface.law.signs[surface.law.outputs.index(asked.held)] < 0
+    answers = [own]
+    for rival in surface.rivals:
+        theta, at = rival.theta[None], {"trainable_params": asked.params}
+        steps = rival.law.solve(theta, asked.held, asked.level, "step", at, up=up)
+        x = {"trainable_params": np.array([asked.params]), "step": steps}
+        answers.append(float(rival.law.at_each(theta, asked.asked, x)[0]))
+    shares, found = np.array(list(fit.band_laws().values())), np.array(answers)
+    shares = np.where(np.isfinite(found), shares, 0.0)
+    found = np.where(np.isfinite(found), found, own)
+    return shares / max(float(shares.sum()), 1e-12), found

@@ -1,0 +1,100 @@
+"""What a table tells of a law's parameters: sums of products of derivatives, from which errors of designs follow.
+
+With J the derivatives of the outputs by the fitted coordinates, least squares has the covariance A^-1 M A^-1, where
+A = sum J'J over rows, and M = sum over runs of J' V J. Where a run's errors are an offset of variance b^2 and noise of
+variance w^2 a row, M = b^2 sum over runs of (sum J)'(sum J) + w^2 A: two sums an output are all that is needed, also to
+see what a further run would change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from forgetting.analysis.fit.data import Data
+from forgetting.analysis.fit.solver import Problem, to_z
+from forgetting.analysis.laws.base import Array
+
+SMALL = 1e-10
+"""Relative size of an eigenvalue of A, scaled to a diagonal of ones, below which a direction is not determined."""
+
+
+@dataclass(frozen=True)
+class Information:
+    """Sums over a table, of derivatives in the fit's own coordinates (logarithms where parameters are fitted so).
+
+    Attributes:
+        points: [O, K, K] sums over rows of J'J, by output.
+        runs: [O, K, K] sums over runs of (sum J)'(sum J).
+    """
+
+    points: Array
+    runs: Array
+
+    def plus(self, derivatives: Array) -> Information:
+        """With one run more, of [O, n, K] derivatives."""
+        total = derivatives.sum(axis=1)
+        points = self.points + np.einsum("onk,onl->okl", derivatives, derivatives)
+        return Information(points, self.runs + np.einsum("ok,ol->okl", total, total))
+
+    def variance(self, direction: Array, free: Array, offset: Sequence[float], within: Sequence[float]) -> float:
+        """Variance of a linear function of the coordinates, fitted by least squares.
+
+        Args:
+            direction: [K] its derivatives.
+            free: [K] which coordinates the fit can move.
+            offset, within: variances by output, of a run's offset and of a row around it.
+        """
+        at = np.ix_(free, free)
+        matrix = self.points.sum(axis=0)[at]
+        scale = np.sqrt(np.maximum(np.diag(matrix), 1e-300))
+        inverse = np.linalg.pinv(matrix / scale[:, None] / scale, rcond=SMALL, hermitian=True)
+        pull = inverse @ (direction[free] / scale) / scale
+        parts = [
+            b * (pull @ runs[at] @ pull) + w * (pull @ points[at] @ pull)
+            for b, w, runs, points in zip(offset, within, self.runs, self.points, strict=True)
+        ]
+        return float(sum(parts))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"points": self.points.tolist(), "runs": self.runs.tolist()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return cls(np.array(data["points"], dtype=float), np.array(data["runs"], dtype=float))
+
+
+def derivatives(problem: Problem, theta: Array) -> Array:
+    """[O, n, K] derivatives of the outputs by the fitted coordinates at theta [K]."""
+    with np.errstate(all="ignore"):
+        made = problem.law.gradient(theta[None], problem.x)[0] * np.where(problem.log_mask(False), theta, 1.0)
+    return np.asarray(np.nan_to_num(made))
+
+
+def movable(problem: Problem, theta: Array) -> Array:
+    """[K] which coordinates are not held, and not at a bound."""
+    log = problem.log_mask(False)
+    low, high = problem.bounds(log)
+    z = to_z(theta, log)
+    return np.asarray((z > low) & (z < high) & ~problem.fixed)
+
+
+def information(problem: Problem, theta: Array, data: Data, cell: Array) -> Information:
+    """The sums of a table.
+
+    Args:
+        problem: law in fitted coordinates, at cells of rows with equal variables.
+        theta: [K] the best fit.
+        data: the table.
+        cell: [n] index of each row's cell.
+    """
+    made = derivatives(problem, theta)
+    count = np.bincount(cell, minlength=made.shape[1]).astype(float)
+    sums = np.stack([np.stack([np.bincount(data.run, column[cell]) for column in output.T], axis=1) for output in made])
+    points = np.einsum("ock,c,ocl->okl", made, count, made)
+    return Information(points, np.einsum("ork,orl->okl", sums, sums))
