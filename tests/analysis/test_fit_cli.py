@@ -146,7 +146,7 @@ def test_plan_on_a_published_law():
         (("plan", "kalajdzievski2024/news", "--budget", "-1"), "must be a positive number"),
         (("plan", "kalajdzievski2024/news", "--budget", "1", "--target-modules", "q_proj"), "needs a model"),
         (("plan", "besiroglu2024/chinchilla", "--budget", "1"), "a plan needs law 'shifted_power'"),
-        (("plan", "kalajdzievski2024/news", "--budget", "1", "--next-run"), "fitted with intervals"),
+        (("plan", "kalajdzievski2024/news", "--budget", "1", "--next-run"), "needs a law fitted to several runs"),
     ],
 )
 def test_mistakes_are_one_clear_line(arguments, says, chinchilla):
