@@ -88,8 +88,8 @@ def next_runs(
     known = fit.diagnostics.get("information")
     if known is None or fit.diagnostics.get("run_noise") is None or fit.n_runs < 2:
         raise UsageError(
-            "next_run (--next-run) needs a law fitted to several runs, and this one was published, or stored by an older version; "
-            "fit it again (`forgetting fit`)"
+            "next_run (--next-run) needs a law fitted to several runs, and this one was published, or stored by an "
+            "older version; fit it again (`forgetting fit`)"
         )
     if plan.best is None:
         raise UsageError("next_run (--next-run) needs an answer to narrow, and no choice reaches this plan's level")

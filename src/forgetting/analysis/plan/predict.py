@@ -50,13 +50,8 @@ def predict_rows(
     if ranks and params:
         raise UsageError("give ranks or trainable parameters, not both")
     if ranks:
-        scale = params_per_rank if params_per_rank is not None else fit.diagnostics.get("params_per_rank")
-        if scale is None:
-            raise UsageError(
-                "this law does not know how many parameters a rank has; give params_per_rank (--params-per-rank) or "
-                "model (--model)"
-            )
-        rank_of = {float(r) * float(scale): float(r) for r in ranks}
+        scale = _scale(fit, params_per_rank)
+        rank_of = {float(r) * scale: float(r) for r in ranks}
         grid["trainable_params"] = list(rank_of)
     elif params:
         grid["trainable_params"] = [float(p) for p in params]
@@ -83,6 +78,17 @@ def predict_rows(
         row["confidence"], row["draws"] = fit.confidence, len(fit.draws)
         out.append(row)
     return out
+
+
+def _scale(fit: Fit, params_per_rank: float | None) -> float:
+    """Trainable parameters of rank 1."""
+    scale = params_per_rank if params_per_rank is not None else fit.diagnostics.get("params_per_rank")
+    if scale is None:
+        raise UsageError(
+            "this law does not know how many parameters a rank has; give params_per_rank (--params-per-rank) or "
+            "model (--model)"
+        )
+    return float(scale)
 
 
 def _refuse_unmeasured(fit: Fit, columns: Mapping[str, np.ndarray]) -> None:
