@@ -45,11 +45,17 @@ MODULES = {dotted(path): path for path in FILES}
 
 
 @functools.cache
+def parsed(path: Path) -> ast.Module:
+    """A file as a tree; several tests look at each."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imported(path: Path) -> set[str]:
     """Modules of this package that a file imports, wherever in it the import stands, TYPE_CHECKING included."""
     inside = ("forgetting", *path.relative_to(SOURCE).parts[:-1])
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom):
             base = inside[: len(inside) - node.level + 1] if node.level else ()
@@ -111,7 +117,7 @@ def test_files_and_functions_are_small() -> None:
         text = path.read_text(encoding="utf-8")
         if text.count("\n") > 500:
             large.append(str(path))
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 large += [f"{path}: {node.name}"] if lines > 60 else []
@@ -167,7 +173,7 @@ def test_nothing_needs_a_posix_system_to_be_imported() -> None:
     """Modules that Python has on POSIX systems alone; `make types` looks at names inside of others, as on Windows."""
     posix = {"fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "posix", "syslog", "curses"}
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             assert not posix & {name.split(".")[0] for name in names}, path

@@ -67,7 +67,11 @@ TOPS = {*PLACES, *(path.name for path in (ROOT / "src" / "forgetting").iterdir()
 def words_of(path: Path) -> Iterator[str]:
     """The comments and docstrings of a file of code."""
     text = path.read_text(encoding="utf-8")
-    yield from (t.string for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT)
+    if any(
+        "#" in line and (PATH.search(line) or DOTTED.search(line)) for line in text.splitlines()
+    ):  # else nothing cited
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        yield from (token.string for token in tokens if token.type == tokenize.COMMENT)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield node.value.value

@@ -238,6 +238,7 @@ def test_without_an_interval_a_difference_within_the_scatter_is_no_saving_either
     assert found.trend.explains
 
 
+@pytest.mark.full
 def test_the_slopes_test_finds_no_line_in_noise_and_a_line_where_there_is_one():
     rng = np.random.default_rng(1)
     x = np.linspace(0.3, 0.6, 8)
@@ -247,6 +248,7 @@ def test_the_slopes_test_finds_no_line_in_noise_and_a_line_where_there_is_one():
     assert sum(found) == 50
 
 
+@pytest.mark.full
 def test_intervals_of_single_points_hold():
     """One more run of the reference's own kind gets an interval around 0 in about 95 of 100 tables."""
     rng = np.random.default_rng(2)

@@ -167,6 +167,7 @@ def test_a_tokenizer_that_may_make_one_token_of_much_reads_all(
     assert untokenized.untokenized(write_rows(tmp_path / "rows.jsonl", 0), tokenizer, 16) is None
 
 
+@pytest.mark.full
 def test_a_measurement_of_a_large_text_is_that_of_a_text_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

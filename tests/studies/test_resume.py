@@ -11,16 +11,20 @@ from typing import Any
 
 import pytest
 
+from forgetting.config.files import read_fields
+from forgetting.config.schema import validate
+from forgetting.studies.engines import Local
+from forgetting.studies.study import study
 from small_study import rows, start, wait_for_rows, write_config
 
 pytestmark = pytest.mark.full
 
 
 @pytest.mark.parametrize(
-    ("methods", "workers", "training"),
-    [
-        ([{"name": "lora", "rank": [2, 4], "dropout": 0.1}], 1, {"optimizer": "adafactor"}),
-        ([{"name": "full"}, {"name": "lora", "rank": 2}], 2, {"optimizer": "adamw", "micro_batch_size": 2}),
+    ("methods", "workers", "cuts", "training"),
+    [  # one worker is killed twice, once early and once in the middle
+        ([{"name": "lora", "rank": [2, 4], "dropout": 0.1}], 1, (6, 14), {"optimizer": "adafactor"}),
+        ([{"name": "full"}, {"name": "lora", "rank": 2}], 2, (10,), {"optimizer": "adamw", "micro_batch_size": 2}),
     ],
     ids=["lora-adafactor-dropout", "full-adamw-accumulate-two-workers"],
 )
@@ -30,15 +34,14 @@ def test_killed_and_resumed_equals_uninterrupted(
     corpora: Path,
     methods: list[dict[str, Any]],
     workers: int,
+    cuts: tuple[int, ...],
     training: dict[str, Any],
 ) -> None:
     config = write_config(tmp_path, tiny_model, corpora, methods, **training)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    uninterrupted = start(config, whole, workers)
-    _, errors = uninterrupted.communicate(timeout=300)
-    assert uninterrupted.returncode == 0, errors.decode()
+    study(validate(read_fields(config), where="test"), whole, engine=Local(1))
 
-    for enough in (6, 14):  # killed twice, once early and once in the middle
+    for enough in cuts:
         process = start(config, cut, workers)
         wait_for_rows(cut, enough, process)
         os.kill(process.pid, signal.SIGKILL)
