@@ -171,6 +171,35 @@ def test_chinchilla_closed_form():
     assert got == pytest.approx(1.8172 + 482.01 / 70e9**0.3478 + 2085.43 / 1.4e12**0.3658, rel=1e-12)
 
 
+def test_rectified_closed_form():
+    """At D = 0 the loss without fine-tuning, E + B/D_l; half of what can be gained is gained where D^beta = D_l."""
+    law = LAWS["rectified"]
+    theta = np.array([[40.0, 25.0, 0.5, 1.5]])
+    got = law.values(theta, {"D": np.array([0.0, 625.0, 1e12])})[0, 0]
+    assert got == pytest.approx([1.5 + 40 / 25, 1.5 + 40 / 50, 1.5 + 40 / (25 + 1e6)], rel=1e-12)
+    assert np.isfinite(law.gradient(theta, {"D": np.array([0.0])})).all()
+    D = np.geomspace(100, 1e6, 12)
+    again = FormulaLaw("loss = (L0 - E)/(1 + D**beta/Dl) + E", ["D"])
+    values = {"L0": 1.5 + 40 / 25, "E": 1.5, "beta": 0.5, "Dl": 25.0}
+    other = again.values(np.array([[values[n] for n in again.names]]), {"D": D})
+    assert other == pytest.approx(law.values(theta, {"D": D}), rel=1e-12)
+
+
+def test_log_linear_is_the_line_of_numpy():
+    D = np.geomspace(100, 1e6, 12)
+    loss = 3 - 0.15 * np.log(D) + np.random.default_rng(0).normal(0, 0.02, 12)
+    fit = fit_law("log_linear", {"D": D, "loss": loss}, bootstrap=0)
+    slope, intercept = np.polyfit(np.log(D), loss, 1)
+    assert fit.theta == pytest.approx([intercept, -slope], rel=1e-10)
+
+
+def test_injection_is_the_base_loss_without_data_to_fine_tune_on():
+    law = LAWS["injection"]
+    theta = np.array([[2.0, 1000.0, 0.5, 0.25]])
+    x = {"N": np.array([1e8]), "D": np.array([1e4]), "p": np.array([0.01]), "base_loss": np.array([2.5])}
+    assert law.values(theta, x)[0, 0, 0] == pytest.approx(2.5 + 2 * 10 / (11 * 1e8) ** 0.5, rel=1e-12)
+
+
 def test_unknown_law_is_refused_with_the_near_name():
     with pytest.raises(UsageError, match="did you mean 'chinchilla'"):
         LAWS.find("chinchila")

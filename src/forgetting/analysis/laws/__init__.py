@@ -10,8 +10,10 @@ from forgetting.analysis.laws.custom import FormulaLaw, FunctionLaw, LostFunctio
 from forgetting.analysis.laws.dcpt import DCPT
 from forgetting.analysis.laws.injection import Injection
 from forgetting.analysis.laws.linear import Linear
+from forgetting.analysis.laws.log_linear import LogLinear
 from forgetting.analysis.laws.multiplicative import Multiplicative
 from forgetting.analysis.laws.published import PUBLISHED, Published
+from forgetting.analysis.laws.rectified import Rectified
 from forgetting.analysis.laws.shifted_power import ShiftedPower, ShiftedPowerSingle
 from forgetting.config.registry import Registry
 
@@ -26,6 +28,8 @@ LAWS: Registry[Law] = Registry(
         Multiplicative(),
         DCPT(),
         Injection(),
+        Rectified(),
+        LogLinear(),
     ),
     hint="a formula is a law too: 'loss = E + A/N**alpha'",
 )

@@ -1,7 +1,4 @@
-"""Forgetting under replay of pre-training data (after Bethune et al. 2025, arXiv:2502.06042).
-
-The form was taken from citations of that paper and not from its text: check it there before relying on it.
-"""
+"""Forgetting under replay of pre-training data (Bethune et al. 2025, arXiv:2502.06042)."""
 
 from __future__ import annotations
 
@@ -13,12 +10,12 @@ from forgetting.analysis.laws.base import Array, Law, Parameter, Variable
 
 
 class Injection(Law):
-    """L = L0 + A * D^beta / ((1 + B p) N)^alpha + E; p is the share of pre-training data mixed into fine-tuning."""
+    """L = L0 + A * D^beta / ((1 + B p) N)^alpha; p is the share of pre-training data mixed into fine-tuning."""
 
     name = "injection"
     title = "Forgetting under replay"
-    formula = "loss = base_loss + A * D^beta / ((1 + B * p) * N)^alpha + E"
-    source = "the form of Bethune et al. (2025), arXiv:2502.06042, as cited second-hand"
+    formula = "loss = base_loss + A * D^beta / ((1 + B * p) * N)^alpha"
+    source = "Bethune et al. (2025), arXiv:2502.06042, as its figures annotate it"
     variables = (
         Variable("N", meaning="parameters"),
         Variable("D", meaning="fine-tuning tokens"),
@@ -31,25 +28,24 @@ class Injection(Law):
         Parameter("B", 0.0, 1e9, (1.0, 1e5), log=True, meaning="how much a share of replay counts as capacity"),
         Parameter("alpha", 1e-3, 5.0, (0.05, 1.5), log=True, meaning="exponent of N"),
         Parameter("beta", 1e-3, 5.0, (0.05, 1.5), log=True, meaning="exponent of D"),
-        Parameter("E", -np.inf, np.inf, (-0.1, 0.1), linear=True, meaning="shift, nats/token"),
     )
 
     @staticmethod
     def _term(theta: Array, x: Mapping[str, Array]) -> tuple[Array, Array]:
         """D^beta / ((1 + B p) N)^alpha and the logarithm of (1 + B p) N: [S, n] each."""
-        _, B, alpha, beta, _ = (column[:, None] for column in theta.T)
+        _, B, alpha, beta = (column[:, None] for column in theta.T)
         log_capacity = np.log(1 + B * x["p"]) + np.log(x["N"])
         return np.exp(beta * np.log(x["D"]) - alpha * log_capacity), log_capacity
 
     def values(self, theta: Array, x: Mapping[str, Array]) -> Array:
         """[S, 1, n] losses."""
         term, _ = self._term(theta, x)
-        return np.asarray(x["base_loss"] + theta[:, 0, None] * term + theta[:, 4, None])[:, None, :]
+        return np.asarray(x["base_loss"] + theta[:, 0, None] * term)[:, None, :]
 
     def gradient(self, theta: Array, x: Mapping[str, Array]) -> Array:
-        """[S, 1, n, 5]."""
-        A, B, alpha, _, _ = (column[:, None] for column in theta.T)
+        """[S, 1, n, 4]."""
+        A, B, alpha, _ = (column[:, None] for column in theta.T)
         term, log_capacity = self._term(theta, x)
         by_b = -A * term * alpha * x["p"] / (1 + B * x["p"])
-        columns = [term, by_b, -A * term * log_capacity, A * term * np.log(x["D"]), np.ones_like(term)]
+        columns = [term, by_b, -A * term * log_capacity, A * term * np.log(x["D"])]
         return np.stack(columns, axis=-1)[:, None]
