@@ -18,14 +18,14 @@ that are runs of their own the number of parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forgetting.analysis.fit.runwise import DETERMINED, grams
+from forgetting.analysis.fit.runwise import DETERMINED, grams, sums
 from forgetting.analysis.fit.solver import Problem, minimise, to_z
 from forgetting.analysis.laws.base import Array
 
@@ -187,20 +187,19 @@ def freedom(problem: Problem, theta: Array, weights: Array, run: Array) -> float
         weights: [O, n].
         run: [n] index of the run of each row.
     """
-    outputs, n = weights.shape
-    root = np.sqrt(weights)
-    basis = free_basis(problem, theta, weights.reshape(-1)).reshape(outputs, n, -1)
-    return between(basis * root[:, :, None], weights, run)
+    basis = free_basis(problem, theta, weights.reshape(-1)).reshape(*weights.shape, -1)
+    runs, own = int(run.max()) + 1, np.arange(run.size)
+    pulled = [sums(b, np.sqrt(w), own, run, runs) for b, w in zip(basis, weights, strict=True)]
+    return between(pulled, weights, run)
 
 
-def between(pulled: Array, weights: Array, run: Array) -> float:
-    """`freedom` from [O, n, k] orthonormal columns times the roots of the weights [O, n]."""
-    runs = int(run.max()) + 1
+def between(pulled: Sequence[Array], weights: Array, run: Array) -> float:
+    """`freedom` from [R, k] sums over runs, by output, of orthonormal columns times the roots of the weights [O, n]."""
+    runs = len(pulled[0])
     taken = 0.0
-    for columns, weight in zip(pulled, weights, strict=True):
-        mass = np.bincount(run, weight, runs)
-        for column in columns.T:
-            taken += float(np.sum(np.bincount(run, column, runs) ** 2 / np.where(mass > 0, mass, np.inf)))
+    for own, weight in zip(pulled, weights, strict=True):
+        mass = np.bincount(run, weight, runs)[:, None]
+        taken += float(np.sum(own**2 / np.where(mass > 0, mass, np.inf)))
     return max(1.0, runs - taken / len(weights))
 
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from forgetting.analysis.fit.data import Data
+from forgetting.analysis.fit.runwise import sums
 from forgetting.analysis.fit.solver import Problem, to_z
 from forgetting.analysis.laws.base import Array
 
@@ -95,6 +96,7 @@ def information(problem: Problem, theta: Array, data: Data, cell: Array) -> Info
     """
     made = derivatives(problem, theta)
     count = np.bincount(cell, minlength=made.shape[1]).astype(float)
-    sums = np.stack([np.stack([np.bincount(data.run, column[cell]) for column in output.T], axis=1) for output in made])
+    one, runs = np.ones(cell.size), len(data.runs)
+    whole = np.stack([sums(output, one, cell, data.run, runs) for output in made])
     points = np.einsum("ock,c,ocl->okl", made, count, made)
-    return Information(points, np.einsum("ork,orl->okl", sums, sums))
+    return Information(points, np.einsum("ork,orl->okl", whole, whole))

@@ -23,7 +23,7 @@ from forgetting.analysis.fit.validate import FOLDS
 from forgetting.analysis.laws.base import Array, Law
 from forgetting.analysis.laws.quadratic import Axis, QuadraticSurface
 
-MOST_ROWS = 200_000
+MOST_ROWS = 50_000
 TINY = 1e-150
 """Scatter of a law that meets every row."""
 LEAST_VALUES = 3

@@ -9,6 +9,8 @@ import numpy as np
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.laws.base import Array
 
+FEW = 2_000
+"""Rows up to which sums are taken without a sparse matrix."""
 DETERMINED = 1e-3
 """Where less than this of a direction is left without a run, the run alone determines it."""
 
@@ -29,3 +31,13 @@ def every_kth_run(data: Data, weights: Array, most: int) -> tuple[Data, Array]:
         return data, weights
     rows = data.run % -(-data.n // most) == 0
     return replace(data.take(rows), warnings=()), weights[:, rows]
+
+
+def sums(columns: Array, weights: Array, cell: Array, run: Array, runs: int) -> Array:
+    """[R, k] sums over each run's rows of weights [n] times [c, k] columns, each row having its cell's."""
+    if cell.size <= FEW:
+        return np.stack([np.bincount(run, weights * column[cell], runs) for column in columns.T], axis=1)
+    from scipy import sparse  # takes longer to import than a small fit
+
+    held = sparse.csr_array((weights, (run, cell)), shape=(runs, len(columns)))
+    return np.asarray(held @ columns)

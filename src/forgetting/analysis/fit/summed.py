@@ -26,6 +26,7 @@ from forgetting.analysis.fit.bootstrap import (
 )
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.fit.options import Options
+from forgetting.analysis.fit.runwise import sums
 from forgetting.analysis.fit.search import Found, search
 from forgetting.analysis.fit.shape import Shape, shape
 from forgetting.analysis.fit.solver import Problem, minimise
@@ -214,13 +215,13 @@ def left_out_residuals(cells: Cells, theta: Array, residual: Array) -> Array:
 
 def freedom(cells: Cells, theta: Array) -> float:
     """As `bootstrap.freedom`."""
-    outputs, size = cells.mass.shape
-    basis = free_basis(cells.problem, theta, cells.mass.reshape(-1)).reshape(outputs, size, -1)
+    basis = free_basis(cells.problem, theta, cells.mass.reshape(-1)).reshape(*cells.mass.shape, -1)
+    run, runs = cells.data.run, len(cells.data.runs)
     pulled = [
-        b[cells.cell] * (w / np.sqrt(m[cells.cell]))[:, None]
+        sums(b / np.sqrt(m)[:, None], w, cells.cell, run, runs)
         for b, w, m in zip(basis, cells.weights, cells.mass, strict=True)
     ]
-    return between(np.stack(pulled), cells.weights, cells.data.run)
+    return between(pulled, cells.weights, run)
 
 
 def scatter_of(cells: Cells, theta: Array) -> dict[str, float] | None:
