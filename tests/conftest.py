@@ -42,6 +42,12 @@ def _notices_can_be_heard() -> None:
     logger.handlers, logger.propagate = [], True
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What `measure` and studies keep goes to a folder of the tests, never to the user's."""
+    os.environ["FORGETTING_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Llama of 20 k parameters and a word tokenizer with a chat template."""

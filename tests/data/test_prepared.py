@@ -21,7 +21,9 @@ from forgetting.data.documents import Corpus, Document, load_corpus, split_heldo
 from forgetting.data.prepared import Corpora, Prepared
 from forgetting.data.windows import Windows
 from forgetting.models.loading import load_tokenizer
+from hub_twin import HubCache, hub_cache
 
+__all__ = ["hub_cache"]
 CONTEXT = 16
 
 
@@ -197,12 +199,31 @@ def test_all_that_decides_windows_is_in_their_key(
     monkeypatch.setattr(identity, "LARGE", 10)
     for other in (
         TextConfig(source="miniature:news"),
-        TextConfig(source="someone/data"),
+        TextConfig(source="someone/data-that-is-not-here"),
         config.model_copy(update={"max_documents": 3}),
     ):
         assert identity.corpus_key(other, tokenizer, 16) is None
     monkeypatch.setattr(identity, "SMALL", 2**22)
     assert identity.corpus_key(config, tokenizer, 16) is None
+
+
+def test_a_data_set_of_the_hub_is_kept_by_its_commit_and_files(
+    tokenizer: Any, kept: Path, hub_cache: HubCache, tmp_path: Path
+) -> None:
+    rows = {f"{name}.jsonl": write(tmp_path / name, plain_rows(i)).read_bytes() for i, name in enumerate("ab")}
+    commit = hub_cache.add("org/text", rows, kind="dataset")
+    config, pinned = TextConfig(source="org/text"), TextConfig(source="org/text", revision=commit)
+    (first,), (second,) = parts(config, tokenizer, kept), parts(config, tokenizer, kept)
+    equal(second.windows, slow_windows(load_corpus(config), tokenizer, CONTEXT))
+    assert first.windows.fingerprint() == second.windows.fingerprint()
+    assert len(list(kept.glob("*.safetensors"))) == 1
+    hub_cache.drop("org/text", "b.jsonl", kind="dataset")  # the same commit, a file less of it
+    (less,) = parts(pinned, tokenizer, kept)
+    equal(less.windows, slow_windows(load_corpus(pinned), tokenizer, CONTEXT))
+    assert less.windows.fingerprint() != first.windows.fingerprint()
+    hub_cache.add("org/text", {"a.jsonl": rows["b.jsonl"]}, kind="dataset")
+    (newer,) = parts(config, tokenizer, kept)
+    equal(newer.windows, slow_windows(load_corpus(config), tokenizer, CONTEXT))
 
 
 @pytest.mark.parametrize("damage", [lambda d: d[:-9], lambda d: d[:-2] + bytes([d[-2] ^ 1]) + d[-1:], lambda d: b""])

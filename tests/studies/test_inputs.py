@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from forgetting.config.schema import StudyConfig
+from forgetting.data import prepared
 from forgetting.errors import UsageError
 from forgetting.studies import inputs as inputs_module
 from forgetting.studies.engines import Local
@@ -87,6 +88,20 @@ def test_what_is_sent_to_another_process_holds_no_text(own: tuple[StudyConfig, P
     assert sent._datasets == {}
     assert [part.fingerprint() for part in sent.dataset("own")] == [train.fingerprint(), heldout.fingerprint()]
     assert len(pickle.dumps(Worker(tmp_path, inputs))) < 500
+
+
+def test_each_corpus_is_read_once_for_the_check_and_the_windows(
+    own: tuple[StudyConfig, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, train, _ = own
+    read: list[str] = []
+    original = prepared.load_corpus
+    monkeypatch.setattr(prepared, "load_corpus", lambda text: (read.append(text.source), original(text))[1])
+    inputs = StudyInputs(config)
+    inputs.check_apart()
+    inputs.dataset("own")
+    inputs.text  # noqa: B018
+    assert sorted(read) == sorted([str(train), config.text.source])
 
 
 def test_a_general_text_that_is_trained_on_is_refused(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:

@@ -79,7 +79,10 @@ class MeasureOptions:
         None
     )
     batch_tokens: o.BatchTokens = None
-    cache: Annotated[Path | None, typer.Option(help="Where base targets are cached. Default: the user's cache.")] = None
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Where base targets and large texts' tokens are cached. Default: the user's cache."),
+    ] = None
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Cache nothing.")] = False
 
     def given(self, models: o.ModelOptions) -> dict[str, Any]:

@@ -62,6 +62,18 @@ def hub_rows(
     return _checked(found, wanted, repo.commit)
 
 
+def files_at(name: str, revision: str | None) -> dict[str, str] | None:
+    """The files whose rows `hub_rows` gives, each with the commit; None where that is not certain, or there are none.
+
+    Without the Hub they are those that its cache holds, which may be fewer.
+    """
+    try:
+        repo = hub.find(name, revision, "dataset")
+        return dict.fromkeys(sorted(repo.files), repo.commit) if not repo.cached or _has_data(repo) else None
+    except ForgettingError:
+        return None
+
+
 def _load(wanted: str, path: str, subset: str | None, **options: Any) -> Any:
     import datasets
 

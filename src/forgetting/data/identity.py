@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from ..config.schema import TextConfig
 from ..errors import ForgettingError
 from .folders import SAVED, files_of
+from .hub_rows import files_at
+from .sources import is_hub_id
 
 SMALL = 2**22
 """Bytes of a corpus below which reading it again is as quick as looking for what was read."""
@@ -30,16 +33,12 @@ def corpus_key(config: TextConfig, tokenizer: Any, context: int) -> str | None:
     """A sha256 of all that decides the windows of a corpus; equal keys mean equal windows.
 
     Returns:
-        None where it cannot be told, or the corpus is too small to keep: a data set of the Hub or of the miniature, a
-        tokenizer that is a program of its own.
+        None where it cannot be told, or the corpus is too small to keep: one of the miniature, a tokenizer that is a
+        program of its own.
     """
-    files = _files(config)
-    how = None if files is None else _tokenizer(tokenizer)
-    if files is None or how is None:
-        return None
-    try:
-        content = {name: _hash(path) for name, path in files.items()}
-    except OSError:  # whoever reads the file says what is wrong with it
+    how = _tokenizer(tokenizer)
+    content = None if how is None else _content(config)
+    if content is None:
         return None
     settings = config.model_dump(mode="json") | {"source": Path(config.source).name}
     versions = {name: version(name) for name in LIBRARIES}
@@ -47,13 +46,24 @@ def corpus_key(config: TextConfig, tokenizer: Any, context: int) -> str | None:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def _content(config: TextConfig) -> Mapping[str, str | None] | None:
+    """Hashes of the files that a corpus is read from, by name; of a data set of the Hub their commit."""
+    if config.source.startswith("miniature:"):
+        return None
+    if is_hub_id(config.source):
+        return files_at(config.source, config.revision)
+    files = _files(config)
+    try:
+        return None if files is None else {name: _hash(path) for name, path in files.items()}
+    except OSError:  # whoever reads the file says what is wrong with it
+        return None
+
+
 def _files(config: TextConfig) -> dict[str, Path | None] | None:
-    """The files that a local corpus is read from, by name; None for other corpora, and those not worth it.
+    """The files of a local corpus by name; None where keeping what is in them is not worth it.
 
     A file that is not read, but told of, is in it without its path.
     """
-    if config.source.startswith("miniature:"):
-        return None
     path = Path(config.source).expanduser()
     try:
         names: dict[str, Path | None] = {path.name: path} if not path.is_dir() else _in_folder(path, config)

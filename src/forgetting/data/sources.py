@@ -34,6 +34,13 @@ def row_limit(config: TextConfig) -> int | None:
     return max(2, config.max_documents)
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether a source can only be a data set of the Hub: it is not here, and by its name no file."""
+    path = Path(source).expanduser()
+    is_file = path.exists() or path.suffix.lower() in (*READERS, *files.PACKED, ".zip")
+    return not is_file and not source.startswith("miniature:")
+
+
 def open_rows(config: TextConfig) -> tuple[Iterator[Row], list[str]]:
     """All rows as they are read, and notices; raises as `read_rows`, on the way too."""
     if config.source.startswith("miniature:"):
@@ -43,7 +50,7 @@ def open_rows(config: TextConfig) -> tuple[Iterator[Row], list[str]]:
     path = Path(config.source).expanduser()
     if path.is_dir():
         return read_folder(path, config)
-    if path.exists() or path.suffix.lower() in (*READERS, *files.PACKED, ".zip"):
+    if not is_hub_id(config.source):
         if not path.exists():
             raise UsageError(f"{path}: no such file")
         return read_file(path, config), []

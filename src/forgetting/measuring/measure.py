@@ -70,7 +70,7 @@ def measure(
         revision, dtype, device, trust_remote_code: of models that are loaded.
         device_map, bits: `auto` spreads each model over all devices; 4 or 8 quantises on loading.
         batch_tokens: tokens a forward pass, memory and rounding only; default 512 on a CPU and 8,192 elsewhere.
-        cache_dir: where base targets are cached; `auto` is the user's cache, None caches nothing.
+        cache_dir: where base targets, and tokens of large texts, are cached; `auto` is the user's, None caches none.
 
     Raises:
         UsageError: models that cannot be compared, text that cannot be read, settings that make no sense.

@@ -46,7 +46,7 @@ class Settings:
         placement: spread over devices; quantised.
         trust_remote_code: run Python code shipped with the models.
         batch_tokens: tokens a forward pass: memory, and rounding, only; None is 512 on a CPU and 8,192 elsewhere.
-        cache_dir: where base targets are cached; None caches nothing.
+        cache_dir: where base targets, and tokens of large texts, are cached; None caches nothing.
     """
 
     context: int | None = None
