@@ -6,12 +6,14 @@ Every payload creates a file; `test_the_payload_is_live` shows that it does wher
 from __future__ import annotations
 
 import ast
+import errno
 import io
 import json
 import os
 import pickle
 import shutil
 import sys
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -688,6 +690,225 @@ def test_text_planted_in_documents_reaches_the_measurement_page_escaped(
     assert "&lt;script&gt;window.pwned" in out.read_text(encoding="utf-8")
 
 
+# configurations that ask for work without end
+
+ENDLESS = r"(.*.*.*.*.*.*.*.*.*.*.*.*)*z"
+"""A pattern that takes exponential time on names without a z."""
+
+
+def _configured(tiny_model: Path, folder: Path, **fields: Any) -> Path:
+    adapter = _adapter(tiny_model, folder)
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    return adapter
+
+
+def _opened(tiny_model: Path, adapter: Path) -> Any:
+    from forgetting.models.loading import Placement
+    from forgetting.models.pair import open_pair
+
+    settings = ModelConfig(source="-")
+    return open_pair(str(tiny_model), str(adapter), settings=settings, placement=Placement())
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": ENDLESS},
+        {"exclude_modules": ENDLESS},
+        {"rank_pattern": {ENDLESS: 4}},
+        {"alpha_pattern": {ENDLESS: 4}},
+        {"modules_to_save": [ENDLESS]},
+        {"layers_to_transform": [0], "layers_pattern": ENDLESS, "target_modules": ["q_proj"]},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_a_pattern_without_end_is_refused(
+    tiny_model: Path, tmp_path: Path, fields: dict[str, Any], context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forgetting.models import bounds
+    from forgetting.tuning.methods import METHODS
+
+    monkeypatch.setattr(bounds, "PATTERN_SECONDS", 2)
+    field = "layers_pattern" if "layers_pattern" in fields else next(iter(fields))
+    says = f"{field}: the pattern .* takes more than 2 s"
+    with pytest.raises(UsageError, match=says):
+        _opened(tiny_model, _configured(tiny_model, tmp_path / "adapter", **fields))
+    base = load_base(ModelConfig(source=str(tiny_model))).model
+    method = METHODS.parse(Variant(name="peft", config={"peft_type": "LORA", "target_modules": ["q_proj"], **fields}))
+    with pytest.raises(UsageError, match=says):
+        method.check(base, context)
+
+
+def test_honest_patterns_are_tried_and_used(tiny_model: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    pattern = r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:q_proj|up_proj).*?)|.*\.layers\.[\d]{1,}\.mlp\.up_proj"
+    model = load_base(ModelConfig(source=str(tiny_model))).model
+    config = LoraConfig(r=2, target_modules=pattern, rank_pattern={r"layers\.0\.mlp\.up_proj": 4})
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    found = _opened(tiny_model, tmp_path / "adapter").tuned
+    ranks = [module.r["default"] for _, module in found.named_modules() if hasattr(module, "lora_A")]
+    assert ranks == [4, 2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"r": 2**31}, r"r: got 2,147,483,648; at most 65,536"),
+        ({"r": 10**5000}, "a number in it has thousands of digits"),
+        ({"lora_alpha": 10**30}, "lora_alpha: got a number of more than 15 digits"),
+        ({"rank_pattern": {"q_proj": 10**9}}, "rank_pattern.q_proj: got 1,000,000,000"),
+        ({"init_lora_weights": "pissa_niter_1000000"}, "at most 1,000 iterations"),
+        ({"trainable_token_indices": [10**9]}, "trainable_token_indices: got 1,000,000,000"),
+        ({"trainable_token_indices": [10**8]}, r"asks for 100,000,001 rows of the vocabulary; the base model has"),
+        ({"trainable_token_indices": {"embed_tokens": [10**8]}}, "asks for 100,000,001 rows"),
+        ({"layer_replication": [[0, 2]] * 10**4}, "layer_replication: asks for more than 4,096 layers"),
+        ({"target_modules": "a|" * 20_000}, "a pattern of 40,000 characters"),
+        ({"target_modules": "(" * 5000}, "cannot be used"),
+    ],
+)
+def test_an_adapter_that_asks_for_too_much_is_refused(
+    tiny_model: Path, tmp_path: Path, bounded: None, fields: dict[str, Any], says: str
+) -> None:
+    adapter = _configured(tiny_model, tmp_path / "adapter", **({} if "r" in fields else fields))
+    if "r" in fields:
+        file = adapter / "adapter_config.json"
+        file.write_text(
+            file.read_text().replace('"r": 2', '"r": 1' + "0" * 5000 if fields["r"] > 2**40 else '"r": 2147483648')
+        )
+    with pytest.raises(UsageError, match=says) as caught:
+        _opened(tiny_model, adapter)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: got 1,000,000,000; at most 4,096"),
+        ({"vocab_size": 2**31}, r"by its config.json it has [\d,]+ numbers, and its files hold [\d,]+ bytes"),
+        ({"intermediate_size": 2**40}, "by its config.json it has"),
+        ({"num_local_experts": 10**9}, "num_local_experts: got"),
+        ({"text_config": {"num_hidden_layers": 4000, "num_experts": 4000}}, "4,000 layers of 4,000 experts"),
+        ({"attn_implementation": "evil/kernel"}, "names a kernel of the Hub, 'evil/kernel', which is code"),
+    ],
+)
+def test_a_model_that_asks_for_too_much_is_refused(
+    tiny_model: Path, tmp_path: Path, bounded: None, fields: dict[str, Any], says: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    file = model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    with pytest.raises(UsageError, match=says) as caught:
+        load_base(ModelConfig(source=str(model)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json", "adapter_config.json"],
+)
+def test_deep_json_beside_a_model_is_one_error(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    if name == "adapter_config.json":
+        folder = _adapter(tiny_model, tmp_path / "adapter")
+    (folder / name).write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    with pytest.raises(UsageError) as caught:
+        _opened(tiny_model, folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def test_a_library_that_gives_up_is_one_error(
+    tiny_model: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A library in Rust raises what is none of Python's Exceptions, after it has written where it was."""
+    from tokenizers import Tokenizer
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AQA="}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(BaseException, match="charsmap") as raised:
+        Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert not isinstance(raised.value, Exception)
+    assert "panicked" in capfd.readouterr().err
+    with pytest.raises(UsageError, match="cannot be loaded: Precompiled") as caught:
+        load_base(ModelConfig(source=str(folder)))
+    assert "\n" not in str(caught.value)
+    assert "panicked" not in capfd.readouterr().err
+    (folder / "config.json").unlink()
+    (folder / "model.safetensors").unlink()
+    _adapter(tiny_model, folder)
+    with pytest.raises(UsageError, match="its tokenizer cannot be read: Precompiled"):
+        _opened(tiny_model, folder)
+
+
+TEMPLATES = [
+    ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes more than 0.5 s"),
+    ("{% macro f(n) %}{{ f(n - 1) if n }}{{ f(n - 1) if n }}{% endmacro %}{{ f(60) }}", "takes more than 0.5 s"),
+    ("{{ 'a' * 10**10 }}", "bytes of memory"),
+    ("{{ 'a'.ljust(10**10) }}", "bytes of memory"),
+    ("{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "memory|0.5 s"),
+    ("{{ 'a' * 10**6 }}", "writes 1,000,000 characters"),
+    (
+        "{% set n = namespace(x=3) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
+        "takes more than 0.5 s",
+    ),
+]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("threaded", [False, True])
+@pytest.mark.parametrize(("template", "says"), TEMPLATES)
+def test_a_template_without_end_is_stopped(
+    tiny_model: Path, template: str, says: str, threaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forgetting.capabilities.rendering import chat_template
+    from forgetting.data import templates
+    from forgetting.data.documents import Document
+    from forgetting.data.tokenizing import tokenize
+    from forgetting.models.loading import load_tokenizer
+
+    if threaded and "n.x * n.x" in template:
+        pytest.skip("a signal alone stops a computation with large numbers")
+    if sys.platform != "linux" and "0.5 s" not in says:
+        pytest.skip("memory is bounded on Linux alone")
+    monkeypatch.setattr(templates, "SECONDS", 0.5)
+    monkeypatch.setattr(files, "MAX_LINE", 10**5)
+    tokenizer = load_tokenizer(ModelConfig(source=str(tiny_model)))
+    tokenizer.chat_template = template
+    messages = [{"role": "user", "content": "the river"}, {"role": "assistant", "content": "went"}]
+    said: list[str] = []
+
+    def work() -> None:
+        for call in (
+            lambda: tokenize([Document("a", "", messages=tuple(messages))], tokenizer, 32),
+            lambda: chat_template(tokenizer)(messages),
+        ):
+            with pytest.raises(UsageError, match=says) as caught:
+                call()
+            said.append(str(caught.value))
+
+    if threaded:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    else:
+        work()
+    assert len(said) == 2
+    assert not [text for text in said if "\n" in text]
+    tokenizer.chat_template = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    assert "river" in chat_template(tokenizer)(messages)  # and nothing of the bounds stays
+
+
 # terminals
 
 FORGED = "x\nerror: all is lost\r\x1b[2J\x1b]0;title\x07\u202e\x85error: gone"
@@ -1022,6 +1243,146 @@ def test_a_stream_without_end_is_cut(bounded: None, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(files, "MAX_LINE", 1000)
     with pytest.raises(UsageError, match="line 1: longer than 1,000 bytes"):
         list(files.read_lines(Path("/dev/zero")))
+
+
+def _parquet_of_nulls(path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    count = 10**8
+    one_row = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), pa.nulls(count, pa.int8()))
+    pq.write_table(pa.table({"text": ["a"], "more": one_row}), path, use_dictionary=False, write_statistics=False)
+
+
+def _parquet_of_one_text(path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), pa.array(["b" * 10**6]))
+    pq.write_table(pa.table({"text": texts}), path, compression="zstd", write_statistics=False, store_schema=False)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded on Linux alone")
+@pytest.mark.parametrize("write", [_parquet_of_nulls, _parquet_of_one_text])
+def test_a_small_parquet_of_gigabytes_is_one_error(
+    tmp_path: Path, write: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forgetting.data import parquet
+
+    monkeypatch.setattr(parquet, "BATCH_MEMORY", 2**29)
+    monkeypatch.setattr(parquet, "TABLE_MEMORY", 2**29)
+    path = tmp_path / "a.parquet"
+    write(path)
+    assert path.stat().st_size < 1000
+    for read in (lambda: list(read_rows(TextConfig(source=str(path)))), lambda: read_table(path)):
+        with pytest.raises(UsageError, match=r"values in one column|bytes of memory") as caught:
+            read()
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_honest_parquet_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from forgetting.data import parquet
+
+    rows = [{"text": f"text {i}" * (i % 7), "n": i, "more": [i] * (i % 3)} for i in range(1000)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=300)
+    for size in (1, 1000, 2**26):
+        monkeypatch.setattr(parquet, "BATCH", size)
+        assert list(parquet.rows(tmp_path / "a.parquet")) == rows
+
+
+# machines
+
+
+LONG = "a" * 256
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("measure", LONG, "miniature"),
+        ("measure", "miniature", "miniature", "--text", LONG),
+        ("study", "--out", f"{LONG}/x"),
+        ("study", LONG),
+        ("report", LONG),
+        ("table", LONG),
+        ("run", LONG, "x"),
+        ("fit", LONG),
+        ("fit", f"{LONG}.csv"),
+        ("predict", LONG, "--rank", 8),
+        ("compare", LONG),
+        ("evaluate", LONG, "miniature"),
+        ("plan", "kalajdzievski2024/openorca", "--budget", 0.8, "--model", LONG),
+    ],
+)
+def test_a_path_that_cannot_be_is_one_line(
+    command: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = run(monkeypatch, capsys, *command)
+    assert code in (1, 2)
+    assert said.count("error: ") == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO, errno.ENAMETOOLONG])
+def test_a_folder_that_cannot_be_written_is_one_line(
+    many: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As root no folder refuses to be written: the calls themselves do here."""
+
+    def refused(*_: Any, **options: Any) -> None:
+        raise OSError(number, os.strerror(number), str(options.get("dir", many)))
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", refused)
+    monkeypatch.setattr(files, "open_own", refused)
+    code, said = run(monkeypatch, capsys, "report", many)
+    assert code in (1, 2)
+    assert said.count("error: ") == 1
+    assert os.strerror(number) in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "memory ran out"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+            "memory ran out",
+        ),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory ran out"),
+        (RuntimeError("can't start new thread"), "memory ran out"),
+        (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
+    ],
+)
+def test_a_machine_that_is_too_small_is_one_line(
+    error: Exception, says: str, many: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import forgetting.store.table
+
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(forgetting.store.table, "load_table", fails)
+    code, said = run(monkeypatch, capsys, "table", many)
+    assert (code, said.count("error: ")) == (1, 1)
+    assert says in said
+
+
+def test_a_defect_of_ours_keeps_its_traceback(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import forgetting.store.table
+
+    def fails(*_: Any) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr(forgetting.store.table, "load_table", fails)
+    monkeypatch.setattr(sys, "argv", ["forgetting", "table", str(many)])
+    with pytest.raises(KeyError):
+        main()
 
 
 def test_measurements_of_10_gb_are_one_error(many: Path, bounded: None) -> None:

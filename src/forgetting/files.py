@@ -13,6 +13,7 @@ import json
 import os
 import re
 import tempfile
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -272,6 +273,37 @@ def check_table(columns: int, rows: int, where: str) -> None:
         raise UsageError(f"{where}: {rows:,} rows of {columns:,} columns; at most {MAX_CELLS:,} cells are read")
 
 
+_bounded = threading.Lock()
+
+
+@contextmanager
+def memory_bound(more: int) -> Iterator[None]:
+    """Inside, this process takes no more than so many bytes of memory beyond what it has: what asks for them fails.
+
+    Raises a MemoryError where Python or Arrow asks. The limit is the whole process's; of several threads at once one
+    has its own, and it is there on Linux alone.
+    """
+    statm = Path("/proc/self/statm")
+    if not statm.exists() or not _bounded.acquire(blocking=False):
+        yield
+        return
+    import resource
+
+    try:
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        most = int(statm.read_text().split()[0]) * resource.getpagesize() + more
+        if before[0] != resource.RLIM_INFINITY and before[0] < most:
+            yield
+            return
+        resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+    finally:
+        _bounded.release()
+
+
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
     """Text without the secrets of this process's environment and without what looks like a token.
 
@@ -389,6 +421,18 @@ def _is_junction(path: Any) -> bool:
 
 def _linked(path: Path) -> UsageError:
     return UsageError(f"{path}: a symbolic link, which leads out of the folder; put what it leads to in its place")
+
+
+def no_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that memory ran out; libraries say it in words."""
+    words = ("can't allocate memory", "cannot allocate memory", "out of memory", "std::bad_alloc", "start new thread")
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def open_own(path: Path, mode: str) -> IO[str]:

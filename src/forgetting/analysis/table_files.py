@@ -16,6 +16,7 @@ from typing import Any
 
 from forgetting import files
 from forgetting.config.arguments import from_records
+from forgetting.data import parquet
 from forgetting.errors import UsageError
 
 Table = dict[str, list[Any]]
@@ -139,10 +140,15 @@ def read_parquet(path: Path) -> Table:
     try:
         metadata = pq.read_metadata(path)
         files.check_table(metadata.num_columns, metadata.num_rows, str(path))
-        frame = pd.read_parquet(path)
+        parquet.check(path, metadata)
+        with files.memory_bound(parquet.TABLE_MEMORY):
+            frame = pd.read_parquet(path)
+            return {str(name): frame[name].tolist() for name in frame.columns}
+    except MemoryError:
+        most = f"{parquet.TABLE_MEMORY:,} bytes of memory"
+        raise UsageError(f"{path}: takes more than {most}, or more than there is") from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UsageError(f"{path}: not a Parquet file ({(str(error).splitlines() or ['damaged'])[0]})") from None
-    return {str(name): frame[name].tolist() for name in frame.columns}
 
 
 def read_excel(path: Path) -> Table:

@@ -139,8 +139,8 @@ class AnswerStore:
         file, rows = self.path(model, suite), []
         for number, line in files.read_lines(file):
             try:
-                row = json.loads(line)
-            except ValueError:
+                row = files.parse_json(line, "")
+            except UsageError:
                 row = None
             if not isinstance(row, dict) or any(name not in row for name in READ):
                 raise ForgettingError(f"{file}, line {number}: damaged; delete the file to ask again")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
+from ..data import templates
 from ..errors import ForgettingError, UsageError, did_you_mean
 from . import metrics
 from .console import console
@@ -139,15 +140,16 @@ def chat_template(tokenizer: Any) -> Callable[..., str]:
     template = dated(tokenizer.chat_template) if isinstance(tokenizer.chat_template, str) else None
 
     def render(messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
-        return str(
-            tokenizer.apply_chat_template(
+        where = "chat template: it"
+        with templates.bounded(where):
+            text = tokenizer.apply_chat_template(
                 messages,
                 chat_template=template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
             )
-        )
+        return templates.checked(str(text), where)
 
     def call(messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
         try:
@@ -158,7 +160,7 @@ def chat_template(tokenizer: Any) -> Callable[..., str]:
                 if len(rest) == len(messages):
                     raise
                 return render(rest, add_generation_prompt=add_generation_prompt)
-        except MemoryError:
+        except (MemoryError, templates.TemplateLimitError):
             raise
         except Exception as error:
             raise UsageError(

@@ -13,7 +13,7 @@ import typer
 from .. import __version__
 from ..display.streams import WriteError, leave_stdout
 from ..errors import ForgettingError
-from ..files import no_room
+from ..files import no_memory, no_room
 from ..tuning import stopping
 from . import compare, doctor, evaluate, laws, measure, run, study
 from .options import Listing
@@ -85,16 +85,33 @@ def main() -> NoReturn:
     except BrokenPipeError:
         leave_stdout()  # the reader of our output (head, less) has gone, and knows it
         sys.exit(1)
-    except Exception as error:
-        if _leaving is not None:
+    except BaseException as error:
+        if _leaving is not None and isinstance(error, Exception):
             sys.exit(128 + _leaving)  # a library made an error of our leaving, as numpy does while it is imported
-        if not no_room(error):
+        if (why := _outside(error)) is None:
             raise
-        named = getattr(error, "filename", None)
-        where = f"{named}: " if named else ""
-        say(f"error: {where}no room left on the disk; make room, then run the same command again")
+        say(f"error: {why}")
         sys.exit(1)
     sys.exit(0)
+
+
+def _outside(error: BaseException) -> str | None:
+    """In words, what of this machine or of a library ended the work; None where it is a defect of ours."""
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        return None
+    named = getattr(error, "filename", None)
+    where = f"{named}: " if named else ""
+    if no_room(error):
+        return f"{where}no room left on the disk; make room, then run the same command again"
+    if no_memory(error):
+        return "memory ran out; what was measured is kept (a smaller batch or context needs less)"
+    if isinstance(error, RecursionError):
+        return "values are nested too deeply"
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
+        return f"{where}{error.strerror or error}"
+    if type(error).__name__ == "PanicException":  # of a library in Rust; none of Python's Exceptions
+        return f"a library gave up: {error}"
+    return None
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

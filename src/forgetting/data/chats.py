@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
+from . import templates
 from .formats import Document, Message
 
 if TYPE_CHECKING:
@@ -67,7 +68,10 @@ class Chats:
         def shown(content: Any) -> bool:
             try:
                 probe = [{"role": "user", "content": content}]
-                return "probe" in str(self.tokenizer.apply_chat_template(probe, tokenize=False))
+                with templates.bounded("the model's chat template"):
+                    return "probe" in str(self.tokenizer.apply_chat_template(probe, tokenize=False))
+            except templates.TemplateLimitError:
+                raise
             except Exception:  # the template is a program: it fails as it likes
                 return False
 
@@ -185,6 +189,8 @@ class Chats:
             # the two may part in what opens the answer, such as a thought, but not before it
             if not opened and _alike(prompt, upto) < _alike(prompt, rendering.text(turn)):
                 return None
+        except templates.TemplateLimitError:
+            raise
         except UsageError:
             return None
         if not opened:
@@ -242,6 +248,8 @@ class _Rendering:
         messages = self.document.messages
         try:
             return self.text(len(messages))
+        except templates.TemplateLimitError:
+            raise
         except UsageError:
             if all(message.get("content") is not None for message in messages):
                 raise
@@ -287,7 +295,11 @@ class _Rendering:
     def _call(self, apply: Any) -> Any:
         where = f"document '{self.document.id}': the model's chat template"
         try:
-            return apply()
+            with templates.bounded(where):
+                found = apply()
+            return templates.checked(found, where) if isinstance(found, str) else found
+        except templates.TemplateLimitError:
+            raise
         except ImportError as error:
             raise UsageError(f"{where} needs a package: {_first_line(error)}") from None
         except Exception as error:  # the template is a program: it fails as it likes
@@ -300,6 +312,8 @@ def _spans(rendering: _Rendering, whole: str, turns: Sequence[int]) -> list[tupl
     for turn in turns:
         try:
             before, after = rendering.text(turn, prompt=True), rendering.text(turn + 1)
+        except templates.TemplateLimitError:
+            raise
         except UsageError:
             return None
         if not (whole.startswith(before) and whole.startswith(after)):

@@ -14,6 +14,7 @@ from typing import Any
 from .. import files
 from ..config.schema import TextConfig
 from ..errors import ForgettingError, UsageError
+from . import parquet
 
 Row = dict[str, Any]
 LONE = re.compile("[\ud800-\udfff]")
@@ -168,17 +169,9 @@ def _csv(path: Path, _config: TextConfig) -> Iterator[Row]:
 
 
 def _parquet(path: Path, _config: TextConfig) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if path.suffix.lower() in files.PACKED:
         raise UsageError(f"{path}: Parquet is packed by itself; unpack the file first")
-    try:
-        file = pq.ParquetFile(path)
-        files.check_table(file.metadata.num_columns, 0, str(path))  # rows are read as far as they are wanted
-        yield from (without_nulls(row) for batch in file.iter_batches() for row in batch.to_pylist())
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UsageError(f"{path}: not a Parquet file: {(str(error).splitlines() or ['damaged'])[0]}") from None
+    yield from map(without_nulls, parquet.rows(path))  # as far as they are wanted
 
 
 READERS: dict[str, Callable[[Path, TextConfig], Iterator[Row]]] = {

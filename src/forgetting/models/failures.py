@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ..errors import ForgettingError, UsageError
 
@@ -31,6 +33,44 @@ def explained(name: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:  # libraries raise all there is; our own code is outside
         raise _as_ours(name, what, error) from None
+    except BaseException as error:
+        if not panicked(error):
+            raise
+        raise UsageError(f"{name}: {what}: {first_line(error)}") from None
+
+
+@contextmanager
+def without_panics() -> Iterator[None]:
+    """Inside, what a library in Rust writes on standard error when it gives up is left out: its error is shown by us.
+
+    It writes to the descriptor itself; whatever else was written there is written once it is known that it did not
+    give up.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed: nothing is shown anyway
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        said = True
+        try:
+            yield
+        except BaseException as error:
+            said = not panicked(error)
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            if said and (rest := held.read()):
+                with suppress(OSError):
+                    os.write(2, rest)
+
+
+def panicked(error: BaseException) -> bool:
+    """Whether a library in Rust, as that of tokenizers, gave up: its exception is none of Python's Exceptions."""
+    return type(error).__name__ == "PanicException"
 
 
 def first_line(error: BaseException) -> str:

@@ -240,12 +240,9 @@ def load_tokenizer(config: ModelConfig, source: Source | None = None) -> PreTrai
     """
     from transformers import AutoTokenizer
 
-    tokenizer = load_pretrained(
-        AutoTokenizer.from_pretrained,
-        config,
-        (source or base_source(config)).config(),
-        trust_remote_code=config.trust_remote_code,
-    )
+    folder = (source or base_source(config)).config()
+    with failures.explained(called(config), "cannot be loaded"), failures.without_panics():
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=config.trust_remote_code)
     if not tokenizer.is_fast:
         raise UsageError(f"model '{config.source}': its tokenizer is a slow one; a fast tokenizer.json is needed")
     if tokenizer.pad_token_id is None:

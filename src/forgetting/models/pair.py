@@ -161,5 +161,5 @@ def _own_tokenizer(source: Source, config: ModelConfig) -> Any:
 
     if not source.has("tokenizer.json"):
         return None
-    with failures.explained(f"model '{source.name}'", "its tokenizer cannot be read"):
+    with failures.explained(f"model '{source.name}'", "its tokenizer cannot be read"), failures.without_panics():
         return AutoTokenizer.from_pretrained(str(source.config()), trust_remote_code=config.trust_remote_code)

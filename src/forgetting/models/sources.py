@@ -205,10 +205,14 @@ def local_folder(name: str) -> Path | None:
         from ..data.miniature import MODEL_DIR
 
         return MODEL_DIR
-    path = Path(name).expanduser()
-    if path.is_file():
+    try:
+        path = Path(name).expanduser()
+        there = path.is_file(), path.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null character, no such user
+        raise UsageError(f"model '{name:.80}': no folder: {getattr(error, 'strerror', None) or error}") from None
+    if there[0]:
         raise UsageError(f"model '{name}': a file; give the folder that holds the model's or adapter's files")
-    if path.is_dir():
+    if there[1]:
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name:
         raise UsageError(f"model '{name}': no such folder")

@@ -23,6 +23,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from .. import files
+from ..data import parquet
 from ..errors import ForgettingError, UsageError
 from .columns import TEXTS, WHOLES
 
@@ -341,7 +342,9 @@ def _load(path: Path, rows: pa.Schema) -> Part | None:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             if not file.schema_arrow.equals(schema, check_metadata=True):
                 return None  # of another version, or other columns
-            table = file.read()
+            parquet.check(path, file.metadata)
+            with files.memory_bound(parquet.TABLE_MEMORY):
+                table = file.read()
         heads = table.select(schema.names[:HEADS]).to_pylist()
         lists = [column.combine_chunks() for column in table.columns[HEADS:]]
         counts = lists[0].value_lengths()

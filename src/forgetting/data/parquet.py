@@ -1,0 +1,77 @@
+"""Parquet within bounds: a few bytes of such a file may stand for billions of values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..errors import UsageError
+
+MAX_ROW = 10**7
+"""Values of one column in one row."""
+FEW, PER_BYTE = 10**6, 1000
+"""Values that any file may hold, and values a byte that a longer one may."""
+BATCH, BATCH_ROWS = 2**26, 2**16
+"""Bytes and rows of a file that are read at once."""
+BATCH_MEMORY, TABLE_MEMORY = 2**31, 2**33
+"""Bytes of memory that so much of a file may take, and a whole table."""
+
+
+def check(path: Path, metadata: Any) -> None:
+    """Refuse a file by what it says of itself.
+
+    Args:
+        path: the file.
+        metadata: pyarrow's, of the file.
+
+    Raises:
+        UsageError: more than MAX_COLUMNS columns, more values than honest files of its size have, or MAX_ROW in a row.
+    """
+    files.check_table(metadata.num_columns, 0, str(path))
+    most = max(FEW, PER_BYTE * path.stat().st_size)
+    total = max(metadata.num_rows, sum(values for _, _, values in _groups(metadata)))
+    if total > most:
+        raise UsageError(f"{path}: {total:,} values in one column; at most {most:,} are read from a file of its size")
+    for _, count, values in _groups(metadata):
+        if values > MAX_ROW * count:
+            raise UsageError(f"{path}: {values:,} values in {count:,} rows of one column; at most {MAX_ROW:,} a row")
+
+
+def rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a file, a piece of a row group at a time, each of about BATCH bytes by the file's own account.
+
+    Raises:
+        UsageError: not a Parquet file, too large, or one whose values take far more memory than it says.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        check(path, file.metadata)
+        for number, (group, count, values) in enumerate(_groups(file.metadata)):
+            size = max(group.total_byte_size, 8 * values, 1)
+            pieces = file.iter_batches(min(max(BATCH * count // size, 1), BATCH_ROWS), row_groups=[number])
+            while True:
+                with files.memory_bound(BATCH_MEMORY):
+                    piece = next(pieces, None)
+                    if piece is None:
+                        break
+                    found = piece.to_pylist()
+                yield from found
+    except MemoryError:  # Arrow's is one, too
+        raise UsageError(
+            f"{path}: a piece of it takes more than {BATCH_MEMORY:,} bytes of memory, or more than there is"
+        ) from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UsageError(f"{path}: not a Parquet file: {(str(error).splitlines() or ['damaged'])[0]}") from None
+
+
+def _groups(metadata: Any) -> Iterator[tuple[Any, int, int]]:
+    """A file's row groups, each with its rows, one at least, and the values of its longest column."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        values = max((group.column(i).num_values for i in range(group.num_columns)), default=0)
+        yield group, max(group.num_rows, 1), values

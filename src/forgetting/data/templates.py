@@ -1,0 +1,116 @@
+"""Chat templates within bounds: a template is a program of the model's author, and may not end.
+
+Jinja's sandbox keeps a template from Python; it bounds neither time nor memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .. import files
+from ..errors import UsageError
+
+SECONDS = 10.0
+"""For one conversation; an honest one takes thousandths."""
+MEMORY = 2**31
+"""Bytes that one conversation may take."""
+
+
+class TemplateLimitError(UsageError):
+    """A template takes too long, or too much memory."""
+
+
+class _LateError(BaseException):
+    """Raised inside a template; no Exception, which libraries turn into others."""
+
+
+@contextmanager
+def bounded(where: str) -> Iterator[None]:
+    """Inside, a template is rendered, and stopped where it takes too long or too much memory.
+
+    In the main thread a signal stops it, also inside a computation with large numbers; in others it is stopped between
+    two steps of Python.
+
+    Args:
+        where: the template, for messages.
+
+    Raises:
+        TemplateLimitError: names the limit.
+    """
+    try:
+        with files.memory_bound(MEMORY), _deadline():
+            yield
+    except _LateError:
+        raise TemplateLimitError(f"{where} takes more than {SECONDS:g} s for one conversation") from None
+    except MemoryError:
+        raise TemplateLimitError(f"{where} takes more than {MEMORY:,} bytes of memory for one conversation") from None
+
+
+def checked(text: str, where: str) -> str:
+    """What a template wrote.
+
+    Raises:
+        TemplateLimitError: more than MAX_LINE characters.
+    """
+    if len(text) > files.MAX_LINE:
+        raise TemplateLimitError(f"{where} writes {len(text):,} characters; at most {files.MAX_LINE:,} are read")
+    return text
+
+
+@contextmanager
+def _deadline() -> Iterator[None]:
+    main = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+    with _by_signal() if main else _by_thread():
+        yield
+
+
+@contextmanager
+def _by_signal() -> Iterator[None]:
+    over = False
+
+    def late(*_: Any) -> None:
+        if not over:
+            raise _LateError
+
+    before = signal.signal(signal.SIGALRM, late)
+    began, (left, every) = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        over = True
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
+        if left:  # somebody else's, which goes on
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 0.001), every)
+
+
+@contextmanager
+def _by_thread() -> Iterator[None]:
+    thread, lock, over, fired = ctypes.c_ulong(threading.get_ident()), threading.Lock(), False, False
+
+    def late() -> None:
+        nonlocal fired
+        with lock:
+            if not over:
+                fired = True
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_LateError))
+
+    timer = threading.Timer(SECONDS, late)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        with lock:
+            over = True
+        if fired:  # if it was not raised yet, it is not raised later
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
+    if fired:
+        raise _LateError
