@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import importlib
 import io
 import json
 import os
@@ -287,8 +288,7 @@ def memory_bound(more: int) -> Iterator[None]:
     if not statm.exists() or not _bounded.acquire(blocking=False):
         yield
         return
-    import resource
-
+    resource: Any = importlib.import_module("resource")  # of POSIX systems alone
     try:
         before = resource.getrlimit(resource.RLIMIT_AS)
         most = int(statm.read_text().split()[0]) * resource.getpagesize() + more

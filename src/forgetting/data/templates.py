@@ -78,16 +78,17 @@ def _by_signal() -> Iterator[None]:
         if not over:
             raise _LateError
 
-    before = signal.signal(signal.SIGALRM, late)
-    began, (left, every) = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    posix: Any = signal  # the alarm is of POSIX systems alone
+    before = posix.signal(posix.SIGALRM, late)
+    began, (left, every) = time.monotonic(), posix.setitimer(posix.ITIMER_REAL, SECONDS)
     try:
         yield
     finally:
         over = True
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
+        posix.setitimer(posix.ITIMER_REAL, 0)
+        posix.signal(posix.SIGALRM, posix.SIG_DFL if before is None else before)
         if left:  # somebody else's, which goes on
-            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 0.001), every)
+            posix.setitimer(posix.ITIMER_REAL, max(left - (time.monotonic() - began), 0.001), every)
 
 
 @contextmanager
