@@ -327,7 +327,8 @@ def _show_fits(fits: dict[str, dict[str, Fit]], tests: list[dict[str, Any]], *, 
 
     every = [fit for laws in fits.values() for fit in laws.values()]
     if as_json:
-        shown = [{k: v for k, v in fit.to_dict().items() if k != "draws"} for fit in every]
+        stored = ("draws", "rivals", "information")
+        shown = [{k: v for k, v in fit.to_dict().items() if k not in stored} for fit in every]
         ranked = {label: rank_laws(list(laws.values())) for label, laws in fits.items()}
         content: dict[str, Any] = shown[0] if len(shown) == 1 else {"fits": shown, "comparison": ranked}
         typer.echo(json.dumps(plain(content | ({"extrapolation": tests} if tests else {})), indent=1))

@@ -14,7 +14,7 @@ from forgetting.analysis.fit.data import KEPT_ROWS, Data, read_data
 from forgetting.analysis.fit.diagnostics import diagnostics, fit_warnings, r_squared, rmse
 from forgetting.analysis.fit.estimate import Estimate
 from forgetting.analysis.fit.identify import NONE, Lowest, identify
-from forgetting.analysis.fit.information import information
+from forgetting.analysis.fit.information import Information, information
 from forgetting.analysis.fit.intervals import can_draw, draw, enough, estimates, loose, profiles
 from forgetting.analysis.fit.line import OBJECTIVE as IN_BOTH
 from forgetting.analysis.fit.line import fit_line
@@ -253,10 +253,8 @@ def _fit(
         measured_range={k: (float(v.min()), float(v.max())) for k, v in data.x.items()},
         confidence=options.confidence,
         warnings=warnings,
-        diagnostics=learned
-        | {"rmse": rmse(*known)}
-        | ({"iid": True} if data.iid else {})
-        | _information(adapted.law, found.theta, data),
+        diagnostics=learned | {"rmse": rmse(*known)} | ({"iid": True} if data.iid else {}),
+        information=_information(adapted.law, found.theta, data),
         draws=[] if draws is None else draws.theta.tolist(),
         fitted=fitted,
         widen=widen,
@@ -266,13 +264,13 @@ def _fit(
     )
 
 
-def _information(law: Law, theta: Array, data: Data) -> dict[str, Any]:
+def _information(law: Law, theta: Array, data: Data) -> Information | None:
     """What the table tells of a law that plans are made with."""
     if not isinstance(law, Centred):
-        return {}
+        return None
     first, cell = summed.count_cells(data)
     problem = Problem(law, {k: v[first] for k, v in data.x.items()}, Objective())
-    return {"information": information(problem, theta, data, cell).to_dict()}
+    return information(problem, theta, data, cell)
 
 
 def fit_from_published(name: str) -> Fit:

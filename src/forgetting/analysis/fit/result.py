@@ -17,6 +17,7 @@ from forgetting.analysis.fit.bootstrap import finite_interval, student, widening
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.fit.estimate import NAN, Estimate, Prediction
 from forgetting.analysis.fit.figure import fit_chart
+from forgetting.analysis.fit.information import Information
 from forgetting.analysis.fit.objective import LOGARITHMIC
 from forgetting.analysis.fit.rivals import Rival, own_share, spanned
 from forgetting.analysis.laws import Law, law_from_spec
@@ -74,6 +75,7 @@ class Fit(Result):
             empty where there is no interval.
         fitted: the fit in coordinates of its own, where the law has some: predictions and plans use these.
         rivals: laws that fit about as well; outside the measured range, bands span their draws as well.
+        information: what the table tells of the parameters, of a law that plans are made with; else None.
         widen: factor on the distance of percentiles from the estimate (Student over normal quantile).
         spec: what rebuilds a law that the user wrote; empty for a named law.
         instance: a Python function's law, which no file can hold; None for every other.
@@ -96,7 +98,8 @@ class Fit(Result):
     widen: float = 1.0
     spec: dict[str, Any] = field(default_factory=dict)
     fitted: Fitted | None = None
-    rivals: tuple[Rival, ...] = field(default=(), repr=False)
+    rivals: tuple[Rival, ...] = field(default=(), repr=False, compare=False)
+    information: Information | None = field(default=None, repr=False, compare=False)
     instance: Law | None = field(default=None, repr=False, compare=False)
     data: Data | None = field(default=None, repr=False, compare=False)
 
@@ -204,7 +207,9 @@ class Fit(Result):
             "spec": self.spec,
             "fitted": None if self.fitted is None else {**self.fitted.law.spec, "theta": self.fitted.theta},
             "draws": self.draws,
+            "band_laws": self.band_laws(),
             "rivals": [rival.to_dict() for rival in self.rivals],
+            "information": None if self.information is None else self.information.to_dict(),
         }
         return {k: plain(v) for k, v in out.items()}
 
@@ -241,6 +246,7 @@ class Fit(Result):
                 spec=dict(data["spec"]),
                 fitted=_fitted(data.get("fitted")),
                 rivals=tuple(Rival.from_dict(rival) for rival in data.get("rivals", ())),
+                information=None if (known := data.get("information")) is None else Information.from_dict(known),
             )
             fit._check()
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

@@ -36,7 +36,10 @@ def every_kth_run(data: Data, weights: Array, most: int) -> tuple[Data, Array]:
 def sums(columns: Array, weights: Array, cell: Array, run: Array, runs: int) -> Array:
     """[R, k] sums over each run's rows of weights [n] times [c, k] columns, each row having its cell's."""
     if cell.size <= FEW:
-        return np.stack([np.bincount(run, weights * column[cell], runs) for column in columns.T], axis=1)
+        out = np.zeros((runs, columns.shape[1]))
+        for k, column in enumerate(columns.T):
+            out[:, k] = np.bincount(run, weights * column[cell], runs)
+        return out
     from scipy import sparse  # takes longer to import than a small fit
 
     held = sparse.csr_array((weights, (run, cell)), shape=(runs, len(columns)))

@@ -85,7 +85,7 @@ def next_runs(
         UsageError: a law without runs, a plan without an answer, or fewer steps than were ever measured.
     """
     need_surface(fit)
-    known = fit.diagnostics.get("information")
+    known = fit.information
     if known is None or fit.diagnostics.get("run_noise") is None or fit.n_runs < 2:
         raise UsageError(
             "next_run (--next-run) needs a law fitted to several runs, and this one was published, or stored by an "
@@ -100,7 +100,7 @@ def next_runs(
     best = plan.best
     asked = _Question(best.trainable_params, plan.output, plan.level, other, best.extrapolated)
     grid = np.linspace(first, max_steps, int(np.clip(round(fit.n_points / fit.n_runs), 2, MOST_POINTS)))
-    judge = _Judge(fit, surface_of(fit), Information.from_dict(known), asked)
+    judge = _Judge(fit, surface_of(fit), known, asked)
     out = [judge.candidate(rank, params, grid) for rank, params in candidates]
     return sorted(out, key=lambda run: run.se_after)
 
