@@ -6,11 +6,11 @@ from typing import Any
 
 from forgetting.analysis.fit.curves import law_curve
 from forgetting.display.numbers import finite
-from forgetting.reporting.series import Panel
+from forgetting.reporting.series import Panel, Series
 
 
 def fitted_line(panel: Panel) -> list[dict[str, Any]]:
-    """Eq. 4 with its band over the measured range, dotted a little beyond."""
+    """Eq. 4 with its bands over the measured range, dotted a little beyond."""
     fit, x = panel.linear, panel.points["finetune_loss"].dropna()
     if fit is None or x.empty:
         return []
@@ -20,22 +20,30 @@ def fitted_line(panel: Panel) -> list[dict[str, Any]]:
 
 
 def fitted_steps(panel: Panel, column: str) -> list[dict[str, Any]]:
-    """The joint law along steps, one curve a series."""
+    """The joint law along steps, one curve a series; bands at `banded`'s rank."""
     if panel.joint is None:
         return []
     traces = []
     low, high = float(panel.points["step"].min()), float(panel.points["step"].max())
     bounds = [max(0.75 * low, 1.0), low, high, 1.1 * high]
+    shown = banded(panel)
     for series in panel.series:
         size = float(panel.of(series)["trainable_params"].median())
         if finite(size) and size > 0:
             look: dict[str, Any] = {"colour": f"var(--{series.key})", "width": 1.4, "key": series.key}
+            look["band"] = shown is not None and series.key == shown.key
             traces += law_curve(panel.joint, column, "step", bounds, at={"trainable_params": size}, **look)
     return traces
 
 
+def banded(panel: Panel) -> Series | None:
+    """The series whose curve along steps has its bands drawn: the middle one of the ranks, so that they can be told."""
+    ranked = [s for s in panel.series if s.symbol == "circle"]
+    return ranked[len(ranked) // 2] if ranked else None
+
+
 def fitted_sizes(panel: Panel, step: float) -> list[dict[str, Any]]:
-    """The joint law along trainable parameters at one step, less the floor."""
+    """The joint law along trainable parameters at one step, less the floor, with its bands."""
     sizes, floor = panel.points["trainable_params"], float(panel.points["forgetting_floor"].median())
     sizes = sizes[sizes > 0]
     if panel.joint is None or not finite(floor) or sizes.nunique() < 2:
@@ -43,4 +51,6 @@ def fitted_sizes(panel: Panel, step: float) -> list[dict[str, Any]]:
     low, high = float(sizes.min()), float(sizes.max())
     bounds = [low / 1.3, low, high, high * 1.3]
     at = {"step": step}
-    return law_curve(panel.joint, "forgetting_loss", "trainable_params", bounds, at=at, width=1.6, less=floor)
+    return law_curve(
+        panel.joint, "forgetting_loss", "trainable_params", bounds, at=at, width=1.6, less=floor, band=True
+    )

@@ -8,15 +8,15 @@ of the data set it shows: the script attaches their hover texts from one list.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
+from forgetting.analysis.fit.curves import bands_said
 from forgetting.display.charts import Chart, floats, marker, note, plain_layout
 from forgetting.display.numbers import count, finite, level, number, plus_minus
 from forgetting.measuring.quantities import AXES
-from forgetting.reporting.curves import fitted_line, fitted_sizes, fitted_steps
+from forgetting.reporting.curves import banded, fitted_line, fitted_sizes, fitted_steps
 from forgetting.reporting.series import Panel, Series
 from forgetting.reporting.words import method_name, r2
 
@@ -46,8 +46,8 @@ def line_chart(panel: Panel) -> Chart:
         r_squared = number(r2(fit, "forgetting_loss"))
         layout["annotations"] = [note(f"L<sub>f</sub> = {_line(c, s)}<br>R² = {r_squared}")]
         caption += f" The line is Eq. 4, fitted to {fit.n_points} measurements of {fit.n_runs} runs; "
-        band = f"the band is its {level(fit.confidence)} interval, and " if _has_band(data) else ""
-        caption += f"{band}dotted parts lie outside the range of the fit."
+        bands = bands_said(data, level(fit.confidence))
+        caption += f"{bands + ', and ' if bands else ''}dotted parts lie outside the range of the fit."
     low, high = panel.points["finetune_loss"].min(), panel.points["finetune_loss"].max()
     alt = (
         f"Scatter plot of {len(panel.points)} measurements: forgetting loss against fine-tuning loss, which runs from "
@@ -67,6 +67,8 @@ def steps_chart(panel: Panel, column: str) -> Chart:
         equation = 5 if column == "finetune_loss" else 6
         fitted = f"fitted to {panel.joint.n_runs} runs at once (R² {number(r2(panel.joint, column))})"
         caption += f" Curves are Eq. {equation}, {fitted}; dotted outside the range of the fit."
+        if (bands := bands_said(data, level(panel.joint.confidence))) and (at := banded(panel)):
+            caption += f" Bands at {html.escape(at.label)}: {bands}; other ranks’ stand in the table of predictions."
     way = "falls" if column == "finetune_loss" else "rises"
     alt = (
         f"{name} against update steps for {len(panel.series)} methods or ranks; it usually {way} with steps. "
@@ -95,6 +97,8 @@ def size_chart(panel: Panel) -> Chart:
     layout["xaxis"] |= {"type": "log", "tickvals": [size for size, _ in ticks], "ticktext": names, "minor": {}}
     behind = sorted(set(panel.points["run_id"]) - set(last["run_id"]))
     caption = f"At step {step:.0f}, the last one measured."
+    if panel.joint and (bands := bands_said(data, level(panel.joint.confidence))):
+        caption += f" The curve is Eq. 6 less the floor: {bands}."
     if behind:
         caption += f" {len(behind)} {'run has' if len(behind) == 1 else 'runs have'} not reached it and are not shown."
     alt = f"Forgetting at step {step:.0f} against rank: " + "; ".join(
@@ -213,7 +217,3 @@ def _broken_by_run(rows: pd.DataFrame) -> pd.DataFrame:
             pieces.append(pd.DataFrame([{}], columns=rows.columns).astype(rows.dtypes.to_dict(), errors="ignore"))
         pieces.append(run)
     return pd.concat(pieces, ignore_index=True) if len(pieces) > 1 else rows
-
-
-def _has_band(data: Iterable[dict[str, Any]]) -> bool:
-    return any(trace["meta"]["role"] == "band" for trace in data)

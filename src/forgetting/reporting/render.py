@@ -177,5 +177,6 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "base": len(panel.base),
         "failed": len(panel.failed),
         "measurements": sections.measurement_rows(panel),
+        "predicted": sections.predictions(panel),
         "total": len(panel.points),
     }

@@ -10,8 +10,12 @@ from typing import Any
 
 import pandas as pd
 
+from forgetting.analysis.fit.show import number as digits
+from forgetting.analysis.fit.show import span
+from forgetting.analysis.plan.predict import predict_rows
 from forgetting.config.schema import StudyConfig
-from forgetting.display.numbers import count, duration, finite, number, plus_minus
+from forgetting.display.numbers import MINUS, count, duration, finite, level, number, plus_minus
+from forgetting.errors import UsageError
 from forgetting.measuring.quantities import BY_NAME
 from forgetting.reporting.series import Panel, Series, method_of
 from forgetting.reporting.words import method_name, r2
@@ -144,6 +148,48 @@ def measurement_rows(panel: Panel) -> list[tuple[str, ...]]:
         )
         for row in rows.to_dict("records")
     ]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the joint law predicts at one series' size and one step: text of each cell."""
+
+    name: str
+    step: str
+    finetune: tuple[str, str, str]
+    forgetting: tuple[str, str, str]
+
+
+def predictions(panel: Panel) -> tuple[str, list[Predicted]]:
+    """The level of the bands, and what the joint law predicts of each rank at the last step, as `predict` gives it."""
+    ranked = [s for s in panel.series if s.symbol == "circle"]
+    sizes = {s.label: float(panel.of(s)["trainable_params"].median()) for s in ranked}
+    sizes = {label: size for label, size in sizes.items() if finite(size) and size > 0}
+    if panel.joint is None or not sizes:
+        return "", []
+    step = float(panel.points["step"].max())
+    try:
+        rows = predict_rows(panel.joint, panel.name, {"step": [step]}, params=list(sizes.values()))
+    except UsageError:  # fitted at one rank alone, while others have begun
+        return "", []
+    outside = " (outside the measured range)"
+    made = [
+        Predicted(
+            label + outside * row["extrapolated"],
+            f"{step:.0f}",
+            cells_of(row["finetune_loss"]),
+            cells_of(row["forgetting_loss"]),
+        )
+        for label, row in zip(sizes, rows, strict=True)
+    ]
+    return level(panel.joint.confidence), made
+
+
+def cells_of(found: Mapping[str, float]) -> tuple[str, str, str]:
+    """A prediction's value, the band of the law's mean, and that of one new run, in the digits of `predict`."""
+    pairs = [(found["low"], found["high"]), (found["run_low"], found["run_high"])]
+    mean, run = (span(low, high).replace("-", MINUS) if finite(low) and finite(high) else "–" for low, high in pairs)
+    return digits(found["value"]), mean, run
 
 
 def setup(config: StudyConfig, runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,14 +50,37 @@ def law_curve(
         colour, width: of the curve.
         key: the series that it belongs to.
         less: subtracted from the output, such as the floor.
-        band: whether to draw the law's band, too, where it has one.
+        band: whether to draw the bands of the law's mean and of one new run, too, where they are known.
     """
     x = _spread(np.asarray(bounds, dtype=float), fit, along)
     made = fit.predict(output, **(at or {}), **{along: x})
     traces = _pieces(x, made.value - less, made.extrapolated, colour, width, key)
-    if band and np.isfinite([made.low, made.high]).all():
-        low, high = made.low - less, made.high - less
-        area = {
+    if band:
+        ends = ((made.run_low, made.run_high, "run"), (made.low, made.high, "band"))
+        traces = [area for low, high, role in ends for area in _area(x, low - less, high - less, key, role)] + traces
+    return traces
+
+
+def bands_said(traces: Sequence[Mapping[str, Any]], level: str) -> str:
+    """What the bands among these traces are, for a caption; empty where there are none.
+
+    Args:
+        traces: of a chart.
+        level: the confidence in words, such as `95 %`.
+    """
+    roles = {trace["meta"]["role"] for trace in traces}
+    mean = f"the {level} band of the law’s mean"
+    if {"band", "run"} <= roles:
+        return f"darker, {mean}; lighter, the {level} band of one new run"
+    return mean if "band" in roles else f"the {level} band of one new run" if "run" in roles else ""
+
+
+def _area(x: Array, low: Array, high: Array, key: str, role: str) -> list[dict[str, Any]]:
+    """The area between two curves; none where an end is not known."""
+    if not np.isfinite([low, high]).all():
+        return []
+    return [
+        {
             "type": "scatter",
             "mode": "none",
             "x": floats([*x, *x[::-1]]),
@@ -65,10 +88,9 @@ def law_curve(
             "fill": "toself",
             "fillcolor": "var(--band)",
             "hoverinfo": "skip",
-            "meta": {"series": key, "role": "band"},
+            "meta": {"series": key, "role": role},
         }
-        traces.insert(0, area)
-    return traces
+    ]
 
 
 def _spread(bounds: Array, fit: Predicts, variable: str) -> Array:

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from forgetting.analysis.fit.curves import Predicts, law_curve
+from forgetting.analysis.fit.curves import Predicts, bands_said, law_curve
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.laws import Law
 from forgetting.display.charts import RANKS_LIGHT, Chart, blend, floats, marker, note, plain_layout, rank_place
-from forgetting.display.numbers import count, number
+from forgetting.display.numbers import count, level, number
 from forgetting.measuring.quantities import AXES
 
 CURVES = 8
@@ -29,6 +29,10 @@ class Charted(Predicts, Protocol):
     @property
     def label(self) -> str:
         """What was fitted."""
+
+    @property
+    def confidence(self) -> float:
+        """Of the bands."""
 
     @property
     def r2(self) -> dict[str, float]:
@@ -64,7 +68,11 @@ def fit_chart(fit: Charted, output: str) -> tuple[Chart, dict[str, str], dict[st
         layout["annotations"] = [note(f"R² = {number(fit.r2[output])}")]
     title = html.escape(f"{law.title}: {fit.label}" if fit.label else law.title)
     spec = {"data": data, "layout": layout}
-    return Chart("fit", title, "Dotted outside the measured range.", title, spec, wide=True), names, colours
+    bands = bands_said(data, level(fit.confidence))
+    caption = f"Dotted outside the measured range. {bands and f'Bands: {bands}.'}".strip()
+    if bands:
+        layout["annotations"] = [*layout.get("annotations", []), {**note(bands), "y": 0.03, "yanchor": "bottom"}]
+    return Chart("fit", title, caption, title, spec, wide=True), names, colours
 
 
 def _bounds(fit: Charted, along: str) -> list[float]:

@@ -1,0 +1,100 @@
+"""Both bands of predictions in a report, by name and level, with the numbers that `predict` gives."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from test_report import study, with_words
+
+import forgetting
+from forgetting.analysis.fit.curves import bands_said
+from forgetting.display.numbers import MINUS
+from forgetting.reporting import render_study
+from forgetting.reporting.figures import charts
+from forgetting.reporting.sections import predictions
+from forgetting.reporting.series import Panel, group, panels, tidy
+
+SCATTER = {"scatter": {"finetune_loss": 0.004, "forgetting_loss": 0.006}}
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[Any, ...]:
+    """A study whose fits know how runs scatter."""
+    config, table, runs, fits = study(("openorca",))
+    fits = {name: {law: replace(fit, diagnostics=SCATTER) for law, fit in laws.items()} for name, laws in fits.items()}
+    return config, table, runs, fits
+
+
+def panel_of(made: tuple[Any, ...]) -> Panel:
+    config, table, runs, fits = made
+    rows = tidy(table)
+    return panels(config.datasets, rows, group(rows, runs), fits)[0]
+
+
+def test_the_table_holds_what_predict_prints(made):
+    panel = panel_of(made)
+    level, rows = predictions(panel)
+    assert level == "95\u00a0%"
+    ranks = [8, 16, 32, 64, 128, 256]
+    printed = forgetting.predict(panel.joint, params=[2_498_560 * r for r in ranks], steps=260)
+    at = {name: i for i, name in enumerate(printed.shown()[0].columns)}
+    for row, cells in zip(rows, printed.shown()[0].rows, strict=True):
+        for output, mine in (("finetune_loss", row.finetune), ("forgetting_loss", row.forgetting)):
+            assert cells[at[output]] == f"{mine[0]} ({mine[1]}; {mine[2]})".replace(MINUS, "-")
+    page = with_words(render_study(*made))
+    for row in rows:
+        for text in (*row.finetune, *row.forgetting):
+            assert text in page
+    assert "95 % band of the law’s mean" in page.replace("\u00a0", " ")
+    assert "95 % band of one new run" in page.replace("\u00a0", " ")
+
+
+def test_every_chart_of_a_law_has_both_bands_and_names_them(made):
+    panel = panel_of(made)
+    drawn = {chart.kind: chart for chart in charts(panel)}
+    for kind, output, along, less in (
+        ("line", "forgetting_loss", "finetune_loss", 0.0),
+        ("steps-finetune_loss", "finetune_loss", "step", 0.0),
+        ("steps-forgetting_loss", "forgetting_loss", "step", 0.0),
+        ("size", "forgetting_loss", "trainable_params", 0.42),
+    ):
+        chart = drawn[kind]
+        assert "the 95\u00a0% band of the law’s mean" in chart.caption, kind
+        assert "the 95\u00a0% band of one new run" in chart.caption, kind
+        areas = {t["meta"]["role"]: t for t in chart.spec["data"] if t["meta"]["role"] in ("band", "run")}
+        assert set(areas) == {"band", "run"}
+        fit = panel.linear if kind == "line" else panel.joint
+        x = np.array(areas["band"]["x"][: len(areas["band"]["x"]) // 2])
+        at = {"step": 260.0} if kind == "size" else {} if kind == "line" else {"trainable_params": 2_498_560.0 * 64}
+        p = fit.predict(output, **at, **{along: x})
+        for role, low, high in (("band", p.low, p.high), ("run", p.run_low, p.run_high)):
+            y = np.array(areas[role]["y"])
+            assert y[: x.size] == pytest.approx(low - less, rel=1e-6)
+            assert y[x.size :][::-1] == pytest.approx(high - less, rel=1e-6)
+
+
+def test_without_a_known_scatter_only_the_mean_has_a_band():
+    config, table, runs, fits = study(("openorca",))
+    panel = panel_of((config, table, runs, fits))
+    line = charts(panel)[0]
+    assert "the 95\u00a0% band of the law’s mean" in line.caption
+    assert "one new run" not in line.caption
+    assert predictions(panel)[1][0].finetune[2] == "–"
+    assert bands_said([], "95 %") == ""
+
+
+def test_the_setup_shows_how_to_predict(made):
+    page = render_study(*made)
+    code = html.unescape(re.search(r'<pre tabindex="0">(import forgetting.*?)</pre>', page, re.S).group(1))
+    assert code.startswith("import forgetting\n\nprint(forgetting.predict(")
+    compile(code, "example", "exec")
+
+
+def test_a_fits_own_figure_names_its_bands(made):
+    figure = made[3]["openorca"]["linear"].figure()
+    assert any("95\u00a0% band of one new run" in note.text for note in figure.layout.annotations)
