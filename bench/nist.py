@@ -1,7 +1,7 @@
 """NIST's nonlinear regression problems (StRD) from ten seeds, without a start: which does each seed solve?
 
 Problems are NIST's own files (`.dat`) in a folder, https://www.itl.nist.gov/div898/strd/nls/nls_main.shtml; without a
-folder, the eight that the tests hold. A problem counts as solved where the sum of squares is the certified one to 1e-6;
+folder, the eight that the tests hold. A problem counts as solved where the sum of squares is at most the certified one, to 1e-6;
 a failure is told where the fit warns that it did not converge or that a better fit may exist.
 """
 
@@ -39,6 +39,7 @@ def problems(folder: Path | None) -> Iterator[tuple[str, str, dict[str, np.ndarr
 
 def read(text: str) -> tuple[str, dict[str, np.ndarray], float]:
     """One of NIST's files: formula, table, certified sum of squares."""
+    text = re.sub(r"\n\s+pi\s*=\s*\S+", "", text)  # one problem defines it in a line of its own
     formula = re.search(r"\n\s+(\w+(?:\[y\])?\s*=.*?)\+\s*e\s*\n", text, re.DOTALL).group(1)
     formula = " ".join(formula.replace("[", "(").replace("]", ")").split())
     formula = re.sub(r"\bpi\b", repr(math.pi), formula)
@@ -67,7 +68,7 @@ def part_nist_seeds(folder: Path | None) -> None:
                 told += 1
                 lost.setdefault(name, []).append(seed)
                 continue
-            if abs(fit.objective_value / squares - 1) <= 1e-6:
+            if fit.objective_value <= squares * (1 + 1e-6):  # Lanczos1's is 1e-25: rounding may end below it
                 solved += 1
                 continue
             lost.setdefault(name, []).append(seed)

@@ -82,7 +82,9 @@ def search(
     every = np.concatenate(costs)
     best = np.concatenate(ends)[int(np.argmin(every))]
     if grids:
-        best = _most_positive(np.concatenate(ends)[every <= float(every.min()) * (1 + 1e-9) + _floor(y, weights)], best)
+        best = _plainest(
+            np.concatenate(ends)[every <= float(every.min()) * (1 + 1e-9) + _floor(y, weights)], best, grids
+        )
     same = _same(every, float(every.min()), y, weights)
     apart = np.abs(np.concatenate(ends) - best) > APART * (np.abs(best) + APART)
     twins = np.concatenate(ends)[same & apart.any(axis=1)]
@@ -97,9 +99,17 @@ def search(
     )
 
 
-def _most_positive(equals: Array, best: Array) -> Array:
-    """Of points that fit alike, one with fewest negative numbers: a width that is squared may have either sign."""
-    return np.asarray(min((best, *equals), key=lambda theta: int(np.sum(theta < 0))))
+def _plainest(equals: Array, best: Array, grids: Mapping[int, Array]) -> Array:
+    """Of points that fit alike, one with the most parameters where they were looked for, and the fewest negative ones.
+
+    A width that is squared has either sign, and a wave between evenly spaced points has many faster twins.
+    """
+
+    def strange(theta: Array) -> tuple[int, int]:
+        outside = sum(not grid.min() <= theta[k] <= grid.max() for k, grid in grids.items())
+        return outside, int(np.sum(theta < 0))
+
+    return np.asarray(min((best, *equals), key=strange))
 
 
 def _lowest(ends: Sequence[Array], costs: Sequence[Array]) -> Array:
