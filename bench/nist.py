@@ -1,8 +1,8 @@
 """NIST's nonlinear regression problems (StRD) from ten seeds, without a start: which does each seed solve?
 
 Problems are NIST's own files (`.dat`) in a folder, https://www.itl.nist.gov/div898/strd/nls/nls_main.shtml; without a
-folder, the eight that the tests hold. A problem counts as solved where the sum of squares is at most the certified one, to 1e-6;
-a failure is told where the fit warns that it did not converge or that a better fit may exist.
+folder, the eight that the tests hold. A problem counts as solved where the sum of squares is at most the certified one,
+to 1e-6; a failure is told where the fit warns that it did not converge or that a better fit may exist.
 """
 
 from __future__ import annotations
