@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,15 @@ import pytest
 from test_report import study, with_words
 
 import forgetting
+from forgetting.analysis.compare import Comparison
 from forgetting.analysis.fit.curves import bands_said
 from forgetting.display.numbers import MINUS
+from forgetting.errors import UsageError
 from forgetting.reporting import render_study
 from forgetting.reporting.figures import charts
 from forgetting.reporting.sections import predictions
 from forgetting.reporting.series import Panel, group, panels, tidy
+from forgetting.studies.conclude import StudyResult
 
 SCATTER = {"scatter": {"finetune_loss": 0.004, "forgetting_loss": 0.006}}
 
@@ -98,3 +102,17 @@ def test_the_setup_shows_how_to_predict(made):
 def test_a_fits_own_figure_names_its_bands(made):
     figure = made[3]["openorca"]["linear"].figure()
     assert any("95\u00a0% band of one new run" in note.text for note in figure.layout.annotations)
+
+
+@pytest.mark.parametrize("wrong", [5, ["x"], b"line", 1.5])
+def test_a_figure_of_something_else_is_refused_in_one_line(made, wrong):
+    config, table, _, fits = made
+    result = StudyResult(Path("s"), config, table, fits, None, Path("s/report.html"), {})
+    for ask in (
+        lambda: result.figure(wrong),
+        lambda: result.figure(kind=wrong),
+        lambda: fits["openorca"]["linear"].figure(wrong),
+        lambda: Comparison("lora", {}).figure(wrong),
+    ):
+        with pytest.raises(UsageError, match=r"^(dataset|kind|output): got .*; allowed: a text"):
+            ask()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..config.arguments import checked
 from ..data import array_cache
 from ..data.windows import Windows
 from ..display.charts import Chart, floats, plain_layout, plotly_figure
@@ -151,6 +152,7 @@ class Measurement(Result):
         """Where the model forgot: by position, token frequency, document and token, and passages token by token."""
         return where(self.windows, self.change, self.argmax)
 
+    @checked
     def figure(self, by: Literal["position", "frequency"] = "position") -> go.Figure:
         """Forgetting by position in the window, or by how common the true token is, as a Plotly figure.
 

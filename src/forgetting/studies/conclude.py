@@ -82,6 +82,7 @@ class StudyResult(Result):
         notes.append(f"report: {self.report}{seconds}")
         return [replace(measurements_shown(last_rows(self.table)), notes=notes)]
 
+    @checked
     def figure(self, dataset: str | None = None, kind: str = "line") -> go.Figure:
         """A chart of the report as a Plotly figure.
 

@@ -16,6 +16,7 @@ from forgetting.analysis.compare.source import Axis, choose_axis, read_source
 from forgetting.analysis.compare.words import flat_words, line_words, reach, sentence
 from forgetting.analysis.fit import Fit
 from forgetting.analysis.table_files import Table
+from forgetting.config.arguments import checked
 from forgetting.display.charts import plotly_figure
 from forgetting.display.numbers import plain
 from forgetting.display.tables import Result, Shown
@@ -69,6 +70,7 @@ class Comparison(Result):
             parts.append(beyond_shown(self.reference, self.beyond))
         return parts
 
+    @checked
     def figure(self, dataset: str | None = None) -> go.Figure:
         """The trade-off plane of a data set, as in the report: every curve, and the Pareto frontier.
 

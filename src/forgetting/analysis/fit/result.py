@@ -23,6 +23,7 @@ from forgetting.analysis.fit.rivals import Rival, own_share, spanned
 from forgetting.analysis.laws import Law, law_from_spec
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.laws.shifted_power import Centred
+from forgetting.config.arguments import checked
 from forgetting.display.charts import plotly_figure
 from forgetting.display.numbers import plain
 from forgetting.display.tables import Result, Shown
@@ -312,6 +313,7 @@ class Fit(Result):
         """The parameters as a LaTeX table (booktabs)."""
         return show.latex(self.shown()[0], self.r2)
 
+    @checked
     def figure(self, output: str | None = None) -> go.Figure:
         """The law with its band over the rows that it was fitted to, as a Plotly figure.
 
