@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,18 @@ def test_windows_are_those_of_a_slow_twin_read_first_or_later(
     assert all(name.startswith("windows-") and name.endswith(".safetensors") for name in stored)
 
 
+def test_a_folder_that_cannot_be_written_gives_one_notice(
+    tokenizer: Any, kept: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept.write_text("a file in the folder's place")
+    corpora = Corpora(tokenizer, CONTEXT, kept)
+    for i in range(2):
+        config = TextConfig(source=str(write(tmp_path / f"{i}.jsonl", plain_rows(i))))
+        equal(corpora.text(config).windows, slow_windows(load_corpus(config), tokenizer, CONTEXT))
+    assert len(caplog.records) == 1
+    assert "no cache can be written there" in caplog.text
+
+
 def test_what_is_kept_is_found_by_content_and_never_by_time(tokenizer: Any, kept: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"text": "the old river"}, {"text": "the new town " * 9}])
     config = TextConfig(source=str(path))
@@ -196,6 +209,9 @@ def test_all_that_decides_windows_is_in_their_key(
     keys.append(identity.corpus_key(config, tokenizer, 16))
     assert None not in keys
     assert len(set(keys)) == len(keys)
+    tokenizer.backend_tokenizer.enable_truncation(5)  # a file may set it, and the first call takes it away
+    tokenizer.backend_tokenizer.enable_padding(length=9)
+    assert identity.corpus_key(config, tokenizer, 16) == keys[-1]
     monkeypatch.setattr(identity, "LARGE", 10)
     for other in (
         TextConfig(source="miniature:news"),
@@ -260,15 +276,21 @@ def test_a_full_disk_keeps_nothing_and_changes_nothing(
     assert [file for file in kept.iterdir() if file.suffix != ".lock"] == []
 
 
-def test_what_a_killed_process_left_is_removed(tokenizer: Any, kept: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process that is killed is forked here")
+def test_what_a_killed_process_left_is_removed(
+    tokenizer: Any, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = TextConfig(source=str(write(tmp_path / "rows.jsonl", plain_rows(3))))
-    key = identity.corpus_key(config, tokenizer, CONTEXT)
-    assert key is not None
-    kept.mkdir()
-    left = kept / f".windows-{key[:32]}.safetensors.abc123"
-    left.write_bytes(b"half of it")
-    parts(config, tokenizer, kept)
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(array_cache, "_seal", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        parts(config, tokenizer, kept)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    (left,) = kept.glob(".windows-*")
+    (found,) = parts(config, tokenizer, kept)
+    equal(found.windows, slow_windows(load_corpus(config), tokenizer, CONTEXT))
     assert not left.exists()
+    assert len(list(kept.glob("windows-*.safetensors"))) == 1
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_kept(

@@ -94,10 +94,12 @@ def _tokenizer(tokenizer: Any) -> str | None:
     """A sha256 of a tokenizer of the libraries; None for one whose class is its author's program."""
     if not getattr(tokenizer, "is_fast", False) or not type(tokenizer).__module__.startswith("transformers."):
         return None
+    # what stands before the tokens, truncation and padding, is set by each call
+    backend = tokenizer.backend_tokenizer.to_str().partition('"added_tokens"')[2]
     kept = {key: value for key, value in tokenizer.init_kwargs.items() if key not in PLACES}
     parts = [
         type(tokenizer).__qualname__,
-        tokenizer.backend_tokenizer.to_str(),
+        backend,
         tokenizer.chat_template,
         tokenizer.special_tokens_map,
         kept,

@@ -57,7 +57,7 @@ class Corpora:
             context: tokens a window.
             cache_dir: where windows are kept; None keeps none.
         """
-        self.how = (tokenizer, context, cache_dir)
+        self.tokenizer, self.context, self.cache_dir = tokenizer, context, cache_dir
         self._read: dict[TextConfig, list[Prepared]] = {}
 
     def text(self, config: TextConfig) -> Prepared:
@@ -76,29 +76,32 @@ class Corpora:
 
     def _parts(self, config: TextConfig) -> list[Prepared]:
         if config not in self._read:
-            self._read[config] = _prepared(config, *self.how)
+            self._read[config] = self._prepared(config)
         return self._read[config]
 
+    @cached_property
+    def _folder(self) -> Path | None:
+        return array_cache.usable(self.cache_dir)  # asked once, so that there is one notice
 
-def _prepared(config: TextConfig, tokenizer: Any, context: int, cache_dir: Path | None) -> list[Prepared]:
-    key = None if cache_dir is None else corpus_key(config, tokenizer, context)
-    folder = None if key is None else array_cache.usable(cache_dir)
-    if key is None or folder is None:
-        return _read(config, tokenizer, context)
-    path = folder / f"windows-{key[:32]}.safetensors"
-    stored = array_cache.read(path, key)
-    if stored is not None:
-        return _from_arrays(stored)
-    before = _inode(path)
-    with array_cache.held(path):
-        stored = array_cache.read(path, key) if _inode(path) != before else None
-        if stored is not None:  # who held it has made it
+    def _prepared(self, config: TextConfig) -> list[Prepared]:
+        how = (self.tokenizer, self.context)
+        key = None if self.cache_dir is None else corpus_key(config, *how)
+        if key is None or self._folder is None:
+            return _read(config, *how)
+        path = self._folder / f"windows-{key[:32]}.safetensors"
+        stored = array_cache.read(path, key)
+        if stored is not None:
             return _from_arrays(stored)
-        found = _read(config, tokenizer, context)
-        if corpus_key(config, tokenizer, context) != key:
-            log.warning("%s: changed while it was read; what was read is not kept", config.source)
-            return found
-        return _keep(found, path, key)
+        before = _inode(path)
+        with array_cache.held(path):
+            stored = array_cache.read(path, key) if _inode(path) != before else None
+            if stored is not None:  # who held it has made it
+                return _from_arrays(stored)
+            found = _read(config, *how)
+            if corpus_key(config, *how) != key:
+                log.warning("%s: changed while it was read; what was read is not kept", config.source)
+                return found
+            return _keep(found, path, key)
 
 
 def _inode(path: Path) -> int | None:
