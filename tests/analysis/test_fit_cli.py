@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import typer
@@ -10,6 +11,7 @@ from test_fit_engine import points
 from test_fit_table1 import NAMES, PER_RANK, table
 from typer.testing import CliRunner
 
+import forgetting
 from forgetting.analysis.fit import fit_law, load_fits
 from forgetting.cli import laws
 from forgetting.errors import UsageError
@@ -153,3 +155,9 @@ def test_mistakes_are_one_clear_line(arguments, says, chinchilla):
     with pytest.raises(UsageError, match=says) as caught:
         run(*(chinchilla if a == "CHINCHILLA" else a for a in arguments))
     assert "\n" not in str(caught.value)
+
+
+def test_two_points_say_nothing_of_how_well_a_line_fits():
+    found = forgetting.fit({"finetune_loss": [1.0, 2.0], "forgetting_loss": [2.0, 1.0]}, "linear", bootstrap=0)
+    assert math.isnan(found.r2["forgetting_loss"])
+    assert "R2: forgetting_loss - (as many parameters as points" in str(found)

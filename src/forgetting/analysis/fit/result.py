@@ -283,7 +283,9 @@ class Fit(Result):
             points += "; intervals take every point as independent" if alone else ""
             heading.append(f"{points}, {self.objective}, objective {self.objective_value:.8g}")
         if self.r2:
-            heading.append("R2: " + ", ".join(f"{k} {show.number(v)}" for k, v in self.r2.items()))
+            few = self.objective != "published" and self.n_points <= len(self.parameters)
+            why = " (as many parameters as points: every law fits them)" if few else ""
+            heading.append("R2: " + ", ".join(f"{k} {show.number(v)}" for k, v in self.r2.items()) + why)
         meaning = {p.name: p.meaning for p in law.parameters}
         ranges = ", ".join(f"{k} {show.span(*ends)}" for k, ends in self.measured_range.items())
         notes = [f"measured range: {ranges}"] if ranges else []
