@@ -47,7 +47,8 @@ def line_chart(panel: Panel) -> Chart:
         layout["annotations"] = [note(f"L<sub>f</sub> = {_line(c, s)}<br>R² = {r_squared}")]
         caption += f" The line is Eq. 4, fitted to {fit.n_points} measurements of {fit.n_runs} runs; "
         bands = bands_said(data, level(fit.confidence))
-        caption += f"{bands + ', and ' if bands else ''}dotted parts lie outside the range of the fit."
+        caption += f"{bands + ', and ' if bands else ''}dotted parts lie outside the range of the fit"
+        caption += ", where bands span other laws, too, that fit about as well." if bands and fit.rivals else "."
     low, high = panel.points["finetune_loss"].min(), panel.points["finetune_loss"].max()
     alt = (
         f"Scatter plot of {len(panel.points)} measurements: forgetting loss against fine-tuning loss, which runs from "
