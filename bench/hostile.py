@@ -1,7 +1,7 @@
 """How long hostile input takes to be refused: `python bench/hostile.py`.
 
 The inputs are those of tests/test_security.py, which tests what is said and how much memory that takes; here each is
-timed, in seconds of this process, and the longest of its kind is printed beside what is asked.
+timed, in seconds, and the longest of its kind is printed beside what is asked.
 """
 
 from __future__ import annotations
@@ -17,19 +17,24 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from forgetting.analysis.fit import fit_law
 from forgetting.analysis.laws import FormulaLaw
+from forgetting.analysis.tables import read_table
+from forgetting.data import templates
 from forgetting.errors import ForgettingError
 from forgetting.files import parse_yaml
-from test_security import FIVE_ROWS, HOSTILE_FORMULAS, HOSTILE_YAML, HUGE_EXPONENTS, READERS, huge
+from forgetting.models import bounds
+from test_security import ENDLESS, FIVE_ROWS, HOSTILE_FORMULAS, HOSTILE_YAML, HUGE_EXPONENTS, READERS, TEMPLATES, huge
+from test_security import _parquet_of_nulls as parquet_of_nulls
+from test_security import _parquet_of_one_text as parquet_of_one_text
 
 
 def longest(name: str, asked: float, tries: Iterable[Callable[[], object]]) -> None:
     """Print the longest of some refusals."""
     most = 0.0
     for each in tries:
-        began = time.process_time()
+        began = time.perf_counter()
         with suppress(ForgettingError):
             each()
-        most = max(most, time.process_time() - began)
+        most = max(most, time.perf_counter() - began)
     print(f"{name:32s} {most:7.3f} s (asked: {asked:.0f} s)")
 
 
@@ -41,6 +46,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = [partial(read, huge(Path(folder) / name)) for name, read in READERS]
         longest("files of one line of 10 GB", 30, files)
+        small = [Path(folder) / "nulls.parquet", Path(folder) / "text.parquet"]
+        parquet_of_nulls(small[0])
+        parquet_of_one_text(small[1])
+        longest("Parquet of a few bytes", 60, [partial(read_table, path) for path in small])
+    names = [f"model.layers.{i}.{name}" for i in range(80) for name in ("self_attn.q_proj", "mlp.up_proj")]
+    tried = {"target_modules": ENDLESS}
+    longest("patterns of modules", 10, [partial(bounds.check_patterns, tried, names, "an adapter")])
+    longest("chat templates", 15, [partial(render, text) for text, _ in TEMPLATES])
+
+
+def render(template: str) -> None:
+    """Write one conversation by a template, as transformers does."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    with templates.bounded("a template"):
+        render_jinja_template([[{"role": "user", "content": "the river"}]], chat_template=template)
 
 
 if __name__ == "__main__":

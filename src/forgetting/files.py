@@ -424,14 +424,15 @@ def _linked(path: Path) -> UsageError:
 
 
 def no_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that memory ran out; libraries say it in words."""
+    """Whether an error, or one that it was raised from, says that memory ran out; libraries say it in words."""
     words = ("can't allocate memory", "cannot allocate memory", "out of memory", "std::bad_alloc", "start new thread")
     while error is not None:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
             return True
-        if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words):
+        said = str(error).lower() if isinstance(error, RuntimeError | OSError | ImportError) else ""
+        if any(word in said for word in (*words, "failed to map segment")):  # the last, of a library that is loaded
             return True
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return False
 
 

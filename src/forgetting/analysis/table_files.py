@@ -141,11 +141,11 @@ def read_parquet(path: Path) -> Table:
         metadata = pq.read_metadata(path)
         files.check_table(metadata.num_columns, metadata.num_rows, str(path))
         parquet.check(path, metadata)
-        with files.memory_bound(parquet.TABLE_MEMORY):
+        with files.memory_bound(parquet.table_memory(path)):
             frame = pd.read_parquet(path)
             return {str(name): frame[name].tolist() for name in frame.columns}
     except MemoryError:
-        most = f"{parquet.TABLE_MEMORY:,} bytes of memory"
+        most = f"{parquet.table_memory(path):,} bytes of memory"
         raise UsageError(f"{path}: takes more than {most}, or more than there is") from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UsageError(f"{path}: not a Parquet file ({(str(error).splitlines() or ['damaged'])[0]})") from None

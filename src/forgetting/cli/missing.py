@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import NoReturn
 
+TOO_SMALL = ("failed to map segment", "annot allocate memory")
+"""What the linker says of a library for which there is no memory."""
 MODULES = {"pyyaml": "yaml"}
 """Distributions whose module has another name than theirs."""
 
@@ -59,7 +61,9 @@ def leave(error: ImportError) -> NoReturn:
     if "forgetting" in modules:
         raise error
     absent = next((module for module in reversed(modules) if module and not found(module)), None)
-    if absent is not None:
+    if any(words in str(cause) for cause in _causes(error) for words in TOO_SMALL):
+        line = "memory ran out while packages were loaded"
+    elif absent is not None:
         line = f"{absent} is not installed, and this command needs it; run: {install(absent)}"
     else:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")

@@ -16,7 +16,7 @@ FEW, PER_BYTE = 10**6, 1000
 BATCH, BATCH_ROWS = 2**26, 2**16
 """Bytes and rows of a file that are read at once."""
 BATCH_MEMORY, TABLE_MEMORY = 2**31, 2**33
-"""Bytes of memory that so much of a file may take, and a whole table."""
+"""Bytes of memory that so much of a file may take, and a whole table of any size."""
 
 
 def check(path: Path, metadata: Any) -> None:
@@ -37,6 +37,11 @@ def check(path: Path, metadata: Any) -> None:
     for _, count, values in _groups(metadata):
         if values > MAX_ROW * count:
             raise UsageError(f"{path}: {values:,} values in {count:,} rows of one column; at most {MAX_ROW:,} a row")
+
+
+def table_memory(path: Path) -> int:
+    """Bytes of memory that a whole table of a file may take: few for a small one."""
+    return min(TABLE_MEMORY, TABLE_MEMORY // 8 + PER_BYTE * path.stat().st_size)
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ..errors import ForgettingError, UsageError
+from ..files import no_memory
 
 
 class CodeNeededError(UsageError):
@@ -84,9 +85,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on any device."""
     import torch
 
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or no_memory(error)
 
 
 def _as_ours(name: str, what: str, error: Exception) -> Exception:

@@ -343,7 +343,7 @@ def _load(path: Path, rows: pa.Schema) -> Part | None:
             if not file.schema_arrow.equals(schema, check_metadata=True):
                 return None  # of another version, or other columns
             parquet.check(path, file.metadata)
-            with files.memory_bound(parquet.TABLE_MEMORY):
+            with files.memory_bound(parquet.table_memory(path)):
                 table = file.read()
         heads = table.select(schema.names[:HEADS]).to_pylist()
         lists = [column.combine_chunks() for column in table.columns[HEADS:]]
