@@ -26,6 +26,7 @@ from forgetting.analysis.fit.search import search
 from forgetting.analysis.fit.solver import Problem, minimise
 from forgetting.analysis.laws import PUBLISHED
 from forgetting.analysis.plan import plan_budget
+from independent import part_independent
 from next_run import part_next_run
 from nist import part_nist_seeds
 
@@ -197,6 +198,7 @@ PARTS = {
     "shell": lambda _: part_shell(),
     "chinchilla": lambda _: part_chinchilla(),
     "coverage": lambda asked: part_coverage(asked.studies, asked.seed),
+    "independent": lambda asked: part_independent(asked.studies, asked.seed),
     "next-run": lambda asked: part_next_run(asked.studies, asked.seed),
 }
 

@@ -140,7 +140,7 @@ def _fit_each(
                 continue
             fits.setdefault(label, {})[name] = made
             if extrapolate:
-                tests += _extrapolate(law, table, label, how["columns"], how["run"], how["seed"])
+                tests += _extrapolate(law, table, label, how)
     return fits, tests, failed
 
 
@@ -312,12 +312,11 @@ def _used(law: Law, columns: dict[str, str]) -> dict[str, str]:
     return columns
 
 
-def _extrapolate(
-    law: Law, table: Table, label: str, columns: dict[str, str], run: str, seed: int
-) -> list[dict[str, Any]]:
+def _extrapolate(law: Law, table: Table, label: str, how: dict[str, Any]) -> list[dict[str, Any]]:
     from ..analysis.fit import extrapolation_tests
 
-    tests = extrapolation_tests(law, table, columns=columns, label=label, run=run, seed=seed)
+    given = {name: how[name] for name in ("columns", "run", "iid", "seed")}
+    tests = extrapolation_tests(law, table, label=label, **given)
     return [{"dataset": label, "law": law.name, **asdict(test)} for test in tests]
 
 

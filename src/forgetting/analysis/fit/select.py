@@ -50,6 +50,7 @@ def extrapolation_tests(
     columns: Mapping[str, str] | None = None,
     label: str = "",
     run: str = "run_id",
+    iid: bool = False,
     seed: int = 0,
     bootstrap: int = 200,
 ) -> list[Extrapolation]:
@@ -59,7 +60,7 @@ def extrapolation_tests(
         UsageError: a mistake in the table, or no axis has enough distinct values to be cut.
     """
     law = LAWS.find(law) if isinstance(law, str) else law
-    data = read_data(law, table, columns=columns, label=label, run=run)
+    data = read_data(law, table, columns=columns, label=label, run=run, iid=iid)
     axes = {name: data.x.get(name, data.columns.get(name)) for name in AXES}
     out = [
         test
