@@ -132,7 +132,10 @@ def _choices(
                 band(fit, steps, drawn, log=True),
                 losses[0],
                 losses[1],
-                {name: _new_run(fit, name, e) for name, e in zip(surface.law.outputs, losses, strict=True)},
+                {
+                    name: _new_run(fit, name, e, held=name == output)
+                    for name, e in zip(surface.law.outputs, losses, strict=True)
+                },
                 outside,
                 cost.tokens(steps) if cost is not None and finite else None,
                 cost.flops(steps, params) if cost is not None and finite else None,
@@ -141,11 +144,11 @@ def _choices(
     return out
 
 
-def _new_run(fit: Fit, output: str, mean: Estimate) -> tuple[float, float]:
+def _new_run(fit: Fit, output: str, mean: Estimate, *, held: bool) -> tuple[float, float]:
     """The band of one new run around a mean; a mean that is held has no error of its own."""
-    ends = [mean.value if np.isnan(end) else end for end in (mean.low, mean.high)]
-    if not fit.draws:
+    if not fit.draws or (not held and np.isnan([mean.low, mean.high]).any()):
         return np.nan, np.nan
+    ends = [mean.value if held else end for end in (mean.low, mean.high)]
     low, high = fit.new_run(output, *(np.array([v]) for v in (mean.value, *ends)))
     return float(low[0]), float(high[0])
 
@@ -172,6 +175,8 @@ def _plan(fit: Fit, output: str, level: float, floor: float | None, choices: lis
         )
     if fit.rivals and any(c.extrapolated for c in reached):
         sentences.append(spans(fit.band_laws()))
+    if fit.draws and any(np.isnan(getattr(c, other).low) for c in reached):
+        sentences.append("a band is missing where more than a fifth of its draws never reach the level")
     if not fit.draws:
         sentences.append("this law has no intervals: nothing here has a band")
     return Plan(fit.label, output, level, fit.confidence, floor, reached, best, measured, sentences, matters)

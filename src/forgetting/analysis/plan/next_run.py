@@ -3,8 +3,8 @@
 The answer's variance as least squares would have it with the candidate's measurements among the others, to first order
 in the law's parameters (a c-optimal design: Atkinson, Donev & Tobias 2007), with the noise of runs as the fit's
 residuals show it: an offset that the steps of a run share, and noise of each step. Where the answer lies outside the
-measured range, the spread of the laws that fit about as well inside it is a part of its variance, and goes as far as
-the candidate tells those laws apart (as for any prior: Chaloner & Verdinelli 1995, doi:10.1214/ss/1177009939).
+measured range, it is the variance of the draws of all laws that a band spans there, and what is left of it given the
+candidate's measurements (Chaloner & Verdinelli 1995, doi:10.1214/ss/1177009939), which tell those laws apart.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from forgetting.analysis.fit import Fit
 from forgetting.analysis.fit.information import Information, derivatives, movable
 from forgetting.analysis.fit.objective import LOGARITHMIC, Objective
+from forgetting.analysis.fit.rivals import own_share
 from forgetting.analysis.fit.solver import Problem, to_theta, to_z
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.plan.result import NextRun, Plan
@@ -116,14 +117,8 @@ class _Judge:
         self.free = movable(problem, self.theta)
         self.direction = _direction(problem, surface, asked)
         if not np.isfinite(self.direction).all():
-            raise UsageError(
-                "next_run (--next-run): the best choice needs more steps than a number holds; lower the budget"
-            )
-        own = float(asked.answer(surface, surface.theta)[0])
-        self.weights, self.answers = _laws(fit, surface, asked, own)
-        self.spread = float(self.weights @ (self.answers - own) ** 2)
-        self.own = own
-        self.fitted = self.variance(known)
+            raise UsageError("next_run (--next-run): the best choice needs more steps than a number holds")
+        self.answers = _drawn_answers(surface, asked) if asked.outside and fit.draws else None
 
     def _problem(self, params: float, steps: Array) -> Problem:
         x = {"trainable_params": np.full(len(steps), params), "step": steps}
@@ -134,23 +129,36 @@ class _Judge:
 
     def candidate(self, rank: float | None, params: float, steps: Array) -> NextRun:
         problem = self._problem(params, steps)
-        after = self.variance(self.known.plus(derivatives(problem, self.theta))) + self._left(problem)
-        before = self.fitted + self.spread
-        se_before, se_after = float(np.sqrt(before)), float(np.sqrt(min(after, before)))
+        if self.answers is None:
+            before = self.variance(self.known)
+            after = self.variance(self.known.plus(derivatives(problem, self.theta)))
+        else:
+            before, after = self._of_draws(self.answers, problem)
+        se_before, se_after = float(np.sqrt(before)), float(np.sqrt(np.clip(after, 0.0, before)))
         narrowing = 1 - se_after / se_before if se_before > 0 else 0.0
         return NextRun(rank, params, float(steps[-1]), se_before, se_after, narrowing)
 
-    def _left(self, problem: Problem) -> float:
-        """The spread of the laws' answers that is left once a run has told them apart."""
-        if len(self.answers) < 2 or self.spread == 0:
-            return self.spread
-        laws = [(self.surface.law, self.theta), *((r.law, r.theta) for r in self.surface.rivals)]
-        seen = np.stack([law.values(theta[None], problem.x)[0].reshape(-1) for law, theta in laws])
-        around, answers = seen - seen[0], self.answers - self.own
-        weighted = around * self.weights[:, None]
-        known = weighted.T @ around + self.noise.covariance(seen.shape[1] // len(self.noise.offset))
-        cross = weighted.T @ answers
-        return max(0.0, self.spread - float(cross @ np.linalg.solve(known, cross)))
+    def _of_draws(self, answers: Array, problem: Problem) -> tuple[float, float]:
+        """The variance of the laws' draws of the answer, and what is left of it once the run is known."""
+        own = own_share(len(answers), self.surface.rivals)
+        laws = [(self.surface.law, self.surface.draws[:own]), *((r.law, r.draws) for r in self.surface.rivals)]
+        seen = _bounded(np.concatenate([law.values(draws, problem.x).reshape(len(draws), -1) for law, draws in laws]))
+        count, points = len(answers), seen.shape[1] // len(self.noise.offset)
+        cross = seen.T @ answers / count
+        before = float(answers @ answers / count)
+        told = cross @ np.linalg.solve(seen.T @ seen / count + self.noise.covariance(points), cross)
+        return before, before - float(told)
+
+
+def _bounded(values: Array) -> Array:
+    """[B, ...] draws around their median, no further than their 1st and 99th percentile.
+
+    A draw whose surface runs away would decide a variance alone; one that is not finite counts as the median.
+    """
+    kept = np.where(np.isfinite(values), values, np.nan)
+    low, middle, high = np.nanquantile(kept, [0.01, 0.5, 0.99], axis=0)
+    around = np.clip(kept, low, high) - middle
+    return np.where(np.isnan(around), 0.0, around)
 
 
 def _noise(fit: Fit) -> _Noise:
@@ -174,18 +182,20 @@ def _direction(problem: Problem, surface: Surface, asked: _Question) -> Array:
     return np.asarray((ends[0] - ends[1]) / (2 * STEP))
 
 
-def _laws(fit: Fit, surface: Surface, asked: _Question, own: float) -> tuple[Array, Array]:
-    """Weights and answers of the laws that a band at the answer spans; those without an answer are left out."""
-    if not asked.outside or not fit.rivals:
-        return np.ones(1), np.array([own])
-    up = surface.law.signs[surface.law.outputs.index(asked.held)] < 0
-    answers = [own]
+def _drawn_answers(surface: Surface, asked: _Question) -> Array:
+    """[B] draws of the answer, of the law and its rivals by their shares, around their median.
+
+    A rival's answer is the law's, moved by what they differ in there, to first order, for it may never reach the level.
+    """
+    own = own_share(len(surface.draws), surface.rivals)
+    steps = float(surface.steps_at(surface.theta, asked.params, asked.held, asked.level)[0])
+    near = steps * np.exp(STEP * np.array([0.0, -1.0, 1.0]))
+    x = {"trainable_params": np.full(3, asked.params), "step": near}
+    held, other = (surface.law.outputs.index(name) for name in (asked.held, asked.asked))
+    values = surface.law.values(surface.theta, x)[0]
+    exchange = (values[other, 2] - values[other, 1]) / (values[held, 2] - values[held, 1])
+    answers = [asked.answer(surface, surface.draws[:own])]
     for rival in surface.rivals:
-        theta, at = rival.theta[None], {"trainable_params": asked.params}
-        steps = rival.law.solve(theta, asked.held, asked.level, "step", at, up=up)
-        x = {"trainable_params": np.array([asked.params]), "step": steps}
-        answers.append(float(rival.law.at_each(theta, asked.asked, x)[0]))
-    shares, found = np.array(list(fit.band_laws().values())), np.array(answers)
-    shares = np.where(np.isfinite(found), shares, 0.0)
-    found = np.where(np.isfinite(found), found, own)
-    return shares / max(float(shares.sum()), 1e-12), found
+        differ = rival.law.values(rival.draws, x)[:, :, 0] - values[:, 0]
+        answers.append(values[other, 0] + differ[:, other] - exchange * differ[:, held])
+    return _bounded(np.concatenate(answers))
