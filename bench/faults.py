@@ -12,12 +12,14 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,9 @@ KINDS = {
     "ray-node": "kill -9 of a Ray node",
     "stop": "SIGTERM or SIGINT to the driver of two workers",
     "disk": "disk full (a small tmpfs), then room",
+    "moved": "the study folder of two workers moved away, then back",
+    "rows": "kill -9 of the driver, then a row, a digit or the file of a run's measurements lost",
+    "stderr": "the reader of standard error of two workers gone",
 }
 # a second signal during the stop that the first asked for ends the command at once, as a shell sees it with 143 or 130
 ENDED_BY_SIGNAL = (-signal.SIGKILL, 130, 143, -signal.SIGTERM, -signal.SIGINT)
@@ -91,8 +96,8 @@ def rows(out: Path) -> list[tuple[Key, dict[str, Any]]]:
 class Bench:
     """One folder, the undisturbed study in it, and how studies are started."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.random = folder, random.Random(seed)
+    def __init__(self, folder: Path, seed: int, seconds: float) -> None:
+        self.folder, self.random, self.seconds = folder, random.Random(seed), seconds
         make_inputs(folder)
         began = time.monotonic()
         process = self.start(folder / "whole", "--jobs", "2")
@@ -126,34 +131,55 @@ class Bench:
             tally.wrong.append("numbers differ from the undisturbed study's")
 
 
-def disturb(bench: Bench, tally: Tally, moments: int, flags: list[str], strike: Callable[[int], bool]) -> None:
+def disturb(
+    bench: Bench,
+    tally: Tally,
+    moments: int,
+    flags: list[str],
+    strike: Callable[[subprocess.Popen[bytes], Path], bool],
+    mend: Callable[[Path, int, str], bool] | None = None,
+) -> None:
     """Run studies, striking each at random moments until `moments` faults happened; judge those that finish.
 
     A strike that ends the driver is followed by the same command again; one that does not, by a further moment.
+
+    Args:
+        bench: where.
+        tally: what is counted.
+        moments: how many faults.
+        flags: of the command.
+        strike: does the fault to a study under way, given its process and folder; whether it did.
+        mend: given the folder, exit code and errors of a command that ended: makes good what it left, if the fault
+            explains it.
     """
-    number, seen = 0, dict[Key, dict[str, Any]]()
+    number, seen, end = 0, dict[Key, dict[str, Any]](), time.monotonic() + bench.seconds
     out = bench.folder / f"{id(tally)}-0"
     process = bench.start(out, *flags)
     while True:
+        if time.monotonic() > end and tally.faults < moments:
+            moments = tally.faults
+            tally.notes.append(f"cut off after {bench.seconds / 60:.0f} minutes")
         wait = bench.random.uniform(0.0, bench.took * 0.8) if tally.faults < moments else None
         try:
             process.wait(wait)
         except subprocess.TimeoutExpired:
-            tally.faults += strike(process.pid)
+            tally.faults += strike(process, out)
             try:
                 process.wait(0.5)
             except subprocess.TimeoutExpired:
                 seen |= dict(rows(out))
                 continue
         seen |= dict(rows(out))
+        errors = told(process) if process.returncode else ""
         if process.returncode == 0:
             bench.judge(out, seen, tally)
             if tally.faults >= moments:
                 return
             number, seen = number + 1, {}
             out = bench.folder / f"{id(tally)}-{number}"
+        elif mend is not None and mend(out, process.returncode, errors):
+            seen = {}  # what was lost on purpose is no row that was lost
         elif process.returncode not in ENDED_BY_SIGNAL:
-            errors = process.stderr.read().decode() if process.stderr else ""
             if process.returncode != 1 or "died 4 times in a row without getting further" not in errors:
                 tally.wrong.append(f"exit code {process.returncode}: {errors.strip().splitlines()[-1:]}")
                 return
@@ -161,9 +187,80 @@ def disturb(bench: Bench, tally: Tally, moments: int, flags: list[str], strike: 
         process = bench.start(out, *flags)
 
 
+def told(process: subprocess.Popen[bytes]) -> str:
+    """What a process that ended said on standard error."""
+    return process.stderr.read().decode() if process.stderr and not process.stderr.closed else ""
+
+
+def on_driver(strike: Callable[[int], bool]) -> Callable[[subprocess.Popen[bytes], Path], bool]:
+    """A fault that only needs to know the driver's process."""
+    return lambda process, _out: strike(process.pid)
+
+
 def kill(pid: int) -> bool:
     """Kill -9 of one process."""
     os.kill(pid, signal.SIGKILL)
+    return True
+
+
+def move(process: subprocess.Popen[bytes], out: Path) -> bool:
+    """Move the study's folder away, where it is there."""
+    if not list(out.glob("runs/*/measurements.jsonl")):
+        return False
+    out.rename(out.with_name(f"{out.name}-moved"))
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(120)
+    if process.returncode == 0:  # it had nothing left to do there
+        out.with_name(f"{out.name}-moved").rename(out)
+    return True
+
+
+def move_back(out: Path, code: int, errors: str) -> bool:
+    """Move it back; a command that said that it had gone, and built nothing, is as it should be."""
+    moved = out.with_name(f"{out.name}-moved")
+    if not moved.exists() or out.exists():
+        return False
+    moved.rename(out)
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    said = ("deleted or moved while", "no such folder", "not a study folder")
+    return code in (1, 2) and len(lines) == 1 and any(words in lines[0] for words in said)
+
+
+def lose_rows(bench: Bench) -> Callable[[Path, int, str], bool]:
+    """After a kill, lose something of a run's rows; delete the runs that a study then calls damaged."""
+    from forgetting.store.folder import RunFolder
+
+    def mend(out: Path, code: int, errors: str) -> bool:
+        if code == 1 and "damaged" in errors:
+            for run in out.glob("runs/*"):
+                if RunFolder(run).damage():
+                    shutil.rmtree(run)
+            return True
+        files = [file for file in sorted(out.glob("runs/*/measurements.jsonl")) if file.stat().st_size]
+        if code != -signal.SIGKILL or not files:
+            return False
+        file = bench.random.choice(files)
+        lines = file.read_text().splitlines(keepends=True)
+        at, how = bench.random.randrange(len(lines)), bench.random.choice(["file", "row", "digit"])
+        if how == "file":
+            file.unlink()
+        elif how == "row":
+            file.write_text("".join([*lines[:at], *lines[at + 1 :]]))
+        else:
+            digits = [i for i, letter in enumerate(lines[at]) if letter in "12345678"]
+            i = bench.random.choice(digits)
+            lines[at] = lines[at][:i] + str(int(lines[at][i]) + 1) + lines[at][i + 1 :]
+            file.write_text("".join(lines))
+        return True
+
+    return mend
+
+
+def close_reader(process: subprocess.Popen[bytes], _out: Path) -> bool:
+    """Close the reading end of standard error, once."""
+    if process.stderr is None or process.stderr.closed:
+        return False
+    process.stderr.close()
     return True
 
 
@@ -219,7 +316,7 @@ def with_cluster(bench: Bench, tally: Tally, moments: int, kind: str) -> None:
 
     strikes = {"ray-driver": kill, "ray-worker": kill_ray_worker(bench), "ray-node": kill_node}
     try:
-        disturb(bench, tally, moments, ["--engine", "ray", "--ray-address", cluster.address], strikes[kind])
+        disturb(bench, tally, moments, ["--engine", "ray", "--ray-address", cluster.address], on_driver(strikes[kind]))
     finally:
         cluster.shutdown()
 
@@ -265,8 +362,14 @@ def run(bench: Bench, kind: str, moments: int) -> Tally:
     elif kind.startswith("ray"):
         with_cluster(bench, tally, moments, kind)
     else:
-        strikes = {"driver": kill, "driver-of-workers": kill, "worker": kill_worker(bench), "stop": stop(bench)}
-        disturb(bench, tally, moments, ["--jobs", "1" if kind == "driver" else "2"], strikes[kind])
+        killing = on_driver(kill)
+        strikes = {
+            **{"driver": killing, "driver-of-workers": killing, "rows": killing, "moved": move, "stderr": close_reader},
+            **{"worker": on_driver(kill_worker(bench)), "stop": on_driver(stop(bench))},
+        }
+        mends = {"moved": move_back, "rows": lose_rows(bench)}
+        flags = ["--jobs", "1" if kind in ("driver", "rows") else "2"]
+        disturb(bench, tally, moments, flags, strikes[kind], mends.get(kind))
     return tally
 
 
@@ -274,17 +377,18 @@ def main() -> None:
     """Parse, run, print the table; exit code 1 where something was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moments", type=int, default=50, help="faults of each kind")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no further fault of a kind")
     parser.add_argument("--kinds", nargs="*", choices=[*KINDS], default=[*KINDS])
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     print("| fault | faults | studies | rows | survived |\n|---|---|---|---|---|")
     failed = False
     with tempfile.TemporaryDirectory(prefix="forgetting-faults-") as folder:
-        bench = Bench(Path(folder), given.seed)
+        bench = Bench(Path(folder), given.seed, 60 * given.minutes)
         for kind in given.kinds:
             tally = run(bench, kind, given.moments)
             failed |= bool(tally.wrong)
-            verdict = "; ".join(tally.wrong[:3]) or "; ".join(tally.notes) or "all"
+            verdict = "; ".join(tally.wrong[:3]) or "; ".join(["all"] * bool(tally.studies) + tally.notes)
             verdict += f" ({tally.given_up} times given up and begun again)" if tally.given_up else ""
             print(f"| {KINDS[kind]} | {tally.faults} | {tally.studies} | {tally.rows} | {verdict} |", flush=True)
     sys.exit(failed)

@@ -24,7 +24,7 @@ import numpy as np
 from forgetting.analysis.laws import PUBLISHED
 from forgetting.config.schema import RunConfig, StudyConfig
 from forgetting.store.folder import StudyFolder
-from forgetting.studies.grid import expand_runs
+from forgetting.tuning.grid import expand_runs
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PARAMETERS_PER_RANK = 2_498_560
@@ -33,8 +33,8 @@ SHAPES = ((10_000, 100), (1_000, 1_000), (200, 5_000))
 FLOOR = {"instructions": 0.3, "news": 0.5}
 
 
-def synthetic_config(runs: int, measurements: int = 100) -> StudyConfig:
-    """Two data sets, ten ranks, as many seeds as the runs need; a measurement every ten steps."""
+def synthetic_config(runs: int, measurements: int = 100, start: int = 10) -> StudyConfig:
+    """Two data sets, ten ranks, as many seeds as the runs need."""
     per_rank = {"ranks": list(RANKS), "seeds": max(1, runs // (2 * len(RANKS)))}
     if runs < 2 * len(RANKS):
         per_rank["ranks"] = list(RANKS[: max(3, runs // 2)])
@@ -46,21 +46,22 @@ def synthetic_config(runs: int, measurements: int = 100) -> StudyConfig:
             "datasets": {"instructions": {"source": "miniature:instructions"}, "news": {"source": "miniature:news"}},
             "methods": [{"name": "lora", "rank": per_rank["ranks"]}],
             "seeds": list(range(per_rank["seeds"])),
-            "training": {"steps": 10 * (measurements - 1)},
-            "measure": {"start": 10, "every": 10},
+            "training": {"steps": start + 10 * (measurements - 2)},
+            "measure": {"start": start, "every": 10},
         }
     )
 
 
-def make(folder: Path, runs: int, measurements: int = 100) -> StudyConfig:
+def make(folder: Path, runs: int, measurements: int = 100, start: int = 10) -> StudyConfig:
     """Write a finished study whose losses follow the paper's laws with noise a run and a measurement.
 
     Args:
         folder: new.
         runs: about how many.
         measurements: of each run, step 0 among them.
+        start: the first measured step after 0; the others follow every 10 steps.
     """
-    config = synthetic_config(runs, measurements)
+    config = synthetic_config(runs, measurements, start)
     study = StudyFolder.create_or_resume(folder, config)
     sync, os.fsync = os.fsync, lambda _: None  # a million waits for the disk are not what is measured
     try:
@@ -93,7 +94,7 @@ def _write(study: StudyFolder, run: RunConfig, rng: np.random.Generator, steps: 
     )
     for i, step in enumerate(steps):
         folder.append(_row(step, float(tuned[i]), float(forgot[i]), FLOOR[run.dataset_name], rng))
-    folder.update(status="done", finished="2026-01-01T01:00:00+00:00")
+    folder.seal(status="done", finished="2026-01-01T01:00:00+00:00")
 
 
 def _row(step: int, tuned: float, forgot: float, floor: float, rng: np.random.Generator) -> dict[str, float | int]:

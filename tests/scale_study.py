@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from forgetting.config.schema import RunConfig
-from forgetting.studies.grid import expand_runs
+from forgetting.tuning.grid import expand_runs
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 from scale import make, synthetic_config

@@ -32,7 +32,7 @@ from forgetting.errors import ForgettingError
 from forgetting.store.folder import StudyFolder
 from forgetting.store.table import load_table
 from forgetting.store.table_cache import read_rows
-from forgetting.studies.grid import expand_runs
+from forgetting.tuning.grid import expand_runs
 
 FEW, MANY = 150, 10_000
 STUDY = load_preset("miniature").to_yaml()

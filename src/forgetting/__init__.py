@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .analysis.plan import Plan as Plan
     from .analysis.plan import Plans as Plans
     from .analysis.plan.predict import Predictions as Predictions
+    from .analysis.study_table import table as table
     from .capabilities.api import evaluate as evaluate
     from .capabilities.evaluate import Evaluation as Evaluation
     from .config.schema import StudyConfig as StudyConfig
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from .measuring.measure import measure as measure
     from .measuring.measurement import CheckResult as CheckResult
     from .measuring.measurement import Measurement as Measurement
-    from .store.table import table as table
     from .studies.conclude import StudyResult as StudyResult
     from .studies.conclude import report as report
     from .studies.conclude import study as study
@@ -107,6 +107,6 @@ _PLACES = {
     "predict": "analysis.api",
     "report": "studies.conclude",
     "study": "studies.conclude",
-    "table": "store.table",
+    "table": "analysis.study_table",
 }
 """The module of each public name. `__all__` and the imports for type checkers have the same names; a test says so."""

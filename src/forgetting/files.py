@@ -333,13 +333,21 @@ def redact_all(value: Any) -> Any:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
     """A new, empty file beside `path`, to be written; it takes the place of `path` where that went well.
 
     A reader, or a crash, sees the old content or the new and nothing between. Of two processes that write one path at
     once each has a file of its own, and the later one's stays.
+
+    Args:
+        path: the file.
+        parents: make the folders that it lies in; without it, one that has gone is an error.
+
+    Raises:
+        OSError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
@@ -354,9 +362,9 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_atomically(path: Path, text: str) -> Path:
+def write_atomically(path: Path, text: str, *, parents: bool = True) -> Path:
     """Write a text file by `replacing`; it is on the disk when this returns."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with replacing(path, parents=parents) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -436,14 +444,21 @@ def no_memory(error: BaseException | None) -> bool:
     return False
 
 
-def open_own(path: Path, mode: str) -> IO[str]:
+def open_own(path: Path, mode: str, *, make: bool = True) -> IO[str]:
     """Open a file of a run for writing; a link in its place, which would lead the writing elsewhere, is refused.
+
+    Args:
+        path: the file.
+        mode: as of `open`.
+        make: make it where there is none.
 
     Raises:
         UsageError: the file is a link.
+        OSError: it cannot be opened, or is not there and is not to be made.
     """
 
     def opener(name: str, flags: int) -> int:
+        flags = flags if make else flags & ~os.O_CREAT
         return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
     refuse_link(path, path.parent)  # where the flag does not exist, as on Windows

@@ -14,9 +14,7 @@ from typer.testing import CliRunner
 import forgetting
 from forgetting.analysis.sources import tables_to_fit
 from forgetting.cli.app import app
-from forgetting.config.files import parse_yaml
 from forgetting.errors import UsageError
-from forgetting.files import dump_yaml
 from forgetting.store.folder import StudyFolder
 from forgetting.store.table import load_table, records
 from scale_study import make
@@ -26,10 +24,7 @@ from scale_study import make
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A made-up study of two data sets whose laws differ, with a second method and rows before `measure.start`."""
     path = tmp_path_factory.mktemp("truth") / "s"
-    make(path, 12, measurements=10)
-    fields = parse_yaml((path / "study.yaml").read_text(), where="study")
-    fields["measure"]["start"] = 30
-    (path / "study.yaml").write_text(dump_yaml(fields))
+    make(path, 12, measurements=10, start=30)
     other = StudyFolder.open(path).runs()[0]
     strange = path / "runs" / f"{other.id}-other"
     shutil.copytree(other.path, strange)

@@ -11,7 +11,7 @@ import pytest
 from forgetting.config import files as f
 from forgetting.config import schema as c
 from forgetting.errors import UsageError
-from forgetting.studies.grid import expand_runs
+from forgetting.tuning.grid import expand_runs
 
 
 @pytest.mark.parametrize("name", f.presets())

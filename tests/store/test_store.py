@@ -102,7 +102,7 @@ def test_a_folder_holds_one_study(tmp_path: Path) -> None:
     (tmp_path / "full" / "thesis.tex").touch()
     with pytest.raises(UsageError, match="not empty and not a study folder"):
         StudyFolder.create_or_resume(tmp_path / "full", CONFIG)
-    with pytest.raises(UsageError, match="a file; --out needs a folder"):
+    with pytest.raises(UsageError, match=r"a file; out \(--out\) needs a folder"):
         StudyFolder.create_or_resume(tmp_path / "full" / "thesis.tex", CONFIG)
     with pytest.raises(UsageError, match="not a study folder"):
         StudyFolder.open(tmp_path / "full")

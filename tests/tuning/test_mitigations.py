@@ -18,9 +18,9 @@ from forgetting.errors import ForgettingError
 from forgetting.models.loading import load_base
 from forgetting.store.table import fitted_rows
 from forgetting.studies.engines import Local
-from forgetting.studies.grid import expand_runs
 from forgetting.studies.inputs import StudyInputs
 from forgetting.studies.study import study
+from forgetting.tuning.grid import expand_runs
 from forgetting.tuning.methods import METHODS, Context
 from forgetting.tuning.mitigations import MITIGATIONS, Course, Situation, parse_together, plan_course
 from forgetting.tuning.mitigations.base_pass import BasePass, own_positions

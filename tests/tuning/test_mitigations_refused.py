@@ -106,7 +106,7 @@ def test_generated_text_needs_a_token_to_begin_with(tiny_model: Path, corpora: P
 
 
 def test_the_miniature_has_its_encyclopedia_by_default(tiny_model: Path, corpora: Path) -> None:
-    from forgetting.studies.grid import expand_runs
+    from forgetting.tuning.grid import expand_runs
 
     methods = [{"name": "lora", "mitigations": [{"name": "replay"}]}]
     text = {"source": "miniature:encyclopedia-heldout"}

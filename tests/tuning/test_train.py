@@ -19,9 +19,9 @@ from forgetting.models.loading import load_base
 from forgetting.store.folder import StudyFolder
 from forgetting.store.table import load_table
 from forgetting.studies.engines import Local
-from forgetting.studies.grid import expand_runs
 from forgetting.studies.inputs import StudyInputs
 from forgetting.studies.study import study
+from forgetting.tuning.grid import expand_runs
 from forgetting.tuning.run import training_order
 from short_study import configure
 

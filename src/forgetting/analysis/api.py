@@ -215,9 +215,8 @@ def plan(
 
     Examples:
         >>> import forgetting
-        >>> plans = forgetting.plan("kalajdzievski2024/openorca", budget=0.85, ranks=[8, 64])
-        >>> plans.to_frame()["step"].round().tolist()
-        [182.0, 106.0]
+        >>> forgetting.plan("kalajdzievski2024/openorca", budget=0.85, ranks=8).to_frame()["step"].round().tolist()
+        [182.0]
     """
     if (budget is None) == (target_loss is None):
         raise UsageError("give either budget or target_loss")
@@ -233,8 +232,14 @@ def plan(
             made = plan_budget(found, budget, floor=floor, cost=cost, **grid)
         else:
             made = plan_target(found, target_loss or 0.0, floor=floor, cost=cost, **grid)
-        plans[label] = replace(made, label=label, next_runs=_next(found, made, max_steps) if next_run else [])
+        made = replace(made, label=label, sentences=[*made.sentences, *_left_out(found)])
+        plans[label] = replace(made, next_runs=_next(found, made, max_steps)) if next_run else made
     return Plans(plans)
+
+
+def _left_out(law: Fit) -> list[str]:
+    """What a plan says of runs that its law is not fitted on."""
+    return [warning for warning in law.warnings if "left out" in warning]
 
 
 @checked

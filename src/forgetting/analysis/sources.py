@@ -12,6 +12,7 @@ from forgetting.analysis.fit.data import column_names
 from forgetting.analysis.tables import later, read_tables, rows, split, split_frame
 from forgetting.config.arguments import ColumnTable, RowTable, columns_of, is_frame, wrong_type
 from forgetting.errors import UsageError
+from forgetting.store.columns import LEFT_OUT, UNASKED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,21 +60,35 @@ def tables_to_fit(
     if set(column_names(table)) >= STUDY_COLUMNS:
         from forgetting.store.table import fitted_rows
 
-        table = fitted_rows(_frame(table), start=from_step, chosen=only)
+        table = _without_unasked_alone(fitted_rows(_frame(table), start=from_step, chosen=only))
     elif from_step is not None:
         table = later_frame(table, from_step) if is_frame(table) else later(table, from_step)
-    if not (len(table) if is_frame(table) else rows(table)):
+    if not (_counted(table) if is_frame(table) else rows(table)):
         start = "" if from_step is None else f" from step {from_step:g} on"
-        raise UsageError(f"'{label}' has no row to fit{start}")
+        left = " but those of runs that are damaged or no longer asked for" if len(table) and is_frame(table) else ""
+        raise UsageError(f"'{label}' has no row to fit{start}{left}")
     return split_frame(table, only, dataset, label) if is_frame(table) else split(table, label, only, dataset)
+
+
+def _counted(table: pd.DataFrame) -> int:
+    """Rows that are not those of runs which every study leaves out."""
+    return len(table) - int(table["status"].isin(LEFT_OUT).sum() if "status" in table else 0)
+
+
+def _without_unasked_alone(table: pd.DataFrame) -> pd.DataFrame:
+    """A study's rows without the data sets that its configuration no longer asks for."""
+    if not {"dataset", "status"} <= set(table):
+        return table
+    wanted = table.loc[table["status"] != UNASKED, "dataset"]
+    return table[table["dataset"].isin(wanted)] if len(wanted) else table
 
 
 def _read(paths: Sequence[Path]) -> Any:
     """Files as columns; one study folder, which may have a million rows, as a DataFrame."""
     if len(paths) == 1 and (paths[0] / "study.yaml").exists():
-        from forgetting.store.table import load_table
+        from forgetting.analysis.study_table import load_study
 
-        return load_table(paths[0])
+        return load_study(paths[0])
     return read_tables(paths)
 
 

@@ -170,9 +170,9 @@ def rows(table: Table) -> int:
 
 def _read_folder(path: Path) -> Table:
     if (path / "study.yaml").exists():
-        from forgetting.store.table import load_table
+        from forgetting.analysis.study_table import load_study
 
-        frame = load_table(path)
+        frame = load_study(path)
         return {str(name): frame[name].tolist() for name in frame.columns}
     results = sorted(path.glob("*.json"))
     if not results:

@@ -20,8 +20,10 @@ from ..errors import ForgettingError, UsageError
 from ..files import parse_json, read_text, refuse_link, refuse_links, write_atomically
 from ..measuring import quantities
 from ..measuring.estimate import Mean
+from ..store.columns import DAMAGED
 from ..store.folder import StudyFolder
 from ..store.table import load_table
+from ..tuning.grid import asked_by
 from .answers import AnswerStore, pair_up
 from .evaluate import BASE, Asker, SuiteResult, result_of
 from .items import MAX_GENERATED
@@ -164,7 +166,8 @@ def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None
 
     folder = StudyFolder.open(study)
     config = folder.config()
-    done = [run for run in folder.runs() if run.read().get("status") == "done"]
+    asked = asked_by(config)
+    done = [run for run in folder.runs() if run.read().get("status") == "done" and asked(run)]
     if not done:
         raise UsageError(f"{study}: no finished run to evaluate; run `forgetting study {study}`")
     chosen = plan if plan.suites or config.capabilities is None else _over(plan_of(config), plan)
@@ -244,14 +247,20 @@ def study_rows(study: Path, results: Sequence[tuple[str, int, SuiteResult]] | No
 
     `base` and `tuned` are mean scores (of `safety`, the share of harmful prompts refused); `lost` is the share of what
     the base had right, or refused, that is lost; each share with `_low` and `_high`. `runs_on` counts replies that
-    begin with the right answer and run on, which are not lost.
+    begin with the right answer and run on, which are not lost. Runs that the configuration does not ask for have none.
     """
     found = results if results is not None else study_results(study)
     if not found:
         return []
-    measured = {(str(r["run_id"]), int(r["step"])): r for r in load_table(study).to_dict("records")}
+    table = load_table(study)
+    table = table[table["status"] != DAMAGED]
+    measured = {(str(r["run_id"]), int(r["step"])): r for r in table.to_dict("records")}
+    folder = StudyFolder.open(study)
+    asked = asked_by(folder.config())
     rows = []
     for run_id, step, result in found:
+        if not asked(folder.run(run_id)):
+            continue
         at = measured.get((run_id, step), {})
         shared = {"run_id": run_id, "step": step, "suite": result.suite}
         shared |= {key: _plain(at.get(key)) for key in ("dataset", "method", "rank", "seed", "trainable_params")}

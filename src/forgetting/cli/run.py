@@ -56,15 +56,17 @@ def run_command(
             else _do_together(engine, folder, inputs, run_id)
         )
     state, rows = folder.run(run_id).read(), folder.run(run_id).measurements()
+    damage = folder.run(run_id).damage() if state["status"] == "done" else ""
     seconds = round(time.perf_counter() - began, 1)
+    status, why = ("damaged", damage) if damage else (state["status"], state.get("why"))
     if as_json:
-        shown = {"run_id": run_id, "worked": worked, "seconds": seconds, "status": state["status"]}
-        typer.echo(json.dumps({**shown, "why": state.get("why"), "measured_steps": len(rows)}, indent=1))
-    elif state["status"] == "done":
+        shown = {"run_id": run_id, "worked": worked, "seconds": seconds, "status": status, "why": why}
+        typer.echo(json.dumps({**shown, "measured_steps": len(rows)}, indent=1))
+    elif status == "done":
         how = f"done in {seconds} s" if worked else "done before"
         typer.echo(f"{run_id}: {how}, {len(rows)} measurements")
-    if state["status"] != "done":
-        raise ForgettingError(f"run {run_id} failed: {state.get('why')}")
+    if status != "done":
+        raise ForgettingError(f"run {run_id} {'is damaged' if damage else 'failed'}: {why}")
 
 
 def _do_together(engine: Accelerate, folder: StudyFolder, inputs: StudyInputs, run_id: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from .printing import print_shown, say
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..analysis.study_table import LeftOut, StudyTable
     from ..config.schema import StudyConfig
     from ..studies.engines import Engine
 
@@ -150,7 +152,8 @@ def _study(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> 
         print_shown(result.shown())
     for run_id, why in result.failed.items():
         say(f"failed: {run_id}: {why}")
-    if result.failed:
+    _say(result.left)
+    if result.failed or result.left.damaged:
         raise typer.Exit(1)
 
 
@@ -202,9 +205,11 @@ def table_command(
         raise UsageError("--json, --csv, --parquet: give one of them")
     if as_parquet and sys.stdout.isatty():
         raise UsageError("--parquet writes binary data: redirect it, for example `> runs.parquet`")
-    from ..store.table import load_table, records
+    from ..analysis.study_table import read_study
+    from ..store.table import records
 
-    table = load_table(study)
+    found = read_study(study)
+    table = found.table
     if as_json:
         # in pieces: a million rows as objects would take more memory than the study
         # and indenting takes ten times as long as writing
@@ -220,7 +225,8 @@ def table_command(
     elif as_parquet:
         table.to_parquet(sys.stdout.buffer, index=False)
     else:
-        _print_table(table)
+        _print_table(found)
+    _say(found.left)
 
 
 def write_csv(table: pd.DataFrame) -> None:
@@ -237,10 +243,23 @@ def write_csv(table: pd.DataFrame) -> None:
     pyarrow.csv.write_csv(pa.Table.from_pandas(table, preserve_index=False), sys.stdout.buffer, options)
 
 
-def _print_table(table: pd.DataFrame) -> None:
+def _say(left: LeftOut) -> None:
+    """Which runs nothing is concluded from, on standard error."""
+    for sentence in left.sentences():
+        say(sentence)
+
+
+def _print_table(found: StudyTable) -> None:
+    """The rows that the configuration asks for, then the others."""
+    from ..store.columns import UNASKED
     from ..store.summary import measurements_shown
 
-    print_shown([measurements_shown(table.head(PRINTED))])
+    table = found.table
+    apart = table["status"] == UNASKED
+    shown = [measurements_shown(part.head(PRINTED)) for part in (table[~apart], table[apart]) if len(part)]
+    if apart.any():
+        shown[-1] = replace(shown[-1], heading=["of runs that the configuration no longer asks for, in no fit:"])
+    print_shown(shown)
     if len(table) > PRINTED:
         sys.stderr.write(f"the first {PRINTED:,} of {len(table):,} rows; --csv, --json or --parquet writes all\n")
 
@@ -253,4 +272,6 @@ def report_command(
     from ..studies.conclude import report
 
     made = report(study)
-    typer.echo(json.dumps({"report": str(made.report)}) if as_json else str(made.report))
+    left = {"damaged": made.left.damaged, "unasked": list(made.left.unasked)}
+    typer.echo(json.dumps({"report": str(made.report), **left}) if as_json else str(made.report))
+    _say(made.left)

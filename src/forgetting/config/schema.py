@@ -291,9 +291,7 @@ class StudyConfig(Section):
 
     def measured_steps(self) -> list[int]:
         """The grid of measured steps: 0 (the base model), then start, start + every, ..., and the last step."""
-        last = self.training.steps
-        grid = [0, *range(self.measure.start, last + 1, self.measure.every)]
-        return grid if grid[-1] == last else [*grid, last]
+        return measured_steps(self.training.steps, self.measure.start, self.measure.every)
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML; `parse_yaml` reads it back to an equal object."""
@@ -333,6 +331,12 @@ class RunConfig(Section):
             f"s{self.seed}",
         ]
         return "-".join([*parts, digest])
+
+
+def measured_steps(last: int, start: int, every: int) -> list[int]:
+    """The grid of measured steps: 0 (the base model), then start, start + every, ..., and the last step."""
+    grid = [0, *range(start, last + 1, every)]
+    return grid if grid[-1] == last else [*grid, last]
 
 
 def validate(fields: Mapping[str, Any], *, where: str) -> StudyConfig:

@@ -134,7 +134,7 @@ def held(path: Path) -> Iterator[None]:
 
 def write(path: Path, arrays: Mapping[str, NDArray[Any]], fingerprint: str, *, seconds: float = 0.0) -> None:
     """Write arrays that are in memory."""
-    with replacing(path) as temporary:
+    with replacing(path, parents=False) as temporary:
         _create(temporary, arrays, fingerprint, seconds)
         _seal(temporary)
 
@@ -142,7 +142,7 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any]], fingerprint: str, *, s
 @contextmanager
 def filling(path: Path, spec: Spec, fingerprint: str) -> Iterator[Stored]:
     """A new file whose arrays are filled through maps, which need not fit in memory."""
-    with replacing(path) as temporary:
+    with replacing(path, parents=False) as temporary:
         # zeros that nobody writes to take no memory; on the disk they do: a full one is found here and not in a map
         _create(temporary, {name: np.zeros(shape, kind) for name, (kind, shape) in spec.items()}, fingerprint, 0.0)
         yield _stored(temporary)

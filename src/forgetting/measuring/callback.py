@@ -168,6 +168,7 @@ class ForgettingCallback(TrainerCallback):
         )
         arrays = {name: processes.summed(array) for name, array in arrays.items()}
         if full and args.process_index == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
             array_cache.write(path, arrays, fingerprint)
         return base_targets.BaseTargets(**arrays, fingerprint=fingerprint)
 

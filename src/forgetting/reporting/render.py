@@ -46,6 +46,7 @@ def render_study(
     fits: Mapping[str, Mapping[str, Fit]],
     capabilities: Sequence[Mapping[str, Any]] = (),
     comparison: Comparison | None = None,
+    unasked: Sequence[str] = (),
 ) -> str:
     """The report of a study as the text of one HTML file.
 
@@ -56,6 +57,7 @@ def render_study(
         fits: by data set, the laws `linear` and `shifted_power`, each where it could be fitted.
         capabilities: rows of `capabilities.study_runs.study_rows`, where models were evaluated.
         comparison: of its methods and mitigations, where there is more than one.
+        unasked: ids of stored runs that the configuration does not ask for; named, and otherwise left out.
 
     Returns:
         The page. It is the same text for the same arguments.
@@ -89,6 +91,7 @@ def render_study(
             notices=sections.notices(runs),
             example=next((panel.name for panel in shown if panel.joint is not None), None),
             citations=citations(config),
+            unasked=unasked,
             shown_rows=sections.SHOWN_ROWS,
             aggregated=aggregated,
             total_runs=len(sections.statuses(runs, rows)),
@@ -103,15 +106,17 @@ def write_study_report(
     fits: Mapping[str, Mapping[str, Fit]],
     path: Path,
     comparison: Comparison | None = None,
+    unasked: Sequence[str] = (),
 ) -> Path:
     """Write `render_study`'s page to `path`, whole or not at all.
 
     Raises:
         ForgettingError: the file cannot be written.
     """
-    page = render_study(config, table, runs, fits, study_rows(path.parent), comparison)
+    capabilities = [row for row in study_rows(path.parent) if row["run_id"] not in unasked]
+    page = render_study(config, table, runs, fits, capabilities, comparison, unasked)
     try:
-        return write_atomically(path, page)
+        return write_atomically(path, page, parents=False)
     except OSError as error:
         if no_room(error):
             why = f"{path}: no room left on the disk for the report; make room, then run the same command again"

@@ -36,7 +36,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run in the table of runs; `note` says why it failed."""
+    """One run in the table of runs; `note` says why it failed or is left out."""
 
     run_id: str
     status: str
@@ -55,7 +55,7 @@ def key_figures(
 ) -> list[tuple[str, str]]:
     """The study at a glance: (value, what it is)."""
     tally = Counter(statuses(runs, rows).values())
-    others = "".join(f", {tally[name]} {name}" for name in ("running", "failed") if tally[name])
+    others = "".join(f", {tally[name]} {name}" for name in ("running", "failed", "damaged") if tally[name])
     figures = [(str(tally["done"]), f"runs done{others}"), (f"{_counted(panels, rows):,}", "measurements")]
     for panel in panels:
         if panel.linear is not None:
@@ -90,7 +90,7 @@ def run_rows(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame, series: Sequ
     measured = {str(row["run_id"]): row for row in last.to_dict("records")}
     every = list(statuses(runs, rows).items())
     if len(every) > SHOWN_RUNS:
-        every = sorted(every, key=lambda run: run[1] != "failed")[:SHOWN_RUNS]
+        every = sorted(every, key=lambda run: run[1] not in ("failed", "damaged"))[:SHOWN_RUNS]
     made = []
     for run_id, status in every:
         record, row = records.get(run_id, {}), measured.get(run_id, {})
@@ -116,7 +116,7 @@ def run_rows(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame, series: Sequ
 
 
 def _note(record: Mapping[str, Any], status: str) -> str:
-    if status != "failed":
+    if status not in ("failed", "damaged"):
         return ""
     why = record.get("why") or "no reason was stored"
     return f"{why if isinstance(why, str) else json.dumps(why, default=str)} (not in the fits)"

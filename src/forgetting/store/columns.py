@@ -27,6 +27,14 @@ class Column:
     cost: bool = False
 
 
+DAMAGED = "damaged"
+"""Status of a run whose rows are not those that were measured (`chain`)."""
+UNASKED = "unasked"
+"""Status of a run that the study's configuration does not ask for (`analysis.study_table`)."""
+LEFT_OUT = (DAMAGED, UNASKED)
+"""Statuses of runs that no fit, comparison or report takes, whatever is measured in them."""
+
+
 def _measured() -> Iterator[tuple[str, Column]]:
     for quantity in STUDY:
         yield quantity.name, Column("number", "row", quantity.meaning)
@@ -41,7 +49,7 @@ COLUMNS: dict[str, Column] = {
     "rank": Column("whole", "run", "rank of the method, where it has one"),
     "seed": Column("whole", "run", "seed of initialisation and data order"),
     "run_id": Column("text", "id", "the run's folder under runs/"),
-    "status": Column("text", "run", "running, done or failed"),
+    "status": Column("text", "run", "running, done or failed; damaged or unasked: left out of all that is concluded"),
     "step": Column("whole", "row", "N, update steps so far; 0 is the base model"),
     "alpha": Column(
         "number",

@@ -14,20 +14,26 @@ import json
 import os
 import platform
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .. import files
 from ..config.files import parse_yaml
 from ..config.schema import StudyConfig, validate
 from ..errors import ForgettingError, UsageError
 from ..files import hold, open_own, write_atomically
-from . import table_cache
+from . import chain, table_cache
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+
+
+RUN_FILES = {"run.json", "measurements.jsonl", "lock", "checkpoints", "adapter", "adapter.partial", "error.txt"}
+TORSO = {"runs", "cache", "capabilities", "repeats", "fits.json", "compare.json", "report.html"}
+"""What lies in a study folder beside study.yaml."""
 
 
 class RunFolder:
@@ -35,11 +41,31 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._held: IO[str] | None = None
+        self._chain: chain.Chain | None = None
 
     @property
     def id(self) -> str:
         """The run's id, the name of its folder."""
         return self.path.name
+
+    def check_there(self) -> None:
+        """See that the folder that this process holds is still there, and the same.
+
+        Raises:
+            GoneError: it was deleted or moved.
+        """
+        if self._held is None:
+            return
+        try:
+            there = os.path.samestat((self.path / "lock").stat(), os.fstat(self._held.fileno()))
+        except OSError:
+            there = False
+        if not there:
+            raise GoneError(
+                f"{self.path}: deleted or moved while the run was under way; it stops, and nothing is written there: "
+                "`forgetting study FOLDER` goes on in what is left, where it lies now"
+            )
 
     def read(self) -> dict[str, Any]:
         """run.json; empty where the run has not begun.
@@ -55,8 +81,9 @@ class RunFolder:
 
     def update(self, **fields: Any) -> None:
         """Set fields of run.json, the others stay."""
+        self.check_there()
         content = {"schema": table_cache.RUN_SCHEMA, **self.read(), **files.redact_all(fields)}
-        write_atomically(self._own("run.json"), json.dumps(content, indent=1) + "\n")
+        write_atomically(self._own("run.json"), json.dumps(content, indent=1) + "\n", parents=self._held is None)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one measurement; it is on the disk when this returns.
@@ -64,10 +91,13 @@ class RunFolder:
         What does not exist is None in the row (`quantities.row`); a number that is not finite is refused.
         """
         line = json.dumps(dict(row), allow_nan=False)
-        with open_own(self._own("measurements.jsonl"), "a") as file:
+        self.check_there()
+        with open_own(self._own("measurements.jsonl"), "a", make=self._held is None) as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
+        if self._chain is not None:
+            self._chain = self._chain.after(row)
 
     def measurements(self) -> list[dict[str, Any]]:
         """The measured rows, in order. A last line cut short by a crash is left out.
@@ -80,9 +110,58 @@ class RunFolder:
 
     def keep_until(self, step: int) -> list[dict[str, Any]]:
         """Drop the rows measured after `step`, which a resumed run measures again; the rows that stay."""
-        kept = [row for row in self.measurements() if row["step"] <= step]
-        write_atomically(self.path / "measurements.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        kept = self._until(step)
+        self.check_there()
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        write_atomically(self._own("measurements.jsonl"), text, parents=self._held is None)
+        self._chain = chain.chain_of(kept)
         return kept
+
+    def _until(self, step: int) -> list[dict[str, Any]]:
+        if step < 0:
+            return []
+        return [row for row in self.measurements() if isinstance(row.get("step"), int) and row["step"] <= step]
+
+    def written(self) -> dict[str, Any]:
+        """How many rows the run has, and the head of their chain, as a checkpoint keeps them."""
+        so_far = self._chain or chain.chain_of(self.measurements())
+        return {"rows": so_far.rows, "chain": so_far.head}
+
+    def drop_torso(self) -> None:
+        """Delete what a library has written for this run where its folder has gone, and nothing else."""
+        if self.path.is_dir() and {path.name for path in self.path.iterdir()} <= {"checkpoints", "adapter.partial"}:
+            shutil.rmtree(self.path, ignore_errors=True)
+            with suppress(OSError):
+                self.path.parent.rmdir()  # runs and the study, where they are empty
+                self.path.parent.parent.rmdir()
+
+    def seal(self, **fields: Any) -> None:
+        """Set fields of a finished run, and what tells from now on whether its rows are those that were measured.
+
+        Raises:
+            ForgettingError: they are not even now.
+        """
+        file = self._own("measurements.jsonl")
+        content = table_cache.whole_lines(file)
+        rows = table_cache.parse_rows(content, file)
+        sealed = chain.seal(rows, content)
+        if self._chain is not None and (self._chain.rows, self._chain.head) != (sealed["rows"], sealed["chain"]):
+            raise ForgettingError(f"{file}: changed by another process while the run wrote it")
+        self.update(**fields, measured=sealed)
+
+    def damage(self) -> str:
+        """How the run's rows differ from those that were measured, and what to do, in words; empty where they do not.
+
+        Raises:
+            ForgettingError: a damaged file; names it and the line.
+        """
+        record, file = self.read(), self._own("measurements.jsonl")
+        content = table_cache.whole_lines(file)
+        why = chain.broken(record, content)
+        if not why:
+            why = chain.misplaced(record, table_cache.steps_of(content, file))
+        again = f"put the file back, or delete {self.path} and run the study again"
+        return f"{why}; {again}" if why else ""
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -105,7 +184,11 @@ class RunFolder:
             with suppress(OSError):  # a full disk: the lock holds without a name in it
                 os.ftruncate(file.fileno(), 0)
                 os.write(file.fileno(), f" {who}".encode())
-            yield
+            self._held = file
+            try:
+                yield
+            finally:
+                self._held = None
 
     def _holder(self) -> str:
         """Who wrote the lock, in words; only to be read by people."""
@@ -119,6 +202,8 @@ class RunFolder:
 
     def held_by(self) -> str | None:
         """Which process holds the run, in words, or None."""
+        if not self.path.exists():
+            return None
         try:
             with self.lock():
                 return None
@@ -137,11 +222,18 @@ class Onlooker(RunFolder):
 
     def keep_until(self, step: int) -> list[dict[str, Any]]:
         """The rows that stay; dropping the others is left to the main process."""
-        return [row for row in self.measurements() if row["step"] <= step]
+        return self._until(step)
+
+    def seal(self, **fields: Any) -> None:
+        """Left to the main process."""
 
 
 class HeldError(ForgettingError):
     """Another process holds the run."""
+
+
+class GoneError(ForgettingError):
+    """The folder of a run was deleted or moved while the run was under way."""
 
 
 class StudyFolder:
@@ -182,10 +274,18 @@ class StudyFolder:
                     f"{self.path} holds a study of another configuration ({_differences(stored, config)}); "
                     "name another folder with out (--out)"
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and any(self.path.iterdir()) and not self._is_torso():
             raise UsageError(
                 f"{self.path}: not empty and not a study folder (no study.yaml); name another with out (--out)"
             )
+
+    def _is_torso(self) -> bool:
+        """Whether this is what a deletion left of a study: nothing but runs and what is made from them."""
+        if {entry.name for entry in self.path.iterdir()} - TORSO:
+            return False
+        runs = list((self.path / "runs").glob("*"))
+        inside = [{entry.name for entry in run.glob("*")} for run in runs if RUN_ID.fullmatch(run.name)]
+        return bool(runs) and len(inside) == len(runs) and all(names and names <= RUN_FILES for names in inside)
 
     @classmethod
     def open(cls, path: Path) -> StudyFolder:

@@ -56,4 +56,6 @@ def _short(value: object) -> str:
 
 
 def _mean(value: float, se: float) -> str:
+    if math.isnan(value):
+        return "-"
     return f"{value:.3f} ± {se:.3f}" if not math.isnan(se) else f"{value:.3f} ± ?"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from ..config.arguments import checked
 from ..errors import UsageError
 from . import table_cache
-from .columns import COLUMNS, TEXTS
+from .columns import COLUMNS, LEFT_OUT, TEXTS
 from .folder import StudyFolder
 
 
@@ -27,7 +25,7 @@ def fitted_rows(table: pd.DataFrame, *, start: float | None = None, chosen: Coll
     """The rows that the laws are fitted on: ended, plain runs of the study's first method, from `measure_start` on.
 
     The laws are of one method's grid; the paper fits LoRA ranks and predicts other methods from them (Appendix B).
-    Rows of failed runs stay, marked by `status`: the fit leaves them out by name.
+    Rows of runs that failed, are damaged or are not asked for stay, marked by `status`: a fit leaves them out by name.
 
     Args:
         table: of one study or several, as `load_table` gives it, or the same read back from a file; `step` and
@@ -48,8 +46,10 @@ def fitted_rows(table: pd.DataFrame, *, start: float | None = None, chosen: Coll
         keep &= _blank(table, "alpha")
     if "status" in table:
         keep &= table["status"] != "running"
+    named = table["status"].isin(LEFT_OUT) if "status" in table else pd.Series(False, index=table.index)
     first = _numbers(table["measure_start"], "measure_start") if start is None else start
-    return table[keep & (_numbers(table["step"], "step") >= first)]
+    steps = _numbers(table["step"].where(~named, 0), "step")
+    return table[keep & (named | (steps >= first))]
 
 
 def _blank(table: pd.DataFrame, name: str) -> pd.Series[bool]:
@@ -68,25 +68,11 @@ def _numbers(column: pd.Series[Any], name: str) -> pd.Series[float]:
     return found.astype(float)
 
 
-@checked
-def table(study: str | os.PathLike[str]) -> pd.DataFrame:
-    """A study's measurements, one row each: values, standard errors, steps, times, memory (COLUMNS).
-
-    Rows of failed runs are there, marked by `status`.
-
-    Args:
-        study: its folder.
-
-    Raises:
-        UsageError: not a study folder.
-    """
-    return load_table(Path(study))
-
-
 def load_table(path: Path) -> pd.DataFrame:
     """One row a measurement of a study, under the columns of COLUMNS.
 
-    Rows of failed runs are there, marked by `status`; a run that failed before its first measurement has none.
+    Rows of failed runs are there, marked by `status`; a run that failed before its first measurement has none. A
+    damaged run has one row, of that status and without numbers.
 
     Raises:
         UsageError: not a study folder.

@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 from .. import files
 from ..data import parquet
 from ..errors import ForgettingError, UsageError
-from .columns import TEXTS, WHOLES
+from .chain import broken, misplaced
+from .columns import DAMAGED, TEXTS, WHOLES
 
 log = logging.getLogger(__name__)
 RUN_SCHEMA = 1
@@ -38,6 +39,8 @@ BLOCK = 2**22
 HEADS = 1 + len(TEXTS) + len(WHOLES) + 1
 """Columns of the file of columns that are of the run: its id, TEXTS, WHOLES and its stamp."""
 ENDED = ("done", "failed")
+BLANK = b"{}\n"
+"""The row of a damaged run: it has no numbers."""
 Stamp = tuple[int, int, int, int]
 """Size and time of change in ns of run.json, then of measurements.jsonl; zeros where there is none."""
 
@@ -114,6 +117,16 @@ def parse_rows(content: bytes, file: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def steps_of(content: bytes, file: Path) -> list[tuple[int | None, float | None]]:
+    """Step and alpha of each row.
+
+    Raises:
+        ForgettingError: a damaged line; names it.
+    """
+    rows = _parse([(file, content)], pa.schema([("step", pa.int64()), ("alpha", pa.float64())]))
+    return list(zip(rows["step"].to_pylist(), rows["alpha"].to_pylist(), strict=True))
+
+
 def read_rows(study: Path, columns: Mapping[str, type]) -> pa.Table:
     """All rows of a study by run and step: the columns asked for, TEXTS, WHOLES and `run_id`.
 
@@ -173,19 +186,51 @@ def _read(runs: Path, wanted: Sequence[tuple[str, Stamp]], schema: pa.Schema) ->
     heads: list[dict[str, Any]] = []
     tables: list[pa.Table] = []
     held: list[tuple[Path, bytes]] = []
+    records: list[dict[str, Any]] = []
     size = 0
+
+    def parse() -> None:
+        nonlocal held, records, size
+        part = Part(heads[len(heads) - len(held) :], _parse(held, schema))
+        tables.append(_without_misplaced(part, records))
+        held, records, size = [], [], 0
+
     for run_id, stamp in wanted:
         folder = runs / run_id
         content = whole_lines(folder / "measurements.jsonl")
-        head = _shared(read_run(folder / "run.json"), folder / "run.json")
+        record = read_run(folder / "run.json")
+        head = _shared(record, folder / "run.json")
+        if broken(record, content):
+            head["status"], content = DAMAGED, BLANK
         heads.append({"run_id": run_id, **head, "stamp": list(stamp), "rows": content.count(b"\n")})
         held.append((folder / "measurements.jsonl", content))
+        records.append(record)
         size += len(content)
         if size > BULK:
-            tables.append(_parse(held, schema))
-            held, size = [], 0
-    tables.append(_parse(held, schema))
+            parse()
+    parse()
     return Part(heads, pa.concat_tables(tables).combine_chunks())
+
+
+def _without_misplaced(part: Part, records: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The rows of runs, one blank row for each whose steps are not those of its grid; its head says so."""
+    if not {"step", "alpha"} <= set(part.rows.column_names):
+        return part.rows
+    steps, alphas = part.rows["step"].to_pylist(), part.rows["alpha"].to_pylist()
+    pieces = []
+    done = 0
+    for (at, head), record in zip(list(_offsets(part)), records, strict=True):
+        end = at + head["rows"]
+        if head["status"] == DAMAGED or not misplaced(record, list(zip(steps[at:end], alphas[at:end], strict=True))):
+            continue
+        pieces += [part.rows.slice(done, at - done), _blank(part.rows.schema)]
+        done = end
+        head["status"], head["rows"] = DAMAGED, 1
+    return pa.concat_tables([*pieces, part.rows.slice(done)]) if pieces else part.rows
+
+
+def _blank(schema: pa.Schema) -> pa.Table:
+    return pa.table({field.name: pa.nulls(1, field.type) for field in schema}, schema=schema)
 
 
 def _shared(record: Mapping[str, Any], file: Path) -> dict[str, Any]:

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..analysis.study_table import LeftOut, StudyTable, counted_runs, read_study
 from ..config.arguments import checked, wrong_type
 from ..config.files import study_config
 from ..config.schema import RunConfig, StudyConfig
 from ..display.tables import Result, Shown
-from ..errors import UsageError
+from ..errors import ForgettingError, UsageError
 from ..files import write_atomically
 from ..store.folder import StudyFolder
 from ..store.summary import last_rows, measurements_shown
-from ..store.table import fitted_rows, load_table, records
+from ..store.table import fitted_rows, records
 from .engines import Engine, Hear, Local
 
 if TYPE_CHECKING:
@@ -36,13 +37,14 @@ class StudyResult(Result):
     Attributes:
         folder: the study folder.
         config: the whole study.
-        table: one row a measurement (`forgetting.store.table.COLUMNS`).
+        table: one row a measurement (`forgetting.store.columns.COLUMNS`), of all runs, marked by `status`.
         fits: laws by data set and name.
         comparison: of its methods and mitigations; None where there is one only.
         report: the report's file.
         failed: run id -> why, for runs that failed.
         skipped: ids of runs that were finished before this call.
         seconds: wall time of this call's runs.
+        left: runs whose rows are damaged, or that the configuration does not ask for; nothing here is made from them.
     """
 
     folder: Path
@@ -54,6 +56,7 @@ class StudyResult(Result):
     failed: dict[str, str] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     seconds: float = 0.0
+    left: LeftOut = field(default_factory=LeftOut)
 
     def to_frame(self) -> pd.DataFrame:
         """The measurements, one row each; the same as `table`."""
@@ -67,6 +70,8 @@ class StudyResult(Result):
             "seconds": round(self.seconds, 1),
             "skipped": list(self.skipped),
             "failed": self.failed,
+            "damaged": self.left.damaged,
+            "unasked": list(self.left.unasked),
             "runs": records(self.table.sort_values("step").groupby("run_id", as_index=False).last()),
             "fits": {name: {law: fit.to_dict() for law, fit in laws.items()} for name, laws in self.fits.items()},
         }
@@ -79,6 +84,7 @@ class StudyResult(Result):
         notes = [line for name in self.config.datasets for line in _law_lines(name, self.fits.get(name, {}))]
         if self.failed:
             notes.append(f"{len(self.failed)} of its runs failed: {', '.join(self.failed)}")
+        notes += self.left.sentences()
         notes.append(f"report: {self.report}{seconds}")
         return [replace(measurements_shown(last_rows(self.table)), notes=notes)]
 
@@ -96,8 +102,9 @@ class StudyResult(Result):
         """
         from ..reporting.notebook import study_figure
 
-        runs = [run.read() for run in StudyFolder.open(self.folder).runs()]
-        return study_figure(self.config, self.table, runs, self.fits, dataset, kind)
+        runs = counted_runs(StudyFolder.open(self.folder), self.left)
+        counted = StudyTable(self.table, self.left).counted()
+        return study_figure(self.config, counted, runs, self.fits, dataset, kind)
 
 
 def _law_lines(dataset: str, laws: Mapping[str, Fit]) -> list[str]:
@@ -152,7 +159,9 @@ def study(
         allowed = "Local(jobs), Accelerate(launch) or Ray(...) of forgetting.studies.engines"
         raise wrong_type("engine", engine, allowed)
     ran = run(whole, target, engine=engine or Local(1), on_event=on_event, on_plan=on_plan)
-    return replace(conclude(target), failed=ran.failed, skipped=ran.skipped, seconds=ran.seconds)
+    made = conclude(target)
+    skipped = tuple(run_id for run_id in ran.skipped if run_id not in made.left.damaged)
+    return replace(made, failed=ran.failed, skipped=skipped, seconds=ran.seconds)
 
 
 @checked
@@ -174,30 +183,35 @@ def conclude(out: Path) -> StudyResult:
     Raises:
         UsageError: not a study folder, or one without a measurement.
     """
-    from ..analysis.fit import fit_study, save_fits
+    from ..analysis.fit import LEAST_ROWS, fit_study, save_fits
     from ..reporting import write_study_report
 
     folder = StudyFolder.open(out)
-    config, table = folder.config(), load_table(out)
+    config, found = folder.config(), read_study(out)
+    table = found.counted()
     if table.empty:
+        if left := found.left.sentences():
+            raise ForgettingError(f"{out}: no measurement that counts: {'; '.join(left)}")
         raise UsageError(f"{out}: no measurement in this study yet; run `forgetting study {out}`")
-    rows = fitted_rows(table)
+    rows = fitted_rows(found.table)
     measured = rows[rows["status"] == "done"].groupby("dataset").size()
-    # two points always lie on a line: a line needs three to say anything
-    rows = rows[rows["dataset"].isin(measured.index[measured >= 3])]
+    rows = rows[rows["dataset"].isin(measured.index[measured >= LEAST_ROWS])]
     fits = fit_study(rows) if len(rows) else {}
+    runs = counted_runs(folder, found.left)
+    comparison = _compared(config, table, runs, fits)
+    StudyFolder.open(out)  # it may have gone meanwhile: then nothing is written in its place
     save_fits(fits, out / "fits.json")
-    runs: list[dict[str, Any]] = [run.read() for run in folder.runs()]
-    comparison = _compared(config, table, runs, fits, out)
-    page = write_study_report(config, table, runs, fits, out / "report.html", comparison)
+    if comparison is not None:
+        write_atomically(out / "compare.json", json.dumps(comparison.to_dict(), indent=1) + "\n")
+    page = write_study_report(config, table, runs, fits, out / "report.html", comparison, found.left.unasked)
     failed = {str(run.get("run_id")): str(run.get("why")) for run in runs if run.get("status") == "failed"}
-    return StudyResult(out, config, table, fits, comparison, page, failed)
+    return StudyResult(out, config, found.table, fits, comparison, page, failed, left=found.left)
 
 
 def _compared(
-    config: StudyConfig, table: pd.DataFrame, runs: list[dict[str, Any]], fits: dict[str, dict[str, Fit]], out: Path
+    config: StudyConfig, table: pd.DataFrame, runs: list[dict[str, Any]], fits: dict[str, dict[str, Fit]]
 ) -> Comparison | None:
-    """The comparison with the first method's plain runs, in compare.json too; None where the study has no other."""
+    """The comparison with the first method's plain runs; None where the study has no other."""
     from ..analysis.compare import Comparison, compare_tables, study_tables
 
     first = config.reference_label
@@ -205,8 +219,6 @@ def _compared(
         return None
     tables = study_tables(table, runs)
     try:
-        made = compare_tables(tables, first, start=config.measure.start, fits=fits)
+        return compare_tables(tables, first, start=config.measure.start, fits=fits)
     except UsageError as error:  # not far enough yet: no finished run of the reference, or of any other
-        made = Comparison(first, {}, without={"this study": str(error)})
-    write_atomically(out / "compare.json", json.dumps(made.to_dict(), indent=1) + "\n")
-    return made
+        return Comparison(first, {}, without={"this study": str(error)})

@@ -12,7 +12,7 @@ from ..config.schema import RunConfig, StudyConfig
 from ..errors import ForgettingError
 from ..files import no_room, redact, write_atomically
 from ..models import processes
-from ..store.folder import HeldError, Onlooker, RunFolder, StudyFolder
+from ..store.folder import GoneError, HeldError, Onlooker, RunFolder, StudyFolder
 from ..tuning.checkpoints import drop_unfinished
 from ..tuning.methods import METHODS
 from ..tuning.stopping import StoppedError
@@ -115,11 +115,25 @@ def _failure_kept(folder: RunFolder) -> Iterator[None]:
     except StoppedError:
         raise
     except Exception as error:
+        _check_there(folder)
         if no_room(error):
             raise
         if not processes.is_main():
             raise processes.RunFailedError(_why(error)) from error
         _keep_failure(folder, error)
+
+
+def _check_there(folder: RunFolder) -> None:
+    """Where a run's folder has gone, whatever went wrong did so for that reason, and is recorded nowhere.
+
+    Raises:
+        GoneError: it has.
+    """
+    try:
+        folder.check_there()
+    except GoneError as gone:
+        folder.drop_torso()
+        raise gone from None
 
 
 @contextmanager
@@ -158,7 +172,7 @@ def _why(error: Exception) -> str:
 
 def _keep_failure(folder: RunFolder, error: Exception) -> None:
     diverged = type(error).__name__ == "DivergedError"
-    write_atomically(folder.path / "error.txt", redact(traceback.format_exc()))
+    write_atomically(folder.path / "error.txt", redact(traceback.format_exc()), parents=False)
     folder.update(status="failed", kind="diverged" if diverged else "error", why=_why(error), finished=provenance.now())
 
 
@@ -198,6 +212,7 @@ def _train(
         status="running",
         kind=None,
         why=None,
+        measured=None,
         **provenance.record(folder.id, run),
         base=base.revision,
         data=prints,
@@ -208,7 +223,7 @@ def _train(
     )
     probe = _probe(inputs.config, folder.id, run, base, data, study)
     train_run(run, inputs.config.measured_steps(), base, data, folder, before, study.path / "cache", tell, probe)
-    folder.update(status="done", finished=provenance.now())
+    folder.seal(status="done", finished=provenance.now())
 
 
 def changes(state: Mapping[str, Any], prints: dict[str, str]) -> str:

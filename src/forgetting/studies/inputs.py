@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.schema import RunConfig, StudyConfig
 from ..errors import UsageError
+from ..tuning.grid import expand_runs
 from ..tuning.methods import Context
-from .grid import expand_runs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -16,6 +16,7 @@ from ..errors import ForgettingError, UsageError
 from ..measuring.quantities import BY_NAME
 from ..store.columns import COSTS
 from ..store.folder import RunFolder, StudyFolder
+from ..tuning.grid import asked_by
 from .execute import do_run
 from .inputs import StudyInputs
 
@@ -80,6 +81,8 @@ def repeat(study: Path, run_id: str, tell: Callable[[int], None] = lambda _: Non
         raise UsageError(f"repeat (--repeat) {run_id}: this run {came}; done are: {', '.join(done[:5]) or 'none'}")
     place = files.refuse_link(study / "repeats" / run_id, study)
     number = 1 + max((int(path.name) for path in place.glob("*") if path.name.isdigit()), default=0)
+    if not asked_by(first.config())(old):
+        raise UsageError(f"--repeat {run_id}: the configuration no longer asks for this run; put study.yaml back")
     # what a model can still do is asked beside a run and decides none of its numbers
     config = first.config().model_copy(update={"capabilities": None})
     again = StudyFolder.create_or_resume(files.refuse_link(place / str(number), study), config)

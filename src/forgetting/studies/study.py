@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..analysis.study_table import load_study
 from ..config.schema import RunConfig, StudyConfig
 from ..errors import ForgettingError, UsageError
 from ..models import processes
 from ..store.folder import StudyFolder
-from ..store.table import load_table
 from ..tuning import stopping
+from ..tuning.grid import costliest_first
 from ..tuning.methods import check_methods
 from ..tuning.mitigations import check_runs
 from . import launching, provenance
 from .engines import Accelerate, Engine, Event, Hear, Local
 from .execute import Worker, changes, is_pending, is_small, limit_threads, quiet_libraries
-from .grid import costliest_first
 from .inputs import StudyInputs
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def study(
         raise ForgettingError("every run failed; the first: " + next(f"{i}: {why}" for i, why in failed.items()))
     todo = set(pending)
     skipped = tuple(run_id for run_id in states if run_id not in todo)
-    return StudyRuns(folder, load_table(out), failed, skipped, time.perf_counter() - began)
+    return StudyRuns(folder, load_study(out), failed, skipped, time.perf_counter() - began)
 
 
 def _prepare(inputs: StudyInputs, out: Path, engine: Engine) -> bool:

@@ -52,7 +52,7 @@ def mark(checkpoint: Path, **state: Any) -> None:
     files.refuse_link(checkpoint, checkpoint.parent.parent)
     files.refuse_links(checkpoint)
     written = {str(file.relative_to(checkpoint)): _digest(file) for file in _files(checkpoint)}
-    write_atomically(checkpoint / MARK, json.dumps({"files": written, "state": state}))
+    write_atomically(checkpoint / MARK, json.dumps({"files": written, "state": state}), parents=False)
     for old in _by_step(checkpoint.parent)[KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
 

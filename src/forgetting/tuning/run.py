@@ -36,7 +36,7 @@ from ..measuring.losses import whole_losses
 from ..measuring.quantities import HELDOUT, ONE_PASS
 from ..models import adapters, memory, processes
 from ..models.loading import Base, count_parameters
-from ..store.folder import RunFolder
+from ..store.folder import GoneError, RunFolder
 from . import checkpoints, stopping
 from .methods import METHODS, Context, Method
 from .mitigations import Course, GeneralTexts, Mitigation, Situation, Term, parse_together, plan_course, with_recipe
@@ -195,6 +195,7 @@ class Measurer(TrainerCallback):
         if asked:  # of any process: all stop at the same step
             stopping.request(asked)
         if asked and state.global_step != self.last:
+            self.folder.check_there()
             control.should_save = control.should_training_stop = True
         return control
 
@@ -202,8 +203,10 @@ class Measurer(TrainerCallback):
         """Mark the checkpoint as wholly written; with what was spent up to it, which no row tells between two."""
         processes.wait_for_all()  # each process writes its random state into it
         if processes.is_main():
+            self.folder.check_there()
             checkpoints.mark(
                 Path(str(args.output_dir)) / f"checkpoint-{state.global_step}",
+                **self.folder.written(),
                 train_seconds=self.train_seconds + time.perf_counter() - self.clock,
                 measure_seconds=self.measure_seconds,
             )
@@ -253,7 +256,7 @@ def train_run(
     model = _trainable(base, method, context, together, terms)
     _check_facts(at.facts, before.get("mitigated") or {})
     folder.update(mitigated=at.facts, trainable_params=count_parameters(model, trainable=True))
-    checkpoint, spent = _resume(folder)
+    checkpoint, spent = _resume(folder, steps)
     pad_id = base.tokenizer.pad_token_id
     if not isinstance(pad_id, int):
         raise AssertionError("load_tokenizer sets a pad token")
@@ -294,6 +297,7 @@ def _own_random(seed: int) -> None:
 def _finish(model: Any, method: Method, folder: RunFolder, base: Base) -> None:
     """Store the tuned weights, whole or not at all; the main process does."""
     if processes.is_main():
+        folder.check_there()
         partial = folder.path / "adapter.partial"
         shutil.rmtree(partial, ignore_errors=True)
         method.save(model, partial)
@@ -305,20 +309,40 @@ def _finish(model: Any, method: Method, folder: RunFolder, base: Base) -> None:
     processes.wait_for_all()
 
 
-def _resume(folder: RunFolder) -> tuple[Path | None, Spent]:
+def _resume(folder: RunFolder, steps: Sequence[int]) -> tuple[Path | None, Spent]:
     """The run's last whole checkpoint, and what was spent up to it.
 
-    Rows after it are dropped, and what was damaged is stored as a notice.
+    Rows after it are dropped, and what was damaged is stored as a notice. Where rows before it are not those that were
+    measured, the run begins again.
     """
     path, spent = None, Spent()
     if processes.is_main():
         found = checkpoints.newest(folder.path / "checkpoints")
-        rows = folder.keep_until(found.step)
+        rows, wrong = _rows_until(folder, found, steps)
+        if wrong:
+            shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
+            found = checkpoints.Found(notices=(*found.notices, f"{wrong}: began again at step 0"))
+            rows = folder.keep_until(-1)
         if found.notices:
             folder.update(notices=[*folder.read().get("notices", []), *found.notices])
         trained, measured = (float(found.state.get(name, 0.0)) for name in ("train_seconds", "measure_seconds"))
         path, spent = found.path, Spent(trained, measured, rows[-1]["peak_memory"] if rows else None)
     return processes.shared((path, spent))
+
+
+def _rows_until(folder: RunFolder, found: checkpoints.Found, steps: Sequence[int]) -> tuple[list[dict[str, Any]], str]:
+    """The rows up to a checkpoint, those after it dropped; and how they are not those that were measured, in words."""
+    try:
+        rows = folder.keep_until(found.step)
+    except GoneError:
+        raise
+    except ForgettingError as error:
+        return [], str(error)
+    if "rows" in found.state:
+        sound = folder.written() == {name: found.state[name] for name in ("rows", "chain")}
+    else:  # a checkpoint of a version that kept no chain
+        sound = [row["step"] for row in rows] == [step for step in steps if step <= found.step]
+    return rows, "" if sound else f"rows up to the checkpoint at step {found.step} are lost or changed"
 
 
 def _check_facts(facts: Mapping[str, Any], before: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from forgetting.analysis.laws.base import Array
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import rows
 from forgetting.errors import UsageError, did_you_mean
+from forgetting.store.columns import UNASKED
 
 DONE = "done"
 INTERPOLATION = "interpolation"
@@ -165,7 +166,11 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
             members.setdefault(run_id, []).append(i)
         else:
             left[run_id] = status
-    notes = [f"left out, {status}: {_list(sorted(r for r in left if left[r] == status))}" for status in _causes(left)]
+    said = {UNASKED: "as the configuration no longer asks for them"}
+    notes = [
+        f"left out, {said.get(status, status)}: {_list(sorted(r for r in left if left[r] == status))}"
+        for status in _causes(left)
+    ]
     runs = [run for run_id, at in members.items() for run in reader.runs(run_id, at, start)]
     short = sorted(set(members) - {run.run_id for run in runs})
     if short:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from forgetting.analysis.fit.data import column_names
 from forgetting.analysis.sources import GIVEN, Source, given_table, paths_of
+from forgetting.analysis.study_table import load_study
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import read_tables, split
 from forgetting.config.schema import StudyConfig
 from forgetting.errors import UsageError
 from forgetting.store.folder import StudyFolder
-from forgetting.store.table import load_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,7 @@ def study_tables(
     """A study's rows by data set, with a column `variant`: the options in which methods of one label and rank differ.
 
     Args:
-        table: of `store.load_table`.
+        table: of `analysis.study_table.load_study`.
         runs: the run records, in which the options are.
         only: keep rows whose column has this value, written as text.
     """
@@ -60,7 +60,7 @@ def open_study(path: Path, only: Mapping[str, str] | None = None) -> tuple[Study
         UsageError: not a study folder, or nothing measured in it.
     """
     folder = StudyFolder.open(path)
-    table = load_table(path)
+    table = load_study(path)
     if table.empty:
         raise UsageError(f"{path}: no measurement in this study yet; run `forgetting study {path}`")
     return folder.config(), study_tables(table, [{"run_id": run.id, **run.read()} for run in folder.runs()], only)

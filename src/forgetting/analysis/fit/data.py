@@ -10,6 +10,7 @@ import numpy as np
 
 from forgetting.analysis.laws.base import Array, Law, Variable
 from forgetting.errors import UsageError, did_you_mean
+from forgetting.store.columns import UNASKED
 
 DONE = "done"
 KEPT_ROWS = 5000
@@ -159,7 +160,7 @@ def _runs(
 
 
 def _done_rows(table: Any, present: list[str], run: str) -> tuple[Array, list[str]]:
-    """Row numbers from 0 of finished runs, and a warning that names the others."""
+    """Row numbers from 0 of finished runs that count, and warnings that name the others."""
     count = len(table[present[0]]) if present else 0
     if "status" not in present:
         return np.arange(count), []
@@ -169,9 +170,21 @@ def _done_rows(table: Any, present: list[str], run: str) -> tuple[Array, list[st
         return np.arange(count), []
     left = np.flatnonzero(~done)
     names = [str(v) for v in np.asarray(table[run], dtype=object)[left]] if run in present else None
-    named = sorted({f"{n} ({states[s]})" for n, s in zip(names, state[left], strict=True)}) if names else []
-    what = ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
-    return np.flatnonzero(done), [f"{left.size} rows of runs that are not done were left out: {what or 'unnamed'}"]
+    named = sorted(set(zip(names, (states[s] for s in state[left]), strict=True))) if names else []
+    said = []
+    unasked = [name for name, status in named if status == UNASKED]
+    if unasked:
+        runs = "1 run" if len(unasked) == 1 else f"{len(unasked)} runs"
+        said.append(f"{runs} that the configuration no longer asks for; left out: {_few(unasked)}")
+    others = [f"{name} ({status})" for name, status in named if status != UNASKED]
+    if others or not named:
+        count = sum(states[s] != UNASKED for s in state[left])
+        said.append(f"{count} rows of runs that are not done were left out: {_few(others) or 'unnamed'}")
+    return np.flatnonzero(done), said
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _coded(column: Any) -> tuple[list[str], Array]:

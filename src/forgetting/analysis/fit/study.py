@@ -12,6 +12,7 @@ from forgetting.errors import ForgettingError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+LEAST_ROWS = 3  # of a data set: two points always lie on a line
 LEAST = 3  # different ranks, and different steps, that a surface over both needs
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from forgetting.analysis.fit import Fit, fit_from_published, fit_study, load_fits
+from forgetting.analysis.fit import LEAST_ROWS, Fit, fit_from_published, fit_study, load_fits
+from forgetting.analysis.fit.data import DONE
 from forgetting.analysis.laws import PUBLISHED
 from forgetting.analysis.tables import SUFFIXES
 from forgetting.config.arguments import wrong_type
@@ -113,7 +114,10 @@ def _find(name: str | Path) -> Laws:
     path = Path(name)
     if path.is_dir():
         stored = refuse_link(path / "fits.json", path)
-        return _nested(load_fits(stored), stored) if stored.exists() else _fit_folder(path)
+        if not stored.exists():
+            return _fit_folder(path)
+        laws = _nested(load_fits(stored), stored)
+        return laws if not (path / "study.yaml").exists() or _are_of(laws, path) else _fit_folder(path)
     if path.exists():
         if path.suffix.lower() in TABLES:
             raise UsageError(
@@ -125,10 +129,33 @@ def _find(name: str | Path) -> Laws:
     raise UsageError(f"'{name}' is neither a published law, nor a file of fits, nor a study folder; {known}")
 
 
-def _fit_folder(path: Path) -> Laws:
-    from forgetting.store.table import fitted_rows, load_table
+def _are_of(laws: Laws, path: Path) -> bool:
+    """Whether stored laws are fitted on what counts in their study now.
 
-    table = fitted_rows(load_table(path))
+    They are not where runs have ended since, were damaged, or are no longer asked for.
+    """
+    from forgetting.analysis.study_table import load_study
+    from forgetting.store.table import fitted_rows
+
+    rows = fitted_rows(load_study(path))
+    rows = rows[rows["status"] == DONE]
+    parts = {str(name): part for name, part in rows.groupby("dataset") if len(part) >= LEAST_ROWS}
+    return laws.keys() == parts.keys() and all(
+        (fit.n_points, fit.n_runs) == (len(parts[name]), parts[name]["run_id"].nunique())
+        and all(
+            tuple(span) == (float(parts[name][variable].min()), float(parts[name][variable].max()))
+            for variable, span in fit.measured_range.items()
+        )
+        for name, fits in laws.items()
+        for fit in fits.values()
+    )
+
+
+def _fit_folder(path: Path) -> Laws:
+    from forgetting.analysis.study_table import load_study
+    from forgetting.store.table import fitted_rows
+
+    table = fitted_rows(load_study(path))
     if table.empty:
         raise UsageError(f"{path}: no ended run in this study yet; run `forgetting study {path}`")
     return fit_study(table)

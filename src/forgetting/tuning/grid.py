@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+
+from pydantic import ValidationError
 
 from ..config.schema import RunConfig, StudyConfig
 from ..errors import UsageError
-from ..tuning.methods import expand_grid
-from ..tuning.mitigations import expand_together
+from ..store.folder import RunFolder
+from .methods import expand_grid
+from .mitigations import expand_together
 
 
 def expand_runs(config: StudyConfig) -> list[RunConfig]:
@@ -49,3 +53,26 @@ def expand_runs(config: StudyConfig) -> list[RunConfig]:
 def costliest_first(runs: dict[str, RunConfig]) -> list[str]:
     """Ids by falling rank, so that no worker ends on a large one while the others stand idle; no rank comes first."""
     return sorted(runs, key=lambda run_id: -(runs[run_id].method.options.get("rank") or 10**9))
+
+
+def asked_by(config: StudyConfig) -> Callable[[RunFolder], bool]:
+    """What tells whether a study's configuration asks for a stored run.
+
+    A study.yaml that was edited by hand asks for other runs than those that are there. A run is told by its id, or by
+    its own configuration as it was stored, read as this version reads it; one that stored none is taken as asked for.
+
+    Raises:
+        UsageError: as `expand_runs`.
+    """
+    ids = {run.run_id() for run in expand_runs(config)}
+
+    def asked(run: RunFolder) -> bool:
+        if run.id in ids:
+            return True
+        record = run.read()
+        try:
+            return "config" not in record or RunConfig.model_validate(record["config"]).run_id() in ids
+        except ValidationError:
+            return False
+
+    return asked
