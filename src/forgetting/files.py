@@ -337,14 +337,7 @@ def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
     """A new, empty file beside `path`, to be written; it takes the place of `path` where that went well.
 
     A reader, or a crash, sees the old content or the new and nothing between. Of two processes that write one path at
-    once each has a file of its own, and the later one's stays.
-
-    Args:
-        path: the file.
-        parents: make the folders that it lies in; without it, one that has gone is an error.
-
-    Raises:
-        OSError: it cannot be written.
+    once each has a file of its own, and the later one's stays. Without `parents`, a folder that has gone is an OSError.
     """
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -446,11 +439,6 @@ def no_memory(error: BaseException | None) -> bool:
 
 def open_own(path: Path, mode: str, *, make: bool = True) -> IO[str]:
     """Open a file of a run for writing; a link in its place, which would lead the writing elsewhere, is refused.
-
-    Args:
-        path: the file.
-        mode: as of `open`.
-        make: make it where there is none.
 
     Raises:
         UsageError: the file is a link.

@@ -365,8 +365,8 @@ def test_a_data_set_that_is_no_longer_asked_for_is_not_compared_or_fitted(study:
 
 
 def test_a_run_whose_folder_has_gone_writes_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "s" / "runs" / "r"
-    run = RunFolder(folder)
+    (tmp_path / "s").mkdir()
+    run = RunFolder(tmp_path / "s" / "runs" / "r")
     with run.lock():
         run.update(status="running")
         run.keep_until(-1)
@@ -385,19 +385,28 @@ def test_a_run_whose_folder_has_gone_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_what_a_library_wrote_where_a_run_was_is_deleted_and_nothing_else(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "s" / "runs" / "r")
-    (run.path / "checkpoints" / "checkpoint-3").mkdir(parents=True)
-    run.drop_torso()
-    assert not (tmp_path / "s").exists()
-    (run.path / "checkpoints").mkdir(parents=True)
-    (run.path / "thesis.tex").touch()
-    run.drop_torso()
-    assert (run.path / "checkpoints").exists()
-    (run.path / "thesis.tex").unlink()
-    (tmp_path / "s" / "study.yaml").touch()
-    run.drop_torso()
-    assert [path.name for path in (tmp_path / "s").iterdir()] == ["study.yaml"]
+def test_what_was_written_where_a_study_was_is_deleted_and_nothing_else(tmp_path: Path) -> None:
+    study = StudyFolder(tmp_path / "s")
+    run = study.path / "runs" / "r"
+    (run / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    (run / "lock").touch()
+    (study.path / "cache").mkdir()
+    (study.path / "cache" / "x.lock").touch()
+    with pytest.raises(GoneError):
+        study.check_there()
+    assert not study.path.exists()
+    with pytest.raises(GoneError), study.run("r").lock():
+        pass
+    assert not study.path.exists()
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "thesis.tex").touch()
+    with pytest.raises(GoneError):
+        study.check_there()
+    assert (run / "checkpoints").exists()
+    (run / "thesis.tex").unlink()
+    study.config_file.touch()
+    study.check_there()
+    assert (run / "checkpoints").exists()
 
 
 def test_what_is_left_of_a_study_without_its_configuration_can_be_resumed(study: Path, tmp_path: Path) -> None:

@@ -62,10 +62,7 @@ class RunFolder:
         except OSError:
             there = False
         if not there:
-            raise GoneError(
-                f"{self.path}: deleted or moved while the run was under way; it stops, and nothing is written there: "
-                "`forgetting study FOLDER` goes on in what is left, where it lies now"
-            )
+            raise GoneError(self.path)
 
     def read(self) -> dict[str, Any]:
         """run.json; empty where the run has not begun.
@@ -127,14 +124,6 @@ class RunFolder:
         so_far = self._chain or chain.chain_of(self.measurements())
         return {"rows": so_far.rows, "chain": so_far.head}
 
-    def drop_torso(self) -> None:
-        """Delete what a library has written for this run where its folder has gone, and nothing else."""
-        if self.path.is_dir() and {path.name for path in self.path.iterdir()} <= {"checkpoints", "adapter.partial"}:
-            shutil.rmtree(self.path, ignore_errors=True)
-            with suppress(OSError):
-                self.path.parent.rmdir()  # runs and the study, where they are empty
-                self.path.parent.parent.rmdir()
-
     def seal(self, **fields: Any) -> None:
         """Set fields of a finished run, and what tells from now on whether its rows are those that were measured.
 
@@ -169,10 +158,15 @@ class RunFolder:
 
         Raises:
             HeldError: another process holds it; names it.
+            GoneError: the study is not there.
             UsageError: the run's folder is a link, or one lies in it.
         """
         files.refuse_link(self.path, self.path.parent.parent)
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(exist_ok=True)
+            self.path.mkdir(exist_ok=True)
+        except FileNotFoundError:
+            raise GoneError(self.path) from None
         files.refuse_links(self.path)
         with ExitStack() as held:
             try:
@@ -233,7 +227,17 @@ class HeldError(ForgettingError):
 
 
 class GoneError(ForgettingError):
-    """The folder of a run was deleted or moved while the run was under way."""
+    """The folder of a run or study was deleted or moved while it was under way."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: deleted or moved while the run was under way; it stops, and nothing is written there: "
+            "`forgetting study FOLDER` goes on in what is left, where it lies now"
+        )
 
 
 class StudyFolder:
@@ -278,6 +282,28 @@ class StudyFolder:
             raise UsageError(
                 f"{self.path}: not empty and not a study folder (no study.yaml); name another with out (--out)"
             )
+
+    def check_there(self) -> None:
+        """See that the study is still there.
+
+        Raises:
+            GoneError: it was deleted or moved; what was written in its place since is deleted.
+        """
+        if not self.config_file.exists():
+            self._drop_torso()
+            raise GoneError(self.path)
+
+    def _drop_torso(self) -> None:
+        """Delete caches, locks and half-written weights that were written where the study was, and nothing else."""
+        for run in (self.path / "runs").glob("*"):
+            if run.is_dir() and {entry.name for entry in run.iterdir()} <= {"lock", "checkpoints", "adapter.partial"}:
+                shutil.rmtree(run, ignore_errors=True)
+        with suppress(OSError):
+            (self.path / "runs").rmdir()
+        with suppress(OSError):
+            if [entry.name for entry in self.path.iterdir()] == ["cache"]:
+                shutil.rmtree(self.path / "cache", ignore_errors=True)
+            self.path.rmdir()
 
     def _is_torso(self) -> bool:
         """Whether this is what a deletion left of a study: nothing but runs and what is made from them."""

@@ -12,7 +12,7 @@ from ..config.schema import RunConfig, StudyConfig
 from ..errors import ForgettingError
 from ..files import no_room, redact, write_atomically
 from ..models import processes
-from ..store.folder import GoneError, HeldError, Onlooker, RunFolder, StudyFolder
+from ..store.folder import HeldError, Onlooker, RunFolder, StudyFolder
 from ..tuning.checkpoints import drop_unfinished
 from ..tuning.methods import METHODS
 from ..tuning.stopping import StoppedError
@@ -91,9 +91,10 @@ def do_run(study: StudyFolder, inputs: StudyInputs, run_id: str, tell: Callable[
     folder = folder if processes.is_main() else Onlooker(folder.path)
     try:
         with _held(folder) as before:
+            study.check_there()
             if not is_pending(before):
                 return False
-            with _failure_kept(folder):
+            with _failure_kept(study, folder):
                 _train(study, inputs, folder, before, tell)
             return True
     except Exception as error:
@@ -108,32 +109,20 @@ def do_run(study: StudyFolder, inputs: StudyInputs, run_id: str, tell: Callable[
 
 
 @contextmanager
-def _failure_kept(folder: RunFolder) -> Iterator[None]:
+def _failure_kept(study: StudyFolder, folder: RunFolder) -> Iterator[None]:
     """Record what fails inside, whatever it is but a full disk: a failure is data, visible and never a number."""
     try:
         yield
     except StoppedError:
         raise
     except Exception as error:
-        _check_there(folder)
+        study.check_there()  # else whatever went wrong did so because the folder has gone
+        folder.check_there()
         if no_room(error):
             raise
         if not processes.is_main():
             raise processes.RunFailedError(_why(error)) from error
         _keep_failure(folder, error)
-
-
-def _check_there(folder: RunFolder) -> None:
-    """Where a run's folder has gone, whatever went wrong did so for that reason, and is recorded nowhere.
-
-    Raises:
-        GoneError: it has.
-    """
-    try:
-        folder.check_there()
-    except GoneError as gone:
-        folder.drop_torso()
-        raise gone from None
 
 
 @contextmanager

@@ -117,7 +117,8 @@ def study(
     StudyFolder(out).check(config)
     with engine.ready():
         one_thread = _prepare(inputs, out, engine)
-        folder = StudyFolder.open(out)
+        folder = StudyFolder(out)
+        folder.check_there()
         pending = _pending(folder, inputs)
         if on_plan:
             on_plan(runs, pending)
