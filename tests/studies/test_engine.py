@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from forgetting.errors import UsageError
-from forgetting.studies.engines import Event, Local
+from forgetting.studies.engines import Event, Local, worker
 from forgetting.studies.engines.base import RETRIES, Attempts, Tell
 from forgetting.tuning import stopping
 
@@ -177,3 +178,24 @@ def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
     size = beat.stat().st_size
     time.sleep(0.5)
     assert beat.stat().st_size == size
+
+
+def look_around(folder: str, task: str, tell: Tell) -> None:
+    loaded = "transformers" in sys.modules
+    (Path(folder) / task).write_text(f"{loaded} {os.environ.get('HF_HUB_CACHE')} {Path.cwd()}")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux alone")
+def test_workers_find_the_libraries_loaded_and_the_environment_of_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    work = functools.partial(look_around, str(tmp_path))
+    monkeypatch.setattr(worker, "_server", None)  # as in a process that had no workers yet
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    for place, libraries in (("one", not torch.accelerator.is_available()), ("two", False)):
+        monkeypatch.setenv("HF_HUB_CACHE", place)  # read when a library is imported
+        assert do(["a", "b"], work, 2) == {}
+        for task in ("a", "b"):
+            assert (tmp_path / task).read_text() == f"{libraries} {place} {Path.cwd()}"

@@ -131,7 +131,7 @@ class _Team:
             for index in range(launch.processes):
                 ours, theirs = context.Pipe()
                 place = (launch, index, f"{self.place}/meeting")
-                process = context.Process(target=_serve, args=(work, theirs, threads, os.getpid(), place), daemon=True)
+                process = context.Process(target=_serve, args=(work, theirs, threads, place), daemon=True)
                 process.start()
                 theirs.close()  # so that the process's death ends the pipe
                 self.pipes.append(ours)
@@ -225,9 +225,9 @@ class _Team:
         return told
 
 
-def _serve(work: Work, pipe: PipeEnd, threads: int, parent: int, place: tuple[processes.Launch, int, str]) -> None:
+def _serve(work: Work, pipe: PipeEnd, threads: int, place: tuple[processes.Launch, int, str]) -> None:
     """Do tasks from the pipe together with the others, until there are none."""
-    worker = WorkerProcess(pipe, threads, parent)
+    worker = WorkerProcess(pipe, threads)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's advice to the libraries, once a process
     launch, index, meeting = place
     try:

@@ -1,8 +1,7 @@
-"""Runs on this machine: in this process, or in several spawned ones that die with it."""
+"""Runs on this machine: in this process, or in several others that die with it."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from multiprocessing.process import BaseProcess
 
 from ...tuning import stopping
 from .base import POLL, RETRIES, Attempts, Event, Hear, PipeEnd, R, Work
-from .worker import WorkerProcess, one_task, set_threads
+from .worker import WorkerProcess, one_task, set_threads, worker_context
 
 SIGKILL = getattr(signal, "SIGKILL", 9)
 """Windows has no name for it."""
@@ -59,10 +58,10 @@ def count_cores() -> int:
 
 
 class _Pool:
-    """Spawned workers, each on a pipe of its own: a worker that is killed holds no lock that others wait for."""
+    """Worker processes, each on a pipe of its own: a worker that is killed holds no lock that others wait for."""
 
     def __init__(self, tasks: Sequence[str], work: Work, jobs: int, threads: int, on_event: Hear) -> None:
-        self.context = multiprocessing.get_context("spawn")
+        self.context = worker_context()
         self.left = list(tasks)
         self.work, self.jobs, self.threads, self.on_event = work, jobs, threads, on_event
         self.attempts = Attempts()
@@ -96,7 +95,7 @@ class _Pool:
 
     def _hire(self) -> None:
         ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=_serve, args=(self.work, theirs, self.threads, os.getpid()), daemon=True)
+        process = self.context.Process(target=_serve, args=(self.work, theirs, self.threads), daemon=True)
         process.start()
         theirs.close()  # so that the worker's death ends the pipe
         self.processes[ours] = process
@@ -173,9 +172,9 @@ def ending(process: BaseProcess) -> str:
     return f"signal {-code}"
 
 
-def _serve(work: Work, pipe: PipeEnd, threads: int, parent: int) -> None:
+def _serve(work: Work, pipe: PipeEnd, threads: int) -> None:
     """Do tasks from the pipe until there are none."""
-    worker = WorkerProcess(pipe, threads, parent)
+    worker = WorkerProcess(pipe, threads)
     pipe.send("here")
     try:
         for task in worker.tasks():

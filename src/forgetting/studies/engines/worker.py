@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
+from multiprocessing.context import ForkServerContext, SpawnContext
+from pathlib import Path
 from types import FrameType
 
 from ...display.streams import make_safe
@@ -16,23 +18,51 @@ from ...errors import ForgettingError
 from ...tuning import stopping
 from .base import Event, Hear, PipeEnd, Work
 
+_LIBRARIES = ["forgetting.studies.execute", "transformers.models.auto.modeling_auto"]
+"""What a server of forks imports for all workers."""
+_server: tuple[dict[str, str], Path] | None = None
+"""Environment and folder in which this process began its server of forks."""
+
+
+def worker_context() -> SpawnContext | ForkServerContext:
+    """How to start worker processes on the CPU.
+
+    They are forked from a server that imported the libraries once, so that eight of them share that memory and begin at
+    once. Spawned are those of other systems than Linux, those beside an accelerator, whose driver a fork may not have
+    touched, and those in an environment that is no longer the server's: libraries read it when they are imported.
+    """
+    global _server
+    import torch
+
+    if not sys.platform.startswith("linux") or torch.accelerator.is_available():
+        return multiprocessing.get_context("spawn")
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    try:
+        now = environment, Path.cwd()
+    except OSError:  # the folder is gone
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    if _server is None:
+        context.set_forkserver_preload(_LIBRARIES)
+        _server = now
+    return context if _server == now else multiprocessing.get_context("spawn")
+
 
 class WorkerProcess:
     """This process. Asked to stop, it does so at the next step of its task, and at once between two tasks."""
 
-    def __init__(self, pipe: PipeEnd, threads: int, parent: int) -> None:
+    def __init__(self, pipe: PipeEnd, threads: int) -> None:
         """Take over the signals and streams, and watch the parent.
 
         Args:
             pipe: to the parent.
             threads: CPU threads of this process.
-            parent: id of the process that started this one.
         """
         self.pipe, self.busy = pipe, False
         make_safe()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; our parent tells us
         signal.signal(signal.SIGTERM, self._stop)
-        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+        threading.Thread(target=_die_with_parent, daemon=True).start()
         set_threads(threads)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
@@ -68,8 +98,9 @@ def set_threads(threads: int) -> None:
         sys.modules["torch"].set_num_threads(threads)
 
 
-def _die_with(parent: int) -> None:
+def _die_with_parent() -> None:
     """End this process when its parent is gone: an orphan would go on writing to a study that someone resumes."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
