@@ -86,7 +86,7 @@ def fit(
         law: a law's name, a formula such as `loss = E + A/N**alpha`, or a law.
         by: a column or several: fit the rows of each group by itself, such as each model's curve.
         dataset: which data set, where the table has several; with `by` each data set is a group of its own.
-        only: keep rows whose column has this value.
+        only: keep rows whose column has this value, or one of several; None for blank cells.
         from_step: leave out earlier steps; default a study's own.
         columns: the table's column for a variable or output, where its name differs.
         run: the column that says which rows are one run.
@@ -107,8 +107,7 @@ def fit(
     Raises:
         UsageError: an unknown law, a mistake in the table, or several data sets.
     """
-    kept = {name: str(value) for name, value in (only or {}).items()}
-    tables = tables_to_fit(table, only=kept, from_step=from_step, dataset=dataset)
+    tables = tables_to_fit(table, only=only or {}, from_step=from_step, dataset=dataset)
     label, rows = next(iter(tables.items())) if by is not None else _one(tables)
     found = choose_law(law, [*(columns or {}), *column_names(rows)], start=start, bounds=bounds)
     what: dict[str, Any] = {"columns": columns, "run": run, "iid": iid, "weights": weights}
@@ -261,7 +260,7 @@ def compare(
         reference: label whose plain runs all others are held against; `COLUMN=VALUE`, or several of these, of which a
             run must have all (of one column, any); or values by column. Default a study's first method.
         dataset: only this data set.
-        only: keep rows whose column has this value.
+        only: keep rows whose column has this value, or one of several; None for blank cells.
         by: the column to hold equal; default `finetune_loss`, or `test_accuracy` in PEFT's results.
         direction: `lower` or `higher` is better; only for a column of your own.
         confidence: nominal coverage of each interval.
@@ -273,12 +272,11 @@ def compare(
         UsageError: a mistake in the table or arguments, or nothing to compare.
     """
     start, paths = 0.0, paths_of(source)
-    kept = {name: str(value) for name, value in (only or {}).items()}
     if paths is not None and len(paths) == 1 and (paths[0] / "study.yaml").exists():
-        config, tables = open_study(paths[0], kept)
+        config, tables = open_study(paths[0], only)
         reference, start = reference or config.reference_label, float(config.measure.start)
     else:
-        tables = any_tables(source, kept)
+        tables = any_tables(source, only)
         reference, start = _own(tables, reference)
     if dataset is not None and dataset not in tables:
         raise UsageError(f"no data set '{dataset}'; {did_you_mean(dataset, tables)}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from forgetting.analysis.exports import normalise
 from forgetting.analysis.fit.data import column_names
+from forgetting.analysis.selection import Only
 from forgetting.analysis.tables import later, read_tables, rows, split, split_frame
 from forgetting.config.arguments import ColumnTable, RowTable, columns_of, is_frame, wrong_type
 from forgetting.errors import UsageError
@@ -38,7 +39,7 @@ GIVEN = "table"
 
 
 def tables_to_fit(
-    source: Source, *, only: Mapping[str, str], from_step: float | None = None, dataset: str | None = None
+    source: Source, *, only: Only, from_step: float | None = None, dataset: str | None = None
 ) -> dict[str, Any]:
     """The rows to fit, by data set; by file name where the table has no data sets.
 
@@ -47,7 +48,7 @@ def tables_to_fit(
 
     Args:
         source: one table, or paths of several.
-        only: keep rows whose column has this value, written as text.
+        only: keep rows whose column has one of these values.
         from_step: leave out earlier steps; None is a study's own first step, and all steps of another table.
         dataset: keep this data set.
 

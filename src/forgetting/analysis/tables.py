@@ -6,11 +6,15 @@ the fit turns them into numbers and names the row and column of what is none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from forgetting.analysis.exports import is_chart, join_charts, normalise, peft_table
+from forgetting.analysis.laws.base import Array
+from forgetting.analysis.selection import Only, by_dataset, chosen_rows, wanted
 from forgetting.analysis.table_files import (
     Table,
     from_objects,
@@ -83,60 +87,61 @@ def stack(tables: Sequence[Table]) -> Table:
     return out
 
 
-def split(table: Table, label: str, only: Mapping[str, str], dataset: str | None = None) -> dict[str, Table]:
+def split(table: Table, label: str, only: Only, dataset: str | None = None) -> dict[str, Table]:
     """The tables of each data set, or one under `label` where there is no such column.
 
     Args:
         table: to split.
         label: the name of a table without a column `dataset`.
-        only: keep rows whose column has this value, written as text.
+        only: keep rows whose column has one of these values; see `selection.chosen_rows`.
         dataset: keep this data set.
 
     Raises:
         UsageError: an unknown column or data set, or no row left.
     """
-    wanted = dict(only) | ({} if dataset is None else {"dataset": dataset})
-    keep = list(range(rows(table)))
-    for name, value in wanted.items():
-        if name not in table:
-            raise UsageError(f"table '{label}' has no column '{name}'; {did_you_mean(name, table)}")
-        there = {str(v) for v in table[name]}
-        if value not in there:
-            raise UsageError(f"no row has {name} '{value}'; {did_you_mean(value, sorted(there))}")
-        keep = [i for i in keep if str(table[name][i]) == value]
-    if not keep:
-        raise UsageError(f"table '{label}' has no row with {', '.join(f'{k}={v}' for k, v in wanted.items())}")
-    groups: dict[str, list[int]] = {}
-    for i in keep:
-        groups.setdefault(str(table["dataset"][i]) if "dataset" in table else label, []).append(i)
-    return {group: {k: [cells[i] for i in at] for k, cells in table.items()} for group, at in sorted(groups.items())}
+    at = _kept(table, list(table), label, only, dataset)
+    if "dataset" not in table:
+        groups = {label: at}
+    else:
+        groups = {name: at[part] for name, part in by_dataset([table["dataset"][i] for i in at], label).items()}
+    return {name: {k: [cells[i] for i in part] for k, cells in table.items()} for name, part in groups.items()}
 
 
 def split_frame(
-    frame: pd.DataFrame, only: Mapping[str, str], dataset: str | None = None, label: str = "study"
+    frame: pd.DataFrame, only: Only, dataset: str | None = None, label: str = "study"
 ) -> dict[str, pd.DataFrame]:
     """`split` of a DataFrame, such as a study's own table, which may have a million rows.
 
     Args:
         frame: as `store.load_table` gives it.
-        only: keep rows whose column has this value, written as text.
+        only: keep rows whose column has one of these values; see `selection.chosen_rows`.
         dataset: keep this data set.
         label: the name of a table without a column `dataset`.
 
     Raises:
         UsageError: an unknown column or data set, or no row left.
     """
-    for name, value in (dict(only) | ({} if dataset is None else {"dataset": dataset})).items():
-        if name not in frame:
-            raise UsageError(f"table '{label}' has no column '{name}'; {did_you_mean(name, list(frame.columns))}")
-        texts = frame[name].astype(str)
-        keep = texts == value
-        if not keep.any():
-            raise UsageError(f"no row has {name} '{value}'; {did_you_mean(value, sorted(texts.unique()))}")
-        frame = frame[keep]
+    frame = frame.iloc[_kept(frame, [str(name) for name in frame.columns], label, only, dataset)]
     if "dataset" not in frame:
         return {label: frame}
-    return {str(name): part for name, part in frame.groupby("dataset", sort=True)}
+    return {name: frame.iloc[part] for name, part in by_dataset(frame["dataset"], label).items()}
+
+
+def _kept(table: Any, present: Sequence[str], label: str, only: Only, dataset: str | None) -> Array:
+    """Numbers of the rows that have one of the values of each column."""
+    filters = [*wanted(only).items(), *([] if dataset is None else [("dataset", (dataset,))])]
+    keep: Any = None
+    for name, values in filters:
+        if name not in present:
+            raise UsageError(f"table '{label}' has no column '{name}'; {did_you_mean(name, present)}")
+        found = chosen_rows(table[name], values, name)
+        keep = found if keep is None else keep & found
+    if keep is None:
+        keep = np.ones(len(table[present[0]]) if present else 0, dtype=bool)
+    if not keep.any():
+        asked = ", ".join(f"{name}={' or '.join(map(str, values))}" for name, values in filters)
+        raise UsageError(f"table '{label}' has no row" + (f" with {asked}" if asked else ""))
+    return np.flatnonzero(keep)
 
 
 def later(table: Table, step: float) -> Table:

@@ -20,7 +20,9 @@ def compare_command(
         ),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE: compare only these rows.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="COLUMN=VALUE: compare only these rows; repeat for more values.")
+    ] = None,
     by: Annotated[
         str | None, typer.Option(help="Column to hold equal. Default: finetune_loss; of PEFT results test_accuracy.")
     ] = None,
@@ -37,7 +39,7 @@ def compare_command(
         source,
         reference,
         dataset=dataset,
-        only=o.pairs(only, "--only"),
+        only=o.several(only, "--only"),
         by=by,
         direction=direction,
         confidence=confidence,

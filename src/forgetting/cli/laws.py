@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ForgettingError, UsageError, did_you_mean
-from .options import expanded, pairs
+from .options import expanded, pairs, several
 from .printing import say
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ def fit_command(
     ] = None,
     fitting: FitOptions,
     mapping: Annotated[list[str] | None, typer.Option("--map", help="NAME=COLUMN for a variable or output.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE: fit only these rows.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="COLUMN=VALUE: fit only these rows; repeat for more values.")
+    ] = None,
     from_step: Annotated[float | None, typer.Option(help="Leave out earlier steps. Default: a study's own.")] = None,
     dataset: Dataset = None,
     by: Annotated[
@@ -102,7 +104,7 @@ def fit_command(
         names = law or _default_laws(label, table, columns)
         return {name: choose_law(name, [*columns, *table], start=starts, bounds=bounds) for name in names}
 
-    found = tables_to_fit(tables, only=pairs(only, "--only"), from_step=from_step, dataset=dataset)
+    found = tables_to_fit(tables, only=several(only, "--only"), from_step=from_step, dataset=dataset)
     how = {"columns": columns, **asdict(fitting)}
     if by:
         _fit_by([*chosen(*next(iter(found.items()))).values()], found, by, how, out=out, as_json=as_json)

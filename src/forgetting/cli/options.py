@@ -120,14 +120,28 @@ def pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:
     """What an option of NAME=VALUE was given, by name.
 
     Raises:
-        UsageError: another form.
+        UsageError: another form, or a name twice.
     """
     out = {}
+    for name, values in several(given, option).items():
+        if len(values) > 1:
+            raise UsageError(f"{option} {name}: given {len(values)} times ({', '.join(values)}); give it once")
+        out[name] = values[0]
+    return out
+
+
+def several(given: Sequence[str] | None, option: str) -> dict[str, list[str]]:
+    """The same for an option that may have several values of one name.
+
+    Raises:
+        UsageError: another form.
+    """
+    out: dict[str, list[str]] = {}
     for text in given or []:
         name, equals, value = text.partition("=")
         if not (name.strip() and equals and value.strip()):
             raise UsageError(f"{option} '{text}': write NAME=VALUE")
-        out[name.strip()] = value.strip()
+        out.setdefault(name.strip(), []).append(value.strip())
     return out
 
 

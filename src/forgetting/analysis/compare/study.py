@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forgetting.analysis.fit.data import column_names
+from forgetting.analysis.selection import Only
 from forgetting.analysis.sources import GIVEN, Source, given_table, paths_of
 from forgetting.analysis.study_table import load_study
 from forgetting.analysis.table_files import Table
@@ -20,15 +21,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def study_tables(
-    table: pd.DataFrame, runs: Sequence[Mapping[str, Any]], only: Mapping[str, str] | None = None
-) -> dict[str, Table]:
+def study_tables(table: pd.DataFrame, runs: Sequence[Mapping[str, Any]], only: Only | None = None) -> dict[str, Table]:
     """A study's rows by data set, with a column `variant`: the options in which methods of one label and rank differ.
 
     Args:
         table: of `analysis.study_table.load_study`.
         runs: the run records, in which the options are.
-        only: keep rows whose column has this value, written as text.
+        only: keep rows whose column has one of these values.
     """
     rows = {str(name): table[name].tolist() for name in table.columns}
     variants = _variants(runs)
@@ -53,7 +52,7 @@ def _variants(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return out
 
 
-def open_study(path: Path, only: Mapping[str, str] | None = None) -> tuple[StudyConfig, dict[str, Table]]:
+def open_study(path: Path, only: Only | None = None) -> tuple[StudyConfig, dict[str, Table]]:
     """The configuration of a study folder and its rows by data set, only those whose columns have these values.
 
     Raises:
@@ -66,7 +65,7 @@ def open_study(path: Path, only: Mapping[str, str] | None = None) -> tuple[Study
     return folder.config(), study_tables(table, [{"run_id": run.id, **run.read()} for run in folder.runs()], only)
 
 
-def any_tables(source: Source, only: Mapping[str, str] | None = None) -> dict[str, Table]:
+def any_tables(source: Source, only: Only | None = None) -> dict[str, Table]:
     """The rows by data set of paths, a DataFrame, a datasets.Dataset, columns or rows; of them those of `only`.
 
     Raises:

@@ -19,6 +19,20 @@ GRID = 48
 SOURCE = "written by the user"
 
 
+def check_start(name: str, start: tuple[float, float], bounds: tuple[float, float]) -> None:
+    """Refuse a region to start from that is none, or that lies outside the bounds altogether.
+
+    Raises:
+        UsageError: ends that are not finite or in the wrong order, or no point of it within the bounds.
+    """
+    first, last = start
+    if not (np.isfinite(start).all() and first <= last):
+        raise UsageError(f"start of '{name}' is {first:g} to {last:g}; give finite numbers, the smaller first")
+    if last < bounds[0] or first > bounds[1]:
+        shown = f"{first:g}" if first == last else f"{first:g} to {last:g}"
+        raise UsageError(f"start of '{name}' is {shown}, outside its bounds {bounds[0]:g} to {bounds[1]:g}")
+
+
 class FormulaLaw(Law):
     """`output = expression`: names of columns without a start or bounds are variables, all others parameters."""
 
@@ -82,6 +96,7 @@ class FormulaLaw(Law):
             raise UsageError(f"bounds of '{name}' are {low} and {high}; the first must be smaller")
         given = self._start.get(name, EXPONENT_START if in_exponent(self.tree, name) else START)
         start = given if isinstance(given, tuple) else (float(given), float(given))
+        check_start(name, start, (low, high) if name in self._start else (-np.inf, np.inf))
         region = (float(np.clip(start[0], low, high)), float(np.clip(start[1], low, high)))
         return Parameter(name, low, high, region, linear=name in linear)
 
@@ -185,6 +200,8 @@ class FunctionLaw(Law):
         variables: Sequence[str],
         output: str,
     ) -> None:
+        for p in parameters:
+            check_start(p.name, p.start, (p.low, p.high))
         self.name = "function"
         self.title = "Python function written by the user"
         self.formula = f"{output} = {getattr(function, '__name__', 'a function')}({', '.join(variables)})"

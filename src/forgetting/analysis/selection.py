@@ -1,0 +1,144 @@
+"""Rows of a table chosen by the values of columns, as `--only` and `only=` give them; blank cells; data sets."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from forgetting.analysis.laws.base import Array
+from forgetting.errors import UsageError, did_you_mean
+
+BLANK = ("", "nan", "none", "<na>", "nat")
+"""Missing cells as text, in lower case."""
+MISSING = (*BLANK, "na", "n/a", "#n/a", "null")
+"""The same, and how files write them."""
+MOST_CHOICES = 20
+"""Values of a column that a message lists."""
+_PADDED = re.compile(r"[+-]?0\d")
+"""A text such as `01`, which is a name and no number."""
+
+Only = Mapping[str, Any]
+"""By column, a value or several, of which a row must have one."""
+
+
+def wanted(only: Only) -> dict[str, tuple[Any, ...]]:
+    """Values by column, where one or several were given for each.
+
+    Raises:
+        UsageError: a list without a value.
+    """
+    out = {}
+    for name, given in only.items():
+        several = isinstance(given, list | tuple | set | frozenset | range | np.ndarray)
+        out[str(name)] = tuple(given) if several else (given,)
+        if not out[str(name)]:
+            raise UsageError(f"only['{name}']: no value in it")
+    return out
+
+
+def is_blank(cell: Any) -> bool:
+    """Whether a cell is missing: None, NaN, pandas' NA, or an empty text."""
+    # pandas' missing value is told by its name: it compares with nothing
+    return str(cell).strip().lower() in BLANK
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell says that there is no number: blank, or NA, null, ..."""
+    return str(cell).strip().lower() in MISSING
+
+
+def chosen_rows(column: Any, values: Sequence[Any], name: str) -> Array:
+    """[n] which cells of a column are one of the values.
+
+    Numbers are compared as numbers where every cell is one, true and false without regard to case; other cells as
+    text. None and NaN choose blank cells.
+
+    Raises:
+        UsageError: no row has one of the values.
+    """
+    cells, codes = distinct(column)
+    read = _reader(cells)
+    keys = [read(cell) for cell in cells]
+    there = set(keys)
+    picked = []
+    for value in values:
+        key = read(value)
+        if key not in there:
+            shown = _choices(cells, keys)
+            raise UsageError(f"no row has {name} '{value}'; {did_you_mean(str(value), shown)}")
+        picked.append(key)
+    return np.array([key in picked for key in keys], dtype=bool)[codes]
+
+
+def distinct(column: Any) -> tuple[list[Any], Array]:
+    """Different cells of a column, and [n] which of them each cell is; all cells where it is no column of pandas."""
+    if hasattr(column, "factorize"):  # a table of a study may have a million rows
+        try:
+            codes, found = column.factorize(use_na_sentinel=False)
+        except TypeError:  # cells that cannot be told apart, such as lists
+            pass
+        else:
+            return list(found), np.asarray(codes)
+    cells = list(column)
+    return cells, np.arange(len(cells))
+
+
+def _reader(cells: Sequence[Any]) -> Any:
+    """What turns cells of a column, and values to find in it, into what is compared."""
+    full = [cell for cell in cells if not is_blank(cell)]
+    if full and all(_as_number(cell) is not None for cell in full):
+        return _number_or_text
+    if full and all(str(cell).strip().lower() in ("true", "false") for cell in full):
+        return lambda cell: "" if is_blank(cell) else str(cell).strip().lower()
+    return lambda cell: "" if is_blank(cell) and not isinstance(cell, str) else str(cell).strip()
+
+
+def _number_or_text(cell: Any) -> Any:
+    if is_blank(cell):
+        return ""
+    number = _as_number(cell)
+    return str(cell).strip() if number is None else number
+
+
+def _as_number(cell: Any) -> float | None:
+    """A cell as a number; None for true and false, and for texts such as `01`."""
+    if isinstance(cell, bool | np.bool_) or (isinstance(cell, str) and _PADDED.match(cell.strip())):
+        return None
+    try:
+        number = float(cell)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return None if math.isnan(number) else number
+
+
+def _choices(cells: Sequence[Any], keys: Sequence[Any]) -> list[str]:
+    """The values of a column for a message: numbers in their order, then texts."""
+    names = {key: "(blank)" if key == "" else str(cell).strip() for key, cell in zip(keys, cells, strict=True)}
+    order = sorted(names, key=lambda key: (isinstance(key, str), key if not isinstance(key, str) else 0.0, str(key)))
+    listed = [names[key] for key in order]
+    more = [f"and {len(listed) - MOST_CHOICES} more"] if len(listed) > MOST_CHOICES else []
+    return listed[:MOST_CHOICES] + more
+
+
+def by_dataset(column: Any, label: str) -> dict[str, Array]:
+    """Row numbers of each data set, sorted by name; all under `label` where every cell is blank.
+
+    Raises:
+        UsageError: a blank cell beside named ones.
+    """
+    cells, codes = distinct(column)
+    blank = np.array([is_blank(cell) for cell in cells], dtype=bool)
+    if blank.all():
+        return {label: np.arange(len(codes))}
+    if blank[codes].any():
+        at = int(np.flatnonzero(blank[codes])[0])
+        raise UsageError(f"table '{label}', row {at + 1}, column 'dataset': is blank; name the data set of every row")
+    texts = np.array([str(cell) for cell in cells], dtype=object)
+    names = sorted(set(texts.tolist()))
+    place = {name: i for i, name in enumerate(names)}
+    which = np.array([place[text] for text in texts], dtype=np.int64)[codes]
+    return {name: np.flatnonzero(which == i) for i, name in enumerate(names)}

@@ -1,0 +1,117 @@
+"""Rows chosen by value: numbers as numbers, several values of one column, blank cells; what is given twice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import forgetting
+from forgetting.analysis.tables import split, split_frame
+from forgetting.cli import laws
+from forgetting.errors import UsageError
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command("fit")(laws.fit_command)
+
+TABLE = {
+    "model": ["a", "b", "", "c", "a", "b"],
+    "rank": ["8", "16", "4", "128", "8.0", "16"],
+    "k": ["True", "false", "true", "False", "TRUE", "true"],
+    "tokens": ["800000", "8e5", "1000000", "1e6", "2000000", "2e6"],
+    "id": ["1", "01", "001", "2", "3", "4"],
+}
+
+
+def picked(**only):
+    """Rows that are left, the same from columns and from a DataFrame."""
+    table = TABLE | {"at": list(range(6))}
+    (plain,) = split(table, "t", only).values()
+    (frame,) = split_frame(pd.DataFrame(table), only, label="t").values()
+    assert plain["at"] == frame["at"].tolist()
+    return plain["at"]
+
+
+def test_numbers_and_booleans_are_compared_as_such_and_values_united():
+    assert picked(rank="8.0") == picked(rank=8) == picked(rank="8") == [0, 4]
+    assert picked(rank=["8", 128]) == [0, 3, 4]
+    assert picked(k="true") == picked(k=True) == [0, 2, 4, 5]
+    assert picked(tokens="8e5") == [0, 1]
+    assert picked(id="1") == [0]  # 01 and 001 are other names
+    assert picked(model=["a", "c"], rank=8) == [0, 4]
+
+
+@pytest.mark.parametrize("blank", [None, float("nan"), pd.NA, ""])
+def test_blank_cells_are_chosen_by_none_and_break_nothing(blank):
+    columns = {"model": ["a", blank, "b"], "rank": [8.0, 8.0, 16.0], "x": [0, 1, 2]}
+    for table in (columns, pd.DataFrame(columns)):
+        cut = split if table is columns else split_frame
+        for value in (None, float("nan")):
+            (left,) = cut(table, only={"model": value}, label="t").values()
+            assert list(left["x"]) == [1]
+        with pytest.raises(UsageError, match=r"no row has model 'zz'; choices: .*a, b"):
+            cut(table, only={"model": "zz"}, label="t")
+        with pytest.raises(UsageError, match=r"no row has rank 'None'; choices: 8\.0, 16\.0"):
+            cut(table, only={"rank": None}, label="t")
+
+
+def test_choices_are_listed_by_number():
+    with pytest.raises(UsageError, match=r"no row has rank '9'; choices: 4, 8.*, 16, 128$"):
+        picked(rank=9)
+    many = {"x": list(range(100))}
+    with pytest.raises(UsageError, match=r"choices: 0, 1, 2, .*, 19, and 80 more"):
+        split(many, "t", {"x": 200})
+    with pytest.raises(UsageError, match=r"only\['x'\]: no value in it"):
+        split(many, "t", {"x": []})
+
+
+def test_a_blank_data_set_beside_named_ones_is_refused():
+    table = {"dataset": ["p", "", "q"], "x": [1, 2, 3]}
+    for given in (lambda: split(table, "t", {}), lambda: split_frame(pd.DataFrame(table), {}, label="t")):
+        with pytest.raises(UsageError, match="row 2, column 'dataset': is blank; name the data set of every row"):
+            given()
+    assert list(split({"dataset": ["", None], "x": [1, 2]}, "t", {})) == ["t"]
+
+
+def test_mixed_cells_in_a_column_are_no_traceback():
+    x = np.arange(12.0)
+    frame = pd.DataFrame({"model": ["a"] * 6 + [None] * 6, "x": x, "y": 1 + 2 * x})
+    with pytest.raises(UsageError, match="no row has model 'zz'"):
+        forgetting.fit(frame, "y = a + b*x", only={"model": "zz"})
+    assert forgetting.fit(frame, "y = a + b*x", only={"model": None}, bootstrap=0).n_points == 6
+
+
+def run(tmp_path, *options):
+    path = tmp_path / "t.csv"
+    path.write_text("model,x,y\n" + "\n".join(f"{m},{i},{1 + 2 * i}" for i, m in enumerate("ababcc")) + "\n")
+    result = CliRunner().invoke(app, [str(path), "--law", "y = a + b*x", "--bootstrap", "0", *options])
+    if result.exception:
+        raise result.exception
+    return result.stdout
+
+
+def test_repeated_options_unite_or_are_refused(tmp_path):
+    assert "4 points" in run(tmp_path, "--only", "model=a", "--only", "model=c")
+    for option, one, two in (
+        ("--map", "x=x", "x=y"),
+        ("--start", "a=1", "a=2"),
+        ("--bound", "a=0:1", "a=0:2"),
+    ):
+        with pytest.raises(UsageError, match=f"{option} [ax]: given 2 times .*; give it once"):
+            run(tmp_path, option, one, option, two)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--start", "a=2:1"], "start of 'a' is 2 to 1; give finite numbers, the smaller first"),
+        (["--start", "a=nan"], "start of 'a' is nan"),
+        (["--start", "a=99", "--bound", "a=0:1"], "start of 'a' is 99, outside its bounds 0 to 1"),
+        (["--start", "a=3:4", "--bound", "a=0:1"], "start of 'a' is 3 to 4, outside its bounds 0 to 1"),
+    ],
+)
+def test_starts_that_cannot_be_are_refused(tmp_path, options, says):
+    with pytest.raises(UsageError, match=says):
+        run(tmp_path, *options)
