@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from forgetting.analysis.compare.runs import with_runs
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import rows
@@ -155,6 +156,7 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
             raise UsageError(f"'{name}' has no column '{column}', which a comparison needs; {known}")
     if not {"label", "method"} & set(table):
         raise UsageError(f"'{name}' has no column 'label' or 'method' to tell runs apart by; it has {_list(table)}")
+    table, named = with_runs(table, name)
     reader = _Reader(table, name, axis, forgot, chosen)
     members: dict[str, list[int]] = {}
     left: dict[str, str] = {}
@@ -167,7 +169,7 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
         else:
             left[run_id] = status
     said = {UNASKED: "as the configuration no longer asks for them"}
-    notes = [
+    notes = named + [
         f"left out, {said.get(status, status)}: {_list(sorted(r for r in left if left[r] == status))}"
         for status in _causes(left)
     ]
@@ -177,7 +179,30 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
         notes.append(f"left out, with no measurement after the start: {_list(short)}")
     if not runs:
         raise UsageError(f"'{name}' has no finished run to compare" + (f" ({notes[0]})" if notes else ""))
-    return Source(name, axis, _grouped(runs), notes)
+    told, unseeded = _without_seeds(runs)
+    return Source(name, axis, _grouped(told), notes + unseeded)
+
+
+def _without_seeds(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Runs of one rank without a seed are replicates, which share nothing with other runs; with a note of that.
+
+    Each counted as a rank of its own, one rank's scatter would pass for that of several.
+    """
+    found: dict[tuple[Key, bool], list[Run]] = {}
+    for run in runs:
+        found.setdefault((run.key, run.chosen), []).append(run)
+    out, several = [], False
+    for (key, _), mine in found.items():
+        sizes = {run.params for run in mine if math.isfinite(run.params)}
+        if len(mine) == 1 or key.rank < 0 or any(run.seed for run in mine):
+            out += mine
+            continue
+        for run in mine:
+            size = f"{key.variant}, {run.params:,.0f} parameters".removeprefix(", ") if len(sizes) > 1 else key.variant
+            out.append(replace(run, seed=run.run_id, key=replace(key, variant=size)))
+        several = True
+    said = "no seeds are known: runs of equal label, mitigation and rank were taken as replicates, not paired by seed"
+    return out, [said] if several else []
 
 
 def _grouped(runs: Sequence[Run]) -> dict[Key, list[Run]]:
@@ -231,8 +256,9 @@ class _Reader:
         if not math.isfinite(value):
             came = self.table[column][i]
             run = self.run_id(i)
+            what = "the cell is empty," if came is None or not str(came).strip() else f"{came!s:.60}"
             raise UsageError(
-                f"'{self.name}', row {i + 1} (run {run}), column '{column}': {came} where a finite number is needed"
+                f"'{self.name}', row {i + 1} (run {run}), column '{column}': {what} where a finite number is needed"
             )
         return value
 

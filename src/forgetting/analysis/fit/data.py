@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from forgetting.analysis.laws.base import Array, Law, Variable
+from forgetting.analysis.named_runs import coded, told_runs
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.store.columns import UNASKED
 
@@ -140,7 +141,7 @@ def _useful(table: Any, present: list[str], rows: Array) -> dict[str, Array]:
     numbers = ("rank", "step", "trainable_params", "forgetting_floor", "finetune_loss_se")
     extra = {name: _loose(table[name], rows) for name in numbers if name in present}
     if "dataset" in present:
-        sets, place = _coded(table["dataset"])
+        sets, place = coded(table["dataset"])
         extra["dataset"] = np.array(sets)[place[rows]]
     return extra
 
@@ -150,8 +151,8 @@ def _runs(
 ) -> tuple[list[str], Array, list[str]]:
     """Names of the runs, [n] which of them each row is of, and a warning of rows that may have been put in twice."""
     if run not in present:
-        return [], rows, _copies(table, present, rows, got)
-    there, code = _coded(table[run])
+        return _told(table, present, rows, got)
+    there, code = coded(table[run])
     _refuse_blank(there, code, run, rows, where)
     if not _steps_differ(table, present, rows, code[rows]):
         _refuse_duplicates(table, present, rows, [there[i] for i in code[rows]], got, where)
@@ -159,12 +160,25 @@ def _runs(
     return [there[i] for i in used], codes, []
 
 
+def _told(table: Any, present: list[str], rows: Array, got: Mapping[str, Array]) -> tuple[list[str], Array, list[str]]:
+    """The runs of a table that does not name them, where what it says of each row tells them apart by rising steps."""
+    copies = _copies(table, present, rows, got)
+    hint = ["if column 'run' says which rows are one run, give --run run (run='run')"] if "run" in present else []
+    if "step" not in present:
+        return [], rows, [*copies, *hint]
+    told = told_runs(table, present, rows, _loose(table["step"], rows))
+    if told.clash is not None or not 1 < len(told.names) < rows.size:
+        return [], rows, [*copies, *hint]
+    said = f"the table has no column 'run_id': rows with the same {', '.join(told.columns)} were taken as one run"
+    return list(told.names), told.code, [f"{said} ({len(told.names)} runs); --run COLUMN names another column of runs"]
+
+
 def _done_rows(table: Any, present: list[str], run: str) -> tuple[Array, list[str]]:
     """Row numbers from 0 of finished runs that count, and warnings that name the others."""
     count = len(table[present[0]]) if present else 0
     if "status" not in present:
         return np.arange(count), []
-    states, state = _coded(table["status"])
+    states, state = coded(table["status"])
     done = np.array([name == DONE for name in states], dtype=bool)[state]
     if done.all():
         return np.arange(count), []
@@ -185,18 +199,6 @@ def _done_rows(table: Any, present: list[str], run: str) -> tuple[Array, list[st
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def _coded(column: Any) -> tuple[list[str], Array]:
-    """A column's different texts, sorted, and [n] which of them each cell is."""
-    if hasattr(column, "factorize"):  # of pandas: a table of a study may have a million rows
-        codes, found = column.factorize(use_na_sentinel=False)
-    else:
-        found, codes = column, np.arange(len(column))
-    texts = [str(v) for v in found]
-    names = sorted(set(texts))
-    place = {name: i for i, name in enumerate(names)}
-    return names, np.array([place[text] for text in texts], dtype=np.int64)[codes]
 
 
 def _refuse_blank(texts: list[str], code: Array, name: str, rows: Array, where: str) -> None:

@@ -142,7 +142,8 @@ class _Judge:
         """The variance of the laws' draws of the answer, and what is left of it once the run is known."""
         own = own_share(len(answers), self.surface.rivals)
         laws = [(self.surface.law, self.surface.draws[:own]), *((r.law, r.draws) for r in self.surface.rivals)]
-        seen = _bounded(np.concatenate([law.values(draws, problem.x).reshape(len(draws), -1) for law, draws in laws]))
+        values = [law.values(draws, problem.x).reshape(len(draws), -1) for law, draws in laws if len(draws)]
+        seen = _bounded(np.concatenate(values))
         count, points = len(answers), seen.shape[1] // len(self.noise.offset)
         cross = seen.T @ answers / count
         before = float(answers @ answers / count)

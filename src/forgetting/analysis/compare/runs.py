@@ -1,0 +1,69 @@
+"""The runs of a table to compare that does not name them: told apart by label, mitigation, rank, seed, ..."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from forgetting.analysis.laws.base import Array
+from forgetting.analysis.named_runs import told_runs
+from forgetting.analysis.table_files import Table
+from forgetting.analysis.tables import rows
+from forgetting.errors import UsageError
+
+
+def with_runs(table: Table, name: str) -> tuple[Table, list[str]]:
+    """A table with a column `run_id`, and a note of where that is from if the table has none.
+
+    Rows are one run if they agree in every column that says what a run is, and their steps rise; without steps, every
+    row is a run.
+
+    Args:
+        table: columns by name, one entry a measurement.
+        name: the data set.
+
+    Raises:
+        UsageError: steps that are missing, or that do not rise, so that rows may be of several runs.
+    """
+    if any(str(cell).strip() not in ("", "nan", "None", "<NA>") for cell in table.get("run_id", ())):
+        return table, []
+    every = [f"row {i + 1}" for i in range(rows(table))]
+    alone = "the table has no column 'run_id': every row was taken as a run"
+    step = _numbers(table, "step")
+    if not {"label", "method"} & set(table) or np.isnan(step).all():
+        return table | {"run_id": every}, [alone]
+    counted = np.array([_trained(table, i) for i in range(rows(table))], dtype=bool) & ~(step <= 0)
+    at = np.flatnonzero(counted)
+    told = told_runs(table, list(table), at, step[at])
+    if told.clash is not None:
+        first, second = told.clash
+        run = told.names[told.code[np.flatnonzero(at == second)[0]]]
+        steps = f"steps {step[first]:g} and {step[second]:g}"
+        raise UsageError(
+            f"'{name}' has no column 'run_id', and rows {first + 1} and {second + 1}, {steps}, cannot be told apart as "
+            f"runs ({run}); name the run of every row in a column 'run_id'"
+        )
+    whole = told_runs(table, list(table), np.arange(rows(table)), step)
+    ids = [whole.names[code] for code in whole.code]
+    said = f"rows with the same {', '.join(whole.columns)} were taken as one run"
+    return table | {"run_id": ids}, [f"the table has no column 'run_id': {said} ({len(told.names)} runs)"]
+
+
+def _trained(table: Table, i: int) -> bool:
+    """Whether a row is a measurement in training of a run that ended well, and not of interpolated weights."""
+    status = table["status"][i] if "status" in table else None
+    alpha = _number(table["alpha"][i]) if "alpha" in table else math.nan
+    return str(status or "done") in ("done", "nan") and not alpha < 1
+
+
+def _numbers(table: Table, column: str) -> Array:
+    return np.array([_number(cell) for cell in table.get(column, [math.nan] * rows(table))])
+
+
+def _number(cell: Any) -> float:
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return math.nan

@@ -1,0 +1,89 @@
+"""The runs of a table that does not name them, told apart by what it says of each: label, rank, seed, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from forgetting.analysis.laws.base import Array
+
+IDENTIFYING = (
+    "dataset",
+    "model",
+    "label",
+    "method",
+    "mitigation",
+    "variant",
+    "rank",
+    "trainable_params",
+    "learning_rate",
+    "lr",
+    "batch_size",
+    "seed",
+    "run",
+    "run_name",
+    "run_number",
+    "trial",
+    "replicate",
+)
+"""Columns that say what a run is, and are the same all along it."""
+
+
+@dataclass(frozen=True)
+class ToldRuns:
+    """Runs by the columns that identify them.
+
+    Attributes:
+        columns: those that the table has.
+        names: of the runs, such as `label=lora, rank=16, seed=0`.
+        code: [n] which of them each row is of.
+        clash: two rows, from 0, of one such run whose steps do not rise; None where each run's steps do.
+    """
+
+    columns: tuple[str, ...]
+    names: tuple[str, ...]
+    code: Array
+    clash: tuple[int, int] | None
+
+
+def told_runs(table: Any, present: Sequence[str], rows: Array, steps: Array) -> ToldRuns:
+    """Runs by every identifying column of a table.
+
+    Args:
+        table: columns by name.
+        present: their names.
+        rows: [n] row numbers to look at.
+        steps: [n] their steps; NaN rises above nothing.
+    """
+    columns = tuple(name for name in IDENTIFYING if name in present)
+    code = np.zeros(rows.size, dtype=np.int64)
+    texts: dict[str, list[str]] = {}
+    own: dict[str, Array] = {}
+    for name in columns:
+        texts[name], every = coded(table[name])
+        own[name] = every[rows]
+        _, code = np.unique(code * len(texts[name]) + own[name], return_inverse=True)
+    first = np.unique(code, return_index=True)[1]
+    shown = [name for name in columns if np.unique(own[name]).size > 1] or list(columns[:1])
+    names = tuple(", ".join(f"{name}={texts[name][own[name][i]]}" for name in shown) for i in first)
+    order = np.argsort(code, kind="stable")
+    before, after = order[:-1], order[1:]
+    bad = np.flatnonzero((code[before] == code[after]) & ~(steps[after] > steps[before]))
+    earliest = bad[np.argmin(after[bad])] if bad.size else 0
+    clash = (int(rows[before[earliest]]), int(rows[after[earliest]])) if bad.size else None
+    return ToldRuns(columns, names, code, clash)
+
+
+def coded(column: Any) -> tuple[list[str], Array]:
+    """A column's different texts, sorted, and [n] which of them each cell is."""
+    if hasattr(column, "factorize"):  # of pandas: a table of a study may have a million rows
+        codes, found = column.factorize(use_na_sentinel=False)
+    else:
+        found, codes = column, np.arange(len(column))
+    texts = [str(v) for v in found]
+    names = sorted(set(texts))
+    place = {name: i for i, name in enumerate(names)}
+    return names, np.array([place[text] for text in texts], dtype=np.int64)[codes]

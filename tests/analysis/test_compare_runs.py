@@ -1,0 +1,90 @@
+"""Runs of a table to compare or fit that does not name them, and runs whose seeds are not known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import forgetting
+from forgetting.analysis.compare import compare_tables
+from forgetting.config.arguments import from_records
+from forgetting.errors import UsageError
+
+RANKS, SEEDS, STEPS = (4, 8, 16, 32), (0, 1, 2), 6
+
+
+def table(*without: str, twin: float = 0.0) -> list[dict[str, Any]]:
+    """LoRA of four ranks, and replay at rank 64, three seeds each; the scatter between ranks is 0.05."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for rank in (*RANKS, 64):
+        of_rank = rng.normal(0, 0.05)
+        for seed in SEEDS:
+            shift = of_rank + rng.normal(0, 0.004)
+            for i in range(STEPS):
+                loss = 2.0 - 0.15 * i + 0.004 * seed
+                row = {"run_id": f"{rank}-{seed}", "label": "lora", "rank": rank, "seed": seed, "step": 10 * (i + 1)}
+                row |= {"mitigation": "replay" if rank == 64 else "", "finetune_loss": loss}
+                rows.append(row | {"forgetting": 3 - 1.3 * loss + shift - (twin if rank == 64 else 0)})
+    return [{k: v for k, v in row.items() if k not in without} for row in rows]
+
+
+def contest(rows: list[dict[str, Any]]) -> Any:
+    return compare_tables({"d": from_records(rows)}, "lora").contests["d"]
+
+
+def test_runs_without_a_name_are_those_of_the_columns_that_identify_them():
+    named, unnamed = contest(table()), contest(table("run_id"))
+    assert [c.saving for c in unnamed.contenders] == [c.saving for c in named.contenders]
+    assert [len(runs) for runs in unnamed.runs.values()] == [3] * 5
+    note = "rows with the same label, mitigation, rank, seed were taken as one run (15 runs)"
+    assert any(note in said for said in unnamed.notes)
+    assert not any("run_id" in said for said in named.notes)
+
+
+def test_a_step_twice_in_what_would_be_one_run_is_refused():
+    with pytest.raises(UsageError, match=r"rows 6 and 7, steps 60 and 10, .*\(mitigation=, rank=4\).*column 'run_id'"):
+        contest(table("run_id", "seed"))
+
+
+def test_rows_without_steps_are_runs_and_it_is_said():
+    rows = [row for row in table("run_id") if row["step"] == 60]
+    found = contest([{k: v for k, v in row.items() if k != "step"} for row in rows])
+    assert any("every row was taken as a run" in said for said in found.notes)
+
+
+def test_runs_of_one_rank_are_one_rank_without_seeds_too():
+    with_seeds, without = contest(table()), contest(table("seed"))
+    assert [len(runs) for runs in without.runs.values()] == [3] * 5
+    assert len(without.references) == 4
+    # what one more rank scatters is learned from four ranks either way
+    assert without.contenders[0].over_ranks == with_seeds.contenders[0].over_ranks
+    assert any("taken as replicates" in said for said in without.notes)
+
+
+def test_an_empty_cell_is_called_empty():
+    rows = table()
+    rows[3]["forgetting"] = ""
+    with pytest.raises(UsageError, match=r"row 4 \(run 4-0\), column 'forgetting': the cell is empty, where"):
+        contest(rows)
+
+
+def test_a_fit_takes_rows_of_one_rank_and_seed_as_a_run():
+    rows = [row | {"forgetting_loss": row["forgetting"]} for row in table("run_id") if row["rank"] != 64]
+    named = forgetting.fit(
+        [row | {"run_id": f"{row['rank']}-{row['seed']}"} for row in rows], "linear", bootstrap=40, seed=1
+    )
+    told = forgetting.fit(rows, "linear", bootstrap=40, seed=1)
+    assert told.n_runs == named.n_runs == 12
+    width = [fit.parameters["c_fft"].high - fit.parameters["c_fft"].low for fit in (told, named)]
+    assert width[0] == pytest.approx(width[1], rel=0.5)  # runs are in another order
+    assert any("rows with the same label, mitigation, rank, seed were taken as one run" in w for w in told.warnings)
+
+
+def test_a_fit_points_to_a_column_of_runs_that_steps_do_not_confirm():
+    rows = [{"run": i // 4, "x": float(i % 5 + 1), "y": float(i * i % 7)} for i in range(20)]
+    made = forgetting.fit(rows, "y = a + b*x", bootstrap=20)
+    assert any("give --run run" in w for w in made.warnings)
+    assert any("every row was taken as an independent run" in w for w in made.warnings)
