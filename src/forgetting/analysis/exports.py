@@ -129,17 +129,21 @@ def _joined(modules: Any) -> Any:
 
 
 def normalise(table: Table) -> Table:
-    """MLflow's and W&B's names of runs, states, metrics and parameters become ours; other tables stay as they are."""
+    """A table whose MLflow's and W&B's names of runs, states, metrics and parameters can be found under ours, too.
+
+    Every column can be found under the file's own name, of which a formula or `--map` may be made.
+    """
     out: Table = {}
     for name, cells in table.items():
         short = name.removeprefix("metrics.").removeprefix("params.")
         if short in out:
             raise UsageError(f"columns '{name}' and another one both mean '{short}'; rename one of them")
         out[short] = cells
+    out |= {name: cells for name, cells in table.items() if name not in out}
     renames = (("Run ID", "run_id"), ("Status", "status"), ("State", "status"), ("Name", "run_id"), ("Step", "step"))
     for theirs, ours in renames:
         if theirs in out and ours not in out and not is_chart(table):
-            out[ours] = out.pop(theirs)
+            out[ours] = out[theirs]
     if "status" in out:
         out["status"] = ["done" if str(s).lower() in FINISHED else str(s).lower() for s in out["status"]]
     return out

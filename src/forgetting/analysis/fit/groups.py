@@ -91,7 +91,9 @@ class GroupedFits(Result):
     def shown(self) -> list[Shown]:
         """One row a group, and the warnings with the number of groups that have each."""
         fitted = [g.fit for g in self.groups if g.fit is not None]
-        heading = [f"{self.law.title}, by {', '.join(self.by)}", str(self.law.formula), f"source: {self.law.source}"]
+        heading = [f"{self.law.title}, by {', '.join(self.by)}", str(self.law.formula)]
+        heading += [f"read as: {self.law.reading}"] if self.law.reading else []
+        heading.append(f"source: {self.law.source}")
         heading.append(f"{len(fitted)} of {len(self.groups)} groups fitted, {fitted[0].objective}" if fitted else "")
         if fitted:
             alone = "every row taken as independent" if fitted[0].diagnostics.get("iid") else "of whole runs"

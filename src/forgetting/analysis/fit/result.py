@@ -276,6 +276,7 @@ class Fit(Result):
         """What was fitted, the parameters, and what a reader must know."""
         law = self.law_object
         heading = [f"{law.title}: {self.label}" if self.label else str(law.title), str(law.formula)]
+        heading += [f"read as: {law.reading}"] if law.reading else []
         heading.append(f"source: {law.source}")
         if self.objective != "published":
             alone = bool(self.diagnostics.get("iid"))

@@ -151,6 +151,16 @@ class Law(ABC):
         ]
 
     @property
+    def called(self) -> str:
+        """What tells the law from others for readers: its name, or its formula where a user wrote it."""
+        return self.name
+
+    @property
+    def reading(self) -> str:
+        """How the names of a formula that a user wrote were taken; empty for other laws."""
+        return ""
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Parameter names, in order."""
         return tuple(p.name for p in self.parameters)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from forgetting.analysis.laws.base import Array, Law, Parameter, Variable
-from forgetting.analysis.laws.formula import affine, evaluate, in_exponent, parse
+from forgetting.analysis.laws.formula import CONSTANTS, affine, evaluate, in_exponent, parse
 from forgetting.analysis.laws.scales import Region, regions
 from forgetting.errors import UsageError, did_you_mean
 
@@ -31,6 +31,19 @@ def check_start(name: str, start: tuple[float, float], bounds: tuple[float, floa
     if last < bounds[0] or first > bounds[1]:
         shown = f"{first:g}" if first == last else f"{first:g} to {last:g}"
         raise UsageError(f"start of '{name}' is {shown}, outside its bounds {bounds[0]:g} to {bounds[1]:g}")
+
+
+def _no_variable(formula: str, names: Sequence[str], columns: Sequence[str]) -> UsageError:
+    """Why a formula that names no column is none: `y = a` is a mean, `y = a + b*z` may be a slip of the pen."""
+    choices = f"columns that can be: {', '.join(columns) or 'none'}"
+    given = [name for name in names if name in columns]
+    if given:
+        return UsageError(
+            f"formula '{formula}' has no variable: {', '.join(given)} was given a start or bounds; {choices}"
+        )
+    if len(names) < 2:
+        return UsageError(f"formula '{formula}' has no variable: it is a constant, which is no law; {choices}")
+    return UsageError(f"formula '{formula}' has no variable: none of {', '.join(names)} is a column; {choices}")
 
 
 class FormulaLaw(Law):
@@ -57,12 +70,12 @@ class FormulaLaw(Law):
         Raises:
             UsageError: the formula cannot be read, has no variable or parameter, or a name is not in it.
         """
-        parsed = parse(formula)
+        parsed = parse(formula, (*variables, *(start or {}), *(bounds or {})))
         self.name = "custom"
         self.title = "Law written by the user"
         self.formula = formula
         self.source = SOURCE
-        self.tree = parsed.tree
+        self.tree, self._parsed = parsed.tree, parsed
         target = parsed.output or output
         if not target:
             raise UsageError(f"formula '{formula}' does not name its output; write loss = {formula}")
@@ -71,7 +84,7 @@ class FormulaLaw(Law):
         used = tuple(v for v in variables if v in parsed.names and v not in self._start and v not in self._bounds)
         names = tuple(n for n in parsed.names if n not in used)
         if not used:
-            raise UsageError(f"formula '{formula}' has no variable; variables are {', '.join(variables) or 'none'}")
+            raise _no_variable(formula, parsed.names, [v for v in variables if v != target])
         if not names:
             raise UsageError(f"formula '{formula}' has no parameter: {', '.join(used)} are all columns")
         if target in parsed.names:
@@ -155,6 +168,18 @@ class FormulaLaw(Law):
             *super().hints(x, y),
             *self._exponents(),
         ]
+
+    @property
+    def called(self) -> str:
+        """The formula."""
+        return self.formula
+
+    @property
+    def reading(self) -> str:
+        """Which names are columns, which are fitted, and which are constants."""
+        columns = [name for name in self._parsed.names if name in self.variable_names]
+        parts = [f"columns {', '.join(columns)}", f"fitted {', '.join(self.names)}"]
+        return "; ".join(parts + [f"{name} is {CONSTANTS[name]:.6g}" for name in self._parsed.constants])
 
     def _exponents(self) -> list[str]:
         return [

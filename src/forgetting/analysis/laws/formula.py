@@ -7,9 +7,11 @@ be complex. Constants are floats, so that `9**9**9` overflows at once instead of
 from __future__ import annotations
 
 import ast
+import keyword
+import re
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from forgetting.errors import UsageError, did_you_mean
 
 MAX_LENGTH = 2_000
 MAX_DEPTH = 60
+_NAME = re.compile(r"[^\W\d]\w*")
 
 
 def _sqrt(v: Array) -> Array:
@@ -57,17 +60,23 @@ class Formula:
         text: as written.
         output: the name before `=`, or an empty string.
         tree: the expression.
-        names: names in it, in order of appearance.
+        names: names in it, in order of appearance, but for constants.
+        constants: names of constants in it.
     """
 
     text: str
     output: str
     tree: Node
     names: tuple[str, ...]
+    constants: tuple[str, ...] = ()
 
 
-def parse(text: str) -> Formula:
+def parse(text: str, own: Collection[str] = ()) -> Formula:
     """Parse `expression` or `output = expression`.
+
+    Args:
+        text: the formula.
+        own: names that are no constants here, though they are elsewhere (a column `pi`).
 
     Raises:
         UsageError: the text has something else than numbers, names, + - * / **, parentheses and known functions.
@@ -83,10 +92,17 @@ def parse(text: str) -> Formula:
             warnings.simplefilter("ignore")
             parsed = ast.parse(body, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        if reserved := [word for word in _NAME.findall(body) if keyword.iskeyword(word)]:
+            raise UsageError(
+                f"formula '{text}': '{reserved[0]}' is a reserved word of Python and no name for a parameter; write "
+                f"{reserved[0]}_"
+            ) from None
         raise UsageError(f"formula '{text}' cannot be read: {getattr(error, 'msg', error)}") from None
     names: dict[str, None] = {}
+    constants = {name: value for name, value in CONSTANTS.items() if name not in own}
     tree = _build(parsed, text, names, 0)
-    return Formula(text, output, tree, tuple(names))
+    used = tuple(name for name in names if name in constants)
+    return Formula(text, output, _with_constants(tree, constants), tuple(n for n in names if n not in used), used)
 
 
 def _build(node: ast.expr, text: str, names: dict[str, None], depth: int) -> Node:
@@ -95,8 +111,6 @@ def _build(node: ast.expr, text: str, names: dict[str, None], depth: int) -> Nod
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         return _constant(node.value, text)
     if isinstance(node, ast.Name):
-        if node.id in CONSTANTS:
-            return Node("number", number=CONSTANTS[node.id])
         names[node.id] = None
         return Node("name", name=node.id)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
@@ -113,6 +127,13 @@ def _build(node: ast.expr, text: str, names: dict[str, None], depth: int) -> Nod
         f"formula '{text}': '{found}' is not allowed{hint}; allowed are numbers, names, + - * / **, parentheses and "
         + ", ".join(FUNCTIONS)
     )
+
+
+def _with_constants(node: Node, constants: Mapping[str, float]) -> Node:
+    """A tree whose constants are numbers."""
+    if node.kind == "name":
+        return Node("number", number=constants[node.name]) if node.name in constants else node
+    return replace(node, children=tuple(_with_constants(child, constants) for child in node.children))
 
 
 def _written(node: ast.expr) -> str:

@@ -1,0 +1,74 @@
+"""What the names of a formula are taken for, and that the output says it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import forgetting
+from forgetting.analysis.laws import FormulaLaw
+from forgetting.analysis.tables import read_table
+from forgetting.errors import UsageError
+
+STEP = np.array([1.0, 2, 3, 4, 5, 6])
+LR = np.array([3.0, 1, 2, 5, 4, 9])
+TABLE = {"Step": STEP, "lr": LR, "Value": 1 + 2 * LR + 0.5 * STEP}
+
+
+@pytest.mark.parametrize("name", ["Step", "step"])
+@pytest.mark.parametrize("kind", ["file", "frame", "columns"])
+def test_a_formula_finds_columns_under_the_files_own_name_and_ours(tmp_path, kind, name):
+    table = {"file": tmp_path / "t.csv", "frame": pd.DataFrame(TABLE), "columns": TABLE}[kind]
+    if kind == "file":
+        pd.DataFrame(TABLE).to_csv(table, index=False)
+    fit = forgetting.fit(table, f"Value = a + b*lr + c*{name}", bootstrap=0)
+    assert [e.value for e in fit.parameters.values()] == pytest.approx([1, 2, 0.5])
+    assert f"read as: columns lr, {name}; fitted a, b, c" in str(fit)
+
+
+def test_mlflows_columns_keep_their_own_names(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text("Name,metrics.loss,params.x\na,1,1\na,2,2\nb,3,3\n")
+    table = read_table(path)
+    assert table["metrics.loss"] == table["loss"] == ["1", "2", "3"]
+    assert table["Name"] == table["run_id"] == ["a", "a", "b"]
+    fit = forgetting.fit(path, "y = a + b*x", columns={"y": "metrics.loss"}, bootstrap=0)
+    assert fit.parameters["b"].value == pytest.approx(1)
+
+
+def test_constants_and_columns_named_as_parameters_are_said():
+    x = np.arange(1.0, 7)
+    fit = forgetting.fit({"x": x, "y": math.pi * x + 3}, "y = pi*x + e", bootstrap=0)
+    assert fit.parameters["e"].value == pytest.approx(3)
+    assert "read as: columns x; fitted e; pi is 3.14159" in str(fit)
+    column = forgetting.fit({"x": x, "pi": x**2, "y": 2 * x**2 + 3}, "y = b*pi + e", bootstrap=0)
+    assert column.parameters["b"].value == pytest.approx(2)
+    assert "read as: columns pi; fitted b, e" in str(column)
+    again = FormulaLaw.from_spec(column.spec)
+    assert (again.variable_names, again.names) == (("pi",), ("b", "e"))
+    own = forgetting.fit({"x": x, "y": 2 * x + 3}, "y = pi*x + e", start={"pi": 1.0}, bootstrap=0)
+    assert own.parameters["pi"].value == pytest.approx(2)
+    grouped = forgetting.fit({"x": [*x, *x], "a": [1.0] * 12, "y": [*x, *x], "g": ["p"] * 6 + ["q"] * 6}, "y = a*b*x",
+                             by="g", bootstrap=0)  # fmt: skip
+    assert "read as: columns a, x; fitted b" in str(grouped)
+
+
+@pytest.mark.parametrize(
+    ("formula", "options", "says"),
+    [
+        ("y = a", {}, "it is a constant, which is no law; columns that can be: x, z$"),
+        ("y = a + b*t", {}, "none of a, b, t is a column; columns that can be: x, z$"),
+        ("y = a*x", {"start": {"x": 1.0}}, "x was given a start or bounds"),
+        (
+            "y = a + lambda*x",
+            {},
+            "'lambda' is a reserved word of Python and no name for a parameter; write lambda_",
+        ),
+    ],
+)
+def test_what_is_no_formula_is_said_in_words(formula, options, says):
+    with pytest.raises(UsageError, match=says):
+        forgetting.fit({"x": [1, 2, 3], "y": [1, 2, 3], "z": [1, 2, 3]}, formula, **options)
