@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,16 @@ def test_workers_find_the_libraries_loaded_and_the_environment_of_now(
         assert do(["a", "b"], work, 2) == {}
         for task in ("a", "b"):
             assert (tmp_path / task).read_text() == f"{libraries} {place} {Path.cwd()}"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux alone")
+@pytest.mark.parametrize("broken", [EOFError(), ConnectionResetError()])
+def test_a_killed_server_of_forks_does_not_end_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Exception
+) -> None:
+    def killed(_: object) -> None:
+        raise broken
+
+    monkeypatch.setattr(ForkServerProcess, "start", killed)
+    assert do(["a", "b"], functools.partial(write, str(tmp_path)), 2) == {}
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}

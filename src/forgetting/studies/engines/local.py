@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
 from ...tuning import stopping
@@ -61,7 +63,7 @@ class _Pool:
     """Worker processes, each on a pipe of its own: a worker that is killed holds no lock that others wait for."""
 
     def __init__(self, tasks: Sequence[str], work: Work, jobs: int, threads: int, on_event: Hear) -> None:
-        self.context = worker_context()
+        self.context: SpawnContext | ForkServerContext = worker_context()
         self.left = list(tasks)
         self.work, self.jobs, self.threads, self.on_event = work, jobs, threads, on_event
         self.attempts = Attempts()
@@ -95,11 +97,19 @@ class _Pool:
 
     def _hire(self) -> None:
         ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=_serve, args=(self.work, theirs, self.threads), daemon=True)
-        process.start()
+        try:
+            process = self._start(theirs)
+        except (EOFError, OSError):  # the server of forks was killed: do without
+            self.context = multiprocessing.get_context("spawn")
+            process = self._start(theirs)
         theirs.close()  # so that the worker's death ends the pipe
         self.processes[ours] = process
         self.new.add(ours)
+
+    def _start(self, pipe: PipeEnd) -> BaseProcess:
+        process = self.context.Process(target=_serve, args=(self.work, pipe, self.threads), daemon=True)
+        process.start()
+        return process
 
     def _stop(self) -> None:
         """Ask each worker to stop at its next step; what had not begun stays as it was."""
