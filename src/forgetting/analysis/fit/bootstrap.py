@@ -25,6 +25,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from forgetting.analysis.fit.orthogonal import orthogonal
 from forgetting.analysis.fit.runwise import DETERMINED, grams, sums
 from forgetting.analysis.fit.solver import Problem, minimise, to_z
 from forgetting.analysis.laws.base import Array
@@ -174,7 +175,8 @@ def free_basis(problem: Problem, theta: Array, weights: Array) -> Array:
         jacobian = problem.gradient(theta[None])[0] * np.where(log, theta, 1.0) * np.sqrt(weights)[:, None] * factor
     jacobian = np.nan_to_num(jacobian[:, free])
     norm = np.linalg.norm(jacobian, axis=0)
-    left, singular, _ = np.linalg.svd(jacobian[:, norm > 0] / norm[norm > 0], full_matrices=False)
+    columns, _ = orthogonal(jacobian[:, norm > 0] / norm[norm > 0], problem.solvable[free][norm > 0])
+    left, singular, _ = np.linalg.svd(columns, full_matrices=False)
     return np.asarray(left[:, singular > 1e-10 * singular[:1].max(initial=0.0)])
 
 

@@ -15,7 +15,7 @@ from forgetting.analysis.fit.diagnostics import diagnostics, fit_warnings, r_squ
 from forgetting.analysis.fit.estimate import Estimate
 from forgetting.analysis.fit.identify import NONE, Lowest, identify
 from forgetting.analysis.fit.information import Information, information
-from forgetting.analysis.fit.intervals import can_draw, draw, enough, estimates, loose, profiles
+from forgetting.analysis.fit.intervals import can_draw, draw, enough, estimates, loose, profiles, spare_values
 from forgetting.analysis.fit.line import OBJECTIVE as IN_BOTH
 from forgetting.analysis.fit.line import fit_line
 from forgetting.analysis.fit.misfit import Misfit, alarms, misfits, plain_misfits
@@ -116,7 +116,8 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     looks = shape(problem, found.theta, y, w)
     theta = adapted.public(found.theta[None], data.y[None], np.ones((1, data.n)))[0]
     warnings = [*data.warnings, *law.hints(data.x, data.y), *fit_warnings(problem, found, looks, options.starts)]
-    draws = draw(problem, found, data, weights, options.bootstrap, rng, warnings)
+    spare = spare_values(problem, weights, looks.at_bounds)
+    draws = draw(problem, found, data, weights, options.bootstrap, spare, rng, warnings)
     public = None if draws is None else adapted.public(draws.theta, draws.y, draws.weights)
     degrees = freedom(problem, found.theta, weights, data.run)
     widen = 1.0 if draws is None else widen_by(draws.scheme, len(data.runs), degrees, options.confidence)
@@ -131,7 +132,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     validation = {
         "leave_one_run_out": leave_one_run_out(problem, found.theta, data, weights),
         "run_noise": run_noise(problem, found.theta, data),
-        "scatter": _scatter(problem, found.theta, data, weights),
+        "scatter": _scatter(problem, found.theta, data, weights) if spare > 0 else None,
         "misfit": plain_misfits(tests),
         "freedom": degrees,
     }
@@ -168,7 +169,7 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     starts = 0 if cells.linear else options.starts
     warnings = [*data.warnings, *law.hints(data.x, data.y), *fit_warnings(problem, found, looks, starts)]
     draws = public = None
-    if can_draw(data, options.bootstrap, warnings):
+    if can_draw(data, options.bootstrap, spare_values(problem, weights, looks.at_bounds), warnings):
         draws, signs, residual = summed.resample(cells, found.theta, options.bootstrap, rng)
         if enough(draws, options.bootstrap, warnings):
             public = summed.public_draws(cells, adapted, draws.theta, signs, residual, found.theta)

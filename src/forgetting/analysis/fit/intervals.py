@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -20,10 +20,23 @@ LEAST_DRAWS = 20
 LOOSE = 30.0  # ratio of an interval's ends above which a positive parameter is all but unknown
 
 
-def can_draw(data: Data, count: int, warnings: list[str]) -> bool:
-    """Whether there are runs enough to resample; warns where there are not."""
+def can_draw(data: Data, count: int, spare: int, warnings: list[str]) -> bool:
+    """Whether there is anything to resample; warns where there is not.
+
+    Args:
+        data: the table.
+        count: resamples asked for.
+        spare: measured values less parameters that the fit could move.
+        warnings: to add to.
+    """
     runs = len(data.runs)
     if count == 0:
+        return False
+    if spare <= 0:
+        warnings.append(
+            f"no intervals: no degrees of freedom are left, since {data.y.size} measured values were fitted with "
+            f"{data.y.size - spare} parameters; more rows, or a law of fewer parameters, would leave some"
+        )
         return False
     if runs < MIN_RUNS:
         units = "rows" if data.independent or data.iid else "runs"
@@ -35,6 +48,11 @@ def can_draw(data: Data, count: int, warnings: list[str]) -> bool:
     if data.independent:
         warnings.append("the table names no runs: every row was taken as an independent run")
     return True
+
+
+def spare_values(problem: Problem, weights: Array, at_bounds: Collection[str]) -> int:
+    """Degrees of freedom of the residuals: values of a weight, less parameters that are not held nor at a bound."""
+    return int(np.sum(weights > 0)) - int(np.sum(~problem.fixed)) + len(at_bounds)
 
 
 def enough(draws: Draws, count: int, warnings: list[str]) -> bool:
@@ -51,11 +69,12 @@ def draw(
     data: Data,
     weights: Array,
     count: int,
+    spare: int,
     rng: np.random.Generator,
     warnings: list[str],
 ) -> Draws | None:
     """Bootstrap refits, or None and a warning where no interval would be honest."""
-    if not can_draw(data, count, warnings):
+    if not can_draw(data, count, spare, warnings):
         return None
     scheme = scheme_for(problem)
     draws = resample(problem, found.theta, data.y, weights, data.run, count=count, rng=rng, scheme=scheme)
@@ -112,7 +131,7 @@ def profiles(
     warnings: list[str],
 ) -> dict[str, Estimate]:
     """Profile-likelihood intervals in place of the bootstrap's, for every parameter that is fitted as such."""
-    if len(data.runs) < MIN_RUNS:
+    if len(data.runs) < MIN_RUNS or spare_values(problem, weights, ()) <= 0:
         return {}
     out = {}
     run = np.tile(data.run, data.y.shape[0])

@@ -88,8 +88,12 @@ def search(
     same = _same(every, float(every.min()), y, weights)
     apart = np.abs(np.concatenate(ends) - best) > APART * (np.abs(best) + APART)
     twins = np.concatenate(ends)[same & apart.any(axis=1)]
-    theta, minimum = polish(problem, best, y, weights)
+    theta, minimum = (best, True) if problem.direct else polish(problem, best, y, weights)
+    if problem.exact:
+        theta = solve_linear(problem, theta[None], y, weights)[0]
     cost, slope = (float(v[0]) for v in stationarity(problem, theta[None], y, weights))
+    if problem.direct:  # there is one lowest point, and what is left of the slope is rounding
+        return Found(theta, cost, 0.0, total, 1.0, bool(np.isfinite(cost)), True)
     perfect = cost <= _floor(y, weights)
     converged = (
         (perfect or slope <= STATIONARY) and minimum and cost <= float(every.min()) * (1 + 1e-9) + _floor(y, weights)

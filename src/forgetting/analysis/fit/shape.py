@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from forgetting.analysis.fit.orthogonal import orthogonal
 from forgetting.analysis.fit.solver import Problem, to_z
 from forgetting.analysis.laws.base import Array
 
@@ -50,18 +51,23 @@ def shape(problem: Problem, theta: Array, y: Array, weights: Array) -> Shape:
     norm = np.linalg.norm(jacobian, axis=0)
     flat = [{names[k]: 1.0} for k in np.flatnonzero(free & (norm == 0))]
     free &= norm > 0
-    _, singular, right = np.linalg.svd(jacobian[:, free] / norm[free], full_matrices=False)
+    unit = jacobian[:, free] / norm[free]
+    columns, back = orthogonal(unit, problem.solvable[free])
+    _, singular, right = np.linalg.svd(columns, full_matrices=False)
+    right = np.linalg.solve(back, right.T).T
     at = np.flatnonzero(free)
     for value, row in zip(singular, right, strict=True):
         if value <= FLAT * singular[0]:
-            flat.append({names[at[i]]: round(float(v), 3) for i, v in enumerate(row) if abs(v) > 0.2})
+            shares = row / np.linalg.norm(row)
+            flat.append({names[at[i]]: round(float(v), 3) for i, v in enumerate(shares) if abs(v) > 0.2})
     covariance = np.full((theta.size, theta.size), np.nan)
     spare = int(np.sum(weights > 0)) - at.size
     if spare > 0 and at.size and singular[-1] > FLAT * singular[0]:
-        unit = np.where(log, theta, 1.0)[free] / norm[free]
+        scale = np.where(log, theta, 1.0)[free] / norm[free]
         inverse = (right.T / singular**2) @ right
         with np.errstate(over="ignore", invalid="ignore"):
-            covariance[np.ix_(free, free)] = inverse * np.outer(unit, unit) * float(residual @ residual) / spare
+            covariance[np.ix_(free, free)] = inverse * np.outer(scale, scale) * float(residual @ residual) / spare
+    singular = np.linalg.svd(unit, compute_uv=False)
     condition = float(singular[0] / singular[-1]) if singular.size and singular[-1] > 0 else float("inf")
     at_bounds = {names[k]: float(theta[k]) for k in np.flatnonzero(bound)}
     return Shape(condition, flat, at_bounds, np.sqrt(np.diag(covariance)), covariance)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from forgetting.analysis.fit.objective import Objective
+from forgetting.analysis.fit.orthogonal import lengths, solved
 from forgetting.analysis.laws.base import Array, Law
 
 CHUNK = 1_000_000  # numbers in one Jacobian: 8 MB
@@ -49,6 +50,27 @@ class Problem:
     def fixed(self) -> Array:
         """[K]: which parameters do not move."""
         return np.array([p.gauge is not None or p.name in self.held for p in self.law.parameters])
+
+    @property
+    def solvable(self) -> Array:
+        """[K]: which parameters have a least-squares value at once, for any values of the others: linear, no bounds."""
+        return np.array(
+            [
+                p.linear and not p.log and p.gauge is None and p.low == -np.inf and p.high == np.inf
+                for p in self.law.parameters
+            ]
+        )
+
+    @property
+    def exact(self) -> bool:
+        """Whether the linear parameters of this least-squares problem can be solved for at every step."""
+        own = self.solvable
+        return bool(not self.objective.log and self.objective.quadratic and own.any() and (own == self.linear).all())
+
+    @property
+    def direct(self) -> bool:
+        """Whether that leaves no parameter to search for."""
+        return self.exact and bool((self.linear | self.fixed).all())
 
     def bounds(self, log: Array) -> tuple[Array, Array]:
         """[K] lower and upper bounds in the optimised coordinates."""
@@ -97,9 +119,11 @@ def to_z(theta: Array, log: Array) -> Array:
 
 def solve_linear(problem: Problem, theta: Array, y: Array, weights: Array) -> Array:
     """Put the linear parameters of [S, K] points at their weighted least-squares values, bounds ignored."""
-    linear = problem.linear
+    linear = problem.linear & ~problem.fixed
     if not linear.any():
         return theta
+    if problem.exact:
+        return _solve_exactly(problem, theta, y, weights, linear)
     basis = problem.gradient(theta)[:, :, linear]
     rest = problem.values(theta) - np.einsum("sml,sl->sm", basis, theta[:, linear])
     scale = np.sqrt((weights[:, :, None] * basis * basis).sum(axis=1)) + 1e-300
@@ -110,6 +134,26 @@ def solve_linear(problem: Problem, theta: Array, y: Array, weights: Array) -> Ar
     out = theta.copy()
     good = np.isfinite(gram).all(axis=(1, 2)) & np.isfinite(right).all(axis=(1, 2))
     out[np.ix_(good, linear)] = np.linalg.solve(gram[good], right[good])[:, :, 0] / scale[good]
+    return out
+
+
+def _solve_exactly(problem: Problem, theta: Array, y: Array, weights: Array, linear: Array) -> Array:
+    """`solve_linear` by singular values of the columns, in which nearly equal columns keep their digits."""
+    out = theta.copy()
+    out[:, linear] = 0.0
+    # where all the others are held alike, every problem has the same columns
+    alike = problem.direct and weights.shape[0] == 1 and bool((out == out[:1]).all())
+    root = np.sqrt(np.where(weights > 0, weights, 0.0))
+    with np.errstate(all="ignore"):
+        at = out[:1] if alike else out
+        basis = problem.gradient(at)[:, :, linear] * root[:, :, None]
+        right = np.where(root > 0, (y - problem.values(at)) * root, 0.0)
+    right = np.broadcast_to(right, (theta.shape[0], right.shape[1]))
+    basis = np.where(root[:, :, None] > 0, basis, 0.0)
+    good = np.isfinite(basis).all(axis=(1, 2)) & np.isfinite(right).all(axis=1)
+    if good.any():
+        out[np.ix_(good, linear)] = solved(basis if alike else basis[good], right[good])
+    out[~good] = theta[~good]
     return out
 
 
@@ -132,13 +176,15 @@ def minimise(
         y: [S, m] or [1, m] measured outputs.
         weights: [S, m] or [1, m] weights, 0 for a measurement left out.
         max_iterations: a limit, not a criterion; `slope` of the result tells what was reached.
-        project: solve the linear parameters exactly at every step (variable projection), ignoring their bounds.
+        project: solve the linear parameters exactly at every step (variable projection), ignoring their bounds; done
+            in any case where they have none.
         tolerance: `slope` at which a problem is left alone.
         damping: Marquardt's parameter to begin with, one or [S].
 
     Returns:
         The points reached, in the order of the starts.
     """
+    project = project or problem.exact
     count, size = theta.shape[0], y.shape[-1]
     step = max(1, CHUNK // max(1, size * theta.shape[1]))
     parts = []
@@ -171,6 +217,7 @@ class _Run:
 
     def __init__(self, problem: Problem, theta: Array, y: Array, weights: Array, project: bool, damping: Array) -> None:
         self.problem, self.project = problem, project
+        self.solved = problem.linear & ~problem.fixed & (project and problem.exact)
         count = theta.shape[0]
         self.y, self.w = y, weights
         self.plain = problem.objective.quadratic and bool((weights == 1).all())
@@ -203,6 +250,9 @@ class _Run:
         """Iterate until every problem is stationary, stuck or out of iterations."""
         running = np.flatnonzero(np.isfinite(self.cost))
         used = 0
+        if self.project and self.problem.direct:
+            self.slope[running] = 0.0
+            max_iterations = 0
         while used < max_iterations and running.size:
             used += 1
             running = running[self._iterate(running, tolerance)]
@@ -223,10 +273,11 @@ class _Run:
         right = np.where(free, -gradient / scale, 0.0)
         move = _solve(matrix, right)
         limit = np.where(self.log, 4.0, np.inf)
-        trial = np.clip(z + np.clip(move / scale, -limit, limit), self.low, self.high)
+        change = np.where(self.solved, 0.0, np.clip(move / scale, -limit, limit))
+        trial = np.clip(z + change, self.low, self.high)
         if self.project:
             theta = solve_linear(self.problem, to_theta(trial, self.log), _of(self.y, at), _of(self.w, at))
-            trial = np.where(self.problem.linear, theta, trial)
+            trial = np.where(self.problem.linear & ~self.problem.fixed, theta, trial)
         cost, f = self._cost(trial, at)
         better = cost < self.cost[at]
         expected = -(move * right).sum(axis=1) / np.maximum(self.cost[at], 1e-300)
@@ -278,7 +329,15 @@ class _Run:
         return hessian, gradient, _rows(left * objective.majorant(r), squared)
 
     def _squares(self, at: Array, jacobian: Array, r: Array) -> tuple[Array, Array, Array]:
-        """`model` of least squares, given the Jacobian and residuals times the roots of the weights."""
+        """`model` of least squares, given the Jacobian and residuals times the roots of the weights.
+
+        Where linear parameters are solved for, theirs are orthonormal columns instead: the step of the others is the
+        same, and keeps its digits.
+        """
+        if self.solved.any():
+            jacobian = np.nan_to_num(jacobian)
+            own = jacobian[:, :, self.solved]
+            jacobian[:, :, self.solved] = np.linalg.qr(own / lengths(own)[:, None, :])[0]
         hessian = np.swapaxes(jacobian, 1, 2) @ jacobian
         gradient = -_rows(r, jacobian)
         diagonal = np.diagonal(hessian, axis1=1, axis2=2).copy()

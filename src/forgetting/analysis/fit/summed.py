@@ -26,6 +26,7 @@ from forgetting.analysis.fit.bootstrap import (
 )
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.fit.options import Options
+from forgetting.analysis.fit.orthogonal import RANK, lengths
 from forgetting.analysis.fit.runwise import sums
 from forgetting.analysis.fit.search import Found, search
 from forgetting.analysis.fit.shape import Shape, shape
@@ -178,10 +179,11 @@ def resample(cells: Cells, theta: Array, count: int, rng: np.random.Generator) -
     residual = left_out_residuals(cells, theta, cells.data.y - cells.rows(fitted))
     signs = rng.choice(WEBB if runs < 10 else np.array([-1.0, 1.0]), size=(count, runs))
     if cells.linear:
-        basis = cells.problem.gradient(theta[None])[0]
-        weighted = basis * cells.weights.reshape(-1)[:, None]
-        pull = np.stack([np.bincount(cells.data.run, c, runs) for c in (weighted * residual.reshape(-1)[:, None]).T])
-        ends = theta + signs @ np.linalg.solve(weighted.T @ basis, pull).T
+        columns, back = _orthonormal(cells, theta)
+        root = np.sqrt(cells.weights.reshape(-1))
+        run = np.tile(cells.data.run, len(residual))
+        pull = np.stack([np.bincount(run, c, runs) for c in columns.T * (root * residual.reshape(-1))])
+        ends = theta + signs @ (back @ pull).T
         return Draws(ends, np.empty(0), np.empty(0), 0, "residuals"), signs, residual
     from scipy import sparse  # takes longer to import than a small fit
 
@@ -196,6 +198,15 @@ def resample(cells: Cells, theta: Array, count: int, rng: np.random.Generator) -
     good = np.isfinite(solution.cost) & np.isfinite(solution.theta).all(axis=1)
     draws = Draws(solution.theta[good], np.empty(0), np.empty(0), int(np.sum(~good)), "residuals")
     return draws, signs[good], residual
+
+
+def _orthonormal(cells: Cells, theta: Array) -> tuple[Array, Array]:
+    """[m, k] orthonormal columns of a linear law's weighted derivatives, and the [K, k] way to its parameters."""
+    basis = cells.problem.gradient(theta[None])[0] * np.sqrt(cells.weights.reshape(-1))[:, None]
+    size = lengths(basis)
+    columns, singular, turn = np.linalg.svd(basis / size, full_matrices=False)
+    kept = singular > RANK * singular[0]
+    return columns[:, kept], turn[kept].T / singular[kept] / size[:, None]
 
 
 def left_out_residuals(cells: Cells, theta: Array, residual: Array) -> Array:
@@ -252,8 +263,7 @@ def leave_one_run_out(cells: Cells, theta: Array) -> dict[str, Any] | None:
     folds = min(runs, FOLDS)
     fold = data.run % folds
     if cells.linear:
-        basis = cells.problem.gradient(theta[None])[0]
-        error = _linear_left_out(basis, cells, fold, folds)
+        error = _linear_left_out(_orthonormal(cells, theta)[0], cells, fold, folds)
     else:
         mass, y = (cells.without(fold, folds, values) for values in (cells.weights, cells.weights * data.y))
         y = y / np.where(mass > 0, mass, 1.0)
@@ -266,20 +276,19 @@ def leave_one_run_out(cells: Cells, theta: Array) -> dict[str, Any] | None:
     return {"rmse": dict(zip(cells.problem.law.outputs, rmse.tolist(), strict=True)), "folds": folds}
 
 
-def _linear_left_out(basis: Array, cells: Cells, fold: Array, folds: int) -> Array:
+def _linear_left_out(columns: Array, cells: Cells, fold: Array, folds: int) -> Array:
     """[O, n] errors of a linear law on the runs left out of its fit: one small system a fold."""
     outputs = cells.y.shape[0]
-    which, weight, y = np.tile(fold, outputs), cells.weights.reshape(-1), cells.data.y.reshape(-1)
-    zero = np.zeros((1, basis.shape[1]))
-    offset = cells.problem.values(zero)[0]
+    which, root = np.tile(fold, outputs), np.sqrt(cells.weights.reshape(-1))
+    offset = cells.problem.values(np.zeros((1, len(cells.problem.law.parameters))))[0]
+    y = (cells.data.y.reshape(-1) - offset) * root
     grams, rights = [], []
     for k in range(folds):
-        part = basis[which == k]
-        weighted = part * weight[which == k, None]
-        grams.append(weighted.T @ part)
-        rights.append(weighted.T @ (y - offset)[which == k])
-    theta = np.linalg.solve(sum(grams) - np.stack(grams), (sum(rights) - np.stack(rights))[:, :, None])[:, :, 0]
-    error: Array = (y - offset - np.einsum("mk,mk->m", basis, theta[which])).reshape(cells.y.shape)
+        part = columns[which == k]
+        grams.append(part.T @ part)
+        rights.append(part.T @ y[which == k])
+    found = np.linalg.solve(sum(grams) - np.stack(grams), (sum(rights) - np.stack(rights))[:, :, None])[:, :, 0]
+    error: Array = ((y - np.einsum("mk,mk->m", columns, found[which])) / root).reshape(cells.y.shape)
     return error
 
 
