@@ -64,13 +64,6 @@ def test_runs_of_one_rank_are_one_rank_without_seeds_too():
     assert any("taken as replicates" in said for said in without.notes)
 
 
-def test_an_empty_cell_is_called_empty():
-    rows = table()
-    rows[3]["forgetting"] = ""
-    with pytest.raises(UsageError, match=r"row 4 \(run 4-0\), column 'forgetting': the cell is empty, where"):
-        contest(rows)
-
-
 def test_a_fit_takes_rows_of_one_rank_and_seed_as_a_run():
     rows = [row | {"forgetting_loss": row["forgetting"]} for row in table("run_id") if row["rank"] != 64]
     named = forgetting.fit(

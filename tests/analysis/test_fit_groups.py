@@ -72,8 +72,8 @@ def test_nothing_fitted_is_the_first_groups_error():
         forgetting.fit(table, "chinchilla", by="model")
     with pytest.raises(UsageError, match=r"no column 'modle' to group by; did you mean 'model'\?"):
         forgetting.fit(table, LAW, by="modle")
-    table.iloc[2, 0] = None
-    with pytest.raises(UsageError, match="row 3, column 'model': is blank; name the group of every row"):
+    table["model"] = None
+    with pytest.raises(UsageError, match=r"no row that names its group \(row 1, column 'model': blank\)"):
         forgetting.fit(table, LAW, by="model")
 
 

@@ -11,12 +11,15 @@ import numpy as np
 
 from forgetting.analysis.compare.runs import with_runs
 from forgetting.analysis.laws.base import Array
+from forgetting.analysis.selection import is_blank, is_missing
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import rows
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.store.columns import UNASKED
 
 DONE = "done"
+GAP = "a value is missing"
+"""The status of a row that is left out, as it has no number to compare."""
 INTERPOLATION = "interpolation"
 DIRECTIONS = ("lower", "higher")
 
@@ -156,6 +159,7 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
             raise UsageError(f"'{name}' has no column '{column}', which a comparison needs; {known}")
     if not {"label", "method"} & set(table):
         raise UsageError(f"'{name}' has no column 'label' or 'method' to tell runs apart by; it has {_list(table)}")
+    table, gaps = _without_gaps(_Reader(table, name, axis, forgot), start)
     table, named = with_runs(table, name)
     reader = _Reader(table, name, axis, forgot, chosen)
     members: dict[str, list[int]] = {}
@@ -163,16 +167,22 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
     reader.refuse_blank_runs()
     for i in range(rows(table)):
         run_id = reader.run_id(i)
-        status = reader.text("status", i) or DONE
+        status = reader.status(i)
+        if status == GAP:
+            continue
         if status == DONE:
             members.setdefault(run_id, []).append(i)
         else:
             left[run_id] = status
     said = {UNASKED: "as the configuration no longer asks for them"}
-    notes = named + [
-        f"left out, {said.get(status, status)}: {_list(sorted(r for r in left if left[r] == status))}"
-        for status in _causes(left)
-    ]
+    notes = (
+        named
+        + gaps
+        + [
+            f"left out, {said.get(status, status)}: {_list(sorted(r for r in left if left[r] == status))}"
+            for status in _causes(left)
+        ]
+    )
     runs = [run for run_id, at in members.items() for run in reader.runs(run_id, at, start)]
     short = sorted(set(members) - {run.run_id for run in runs})
     if short:
@@ -181,6 +191,24 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
         raise UsageError(f"'{name}' has no finished run to compare" + (f" ({notes[0]})" if notes else ""))
     told, unseeded = _without_seeds(runs)
     return Source(name, axis, _grouped(told), notes + unseeded)
+
+
+def _without_gaps(reader: _Reader, start: float) -> tuple[Table, list[str]]:
+    """The table with rows to compare that lack a number marked as such, and a note that counts and names them."""
+    gaps: dict[int, str] = {}
+    for i in range(rows(reader.table)):
+        counts = reader.counts(i, start) or 0 < reader.number("alpha", i) < 1
+        if reader.status(i) == DONE and counts and (column := reader.gap(i)):
+            gaps[i] = column
+    if not gaps:
+        return reader.table, []
+    first, column = next(iter(gaps.items()))
+    cell = reader.table[column][first]
+    named = f"row {first + 1}, column '{column}': " + ("blank" if is_blank(cell) else f"'{cell!s:.60}'")
+    states = [GAP if i in gaps else reader.status(i) for i in range(rows(reader.table))]
+    count = "1 row" if len(gaps) == 1 else f"{len(gaps)} rows"
+    said = f"{count} left out, as a value is missing ({'' if len(gaps) == 1 else 'the first: '}{named})"
+    return {**reader.table, "status": states}, [said]
 
 
 def _without_seeds(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
@@ -254,17 +282,21 @@ class _Reader:
     def needed(self, column: str, i: int) -> float:
         value = self.number(column, i)
         if not math.isfinite(value):
-            came = self.table[column][i]
-            run = self.run_id(i)
-            what = "the cell is empty," if came is None or not str(came).strip() else f"{came!s:.60}"
-            raise UsageError(
-                f"'{self.name}', row {i + 1} (run {run}), column '{column}': {what} where a finite number is needed"
-            )
+            came, where = self.table[column][i], f"'{self.name}', row {i + 1} (run {self.run_id(i)})"
+            raise UsageError(f"{where}, column '{column}': {came!s:.60} where a finite number is needed")
         return value
+
+    def status(self, i: int) -> str:
+        """How the row's run ended."""
+        return self.text("status", i) or DONE
+
+    def gap(self, i: int) -> str:
+        """The first column to compare that says that there is no number, or an empty text."""
+        return next((name for name in (self.axis.column, self.forgot) if is_missing(self.table[name][i])), "")
 
     def refuse_blank_runs(self) -> None:
         """Refuse a row without a run beside rows that have one: whose it is, nobody knows."""
-        blank = [i for i in range(rows(self.table)) if not self.text("run_id", i).strip()]
+        blank = [i for i in range(rows(self.table)) if not self.text("run_id", i).strip() and self.status(i) != GAP]
         if "run_id" in self.table and blank and len(blank) < rows(self.table):
             raise UsageError(f"'{self.name}', row {blank[0] + 1}, column 'run_id': is blank; name the run of every row")
 
@@ -279,7 +311,7 @@ class _Reader:
     def runs(self, run_id: str, at: Sequence[int], start: float) -> list[Run]:
         """The paths of one run: that of training, and that of its interpolated weights, if it has some."""
         alpha = {i: 1.0 if math.isnan(a := self.number("alpha", i)) else a for i in at}
-        trained = [i for i in at if alpha[i] == 1.0 and self._counts(i, start)]
+        trained = [i for i in at if alpha[i] == 1.0 and self.counts(i, start)]
         trained.sort(key=lambda i: self.number("step", i))
         self._refuse_duplicates(run_id, trained)
         mixed = sorted((i for i in at if 0 < alpha[i] < 1), key=lambda i: alpha[i])
@@ -292,7 +324,8 @@ class _Reader:
             found.append(self._run(run_id, [*mixed, *trained[-1:]], name, interpolated=True))
         return found
 
-    def _counts(self, i: int, start: float) -> bool:
+    def counts(self, i: int, start: float) -> bool:
+        """Whether a row's step is one to compare."""
         step = self.number("step", i)
         return math.isnan(step) or (step > 0 and step >= start)
 

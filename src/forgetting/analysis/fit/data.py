@@ -10,6 +10,7 @@ import numpy as np
 
 from forgetting.analysis.laws.base import Array, Law, Variable
 from forgetting.analysis.named_runs import coded, told_runs
+from forgetting.analysis.selection import is_blank, is_missing
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.store.columns import UNASKED
 
@@ -33,6 +34,7 @@ class Data:
         columns: further columns that are there and are useful to a fit (`rank`, `finetune_loss_se`, ...).
         warnings: what was left out, and why.
         iid: rows are runs of their own because that was asked for.
+        row: [n] number of each row in the table, from 0.
     """
 
     x: dict[str, Array]
@@ -44,6 +46,7 @@ class Data:
     columns: dict[str, Array]
     warnings: tuple[str, ...] = ()
     iid: bool = False
+    row: Array | None = None
 
     @property
     def n(self) -> int:
@@ -63,6 +66,7 @@ class Data:
             {k: v[rows] for k, v in self.columns.items()},
             self.warnings,
             self.iid,
+            None if self.row is None else self.row[rows],
         )
 
     def sample(self, most: int) -> Data:
@@ -85,6 +89,7 @@ def read_data(
     label: str = "",
     run: str = "run_id",
     iid: bool = False,
+    whole: bool = False,
 ) -> Data:
     """Take what a law needs from a table.
 
@@ -95,6 +100,7 @@ def read_data(
         label: the table's name in messages.
         run: the column that names the run of each row; without it every row is a run of its own.
         iid: every row is a run of its own all the same.
+        whole: refuse a row with a missing value, which is otherwise left out with a warning.
 
     Raises:
         UsageError: a column is missing; a cell is not a number, not finite, or not positive where it must be; a
@@ -114,18 +120,15 @@ def read_data(
             f"{where} has no column '{run}' that says which rows are one run; {did_you_mean(run, present)}"
         )
     rows, warnings = _done_rows(table, present, run)
-    kinds = {v.name: v for v in law.variables}
-    got = {}
-    for name in needed:
-        column = columns.get(name, name)
-        if column not in present:
-            raise UsageError(
-                f"{where} has no column '{column}', which law '{law.name}' needs as '{name}'; "
-                f"{did_you_mean(column, present)}; map another one with {name}=COLUMN"
-            )
-        got[name] = _numbers(table[column], column, rows, where, kinds.get(name, FINITE))
+    sources = {name: columns.get(name, name) for name in needed}
+    _refuse_absent(law, sources, present, where)
     if rows.size == 0:
         raise UsageError(f"{where} has no rows to fit")
+    rows, gaps = (rows, []) if whole else _without_gaps(table, list(sources.values()), rows, where)
+    kinds = {v.name: v for v in law.variables}
+    got = {
+        name: _numbers(table[column], column, rows, where, kinds.get(name, FINITE)) for name, column in sources.items()
+    }
     se = _standard_errors(law, table, columns, present, rows, where)
     names, codes, copied = _runs(table, run, present, rows, got, where)
     alone = iid or not names
@@ -133,7 +136,43 @@ def read_data(
         names, codes = [str(i) for i in rows], np.arange(rows.size)
     extra = _useful(table, present, rows)
     x, y = {name: got[name] for name in law.variable_names}, np.stack([got[name] for name in law.outputs])
-    return Data(x, y, se, codes, tuple(names), alone and not iid, extra, (*warnings, *copied), iid)
+    return Data(x, y, se, codes, tuple(names), alone and not iid, extra, (*warnings, *gaps, *copied), iid, rows)
+
+
+def _refuse_absent(law: Law, sources: Mapping[str, str], present: Sequence[str], where: str) -> None:
+    for name, column in sources.items():
+        if column not in present:
+            raise UsageError(
+                f"{where} has no column '{column}', which law '{law.called}' needs as '{name}'; "
+                f"{did_you_mean(column, present)}; map another one with {name}=COLUMN"
+            )
+
+
+def _without_gaps(table: Any, needed: Sequence[str], rows: Array, where: str) -> tuple[Array, list[str]]:
+    """The rows with something in every column that is needed, and a warning that counts and names the others."""
+    gap = {name: _gaps(table[name], rows) for name in needed}
+    lost = np.logical_or.reduce(list(gap.values()))
+    if not lost.any():
+        return rows, []
+    first = int(np.flatnonzero(lost)[0])
+    name = next(name for name in needed if gap[name][first])
+    cell = np.asarray(table[name], dtype=object)[rows[first]]
+    came = "blank" if is_blank(cell) else f"'{cell!s:.60}'"
+    named = f"row {rows[first] + 1}, column '{name}': {came}"
+    if lost.all():
+        raise UsageError(f"{where} has no row with a number in each of {', '.join(needed)} ({named})")
+    count = int(lost.sum())
+    return rows[~lost], [
+        f"{count} of {rows.size} rows {'was' if count == 1 else 'were'} left out, as a value is missing"
+        f" ({'' if count == 1 else 'the first: '}{named})"
+    ]
+
+
+def _gaps(column: Any, rows: Array) -> Array:
+    """[n] which of a column's rows say that there is no number."""
+    if getattr(getattr(column, "dtype", None), "kind", "O") in "iuf":
+        return np.asarray(np.isnan(np.asarray(column, dtype=float)[rows]))
+    return np.array([is_missing(cell) for cell in np.asarray(column, dtype=object)[rows]], dtype=bool)
 
 
 def _useful(table: Any, present: list[str], rows: Array) -> dict[str, Array]:

@@ -11,6 +11,7 @@ from forgetting.analysis.fit import show
 from forgetting.analysis.fit.data import column_names
 from forgetting.analysis.fit.result import Fit
 from forgetting.analysis.laws.base import Law
+from forgetting.analysis.selection import is_blank
 from forgetting.display.numbers import plain
 from forgetting.display.tables import Result, Shown
 from forgetting.errors import ForgettingError, UsageError, did_you_mean
@@ -47,11 +48,13 @@ class GroupedFits(Result):
         law: that was fitted.
         by: the columns that groups are told apart by.
         groups: in the order in which they first appear in the table.
+        left_out: what was left out of all groups, a line each.
     """
 
     law: Law
     by: tuple[str, ...]
     groups: tuple[Group, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def fits(self) -> dict[str, dict[str, Fit]]:
@@ -86,7 +89,7 @@ class GroupedFits(Result):
                 failed.append(named | {"law": self.law.name, "n_points": group.rows, "reason": group.reason})
             else:
                 fits.append(named | {k: v for k, v in group.fit.to_dict().items() if k != "draws"})
-        return {"by": list(self.by), "fits": plain(fits), "failed": failed}
+        return {"by": list(self.by), "fits": plain(fits), "failed": failed, "left_out": list(self.left_out)}
 
     def shown(self) -> list[Shown]:
         """One row a group, and the warnings with the number of groups that have each."""
@@ -108,7 +111,7 @@ class GroupedFits(Result):
         notes = [f"warning, {count} group{'s' * (count > 1)}: {text}" for text, count in counts[:MOST_NOTES]]
         if len(counts) > MOST_NOTES:
             notes.append(f"{len(counts) - MOST_NOTES} other warnings are in the fits themselves (--json)")
-        return [Shown(heading, columns, rows, notes)]
+        return [Shown(heading, columns, rows, [f"warning: {text}" for text in self.left_out] + notes)]
 
     def _cells(self, group: Group) -> list[str]:
         fit, out = group.fit, [*group.cells, str(group.rows)]
@@ -139,7 +142,7 @@ def fit_groups(
         fit_one: fits the rows of one group, with its name as `label`.
 
     Raises:
-        UsageError: no such column, or a blank cell in one.
+        UsageError: no such column, or one that is blank in every row.
         ForgettingError: no group could be fitted; the first one's reason.
     """
     by = [by] if isinstance(by, str) else by
@@ -148,8 +151,11 @@ def fit_groups(
         raise UsageError("by: no column in it")
     groups: list[Group] = []
     first: ForgettingError | None = None
+    left_out: list[str] = []
     for label, table in tables.items():
-        for values, rows, part in _parts(table, by, label):
+        parts, blank = _parts(table, by, label)
+        left_out += blank
+        for values, rows, part in parts:
             name = ", ".join(f"{column}={value}" for column, value in zip(by, values, strict=True))
             try:
                 groups.append(Group(values, rows, fit_one(part, label=name)))
@@ -158,27 +164,36 @@ def fit_groups(
                 groups.append(Group(values, rows, None, str(error)))
     if first is not None and all(g.fit is None for g in groups):
         raise first
-    return GroupedFits(law, by, tuple(groups))
+    return GroupedFits(law, by, tuple(groups), tuple(left_out))
 
 
-def _parts(table: Any, by: Sequence[str], label: str) -> list[tuple[tuple[str, ...], int, Any]]:
-    """Cells, number of rows, and rows of each group."""
+def _parts(table: Any, by: Sequence[str], label: str) -> tuple[list[tuple[tuple[str, ...], int, Any]], list[str]]:
+    """Cells, number of rows, and rows of each group; and what names the rows without a group."""
     present = column_names(table)
     cells = []
     for name in by:
         if name not in present:
             raise UsageError(f"table '{label}' has no column '{name}' to group by; {did_you_mean(name, present)}")
         cells.append([str(cell).strip() for cell in table[name]])
-        blank = next((i for i, cell in enumerate(cells[-1]) if cell in ("", "nan", "None", "<NA>")), None)
-        if blank is not None:
-            raise UsageError(
-                f"table '{label}', row {blank + 1}, column '{name}': is blank; name the group of every row"
-            )
     places: dict[tuple[str, ...], list[int]] = {}
+    left: list[int] = []
     for i, key in enumerate(zip(*cells, strict=True)):
-        places.setdefault(key, []).append(i)
+        if any(is_blank(cell) for cell in key):
+            left.append(i)
+        else:
+            places.setdefault(key, []).append(i)
+    said = []
+    if left:
+        column = next(name for name, texts in zip(by, cells, strict=True) if is_blank(texts[left[0]]))
+        named = f"row {left[0] + 1}, column '{column}': blank"
+        if not places:
+            raise UsageError(f"table '{label}' has no row that names its group ({named})")
+        count = "1 row" if len(left) == 1 else f"{len(left)} rows"
+        named = named if len(left) == 1 else f"the first: {named}"
+        said = [f"{count} of '{label}' left out, as the group is not named ({named})"]
     frame = hasattr(table, "iloc")
-    return [
+    parts = [
         (key, len(at), table.iloc[at] if frame else {name: [table[name][i] for i in at] for name in present})
         for key, at in places.items()
     ]
+    return parts, said

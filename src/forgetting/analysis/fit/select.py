@@ -124,7 +124,7 @@ def r2_by(
         part = {name: np.asarray(table[name], dtype=object)[groups == group] for name in present}
         if "status" in part and DONE not in {str(s) for s in part["status"]}:
             continue
-        out[group] = r_squared(inner, read_data(law, part, columns=columns, label=group), theta)
+        out[group] = r_squared(inner, read_data(law, part, columns=columns, label=group, whole=True), theta)
     return out
 
 
