@@ -12,12 +12,14 @@ from scipy.optimize import brentq
 from test_fit_table1 import NAMES, PER_RANK, RANKS, closed_form, table
 
 import forgetting
-from forgetting.analysis.fit import Fit, fit_from_published, fit_law, fit_study, save_fits
+from forgetting.analysis.fit import Fit, fit_from_published, fit_law, fit_study, save_fits, show
 from forgetting.analysis.fit.information import Information
 from forgetting.analysis.laws import PUBLISHED
 from forgetting.analysis.plan import Cost, NextRun, Plan, load_laws, next_runs, plan_budget, plan_target
 from forgetting.analysis.plan.predict import Predictions, predict_rows
 from forgetting.errors import UsageError
+
+NAMES_OF_LOSSES = ("finetune_loss", "forgetting_loss")
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +94,10 @@ def test_the_honest_sentence_is_said_when_ranks_do_not_differ_and_only_then():
             "parameters": values | {"a_f": type(values["a_f"])(1e-30), "a_ft": type(values["a_ft"])(1e6)},
         }
     )
-    said = plan_budget(steep, 0.985).sentences
-    assert any("the choice matters" in s for s in said)
-    assert not any("no choice" in s for s in said)
+    plan = plan_budget(steep, 0.985)
+    assert any("between best and worst by this law's estimates alone; without intervals" in s for s in plan.sentences)
+    assert not any("no choice" in s or "the choice matters:" in s for s in plan.sentences)
+    assert "*" not in str(plan)
 
 
 def test_choices_far_outside_the_range_are_left_out_and_named():
@@ -173,6 +176,50 @@ def test_bands_hold_the_truth_and_the_floor_of_the_study_is_used(fitted):
         hits += c.finetune_loss.low <= closed_form(p, c.trainable_params, root)[0] <= c.finetune_loss.high
         assert np.isnan(c.forgetting_loss.low)
     assert hits >= 10  # of 12
+
+
+def test_unlimited_steps_have_the_limits_band_or_none_with_the_reason(fitted):
+    alone = replace(fitted, rivals=())
+    for c in plan_budget(alone, 5.0).frontier:
+        assert np.isinf(c.steps.value)
+        far = [alone.predict(n, trainable_params=c.trainable_params, step=1e15) for n in NAMES_OF_LOSSES]
+        for e, p in zip((c.finetune_loss, c.forgetting_loss), far, strict=True):
+            assert [e.value, e.low, e.high] == pytest.approx([float(p.value), float(p.low), float(p.high)], rel=1e-3)
+    assert fitted.rivals  # quadratics, which run away: they have no limit
+    plan = plan_budget(fitted, 5.0)
+    assert all(np.isnan([e.low, e.high]).all() for c in plan.frontier for e in (c.finetune_loss, c.forgetting_loss))
+    assert all(np.isnan(band).all() for c in plan.frontier for band in c.new_run.values())
+    assert any("the limit of this law has no band, for laws that fit about as well" in s for s in plan.sentences)
+
+
+def test_without_intervals_nothing_is_starred_or_promised():
+    few = table(NAMES[0], noise=0.004)
+    few = few[few["rank"].isin([8, 64, 128, 256])].assign(forgetting_floor=0.5)
+    made = fit_law("shifted_power", few, label="d", bootstrap=100, starts=4)
+    plan = plan_budget(made, 0.35)
+    assert "*" not in str(plan)
+    assert "4 runs are too few to resample" in str(plan)
+    assert not any("the choice matters:" in s for s in plan.sentences)
+    with pytest.raises(UsageError, match=r"this law has no intervals: 4 runs are too few to resample"):
+        forgetting.plan(made, budget=0.35, next_run=True)
+    assert "no bands, for this law has no intervals: 4 runs are too few" in str(
+        forgetting.predict(made, ranks=8, steps=100)
+    )
+
+
+def test_choices_that_spend_the_budget_before_the_first_step_are_counted():
+    published = fit_from_published(NAMES[0])
+    p = dict(PUBLISHED[NAMES[0]].parameters)
+    level = closed_form(p, PER_RANK * 128, 1.0)[1]  # rank 256 does not even take 1 step
+    plan = plan_budget(published, level + 5, floor=-5.0, ranks=[8, 64, 256])
+    assert "1 of 3 choices spends this budget before the first step; it is left out" in plan.sentences
+    assert any("outside the range: 2 of 3 choices would take 1 step where" in s for s in plan.sentences)
+
+
+def test_shares_are_whole_percents_that_add_up_to_100():
+    said = show.shares({"a": 0.335, "b": 0.335, "c": 0.33})
+    assert said == "a (34%), b (33%), c (33%)"
+    assert show.shares({"a": 0.995, "b": 0.005}) in ("a (100%)", "a (99%), b (1%)")
 
 
 def test_cost_is_tokens_and_flops():

@@ -82,6 +82,17 @@ def count(value: Any) -> str:
     return f"{value:,.0f}"
 
 
+def several(number: float, noun: str) -> str:
+    """A whole number with its noun: `1 run`, `2 runs`, `1,200 steps`.
+
+    Examples:
+        >>> several(1, "run"), several(0, "row"), several(1200.4, "step")
+        ('1 run', '0 rows', '1,200 steps')
+    """
+    said = f"{number:,.0f}"
+    return f"{said} {noun}{'' if said == '1' else 's'}"
+
+
 def duration(seconds: Any) -> str:
     """Seconds as `42 s`, `3 min 20 s` or `2 h 05 min`."""
     if not finite(seconds):

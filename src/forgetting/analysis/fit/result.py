@@ -114,6 +114,17 @@ class Fit(Result):
         """[K] parameter values in the law's order."""
         return np.array([e.value for e in self.parameters.values()])
 
+    @property
+    def no_bands(self) -> str:
+        """Why the fit has no intervals; empty where it has."""
+        if self.draws:
+            return ""
+        if self.objective == "published":
+            return "it was published without"
+        start = "no intervals: "
+        why = [warning.removeprefix(start) for warning in self.warnings if warning.startswith(start)]
+        return "; ".join(why) or "it was fitted without resamples (--bootstrap 0)"
+
     def model(self) -> tuple[Law, Array, Array]:
         """The law that predicts, its parameters [K] and draws [B, K]: in fitted coordinates where there are some."""
         law, theta = (self.law_object, self.theta) if self.fitted is None else (self.fitted.law, self.fitted.theta)

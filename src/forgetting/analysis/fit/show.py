@@ -45,8 +45,13 @@ def spans(laws: Mapping[str, float]) -> str:
 
 
 def shares(laws: Mapping[str, float]) -> str:
-    """Laws and their shares in one line."""
-    return ", ".join(f"{name} ({share:.0%})" for name, share in laws.items() if share >= 0.005)
+    """Laws and their shares in one line, in whole percents that add up to 100 (by largest remainders)."""
+    total = sum(laws.values()) or 1.0
+    exact = {name: 100 * share / total for name, share in laws.items()}
+    whole = {name: int(share) for name, share in exact.items()}
+    for name in sorted(exact, key=lambda name: whole[name] - exact[name])[: 100 - sum(whole.values())]:
+        whole[name] += 1
+    return ", ".join(f"{name} ({share}%)" for name, share in whole.items() if share)
 
 
 def comparison_text(label: str, ranked: Sequence[Mapping[str, Any]]) -> str:

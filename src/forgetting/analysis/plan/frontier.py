@@ -15,6 +15,7 @@ from forgetting.analysis.fit.show import spans
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.plan.result import Choice, Cost, Plan
 from forgetting.analysis.plan.surface import band, need_surface, surface_of
+from forgetting.display.numbers import several
 from forgetting.errors import UsageError
 
 FAR = 4.0  # times fewer or more steps than any measured: a law says nothing there
@@ -51,9 +52,10 @@ def plan_budget(
         raise UsageError(f"the budget is {budget}; it must be a positive number of nats per token")
     known = fit.diagnostics.get("forgetting_floor") if floor is None else floor
     level = budget + (float(known) if known is not None else 0.0)
-    choices = _choices(fit, "forgetting_loss", level, _grid(fit, ranks, params, params_per_rank), cost)
+    grid = _grid(fit, ranks, params, params_per_rank)
+    choices = _choices(fit, "forgetting_loss", level, grid, cost)
     notes = [] if known is not None else ["no floor is known: the budget was read as the forgetting loss itself"]
-    return _plan(fit, "forgetting_loss", level, None if known is None else float(known), choices, notes)
+    return _plan(fit, "forgetting_loss", level, None if known is None else float(known), choices, len(grid), notes)
 
 
 def plan_target(
@@ -70,9 +72,10 @@ def plan_target(
     need_surface(fit)
     if not np.isfinite(target):
         raise UsageError(f"the target loss is {target}; it must be a number of nats per token")
-    choices = _choices(fit, "finetune_loss", target, _grid(fit, ranks, params, params_per_rank), cost)
+    grid = _grid(fit, ranks, params, params_per_rank)
+    choices = _choices(fit, "finetune_loss", target, grid, cost)
     known = fit.diagnostics.get("forgetting_floor") if floor is None else floor
-    return _plan(fit, "finetune_loss", target, None if known is None else float(known), choices, [])
+    return _plan(fit, "finetune_loss", target, None if known is None else float(known), choices, len(grid), [])
 
 
 def _grid(
@@ -118,12 +121,16 @@ def _choices(
             continue
         outside = bool(fit.outside({"trainable_params": np.array([params]), "step": np.array([steps])})[0])
         drawn = surface.drawn_steps(params, output, level, outside=outside)
+        limit = not np.isfinite(steps)  # then the losses are where the surface ends, and none of them is held
+        ends = np.full(drawn.shape, np.inf) if limit else drawn
         losses = []
         for name in ("finetune_loss", "forgetting_loss"):
             value = float(surface.loss_at(surface.theta, params, np.array([steps]), name)[0])
-            held = name == output  # the same along the frontier by construction: no band
-            spread = surface.drawn_losses(params, drawn, name, outside=outside)
-            losses.append(Estimate(value) if held else band(fit, value, spread))
+            held = name == output and not limit  # the same along the frontier by construction: no band
+            spread = surface.drawn_losses(params, ends, name, outside=outside)
+            # a law without a limit runs away there: its draws are not lost, they say that there is none
+            bare = held or (limit and bool(fit.rivals) and not np.isfinite(spread).all())
+            losses.append(Estimate(value) if bare else band(fit, value, spread))
         finite = cost is not None and np.isfinite(steps)
         out.append(
             Choice(
@@ -133,7 +140,7 @@ def _choices(
                 losses[0],
                 losses[1],
                 {
-                    name: _new_run(fit, name, e, held=name == output)
+                    name: _new_run(fit, name, e, held=name == output and not limit)
                     for name, e in zip(surface.law.outputs, losses, strict=True)
                 },
                 outside,
@@ -153,10 +160,20 @@ def _new_run(fit: Fit, output: str, mean: Estimate, *, held: bool) -> tuple[floa
     return float(low[0]), float(high[0])
 
 
-def _plan(fit: Fit, output: str, level: float, floor: float | None, choices: list[Choice], notes: list[str]) -> Plan:
+def _plan(
+    fit: Fit,
+    output: str,
+    level: float,
+    floor: float | None,
+    choices: list[Choice],
+    compared: int,
+    notes: list[str],
+) -> Plan:
     every = choices if output == "forgetting_loss" else [c for c in choices if np.isfinite(c.steps.value)]
     reached = [c for c in every if not _far(fit, c)]
-    notes = [*notes, *_left_out(fit, output, level, every, reached)]
+    if every:
+        notes = [*notes, *_never(output, level, choices, every, compared)]
+    notes = [*notes, *_left_out(fit, output, level, every, reached, compared)]
     other = "finetune_loss" if output == "forgetting_loss" else "forgetting_loss"
 
     def key(choice: Choice) -> float:
@@ -166,20 +183,49 @@ def _plan(fit: Fit, output: str, level: float, floor: float | None, choices: lis
     measured = min((c for c in reached if not c.extrapolated), key=key, default=None)
     said, matters = _say(fit, output, level, reached, other) if reached or not every else ([], True)
     sentences = [*notes, *said]
+    matters = matters and not fit.no_bands
     outside = sum(c.extrapolated for c in reached)
     if matters and best is not None and best.extrapolated:
         sentences.append("the best choice lies outside the measured range: its numbers are an extrapolation")
     elif outside:
-        sentences.append(
-            f"{outside} of {len(reached)} choices lie outside the measured range: their numbers are extrapolations"
-        )
+        lie, whose = ("lies", "its") if outside == 1 else ("lie", "their")
+        of = f"{outside} of {several(len(reached), 'choice')}"
+        sentences.append(f"{of} {lie} outside the measured range: {whose} numbers are extrapolations")
     if fit.rivals and any(c.extrapolated for c in reached):
         sentences.append(spans(fit.band_laws()))
-    if fit.draws and any(np.isnan(getattr(c, other).low) for c in reached):
+    if fit.draws and any(np.isnan(getattr(c, other).low) for c in reached if np.isfinite(c.steps.value)):
         sentences.append("a band is missing where more than a fifth of its draws never reach the level")
+    if fit.draws and any(np.isnan(e.low) for c in reached if np.isinf(c.steps.value) for e in _losses(c)):
+        sentences.append(
+            "unlimited steps: the limit of this law has no band, for laws that fit about as well inside the measured "
+            "range, or its own draws, have no such limit"
+        )
     if not fit.draws:
-        sentences.append("this law has no intervals: nothing here has a band")
+        sentences.append(f"this law has no intervals, so that nothing here has a band: {fit.no_bands}")
     return Plan(fit.label, output, level, fit.confidence, floor, reached, best, measured, sentences, matters)
+
+
+def _losses(choice: Choice) -> tuple[Estimate, Estimate]:
+    return choice.finetune_loss, choice.forgetting_loss
+
+
+def _never(output: str, level: float, choices: Sequence[Choice], every: Sequence[Choice], compared: int) -> list[str]:
+    """What was left out because it passes the level before the first step, or never."""
+    early, never = compared - len(choices), len(choices) - len(every)
+    out = []
+    if early:
+        of = f"{early} of {several(compared, 'choice')}"
+        verb, are = ("spends", "is") if early == 1 else ("spend", "are")
+        passed = (
+            f"{verb} this budget" if output == "forgetting_loss" else f"{are} below a fine-tuning loss of {level:.4g}"
+        )
+        out.append(f"{of} {passed} before the first step; {'it is' if early == 1 else 'they are'} left out")
+    if never:
+        verb = "reaches" if never == 1 else "reach"
+        left = "it is" if never == 1 else "they are"
+        said = f"{never} of {several(compared, 'choice')} never {verb} a fine-tuning loss of {level:.4g}"
+        out.append(f"{said}; {left} left out")
+    return out
 
 
 def _far(fit: Fit, choice: Choice) -> bool:
@@ -188,16 +234,19 @@ def _far(fit: Fit, choice: Choice) -> bool:
     return choice.steps.value < low / FAR or FAR * high < choice.steps.value < np.inf
 
 
-def _left_out(fit: Fit, output: str, level: float, every: Sequence[Choice], kept: Sequence[Choice]) -> list[str]:
+def _left_out(
+    fit: Fit, output: str, level: float, every: Sequence[Choice], kept: Sequence[Choice], compared: int
+) -> list[str]:
     """What was left out because the law says nothing so far outside its range; nothing where all choices are kept."""
     left = [c.steps.value for c in every if c not in kept]
     if not left:
         return []
     low, high = fit.measured_range["step"]
-    ends = f"{min(left):,.0f}" + (f" to {max(left):,.0f}" if round(min(left)) < round(max(left)) else "")
+    most = several(max(left), "step")
+    ends = f"{min(left):,.0f} to {most}" if round(min(left)) < round(max(left)) else most
     said = (
-        f"outside the range: {len(left)} of {len(every)} choices would take {ends} steps where {low:g} to {high:g} "
-        "were measured; they are left out, for the law says nothing there"
+        f"outside the range: {len(left)} of {several(compared, 'choice')} would take {ends} where {low:g} to {high:g} "
+        f"were measured; {'it is' if len(left) == 1 else 'they are'} left out, for the law says nothing there"
     )
     if kept:
         return [said]
@@ -234,7 +283,12 @@ def _say(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: 
         what = f"these choices never spend the budget, however long they train: the law's limit is {limit:.4g}"
         return [f"{what}, so that this budget limits neither rank nor steps"], False
     if unlimited:
-        out.append(f"{len(unlimited)} of {len(reached)} choices never spend the budget, however long they train")
+        spend = (
+            "spends the budget, however long it trains"
+            if len(unlimited) == 1
+            else ("spend the budget, however long they train")
+        )
+        out.append(f"{len(unlimited)} of {several(len(reached), 'choice')} never {spend}")
     if fit.measured_range["trainable_params"][0] == fit.measured_range["trainable_params"][1]:
         out.append("one number of trainable parameters was measured: whether another rank helps, this fit cannot say")
         matters = False
@@ -261,12 +315,16 @@ def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], oth
     )
     difference = band(fit, spread, worst - best)
     what = _named(other)
+    if fit.no_bands and spread > SMALL * _range(fit, other):
+        said = f"{what} differs by {spread:.2g} nats/token between best and worst by this law's estimates alone"
+        return f"{said}; without intervals, whether the choice matters cannot be judged", False
     unclear = np.isfinite(difference.low) and difference.low <= 0
     if not unclear and spread > SMALL * _range(fit, other):
         return f"the choice matters: {what} differs by {spread:.2g} nats/token between best and worst", True
     why = "a difference that the fit cannot tell from none" if unclear else "too little to matter"
+    every = "both" if len(reached) == 2 else f"all {len(reached)}"
     said = (
-        f"no choice of rank and steps helps: all {len(reached)} end within {spread:.2g} nats/token of {what}, {why}; "
+        f"no choice of rank and steps helps: {every} end within {spread:.2g} nats/token of {what}, {why}; "
         "to forget less at this fine-tuning loss, change the method (replay, regularisation, merging), not the rank"
     )
     return said, False

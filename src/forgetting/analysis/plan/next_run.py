@@ -92,6 +92,11 @@ def next_runs(
             "next_run (--next-run) needs a law fitted to several runs, and this one was published, or stored by an "
             "older version; fit it again (`forgetting fit`)"
         )
+    if not fit.draws:
+        raise UsageError(
+            "next_run (--next-run) says how much of the answer's interval would go away, and this law has no "
+            f"intervals: {fit.no_bands}"
+        )
     if plan.best is None:
         raise UsageError("next_run (--next-run) needs an answer to narrow, and no choice reaches this plan's level")
     first = fit.measured_range["step"][0]

@@ -11,7 +11,7 @@ import numpy as np
 
 from forgetting.analysis.fit import Fit, show
 from forgetting.analysis.fit.show import number
-from forgetting.display.numbers import plain
+from forgetting.display.numbers import plain, several
 from forgetting.display.tables import Result, Shown
 from forgetting.errors import UsageError
 
@@ -40,7 +40,7 @@ def predict_rows(
 
     Returns:
         Rows with the variables, for each output `value`, `low` and `high` (nats per token), with a known floor also
-        `forgetting` above it, `extrapolated`, and `band_laws`, the laws that the bands span.
+        `forgetting` above it, `extrapolated`, `band_laws`, the laws that the bands span, and `no_bands`.
 
     Raises:
         UsageError: a variable is missing, unknown, or out of its domain.
@@ -75,7 +75,7 @@ def predict_rows(
             row["extrapolated"] = bool(p.extrapolated[i])
             row["draws_lost"] = max(int(p.lost[i]), row.get("draws_lost", 0))
         row["band_laws"] = fit.band_laws(extrapolated=row["extrapolated"])
-        row["confidence"], row["draws"] = fit.confidence, len(fit.draws)
+        row["confidence"], row["draws"], row["no_bands"] = fit.confidence, len(fit.draws), fit.no_bands
         out.append(row)
     return out
 
@@ -103,7 +103,7 @@ def _refuse_unmeasured(fit: Fit, columns: Mapping[str, np.ndarray]) -> None:
             )
 
 
-HIDDEN = ("extrapolated", "band_laws", "confidence", "draws", "draws_lost")
+HIDDEN = ("extrapolated", "band_laws", "confidence", "draws", "draws_lost", "no_bands")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ class Predictions(Result):
     Attributes:
         rows: with the variables; for each output `value`, the band `low` to `high` of the law's mean, and the band
             `run_low` to `run_high` of one new run; `extrapolated`, the laws that the bands span with their shares
-            (`band_laws`), `confidence`, and how many of the `draws` gave no finite number there (`draws_lost`).
+            (`band_laws`), `confidence`, how many of the `draws` gave no finite number there (`draws_lost`), and why
+            the law has no bands (`no_bands`; empty where it has).
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -135,20 +136,29 @@ class Predictions(Result):
             (*(_cell(row.get(name)) for name in names), "outside the measured range" if row["extrapolated"] else "")
             for row in self.rows
         ]
-        levels = " and ".join(sorted({f"{row['confidence']:.0%}" for row in self.rows}))
-        notes = [f"in brackets the {levels} band of the law's mean, then that of one new run"]
+        return [Shown([], (*names, ""), cells, self._notes())]
+
+    def _notes(self) -> list[str]:
+        """What the bands are, and why there are none."""
+        banded = [row for row in self.rows if row["draws"]]
+        several_laws = len({row["dataset"] for row in self.rows}) > 1
+        notes = []
+        if banded:
+            levels = " and ".join(sorted({f"{row['confidence']:.0%}" for row in banded}))
+            notes.append(f"in brackets the {levels} band of the law's mean, then that of one new run")
         if lost := max(row["draws_lost"] for row in self.rows):
             notes.append(
-                f"{lost} of {max(row['draws'] for row in self.rows)} resamples gave no finite number at a point; its "
-                "band is of the others, or left out where more than a fifth are lost"
+                f"{lost} of {several(max(row['draws'] for row in self.rows), 'resample')} gave no finite number at a "
+                "point; its band is of the others, or left out where more than a fifth are lost"
             )
-        several = len({row["dataset"] for row in self.rows}) > 1
-        notes += dict.fromkeys(
-            (f"{row['dataset']}: " if several else "") + show.spans(row["band_laws"])
-            for row in self.rows
+        said = [
+            (row, show.spans(row["band_laws"]))
             if len(row["band_laws"]) > 1
-        )
-        return [Shown([], (*names, ""), cells, notes if any(row["draws"] for row in self.rows) else [])]
+            else (row, f"no bands, for this law has no intervals: {row['no_bands']}" if row["no_bands"] else "")
+            for row in self.rows
+        ]
+        notes += dict.fromkeys((f"{row['dataset']}: " if several_laws else "") + text for row, text in said if text)
+        return notes
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
