@@ -46,7 +46,7 @@ def test_each_group_is_fitted_by_itself():
     residual = part["loss"] - alone.parameters["E"].value - alone.parameters["A"].value * part["D"] ** -0.5
     assert shown["rmse_loss"][1] == pytest.approx(np.sqrt(np.mean(residual**2)))
     assert shown["reason"].tolist()[:3] == ["", "", ""]
-    assert "has 1 measured values; law 'custom' has 2 free parameters" in shown["reason"][3]
+    assert f"has 1 measured values; law '{LAW}' has 2 free parameters" in shown["reason"][3]
     assert "3 of 4 groups fitted" in str(made)
     predicted = forgetting.predict(made, at={"D": 400.0}, dataset="model=gpt, task=flan").to_frame()
     assert predicted["loss"][0] == pytest.approx(float(alone.predict("loss", D=400.0).value))

@@ -7,11 +7,19 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import typer
+from typer.testing import CliRunner
 
 import forgetting
+from forgetting.analysis.fit import load_fits
 from forgetting.analysis.laws import FormulaLaw
 from forgetting.analysis.tables import read_table
+from forgetting.cli import laws
 from forgetting.errors import UsageError
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command("fit")(laws.fit_command)
+app.command("predict")(laws.predict_command)
 
 STEP = np.array([1.0, 2, 3, 4, 5, 6])
 LR = np.array([3.0, 1, 2, 5, 4, 9])
@@ -72,3 +80,37 @@ def test_constants_and_columns_named_as_parameters_are_said():
 def test_what_is_no_formula_is_said_in_words(formula, options, says):
     with pytest.raises(UsageError, match=says):
         forgetting.fit({"x": [1, 2, 3], "y": [1, 2, 3], "z": [1, 2, 3]}, formula, **options)
+
+
+@pytest.mark.parametrize(
+    ("formula", "x", "says"),
+    [
+        (
+            "y = a + b*x**-c",
+            [3, "", 0, 1, 2, 4],
+            r"row 3 \(x = 0\): law 'y = a \+ b\*x\*\*-c' could not be evaluated there",
+        ),
+        ("y = a + b*log(x)", [1, 2, 3, -4, 5, 6], r"row 4 \(x = -4\)"),
+        ("y = a + b*sqrt(x)", [1, 2, 3, 5, 6, -4], r"row 6 \(x = -4\)"),
+    ],
+)
+def test_the_row_at_which_a_formula_has_no_value_is_named(formula, x, says):
+    with pytest.raises(UsageError, match=says):
+        forgetting.fit({"x": x, "y": [1, 2, 3, 4, 5, 7]}, formula, bootstrap=0)
+
+
+def test_several_formulas_are_told_apart(tmp_path):
+    path, out = tmp_path / "t.csv", tmp_path / "fits.json"
+    rng = np.random.default_rng(0)
+    D = np.geomspace(1, 100, 12)
+    y = 2 + 3 / D + rng.normal(0, 0.01, 12)
+    pd.DataFrame({"D": D, "y": y, "g": ["p", "q"] * 6}).to_csv(path, index=False)
+    formulas = ["y = a + b/D", "y = a + b*D"]
+    options = ["--law", formulas[0], "--law", formulas[1], "--bootstrap", "0"]
+    shown = CliRunner().invoke(app, ["fit", str(path), *options, "--extrapolate"]).stdout
+    which, tests = shown.split("which law?")[1].split("extrapolation")
+    for part in (which, tests):
+        assert "custom" not in part
+        assert all(formula in part for formula in formulas)
+    CliRunner().invoke(app, ["fit", str(path), *options, "--by", "g", "--out", str(out)])
+    assert {group: list(fits) for group, fits in load_fits(out).items()} == {"g=p": formulas, "g=q": formulas}

@@ -174,7 +174,8 @@ def _fit_by(
         except ForgettingError as error:
             failed.append(error)
     for group, fits in ((group, fits) for grouped in made for group, fits in grouped.fits.items()):
-        saved.setdefault(group, {}).update(fits)
+        named = {fit.law_object.called if len(laws) > 1 else name: fit for name, fit in fits.items()}
+        saved.setdefault(group, {}).update(named)
     if out is not None and saved:
         save_fits(saved, out)
     if as_json and made:
@@ -310,7 +311,7 @@ def _used(law: Law, columns: dict[str, str]) -> dict[str, str]:
     needed = (*law.variable_names, *law.outputs)
     unknown = [name for name in columns if name not in needed]
     if unknown:
-        raise UsageError(f"--map {unknown[0]}: law '{law.name}' has no such name; {did_you_mean(unknown[0], needed)}")
+        raise UsageError(f"--map {unknown[0]}: law '{law.called}' has no such name; {did_you_mean(unknown[0], needed)}")
     return columns
 
 
@@ -319,7 +320,7 @@ def _extrapolate(law: Law, table: Table, label: str, how: dict[str, Any]) -> lis
 
     given = {name: how[name] for name in ("columns", "run", "iid", "seed")}
     tests = extrapolation_tests(law, table, label=label, **given)
-    return [{"dataset": label, "law": law.name, **asdict(test)} for test in tests]
+    return [{"dataset": label, "law": law.called, **asdict(test)} for test in tests]
 
 
 def _show_fits(fits: dict[str, dict[str, Fit]], tests: list[dict[str, Any]], *, latex: bool, as_json: bool) -> None:

@@ -111,7 +111,7 @@ def read_data(
     needed = [*law.variable_names, *law.outputs]
     for name in columns:
         if name not in needed:
-            raise UsageError(f"law '{law.name}' has no '{name}' to map a column to; {did_you_mean(name, needed)}")
+            raise UsageError(f"law '{law.called}' has no '{name}' to map a column to; {did_you_mean(name, needed)}")
     present = column_names(table)
     if iid and run != "run_id":
         raise UsageError(f"give the column of runs ('{run}') or independent rows (iid), not both")

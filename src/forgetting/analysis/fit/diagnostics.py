@@ -16,6 +16,9 @@ from forgetting.analysis.fit.solver import Problem, minimise
 from forgetting.analysis.fit.validate import aicc
 from forgetting.analysis.laws.base import Adapted, Array, Law
 
+TRIED = 32
+"""Starts by which a row is told at which a law has no value."""
+
 
 def fit_warnings(problem: Problem, found: Found, looks: Shape, starts: int) -> list[str]:
     """Sentences on convergence, starts, bounds, flat directions and condition."""
@@ -57,6 +60,17 @@ def rmse(law: Law, data: Data, theta: Array) -> dict[str, float]:
     """Root mean square residual by output, in its unit, every row counted once."""
     f = law.values(theta[None], data.x)[0]
     return dict(zip(law.outputs, np.sqrt(np.mean((data.y - f) ** 2, axis=1)).tolist(), strict=True))
+
+
+def undefined_row(law: Law, data: Data) -> str:
+    """The first row at which a law has no finite value from any start, as `log(x)` at 0; empty if none."""
+    with np.errstate(all="ignore"):
+        finite = np.isfinite(law.values(law.starts(TRIED, np.random.default_rng(0)), data.x)).any(axis=0).all(axis=0)
+    if finite.all():
+        return ""
+    i = int(np.flatnonzero(~finite)[0])
+    place = i if data.row is None else int(data.row[i])
+    return f"row {place + 1} ({', '.join(f'{name} = {values[i]:.6g}' for name, values in data.x.items())})"
 
 
 def diagnostics(

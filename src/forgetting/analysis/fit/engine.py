@@ -11,7 +11,7 @@ import numpy as np
 from forgetting.analysis.fit import summed
 from forgetting.analysis.fit.bootstrap import MIN_RUNS, Draws, freedom, left_out_residuals, widen_by
 from forgetting.analysis.fit.data import KEPT_ROWS, Data, read_data
-from forgetting.analysis.fit.diagnostics import diagnostics, fit_warnings, r_squared, rmse
+from forgetting.analysis.fit.diagnostics import diagnostics, fit_warnings, r_squared, rmse, undefined_row
 from forgetting.analysis.fit.estimate import Estimate
 from forgetting.analysis.fit.identify import NONE, Lowest, identify
 from forgetting.analysis.fit.information import Information, information
@@ -112,7 +112,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     first = None if options.start is None else np.array(options.start)
     found = search(problem, y, w, starts=options.starts, rng=rng, first=first)
     if not np.isfinite(found.cost):
-        raise _lost(law, label, found, options)
+        raise _lost(law, label, found, options, data)
     looks = shape(problem, found.theta, y, w)
     theta = adapted.public(found.theta[None], data.y[None], np.ones((1, data.n)))[0]
     warnings = [*data.warnings, *law.hints(data.x, data.y), *fit_warnings(problem, found, looks, options.starts)]
@@ -163,7 +163,7 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     rng = np.random.default_rng(options.seed)
     found, looks = summed.find(cells, options, rng)
     if not np.isfinite(found.cost):
-        raise _lost(law, label, found, options)
+        raise _lost(law, label, found, options, data)
     theta = adapted.public(found.theta[None], data.y[None], np.ones((1, data.n)))[0]
     # a law that is linear in all parameters has one lowest point: its few starts say nothing
     starts = 0 if cells.linear else options.starts
@@ -197,10 +197,16 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     return _with_rivals(fit, law, data, weights, options, tests)
 
 
-def _lost(law: Law, label: str, found: Found, options: Options) -> ForgettingError:
+def _lost(law: Law, label: str, found: Found, options: Options, data: Data) -> ForgettingError:
+    where = f"table '{label}', " if label else ""
+    if (row := undefined_row(law, data)) and not options.objective.log:
+        return UsageError(
+            f"{where}{row}: law '{law.called}' could not be evaluated there from any start; leave the row out, "
+            "write the law another way, or give it other starts"
+        )
     why = f": objective '{options.objective.name}' needs a law that is positive" if options.objective.log else ""
     return ForgettingError(
-        f"law '{law.name}' could not be evaluated on '{label}' from any of {found.starts} starts{why}"
+        f"law '{law.called}' could not be evaluated on '{label}' from any of {found.starts} starts{why}"
     )
 
 
@@ -237,7 +243,7 @@ def _fit(
     fitted = Fitted(adapted.law, found.theta) if isinstance(adapted.law, Centred) else None
     if fitted is None and not np.isfinite(theta).all():
         raise ForgettingError(
-            f"law '{law.name}' on '{label}': parameters of the best fit run beyond what a number can hold; these "
+            f"law '{law.called}' on '{label}': parameters of the best fit run beyond what a number can hold; these "
             f"{data.n} measurements do not determine them"
         )
     # the reported parameters where they are numbers: the last digits are those of what is printed
@@ -308,7 +314,7 @@ def _check(law: Law, fitted: Law, data: Data, label: str, options: Options) -> N
     """Refuse data and options that this law cannot be fitted with."""
     free = sum(p.gauge is None for p in fitted.parameters)
     if data.y.size < free:
-        raise UsageError(f"'{label}' has {data.y.size} measured values; law '{law.name}' has {free} free parameters")
+        raise UsageError(f"'{label}' has {data.y.size} measured values; law '{law.called}' has {free} free parameters")
     if options.objective.log and (data.y <= 0).any():
         raise UsageError(f"'{label}' has outputs that are not positive; '{options.objective.name}' takes logarithms")
     if options.start is None:

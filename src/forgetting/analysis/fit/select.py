@@ -142,7 +142,7 @@ def rank_laws(fits: Sequence[Fit]) -> list[dict[str, Any]]:
         best[outputs] = min(best.get(outputs, float("inf")), f.diagnostics["aicc"])
     rows = [
         {
-            "law": f.law,
+            "law": f.law_object.called,
             "aicc": f.diagnostics["aicc"],
             "outputs": list(f.law_object.outputs),
             "delta_aicc": f.diagnostics["aicc"] - best[f.law_object.outputs],

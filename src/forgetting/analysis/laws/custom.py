@@ -237,6 +237,11 @@ class FunctionLaw(Law):
         self.outputs = (output,)
 
     @property
+    def called(self) -> str:
+        """Output, function and variables."""
+        return self.formula
+
+    @property
     def spec(self) -> dict[str, Any]:
         """That this was a function, which JSON cannot hold."""
         return {"function": self.formula, "variables": list(self.variable_names), "output": self.outputs[0]}
