@@ -119,3 +119,64 @@ def test_a_named_law_of_as_many_parameters_as_rows_has_no_interval() -> None:
     assert any("no degrees of freedom are left" in w for w in fit.warnings)
     made = fit.predict("loss", N=1e8, D=1e9)
     assert np.isnan([made.low, made.high, made.run_low, made.run_high]).all()
+
+
+@pytest.mark.parametrize(("rows", "size"), [(5, 3), (6, 4), (6, 5), (12, 3)])
+def test_independent_rows_have_students_interval_however_few(rows: int, size: int) -> None:
+    law = FormulaLaw("loss = a + " + " + ".join(f"{'bcdef'[k - 1]}*x**{k}" for k in range(1, size)), ["x"])
+    x = np.arange(float(rows))
+    y = 1 + 0.5 * x + np.random.default_rng(3).normal(0, 0.1, rows)
+    columns = np.vander(x, size, increasing=True)
+    inverse = np.linalg.inv(columns.T @ columns)
+    left = y - columns @ np.linalg.lstsq(columns, y, rcond=None)[0]
+    variance = float(left @ left) / (rows - size)
+    cut = student.ppf(0.975, rows - size)
+    fit = fit_law(law, {"x": x, "loss": y}, iid=True, bootstrap=4000)
+    for k, e in enumerate(fit.parameters.values()):
+        assert (e.high - e.low) / 2 == pytest.approx(cut * np.sqrt(variance * inverse[k, k]), rel=0.06)
+    place = np.vander([rows / 2 - 0.3], size, increasing=True)[0]
+    grows = place @ inverse @ place
+    made = fit.predict("loss", x=rows / 2 - 0.3)
+    assert (made.high - made.low) / 2 == pytest.approx(cut * np.sqrt(variance * grows), rel=0.06)
+    assert (made.run_high - made.run_low) / 2 == pytest.approx(cut * np.sqrt(variance * (1 + grows)), rel=0.06)
+    exact = fit_law(law, {"x": x, "loss": y}, iid=True, intervals="profile").parameters["b"]
+    assert (exact.high - exact.low) / 2 == pytest.approx(cut * np.sqrt(variance * inverse[1, 1]), rel=1e-3)
+
+
+def test_independent_rows_with_standard_errors_have_the_interval_of_weighted_least_squares() -> None:
+    x = np.arange(1, 31.0)
+    se = 0.02 * x
+    y = 1 + 2 * x + np.random.default_rng(4).normal(0, se)
+    fit = fit_law(polynomial(1), {"x": x, "loss": y, "loss_se": se}, iid=True, weights="se", bootstrap=4000)
+    columns = np.vander(x, 2, increasing=True) / se[:, None]
+    left = y / se - columns @ np.linalg.lstsq(columns, y / se, rcond=None)[0]
+    error = np.sqrt(left @ left / 28 * np.diag(np.linalg.inv(columns.T @ columns)))
+    for e, one in zip(fit.parameters.values(), error, strict=True):
+        assert (e.high - e.low) / 2 == pytest.approx(student.ppf(0.975, 28) * one, rel=0.06)
+
+
+def test_a_law_worse_than_a_constant_is_said_to_be() -> None:
+    x = np.arange(10.0)
+    fit = fit_law(FormulaLaw("y = 2*x + a", ["x"]), {"x": x, "y": 5 - 0.5 * x + 0.1 * np.cos(x)}, bootstrap=0)
+    assert fit.r2["y"] < -20
+    assert any("worse than a constant" in w for w in fit.warnings)
+    flat = fit_law(FormulaLaw("y = a + 0*x", ["x"]), {"x": x, "y": np.cos(7 * x) / 3}, bootstrap=0)
+    assert flat.r2["y"] == 0
+    assert not any("worse than a constant" in w for w in flat.warnings)
+
+
+@pytest.mark.parametrize("intervals", ["bootstrap", "profile"])
+@pytest.mark.parametrize(("bounds", "value", "word"), [((0, 0.2), 0.2, "larger"), ((0.7, 2), 0.7, "smaller")])
+def test_a_parameter_at_its_bound_shows_it_and_where_the_data_pull(
+    intervals: str, bounds: tuple[float, float], value: float, word: str
+) -> None:
+    x = np.arange(20.0)
+    y = 1 + 0.4953 * x + np.random.default_rng(5).normal(0, 0.05, 20)
+    law = FormulaLaw("y = a + b*x", ["x"], bounds={"b": bounds})
+    fit = fit_law(law, {"x": x, "y": y}, intervals=intervals)
+    assert fit.parameters["b"].value == value
+    assert fit.parameters["b"].identified == "bound"
+    (row,) = (row for row in fit.shown()[0].rows if row[0] == "b")
+    assert row[1:3] == (f"{value:g}", "at its bound")
+    assert any(f"'b' stopped at its bound {value}: the data ask for a {word} value" in w for w in fit.warnings)
+    assert not any("not determine" in w or "do not limit 'b'" in w for w in fit.warnings)

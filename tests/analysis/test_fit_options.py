@@ -96,12 +96,15 @@ def test_rows_at_the_same_place_are_replicates():
 
 
 def test_independent_rows_are_fitted_as_if_no_run_were_named():
+    """Their intervals, which take errors of one size, are others than those of rows whose errors may be of any."""
     y = power_law()
     table = {"D": D, "loss": y}
     named = table | {"run_id": np.repeat(list("abcde"), 5)}
     law = FormulaLaw("loss = A*D**(-b)", ["D"])
     iid, unnamed, runs = (forgetting.fit(t, law, iid=i) for t, i in ((named, True), (table, False), (named, False)))
-    assert iid.parameters == unnamed.parameters
+    assert (iid.theta == unnamed.theta).all()
+    assert iid.diagnostics["bootstrap"]["scheme"] == "normal"
+    assert unnamed.diagnostics["bootstrap"]["scheme"] == "residuals"
     assert iid.parameters["b"].high != runs.parameters["b"].high
     assert "25 points; intervals take every point as independent" in str(iid)
     assert not any("names no runs" in w for w in iid.warnings)

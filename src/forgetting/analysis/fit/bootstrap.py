@@ -9,6 +9,9 @@ residuals (least squares): each run keeps its place in the design and its whole 
     they would have been had the run been left out (CR3: MacKinnon, Nielsen & Webb 2023, doi:10.1002/jae.2949).
     No resample ever loses a rank, so it works from about five runs on.
 cases (Huber): runs are drawn with replacement.
+normal (least squares of one output whose rows are independent, `iid`): errors of one size, up to the weights, are drawn
+    from the normal distribution with the residual variance SSE / (n - p). Of a law that is linear in its parameters
+    that is Student's interval of the textbook, which is right for as few rows as one more than parameters.
 
 Either way the percentiles are widened from the normal's quantile to Student's, its degrees of freedom the runs less
 what the law takes up between them (`freedom`): 1 of runs that are alike but for an offset, 2 along a line, and for rows
@@ -47,7 +50,7 @@ class Draws:
         y: [B, O, n] what each was fitted to.
         weights: [B, n] weight of each row in it.
         lost: resamples whose refit did not end at a finite objective.
-        scheme: `residuals`, `cases` or `points`.
+        scheme: `residuals`, `cases`, `normal` or `points`.
     """
 
     theta: Array
@@ -57,8 +60,10 @@ class Draws:
     scheme: str
 
 
-def scheme_for(problem: Problem) -> str:
-    """Which scheme suits the objective."""
+def scheme_for(problem: Problem, *, iid: bool = False) -> str:
+    """Which scheme suits the objective, and rows that are independent."""
+    if iid and problem.objective.quadratic and len(problem.law.outputs) == 1:
+        return "normal"
     return "residuals" if problem.objective.quadratic else "cases"
 
 
@@ -72,6 +77,7 @@ def resample(
     count: int,
     rng: np.random.Generator,
     scheme: str,
+    spare: int = 1,
 ) -> Draws:
     """Refit `count` resamples, each from the best fit.
 
@@ -84,6 +90,7 @@ def resample(
         count: B.
         rng: draws.
         scheme: see the module.
+        spare: degrees of freedom of the residuals, for `normal`.
     """
     outputs, n = y.shape
     runs = int(run.max()) + 1
@@ -94,6 +101,12 @@ def resample(
         curves = residual * np.tile(signs(runs, count, rng)[:, run], outputs)
         drawn = problem.objective.moved(fitted, curves)
         every = weights.reshape(1, -1)
+    elif scheme == "normal":
+        fitted, own = problem.values(theta[None])[0], weights.reshape(-1)
+        cost = float(problem.objective.cost(problem.objective.residual(y.reshape(-1), fitted), own))
+        size = np.sqrt(cost / spare / np.where(own > 0, own, np.inf))
+        drawn = problem.objective.moved(fitted, size * rng.standard_normal((count, n)))
+        every = own[None]
     else:
         unit = run if scheme == "cases" else np.arange(n)
         units = int(unit.max()) + 1
@@ -219,7 +232,9 @@ def student(confidence: float, freedom: float) -> float:
 
 def widen_by(scheme: str, runs: int, degrees: float, confidence: float) -> float:
     """Factor on the percentiles' distance from the estimate; drawing cases loses 1 / runs of the variance."""
-    return widening(degrees, confidence) * (1.0 if scheme == "residuals" else float(np.sqrt(runs / (runs - 1))))
+    return widening(degrees, confidence) * (
+        1.0 if scheme in ("residuals", "normal") else float(np.sqrt(runs / (runs - 1)))
+    )
 
 
 def interval(estimate: Array, draws: Array, confidence: float, widen: float) -> tuple[Array, Array]:

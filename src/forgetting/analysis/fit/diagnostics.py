@@ -18,6 +18,8 @@ from forgetting.analysis.laws.base import Adapted, Array, Law
 
 TRIED = 32
 """Starts by which a row is told at which a law has no value."""
+ROUNDING = 1e-12
+"""R2 of a law that is no better than a constant, up to the order of sums."""
 
 
 def fit_warnings(problem: Problem, found: Found, looks: Shape, starts: int) -> list[str]:
@@ -29,7 +31,9 @@ def fit_warnings(problem: Problem, found: Found, looks: Shape, starts: int) -> l
         n = max(1, round(found.share * found.starts))
         out.append(f"only {n} of {found.starts} starts reached the best fit; a better one may exist")
     out += [
-        f"'{name}' stopped at its bound {value:.6g}: it is not identified" for name, value in looks.at_bounds.items()
+        f"'{name}' stopped at its bound {value:.6g}: "
+        + (f"the data ask for a {looks.asks[name]} value" if name in looks.asks else "it is not identified")
+        for name, value in looks.at_bounds.items()
     ]
     for direction in looks.flat:
         out.append(f"the data do not determine {' and '.join(direction)}: a flat direction")
@@ -52,8 +56,18 @@ def r_squared(law: Law, data: Data, theta: Array) -> dict[str, float]:
         total = float(np.sum((data.y[o] - data.y[o].mean()) ** 2))
         # as many rows as parameters are always met: that says nothing of the law
         told = total > 0 and data.y.size > sum(p.gauge is None for p in law.parameters)
-        out[name] = 1 - float(np.sum((data.y[o] - f[o]) ** 2)) / total if told else float("nan")
+        share = 1 - float(np.sum((data.y[o] - f[o]) ** 2)) / total if told else float("nan")
+        out[name] = 0.0 if abs(share) < ROUNDING else share
     return out
+
+
+def worse_than_a_constant(r2: Mapping[str, float]) -> list[str]:
+    """One sentence on each output that the mean of its values fits better than the law."""
+    return [
+        f"{name}: the law fits worse than a constant (R2 {value:.3g}); it may be the wrong law, or lack an offset"
+        for name, value in r2.items()
+        if value < 0
+    ]
 
 
 def rmse(law: Law, data: Data, theta: Array) -> dict[str, float]:

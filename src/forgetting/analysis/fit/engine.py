@@ -9,13 +9,20 @@ from typing import Any
 import numpy as np
 
 from forgetting.analysis.fit import summed
-from forgetting.analysis.fit.bootstrap import MIN_RUNS, Draws, freedom, left_out_residuals, widen_by
+from forgetting.analysis.fit.bootstrap import MIN_RUNS, Draws, freedom, left_out_residuals, scheme_for, widen_by
 from forgetting.analysis.fit.data import KEPT_ROWS, Data, read_data
-from forgetting.analysis.fit.diagnostics import diagnostics, fit_warnings, r_squared, rmse, undefined_row
+from forgetting.analysis.fit.diagnostics import (
+    diagnostics,
+    fit_warnings,
+    r_squared,
+    rmse,
+    undefined_row,
+    worse_than_a_constant,
+)
 from forgetting.analysis.fit.estimate import Estimate
 from forgetting.analysis.fit.identify import NONE, Lowest, identify
 from forgetting.analysis.fit.information import Information, information
-from forgetting.analysis.fit.intervals import can_draw, draw, enough, estimates, loose, profiles, spare_values
+from forgetting.analysis.fit.intervals import can_draw, draw, enough, estimates, loose, profiles, spare_values, stopped
 from forgetting.analysis.fit.line import OBJECTIVE as IN_BOTH
 from forgetting.analysis.fit.line import fit_line
 from forgetting.analysis.fit.misfit import Misfit, alarms, misfits, plain_misfits
@@ -119,12 +126,15 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     spare = spare_values(problem, weights, looks.at_bounds)
     draws = draw(problem, found, data, weights, options.bootstrap, spare, rng, warnings)
     public = None if draws is None else adapted.public(draws.theta, draws.y, draws.weights)
-    degrees = freedom(problem, found.theta, weights, data.run)
+    alone = scheme_for(problem, iid=data.iid) == "normal"
+    degrees = float(max(spare, 1)) if alone else freedom(problem, found.theta, weights, data.run)
     widen = 1.0 if draws is None else widen_by(draws.scheme, len(data.runs), degrees, options.confidence)
-    lowest = Lowest(problem, found.theta, y, w, looks, _variance(found, problem, weights), len(data.runs))
+    units = spare + 1 if alone else len(data.runs)
+    lowest = Lowest(problem, found.theta, y, w, looks, _variance(found, problem, weights), units)
     grades = identify(law, adapted, lowest, None if draws is None else draws.theta, options.confidence)
     grades |= dict.fromkeys(law.undetermined(data.x), NONE)
     parameters = estimates(law, theta, public, options.confidence, widen, grades)
+    parameters |= stopped(adapted, law, theta, looks.asks)
     if options.intervals == "profile":
         parameters |= profiles(problem, adapted, found, data, weights, parameters, options.confidence, warnings)
     warnings += loose(law, parameters)
@@ -132,7 +142,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     validation = {
         "leave_one_run_out": leave_one_run_out(problem, found.theta, data, weights),
         "run_noise": run_noise(problem, found.theta, data),
-        "scatter": _scatter(problem, found.theta, data, weights) if spare > 0 else None,
+        "scatter": _scatter(problem, found, data, weights, spare),
         "misfit": plain_misfits(tests),
         "freedom": degrees,
     }
@@ -183,6 +193,7 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     grades = identify(law, adapted, lowest, None if draws is None else draws.theta, options.confidence)
     grades |= dict.fromkeys(law.undetermined(data.x), NONE)
     parameters = estimates(law, theta, public, options.confidence, widen, grades)
+    parameters |= stopped(adapted, law, theta, looks.asks)
     warnings += loose(law, parameters)
     tests = misfits(problem, found.theta, data, weights)
     validation = {
@@ -210,13 +221,15 @@ def _lost(law: Law, label: str, found: Found, options: Options, data: Data) -> F
     )
 
 
-def _scatter(problem: Problem, theta: Array, data: Data, weights: Array) -> dict[str, float] | None:
+def _scatter(problem: Problem, found: Found, data: Data, weights: Array, spare: int) -> dict[str, float] | None:
     """`validate.scatter` of a least-squares fit to several runs; None of others."""
-    if not problem.objective.quadratic or len(data.runs) < MIN_RUNS:
+    if not problem.objective.quadratic or len(data.runs) < MIN_RUNS or spare <= 0:
         return None
+    if scheme_for(problem, iid=data.iid) == "normal":
+        return {problem.law.outputs[0]: float(np.sqrt(found.cost / spare * np.mean(1 / weights[weights > 0])))}
     y, run = data.y.reshape(-1), np.tile(data.run, len(data.y))
-    left_out = left_out_residuals(problem, theta, y, weights.reshape(-1), run).reshape(data.y.shape)
-    residual = problem.objective.residual(y, problem.values(theta[None])[0]).reshape(data.y.shape)
+    left_out = left_out_residuals(problem, found.theta, y, weights.reshape(-1), run).reshape(data.y.shape)
+    residual = problem.objective.residual(y, problem.values(found.theta[None])[0]).reshape(data.y.shape)
     return scatter(residual, left_out, problem.law.outputs)
 
 
@@ -248,18 +261,19 @@ def _fit(
         )
     # the reported parameters where they are numbers: the last digits are those of what is printed
     known = (law, data, theta) if np.isfinite(theta).all() else (adapted.law, data, found.theta)
+    r2 = r_squared(*known)
     return Fit(
         law=law.name,
         label=label,
         parameters=parameters,
         objective=options.objective.name,
         objective_value=found.cost,
-        r2=r_squared(*known),
+        r2=r2,
         n_points=data.n,
         n_runs=len(data.runs),
         measured_range={k: (float(v.min()), float(v.max())) for k, v in data.x.items()},
         confidence=options.confidence,
-        warnings=warnings,
+        warnings=[*warnings, *worse_than_a_constant(r2)],
         diagnostics=learned | {"rmse": rmse(*known)} | ({"iid": True} if data.iid else {}),
         information=_information(adapted.law, found.theta, data),
         draws=[] if draws is None else draws.theta.tolist(),

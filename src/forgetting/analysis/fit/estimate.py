@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NAN = float("nan")
+BOUND = "bound"
 
 
 @dataclass(frozen=True)

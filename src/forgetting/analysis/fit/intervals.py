@@ -8,7 +8,7 @@ import numpy as np
 
 from forgetting.analysis.fit.bootstrap import LOST, MIN_RUNS, Draws, resample, scheme_for, symmetric_interval
 from forgetting.analysis.fit.data import Data
-from forgetting.analysis.fit.estimate import Estimate
+from forgetting.analysis.fit.estimate import BOUND, Estimate
 from forgetting.analysis.fit.identify import Grade
 from forgetting.analysis.fit.profile import profile
 from forgetting.analysis.fit.search import Found
@@ -76,8 +76,8 @@ def draw(
     """Bootstrap refits, or None and a warning where no interval would be honest."""
     if not can_draw(data, count, spare, warnings):
         return None
-    scheme = scheme_for(problem)
-    draws = resample(problem, found.theta, data.y, weights, data.run, count=count, rng=rng, scheme=scheme)
+    scheme = scheme_for(problem, iid=data.iid)
+    draws = resample(problem, found.theta, data.y, weights, data.run, count=count, rng=rng, scheme=scheme, spare=spare)
     return draws if enough(draws, count, warnings) else None
 
 
@@ -102,6 +102,19 @@ def estimates(
         ends = [np.nan if grade is not None and not closed else end for end, closed in _sides(low, high, grade)]
         out[p.name] = Estimate(value, float(ends[0]), float(ends[1]), level)
     return out
+
+
+def stopped(adapted: Adapted, law: Law, theta: Array, asks: Collection[str]) -> dict[str, Estimate]:
+    """Parameters that stopped at a bound past which the data ask for: their value is the bound, without an interval.
+
+    Args:
+        adapted: the way from fitted coordinates; a parameter that has none of its own is left out.
+        law: as it is reported.
+        theta: [K] its values.
+        asks: fitted parameters that the data pull past their bound.
+    """
+    named = zip(law.names, theta, strict=True)
+    return {n: Estimate(float(v), identified=BOUND) for n, v in named if adapted.law is law and n in asks}
 
 
 def _sides(low: float, high: float, grade: Grade | None) -> tuple[tuple[float, bool], tuple[float, bool]]:
@@ -134,10 +147,11 @@ def profiles(
     if len(data.runs) < MIN_RUNS or spare_values(problem, weights, ()) <= 0:
         return {}
     out = {}
-    run = np.tile(data.run, data.y.shape[0])
+    alone = scheme_for(problem, iid=data.iid) == "normal"
+    run = None if alone else np.tile(data.run, data.y.shape[0])
     for name, estimate in parameters.items():
         fitted = adapted.fitted_name(name)
-        if fitted is None:
+        if fitted is None or estimate.identified == BOUND:
             out[name] = estimate
             continue
         low, high = profile(problem, found.theta, data.y.reshape(-1), weights.reshape(-1), run, fitted, confidence)

@@ -18,18 +18,18 @@ from forgetting.analysis.fit.solver import Problem, minimise, to_theta, to_z
 from forgetting.analysis.laws.base import Array
 
 STEPS = 40  # points on each side of the estimate
-REACH = 8.0  # standard errors to look on each side
+REACH = 8.0  # standard errors to look on each side, more where Student's quantile is
 
 
 def profile(
-    problem: Problem, theta: Array, y: Array, weights: Array, run: Array, name: str, confidence: float
+    problem: Problem, theta: Array, y: Array, weights: Array, run: Array | None, name: str, confidence: float
 ) -> tuple[float, float]:
     """The interval of one parameter.
 
     Args:
         problem: law in fitted coordinates, with an objective of squares.
         theta: [K] the best fit.
-        y, weights, run: [m] outputs, weights and run index.
+        y, weights, run: [m] outputs, weights and run index; None where errors of rows are independent and of one size.
         name: the parameter, in fitted coordinates.
         confidence: nominal coverage.
 
@@ -41,17 +41,19 @@ def profile(
     log = problem.log_mask(False)
     looks = shape(problem, theta, y, weights)
     naive = looks.standard_errors[k] / (theta[k] if log[k] else 1.0)
-    honest = run_error(problem, theta, y, weights, run, looks.covariance, k) / (theta[k] if log[k] else 1.0)
+    honest = naive
+    if run is not None:
+        honest = run_error(problem, theta, y, weights, run, looks.covariance, k) / (theta[k] if log[k] else 1.0)
     if not (np.isfinite(naive) and np.isfinite(honest) and naive > 0 and honest > 0):
         return float("nan"), float("nan")
-    cut = student(confidence, int(run.max()))
     spare = int(np.sum(weights > 0)) - int(np.sum(~problem.fixed))
+    cut = student(confidence, spare if run is None else int(run.max()))
     best = float(problem.objective.cost(problem.objective.residual(y, problem.values(theta[None])[0]), weights))
     needed = best * (1 + (cut * honest / naive) ** 2 / spare)
     ends = []
     for side in (-1.0, 1.0):
         low, high = problem.bounds(log)
-        reach = REACH * honest * side
+        reach = max(REACH, 1.5 * cut) * honest * side
         grid = np.clip(to_z(theta, log)[k] + reach * np.linspace(0, 1, STEPS + 1)[1:], low[k], high[k])
         ends.append(_crossing(problem, theta, y, weights, k, grid, best, needed))
     low_end, high_end = np.exp(ends) if log[k] else np.array(ends)

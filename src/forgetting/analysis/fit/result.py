@@ -185,11 +185,14 @@ class Fit(Result):
         """The band of one new run around the law's mean, whose own band is given; NaN where a run's scatter is unknown.
 
         Both errors are independent, so that their half widths add in squares; in the logarithm where it was fitted.
-        The sum is known better than the law's mean alone, and has one degree of freedom less than runs.
+        The sum is known better than the law's mean alone, and has one degree of freedom less than runs; that of
+        independent rows has those of the residuals.
         """
+        told = self.diagnostics.get("bootstrap") or {}
+        degrees = self.diagnostics["freedom"] if told.get("scheme") == "normal" else self.n_runs - 1
         spread = (self.diagnostics.get("scatter") or {}).get(output)
-        half = NAN if spread is None else student(self.confidence, self.n_runs - 1) * float(spread)
-        less = widening(self.n_runs - 1, self.confidence) / self.widen if self.n_runs > 1 else NAN
+        half = NAN if spread is None else student(self.confidence, degrees) * float(spread)
+        less = widening(degrees, self.confidence) / self.widen if self.n_runs > 1 else NAN
         if self.objective == LOGARITHMIC:
             with np.errstate(all="ignore"):
                 down, up = np.hypot(less * np.log(value / low), half), np.hypot(less * np.log(high / value), half)

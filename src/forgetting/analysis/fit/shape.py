@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ from forgetting.analysis.fit.orthogonal import orthogonal
 from forgetting.analysis.fit.solver import Problem, to_z
 from forgetting.analysis.laws.base import Array
 
+PULL = 2.0
+"""Student's t of what a parameter at its bound could still explain, from which on the data ask for a value beyond."""
 FLAT = 1e-7  # singular value of the normalised Jacobian, relative to the largest, below which a direction is flat
 
 
@@ -21,6 +24,7 @@ class Shape:
         condition: ratio of the largest to the smallest singular value of the Jacobian with columns of length one.
         flat: directions that the data say nothing about, each as {parameter: share}.
         at_bounds: parameters that stopped at a bound, with the bound.
+        asks: of those that the data would move past it, the words `larger` or `smaller`.
         standard_errors: [K] from the Jacobian and the residual variance, every residual taken as independent; NaN
             for parameters at a bound, held by a gauge, or in a flat direction.
         covariance: [K, K] of the same.
@@ -29,6 +33,7 @@ class Shape:
     condition: float
     flat: list[dict[str, float]]
     at_bounds: dict[str, float]
+    asks: dict[str, str]
     standard_errors: Array
     covariance: Array
 
@@ -53,7 +58,7 @@ def shape(problem: Problem, theta: Array, y: Array, weights: Array) -> Shape:
     free &= norm > 0
     unit = jacobian[:, free] / norm[free]
     columns, back = orthogonal(unit, problem.solvable[free])
-    _, singular, right = np.linalg.svd(columns, full_matrices=False)
+    left, singular, right = np.linalg.svd(columns, full_matrices=False)
     right = np.linalg.solve(back, right.T).T
     at = np.flatnonzero(free)
     for value, row in zip(singular, right, strict=True):
@@ -69,5 +74,20 @@ def shape(problem: Problem, theta: Array, y: Array, weights: Array) -> Shape:
             covariance[np.ix_(free, free)] = inverse * np.outer(scale, scale) * float(residual @ residual) / spare
     singular = np.linalg.svd(unit, compute_uv=False)
     condition = float(singular[0] / singular[-1]) if singular.size and singular[-1] > 0 else float("inf")
+    asks = _asks(names, jacobian, left, np.nan_to_num(residual), np.flatnonzero(bound), spare)
     at_bounds = {names[k]: float(theta[k]) for k in np.flatnonzero(bound)}
-    return Shape(condition, flat, at_bounds, np.sqrt(np.diag(covariance)), covariance)
+    return Shape(condition, flat, at_bounds, asks, np.sqrt(np.diag(covariance)), covariance)
+
+
+def _asks(
+    names: Sequence[str], jacobian: Array, basis: Array, residual: Array, bound: Array, spare: int
+) -> dict[str, str]:
+    """Parameters at a bound, by number, that the data would move past it, and which way: a score test of each."""
+    out = {}
+    for k in bound:
+        own = jacobian[:, k] - basis @ (basis.T @ jacobian[:, k])
+        length = np.linalg.norm(own) * np.linalg.norm(residual)
+        share = float(own @ residual) / length if length > 0 else 0.0
+        if spare > 1 and share**2 * (spare - 1) > PULL**2 * (1 - share**2):
+            out[names[k]] = "larger" if share > 0 else "smaller"
+    return out

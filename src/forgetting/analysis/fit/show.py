@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from forgetting.analysis.fit.estimate import Estimate
+from forgetting.analysis.fit.estimate import BOUND, Estimate
 from forgetting.display.tables import Shown, aligned
 
 
@@ -30,9 +30,11 @@ def value(estimate: Estimate, *, scale: bool) -> str:
 
 
 def ends(estimate: Estimate) -> str:
-    """A parameter's interval, one side of it where the data limit it there alone, or a dash."""
+    """A parameter's interval, one side of it where the data limit it there alone, that it is at a bound, or a dash."""
     if estimate.identified == "none":
         return "-"
+    if estimate.identified == BOUND:
+        return "at its bound"
     low, high = math.isfinite(estimate.low), math.isfinite(estimate.high)
     if low and high:
         return span(estimate.low, estimate.high)
