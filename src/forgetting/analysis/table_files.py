@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from forgetting import files
 from forgetting.config.arguments import from_records
 from forgetting.data import parquet
@@ -27,58 +29,114 @@ _COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
 """A number with a decimal comma."""
 _GROUPED = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d+)?")
 """A number whose thousands may be set apart by points."""
+_NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
+"""A cell that is a number, and no column's name."""
+_SEPARATOR = re.compile(r"sep=(.)", re.IGNORECASE)
+"""What Excel writes above the names of the columns."""
 _WHOLE = re.compile(r"[+-]?\d{1,3}(\.000)+")
 """One or one thousand: `1.000`."""
 
 
 def read_csv(path: Path) -> Table:
-    """A CSV file whose cells are apart by commas, semicolons or tabs; cells stay text.
+    """A CSV file whose cells are apart by commas, semicolons, tabs, bars or spaces; cells stay text.
 
-    Beside semicolons and tabs a number may have a decimal comma.
+    Beside other marks than commas a number may have a decimal comma. Comments (`#`) above the names of the columns are
+    skipped, as are Excel's line `sep=;` and blank rows at the end.
 
     Raises:
         UsageError: not CSV, a column twice, a line of another length, or numbers that can be read in two ways; names
             the line or column.
     """
     text = files.read_text(path, encoding="utf-8-sig")
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    lines, delimiter, skipped = _body(text, "\t" if _is_tsv(path) else "")
+    reader = csv.reader(io.StringIO(lines, newline=""), delimiter=delimiter, skipinitialspace=delimiter == " ")
     try:
-        table = _columns(reader, path)
+        written = _columns(reader, path, skipped)
     except csv.Error as error:
-        raise UsageError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
+        raise UsageError(f"{path}, line {skipped + reader.line_num}: not CSV: {error}") from None
+    table = written
     if delimiter != "," and any(_COMMA.fullmatch(cell) for cells in table.values() for cell in cells):
         table = {name: _with_points(cells) for name, cells in table.items()}
     for name, cells in table.items():
-        _refuse_thousands(path, name, cells)
+        _refuse_thousands(path, name, cells, written[name])
     return table
 
 
-def _delimiter(text: str) -> str:
-    """What the first line's cells are apart by: whatever gives the most of them."""
-    first = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0][:HEAD]
-    return max(DELIMITERS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
+def _is_tsv(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").removesuffix(".zst").endswith(".tsv")
 
 
-def _columns(reader: Any, path: Path) -> Table:
+def _body(text: str, known: str) -> tuple[str, str, int]:
+    """The text from the names of the columns on, what its cells are apart by, and how many lines are above it."""
+    lines = io.StringIO(text, newline="").readlines()
+    at, delimiter, comment = 0, known, ""
+    for at, line in enumerate(lines):  # noqa: B007
+        said = _SEPARATOR.fullmatch(line.strip("\r\n"))
+        if said and not delimiter:
+            delimiter = said[1]
+        elif line.startswith("#"):
+            comment = line
+        elif line.strip():
+            break
+    else:
+        at = len(lines)
+    first = "".join(lines[at : at + 2])
+    delimiter = delimiter or _delimiter(first)
+    if delimiter == " ":
+        lines = [line.strip() + "\n" for line in lines]
+    cells = _cells("".join(lines[at : at + 1]), delimiter)
+    # of a comment right above numbers, one name a column, the names are meant: `# step, loss`
+    names = _cells(comment[1:].strip() or "#", delimiter)
+    if comment and len(names) == len(cells) > 1 and any(_NUMBER.fullmatch(cell.strip()) for cell in cells):
+        return comment[1:].lstrip() + "".join(lines[at:]), delimiter, at - 1
+    return "".join(lines[at:]), delimiter, at
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    return next(csv.reader([line[:HEAD].strip("\r\n")], delimiter=delimiter, skipinitialspace=delimiter == " "), [])
+
+
+def _delimiter(head: str) -> str:
+    """What the first line's cells are apart by: whatever gives the most of them; bars and spaces where nothing does."""
+    first, *rest = [line for line in re.split(r"[\r\n]+", head) if line.strip()] or [""]
+    found = max(DELIMITERS, key=lambda mark: len(_cells(first, mark)))
+    if len(_cells(first, found)) > 1:
+        return found
+    for mark in ("|", " "):
+        several = [len(_cells(line.strip(), mark)) for line in (first, *rest[:1])]
+        if several[0] > 1 and several[0] == several[-1]:
+            return mark
+    return found
+
+
+def _columns(reader: Any, path: Path, skipped: int) -> Table:
     names = [name.strip() for name in next(reader, [])]
-    if not any(names):
+    while names and not names[-1]:  # a spreadsheet's empty columns at the right
+        names.pop()
+    if not names:
         raise UsageError(f"{path}: the first line must name the columns, and it is empty")
     files.check_table(len(names), 0, str(path))
     doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
         raise UsageError(f"{path}: column '{min(doubled)}' is there twice")
     out: Table = {name: [] for name in names}
-    for cells in reader:
-        if not cells:
-            continue
+    last = 0
+    for number, row in enumerate((row for row in reader if row), 1):
+        cells = [cell.strip() for cell in row]
+        if any(cells):
+            last = number
+            while len(cells) > len(names) and not cells[-1]:
+                cells.pop()
+        else:
+            cells = [""] * len(names)
         if len(cells) != len(names):
-            raise UsageError(f"{path}, line {reader.line_num}: {len(cells)} cells where there are {len(names)} columns")
+            where = f"{path}, line {skipped + reader.line_num}"
+            raise UsageError(f"{where}: {len(cells)} cells where there are {len(names)} columns")
         for name, cell in zip(names, cells, strict=True):
-            out[name].append(cell.strip())
-    if not out[names[0]]:
+            out[name].append(cell)
+    if not last:
         raise UsageError(f"{path}: no row below the column names")
-    return out
+    return {name: cells[:last] for name, cells in out.items()}
 
 
 def _with_points(cells: list[str]) -> list[str]:
@@ -92,14 +150,22 @@ def _with_points(cells: list[str]) -> list[str]:
     return [changed(cell) for cell in cells]
 
 
-def _refuse_thousands(path: Path, name: str, cells: Sequence[str]) -> None:
-    """Refuse a column whose every number reads `1.000`, one or one thousand, or `1.000.000`."""
+def _refuse_thousands(path: Path, name: str, cells: Sequence[str], written: Sequence[str]) -> None:
+    """Refuse a column whose every number reads `1.000`, one or one thousand, or `1.000.000`.
+
+    Args:
+        path: of the file.
+        name: of the column.
+        cells: with decimal points.
+        written: the same as they stand in the file.
+    """
     numbers = [cell for cell in cells if cell and cell != "0"]
     if not numbers or not all(_GROUPED.fullmatch(cell) for cell in numbers):
         return
     if all(_WHOLE.fullmatch(cell) for cell in numbers) or any(cell.count(".") > 1 for cell in numbers):
+        came = written[cells.index(numbers[0])]
         raise UsageError(
-            f"{path}, column '{name}': is {numbers[0]} a whole number with its thousands set apart, or a number with "
+            f"{path}, column '{name}': is {came} a whole number with its thousands set apart, or a number with "
             f"decimals? write {numbers[0].replace('.', '')} or {numbers[0].split('.')[0]}"
         )
 
@@ -175,8 +241,14 @@ def read_excel(path: Path) -> Table:
     if len(frame) < 2:
         raise UsageError(f"{path}: no row below the column names")
     names = ["" if name != name else str(name).strip() for name in frame.iloc[0]]
+    while names and not names[-1] and frame.iloc[1:, len(names) - 1].isna().all():
+        names.pop()
     doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
         raise UsageError(f"{path}: column '{min(doubled)}' is there twice")
     body = frame.iloc[1:].astype(object)
+    full = np.flatnonzero(body.notna().any(axis=1).to_numpy())
+    if not full.size:
+        raise UsageError(f"{path}: no row below the column names")
+    body = body.iloc[: full[-1] + 1]  # without blank rows at the end
     return {name: [None if cell != cell else cell for cell in body.iloc[:, i]] for i, name in enumerate(names)}

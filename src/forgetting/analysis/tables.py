@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from forgetting import files
 from forgetting.analysis.exports import is_chart, join_charts, normalise, peft_table
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.selection import Only, by_dataset, chosen_rows, wanted
@@ -29,7 +30,8 @@ from forgetting.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     import pandas as pd
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx")
+PACKABLE = (".csv", ".tsv", ".jsonl", ".json")
+SUFFIXES = (*PACKABLE, ".parquet", ".xlsx")
 
 
 def read_tables(paths: Sequence[str | Path]) -> Table:
@@ -67,13 +69,15 @@ def read_table(path: str | Path) -> Table:
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder")
     suffix = path.suffix.lower()
+    if suffix in files.PACKED:
+        suffix = path.with_suffix("").suffix.lower() if path.with_suffix("").suffix.lower() in PACKABLE else suffix
     if suffix == ".json":
         return _read_json(path)
     readers = {".csv": read_csv, ".tsv": read_csv, ".jsonl": read_json_lines, ".parquet": read_parquet}
     reader = (readers | {".xlsx": read_excel}).get(suffix)
     if reader is not None:
         return normalise(reader(path))
-    raise UsageError(f"{path}: a table ends in {', '.join(SUFFIXES)}, or is a study folder")
+    raise UsageError(f"{path}: a table ends in {', '.join(SUFFIXES)}, text also in .gz or .zst, or is a study folder")
 
 
 def stack(tables: Sequence[Table]) -> Table:

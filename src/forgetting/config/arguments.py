@@ -62,6 +62,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
                 raise UsageError(f"{function.__qualname__.removesuffix('.__init__')}: no argument '{name}'; {known}")
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             if name in tests and not _fits(value, tests[name]):
+                _refuse_inside(name, value, signature.parameters[name].annotation)
                 raise wrong_type(name, value, ", ".join(dict.fromkeys(word for _, word in tests[name])))
         return function(*args, **kwargs)
 
@@ -127,7 +128,26 @@ def _test(part: str) -> Test | None:
 
 
 def _plural(word: str) -> str:
-    return word.replace("a pair", "pairs") if word.startswith("a pair") else f"{word.removeprefix('a ')}s"
+    """`numbers`, `pairs of numbers`, `lists of texts`, `dictionaries of numbers by name`."""
+    head, of, rest = word.partition(" of ")
+    if not head.startswith("a ") or (of and head not in ("a pair", "a list", "a dictionary")):
+        return word
+    noun = head.removeprefix("a ")
+    return (f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s") + of + rest
+
+
+def _refuse_inside(name: str, value: Any, annotation: Any) -> None:
+    """Name what is wrong in a dictionary or list, by its key or place.
+
+    Raises:
+        UsageError: an entry of another type than the annotation's.
+    """
+    head = "Mapping" if isinstance(value, Mapping) else "Sequence" if _is_several(value) else ""
+    part = next((p for p in _split(annotation, "|") if head and p.startswith(f"{head}[")), "")
+    tests = _tests(_split(part.partition("[")[2][:-1], ",")[-1]) if part else []
+    for key, entry in value.items() if head == "Mapping" else enumerate(value) if tests else ():
+        if tests and not _fits(entry, tests):
+            raise wrong_type(f"{name}[{key!r}]", entry, ", ".join(dict.fromkeys(word for _, word in tests)))
 
 
 def _fits(value: Any, tests: Sequence[Test]) -> bool:
