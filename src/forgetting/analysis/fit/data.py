@@ -125,7 +125,7 @@ def read_data(
     if rows.size == 0:
         raise UsageError(f"{where} has no rows to fit")
     rows, gaps = (rows, []) if whole else _without_gaps(table, list(sources.values()), rows, where)
-    kinds = {v.name: v for v in law.variables}
+    kinds = {v.name: v for v in (*law.variables, *(Variable(name, zero=True) for name in law.not_negative))}
     got = {
         name: _numbers(table[column], column, rows, where, kinds.get(name, FINITE)) for name, column in sources.items()
     }

@@ -137,7 +137,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     parameters |= stopped(adapted, law, theta, looks.asks)
     if options.intervals == "profile":
         parameters |= profiles(problem, adapted, found, data, weights, parameters, options.confidence, warnings)
-    warnings += loose(law, parameters)
+    warnings += loose(law, parameters, looks.flat)
     tests = misfits(problem, found.theta, data, weights)
     validation = {
         "leave_one_run_out": leave_one_run_out(problem, found.theta, data, weights),
@@ -194,7 +194,7 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     grades |= dict.fromkeys(law.undetermined(data.x), NONE)
     parameters = estimates(law, theta, public, options.confidence, widen, grades)
     parameters |= stopped(adapted, law, theta, looks.asks)
-    warnings += loose(law, parameters)
+    warnings += loose(law, parameters, looks.flat)
     tests = misfits(problem, found.theta, data, weights)
     validation = {
         "leave_one_run_out": summed.leave_one_run_out(cells, found.theta),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -163,14 +163,24 @@ def profiles(
     return out
 
 
-def loose(law: Law, parameters: dict[str, Estimate]) -> list[str]:
-    """One sentence on positive parameters whose interval spans more than a factor of LOOSE."""
+def loose(law: Law, parameters: dict[str, Estimate], flat: Sequence[Mapping[str, float]]) -> list[str]:
+    """Sentences on parameters that the data do not determine, and whose interval spans more than a factor of LOOSE.
+
+    Args:
+        law: that was fitted.
+        parameters: their estimates.
+        flat: directions of which it was already said that the data do not determine them.
+    """
     names = [
         p.name
         for p in law.parameters
         if p.log and parameters[p.name].low >= 0 and parameters[p.name].high > LOOSE * parameters[p.name].low
     ]
-    lost = [name for name, estimate in parameters.items() if estimate.identified == "none"]
+    lost = [
+        name
+        for name, estimate in parameters.items()
+        if estimate.identified == "none" and not any(name in said for said in flat)
+    ]
     out = [f"the data do not determine {', '.join(lost)}: trust predictions, not these"] if lost else []
     if names:
         said = f"{', '.join(names)} could be anything within a factor of {LOOSE:g} or more"

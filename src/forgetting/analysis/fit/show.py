@@ -16,8 +16,11 @@ def number(value: float) -> str:
 
 
 def span(low: float, high: float) -> str:
-    """An interval, or a dash."""
-    return f"{number(low)} to {number(high)}" if math.isfinite(low) and math.isfinite(high) else "-"
+    """An interval, with as many digits as tell its ends apart, or a dash."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "-"
+    digits = next((d for d in range(5, 17) if low == high or f"{low:.{d}g}" != f"{high:.{d}g}"), 17)
+    return f"{low:.{digits}g} to {high:.{digits}g}"
 
 
 def value(estimate: Estimate, *, scale: bool) -> str:

@@ -78,6 +78,8 @@ class Law(ABC):
     source: str
     variables: tuple[Variable, ...]
     outputs: tuple[str, ...]
+    not_negative: tuple[str, ...] = ()
+    """Outputs that the law cannot meet below zero."""
     parameters: tuple[Parameter, ...]
 
     @abstractmethod
@@ -141,9 +143,12 @@ class Law(ABC):
         return frozenset()
 
     def hints(self, x: Mapping[str, Array], y: Array) -> list[str]:
-        """Sentences about these data that a reader of the fit should know: by default of variables of one value."""
-        del y
-        return [
+        """Sentences about these data that a reader of the fit should know: by default of columns of one value."""
+        values = np.reshape(y, (len(self.outputs), -1))
+        flat = [
+            f"{name} is {values[o, 0]:g} in every row" for o, name in enumerate(self.outputs) if not np.ptp(values[o])
+        ]
+        return [f"{said}: there is no effect to fit, and what is not 0 is rounding" for said in flat] + [
             f"{name} is {x[name][0]:g} in every row: these rows do not say what {' and '.join(self.outputs)} would be "
             "at another"
             for name in self.variable_names

@@ -68,6 +68,7 @@ class ShiftedPowerSingle(Law):
         self.name = name
         self.sign = sign
         self.outputs = (output,)
+        self.not_negative = (output,) if sign > 0 else ()
         mark = "+" if sign > 0 else "-"
         self.title = f"Shifted power law of {output.replace('_', ' ')}"
         self.formula = f"{output} = s {mark} c * [(a/P)^alpha + (b/N)^beta]^rho, c = 1 (gauge)"
@@ -121,6 +122,7 @@ class ShiftedPower(Law):
     source = f"{SOURCE}, Eq. 5 and 6"
     variables = VARIABLES
     outputs = ("finetune_loss", "forgetting_loss")
+    not_negative = ("finetune_loss",)
     parameters = (
         _scale("a_f", "scale of P in L_f, given the gauge"),
         _scale("a_ft", "scale of P in L_ft, given the gauge"),
