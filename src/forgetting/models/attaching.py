@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
 from . import bounds, failures, sources, transformers_internals, weights
+from .adapter_fields import check_fields
 from .peft_internals import PREFIX
 from .sources import Source
 
@@ -25,28 +26,10 @@ MORE_ROWS = 2**16
 """Tokens that an adapter may add to any base model."""
 TASKS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
 """Tasks whose adapters stand on the layers of a language model and on nothing else."""
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _are_tokens(value: Any) -> bool:
-    return isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
-
-
-def _are_tokens_by_module(value: Any) -> bool:
-    return all(map(_are_tokens, value.values())) if isinstance(value, dict) else _are_tokens(value)
-
-
-FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "base_model_name_or_path": (_is_text, "a folder or a Hub id"),
-    "revision": (_is_text, "a commit, tag or branch"),
-    "alora_invocation_tokens": (_are_tokens, "a list of token ids"),
-    "token_indices": (_are_tokens, "a list of token ids"),
-    "trainable_token_indices": (_are_tokens_by_module, "a list of token ids, or one a module"),
-}
-"""Fields of adapter_config.json that are read here, what they may be, and in words."""
+MISPLACED = "PEFT cannot put it on the base model"
+MISFIT = "does not fit the base model; was it made for another one?"
+_OF_SHAPES = re.compile(r"size mismatch|target.modules|not found in the base model|shape", re.IGNORECASE)
+"""What PEFT and PyTorch say where an adapter's modules or shapes are not those of the model."""
 
 
 def adapter_config(source: Source, base: Source | None = None) -> Any | None:
@@ -68,14 +51,12 @@ def adapter_config(source: Source, base: Source | None = None) -> Any | None:
     name = f"adapter '{source.name}'"
     folder = source.adapter()
     names = () if base is None else (base.name, str(base.local))
-    bounds.check_adapter(bounds.read_config(folder / sources.ADAPTER_CONFIG), f"{name}: adapter_config.json", names)
+    given = bounds.read_config(folder / sources.ADAPTER_CONFIG)
+    bounds.check_adapter(given, f"{name}: adapter_config.json", names)
+    check_fields(given, f"{name}: adapter_config.json")
     with failures.explained(name, "adapter_config.json cannot be read"):
         config = PeftConfig.from_pretrained(str(folder))
         task = getattr(config.task_type, "value", config.task_type)
-    for field, (fits, allowed) in FIELDS.items():
-        value = getattr(config, field, None)
-        if value is not None and not fits(value):
-            raise UsageError(f"{name}: adapter_config.json: {field}: got {value!r:.60}; it is {allowed}")
     if task not in TASKS:
         raise UsageError(f"{name}: made for the task {task}, not for a causal language model (CAUSAL_LM)")
     init = getattr(config, "init_lora_weights", None)
@@ -135,15 +116,29 @@ def attach(model: Any, source: Source) -> tuple[Any, list[str]]:
     names = [module for module, _ in model.named_modules()]
     bounds.check_patterns(bounds.read_config(folder / sources.ADAPTER_CONFIG), names, f"{name}: adapter_config.json")
     with _readable(folder) as (readable, notice):
-        misfit = "does not fit the base model; was it made for another one?"
-        with failures.explained(name, misfit), transformers_internals.never_asking():
+        with _fitting(name), transformers_internals.never_asking():
             tuned = PeftModel.from_pretrained(model, str(readable)).eval()
             faults = _faults(tuned, readable, own)
         if faults:
-            raise UsageError(f"{name} {misfit} {'; '.join(faults)}")
+            raise UsageError(f"{name} {MISFIT} {'; '.join(faults)}")
     added = ((key, one) for key, one in tuned.named_parameters() if id(one) not in own)
     weights.check_finite(added, f"{name}: the tuned model's")
     return tuned, [f"{name}: {notice}"] if notice else []
+
+
+@contextmanager
+def _fitting(name: str) -> Iterator[None]:
+    """What PEFT says as one error: that an adapter is another model's only where its modules or shapes do not fit."""
+    try:
+        with failures.explained(name, MISPLACED):
+            yield
+    except UsageError as error:
+        text = str(error)
+        if not _OF_SHAPES.search(text):
+            raise
+        raise UsageError(
+            text.replace(f"{name}: PEFT cannot put it on the base model", f"{name}: {MISFIT}", 1)
+        ) from None
 
 
 @contextmanager

@@ -40,6 +40,11 @@ KERNELS = "kernels-community/"
 """Whose kernels of the Hub a config.json may name; all others are code of a stranger."""
 
 _PARTS = re.compile(r"(^|_)(layers?|blocks?|experts|depth|stages)$")
+_SIZES = (
+    *("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("n_embd", "n_head", "d_model"),
+)
+"""Fields of a config.json that no model has at 0."""
 _RANKS = re.compile(r"^(r|.*_r|rank|.*_rank|rank_.*|num_virtual_tokens|.*num_layers|.*attention_heads|.*_hidden_size)$")
 _SEEDS = re.compile(r"seed|prng|key")
 _OTHERS = ("shadow_model", "prompt_tuning_init_state_dict_path")
@@ -83,6 +88,7 @@ def check_model(file: Path, name: str, *, code: bool) -> None:
     for path, _, value in parts:
         if value > MAX_PARTS:
             raise UsageError(f"{name}: config.json: {path}: got {_short(value)}; at most {MAX_PARTS:,}")
+    _check_plain(content, name)
     experts = max((value for _, key, value in parts if key.endswith("experts")), default=1)
     layers = max((value for _, key, value in parts if not key.endswith("experts")), default=1)
     if layers * experts > MAX_BUILT:
@@ -96,6 +102,25 @@ def check_model(file: Path, name: str, *, code: bool) -> None:
                     f"{name}: config.json: {field}: names a kernel of the Hub, {found!r:.80}, which is code; it is not "
                     "run unless you say so with trust_remote_code (--trust-remote-code)"
                 )
+
+
+def _check_plain(content: Mapping[str, Any], name: str) -> None:
+    """Refuse sizes of nothing and a dtype that does not exist, which a library says by what then fails."""
+    import torch
+
+    texts = content.get("text_config")
+    for prefix, fields in (("", content), ("text_config.", texts if isinstance(texts, Mapping) else {})):
+        for field in _SIZES:
+            value = fields.get(field)
+            if isinstance(value, int | float) and value < 1:
+                raise UsageError(f"{name}: config.json: {prefix}{field}: got {value:.20g}; it is at least 1")
+        for field in ("dtype", "torch_dtype"):
+            value = fields.get(field)
+            if isinstance(value, str) and value != "auto":
+                if isinstance(getattr(torch, value.removeprefix("torch."), None), torch.dtype):
+                    continue
+                given = f"{prefix}{field}: got {value!r:.60}"
+                raise UsageError(f"{name}: config.json: {given}; it is a dtype such as float32 or bfloat16")
 
 
 def check_size(config: Any, held: int, name: str) -> None:

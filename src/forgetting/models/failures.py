@@ -11,6 +11,9 @@ from contextlib import contextmanager, suppress
 from ..errors import ForgettingError, UsageError
 from ..files import no_memory
 
+SAID = 300
+"""Characters of a library's message that are shown."""
+
 
 class CodeNeededError(UsageError):
     """A model needs Python code that comes with it, which was not allowed."""
@@ -75,10 +78,30 @@ def panicked(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The line of an error's text that says most."""
-    lines = [line.strip() for line in str(error).strip("'\" \n").splitlines() if line.strip()]
-    first = next((line for line in lines if "size mismatch" in line), lines[0] if lines else type(error).__name__)
-    return f"no '{first}'" if isinstance(error, KeyError) and " " not in first else first[:300]
+    """What an error's text says most with, in one line of at most SAID characters.
+
+    That is its first line, with those after it where it ends in a colon, or the line on shapes that do not fit.
+    """
+    if isinstance(error, KeyError) and len(error.args) == 1:  # Python shows it in quotes
+        text = str(error.args[0])
+        if " " not in text:
+            return f"no '{text[:SAID]}'"
+    else:
+        text = str(error)
+    lines = [line.strip() for line in _unquoted(text.strip()).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    mismatch = next((line for line in lines if "size mismatch" in line), None)
+    first = mismatch or (" ".join(lines) if lines[0].endswith(":") else lines[0])
+    if isinstance(error, ArithmeticError | AttributeError | IndexError):  # bare, such a text names nothing
+        first = f"{type(error).__name__}: {first}"
+    return first if len(first) <= SAID else first[: SAID - 3] + "..."
+
+
+def _unquoted(text: str) -> str:
+    """A text without the quotes around the whole of it, if there are any."""
+    whole = len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and text.count(text[0]) == 2
+    return text[1:-1].strip() if whole else text
 
 
 def out_of_memory(error: BaseException) -> bool:

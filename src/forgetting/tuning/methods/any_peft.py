@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from ...errors import UsageError, did_you_mean
 from ...models import bounds
+from ...models.adapter_fields import check_fields
 from .base import Context, Method
 from .targets import adapt, refused
 
@@ -62,6 +63,7 @@ class Peft(Method):
                 meant = did_you_mean(key, sorted(known))
                 raise UsageError(f"methods.peft.config.{key}: {kind} has no such field; {meant}")
         bounds.check_adapter(given, "methods.peft.config")
+        check_fields({**given, "peft_type": kind}, "methods.peft.config")
         made: PeftConfig = refused(lambda: kinds[kind](task_type="CAUSAL_LM", **given), "methods.peft.config")
         return made
 
