@@ -126,3 +126,47 @@ def test_a_librarys_message_keeps_its_quotes_and_its_reason(error: Exception, sa
 
 def test_a_librarys_message_is_bounded() -> None:
     assert len(failures.first_line(ValueError("a:\n" + "b" * 10**6))) == failures.SAID
+
+
+def _tokenizer(tiny_model: Path, folder: Path, change: Any) -> Path:
+    shutil.copytree(tiny_model, folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    change(content)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
+def _replace(content: dict[str, Any], *pairs: tuple[str, str]) -> None:
+    steps = [{"type": "Replace", "pattern": {"String": old}, "content": new} for old, new in pairs]
+    content["normalizer"] = {"type": "Sequence", "normalizers": steps}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda c: c["model"]["vocab"].update(zzz=10**9), "token 'zzz' has the id 1000000000; with"),
+        (lambda c: c["added_tokens"].append({**c["added_tokens"][0], "id": 2**31, "content": "q"}), "token 'q' has"),
+        (lambda c: _replace(c, (" ", "x" * 10_000)), "normalizer: content: 10,000 characters; at most 1,000"),
+        (lambda c: _replace(c, (" ", "x" * 500)), "normalizer: its steps make 500 characters of one; at most 100"),
+        (lambda c: _replace(c, *[("a", "aa")] * 20), "normalizer: its steps make 1,048,576 characters of one"),
+    ],
+)
+def test_a_tokenizer_that_takes_memory_without_end_is_refused(
+    tiny_model: Path, tmp_path: Path, change: Any, says: str
+) -> None:
+    folder = _tokenizer(tiny_model, tmp_path / "model", change)
+    with pytest.raises(UsageError, match=says):
+        load_base(ModelConfig(source=str(folder)))
+
+
+def test_many_replacements_of_different_characters_are_taken(tiny_model: Path, tmp_path: Path) -> None:
+    pairs = [(chr(0x2150 + i), "a/b") for i in range(8)]
+    folder = _tokenizer(tiny_model, tmp_path / "model", lambda content: _replace(content, *pairs))
+    assert load_base(ModelConfig(source=str(folder))).tokenizer.is_fast
+
+
+def test_a_model_without_its_tokenizer_is_said_so(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    with pytest.raises(UsageError, match=r"its tokenizer cannot be loaded; there is no tokenizer\.json"):
+        load_base(ModelConfig(source=str(tmp_path / "model")))

@@ -28,7 +28,7 @@ TASKS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
 """Tasks whose adapters stand on the layers of a language model and on nothing else."""
 MISPLACED = "PEFT cannot put it on the base model"
 MISFIT = "does not fit the base model; was it made for another one?"
-_OF_SHAPES = re.compile(r"size mismatch|target.modules|not found in the base model|shape", re.IGNORECASE)
+_OF_SHAPES = re.compile(r"size mismatch|target.modules|not found in the base model|shape|no 'base_model", re.IGNORECASE)
 """What PEFT and PyTorch say where an adapter's modules or shapes are not those of the model."""
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..config.schema import ModelConfig
 from ..errors import UsageError
-from . import bounds, failures, sources, weights
+from . import bounds, failures, sources, tokenizer_files, weights
 from .sources import Source
 
 if TYPE_CHECKING:
@@ -241,7 +241,8 @@ def load_tokenizer(config: ModelConfig, source: Source | None = None) -> PreTrai
     from transformers import AutoTokenizer
 
     folder = (source or base_source(config)).config()
-    with failures.explained(called(config), "cannot be loaded"), failures.without_panics():
+    tokenizer_files.check_tokenizer(folder, called(config))
+    with failures.explained(called(config), tokenizer_files.lacking(folder)), failures.without_panics():
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=config.trust_remote_code)
     if not tokenizer.is_fast:
         raise UsageError(f"model '{config.source}': its tokenizer is a slow one; a fast tokenizer.json is needed")

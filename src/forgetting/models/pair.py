@@ -13,6 +13,7 @@ from ..errors import UsageError
 from . import adapters, attaching, causal, comparable, failures, loading, sources, weights
 from .loading import Base
 from .sources import Source
+from .tokenizer_files import check_tokenizer
 
 Model = str | Path | Source | nn.Module
 
@@ -161,5 +162,6 @@ def _own_tokenizer(source: Source, config: ModelConfig) -> Any:
 
     if not source.has("tokenizer.json"):
         return None
+    check_tokenizer(source.config(), f"model '{source.name}'")
     with failures.explained(f"model '{source.name}'", "its tokenizer cannot be read"), failures.without_panics():
         return AutoTokenizer.from_pretrained(str(source.config()), trust_remote_code=config.trust_remote_code)
