@@ -81,3 +81,10 @@ def test_a_fit_points_to_a_column_of_runs_that_steps_do_not_confirm():
     made = forgetting.fit(rows, "y = a + b*x", bootstrap=20)
     assert any("give --run run" in w for w in made.warnings)
     assert any("every row was taken as an independent run" in w for w in made.warnings)
+
+
+@pytest.mark.parametrize("column", ["forgetting", "forgetting_loss"])
+def test_forgetting_is_not_compared_with_itself(column):
+    rows = [row | {"forgetting_loss": row["forgetting"]} for row in table()]
+    with pytest.raises(UsageError, match=rf"by \(--by\) {column}: it says what was forgotten"):
+        compare_tables({"d": from_records(rows)}, "lora", by=column)

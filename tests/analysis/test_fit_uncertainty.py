@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import optimize, special
+from test_fit_table1 import NAMES, table
 
 from forgetting.analysis.fit import fit_law
 from forgetting.analysis.fit.bootstrap import left_out_residuals, resample, student, widening
@@ -211,3 +212,12 @@ def test_bands_of_the_line_cover_and_naive_ones_do_not():
     got = coverage(200)
     assert 0.90 <= got["fit"] <= 0.99
     assert got["points"] < 0.75
+
+
+def test_the_slope_of_eq_4_has_one_interval_wherever_it_is_shown():
+    data = table(NAMES[0], noise=0.004, runs_each=2)
+    line, surface = (
+        fit_law(law, data, bootstrap=40, seed=3).parameters["c_fft"] for law in ("linear", "shifted_power")
+    )
+    assert line.low < line.high
+    assert [surface.value, surface.low, surface.high] == pytest.approx([line.value, line.low, line.high], rel=1e-9)

@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from ..capabilities.predictors import Correlation, correlate
+from ..display.numbers import several
 from .capabilities_chart import Line, chart
 
 if TYPE_CHECKING:
@@ -100,10 +101,11 @@ def _said(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[str, str]:
 
 def _correlation(found: Correlation) -> str:
     if math.isnan(found.r):
-        return f"not to be had from {found.points} points"
+        return f"not to be had from {several(found.points, 'point')}"
+    of = f"{several(found.runs, 'run')}, {several(found.points, 'point')}"
     if math.isnan(found.low):
-        return f"{found.r:.2f} (no interval: {found.runs} runs, {found.points} points)"
-    return f"{found.r:.2f} [{found.low:.2f}, {found.high:.2f}] ({found.runs} runs, {found.points} points)"
+        return f"{found.r:.2f} (no interval: {of})"
+    return f"{found.r:.2f} [{found.low:.2f}, {found.high:.2f}] ({of})"
 
 
 def _chart(rows: Sequence[Mapping[str, Any]], x: str, colours: Mapping[str, str], labels: Mapping[str, str]) -> Markup:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from forgetting.analysis.fit.curves import bands_said
 from forgetting.display.charts import Chart, floats, marker, note, plain_layout
-from forgetting.display.numbers import count, finite, level, number, plus_minus
+from forgetting.display.numbers import count, finite, level, number, plus_minus, several
 from forgetting.measuring.quantities import AXES
 from forgetting.reporting.curves import banded, fitted_line, fitted_sizes, fitted_steps
 from forgetting.reporting.series import Panel, Series
@@ -45,7 +45,9 @@ def line_chart(panel: Panel) -> Chart:
         c, s = fit.parameters["c_fft"].value, fit.parameters["s_fft"].value
         r_squared = number(r2(fit, "forgetting_loss"))
         layout["annotations"] = [note(f"L<sub>f</sub> = {_line(c, s)}<br>R² = {r_squared}")]
-        caption += f" The line is Eq. 4, fitted to {fit.n_points} measurements of {fit.n_runs} runs; "
+        caption += (
+            f" The line is Eq. 4, fitted to {several(fit.n_points, 'measurement')} of {several(fit.n_runs, 'run')}; "
+        )
         bands = bands_said(data, level(fit.confidence))
         caption += f"{bands + ', and ' if bands else ''}dotted parts lie outside the range of the fit"
         caption += ", where bands span other laws, too, that fit about as well." if bands and fit.rivals else "."
@@ -66,7 +68,7 @@ def steps_chart(panel: Panel, column: str) -> Chart:
     caption = "Bars are one standard error, clustered by document."
     if panel.joint:
         equation = 5 if column == "finetune_loss" else 6
-        fitted = f"fitted to {panel.joint.n_runs} runs at once (R² {number(r2(panel.joint, column))})"
+        fitted = f"fitted to {several(panel.joint.n_runs, 'run')} at once (R² {number(r2(panel.joint, column))})"
         caption += f" Curves are Eq. {equation}, {fitted}; dotted outside the range of the fit."
         if (bands := bands_said(data, level(panel.joint.confidence))) and (at := banded(panel)):
             caption += f" Bands at {html.escape(at.label)}: {bands}; other ranks’ stand in the table of predictions."

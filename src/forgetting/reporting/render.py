@@ -47,6 +47,7 @@ def render_study(
     capabilities: Sequence[Mapping[str, Any]] = (),
     comparison: Comparison | None = None,
     unasked: Sequence[str] = (),
+    asked: int | None = None,
 ) -> str:
     """The report of a study as the text of one HTML file.
 
@@ -58,6 +59,7 @@ def render_study(
         capabilities: rows of `capabilities.study_runs.study_rows`, where models were evaluated.
         comparison: of its methods and mitigations, where there is more than one.
         unasked: ids of stored runs that the configuration does not ask for; named, and otherwise left out.
+        asked: how many runs the configuration asks for; default as many as there are.
 
     Returns:
         The page. It is the same text for the same arguments.
@@ -74,11 +76,7 @@ def render_study(
             config=config,
             css=_asset("report.css"),
             palette=_palette(series),
-            capabilities=study_section(
-                capabilities,
-                {run: f"var(--{s.key})" for s in series for run in s.runs},
-                {run: s.label for s in series for run in s.runs},
-            ),
+            capabilities=_evaluated(capabilities, series),
             compare=comparison_section(comparison, series, runs),
             scripts=scripts,
             policy=_policy(scripts),
@@ -92,11 +90,18 @@ def render_study(
             example=next((panel.name for panel in shown if panel.joint is not None), None),
             citations=citations(config),
             unasked=unasked,
+            partial=sections.partial(runs, rows, asked),
             shown_rows=sections.SHOWN_ROWS,
             aggregated=aggregated,
             total_runs=len(sections.statuses(runs, rows)),
         )
     )
+
+
+def _evaluated(capabilities: Sequence[Mapping[str, Any]], series: Sequence[Series]) -> Markup:
+    """The section of capabilities, in the colours and names of the runs' series."""
+    colours = {run: f"var(--{s.key})" for s in series for run in s.runs}
+    return study_section(capabilities, colours, {run: s.label for s in series for run in s.runs})
 
 
 def write_study_report(
@@ -107,6 +112,7 @@ def write_study_report(
     path: Path,
     comparison: Comparison | None = None,
     unasked: Sequence[str] = (),
+    asked: int | None = None,
 ) -> Path:
     """Write `render_study`'s page to `path`, whole or not at all.
 
@@ -114,7 +120,7 @@ def write_study_report(
         ForgettingError: the file cannot be written.
     """
     capabilities = [row for row in study_rows(path.parent) if row["run_id"] not in unasked]
-    page = render_study(config, table, runs, fits, capabilities, comparison, unasked)
+    page = render_study(config, table, runs, fits, capabilities, comparison, unasked, asked)
     try:
         return write_atomically(path, page, parents=False)
     except OSError as error:

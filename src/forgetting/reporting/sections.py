@@ -14,7 +14,7 @@ from forgetting.analysis.fit.show import number as digits
 from forgetting.analysis.fit.show import span
 from forgetting.analysis.plan.predict import predict_rows
 from forgetting.config.schema import StudyConfig
-from forgetting.display.numbers import MINUS, count, duration, finite, level, number, plus_minus
+from forgetting.display.numbers import MINUS, count, duration, finite, level, number, plus_minus, several
 from forgetting.errors import UsageError
 from forgetting.measuring.quantities import BY_NAME
 from forgetting.reporting.series import Panel, Series, method_of
@@ -56,7 +56,10 @@ def key_figures(
     """The study at a glance: (value, what it is)."""
     tally = Counter(statuses(runs, rows).values())
     others = "".join(f", {tally[name]} {name}" for name in ("running", "failed", "damaged") if tally[name])
-    figures = [(str(tally["done"]), f"runs done{others}"), (f"{_counted(panels, rows):,}", "measurements")]
+    figures = [
+        (str(tally["done"]), f"run{'' if tally['done'] == 1 else 's'} done{others}"),
+        (f"{_counted(panels, rows):,}", "measurements"),
+    ]
     for panel in panels:
         if panel.linear is not None:
             figures.append((number(r2(panel.linear, "forgetting_loss")), f"R² of the line on {panel.name}"))
@@ -67,6 +70,26 @@ def key_figures(
     if train > 0:
         figures.append((duration(float(train + measured)), "training and measuring"))
     return figures
+
+
+def partial(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame, asked: int | None = None) -> str:
+    """That a study is not done, and what of it is; empty where every run is.
+
+    Args:
+        runs, rows: of the report.
+        asked: how many runs the configuration asks for; default as many as there are.
+    """
+    tally = Counter(statuses(runs, rows).values())
+    whole = max(asked or 0, tally.total())
+    if tally["done"] == whole:
+        return ""
+    tally["not started"] = whole - tally.total()
+    others = ", ".join(f"{number} {name}" for name, number in sorted(tally.items()) if name != "done" and number)
+    are = "is" if tally["done"] == 1 else "are"
+    return (
+        f"Partial: {tally['done']} of {several(whole, 'run')} {are} done ({others}). Laws, intervals and comparisons "
+        "are of the runs that are done, and may change with the others."
+    )
 
 
 def _counted(panels: Sequence[Panel], rows: pd.DataFrame) -> int:
@@ -209,7 +232,7 @@ def setup(config: StudyConfig, runs: Sequence[Mapping[str, Any]], rows: pd.DataF
             f"{training.optimizer}, learning rate {training.learning_rate:g}, {training.schedule} after "
             f"{training.warmup_steps} warm-up steps",
         ),
-        ("Measured", f"at step 0 and at {len(steps) - 1} steps from {measure.start} to {steps[-1]}"),
+        ("Measured", f"at step 0 and at {several(len(steps) - 1, 'step')} from {measure.start} to {steps[-1]}"),
     ]
     facts += tokens(rows)
     bases = dict.fromkeys(str(run["base"]) for run in runs if run.get("base"))

@@ -20,6 +20,7 @@ from ..files import write_atomically
 from ..store.folder import StudyFolder
 from ..store.summary import last_rows, measurements_shown
 from ..store.table import fitted_rows, records
+from ..tuning.grid import expand_runs
 from .engines import Engine, Hear, Local
 
 if TYPE_CHECKING:
@@ -203,7 +204,8 @@ def conclude(out: Path) -> StudyResult:
     save_fits(fits, out / "fits.json")
     if comparison is not None:
         write_atomically(out / "compare.json", json.dumps(comparison.to_dict(), indent=1) + "\n")
-    page = write_study_report(config, table, runs, fits, out / "report.html", comparison, found.left.unasked)
+    asked = len(expand_runs(config))
+    page = write_study_report(config, table, runs, fits, out / "report.html", comparison, found.left.unasked, asked)
     failed = {str(run.get("run_id")): str(run.get("why")) for run in runs if run.get("status") == "failed"}
     return StudyResult(out, config, found.table, fits, comparison, page, failed, left=found.left)
 

@@ -22,6 +22,8 @@ GAP = "a value is missing"
 """The status of a row that is left out, as it has no number to compare."""
 INTERPOLATION = "interpolation"
 DIRECTIONS = ("lower", "higher")
+FORGOTTEN = ("forgetting", "forgetting_loss", "soft_forgetting_loss", "kl", "agreement")
+"""Columns that say how much was forgotten: held equal, they would be compared with themselves."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ def choose_axis(table: Table, by: str | None, direction: str | None) -> Axis:
     column = by or ("test_accuracy" if "test_accuracy" in table else "finetune_loss")
     if column not in table:
         raise UsageError(f"the table has no column '{column}' to hold equal; {did_you_mean(column, table)}")
+    if column in FORGOTTEN:
+        raise UsageError(f"by (--by) {column}: it says what was forgotten; hold another column equal, as finetune_loss")
     if direction is not None and direction not in DIRECTIONS:
         raise UsageError(f"direction '{direction}'; {did_you_mean(direction, DIRECTIONS)}")
     known = AXES.get(column)

@@ -18,6 +18,7 @@ from forgetting.analysis.compare.contest import (
 from forgetting.analysis.compare.estimate import Estimate
 from forgetting.analysis.compare.pareto import Point
 from forgetting.analysis.compare.source import Key
+from forgetting.display.numbers import several
 
 UNIT = "nats/token"
 
@@ -50,7 +51,7 @@ def sentence(c: Contender, contest: Contest) -> str:
             return f"no evidence that it beats early stopping ({span(saving)} nats at equal {axis.name})"
         case verdict if verdict == CORRECTED:
             return (
-                f"no evidence that it beats early stopping, after correction for {tested} contenders "
+                f"no evidence that it beats early stopping, after correction for {several(tested, 'contender')} "
                 f"({span(saving)} nats by itself; Holm's p {c.adjusted_p:.2g})"
             )
         case verdict if verdict == NEVER:
@@ -83,10 +84,11 @@ def line_words(c: Contest) -> str:
     if c.trend is None or c.pooled is None:
         return ""
     t = c.trend
-    points = "" if t.points == t.runs else f", {t.points} measurements"
+    points = "" if t.points == t.runs else f", {several(t.points, 'measurement')}"
+    of = f"{several(len(c.references), 'curve')}, {several(t.runs, 'run')}{points}"
     return (
         f"{c.pooled.form} through {c.reference}: R² {share(t.r2)}, scatter {number(t.scatter)} nats, slope "
-        f"{span(t.slope)} nats a unit of {c.axis.name} ({len(c.references)} curves, {t.runs} runs{points})"
+        f"{span(t.slope)} nats a unit of {c.axis.name} ({of})"
     )
 
 
@@ -118,7 +120,7 @@ def cost(c: Contender) -> str:
     p = c.price
     if p is None or not (math.isfinite(p.steps) and math.isfinite(p.reference_steps)):
         return ""
-    parts = [f"to {number(p.loss)} {p.steps:.0f} steps where that took {p.reference_steps:.0f}"]
+    parts = [f"{several(p.steps, 'step')} to {number(p.loss)}, where the reference took {p.reference_steps:,.0f}"]
     if math.isfinite(p.seconds) and p.reference_seconds > 0:
         parts.append(f"{p.seconds / p.reference_seconds:.2f} times its time")
     if math.isfinite(p.memory - p.reference_memory):
@@ -139,5 +141,5 @@ def frontier_words(points: list[Point]) -> str:
         share = sum(p.seeds for p in mine) / len(mine)
         runs = mine[0].runs
         sure = f"; {share:.0%} of them also within the {runs} seeds alone" if runs > 1 else "; one seed"
-        said.append(f"{key} ({len(mine)} of {total[key]} points{sure})")
+        said.append(f"{key} ({len(mine)} of {several(total[key], 'point')}{sure})")
     return "; ".join(said)

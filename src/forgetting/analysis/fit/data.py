@@ -11,6 +11,7 @@ import numpy as np
 from forgetting.analysis.laws.base import Array, Law, Variable
 from forgetting.analysis.named_runs import coded, told_runs
 from forgetting.analysis.selection import is_blank, is_missing
+from forgetting.display.numbers import several
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.store.columns import UNASKED
 
@@ -227,12 +228,13 @@ def _done_rows(table: Any, present: list[str], run: str) -> tuple[Array, list[st
     said = []
     unasked = [name for name, status in named if status == UNASKED]
     if unasked:
-        runs = "1 run" if len(unasked) == 1 else f"{len(unasked)} runs"
+        runs = several(len(unasked), "run")
         said.append(f"{runs} that the configuration no longer asks for; left out: {_few(unasked)}")
     others = [f"{name} ({status})" for name, status in named if status != UNASKED]
     if others or not named:
         count = sum(states[s] != UNASKED for s in state[left])
-        said.append(f"{count} rows of runs that are not done were left out: {_few(others) or 'unnamed'}")
+        were = f"{several(count, 'row')} of runs that are not done {'was' if count == 1 else 'were'}"
+        said.append(f"{were} left out: {_few(others) or 'unnamed'}")
     return np.flatnonzero(done), said
 
 

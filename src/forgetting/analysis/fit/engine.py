@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -36,8 +37,11 @@ from forgetting.analysis.fit.solver import Problem
 from forgetting.analysis.fit.validate import leave_one_run_out, run_noise, scatter
 from forgetting.analysis.laws import LAWS, PUBLISHED, FunctionLaw, Law
 from forgetting.analysis.laws.base import Adapted, Array
-from forgetting.analysis.laws.shifted_power import Centred
+from forgetting.analysis.laws.shifted_power import Centred, ShiftedPower
+from forgetting.display.numbers import several
 from forgetting.errors import ForgettingError, UsageError, did_you_mean
+
+SLOPE = "c_fft"
 
 
 def fit_law(
@@ -135,6 +139,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     grades |= dict.fromkeys(law.undetermined(data.x), NONE)
     parameters = estimates(law, theta, public, options.confidence, widen, grades)
     parameters |= stopped(adapted, law, theta, looks.asks)
+    parameters |= _of_the_line(law, data, options, parameters)
     if options.intervals == "profile":
         parameters |= profiles(problem, adapted, found, data, weights, parameters, options.confidence, warnings)
     warnings += loose(law, parameters, looks.flat)
@@ -194,6 +199,7 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     grades |= dict.fromkeys(law.undetermined(data.x), NONE)
     parameters = estimates(law, theta, public, options.confidence, widen, grades)
     parameters |= stopped(adapted, law, theta, looks.asks)
+    parameters |= _of_the_line(law, data, options, parameters)
     warnings += loose(law, parameters, looks.flat)
     tests = misfits(problem, found.theta, data, weights)
     validation = {
@@ -206,6 +212,20 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     learned = diagnostics(problem, adapted, data, found, looks, draws, weights, validation)
     fit = _fit(law, adapted, data, label, options, found, parameters, theta, draws, widen, warnings, learned)
     return _with_rivals(fit, law, data, weights, options, tests)
+
+
+def _of_the_line(law: Law, data: Data, options: Options, parameters: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """The slope of Eq. 4 with the interval that the line's own fit to these rows has: one number has one interval."""
+    line = LAWS["linear"]
+    if law.name != ShiftedPower.name or math.isnan(parameters[SLOPE].low):
+        return {}
+    rows = replace(
+        data, x={name: data.y[law.outputs.index(name)] for name in line.variable_names}, y=data.y[1:], se=None
+    )
+    plain = replace(options, objective=Objective(), intervals="bootstrap", start=None)
+    own, value = fit_data(line, rows, "", plain, np.ones_like(rows.y)).parameters[SLOPE], parameters[SLOPE]
+    # a slope that does not fall is no slope of the law, which then holds it at 1
+    return {SLOPE: replace(value, low=own.low, high=own.high)} if np.isclose(own.value, value.value) else {}
 
 
 def _lost(law: Law, label: str, found: Found, options: Options, data: Data) -> ForgettingError:
@@ -328,7 +348,8 @@ def _check(law: Law, fitted: Law, data: Data, label: str, options: Options) -> N
     """Refuse data and options that this law cannot be fitted with."""
     free = sum(p.gauge is None for p in fitted.parameters)
     if data.y.size < free:
-        raise UsageError(f"'{label}' has {data.y.size} measured values; law '{law.called}' has {free} free parameters")
+        has = f"'{label}' has {several(data.y.size, 'measured value')}"
+        raise UsageError(f"{has}; law '{law.called}' has {several(free, 'free parameter')}")
     if options.objective.log and (data.y <= 0).any():
         raise UsageError(f"'{label}' has outputs that are not positive; '{options.objective.name}' takes logarithms")
     if options.start is None:

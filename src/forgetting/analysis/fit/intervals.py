@@ -14,10 +14,17 @@ from forgetting.analysis.fit.profile import profile
 from forgetting.analysis.fit.search import Found
 from forgetting.analysis.fit.solver import Problem
 from forgetting.analysis.laws.base import Adapted, Array, Law
+from forgetting.display.numbers import several
 
 LEAST_DRAWS = 20
 """Resamples that a quantile needs."""
 LOOSE = 30.0  # ratio of an interval's ends above which a positive parameter is all but unknown
+
+
+def too_few(count: int, unit: str) -> str:
+    """A warning that so few runs (or rows) cannot be resampled."""
+    are = f"{several(count, unit)} {'is' if count == 1 else 'are'}"
+    return f"no intervals: {are} too few to resample (at least {MIN_RUNS} are needed)"
 
 
 def can_draw(data: Data, count: int, spare: int, warnings: list[str]) -> bool:
@@ -34,13 +41,13 @@ def can_draw(data: Data, count: int, spare: int, warnings: list[str]) -> bool:
         return False
     if spare <= 0:
         warnings.append(
-            f"no intervals: no degrees of freedom are left, since {data.y.size} measured values were fitted with "
-            f"{data.y.size - spare} parameters; more rows, or a law of fewer parameters, would leave some"
+            f"no intervals: no degrees of freedom are left, since {several(data.y.size, 'measured value')} "
+            f"{'was' if data.y.size == 1 else 'were'} fitted with {several(data.y.size - spare, 'parameter')}; "
+            "more rows, or a law of fewer parameters, would leave some"
         )
         return False
     if runs < MIN_RUNS:
-        units = "rows" if data.independent or data.iid else "runs"
-        warnings.append(f"no intervals: {runs} {units} are too few to resample (at least {MIN_RUNS} are needed)")
+        warnings.append(too_few(runs, "row" if data.independent or data.iid else "run"))
         return False
     if count < LEAST_DRAWS:
         warnings.append(f"no intervals: {count} resamples are too few (at least {LEAST_DRAWS} are needed)")

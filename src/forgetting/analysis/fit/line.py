@@ -12,6 +12,7 @@ import numpy as np
 from forgetting.analysis.fit.bootstrap import MIN_RUNS, interval, widen_by
 from forgetting.analysis.fit.data import KEPT_ROWS, Data
 from forgetting.analysis.fit.estimate import Estimate
+from forgetting.analysis.fit.intervals import too_few
 from forgetting.analysis.fit.result import Fit
 from forgetting.analysis.laws import LAWS
 from forgetting.analysis.laws.base import Array
@@ -37,7 +38,7 @@ def fit_line(data: Data, label: str, *, seed: int, bootstrap: int, confidence: f
     warnings = list(data.warnings)
     draws, widen = np.empty((0, 2)), 1.0
     if bootstrap and runs < MIN_RUNS:
-        warnings.append(f"no intervals: {runs} runs are too few to resample (at least {MIN_RUNS} are needed)")
+        warnings.append(too_few(runs, "run"))
     elif bootstrap:
         counts = np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), size=bootstrap)
         draws, _ = fit_both(x, y, x_se, data.se[0], counts[:, data.run].astype(float))

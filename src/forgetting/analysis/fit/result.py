@@ -25,7 +25,7 @@ from forgetting.analysis.laws.base import Array
 from forgetting.analysis.laws.shifted_power import Centred
 from forgetting.config.arguments import checked
 from forgetting.display.charts import plotly_figure
-from forgetting.display.numbers import plain
+from forgetting.display.numbers import plain, several
 from forgetting.display.tables import Result, Shown
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.files import parse_json, read_text, write_atomically
@@ -294,7 +294,7 @@ class Fit(Result):
         heading.append(f"source: {law.source}")
         if self.objective != "published":
             alone = bool(self.diagnostics.get("iid"))
-            points = f"{self.n_points} points" + (f" of {self.n_runs} runs" if not alone else "")
+            points = several(self.n_points, "point") + (f" of {several(self.n_runs, 'run')}" if not alone else "")
             points += "; intervals take every point as independent" if alone else ""
             heading.append(f"{points}, {self.objective}, objective {self.objective_value:.8g}")
         if self.r2:
