@@ -96,11 +96,9 @@ def test_twice_the_rows_take_twice_the_memory(shape: str) -> None:
     assert peaks[0] < 3 * 3_000 * 8 * 60  # a few columns a row
 
 
-def test_of_long_runs_evenly_spaced_rows_are_fitted_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summed, "MOST_CELLS", 50)
-    monkeypatch.setattr(summed, "MOST_ROWS", 100)
+def test_of_long_runs_evenly_spaced_rows_are_fitted_and_said() -> None:
     _, data, weights = example((200,) * 8)
-    few, its_weights = summed.sample_runs(data, weights[None])
+    few, its_weights = summed.sample_runs(data, weights[None], 50)
     assert (few.n, len(few.runs)) == (100, 5)
     assert np.bincount(few.run).tolist() == [20] * 5
     assert "fitted to 100 of the 1,000 rows of 5 of 8 runs, both evenly spaced" in few.warnings[0]

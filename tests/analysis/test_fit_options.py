@@ -7,7 +7,7 @@ import pytest
 from scipy import optimize
 
 import forgetting
-from forgetting.analysis.fit import fit_law
+from forgetting.analysis.fit import fit_law, summed
 from forgetting.analysis.laws import FormulaLaw
 from forgetting.errors import ForgettingError, UsageError
 
@@ -70,13 +70,22 @@ def test_log_least_squares_refuses_what_has_no_logarithm():
         fit_law(negative, {"D": D, "loss": power_law()}, objective=LOG)
 
 
-def test_many_rows_are_fitted_to_logs_too():
+def test_many_rows_are_fitted_to_logs_too(monkeypatch):
     x = np.tile(D, 120)
     y = np.exp(2 - 0.3 * np.log(x) + np.random.default_rng(3).normal(0, 0.05, x.size))
     runs = np.repeat([f"r{i:03d}" for i in range(120)], D.size)
     fit = fit_law(POWER, {"D": x, "loss": y, "run_id": runs}, objective=LOG, bootstrap=50)
     assert fit.parameters["b"].low < 0.3 < fit.parameters["b"].high
-    assert any("evenly spaced by name: all 3,000 rows would take hours" in w for w in fit.warnings)
+    assert fit.n_points == 3000
+    assert not any("evenly spaced" in w for w in fit.warnings)
+    monkeypatch.setattr(summed, "AFFORDED", 2000)
+    few = fit_law(POWER, {"D": x, "loss": y, "run_id": runs}, objective=LOG, bootstrap=50)
+    assert few.n_points == 1000
+    (said,) = [w for w in few.warnings if "evenly spaced" in w]
+    assert said == (
+        "fitted to 40 of 120 runs, evenly spaced by name: with this law and objective all 3,000 rows would take about "
+        "2 seconds"
+    )
 
 
 def test_rows_at_the_same_place_are_replicates():

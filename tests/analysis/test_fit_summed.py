@@ -63,6 +63,7 @@ def test_sums_give_the_numbers_of_the_rows(monkeypatch: pytest.MonkeyPatch, law:
 def test_rows_of_many_different_sizes_are_sampled_by_whole_runs_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summed, "LARGE", 50)
     monkeypatch.setattr(summed, "MOST_CELLS", 40)
+    monkeypatch.setattr(summed, "most_rows", lambda problem: 40)
     fit = fit_law("shifted_power", table(distinct=True), label="x", bootstrap=0)
     assert fit.n_runs == 8
     assert "fitted to 8 of 16 runs" in fit.warnings[0]

@@ -115,9 +115,10 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
         few = summed.is_linear(problem) or len(summed.count_cells(data)[0]) <= summed.MOST_CELLS
         if few and not options.objective.log:
             return _fit_cells(law, data, label, options, weights)
-        data, weights = summed.sample_runs(data, weights)
-        adapted = law.adapt(data.x, data.y)
-        problem = Problem(adapted.law, data.x, options.objective)
+        if data.n > (most := summed.most_rows(problem)):
+            data, weights = summed.sample_runs(data, weights, most)
+            adapted = law.adapt(data.x, data.y)
+            problem = Problem(adapted.law, data.x, options.objective)
     rng = np.random.default_rng(options.seed)
     y, w = data.y.reshape(-1), weights.reshape(-1)
     first = None if options.start is None else np.array(options.start)
