@@ -114,6 +114,17 @@ def read_text(path: Path, *, limit: int | None = None, encoding: str = "utf-8") 
         raise UsageError(f"{path}: not UTF-8 text ({why} at byte {error.start})") from None
 
 
+def check_plain(path: Path) -> Path:
+    """A path of a study's own file; a pipe or device in its place, which might never end, is not to be opened.
+
+    Raises:
+        UsageError: there is something else than a plain file.
+    """
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: not a plain file")
+    return path
+
+
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines of a file that are not blank, numbered from 1; a line ends in a line feed and nothing else.
 
@@ -441,7 +452,7 @@ def open_own(path: Path, mode: str, *, make: bool = True) -> IO[str]:
     """Open a file of a run for writing; a link in its place, which would lead the writing elsewhere, is refused.
 
     Raises:
-        UsageError: the file is a link.
+        UsageError: the file is a link, a pipe or a device.
         OSError: it cannot be opened, or is not there and is not to be made.
     """
 
@@ -449,7 +460,7 @@ def open_own(path: Path, mode: str, *, make: bool = True) -> IO[str]:
         flags = flags if make else flags & ~os.O_CREAT
         return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
-    refuse_link(path, path.parent)  # where the flag does not exist, as on Windows
+    check_plain(refuse_link(path, path.parent))  # links: where the flag does not exist, as on Windows
     try:
         return open(path, mode, encoding="utf-8", newline="\n", opener=opener)
     except OSError as error:

@@ -16,9 +16,9 @@ from forgetting.analysis.plan.source import load_laws
 from forgetting.analysis.study_table import read_study
 from forgetting.errors import ForgettingError, UsageError
 from forgetting.files import parse_yaml
-from forgetting.store import chain
+from forgetting.store import chain, table_cache
 from forgetting.store.columns import COSTS
-from forgetting.store.folder import GoneError, RunFolder, StudyFolder, table_cache
+from forgetting.store.folder import GoneError, RunFolder, StudyFolder
 from forgetting.store.table import fitted_rows, load_table
 from forgetting.studies.conclude import conclude
 from forgetting.studies.study import left
@@ -211,8 +211,10 @@ def test_damage_is_noticed_where_columns_are_kept(study: Path, monkeypatch: pyte
 def test_a_row_is_of_no_grid_where_a_run_stored_none() -> None:
     assert chain.misplaced({}, [(0, None), (7, None)]) == ""
     assert chain.misplaced({"config": {"training": {"steps": "x"}, "measure": {}}}, [(7, None)]) == ""
-    assert chain.misplaced({}, [(7, None), (7, 0.5), (7, None)]) == "measurements.jsonl has step 7 twice"
-    assert chain.misplaced({}, [(None, None)]) == "measurements.jsonl has a row at step that is blank"
+    assert (
+        chain.misplaced({}, [(7, None), (7, 0.5), (7, None)]) == "measurements.jsonl has step 7 twice, in lines 1 and 3"
+    )
+    assert chain.misplaced({}, [(None, None)]) == "measurements.jsonl has a row whose step is blank, in line 1"
     record = {"status": "done", "config": {"training": {"steps": 25}, "measure": {"start": 10, "every": 10}}}
     assert chain.misplaced(record, [(0, None), (10, None), (20, None), (25, None), (25, 0.5), (25, 0.25)]) == ""
     assert "step 24, at which" in chain.misplaced(record, [(0, None), (10, None), (20, None), (24, None)])

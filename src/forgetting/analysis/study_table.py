@@ -11,10 +11,13 @@ from typing import Any
 import pandas as pd
 
 from forgetting.config.arguments import checked
+from forgetting.config.schema import RunConfig
+from forgetting.errors import visible
 from forgetting.store.columns import DAMAGED, LEFT_OUT, UNASKED
 from forgetting.store.folder import StudyFolder
 from forgetting.store.table import load_table
-from forgetting.tuning.grid import asked_by
+from forgetting.tuning.grid import asked_by, runs_by_id
+from forgetting.tuning.mitigations import label as mitigation_label
 
 
 @dataclass(frozen=True)
@@ -24,14 +27,17 @@ class LeftOut:
     Attributes:
         damaged: run id -> what is wrong, and what to do.
         unasked: ids of runs that the configuration does not ask for (any more).
+        foreign: name of a folder under runs/ that is of no run of the study, such as a copy -> what it is.
     """
 
     damaged: dict[str, str] = field(default_factory=dict)
     unasked: tuple[str, ...] = ()
+    foreign: dict[str, str] = field(default_factory=dict)
 
     def sentences(self) -> list[str]:
         """What a reader must know, a line each; none where nothing is left out."""
         lines = [f"damaged, left out: {run_id}: {why}" for run_id, why in self.damaged.items()]
+        lines += [f"not a run of this study, left out: runs/{name}: {why}" for name, why in self.foreign.items()]
         if self.unasked:
             runs = "1 run" if len(self.unasked) == 1 else f"{len(self.unasked)} runs"
             lines.append(f"{runs} that the configuration no longer asks for; left out of fits: {_few(self.unasked)}")
@@ -84,25 +90,57 @@ def read_study(path: Path) -> StudyTable:
     """`load_table`, with what the study's configuration does not ask for told apart.
 
     Raises:
-        UsageError: not a study folder, or its configuration was edited into a wrong one.
-        ForgettingError: a damaged file; names it.
+        UsageError: not a study folder, a link in it, or its configuration was edited into a wrong one.
     """
     found, folder = load_table(path), StudyFolder.open(path)
-    asked = asked_by(folder.config())
-    unasked = tuple(run.id for run in folder.runs() if not asked(run))
-    if unasked:
-        found["status"] = found["status"].where(~found["run_id"].isin(unasked), UNASKED)
-    damaged = [str(name) for name in found.loc[found["status"] == DAMAGED, "run_id"].unique()]
-    return StudyTable(found, LeftOut({name: folder.run(name).damage() for name in damaged}, unasked))
+    config = folder.config()
+    asked = asked_by(config)
+    bad = {str(name) for name in found.loc[found["status"] == DAMAGED, "run_id"].unique()}
+    wanted = runs_by_id(config) if bad else {}
+    damaged, foreign, unasked = {}, {}, []
+    for run in folder.folders() if bad else folder.runs():
+        name = visible(run.id)
+        readable = run.state().get("status") != DAMAGED if name in bad else True
+        if name in wanted and name in bad:
+            damaged[name] = run.damage()
+        elif name in bad and not readable:
+            foreign[name] = f"{run.flaw()}; move it out of runs/"
+        elif (run.path / "run.json").exists() and not asked(run):
+            unasked.append(name)
+        elif name in bad:
+            damaged[name] = run.damage()
+    found["status"] = found["status"].where(~found["run_id"].isin(unasked), UNASKED)
+    for name in damaged.keys() & wanted.keys():
+        for column, value in _of_grid(wanted[name]).items():
+            found.loc[found["run_id"] == name, column] = value
+    found = found[(found["status"] != DAMAGED) | (found["dataset"] != "")].reset_index(drop=True)
+    return StudyTable(found, LeftOut(damaged, tuple(unasked), foreign))
+
+
+def _of_grid(run: RunConfig) -> dict[str, str | int | None]:
+    """What the configuration says of a run whose record does not."""
+    return {
+        "dataset": run.dataset_name,
+        "method": run.method.name,
+        "label": run.method.label or run.method.name,
+        "mitigation": mitigation_label(run.mitigations),
+        "rank": run.method.options.get("rank"),
+        "seed": run.seed,
+    }
 
 
 def counted_runs(folder: StudyFolder, left: LeftOut) -> list[dict[str, Any]]:
     """The records of the runs that the configuration asks for; of damaged ones `status` says so, and `why` why."""
+    wanted = runs_by_id(folder.config()) if left.damaged else {}
     records = []
-    for run in folder.runs():
-        record = {"run_id": run.id, **run.read()}
-        if run.id in left.damaged:
-            record |= {"status": DAMAGED, "why": left.damaged[run.id]}
-        if run.id not in left.unasked:
+    for run in folder.folders() if left.damaged else folder.runs():
+        name = visible(run.id)
+        if name in left.damaged:
+            record = run.state()
+            if name in wanted:
+                record |= {key: value for key, value in _of_grid(wanted[name]).items() if key not in ("method", "rank")}
+                record["method"] = wanted[name].method.model_dump(mode="json", exclude={"label", "mitigations"})
+            records.append({**record, "run_id": name, "status": DAMAGED, "why": left.damaged[name]})
+        elif name not in left.unasked and name not in left.foreign and (record := run.state()):
             records.append(record)
     return records

@@ -167,7 +167,7 @@ def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None
     folder = StudyFolder.open(study)
     config = folder.config()
     asked = asked_by(config)
-    done = [run for run in folder.runs() if run.read().get("status") == "done" and asked(run)]
+    done = [run for run in folder.runs() if run.state().get("status") == "done" and asked(run)]
     if not done:
         raise UsageError(f"{study}: no finished run to evaluate; run `forgetting study {study}`")
     chosen = plan if plan.suites or config.capabilities is None else _over(plan_of(config), plan)

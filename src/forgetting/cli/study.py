@@ -272,6 +272,6 @@ def report_command(
     from ..studies.conclude import report
 
     made = report(study)
-    left = {"damaged": made.left.damaged, "unasked": list(made.left.unasked)}
+    left = {"damaged": made.left.damaged, "unasked": list(made.left.unasked), "foreign": made.left.foreign}
     typer.echo(json.dumps({"report": str(made.report), **left}) if as_json else str(made.report))
     _say(made.left)

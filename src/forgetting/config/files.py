@@ -164,12 +164,12 @@ def file_fields(path: Path) -> tuple[dict[str, Any], str]:
     """The fields of a YAML file or of a study folder, their sources made absolute, and the file's name for messages.
 
     Raises:
-        UsageError: not a configuration file, or a folder without one.
+        UsageError: not a configuration file, or a folder without one or with a link in its place.
     """
     if path.is_dir():
         if not (path / "study.yaml").exists():
             raise UsageError(f"{path}: not a study folder (no study.yaml in it)")
-        path = path / "study.yaml"
+        path = files.check_plain(files.refuse_link(path / "study.yaml", path))
     return resolve_sources(read_fields(path), path.parent), str(path)
 
 

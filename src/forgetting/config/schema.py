@@ -314,14 +314,7 @@ class RunConfig(Section):
 
     def run_id(self) -> str:
         """`<dataset>-<label>-<rank>-<mitigations>-s<seed>-<hash>`: the hash, of all that decides numbers, is unique."""
-        content = self.model_dump(mode="json")
-        content["model"].pop("device")
-        content["method"].pop("label")
-        content["method"].pop("mitigations")
-        if not self.mitigations:
-            content.pop("mitigations")
-        content["measure"].pop("batch_tokens")
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+        digest = digest_of(self.model_dump(mode="json"))
         rank = self.method.options.get("rank")
         parts = [
             self.dataset_name,
@@ -331,6 +324,22 @@ class RunConfig(Section):
             f"s{self.seed}",
         ]
         return "-".join([*parts, digest])
+
+
+def digest_of(run: Mapping[str, Any]) -> str:
+    """The hash in a run's id, of all in its configuration that decides numbers.
+
+    Args:
+        run: a RunConfig in JSON's kinds, of this version or as another one stored it.
+    """
+    content = {**run, "model": {**run["model"]}, "method": {**run["method"]}, "measure": {**run["measure"]}}
+    content["model"].pop("device", None)
+    content["method"].pop("label", None)
+    content["method"].pop("mitigations", None)
+    content["measure"].pop("batch_tokens", None)
+    if not content.get("mitigations"):
+        content.pop("mitigations", None)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def measured_steps(last: int, start: int, every: int) -> list[int]:

@@ -71,22 +71,23 @@ def broken(record: Mapping[str, Any], content: bytes) -> str:
     return ""
 
 
-def misplaced(record: Mapping[str, Any], rows: Sequence[tuple[int | None, float | None]]) -> str:
+def misplaced(record: Mapping[str, Any], rows: Sequence[tuple[Any, Any]]) -> str:
     """What is wrong with the steps of a run's rows, in words; empty where nothing is.
 
     Each step of the run's own grid comes once and in order, without a gap, and in a finished run to the last one.
 
     Args:
         record: run.json.
-        rows: step and alpha of each, in their order.
+        rows: step and alpha of each, whole and number or None, in their order.
     """
-    seen = set[tuple[int, float | None]]()
-    for step, alpha in rows:
+    seen: dict[tuple[int, float | None], int] = {}
+    for line, (step, alpha) in enumerate(rows, start=1):
         if step is None or step < 0:
-            return f"measurements.jsonl has a row at step {'that is blank' if step is None else step}"
+            at = "whose step is blank" if step is None else f"at step {step}"
+            return f"measurements.jsonl has a row {at}, in line {line}"
         if (step, alpha) in seen:
-            return f"measurements.jsonl has step {step} twice"
-        seen.add((step, alpha))
+            return f"measurements.jsonl has step {step} twice, in lines {seen[step, alpha]} and {line}"
+        seen[step, alpha] = line
     grid = _grid(record)
     if grid is None:
         return ""
@@ -97,6 +98,23 @@ def misplaced(record: Mapping[str, Any], rows: Sequence[tuple[int | None, float 
     if missing := [step for step in wanted if (step, None) not in seen]:
         return f"measurements.jsonl lacks step {missing[0]}"
     return "" if came == wanted else "measurements.jsonl has its steps in another order"
+
+
+NEEDED = ("alpha", "finetune_loss", "forgetting_loss")
+"""The columns that `unmeasured` looks at."""
+
+
+def unmeasured(record: Mapping[str, Any], rows: Sequence[tuple[float | None, ...]]) -> str:
+    """Which row of a finished run lacks a loss, in words; empty where none does.
+
+    Args:
+        record: run.json.
+        rows: NEEDED of each, in their order.
+    """
+    for line, (alpha, *losses) in enumerate(rows, start=1):
+        if record.get("status") == "done" and alpha is None and None in losses:
+            return f"measurements.jsonl has no {NEEDED[1 + losses.index(None)]} in line {line}"
+    return ""
 
 
 def _grid(record: Mapping[str, Any]) -> list[int] | None:

@@ -26,7 +26,9 @@ from ..config.files import parse_yaml
 from ..config.schema import StudyConfig, validate
 from ..errors import ForgettingError, UsageError
 from ..files import hold, open_own, write_atomically
-from . import chain, table_cache
+from . import chain, run_files
+from .columns import DAMAGED
+from .run_files import DamagedError
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
@@ -68,9 +70,9 @@ class RunFolder:
         """run.json; empty where the run has not begun.
 
         Raises:
-            ForgettingError: the file is damaged.
+            DamagedError: the file is damaged, or of another run.
         """
-        return table_cache.read_run(self._own("run.json"))
+        return run_files.read_run(self._own("run.json"))
 
     def _own(self, name: str) -> Path:
         """A file of the run, which is no link, nor lies behind one inside the study."""
@@ -79,7 +81,7 @@ class RunFolder:
     def update(self, **fields: Any) -> None:
         """Set fields of run.json, the others stay."""
         self.check_there()
-        content = {"schema": table_cache.RUN_SCHEMA, **self.read(), **files.redact_all(fields)}
+        content = {"schema": run_files.RUN_SCHEMA, **self.read(), **files.redact_all(fields)}
         write_atomically(self._own("run.json"), json.dumps(content, indent=1) + "\n", parents=self._held is None)
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -103,7 +105,7 @@ class RunFolder:
             ForgettingError: a line before the last one is damaged; names it.
         """
         file = self._own("measurements.jsonl")
-        return table_cache.parse_rows(table_cache.whole_lines(file), file)
+        return run_files.parse_rows(run_files.whole_lines(file), file)
 
     def keep_until(self, step: int) -> list[dict[str, Any]]:
         """Drop the rows measured after `step`, which a resumed run measures again; the rows that stay."""
@@ -131,26 +133,43 @@ class RunFolder:
             ForgettingError: they are not even now.
         """
         file = self._own("measurements.jsonl")
-        content = table_cache.whole_lines(file)
-        rows = table_cache.parse_rows(content, file)
+        content = run_files.whole_lines(file)
+        rows = run_files.parse_rows(content, file)
         sealed = chain.seal(rows, content)
         if self._chain is not None and (self._chain.rows, self._chain.head) != (sealed["rows"], sealed["chain"]):
             raise ForgettingError(f"{file}: changed by another process while the run wrote it")
         self.update(**fields, measured=sealed)
 
-    def damage(self) -> str:
-        """How the run's rows differ from those that were measured, and what to do, in words; empty where they do not.
+    def state(self) -> dict[str, Any]:
+        """`read`, but of a damaged run.json its status says so, and `why` why."""
+        try:
+            return self.read()
+        except DamagedError as error:
+            return {"run_id": self.id, "status": DAMAGED, "why": error.why}
 
-        Raises:
-            ForgettingError: a damaged file; names it and the line.
-        """
-        record, file = self.read(), self._own("measurements.jsonl")
-        content = table_cache.whole_lines(file)
-        why = chain.broken(record, content)
-        if not why:
-            why = chain.misplaced(record, table_cache.steps_of(content, file))
-        again = f"put the file back, or delete {self.path} and run the study again"
-        return f"{why}; {again}" if why else ""
+    def flaw(self) -> str:
+        """How the run's files differ from what was written, in words; empty where they do not."""
+        record_file, file = self._own("run.json"), self._own("measurements.jsonl")
+        try:
+            record, content = self.read(), run_files.whole_lines(file)
+            if not record:
+                return "run.json is missing, so its measurements.jsonl is of no known run" if content else ""
+            run_files.shared_by_rows(record, record_file)
+        except DamagedError as error:
+            return error.why
+        try:
+            cells = run_files.cells_of(content, file, run_files.ROW_KINDS)
+            found = chain.misplaced(record, list(zip(cells["step"], cells["alpha"], strict=True)))
+            found = found or chain.unmeasured(record, list(zip(*(cells[name] for name in chain.NEEDED), strict=True)))
+        except DamagedError as error:
+            found = error.why
+        lost = chain.broken(record, content)
+        return "; ".join(filter(None, (lost, found if content or not lost else "")))
+
+    def damage(self) -> str:
+        """`flaw`, and what to do."""
+        why = self.flaw()
+        return f"{why}; put the file back, or delete {self.path} and run the study again" if why else ""
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -269,6 +288,8 @@ class StudyFolder:
             UsageError: as `create_or_resume`.
         """
         self._refuse_links()
+        for run in self.folders():
+            files.refuse_links(run.path, deep=False)
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path}: a file; out (--out) needs a folder")
         if self.config_file.exists():
@@ -322,7 +343,7 @@ class StudyFolder:
         """
         if not path.exists():
             raise UsageError(f"{path}: no such folder")
-        if not (path / "study.yaml").is_file():
+        if not (path / "study.yaml").exists():
             raise UsageError(f"{path}: not a study folder (no study.yaml in it)")
         folder = cls(path)
         folder._refuse_links()
@@ -345,6 +366,7 @@ class StudyFolder:
 
     def config(self) -> StudyConfig:
         """The study's configuration, as resolved when it began."""
+        files.check_plain(self.config_file)
         text = files.read_text(self.config_file, limit=files.MAX_CONFIG)
         return validate(parse_yaml(text, where=str(self.config_file)), where=str(self.config_file))
 
@@ -360,7 +382,11 @@ class StudyFolder:
 
     def runs(self) -> list[RunFolder]:
         """The runs that have begun, by id."""
-        return [RunFolder(file.parent) for file in sorted((self.path / "runs").glob("*/run.json"))]
+        return [run for run in self.folders() if (run.path / "run.json").exists()]
+
+    def folders(self) -> list[RunFolder]:
+        """What lies under runs/, whether it is a run or not, by name."""
+        return [RunFolder(path) for path in sorted((self.path / "runs").glob("*"))]
 
 
 def _differences(stored: StudyConfig, wanted: StudyConfig) -> str:

@@ -13,6 +13,7 @@ from ..errors import UsageError
 from . import table_cache
 from .columns import COLUMNS, LEFT_OUT, TEXTS
 from .folder import StudyFolder
+from .run_files import ROW_KINDS
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -80,10 +81,7 @@ def load_table(path: Path) -> pd.DataFrame:
     """
     study = StudyFolder.open(path)
     config = study.config()
-    measured = {name: column.kind for name, column in COLUMNS.items() if column.source == "row"}
-    found = table_cache.read_rows(
-        study.path, {name: int if kind == "whole" else float for name, kind in measured.items()}
-    )
+    found = table_cache.read_rows(study.path, ROW_KINDS)
     stored = [name for name, column in COLUMNS.items() if column.source != "study"]
     table = found.select(stored).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get, split_blocks=True)
     texts: pd.DataFrame = table.astype(dict.fromkeys(("run_id", *TEXTS), "str"))

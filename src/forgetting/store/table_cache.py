@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,12 +23,12 @@ import pyarrow.parquet as pq
 
 from .. import files
 from ..data import parquet
-from ..errors import ForgettingError, UsageError
-from .chain import broken, misplaced
+from ..errors import visible
+from .chain import NEEDED, broken, misplaced, unmeasured
 from .columns import DAMAGED, TEXTS, WHOLES
+from .run_files import RUN_SCHEMA, DamagedError, cells_of, read_run, shared_by_rows, whole_lines
 
 log = logging.getLogger(__name__)
-RUN_SCHEMA = 1
 KEPT_FROM = 200
 """Ended runs from which on their columns are kept; fewer are read in no time."""
 BULK = 2**25
@@ -58,75 +57,6 @@ class Part:
     rows: pa.Table
 
 
-def read_run(file: Path) -> dict[str, Any]:
-    """A run.json; empty where there is none.
-
-    Raises:
-        ForgettingError: the file is damaged, or of another version.
-    """
-    try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise ForgettingError(f"{file}: cannot be read: {error.strerror}") from None
-    try:
-        record = files.parse_json(content, "damaged")
-    except UsageError as error:
-        raise ForgettingError(f"{file}: {error}; delete the run's folder to run it again") from None
-    if not isinstance(record, dict) or record.get("schema") != RUN_SCHEMA:
-        came = record.get("schema") if isinstance(record, dict) else type(record).__name__
-        raise ForgettingError(f"{file}: schema {came}, this version reads {RUN_SCHEMA}")
-    return record
-
-
-def whole_lines(file: Path) -> bytes:
-    """The content of a file of rows up to its last line break: what follows was cut by a crash.
-
-    Raises:
-        ForgettingError: the file cannot be read, or is too long to be one run's.
-    """
-    try:
-        if (size := file.stat().st_size) > files.MAX_FILE:
-            raise ForgettingError(
-                f"{file}: {size:,} bytes are no run's measurements; at most {files.MAX_FILE:,} are read"
-            )
-        content = file.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise ForgettingError(f"{file}: cannot be read: {error.strerror}") from None
-    return content[: content.rfind(b"\n") + 1]
-
-
-def parse_rows(content: bytes, file: Path) -> list[dict[str, Any]]:
-    """Rows one by one.
-
-    Raises:
-        ForgettingError: a damaged line; names it.
-    """
-    rows = []
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        try:
-            row = files.parse_json(line, "")
-        except UsageError:
-            row = None
-        if not isinstance(row, dict):
-            raise ForgettingError(f"{file}, line {number}: damaged; delete the run's folder to run it again")
-        rows.append(row)
-    return rows
-
-
-def steps_of(content: bytes, file: Path) -> list[tuple[int | None, float | None]]:
-    """Step and alpha of each row.
-
-    Raises:
-        ForgettingError: a damaged line; names it.
-    """
-    rows = _parse([(file, content)], pa.schema([("step", pa.int64()), ("alpha", pa.float64())]))
-    return list(zip(rows["step"].to_pylist(), rows["alpha"].to_pylist(), strict=True))
-
-
 def read_rows(study: Path, columns: Mapping[str, type]) -> pa.Table:
     """All rows of a study by run and step: the columns asked for, TEXTS, WHOLES and `run_id`.
 
@@ -152,11 +82,15 @@ def read_rows(study: Path, columns: Mapping[str, type]) -> pa.Table:
 
 
 def _scan(runs: Path) -> Iterator[tuple[str, Stamp]]:
-    """Ids of the runs that have begun, in order, with their stamps."""
+    """Names of the folders that hold a run's record or rows, in order, with their stamps.
+
+    Raises:
+        UsageError: a link lies in one of them.
+    """
     with suppress(FileNotFoundError):
         for name in sorted(entry.name for entry in os.scandir(runs)):
             sizes = []
-            for part in ("run.json", "measurements.jsonl"):
+            for part in ("run.json", "measurements.jsonl", "lock", "adapter", "checkpoints"):
                 try:
                     # tens of thousands: Path costs more than stat
                     status = os.stat(f"{runs}/{name}/{part}", follow_symlinks=False)  # noqa: PTH116
@@ -166,7 +100,7 @@ def _scan(runs: Path) -> Iterator[tuple[str, Stamp]]:
                     sizes += [status.st_size, status.st_mtime_ns]
                     if stat.S_ISLNK(status.st_mode):
                         files.refuse_link(runs / name / part, runs)
-            if sizes[1]:
+            if sizes[1] or sizes[3]:
                 yield name, (sizes[0], sizes[1], sizes[2], sizes[3])
 
 
@@ -191,19 +125,16 @@ def _read(runs: Path, wanted: Sequence[tuple[str, Stamp]], schema: pa.Schema) ->
 
     def parse() -> None:
         nonlocal held, records, size
-        part = Part(heads[len(heads) - len(held) :], _parse(held, schema))
-        tables.append(_without_misplaced(part, records))
+        mine = heads[len(heads) - len(held) :]
+        rows = _parse(held, mine, schema)
+        tables.append(_without_misplaced(Part(mine, rows), records))
         held, records, size = [], [], 0
 
     for run_id, stamp in wanted:
-        folder = runs / run_id
-        content = whole_lines(folder / "measurements.jsonl")
-        record = read_run(folder / "run.json")
-        head = _shared(record, folder / "run.json")
-        if broken(record, content):
-            head["status"], content = DAMAGED, BLANK
-        heads.append({"run_id": run_id, **head, "stamp": list(stamp), "rows": content.count(b"\n")})
-        held.append((folder / "measurements.jsonl", content))
+        file = runs / run_id / "measurements.jsonl"
+        record, head, content = _opened(runs / run_id)
+        heads.append({"run_id": visible(run_id), **head, "stamp": list(stamp), "rows": content.count(b"\n")})
+        held.append((file, content))
         records.append(record)
         size += len(content)
         if size > BULK:
@@ -212,16 +143,39 @@ def _read(runs: Path, wanted: Sequence[tuple[str, Stamp]], schema: pa.Schema) ->
     return Part(heads, pa.concat_tables(tables).combine_chunks())
 
 
+def _opened(run: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """The record of a run, what its rows share, and its rows; of a damaged one a blank row."""
+    record: dict[str, Any] = {}
+    head: dict[str, Any] = {**dict.fromkeys(TEXTS, ""), **dict.fromkeys(WHOLES)}
+    file = run / "run.json"
+    try:
+        record = read_run(file)
+        if not record:
+            raise DamagedError(file, "is missing")
+        head = shared_by_rows(record, file)
+        content = whole_lines(run / "measurements.jsonl")
+        if not broken(record, content):
+            return record, head, content
+    except DamagedError as error:
+        with suppress(DamagedError):
+            head = shared_by_rows(error.record, file)
+    return record, head | {"status": DAMAGED}, BLANK
+
+
 def _without_misplaced(part: Part, records: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """The rows of runs, one blank row for each whose steps are not those of its grid; its head says so."""
-    if not {"step", "alpha"} <= set(part.rows.column_names):
+    """The rows of runs, one blank row for each that lacks a step of its grid or a loss; its head says so."""
+    if not {"step", *NEEDED} <= set(part.rows.column_names):
         return part.rows
-    steps, alphas = part.rows["step"].to_pylist(), part.rows["alpha"].to_pylist()
+    cells = {name: part.rows[name].to_pylist() for name in ("step", *NEEDED)}
+    places, losses = (
+        list(zip(cells["step"], cells["alpha"], strict=True)),
+        list(zip(*(cells[name] for name in NEEDED), strict=True)),
+    )
     pieces = []
     done = 0
     for (at, head), record in zip(list(_offsets(part)), records, strict=True):
         end = at + head["rows"]
-        if head["status"] == DAMAGED or not misplaced(record, list(zip(steps[at:end], alphas[at:end], strict=True))):
+        if head["status"] == DAMAGED or not (misplaced(record, places[at:end]) or unmeasured(record, losses[at:end])):
             continue
         pieces += [part.rows.slice(done, at - done), _blank(part.rows.schema)]
         done = end
@@ -233,37 +187,29 @@ def _blank(schema: pa.Schema) -> pa.Table:
     return pa.table({field.name: pa.nulls(1, field.type) for field in schema}, schema=schema)
 
 
-def _shared(record: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """What all rows of a run share, from its record.
-
-    Raises:
-        ForgettingError: a field is missing or of another kind, as after editing by hand.
-    """
-    method = record.get("method")
-    options = method if isinstance(method, Mapping) else {}
-    name = options.get("name")
-    shared: dict[str, Any] = {
-        "dataset": record.get("dataset"),
-        "method": name,
-        "label": record.get("label", name),
-        "mitigation": record.get("mitigation", ""),
-        "status": record.get("status"),
-        "rank": options.get("rank"),
-        "seed": record.get("seed"),
-        "trainable_params": record.get("trainable_params"),
+def _parse(held: Sequence[tuple[Path, bytes]], heads: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows of several files at once; file by file where that fails, to tell which is damaged: its head says so."""
+    whole = _parse_bulk(b"".join(part for _, part in held), schema)
+    if whole is not None:
+        return whole
+    columns: dict[str, type[int] | type[float]] = {
+        field.name: int if pa.types.is_integer(field.type) else float for field in schema
     }
-    for field, value in shared.items():
-        missing = value is None and field in WHOLES
-        text = isinstance(value, str) and field in TEXTS
-        whole = isinstance(value, int) and field in WHOLES and not isinstance(value, bool) and abs(value) < 2**63
-        if not (missing or text or whole):
-            raise ForgettingError(f"{file}: damaged: {field} is {value!r:.40}; delete the run's folder to run it again")
-    return shared
+    tables = []
+    for (file, content), head in zip(held, heads, strict=True):
+        table = _parse_bulk(content, schema)
+        if table is None:
+            try:
+                table = pa.table(cells_of(content, file, columns), schema=schema)
+            except DamagedError:
+                head["status"], head["rows"] = DAMAGED, 1
+                table = _blank(schema)
+        tables.append(table)
+    return pa.concat_tables(tables)
 
 
-def _parse(held: Sequence[tuple[Path, bytes]], schema: pa.Schema) -> pa.Table:
-    """Rows of several files at once; one by one where that fails, to name the line."""
-    content = b"".join(part for _, part in held)
+def _parse_bulk(content: bytes, schema: pa.Schema) -> pa.Table | None:
+    """Rows by Arrow; None where it does not take them, or takes something else for them."""
     if not content:
         return schema.empty_table()
     options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
@@ -272,35 +218,13 @@ def _parse(held: Sequence[tuple[Path, bytes]], schema: pa.Schema) -> pa.Table:
         table = pyarrow.json.read_json(pa.BufferReader(content), reading, options)
         if table.num_rows == content.count(b"\n") and _is_finite(table):
             return table.select(schema.names).cast(schema)
-    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-    for file, part in held:
-        for number, row in enumerate(parse_rows(part, file), start=1):
-            for field in schema:
-                columns[field.name].append(_cell(row.get(field.name), field, f"{file}, line {number}"))
-    return pa.table(columns, schema=schema)
+    return None
 
 
 def _is_finite(table: pa.Table) -> bool:
     """No number beyond a float's range, which Arrow reads as infinite: rows hold finite numbers and null alone."""
     floats = (column for column in table.columns if pa.types.is_floating(column.type))
     return all(pyarrow.compute.all(pyarrow.compute.is_finite(column)).as_py() is not False for column in floats)
-
-
-def _cell(value: Any, field: pa.Field, where: str) -> int | float | None:
-    whole = pa.types.is_integer(field.type)
-    if value is None:
-        return None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        # compared before converted: an int of 400 digits is no float
-        if not whole and abs(value) <= sys.float_info.max:
-            return float(value)
-        if whole and abs(value) < 2**63 and value == int(value):
-            return int(value)
-    needed = "a whole number" if whole else "a finite number"
-    raise ForgettingError(
-        f"{where}: damaged: {field.name} is {value!r:.40} where {needed} is needed; "
-        "delete the run's folder to run it again"
-    )
 
 
 def _merge(
@@ -310,7 +234,8 @@ def _merge(
     fresh = {run["run_id"]: (at, run) for at, run in _offsets(new)}
     heads: list[dict[str, Any]] = []
     spans: list[tuple[int, int, int]] = []
-    for run_id, _ in found:
+    for name, _ in found:
+        run_id = visible(name)
         source, (at, run) = (1, fresh[run_id]) if run_id in fresh else (0, known[run_id])
         heads.append(run)
         if spans and spans[-1][0] == source and spans[-1][2] == at:

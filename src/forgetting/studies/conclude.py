@@ -73,6 +73,7 @@ class StudyResult(Result):
             "failed": self.failed,
             "damaged": self.left.damaged,
             "unasked": list(self.left.unasked),
+            "foreign": self.left.foreign,
             "runs": records(self.table.sort_values("step").groupby("run_id", as_index=False).last()),
             "fits": {name: {law: fit.to_dict() for law, fit in laws.items()} for name, laws in self.fits.items()},
         }

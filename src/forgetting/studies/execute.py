@@ -12,6 +12,7 @@ from ..config.schema import RunConfig, StudyConfig
 from ..errors import ForgettingError
 from ..files import no_room, redact, write_atomically
 from ..models import processes
+from ..store.columns import DAMAGED
 from ..store.folder import HeldError, Onlooker, RunFolder, StudyFolder
 from ..tuning.checkpoints import drop_unfinished
 from ..tuning.methods import METHODS
@@ -28,8 +29,11 @@ SMALL_MODEL = 50_000_000
 
 
 def is_pending(record: Mapping[str, Any]) -> bool:
-    """Whether the run of a run.json is still to do: it has not ended, or failed for a reason that may pass."""
-    return not (record.get("status") == "done" or record.get("kind") == "diverged")
+    """Whether the run of a run.json is still to do: it has not ended, or failed for a reason that may pass.
+
+    One whose files are damaged is left until the user deletes it.
+    """
+    return not (record.get("status") in ("done", DAMAGED) or record.get("kind") == "diverged")
 
 
 class Worker:

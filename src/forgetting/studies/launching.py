@@ -168,9 +168,9 @@ def check_begun(study: Path, count: int, run_id: str | None = None) -> None:
     if not (study / "study.yaml").is_file():
         return
     folder = StudyFolder.open(study)
-    first = next((run for run in folder.runs() if "versions" in run.read()), None)
+    first = next((run for run in folder.runs() if "versions" in run.state()), None)
     for run in [first] if run_id is None else [first, folder.run(run_id)]:
-        if run is not None and (changed := provenance.other_processes(run.read(), count)):
+        if run is not None and (changed := provenance.other_processes(run.state(), count)):
             raise UsageError(
                 f"{study}: {changed} since run {run.id} began; sums in another order differ in their last digits; "
                 "give what was there (--accelerate-config, or none), or name another folder with --out"

@@ -77,7 +77,7 @@ def repeat(study: Path, run_id: str, tell: Callable[[int], None] = lambda _: Non
     record = old.read()
     if record.get("status") != "done":
         came = f"is {record['status']}" if record else "has not begun"
-        done = [run.id for run in first.runs() if run.read().get("status") == "done"]
+        done = [run.id for run in first.runs() if run.state().get("status") == "done"]
         raise UsageError(f"repeat (--repeat) {run_id}: this run {came}; done are: {', '.join(done[:5]) or 'none'}")
     place = files.refuse_link(study / "repeats" / run_id, study)
     number = 1 + max((int(path.name) for path in place.glob("*") if path.name.isdigit()), default=0)

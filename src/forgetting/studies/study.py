@@ -14,6 +14,7 @@ from ..analysis.study_table import load_study
 from ..config.schema import RunConfig, StudyConfig
 from ..errors import ForgettingError, UsageError
 from ..models import processes
+from ..store.columns import DAMAGED
 from ..store.folder import StudyFolder
 from ..tuning import stopping
 from ..tuning.grid import costliest_first
@@ -76,14 +77,14 @@ def left(out: Path) -> list[str]:
     """Ids of the runs of a stored study that are still to do, costliest first.
 
     Raises:
-        ForgettingError: a damaged run.json, or not a study folder (UsageError).
+        UsageError: not a study folder.
     """
     folder = StudyFolder.open(out)
     return _pending(folder, StudyInputs(folder.config()))
 
 
 def _pending(folder: StudyFolder, inputs: StudyInputs) -> list[str]:
-    return [run_id for run_id in costliest_first(inputs.runs) if is_pending(folder.run(run_id).read())]
+    return [run_id for run_id in costliest_first(inputs.runs) if is_pending(folder.run(run_id).state())]
 
 
 def study(
@@ -125,7 +126,7 @@ def study(
         began = time.perf_counter()
         with stopping.at_next_step():
             _do_all(folder, inputs, pending, engine, hear, one_thread)
-    states = {run_id: folder.run(run_id).read() for run_id in inputs.runs}
+    states = {run_id: folder.run(run_id).state() for run_id in inputs.runs}
     failed = {run_id: str(state.get("why")) for run_id, state in states.items() if state.get("status") == "failed"}
     if len(failed) == len(runs):
         raise ForgettingError("every run failed; the first: " + next(f"{i}: {why}" for i, why in failed.items()))
@@ -176,7 +177,7 @@ def _check_unchanged(inputs: StudyInputs, folder: StudyFolder, base: Base) -> No
     for run_id, run in inputs.runs.items():
         if run.dataset_name in seen:
             continue
-        state = folder.run(run_id).read()
+        state = folder.run(run_id).state()
         if not state.get("data"):
             continue
         seen.add(run.dataset_name)
@@ -206,7 +207,7 @@ def keep_lost(folder: StudyFolder, runs: dict[str, RunConfig], lost: dict[str, s
 
 
 def _is_unfinished(folder: StudyFolder, run_id: str) -> bool:
-    return folder.run(run_id).read().get("status") not in ("done", "failed")
+    return folder.run(run_id).state().get("status") not in ("done", "failed", DAMAGED)
 
 
 def _freed(folder: StudyFolder, held: list[str], hear: Hear) -> list[str]:

@@ -50,6 +50,11 @@ def expand_runs(config: StudyConfig) -> list[RunConfig]:
     return runs
 
 
+def runs_by_id(config: StudyConfig) -> dict[str, RunConfig]:
+    """All runs of a study by id; raises as `expand_runs`."""
+    return {run.run_id(): run for run in expand_runs(config)}
+
+
 def costliest_first(runs: dict[str, RunConfig]) -> list[str]:
     """Ids by falling rank, so that no worker ends on a large one while the others stand idle; no rank comes first."""
     return sorted(runs, key=lambda run_id: -(runs[run_id].method.options.get("rank") or 10**9))
@@ -64,12 +69,12 @@ def asked_by(config: StudyConfig) -> Callable[[RunFolder], bool]:
     Raises:
         UsageError: as `expand_runs`.
     """
-    ids = {run.run_id() for run in expand_runs(config)}
+    ids = set(runs_by_id(config))
 
     def asked(run: RunFolder) -> bool:
         if run.id in ids:
             return True
-        record = run.read()
+        record = run.state()
         try:
             return "config" not in record or RunConfig.model_validate(record["config"]).run_id() in ids
         except ValidationError:

@@ -62,7 +62,7 @@ def open_study(path: Path, only: Only | None = None) -> tuple[StudyConfig, dict[
     table = load_study(path)
     if table.empty:
         raise UsageError(f"{path}: no measurement in this study yet; run `forgetting study {path}`")
-    return folder.config(), study_tables(table, [{"run_id": run.id, **run.read()} for run in folder.runs()], only)
+    return folder.config(), study_tables(table, [run.state() for run in folder.runs()], only)
 
 
 def any_tables(source: Source, only: Only | None = None) -> dict[str, Table]:
