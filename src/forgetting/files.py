@@ -115,11 +115,7 @@ def read_text(path: Path, *, limit: int | None = None, encoding: str = "utf-8") 
 
 
 def check_plain(path: Path) -> Path:
-    """A path of a study's own file; a pipe or device in its place, which might never end, is not to be opened.
-
-    Raises:
-        UsageError: there is something else than a plain file.
-    """
+    """A path of a study's own file; a UsageError where a pipe or device, which might never end, lies there."""
     if path.exists() and not path.is_file():
         raise UsageError(f"{path}: not a plain file")
     return path

@@ -100,10 +100,9 @@ def read_study(path: Path) -> StudyTable:
     damaged, foreign, unasked = {}, {}, []
     for run in folder.folders() if bad else folder.runs():
         name = visible(run.id)
-        readable = run.state().get("status") != DAMAGED if name in bad else True
         if name in wanted and name in bad:
             damaged[name] = run.damage()
-        elif name in bad and not readable:
+        elif name in bad and run.state().get("status", DAMAGED) == DAMAGED:
             foreign[name] = f"{run.flaw()}; move it out of runs/"
         elif (run.path / "run.json").exists() and not asked(run):
             unasked.append(name)
