@@ -73,7 +73,7 @@ def main() -> NoReturn:
         finally:
             sys.stdout.flush()  # what it does not take is an error of ours, not one of the interpreter's end
     except stopping.StoppedError as stopped:
-        _end(stopped.number)
+        _end(stopped.number, kept=True)
     except ForgettingError as error:
         first, *more = str(error).splitlines() or [""]
         say(f"error: {first}")
@@ -121,12 +121,18 @@ def _stop(number: int, _frame: FrameType | None) -> None:
         sys.stderr.write("stopping: each run writes a checkpoint after its step; again to end at once\n")
         return
     signal.signal(number, signal.SIG_DFL)
-    _end(number)
+    _end(number, kept=stopping.waits())
 
 
-def _end(number: int) -> NoReturn:
-    """Leave with the shell's exit code for the signal."""
+def _end(number: int, *, kept: bool) -> NoReturn:
+    """Leave with the shell's exit code for the signal.
+
+    Args:
+        number: the signal's.
+        kept: runs of a study were under way, whose measurements are on the disk.
+    """
     global _leaving
     _leaving = number
-    sys.stderr.write("stopped; everything measured so far is kept, run the same command again to go on\n")
+    more = "; everything measured so far is kept, run the same command again to go on" if kept else ""
+    sys.stderr.write(f"stopped{more}\n")
     sys.exit(128 + number)
