@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("truth") / "s"
     make(path, 12, measurements=10, start=30)
     other = StudyFolder.open(path).runs()[0]
-    strange = path / "runs" / f"{other.id}-other"
+    strange = path / "runs" / other.id.replace("-lora-", "-other-")
     shutil.copytree(other.path, strange)
     run = json.loads((strange / "run.json").read_text())
     (strange / "run.json").write_text(json.dumps({**run, "run_id": strange.name, "label": "other"}))
