@@ -142,23 +142,32 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def parse_json(text: str | bytes, where: str) -> Any:
-    """A JSON value.
+def parse_json(text: str | bytes, where: str, *, unique: bool = False) -> Any:
+    """A JSON value; with `unique`, a key that stands twice in one object is refused, of which Python takes the last.
 
     Raises:
         UsageError: not JSON, not UTF-8, nested too deeply, or a number of thousands of digits; `where` names it.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique if unique else None)
+    except KeyError as error:
+        raise UsageError(f"{where}: '{error.args[0]:.60}' stands twice in one object") from None
     except json.JSONDecodeError as error:
-        at = f" in line {error.lineno}" if error.lineno > 1 else ""
-        raise UsageError(f"{where}: not JSON: {error.msg}{at} (column {error.colno})") from None
+        at = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise UsageError(f"{where}: not JSON: {error.msg.removesuffix(' at')} ({at}column {error.colno})") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{where}: not UTF-8 text ({error.reason})") from None
     except RecursionError:
         raise UsageError(f"{where}: not read: its values are nested too deeply") from None
     except ValueError:  # of int(): more digits than Python converts
         raise UsageError(f"{where}: not read: a number in it has thousands of digits") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise KeyError(next(name for i, (name, _) in enumerate(pairs) if any(name == other for other, _ in pairs[:i])))
+    return found
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -169,7 +178,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     for number, line in read_lines(path):
         where = f"{path}, line {number}"
-        row = parse_json(line, where)
+        row = parse_json(line, where, unique=True)
         if not isinstance(row, dict):
             raise UsageError(f"{where}: needs a JSON object a line, got {type(row).__name__}")
         yield number, row

@@ -134,7 +134,7 @@ def test_a_csv_cell_can_hold_a_conversation(tmp_path: Path) -> None:
         ({"body": "x"}, {"format": "alpaca"}, "no column 'instruction' and 'output' for format alpaca; columns: body"),
         ({"conversations": [{"from": "robot", "value": "x"}]}, {}, "message 1 is from 'robot'; allowed: human, user"),
         ({"chosen": "a"}, {}, "column 'chosen' is str 'a', with no prompt in prompt"),
-        ({"question": None, "answer": "a"}, {}, "row 1: column 'question' must be text, got NoneType"),
+        ({"question": None, "answer": "a"}, {}, "row 1: column 'question' must be text, got null"),
         ({"messages": [Q, A], "tools": "x"}, {}, "column 'tools': not JSON"),
         ({"messages": [Q, A], "tools": {"a": 1}}, {}, "column 'tools' must be a list of objects, got dict"),
         (

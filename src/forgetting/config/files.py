@@ -157,7 +157,11 @@ def _own_fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     }
     if missing := [flag for flag, there in needed.items() if not there]:
         raise UsageError(f"{' and '.join(missing)}: missing; a study of your own needs --model, --train and --text")
-    return {**OWN_FIELDS, "name": "-".join(flags["datasets"])[:64]}
+    steps = flags.get("training", {}).get("steps")
+    measure = OWN_FIELDS["measure"]
+    if type(steps) is int and 1 <= steps < measure["start"]:  # five measurements of so few steps
+        measure = {**measure, "start": max(1, steps // 5), "every": max(1, steps // 5)}
+    return {**OWN_FIELDS, "measure": measure, "name": "-".join(flags["datasets"])[:64]}
 
 
 def file_fields(path: Path) -> tuple[dict[str, Any], str]:

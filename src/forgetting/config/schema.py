@@ -179,10 +179,27 @@ class TrainingConfig(Section):
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="constant: each measured step stands for a run that stopped there"
     )
-    warmup_steps: int = Field(default=10, ge=0, description="steps of linear warm-up; fewer than steps")
+    warmup_steps: int = Field(
+        default=10,
+        ge=0,
+        description="steps of linear warm-up; fewer than steps, so by default steps/10 where these are 10 or fewer",
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
     gradient_checkpointing: bool = Field(default=False, description="less memory, more time")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        """The default warm-up of so few steps that it would be refused: a tenth of them."""
+        steps = value.get("steps") if isinstance(value, Mapping) else None
+        if (
+            type(steps) is int
+            and 1 <= steps <= cls.model_fields["warmup_steps"].default
+            and "warmup_steps" not in value
+        ):
+            return {**value, "warmup_steps": steps // 10}
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -261,6 +278,20 @@ class StudyConfig(Section):
     capabilities: CapabilitiesConfig | None = Field(
         default=None, description="what the tuned models are asked along the runs"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        """The default first measured step of fewer steps than that, which would be refused: a fifth of them."""
+        if not isinstance(value, Mapping):
+            return value
+        training, measure = value.get("training"), value.get("measure", {})
+        steps = training.get("steps") if isinstance(training, Mapping) else None
+        if type(steps) is not int or not 1 <= steps < MeasureConfig.model_fields["start"].default:
+            return value
+        if isinstance(measure, Mapping) and "start" not in measure:
+            return {**value, "measure": {**measure, "start": max(1, steps // 5)}}
+        return value
 
     @model_validator(mode="after")
     def _capabilities_fit(self) -> Self:

@@ -13,6 +13,7 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,6 +77,29 @@ class Chats:
                 return False
 
         return not shown("probe") and shown([{"type": "text", "text": "probe"}])
+
+    def check_answers(self, documents: Sequence[Document]) -> None:
+        """Refuse a template that writes one and the same text whatever the assistant answers.
+
+        Raises:
+            UsageError: as said; what it does with other errors of the template is said where the text is written.
+        """
+        plain = (one for one in documents if one.messages and not any(m.get("tool_calls") for m in one.messages))
+        first = next(plain, None) if self.has_template else None
+        if first is None or not any(message["role"] == "assistant" for message in first.messages):
+            return
+        texts = set()
+        for answer in ("one", "another"):
+            messages = tuple({**m, "content": answer} if m["role"] == "assistant" else m for m in first.messages)
+            try:
+                texts.add(_Rendering(self.tokenizer, replace(first, messages=messages), self.wants_parts).whole())
+            except UsageError:
+                return
+        if len(texts) == 1:
+            raise UsageError(
+                "the tokenizer's chat template does not write the assistant's answers: it gives the same text for any "
+                "answer; give a tokenizer whose template writes them, or plain text"
+            )
 
     def _by_template(self, document: Document) -> list[Encoded]:
         rendering = _Rendering(self.tokenizer, document, self.wants_parts)

@@ -28,7 +28,7 @@ def read_folder(folder: Path, config: TextConfig) -> tuple[Iterator[Row], list[s
         UsageError: nothing in it that is read, or files of several splits and none chosen.
     """
     if any((folder / name).exists() for name in SAVED):
-        return _saved(folder, config), []
+        return _saved(folder, config)
     found, chosen = files_of(folder, config)
     rest = [path for path in found if path not in set(chosen)]
     read = f"{folder.name}: {len(chosen)} files were read ({_names(chosen)})"
@@ -90,19 +90,23 @@ def _rows(folder: Path, paths: Iterable[Path], config: TextConfig) -> Iterator[R
         yield from rows
 
 
-def _saved(folder: Path, config: TextConfig) -> Iterator[Row]:
-    """Rows of a folder written by `datasets.save_to_disk`."""
+def _saved(folder: Path, config: TextConfig) -> tuple[Iterator[Row], list[str]]:
+    """Rows of a folder written by `datasets.save_to_disk`, and a notice of the split that is read by default."""
     import datasets
 
     try:
         data = datasets.load_from_disk(str(folder))
     except Exception as error:  # a damaged folder fails in ways of Arrow, JSON and datasets
         raise UsageError(f"{folder}: not a data set that `datasets` can load: {str(error)[:200]}") from None
+    notices = []
     if isinstance(data, datasets.DatasetDict):
+        if config.split is None and "train" in data and len(data) > 1:
+            others = ", ".join(str(name) for name in data if name != "train")
+            notices = [f"{folder.name}: the split train is read, and not {others}; choose one with split"]
         if (split := config.split or "train") not in data:
             raise UsageError(f"{folder}: no split '{split}'; splits: {', '.join(map(str, data))}")
         data = data[split]
-    return arrow_rows(data, str(folder))
+    return arrow_rows(data, str(folder)), notices
 
 
 def _names(paths: Sequence[Path]) -> str:

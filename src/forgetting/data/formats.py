@@ -392,4 +392,4 @@ def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
 
 
 def _came(value: Any) -> str:
-    return f"{type(value).__name__} {value!r:.40}"
+    return "null" if value is None else f"{type(value).__name__} {value!r:.40}"

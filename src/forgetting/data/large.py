@@ -15,7 +15,7 @@ from .. import files
 from ..config.schema import TextConfig
 from ..errors import ForgettingError
 from . import cutting, formats
-from .readers import encodable, kind
+from .readers import WordError, check_words, encodable, kind
 from .sources import open_rows, row_limit
 from .texts import Texts
 
@@ -53,6 +53,8 @@ def read_texts(config: TextConfig) -> tuple[Texts, tuple[str, ...]] | None:
             return None
         is_text = path.is_file() and kind(path) in (".txt", ".md")
         return _of_text(path, config) if is_text else _of_rows(config)
+    except WordError:
+        raise
     except (_UnusualError, ForgettingError, ValueError):
         return None
     except OSError as error:
@@ -145,6 +147,7 @@ def _pieces(path: Path) -> Iterator[str]:
             text = text[: len(text) - len(held)].replace("\r\n", "\n")
             if "\r" in text or total > files.MAX_TEXT:
                 raise _UnusualError
+            check_words(text, str(path))
             visible = visible or bool(text.strip())
             yield text
             if not content:

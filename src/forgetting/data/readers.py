@@ -5,6 +5,7 @@ What a file holds is read as it is: no cell becomes a number, and no empty one, 
 
 from __future__ import annotations
 
+import csv
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +18,14 @@ from ..errors import ForgettingError, UsageError
 from . import parquet
 
 Row = dict[str, Any]
+SPACE = re.compile(r"\s")
+MAX_WORD = 2**21
+"""Characters without white space between them."""
 LONE = re.compile("[\ud800-\udfff]")
+
+
+class WordError(UsageError):
+    """A text holds a word of millions of characters."""
 
 
 def kind(path: Path) -> str:
@@ -41,6 +49,17 @@ def read_file(path: Path, config: TextConfig) -> Iterator[Row]:
             f"and these packed as {' or '.join(files.PACKED)}"
         )
     return reader(path, config)
+
+
+def check_words(text: str, where: str) -> None:
+    """Refuse text without any white space for MAX_WORD characters: a tokenizer takes such a word as one, in its memory.
+
+    Raises:
+        UsageError: as said.
+    """
+    for start in range(0, len(text) - MAX_WORD + 1, MAX_WORD):
+        if not SPACE.search(text, start, start + MAX_WORD):
+            raise WordError(f"{where}: {MAX_WORD:,} characters without a space; is it text?")
 
 
 def line_feeds(text: str) -> str:
@@ -109,7 +128,7 @@ def _json(path: Path, config: TextConfig) -> Iterator[Row]:
     """An array of objects or texts, an object that holds one, one row alone, or JSON Lines in spite of the name."""
     text = files.read_text(path, encoding="utf-8-sig")
     try:
-        value = files.parse_json(text, str(path))
+        value = files.parse_json(text, str(path), unique=True)
     except UsageError:
         if not _is_object(text.lstrip().partition("\n")[0]):
             raise
@@ -157,7 +176,12 @@ def _csv(path: Path, _config: TextConfig) -> Iterator[Row]:
         table = pd.read_csv(io.StringIO(text, newline=""), sep=mark, dtype=str, keep_default_na=False, na_filter=False)
     except (ValueError, OverflowError) as error:
         problem = str(error).splitlines()[0].removeprefix("Error tokenizing data. C error: ")
-        raise UsageError(f"{path}: not read as a table: {problem}; texts that hold '{mark!r:.4}' need quotes") from None
+        if "EOF inside string" in problem:
+            row = problem.rpartition(" ")[2]
+            at = f" in or before row {row}" if row.isdigit() and row != "0" else ""
+            raise UsageError(f'{path}: not read as a table: a quote (") is opened{at} and never closed') from None
+        raise UsageError(f"{path}: not read as a table: {problem}; texts that hold {mark!r} need quotes") from None
+    _check_header(text, mark, path)
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes fields beyond the header for names of the rows
         raise UsageError(f"{path}: rows have more fields than the header; texts that hold {mark!r} need quotes")
     files.check_table(len(table.columns), len(table), str(path))
@@ -166,6 +190,13 @@ def _csv(path: Path, _config: TextConfig) -> Iterator[Row]:
         {name: cell if isinstance(cell, str) else "" for name, cell in zip(names, cells, strict=True)}
         for cells in table.itertuples(index=False, name=None)
     )
+
+
+def _check_header(text: str, mark: str, path: Path) -> None:
+    """Refuse a name that stands twice in a header: pandas gives the second another name and says nothing."""
+    names = next(csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=mark), [])
+    if twice := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
+        raise UsageError(f"{path}: column '{twice[0]:.60}' stands {names.count(twice[0])} times in the header")
 
 
 def _parquet(path: Path, _config: TextConfig) -> Iterator[Row]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..errors import UsageError
 from .chats import Chats
 from .documents import Corpus, Document
+from .readers import check_words
 from .texts import first_copies
 from .windows import Windows
 
@@ -42,6 +43,7 @@ def tokenize(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, 
     gathered = Gathered(context)
     for batch in _batches(documents):
         gathered.add(_encoded(batch, tokenizer, chats, context))
+    chats.check_answers(documents)
     _check_enough(documents, gathered, context)
     first_copy = first_copies(corpus.spaceless)
     cut = gathered.cut
@@ -138,6 +140,8 @@ def _encoded(
 
 def encode_plain(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: int) -> Iterator[list[Encoded]]:
     """The windows of each plain text: consecutive ones, every token a target."""
+    for text in texts:
+        check_words(text, "the text")
     for ids in _plain(texts, tokenizer):
         pieces = [ids[start : start + context] for start in range(0, len(ids), context)]
         yield [(piece, np.ones(len(piece), dtype=bool)) for piece in pieces]
@@ -151,11 +155,15 @@ def _plain(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterable
     return (np.asarray(tokenizer(text, verbose=False)["input_ids"], np.int32) for text in texts)
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _check_enough(documents: Sequence[Document], gathered: Gathered, context: int) -> None:
     if gathered.tokens < context and not any(document.messages for document in documents):
         raise UsageError(
-            f"the text has {gathered.tokens} tokens in {len(documents)} documents, fewer than one window of {context}; "
-            "give more text or a smaller context"
+            f"the text has {_count(gathered.tokens, 'token')} in {_count(len(documents), 'document')}, fewer than one "
+            f"window of {context}; give more text or a smaller context"
         )
     if not gathered.tokens:
         raise UsageError(f"no answer begins within {context} tokens in any conversation; give a larger context")
