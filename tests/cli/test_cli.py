@@ -145,7 +145,7 @@ TOUR: list[tuple[str, str]] = [
     ("study {flags} --context 4096", "context: got 4096; the model was built for at most 64 positions"),
     ("study {flags} --text {dir}/none.txt", "none.txt: no such file"),
     ("study {flags} --text {dir}/empty.txt", "empty.txt: empty, no rows in it"),
-    ("study {flags} --text {dir}/short.txt", "the text has 3 tokens in 1 documents, fewer than one window of 32"),
+    ("study {flags} --text {dir}/short.txt", "the text has 3 tokens in 1 document, fewer than one window of 32"),
     ("study {flags} --train {dir}/bad.jsonl", "bad.jsonl, line 2: not JSON"),
     ("study {flags} --train {dir}/columns.jsonl", "columns: body, title"),
     ("study {flags} --train {dir}/one.jsonl", "the fine-tuning data has 1 distinct documents; at least 4"),

@@ -187,7 +187,7 @@ def test_long_conversations_are_cut_and_counted(tokenizer) -> None:
 
 
 def test_text_shorter_than_a_window_is_an_error(tokenizer) -> None:
-    with pytest.raises(UsageError, match="the text has 3 tokens in 1 documents, fewer than one window of 64"):
+    with pytest.raises(UsageError, match="the text has 3 tokens in 1 document, fewer than one window of 64"):
         tokenize([Document(id="a", text="the old river")], tokenizer, 64)
 
 

@@ -15,7 +15,7 @@ from .. import files
 from ..config.schema import TextConfig
 from ..errors import ForgettingError
 from . import cutting, formats
-from .readers import WordError, check_words, encodable, kind
+from .readers import WordError, check_words, encodable, kind, text_limit
 from .sources import open_rows, row_limit
 from .texts import Texts
 
@@ -145,7 +145,7 @@ def _pieces(path: Path) -> Iterator[str]:
                 raise _UnusualError from None
             held = "\r" if content and text.endswith("\r") else ""
             text = text[: len(text) - len(held)].replace("\r\n", "\n")
-            if "\r" in text or total > files.MAX_TEXT:
+            if "\r" in text or total > text_limit(path):
                 raise _UnusualError
             check_words(text, str(path))
             visible = visible or bool(text.strip())

@@ -51,6 +51,12 @@ def read_file(path: Path, config: TextConfig) -> Iterator[Row]:
     return reader(path, config)
 
 
+def text_limit(path: Path) -> int:
+    """Bytes of a plain text that are read; no honest one is packed to a 64th of them."""
+    packed = path.suffix.lower() in files.PACKED
+    return min(files.MAX_TEXT, max(2**28, 64 * path.stat().st_size)) if packed else files.MAX_TEXT
+
+
 def check_words(text: str, where: str) -> None:
     """Refuse text without any white space for MAX_WORD characters: a tokenizer takes such a word as one, in its memory.
 
@@ -116,7 +122,7 @@ def arrow_rows(data: Iterable[Mapping[str, Any]], where: str) -> Iterator[Row]:
 
 
 def _text(path: Path, config: TextConfig) -> Iterator[Row]:
-    text = line_feeds(files.read_text(path, limit=files.MAX_TEXT, encoding="utf-8-sig"))
+    text = line_feeds(files.read_text(path, limit=text_limit(path), encoding="utf-8-sig"))
     return iter([{config.text_column: text}] if text.strip() else [])
 
 
