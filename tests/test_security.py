@@ -1362,24 +1362,24 @@ def test_a_folder_that_cannot_be_written_is_one_line(
 def test_a_machine_that_is_too_small_is_one_line(
     error: Exception, says: str, many: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import forgetting.store.table
+    import forgetting.analysis.study_table
 
     def fails(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(forgetting.store.table, "load_table", fails)
+    monkeypatch.setattr(forgetting.analysis.study_table, "load_table", fails)
     code, said = run(monkeypatch, capsys, "table", many)
     assert (code, said.count("error: ")) == (1, 1)
     assert says in said
 
 
 def test_a_defect_of_ours_keeps_its_traceback(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import forgetting.store.table
+    import forgetting.analysis.study_table
 
     def fails(*_: Any) -> None:
         raise KeyError("x")
 
-    monkeypatch.setattr(forgetting.store.table, "load_table", fails)
+    monkeypatch.setattr(forgetting.analysis.study_table, "load_table", fails)
     monkeypatch.setattr(sys, "argv", ["forgetting", "table", str(many)])
     with pytest.raises(KeyError):
         main()

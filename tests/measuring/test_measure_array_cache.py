@@ -36,7 +36,7 @@ def equal(found, expected=ARRAYS):
 
 
 def test_what_is_written_comes_back_and_any_reader_of_the_format_reads_it(tmp_path):
-    path = tmp_path / "new" / "a.safetensors"
+    path = tmp_path / "a.safetensors"
     array_cache.write(path, ARRAYS, "f", seconds=1.5)
     stored = array_cache.read(path, "f", SPEC)
     equal(stored.arrays())
