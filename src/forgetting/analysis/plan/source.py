@@ -13,7 +13,7 @@ from forgetting.analysis.laws import PUBLISHED
 from forgetting.analysis.tables import SUFFIXES
 from forgetting.config.arguments import wrong_type
 from forgetting.errors import UsageError, did_you_mean
-from forgetting.files import refuse_link
+from forgetting.files import check_plain, refuse_link
 
 Laws = dict[str, dict[str, Fit]]
 """Fits by data set and law."""
@@ -113,7 +113,7 @@ def _find(name: str | Path) -> Laws:
         return {str(name): {fit.law: fit}}
     path = Path(name)
     if path.is_dir():
-        stored = refuse_link(path / "fits.json", path)
+        stored = check_plain(refuse_link(path / "fits.json", path))
         if not stored.exists():
             return _fit_folder(path)
         laws = _nested(load_fits(stored), stored)
