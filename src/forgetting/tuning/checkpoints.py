@@ -84,7 +84,7 @@ def _ended(notices: list[str], how: str) -> tuple[str, ...]:
 def _verify(checkpoint: Path) -> tuple[str | None, dict[str, Any]]:
     """What is wrong with a marked checkpoint, or None; and its state."""
     try:
-        record = files.parse_json((checkpoint / MARK).read_bytes(), "")
+        record = files.parse_json(files.check_plain(checkpoint / MARK).read_bytes(), "")
         listed = {name: (int(size), str(digest)) for name, (size, digest) in record["files"].items()}
         state = dict(record["state"])
     except (UsageError, OSError, KeyError, TypeError, ValueError, AttributeError):
