@@ -1385,12 +1385,13 @@ def test_a_defect_of_ours_keeps_its_traceback(many: Path, monkeypatch: pytest.Mo
         main()
 
 
-def test_measurements_of_10_gb_are_one_error(many: Path, bounded: None) -> None:
-    file = StudyFolder.open(many).runs()[0].path / "measurements.jsonl"
-    with file.open("r+b") as out:
+def test_measurements_of_10_gb_are_damage(many: Path, bounded: None) -> None:
+    run = StudyFolder.open(many).runs()[0]
+    with (run.path / "measurements.jsonl").open("r+b") as out:
         out.truncate(10 * 2**30)
-    with pytest.raises(ForgettingError, match="no run's measurements"):
-        load_table(many)
+    assert "10,737,418,240 bytes" in run.damage()
+    table = load_table(many)
+    assert set(table["status"][table["run_id"] == run.run_id]) == {"damaged"}
 
 
 @pytest.mark.full
