@@ -1391,7 +1391,7 @@ def test_measurements_of_10_gb_are_damage(many: Path, bounded: None) -> None:
         out.truncate(10 * 2**30)
     assert "10,737,418,240 bytes" in run.damage()
     table = load_table(many)
-    assert set(table["status"][table["run_id"] == run.run_id]) == {"damaged"}
+    assert set(table["status"][table["run_id"] == run.path.name]) == {"damaged"}
 
 
 @pytest.mark.full
