@@ -224,3 +224,14 @@ def test_the_texts_that_methods_name_are_relative_to_the_file_too(tmp_path: Path
     resolved = f.resolve_sources({"methods": methods}, tmp_path)
     assert resolved["methods"][0]["calibration"]["source"] == str(tmp_path / "general.txt")
     assert resolved["methods"][0]["mitigations"] == [[{"name": "kl"}]]
+
+
+@pytest.mark.parametrize(
+    ("measure", "start", "every"),
+    [({}, 3, 3), ({"start": 2}, 2, 20), ({"every": 4}, 3, 4)],  # a start of one's own worked before
+)
+def test_few_steps_by_flags_alone_are_measured_five_times(measure: dict[str, int], start: int, every: int) -> None:
+    flags = {"model": {"source": "m"}, "text": {"source": "t.txt"}, "datasets": {"d": {"source": "d.jsonl"}}}
+    made = f.with_flags({**flags, "training": {"steps": 15}, "measure": measure}, None, None)
+    assert (made.measure.start, made.measure.every) == (start, every)
+    assert made.training.warmup_steps == 10

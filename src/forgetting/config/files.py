@@ -159,7 +159,8 @@ def _own_fields(flags: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(f"{' and '.join(missing)}: missing; a study of your own needs --model, --train and --text")
     steps = flags.get("training", {}).get("steps")
     measure = OWN_FIELDS["measure"]
-    if type(steps) is int and 1 <= steps < measure["start"]:  # five measurements of so few steps
+    unset = "start" not in flags.get("measure", {})
+    if unset and type(steps) is int and 1 <= steps < measure["start"]:  # five measurements of so few steps
         measure = {**measure, "start": max(1, steps // 5), "every": max(1, steps // 5)}
     return {**OWN_FIELDS, "measure": measure, "name": "-".join(flags["datasets"])[:64]}
 
