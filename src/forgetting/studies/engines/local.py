@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
 from ...tuning import stopping
 from .base import POLL, RETRIES, Attempts, Event, Hear, PipeEnd, R, Work
-from .worker import WorkerProcess, one_task, set_threads, worker_context
+from .worker import Context, WorkerProcess, one_task, set_threads, worker_context
 
 SIGKILL = getattr(signal, "SIGKILL", 9)
 """Windows has no name for it."""
@@ -63,7 +62,7 @@ class _Pool:
     """Worker processes, each on a pipe of its own: a worker that is killed holds no lock that others wait for."""
 
     def __init__(self, tasks: Sequence[str], work: Work, jobs: int, threads: int, on_event: Hear) -> None:
-        self.context: SpawnContext | ForkServerContext = worker_context()
+        self.context: Context = worker_context()
         self.left = list(tasks)
         self.work, self.jobs, self.threads, self.on_event = work, jobs, threads, on_event
         self.attempts = Attempts()

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.context import SpawnContext
 from pathlib import Path
 from types import FrameType
 
@@ -18,13 +18,20 @@ from ...errors import ForgettingError
 from ...tuning import stopping
 from .base import Event, Hear, PipeEnd, Work
 
+if sys.platform == "win32":
+    Context = SpawnContext
+else:
+    from multiprocessing.context import ForkServerContext
+
+    Context = SpawnContext | ForkServerContext
+
 _LIBRARIES = ["forgetting.studies.execute", "transformers.models.auto.modeling_auto"]
 """What a server of forks imports for all workers."""
 _server: tuple[dict[str, str], Path] | None = None
 """Environment and folder in which this process began its server of forks."""
 
 
-def worker_context() -> SpawnContext | ForkServerContext:
+def worker_context() -> Context:
     """How to start worker processes on the CPU.
 
     They are forked from a server that imported the libraries once, so that eight of them share that memory and begin at
