@@ -1096,11 +1096,20 @@ def test_secrets_are_taken_out_of_what_is_written(secrets: dict[str, str], tmp_p
         "gsk_" + "j" * 52,
     ):
         assert files.HIDDEN in files.redact(text, {})
-    for text in ("lora rank 8", "https://huggingface.co/x", "tokens 100", "sha256:abc", "/home/me/task-force/x"):
+    run_ids = (
+        "chat-lora-r8-token_masking-s0-f1c0b26faa",
+        "sk-lora-r8-replay-s0-f1c0b26faa",
+        "npm-lora-r8-s0-f1c0b26faa",
+    )
+    texts = ("lora rank 8", "https://huggingface.co/x", "tokens 100", "sha256:abc", "/home/me/task-force/x")
+    for text in (*texts, *run_ids):
         assert files.redact(text, {"TOKENIZERS_PARALLELISM": "false"}) == text
     folder = StudyFolder(tmp_path).run("a-s0-1")
     folder.update(why=f"failed with {secrets['HF_TOKEN']}", hardware={"x": [secrets["MY_DB_PASSWORD"]]})
     assert not [v for v in secrets.values() if v in (folder.path / "run.json").read_text()]
+    looks_like_one = StudyFolder(tmp_path).run("sk-proj-lora-r8-replay-s0-1")
+    looks_like_one.update(status="running", run_id=looks_like_one.path.name)
+    assert looks_like_one.read()["status"] == "running"
 
 
 def test_no_file_of_a_study_holds_a_secret(
@@ -1394,7 +1403,7 @@ def test_measurements_of_10_gb_are_damage(many: Path, bounded: None) -> None:
     assert set(table["status"][table["run_id"] == run.path.name]) == {"damaged"}
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_million_columns_are_one_error(tmp_path: Path, bounded: None) -> None:
     names = [f"c{i}" for i in range(1_000_000)]
     csv = tmp_path / "t.csv"

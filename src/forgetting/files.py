@@ -41,11 +41,11 @@ MAX_NODES = 100_000
 """Values of a YAML file once its aliases are written out."""
 SECRET_NAMES = re.compile(r"TOKEN(?!IZER)|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
 SECRET_TEXTS = re.compile(
-    r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}"
+    r"\bhf_[A-Za-z0-9]{16,}|\bsk-(?:(?:proj|ant|svcacct|admin|or)-[A-Za-z0-9_-]{16,}|[A-Za-z0-9]{16,})"
     r"|\bgh[pousr]_[A-Za-z0-9]{16,}|\bgithub_pat_[A-Za-z0-9_]{16,}"
     r"|\bglpat-[A-Za-z0-9_-]{16,}|\bxox[abeoprs]-[A-Za-z0-9-]{10,}"
     r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bAIza[A-Za-z0-9_-]{30,}"
-    r"|\b(?:r8|gsk|npm|pypi|nvapi|rk_live|sk_live|sk_test)[_-][A-Za-z0-9_-]{20,}"
+    r"|\b(?:r8|gsk|npm|rk_live|sk_live|sk_test)_[A-Za-z0-9]{20,}|\b(?:pypi-AgE|nvapi-)[A-Za-z0-9_-]{20,}"
     r"|(?<=://)[^\s/@:]*:[^\s/@]+(?=@)|(?<=[Bb]earer )[A-Za-z0-9._~+/-]{8,}=*"
 )
 """Tokens by their form: of the Hub, OpenAI, Anthropic, GitHub, GitLab, Slack, AWS, Google, Replicate, Groq, npm, PyPI,

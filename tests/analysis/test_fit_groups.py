@@ -46,7 +46,7 @@ def test_each_group_is_fitted_by_itself():
     residual = part["loss"] - alone.parameters["E"].value - alone.parameters["A"].value * part["D"] ** -0.5
     assert shown["rmse_loss"][1] == pytest.approx(np.sqrt(np.mean(residual**2)))
     assert shown["reason"].tolist()[:3] == ["", "", ""]
-    assert f"has 1 measured values; law '{LAW}' has 2 free parameters" in shown["reason"][3]
+    assert f"has 1 measured value; law '{LAW}' has 2 free parameters" in shown["reason"][3]
     assert "3 of 4 groups fitted" in str(made)
     predicted = forgetting.predict(made, at={"D": 400.0}, dataset="model=gpt, task=flan").to_frame()
     assert predicted["loss"][0] == pytest.approx(float(alone.predict("loss", D=400.0).value))
@@ -96,7 +96,7 @@ def test_the_command_prints_a_row_a_group_and_goes_on_after_a_failure(tmp_path):
     assert [f["group"] for f in out["fits"]][1] == {"model": "gpt", "task": "flan"}
     assert out["fits"][2]["parameters"]["A"]["value"] == pytest.approx(60, rel=0.02)
     assert [f["group"]["model"] for f in out["failed"]] == ["bad"]
-    assert out["failed"][0]["reason"].startswith("'model=bad, task=wmt' has 1 measured values")
+    assert out["failed"][0]["reason"].startswith("'model=bad, task=wmt' has 1 measured value")
     stored = load_fits(tmp_path / "fits.json")["model=t5, task=wmt"]
     assert stored["custom"].parameters["A"].value == out["fits"][2]["parameters"]["A"]["value"]
 

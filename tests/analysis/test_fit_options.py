@@ -124,7 +124,7 @@ def test_independent_rows_are_fitted_as_if_no_run_were_named():
     assert any("no intervals: 4 rows are too few" in w for w in few.warnings)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_intervals_of_independent_rows_hold_the_truth_as_often_as_they_say():
     """Nominal 95 %, 200 tables each of a line and of an exponential, 20 rows with independent noise."""
     rng = np.random.default_rng(0)

@@ -235,7 +235,7 @@ def test_a_damaged_run_is_in_no_fit_report_or_comparison_and_each_says_so(
     assert fits_of(study, study) == right != fits_of(study, whole)
     made = forgetting.fit(study, "linear", dataset="news", bootstrap=0)
     assert made.n_runs == 19
-    assert f"1 rows of runs that are not done were left out: {run.id} (damaged)" in made.warnings
+    assert f"1 row of runs that are not done was left out: {run.id} (damaged)" in made.warnings
     exported = study.parent / "t.csv"
     forgetting.table(study).to_csv(exported, index=False)
     assert fits_of(study, exported) == right
