@@ -65,10 +65,13 @@ class AnswerStore:
         """The file of one model's answers to one suite; no link, nor behind one.
 
         Raises:
-            UsageError: a link; names it.
+            UsageError: a link, a pipe or a device; names it.
         """
-        name = re.sub(r"[^A-Za-z0-9._@-]", "-", model)
-        return files.refuse_link(self.folder / name / f"{suite}.jsonl", self.folder)
+        return self._file(model, f"{suite}.jsonl")
+
+    def _file(self, model: str, name: str) -> Path:
+        folder = self.folder / re.sub(r"[^A-Za-z0-9._@-]", "-", model)
+        return files.check_plain(files.refuse_link(folder / name, self.folder))
 
     def has(self, model: str, key: str, suite: str, asked: Mapping[str, Any]) -> bool:
         """Whether the answers are there.
@@ -157,7 +160,7 @@ class AnswerStore:
         return [name for name in meta.get("suites", {}) if self.path(model, name).exists()]
 
     def _meta_file(self, model: str) -> Path:
-        return files.refuse_link(self.path(model, "x").parent / "meta.json", self.folder)
+        return self._file(model, "meta.json")
 
     def _meta(self, model: str) -> dict[str, Any]:
         file = self._meta_file(model)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.schema import ModelConfig, StudyConfig
 from ..errors import ForgettingError, UsageError
-from ..files import parse_json, read_text, refuse_link, refuse_links, write_atomically
+from ..files import check_plain, parse_json, read_text, refuse_link, refuse_links, write_atomically
 from ..measuring import quantities
 from ..measuring.estimate import Mean
 from ..store.columns import DAMAGED
@@ -314,7 +314,7 @@ def _share(name: str, share: Any) -> dict[str, float | None]:
 
 
 def _newtask_file(study: Path, run_id: str, step: int) -> Path:
-    return refuse_link(folder_of(study) / f"{run_id}@{step}" / "newtask.json", study)
+    return check_plain(refuse_link(folder_of(study) / f"{run_id}@{step}" / "newtask.json", study))
 
 
 def _newtask(study: Path, run_id: str, step: int) -> dict[str, Any]:

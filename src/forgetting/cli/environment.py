@@ -23,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..errors import UsageError
 from . import missing
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def doctor(folder: Path, *, ray_address: str | None = None) -> list[Check]:
         ("torch", _torch),
         ("cores and memory", _machine),
         ("disk", lambda: _disk(folder)),
+        ("cache", _cache),
         ("tokens", _tokens),
         ("hub", _hub),
     ]
@@ -269,6 +271,20 @@ def _locks(path: Path) -> bool:
     with path.open("w") as first, path.open("w") as second, suppress(OSError):
         return [lock_descriptor(file.fileno(), blocking=False) for file in (first, second)] == [True, False]
     return False
+
+
+def _cache() -> Iterator[Check]:
+    """How large the user's cache is, and may grow."""
+    from ..data import cache_size
+
+    place = cache_size.folder()
+    try:
+        most = cache_size.limit()
+    except UsageError as error:
+        yield Check("cache", "broken", str(error), f"set {cache_size.LIMIT} to a number, or unset it")
+        return
+    found = f"{cache_size.held_bytes(place) / 1e9:.2g} of at most {most / 1e9:g} GB in {place}"
+    yield Check("cache", "works", f"{found} ({cache_size.LIMIT}); it may be deleted at any time")
 
 
 def _tokens() -> Iterator[Check]:

@@ -12,19 +12,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import replacing
+from ..files import check_plain, replacing
+from . import cache_size
+from .cache_size import Hold
 
 log = logging.getLogger(__name__)
 Spec = Mapping[str, tuple[Any, tuple[int, ...]]]
@@ -51,12 +52,14 @@ class Stored:
         spec: what is in it.
         offsets: byte of the file at which each array begins.
         seconds: that computing them took; 0 where nobody said.
+        hold: keeps the file from being removed to make room.
     """
 
     path: Path
     spec: Spec
     offsets: Mapping[str, int]
     seconds: float = 0.0
+    hold: Hold | None = field(default=None, repr=False, compare=False)
 
     def array(self, name: str, mode: Any = "r") -> NDArray[Any]:
         """A memory map of one array."""
@@ -71,10 +74,13 @@ class Stored:
 
 
 def default_folder() -> Path:
-    """`$FORGETTING_CACHE`, else `forgetting` in the user's cache directory."""
-    if given := os.environ.get("FORGETTING_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forgetting"
+    """The user's cache; see `cache_size.folder`.
+
+    Raises:
+        UsageError: its largest size is no size.
+    """
+    cache_size.limit()
+    return cache_size.folder()
 
 
 def usable(folder: Path | None) -> Path | None:
@@ -137,6 +143,7 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any]], fingerprint: str, *, s
     with replacing(path, parents=False) as temporary:
         _create(temporary, arrays, fingerprint, seconds)
         _seal(temporary)
+    _make_room(path)
 
 
 @contextmanager
@@ -147,6 +154,13 @@ def filling(path: Path, spec: Spec, fingerprint: str) -> Iterator[Stored]:
         _create(temporary, {name: np.zeros(shape, kind) for name, (kind, shape) in spec.items()}, fingerprint, 0.0)
         yield _stored(temporary)
         _seal(temporary)
+    _make_room(path)
+
+
+def _make_room(path: Path) -> None:
+    """Keep the user's cache within its size, once a file was added; a study's own is as large as the study."""
+    if path.parent == cache_size.folder():
+        cache_size.trim(path.parent, cache_size.limit(), spared=path)
 
 
 def read(path: Path, fingerprint: str, spec: Spec | None = None) -> Stored | None:
@@ -162,7 +176,7 @@ def read(path: Path, fingerprint: str, spec: Spec | None = None) -> Stored | Non
         with path.open("rb") as file:
             meta = _header(file)["__metadata__"]
             sound = meta["fingerprint"] == fingerprint and _checksum(file) == meta["sha256"]
-    except FileNotFoundError:
+    except (FileNotFoundError, BlockingIOError):  # there is none, or it is being removed to make room
         return None
     except Exception as error:  # whatever is wrong with a cache file, it is computed again
         log.warning("%s: damaged cache file (%s), computing it again", path.name, type(error).__name__)
@@ -188,6 +202,7 @@ def _stored(path: Path) -> Stored:
     """
     from safetensors import safe_open
 
+    hold = Hold(check_plain(path))
     with safe_open(path, framework="numpy") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         spec = {name: (KINDS[part.get_dtype()], tuple(part.get_shape())) for name, part in slices.items()}
@@ -195,7 +210,7 @@ def _stored(path: Path) -> Stored:
         header = _header(file)
         data = file.tell()
     offsets = {name: data + header[name]["data_offsets"][0] for name in spec}
-    return Stored(path, spec, offsets, float(header["__metadata__"].get("seconds", 0.0)))
+    return Stored(path, spec, offsets, float(header["__metadata__"].get("seconds", 0.0)), hold)
 
 
 def _header(file: Any) -> dict[str, Any]:

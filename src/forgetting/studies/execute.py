@@ -17,7 +17,7 @@ from ..store.folder import HeldError, Onlooker, RunFolder, StudyFolder
 from ..tuning.checkpoints import drop_unfinished
 from ..tuning.methods import METHODS
 from ..tuning.stopping import StoppedError
-from . import provenance
+from . import own_code, provenance
 from .inputs import StudyInputs
 
 if TYPE_CHECKING:
@@ -86,10 +86,11 @@ def do_run(study: StudyFolder, inputs: StudyInputs, run_id: str, tell: Callable[
 
     Raises:
         HeldError: another process does it.
-        StoppedError, ForgettingError: as `Worker`.
+        StoppedError, ForgettingError: as `Worker`, or the code of this package changed.
         RunFailedError: in a process that is not the main one, for whoever started it to record.
     """
     processes.refuse_foreign()
+    own_code.check_same()
     quiet_libraries()
     folder = study.run(run_id)
     folder = folder if processes.is_main() else Onlooker(folder.path)
@@ -122,6 +123,7 @@ def _failure_kept(study: StudyFolder, folder: RunFolder) -> Iterator[None]:
     except Exception as error:
         study.check_there()  # else whatever went wrong did so because the folder has gone
         folder.check_there()
+        own_code.check_same()  # else parts of two versions may have met
         if no_room(error):
             raise
         if not processes.is_main():

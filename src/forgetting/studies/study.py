@@ -20,7 +20,7 @@ from ..tuning import stopping
 from ..tuning.grid import costliest_first
 from ..tuning.methods import check_methods
 from ..tuning.mitigations import check_runs
-from . import launching, provenance
+from . import launching, own_code, provenance
 from .engines import Accelerate, Engine, Event, Hear, Local
 from .execute import Worker, changes, is_pending, is_small, limit_threads, quiet_libraries
 from .inputs import StudyInputs
@@ -126,6 +126,7 @@ def study(
         began = time.perf_counter()
         with stopping.at_next_step():
             _do_all(folder, inputs, pending, engine, hear, one_thread)
+    own_code.check_same()
     states = {run_id: folder.run(run_id).state() for run_id in inputs.runs}
     failed = {run_id: str(state.get("why")) for run_id, state in states.items() if state.get("status") == "failed"}
     if len(failed) == len(runs):

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
+from ...errors import ForgettingError
 from ...tuning import stopping
+from .. import own_code
 from .base import POLL, RETRIES, Attempts, Event, Hear, PipeEnd, R, Work
 from .worker import Context, WorkerProcess, one_task, set_threads, worker_context
 
@@ -95,6 +97,11 @@ class _Pool:
         return self.lost
 
     def _hire(self) -> None:
+        try:
+            own_code.check_same()  # a new process could not even read what it is sent
+        except ForgettingError as error:
+            self.error = self.error or error
+            return
         ours, theirs = self.context.Pipe()
         try:
             process = self._start(theirs)
