@@ -96,15 +96,22 @@ def test_twice_the_rows_take_twice_the_memory(shape: str) -> None:
     assert peaks[0] < 3 * 3_000 * 8 * 60  # a few columns a row
 
 
-def test_of_long_runs_evenly_spaced_rows_are_fitted_and_said() -> None:
-    _, data, weights = example((200,) * 8)
-    few, its_weights = summed.sample_runs(data, weights[None], 50)
-    assert (few.n, len(few.runs)) == (100, 5)
-    assert np.bincount(few.run).tolist() == [20] * 5
-    assert "fitted to 100 of the 1,000 rows of 5 of 8 runs, both evenly spaced" in few.warnings[0]
+@pytest.mark.parametrize(
+    ("runs", "kept", "said"),
+    [
+        (8, 8, "48 of the 1,600 rows of all 8 runs, evenly spaced:"),
+        (80, 50, "300 of the 10,000 rows of 50 of 80 runs, both evenly spaced:"),
+    ],
+)
+def test_of_long_runs_evenly_spaced_rows_are_fitted_and_said(runs: int, kept: int, said: str) -> None:
+    _, data, weights = example((200,) * runs)
+    few, its_weights = summed.sample_runs(data, weights[None], 6 * kept + 2)
+    assert (few.n, len(few.runs), few.sampled_from) == (6 * kept, kept, (200 * runs, runs))
+    assert np.bincount(few.run).tolist() == [6] * kept
+    assert f"fitted to {said}" in few.warnings[0]
     at = [int(np.flatnonzero(data.y[0] == value)[0]) for value in few.y[0]]
     np.testing.assert_array_equal(its_weights[0], weights[at])
-    for name, g in zip(few.runs, range(5), strict=True):
+    for name, g in zip(few.runs, range(kept), strict=True):
         rows = np.flatnonzero(data.run == int(name))
         mine = [i for i, run in zip(at, few.run, strict=True) if run == g]
         assert (mine[0], mine[-1]) == (rows[0], rows[-1])

@@ -80,11 +80,12 @@ def test_many_rows_are_fitted_to_logs_too(monkeypatch):
     assert not any("evenly spaced" in w for w in fit.warnings)
     monkeypatch.setattr(summed, "AFFORDED", 2000)
     few = fit_law(POWER, {"D": x, "loss": y, "run_id": runs}, objective=LOG, bootstrap=50)
-    assert few.n_points == 1000
+    assert (few.n_points, few.table_size) == (1000, (3000, 120))
+    assert few.shown()[0].heading[-2].startswith("1,000 points of 50 runs (a sample of 3,000 points of 120), log-least")
     (said,) = [w for w in few.warnings if "evenly spaced" in w]
     assert said == (
-        "fitted to 40 of 120 runs, evenly spaced by name: with this law and objective all 3,000 rows would take about "
-        "2 seconds"
+        "fitted to 1,000 of the 1,250 rows of 50 of 120 runs, both evenly spaced: with this law and objective all "
+        "3,000 rows would take about 2 seconds"
     )
 
 

@@ -15,6 +15,7 @@ from forgetting.analysis.fit.data import Data, read_data
 from forgetting.analysis.fit.misfit import misfits
 from forgetting.analysis.fit.objective import Objective
 from forgetting.analysis.fit.rivals import find_rivals
+from forgetting.analysis.fit.runwise import evenly_spaced
 from forgetting.analysis.fit.solver import Problem
 from forgetting.analysis.laws import LAWS
 from forgetting.analysis.laws.quadratic import Axis, QuadraticSurface
@@ -80,6 +81,19 @@ def test_many_rows_are_tested_by_every_kth_run() -> None:
     fit = fit_law("linear", made, bootstrap=40)
     assert any("bend" in w for w in fit.warnings)
     assert fit.rivals[0].law.name == "quadratic in finetune_loss"
+
+
+def test_of_few_long_runs_all_are_tested_and_of_their_rows_a_share() -> None:
+    made = lines(np.random.default_rng(2), bend=0.02, runs=12, steps=5000)
+    data = read_data(LINE, made)
+    part, weights = evenly_spaced(data, data.y, 20_000)
+    assert (len(part.runs), part.n, weights.shape) == (12, 19_992, part.y.shape)
+    assert (np.bincount(part.run) == 1666).all()
+    ends = [np.flatnonzero(data.run == run)[[0, -1]] for run in range(12)]
+    assert set(np.concatenate(ends)) <= set(part.row)  # from first to last
+    data = read_data(LINE, lines(np.random.default_rng(2), runs=400, steps=60))
+    many, _ = evenly_spaced(data, data.y, 20_000)
+    assert (len(many.runs), many.n) == (200, 12_000)  # whole runs, where enough are left
 
 
 def test_a_rivals_draws_and_errors_are_those_of_refits() -> None:

@@ -60,13 +60,13 @@ def test_sums_give_the_numbers_of_the_rows(monkeypatch: pytest.MonkeyPatch, law:
     assert fast.diagnostics["aicc"] == pytest.approx(slow.diagnostics["aicc"], rel=1e-9)
 
 
-def test_rows_of_many_different_sizes_are_sampled_by_whole_runs_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_many_different_sizes_are_sampled_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summed, "LARGE", 50)
     monkeypatch.setattr(summed, "MOST_CELLS", 40)
     monkeypatch.setattr(summed, "most_rows", lambda problem: 40)
     fit = fit_law("shifted_power", table(distinct=True), label="x", bootstrap=0)
-    assert fit.n_runs == 8
-    assert "fitted to 8 of 16 runs" in fit.warnings[0]
+    assert (fit.n_points, fit.n_runs, fit.table_size) == (32, 16, (80, 16))
+    assert "fitted to 32 of the 80 rows of all 16 runs" in fit.warnings[0]
     # the line needs no sample
     assert fit_law("linear", table(distinct=True), label="x").n_runs == 16
 

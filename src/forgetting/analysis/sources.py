@@ -80,8 +80,10 @@ def _without_unasked_alone(table: pd.DataFrame) -> pd.DataFrame:
     """A study's rows without the data sets that its configuration no longer asks for."""
     if not {"dataset", "status"} <= set(table):
         return table
-    wanted = table.loc[table["status"] != UNASKED, "dataset"]
-    return table[table["dataset"].isin(wanted)] if len(wanted) else table
+    asked = table["status"] != UNASKED
+    if asked.all() or not asked.any():
+        return table
+    return table[table["dataset"].isin(table.loc[asked, "dataset"].unique())]
 
 
 def _read(paths: Sequence[Path]) -> Any:

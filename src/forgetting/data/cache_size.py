@@ -7,12 +7,13 @@ mapped, what was used within a day stays, too.
 
 from __future__ import annotations
 
+import importlib
 import os
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ..errors import UsageError
 
@@ -91,7 +92,7 @@ def trim(place: Path, most: float, spared: Path) -> None:
     for used, amount, path in sorted(found):
         if total <= most:
             return
-        is_recent = sys.platform == "win32" and time.time() - used < DAY
+        is_recent = os.name == "nt" and time.time() - used < DAY
         if path != spared and not is_recent and _removed(path):
             total -= amount
 
@@ -117,46 +118,41 @@ def _removed(path: Path) -> bool:
     return False
 
 
-if sys.platform == "win32":
+def _shared(path: Path) -> int | None:
+    """An open file with a shared lock; on Windows none, where an open file could not be replaced.
 
-    def _shared(_: Path) -> int | None:
-        """Nothing: an open file could not be replaced there."""
+    Raises:
+        OSError: it cannot be opened.
+        BlockingIOError: it is being removed.
+    """
+    if os.name == "nt":
         return None
+    fcntl: Any = importlib.import_module("fcntl")  # of POSIX systems alone
+    file = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise
+    except OSError:  # no locks there, so that it is not removed
+        pass
+    return file
 
-    def _alone(_: Path) -> AbstractContextManager[None]:
-        """Nothing: a file that is open or mapped cannot be removed there."""
-        return nullcontext()
 
-else:
-    import fcntl
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Inside, nobody else uses the file; on Windows none that is open or mapped can be removed.
 
-    def _shared(path: Path) -> int | None:
-        """An open file with a shared lock.
-
-        Raises:
-            OSError: it cannot be opened.
-            BlockingIOError: it is being removed.
-        """
-        file = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            raise
-        except OSError:  # no locks there, so that it is not removed
-            pass
-        return file
-
-    @contextmanager
-    def _alone(path: Path) -> Iterator[None]:
-        """Inside, nobody else uses the file.
-
-        Raises:
-            OSError: somebody does, or there are no locks.
-        """
-        file = os.open(path, os.O_RDWR)  # over NFS, an exclusive lock needs a file that may be written
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        finally:
-            os.close(file)
+    Raises:
+        OSError: somebody does, or there are no locks.
+    """
+    if os.name == "nt":
+        yield
+        return
+    fcntl: Any = importlib.import_module("fcntl")
+    file = os.open(path, os.O_RDWR)  # over NFS, an exclusive lock needs a file that may be written
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(file)

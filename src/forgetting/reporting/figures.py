@@ -45,9 +45,7 @@ def line_chart(panel: Panel) -> Chart:
         c, s = fit.parameters["c_fft"].value, fit.parameters["s_fft"].value
         r_squared = number(r2(fit, "forgetting_loss"))
         layout["annotations"] = [note(f"L<sub>f</sub> = {_line(c, s)}<br>R² = {r_squared}")]
-        caption += (
-            f" The line is Eq. 4, fitted to {several(fit.n_points, 'measurement')} of {several(fit.n_runs, 'run')}; "
-        )
+        caption += f" The line is Eq. 4, fitted to {fit.support('measurement')}; "
         bands = bands_said(data, level(fit.confidence))
         caption += f"{bands + ', and ' if bands else ''}dotted parts lie outside the range of the fit"
         caption += ", where bands span other laws, too, that fit about as well." if bands and fit.rivals else "."

@@ -108,7 +108,7 @@ def _note(dataset: str, fit: Fit) -> FitNote:
         ranges.append((*symbol(name), f"{show(low)} to {show(high)}"))
     return FitNote(
         dataset=dataset,
-        support=f"{fit.n_points} measurements of {fit.n_runs} {'run' if fit.n_runs == 1 else 'runs'}",
+        support=fit.support("measurement"),
         ranges=tuple(ranges),
         warnings=tuple(w for w in fit.warnings if not w.startswith(NOT_FITTED)),
         diagnostics=json.dumps(dict(fit.diagnostics), indent=1, default=str) if fit.diagnostics else "",

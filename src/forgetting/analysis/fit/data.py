@@ -36,6 +36,7 @@ class Data:
         warnings: what was left out, and why.
         iid: rows are runs of their own because that was asked for.
         row: [n] number of each row in the table, from 0.
+        sampled_from: rows and runs that these are a sample of; None where they are all.
     """
 
     x: dict[str, Array]
@@ -48,6 +49,7 @@ class Data:
     warnings: tuple[str, ...] = ()
     iid: bool = False
     row: Array | None = None
+    sampled_from: tuple[int, int] | None = None
 
     @property
     def n(self) -> int:
@@ -68,6 +70,7 @@ class Data:
             self.warnings,
             self.iid,
             None if self.row is None else self.row[rows],
+            self.sampled_from,
         )
 
     def sample(self, most: int) -> Data:

@@ -280,6 +280,8 @@ def _fit(
             f"law '{law.called}' on '{label}': parameters of the best fit run beyond what a number can hold; these "
             f"{data.n} measurements do not determine them"
         )
+    if data.sampled_from is not None:
+        learned = learned | {"sampled_from": dict(zip(("points", "runs"), data.sampled_from, strict=True))}
     # the reported parameters where they are numbers: the last digits are those of what is printed
     known = (law, data, theta) if np.isfinite(theta).all() else (adapted.law, data, found.theta)
     r2 = r_squared(*known)

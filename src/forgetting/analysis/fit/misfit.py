@@ -18,7 +18,7 @@ import numpy as np
 
 from forgetting.analysis.fit.bootstrap import MIN_RUNS, free_basis
 from forgetting.analysis.fit.data import Data
-from forgetting.analysis.fit.runwise import DETERMINED, every_kth_run, grams
+from forgetting.analysis.fit.runwise import DETERMINED, evenly_spaced, grams
 from forgetting.analysis.fit.solver import Problem
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.laws.quadratic import Axis
@@ -81,7 +81,7 @@ def misfits(problem: Problem, theta: Array, data: Data, weights: Array) -> list[
     """
     if not problem.objective.quadratic or len(data.runs) < MIN_RUNS:
         return []
-    data, weights = every_kth_run(data, weights, MOST_ROWS)
+    data, weights = evenly_spaced(data, weights, MOST_ROWS)
     part = Problem(problem.law, data.x, problem.objective, problem.held)
     found = _tests(part, theta, data, weights.reshape(-1), _columns(problem.law.outputs, data))
     order = sorted(range(len(found)), key=lambda i: found[i].p)

@@ -115,6 +115,18 @@ class Fit(Result):
         return np.array([e.value for e in self.parameters.values()])
 
     @property
+    def table_size(self) -> tuple[int, int]:
+        """Rows and runs of the whole table, of which a sample may have been fitted."""
+        whole = self.diagnostics.get("sampled_from")
+        return (self.n_points, self.n_runs) if whole is None else (int(whole["points"]), int(whole["runs"]))
+
+    def support(self, noun: str) -> str:
+        """How much was fitted, in words: `60 points of 6 runs`, and of how much where that is a sample."""
+        said = f"{several(self.n_points, noun)} of {several(self.n_runs, 'run')}"
+        points, runs = self.table_size
+        return said if points == self.n_points else f"{said} (a sample of {several(points, noun)} of {runs:,})"
+
+    @property
     def no_bands(self) -> str:
         """Why the fit has no intervals; empty where it has."""
         if self.draws:
@@ -294,7 +306,7 @@ class Fit(Result):
         heading.append(f"source: {law.source}")
         if self.objective != "published":
             alone = bool(self.diagnostics.get("iid"))
-            points = several(self.n_points, "point") + (f" of {several(self.n_runs, 'run')}" if not alone else "")
+            points = several(self.n_points, "point") if alone else self.support("point")
             points += "; intervals take every point as independent" if alone else ""
             heading.append(f"{points}, {self.objective}, objective {self.objective_value:.8g}")
         if self.r2:

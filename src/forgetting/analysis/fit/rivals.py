@@ -18,7 +18,7 @@ import numpy as np
 
 from forgetting.analysis.fit.bootstrap import MIN_RUNS, signs
 from forgetting.analysis.fit.data import Data
-from forgetting.analysis.fit.runwise import DETERMINED, every_kth_run, grams
+from forgetting.analysis.fit.runwise import DETERMINED, evenly_spaced, grams
 from forgetting.analysis.fit.validate import FOLDS
 from forgetting.analysis.laws.base import Array, Law
 from forgetting.analysis.laws.quadratic import Axis, QuadraticSurface
@@ -104,7 +104,7 @@ def find_rivals(
     """
     if len(data.runs) < MIN_RUNS or any(np.unique(v).size < LEAST_VALUES for v in data.x.values()):
         return ()
-    part, light = every_kth_run(data, weights, MOST_ROWS)
+    part, light = evenly_spaced(data, weights, MOST_ROWS)
     sign = signs(len(part.runs), count, np.random.default_rng([seed, 1]))
     found = [made for terms in _terms(part) if (made := _fit(law, part, light, terms, sign, log)) is not None]
     scale = np.array([max(noise[o], TINY) for o in law.outputs])

@@ -11,6 +11,8 @@ from forgetting.analysis.laws.base import Array
 
 FEW = 2_000
 """Rows up to which sums are taken without a sparse matrix."""
+LEAST_RUNS = 50
+"""Runs that a sample of rows keeps where there are so many."""
 DETERMINED = 1e-3
 """Where less than this of a direction is left without a run, the run alone determines it."""
 
@@ -25,12 +27,31 @@ def grams(columns: Array, run: Array, runs: int) -> Array:
     return out
 
 
-def every_kth_run(data: Data, weights: Array, most: int) -> tuple[Data, Array]:
-    """Whole runs, evenly spaced, of about so many rows at most; and their weights [O, n]."""
+def evenly_spaced(data: Data, weights: Array, most: int) -> tuple[Data, Array]:
+    """About so many rows at most, and their weights [O, n].
+
+    Whole runs, evenly spaced; where fewer than LEAST_RUNS would be left, evenly spaced rows of so many: inference by
+    runs lives from their number.
+    """
     if data.n <= most:
         return data, weights
-    rows = data.run % -(-data.n // most) == 0
+    every = -(-data.n // most)
+    apart = min(every, max(1, len(data.runs) // LEAST_RUNS))
+    rows = data.run % apart == 0
+    if apart < every:
+        rows = thinned(data.run, np.arange(0, len(data.runs), apart), most / int(rows.sum()))
     return replace(data.take(rows), warnings=()), weights[:, rows]
+
+
+def thinned(run: Array, kept: Array, share: float) -> Array:
+    """[n] whether a row is one of a share of the rows of the runs kept, evenly spaced in each from first to last."""
+    out = np.zeros(run.size, dtype=bool)
+    order = np.argsort(run, kind="stable")
+    ends = np.cumsum(np.bincount(run))
+    for one in kept:
+        rows = order[ends[one - 1] if one else 0 : ends[one]]
+        out[rows[np.linspace(0, rows.size - 1, max(1, int(rows.size * share))).round().astype(int)]] = True
+    return out
 
 
 def sums(columns: Array, weights: Array, cell: Array, run: Array, runs: int) -> Array:

@@ -27,7 +27,7 @@ from forgetting.analysis.fit.bootstrap import (
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.fit.options import Options
 from forgetting.analysis.fit.orthogonal import RANK, lengths
-from forgetting.analysis.fit.runwise import sums
+from forgetting.analysis.fit.runwise import LEAST_RUNS, sums, thinned
 from forgetting.analysis.fit.search import Found, search
 from forgetting.analysis.fit.shape import Shape, shape
 from forgetting.analysis.fit.solver import Problem, minimise
@@ -110,24 +110,25 @@ def most_rows(problem: Problem) -> int:
 def sample_runs(data: Data, weights: Array, most: int) -> tuple[Data, Array]:
     """Evenly spaced runs, with about so many rows, with a warning that says so; and their weights.
 
-    Where the fewest runs that can be resampled have more than twice as many, these are evenly spaced in each, too.
+    Where LEAST_RUNS runs have more, these are evenly spaced in each, too.
     """
     runs = len(data.runs)
-    kept = np.unique(np.linspace(0, runs - 1, max(MIN_RUNS, int(runs * most / data.n))).round().astype(int))
+    count = min(runs, max(LEAST_RUNS, int(runs * most / data.n)))
+    kept = np.unique(np.linspace(0, runs - 1, count).round().astype(int))
     chosen = np.zeros(runs, dtype=bool)
     chosen[kept] = True
     rows = chosen[data.run]
     units, spaced = ("rows", "evenly spaced") if data.independent or data.iid else ("runs", "evenly spaced by name")
-    of_them = ""
-    if (found := int(rows.sum())) > 2 * most:
-        rows = _thinned(data.run, kept, 2 * most / found)
-        of_them, spaced = f"{int(rows.sum()):,} of the {found:,} rows of ", "both evenly spaced"
+    of = f"{len(kept):,} of {runs:,} {units}, {spaced}"
+    if count <= LEAST_RUNS and (found := int(rows.sum())) > most:
+        rows = thinned(data.run, kept, most / found)
+        which = f"{len(kept):,} of {runs:,} {units}, both evenly spaced"
+        which = f"all {runs:,} {units}, evenly spaced" if count == runs else which
+        of = f"{int(rows.sum()):,} of the {found:,} rows of {which}"
     takes = _duration(AFFORDED * SECONDS * data.n / most)
-    said = (
-        f"fitted to {of_them}{len(kept):,} of {runs:,} {units}, {spaced}: with this law and objective all {data.n:,} "
-        f"rows would take about {takes}"
-    )
-    return replace(data.take(rows), warnings=(*data.warnings, said)), weights[:, rows]
+    said = f"fitted to {of}: with this law and objective all {data.n:,} rows would take about {takes}"
+    part = replace(data.take(rows), warnings=(*data.warnings, said), sampled_from=(data.n, runs))
+    return part, weights[:, rows]
 
 
 def _duration(seconds: float) -> str:
@@ -135,17 +136,6 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def _thinned(run: Array, kept: Array, share: float) -> Array:
-    """[n] whether a row is one of a share of the rows of the runs kept, evenly spaced in each from first to last."""
-    out = np.zeros(run.size, dtype=bool)
-    order = np.argsort(run, kind="stable")
-    ends = np.cumsum(np.bincount(run))
-    for one in kept:
-        rows = order[ends[one - 1] if one else 0 : ends[one]]
-        out[rows[np.linspace(0, rows.size - 1, max(1, int(rows.size * share))).round().astype(int)]] = True
-    return out
 
 
 def collapse(problem: Problem, data: Data, weights: Array) -> Cells:

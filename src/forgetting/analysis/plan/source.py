@@ -141,14 +141,20 @@ def _are_of(laws: Laws, path: Path) -> bool:
     rows = rows[rows["status"] == DONE]
     parts = {str(name): part for name, part in rows.groupby("dataset") if len(part) >= LEAST_ROWS}
     return laws.keys() == parts.keys() and all(
-        (fit.n_points, fit.n_runs) == (len(parts[name]), parts[name]["run_id"].nunique())
+        fit.table_size == (len(parts[name]), parts[name]["run_id"].nunique())
         and all(
-            tuple(span) == (float(parts[name][variable].min()), float(parts[name][variable].max()))
+            _is_range(span, parts[name][variable], whole="sampled_from" not in fit.diagnostics)
             for variable, span in fit.measured_range.items()
         )
         for name, fits in laws.items()
         for fit in fits.values()
     )
+
+
+def _is_range(span: tuple[float, float], values: Any, *, whole: bool) -> bool:
+    """Whether a measured range is that of these values, or, of a sample, lies within it."""
+    low, high = float(values.min()), float(values.max())
+    return tuple(span) == (low, high) if whole else low <= span[0] <= span[1] <= high
 
 
 def _fit_folder(path: Path) -> Laws:
