@@ -14,6 +14,7 @@ from test_report import study, with_words
 
 import forgetting
 from forgetting.analysis.compare import Comparison
+from forgetting.analysis.fit import fit_law
 from forgetting.analysis.fit.curves import bands_said
 from forgetting.display.numbers import MINUS
 from forgetting.errors import UsageError
@@ -116,3 +117,30 @@ def test_a_figure_of_something_else_is_refused_in_one_line(made, wrong):
     ):
         with pytest.raises(UsageError, match=r"^(dataset|kind|output): got .*; allowed: a text"):
             ask()
+
+
+def test_a_bend_is_drawn_as_a_parabola_and_said(made):
+    """With its size, standard error and p of the fit's own test, and R2 of the least-squares parabola."""
+    config, table, runs, _ = made
+    loss = table["finetune_loss"]
+    place = (loss - (loss.min() + loss.max()) / 2) / ((loss.max() - loss.min()) / 2)
+    table = table.assign(forgetting_loss=table["forgetting_loss"] + 0.03 * place**2)
+    fits = {"openorca": {"linear": fit_law("linear", table[table["step"] >= 50], bootstrap=200, label="openorca")}}
+    rows = tidy(table)
+    panel = panels(config.datasets, rows, group(rows, runs), fits)[0]
+    chart = next(c for c in charts(panel) if c.kind == "line")
+    (curve,) = [t for t in chart.spec["data"] if t["meta"]["role"] == "bend"]
+    x, y = panel.points["finetune_loss"], panel.points["forgetting_loss"]
+    parabola = np.polyfit(x, y, 2)
+    assert np.array(curve["y"]) == pytest.approx(np.polyval(parabola, curve["x"]), abs=1e-4)
+    r2 = 1 - np.sum((y - np.polyval(parabola, x)) ** 2) / np.sum((y - y.mean()) ** 2)
+    assert f"the parabola through them (R² {r2:.3f}" in chart.caption
+    (test,) = [t for t in panel.linear.diagnostics["misfit"] if t["kind"] == "bend"]
+    assert f"they lie {test['size']:.2g} ± {test['se']:.1g} nats/token above" in chart.caption
+    assert f"(p = {test['p_holm']:.1g}, by runs)" in chart.caption
+
+
+def test_no_bend_no_parabola(made):
+    chart = next(c for c in charts(panel_of(made)) if c.kind == "line")
+    assert not [t for t in chart.spec["data"] if t["meta"]["role"] == "bend"]
+    assert "parabola" not in chart.caption

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from forgetting.analysis.fit.curves import law_curve
+import numpy as np
+
+from forgetting.analysis.fit.curves import FITTED, law_curve
+from forgetting.analysis.fit.misfit import BEND, LEVEL, Misfit
+from forgetting.display.charts import floats
 from forgetting.display.numbers import finite
 from forgetting.reporting.series import Panel, Series
 
@@ -17,6 +22,51 @@ def fitted_line(panel: Panel) -> list[dict[str, Any]]:
     low, high = float(x.min()), float(x.max())
     margin = 0.06 * (high - low or 1.0)
     return law_curve(fit, "forgetting_loss", "finetune_loss", [low - margin, low, high, high + margin], band=True)
+
+
+@dataclass(frozen=True)
+class Bend:
+    """The parabola beside Eq. 4, where the points bend away from the line.
+
+    Attributes:
+        test: that says so, with its size and standard error.
+        r2: of the parabola, on the rows of the line's own R2; None where these are not all on the page.
+        trace: its curve over the measured range.
+    """
+
+    test: Misfit
+    r2: float | None
+    trace: dict[str, Any]
+
+
+def bent_line(panel: Panel) -> Bend | None:
+    """The parabola through the points of Eq. 4; None where the line fits as well as one can tell."""
+    fit = panel.linear
+    if fit is None:
+        return None
+    tests = [Misfit(**test) for test in fit.diagnostics.get("misfit", [])]
+    bends = [test for test in tests if test.kind == BEND and test.p_holm < LEVEL]
+    rival = next((r for r in fit.rivals if r.law.outputs == ("forgetting_loss",)), None)
+    if not bends or rival is None:
+        return None
+    x = np.linspace(*fit.measured_range["finetune_loss"], 60)
+    curve = rival.law.values(rival.theta[None], {"finetune_loss": x})[0, 0]
+    points = panel.points[["finetune_loss", "forgetting_loss"]].dropna()
+    r2 = None
+    if len(points) == fit.n_points:
+        loss, made = (points[name].to_numpy(float) for name in ("forgetting_loss", "finetune_loss"))
+        missed = loss - rival.law.values(rival.theta[None], {"finetune_loss": made})[0, 0]
+        r2 = 1.0 - float(np.sum(missed**2) / np.sum((loss - loss.mean()) ** 2))
+    trace = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": floats(x),
+        "y": floats(curve),
+        "line": {"color": "var(--ink)", "width": 1.2, "dash": "dash"},
+        "hoverinfo": "skip",
+        "meta": {"series": FITTED, "role": "bend"},
+    }
+    return Bend(bends[0], r2, trace)
 
 
 def fitted_steps(panel: Panel, column: str) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from forgetting.analysis.fit.curves import bands_said
 from forgetting.display.charts import Chart, floats, marker, note, plain_layout
 from forgetting.display.numbers import count, finite, level, number, plus_minus, several
 from forgetting.measuring.quantities import AXES
-from forgetting.reporting.curves import banded, fitted_line, fitted_sizes, fitted_steps
+from forgetting.reporting.curves import banded, bent_line, fitted_line, fitted_sizes, fitted_steps
 from forgetting.reporting.series import Panel, Series
 from forgetting.reporting.words import method_name, r2
 
@@ -49,6 +49,15 @@ def line_chart(panel: Panel) -> Chart:
         bands = bands_said(data, level(fit.confidence))
         caption += f"{bands + ', and ' if bands else ''}dotted parts lie outside the range of the fit"
         caption += ", where bands span other laws, too, that fit about as well." if bands and fit.rivals else "."
+    if bend := bent_line(panel):
+        data.append(bend.trace)
+        better = "" if bend.r2 is None else f" (R² {number(bend.r2)})"
+        test = bend.test
+        caption += (
+            f" The points bend: at both ends of the range they lie {abs(test.size):.2g} ± {test.se:.1g} "
+            f"nats/token {'above' if test.size > 0 else 'below'} the line, as seen from its middle "
+            f"(p = {test.p_holm:.1g}, by runs). The dashed curve is the parabola through them{better}."
+        )
     low, high = panel.points["finetune_loss"].min(), panel.points["finetune_loss"].max()
     alt = (
         f"Scatter plot of {len(panel.points)} measurements: forgetting loss against fine-tuning loss, which runs from "
