@@ -69,7 +69,7 @@ def _of_another(record: Mapping[str, Any], name: str) -> str:
     this version has; a configuration in which a secret was blotted out has no such hash.
     """
     told = record.get("run_id", name)
-    if told not in (name, files.redact(name)):  # a name may look like a token
+    if told != name and told != files.redact(name):  # a name may look like a token
         return f"it is of the run {told!r:.80}, and lies in the folder of another"
     config = record.get("config")
     if config is None:

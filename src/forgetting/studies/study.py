@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..analysis.study_table import load_study
 from ..config.schema import RunConfig, StudyConfig
 from ..errors import ForgettingError, UsageError
 from ..models import processes
@@ -127,6 +126,8 @@ def study(
         with stopping.at_next_step():
             _do_all(folder, inputs, pending, engine, hear, one_thread)
     own_code.check_same()
+    from ..analysis.study_table import load_study  # a second, that preparing and workers need not spend
+
     states = {run_id: folder.run(run_id).state() for run_id in inputs.runs}
     failed = {run_id: str(state.get("why")) for run_id, state in states.items() if state.get("status") == "failed"}
     if len(failed) == len(runs):
