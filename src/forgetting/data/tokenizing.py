@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 Encoded = tuple[NDArray[np.int32], NDArray[np.bool_]]
 """Tokens of a window, and which of them are targets."""
-BATCH_CHARACTERS = 2**21
-BATCH_DOCUMENTS = 4096
+BATCH_CHARACTERS = 2**18
+BATCH_DOCUMENTS = 1024
 """Of plain text that a tokenizer is given at once: enough for all cores, little in memory."""
 
 

@@ -25,8 +25,11 @@ else:
 
     Context = SpawnContext | ForkServerContext
 
-_LIBRARIES = ["forgetting.studies.execute", "transformers.models.auto.modeling_auto"]
-"""What a server of forks imports for all workers."""
+_LIBRARIES = [
+    *("forgetting.studies.execute", "forgetting.tuning.run", "transformers.models.auto.modeling_auto"),
+    "forgetting.studies.engines.shared_memory",
+]
+"""What a server of forks imports for all workers; last, what keeps it shared."""
 _server: tuple[dict[str, str], Path] | None = None
 """Environment and folder in which this process began its server of forks."""
 
