@@ -5,6 +5,7 @@ A file a command or two; what works on this machine, and what is missing (`docto
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
@@ -14,6 +15,8 @@ from ..display.streams import make_safe
 def main() -> NoReturn:
     """Run the command line and exit, as `app.main` does; a package that is missing for it is one line."""
     make_safe()
+    # numpy's matrices here are small: a second thread costs more than it saves, and moves the last digits
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         from .app import main as run
 
