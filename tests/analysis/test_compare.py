@@ -23,7 +23,7 @@ from forgetting.analysis.compare import (
     read_source,
     study_tables,
 )
-from forgetting.analysis.compare.estimate import blocks, difference, holm, prior_variance
+from forgetting.analysis.compare.estimate import blocks, difference, prior_variance
 from forgetting.analysis.compare.pareto import undominated
 from forgetting.analysis.compare.path import path
 from forgetting.analysis.compare.pooled import average
@@ -32,6 +32,7 @@ from forgetting.analysis.compare.words import reach, sentence
 from forgetting.cli.app import app
 from forgetting.config.arguments import from_records
 from forgetting.errors import UsageError
+from forgetting.measuring.estimate import holm
 from simulated import study
 
 LOSSES = np.linspace(2.0, 1.0, 9)

@@ -17,6 +17,7 @@ from scipy import stats
 from forgetting.capabilities import explain, predictors, refusals, rendering, replies
 from forgetting.capabilities import transitions as t
 from forgetting.errors import UsageError
+from forgetting.measuring.estimate import holm
 
 
 def counted(kept: int, lost: int, gained: int, wrong: int) -> t.Paired:
@@ -131,7 +132,7 @@ def test_known_items_that_are_lost_count_in_full() -> None:
 
 def test_holm_keeps_false_alarms_below_the_level() -> None:
     rng = np.random.default_rng(5)
-    alarms = sum(min(t.holm(list(rng.random(20)))) < 0.05 for _ in range(2000))
+    alarms = sum(min(holm(list(rng.random(20)))) < 0.05 for _ in range(2000))
     assert alarms / 2000 < 0.065
     assert sum(min(rng.random(20)) < 0.05 for _ in range(2000)) / 2000 > 0.5
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from forgetting.analysis.laws.base import Array
+from forgetting.analysis.selection import coded
 
 IDENTIFYING = (
     "dataset",
@@ -75,15 +76,3 @@ def told_runs(table: Any, present: Sequence[str], rows: Array, steps: Array) -> 
     earliest = bad[np.argmin(after[bad])] if bad.size else 0
     clash = (int(rows[before[earliest]]), int(rows[after[earliest]])) if bad.size else None
     return ToldRuns(columns, names, code, clash)
-
-
-def coded(column: Any) -> tuple[list[str], Array]:
-    """A column's different texts, sorted, and [n] which of them each cell is."""
-    if hasattr(column, "factorize"):  # of pandas: a table of a study may have a million rows
-        codes, found = column.factorize(use_na_sentinel=False)
-    else:
-        found, codes = column, np.arange(len(column))
-    texts = [str(v) for v in found]
-    names = sorted(set(texts))
-    place = {name: i for i, name in enumerate(names)}
-    return names, np.array([place[text] for text in texts], dtype=np.int64)[codes]

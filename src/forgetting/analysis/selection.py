@@ -16,6 +16,8 @@ BLANK = ("", "nan", "none", "<na>", "nat")
 """Missing cells as text, in lower case."""
 MISSING = (*BLANK, "na", "n/a", "#n/a", "null")
 """The same, and how files write them."""
+GAP = "a value is missing"
+"""Why a row is left out that has no number where one is needed."""
 MOST_CHOICES = 20
 """Values of a column that a message lists."""
 _PADDED = re.compile(r"[+-]?0\d")
@@ -49,6 +51,29 @@ def is_blank(cell: Any) -> bool:
 def is_missing(cell: Any) -> bool:
     """Whether a cell says that there is no number: blank, or NA, null, ..."""
     return str(cell).strip().lower() in MISSING
+
+
+def cell_at(row: int, column: str, cell: Any) -> str:
+    """A cell with its place in the table, for messages: `row 3, column 'step': 'n/a'`.
+
+    Args:
+        row: its number, from 0.
+        column: its name.
+        cell: what stands there.
+    """
+    return f"row {row + 1}, column '{column}': " + ("blank" if is_blank(cell) else f"'{cell!s:.60}'")
+
+
+def left_out(what: str, count: int, why: str, first: str) -> str:
+    """A sentence on rows that are left out, with the first of them: `2 rows left out, as ... (the first: row 3, ...)`.
+
+    Args:
+        what: the rows, with their number.
+        count: their number.
+        why: what they lack.
+        first: `cell_at` of the first.
+    """
+    return f"{what} left out, as {why} ({'' if count == 1 else 'the first: '}{first})"
 
 
 def chosen_rows(column: Any, values: Sequence[Any], name: str) -> Array:
@@ -85,6 +110,15 @@ def distinct(column: Any) -> tuple[list[Any], Array]:
             return list(found), np.asarray(codes)
     cells = list(column)
     return cells, np.arange(len(cells))
+
+
+def coded(column: Any) -> tuple[list[str], Array]:
+    """A column's different texts, sorted, and [n] which of them each cell is."""
+    cells, codes = distinct(column)
+    texts = [str(cell) for cell in cells]
+    names = sorted(set(texts))
+    place = {name: i for i, name in enumerate(names)}
+    return names, np.array([place[text] for text in texts], dtype=np.int64)[codes]
 
 
 def _reader(cells: Sequence[Any]) -> Any:
@@ -130,15 +164,11 @@ def by_dataset(column: Any, label: str) -> dict[str, Array]:
     Raises:
         UsageError: a blank cell beside named ones.
     """
-    cells, codes = distinct(column)
-    blank = np.array([is_blank(cell) for cell in cells], dtype=bool)
+    names, code = coded(column)
+    blank = np.array([is_blank(name) for name in names], dtype=bool)
     if blank.all():
-        return {label: np.arange(len(codes))}
-    if blank[codes].any():
-        at = int(np.flatnonzero(blank[codes])[0])
+        return {label: np.arange(len(code))}
+    if blank[code].any():
+        at = int(np.flatnonzero(blank[code])[0])
         raise UsageError(f"table '{label}', row {at + 1}, column 'dataset': is blank; name the data set of every row")
-    texts = np.array([str(cell) for cell in cells], dtype=object)
-    names = sorted(set(texts.tolist()))
-    place = {name: i for i, name in enumerate(names)}
-    which = np.array([place[text] for text in texts], dtype=np.int64)[codes]
-    return {name: np.flatnonzero(which == i) for i, name in enumerate(names)}
+    return {name: np.flatnonzero(code == i) for i, name in enumerate(names)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pandas as pd
 
 from forgetting.config.arguments import checked
 from forgetting.config.schema import RunConfig
+from forgetting.display.numbers import few, several
 from forgetting.errors import visible
 from forgetting.store.columns import DAMAGED, LEFT_OUT, UNASKED
 from forgetting.store.folder import StudyFolder
@@ -39,13 +39,9 @@ class LeftOut:
         lines = [f"damaged, left out: {run_id}: {why}" for run_id, why in self.damaged.items()]
         lines += [f"not a run of this study, left out: runs/{name}: {why}" for name, why in self.foreign.items()]
         if self.unasked:
-            runs = "1 run" if len(self.unasked) == 1 else f"{len(self.unasked)} runs"
-            lines.append(f"{runs} that the configuration no longer asks for; left out of fits: {_few(self.unasked)}")
+            runs = several(len(self.unasked), "run")
+            lines.append(f"{runs} that the configuration no longer asks for; left out of fits: {few(self.unasked)}")
         return lines
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 @checked

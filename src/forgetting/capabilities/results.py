@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..measuring.estimate import Mean, clustered_mean
+from ..measuring.estimate import Mean, clustered_mean, holm
 from . import transitions as t
 from .judges import Agreement, Judge, Rules, agreement
 from .replies import answer_of, runs_on
@@ -190,7 +190,7 @@ def slices_of(pairs: t.Paired, categories: NDArray[Any]) -> tuple[Slice, ...]:
         lost, gained = int(part.lost.sum()), int(part.gained.sum())
         p = t.mcnemar(lost, gained) if part.binary else math.nan
         found.append((str(name), part, lost, gained, p))
-    corrected = t.holm([1.0 if math.isnan(p) else p for *_, p in found])
+    corrected = holm([1.0 if math.isnan(p) else p for *_, p in found])
     made = [
         Slice(
             name, len(part), float(part.before.mean()), float(part.after.mean()), t.difference(part), lost, gained, p, h

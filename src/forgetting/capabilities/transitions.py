@@ -5,7 +5,7 @@ show. Items that share a passage (a `cluster`) are one draw, not several.
 
 Sources: paired and clustered standard errors, Miller 2024, arXiv:2411.00640, sections 2.2 and 4; exact test, McNemar
 1947, Psychometrika 12:153; interval of a share, Wilson 1927, JASA 22:209; forgetting and backward transfer less chance,
-Harmon et al. 2025, arXiv:2510.17776; many slices, Holm 1979, Scand. J. Statist. 6:65.
+Harmon et al. 2025, arXiv:2510.17776.
 
 Shapes: n items, C clusters, R resamples.
 """
@@ -338,21 +338,6 @@ def corrected(pairs: Paired, *, seed: int = 0) -> tuple[Corrected, Corrected]:
         return Corrected(float(means[0, column]), float(chance(means)[0]), float(net(means)[0]), low, high)
 
     return one(0), one(1)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: the chance of one false alarm among all slices stays below the level.
-
-    Examples:
-        >>> [round(x, 3) for x in holm([0.01, 0.04, 0.03])]
-        [0.03, 0.06, 0.06]
-    """
-    order = np.argsort(p, kind="stable")
-    result, highest = [0.0] * len(p), 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p) - rank) * float(p[int(index)])))
-        result[int(index)] = highest
-    return result
 
 
 def kappa(first: Sequence[Any], second: Sequence[Any]) -> float:

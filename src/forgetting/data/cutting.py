@@ -59,6 +59,19 @@ class LinesSeen:
         return self.single and (self.empty > 0 or self.all_end) and self.title
 
 
+class UniqueNames:
+    """Names of documents, a repeated one with its count."""
+
+    def __init__(self) -> None:
+        """None given yet."""
+        self._seen: dict[str, int] = {}
+
+    def name(self, name: str) -> str:
+        """What the next document is called: `a`, then `a#2`."""
+        self._seen[name] = count = self._seen.get(name, 0) + 1
+        return name if count == 1 else f"{name}#{count}"
+
+
 def guessed_cut_of_one(pieces: Iterable[str]) -> str:
     """How to cut one text: as WikiText where it begins with a title or has two."""
     begun, titles = False, 0

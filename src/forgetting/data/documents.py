@@ -136,13 +136,9 @@ def _are_lines(rows: Sequence[formats.Row], column: str) -> bool:
 
 
 def _unique_ids(documents: Sequence[Document]) -> list[Document]:
-    seen: dict[str, int] = {}
-    unique = []
-    for document in documents:
-        seen[document.id] = count = seen.get(document.id, 0) + 1
-        name = document.id if count == 1 else f"{document.id}#{count}"
-        unique.append(document if name == document.id else replace(document, id=name))
-    return unique
+    unique = cutting.UniqueNames()
+    named = ((document, unique.name(document.id)) for document in documents)
+    return [document if name == document.id else replace(document, id=name) for document, name in named]
 
 
 def split_heldout(documents: Sequence[Document], share: float) -> tuple[Corpus, Corpus]:

@@ -68,7 +68,7 @@ def _of_rows(config: TextConfig) -> tuple[Texts, tuple[str, ...]]:
     if config.documents not in ("auto", "rows"):
         raise _UnusualError
     rows, told = open_rows(config)
-    texts, unique, lines = Texts(), _Unique(), cutting.LinesSeen()
+    texts, unique, lines = Texts(), cutting.UniqueNames(), cutting.LinesSeen()
     columns: dict[str, None] = {}
     count = replaced = 0
     for row in itertools.islice(rows, row_limit(config)):
@@ -102,7 +102,7 @@ def _of_text(path: Path, config: TextConfig) -> tuple[Texts, tuple[str, ...]]:
     guess = config.documents == "auto"
     mode = cutting.guessed_cut_of_one(_pieces(path)) if guess else str(config.documents)
     found = ((name, text) for name, text in cutting.CUTS[mode](_ended(_pieces(path))) if text.strip())
-    texts, unique, count = Texts(), _Unique(), 0
+    texts, unique, count = Texts(), cutting.UniqueNames(), 0
     for name, text in found if guess else itertools.islice(found, config.max_documents):
         count += 1
         if config.max_documents is None or count <= config.max_documents:
@@ -114,17 +114,6 @@ def _of_text(path: Path, config: TextConfig) -> tuple[Texts, tuple[str, ...]]:
 
 def _notices(config: TextConfig, told: Iterable[str], own: Iterable[str]) -> tuple[str, ...]:
     return (*told, *(f"{PurePath(config.source).name}: {notice}" for notice in own))
-
-
-class _Unique:
-    """Names of documents, a repeated one with its count."""
-
-    def __init__(self) -> None:
-        self.seen: dict[str, int] = {}
-
-    def name(self, name: str) -> str:
-        self.seen[name] = count = self.seen.get(name, 0) + 1
-        return name if count == 1 else f"{name}#{count}"
 
 
 def _pieces(path: Path) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -91,6 +91,17 @@ def several(number: float, noun: str) -> str:
     """
     said = f"{number:,.0f}"
     return f"{said} {noun}{'' if said == '1' else 's'}"
+
+
+def few(names: Iterable[str], most: int = 8) -> str:
+    """The first of many names, and how many more there are.
+
+    Examples:
+        >>> few("abc"), few("abc", 2)
+        ('a, b, c', 'a, b and 1 more')
+    """
+    every = list(names)
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
 def duration(seconds: Any) -> str:

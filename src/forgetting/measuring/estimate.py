@@ -1,4 +1,4 @@
-"""Means over tokens and their standard errors, clustered by document. Pure numpy.
+"""Means over tokens and their standard errors, clustered by document; p-values of many tests. Pure numpy.
 
 Neighbouring tokens share their document's subject, so their losses are correlated: treating them as independent makes
 standard errors several times too small. The document is the unit that was sampled.
@@ -10,6 +10,7 @@ clustered standard error recommended for evaluations by Miller 2024, arXiv:2411.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,3 +98,23 @@ def clustered_mean(values: NDArray[Any], documents: NDArray[Any]) -> Mean:
         return Mean(value, math.nan, x.size, 1)
     variance = count / (count - 1) * float(residuals @ residuals) / x.size**2
     return Mean(value, math.sqrt(variance), x.size, count)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjusted p: the chance of one false alarm among all tests stays below the level (step-down).
+
+    NaN stays NaN and is not counted.
+
+    Source: Holm 1979, Scandinavian Journal of Statistics 6:65.
+
+    Examples:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    out = [math.nan] * len(p)
+    tested = sorted((value, i) for i, value in enumerate(p) if math.isfinite(value))
+    largest = 0.0
+    for place, (value, i) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - place) * value))
+        out[i] = largest
+    return out

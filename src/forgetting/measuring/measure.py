@@ -117,8 +117,9 @@ def _measure(base: Any, tuned: Any, text: Text, tokenizer: Any, settings: Settin
     noise = None
     if settings.noise_floor:
         noise = noise_floor(models.base, windows, batch_tokens=size, seed=settings.seed, rows=rows)
-    notices = [*models.notices, *told, *notices, *_unchanged_notice(sampled), *_sampling_notices(sampled, settings)]
-    notices += [] if _unchanged_notice(sampled) else _noise_notices(sampled, noise)
+    unchanged = _unchanged_notice(sampled)
+    notices = [*models.notices, *told, *notices, *unchanged, *_sampling_notices(sampled, settings)]
+    notices += [] if unchanged else _noise_notices(sampled, noise)
     return _measurement(models, name, context, settings, sampled, noise, tuple(notices), began, windows)
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..display.numbers import few
 from ..errors import UsageError
 from . import bounds, failures, sources, transformers_internals, weights
 from .adapter_fields import check_fields
@@ -82,7 +83,7 @@ def unknown_fields(source: Source) -> list[str]:
     if not unknown:
         return []
     return [
-        f"adapter '{source.name}': PEFT {peft.__version__} does not know {weights.some(unknown)} of "
+        f"adapter '{source.name}': PEFT {peft.__version__} does not know {few(unknown, weights.SHOWN)} of "
         f"adapter_config.json (written by PEFT {given.get('peft_version', 'of an unknown version')}) and leaves it out"
     ]
 
@@ -136,9 +137,7 @@ def _fitting(name: str) -> Iterator[None]:
         text = str(error)
         if not _OF_SHAPES.search(text):
             raise
-        raise UsageError(
-            text.replace(f"{name}: PEFT cannot put it on the base model", f"{name}: {MISFIT}", 1)
-        ) from None
+        raise UsageError(text.replace(f"{name}: {MISPLACED}", f"{name}: {MISFIT}", 1)) from None
 
 
 @contextmanager
@@ -191,8 +190,8 @@ def _faults(tuned: Any, folder: Path, own: set[int]) -> list[str]:
         if not found.unexpected_keys and not _unfilled(tuned, set(found.missing_keys), own):
             return []
         unexpected = unexpected or sorted(found.unexpected_keys)
-    faults = [f"{weights.some(missing)} of the adapter on it: not in the file"] if missing else []
-    return [*faults, f"{weights.some(unexpected)} of the file: no place in it"] if unexpected else faults
+    faults = [f"{few(missing, weights.SHOWN)} of the adapter on it: not in the file"] if missing else []
+    return [*faults, f"{few(unexpected, weights.SHOWN)} of the file: no place in it"] if unexpected else faults
 
 
 def _unfilled(tuned: Any, missing: set[str], own: set[int]) -> bool:

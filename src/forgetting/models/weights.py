@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..display.numbers import few
 from ..errors import UsageError
 from . import failures, sources
 from .sources import INDEX, WEIGHTS
@@ -44,6 +45,7 @@ PLAIN = ("F64", "F32", "F16", "BF16")
 """Dtypes of weights that are numbers as they stand."""
 LFS = b"version https://git-lfs"
 SHOWN = 3
+"""Names of weights that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def check_fit(
     faults = []
     if missing := sorted(info["missing_keys"]):
         hint = _head_hint(model, missing)
-        faults.append(f"{some(missing)} {'is' if len(missing) == 1 else 'are'} missing from the files{hint}")
+        faults.append(f"{few(missing, SHOWN)} {'is' if len(missing) == 1 else 'are'} missing from the files{hint}")
     mismatched = sorted((str(key), list(held), list(wanted)) for key, held, wanted in info["mismatched_keys"])
     if mismatched:
         key, held, wanted = mismatched[0]
@@ -141,10 +143,11 @@ def check_fit(
     unused, parts = _sorted_out(model, sorted(info["unexpected_keys"]), stored)
     if unused:
         layers = _layers_hint(model, unused)
-        faults.append(f"{some(unused)} of the files {'has' if len(unused) == 1 else 'have'} no place in it{layers}")
+        have = "has" if len(unused) == 1 else "have"
+        faults.append(f"{few(unused, SHOWN)} of the files {have} no place in it{layers}")
     if not quantised and (packed := _packed(model, stored)):
         faults.append(
-            f"{some(packed)}: stored as {stored[packed[0]].dtype}, as quantised weights are, and config.json "
+            f"{few(packed, SHOWN)}: stored as {stored[packed[0]].dtype}, as quantised weights are, and config.json "
             "has no quantization_config"
         )
     faults += [str(message).strip().splitlines()[0] for message in info.get("error_msgs") or ()]
@@ -175,12 +178,6 @@ def check_finite(parameters: Iterable[tuple[str, Any]], whose: str) -> None:
         if not bool(ends.isfinite().all()):
             what = "NaN" if bool(ends.isnan().any()) else "infinities"
             raise UsageError(f"{whose} weights hold {what}: {name}")
-
-
-def some(found: list[str]) -> str:
-    """The first few of many names, and how many there are."""
-    rest = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return ", ".join(found[:SHOWN]) + rest
 
 
 def _head_hint(model: Any, missing: list[str]) -> str:

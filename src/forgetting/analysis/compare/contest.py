@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from forgetting.analysis.compare.estimate import NAN, Estimate, blocks, difference, holm, student, welch
+from forgetting.analysis.compare.estimate import NAN, Estimate, blocks, difference, student, welch
 from forgetting.analysis.compare.pareto import Point, frontier
 from forgetting.analysis.compare.path import Path, path, window
 from forgetting.analysis.compare.pooled import Pooled, pool
@@ -17,6 +17,7 @@ from forgetting.analysis.compare.reference import Reference
 from forgetting.analysis.compare.source import Axis, Key, Source
 from forgetting.analysis.compare.trend import Trend
 from forgetting.errors import UsageError, did_you_mean
+from forgetting.measuring.estimate import holm
 
 NEAR = 0.05  # of the reference's range of losses: a contender that falls short by less has reached its best
 MOST = 0.8  # of the losses compared, that another curve must pass through to help with the spread

@@ -140,19 +140,3 @@ def prior_variance(variance: Array, freedom: float) -> tuple[float, float]:
         return float(variance.mean()), math.inf
     half = optimize.brentq(lambda y: float(special.polygamma(1, y)) - excess, 1e-3, 1e8)
     return math.exp(float(e.mean()) + float(special.digamma(half)) - math.log(half)), 2 * half
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjusted p (1979): the family-wise error over all of them is held. NaN stays NaN and is not counted.
-
-    Examples:
-        >>> holm([0.01, 0.04, 0.03])
-        [0.03, 0.06, 0.06]
-    """
-    out = [NAN] * len(p)
-    tested = sorted((value, i) for i, value in enumerate(p) if math.isfinite(value))
-    largest = 0.0
-    for place, (value, i) in enumerate(tested):
-        largest = max(largest, min(1.0, (len(tested) - place) * value))
-        out[i] = largest
-    return out

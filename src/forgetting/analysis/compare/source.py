@@ -11,15 +11,14 @@ import numpy as np
 
 from forgetting.analysis.compare.runs import with_runs
 from forgetting.analysis.laws.base import Array
-from forgetting.analysis.selection import is_blank, is_missing
+from forgetting.analysis.selection import GAP, cell_at, is_missing, left_out
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import rows
+from forgetting.display.numbers import few, several
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.store.columns import UNASKED
 
 DONE = "done"
-GAP = "a value is missing"
-"""The status of a row that is left out, as it has no number to compare."""
 INTERPOLATION = "interpolation"
 DIRECTIONS = ("lower", "higher")
 FORGOTTEN = ("forgetting", "forgetting_loss", "soft_forgetting_loss", "kl", "agreement")
@@ -162,7 +161,7 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
             known = did_you_mean(column, table)
             raise UsageError(f"'{name}' has no column '{column}', which a comparison needs; {known}")
     if not {"label", "method"} & set(table):
-        raise UsageError(f"'{name}' has no column 'label' or 'method' to tell runs apart by; it has {_list(table)}")
+        raise UsageError(f"'{name}' has no column 'label' or 'method' to tell runs apart by; it has {few(table)}")
     table, gaps = _without_gaps(_Reader(table, name, axis, forgot), start)
     table, named = with_runs(table, name)
     reader = _Reader(table, name, axis, forgot, chosen)
@@ -183,14 +182,14 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
         named
         + gaps
         + [
-            f"left out, {said.get(status, status)}: {_list(sorted(r for r in left if left[r] == status))}"
+            f"left out, {said.get(status, status)}: {few(sorted(r for r in left if left[r] == status))}"
             for status in _causes(left)
         ]
     )
     runs = [run for run_id, at in members.items() for run in reader.runs(run_id, at, start)]
     short = sorted(set(members) - {run.run_id for run in runs})
     if short:
-        notes.append(f"left out, with no measurement after the start: {_list(short)}")
+        notes.append(f"left out, with no measurement after the start: {few(short)}")
     if not runs:
         raise UsageError(f"'{name}' has no finished run to compare" + (f" ({notes[0]})" if notes else ""))
     told, unseeded = _without_seeds(runs)
@@ -198,7 +197,7 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
 
 
 def _without_gaps(reader: _Reader, start: float) -> tuple[Table, list[str]]:
-    """The table with rows to compare that lack a number marked as such, and a note that counts and names them."""
+    """The table with GAP as the status of rows to compare that lack a number, and a note that counts and names them."""
     gaps: dict[int, str] = {}
     for i in range(rows(reader.table)):
         counts = reader.counts(i, start) or 0 < reader.number("alpha", i) < 1
@@ -207,12 +206,9 @@ def _without_gaps(reader: _Reader, start: float) -> tuple[Table, list[str]]:
     if not gaps:
         return reader.table, []
     first, column = next(iter(gaps.items()))
-    cell = reader.table[column][first]
-    named = f"row {first + 1}, column '{column}': " + ("blank" if is_blank(cell) else f"'{cell!s:.60}'")
+    named = cell_at(first, column, reader.table[column][first])
     states = [GAP if i in gaps else reader.status(i) for i in range(rows(reader.table))]
-    count = "1 row" if len(gaps) == 1 else f"{len(gaps)} rows"
-    said = f"{count} left out, as a value is missing ({'' if len(gaps) == 1 else 'the first: '}{named})"
-    return {**reader.table, "status": states}, [said]
+    return {**reader.table, "status": states}, [left_out(several(len(gaps), "row"), len(gaps), GAP, named)]
 
 
 def _without_seeds(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
@@ -223,7 +219,7 @@ def _without_seeds(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     found: dict[tuple[Key, bool], list[Run]] = {}
     for run in runs:
         found.setdefault((run.key, run.chosen), []).append(run)
-    out, several = [], False
+    out, replicates = [], False
     for (key, _), mine in found.items():
         sizes = {run.params for run in mine if math.isfinite(run.params)}
         if len(mine) == 1 or key.rank < 0 or any(run.seed for run in mine):
@@ -232,9 +228,9 @@ def _without_seeds(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
         for run in mine:
             size = f"{key.variant}, {run.params:,.0f} parameters".removeprefix(", ") if len(sizes) > 1 else key.variant
             out.append(replace(run, seed=run.run_id, key=replace(key, variant=size)))
-        several = True
+        replicates = True
     said = "no seeds are known: runs of equal label, mitigation and rank were taken as replicates, not paired by seed"
-    return out, [said] if several else []
+    return out, [said] if replicates else []
 
 
 def _grouped(runs: Sequence[Run]) -> dict[Key, list[Run]]:
@@ -362,8 +358,3 @@ def _missing(cell: Any) -> bool:
 
 def _causes(left: Mapping[str, str]) -> list[str]:
     return sorted(set(left.values()))
-
-
-def _list(names: Any) -> str:
-    every = list(names)
-    return ", ".join(every[:8]) + (f" and {len(every) - 8} more" if len(every) > 8 else "")

@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgetting.analysis.fit.orthogonal import orthogonal
-from forgetting.analysis.fit.runwise import DETERMINED, grams, sums
-from forgetting.analysis.fit.solver import Problem, minimise, to_z
+from forgetting.analysis.fit.runwise import grams, left_out, sums
+from forgetting.analysis.fit.solver import Problem, minimise
 from forgetting.analysis.laws.base import Array
 
 MIN_RUNS = 5
@@ -169,20 +169,13 @@ def without_own_run(basis: Array, residual: Array, run: Array) -> Array:
     pull = np.empty((runs, basis.shape[1]))
     for k, column in enumerate(basis.T):
         pull[:, k] = np.bincount(group, column * residual, runs)
-    eigen, vectors = np.linalg.eigh(grams(basis, group, runs))
-    # a direction that one run alone determines has an eigenvalue of 1; the run's residual there is 0 as well
-    grow = np.where(eigen < 1 - DETERMINED, 1 / np.maximum(1 - eigen, DETERMINED), 0.0)
-    turned = grow * np.einsum("gki,gk->gi", vectors, pull)
-    own = np.einsum("gki,gi->gk", vectors, turned)
+    own, _ = left_out(grams(basis, group, runs), pull)
     return np.asarray(residual + np.einsum("mk,mk->m", basis, own[group]))
 
 
 def free_basis(problem: Problem, theta: Array, weights: Array) -> Array:
     """[m, k] orthonormal columns of the weighted Jacobian in the directions that the fit could move."""
-    log = problem.log_mask(False)
-    low, high = problem.bounds(log)
-    z = to_z(theta, log)
-    free = (z > low) & (z < high) & ~problem.fixed
+    log, free = problem.log_mask(False), problem.movable(theta)
     with np.errstate(all="ignore"):
         factor = np.asarray(problem.objective.jacobian_factor(problem.values(theta[None])[0])).reshape(-1, 1)
         jacobian = problem.gradient(theta[None])[0] * np.where(log, theta, 1.0) * np.sqrt(weights)[:, None] * factor

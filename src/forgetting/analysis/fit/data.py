@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from forgetting.analysis.laws.base import Array, Law, Variable
-from forgetting.analysis.named_runs import coded, told_runs
-from forgetting.analysis.selection import is_blank, is_missing
-from forgetting.display.numbers import several
+from forgetting.analysis.named_runs import told_runs
+from forgetting.analysis.selection import GAP, cell_at, coded, is_missing, left_out
+from forgetting.display.numbers import few, several
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.store.columns import UNASKED
 
@@ -160,16 +160,12 @@ def _without_gaps(table: Any, needed: Sequence[str], rows: Array, where: str) ->
         return rows, []
     first = int(np.flatnonzero(lost)[0])
     name = next(name for name in needed if gap[name][first])
-    cell = np.asarray(table[name], dtype=object)[rows[first]]
-    came = "blank" if is_blank(cell) else f"'{cell!s:.60}'"
-    named = f"row {rows[first] + 1}, column '{name}': {came}"
+    named = cell_at(rows[first], name, np.asarray(table[name], dtype=object)[rows[first]])
     if lost.all():
         raise UsageError(f"{where} has no row with a number in each of {', '.join(needed)} ({named})")
     count = int(lost.sum())
-    return rows[~lost], [
-        f"{count} of {rows.size} rows {'was' if count == 1 else 'were'} left out, as a value is missing"
-        f" ({'' if count == 1 else 'the first: '}{named})"
-    ]
+    what = f"{count} of {rows.size} rows {'was' if count == 1 else 'were'}"
+    return rows[~lost], [left_out(what, count, GAP, named)]
 
 
 def _gaps(column: Any, rows: Array) -> Array:
@@ -232,17 +228,13 @@ def _done_rows(table: Any, present: list[str], run: str) -> tuple[Array, list[st
     unasked = [name for name, status in named if status == UNASKED]
     if unasked:
         runs = several(len(unasked), "run")
-        said.append(f"{runs} that the configuration no longer asks for; left out: {_few(unasked)}")
+        said.append(f"{runs} that the configuration no longer asks for; left out: {few(unasked)}")
     others = [f"{name} ({status})" for name, status in named if status != UNASKED]
     if others or not named:
         count = sum(states[s] != UNASKED for s in state[left])
         were = f"{several(count, 'row')} of runs that are not done {'was' if count == 1 else 'were'}"
-        said.append(f"{were} left out: {_few(others) or 'unnamed'}")
+        said.append(f"{were} left out: {few(others) or 'unnamed'}")
     return np.flatnonzero(done), said
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _refuse_blank(texts: list[str], code: Array, name: str, rows: Array, where: str) -> None:

@@ -11,8 +11,8 @@ from forgetting.analysis.fit import show
 from forgetting.analysis.fit.data import column_names
 from forgetting.analysis.fit.result import Fit
 from forgetting.analysis.laws.base import Law
-from forgetting.analysis.selection import is_blank
-from forgetting.display.numbers import plain
+from forgetting.analysis.selection import cell_at, is_blank, left_out
+from forgetting.display.numbers import plain, several
 from forgetting.display.tables import Result, Shown
 from forgetting.errors import ForgettingError, UsageError, did_you_mean
 
@@ -101,8 +101,8 @@ class GroupedFits(Result):
         if fitted:
             alone = "every row taken as independent" if fitted[0].diagnostics.get("iid") else "of whole runs"
             heading.append(f"in brackets: {fitted[0].confidence:.0%} interval, {alone}")
-        several = len(self.law.outputs) > 1
-        quality = [f"{what} {o}" if several else what for o in self.law.outputs for what in ("R2", "RMSE")]
+        many = len(self.law.outputs) > 1
+        quality = [f"{what} {o}" if many else what for o in self.law.outputs for what in ("R2", "RMSE")]
         columns = [*self.by, "rows", *self.law.names, *quality, "warnings"]
         failed = any(g.fit is None for g in self.groups)
         rows = [[*self._cells(g), *([g.reason] if failed else [])] for g in self.groups]
@@ -184,13 +184,12 @@ def _parts(table: Any, by: Sequence[str], label: str) -> tuple[list[tuple[tuple[
             places.setdefault(key, []).append(i)
     said = []
     if left:
-        column = next(name for name, texts in zip(by, cells, strict=True) if is_blank(texts[left[0]]))
-        named = f"row {left[0] + 1}, column '{column}': blank"
+        column, cell = next((name, t[left[0]]) for name, t in zip(by, cells, strict=True) if is_blank(t[left[0]]))
+        named = cell_at(left[0], column, cell)
         if not places:
             raise UsageError(f"table '{label}' has no row that names its group ({named})")
-        count = "1 row" if len(left) == 1 else f"{len(left)} rows"
-        named = named if len(left) == 1 else f"the first: {named}"
-        said = [f"{count} of '{label}' left out, as the group is not named ({named})"]
+        what = f"{several(len(left), 'row')} of '{label}'"
+        said = [left_out(what, len(left), "the group is not named", named)]
     frame = hasattr(table, "iloc")
     parts = [
         (key, len(at), table.iloc[at] if frame else {name: [table[name][i] for i in at] for name in present})

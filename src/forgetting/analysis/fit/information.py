@@ -16,7 +16,7 @@ import numpy as np
 
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.fit.runwise import sums
-from forgetting.analysis.fit.solver import Problem, to_z
+from forgetting.analysis.fit.solver import Problem
 from forgetting.analysis.laws.base import Array
 
 SMALL = 1e-10
@@ -75,14 +75,6 @@ def derivatives(problem: Problem, theta: Array) -> Array:
     with np.errstate(all="ignore"):
         made = problem.law.gradient(theta[None], problem.x)[0] * np.where(problem.log_mask(False), theta, 1.0)
     return np.asarray(np.nan_to_num(made))
-
-
-def movable(problem: Problem, theta: Array) -> Array:
-    """[K] which coordinates are not held, and not at a bound."""
-    log = problem.log_mask(False)
-    low, high = problem.bounds(log)
-    z = to_z(theta, log)
-    return np.asarray((z > low) & (z < high) & ~problem.fixed)
 
 
 def information(problem: Problem, theta: Array, data: Data, cell: Array) -> Information:

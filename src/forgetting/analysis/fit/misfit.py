@@ -11,7 +11,7 @@ judged together (Holm 1979).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from forgetting.analysis.fit.runwise import DETERMINED, evenly_spaced, grams
 from forgetting.analysis.fit.solver import Problem
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.laws.quadratic import Axis
+from forgetting.measuring.estimate import holm
 
 LEVEL = 0.05
 """Share of right laws that are called wrong."""
@@ -84,13 +85,7 @@ def misfits(problem: Problem, theta: Array, data: Data, weights: Array) -> list[
     data, weights = evenly_spaced(data, weights, MOST_ROWS)
     part = Problem(problem.law, data.x, problem.objective, problem.held)
     found = _tests(part, theta, data, weights.reshape(-1), _columns(problem.law.outputs, data))
-    order = sorted(range(len(found)), key=lambda i: found[i].p)
-    least = 0.0
-    out = list(found)
-    for place, i in enumerate(order):
-        least = max(least, min(1.0, (len(found) - place) * found[i].p))
-        out[i] = Misfit(**{**asdict(found[i]), "p_holm": least})
-    return out
+    return [replace(one, p_holm=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
 
 
 def alarms(found: Sequence[Misfit]) -> list[str]:

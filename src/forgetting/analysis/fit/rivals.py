@@ -18,7 +18,7 @@ import numpy as np
 
 from forgetting.analysis.fit.bootstrap import MIN_RUNS, signs
 from forgetting.analysis.fit.data import Data
-from forgetting.analysis.fit.runwise import DETERMINED, evenly_spaced, grams
+from forgetting.analysis.fit.runwise import evenly_spaced, grams, left_out
 from forgetting.analysis.fit.validate import FOLDS
 from forgetting.analysis.laws.base import Array, Law
 from forgetting.analysis.laws.quadratic import Axis, QuadraticSurface
@@ -154,24 +154,15 @@ def _fit(
         best = q.T @ (measured[o] * root)
         residual = measured[o] * root - q @ best
         gram = grams(np.column_stack([q, residual]), data.run, runs)
-        pull = _without(gram[:, :-1, :-1], gram[:, :-1, -1])
+        pull, by_runs = left_out(gram[:, :-1, :-1], gram[:, :-1, -1])
         fold = data.run % folds
         groups = grams(np.column_stack([q, residual]), fold, folds)
-        change = _without(groups[:, :-1, :-1], groups[:, :-1, -1])
-        if pull is None or change is None:
+        change, by_folds = left_out(groups[:, :-1, :-1], groups[:, :-1, -1])
+        if not (by_runs and by_folds):
             return None
         # without its fold, a row is missed by its residual and by what the fold had pulled the fit towards it
-        left = (residual + np.einsum("nk,nk->n", q, change[fold])) / np.where(root > 0, root, 1.0)
-        errors[output] = float(np.sqrt(np.mean(left**2)))
+        missed = (residual + np.einsum("nk,nk->n", q, change[fold])) / np.where(root > 0, root, 1.0)
+        errors[output] = float(np.sqrt(np.mean(missed**2)))
         theta.append(np.linalg.solve(r, best))
         draws.append(np.linalg.solve(r, (best + sign @ pull).T).T)
     return Rival(surface, np.concatenate(theta), np.concatenate(draws, axis=1)), errors
-
-
-def _without(gram: Array, pull: Array) -> Array | None:
-    """[R, k] P'(I - P P')^-1 r of each group of rows, that is (I - P'P)^-1 P'r; None where it has no inverse."""
-    value, turn = np.linalg.eigh(gram)
-    if value.max() > 1 - DETERMINED:
-        return None
-    turned = np.einsum("rkl,rk->rl", turn, pull) / (1 - value)
-    return np.asarray(np.einsum("rkl,rl->rk", turn, turned))

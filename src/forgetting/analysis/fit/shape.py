@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from forgetting.analysis.fit.orthogonal import orthogonal
-from forgetting.analysis.fit.solver import Problem, to_z
+from forgetting.analysis.fit.solver import Problem
 from forgetting.analysis.laws.base import Array
 
 PULL = 2.0
@@ -41,11 +41,9 @@ class Shape:
 def shape(problem: Problem, theta: Array, y: Array, weights: Array) -> Shape:
     """Look at the objective around theta [K], given [m] outputs and weights."""
     log = problem.log_mask(False)
-    low, high = problem.bounds(log)
-    z = to_z(theta, log)
     names = problem.law.names
-    bound = ((z <= low) | (z >= high)) & ~problem.fixed
-    free = ~bound & ~problem.fixed
+    free = problem.movable(theta)
+    bound = ~free & ~problem.fixed
     with np.errstate(all="ignore"):
         f = problem.values(theta[None])[0]
         factor = np.asarray(problem.objective.jacobian_factor(f))

@@ -79,6 +79,13 @@ class Problem:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(log, np.log(np.maximum(low, 0)), low), np.where(log, np.log(high), high)
 
+    def movable(self, theta: Array) -> Array:
+        """[K]: which coordinates of the point theta [K] are not held, and not at a bound."""
+        log = self.log_mask(False)
+        low, high = self.bounds(log)
+        z = to_z(theta, log)
+        return np.asarray((z > low) & (z < high) & ~self.fixed)
+
     def values(self, theta: Array) -> Array:
         """[S, m]."""
         return self.law.values(theta, self.x).reshape(theta.shape[0], -1)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from forgetting.analysis.fit import Fit
-from forgetting.analysis.fit.information import Information, derivatives, movable
+from forgetting.analysis.fit.information import Information, derivatives
 from forgetting.analysis.fit.objective import LOGARITHMIC, Objective
 from forgetting.analysis.fit.rivals import own_share
 from forgetting.analysis.fit.solver import Problem, to_theta, to_z
@@ -119,7 +119,7 @@ class _Judge:
         self.theta = surface.theta[0]
         self.noise = _noise(fit)
         problem = self._problem(asked.params, np.array([1.0]))
-        self.free = movable(problem, self.theta)
+        self.free = problem.movable(self.theta)
         self.direction = _direction(problem, surface, asked)
         if not np.isfinite(self.direction).all():
             raise UsageError("next_run (--next-run): the best choice needs more steps than a number holds")
