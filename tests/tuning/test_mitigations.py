@@ -514,7 +514,7 @@ def test_recipes_change_what_they_name_and_nothing_else(tiny_model: Path, corpor
     def changed(mitigation: dict[str, Any], **method: Any) -> tuple[RunConfig, RunConfig]:
         entry = {"name": "lora", "rank": 4, **method, "mitigations": [mitigation]}
         (run,) = expand_runs(configure(tiny_model, corpora, methods=[entry]))
-        return run, with_recipe(run)
+        return run, with_recipe(run, parse_together(run))
 
     run, new = changed({"name": "learning_rate", "factor": 0.25})
     assert new.training == run.training.model_copy(update={"learning_rate": 2.5e-3})

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from forgetting.config.arguments import checked
-from forgetting.config.schema import RunConfig
+from forgetting.config.schema import RunConfig, StudyConfig
 from forgetting.display.numbers import few, several
 from forgetting.errors import visible
 from forgetting.store.columns import DAMAGED, LEFT_OUT, UNASKED
@@ -70,10 +70,12 @@ class StudyTable:
     """What a study has measured.
 
     Attributes:
+        config: its configuration.
         table: all rows, under the columns of COLUMNS.
         left: which of its runs nothing is concluded from.
     """
 
+    config: StudyConfig
     table: pd.DataFrame
     left: LeftOut
 
@@ -88,8 +90,9 @@ def read_study(path: Path) -> StudyTable:
     Raises:
         UsageError: not a study folder, a link in it, or its configuration was edited into a wrong one.
     """
-    found, folder = load_table(path), StudyFolder.open(path)
+    folder = StudyFolder.open(path)
     config = folder.config()
+    found = load_table(path, config)
     asked = asked_by(config)
     bad = {str(name) for name in found.loc[found["status"] == DAMAGED, "run_id"].unique()}
     wanted = runs_by_id(config) if bad else {}
@@ -109,7 +112,7 @@ def read_study(path: Path) -> StudyTable:
         for column, value in _of_grid(wanted[name]).items():
             found.loc[found["run_id"] == name, column] = value
     found = found[(found["status"] != DAMAGED) | (found["dataset"] != "")].reset_index(drop=True)
-    return StudyTable(found, LeftOut(damaged, tuple(unasked), foreign))
+    return StudyTable(config, found, LeftOut(damaged, tuple(unasked), foreign))
 
 
 def _of_grid(run: RunConfig) -> dict[str, str | int | None]:

@@ -252,11 +252,12 @@ def study_rows(study: Path, results: Sequence[tuple[str, int, SuiteResult]] | No
     found = results if results is not None else study_results(study)
     if not found:
         return []
-    table = load_table(study)
+    folder = StudyFolder.open(study)
+    config = folder.config()
+    table = load_table(study, config)
     table = table[table["status"] != DAMAGED]
     measured = {(str(r["run_id"]), int(r["step"])): r for r in table.to_dict("records")}
-    folder = StudyFolder.open(study)
-    asked = asked_by(folder.config())
+    asked = asked_by(config)
     rows = []
     for run_id, step, result in found:
         if not asked(folder.run(run_id)):

@@ -141,11 +141,11 @@ def _prepare(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -
 
 def _study(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> None:
     """Run a study and print what it gave."""
-    from ..studies.conclude import study
+    from ..studies.conclude import run_study
     from .progress import StudyProgress
 
     with StudyProgress(config, folder) as progress:
-        result = study(config, folder, engine=engine, on_event=progress.on_event, on_plan=progress.on_plan)
+        result = run_study(config, folder, engine, on_event=progress.on_event, on_plan=progress.on_plan)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=1))
     else:

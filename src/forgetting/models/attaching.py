@@ -6,10 +6,11 @@ warning. Such an adapter changes nothing, or not what was trained.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,21 +70,22 @@ def adapter_config(source: Source, base: Source | None = None) -> Any | None:
     return config
 
 
-def unknown_fields(source: Source) -> list[str]:
-    """A notice of fields that the installed PEFT does not know and leaves out."""
-    import dataclasses
+def _unknown_fields(name: str, given: Mapping[str, Any], config: Any) -> list[str]:
+    """A notice of fields that the installed PEFT does not know and leaves out.
 
+    Args:
+        name: the adapter, for messages.
+        given: the fields of its file.
+        config: as PEFT has read it.
+    """
     import peft
-    from peft import PeftConfig
 
-    folder = source.adapter()
-    given = bounds.read_config(folder / sources.ADAPTER_CONFIG)
-    known = {field.name for field in dataclasses.fields(PeftConfig.from_pretrained(str(folder)))}
+    known = {field.name for field in dataclasses.fields(config)}
     unknown = sorted(name for name, value in given.items() if name not in known and value)
     if not unknown:
         return []
     return [
-        f"adapter '{source.name}': PEFT {peft.__version__} does not know {few(unknown, weights.SHOWN)} of "
+        f"{name}: PEFT {peft.__version__} does not know {few(unknown, weights.SHOWN)} of "
         f"adapter_config.json (written by PEFT {given.get('peft_version', 'of an unknown version')}) and leaves it out"
     ]
 
@@ -105,9 +107,10 @@ def attach(model: Any, source: Source) -> tuple[Any, list[str]]:
             f"{name}: {sources.ADAPTER_WEIGHTS} is empty, it holds no weights; parameters that DeepSpeed ZeRO 3 or "
             "FSDP shards are saved so where they are not gathered first"
         )
+    given = bounds.read_config(folder / sources.ADAPTER_CONFIG)
     rows = _rows(model, {_clean(key): shape for key, shape in stored.items()})
     if rows is None:
-        rows = _rows_of_tokens(folder, model)
+        rows = _rows_of_tokens(given, model)
     there = model.get_input_embeddings().weight.shape[0]
     if rows is not None and rows > 8 * there + MORE_ROWS:
         raise UsageError(f"{name}: asks for {rows:,} rows of the vocabulary; the base model has {there:,}")
@@ -115,7 +118,7 @@ def attach(model: Any, source: Source) -> tuple[Any, list[str]]:
         model.resize_token_embeddings(rows, mean_resizing=False)
     own = {id(parameter) for parameter in model.parameters()}
     names = [module for module, _ in model.named_modules()]
-    bounds.check_patterns(bounds.read_config(folder / sources.ADAPTER_CONFIG), names, f"{name}: adapter_config.json")
+    bounds.check_patterns(given, names, f"{name}: adapter_config.json")
     with _readable(folder) as (readable, notice):
         with _fitting(name), transformers_internals.never_asking():
             tuned = PeftModel.from_pretrained(model, str(readable)).eval()
@@ -124,7 +127,8 @@ def attach(model: Any, source: Source) -> tuple[Any, list[str]]:
             raise UsageError(f"{name} {MISFIT} {'; '.join(faults)}")
     added = ((key, one) for key, one in tuned.named_parameters() if id(one) not in own)
     weights.check_finite(added, f"{name}: the tuned model's")
-    return tuned, [f"{name}: {notice}"] if notice else []
+    unknown = _unknown_fields(name, given, tuned.peft_config[NAME])
+    return tuned, [*unknown, *([f"{name}: {notice}"] if notice else [])]
 
 
 @contextmanager
@@ -235,9 +239,8 @@ def _named(names: dict[int, str], module: Any, ends: dict[str, int]) -> list[tup
     return [] if name is None else [(f"{name}.{end}", axis) for end, axis in ends.items()]
 
 
-def _rows_of_tokens(folder: Path, model: Any) -> int | None:
+def _rows_of_tokens(given: Mapping[str, Any], model: Any) -> int | None:
     """Rows that an adapter's trainable tokens need: more than the base model's where they were added to it."""
-    given = bounds.read_config(folder / sources.ADAPTER_CONFIG)
     tokens = given.get("trainable_token_indices") or given.get("token_indices") or []
     lists = list(tokens.values()) if isinstance(tokens, dict) else [tokens]
     needed = 1 + max((index for indices in lists for index in indices), default=-1)

@@ -133,10 +133,10 @@ def _adapter_pair(
     if loaded.source is None:
         raise AssertionError("a base model loaded by name says where it lies")
     notices = [*loaded.notices, *comparable.check_made_for(source.name, adapter, loaded.source)]
-    notices += attaching.unknown_fields(source)
     base: Any = loaded.model
     before = comparable.Fingerprint(base)
     tuned, found = attaching.attach(base, source)
+    notices += found
     causal.check_causal(tuned, f"adapter '{source.name}'")
     if before.given_back(tuned) and not getattr(adapter, "layer_replication", None):
         base = tuned
@@ -152,7 +152,7 @@ def _adapter_pair(
         loaded.key,
         (config.source, source.name),
         _own_tokenizer(source, config),
-        [*notices, *found],
+        notices,
     )
 
 

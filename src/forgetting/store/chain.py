@@ -88,7 +88,7 @@ def misplaced(record: Mapping[str, Any], rows: Sequence[tuple[Any, Any]]) -> str
         if (step, alpha) in seen:
             return f"measurements.jsonl has step {step} twice, in lines {seen[step, alpha]} and {line}"
         seen[step, alpha] = line
-    grid = _grid(record)
+    grid = grid_of(record)
     if grid is None:
         return ""
     came = [step for step, alpha in rows if alpha is None]
@@ -117,7 +117,7 @@ def unmeasured(record: Mapping[str, Any], rows: Sequence[tuple[float | None, ...
     return ""
 
 
-def _grid(record: Mapping[str, Any]) -> list[int] | None:
+def grid_of(record: Mapping[str, Any]) -> list[int] | None:
     """The steps at which a run is measured, by its own stored configuration; None where it has none."""
     try:
         config = record["config"]

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from ..config.schema import StudyConfig
 from ..errors import UsageError
 from . import table_cache
 from .columns import COLUMNS, LEFT_OUT, TEXTS
@@ -69,18 +70,22 @@ def _numbers(column: pd.Series[Any], name: str) -> pd.Series[float]:
     return found.astype(float)
 
 
-def load_table(path: Path) -> pd.DataFrame:
+def load_table(path: Path, config: StudyConfig | None = None) -> pd.DataFrame:
     """One row a measurement of a study, under the columns of COLUMNS.
 
     Rows of failed runs are there, marked by `status`; a run that failed before its first measurement has none. A
     damaged run has one row, of that status and without numbers.
+
+    Args:
+        path: the study folder.
+        config: the study's configuration, where it was read before.
 
     Raises:
         UsageError: not a study folder.
         ForgettingError: a damaged file; names it.
     """
     study = StudyFolder.open(path)
-    config = study.config()
+    config = config or study.config()
     found = table_cache.read_rows(study.path, ROW_KINDS)
     stored = [name for name, column in COLUMNS.items() if column.source != "study"]
     table = found.select(stored).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get, split_blocks=True)

@@ -6,6 +6,7 @@ of its two files are what they were, and a damaged file of columns is noticed by
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import stat
@@ -20,11 +21,12 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.json
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from .. import files
 from ..data import parquet
 from ..errors import visible
-from .chain import NEEDED, broken, misplaced, unmeasured
+from .chain import NEEDED, broken, grid_of, misplaced, unmeasured
 from .columns import DAMAGED, TEXTS, WHOLES
 from .run_files import RUN_SCHEMA, DamagedError, cells_of, read_run, shared_by_rows, whole_lines
 
@@ -166,21 +168,44 @@ def _without_misplaced(part: Part, records: Sequence[Mapping[str, Any]]) -> pa.T
     """The rows of runs, one blank row for each that lacks a step of its grid or a loss; its head says so."""
     if not {"step", *NEEDED} <= set(part.rows.column_names):
         return part.rows
-    cells = {name: part.rows[name].to_pylist() for name in ("step", *NEEDED)}
-    places, losses = (
-        list(zip(cells["step"], cells["alpha"], strict=True)),
-        list(zip(*(cells[name] for name in NEEDED), strict=True)),
-    )
     pieces = []
     done = 0
-    for (at, head), record in zip(list(_offsets(part)), records, strict=True):
-        end = at + head["rows"]
-        if head["status"] == DAMAGED or not (misplaced(record, places[at:end]) or unmeasured(record, losses[at:end])):
+    plain = _follow_their_grid(part, records)
+    for (at, head), record, follows in zip(list(_offsets(part)), records, plain, strict=True):
+        if follows or head["status"] == DAMAGED:
+            continue
+        step, alpha, *losses = (part.rows[name].slice(at, head["rows"]).to_pylist() for name in ("step", *NEEDED))
+        found = misplaced(record, list(zip(step, alpha, strict=True)))
+        if not (found or unmeasured(record, list(zip(alpha, *losses, strict=True)))):
             continue
         pieces += [part.rows.slice(done, at - done), _blank(part.rows.schema)]
-        done = end
+        done = at + head["rows"]
         head["status"], head["rows"] = DAMAGED, 1
     return pa.concat_tables([*pieces, part.rows.slice(done)]) if pieces else part.rows
+
+
+def _follow_their_grid(part: Part, records: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
+    """[runs] which have the steps of their grid in order, from its first on, each with its losses, and no other row.
+
+    With those nothing is wrong; what is of the others, `misplaced` and `unmeasured` say.
+    """
+    counts = [head["rows"] for head in part.runs]
+    grids = [
+        (grid_of(record) or [])[: count + (record.get("status") == "done")]  # no more of it than tells whether it fits
+        for record, count in zip(records, counts, strict=True)
+    ]
+    follows = np.array(
+        [len(grid) == count and max(grid, default=0) < 2**63 for grid, count in zip(grids, counts, strict=True)], bool
+    )
+    owner = np.repeat(np.arange(len(counts)), counts)
+    among = follows[owner]
+    asked = np.fromiter(itertools.chain.from_iterable(itertools.compress(grids, follows)), np.int64)
+    other = part.rows["alpha"].is_valid().to_numpy()
+    for name in NEEDED[1:]:
+        other = other | part.rows[name].is_null().to_numpy()
+    other[among] |= part.rows["step"].fill_null(-1).to_numpy()[among] != asked
+    follows[owner[other]] = False
+    return follows
 
 
 def _blank(schema: pa.Schema) -> pa.Table:

@@ -105,7 +105,7 @@ class StudyResult(Result):
         from ..reporting.notebook import study_figure
 
         runs = counted_runs(StudyFolder.open(self.folder), self.left)
-        counted = StudyTable(self.table, self.left).counted()
+        counted = StudyTable(self.config, self.table, self.left).counted()
         return study_figure(self.config, counted, runs, self.fits, dataset, kind)
 
 
@@ -153,15 +153,27 @@ def study(
         UsageError: the configuration, text or model are wrong, or changed since the first run; nothing was started.
         ForgettingError: every run failed, or the disk is full.
     """
-    from .study import study as run
-
     whole, folder = study_config(config)
     target = Path(out) if out is not None else folder or Path("studies") / whole.name
     if engine is not None and not hasattr(engine, "execute"):
         allowed = "Local(jobs), Accelerate(launch) or Ray(...) of forgetting.studies.engines"
         raise wrong_type("engine", engine, allowed)
-    ran = run(whole, target, engine=engine or Local(1), on_event=on_event, on_plan=on_plan)
-    made = conclude(target)
+    return run_study(whole, target, engine or Local(1), on_event=on_event, on_plan=on_plan)
+
+
+def run_study(
+    config: StudyConfig,
+    out: Path,
+    engine: Engine,
+    *,
+    on_event: Hear | None = None,
+    on_plan: Callable[[list[RunConfig], list[str]], None] | None = None,
+) -> StudyResult:
+    """`study` of a configuration that is resolved, in its folder."""
+    from .study import study as run
+
+    ran = run(config, out, engine=engine, on_event=on_event, on_plan=on_plan)
+    made = conclude(out)
     skipped = tuple(run_id for run_id in ran.skipped if run_id not in made.left.damaged)
     return replace(made, failed=ran.failed, skipped=skipped, seconds=ran.seconds)
 
@@ -189,7 +201,8 @@ def conclude(out: Path) -> StudyResult:
     from ..reporting import write_study_report
 
     folder = StudyFolder.open(out)
-    config, found = folder.config(), read_study(out)
+    found = read_study(out)
+    config = found.config
     table = found.counted()
     if table.empty:
         if left := found.left.sentences():

@@ -246,7 +246,7 @@ def train_run(
         StoppedError: a stop was requested; a checkpoint is there.
     """
     together = parse_together(run)
-    at = Situation(with_recipe(run), base, data.general, cache)
+    at = Situation(with_recipe(run, together), base, data.general, cache)
     order = training_order(len(data.train), run.training.steps * run.training.batch_size, run.seed)
     plain = Course(data.train, order, np.ones(len(data.train)))
     course, terms = plan_course(together, plain, at)

@@ -111,7 +111,7 @@ def check_runs(
             if text is not None:
                 general.refuse_measured(mitigation.name, text, run)
         structural = [one for one in together if type(one).check_model is not Mitigation.check_model]
-        changed = with_recipe(run)
+        changed = with_recipe(run, together)
         key = json.dumps([run.method.model_dump(mode="json"), [one.model_dump_json() for one in structural]])
         if structural and key not in seen:
             seen.add(key)
@@ -120,9 +120,9 @@ def check_runs(
                 mitigation.check_model(run, model)
 
 
-def with_recipe(run: RunConfig) -> RunConfig:
-    """The run with the method and training configuration that its mitigations make of it."""
-    for mitigation in parse_together(run):
+def with_recipe(run: RunConfig, together: Sequence[Mitigation]) -> RunConfig:
+    """The run with the method and training configuration that its mitigations, as parsed, make of it."""
+    for mitigation in together:
         run = mitigation.recipe(run)
     return run
 
