@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgetting.analysis.fit.orthogonal import orthogonal
-from forgetting.analysis.fit.runwise import grams, left_out, sums
+from forgetting.analysis.fit.runwise import grams, pull_of_runs, sums
 from forgetting.analysis.fit.solver import Problem, minimise
 from forgetting.analysis.laws.base import Array
 
@@ -169,7 +169,7 @@ def without_own_run(basis: Array, residual: Array, run: Array) -> Array:
     pull = np.empty((runs, basis.shape[1]))
     for k, column in enumerate(basis.T):
         pull[:, k] = np.bincount(group, column * residual, runs)
-    own, _ = left_out(grams(basis, group, runs), pull)
+    own, _ = pull_of_runs(grams(basis, group, runs), pull)
     return np.asarray(residual + np.einsum("mk,mk->m", basis, own[group]))
 
 

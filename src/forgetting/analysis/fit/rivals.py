@@ -18,7 +18,7 @@ import numpy as np
 
 from forgetting.analysis.fit.bootstrap import MIN_RUNS, signs
 from forgetting.analysis.fit.data import Data
-from forgetting.analysis.fit.runwise import evenly_spaced, grams, left_out
+from forgetting.analysis.fit.runwise import evenly_spaced, grams, pull_of_runs
 from forgetting.analysis.fit.validate import FOLDS
 from forgetting.analysis.laws.base import Array, Law
 from forgetting.analysis.laws.quadratic import Axis, QuadraticSurface
@@ -154,10 +154,10 @@ def _fit(
         best = q.T @ (measured[o] * root)
         residual = measured[o] * root - q @ best
         gram = grams(np.column_stack([q, residual]), data.run, runs)
-        pull, by_runs = left_out(gram[:, :-1, :-1], gram[:, :-1, -1])
+        pull, by_runs = pull_of_runs(gram[:, :-1, :-1], gram[:, :-1, -1])
         fold = data.run % folds
         groups = grams(np.column_stack([q, residual]), fold, folds)
-        change, by_folds = left_out(groups[:, :-1, :-1], groups[:, :-1, -1])
+        change, by_folds = pull_of_runs(groups[:, :-1, :-1], groups[:, :-1, -1])
         if not (by_runs and by_folds):
             return None
         # without its fold, a row is missed by its residual and by what the fold had pulled the fit towards it

@@ -27,7 +27,7 @@ def grams(columns: Array, run: Array, runs: int) -> Array:
     return out
 
 
-def left_out(gram: Array, pull: Array) -> tuple[Array, bool]:
+def pull_of_runs(gram: Array, score: Array) -> tuple[Array, bool]:
     """[R, k] (I - P'P)^-1 P'r of each run, and whether the others determine every direction.
 
     With P a run's rows of an orthonormal basis and r its residuals, that is how far the run had pulled the coefficients
@@ -35,12 +35,12 @@ def left_out(gram: Array, pull: Array) -> tuple[Array, bool]:
 
     Args:
         gram: [R, k, k] P'P.
-        pull: [R, k] P'r.
+        score: [R, k] P'r.
     """
     eigen, vectors = np.linalg.eigh(gram)
     # a direction that one run alone determines has an eigenvalue of 1; the run's residual there is 0 as well
     grow = np.where(eigen < 1 - DETERMINED, 1 / np.maximum(1 - eigen, DETERMINED), 0.0)
-    turned = grow * np.einsum("gki,gk->gi", vectors, pull)
+    turned = grow * np.einsum("gki,gk->gi", vectors, score)
     return np.einsum("gki,gi->gk", vectors, turned), bool(np.all(eigen < 1 - DETERMINED))
 
 
