@@ -64,7 +64,7 @@ def cell_at(row: int, column: str, cell: Any) -> str:
     return f"row {row + 1}, column '{column}': " + ("blank" if is_blank(cell) else f"'{cell!s:.60}'")
 
 
-def left_out(what: str, count: int, why: str, first: str) -> str:
+def rows_left_out(what: str, count: int, why: str, first: str) -> str:
     """A sentence on rows that are left out, with the first of them: `2 rows left out, as ... (the first: row 3, ...)`.
 
     Args:

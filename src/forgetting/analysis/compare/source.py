@@ -11,7 +11,7 @@ import numpy as np
 
 from forgetting.analysis.compare.runs import with_runs
 from forgetting.analysis.laws.base import Array
-from forgetting.analysis.selection import GAP, cell_at, is_missing, left_out
+from forgetting.analysis.selection import GAP, cell_at, is_missing, rows_left_out
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import rows
 from forgetting.display.numbers import few, several
@@ -208,7 +208,7 @@ def _without_gaps(reader: _Reader, start: float) -> tuple[Table, list[str]]:
     first, column = next(iter(gaps.items()))
     named = cell_at(first, column, reader.table[column][first])
     states = [GAP if i in gaps else reader.status(i) for i in range(rows(reader.table))]
-    return {**reader.table, "status": states}, [left_out(several(len(gaps), "row"), len(gaps), GAP, named)]
+    return {**reader.table, "status": states}, [rows_left_out(several(len(gaps), "row"), len(gaps), GAP, named)]
 
 
 def _without_seeds(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from forgetting.analysis.laws.base import Array, Law, Variable
 from forgetting.analysis.named_runs import told_runs
-from forgetting.analysis.selection import GAP, cell_at, coded, is_missing, left_out
+from forgetting.analysis.selection import GAP, cell_at, coded, is_missing, rows_left_out
 from forgetting.display.numbers import few, several
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.store.columns import UNASKED
@@ -165,7 +165,7 @@ def _without_gaps(table: Any, needed: Sequence[str], rows: Array, where: str) ->
         raise UsageError(f"{where} has no row with a number in each of {', '.join(needed)} ({named})")
     count = int(lost.sum())
     what = f"{count} of {rows.size} rows {'was' if count == 1 else 'were'}"
-    return rows[~lost], [left_out(what, count, GAP, named)]
+    return rows[~lost], [rows_left_out(what, count, GAP, named)]
 
 
 def _gaps(column: Any, rows: Array) -> Array:

@@ -11,7 +11,7 @@ from forgetting.analysis.fit import show
 from forgetting.analysis.fit.data import column_names
 from forgetting.analysis.fit.result import Fit
 from forgetting.analysis.laws.base import Law
-from forgetting.analysis.selection import cell_at, is_blank, left_out
+from forgetting.analysis.selection import cell_at, is_blank, rows_left_out
 from forgetting.display.numbers import plain, several
 from forgetting.display.tables import Result, Shown
 from forgetting.errors import ForgettingError, UsageError, did_you_mean
@@ -189,7 +189,7 @@ def _parts(table: Any, by: Sequence[str], label: str) -> tuple[list[tuple[tuple[
         if not places:
             raise UsageError(f"table '{label}' has no row that names its group ({named})")
         what = f"{several(len(left), 'row')} of '{label}'"
-        said = [left_out(what, len(left), "the group is not named", named)]
+        said = [rows_left_out(what, len(left), "the group is not named", named)]
     frame = hasattr(table, "iloc")
     parts = [
         (key, len(at), table.iloc[at] if frame else {name: [table[name][i] for i in at] for name in present})
