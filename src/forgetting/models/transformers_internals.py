@@ -100,6 +100,27 @@ def takes_loss_kwargs(model: Any) -> bool:
     return bool(getattr(model, "accepts_loss_kwargs", inspect.Parameter.VAR_KEYWORD in kinds))
 
 
+def has_usual_loss(model: Any) -> bool:
+    """Whether a model's loss is transformers' cross-entropy of next tokens, and can be replaced."""
+    try:
+        from transformers.loss.loss_utils import ForCausalLMLoss
+    except ImportError:
+        return False
+    return getattr(model, "loss_function", None) is ForCausalLMLoss
+
+
+@contextmanager
+def replaced(model: Any, head: Any, forward: Any, loss: Any) -> Iterator[None]:
+    """Within, a model's forward calls these in place of its head's forward and its loss function."""
+    before = model.loss_function
+    head.forward, model.loss_function = forward, loss
+    try:
+        yield
+    finally:
+        del head.forward
+        model.loss_function = before
+
+
 def use_one_gpu(arguments: Any, device: torch.device) -> None:
     """Have a Trainer train on one GPU alone: of its own accord it takes all that it sees."""
     SETUP_DEVICES.value()

@@ -17,6 +17,7 @@ from ..data.windows import Windows
 from ..errors import ForgettingError
 from ..models import accelerate_internals, processes, transformers_internals
 from ..models.adapters import unwrapped
+from . import fused_loss
 from .methods import Method
 from .mitigations import Course, Term
 
@@ -57,23 +58,38 @@ class CheckedTrainer(Trainer):
     def __init__(self, *, terms: list[Term], **options: Any) -> None:
         super().__init__(**options)
         self.terms = terms
+        self.sought = False
+        self.fused: fused_loss.NextTokenLoss | None = None
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The model's own loss, and what the terms add to it on this batch."""
+        """The model's loss, and what the terms add to it on this batch."""
         batch = dict(inputs)
-        passed = {name: value for name, value in batch.items() if name != "window"}
-        loss, outputs = super().compute_loss(model, passed, True, num_items_in_batch)
+        terms = [term for term in self.terms if term.reads_logits()]
+        loss, outputs = self._model_loss(model, batch, num_items_in_batch, logits=bool(terms) or return_outputs)
         # as transformers divides: by the whole step's tokens, or by this batch's where the model does not know them
         tokens = num_items_in_batch if transformers_internals.accepts_loss_kwargs(self) else None
         tokens = (batch["labels"][:, 1:] != IGNORED).sum() if tokens is None else tokens
         # the mean of the processes' gradients is to be the sum of their parts: transformers scales its loss alike
         shares = self.accelerator.num_processes
-        for term in self.terms:
+        for term in terms:
             part = term.on_batch(unwrapped(model), batch, outputs["logits"], tokens)
             loss = loss if part is None else loss + part * shares
         return (loss, outputs) if return_outputs else loss
+
+    def _model_loss(self, model: torch.nn.Module, batch: Any, items: Any, *, logits: bool) -> tuple[Any, Any]:
+        """The loss that the model has by itself, and its outputs; without all logits where nobody reads them."""
+        passed = {name: value for name, value in batch.items() if name != "window"}
+        if not logits and not self.sought:
+            self.sought, self.fused = True, fused_loss.find(model, batch["input_ids"])
+        if not logits and self.fused is not None:
+            try:
+                with self.fused.acting():
+                    return super().compute_loss(model, passed, True, items)  # type: ignore[return-value]
+            except fused_loss.NotOursError:
+                pass
+        return super().compute_loss(model, passed, True, items)  # type: ignore[return-value]
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One batch; with the last of an update step, the gradients that terms add once a step.

@@ -98,6 +98,10 @@ class Term:
     def start(self, model: nn.Module) -> None:
         """Called once with the prepared model, before a checkpoint is loaded into it."""
 
+    def reads_logits(self) -> bool:
+        """Whether `on_batch` adds anything; it is not called otherwise, and the logits need not be made."""
+        return type(self).on_batch is not Term.on_batch
+
     def on_batch(self, model: nn.Module, batch: dict[str, Tensor], logits: Tensor, tokens: Tensor | int) -> Any:
         """A part of one batch's loss: sums over its predicted tokens, over `tokens`; None for nothing.
 

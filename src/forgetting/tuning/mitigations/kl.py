@@ -76,9 +76,10 @@ class _Divergence(Term):
         fingerprint = None if self.windows is None else self.windows.fingerprint()
         self.at.facts["kl"] = {"frozen_copy": self.base.copied, "text": fingerprint}
 
+    def reads_logits(self) -> bool:
+        return self.options.on != "general"
+
     def on_batch(self, model: nn.Module, batch: dict[str, Tensor], logits: Tensor, tokens: Tensor | int) -> Any:
-        if self.options.on == "general":
-            return None
         base = self.base.logits(model, batch["input_ids"], batch["attention_mask"])
         return self.options.weight * self._sum(base, logits, batch["labels"]) / tokens
 
