@@ -140,7 +140,7 @@ def _arguments(training: TrainingConfig, seed: int, folder: Path, device: torch.
         learning_rate=training.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(training.schedule, training.schedule),
         warmup_steps=training.warmup_steps,
-        optim={"adafactor": "adafactor", "adamw": "adamw_torch"}[training.optimizer],
+        optim={"adafactor": "adafactor", "adamw": "adamw_torch_fused"}[training.optimizer],
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         seed=seed,
