@@ -73,7 +73,7 @@ def loss_and_gradients(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor,
 
 
 def assert_equal(model: Any, batch: dict[str, Any], tolerance: float) -> None:
-    found = fused_loss.find(model, batch["input_ids"])
+    found = fused_loss.find(model)
     assert found is not None
     expected, slopes = loss_and_gradients(model, batch)
     with found.acting():
@@ -126,21 +126,20 @@ def test_a_large_logit_that_is_not_the_labels_overflows_nothing() -> None:
 
 
 def test_who_keeps_their_own_loss() -> None:
-    ids = a_batch()["input_ids"]
     other = make("tied")
     other.loss_function = lambda logits, labels, vocab_size, **_: logits.square().mean()
-    assert fused_loss.find(other, ids) is None
+    assert fused_loss.find(other) is None
     on_the_head = get_peft_model(make("untied"), LoraConfig(target_modules=["lm_head"], init_lora_weights=False))
-    assert fused_loss.find(on_the_head.train(), ids) is None
+    assert fused_loss.find(on_the_head.train()) is None
     changed = make("untied")  # after its head, something that no configuration tells
     changed.lm_head.register_forward_hook(lambda _module, _inputs, logits: logits + logits.sin())
-    assert fused_loss.find(changed, ids) is None
+    assert fused_loss.find(changed) is None
 
 
 def test_seeking_leaves_random_states_and_gradients_as_they_were() -> None:
     model = make("bias")
     before = torch.get_rng_state()
-    assert fused_loss.find(model, a_batch()["input_ids"]) is not None
+    assert fused_loss.find(model) is not None
     assert torch.equal(torch.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert "forward" not in vars(model.lm_head)

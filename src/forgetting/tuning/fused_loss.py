@@ -197,12 +197,13 @@ class NextTokenLoss:
         return total / (divisor.to(total.device) if isinstance(divisor, Tensor) else divisor)
 
 
-def find(model: Any, ids: Tensor) -> NextTokenLoss | None:
+def find(model: Any) -> NextTokenLoss | None:
     """How a model's loss can be computed; None where that is not known to be right: the model keeps its own.
+
+    The tokens that it is verified on are always the same, so that a run that is resumed decides alike.
 
     Args:
         model: in training, as it is called; may be wrapped.
-        ids: [B, L] some text of at least two tokens.
     """
     entry = unwrapped(model)
     inner = entry.get_base_model() if is_peft(entry) else entry
@@ -210,9 +211,10 @@ def find(model: Any, ids: Tensor) -> NextTokenLoss | None:
     linear = peft_internals.acting(head)
     if head is None or not _plain(inner, head, linear):
         return None
-    labels = ids[: PROBE[0], : PROBE[1]].clone()
-    batch = {"input_ids": labels.clone(), "attention_mask": torch.ones_like(labels), "labels": labels}
-    labels[:, 2::3] = IGNORED
+    ids = torch.arange(PROBE[0] * PROBE[1], device=inner.device).reshape(PROBE) % len(linear.weight)
+    labels = ids.clone()
+    labels[:, 2::3] = IGNORED  # as where a prompt is not learned from
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     if transformers_internals.takes_loss_kwargs(inner):
         batch["num_items_in_batch"] = (labels != IGNORED).sum() + 1
     try:

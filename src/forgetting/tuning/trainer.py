@@ -82,14 +82,17 @@ class CheckedTrainer(Trainer):
         """The loss that the model has by itself, and its outputs; without all logits where nobody reads them."""
         passed = {name: value for name, value in batch.items() if name != "window"}
         if not logits and not self.sought:
-            self.sought, self.fused = True, fused_loss.find(model, batch["input_ids"])
+            self.sought, self.fused = True, fused_loss.find(model)
+        loss: Any
         if not logits and self.fused is not None:
             try:
                 with self.fused.acting():
-                    return super().compute_loss(model, passed, True, items)  # type: ignore[return-value]
-            except fused_loss.NotOursError:
+                    loss, outputs = super().compute_loss(model, passed, True, items)
+                    return loss, outputs
+            except fused_loss.NotOursError:  # of this batch: the model's own loss
                 pass
-        return super().compute_loss(model, passed, True, items)  # type: ignore[return-value]
+        loss, outputs = super().compute_loss(model, passed, True, items)
+        return loss, outputs
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One batch; with the last of an update step, the gradients that terms add once a step.
