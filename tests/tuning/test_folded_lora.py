@@ -1,0 +1,66 @@
+"""LoRA's scale and sum within the matrix product: PEFT's numbers, and which layers are left to PEFT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from forgetting.models.adapters import as_base
+from forgetting.tuning.folded_lora import FoldedLayers
+
+CONFIG = LlamaConfig(
+    vocab_size=60,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    attention_bias=True,
+    pad_token_id=0,
+)
+IDS = torch.arange(60).reshape(3, 20)
+
+
+def adapted(dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    torch.manual_seed(0)
+    lora = LoraConfig(**{"r": 3, "target_modules": "all-linear", "init_lora_weights": False, **options})
+    return get_peft_model(LlamaForCausalLM(CONFIG).to(dtype), lora).to(dtype).train()
+
+
+def loss_and_gradients(model: Any) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss = model(input_ids=IDS, labels=IDS).loss
+    loss.backward()
+    return {"loss": loss.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_numbers_are_pefts(dtype: torch.dtype, tolerance: float, checkpointing: bool) -> None:
+    model = adapted(dtype)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    folded = FoldedLayers(model)
+    assert len(folded.forwards) == 14
+    expected = loss_and_gradients(model)
+    with folded.acting():
+        found = loss_and_gradients(model)
+        with as_base(model), torch.no_grad():
+            base = model(input_ids=IDS).logits
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert float((found[name] - value).norm()) <= tolerance * float(value.norm()), name
+    with as_base(model), torch.no_grad():
+        assert torch.equal(base, model(input_ids=IDS).logits)
+    assert torch.equal(loss_and_gradients(model)["loss"], expected["loss"])
+
+
+def test_what_is_left_to_peft() -> None:
+    assert FoldedLayers(LlamaForCausalLM(CONFIG)).forwards == []
+    for options in ({"use_dora": True}, {"lora_dropout": 0.1}, {"lora_bias": True}):
+        assert FoldedLayers(adapted(**options)).forwards == [], options
+    at_the_start = adapted(init_lora_weights=True)  # B is zero, and so is the gradient of A
+    assert len(FoldedLayers(at_the_start).forwards) == 14
