@@ -98,8 +98,14 @@ def lora(layer: Any) -> Lora | None:
     if not all(names[0] in part for part in held) or type(held[2][names[0]]) is not nn.Identity:
         return None
     base, a, b = BASE_LAYER.of(layer), held[0][names[0]], held[1][names[0]]
-    plain = all(type(part) is nn.Linear and "forward" not in vars(part) for part in (base, a, b))
-    if not plain or a.bias is not None or b.bias is not None or any(p.requires_grad for p in base.parameters()):
+    plain = all(type(part) is nn.Linear and part.weight.dim() == 2 for part in (base, a, b))  # no sharded ones
+    if (
+        not plain
+        or any("forward" in vars(part) for part in (layer, base, a, b))
+        or a.bias is not None
+        or b.bias is not None
+        or any(p.requires_grad for p in base.parameters())
+    ):
         return None
     if not base.weight.dtype == a.weight.dtype == b.weight.dtype or base.weight.is_meta:
         return None

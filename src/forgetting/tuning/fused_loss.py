@@ -232,7 +232,7 @@ def _plain(inner: Any, head: nn.Module, linear: Any) -> bool:
     """Whether nothing but a linear layer stands at the head, and transformers' usual loss after it."""
     if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter:
         return False
-    if linear.weight.is_meta or not linear.weight.is_floating_point():
+    if linear.weight.dim() != 2 or linear.weight.is_meta or not linear.weight.is_floating_point():
         return False
     # a forward of its own is accelerate's, on a model that is spread over devices
     return not any("forward" in vars(part) for part in (head, linear)) and transformers_internals.has_usual_loss(inner)
