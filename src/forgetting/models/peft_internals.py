@@ -97,17 +97,14 @@ def lora(layer: Any) -> Lora | None:
     held = [getattr(layer, part, {}) for part in ("lora_A", "lora_B", "lora_dropout")]
     if not all(names[0] in part for part in held) or type(held[2][names[0]]) is not nn.Identity:
         return None
-    base, a, b = BASE_LAYER.of(layer), held[0][names[0]], held[1][names[0]]
-    plain = all(type(part) is nn.Linear and part.weight.dim() == 2 for part in (base, a, b))  # no sharded ones
-    if (
-        not plain
-        or any("forward" in vars(part) for part in (layer, base, a, b))
-        or a.bias is not None
-        or b.bias is not None
-        or any(p.requires_grad for p in base.parameters())
-    ):
+    base, a, b = parts = BASE_LAYER.of(layer), held[0][names[0]], held[1][names[0]]
+    if not all(type(part) is nn.Linear and part.weight.dim() == 2 for part in parts):  # it has one where it is sharded
         return None
-    if not base.weight.dtype == a.weight.dtype == b.weight.dtype or base.weight.is_meta:
+    if any("forward" in vars(part) for part in (layer, *parts)) or a.bias is not None or b.bias is not None:
+        return None
+    if base.weight.is_meta or any(parameter.requires_grad for parameter in base.parameters()):
+        return None
+    if not base.weight.dtype == a.weight.dtype == b.weight.dtype:
         return None
     return Lora(base, a, b, float(scaling(layer)[names[0]]))
 
