@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -24,8 +25,8 @@ CONFIG = LlamaConfig(
 IDS = torch.arange(60).reshape(3, 20)
 
 
-def adapted(dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    torch.manual_seed(0)
+def adapted(dtype: torch.dtype = torch.float32, seed: int = 0, **options: Any) -> Any:
+    torch.manual_seed(seed)
     lora = LoraConfig(**{"r": 3, "target_modules": "all-linear", "init_lora_weights": False, **options})
     return get_peft_model(LlamaForCausalLM(CONFIG).to(dtype), lora).to(dtype).train()
 
@@ -37,10 +38,9 @@ def loss_and_gradients(model: Any) -> dict[str, torch.Tensor]:
     return {"loss": loss.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_numbers_are_pefts(dtype: torch.dtype, tolerance: float, checkpointing: bool) -> None:
-    model = adapted(dtype)
+def test_the_numbers_are_pefts(checkpointing: bool) -> None:
+    model = adapted(torch.float32)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     folded = FoldedLayers(model)
@@ -52,10 +52,32 @@ def test_the_numbers_are_pefts(dtype: torch.dtype, tolerance: float, checkpointi
             base = model(input_ids=IDS).logits
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        assert float((found[name] - value).norm()) <= tolerance * float(value.norm()), name
+        assert float((found[name] - value).norm()) <= 1e-5 * float(value.norm()), name
     with as_base(model), torch.no_grad():
         assert torch.equal(base, model(input_ids=IDS).logits)
     assert torch.equal(loss_and_gradients(model)["loss"], expected["loss"])
+
+
+def test_bfloat16_is_as_near_to_the_truth_as_pefts() -> None:
+    """The same weights in float64 are the truth; the two ways round at different places, so of several models."""
+    errors = []
+    for seed in range(8):
+        model = adapted(torch.bfloat16, seed)
+        truth = loss_and_gradients(copy.deepcopy(model).double())
+        folded = FoldedLayers(model)
+        assert len(folded.forwards) == 14
+        theirs = loss_and_gradients(model)
+        with folded.acting():
+            ours = loss_and_gradients(model)
+        errors.append([error(theirs, truth), error(ours, truth)])
+    pefts, folds = torch.tensor(errors).mean(dim=0).tolist()
+    assert 0 < folds <= pefts
+
+
+def error(found: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> float:
+    """Root mean square of the relative errors of loss and gradients."""
+    parts = [(found[n].double() - t).norm() / t.norm() for n, t in truth.items()]
+    return float(torch.stack(parts).square().mean().sqrt())
 
 
 def test_what_is_left_to_peft() -> None:
