@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from forgetting.models.adapters import as_base
-from forgetting.tuning.folded_lora import FoldedLayers
+from forgetting.tuning.folded_lora import FoldedLayers, merging_pays
 
 CONFIG = LlamaConfig(
     vocab_size=60,
@@ -38,9 +38,12 @@ def loss_and_gradients(model: Any) -> dict[str, torch.Tensor]:
     return {"loss": loss.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("rank", [1, 24])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_numbers_are_pefts(checkpointing: bool) -> None:
-    model = adapted(torch.float32)
+def test_the_numbers_are_pefts(checkpointing: bool, rank: int) -> None:
+    """Of a small rank, and of one above the layers' width of 16, whose weights are summed first."""
+    assert merging_pays(IDS.numel(), 16, 16, rank) is (rank == 24)
+    model = adapted(torch.float32, r=rank)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     folded = FoldedLayers(model)
@@ -78,6 +81,23 @@ def error(found: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> flo
     """Root mean square of the relative errors of loss and gradients."""
     parts = [(found[n].double() - t).norm() / t.norm() for n, t in truth.items()]
     return float(torch.stack(parts).square().mean().sqrt())
+
+
+def test_merging_pays_where_it_takes_fewer_multiplications() -> None:
+    """Counted one product after the other, of 4,096 tokens and a layer of 352 by 128."""
+
+    def folded(n: int, o: int, i: int, r: int) -> int:
+        forwards = n * i * o + n * i * r + n * r * o
+        backwards = n * o * i + n * o * r + n * r * i + n * r * i + n * o * r
+        return forwards + backwards
+
+    def merged(n: int, o: int, i: int, r: int) -> int:
+        return (o * r * i + n * i * o) + (o * r * i + n * o * i) + (n * o * i + r * o * i + o * i * r)
+
+    for rank in (8, 16, 32, 64, 128):
+        size = (4096, 352, 128, rank)
+        assert merging_pays(*size) is (merged(*size) < folded(*size)), rank
+    assert not merging_pays(4096, 4096, 4096, 64)
 
 
 def test_what_is_left_to_peft() -> None:

@@ -2,8 +2,10 @@
 
 PEFT computes x W^T, then (x A^T) B^T, then that times the scale, then the sum: two passes over [tokens, outputs]
 forwards and one backwards, beside a sum of gradients [tokens, inputs]. Here the scale is a factor of the matrix product
-that adds to x W^T in place, and the same backwards. The numbers are PEFT's up to rounding, which is verified, layer by
-layer, in value and gradients; a layer for which it is not true, or not known, is left to PEFT.
+that adds to x W^T in place, and the same backwards. Where the rank is large against the layer's width, even that costs
+more than the layer itself: there, the sum W + scale B A is made first, and the gradients of A and B come from its own,
+which costs three products of the layer's size at any rank. The numbers are PEFT's up to rounding, which is verified,
+layer by layer, in value and gradients; a layer for which it is not true, or not known, is left to PEFT.
 
 Shapes: N tokens, r rank.
 """
@@ -46,17 +48,61 @@ class _FoldedLora(torch.autograd.Function):
         return to_x, None, None, to_a, to_b, None
 
 
-def _forward(layer: Any, parts: peft_internals.Lora) -> Any:
-    """What a layer's forward is replaced with."""
+class _MergedLora(torch.autograd.Function):
+    """x (W + scale * B A)^T + b; W and b do not train. The sum is made again for the backward pass and never kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        """Args: x [..., inputs]; weight [outputs, inputs]; a [r, inputs]; b [outputs, r]."""
+        ctx.save_for_backward(x, weight, a, b)
+        ctx.scale = scale
+        return nn.functional.linear(x, torch.addmm(weight, b, a, alpha=scale), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *outward: Tensor) -> tuple[Tensor | None, ...]:
+        """Of x, A and B."""
+        x, weight, a, b = ctx.saved_tensors
+        slope = outward[0].reshape(-1, outward[0].shape[-1])
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            to_x = (slope @ torch.addmm(weight, b, a, alpha=ctx.scale)).view(x.shape)
+        to_weight = (slope.T @ x.reshape(-1, x.shape[-1])).mul_(ctx.scale)
+        to_a = b.T @ to_weight if ctx.needs_input_grad[3] else None
+        to_b = to_weight @ a.T if ctx.needs_input_grad[4] else None
+        return to_x, None, None, to_a, to_b, None
+
+
+def merging_pays(tokens: int, outputs: int, inputs: int, rank: int) -> bool:
+    """Whether W + scale B A first takes fewer multiplications than x W^T and (x A^T) B^T, forwards and backwards.
+
+    N outputs inputs more for the gradient of W, and 4 r outputs inputs for the sum, twice, and its gradients; against
+    three times N r (outputs + inputs).
+    """
+    return tokens * outputs * inputs + 4 * rank * outputs * inputs < 3 * tokens * rank * (outputs + inputs)
+
+
+Way = type[_FoldedLora] | type[_MergedLora]
+
+
+def _ways(parts: peft_internals.Lora) -> tuple[Way, ...]:
+    """Those that keep the dtype's accuracy: 16-bit numbers would lose a small adapter in the sum of weights."""
+    exact = parts.base.weight.dtype in (torch.float32, torch.float64)
+    return (_FoldedLora, _MergedLora) if exact else (_FoldedLora,)
+
+
+def _forward(layer: Any, parts: peft_internals.Lora, ways: tuple[Way, ...]) -> Any:
+    """What a layer's forward is replaced with: the cheaper of the ways for each batch."""
     own = layer.forward
+    outputs, inputs = parts.base.weight.shape
 
     def forward(x: Tensor, *more: Any, **options: Any) -> Tensor:
         plain = not more and not options and x.dtype == parts.base.weight.dtype
         if not plain or layer.disable_adapters or layer.merged or torch.is_autocast_enabled(x.device.type):
             theirs: Tensor = own(x, *more, **options)
             return theirs
-        base = parts.base
-        ours: Tensor = _FoldedLora.apply(x, base.weight, base.bias, parts.a.weight, parts.b.weight, parts.scale)  # type: ignore[no-untyped-call]
+        base, a, b = parts.base, parts.a.weight, parts.b.weight
+        way = ways[-1] if merging_pays(x.shape[:-1].numel(), outputs, inputs, len(a)) else ways[0]
+        ours: Tensor = way.apply(x, base.weight, base.bias, a, b, parts.scale)  # type: ignore[no-untyped-call]
         return ours
 
     return forward
@@ -68,9 +114,10 @@ class FoldedLayers:
     def __init__(self, model: Any) -> None:
         entry = unwrapped(model)
         layers = [layer for _, layer in peft_internals.layers(entry)] if is_peft(entry) else []
-        found = [(layer, peft_internals.lora(layer)) for layer in layers]
-        self.forwards = [(layer, _forward(layer, parts)) for layer, parts in found if parts is not None]
-        self.forwards = [(layer, forward) for layer, forward in self.forwards if _verified(layer, forward)]
+        found = [(layer, parts) for layer in layers if (parts := peft_internals.lora(layer)) is not None]
+        self.forwards = [
+            (layer, _forward(layer, parts, ways)) for layer, parts in found if (ways := _verified(layer, parts))
+        ]
 
     @contextmanager
     def acting(self) -> Iterator[None]:
@@ -84,26 +131,24 @@ class FoldedLayers:
                 vars(layer).pop("forward", None)
 
 
-def _verified(layer: Any, forward: Any) -> bool:
-    """Whether value and gradients are PEFT's on a few random inputs, up to the dtype's rounding."""
-    parts = peft_internals.lora(layer)
-    assert parts is not None
+def _verified(layer: Any, parts: peft_internals.Lora) -> tuple[Way, ...]:
+    """The ways, where value and gradients of each are PEFT's on a few random inputs, up to the dtype's rounding."""
     weight = parts.base.weight
     random = torch.randn(4, weight.shape[1] + weight.shape[0], generator=torch.Generator().manual_seed(0))
     random = random.to(weight.device, weight.dtype)
     x, outward = random[:, : weight.shape[1]].clone().requires_grad_(), random[:, weight.shape[1] :]
     wanted = [x, *(part.weight for part in (parts.a, parts.b) if part.weight.requires_grad)]
     tolerance = 1e-5 if weight.dtype in (torch.float32, torch.float64) else 3e-2
-    results = []
+    calls = [layer.forward, *(_forward(layer, parts, (way,)) for way in _ways(parts))]
     with torch.enable_grad():
-        for call in (layer.forward, forward):
-            y = call(x)
-            results.append([y.detach(), *torch.autograd.grad(y, wanted, outward, allow_unused=True)])
-    pairs = zip(*results, strict=True)
-    return all(
-        theirs is not None
-        and ours is not None
+        made = [call(x) for call in calls]
+        theirs, *ours = ([y.detach(), *torch.autograd.grad(y, wanted, outward, allow_unused=True)] for y in made)
+    same = all(
+        right is not None
+        and found is not None
         # B is zero at the start, and so is the gradient of A
-        and bool((ours - theirs).float().norm() <= tolerance * theirs.float().norm())
-        for theirs, ours in pairs
+        and bool((found - right).float().norm() <= tolerance * right.float().norm())
+        for mine in ours
+        for found, right in zip(mine, theirs, strict=True)
     )
+    return _ways(parts) if same else ()
