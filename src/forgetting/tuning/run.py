@@ -11,6 +11,7 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,9 +117,10 @@ class Measurer(TrainerCallback):
         course: Course,
         afterwards: Callable[[Any], Iterator[float]],
         spent: Spent,
+        folding: Callable[[], AbstractContextManager[None]],
         probe: Callable[[Any, int], None] | None = None,
     ) -> None:
-        self.afterwards = afterwards
+        self.afterwards, self.folding = afterwards, folding
         self.starts_at_base, self.probe = method.start != "else", probe
         self.batch_tokens = run.measure.batch_tokens
         self.batch_size = run.training.batch_size
@@ -157,7 +159,8 @@ class Measurer(TrainerCallback):
         self.clock = time.perf_counter()
 
     def _losses(self, model: PreTrainedModel) -> dict[str, Mean]:
-        return measure_losses(model, self.data.heldout, self.data.text, self.data.targets, self.batch_tokens)
+        with self.folding():
+            return measure_losses(model, self.data.heldout, self.data.text, self.data.targets, self.batch_tokens)
 
     def _write(self, step: int, alpha: float | None, losses: Mapping[str, Mean], began: float) -> None:
         self.measure_seconds += time.perf_counter() - began
@@ -265,7 +268,7 @@ def train_run(
     def afterwards(trained: Any) -> Iterator[float]:
         return itertools.chain.from_iterable(one.afterwards(trained, at) for one in together)
 
-    measurer = Measurer(run, method, steps, data, folder, tell, course, afterwards, spent, probe)
+    measurer = Measurer(run, method, steps, data, folder, tell, course, afterwards, spent, trainer.folding, probe)
     trainer.add_callback(measurer)
     _own_random(run.seed)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

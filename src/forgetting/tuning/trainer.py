@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,17 @@ class CheckedTrainer(Trainer):
         last, several = self.accelerator.sync_gradients, self.accelerator.num_processes > 1
         if last and several:
             self._add_once(model)
-        if self.folded is None:
-            self.folded = FoldedLayers(model)
-        with self.folded.acting():
+        with self.folding():
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if last and not several:
             self._add_once(model)
         return loss
+
+    def folding(self) -> AbstractContextManager[None]:
+        """Within, LoRA layers are computed as in training: the same numbers up to rounding, in less time."""
+        if self.folded is None:  # not before a checkpoint was loaded, which may put other modules into the model
+            self.folded = FoldedLayers(self.model)
+        return self.folded.acting()
 
     def _add_once(self, model: torch.nn.Module) -> None:
         model.train()
