@@ -23,13 +23,6 @@ from forgetting.studies.study import left
 from scale_study import make
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    """40 finished runs of 6 measurements."""
-    make(tmp_path / "many", 40, measurements=6)
-    return tmp_path / "many"
-
-
 def twin(folder: Path) -> pd.DataFrame:
     """The slow way: every line of every run by itself."""
     found = []

@@ -200,6 +200,7 @@ def test_workers_find_the_libraries_loaded_and_the_environment_of_now(
         assert do(["a", "b"], work, 2) == {}
         for task in ("a", "b"):
             assert (tmp_path / task).read_text() == f"{libraries} {place} {Path.cwd()}"
+    forkserver._forkserver._stop()  # type: ignore[attr-defined] - it has this test's environment
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux alone")
