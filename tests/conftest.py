@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -33,6 +34,12 @@ def sentences(seed: int, count: int) -> str:
     """`count` random sentences over WORDS, the same for the same seed."""
     generator = np.random.default_rng(seed)
     return " ".join(" ".join(generator.choice(WORDS, size=9)) + " ." for _ in range(count))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of collections of garbage: each training begins with one, of millions of objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

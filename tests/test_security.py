@@ -730,9 +730,9 @@ def test_a_pattern_without_end_is_refused(
     from forgetting.models import bounds
     from forgetting.tuning.methods import METHODS
 
-    monkeypatch.setattr(bounds, "PATTERN_SECONDS", 2)
+    monkeypatch.setattr(bounds, "PATTERN_SECONDS", 1)
     field = "layers_pattern" if "layers_pattern" in fields else next(iter(fields))
-    says = f"{field}: the pattern .* takes more than 2 s"
+    says = f"{field}: the pattern .* takes more than 1 s"
     with pytest.raises(UsageError, match=says):
         _opened(tiny_model, _configured(tiny_model, tmp_path / "adapter", **fields))
     base = load_base(ModelConfig(source=str(tiny_model))).model
