@@ -17,6 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch: a worke
 import numpy as np
 import pytest
 
+gc.disable()  # until all is imported: `pytest_collection_finish`
+
 if TYPE_CHECKING:
     from forgetting.tuning.methods import Context
 
@@ -40,6 +42,7 @@ def pytest_collection_finish() -> None:
     """Keep what was imported out of collections of garbage: each training begins with one, of millions of objects."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -87,7 +87,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("kept", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_one_damaged_run_is_left_out_by_name_and_the_others_go_on(
     study: Path, how: str, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,7 @@ def test_damaged_columns_are_noticed_and_made_again(
     assert "damaged" not in caplog.text
 
 
+@pytest.mark.full
 def test_no_flipped_bit_changes_a_kept_number(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever the bit lies, in values or in what describes them: the columns are equal, or made again."""
     monkeypatch.setattr(table_cache, "KEPT_FROM", 1)
