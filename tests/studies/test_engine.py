@@ -126,7 +126,7 @@ class _Unloadable:
         raise AssertionError
 
     def __reduce__(self) -> tuple[object, ...]:
-        return sys.exit, (7,)
+        return os._exit, (7,)
 
 
 def until_stopped(folder: str, task: str, tell: Tell) -> None:
