@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -15,6 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch: a worke
 
 import numpy as np
 import pytest
+
+gc.disable()  # until all is imported: `pytest_collection_finish`
 
 if TYPE_CHECKING:
     from forgetting.tuning.methods import Context
@@ -33,6 +36,13 @@ def sentences(seed: int, count: int) -> str:
     """`count` random sentences over WORDS, the same for the same seed."""
     generator = np.random.default_rng(seed)
     return " ".join(" ".join(generator.choice(WORDS, size=9)) + " ." for _ in range(count))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of collections of garbage: each training begins with one, of millions of objects."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -275,6 +275,7 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_text_of_every_kind_measures_the_same(tiny_model: Path, adapter: Path, corpora: Path) -> None:
     rows = [json.loads(line) for line in (corpora / "general.jsonl").read_text().splitlines()]
     frame, texts = pd.DataFrame(rows), [row["text"] for row in rows]

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SOURCE = Path(__file__).parent.parent / "src" / "forgetting"
 FILES = sorted(SOURCE.rglob("*.py"))
 
@@ -131,6 +133,7 @@ def _light() -> list[str]:
     return [name for name in MODULES if package(name) in whole or name in single]
 
 
+@pytest.mark.full
 def test_light_packages_do_not_import_torch() -> None:
     names = [f"forgetting.{name}" for name in _light()]
     code = (
@@ -144,6 +147,7 @@ def test_light_packages_do_not_import_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.full
 def test_the_command_shows_its_help_without_torch() -> None:
     code = (
         "import sys\n"

@@ -87,6 +87,7 @@ def cited(words: dict[Path, str], pattern: re.Pattern[str]) -> set[tuple[Path, s
     return {(path, found) for path, text in words.items() for found in pattern.findall(text)}
 
 
+@pytest.mark.full
 def test_every_file_that_the_code_cites_exists(words: dict[Path, str]) -> None:
     for path, name in cited(words, PATH):
         if "/" not in name:
@@ -96,6 +97,7 @@ def test_every_file_that_the_code_cites_exists(words: dict[Path, str]) -> None:
             assert any((place / name).exists() for place in places), f"{path}: no {name}"
 
 
+@pytest.mark.full
 def test_every_module_that_the_code_cites_exists(words: dict[Path, str]) -> None:
     for path, dotted in cited(words, DOTTED):
         module, parts = ROOT / "src" / "forgetting", dotted.split(".")[1:]

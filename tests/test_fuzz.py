@@ -1,6 +1,6 @@
 """Random configurations, tables, lines and formulas: each works, or gives one clear error; no traceback, no hang.
 
-A few hundred of each in the normal suite; `pytest -m slow tests/test_fuzz.py` tries 10,000 of each.
+A hundred of each in the normal suite; `pytest -m slow tests/test_fuzz.py` tries 10,000 of each.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from forgetting.store.table import load_table
 from forgetting.store.table_cache import read_rows
 from forgetting.tuning.grid import expand_runs
 
-FEW, MANY = 150, 10_000
+FEW, MANY = 100, 10_000
 STUDY = load_preset("miniature").to_yaml()
 Check = Callable[[Any], None]
 

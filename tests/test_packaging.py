@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -70,6 +73,25 @@ def test_the_tests_of_the_oldest_dependencies_exist() -> None:
     assert len(names) > 10
     for name in names:
         assert (ROOT / "tests" / f"{name}.py").exists(), name
+
+
+CI_PARTS = (".venv-oldest/.installed", ".venv/.dev", "lint", "types", "test", "test-oldest")
+
+
+@pytest.mark.full
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize("broken", [None, *CI_PARTS])
+def test_ci_runs_every_part_and_fails_with_each(tmp_path: Path, broken: str | None) -> None:
+    (tmp_path / "chromium").write_text("")  # nothing is installed
+    (tmp_path / "make").write_text(f'#!/bin/sh\necho "made $1"\n[ "$1" != "{broken}" ]\n')
+    for tool in tmp_path.iterdir():
+        tool.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    ran = subprocess.run([ROOT / ".ci" / "run"], capture_output=True, text=True, env={**os.environ, "PATH": path})
+    assert (ran.returncode == 0) == (broken is None)
+    if broken != ".venv/.dev":
+        assert sorted(ran.stdout.split("made ")[1:]) == sorted(f"{part}\n" for part in CI_PARTS)
+    assert "\nmake test " in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def _makefile() -> str:

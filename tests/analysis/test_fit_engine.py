@@ -319,6 +319,7 @@ def test_unknown_intervals_are_dashes_and_null():
     assert "nan" not in str(fit).lower()
 
 
+@pytest.mark.full
 def test_light_laws_do_not_need_pandas_or_torch():
     import subprocess
     import sys

@@ -39,6 +39,7 @@ def problem_of(data: Data) -> Problem:
     return Problem(LINE, data.x, Objective())
 
 
+@pytest.mark.full
 def test_a_right_law_is_called_wrong_as_often_as_promised() -> None:
     """Runs of one design, so that the test is Student's on the runs' own bends, with runs - 1 degrees of freedom."""
     from scipy import stats
@@ -128,6 +129,7 @@ def fitted() -> Fit:
     return fit_law("shifted_power", data, label="d", bootstrap=100, starts=16)
 
 
+@pytest.mark.full
 def test_rivals_widen_the_band_outside_and_leave_it_untouched_inside(fitted: Fit) -> None:
     alone = replace(fitted, rivals=())
     shares = fitted.band_laws()

@@ -116,6 +116,7 @@ def slow_profile(table: dict[str, np.ndarray], cut: float) -> tuple[float, float
     return optimize.brentq(excess, 0.05, best), optimize.brentq(excess, best, 5)
 
 
+@pytest.mark.full
 def test_profile_interval_is_where_the_objective_rises_enough():
     table = decay(np.random.default_rng(3))
     fit = fit_law(DECAY, table, bootstrap=0, intervals="profile")
@@ -214,6 +215,7 @@ def test_bands_of_the_line_cover_and_naive_ones_do_not():
     assert got["points"] < 0.75
 
 
+@pytest.mark.full
 def test_the_slope_of_eq_4_has_one_interval_wherever_it_is_shown():
     data = table(NAMES[0], noise=0.004, runs_each=2)
     line, surface = (

@@ -105,7 +105,8 @@ def test_a_time_constant_of_billions_is_found():
     assert fit.diagnostics["converged"]
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.full), pytest.param(2, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(3))
 def test_two_peaks_that_overlap_are_found(seed):
     """With the certified parameters of NIST's Gauss2 and noise of its size: a local optimum has one peak too wide."""
     x = np.arange(1.0, 251.0)
@@ -119,7 +120,8 @@ def test_two_peaks_that_overlap_are_found(seed):
     assert fit.objective_value == pytest.approx(near.objective_value, rel=1e-6)
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.full), pytest.param(2, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(3))
 def test_two_periods_are_found(seed):
     """As in NIST's ENSO: the longer periods are hidden under the yearly one."""
     x = np.arange(1.0, 169.0)

@@ -113,6 +113,7 @@ def test_no_row_left_is_one_line(folder: Path) -> None:
         forgetting.fit(folder, "linear", dataset=name, seed=-1)
 
 
+@pytest.mark.full
 def test_a_table_of_one_rank_determines_no_surface() -> None:
     rng = np.random.default_rng(0)
     runs, steps = (cells.ravel() for cells in np.indices((6, 10)))

@@ -120,6 +120,7 @@ def test_choices_far_outside_the_range_are_left_out_and_named():
     assert "base model: " not in str(plan_target(fit, 0.68, floor=0.5))
 
 
+@pytest.mark.full
 def test_a_fit_at_one_rank_says_nothing_of_others(tmp_path):
     data = table(NAMES[0], noise=0.004, runs_each=6)
     data = data[data["trainable_params"] == data["trainable_params"].iloc[0]]

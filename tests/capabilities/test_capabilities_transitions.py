@@ -183,6 +183,7 @@ def test_the_rules_are_measured_on_their_labelled_set() -> None:
     assert found.recall.value >= 0.95
 
 
+@pytest.mark.full
 def test_the_pure_part_needs_neither_torch_nor_the_harness() -> None:
     modules = "transitions, predictors, refusals, judges, results, suites, evaluate, study_runs, relearn, harness"
     code = f"import sys; from forgetting.capabilities import {modules}; sys.exit(any(m in sys.modules for m in "

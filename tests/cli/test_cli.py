@@ -236,6 +236,7 @@ def test_a_full_disk_is_one_line_even_where_a_library_hides_it_in_words(
     assert shown.err == "error: no room left on the disk; make room, then run the same command again\n"
 
 
+@pytest.mark.full
 def test_a_signal_while_a_library_is_imported_ends_without_a_traceback() -> None:
     """numpy, interrupted in its import, raises an ImportError in place of what was raised in it."""
     import subprocess

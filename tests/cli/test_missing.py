@@ -29,6 +29,7 @@ def test_every_required_package_is_looked_for_under_its_modules_name(
     assert missing.note() == f"note: not installed: {module}; run: pip install '{requirement}'\n"
 
 
+@pytest.mark.full
 def test_help_works_and_names_what_is_missing() -> None:
     code, out, error = command(["torch", "peft"], "--help")
     assert (code, "measure" in out) == (0, True)
@@ -36,6 +37,7 @@ def test_help_works_and_names_what_is_missing() -> None:
     assert command([], "--help")[2] == ""
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("module", ["typer", "yaml"])
 def test_without_a_package_of_the_command_itself_there_is_one_line(module: str) -> None:
     code, out, error = command([module], "--help")
@@ -43,6 +45,7 @@ def test_without_a_package_of_the_command_itself_there_is_one_line(module: str) 
     assert error == (f"error: {module} is not installed, and this command needs it; run: {missing.install(module)}\n")
 
 
+@pytest.mark.full
 def test_the_doctor_works_without_the_packages_of_the_command_itself() -> None:
     code, out, error = command(["typer", "torch", "pydantic", "rich"], "doctor")
     assert (code, error) == (1, "")
@@ -52,12 +55,14 @@ def test_the_doctor_works_without_the_packages_of_the_command_itself() -> None:
     assert out.endswith("broken: packages, torch\n")
 
 
+@pytest.mark.full
 def test_the_doctor_works_without_packaging() -> None:
     code, out, _ = command(["packaging", "torch"], "doctor", "--json")
     assert code == 1
     assert "packaging is not installed" in out
 
 
+@pytest.mark.full
 def test_a_command_that_lacks_its_package_ends_with_one_line() -> None:
     code, out, error = command(["numpy"], "plan", "kalajdzievski2024/openorca", "--budget", "0.8")
     assert (code, out) == (1, "")

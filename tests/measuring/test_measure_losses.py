@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import random
 
 import numpy as np
@@ -19,6 +18,7 @@ from forgetting.measuring import base_targets as targets_room
 from forgetting.measuring import batches, heads, passes
 from forgetting.measuring.base_targets import base_targets
 from forgetting.measuring.losses import token_losses
+from forgetting.studies.engines.worker import worker_context
 
 WINDOWS = make_windows([9, 17, 2, 30, 30, 5])
 
@@ -261,7 +261,7 @@ def _compute_in_process(folder):
 
 @pytest.mark.full
 def test_two_processes_at_once(tmp_path):
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with worker_context().Pool(2) as pool:
         assert len(set(pool.map(_compute_in_process, [tmp_path] * 4))) == 1
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
 

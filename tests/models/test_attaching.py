@@ -94,7 +94,10 @@ def variants() -> dict[str, Callable[[], Any]]:
     }
 
 
-@pytest.mark.parametrize("kind", variants())
+FEW = ("lora", "dora", "saved", "replicated", "prompt")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k in FEW else pytest.mark.full) for k in variants()])
 def test_an_adapter_is_what_was_saved_and_its_base_is_the_base(tiny_model: Path, tmp_path: Path, kind: str) -> None:
     want = saved(tiny_model, tmp_path / "adapter", variants()[kind]())
     torch.manual_seed(99)  # what loading draws must not matter

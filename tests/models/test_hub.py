@@ -110,6 +110,7 @@ def local_forgetting(folders: dict[str, Path], base: str, tuned: str) -> float:
 # every command, offline
 
 
+@pytest.mark.full
 def test_measure_by_id_gives_the_numbers_of_the_folders(
     cached: HubCache, folders: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -336,6 +336,7 @@ def test_writes_the_whole_file_or_none(tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["report.html"]
 
 
+@pytest.mark.full
 def test_a_report_of_a_part_of_a_study_says_so_at_the_top():
     config, table, runs, fits = study(("news",))
     assert "Partial:" not in render_study(config, table, runs, fits, asked=len(runs))

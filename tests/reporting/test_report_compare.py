@@ -123,6 +123,7 @@ def test_the_section_is_drawn_and_fits(show, width):  # noqa: F811 - the fixture
     assert opened.trouble == []
 
 
+@pytest.mark.full
 def test_a_reference_that_is_no_line_is_said_and_nothing_is_ranked():
     config, rows, runs, fits, capabilities, _ = made()
     text = with_words(render_study(config, rows, runs, fits, capabilities, made()[-1]))

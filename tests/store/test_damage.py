@@ -22,15 +22,7 @@ from forgetting.store.folder import GoneError, RunFolder, StudyFolder
 from forgetting.store.table import fitted_rows, load_table
 from forgetting.studies.conclude import conclude
 from forgetting.studies.study import left
-from scale_study import make
 from small_study import command
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    """40 finished runs of 6 measurements: 2 data sets, 10 ranks, 2 seeds."""
-    make(tmp_path / "many", 40, measurements=6)
-    return tmp_path / "many"
 
 
 def slow_chain(rows: list[dict[str, Any]]) -> str:

@@ -19,15 +19,7 @@ from forgetting.store import table_cache
 from forgetting.store.folder import RunFolder, StudyFolder
 from forgetting.store.table import load_table
 from forgetting.studies.study import left
-from scale_study import make
 from small_study import command
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    """40 finished runs of 6 measurements: 2 data sets, 10 ranks, 2 seeds."""
-    make(tmp_path / "many", 40, measurements=6)
-    return tmp_path / "many"
 
 
 def lines_of(run: RunFolder) -> list[str]:
@@ -95,7 +87,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("kept", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_one_damaged_run_is_left_out_by_name_and_the_others_go_on(
     study: Path, how: str, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

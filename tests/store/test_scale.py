@@ -23,13 +23,6 @@ from forgetting.studies.study import left
 from scale_study import make
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    """40 finished runs of 6 measurements."""
-    make(tmp_path / "many", 40, measurements=6)
-    return tmp_path / "many"
-
-
 def twin(folder: Path) -> pd.DataFrame:
     """The slow way: every line of every run by itself."""
     found = []
@@ -103,6 +96,7 @@ def test_damaged_columns_are_noticed_and_made_again(
     assert "damaged" not in caplog.text
 
 
+@pytest.mark.full
 def test_no_flipped_bit_changes_a_kept_number(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever the bit lies, in values or in what describes them: the columns are equal, or made again."""
     monkeypatch.setattr(table_cache, "KEPT_FROM", 1)

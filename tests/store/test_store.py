@@ -116,6 +116,7 @@ def _hold(path: Path, held: multiprocessing.synchronize.Event, release: multipro
         release.wait(30)
 
 
+@pytest.mark.full
 def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     held, release = context.Event(), context.Event()

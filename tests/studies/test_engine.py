@@ -20,6 +20,9 @@ from forgetting.studies.engines import Event, Local, worker
 from forgetting.studies.engines.base import RETRIES, Attempts, Tell
 from forgetting.tuning import stopping
 
+JOBS = [1, pytest.param(2, marks=pytest.mark.full)]
+"""In this process; in two others."""
+
 
 def do(tasks: list[str], work: Any, jobs: int, events: list[Event] | None = None) -> dict[str, str]:
     hear = (lambda _: None) if events is None else events.append
@@ -59,7 +62,7 @@ def fail_on_b(folder: str, task: str, tell: Tell) -> None:
     write(folder, task, tell)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", JOBS)
 def test_every_task_once_with_its_events_in_order(tmp_path: Path, jobs: int) -> None:
     events: list[Event] = []
     tasks = ["a", "b", "c"]
@@ -103,13 +106,14 @@ def test_attempts_count_deaths_without_progress() -> None:
     assert attempts.again("b")
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", JOBS)
 def test_what_work_raises_ends_the_execution(tmp_path: Path, jobs: int) -> None:
     with pytest.raises(UsageError, match="no such thing"):
         do(["a", "b", "c", "d", "e"], functools.partial(fail_on_b, str(tmp_path)), jobs)
     assert not (tmp_path / "e").exists()
 
 
+@pytest.mark.full
 def test_workers_that_cannot_start_leave_their_tasks_undone_and_reported() -> None:
     lost = do(["a", "b"], _Unloadable(), 2)
     assert lost == dict.fromkeys(["a", "b"], "no worker process could be started (exit code 7)")
@@ -122,7 +126,7 @@ class _Unloadable:
         raise AssertionError
 
     def __reduce__(self) -> tuple[object, ...]:
-        return sys.exit, (7,)
+        return os._exit, (7,)
 
 
 def until_stopped(folder: str, task: str, tell: Tell) -> None:
@@ -134,7 +138,7 @@ def until_stopped(folder: str, task: str, tell: Tell) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", JOBS)
 def test_a_request_to_stop_reaches_the_tasks_in_hand_and_no_other_is_begun(tmp_path: Path, jobs: int) -> None:
     events: list[Event] = []
 
@@ -186,6 +190,7 @@ def look_around(folder: str, task: str, tell: Tell) -> None:
     (Path(folder) / task).write_text(f"{loaded} {os.environ.get('HF_HUB_CACHE')} {Path.cwd()}")
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux alone")
 def test_workers_find_the_libraries_loaded_and_the_environment_of_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -200,8 +205,10 @@ def test_workers_find_the_libraries_loaded_and_the_environment_of_now(
         assert do(["a", "b"], work, 2) == {}
         for task in ("a", "b"):
             assert (tmp_path / task).read_text() == f"{libraries} {place} {Path.cwd()}"
+    forkserver._forkserver._stop()  # type: ignore[attr-defined] - it has this test's environment
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux alone")
 @pytest.mark.parametrize("broken", [EOFError(), ConnectionResetError()])
 def test_a_killed_server_of_forks_does_not_end_the_work(

@@ -62,6 +62,14 @@ def stopped_at(config: StudyConfig, out: Path, step: int) -> Path:
     return next(out.glob("runs/*/checkpoints"))
 
 
+@pytest.fixture(scope="module")
+def stopped(tiny_model: Path, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study stopped at step 7; tests resume copies of it."""
+    out = tmp_path_factory.mktemp("stopped") / "s"
+    stopped_at(validate(fields(tiny_model, corpora), where="test"), out, 7)
+    return out
+
+
 def truncate(checkpoint: Path) -> str:
     file = checkpoint / "adapter_model.safetensors"
     size = file.stat().st_size
@@ -83,9 +91,9 @@ def flip(checkpoint: Path) -> str:
 
 
 def test_a_run_stopped_between_two_measurements_has_its_checkpoint_there(
-    config: StudyConfig, tmp_path: Path, whole: dict[str, list[dict[str, Any]]]
+    config: StudyConfig, tmp_path: Path, whole: dict[str, list[dict[str, Any]]], stopped: Path
 ) -> None:
-    folder = stopped_at(config, tmp_path / "s", 7)
+    (folder,) = shutil.copytree(stopped, tmp_path / "s").glob("runs/*/checkpoints")
     assert checkpoints.newest(folder).step == 7
     assert [row["step"] for row in next(iter(numbers(tmp_path / "s").values()))] == [0, 2, 4, 6]
     spent = json.loads((folder / "checkpoint-7" / checkpoints.MARK).read_text())["state"]
@@ -97,9 +105,13 @@ def test_a_run_stopped_between_two_measurements_has_its_checkpoint_there(
 
 @pytest.mark.parametrize("damage", [truncate, lose, flip])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
-    config: StudyConfig, tmp_path: Path, whole: dict[str, list[dict[str, Any]]], damage: Callable[[Path], str]
+    config: StudyConfig,
+    tmp_path: Path,
+    whole: dict[str, list[dict[str, Any]]],
+    stopped: Path,
+    damage: Callable[[Path], str],
 ) -> None:
-    folder = stopped_at(config, tmp_path / "s", 7)
+    (folder,) = shutil.copytree(stopped, tmp_path / "s").glob("runs/*/checkpoints")
     wrong = damage(folder / "checkpoint-7")
     study(config, tmp_path / "s", engine=Local(1))
     assert numbers(tmp_path / "s") == whole

@@ -59,6 +59,7 @@ def test_wrong_combinations_are_refused_before_anything_runs(
     assert not (tmp_path / "s" / "runs").exists()
 
 
+@pytest.mark.full
 def test_general_text_that_is_measured_is_refused(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     def refused(source: Path, **changes: Any) -> str:
         for name in ("replay", "kl", "ewc"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +95,26 @@ def test_stored_numbers_equal_the_slow_twin_on_the_saved_adapter(
     assert not (run.path / "checkpoints").exists()
 
 
+TRAINING = {"steps": 8, "batch_size": 4, "warmup_steps": 1, "learning_rate": 1e-2}
+Losses = Callable[..., list[float]]
+
+
+@pytest.fixture(scope="module")
+def losses_with(tiny_model: Path, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Losses:
+    """Fine-tuning losses of a run by training options that are not `TRAINING`'s; each is trained once."""
+
+    @functools.cache
+    def losses(**changes: Any) -> list[float]:
+        config = configure(tiny_model, corpora, training=TRAINING | changes)
+        return study(config, tmp_path_factory.mktemp("run") / "s", engine=Local(1)).table["finetune_loss"].tolist()
+
+    return losses
+
+
 @pytest.mark.full
-def test_gradient_accumulation_trains_as_one_batch_does(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
-    training = {"steps": 8, "batch_size": 4, "warmup_steps": 1, "learning_rate": 1e-2}
-    losses = []
-    for name, extra in (("whole", {}), ("parts", {"micro_batch_size": 1})):
-        config = configure(tiny_model, corpora, training={**training, **extra})
-        losses.append(study(config, tmp_path / name, engine=Local(1)).table["finetune_loss"].to_numpy())
+def test_gradient_accumulation_trains_as_one_batch_does(losses_with: Losses) -> None:
     # answers differ in length: a mean of means over micro-batches would be another loss
-    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-5)
+    np.testing.assert_allclose(losses_with(), losses_with(micro_batch_size=1), rtol=2e-5)
 
 
 @pytest.mark.full
@@ -119,30 +132,16 @@ def test_gradient_accumulation_trains_as_one_batch_does(tiny_model: Path, corpor
     ],
     ids=lambda change: "-".join(f"{k}={v}" for k, v in change.items()),
 )
-def test_every_training_option_changes_the_result(
-    tiny_model: Path, corpora: Path, tmp_path: Path, change: dict[str, Any]
-) -> None:
-    plain = {"steps": 8, "batch_size": 4, "warmup_steps": 1, "learning_rate": 1e-2}
-    if "weight_decay" in change:
-        plain["optimizer"] = "adamw"  # type: ignore[assignment]
-    losses = {
-        name: study(configure(tiny_model, corpora, training=training), tmp_path / name, engine=Local(1)).table[
-            "finetune_loss"
-        ]
-        for name, training in (("plain", plain), ("changed", {**plain, **change}))
-    }
-    assert losses["plain"].iloc[0] == losses["changed"].iloc[0]
-    assert losses["plain"].iloc[-1] != losses["changed"].iloc[-1]
+def test_every_training_option_changes_the_result(losses_with: Losses, change: dict[str, Any]) -> None:
+    plain = losses_with(optimizer="adamw") if "weight_decay" in change else losses_with()
+    changed = losses_with(**change)
+    assert plain[0] == changed[0]
+    assert plain[-1] != changed[-1]
 
 
 @pytest.mark.full
-def test_gradient_checkpointing_changes_memory_and_not_numbers(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
-    training = {"steps": 8, "batch_size": 4, "warmup_steps": 1, "learning_rate": 1e-2}
-    losses = [
-        study(configure(tiny_model, corpora, training={**training, **extra}), tmp_path / str(i), engine=Local(1)).table
-        for i, extra in enumerate(({}, {"gradient_checkpointing": True}))
-    ]
-    np.testing.assert_allclose(losses[0]["finetune_loss"], losses[1]["finetune_loss"], rtol=1e-6)
+def test_gradient_checkpointing_changes_memory_and_not_numbers(losses_with: Losses) -> None:
+    np.testing.assert_allclose(losses_with(), losses_with(gradient_checkpointing=True), rtol=1e-6)
 
 
 @pytest.mark.full

@@ -23,7 +23,7 @@ from ...models import processes
 from ...tuning import stopping
 from .base import POLL, Attempts, Event, Hear, PipeEnd, R, Work
 from .local import count_cores, ending
-from .worker import WorkerProcess, one_task
+from .worker import WorkerProcess, one_task, worker_context
 
 GRACE = 10.0
 """Seconds in which the other processes of a run end, too, once one has; then they wait for it and are killed."""
@@ -121,7 +121,7 @@ class _Team:
     """The processes of a launch, each on a pipe of its own, in the order of their numbers."""
 
     def __init__(self, launch: processes.Launch, work: Work, threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = worker_context() if launch.device == "cpu" else multiprocessing.get_context("spawn")
         self.place = tempfile.mkdtemp(prefix="forgetting-")
         self.pipes: list[PipeEnd] = []
         self.processes: list[BaseProcess] = []

@@ -30,6 +30,8 @@ _LIBRARIES = [
     "forgetting.studies.engines.shared_memory",
 ]
 """What a server of forks imports for all workers; last, what keeps it shared."""
+_WITHOUT_WEIGHT = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTEST_CURRENT_TEST")
+"""May differ from the server's: threads are set again, no accelerator is here, and no library reads a test's name."""
 _server: tuple[dict[str, str], Path] | None = None
 """Environment and folder in which this process began its server of forks."""
 
@@ -46,7 +48,7 @@ def worker_context() -> Context:
 
     if not sys.platform.startswith("linux") or torch.accelerator.is_available():
         return multiprocessing.get_context("spawn")
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment = {name: value for name, value in os.environ.items() if name not in _WITHOUT_WEIGHT}
     try:
         now = environment, Path.cwd()
     except OSError:  # the folder is gone
