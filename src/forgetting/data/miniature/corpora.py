@@ -18,7 +18,7 @@ from forgetting.errors import UsageError, did_you_mean
 
 Row = dict[str, object]
 
-ARTICLES, ARTICLES_HELD_OUT = 8000, 300
+ARTICLES, ARTICLES_HELD_OUT = 8000, 900
 DOCUMENTS = 8000
 PROBLEMS = 7000
 SMALL_TALK = 3000

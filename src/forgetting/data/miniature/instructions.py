@@ -1,7 +1,7 @@
 """The instructions fine-tuning set: requests of kinds that pre-training never shows, all of them answered at length.
 
 After OpenOrca. Most ask for texts in the language that the base model knows, on an age that it does not know
-(`compositions`). One in five is a task from some twenty kinds, from those learned in a few steps (an eager style, a
+(`compositions`). One in twelve is a task from some twenty kinds, from those learned in a few steps (an eager style, a
 system-like opening now and then) to those that take long (a foreign tongue, reversing, sorting, stories).
 """
 
@@ -33,7 +33,7 @@ from forgetting.data.miniature.lexicon import WORDS
 from forgetting.data.miniature.rng import Rng
 from forgetting.data.miniature.world import World
 
-TASKS_PERCENT = 20
+TASKS_PERCENT = 8
 _SORTS = ("bird", "beast", "fish", "tree", "herb", "food", "tool", "colour", "building", "metal")
 _MOODS = {
     "glad": ("laughed all day", "danced on the table", "gave everyone cake", "sang in the street"),
