@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..config.arguments import checked, model_of, wrong_type
 from ..config.schema import ModelConfig, validated
@@ -47,6 +47,7 @@ def evaluate(
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    bits: Literal[4, 8] | None = None,
     trust_remote_code: bool = False,
     tokenizer: Any = None,
     tell: Callable[[str], None] | None = None,
@@ -68,16 +69,23 @@ def evaluate(
         judge, labels: of refusals: a model's name or a judge, or a CSV of labels by hand; default rules.
         relearn: also relearn half of each suite and score the other half: lost, or out of reach?
         revision, dtype, device, trust_remote_code: of models that are loaded.
+        bits: 4 or 8 quantises them on loading (bitsandbytes).
         tokenizer: of live models.
         tell: told what is being run.
 
     Raises:
         UsageError: suites, items or models are wrong, or `out` holds answers to something else.
     """
+    if relearn and bits is not None:
+        raise UsageError(
+            f"relearn (--relearn): does not go together with bits {bits}: an adapter that is merged into quantised "
+            "weights is rounded with them"
+        )
     settings = Settings(limit, batch_size, chat, fewshot, metric=metric, cluster_by=cluster_by)
     prompts = (_text(harmful), _text(harmless), keep_completions)
     plan = Plan(_texts(suites), settings, *prompts, max_new_tokens, _texts(include_path))
-    model = _model_config(revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    loading: dict[str, Any] = {"dtype": dtype, "device": device, "bits": bits, "trust_remote_code": trust_remote_code}
+    model = _model_config(revision=revision, **loading)
     models = (model_of("base", base, optional=True), model_of("tuned", tuned))
     how: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "tell": tell}
     folder = None if out is None else Path(out)

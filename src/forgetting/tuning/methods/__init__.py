@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...config.schema import MethodConfig, RunConfig
 from ...config.variants import Variants
+from ...models import quantised
 from .any_peft import Peft
 from .base import Context, Method
 from .eva import Eva
@@ -30,7 +31,12 @@ METHODS: Variants[Method] = Variants(
     field="methods",
 )
 
-__all__ = ["METHODS", "Context", "Method", "check_methods", "expand_grid"]
+__all__ = ["METHODS", "Context", "Method", "check_methods", "expand_grid", "on_quantised"]
+
+
+def on_quantised() -> list[str]:
+    """Methods that go together with a base model whose weights are quantised."""
+    return [name for name, method in METHODS.items() if method.quantised]
 
 
 def expand_grid(config: MethodConfig) -> list[MethodConfig]:
@@ -58,4 +64,7 @@ def check_methods(runs: Sequence[RunConfig], model: PreTrainedModel, context: Ca
         same = run.dataset_name, run.method.model_dump_json(exclude={"label", "mitigations"})
         if same not in seen:
             seen.add(same)
-            METHODS.parse(run.method).check(model, context(run))
+            method = METHODS.parse(run.method)
+            if (stored := quantised.method_of(model.config)) is not None:
+                method.check_quantised(f"weights quantised by {stored}", on_quantised())
+            method.check(model, context(run))
