@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ..config.schema import MethodConfig, MitigationConfig, RunConfig, StudyConfig
 from ..errors import UsageError
 from ..store.folder import RunFolder
-from .methods import METHODS, expand_grid, on_quantised
+from .methods import check_quantised, expand_grid
 from .mitigations import MITIGATIONS, expand_together
 
 
@@ -28,7 +28,7 @@ def expand_runs(config: StudyConfig) -> list[RunConfig]:
         for together in expand_together(alternative)
     ]
     if config.model.bits is not None:
-        _check_bits(f"model.bits {config.model.bits}", variants)
+        _check_bits(config.model.bits, variants)
     runs = [
         RunConfig(
             model=config.model,
@@ -52,14 +52,15 @@ def expand_runs(config: StudyConfig) -> list[RunConfig]:
     return runs
 
 
-def _check_bits(how: str, variants: list[tuple[MethodConfig, tuple[MitigationConfig, ...]]]) -> None:
+def _check_bits(bits: int, variants: list[tuple[MethodConfig, tuple[MitigationConfig, ...]]]) -> None:
     """Refuse what cannot be done on a base model whose weights are quantised.
 
     Raises:
         UsageError: names the method or mitigation.
     """
+    how = f"model.bits {bits}"
     for method, together in variants:
-        METHODS.parse(method).check_quantised(how, on_quantised())
+        check_quantised(method, how, bits)
         for mitigation in together:
             if not MITIGATIONS.find(mitigation.name).quantised:
                 raise UsageError(

@@ -31,12 +31,22 @@ METHODS: Variants[Method] = Variants(
     field="methods",
 )
 
-__all__ = ["METHODS", "Context", "Method", "check_methods", "expand_grid", "on_quantised"]
+__all__ = ["METHODS", "Context", "Method", "check_methods", "check_quantised", "expand_grid"]
 
 
-def on_quantised() -> list[str]:
-    """Methods that go together with a base model whose weights are quantised."""
-    return [name for name, method in METHODS.items() if method.quantised]
+def check_quantised(config: MethodConfig, how: str, bits: int | None) -> None:
+    """Refuse a method that does not go together with a base model whose weights are quantised.
+
+    Args:
+        config: the method.
+        how: they are quantised, in words.
+        bits: by bitsandbytes; None by something else.
+
+    Raises:
+        UsageError: names the method, and those that do.
+    """
+    fit = [name for name, one in METHODS.items() if one.quantised and (bits is None or bits in one.quantised)]
+    METHODS.parse(config).check_quantised(how, bits, [*fit, "peft"])
 
 
 def expand_grid(config: MethodConfig) -> list[MethodConfig]:
@@ -66,5 +76,5 @@ def check_methods(runs: Sequence[RunConfig], model: PreTrainedModel, context: Ca
             seen.add(same)
             method = METHODS.parse(run.method)
             if (stored := quantised.method_of(model.config)) is not None:
-                method.check_quantised(f"weights quantised by {stored}", on_quantised())
+                check_quantised(run.method, f"weights quantised by {stored}", quantised.bits_of(model.config))
             method.check(model, context(run))

@@ -70,7 +70,7 @@ class Peft(Method):
         made: PeftConfig = refused(lambda: kinds[kind](task_type="CAUSAL_LM", **given), "methods.peft.config")
         return made
 
-    def check_quantised(self, how: str, fit: Sequence[str]) -> None:
+    def check_quantised(self, how: str, bits: int | None, fit: Sequence[str]) -> None:
         """Refuse types that read quantised weights as if they were numbers; see `Method.check_quantised`."""
         kind, init = self.config["peft_type"].upper(), self.config.get("init_lora_weights", True)
         if kind not in ON_QUANTISED:
@@ -78,6 +78,8 @@ class Peft(Method):
                 f"methods.peft.config.peft_type: {kind} does not go together with {how}; use one of "
                 f"{', '.join(ON_QUANTISED)}"
             )
+        if self.config.get("use_dora") and bits == 8:
+            raise UsageError(f"methods.peft.config.use_dora: does not go together with {how}; leave it out")
         if init not in (True, False, "gaussian"):
             raise UsageError(
                 f"methods.peft.config.init_lora_weights: {init} does not go together with {how}: it starts from the "

@@ -29,7 +29,6 @@ class Eva(LowRank):
     """A starts as the main directions of a layer's inputs on the training data, B as zero. P = sum r_l (in + out)."""
 
     name: ClassVar[str] = "eva"
-    quantised: ClassVar[bool] = True
     references: ClassVar[tuple[str, ...]] = ("paischer2024eva",)
 
     rho: float = Field(2.0, ge=1, le=16, description="a layer's rank is at most rho times `rank`; 1 leaves ranks equal")
