@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
-from forgetting import measure
+from forgetting import ForgettingCallback, measure
 from forgetting.analysis.study_table import load_study
 from forgetting.config.schema import ModelConfig, digest_of
 from forgetting.errors import UsageError
 from forgetting.models import quantised
 from forgetting.models.adapters import undisturbed
 from forgetting.models.loading import count_parameters, load_base
+from forgetting.store.columns import COSTS
+from forgetting.store.folder import StudyFolder
 from forgetting.studies.engines import Local
 from forgetting.studies.inputs import StudyInputs
 from forgetting.studies.study import study
@@ -36,9 +48,7 @@ METHODS = [
 @pytest.fixture(scope="session")
 def wide(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama whose layers have inputs that are multiples of 64."""
-    folder = tmp_path_factory.mktemp("wide")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((tiny_model / name).read_bytes())
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("wide") / "model")
     config = LlamaConfig.from_pretrained(tiny_model)
     config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 32
     torch.manual_seed(0)
@@ -78,7 +88,7 @@ def test_step_0_is_nothing_against_the_quantised_model_and_the_cost_of_quantisin
     # the slow twin: the base in full precision against the same in 4 bits, token by token
     inputs = StudyInputs(configure(wide, wide, model={"source": str(wide), "bits": 4}))
     exact, rough = load_base(ModelConfig(source=str(wide))).model, inputs.base().model
-    windows = StudyInputs(_config(runs["full"])).text
+    windows = StudyInputs(StudyFolder.open(runs["full"]).config()).text
     change, count = 0.0, 0
     for index in range(len(windows)):
         ids, predicted = windows.window(index)
@@ -90,12 +100,6 @@ def test_step_0_is_nothing_against_the_quantised_model_and_the_cost_of_quantisin
         change += float((one.gather(1, top) - other.gather(1, top))[chosen].sum())
         count += int(chosen.sum())
     assert full["forgetting"] == pytest.approx(change / count, abs=1e-5)
-
-
-def _config(path: Path) -> Any:
-    from forgetting.store.folder import StudyFolder
-
-    return StudyFolder.open(path).config()
 
 
 @pytest.mark.full
@@ -129,11 +133,38 @@ def test_a_cut_run_in_4_bits_goes_on_as_if_it_had_not_been(
     with pytest.raises(stopping.StoppedError):
         study(config, tmp_path / "s", engine=Local(1), on_event=cut)
     study(config, tmp_path / "s", engine=Local(1))
-    for step in (0, 4, 8):
-        one, other = rows(tmp_path / "s", step), rows(runs["quantised"], step)
-        assert {k: v for k, v in one.items() if "seconds" not in k and k != "peak_memory"} == {
-            k: v for k, v in other.items() if "seconds" not in k and k != "peak_memory"
-        }
+    run_id = str(rows(tmp_path / "s", 8)["run_id"])
+    cut_rows, whole_rows = (
+        [{name: value for name, value in row.items() if name not in COSTS} for row in measured]
+        for measured in (
+            StudyFolder.open(path).run(run_id).measurements() for path in (tmp_path / "s", runs["quantised"])
+        )
+    )
+    assert cut_rows == whole_rows
+    assert len(cut_rows) == 3
+
+
+@pytest.mark.full
+def test_the_callback_says_that_it_counts_from_the_quantised_model_and_changes_no_training(
+    wide: Path, corpora: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    tokenizer = AutoTokenizer.from_pretrained(wide)
+    texts = [json.loads(line)["text"] for line in (corpora / "train.jsonl").read_text().splitlines()[:8]]
+    items = [{"input_ids": ids, "labels": ids} for ids in (tokenizer(text)["input_ids"][:16] for text in texts)]
+    trained = []
+    for callbacks in ([], [ForgettingCallback(str(corpora / "general.jsonl"), tokenizer=tokenizer, context=16)]):
+        kind = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+        base = AutoModelForCausalLM.from_pretrained(wide, quantization_config=kind)
+        torch.manual_seed(0)
+        model = get_peft_model(prepare_model_for_kbit_training(base), LoraConfig(r=2, target_modules="all-linear"))
+        how = {"max_steps": 3, "report_to": [], "save_strategy": "no", "disable_tqdm": True, "learning_rate": 1e-2}
+        Trainer(model, TrainingArguments(str(tmp_path), **how), train_dataset=items, callbacks=callbacks).train()
+        trained.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
+    assert "the base model is quantised to 4 bits (NF4, bitsandbytes): forgetting is counted from it" in caplog.text
+    assert callbacks[0].rows[0]["forgetting"] == 0.0
+    assert callbacks[0].rows[-1]["forgetting"] != 0.0
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
 
 
 @pytest.mark.parametrize("bits", [4, 8])
