@@ -68,24 +68,17 @@ def evaluate(
         keep_completions: store the replies to harmful prompts.
         judge, labels: of refusals: a model's name or a judge, or a CSV of labels by hand; default rules.
         relearn: also relearn half of each suite and score the other half: lost, or out of reach?
-        revision, dtype, device, trust_remote_code: of models that are loaded.
-        bits: 4 or 8 quantises them on loading (bitsandbytes).
+        revision, dtype, device, bits, trust_remote_code: of models that are loaded; 4 or 8 bits quantise them.
         tokenizer: of live models.
         tell: told what is being run.
 
     Raises:
         UsageError: suites, items or models are wrong, or `out` holds answers to something else.
     """
-    if relearn and bits is not None:
-        raise UsageError(
-            f"relearn (--relearn): does not go together with bits {bits}: an adapter that is merged into quantised "
-            "weights is rounded with them"
-        )
     settings = Settings(limit, batch_size, chat, fewshot, metric=metric, cluster_by=cluster_by)
     prompts = (_text(harmful), _text(harmless), keep_completions)
     plan = Plan(_texts(suites), settings, *prompts, max_new_tokens, _texts(include_path))
-    loading: dict[str, Any] = {"dtype": dtype, "device": device, "bits": bits, "trust_remote_code": trust_remote_code}
-    model = _model_config(revision=revision, **loading)
+    model = _model_config(relearn, revision, dtype, device, bits, trust_remote_code)
     models = (model_of("base", base, optional=True), model_of("tuned", tuned))
     how: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "tell": tell}
     folder = None if out is None else Path(out)
@@ -93,8 +86,15 @@ def evaluate(
     return replace(found, relearned=probe(*models, found.rows, **how)) if relearn else found
 
 
-def _model_config(**fields: Any) -> ModelConfig:
-    return validated(ModelConfig, {"source": "-", **fields}, "evaluate")
+def _model_config(relearn: bool, *given: Any) -> ModelConfig:
+    fields = dict(zip(("revision", "dtype", "device", "bits", "trust_remote_code"), given, strict=True))
+    model = validated(ModelConfig, {"source": "-", **fields}, "evaluate")
+    if relearn and model.bits is not None:
+        raise UsageError(
+            f"relearn (--relearn): does not go together with bits {model.bits}: an adapter that is merged into "
+            "quantised weights is rounded with them"
+        )
+    return model
 
 
 def _judge(judge: Any, labels: str | os.PathLike[str] | None) -> Judge | None:
