@@ -54,7 +54,7 @@ types: .venv/.dev
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt | new-enough
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt torch
-	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt --editable ".[trl,ray]" \
+	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt --editable ".[trl,ray,quantized]" \
 	  tensorboard mlflow-skinny openpyxl pytest pytest-xdist hypothesis
 	@touch $@
 

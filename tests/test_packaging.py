@@ -16,8 +16,6 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-UNTRIED = {"bitsandbytes"}
-"""What the tests cannot try: it needs a GPU."""
 TOOLS = {"pytest-xdist", "playwright", "ruff", "mypy", "types-pyyaml", "pandas-stubs", "scipy-stubs"}
 """A contributor's tools, which no user installs: of any version."""
 
@@ -41,7 +39,7 @@ def bounds() -> list[tuple[str, Requirement]]:
 def test_each_lower_bound_is_the_oldest_version_tested(section: str, requirement: Requirement) -> None:
     name = canonicalize_name(requirement.name)
     oldest = pins("constraints-oldest.txt")
-    if name in UNTRIED or (section == "dev" and name in TOOLS):
+    if section == "dev" and name in TOOLS:
         assert name not in oldest
     else:
         assert str(requirement.specifier) == str(oldest[name].specifier).replace("==", ">=")
@@ -50,7 +48,7 @@ def test_each_lower_bound_is_the_oldest_version_tested(section: str, requirement
 def test_the_oldest_versions_are_exact_and_nothing_else_is_among_them() -> None:
     oldest = pins("constraints-oldest.txt")
     assert all([each.operator for each in requirement.specifier] == ["=="] for requirement in oldest.values())
-    assert set(oldest) == {canonicalize_name(requirement.name) for _, requirement in bounds()} - UNTRIED - TOOLS
+    assert set(oldest) == {canonicalize_name(requirement.name) for _, requirement in bounds()} - TOOLS
 
 
 def test_both_sets_of_versions_have_the_one_torch_that_is_built_for_cpus() -> None:

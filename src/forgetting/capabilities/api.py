@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..config.arguments import checked, model_of, wrong_type
 from ..config.schema import ModelConfig, validated
@@ -47,6 +47,7 @@ def evaluate(
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    bits: Literal[4, 8] | None = None,
     trust_remote_code: bool = False,
     tokenizer: Any = None,
     tell: Callable[[str], None] | None = None,
@@ -67,7 +68,7 @@ def evaluate(
         keep_completions: store the replies to harmful prompts.
         judge, labels: of refusals: a model's name or a judge, or a CSV of labels by hand; default rules.
         relearn: also relearn half of each suite and score the other half: lost, or out of reach?
-        revision, dtype, device, trust_remote_code: of models that are loaded.
+        revision, dtype, device, bits, trust_remote_code: of models that are loaded; 4 or 8 bits quantise them.
         tokenizer: of live models.
         tell: told what is being run.
 
@@ -77,7 +78,7 @@ def evaluate(
     settings = Settings(limit, batch_size, chat, fewshot, metric=metric, cluster_by=cluster_by)
     prompts = (_text(harmful), _text(harmless), keep_completions)
     plan = Plan(_texts(suites), settings, *prompts, max_new_tokens, _texts(include_path))
-    model = _model_config(revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    model = _model_config(relearn, revision, dtype, device, bits, trust_remote_code)
     models = (model_of("base", base, optional=True), model_of("tuned", tuned))
     how: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "tell": tell}
     folder = None if out is None else Path(out)
@@ -85,8 +86,15 @@ def evaluate(
     return replace(found, relearned=probe(*models, found.rows, **how)) if relearn else found
 
 
-def _model_config(**fields: Any) -> ModelConfig:
-    return validated(ModelConfig, {"source": "-", **fields}, "evaluate")
+def _model_config(relearn: bool, *given: Any) -> ModelConfig:
+    fields = dict(zip(("revision", "dtype", "device", "bits", "trust_remote_code"), given, strict=True))
+    model = validated(ModelConfig, {"source": "-", **fields}, "evaluate")
+    if relearn and model.bits is not None:
+        raise UsageError(
+            f"relearn (--relearn): does not go together with bits {model.bits}: an adapter that is merged into "
+            "quantised weights is rounded with them"
+        )
+    return model
 
 
 def _judge(judge: Any, labels: str | os.PathLike[str] | None) -> Judge | None:

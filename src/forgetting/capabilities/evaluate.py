@@ -126,11 +126,11 @@ def evaluate(
     config = model or ModelConfig(source="-")
     subject = Subject(base, tuned, config, tokenizer)
     asked = plan or Plan()
-    asked = replace(asked, settings=replace(asked.settings, dtype=None if config.dtype == "auto" else config.dtype))
+    dtype = _dtype(config)
+    asked = replace(asked, settings=replace(asked.settings, dtype=dtype))
     with tempfile.TemporaryDirectory() as scratch:
         folder = out or Path(scratch)
         suites = asked.make(miniature=subject.names[0] == "miniature", folder=folder / "tasks")
-        dtype = None if model is None or model.dtype == "auto" else model.dtype
         asker = Asker(AnswerStore(folder), suites, asked, tell, dtype)
         sides = [asker.ask(subject, side) for side in (0, 1)]
     rows = {suite.name: pair_up(sides[0][suite.name], sides[1][suite.name]) for suite in suites}
@@ -143,6 +143,13 @@ def evaluate(
         rows=rows,
         seconds=asker.seconds,
     )
+
+
+def _dtype(config: ModelConfig) -> str | None:
+    """Under which answers are stored: the dtype and bits that were asked for; None as the models are stored."""
+    if config.bits is not None:
+        return f"{config.dtype}-{config.bits}bit"
+    return None if config.dtype == "auto" else config.dtype
 
 
 def result_of(suite: str, rows: Rows, judge: Judge | None = None) -> SuiteResult:

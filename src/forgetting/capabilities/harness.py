@@ -306,7 +306,9 @@ def as_lm(model: Any, tokenizer: Any, batch_size: int | None = None) -> Any:
 
 def default_batch(model: Any) -> int:
     """Items a forward pass: many for a model so small that its arrays are; few where memory may be short."""
-    return 256 if sum(p.numel() for p in model.parameters()) < 50_000_000 else 16
+    from ..models.loading import count_parameters
+
+    return 256 if count_parameters(model, trainable=False) < 50_000_000 else 16
 
 
 @contextlib.contextmanager

@@ -150,7 +150,8 @@ class Probe:
         from ..models.adapters import is_peft
         from ..models.loading import load_base
 
-        return model if is_peft(model) else load_base(self.model).model
+        against = self.model.measured_against()
+        return model if is_peft(model) and against == self.model else load_base(against).model
 
 
 def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None = None) -> list[str]:
@@ -172,7 +173,7 @@ def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None
         raise UsageError(f"{study}: no finished run to evaluate; run `forgetting study {study}`")
     chosen = plan if plan.suites or config.capabilities is None else _over(plan_of(config), plan)
     step = config.training.steps
-    base = load_base(config.model)
+    base = load_base(config.model.measured_against())
     config = config.model_copy(update={"model": base.pinned(config.model)})
     if tell:
         tell("base")

@@ -31,13 +31,6 @@ class DeviceMap(StrEnum):
     auto = "auto"
 
 
-class Bits(StrEnum):
-    """Allowed --bits."""
-
-    four = "4"
-    eight = "8"
-
-
 Base = Annotated[str, typer.Argument(help="The base model: a folder, a Hub id, or `miniature`.")]
 Tuned = Annotated[str, typer.Argument(help="What was fine-tuned from it: a PEFT adapter or a full model.")]
 Text = Annotated[
@@ -75,9 +68,6 @@ class MeasureOptions:
     device_map: Annotated[
         DeviceMap | None, typer.Option("--device-map", help="Spread each model over all devices.")
     ] = None
-    bits: Annotated[Bits | None, typer.Option("--bits", help="Quantise on loading, by bitsandbytes; needs a GPU.")] = (
-        None
-    )
     batch_tokens: o.BatchTokens = None
     cache: Annotated[
         Path | None,
@@ -99,7 +89,6 @@ class MeasureOptions:
         return {
             **{name: getattr(self, name) for name in plain},
             "device_map": self.device_map and self.device_map.value,
-            "bits": self.bits and int(self.bits.value),
             "cache_dir": None if self.no_cache else (self.cache or "auto"),
             **models.given(),
         }
@@ -187,7 +176,8 @@ def _text(source: str | None, given: list[str] | None) -> str | TextConfig | Non
         raise UsageError("--text-field: says how to read --text, which is missing")
     from pydantic import ValidationError
 
-    from ..config.schema import TextConfig, explain
+    from ..config.explaining import explain
+    from ..config.schema import TextConfig
 
     fields = {}
     for item in given:

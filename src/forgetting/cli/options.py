@@ -25,6 +25,13 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Bits(StrEnum):
+    """Allowed --bits."""
+
+    four = "4"
+    eight = "8"
+
+
 class EngineName(StrEnum):
     """Allowed --engine."""
 
@@ -109,10 +116,13 @@ class ModelOptions:
     trust_remote_code: Annotated[
         bool | None, typer.Option("--trust-remote-code", help="Run Python code shipped with the models.")
     ] = None
+    bits: Annotated[
+        Bits | None, typer.Option(help="Quantise the base model on loading, by bitsandbytes: 4 bits (NF4), or 8.")
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """The fields of `model` in a configuration that were given."""
-        chosen = asdict(self) | {"dtype": self.dtype and self.dtype.value}
+        chosen = asdict(self) | {"dtype": self.dtype and self.dtype.value, "bits": self.bits and int(self.bits.value)}
         return {name: value for name, value in chosen.items() if value is not None}
 
 

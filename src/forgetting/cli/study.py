@@ -206,6 +206,8 @@ def table_command(
     if as_parquet and sys.stdout.isatty():
         raise UsageError("--parquet writes binary data: redirect it, for example `> runs.parquet`")
     from ..analysis.study_table import read_study
+    from ..config.bits import measured_against
+    from ..store.folder import StudyFolder
     from ..store.table import records
 
     found = read_study(study)
@@ -227,6 +229,10 @@ def table_command(
     else:
         _print_table(found)
     _say(found.left)
+    if not (as_json or as_csv or as_parquet):
+        model = StudyFolder.open(study).config().model
+        if model.bits is not None:
+            say(f"note: {measured_against(model.bits, model.reference)}")
 
 
 def write_csv(table: pd.DataFrame) -> None:

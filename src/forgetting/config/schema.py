@@ -9,7 +9,7 @@ import hashlib
 import json
 import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import (
@@ -23,10 +23,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from .. import files
-from ..errors import UsageError, did_you_mean
+from ..errors import UsageError
+from .explaining import explain
 
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -84,6 +84,25 @@ class ModelConfig(Section):
     trust_remote_code: bool = Field(
         default=False, description="run Python code shipped with the model: only if you trust it"
     )
+    bits: Literal[4, 8] | None = Field(
+        default=None,
+        description="quantise its linear layers on loading, by bitsandbytes: 4 (NF4, computed in `dtype`; QLoRA) or 8",
+    )
+    reference: Literal["quantised", "full"] = Field(
+        default="quantised",
+        description="with `bits`, what forgetting is measured against: the `quantised` model that is fine-tuned, or "
+        "the `full` one in `dtype`, so that step 0 is what quantising alone cost",
+    )
+
+    @model_validator(mode="after")
+    def _reference_of_quantised(self) -> Self:
+        if self.reference != "quantised" and self.bits is None:
+            raise ValueError(f"reference: {self.reference} needs bits; without them the model itself is the reference")
+        return self
+
+    def measured_against(self) -> ModelConfig:
+        """The model that forgetting is measured against: this one, or with `reference: full` the same without bits."""
+        return self if self.reference != "full" else self.model_copy(update={"bits": None, "reference": "quantised"})
 
 
 class TextConfig(Section):
@@ -365,6 +384,9 @@ def digest_of(run: Mapping[str, Any]) -> str:
     """
     content = {**run, "model": {**run["model"]}, "method": {**run["method"]}, "measure": {**run["measure"]}}
     content["model"].pop("device", None)
+    if content["model"].get("bits") is None:  # as the runs of versions that had no such fields
+        content["model"].pop("bits", None)
+        content["model"].pop("reference", None)
     content["method"].pop("label", None)
     content["method"].pop("mitigations", None)
     content["measure"].pop("batch_tokens", None)
@@ -398,72 +420,6 @@ def validated(model: type[M], fields: Mapping[str, Any], where: str) -> M:
         return model.model_validate(fields)
     except ValidationError as error:
         raise UsageError(*explain(error, model, where)) from None
-
-
-KINDS = {
-    "int_type": "give a whole number",
-    "float_type": "give a number",
-    "bool_type": "give true or false",
-    "string_type": "give a text",
-    "tuple_type": "give a list",
-    "dict_type": "give fields by name",
-    "model_type": "give fields by name",
-}
-"""What is allowed where a value is of another kind, by pydantic's name of the error."""
-
-
-def explain(error: ValidationError, model: type[BaseModel], where: str) -> list[str]:
-    """Pydantic's errors in lines: `where: field: got X; what is allowed`; several under one heading, one a line."""
-    # a list with a wrong item is reported as too short, too
-    items = [item for item in error.errors() if not (item["type"] == "too_short" and item["input"])]
-    lines = [_explained(item, model) for item in items]
-    if len(lines) == 1:
-        return [f"{where}: {lines[0]}"]
-    return [f"{where}: {len(lines)} fields are wrong", *(f"  {line}" for line in lines)]
-
-
-def _explained(item: ErrorDetails, model: type[BaseModel]) -> str:
-    path = ".".join(str(part) for part in item["loc"] if part != "[key]")
-    came = repr(item["input"])
-    came = came if len(came) <= 60 else came[:57] + "..."
-    match item["type"]:
-        case "extra_forbidden":
-            said = f"unknown field; {did_you_mean(str(item['loc'][-1]), _fields_at(model, item['loc'][:-1]))}"
-        case "missing":
-            said = "is missing and has no default"
-        case "value_error":
-            said = str(item["ctx"]["error"])
-        case "string_pattern_mismatch":
-            said = f"got {came}; letters, digits, '.', '_' and '-' only, at most 64, no separators"
-        case "literal_error":
-            choices = item["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-            said = f"got {came}; {did_you_mean(str(item['input']), choices)}"
-        case kind if kind in KINDS:
-            said = f"got {came}; {KINDS[kind]}"
-        case _:
-            said = f"got {came}; {item['msg'][0].lower()}{item['msg'][1:]}"
-    return f"{path}: {said}" if path else said
-
-
-def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
-    """Field names allowed at a path inside `model`, for suggestions."""
-    schema: dict[str, Any] = model.model_json_schema()
-    node = schema
-    for part in path:
-        node = _resolve(node, schema)
-        properties = node.get("properties", {})
-        patterns = list(node.get("patternProperties", {}).values())
-        node = properties.get(part) or node.get("items") or (patterns[0] if patterns else {})
-    return list(_resolve(node, schema).get("properties", {}))
-
-
-def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    while "$ref" in node or "anyOf" in node:
-        if "$ref" in node:
-            node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
-        else:  # an optional section: the one choice that is not null
-            node = next((choice for choice in node["anyOf"] if "$ref" in choice), {})
-    return node
 
 
 def expand(options: Mapping[str, Any], kind: type[Section], where: str) -> list[dict[str, Any]]:

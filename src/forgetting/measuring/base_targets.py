@@ -108,6 +108,21 @@ def base_targets(
     )[0]
 
 
+def stored_targets(
+    model: nn.Module, windows: Windows, *, key: str, cache_dir: Path, batch_tokens: int
+) -> BaseTargets | None:
+    """The targets of a model that is not loaded, where they are in the cache.
+
+    Args:
+        model: another one, on the device that it would be on.
+        windows, key, cache_dir, batch_tokens: as in `base_targets`.
+    """
+    fingerprint = targets_fingerprint(model, windows, key, batch_tokens, None)
+    job = _Job(model, windows, None, fingerprint, cache_dir)
+    found = array_cache.read(job.path("targets"), fingerprint, base_spec(windows))
+    return None if found is None else BaseTargets(**found.arrays(), fingerprint=fingerprint)
+
+
 def base_side(
     model: nn.Module,
     windows: Windows,

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..config.arguments import checked, tokenizer_of
+from ..config.bits import quantised as in_words
 from ..data import array_cache
 from ..errors import ForgettingError, UsageError
-from ..models import adapters, causal, comparable, processes, transformers_internals
+from ..models import adapters, causal, comparable, processes, quantised, transformers_internals
 from . import base_targets, passes, quantities
 from .losses import whole_losses
 from .quantities import ONE_PASS, means, not_finite, values
@@ -106,6 +107,11 @@ class ForgettingCallback(TrainerCallback):
         causal.check_causal(model, "the model")
         if adapters.is_peft(model):
             comparable.check_live_adapter(model)
+        if (bits := quantised.bits_of(model.config)) is not None:
+            log.warning(
+                "the base model is %s: forgetting is counted from it, the model with its adapter off",
+                in_words(bits),
+            )
         tokenizer = self.tokenizer or kwargs.get("processing_class")
         self.windows, *_ = read_windows(self.text, tokenizer, [model], self.context)
         self.documents = self.windows.token_documents()

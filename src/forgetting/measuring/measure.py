@@ -68,7 +68,7 @@ def measure(
         seed: of that order.
         noise_floor: also measure the base model against itself: a smaller difference is noise.
         revision, dtype, device, trust_remote_code: of models that are loaded.
-        device_map, bits: `auto` spreads each model over all devices; 4 or 8 quantises on loading.
+        device_map, bits: `auto` spreads each model over all devices; 4 or 8 quantises each on loading (bitsandbytes).
         batch_tokens: tokens a forward pass, memory and rounding only; default 512 on a CPU and 8,192 elsewhere.
         cache_dir: where base targets, and tokens of large texts, are cached; `auto` is the user's, None caches none.
 
@@ -78,8 +78,8 @@ def measure(
     """
     how: dict[str, Any] = {"context": context, "tolerance": tolerance, "seed": seed, "noise_floor": noise_floor}
     how |= {"revision": revision, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    how |= {"batch_tokens": batch_tokens, "cache_dir": cache_dir}
-    return _measure(base, tuned, text, tokenizer, _settings(device_map, bits, **how))
+    how |= {"bits": bits, "batch_tokens": batch_tokens, "cache_dir": cache_dir}
+    return _measure(base, tuned, text, tokenizer, _settings(device_map, **how))
 
 
 def _measure(base: Any, tuned: Any, text: Text, tokenizer: Any, settings: Settings) -> Measurement:
@@ -194,13 +194,13 @@ def check(
     judge(Mean(0.0, 0.0, 1, 2), budget, confidence)  # refuse nonsense before the models are loaded
     how: dict[str, Any] = {"context": context, "tolerance": tolerance, "seed": seed, "noise_floor": noise_floor}
     how |= {"revision": revision, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    how |= {"batch_tokens": batch_tokens, "cache_dir": cache_dir}
-    found = _measure(base, tuned, text, tokenizer, _settings(device_map, bits, **how))
+    how |= {"bits": bits, "batch_tokens": batch_tokens, "cache_dir": cache_dir}
+    found = _measure(base, tuned, text, tokenizer, _settings(device_map, **how))
     return CheckResult(**vars(judge(found.forgetting, budget, confidence)), measurement=found)
 
 
-def _settings(device_map: str | None, bits: Literal[4, 8] | None, *, cache_dir: Any, **fields: Any) -> Settings:
-    chosen = Settings(placement=Placement(spread=device_map is not None, bits=bits), **fields)
+def _settings(device_map: str | None, *, cache_dir: Any, **fields: Any) -> Settings:
+    chosen = Settings(placement=Placement(spread=device_map is not None), **fields)
     if cache_dir != "auto":
         chosen = replace(chosen, cache_dir=None if cache_dir is None else Path(cache_dir))
     if device_map is not None and chosen.device != "auto":
@@ -217,7 +217,7 @@ def _settings(device_map: str | None, bits: Literal[4, 8] | None, *, cache_dir: 
 
 
 def _model_config(settings: Settings) -> ModelConfig:
-    names = ("revision", "dtype", "device", "trust_remote_code")
+    names = ("revision", "dtype", "device", "trust_remote_code", "bits")
     return validated(ModelConfig, {"source": "-", **{name: getattr(settings, name) for name in names}}, "measure")
 
 

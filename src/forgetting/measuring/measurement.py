@@ -44,7 +44,8 @@ class Settings:
         revision: Hub revision of the base model.
         dtype: `auto` (as stored), float32, bfloat16, float16.
         device: `auto`, cpu, cuda, ...
-        placement: spread over devices; quantised.
+        bits: to which the models are quantised on loading; None as stored.
+        placement: spread over devices.
         trust_remote_code: run Python code shipped with the models.
         batch_tokens: tokens a forward pass: memory, and rounding, only; None is 512 on a CPU and 8,192 elsewhere.
         cache_dir: where base targets, and tokens of large texts, are cached; None caches nothing.
@@ -57,6 +58,7 @@ class Settings:
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
+    bits: Literal[4, 8] | None = None
     placement: Placement = field(default_factory=Placement)
     trust_remote_code: bool = False
     batch_tokens: int | None = None

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..files import write_atomically
-from . import accelerate_internals, bounds, peft_internals, sources
+from . import accelerate_internals, bitsandbytes_internals, bounds, peft_internals, sources
 from .sources import Source
 
 
@@ -38,6 +38,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for kind in {device.type for device in devices} & {"cpu", "cuda"}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(accelerate_internals.own_forward(model))
+        stack.enter_context(bitsandbytes_internals.layout_kept(model))
         try:
             model.eval()
             yield

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..config.schema import ModelConfig
 from ..errors import UsageError
-from . import bounds, failures, sources, tokenizer_files, weights
+from . import bounds, failures, quantised, sources, tokenizer_files, weights
 from .sources import Source
 
 if TYPE_CHECKING:
@@ -38,6 +38,11 @@ class Base:
     source: Source | None = None
     notices: tuple[str, ...] = ()
 
+    @property
+    def reference_key(self) -> str:
+        """The key of the same model without bits, as it would be loaded in full precision."""
+        return key_of(self.revision, quantised.dtype_name(self.model).partition("-")[0])
+
     def pinned(self, config: ModelConfig) -> ModelConfig:
         """The configuration, at the commit that this model was loaded from: loaded again, it is the same model."""
         commit = None if self.source is None else self.source.commit
@@ -50,11 +55,9 @@ class Placement:
 
     Attributes:
         spread: spread layers over all GPUs, then memory, as accelerate does (`device_map="auto"`).
-        bits: 4 or 8 loads linear layers quantised by bitsandbytes, which needs a GPU; None as stored.
     """
 
     spread: bool = False
-    bits: Literal[4, 8] | None = None
 
 
 PLAIN = Placement()
@@ -75,10 +78,14 @@ def load_base(config: ModelConfig, source: Source | None = None, placement: Plac
     """
     source = source or base_source(config)
     model, notices = load_model(config, source, placement)
-    dtype = str(model.dtype).removeprefix("torch.") + (f"-{placement.bits}bit" if placement.bits else "")
     revision = source.content()
     tokenizer = load_tokenizer(config, source)
-    return Base(model, tokenizer, f"{revision}/{dtype}", revision, source, tuple(notices))
+    return Base(model, tokenizer, key_of(revision, quantised.dtype_name(model)), revision, source, tuple(notices))
+
+
+def key_of(revision: str, dtype: str) -> str:
+    """The content key of a base model; see `Base`."""
+    return f"{revision}/{dtype}"
 
 
 def load_model(
@@ -98,13 +105,16 @@ def load_model(
     from .causal import check_causal
 
     name = called(config)
-    device = None if placement.spread or placement.bits else pick_device(config.device)
+    device = None if placement.spread else pick_device(config.device)
     folder = source.weights()
     notices = []
     if source.has(sources.ADAPTER_CONFIG):
         notices.append(f"{name}: an adapter lies in the same {source.place}; the model is measured without it")
-    model, found = _fitting_model(config, folder, placement)
-    if device is not None:
+    model, found = _fitting_model(config, folder, device)
+    if config.bits is not None:
+        with failures.explained(name, "cannot be prepared for training on quantised weights"):
+            model = quantised.prepared(model, name)
+    elif device is not None:
         with failures.explained(name, f"cannot be put on {device}"):
             model.to(device)
     model.eval()
@@ -113,8 +123,11 @@ def load_model(
     return model, [*notices, *found]
 
 
-def _fitting_model(config: ModelConfig, folder: Path, placement: Placement) -> tuple[Any, list[str]]:
-    """The model of a folder with all of its weights and no other's, and notices."""
+def _fitting_model(config: ModelConfig, folder: Path, device: torch.device | None) -> tuple[Any, list[str]]:
+    """The model of a folder with all of its weights and no other's, and notices.
+
+    Spread over devices where there is no one device, and on that device where its weights are quantised on loading.
+    """
     import torch
 
     name = called(config)
@@ -130,17 +143,17 @@ def _fitting_model(config: ModelConfig, folder: Path, placement: Placement) -> t
         # transformers puts an adapter that lies in the folder on the model by itself: it is looked for elsewhere
         "adapter_kwargs": {"subfolder": "no-adapter"},
     }
-    if placement.spread or placement.bits:
+    if device is None:
         options["device_map"] = "auto"
-    if placement.bits is not None:
-        options["quantization_config"] = _quantization(placement.bits)
     if wrapper is not None:
         options["key_mapping"] = weights.RENAMING
     asked = _read_config(config, folder)
+    if config.bits is not None:
+        options |= _quantising(config, asked, files, device)
     if not config.trust_remote_code:
         bounds.check_size(asked, sum(tensor.size for tensor in files.values()), name)
     model, info, notices = _loaded(name, folder, asked, options)
-    notices += weights.check_fit(name, model, info, files, quantised=_quantised_by(asked) is not None)
+    notices += weights.check_fit(name, model, info, files, quantised=quantised.method_of(asked) is not None)
     if wrapper is not None:
         whose = weights.WRAPPERS[wrapper]
         notices.append(f"{name}: read without the '{wrapper}.' that {whose} has left in the weights' names")
@@ -153,7 +166,7 @@ def _loaded(name: str, folder: Path, asked: Any, options: dict[str, Any]) -> tup
 
     if getattr(asked, "is_encoder_decoder", False):
         raise UsageError(f"{name}: an encoder-decoder ({asked.model_type}), not a left-to-right language model")
-    method = _quantised_by(asked)
+    method = quantised.method_of(asked)
     attention = getattr(asked, "_attn_implementation", None) or ""
     without = "flash" in attention and not _has_flash(attention)
     if without:
@@ -175,7 +188,7 @@ def _loaded(name: str, folder: Path, asked: Any, options: dict[str, Any]) -> tup
 PACKAGES = {
     "gptq": "optimum gptqmodel",
     "awq": "gptqmodel",
-    "bitsandbytes": "'forgetting[gpu]'",
+    "bitsandbytes": quantised.EXTRA,
     "compressed-tensors": "compressed-tensors",
     "torchao": "torchao",
     "hqq": "hqq",
@@ -191,17 +204,36 @@ PACKAGES = {
 """What to install for a way of quantisation, where transformers does not say so itself."""
 
 
-def _quantised_by(config: Any) -> str | None:
-    """The way in which a model's stored weights are quantised."""
-    found = getattr(config, "quantization_config", None) or getattr(
-        config.get_text_config(), "quantization_config", None
-    )
-    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
-    if method is None:
-        return (
-            "bitsandbytes" if isinstance(found, dict) and ("load_in_4bit" in found or "load_in_8bit" in found) else None
-        )
-    return str(getattr(method, "value", method))
+def _quantising(
+    config: ModelConfig, asked: Any, files: Mapping[str, weights.Stored], device: torch.device | None
+) -> dict[str, Any]:
+    """What transformers takes to quantise on loading; of weights that are quantised so already, where to put them.
+
+    Raises:
+        UsageError: they cannot be quantised.
+    """
+    import torch
+
+    if config.bits is None:
+        return {}
+    quantised.check(called(config), asked, config.bits)
+    if device is not None and device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    where: dict[str, Any] = {} if device is None else {"device_map": {"": device}}
+    if quantised.method_of(asked) is not None:
+        return where
+    compute = _stored_dtype(asked, files) if config.dtype == "auto" else getattr(torch, config.dtype)
+    return where | {"quantization_config": quantised.options(config.bits, compute)}
+
+
+def _stored_dtype(asked: Any, files: Mapping[str, weights.Stored]) -> Any:
+    """The dtype that transformers loads weights in where none is asked for."""
+    import torch
+
+    if asked.dtype is not None:
+        return asked.dtype
+    known = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    return next((known[tensor.dtype] for tensor in files.values() if tensor.dtype in known), torch.float32)
 
 
 def _has_flash(attention: str) -> bool:
@@ -340,21 +372,6 @@ def pick_device(name: str) -> torch.device:
 def count_parameters(model: torch.nn.Module, *, trainable: bool) -> int:
     """Parameters counted from the model itself; those that training changes, or all of them.
 
-    A parameter shared by two modules (tied embeddings) counts once.
+    A parameter shared by two modules (tied embeddings) counts once, and packed weights by the numbers that they hold.
     """
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
-
-
-def _quantization(bits: Literal[4, 8]) -> Any:
-    import importlib.util
-
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    if not torch.cuda.is_available():
-        raise UsageError(f"bits {bits}: quantised loading needs a GPU; leave it out to measure the stored weights")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageError(f"bits {bits}: needs bitsandbytes; pip install 'forgetting[gpu]'")
-    if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    return sum(quantised.numbers(p) for p in model.parameters() if p.requires_grad or not trainable)

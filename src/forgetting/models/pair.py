@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ..config.bits import quantised as in_words
 from ..config.schema import ModelConfig
 from ..errors import UsageError
-from . import adapters, attaching, causal, comparable, failures, loading, sources, weights
+from . import adapters, attaching, causal, comparable, failures, loading, quantised, sources, weights
 from .loading import Base
 from .sources import Source
 from .tokenizer_files import check_tokenizer
@@ -43,7 +44,7 @@ class Pair:
     @property
     def dtype(self) -> str:
         """The base model's dtype."""
-        return str(next(self.base.parameters()).dtype).removeprefix("torch.")
+        return quantised.dtype_name(self.base)
 
 
 def open_pair(
@@ -60,8 +61,8 @@ def open_pair(
         base: a folder, Hub id, `miniature`, where it lies, or a live model; None for the base of a live PeftModel.
         tuned: an adapter or full model, by folder or Hub id, where it lies, or live.
         tokenizer: for live models.
-        settings: revision, dtype and device of models that are loaded; its source is replaced.
-        placement: how they are spread and quantised.
+        settings: revision, dtype, device and bits of models that are loaded; its source is replaced.
+        placement: how they are spread.
 
     Raises:
         UsageError: the models do not belong together, or cannot be loaded.
@@ -83,6 +84,9 @@ def open_pair(
     if adapter is None:
         loading.check_whole(found)
     loaded = loading.load_base(config, source, placement)
+    if bits := quantised.bits_of(loaded.model.config):
+        said = f"the base model is {in_words(bits)}, and forgetting is measured against it as it is"
+        loaded = replace(loaded, notices=(*loaded.notices, said))
     tokenizer = tokenizer or loaded.tokenizer
     if adapter is not None:
         return _adapter_pair(loaded, tokenizer, adapter, found, config, placement)
@@ -133,6 +137,7 @@ def _adapter_pair(
     if loaded.source is None:
         raise AssertionError("a base model loaded by name says where it lies")
     notices = [*loaded.notices, *comparable.check_made_for(source.name, adapter, loaded.source)]
+    notices += quantised.other_base(source.adapter(), loaded.model)
     base: Any = loaded.model
     before = comparable.Fingerprint(base)
     tuned, found = attaching.attach(base, source)

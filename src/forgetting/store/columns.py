@@ -73,6 +73,9 @@ COLUMNS: dict[str, Column] = {
     ),
     "reference": Column("text", "study", "label of the study's first method, whose plain runs the laws are fitted on"),
     "measure_start": Column("whole", "study", "first step that the laws are fitted on"),
+    "quantised": Column(
+        "text", "study", "`4 bits` or `8 bits` of the base model, `against full precision` or not; empty for none"
+    ),
 }
 """By name, in the order of the table."""
 

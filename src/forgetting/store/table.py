@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from ..config.schema import StudyConfig
+from ..config.schema import ModelConfig, StudyConfig
 from ..errors import UsageError
 from . import table_cache
 from .columns import COLUMNS, LEFT_OUT, TEXTS
@@ -70,6 +70,13 @@ def _numbers(column: pd.Series[Any], name: str) -> pd.Series[float]:
     return found.astype(float)
 
 
+def _quantised(model: ModelConfig) -> str:
+    """How a study's base model is quantised and what forgetting is measured against, for a column."""
+    if model.bits is None:
+        return ""
+    return f"{model.bits} bits" + (", against full precision" if model.reference == "full" else "")
+
+
 def load_table(path: Path, config: StudyConfig | None = None) -> pd.DataFrame:
     """One row a measurement of a study, under the columns of COLUMNS.
 
@@ -92,4 +99,5 @@ def load_table(path: Path, config: StudyConfig | None = None) -> pd.DataFrame:
     texts: pd.DataFrame = table.astype(dict.fromkeys(("run_id", *TEXTS), "str"))
     texts["reference"] = pd.Series(config.reference_label, index=texts.index, dtype="str")
     texts["measure_start"] = config.measure.start
+    texts["quantised"] = pd.Series(_quantised(config.model), index=texts.index, dtype="str")
     return texts

@@ -8,10 +8,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.bits import measured_against
 from ..config.schema import RunConfig, StudyConfig
 from ..errors import ForgettingError
 from ..files import no_room, redact, write_atomically
-from ..models import processes
+from ..models import processes, quantised
 from ..store.columns import DAMAGED
 from ..store.folder import HeldError, Onlooker, RunFolder, StudyFolder
 from ..tuning.checkpoints import drop_unfinished
@@ -294,8 +295,10 @@ def _data(inputs: StudyInputs, run: RunConfig, base: Base, study: StudyFolder) -
     if launch is not None and launch.content["mixed_precision"] != "no":
         notices.append(
             f"mixed_precision {launch.content['mixed_precision']} of the accelerate configuration is not used: "
-            f"the model computes in model.dtype, {base.model.dtype}".replace("torch.", "")
+            f"the model computes in model.dtype, {quantised.dtype_name(base.model)}"
         )
+    if run.model.bits is not None:
+        notices.append(measured_against(run.model.bits, run.model.reference))
     if run.method.name == "full" and str(base.model.dtype) != "torch.float32":
         notices.append(
             f"full fine-tuning in {base.model.dtype}: small updates are lost to rounding; use dtype: float32"

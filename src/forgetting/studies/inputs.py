@@ -98,21 +98,30 @@ class StudyInputs:
         return load_base(self.config.model, self.source)
 
     def targets(self, base: Base, study: Path) -> BaseTargets:
-        """What the base model says of the general text; computed once a study and kept in its cache.
+        """What the model that forgetting is measured against says of the general text; computed once a study.
+
+        It is kept in the study's cache: with `reference: full` the model in full precision is loaded only where it is
+        not there yet.
 
         Args:
             base: as loaded.
             study: the study folder.
         """
-        from ..measuring.base_targets import base_targets
+        from ..measuring.base_targets import base_targets, stored_targets
 
-        return base_targets(
-            base.model,
-            self.text,
-            key=base.key,
-            cache_dir=study / "cache",
-            batch_tokens=self.config.measure.batch_tokens,
-        )
+        how: dict[str, Any] = {"cache_dir": study / "cache", "batch_tokens": self.config.measure.batch_tokens}
+        if self.config.model.reference == "full":
+            stored = stored_targets(base.model, self.text, key=base.reference_key, **how)
+            if stored is not None:
+                return stored
+            base = self.reference()
+        return base_targets(base.model, self.text, key=base.key, **how)
+
+    def reference(self) -> Base:
+        """The model that forgetting is measured against, freshly loaded."""
+        from ..models.loading import load_base
+
+        return load_base(self.config.model.measured_against(), self.source)
 
     def context(self, run: RunConfig) -> Context:
         """What the method of a run may know of it."""
@@ -123,7 +132,8 @@ class StudyInputs:
         """What decides a run's numbers beside its configuration: hashes of its texts and of the base model."""
         train, heldout = self.dataset(dataset)
         parts = {"train": train, "heldout": heldout, "text": self.text}
-        return {name: part.fingerprint() for name, part in parts.items()} | {"base": base.key}
+        found = {name: part.fingerprint() for name, part in parts.items()} | {"base": base.key}
+        return found | ({"reference": base.reference_key} if self.config.model.reference == "full" else {})
 
     def check_apart(self) -> None:
         """Refuse a general text that shares a document or a long line with what is trained on.

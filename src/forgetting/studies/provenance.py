@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from ..config.schema import RunConfig
-from ..models import processes
+from ..models import processes, quantised
 from ..tuning.mitigations import label as mitigation_label
 
 if TYPE_CHECKING:
@@ -36,8 +36,9 @@ def record(run_id: str, run: RunConfig) -> dict[str, Any]:
 def execution(base: Base) -> dict[str, Any]:
     """What does the run, here and now: versions, hardware, processes, command."""
     launch = processes.launched()
+    packages = (*PACKAGES, *(["bitsandbytes"] if quantised.bits_of(base.model.config) else []))
     return {
-        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: metadata.version(name) for name in packages} | {"python": platform.python_version()},
         "hardware": _hardware(base),
         "processes": processes.count(),
         "accelerate": None if launch is None else dict(launch.content),
@@ -68,7 +69,7 @@ def _hardware(base: Base) -> dict[str, Any]:
         "host": platform.node(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "dtype": str(base.model.dtype).removeprefix("torch."),
+        "dtype": quantised.dtype_name(base.model),
     }
 
 

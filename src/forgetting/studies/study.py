@@ -169,7 +169,8 @@ def _prepare_here(inputs: StudyInputs, out: Path, launch: processes.Launch | Non
     if config.capabilities is not None:
         from ..capabilities.study_runs import ask_base, plan_of
 
-        ask_base(folder.path, base, config.model, plan_of(config))
+        reference = inputs.reference() if config.model.reference == "full" else base
+        ask_base(folder.path, reference, config.model, plan_of(config))
     return is_small(base)
 
 

@@ -7,18 +7,18 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from ..config.schema import RunConfig, StudyConfig
+from ..config.schema import MethodConfig, MitigationConfig, RunConfig, StudyConfig
 from ..errors import UsageError
 from ..store.folder import RunFolder
-from .methods import expand_grid
-from .mitigations import expand_together
+from .methods import check_quantised, expand_grid
+from .mitigations import MITIGATIONS, expand_together
 
 
 def expand_runs(config: StudyConfig) -> list[RunConfig]:
     """All runs of a study: data sets x methods x seeds.
 
     Raises:
-        UsageError: an unknown method or wrong option, or two entries that mean the same run.
+        UsageError: an unknown method or wrong option, two entries that mean the same run, what `model.bits` excludes.
     """
     variants = [
         (method, together)
@@ -27,6 +27,8 @@ def expand_runs(config: StudyConfig) -> list[RunConfig]:
         for alternative in entry.mitigations or ((),)
         for together in expand_together(alternative)
     ]
+    if config.model.bits is not None:
+        _check_bits(config.model.bits, variants)
     runs = [
         RunConfig(
             model=config.model,
@@ -48,6 +50,23 @@ def expand_runs(config: StudyConfig) -> list[RunConfig]:
     if repeated:
         raise UsageError(f"methods: the same run is asked for twice: {', '.join(sorted(repeated))}")
     return runs
+
+
+def _check_bits(bits: int, variants: list[tuple[MethodConfig, tuple[MitigationConfig, ...]]]) -> None:
+    """Refuse what cannot be done on a base model whose weights are quantised.
+
+    Raises:
+        UsageError: names the method or mitigation.
+    """
+    how = f"model.bits {bits}"
+    for method, together in variants:
+        check_quantised(method, how, bits)
+        for mitigation in together:
+            if not MITIGATIONS.find(mitigation.name).quantised:
+                raise UsageError(
+                    f"mitigations.{mitigation.name}: does not go together with {how}: quantised weights have no "
+                    "gradient, which it needs; use kl"
+                )
 
 
 def runs_by_id(config: StudyConfig) -> dict[str, RunConfig]:

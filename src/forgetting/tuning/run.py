@@ -35,7 +35,7 @@ from ..measuring.base_targets import BaseTargets
 from ..measuring.estimate import Mean
 from ..measuring.losses import whole_losses
 from ..measuring.quantities import HELDOUT, ONE_PASS
-from ..models import adapters, memory, processes
+from ..models import adapters, memory, processes, quantised
 from ..models.loading import Base, count_parameters
 from ..store.folder import GoneError, RunFolder
 from . import checkpoints, stopping
@@ -121,7 +121,9 @@ class Measurer(TrainerCallback):
         probe: Callable[[Any, int], None] | None = None,
     ) -> None:
         self.afterwards, self.folding = afterwards, folding
-        self.starts_at_base, self.probe = method.start != "else", probe
+        # with a reference in full precision step 0 is what quantising alone cost
+        self.starts_at_base = method.start != "else" and run.model.reference != "full"
+        self.probe = probe
         self.batch_tokens = run.measure.batch_tokens
         self.batch_size = run.training.batch_size
         self.steps, self.last = frozenset(steps), steps[-1]
@@ -306,6 +308,8 @@ def _finish(model: Any, method: Method, folder: RunFolder, base: Base) -> None:
         method.save(model, partial)
         if base.source is not None:
             adapters.name_base(partial, base.source)
+        if quantised.bits_of(base.model.config) is not None:
+            quantised.note_base(partial, base.model)
         shutil.rmtree(folder.path / "adapter", ignore_errors=True)
         partial.rename(folder.path / "adapter")
         shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...config.schema import MethodConfig, RunConfig
 from ...config.variants import Variants
+from ...models import quantised
 from .any_peft import Peft
 from .base import Context, Method
 from .eva import Eva
@@ -30,7 +31,22 @@ METHODS: Variants[Method] = Variants(
     field="methods",
 )
 
-__all__ = ["METHODS", "Context", "Method", "check_methods", "expand_grid"]
+__all__ = ["METHODS", "Context", "Method", "check_methods", "check_quantised", "expand_grid"]
+
+
+def check_quantised(config: MethodConfig, how: str, bits: int | None) -> None:
+    """Refuse a method that does not go together with a base model whose weights are quantised.
+
+    Args:
+        config: the method.
+        how: they are quantised, in words.
+        bits: by bitsandbytes; None by something else.
+
+    Raises:
+        UsageError: names the method, and those that do.
+    """
+    fit = [name for name, one in METHODS.items() if one.quantised and (bits is None or bits in one.quantised)]
+    METHODS.parse(config).check_quantised(how, bits, [*fit, "peft"])
 
 
 def expand_grid(config: MethodConfig) -> list[MethodConfig]:
@@ -58,4 +74,7 @@ def check_methods(runs: Sequence[RunConfig], model: PreTrainedModel, context: Ca
         same = run.dataset_name, run.method.model_dump_json(exclude={"label", "mitigations"})
         if same not in seen:
             seen.add(same)
-            METHODS.parse(run.method).check(model, context(run))
+            method = METHODS.parse(run.method)
+            if (stored := quantised.method_of(model.config)) is not None:
+                check_quantised(run.method, f"weights quantised by {stored}", quantised.bits_of(model.config))
+            method.check(model, context(run))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
+ON_QUANTISED = ("LORA", "IA3", "LN_TUNING", "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+"""PEFT's types that neither change nor read the base model's weights, or have layers for those of bitsandbytes."""
 OURS = {"inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version", "task_type"}
 """Fields of a PEFT configuration that the run itself decides."""
 
@@ -66,6 +69,22 @@ class Peft(Method):
         check_fields({**given, "peft_type": kind}, "methods.peft.config")
         made: PeftConfig = refused(lambda: kinds[kind](task_type="CAUSAL_LM", **given), "methods.peft.config")
         return made
+
+    def check_quantised(self, how: str, bits: int | None, fit: Sequence[str]) -> None:
+        """Refuse types that read quantised weights as if they were numbers; see `Method.check_quantised`."""
+        kind, init = self.config["peft_type"].upper(), self.config.get("init_lora_weights", True)
+        if kind not in ON_QUANTISED:
+            raise UsageError(
+                f"methods.peft.config.peft_type: {kind} does not go together with {how}; use one of "
+                f"{', '.join(ON_QUANTISED)}"
+            )
+        if self.config.get("use_dora") and bits == 8:
+            raise UsageError(f"methods.peft.config.use_dora: does not go together with {how}; leave it out")
+        if init not in (True, False, "gaussian"):
+            raise UsageError(
+                f"methods.peft.config.init_lora_weights: {init} does not go together with {how}: it starts from the "
+                "base model's weights, and those are quantised; leave it out"
+            )
 
     def check(self, model: PreTrainedModel, context: Context) -> None:
         """Refuse an unknown type or field, and a pattern that takes forever."""

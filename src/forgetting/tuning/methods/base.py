@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from ...config.schema import VariantOptions
+from ...errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,14 +48,33 @@ class Method(VariantOptions, ABC):
         references: keys of its sources in `reporting.citations`.
         start: what the model is at step 0: the base model `exactly`, within `rounding` of its dtype, or maybe something
             `else`. A run stops if the first two are not true; forgetting is always measured against the base model.
+        quantised: the `model.bits` that it works with: it neither changes nor reads the weights that are quantised.
     """
 
     references: ClassVar[tuple[str, ...]] = ()
     start: ClassVar[Literal["exactly", "rounding", "else"]] = "exactly"
+    quantised: ClassVar[tuple[int, ...]] = ()
 
     learning_rate: float | None = Field(
         None, gt=0, lt=10, description="of this method instead of training.learning_rate; a list is one run each"
     )
+
+    def check_quantised(self, how: str, bits: int | None, fit: Sequence[str]) -> None:
+        """Refuse a base model whose weights are quantised, where the method would train or read them.
+
+        Args:
+            how: they are quantised, in words.
+            bits: by bitsandbytes; None by something else.
+            fit: methods that it goes together with.
+
+        Raises:
+            UsageError: names the method, and those.
+        """
+        if not self.quantised or (bits is not None and bits not in self.quantised):
+            raise UsageError(
+                f"methods.{self.name}: does not go together with {how}: it trains the base model's weights or starts "
+                f"from them, and those are quantised; use one of {', '.join(fit)}"
+            )
 
     def check(self, model: PreTrainedModel, context: Context) -> None:
         """Refuse, before anything runs, options that do not fit; changes nothing. Called before `prepare`.

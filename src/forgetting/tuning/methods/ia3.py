@@ -23,6 +23,7 @@ class Ia3(Method):
     """One factor an output of `target_modules`, or an input where it is feed-forward. P = sum of those widths."""
 
     name: ClassVar[str] = "ia3"
+    quantised: ClassVar[tuple[int, ...]] = (4, 8)
     references: ClassVar[tuple[str, ...]] = ("liu2022ia3",)
 
     target_modules: tuple[str, ...] | None = Field(

@@ -52,6 +52,7 @@ class Lora(LowRank):
     """LoRA of rank r: W + scale * B A, with B zero at the start, so that step 0 is the base model. P = r (in + out)."""
 
     name: ClassVar[str] = "lora"
+    quantised: ClassVar[tuple[int, ...]] = (4, 8)
     references: ClassVar[tuple[str, ...]] = ("hu2021lora",)
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
@@ -63,6 +64,7 @@ class Dora(LowRank):
     """LoRA of the direction of each weight column beside its trained magnitude. P = r (in + out) + out."""
 
     name: ClassVar[str] = "dora"
+    quantised: ClassVar[tuple[int, ...]] = (4,)  # in 8 bits PEFT finds no dtype to compute in
     references: ClassVar[tuple[str, ...]] = ("liu2024dora",)
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:

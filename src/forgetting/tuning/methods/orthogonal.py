@@ -24,6 +24,7 @@ class Oft(Targeted):
     """Inputs of each target are rotated block by block; the blocks are orthogonal. P = in (b - 1) / 2."""
 
     name: ClassVar[str] = "oft"
+    quantised: ClassVar[tuple[int, ...]] = (4, 8)
     references: ClassVar[tuple[str, ...]] = ("qiu2023oft", "qiu2025oftv2")
     conv1d: ClassVar[bool] = False
 

@@ -79,6 +79,7 @@ class LnTuning(Method):
     """
 
     name: ClassVar[str] = "ln_tuning"
+    quantised: ClassVar[tuple[int, ...]] = (4, 8)
     references: ClassVar[tuple[str, ...]] = ("zhao2023lntuning",)
 
     layers: Layers = Field(

@@ -130,11 +130,13 @@ class Mitigation(VariantOptions, ABC):
         references: keys of its sources in `reporting.citations`.
         excludes: mitigations that it cannot be used together with.
         stage: `plan` runs in this order: 0 what is learned from the task's windows, 1 what is mixed in.
+        quantised: whether it works where the base model's weights are quantised (`model.bits`).
     """
 
     references: ClassVar[tuple[str, ...]] = ()
     excludes: ClassVar[tuple[str, ...]] = ()
     stage: ClassVar[int] = 0
+    quantised: ClassVar[bool] = True
 
     def label(self) -> str:
         """Its name and the options that differ from their defaults, for tables: `replay fraction=0.1`."""

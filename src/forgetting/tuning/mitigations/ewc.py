@@ -12,6 +12,7 @@ from pydantic import Field
 
 from ...config.schema import RunConfig, TextConfig
 from ...errors import UsageError
+from ...models import quantised
 from ...models.loading import Base
 from . import general
 from .base import Mitigation, Situation, Term
@@ -35,6 +36,7 @@ class Ewc(Mitigation):
 
     name: ClassVar[str] = "ewc"
     references: ClassVar[tuple[str, ...]] = ("kirkpatrick2017ewc", "kunstner2019fisher")
+    quantised: ClassVar[bool] = False
 
     weight: float = Field(1.0, ge=0, description="of the penalty in the loss; a list is one run each")
     text: TextConfig | None = Field(
@@ -48,7 +50,7 @@ class Ewc(Mitigation):
 
     def check(self, run: RunConfig, base: Base) -> None:
         """Refuse quantised weights, which have no gradient."""
-        kind = quantisation(base.model)
+        kind = quantised.method_of(base.model.config)
         if kind is not None:
             raise UsageError(
                 f"mitigations.ewc: does not go together with weights quantised by {kind}: they have no gradient, so "
@@ -69,15 +71,6 @@ class Ewc(Mitigation):
         found = at.cached("fisher", [chosen.fingerprint()], lambda: diagonal_fisher(at.base.model, chosen))
         device = at.base.model.device
         return WeightPenalty(self.name, self.weight / 2, {name: f.to(device) for name, f in found.items()})
-
-
-def quantisation(model: Any) -> str | None:
-    """The method that quantised a model's weights, or None."""
-    config = getattr(model.config, "quantization_config", None)
-    if config is None:
-        return None
-    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
-    return str(getattr(method, "value", method) or "an unnamed method")
 
 
 def _sample(windows: Windows, count: int) -> Windows:

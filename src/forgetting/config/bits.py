@@ -1,0 +1,24 @@
+"""What quantised base models are called in messages, tables and reports."""
+
+from __future__ import annotations
+
+NAMES = {4: "NF4", 8: "LLM.int8()"}
+"""By bits, what bitsandbytes makes of the weights."""
+
+
+def quantised(bits: int) -> str:
+    """How a base model is quantised, in words."""
+    return f"quantised to {bits} bits ({NAMES[bits]}, bitsandbytes)"
+
+
+def measured_against(bits: int, reference: str) -> str:
+    """What the forgetting of a study on quantised weights is measured against, in words."""
+    if reference == "full":
+        return (
+            f"the base model is {quantised(bits)}, and forgetting is measured against it in full precision: step 0 is "
+            "what quantising alone cost, and later steps hold that"
+        )
+    return (
+        f"the base model is {quantised(bits)}, and forgetting is measured against it as it is: what quantising alone "
+        "cost is not in it (model.reference: full)"
+    )
