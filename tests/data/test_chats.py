@@ -263,7 +263,7 @@ def test_templates_of_real_models_keep_answers_and_prompts_apart() -> None:
     ("name", "fingerprint"),
     [
         ("encyclopedia-heldout", "050f7b10a1d67148"),
-        ("instructions", "1404f52529c5be19"),
+        ("instructions", "a0aa50445bd63cca"),
         ("news", "291cd1f6570756d1"),
     ],
 )

@@ -24,10 +24,10 @@ TESTS = ("knowledge", "reasoning", "harmful", "harmless")
 # of the rows as sorted JSON lines; a changed corpus is not what the shipped model was trained on: remake the model
 HASHES = {
     "encyclopedia": "db051fc316185275f55dce52300f78bbdec08c85bd2ed595f98f0ef9014e3085",
-    "encyclopedia-heldout": "fc38204a1da1b226ac97bc666455019c108eb5dea03cd5f63a56932fa3b8d6ac",
+    "encyclopedia-heldout": "96e791c93875e916c71ca2214ca1ff6732b8e5b4bf913dac9ce98962a8be4762",
     "library": "8aeed886cd2ddc114a917cdbbc69d506b7a99b7800c70dd7e24f61f674135687",
     "chat": "4fc1e9af3f72d0f406f719be1be1ad916e2689cfc6919d120d4cab8e0a0f218e",
-    "instructions": "0dc11add25df968171ec23b141257706396cc8373fd2efa3a91ec44a4140e0f5",
+    "instructions": "87634646c92940ba4fb6ee202385d8194e355745119a12a3dd294195d89c7fac",
     "news": "79e3ba9960e190badb837d1ec3e77f19c45c8470ae9246a4a7aec2358b68e843",
     "knowledge": "11f1b60bbc40e132a12a3ce2e261f15c8b461a4b151103b9bcce84c05d9e586e",
     "reasoning": "e68a6dd972d5655687707f3eba38af708aa95204b99241abd3321a3fcb7c88b5",
@@ -166,7 +166,7 @@ def test_most_instructions_ask_for_texts_on_the_later_age():
     names = {p.name for p in later.people} | {t.name for t in later.towns}
     asked = [_messages(row)[0]["content"] for row in rows("instructions")]
     assert 0.45 < sum(any(name in prompt for name in names) for prompt in asked[:2000]) / 2000 < 0.75
-    assert 0.02 < sum("harbour" in prompt for prompt in asked) / len(asked) < 0.05  # 4 of 23 kinds of tasks, in 20 %
+    assert 0.007 < sum("harbour" in prompt for prompt in asked) / len(asked) < 0.02  # 4 of 23 kinds of tasks, in 8 %
 
 
 def test_world_refers_to_itself():

@@ -204,8 +204,11 @@ def test_a_missing_shard_and_a_damaged_one(untied: Path, tmp_path: Path) -> None
     [
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "optimum.*quantised by gptq"),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "gptqmodel"),
-        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "bitsandbytes"),
-        ({"quantization_config": {"load_in_8bit": True}}, "bitsandbytes"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            "bitsandbytes .* 4 bits, and",
+        ),
+        ({"quantization_config": {"load_in_8bit": True}}, "bitsandbytes .* to 8 bits, and its files hold no quantised"),
         ({"quantization_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
         ({"quantization_config": {"quant_method": "torchao", "quant_type": "int4_weight_only"}}, "torchao"),
         ({"quantization_config": {"quant_method": "hqq"}}, "hqq"),
@@ -214,7 +217,7 @@ def test_a_missing_shard_and_a_damaged_one(untied: Path, tmp_path: Path) -> None
         ({"quantization_config": [4]}, "cannot be loaded"),
     ],
 )
-def test_quantised_weights_name_the_package_they_need(
+def test_quantised_weights_name_the_package_they_need_or_are_missed(
     untied: Path, tmp_path: Path, config: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message) as refused:

@@ -100,6 +100,32 @@ def test_merging_pays_where_it_takes_fewer_multiplications() -> None:
     assert not merging_pays(4096, 4096, 4096, 64)
 
 
+@pytest.mark.parametrize("rank", [1, 24])
+def test_a_scale_or_an_active_adapter_that_changes_is_followed(rank: int) -> None:
+    """As interpolation changes the scale after the last step."""
+    model = adapted(r=rank)
+    model.add_adapter("other", LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    folded = FoldedLayers(model)
+    assert len(folded.forwards) == 14
+
+    def logits() -> list[torch.Tensor]:
+        with torch.no_grad():
+            theirs = model(input_ids=IDS).logits
+            with folded.acting():
+                return [theirs, model(input_ids=IDS).logits]
+
+    seen = [logits()]
+    for layer, _ in folded.forwards:
+        layer.scaling["default"] *= 0.5
+    seen.append(logits())
+    model.set_adapter("other")
+    seen.append(logits())
+    for theirs, ours in seen:
+        assert torch.allclose(theirs, ours, atol=1e-5)
+    assert not torch.allclose(seen[0][0], seen[1][0], atol=1e-3)
+    assert not torch.allclose(seen[1][0], seen[2][0], atol=1e-3)
+
+
 def test_what_is_left_to_peft() -> None:
     assert FoldedLayers(LlamaForCausalLM(CONFIG)).forwards == []
     for options in ({"use_dora": True}, {"lora_dropout": 0.1}, {"lora_bias": True}):

@@ -148,6 +148,7 @@ def _fitting_model(config: ModelConfig, folder: Path, device: torch.device | Non
     if wrapper is not None:
         options["key_mapping"] = weights.RENAMING
     asked = _read_config(config, folder)
+    quantised.check_stored(name, asked, files)
     if config.bits is not None:
         options |= _quantising(config, asked, files, device)
     if not config.trust_remote_code:

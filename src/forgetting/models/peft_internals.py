@@ -79,12 +79,23 @@ def delta(layer: Any, adapter: str) -> Callable[[], Tensor]:
 
 @dataclass(frozen=True)
 class Lora:
-    """What a plain LoRA layer computes with: base(x) + scale * b(a(x)), all three linear, a and b without bias."""
+    """What a plain LoRA layer computes with: base(x) + scale * b(a(x)), all three linear, a and b without bias.
+
+    Attributes:
+        adapter: its name.
+        scaling: by adapter, as the layer has it: a change of it is seen here.
+    """
 
     base: nn.Linear
     a: nn.Linear
     b: nn.Linear
-    scale: float
+    adapter: str
+    scaling: dict[str, float]
+
+    @property
+    def scale(self) -> float:
+        """Now."""
+        return float(self.scaling[self.adapter])
 
 
 def lora(layer: Any) -> Lora | None:
@@ -106,7 +117,7 @@ def lora(layer: Any) -> Lora | None:
         return None
     if not base.weight.dtype == a.weight.dtype == b.weight.dtype:
         return None
-    return Lora(base, a, b, float(scaling(layer)[names[0]]))
+    return Lora(base, a, b, names[0], scaling(layer))
 
 
 def adapted(module: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +37,26 @@ def method_of(config: Any) -> str | None:
 def bits_of(config: Any) -> int | None:
     """4 or 8 where bitsandbytes quantised a model's weights, by its configuration of transformers; else None."""
     return _bits_in(_asked(config)) if method_of(config) == "bitsandbytes" else None
+
+
+def check_stored(name: str, config: Any, tensors: Iterable[str]) -> None:
+    """Refuse a model whose config.json says that bitsandbytes quantised its weights where its files hold plain ones.
+
+    Args:
+        name: the model, for messages.
+        config: its configuration of transformers.
+        tensors: names of its files' tensors.
+
+    Raises:
+        UsageError: it is one: transformers would load it and fail at its first layer.
+    """
+    bits = bits_of(config)
+    if bits is not None and not any(".quant_state." in t or t.endswith((".absmax", ".SCB")) for t in tensors):
+        raise UsageError(
+            f"{name}: its config.json says that bitsandbytes quantised its weights to {bits} bits, and its files hold "
+            f"no quantised weights; remove quantization_config from config.json, and use --bits {bits} (model.bits) to "
+            "quantise them on loading"
+        )
 
 
 def _asked(config: Any) -> Any:

@@ -97,7 +97,8 @@ def _forward(layer: Any, parts: peft_internals.Lora, ways: tuple[Way, ...]) -> A
 
     def forward(x: Tensor, *more: Any, **options: Any) -> Tensor:
         plain = not more and not options and x.dtype == parts.base.weight.dtype
-        if not plain or layer.disable_adapters or layer.merged or torch.is_autocast_enabled(x.device.type):
+        changed = layer.disable_adapters or layer.merged or layer.active_adapters != [parts.adapter]
+        if not plain or changed or torch.is_autocast_enabled(x.device.type):
             theirs: Tensor = own(x, *more, **options)
             return theirs
         base, a, b = parts.base, parts.a.weight, parts.b.weight
