@@ -25,6 +25,7 @@ from forgetting.studies.inputs import StudyInputs
 from forgetting.studies.study import study
 from forgetting.tuning.grid import expand_runs
 from forgetting.tuning.run import training_order
+from forgetting.tuning.trainer import by_length
 from short_study import configure
 
 
@@ -224,3 +225,9 @@ def test_a_run_trains_on_the_gpu_of_its_model_alone(monkeypatch: pytest.MonkeyPa
     assert (str(arguments.device), arguments.n_gpu, arguments.train_batch_size) == ("cuda:1", 1, 32)
     assert chosen == [1]
     assert _arguments(TrainingConfig(), 0, tmp_path, torch.device("cpu")).device == torch.device("cpu")
+
+
+def test_windows_of_a_step_are_sorted_by_length_within_it():
+    order, lengths = np.array([3, 0, 1, 2, 2, 1, 0, 3]), np.array([5, 9, 5, 7])
+    assert by_length(order, lengths, 4).tolist() == [1, 3, 0, 2, 1, 3, 2, 0]
+    assert by_length(order, lengths, 2).tolist() == [3, 0, 1, 2, 1, 2, 3, 0]

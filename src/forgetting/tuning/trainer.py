@@ -140,6 +140,20 @@ class CheckedTrainer(Trainer):
         return norm
 
 
+def by_length(order: NDArray[np.int64], lengths: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
+    """The order with each update step's windows sorted, longest first, so that its micro-batches are padded least.
+
+    A step's gradient is the sum over all its windows: it is the same up to rounding.
+
+    Args:
+        order: [steps * batch_size] window indices in the order in which they are trained on.
+        lengths: [W] tokens of each window.
+        batch_size: windows of an update step.
+    """
+    steps = order.reshape(-1, batch_size)
+    return np.take_along_axis(steps, np.argsort(-lengths[steps], axis=1, kind="stable"), axis=1).reshape(-1)
+
+
 def _arguments(training: TrainingConfig, seed: int, folder: Path, device: torch.device) -> TrainingArguments:
     share = training.batch_size // processes.count()
     micro = min(training.micro_batch_size or share, share)
@@ -198,11 +212,15 @@ def make_trainer(
     training = run.training
     if method.learning_rate is not None:
         training = training.model_copy(update={"learning_rate": method.learning_rate})
+    arguments = _arguments(training, run.seed, checkpoints, model.device)
+    order = course.order
+    if arguments.gradient_accumulation_steps > 1:
+        order = by_length(order, course.windows.lengths, training.batch_size)
     trainer = CheckedTrainer(
         terms=terms,
         model=model,
-        args=_arguments(training, run.seed, checkpoints, model.device),
-        train_dataset=TrainingWindows(course.windows, course.order),
+        args=arguments,
+        train_dataset=TrainingWindows(course.windows, order),
         data_collator=lambda rows: collate(rows, pad_id),
     )
     accelerate_internals.check_joined(trainer.accelerator, processes.count())
