@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 import threading
 import tracemalloc
@@ -1435,3 +1436,21 @@ def test_deep_json_is_one_error(tmp_path: Path, bounded: None) -> None:
 def test_a_formula_of_any_size_is_refused_by_its_length() -> None:
     with pytest.raises(UsageError, match="at most 2000"):
         parse("a" * 10**7)
+
+
+@pytest.mark.full
+def test_bitsandbytes_runs_no_program_from_the_hub(tmp_path: Path) -> None:
+    """It asks `kernels` for one while it is imported, on some CPUs; the payload here is a `kernels` that says so."""
+    pytest.importorskip("bitsandbytes")
+    (tmp_path / "kernels.py").write_text("def get_kernel(*_, **__):\n    print('FETCHED')\n    raise RuntimeError\n")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+
+    def printed(code: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": path}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        return done.stdout + done.stderr
+
+    if "FETCHED" not in printed("import bitsandbytes"):
+        pytest.skip("this CPU's bitsandbytes asks for none")
+    said = printed("import forgetting.models.adapters, peft.tuners.lora, sys; print('bitsandbytes' in sys.modules)")
+    assert said.strip() == "True"
