@@ -5,6 +5,7 @@ OLDEST := .venv-oldest
 # What meets the dependencies; what is logic alone is tested by `make test`.
 OLDEST_TESTS := $(patsubst %,tests/%.py,config/test_config store/test_store store/test_scale data/test_text \
   analysis/test_tables tuning/test_methods tuning/test_contracts tuning/test_train tuning/test_mitigations \
+  tuning/test_fused_loss tuning/test_folded_lora \
   models/test_hub models/test_internals studies/test_ray_internals \
   measuring/test_measure_callback measuring/test_measure_losses measuring/test_measure_command \
   capabilities/test_capabilities_items capabilities/test_capabilities_evaluate capabilities/test_capabilities_study \

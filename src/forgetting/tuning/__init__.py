@@ -3,3 +3,5 @@
 `methods` make a model trainable (docs/methods.md), `mitigations` hold forgetting back (docs/mitigations.md); the
 trainer, checkpoints, and a stop that waits for the next whole step.
 """
+
+from .. import models as models  # before transformers' Trainer imports PEFT
