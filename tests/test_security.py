@@ -41,6 +41,8 @@ from forgetting.models.sources import find
 from forgetting.store.folder import StudyFolder
 from forgetting.store.table import load_table
 
+pytestmark = pytest.mark.full
+
 ATTACK = "<script>window.pwned=1</script><img src=x onerror=window.pwned=1>\"'><svg onload=window.pwned=1>"
 
 

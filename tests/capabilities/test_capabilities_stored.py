@@ -19,6 +19,8 @@ from forgetting.capabilities.suites import Plan
 from forgetting.config.schema import ModelConfig
 from forgetting.errors import ForgettingError, UsageError
 
+pytestmark = pytest.mark.full
+
 N = 6
 UTILS = (
     "def prompt(doc):\n    return 'the old town ' + doc['q']\n\n\ndef right(doc, results):\n    return {'acc': 1.0}\n"

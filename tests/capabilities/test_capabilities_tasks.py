@@ -19,6 +19,8 @@ from forgetting.capabilities.suites import Plan
 from forgetting.errors import ForgettingError, UsageError
 from forgetting.reporting.capabilities import render_evaluation
 
+pytestmark = pytest.mark.full
+
 WORDS = ("river", "town", "guild", "baker", "smith", "north")
 
 

@@ -20,6 +20,8 @@ from forgetting.errors import UsageError
 from forgetting.measuring.quantities import PAIR
 from forgetting.models import comparable
 
+pytestmark = pytest.mark.full
+
 NAMES = [quantity.name for quantity in PAIR]
 
 

@@ -19,6 +19,8 @@ from forgetting.models.loading import Placement, load_model
 from forgetting.models.pair import Pair, open_pair
 from forgetting.models.sources import find
 
+pytestmark = pytest.mark.full
+
 T = ["q_proj", "v_proj"]
 R = {"r": 2, "init_lora_weights": False}
 

@@ -27,6 +27,8 @@ from forgetting.models.loading import Placement, load_base, load_tokenizer, max_
 from forgetting.models.pair import open_pair
 from hub_twin import HubCache, HubServer, contents, hub_cache, hub_server
 
+pytestmark = pytest.mark.full
+
 __all__ = ["hub_cache", "hub_server"]
 BASE, TUNED, ADAPTER, TEXT = "org/base", "org/tuned", "org/adapter", "org/text"
 

@@ -24,6 +24,8 @@ from forgetting.studies.conclude import conclude
 from forgetting.studies.study import left
 from small_study import command
 
+pytestmark = pytest.mark.full
+
 
 def slow_chain(rows: list[dict[str, Any]]) -> str:
     """The chain by hand."""

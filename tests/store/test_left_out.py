@@ -21,6 +21,8 @@ from forgetting.store.table import load_table
 from forgetting.studies.study import left
 from small_study import command
 
+pytestmark = pytest.mark.full
+
 
 def lines_of(run: RunFolder) -> list[str]:
     return (run.path / "measurements.jsonl").read_text().splitlines(keepends=True)
