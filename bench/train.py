@@ -231,7 +231,8 @@ class Ours(Timed):
         from forgetting.tuning.trainer import make_trainer
 
         fields = preset_fields("miniature")
-        fields["training"] |= {"steps": self.steps, "batch_size": self.size, "warmup_steps": 0, "learning_rate": RATE}
+        whole = {"batch_size": self.size, "micro_batch_size": None}  # as the other ways take it
+        fields["training"] |= {"steps": self.steps, **whole, "warmup_steps": 0, "learning_rate": RATE}
         fields["measure"] |= {"start": 1}
         run = expand_runs(validate(fields, where="bench"))[0]
         course = Course(self.windows, np.array(self.order), np.ones(len(self.windows)))

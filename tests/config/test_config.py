@@ -226,6 +226,11 @@ def test_the_texts_that_methods_name_are_relative_to_the_file_too(tmp_path: Path
     assert resolved["methods"][0]["mitigations"] == [[{"name": "kl"}]]
 
 
+def test_micro_batches_of_a_preset_are_those_of_its_own_batches() -> None:
+    assert f.with_flags({}, None, "miniature").training.micro_batch_size == 8
+    assert f.with_flags({"training": {"batch_size": 12}}, None, "miniature").training.micro_batch_size is None
+
+
 @pytest.mark.parametrize(
     ("measure", "start", "every"),
     [({}, 3, 3), ({"start": 2}, 2, 20), ({"every": 4}, 3, 4)],  # a start of one's own worked before

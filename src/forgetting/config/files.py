@@ -141,6 +141,8 @@ def with_flags(flags: Mapping[str, Any], file: Path | None, preset: str | None) 
     elif preset is not None or not ("datasets" in flags or "source" in flags.get("model", {})):
         name = preset or "miniature"
         fields, where = resolve_sources(preset_fields(name), Path.cwd()), f"preset {name}"
+        if "batch_size" in flags.get("training", {}):  # a preset's micro-batches are parts of its own batches
+            fields["training"].pop("micro_batch_size", None)
     else:
         fields, where = _own_fields(flags), "flags"
     if "datasets" in given:  # --train replaces the data sets of a file or preset
