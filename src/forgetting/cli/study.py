@@ -206,8 +206,7 @@ def table_command(
     if as_parquet and sys.stdout.isatty():
         raise UsageError("--parquet writes binary data: redirect it, for example `> runs.parquet`")
     from ..analysis.study_table import read_study
-    from ..config.bits import measured_against
-    from ..store.folder import StudyFolder
+    from ..config.bits import quantised_notes
     from ..store.table import records
 
     found = read_study(study)
@@ -230,9 +229,8 @@ def table_command(
         _print_table(found)
     _say(found.left)
     if not (as_json or as_csv or as_parquet):
-        model = StudyFolder.open(study).config().model
-        if model.bits is not None:
-            say(f"note: {measured_against(model.bits, model.reference)}")
+        for note in quantised_notes(found.config.model):
+            say(f"note: {note}")
 
 
 def write_csv(table: pd.DataFrame) -> None:

@@ -149,8 +149,7 @@ def _fitting_model(config: ModelConfig, folder: Path, device: torch.device | Non
         options["key_mapping"] = weights.RENAMING
     asked = _read_config(config, folder)
     quantised.check_stored(name, asked, files)
-    if config.bits is not None:
-        options |= _quantising(config, asked, files, device)
+    options |= _quantising(config, asked, files, device)
     if not config.trust_remote_code:
         bounds.check_size(asked, sum(tensor.size for tensor in files.values()), name)
     model, info, notices = _loaded(name, folder, asked, options)
@@ -209,6 +208,8 @@ def _quantising(
     config: ModelConfig, asked: Any, files: Mapping[str, weights.Stored], device: torch.device | None
 ) -> dict[str, Any]:
     """What transformers takes to quantise on loading; of weights that are quantised so already, where to put them.
+
+    Nothing without `bits`.
 
     Raises:
         UsageError: they cannot be quantised.

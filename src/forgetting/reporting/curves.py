@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from forgetting.analysis.fit.curves import FITTED, law_curve
+from forgetting.analysis.fit.curves import FITTED, curve_trace, law_curve
+from forgetting.analysis.fit.diagnostics import explained
 from forgetting.analysis.fit.misfit import BEND, LEVEL, Misfit
-from forgetting.display.charts import floats
 from forgetting.display.numbers import finite
 from forgetting.reporting.series import Panel, Series
 
@@ -55,18 +55,9 @@ def bent_line(panel: Panel) -> Bend | None:
     r2 = None
     if len(points) == fit.n_points:
         loss, made = (points[name].to_numpy(float) for name in ("forgetting_loss", "finetune_loss"))
-        missed = loss - rival.law.values(rival.theta[None], {"finetune_loss": made})[0, 0]
-        r2 = 1.0 - float(np.sum(missed**2) / np.sum((loss - loss.mean()) ** 2))
-    trace = {
-        "type": "scatter",
-        "mode": "lines",
-        "x": floats(x),
-        "y": floats(curve),
-        "line": {"color": "var(--ink)", "width": 1.2, "dash": "dash"},
-        "hoverinfo": "skip",
-        "meta": {"series": FITTED, "role": "bend"},
-    }
-    return Bend(bends[0], r2, trace)
+        r2 = explained(loss, rival.law.values(rival.theta[None], {"finetune_loss": made})[0, 0])
+    line = {"color": "var(--ink)", "width": 1.2, "dash": "dash"}
+    return Bend(bends[0], r2, curve_trace(x, curve, line, FITTED, "bend"))
 
 
 def fitted_steps(panel: Panel, column: str) -> list[dict[str, Any]]:

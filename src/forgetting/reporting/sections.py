@@ -13,7 +13,7 @@ import pandas as pd
 from forgetting.analysis.fit.show import number as digits
 from forgetting.analysis.fit.show import span
 from forgetting.analysis.plan.predict import predict_rows
-from forgetting.config.bits import measured_against
+from forgetting.config.bits import quantised_notes
 from forgetting.config.schema import StudyConfig
 from forgetting.display.numbers import MINUS, count, duration, finite, level, number, plus_minus, several
 from forgetting.errors import UsageError
@@ -223,7 +223,7 @@ def setup(config: StudyConfig, runs: Sequence[Mapping[str, Any]], rows: pd.DataF
     steps = config.measured_steps()
     facts = [
         ("Base model", model),
-        *([("Quantised", measured_against(config.model.bits, config.model.reference))] if config.model.bits else []),
+        *(("Quantised", note) for note in quantised_notes(config.model)),
         ("General text", _source(config.text)),
         *((f"Data set {name}", _source(data)) for name, data in config.datasets.items()),
         ("Methods", _methods(config)),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..analysis.study_table import LeftOut, StudyTable, counted_runs, read_study
 from ..config.arguments import checked, wrong_type
-from ..config.bits import measured_against
+from ..config.bits import quantised_notes
 from ..config.files import study_config
 from ..config.schema import RunConfig, StudyConfig
 from ..display.tables import Result, Shown
@@ -81,13 +81,11 @@ class StudyResult(Result):
 
     def shown(self) -> list[Shown]:
         """The last measurement of each run, the laws, and where the report lies."""
-        model = self.config.model
         seconds = f"  ({self.seconds / 60:.1f} min)" if self.seconds >= 1 else ""
         if not seconds and self.skipped:
             seconds = "  (nothing left to run)"
         notes = [line for name in self.config.datasets for line in _law_lines(name, self.fits.get(name, {}))]
-        if model.bits is not None:
-            notes.append(measured_against(model.bits, model.reference))
+        notes += quantised_notes(self.config.model)
         if self.failed:
             notes.append(f"{len(self.failed)} of its runs failed: {', '.join(self.failed)}")
         notes += self.left.sentences()

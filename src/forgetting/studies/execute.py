@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.bits import measured_against
+from ..config.bits import quantised_notes
 from ..config.schema import RunConfig, StudyConfig
 from ..errors import ForgettingError
 from ..files import no_room, redact, write_atomically
@@ -297,8 +297,7 @@ def _data(inputs: StudyInputs, run: RunConfig, base: Base, study: StudyFolder) -
             f"mixed_precision {launch.content['mixed_precision']} of the accelerate configuration is not used: "
             f"the model computes in model.dtype, {quantised.dtype_name(base.model)}"
         )
-    if run.model.bits is not None:
-        notices.append(measured_against(run.model.bits, run.model.reference))
+    notices += quantised_notes(run.model)
     if run.method.name == "full" and str(base.model.dtype) != "torch.float32":
         notices.append(
             f"full fine-tuning in {base.model.dtype}: small updates are lost to rounding; use dtype: float32"

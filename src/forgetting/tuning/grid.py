@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ..config.schema import MethodConfig, MitigationConfig, RunConfig, StudyConfig
 from ..errors import UsageError
 from ..store.folder import RunFolder
-from .methods import check_quantised, expand_grid
+from .methods import METHODS, check_quantised, expand_grid
 from .mitigations import MITIGATIONS, expand_together
 
 
@@ -60,13 +60,9 @@ def _check_bits(bits: int, variants: list[tuple[MethodConfig, tuple[MitigationCo
     """
     how = f"model.bits {bits}"
     for method, together in variants:
-        check_quantised(method, how, bits)
+        check_quantised(METHODS.parse(method), how, bits)
         for mitigation in together:
-            if not MITIGATIONS.find(mitigation.name).quantised:
-                raise UsageError(
-                    f"mitigations.{mitigation.name}: does not go together with {how}: quantised weights have no "
-                    "gradient, which it needs; use kl"
-                )
+            MITIGATIONS.find(mitigation.name).check_quantised(how)
 
 
 def runs_by_id(config: StudyConfig) -> dict[str, RunConfig]:

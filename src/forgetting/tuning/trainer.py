@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,16 @@ class CheckedTrainer(Trainer):
     def __init__(self, *, terms: list[Term], **options: Any) -> None:
         super().__init__(**options)
         self.terms = terms
-        self.sought = False
-        self.fused: fused_loss.NextTokenLoss | None = None
-        self.folded: FoldedLayers | None = None
+
+    @cached_property
+    def fused(self) -> fused_loss.NextTokenLoss | None:
+        """How the model's loss is computed without all logits; None where that is not known to be right."""
+        return fused_loss.find(self.model)
+
+    @cached_property
+    def folded(self) -> FoldedLayers:
+        """First asked for once a checkpoint was loaded, which may put other modules into the model."""
+        return FoldedLayers(self.model)
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -84,16 +92,11 @@ class CheckedTrainer(Trainer):
     def _model_loss(self, model: torch.nn.Module, batch: Any, items: Any, *, logits: bool) -> tuple[Any, Any]:
         """The loss that the model has by itself, and its outputs; without all logits where nobody reads them."""
         passed = {name: value for name, value in batch.items() if name != "window"}
-        if not logits and not self.sought:
-            self.sought, self.fused = True, fused_loss.find(model)
         loss: Any
         if not logits and self.fused is not None:
-            try:
-                with self.fused.acting():
-                    loss, outputs = super().compute_loss(model, passed, True, items)
-                    return loss, outputs
-            except fused_loss.NotOursError:  # of this batch: the model's own loss
-                pass
+            with suppress(fused_loss.NotOursError), self.fused.acting():  # of this batch, the model's own loss
+                loss, outputs = super().compute_loss(model, passed, True, items)
+                return loss, outputs
         loss, outputs = super().compute_loss(model, passed, True, items)
         return loss, outputs
 
@@ -114,8 +117,6 @@ class CheckedTrainer(Trainer):
 
     def folding(self) -> AbstractContextManager[None]:
         """Within, LoRA layers are computed as in training: the same numbers up to rounding, in less time."""
-        if self.folded is None:  # not before a checkpoint was loaded, which may put other modules into the model
-            self.folded = FoldedLayers(self.model)
         return self.folded.acting()
 
     def _add_once(self, model: torch.nn.Module) -> None:

@@ -109,14 +109,26 @@ def _pieces(
     traces = []
     for keep, dash in ((~outside, "solid"), (beside, "dot")):
         if keep.any() and (dash == "solid" or outside.any()):
-            trace = {
-                "type": "scatter",
-                "mode": "lines",
-                "x": floats(at),
-                "y": floats(np.where(keep, value, np.nan)),
-                "line": {"color": colour, "width": width, "dash": dash},
-                "hoverinfo": "skip",
-                "meta": {"series": key, "role": "curve"},
-            }
-            traces.append(trace)
+            line = {"color": colour, "width": width, "dash": dash}
+            traces.append(curve_trace(at, np.where(keep, value, np.nan), line, key, "curve"))
     return traces
+
+
+def curve_trace(x: Array, y: Array, line: Mapping[str, Any], key: str, role: str) -> dict[str, Any]:
+    """A curve without markers.
+
+    Args:
+        x, y: [n] its points; a gap where y is NaN.
+        line: its colour, width and dash.
+        key: the series that it belongs to.
+        role: what it is, for captions and the page's script.
+    """
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": floats(x),
+        "y": floats(y),
+        "line": dict(line),
+        "hoverinfo": "skip",
+        "meta": {"series": key, "role": role},
+    }

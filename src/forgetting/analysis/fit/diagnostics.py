@@ -53,12 +53,17 @@ def r_squared(law: Law, data: Data, theta: Array) -> dict[str, float]:
     f = law.values(theta[None], data.x)[0]
     out = {}
     for o, name in enumerate(law.outputs):
-        total = float(np.sum((data.y[o] - data.y[o].mean()) ** 2))
         # as many rows as parameters are always met: that says nothing of the law
-        told = total > 0 and data.y.size > sum(p.gauge is None for p in law.parameters)
-        share = 1 - float(np.sum((data.y[o] - f[o]) ** 2)) / total if told else float("nan")
+        told = data.y.size > sum(p.gauge is None for p in law.parameters)
+        share = explained(data.y[o], f[o]) if told else float("nan")
         out[name] = 0.0 if abs(share) < ROUNDING else share
     return out
+
+
+def explained(measured: Array, fitted: Array) -> float:
+    """1 - SS_res / SS_tot of [n] values; NaN where they are all equal."""
+    total = float(np.sum((measured - measured.mean()) ** 2))
+    return 1 - float(np.sum((measured - fitted) ** 2)) / total if total > 0 else float("nan")
 
 
 def worse_than_a_constant(r2: Mapping[str, float]) -> list[str]:

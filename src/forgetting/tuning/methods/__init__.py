@@ -34,11 +34,11 @@ METHODS: Variants[Method] = Variants(
 __all__ = ["METHODS", "Context", "Method", "check_methods", "check_quantised", "expand_grid"]
 
 
-def check_quantised(config: MethodConfig, how: str, bits: int | None) -> None:
+def check_quantised(method: Method, how: str, bits: int | None) -> None:
     """Refuse a method that does not go together with a base model whose weights are quantised.
 
     Args:
-        config: the method.
+        method: it.
         how: they are quantised, in words.
         bits: by bitsandbytes; None by something else.
 
@@ -46,7 +46,7 @@ def check_quantised(config: MethodConfig, how: str, bits: int | None) -> None:
         UsageError: names the method, and those that do.
     """
     fit = [name for name, one in METHODS.items() if one.quantised and (bits is None or bits in one.quantised)]
-    METHODS.parse(config).check_quantised(how, bits, [*fit, "peft"])
+    method.check_quantised(how, bits, [*fit, "peft"])
 
 
 def expand_grid(config: MethodConfig) -> list[MethodConfig]:
@@ -76,5 +76,5 @@ def check_methods(runs: Sequence[RunConfig], model: PreTrainedModel, context: Ca
             seen.add(same)
             method = METHODS.parse(run.method)
             if (stored := quantised.method_of(model.config)) is not None:
-                check_quantised(run.method, f"weights quantised by {stored}", quantised.bits_of(model.config))
+                check_quantised(method, f"weights quantised by {stored}", quantised.bits_of(model.config))
             method.check(model, context(run))

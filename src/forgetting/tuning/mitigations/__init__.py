@@ -12,6 +12,7 @@ import numpy as np
 from ...config.schema import MitigationConfig, RunConfig
 from ...config.variants import Variants
 from ...errors import UsageError
+from ...models import quantised
 from ...models.loading import Base
 from ..methods import METHODS, Context
 from .base import Course, Mitigation, Situation, Term
@@ -106,6 +107,8 @@ def check_runs(
         together = [] if same in seen else parse_together(run)
         seen.add(same)
         for mitigation in together:
+            if (stored := quantised.method_of(base.model.config)) is not None:
+                mitigation.check_quantised(f"weights quantised by {stored}")
             mitigation.check(run, base)
             text = mitigation.general_text(run)
             if text is not None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ...config.schema import RunConfig, TextConfig, VariantOptions
 from ...data.windows import Windows
+from ...errors import UsageError
 from .general import GeneralTexts
 
 if TYPE_CHECKING:
@@ -149,6 +150,22 @@ class Mitigation(VariantOptions, ABC):
     def general_text(self, run: RunConfig) -> TextConfig | None:
         """The general text that it trains on or takes statistics of, which must not be the measured one."""
         return None
+
+    @classmethod
+    def check_quantised(cls, how: str) -> None:
+        """Refuse a base model whose weights are quantised, where the mitigation needs their gradient.
+
+        Args:
+            how: they are quantised, in words.
+
+        Raises:
+            UsageError: names the mitigation, and what would do.
+        """
+        if not cls.quantised:
+            raise UsageError(
+                f"mitigations.{cls.name}: does not go together with {how}: quantised weights have no gradient, which "
+                "it needs; use kl, or the model in float32 or bfloat16"
+            )
 
     def check(self, run: RunConfig, base: Base) -> None:
         """Refuse a run that it cannot work in, before any run starts.

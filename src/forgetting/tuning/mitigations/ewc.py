@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from ...config.schema import RunConfig, TextConfig
-from ...errors import UsageError
-from ...models import quantised
-from ...models.loading import Base
 from . import general
 from .base import Mitigation, Situation, Term
 from .l2sp import WeightPenalty
@@ -47,15 +44,6 @@ class Ewc(Mitigation):
     def general_text(self, run: RunConfig) -> TextConfig | None:
         """See `Mitigation.general_text`."""
         return general.chosen_text(self.name, self.text, run)
-
-    def check(self, run: RunConfig, base: Base) -> None:
-        """Refuse quantised weights, which have no gradient."""
-        kind = quantised.method_of(base.model.config)
-        if kind is not None:
-            raise UsageError(
-                f"mitigations.ewc: does not go together with weights quantised by {kind}: they have no gradient, so "
-                "no Fisher information; use kl, or the model in float32 or bfloat16"
-            )
 
     def check_model(self, run: RunConfig, model: nn.Module) -> None:
         """Refuse a method that does not change weights by adding to them."""
