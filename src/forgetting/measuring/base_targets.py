@@ -25,7 +25,7 @@ from torch import nn
 from ..data import array_cache
 from ..data.windows import Windows
 from ..files import no_room
-from ..models import adapters
+from ..models import adapters, processes, sharding
 from . import batches, heads, kernels, passes
 
 log = logging.getLogger(__name__)
@@ -121,6 +121,42 @@ def stored_targets(
     job = _Job(model, windows, None, fingerprint, cache_dir)
     found = array_cache.read(job.path("targets"), fingerprint, base_spec(windows))
     return None if found is None else BaseTargets(**found.arrays(), fingerprint=fingerprint)
+
+
+def shared_targets(
+    load: Callable[[], Any], windows: Windows, *, device: str, key: str, cache_dir: Path, batch_tokens: int
+) -> BaseTargets:
+    """`base_targets` by all processes of a run together, of a base model whose weights are shared out.
+
+    Args:
+        load: gives the base model, sharded; only called where the targets are not in the cache.
+        device: the type of device that it computes on.
+        windows, key, cache_dir, batch_tokens: as in `base_targets`.
+    """
+    passes.check_windows(windows)
+    fingerprint = _fingerprint(device, windows, key, batch_tokens, None)
+    path = cache_dir / f"targets-{fingerprint[:32]}.safetensors"
+    stored = array_cache.read(path, fingerprint, base_spec(windows)) if processes.is_main() else None
+    arrays: dict[str, NDArray[Any]] | None = processes.shared(None if stored is None else stored.arrays())
+    if arrays is None:
+        arrays = together_arrays(load(), windows, batch_tokens)
+        if processes.is_main() and (usable := array_cache.usable(cache_dir)) is not None:
+            with array_cache.held(path):
+                array_cache.write(usable / path.name, arrays, fingerprint)
+        processes.wait_for_all()
+    return BaseTargets(**arrays, fingerprint=fingerprint)
+
+
+def together_arrays(model: Any, windows: Windows, batch_tokens: int) -> dict[str, NDArray[Any]]:
+    """`compute_arrays` by all processes together, each on its share of the batches; the same in all of them."""
+    shard = (processes.index(), processes.count())
+    arrays = passes.halving(
+        lambda size: compute_arrays(model, windows, size, None, shard=shard),
+        *(windows, batch_tokens),
+        sharded=shard[1] > 1,
+        together=sharding.is_sharded(model),
+    )
+    return {name: processes.summed(array) for name, array in arrays.items()}
 
 
 def base_side(
@@ -227,7 +263,10 @@ def base_spec(windows: Windows) -> array_cache.Spec:
 
 def targets_fingerprint(model: nn.Module, windows: Windows, key: str, batch_tokens: int, rows: int | None) -> str:
     """The content key of the targets: equal keys mean equal numbers, bit for bit, on one machine."""
-    device = next(model.parameters()).device.type
+    return _fingerprint(next(model.parameters()).device.type, windows, key, batch_tokens, rows)
+
+
+def _fingerprint(device: str, windows: Windows, key: str, batch_tokens: int, rows: int | None) -> str:
     content = [FORMAT, key, windows.fingerprint(), batch_tokens, rows, device, torch.__version__]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

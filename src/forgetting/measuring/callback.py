@@ -39,7 +39,8 @@ class ForgettingCallback(TrainerCallback):
     """Measures forgetting on general text during training, and logs it as `forgetting/...` to what report_to names.
 
     Rows are also kept in `rows` and in the trainer's log history. Works under gradient accumulation and on several
-    processes (batches are shared out and the sums are exact, so that the numbers are those of one process).
+    processes (batches are shared out and the sums are exact, so that the numbers are those of one process), with whole
+    weights in each (DDP) or sharded ones (FSDP2).
 
     The last row is of the model that training leaves: under `load_best_model_at_end` that of the best step, logged as
     `forgetting_of_kept/...`. Under mixed precision the weights are measured in their own dtype, without autocast, as
@@ -57,8 +58,8 @@ class ForgettingCallback(TrainerCallback):
 
     Raises:
         UsageError: when training begins: an adapter whose base model cannot be had by disabling it; parameters that
-            are sharded over processes (FSDP, DeepSpeed ZeRO 3); a fully fine-tuned run that is resumed without its
-            base targets.
+            are sharded over processes by FSDP's first version or DeepSpeed ZeRO 3; a fully fine-tuned run that is
+            resumed without its base targets.
 
     Examples:
         >>> from forgetting import ForgettingCallback                     # doctest: +SKIP
@@ -102,8 +103,8 @@ class ForgettingCallback(TrainerCallback):
         """Read the text, take the base targets, and measure the starting point."""
         began = time.perf_counter()
         self._logger = self._logger or _caller()
+        _refuse_sharded(kwargs["model"])
         model = adapters.unwrapped(kwargs["model"])
-        _refuse_sharded(args)
         causal.check_causal(model, "the model")
         if adapters.is_peft(model):
             comparable.check_live_adapter(model)
@@ -116,7 +117,6 @@ class ForgettingCallback(TrainerCallback):
         self.windows, *_ = read_windows(self.text, tokenizer, [model], self.context)
         self.documents = self.windows.token_documents()
         self.batch_tokens = passes.batch_size(model, self.wanted_batch)
-        self.shard = (processes.index(), processes.count())
         self.targets = self._base_targets(model, args, state)
         self.rows = [row for row in self.rows if row["step"] < state.global_step]
         self.seconds += time.perf_counter() - began
@@ -167,12 +167,7 @@ class ForgettingCallback(TrainerCallback):
                     "no longer the base model; train from the start with the callback on, or use `forgetting measure`"
                 )
             return base_targets.BaseTargets(**stored.arrays(), fingerprint=fingerprint)
-        arrays = passes.halving(
-            lambda size: base_targets.compute_arrays(model, self.windows, size, None, shard=self.shard),
-            *(self.windows, self.batch_tokens),
-            sharded=self.shard[1] > 1,
-        )
-        arrays = {name: processes.summed(array) for name, array in arrays.items()}
+        arrays = base_targets.together_arrays(model, self.windows, self.batch_tokens)
         if full and args.process_index == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             array_cache.write(path, arrays, fingerprint)
@@ -229,9 +224,12 @@ def _caller() -> Any:
     return found
 
 
-def _refuse_sharded(args: TrainingArguments) -> None:
-    if getattr(args, "fsdp", None) or transformers_internals.deepspeed_shards():
+def _refuse_sharded(model: Any) -> None:
+    """Refuse weights that are shared out in a way in which a part of the model cannot be called."""
+    first = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+    if first or transformers_internals.deepspeed_shards():
+        what = "FSDP's first version" if first else "DeepSpeed ZeRO 3"
         raise UsageError(
-            "ForgettingCallback: parameters sharded over processes (FSDP, DeepSpeed ZeRO 3) are not supported; "
-            "use DDP, or `forgetting measure` on the saved model"
+            f"ForgettingCallback: parameters sharded over processes by {what} are not supported; use FSDP with "
+            "fsdp_version: 2, or DDP, or `forgetting measure` on the saved model"
         )

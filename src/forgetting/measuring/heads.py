@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..models import peft_internals
+from ..models import peft_internals, sharding
 
 TILE_ROWS = 2048
 CHUNK_POSITIONS = 512
@@ -133,9 +133,9 @@ def candidates(model: Any) -> Iterator[Head]:
     names = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
     softcap = next((value for name in names if (value := getattr(config, name, None)) is not None), None)
     for scale in _scales(config):
-        if type(module) is nn.Linear and module.weight.is_floating_point() and not module.weight.is_meta:
-            yield LinearHead(module.weight.detach(), _detached(module.bias), scale, softcap)
-        else:
+        if sharding.class_of(module) is nn.Linear and module.weight.is_floating_point() and not module.weight.is_meta:
+            yield LinearHead(sharding.whole(module.weight.detach()), _detached(module.bias), scale, softcap)
+        elif not any(sharding.is_part(parameter) for parameter in module.parameters()):
             yield CalledHead(module, _rows(module, config), scale, softcap)
 
 
@@ -157,7 +157,7 @@ def _rows(module: nn.Module, config: Any) -> int:
 
 
 def _detached(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.detach()
+    return None if bias is None else sharding.whole(bias.detach())
 
 
 def verified(head: Head, hidden: Tensor, logits: Tensor) -> bool:

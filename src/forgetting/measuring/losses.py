@@ -14,7 +14,7 @@ from torch import nn
 
 from ..data.windows import Windows
 from ..errors import UsageError
-from ..models import adapters, processes
+from ..models import adapters, processes, sharding
 from . import kernels, passes
 from .base_targets import BaseTargets
 from .quantities import PerToken
@@ -94,7 +94,8 @@ def token_losses(
                 top[:, batch.place] = picked.top.cpu().numpy()
         return TokenLosses(nll[0], None, None) if argmax is None else TokenLosses(nll[0], nll[1], top[1])
 
-    return passes.halving(measure, windows, batch_tokens, sharded=shard[1] > 1)
+    together = sharding.is_sharded(inner)
+    return passes.halving(measure, windows, batch_tokens, sharded=shard[1] > 1, together=together)
 
 
 def whole_losses(model: nn.Module, windows: Windows, targets: BaseTargets | None, *, batch_tokens: int) -> TokenLosses:

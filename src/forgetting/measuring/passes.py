@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..data.windows import Windows
 from ..errors import ForgettingError, UsageError
-from ..models import adapters, failures, peft_internals, processes
+from ..models import adapters, failures, peft_internals, processes, sharding
 from . import batches, heads
 
 log = logging.getLogger(__name__)
@@ -30,11 +30,15 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Runner:
-    """How to get from a batch to what the head reads: [B, L, D] hidden states, or [B, L, V] logits."""
+    """How to get from a batch to what the head reads: [B, L, D] hidden states, or [B, L, V] logits.
+
+    `together`: the weights are sharded, so that each process runs a batch whenever the others do.
+    """
 
     run: Callable[[Tensor, Tensor | None], Tensor]
     head: heads.Head
     device: torch.device
+    together: bool = False
 
 
 def batch_size(model: Any, wanted: int | None) -> int:
@@ -60,7 +64,8 @@ def runner(model: Any, windows: Windows) -> Runner:
     device = next(inner.get_input_embeddings().parameters()).device
     device = device if device.type != "meta" else torch.device("cpu")
     probe = torch.from_numpy(windows.window(0)[0][:PROBE_TOKENS].astype(np.int64))[None].to(device)
-    entry = model if whole else inner
+    entry = sharding.calling(model, model if whole or sharding.is_sharded(model) else inner)
+    together = sharding.is_sharded(model)
 
     def full(input_ids: Tensor, mask: Tensor | None) -> Tensor:
         # Adapters with virtual tokens put their positions first: the text's are the last.
@@ -71,13 +76,13 @@ def runner(model: Any, windows: Windows) -> Runner:
 
     logits = full(probe, None)[0]
     if bool(logits.isnan().any()):  # no head can be recognised from it; whoever reads the losses says what is wrong
-        return Runner(full, heads.LogitsHead(logits.shape[-1]), device)
+        return Runner(full, heads.LogitsHead(logits.shape[-1]), device, together)
     found = None if whole else _by_head(model, inner, probe, logits)
     if found is not None:
-        return Runner(*found, device)
+        return Runner(*found, device, together)
     reason = f"{whole} need it" if whole else f"the head of {type(inner).__name__} is not one that is known"
     log.warning("measuring through full logits (%s): slower, and more memory", reason)
-    return Runner(full, heads.LogitsHead(logits.shape[-1]), device)
+    return Runner(full, heads.LogitsHead(logits.shape[-1]), device, together)
 
 
 @contextmanager
@@ -99,10 +104,11 @@ def _by_head(
     decoder = _decoder(inner)
     if decoder is None:
         return None
+    call = sharding.calling(model, decoder)
 
     def hidden(input_ids: Tensor, mask: Tensor | None) -> Tensor:
         with _named(inner, input_ids):
-            output: Tensor = decoder(input_ids=input_ids, attention_mask=mask, use_cache=False)[0]
+            output: Tensor = call(input_ids=input_ids, attention_mask=mask, use_cache=False)[0]
         return output
 
     state = hidden(probe, None)[0]
@@ -142,11 +148,14 @@ def hidden_states(
 ) -> Iterator[tuple[batches.Batch, Tensor]]:
     """Each batch with the [N, D] (or [N, V]) states of its predicted positions; of `shard` (rank, ranks) only."""
     rank, ranks = shard
-    for indices in batches.plan(windows, batch_tokens)[rank::ranks]:
-        batch = batches.build(windows, indices)
-        if not len(batch.source):
-            continue
-        yield batch, states_of(run, batch)
+    planned = batches.plan(windows, batch_tokens)
+    for place in range(rank, len(planned) + rank if run.together else len(planned), ranks):
+        batch = batches.build(windows, planned[min(place, len(planned) - 1)])
+        counts = place < len(planned) and len(batch.source) > 0
+        if counts or run.together:  # sharded weights: whoever has no batch left runs one for the others' sake
+            states = states_of(run, batch)
+        if counts:
+            yield batch, states
 
 
 def states_of(run: Runner, batch: batches.Batch) -> Tensor:
@@ -158,7 +167,9 @@ def states_of(run: Runner, batch: batches.Batch) -> Tensor:
     return state.reshape(-1, state.shape[-1])[torch.from_numpy(batch.source).to(state.device)]
 
 
-def halving(measure: Callable[[int], R], windows: Windows, batch_tokens: int, *, sharded: bool = False) -> R:
+def halving(
+    measure: Callable[[int], R], windows: Windows, batch_tokens: int, *, sharded: bool = False, together: bool = False
+) -> R:
     """Call `measure(batch_tokens)`, with half as many tokens again each time that memory runs out, with a notice.
 
     Args:
@@ -167,9 +178,11 @@ def halving(measure: Callable[[int], R], windows: Windows, batch_tokens: int, *,
         batch_tokens: to begin with.
         sharded: the batches are shared out among processes. All halve where one must: shards of batches of different
             sizes would count some positions twice and others never.
+        together: the model's weights are sharded, so that the others wait for this process's part of them and cannot
+            begin again.
 
     Raises:
-        ForgettingError: one window does not fit.
+        ForgettingError: one window does not fit; with `together`, a batch does not.
     """
     longest = int(windows.lengths.max())
     while True:
@@ -179,6 +192,11 @@ def halving(measure: Callable[[int], R], windows: Windows, batch_tokens: int, *,
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as raised:
             if not failures.out_of_memory(raised):
                 raise
+            if together:
+                raise ForgettingError(
+                    f"out of memory: measuring sharded weights with {batch_tokens} tokens a forward pass; give fewer "
+                    "(--batch-tokens, measure.batch_tokens)"
+                ) from raised
             error = raised
         if not (processes.summed_one(error is not None) if sharded else error):
             return found

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..files import write_atomically
-from . import accelerate_internals, bitsandbytes_internals, bounds, peft_internals, sources
+from . import accelerate_internals, bitsandbytes_internals, bounds, peft_internals, sharding, sources
 from .sources import Source
 
 
@@ -39,6 +39,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(accelerate_internals.own_forward(model))
         stack.enter_context(bitsandbytes_internals.layout_kept(model))
+        stack.enter_context(sharding.parts_again(model))
         try:
             model.eval()
             yield
@@ -65,8 +66,9 @@ def as_base(model: nn.Module) -> Iterator[None]:
             "the adapter is merged into the base weights, so the base model is gone; call unmerge_adapter() first, "
             "or give the base model itself"
         )
-    kept = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with model.disable_adapter():  # type: ignore[operator]
+    with sharding.parts_again(model):
+        kept = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with model.disable_adapter(), sharding.parts_again(model):  # type: ignore[operator]
         yield
     for parameter, flag in kept:  # PEFT makes every adapter parameter trainable when it enables adapters again
         if parameter.requires_grad != flag:

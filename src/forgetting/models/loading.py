@@ -55,9 +55,11 @@ class Placement:
 
     Attributes:
         spread: spread layers over all GPUs, then memory, as accelerate does (`device_map="auto"`).
+        host: on the CPU, whatever the device: from there FSDP takes the part of each process.
     """
 
     spread: bool = False
+    host: bool = False
 
 
 PLAIN = Placement()
@@ -105,7 +107,7 @@ def load_model(
     from .causal import check_causal
 
     name = called(config)
-    device = None if placement.spread else pick_device(config.device)
+    device = None if placement.spread else pick_device("cpu" if placement.host else config.device)
     folder = source.weights()
     notices = []
     if source.has(sources.ADAPTER_CONFIG):

@@ -25,20 +25,37 @@ noticed by the one that started it, not by a timeout."""
 
 
 @dataclass(frozen=True)
+class Sharding:
+    """How weights are shared out over processes (FSDP2).
+
+    Attributes:
+        reshard_after_forward: free a block's weights after its forward pass and gather them again for the backward one.
+        layers: class names of the blocks that are gathered one after another; none: what the model says.
+        checkpointing: keep no activations inside blocks and compute them again.
+    """
+
+    reshard_after_forward: bool = True
+    layers: tuple[str, ...] = ()
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True)
 class Launch:
-    """How one run is spread over several processes of this machine, each with the whole model.
+    """How one run is spread over several processes of this machine.
 
     Attributes:
         processes: how many.
         device: what each computes on: a GPU of its own, or the CPU.
         gpu_ids: which GPUs, as CUDA_VISIBLE_DEVICES takes them; None is those that are visible.
         content: of the accelerate configuration, for run.json.
+        sharding: how each holds a part of the weights; None: each holds the whole model.
     """
 
     processes: int
     device: str
     gpu_ids: str | None = None
     content: Mapping[str, Any] = field(default_factory=dict)
+    sharding: Sharding | None = None
 
 
 class RunFailedError(ForgettingError):
@@ -165,7 +182,7 @@ def largest(number: float) -> float:
 
 
 def check_same(model: nn.Module, *, trainable: bool, when: str) -> None:
-    """See that all processes hold the same weights, bit for bit, by sums over their bytes.
+    """See that all processes hold the same weights, bit for bit, by sums over their bytes; parts of weights differ.
 
     Args:
         model: unwrapped.
@@ -179,7 +196,9 @@ def check_same(model: nn.Module, *, trainable: bool, when: str) -> None:
         return
     import torch
 
-    weights = [p.detach() for p in model.parameters() if p.requires_grad or not trainable]
+    looked = [p.detach() for p in model.parameters() if p.requires_grad or not trainable]
+    parts = sys.modules.get("torch.distributed.tensor")
+    weights = [w for w in looked if parts is None or not isinstance(w, parts.DTensor)]
     sums = [int(w.contiguous().view(torch.uint8).sum(dtype=torch.int64)) if w.numel() else 0 for w in weights]
     if sums != shared(sums):
         raise ForgettingError(f"{when} the weights of process {index()} are not those of process 0")

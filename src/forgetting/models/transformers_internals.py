@@ -60,7 +60,21 @@ REMOTE_CODE_TIMEOUT = _name(
     "transformers.dynamic_module_utils:TIME_OUT_REMOTE_CODE",
     "a library that loads a model by itself could ask on the terminal whether to run its code",
 )
-NAMES = (GRAD_NORM, LOAD_CHECKPOINT, SETUP_DEVICES, ON_LOG, CALL_EVENT, ZERO3, REMOTE_CODE_TIMEOUT)
+NO_SPLIT = _name(
+    # on a model: names of the classes of its blocks, which accelerate reads, too
+    "object:_no_split_modules",
+    "the blocks that FSDP gathers one after another are not known",
+)
+SAVE_OPTIMIZER = _name(
+    # overridden by tuning.sharded, as are the next and LOAD_CHECKPOINT: there is no event in their place
+    "transformers:Trainer._save_optimizer_and_scheduler",
+    "a checkpoint of sharded weights would lack its optimiser",
+)
+LOAD_OPTIMIZER = _name(
+    "transformers:Trainer._load_optimizer_and_scheduler",
+    "a resumed run of sharded weights would begin with a new optimiser",
+)
+NAMES = (GRAD_NORM, LOAD_CHECKPOINT, SAVE_OPTIMIZER, LOAD_OPTIMIZER, SETUP_DEVICES, ON_LOG, CALL_EVENT, ZERO3, REMOTE_CODE_TIMEOUT)
 """Those that a class or module has; the others are of objects."""
 
 
@@ -86,7 +100,7 @@ def check_overridden() -> None:
     Raises:
         ForgettingError: names the one that is gone.
     """
-    private_names.check((GRAD_NORM, LOAD_CHECKPOINT))
+    private_names.check((GRAD_NORM, LOAD_CHECKPOINT, SAVE_OPTIMIZER, LOAD_OPTIMIZER))
 
 
 def accepts_loss_kwargs(trainer: Any) -> bool:
@@ -98,6 +112,11 @@ def takes_loss_kwargs(model: Any) -> bool:
     """The same of a model, as Trainer finds it out: by `accepts_loss_kwargs`, else by the arguments of its forward."""
     kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
     return bool(getattr(model, "accepts_loss_kwargs", inspect.Parameter.VAR_KEYWORD in kinds))
+
+
+def block_classes(model: Any) -> tuple[str, ...]:
+    """Names of the classes of a model's blocks; none where it does not say."""
+    return tuple(getattr(model, NO_SPLIT.name, None) or ())
 
 
 def has_usual_loss(model: Any) -> bool:

@@ -22,6 +22,7 @@ from . import own_code, provenance
 from .inputs import StudyInputs
 
 if TYPE_CHECKING:
+    from ..measuring.base_targets import BaseTargets
     from ..models.loading import Base
     from ..tuning.run import RunData
 
@@ -193,12 +194,15 @@ def _train(
     from ..tuning.run import train_run
 
     run = inputs.runs[folder.id]
-    base = inputs.base()
+    launch = processes.launched()
+    sharded = launch is not None and launch.sharding is not None
+    base = inputs.base(host=sharded)
     if is_small(base):
         limit_threads()
+    shared = inputs.shared_targets(base, launch, study.path) if launch is not None and sharded else None
     if not processes.is_main():
         processes.wait_for_all()  # the main process computes what is not in the cache, the others find it there
-    data, notices = _data(inputs, run, base, study)
+    data, notices = _data(inputs, run, base, study, shared)
     if processes.is_main():
         processes.wait_for_all()
     prints = inputs.fingerprints(run.dataset_name, base)
@@ -271,12 +275,15 @@ def _probe(
     )
 
 
-def _data(inputs: StudyInputs, run: RunConfig, base: Base, study: StudyFolder) -> tuple[RunData, list[str]]:
-    """Windows and base targets of a run, and what its reader should know of them."""
+def _data(
+    inputs: StudyInputs, run: RunConfig, base: Base, study: StudyFolder, targets: BaseTargets | None
+) -> tuple[RunData, list[str]]:
+    """Windows and base targets of a run, if not those that are given, and what its reader should know of them."""
     from ..tuning.run import RunData
 
     train, heldout = inputs.dataset(run.dataset_name)
-    data = RunData(train, heldout, inputs.text, inputs.targets(base, study.path), inputs.general)
+    targets = inputs.targets(base, study.path) if targets is None else targets
+    data = RunData(train, heldout, inputs.text, targets, inputs.general)
     notices = [f"{part}: {notice}" for part in ("train", "heldout", "text") for notice in getattr(data, part).notices]
     passes = run.training.steps * run.training.batch_size / len(train)
     if passes > 1:

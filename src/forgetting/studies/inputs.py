@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..data.windows import Windows
     from ..measuring.base_targets import BaseTargets
     from ..models.loading import Base
+    from ..models.processes import Launch
     from ..models.sources import Source
     from ..tuning.mitigations import GeneralTexts
 
@@ -91,11 +92,35 @@ class StudyInputs:
 
         return GeneralTexts(self.corpora)
 
-    def base(self) -> Base:
-        """The base model, freshly loaded, since a run changes it."""
-        from ..models.loading import load_base
+    def base(self, *, host: bool = False) -> Base:
+        """The base model, freshly loaded, since a run changes it.
 
-        return load_base(self.config.model, self.source)
+        Args:
+            host: on the CPU, mapped from its files, for weights that are to be shared out over processes.
+        """
+        from ..models.loading import Placement, load_base
+
+        return load_base(self.config.model, self.source, Placement(host=host))
+
+    def shared_targets(self, base: Base, launch: Launch, study: Path) -> BaseTargets:
+        """`targets` by all processes of a launch, of a base model whose weights they share out.
+
+        Args:
+            base: as loaded; not changed.
+            launch: with a sharding.
+            study: the study folder.
+        """
+        from ..measuring.base_targets import shared_targets
+        from ..models.sharding import shard
+
+        def load() -> Any:
+            assert launch.sharding is not None
+            model = self.base(host=True).model.requires_grad_(False)
+            shard(model, model, launch.sharding, launch.device)
+            return model
+
+        how: dict[str, Any] = {"cache_dir": study / "cache", "batch_tokens": self.config.measure.batch_tokens}
+        return shared_targets(load, self.text, device=launch.device, key=base.key, **how)
 
     def targets(self, base: Base, study: Path) -> BaseTargets:
         """What the model that forgetting is measured against says of the general text; computed once a study.

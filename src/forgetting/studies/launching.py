@@ -1,12 +1,14 @@
 """Runs by several processes each: what an accelerate configuration asks for, and which studies can be done so.
 
-Every process holds the whole model and trains on its share of each batch (data parallelism, DDP), so that a step is
-that of one process but for the order in which gradients are summed. What would give other numbers is refused.
+Every process trains on its share of each batch, and holds the whole model (DDP) or its part of every weight (FSDP2), so
+that a step is that of one process but for the order in which gradients are summed. What would give other numbers is
+refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,12 +18,16 @@ from ..errors import UsageError
 from ..models import processes, transformers_internals
 from ..models.loading import Base
 from ..store.folder import StudyFolder
+from ..tuning.grid import expand_runs
+from ..tuning.methods import METHODS
+from ..tuning.mitigations import MITIGATIONS, parse_together
 from . import provenance
 
 T = TypeVar("T")
-DEVICES = {"MULTI_GPU": "cuda", "MULTI_CPU": "cpu"}
-"""Distributed types of accelerate in which every process holds the whole model."""
-READ = ("distributed_type", "num_processes", "use_cpu", "gpu_ids", "mixed_precision")
+DEVICES = {"MULTI_GPU": "cuda", "MULTI_CPU": "cpu", "FSDP": "cuda"}
+"""Distributed types of accelerate, and where their processes compute; in the last the weights are shared out."""
+ALLOWED = "allowed are MULTI_GPU and MULTI_CPU, where every process holds the model, and FSDP with fsdp_version 2"
+READ = ("distributed_type", "fsdp_config", "num_processes", "use_cpu", "gpu_ids", "mixed_precision")
 IDLE = (
     *("compute_environment", "debug", "downcast_bf16", "machine_rank", "main_process_ip", "main_process_port"),
     *("main_training_function", "num_machines", "rdzv_backend", "same_network"),
@@ -41,15 +47,14 @@ def read_launch(path: Path) -> processes.Launch:
     if not isinstance(fields, Mapping):
         raise UsageError(f"{path}: not an accelerate configuration: a mapping is needed, got {type(fields).__name__}")
     kind = fields.get("distributed_type")
-    if kind in ("FSDP", "DEEPSPEED"):
-        what = "FSDP shards" if kind == "FSDP" else "DeepSpeed may shard"
+    if kind == "DEEPSPEED":
         raise UsageError(
-            f"{path}: distributed_type {kind}: {what} the weights over processes, which measuring needs whole; "
-            "allowed are MULTI_GPU and MULTI_CPU, where every process holds the model"
+            f"{path}: distributed_type DEEPSPEED: nothing here can measure weights that DeepSpeed shards; {ALLOWED}: "
+            "TRL's fsdp2.yaml shards as much as its zero3.yaml"
         )
     if not isinstance(kind, str) or kind not in DEVICES:
         more = ": that is one process, for which --accelerate-config is left out" if kind in ("NO", False) else ""
-        raise UsageError(f"{path}: distributed_type {kind!r}{more}; allowed are MULTI_GPU and MULTI_CPU")
+        raise UsageError(f"{path}: distributed_type {kind!r}{more}; {ALLOWED}")
     if fields.get("num_machines", 1) != 1:
         raise UsageError(f"{path}: num_machines {fields['num_machines']!r}: a run is done on one machine; give 1")
     for name, value in fields.items():
@@ -67,7 +72,60 @@ def read_launch(path: Path) -> processes.Launch:
         raise UsageError(f"{path}: gpu_ids {str(given)[:60]!r}; give all, or at least {count} numbers such as 0,1")
     device = "cpu" if use_cpu else DEVICES[kind]
     content = {"distributed_type": kind, "num_processes": count, "use_cpu": use_cpu, "gpu_ids": gpus or "all"}
-    return processes.Launch(count, device, gpus, {**content, "mixed_precision": precision})
+    sharding = _sharding(path, fields) if kind == "FSDP" else None
+    if sharding is not None:
+        content["fsdp"] = {**asdict(sharding), "layers": list(sharding.layers)}
+    elif (set_fields := fields.get("fsdp_config")) not in OFF:
+        raise UsageError(f"{path}: fsdp_config {str(set_fields)[:60]}: only with distributed_type FSDP; leave it out")
+    return processes.Launch(count, device, gpus, {**content, "mixed_precision": precision}, sharding)
+
+
+FSDP_VALUES: dict[str, tuple[Any, ...]] = {
+    "fsdp_version": (2,),
+    "fsdp_auto_wrap_policy": ("TRANSFORMER_BASED_WRAP",),
+    "fsdp_offload_params": (False,),
+    "fsdp_cpu_ram_efficient_loading": (True, False),
+    "fsdp_state_dict_type": ("FULL_STATE_DICT", "SHARDED_STATE_DICT"),
+    "fsdp_reshard_after_forward": (True, False),
+    "fsdp_activation_checkpointing": (True, False),
+}
+"""Fields of `fsdp_config` and what they may be, likeliest first. Weights are mapped from their files and each process
+keeps its part, whether or not loading is asked to be efficient; checkpoints hold each process's part, and the tuned
+weights are saved whole, whichever type of state is asked for."""
+LAYERS = "fsdp_transformer_layer_cls_to_wrap"
+
+
+def _sharding(path: Path, fields: Mapping[str, Any]) -> processes.Sharding:
+    """How `fsdp_config` shares out weights.
+
+    Raises:
+        UsageError: FSDP's first version, or a field that asks for what is not there.
+    """
+    given = fields.get("fsdp_config")
+    if not isinstance(given, Mapping):
+        raise UsageError(f"{path}: fsdp_config: got {str(given)[:60]!r}; give its fields, as TRL's fsdp2.yaml does")
+    version = given.get("fsdp_version", 1)
+    if type(version) is not int or version != 2:
+        raise UsageError(
+            f"{path}: fsdp_config.fsdp_version: got {str(version)[:60]!r}; give 2 (`accelerate to-fsdp2` converts a file)"
+        )
+    for name, value in given.items():
+        allowed = FSDP_VALUES.get(name)
+        if allowed is None and name != LAYERS and not any(type(value) is type(off) and value == off for off in OFF):
+            raise UsageError(f"{path}: fsdp_config.{name}: nothing here reads this field, and it is set; leave it out")
+        if allowed is not None and not any(type(value) is type(one) and value == one for one in allowed):
+            raise UsageError(
+                f"{path}: fsdp_config.{name}: got {str(value)[:60]!r}; give {' or '.join(map(_as_yaml, allowed))}"
+            )
+    return processes.Sharding(
+        reshard_after_forward=given.get("fsdp_reshard_after_forward", True),
+        layers=tuple(filter(None, (name.strip() for name in str(given.get(LAYERS) or "").split(",")))),
+        checkpointing=given.get("fsdp_activation_checkpointing", False),
+    )
+
+
+def _as_yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _field(
@@ -102,6 +160,8 @@ def check(config: StudyConfig, study: Path, launch: processes.Launch | None, run
     if launch is not None:
         check_device(config, launch)
         check_shares(config, launch.processes)
+        if launch.sharding is not None:
+            check_shardable(config)
     check_begun(study, 1 if launch is None else launch.processes, run_id)
 
 
@@ -138,6 +198,35 @@ def check_shares(config: StudyConfig, count: int) -> None:
             f"training.micro_batch_size: got {micro}; of each batch a process has {share} windows: give one of "
             f"{', '.join(map(str, fit))}"
         )
+
+
+def check_shardable(config: StudyConfig) -> None:
+    """Refuse what needs a whole model in one process, where weights are shared out.
+
+    Raises:
+        UsageError: names it, and what is allowed.
+    """
+    if config.model.bits is not None:
+        raise UsageError(f"model.bits: got {config.model.bits}; FSDP cannot share out quantised weights here: leave it out")
+    if config.capabilities is not None:
+        raise UsageError(
+            "capabilities: one process asks the model, which FSDP shares out over several; leave it out, and ask the "
+            "saved models with `forgetting evaluate`"
+        )
+    for run in expand_runs(config):
+        method, together = METHODS.parse(run.method), parse_together(run)
+        if not method.sharded:
+            fit = ", ".join(name for name, kind in METHODS.items() if kind.sharded)
+            raise UsageError(
+                f"methods.{method.name}: works on a whole model, which FSDP shares out over processes; use one of {fit}"
+            )
+        for mitigation in together:
+            if not mitigation.shardable():
+                fit = ", ".join(name for name, kind in MITIGATIONS.items() if kind.sharded)
+                raise UsageError(
+                    f"mitigations.{mitigation.label()}: works on a whole model, which FSDP shares out over processes; "
+                    f"use {fit}"
+                )
 
 
 def check_model(base: Base) -> None:

@@ -154,7 +154,8 @@ def _prepare_here(inputs: StudyInputs, out: Path, launch: processes.Launch | Non
     for name in config.datasets:
         inputs.dataset(name)
     inputs.text  # noqa: B018  # read before the model, so that a wrong file is named at once
-    base = inputs.base()
+    sharded = launch is not None and launch.sharding is not None
+    base = inputs.base(host=sharded)
     for notice in base.notices:
         log.warning("%s", notice)
     if is_small(base):
@@ -165,7 +166,8 @@ def _prepare_here(inputs: StudyInputs, out: Path, launch: processes.Launch | Non
     check_runs(runs, base, inputs.general, inputs.context)
     _check_unchanged(inputs, StudyFolder(out), base)
     folder = StudyFolder.create_or_resume(out, config)
-    inputs.targets(base, folder.path)
+    if not sharded:  # else the processes of the first run compute them together
+        inputs.targets(base, folder.path)
     if config.capabilities is not None:
         from ..capabilities.study_runs import ask_base, plan_of
 

@@ -35,13 +35,14 @@ from ..measuring.base_targets import BaseTargets
 from ..measuring.estimate import Mean
 from ..measuring.losses import whole_losses
 from ..measuring.quantities import HELDOUT, ONE_PASS
-from ..models import adapters, memory, processes, quantised
+from ..models import adapters, memory, processes, quantised, sharding
 from ..models.loading import Base, count_parameters
 from ..store.folder import GoneError, RunFolder
 from . import checkpoints, stopping
 from .methods import METHODS, Context, Method
 from .mitigations import Course, GeneralTexts, Mitigation, Situation, Term, parse_together, plan_course, with_recipe
-from .trainer import DivergedError, make_trainer
+from .sharded import ShardedTrainer
+from .trainer import CheckedTrainer, DivergedError, make_trainer
 
 IDENTITY_TOLERANCE = 0.01
 """nats/token by which step 0 may differ from the base model (rounding under bf16); more is no fine-tuning from it."""
@@ -265,7 +266,8 @@ def train_run(
     pad_id = base.tokenizer.pad_token_id
     if not isinstance(pad_id, int):
         raise AssertionError("load_tokenizer sets a pad token")
-    trainer = make_trainer(model, method, at.run, course, terms, folder.path / "checkpoints", pad_id)
+    kind = ShardedTrainer if sharding.is_sharded(model) else CheckedTrainer
+    trainer = make_trainer(model, method, at.run, course, terms, folder.path / "checkpoints", pad_id, kind)
 
     def afterwards(trained: Any) -> Iterator[float]:
         return itertools.chain.from_iterable(one.afterwards(trained, at) for one in together)
@@ -276,6 +278,8 @@ def train_run(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < run.training.steps:
         stopping.check()
+    if sharding.is_sharded(model):
+        _gather(model, trainer)
     _finish(model, method, folder, base)
     folder.update(peak_memory=measurer.peak_memory)
 
@@ -287,10 +291,22 @@ def _trainable(
     model = method.prepare(base.model, context)
     for mitigation in together:
         mitigation.adapt(model)
+    processes.check_same(model, trainable=False, when="before training")
+    launch = processes.launched()
+    if launch is not None and launch.sharding is not None:
+        inner = model.get_base_model() if adapters.is_peft(model) else model
+        sharding.shard(model, inner, launch.sharding, launch.device)
     for term in terms:
         term.start(model)
-    processes.check_same(model, trainable=False, when="before training")
     return model
+
+
+def _gather(model: Any, trainer: CheckedTrainer) -> None:
+    """Put together, in the main process, what was trained of a sharded model; the optimiser is given back first."""
+    model.zero_grad(set_to_none=True)
+    trainer.optimizer = trainer.lr_scheduler = None
+    trainer.accelerator.free_memory()
+    sharding.make_whole(model, [name for name, p in model.named_parameters() if p.requires_grad])
 
 
 def _own_random(seed: int) -> None:

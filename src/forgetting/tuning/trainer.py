@@ -181,11 +181,17 @@ def _arguments(training: TrainingConfig, seed: int, folder: Path, device: torch.
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,
-        **(saving if training.gradient_checkpointing else {}),
+        **(saving if training.gradient_checkpointing or _asked_to_checkpoint() else {}),
     )
     if device.type == "cuda" and processes.count() == 1:
         _use_one(device, arguments)
     return arguments
+
+
+def _asked_to_checkpoint() -> bool:
+    """Whether the accelerate configuration asks for it: the numbers are the same."""
+    launch = processes.launched()
+    return launch is not None and launch.sharding is not None and launch.sharding.checkpointing
 
 
 def _use_one(device: torch.device, arguments: TrainingArguments) -> None:
@@ -196,7 +202,14 @@ def _use_one(device: torch.device, arguments: TrainingArguments) -> None:
 
 
 def make_trainer(
-    model: Any, method: Method, run: RunConfig, course: Course, terms: list[Term], checkpoints: Path, pad_id: int
+    model: Any,
+    method: Method,
+    run: RunConfig,
+    course: Course,
+    terms: list[Term],
+    checkpoints: Path,
+    pad_id: int,
+    kind: type[CheckedTrainer] = CheckedTrainer,
 ) -> CheckedTrainer:
     """The trainer of one run, without callbacks.
 
@@ -208,6 +221,7 @@ def make_trainer(
         terms: what is added to the loss.
         checkpoints: the folder that they are written to.
         pad_id: token that shorter windows are filled up with.
+        kind: of trainer.
     """
     transformers_internals.check_overridden()
     training = run.training
@@ -217,7 +231,7 @@ def make_trainer(
     order = course.order
     if arguments.gradient_accumulation_steps > 1:
         order = by_length(order, course.windows.lengths, training.batch_size)
-    trainer = CheckedTrainer(
+    trainer = kind(
         terms=terms,
         model=model,
         args=arguments,

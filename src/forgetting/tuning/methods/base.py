@@ -49,11 +49,13 @@ class Method(VariantOptions, ABC):
         start: what the model is at step 0: the base model `exactly`, within `rounding` of its dtype, or maybe something
             `else`. A run stops if the first two are not true; forgetting is always measured against the base model.
         quantised: the `model.bits` that it works with: it neither changes nor reads the weights that are quantised.
+        sharded: whether it trains where the prepared model's weights are shared out over processes.
     """
 
     references: ClassVar[tuple[str, ...]] = ()
     start: ClassVar[Literal["exactly", "rounding", "else"]] = "exactly"
     quantised: ClassVar[tuple[int, ...]] = ()
+    sharded: ClassVar[bool] = True
 
     learning_rate: float | None = Field(
         None, gt=0, lt=10, description="of this method instead of training.learning_rate; a list is one run each"

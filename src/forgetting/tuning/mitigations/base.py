@@ -132,12 +132,14 @@ class Mitigation(VariantOptions, ABC):
         excludes: mitigations that it cannot be used together with.
         stage: `plan` runs in this order: 0 what is learned from the task's windows, 1 what is mixed in.
         quantised: whether it works where the base model's weights are quantised (`model.bits`).
+        sharded: whether it works where the model's weights are shared out over processes.
     """
 
     references: ClassVar[tuple[str, ...]] = ()
     excludes: ClassVar[tuple[str, ...]] = ()
     stage: ClassVar[int] = 0
     quantised: ClassVar[bool] = True
+    sharded: ClassVar[bool] = False
 
     def label(self) -> str:
         """Its name and the options that differ from their defaults, for tables: `replay fraction=0.1`."""
@@ -166,6 +168,10 @@ class Mitigation(VariantOptions, ABC):
                 f"mitigations.{cls.name}: does not go together with {how}: quantised weights have no gradient, which "
                 "it needs; use kl, or the model in float32 or bfloat16"
             )
+
+    def shardable(self) -> bool:
+        """Whether it works, with its options, where the model's weights are shared out over processes."""
+        return self.sharded
 
     def check(self, run: RunConfig, base: Base) -> None:
         """Refuse a run that it cannot work in, before any run starts.

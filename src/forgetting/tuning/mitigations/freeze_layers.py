@@ -25,6 +25,7 @@ class FreezeLayers(Mitigation):
 
     name: ClassVar[str] = "freeze_layers"
     references: ClassVar[tuple[str, ...]] = ("lee2019elsa",)
+    sharded: ClassVar[bool] = True
 
     layers: int = Field(ge=1, description="blocks from the input on; fewer than the model has")
 

@@ -35,6 +35,7 @@ class Kl(Mitigation):
 
     name: ClassVar[str] = "kl"
     references: ClassVar[tuple[str, ...]] = ("li2016lwf", "ziegler2019rlhf")
+    sharded: ClassVar[bool] = True
 
     weight: float = Field(1.0, ge=0, description="of the divergence in the loss; a list is one run each")
     on: Literal["general", "task", "both"] = Field("general", description="the text, or both: the sum of the two")

@@ -22,6 +22,7 @@ class LearningRate(Mitigation):
 
     name: ClassVar[str] = "learning_rate"
     references: ClassVar[tuple[str, ...]] = ("biderman2024lora",)
+    sharded: ClassVar[bool] = True
 
     factor: float = Field(0.5, gt=0, lt=1, description="of the learning rate; a list is one run each")
 
@@ -43,6 +44,7 @@ class WeightDecay(Mitigation):
 
     name: ClassVar[str] = "weight_decay"
     references: ClassVar[tuple[str, ...]] = ("loshchilov2019adamw", "biderman2024lora")
+    sharded: ClassVar[bool] = True
 
     value: float = Field(0.1, gt=0, description="instead of training.weight_decay; a list is one run each")
 
@@ -61,6 +63,7 @@ class Dropout(Mitigation):
 
     name: ClassVar[str] = "dropout"
     references: ClassVar[tuple[str, ...]] = ("biderman2024lora",)
+    sharded: ClassVar[bool] = True
 
     rate: float = Field(0.1, gt=0, lt=1, description="instead of the method's dropout; a list is one run each")
 

@@ -40,6 +40,7 @@ class Replay(Mitigation):
 
     name: ClassVar[str] = "replay"
     references: ClassVar[tuple[str, ...]] = ("robins1995rehearsal", "scialom2022continual")
+    sharded: ClassVar[bool] = True
     stage: ClassVar[int] = 1
 
     fraction: float = Field(0.05, gt=0, lt=1, description="of the windows trained on; a list is one run each")
@@ -51,6 +52,10 @@ class Replay(Mitigation):
     def general_text(self, run: RunConfig) -> TextConfig | None:
         """See `Mitigation.general_text`."""
         return None if self.generated else general.chosen_text(self.name, self.text, run)
+
+    def shardable(self) -> bool:
+        """Where the base model need not write the text: see `Mitigation.shardable`."""
+        return not self.generated
 
     def check(self, run: RunConfig, base: Base) -> None:
         """Refuse options that contradict each other, and a share that is no window of the run."""
