@@ -63,7 +63,8 @@ def test_a_module_that_is_gone_is_said_like_a_name() -> None:
 
 
 OBJECTS = [
-    *(transformers_internals.ACCEPTS, transformers_internals.N_GPU, peft_internals.DISABLED, peft_internals.SCALING),
+    *(transformers_internals.ACCEPTS, transformers_internals.N_GPU, transformers_internals.NO_SPLIT),
+    *(peft_internals.DISABLED, peft_internals.SCALING),
     *(lm_eval_internals.ENTRY_CONFIG, lm_eval_internals.ENTRY_FILE),
     *(peft_internals.BASE_LAYER, peft_internals.ORIGINAL, accelerate_internals.ORIGINAL_FORWARD),
 ]

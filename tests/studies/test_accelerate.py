@@ -239,11 +239,9 @@ def test_the_command_stops_resumes_and_leaves_no_orphans(tiny_model: Path, corpo
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (
-            {"distributed_type": "FSDP"},
-            "distributed_type FSDP: FSDP shards the weights over processes, which measuring ",
-        ),
-        ({"distributed_type": "DEEPSPEED"}, "distributed_type DEEPSPEED: DeepSpeed may shard the weights"),
+        ({"distributed_type": "FSDP"}, "fsdp_config: got 'None'; give its fields, as TRL's fsdp2.yaml does"),
+        ({"distributed_type": "DEEPSPEED"}, "DEEPSPEED: nothing here can measure weights that DeepSpeed shards; allow"),
+        ({"fsdp_config": {"fsdp_version": 2}}, "only with distributed_type FSDP; leave it out"),
         (
             {"distributed_type": "NO"},
             "that is one process, for which --accelerate-config is left out; allowed are MULTI",
@@ -279,9 +277,14 @@ def test_the_configurations_that_trl_ships() -> None:
     launch = launching.read_launch(shipped / "multi_gpu.yaml")
     assert (launch.processes, launch.device, launch.gpu_ids) == (8, "cuda", None)
     assert launch.content["mixed_precision"] == "bf16"
-    for name in ("fsdp1", "fsdp2", "zero1", "zero2", "zero3", "single_gpu"):
-        with pytest.raises(UsageError, match="allowed are MULTI_GPU and MULTI_CPU"):
+    assert launch.sharding is None
+    launch = launching.read_launch(shipped / "fsdp2.yaml")
+    assert (launch.processes, launch.device, launch.sharding) == (8, "cuda", processes.Sharding())
+    for name in ("zero1", "zero2", "zero3", "single_gpu"):
+        with pytest.raises(UsageError, match="allowed are MULTI_GPU and MULTI_CPU, where every process holds the mod"):
             launching.read_launch(shipped / f"{name}.yaml")
+    with pytest.raises(UsageError, match=r"fsdp1\.yaml: fsdp_config\.fsdp_version: got '1'; give 2"):
+        launching.read_launch(shipped / "fsdp1.yaml")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from ..config.arguments import checked, tokenizer_of
 from ..config.bits import quantised as in_words
 from ..data import array_cache
 from ..errors import ForgettingError, UsageError
-from ..models import adapters, causal, comparable, processes, quantised, transformers_internals
+from ..models import adapters, causal, comparable, quantised, transformers_internals
 from . import base_targets, passes, quantities
 from .losses import whole_losses
 from .quantities import ONE_PASS, means, not_finite, values

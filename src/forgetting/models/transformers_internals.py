@@ -74,7 +74,17 @@ LOAD_OPTIMIZER = _name(
     "transformers:Trainer._load_optimizer_and_scheduler",
     "a resumed run of sharded weights would begin with a new optimiser",
 )
-NAMES = (GRAD_NORM, LOAD_CHECKPOINT, SAVE_OPTIMIZER, LOAD_OPTIMIZER, SETUP_DEVICES, ON_LOG, CALL_EVENT, ZERO3, REMOTE_CODE_TIMEOUT)
+NAMES = (
+    GRAD_NORM,
+    LOAD_CHECKPOINT,
+    SAVE_OPTIMIZER,
+    LOAD_OPTIMIZER,
+    SETUP_DEVICES,
+    ON_LOG,
+    CALL_EVENT,
+    ZERO3,
+    REMOTE_CODE_TIMEOUT,
+)
 """Those that a class or module has; the others are of objects."""
 
 

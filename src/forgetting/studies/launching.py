@@ -107,7 +107,8 @@ def _sharding(path: Path, fields: Mapping[str, Any]) -> processes.Sharding:
     version = given.get("fsdp_version", 1)
     if type(version) is not int or version != 2:
         raise UsageError(
-            f"{path}: fsdp_config.fsdp_version: got {str(version)[:60]!r}; give 2 (`accelerate to-fsdp2` converts a file)"
+            f"{path}: fsdp_config.fsdp_version: got {str(version)[:60]!r}; give 2 (`accelerate to-fsdp2` converts "
+            "a file)"
         )
     for name, value in given.items():
         allowed = FSDP_VALUES.get(name)
@@ -207,7 +208,9 @@ def check_shardable(config: StudyConfig) -> None:
         UsageError: names it, and what is allowed.
     """
     if config.model.bits is not None:
-        raise UsageError(f"model.bits: got {config.model.bits}; FSDP cannot share out quantised weights here: leave it out")
+        raise UsageError(
+            f"model.bits: got {config.model.bits}; FSDP cannot share out quantised weights here: leave it out"
+        )
     if config.capabilities is not None:
         raise UsageError(
             "capabilities: one process asks the model, which FSDP shares out over several; leave it out, and ask the "

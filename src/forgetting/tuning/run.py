@@ -266,8 +266,7 @@ def train_run(
     pad_id = base.tokenizer.pad_token_id
     if not isinstance(pad_id, int):
         raise AssertionError("load_tokenizer sets a pad token")
-    kind = ShardedTrainer if sharding.is_sharded(model) else CheckedTrainer
-    trainer = make_trainer(model, method, at.run, course, terms, folder.path / "checkpoints", pad_id, kind)
+    trainer = make_trainer(_kind(model), model, method, at.run, course, terms, folder.path / "checkpoints", pad_id)
 
     def afterwards(trained: Any) -> Iterator[float]:
         return itertools.chain.from_iterable(one.afterwards(trained, at) for one in together)
@@ -278,9 +277,7 @@ def train_run(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < run.training.steps:
         stopping.check()
-    if sharding.is_sharded(model):
-        _gather(model, trainer)
-    _finish(model, method, folder, base)
+    _finish(model, method, folder, base, trainer)
     folder.update(peak_memory=measurer.peak_memory)
 
 
@@ -301,6 +298,10 @@ def _trainable(
     return model
 
 
+def _kind(model: Any) -> type[CheckedTrainer]:
+    return ShardedTrainer if sharding.is_sharded(model) else CheckedTrainer
+
+
 def _gather(model: Any, trainer: CheckedTrainer) -> None:
     """Put together, in the main process, what was trained of a sharded model; the optimiser is given back first."""
     model.zero_grad(set_to_none=True)
@@ -315,8 +316,10 @@ def _own_random(seed: int) -> None:
         torch.manual_seed(int(np.random.default_rng([seed, 20240701, processes.index()]).integers(2**62)))
 
 
-def _finish(model: Any, method: Method, folder: RunFolder, base: Base) -> None:
+def _finish(model: Any, method: Method, folder: RunFolder, base: Base, trainer: CheckedTrainer) -> None:
     """Store the tuned weights, whole or not at all; the main process does."""
+    if sharding.is_sharded(model):
+        _gather(model, trainer)
     if processes.is_main():
         folder.check_there()
         partial = folder.path / "adapter.partial"

@@ -36,9 +36,7 @@ class ShardedTrainer(CheckedTrainer):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         # FSDP sums the gradients: no DistributedDataParallel around it, whatever accelerate finds in the environment
-        self.accelerator.prepare_model = functools.partial(  # type: ignore[method-assign]
-            self.accelerator.prepare_model, evaluation_mode=True
-        )
+        self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     @functools.cached_property
     def fused(self) -> None:

@@ -125,7 +125,8 @@ def _update(row: _Row) -> Tensor:
     """The step of a weight, before it is clipped."""
     state = row.state
     if len(row.shape) < 2:
-        return state["exp_avg_sq"].rsqrt().mul_(row.grad)
+        plain: Tensor = state["exp_avg_sq"].rsqrt().mul_(row.grad)
+        return plain
     mean = state["row_mean"] if row.summed_rows else state["exp_avg_sq_row"].mean(dim=-1, keepdim=True)
     by_row = (state["exp_avg_sq_row"] / mean).rsqrt_().unsqueeze(-1)
     by_column = state["exp_avg_sq_col"].unsqueeze(-2).rsqrt()
@@ -139,4 +140,5 @@ def _summed(parts: list[Tensor]) -> list[Tensor]:
     flat = torch.cat([part.reshape(-1) for part in parts])
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(flat)
-    return [part.view_as(like) for part, like in zip(flat.split([p.numel() for p in parts]), parts, strict=True)]
+    cut = torch.split(flat, [part.numel() for part in parts])
+    return [part.view_as(like) for part, like in zip(cut, parts, strict=True)]

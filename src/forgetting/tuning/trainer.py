@@ -202,6 +202,7 @@ def _use_one(device: torch.device, arguments: TrainingArguments) -> None:
 
 
 def make_trainer(
+    kind: type[CheckedTrainer],
     model: Any,
     method: Method,
     run: RunConfig,
@@ -209,11 +210,11 @@ def make_trainer(
     terms: list[Term],
     checkpoints: Path,
     pad_id: int,
-    kind: type[CheckedTrainer] = CheckedTrainer,
 ) -> CheckedTrainer:
     """The trainer of one run, without callbacks.
 
     Args:
+        kind: of trainer.
         model: prepared by the method and the mitigations.
         method: its own learning rate counts before the recipe's.
         run: with the recipe that the mitigations make of it.
@@ -221,7 +222,6 @@ def make_trainer(
         terms: what is added to the loss.
         checkpoints: the folder that they are written to.
         pad_id: token that shorter windows are filled up with.
-        kind: of trainer.
     """
     transformers_internals.check_overridden()
     training = run.training
