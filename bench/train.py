@@ -228,7 +228,7 @@ class Ours(Timed):
         from forgetting.tuning.grid import expand_runs
         from forgetting.tuning.methods import METHODS
         from forgetting.tuning.mitigations import Course
-        from forgetting.tuning.trainer import make_trainer
+        from forgetting.tuning.trainer import CheckedTrainer, make_trainer
 
         fields = preset_fields("miniature")
         whole = {"batch_size": self.size, "micro_batch_size": None}  # as the other ways take it
@@ -236,7 +236,7 @@ class Ours(Timed):
         fields["measure"] |= {"start": 1}
         run = expand_runs(validate(fields, where="bench"))[0]
         course = Course(self.windows, np.array(self.order), np.ones(len(self.windows)))
-        return make_trainer(self.model, METHODS.parse(run.method), run, course, [], Path(folder), 1)
+        return make_trainer(CheckedTrainer, self.model, METHODS.parse(run.method), run, course, [], Path(folder), 1)
 
 
 WAYS = {"bare": Bare, "trainer": Plain, "sft": Sft, "ours": Ours}

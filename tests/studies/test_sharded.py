@@ -13,10 +13,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from forgetting.config.schema import StudyConfig, validate
 from forgetting.errors import UsageError
 from forgetting.models import processes
+from forgetting.models.sharding import shard
 from forgetting.store.folder import StudyFolder
 from forgetting.studies import launching
 from forgetting.studies.engines import Accelerate, Event, Local
@@ -154,3 +156,10 @@ def test_what_needs_a_whole_model_is_refused(
     with pytest.raises(UsageError) as error:
         launching.check_shardable(configure(tiny_model, corpora, **changes))
     assert said in str(error.value)
+
+
+def test_gradient_hooks_are_refused(tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.lm_head.weight.register_hook(lambda gradient: 2 * gradient)
+    with pytest.raises(UsageError, match="its method changes gradients by hooks, which FSDP does not call"):
+        shard(model, model, processes.Sharding(), "cpu")

@@ -22,6 +22,8 @@ from ..errors import UsageError
 from . import processes, quantised, transformers_internals
 
 T = TypeVar("T")
+GRADIENT_HOOKS = "_backward_hooks"
+"""Of a parameter of torch: what `register_hook` put there; there is no other way to ask."""
 CALL = "call_as_forward"
 """The method of a root module that calls something else between the root's own hooks."""
 
@@ -43,6 +45,8 @@ def shard(model: Any, inner: Any, how: processes.Sharding, device: str) -> None:
 
     if quantised.bits_of(inner.config) is not None or quantised.method_of(inner.config) is not None:
         raise UsageError(f"{type(inner).__name__}: its weights are quantised, which FSDP cannot share out here")
+    if any(getattr(parameter, GRADIENT_HOOKS, None) for parameter in model.parameters()):
+        raise UsageError(f"{type(model).__name__}: its method changes gradients by hooks, which FSDP does not call")
     names = how.layers or transformers_internals.block_classes(inner)
     blocks = [module for module in inner.modules() if type(module).__name__ in names]
     if not blocks:

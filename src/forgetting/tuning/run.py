@@ -303,11 +303,15 @@ def _kind(model: Any) -> type[CheckedTrainer]:
 
 
 def _gather(model: Any, trainer: CheckedTrainer) -> None:
-    """Put together, in the main process, what was trained of a sharded model; the optimiser is given back first."""
+    """Put together, in the main process, what is saved of a sharded model; the optimiser is given back first."""
     model.zero_grad(set_to_none=True)
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.accelerator.free_memory()
-    sharding.make_whole(model, [name for name, p in model.named_parameters() if p.requires_grad])
+    adapter = model.active_adapter if adapters.is_peft(model) else None
+    named = list(model.named_parameters())
+    # PEFT keeps what belongs to an adapter, trained or frozen, under the adapter's name
+    saved = [name for name, p in named if adapter is None or p.requires_grad or adapter in name.split(".")]
+    sharding.make_whole(model, saved)
 
 
 def _own_random(seed: int) -> None:

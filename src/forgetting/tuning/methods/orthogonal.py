@@ -101,6 +101,7 @@ class Osf(Targeted):
 
     name: ClassVar[str] = "osf"
     references: ClassVar[tuple[str, ...]] = ("nayak2025osf",)
+    sharded: ClassVar[bool] = False  # it changes whole gradients, by hooks that FSDP does not call
     start: ClassVar[Literal["exactly", "rounding", "else"]] = "rounding"
     conv1d: ClassVar[bool] = False
 

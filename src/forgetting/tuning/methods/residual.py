@@ -36,6 +36,7 @@ class Residual(Targeted):
     """A LoRA that starts as a part of W. P = r (in + out)."""
 
     start: ClassVar[Literal["exactly", "rounding", "else"]] = "rounding"
+    sharded: ClassVar[bool] = False  # it is saved as a difference, which PEFT takes on the whole model
     init: ClassVar[str]
 
     rank: int = Field(8, ge=1, description="r, at most the width of the narrowest target; a list is one run each")
