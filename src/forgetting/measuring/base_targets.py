@@ -26,7 +26,7 @@ from ..data import array_cache
 from ..data.windows import Windows
 from ..files import no_room
 from ..models import adapters, processes, sharding
-from . import batches, heads, kernels, passes
+from . import heads, kernels, passes
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -281,24 +281,19 @@ def compute_arrays(
     keep: Callable[[str], NDArray[Any]] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """The arrays of BaseTargets by name; positions of other shards are zero. `keep` gives arrays for expected rows."""
-    arrays: dict[str, NDArray[Any]] = {name: np.zeros(windows.n_predicted, kind) for name, kind in ARRAYS.items()}
+    kinds = {"log_prob": torch.float32, "entropy": torch.float32, "data_log_prob": torch.float32}
+    collected = passes.Collected(windows.n_predicted, argmax=torch.int32, **kinds)
     with adapters.undisturbed(model), adapters.as_base(model):
         run = passes.runner(model, windows)
         limit = run.head.vocabulary if rows is None else rows
         for batch, hidden in passes.hidden_states(run, windows, batch_tokens, shard):
-            tokens = torch.from_numpy(batch.token)
+            tokens = passes.to_device(batch.token, run.device)
             found = kernels.describe(run.head, hidden, tokens, limit, with_mean_row=keep is not None)
-            _fill(arrays, batch, found)
+            values = {"log_prob": -found.top_nll, "entropy": found.entropy, "data_log_prob": -found.nll}
+            collected.put(batch.place, argmax=found.argmax, **values)
             if keep is not None:
                 assert found.mean_row is not None
                 assert found.mean_bias is not None
                 keep("mean_row")[batch.place] = found.mean_row.cpu().numpy()
                 keep("mean_bias")[batch.place] = found.mean_bias.cpu().numpy()
-    return arrays
-
-
-def _fill(arrays: dict[str, NDArray[Any]], batch: batches.Batch, found: kernels.Distribution) -> None:
-    arrays["argmax"][batch.place] = found.argmax.cpu().numpy()
-    arrays["log_prob"][batch.place] = -found.top_nll.cpu().numpy()
-    arrays["entropy"][batch.place] = found.entropy.cpu().numpy()
-    arrays["data_log_prob"][batch.place] = -found.nll.cpu().numpy()
+    return collected.arrays()

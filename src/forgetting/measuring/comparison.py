@@ -92,36 +92,34 @@ def _compare(
     size: int,
     rows: int | None,
 ) -> Comparison:
-    tokens = windows.n_predicted
-    out = {name: np.zeros(tokens, np.float32) for name in ("data_nll", "target_nll", "kl")}
-    agrees = np.zeros(tokens, bool)
+    kinds = dict.fromkeys(("data_nll", "target_nll", "kl"), torch.float32) | {"agrees": torch.bool}
+    out = passes.Collected(windows.n_predicted, **kinds)
     with adapters.undisturbed(base), adapters.undisturbed(tuned):
         run = passes.runner(tuned, windows)
         limit = run.head.vocabulary if rows is None else rows
         shared = expected if expected is not None and same_head(expected.head, run.head) else None
         base_batches = None if shared is not None else _BaseStates(base, windows)
+        argmax = torch.from_numpy(np.asarray(targets.argmax, np.int64)).to(run.device)
         for batch, hidden in passes.hidden_states(run, windows, size):
-            argmax = torch.from_numpy(np.asarray(targets.argmax[batch.place], np.int64))
-            picked = kernels.pick(run.head, hidden, torch.stack([torch.from_numpy(batch.token), argmax]), limit)
-            out["data_nll"][batch.place] = picked.nll[0].cpu().numpy()
-            out["target_nll"][batch.place] = picked.nll[1].cpu().numpy()
-            agrees[batch.place] = picked.top[1].cpu().numpy()
+            token, place = (passes.to_device(part, run.device) for part in (batch.token, batch.place))
+            picked = kernels.pick(run.head, hidden, torch.stack([token, argmax[place]]), limit)
+            out.put(batch.place, data_nll=picked.nll[0], target_nll=picked.nll[1], agrees=picked.top[1])
             if shared is not None:
-                out["kl"][batch.place] = _kl_of_rows(shared, batch, hidden, picked.lse, targets)
+                out.put(batch.place, kl=_kl_of_rows(shared, batch, hidden, picked.lse, targets))
             elif base_batches is not None:
                 head, state = base_batches.at(batch)
-                out["kl"][batch.place] = kernels.divergence(head, run.head, state, hidden, limit).cpu().numpy()
-    return Comparison(**out, agrees=agrees, soft_nll=out["kl"] + targets.entropy)
+                out.put(batch.place, kl=kernels.divergence(head, run.head, state, hidden, limit))
+    found = out.arrays()
+    return Comparison(**found, soft_nll=found["kl"] + targets.entropy)
 
 
 def _kl_of_rows(
     expected: ExpectedRows, batch: batches.Batch, hidden: Tensor, lse: Tensor, targets: BaseTargets
-) -> NDArray[np.float64]:
-    """[n] KL(base || tuned) = lse_tuned - E_base[z_tuned] - entropy_base."""
-    mean_row, mean_bias = (torch.from_numpy(np.asarray(a)).to(lse.device) for a in expected.at(batch.place))
-    logit = kernels.expected_logit(expected.head, hidden, mean_row, mean_bias)
-    result: NDArray[np.float64] = (lse - logit).cpu().numpy() - targets.entropy[batch.place]
-    return result
+) -> Tensor:
+    """[n] KL(base || tuned) = lse_tuned - E_base[z_tuned] - entropy_base, float64."""
+    arrays = (*expected.at(batch.place), targets.entropy[batch.place])
+    mean_row, mean_bias, entropy = (passes.to_device(np.asarray(array), lse.device) for array in arrays)
+    return lse - kernels.expected_logit(expected.head, hidden, mean_row, mean_bias) - entropy
 
 
 class _BaseStates:

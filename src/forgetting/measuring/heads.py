@@ -9,6 +9,7 @@ Shapes: N positions, D width, V vocabulary, n positions of a chunk, v rows of a 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,9 +22,12 @@ from ..models import peft_internals, sharding
 TILE_ROWS = 2048
 CHUNK_POSITIONS = 512
 """A tile of 512 x 2,048 float32 logits (4 MB) stays in a processor's cache; larger ones were no faster on a CPU."""
-CUDA_TILE_ROWS = 16384
+CUDA_TILE_ROWS = 8192
+CUDA_CHUNK_POSITIONS = 2048
+"""2,048 x 8,192 float32 logits (64 MB) fill a GPU, and the head's weights are read a few times only."""
 CALL_LOGITS = 8 * 2**20
 """Logits at once (32 MB in float32) where a head can only be called whole."""
+CUDA_CALL_LOGITS = 64 * 2**20
 
 
 class Head(Protocol):
@@ -67,25 +71,38 @@ class LinearHead:
 
     def chunk(self) -> int:
         """Positions at once."""
-        return CHUNK_POSITIONS
+        return CUDA_CHUNK_POSITIONS if self.weight.is_cuda else CHUNK_POSITIONS
 
     def tiles(self, hidden: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
         """Tiles of float32 logits in one reused buffer."""
         weight = self.weight
         height = CUDA_TILE_ROWS if weight.is_cuda else TILE_ROWS
-        scaled = hidden.to(weight.device, torch.float32) * self.scale
+        product = self._wide if hidden.dtype == weight.dtype and widens(weight) else self._float32
+        states = hidden.to(weight.device)
+        if product == self._float32:
+            states = states.float() * self.scale
         buffer = torch.empty(len(hidden) * min(height, rows), dtype=torch.float32, device=weight.device)
         for start in range(0, rows, height):
-            part = weight[start : min(start + height, rows)].float()
-            tile = buffer[: len(hidden) * len(part)].view(len(hidden), len(part))
-            if self.bias is None:
-                torch.mm(scaled, part.T, out=tile)
-            else:
-                bias = self.bias[start : start + len(part)].float() * self.scale
-                torch.addmm(bias, scaled, part.T, out=tile)
+            stop = min(start + height, rows)
+            tile = buffer[: len(hidden) * (stop - start)].view(len(hidden), stop - start)
+            product(states, slice(start, stop), tile)
             if self.softcap is not None:
                 tile.div_(self.softcap).tanh_().mul_(self.softcap)
             yield start, tile
+
+    def _float32(self, scaled: Tensor, part: slice, tile: Tensor) -> None:
+        weight = self.weight[part].float()
+        if self.bias is None:
+            torch.mm(scaled, weight.T, out=tile)
+        else:
+            torch.addmm(self.bias[part].float() * self.scale, scaled, weight.T, out=tile)
+
+    def _wide(self, states: Tensor, part: slice, tile: Tensor) -> None:
+        torch.mm(states, self.weight[part].T, out_dtype=torch.float32, out=tile)
+        if self.bias is not None:
+            tile += self.bias[part]
+        if self.scale != 1.0:
+            tile *= self.scale
 
 
 @dataclass(frozen=True)
@@ -96,10 +113,12 @@ class CalledHead:
     vocabulary: int
     scale: float
     softcap: float | None
+    logits: int = CALL_LOGITS
+    """At once."""
 
     def chunk(self) -> int:
-        """Positions at once: as many as CALL_LOGITS logits allow."""
-        return max(1, CALL_LOGITS // self.vocabulary)
+        """Positions at once: as many as `logits` allow."""
+        return max(1, self.logits // self.vocabulary)
 
     def tiles(self, hidden: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
         """One tile with all rows."""
@@ -119,8 +138,23 @@ class LogitsHead:
 
     def tiles(self, hidden: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
         """Tiles cut from the logits."""
-        for start in range(0, rows, TILE_ROWS):
-            yield start, hidden[:, start : min(start + TILE_ROWS, rows)].float().clone()
+        height = CUDA_TILE_ROWS if hidden.is_cuda else TILE_ROWS
+        for start in range(0, rows, height):
+            yield start, hidden[:, start : min(start + height, rows)].float().clone()
+
+
+def widens(like: Tensor) -> bool:
+    """Whether this torch multiplies matrices of a tensor's dtype, on its device, with float32 results."""
+    return like.is_cuda and like.dtype in (torch.bfloat16, torch.float16) and _widens(like.device, like.dtype)
+
+
+@functools.cache
+def _widens(device: torch.device, dtype: torch.dtype) -> bool:
+    ones = torch.ones(16, 16, device=device, dtype=dtype)
+    try:
+        return bool((torch.mm(ones, ones, out_dtype=torch.float32) == 16).all())
+    except (RuntimeError, TypeError, NotImplementedError):  # a build without it
+        return False
 
 
 def candidates(model: Any) -> Iterator[Head]:
@@ -130,13 +164,15 @@ def candidates(model: Any) -> Iterator[Head]:
         return
     module = peft_internals.acting(module)
     config = model.config.get_text_config()
+    on_gpu = any(parameter.is_cuda for parameter in module.parameters())
     names = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
     softcap = next((value for name in names if (value := getattr(config, name, None)) is not None), None)
     for scale in _scales(config):
         if sharding.class_of(module) is nn.Linear and module.weight.is_floating_point() and not module.weight.is_meta:
             yield LinearHead(sharding.whole(module.weight.detach()), _detached(module.bias), scale, softcap)
         elif not any(sharding.is_part(parameter) for parameter in module.parameters()):
-            yield CalledHead(module, _rows(module, config), scale, softcap)
+            at_once = CUDA_CALL_LOGITS if on_gpu else CALL_LOGITS
+            yield CalledHead(module, _rows(module, config), scale, softcap, at_once)
 
 
 def _scales(config: Any) -> list[float]:

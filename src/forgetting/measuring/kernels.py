@@ -9,14 +9,20 @@ Symbols: z logits, m running maximum, s running sum of exp(z - m), lse = m + log
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..models import failures
+from . import heads
 from .heads import Head, LinearHead
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,18 +77,14 @@ def pick(head: Head, hidden: Tensor, tokens: Tensor, rows: int) -> Picked:
 
 
 def _pick_chunk(head: Head, hidden: Tensor, tokens: Tensor, rows: int) -> Picked:
-    running = None
-    chosen: Tensor | None = None
+    running: _Reading | None = None
     for start, z in head.tiles(hidden, rows):
-        running = running or _Running(z)
-        tokens = tokens.to(z.device)
-        chosen = torch.full(tokens.shape, -torch.inf, device=z.device) if chosen is None else chosen
-        chosen = _gather(z, start, tokens, chosen)
-        running.add(z)
+        running = running or _Reading(z, tokens, _fold_on(z.device))
+        running.read(z, start)
     assert running is not None
-    assert chosen is not None
     # m - chosen first: it is exactly zero for the top token, as in `describe`.
-    return Picked(running.s.log() + (running.m.double() - chosen.double()), chosen >= running.m, running.lse())
+    nll = running.s.log() + (running.m.double() - running.chosen.double())
+    return Picked(nll, running.chosen >= running.m, running.lse())
 
 
 def describe(head: Head, hidden: Tensor, tokens: Tensor, rows: int, *, with_mean_row: bool) -> Distribution:
@@ -111,39 +113,45 @@ def describe(head: Head, hidden: Tensor, tokens: Tensor, rows: int, *, with_mean
 
 
 def _describe_chunk(head: Head, hidden: Tensor, tokens: Tensor, rows: int, weights: LinearHead | None) -> Distribution:
-    running = None
+    running: _Reading | None = None
+    row = bias = torch.empty(0)
     for start, z in head.tiles(hidden, rows):
         if running is None:
-            running, chosen = _Running(z), torch.full((1, len(z)), -torch.inf, device=z.device)
-            argmax, slope = torch.zeros(len(z), dtype=torch.int64, device=z.device), running.s.clone()
+            running = _Reading(z, tokens[None], _fold_on(z.device))
             row = torch.zeros(hidden.shape if weights else (0, 0), device=z.device)
             bias = torch.zeros(len(z), device=z.device)
-        chosen = _gather(z, start, tokens.to(z.device)[None], chosen)
-        # The argmax of a row is looked for only where this tile raises the maximum: seldom, after the first tiles.
-        rises = (z.amax(1) > running.m).nonzero().squeeze(1)
-        argmax[rises] = start + z[rises].argmax(1)
-        shift, drop = running.raise_to(z)
-        slope = (slope + running.s * drop) * shift  # slope = sum exp(z - m) (z - m), moved to the new maximum
-        running.s *= shift
-        z.clamp_(min=-1e4)  # minus infinity times a weight of zero would be NaN
-        e = z.exp()
-        running.s += e.sum(1)
+        before = running.m
+        e = running.read_whole(z, start)
         if weights is not None:
             part = slice(start, start + z.shape[1])
-            row = torch.addmm(row.mul_(shift.float()[:, None]), e, weights.weight[part].float())
+            shift = (before - running.m).double().clamp_(min=-1e4).exp().float()
+            row = _plus_product(row.mul_(shift[:, None]), e, weights.weight[part])
             if weights.bias is not None:
-                bias = bias * shift.float() + e @ weights.bias[part].float()
-        slope += z.mul_(e).sum(1)
+                bias = bias * shift + e @ weights.bias[part].float()
     assert running is not None
     s = running.s
     return Distribution(
-        nll=s.log() + (running.m.double() - chosen[0].double()),
-        argmax=argmax,
+        nll=s.log() + (running.m.double() - running.chosen[0].double()),
+        argmax=running.argmax,
         top_nll=s.log(),
-        entropy=s.log() - slope / s,
+        entropy=s.log() - running.slope / s,
         mean_row=row.div_(s.float()[:, None]) if weights else None,
         mean_bias=bias.div_(s.float()) if weights else None,
     )
+
+
+def _plus_product(row: Tensor, e: Tensor, weight: Tensor) -> Tensor:
+    """row + e W, [n, D] float32, for e [n, v] float32 and W [v, D] of any dtype.
+
+    Under bfloat16 weights on a GPU, e is the sum of three bfloat16 numbers, exactly: 3 x 8 bits of significand.
+    """
+    if weight.dtype != torch.bfloat16 or not heads.widens(weight):
+        return torch.addmm(row, e, weight.float())
+    for _ in range(3):
+        part = e.bfloat16()
+        row += torch.mm(part, weight, out_dtype=torch.float32)
+        e = e - part
+    return row
 
 
 def expected_logit(head: LinearHead, hidden: Tensor, mean_row: Tensor, mean_bias: Tensor) -> Tensor:
@@ -239,6 +247,84 @@ class _Running:
     def lse(self) -> Tensor:
         """[n] float64 log sum exp of all tiles."""
         return self.m.double() + self.s.log()
+
+
+class _Reading(_Running):
+    """What is read off the tiles beside m and s, for K given tokens a position.
+
+    Attributes:
+        chosen: [K, n] float32, their logits.
+        argmax: [n] int64, the top token so far; of `read_whole` alone.
+        slope: [n] float64, sum exp(z - m) (z - m); of `read_whole` alone.
+    """
+
+    def __init__(self, z: Tensor, tokens: Tensor, fold: Callable[..., None] | None) -> None:
+        super().__init__(z)
+        self.tokens = tokens.to(z.device).contiguous()
+        self.chosen = torch.full(tokens.shape, -torch.inf, device=z.device)
+        self.argmax = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        self.slope = self.s.clone()
+        self.fold = fold
+
+    def read(self, z: Tensor, start: int) -> None:
+        """Read the tile that begins with row `start`, and overwrite it."""
+        if self.fold is not None:
+            self._folded(z, start, whole=False)
+            return
+        self.chosen = _gather(z, start, self.tokens, self.chosen)
+        self.add(z)
+
+    def read_whole(self, z: Tensor, start: int) -> Tensor:
+        """As `read`, with the top token and the slope.
+
+        Returns:
+            [n, v] exp(z - m).
+        """
+        if self.fold is not None:
+            self._folded(z, start, whole=True)
+            return z.sub_(self.m[:, None]).exp_()
+        self.chosen = _gather(z, start, self.tokens, self.chosen)
+        # The argmax of a row is looked for only where this tile raises the maximum: seldom, after the first tiles.
+        rises = (z.amax(1) > self.m).nonzero().squeeze(1)
+        self.argmax[rises] = start + z[rises].argmax(1)
+        shift, drop = self.raise_to(z)
+        self.slope = (self.slope + self.s * drop) * shift  # moved to the new maximum
+        self.s *= shift
+        z.clamp_(min=-1e4)  # minus infinity times a weight of zero would be NaN
+        e = z.exp()
+        self.s += e.sum(1)
+        self.slope += z.mul_(e).sum(1)
+        return e
+
+    def _folded(self, z: Tensor, start: int, *, whole: bool) -> None:
+        assert self.fold is not None
+        self.m = self.m.clone()  # who holds the maximum before this tile still has it
+        self.fold(z, start, self.tokens, self.chosen, self.m, self.s, (self.argmax, self.slope), whole)
+
+
+@functools.cache
+def _fold_on(device: torch.device) -> Callable[..., None] | None:
+    """The kernel that reads a tile once, where Triton compiles it and it gives the numbers of torch; else None."""
+    if device.type != "cuda":
+        return None
+    z = torch.linspace(-9.0, 9.0, 2 * 3001, device=device).sin_().mul_(9.0).view(2, 3001)
+    tokens = torch.tensor([[7, 2999]], device=device)
+    try:
+        from .tile_kernel import fold
+
+        usual, other = _Reading(z, tokens, None), _Reading(z, tokens, fold)
+        usual.read_whole(z.clone(), 0)
+        other.read_whole(z.clone(), 0)
+    except (ImportError, RuntimeError, OSError, AttributeError, ValueError) as error:
+        log.info("logits are read by torch's own operations, which is slower: %s", failures.first_line(error))
+        return None
+    same = (usual.argmax == other.argmax).all() & (usual.chosen == other.chosen).all() & (usual.m == other.m).all()
+    for one, two in ((usual.s, other.s), (usual.slope, other.slope)):
+        same = same & ((one - two).abs() <= 1e-5 * one.abs()).all()
+    if not bool(same):
+        log.warning("the Triton kernel gives other numbers than torch on %s: it is not used", device)
+        return None
+    return fold
 
 
 def _gather(z: Tensor, start: int, tokens: Tensor, chosen: Tensor) -> Tensor:

@@ -80,19 +80,22 @@ def token_losses(
     argmax = None if targets is None else torch.from_numpy(np.asarray(targets.argmax, np.int64))
 
     def measure(size: int) -> TokenLosses:
-        nll = np.zeros((1 if argmax is None else 2, tokens), np.float32)
-        top = np.zeros(nll.shape, bool)
+        kinds = {"data_nll": torch.float32, "target_nll": torch.float32, "agrees": torch.bool}
+        found = passes.Collected(tokens, **kinds)
         with adapters.undisturbed(inner):
             run = passes.runner(inner, windows)
             limit = run.head.vocabulary if rows is None else rows
+            top = None if argmax is None else argmax.to(run.device)
             for batch, hidden in passes.hidden_states(run, windows, size, shard):
-                wanted = torch.from_numpy(batch.token)[None]
-                if argmax is not None:
-                    wanted = torch.cat([wanted, argmax[torch.from_numpy(batch.place)][None]])
+                wanted = passes.to_device(batch.token, run.device)[None]
+                if top is not None:
+                    wanted = torch.cat([wanted, top[passes.to_device(batch.place, run.device)][None]])
                 picked = kernels.pick(run.head, hidden, wanted, limit)
-                nll[:, batch.place] = picked.nll.float().cpu().numpy()
-                top[:, batch.place] = picked.top.cpu().numpy()
-        return TokenLosses(nll[0], None, None) if argmax is None else TokenLosses(nll[0], nll[1], top[1])
+                found.put(batch.place, data_nll=picked.nll[0])
+                if top is not None:
+                    found.put(batch.place, target_nll=picked.nll[1], agrees=picked.top[1])
+        arrays = found.arrays()
+        return TokenLosses(arrays["data_nll"], None, None) if argmax is None else TokenLosses(**arrays)
 
     together = sharding.is_sharded(inner)
     return passes.halving(measure, windows, batch_tokens, sharded=shard[1] > 1, together=together)

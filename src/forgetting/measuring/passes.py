@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.windows import Windows
@@ -158,13 +159,43 @@ def hidden_states(
             yield batch, states
 
 
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A numpy array on a device; on a GPU, without waiting for what it is at work on."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class Collected:
+    """[N] numbers by name, kept where they are computed until all are there.
+
+    Read one batch after another they would make a GPU wait for the CPU each time.
+    """
+
+    def __init__(self, positions: int, **dtypes: torch.dtype) -> None:
+        self.positions, self.dtypes = positions, dtypes
+        self.kept: dict[str, Tensor] = {}
+
+    def put(self, place: NDArray[np.int64], **values: Tensor) -> None:
+        """Set the numbers of the positions `place` [n] to `values` [n]."""
+        for name, value in values.items():
+            if name not in self.kept:
+                self.kept[name] = torch.zeros(self.positions, dtype=self.dtypes[name], device=value.device)
+            kept = self.kept[name]
+            kept[to_device(place, kept.device)] = value.to(kept.dtype)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All of them; zero where nothing was put."""
+        none = {name: torch.zeros(self.positions, dtype=dtype) for name, dtype in self.dtypes.items()}
+        return {name: self.kept.get(name, empty).cpu().numpy() for name, empty in none.items()}
+
+
 def states_of(run: Runner, batch: batches.Batch) -> Tensor:
     """The [N, D] (or [N, V]) states of a batch's predicted positions."""
-    ids = torch.from_numpy(batch.input_ids).to(run.device)
+    ids = to_device(batch.input_ids, run.device)
     # Without padding, no mask: attention then takes its faster causal path.
-    mask = None if batch.mask.all() else torch.from_numpy(batch.mask.astype(np.int64)).to(run.device)
+    mask = None if batch.mask.all() else to_device(batch.mask.astype(np.int64), run.device)
     state = run.run(ids, mask)
-    return state.reshape(-1, state.shape[-1])[torch.from_numpy(batch.source).to(state.device)]
+    return state.reshape(-1, state.shape[-1])[to_device(batch.source, state.device)]
 
 
 def halving(
