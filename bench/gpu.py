@@ -291,7 +291,7 @@ def study_steps(bench: Bench, model, batches: Batches) -> list[float]:
     from forgetting.tuning.grid import expand_runs
     from forgetting.tuning.methods import METHODS
     from forgetting.tuning.mitigations import Course
-    from forgetting.tuning.trainer import make_trainer
+    from forgetting.tuning.trainer import CheckedTrainer, make_trainer
 
     fields = preset_fields("miniature")
     sizes = {"batch_size": batches.size, "micro_batch_size": None, "steps": batches.steps}
@@ -301,7 +301,7 @@ def study_steps(bench: Bench, model, batches: Batches) -> list[float]:
     course = Course(batches.windows, np.array(batches.order), np.ones(len(batches.windows)))
     clock = Clock(bench)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(model, METHODS.parse(run.method), run, course, [], Path(folder), 1)
+        trainer = make_trainer(CheckedTrainer, model, METHODS.parse(run.method), run, course, [], Path(folder), 1)
         trainer.add_callback(clock)
         trainer.train()
     return clock.marks
@@ -458,7 +458,7 @@ def stop_after_rows(command: list[str], out: Path, count: int) -> None:
             running.send_signal(signal.SIGTERM)
             break
         time.sleep(0.05)
-    print("stopped: exit", running.wait(timeout=60))
+    print("stopped: exit", running.wait(timeout=120))
 
 
 PARTS = {part.__name__: part for part in (ceilings, measure, train, callback, bits, resume)}

@@ -315,7 +315,7 @@ def _fold_on(device: torch.device) -> Callable[..., None] | None:
         usual, other = _Reading(z, tokens, None), _Reading(z, tokens, fold)
         usual.read_whole(z.clone(), 0)
         other.read_whole(z.clone(), 0)
-    except (ImportError, RuntimeError, OSError, AttributeError, ValueError) as error:
+    except Exception as error:  # Triton's own errors have no common class; what cannot compile is not needed
         log.info("logits are read by torch's own operations, which is slower: %s", failures.first_line(error))
         return None
     same = (usual.argmax == other.argmax).all() & (usual.chosen == other.chosen).all() & (usual.m == other.m).all()

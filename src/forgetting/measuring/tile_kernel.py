@@ -7,8 +7,6 @@ Shapes: n positions of a chunk, v rows of a tile, K tokens a position.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -46,22 +44,22 @@ def fold(
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _fold(
-    z: Any,
-    stride: Any,
-    width: Any,
-    start: Any,
-    tokens: Any,
-    chosen: Any,
-    count: Any,
-    m: Any,
-    s: Any,
-    argmax: Any,
-    slope: Any,
+def _fold(  # type: ignore[no-untyped-def]  # Triton reads the annotations, and knows its own alone
+    z,
+    stride,
+    width,
+    start,
+    tokens,
+    chosen,
+    count,
+    m,
+    s,
+    argmax,
+    slope,
     FULL: tl.constexpr,
     K: tl.constexpr,
     BLOCK: tl.constexpr,
-) -> None:
+):
     row = tl.program_id(0).to(tl.int64)
     logits = z + row * stride
     lane = tl.arange(0, BLOCK)
