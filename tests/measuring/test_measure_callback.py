@@ -310,3 +310,51 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     assert {name: row[name] for name in sharded[-1] if name != "step"} == {
         name: value for name, value in sharded[-1].items() if name != "step"
     }
+
+
+SHARDED = """
+import sys
+from accelerate import state
+from accelerate.utils import DistributedType
+
+make = state.AcceleratorState.__init__
+
+def as_on_gpus(self, *arguments, **options):  # accelerate shards on GPUs only; nothing else here needs one
+    state.PartialState(cpu=True)
+    if not state.AcceleratorState._shared_state:
+        state.PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    make(self, *arguments, **options)
+
+state.AcceleratorState.__init__ = as_on_gpus
+"""
+
+
+@pytest.mark.slow
+def test_weights_that_accelerate_shards_are_measured(tmp_path):
+    """Trainer under `accelerate launch` with FSDP2: no process holds the whole model, and rows are those of one."""
+    alone = ForgettingCallback(WINDOWS, every=2, batch_tokens=32)
+    train(tmp_path / "1", "full", [alone])
+    path = tmp_path / "train.py"
+    script = SCRIPT.replace('"lora"', '"full"').replace("trainer.model.save_pretrained({out!r})", "assert FSDP")
+    script = script.replace("if trainer.is", "FSDP = type(trainer.model).__name__.startswith('FSDP')\nif trainer.is")
+    path.write_text(SHARDED + script.format(tests=str(Path(__file__).parents[1]), out=str(tmp_path / "2"), batch=2))
+    options = {"fsdp_version": 2, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--num_processes", "2"]
+    run = subprocess.run(
+        [
+            *(*command, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+            *(f"--{name}={value}" for name, value in options.items()),
+            str(path),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    line = next(line for line in run.stdout.splitlines() if line.startswith("ROWS"))
+    processes, rows = json.loads(line.removeprefix("ROWS "))
+    assert processes == 2
+    assert rows[0] == alone.rows[0]
+    for row, other in zip(rows, alone.rows, strict=True):
+        assert row == pytest.approx(other, abs=1e-5)

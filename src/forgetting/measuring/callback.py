@@ -19,7 +19,7 @@ from ..config.arguments import checked, tokenizer_of
 from ..config.bits import quantised as in_words
 from ..data import array_cache
 from ..errors import ForgettingError, UsageError
-from ..models import adapters, causal, comparable, quantised, transformers_internals
+from ..models import adapters, causal, comparable, quantised, sharding, transformers_internals
 from . import base_targets, passes, quantities
 from .losses import whole_losses
 from .quantities import ONE_PASS, means, not_finite, values
@@ -112,6 +112,12 @@ class ForgettingCallback(TrainerCallback):
             log.warning(
                 "the base model is %s: forgetting is counted from it, the model with its adapter off",
                 in_words(bits),
+            )
+        if sharding.is_sharded(model) and (args.bf16 or args.fp16):
+            log.warning(
+                "the weights are sharded by FSDP under mixed precision: they are measured in %s, as they are trained; "
+                "`forgetting measure` on the saved model takes them in their own dtype",
+                "bfloat16" if args.bf16 else "float16",
             )
         tokenizer = self.tokenizer or kwargs.get("processing_class")
         self.windows, *_ = read_windows(self.text, tokenizer, [model], self.context)

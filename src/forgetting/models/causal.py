@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from . import adapters, failures
+from . import adapters, failures, sharding
 
 TOKENS = 16
 FLOOR, FLOOR_HALF = 2e-7, 1e-4
@@ -74,7 +74,7 @@ def probe(model: Any, tokens: Tensor | None = None) -> Tensor:
 def _logits(model: Any, ids: Tensor) -> Tensor | None:
     """[1, T, V], or None where the model gives something else."""
     entry = model if adapters.needs_whole_forward(model) or not adapters.is_peft(model) else model.get_base_model()
-    logits = getattr(entry(input_ids=ids, use_cache=False), "logits", None)
+    logits = getattr(sharding.calling(model, entry)(input_ids=ids, use_cache=False), "logits", None)
     if not isinstance(logits, Tensor) or logits.dim() != 3:
         return None
     return logits[:, -ids.shape[1] :] if entry is model and adapters.is_peft(model) else logits
