@@ -286,7 +286,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     for processes, batch in ((1, 4), (2, 2)):
         path = tmp_path / f"train{processes}.py"
         path.write_text(
-            SCRIPT.format(tests=str(Path(__file__).parents[1]), out=str(tmp_path / str(processes)), batch=batch)
+            SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path / str(processes)), batch=batch)
         )
         # On a CPU, `--cpu` starts several processes through MPI only; `--multi_gpu` is the torch launcher, and
         # `use_cpu` keeps the trainer off any GPU.
@@ -337,7 +337,7 @@ def test_weights_that_accelerate_shards_are_measured(tmp_path):
     path = tmp_path / "train.py"
     script = SCRIPT.replace('"lora"', '"full"').replace("trainer.model.save_pretrained({out!r})", "assert FSDP")
     script = script.replace("if trainer.is", "FSDP = type(trainer.model).__name__.startswith('FSDP')\nif trainer.is")
-    path.write_text(SHARDED + script.format(tests=str(Path(__file__).parents[1]), out=str(tmp_path / "2"), batch=2))
+    path.write_text(SHARDED + script.format(tests=str(Path(__file__).parent), out=str(tmp_path / "2"), batch=2))
     options = {"fsdp_version": 2, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--num_processes", "2"]
     run = subprocess.run(
