@@ -128,7 +128,7 @@ def test_an_untrained_adapter_has_forgotten_nothing(dtype: torch.dtype, tmp_path
     found = compare(model, model, windows, *(both := side(model, windows, tmp_path)), batch_tokens=256)
     assert np.array_equal(found.target_nll, -both[0].log_prob)
     assert found.agrees.all()
-    assert np.abs(found.kl).max() < 1e-5
+    assert np.abs(found.kl).max() < 2e-6
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -280,7 +280,7 @@ def test_a_study_on_a_gpu(dtype: str, tiny_model: Path, corpora: Path, tmp_path:
     assert rows[0]["forgetting"] == 0.0
     assert rows[-1]["finetune_loss"] < rows[0]["finetune_loss"]
     (path,) = (tmp_path / "whole").glob("runs/*/measurements.jsonl")
-    peak = json.loads(path.read_text().splitlines()[-1])["peak_memory_mb"]
+    peak = json.loads(path.read_text().splitlines()[-1])["peak_memory"]
     assert 0 < peak < torch.cuda.get_device_properties(0).total_memory / 2**20
 
 

@@ -51,7 +51,8 @@ class Distribution:
         entropy: [N] float64, nats.
         mean_row: [N, D] float32, the expectation of the head's rows under the distribution, or None; see
             `expected_logit`.
-        mean_bias: [N] float32, the expectation of the head's bias.
+        mean_bias: [N] float32, what is to be added to mean_row . h for the expectation of z / scale at h: that of the
+            head's bias, and what the sums of mean_row were rounded by.
     """
 
     nll: Tensor
@@ -119,24 +120,26 @@ def _describe_chunk(head: Head, hidden: Tensor, tokens: Tensor, rows: int, weigh
         if running is None:
             running = _Reading(z, tokens[None], _fold_on(z.device))
             row = torch.zeros(hidden.shape if weights else (0, 0), device=z.device)
-            bias = torch.zeros(len(z), device=z.device)
         before = running.m
         e = running.read_whole(z, start)
         if weights is not None:
-            part = slice(start, start + z.shape[1])
             shift = (before - running.m).double().clamp_(min=-1e4).exp().float()
-            row = _plus_product(row.mul_(shift[:, None]), e, weights.weight[part])
-            if weights.bias is not None:
-                bias = bias * shift + e @ weights.bias[part].float()
+            row = _plus_product(row.mul_(shift[:, None]), e, weights.weight[start : start + z.shape[1]])
     assert running is not None
     s = running.s
+    if weights is not None:
+        # At the base model's own states the expectation is known, and so is what mean_row gives there: what a tuned
+        # model's is wrong by is then only as large as its states differ.
+        row = row.div_(s.float()[:, None])
+        known = running.m.double() + running.slope / s
+        bias = (known / weights.scale - _dot(hidden.to(row.device), row)).float()
     return Distribution(
         nll=s.log() + (running.m.double() - running.chosen[0].double()),
         argmax=running.argmax,
         top_nll=s.log(),
         entropy=s.log() - running.slope / s,
-        mean_row=row.div_(s.float()[:, None]) if weights else None,
-        mean_bias=bias.div_(s.float()) if weights else None,
+        mean_row=row if weights else None,
+        mean_bias=bias if weights else None,
     )
 
 
@@ -165,8 +168,12 @@ def expected_logit(head: LinearHead, hidden: Tensor, mean_row: Tensor, mean_bias
         hidden: [N, D] the tuned model's states.
         mean_row: [N, D]; mean_bias: [N]; the base model's, from `describe`.
     """
-    states = hidden.to(mean_row.device, torch.float32)
-    return head.scale * ((states * mean_row).sum(1, dtype=torch.float64) + mean_bias.double())
+    return head.scale * (_dot(hidden.to(mean_row.device), mean_row) + mean_bias.double())
+
+
+def _dot(hidden: Tensor, row: Tensor) -> Tensor:
+    """[N] float64: h . row at each position."""
+    return (hidden.float() * row).sum(1, dtype=torch.float64)
 
 
 def divergence(base: Head, tuned: Head, base_hidden: Tensor, hidden: Tensor, rows: int) -> Tensor:
