@@ -227,8 +227,7 @@ def _quantising(
     if quantised.method_of(asked) is not None:
         return where
     compute = _stored_dtype(asked, files) if config.dtype == "auto" else getattr(torch, config.dtype)
-    # the dtype by name: what is not quantised would be float32 where config.json names none
-    return where | {"quantization_config": quantised.options(config.bits, compute), "dtype": compute}
+    return where | {"quantization_config": quantised.options(config.bits, compute)}
 
 
 def _stored_dtype(asked: Any, files: Mapping[str, weights.Stored]) -> Any:
