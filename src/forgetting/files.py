@@ -396,11 +396,11 @@ def refuse_link(path: Path, root: Path) -> Path:
     Raises:
         UsageError: a link; names it.
     """
-    for part in (path, *path.parents):
-        if part == root:
-            break
+    part = path
+    while part not in (root, part.parent):
         if part.is_symlink() or _is_junction(part):
             raise _linked(part)
+        part = part.parent
     return path
 
 

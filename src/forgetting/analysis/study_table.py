@@ -103,15 +103,17 @@ def read_study(path: Path) -> StudyTable:
             damaged[name] = run.damage()
         elif name in bad and run.state().get("status", DAMAGED) == DAMAGED:
             foreign[name] = f"{run.flaw()}; move it out of runs/"
-        elif (run.path / "run.json").exists() and not asked(run):
+        elif not asked(run) and (run.path / "run.json").exists():
             unasked.append(name)
         elif name in bad:
             damaged[name] = run.damage()
-    found["status"] = found["status"].where(~found["run_id"].isin(unasked), UNASKED)
+    if unasked:
+        found["status"] = found["status"].where(~found["run_id"].isin(unasked), UNASKED)
     for name in damaged.keys() & wanted.keys():
         for column, value in _of_grid(wanted[name]).items():
             found.loc[found["run_id"] == name, column] = value
-    found = found[(found["status"] != DAMAGED) | (found["dataset"] != "")].reset_index(drop=True)
+    if bad:
+        found = found[(found["status"] != DAMAGED) | (found["dataset"] != "")].reset_index(drop=True)
     return StudyTable(config, found, LeftOut(damaged, tuple(unasked), foreign))
 
 

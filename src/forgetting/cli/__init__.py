@@ -5,6 +5,8 @@ A file a command or two; what works on this machine, and what is missing (`docto
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from typing import NoReturn
@@ -15,6 +17,9 @@ from ..display.streams import make_safe
 def main() -> NoReturn:
     """Run the command line and exit, as `app.main` does; a package that is missing for it is one line."""
     make_safe()
+    # modules stay: looking for garbage among them takes a third of the start and end of a command
+    gc.set_threshold(10_000, 10, 10)
+    atexit.register(gc.freeze)
     # numpy's matrices here are small: a second thread costs more than it saves, and moves the last digits
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:

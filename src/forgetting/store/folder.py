@@ -386,7 +386,10 @@ class StudyFolder:
 
     def folders(self) -> list[RunFolder]:
         """What lies under runs/, whether it is a run or not, by name."""
-        return [RunFolder(path) for path in sorted((self.path / "runs").glob("*"))]
+        runs, names = self.path / "runs", []
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(runs) as entries:
+            names = sorted(entry.name for entry in entries)
+        return [RunFolder(runs / name) for name in names]
 
 
 def _differences(stored: StudyConfig, wanted: StudyConfig) -> str:

@@ -6,6 +6,7 @@ What is wrong with them is a DamagedError, so that one damaged run is left out b
 from __future__ import annotations
 
 import json
+import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,15 +91,16 @@ def _of_another(record: Mapping[str, Any], name: str) -> str:
 def _content(file: Path, limit: int) -> bytes | None:
     """What a file of a run holds; None where it is not there."""
     try:
-        if (size := files.check_plain(file).stat().st_size) > limit:
-            raise DamagedError(file, f"{size:,} bytes; at most {limit:,} are read from such a file")
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise DamagedError(file, "not a plain file")
+        if found.st_size > limit:
+            raise DamagedError(file, f"{found.st_size:,} bytes; at most {limit:,} are read from such a file")
         return file.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise DamagedError(file, f"cannot be read: {error.strerror}") from None
-    except UsageError as error:
-        raise DamagedError(file, str(error).removeprefix(f"{file}: ")) from None
 
 
 def whole_lines(file: Path) -> bytes:

@@ -133,8 +133,9 @@ def _read(runs: Path, wanted: Sequence[tuple[str, Stamp]], schema: pa.Schema) ->
         held, records, size = [], [], 0
 
     for run_id, stamp in wanted:
-        file = runs / run_id / "measurements.jsonl"
-        record, head, content = _opened(runs / run_id)
+        run = runs / run_id
+        file = run / "measurements.jsonl"
+        record, head, content = _opened(run, file)
         heads.append({"run_id": visible(run_id), **head, "stamp": list(stamp), "rows": content.count(b"\n")})
         held.append((file, content))
         records.append(record)
@@ -145,7 +146,7 @@ def _read(runs: Path, wanted: Sequence[tuple[str, Stamp]], schema: pa.Schema) ->
     return Part(heads, pa.concat_tables(tables).combine_chunks())
 
 
-def _opened(run: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+def _opened(run: Path, rows: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     """The record of a run, what its rows share, and its rows; of a damaged one a blank row."""
     record: dict[str, Any] = {}
     head: dict[str, Any] = {**dict.fromkeys(TEXTS, ""), **dict.fromkeys(WHOLES)}
@@ -155,7 +156,7 @@ def _opened(run: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
         if not record:
             raise DamagedError(file, "is missing")
         head = shared_by_rows(record, file)
-        content = whole_lines(run / "measurements.jsonl")
+        content = whole_lines(rows)
         if not broken(record, content):
             return record, head, content
     except DamagedError as error:
@@ -214,7 +215,7 @@ def _blank(schema: pa.Schema) -> pa.Table:
 
 def _parse(held: Sequence[tuple[Path, bytes]], heads: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """Rows of several files at once; file by file where that fails, to tell which is damaged: its head says so."""
-    whole = _parse_bulk(b"".join(part for _, part in held), schema)
+    whole = _parse_bulk(b"".join(part for _, part in held), schema, sum(head["rows"] for head in heads))
     if whole is not None:
         return whole
     columns: dict[str, type[int] | type[float]] = {
@@ -222,7 +223,7 @@ def _parse(held: Sequence[tuple[Path, bytes]], heads: Sequence[dict[str, Any]], 
     }
     tables = []
     for (file, content), head in zip(held, heads, strict=True):
-        table = _parse_bulk(content, schema)
+        table = _parse_bulk(content, schema, head["rows"])
         if table is None:
             try:
                 table = pa.table(cells_of(content, file, columns), schema=schema)
@@ -233,15 +234,15 @@ def _parse(held: Sequence[tuple[Path, bytes]], heads: Sequence[dict[str, Any]], 
     return pa.concat_tables(tables)
 
 
-def _parse_bulk(content: bytes, schema: pa.Schema) -> pa.Table | None:
-    """Rows by Arrow; None where it does not take them, or takes something else for them."""
+def _parse_bulk(content: bytes, schema: pa.Schema, count: int) -> pa.Table | None:
+    """So many rows by Arrow; None where it does not take them, or takes something else for them."""
     if not content:
         return schema.empty_table()
     options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     reading = pyarrow.json.ReadOptions(block_size=min(len(content), BLOCK))
     with suppress(pa.ArrowException):
         table = pyarrow.json.read_json(pa.BufferReader(content), reading, options)
-        if table.num_rows == content.count(b"\n") and _is_finite(table):
+        if table.num_rows == count and _is_finite(table):
             return table.select(schema.names).cast(schema)
     return None
 

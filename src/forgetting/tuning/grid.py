@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 from pydantic import ValidationError
@@ -20,6 +19,11 @@ def expand_runs(config: StudyConfig) -> list[RunConfig]:
     Raises:
         UsageError: an unknown method or wrong option, two entries that mean the same run, what `model.bits` excludes.
     """
+    return list(runs_by_id(config).values())
+
+
+def runs_by_id(config: StudyConfig) -> dict[str, RunConfig]:
+    """All runs of a study by id; raises as `expand_runs`."""
     variants = [
         (method, together)
         for entry in config.methods
@@ -29,24 +33,27 @@ def expand_runs(config: StudyConfig) -> list[RunConfig]:
     ]
     if config.model.bits is not None:
         _check_bits(config.model.bits, variants)
-    runs = [
-        RunConfig(
-            model=config.model,
-            text=config.text,
-            dataset_name=name,
-            dataset=dataset,
-            method=method,
-            mitigations=together,
-            seed=seed,
-            context=config.context,
-            training=config.training,
-            measure=config.measure,
-        )
-        for name, dataset in config.datasets.items()
-        for method, together in variants
-        for seed in config.seeds
-    ]
-    repeated = [run_id for run_id, count in Counter(run.run_id() for run in runs).items() if count > 1]
+    runs: dict[str, RunConfig] = {}
+    repeated = set()
+    for name, dataset in config.datasets.items():
+        for method, together in variants:
+            first = RunConfig(
+                model=config.model,
+                text=config.text,
+                dataset_name=name,
+                dataset=dataset,
+                method=method,
+                mitigations=together,
+                seed=config.seeds[0],
+                context=config.context,
+                training=config.training,
+                measure=config.measure,
+            )
+            for seed in config.seeds:
+                run = first.model_copy(update={"seed": seed})  # validated with the study: there may be thousands
+                run_id = run.run_id()
+                repeated |= {run_id} & runs.keys()
+                runs[run_id] = run
     if repeated:
         raise UsageError(f"methods: the same run is asked for twice: {', '.join(sorted(repeated))}")
     return runs
@@ -63,11 +70,6 @@ def _check_bits(bits: int, variants: list[tuple[MethodConfig, tuple[MitigationCo
         check_quantised(METHODS.parse(method), how, bits)
         for mitigation in together:
             MITIGATIONS.find(mitigation.name).check_quantised(how)
-
-
-def runs_by_id(config: StudyConfig) -> dict[str, RunConfig]:
-    """All runs of a study by id; raises as `expand_runs`."""
-    return {run.run_id(): run for run in expand_runs(config)}
 
 
 def costliest_first(runs: dict[str, RunConfig]) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import special
 
 from forgetting.analysis.laws.base import Array
 
@@ -55,9 +55,9 @@ class Estimate:
 
 def student(value: float, se: float, freedom: float, confidence: float, runs: int, scheme: str) -> Estimate:
     """Student's interval and two-sided p."""
-    half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * se
+    half = float(special.stdtrit(freedom, 0.5 + confidence / 2)) * se
     exact = se <= EXACT / 100  # replicates equal to the last digit: copies, or planted lines
-    p = float(abs(value) <= EXACT) if exact else float(2 * stats.t.sf(abs(value) / se, freedom))
+    p = float(abs(value) <= EXACT) if exact else float(2 * special.stdtr(freedom, -abs(value) / se))
     return Estimate(value, value - half, value + half, p, float(freedom), runs, scheme)
 
 
@@ -119,7 +119,7 @@ def blocks(values: Array, reference: int, contender: int, confidence: float) -> 
         return None
     two = [reference, contender]
     others = np.delete(variance, two)
-    if (stats.f.sf(variance[two] / others.mean(), freedom, freedom * others.size) < NOISIER).any():
+    if (special.fdtrc(freedom, freedom * others.size, variance[two] / others.mean()) < NOISIER).any():
         return None
     common, prior = prior_variance(variance, freedom)
     drawn = variance if prior == 0 else (common + variance * (freedom / prior)) / (1 + freedom / prior)
@@ -138,5 +138,7 @@ def prior_variance(variance: Array, freedom: float) -> tuple[float, float]:
     excess = float(e.var(ddof=1) - special.polygamma(1, freedom / 2))
     if excess <= 0:
         return float(variance.mean()), math.inf
+    from scipy import optimize  # takes longer to import than all comparisons
+
     half = optimize.brentq(lambda y: float(special.polygamma(1, y)) - excess, 1e-3, 1e8)
     return math.exp(float(e.mean()) + float(special.digamma(half)) - math.log(half)), 2 * half

@@ -184,7 +184,7 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     # a law that is linear in all parameters has one lowest point: its few starts say nothing
     starts = 0 if cells.linear else options.starts
     warnings = [*data.warnings, *law.hints(data.x, data.y), *fit_warnings(problem, found, looks, starts)]
-    draws = public = None
+    draws = public = residual = None
     if can_draw(data, options.bootstrap, spare_values(problem, weights, looks.at_bounds), warnings):
         draws, signs, residual = summed.resample(cells, found.theta, options.bootstrap, rng)
         if enough(draws, options.bootstrap, warnings):
@@ -206,7 +206,7 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     validation = {
         "leave_one_run_out": summed.leave_one_run_out(cells, found.theta),
         "run_noise": summed.run_noise(cells, found.theta, problem.law.outputs),
-        "scatter": summed.scatter_of(cells, found.theta),
+        "scatter": summed.scatter_of(cells, found.theta, residual),
         "misfit": plain_misfits(tests),
         "freedom": degrees,
     }

@@ -241,24 +241,26 @@ def freedom(cells: Cells, theta: Array) -> float:
     return between(pulled, cells.weights, run)
 
 
-def scatter_of(cells: Cells, theta: Array) -> dict[str, float] | None:
-    """`validate.scatter` of the rows."""
+def scatter_of(cells: Cells, theta: Array, left_out: Array | None = None) -> dict[str, float] | None:
+    """`validate.scatter` of the rows, whose left-out residuals may be known from `resample`."""
     if len(cells.data.runs) < MIN_RUNS:
         return None
     residual = cells.data.y - cells.rows(cells.problem.values(theta[None])[0])
-    return scatter(residual, left_out_residuals(cells, theta, residual), cells.problem.law.outputs)
+    left_out = left_out_residuals(cells, theta, residual) if left_out is None else left_out
+    return scatter(residual, left_out, cells.problem.law.outputs)
 
 
 def public_draws(cells: Cells, adapted: Adapted, theta: Array, signs: Array, residual: Array, best: Array) -> Array:
     """[B, K] draws in reported parameters, one at a time: each needs the outputs that it was fitted to."""
     fitted = cells.rows(cells.problem.values(best[None])[0])
     ones = np.ones((1, cells.data.n))
-    return np.concatenate(
-        [
-            adapted.public(one[None], (fitted + residual * sign[cells.data.run])[None], ones)
-            for one, sign in zip(theta, signs, strict=True)
-        ]
-    )
+    drawn = np.empty_like(residual)  # new memory for each draw would cost more than the sums in it
+    out = []
+    for one, sign in zip(theta, signs, strict=True):
+        np.multiply(residual, sign[cells.data.run], out=drawn)
+        drawn += fitted
+        out.append(adapted.public(one[None], drawn[None], ones))
+    return np.concatenate(out)
 
 
 def leave_one_run_out(cells: Cells, theta: Array) -> dict[str, Any] | None:

@@ -422,9 +422,12 @@ def _scale_parts(name: str, output: str) -> tuple[str, ...]:
 
 def falling_slope(x: Array, y: Array, weights: Array) -> Array:
     """Minus the weighted least-squares slope of y on x, [S] of [S, n] each: the c_fft of Eq. 4."""
-    mass = weights.sum(axis=1, keepdims=True)
-    dx = x - (weights * x).sum(axis=1, keepdims=True) / mass
-    dy = y - (weights * y).sum(axis=1, keepdims=True) / mass
-    spread = (weights * dx * dx).sum(axis=1)
+    if (weights == 1).all():  # the same numbers by half as many passes over the rows
+        dx, dy = (z - z.sum(axis=1, keepdims=True) / z.shape[1] for z in (x, y))
+        product, square = dx * dy, np.multiply(dx, dx, out=dx)
+    else:
+        mass = weights.sum(axis=1, keepdims=True)
+        dx, dy = (z - (weights * z).sum(axis=1, keepdims=True) / mass for z in (x, y))
+        product, square = weights * dx * dy, weights * dx * dx
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(-(weights * dx * dy).sum(axis=1) / spread)
+        return np.asarray(-product.sum(axis=1) / square.sum(axis=1))
