@@ -148,7 +148,8 @@ def test_base_beside_equals_expected_rows(tmp_path: Path) -> None:
     one = compare(model, model, windows, targets, rows, batch_tokens=256)
     other = compare(model, model, windows, targets, None, batch_tokens=256)
     assert one.kl.mean() > 1e-4
-    assert np.abs(one.kl - other.kl).max() < 2e-5
+    # tensor cores round a sum of products towards zero: relative to the logits, and KL is large here
+    assert (np.abs(one.kl - other.kl) < 1e-5 * (1 + other.kl)).all()
 
 
 def test_losses_are_collected_on_the_device() -> None:
