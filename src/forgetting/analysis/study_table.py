@@ -73,15 +73,23 @@ class StudyTable:
         config: its configuration.
         table: all rows, under the columns of COLUMNS.
         left: which of its runs nothing is concluded from.
+        asked: how many runs the configuration asks for.
     """
 
     config: StudyConfig
     table: pd.DataFrame
     left: LeftOut
+    asked: int
 
     def counted(self) -> pd.DataFrame:
         """The rows of the runs that count, whether these ended, failed or are under way."""
-        return self.table[~self.table["status"].isin(LEFT_OUT)].reset_index(drop=True)
+        return counted_rows(self.table)
+
+
+def counted_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a study's table of the runs that count."""
+    left = table["status"].isin(LEFT_OUT)
+    return table[~left].reset_index(drop=True) if left.any() else table.copy(deep=False)
 
 
 def read_study(path: Path) -> StudyTable:
@@ -93,9 +101,9 @@ def read_study(path: Path) -> StudyTable:
     folder = StudyFolder.open(path)
     config = folder.config()
     found = load_table(path, config)
-    asked = asked_by(config)
+    wanted = runs_by_id(config)
+    asked = asked_by(wanted)
     bad = {str(name) for name in found.loc[found["status"] == DAMAGED, "run_id"].unique()}
-    wanted = runs_by_id(config) if bad else {}
     damaged, foreign, unasked = {}, {}, []
     for run in folder.folders() if bad else folder.runs():
         name = visible(run.id)
@@ -114,7 +122,7 @@ def read_study(path: Path) -> StudyTable:
             found.loc[found["run_id"] == name, column] = value
     if bad:
         found = found[(found["status"] != DAMAGED) | (found["dataset"] != "")].reset_index(drop=True)
-    return StudyTable(config, found, LeftOut(damaged, tuple(unasked), foreign))
+    return StudyTable(config, found, LeftOut(damaged, tuple(unasked), foreign), len(wanted))
 
 
 def _of_grid(run: RunConfig) -> dict[str, str | int | None]:

@@ -23,7 +23,7 @@ from ..measuring.estimate import Mean
 from ..store.columns import DAMAGED
 from ..store.folder import StudyFolder
 from ..store.table import load_table
-from ..tuning.grid import asked_by
+from ..tuning.grid import asked_by, runs_by_id
 from .answers import AnswerStore, pair_up
 from .evaluate import BASE, Asker, SuiteResult, result_of
 from .items import MAX_GENERATED
@@ -167,7 +167,7 @@ def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None
 
     folder = StudyFolder.open(study)
     config = folder.config()
-    asked = asked_by(config)
+    asked = asked_by(runs_by_id(config))
     done = [run for run in folder.runs() if run.state().get("status") == "done" and asked(run)]
     if not done:
         raise UsageError(f"{study}: no finished run to evaluate; run `forgetting study {study}`")
@@ -258,7 +258,7 @@ def study_rows(study: Path, results: Sequence[tuple[str, int, SuiteResult]] | No
     table = load_table(study, config)
     table = table[table["status"] != DAMAGED]
     measured = {(str(r["run_id"]), int(r["step"])): r for r in table.to_dict("records")}
-    asked = asked_by(config)
+    asked = asked_by(runs_by_id(config))
     rows = []
     for run_id, step, result in found:
         if not asked(folder.run(run_id)):

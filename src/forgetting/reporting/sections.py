@@ -110,11 +110,13 @@ def run_rows(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame, series: Sequ
     """One row a run, stored or measured, at its last measured step; SHOWN_RUNS of them, failed ones first."""
     records = {str(run.get("run_id", "?")): run for run in runs}
     labels = {run: s.label for s in series for run in s.runs}
-    last = rows.sort_values("step", kind="stable").drop_duplicates("run_id", keep="last")
-    measured = {str(row["run_id"]): row for row in last.to_dict("records")}
     every = list(statuses(runs, rows).items())
     if len(every) > SHOWN_RUNS:
         every = sorted(every, key=lambda run: run[1] not in ("failed", "damaged"))[:SHOWN_RUNS]
+    steps = rows[["run_id", "step"]].reset_index(drop=True)  # there may be a million rows
+    steps = steps[steps["run_id"].isin([run_id for run_id, _ in every])]
+    last = rows.iloc[steps.sort_values("step", kind="stable").drop_duplicates("run_id", keep="last").index]
+    measured = {str(row["run_id"]): row for row in last.to_dict("records")}
     made = []
     for run_id, status in every:
         record, row = records.get(run_id, {}), measured.get(run_id, {})

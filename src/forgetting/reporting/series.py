@@ -116,7 +116,8 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
     for column in NUMBERS:
         rows[column] = pd.to_numeric(rows[column], errors="coerce").astype("float64")
     for column in TEXTS:
-        rows[column] = rows[column].astype("object").where(rows[column].notna(), "").astype(str)
+        if rows[column].dtype != "str" or rows[column].isna().any():
+            rows[column] = rows[column].astype("object").where(rows[column].notna(), "").astype(str)
     return rows
 
 

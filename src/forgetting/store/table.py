@@ -95,9 +95,10 @@ def load_table(path: Path, config: StudyConfig | None = None) -> pd.DataFrame:
     config = config or study.config()
     found = table_cache.read_rows(study.path, ROW_KINDS)
     stored = [name for name, column in COLUMNS.items() if column.source != "study"]
-    table = found.select(stored).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get, split_blocks=True)
-    texts: pd.DataFrame = table.astype(dict.fromkeys(("run_id", *TEXTS), "str"))
-    texts["reference"] = pd.Series(config.reference_label, index=texts.index, dtype="str")
-    texts["measure_start"] = config.measure.start
-    texts["quantised"] = pd.Series(_quantised(config.model), index=texts.index, dtype="str")
+    found, same = found.select(stored), {"reference": config.reference_label, "quantised": _quantised(config.model)}
+    for name, value in same.items():
+        found = found.append_column(name, pa.repeat(pa.scalar(value, pa.large_string()), found.num_rows))
+    table = found.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get, split_blocks=True)
+    texts: pd.DataFrame = table.astype(dict.fromkeys(("run_id", *TEXTS, *same), "str"))
+    texts.insert([*COLUMNS].index("measure_start"), "measure_start", config.measure.start)
     return texts

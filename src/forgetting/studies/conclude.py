@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..analysis.study_table import LeftOut, StudyTable, counted_runs, read_study
+from ..analysis.study_table import LeftOut, counted_rows, counted_runs, read_study
 from ..config.arguments import checked, wrong_type
 from ..config.bits import quantised_notes
 from ..config.files import study_config
@@ -21,7 +21,6 @@ from ..files import write_atomically
 from ..store.folder import StudyFolder
 from ..store.summary import last_rows, measurements_shown
 from ..store.table import fitted_rows, records
-from ..tuning.grid import expand_runs
 from .engines import Engine, Hear, Local
 
 if TYPE_CHECKING:
@@ -107,8 +106,7 @@ class StudyResult(Result):
         from ..reporting.notebook import study_figure
 
         runs = counted_runs(StudyFolder.open(self.folder), self.left)
-        counted = StudyTable(self.config, self.table, self.left).counted()
-        return study_figure(self.config, counted, runs, self.fits, dataset, kind)
+        return study_figure(self.config, counted_rows(self.table), runs, self.fits, dataset, kind)
 
 
 def _law_lines(dataset: str, laws: Mapping[str, Fit]) -> list[str]:
@@ -220,8 +218,9 @@ def conclude(out: Path) -> StudyResult:
     save_fits(fits, out / "fits.json")
     if comparison is not None:
         write_atomically(out / "compare.json", json.dumps(comparison.to_dict(), indent=1) + "\n")
-    asked = len(expand_runs(config))
-    page = write_study_report(config, table, runs, fits, out / "report.html", comparison, found.left.unasked, asked)
+    page = write_study_report(
+        config, table, runs, fits, out / "report.html", comparison, found.left.unasked, found.asked
+    )
     failed = {str(run.get("run_id")): str(run.get("why")) for run in runs if run.get("status") == "failed"}
     return StudyResult(out, config, found.table, fits, comparison, page, failed, left=found.left)
 

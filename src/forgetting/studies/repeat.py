@@ -16,7 +16,7 @@ from ..errors import ForgettingError, UsageError
 from ..measuring.quantities import BY_NAME
 from ..store.columns import COSTS
 from ..store.folder import RunFolder, StudyFolder
-from ..tuning.grid import asked_by
+from ..tuning.grid import asked_by, runs_by_id
 from .execute import do_run
 from .inputs import StudyInputs
 
@@ -81,7 +81,7 @@ def repeat(study: Path, run_id: str, tell: Callable[[int], None] = lambda _: Non
         raise UsageError(f"repeat (--repeat) {run_id}: this run {came}; done are: {', '.join(done[:5]) or 'none'}")
     place = files.refuse_link(study / "repeats" / run_id, study)
     number = 1 + max((int(path.name) for path in place.glob("*") if path.name.isdigit()), default=0)
-    if not asked_by(first.config())(old):
+    if not asked_by(runs_by_id(first.config()))(old):
         raise UsageError(f"--repeat {run_id}: the configuration no longer asks for this run; put study.yaml back")
     # what a model can still do is asked beside a run and decides none of its numbers
     config = first.config().model_copy(update={"capabilities": None})

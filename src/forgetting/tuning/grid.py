@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pydantic import ValidationError
 
@@ -77,23 +77,19 @@ def costliest_first(runs: dict[str, RunConfig]) -> list[str]:
     return sorted(runs, key=lambda run_id: -(runs[run_id].method.options.get("rank") or 10**9))
 
 
-def asked_by(config: StudyConfig) -> Callable[[RunFolder], bool]:
-    """What tells whether a study's configuration asks for a stored run.
+def asked_by(wanted: Mapping[str, RunConfig]) -> Callable[[RunFolder], bool]:
+    """What tells whether a stored run is one of those that a study's configuration asks for (`runs_by_id`).
 
     A study.yaml that was edited by hand asks for other runs than those that are there. A run is told by its id, or by
     its own configuration as it was stored, read as this version reads it; one that stored none is taken as asked for.
-
-    Raises:
-        UsageError: as `expand_runs`.
     """
-    ids = set(runs_by_id(config))
 
     def asked(run: RunFolder) -> bool:
-        if run.id in ids:
+        if run.id in wanted:
             return True
         record = run.state()
         try:
-            return "config" not in record or RunConfig.model_validate(record["config"]).run_id() in ids
+            return "config" not in record or RunConfig.model_validate(record["config"]).run_id() in wanted
         except ValidationError:
             return False
 

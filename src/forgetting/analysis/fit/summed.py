@@ -254,10 +254,10 @@ def public_draws(cells: Cells, adapted: Adapted, theta: Array, signs: Array, res
     """[B, K] draws in reported parameters, one at a time: each needs the outputs that it was fitted to."""
     fitted = cells.rows(cells.problem.values(best[None])[0])
     ones = np.ones((1, cells.data.n))
-    drawn = np.empty_like(residual)  # new memory for each draw would cost more than the sums in it
-    out = []
+    out, drawn, factor = [], np.empty_like(residual), np.empty(cells.data.n)  # new memory costs more than the sums
     for one, sign in zip(theta, signs, strict=True):
-        np.multiply(residual, sign[cells.data.run], out=drawn)
+        np.take(sign, cells.data.run, out=factor, mode="clip")
+        np.multiply(residual, factor, out=drawn)
         drawn += fitted
         out.append(adapted.public(one[None], drawn[None], ones))
     return np.concatenate(out)
