@@ -85,6 +85,21 @@ def test_kl_of_a_small_drift_is_not_lost_in_rounding():
         assert got.kl.mean() == pytest.approx(kl.mean(), abs=3e-7)
 
 
+def test_rounding_of_the_expected_rows_does_not_show_in_kl(monkeypatch):
+    """With expected rows 0.1 % too small, KL is wrong by 0.1 % of the difference of the logits, not of the logits."""
+    usual = kernels._plus_product
+    monkeypatch.setattr(kernels, "_plus_product", lambda row, e, weight: usual(row, e, weight * 0.999))
+    base, tuned = make_model("phi"), make_model("phi")  # a head with a bias
+    with torch.no_grad():
+        tuned.model.final_layernorm.weight.mul_(1.002)
+    targets, expected = side_of(base)
+    same = compare(base, base, WINDOWS, targets, expected, batch_tokens=64)
+    assert np.abs(same.kl).max() < 1e-6
+    kl, _ = soft_twin(base, tuned)
+    got = compare(base, tuned, WINDOWS, targets, expected, batch_tokens=64)
+    assert np.abs(got.kl - kl).max() < 0.002 * 0.001 * 30  # logits are at most about 30
+
+
 def test_a_shared_part_of_the_vocabulary():
     windows = make_windows([20, 9], vocabulary=60)
     base, tuned = make_model("llama"), make_model("llama", 1)

@@ -9,6 +9,7 @@ import torch
 import transformers as tf
 
 from forgetting.errors import UsageError
+from forgetting.models.bitsandbytes_internals import rounded_by_token
 from forgetting.models.causal import check_causal
 from forgetting.models.pair import open_pair
 
@@ -76,3 +77,12 @@ def test_weights_that_are_not_finite_are_left_to_who_loads_them() -> None:
     with torch.no_grad():
         model.transformer.ln_f.weight.fill_(float("nan"))
     check_causal(model, "m")
+
+
+def test_eight_bits_are_asked_without_what_tokens_share() -> None:
+    """LLM.int8 keeps a feature in 16 bits where any token of a text is large there: later tokens move earlier ones."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    layer = bitsandbytes.nn.Linear8bitLt(32, 32, has_fp16_weights=False, threshold=6.0)
+    with rounded_by_token(torch.nn.Sequential(layer)):
+        assert layer.state.threshold == 0.0
+    assert layer.state.threshold == 6.0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from . import adapters, failures, quantised, sharding
+from . import adapters, bitsandbytes_internals, failures, sharding
 
 TOKENS = 16
 FLOOR, FLOOR_HALF = 2e-7, 1e-4
@@ -16,8 +16,6 @@ FLOOR, FLOOR_HALF = 2e-7, 1e-4
 SHARE, SHARE_HALF = 1e-3, 0.05
 """A model that looks ahead moves by what comes after a position as it moves by what came before. One with experts moves
 by rounding alone, since the tokens that share an expert with a token are others: by far less than this share of it."""
-SHARE_8_BITS = 0.5
-"""LLM.int8 rounds a feature or keeps it by what all tokens of a text have there (arXiv:2208.07339, section 3.2)."""
 
 
 def check_causal(model: Any, name: str) -> None:
@@ -37,7 +35,8 @@ def check_causal(model: Any, name: str) -> None:
     half = ids.shape[1] // 2
     later = torch.cat([ids[:, :half], ids[:, half:].roll(1, 1)], 1)
     earlier = torch.cat([ids[:, : half - 1], ids[:, -1:], ids[:, half:]], 1)
-    with adapters.undisturbed(model), failures.explained(name, "cannot be run"):
+    alone = bitsandbytes_internals.rounded_by_token(model)
+    with adapters.undisturbed(model), alone, failures.explained(name, "cannot be run"):
         first, second = _logits(model, ids), _logits(model, later)
         if first is None or second is None or first.shape[:2] != ids.shape:
             raise UsageError(f"{name}: {kind} gives no logits for each position of a text, as a language model does")
@@ -49,8 +48,7 @@ def check_causal(model: Any, name: str) -> None:
         again, third = _logits(model, ids), _logits(model, earlier)
     if again is None or third is None:
         raise UsageError(f"{name}: {kind} gives logits for some texts and none for others")
-    share = SHARE_8_BITS if quantised.bits_of(inner.config) == 8 else SHARE if exact else SHARE_HALF
-    bound = share * _moved(first[:, half:], third[:, half:])
+    bound = (SHARE if exact else SHARE_HALF) * _moved(first[:, half:], third[:, half:])
     if moved <= bound:
         return
     if _moved(first, again) > bound:
