@@ -1,9 +1,9 @@
 """What did fine-tuning make my language model forget, what will it cost next time, and what actually helps?
 
-Python mirrors the commands: `measure`, `check` and `evaluate` hold one fine-tuned model against its base; `study` and
-`report` make a study; `table`, `fit`, `predict`, `plan` and `compare` say what its runs mean. `ForgettingCallback`
-measures during a training of your own. What they return prints as text, shows itself in a notebook, and gives frames
-and figures. Nothing is loaded before it is asked for: importing forgetting imports no torch.
+Python mirrors the commands: `measure`, `profile`, `check` and `evaluate` hold one fine-tuned model against its base;
+`study` and `report` make a study; `table`, `fit`, `predict`, `plan` and `compare` say what its runs mean.
+`ForgettingCallback` measures during a training of your own. What they return prints as text, shows itself in a
+notebook, and gives frames and figures. Nothing is loaded before it is asked for: importing forgetting imports no torch.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ if TYPE_CHECKING:
     from .measuring.callback import ForgettingCallback as ForgettingCallback
     from .measuring.measure import check as check
     from .measuring.measure import measure as measure
+    from .measuring.measure import profile as profile
     from .measuring.measurement import CheckResult as CheckResult
     from .measuring.measurement import Measurement as Measurement
+    from .measuring.profile import Profile as Profile
+    from .measuring.profile import ProfileCheck as ProfileCheck
     from .studies.conclude import StudyResult as StudyResult
     from .studies.conclude import report as report
     from .studies.conclude import study as study
@@ -66,6 +69,8 @@ __all__ = [
     "Plan",
     "Plans",
     "Predictions",
+    "Profile",
+    "ProfileCheck",
     "StudyConfig",
     "StudyResult",
     "TextConfig",
@@ -77,6 +82,7 @@ __all__ = [
     "measure",
     "plan",
     "predict",
+    "profile",
     "report",
     "study",
     "table",
@@ -94,6 +100,8 @@ _PLACES = {
     "Plan": "analysis.plan",
     "Plans": "analysis.plan",
     "Predictions": "analysis.plan.predict",
+    "Profile": "measuring.profile",
+    "ProfileCheck": "measuring.profile",
     "StudyConfig": "config.schema",
     "StudyResult": "studies.conclude",
     "TextConfig": "config.schema",
@@ -105,6 +113,7 @@ _PLACES = {
     "measure": "measuring.measure",
     "plan": "analysis.api",
     "predict": "analysis.api",
+    "profile": "measuring.measure",
     "report": "studies.conclude",
     "study": "studies.conclude",
     "table": "analysis.study_table",

@@ -13,6 +13,9 @@ from test_measure_kernels import make_windows
 from forgetting.display.numbers import fixed
 from forgetting.errors import UsageError
 from forgetting.measuring.estimate import Mean, clustered_mean
+from forgetting.measuring.measurement import Measurement, Settings
+from forgetting.measuring.profile import Profile
+from forgetting.measuring.quantities import PAIR
 from forgetting.measuring.sampling import FIRST_DOCUMENTS, until
 from forgetting.measuring.verdict import judge
 from forgetting.measuring.where import where
@@ -184,16 +187,27 @@ class Tokenizer:
         return "".join(self.words[i] for i in ids)
 
 
-ROW = {"base": "b<b>", "tuned": "<img src=x onerror=alert(1)>", "text": "t", "text_tokens": 87, "text_documents": 4,
-       "documents_in_text": 4, "context": 30, "dtype": "float32", "notices": ["<i>note</i>"]}  # fmt: skip
-QUANTITIES = ("forgetting_loss", "forgetting_floor", "forgetting", "soft_forgetting_loss", "kl", "agreement",
-              "data_loss_base", "data_loss_tuned")  # fmt: skip
-
-
 def page(tokenizer=Tokenizer()):  # noqa: B008
     windows, change, argmax = sample()
-    row = {**ROW, **{k: v for name in QUANTITIES for k, v in ((name, 0.5), (f"{name}_se", 0.01))}}
-    return windows, render(row, where(windows, change, argmax), tokenizer)
+    means = {quantity.name: Mean(0.5, 0.01, 87, 4) for quantity in PAIR}
+    found = Measurement(
+        base="b<b>",
+        tuned="<img src=x onerror=alert(1)>",
+        text="t",
+        means=means,
+        documents_in_text=4,
+        context=30,
+        settings=Settings(),
+        dtype="float32",
+        seconds=1.0,
+        noise=None,
+        notices=("<i>note</i>",),
+        windows=windows,
+        change=change,
+        argmax=argmax,
+        tokenizer=tokenizer,
+    )
+    return windows, render(Profile({"t": found}))
 
 
 def test_the_page_is_escaped_self_contained_and_whole():

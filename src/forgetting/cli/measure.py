@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +23,8 @@ from .printing import OneLine, print_shown, say
 
 if TYPE_CHECKING:
     from ..config.schema import TextConfig
-    from ..measuring.measurement import CheckResult, Measurement
+    from ..measuring.measurement import CheckResult
+    from ..measuring.profile import Profile, ProfileCheck
 
 
 class DeviceMap(StrEnum):
@@ -34,9 +36,11 @@ class DeviceMap(StrEnum):
 Base = Annotated[str, typer.Argument(help="The base model: a folder, a Hub id, or `miniature`.")]
 Tuned = Annotated[str, typer.Argument(help="What was fine-tuned from it: a PEFT adapter or a full model.")]
 Text = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        help="General text: a {files} file, a folder of them, or a Hub id. Default: the WikiText-103 test set."
+        metavar="[NAME=]SOURCE",
+        help="General text: a {files} file, a folder of them, or a Hub id. Default: the WikiText-103 test set. Several "
+        "texts are measured one by one: repeat it, each with a name, as in chat=chat.jsonl.",
     ),
 ]
 TextField = Annotated[
@@ -44,9 +48,11 @@ TextField = Annotated[
     typer.Option(
         metavar="NAME=VALUE",
         help="How to read it: a field of `text` in a study's file, such as split=test or text_column=body; "
-        "repeat for several.",
+        "repeat for several. Of one of several texts: NAME.FIELD=VALUE.",
     ),
 ]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""Of a text; a Hub id or a path before an equals sign is none."""
 MARKUP = re.compile(r"[\\`*_\[\]|#~!]")
 """What Markdown takes for more than a character; a backslash before it keeps it one."""
 Html = Annotated[Path | None, typer.Option("--html", help="Also write a report page: where it forgot, token by token.")]
@@ -109,10 +115,23 @@ def measure_command(
     """Measure what a fine-tuned model forgot of its base, each number with its standard error."""
     how = measuring.given(models)
     _quiet()
-    from ..measuring.measure import measure
+    source = texts_of(text, text_field)
+    if isinstance(source, dict):
+        from ..measuring.measure import profile
 
-    result = measure(base, tuned, text=_text(text, text_field), **how)
-    _write_page(result, html)
+        found = profile(base, tuned, texts=source, **how)
+        _write_page(found, html)
+        if as_json:
+            typer.echo(json.dumps(found.to_dict()))
+        else:
+            print_shown([replace(part, notes=()) for part in found.shown()])
+        _notices(found.notices)
+        return
+    from ..measuring.measure import measure
+    from ..measuring.profile import Profile
+
+    result = measure(base, tuned, text=source, **how)
+    _write_page(Profile({result.text: result}), html)
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
     else:
@@ -121,7 +140,7 @@ def measure_command(
             "shows which answers were lost"
         )
         print_shown([*replace(result, notices=()).shown(), Shown([next_])])
-    _notices(result)
+    _notices(result.notices)
 
 
 @o.expanded
@@ -129,7 +148,14 @@ def check_command(
     base: Base,
     tuned: Tuned,
     *,
-    budget: Annotated[float, typer.Option(help="Excess forgetting that is allowed, nats/token.")],
+    budget: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[NAME=]NATS",
+            help="Excess forgetting that is allowed, nats/token. With several texts NAME=NATS for each that is judged, "
+            "or one number for all.",
+        ),
+    ],
     confidence: Annotated[float, typer.Option(help="Confidence of each bound.")] = 0.95,
     strict: Annotated[bool, typer.Option("--strict", help="Undecided fails, too.")] = False,
     allow_undecided: Annotated[
@@ -153,27 +179,107 @@ def check_command(
         raise UsageError("give --strict or --allow-undecided, not both")
     how = measuring.given(models)
     _quiet()
-    from ..measuring.measure import check
+    source = texts_of(text, text_field)
+    from ..measuring.profile import Profile, ProfileCheck
 
-    result = check(base, tuned, budget=budget, confidence=confidence, text=_text(text, text_field), **how)
-    _write_page(result.measurement, html)
+    found = _checked(base, tuned, source, budget, confidence, how)
+    if isinstance(found, ProfileCheck):
+        profile, sentences = found.profile, found.sentences()
+    else:
+        profile, sentences = Profile({found.measurement.text: found.measurement}), [found.sentence()]
+    _write_page(profile, html)
     if markdown is not None:
-        _write(markdown, markdown_summary(result))
-    typer.echo(json.dumps(result.to_dict()) if as_json else visible(result.sentence()))
-    _notices(result.measurement)
-    raise typer.Exit(result.exit_code(strict=strict, allow_undecided=allow_undecided))
+        _write(markdown, markdown_summary(found))
+    typer.echo(json.dumps(found.to_dict()) if as_json else "\n".join(map(visible, sentences)))
+    _notices(profile.notices)
+    raise typer.Exit(found.exit_code(strict=strict, allow_undecided=allow_undecided))
 
 
-def _text(source: str | None, given: list[str] | None) -> str | TextConfig | None:
-    """The general text with the fields of --text-field.
+def _checked(
+    base: str, tuned: str, source: Any, budget: list[str], confidence: float, how: dict[str, Any]
+) -> CheckResult | ProfileCheck:
+    """The verdict on one text, or on several by their names."""
+    from ..measuring.measure import check, profile
+    from ..measuring.verdict import check_budget
+
+    if not isinstance(source, dict):
+        return check(base, tuned, budget=budgets_of(budget, None), confidence=confidence, text=source, **how)
+    budgets = budgets_of(budget, list(source))
+    for name, value in budgets.items():
+        check_budget(value, confidence, f"budget of '{name}'")
+    return profile(base, tuned, texts=source, **how).check(budgets, confidence)
+
+
+def texts_of(
+    sources: list[str] | None, given: list[str] | None
+) -> str | TextConfig | dict[str, str | TextConfig] | None:
+    """The general text with the fields of --text-field; several by their names, in order.
 
     Raises:
-        UsageError: a field that no text has, or a value that it does not take.
+        UsageError: a text without a name among several, two of one name, a field that no text has, or a value that it
+            does not take.
     """
+    if not sources:
+        if given:
+            raise UsageError("--text-field: says how to read --text, which is missing")
+        return None
+    split = [_named(source) for source in sources]
+    if len(split) == 1 and split[0][0] is None:
+        return _with_fields(sources[0], given or [])
+    names = [name for name, _ in split]
+    if None in names:
+        plain = next(source for name, source in split if name is None)
+        raise UsageError(f"--text: got '{plain}' among several texts; give each a name, as in chat={plain}")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"--text: two texts of the name '{twice[0]}'; give each its own")
+    fields: dict[str, list[str]] = {str(name): [] for name in names}
+    for item in given or []:
+        name, mark, field = item.partition(".")
+        if not mark or name not in fields:
+            known = ", ".join(f"{name}.FIELD=VALUE" for name in fields)
+            raise UsageError(f"--text-field: got '{item}'; with named texts give {known}")
+        fields[name].append(field)
+    return {str(name): _with_fields(source, fields[str(name)]) for name, source in split}
+
+
+def _named(source: str) -> tuple[str | None, str]:
+    """The name and the source of NAME=SOURCE; a path that is there is a path, whatever is in its name."""
+    name, mark, rest = source.partition("=")
+    if not mark or not NAME.fullmatch(name) or Path(source).exists():
+        return None, source
+    return name, rest
+
+
+def budgets_of(given: list[str], names: list[str] | None) -> Any:
+    """--budget as a number, or as numbers by the names of texts.
+
+    Raises:
+        UsageError: not a number, a name that no text has, or several budgets of one text.
+    """
+    found: dict[str | None, float] = {}
+    for item in given:
+        name, mark, number = item.rpartition("=")
+        key = name if mark else None
+        try:
+            value = float(number)
+        except ValueError:
+            raise UsageError(f"--budget: got '{item}'; give nats/token, as in 0.1, or NAME=0.1 for one text") from None
+        if key in found:
+            raise UsageError(f"--budget: two budgets {'of ' + repr(key) if key else 'for all texts'}; give one")
+        found[key] = value
+    if names is None:
+        if list(found) != [None]:
+            raise UsageError("--budget: got a text's name, and there is one text without a name; give a number")
+        return found[None]
+    if unknown := [key for key in found if key is not None and key not in names]:
+        raise UsageError(f"--budget: no text '{unknown[0]}'; texts: {', '.join(names)}")
+    rest = dict.fromkeys(names, found[None]) if None in found else {}
+    return rest | {key: value for key, value in found.items() if key is not None}
+
+
+def _with_fields(source: str, given: list[str]) -> str | TextConfig:
     if not given:
         return source
-    if source is None:
-        raise UsageError("--text-field: says how to read --text, which is missing")
     from pydantic import ValidationError
 
     from ..config.explaining import explain
@@ -206,32 +312,47 @@ def _quiet() -> None:
     logger.handlers, logger.propagate = [handler], False
 
 
-def _notices(result: Measurement) -> None:
-    for notice in result.notices:
+def _notices(notices: Sequence[str]) -> None:
+    for notice in notices:
         say(f"notice: {notice}")
 
 
-def markdown_summary(verdict: CheckResult) -> str:
+def markdown_summary(found: CheckResult | ProfileCheck) -> str:
     """A verdict as Markdown, for a comment on a pull request."""
+    mark = {"within": "✅", "over": "❌", "undecided": "❔"}[found.verdict]
+    heading = f"### {mark} Forgetting {found.verdict if found.verdict == 'undecided' else found.verdict + ' budget'}"
+    from ..measuring.measurement import CheckResult
+
+    rest = _summary(found) if isinstance(found, CheckResult) else _summary_of_texts(found)
+    return "\n".join([heading, "", *rest])
+
+
+def _summary(verdict: CheckResult) -> list[str]:
     from ..measuring.quantities import SHOWN
 
     result = verdict.measurement
-    mark = {"within": "✅", "over": "❌", "undecided": "❔"}[verdict.verdict]
-    lines = [
-        f"### {mark} Forgetting {verdict.verdict if verdict.verdict == 'undecided' else verdict.verdict + ' budget'}",
-        "",
-        f"{_escaped(verdict.sentence())}.",
-        "",
-        "| quantity | value | standard error |",
-        "|---|---:|---:|",
-    ]
+    lines = [f"{_escaped(verdict.sentence())}.", "", "| quantity | value | standard error |", "|---|---:|---:|"]
     for one in SHOWN:
         found = result.means[one.name]
         lines.append(f"| {one.label} | {fixed(found.value)} | {found.se_text} |")
     mean = result.forgetting
     where = f"{_code(result.tuned)} against {_code(result.base)} on {_code(result.text)}"
     tail = f"{mean.n_tokens:,} tokens in {mean.n_documents:,} documents, nats/token, {verdict.confidence:.0%} bounds"
-    return "\n".join([*lines, "", f"{where}: {tail}.", *(f"- {_escaped(n)}" for n in result.notices), ""])
+    return [*lines, "", f"{where}: {tail}.", *(f"- {_escaped(n)}" for n in result.notices), ""]
+
+
+def _summary_of_texts(found: ProfileCheck) -> list[str]:
+    lines = ["| text | verdict | forgetting | standard error | bounds | budget |", "|---|---|---:|---:|---:|---:|"]
+    for name, one in found.profile.measurements.items():
+        mean, judged = one.forgetting, found.verdicts.get(name)
+        verdict = (
+            (judged.verdict, f"{judged.low:.4f} to {judged.high:.4f}", f"{judged.budget:g}") if judged else ("", "", "")
+        )
+        cells = (_code(name), verdict[0], fixed(mean.value), mean.se_text, *verdict[1:])
+        lines.append(f"| {' | '.join(cells)} |")
+    first = found.profile.first
+    notices = [f"- {_escaped(notice)}" for notice in found.profile.notices]
+    return [*lines, "", f"{_code(first.tuned)} against {_code(first.base)}, nats/token.", *notices, ""]
 
 
 def _code(name: str) -> str:
@@ -244,12 +365,12 @@ def _escaped(text: str) -> str:
     return MARKUP.sub(r"\\\g<0>", html.escape(visible(text), quote=False)).replace("@", "@<!-- -->")
 
 
-def _write_page(result: Measurement, path: Path | None) -> None:
+def _write_page(profile: Profile, path: Path | None) -> None:
     if path is None:
         return
     from ..reporting.measurement import render
 
-    _write(path, render(result.to_dict(), result.where(), result.tokenizer))
+    _write(path, render(profile))
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,10 +26,11 @@ from .comparison import compare
 from .estimate import Mean, clustered_mean
 from .measurement import CheckResult, Measurement, Settings
 from .noise import NoiseFloor, noise_floor
+from .profile import Profile
 from .quantities import PAIR
 from .reading import Text, read_to_sample, read_windows, text_source
 from .sampling import Sampled, until
-from .verdict import judge
+from .verdict import check_budget, judge
 
 MINIATURE_TEXT = "miniature:encyclopedia-heldout"
 ROUNDING = 1e-5
@@ -82,9 +84,66 @@ def measure(
     return _measure(base, tuned, text, tokenizer, _settings(device_map, **how))
 
 
+@checked
+def profile(
+    base: Model | None,
+    tuned: Model,
+    *,
+    texts: Mapping[str, Text],
+    tokenizer: Any = None,
+    context: int | None = None,
+    tolerance: float | None = None,
+    seed: int = 0,
+    noise_floor: bool = False,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: Literal["auto"] | None = None,
+    bits: Literal[4, 8] | None = None,
+    trust_remote_code: bool = False,
+    batch_tokens: int | None = None,
+    cache_dir: str | os.PathLike[str] | None = "auto",
+) -> Profile:
+    """Measure what `tuned` forgot of `base` on several texts: one row a text. Other arguments are those of `measure`.
+
+    Args:
+        base: a folder, Hub id, `miniature`, or a live model; None for the base of a live PeftModel.
+        tuned: a PEFT adapter (folder or Hub id), a full model, a live PeftModel, or a live model.
+        texts: each as the `text` of `measure`, by a name of your own.
+
+    Raises:
+        UsageError: no text, a text that cannot be read, and what `measure` raises.
+    """
+    if not isinstance(texts, Mapping) or not texts:
+        raise UsageError("texts: give at least one, as {'name': source}")
+    how: dict[str, Any] = {"context": context, "tolerance": tolerance, "seed": seed, "noise_floor": noise_floor}
+    how |= {"revision": revision, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    how |= {"bits": bits, "batch_tokens": batch_tokens, "cache_dir": cache_dir}
+    given: dict[str, Any] = {}
+    for name, text in texts.items():
+        try:
+            given[str(name)] = text_source(text)
+        except UsageError as error:
+            raise UsageError(f"text '{name}': {error}") from None
+    models, settings = _opened(base, tuned, tokenizer, _settings(device_map, **how))
+    found = {}
+    for name, text in given.items():
+        try:
+            found[name] = _of_text(models, text if texts[name] is not None else _default_text(models), settings)
+        except UsageError as error:
+            raise UsageError(f"text '{name}': {error}") from None
+    return Profile(found)
+
+
 def _measure(base: Any, tuned: Any, text: Text, tokenizer: Any, settings: Settings) -> Measurement:
+    given = text_source(text)  # what is wrong with it is said before models are loaded
+    models, settings = _opened(base, tuned, tokenizer, settings)
+    return _of_text(models, _default_text(models) if text is None else given, settings)
+
+
+def _opened(base: Any, tuned: Any, tokenizer: Any, settings: Settings) -> tuple[pair.Pair, Settings]:
+    """The models, and the settings with the tokens of a forward pass."""
     base, tuned = model_of("base", base, optional=True), model_of("tuned", tuned)
-    given = text_source(text)
     models = pair.open_pair(
         base,
         tuned,
@@ -92,10 +151,16 @@ def _measure(base: Any, tuned: Any, text: Text, tokenizer: Any, settings: Settin
         settings=_model_config(settings),
         placement=settings.placement,
     )
-    size = passes.batch_size(models.base, settings.batch_tokens)
-    settings = replace(settings, batch_tokens=size)
-    if text is None and models.names[0] == "miniature":
-        given = TextConfig(source=MINIATURE_TEXT)
+    return models, replace(settings, batch_tokens=passes.batch_size(models.base, settings.batch_tokens))
+
+
+def _default_text(models: pair.Pair) -> Any:
+    return TextConfig(source=MINIATURE_TEXT) if models.names[0] == "miniature" else text_source(None)
+
+
+def _of_text(models: pair.Pair, given: Any, settings: Settings) -> Measurement:
+    size = settings.batch_tokens
+    assert size is not None
     read = read_windows if settings.tolerance is None else read_to_sample
     windows, name, context, told = read(
         given,
@@ -191,7 +256,7 @@ def check(
     Raises:
         UsageError: a budget or confidence that makes no sense, and what `measure` raises.
     """
-    judge(Mean(0.0, 0.0, 1, 2), budget, confidence)  # refuse nonsense before the models are loaded
+    check_budget(budget, confidence)  # before the models are loaded
     how: dict[str, Any] = {"context": context, "tolerance": tolerance, "seed": seed, "noise_floor": noise_floor}
     how |= {"revision": revision, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     how |= {"bits": bits, "batch_tokens": batch_tokens, "cache_dir": cache_dir}

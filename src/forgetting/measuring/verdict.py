@@ -100,18 +100,22 @@ def _figures(values: Sequence[float], budget: float) -> Callable[[float], str]:
     return lambda value: f"{value:.{decimals}f}"
 
 
-def judge(forgetting: Mean, budget: float, confidence: float) -> Verdict:
+def judge(forgetting: Mean, budget: float, confidence: float, *, of: int = 1) -> Verdict:
     """Compare the one-sided confidence bounds with the budget.
+
+    Args:
+        forgetting: measured, nats/token.
+        budget: nats/token.
+        confidence: of each bound.
+        of: verdicts that are given together: the lower bound is of confidence 1 - (1 - confidence) / of, so that any of
+            them says "over" of models that are within their budgets in at most 1 - confidence of all cases.
 
     Raises:
         UsageError: a confidence outside (0.5, 1), a budget that is not positive.
     """
-    if not 0.5 < confidence < 1:
-        raise UsageError(f"confidence {confidence}: must lie between 0.5 and 1, for example 0.95")
-    if not (math.isfinite(budget) and budget > 0):
-        raise UsageError(f"budget {budget}: must be a positive number of nats/token, for example 0.1")
-    half = forgetting.bound(confidence)
-    low, high = forgetting.value - half, forgetting.value + half
+    check_budget(budget, confidence)
+    low = forgetting.value - forgetting.bound(1 - (1 - confidence) / of)
+    high = forgetting.value + forgetting.bound(confidence)
     verdict: Literal["within", "over", "undecided"] = "undecided"
     if forgetting.n_documents < LEAST:
         pass  # a standard error from so few documents is hardly known itself
@@ -120,3 +124,20 @@ def judge(forgetting: Mean, budget: float, confidence: float) -> Verdict:
     elif low > budget:
         verdict = "over"
     return Verdict(verdict, forgetting, budget, confidence, low, high)
+
+
+def check_budget(budget: float, confidence: float, what: str = "budget") -> None:
+    """Refuse what no verdict can be given on.
+
+    Args:
+        budget: nats/token.
+        confidence: of each bound.
+        what: the budget's name in the message.
+
+    Raises:
+        UsageError: a confidence outside (0.5, 1), a budget that is not positive.
+    """
+    if not 0.5 < confidence < 1:
+        raise UsageError(f"confidence {confidence}: must lie between 0.5 and 1, for example 0.95")
+    if not (math.isfinite(budget) and budget > 0):
+        raise UsageError(f"{what} {budget}: must be a positive number of nats/token, for example 0.1")

@@ -11,6 +11,7 @@ import jinja2
 import numpy as np
 
 from ..display.numbers import finite, fixed
+from ..measuring.profile import Profile, p_text
 from ..measuring.quantities import SHARE, SHOWN
 from ..measuring.where import Group, Passage, Where
 
@@ -19,10 +20,26 @@ SHADES = 8
 FULL = 4.0
 
 
-def render(row: Mapping[str, Any], where: Where, tokenizer: Any) -> str:
-    """The page as text; the same text for the same arguments.
+def render(profile: Profile) -> str:
+    """The page as text; the same text for the same measurements. With several texts it begins with a forest plot."""
+    texts = [
+        _text(name, measurement.to_dict(), measurement.where(), measurement.tokenizer)
+        for name, measurement in profile.measurements.items()
+    ]
+    forest = _forest(profile) if len(texts) > 1 else None
+    notices = profile.notices if forest else ()
+    return (
+        _environment()
+        .get_template("measurement.html")
+        .render(first=texts[0]["row"], texts=texts, forest=forest, notices=notices, full=FULL)
+    )
+
+
+def _text(name: str, row: Mapping[str, Any], where: Where, tokenizer: Any) -> dict[str, Any]:
+    """What the page says of one text.
 
     Args:
+        name: the text's.
         row: the measurement's flat row.
         where: its breakdowns.
         tokenizer: for showing tokens as text; None shows their ids.
@@ -30,33 +47,55 @@ def render(row: Mapping[str, Any], where: Where, tokenizer: Any) -> str:
     groups = [*where.by_position, *where.by_frequency]
     widest = max((abs(group.change.value) for group in groups), default=1.0) or 1.0
     zero = 50.0 if any(group.change.value < 0 for group in groups) else 0.0
-    return (
-        _environment()
-        .get_template("measurement.html")
-        .render(
-            row=row,
-            quantities=[(one.label, _number(row[one.name]), _number(row[one.se])) for one in SHOWN],
-            noise=noise_rows(row),
-            charts=[
-                (
-                    "By position in the window",
-                    "tokens before the predicted one",
-                    _bars(where.by_position, widest, zero),
-                ),
-                ("By how common the true token is", "times in the text", _bars(where.by_frequency, widest, zero)),
-            ],
-            zero=zero,
-            documents=[(g.label, _number(g.change.value), g.change.n_tokens) for g in where.by_document],
-            tokens=[
-                (_shown(token, tokenizer), _number(m.value), _number(m.se), m.n_tokens) for token, m in where.by_token
-            ],
-            passages=[
-                {"document": p.document, "mean": _number(p.mean), "tokens": _tokens(p, tokenizer)}
-                for p in where.passages
-            ],
-            full=FULL,
+    bars = [_bars(groups, widest, zero) for groups in (where.by_position, where.by_frequency)]
+    return {
+        "name": name,
+        "row": row,
+        "quantities": [(one.label, _number(row[one.name]), _number(row[one.se])) for one in SHOWN],
+        "noise": noise_rows(row),
+        "charts": [
+            ("By position in the window", "tokens before the predicted one", bars[0]),
+            ("By how common the true token is", "times in the text", bars[1]),
+        ],
+        "zero": zero,
+        "documents": [(g.label, _number(g.change.value), g.change.n_tokens) for g in where.by_document],
+        "tokens": [
+            (_shown(token, tokenizer), _number(m.value), _number(m.se), m.n_tokens) for token, m in where.by_token
+        ],
+        "passages": [
+            {"document": p.document, "mean": _number(p.mean), "tokens": _tokens(p, tokenizer)} for p in where.passages
+        ],
+    }
+
+
+def _forest(profile: Profile) -> dict[str, Any]:
+    """Each text's excess forgetting and its 95 % interval, in per cent of the width."""
+    means = {name: one.forgetting for name, one in profile.measurements.items()}
+    ends = [end for mean in means.values() for end in (mean.value, *mean.interval()) if math.isfinite(end)]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    room = 0.04 * (high - low) or 1.0
+    low, high = low - room, high + room
+
+    def place(value: float) -> float:
+        return round(100 * (value - low) / (high - low), 2)
+
+    p = profile.p_holm
+    rows = []
+    for name, mean in means.items():
+        start, stop = mean.interval()
+        known = math.isfinite(stop - start)
+        rows.append(
+            {
+                "name": name,
+                "at": place(mean.value),
+                "interval": (place(start), round(place(stop) - place(start), 2)) if known else None,
+                "text": f"{_number(mean.value)} [{_number(start)}, {_number(stop)}]" if known else _number(mean.value),
+                "p": p_text(p[name]),
+                "agreement": f"{100 * profile.measurements[name].means['agreement'].value:.1f} %",
+                "tokens": mean.n_tokens,
+            }
         )
-    )
+    return {"zero": place(0.0), "rows": rows}
 
 
 def noise_rows(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -1,0 +1,223 @@
+"""What a model forgot of several texts: one measurement a text, of the same two models, told apart as many tests."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..config.arguments import checked
+from ..display.charts import Chart, floats, marker, plain_layout, plotly_figure
+from ..display.numbers import fixed
+from ..display.tables import Result, Shown
+from ..errors import UsageError, did_you_mean
+from . import quantities
+from .estimate import Mean, holm
+from .measurement import Measurement
+from .verdict import LEAST, Verdict, judge
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class Profile(Result):
+    """Measurements of one pair of models on several texts.
+
+    Each is a paired comparison, token by token, with a standard error clustered by document. Texts are not pooled.
+
+    Attributes:
+        measurements: by the text's name, in the order given.
+    """
+
+    measurements: dict[str, Measurement]
+
+    @property
+    def first(self) -> Measurement:
+        """That of the first text."""
+        return next(iter(self.measurements.values()))
+
+    @property
+    def p(self) -> dict[str, float]:
+        """Two-sided p of no excess forgetting on each text; NaN below LEAST documents or without spread."""
+        return {name: _p(one.forgetting) for name, one in self.measurements.items()}
+
+    @property
+    def p_holm(self) -> dict[str, float]:
+        """`p` corrected for the number of texts; see `estimate.holm`."""
+        return dict(zip(self.measurements, holm(list(self.p.values())), strict=True))
+
+    @checked
+    def check(self, budget: float | Mapping[str, float], confidence: float = 0.95) -> ProfileCheck:
+        """Hold each text to a budget.
+
+        Args:
+            budget: excess forgetting that is allowed, nats/token: one number for all texts, or one by a text's name;
+                texts that are not named are not judged.
+            confidence: of the verdict on all texts together. With k budgets the lower bounds, which say "over", are
+                of confidence 1 - (1 - confidence) / k (Bonferroni); the upper bounds need no correction, since all of
+                them must hold.
+
+        Raises:
+            UsageError: a name that no text has, no budget, or numbers that make no sense.
+        """
+        names = self.measurements
+        wanted = dict(budget) if isinstance(budget, Mapping) else dict.fromkeys(names, float(budget))
+        for name in wanted:
+            if name not in names:
+                raise UsageError(f"budget of '{name}': no such text; {did_you_mean(str(name), names)}")
+        if not wanted:
+            raise UsageError("budget: give one for at least one text")
+        verdicts = {
+            name: judge(names[name].forgetting, wanted[name], confidence, of=len(wanted))
+            for name in names
+            if name in wanted
+        }
+        return ProfileCheck(verdicts, self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: the models, and by the text's name the row of `measure`, with p and Holm's p."""
+        p, corrected = self.p, self.p_holm
+        texts = {
+            name: one.to_dict() | {"p": _or_none(p[name]), "p_holm": _or_none(corrected[name])}
+            for name, one in self.measurements.items()
+        }
+        return {"base": self.first.base, "tuned": self.first.tuned, "texts": texts}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a text."""
+        import pandas as pd
+
+        return pd.DataFrame.from_dict(self.to_dict()["texts"], orient="index").rename_axis("name")
+
+    def shown(self) -> list[Shown]:
+        """One row a text: excess forgetting with its 95 % interval and Holm's p, agreement, how much was measured."""
+        heading = [
+            f"{self.first.tuned} against {self.first.base} on {len(self.measurements)} texts, {self.first.dtype}",
+            "forgetting in nats/token; intervals of 95 %; p of no forgetting, corrected for all texts (Holm)",
+        ]
+        corrected = self.p_holm
+        rows = [
+            (
+                name,
+                fixed(one.forgetting.value),
+                one.forgetting.se_text,
+                _span(one.forgetting),
+                p_text(corrected[name]),
+                f"{100 * one.means['agreement'].value:.1f} %",
+                f"{one.forgetting.n_tokens:,}",
+                f"{one.forgetting.n_documents:,}",
+            )
+            for name, one in self.measurements.items()
+        ]
+        columns = ("text", "forgetting", "± se", "95 %", "p", "agreement", "tokens", "documents")
+        return [Shown(heading, columns, rows, self.notices)]
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Those of all texts; a notice that all share is there once."""
+        found: dict[str, list[str]] = {}
+        for name, one in self.measurements.items():
+            for notice in one.notices:
+                found.setdefault(notice, []).append(name)
+        count = len(self.measurements)
+        return tuple(
+            notice if len(names) == count else f"{', '.join(names)}: {notice}" for notice, names in found.items()
+        )
+
+    def figure(self) -> go.Figure:
+        """A forest plot, as a Plotly figure: excess forgetting of each text with its 95 % interval."""
+        names = list(self.measurements)
+        means = [one.forgetting for one in self.measurements.values()]
+        half = [mean.bound(0.975) for mean in means]
+        trace = {
+            "type": "scatter",
+            "mode": "markers",
+            "x": floats(mean.value for mean in means),
+            "y": names,
+            "error_x": {"type": "data", "array": floats(half), "color": "var(--ink)", "thickness": 1.4, "width": 5},
+            "marker": marker("var(--line-fit)") | {"size": 9},
+            "meta": {"series": "forgetting", "role": "points"},
+        }
+        layout = plain_layout(quantities.AXES["forgetting"], "")
+        layout["yaxis"] |= {"type": "category", "autorange": "reversed"}
+        layout["xaxis"] |= {"zeroline": True, "zerolinecolor": "var(--ink)"}
+        title = f"What {self.first.tuned} forgot, by text"
+        alt = "; ".join(f"{name} {fixed(mean.value)} ± {mean.se_text}" for name, mean in zip(names, means, strict=True))
+        spec = {"data": [trace], "layout": layout}
+        return plotly_figure(Chart("profile", html.escape(title), "Bars are 95 % intervals.", alt, spec))
+
+
+@dataclass(frozen=True)
+class ProfileCheck(Result):
+    """Verdicts on the budgets of several texts.
+
+    Attributes:
+        verdicts: by the text's name.
+        profile: what they rest on.
+    """
+
+    verdicts: dict[str, Verdict]
+    profile: Profile = field(repr=False)
+
+    @property
+    def verdict(self) -> Literal["within", "over", "undecided"]:
+        """`over` where any text is, `within` where all are, `undecided` between."""
+        found = {one.verdict for one in self.verdicts.values()}
+        return "over" if "over" in found else "undecided" if "undecided" in found else "within"
+
+    def exit_code(self, *, strict: bool = False, allow_undecided: bool = False) -> int:
+        """The largest of the texts': 3 where one fails, as `Verdict.exit_code` says."""
+        return max(one.exit_code(strict=strict, allow_undecided=allow_undecided) for one in self.verdicts.values())
+
+    def sentences(self) -> list[str]:
+        """One a text."""
+        return [f"{name}: {one.sentence()}" for name, one in self.verdicts.items()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """That of the profile, with each text's verdict, budget and bounds beside its numbers."""
+        row = self.profile.to_dict()
+        for name, one in self.verdicts.items():
+            bounds = {"forgetting_low": _or_none(one.low), "forgetting_high": _or_none(one.high)}
+            judged = {"verdict": one.verdict, "budget": one.budget, "confidence": one.confidence}
+            row["texts"][name] = {**judged, **bounds, **row["texts"][name]}
+        return {"verdict": self.verdict, **row}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a text."""
+        import pandas as pd
+
+        return pd.DataFrame.from_dict(self.to_dict()["texts"], orient="index").rename_axis("name")
+
+    def shown(self) -> list[Shown]:
+        """The verdicts in words, and the profile."""
+        return [Shown(self.sentences()), *self.profile.shown()]
+
+
+def _p(mean: Mean) -> float:
+    if mean.n_documents < LEAST or math.isnan(mean.se):
+        return math.nan
+    if mean.se == 0.0:
+        return 1.0 if mean.value == 0.0 else math.nan
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(mean.n_documents - 1, -abs(mean.value / mean.se)))
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _span(mean: Mean) -> str:
+    low, high = mean.interval()
+    return f"{fixed(low)} to {fixed(high)}" if math.isfinite(high - low) else "unknown"
+
+
+def p_text(p: float) -> str:
+    """A p-value as text, or `unknown`."""
+    if math.isnan(p):
+        return "unknown"
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
