@@ -345,10 +345,9 @@ def _summary_of_texts(found: ProfileCheck) -> list[str]:
     lines = ["| text | verdict | forgetting | standard error | bounds | budget |", "|---|---|---:|---:|---:|---:|"]
     for name, one in found.profile.measurements.items():
         mean, judged = one.forgetting, found.verdicts.get(name)
-        verdict = (
-            (judged.verdict, f"{judged.low:.4f} to {judged.high:.4f}", f"{judged.budget:g}") if judged else ("", "", "")
-        )
-        cells = (_code(name), verdict[0], fixed(mean.value), mean.se_text, *verdict[1:])
+        bounds = f"{judged.low:.4f} to {judged.high:.4f}" if judged else ""
+        verdict, budget = (judged.verdict, f"{judged.budget:g}") if judged else ("not judged", "")
+        cells = (_code(name), verdict, fixed(mean.value), mean.se_text, bounds, budget)
         lines.append(f"| {' | '.join(cells)} |")
     first = found.profile.first
     notices = [f"- {_escaped(notice)}" for notice in found.profile.notices]

@@ -49,6 +49,18 @@ def fixed(value: float, decimals: int = 4) -> str:
     return f"{0.0:.{decimals}f}" if value == 0 else f"{value:.1e}"
 
 
+def p_value(p: float) -> str:
+    """A p-value with three decimals.
+
+    Examples:
+        >>> p_value(0.02), p_value(1e-9), p_value(math.nan)
+        ('0.020', '< 0.001', 'unknown')
+    """
+    if math.isnan(p):
+        return "unknown"
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def plus_minus(value: Any, error: Any, scale: float = 1.0, digits: int = 2) -> str:
     """`value ± error`, both to the error's second significant digit, or as many as `digits` says.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..config.arguments import checked
 from ..display.charts import Chart, floats, marker, plain_layout, plotly_figure
-from ..display.numbers import fixed
+from ..display.numbers import fixed, p_value
 from ..display.tables import Result, Shown
 from ..errors import UsageError, did_you_mean
 from . import quantities
@@ -106,7 +106,7 @@ class Profile(Result):
                 fixed(one.forgetting.value),
                 one.forgetting.se_text,
                 _span(one.forgetting),
-                p_text(corrected[name]),
+                p_value(corrected[name]),
                 f"{100 * one.means['agreement'].value:.1f} %",
                 f"{one.forgetting.n_tokens:,}",
                 f"{one.forgetting.n_documents:,}",
@@ -214,10 +214,3 @@ def _or_none(value: float) -> float | None:
 def _span(mean: Mean) -> str:
     low, high = mean.interval()
     return f"{fixed(low)} to {fixed(high)}" if math.isfinite(high - low) else "unknown"
-
-
-def p_text(p: float) -> str:
-    """A p-value as text, or `unknown`."""
-    if math.isnan(p):
-        return "unknown"
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"

@@ -22,7 +22,7 @@ from forgetting.analysis.compare.words import (
     sentence,
     span,
 )
-from forgetting.display.numbers import MINUS, count, duration, finite, level
+from forgetting.display.numbers import MINUS, count, duration, finite, level, p_value
 from forgetting.reporting.series import Series
 from forgetting.tuning.methods import METHODS
 from forgetting.tuning.mitigations import MITIGATIONS
@@ -194,7 +194,7 @@ def _beside(mine: float, reference: float, show: Callable[[float], str]) -> str:
 
 
 def _p(value: float) -> str:
-    return "–" if not math.isfinite(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return p_value(value) if math.isfinite(value) else "–"
 
 
 def _r2(value: float) -> str:

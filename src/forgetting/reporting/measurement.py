@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
 
-from ..display.numbers import finite, fixed
-from ..measuring.profile import Profile, p_text
+from ..display.numbers import finite, fixed, p_value
 from ..measuring.quantities import SHARE, SHOWN
-from ..measuring.where import Group, Passage, Where
+
+if TYPE_CHECKING:
+    from ..measuring.profile import Profile
+    from ..measuring.where import Group, Passage, Where
 
 SHADES = 8
 """Steps of colour of a token's loss change; the deepest is `FULL` nats and more."""
@@ -90,7 +92,7 @@ def _forest(profile: Profile) -> dict[str, Any]:
                 "at": place(mean.value),
                 "interval": (place(start), round(place(stop) - place(start), 2)) if known else None,
                 "text": f"{_number(mean.value)} [{_number(start)}, {_number(stop)}]" if known else _number(mean.value),
-                "p": p_text(p[name]),
+                "p": p_value(p[name]),
                 "agreement": f"{100 * profile.measurements[name].means['agreement'].value:.1f} %",
                 "tokens": mean.n_tokens,
             }
