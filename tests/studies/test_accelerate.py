@@ -22,7 +22,7 @@ from forgetting.models import processes
 from forgetting.store.folder import HeldError, StudyFolder
 from forgetting.studies import launching
 from forgetting.studies.engines import Accelerate, Event, Local
-from forgetting.studies.engines import accelerate as engine_room
+from forgetting.studies.engines import team as engine_room
 from forgetting.studies.execute import is_pending
 from forgetting.studies.provenance import other_processes
 from forgetting.studies.repeat import repeat
@@ -250,7 +250,10 @@ def test_the_command_stops_resumes_and_leaves_no_orphans(tiny_model: Path, corpo
         ({"distributed_type": ["MULTI_CPU"]}, "allowed are MULTI_GPU and MULTI_CPU"),
         ({"num_processes": 1}, "num_processes: got '1'; give a number of at least 2"),
         ({"num_processes": "two"}, "num_processes: got 'two'; give a number of at least 2"),
-        ({"num_machines": 2}, "num_machines 2: a run is done on one machine; give 1"),
+        ({"num_machines": 2}, "main_process_ip: got 'None'; give the first machine's address (or MASTER_ADDR)"),
+        ({"num_machines": 3}, "num_processes 2: the processes of all 3 machines together; give a multiple of 3"),
+        ({"num_machines": 2, "machine_rank": 2}, "machine_rank: got '2'; give the number of this machine, 0 to 1"),
+        ({"num_machines": 2, "main_process_ip": "h", "main_process_port": 0}, "main_process_port: got 'None'; give a"),
         ({"mixed_precision": "fp8"}, "mixed_precision: got 'fp8'; give no, fp16 or bf16"),
         ({"gpu_ids": "0"}, "gpu_ids '0'; give all, or at least 2 numbers such as 0,1"),
         ({"gpu_ids": "a,b"}, "gpu_ids 'a,b'; give all"),
@@ -321,12 +324,11 @@ def test_what_several_processes_cannot_do_is_refused(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ("--out", tmp_path / "s", "--accelerate-config", written(tmp_path))
-    for more, other in (("--jobs", 2), "--jobs 2"), (("--engine", "ray"), "--engine ray"):
-        code, _, error = command(capsys, "study", *flags, *more)
-        assert (code, error) == (
-            2,
-            f"error: --accelerate-config: not with {other}: its processes do one run at a time on this machine\n",
-        )
+    code, _, error = command(capsys, "study", *flags, "--jobs", 2)
+    assert (code, error) == (
+        2,
+        "error: --accelerate-config: not with --jobs 2: its processes do one run at a time\n",
+    )
     code, _, error = command(capsys, "study", *flags, "--device", "cuda")
     assert code == 2
     assert "model.device: got cuda; the accelerate configuration is for cpu: give auto or cpu" in error

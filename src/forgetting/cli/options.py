@@ -78,6 +78,14 @@ AccelerateConfig = Annotated[
         help="An accelerate configuration: each run by several processes of this machine, one GPU each.",
     ),
 ]
+MachineRank = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Which machine this is, where the accelerate configuration has num_machines of more than 1. Default: "
+        "NODE_RANK, GROUP_RANK, SLURM_NODEID, or the file's machine_rank.",
+    ),
+]
 RayAddress = Annotated[
     str | None,
     typer.Option(help="A Ray cluster: HOST:PORT, or auto for this machine's. Default: RAY_ADDRESS, or start one here."),

@@ -24,11 +24,12 @@ def run_command(
     study: o.Study,
     run_id: Annotated[str, typer.Argument(help="Which run; `forgetting study ... --prepare` lists them.")],
     accelerate_config: o.AccelerateConfig = None,
+    machine_rank: o.MachineRank = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Do one run of a stored study in this process, or what is left of it; schedulers such as SLURM can call this.
 
-    With --accelerate-config several processes of this machine do it together, which this one starts.
+    With --accelerate-config several processes of this machine, or of several, do it together, which this one starts.
 
     A run that was cut goes on from its last checkpoint; one that is done or diverged stays as it is. A run that
     another process holds is refused. Write the report afterwards with `forgetting report STUDY`.
@@ -46,7 +47,9 @@ def run_command(
     if run_id not in runs:
         close = [name for name in runs if name.startswith(run_id.rsplit("-", 1)[0])] or list(runs)
         raise UsageError(f"{study}: no run '{run_id}' in this study; {did_you_mean(run_id, close[:SHOWN])}")
-    engine = None if accelerate_config is None else read_engine(accelerate_config)
+    if accelerate_config is None and machine_rank is not None:
+        raise UsageError("--machine-rank: needs --accelerate-config with num_machines of more than 1")
+    engine = None if accelerate_config is None else read_engine(accelerate_config, machine_rank)
     launching.check(folder.config(), study, None if engine is None else engine.launch, run_id)
     began = time.perf_counter()
     with stopping.at_next_step():
@@ -72,8 +75,11 @@ def run_command(
 def _do_together(engine: Accelerate, folder: StudyFolder, inputs: StudyInputs, run_id: str) -> bool:
     """`do_run` by the processes of an engine."""
     from ..studies.execute import Worker, is_pending
-    from ..studies.study import keep_lost
+    from ..studies.study import follow, keep_lost
 
+    if engine.launch.machine:
+        follow(folder.path, engine)
+        return True
     if not is_pending(folder.run(run_id).read()):
         return False
     with engine.ready():

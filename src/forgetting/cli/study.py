@@ -51,6 +51,7 @@ def study_command(
     engine: o.EngineOption = o.EngineName.local,
     jobs: o.Jobs = None,
     accelerate_config: o.AccelerateConfig = None,
+    machine_rank: o.MachineRank = None,
     ray_address: o.RayAddress = None,
     run_cpus: o.RunCpus = None,
     run_gpus: o.RunGpus = None,
@@ -80,7 +81,7 @@ def study_command(
     from ..config.files import with_flags
 
     ray = {"address": ray_address, "cpus": run_cpus, "gpus": run_gpus, "memory": run_memory}
-    where = _engine(engine.value, jobs, accelerate_config, ray)
+    where = _engine(engine.value, jobs, accelerate_config, machine_rank, ray)
     resolved = with_flags({key: value for key, value in flags.items() if value}, config, preset)
     folder = out or (config if config is not None and config.is_dir() else Path("studies") / resolved.name)
     if prepare:
@@ -89,7 +90,7 @@ def study_command(
         _study(resolved, folder, where, as_json)
 
 
-def _engine(name: str, jobs: int | None, accelerate: Path | None, ray: dict[str, Any]) -> Engine:
+def _engine(name: str, jobs: int | None, accelerate: Path | None, machine: int | None, ray: dict[str, Any]) -> Engine:
     """The engine that the flags mean.
 
     Raises:
@@ -99,19 +100,27 @@ def _engine(name: str, jobs: int | None, accelerate: Path | None, ray: dict[str,
     from ..studies.engines.accelerate import read_engine
 
     given = {option: value for option, value in ray.items() if value is not None}
-    if accelerate is not None and (name == "ray" or jobs is not None):
-        other = "--engine ray" if name == "ray" else f"--jobs {jobs}"
-        raise UsageError(f"--accelerate-config: not with {other}: its processes do one run at a time on this machine")
+    if accelerate is not None and jobs is not None:
+        raise UsageError(f"--accelerate-config: not with --jobs {jobs}: its processes do one run at a time")
     if name == "ray":
         if jobs is not None:
             raise UsageError(
                 "--jobs: with --engine ray, runs at a time follow from --run-cpus, --run-gpus, --run-memory"
             )
-        return Ray(**given)
+        if accelerate is None:
+            return Ray(**given)
+        launch = read_engine(accelerate, machine).launch
+        if launch.machines > 1:
+            raise UsageError(
+                f"{accelerate}: num_machines {launch.machines}: on Ray the processes of a run are on one node; give 1"
+            )
+        return Ray(**given, launch=launch)
     if given:
         option = next(iter(given))
         raise UsageError(f"--{'ray' if option == 'address' else 'run'}-{option}: needs --engine ray")
-    return Local(jobs) if accelerate is None else read_engine(accelerate)
+    if accelerate is None and machine is not None:
+        raise UsageError("--machine-rank: needs --accelerate-config with num_machines of more than 1")
+    return Local(jobs) if accelerate is None else read_engine(accelerate, machine)
 
 
 def _repeat(study: Path | None, run_id: str, as_json: bool, more: bool) -> None:
@@ -140,10 +149,15 @@ def _prepare(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -
 
 
 def _study(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> None:
-    """Run a study and print what it gave."""
+    """Run a study and print what it gave; on a machine that is not the first, do its part and print nothing."""
     from ..studies.conclude import run_study
+    from ..studies.engines import Accelerate
+    from ..studies.study import follow
     from .progress import StudyProgress
 
+    if isinstance(engine, Accelerate) and engine.launch.machine:
+        follow(folder, engine)
+        return
     with StudyProgress(config, folder) as progress:
         result = run_study(config, folder, engine, on_event=progress.on_event, on_plan=progress.on_plan)
     if as_json:

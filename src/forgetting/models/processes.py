@@ -41,14 +41,17 @@ class Sharding:
 
 @dataclass(frozen=True)
 class Launch:
-    """How one run is spread over several processes of this machine.
+    """How one run is spread over several processes, of this machine or of several.
 
     Attributes:
-        processes: how many.
+        processes: how many, on all machines.
         device: what each computes on: a GPU of its own, or the CPU.
         gpu_ids: which GPUs, as CUDA_VISIBLE_DEVICES takes them; None is those that are visible.
         content: of the accelerate configuration, for run.json.
         sharding: how each holds a part of the weights; None: each holds the whole model.
+        machines: how many, each with as many processes.
+        machine: which one this is; the first, 0, says what is done.
+        address, port: where the first one answers the others.
     """
 
     processes: int
@@ -56,6 +59,16 @@ class Launch:
     gpu_ids: str | None = None
     content: Mapping[str, Any] = field(default_factory=dict)
     sharding: Sharding | None = None
+    machines: int = 1
+    machine: int = 0
+    address: str | None = None
+    port: int = 0
+
+    @property
+    def local(self) -> range:
+        """Numbers of the processes of this machine."""
+        count = self.processes // self.machines
+        return range(self.machine * count, (self.machine + 1) * count)
 
 
 class RunFailedError(ForgettingError):
@@ -69,23 +82,28 @@ def join(launch: Launch, index: int, meeting: str) -> None:
     """Become one of the processes of a launch; returns when all are there.
 
     Args:
-        launch: shared by all.
+        launch: shared by all of this machine.
         index: of this process; 0 is the main one.
-        meeting: a file in a folder that is theirs alone.
+        meeting: a file in a folder that is theirs alone; of several machines, a name in the first one's store.
     """
     global _launch
     import torch
 
     # accelerate reads them when the trainer is made, and finds the group that is there already
-    names = ("RANK", "LOCAL_RANK"), ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    for number, pair in zip((index, launch.processes), names, strict=True):
-        os.environ.update(dict.fromkeys(pair, str(number)))
+    here = index - launch.local.start
+    numbers = {"RANK": index, "LOCAL_RANK": here, "WORLD_SIZE": launch.processes, "LOCAL_WORLD_SIZE": len(launch.local)}
+    os.environ.update({name: str(number) for name, number in numbers.items()})
     if launch.device == "cuda":
-        torch.cuda.set_device(index)
+        torch.cuda.set_device(here)
     backend = "cpu:gloo,cuda:nccl" if launch.device == "cuda" else "gloo"
-    torch.distributed.init_process_group(
-        backend, init_method=f"file://{meeting}", rank=index, world_size=launch.processes, timeout=FOREVER
-    )
+    where: dict[str, Any] = {"init_method": f"file://{meeting}"}
+    if launch.machines > 1:
+        # accelerate asks for them, though the group is there already
+        os.environ.update(MASTER_ADDR=str(launch.address), MASTER_PORT=str(launch.port))
+        stores: Any = torch.distributed
+        store = stores.TCPStore(str(launch.address), launch.port, is_master=False, timeout=FOREVER)
+        where = {"store": stores.PrefixStore(meeting, store)}
+    torch.distributed.init_process_group(backend, **where, rank=index, world_size=launch.processes, timeout=FOREVER)
     _launch = launch
 
 

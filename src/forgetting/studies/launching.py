@@ -7,8 +7,9 @@ refused.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,18 +28,32 @@ T = TypeVar("T")
 DEVICES = {"MULTI_GPU": "cuda", "MULTI_CPU": "cpu", "FSDP": "cuda"}
 """Distributed types of accelerate, and where their processes compute; in the last the weights are shared out."""
 ALLOWED = "allowed are MULTI_GPU and MULTI_CPU, where every process holds the model, and FSDP with fsdp_version 2"
-READ = ("distributed_type", "fsdp_config", "num_processes", "use_cpu", "gpu_ids", "mixed_precision")
+READ = (
+    "distributed_type",
+    "fsdp_config",
+    "num_machines",
+    "machine_rank",
+    "main_process_ip",
+    "main_process_port",
+    "num_processes",
+    "use_cpu",
+    "gpu_ids",
+    "mixed_precision",
+)
 IDLE = (
-    *("compute_environment", "debug", "downcast_bf16", "machine_rank", "main_process_ip", "main_process_port"),
-    *("main_training_function", "num_machines", "rdzv_backend", "same_network"),
+    *("compute_environment", "debug", "downcast_bf16", "main_training_function", "rdzv_backend", "same_network"),
     *("tpu_env", "tpu_name", "tpu_use_cluster", "tpu_use_sudo", "tpu_vm", "tpu_zone", "command_file", "commands"),
 )
 """Fields that mean nothing to processes of one machine."""
 OFF: tuple[Any, ...] = (None, False, "", "no", "NO", {}, [])
 
 
-def read_launch(path: Path) -> processes.Launch:
+def read_launch(path: Path, machine: int | None = None) -> processes.Launch:
     """What an accelerate configuration file asks for, as `accelerate config` writes it.
+
+    Args:
+        path: the file.
+        machine: which one this is, of several; None: what the environment or the file says.
 
     Raises:
         UsageError: not such a file, or it asks for what a run cannot have; names the field, what came, what is allowed.
@@ -55,8 +70,6 @@ def read_launch(path: Path) -> processes.Launch:
     if not isinstance(kind, str) or kind not in DEVICES:
         more = ": that is one process, for which --accelerate-config is left out" if kind in ("NO", False) else ""
         raise UsageError(f"{path}: distributed_type {kind!r}{more}; {ALLOWED}")
-    if fields.get("num_machines", 1) != 1:
-        raise UsageError(f"{path}: num_machines {fields['num_machines']!r}: a run is done on one machine; give 1")
     for name, value in fields.items():
         if name not in (*READ, *IDLE) and not any(type(value) is type(off) and value == off for off in OFF):
             raise UsageError(f"{path}: {name}: nothing here reads this field, and it is set; leave it out")
@@ -77,7 +90,49 @@ def read_launch(path: Path) -> processes.Launch:
         content["fsdp"] = {**asdict(sharding), "layers": list(sharding.layers)}
     elif (set_fields := fields.get("fsdp_config")) not in OFF:
         raise UsageError(f"{path}: fsdp_config {str(set_fields)[:60]}: only with distributed_type FSDP; leave it out")
-    return processes.Launch(count, device, gpus, {**content, "mixed_precision": precision}, sharding)
+    launch = processes.Launch(count, device, gpus, {**content, "mixed_precision": precision}, sharding)
+    return _on_machines(path, fields, launch, machine)
+
+
+RANKS = ("NODE_RANK", "GROUP_RANK", "SLURM_NODEID")
+"""Variables that say which machine this is, where there are several."""
+
+
+def _on_machines(
+    path: Path, fields: Mapping[str, Any], launch: processes.Launch, machine: int | None
+) -> processes.Launch:
+    """The launch on as many machines as the file says.
+
+    Raises:
+        UsageError: what is needed of several machines is missing or does not fit.
+    """
+    number = _field(path, fields, "num_machines", int, 1, lambda n: 1 <= n <= 1024, "a number of at least 1")
+    if number == 1:
+        if machine not in (None, 0):
+            raise UsageError(f"--machine-rank {machine}: {path} has num_machines 1; leave it out")
+        return launch
+    if launch.processes % number:
+        raise UsageError(
+            f"{path}: num_processes {launch.processes}: the processes of all {number} machines together; give a "
+            f"multiple of {number}"
+        )
+    named = next((name for name in RANKS if os.environ.get(name, "").isdecimal()), None)
+    mine = machine if machine is not None else int(os.environ[named]) if named else fields.get("machine_rank", 0)
+    where = "--machine-rank" if machine is not None else named or f"{path}: machine_rank"
+    if type(mine) is not int or not 0 <= mine < number:
+        raise UsageError(f"{where}: got {str(mine)[:60]!r}; give the number of this machine, 0 to {number - 1}")
+    address = fields.get("main_process_ip") or os.environ.get("MASTER_ADDR")
+    port = fields.get("main_process_port") or os.environ.get("MASTER_PORT")
+    if not isinstance(address, str):
+        raise UsageError(
+            f"{path}: main_process_ip: got {str(address)[:60]!r}; give the first machine's address (or MASTER_ADDR)"
+        )
+    if not str(port).isdecimal() or not 0 < int(str(port)) < 65536:
+        raise UsageError(
+            f"{path}: main_process_port: got {str(port)[:60]!r}; give a free port of the first machine (or MASTER_PORT)"
+        )
+    content = {**launch.content, "num_machines": number}
+    return replace(launch, machines=number, machine=mine, address=address, port=int(str(port)), content=content)
 
 
 FSDP_VALUES: dict[str, tuple[Any, ...]] = {

@@ -20,7 +20,7 @@ from ..tuning.grid import costliest_first
 from ..tuning.methods import check_methods
 from ..tuning.mitigations import check_runs
 from . import launching, own_code, provenance
-from .engines import Accelerate, Engine, Event, Hear, Local
+from .engines import Accelerate, Engine, Event, Hear, Local, Ray
 from .execute import Worker, changes, is_pending, is_small, limit_threads, quiet_libraries
 from .inputs import StudyInputs
 
@@ -112,6 +112,7 @@ def study(
         ForgettingError: every run failed, or the disk is full.
     """
     engine, hear = engine or Local(), on_event or _ignore
+    _refuse_follower(engine)
     inputs = StudyInputs(config)
     runs = list(inputs.runs.values())
     StudyFolder(out).check(config)
@@ -139,7 +140,7 @@ def study(
 
 def _prepare(inputs: StudyInputs, out: Path, engine: Engine) -> bool:
     """See that a study can run, make its folder, compute what its runs share; whether one CPU thread does for a run."""
-    launch = engine.launch if isinstance(engine, Accelerate) else None
+    launch = engine.launch if isinstance(engine, Accelerate | Ray) else None
     return engine.call(functools.partial(_prepare_here, inputs, out.resolve(), launch))
 
 
@@ -233,6 +234,29 @@ def _freed(folder: StudyFolder, held: list[str], hear: Hear) -> list[str]:
         if held:
             time.sleep(LOOK_AGAIN)
     return []
+
+
+def follow(out: Path, engine: Accelerate) -> None:
+    """Do a machine's part of a study, or of one of its runs, that the first machine's command does with several.
+
+    Args:
+        out: the study folder, which all machines see under this path; it need not be there yet.
+        engine: with a launch of several machines, of which this is not the first.
+
+    Raises:
+        StoppedError: a stop was requested, on any machine.
+        ForgettingError: the first machine failed or is gone.
+    """
+    with engine.ready(), stopping.at_next_step():
+        engine.follow(Worker(out.resolve()))
+
+
+def _refuse_follower(engine: Engine) -> None:
+    if isinstance(engine, Accelerate) and engine.launch.machine:
+        raise UsageError(
+            f"machine_rank {engine.launch.machine}: the first machine does the study; on this one call "
+            "`forgetting.studies.study.follow(out, engine)`, or the command"
+        )
 
 
 def _ignore(event: Event) -> None:

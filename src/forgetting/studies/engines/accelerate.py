@@ -1,4 +1,4 @@
-"""Each run by several processes of this machine at once, one run after another (data parallelism through accelerate).
+"""Each run by several processes at once, of this machine or of several, one run after another (through accelerate).
 
 The processes are ours and die with us; transformers' Trainer hands their model and batches to accelerate, which finds
 the group that they form. A process that dies ends the others, and the run goes on from its last checkpoint.
@@ -6,32 +6,28 @@ the group that they form. A process that dies ends the others, and the run goes 
 
 from __future__ import annotations
 
-import multiprocessing
+import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from ...errors import UsageError
+from ...errors import ForgettingError, UsageError
 from ...models import processes
 from ...tuning import stopping
-from .base import POLL, Attempts, Event, Hear, PipeEnd, R, Work
-from .local import count_cores, ending
-from .worker import WorkerProcess, one_task, worker_context
-
-GRACE = 10.0
-"""Seconds in which the other processes of a run end, too, once one has; then they wait for it and are killed."""
+from .base import POLL, Attempts, Event, Hear, R, Work
+from .local import count_cores
+from .machines import Machines
+from .team import Failure, Team
 
 
 @dataclass(frozen=True)
 class Accelerate:
-    """This machine, each run by all processes of a launch; the first of them writes.
+    """This machine, or several, each run by all processes of a launch; the first of them writes.
 
     Attributes:
         launch: how many, and on what, as `launching.read_launch` reads it.
@@ -59,9 +55,10 @@ class Accelerate:
         import torch
 
         there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if there < self.launch.processes:
+        needed = len(self.launch.local)
+        if there < needed:
             raise UsageError(
-                f"--accelerate-config: {self.launch.processes} processes need a GPU each, {there} are visible here; "
+                f"--accelerate-config: {needed} processes need a GPU each, {there} are visible here; "
                 "lower num_processes, or for processes on the CPU give distributed_type MULTI_CPU"
             )
 
@@ -78,183 +75,129 @@ class Accelerate:
         return result
 
     def execute(self, tasks: Sequence[str], work: Work, on_event: Hear, *, one_thread: bool) -> dict[str, str]:
-        """Do all tasks; see `Engine`. The cores are shared out among the processes."""
-        threads = 1 if one_thread else max(1, count_cores() // self.launch.processes)
-        lost: dict[str, str] = {}
-        team: _Team | None = None
-        attempts = Attempts()
-
-        def hear(event: Event) -> None:
-            attempts.note(event)
-            on_event(event)
-
-        def attempt(task: str) -> _Failure | None:
-            nonlocal team
-            stopping.check()
-            team = team if team is not None and team.fit else _Team(self.launch, work, threads)
-            failure = team.do(task, hear)
-            stopping.check()
-            return failure
-
+        """Do all tasks; see `Engine`. The cores are shared out among the processes of this machine."""
+        threads = 1 if one_thread else max(1, count_cores() // len(self.launch.local))
+        if self.launch.machines == 1:
+            return _Tasks(self.launch, work, threads, on_event, None).do(tasks)
+        machines = Machines(self.launch, _content(self.launch, work))
+        done: _Tasks | None = None
+        why: dict[str, Any] = {}
         try:
-            for task in tasks:
-                while (failure := attempt(task)) is not None and failure.died and attempts.again(task):
-                    on_event(Event(task, "retried", note=failure.words))
-                if failure is not None:
-                    lost[task] = attempts.why(task, failure.words) if failure.died else failure.words
-                    on_event(Event(task, "ended"))
+            machines.gather()
+            done = _Tasks(self.launch, work, threads, on_event, machines)
+            return done.do(tasks)
+        except BaseException as error:
+            why = {"stopped": error.number} if isinstance(error, stopping.StoppedError) else {"failed": str(error)}
+            raise
+        finally:
+            machines.end(why, done.number if done is not None else 0)
+
+    def follow(self, work: Work) -> None:
+        """On a machine that is not the first: start processes when the first one says so, until it says it is the end.
+
+        Raises:
+            StoppedError: a stop was requested, here or elsewhere.
+            ForgettingError: the first machine failed, or is gone.
+        """
+        threads = max(1, count_cores() // len(self.launch.local))
+        machines = Machines(self.launch, _content(self.launch, work))
+        team, number = None, 0
+        try:
+            while "end" not in (told := self._next(machines, number)):
+                threads = told["threads"] or threads
+                if team is None or not team.fit or team.number != told["team"]:
+                    if team is not None:
+                        team.end()
+                    team = Team(self.launch, work, threads, machines, told["team"])
+                team.do(told["task"], _silent, number)
+                number += 1
+            if "stopped" in told["end"]:
+                raise stopping.StoppedError(told["end"]["stopped"])
+            if "failed" in told["end"]:
+                raise ForgettingError(f"machine 0: {told['end']['failed']}")
         finally:
             if team is not None:
                 team.end()
+            machines.leave()
+
+    def _next(self, machines: Machines, number: int) -> dict[str, Any]:
+        """What the first machine says is to be done."""
+        while (told := machines.told(f"task/{number}")) is None:
+            machines.check()
+            stopping.check()
+            time.sleep(POLL)
+        found: dict[str, Any] = told
+        return found
+
+
+class _Tasks:
+    """Does tasks with one team of processes after another, and tries again those in which one died."""
+
+    def __init__(
+        self, launch: processes.Launch, work: Work, threads: int, on_event: Hear, machines: Machines | None
+    ) -> None:
+        self.launch, self.work, self.threads, self.on_event = launch, work, threads, on_event
+        self.machines, self.number, self.teams = machines, 0, 0
+        self.team: Team | None = None
+        self.attempts = Attempts()
+
+    def do(self, tasks: Sequence[str]) -> dict[str, str]:
+        """Do all; task -> why it was given up."""
+        lost: dict[str, str] = {}
+        try:
+            for task in tasks:
+                while (failure := self._attempt(task)) is not None and failure.died and self.attempts.again(task):
+                    self.on_event(Event(task, "retried", note=failure.words))
+                if failure is not None:
+                    lost[task] = self.attempts.why(task, failure.words) if failure.died else failure.words
+                    self.on_event(Event(task, "ended"))
+        finally:
+            if self.team is not None:
+                self.team.end()
         return lost
 
-
-@dataclass(frozen=True)
-class _Failure:
-    """Why the processes did not end a task: in words, and whether one of them died."""
-
-    words: str
-    died: bool
-
-
-class _Team:
-    """The processes of a launch, each on a pipe of its own, in the order of their numbers."""
-
-    def __init__(self, launch: processes.Launch, work: Work, threads: int) -> None:
-        context = worker_context() if launch.device == "cpu" else multiprocessing.get_context("spawn")
-        self.place = tempfile.mkdtemp(prefix="forgetting-")
-        self.pipes: list[PipeEnd] = []
-        self.processes: list[BaseProcess] = []
-        self.fit = False
-        """Whether they can do a further task."""
-        try:
-            for index in range(launch.processes):
-                ours, theirs = context.Pipe()
-                place = (launch, index, f"{self.place}/meeting")
-                process = context.Process(target=_serve, args=(work, theirs, threads, place), daemon=True)
-                process.start()
-                theirs.close()  # so that the process's death ends the pipe
-                self.pipes.append(ours)
-                self.processes.append(process)
-            self.fit = True
-        except BaseException:
-            self.end()
-            raise
-
-    def end(self) -> None:
-        """Let them go; kill what stays: whatever is half written is made good when a run resumes."""
-        if self.fit:
-            for pipe in self.pipes:
-                with suppress(OSError):
-                    pipe.send(None)
-            for process in self.processes:
-                process.join(timeout=GRACE)
-        self.fit = False
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.join(timeout=10)
-        shutil.rmtree(self.place, ignore_errors=True)
-
-    def do(self, task: str, hear: Hear) -> _Failure | None:
-        """Let all do a task together; None where the main process ended it, whatever it has recorded.
-
-        Raises:
-            Exception: what the main process could not record, or no room on the disk in any.
-        """
-        for pipe in self.pipes:
-            with suppress(OSError):  # it died: `_listen` finds out
-                pipe.send(task)
-        try:
-            failure = self._listen(hear)
-        except BaseException:
-            self.fit = False
-            self.end()
-            raise
-        if failure is not None or not self.fit:
-            self.end()
+    def _attempt(self, task: str) -> Failure | None:
+        stopping.check()
+        if self.team is None or not self.team.fit:
+            self.teams += 1
+            self.team = Team(self.launch, self.work, self.threads, self.machines, self.teams)
+        number = self.number
+        self.number += 1
+        if self.machines is not None:
+            told = {"task": task, "team": self.team.number, "threads": self.threads}
+            self.machines.tell(f"task/{number}", told)
+        failure = self.team.do(task, self._hear, number)
+        stopping.check()
         return failure
 
-    def _listen(self, hear: Hear) -> _Failure | None:
-        ended: set[int] = set()
-        failed: dict[int, BaseException] = {}
-        stopped, over = False, 0.0
-        while len(ended | failed.keys()) < len(self.pipes):
-            if not stopped and stopping.requested() is not None:
-                stopped = True
-                for process in self.processes:
-                    process.terminate()
-            for pipe in wait([pipe for i, pipe in enumerate(self.pipes) if i not in ended | failed.keys()], POLL):
-                index = self.pipes.index(pipe)  # type: ignore[arg-type]
-                told = self._hear(index)
-                if told is None and not stopped:
-                    return _Failure(f"process {index} of {len(self.pipes)}: {ending(self.processes[index])}", died=True)
-                if isinstance(told, Event):
-                    hear(told)
-                if isinstance(told, BaseException):
-                    failed[index] = told
-                elif not isinstance(told, Event) or told.kind == "ended":
-                    ended.add(index)
-            if 0 in failed:
-                raise failed[0]
-            if 0 in ended or failed or not self.fit:  # not fit: it was stopped, and one has left
-                over = over or time.monotonic()
-                if time.monotonic() - over > GRACE:
-                    self.fit = False
-                    break
-        self.fit = self.fit and not failed
-        return self._judge(ended, failed)
-
-    def _judge(self, ended: set[int], failed: dict[int, BaseException]) -> _Failure | None:
-        """What became of a task that is over, or that some processes wait in for others that failed."""
-        if not failed or 0 in ended:
-            return None
-        index, error = min(failed.items())
-        if not isinstance(error, processes.RunFailedError):
-            raise error
-        return _Failure(f"process {index} of {len(self.pipes)}: {error}", died=False)
-
-    def _hear(self, index: int) -> Event | BaseException | str | None:
-        """What a process says; None where it has died or left."""
-        try:
-            told: Event | BaseException | str = self.pipes[index].recv()
-        except (EOFError, OSError):
-            self.fit = False
-            self.processes[index].join(timeout=10)
-            return None
-        return told
-
-
-def _serve(work: Work, pipe: PipeEnd, threads: int, place: tuple[processes.Launch, int, str]) -> None:
-    """Do tasks from the pipe together with the others, until there are none."""
-    worker = WorkerProcess(pipe, threads)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's advice to the libraries, once a process
-    launch, index, meeting = place
-    try:
-        processes.join(launch, index, meeting)
-        for task in worker.tasks():
-            one_task(task, work, pipe.send if index == 0 else _silent)
-            if index:
-                pipe.send("ended")
-        processes.leave()
-    except stopping.StoppedError:
-        processes.leave()
-    except Exception as error:
-        worker.tell(error)
-        while True:  # the others would take our end for their own failure; our parent ends us all
-            time.sleep(1)
+    def _hear(self, event: Event) -> None:
+        self.attempts.note(event)
+        self.on_event(event)
 
 
 def _silent(event: Event) -> None:
-    """Of one run, one process tells."""
+    """Of several machines, the first one's command shows what happens."""
 
 
-def read_engine(path: Path) -> Accelerate:
+def _content(launch: processes.Launch, work: Work) -> dict[str, Any]:
+    """What must be the same on all machines."""
+    return {
+        "accelerate configuration": json.loads(json.dumps(dict(launch.content))),
+        "study": str(getattr(work, "study", "")),
+        "version": metadata.version("forgetting"),
+    }
+
+
+def read_engine(path: Path, machine: int | None = None) -> Accelerate:
     """The engine of an accelerate configuration file.
+
+    Args:
+        path: the file.
+        machine: which one this is, of several; None: what the environment or the file says.
 
     Raises:
         UsageError: as `launching.read_launch`.
     """
     from ..launching import read_launch
 
-    return Accelerate(read_launch(path))
+    return Accelerate(read_launch(path, machine))

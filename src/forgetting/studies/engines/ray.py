@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import ForgettingError, UsageError
+from ...models.processes import Launch
 from ...tuning import stopping
 from . import ray_internals
 from .base import POLL, RETRIES, Attempts, Event, Hear, R, Work
 from .local import count_cores
+from .team import Team
 
 WINDOW = 1000
 """Tasks handed to Ray at a time."""
@@ -46,15 +48,23 @@ class Ray:
 
     Attributes:
         address: of the cluster, as ray.init takes it; None starts one on this machine, or joins that of RAY_ADDRESS.
-        cpus: CPU cores of a run.
-        gpus: GPUs of a run, or a fraction of one; None: 1 where the cluster has any, else 0.
+        cpus: CPU cores of a run; None: one a process.
+        gpus: GPUs of a run, or a fraction of one; None: one a process where they compute on GPUs, and 1 for a run of
+            one process where the cluster has any, else 0.
         memory: GB of memory that a run is given a place by; None asks for none.
+        launch: the processes of a run, on one node, as `launching.read_launch` reads it; None: one.
     """
 
     address: str | None = None
-    cpus: int = 1
+    cpus: int | None = None
     gpus: float | None = None
     memory: float | None = None
+    launch: Launch | None = None
+
+    @property
+    def cores(self) -> int:
+        """CPU cores of a run."""
+        return self.cpus or (1 if self.launch is None else self.launch.processes)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -77,7 +87,7 @@ class Ray:
         for left in reversed(range(RETRIES + 1)):
             task = ray.remote(**self._options(ray))(_call)
             try:
-                result: R = ray.get(task.remote(function, self.cpus))
+                result: R = ray.get(task.remote(function, self.cores))
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
             except ray.exceptions.RayError as error:
@@ -92,7 +102,10 @@ class Ray:
     def execute(self, tasks: Sequence[str], work: Work, on_event: Hear, *, one_thread: bool) -> dict[str, str]:
         """Do all tasks; see `Engine`. How many at a time follows from their resources."""
         ray = _library()
-        return _Driver(ray, tasks, work, self._options(ray), 1 if one_thread else self.cpus, on_event).run()
+        each = 1 if self.launch is None else self.launch.processes
+        threads = 1 if one_thread else max(1, self.cores // each)
+        work = work if self.launch is None else Together(work, self.launch, threads)
+        return _Driver(ray, tasks, work, self._options(ray), threads, on_event).run()
 
     def _options(self, ray: Any) -> dict[str, Any]:
         """What a task asks Ray for.
@@ -101,16 +114,29 @@ class Ray:
             UsageError: no node of the cluster has it.
         """
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus = self.gpus if self.gpus is not None else float(any(node.get("GPU") for node in nodes))
-        asked = {"CPU": self.cpus, "GPU": gpus, "memory": (self.memory or 0) * 1e9}
+        gpus = self._gpus(nodes)
+        asked = {"CPU": self.cores, "GPU": gpus, "memory": (self.memory or 0) * 1e9}
         if not any(all(node.get(name, 0) >= amount for name, amount in asked.items()) for node in nodes):
             largest = {name: max((node.get(name, 0) for node in nodes), default=0) for name in asked}
             raise UsageError(
                 f"ray: no node has what a run asks for ({_words(asked)}); the most on any node: {_words(largest)}"
             )
         # Retries are ours: only we know whether a task got further since it last died.
-        options = {"num_cpus": self.cpus, "num_gpus": gpus, "max_retries": 0}
+        options = {"num_cpus": self.cores, "num_gpus": gpus, "max_retries": 0}
         return options | ({"memory": int(self.memory * 1e9)} if self.memory else {})
+
+    def _gpus(self, nodes: list[dict[str, float]]) -> float:
+        """GPUs that a run asks for: a task of Ray with several has them on one node.
+
+        Raises:
+            UsageError: fewer than its processes need.
+        """
+        if self.launch is None:
+            return self.gpus if self.gpus is not None else float(any(node.get("GPU") for node in nodes))
+        needed = self.launch.processes if self.launch.device == "cuda" else 0
+        if self.gpus is not None and self.gpus != needed:
+            raise UsageError(f"--run-gpus: got {self.gpus:g}; the processes of a run need {needed}: leave it out")
+        return float(needed)
 
 
 def _words(amounts: dict[str, float]) -> str:
@@ -178,6 +204,44 @@ def _call(function: Callable[[], R], threads: int) -> R:
 
     torch.set_num_threads(threads)
     return function()
+
+
+class TeamError(ForgettingError):
+    """Why several processes did not end a run together; `died`: one of them did, and the run can be tried again."""
+
+    def __init__(self, words: str, died: bool) -> None:
+        """Both go with it from one process to another."""
+        super().__init__(words, died)
+        self.words, self.died = words, died
+
+
+@dataclass(frozen=True)
+class Together:
+    """Work done by several processes, which the worker of the cluster that is given it starts."""
+
+    work: Work
+    launch: Launch
+    threads: int
+
+    def __call__(self, task: str, tell: Callable[[int], None]) -> None:
+        """Do one task.
+
+        Raises:
+            TeamError: they did not end it.
+        """
+
+        def hear(event: Event) -> None:
+            if event.kind == "step":
+                tell(event.step)
+
+        team = Team(self.launch, self.work, self.threads)
+        try:
+            failure = team.do(task, hear)
+        finally:
+            team.end()
+        stopping.check()
+        if failure is not None:
+            raise TeamError(failure.words, failure.died)
 
 
 class Mailbox:
@@ -319,7 +383,13 @@ class _Driver:
         try:
             self.ray.get(ref)
         except errors.RayTaskError as error:
-            if isinstance(error.cause, stopping.StoppedError):
+            if isinstance(error.cause, TeamError) and not self.stopped:
+                if error.cause.died:
+                    self._died(task, error.cause.words)
+                else:
+                    self.lost[task] = error.cause.words
+                    self.on_event(Event(task, "ended"))
+            elif isinstance(error.cause, stopping.StoppedError | TeamError):
                 if not self.stopped:
                     self._died(task, "it was stopped on its node")
             else:

@@ -1,0 +1,255 @@
+"""The processes of this machine that do runs together, each on a pipe of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+
+from ...models import processes
+from ...tuning import stopping
+from .base import POLL, Event, Hear, PipeEnd, Work
+from .local import ending
+from .machines import Machines
+from .worker import WorkerProcess, one_task, worker_context
+
+GRACE = 10.0
+"""Seconds in which the other processes of a run end, too, once one has; then they wait for it and are killed."""
+STOPPED = "stopped"
+"""What a process says that stopped because it was asked to, or another one was."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why the processes did not end a task: in words, and whether one of them died."""
+
+    words: str
+    died: bool
+
+
+class Team:
+    """The processes of a launch on this machine, each on a pipe of its own, in the order of their numbers.
+
+    Of several machines, the first one's does a task until the others' have, too, and is told how theirs ended.
+    """
+
+    def __init__(
+        self,
+        launch: processes.Launch,
+        work: Work,
+        threads: int,
+        machines: Machines | None = None,
+        number: int = 0,
+    ) -> None:
+        """Start them.
+
+        Args:
+            launch: of this machine.
+            work: what they do.
+            threads: CPU threads of each.
+            machines: the other machines', if there are any.
+            number: of the team, the same on all machines.
+        """
+        self.machines, self.number, self.first = machines, number, launch.local.start
+        self.count = launch.processes
+        context = worker_context() if launch.device == "cpu" else multiprocessing.get_context("spawn")
+        self.place = tempfile.mkdtemp(prefix="forgetting-")
+        self.pipes: list[PipeEnd] = []
+        self.processes: list[BaseProcess] = []
+        self.heard: dict[tuple[int, int], float] = {}
+        self.fit = False
+        """Whether they can do a further task."""
+        try:
+            for index in launch.local:
+                ours, theirs = context.Pipe()
+                meeting = f"{self.place}/meeting" if machines is None else f"group/{number}"
+                place = (launch, index, meeting)
+                process = context.Process(target=_serve, args=(work, theirs, threads, place), daemon=True)
+                process.start()
+                theirs.close()  # so that the process's death ends the pipe
+                self.pipes.append(ours)
+                self.processes.append(process)
+            self.fit = True
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """Let them go; kill what stays: whatever is half written is made good when a run resumes."""
+        if self.fit:
+            for pipe in self.pipes:
+                with suppress(OSError):
+                    pipe.send(None)
+            for process in self.processes:
+                process.join(timeout=GRACE)
+        self.fit = False
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join(timeout=10)
+        shutil.rmtree(self.place, ignore_errors=True)
+
+    def do(self, task: str, hear: Hear, number: int = 0) -> Failure | None:
+        """Let all do a task together; None where the main process ended it, whatever it has recorded.
+
+        Args:
+            task: its name.
+            hear: told what the main process tells.
+            number: of the task, the same on all machines.
+
+        Raises:
+            Exception: what the main process could not record, or no room on the disk in any.
+        """
+        for pipe in self.pipes:
+            with suppress(OSError):  # it died: `_listen` finds out
+                pipe.send(task)
+        try:
+            failure = self._listen(hear, number)
+            if self.machines is not None:
+                failure = self._agree(self.machines, failure, number)
+        except BaseException:
+            self.fit = False
+            self.end()
+            raise
+        if failure is not None or not self.fit:
+            self.end()
+        return failure
+
+    def _listen(self, hear: Hear, number: int) -> Failure | None:
+        ended: set[int] = set()
+        failed: dict[int, BaseException] = {}
+        stopped, over = False, 0.0
+        while len(ended | failed.keys()) < len(self.pipes):
+            if self.machines is not None:
+                self.machines.check()
+            if not stopped and stopping.requested() is not None:
+                stopped = True
+                for process in self.processes:
+                    process.terminate()
+            for pipe in wait([pipe for i, pipe in enumerate(self.pipes) if i not in ended | failed.keys()], POLL):
+                index = self.pipes.index(pipe)  # type: ignore[arg-type]
+                told = self._hear(index)
+                if told is None and not stopped and not self._asked_to_stop():
+                    who = f"process {self.first + index} of {self.count}"
+                    return Failure(f"{who}: {ending(self.processes[index])}", died=True)
+                if isinstance(told, Event):
+                    hear(told)
+                if isinstance(told, BaseException):
+                    failed[index] = told
+                elif not isinstance(told, Event) or told.kind == "ended":
+                    ended.add(index)
+            if (theirs := self._theirs(number)) is not None:
+                return theirs
+            if 0 in failed and self.first == 0:
+                raise failed[0]
+            if (0 in ended and self.first == 0) or failed or not self.fit or self._is_over(number):
+                over = over or time.monotonic()
+                if time.monotonic() - over > GRACE:
+                    self.fit = False
+                    break
+        self.fit = self.fit and not failed
+        return self._judge(ended, failed)
+
+    def _theirs(self, number: int) -> Failure | None:
+        """How another machine's processes failed, on the first one; what is no death waits for a reason of our own."""
+        if self.machines is None or self.first:
+            return None
+        for machine in self.machines.others:
+            told = self.machines.told(f"result/{number}/{machine}") or {}
+            if self.machines.told(f"left/{machine}"):
+                return Failure(f"machine {machine} has left", died=True)
+            if told.get("died"):
+                return Failure(f"machine {machine}, {told['words']}", died=True)
+            if told.get("words"):
+                since = self.heard.setdefault((number, machine), time.monotonic())
+                if time.monotonic() - since > GRACE:
+                    return Failure(f"machine {machine}, {told['words']}", died=False)
+        return None
+
+    def _agree(self, machines: Machines, failure: Failure | None, number: int) -> Failure | None:
+        """Tell the other machines how a task ended here; on the first one, wait until it has ended on all of them."""
+        if failure is not None or not self.fit:
+            self.end()
+        if self.first:
+            words = "" if failure is None else failure.words
+            died = failure is not None and failure.died
+            machines.tell(f"result/{number}/{machines.mine}", {"words": words, "died": died, "fit": self.fit})
+            return failure
+        machines.tell(f"over/{number}", True)
+        for machine in machines.others:
+            while (told := machines.told(f"result/{number}/{machine}")) is None:
+                if machines.told(f"left/{machine}"):
+                    told = {"words": "has left", "died": True, "fit": False}
+                    break
+                machines.check()
+                time.sleep(POLL)
+            self.fit = self.fit and told["fit"]
+            if told["died"] and (failure is None or not failure.died):
+                failure = Failure(f"machine {machine}, {told['words']}", died=True)
+        return failure
+
+    def _is_over(self, number: int) -> bool:
+        """Whether the first machine is done with a task, on another one."""
+        return self.machines is not None and self.first > 0 and self.machines.told(f"over/{number}") is not None
+
+    def _asked_to_stop(self) -> bool:
+        """Whether another machine was asked to stop: its processes may tell ours before its command tells us."""
+        if self.machines is None:
+            return False
+        self.machines.check()
+        return stopping.requested() is not None
+
+    def _judge(self, ended: set[int], failed: dict[int, BaseException]) -> Failure | None:
+        """What became of a task that is over, or that some processes wait in for others that failed."""
+        if not failed or (0 in ended and self.first == 0):
+            return None
+        index, error = min(failed.items())
+        if not isinstance(error, processes.RunFailedError) and self.first == 0:
+            raise error
+        return Failure(f"process {self.first + index} of {self.count}: {error}", died=False)
+
+    def _hear(self, index: int) -> Event | BaseException | str | None:
+        """What a process says; None where it has died or left."""
+        try:
+            told: Event | BaseException | str = self.pipes[index].recv()
+        except (EOFError, OSError):
+            self.fit = False
+            self.processes[index].join(timeout=10)
+            return None
+        if told == STOPPED:  # all stop at one step: of several machines, ours may be told by their processes alone
+            self.fit = False
+            if self.machines is not None:
+                stopping.request()
+        return told
+
+
+def _serve(work: Work, pipe: PipeEnd, threads: int, place: tuple[processes.Launch, int, str]) -> None:
+    """Do tasks from the pipe together with the others, until there are none."""
+    worker = WorkerProcess(pipe, threads)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's advice to the libraries, once a process
+    launch, index, meeting = place
+    try:
+        processes.join(launch, index, meeting)
+        for task in worker.tasks():
+            one_task(task, work, pipe.send if index == 0 else _silent)
+            if index:
+                pipe.send("ended")
+        processes.leave()
+    except stopping.StoppedError:
+        if launch.machines > 1:
+            pipe.send(STOPPED)
+        processes.leave()
+    except Exception as error:
+        worker.tell(error)
+        while True:  # the others would take our end for their own failure; our parent ends us all
+            time.sleep(1)
+
+
+def _silent(event: Event) -> None:
+    """Of one run, one process tells."""
