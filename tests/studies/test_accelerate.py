@@ -355,10 +355,14 @@ def test_a_model_whose_loss_is_a_mean_over_one_batch_is_refused(tiny_model: Path
 
 
 def test_a_run_keeps_its_number_of_processes() -> None:
-    assert other_processes({}, 2) == ""
-    assert other_processes({"status": "failed"}, 2) == ""  # given up before it began
-    assert other_processes({"versions": {}, "processes": 2}, 2) == ""
-    assert other_processes({"versions": {}}, 2) == "the number of processes changed from 1 to 2"
+    assert other_processes({}, 2, sharded=False) == ""
+    assert other_processes({"status": "failed"}, 2, sharded=True) == ""  # given up before it began
+    two = {"versions": {}, "processes": 2}
+    assert other_processes(two, 2, sharded=False) == ""
+    assert other_processes({"versions": {}}, 2, sharded=False) == "the number of processes changed from 1 to 2"
+    parts = two | {"accelerate": {"fsdp": {}}}
+    assert other_processes(parts, 2, sharded=True) == ""
+    assert other_processes(parts, 2, sharded=False) == "weights were shared out by FSDP and are whole in each process"
 
 
 def test_each_process_drops_places_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

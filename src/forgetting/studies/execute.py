@@ -206,7 +206,7 @@ def _train(
     if processes.is_main():
         processes.wait_for_all()
     prints = inputs.fingerprints(run.dataset_name, base)
-    if changed := provenance.other_processes(before, processes.count()) or changes(before, prints):
+    if changed := provenance.other_processes(before, processes.count(), sharded=sharded) or changes(before, prints):
         raise ForgettingError(f"{changed} since this run began; use a new study folder")
     folder.update(
         status="running",

@@ -218,7 +218,8 @@ def check(config: StudyConfig, study: Path, launch: processes.Launch | None, run
         check_shares(config, launch.processes)
         if launch.sharding is not None:
             check_shardable(config)
-    check_begun(study, 1 if launch is None else launch.processes, run_id)
+    sharded = launch is not None and launch.sharding is not None
+    check_begun(study, 1 if launch is None else launch.processes, run_id, sharded=sharded)
 
 
 def check_device(config: StudyConfig, launch: processes.Launch) -> None:
@@ -301,13 +302,14 @@ def check_model(base: Base) -> None:
         )
 
 
-def check_begun(study: Path, count: int, run_id: str | None = None) -> None:
-    """Refuse to go on with another number of processes than runs began with: one study, one number.
+def check_begun(study: Path, count: int, run_id: str | None = None, *, sharded: bool = False) -> None:
+    """Refuse to go on with other processes than runs began with: one study, one number, whole weights or parts.
 
     Args:
         study: a study folder, or a path where none is yet.
         count: processes that are to do a run now.
         run_id: the run to do; None looks at the first run that has begun.
+        sharded: whether they share out the weights.
 
     Raises:
         UsageError: names both numbers, and a run.
@@ -317,7 +319,7 @@ def check_begun(study: Path, count: int, run_id: str | None = None) -> None:
     folder = StudyFolder.open(study)
     first = next((run for run in folder.runs() if "versions" in run.state()), None)
     for run in [first] if run_id is None else [first, folder.run(run_id)]:
-        if run is not None and (changed := provenance.other_processes(run.state(), count)):
+        if run is not None and (changed := provenance.other_processes(run.state(), count, sharded=sharded)):
             raise UsageError(
                 f"{study}: {changed} since run {run.id} began; sums in another order differ in their last digits; "
                 "give what was there (--accelerate-config, or none), or name another folder with --out"

@@ -46,10 +46,22 @@ def execution(base: Base) -> dict[str, Any]:
     }
 
 
-def other_processes(state: Mapping[str, Any], count: int) -> str:
-    """How the number of processes changed since a run began, in words; empty where it did not."""
-    then = state.get("processes", 1) if "versions" in state else count
-    return "" if then == count else f"the number of processes changed from {then} to {count}"
+def other_processes(state: Mapping[str, Any], count: int, *, sharded: bool) -> str:
+    """How the processes changed since a run began, in words; empty where they did not.
+
+    Args:
+        state: of the run.
+        count: processes now.
+        sharded: whether they share out the weights.
+    """
+    if "versions" not in state:
+        return ""
+    then = state.get("processes", 1)
+    if then != count:
+        return f"the number of processes changed from {then} to {count}"
+    before = "fsdp" in (state.get("accelerate") or {})
+    words = {True: "shared out by FSDP", False: "whole in each process"}
+    return "" if before == sharded else f"weights were {words[before]} and are {words[sharded]}"
 
 
 def _command() -> str | None:
