@@ -9,6 +9,7 @@ import pytest
 from forgetting.analysis.fit import Fit, fit_law, summed
 from forgetting.analysis.fit.data import read_data
 from forgetting.analysis.laws import LAWS, FormulaLaw
+from forgetting.analysis.laws.shifted_power import falling_slope
 
 RANKS, STEPS, SEEDS = (1, 4, 16, 64), (20, 60, 120, 200, 260), 4
 
@@ -89,3 +90,10 @@ def test_a_frame_and_its_lists_are_read_alike() -> None:
     assert one.warnings == two.warnings
     np.testing.assert_array_equal(one.run, two.run)
     np.testing.assert_array_equal(one.x["finetune_loss"], two.x["finetune_loss"])
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+def test_the_slope_of_equal_weights_is_the_plain_one(weight):
+    x, y = np.random.default_rng(0).normal(size=(2, 3, 50))
+    expected = [-np.polyfit(a, b, 1)[0] for a, b in zip(x, y, strict=True)]
+    assert falling_slope(x, y, np.full(x.shape, weight)) == pytest.approx(expected, rel=1e-12)

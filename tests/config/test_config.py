@@ -38,6 +38,14 @@ def test_paper_presets_hold_the_papers_setup() -> None:
         assert study.measured_steps() == [0, *range(50, 261, 10)]
 
 
+def test_runs_of_many_seeds_are_those_that_were_validated_one_by_one():
+    study = c.validate(f.deep_merge(f.preset_fields("paper-openorca"), {"seeds": [3, 1, 2]}), where="x")
+    runs = expand_runs(study)
+    assert [run.seed for run in runs[:3]] == [3, 1, 2]
+    assert [c.RunConfig.model_validate(run.model_dump(mode="json")) for run in runs] == runs
+    assert len({run.run_id() for run in runs}) == len(runs)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
