@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -49,6 +50,20 @@ def flags(tiny_model: Path, corpora: Path) -> list[str]:
     given = f"--model {tiny_model} --train {corpora / 'train.jsonl'} --text {corpora / 'general.jsonl'} --context 32"
     recipe = "--steps 12 --batch-size 4 --learning-rate 3e-3 --measure-start 2 --measure-every 2 --jobs 1"
     return f"{given} {recipe}".split()
+
+
+@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "5"}])
+def test_threads_wait_briefly_unless_the_user_says_how(
+    command: Command, monkeypatch: pytest.MonkeyPatch, own: dict[str, str]
+) -> None:
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that what the command sets is gone after the test
+        monkeypatch.delenv(name)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    command("--help")
+    assert {name: os.environ[name] for name in names if name in os.environ} == (own or {"GOMP_SPINCOUNT": "1000"})
 
 
 @pytest.mark.full

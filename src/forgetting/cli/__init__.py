@@ -9,6 +9,7 @@ import atexit
 import gc
 import os
 import sys
+from collections.abc import MutableMapping
 from typing import NoReturn
 
 from ..display.streams import make_safe
@@ -22,6 +23,7 @@ def main() -> NoReturn:
     atexit.register(gc.freeze)
     # numpy's matrices here are small: a second thread costs more than it saves, and moves the last digits
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    wait_briefly(os.environ)
     try:
         from .app import main as run
 
@@ -38,6 +40,17 @@ def main() -> NoReturn:
             sys.stdout.write(plainly(sys.argv[2:]) + "\n")
             sys.exit(1)
         leave(error)
+
+
+def wait_briefly(environment: MutableMapping[str, str]) -> None:
+    """Have a thread that waits for another one sleep soon, unless the user has said how threads wait.
+
+    GNU's OpenMP, which torch has on Linux, looks 300,000 times whether the other thread is done before it sleeps. Where
+    other programs hold the processors, the other one does not even run, and nearly all processor time goes into
+    looking. The threads and their work stay the same, and so does every number. It is read when torch is imported.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & {*environment}:
+        environment["GOMP_SPINCOUNT"] = "1000"
 
 
 __all__ = ["main"]

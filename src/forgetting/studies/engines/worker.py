@@ -30,8 +30,9 @@ _LIBRARIES = [
     "forgetting.studies.engines.shared_memory",
 ]
 """What a server of forks imports for all workers; last, what keeps it shared."""
-_WITHOUT_WEIGHT = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTEST_CURRENT_TEST")
-"""May differ from the server's: threads are set again, no accelerator is here, and no library reads a test's name."""
+_WITHOUT_WEIGHT = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "CUDA_VISIBLE_DEVICES", "PYTEST_CURRENT_TEST")
+"""May differ from the server's: threads are set again and have none to wait for, no accelerator is here, and no library
+reads a test's name."""
 _server: tuple[dict[str, str], Path] | None = None
 """Environment and folder in which this process began its server of forks."""
 
