@@ -80,9 +80,8 @@ def _do_together(engine: Accelerate, folder: StudyFolder, inputs: StudyInputs, r
     if engine.launch.machine:
         follow(folder.path, engine)
         return True
-    if not is_pending(folder.run(run_id).read()):
-        return False
+    tasks = [run_id] if is_pending(folder.run(run_id).read()) else []  # none: other machines wait for a word
     with engine.ready():
-        lost = engine.execute([run_id], Worker(folder.path.resolve()), lambda _: None, one_thread=False)
+        lost = engine.execute(tasks, Worker(folder.path.resolve()), lambda _: None, one_thread=False)
         keep_lost(folder, inputs.runs, lost)
-    return True
+    return bool(tasks)

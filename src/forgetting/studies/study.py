@@ -200,6 +200,8 @@ def _do_all(
     """Do runs until none is left, those too that another process held and left."""
     work = Worker(folder.path.resolve(), inputs)
     todo = pending
+    if not todo and isinstance(engine, Accelerate):  # other machines wait for a word
+        engine.execute([], work, hear, one_thread=one_thread)
     while todo:
         lost = engine.execute(todo, work, hear, one_thread=one_thread)
         keep_lost(folder, inputs.runs, lost)

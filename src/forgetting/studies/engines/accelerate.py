@@ -83,7 +83,8 @@ class Accelerate:
         done: _Tasks | None = None
         why: dict[str, Any] = {}
         try:
-            machines.gather()
+            if tasks:  # else there is nothing to do but to say so
+                machines.gather()
             done = _Tasks(self.launch, work, threads, on_event, machines)
             return done.do(tasks)
         except BaseException as error:

@@ -187,8 +187,7 @@ class Machines:
         try:
             self.tell(f"task/{number}", {"end": why})
             over = time.monotonic() + LINGER
-            there = [machine for machine in self.others if self.told(f"machine/{machine}") is not None]
-            while time.monotonic() < over and not all(self.told(f"left/{machine}") for machine in there):
+            while time.monotonic() < over and not all(self.told(f"left/{machine}") for machine in self.others):
                 time.sleep(POLL)
         except GoneMachineError:
             pass
