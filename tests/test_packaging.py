@@ -1,4 +1,4 @@
-"""What is installed: the lower bounds are what `make test-oldest` tests; the wheel holds the package alone."""
+"""What is installed: bounds are what `make test-oldest` tests, but for torch; the wheel holds the package alone."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 TOOLS = {"pytest-xdist", "playwright", "ruff", "mypy", "types-pyyaml", "pandas-stubs", "scipy-stubs"}
 """A contributor's tools, which no user installs: of any version."""
+BY_HAND = {"torch"}
+"""Tested with an older version than CI can install: CONTRIBUTING.md says when, and how many tests passed."""
 
 
 def named(lines: list[str]) -> dict[str, Requirement]:
@@ -41,6 +44,12 @@ def test_each_lower_bound_is_the_oldest_version_tested(section: str, requirement
     oldest = pins("constraints-oldest.txt")
     if section == "dev" and name in TOOLS:
         assert name not in oldest
+    elif name in BY_HAND:
+        (bound,) = requirement.specifier
+        assert bound.operator == ">="
+        (pinned,) = oldest[name].specifier
+        assert Version(bound.version) <= Version(pinned.version)
+        assert f"{name} {bound.version}" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     else:
         assert str(requirement.specifier) == str(oldest[name].specifier).replace("==", ">=")
 

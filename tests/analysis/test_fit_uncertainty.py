@@ -90,12 +90,15 @@ def test_whole_runs_give_wider_intervals_than_points():
 
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
 def test_students_quantile_is_the_closed_form(confidence):
-    """Freedom 1, 2 and 4 can be solved by hand; with more and more freedom it is the normal's."""
-    assert student(confidence, 1) == pytest.approx(np.tan(np.pi * confidence / 2), rel=1e-12)
-    assert student(confidence, 2) == pytest.approx(confidence * np.sqrt(2 / (1 - confidence**2)), rel=1e-12)
+    """Freedom 1, 2 and 4 can be solved by hand; with more and more freedom it is the normal's.
+
+    scipy 1.15 is exact to ten digits, newer ones to more.
+    """
+    assert student(confidence, 1) == pytest.approx(np.tan(np.pi * confidence / 2), rel=1e-10)
+    assert student(confidence, 2) == pytest.approx(confidence * np.sqrt(2 / (1 - confidence**2)), rel=1e-10)
     root = np.sqrt(1 - confidence**2)
     q = np.cos(np.arccos(root) / 3) / root
-    assert student(confidence, 4) == pytest.approx(2 * np.sqrt(q - 1), rel=1e-12)
+    assert student(confidence, 4) == pytest.approx(2 * np.sqrt(q - 1), rel=1e-10)
     assert student(confidence, 10**7) == pytest.approx(special.ndtri(0.5 + confidence / 2), rel=1e-6)
 
 

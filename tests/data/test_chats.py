@@ -243,6 +243,8 @@ def test_templates_of_real_models_keep_answers_and_prompts_apart() -> None:
     if found is None or found.origin is None:
         pytest.skip("needs trl")
     folder = Path(found.origin).parent / "chat_templates"
+    if not folder.is_dir():
+        pytest.skip("needs a newer trl")
     turns = ({"role": "user", "content": "One?"}, {"role": "assistant", "content": "Alpha."}, *TURNS[2:])
     read = 0
     for path in sorted(folder.glob("*.jinja")):

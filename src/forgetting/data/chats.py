@@ -303,6 +303,8 @@ class _Rendering:
 
     def _apply(self, turns: int, **options: Any) -> Any:
         messages = [{**message, "content": self._content(message)} for message in self.document.messages[:turns]]
+        # newer transformers leaves out what is null by itself
+        messages = [{name: value for name, value in message.items() if value is not None} for message in messages]
         options = {**self.document.template_options, **options}
         return self._call(
             lambda: self.tokenizer.apply_chat_template(

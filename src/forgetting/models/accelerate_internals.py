@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import ForgettingError
 from .private_names import PrivateName
 
-SEEN = "1.10.0 to 1.15.0"
+SEEN = "1.6.0 to 1.15.0"
 ORIGINAL_FORWARD = PrivateName(
     # on each module that Accelerator.prepare_model wraps in autocast; there is unwrap_model, which changes the model
     "accelerate",

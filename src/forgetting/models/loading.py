@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.schema import ModelConfig
 from ..errors import UsageError
-from . import bounds, failures, quantised, sources, tokenizer_files, weights
+from . import bounds, failures, quantised, sources, tokenizer_files, transformers_internals, weights
 from .sources import Source
 
 if TYPE_CHECKING:
@@ -142,8 +142,6 @@ def _fitting_model(config: ModelConfig, folder: Path, device: torch.device | Non
         "trust_remote_code": config.trust_remote_code,
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # they are refused by name, below
-        # transformers puts an adapter that lies in the folder on the model by itself: it is looked for elsewhere
-        "adapter_kwargs": {"subfolder": "no-adapter"},
     }
     if device is None:
         options["device_map"] = "auto"
@@ -175,7 +173,7 @@ def _loaded(name: str, folder: Path, asked: Any, options: dict[str, Any]) -> tup
         asked._attn_implementation = None  # whichever transformers has for this architecture
         options = {**options, "config": asked}
     try:
-        with _quiet(), failures.explained(name, "cannot be loaded"):
+        with _quiet(), transformers_internals.without_adapters(), failures.explained(name, "cannot be loaded"):
             model, info = AutoModelForCausalLM.from_pretrained(str(folder), **options)
     except UsageError as error:
         if method is None or "custom code" in str(error):

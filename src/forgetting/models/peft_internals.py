@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import private_names
 from .private_names import PrivateName
 
-SEEN = "0.21.0 to 0.21.2"
+SEEN = "0.20.0 to 0.21.2"
 
 
 def _name(path: str, purpose: str) -> PrivateName:

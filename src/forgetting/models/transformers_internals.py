@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 from collections.abc import Iterator
@@ -74,6 +75,11 @@ LOAD_OPTIMIZER = _name(
     "transformers:Trainer._load_optimizer_and_scheduler",
     "a resumed run of sharded weights would begin with a new optimiser",
 )
+ADAPTER_FINDERS = tuple(
+    # both look into the folder of a model that is loaded; before 5.23 whatever `adapter_kwargs` says
+    _name(f"transformers.{module}:find_adapter_config_file", "an adapter beside a model would be put on it")
+    for module in ("models.auto.auto_factory", "integrations.peft")
+)
 NAMES = (
     GRAD_NORM,
     LOAD_CHECKPOINT,
@@ -84,6 +90,7 @@ NAMES = (
     CALL_EVENT,
     ZERO3,
     REMOTE_CODE_TIMEOUT,
+    *ADAPTER_FINDERS,
 )
 """Those that a class or module has; the others are of objects."""
 
@@ -102,6 +109,20 @@ def never_asking() -> Iterator[None]:
         yield
     finally:
         setattr(dynamic_module_utils, REMOTE_CODE_TIMEOUT.name, before)
+
+
+@contextmanager
+def without_adapters() -> Iterator[None]:
+    """Have transformers load a model as such, and leave the adapter that lies in its folder."""
+    before = [name.value() for name in ADAPTER_FINDERS]
+    modules = [importlib.import_module(name.path.partition(":")[0]) for name in ADAPTER_FINDERS]
+    for name, module in zip(ADAPTER_FINDERS, modules, strict=True):
+        setattr(module, name.name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, module, finder in zip(ADAPTER_FINDERS, modules, before, strict=True):
+            setattr(module, name.name, finder)
 
 
 def check_overridden() -> None:
