@@ -21,10 +21,10 @@ from transformers.trainer_callback import CallbackHandler
 from forgetting.capabilities import lm_eval_internals
 from forgetting.errors import ForgettingError
 from forgetting.measuring import callback
-from forgetting.models import accelerate_internals, peft_internals, transformers_internals
+from forgetting.models import accelerate_internals, peft_internals, torch_internals, transformers_internals
 from forgetting.models.private_names import PrivateName
 
-NAMES = [*transformers_internals.NAMES, *peft_internals.NAMES, *lm_eval_internals.NAMES]
+NAMES = [*transformers_internals.NAMES, *peft_internals.NAMES, *lm_eval_internals.NAMES, *torch_internals.NAMES]
 ids = [name.path.partition(":")[2] for name in NAMES]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -142,6 +144,63 @@ def test_a_cut_run_in_4_bits_goes_on_as_if_it_had_not_been(
     )
     assert cut_rows == whole_rows
     assert len(cut_rows) == 3
+
+
+HOLDING: list[list[dict[str, Any]]] = [
+    [],
+    [{"name": "kl", "on": "general", "weight": 10.0}],
+    [{"name": "kl", "on": "both", "direction": "reverse", "weight": 10.0}],
+    [{"name": "flow"}],
+    [{"name": "token_masking", "threshold": 30.0}],
+    [{"name": "freeze_layers", "layers": 1}],
+    [{"name": "replay", "fraction": 0.5}],
+    [{"name": "replay", "fraction": 0.5, "generated": True}],
+]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
+def test_what_holds_forgetting_back_on_quantised_weights(
+    wide: Path, corpora: Path, tmp_path: Path, bits: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    mixed = {"source": str(corpora / "train.jsonl")}
+    texts = [
+        [
+            {**one, **({"text": mixed} if one["name"] in ("kl", "replay") and "generated" not in one else {})}
+            for one in these
+        ]
+        for these in HOLDING
+    ]
+    config = configure(
+        wide,
+        corpora,
+        model={"source": str(wide), "bits": bits},
+        methods=[{"name": "lora", "rank": 4, "mitigations": texts}],
+        training={"steps": 12, "batch_size": 4, "warmup_steps": 1, "learning_rate": 3e-3, "optimizer": "adamw"},
+        measure={"start": 12, "every": 12},
+    )
+    study(config, tmp_path / "s", engine=Local(1))
+    assert not [one for one in caplog.records if one.name.startswith("bitsandbytes")]
+    table = load_study(tmp_path / "s")
+    assert len(table) == 2 * len(HOLDING)
+    first, last = (table[table["step"] == step].set_index("mitigation") for step in (0, 12))
+    assert table[["finetune_loss", "forgetting", "forgetting_loss"]].map(math.isfinite).all(axis=None)
+    assert (first["forgetting"] == 0.0).all()
+    assert first["finetune_loss"].nunique() == 1
+    # each is another run than the plain one, and trains
+    assert last["finetune_loss"].nunique() == len(HOLDING)
+    assert last.loc["", "finetune_loss"] < first["finetune_loss"].iloc[0]
+    plain = last.loc["", "forgetting"]
+    assert (last.loc[[name for name in last.index if name.startswith("kl")], "forgetting"] < plain / 2).all()
+    frozen = last.loc["freeze_layers layers=1"]
+    assert frozen["trainable_params"] == last.loc["", "trainable_params"] / 2
+    for run_id in last["run_id"]:
+        run = StudyFolder.open(tmp_path / "s").run(run_id)
+        weights = load_file(run.path / "adapter" / "adapter_model.safetensors")
+        moved = {name.split(".")[4] for name, weight in weights.items() if "lora_B" in name and weight.any()}
+        assert moved == ({"1"} if run_id == frozen["run_id"] else {"0", "1"})
+        assert run.read()["mitigated"].get("kl", {}).get("frozen_copy", False) is False
 
 
 @pytest.mark.full

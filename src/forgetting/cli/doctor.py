@@ -13,7 +13,10 @@ from . import options as o
 
 
 def doctor_command(
-    folder: Annotated[Path, typer.Argument(help="Where studies are stored, to try its disk.")] = Path(),
+    folder: Annotated[
+        Path,
+        typer.Argument(help="Where studies are stored, to try its disk; of a study or its YAML file, its memory, too."),
+    ] = Path(),
     ray_address: Annotated[
         str | None, typer.Option(help="A Ray cluster to reach: HOST:PORT, or auto for the one of this machine.")
     ] = None,

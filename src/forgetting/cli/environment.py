@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import UsageError
+from ..errors import ForgettingError, UsageError
 from . import missing
 
 if TYPE_CHECKING:
@@ -61,12 +61,16 @@ def doctor(folder: Path, *, ray_address: str | None = None) -> list[Check]:
     """Look at this machine.
 
     Args:
-        folder: where studies are or will be stored; nothing is left in it.
+        folder: where studies are or will be stored; nothing is left in it. Of a study's folder or its configuration
+            file, also the memory that its runs take.
         ray_address: a Ray cluster to reach, as `--ray-address`; None asks for none.
 
     Returns:
         One check a thing, in the order of reading. A machine is fit for studies where none is `broken`.
     """
+    study = _study_in(folder)
+    if study is not None:
+        folder = study.parent
     looks: list[tuple[str, Callable[[], Iterator[Check]]]] = [
         ("python", _python),
         ("packages", _packages),
@@ -78,6 +82,8 @@ def doctor(folder: Path, *, ray_address: str | None = None) -> list[Check]:
         ("tokens", _tokens),
         ("hub", _hub),
     ]
+    if study is not None:
+        looks.append(("memory of runs", lambda: _runs(study)))
     if ray_address is not None:
         looks.append(("ray", lambda: _ray(ray_address)))
     checks: list[Check] = []
@@ -210,11 +216,42 @@ def _torch() -> Iterator[Check]:
 
 
 def _machine() -> Iterator[Check]:
+    from ..models.memory import cpu_room
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = ""
-    if hasattr(os, "sysconf"):  # not on Windows
-        memory = f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB memory"
+    if (room := cpu_room()) is not None:  # not on Windows
+        whose = "" if room.where == "this machine" else f" in {room.where}"
+        memory = f", {room.total / 1e9:.1f} GB memory{whose}, {room.free / 1e9:.1f} of it free"
     yield Check("cores and memory", "works", f"{cores} CPU cores to use{memory}")
+
+
+def _study_in(place: Path) -> Path | None:
+    """The configuration of the study that is meant: the file itself, or that of a study folder."""
+    if place.is_file():
+        return place if place.suffix in (".yaml", ".yml") else None
+    return place / "study.yaml" if (place / "study.yaml").is_file() else None
+
+
+def _runs(study: Path) -> Iterator[Check]:
+    """The memory that each kind of run of a study takes; no weights are read."""
+    from ..config.files import with_flags
+    from ..models.loading import base_source
+    from ..studies.memory_plan import Places, plan
+    from ..tuning.grid import expand_runs
+
+    try:
+        config = with_flags({}, study, None)
+        found = plan(config, expand_runs(config), base_source(config.model), Places(jobs=None))
+    except ForgettingError as error:
+        yield Check("memory of runs", "broken", str(error), "mend the study's configuration")
+        return
+    for row in found.rows:
+        if row.taken is None:
+            yield Check(f"memory {row.label}", "note", row.why, "try a short run")
+            continue
+        state, advice = found.verdict(row)
+        yield Check(f"memory {row.label}", state, found.sentence(row), advice)
 
 
 def _disk(folder: Path) -> Iterator[Check]:

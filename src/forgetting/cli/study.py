@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..analysis.study_table import LeftOut, StudyTable
     from ..config.schema import StudyConfig
     from ..studies.engines import Engine
+    from ..studies.memory_plan import MemoryPlan
 
 
 PRINTED = 10_000
@@ -141,11 +142,18 @@ def _repeat(study: Path | None, run_id: str, as_json: bool, more: bool) -> None:
 
 
 def _prepare(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> None:
-    """Make the study folder and print the ids of the runs to do."""
+    """Make the study folder and print the ids of the runs to do; on standard error, the memory that they will take."""
     from ..studies.study import prepare
 
-    todo = prepare(config, folder, engine)
-    typer.echo(json.dumps({"folder": str(folder), "left": todo}, indent=1) if as_json else "\n".join(todo))
+    plans: list[MemoryPlan] = []
+    todo = prepare(config, folder, engine, on_memory=plans.append)
+    if as_json:
+        memory = plans[0].to_dict() if plans else None
+        typer.echo(json.dumps({"folder": str(folder), "left": todo, "memory": memory}, indent=1))
+        return
+    for plan in plans:
+        sys.stderr.write(f"{plan}\n")
+    typer.echo("\n".join(todo))
 
 
 def _study(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> None:

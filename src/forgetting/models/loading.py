@@ -173,7 +173,7 @@ def _loaded(name: str, folder: Path, asked: Any, options: dict[str, Any]) -> tup
         asked._attn_implementation = None  # whichever transformers has for this architecture
         options = {**options, "config": asked}
     try:
-        with _quiet(), transformers_internals.without_adapters(), failures.explained(name, "cannot be loaded"):
+        with quiet(), transformers_internals.without_adapters(), failures.explained(name, "cannot be loaded"):
             model, info = AutoModelForCausalLM.from_pretrained(str(folder), **options)
     except UsageError as error:
         if method is None or "custom code" in str(error):
@@ -224,11 +224,11 @@ def _quantising(
     where: dict[str, Any] = {} if device is None else {"device_map": {"": device}}
     if quantised.method_of(asked) is not None:
         return where
-    compute = _stored_dtype(asked, files) if config.dtype == "auto" else getattr(torch, config.dtype)
+    compute = stored_dtype(asked, files) if config.dtype == "auto" else getattr(torch, config.dtype)
     return where | {"quantization_config": quantised.options(config.bits, compute)}
 
 
-def _stored_dtype(asked: Any, files: Mapping[str, weights.Stored]) -> Any:
+def stored_dtype(asked: Any, files: Mapping[str, weights.Stored]) -> Any:
     """The dtype that transformers loads weights in where none is asked for."""
     import torch
 
@@ -249,7 +249,7 @@ def _has_flash(attention: str) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers' reports of loading are given by us, as errors and notices."""
     from transformers.utils import logging
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -128,6 +129,8 @@ def prepared(model: Any, name: str) -> Any:
 
     from . import bitsandbytes_internals
 
+    # it would say in every pass that 8 bits compute in float16, which is how they are (docs/methods.md)
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     check_widths(model, name)
     bitsandbytes_internals.keep_layout(model)
     # gradient checkpointing is the trainer's, of the kind that needs no gradients of the inputs

@@ -304,7 +304,7 @@ def _data(
             f"mixed_precision {launch.content['mixed_precision']} of the accelerate configuration is not used: "
             f"the model computes in model.dtype, {quantised.dtype_name(base.model)}"
         )
-    notices += quantised_notes(run.model)
+    notices += [*quantised_notes(run.model), *METHODS.parse(run.method).notices(base.model)]
     if run.method.name == "full" and str(base.model.dtype) != "torch.float32":
         notices.append(
             f"full fine-tuning in {base.model.dtype}: small updates are lost to rounding; use dtype: float32"

@@ -17,12 +17,13 @@ from ..store.columns import DAMAGED
 from ..store.folder import StudyFolder
 from ..tuning import stopping
 from ..tuning.grid import costliest_first
-from ..tuning.methods import check_methods
+from ..tuning.methods import check_methods, rank_notices
 from ..tuning.mitigations import check_runs
-from . import launching, own_code, provenance
+from . import launching, memory_plan, own_code, provenance
 from .engines import Accelerate, Engine, Event, Hear, Local, Ray
 from .execute import Worker, changes, is_pending, is_small, limit_threads, quiet_libraries
 from .inputs import StudyInputs
+from .memory_plan import MemoryPlan, Places
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,22 +54,28 @@ class StudyRuns:
     seconds: float = 0.0
 
 
-def prepare(config: StudyConfig, out: Path, engine: Engine) -> list[str]:
+def prepare(
+    config: StudyConfig, out: Path, engine: Engine, *, on_memory: Callable[[MemoryPlan], None] | None = None
+) -> list[str]:
     """See that a study can run, make its folder, and compute once what its runs share.
 
     Args:
         config: the whole study.
         out: its folder; created, or resumed if it holds this very configuration.
         engine: where its runs will run.
+        on_memory: told of the memory that its runs will take, where that can be told.
 
     Returns:
         Ids of the runs to do, costliest first.
 
     Raises:
-        UsageError: the configuration, text or model are wrong, or changed since its first run.
+        UsageError: the configuration, text or model are wrong, or changed since its first run; or what a run keeps in
+            memory is more than there is.
     """
     with engine.ready():
-        _prepare(StudyInputs(config), out, engine)
+        found = _prepare(StudyInputs(config), out, engine, plan=on_memory is not None).memory
+    if on_memory is not None and found is not None:
+        on_memory(found)
     return left(out)
 
 
@@ -107,7 +114,8 @@ def study(
         The table of all measurements and what failed. Runs that diverged are not tried again; others that failed are.
 
     Raises:
-        UsageError: the configuration, text or model are wrong, or changed; nothing was started.
+        UsageError: the configuration, text or model are wrong, or changed; or what a run keeps in memory is more than
+            there is; nothing was started.
         StoppedError: a stop was requested.
         ForgettingError: every run failed, or the disk is full.
     """
@@ -117,7 +125,7 @@ def study(
     runs = list(inputs.runs.values())
     StudyFolder(out).check(config)
     with engine.ready():
-        one_thread = _prepare(inputs, out, engine)
+        one_thread = _prepare(inputs, out, engine, plan=False).one_thread
         folder = StudyFolder(out)
         folder.check_there()
         pending = _pending(folder, inputs)
@@ -138,14 +146,30 @@ def study(
     return StudyRuns(folder, load_study(out), failed, skipped, time.perf_counter() - began)
 
 
-def _prepare(inputs: StudyInputs, out: Path, engine: Engine) -> bool:
-    """See that a study can run, make its folder, compute what its runs share; whether one CPU thread does for a run."""
+@dataclass(frozen=True)
+class Prepared:
+    """What preparing a study found out.
+
+    Attributes:
+        one_thread: whether one CPU thread is enough for a run.
+        memory: what its runs will take; None where it was not looked at closely.
+    """
+
+    one_thread: bool
+    memory: MemoryPlan | None
+
+
+def _prepare(inputs: StudyInputs, out: Path, engine: Engine, *, plan: bool) -> Prepared:
+    """See that a study can run, make its folder, compute what its runs share; `plan` its memory in any case."""
     launch = engine.launch if isinstance(engine, Accelerate | Ray) else None
-    return engine.call(functools.partial(_prepare_here, inputs, out.resolve(), launch))
+    places = memory_plan.places_of(engine)
+    return engine.call(functools.partial(_prepare_here, inputs, out.resolve(), launch, places, plan))
 
 
-def _prepare_here(inputs: StudyInputs, out: Path, launch: processes.Launch | None) -> bool:
-    """The same in this process, which could do a run; None is one process a run."""
+def _prepare_here(
+    inputs: StudyInputs, out: Path, launch: processes.Launch | None, places: Places, plan: bool
+) -> Prepared:
+    """The same in this process, which could do a run; a launch of None is one process a run."""
     config, runs = inputs.config, list(inputs.runs.values())
     quiet_libraries()
     StudyFolder(out).check(config)
@@ -155,9 +179,11 @@ def _prepare_here(inputs: StudyInputs, out: Path, launch: processes.Launch | Non
     for name in config.datasets:
         inputs.dataset(name)
     inputs.text  # noqa: B018  # read before the model, so that a wrong file is named at once
+    longest = {name: int(inputs.dataset(name)[0].lengths.max(initial=1)) for name in config.datasets}
+    planned = memory_plan.look_ahead(config, runs, inputs.source, places, longest, always=plan)
     sharded = launch is not None and launch.sharding is not None
     base = inputs.base(host=sharded)
-    for notice in base.notices:
+    for notice in (*base.notices, *rank_notices(runs, base.model), *(planned.warnings() if planned else ())):
         log.warning("%s", notice)
     if is_small(base):
         limit_threads()
@@ -174,7 +200,7 @@ def _prepare_here(inputs: StudyInputs, out: Path, launch: processes.Launch | Non
 
         reference = inputs.reference() if config.model.reference == "full" else base
         ask_base(folder.path, reference, config.model, plan_of(config))
-    return is_small(base)
+    return Prepared(is_small(base), planned)
 
 
 def _check_unchanged(inputs: StudyInputs, folder: StudyFolder, base: Base) -> None:

@@ -112,12 +112,15 @@ def _forward(layer: Any, parts: peft_internals.Lora, ways: tuple[Way, ...]) -> A
 class FoldedLayers:
     """The layers of a model that can be computed so."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, verify: bool = True) -> None:
+        """Find them; a model of no numbers cannot be verified on."""
         entry = unwrapped(model)
         layers = [layer for _, layer in peft_internals.layers(entry)] if is_peft(entry) else []
         found = [(layer, parts) for layer in layers if (parts := peft_internals.lora(layer)) is not None]
         self.forwards = [
-            (layer, _forward(layer, parts, ways)) for layer, parts in found if (ways := _verified(layer, parts))
+            (layer, _forward(layer, parts, ways))
+            for layer, parts in found
+            if (ways := _verified(layer, parts) if verify else _ways(parts))
         ]
 
     @contextmanager

@@ -209,7 +209,7 @@ def find(model: Any) -> NextTokenLoss | None:
     inner = entry.get_base_model() if is_peft(entry) else entry
     head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     linear = peft_internals.acting(head)
-    if head is None or not _plain(inner, head, linear):
+    if head is None or not is_plain(inner, head, linear) or linear.weight.is_meta:
         return None
     ids = torch.arange(PROBE[0] * PROBE[1], device=inner.device).reshape(PROBE) % len(linear.weight)
     labels = ids.clone()
@@ -228,11 +228,13 @@ def find(model: Any) -> NextTokenLoss | None:
     return None
 
 
-def _plain(inner: Any, head: nn.Module, linear: Any) -> bool:
+def is_plain(inner: Any, head: nn.Module, linear: Any) -> bool:
     """Whether nothing but a linear layer stands at the head, and transformers' usual loss after it."""
-    if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter:
+    if type(linear) is not nn.Linear:
         return False
-    if linear.weight.dim() != 2 or linear.weight.is_meta or not linear.weight.is_floating_point():
+    if type(linear.weight) is not nn.Parameter and type(linear.weight).__name__ != "FakeTensor":
+        return False  # a fake tensor is a parameter of a model of no numbers
+    if linear.weight.dim() != 2 or not linear.weight.is_floating_point():
         return False
     # a forward of its own is accelerate's, on a model that is spread over devices
     return not any("forward" in vars(part) for part in (head, linear)) and transformers_internals.has_usual_loss(inner)

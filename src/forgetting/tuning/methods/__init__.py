@@ -31,7 +31,7 @@ METHODS: Variants[Method] = Variants(
     field="methods",
 )
 
-__all__ = ["METHODS", "Context", "Method", "check_methods", "check_quantised", "expand_grid"]
+__all__ = ["METHODS", "Context", "Method", "check_methods", "check_quantised", "expand_grid", "rank_notices"]
 
 
 def check_quantised(method: Method, how: str, bits: int | None) -> None:
@@ -56,6 +56,12 @@ def expand_grid(config: MethodConfig) -> list[MethodConfig]:
         MethodConfig.model_validate(given | method.model_dump(mode="json", exclude_none=True))
         for method in METHODS.grid(config)
     ]
+
+
+def rank_notices(runs: Sequence[RunConfig], model: PreTrainedModel) -> list[str]:
+    """What of the ranks of a study's runs its reader should know, each once; see `Method.notices`."""
+    methods = {run.method.model_dump_json(): run.method for run in runs}
+    return list(dict.fromkeys(one for method in methods.values() for one in METHODS.parse(method).notices(model)))
 
 
 def check_methods(runs: Sequence[RunConfig], model: PreTrainedModel, context: Callable[[RunConfig], Context]) -> None:

@@ -89,6 +89,10 @@ class Method(VariantOptions, ABC):
             UsageError: what came, what this model allows.
         """
 
+    def notices(self, model: PreTrainedModel) -> list[str]:
+        """What a reader of its numbers should know of these options on the base model."""
+        return []
+
     @abstractmethod
     def prepare(self, model: PreTrainedModel, context: Context) -> PreTrainedModel | PeftModel:
         """Make `model` trainable in place.

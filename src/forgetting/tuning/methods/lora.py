@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from .base import Context
-from .targets import Targeted, adapt
+from .targets import Targeted, adapt, shape
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -42,6 +42,18 @@ class LowRank(Targeted):
             use_rslora=self.scaling == "rank-stabilized",
             **more,
         )
+
+    def notices(self, model: PreTrainedModel) -> list[str]:
+        """A rank that the weights of a layer do not have: a product B A of it is of their rank all the same."""
+        modules = self.linear(model)
+        name = min(modules, key=lambda key: min(shape(modules[key])), default=None)
+        if name is None or self.rank <= min(shape(modules[name])):
+            return []
+        inputs, outputs = shape(modules[name])
+        return [
+            f"methods.{self.name}.rank: {self.rank} is more than {name} can use, with {inputs} inputs and {outputs} "
+            f"outputs: ranks above {min(inputs, outputs)} add parameters there and nothing that can be learned"
+        ]
 
     def sources(self) -> tuple[str, ...]:
         """Those of the method, and of the scale where it is used."""

@@ -15,7 +15,7 @@ from ...errors import UsageError
 from ...models import quantised
 from ...models.loading import Base
 from ..methods import METHODS, Context
-from .base import Course, Mitigation, Situation, Term
+from .base import Course, Mitigation, Situation, Takes, Term
 from .ewc import Ewc
 from .flow import Flow, Weighting
 from .freeze_layers import FreezeLayers
@@ -43,6 +43,7 @@ __all__ = [
     "GeneralTexts",
     "Mitigation",
     "Situation",
+    "Takes",
     "Term",
     "check_runs",
     "expand_together",

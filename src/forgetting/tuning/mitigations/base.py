@@ -93,6 +93,27 @@ class Situation:
         return {name: torch.from_numpy(np.array(array)) for name, array in found.arrays().items()}
 
 
+@dataclass(frozen=True)
+class Takes:
+    """Bytes that a mitigation takes beside its run.
+
+    Attributes:
+        held: while the run trains.
+        before: at most before it trains, beside the base model.
+        step: for a moment of each update step, beside the gradients.
+        after: once it has trained.
+        reads_logits: whether those of all positions of the batch are made.
+        windows: of general text that pass through the model beside the batch, with all logits.
+    """
+
+    held: int = 0
+    before: int = 0
+    step: int = 0
+    after: int = 0
+    reads_logits: bool = False
+    windows: int = 0
+
+
 class Term:
     """Something added to the loss of a run. Draws nothing from the global random states."""
 
@@ -194,6 +215,16 @@ class Mitigation(VariantOptions, ABC):
     def term(self, at: Situation) -> Term | None:
         """What is added to the loss; the base model is as loaded."""
         return None
+
+    def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
+        """The memory that it takes.
+
+        Args:
+            run: with it.
+            model: of no numbers, as the run's method prepares it.
+            base: bytes of the base model's weights.
+        """
+        return Takes()
 
     def adapt(self, model: nn.Module) -> None:
         """Change what of the prepared model trains."""

@@ -6,14 +6,15 @@ information is the model's own (labels sampled from it), not the empirical one: 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from ...config.schema import RunConfig, TextConfig
 from . import general
-from .base import Mitigation, Situation, Term
-from .l2sp import WeightPenalty
+from .base import Mitigation, Situation, Takes, Term
+from .l2sp import WeightPenalty, penalty_takes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,6 +51,13 @@ class Ewc(Mitigation):
         from .weights import weight_changes
 
         weight_changes(model, self.name)
+
+    def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
+        """The Fisher information of all weights, beside the penalty's; see `Mitigation.takes`."""
+        penalty = penalty_takes(model, base)
+        fisher = 4 * sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
+        # while it is estimated: the gradients, their squares' sums and the means of those
+        return replace(penalty, held=penalty.held + fisher, before=base + 2 * fisher)
 
     def term(self, at: Situation) -> Term:
         """Estimate the Fisher information; see `Mitigation.term`."""

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ...config.schema import RunConfig
 from ...data.padding import IGNORED
-from .base import Course, Mitigation, Situation, Term
+from .base import Course, Mitigation, Situation, Takes, Term
 from .base_losses import base_losses
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ class Flow(Mitigation):
     excludes: ClassVar[tuple[str, ...]] = ("token_masking",)
 
     temperature: float = Field(1.0, gt=0, description="tau in medians of l; a list is one run each")
+
+    def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
+        """The batch's logits; see `Mitigation.takes`."""
+        return Takes(reads_logits=True)
 
     def plan(self, course: Course, at: Situation) -> Course:
         """Weigh; see `Mitigation.plan`."""

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ...config.schema import RunConfig
 from ...errors import UsageError
-from .base import Mitigation
+from .base import Mitigation, Takes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +32,10 @@ class FreezeLayers(Mitigation):
     def check_model(self, run: RunConfig, model: nn.Module) -> None:
         """Refuse where nothing, or everything, would be frozen."""
         self.adapt(model)
+
+    def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
+        """A copy of the base model, prepared to see what would freeze; see `Mitigation.takes`."""
+        return Takes(before=base)
 
     def adapt(self, model: nn.Module) -> None:
         """Freeze; see `Mitigation.adapt`."""

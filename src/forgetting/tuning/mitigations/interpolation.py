@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 
 from ...config.schema import RunConfig, with_exponent
 from ...errors import UsageError
-from .base import Mitigation, Situation
+from .base import Mitigation, Situation, Takes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,6 +46,12 @@ class Interpolation(Mitigation):
                 f"mitigations.interpolation: does not go together with {run.method.label or run.method.name}: its "
                 "adapters are not zero at the base model, so scaling them to zero does not lead back to it"
             )
+
+    def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
+        """Of weights that train themselves the base model's and the tuned ones; see `Mitigation.takes`."""
+        from ...models.adapters import is_peft
+
+        return Takes(before=base, after=0 if is_peft(model) else 2 * base)
 
     def afterwards(self, model: nn.Module, at: Situation) -> Iterator[float]:
         """Each alpha in turn; see `Mitigation.afterwards`."""

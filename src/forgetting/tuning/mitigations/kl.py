@@ -17,7 +17,7 @@ from ...data.windows import Windows, training_order
 from ...errors import UsageError
 from ...models.loading import Base
 from . import general
-from .base import Mitigation, Situation, Term
+from .base import Mitigation, Situation, Takes, Term
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,6 +55,15 @@ class Kl(Mitigation):
         """Refuse options that nothing would read."""
         if self.on == "task" and self.text is not None:
             raise UsageError("mitigations.kl: on: task reads no general text; leave out text, or use on: both")
+
+    def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
+        """The base model where adapters cannot be switched off, and logits; see `Mitigation.takes`."""
+        from ...models.adapters import is_peft
+        from ..methods import METHODS
+
+        switched = is_peft(model) and METHODS.parse(run.method).start != "rounding"
+        windows = 0 if self.on == "task" else self.windows
+        return Takes(held=0 if switched else base, reads_logits=self.on != "general", windows=windows)
 
     def term(self, at: Situation) -> Term:
         """See `Mitigation.term`."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from ...config.schema import RunConfig
-from .base import Mitigation, Situation, Term
+from .base import Mitigation, Situation, Takes, Term
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,9 +35,25 @@ class L2sp(Mitigation):
 
         weight_changes(model, self.name)
 
+    def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
+        """Where they start, of weights that train themselves; see `Mitigation.takes`."""
+        return penalty_takes(model, base)
+
     def term(self, at: Situation) -> Term:
         """See `Mitigation.term`."""
         return WeightPenalty(self.name, self.weight / 2, None)
+
+
+def penalty_takes(model: nn.Module, base: int) -> Takes:
+    """What `WeightPenalty` takes: a copy of weights that train themselves, and of one weight change, square, slopes.
+
+    Before that, a copy of the base model is prepared to see whether the penalty fits the method.
+    """
+    from ...models.adapters import is_peft
+
+    held = 0 if is_peft(model) else sum(p.numel() * p.itemsize for p in model.parameters() if p.requires_grad)
+    largest = max((p.numel() for p in model.parameters() if p.dim() == 2), default=0)
+    return Takes(held=held, before=base, step=4 * largest * 4)
 
 
 class WeightPenalty(Term):

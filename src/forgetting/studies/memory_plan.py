@@ -1,0 +1,411 @@
+"""Whether the runs of a study fit the memory that is there, said before the first of them begins."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..config.schema import RunConfig, StudyConfig
+from ..display.numbers import number
+from ..display.tables import Result, Shown
+from ..errors import ForgettingError, UsageError
+from ..models import memory
+from ..models.failures import first_line
+from ..tuning.mitigations import label
+from .engines import Accelerate, Engine, Local, Ray
+from .engines.local import count_cores
+from .execute import SMALL_MODEL
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..models.skeleton import Skeleton
+    from ..models.sources import Source
+    from ..tuning.footprint import Footprint
+
+log = logging.getLogger(__name__)
+GB = 1e9
+PROCESS = {"cpu": 0.5e9, "cuda": 0.6e9}
+"""Bytes of a process beside its run: Python and the libraries, or what CUDA keeps on the GPU."""
+SURELY = 0.5
+"""Share of the free memory under which a generous bound needs no closer look."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """How an engine shares a device among runs.
+
+    Attributes:
+        jobs: runs at a time; None: one a core where one thread is enough for a run, else 1.
+        processes: that do one run together, each with the whole model.
+        device: of those; None is the model's.
+        sharded: whether each holds a part of every weight (FSDP2), and not the whole model.
+        memory: GB that a run is given a place by.
+    """
+
+    jobs: int | None = 1
+    processes: int = 1
+    device: str | None = None
+    sharded: bool = False
+    memory: float | None = None
+
+
+def places_of(engine: Engine) -> Places:
+    """Those of an engine."""
+    if isinstance(engine, Accelerate):
+        launch = engine.launch
+        return Places(processes=launch.processes, device=launch.device, sharded=launch.sharding is not None)
+    if isinstance(engine, Local):
+        return Places(jobs=engine.jobs)
+    if not isinstance(engine, Ray):
+        return Places()
+    launch = engine.launch
+    if launch is None:
+        return Places(memory=engine.memory)
+    return Places(
+        processes=launch.processes, device=launch.device, sharded=launch.sharding is not None, memory=engine.memory
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of run.
+
+    Attributes:
+        label: its method, rank and mitigations.
+        taken: what it takes; None where that cannot be told.
+        why: it cannot.
+        once: whether it is no run, but what is done once before them.
+    """
+
+    label: str
+    taken: Footprint | None
+    why: str = ""
+    once: bool = False
+
+
+@dataclass(frozen=True)
+class MemoryPlan(Result):
+    """What the runs of a study take.
+
+    Attributes:
+        rows: of each method with its mitigations the smallest and the largest rank.
+        room: what there is; None where the device does not tell.
+        device: `cpu`, `cuda` or another of torch's.
+        at_once: runs on the device at a time, or processes of a run.
+        places: how they share it.
+    """
+
+    rows: tuple[Row, ...]
+    room: memory.Room | None
+    device: str
+    at_once: int
+    places: Places = Places()
+
+    def _need(self, row: Row) -> float:
+        """Bytes of all that are there at once, their processes with them."""
+        assert row.taken is not None
+        count = 1 if row.once else self.at_once
+        return count * (row.taken.total + PROCESS.get(self.device, 0.0))
+
+    def check(self) -> None:
+        """Refuse runs whose weights, gradients and optimiser alone are more than the device has.
+
+        Raises:
+            UsageError: names the run, and both sizes.
+        """
+        count = self.places.processes if self.device == "cpu" else 1
+        for row in self.rows:
+            if row.taken is None or self.room is None or count * row.taken.parameters <= self.room.total:
+                continue
+            parts = (
+                ("weights", row.taken.weights),
+                ("gradients", row.taken.gradients),
+                ("optimiser", row.taken.optimiser),
+            )
+            shown = ", ".join(f"{name} {_gb(value)}" for name, value in parts if value)
+            times = f" in each of {count} processes" if count > 1 else ""
+            raise UsageError(
+                f"memory: {row.label} needs {_gb(row.taken.parameters)} GB{times} ({shown}) before any text is read, "
+                f"and {self.room.where} has {_gb(self.room.total)} GB in all; {_less(row.taken)}"
+            )
+
+    def verdict(self, row: Row) -> tuple[Literal["works", "note", "broken"], str]:
+        """Whether one kind of run fits, and what to do where it does not."""
+        assert row.taken is not None
+        if self.room is None or self._need(row) <= self.room.free:
+            return "works", ""
+        return "broken" if row.taken.parameters > self.room.total else "note", _less(row.taken)
+
+    def sentence(self, row: Row) -> str:
+        """What one kind of run takes, and what there is."""
+        taken = row.taken
+        assert taken is not None
+        parts = {
+            "weights": taken.weights,
+            "gradients": taken.gradients,
+            "optimiser": taken.optimiser,
+            "copies": taken.held,
+            "passes": taken.passes,
+        }
+        shown = ", ".join(f"{name} {_gb(value)}" for name, value in parts.items() if value)
+        times = f", {self.at_once} at once {_gb(self._need(row))}" if self.at_once > 1 and not row.once else ""
+        there = "" if self.room is None else f"; {self.room.where} has {_gb(self.room.free)} GB free"
+        return f"{_gb(taken.total)} GB ({shown}){times}{there}"
+
+    def warnings(self) -> list[str]:
+        """One line where the largest run takes more than is free, or than it is given a place by."""
+        known = [row for row in self.rows if row.taken is not None]
+        if not known:
+            return []
+        most = max(known, key=self._need)
+        need = self._need(most)
+        assert most.taken is not None
+        times = f", {self.at_once} at once {_gb(need)} GB" if self.at_once > 1 and not most.once else ""
+        said = f"memory: {most.label} takes about {_gb(need if not times else most.taken.total)} GB{times}"
+        found = []
+        if self.room is not None and need > self.room.free:
+            fewer = "fewer --jobs, " if times and self.places.processes == 1 else ""
+            found.append(
+                f"{said}, and {self.room.where} has {_gb(self.room.free)} GB free of {_gb(self.room.total)}: a run may "
+                f"fail; {fewer}{_less(most.taken)}"
+            )
+        if self.places.memory is not None and need > self.places.memory * GB:
+            found.append(f"{said}, and --run-memory keeps {self.places.memory:g} GB for it")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain objects; bytes."""
+        room = None if self.room is None else asdict(self.room)
+        return {"device": self.device, "at_once": self.at_once, "there": room, "runs": self._as_rows()}
+
+    def _as_rows(self) -> list[dict[str, Any]]:
+        names = ("weights", "gradients", "optimiser", "held", "passes", "total", "trained", "counted")
+        return [
+            {"run": row.label, "why": row.why or None}
+            | {name: None if row.taken is None else getattr(row.taken, name) for name in names}
+            for row in self.rows
+        ]
+
+    def shown(self) -> Sequence[Shown]:
+        """A table in GB."""
+        there = "what there is, it does not tell"
+        if self.room is not None:
+            there = f"{self.room.where} has {_gb(self.room.free)} GB free of {_gb(self.room.total)}"
+        once = f", {self.at_once} at once" if self.at_once > 1 else ""
+        rows = []
+        for row in self.rows:
+            if row.taken is None:
+                rows.append((row.label, *["–"] * 7))
+                continue
+            one = row.taken
+            parts = (one.weights, one.gradients, one.optimiser, one.held, one.passes, one.total)
+            rows.append((row.label, f"{one.trained:,}", *map(_gb, parts)))
+        notes = [f"{row.label}: {row.why}" for row in self.rows if row.why]
+        if any(row.taken is not None and not row.taken.counted for row in self.rows):
+            notes.append("passes by a formula: the model cannot be run without its numbers")
+        columns = ("run", "trained", "weights", "gradients", "optimiser", "copies", "passes", "total")
+        return [
+            Shown([f"memory of a run, GB, on {self.device}{once}; {there}"], columns, rows, [*notes, *self.warnings()])
+        ]
+
+
+def _gb(count: float) -> str:
+    """Bytes in GB, as a plain number."""
+    return number(count / GB, 2 if count < 100 * GB else 3) if count >= 0.0005 * GB else "0"
+
+
+def _less(taken: Footprint) -> str:
+    """What would make a run smaller."""
+    if taken.passes > taken.parameters:
+        return "a smaller training.micro_batch_size, or training.gradient_checkpointing: true, needs less"
+    if taken.gradients + taken.optimiser > taken.weights / 2:
+        return "a smaller rank, fewer layers that train, or training.optimizer: adafactor, needs less"
+    return "model.dtype: bfloat16 or model.bits (--bits 4) needs less"
+
+
+def plan(
+    config: StudyConfig,
+    runs: Sequence[RunConfig],
+    source: Source,
+    places: Places,
+    longest: Mapping[str, int] | None = None,
+) -> MemoryPlan:
+    """What the runs of a study take, and what there is.
+
+    Args:
+        config: of the study.
+        runs: of it.
+        source: where the base model lies; its weights are not read.
+        places: how they share a device.
+        longest: tokens of the longest training window of each data set; None takes the context.
+
+    Raises:
+        UsageError: the model's configuration cannot be read.
+    """
+    from ..models.skeleton import skeleton
+
+    device = device_of(config, places)
+    base = skeleton(config.model, source)
+    chosen = list(_chosen(runs, longest or {}))
+    rows = [_row(run, base, places, (longest or {}).get(run.dataset_name), device.type) for run in chosen]
+    if config.model.reference == "full":
+        rows.append(_reference(config, base, source))
+    at_once = min(_at_once(places, device, base), max(1, len(runs))) if places.processes == 1 else places.processes
+    if device.type != "cpu" and places.processes > 1:
+        at_once = 1  # a GPU each
+    return MemoryPlan(tuple(rows), memory.room(device), device.type, at_once, places)
+
+
+def device_of(config: StudyConfig, places: Places) -> torch.device:
+    """Where the runs are done."""
+    from ..models.loading import pick_device
+
+    return pick_device(places.device or config.model.device)
+
+
+def _at_once(places: Places, device: torch.device, base: Skeleton) -> int:
+    """As `Local` shares out the cores."""
+    if places.jobs is not None:
+        return places.jobs
+    count = sum(p.numel() for p in base.model.parameters())
+    return count_cores() if device.type == "cpu" and count < SMALL_MODEL else 1
+
+
+def _chosen(runs: Sequence[RunConfig], longest: Mapping[str, int]) -> Iterator[RunConfig]:
+    """Of each method with its mitigations the run of the smallest and of the largest rank, on the longest windows."""
+    kinds: dict[str, list[RunConfig]] = {}
+    for run in runs:
+        options = {name: value for name, value in run.method.options.items() if name not in ("rank", "learning_rate")}
+        together = [mitigation.model_dump(mode="json") for mitigation in run.mitigations]
+        key = json.dumps([run.method.name, run.method.label, options, together], sort_keys=True, default=str)
+        kinds.setdefault(key, []).append(run)
+    for kind in kinds.values():
+        ordered = sorted(kind, key=lambda run: (_rank(run), longest.get(run.dataset_name, 0)))
+        small, large = ordered[0], ordered[-1]
+        if _rank(small) != _rank(large):
+            yield next(run for run in reversed(ordered) if _rank(run) == _rank(small))
+        yield large
+
+
+def _rank(run: RunConfig) -> int:
+    rank = run.method.options.get("rank")
+    return rank if isinstance(rank, int) else 0
+
+
+def _row(run: RunConfig, base: Skeleton, places: Places, longest: int | None, device: str) -> Row:
+    from ..tuning import footprint
+
+    rank = f" r {_rank(run)}" if _rank(run) else ""
+    with_these = f" + {label(run.mitigations)}" if run.mitigations else ""
+    name = f"{run.method.label or run.method.name}{rank}{with_these}"
+    try:
+        passes = footprint.passes_of(run, places.processes, longest, device)
+        found = footprint.footprint(run, base, passes)
+        return Row(name, _part(found, places.processes, base) if places.sharded else found)
+    except ForgettingError as error:
+        return Row(name, None, first_line(error))
+    except Exception as error:  # what libraries raise on a model of no numbers
+        log.debug("%s: %s", name, error)
+        return Row(name, None, "cannot be counted without the weights")
+
+
+def _part(whole: Footprint, processes: int, base: Skeleton) -> Footprint:
+    """What one of several processes takes, each with its part of every weight and one layer whole."""
+    layers = max(1, int(getattr(base.model.config.get_text_config(), "num_hidden_layers", 1) or 1))
+    gathered = max(base.largest, whole.weights // layers)
+    return replace(
+        whole,
+        weights=-(-whole.weights // processes) + gathered,
+        gradients=-(-whole.gradients // processes),
+        optimiser=-(-whole.optimiser // processes),
+    )
+
+
+def _reference(config: StudyConfig, base: Skeleton, source: Source) -> Row:
+    """The model in full precision, which is measured beside the quantised one."""
+    from ..models.skeleton import skeleton
+    from ..tuning import pass_memory
+    from ..tuning.footprint import Footprint
+
+    name = "once: the base model in full precision, beside it"
+    try:
+        full = skeleton(config.model.measured_against(), source)
+        passes = pass_memory.measuring_bytes(full.copied(), config.measure.batch_tokens, config.context)
+    except Exception as error:
+        log.debug("%s: %s", name, error)
+        return Row(name, None, "cannot be counted without the weights", once=True)
+    return Row(name, Footprint(base.bytes + full.bytes, 0, 0, 0, passes, 0, True), once=True)
+
+
+def surely_fits(config: StudyConfig, runs: Sequence[RunConfig], source: Source, places: Places) -> bool:
+    """Whether a generous bound of the runs' memory is far below what is free, told from the weights' shapes alone.
+
+    False where that cannot be told.
+    """
+    from ..models import weights
+
+    room = memory.room(device_of(config, places))
+    if room is None:
+        return True  # nothing to compare with
+    shapes = [] if source.local is None else [one.shape for one in weights.of_folder(source.local).values()]
+    if not shapes:
+        return False
+    numbers = sum(map(math.prod, shapes))
+    widths = sum(sum(shape) for shape in shapes if len(shape) > 1)
+    tallest = max(max(shape, default=1) for shape in shapes)
+    rank = max((n for run in runs for n in _whole_numbers(run.method.options)), default=1)
+    tokens = max(_tokens(config, places), config.measure.batch_tokens)
+    bound = 4 * (8 * numbers + 6 * rank * widths + 8 * tokens * (widths + tallest))
+    count = max(places.jobs or count_cores(), places.processes)
+    return count * (bound + PROCESS["cpu"]) < SURELY * room.free
+
+
+def _tokens(config: StudyConfig, places: Places) -> int:
+    share = max(1, config.training.batch_size // places.processes)
+    return config.context * min(config.training.micro_batch_size or share, share)
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """Those in the options of a method: its rank is among them, whatever it is called."""
+    if isinstance(value, Mapping):
+        for one in value.values():
+            yield from _whole_numbers(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _whole_numbers(one)
+    elif type(value) is int:
+        yield value
+
+
+def look_ahead(
+    config: StudyConfig,
+    runs: Sequence[RunConfig],
+    source: Source,
+    places: Places,
+    longest: Mapping[str, int],
+    *,
+    always: bool,
+) -> MemoryPlan | None:
+    """The plan of a study that is about to begin; None where all surely fits, or it cannot be told.
+
+    Args:
+        config, runs, source, places, longest: as `plan`.
+        always: look closely, too, where all surely fits.
+
+    Raises:
+        UsageError: weights, gradients and optimiser of a run alone do not fit.
+    """
+    try:
+        if not always and surely_fits(config, runs, source, places):
+            return None
+        found = plan(config, runs, source, places, longest)
+    except Exception as error:  # the same will be said, better, when the model is loaded
+        log.debug("no plan of the memory: %s", error)
+        return None
+    found.check()
+    return found

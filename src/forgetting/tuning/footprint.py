@@ -1,0 +1,264 @@
+"""The memory that a run will take on its device, by its configuration, before anything of it is loaded.
+
+What is kept is counted exactly: weights (packed where they are quantised), what the method adds, gradients, and the
+optimiser's states: AdamW keeps two numbers for each that trains; Adafactor, for a matrix, one a row and one a column
+(Shazeer and Stern 2018, arXiv:1804.04235). What is there for a moment is counted by passes on a model of no numbers
+(`pass_memory`). Where a model cannot be run so, the passes are by the formula of Korthikanti et al. 2022
+(arXiv:2205.05198, section 4.1): 34 s b h bytes a layer in 16 bits, without attention's scores, which today's kernels do
+not keep, or 2 s b h with gradient checkpointing.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import nn
+
+from ..config.schema import RunConfig
+from ..data.windows import Windows
+from ..errors import ForgettingError
+from ..measuring import heads
+from ..models.skeleton import Skeleton, acting
+from . import fused_loss, pass_memory
+from .methods import METHODS, Context, Method
+from .methods.lora import Lora
+from .mitigations import Takes, parse_together, with_recipe
+
+KEPT, KEPT_CHECKPOINTING = 17, 1
+"""Numbers that a layer keeps for each number of its input: 34 and 2 bytes in 16 bits."""
+ADAFACTOR_MOMENT = 2
+"""Copies of the largest gradient, in float32, for a moment of a step."""
+LOGIT_COPIES = 4
+"""Of the logits that a mitigation reads: in float32, as log-probabilities, of both models, and their gradient."""
+GAPS = 1.1
+"""Memory that allocators hold, for each byte that is asked for for a moment (docs/benchmarks.md)."""
+CPU_BUFFERS = 48 * 2**20
+"""What matrix products and the C library keep for themselves (the same)."""
+TILE_COPIES = 3
+"""Of the tile of logits that measuring has in hand."""
+CUDA_LOGITS = 2 * 4 * fused_loss.CUDA_TILE_LOGITS
+"""Bytes of the tiles in which the loss makes logits on a GPU, beyond those on a CPU."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that a run takes on its device, the libraries' own left out.
+
+    Attributes:
+        weights: of the base model, and what the method adds.
+        gradients: of what trains.
+        optimiser: its states.
+        held: copies that mitigations keep.
+        passes: the most that is there for a moment, with the gradients that are there then, beyond all those.
+        trained: parameters that train.
+        counted: whether `passes` were counted by passes on a model of no numbers, and not by a formula.
+    """
+
+    weights: int
+    gradients: int
+    optimiser: int
+    held: int
+    passes: int
+    trained: int
+    counted: bool
+
+    @property
+    def parameters(self) -> int:
+        """What no smaller batch saves: weights, gradients and optimiser."""
+        return self.weights + self.gradients + self.optimiser
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.parameters + self.held + self.passes
+
+
+class UncountableError(ForgettingError):
+    """A method cannot be put on a model of no numbers."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How much text passes through the model at once.
+
+    Attributes:
+        windows: of a forward pass in training.
+        length: tokens of the longest.
+        accumulated: whether gradients of earlier passes of the step are there.
+        device: `cpu` or `cuda`.
+    """
+
+    windows: int
+    length: int
+    accumulated: bool
+    device: str
+
+
+def passes_of(run: RunConfig, processes: int, longest: int | None, device: str) -> Passes:
+    """How a run passes its text through the model.
+
+    Args:
+        run: it.
+        processes: that share each batch.
+        longest: tokens of its longest training window; None is the context.
+        device: `cpu` or `cuda`.
+    """
+    share = max(1, run.training.batch_size // processes)
+    micro = min(run.training.micro_batch_size or share, share)
+    return Passes(micro, min(longest or run.context, run.context), share > micro, device)
+
+
+def footprint(run: RunConfig, base: Skeleton, passes: Passes) -> Footprint:
+    """The memory that a run takes.
+
+    Args:
+        run: it.
+        base: its base model.
+        passes: as `passes_of`.
+
+    Raises:
+        UncountableError: its method needs the weights themselves.
+        UsageError: its method or a mitigation refuses the model.
+    """
+    together = parse_together(run)
+    run = with_recipe(run, together)
+    model = prepared(run, base)
+    for mitigation in together:
+        mitigation.adapt(model)
+    takes = _sum(mitigation.takes(run, model, base.bytes) for mitigation in together)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = sum(p.numel() * p.itemsize for p in trained)
+    weights = base.bytes + _bytes(model) - _bytes(base.model)
+    moment, counted = _passes(run, model, passes, takes, gradients, _step_bytes(run, trained))
+    optimiser = sum(_state_bytes(run, p) for p in trained)
+    # before it trains neither gradients nor states are there
+    files = base.mapped if passes.device == "cpu" else 0
+    before = base.bytes + max(takes.before, files) - weights - gradients - optimiser - takes.held
+    count = sum(p.numel() for p in trained)
+    beyond = round(GAPS * max(moment - gradients, before, 0)) + (files if base.stays else 0)
+    beyond += CPU_BUFFERS if passes.device == "cpu" else 0
+    return Footprint(weights, gradients, optimiser, takes.held, beyond, count, counted)
+
+
+def prepared(run: RunConfig, base: Skeleton) -> Any:
+    """A copy of the base model as the run's method prepares it, of no numbers.
+
+    Raises:
+        UncountableError: the method needs the weights themselves.
+        UsageError: it refuses the model.
+    """
+    method = METHODS.parse(run.method)
+    context = context_of(run)
+    with acting():
+        try:
+            return method.prepare(base.copied(), context)
+        except Exception as error:  # whatever PEFT or torch raise where they look at numbers
+            like = _like(method)
+            if like is None:
+                raise UncountableError(f"methods.{method.name} cannot be counted without the weights") from error
+            return like.prepare(base.copied(), context)
+
+
+def context_of(run: RunConfig) -> Context:
+    """What a method may know of its run where no text has been read."""
+    return Context(run.seed, cast(Windows, None), cast(Windows, None), cast(Any, None), run.context)
+
+
+def _like(method: Method) -> Method | None:
+    """A method of the same shapes that reads no weights and no data: those that start from them are LoRA."""
+    rank = getattr(method, "rank", None)
+    if method.name not in ("pissa", "olora", "corda", "eva", "mica") or rank is None:
+        return None
+    fields = {name: getattr(method, name) for name in ("target_modules", "layers") if hasattr(method, name)}
+    return Lora(rank=rank, **fields)
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(one.numel() * one.itemsize for one in (*model.parameters(), *model.buffers()))
+
+
+def _state_bytes(run: RunConfig, parameter: nn.Parameter) -> int:
+    """Of the optimiser for one parameter."""
+    shape = parameter.shape
+    if run.training.optimizer == "adamw":
+        return 2 * parameter.numel() * parameter.itemsize
+    if len(shape) < 2:
+        return 4 * parameter.numel()
+    return 4 * (math.prod(shape[:-1]) + math.prod(shape[:-2]) * shape[-1])
+
+
+def _step_bytes(run: RunConfig, trained: Sequence[nn.Parameter]) -> int:
+    """For a moment of the optimiser's step: AdamW is one call in place."""
+    if run.training.optimizer == "adamw":
+        return 0
+    copies = (ADAFACTOR_MOMENT + (0 if p.itemsize >= 4 else 2) for p in trained)
+    return max((4 * count * p.numel() for count, p in zip(copies, trained, strict=True)), default=0)
+
+
+def _passes(run: RunConfig, model: Any, passes: Passes, takes: Takes, gradients: int, step: int) -> tuple[int, bool]:
+    """The most of what is there for a moment, gradients among it; whether passes were counted."""
+    vocabulary = _vocabulary(model)
+    tokens = passes.windows * passes.length
+    try:
+        training, measuring = _counted(run, model, passes, takes, gradients)
+        counted = True
+    except Exception:  # a model whose forward looks at numbers
+        training, measuring = formula(run, model, tokens, takes.reads_logits) + gradients, 0
+        counted = False
+    if takes.reads_logits:
+        training += LOGIT_COPIES * 4 * tokens * vocabulary
+    height = heads.TILE_ROWS if passes.device == "cpu" else heads.CUDA_TILE_ROWS
+    measuring += TILE_COPIES * 4 * heads.CHUNK_POSITIONS * min(height, vocabulary)
+    most = max(training, gradients + max(step, takes.step), measuring, measuring + takes.after)
+    return most, counted
+
+
+def _counted(run: RunConfig, model: Any, passes: Passes, takes: Takes, gradients: int) -> tuple[int, int]:
+    """Of training, gradients among it, and of measuring; by passes."""
+    saving = run.training.gradient_checkpointing
+
+    def train(windows: int, length: int, *, logits: bool, accumulated: bool) -> int:
+        there = gradients if accumulated else 0
+        found = pass_memory.training_bytes(
+            copy.deepcopy(model), windows, length, all_logits=logits, checkpointing=saving, accumulated=accumulated
+        )
+        return found + there
+
+    training = train(passes.windows, passes.length, logits=takes.reads_logits, accumulated=passes.accumulated)
+    if passes.device != "cpu" and not takes.reads_logits:
+        training += CUDA_LOGITS
+    if takes.windows:
+        beside = train(takes.windows, run.context, logits=True, accumulated=True)
+        training = max(training, beside + LOGIT_COPIES * 4 * takes.windows * run.context * _vocabulary(model))
+    return training, pass_memory.measuring_bytes(copy.deepcopy(model), run.measure.batch_tokens, run.context)
+
+
+def formula(run: RunConfig, model: Any, tokens: int, reads_logits: bool) -> int:
+    """Of training, without the gradients: activations by Korthikanti et al., and logits where a loss makes them all."""
+    config = model.config.get_text_config()
+    width, layers = int(getattr(config, "hidden_size", 0)), int(getattr(config, "num_hidden_layers", 0))
+    size = max(2, next((p.itemsize for p in model.parameters() if p.dim() == 2), 4))
+    kept = KEPT_CHECKPOINTING * layers + KEPT if run.training.gradient_checkpointing else KEPT * layers
+    logits = 4 * 4 * tokens * _vocabulary(model) if reads_logits else 0
+    return kept * tokens * width * size + logits
+
+
+def _vocabulary(model: Any) -> int:
+    return int(getattr(model.config.get_text_config(), "vocab_size", 0) or 0)
+
+
+def _sum(takes: Iterable[Takes]) -> Takes:
+    """Of mitigations used together."""
+    every = list(takes)
+    return Takes(
+        held=sum(one.held for one in every),
+        before=max((one.before for one in every), default=0),
+        step=max((one.step for one in every), default=0),
+        after=max((one.after for one in every), default=0),
+        reads_logits=any(one.reads_logits for one in every),
+        windows=max((one.windows for one in every), default=0),
+    )
