@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -224,7 +225,7 @@ def _less(taken: Footprint) -> str:
     if taken.passes > taken.parameters:
         return "a smaller training.micro_batch_size, or training.gradient_checkpointing: true, needs less"
     if taken.gradients + taken.optimiser > taken.weights / 2:
-        return "a smaller rank, fewer layers that train, or training.optimizer: adafactor, needs less"
+        return "a smaller rank or fewer layers that train, and of the optimisers adafactor, need less"
     return "model.dtype: bfloat16 or model.bits (--bits 4) needs less"
 
 
@@ -252,9 +253,11 @@ def plan(
     device = device_of(config, places)
     base = skeleton(config.model, source)
     chosen = list(_chosen(runs, longest or {}))
-    rows = [_row(run, base, places, (longest or {}).get(run.dataset_name), device.type) for run in chosen]
-    if config.model.reference == "full":
-        rows.append(_reference(config, base, source))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what libraries say of a model, they say again when it is loaded
+        rows = [_row(run, base, places, (longest or {}).get(run.dataset_name), device.type) for run in chosen]
+        if config.model.reference == "full":
+            rows.append(_reference(config, base, source))
     at_once = min(_at_once(places, device, base), max(1, len(runs))) if places.processes == 1 else places.processes
     if device.type != "cpu" and places.processes > 1:
         at_once = 1  # a GPU each
