@@ -57,19 +57,14 @@ class Places:
 
 def places_of(engine: Engine) -> Places:
     """Those of an engine."""
-    if isinstance(engine, Accelerate):
-        launch = engine.launch
-        return Places(processes=launch.processes, device=launch.device, sharded=launch.sharding is not None)
     if isinstance(engine, Local):
         return Places(jobs=engine.jobs)
-    if not isinstance(engine, Ray):
+    if not isinstance(engine, Accelerate | Ray):
         return Places()
-    launch = engine.launch
-    if launch is None:
-        return Places(memory=engine.memory)
-    return Places(
-        processes=launch.processes, device=launch.device, sharded=launch.sharding is not None, memory=engine.memory
-    )
+    given = engine.memory if isinstance(engine, Ray) else None
+    if (launch := engine.launch) is None:
+        return Places(memory=given)
+    return Places(processes=launch.processes, device=launch.device, sharded=launch.sharding is not None, memory=given)
 
 
 @dataclass(frozen=True)
