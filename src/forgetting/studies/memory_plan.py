@@ -220,7 +220,7 @@ def _less(taken: Footprint) -> str:
     if taken.passes > taken.parameters:
         return "a smaller training.micro_batch_size, or training.gradient_checkpointing: true, needs less"
     if taken.gradients + taken.optimiser > taken.weights / 2:
-        return "a smaller rank or fewer layers that train, and of the optimisers adafactor, need less"
+        return "a smaller rank, fewer layers that train, or training.optimizer: adafactor needs less"
     return "model.dtype: bfloat16 or model.bits (--bits 4) needs less"
 
 
