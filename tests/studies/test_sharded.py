@@ -69,7 +69,7 @@ def test_two_processes_that_share_out_the_weights_give_the_numbers_of_one(
             torch.testing.assert_close(same[name], tensor, rtol=0, atol=2e-5)
 
 
-@pytest.mark.full
+@pytest.mark.slow  # three launches of two processes; the same engine with whole weights is in test_accelerate.py
 def test_stopped_killed_and_resumed_on_parts_of_weights_equals_uninterrupted(
     tmp_path: Path, tiny_model: Path, corpora: Path
 ) -> None:
