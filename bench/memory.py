@@ -1,9 +1,9 @@
-"""The memory that a run is said to take, beside what it takes.
+"""The memory estimated for a run, beside what is measured.
 
     python bench/memory.py [--only NAME ...] [--steps 2]
 
 Each setting is one run on a CPU in a process of its own, after a run of a tiny model has loaded the libraries: what it
-is said to take (`tuning.footprint`), and the kernel's high-water mark of resident memory over what was resident before
+is estimated to take (`tuning.footprint`), and the kernel's high-water mark of resident memory over what was resident before
 the model was loaded. Prints the table of docs/benchmarks.md. Linux only.
 """
 
@@ -102,7 +102,7 @@ def run(config, folder: Path) -> None:
 
 
 def measured(name: str, steps: int) -> None:
-    """Print bytes said and taken, of one setting."""
+    """Print bytes estimated and measured, of one setting."""
     import torch
 
     from forgetting.models import memory
@@ -125,7 +125,7 @@ def measured(name: str, steps: int) -> None:
         config = configuration(folder, model, setting, steps)
         (planned,) = expand_runs(config)
         base = skeleton(config.model, base_source(config.model))
-        said = footprint.footprint(planned, base, footprint.passes_of(planned, 1, None, "cpu"))
+        estimate = footprint.footprint(planned, base, footprint.passes_of(planned, 1, None, "cpu"))
         warm = {"source": str(folder / "tiny"), **({"bits": bits} if bits else {})}
         run(configuration(folder, warm, setting, steps), folder / "warm")
         gc.collect()
@@ -134,8 +134,8 @@ def measured(name: str, steps: int) -> None:
         before = memory.peak(device)
         memory.reset_peak = lambda _: None  # the run's own peaks are of training alone
         run(config, folder / "study")
-        taken = (memory.peak(device) - before) * MIB
-    print(json.dumps({"said": said.total, "parts": vars(said), "taken": taken}))
+        measured = (memory.peak(device) - before) * MIB
+    print(json.dumps({"estimate": estimate.total, "parts": vars(estimate), "measured": measured}))
 
 
 def main() -> None:
@@ -148,7 +148,7 @@ def main() -> None:
     if given.one:
         measured(given.one, given.steps)
         return
-    print("| run | weights | gradients | optimiser | copies | passes | said, MiB | taken, MiB | said / taken |")
+    print("| run | weights | gradients | optimiser | copies | passes | estimated, MiB | measured, MiB | estimated / measured |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name in given.only or SETTINGS:
         command = [sys.executable, __file__, "--one", name, "--steps", str(given.steps)]
@@ -158,8 +158,8 @@ def main() -> None:
             continue
         found = json.loads(done.stdout.splitlines()[-1])
         parts = [found["parts"][key] for key in ("weights", "gradients", "optimiser", "held", "passes")]
-        cells = [f"{value / MIB:,.0f}" for value in (*parts, found["said"], found["taken"])]
-        print(f"| {name} | {' | '.join(cells)} | {found['said'] / found['taken']:.2f} |", flush=True)
+        cells = [f"{value / MIB:,.0f}" for value in (*parts, found["estimate"], found["measured"])]
+        print(f"| {name} | {' | '.join(cells)} | {found['estimate'] / found['measured']:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
