@@ -3,8 +3,8 @@
     python bench/memory.py [--only NAME ...] [--steps 2]
 
 Each setting is one run on a CPU in a process of its own, after a run of a tiny model has loaded the libraries: what it
-is estimated to take (`tuning.footprint`), and the kernel's high-water mark of resident memory over what was resident before
-the model was loaded. Prints the table of docs/benchmarks.md. Linux only.
+is estimated to take (`tuning.footprint`), and the kernel's high-water mark of resident memory over what was resident
+before the model was loaded. Prints the table of docs/benchmarks.md. Linux only.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def main() -> None:
     if given.one:
         measured(given.one, given.steps)
         return
-    print("| run | weights | gradients | optimiser | copies | passes | estimated, MiB | measured, MiB | estimated / measured |")
+    print("| run | weights | gradients | optimiser | copies | passes | estimated, MiB | measured, MiB | ratio |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name in given.only or SETTINGS:
         command = [sys.executable, __file__, "--one", name, "--steps", str(given.steps)]
