@@ -185,8 +185,10 @@ class Collected:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All of them; zero where nothing was put."""
-        none = {name: torch.zeros(self.positions, dtype=dtype) for name, dtype in self.dtypes.items()}
-        return {name: self.kept.get(name, empty).cpu().numpy() for name, empty in none.items()}
+        return {
+            name: (self.kept[name] if name in self.kept else torch.zeros(self.positions, dtype=dtype)).cpu().numpy()
+            for name, dtype in self.dtypes.items()
+        }
 
 
 def states_of(run: Runner, batch: batches.Batch) -> Tensor:

@@ -89,9 +89,7 @@ class Profile(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """One row a text."""
-        import pandas as pd
-
-        return pd.DataFrame.from_dict(self.to_dict()["texts"], orient="index").rename_axis("name")
+        return _frame(self.to_dict())
 
     def shown(self) -> list[Shown]:
         """One row a text: excess forgetting with its 95 % interval and Holm's p, agreement, how much was measured."""
@@ -188,13 +186,17 @@ class ProfileCheck(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """One row a text."""
-        import pandas as pd
-
-        return pd.DataFrame.from_dict(self.to_dict()["texts"], orient="index").rename_axis("name")
+        return _frame(self.to_dict())
 
     def shown(self) -> list[Shown]:
         """The verdicts in words, and the profile."""
         return [Shown(self.sentences()), *self.profile.shown()]
+
+
+def _frame(found: Mapping[str, Any]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame.from_dict(found["texts"], orient="index").rename_axis("name")
 
 
 def _p(mean: Mean) -> float:
