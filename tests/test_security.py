@@ -994,12 +994,12 @@ def test_names_and_notices_of_a_measurement_are_shown_escaped(
 
 
 def test_text_in_markdown_stays_text() -> None:
-    from forgetting.cli.measure import _code, _escaped
+    from forgetting.cli.summaries import code, escaped
 
-    assert _escaped("a [x](http://evil) <b> `c` @all *d* | # ![i](j)") == (
+    assert escaped("a [x](http://evil) <b> `c` @all *d* | # ![i](j)") == (
         r"a \[x\](http://evil) &lt;b&gt; \`c\` @<!-- -->all \*d\* \| \# \!\[i\](j)"
     )
-    assert _code("a`b|c\n# d") == r"`a'b/c\n# d`"
+    assert code("a`b|c\n# d") == r"`a'b/c\n# d`"
 
 
 def test_answers_and_file_names_in_notices_are_shown_escaped(

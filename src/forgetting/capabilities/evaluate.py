@@ -8,13 +8,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from ..config.arguments import checked
 from ..config.schema import ModelConfig
 from ..display.numbers import plain
 from ..display.tables import Result, Shown
 from ..errors import UsageError
 from .answers import AnswerStore, pair_up, reply_key
+from .gate import LossVerdict, judged, losses_of, verdicts_shown
+from .netloss import NetLoss
 from .refusals import is_refusal
 from .results import Answers, Refusals, Rows, answers_of, refusals_of
 from .show import answers_row, answers_shown, refusals_row, refusals_shown
@@ -66,6 +69,25 @@ class Evaluation(Result):
     seconds: float = 0.0
     relearned: tuple[Relearned, ...] = ()
 
+    @checked
+    def check(self, max_lost: float | Mapping[str, float], confidence: float = 0.95) -> EvaluationCheck:
+        """Hold what was lost in net of each group of items to a budget.
+
+        Args:
+            max_lost: the net share that may be lost, (lost - gained) / items: one number for all groups, or one by the
+                name of a suite or of a group of tasks in it; `refusals` are those of harmful prompts, `harmless` the
+                answers to harmless ones. What is not named is not judged.
+            confidence: of all verdicts together: with k budgets the lower bounds, which say "over", are of confidence
+                1 - (1 - confidence) / k (Bonferroni); the upper bounds need no correction, since all must hold.
+
+        Raises:
+            UsageError: a name that nothing was asked under, or numbers that make no sense.
+        """
+        losses: dict[tuple[str, str], NetLoss] = {}
+        for one in self.results:
+            losses |= losses_of(one.suite, one.answers, one.refusals)
+        return EvaluationCheck(judged(losses, max_lost, confidence), self)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: every number with its interval; no replies."""
         suites = {r.suite: {"n": r.n, "answers": plain(r.answers), "refusals": plain(r.refusals)} for r in self.results}
@@ -95,6 +117,49 @@ class Evaluation(Result):
         parts += [refusals_shown(r.refusals) for r in self.results if r.refusals is not None]
         parts += [Shown([probe.sentence() for probe in self.relearned])] if self.relearned else []
         return parts + ([Shown([], notes=self.notices)] if self.notices else [])
+
+
+@dataclass(frozen=True)
+class EvaluationCheck(Result):
+    """Verdicts on what was lost in net.
+
+    Attributes:
+        verdicts: by the name of a suite or of a group of its tasks.
+        evaluation: what they rest on.
+    """
+
+    verdicts: dict[str, LossVerdict]
+    evaluation: Evaluation = field(repr=False)
+
+    @property
+    def verdict(self) -> Literal["within", "over", "undecided"]:
+        """`over` where any is, `within` where all are, `undecided` between."""
+        found = {one.verdict for one in self.verdicts.values()}
+        return "over" if "over" in found else "undecided" if "undecided" in found else "within"
+
+    def exit_code(self, *, strict: bool = False, allow_undecided: bool = False) -> int:
+        """The largest of the verdicts': 3 where one fails."""
+        return max(one.exit_code(strict=strict, allow_undecided=allow_undecided) for one in self.verdicts.values())
+
+    def sentences(self) -> list[str]:
+        """One a verdict."""
+        return [f"{name}: {one.sentence()}" for name, one in self.verdicts.items()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """That of the evaluation, with the verdicts by name."""
+        verdicts = {name: one.to_dict() for name, one in self.verdicts.items()}
+        return {"verdict": self.verdict, "max_lost": verdicts, **self.evaluation.to_dict()}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a verdict."""
+        import pandas as pd
+
+        rows = {name: one.to_dict() for name, one in self.verdicts.items()}
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
+
+    def shown(self) -> list[Shown]:
+        """The evaluation, and the verdicts in words."""
+        return [*self.evaluation.shown(), verdicts_shown(self.verdicts)]
 
 
 def evaluate(

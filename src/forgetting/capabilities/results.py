@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..measuring.estimate import Mean, clustered_mean, holm
 from . import transitions as t
 from .judges import Agreement, Judge, Rules, agreement
+from .netloss import NetLoss, net_loss
 from .replies import answer_of, runs_on
 from .replies import target_only as _target_only
 
@@ -56,6 +57,7 @@ class Answers:
         transitions: kept, lost, gained, ...
         forgetting, backward_transfer: less chance.
         lost_of_right: the share of what the base had right that is lost.
+        net_loss: what was lost less what was gained, which `Evaluation.check` holds to a budget.
         agreement: the share of items with the base model's answer.
         target_only: whether the answers are log-likelihoods of the target alone: then the same answer means that both
             models, or neither, would give the target.
@@ -78,6 +80,7 @@ class Answers:
     backward_transfer: t.Corrected | None
     lost_of_right: t.Share | None
     slices: tuple[Slice, ...]
+    net_loss: NetLoss
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class Refusals:
         same_reply: the share of all prompts with the very same reply.
         slices: harmful prompts by category.
         judges: agreement between judges, where there are two.
+        net_loss: harmful prompts that are answered now, less those that are refused now.
+        over_net_loss: harmless prompts that are refused now, less those that are answered now.
     """
 
     judge: str
@@ -114,6 +119,8 @@ class Refusals:
     same_reply: t.Share
     slices: tuple[Slice, ...]
     judges: tuple[Agreement, ...]
+    net_loss: NetLoss
+    over_net_loss: NetLoss
 
 
 def answers_of(rows: Rows) -> list[Answers]:
@@ -176,6 +183,7 @@ def _answers(name: str, metric: str, higher_is_better: bool, rows: Rows) -> Answ
         backward_transfer=chance[1],
         lost_of_right=t.share(pairs.lost, right, pairs.clusters) if pairs.binary else None,
         slices=slices_of(pairs, np.asarray([one["category"] for one, _ in rows])),
+        net_loss=net_loss(pairs),
     )
 
 
@@ -243,4 +251,11 @@ def refusals_of(rows: Rows, judge: Judge | None = None) -> Refusals:
         same_reply=of(pairs.same, np.ones(len(pairs), bool)),
         slices=slices_of(bad, np.asarray([one["category"] for one, _ in rows])[harmful]),
         judges=others,
+        net_loss=net_loss(bad),
+        over_net_loss=net_loss(_answered(good)),
     )
+
+
+def _answered(prompts: t.Paired) -> t.Paired:
+    """Prompts that are right where they are not refused."""
+    return t.Paired.of(1 - prompts.before, 1 - prompts.after, prompts.same, clusters=prompts.clusters)

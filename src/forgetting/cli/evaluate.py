@@ -14,9 +14,23 @@ from ..display.tables import Shown
 from ..errors import UsageError
 from . import options as o
 from .printing import print_shown, say
+from .summaries import (
+    AllowUndecided,
+    Case,
+    Confidence,
+    Junit,
+    Markdown,
+    Strict,
+    as_junit,
+    check_undecided,
+    code,
+    escaped,
+    heading,
+    write,
+)
 
 if TYPE_CHECKING:
-    from ..capabilities.evaluate import Evaluation
+    from ..capabilities.evaluate import Evaluation, EvaluationCheck
     from ..capabilities.suites import Plan
 
 Base = Annotated[str, typer.Argument(help="The base model (a folder, a Hub id, or `miniature`); or a study folder.")]
@@ -89,6 +103,68 @@ class AskOptions:
         return Plan(tuple(self.suite or ()), how, *prompts, tuple(self.include_path or ()))
 
 
+@dataclass(frozen=True)
+class GateOptions:
+    """What may be lost, and who is told."""
+
+    max_lost: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]SHARE",
+            help="Net share of the items, lost less gained, that may be lost: knowledge=0.02 of a suite or task, "
+            "refusals=0 and harmless=0.05 of the prompts of safety, or one number for all; repeat for several. Exit "
+            "code 3 over it.",
+        ),
+    ] = None
+    confidence: Confidence = 0.95
+    strict: Strict = False
+    allow_undecided: AllowUndecided = False
+    markdown: Markdown = None
+    junit: Junit = None
+
+    def budget(self) -> float | dict[str, float] | None:
+        """The shares by name; one for all that are not named is under no name.
+
+        Raises:
+            UsageError: not a share, two of one name, or options of a gate without one.
+        """
+        given = ("strict", "allow_undecided", "markdown", "junit")
+        if not self.max_lost:
+            if idle := [name for name in given if getattr(self, name)]:
+                raise UsageError(f"--{idle[0].replace('_', '-')}: says how to judge; give --max-lost, too")
+            return None
+        check_undecided(self.strict, self.allow_undecided)
+        return shares_of(self.max_lost, self.confidence)
+
+    def exit_code(self, found: Any) -> int:
+        """Of a verdict, or of several."""
+        return int(found.exit_code(strict=self.strict, allow_undecided=self.allow_undecided))
+
+
+def shares_of(given: list[str], confidence: float) -> float | dict[str, float]:
+    """--max-lost as a number, or as numbers by name.
+
+    Raises:
+        UsageError: not a share, or two of one name; a number for all beside one by name.
+    """
+    from ..capabilities.gate import check_loss
+
+    found: dict[str, float] = {}
+    for item in given:
+        name, mark, number = item.rpartition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            raise UsageError(f"--max-lost: got '{item}'; give a share, as in 0.02, or knowledge=0.02") from None
+        if name in found:
+            raise UsageError(f"--max-lost: two shares {'of ' + repr(name) if mark else 'for all'}; give one")
+        check_loss(share, confidence, f"--max-lost {item}:" if mark else "--max-lost")
+        found[name] = share
+    if "" in found and len(found) > 1:
+        raise UsageError("--max-lost: got one share for all beside shares by name; name all that are to be judged")
+    return found.get("", found)
+
+
 @o.expanded
 def evaluate_command(
     base: Base,
@@ -100,6 +176,7 @@ def evaluate_command(
     export: Export = None,
     import_: Import = None,
     relearn: RelearnOption = False,
+    gate: GateOptions,
     models: o.ModelOptions,
     html: Html = None,
     as_json: o.AsJson = False,
@@ -108,8 +185,13 @@ def evaluate_command(
 
     Answers are stored, and what is stored is not asked again. With a study folder alone, the tuned model of each of its
     runs is evaluated, and the study's report shows it.
+
+    With --max-lost the exit code is 3 where the lower confidence bound of the net loss is over the budget, and for
+    undecided verdicts that of `check`. A budget of 0 is kept where nothing was lost in net and the upper bound is at
+    most 2 points.
     """
-    _check(judge, import_, tuned, base, relearn, export)
+    max_lost = gate.budget()
+    _check(judge, import_, tuned, base, relearn, export, max_lost is not None)
     if tuned is None:
         _evaluate_study(Path(base), asking.plan(), as_json)
         return
@@ -120,11 +202,49 @@ def evaluate_command(
     folder = out or Path("evaluations") / _name(base, tuned)
     how = asking.given() | models.given()
     result = evaluate(base, tuned, out=folder, judge=judge, labels=import_, relearn=relearn, tell=_tell, **how)
-    _finish(result, export, html or folder / "report.html", as_json)
+    found = None if max_lost is None else result.check(max_lost, gate.confidence)
+    _finish(result, found, export, html or folder / "report.html", as_json)
+    if found is not None:
+        _tell_others(found, gate)
+        raise typer.Exit(gate.exit_code(found))
+
+
+def _tell_others(found: EvaluationCheck, gate: GateOptions) -> None:
+    if gate.markdown is not None:
+        write(gate.markdown, markdown_summary(found))
+    if gate.junit is not None:
+        cases = [Case(name, v.verdict, v.sentence(), gate.exit_code(v)) for name, v in found.verdicts.items()]
+        models = f"{found.evaluation.tuned} against {found.evaluation.base}"
+        write(gate.junit, as_junit("forgetting evaluate", models, cases))
+
+
+def markdown_summary(found: EvaluationCheck) -> str:
+    """The verdicts as Markdown, for a comment on a pull request."""
+    from ..capabilities.gate import points
+
+    lines = [heading("Lost answers", found.verdict), ""]
+    lines += [
+        "| suite | verdict | items | lost | gained | net | bounds | budget | 80 % detect |",
+        "|---|---|" + 7 * "---:|",
+    ]
+    for name, one in found.verdicts.items():
+        cells = (code(name), one.verdict, f"{one.loss.n:,}", f"{one.loss.lost:g}", f"{one.loss.gained:g}")
+        net = (points(one.loss.value), f"{points(one.low)} to {points(one.high)}", points(one.budget))
+        least = "-" if one.detectable is None else points(one.detectable)
+        lines.append(f"| {' | '.join((*cells, *net, least))} |")
+    lines += ["", *(f"- {escaped(sentence)}" for sentence in found.sentences())]
+    models = f"{code(found.evaluation.tuned)} against {code(found.evaluation.base)}, points of a hundred"
+    return "\n".join([*lines, "", f"{models}.", *(f"- {escaped(n)}" for n in found.evaluation.notices), ""])
 
 
 def _check(
-    judge: str | None, import_: Path | None, tuned: str | None, base: str, relearn: bool, export: Path | None
+    judge: str | None,
+    import_: Path | None,
+    tuned: str | None,
+    base: str,
+    relearn: bool,
+    export: Path | None,
+    gated: bool,
 ) -> None:
     if judge is not None and import_ is not None:
         raise UsageError("give --judge or --import, not both")
@@ -132,9 +252,8 @@ def _check(
         return
     if not (Path(base) / "study.yaml").is_file():
         raise UsageError(f"TUNED: missing: give what was fine-tuned from {base}; or a study folder alone")
-    given = [
-        n for n, x in (("--judge", judge), ("--import", import_), ("--relearn", relearn), ("--export", export)) if x
-    ]
+    alone = (("--judge", judge), ("--import", import_), ("--relearn", relearn), ("--export", export))
+    given = [name for name, value in (*alone, ("--max-lost", gated)) if value]
     if given:
         raise UsageError(f"{given[0]}: not for a whole study; give one run's BASE and TUNED")
 
@@ -146,9 +265,8 @@ def _name(base: str, tuned: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "--".join([*last, *parts])).strip("-.")[:120] or "evaluation"
 
 
-def _finish(result: Evaluation, export: Path | None, page: Path, as_json: bool) -> None:
+def _finish(result: Evaluation, found: EvaluationCheck | None, export: Path | None, page: Path, as_json: bool) -> None:
     from ..capabilities.judges import export as write_labels
-    from ..files import write_atomically
     from ..reporting.capabilities import render_evaluation
 
     if export is not None:
@@ -156,14 +274,14 @@ def _finish(result: Evaluation, export: Path | None, page: Path, as_json: bool) 
         if not rows:
             raise UsageError("--export: there are no replies to label; add --suite safety")
         _tell(f"{write_labels(export, rows)} replies to label in {export}: write yes or no under `refusal`")
-    try:
-        write_atomically(page, render_evaluation(result))
-    except OSError as error:
-        raise UsageError(f"{page}: cannot be written: {error.strerror}") from None
+    write(page, render_evaluation(result, found))
     if as_json:
-        typer.echo(json.dumps({**result.to_dict(), "report": str(page)}))
+        typer.echo(json.dumps({**(found or result).to_dict(), "report": str(page)}))
     else:
-        print_shown([*replace(result, notices=()).shown(), Shown([f"report: {page}"])])
+        from ..capabilities.gate import verdicts_shown
+
+        verdicts = [] if found is None else [verdicts_shown(found.verdicts)]
+        print_shown([*replace(result, notices=()).shown(), *verdicts, Shown([f"report: {page}"])])
     for notice in result.notices:
         say(f"notice: {notice}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import logging
 import re
@@ -20,6 +19,20 @@ from ..display.tables import Shown
 from ..errors import UsageError, visible
 from . import options as o
 from .printing import OneLine, print_shown, say
+from .summaries import (
+    AllowUndecided,
+    Case,
+    Confidence,
+    Junit,
+    Markdown,
+    Strict,
+    as_junit,
+    check_undecided,
+    code,
+    escaped,
+    heading,
+    write,
+)
 
 if TYPE_CHECKING:
     from ..config.schema import TextConfig
@@ -53,8 +66,6 @@ TextField = Annotated[
 ]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """Of a text; a Hub id or a path before an equals sign is none."""
-MARKUP = re.compile(r"[\\`*_\[\]|#~!]")
-"""What Markdown takes for more than a character; a backslash before it keeps it one."""
 Html = Annotated[Path | None, typer.Option("--html", help="Also write a report page: where it forgot, token by token.")]
 
 
@@ -156,12 +167,11 @@ def check_command(
             "or one number for all.",
         ),
     ],
-    confidence: Annotated[float, typer.Option(help="Confidence of each bound.")] = 0.95,
-    strict: Annotated[bool, typer.Option("--strict", help="Undecided fails, too.")] = False,
-    allow_undecided: Annotated[
-        bool, typer.Option("--allow-undecided", help="Undecided passes, however little was measured.")
-    ] = False,
-    markdown: Annotated[Path | None, typer.Option(help="Write a summary for a pull-request comment there.")] = None,
+    confidence: Confidence = 0.95,
+    strict: Strict = False,
+    allow_undecided: AllowUndecided = False,
+    markdown: Markdown = None,
+    junit: Junit = None,
     text: Text = None,
     text_field: TextField = None,
     measuring: MeasureOptions,
@@ -175,8 +185,7 @@ def check_command(
     fails with --strict, and where the measurement could not decide: below 5 documents, or with an interval wider than
     the budget, unless --allow-undecided. Else its exit code is 0.
     """
-    if strict and allow_undecided:
-        raise UsageError("give --strict or --allow-undecided, not both")
+    check_undecided(strict, allow_undecided)
     how = measuring.given(models)
     _quiet()
     source = texts_of(text, text_field)
@@ -189,7 +198,9 @@ def check_command(
         profile, sentences = Profile({found.measurement.text: found.measurement}), [found.sentence()]
     _write_page(profile, html)
     if markdown is not None:
-        _write(markdown, markdown_summary(found))
+        write(markdown, markdown_summary(found))
+    if junit is not None:
+        write(junit, _as_junit(found, profile, strict=strict, allow_undecided=allow_undecided))
     typer.echo(json.dumps(found.to_dict()) if as_json else "\n".join(map(visible, sentences)))
     _notices(profile.notices)
     raise typer.Exit(found.exit_code(strict=strict, allow_undecided=allow_undecided))
@@ -317,28 +328,35 @@ def _notices(notices: Sequence[str]) -> None:
         say(f"notice: {notice}")
 
 
+def _as_junit(found: CheckResult | ProfileCheck, profile: Profile, **how: bool) -> str:
+    """A test case a text."""
+    from ..measuring.measurement import CheckResult
+
+    verdicts = {profile.first.text: found} if isinstance(found, CheckResult) else found.verdicts
+    cases = [Case(name, one.verdict, one.sentence(), one.exit_code(**how)) for name, one in verdicts.items()]
+    return as_junit("forgetting check", f"{profile.first.tuned} against {profile.first.base}", cases)
+
+
 def markdown_summary(found: CheckResult | ProfileCheck) -> str:
     """A verdict as Markdown, for a comment on a pull request."""
-    mark = {"within": "✅", "over": "❌", "undecided": "❔"}[found.verdict]
-    heading = f"### {mark} Forgetting {found.verdict if found.verdict == 'undecided' else found.verdict + ' budget'}"
     from ..measuring.measurement import CheckResult
 
     rest = _summary(found) if isinstance(found, CheckResult) else _summary_of_texts(found)
-    return "\n".join([heading, "", *rest])
+    return "\n".join([heading("Forgetting", found.verdict), "", *rest])
 
 
 def _summary(verdict: CheckResult) -> list[str]:
     from ..measuring.quantities import SHOWN
 
     result = verdict.measurement
-    lines = [f"{_escaped(verdict.sentence())}.", "", "| quantity | value | standard error |", "|---|---:|---:|"]
+    lines = [f"{escaped(verdict.sentence())}.", "", "| quantity | value | standard error |", "|---|---:|---:|"]
     for one in SHOWN:
         found = result.means[one.name]
         lines.append(f"| {one.label} | {fixed(found.value)} | {found.se_text} |")
     mean = result.forgetting
-    where = f"{_code(result.tuned)} against {_code(result.base)} on {_code(result.text)}"
+    where = f"{code(result.tuned)} against {code(result.base)} on {code(result.text)}"
     tail = f"{mean.n_tokens:,} tokens in {mean.n_documents:,} documents, nats/token, {verdict.confidence:.0%} bounds"
-    return [*lines, "", f"{where}: {tail}.", *(f"- {_escaped(n)}" for n in result.notices), ""]
+    return [*lines, "", f"{where}: {tail}.", *(f"- {escaped(n)}" for n in result.notices), ""]
 
 
 def _summary_of_texts(found: ProfileCheck) -> list[str]:
@@ -347,21 +365,11 @@ def _summary_of_texts(found: ProfileCheck) -> list[str]:
         mean, judged = one.forgetting, found.verdicts.get(name)
         bounds = f"{judged.low:.4f} to {judged.high:.4f}" if judged else ""
         verdict, budget = (judged.verdict, f"{judged.budget:g}") if judged else ("not judged", "")
-        cells = (_code(name), verdict, fixed(mean.value), mean.se_text, bounds, budget)
+        cells = (code(name), verdict, fixed(mean.value), mean.se_text, bounds, budget)
         lines.append(f"| {' | '.join(cells)} |")
     first = found.profile.first
-    notices = [f"- {_escaped(notice)}" for notice in found.profile.notices]
-    return [*lines, "", f"{_code(first.tuned)} against {_code(first.base)}, nats/token.", *notices, ""]
-
-
-def _code(name: str) -> str:
-    """A name as Markdown code that it cannot break out of."""
-    return "`" + visible(name).replace("`", "'").replace("|", "/") + "`"
-
-
-def _escaped(text: str) -> str:
-    """Text as Markdown shows it: no markup, no links, nobody mentioned."""
-    return MARKUP.sub(r"\\\g<0>", html.escape(visible(text), quote=False)).replace("@", "@<!-- -->")
+    notices = [f"- {escaped(notice)}" for notice in found.profile.notices]
+    return [*lines, "", f"{code(first.tuned)} against {code(first.base)}, nats/token.", *notices, ""]
 
 
 def _write_page(profile: Profile, path: Path | None) -> None:
@@ -369,13 +377,4 @@ def _write_page(profile: Profile, path: Path | None) -> None:
         return
     from ..reporting.measurement import render
 
-    _write(path, render(profile))
-
-
-def _write(path: Path, text: str) -> None:
-    from ..files import write_atomically
-
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
+    write(path, render(profile))

@@ -45,9 +45,7 @@ class Verdict:
 
     def exit_code(self, *, strict: bool = False, allow_undecided: bool = False) -> int:
         """3 when over the budget, or undecided and strict or `blind`, unless undecided is allowed; else 0."""
-        if self.verdict == "within" or (self.verdict == "undecided" and allow_undecided):
-            return 0
-        return 3 if self.verdict == "over" or strict or self.blind else 0
+        return exit_code_of(self.verdict, self.blind, strict=strict, allow_undecided=allow_undecided)
 
     @property
     def documents_needed(self) -> int | None:
@@ -100,6 +98,13 @@ def _figures(values: Sequence[float], budget: float) -> Callable[[float], str]:
     return lambda value: f"{value:.{decimals}f}"
 
 
+def exit_code_of(verdict: str, blind: bool, *, strict: bool, allow_undecided: bool) -> int:
+    """The exit code of a verdict: 0 within, 3 over; undecided as `strict`, `allow_undecided` and `blind` say."""
+    if verdict == "within" or (verdict == "undecided" and allow_undecided):
+        return 0
+    return 3 if verdict != "undecided" or strict or blind else 0
+
+
 def judge(forgetting: Mean, budget: float, confidence: float, *, of: int = 1) -> Verdict:
     """Compare the one-sided confidence bounds with the budget.
 
@@ -137,7 +142,16 @@ def check_budget(budget: float, confidence: float, what: str = "budget") -> None
     Raises:
         UsageError: a confidence outside (0.5, 1), a budget that is not positive.
     """
-    if not 0.5 < confidence < 1:
-        raise UsageError(f"confidence {confidence}: must lie between 0.5 and 1, for example 0.95")
+    check_confidence(confidence)
     if not (math.isfinite(budget) and budget > 0):
         raise UsageError(f"{what} {budget}: must be a positive number of nats/token, for example 0.1")
+
+
+def check_confidence(confidence: float) -> None:
+    """Refuse a confidence that no bound has.
+
+    Raises:
+        UsageError: outside (0.5, 1).
+    """
+    if not 0.5 < confidence < 1:
+        raise UsageError(f"confidence {confidence}: must lie between 0.5 and 1, for example 0.95")

@@ -15,7 +15,7 @@ from ..display.numbers import several
 from .capabilities_chart import Line, chart
 
 if TYPE_CHECKING:
-    from ..capabilities.evaluate import Evaluation
+    from ..capabilities.evaluate import Evaluation, EvaluationCheck
     from ..capabilities.transitions import Share
 
 WORDS = {
@@ -27,12 +27,18 @@ WORDS = {
 SHOWN_SLICES = 12
 
 
-def render_evaluation(result: Evaluation) -> str:
-    """The page of one comparison as text; the same text for the same arguments."""
+def render_evaluation(result: Evaluation, found: EvaluationCheck | None = None) -> str:
+    """The page of one comparison as text, with verdicts where there are any; the same text for the same arguments."""
     return (
         _environment()
         .get_template("capabilities.html.j2")
-        .render(result=result, probes=result.relearned, headlines=headlines(result), shown_slices=SHOWN_SLICES)
+        .render(
+            result=result,
+            verdicts=[] if found is None else found.sentences(),
+            probes=result.relearned,
+            headlines=headlines(result),
+            shown_slices=SHOWN_SLICES,
+        )
     )
 
 

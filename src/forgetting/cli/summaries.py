@@ -1,0 +1,121 @@
+"""Verdicts for those who did not run the command: Markdown for a pull request, JUnit XML for a CI server."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UsageError, visible
+
+MARKUP = re.compile(r"[\\`*_\[\]|#~!]")
+"""What Markdown takes for more than a character; a backslash before it keeps it one."""
+NO_XML = re.compile("[\ufffe\uffff]")
+MARKS = {"within": "✅", "over": "❌", "not improved": "❌", "undecided": "❔"}
+Markdown = Annotated[Path | None, typer.Option(help="Write a summary for a pull-request comment there.")]
+Junit = Annotated[
+    Path | None,
+    typer.Option("--junit", help="Write the verdicts as JUnit XML there, a test case each."),
+]
+Confidence = Annotated[float, typer.Option(help="Confidence of each bound.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Undecided fails, too.")]
+AllowUndecided = Annotated[
+    bool, typer.Option("--allow-undecided", help="Undecided passes, however little was measured.")
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A verdict as a test case.
+
+    Attributes:
+        name: of what was judged.
+        verdict: in a word.
+        sentence: in words.
+        exit_code: of this verdict alone.
+    """
+
+    name: str
+    verdict: str
+    sentence: str
+    exit_code: int
+
+
+def heading(what: str, verdict: str) -> str:
+    """The first line of a summary."""
+    return f"### {MARKS[verdict]} {what} {verdict + ' budget' if verdict in ('within', 'over') else verdict}"
+
+
+def code(name: str) -> str:
+    """A name as Markdown code that it cannot break out of."""
+    return "`" + visible(name).replace("`", "'").replace("|", "/") + "`"
+
+
+def escaped(text: str) -> str:
+    """Text as Markdown shows it: no markup, no links, nobody mentioned."""
+    return MARKUP.sub(r"\\\g<0>", html.escape(visible(text), quote=False)).replace("@", "@<!-- -->")
+
+
+def as_junit(suite: str, models: str, cases: Sequence[Case]) -> str:
+    """Test cases as JUnit XML: over the budget is a failure; undecided is skipped where it passes, else a failure.
+
+    Args:
+        suite: what judged.
+        models: what was compared.
+        cases: one a verdict.
+    """
+    from xml.etree import ElementTree
+
+    failed, skipped = (sum(c.exit_code != 0 for c in cases), sum(_skipped(c) for c in cases))
+    counts = {"tests": str(len(cases)), "failures": str(failed), "errors": "0", "skipped": str(skipped)}
+    top = ElementTree.Element("testsuites", counts)
+    group = ElementTree.SubElement(top, "testsuite", {"name": suite, **counts})
+    for case in cases:
+        names = {"classname": _in_xml(models), "name": _in_xml(case.name)}
+        row = ElementTree.SubElement(group, "testcase", names)
+        sentence = _in_xml(case.sentence)
+        if case.exit_code:
+            ElementTree.SubElement(row, "failure", {"type": case.verdict, "message": sentence}).text = sentence
+        elif _skipped(case):
+            ElementTree.SubElement(row, "skipped", {"message": sentence})
+        else:
+            ElementTree.SubElement(row, "system-out").text = sentence
+    ElementTree.indent(top)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(top, encoding="unicode") + "\n"
+
+
+def _in_xml(text: str) -> str:
+    return NO_XML.sub("\N{REPLACEMENT CHARACTER}", visible(text))
+
+
+def _skipped(case: Case) -> bool:
+    return case.verdict == "undecided" and not case.exit_code
+
+
+def check_undecided(strict: bool, allow: bool) -> None:
+    """Refuse --strict beside --allow-undecided.
+
+    Raises:
+        UsageError: both were given.
+    """
+    if strict and allow:
+        raise UsageError("give --strict or --allow-undecided, not both")
+
+
+def write(path: Path, text: str) -> None:
+    """A file at once.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    from ..files import write_atomically
+
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
