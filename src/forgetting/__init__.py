@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .analysis.study_table import table as table
     from .capabilities.api import evaluate as evaluate
     from .capabilities.evaluate import Evaluation as Evaluation
+    from .capabilities.evaluate import EvaluationCheck as EvaluationCheck
     from .config.schema import StudyConfig as StudyConfig
     from .config.schema import TextConfig as TextConfig
     from .errors import ForgettingError as ForgettingError
@@ -61,6 +62,7 @@ __all__ = [
     "CheckResult",
     "Comparison",
     "Evaluation",
+    "EvaluationCheck",
     "Fit",
     "ForgettingCallback",
     "ForgettingError",
@@ -92,6 +94,7 @@ _PLACES = {
     "CheckResult": "measuring.measurement",
     "Comparison": "analysis.compare",
     "Evaluation": "capabilities.evaluate",
+    "EvaluationCheck": "capabilities.evaluate",
     "Fit": "analysis.fit",
     "ForgettingCallback": "measuring.callback",
     "ForgettingError": "errors",

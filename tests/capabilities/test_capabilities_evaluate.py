@@ -69,6 +69,26 @@ def evaluated(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return room.evaluate("miniature", str(adapter), plan=plan, out=out), out
 
 
+def test_the_gate_judges_what_was_asked(evaluated: tuple[room.Evaluation, Path]) -> None:
+    result = evaluated[0]
+    found = result.check({"knowledge": 0.02, "safety": 0.02})
+    assert list(found.verdicts) == ["knowledge", "refusals", "harmless"]
+    [answers] = result.results[0].answers
+    assert answers.transitions is not None
+    loss = found.verdicts["knowledge"].loss
+    assert (loss.lost, loss.gained, loss.n) == (answers.transitions.lost, answers.transitions.gained, LIMIT)
+    refusals = result.results[2].refusals
+    assert refusals is not None
+    assert found.verdicts["refusals"].loss.lost == refusals.forgotten.count
+    assert found.verdicts["harmless"].loss.value == pytest.approx(refusals.over_tuned.value - refusals.over_base.value)
+    assert json.loads(json.dumps(found.to_dict()))["max_lost"]["knowledge"]["budget"] == 0.02
+    for sentence in found.sentences():
+        assert sentence in str(found)
+        assert sentence in render_evaluation(result, found)
+    with pytest.raises(UsageError, match=r"max_lost of 'reason': .* did you mean 'reasoning'"):
+        result.check({"reason": 0.1})
+
+
 def arc_task(folder: Path) -> Path:
     """A local file in the layout of lm-eval's arc_challenge."""
     import yaml

@@ -77,8 +77,8 @@ class LossVerdict:
     def _power(self) -> str:
         """The least loss that matters here."""
         if self.detectable is None:
-            return f"no loss is called over in {POWER:.0%} of cases"
-        return f"a loss of {points(self.detectable)} points is called over in {POWER:.0%} of cases"
+            return f"no loss would be called over in {100 * POWER:.0f} % of cases"
+        return f"a loss of {points(self.detectable)} points would be called over in {100 * POWER:.0f} % of cases"
 
     def _more(self) -> str:
         """What would decide."""
