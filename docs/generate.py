@@ -58,6 +58,7 @@ def configuration() -> str:
         ("The study", c.StudyConfig),
         ("`model`", c.ModelConfig),
         ("`text`: the general text that forgetting is measured on", c.TextConfig),
+        ("`texts.NAME`: fields as of `text`, or", c.ProbeConfig),
         ("`datasets.NAME`: as `text`, and", c.DatasetConfig),
         ("`training`", c.TrainingConfig),
         ("`measure`", c.MeasureConfig),

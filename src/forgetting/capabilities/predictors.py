@@ -1,4 +1,7 @@
-"""Does L_f predict what was lost? Correlations over a study's evaluated steps, with intervals. numpy and scipy only."""
+"""Does forgetting predict what was lost? Correlations over a study's evaluated steps, and a map, with intervals.
+
+numpy and scipy only.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from numpy.typing import NDArray
 
 MIN_RUNS = 4
 """Fewer runs say nothing of how runs differ."""
+NEAR = 20
+"""Steps at the most similar forgetting whose errors make the band of a map."""
 
 
 @dataclass(frozen=True)
@@ -78,3 +83,100 @@ def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.floa
     scale = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
     result: NDArray[np.float64] = np.divide((x * y).sum(axis=1), scale, out=np.full(len(a), math.nan), where=scale > 0)
     return np.clip(result, -1, 1)
+
+
+@dataclass(frozen=True)
+class LossMap:
+    """The share lost as a function of forgetting that never falls, fitted to evaluated steps.
+
+    Source: isotonic regression (Barlow et al. 1972, *Statistical Inference under Order Restrictions*), linear between
+    its steps, and 0 at no forgetting.
+
+    Attributes:
+        knots: [k] forgetting, rising.
+        shares: [k] the share lost there.
+        x: [n] forgetting of the steps it was fitted to.
+        errors: [n] at each, the share lost less what the map of the other runs gives.
+    """
+
+    knots: NDArray[np.float64]
+    shares: NDArray[np.float64]
+    x: NDArray[np.float64]
+    errors: NDArray[np.float64]
+
+    def at(self, forgetting: float) -> tuple[float, float, float]:
+        """The share lost at a forgetting, and its 95 % band, from the errors of the NEAR most similar steps."""
+        value = float(np.interp(forgetting, self.knots, self.shares))
+        near = self.errors[np.argsort(np.abs(self.x - forgetting), kind="stable")[:NEAR]]
+        low, high = np.quantile(near, (0.025, 0.975))
+        return value, min(max(value + float(low), 0.0), value), max(min(value + float(high), 1.0), value)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """One evaluated step as the map of all other runs gives it.
+
+    Attributes:
+        run: the run left out.
+        x: its forgetting.
+        lost: the share that it lost.
+        value, low, high: what the others' map gives, with its band.
+    """
+
+    run: Hashable
+    x: float
+    lost: float
+    value: float
+    low: float
+    high: float
+
+    @property
+    def inside(self) -> bool:
+        """Whether what was lost lies in the band."""
+        return self.low <= self.lost <= self.high
+
+
+def fit_map(x: Sequence[float], y: Sequence[float], runs: Sequence[Hashable]) -> LossMap | None:
+    """The map from forgetting to the share lost; None below MIN_RUNS runs.
+
+    Args:
+        x: [n] forgetting.
+        y: [n] the share lost.
+        runs: [n] the run of each step; errors are those of maps without the step's run.
+
+    Examples:
+        >>> found = fit_map([0.0, 0.5, 1.0, 2.0], [0.0, 0.2, 0.4, 0.8], "abcd")
+        >>> round(found.at(0.75)[0], 3)
+        0.3
+    """
+    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    which = np.asarray([list(dict.fromkeys(runs)).index(run) for run in runs], np.int64)
+    if len(np.unique(which)) < MIN_RUNS:
+        return None
+    errors = np.empty(len(a))
+    for run in np.unique(which):
+        out = which == run
+        errors[out] = b[out] - np.interp(a[out], *_isotonic(a[~out], b[~out]))
+    return LossMap(*_isotonic(a, b), a, errors)
+
+
+def left_out(x: Sequence[float], y: Sequence[float], runs: Sequence[Hashable]) -> list[Predicted]:
+    """Each step as the map of the other runs gives it, with the band that these give; none below MIN_RUNS + 1 runs."""
+    found = []
+    for run in dict.fromkeys(runs):
+        others = [i for i, other in enumerate(runs) if other != run]
+        fitted = fit_map([x[i] for i in others], [y[i] for i in others], [runs[i] for i in others])
+        if fitted is not None:
+            mine = (i for i, other in enumerate(runs) if other == run)
+            found += [Predicted(run, x[i], y[i], *fitted.at(x[i])) for i in mine]
+    return found
+
+
+def _isotonic(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Knots and values of the fit; steps of one forgetting are one, and the base model is a point of its own."""
+    from scipy.optimize import isotonic_regression
+
+    knots, place = np.unique(np.append(np.maximum(x, 0.0), 0.0), return_inverse=True)
+    weights = np.bincount(place).astype(np.float64)
+    means = np.bincount(place, np.append(y, 0.0)) / weights
+    return knots, np.asarray(isotonic_regression(means, weights=weights).x, np.float64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from .suites import Plan
 if TYPE_CHECKING:
     from ..data.windows import Windows
 
-PREDICTORS = ("forgetting", "forgetting_loss", "finetune_loss", "newtask_kl")
+PREDICTORS = ("forgetting", "forgetting_loss", "finetune_loss")
 
 
 def plan_of(config: StudyConfig) -> Plan:
@@ -248,7 +248,9 @@ def study_rows(study: Path, results: Sequence[tuple[str, int, SuiteResult]] | No
 
     `base` and `tuned` are mean scores (of `safety`, the share of harmful prompts refused); `lost` is the share of what
     the base had right, or refused, that is lost; each share with `_low` and `_high`. `runs_on` counts replies that
-    begin with the right answer and run on, which are not lost. Runs that the configuration does not ask for have none.
+    begin with the right answer and run on, which are not lost. Of the study's further text that has the suite's name
+    there are `profile`, its forgetting, and `changed`, the share of the base model's answers that the tuned model would
+    not give. Runs that the configuration does not ask for have none.
     """
     found = results if results is not None else study_results(study)
     if not found:
@@ -266,9 +268,17 @@ def study_rows(study: Path, results: Sequence[tuple[str, int, SuiteResult]] | No
         at = measured.get((run_id, step), {})
         shared = {"run_id": run_id, "step": step, "suite": result.suite}
         shared |= {key: _plain(at.get(key)) for key in ("dataset", "method", "rank", "seed", "trainable_params")}
-        shared |= {key: _plain(at.get(key)) for key in PREDICTORS[:-1]} | _newtask(study, run_id, step)
+        shared |= {key: _plain(at.get(key)) for key in PREDICTORS} | _newtask(study, run_id, step)
+        shared |= _profile(at, result.suite)
         rows += [{**shared, **values} for values in _values(result)]
     return rows
+
+
+def _profile(at: Mapping[Any, Any], suite: str) -> dict[str, Any]:
+    """What was measured on the further text that has the suite's name; None where there is none."""
+    kept = _plain(at.get(quantities.of_text("kept", suite)))
+    forgetting = _plain(at.get(quantities.of_text("forgetting", suite)))
+    return {"profile": forgetting, "changed": None if kept is None else 1 - kept}
 
 
 def _score(mean: Mean) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> list[
 
 
 def _explained(item: ErrorDetails, model: type[BaseModel]) -> str:
-    path = ".".join(str(part) for part in item["loc"] if part != "[key]")
+    path = ".".join(str(part) for part in item["loc"] if not str(part).startswith("["))
     came = repr(item["input"])
     came = came if len(came) <= 60 else came[:57] + "..."
     match item["type"]:
@@ -61,6 +61,11 @@ def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     node = schema
     for part in path:
         node = _resolve(node, schema)
+        if "oneOf" in node:  # a text or a probe: the tag says which
+            kinds = [_resolve(one, schema) for one in node["oneOf"]]
+            probe = str(part) == "[probe]"
+            node = next((kind for kind in kinds if ("probe" in kind["properties"]) == probe), {})
+            continue
         properties = node.get("properties", {})
         patterns = list(node.get("patternProperties", {}).values())
         node = properties.get(part) or node.get("items") or (patterns[0] if patterns else {})

@@ -15,8 +15,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     StringConstraints,
+    Tag,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
@@ -145,6 +147,40 @@ class DatasetConfig(TextConfig):
     """A fine-tuning data set; a part of its documents is held out for the fine-tuning loss."""
 
     heldout: float = Field(default=0.1, gt=0, lt=1, description="share of documents held out, by content hash")
+
+
+class ProbeConfig(Section):
+    """Text that the base model writes: its own answers to prompts. Forgetting is measured on the answers' tokens."""
+
+    probe: str = Field(
+        min_length=1,
+        description="prompts: a .jsonl, .csv or .txt file or a Hub id; `default`, 240 of our own in six kinds; or "
+        "`miniature`, on its world in three",
+    )
+    kind: str | None = Field(default=None, description="only the prompts of this kind")
+    max_new_tokens: int = Field(default=128, ge=1, description="an answer is cut at so many tokens")
+    temperature: float = Field(
+        default=0.0, ge=0, le=10, description="0 takes the most likely token at each step; above, answers are sampled"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="of the sampling")
+
+    @property
+    def source(self) -> str:
+        """What a reader calls this text."""
+        return f"answers to {self.probe}" + (f" ({self.kind})" if self.kind else "")
+
+
+def is_probe(text: Any) -> bool:
+    """Whether a general text, as configured, stored or validated, is the base model's answers."""
+    return "probe" in text if isinstance(text, Mapping) else isinstance(text, ProbeConfig)
+
+
+TEXT, PROBE = "[text]", "[probe]"
+"""Tags of the two kinds of general text; they stand in paths of errors, from which `explain` takes them out."""
+AnyText = Annotated[
+    Annotated[TextConfig, Tag(TEXT)] | Annotated[ProbeConfig, Tag(PROBE)],
+    Discriminator(lambda text: PROBE if is_probe(text) else TEXT),
+]
 
 
 class Variant(BaseModel):
@@ -284,6 +320,11 @@ class StudyConfig(Section):
     name: Name = Field(default="study", description="names the default folder, studies/NAME")
     model: ModelConfig = Field(description="the base model")
     text: TextConfig = Field(description="general text that forgetting is measured on; never trained on")
+    texts: dict[Name, AnyText] = Field(
+        default={},
+        description="further general texts by name, measured at the same steps: fields as of `text`, or `probe` for "
+        "the base model's own answers; the laws are fitted to `text` alone",
+    )
     datasets: dict[Name, DatasetConfig] = Field(min_length=1, description="fine-tuning data sets by name")
     methods: tuple[MethodConfig, ...] = Field(
         min_length=1, strict=False, description="fine-tuning methods; the laws are fitted on the first one's runs"
@@ -353,6 +394,7 @@ class RunConfig(Section):
 
     model: ModelConfig
     text: TextConfig
+    texts: dict[Name, AnyText] = Field(default={})
     dataset_name: Name
     dataset: DatasetConfig
     method: MethodConfig
@@ -390,8 +432,9 @@ def digest_of(run: Mapping[str, Any]) -> str:
     content["method"].pop("label", None)
     content["method"].pop("mitigations", None)
     content["measure"].pop("batch_tokens", None)
-    if not content.get("mitigations"):
-        content.pop("mitigations", None)
+    for name in ("mitigations", "texts"):
+        if not content.get(name):
+            content.pop(name, None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 

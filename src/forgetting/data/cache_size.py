@@ -102,7 +102,7 @@ def _files(place: Path) -> list[tuple[float, int, Path]]:
     found = []
     with suppress(OSError), os.scandir(place) as entries:
         for entry in entries:
-            if ".safetensors" in entry.name and entry.is_file(follow_symlinks=False):
+            if (".safetensors" in entry.name or ".jsonl" in entry.name) and entry.is_file(follow_symlinks=False):
                 with suppress(OSError):  # another process removed it
                     status = entry.stat(follow_symlinks=False)
                     found.append((status.st_mtime, status.st_size, Path(entry.path)))

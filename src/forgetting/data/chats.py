@@ -62,6 +62,25 @@ class Chats:
         self.counts.update(list(self.now))
         return windows
 
+    def prompt(self, document: Document) -> NDArray[np.int32]:
+        """Token ids of a conversation up to where its next answer begins; without a template, of one plain message.
+
+        Raises:
+            UsageError: several turns without a template, or the template refuses them.
+        """
+        self.documents += 1
+        if self.has_template:
+            rendering = _Rendering(self.tokenizer, document, self.wants_parts)
+            return _ids(self.tokenizer, rendering.text(len(document.messages), prompt=True))
+        if len(document.messages) > 1:
+            raise UsageError(
+                f"prompt '{document.id}': a conversation, but the model's tokenizer has no chat template; give single "
+                "prompts, or a model that has one"
+            )
+        self.counts["no chat template: the answers go on from the prompts as plain text"] += 1
+        ids = _ids(self.tokenizer, str(document.messages[0]["content"]), special=True)
+        return ids[:-1] if len(ids) > 1 and ids[-1] == getattr(self.tokenizer, "eos_token_id", None) else ids
+
     @functools.cached_property
     def wants_parts(self) -> bool:
         """Whether the template writes content only where it is a list of parts: those of models that see do."""

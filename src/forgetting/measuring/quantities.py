@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from .estimate import Mean, clustered_mean
@@ -231,6 +232,32 @@ def row(found: Mapping[str, Mean]) -> dict[str, float | None]:
 def not_finite(found: Mapping[str, Mean]) -> dict[str, float]:
     """The means that are no numbers, as after training diverged."""
     return {name: mean.value for name, mean in found.items() if not math.isfinite(mean.value)}
+
+
+def kept(agrees: NDArray[Any], documents: NDArray[Any]) -> Mean:
+    """The share of documents in which both models have the same top token at every target.
+
+    Of greedy answers of the base model these are the ones that the tuned model would give word for word.
+
+    Args:
+        agrees: [N] bool, whether both models have the same top token.
+        documents: [N] the document of each target.
+    """
+    names, place = np.unique(documents, return_inverse=True)
+    wrong = np.bincount(place, ~agrees.astype(bool), minlength=len(names))
+    mean = clustered_mean((wrong == 0).astype(np.float64), names)
+    return Mean(mean.value, mean.se, len(documents), mean.n_documents)
+
+
+def of_text(column: str, text: str) -> str:
+    """The column of a further text of a study, or its standard error's.
+
+    Examples:
+        >>> of_text("forgetting", "chat"), of_text("forgetting_se", "chat")
+        ('forgetting[chat]', 'forgetting[chat]_se')
+    """
+    name = column.removesuffix("_se")
+    return f"{name}[{text}]{column[len(name) :]}"
 
 
 def columns(quantities: Iterable[Quantity]) -> list[str]:

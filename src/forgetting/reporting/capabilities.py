@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
-from ..capabilities.predictors import Correlation, correlate
+from ..capabilities.predictors import Correlation, LossMap, Predicted, correlate, fit_map, left_out
 from ..display.numbers import several
 from .capabilities_chart import Line, chart
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 WORDS = {
     "forgetting": "forgetting, L_f − floor",
+    "profile": "forgetting on the study's text of the suite's name",
+    "changed": "share of the base model's answers there that change",
     "finetune_loss": "fine-tuning loss, L_ft",
     "newtask_kl": "forward KL on the new task",
     "step": "update steps",
@@ -79,14 +81,67 @@ def study_section(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str],
         {
             "name": name,
             "safety": "over_base" in mine[0],
-            "charts": [_chart(mine, x, colours, labels) for x in ("forgetting", "step")],
+            "charts": [_chart(mine, x, colours, labels) for x in _drawn_against(mine)],
             "correlations": [(word, *_said(mine, key)) for key, word in _predictors(mine)],
+            "map": _map(mine),
         }
         for name, mine in groups.items()
     ]
     template = _environment().get_template("capabilities_study.html.j2")
     page = template.render(groups=shown, datasets=_table(rows), labels=labels)
     return Markup(page)  # noqa: S704 - rendered with escaping on
+
+
+def _drawn_against(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [x for x in ("forgetting", "profile", "step") if any(row.get(x) is not None for row in rows)]
+
+
+def _map(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What share was lost, from the forgetting on the suite's own text; None without one, or with too few runs.
+
+    Maps are of the better of the two predictors that the text gives, by the mean error of runs left out.
+    """
+    found = [made for key in ("profile", "changed") if (made := _mapped(rows, key)) is not None]
+    best = min(found, key=lambda made: float(made["error"]), default=None)
+    return None if best is None else best | {"error": f"{100 * best['error']:.1f}"}
+
+
+def _mapped(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any] | None:
+    kept = [row for row in rows if row.get(key) is not None and row.get("lost") is not None]
+    columns = ([row[key] for row in kept], [row["lost"] for row in kept], [row["run_id"] for row in kept])
+    fitted, outside = fit_map(*columns), left_out(*columns)
+    if fitted is None or not outside:
+        return None
+    error = sum(abs(one.lost - one.value) for one in outside) / len(outside)
+    last = {(str(one.run)): one for one in outside}  # steps of a run come in order
+    return {
+        "word": WORDS[key],
+        "sentence": map_sentence(fitted, key, str(rows[0]["suite"])),
+        "error": error,
+        "inside": f"{sum(one.inside for one in outside)} of {len(outside)}",
+        "rows": [(run, _amount(one.x, key), f"{100 * one.lost:.1f} %", _band(one)) for run, one in last.items()],
+    }
+
+
+def map_sentence(fitted: LossMap, key: str, suite: str) -> str:
+    """What a map says of a model in the middle of those that it was fitted to."""
+    middle = min(fitted.x, key=lambda x: abs(fitted.at(float(x))[0] - 0.4))
+    value, low, high = (round(100 * share) for share in fitted.at(float(middle)))
+    had = {"knowledge": "what it knew", "safety": "what it refused"}.get(suite, "what it had right")
+    of = (
+        f"forgets {_amount(float(middle), key)} there"
+        if key == "profile"
+        else f"changes {_amount(middle, key)} of them"
+    )
+    return f"a model that {of} has lost about {value} % [{low}, {high}] of {had}"
+
+
+def _amount(value: float, key: str) -> str:
+    return f"{value:.3f} nats/token" if key == "profile" else f"{100 * value:.1f} %"
+
+
+def _band(one: Predicted) -> str:
+    return f"{100 * one.value:.0f} % [{100 * one.low:.0f}, {100 * one.high:.0f}]"
 
 
 def _predictors(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -126,7 +181,7 @@ def _chart(rows: Sequence[Mapping[str, Any]], x: str, colours: Mapping[str, str]
         lines.append(Line(labels.get(run, run), colours.get(run, "var(--ink)"), symbol, points))
     base = 100 * float(rows[0]["base"])
     y = "harmful prompts refused (%)" if "over_base" in rows[0] else "right (%)"
-    return chart(lines, base, WORDS[x] + (" (nats/token)" if x == "forgetting" else ""), y)
+    return chart(lines, base, WORDS[x] + ("" if x == "step" else " (nats/token)"), y)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[list[str]]]]:

@@ -23,24 +23,44 @@ class Line:
     points: Sequence[tuple[float, float, float, float]]
 
 
-def chart(lines: Sequence[Line], base: float, x_label: str, y_label: str) -> Markup:
-    """The chart; y in per cent from 0 to 100, the base model's value as a dashed line."""
+PER_CENT = (0.0, 25.0, 50.0, 75.0, 100.0)
+
+
+def chart(
+    lines: Sequence[Line],
+    base: float,
+    x_label: str,
+    y_label: str,
+    *,
+    y_ticks: Sequence[float] = PER_CENT,
+    unit: str = " %",
+) -> Markup:
+    """The chart, from the first to the last of `y_ticks`; the base model's value as a dashed line.
+
+    Args:
+        lines: one a run.
+        base: the base model's value.
+        x_label, y_label: titles of the axes.
+        y_ticks: round values of y, rising; what lies beyond them is drawn at the edge.
+        unit: of y, in what is said of a point.
+    """
     values = [x for line in lines for x, *_ in line.points]
     if not values:
         return Markup("<p>Nothing to draw.</p>")
     ticks = nice(0.0, max(values))
+    form = ".1f" if y_ticks[-1] >= 100 else ".3f"
     span = ticks[-1] or 1.0
 
     def px(x: float) -> float:
         return round(LEFT + (WIDTH - LEFT - RIGHT) * x / span, 1)
 
     def py(y: float) -> float:
-        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * min(max(y, 0.0), 100.0) / 100, 1)
+        first, last = y_ticks[0], y_ticks[-1]
+        share = (min(max(y, first), last) - first) / (last - first)
+        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share, 1)
 
-    parts = [
-        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(y)}" y2="{py(y)}"/>' for y in range(0, 101, 25)
-    ]
-    parts += [f'<text x="{LEFT - 6}" y="{py(y) + 4}" text-anchor="end">{y}</text>' for y in range(0, 101, 25)]
+    parts = [f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(y)}" y2="{py(y)}"/>' for y in y_ticks]
+    parts += [f'<text x="{LEFT - 6}" y="{py(y) + 4}" text-anchor="end">{y:g}</text>' for y in y_ticks]
     parts += [f'<text x="{px(x)}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:g}</text>' for x in ticks]
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
@@ -53,12 +73,12 @@ def chart(lines: Sequence[Line], base: float, x_label: str, y_label: str) -> Mar
         colour = escape(line.colour)
         parts.append(f'<g style="--c:{colour}"><polyline points="{path}"/>')
         for x, y, low, high in line.points:
-            said = escape(f"{line.label}: {x:.4g}, {y:.1f} % [{low:.1f}, {high:.1f}]")
+            said = escape(f"{line.label}: {x:.4g}, {y:{form}}{unit} [{low:{form}}, {high:{form}}]")
             parts.append(f'<line class="whisker" x1="{px(x)}" x2="{px(x)}" y1="{py(low)}" y2="{py(high)}"/>')
             parts.append(f"{_mark(line.symbol, px(x), py(y))}<title>{said}</title></path>")
         parts.append("</g>")
     said = escape(
-        f"{y_label} against {x_label}: {len(values)} points of {len(lines)} runs; the base model {base:.1f} %"
+        f"{y_label} against {x_label}: {len(values)} points of {len(lines)} runs; the base model {base:{form}}{unit}"
     )
     body = "".join(parts)
     return Markup(  # noqa: S704 - numbers, and texts that are escaped above

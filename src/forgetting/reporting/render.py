@@ -32,6 +32,7 @@ from forgetting.reporting.comparison import comparison_section
 from forgetting.reporting.figures import charts, hover_texts
 from forgetting.reporting.lawtable import law_table
 from forgetting.reporting.series import Panel, Series, group, panels, tidy
+from forgetting.reporting.texts import texts_section
 from forgetting.reporting.words import headline
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def render_study(
             config=config,
             css=_asset("report.css"),
             palette=_palette(series),
+            texts=_texts(config, table, series),
             capabilities=_evaluated(capabilities, series),
             compare=comparison_section(comparison, series, runs),
             scripts=scripts,
@@ -96,6 +98,12 @@ def render_study(
             total_runs=len(sections.statuses(runs, rows)),
         )
     )
+
+
+def _texts(config: StudyConfig, table: pd.DataFrame, series: Sequence[Series]) -> Markup:
+    """The section of further texts, in the colours and names of the runs' series."""
+    colours = {run: f"var(--{s.key})" for s in series for run in s.runs}
+    return texts_section(config.texts, table, colours, {run: s.label for s in series for run in s.runs})
 
 
 def _evaluated(capabilities: Sequence[Mapping[str, Any]], series: Sequence[Series]) -> Markup:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from ..measuring.quantities import STUDY
+from ..config.schema import is_probe
+from ..measuring.quantities import ONE_PASS, STUDY, of_text
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,25 @@ WHOLES = tuple(name for name, column in COLUMNS.items() if column.kind == "whole
 """What all rows of a run share."""
 COSTS = tuple(name for name, column in COLUMNS.items() if column.cost)
 """What differs from one execution of a run to the next."""
+
+
+KEPT = {
+    "kept": Column("number", "row", "share of the base model's answers that the tuned model would give word for word"),
+    "kept_se": Column("number", "row", "its standard error; empty for one answer"),
+}
+"""What is measured of the base model's own answers beside the rest."""
+
+
+def columns_of_texts(texts: Mapping[str, Any]) -> dict[str, Column]:
+    """The columns of a study's further texts: those of `text`, under names such as `forgetting[chat]`.
+
+    Args:
+        texts: by name, as configured.
+    """
+    names = [name for quantity in ONE_PASS for name in (quantity.name, quantity.se)]
+    each = {name: COLUMNS[name] for name in (*names, "text_tokens", "text_documents")}
+    return {
+        of_text(name, text): replace(column, meaning=f"of {text}: {column.meaning}")
+        for text, config in texts.items()
+        for name, column in (each | KEPT if is_probe(config) else each).items()
+    }

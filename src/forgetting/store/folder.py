@@ -158,7 +158,7 @@ class RunFolder:
         except DamagedError as error:
             return error.why
         try:
-            cells = run_files.cells_of(content, file, run_files.ROW_KINDS)
+            cells = run_files.cells_of(content, file, run_files.row_kinds(_texts_of(record)))
             found = chain.misplaced(record, list(zip(cells["step"], cells["alpha"], strict=True)))
             found = found or chain.unmeasured(record, list(zip(*(cells[name] for name in chain.NEEDED), strict=True)))
         except DamagedError as error:
@@ -222,6 +222,13 @@ class RunFolder:
                 return None
         except HeldError as error:
             return str(error).split("held by ", 1)[1]
+
+
+def _texts_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The further texts that a run is measured on, by its own stored configuration."""
+    config = record.get("config")
+    texts = config.get("texts") if isinstance(config, Mapping) else None
+    return texts if isinstance(texts, Mapping) else {}
 
 
 class Onlooker(RunFolder):

@@ -16,13 +16,18 @@ from typing import Any
 from .. import files
 from ..config.schema import digest_of
 from ..errors import ForgettingError, UsageError
-from .columns import COLUMNS, TEXTS, WHOLES
+from .columns import COLUMNS, TEXTS, WHOLES, columns_of_texts
 
 RUN_SCHEMA = 1
-ROW_KINDS: dict[str, type[int] | type[float]] = {
-    name: int if column.kind == "whole" else float for name, column in COLUMNS.items() if column.source == "row"
-}
-"""The measured columns, and whether each is a whole number."""
+Kinds = dict[str, type[int] | type[float]]
+
+
+def row_kinds(texts: Mapping[str, Any] = MappingProxyType({})) -> Kinds:
+    """The measured columns of a study with these further texts, and whether each is a whole number."""
+    columns = {**COLUMNS, **columns_of_texts(texts)}
+    return {
+        name: int if column.kind == "whole" else float for name, column in columns.items() if column.source == "row"
+    }
 
 
 class DamagedError(ForgettingError):

@@ -12,9 +12,9 @@ import pyarrow as pa
 from ..config.schema import ModelConfig, StudyConfig
 from ..errors import UsageError
 from . import table_cache
-from .columns import COLUMNS, LEFT_OUT, TEXTS
+from .columns import COLUMNS, LEFT_OUT, TEXTS, columns_of_texts
 from .folder import StudyFolder
-from .run_files import ROW_KINDS
+from .run_files import row_kinds
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -78,7 +78,7 @@ def _quantised(model: ModelConfig) -> str:
 
 
 def load_table(path: Path, config: StudyConfig | None = None) -> pd.DataFrame:
-    """One row a measurement of a study, under the columns of COLUMNS.
+    """One row a measurement of a study, under the columns of COLUMNS, and those of further texts after them.
 
     Rows of failed runs are there, marked by `status`; a run that failed before its first measurement has none. A
     damaged run has one row, of that status and without numbers.
@@ -93,12 +93,16 @@ def load_table(path: Path, config: StudyConfig | None = None) -> pd.DataFrame:
     """
     study = StudyFolder.open(path)
     config = config or study.config()
-    found = table_cache.read_rows(study.path, ROW_KINDS)
+    found = table_cache.read_rows(study.path, row_kinds(config.texts))
     stored = [name for name, column in COLUMNS.items() if column.source != "study"]
-    found, same = found.select(stored), {"reference": config.reference_label, "quantised": _quantised(config.model)}
+    more = list(columns_of_texts(config.texts))
+    found, same = (
+        found.select([*stored, *more]),
+        {"reference": config.reference_label, "quantised": _quantised(config.model)},
+    )
     for name, value in same.items():
         found = found.append_column(name, pa.repeat(pa.scalar(value, pa.large_string()), found.num_rows))
     table = found.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get, split_blocks=True)
     texts: pd.DataFrame = table.astype(dict.fromkeys(("run_id", *TEXTS, *same), "str"))
     texts.insert([*COLUMNS].index("measure_start"), "measure_start", config.measure.start)
-    return texts
+    return texts[[*COLUMNS, *more]] if more else texts

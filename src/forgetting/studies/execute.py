@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.bits import quantised_notes
-from ..config.schema import RunConfig, StudyConfig
+from ..config.schema import RunConfig, StudyConfig, is_probe
 from ..errors import ForgettingError
 from ..files import no_room, redact, write_atomically
 from ..models import processes, quantised
@@ -205,7 +205,7 @@ def _train(
     data, notices = _data(inputs, run, base, study, shared)
     if processes.is_main():
         processes.wait_for_all()
-    prints = inputs.fingerprints(run.dataset_name, base)
+    prints = inputs.fingerprints(run.dataset_name, base, study.path)
     if changed := provenance.other_processes(before, processes.count(), sharded=sharded) or changes(before, prints):
         raise ForgettingError(f"{changed} since this run began; use a new study folder")
     folder.update(
@@ -276,15 +276,21 @@ def _probe(
 
 
 def _data(
-    inputs: StudyInputs, run: RunConfig, base: Base, study: StudyFolder, targets: BaseTargets | None
+    inputs: StudyInputs, run: RunConfig, base: Base, study: StudyFolder, targets: list[BaseTargets] | None
 ) -> tuple[RunData, list[str]]:
     """Windows and base targets of a run, if not those that are given, and what its reader should know of them."""
-    from ..tuning.run import RunData
+    from ..tuning.run import MeasuredText, RunData
 
     train, heldout = inputs.dataset(run.dataset_name)
-    targets = inputs.targets(base, study.path) if targets is None else targets
-    data = RunData(train, heldout, inputs.text, targets, inputs.general)
-    notices = [f"{part}: {notice}" for part in ("train", "heldout", "text") for notice in getattr(data, part).notices]
+    first, *others = inputs.targets(base, study.path) if targets is None else targets
+    texts = inputs.texts(base, study.path)
+    measured = {
+        name: MeasuredText(text, of, answers=is_probe(inputs.config.texts[name]))
+        for (name, text), of in zip(texts.items(), others, strict=True)
+    }
+    data = RunData(train, heldout, inputs.text, first, inputs.general, measured)
+    parts = {"train": train, "heldout": heldout, "text": inputs.text, **{f"texts.{n}": t for n, t in texts.items()}}
+    notices = [f"{part}: {notice}" for part, windows in parts.items() for notice in windows.notices]
     passes = run.training.steps * run.training.batch_size / len(train)
     if passes > 1:
         notices.append(f"the training data were passed over {passes:.1f} times: losses on held-out data may turn up")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.schema import RunConfig, StudyConfig
+from ..config.schema import ProbeConfig, RunConfig, StudyConfig, TextConfig
 from ..errors import UsageError
 from ..tuning.grid import expand_runs
 from ..tuning.methods import Context
@@ -35,6 +37,7 @@ class StudyInputs:
         """Nothing is read yet."""
         self.config = config
         self._datasets: dict[str, tuple[Windows, Windows]] = {}
+        self._texts: dict[str, Windows] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StudyInputs, (self.config,)
@@ -75,6 +78,51 @@ class StudyInputs:
         """Windows of the general text that forgetting is measured on."""
         return self.corpora.text(self.config.text).windows.sample(self.config.measure.text_tokens)
 
+    def read_texts(self) -> None:
+        """Read the further texts that need no model, and the prompts of the others, so that a wrong file is named.
+
+        Raises:
+            UsageError: as said.
+        """
+        from ..data.probes import read_probe
+
+        for name, config in self.config.texts.items():
+            with _named(name):
+                if isinstance(config, ProbeConfig):
+                    read_probe(config)
+                else:
+                    self._texts[name] = self._plain(config)
+
+    def texts(self, base: Base, study: Path) -> dict[str, Windows]:
+        """Windows of the further texts by name. What the base model answers is kept in the study's cache.
+
+        Args:
+            base: as loaded; with `reference: full` the model in full precision answers.
+            study: the study folder.
+
+        Raises:
+            UsageError: a text that cannot be read.
+        """
+        for name, config in self.config.texts.items():
+            if name not in self._texts:
+                with _named(name):
+                    if isinstance(config, ProbeConfig):
+                        self._texts[name] = self._answers(config, base, study)
+                    else:
+                        self._texts[name] = self._plain(config)
+        return {name: self._texts[name] for name in self.config.texts}
+
+    def _plain(self, config: TextConfig) -> Windows:
+        return self.corpora.text(config).windows.sample(self.config.measure.text_tokens)
+
+    def _answers(self, config: ProbeConfig, base: Base, study: Path) -> Windows:
+        from ..measuring.probes import probe_windows
+
+        full = self.config.model.reference == "full"
+        model = self.reference() if full else base
+        how: dict[str, Any] = {"key": model.key, "context": self.config.context, "cache_dir": study / "cache"}
+        return probe_windows(model.model, self.tokenizer, config, **how)
+
     def dataset(self, name: str) -> tuple[Windows, Windows]:
         """Training and held-out windows of a fine-tuning data set."""
         if name not in self._datasets:
@@ -102,7 +150,7 @@ class StudyInputs:
 
         return load_base(self.config.model, self.source, Placement(host=host))
 
-    def shared_targets(self, base: Base, launch: Launch, study: Path) -> BaseTargets:
+    def shared_targets(self, base: Base, launch: Launch, study: Path) -> list[BaseTargets]:
         """`targets` by all processes of a launch, of a base model whose weights they share out.
 
         Args:
@@ -120,10 +168,11 @@ class StudyInputs:
             return model
 
         how: dict[str, Any] = {"cache_dir": study / "cache", "batch_tokens": self.config.measure.batch_tokens}
-        return shared_targets(load, self.text, device=launch.device, key=base.key, **how)
+        texts = [self.text, *self.texts(base, study).values()]
+        return [shared_targets(load, text, device=launch.device, key=base.key, **how) for text in texts]
 
-    def targets(self, base: Base, study: Path) -> BaseTargets:
-        """What the model that forgetting is measured against says of the general text; computed once a study.
+    def targets(self, base: Base, study: Path) -> list[BaseTargets]:
+        """What the model that forgetting is measured against says of `text` and of `texts`; computed once a study.
 
         It is kept in the study's cache: with `reference: full` the model in full precision is loaded only where it is
         not there yet.
@@ -135,12 +184,14 @@ class StudyInputs:
         from ..measuring.base_targets import base_targets, stored_targets
 
         how: dict[str, Any] = {"cache_dir": study / "cache", "batch_tokens": self.config.measure.batch_tokens}
+        texts = [self.text, *self.texts(base, study).values()]
         if self.config.model.reference == "full":
-            stored = stored_targets(base.model, self.text, key=base.reference_key, **how)
-            if stored is not None:
-                return stored
+            stored = [stored_targets(base.model, text, key=base.reference_key, **how) for text in texts]
+            found = [one for one in stored if one is not None]
+            if len(found) == len(texts):
+                return found
             base = self.reference()
-        return base_targets(base.model, self.text, key=base.key, **how)
+        return [base_targets(base.model, text, key=base.key, **how) for text in texts]
 
     def reference(self) -> Base:
         """The model that forgetting is measured against, freshly loaded."""
@@ -153,10 +204,17 @@ class StudyInputs:
         train, _ = self.dataset(run.dataset_name)
         return Context(run.seed, train, self.text, self.tokenizer, run.context)
 
-    def fingerprints(self, dataset: str, base: Base) -> dict[str, str]:
-        """What decides a run's numbers beside its configuration: hashes of its texts and of the base model."""
+    def fingerprints(self, dataset: str, base: Base, study: Path) -> dict[str, str]:
+        """What decides a run's numbers beside its configuration: hashes of its texts and of the base model.
+
+        Args:
+            dataset: of the run.
+            base: as loaded.
+            study: the study folder, in whose cache the base model's answers are.
+        """
         train, heldout = self.dataset(dataset)
         parts = {"train": train, "heldout": heldout, "text": self.text}
+        parts |= {f"texts.{name}": text for name, text in self.texts(base, study).items()}
         found = {name: part.fingerprint() for name, part in parts.items()} | {"base": base.key}
         return found | ({"reference": base.reference_key} if self.config.model.reference == "full" else {})
 
@@ -166,16 +224,21 @@ class StudyInputs:
         Raises:
             UsageError: names the data set, and an example of what is shared.
         """
+        plain = {f"texts.{name}": text for name, text in self.config.texts.items() if isinstance(text, TextConfig)}
+        for name, text in {"text": self.config.text, **plain}.items():
+            self._check_apart(name, text)
+
+    def _check_apart(self, field: str, text: TextConfig) -> None:
         from ..data.documents import load_corpus, split_heldout
         from ..data.passages import count_shared, shared_passages
 
-        measured = self.corpora.text(self.config.text).passages
+        measured = self.corpora.text(text).passages
         for name, source in self.config.datasets.items():
             if shared := count_shared(measured, self.corpora.dataset(source)[0].passages):
                 train, _ = split_heldout(load_corpus(source), source.heldout)
-                example = next(iter(shared_passages(train, load_corpus(self.config.text))), "")
+                example = next(iter(shared_passages(train, load_corpus(text))), "")
                 raise UsageError(
-                    f"text: {self.config.text.source} shares {shared} documents or long lines with the training "
+                    f"{field}: {text.source} shares {shared} documents or long lines with the training "
                     f"data of '{name}', such as {example[:60]!r}; what is trained on would be measured: give other "
                     "text, or take what is shared out of one of them"
                 )
@@ -193,3 +256,12 @@ class StudyInputs:
             raise UsageError(
                 f"context: got {self.config.context}; the model was built for at most {positions} positions"
             )
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Errors inside name the field of the text that they are of."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"texts.{name}: {error}") from None

@@ -175,6 +175,7 @@ def _prepare_here(
     StudyFolder(out).check(config)
     launching.check(config, out, launch)
     inputs.check_context()
+    inputs.read_texts()
     inputs.check_apart()
     for name in config.datasets:
         inputs.dataset(name)
@@ -213,7 +214,7 @@ def _check_unchanged(inputs: StudyInputs, folder: StudyFolder, base: Base) -> No
         if not state.get("data"):
             continue
         seen.add(run.dataset_name)
-        if changed := changes(state, inputs.fingerprints(run.dataset_name, base)):
+        if changed := changes(state, inputs.fingerprints(run.dataset_name, base, folder.path)):
             raise UsageError(
                 f"{folder.path}: {changed} since run {run_id} began; put back what was there, or name another "
                 "folder with out (--out)"

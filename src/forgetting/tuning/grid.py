@@ -40,6 +40,7 @@ def runs_by_id(config: StudyConfig) -> dict[str, RunConfig]:
             first = RunConfig(
                 model=config.model,
                 text=config.text,
+                texts=config.texts,
                 dataset_name=name,
                 dataset=dataset,
                 method=method,

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,19 @@ IDENTITY_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
+class MeasuredText:
+    """A general text, and what the base model says of it; whether it is answers that the base model wrote."""
+
+    windows: Windows
+    targets: BaseTargets
+    answers: bool = False
+
+
+@dataclass(frozen=True)
 class RunData:
     """What a run trains and is measured on; train and held-out windows share no document.
 
-    `general` holds the texts that mitigations ask for.
+    `general` holds the texts that mitigations ask for, `texts` the further ones that are measured, by name.
     """
 
     train: Windows
@@ -60,6 +69,7 @@ class RunData:
     text: Windows
     targets: BaseTargets
     general: GeneralTexts
+    texts: Mapping[str, MeasuredText] = field(default_factory=dict)
 
 
 def measure_losses(
@@ -93,6 +103,29 @@ def measured_row(found: Mapping[str, Mean]) -> dict[str, float | None]:
         "text_tokens": general.n_tokens,
         "text_documents": general.n_documents,
     }
+
+
+def measured_texts(
+    model: PreTrainedModel, texts: Mapping[str, MeasuredText], batch_tokens: int
+) -> dict[str, float | None]:
+    """The columns of the further texts: what `text` has, under names as of `quantities.of_text`.
+
+    Raises:
+        DivergedError: a loss is not finite.
+    """
+    row: dict[str, float | None] = {}
+    for name, one in texts.items():
+        losses = whole_losses(model, one.windows, one.targets, batch_tokens=batch_tokens).per_token(one.targets)
+        found = quantities.means(quantities.values(ONE_PASS, losses), one.windows.token_documents())
+        if one.answers:
+            assert losses.agrees is not None
+            found["kept"] = quantities.kept(losses.agrees, one.windows.token_documents())
+        for quantity, value in quantities.not_finite(found).items():
+            raise DivergedError(f"{quantity} of {name} is {value}: the run diverged; lower training.learning_rate")
+        general = found["forgetting_loss"]
+        columns = quantities.row(found) | {"text_tokens": general.n_tokens, "text_documents": general.n_documents}
+        row |= {quantities.of_text(column, name): value for column, value in columns.items()}
+    return row
 
 
 @dataclass(frozen=True)
@@ -143,17 +176,17 @@ class Measurer(TrainerCallback):
         if step and peak is not None:
             self.peak_memory = max(round(processes.largest(peak), 1), self.peak_memory or 0.0)
         processes.check_same(model, trainable=True, when=f"after step {step}")
-        losses = self._losses(model)
+        losses, texts = self._losses(model)
         if step == 0 and self.starts_at_base and abs(losses["forgetting"].value) > IDENTITY_TOLERANCE:
             raise ForgettingError(
                 f"before the first update the model already differs from the base by {losses['forgetting'].value:.4f} "
                 "nats/token: the method does not start at the base model"
             )
-        self._write(step, None, losses, began)
+        self._write(step, None, losses, texts, began)
         if step == self.last:
             for alpha in self.afterwards(model):
                 began = time.perf_counter()
-                self._write(step, alpha, self._losses(model), began)
+                self._write(step, alpha, *self._losses(model), began)
         if self.probe is not None and step:
             if processes.is_main():
                 self.probe(model, step)
@@ -161,17 +194,26 @@ class Measurer(TrainerCallback):
         memory.reset_peak(model.device)
         self.clock = time.perf_counter()
 
-    def _losses(self, model: PreTrainedModel) -> dict[str, Mean]:
+    def _losses(self, model: PreTrainedModel) -> tuple[dict[str, Mean], dict[str, float | None]]:
         with self.folding():
-            return measure_losses(model, self.data.heldout, self.data.text, self.data.targets, self.batch_tokens)
+            found = measure_losses(model, self.data.heldout, self.data.text, self.data.targets, self.batch_tokens)
+            return found, measured_texts(model, self.data.texts, self.batch_tokens)
 
-    def _write(self, step: int, alpha: float | None, losses: Mapping[str, Mean], began: float) -> None:
+    def _write(
+        self,
+        step: int,
+        alpha: float | None,
+        losses: Mapping[str, Mean],
+        texts: Mapping[str, float | None],
+        began: float,
+    ) -> None:
         self.measure_seconds += time.perf_counter() - began
         self.folder.append(
             {
                 "step": step,
                 "alpha": alpha,
                 **measured_row(losses),
+                **texts,
                 "train_tokens": int(self.tokens[step * self.batch_size]),
                 "train_seconds": round(self.train_seconds, 3),
                 "measure_seconds": round(self.measure_seconds, 3),

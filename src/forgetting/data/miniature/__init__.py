@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from forgetting.data.miniature.corpora import CORPORA, rows
+from forgetting.data.miniature.corpora import CORPORA, probe_rows, rows
 
 #: The shipped base model: config, weights, tokenizer and model card, loadable by transformers.
 MODEL_DIR: Path = Path(__file__).parent / "model"
 
-__all__ = ["CORPORA", "MODEL_DIR", "rows"]
+__all__ = ["CORPORA", "MODEL_DIR", "probe_rows", "rows"]

@@ -24,6 +24,7 @@ PROBLEMS = 7000
 SMALL_TALK = 3000
 PROBLEMS_HELD_OUT = 250
 INSTRUCTIONS, NEWS = 10000, 6000
+PROBED = 120
 
 
 def _chat(prompt: str, reply: str) -> list[dict[str, str]]:
@@ -104,6 +105,24 @@ def _harmful(seed: int) -> list[Row]:
 
 def _harmless(seed: int) -> list[Row]:
     return _item_rows("harmless", requests.requests(make_world(seed), seed, harmful=False, held_out=True))
+
+
+def probe_rows(seed: int = 0) -> list[Row]:
+    """Prompts on the world, by what a suite asks of it: `PROBED` of each kind, none of them an item of a suite.
+
+    They are drawn from the questions, problems and requests that the base model was taught.
+    """
+    world = make_world(seed)
+    taught = {
+        "knowledge": questions.knowledge(world, seed, held_out=False),
+        "reasoning": _problems(seed, PROBED, held_out=False),
+        "refusals": requests.requests(world, seed, harmful=True, held_out=False),
+    }
+    return [
+        {"id": f"{kind}-{i:03d}", "kind": kind, "prompt": item.prompt}
+        for kind, items in taught.items()
+        for i, item in enumerate(Rng(seed, f"probe/{kind}").sample(items, PROBED))
+    ]
 
 
 _MAKERS: dict[str, Callable[[int], list[Row]]] = {

@@ -1,0 +1,156 @@
+"""Probes: the base model answers prompts, and its answers are a text to measure on.
+
+Answers are kept as JSON lines beside the base targets, under a key of the model, the prompts' tokens and the settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from ..config.schema import ProbeConfig
+from ..data import array_cache
+from ..data.probes import Ids, Prompt, answer_windows, dump_answers, encode_prompts, load_answers, read_probe
+from ..data.windows import Windows
+from ..errors import UsageError
+from ..files import no_room, write_atomically
+from ..models import adapters
+from ..models.generation import end_tokens, generate
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+"""Raised when an answer would be another one: older files are then made again."""
+BATCH = {"cpu": 16}
+LARGER_BATCH = 64
+"""Prompts answered at once on a CPU, and elsewhere."""
+SLOW = 20.0
+"""Seconds of answering after which how long it took is said."""
+
+
+def probe_windows(
+    model: Any, tokenizer: Any, config: ProbeConfig, *, key: str | None, context: int, cache_dir: Path | None
+) -> Windows:
+    """The base model's answers as windows: one a prompt, the answer's tokens its targets.
+
+    Prompts that leave no room for an answer in the context, and empty answers, are left out; the windows' notices
+    count both, and answers that were cut.
+
+    Args:
+        model: the base model, or a PeftModel around it.
+        tokenizer: the base model's.
+        config: prompts and settings.
+        key: what decides the model's numbers; None keeps nothing.
+        context: tokens that a prompt and its answer may have.
+        cache_dir: where answers are kept; None keeps nothing.
+
+    Raises:
+        UsageError: no tokenizer, prompts that cannot be read, no prompt or answer is left.
+        ForgettingError: memory too small for one prompt.
+    """
+    if tokenizer is None:
+        raise UsageError("live models need tokenizer=..., to write the prompts with")
+    prompts = read_probe(config)
+    ids, told = encode_prompts(prompts, tokenizer)
+    room = context - config.max_new_tokens
+    fits = [i for i, prompt in enumerate(ids) if 0 < len(prompt) <= room]
+    notices = list(told)
+    if len(fits) < len(prompts):
+        notices.append(
+            f"{len(prompts) - len(fits)} of {len(prompts)} prompts are left out: longer than the {max(room, 0)} tokens "
+            f"that answers of {config.max_new_tokens} leave of a context of {context}"
+        )
+    if not fits:
+        raise UsageError(
+            f"{config.source}: no prompt is short enough: answers of {config.max_new_tokens} tokens leave "
+            f"{max(room, 0)} of a context of {context}; give fewer max_new_tokens (--probe-tokens) or a larger context"
+        )
+    chosen = [prompts[i] for i in fits]
+    asked = [ids[i] for i in fits]
+    inner = adapters.unwrapped(model)
+    answers = _answers(inner, tokenizer, chosen, asked, config, key, cache_dir)
+    return _windows(inner, tokenizer, config, chosen, asked, answers, notices)
+
+
+def _windows(
+    model: Any,
+    tokenizer: Any,
+    config: ProbeConfig,
+    prompts: Sequence[Prompt],
+    asked: Sequence[Ids],
+    answers: Sequence[Ids],
+    notices: list[str],
+) -> Windows:
+    """Windows of the answers that are not empty, with what is to be told of the others."""
+    ends = set(end_tokens(model, tokenizer))
+    said = [i for i, answer in enumerate(answers) if any(int(token) not in ends for token in answer)]
+    if len(said) < len(answers):
+        notices.append(f"{len(answers) - len(said)} of {len(answers)} answers are empty and left out")
+    if not said:
+        raise UsageError(f"{config.source}: the base model answers nothing to any of {len(answers)} prompts")
+    cut = sum(int(answers[i][-1]) not in ends for i in said)
+    if cut:
+        notices.append(f"{cut} of {len(answers)} answers were cut at {config.max_new_tokens} tokens")
+    made = answer_windows([asked[i] for i in said], [answers[i] for i in said], [prompts[i].id for i in said])
+    return replace(made, notices=tuple(notices))
+
+
+def _answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    asked: Sequence[Ids],
+    config: ProbeConfig,
+    key: str | None,
+    cache_dir: Path | None,
+) -> list[Ids]:
+    """From the cache where they are; of two processes one writes them and the other waits."""
+    device = next(model.parameters()).device.type
+    ends, batch = end_tokens(model, tokenizer), BATCH.get(device, LARGER_BATCH)
+    how: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
+    how |= {"seed": config.seed, "ends": ends, "batch": batch}
+
+    def write() -> list[Ids]:
+        began = time.perf_counter()
+        found = generate(model, asked, **how)
+        if (seconds := time.perf_counter() - began) > SLOW:
+            log.warning("%d answers were written in %.0f s", len(found), seconds)
+        return found
+
+    folder = None if key is None else array_cache.usable(cache_dir)
+    if folder is None:
+        return write()
+    content = [FORMAT, key, device, torch.__version__, transformers.__version__, how, [p.tolist() for p in asked]]
+    fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path = folder / f"answers-{fingerprint[:32]}.jsonl"
+    with array_cache.held(path):
+        stored = load_answers(path, fingerprint)
+        if stored is not None and len(stored) == len(asked):
+            return stored
+        found = write()
+        rows = [
+            {
+                "id": prompt.id,
+                "kind": prompt.kind,
+                "prompt": prompt.text,
+                "answer": tokenizer.decode(answer.tolist()),
+                "prompt_ids": mine.tolist(),
+                "answer_ids": answer.tolist(),
+            }
+            for prompt, mine, answer in zip(prompts, asked, found, strict=True)
+        ]
+        try:
+            write_atomically(path, dump_answers(fingerprint, rows), parents=False)
+        except OSError as error:
+            if not no_room(error):
+                raise
+            log.warning("%s: no room left on the disk, the answers are not kept", folder)
+    return found

@@ -1,0 +1,105 @@
+"""The further texts of a study, as HTML: forgetting of each by run at its last step, and step by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from markupsafe import Markup
+
+from ..config.schema import is_probe
+from ..display.numbers import finite, plus_minus
+from ..measuring.quantities import of_text
+from .capabilities_chart import Line, chart, nice
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = Mapping[str, Any]
+
+
+def texts_section(
+    texts: Mapping[str, Any], table: pd.DataFrame, colours: Mapping[str, str], labels: Mapping[str, str]
+) -> Markup:
+    """The section of a study's report; empty where the study has no further texts.
+
+    Args:
+        texts: as configured, by name.
+        table: one row a measurement.
+        colours: CSS colour of each run.
+        labels: name of each run for readers.
+    """
+    runs = _by_run(table)
+    columns = {"text": "forgetting"} | {name: of_text("forgetting", name) for name in texts}
+    if not texts or not runs:
+        return Markup("")
+    shown = [
+        {"name": name, "of": _what(texts[name]), "chart": _curves(columns[name], runs, colours, labels)}
+        for name in texts
+    ]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    rows = [_last(run, mine[-1], columns, labels) for run, mine in runs.items()]
+    kept = [name for name in texts if is_probe(texts[name])]
+    for row, mine in zip(rows, runs.values(), strict=True):
+        row["kept"] = [_mean(mine[-1], of_text("kept", name), 100) for name in kept]
+    page = environment.get_template("texts_study.html.j2").render(
+        texts=shown, names=list(columns), rows=rows, kept=kept
+    )
+    return Markup(page)  # noqa: S704 - rendered with escaping on
+
+
+def _by_run(table: pd.DataFrame) -> dict[str, list[Row]]:
+    """The measured rows of each run that did not fail, by step; interpolated models are left out."""
+    found: dict[str, list[Row]] = {}
+    for row in table.sort_values("step", kind="stable").to_dict("records"):
+        if row["status"] in ("done", "running") and not finite(row.get("alpha")):
+            found.setdefault(str(row["run_id"]), []).append({str(key): value for key, value in row.items()})
+    return dict(sorted(found.items(), key=lambda run: (str(run[1][0]["dataset"]), run[0])))
+
+
+def _what(text: Any) -> str:
+    return f"the base model's {text.source}" if is_probe(text) else str(text.source)
+
+
+def _last(run: str, row: Row, columns: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "dataset": str(row["dataset"]),
+        "label": labels.get(run, run),
+        "seed": f"{row['seed']:.0f}" if finite(row["seed"]) else "–",
+        "step": f"{row['step']:.0f}",
+        "means": [_mean(row, column) for column in columns.values()],
+    }
+
+
+def _mean(row: Row, column: str, scale: float = 1.0) -> str:
+    return plus_minus(row.get(column), row.get(f"{column}_se"), scale)
+
+
+def _curves(
+    column: str, runs: Mapping[str, Sequence[Row]], colours: Mapping[str, str], labels: Mapping[str, str]
+) -> Markup:
+    """Forgetting of one text by step, a line a run, with 95 % intervals by the normal law."""
+    datasets = list(dict.fromkeys(str(mine[0]["dataset"]) for mine in runs.values()))
+    lines, ends = [], [0.0]
+    for run, mine in runs.items():
+        points = []
+        for row in mine:
+            value: Any = row.get(column)
+            se: Any = row.get(f"{column}_se")
+            if finite(value):
+                half = 1.96 * float(se) if finite(se) else 0.0
+                points.append((float(row["step"]), float(value), float(value) - half, float(value) + half))
+        ends += [end for point in points for end in point[2:]]
+        symbol = datasets.index(str(mine[0]["dataset"]))
+        lines.append(Line(labels.get(run, run), colours.get(run, "var(--ink)"), symbol, points))
+    ticks = nice(min(0.0, math.floor(min(ends) * 50) / 50), max(*ends, 0.01))
+    return chart(lines, 0.0, "update steps", "forgetting (nats/token)", y_ticks=ticks, unit=" nats/token")
