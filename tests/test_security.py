@@ -994,7 +994,7 @@ def test_names_and_notices_of_a_measurement_are_shown_escaped(
 
 
 def test_text_in_markdown_stays_text() -> None:
-    from forgetting.cli.summaries import code, escaped
+    from forgetting.display.markdown import code, escaped
 
     assert escaped("a [x](http://evil) <b> `c` @all *d* | # ![i](j)") == (
         r"a \[x\](http://evil) &lt;b&gt; \`c\` @<!-- -->all \*d\* \| \# \!\[i\](j)"

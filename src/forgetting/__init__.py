@@ -1,9 +1,10 @@
 """What did fine-tuning make my language model forget, what will it cost next time, and what actually helps?
 
-Python mirrors the commands: `measure`, `profile`, `check` and `evaluate` hold one fine-tuned model against its base;
-`study` and `report` make a study; `table`, `fit`, `predict`, `plan` and `compare` say what its runs mean.
-`ForgettingCallback` measures during a training of your own. What they return prints as text, shows itself in a
-notebook, and gives frames and figures. Nothing is loaded before it is asked for: importing forgetting imports no torch.
+Python mirrors the commands: `measure`, `profile`, `check` and `evaluate` hold one fine-tuned model against its base,
+and `chain` each step to what is deployed; `study` and `report` make a study; `table`, `fit`, `predict`, `plan` and
+`compare` say what its runs mean. `ForgettingCallback` measures during a training of your own. What they return prints
+as text, shows itself in a notebook, and gives frames and figures. Nothing is loaded before it is asked for: importing
+forgetting imports no torch.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from .errors import ForgettingError as ForgettingError
     from .errors import UsageError as UsageError
     from .measuring.callback import ForgettingCallback as ForgettingCallback
+    from .measuring.chain import chain as chain
+    from .measuring.chain_result import Chain as Chain
     from .measuring.measure import check as check
     from .measuring.measure import measure as measure
     from .measuring.measure import profile as profile
@@ -59,6 +62,7 @@ else:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Chain",
     "CheckResult",
     "Comparison",
     "Evaluation",
@@ -77,6 +81,7 @@ __all__ = [
     "StudyResult",
     "TextConfig",
     "UsageError",
+    "chain",
     "check",
     "compare",
     "evaluate",
@@ -91,6 +96,7 @@ __all__ = [
 ]
 
 _PLACES = {
+    "Chain": "measuring.chain_result",
     "CheckResult": "measuring.measurement",
     "Comparison": "analysis.compare",
     "Evaluation": "capabilities.evaluate",
@@ -109,6 +115,7 @@ _PLACES = {
     "StudyResult": "studies.conclude",
     "TextConfig": "config.schema",
     "UsageError": "errors",
+    "chain": "measuring.chain",
     "check": "measuring.measure",
     "compare": "analysis.api",
     "evaluate": "capabilities.api",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..display.markdown import code, escaped
 from ..display.tables import Shown
 from ..errors import UsageError
 from . import options as o
@@ -23,8 +24,6 @@ from .summaries import (
     Strict,
     as_junit,
     check_undecided,
-    code,
-    escaped,
     heading,
     write,
 )

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -14,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..display.markdown import code, escaped
 from ..display.numbers import fixed
 from ..display.tables import Shown
 from ..errors import UsageError, visible
 from . import options as o
-from .printing import OneLine, print_shown, say
+from .printing import print_shown, quiet_libraries, say_notices
 from .summaries import (
     AllowUndecided,
     Case,
@@ -28,8 +26,6 @@ from .summaries import (
     Strict,
     as_junit,
     check_undecided,
-    code,
-    escaped,
     heading,
     write,
 )
@@ -125,7 +121,7 @@ def measure_command(
 ) -> None:
     """Measure what a fine-tuned model forgot of its base, each number with its standard error."""
     how = measuring.given(models)
-    _quiet()
+    quiet_libraries()
     source = texts_of(text, text_field)
     if isinstance(source, dict):
         from ..measuring.measure import profile
@@ -136,7 +132,7 @@ def measure_command(
             typer.echo(json.dumps(found.to_dict()))
         else:
             print_shown([replace(part, notes=()) for part in found.shown()])
-        _notices(found.notices)
+        say_notices(found.notices)
         return
     from ..measuring.measure import measure
     from ..measuring.profile import Profile
@@ -151,7 +147,7 @@ def measure_command(
             "shows which answers were lost"
         )
         print_shown([*replace(result, notices=()).shown(), Shown([next_])])
-    _notices(result.notices)
+    say_notices(result.notices)
 
 
 @o.expanded
@@ -187,7 +183,7 @@ def check_command(
     """
     check_undecided(strict, allow_undecided)
     how = measuring.given(models)
-    _quiet()
+    quiet_libraries()
     source = texts_of(text, text_field)
     from ..measuring.profile import Profile, ProfileCheck
 
@@ -202,7 +198,7 @@ def check_command(
     if junit is not None:
         write(junit, _as_junit(found, profile, strict=strict, allow_undecided=allow_undecided))
     typer.echo(json.dumps(found.to_dict()) if as_json else "\n".join(map(visible, sentences)))
-    _notices(profile.notices)
+    say_notices(profile.notices)
     raise typer.Exit(found.exit_code(strict=strict, allow_undecided=allow_undecided))
 
 
@@ -236,7 +232,7 @@ def texts_of(
         return None
     split = [_named(source) for source in sources]
     if len(split) == 1 and split[0][0] is None:
-        return _with_fields(sources[0], given or [])
+        return with_fields(sources[0], given or [])
     names = [name for name, _ in split]
     if None in names:
         plain = next(source for name, source in split if name is None)
@@ -250,7 +246,7 @@ def texts_of(
             known = ", ".join(f"{name}.FIELD=VALUE" for name in fields)
             raise UsageError(f"--text-field: got '{item}'; with named texts give {known}")
         fields[name].append(field)
-    return {str(name): _with_fields(source, fields[str(name)]) for name, source in split}
+    return {str(name): with_fields(source, fields[str(name)]) for name, source in split}
 
 
 def _named(source: str) -> tuple[str | None, str]:
@@ -288,7 +284,12 @@ def budgets_of(given: list[str], names: list[str] | None) -> Any:
     return rest | {key: value for key, value in found.items() if key is not None}
 
 
-def _with_fields(source: str, given: list[str]) -> str | TextConfig:
+def with_fields(source: str, given: list[str]) -> str | TextConfig:
+    """A text with the fields of --text-field.
+
+    Raises:
+        UsageError: a field that it does not have, or a value that the field does not take.
+    """
     if not given:
         return source
     from pydantic import ValidationError
@@ -306,26 +307,6 @@ def _with_fields(source: str, given: list[str]) -> str | TextConfig:
         return TextConfig.model_validate_strings({"source": source, **fields}, strict=False)
     except ValidationError as error:
         raise UsageError(*explain(error, TextConfig, "--text-field")) from None
-
-
-def _quiet() -> None:
-    """Standard error carries our notices and no other library's chatter; standard output the result alone."""
-    import warnings
-
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(OneLine("notice: %(message)s"))
-    logger = logging.getLogger("forgetting")
-    logger.handlers, logger.propagate = [handler], False
-
-
-def _notices(notices: Sequence[str]) -> None:
-    for notice in notices:
-        say(f"notice: {notice}")
 
 
 def _as_junit(found: CheckResult | ProfileCheck, profile: Profile, **how: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..display.tables import Shown
 from ..errors import visible
@@ -37,3 +37,24 @@ def print_shown(parts: Iterable[Shown]) -> None:
             console.print(part.table())
         for line in part.notes:
             console.print(line, markup=False, soft_wrap=True)
+
+
+def quiet_libraries() -> None:
+    """Standard error carries our notices and no other library's chatter; standard output the result alone."""
+    import warnings
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("notice: %(message)s"))
+    logger = logging.getLogger("forgetting")
+    logger.handlers, logger.propagate = [handler], False
+
+
+def say_notices(notices: Sequence[str]) -> None:
+    """Each as one line on standard error."""
+    for notice in notices:
+        say(f"notice: {notice}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ import typer
 
 from ..errors import UsageError, visible
 
-MARKUP = re.compile(r"[\\`*_\[\]|#~!]")
-"""What Markdown takes for more than a character; a backslash before it keeps it one."""
 NO_XML = re.compile("[\ufffe\uffff]")
 MARKS = {"within": "✅", "over": "❌", "not improved": "❌", "undecided": "❔"}
 Markdown = Annotated[Path | None, typer.Option(help="Write a summary for a pull-request comment there.")]
@@ -49,16 +46,6 @@ class Case:
 def heading(what: str, verdict: str) -> str:
     """The first line of a summary."""
     return f"### {MARKS[verdict]} {what} {verdict + ' budget' if verdict in ('within', 'over') else verdict}"
-
-
-def code(name: str) -> str:
-    """A name as Markdown code that it cannot break out of."""
-    return "`" + visible(name).replace("`", "'").replace("|", "/") + "`"
-
-
-def escaped(text: str) -> str:
-    """Text as Markdown shows it: no markup, no links, nobody mentioned."""
-    return MARKUP.sub(r"\\\g<0>", html.escape(visible(text), quote=False)).replace("@", "@<!-- -->")
 
 
 def as_junit(suite: str, models: str, cases: Sequence[Case]) -> str:

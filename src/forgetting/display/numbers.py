@@ -49,6 +49,16 @@ def fixed(value: float, decimals: int = 4) -> str:
     return f"{0.0:.{decimals}f}" if value == 0 else f"{value:.1e}"
 
 
+def signed(value: float) -> str:
+    """A number as `fixed` gives it, with its sign; zero has none.
+
+    Examples:
+        >>> signed(0.25), signed(-0.25), signed(0.0)
+        ('+0.2500', '-0.2500', '0.0000')
+    """
+    return f"{'+' if value > 0 else ''}{fixed(value)}"
+
+
 def p_value(p: float) -> str:
     """A p-value with three decimals.
 

@@ -81,7 +81,7 @@ def measure(
     how: dict[str, Any] = {"context": context, "tolerance": tolerance, "seed": seed, "noise_floor": noise_floor}
     how |= {"revision": revision, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     how |= {"bits": bits, "batch_tokens": batch_tokens, "cache_dir": cache_dir}
-    return _measure(base, tuned, text, tokenizer, _settings(device_map, **how))
+    return _measure(base, tuned, text, tokenizer, settings_of(device_map, **how))
 
 
 @checked
@@ -125,11 +125,11 @@ def profile(
             given[str(name)] = text_source(text)
         except UsageError as error:
             raise UsageError(f"text '{name}': {error}") from None
-    models, settings = _opened(base, tuned, tokenizer, _settings(device_map, **how))
+    models, settings = _opened(base, tuned, tokenizer, settings_of(device_map, **how))
     found = {}
     for name, text in given.items():
         try:
-            found[name] = _of_text(models, text if texts[name] is not None else _default_text(models), settings)
+            found[name] = _of_text(models, text if texts[name] is not None else default_text(models.names[0]), settings)
         except UsageError as error:
             raise UsageError(f"text '{name}': {error}") from None
     return Profile(found)
@@ -138,7 +138,7 @@ def profile(
 def _measure(base: Any, tuned: Any, text: Text, tokenizer: Any, settings: Settings) -> Measurement:
     given = text_source(text)  # what is wrong with it is said before models are loaded
     models, settings = _opened(base, tuned, tokenizer, settings)
-    return _of_text(models, _default_text(models) if text is None else given, settings)
+    return _of_text(models, default_text(models.names[0]) if text is None else given, settings)
 
 
 def _opened(base: Any, tuned: Any, tokenizer: Any, settings: Settings) -> tuple[pair.Pair, Settings]:
@@ -148,14 +148,15 @@ def _opened(base: Any, tuned: Any, tokenizer: Any, settings: Settings) -> tuple[
         base,
         tuned,
         tokenizer=tokenizer_of(tokenizer),
-        settings=_model_config(settings),
+        settings=model_config(settings),
         placement=settings.placement,
     )
     return models, replace(settings, batch_tokens=passes.batch_size(models.base, settings.batch_tokens))
 
 
-def _default_text(models: pair.Pair) -> Any:
-    return TextConfig(source=MINIATURE_TEXT) if models.names[0] == "miniature" else text_source(None)
+def default_text(base: str) -> Any:
+    """The text that is measured on where none is given, by the base model's name."""
+    return TextConfig(source=MINIATURE_TEXT) if base == "miniature" else text_source(None)
 
 
 def _of_text(models: pair.Pair, given: Any, settings: Settings) -> Measurement:
@@ -174,7 +175,7 @@ def _of_text(models: pair.Pair, given: Any, settings: Settings) -> Measurement:
     began = time.perf_counter()
     sampled = until(
         windows,
-        lambda part: _values(models, part, settings.cache_dir, size, rows),
+        lambda part: token_values(models, part, settings.cache_dir, size, rows),
         "forgetting",
         settings.tolerance,
         settings.seed,
@@ -182,13 +183,13 @@ def _of_text(models: pair.Pair, given: Any, settings: Settings) -> Measurement:
     noise = None
     if settings.noise_floor:
         noise = noise_floor(models.base, windows, batch_tokens=size, seed=settings.seed, rows=rows)
-    unchanged = _unchanged_notice(sampled)
+    unchanged = unchanged_notice(sampled)
     notices = [*models.notices, *told, *notices, *unchanged, *_sampling_notices(sampled, settings)]
     notices += [] if unchanged else _noise_notices(sampled, noise)
-    return _measurement(models, name, context, settings, sampled, noise, tuple(notices), began, windows)
+    return measurement_of(models, name, context, settings, sampled, noise, tuple(notices), began, windows)
 
 
-def _measurement(
+def measurement_of(
     models: pair.Pair,
     text: str,
     context: int | None,
@@ -260,11 +261,16 @@ def check(
     how: dict[str, Any] = {"context": context, "tolerance": tolerance, "seed": seed, "noise_floor": noise_floor}
     how |= {"revision": revision, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     how |= {"bits": bits, "batch_tokens": batch_tokens, "cache_dir": cache_dir}
-    found = _measure(base, tuned, text, tokenizer, _settings(device_map, **how))
+    found = _measure(base, tuned, text, tokenizer, settings_of(device_map, **how))
     return CheckResult(**vars(judge(found.forgetting, budget, confidence)), measurement=found)
 
 
-def _settings(device_map: str | None, *, cache_dir: Any, **fields: Any) -> Settings:
+def settings_of(device_map: str | None, *, cache_dir: Any, **fields: Any) -> Settings:
+    """Settings from arguments.
+
+    Raises:
+        UsageError: one that makes no sense, or two that exclude each other.
+    """
     chosen = Settings(placement=Placement(spread=device_map is not None), **fields)
     if cache_dir != "auto":
         chosen = replace(chosen, cache_dir=None if cache_dir is None else Path(cache_dir))
@@ -281,12 +287,13 @@ def _settings(device_map: str | None, *, cache_dir: Any, **fields: Any) -> Setti
     return chosen
 
 
-def _model_config(settings: Settings) -> ModelConfig:
+def model_config(settings: Settings) -> ModelConfig:
+    """The settings of models that are loaded; the source is to be filled in."""
     names = ("revision", "dtype", "device", "trust_remote_code", "bits")
     return validated(ModelConfig, {"source": "-", **{name: getattr(settings, name) for name in names}}, "measure")
 
 
-def _values(
+def token_values(
     models: pair.Pair, windows: Windows, cache_dir: Path | None, size: int, rows: int | None
 ) -> dict[str, NDArray[Any]]:
     """The [N] values of each of PAIR, and the base's top tokens."""
@@ -314,7 +321,7 @@ def _check_finite(role: str, name: str, values: NDArray[Any]) -> None:
         )
 
 
-def _unchanged_notice(sampled: Sampled) -> list[str]:
+def unchanged_notice(sampled: Sampled) -> list[str]:
     """A notice where no token tells the two models apart."""
     values = sampled.values
     moved = np.abs([values["forgetting"], values["kl"], values["data_loss_tuned"] - values["data_loss_base"]])

@@ -43,7 +43,7 @@ class Profile(Result):
     @property
     def p(self) -> dict[str, float]:
         """Two-sided p of no excess forgetting on each text; NaN below LEAST documents or without spread."""
-        return {name: _p(one.forgetting) for name, one in self.measurements.items()}
+        return {name: two_sided_p(one.forgetting) for name, one in self.measurements.items()}
 
     @property
     def p_holm(self) -> dict[str, float]:
@@ -199,7 +199,8 @@ def _frame(found: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(found["texts"], orient="index").rename_axis("name")
 
 
-def _p(mean: Mean) -> float:
+def two_sided_p(mean: Mean) -> float:
+    """p of a mean of zero, Student's with its documents; NaN below LEAST documents or without spread."""
     if mean.n_documents < LEAST or math.isnan(mean.se):
         return math.nan
     if mean.se == 0.0:

@@ -7,6 +7,7 @@ and `Fingerprint` rule out.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -143,8 +144,19 @@ def architecture_notices(base: Any, tuned: Any) -> list[str]:
         return [f"the models differ in architecture: {ours.model_type} and {theirs.model_type}"]
     ours, theirs = (config.get_text_config().to_dict() for config in (ours, theirs))
     shared = sorted(name for name in ours if name in theirs and not NOT_SHAPING.search(name))
-    differing = [f"{name} ({ours[name]} and {theirs[name]})"[:120] for name in shared if ours[name] != theirs[name]]
+    differing = [
+        f"{name} ({ours[name]} and {theirs[name]})"[:120] for name in shared if not _alike(ours[name], theirs[name])
+    ]
     return [f"the models' configurations differ in {', '.join(differing)}"] if differing else []
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values of a configuration are one: numbers up to float32, which GGUF files round them to."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return bool(one == other)
 
 
 class Fingerprint:
@@ -251,4 +263,13 @@ def check_tokenizers(base: Any, tuned: Any, texts: Sequence[str]) -> list[str]:
                 "losses of different tokens cannot be compared"
             )
     added = len(theirs) - len(ours)
-    return [f"the tuned model's tokenizer has {added} added tokens, which the text does not use"] if added else []
+    notices = [f"the tuned model's tokenizer has {added} added tokens, which the text does not use"] if added else []
+    return notices + _template_notices(base, tuned)
+
+
+def _template_notices(base: Any, tuned: Any) -> list[str]:
+    """A notice where both tokenizers have a chat template, and not the same."""
+    ours, theirs = (getattr(one, "chat_template", None) for one in (base, tuned))
+    if not ours or not theirs or ours == theirs:
+        return []
+    return ["the tuned model's chat template differs from the base model's; chats are rendered with the base's"]

@@ -89,12 +89,12 @@ def open_pair(
         loaded = replace(loaded, notices=(*loaded.notices, said))
     tokenizer = tokenizer or loaded.tokenizer
     if adapter is not None:
-        return _adapter_pair(loaded, tokenizer, adapter, found, config, placement)
+        return adapter_pair(loaded, tokenizer, adapter, found, config, placement)
     other = settings.model_copy(update={"source": found.name, "revision": None})
     model, notices = loading.load_model(other, found, placement, "the tuned model's")
     notices = [*loaded.notices, *notices, *comparable.architecture_notices(loaded.model, model)]
     return Pair(
-        loaded.model, model, tokenizer, loaded.key, (source.name, found.name), _own_tokenizer(found, config), notices
+        loaded.model, model, tokenizer, loaded.key, (source.name, found.name), own_tokenizer(found, config), notices
     )
 
 
@@ -131,9 +131,10 @@ def _inside(base: nn.Module, tuned: Any) -> bool:
     return any(module is base for module in tuned.modules())
 
 
-def _adapter_pair(
+def adapter_pair(
     loaded: Base, tokenizer: Any, adapter: Any, source: Source, config: ModelConfig, placement: loading.Placement
 ) -> Pair:
+    """An adapter on a base model that was loaded for it, checked to belong to it; the base model is changed by it."""
     if loaded.source is None:
         raise AssertionError("a base model loaded by name says where it lies")
     notices = [*loaded.notices, *comparable.check_made_for(source.name, adapter, loaded.source)]
@@ -156,12 +157,12 @@ def _adapter_pair(
         tokenizer,
         loaded.key,
         (config.source, source.name),
-        _own_tokenizer(source, config),
+        own_tokenizer(source, config),
         notices,
     )
 
 
-def _own_tokenizer(source: Source, config: ModelConfig) -> Any:
+def own_tokenizer(source: Source, config: ModelConfig) -> Any:
     """The tokenizer that lies with a tuned model; None where none does."""
     from transformers import AutoTokenizer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -116,6 +117,19 @@ class Source:
                 f"adapter '{self.name}': no {ADAPTER_WEIGHTS} in this {self.place} (pickled weights are refused)"
             )
         return self._folder() if self.repo is None else self.repo.fetch([*self._small(), ADAPTER_WEIGHTS])
+
+    def weight_hashes(self) -> dict[str, str]:
+        """The sha256 of each file of weights that is loaded, by its name.
+
+        Raises:
+            UsageError, ForgettingError: as `weights` and `adapter`.
+        """
+        if self.is_adapter():
+            return file_hashes([self.adapter() / ADAPTER_WEIGHTS])
+        folder = self.weights()
+        if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
+            return file_hashes([folder / WEIGHTS])
+        return file_hashes(folder / name for name in sorted(shards(folder / INDEX, f"model '{self.name}': {INDEX}")))
 
     @property
     def commit(self) -> str | None:
@@ -230,11 +244,20 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-@lru_cache(maxsize=8)
 def _hash(stamped: tuple[tuple[Path, int, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for path, *_ in stamped:
+    for path, *stamp in stamped:
         digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(_file_digest(path, *stamp))
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=512)
+def _file_digest(path: Path, *_stamp: int) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def file_hashes(files: Iterable[Path]) -> dict[str, str]:
+    """The sha256 of each file by its name, in hexadecimal; kept while the files stay the same."""
+    return {path.name: _file_digest(path, *_stamp(path)).hex() for path in files}

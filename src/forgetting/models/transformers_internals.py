@@ -80,6 +80,7 @@ ADAPTER_FINDERS = tuple(
     _name(f"transformers.{module}:find_adapter_config_file", "an adapter beside a model would be put on it")
     for module in ("models.auto.auto_factory", "integrations.peft")
 )
+GGUF_BAR = _name("transformers.modeling_gguf_pytorch_utils:tqdm", "a GGUF file would show a progress bar")
 NAMES = (
     GRAD_NORM,
     LOAD_CHECKPOINT,
@@ -91,6 +92,7 @@ NAMES = (
     ZERO3,
     REMOTE_CODE_TIMEOUT,
     *ADAPTER_FINDERS,
+    GGUF_BAR,
 )
 """Those that a class or module has; the others are of objects."""
 
@@ -123,6 +125,19 @@ def without_adapters() -> Iterator[None]:
     finally:
         for name, module, finder in zip(ADAPTER_FINDERS, modules, before, strict=True):
             setattr(module, name.name, finder)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Have transformers show no progress of dequantising; its own switch does not reach that bar."""
+    from transformers import modeling_gguf_pytorch_utils as module
+
+    before = GGUF_BAR.value()
+    setattr(module, GGUF_BAR.name, lambda given, **_: given)
+    try:
+        yield
+    finally:
+        setattr(module, GGUF_BAR.name, before)
 
 
 def check_overridden() -> None:

@@ -31,7 +31,7 @@ def render(profile: Profile) -> str:
     forest = _forest(profile) if len(texts) > 1 else None
     notices = profile.notices if forest else ()
     return (
-        _environment()
+        environment()
         .get_template("measurement.html")
         .render(first=texts[0]["row"], texts=texts, forest=forest, notices=notices, full=FULL)
     )
@@ -49,23 +49,23 @@ def _text(name: str, row: Mapping[str, Any], where: Where, tokenizer: Any) -> di
     groups = [*where.by_position, *where.by_frequency]
     widest = max((abs(group.change.value) for group in groups), default=1.0) or 1.0
     zero = 50.0 if any(group.change.value < 0 for group in groups) else 0.0
-    bars = [_bars(groups, widest, zero) for groups in (where.by_position, where.by_frequency)]
+    bars = [bars_of(groups, widest, zero) for groups in (where.by_position, where.by_frequency)]
     return {
         "name": name,
         "row": row,
-        "quantities": [(one.label, _number(row[one.name]), _number(row[one.se])) for one in SHOWN],
+        "quantities": [(one.label, number(row[one.name]), number(row[one.se])) for one in SHOWN],
         "noise": noise_rows(row),
         "charts": [
             ("By position in the window", "tokens before the predicted one", bars[0]),
             ("By how common the true token is", "times in the text", bars[1]),
         ],
         "zero": zero,
-        "documents": [(g.label, _number(g.change.value), g.change.n_tokens) for g in where.by_document],
+        "documents": [(g.label, number(g.change.value), g.change.n_tokens) for g in where.by_document],
         "tokens": [
-            (_shown(token, tokenizer), _number(m.value), _number(m.se), m.n_tokens) for token, m in where.by_token
+            (token_text(token, tokenizer), number(m.value), number(m.se), m.n_tokens) for token, m in where.by_token
         ],
         "passages": [
-            {"document": p.document, "mean": _number(p.mean), "tokens": _tokens(p, tokenizer)} for p in where.passages
+            {"document": p.document, "mean": number(p.mean), "tokens": _tokens(p, tokenizer)} for p in where.passages
         ],
     }
 
@@ -91,7 +91,7 @@ def _forest(profile: Profile) -> dict[str, Any]:
                 "name": name,
                 "at": place(mean.value),
                 "interval": (place(start), round(place(stop) - place(start), 2)) if known else None,
-                "text": f"{_number(mean.value)} [{_number(start)}, {_number(stop)}]" if known else _number(mean.value),
+                "text": f"{number(mean.value)} [{number(start)}, {number(stop)}]" if known else number(mean.value),
                 "p": p_value(p[name]),
                 "agreement": f"{100 * profile.measurements[name].means['agreement'].value:.1f} %",
                 "tokens": mean.n_tokens,
@@ -114,7 +114,8 @@ def noise_rows(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return found
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Where the templates of single pages are found; every text in them is escaped."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -124,11 +125,12 @@ def _environment() -> jinja2.Environment:
     )
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A number as text, or `unknown`."""
     return fixed(value) if value is not None and finite(value) else "unknown"
 
 
-def _bars(groups: list[Group], widest: float, zero: float) -> list[dict[str, Any]]:
+def bars_of(groups: list[Group], widest: float, zero: float) -> list[dict[str, Any]]:
     """Bars from the line of zero change, with whiskers of one standard error, in per cent of the width."""
 
     def place(value: float) -> float:
@@ -146,7 +148,7 @@ def _bars(groups: list[Group], widest: float, zero: float) -> list[dict[str, Any
                 "left": ends[0],
                 "width": round(ends[1] - ends[0], 2),
                 "whisker": whisker,
-                "text": f"{value:+.4f} ± {_number(se)}",
+                "text": f"{value:+.4f} ± {number(se)}",
                 "tokens": group.change.n_tokens,
             }
         )
@@ -162,7 +164,7 @@ def _tokens(passage: Passage, tokenizer: Any) -> list[dict[str, Any]]:
             shown.append({"text": text, "shade": 0, "hint": "not predicted"})
             continue
         shade = round(math.sqrt(min(abs(float(change)) / FULL, 1.0)) * SHADES)
-        hint = f"{float(change):+.3f} nats; the base model's top token: {_shown(int(expected), tokenizer)!r}"
+        hint = f"{float(change):+.3f} nats; the base model's top token: {token_text(int(expected), tokenizer)!r}"
         shown.append({"text": text, "shade": shade if change > 0 else -shade, "hint": hint})
     return shown
 
@@ -170,7 +172,7 @@ def _tokens(passage: Passage, tokenizer: Any) -> list[dict[str, Any]]:
 def _pieces(tokens: list[int], tokenizer: Any) -> list[str]:
     """The text that each token adds to those before it: alone, a token may lose its space or half a character."""
     if tokenizer is None:
-        return [_shown(token, None) for token in tokens]
+        return [token_text(token, None) for token in tokens]
     pieces, before = [], ""
     for i in range(len(tokens)):
         whole = str(tokenizer.decode(tokens[: i + 1])).rstrip("\ufffd")  # an unfinished character
@@ -179,5 +181,6 @@ def _pieces(tokens: list[int], tokenizer: Any) -> list[str]:
     return pieces
 
 
-def _shown(token: int, tokenizer: Any) -> str:
+def token_text(token: int, tokenizer: Any) -> str:
+    """A token as text, or its id where there is no tokenizer."""
     return f"[{token}]" if tokenizer is None else str(tokenizer.decode([token]))

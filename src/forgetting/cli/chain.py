@@ -1,0 +1,145 @@
+"""`forgetting chain`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..display.markdown import code, escaped
+from ..display.numbers import fixed, p_value, signed
+from ..errors import UsageError
+from . import options as o
+from .measure import Base, DeviceMap, with_fields
+from .printing import print_shown, quiet_libraries, say_notices
+from .summaries import write
+
+if TYPE_CHECKING:
+    from ..measuring.chain_result import Chain
+
+
+@dataclass(frozen=True)
+class ChainOptions:
+    """How a chain is measured, and its models loaded."""
+
+    context: Annotated[int | None, typer.Option(help="Tokens a window. Default: 512.")] = None
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the base model.")] = None
+    dtype: Annotated[
+        o.Dtype | None, typer.Option(help="Dtype of all models that say no other. Default: as each is stored.")
+    ] = None
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ... Default: the first GPU, else the CPU.")
+    ] = None
+    device_map: Annotated[
+        DeviceMap | None, typer.Option("--device-map", help="Spread each model over all devices.")
+    ] = None
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code shipped with the models.")
+    ] = False
+    batch_tokens: o.BatchTokens = None
+    cache: Annotated[Path | None, typer.Option(help="Where base targets are cached. Default: the user's cache.")] = None
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Cache nothing.")] = False
+
+    def given(self) -> dict[str, Any]:
+        """The arguments of `forgetting.chain`.
+
+        Raises:
+            UsageError: flags that exclude each other.
+        """
+        if self.cache is not None and self.no_cache:
+            raise UsageError("give --cache or --no-cache, not both")
+        if self.device_map is not None and self.device not in (None, "auto"):
+            raise UsageError("give --device or --device-map, not both")
+        plain = ("context", "revision", "trust_remote_code", "batch_tokens")
+        return {
+            **{name: getattr(self, name) for name in plain},
+            "dtype": "auto" if self.dtype is None else self.dtype.value,
+            "device": self.device or "auto",
+            "device_map": self.device_map and self.device_map.value,
+            "cache_dir": None if self.no_cache else (self.cache or "auto"),
+        }
+
+
+Steps = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="STEP...",
+        help="[NAME=]MODEL[@FIELD=VALUE,...] in their order: an adapter, a full model, or a GGUF file. Nothing before "
+        "the @ is the model of the step before: @bits=4. Fields: dtype, bits (4 or 8), on (of an adapter: base, "
+        "before, or a step's name), revision, file (a GGUF file of a folder or Hub id).",
+    ),
+]
+
+
+@o.expanded
+def chain_command(
+    base: Base,
+    steps: Steps,
+    *,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="General text: a {files} file, a folder of them, or a Hub id. Default: the WikiText-103 test set."
+        ),
+    ] = None,
+    text_field: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="How to read it: a field of `text` in a study's file, such as split=test; repeat for several.",
+        ),
+    ] = None,
+    how: ChainOptions,
+    html: Annotated[Path | None, typer.Option("--html", help="Also write a report page, with a waterfall.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table for a pull request or a model card.")] = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Measure which step forgot how much: tune, merge, another dtype, fewer bits, GGUF.
+
+    All steps are measured on the same tokens against the same base model. The part of a step is its difference to the
+    step before, paired by token, with its standard error clustered by document, and p corrected for all steps (Holm).
+    """
+    chosen = how.given()
+    if text is None and text_field:
+        raise UsageError("--text-field: says how to read --text, which is missing")
+    source = None if text is None else with_fields(text, text_field or [])
+    quiet_libraries()
+    from ..measuring.chain import chain
+
+    found = chain(base, steps, text=source, **chosen)
+    if html is not None:
+        from ..reporting.chain import render
+
+        write(html, render(found))
+    if markdown is not None:
+        write(markdown, markdown_table(found))
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+    else:
+        print_shown([replace(part, notes=()) for part in found.shown()])
+    say_notices(found.all_notices)
+
+
+def markdown_table(found: Chain) -> str:
+    """A chain as Markdown: the sentence, and a row a step."""
+    lines = [f"{escaped(found.sentence())}.", ""]
+    lines += ["| step | what | so far | of this step | p | agreement |", "|---|---|---:|---:|---:|---:|"]
+    corrected = found.p_holm
+    for step in found.steps:
+        mean, part = step.so_far.forgetting, step.part
+        cells = (
+            code(step.name),
+            escaped(step.kind),
+            f"{fixed(mean.value)} ± {mean.se_text}",
+            f"{signed(part.value)} ± {part.se_text}",
+            p_value(corrected[step.name]),
+            f"{100 * step.so_far.means['agreement'].value:.1f} %",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    first = found.steps[0].so_far
+    tail = f"{found.total.n_tokens:,} tokens in {found.total.n_documents:,} documents, nats/token"
+    lines += ["", f"Forgetting against {code(first.base)} on {code(first.text)}: {tail}, p corrected (Holm)."]
+    return "\n".join([*lines, *(f"- {escaped(notice)}" for notice in found.all_notices), ""])

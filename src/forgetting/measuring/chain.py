@@ -1,0 +1,198 @@
+"""`chain`: tune, merge, quantise - which step forgot how much, each on the same tokens against the same base model."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config.arguments import checked, path_of
+from ..config.schema import ModelConfig
+from ..config.steps import steps_of
+from ..data.windows import Windows
+from ..errors import ForgettingError, UsageError
+from ..models import adapters, chained, comparable, loading, merges
+from ..models.chained import Opened, Recipe
+from ..models.gguf import GgufFile
+from ..models.pair import Pair
+from ..models.sources import Source
+from . import measure as one_pair
+from . import passes
+from .chain_result import Chain, ChainStep, parts_of
+from .measurement import Settings
+from .reading import Text, read_windows, text_source
+from .sampling import Sampled
+
+BEGINNINGS = 3
+"""Documents on whose beginnings two tokenizers are compared."""
+
+
+@checked
+def chain(
+    base: str | os.PathLike[str],
+    steps: Sequence[str | os.PathLike[str]],
+    *,
+    text: Text = None,
+    context: int | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: Literal["auto"] | None = None,
+    trust_remote_code: bool = False,
+    batch_tokens: int | None = None,
+    cache_dir: str | os.PathLike[str] | None = "auto",
+) -> Chain:
+    """Measure each step from a base model to what is deployed: what was forgotten so far, and by which step.
+
+    Args:
+        base: a folder, Hub id, or `miniature`.
+        steps: in their order, each as `[NAME=]MODEL[@FIELD=VALUE,...]`. MODEL is a PEFT adapter or a full model
+            (folder or Hub id) or a GGUF file; nothing before the @ is the model of the step before. Fields: `dtype`,
+            `bits` (4 or 8, by bitsandbytes), `revision`, `file` (a GGUF file of a folder or Hub id), and of an adapter
+            `on` (base, before, or an earlier step's name).
+        text: general text, as of `measure`; all of it is measured.
+        context, revision, dtype, device, device_map, trust_remote_code, batch_tokens, cache_dir: as of `measure`.
+
+    Raises:
+        UsageError: a step that cannot be read or made, or not be compared with the base model; and what `measure`
+            raises.
+        ForgettingError: the Hub cannot be reached, or memory is too small.
+    """
+    how: dict[str, Any] = {"context": context, "revision": revision, "dtype": dtype, "device": device}
+    how |= {"trust_remote_code": trust_remote_code, "batch_tokens": batch_tokens, "cache_dir": cache_dir}
+    settings = one_pair.settings_of(device_map, **how)
+    given, wanted = text_source(text), steps_of(steps)
+    name = path_of("base", base, "a folder, a Hub id, `miniature`")
+    config = one_pair.model_config(settings).model_copy(update={"source": name})
+    source = loading.base_source(config)
+    recipes = chained.recipes_of(wanted, config, source)
+    return _Walk(config, source, settings, None if text is None else given).through(recipes)
+
+
+@dataclass
+class _Walk:
+    """The base model and the text, and what was measured so far.
+
+    Attributes:
+        config, source: of the base model.
+        settings: how to measure.
+        given: the text; None is the default one.
+        loaded: the base model without an adapter; None where it must be loaded (again).
+        before: [N] values of the step before.
+        found: the steps so far.
+    """
+
+    config: ModelConfig
+    source: Source
+    settings: Settings
+    given: Any
+    loaded: loading.Base | None = None
+    before: dict[str, NDArray[Any]] | None = None
+    found: list[ChainStep] = field(default_factory=list)
+
+    def base(self) -> loading.Base:
+        """The base model, without an adapter."""
+        if self.loaded is None:
+            self.loaded = loading.load_base(self.config, self.source, self.settings.placement)
+        return self.loaded
+
+    def through(self, recipes: Sequence[Recipe]) -> Chain:
+        """Measure all steps."""
+        base = self.base()
+        text = self.given if self.given is not None else one_pair.default_text(self.config.source)
+        windows, name, context, told = read_windows(
+            text, base.tokenizer, [base.model], self.settings.context, None, self.settings.cache_dir
+        )
+        size = passes.batch_size(base.model, self.settings.batch_tokens)
+        notices = (*base.notices, *told)
+        for place, recipe in enumerate(recipes):
+            try:
+                self._step(recipe, recipes[:place], windows, (name, context, size))
+            except ForgettingError as error:
+                raise type(error)(f"step '{recipe.name}': {error}") from None
+        return Chain(tuple(self.found), self.source.weight_hashes(), notices)
+
+    def _step(
+        self, recipe: Recipe, earlier: Sequence[Recipe], windows: Windows, text: tuple[str, int | None, int]
+    ) -> None:
+        name, context, size = text
+        opened = self._opened(recipe)
+        began = time.perf_counter()
+        models = opened.pair
+        notices = [*opened.notices, *_fitting(models, windows, context)]
+        rows, told = comparable.shared_rows(models.base, models.tuned, windows.largest)
+        values = one_pair.token_values(models, windows, self.settings.cache_dir, size, rows)
+        merged = self._of_merge(recipe, earlier, models)
+        sampled = Sampled(windows, values, True)
+        notices += [*told, *(merged or one_pair.unchanged_notice(sampled))]
+        so_far = one_pair.measurement_of(
+            models, name, context, self.settings, sampled, None, tuple(notices), began, windows
+        )
+        parts = parts_of(values, self.before, windows.token_documents())
+        notices += _same_notice(values, self.before)
+        self.before = values
+        step = ChainStep(recipe.name, recipe.place.name, recipe.kind, so_far, parts, recipe.hashes(), tuple(notices))
+        self.found.append(step)
+
+    def _opened(self, recipe: Recipe) -> Opened:
+        opened = chained.open_step(recipe, self.base(), self.config, self.settings.placement)
+        if opened.spoiled:
+            self.loaded = None
+        return opened
+
+    def _of_merge(self, recipe: Recipe, earlier: Sequence[Recipe], models: Pair) -> list[str]:
+        """Notices on a whole model whose weights are the base's, or hold the adapter before it at another scale."""
+        if recipe.adapter is not None or recipe.derived or recipe.bits is not None:
+            return []
+        quantised = isinstance(recipe.place, GgufFile)
+        tuned = [one for one in earlier if one.adapter is not None and isinstance(one.place, Source)]
+        adapter = tuned[-1] if tuned else None
+        if not quantised and merges.unchanged(models.base, models.tuned):
+            which = f"the adapter of '{adapter.name}'" if adapter is not None else "an adapter"
+            return [f"the weights equal the base's: {which} is not in it"]
+        if adapter is None or adapter.on is not None or not isinstance(adapter.place, Source):
+            return []
+        self.loaded = None  # the adapter is put on the base model
+        found = merges.added(models.base, models.tuned, adapter.place)
+        return [] if found is None else found.notices(adapter.name, quantised=quantised)
+
+
+def _same_notice(after: dict[str, NDArray[Any]], before: dict[str, NDArray[Any]] | None) -> list[str]:
+    """A notice where no token tells a step's model from that of the step before."""
+    if before is None:
+        return []
+    moved = [np.abs(after[name] - before[name]).max(initial=0.0) for name in ("forgetting", "kl", "data_loss_tuned")]
+    if max(moved) > one_pair.ROUNDING:
+        return []
+    how = "exactly" if max(moved) == 0 else "up to rounding"
+    return [f"the model gives the numbers of the step before at every token, {how}"]
+
+
+def _fitting(models: Pair, windows: Windows, context: int | None) -> list[str]:
+    """Whether a model reads as many tokens as the base model, and cuts the text alike; notices.
+
+    Raises:
+        UsageError: it does not.
+    """
+    limit = adapters.positions(models.tuned)
+    if limit is not None and context is not None and context > limit:
+        raise UsageError(f"built for {limit} tokens, and windows have {context}; give context {limit} (--context)")
+    if models.tuned_tokenizer is None or models.tokenizer is None:
+        return []
+    texts = [models.tokenizer.decode(windows.window(i)[0]) for i in _first_windows(windows)]
+    return comparable.check_tokenizers(models.tokenizer, models.tuned_tokenizer, texts)
+
+
+def _first_windows(windows: Windows) -> list[int]:
+    """The first windows of the first documents."""
+    seen: dict[int, int] = {}
+    for place, document in enumerate(windows.documents):
+        seen.setdefault(int(document), place)
+        if len(seen) == BEGINNINGS:
+            break
+    return list(seen.values())

@@ -1,0 +1,235 @@
+"""What `chain` returns: the forgetting after each step, and the part of each step, paired token by token."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..display.charts import Chart, floats, plain_layout, plotly_figure
+from ..display.numbers import fixed, p_value, signed
+from ..display.tables import Result, Shown
+from . import quantities
+from .estimate import Mean, clustered_mean, holm
+from .measurement import Measurement
+from .profile import two_sided_p
+from .where import Where, where
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+LEVEL = 0.05
+"""Of Holm's p, below which a step is told apart from the one before."""
+ROUNDING = 1e-5
+"""nats/token: a part of no more is none to speak of, however well it is known."""
+PARTS = {"forgetting": "forgetting", "kl": "kl", "agreement": "agreement", "data_loss_tuned": "data_loss"}
+"""Quantities that steps have parts of, and what follows `step_` in their columns."""
+
+
+@dataclass(frozen=True)
+class ChainStep:
+    """One step of a chain.
+
+    Attributes:
+        name: its name.
+        model: the folder, Hub id or file.
+        kind: in words, what it is: `adapter on base`, `model, 4 bits`, `GGUF`.
+        so_far: the measurement of its model against the base model.
+        parts: by the column's name after `step_`, the mean difference to the step before; the first step's is to the
+            base model. Paired by token, so that what two steps share cancels; clustered by document.
+        sha256: of each file of weights, by its name.
+        notices: of this step.
+    """
+
+    name: str
+    model: str
+    kind: str
+    so_far: Measurement = field(repr=False)
+    parts: Mapping[str, Mean]
+    sha256: Mapping[str, str]
+    notices: tuple[str, ...]
+
+    @property
+    def part(self) -> Mean:
+        """Excess forgetting that this step added, nats/token."""
+        return self.parts["forgetting"]
+
+
+@dataclass(frozen=True)
+class Chain(Result):
+    """Steps from a base model to what is deployed, all measured on the same tokens against the same base model.
+
+    Attributes:
+        steps: in their order.
+        sha256: of the base model's files of weights, by name.
+        notices: of all steps: of the base model and of the text.
+    """
+
+    steps: tuple[ChainStep, ...]
+    sha256: Mapping[str, str]
+    notices: tuple[str, ...]
+
+    @property
+    def total(self) -> Mean:
+        """Excess forgetting of the last step's model: the sum of all parts."""
+        return self.steps[-1].so_far.forgetting
+
+    @property
+    def p(self) -> dict[str, float]:
+        """By the step's name, two-sided p that it changed no forgetting; see `profile.two_sided_p`."""
+        return {step.name: two_sided_p(step.part) for step in self.steps}
+
+    @property
+    def p_holm(self) -> dict[str, float]:
+        """`p` corrected for the number of steps; see `estimate.holm`."""
+        return dict(zip(self.p, holm(list(self.p.values())), strict=True))
+
+    @property
+    def lost_most(self) -> ChainStep | None:
+        """The step with the largest part among those that are told apart from the one before; None where none is."""
+        corrected = self.p_holm
+        found = [step for step in self.steps if step.part.value > ROUNDING and corrected[step.name] < LEVEL]
+        return max(found, key=lambda step: step.part.value, default=None)
+
+    def change(self, place: int) -> NDArray[Any]:
+        """[N] what the step at this place added to the excess forgetting of each token, nats."""
+        after = np.asarray(self.steps[place].so_far.change, np.float64)
+        return after if place == 0 else after - self.steps[place - 1].so_far.change
+
+    def same(self, place: int) -> bool:
+        """Whether the step at this place changed no token's forgetting by more than rounding."""
+        return bool(np.abs(self.change(place)).max(initial=0.0) <= ROUNDING)
+
+    def where(self, place: int) -> Where:
+        """Where the step at this place forgot: by position, token frequency, document and token, and passages."""
+        so_far = self.steps[place].so_far
+        return where(so_far.windows, self.change(place), so_far.argmax)
+
+    def sentence(self) -> str:
+        """In words, which step lost most."""
+        most = self.lost_most
+        total = f"{fixed(self.total.value)} ± {self.total.se_text} nats/token"
+        if most is None:
+            return f"no step is told apart from the one before as one that forgets; after all steps it is {total}"
+        part = f"{fixed(most.part.value)} ± {most.part.se_text}"
+        return f"'{most.name}' lost most: {part} of {total} after all steps{self._beside(most)}"
+
+    def _beside(self, most: ChainStep) -> str:
+        """Whether the largest part is told apart from the next one."""
+        others = [step for step in self.steps if step is not most]
+        if not others:
+            return ""
+        second = max(others, key=lambda step: step.part.value)
+        one, other = (self.change(self.steps.index(step)) for step in (most, second))
+        p = two_sided_p(clustered_mean(one - other, most.so_far.windows.token_documents()))
+        if p < LEVEL:
+            return f", more than '{second.name}' (p {p_value(p)})"
+        return f"; not told apart from '{second.name}' (p {p_value(p)})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: what was measured, and a row a step under the names of `measure`."""
+        first = self.steps[0].so_far.to_dict()
+        shared = ("base", "text", "text_tokens", "text_documents", "documents_in_text", "context", "batch_tokens")
+        most = self.lost_most
+        head = {name: first[name] for name in shared}
+        head |= {"base_dtype": first["dtype"], "base_sha256": dict(self.sha256)}
+        return {
+            **head,
+            "lost_most": None if most is None else most.name,
+            "steps": self._rows(),
+            "measure_seconds": round(sum(step.so_far.seconds for step in self.steps), 3),
+            "notices": list(self.notices),
+        }
+
+    def _rows(self) -> list[dict[str, Any]]:
+        p, corrected = self.p, self.p_holm
+        rows = []
+        for step in self.steps:
+            row: dict[str, Any] = {"name": step.name, "model": step.model, "kind": step.kind}
+            row |= quantities.row(step.so_far.means)
+            row |= quantities.row({f"step_{name}": mean for name, mean in step.parts.items()})
+            chances = {"step_p": p[step.name], "step_p_holm": corrected[step.name]}
+            row |= {name: value if math.isfinite(value) else None for name, value in chances.items()}
+            rows.append(row | {"sha256": dict(step.sha256), "notices": list(step.notices)})
+        return rows
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a step."""
+        import pandas as pd
+
+        return pd.DataFrame(self._rows()).set_index("name").drop(columns=["sha256", "notices"])
+
+    def shown(self) -> list[Shown]:
+        """One row a step: the forgetting so far, the part of the step, p, agreement; and which step lost most."""
+        mean, first = self.total, self.steps[0].so_far
+        heading = [
+            f"{len(self.steps)} steps from {first.base} on {first.text}: {mean.n_tokens:,} tokens in "
+            f"{mean.n_documents:,} documents, {first.dtype}",
+            "forgetting in nats/token; of a step: difference to the step before, paired by token; p corrected (Holm)",
+        ]
+        corrected = self.p_holm
+        rows = [
+            (
+                step.name,
+                step.kind,
+                fixed(step.so_far.forgetting.value),
+                step.so_far.forgetting.se_text,
+                signed(step.part.value),
+                step.part.se_text,
+                p_value(corrected[step.name]),
+                f"{100 * step.so_far.means['agreement'].value:.1f} %",
+            )
+            for step in self.steps
+        ]
+        columns = ("step", "what", "so far", "± se", "of this step", "± se", "p", "agreement")
+        return [Shown(heading, columns, rows), Shown([self.sentence()], notes=self.all_notices)]
+
+    @property
+    def all_notices(self) -> tuple[str, ...]:
+        """Those of the chain, and those of each step with its name."""
+        return (*self.notices, *(f"step '{step.name}': {said}" for step in self.steps for said in step.notices))
+
+    def figure(self) -> go.Figure:
+        """A waterfall, as a Plotly figure: each step's part on top of the forgetting before it."""
+        parts = [step.part for step in self.steps]
+        after = [step.so_far.forgetting.value for step in self.steps]
+        trace = {
+            "type": "bar",
+            "x": [step.name for step in self.steps],
+            "y": floats(part.value for part in parts),
+            "base": floats([0.0, *after[:-1]]),
+            "error_y": {"type": "data", "array": floats(part.se for part in parts), "color": "var(--ink)", "width": 3},
+            "marker": {"color": "var(--line-fit)"},
+            "meta": {"series": "forgetting", "role": "bars"},
+        }
+        layout = plain_layout("", quantities.AXES["forgetting"])
+        layout["xaxis"]["type"] = "category"
+        title = f"What each step from {self.steps[0].so_far.base} forgot"
+        alt = "; ".join(f"{step.name} {signed(step.part.value)} ± {step.part.se_text}" for step in self.steps)
+        caption = "Each bar begins at the forgetting before the step; whiskers are one standard error of its part."
+        return plotly_figure(Chart("chain", html.escape(title), caption, alt, {"data": [trace], "layout": layout}))
+
+
+def parts_of(
+    after: Mapping[str, NDArray[Any]], before: Mapping[str, NDArray[Any]] | None, documents: NDArray[Any]
+) -> dict[str, Mean]:
+    """What a step changed, by the columns of PARTS.
+
+    Args:
+        after: [N] values of each quantity with the step's model.
+        before: the same of the step before; None is the base model.
+        documents: [N] the document of each token.
+    """
+    if before is None:
+        zero = np.zeros(len(documents))
+        before = {"forgetting": zero, "kl": zero, "agreement": zero + 1, "data_loss_tuned": after["data_loss_base"]}
+    return {
+        column: clustered_mean(after[name].astype(np.float64) - before[name].astype(np.float64), documents)
+        for name, column in PARTS.items()
+    }

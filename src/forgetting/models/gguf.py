@@ -1,0 +1,154 @@
+"""GGUF files, as llama.cpp runs them: dequantised by transformers, and their vocabulary compared with the base model's.
+
+transformers gives the numbers that the file's blocks stand for; llama.cpp also rounds activations in some kernels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config.schema import ModelConfig
+from ..data import hub
+from ..display.numbers import few
+from ..errors import UsageError
+from . import bounds, failures, loading, transformers_internals, weights
+from .causal import check_causal
+from .loading import Placement
+
+SUFFIX = ".gguf"
+MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A GGUF file by name.
+
+    Attributes:
+        name: what the user called it.
+        path: where it lies.
+    """
+
+    name: str
+    path: Path
+
+
+def find(model: str, file: str | None, revision: str | None) -> GgufFile | None:
+    """The GGUF file that a model's name stands for; None of what is none.
+
+    Args:
+        model: the path of a file; or a folder or Hub id, with `file`.
+        file: its name in that folder or repository.
+        revision: of a Hub id.
+
+    Raises:
+        UsageError: no such file, or not of this format.
+        ForgettingError: the Hub cannot be reached.
+    """
+    if file is None:
+        if not model.endswith(SUFFIX):
+            return None
+        path = Path(model).expanduser()
+        name = model
+    else:
+        folder, name = Path(model).expanduser(), f"{model}/{file}"
+        if not folder.is_dir():
+            repo = hub.find(model, revision)
+            if file not in repo.files:
+                held = [one for one in sorted(repo.files) if one.endswith(SUFFIX)]
+                raise UsageError(f"model '{model}': no {file} in this repository; it holds {few(held) or 'no .gguf'}")
+            folder = repo.fetch([file])
+        path = folder / file
+    if not path.is_file():
+        raise UsageError(f"model '{name}': no such file")
+    with path.open("rb") as start:
+        if start.read(len(MAGIC)) != MAGIC:
+            raise UsageError(f"model '{name}': not a GGUF file, by its first bytes")
+    if importlib.util.find_spec("gguf") is None:
+        raise UsageError(
+            f"model '{name}': reading it needs the package gguf, which is not installed; pip install 'forgetting[gguf]'"
+        )
+    return GgufFile(name, path)
+
+
+def load(config: ModelConfig, file: GgufFile, placement: Placement) -> tuple[Any, list[str]]:
+    """The model of a file, its weights as plain numbers, in evaluation mode, and notices.
+
+    Args:
+        config: dtype and device; `auto` is float32, in which the blocks' numbers are exact to rounding.
+        file: the file.
+        placement: where its weights go.
+
+    Raises:
+        UsageError: an architecture that transformers does not read, weights that are missing, a damaged file.
+        ForgettingError: memory is too small.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    name = f"model '{file.name}'"
+    device = None if placement.spread else loading.pick_device(config.device)
+    dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
+    where, options = str(file.path.parent), {"gguf_file": file.path.name}
+    more: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
+    if device is None:
+        more["device_map"] = "auto"
+    with loading.quiet(), transformers_internals.without_bars(), failures.explained(name, "cannot be loaded"):
+        asked = AutoConfig.from_pretrained(where, **options)
+        bounds.check_size(asked, file.path.stat().st_size, name)
+        model, info = AutoModelForCausalLM.from_pretrained(where, **options, **more)
+    notices = weights.check_fit(name, model, info, {}, quantised=True)
+    if device is not None:
+        with failures.explained(name, f"cannot be put on {device}"):
+            model.to(device)
+    model.eval()
+    weights.check_finite(model.named_parameters(), f"{name}: the tuned model's")
+    check_causal(model, name)
+    return model, notices
+
+
+def check_tokenizer(file: GgufFile, tokenizer: Any) -> list[str]:
+    """Whether a file's vocabulary and chat template are those of the base model; more tokens may follow.
+
+    Returns:
+        Notices: another chat template, added tokens that differ, no vocabulary at all.
+
+    Raises:
+        UsageError: tokens of the base model are others in the file.
+    """
+    tokens, template = _tokenizer(file)
+    if tokens is None:
+        return ["the file names no tokens: that its vocabulary is the base model's is taken for granted"]
+    vocabulary = tokenizer.get_vocab()
+    added = set(tokenizer.get_added_vocab())
+    moved = [one for one, place in vocabulary.items() if place >= len(tokens) or _plain(tokens[place]) != _plain(one)]
+    if plain := [token for token in moved if token not in added]:
+        raise UsageError(
+            f"model '{file.name}': its vocabulary differs from the base model's: {len(plain)} of {len(vocabulary)} "
+            f"tokens are missing or have another id, {plain[0]!r:.40} among them; losses of different tokens cannot be "
+            "compared"
+        )
+    notices = [f"added tokens of the base model are others in the file: {few(sorted(moved), 3)}"] if moved else []
+    ours = getattr(tokenizer, "chat_template", None)
+    if isinstance(ours, str) and template is not None and template.strip() != ours.strip():
+        notices.append("the file's chat template differs from the base model's; the text is rendered with the base's")
+    return notices
+
+
+def _tokenizer(file: GgufFile) -> tuple[Sequence[str] | None, str | None]:
+    """The tokens in the order of their ids, and the chat template."""
+    from gguf import GGUFReader
+
+    with failures.explained(f"model '{file.name}'", "its tokens cannot be read"):
+        reader = GGUFReader(file.path)
+        fields = [reader.get_field(f"tokenizer.{key}") for key in ("ggml.tokens", "chat_template")]
+        tokens, template = (None if field is None else field.contents() for field in fields)
+    return tokens, template
+
+
+def _plain(token: str) -> str:
+    """A token with SentencePiece's mark of a space as a space: files have either."""
+    return token.replace("\u2581", " ")
