@@ -96,7 +96,7 @@ def test_the_last_row_is_what_measure_gives(tmp_path, kind):
     base = None if kind == "lora" else make_model("llama")
     row = instrument.measure(base, trainer.model, text=WINDOWS).to_dict()
     for name, value in callback.rows[-1].items():
-        if name != "step":
+        if name not in ("step", "kept"):
             assert row[name] == pytest.approx(value, rel=1e-6), name
 
 
@@ -118,7 +118,7 @@ def test_mixed_precision_is_measured_as_the_saved_model_is(tmp_path, kind, caplo
         row = instrument.measure(None, PeftModel.from_pretrained(fresh, tmp_path / "adapter"), text=WINDOWS).to_dict()
     assert row["forgetting"] > 0.01
     for name, value in callback.rows[-1].items():
-        if name != "step":
+        if name not in ("step", "kept"):
             assert row[name] == pytest.approx(value, rel=1e-6), name
 
 
@@ -140,7 +140,8 @@ def test_the_last_row_is_of_the_model_that_is_kept(tmp_path, kind, caplog):
     with caplog.at_level(logging.WARNING, logger="forgetting"):
         trainer.train()
     assert [row["step"] for row in callback.rows] == [0, 2, 4, 6, 2]
-    assert callback.rows[-1] == callback.rows[1] != callback.rows[3]
+    assert callback.rows[-1] == {**callback.rows[1], "kept": True}
+    assert callback.rows[1] != callback.rows[3]
     assert "the model that is kept is that of step 2" in caplog.text
     row = instrument.measure(None if kind == "lora" else make_model("llama"), trainer.model, text=WINDOWS).to_dict()
     assert row["forgetting"] == pytest.approx(callback.rows[-1]["forgetting"], rel=1e-6)
@@ -160,7 +161,7 @@ def test_it_stops_at_the_budget(tmp_path):
     callback = ForgettingCallback(WINDOWS, every=1, budget=0.02)
     trainer = train(tmp_path, "lora", [callback], max_steps=50)
     assert trainer.state.global_step < 50
-    assert callback.rows[-1]["forgetting"] > 0.02 >= callback.rows[-2]["forgetting"]
+    assert callback.rows[-2]["forgetting"] > 0.02 >= callback.rows[-1]["forgetting"]
 
 
 @pytest.mark.full
@@ -274,8 +275,8 @@ def test_trl_and_then_measure_on_the_saved_adapter(tmp_path, tiny_model, corpora
     row = instrument.measure(str(tiny_model), str(tmp_path / "adapter"), text=text, cache_dir=None).to_dict()
     assert [r["step"] for r in callback.rows] == [0, 4, 6]
     assert row["forgetting"] > 0.001
-    assert {name: row[name] for name in callback.rows[-1] if name != "step"} == {
-        name: value for name, value in callback.rows[-1].items() if name != "step"
+    assert {name: row[name] for name in callback.rows[-1] if name not in ("step", "kept")} == {
+        name: value for name, value in callback.rows[-1].items() if name not in ("step", "kept")
     }
 
 
@@ -307,8 +308,8 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     assert rows[0] == sharded[0]  # before training the models are the same, bit for bit
     saved = PeftModel.from_pretrained(model_of("full"), tmp_path / "2")
     row = instrument.measure(None, saved, text=WINDOWS, batch_tokens=32).to_dict()
-    assert {name: row[name] for name in sharded[-1] if name != "step"} == {
-        name: value for name, value in sharded[-1].items() if name != "step"
+    assert {name: row[name] for name in sharded[-1] if name not in ("step", "kept")} == {
+        name: value for name, value in sharded[-1].items() if name not in ("step", "kept")
     }
 
 

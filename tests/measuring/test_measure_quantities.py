@@ -130,7 +130,7 @@ def test_the_callback_measure_and_a_run_give_the_same_rows(tmp_path):
     windows = make_windows([9, 17, 2, 30, 30, 5], documents=[0, 0, 1, 1, 2, 3])
     called, measured, stepped, stored = rows_everywhere(windows, tmp_path)
     names = quantities.columns(ONE_PASS)
-    assert set(called) == {"step", *names}
+    assert set(called) == {"step", "kept", *names}
     assert set(quantities.columns(PAIR)) < set(measured)
     assert set(stored) == {"step", *quantities.columns(STUDY)} | {
         f"{part}_{unit}" for part in ("finetune", "text") for unit in ("tokens", "documents")
@@ -175,7 +175,7 @@ def test_a_diverged_training_is_stopped_by_any_budget_and_has_no_number(tmp_path
     callback = Broken(make_windows([9, 17], documents=[0, 1]), every=1, budget=100.0)
     trainer = train(tmp_path, "full", [callback], max_steps=5)
     assert trainer.state.global_step == 1
-    assert callback.rows[-1]["forgetting"] is None
+    assert [row["forgetting"] for row in callback.rows] == [0, None, 0]  # the untrained model is handed back
     assert "forgetting is nan at step 1: training diverged" in caplog.text
 
 

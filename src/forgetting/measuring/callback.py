@@ -13,17 +13,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..config.arguments import checked, tokenizer_of
 from ..config.bits import quantised as in_words
 from ..data import array_cache
-from ..errors import ForgettingError, UsageError
+from ..errors import ForgettingError, UsageError, did_you_mean
 from ..models import adapters, causal, comparable, quantised, sharding, transformers_internals
-from . import base_targets, passes, quantities
+from . import base_targets, keeping, passes, quantities
 from .losses import whole_losses
 from .quantities import ONE_PASS, means, not_finite, values
 from .reading import Text, read_windows, text_source
+from .verdict import check_budget
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 STORED = "forgetting-base.safetensors"
 """In the trainer's output directory: base targets of a fully fine-tuned model, for a run that is resumed."""
+OURS = "forgetting/"
+"""How the names of what is measured begin among an evaluation's metrics."""
 IDENTITY = 1e-3
 """nats/token by which an adapter may differ from the base model before it is trained."""
 
@@ -42,16 +45,22 @@ class ForgettingCallback(TrainerCallback):
     processes (batches are shared out and the sums are exact, so that the numbers are those of one process), with whole
     weights in each (DDP) or sharded ones (FSDP2).
 
-    The last row is of the model that training leaves: under `load_best_model_at_end` that of the best step, logged as
-    `forgetting_of_kept/...`. Under mixed precision the weights are measured in their own dtype, without autocast, as
-    `measure` does with the saved model.
+    The last row is of the model that training leaves: the last one inside the budget, or under
+    `load_best_model_at_end` that of the best step. If that is not the last step's, it is measured again, its row has
+    `kept` set, and it is logged as `forgetting_of_kept/...`. Under mixed precision the weights are measured in their
+    own dtype, without autocast, as `measure` does with the saved model.
+
+    Each quantity may be `metric_for_best_model`, as in `metric_for_best_model="forgetting/agreement"`: evaluations then
+    have it, for `load_best_model_at_end` and for early stopping.
 
     Args:
         text: general text: a file, Hub id, TextConfig or Windows; a list of texts; a datasets.Dataset or DataFrame.
             Default: the WikiText-103 test set.
         every: measure every so many steps; None measures after 1, 2, 4, 8, ... steps. Both measure before the first
             step and after the last.
-        budget: stop training at the first measurement whose excess forgetting is above this, nats/token.
+        budget: excess forgetting that is allowed, nats/token. Training stops at the first measurement above it, and
+            the model of the last one inside it is handed back (its trained weights are copied to the CPU at each);
+            under `load_best_model_at_end` the best evaluated one inside it, by `metric_for_best_model`.
         tokenizer: default the trainer's.
         context: tokens a window; default 512, or what the model was built for.
         batch_tokens: tokens a forward pass; None is 512 on a CPU and 8,192 elsewhere.
@@ -59,7 +68,8 @@ class ForgettingCallback(TrainerCallback):
     Raises:
         UsageError: when training begins: an adapter whose base model cannot be had by disabling it; parameters that
             are sharded over processes by FSDP's first version or DeepSpeed ZeRO 3; a fully fine-tuned run that is
-            resumed without its base targets.
+            resumed without its base targets; a `metric_for_best_model` of `forgetting/...` that is not measured, or
+            with the wrong `greater_is_better`.
 
     Examples:
         >>> from forgetting import ForgettingCallback                     # doctest: +SKIP
@@ -79,13 +89,18 @@ class ForgettingCallback(TrainerCallback):
     ) -> None:
         if every is not None and every < 1:
             raise UsageError(f"every={every}: must be at least 1 step; None measures after 1, 2, 4, 8, ... steps")
+        if budget is not None:
+            check_budget(budget, 0.95)
         self.text, self.every, self.budget = text_source(text), every, budget
         self.tokenizer, self.context, self.wanted_batch = tokenizer_of(tokenizer), context, batch_tokens
         self.rows: list[dict[str, Any]] = []
-        """One a measurement: `step`, each quantity, and its `..._se`, None where there is none (one document)."""
+        """One a measurement: `step` of the model, whether it is the one `kept` in place of a later one, each quantity,
+        and its `..._se`, None where there is none (one document)."""
         self.seconds = 0.0
         """Time spent measuring, base targets included."""
         self._logger: Any = None
+        self._kept: keeping.Kept | None = None
+        self._training = False
 
     def to_frame(self) -> pd.DataFrame:
         """The measurements, one row each."""
@@ -103,6 +118,8 @@ class ForgettingCallback(TrainerCallback):
         """Read the text, take the base targets, and measure the starting point."""
         began = time.perf_counter()
         self._logger = self._logger or _caller()
+        _check_metric(args)
+        _go_before_early_stopping(self, self._logger)
         _refuse_sharded(kwargs["model"])
         model = adapters.unwrapped(kwargs["model"])
         causal.check_causal(model, "the model")
@@ -124,7 +141,12 @@ class ForgettingCallback(TrainerCallback):
         self.documents = self.windows.token_documents()
         self.batch_tokens = passes.batch_size(model, self.wanted_batch)
         self.targets = self._base_targets(model, args, state)
-        self.rows = [row for row in self.rows if row["step"] < state.global_step]
+        self.rows = [row for row in self.rows if row["step"] < state.global_step and not row["kept"]]
+        self._kept = None
+        if self.budget is not None and state.global_step > 0:
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self._kept = keeping.read(checkpoint, model, sharded=sharding.is_sharded(model))
+        self._training = True
         self.seconds += time.perf_counter() - began
         forgetting = self._measure(args, state, control, model)
         if adapters.is_peft(model) and state.global_step == 0 and abs(forgetting) > IDENTITY:
@@ -139,27 +161,74 @@ class ForgettingCallback(TrainerCallback):
         step = state.global_step
         on_grid = step & (step - 1) == 0 if self.every is None else step % self.every == 0
         if on_grid or step == state.max_steps or control.should_training_stop:
-            forgetting = self._measure(args, state, control, adapters.unwrapped(kwargs["model"]))
-            if self.budget is not None and not forgetting <= self.budget:  # NaN, after training diverged, is above it
-                log.warning(
-                    "forgetting %.4f is above the budget of %g nats/token: training stops at step %d",
-                    *(forgetting, self.budget, step),
-                )
-                control.should_training_stop = True
+            self._measure(args, state, control, adapters.unwrapped(kwargs["model"]))
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Add what was measured at this step to the evaluation's metrics; measure, where these are asked for it."""
+        metrics: dict[str, float] | None = kwargs.get("metrics")
+        if not self._training or metrics is None:
+            return
+        model = adapters.unwrapped(kwargs["model"])
+        best_inside = self.budget is not None and args.load_best_model_at_end
+        if self.rows[-1]["step"] != state.global_step and (best_inside or _asks_for_ours(args)):
+            self._measure(args, state, control, model)
+        row = self.rows[-1]
+        if row["step"] != state.global_step:
+            return
+        metrics |= {f"eval_{OURS}{name}": value for name, value in _numbers(row).items()}
+        name = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}"
+        if args.load_best_model_at_end and (value := metrics.get(name)) is not None:
+            self._keep(state, model, value if args.greater_is_better else -value)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Store the model to hand back with the checkpoint of a later step."""
+        if self._kept is None or self._kept.step == state.global_step:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if folder.is_dir():
+            keeping.write(self._kept, folder, sharded=sharding.is_sharded(adapters.unwrapped(kwargs["model"])))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure the model that is kept, if it was not the last to be measured."""
+        """Hand back the model inside the budget; measure the model that is kept, if it is not the last measured."""
         model = adapters.unwrapped(kwargs["model"])
-        kept = state.best_global_step if args.load_best_model_at_end and state.best_model_checkpoint else None
-        if kept is not None and kept != state.global_step:
+        step = state.global_step
+        if args.load_best_model_at_end and state.best_model_checkpoint:
+            step = state.best_global_step
+        if self._kept is not None and self._kept.step != step:
+            step = self._hand_back(model, step)
+        elif step != state.global_step:
             log.warning(
-                "load_best_model_at_end: the model that is kept is that of step %d, and the last row is of it", kept
+                "load_best_model_at_end: the model that is kept is that of step %d, and the last row is of it", step
             )
-            self._measure(args, state, control, model, kept=kept)
-        elif self.rows and self.rows[-1]["step"] != state.global_step:
-            self._measure(args, state, control, model)
+        if self.budget is not None and self._kept is None:
+            log.warning("no model inside the budget of %g nats/token was measured", self.budget)
+        if step != state.global_step or self.rows[-1]["step"] != step:
+            self._measure(args, state, control, model, kept=step if step != state.global_step else None)
+        self._training, self._kept = False, None
+
+    def _hand_back(self, model: Any, step: int) -> int:
+        """Put the kept model in place of that of `step`; the step of the one that is there now."""
+        assert self._kept is not None
+        best = "last" if self._kept.score is None else "best"
+        which = f"the {best} one measured inside the budget of {self.budget:g} nats/token"
+        if not keeping.put_back(self._kept, model):
+            log.warning(
+                "the model of step %d is left, not that of step %d, %s: other weights are trained now than then",
+                *(step, self._kept.step, which),
+            )
+            return step
+        log.warning("the model of step %d is handed back, %s", self._kept.step, which)
+        return self._kept.step
+
+    def _keep(self, state: TrainerState, model: Any, score: float | None = None) -> None:
+        """Copy the model, where it is inside the budget and better than the one that is kept so far."""
+        forgetting = self.rows[-1]["forgetting"]
+        if self.budget is None or forgetting is None or forgetting > self.budget:
+            return
+        if self._kept is None or self._kept.step == state.global_step or not self._kept.is_better_than(score):
+            self._kept = keeping.copied(model, state.global_step, score, self._kept)
 
     def _base_targets(self, model: Any, args: TrainingArguments, state: TrainerState) -> base_targets.BaseTargets:
         path = Path(args.output_dir) / STORED
@@ -198,17 +267,26 @@ class ForgettingCallback(TrainerCallback):
         found = means(values(ONE_PASS, losses.per_token(self.targets)), self.documents)
         for name, value in not_finite(found).items():
             log.warning("%s is %s at step %d: training diverged", name, value, step)
-        row = {"step": step, **quantities.row(found)}
+        row = {"step": step, "kept": kept is not None, **quantities.row(found)}
         self.rows.append(row)
-        self.seconds += time.perf_counter() - began
         self._log(args, state, control, row, "forgetting" if kept is None else "forgetting_of_kept")
-        return found["forgetting"].value
+        forgetting = found["forgetting"].value
+        if kept is None and self.budget is not None:
+            self._keep(state, model)
+            if not forgetting <= self.budget:  # NaN, after training diverged, is above it
+                log.warning(
+                    "forgetting %.4f is above the budget of %g nats/token: training stops at step %d",
+                    *(forgetting, self.budget, step),
+                )
+                control.should_training_stop = True
+        self.seconds += time.perf_counter() - began
+        return forgetting
 
     def _log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, row: dict[str, Any], under: str
     ) -> None:
         """Log as Trainer.log does: to the log history and to every reporter, which take numbers only."""
-        logs = {f"{under}/{name}": value for name, value in row.items() if name != "step"}
+        logs = {f"{under}/{name}": value for name, value in row.items() if name not in ("step", "kept")}
         state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
         if self._logger is None:
             return
@@ -228,6 +306,40 @@ def _caller() -> Any:
     if found is None:
         log.warning("no trainer's loggers found: rows go to the log history only")
     return found
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name not in ("step", "kept") and value is not None}
+
+
+def _asks_for_ours(args: TrainingArguments) -> bool:
+    return (args.metric_for_best_model or "").removeprefix("eval_").startswith(OURS)
+
+
+def _check_metric(args: TrainingArguments) -> None:
+    """Refuse a metric of ours that is not there, or in the wrong direction, before an hour's training ends in it."""
+    if not _asks_for_ours(args):
+        return
+    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    names = [f"{OURS}{quantity.name}" for quantity in ONE_PASS]
+    if metric not in names:
+        raise UsageError(f"metric_for_best_model='{metric}': {did_you_mean(metric, names)}")
+    greater = metric == f"{OURS}agreement"
+    if bool(args.greater_is_better) != greater:
+        raise UsageError(
+            f"metric_for_best_model='{metric}' with greater_is_better={args.greater_is_better} keeps the model that "
+            f"forgot most; set greater_is_better={greater}"
+        )
+
+
+def _go_before_early_stopping(callback: TrainerCallback, handler: Any) -> None:
+    """Callbacks are called in turn, and early stopping reads the metrics that this one adds."""
+    if handler is None:
+        return
+    order = handler.callbacks
+    at = order.index(callback)
+    first = next((i for i, other in enumerate(order[:at]) if isinstance(other, EarlyStoppingCallback)), at)
+    order.insert(first, order.pop(at))
 
 
 def _refuse_sharded(model: Any) -> None:

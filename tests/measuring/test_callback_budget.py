@@ -1,0 +1,205 @@
+"""A budget hands back the model inside it; what is measured serves `metric_for_best_model` and early stopping."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from peft import LoraConfig
+from test_measure_callback import WINDOWS, Data, arguments, model_of, weights
+from test_measure_kernels import make_model
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, set_seed
+
+import forgetting.measuring.measure as instrument
+from forgetting.errors import UsageError
+from forgetting.measuring.callback import ForgettingCallback
+
+STEPS = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+
+
+class Weights(TrainerCallback):
+    """The weights after each step."""
+
+    def __init__(self):
+        self.at = {}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.at[state.global_step] = {n: p.detach().clone() for n, p in kwargs["model"].named_parameters()}
+
+
+class Stop(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step == self.step
+
+
+def trainer_of(folder, kind, callbacks, **options):
+    model = model_of(kind)
+    set_seed(1)
+    return Trainer(
+        model, arguments(folder, **options), train_dataset=Data(), eval_dataset=Data(4), callbacks=list(callbacks)
+    )
+
+
+def curve(folder, kind="lora", **options):
+    """Forgetting after each step of a training without a budget, and the weights."""
+    callback, seen = ForgettingCallback(WINDOWS, every=1), Weights()
+    trainer_of(folder, kind, [callback, seen], max_steps=8, **options).train()
+    return [row["forgetting"] for row in callback.rows], seen.at
+
+
+def equal(trainer, expected):
+    ours = weights(trainer)
+    return all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_the_last_model_inside_the_budget_is_handed_back(tmp_path, kind, accumulate, caplog):
+    at, seen = curve(tmp_path / "a", kind, gradient_accumulation_steps=accumulate)
+    budget = (at[3] + at[4]) / 2
+    assert at[:5] == sorted(at[:5])
+    callback = ForgettingCallback(WINDOWS, every=1, budget=budget)
+    trainer = trainer_of(tmp_path / "b", kind, [callback], max_steps=8, gradient_accumulation_steps=accumulate)
+    with caplog.at_level(logging.WARNING, logger="forgetting"):
+        trainer.train()
+    assert "the model of step 3 is handed back, the last one measured inside the budget" in caplog.text
+    assert [(row["step"], row["kept"]) for row in callback.rows] == [*((i, False) for i in range(5)), (3, True)]
+    assert callback.rows[-1] == {**callback.rows[3], "kept": True}
+    assert equal(trainer, seen[3])
+    base = None if kind == "lora" else make_model("llama")
+    assert instrument.measure(base, trainer.model, text=WINDOWS).forgetting.value <= budget
+
+
+def test_a_run_inside_its_budget_keeps_its_last_model(tmp_path):
+    callback = ForgettingCallback(WINDOWS, every=4, budget=10)
+    trainer_of(tmp_path, "lora", [callback]).train()
+    assert [(row["step"], row["kept"]) for row in callback.rows] == [(0, False), (4, False), (6, False)]
+
+
+def test_an_untrained_model_may_be_all_that_is_inside(tmp_path, caplog):
+    callback = ForgettingCallback(WINDOWS, every=2, budget=1e-9)
+    with caplog.at_level(logging.WARNING, logger="forgetting"):
+        trainer_of(tmp_path, "lora", [callback]).train()
+    assert "the model of step 0 is handed back" in caplog.text
+    assert callback.rows[-1]["forgetting"] == 0
+
+
+@pytest.mark.full
+def test_the_best_evaluated_model_inside_the_budget_is_handed_back(tmp_path):
+    """The trainer's best, by its evaluation loss, is beyond the budget; evaluations measure, too."""
+    at, seen = curve(tmp_path / "a", **STEPS)
+    callback = ForgettingCallback(WINDOWS, every=100, budget=(at[4] + at[5]) / 2)
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "max_steps": 8}
+    trainer = trainer_of(tmp_path / "b", "lora", [callback], **STEPS, **options)
+    trainer.train()
+    losses = {x["step"]: x["eval_loss"] for x in trainer.state.log_history if "eval_loss" in x}
+    best = min((2, 4), key=losses.__getitem__)
+    assert list(losses) == [2, 4, 6]
+    assert callback.rows[-1]["step"] == best
+    assert callback.rows[-1]["kept"]
+    assert equal(trainer, seen[best])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("metric", ["forgetting/forgetting", "eval_forgetting/forgetting_loss"])
+def test_the_best_model_and_early_stopping_by_forgetting(tmp_path, metric):
+    """Forgetting grows, so that the first evaluation is the best and the third ends the patience of two."""
+    callback = ForgettingCallback(WINDOWS, every=100)
+    options = {"load_best_model_at_end": True, "metric_for_best_model": metric, "greater_is_better": False}
+    trainer = trainer_of(tmp_path, "lora", [EarlyStoppingCallback(2), callback], max_steps=20, **STEPS, **options)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert trainer.state.best_global_step == 2
+    assert trainer.state.best_metric == callback.rows[1][metric.rpartition("/")[2]]
+    assert [(row["step"], row["kept"]) for row in callback.rows] == [
+        (0, False), (2, False), (4, False), (6, False), (2, True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater", "message"),
+    [
+        ("forgetting/forgetting", True, "keeps the model that forgot most; set greater_is_better=False"),
+        ("forgetting/agreement", False, "set greater_is_better=True"),
+        ("eval_forgetting/forgeting", False, "did you mean 'forgetting/forgetting'"),
+    ],
+)
+def test_a_metric_that_would_end_badly_is_refused(tmp_path, metric, greater, message):
+    options = {"metric_for_best_model": metric, "greater_is_better": greater}
+    with pytest.raises(UsageError, match=message):
+        trainer_of(tmp_path, "lora", [ForgettingCallback(WINDOWS)], **options).train()
+    with pytest.raises(UsageError, match="must be a positive number"):
+        ForgettingCallback(WINDOWS, budget=0.0)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_resumed_run_hands_back_the_same_model(tmp_path, kind):
+    """Resumed from a checkpoint that is beyond the budget already: the model inside it lies beside that checkpoint."""
+    at, seen = curve(tmp_path / "a", kind)
+    budget = (at[3] + at[4]) / 2
+    saved = {"save_strategy": "steps", "save_steps": 4, "max_steps": 8}
+    callback = ForgettingCallback(WINDOWS, every=1, budget=budget)
+    trainer_of(tmp_path / "b", kind, [callback, Stop(4)], **saved).train()
+    again = ForgettingCallback(WINDOWS, every=1, budget=budget)
+    trainer = trainer_of(tmp_path / "b", kind, [again], **saved)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-4"))
+    assert again.rows[-1] == callback.rows[-1]
+    assert equal(trainer, seen[3])
+    (tmp_path / "b" / "checkpoint-4" / "forgetting-kept.safetensors").write_bytes(b"no weights")
+    lost = ForgettingCallback(WINDOWS, every=1, budget=budget)
+    trainer = trainer_of(tmp_path / "b", kind, [lost], **saved)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-4"))
+    assert not lost.rows[-1]["kept"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["SFT", "packed", "DPO", "GRPO"])
+def test_what_trl_leaves_passes_the_check(tmp_path, name, tiny_model, corpora):
+    """The adapter that a TRL trainer saves is the one inside the budget, and `check` with that budget says so."""
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    text = str(corpora / "general.jsonl")
+    options = {
+        "output_dir": str(tmp_path), "save_strategy": "no", "learning_rate": 0.05, "max_steps": 4,
+        "report_to": "none", "use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 4,
+    }  # fmt: skip
+    words = ["one two", "three", "two one", "one"] * 4
+    pairs = {"prompt": words, "chosen": [f" {word} two" for word in words], "rejected": [" three"] * 16}
+    peft = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+
+    def trainer_with(callback):
+        set_seed(0)
+        shared = {"peft_config": peft, "callbacks": [callback]}
+        match name:
+            case "SFT" | "packed":
+                config = trl.SFTConfig(**options, max_length=16, packing=name == "packed")
+                rows = datasets.Dataset.from_dict({"text": [f"{word} three one two" for word in words]})
+                return trl.SFTTrainer(str(tiny_model), args=config, train_dataset=rows, **shared)
+            case "DPO":
+                config = trl.DPOConfig(**options, max_length=16)
+                return trl.DPOTrainer(
+                    str(tiny_model), args=config, train_dataset=datasets.Dataset.from_dict(pairs), **shared
+                )
+            case _:
+                config = trl.GRPOConfig(**options, max_completion_length=4, num_generations=4)
+                rows = datasets.Dataset.from_dict({"prompt": words})
+                reward = lambda completions, **_: [float(len(text)) for text in completions]  # noqa: E731
+                return trl.GRPOTrainer(str(tiny_model), reward, args=config, train_dataset=rows, **shared)
+
+    free = ForgettingCallback(text, every=1)
+    trainer_with(free).train()
+    at = [row["forgetting"] for row in free.rows]
+    last = max(i for i in range(4) if at[i] == max(at[: i + 1]) < at[i + 1])  # inside, and the next one is not
+    callback = ForgettingCallback(text, every=1, budget=(at[last] + at[last + 1]) / 2)
+    trainer = trainer_with(callback)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    found = instrument.measure(str(tiny_model), str(tmp_path / "adapter"), text=text, cache_dir=None)
+    assert callback.rows[-1]["step"] == last
+    assert found.forgetting.value == pytest.approx(at[last], rel=1e-6, abs=1e-9)
+    assert found.forgetting.value <= callback.budget
