@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .capabilities.api import evaluate as evaluate
     from .capabilities.evaluate import Evaluation as Evaluation
     from .capabilities.evaluate import EvaluationCheck as EvaluationCheck
+    from .config.schema import ProbeConfig as ProbeConfig
     from .config.schema import StudyConfig as StudyConfig
     from .config.schema import TextConfig as TextConfig
     from .errors import ForgettingError as ForgettingError
@@ -75,6 +76,7 @@ __all__ = [
     "Plan",
     "Plans",
     "Predictions",
+    "ProbeConfig",
     "Profile",
     "ProfileCheck",
     "StudyConfig",
@@ -111,6 +113,7 @@ _PLACES = {
     "Predictions": "analysis.plan.predict",
     "Profile": "measuring.profile",
     "ProfileCheck": "measuring.profile",
+    "ProbeConfig": "config.schema",
     "StudyConfig": "config.schema",
     "StudyResult": "studies.conclude",
     "TextConfig": "config.schema",

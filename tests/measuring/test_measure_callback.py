@@ -17,8 +17,10 @@ from test_measure_kernels import V, make_model, make_windows
 from transformers import Trainer, TrainingArguments, set_seed
 
 import forgetting.measuring.measure as instrument
+from forgetting.config.schema import ProbeConfig
 from forgetting.errors import UsageError
 from forgetting.measuring.callback import STORED, ForgettingCallback
+from forgetting.measuring.quantities import of_text
 
 WINDOWS = make_windows([9, 17, 2, 30, 30, 5], documents=[0, 0, 1, 1, 2, 3])
 
@@ -85,6 +87,32 @@ def test_training_is_bit_identical_with_and_without_it(tmp_path, kind, accumulat
     assert callback.rows[0]["agreement"] == 1
     assert callback.rows[-1]["forgetting"] > 0.01
     assert callback.rows[-1]["forgetting_se"] > 0
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_further_texts_are_measured_as_if_each_were_the_text(tmp_path, kind):
+    other = make_windows([11, 4, 25], documents=[0, 1, 2])
+    callback = ForgettingCallback(WINDOWS, texts={"chat": other, "code-2": WINDOWS}, every=3)
+    trainer = train(tmp_path / "both", kind, [callback])
+    alone = ForgettingCallback(other, every=3)
+    train(tmp_path / "alone", kind, [alone])
+    for row, own in zip(callback.rows, alone.rows, strict=True):
+        for name in ("forgetting", "forgetting_se", "agreement"):
+            assert row[of_text(name, "chat")] == own[name]
+            assert row[of_text(name, "code-2")] == row[name]
+    last = [x for x in trainer.state.log_history if "forgetting/chat/forgetting" in x][-1]
+    assert last["forgetting/chat/forgetting"] == callback.rows[-1]["forgetting[chat]"]
+    assert last["forgetting/chat/forgetting_se"] == callback.rows[-1]["forgetting[chat]_se"]
+    stored = {path.name for path in (tmp_path / "both").glob("forgetting-base*.safetensors")}
+    assert stored == (
+        {"forgetting-base.safetensors", "forgetting-base-chat.safetensors"} | ({"forgetting-base-code-2.safetensors"})
+        if kind == "full"
+        else set()
+    )
+    for wrong, why in (({"a/b": other}, "the name 'a/b'"), ({"a": None}, "'a' is None"),
+                       ({"a": ProbeConfig(probe="default")}, "for measure, check, profile")):  # fmt: skip
+        with pytest.raises(UsageError, match=why):
+            ForgettingCallback(WINDOWS, texts=wrong)
 
 
 @pytest.mark.full

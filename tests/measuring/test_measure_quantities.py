@@ -119,7 +119,7 @@ def rows_everywhere(windows, tmp_path):
     trainer = train(tmp_path / "t", "full", [callback])
     base, tuned = make_model("llama"), trainer.model
     measured = measure(base, tuned, text=windows).to_dict()
-    stepped = measured_row(measure_losses(tuned, windows, windows, callback.targets, 512))
+    stepped = measured_row(measure_losses(tuned, windows, windows, callback.measured[""][1], 512))
     folder = RunFolder(tmp_path / "run")
     folder.update(status="running")
     folder.append({"step": 6, **stepped})

@@ -31,7 +31,7 @@ from .summaries import (
 )
 
 if TYPE_CHECKING:
-    from ..config.schema import TextConfig
+    from ..config.schema import ProbeConfig, TextConfig
     from ..measuring.measurement import CheckResult
     from ..measuring.profile import Profile, ProfileCheck
 
@@ -60,6 +60,54 @@ TextField = Annotated[
         "repeat for several. Of one of several texts: NAME.FIELD=VALUE.",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """The base model's own answers as texts; `measure` and `check` share these flags."""
+
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]PROMPTS",
+            help="Measure on the base model's own answers to prompts: a .jsonl, .csv or .txt file or a Hub id, "
+            "`default` (240 of ours) or `miniature`; a row a kind of prompt. Repeat for several.",
+        ),
+    ] = None
+    probe_tokens: Annotated[
+        int | None, typer.Option(min=1, help="An answer is cut there. Default: 128, or half of the context.")
+    ] = None
+    probe_temperature: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=10.0, help="Of sampled answers, by --seed. Default: 0, the most likely token."),
+    ] = None
+
+    def texts(self, seed: int) -> dict[str, ProbeConfig]:
+        """The probes by name, each kind of prompts by itself.
+
+        Raises:
+            UsageError: prompts that cannot be read, a name twice, a setting without a probe.
+        """
+        from ..config.schema import ProbeConfig, validated
+        from ..data.probes import by_kind
+
+        given = {"max_new_tokens": self.probe_tokens, "temperature": self.probe_temperature}
+        how = {name: value for name, value in given.items() if value is not None}
+        if not self.probe and how:
+            raise UsageError("--probe-tokens, --probe-temperature: say how --probe answers, which is missing")
+        found: dict[str, ProbeConfig] = {}
+        for item in self.probe or ():
+            name, source = _named(item)
+            config = validated(ProbeConfig, {"probe": source, "seed": seed, **how}, "--probe")
+            parts = by_kind(name or re.sub(r"[^A-Za-z0-9_-]+", "-", Path(source).stem).strip("-") or "probe", config)
+            if twice := parts.keys() & found.keys():
+                raise UsageError(
+                    f"--probe: two texts of the name '{min(twice)}'; give each its own, as in NAME={source}"
+                )
+            found |= parts
+        return found
+
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """Of a text; a Hub id or a path before an equals sign is none."""
 Html = Annotated[Path | None, typer.Option("--html", help="Also write a report page: where it forgot, token by token.")]
@@ -114,6 +162,7 @@ def measure_command(
     *,
     text: Text = None,
     text_field: TextField = None,
+    probing: ProbeOptions,
     measuring: MeasureOptions,
     models: o.ModelOptions,
     html: Html = None,
@@ -122,7 +171,7 @@ def measure_command(
     """Measure what a fine-tuned model forgot of its base, each number with its standard error."""
     how = measuring.given(models)
     quiet_libraries()
-    source = texts_of(text, text_field)
+    source = _with_probes(texts_of(text, text_field), probing.texts(measuring.seed))
     if isinstance(source, dict):
         from ..measuring.measure import profile
 
@@ -170,6 +219,7 @@ def check_command(
     junit: Junit = None,
     text: Text = None,
     text_field: TextField = None,
+    probing: ProbeOptions,
     measuring: MeasureOptions,
     models: o.ModelOptions,
     html: Html = None,
@@ -184,7 +234,7 @@ def check_command(
     check_undecided(strict, allow_undecided)
     how = measuring.given(models)
     quiet_libraries()
-    source = texts_of(text, text_field)
+    source = _with_probes(texts_of(text, text_field), probing.texts(measuring.seed))
     from ..measuring.profile import Profile, ProfileCheck
 
     found = _checked(base, tuned, source, budget, confidence, how)
@@ -247,6 +297,20 @@ def texts_of(
             raise UsageError(f"--text-field: got '{item}'; with named texts give {known}")
         fields[name].append(field)
     return {str(name): with_fields(source, fields[str(name)]) for name, source in split}
+
+
+def _with_probes(source: Any, probes: dict[str, ProbeConfig]) -> Any:
+    """The texts and the probes by name; without probes the texts as they are.
+
+    Raises:
+        UsageError: a text and a probe of one name.
+    """
+    if not probes:
+        return source
+    texts = source if isinstance(source, dict) else {} if source is None else {"text": source}
+    if twice := texts.keys() & probes.keys():
+        raise UsageError(f"--probe: a text has the name '{min(twice)}', too; give one of them another")
+    return texts | probes
 
 
 def _named(source: str) -> tuple[str | None, str]:

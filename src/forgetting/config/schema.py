@@ -158,11 +158,19 @@ class ProbeConfig(Section):
         "`miniature`, on its world in three",
     )
     kind: str | None = Field(default=None, description="only the prompts of this kind")
-    max_new_tokens: int = Field(default=128, ge=1, description="an answer is cut at so many tokens")
+    max_new_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="an answer is cut at so many tokens; default 128, or half of the context where that is less",
+    )
     temperature: float = Field(
         default=0.0, ge=0, le=10, description="0 takes the most likely token at each step; above, answers are sampled"
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="of the sampling")
+
+    def answer_tokens(self, context: int) -> int:
+        """Tokens at which an answer is cut."""
+        return self.max_new_tokens or max(1, min(128, context // 2))
 
     @property
     def source(self) -> str:

@@ -9,7 +9,10 @@ Shapes: N predicted positions of the text.
 from __future__ import annotations
 
 import logging
+import math
+import re
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +20,14 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl,
 
 from ..config.arguments import checked, tokenizer_of
 from ..config.bits import quantised as in_words
+from ..config.schema import ProbeConfig
 from ..data import array_cache
+from ..data.windows import Windows
 from ..errors import ForgettingError, UsageError, did_you_mean
 from ..models import adapters, causal, comparable, quantised, sharding, transformers_internals
 from . import base_targets, keeping, passes, quantities
 from .losses import whole_losses
-from .quantities import ONE_PASS, means, not_finite, values
+from .quantities import ONE_PASS, means, not_finite, of_text, values
 from .reading import Text, read_windows, text_source
 from .verdict import check_budget
 
@@ -34,6 +39,7 @@ STORED = "forgetting-base.safetensors"
 """In the trainer's output directory: base targets of a fully fine-tuned model, for a run that is resumed."""
 OURS = "forgetting/"
 """How the names of what is measured begin among an evaluation's metrics."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 IDENTITY = 1e-3
 """nats/token by which an adapter may differ from the base model before it is trained."""
 
@@ -56,11 +62,13 @@ class ForgettingCallback(TrainerCallback):
     Args:
         text: general text: a file, Hub id, TextConfig or Windows; a list of texts; a datasets.Dataset or DataFrame.
             Default: the WikiText-103 test set.
+        texts: further ones by name, measured at the same steps and logged as `forgetting/NAME/...`; in `rows` their
+            columns are such as `forgetting[NAME]`.
         every: measure every so many steps; None measures after 1, 2, 4, 8, ... steps. Both measure before the first
             step and after the last.
-        budget: excess forgetting that is allowed, nats/token. Training stops at the first measurement above it, and
-            the model of the last one inside it is handed back (its trained weights are copied to the CPU at each);
-            under `load_best_model_at_end` the best evaluated one inside it, by `metric_for_best_model`.
+        budget: excess forgetting on `text` that is allowed, nats/token. Training stops at the first measurement above
+            it, and the model of the last one inside it is handed back (its trained weights are copied to the CPU at
+            each); under `load_best_model_at_end` the best evaluated one inside it, by `metric_for_best_model`.
         tokenizer: default the trainer's.
         context: tokens a window; default 512, or what the model was built for.
         batch_tokens: tokens a forward pass; None is 512 on a CPU and 8,192 elsewhere.
@@ -81,6 +89,7 @@ class ForgettingCallback(TrainerCallback):
         self,
         text: Text = None,
         *,
+        texts: Mapping[str, Text] | None = None,
         every: int | None = None,
         budget: float | None = None,
         tokenizer: Any = None,
@@ -92,6 +101,7 @@ class ForgettingCallback(TrainerCallback):
         if budget is not None:
             check_budget(budget, 0.95)
         self.text, self.every, self.budget = text_source(text), every, budget
+        self.texts = {name: _source(name, one) for name, one in (texts or {}).items()}
         self.tokenizer, self.context, self.wanted_batch = tokenizer_of(tokenizer), context, batch_tokens
         self.rows: list[dict[str, Any]] = []
         """One a measurement: `step` of the model, whether it is the one `kept` in place of a later one, each quantity,
@@ -118,7 +128,7 @@ class ForgettingCallback(TrainerCallback):
         """Read the text, take the base targets, and measure the starting point."""
         began = time.perf_counter()
         self._logger = self._logger or _caller()
-        _check_metric(args)
+        _check_metric(args, self.texts)
         _go_before_early_stopping(self, self._logger)
         _refuse_sharded(kwargs["model"])
         model = adapters.unwrapped(kwargs["model"])
@@ -137,10 +147,11 @@ class ForgettingCallback(TrainerCallback):
                 "bfloat16" if args.bf16 else "float16",
             )
         tokenizer = self.tokenizer or kwargs.get("processing_class")
-        self.windows, *_ = read_windows(self.text, tokenizer, [model], self.context)
-        self.documents = self.windows.token_documents()
         self.batch_tokens = passes.batch_size(model, self.wanted_batch)
-        self.targets = self._base_targets(model, args, state)
+        self.measured: dict[str, tuple[Windows, base_targets.BaseTargets]] = {}
+        for name, text in {"": self.text, **self.texts}.items():
+            windows, *_ = read_windows(text, tokenizer, [model], self.context)
+            self.measured[name] = windows, self._base_targets(model, windows, name, args, state)
         self.rows = [row for row in self.rows if row["step"] < state.global_step and not row["kept"]]
         self._kept = None
         if self.budget is not None and state.global_step > 0:
@@ -175,7 +186,7 @@ class ForgettingCallback(TrainerCallback):
         row = self.rows[-1]
         if row["step"] != state.global_step:
             return
-        metrics |= {f"eval_{OURS}{name}": value for name, value in _numbers(row).items()}
+        metrics |= {f"eval_{OURS}{_logged(name)}": value for name, value in _numbers(row).items()}
         name = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}"
         if args.load_best_model_at_end and (value := metrics.get(name)) is not None:
             self._keep(state, model, value if args.greater_is_better else -value)
@@ -230,19 +241,21 @@ class ForgettingCallback(TrainerCallback):
         if self._kept is None or self._kept.step == state.global_step or not self._kept.is_better_than(score):
             self._kept = keeping.copied(model, state.global_step, score, self._kept)
 
-    def _base_targets(self, model: Any, args: TrainingArguments, state: TrainerState) -> base_targets.BaseTargets:
-        path = Path(args.output_dir) / STORED
-        fingerprint = self.windows.fingerprint()
+    def _base_targets(
+        self, model: Any, windows: Windows, name: str, args: TrainingArguments, state: TrainerState
+    ) -> base_targets.BaseTargets:
+        path = Path(args.output_dir) / (STORED.replace(".", f"-{name}.") if name else STORED)
+        fingerprint = windows.fingerprint()
         full = not adapters.is_peft(model)
         if full and state.global_step > 0:
-            stored = array_cache.read(path, fingerprint, base_targets.base_spec(self.windows))
+            stored = array_cache.read(path, fingerprint, base_targets.base_spec(windows))
             if stored is None:
                 raise UsageError(
                     f"{path}: the base model's targets on this text are not there, and the model that is resumed is "
                     "no longer the base model; train from the start with the callback on, or use `forgetting measure`"
                 )
             return base_targets.BaseTargets(**stored.arrays(), fingerprint=fingerprint)
-        arrays = base_targets.together_arrays(model, self.windows, self.batch_tokens)
+        arrays = base_targets.together_arrays(model, windows, self.batch_tokens)
         if full and args.process_index == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             array_cache.write(path, arrays, fingerprint)
@@ -263,14 +276,17 @@ class ForgettingCallback(TrainerCallback):
         """
         began = time.perf_counter()
         step = state.global_step if kept is None else kept
-        losses = whole_losses(model, self.windows, self.targets, batch_tokens=self.batch_tokens)
-        found = means(values(ONE_PASS, losses.per_token(self.targets)), self.documents)
-        for name, value in not_finite(found).items():
-            log.warning("%s is %s at step %d: training diverged", name, value, step)
-        row = {"step": step, "kept": kept is not None, **quantities.row(found)}
+        forgetting = math.nan
+        row: dict[str, Any] = {"step": step, "kept": kept is not None}
+        for name, (windows, targets) in self.measured.items():
+            losses = whole_losses(model, windows, targets, batch_tokens=self.batch_tokens)
+            found = means(values(ONE_PASS, losses.per_token(targets)), windows.token_documents())
+            for quantity, value in not_finite(found).items():
+                log.warning("%s is %s at step %d: training diverged", of_text(quantity, name), value, step)
+            row |= {of_text(column, name): value for column, value in quantities.row(found).items()}
+            forgetting = found["forgetting"].value if not name else forgetting
         self.rows.append(row)
         self._log(args, state, control, row, "forgetting" if kept is None else "forgetting_of_kept")
-        forgetting = found["forgetting"].value
         if kept is None and self.budget is not None:
             self._keep(state, model)
             if not forgetting <= self.budget:  # NaN, after training diverged, is above it
@@ -286,7 +302,7 @@ class ForgettingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, row: dict[str, Any], under: str
     ) -> None:
         """Log as Trainer.log does: to the log history and to every reporter, which take numbers only."""
-        logs = {f"{under}/{name}": value for name, value in row.items() if name not in ("step", "kept")}
+        logs = {f"{under}/{_logged(name)}": value for name, value in row.items() if name not in ("step", "kept")}
         state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
         if self._logger is None:
             return
@@ -294,6 +310,32 @@ class ForgettingCallback(TrainerCallback):
         numbers = {name: value for name, value in logs.items() if value is not None}
         self._logger.on_log(args, state, control, numbers)
         control.should_log = due
+
+
+def _source(name: str, text: Text) -> Any:
+    """Where a further text comes from; a name that is a part of a file's name and of a logger's key."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UsageError(f"texts: got the name {name!r:.60}; letters, digits, '_' and '-' only")
+    if text is None:
+        raise UsageError(f"texts: '{name}' is None; give a text")
+    if isinstance(text, ProbeConfig):
+        raise UsageError(f"texts: '{name}': the base model's answers are for measure, check, profile and studies")
+    try:
+        return text_source(text)
+    except UsageError as error:
+        raise UsageError(f"texts: '{name}': {error}") from None
+
+
+def _logged(column: str) -> str:
+    """A row's column as loggers get it: NAME/forgetting of the column forgetting[NAME].
+
+    Examples:
+        >>> _logged("forgetting[chat]_se"), _logged("forgetting_se")
+        ('chat/forgetting_se', 'forgetting_se')
+    """
+    name, mark, rest = column.partition("[")
+    text, _, end = rest.partition("]")
+    return f"{text}/{name}{end}" if mark else column
 
 
 def _caller() -> Any:
@@ -316,15 +358,15 @@ def _asks_for_ours(args: TrainingArguments) -> bool:
     return (args.metric_for_best_model or "").removeprefix("eval_").startswith(OURS)
 
 
-def _check_metric(args: TrainingArguments) -> None:
+def _check_metric(args: TrainingArguments, texts: Iterable[str]) -> None:
     """Refuse a metric of ours that is not there, or in the wrong direction, before an hour's training ends in it."""
     if not _asks_for_ours(args):
         return
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
-    names = [f"{OURS}{quantity.name}" for quantity in ONE_PASS]
+    names = [f"{OURS}{_logged(of_text(quantity.name, text))}" for text in ("", *texts) for quantity in ONE_PASS]
     if metric not in names:
         raise UsageError(f"metric_for_best_model='{metric}': {did_you_mean(metric, names)}")
-    greater = metric == f"{OURS}agreement"
+    greater = metric.endswith("/agreement")
     if bool(args.greater_is_better) != greater:
         raise UsageError(
             f"metric_for_best_model='{metric}' with greater_is_better={args.greater_is_better} keeps the model that "

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config.arguments import checked, model_of, tokenizer_of
-from ..config.schema import ModelConfig, TextConfig, validated
+from ..config.schema import ModelConfig, ProbeConfig, TextConfig, validated
+from ..data.probes import by_kind, read_probe
 from ..data.untokenized import Untokenized
 from ..data.windows import Windows
 from ..errors import ForgettingError, UsageError
@@ -26,9 +27,10 @@ from .comparison import compare
 from .estimate import Mean, clustered_mean
 from .measurement import CheckResult, Measurement, Settings
 from .noise import NoiseFloor, noise_floor
+from .probes import probe_windows
 from .profile import Profile
 from .quantities import PAIR
-from .reading import Text, read_to_sample, read_windows, text_source
+from .reading import Text, compared, read_to_sample, read_windows, text_source, window_length
 from .sampling import Sampled, until
 from .verdict import check_budget, judge
 
@@ -63,7 +65,8 @@ def measure(
         base: a folder, Hub id, `miniature`, or a live model; None for the base of a live PeftModel.
         tuned: a PEFT adapter (folder or Hub id), a full model, a live PeftModel, or a live model.
         text: general text: a file, folder, Hub id, TextConfig, Windows; a list of texts, one a document; a Dataset
-            or DataFrame. Default: the WikiText-103 test set; for the miniature its held-out encyclopedia.
+            or DataFrame; or a ProbeConfig: the base model's own answers to prompts. Default: the WikiText-103 test set;
+            for the miniature its held-out encyclopedia.
         tokenizer: for live models, unless text is Windows.
         context: tokens a window; default 512, or what the base model was built for where that is less.
         tolerance: measure documents in random order until the standard error is at most this, nats/token.
@@ -109,7 +112,8 @@ def profile(
     Args:
         base: a folder, Hub id, `miniature`, or a live model; None for the base of a live PeftModel.
         tuned: a PEFT adapter (folder or Hub id), a full model, a live PeftModel, or a live model.
-        texts: each as the `text` of `measure`, by a name of your own.
+        texts: each as the `text` of `measure`, by a name of your own. A ProbeConfig without a kind is a text for each
+            kind of its prompts, where these have kinds.
 
     Raises:
         UsageError: no text, a text that cannot be read, and what `measure` raises.
@@ -122,14 +126,19 @@ def profile(
     given: dict[str, Any] = {}
     for name, text in texts.items():
         try:
-            given[str(name)] = text_source(text)
+            source = text_source(text)
+            parts = by_kind(str(name), source) if isinstance(source, ProbeConfig) else {str(name): source}
         except UsageError as error:
             raise UsageError(f"text '{name}': {error}") from None
+        if twice := parts.keys() & given.keys():
+            raise UsageError(f"texts: two have the name '{min(twice)}'; give each its own")
+        given |= parts
     models, settings = _opened(base, tuned, tokenizer, settings_of(device_map, **how))
     found = {}
     for name, text in given.items():
         try:
-            found[name] = _of_text(models, text if texts[name] is not None else default_text(models.names[0]), settings)
+            source = text if texts.get(name, text) is not None else default_text(models.names[0])
+            found[name] = _of_text(models, source, settings)
         except UsageError as error:
             raise UsageError(f"text '{name}': {error}") from None
     return Profile(found)
@@ -162,15 +171,7 @@ def default_text(base: str) -> Any:
 def _of_text(models: pair.Pair, given: Any, settings: Settings) -> Measurement:
     size = settings.batch_tokens
     assert size is not None
-    read = read_windows if settings.tolerance is None else read_to_sample
-    windows, name, context, told = read(
-        given,
-        models.tokenizer,
-        (models.base, models.tuned),
-        settings.context,
-        models.tuned_tokenizer,
-        settings.cache_dir,
-    )
+    windows, name, context, told = _read(models, given, settings)
     rows, notices = comparable.shared_rows(models.base, models.tuned, windows.largest)
     began = time.perf_counter()
     sampled = until(
@@ -187,6 +188,23 @@ def _of_text(models: pair.Pair, given: Any, settings: Settings) -> Measurement:
     notices = [*models.notices, *told, *notices, *unchanged, *_sampling_notices(sampled, settings)]
     notices += [] if unchanged else _noise_notices(sampled, noise)
     return measurement_of(models, name, context, settings, sampled, noise, tuple(notices), began, windows)
+
+
+def _read(
+    models: pair.Pair, given: Any, settings: Settings
+) -> tuple[Windows | Untokenized, str, int | None, list[str]]:
+    """A text as windows, its name, the context, and notices; of a probe the base model's answers."""
+    both = (models.base, models.tuned)
+    if not isinstance(given, ProbeConfig):
+        read = read_windows if settings.tolerance is None else read_to_sample
+        how = (models.tokenizer, both, settings.context, models.tuned_tokenizer, settings.cache_dir)
+        return read(given, *how)
+    length = window_length(both, settings.context)
+    kept: dict[str, Any] = {"key": models.key, "cache_dir": settings.cache_dir}
+    windows = probe_windows(models.base, models.tokenizer, given, context=length, **kept)
+    prompts = [prompt.text for prompt in read_probe(given)[:3]]
+    told = [*compared(models.tokenizer, models.tuned_tokenizer, prompts), *windows.notices]
+    return windows, given.source, length, told
 
 
 def measurement_of(

@@ -60,22 +60,24 @@ def probe_windows(
         raise UsageError("live models need tokenizer=..., to write the prompts with")
     prompts = read_probe(config)
     ids, told = encode_prompts(prompts, tokenizer)
-    room = context - config.max_new_tokens
+    most = config.answer_tokens(context)
+    room = context - most
     fits = [i for i, prompt in enumerate(ids) if 0 < len(prompt) <= room]
     notices = list(told)
     if len(fits) < len(prompts):
         notices.append(
             f"{len(prompts) - len(fits)} of {len(prompts)} prompts are left out: longer than the {max(room, 0)} tokens "
-            f"that answers of {config.max_new_tokens} leave of a context of {context}"
+            f"that answers of {most} leave of a context of {context}"
         )
     if not fits:
         raise UsageError(
-            f"{config.source}: no prompt is short enough: answers of {config.max_new_tokens} tokens leave "
+            f"{config.source}: no prompt is short enough: answers of {most} tokens leave "
             f"{max(room, 0)} of a context of {context}; give fewer max_new_tokens (--probe-tokens) or a larger context"
         )
     chosen = [prompts[i] for i in fits]
     asked = [ids[i] for i in fits]
     inner = adapters.unwrapped(model)
+    config = config.model_copy(update={"max_new_tokens": most})
     answers = _answers(inner, tokenizer, chosen, asked, config, key, cache_dir)
     return _windows(inner, tokenizer, config, chosen, asked, answers, notices)
 

@@ -250,12 +250,14 @@ def kept(agrees: NDArray[Any], documents: NDArray[Any]) -> Mean:
 
 
 def of_text(column: str, text: str) -> str:
-    """The column of a further text of a study, or its standard error's.
+    """The column of a further text, or its standard error's; of no name, that of `text` itself.
 
     Examples:
         >>> of_text("forgetting", "chat"), of_text("forgetting_se", "chat")
         ('forgetting[chat]', 'forgetting[chat]_se')
     """
+    if not text:
+        return column
     name = column.removesuffix("_se")
     return f"{name}[{text}]{column[len(name) :]}"
 

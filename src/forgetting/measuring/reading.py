@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.arguments import ColumnTable, RowTable, columns_of, path_of, rows_of, wrong_type
-from ..config.schema import TextConfig
+from ..config.schema import ProbeConfig, TextConfig
 from ..data.documents import corpus_of
 from ..data.prepared import Corpora
 from ..data.readers import without_nulls
@@ -26,6 +26,7 @@ Text = (
     str
     | os.PathLike[str]
     | TextConfig
+    | ProbeConfig
     | Windows
     | Sequence[str]
     | ColumnTable
@@ -34,8 +35,8 @@ Text = (
     | Sequence[Mapping[str, Any]]
     | None
 )
-"""A file, Hub id, TextConfig or Windows; texts, one a document; a DataFrame, datasets.Dataset, columns or rows."""
-ALLOWED = "a file, a Hub id, a TextConfig, Windows, a list of texts, a datasets.Dataset, a DataFrame"
+"""A file, Hub id, configuration or Windows; texts, one a document; a DataFrame, datasets.Dataset, columns or rows."""
+ALLOWED = "a file, a Hub id, a TextConfig, a ProbeConfig, Windows, a list of texts, a datasets.Dataset, a DataFrame"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Rows:
     config: TextConfig
 
 
-def text_source(text: Text | Rows) -> TextConfig | Windows | Rows:
+def text_source(text: Text | Rows) -> TextConfig | ProbeConfig | Windows | Rows:
     """Where a text comes from.
 
     Args:
@@ -57,7 +58,7 @@ def text_source(text: Text | Rows) -> TextConfig | Windows | Rows:
     """
     if text is None:
         return WIKITEXT
-    if isinstance(text, Windows | TextConfig | Rows):
+    if isinstance(text, Windows | TextConfig | ProbeConfig | Rows):
         return text
     if isinstance(text, str | os.PathLike):
         return TextConfig(source=path_of("text", text, ALLOWED))
@@ -100,17 +101,19 @@ def read_windows(
     given = text_source(text)
     if isinstance(given, Windows):
         return given, "given windows", None, []
+    if isinstance(given, ProbeConfig):
+        raise UsageError(f"{given.source}: the base model's answers are for measure, check, profile and studies")
     _check_tokenizer(tokenizer)
     config = given.config if isinstance(given, Rows) else given
-    length = _context(models, context)
+    length = window_length(models, context)
     if isinstance(given, Rows):
         documents = corpus_of(given.rows, config)
         beginnings = [document.text for document in documents[:3] if document.text]
-        notices = _compared(tokenizer, other_tokenizer, beginnings)
+        notices = compared(tokenizer, other_tokenizer, beginnings)
         windows = tokenize(documents, tokenizer, length)
     else:
         read = Corpora(tokenizer, length, cache_dir).text(config)
-        notices = _compared(tokenizer, other_tokenizer, read.beginnings)
+        notices = compared(tokenizer, other_tokenizer, read.beginnings)
         windows = read.windows
     return windows, config.source, length, [*notices, *windows.notices]
 
@@ -127,11 +130,11 @@ def read_to_sample(
     given = text_source(text)
     if isinstance(given, TextConfig):
         _check_tokenizer(tokenizer)
-        length = _context(models, context)
+        length = window_length(models, context)
         late = untokenized(given, tokenizer, length)
         if late is not None and late.largest < min(comparable.known_rows(model) for model in models):
             beginnings = [document.text for document in late.corpus[:3]]
-            notices = _compared(tokenizer, other_tokenizer, beginnings)
+            notices = compared(tokenizer, other_tokenizer, beginnings)
             return late, given.source, length, [*notices, *late.notices]
     return read_windows(given, tokenizer, models, context, other_tokenizer, cache_dir)
 
@@ -141,11 +144,17 @@ def _check_tokenizer(tokenizer: Any) -> None:
         raise UsageError("live models need tokenizer=..., to read the text with")
 
 
-def _compared(tokenizer: Any, other: Any, beginnings: Sequence[str]) -> list[str]:
+def compared(tokenizer: Any, other: Any, beginnings: Sequence[str]) -> list[str]:
+    """Notices of how two tokenizers differ on these texts; refuses those that differ. None is no tokenizer."""
     return [] if other is None else comparable.check_tokenizers(tokenizer, other, beginnings)
 
 
-def _context(models: Sequence[Any], context: int | None) -> int:
+def window_length(models: Sequence[Any], context: int | None) -> int:
+    """Tokens a window: as asked, else 512, or what the models were built for where that is less.
+
+    Raises:
+        UsageError: more than they were built for.
+    """
     limit = min((limit for model in models if (limit := adapters.positions(model)) is not None), default=None)
     if context is None:
         return DEFAULT_CONTEXT if limit is None else min(DEFAULT_CONTEXT, limit)

@@ -1,0 +1,279 @@
+"""Probes: the base model's answers are what it says one prompt at a time, and forgetting is on their tokens alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_measure_command import call, save_adapter
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import forgetting
+from forgetting.config.schema import ProbeConfig
+from forgetting.data.probes import by_kind, encode_prompts, kinds_of, read_probe
+from forgetting.errors import UsageError
+from forgetting.measuring import probes
+from forgetting.measuring.probes import probe_windows
+from forgetting.models.generation import end_tokens, generate
+
+SAID = ["the old town", "a", "north south river guild", "new bread", "iron came", "a baker went", "boat", "the the the"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_adapter(tiny_model, tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    return write(tmp_path / "prompts.jsonl", [{"prompt": text} for text in SAID])
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def one_by_one(model: Any, prompt: Any, ends: list[int], most: int, choose: Any) -> list[int]:
+    """The plain loop: the whole text again at each token."""
+    ids = [int(token) for token in prompt]
+    said: list[int] = []
+    while len(said) < most:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids + said])).logits[0, -1].numpy()
+        said.append(int(choose(logits)))
+        if said[-1] in ends:
+            break
+    return said
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_padded_batches_say_what_each_prompt_alone_does(
+    model: Any, tokenizer: Any, prompts: Path, temperature: float
+) -> None:
+    ids, _ = encode_prompts(read_probe(ProbeConfig(probe=str(prompts))), tokenizer)
+    ends = end_tokens(model, tokenizer)
+    how: dict[str, Any] = {"ends": ends, "max_new_tokens": 12, "temperature": temperature, "seed": 3}
+    before = (model.generation_config, torch.random.get_rng_state())
+    found = [answer.tolist() for answer in generate(model, ids, batch=5, **how)]
+    assert model.generation_config is before[0]
+    assert torch.equal(torch.random.get_rng_state(), before[1])
+    for place, prompt in enumerate(ids):
+        stream = np.random.default_rng([3, place])
+
+        def choose(logits: Any, stream: Any = stream) -> Any:
+            if not temperature:
+                return logits.argmax()
+            return (logits / np.float32(temperature) + stream.gumbel(size=len(logits)).astype(np.float32)).argmax()
+
+        assert found[place] == one_by_one(model, prompt, ends, 12, choose)
+    assert [answer.tolist() for answer in generate(model, ids, batch=2, **how)] == found
+    assert temperature == 0 or any(answer[-1] in ends for answer in found)
+
+
+def test_the_model_s_own_penalties_are_not_used(model: Any, tokenizer: Any, prompts: Path) -> None:
+    from transformers import GenerationConfig
+
+    ids, _ = encode_prompts(read_probe(ProbeConfig(probe=str(prompts))), tokenizer)
+    how: dict[str, Any] = {"ends": end_tokens(model, tokenizer), "max_new_tokens": 8}
+    plain = [answer.tolist() for answer in generate(model, ids, **how)]
+    own = model.generation_config
+    model.generation_config = GenerationConfig(repetition_penalty=9.0, do_sample=True, no_repeat_ngram_size=1, top_k=1)
+    try:
+        assert [answer.tolist() for answer in generate(model, ids, **how)] == plain
+    finally:
+        model.generation_config = own
+
+
+def test_numbers_are_those_of_a_loop_over_prompts(
+    tiny_model: Path, adapter: Path, prompts: Path, tokenizer: Any
+) -> None:
+    """Full logits of each prompt with its answer, log-softmax in float64; only the answer's tokens count."""
+    text = ProbeConfig(probe=str(prompts), max_new_tokens=8)
+    result = forgetting.measure(str(tiny_model), str(adapter), text=text, context=48, cache_dir=None)
+    from peft import PeftModel
+
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter).eval()
+    base = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    forgot, kl, owners = [], [], []
+    for place, prompt in enumerate(encode_prompts(read_probe(text), tokenizer)[0]):
+        said = one_by_one(base, prompt, end_tokens(base, tokenizer), 8, lambda logits: logits.argmax())
+        ids = torch.tensor([[*map(int, prompt), *said]])
+        with torch.no_grad():
+            b, t = (m(ids).logits[0].double().log_softmax(-1)[len(prompt) - 1 : -1] for m in (base, tuned))
+        top = b.argmax(-1, keepdim=True)
+        forgot += (b.gather(-1, top) - t.gather(-1, top))[:, 0].tolist()
+        kl += (b.exp() * (b - t)).sum(-1).tolist()
+        owners += [place] * len(said)
+    assert result.forgetting.value == pytest.approx(np.mean(forgot), abs=1e-6)
+    assert result.means["kl"].value == pytest.approx(np.mean(kl), abs=1e-6)
+    assert (result.forgetting.n_tokens, result.forgetting.n_documents) == (len(forgot), len(SAID))
+    sums = np.bincount(owners, np.asarray(forgot) - np.mean(forgot))
+    se = np.sqrt((sums**2).sum() * len(SAID) / (len(SAID) - 1)) / len(forgot)
+    assert result.forgetting.se == pytest.approx(se, rel=1e-4)
+    assert result.text == f"answers to {prompts}"
+    assert result.where().passages  # the page's parts can be made
+
+
+def test_answers_are_kept_and_written_again_for_other_settings(
+    model: Any, tokenizer: Any, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(probes, "generate", lambda *a, **k: calls.append(k) or generate(*a, **k))
+    how: dict[str, Any] = {"key": "k", "context": 48, "cache_dir": tmp_path / "cache"}
+
+    def made(**changes: Any) -> tuple[str, int]:
+        config = ProbeConfig(probe=str(prompts), **{"max_new_tokens": 5, **changes.pop("config", {})})
+        windows = probe_windows(model, tokenizer, config, **{**how, **changes})
+        return windows.fingerprint(), len(calls)
+
+    first, count = made()
+    assert made() == (first, count) == (first, 1)
+    assert made(config={"temperature": 1.0})[1] == 2
+    assert made(config={"temperature": 1.0, "seed": 1})[1] == 3
+    assert made(config={"max_new_tokens": 6})[1] == 4
+    assert made(key="other")[1] == 5
+    write(prompts, [{"prompt": text} for text in SAID[:-1]])
+    assert made()[1] == 6
+    assert made(key=None)[1] == 7
+    (stored, *_) = sorted((tmp_path / "cache").glob("answers-*.jsonl"))
+    row = json.loads(stored.read_text().splitlines()[1])
+    assert tokenizer.decode(row["answer_ids"]) == row["answer"]
+    assert row["prompt"] == SAID[0]
+    assert stored.read_text().isascii()
+    whole = {file: file.read_text() for file in (tmp_path / "cache").glob("answers-*.jsonl")}
+    for file in whole:
+        file.write_text("not json\n")
+    assert made()[1] == 8
+    assert sum(file.read_text() == text for file, text in whole.items()) == 1
+
+
+def test_what_is_left_out_is_counted(
+    model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": text} for text in [*SAID[:4], "town " * 60]])
+    answers = [[7, 8, 2], [2], [7] * 4, [8, 2]]
+    monkeypatch.setattr(probes, "generate", lambda *a, **k: [np.array(one, np.int32) for one in answers])
+    how: dict[str, Any] = {"key": None, "context": 40, "cache_dir": None}
+    windows = probe_windows(model, tokenizer, ProbeConfig(probe=str(file), max_new_tokens=4), **how)
+    assert windows.notices == (
+        "1 of 5 prompts are left out: longer than the 36 tokens that answers of 4 leave of a context of 40",
+        "1 of 4 answers are empty and left out",
+        "1 of 4 answers were cut at 4 tokens",
+    )
+    assert windows.document_ids == ("1", "3", "4")
+    assert windows.n_predicted == 3 + 4 + 2
+    answers = [[2]] * 4
+    with pytest.raises(UsageError, match="answers nothing to any of 4 prompts"):
+        probe_windows(model, tokenizer, ProbeConfig(probe=str(file), max_new_tokens=4), **how)
+    with pytest.raises(UsageError, match="no prompt is short enough"):
+        probe_windows(model, tokenizer, ProbeConfig(probe=str(file), max_new_tokens=39), **how)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "asked"),
+    [
+        ("a.jsonl", '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "x"}]}', "hi"),
+        ("a.jsonl", '{"instruction": "sort", "input": "b a"}', "sort\n\nb a"),
+        ("a.jsonl", '\n{"id": 7, "kind": "k", "question": "why"}\n', "why"),
+        ("a.csv", 'type,prompt\nk,"one, two"\n', "one, two"),
+        ("a.txt", "\ufefffirst\r\n\r\n", "first"),
+        ("a.json", '[{"prompt": "p"}]', "p"),
+    ],
+)
+def test_prompts_in_the_formats_that_people_have(tmp_path: Path, name: str, content: str, asked: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    (prompt,) = read_probe(ProbeConfig(probe=str(tmp_path / name)))
+    assert prompt.text == asked
+    assert prompt.kind in ("", "k")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt": ""}', r"a\.jsonl, line 2: prompt: got ''; a text is needed"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt"', r"a\.jsonl, line 2"),
+        ("a.jsonl", '{"answer": "a"}', r"a\.jsonl, line 1: no prompt; fields: answer; give one of messages, prompt"),
+        ("a.jsonl", '{"messages": [{"role": "assistant", "content": "x"}]}', r"line 1: messages: no turn of the user"),
+        ("a.jsonl", '{"messages": "x"}', r"line 1: messages: got 'x'; a list of \{role, content\}"),
+        ("a.jsonl", '{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}', r"2 prompts have the id '1'"),
+        ("a.csv", "prompt\n\n \n", r"a\.csv, line 3: prompt: got ' '"),
+        ("a.txt", "\n", r"a\.txt: no prompt in it"),
+    ],
+)
+def test_wrong_prompts_are_named_by_file_and_line(tmp_path: Path, name: str, content: str, why: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError, match=why):
+        read_probe(ProbeConfig(probe=str(tmp_path / name)))
+
+
+def test_ours_are_240_in_six_kinds_and_the_miniature_s_are_no_items_of_a_suite() -> None:
+    from forgetting.data.miniature import rows
+
+    ours = read_probe(ProbeConfig(probe="default"))
+    assert len(ours) == len({prompt.text for prompt in ours}) == 240
+    kinds = ["facts", "reasoning", "code", "writing", "instructions", "refusals"]
+    assert kinds_of(ours) == kinds == list(by_kind("default", ProbeConfig(probe="default")))
+    assert all(len(read_probe(ProbeConfig(probe="default", kind=kind))) == 40 for kind in kinds)
+    mine = read_probe(ProbeConfig(probe="miniature"))
+    assert kinds_of(mine) == ["knowledge", "reasoning", "refusals"]
+    evaluated = {row["prompt"] for name in ("knowledge", "reasoning", "harmful", "harmless") for row in rows(name)}
+    assert not evaluated & {prompt.text for prompt in mine}
+    with pytest.raises(UsageError, match="no prompt of kind 'fact'; did you mean 'facts'"):
+        read_probe(ProbeConfig(probe="default", kind="fact"))
+
+
+def test_by_kind_gives_a_text_a_kind(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"kind": "a b", "prompt": "x"}, {"kind": "c", "prompt": "y"}])
+    assert list(by_kind("mine", ProbeConfig(probe=str(file)))) == ["mine-a-b", "mine-c"]
+    write(file, [{"kind": "a", "prompt": "x"}, {"prompt": "y"}])
+    with pytest.raises(UsageError, match="prompt '2' has no kind, and others have"):
+        by_kind("mine", ProbeConfig(probe=str(file)))
+
+
+def test_the_command_measures_and_judges_each_kind(
+    tiny_model: Path, adapter: Path, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    rows = [{"kind": "left" if i % 2 else "right", "prompt": f"new {text}"} for i, text in enumerate(SAID)]
+    rows += [{"kind": "right", "prompt": text} for text in SAID]
+    file = write(tmp_path / "p.jsonl", rows)
+    probe = ("--probe", f"own={file}", "--probe-tokens", "6", "--context", "40", "--no-cache")
+    text = ("--text", str(corpora / "general.jsonl"))
+    code, out, err = call(monkeypatch, capsys, "measure", tiny_model, adapter, *text, *probe, "--json")
+    assert code == 0, err
+    found = json.loads(out)["texts"]
+    assert list(found) == ["text", "own-right", "own-left"]
+    assert found["own-left"]["text"] == f"answers to {file} (left)"
+    code, out, err = call(monkeypatch, capsys, "check", tiny_model, adapter, *probe, "--budget", "own-right=9")
+    assert code == 0, err
+    assert out.startswith("own-right: ")
+    for wrong, why in (
+        (("--probe", f"own={file}", "--probe", f"own={file}"), "two texts of the name 'own-left'"),
+        (("--probe-tokens", "5"), "say how --probe answers, which is missing"),
+        (("--probe", "gone.txt"), "gone.txt: no such file"),
+    ):
+        code, _, err = call(monkeypatch, capsys, "measure", tiny_model, adapter, *wrong)
+        assert code == 2
+        assert why in err
+        assert len(err.splitlines()) == 1
+
+
+def test_a_live_model_needs_its_tokenizer(model: Any, prompts: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), pytest.raises(UsageError, match="need tokenizer="):
+        forgetting.measure(model, model, text=ProbeConfig(probe=str(prompts)))
