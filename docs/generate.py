@@ -82,7 +82,7 @@ def configuration() -> str:
 def _type(field: Any) -> str:
     text = getattr(field.annotation, "__name__", "")
     text = str(field.annotation) if not text or text in ("Literal", "tuple", "dict", "Union", "UnionType") else text
-    for noise in ("typing.", "forgetting.config.schema.", "Annotated"):
+    for noise in ("typing.", "forgetting.config.schema.", "forgetting.config.texts.", "Annotated"):
         text = text.replace(noise, "")
     return "`" + text.replace("|", "or").split(", FieldInfo")[0] + "`" if len(text) < 80 else "see below"
 

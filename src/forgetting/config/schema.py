@@ -7,21 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import numbers
-import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Discriminator,
     Field,
-    StringConstraints,
-    Tag,
     TypeAdapter,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -29,39 +23,16 @@ from pydantic import (
 from .. import files
 from ..errors import UsageError
 from .explaining import explain
+from .section import Name as Name
+from .section import Section as Section
+from .section import with_exponent as with_exponent
+from .texts import AnyText as AnyText
+from .texts import DatasetConfig as DatasetConfig
+from .texts import ProbeConfig as ProbeConfig
+from .texts import TextConfig as TextConfig
+from .texts import is_probe as is_probe
 
-EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-"""A name that becomes part of a file name: no separators, so that no path leaves the study folder."""
 M = TypeVar("M", bound=BaseModel)
-
-
-def with_exponent(value: Any) -> Any:
-    """A number of the form 1e-4, which YAML without a dot and a sign reads as text; anything else as it is."""
-    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, unknown fields forbidden, no value taken for one of another kind.
-
-    Fields name `default=`: type checkers without pydantic's plugin know no other default. A tuple has `strict=False`,
-    so that a list is one; what is in it stays strict.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _python_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        if float in (annotation, *get_args(annotation)):
-            return with_exponent(value)
-        return [_python_number(one) for one in value] if isinstance(value, list | tuple) else _python_number(value)
-
-
-def _python_number(value: Any) -> Any:
-    """A whole number of NumPy as one of Python; anything else as it is."""
-    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value
 
 
 class VariantOptions(Section):
@@ -105,90 +76,6 @@ class ModelConfig(Section):
     def measured_against(self) -> ModelConfig:
         """The model that forgetting is measured against: this one, or with `reference: full` the same without bits."""
         return self if self.reference != "full" else self.model_copy(update={"bits": None, "reference": "quantised"})
-
-
-class TextConfig(Section):
-    """Where text comes from and what a document is."""
-
-    source: str = Field(min_length=1, description="a file, a folder of files, a Hub id, or `miniature:NAME`")
-    subset: str | None = Field(default=None, description="Hub data set configuration, e.g. `wikitext-103-raw-v1`")
-    split: str | None = Field(
-        default=None, description="Hub data set split (default `train`); of a folder, its files named so"
-    )
-    revision: str | None = Field(default=None, description="Hub revision")
-    streaming: bool = Field(default=False, description="stream from the Hub; needs `max_documents`")
-    format: Literal["auto", "text", "chat", "completion", "sharegpt", "alpaca", "dolly", "openorca", "qa", "dpo"] = (
-        Field(
-            default="auto",
-            description="`auto` reads it from the columns: `messages` (chat), `prompt` and `completion`, `text`, "
-            "`conversations` (sharegpt), `instruction` and `output` (alpaca) or `response` (dolly), `question` and "
-            "`response` (openorca) or `answer` (qa), `chosen` (dpo)",
-        )
-    )
-    documents: Literal["auto", "wikitext", "paragraphs", "sections", "rows"] = Field(
-        default="auto",
-        description="where plain text is cut into documents: at ` = Title = ` lines (wikitext), at blank lines "
-        "(paragraphs), into blocks of whole paragraphs of about 4,000 characters (sections), or one a row",
-    )
-    text_column: str = Field(default="text", description="column of plain text")
-    messages_column: str = Field(default="messages", description="column of chat messages, a list of {role, content}")
-    prompt_column: str = Field(default="prompt", description="column of prompts")
-    completion_column: str = Field(default="completion", description="column of answers; the loss is on these alone")
-    max_documents: int | None = Field(default=None, ge=1, description="read no more than these many documents")
-
-    @model_validator(mode="after")
-    def _streaming_is_bounded(self) -> Self:
-        if self.streaming and self.max_documents is None:
-            raise ValueError("streaming: true needs max_documents, the number of documents to read")
-        return self
-
-
-class DatasetConfig(TextConfig):
-    """A fine-tuning data set; a part of its documents is held out for the fine-tuning loss."""
-
-    heldout: float = Field(default=0.1, gt=0, lt=1, description="share of documents held out, by content hash")
-
-
-class ProbeConfig(Section):
-    """Text that the base model writes: its own answers to prompts. Forgetting is measured on the answers' tokens."""
-
-    probe: str = Field(
-        min_length=1,
-        description="prompts: a .jsonl, .csv or .txt file or a Hub id; `default`, 240 of our own in six kinds; or "
-        "`miniature`, on its world in three",
-    )
-    kind: str | None = Field(default=None, description="only the prompts of this kind")
-    max_new_tokens: int | None = Field(
-        default=None,
-        ge=1,
-        description="an answer is cut at so many tokens; default 128, or half of the context where that is less",
-    )
-    temperature: float = Field(
-        default=0.0, ge=0, le=10, description="0 takes the most likely token at each step; above, answers are sampled"
-    )
-    seed: int = Field(default=0, ge=0, lt=2**31, description="of the sampling")
-
-    def answer_tokens(self, context: int) -> int:
-        """Tokens at which an answer is cut."""
-        return self.max_new_tokens or max(1, min(128, context // 2))
-
-    @property
-    def source(self) -> str:
-        """What a reader calls this text."""
-        return f"answers to {self.probe}" + (f" ({self.kind})" if self.kind else "")
-
-
-def is_probe(text: Any) -> bool:
-    """Whether a general text, as configured, stored or validated, is the base model's answers."""
-    return "probe" in text if isinstance(text, Mapping) else isinstance(text, ProbeConfig)
-
-
-TEXT, PROBE = "[text]", "[probe]"
-"""Tags of the two kinds of general text; they stand in paths of errors, from which `explain` takes them out."""
-AnyText = Annotated[
-    Annotated[TextConfig, Tag(TEXT)] | Annotated[ProbeConfig, Tag(PROBE)],
-    Discriminator(lambda text: PROBE if is_probe(text) else TEXT),
-]
 
 
 class Variant(BaseModel):
