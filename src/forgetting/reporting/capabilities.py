@@ -113,13 +113,16 @@ def _mapped(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any] | Non
     if fitted is None or not outside:
         return None
     error = sum(abs(one.lost - one.value) for one in outside) / len(outside)
-    last = {(str(one.run)): one for one in outside}  # steps of a run come in order
+    last = {str(one.run): one for one in outside}  # steps of a run come in order
+    of = {str(row["run_id"]): f"{row['dataset']}, seed {row.get('seed')}" for row in kept}
     return {
         "word": WORDS[key],
         "sentence": map_sentence(fitted, key, str(rows[0]["suite"])),
         "error": error,
         "inside": f"{sum(one.inside for one in outside)} of {len(outside)}",
-        "rows": [(run, _amount(one.x, key), f"{100 * one.lost:.1f} %", _band(one)) for run, one in last.items()],
+        "rows": [
+            (run, of[run], _amount(one.x, key), f"{100 * one.lost:.1f} %", _band(one)) for run, one in last.items()
+        ],
     }
 
 
