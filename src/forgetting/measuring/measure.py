@@ -235,6 +235,7 @@ def measurement_of(
         change=sampled.values["forgetting"],
         argmax=sampled.values["argmax"],
         tokenizer=models.tokenizer,
+        sha256={} if models.source is None else models.source.weight_hashes(),
     )
 
 

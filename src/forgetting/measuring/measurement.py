@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -83,6 +83,7 @@ class Measurement(Result):
         change: [N] excess forgetting of each predicted token.
         argmax: [N] the base model's top tokens.
         tokenizer: for showing tokens; may be None.
+        sha256: of each file of the tuned model's weights, by its name; empty of a live model.
     """
 
     base: str
@@ -100,6 +101,7 @@ class Measurement(Result):
     change: NDArray[np.float32] = field(repr=False)
     argmax: NDArray[np.int32] = field(repr=False)
     tokenizer: Any = field(repr=False, default=None)
+    sha256: Mapping[str, str] = field(repr=False, default_factory=dict)
 
     @property
     def forgetting(self) -> Mean:
@@ -122,6 +124,8 @@ class Measurement(Result):
             "measure_seconds": round(self.seconds, 3),
             "notices": list(self.notices),
         }
+        if self.sha256:
+            row["sha256"] = dict(self.sha256)
         if self.settings.trust_remote_code:
             row["trust_remote_code"] = True  # code of the models was run
         if self.noise is not None:

@@ -31,6 +31,7 @@ class Pair:
         names: what the user called base and tuned.
         tuned_tokenizer: the tuned model's own, where it has one.
         notices: what a reader of the numbers should know.
+        source: where the tuned model lies; None of a live one.
     """
 
     base: Any
@@ -40,6 +41,7 @@ class Pair:
     names: tuple[str, str]
     tuned_tokenizer: Any = None
     notices: list[str] = field(default_factory=list)
+    source: Source | None = None
 
     @property
     def dtype(self) -> str:
@@ -93,9 +95,8 @@ def open_pair(
     other = settings.model_copy(update={"source": found.name, "revision": None})
     model, notices = loading.load_model(other, found, placement, "the tuned model's")
     notices = [*loaded.notices, *notices, *comparable.architecture_notices(loaded.model, model)]
-    return Pair(
-        loaded.model, model, tokenizer, loaded.key, (source.name, found.name), own_tokenizer(found, config), notices
-    )
+    names = (source.name, found.name)
+    return Pair(loaded.model, model, tokenizer, loaded.key, names, own_tokenizer(found, config), notices, found)
 
 
 def _live_pair(base: nn.Module | None, tuned: Model, tokenizer: Any) -> Pair:
@@ -159,6 +160,7 @@ def adapter_pair(
         (config.source, source.name),
         own_tokenizer(source, config),
         notices,
+        source,
     )
 
 

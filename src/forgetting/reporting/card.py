@@ -1,0 +1,337 @@
+"""A measurement or a chain on a model card: a section of README.md, its `model-index`, and `.eval_results/*.yaml`.
+
+The formats are the Hub's, written by huggingface_hub: `model-index` of a model card's metadata
+(https://github.com/huggingface/hub-docs/blob/main/modelcard.md), and evaluation results
+(https://huggingface.co/docs/hub/eval-results), which the Hub lists where the data set is one of its benchmarks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..display.markdown import code, escaped
+from ..display.numbers import fixed, p_value, signed
+from ..errors import UsageError, visible
+from ..files import dump_yaml, parse_json, read_text, write_atomically
+
+BEGIN, END = "<!-- forgetting: begin -->", "<!-- forgetting: end -->"
+CARD, RESULTS = "README.md", Path(".eval_results") / "forgetting.yaml"
+METRICS = {
+    "forgetting": "Forgetting (excess over the base model), nats/token",
+    "kl": "KL divergence from the base model, nats/token",
+    "agreement": "Top tokens shared with the base model",
+}
+"""What is written as metrics, by its column; each with its name."""
+TASK = "text-generation"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+FILE = re.compile(r"\.(jsonl?|txt|csv|tsv|parquet|arrow|md|gz|zst|xz|bz2)$", re.IGNORECASE)
+SHA = re.compile(r"[0-9a-f]{64}")
+MAX_RESULT = 2**26
+"""Bytes of a result's file."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a card says of one text.
+
+    Attributes:
+        text: it was measured on.
+        row: as `measure` writes it; of a chain, the row of the step that lies in the folder.
+        shared: what rows of a chain have in common: base, tokens, documents.
+        chain: all rows of a chain.
+    """
+
+    text: str
+    row: Mapping[str, Any]
+    shared: Mapping[str, Any]
+    chain: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        files: paths.
+        notices: what a reader should know.
+    """
+
+    files: tuple[Path, ...]
+    notices: tuple[str, ...]
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result from a file that `measure`, `check` or `chain` wrote with --json.
+
+    Raises:
+        UsageError: no such file, or no such result.
+    """
+    found = parse_json(read_text(path, limit=MAX_RESULT), str(path))
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: no JSON object; give what `measure`, `check` or `chain` print with --json")
+    return found
+
+
+def write_card(
+    folder: Path, result: Mapping[str, Any], where: str, *, dataset: str | None = None, task: str = "forgetting"
+) -> Written:
+    """Write a result into the card of a model's folder; again, it changes nothing.
+
+    Args:
+        folder: of the model or adapter.
+        result: of `measure`, `check`, `profile` or `chain`, as plain data.
+        where: it comes from, for messages.
+        dataset: the Hub's data set that it is listed under; None is the text, where that is one.
+        task: of that data set.
+
+    Raises:
+        UsageError: not such a result, one of other weights, a card that cannot be read, or no such folder.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; give the one that holds the model or adapter")
+    if dataset is not None and not HUB_ID.fullmatch(dataset):
+        raise UsageError(f"--dataset '{dataset}': no id of a Hub data set, such as Salesforce/wikitext")
+    found, notices = _measured(folder, result, where)
+    card = folder / CARD
+    text = _card_with(card, folder, found)
+    files = [write_atomically(card, text)]
+    listed = [(one, dataset or _dataset_of(one.text)) for one in found]
+    entries = [_entry(one, name, task if len(found) == 1 else f"{task}-{i + 1}")
+               for i, (one, name) in enumerate(listed) if name is not None]  # fmt: skip
+    if entries:
+        from huggingface_hub import eval_result_entries_to_yaml
+
+        (folder / RESULTS).parent.mkdir(exist_ok=True)
+        files.append(write_atomically(folder / RESULTS, dump_yaml(eval_result_entries_to_yaml(entries))))
+    else:
+        notices.append(
+            f"no {RESULTS.as_posix()}: the Hub lists results by its data sets, and '{found[0].text}' is none; "
+            "--dataset names one"
+        )
+    return Written(tuple(files), tuple(notices))
+
+
+def _measured(folder: Path, result: Mapping[str, Any], where: str) -> tuple[list[Measured], list[str]]:
+    """The texts of a result, each checked, and notices."""
+    if isinstance(result.get("steps"), list):
+        return [_of_chain(folder, result, where)], []
+    texts = result.get("texts")
+    rows = texts.values() if isinstance(texts, Mapping) else [result]
+    found = []
+    for row in rows:
+        if not isinstance(row, Mapping) or "forgetting" not in row:
+            raise UsageError(f"{where}: no result of `measure`, `check` or `chain`: it has no field forgetting")
+        _check_row(row, where)
+        _check_shared(row, where)
+        found.append(Measured(str(row["text"]), row, row))
+    if not found:
+        raise UsageError(f"{where}: texts: is empty")
+    hashes = _hashes(found[0].row, where)
+    if not hashes:
+        return found, ["the result names no files of weights: whether it is of this folder's model is not known"]
+    if (other := _other(folder, hashes)) is not None:
+        raise UsageError(f"{where}: of other weights than those in {folder}: {other}; measure this model")
+    return found, []
+
+
+def _of_chain(folder: Path, result: Mapping[str, Any], where: str) -> Measured:
+    """The step of a chain that lies in the folder, the last one where there are several."""
+    steps = result["steps"]
+    for i, row in enumerate(steps):
+        if not isinstance(row, Mapping) or not isinstance(row.get("name"), str):
+            raise UsageError(f"{where}: steps[{i}]: no step of `chain`")
+        _check_row(row, f"{where}: steps[{i}]")
+        for name in ("step_forgetting", "step_p_holm"):
+            _number(row, name, f"{where}: steps[{i}]", optional=name == "step_p_holm")
+        _number(row, "step_forgetting_se", f"{where}: steps[{i}]", optional=True)
+        if not isinstance(row.get("kind"), str):
+            raise UsageError(f"{where}: steps[{i}]: kind: missing")
+    _check_shared(result, where)
+    hashes = [_hashes(row, where) for row in steps]
+    here = [row for row, of in zip(steps, hashes, strict=True) if of and _other(folder, of) is None]
+    if not here:
+        names = ", ".join(row["name"] for row in steps)
+        raise UsageError(f"{where}: none of its steps ({names}) is of the weights in {folder}")
+    return Measured(str(result["text"]), here[-1], result, steps)
+
+
+def _check_row(row: Mapping[str, Any], where: str) -> None:
+    for name in METRICS:
+        _number(row, name, where)
+        _number(row, f"{name}_se", where, optional=True)
+        if name == "agreement" and not 0 <= row[name] <= 1:
+            raise UsageError(f"{where}: agreement: got {row[name]}; allowed: 0 to 1")
+
+
+def _check_shared(row: Mapping[str, Any], where: str) -> None:
+    for name in ("text_tokens", "text_documents"):
+        _number(row, name, where)
+    for name in ("base", "text"):
+        if not isinstance(row.get(name), str):
+            raise UsageError(f"{where}: {name}: missing")
+
+
+def _number(row: Mapping[str, Any], name: str, where: str, *, optional: bool = False) -> None:
+    value = row.get(name)
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UsageError(f"{where}: {name}: got {value!r:.40}; allowed: a number")
+
+
+def _hashes(row: Mapping[str, Any], where: str) -> dict[str, str]:
+    found = row.get("sha256") or {}
+    if not isinstance(found, Mapping) or not all(
+        isinstance(name, str) and "/" not in name and "\\" not in name and SHA.fullmatch(str(sha))
+        for name, sha in found.items()
+    ):
+        raise UsageError(f"{where}: sha256: allowed: hashes of files by their names")
+    return dict(found)
+
+
+def _other(folder: Path, hashes: Mapping[str, str]) -> str | None:
+    """The first of some files that a folder lacks or holds otherwise; None where it holds all of them so."""
+    for name, sha in hashes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"it has no {name}"
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha:
+                return f"{name} has another SHA-256"
+    return None
+
+
+def _card_with(path: Path, folder: Path, found: Sequence[Measured]) -> str:
+    """The card's whole text with our section and metrics in it, those of an earlier time replaced."""
+    from huggingface_hub import ModelCard, metadata_load
+
+    text = read_text(path) if path.is_file() else f"---\n{{}}\n---\n\n# {folder.resolve().name}\n"
+    if not text.startswith("---"):
+        text = f"---\n{{}}\n---\n{text}"
+    try:
+        card = ModelCard(text)
+    except Exception as error:  # YAML's errors and huggingface_hub's, of a file of others
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{path}: its metadata cannot be read: {first}") from None
+    data: Any = card.data
+    if path.is_file() and len((metadata_load(path) or {}).get("model-index") or []) > 1:
+        raise UsageError(f"{path}: model-index: it names several models; leave one")
+    ours = {(TASK, visible(one.text), metric) for one in found for metric in METRICS}
+    before = data.get("eval_results") or []
+    kept = [one for one in before if (one.task_type, one.dataset_name, one.metric_type) not in ours]
+    data.model_name = data.get("model_name") or folder.resolve().name
+    data.eval_results = [*kept, *(result for one in found for result in _results(one))]
+    base = str(found[0].shared["base"])
+    if data.get("base_model") is None and _dataset_of(base) is not None:
+        data.base_model = base
+    card.text = _with_section(card.text, "\n".join(_section(found)), path)
+    return str(card.content)
+
+
+def _results(one: Measured) -> list[Any]:
+    """The metrics of one text, for the model-index."""
+    from huggingface_hub import EvalResult
+
+    results = []
+    for name, title in METRICS.items():
+        se = one.row.get(f"{name}_se")
+        details = {"base_model": str(one.shared["base"]), "tokens": int(one.shared["text_tokens"])}
+        results.append(
+            EvalResult(
+                task_type=TASK,
+                dataset_type=_dataset_of(one.text) or "text",
+                dataset_name=visible(one.text),
+                metric_type=name,
+                metric_value=_rounded(one.row[name]),
+                metric_name=title,
+                metric_args=details if se is None else details | {"standard_error": _rounded(se)},
+            )
+        )
+    return results
+
+
+def _entry(one: Measured, dataset: str, task: str) -> Any:
+    """The forgetting on one text, for `.eval_results`."""
+    from huggingface_hub import EvalResultEntry
+
+    se = one.row.get("forgetting_se")
+    error = "unknown" if se is None else f"{_rounded(se):g}"
+    files = "; ".join(f"{name} SHA-256 {sha}" for name, sha in _hashes(one.row, "").items())
+    notes = f"forgetting in nats/token against {one.shared['base']}, standard error {error}, less is better"
+    value = _rounded(one.row["forgetting"])
+    return EvalResultEntry(dataset, task, value, notes="; ".join(part for part in (notes, files) if part))
+
+
+def _section(found: Sequence[Measured]) -> list[str]:
+    """The section, line by line, without its marks."""
+    base = code(str(found[0].shared["base"]))
+    lines = ["## What it forgot", ""]
+    lines += [f"Against {base}, token by token; standard errors are clustered by document.", ""]
+    lines += ["| text | forgetting, nats/token | KL, nats/token | same top token | tokens | documents |"]
+    lines += ["|---|---:|---:|---:|---:|---:|"]
+    for one in found:
+        cells = [code(one.text), *(_with_error(one.row, name) for name in ("forgetting", "kl"))]
+        cells += [f"{100 * one.row['agreement']:.1f} %"]
+        cells += [f"{int(one.shared[name]):,}" for name in ("text_tokens", "text_documents")]
+        lines.append(f"| {' | '.join(cells)} |")
+    for one in found:
+        lines += _steps(one)
+    hashes = _hashes(found[0].row, "")
+    if hashes:
+        lines += ["", "Measured on:", "", *(f"- {code(name)}, SHA-256 {code(sha)}" for name, sha in hashes.items())]
+    notices = [n for one in found for n in one.row.get("notices") or [] if isinstance(n, str)]
+    return [*lines, *(["", *(f"- Notice: {escaped(n)}" for n in dict.fromkeys(notices))] if notices else [])]
+
+
+def _steps(one: Measured) -> list[str]:
+    """The steps of a chain as a table; the one in this folder is marked."""
+    if not one.chain:
+        return []
+    lines = ["", "Step by step, each against the step before (p corrected for all steps, Holm):", ""]
+    lines += ["| step | what | so far | of this step | p |", "|---|---|---:|---:|---:|"]
+    for row in one.chain:
+        part, se = row["step_forgetting"], row.get("step_forgetting_se")
+        p = row.get("step_p_holm")
+        name = f"**{code(row['name'])}**" if row is one.row else code(row["name"])
+        added = f"{signed(part)} ± {'unknown' if se is None else fixed(se)}"
+        cells = (
+            name,
+            escaped(row["kind"]),
+            _with_error(row, "forgetting"),
+            added,
+            p_value(math.nan if p is None else p),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _with_section(text: str, section: str, path: Path) -> str:
+    """A card's text with the section in the place of the one between the marks, or at its end."""
+    ours = f"{BEGIN}\n{section.replace('<!-- forgetting', '<!-- ')}\n{END}"
+    marks = (text.count(BEGIN), text.count(END))
+    if marks == (0, 0):
+        return f"{text.rstrip()}\n\n{ours}\n"
+    if marks != (1, 1) or text.index(END) < text.index(BEGIN):
+        raise UsageError(f"{path}: the marks of our section, {BEGIN} and {END}, are not there once each; remove them")
+    return text[: text.index(BEGIN)] + ours + text[text.index(END) + len(END) :]
+
+
+def _with_error(row: Mapping[str, Any], name: str) -> str:
+    se = row.get(f"{name}_se")
+    return f"{fixed(row[name])} ± {'unknown' if se is None else fixed(se)}"
+
+
+def _dataset_of(name: str) -> str | None:
+    """A name as an id of the Hub, where it has the form of one and is no file here."""
+    return name if HUB_ID.fullmatch(name) and not FILE.search(name) and not Path(name).exists() else None
+
+
+def _rounded(value: float) -> float:
+    """A number as it is read: six digits."""
+    return float(f"{value:.6g}")
