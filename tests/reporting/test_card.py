@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -159,7 +160,7 @@ def test_names_of_others_stay_text(folder: Path, chain: dict[str, Any]) -> None:
     text = (folder / "README.md").read_text()
     body = ModelCard.load(folder / "README.md").text
     assert (body.count(BEGIN), body.count(END)) == (1, 1)
-    assert "<script>" not in body.replace("`x/y'\\n<!--  end --> <script> @all`", "")  # but as code
+    assert "<script>" not in re.sub(r"`[^`\n]*`", "", body)  # but as code
     assert body.count("@<!-- -->all") == 2
     write_card(folder, {**chain, "text": forged, "steps": [step]}, "r.json")
     assert (folder / "README.md").read_text() == text
