@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ import forgetting
 from forgetting.analysis.fit import Fit, fit_from_published, fit_law, fit_study, save_fits, show
 from forgetting.analysis.fit.information import Information
 from forgetting.analysis.laws import PUBLISHED
-from forgetting.analysis.plan import Cost, NextRun, Plan, load_laws, next_runs, plan_budget, plan_target
+from forgetting.analysis.plan import Cost, NextRun, Plan, costs_of, load_laws, next_runs, plan_budget, plan_target
 from forgetting.analysis.plan.predict import Predictions, predict_rows
 from forgetting.errors import UsageError
 
@@ -224,10 +225,28 @@ def test_shares_are_whole_percents_that_add_up_to_100():
 
 
 def test_cost_is_tokens_and_flops():
-    plan = plan_budget(fit_from_published(NAMES[0]), 0.85, ranks=[8], cost=Cost(32, 512, 6_738_415_616))
+    plan = plan_budget(fit_from_published(NAMES[0]), 0.85, ranks=[8], cost=Cost(32 * 512, 6_738_415_616))
     (c,) = plan.frontier
     assert c.tokens == pytest.approx(c.steps.value * 32 * 512)
     assert c.flops == pytest.approx(c.tokens * (4 * 6_738_415_616 + 6 * 8 * PER_RANK))
+
+
+def test_a_studys_runs_say_what_a_step_costs():
+    """Tokens, and seconds that grow with P, by data set; failed runs and other laws say nothing."""
+    rows = [
+        {
+            "dataset": "d", "run_id": f"{params}-{seed}", "status": "done", "trainable_params": params, "step": step,
+            "train_tokens": 500 * step, "train_seconds": step * (0.2 + 1e-6 * params),
+        }
+        for params in (1e5, 2e5, 4e5) for seed in (0, 1) for step in (0, 50, 100)
+    ]  # fmt: skip
+    rows.append(rows[-1] | {"run_id": "f", "status": "failed", "train_seconds": 1e9})
+    costs = costs_of(SimpleNamespace(table=pd.DataFrame(rows)))
+    assert list(costs) == ["d"]
+    assert costs["d"].tokens(60) == 30_000
+    assert costs["d"].hours(90, 3e5) == pytest.approx(90 * 0.5 / 3600)
+    assert costs["d"].flops(90, 3e5) is None
+    assert costs_of("kalajdzievski2024/openorca") == costs_of({}) == {}
 
 
 def explicit_error(fit: Fit, plan: Plan, run: NextRun | None) -> float:
@@ -383,7 +402,7 @@ def test_predictions_say_when_they_are_outside_the_measured_range(fitted):
 
 
 def test_a_plan_reads_as_text(fitted):
-    plan = plan_budget(fitted, 0.35, cost=Cost(32, 512, 1e9))
+    plan = plan_budget(fitted, 0.35, cost=Cost(32 * 512, 1e9))
     shown = str(replace(plan, next_runs=next_runs(fitted, plan, [(8.0, 8.0 * PER_RANK)], max_steps=260)))
     assert "forgetting loss held at 0.85" in shown
     assert "rank 8 for 260 steps" in shown

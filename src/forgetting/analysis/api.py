@@ -16,7 +16,7 @@ from .fit import Fit, GroupedFits, fit_groups, fit_law
 from .fit.data import column_names
 from .laws import Law
 from .laws.choose import choose_law
-from .plan import Cost, Plan, Plans, next_runs, plan_budget, plan_target
+from .plan import Cost, Plan, Plans, costs_of, next_runs, plan_budget, plan_target
 from .plan.predict import Predictions, predict_rows
 from .plan.source import LawSource, laws_of, pick
 from .sources import Source, paths_of, tables_to_fit
@@ -203,14 +203,13 @@ def plan(
         params_per_rank: trainable parameters of rank 1, where the law does not know it.
         model: count them from this model's configuration: a folder or Hub id.
         target_modules: LoRA target modules for `model`; default all-linear.
-        batch: sequences a step, for tokens and FLOPs.
-        context: tokens a sequence, for tokens and FLOPs.
+        batch, context: sequences a step and tokens a sequence, for tokens and FLOPs; default as in the study.
         next_run: also say which run would narrow the answer most.
         max_steps: what one next run may take; default as measured.
         dataset: only this data set.
 
     Raises:
-        UsageError: neither or both of budget and target_loss, or no law over P and N to plan with.
+        UsageError: neither or both of budget and target_loss, or no law over P and N.
 
     Examples:
         >>> import forgetting
@@ -224,9 +223,10 @@ def plan(
     )
     grid, model_params = _grid(ranks, params, model, target_modules, params_per_rank)
     plans: dict[str, Plan] = {}
+    costs = costs_of(law) if batch is None and context is None else {}
     for label, laws in laws_of(law, dataset).items():
         found = pick(laws, None, wants_surface=True)
-        cost = _cost(found, batch, context, model_params)
+        cost = _cost(found, batch, context, model_params, costs.get(label))
         if budget is not None:
             made = plan_budget(found, budget, floor=floor, cost=cost, **grid)
         else:
@@ -341,10 +341,15 @@ def _grid(
     return grid, None if counted is None else float(counted.model_params)
 
 
-def _cost(law: Fit, batch: float | None, context: float | None, model_params: float | None) -> Cost | None:
-    known = law.diagnostics
-    batch, context = batch or known.get("batch"), context or known.get("context")
-    return Cost(batch, context, model_params) if batch and context else None
+def _cost(
+    law: Fit, batch: float | None, context: float | None, model_params: float | None, known: Cost | None
+) -> Cost | None:
+    """Of one step: as the study's runs had it, as it is given, or as the law's source says."""
+    if known is not None:
+        return replace(known, model_params=model_params)
+    said = law.diagnostics
+    batch, context = batch or said.get("batch"), context or said.get("context")
+    return Cost(batch * context, model_params) if batch and context else None
 
 
 def _next(law: Fit, made: Plan, max_steps: float | None) -> list[Any]:

@@ -231,8 +231,11 @@ def plan_command(
     params_per_rank: PerRank = None,
     model: Model = None,
     target_modules: Targets = None,
-    batch: Annotated[float | None, typer.Option(help="Sequences a step, for tokens and FLOPs.")] = None,
-    context: Annotated[float | None, typer.Option(help="Tokens a sequence, for tokens and FLOPs.")] = None,
+    batch: Annotated[
+        float | None,
+        typer.Option(help="Sequences a step, for tokens and FLOPs. Default: the tokens of the study's steps."),
+    ] = None,
+    context: Annotated[float | None, typer.Option(help="Tokens a sequence, likewise.")] = None,
     next_run: Annotated[bool, typer.Option(help="Also say which run would narrow the answer most.")] = False,
     max_steps: Annotated[float | None, typer.Option(help="What one next run may take. Default: as measured.")] = None,
     dataset: Dataset = None,

@@ -181,6 +181,7 @@ def measure_command(
             typer.echo(json.dumps(found.to_dict()))
         else:
             print_shown([replace(part, notes=()) for part in found.shown()])
+        _say_page(html, as_json=as_json)
         say_notices(found.notices)
         return
     from ..measuring.measure import measure
@@ -191,11 +192,10 @@ def measure_command(
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
     else:
-        next_ = (
-            "next: --html FILE shows in which tokens and documents; `forgetting evaluate` with the same two models "
-            "shows which answers were lost"
-        )
+        where = "--html FILE shows in which tokens and documents; " if html is None else ""
+        next_ = f"next: {where}`forgetting evaluate` with the same two models shows which answers were lost"
         print_shown([*replace(result, notices=()).shown(), Shown([next_])])
+    _say_page(html, as_json=as_json)
     say_notices(result.notices)
 
 
@@ -248,8 +248,15 @@ def check_command(
     if junit is not None:
         write(junit, _as_junit(found, profile, strict=strict, allow_undecided=allow_undecided))
     typer.echo(json.dumps(found.to_dict()) if as_json else "\n".join(map(visible, sentences)))
+    _say_page(html, as_json=as_json)
     say_notices(profile.notices)
     raise typer.Exit(found.exit_code(strict=strict, allow_undecided=allow_undecided))
+
+
+def _say_page(html: Path | None, *, as_json: bool) -> None:
+    """Say which page was written."""
+    if html is not None and not as_json:
+        typer.echo(f"report: {visible(str(html))}")
 
 
 def _checked(

@@ -108,6 +108,16 @@ class Measurement(Result):
         """Excess forgetting, nats/token."""
         return self.means["forgetting"]
 
+    @property
+    def meaning(self) -> str:
+        """What the number says of the base model's own first choices, in one sentence."""
+        kept = f"{100 * self.means['agreement'].value:.1f} %"
+        ratio = math.exp(-self.forgetting.value)
+        return (
+            f"in words: the tuned model's first choice is the base model's at {kept} of positions, and to the base "
+            f"model's it gives {ratio:.3g} times the probability that the base model gives (geometric mean)"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """One flat object under DESIGN.md's column names; a standard error that is unknown is None."""
         row: dict[str, Any] = {"base": self.base, "tuned": self.tuned, "text": self.text}
@@ -152,7 +162,8 @@ class Measurement(Result):
         ]
         if self.noise is not None:
             rows += self.noise.shown()
-        return [Shown([heading], ("nats/token", "value", "± se", ""), rows, self.notices)]
+        table = Shown([heading], ("nats/token", "value", "± se", ""), rows, self.notices)
+        return [table, Shown([self.meaning])] if math.isfinite(self.forgetting.value) else [table]
 
     def where(self) -> Where:
         """Where the model forgot: by position, token frequency, document and token, and passages token by token."""

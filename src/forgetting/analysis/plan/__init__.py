@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from forgetting.analysis.plan.cost import Cost, costs_of
 from forgetting.analysis.plan.frontier import plan_budget, plan_target
 from forgetting.analysis.plan.next_run import next_runs
-from forgetting.analysis.plan.result import Choice, Cost, NextRun, Plan, Plans
+from forgetting.analysis.plan.result import Choice, NextRun, Plan, Plans
 from forgetting.analysis.plan.source import load_laws
 
-__all__ = ["Choice", "Cost", "NextRun", "Plan", "Plans", "load_laws", "next_runs", "plan_budget", "plan_target"]
+__all__ = [
+    "Choice",
+    "Cost",
+    "NextRun",
+    "Plan",
+    "Plans",
+    "costs_of",
+    "load_laws",
+    "next_runs",
+    "plan_budget",
+    "plan_target",
+]

@@ -13,7 +13,8 @@ import numpy as np
 from forgetting.analysis.fit import Estimate, Fit
 from forgetting.analysis.fit.show import spans
 from forgetting.analysis.laws.base import Array
-from forgetting.analysis.plan.result import Choice, Cost, Plan
+from forgetting.analysis.plan.cost import Cost
+from forgetting.analysis.plan.result import Choice, Plan
 from forgetting.analysis.plan.surface import band, need_surface, surface_of
 from forgetting.display.numbers import several
 from forgetting.errors import UsageError
@@ -42,7 +43,7 @@ def plan_budget(
         params: trainable parameters to compare, instead of ranks.
         params_per_rank: P of rank 1, where the fit does not know it.
         floor: forgetting loss of the base model itself; that of the fitted study by default.
-        cost: for tokens and FLOPs.
+        cost: of one step.
 
     Raises:
         UsageError: another law, no way from ranks to parameters, or a budget that is not positive.
@@ -146,6 +147,7 @@ def _choices(
                 outside,
                 cost.tokens(steps) if cost is not None and finite else None,
                 cost.flops(steps, params) if cost is not None and finite else None,
+                cost.hours(steps, params) if cost is not None and finite else None,
             )
         )
     return out

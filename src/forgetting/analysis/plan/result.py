@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,32 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What one step costs.
-
-    Attributes:
-        batch, context: sequences a step and tokens a sequence.
-        model_params: parameters of the base model; without it FLOPs are not known.
-    """
-
-    batch: float
-    context: float
-    model_params: float | None = None
-
-    def tokens(self, steps: float) -> float:
-        """Tokens of a run."""
-        return steps * self.batch * self.context
-
-    def flops(self, steps: float, trainable: float) -> float | None:
-        """Floating point operations of a run that trains an adapter on a frozen model.
-
-        Two a parameter and token forwards and two for the gradients of activations; adapters two more for their own
-        gradients (Kaplan et al. 2020, arXiv:2001.08361, Table 1, without the frozen weights' gradients).
-        """
-        if self.model_params is None:
-            return None
-        return self.tokens(steps) * (4 * self.model_params + 6 * trainable)
+COSTS = {"tokens": "tokens", "flops": "FLOPs", "hours": "hours"}
+"""What a run costs, by attribute, with its heading."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +32,7 @@ class Choice:
         finetune_loss, forgetting_loss: there, in nats per token, of the law's mean; a band on the one that is not held.
         new_run: by output, the band of one new run, which scatters around the mean; NaN where that is not known.
         extrapolated: outside the measured range of P or N.
-        tokens, flops: of the run; None where unknown or infinite.
+        tokens, flops, hours: of the run; None where unknown or infinite.
     """
 
     rank: float | None
@@ -68,6 +44,7 @@ class Choice:
     extrapolated: bool
     tokens: float | None
     flops: float | None
+    hours: float | None
 
 
 @dataclass(frozen=True)
@@ -160,11 +137,22 @@ class Plan(Result):
         if self.next_runs:
             notes.append("next run, by how much of the answer's interval would go away:")
             notes += [f"  {_name(r)} for {r.steps:g} steps: {r.narrowing:.0%} narrower" for r in self.next_runs]
+        costs = [name for name in COSTS if any(getattr(c, name) is not None for c in self.frontier)]
+        if "hours" in costs:
+            notes.append("hours: of training alone, at the speed that this study's runs had")
         return [
             Shown(
                 [f"{self.label}: {held} held at {number(self.level)} nats/token"],
-                ("rank", "trainable params", "steps", "fine-tuning loss", "forgetting loss", "tokens", "FLOPs", ""),
-                [_cells(c, best=self.matters and c is self.best) for c in self.frontier],
+                (
+                    "rank",
+                    "trainable params",
+                    "steps",
+                    "fine-tuning loss",
+                    "forgetting loss",
+                    *(COSTS[name] for name in costs),
+                    "",
+                ),
+                [_cells(c, costs, best=self.matters and c is self.best) for c in self.frontier],
                 notes,
             )
         ]
@@ -221,14 +209,15 @@ def _choice_row(c: Choice) -> dict[str, Any]:
         row |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
         if name in c.new_run:
             row |= dict(zip((f"{name}_run_low", f"{name}_run_high"), c.new_run[name], strict=True))
-    return row | {"extrapolated": c.extrapolated, "tokens": c.tokens, "flops": c.flops}
+    return row | {"extrapolated": c.extrapolated, **{name: getattr(c, name) for name in COSTS}}
 
 
-def _cells(c: Choice, *, best: bool) -> tuple[str, ...]:
+def _cells(c: Choice, costs: Iterable[str], *, best: bool) -> tuple[str, ...]:
     note = ("outside the measured range" if c.extrapolated else "") + (" *" if best else "")
     rank = "-" if c.rank is None else f"{c.rank:g}"
     losses = [_span(e) + _run(c, name) for name, e in _losses(c)]
-    return (rank, f"{c.trainable_params:,.0f}", _steps(c.steps), *losses, _short(c.tokens), _short(c.flops), note)
+    spent = [_short(getattr(c, name)) for name in costs]
+    return (rank, f"{c.trainable_params:,.0f}", _steps(c.steps), *losses, *spent, note)
 
 
 def _name(run: NextRun) -> str:
