@@ -11,7 +11,7 @@ import typer
 
 from ..display.markdown import code, escaped
 from ..display.numbers import fixed, p_value, signed
-from ..errors import UsageError
+from ..errors import UsageError, visible
 from . import options as o
 from .measure import Base, DeviceMap, with_fields
 from .printing import print_shown, quiet_libraries, say_notices
@@ -97,7 +97,7 @@ def chain_command(
     markdown: Annotated[Path | None, typer.Option(help="Write the table for a pull request or a model card.")] = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Measure which step forgot how much: tune, merge, another dtype, fewer bits, GGUF.
+    """Measure which step forgot how much: tune, merge, another dtype, fewer bits, GGUF; or a run's checkpoints.
 
     All steps are measured on the same tokens against the same base model. The part of a step is its difference to the
     step before, paired by token, with its standard error clustered by document, and p corrected for all steps (Holm).
@@ -120,6 +120,8 @@ def chain_command(
         typer.echo(json.dumps(found.to_dict()))
     else:
         print_shown([replace(part, notes=()) for part in found.shown()])
+        if html is not None:
+            typer.echo(f"report: {visible(str(html))}")
     say_notices(found.all_notices)
 
 

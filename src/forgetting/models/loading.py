@@ -335,7 +335,8 @@ def check_whole(source: Source) -> None:
     if not source.has(sources.CONFIG):
         inside = source.models_inside()
         raise UsageError(
-            f"model '{source.name}': it holds {', '.join(inside)} and no model of its own; give one of them"
+            f"model '{source.name}': it holds {', '.join(inside)} and no model of its own; give one of them, or "
+            "all of them, in order, to `forgetting chain`"
             if inside
             else f"model '{source.name}': no config.json in this {source.place}, so it is not a model"
         )
