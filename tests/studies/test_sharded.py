@@ -117,7 +117,7 @@ def test_stopped_killed_and_resumed_on_parts_of_weights_equals_uninterrupted(
             "got 'FULL_SHARD'; give true or false",
         ),
         ({"fsdp_state_dict_type": "LOCAL_STATE_DICT"}, "give FULL_STATE_DICT or SHARDED_STATE_DICT"),
-        ({"fsdp_min_num_params": 100}, "fsdp_config.fsdp_min_num_params: nothing here reads this field, and it is set"),
+        ({"fsdp_min_num_params": 100}, "fsdp_config.fsdp_min_num_params: unsupported field; remove it"),
     ],
 )
 def test_what_an_fsdp_configuration_may_not_ask_for(tmp_path: Path, content: dict[str, Any], said: str) -> None:

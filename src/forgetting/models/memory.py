@@ -27,7 +27,7 @@ def reset_peak(device: torch.device) -> None:
 
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "cpu" and (PROC / "clear_refs").exists():
-        # what was freed but is still held by the C library is nobody's need
+        # the C library keeps freed memory, which would count as needed
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)

@@ -117,7 +117,7 @@ def _law_lines(dataset: str, laws: Mapping[str, Fit]) -> list[str]:
         slope, r2 = fit.parameters["c_fft"], fit.r2["forgetting_loss"]
         between = "" if math.isnan(slope.low) else f" [{slope.low:.3g}, {slope.high:.3g}]"
         lines.append(
-            f"{dataset}: each nat of fine-tuning loss gained costs {slope.value:.3g}{between} nats of forgetting "
+            f"{dataset}: each nat by which fine-tuning loss improved cost {slope.value:.3g}{between} nats of forgetting "
             f"(linear law, R² {r2:.4f})"
         )
     if "shifted_power" in laws:

@@ -72,7 +72,7 @@ def read_launch(path: Path, machine: int | None = None) -> processes.Launch:
         raise UsageError(f"{path}: distributed_type {kind!r}{more}; {ALLOWED}")
     for name, value in fields.items():
         if name not in (*READ, *IDLE) and not any(type(value) is type(off) and value == off for off in OFF):
-            raise UsageError(f"{path}: {name}: nothing here reads this field, and it is set; leave it out")
+            raise UsageError(f"{path}: {name}: unsupported field; remove it")
     use_cpu = _field(path, fields, "use_cpu", bool, kind == "MULTI_CPU", lambda _: True, "true or false")
     count = _field(path, fields, "num_processes", int, None, lambda n: 2 <= n <= 1024, "a number of at least 2")
     fields = {**fields, "mixed_precision": fields.get("mixed_precision") or "no"}  # YAML reads a bare no as false
@@ -168,7 +168,7 @@ def _sharding(path: Path, fields: Mapping[str, Any]) -> processes.Sharding:
     for name, value in given.items():
         allowed = FSDP_VALUES.get(name)
         if allowed is None and name != LAYERS and not any(type(value) is type(off) and value == off for off in OFF):
-            raise UsageError(f"{path}: fsdp_config.{name}: nothing here reads this field, and it is set; leave it out")
+            raise UsageError(f"{path}: fsdp_config.{name}: unsupported field; remove it")
         if allowed is not None and not any(type(value) is type(one) and value == one for one in allowed):
             raise UsageError(
                 f"{path}: fsdp_config.{name}: got {str(value)[:60]!r}; give {' or '.join(map(_as_yaml, allowed))}"
