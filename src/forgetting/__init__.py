@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from .measuring.measurement import Measurement as Measurement
     from .measuring.profile import Profile as Profile
     from .measuring.profile import ProfileCheck as ProfileCheck
+    from .measuring.scale import scale as scale
+    from .measuring.scaling import Scaling as Scaling
     from .studies.conclude import StudyResult as StudyResult
     from .studies.conclude import report as report
     from .studies.conclude import study as study
@@ -79,6 +81,7 @@ __all__ = [
     "ProbeConfig",
     "Profile",
     "ProfileCheck",
+    "Scaling",
     "StudyConfig",
     "StudyResult",
     "TextConfig",
@@ -93,6 +96,7 @@ __all__ = [
     "predict",
     "profile",
     "report",
+    "scale",
     "study",
     "table",
 ]
@@ -114,6 +118,7 @@ _PLACES = {
     "Profile": "measuring.profile",
     "ProfileCheck": "measuring.profile",
     "ProbeConfig": "config.schema",
+    "Scaling": "measuring.scaling",
     "StudyConfig": "config.schema",
     "StudyResult": "studies.conclude",
     "TextConfig": "config.schema",
@@ -128,6 +133,7 @@ _PLACES = {
     "predict": "analysis.api",
     "profile": "measuring.measure",
     "report": "studies.conclude",
+    "scale": "measuring.scale",
     "study": "studies.conclude",
     "table": "analysis.study_table",
 }

@@ -15,7 +15,7 @@ from ..display.streams import WriteError, leave_stdout
 from ..errors import ForgettingError
 from ..files import no_memory, no_room
 from ..tuning import stopping
-from . import card, chain, compare, doctor, evaluate, laws, measure, run, study
+from . import card, chain, compare, doctor, evaluate, laws, measure, run, scale, study
 from .options import Listing
 from .printing import OneLine, say
 
@@ -34,6 +34,7 @@ app.command("measure", cls=Listing)(measure.measure_command)
 app.command("check", cls=Listing)(measure.check_command)
 app.command("chain", cls=Listing)(chain.chain_command)
 app.command("card", cls=Listing)(card.card_command)
+app.command("scale", cls=Listing)(scale.scale_command)
 app.command("evaluate", cls=Listing)(evaluate.evaluate_command)
 app.command("fit", cls=Listing)(laws.fit_command)
 app.command("predict", cls=Listing)(laws.predict_command)

@@ -114,8 +114,8 @@ Html = Annotated[Path | None, typer.Option("--html", help="Also write a report p
 
 
 @dataclass(frozen=True)
-class MeasureOptions:
-    """How to measure; `measure` and `check` share these flags."""
+class PassOptions:
+    """How to measure; `measure`, `check` and `scale` share these flags."""
 
     context: Annotated[int | None, typer.Option(help="Tokens a window. Default: 512.")] = None
     tolerance: Annotated[
@@ -123,9 +123,6 @@ class MeasureOptions:
         typer.Option(help="Measure documents in random order until the standard error is at most this, nats/token."),
     ] = None
     seed: Annotated[int, typer.Option(help="Seed of that order.")] = 0
-    noise_floor: Annotated[
-        bool, typer.Option("--noise-floor", help="Also measure the base against itself: a smaller difference is noise.")
-    ] = False
     device_map: Annotated[
         DeviceMap | None, typer.Option("--device-map", help="Spread each model over all devices.")
     ] = None
@@ -137,7 +134,7 @@ class MeasureOptions:
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Cache nothing.")] = False
 
     def given(self, models: o.ModelOptions) -> dict[str, Any]:
-        """The same for `measure` and `check`.
+        """The arguments of the function of the command's name.
 
         Raises:
             UsageError: flags that exclude each other.
@@ -146,13 +143,25 @@ class MeasureOptions:
             raise UsageError("give --cache or --no-cache, not both")
         if self.device_map is not None and models.device not in (None, "auto"):
             raise UsageError("give --device or --device-map, not both")
-        plain = ("context", "tolerance", "seed", "noise_floor", "batch_tokens")
         return {
-            **{name: getattr(self, name) for name in plain},
+            **{name: getattr(self, name) for name in ("context", "tolerance", "seed", "batch_tokens")},
             "device_map": self.device_map and self.device_map.value,
             "cache_dir": None if self.no_cache else (self.cache or "auto"),
             **models.given(),
         }
+
+
+@dataclass(frozen=True)
+class MeasureOptions(PassOptions):
+    """And those that `measure` and `check` have beside them."""
+
+    noise_floor: Annotated[
+        bool, typer.Option("--noise-floor", help="Also measure the base against itself: a smaller difference is noise.")
+    ] = False
+
+    def given(self, models: o.ModelOptions) -> dict[str, Any]:
+        """See `PassOptions.given`."""
+        return {**super().given(models), "noise_floor": self.noise_floor}
 
 
 @o.expanded
@@ -355,11 +364,11 @@ def budgets_of(given: list[str], names: list[str] | None) -> Any:
     return rest | {key: value for key, value in found.items() if key is not None}
 
 
-def with_fields(source: str, given: list[str]) -> str | TextConfig:
-    """A text with the fields of --text-field.
+def with_fields(source: str, given: list[str], option: str = "--text-field") -> str | TextConfig:
+    """A text with fields that say how to read it.
 
     Raises:
-        UsageError: a field that it does not have, or a value that the field does not take.
+        UsageError: a field that no text has, or a value that it does not take.
     """
     if not given:
         return source
@@ -372,12 +381,12 @@ def with_fields(source: str, given: list[str]) -> str | TextConfig:
     for item in given:
         name, mark, value = item.partition("=")
         if not mark:
-            raise UsageError(f"--text-field: got '{item}'; give NAME=VALUE, for example split=test")
+            raise UsageError(f"{option}: got '{item}'; give NAME=VALUE, for example split=test")
         fields[name] = value
     try:
         return TextConfig.model_validate_strings({"source": source, **fields}, strict=False)
     except ValidationError as error:
-        raise UsageError(*explain(error, TextConfig, "--text-field")) from None
+        raise UsageError(*explain(error, TextConfig, option)) from None
 
 
 def _as_junit(found: CheckResult | ProfileCheck, profile: Profile, **how: bool) -> str:

@@ -21,6 +21,7 @@ from ..errors import ForgettingError, UsageError
 from ..models import comparable, pair
 from ..models.loading import Placement
 from ..models.pair import Model
+from ..models.sources import Source
 from . import passes, quantities
 from .base_targets import base_side
 from .comparison import compare
@@ -133,12 +134,12 @@ def profile(
         if twice := parts.keys() & given.keys():
             raise UsageError(f"texts: two have the name '{min(twice)}'; give each its own")
         given |= parts
-    models, settings = _opened(base, tuned, tokenizer, settings_of(device_map, **how))
+    models, settings = opened(base, tuned, tokenizer, settings_of(device_map, **how))
     found = {}
     for name, text in given.items():
         try:
             source = text if texts.get(name, text) is not None else default_text(models.names[0])
-            found[name] = _of_text(models, source, settings)
+            found[name] = of_text(models, source, settings)
         except UsageError as error:
             raise UsageError(f"text '{name}': {error}") from None
     return Profile(found)
@@ -146,13 +147,14 @@ def profile(
 
 def _measure(base: Any, tuned: Any, text: Text, tokenizer: Any, settings: Settings) -> Measurement:
     given = text_source(text)  # what is wrong with it is said before models are loaded
-    models, settings = _opened(base, tuned, tokenizer, settings)
-    return _of_text(models, default_text(models.names[0]) if text is None else given, settings)
+    models, settings = opened(base, tuned, tokenizer, settings)
+    return of_text(models, default_text(models.names[0]) if text is None else given, settings)
 
 
-def _opened(base: Any, tuned: Any, tokenizer: Any, settings: Settings) -> tuple[pair.Pair, Settings]:
+def opened(base: Any, tuned: Any, tokenizer: Any, settings: Settings) -> tuple[pair.Pair, Settings]:
     """The models, and the settings with the tokens of a forward pass."""
-    base, tuned = model_of("base", base, optional=True), model_of("tuned", tuned)
+    base = model_of("base", base, optional=True)
+    tuned = tuned if isinstance(tuned, Source) else model_of("tuned", tuned)
     models = pair.open_pair(
         base,
         tuned,
@@ -168,7 +170,8 @@ def default_text(base: str) -> Any:
     return TextConfig(source=MINIATURE_TEXT) if base == "miniature" else text_source(None)
 
 
-def _of_text(models: pair.Pair, given: Any, settings: Settings) -> Measurement:
+def of_text(models: pair.Pair, given: Any, settings: Settings) -> Measurement:
+    """The measurement of one text, with models that are open."""
     size = settings.batch_tokens
     assert size is not None
     windows, name, context, told = _read(models, given, settings)

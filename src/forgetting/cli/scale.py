@@ -1,0 +1,101 @@
+"""`forgetting scale`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..display.tables import Shown
+from ..errors import UsageError
+from . import options as o
+from .measure import Base, Html, PassOptions, TextField, with_fields
+from .printing import print_shown, quiet_libraries, say, say_notices
+from .summaries import Confidence, write
+
+if TYPE_CHECKING:
+    from ..measuring.scaling import Scaling
+
+
+@o.expanded
+def scale_command(
+    base: Base,
+    adapter: Annotated[str, typer.Argument(help="A finished adapter of LoRA's kind: LoRA, LoHa, LoKr, (IA)³.")],
+    *,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Excess forgetting that is allowed, nats/token: look for the scale that meets it."),
+    ] = None,
+    confidence: Confidence = 0.95,
+    train: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Held-out text of the task: what a smaller scale costs there."),
+    ] = None,
+    train_field: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="How to read --train, as --text-field.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--write", help="A new folder for the adapter at the scale that was found.")
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="General text, as of `measure`: a {files} file, a folder, a Hub id."),
+    ] = None,
+    text_field: TextField = None,
+    measuring: PassOptions,
+    models: o.ModelOptions,
+    html: Html = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Measure a finished adapter at several strengths, without training, and find the one that meets a budget.
+
+    Scale 0 is the base model and 1 the adapter as it is. With --budget the scales between are measured until the
+    largest is found whose upper confidence bound is within it. Exit code 3 where only scale 0 is.
+    """
+    if folder is not None:
+        if budget is None:
+            raise UsageError("--write: needs --budget, which says at which scale")
+        from ..models.scaled_adapter import check_free
+
+        check_free(folder)
+    if train is None and train_field:
+        raise UsageError("--train-field: says how to read --train, which is missing")
+    if text is None and text_field:
+        raise UsageError("--text-field: says how to read --text, which is missing")
+    quiet_libraries()
+    from ..measuring.scale import scale
+
+    found = scale(
+        base,
+        adapter,
+        budget=budget,
+        confidence=confidence,
+        text=None if text is None else with_fields(text, text_field or []),
+        train=None if train is None else with_fields(train, train_field or [], "--train-field"),
+        **measuring.given(models),
+    )
+    if html is not None:
+        from ..reporting.scaling import render
+
+        write(html, render(found))
+    raise typer.Exit(_told(found, folder, as_json))
+
+
+def _told(found: Scaling, folder: Path | None, as_json: bool) -> int:
+    """Write and print what was found; the exit code."""
+    met = found.chosen is None or found.chosen.scale > 0
+    written = folder if folder is not None and met else None
+    if written is not None:
+        found.write(written)
+    if as_json:
+        typer.echo(json.dumps({**found.to_dict(), "written": None if written is None else str(written)}))
+    else:
+        more = [] if written is None else [Shown([f"written: {written}; `forgetting measure` gives the same numbers"])]
+        print_shown([*replace(found, notices=()).shown(), *more])
+    say_notices(found.notices)
+    if not met and folder is not None:
+        say("nothing was written: only scale 0, the base model, is within the budget")
+    return 0 if met else 3
