@@ -20,30 +20,36 @@ if TYPE_CHECKING:
     from ..measuring.scaling import Scaling
 
 
+Adapter = Annotated[str, typer.Argument(help="A finished adapter of LoRA's kind: LoRA, LoHa, LoKr, (IA)³.")]
+Budget = Annotated[
+    float | None, typer.Option(help="Excess forgetting that is allowed, nats/token: find the scale that meets it.")
+]
+Train = Annotated[
+    str | None, typer.Option(metavar="SOURCE", help="Held-out text of the task: what a smaller scale costs there.")
+]
+TrainField = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="How to read --train, as --text-field.")
+]
+Folder = Annotated[
+    Path | None, typer.Option("--write", help="A new folder for the adapter at the scale that was found.")
+]
+Text = Annotated[
+    str | None,
+    typer.Option(metavar="SOURCE", help="General text, as of `measure`: a {files} file, a folder, a Hub id."),
+]
+
+
 @o.expanded
 def scale_command(
     base: Base,
-    adapter: Annotated[str, typer.Argument(help="A finished adapter of LoRA's kind: LoRA, LoHa, LoKr, (IA)³.")],
+    adapter: Adapter,
     *,
-    budget: Annotated[
-        float | None,
-        typer.Option(help="Excess forgetting that is allowed, nats/token: look for the scale that meets it."),
-    ] = None,
+    budget: Budget = None,
     confidence: Confidence = 0.95,
-    train: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="Held-out text of the task: what a smaller scale costs there."),
-    ] = None,
-    train_field: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="How to read --train, as --text-field.")
-    ] = None,
-    folder: Annotated[
-        Path | None, typer.Option("--write", help="A new folder for the adapter at the scale that was found.")
-    ] = None,
-    text: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="General text, as of `measure`: a {files} file, a folder, a Hub id."),
-    ] = None,
+    train: Train = None,
+    train_field: TrainField = None,
+    folder: Folder = None,
+    text: Text = None,
     text_field: TextField = None,
     measuring: PassOptions,
     models: o.ModelOptions,
