@@ -361,10 +361,15 @@ state.AcceleratorState.__init__ = as_on_gpus
 @pytest.mark.slow
 def test_weights_that_accelerate_shards_are_measured(tmp_path):
     """Trainer under `accelerate launch` with FSDP2: no process holds the whole model, and rows are those of one."""
-    alone = ForgettingCallback(WINDOWS, every=2, batch_tokens=32)
+    free = ForgettingCallback(WINDOWS, every=2, batch_tokens=32)
+    train(tmp_path / "0", "full", [free])
+    budget = (free.rows[1]["forgetting"] + free.rows[2]["forgetting"]) / 2
+    alone = ForgettingCallback(WINDOWS, every=2, batch_tokens=32, budget=budget)
     train(tmp_path / "1", "full", [alone])
+    assert [(row["step"], row["kept"]) for row in alone.rows] == [(0, False), (2, False), (4, False), (2, True)]
     path = tmp_path / "train.py"
-    script = SCRIPT.replace('"lora"', '"full"').replace("trainer.model.save_pretrained({out!r})", "assert FSDP")
+    script = SCRIPT.replace('"lora"', '"full"').replace("tokens=32", f"tokens=32, budget={budget!r}")
+    script = script.replace("trainer.model.save_pretrained({out!r})", "assert FSDP")
     script = script.replace("if trainer.is", "FSDP = type(trainer.model).__name__.startswith('FSDP')\nif trainer.is")
     path.write_text(SHARDED + script.format(tests=str(Path(__file__).parent), out=str(tmp_path / "2"), batch=2))
     options = {"fsdp_version": 2, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
