@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ..config.schema import ProbeConfig, TextConfig
     from ..measuring.measurement import CheckResult
     from ..measuring.profile import Profile, ProfileCheck
+    from ..measuring.task import Improvement
+    from ..measuring.verdict import Verdict
 
 
 class DeviceMap(StrEnum):
@@ -108,6 +110,15 @@ class ProbeOptions:
         return found
 
 
+TaskText = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE", help="Held-out text of the task that was trained: the verdict is also on whether it improved."
+    ),
+]
+TaskField = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="How to read --task-text, as --text-field.")
+]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """Of a text; a Hub id or a path before an equals sign is none."""
 Html = Annotated[Path | None, typer.Option("--html", help="Also write a report page: where it forgot, token by token.")]
@@ -228,6 +239,8 @@ def check_command(
     junit: Junit = None,
     text: Text = None,
     text_field: TextField = None,
+    task_text: TaskText = None,
+    task_field: TaskField = None,
     probing: ProbeOptions,
     measuring: MeasureOptions,
     models: o.ModelOptions,
@@ -238,27 +251,26 @@ def check_command(
 
     Where the confidence bounds lie on both sides of the budget, and below 5 documents, the verdict is "undecided". It
     fails with --strict, and where the measurement could not decide: below 5 documents, or with an interval wider than
-    the budget, unless --allow-undecided. Else its exit code is 0.
+    the budget, unless --allow-undecided. Else its exit code is 0. With --task-text it is also 3 where the upper bound
+    of what the task improved by is not above 0, and the verdict is undecided where only the lower one is not.
     """
     check_undecided(strict, allow_undecided)
     how = measuring.given(models)
+    if task_text is None and task_field:
+        raise UsageError("--task-field: says how to read --task-text, which is missing")
+    how["task_text"] = None if task_text is None else with_fields(task_text, task_field or [], "--task-field")
     quiet_libraries()
     source = _with_probes(texts_of(text, text_field), probing.texts(measuring.seed))
-    from ..measuring.profile import Profile, ProfileCheck
-
     found = _checked(base, tuned, source, budget, confidence, how)
-    if isinstance(found, ProfileCheck):
-        profile, sentences = found.profile, found.sentences()
-    else:
-        profile, sentences = Profile({found.measurement.text: found.measurement}), [found.sentence()]
-    _write_page(profile, html)
+    profile = _profile_of(found)
+    _write_page(profile, html, found.task)
     if markdown is not None:
         write(markdown, markdown_summary(found))
     if junit is not None:
         write(junit, _as_junit(found, profile, strict=strict, allow_undecided=allow_undecided))
-    typer.echo(json.dumps(found.to_dict()) if as_json else "\n".join(map(visible, sentences)))
+    typer.echo(json.dumps(found.to_dict()) if as_json else "\n".join(map(visible, found.sentences())))
     _say_page(html, as_json=as_json)
-    say_notices(profile.notices)
+    say_notices([*(found.task.notices if found.task else ()), *profile.notices])
     raise typer.Exit(found.exit_code(strict=strict, allow_undecided=allow_undecided))
 
 
@@ -266,6 +278,15 @@ def _say_page(html: Path | None, *, as_json: bool) -> None:
     """Say which page was written."""
     if html is not None and not as_json:
         typer.echo(f"report: {visible(str(html))}")
+
+
+def _profile_of(found: CheckResult | ProfileCheck) -> Profile:
+    """What a verdict rests on."""
+    from ..measuring.profile import Profile, ProfileCheck
+
+    if isinstance(found, ProfileCheck):
+        return found.profile
+    return Profile({found.measurement.text: found.measurement})
 
 
 def _checked(
@@ -393,9 +414,18 @@ def _as_junit(found: CheckResult | ProfileCheck, profile: Profile, **how: bool) 
     """A test case a text."""
     from ..measuring.measurement import CheckResult
 
-    verdicts = {profile.first.text: found} if isinstance(found, CheckResult) else found.verdicts
-    cases = [Case(name, one.verdict, one.sentence(), one.exit_code(**how)) for name, one in verdicts.items()]
+    verdicts: dict[str, Verdict] = {profile.first.text: found} if isinstance(found, CheckResult) else found.verdicts
+    cases = [Case(name, one.verdict, one.sentence(), _code_of(one, how)) for name, one in verdicts.items()]
+    if (task := found.task) is not None:
+        cases.append(Case(f"task {task.text}", task.verdict, task.sentence(), task.exit_code(**how)))
     return as_junit("forgetting check", f"{profile.first.tuned} against {profile.first.base}", cases)
+
+
+def _code_of(verdict: Verdict, how: dict[str, bool]) -> int:
+    """The exit code of a verdict on forgetting alone."""
+    from ..measuring.verdict import exit_code_of
+
+    return exit_code_of(verdict.verdict, verdict.blind, **how)
 
 
 def markdown_summary(found: CheckResult | ProfileCheck) -> str:
@@ -403,7 +433,9 @@ def markdown_summary(found: CheckResult | ProfileCheck) -> str:
     from ..measuring.measurement import CheckResult
 
     rest = _summary(found) if isinstance(found, CheckResult) else _summary_of_texts(found)
-    return "\n".join([heading("Forgetting", found.verdict), "", *rest])
+    what = "Forgetting" if found.task is None else "Task and forgetting:"
+    task = [] if found.task is None else [f"{escaped(found.task.sentence())} ({code(found.task.text)}).", ""]
+    return "\n".join([heading(what, found.outcome), "", *task, *rest])
 
 
 def _summary(verdict: CheckResult) -> list[str]:
@@ -433,9 +465,9 @@ def _summary_of_texts(found: ProfileCheck) -> list[str]:
     return [*lines, "", f"{code(first.tuned)} against {code(first.base)}, nats/token.", *notices, ""]
 
 
-def _write_page(profile: Profile, path: Path | None) -> None:
+def _write_page(profile: Profile, path: Path | None, task: Improvement | None = None) -> None:
     if path is None:
         return
     from ..reporting.measurement import render
 
-    write(path, render(profile))
+    write(path, render(profile, task))

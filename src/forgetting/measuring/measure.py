@@ -94,6 +94,7 @@ def profile(
     tuned: Model,
     *,
     texts: Mapping[str, Text],
+    task_text: Text = None,
     tokenizer: Any = None,
     context: int | None = None,
     tolerance: float | None = None,
@@ -115,15 +116,34 @@ def profile(
         tuned: a PEFT adapter (folder or Hub id), a full model, a live PeftModel, or a live model.
         texts: each as the `text` of `measure`, by a name of your own. A ProbeConfig without a kind is a text for each
             kind of its prompts, where these have kinds.
+        task_text: held-out text of the task, measured beside them.
 
     Raises:
         UsageError: no text, a text that cannot be read, and what `measure` raises.
     """
-    if not isinstance(texts, Mapping) or not texts:
-        raise UsageError("texts: give at least one, as {'name': source}")
+    given, task = _sources(texts), None if task_text is None else text_source(task_text)
     how: dict[str, Any] = {"context": context, "tolerance": tolerance, "seed": seed, "noise_floor": noise_floor}
     how |= {"revision": revision, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     how |= {"bits": bits, "batch_tokens": batch_tokens, "cache_dir": cache_dir}
+    models, settings = opened(base, tuned, tokenizer, settings_of(device_map, **how))
+    found = {}
+    for name, text in given.items():
+        try:
+            source = text if texts.get(name, text) is not None else default_text(models.names[0])
+            found[name] = of_text(models, source, settings)
+        except UsageError as error:
+            raise UsageError(f"text '{name}': {error}") from None
+    return Profile(found, None if task is None else of_text(models, task, settings))
+
+
+def _sources(texts: Mapping[str, Text]) -> dict[str, Any]:
+    """Where each text comes from, by its name; of a probe's prompts of several kinds one each.
+
+    Raises:
+        UsageError: no text, one that cannot be read, or two of one name.
+    """
+    if not isinstance(texts, Mapping) or not texts:
+        raise UsageError("texts: give at least one, as {'name': source}")
     given: dict[str, Any] = {}
     for name, text in texts.items():
         try:
@@ -134,15 +154,7 @@ def profile(
         if twice := parts.keys() & given.keys():
             raise UsageError(f"texts: two have the name '{min(twice)}'; give each its own")
         given |= parts
-    models, settings = opened(base, tuned, tokenizer, settings_of(device_map, **how))
-    found = {}
-    for name, text in given.items():
-        try:
-            source = text if texts.get(name, text) is not None else default_text(models.names[0])
-            found[name] = of_text(models, source, settings)
-        except UsageError as error:
-            raise UsageError(f"text '{name}': {error}") from None
-    return Profile(found)
+    return given
 
 
 def _measure(base: Any, tuned: Any, text: Text, tokenizer: Any, settings: Settings) -> Measurement:
@@ -239,6 +251,7 @@ def measurement_of(
         argmax=sampled.values["argmax"],
         tokenizer=models.tokenizer,
         sha256={} if models.source is None else models.source.weight_hashes(),
+        gain=_gain(sampled),
     )
 
 
@@ -250,6 +263,7 @@ def check(
     budget: float,
     confidence: float = 0.95,
     text: Text = None,
+    task_text: Text = None,
     tokenizer: Any = None,
     context: int | None = None,
     tolerance: float | None = None,
@@ -272,9 +286,10 @@ def check(
         budget: excess forgetting that is allowed, nats/token.
         confidence: of each one-sided bound.
         text: general text, as of `measure`.
+        task_text: held-out text of the task: also judge whether the tuned model predicts it better than the base.
 
     Returns:
-        The verdict, `within`, `over` or `undecided`, with the measurement that it rests on.
+        The verdict, `within`, `over` or `undecided`, with the measurement that it rests on, and the task's.
 
     Raises:
         UsageError: a budget or confidence that makes no sense, and what `measure` raises.
@@ -283,8 +298,12 @@ def check(
     how: dict[str, Any] = {"context": context, "tolerance": tolerance, "seed": seed, "noise_floor": noise_floor}
     how |= {"revision": revision, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     how |= {"bits": bits, "batch_tokens": batch_tokens, "cache_dir": cache_dir}
-    found = _measure(base, tuned, text, tokenizer, settings_of(device_map, **how))
-    return CheckResult(**vars(judge(found.forgetting, budget, confidence)), measurement=found)
+    given, task = text_source(text), None if task_text is None else text_source(task_text)
+    models, settings = opened(base, tuned, tokenizer, settings_of(device_map, **how))
+    found = of_text(models, default_text(models.names[0]) if text is None else given, settings)
+    improved = None if task is None else of_text(models, task, settings).improvement(confidence, of=2)
+    verdict = judge(found.forgetting, budget, confidence, of=1 if task is None else 2)
+    return CheckResult(**vars(verdict), measurement=found, task=improved)
 
 
 def settings_of(device_map: str | None, *, cache_dir: Any, **fields: Any) -> Settings:
@@ -374,6 +393,12 @@ def _sampling_notices(sampled: Sampled, settings: Settings) -> list[str]:
     if mean.se <= settings.tolerance:
         return []
     return [f"all of the text was measured and the standard error is still above {settings.tolerance:g}: {mean.se:.4g}"]
+
+
+def _gain(sampled: Sampled) -> Mean:
+    """The ground-truth loss that the tuned model has less than the base model, paired token by token."""
+    before, after = (np.asarray(sampled.values[f"data_loss_{which}"], np.float64) for which in ("base", "tuned"))
+    return clustered_mean(before - after, sampled.windows.token_documents())
 
 
 def _means(sampled: Sampled) -> dict[str, Mean]:

@@ -23,6 +23,7 @@ from ..models.loading import Placement
 from . import quantities
 from .estimate import Mean
 from .noise import NoiseFloor
+from .task import Improvement, Outcome, judge_task, outcome
 from .verdict import Verdict
 from .where import Group, Where, where
 
@@ -83,6 +84,7 @@ class Measurement(Result):
         change: [N] excess forgetting of each predicted token.
         argmax: [N] the base model's top tokens.
         tokenizer: for showing tokens; may be None.
+        gain: the base model's ground-truth loss less the tuned model's, paired token by token.
         sha256: of each file of the tuned model's weights, by its name; empty of a live model.
     """
 
@@ -101,6 +103,7 @@ class Measurement(Result):
     change: NDArray[np.float32] = field(repr=False)
     argmax: NDArray[np.int32] = field(repr=False)
     tokenizer: Any = field(repr=False, default=None)
+    gain: Mean | None = field(repr=False, default=None)
     sha256: Mapping[str, str] = field(repr=False, default_factory=dict)
 
     @property
@@ -117,6 +120,17 @@ class Measurement(Result):
             f"in words: the tuned model's first choice is the base model's at {kept} of positions, and to the base "
             f"model's it gives {ratio:.3g} times the probability that the base model gives (geometric mean)"
         )
+
+    def improvement(self, confidence: float, *, of: int = 1) -> Improvement:
+        """The verdict on the text as that of a task; see `task.judge_task`.
+
+        Raises:
+            UsageError: a confidence that makes no sense, or a measurement made without the gain.
+        """
+        if self.gain is None:
+            raise UsageError("improvement: a measurement that does not hold the gain")
+        losses = {"before": self.means["data_loss_base"], "after": self.means["data_loss_tuned"]}
+        return judge_task(self.gain, confidence, of=of, text=self.text, notices=self.notices, **losses)
 
     def to_dict(self) -> dict[str, Any]:
         """One flat object under DESIGN.md's column names; a standard error that is unknown is None."""
@@ -195,13 +209,30 @@ class CheckResult(Verdict, Result):
 
     Attributes:
         measurement: what was measured.
+        task: whether the task improved; None where no text of it was given.
     """
 
     measurement: Measurement = field(repr=False)
+    task: Improvement | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """One verdict of both: that on forgetting, and `not improved` or `undecided` where the task's is."""
+        return outcome(self.verdict, self.task)
+
+    def exit_code(self, *, strict: bool = False, allow_undecided: bool = False) -> int:
+        """The larger of both verdicts'."""
+        how = {"strict": strict, "allow_undecided": allow_undecided}
+        return max(super().exit_code(**how), 0 if self.task is None else self.task.exit_code(**how))
+
+    def sentences(self) -> list[str]:
+        """The verdicts in words: that on the task, and that on forgetting."""
+        return [*([] if self.task is None else [self.task.sentence()]), self.sentence()]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: the verdict with its bounds, and the measurement."""
-        judged = {"verdict": self.verdict, "budget": self.budget, "confidence": self.confidence}
+        judged: dict[str, Any] = {} if self.task is None else {"outcome": self.outcome, "task": self.task.to_dict()}
+        judged |= {"verdict": self.verdict, "budget": self.budget, "confidence": self.confidence}
         bounds = {"forgetting_low": self.low, "forgetting_high": self.high}
         return {
             **judged,
@@ -215,7 +246,7 @@ class CheckResult(Verdict, Result):
 
     def shown(self) -> list[Shown]:
         """The verdict in words, and the measurement."""
-        return [Shown([self.sentence()]), *self.measurement.shown()]
+        return [Shown(self.sentences()), *self.measurement.shown()]
 
 
 def _bars(title: str, x_title: str, groups: Sequence[Group]) -> Chart:

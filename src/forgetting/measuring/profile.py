@@ -16,6 +16,7 @@ from ..errors import UsageError, did_you_mean
 from . import quantities
 from .estimate import Mean, holm
 from .measurement import Measurement
+from .task import Improvement, Outcome, outcome
 from .verdict import LEAST, Verdict, judge
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ class Profile(Result):
 
     Attributes:
         measurements: by the text's name, in the order given.
+        task: that of the task's held-out text, which is not among them; None without one.
     """
 
     measurements: dict[str, Measurement]
+    task: Measurement | None = None
 
     @property
     def first(self) -> Measurement:
@@ -57,9 +60,9 @@ class Profile(Result):
         Args:
             budget: excess forgetting that is allowed, nats/token: one number for all texts, or one by a text's name;
                 texts that are not named are not judged.
-            confidence: of the verdict on all texts together. With k budgets the lower bounds, which say "over", are
-                of confidence 1 - (1 - confidence) / k (Bonferroni); the upper bounds need no correction, since all of
-                them must hold.
+            confidence: of all verdicts together, that on the task among them where its text was measured. With k
+                verdicts the bounds that say "over" or "not improved" are of confidence 1 - (1 - confidence) / k
+                (Bonferroni); the others need no correction, since all of them must hold.
 
         Raises:
             UsageError: a name that no text has, no budget, or numbers that make no sense.
@@ -71,12 +74,11 @@ class Profile(Result):
                 raise UsageError(f"budget of '{name}': no such text; {did_you_mean(str(name), names)}")
         if not wanted:
             raise UsageError("budget: give one for at least one text")
+        given = len(wanted) + (self.task is not None)
         verdicts = {
-            name: judge(names[name].forgetting, wanted[name], confidence, of=len(wanted))
-            for name in names
-            if name in wanted
+            name: judge(names[name].forgetting, wanted[name], confidence, of=given) for name in names if name in wanted
         }
-        return ProfileCheck(verdicts, self)
+        return ProfileCheck(verdicts, self, None if self.task is None else self.task.improvement(confidence, of=given))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: the models, and by the text's name the row of `measure`, with p and Holm's p."""
@@ -156,10 +158,17 @@ class ProfileCheck(Result):
     Attributes:
         verdicts: by the text's name.
         profile: what they rest on.
+        task: whether the task improved; None where no text of it was given.
     """
 
     verdicts: dict[str, Verdict]
     profile: Profile = field(repr=False)
+    task: Improvement | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """One verdict of all: that on forgetting, and `not improved` or `undecided` where the task's is."""
+        return outcome(self.verdict, self.task)
 
     @property
     def verdict(self) -> Literal["within", "over", "undecided"]:
@@ -168,12 +177,15 @@ class ProfileCheck(Result):
         return "over" if "over" in found else "undecided" if "undecided" in found else "within"
 
     def exit_code(self, *, strict: bool = False, allow_undecided: bool = False) -> int:
-        """The largest of the texts': 3 where one fails, as `Verdict.exit_code` says."""
-        return max(one.exit_code(strict=strict, allow_undecided=allow_undecided) for one in self.verdicts.values())
+        """The largest of all verdicts': 3 where one fails, as `Verdict.exit_code` says."""
+        how = {"strict": strict, "allow_undecided": allow_undecided}
+        task = 0 if self.task is None else self.task.exit_code(**how)
+        return max(task, *(one.exit_code(**how) for one in self.verdicts.values()))
 
     def sentences(self) -> list[str]:
-        """One a text."""
-        return [f"{name}: {one.sentence()}" for name, one in self.verdicts.items()]
+        """That on the task, and one a text."""
+        task = [] if self.task is None else [self.task.sentence()]
+        return [*task, *(f"{name}: {one.sentence()}" for name, one in self.verdicts.items())]
 
     def to_dict(self) -> dict[str, Any]:
         """That of the profile, with each text's verdict, budget and bounds beside its numbers."""
@@ -182,7 +194,8 @@ class ProfileCheck(Result):
             bounds = {"forgetting_low": _or_none(one.low), "forgetting_high": _or_none(one.high)}
             judged = {"verdict": one.verdict, "budget": one.budget, "confidence": one.confidence}
             row["texts"][name] = {**judged, **bounds, **row["texts"][name]}
-        return {"verdict": self.verdict, **row}
+        task = {} if self.task is None else {"outcome": self.outcome, "task": self.task.to_dict()}
+        return {**task, "verdict": self.verdict, **row}
 
     def to_frame(self) -> pd.DataFrame:
         """One row a text."""

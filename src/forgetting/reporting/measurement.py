@@ -15,6 +15,7 @@ from ..measuring.quantities import SHARE, SHOWN
 
 if TYPE_CHECKING:
     from ..measuring.profile import Profile
+    from ..measuring.task import Improvement
     from ..measuring.where import Group, Passage, Where
 
 SHADES = 8
@@ -22,7 +23,7 @@ SHADES = 8
 FULL = 4.0
 
 
-def render(profile: Profile) -> str:
+def render(profile: Profile, task: Improvement | None = None) -> str:
     """The page as text; the same text for the same measurements. With several texts it begins with a forest plot."""
     texts = [
         _text(name, measurement.to_dict(), measurement.where(), measurement.tokenizer)
@@ -33,7 +34,7 @@ def render(profile: Profile) -> str:
     return (
         environment()
         .get_template("measurement.html")
-        .render(first=texts[0]["row"], texts=texts, forest=forest, notices=notices, full=FULL)
+        .render(first=texts[0]["row"], texts=texts, forest=forest, task=task, notices=notices, full=FULL)
     )
 
 
