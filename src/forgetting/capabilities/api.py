@@ -16,6 +16,7 @@ from .evaluate import Evaluation
 from .items import MAX_GENERATED
 from .judges import Judge, Labels, ModelJudge
 from .relearn import relearn as probe
+from .served import ServedSubject
 from .settings import Settings
 from .suites import Plan
 
@@ -50,6 +51,10 @@ def evaluate(
     bits: Literal[4, 8] | None = None,
     trust_remote_code: bool = False,
     tokenizer: Any = None,
+    backend: Literal["openai", "openai-chat"] | None = None,
+    base_model: str | None = None,
+    tuned_model: str | None = None,
+    text_prompts: bool = False,
     tell: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """What the tuned model lost of its base's knowledge, reasoning and guardrails, item by item.
@@ -69,7 +74,11 @@ def evaluate(
         judge, labels: of refusals: a model's name or a judge, or a CSV of labels by hand; default rules.
         relearn: also relearn half of each suite and score the other half: lost, or out of reach?
         revision, dtype, device, bits, trust_remote_code: of models that are loaded; 4 or 8 bits quantise them.
-        tokenizer: of live models.
+        tokenizer: of live models; of served ones a folder or Hub id.
+        backend: base and tuned are addresses of servers: `openai` completions, or `openai-chat`, which can be asked no
+            suite that needs log-probabilities. Keys come from OPENAI_API_KEY and FORGETTING_SERVER_HEADERS.
+        base_model, tuned_model: names of the models there; default the only one that a server lists.
+        text_prompts: send prompts as text and not as tokens where replies are generated.
         tell: told what is being run.
 
     Raises:
@@ -79,11 +88,42 @@ def evaluate(
     prompts = (_text(harmful), _text(harmless), keep_completions)
     plan = Plan(_texts(suites), settings, *prompts, max_new_tokens, _texts(include_path))
     model = _model_config(relearn, revision, dtype, device, bits, trust_remote_code)
+    folder = None if out is None else Path(out)
+    if backend is not None or base_model or tuned_model or text_prompts:
+        _check_served(backend, relearn, model)
+        names = (base_model, tuned_model)
+        served = ServedSubject(
+            (str(base), str(tuned)),
+            names,
+            backend=str(backend),
+            tokenizer=None if tokenizer is None else os.fspath(tokenizer),
+            text_prompts=text_prompts,
+            batch_size=batch_size,
+        )
+        return asking.evaluate(None, None, plan=plan, out=folder, judge=_judge(judge, labels), tell=tell, served=served)
     models = (model_of("base", base, optional=True), model_of("tuned", tuned))
     how: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "tell": tell}
-    folder = None if out is None else Path(out)
     found = asking.evaluate(*models, plan=plan, out=folder, judge=_judge(judge, labels), **how)
     return replace(found, relearned=probe(*models, found.rows, **how)) if relearn else found
+
+
+def _check_served(backend: str | None, relearn: bool, model: ModelConfig) -> None:
+    """Refuse what goes with served models alone, or not with them.
+
+    Raises:
+        UsageError: names it.
+    """
+    if backend is None:
+        raise UsageError("base_model, tuned_model, text_prompts (--base-model ...): go with backend (--backend)")
+    if relearn:
+        raise UsageError("relearn (--relearn): not for served models, whose weights are not here")
+    if given := sorted(_other_than_default(model)):
+        raise UsageError(f"{given[0]}: not with backend (--backend): the server has loaded its models")
+
+
+def _other_than_default(model: ModelConfig) -> set[str]:
+    plain = ModelConfig(source=model.source)
+    return {name for name in type(model).model_fields if getattr(model, name) != getattr(plain, name)}
 
 
 def _model_config(relearn: bool, *given: Any) -> ModelConfig:

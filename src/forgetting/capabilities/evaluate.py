@@ -20,6 +20,7 @@ from .gate import LossVerdict, judged, losses_of, verdicts_shown
 from .netloss import NetLoss
 from .refusals import is_refusal
 from .results import Answers, Refusals, Rows, answers_of, refusals_of
+from .served import ServedSubject
 from .show import answers_row, answers_shown, refusals_row, refusals_shown
 from .sidebyside import Contrast, side_by_side
 from .subject import Subject
@@ -172,6 +173,7 @@ def evaluate(
     tokenizer: Any = None,
     judge: Judge | None = None,
     tell: Callable[[str], None] | None = None,
+    served: ServedSubject | None = None,
 ) -> Evaluation:
     """What the tuned model lost of its base's knowledge, reasoning and guardrails, item by item.
 
@@ -184,12 +186,13 @@ def evaluate(
         tokenizer: of live models.
         judge: of refusals; None the rules.
         tell: told what is being run.
+        served: the models behind servers, in the place of base and tuned.
 
     Raises:
         UsageError: suites, items or models are wrong, or `out` holds answers to something else.
     """
     config = model or ModelConfig(source="-")
-    subject = Subject(base, tuned, config, tokenizer)
+    subject = served or Subject(base, tuned, config, tokenizer)
     asked = plan or Plan()
     dtype = _dtype(config)
     asked = replace(asked, settings=replace(asked.settings, dtype=dtype))
@@ -197,17 +200,26 @@ def evaluate(
         folder = out or Path(scratch)
         suites = asked.make(miniature=subject.names[0] == "miniature", folder=folder / "tasks")
         asker = Asker(AnswerStore(folder), suites, asked, tell, dtype)
+        if served is not None:
+            asker.check(served)
         sides = [asker.ask(subject, side) for side in (0, 1)]
+    if served is not None and not asker.seconds:
+        asker.notices.append("all answers were stored: no server was asked; another --out asks anew")
     rows = {suite.name: pair_up(sides[0][suite.name], sides[1][suite.name]) for suite in suites}
     return Evaluation(
         base=subject.names[0],
         tuned=subject.names[1],
         results=tuple(result_of(suite.name, rows[suite.name], judge) for suite in suites),
-        notices=(*(subject.pair.notices if "pair" in subject.__dict__ else ()), *asker.notices),
+        notices=(*_loading_notices(subject), *asker.notices),
         folder=out,
         rows=rows,
         seconds=asker.seconds,
     )
+
+
+def _loading_notices(subject: Subject | ServedSubject) -> Sequence[str]:
+    """Those of models that were loaded."""
+    return subject.pair.notices if isinstance(subject, Subject) and "pair" in subject.__dict__ else ()
 
 
 def _dtype(config: ModelConfig) -> str | None:
@@ -250,7 +262,17 @@ class Asker:
     bound: Sequence[str] = ()
     _loaded: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def ask(self, subject: Subject, side: int) -> dict[str, list[dict[str, Any]]]:
+    def check(self, served: ServedSubject) -> None:
+        """Refuse suites that served models cannot be asked, before any is.
+
+        Raises:
+            UsageError: names the suite.
+        """
+        self._render(served.tokenizer)
+        for suite in self.suites:
+            served.check_tasks(suite.name, self._loaded[suite.name]["tasks"])
+
+    def ask(self, subject: Subject | ServedSubject, side: int) -> dict[str, list[dict[str, Any]]]:
         """Suite -> rows of base (0) or tuned (1) model, of which those that were missing are stored now."""
         from .harness import switched_off
 

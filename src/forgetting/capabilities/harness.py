@@ -18,6 +18,7 @@ from .console import console, quiet
 from .explain import explained, where_raised
 from .rendering import items_of, request_hash, tokenizer_key
 from .replies import OTHER
+from .served import Served
 from .settings import Settings
 from .tasks import as_it_is_now
 
@@ -121,11 +122,12 @@ def _ask(model: Model, tokenizer: Any, settings: Settings, kind: str, requests: 
     import torch
 
     from ..models.adapters import undisturbed
-    from .recall import check_finite
 
-    with model() as live, undisturbed(live):
-        torch.manual_seed(settings.seed)  # put back by `undisturbed`
+    with model() as live, contextlib.nullcontext() if isinstance(live, Served) else undisturbed(live):
         try:
+            if isinstance(live, Served):
+                return _finite(kind, live.ask(kind, requests, settings.seed), requests)
+            torch.manual_seed(settings.seed)  # put back by `undisturbed`
             found: list[Any] = getattr(as_lm(live, tokenizer, settings.batch_size), kind)(requests)
         except ForgettingError:
             raise
@@ -135,9 +137,15 @@ def _ask(model: Model, tokenizer: Any, settings: Settings, kind: str, requests: 
             names = ", ".join(dict.fromkeys(str(request.task_name) for request in requests))
             hint = "; see max_new_tokens (--max-new-tokens)" if "max tokens to generate" in str(error) else ""
             raise UsageError(f"task {names:.120}: the model cannot be asked: {explained(error)}{hint}") from None
+    return _finite(kind, found, requests)
+
+
+def _finite(kind: str, answers: list[Any], requests: Sequence[Any]) -> list[Any]:
+    from .recall import check_finite
+
     if kind == "loglikelihood":
-        check_finite(found, requests)
-    return found
+        check_finite(answers, requests)
+    return answers
 
 
 @contextlib.contextmanager

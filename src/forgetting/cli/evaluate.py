@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, fields, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,6 +103,50 @@ class AskOptions:
         return Plan(tuple(self.suite or ()), how, *prompts, tuple(self.include_path or ()))
 
 
+class BackendName(StrEnum):
+    """Allowed --backend."""
+
+    openai = "openai"
+    openai_chat = "openai-chat"
+
+
+@dataclass(frozen=True)
+class ServedOptions:
+    """Models behind servers."""
+
+    backend: Annotated[
+        BackendName | None,
+        typer.Option(
+            help="BASE and TUNED are addresses of OpenAI-compatible servers (vLLM, llama.cpp, TGI), such as "
+            "http://localhost:8000/v1: completions, or chat completions, which give no log-probabilities. A key comes "
+            "from OPENAI_API_KEY, further headers from FORGETTING_SERVER_HEADERS as JSON.",
+        ),
+    ] = None
+    base_model: Annotated[
+        str | None, typer.Option(help="The base model's name there. Default: the only one that the server lists.")
+    ] = None
+    tuned_model: Annotated[str | None, typer.Option(help="The tuned model's name there: the same.")] = None
+    tokenizer: Annotated[
+        str | None, typer.Option(help="The served models' tokenizer, by folder or Hub id; for --backend openai.")
+    ] = None
+    text_prompts: Annotated[
+        bool, typer.Option("--text-prompts", help="Send prompts as text where replies are generated, not as tokens.")
+    ] = False
+
+    def given(self) -> dict[str, Any]:
+        """The same for `evaluate`.
+
+        Raises:
+            UsageError: an option that goes with --backend, without it.
+        """
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.backend is None:
+            if idle := [name for name, value in found.items() if value]:
+                raise UsageError(f"--{idle[0].replace('_', '-')}: goes with --backend")
+            return {}
+        return found | {"backend": self.backend.value}
+
+
 @dataclass(frozen=True)
 class GateOptions:
     """What may be lost, and who is told."""
@@ -176,6 +221,7 @@ def evaluate_command(
     import_: Import = None,
     relearn: RelearnOption = False,
     gate: GateOptions,
+    served: ServedOptions,
     models: o.ModelOptions,
     html: Html = None,
     as_json: o.AsJson = False,
@@ -198,8 +244,8 @@ def evaluate_command(
         _tell("safety is left out: give --harmful and --harmless prompts to evaluate it")
     from ..capabilities.api import evaluate
 
-    folder = out or Path("evaluations") / _name(base, tuned)
-    how = asking.given() | models.given()
+    folder = out or Path("evaluations") / _name(served.base_model or base, served.tuned_model or tuned)
+    how = asking.given() | models.given() | served.given()
     result = evaluate(base, tuned, out=folder, judge=judge, labels=import_, relearn=relearn, tell=_tell, **how)
     found = None if max_lost is None else result.check(max_lost, gate.confidence)
     _finish(result, found, export, html or folder / "report.html", as_json)

@@ -1,0 +1,61 @@
+"""lm-eval's backends of completion servers, cutting text as its wrapper of models in memory does. Imports lm-eval."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+from lm_eval.models.api_models import JsonChatStr  # type: ignore[import-untyped]
+from lm_eval.models.openai_completions import (  # type: ignore[import-untyped]
+    LocalChatCompletion as Chat,
+)
+from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+
+class Completions(LocalCompletionsAPI):  # type: ignore[misc]
+    """Text becomes tokens as in lm-eval's Hugging Face wrapper: with special tokens, unless the text begins with them.
+
+    lm-eval's own backend leaves the beginning-of-text token out, so that a served model would be asked otherwise than
+    the same model in memory.
+    """
+
+    def tok_encode(
+        self,
+        string: str | list[str] | tuple[str, ...],
+        left_truncate_len: int | None = None,
+        add_special_tokens: bool | None = None,
+        **_: Any,
+    ) -> list[Any]:
+        """The tokens of a text, or of several."""
+        if not isinstance(string, str):
+            return [self.tok_encode(one, left_truncate_len, add_special_tokens) for one in string]
+        special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        first = self.tokenizer.decode([self.prefix_token_id])
+        if add_special_tokens is None and first and string.startswith(first):
+            special = {"add_special_tokens": False}
+        found: list[int] = self.tokenizer.encode(string, **special)
+        return found[-left_truncate_len:] if left_truncate_len else found
+
+
+def completions(tokenizer: Any, folder: str, **how: Any) -> Completions:
+    """The backend with a tokenizer that is loaded."""
+    made = Completions(tokenizer_backend="huggingface", tokenizer=folder, add_bos_token=None, **how)
+    made.tokenizer = tokenizer
+    return made
+
+
+def as_messages(request: Any) -> Any:
+    """A request whose prompt is JSON of messages, as lm-eval's chat backend takes them; other text is one message."""
+    made = copy.copy(request)
+    prompt = str(request.args[0])
+    try:
+        held = isinstance(json.loads(prompt), list)
+    except ValueError:
+        held = False
+    text = prompt if held else json.dumps([{"role": "user", "content": prompt}], ensure_ascii=False)
+    made.arguments = (JsonChatStr(text), *request.args[1:])
+    return made
+
+
+__all__ = ["Chat", "Completions", "as_messages", "completions"]
