@@ -293,7 +293,8 @@ def _unreachable(what: str, error: Any) -> ForgettingError:
     if answer.status_code in (401, 403):
         return UsageError(f"{what}: access refused ({answer.status_code}); set {KEY}, or {HEADERS}")
     kind = UsageError if answer.status_code < 500 else ForgettingError
-    return kind(f"{what}: answers {answer.status_code}: {said}")
+    hint = "; a server that takes no token ids needs --text-prompts" if answer.status_code in (400, 422) else ""
+    return kind(f"{what}: answers {answer.status_code}: {said}{hint}")
 
 
 def _context(folder: Path | None) -> int:
