@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .capabilities.evaluate import Evaluation as Evaluation
     from .capabilities.evaluate import EvaluationCheck as EvaluationCheck
     from .config.schema import ProbeConfig as ProbeConfig
+    from .capabilities.served import Server as Server
     from .config.schema import StudyConfig as StudyConfig
     from .config.schema import TextConfig as TextConfig
     from .errors import ForgettingError as ForgettingError
@@ -82,6 +83,7 @@ __all__ = [
     "Profile",
     "ProfileCheck",
     "Scaling",
+    "Server",
     "StudyConfig",
     "StudyResult",
     "TextConfig",
@@ -119,6 +121,7 @@ _PLACES = {
     "ProfileCheck": "measuring.profile",
     "ProbeConfig": "config.schema",
     "Scaling": "measuring.scaling",
+    "Server": "capabilities.served",
     "StudyConfig": "config.schema",
     "StudyResult": "studies.conclude",
     "TextConfig": "config.schema",

@@ -168,7 +168,9 @@ def suites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def asked(server: Server, out: Path | None, suites: list[str], **how: Any) -> Any:
     names = {"base_model": "small", "tuned_model": "small-tuned"}
-    return forgetting.evaluate(server.url, server.url, suites=suites, out=out, **{"backend": "openai", **names, **how})
+    own = ("backend", "tokenizer", "base_model", "tuned_model", "text_prompts")
+    at = {"backend": "openai", **names, **{name: how.pop(name) for name in own if name in how}}
+    return forgetting.evaluate(server.url, server.url, suites=suites, out=out, server=forgetting.Server(**at), **how)
 
 
 @pytest.mark.parametrize("text_prompts", [False, True])
@@ -218,14 +220,14 @@ def test_chats_are_rendered_by_the_server(
 def test_what_is_refused(
     server: Server, tiny_model: Path, suites: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = [suites["options"]]
+    options, chat = [suites["options"]], forgetting.Server("openai-chat")
     for how, said in (
         ({}, r"needs tokenizer \(--tokenizer\)"),
         ({"tokenizer": tiny_model, "tuned_model": "small"}, "are the same model"),
         ({"tokenizer": tiny_model, "tuned_model": None}, "lists small, small-tuned; name the models"),
-        ({"tokenizer": tiny_model, "bits": 4}, "bits: not with backend"),
+        ({"tokenizer": tiny_model, "bits": 4}, "bits: not for served models"),
         ({"tokenizer": tiny_model, "relearn": True}, "not for served models"),
-        ({"tokenizer": tiny_model, "backend": None}, "go with backend"),
+        ({"tokenizer": tiny_model, "backend": "vllm"}, "backend 'vllm'; allowed: openai, openai-chat"),
     ):
         with pytest.raises(UsageError, match=said):
             asked(server, None, options, **how)
@@ -242,9 +244,9 @@ def test_what_is_refused(
         asked(server, None, options, tokenizer=tiny_model)
     monkeypatch.delenv("FORGETTING_SERVER_HEADERS")
     with pytest.raises(ForgettingError, match="cannot be reached"):
-        forgetting.evaluate("http://127.0.0.1:9/v1", server.url, backend="openai-chat")
+        forgetting.evaluate("http://127.0.0.1:9/v1", server.url, server=chat)
     with pytest.raises(UsageError, match="give the address without a user") as error:
-        forgetting.evaluate("http://me:secret@localhost/v1", server.url, backend="openai-chat")
+        forgetting.evaluate("http://me:secret@localhost/v1", server.url, server=chat)
     assert "secret" not in str(error.value)
 
 

@@ -16,7 +16,7 @@ from .evaluate import Evaluation
 from .items import MAX_GENERATED
 from .judges import Judge, Labels, ModelJudge
 from .relearn import relearn as probe
-from .served import ServedSubject
+from .served import ServedSubject, Server
 from .settings import Settings
 from .suites import Plan
 
@@ -51,10 +51,7 @@ def evaluate(
     bits: Literal[4, 8] | None = None,
     trust_remote_code: bool = False,
     tokenizer: Any = None,
-    backend: Literal["openai", "openai-chat"] | None = None,
-    base_model: str | None = None,
-    tuned_model: str | None = None,
-    text_prompts: bool = False,
+    server: Server | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """What the tuned model lost of its base's knowledge, reasoning and guardrails, item by item.
@@ -67,18 +64,13 @@ def evaluate(
         limit, batch_size, fewshot: items of each task, items a forward pass, examples before each item.
         chat: apply the chat template; default where the model has one.
         metric, cluster_by: lm-eval's metric that is an item's score, the field of an item that names its passage.
-        max_new_tokens: of a reply to a local item or prompt.
-        include_path: folders in which lm-eval looks for tasks and groups by name.
-        harmful, harmless: prompts of `safety`: a .csv, .txt, .jsonl or Hub id.
-        keep_completions: store the replies to harmful prompts.
+        max_new_tokens, include_path: of a reply to a local item; folders in which lm-eval looks for tasks by name.
+        harmful, harmless: prompts of `safety`: a .csv, .txt, .jsonl or Hub id; keep_completions stores such replies.
         judge, labels: of refusals: a model's name or a judge, or a CSV of labels by hand; default rules.
         relearn: also relearn half of each suite and score the other half: lost, or out of reach?
         revision, dtype, device, bits, trust_remote_code: of models that are loaded; 4 or 8 bits quantise them.
-        tokenizer: of live models; of served ones a folder or Hub id.
-        backend: base and tuned are addresses of servers: `openai` completions, or `openai-chat`, which can be asked no
-            suite that needs log-probabilities. Keys come from OPENAI_API_KEY and FORGETTING_SERVER_HEADERS.
-        base_model, tuned_model: names of the models there; default the only one that a server lists.
-        text_prompts: send prompts as text and not as tokens where replies are generated.
+        tokenizer: of live models.
+        server: base and tuned are addresses of OpenAI-compatible servers, which are asked so.
         tell: told what is being run.
 
     Raises:
@@ -88,37 +80,32 @@ def evaluate(
     prompts = (_text(harmful), _text(harmless), keep_completions)
     plan = Plan(_texts(suites), settings, *prompts, max_new_tokens, _texts(include_path))
     model = _model_config(relearn, revision, dtype, device, bits, trust_remote_code)
-    folder = None if out is None else Path(out)
-    if backend is not None or base_model or tuned_model or text_prompts:
-        _check_served(backend, relearn, model)
-        names = (base_model, tuned_model)
-        served = ServedSubject(
-            (str(base), str(tuned)),
-            names,
-            backend=str(backend),
-            tokenizer=None if tokenizer is None else os.fspath(tokenizer),
-            text_prompts=text_prompts,
-            batch_size=batch_size,
-        )
-        return asking.evaluate(None, None, plan=plan, out=folder, judge=_judge(judge, labels), tell=tell, served=served)
     models = (model_of("base", base, optional=True), model_of("tuned", tuned))
     how: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "tell": tell}
-    found = asking.evaluate(*models, plan=plan, out=folder, judge=_judge(judge, labels), **how)
+    folder, served = None if out is None else Path(out), _served(*models, server, relearn, batch_size, model)
+    found = asking.evaluate(*models, plan=plan, out=folder, judge=_judge(judge, labels), served=served, **how)
     return replace(found, relearned=probe(*models, found.rows, **how)) if relearn else found
 
 
-def _check_served(backend: str | None, relearn: bool, model: ModelConfig) -> None:
-    """Refuse what goes with served models alone, or not with them.
+def _served(
+    base: Any, tuned: Any, server: Server | None, relearn: bool, batch_size: int | None, model: ModelConfig
+) -> ServedSubject | None:
+    """The models behind servers; None where they are to be loaded.
 
     Raises:
-        UsageError: names it.
+        UsageError: what does not go with served models; or as `ServedSubject`.
     """
-    if backend is None:
-        raise UsageError("base_model, tuned_model, text_prompts (--base-model ...): go with backend (--backend)")
+    if server is None:
+        return None
+    if not isinstance(server, Server):
+        raise wrong_type("server", server, "None, or a forgetting.Server")
     if relearn:
         raise UsageError("relearn (--relearn): not for served models, whose weights are not here")
     if given := sorted(_other_than_default(model)):
-        raise UsageError(f"{given[0]}: not with backend (--backend): the server has loaded its models")
+        raise UsageError(f"{given[0]}: not for served models: the server has loaded them")
+    if not (isinstance(base, str) and isinstance(tuned, str)):
+        raise UsageError("base, tuned: with server both are addresses, such as http://localhost:8000/v1")
+    return ServedSubject((base, tuned), server, batch_size)
 
 
 def _other_than_default(model: ModelConfig) -> set[str]:

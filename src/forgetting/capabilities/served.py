@@ -126,51 +126,67 @@ class Messages:
         return json.dumps(messages, ensure_ascii=False)
 
 
+@dataclass(frozen=True)
+class Server:
+    """How models behind OpenAI-compatible servers are asked.
+
+    Keys come from OPENAI_API_KEY, further headers from FORGETTING_SERVER_HEADERS as JSON.
+
+    Attributes:
+        backend: `openai`, completions; or `openai-chat`, chat completions, which give no log-probabilities.
+        tokenizer: that of the models, by folder or Hub id; needed for completions.
+        base_model, tuned_model: their names there; None is the only one that a server lists.
+        text_prompts: send prompts as text and not as tokens where replies are generated.
+    """
+
+    backend: Backend
+    tokenizer: str | os.PathLike[str] | None = None
+    base_model: str | None = None
+    tuned_model: str | None = None
+    text_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            UsageError: a backend that is none, or a tokenizer where none is used, or none where one is.
+        """
+        if self.backend not in BACKENDS:
+            raise UsageError(f"backend '{self.backend}'; allowed: {', '.join(BACKENDS)}")
+        if self.tokenizer is not None and not isinstance(self.tokenizer, str | os.PathLike):
+            raise UsageError(f"tokenizer: got {type(self.tokenizer).__name__}; allowed: a folder or Hub id")
+        if self.backend == "openai" and self.tokenizer is None:
+            raise UsageError(
+                "backend openai: needs tokenizer (--tokenizer), a folder or Hub id: that of the served models, "
+                "with which prompts are cut into tokens"
+            )
+        if self.backend == "openai-chat" and (self.tokenizer is not None or self.text_prompts):
+            raise UsageError("backend openai-chat: the server renders messages; leave out tokenizer and text_prompts")
+
+
 class ServedSubject:
     """Two served models, in the place of two in memory.
 
     Args:
         urls: of the servers' base and tuned model.
-        names: of the models there; None is the only one that a server lists.
-        backend: which of lm-eval's.
-        tokenizer: the base model's, by folder or Hub id; needed for completions.
-        text_prompts: send prompts as text where no log-probabilities are asked for.
+        server: how they are asked.
         batch_size: requests at a time.
 
     Raises:
-        UsageError: an address, backend or tokenizer that is none, a package that is missing, a model that a server
-            does not list.
+        UsageError: an address that is none, a package that is missing, a model that a server does not list.
         ForgettingError: a server cannot be reached.
     """
 
-    def __init__(
-        self,
-        urls: tuple[str, str],
-        names: tuple[str | None, str | None],
-        *,
-        backend: str,
-        tokenizer: str | None,
-        text_prompts: bool,
-        batch_size: int | None,
-    ) -> None:
-        if backend not in BACKENDS:
-            raise UsageError(f"backend '{backend}'; allowed: {', '.join(BACKENDS)}")
+    def __init__(self, urls: tuple[str, str], server: Server, batch_size: int | None) -> None:
         if importlib.util.find_spec("tenacity") is None:
             raise UsageError("backend: lm-eval needs tenacity for servers; pip install 'forgetting[served]'")
-        if backend == "openai" and tokenizer is None:
-            raise UsageError(
-                "backend openai: needs tokenizer (--tokenizer), a folder or Hub id: that of the served models, "
-                "with which prompts are cut into tokens"
-            )
-        if backend == "openai-chat" and (tokenizer is not None or text_prompts):
-            raise UsageError("backend openai-chat: the server renders messages itself; leave out tokenizer")
         for url in urls:
             _check_url(url)
-        self.backend: Backend = "openai" if backend == "openai" else "openai-chat"
-        self._tokenizer, self._text = tokenizer, text_prompts
-        found = [name or _only_model(url) for url, name in zip(urls, names, strict=True)]
-        self._served = list(zip(urls, found, strict=True))
-        self._batch = batch_size
+        self.backend = server.backend
+        self._tokenizer = None if server.tokenizer is None else os.fspath(server.tokenizer)
+        self._text, self._batch = server.text_prompts, batch_size
+        names = (server.base_model, server.tuned_model)
+        self._served = [(url, name or _only_model(url)) for url, name in zip(urls, names, strict=True)]
         self.names = tuple(f"{name} at {url}" for url, name in self._served)
         if self._served[0] == self._served[1]:
             raise UsageError(f"base and tuned are the same model, {self.names[0]}; name two models or servers")

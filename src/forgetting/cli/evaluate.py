@@ -144,7 +144,9 @@ class ServedOptions:
             if idle := [name for name, value in found.items() if value]:
                 raise UsageError(f"--{idle[0].replace('_', '-')}: goes with --backend")
             return {}
-        return found | {"backend": self.backend.value}
+        from ..capabilities.served import Server
+
+        return {"server": Server(**found | {"backend": self.backend.value})}
 
 
 @dataclass(frozen=True)
