@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from .capabilities.api import evaluate as evaluate
     from .capabilities.evaluate import Evaluation as Evaluation
     from .capabilities.evaluate import EvaluationCheck as EvaluationCheck
-    from .config.schema import ProbeConfig as ProbeConfig
     from .capabilities.served import Server as Server
+    from .config.schema import ProbeConfig as ProbeConfig
     from .config.schema import StudyConfig as StudyConfig
     from .config.schema import TextConfig as TextConfig
     from .errors import ForgettingError as ForgettingError
