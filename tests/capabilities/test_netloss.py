@@ -65,7 +65,7 @@ def test_bounds_err_no_more_often_than_they_say(lost: float, gained: float) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [20, 50, 80])
+@pytest.mark.parametrize("n", [20, 50])
 @pytest.mark.parametrize(("lost", "gained"), [(0.02, 0.0), (0.05, 0.05), (0.1, 0.02), (0.1, 0.08), (0.2, 0.1)])
 def test_bounds_err_no_more_often_than_they_say_of_more_items(n: int, lost: float, gained: float) -> None:
     assert max(errs(n, lost, gained)) <= 0.053
@@ -150,6 +150,17 @@ def test_the_loss_that_is_named_is_seen_in_four_of_five_cases(n: int, gained: fl
     counts = rng.multinomial(n, [gained + true, gained, 1 - 2 * gained - true], size=150)
     seen = np.mean([netloss.p_less(float(y), float(x), n, -budget, 0.001) <= 0.05 for x, y, _ in counts])
     assert 0.68 <= seen <= 0.9
+
+
+def test_identity_and_noise_are_not_called_a_loss() -> None:
+    """200 gates of three suites: no item changes; or one of 300 goes either way by chance, as of copies in bfloat16."""
+    assert judge(of(0, 0, 300), 0, 0.95).verdict == "within"
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(300, [0.0016, 0.0016, 0.9968], size=(200, 3))
+    p = {
+        (int(x), int(y)): judge(of(float(x), float(y), 300), 0, 0.95, of=3).verdict for x, y, _ in counts.reshape(-1, 3)
+    }
+    assert "over" not in p.values()
 
 
 def test_shares_on_the_command_line() -> None:
