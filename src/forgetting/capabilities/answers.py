@@ -159,6 +159,10 @@ class AnswerStore:
         meta = self._meta(model)
         return [name for name in meta.get("suites", {}) if self.path(model, name).exists()]
 
+    def asked(self, model: str, suite: str) -> dict[str, Any]:
+        """The settings with which a model was asked a suite that it answered."""
+        return dict(self._meta(model)["suites"][suite])
+
     def _meta_file(self, model: str) -> Path:
         return self._file(model, "meta.json")
 

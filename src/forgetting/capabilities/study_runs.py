@@ -137,7 +137,7 @@ class Probe:
         asker = asker_of(self.study, self.model, self.plan, self.tell)
         asker.answers(name, name, self.tokenizer, lambda: nullcontext(model))
         _tell(self.tell, asker)
-        file = _newtask_file(self.study, self.run_id, step)
+        file = newtask_file(self.study, self.run_id, step)
         if self.heldout is not None and not file.exists():
             from .newtask import forward_kl
 
@@ -185,7 +185,7 @@ def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None
         refuse_links(run.path)
         if tell:
             tell(run.id)
-        _evaluate_run(study, run, config, chosen, base.tokenizer, step)
+        evaluate_run(study, run, config, chosen, base.tokenizer, step)
     return [run.id for run in done]
 
 
@@ -203,15 +203,15 @@ def _over(section: Plan, given: Plan) -> Plan:
     )
 
 
-def _evaluate_run(study: Path, run: Any, config: StudyConfig, plan: Plan, tokenizer: Any, step: int) -> None:
+def evaluate_run(study: Path, run: Any, config: StudyConfig, plan: Plan, tokenizer: Any, step: int) -> None:
+    """Ask the stored weights of a finished run."""
     from ..data.array_cache import default_folder
     from ..data.prepared import Corpora
     from ..models.loading import Placement
     from ..models.pair import open_pair
 
-    heldout = None
-    if not _newtask_file(study, run.id, step).exists():
-        dataset = config.datasets[run.read()["dataset"]]
+    heldout, dataset = None, config.datasets.get(run.read()["dataset"])
+    if dataset is not None and not newtask_file(study, run.id, step).exists():
         _, part = Corpora(tokenizer, config.context, default_folder()).dataset(dataset)
         heldout = part.windows.sample(config.measure.heldout_tokens)
     pair = open_pair(
@@ -325,12 +325,13 @@ def _share(name: str, share: Any) -> dict[str, float | None]:
     return {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
 
 
-def _newtask_file(study: Path, run_id: str, step: int) -> Path:
+def newtask_file(study: Path, run_id: str, step: int) -> Path:
+    """Where the forward KL of a run on its own task lies, at one of its steps."""
     return check_plain(refuse_link(folder_of(study) / f"{run_id}@{step}" / "newtask.json", study))
 
 
 def _newtask(study: Path, run_id: str, step: int) -> dict[str, Any]:
-    file = _newtask_file(study, run_id, step)
+    file = newtask_file(study, run_id, step)
     row = parse_json(read_text(file), str(file)) if file.exists() else {}
     if not isinstance(row, dict):
         raise ForgettingError(f"{file}: damaged; delete it to measure again")

@@ -1,6 +1,6 @@
 """The study folder: plain files that any number of processes may read and one a run may write.
 
-study.yaml                        the configuration, as resolved
+study.yaml                        the configuration, as resolved; history/ holds the earlier ones of a study that grew
 runs/<run_id>/run.json            the run's configuration, revisions, versions, hardware, status
 runs/<run_id>/measurements.jsonl  one row a measured step, flushed to disk
 runs/<run_id>/adapter/            the tuned weights; runs/<run_id>/checkpoints/ while it runs
@@ -26,7 +26,7 @@ from ..config.files import parse_yaml
 from ..config.schema import StudyConfig, validate
 from ..errors import ForgettingError, UsageError
 from ..files import hold, open_own, write_atomically
-from . import chain, run_files
+from . import chain, growth, run_files
 from .columns import DAMAGED
 from .run_files import DamagedError
 
@@ -34,7 +34,7 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
 RUN_FILES = {"run.json", "measurements.jsonl", "lock", "checkpoints", "adapter", "adapter.partial", "error.txt"}
-TORSO = {"runs", "cache", "capabilities", "repeats", "fits.json", "compare.json", "report.html"}
+TORSO = {"runs", "cache", "history", "lock", "capabilities", "repeats", "fits.json", "compare.json", "report.html"}
 """What lies in a study folder beside study.yaml."""
 
 
@@ -274,22 +274,47 @@ class StudyFolder:
 
     @classmethod
     def create_or_resume(cls, path: Path, config: StudyConfig) -> StudyFolder:
-        """The folder of `config`: a new one, or the one that already holds this very study.
+        """The folder of `config`: a new one, or the one that holds this very study, or one that can grow into it.
 
         Raises:
-            UsageError: the folder holds something else, or a study of another configuration; names what differs.
+            UsageError: the folder holds something else, or a study that cannot become this one; names what differs.
         """
         folder = cls(path)
         folder.check(config)
-        if not folder.config_file.exists():
-            try:
+        try:
+            if not folder.config_file.exists():
                 write_atomically(folder.config_file, config.to_yaml())
-            except OSError as error:
-                raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
+            elif folder.config() != config:
+                folder._grow(config)
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
         return folder
 
+    def _grow(self, config: StudyConfig) -> None:
+        """Put another configuration in the place of the stored one, which the history keeps."""
+        try:
+            with hold(self.path / "lock"):
+                self.check(config)
+                growth.History(self.path).keep(files.read_text(self.config_file, limit=files.MAX_CONFIG))
+                write_atomically(self.config_file, config.to_yaml(), parents=False)
+        except BlockingIOError:
+            raise UsageError(f"{self.path}: another process changes this study now; try again when it has") from None
+
+    def _refuse_busy(self, found: str) -> None:
+        """Refuse to change the configuration while a process works on a run.
+
+        Raises:
+            UsageError: names the process, and what would change.
+        """
+        for run in self.folders():
+            if (run.path / "lock").exists() and (who := run.held_by()):
+                raise UsageError(
+                    f"{self.path}: cannot change ({found}) while {who} does run {run.id} of it; wait until it has "
+                    "ended, or stop it, then run the same command again"
+                )
+
     def check(self, config: StudyConfig) -> None:
-        """Whether the folder is free for `config`; writes nothing.
+        """Whether the folder is free for `config`, or its study can grow into it; writes nothing.
 
         Raises:
             UsageError: as `create_or_resume`.
@@ -302,10 +327,8 @@ class StudyFolder:
         if self.config_file.exists():
             stored = self.config()
             if stored != config:
-                raise UsageError(
-                    f"{self.path} holds a study of another configuration ({_differences(stored, config)}); "
-                    "name another folder with out (--out)"
-                )
+                growth.refuse(stored, config, self.path)
+                self._refuse_busy(growth.told(growth.differences(stored, config)))
         elif self.path.exists() and any(self.path.iterdir()) and not self._is_torso():
             raise UsageError(
                 f"{self.path}: not empty and not a study folder (no study.yaml); name another with out (--out)"
@@ -397,22 +420,3 @@ class StudyFolder:
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(runs) as entries:
             names = sorted(entry.name for entry in entries)
         return [RunFolder(runs / name) for name in names]
-
-
-def _differences(stored: StudyConfig, wanted: StudyConfig) -> str:
-    """The first fields in which two configurations differ, with both values."""
-
-    def flat(value: Any, path: str = "") -> dict[str, Any]:
-        if isinstance(value, Mapping):
-            return {k: v for key, item in value.items() for k, v in flat(item, f"{path}.{key}".lstrip(".")).items()}
-        return {path: value}
-
-    old, new = flat(stored.model_dump(mode="json")), flat(wanted.model_dump(mode="json"))
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    shown = [f"{key}: there {_short(old.get(key))}, now {_short(new.get(key))}" for key in changed[:3]]
-    return "; ".join(shown) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."

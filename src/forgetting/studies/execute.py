@@ -16,9 +16,10 @@ from ..models import processes, quantised
 from ..store.columns import DAMAGED
 from ..store.folder import HeldError, Onlooker, RunFolder, StudyFolder
 from ..tuning.checkpoints import drop_unfinished
+from ..tuning.grid import runs_by_id
 from ..tuning.methods import METHODS
 from ..tuning.stopping import StoppedError
-from . import own_code, provenance
+from . import growing, own_code, provenance
 from .inputs import StudyInputs
 
 if TYPE_CHECKING:
@@ -101,6 +102,10 @@ def do_run(study: StudyFolder, inputs: StudyInputs, run_id: str, tell: Callable[
             study.check_there()
             if not is_pending(before):
                 return False
+            _check_asked(study, inputs, run_id)
+            if processes.is_main():
+                before = growing.begin(study, inputs.config, inputs.runs[run_id], folder)
+            before = processes.shared(before)
             with _failure_kept(study, folder):
                 _train(study, inputs, folder, before, tell)
             return True
@@ -113,6 +118,20 @@ def do_run(study: StudyFolder, inputs: StudyInputs, run_id: str, tell: Callable[
             f"{study.path}: no room left on the disk; everything measured so far is kept: make room, "
             "then run the same command again"
         ) from None
+
+
+def _check_asked(study: StudyFolder, inputs: StudyInputs, run_id: str) -> None:
+    """Stop where another command has taken this run out of the study meanwhile.
+
+    Raises:
+        ForgettingError: says so.
+    """
+    now = study.config()
+    if now != inputs.config and run_id not in runs_by_id(now):
+        raise ForgettingError(
+            f"{study.path}: its configuration changed while this command was at work, and run {run_id} is no longer "
+            "asked for; everything measured is kept: run the command again with the configuration that you want"
+        )
 
 
 @contextmanager

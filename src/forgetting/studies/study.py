@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config.schema import RunConfig, StudyConfig
 from ..errors import ForgettingError, UsageError
@@ -19,7 +19,7 @@ from ..tuning import stopping
 from ..tuning.grid import costliest_first
 from ..tuning.methods import check_methods, rank_notices
 from ..tuning.mitigations import check_runs
-from . import launching, memory_plan, own_code, provenance
+from . import growing, launching, memory_plan, own_code, provenance
 from .engines import Accelerate, Engine, Event, Hear, Local, Ray
 from .execute import Worker, changes, is_pending, is_small, limit_threads, quiet_libraries
 from .inputs import StudyInputs
@@ -61,7 +61,7 @@ def prepare(
 
     Args:
         config: the whole study.
-        out: its folder; created, or resumed if it holds this very configuration.
+        out: its folder; created, resumed, or grown if it holds a study that can become this one.
         engine: where its runs will run.
         on_memory: told of the memory that its runs will take, where that can be told.
 
@@ -105,7 +105,7 @@ def study(
 
     Args:
         config: the whole study.
-        out: the study folder; created, or resumed if it holds this very configuration.
+        out: the study folder; created, resumed, or grown if it holds a study that can become this one.
         engine: where its runs run; None is `Local()`.
         on_event: told of every finished step.
         on_plan: told once of all runs and the ids of those still to do.
@@ -123,11 +123,13 @@ def study(
     _refuse_follower(engine)
     inputs = StudyInputs(config)
     runs = list(inputs.runs.values())
-    StudyFolder(out).check(config)
+    before = _check_folder(inputs, out)
     with engine.ready():
         one_thread = _prepare(inputs, out, engine, plan=False).one_thread
         folder = StudyFolder(out)
         folder.check_there()
+        if before is not None and before != config:
+            log.warning("%s", growing.sentence(before, config))
         pending = _pending(folder, inputs)
         if on_plan:
             on_plan(runs, pending)
@@ -172,7 +174,7 @@ def _prepare_here(
     """The same in this process, which could do a run; a launch of None is one process a run."""
     config, runs = inputs.config, list(inputs.runs.values())
     quiet_libraries()
-    StudyFolder(out).check(config)
+    _check_folder(inputs, out)
     launching.check(config, out, launch)
     inputs.check_context()
     inputs.read_texts()
@@ -197,11 +199,19 @@ def _prepare_here(
     if not sharded:  # else the processes of the first run compute them together
         inputs.targets(base, folder.path)
     if config.capabilities is not None:
-        from ..capabilities.study_runs import ask_base, plan_of
-
         reference = inputs.reference() if config.model.reference == "full" else base
-        ask_base(folder.path, reference, config.model, plan_of(config))
+        growing.ask(folder, config, reference, base, inputs.runs)
     return Prepared(is_small(base), planned)
+
+
+def _check_folder(inputs: StudyInputs, out: Path) -> StudyConfig | None:
+    """Refuse a folder that cannot hold this study; the configuration that is stored there, or None."""
+    folder = StudyFolder(out)
+    folder.check(inputs.config)
+    if not folder.config_file.exists():
+        return None
+    growing.check(folder, inputs.config, inputs.runs)
+    return folder.config()
 
 
 def _check_unchanged(inputs: StudyInputs, folder: StudyFolder, base: Base) -> None:
@@ -210,15 +220,23 @@ def _check_unchanged(inputs: StudyInputs, folder: StudyFolder, base: Base) -> No
     for run_id, run in inputs.runs.items():
         if run.dataset_name in seen:
             continue
-        state = folder.run(run_id).state()
+        state = _begun(folder, run_id, run)
         if not state.get("data"):
             continue
         seen.add(run.dataset_name)
         if changed := changes(state, inputs.fingerprints(run.dataset_name, base, folder.path)):
             raise UsageError(
-                f"{folder.path}: {changed} since run {run_id} began; put back what was there, or name another "
-                "folder with out (--out)"
+                f"{folder.path}: {changed} since run {state.get('run_id', run_id)} began; put back what was "
+                "there, or name another folder with out (--out)"
             )
+
+
+def _begun(folder: StudyFolder, run_id: str, run: RunConfig) -> dict[str, Any]:
+    """The record of a run, or of the shorter one that it goes on from."""
+    state = folder.run(run_id).state()
+    if state or not folder.config_file.exists():
+        return state
+    return next((one.state() for one in growing.shorter(folder, run)), state)
 
 
 def _do_all(

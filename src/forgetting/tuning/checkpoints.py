@@ -77,6 +77,15 @@ def drop_unfinished(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def drop_but(folder: Path, step: int | None) -> None:
+    """Delete all checkpoints but that of a step; all of them for None."""
+    for path in _by_step(folder):
+        if _step(path) != step:
+            shutil.rmtree(path, ignore_errors=True)
+    if step is None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _ended(notices: list[str], how: str) -> tuple[str, ...]:
     return (f"{'; '.join(notices)}: {how}",) if notices else ()
 

@@ -153,12 +153,15 @@ class Measurer(TrainerCallback):
         spent: Spent,
         folding: Callable[[], AbstractContextManager[None]],
         probe: Callable[[Any, int], None] | None = None,
+        *,
+        keeps_last: bool = False,
     ) -> None:
         self.afterwards, self.folding = afterwards, folding
         # with a reference in full precision step 0 is what quantising alone cost
         self.starts_at_base = method.start != "else" and run.model.reference != "full"
         self.probe = probe
         self.batch_tokens = run.measure.batch_tokens
+        self.keeps_last = keeps_last
         self.batch_size = run.training.batch_size
         self.steps, self.last = frozenset(steps), steps[-1]
         self.data, self.folder, self.tell = data, folder, tell
@@ -238,7 +241,7 @@ class Measurer(TrainerCallback):
         self.tell(state.global_step)
         if state.global_step in self.steps:
             self._record(kwargs["model"], state.global_step)
-            control.should_save = state.global_step != self.last
+            control.should_save = state.global_step != self.last or self.keeps_last
         asked = int(processes.largest(stopping.requested() or 0))
         if asked:  # of any process: all stop at the same step
             stopping.request(asked)
@@ -313,13 +316,17 @@ def train_run(
     def afterwards(trained: Any) -> Iterator[float]:
         return itertools.chain.from_iterable(one.afterwards(trained, at) for one in together)
 
-    measurer = Measurer(run, method, steps, data, folder, tell, course, afterwards, spent, trainer.folding, probe)
+    lengthens = run.training.schedule == "constant" and adapters.is_peft(model)
+    measurer = Measurer(
+        *(run, method, steps, data, folder, tell, course, afterwards, spent, trainer.folding, probe),
+        keeps_last=lengthens,
+    )
     trainer.add_callback(measurer)
     _own_random(run.seed)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < run.training.steps:
         stopping.check()
-    _finish(model, method, folder, base, trainer)
+    _finish(model, method, folder, base, trainer, keeps_last=lengthens)
     folder.update(peak_memory=measurer.peak_memory)
 
 
@@ -362,8 +369,14 @@ def _own_random(seed: int) -> None:
         torch.manual_seed(int(np.random.default_rng([seed, 20240701, processes.index()]).integers(2**62)))
 
 
-def _finish(model: Any, method: Method, folder: RunFolder, base: Base, trainer: CheckedTrainer) -> None:
-    """Store the tuned weights, whole or not at all; the main process does."""
+def _finish(
+    model: Any, method: Method, folder: RunFolder, base: Base, trainer: CheckedTrainer, *, keeps_last: bool
+) -> None:
+    """Store the tuned weights, whole or not at all; the main process does.
+
+    The last checkpoint of an adapter stays, three times the adapter's size, so that a longer run can go on from it.
+    """
+    last = trainer.state.global_step if keeps_last else None
     if sharding.is_sharded(model):
         _gather(model, trainer)
     if processes.is_main():
@@ -377,7 +390,7 @@ def _finish(model: Any, method: Method, folder: RunFolder, base: Base, trainer: 
             quantised.note_base(partial, base.model)
         shutil.rmtree(folder.path / "adapter", ignore_errors=True)
         partial.rename(folder.path / "adapter")
-        shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
+        checkpoints.drop_but(folder.path / "checkpoints", last)
     processes.wait_for_all()
 
 

@@ -194,6 +194,10 @@ class Mitigation(VariantOptions, ABC):
         """Whether it works, with its options, where the model's weights are shared out over processes."""
         return self.sharded
 
+    def lengthens(self) -> bool:
+        """Whether the first steps of a longer run are those of a shorter one, to the last digit."""
+        return True
+
     def check(self, run: RunConfig, base: Base) -> None:
         """Refuse a run that it cannot work in, before any run starts.
 

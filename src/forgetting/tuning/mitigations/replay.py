@@ -57,6 +57,10 @@ class Replay(Mitigation):
         """Where the base model need not write the text: see `Mitigation.shardable`."""
         return not self.generated
 
+    def lengthens(self) -> bool:
+        """Where the base model need not write the text, as much of it as the run needs: see `Mitigation.lengthens`."""
+        return not self.generated
+
     def check(self, run: RunConfig, base: Base) -> None:
         """Refuse options that contradict each other, and a share that is no window of the run."""
         if self.generated and self.text is not None:

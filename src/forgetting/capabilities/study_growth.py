@@ -1,0 +1,81 @@
+"""Answers of a study that grows: more items asked of finished runs, and a shorter run's answers taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..config.schema import ModelConfig
+from ..errors import ForgettingError, UsageError
+from ..files import read_text, refuse_links, write_atomically
+from ..store.folder import RunFolder
+from .answers import PAIRING, AnswerStore
+from .evaluate import BASE
+from .study_runs import asker_of, evaluate_run, folder_of, newtask_file
+from .suites import Plan
+
+
+def copy_answers(study: Path, old: str, new: str, steps: Iterable[int]) -> None:
+    """Give a longer run what the run that it goes on from was asked: at these steps the two are one model."""
+    store = AnswerStore(folder_of(study))
+    for step in steps:
+        there, here = f"{old}@{step}", f"{new}@{step}"
+        for suite in store.suites(there):
+            rows = [{k: v for k, v in row.items() if k not in ("model", "suite")} for row in store.read(there, suite)]
+            store.write(here, here, suite, store.asked(there, suite), rows)
+        if (measured := newtask_file(study, old, step)).exists():
+            write_atomically(newtask_file(study, new, step), read_text(measured))
+
+
+def lacking(study: Path, model: ModelConfig, plan: Plan, asked: Iterable[tuple[str, int, bool]]) -> list[str]:
+    """Ids of runs that have not been asked, at their last step, what the base model has been.
+
+    Args:
+        study: the study folder.
+        model: the base model's configuration.
+        plan: what is asked.
+        asked: of each run its id, its last step, and whether it is to be asked in any case; else it is only where it
+            has been asked something.
+    """
+    store = AnswerStore(folder_of(study))
+    names = [suite.name for suite in asker_of(study, model, plan).suites]
+    items = {name: _items(store, BASE, name) for name in names}
+    found = []
+    for run_id, step, always in asked:
+        name = f"{run_id}@{step}"
+        if (always or store.suites(name)) and any(_items(store, name, s) != items[s] for s in names):
+            found.append(run_id)
+    return found
+
+
+def _items(store: AnswerStore, model: str, suite: str) -> set[tuple[Any, ...]]:
+    """What a model answered of a suite; nothing where its answers are damaged, so that it is asked again."""
+    try:
+        return {tuple(row[name] for name in PAIRING) for row in store.read(model, suite)}
+    except (ForgettingError, FileNotFoundError):
+        return set()
+
+
+def ask_stored(study: Path, run: RunFolder, step: int, config: Any, plan: Plan, base: Any) -> None:
+    """Ask the stored weights of a finished run.
+
+    Args:
+        study: the study folder.
+        run: done.
+        step: its last.
+        config: of the study.
+        plan: what to ask.
+        base: `base.Base`.
+
+    Raises:
+        UsageError: its weights are gone, or a suite is wrong.
+    """
+    if not (run.path / "adapter").is_dir():
+        raise UsageError(
+            f"{run.path}: its adapter is gone, so it cannot be asked more; put it back, or delete the run's folder to "
+            "run it again"
+        )
+    refuse_links(run.path)
+    pinned = config.model_copy(update={"model": base.pinned(config.model)})
+    evaluate_run(study, run, pinned, plan, base.tokenizer, step)

@@ -1,0 +1,161 @@
+"""How a study may grow: what of its configuration can change in the same folder, and what was there before.
+
+More data sets, methods, mitigations and seeds are more runs; finished ones are found by their ids, which are hashes of
+all that decides their numbers. What is the same for all runs cannot change: then one table would hold numbers that
+cannot be compared.
+
+history/NNN.yaml  each earlier study.yaml, in order
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..config.schema import CapabilitiesConfig, StudyConfig, validate
+from ..errors import ForgettingError, UsageError
+
+GRID = ("datasets", "methods", "seeds", "capabilities")
+"""Fields of a study whose values may change within their own rules."""
+WIDER = ("suites", "datasets", "ranks", "seeds", "limit")
+"""Fields of `capabilities` that may grow."""
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """A configuration in JSON's kinds as one value a path, lists as they are."""
+    if isinstance(value, Mapping) and value:
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{path}.{key}".lstrip(".")).items()}
+    return {path: value}
+
+
+def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """Paths at which two configurations differ, with both values."""
+    one, two = (flat(config.model_dump(mode="json")) for config in (old, new))
+    return {key: (one.get(key), two.get(key)) for key in {**one, **two} if one.get(key) != two.get(key)}
+
+
+def told(found: Mapping[str, tuple[Any, Any]]) -> str:
+    """The first three differences in words."""
+    shown = [f"{key}: there {_short(old)}, now {_short(new)}" for key, (old, new) in list(found.items())[:3]]
+    return "; ".join(shown) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def refuse(stored: StudyConfig, wanted: StudyConfig, path: Path) -> None:
+    """Refuse a configuration that a study cannot grow into, as far as that is told without looking at its runs.
+
+    Raises:
+        UsageError: names what differs, with both values, why it cannot, and what to do.
+    """
+    found = differences(stored, wanted)
+    fixed = {key: pair for key, pair in found.items() if not _may_differ(key, stored, wanted)}
+    if fixed:
+        raise UsageError(another(path, fixed))
+    why = _steps(stored, wanted) or _capabilities(stored.capabilities, wanted.capabilities)
+    if why:
+        raise UsageError(f"{path}: {why}; put back what was there, or name another folder with out (--out)")
+
+
+def another(path: Path, found: Mapping[str, tuple[Any, Any]]) -> str:
+    """That a folder holds a study of another configuration, and what to do."""
+    how = "name another folder with out (--out)"
+    if set(found) == {"name"}:
+        how = f"to add runs to it, give the folder and what is to be added (`forgetting study {path} ...`), or {how}"
+    return f"{path} holds a study of another configuration ({told(found)}); {how}"
+
+
+def _may_differ(key: str, stored: StudyConfig, wanted: StudyConfig) -> bool:
+    top, _, rest = key.partition(".")
+    if top == "datasets":
+        return not any(rest == name or rest.startswith(f"{name}.") for name in stored.datasets.keys() & wanted.datasets)
+    return top in GRID or key == "training.steps"
+
+
+def _steps(stored: StudyConfig, wanted: StudyConfig) -> str:
+    """Why a study's runs cannot have another number of steps, in words; empty where they can."""
+    before, now, schedule = stored.training.steps, wanted.training.steps, stored.training.schedule
+    how = f"training.steps: there {before}, now {now}"
+    if now < before:
+        return f"{how}: a study's runs can only become longer, and what they measured up to step {now} is in its table"
+    if now > before and schedule != "constant":
+        return (
+            f"{how}: with schedule {schedule} the learning rate of every step depends on the number of steps, so that "
+            "no run can go on from a shorter one"
+        )
+    return ""
+
+
+def _capabilities(stored: CapabilitiesConfig | None, wanted: CapabilitiesConfig | None) -> str:
+    """Why other capabilities cannot be asked, in words; empty where they can."""
+    if stored is None or wanted is None:
+        return ""
+    found = differences(stored, wanted)
+    fixed = {f"capabilities.{key}": pair for key, pair in found.items() if key not in WIDER}
+    if fixed:
+        return f"{told(fixed)}: stored answers are to the former"
+    if missing := [suite for suite in stored.suites if suite not in wanted.suites]:
+        return f"capabilities.suites: there {list(stored.suites)}, now without {missing[0]}: suites can only be added"
+    if wanted.limit is not None and (stored.limit is None or wanted.limit < stored.limit):
+        return f"capabilities.limit: there {stored.limit}, now {wanted.limit}: items can only be added"
+    return ""
+
+
+class History:
+    """The earlier configurations of a study."""
+
+    def __init__(self, study: Path) -> None:
+        self.study = study
+        self.folder = study / "history"
+
+    def keep(self, text: str) -> None:
+        """Keep a study.yaml that is about to be replaced; one that is the last in the history already is kept once."""
+        stored = self._files()
+        if stored and self._parts(stored[-1])[1] == text:
+            return
+        number = 1 + (int(stored[-1].stem) if stored else 0)
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        files.write_atomically(self.folder / f"{number:03d}.yaml", f"# until {since}\n{text}")
+
+    def _files(self) -> list[Path]:
+        files.refuse_link(self.folder, self.study)
+        found = [file for file in self.folder.glob("*.yaml") if file.stem.isdigit()]
+        return sorted(found, key=lambda file: int(file.stem))
+
+    @staticmethod
+    def _parts(file: Path) -> tuple[str, str]:
+        """When a configuration was replaced, and its text."""
+        text = files.read_text(files.check_plain(file), limit=files.MAX_CONFIG)
+        first, _, rest = text.partition("\n")
+        return first.removeprefix("# until "), rest
+
+    def earlier(self) -> Iterator[tuple[str, StudyConfig]]:
+        """Each earlier configuration, oldest first, with when it was replaced; one that cannot be read is left out."""
+        from ..config.files import parse_yaml
+
+        for file in self._files():
+            try:
+                when, text = self._parts(file)
+                yield when, validate(parse_yaml(text, where=str(file)), where=str(file))
+            except ForgettingError:
+                continue
+
+
+def grown(study: Path, now: StudyConfig) -> list[str]:
+    """How a study grew, a line each time: when, and what of its configuration changed, with both values."""
+    steps = list(History(study).earlier())
+    later = [config for _, config in steps[1:]] + [now]
+    lines = []
+    for (when, before), after in zip(steps, later, strict=True):
+        found = differences(before, after)
+        if found:
+            changed = "; ".join(f"{key}: {_short(old)}, then {_short(new)}" for key, (old, new) in found.items())
+            lines.append(f"{when.replace('T', ' ').replace('+00:00', ' UTC')}: {changed}")
+    return lines

@@ -1,0 +1,122 @@
+"""A run of more steps that goes on from a shorter one of the same study, in a folder of its own.
+
+With a constant learning rate the first steps of a longer run are those of the shorter one: the order of the data, the
+random states and the optimiser know nothing of the last step. So the longer run begins with the shorter one's rows and
+its last checkpoint, and every number is that of a run that was planned so.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..config.schema import RunConfig
+from ..errors import ForgettingError
+from ..files import write_atomically
+from ..store import chain
+from ..store.folder import RunFolder, StudyFolder
+from . import checkpoints
+from .mitigations import parse_together
+
+KEPT = ("base", "data", "mitigated", "started", "versions", "hardware", "processes", "accelerate")
+"""What the record of the longer run takes over: what must be the same, and where it was begun."""
+
+
+def of_steps(run: RunConfig, steps: int) -> RunConfig:
+    """The same run with another number of steps."""
+    return run.model_copy(update={"training": run.training.model_copy(update={"steps": steps})})
+
+
+def shorter_runs(study: StudyFolder, run: RunConfig, steps: Iterable[int]) -> list[RunFolder]:
+    """The stored runs that differ from one in having fewer steps, the longest first.
+
+    Args:
+        study: where they lie.
+        run: the longer one.
+        steps: how many steps runs of this study had at one time or another.
+    """
+    if run.training.schedule != "constant":
+        return []
+    fewer = sorted({number for number in steps if run.training.warmup_steps < number < run.training.steps})
+    found = [study.run(of_steps(run, number).run_id()) for number in reversed(fewer)]
+    return [one for one in found if (one.path / "run.json").exists()]
+
+
+def refusal(run: RunConfig, old: RunFolder) -> str:
+    """Why a run cannot go on from a shorter one that is done, in words; empty where it can."""
+    for mitigation in parse_together(run):
+        if not mitigation.lengthens():
+            return f"what mitigation {mitigation.label()} does in its first steps depends on the number of steps"
+    found = checkpoints.newest(old.path / "checkpoints")
+    if found.path is None:
+        return "no checkpoint is left of it (kept are those of adapters; what was deleted cannot be gone on from)"
+    return _wrong(_rows(old, found.step), found)
+
+
+def _rows(old: RunFolder, step: int) -> list[dict[str, Any]]:
+    """The rows up to a step."""
+    return [row for row in old.measurements() if isinstance(row.get("step"), int) and row["step"] <= step]
+
+
+def _wrong(rows: Sequence[Mapping[str, Any]], found: checkpoints.Found) -> str:
+    head = chain.chain_of(rows)
+    if (head.rows, head.head) != (found.state.get("rows"), found.state.get("chain")):
+        return f"its rows up to the checkpoint at step {found.step} are lost or changed"
+    return ""
+
+
+def go_on(
+    folder: RunFolder,
+    record: Mapping[str, Any],
+    grid: Sequence[int],
+    shorter: Sequence[RunFolder],
+    beside: Callable[[RunFolder, int], None],
+) -> None:
+    """Put the rows and the last checkpoint of a shorter run into the folder of a longer one, which has none yet.
+
+    The checkpoint's mark is written last: cut before, the same is done again.
+
+    Args:
+        folder: of the longer run, which this process holds.
+        record: what its run.json says in the beginning.
+        grid: the steps at which it is measured.
+        shorter: the runs that it may go on from, best first.
+        beside: called with the run that it goes on from, and the step, before it can.
+    """
+    if checkpoints.newest(folder.path / "checkpoints").path is not None:
+        return
+    for old in shorter:
+        with old.lock():
+            found = checkpoints.newest(old.path / "checkpoints")
+            if found.path is None:
+                continue
+            try:
+                rows = _rows(old, found.step)
+            except ForgettingError:
+                continue
+            kept = [row for row in rows if row["step"] in grid and row.get("alpha") is None]
+            whole = [row["step"] for row in kept] == [step for step in grid if step <= found.step]
+            if _wrong(rows, found) or not whole:
+                continue
+            before = old.read()
+            taken = {name: before[name] for name in KEPT if name in before}
+            folder.update(**record, **taken, status="running", went_on={"run_id": old.id, "step": found.step})
+            beside(old, found.step)
+            _copy(folder, found.path, kept, found.state)
+            return
+
+
+def _copy(folder: RunFolder, checkpoint: Path, rows: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -> None:
+    """Rows, then the checkpoint, then its mark."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(files.refuse_link(folder.path / "measurements.jsonl", folder.path), text, parents=False)
+    target = files.refuse_link(folder.path / "checkpoints" / checkpoint.name, folder.path)
+    files.refuse_links(checkpoint)
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(checkpoint, target, ignore=shutil.ignore_patterns(checkpoints.MARK))
+    head = chain.chain_of(rows)
+    checkpoints.mark(target, **{**state, "rows": head.rows, "chain": head.head})
