@@ -135,6 +135,41 @@ def test_items_that_changed_under_a_study_are_refused_where_runs_cannot_be_asked
     assert {row["step"] for row in study_rows(copy)} == {4}
 
 
+def test_more_items_are_asked_of_finished_runs_as_if_they_had_been_from_the_start(
+    tiny_model: Path, corpora: Path, suite: Path, tmp_path: Path
+) -> None:
+    def asking(**asked: Any) -> StudyConfig:
+        return configuration(tiny_model, corpora, {"suites": [str(suite)]} | asked if asked else None)
+
+    out, planned = tmp_path / "grown", tmp_path / "planned"
+    run_study(asking(), out)
+    with pytest.raises(UsageError, match=r"capabilities: run chat-lora-r1-s0-\w+ is past step 2, at which it would be"):
+        run_study(asking(steps=[2, 4]), out)
+    run_study(asking(limit=3), out)
+    run_study(asking(limit=6), out)
+    run_study(asking(limit=6), planned)
+    grown, whole = study_rows(out), study_rows(planned)
+    assert [row["n"] for row in grown] == [6, 6]
+    for one, other in zip(grown, whole, strict=True):  # in other batches, so that log-likelihoods are rounded otherwise
+        assert one == pytest.approx(other, rel=1e-4)
+    with pytest.raises(UsageError, match=r"capabilities\.limit: there 6, now 3: items can only be added"):
+        run_study(asking(limit=3), out)
+    with pytest.raises(UsageError, match=r"capabilities\.max_new_tokens: there 64, now 8: stored answers are to the"):
+        run_study(asking(limit=6, max_new_tokens=8), out)
+
+
+def test_a_longer_run_takes_over_what_the_shorter_one_was_asked(
+    finished: Path, tiny_model: Path, corpora: Path, suite: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "grown"))
+    asked = {"suites": [str(suite)], "steps": [2, 4]}
+    with pytest.raises(UsageError, match=r"is past step 2, at which it would be asked what it was not"):
+        run_study(configuration(tiny_model, corpora, asked | {"suites": [str(suite), "knowledge"]}), out)
+    run_study(configuration(tiny_model, corpora, asked | {"steps": [2, 4]}, steps=6), out)
+    run_study(configuration(tiny_model, corpora, asked | {"steps": [2, 4]}, steps=6), tmp_path / "planned")
+    assert study_rows(out) == study_rows(tmp_path / "planned")
+
+
 def test_a_study_of_an_earlier_version_still_reads(finished: Path, tmp_path: Path) -> None:
     copy = tmp_path / "old"
     shutil.copytree(finished, copy)

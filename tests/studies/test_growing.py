@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +13,17 @@ from typing import Any
 import pytest
 import yaml
 
+from forgetting.analysis.plan.adding import with_commands
+from forgetting.analysis.plan.result import NextRun
 from forgetting.analysis.study_table import read_study
 from forgetting.config.schema import StudyConfig, validate
 from forgetting.errors import ForgettingError, UsageError
 from forgetting.store.folder import StudyFolder
 from forgetting.store.growth import grown
+from forgetting.studies.conclude import conclude
 from forgetting.studies.engines import Event, Local
 from forgetting.studies.study import study
-from small_study import fields, numbers
+from small_study import command, fields, numbers
 
 Make = Callable[..., StudyConfig]
 
@@ -91,6 +96,7 @@ def test_more_steps_seeds_and_methods_give_what_a_study_planned_so_gives(
     said = grown(there, more)
     assert "training.steps: 6, then 10" in said[0]
     assert "seeds: [0], then [0, 1]" in said[1]
+    assert "seeds: [0], then [0, 1]" in conclude(there).report.read_text()
 
 
 def test_what_is_taken_out_stands_apart_and_comes_back_without_being_done_again(make: Make, there: Path) -> None:
@@ -217,3 +223,33 @@ def test_a_run_that_is_taken_out_while_a_command_is_at_work_stops_it(make: Make,
     with pytest.raises(ForgettingError, match=r"its configuration changed while this command was at work, and run"):
         study(make(seeds=[0, 1]), out, engine=Local(1), on_event=hear)
     assert [run["status"] for run in (json.loads(f.read_text()) for f in out.glob("runs/*/run.json"))] == ["done"]
+
+
+def test_flags_add_to_a_study_and_a_plan_says_which(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, corpora: Path
+) -> None:
+    out = tmp_path / "my study"
+    methods = [{"name": "lora", "rank": [1, 2, 3, 4, 6, 8], "alpha": 8}]
+    training = {"learning_rate": 3e-3, "warmup_steps": 0}
+    study(make(methods=methods, steps=12, training=training, measure={"start": 2, "every": 1}), out, engine=Local(1))
+    code, said, error = command(capsys, "plan", out, "--budget", "0.2", "--next-run", "--rank", "2", "--rank", "5")
+    assert code == 0, error
+    (add,) = re.findall(r"add the first of them: `forgetting (.*)` \(1 run more\)", said)
+    assert shlex.split(add) == ["study", str(out), "--rank", "5"]
+    code, _, error = command(capsys, *shlex.split(add))
+    assert code == 0, error
+    assert "methods[0].rank: there [1, 2, 3, 4, 6, 8], now [1, 2, 3, 4, 6, 8, 5]; 1 run more" in caplog.text
+    ranks = [1, 2, 3, 4, 5, 6, 8]
+    assert sorted(run.read()["method"]["rank"] for run in StudyFolder.open(out).runs()) == ranks
+
+    more = ("--seed", 1, "--train", corpora / "chat.jsonl", "--steps", 13, "--method", "full", "--prepare")
+    code, said, error = command(capsys, "study", out, *more)
+    assert code == 0, error
+    assert len(said.split()) == 2 * 2 * (len(ranks) + 1)
+    found = with_commands(out, [NextRun(rank, 1.0, 13.2, 1.0, 0.5, 0.5) for rank in (2.0, 16.0, 2.5)])
+    assert [one.command and shlex.split(one.command)[3:] for one in found] == [
+        ["--seed", "2", "--steps", "14"],
+        ["--rank", "16", "--steps", "14"],
+        None,
+    ]
+    assert [one.adds for one in found] == [2 * (len(ranks) + 1), 2 * 2, 0]

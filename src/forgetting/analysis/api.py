@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
@@ -16,7 +18,7 @@ from .fit import Fit, GroupedFits, fit_groups, fit_law
 from .fit.data import column_names
 from .laws import Law
 from .laws.choose import choose_law
-from .plan import Cost, Plan, Plans, costs_of, next_runs, plan_budget, plan_target
+from .plan import Cost, NextRun, Plan, Plans, costs_of, next_runs, plan_budget, plan_target
 from .plan.predict import Predictions, predict_rows
 from .plan.source import LawSource, laws_of, pick
 from .sources import Source, paths_of, tables_to_fit
@@ -232,7 +234,7 @@ def plan(
         else:
             made = plan_target(found, target_loss or 0.0, floor=floor, cost=cost, **grid)
         made = replace(made, label=label, sentences=[*made.sentences, *_left_out(found)])
-        plans[label] = replace(made, next_runs=_next(found, made, max_steps)) if next_run else made
+        plans[label] = replace(made, next_runs=_next(law, found, made, max_steps)) if next_run else made
     return Plans(plans)
 
 
@@ -352,6 +354,11 @@ def _cost(
     return Cost(batch * context, model_params) if batch and context else None
 
 
-def _next(law: Fit, made: Plan, max_steps: float | None) -> list[Any]:
+def _next(source: LawSource, law: Fit, made: Plan, max_steps: float | None) -> list[NextRun]:
     candidates = [(c.rank, c.trainable_params) for c in made.frontier]
-    return next_runs(law, made, candidates, max_steps=max_steps or law.measured_range["step"][1])
+    found = next_runs(law, made, candidates, max_steps=max_steps or law.measured_range["step"][1])
+    if isinstance(source, str | os.PathLike) and (Path(source) / "study.yaml").is_file():
+        from .plan.adding import with_commands
+
+        found = with_commands(Path(source), found)
+    return found

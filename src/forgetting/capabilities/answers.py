@@ -83,7 +83,7 @@ class AnswerStore:
             asked: the settings that decide the answers beside the model and the items.
 
         Raises:
-            UsageError: answers of another model, or with other settings, are there; names both.
+            UsageError: answers of another model, or with other settings than fewer items, are there; names both.
         """
         meta = self._meta(model)
         if not meta or not self.path(model, suite).exists():
@@ -95,7 +95,7 @@ class AnswerStore:
                 f"(there {there[:24]}, now {key[:24]}); name another folder with out (--out)"
             )
         before = meta["suites"].get(suite, {})
-        differing = [name for name in asked if before.get(name) != asked[name]]
+        differing = [name for name in asked if before.get(name) != asked[name] and not _more(name, before, asked)]
         if differing:
             name = differing[0]
             raise UsageError(
@@ -186,6 +186,12 @@ class AnswerStore:
         ):
             raise ForgettingError(f"{file}: damaged; delete its folder to ask again")
         return meta
+
+
+def _more(name: str, before: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether a setting asks more items than before, the same ones among them."""
+    then, now = before.get(name), asked[name]
+    return name == "limit" and then is not None and (now is None or now > then)
 
 
 def _is_object(value: Any) -> bool:

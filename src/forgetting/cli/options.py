@@ -41,7 +41,8 @@ class EngineName(StrEnum):
 
 Study = Annotated[Path, typer.Argument(help="A study folder.")]
 Config = Annotated[
-    Path | None, typer.Argument(help="A study's YAML, or a study folder to resume. Neither: the embedded miniature.")
+    Path | None,
+    typer.Argument(help="A study's YAML, or a study folder to resume or to grow. Neither: the embedded miniature."),
 ]
 Preset = Annotated[str | None, typer.Option(help="A shipped configuration: {presets}.")]
 Out = Annotated[Path | None, typer.Option(help="The study folder. Default: studies/NAME.")]

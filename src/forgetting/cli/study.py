@@ -65,11 +65,16 @@ def study_command(
 
     With no argument it runs the paper's study in miniature, in a few minutes on two CPU cores. Finished runs are
     skipped and cut runs resume, so the same command goes on where it stopped.
+
+    A study grows in its folder: with the folder, --rank, --seed, --train and --method add runs to those that are there,
+    and --steps makes runs with a constant learning rate longer; so does a configuration with more of them and --out.
+    What would change stored numbers is refused.
     """
-    flags = {
+    grows = config is not None and config.is_dir() and (out is None or out.resolve() == config.resolve())
+    flags: dict[str, Any] = {
         "model": _present(source=model, **models.given()),
         "text": _present(source=text),
-        "methods": _methods(method, rank),
+        "methods": None if grows else _methods(method, rank),
         "seeds": seed or None,
         "context": context,
         "training": _present(steps=steps, batch_size=batch_size, learning_rate=learning_rate),
@@ -77,13 +82,18 @@ def study_command(
         "datasets": {name: {"source": source} for name, source in _named(train or []).items()},
     }
     if repeat is not None:
-        _repeat(config, repeat, as_json, any((preset, out, prepare, accelerate_config, *flags.values())))
+        _repeat(config, repeat, as_json, any((preset, out, prepare, accelerate_config, method, rank, *flags.values())))
         return
     from ..config.files import with_flags
+    from ..config.growing import with_more
 
     ray = {"address": ray_address, "cpus": run_cpus, "gpus": run_gpus, "memory": run_memory}
     where = _engine(engine.value, jobs, accelerate_config, machine_rank, ray)
-    resolved = with_flags({key: value for key, value in flags.items() if value}, config, preset)
+    given = {key: value for key, value in flags.items() if value}
+    if grows and config is not None and preset is None:
+        resolved = with_more(config, given, method=method, ranks=rank)
+    else:
+        resolved = with_flags(given, config, preset)
     folder = out or (config if config is not None and config.is_dir() else Path("studies") / resolved.name)
     if prepare:
         _prepare(resolved, folder, where, as_json)

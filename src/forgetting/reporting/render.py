@@ -34,6 +34,7 @@ from forgetting.reporting.lawtable import law_table
 from forgetting.reporting.series import Panel, Series, group, panels, tidy
 from forgetting.reporting.texts import texts_section
 from forgetting.reporting.words import headline
+from forgetting.store.growth import grown
 
 if TYPE_CHECKING:
     from forgetting.analysis.compare import Comparison
@@ -49,6 +50,7 @@ def render_study(
     comparison: Comparison | None = None,
     unasked: Sequence[str] = (),
     asked: int | None = None,
+    growth: Sequence[str] = (),
 ) -> str:
     """The report of a study as the text of one HTML file.
 
@@ -61,6 +63,7 @@ def render_study(
         comparison: of its methods and mitigations, where there is more than one.
         unasked: ids of stored runs that the configuration does not ask for; named, and otherwise left out.
         asked: how many runs the configuration asks for; default as many as there are.
+        growth: how the study came to this configuration, a line each time (`store.growth.grown`).
 
     Returns:
         The page. It is the same text for the same arguments.
@@ -87,7 +90,7 @@ def render_study(
             panels=[_panel(panel) for panel in shown],
             run_rows=sections.run_rows(runs, rows, series),
             laws=[law_table(name, shown) for name in ("linear", "shifted_power")],
-            setup=sections.setup(config, runs, rows),
+            setup=[*sections.setup(config, runs, rows), *(("Grown", line) for line in growth)],
             notices=sections.notices(runs),
             example=next((panel.name for panel in shown if panel.joint is not None), None),
             citations=citations(config),
@@ -128,7 +131,8 @@ def write_study_report(
         ForgettingError: the file cannot be written.
     """
     capabilities = [row for row in study_rows(path.parent) if row["run_id"] not in unasked]
-    page = render_study(config, table, runs, fits, capabilities, comparison, unasked, asked)
+    how = grown(path.parent, config)
+    page = render_study(config, table, runs, fits, capabilities, comparison, unasked, asked, how)
     try:
         return write_atomically(path, page, parents=False)
     except OSError as error:

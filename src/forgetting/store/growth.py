@@ -26,10 +26,13 @@ WIDER = ("suites", "datasets", "ranks", "seeds", "limit")
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """A configuration in JSON's kinds as one value a path, lists as they are."""
+    """A configuration in JSON's kinds as one value a path; lists of plain values as they are."""
+    inside: dict[str, Any] = {}
     if isinstance(value, Mapping) and value:
-        return {k: v for key, item in value.items() for k, v in flat(item, f"{path}.{key}".lstrip(".")).items()}
-    return {path: value}
+        inside = {f"{path}.{key}".lstrip("."): item for key, item in value.items()}
+    elif isinstance(value, list) and value and all(isinstance(item, list | dict) for item in value):
+        inside = {f"{path}[{number}]": item for number, item in enumerate(value)}
+    return {k: v for key, item in inside.items() for k, v in flat(item, key).items()} or {path: value}
 
 
 def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
@@ -74,6 +77,7 @@ def another(path: Path, found: Mapping[str, tuple[Any, Any]]) -> str:
 
 def _may_differ(key: str, stored: StudyConfig, wanted: StudyConfig) -> bool:
     top, _, rest = key.partition(".")
+    top = top.partition("[")[0]
     if top == "datasets":
         return not any(rest == name or rest.startswith(f"{name}.") for name in stored.datasets.keys() & wanted.datasets)
     return top in GRID or key == "training.steps"
@@ -126,6 +130,7 @@ class History:
 
     def _files(self) -> list[Path]:
         files.refuse_link(self.folder, self.study)
+        files.refuse_links(self.folder)
         found = [file for file in self.folder.glob("*.yaml") if file.stem.isdigit()]
         return sorted(found, key=lambda file: int(file.stem))
 
@@ -150,10 +155,10 @@ class History:
 
 def grown(study: Path, now: StudyConfig) -> list[str]:
     """How a study grew, a line each time: when, and what of its configuration changed, with both values."""
-    steps = list(History(study).earlier())
-    later = [config for _, config in steps[1:]] + [now]
+    earlier = list(History(study).earlier())
+    configs = [*(config for _, config in earlier), now]
     lines = []
-    for (when, before), after in zip(steps, later, strict=True):
+    for (when, before), after in zip(earlier, configs[1:], strict=True):
         found = differences(before, after)
         if found:
             changed = "; ".join(f"{key}: {_short(old)}, then {_short(new)}" for key, (old, new) in found.items())

@@ -10,7 +10,7 @@ import numpy as np
 
 from forgetting.analysis.fit import Estimate
 from forgetting.analysis.fit.show import number
-from forgetting.display.numbers import plain
+from forgetting.display.numbers import plain, several
 from forgetting.display.tables import Result, Shown
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ class NextRun:
         rank, trainable_params, steps: what would be run, and for how long.
         se_before, se_after: standard error of the answer now and, expected, with it, in nats per token.
         narrowing: share of the interval's width that goes away.
+        command: adds it to the study that the law was fitted to; None where that is not known, or it cannot be added.
+        adds: runs that the command adds: for each data set, seed and mitigation of the study one.
+        lengthens: whether the command makes all runs of the study longer, too.
     """
 
     rank: float | None
@@ -63,6 +66,9 @@ class NextRun:
     se_before: float
     se_after: float
     narrowing: float
+    command: str | None = None
+    adds: int = 0
+    lengthens: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,7 @@ class Plan(Result):
         if self.next_runs:
             notes.append("next run, by how much of the answer's interval would go away:")
             notes += [f"  {_name(r)} for {r.steps:g} steps: {r.narrowing:.0%} narrower" for r in self.next_runs]
+            notes += _command(self.next_runs[0])
         costs = [name for name in COSTS if any(getattr(c, name) is not None for c in self.frontier)]
         if "hours" in costs:
             notes.append("hours: of training alone, at the speed that this study's runs had")
@@ -222,6 +229,13 @@ def _cells(c: Choice, costs: Iterable[str], *, best: bool) -> tuple[str, ...]:
 
 def _name(run: NextRun) -> str:
     return f"rank {run.rank:g}" if run.rank is not None else f"{run.trainable_params:,.0f} parameters"
+
+
+def _command(run: NextRun) -> list[str]:
+    if run.command is None:
+        return []
+    longer = ", and makes those that are there as long" if run.lengthens else ""
+    return [f"add the first of them: `{run.command}` ({several(run.adds, 'run')} more{longer})"]
 
 
 def _short(value: float | None) -> str:

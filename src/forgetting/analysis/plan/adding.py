@@ -1,0 +1,47 @@
+"""The command that adds a run to the study whose law asks for it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from forgetting.analysis.plan.result import NextRun
+from forgetting.config.growing import with_more
+from forgetting.config.schema import StudyConfig
+from forgetting.errors import UsageError
+from forgetting.store.folder import StudyFolder
+from forgetting.tuning.grid import runs_by_id
+
+
+def with_commands(study: Path, candidates: Sequence[NextRun]) -> list[NextRun]:
+    """Candidates with the command that adds each to a study, and how many runs it adds: a grid has no single ones."""
+    config = StudyFolder.open(study).config()
+    return [_with_command(study, config, one) for one in candidates]
+
+
+def _with_command(study: Path, config: StudyConfig, run: NextRun) -> NextRun:
+    if run.rank is None or run.rank != int(run.rank):
+        return run
+    stored = runs_by_id(config)
+    label = config.reference_label
+    ranks = {
+        one.method.options.get("rank") for one in stored.values() if (one.method.label or one.method.name) == label
+    }
+    rank, seed, steps = int(run.rank), max(config.seeds) + 1, math.ceil(run.steps)
+    longer = steps > config.training.steps
+    if longer and config.training.schedule != "constant":
+        return run
+    flags: dict[str, object] = {"seeds": [seed]} if rank in ranks else {}
+    more = ["--seed", str(seed)] if rank in ranks else ["--rank", str(rank)]
+    if longer:
+        flags["training"] = {"steps": steps}
+        more += ["--steps", str(steps)]
+    try:
+        grown = with_more(study, flags, ranks=None if rank in ranks else [rank])
+        adds = len(runs_by_id(grown)) - len(stored)
+    except UsageError:
+        return run
+    return replace(run, command=shlex.join(["forgetting", "study", str(study), *more]), adds=adds, lengthens=longer)

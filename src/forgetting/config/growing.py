@@ -1,0 +1,53 @@
+"""What flags add to a stored study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .files import deep_merge, file_fields, resolve_sources
+from .schema import StudyConfig, validate
+
+
+def with_more(
+    study: Path, flags: Mapping[str, Any], *, method: str | None = None, ranks: Sequence[int] | None = None
+) -> StudyConfig:
+    """A stored study's configuration with more runs: data sets, seeds and ranks are added, other fields set.
+
+    Args:
+        study: its folder.
+        flags: fields given by flag, without methods.
+        method: its name or label; None is the study's first one where ranks are given.
+        ranks: of the method.
+
+    Raises:
+        UsageError: not a study folder, or a wrong field.
+    """
+    fields, where = file_fields(study)
+    given = resolve_sources(flags, Path.cwd())
+    added = {"datasets": given.pop("datasets", {}), "seeds": given.pop("seeds", [])}
+    merged = deep_merge(fields, given)
+    known = {data["source"] for data in fields["datasets"].values()}
+    new = {name: data for name, data in added["datasets"].items() if data["source"] not in known}
+    merged["datasets"] = deep_merge(fields["datasets"], new)
+    merged["seeds"] = list(dict.fromkeys([*fields.get("seeds", [0]), *added["seeds"]]))
+    merged["methods"] = _with_ranks(fields["methods"], method, list(dict.fromkeys(ranks or [])))
+    return validate(merged, where=where)
+
+
+def _with_ranks(methods: Sequence[Mapping[str, Any]], name: str | None, ranks: list[int]) -> list[dict[str, Any]]:
+    """The methods with ranks added to one of them, or with another one."""
+    found: list[dict[str, Any]] = [dict(one) for one in methods]
+    if name is None and not ranks:
+        return found
+    entry = next((one for one in found if name is None or name in (one.get("label"), one["name"])), None)
+    if entry is None:
+        return [*found, {"name": name, **({"rank": ranks if len(ranks) > 1 else ranks[0]} if ranks else {})}]
+    if not ranks:
+        return found
+    if "rank" not in entry:  # its default, which its entry goes on to mean
+        return [*found, {**entry, "rank": ranks}]
+    there = entry["rank"] if isinstance(entry["rank"], list) else [entry["rank"]]
+    entry["rank"] = list(dict.fromkeys([*there, *ranks]))
+    return found
