@@ -116,6 +116,10 @@ def test_what_is_taken_out_stands_apart_and_comes_back_without_being_done_again(
         ({"context": 16}, r"another configuration \(context: there 32, now 16\)"),
         ({"model": {"source": "other"}}, r"another configuration \(model\.source: there .*, now \"other\"\)"),
         ({"text": {"source": "other"}}, r"another configuration \(text\.source: there"),
+        (
+            {"texts": {"more": {"source": "other"}}},
+            r"texts\.more\.source: there null, now \"other\"; .*are gone, so that",
+        ),
         ({"measure": {"start": 2, "every": 4}}, r"another configuration \(measure\.every: there 3, now 4\)"),
         ({"training": {"batch_size": 2}}, r"another configuration \(training\.batch_size: there 4, now 2\)"),
         ({"training": {"warmup_steps": 3}}, r"another configuration \(training\.warmup_steps: there 2, now 3\)"),

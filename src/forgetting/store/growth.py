@@ -72,6 +72,10 @@ def another(path: Path, found: Mapping[str, tuple[Any, Any]]) -> str:
     how = "name another folder with out (--out)"
     if set(found) == {"name"}:
         how = f"to add runs to it, give the folder and what is to be added (`forgetting study {path} ...`), or {how}"
+    if all(key.startswith("texts") for key in found):
+        how = (
+            f"the weights at the steps that were measured are gone, so that no other text can be measured there; {how}"
+        )
     return f"{path} holds a study of another configuration ({told(found)}); {how}"
 
 
