@@ -66,15 +66,12 @@ def study_command(
     With no argument it runs the paper's study in miniature, in a few minutes on two CPU cores. Finished runs are
     skipped and cut runs resume, so the same command goes on where it stopped.
 
-    A study grows in its folder: with the folder, --rank, --seed, --train and --method add runs to those that are there,
-    and --steps makes runs with a constant learning rate longer; so does a configuration with more of them and --out.
-    What would change stored numbers is refused.
+    A study grows in its folder: given the folder, --rank, --seed, --train and --method add runs, and --steps makes runs
+    with a constant learning rate longer. What would change stored numbers is refused.
     """
-    grows = config is not None and config.is_dir() and (out is None or out.resolve() == config.resolve())
     flags: dict[str, Any] = {
         "model": _present(source=model, **models.given()),
         "text": _present(source=text),
-        "methods": None if grows else _methods(method, rank),
         "seeds": seed or None,
         "context": context,
         "training": _present(steps=steps, batch_size=batch_size, learning_rate=learning_rate),
@@ -84,21 +81,33 @@ def study_command(
     if repeat is not None:
         _repeat(config, repeat, as_json, any((preset, out, prepare, accelerate_config, method, rank, *flags.values())))
         return
-    from ..config.files import with_flags
-    from ..config.growing import with_more
-
     ray = {"address": ray_address, "cpus": run_cpus, "gpus": run_gpus, "memory": run_memory}
     where = _engine(engine.value, jobs, accelerate_config, machine_rank, ray)
     given = {key: value for key, value in flags.items() if value}
-    if grows and config is not None and preset is None:
-        resolved = with_more(config, given, method=method, ranks=rank)
-    else:
-        resolved = with_flags(given, config, preset)
+    resolved = _resolved(given, config, preset, out, method, rank)
     folder = out or (config if config is not None and config.is_dir() else Path("studies") / resolved.name)
     if prepare:
         _prepare(resolved, folder, where, as_json)
     else:
         _study(resolved, folder, where, as_json)
+
+
+def _resolved(
+    given: dict[str, Any],
+    config: Path | None,
+    preset: str | None,
+    out: Path | None,
+    method: str | None,
+    ranks: list[int] | None,
+) -> StudyConfig:
+    """The study that is meant: to one in its own folder, flags add."""
+    from ..config.files import with_flags
+    from ..config.growing import with_more
+
+    if config is not None and config.is_dir() and preset is None and (out is None or out.resolve() == config.resolve()):
+        return with_more(config, given, method=method, ranks=ranks)
+    methods = _methods(method, ranks)
+    return with_flags(given | ({"methods": methods} if methods else {}), config, preset)
 
 
 def _engine(name: str, jobs: int | None, accelerate: Path | None, machine: int | None, ray: dict[str, Any]) -> Engine:

@@ -153,8 +153,7 @@ class Measurer(TrainerCallback):
         spent: Spent,
         folding: Callable[[], AbstractContextManager[None]],
         probe: Callable[[Any, int], None] | None = None,
-        *,
-        keeps_last: bool = False,
+        keeps_last: bool = False,  # noqa: FBT001, FBT002
     ) -> None:
         self.afterwards, self.folding = afterwards, folding
         # with a reference in full precision step 0 is what quantising alone cost
@@ -299,8 +298,7 @@ def train_run(
     together = parse_together(run)
     at = Situation(with_recipe(run, together), base, data.general, cache)
     order = training_order(len(data.train), run.training.steps * run.training.batch_size, run.seed)
-    plain = Course(data.train, order, np.ones(len(data.train)))
-    course, terms = plan_course(together, plain, at)
+    course, terms = plan_course(together, Course(data.train, order, np.ones(len(data.train))), at)
     set_seed(run.seed)
     method = METHODS.parse(at.run.method)
     context = Context(run.seed, data.train, data.text, base.tokenizer, run.context)
@@ -309,18 +307,15 @@ def train_run(
     folder.update(mitigated=at.facts, trainable_params=count_parameters(model, trainable=True))
     checkpoint, spent = _resume(folder, steps)
     pad_id = base.tokenizer.pad_token_id
-    if not isinstance(pad_id, int):
-        raise AssertionError("load_tokenizer sets a pad token")
+    assert isinstance(pad_id, int)  # load_tokenizer sets one
     trainer = make_trainer(_kind(model), model, method, at.run, course, terms, folder.path / "checkpoints", pad_id)
 
     def afterwards(trained: Any) -> Iterator[float]:
         return itertools.chain.from_iterable(one.afterwards(trained, at) for one in together)
 
     lengthens = run.training.schedule == "constant" and adapters.is_peft(model)
-    measurer = Measurer(
-        *(run, method, steps, data, folder, tell, course, afterwards, spent, trainer.folding, probe),
-        keeps_last=lengthens,
-    )
+    how = (spent, trainer.folding, probe, lengthens)
+    measurer = Measurer(run, method, steps, data, folder, tell, course, afterwards, *how)
     trainer.add_callback(measurer)
     _own_random(run.seed)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
