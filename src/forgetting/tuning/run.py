@@ -153,7 +153,7 @@ class Measurer(TrainerCallback):
         spent: Spent,
         folding: Callable[[], AbstractContextManager[None]],
         probe: Callable[[Any, int], None] | None = None,
-        keeps_last: bool = False,  # noqa: FBT001, FBT002
+        keeps_last: bool = False,
     ) -> None:
         self.afterwards, self.folding = afterwards, folding
         # with a reference in full precision step 0 is what quantising alone cost
