@@ -117,8 +117,8 @@ def _law_lines(dataset: str, laws: Mapping[str, Fit]) -> list[str]:
         slope, r2 = fit.parameters["c_fft"], fit.r2["forgetting_loss"]
         between = "" if math.isnan(slope.low) else f" [{slope.low:.3g}, {slope.high:.3g}]"
         lines.append(
-            f"{dataset}: each nat by which fine-tuning loss improved cost {slope.value:.3g}{between} nats of forgetting "
-            f"(linear law, R² {r2:.4f})"
+            f"{dataset}: each nat by which fine-tuning loss improved cost {slope.value:.3g}{between} nats of "
+            f"forgetting (linear law, R² {r2:.4f})"
         )
     if "shifted_power" in laws:
         r2s = laws["shifted_power"].r2
