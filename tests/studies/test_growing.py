@@ -25,6 +25,7 @@ from forgetting.studies.engines import Event, Local
 from forgetting.studies.study import study
 from small_study import command, fields, numbers
 
+pytestmark = pytest.mark.full
 Make = Callable[..., StudyConfig]
 
 
