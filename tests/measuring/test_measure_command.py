@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -119,12 +120,14 @@ def test_second_time_comes_from_the_cache_bit_for_bit(tiny_model, adapter, corpo
         assert first[name] == second[name] == uncached[name]
 
 
-def test_json_is_one_flat_object_and_nothing_else(monkeypatch, capsys, tiny_model, adapter, corpora):
+def test_json_is_one_flat_object_but_for_the_hashes_and_nothing_else(monkeypatch, capsys, tiny_model, adapter, corpora):
     code, out, _ = call(
         monkeypatch, capsys, "measure", tiny_model, adapter, "--text", corpora / "general.jsonl", "--json"
     )
     assert code == 0
     row = json.loads(out)
+    weights = adapter / "adapter_model.safetensors"
+    assert row.pop("sha256") == {weights.name: hashlib.sha256(weights.read_bytes()).hexdigest()}
     assert not any(isinstance(value, dict) for value in row.values())
     assert {*NAMES, *(f"{name}_se" for name in NAMES)} <= row.keys()
 
