@@ -101,6 +101,10 @@ Prepare = Annotated[
     bool,
     typer.Option("--prepare", help="Only make the study folder, compute what runs share, and list the runs to do."),
 ]
+Tracking = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Show each run in a tracker, too: {trackers}. Repeat for several."),
+]
 Repeat = Annotated[
     str | None,
     typer.Option(
@@ -235,11 +239,20 @@ def _files() -> list[str]:
     return list(READERS)
 
 
+def _trackers() -> Iterable[str]:
+    from typing import get_args
+
+    from ..config.schema import TrackerName
+
+    return get_args(TrackerName)
+
+
 LISTS: dict[str, Callable[[], Iterable[str]]] = {
     "{methods}": _methods,
     "{presets}": _presets,
     "{laws}": _laws,
     "{objectives}": _objectives,
     "{files}": _files,
+    "{trackers}": _trackers,
 }
 """What may stand in a help text for a list; each is imported only when it is shown."""

@@ -57,6 +57,7 @@ def study_command(
     run_cpus: o.RunCpus = None,
     run_gpus: o.RunGpus = None,
     run_memory: o.RunMemory = None,
+    tracking: o.Tracking = None,
     prepare: o.Prepare = False,
     repeat: o.Repeat = None,
     as_json: o.AsJson = False,
@@ -76,6 +77,7 @@ def study_command(
         "context": context,
         "training": _present(steps=steps, batch_size=batch_size, learning_rate=learning_rate),
         "measure": _present(start=measure_start, every=measure_every, batch_tokens=batch_tokens),
+        "tracking": tracking or None,
         "datasets": {name: {"source": source} for name, source in _named(train or []).items()},
     }
     if repeat is not None:

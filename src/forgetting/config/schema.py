@@ -33,6 +33,7 @@ from .texts import TextConfig as TextConfig
 from .texts import is_probe as is_probe
 
 M = TypeVar("M", bound=BaseModel)
+TrackerName = Literal["wandb", "trackio", "mlflow", "tensorboard"]
 
 
 class VariantOptions(Section):
@@ -234,6 +235,13 @@ class StudyConfig(Section):
         default=None, description="what the tuned models are asked along the runs"
     )
 
+    tracking: tuple[TrackerName, ...] = Field(
+        default=(),
+        strict=False,
+        description="trackers in which each run is shown, from its stored rows; where, their own environment variables "
+        "say; may change when a study goes on, since it decides no number",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
@@ -266,6 +274,8 @@ class StudyConfig(Section):
     def _consistent(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds repeat: {list(self.seeds)}")
+        if len(set(self.tracking)) < len(self.tracking):
+            raise ValueError(f"tracking repeats a name: {list(self.tracking)}")
         if self.measure.start > self.training.steps:
             raise ValueError(f"measure.start {self.measure.start} lies beyond training.steps {self.training.steps}")
         return self
@@ -278,6 +288,10 @@ class StudyConfig(Section):
     def measured_steps(self) -> list[int]:
         """The grid of measured steps: 0 (the base model), then start, start + every, ..., and the last step."""
         return measured_steps(self.training.steps, self.measure.start, self.measure.every)
+
+    def is_same(self, other: StudyConfig) -> bool:
+        """Whether this is the same study, in whatever trackers it is shown."""
+        return self.model_copy(update={"tracking": other.tracking}) == other
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML; `parse_yaml` reads it back to an equal object."""

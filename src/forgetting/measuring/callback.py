@@ -27,7 +27,7 @@ from ..errors import ForgettingError, UsageError, did_you_mean
 from ..models import adapters, causal, comparable, quantised, sharding, transformers_internals
 from . import base_targets, keeping, passes, quantities
 from .losses import whole_losses
-from .quantities import ONE_PASS, means, not_finite, of_text, values
+from .quantities import ONE_PASS, logged, means, not_finite, of_text, values
 from .reading import Text, read_windows, text_source
 from .verdict import check_budget
 
@@ -186,7 +186,7 @@ class ForgettingCallback(TrainerCallback):
         row = self.rows[-1]
         if row["step"] != state.global_step:
             return
-        metrics |= {f"eval_{OURS}{_logged(name)}": value for name, value in _numbers(row).items()}
+        metrics |= {f"eval_{OURS}{logged(name)}": value for name, value in _numbers(row).items()}
         name = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}"
         if args.load_best_model_at_end and (value := metrics.get(name)) is not None:
             self._keep(state, model, value if args.greater_is_better else -value)
@@ -302,7 +302,7 @@ class ForgettingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, row: dict[str, Any], under: str
     ) -> None:
         """Log as Trainer.log does: to the log history and to every reporter, which take numbers only."""
-        logs = {f"{under}/{_logged(name)}": value for name, value in row.items() if name not in ("step", "kept")}
+        logs = {f"{under}/{logged(name)}": value for name, value in row.items() if name not in ("step", "kept")}
         state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
         if self._logger is None:
             return
@@ -324,18 +324,6 @@ def _source(name: str, text: Text) -> Any:
         return text_source(text)
     except UsageError as error:
         raise UsageError(f"texts: '{name}': {error}") from None
-
-
-def _logged(column: str) -> str:
-    """A row's column as loggers get it: NAME/forgetting of the column forgetting[NAME].
-
-    Examples:
-        >>> _logged("forgetting[chat]_se"), _logged("forgetting_se")
-        ('chat/forgetting_se', 'forgetting_se')
-    """
-    name, mark, rest = column.partition("[")
-    text, _, end = rest.partition("]")
-    return f"{text}/{name}{end}" if mark else column
 
 
 def _caller() -> Any:
@@ -363,7 +351,7 @@ def _check_metric(args: TrainingArguments, texts: Iterable[str]) -> None:
     if not _asks_for_ours(args):
         return
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
-    names = [f"{OURS}{_logged(of_text(quantity.name, text))}" for text in ("", *texts) for quantity in ONE_PASS]
+    names = [f"{OURS}{logged(of_text(quantity.name, text))}" for text in ("", *texts) for quantity in ONE_PASS]
     if metric not in names:
         raise UsageError(f"metric_for_best_model='{metric}': {did_you_mean(metric, names)}")
     greater = metric.endswith("/agreement")

@@ -262,6 +262,18 @@ def of_text(column: str, text: str) -> str:
     return f"{name}[{text}]{column[len(name) :]}"
 
 
+def logged(column: str) -> str:
+    """A row's column as loggers get it: NAME/forgetting of the column forgetting[NAME].
+
+    Examples:
+        >>> logged("forgetting[chat]_se"), logged("forgetting_se")
+        ('chat/forgetting_se', 'forgetting_se')
+    """
+    name, mark, rest = column.partition("[")
+    text, _, end = rest.partition("]")
+    return f"{text}/{name}{end}" if mark else column
+
+
 def columns(quantities: Iterable[Quantity]) -> list[str]:
     """The columns of a table, each mean followed by its standard error."""
     return [name for quantity in quantities for name in (quantity.name, quantity.se)]

@@ -15,7 +15,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,8 +33,14 @@ from .run_files import DamagedError
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
-RUN_FILES = {"run.json", "measurements.jsonl", "lock", "checkpoints", "adapter", "adapter.partial", "error.txt"}
-TORSO = {"runs", "cache", "history", "lock", "capabilities", "repeats", "fits.json", "compare.json", "report.html"}
+RUN_FILES = {
+    *("run.json", "measurements.jsonl", "lock", "checkpoints", "adapter", "adapter.partial", "error.txt"),
+    "tracking.json",
+}
+TORSO = {
+    *("runs", "cache", "history", "lock", "capabilities", "repeats", "fits.json", "compare.json", "report.html"),
+    *("tracking", "tracking.json"),
+}
 """What lies in a study folder beside study.yaml."""
 
 
@@ -45,6 +51,7 @@ class RunFolder:
         self.path = path
         self._held: IO[str] | None = None
         self._chain: chain.Chain | None = None
+        self.after_row: Callable[[], None] | None = None  # called when a further row is on the disk
 
     @property
     def id(self) -> str:
@@ -97,6 +104,8 @@ class RunFolder:
             os.fsync(file.fileno())
         if self._chain is not None:
             self._chain = self._chain.after(row)
+        if self.after_row is not None:
+            self.after_row()
 
     def measurements(self) -> list[dict[str, Any]]:
         """The measured rows, in order. A last line cut short by a crash is left out.
@@ -284,8 +293,10 @@ class StudyFolder:
         try:
             if not folder.config_file.exists():
                 write_atomically(folder.config_file, config.to_yaml())
-            elif folder.config() != config:
+            elif not (stored := folder.config()).is_same(config):
                 folder._grow(config)
+            elif stored != config:  # other trackers show it now
+                write_atomically(folder.config_file, config.to_yaml(), parents=False)
         except OSError as error:
             raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
         return folder
@@ -326,7 +337,7 @@ class StudyFolder:
             raise UsageError(f"{self.path}: a file; out (--out) needs a folder")
         if self.config_file.exists():
             stored = self.config()
-            if stored != config:
+            if not stored.is_same(config):
                 growth.refuse(stored, config, self.path)
                 self._refuse_busy(growth.told(growth.differences(stored, config)))
         elif self.path.exists() and any(self.path.iterdir()) and not self._is_torso():

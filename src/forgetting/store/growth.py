@@ -37,7 +37,7 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     """Paths at which two configurations differ, with both values."""
-    one, two = (flat(config.model_dump(mode="json")) for config in (old, new))
+    one, two = (flat(config.model_dump(mode="json", exclude={"tracking"})) for config in (old, new))
     return {key: (one.get(key), two.get(key)) for key in {**one, **two} if one.get(key) != two.get(key)}
 
 

@@ -21,6 +21,7 @@ from ..files import write_atomically
 from ..store.folder import StudyFolder
 from ..store.summary import last_rows, measurements_shown
 from ..store.table import fitted_rows, records
+from ..tuning.grid import runs_by_id
 from .engines import Engine, Hear, Local
 
 if TYPE_CHECKING:
@@ -170,10 +171,12 @@ def run_study(
     on_plan: Callable[[list[RunConfig], list[str]], None] | None = None,
 ) -> StudyResult:
     """`study` of a configuration that is resolved, in its folder."""
+    from . import tracking
     from .study import study as run
 
     ran = run(config, out, engine=engine, on_event=on_event, on_plan=on_plan)
     made = conclude(out)
+    tracking.finish(StudyFolder(out), config, runs_by_id(config), made.fits)
     skipped = tuple(run_id for run_id in ran.skipped if run_id not in made.left.damaged)
     return replace(made, failed=ran.failed, skipped=skipped, seconds=ran.seconds)
 

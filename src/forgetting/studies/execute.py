@@ -19,7 +19,7 @@ from ..tuning.checkpoints import drop_unfinished
 from ..tuning.grid import runs_by_id
 from ..tuning.methods import METHODS
 from ..tuning.stopping import StoppedError
-from . import growing, own_code, provenance
+from . import growing, own_code, provenance, tracking
 from .inputs import StudyInputs
 
 if TYPE_CHECKING:
@@ -241,7 +241,8 @@ def _train(
         resumed=[*before.get("resumed", []), provenance.now()] if before else [],
     )
     probe = _probe(inputs.config, folder.id, run, base, data, study)
-    train_run(run, inputs.config.measured_steps(), base, data, folder, before, study.path / "cache", tell, probe)
+    with tracking.followed(study, inputs.config, folder, run):
+        train_run(run, inputs.config.measured_steps(), base, data, folder, before, study.path / "cache", tell, probe)
     folder.seal(status="done", finished=provenance.now())
 
 

@@ -34,7 +34,7 @@ def check(folder: StudyFolder, config: StudyConfig, wanted: Mapping[str, RunConf
     Raises:
         UsageError: names what differs or the run in the way, why, and what to do.
     """
-    if not folder.config_file.exists() or (stored := folder.config()) == config:
+    if not folder.config_file.exists() or (stored := folder.config()).is_same(config):
         return
     begun = {run.id: run for run in folder.runs()}
     former = {run_id: _former(run, stored) for run_id, run in wanted.items()}

@@ -83,8 +83,8 @@ def repeat(study: Path, run_id: str, tell: Callable[[int], None] = lambda _: Non
     number = 1 + max((int(path.name) for path in place.glob("*") if path.name.isdigit()), default=0)
     if not asked_by(runs_by_id(first.config()))(old):
         raise UsageError(f"--repeat {run_id}: the configuration no longer asks for this run; put study.yaml back")
-    # what a model can still do is asked beside a run and decides none of its numbers
-    config = first.config().model_copy(update={"capabilities": None})
+    # what a model can still do is asked beside a run and decides none of its numbers; trackers have the first run
+    config = first.config().model_copy(update={"capabilities": None, "tracking": ()})
     again = StudyFolder.create_or_resume(files.refuse_link(place / str(number), study), config)
     new = again.run(run_id)
     do_run(again, StudyInputs(config), run_id, tell)

@@ -19,7 +19,7 @@ from ..tuning import stopping
 from ..tuning.grid import costliest_first
 from ..tuning.methods import check_methods, rank_notices
 from ..tuning.mitigations import check_runs
-from . import growing, launching, memory_plan, own_code, provenance
+from . import growing, launching, memory_plan, own_code, provenance, tracking
 from .engines import Accelerate, Engine, Event, Hear, Local, Ray
 from .execute import Worker, changes, is_pending, is_small, limit_threads, quiet_libraries
 from .inputs import StudyInputs
@@ -128,7 +128,7 @@ def study(
         one_thread = _prepare(inputs, out, engine, plan=False).one_thread
         folder = StudyFolder(out)
         folder.check_there()
-        if before is not None and before != config:
+        if before is not None and not before.is_same(config):
             log.warning("%s", growing.sentence(before, config))
         pending = _pending(folder, inputs)
         if on_plan:
@@ -175,6 +175,7 @@ def _prepare_here(
     config, runs = inputs.config, list(inputs.runs.values())
     quiet_libraries()
     _check_folder(inputs, out)
+    tracking.check(config)
     launching.check(config, out, launch)
     inputs.check_context()
     inputs.read_texts()

@@ -1,0 +1,14 @@
+"""The trackers that a study's runs can be shown in, one file each."""
+
+from __future__ import annotations
+
+from ...config.registry import Registry
+from .base import Opening, Outcome, Tracker
+from .mlflow import MLflow
+from .tensorboard import TensorBoard
+from .trackio import Trackio
+from .wandb import Wandb
+
+TRACKERS: Registry[type[Tracker]] = Registry("tracker", [Wandb, Trackio, MLflow, TensorBoard], field="tracking")
+
+__all__ = ["TRACKERS", "Opening", "Outcome", "Tracker"]
