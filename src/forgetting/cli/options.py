@@ -87,16 +87,6 @@ MachineRank = Annotated[
         "NODE_RANK, GROUP_RANK, SLURM_NODEID, or the file's machine_rank.",
     ),
 ]
-RayAddress = Annotated[
-    str | None,
-    typer.Option(help="A Ray cluster: HOST:PORT, or auto for this machine's. Default: RAY_ADDRESS, or start one here."),
-]
-RunCpus = Annotated[int | None, typer.Option(min=1, help="CPU cores of a run on Ray. Default: 1.")]
-RunGpus = Annotated[
-    float | None,
-    typer.Option(min=0, help="GPUs of a run on Ray, or a fraction of one. Default: 1 where the cluster has any."),
-]
-RunMemory = Annotated[float | None, typer.Option(min=0.001, help="GB of memory that Ray keeps for a run.")]
 Prepare = Annotated[
     bool,
     typer.Option("--prepare", help="Only make the study folder, compute what runs share, and list the runs to do."),
@@ -137,6 +127,29 @@ class ModelOptions:
         """The fields of `model` in a configuration that were given."""
         chosen = asdict(self) | {"dtype": self.dtype and self.dtype.value, "bits": self.bits and int(self.bits.value)}
         return {name: value for name, value in chosen.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Flags of the engine `ray`; what was not given is None."""
+
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="A Ray cluster: HOST:PORT, or auto for this machine's. Default: RAY_ADDRESS, or start one here."
+        ),
+    ] = None
+    run_cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores of a run on Ray. Default: 1.")] = None
+    run_gpus: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs of a run on Ray, or a fraction of one. Default: 1 where the cluster has any."),
+    ] = None
+    run_memory: Annotated[float | None, typer.Option(min=0.001, help="GB of memory that Ray keeps for a run.")] = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given, as `Ray` takes them."""
+        named = {"address": self.ray_address, "cpus": self.run_cpus, "gpus": self.run_gpus, "memory": self.run_memory}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 def pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:

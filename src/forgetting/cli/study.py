@@ -53,10 +53,7 @@ def study_command(
     jobs: o.Jobs = None,
     accelerate_config: o.AccelerateConfig = None,
     machine_rank: o.MachineRank = None,
-    ray_address: o.RayAddress = None,
-    run_cpus: o.RunCpus = None,
-    run_gpus: o.RunGpus = None,
-    run_memory: o.RunMemory = None,
+    ray: o.RayOptions,
     tracking: o.Tracking = None,
     prepare: o.Prepare = False,
     repeat: o.Repeat = None,
@@ -83,8 +80,7 @@ def study_command(
     if repeat is not None:
         _repeat(config, repeat, as_json, any((preset, out, prepare, accelerate_config, method, rank, *flags.values())))
         return
-    ray = {"address": ray_address, "cpus": run_cpus, "gpus": run_gpus, "memory": run_memory}
-    where = _engine(engine.value, jobs, accelerate_config, machine_rank, ray)
+    where = _engine(engine.value, jobs, accelerate_config, machine_rank, ray.given())
     given = {key: value for key, value in flags.items() if value}
     resolved = _resolved(given, config, preset, out, method, rank)
     folder = out or (config if config is not None and config.is_dir() else Path("studies") / resolved.name)
@@ -112,7 +108,7 @@ def _resolved(
     return with_flags(given | ({"methods": methods} if methods else {}), config, preset)
 
 
-def _engine(name: str, jobs: int | None, accelerate: Path | None, machine: int | None, ray: dict[str, Any]) -> Engine:
+def _engine(name: str, jobs: int | None, accelerate: Path | None, machine: int | None, given: dict[str, Any]) -> Engine:
     """The engine that the flags mean.
 
     Raises:
@@ -121,7 +117,6 @@ def _engine(name: str, jobs: int | None, accelerate: Path | None, machine: int |
     from ..studies.engines import Local, Ray
     from ..studies.engines.accelerate import read_engine
 
-    given = {option: value for option, value in ray.items() if value is not None}
     if accelerate is not None and jobs is not None:
         raise UsageError(f"--accelerate-config: not with --jobs {jobs}: its processes do one run at a time")
     if name == "ray":
