@@ -114,16 +114,23 @@ def _mapped(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any] | Non
         return None
     error = sum(abs(one.lost - one.value) for one in outside) / len(outside)
     last = {str(one.run): one for one in outside}  # steps of a run come in order
-    of = {str(row["run_id"]): f"{row['dataset']}, seed {row.get('seed')}" for row in kept}
+    of = {str(row["run_id"]): f"{row['dataset']}, seed {row.get('seed')}" for row in sorted(kept, key=_place)}
     return {
         "word": WORDS[key],
         "sentence": map_sentence(fitted, key, str(rows[0]["suite"])),
         "error": error,
         "inside": f"{sum(one.inside for one in outside)} of {len(outside)}",
         "rows": [
-            (run, of[run], _amount(one.x, key), f"{100 * one.lost:.1f} %", _band(one)) for run, one in last.items()
+            (run, name, _amount(last[run].x, key), f"{100 * last[run].lost:.1f} %", _band(last[run]))
+            for run, name in of.items()
+            if run in last
         ],
     }
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, float, int]:
+    """Where a reader looks for a run: by data set, small adapters first, then by seed."""
+    return str(row.get("dataset")), float(row.get("trainable_params") or 0), int(row.get("seed") or 0)
 
 
 def map_sentence(fitted: LossMap, key: str, suite: str) -> str:
@@ -193,7 +200,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[list[str]]
     for row in sorted(rows, key=lambda r: r["step"]):
         last[(str(row["run_id"]), str(row["name"]))] = row
     tables: dict[str, list[list[str]]] = {}
-    for row in last.values():
+    for row in sorted(last.values(), key=_place):
         refused = "over_base" in row
         tables.setdefault(str(row["dataset"]), []).append(
             [

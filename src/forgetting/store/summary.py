@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def last_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The last measurement of each run, grouped as a reader compares them."""
-    last = table.sort_values("step").groupby("run_id", as_index=False).last()
-    return last.sort_values(["dataset", "label", "mitigation", "trainable_params", "seed"])
+    """The last measurement of each run."""
+    return table.sort_values("step").groupby("run_id", as_index=False).last()
 
 
 def measurements_shown(table: pd.DataFrame) -> Shown:
-    """Rows of a study's table; columns that say the same in every row are left out."""
-    rows = table.to_dict("records")
+    """Rows of a study's table, small ranks first; columns that say the same in every row are left out."""
+    order = ["dataset", "label", "mitigation", "trainable_params", "seed", "run_id", "step"]
+    rows = table.sort_values(order, kind="stable").to_dict("records")
     columns: dict[str, Callable[[dict[Hashable, Any]], str]] = {
         "data set": lambda row: str(row["dataset"]),
         "method": lambda row: " + ".join(filter(None, (row["label"], row["mitigation"]))),
