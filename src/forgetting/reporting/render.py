@@ -19,6 +19,7 @@ import pandas as pd
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from forgetting.analysis.plan.cost import costs_of_table
 from forgetting.capabilities.study_runs import study_rows
 from forgetting.config.schema import StudyConfig
 from forgetting.display.charts import DARK, LIGHT
@@ -33,12 +34,16 @@ from forgetting.reporting.figures import charts, hover_texts
 from forgetting.reporting.lawtable import law_table
 from forgetting.reporting.series import Panel, Series, group, panels, tidy
 from forgetting.reporting.texts import texts_section
+from forgetting.reporting.whatif import what_if
 from forgetting.reporting.words import headline
 from forgetting.store.growth import grown
 
 if TYPE_CHECKING:
     from forgetting.analysis.compare import Comparison
     from forgetting.analysis.fit import Fit
+    from forgetting.analysis.plan import Cost
+
+SCRIPTS = ("report.js", "whatif_law.js", "whatif.js")
 
 
 def render_study(
@@ -72,7 +77,9 @@ def render_study(
     series = group(rows, runs)
     points, aggregated = drawn(rows, series)
     shown = panels(config.datasets, points, series, fits)
-    scripts = [Markup(get_plotlyjs()), _asset("report.js")]  # noqa: S704 - files of installed packages
+    costs = costs_of_table(table)
+    parts = [_panel(panel, costs.get(panel.name)) for panel in shown]
+    scripts = [Markup(get_plotlyjs()), *map(_asset, SCRIPTS)]  # noqa: S704 - a file of an installed package
     return (
         environment()
         .get_template("study.html.j2")
@@ -87,7 +94,7 @@ def render_study(
             policy=_policy(scripts),
             headlines=[headline(panel) for panel in shown],
             figures=sections.key_figures(shown, runs, rows),
-            panels=[_panel(panel) for panel in shown],
+            panels=parts,
             run_rows=sections.run_rows(runs, rows, series),
             laws=[law_table(name, shown) for name in ("linear", "shifted_power")],
             setup=[*sections.setup(config, runs, rows), *(("Grown", line) for line in growth)],
@@ -183,7 +190,7 @@ def _palette(series: Sequence[Series]) -> dict[str, Any]:
     }
 
 
-def _panel(panel: Panel) -> dict[str, Any]:
+def _panel(panel: Panel, cost: Cost | None) -> dict[str, Any]:
     """What the page needs of one data set: its charts, legend, hover texts and measurements."""
     made = charts(panel)
     ranked = [s for s in panel.series if s.symbol == "circle"]
@@ -201,5 +208,6 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "failed": len(panel.failed),
         "measurements": sections.measurement_rows(panel),
         "predicted": sections.predictions(panel),
+        "what_if": what_if(panel, cost),
         "total": len(panel.points),
     }

@@ -200,17 +200,22 @@ class Fit(Result):
         The sum is known better than the law's mean alone, and has one degree of freedom less than runs; that of
         independent rows has those of the residuals.
         """
-        told = self.diagnostics.get("bootstrap") or {}
-        degrees = self.diagnostics["freedom"] if told.get("scheme") == "normal" else self.n_runs - 1
-        spread = (self.diagnostics.get("scatter") or {}).get(output)
-        half = NAN if spread is None else student(self.confidence, degrees) * float(spread)
-        less = widening(degrees, self.confidence) / self.widen if self.n_runs > 1 else NAN
+        less, half = self.run_scales(output)
         if self.objective == LOGARITHMIC:
             with np.errstate(all="ignore"):
                 down, up = np.hypot(less * np.log(value / low), half), np.hypot(less * np.log(high / value), half)
             return np.minimum(value * np.exp(-down), low), np.maximum(value * np.exp(up), high)
         down, up = np.hypot(less * (value - low), half), np.hypot(less * (high - value), half)
         return np.minimum(value - down, low), np.maximum(value + up, high)  # one run is never surer than the mean
+
+    def run_scales(self, output: str) -> tuple[float, float]:
+        """What the band of one new run is made of: the factor on the band of the mean, and a run's own half width."""
+        told = self.diagnostics.get("bootstrap") or {}
+        degrees = self.diagnostics["freedom"] if told.get("scheme") == "normal" else self.n_runs - 1
+        spread = (self.diagnostics.get("scatter") or {}).get(output)
+        half = NAN if spread is None else student(self.confidence, degrees) * float(spread)
+        less = widening(degrees, self.confidence) / self.widen if self.n_runs > 1 else NAN
+        return less, half
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; NaN becomes null."""

@@ -62,7 +62,12 @@ def costs_of(law: Any) -> dict[str, Cost]:
         from forgetting.analysis.study_table import counted_rows, read_study
 
         table = counted_rows(read_study(Path(law)).table)
-    if table is None or not {"train_tokens", "train_seconds", "trainable_params", "status"} <= set(table):
+    return {} if table is None else costs_of_table(table)
+
+
+def costs_of_table(table: pd.DataFrame) -> dict[str, Cost]:
+    """By data set, what a step of the finished runs of a study's table cost; empty where it does not say."""
+    if not {"train_tokens", "train_seconds", "trainable_params", "status"} <= set(table):
         return {}
     done = table[(table["status"] == DONE) & (table["step"] > 0)]
     last = done.sort_values("step", kind="stable").groupby("run_id").tail(1)
