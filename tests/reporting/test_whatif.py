@@ -99,9 +99,11 @@ def test_the_page_has_the_fits_own_numbers_and_stops_at_what_was_measured(made, 
     assert len(json.dumps(data)) < 60_000
 
 
-def test_no_law_no_panel(made):
+def test_no_law_no_panel(made, law):
     config, table, runs, _ = made
     assert what_if(panel_of((config, table, runs, {})), None) is None
+    one = replace(law, measured_range=law.measured_range | {"trainable_params": (8000.0, 8000.0)})
+    assert what_if(panel_of((config, table, runs, {"news": {"shifted_power": one}})), None) is None
     page = render_study(config, table, runs, {})
     assert "whatif-inputs" not in page[page.index("<main>") : page.index("</main>")]
 

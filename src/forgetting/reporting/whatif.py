@@ -35,7 +35,7 @@ EXACT = 1e-6
 
 
 def what_if(panel: Panel, cost: Cost | None) -> dict[str, Any] | None:
-    """The data of one panel; None where no law over P and N is fitted to its losses.
+    """The data of one panel; None where no law over several P and N is fitted to its losses.
 
     Args:
         panel: of one data set.
@@ -44,6 +44,8 @@ def what_if(panel: Panel, cost: Cost | None) -> dict[str, Any] | None:
     fit = panel.joint
     if fit is None or fit.objective == LOGARITHMIC or panel.points.empty:
         return None
+    if any(low == high for low, high in fit.measured_range.values()):
+        return None  # it says nothing of other values
     surface = surface_of(fit)
     floor = fit.diagnostics.get("forgetting_floor")
     per_rank, sizes = _sizes(panel, fit)
