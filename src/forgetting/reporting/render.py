@@ -77,8 +77,6 @@ def render_study(
     series = group(rows, runs)
     points, aggregated = drawn(rows, series)
     shown = panels(config.datasets, points, series, fits)
-    costs = costs_of_table(table)
-    parts = [_panel(panel, costs.get(panel.name)) for panel in shown]
     scripts = [Markup(get_plotlyjs()), *map(_asset, SCRIPTS)]  # noqa: S704 - a file of an installed package
     return (
         environment()
@@ -94,7 +92,7 @@ def render_study(
             policy=_policy(scripts),
             headlines=[headline(panel) for panel in shown],
             figures=sections.key_figures(shown, runs, rows),
-            panels=parts,
+            panels=_panels(shown, table),
             run_rows=sections.run_rows(runs, rows, series),
             laws=[law_table(name, shown) for name in ("linear", "shifted_power")],
             setup=[*sections.setup(config, runs, rows), *(("Grown", line) for line in growth)],
@@ -188,6 +186,12 @@ def _palette(series: Sequence[Series]) -> dict[str, Any]:
         "dark": [*DARK.items(), *((s.key, s.dark) for s in series)],
         "series": [s.key for s in series],
     }
+
+
+def _panels(shown: Sequence[Panel], table: pd.DataFrame) -> list[dict[str, Any]]:
+    """What the page needs of each data set, with what a step of its runs cost."""
+    costs = costs_of_table(table)
+    return [_panel(panel, costs.get(panel.name)) for panel in shown]
 
 
 def _panel(panel: Panel, cost: Cost | None) -> dict[str, Any]:
