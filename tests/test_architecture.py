@@ -28,6 +28,7 @@ PACKAGES = (
     "analysis",
     "reporting",
     "studies",
+    "integrations",
     "cli",
 )
 """Data flows one way, down this list (CONTRIBUTING.md)."""
