@@ -615,6 +615,7 @@ def test_a_resumed_study_writes_and_deletes_nothing_behind_links(
     outside = tmp_path / "outside"
     (outside / "checkpoint-2").mkdir(parents=True)
     (outside / "checkpoint-2" / "precious.txt").write_text("precious")
+    (folder.path / "checkpoints").rename(tmp_path / "own")
     (folder.path / "checkpoints").symlink_to(outside)
     code, said = run(monkeypatch, capsys, "study", out)
     assert code in (1, 2)
@@ -622,6 +623,7 @@ def test_a_resumed_study_writes_and_deletes_nothing_behind_links(
     assert f"{folder.path / 'checkpoints'}: a symbolic link" in said
     assert _content(outside) == {str(outside / "checkpoint-2" / "precious.txt"): b"precious"}
     (folder.path / "checkpoints").unlink()
+    (tmp_path / "own").rename(folder.path / "checkpoints")
     (tmp_path / "way").symlink_to(out)  # the study folder itself may be reached through a link
     code, said = run(monkeypatch, capsys, "study", tmp_path / "way")
     assert code == 0, said
