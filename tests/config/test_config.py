@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from forgetting.config import files as f
 from forgetting.config import schema as c
@@ -237,6 +238,31 @@ def test_the_texts_that_methods_name_are_relative_to_the_file_too(tmp_path: Path
 def test_micro_batches_of_a_preset_are_those_of_its_own_batches() -> None:
     assert f.with_flags({}, None, "miniature").training.micro_batch_size == 8
     assert f.with_flags({"training": {"batch_size": 12}}, None, "miniature").training.micro_batch_size is None
+
+
+def test_ranks_by_flag_leave_the_other_options_of_a_file(tmp_path: Path) -> None:
+    """`--rank 12` made of a file's LoRA on two layers with alpha 64 one on all layers, without a word."""
+    study = f.load_preset("miniature-methods").model_dump(mode="json")
+    study["methods"] = [
+        {"name": "full"},
+        {"name": "lora", "rank": [4, 8], "target_modules": ["q_proj"], "alpha": 64},
+        {"name": "lora", "label": "wide", "rank": 192},
+    ]
+    file = tmp_path / "my.yaml"
+    file.write_text(yaml.safe_dump(study))
+
+    def methods(**chosen: Any) -> list[tuple[str, Any, Any]]:
+        made = f.with_flags({}, file, None, **chosen).methods
+        return [(one.label or one.name, one.options.get("rank"), one.options.get("alpha")) for one in made]
+
+    assert methods(ranks=[12]) == [("full", None, None), ("lora", 12, 64), ("wide", 192, None)]
+    assert methods(method="lora") == [("lora", [4, 8], 64)]
+    assert methods(method="wide", ranks=[12]) == [("wide", 12, None)]
+    assert methods(method="dora", ranks=[1, 2]) == [("dora", [1, 2], None)]
+    assert [one.options["scaling"] for one in f.with_flags({}, None, None, ranks=[3]).methods] == ["rank-stabilized"]
+    file.write_text(yaml.safe_dump(study | {"methods": [{"name": "full"}]}))
+    with pytest.raises(UsageError, match=r"--rank: no method of .*my.yaml has a rank; name one by --method"):
+        methods(ranks=[12])
 
 
 @pytest.mark.parametrize(

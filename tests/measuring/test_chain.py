@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,11 @@ def test_rows_page_and_words(chain: Chain) -> None:
     assert most is not None
     assert most.name == row["lost_most"] == max(chain.steps, key=lambda step: step.part.value).name
     assert chain.sentence().startswith(f"'{most.name}' lost most: {most.part.value:.4f} ± ")
+    assert " of " in chain.sentence()
+    parts = most.parts | {"forgetting": replace(most.part, value=9.0)}
+    back = replace(chain, steps=(replace(most, parts=parts), chain.steps[0]))
+    assert " of " not in back.sentence()
+    assert f"; after all steps it is {back.total.value:.4f} ± " in back.sentence()
     page = render(chain)
     assert all(f"<td>{step.name}</td>" in page for step in chain.steps)
     assert "<script" not in page

@@ -127,5 +127,11 @@ def test_the_command(
     code, out, _ = call(monkeypatch, capsys, *pair, *texts, "--budget", 5, "--json")
     row = json.loads(out)
     assert (code, row["outcome"], list(row["texts"])) == (3, "not improved", ["a", "b"])
+    (tmp_path / "short.txt").write_text("one two")
+    short = [*pair[:-1], tmp_path / "short.txt", "--budget", 5]
+    for given in (["--text", corpora / "general.jsonl"], texts):
+        code, _, err = call(monkeypatch, capsys, *short, *given)
+        assert code == 2
+        assert err.startswith("error: task_text (--task-text): ")
     code, out, err = call(monkeypatch, capsys, *pair[:6], "--task-field", "split=x", "--budget", 5)
     assert (code, out, err) == (2, "", "error: --task-field: says how to read --task-text, which is missing\n")

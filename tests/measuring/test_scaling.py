@@ -90,6 +90,7 @@ def test_a_scale_is_that_of_the_layers_set_by_hand(
 def test_measure_gives_the_numbers_of_what_is_written(
     found: Scaling, tiny_model: Path, adapter: Path, how: dict[str, Any], corpora: Path, tmp_path: Path
 ) -> None:
+    (adapter / "README.md").write_text("This adapter forgets 0.999 nats/token.")
     found.write(tmp_path / "new" / "adapter")
     again = forgetting.measure(str(tiny_model), str(tmp_path / "new" / "adapter"), **how)
     assert found.chosen is not None
@@ -102,6 +103,9 @@ def test_measure_gives_the_numbers_of_what_is_written(
         json.loads((folder / "adapter_config.json").read_text()) for folder in (adapter, tmp_path / "new/adapter")
     ]
     assert config[0] == config[1]
+    card = (tmp_path / "new/adapter/README.md").read_text()
+    assert f"multiplied by {found.chosen.scale:.6g}, by `forgetting scale`" in card
+    assert "0.999" not in card  # of the unscaled adapter's own
     with pytest.raises(UsageError, match="is there already; give a new folder"):
         found.write(tmp_path / "new" / "adapter")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["adapter"]

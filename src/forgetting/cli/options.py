@@ -55,7 +55,12 @@ Text = Annotated[
     str | None, typer.Option(help="General text that forgetting is measured on: a file, a folder, or a Hub id.")
 ]
 Method = Annotated[str | None, typer.Option(help="Fine-tuning method: {methods}.")]
-Rank = Annotated[list[int] | None, typer.Option(help="LoRA rank; repeat for several.")]
+Rank = Annotated[
+    list[int] | None,
+    typer.Option(
+        help="Rank of the method, or of the first one that has a rank; repeat for several. Its other options stay."
+    ),
+]
 Seed = Annotated[list[int] | None, typer.Option(help="Seed; repeat for several.")]
 Steps = Annotated[int | None, typer.Option(help="Update steps of each run.")]
 BatchSize = Annotated[int | None, typer.Option(help="Windows an update step.")]

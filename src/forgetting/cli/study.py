@@ -104,8 +104,7 @@ def _resolved(
 
     if config is not None and config.is_dir() and preset is None and (out is None or out.resolve() == config.resolve()):
         return with_more(config, given, method=method, ranks=ranks)
-    methods = _methods(method, ranks)
-    return with_flags(given | ({"methods": methods} if methods else {}), config, preset)
+    return with_flags(given, config, preset, method=method, ranks=ranks)
 
 
 def _engine(name: str, jobs: int | None, accelerate: Path | None, machine: int | None, given: dict[str, Any]) -> Engine:
@@ -197,13 +196,6 @@ def _study(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> 
 
 def _present(**fields: Any) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
-
-
-def _methods(method: str | None, rank: list[int] | None) -> list[dict[str, Any]] | None:
-    if method is None and not rank:
-        return None
-    options = {"rank": rank if len(rank) > 1 else rank[0]} if rank else {}
-    return [{"name": method or "lora", **options}]
 
 
 def _named(sources: list[str]) -> dict[str, str]:

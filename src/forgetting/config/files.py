@@ -5,7 +5,7 @@ Every error names the file and line, or the preset, what came and what is allowe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -122,16 +122,25 @@ def study_config(given: Any) -> tuple[StudyConfig, Path | None]:
     return validate(fields, where=where), path if path.is_dir() else None
 
 
-def with_flags(flags: Mapping[str, Any], file: Path | None, preset: str | None) -> StudyConfig:
+def with_flags(
+    flags: Mapping[str, Any],
+    file: Path | None,
+    preset: str | None,
+    *,
+    method: str | None = None,
+    ranks: Sequence[int] | None = None,
+) -> StudyConfig:
     """The study that a file or preset and flags mean together; flags win, field by field.
 
     Args:
         flags: fields given by flag; with a model or data sets among them they need no file and no preset.
         file: a YAML file or a study folder.
         preset: a preset's name.
+        method: do this one alone, by its name or label, with the options that the file has for it.
+        ranks: of the method, or of the first one that has a rank.
 
     Raises:
-        UsageError: a file and a preset, too few flags, or a wrong field.
+        UsageError: a file and a preset, too few flags, ranks where no method has one, or a wrong field.
     """
     given = resolve_sources(flags, Path.cwd())
     if file is not None and preset is not None:
@@ -147,7 +156,24 @@ def with_flags(flags: Mapping[str, Any], file: Path | None, preset: str | None) 
         fields, where = _own_fields(flags), "flags"
     if "datasets" in given:  # --train replaces the data sets of a file or preset
         fields = {key: value for key, value in fields.items() if key != "datasets"}
+    if (method is not None or ranks) and isinstance(fields.get("methods"), list):
+        fields = {**fields, "methods": _chosen_methods(fields["methods"], method, list(ranks or []), where)}
     return validate(deep_merge(fields, given), where=where)
+
+
+def _chosen_methods(methods: list[Any], name: str | None, ranks: list[int], where: str) -> list[Any]:
+    """The methods, or one of them alone, with ranks in place of those of the first that has any; or another method."""
+    found = [dict(one) if isinstance(one, Mapping) else one for one in methods]
+    entries = [one for one in found if isinstance(one, dict)]
+    if name is not None:
+        named = [one for one in entries if name in (one.get("label"), one.get("name"))]
+        found = entries = named[:1] or [{"name": name, **({"rank": None} if ranks else {})}]
+    if ranks:
+        first = next((one for one in entries if "rank" in one or one.get("name") == "lora" or name is not None), None)
+        if first is None:
+            raise UsageError(f"--rank: no method of {where} has a rank; name one by --method")
+        first["rank"] = ranks if len(ranks) > 1 else ranks[0]
+    return found
 
 
 def _own_fields(flags: Mapping[str, Any]) -> dict[str, Any]:

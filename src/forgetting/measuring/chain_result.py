@@ -118,7 +118,10 @@ class Chain(Result):
         if most is None:
             return f"no step is told apart from the one before as one that forgets; after all steps it is {total}"
         part = f"{fixed(most.part.value)} ± {most.part.se_text}"
-        return f"'{most.name}' lost most: {part} of {total} after all steps{self._beside(most)}"
+        beside = self._beside(most)
+        if most.part.value > self.total.value:  # later steps gave some of it back
+            return f"'{most.name}' lost most: {part} nats/token{beside}; after all steps it is {total}"
+        return f"'{most.name}' lost most: {part} of {total} after all steps{beside}"
 
     def _beside(self, most: ChainStep) -> str:
         """Whether the largest part is told apart from the next one."""

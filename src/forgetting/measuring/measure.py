@@ -126,6 +126,7 @@ def profile(
     how |= {"revision": revision, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     how |= {"bits": bits, "batch_tokens": batch_tokens, "cache_dir": cache_dir}
     models, settings = opened(base, tuned, tokenizer, settings_of(device_map, **how))
+    tasked = None if task is None else _of_task(models, task, settings)
     found = {}
     for name, text in given.items():
         try:
@@ -133,7 +134,15 @@ def profile(
             found[name] = of_text(models, source, settings)
         except UsageError as error:
             raise UsageError(f"text '{name}': {error}") from None
-    return Profile(found, None if task is None else of_text(models, task, settings))
+    return Profile(found, tasked)
+
+
+def _of_task(models: pair.Pair, task: Any, settings: Settings) -> Measurement:
+    """The task's text, measured first: what is wrong with it is said before the others take their time."""
+    try:
+        return of_text(models, task, settings)
+    except UsageError as error:
+        raise UsageError(f"task_text (--task-text): {error}") from None
 
 
 def _sources(texts: Mapping[str, Text]) -> dict[str, Any]:
@@ -300,8 +309,8 @@ def check(
     how |= {"bits": bits, "batch_tokens": batch_tokens, "cache_dir": cache_dir}
     given, task = text_source(text), None if task_text is None else text_source(task_text)
     models, settings = opened(base, tuned, tokenizer, settings_of(device_map, **how))
+    improved = None if task is None else _of_task(models, task, settings).improvement(confidence, of=2)
     found = of_text(models, default_text(models.names[0]) if text is None else given, settings)
-    improved = None if task is None else of_text(models, task, settings).improvement(confidence, of=2)
     verdict = judge(found.forgetting, budget, confidence, of=1 if task is None else 2)
     return CheckResult(**vars(verdict), measurement=found, task=improved)
 

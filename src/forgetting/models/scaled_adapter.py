@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..display.markdown import code
 from ..display.numbers import few
 from ..errors import UsageError
 from . import bounds, sources, weights
@@ -38,6 +39,15 @@ NOT_LINEAR = (
     *("layer_replication", "modules_to_save", "trainable_token_indices"),
 )
 """Fields of LoRA's configuration with which the effect is not linear in B, or something is trained beside it."""
+
+CARD = """---
+library_name: peft
+---
+# A scaled adapter
+
+The adapter {name} with its effect multiplied by {scale:.6g}, by `forgetting scale`. The card of that adapter is
+not copied: its numbers are of the unscaled one.
+"""
 
 
 @dataclass(frozen=True)
@@ -132,8 +142,10 @@ class ScaledAdapter:
                 new = Path(name) / "adapter"
                 new.mkdir()
                 for path in there.iterdir():
-                    if path.is_file() and path.suffix in (*sources.SMALL, ".md") and path.name != "trainer_state.json":
+                    if path.is_file() and path.suffix in sources.SMALL and path.name != "trainer_state.json":
                         shutil.copy(path, new)
+                # the adapter's own card speaks of other weights
+                (new / "README.md").write_text(CARD.format(name=code(self.source.name), scale=scale), "utf-8")
                 save_file(made, new / sources.ADAPTER_WEIGHTS, metadata={"format": "pt"})
                 if folder.exists():
                     folder.rmdir()
