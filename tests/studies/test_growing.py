@@ -239,13 +239,17 @@ def test_flags_add_to_a_study_and_a_plan_says_which(
     study(make(methods=methods, steps=12, training=training, measure={"start": 2, "every": 1}), out, engine=Local(1))
     code, said, error = command(capsys, "plan", out, "--budget", "0.2", "--next-run", "--rank", "2", "--rank", "5")
     assert code == 0, error
-    (add,) = re.findall(r"add the first of them: `forgetting (.*)` \(1 run more\)", said)
+    (add,) = re.findall(r"add the first of them: `forgetting (.*)` \(1 run to do\)", said)
     assert shlex.split(add) == ["study", str(out), "--rank", "5"]
     code, _, error = command(capsys, *shlex.split(add))
     assert code == 0, error
     assert "methods[0].rank: there [1, 2, 3, 4, 6, 8], now [1, 2, 3, 4, 6, 8, 5]; 1 run more" in caplog.text
     ranks = [1, 2, 3, 4, 5, 6, 8]
     assert sorted(run.read()["method"]["rank"] for run in StudyFolder.open(out).runs()) == ranks
+
+    code, _, error = command(capsys, "study", out, "--steps", 1)
+    assert code == 2
+    assert "training.steps: there 12, now 1; runs cannot be made shorter" in error
 
     more = ("--seed", 1, "--train", corpora / "chat.jsonl", "--steps", 13, "--method", "full", "--prepare")
     code, said, error = command(capsys, "study", out, *more)
@@ -257,4 +261,4 @@ def test_flags_add_to_a_study_and_a_plan_says_which(
         ["--rank", "16", "--steps", "14"],
         None,
     ]
-    assert [one.adds for one in found] == [2 * (len(ranks) + 1), 2 * 2, 0]
+    assert [one.adds for one in found] == [2 * 3 * (len(ranks) + 1), 2 * 2 * (len(ranks) + 2), 0]  # none is so long yet

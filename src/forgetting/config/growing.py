@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from .files import deep_merge, file_fields, resolve_sources
 from .schema import StudyConfig, validate
 
@@ -22,10 +23,16 @@ def with_more(
         ranks: of the method.
 
     Raises:
-        UsageError: not a study folder, or a wrong field.
+        UsageError: not a study folder, a wrong field, or fewer steps.
     """
     fields, where = file_fields(study)
     given = resolve_sources(flags, Path.cwd())
+    before, after = (part.get("training", {}).get("steps") for part in (fields, given))
+    if isinstance(before, int) and isinstance(after, int) and after < before:
+        raise UsageError(
+            f"{study}: training.steps: there {before}, now {after}; runs cannot be made shorter: plan another study, "
+            "by --out and a new folder"
+        )
     added = {"datasets": given.pop("datasets", {}), "seeds": given.pop("seeds", [])}
     merged = deep_merge(fields, given)
     known = {data["source"] for data in fields["datasets"].values()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +17,17 @@ from forgetting.tuning.grid import runs_by_id
 
 
 def with_commands(study: Path, candidates: Sequence[NextRun]) -> list[NextRun]:
-    """Candidates with the command that adds each to a study, and how many runs it adds: a grid has no single ones."""
-    config = StudyFolder.open(study).config()
-    return [_with_command(study, config, one) for one in candidates]
+    """Candidates with the command that adds each to a study, and how many runs it does.
+
+    A grid has no single runs, and what the study has left to do is done, too.
+    """
+    folder = StudyFolder.open(study)
+    config = folder.config()
+    done = {run.id for run in folder.runs() if run.state().get("status") == "done"}
+    return [_with_command(study, config, done, one) for one in candidates]
 
 
-def _with_command(study: Path, config: StudyConfig, run: NextRun) -> NextRun:
+def _with_command(study: Path, config: StudyConfig, done: Container[str], run: NextRun) -> NextRun:
     if run.rank is None or run.rank != int(run.rank):
         return run
     stored = runs_by_id(config)
@@ -41,7 +46,7 @@ def _with_command(study: Path, config: StudyConfig, run: NextRun) -> NextRun:
         more += ["--steps", str(steps)]
     try:
         grown = with_more(study, flags, ranks=None if rank in ranks else [rank])
-        adds = len(runs_by_id(grown)) - len(stored)
+        adds = sum(run_id not in done for run_id in runs_by_id(grown))
     except UsageError:
         return run
     return replace(run, command=shlex.join(["forgetting", "study", str(study), *more]), adds=adds, lengthens=longer)

@@ -56,7 +56,8 @@ class NextRun:
         se_before, se_after: standard error of the answer now and, expected, with it, in nats per token.
         narrowing: share of the interval's width that goes away.
         command: adds it to the study that the law was fitted to; None where that is not known, or it cannot be added.
-        adds: runs that the command adds: for each data set, seed and mitigation of the study one.
+        adds: runs that the command does: for each data set, seed and mitigation of the study one, those that go on, and
+            what the study has left to do.
         lengthens: whether the command makes all runs of the study longer, too.
     """
 
@@ -234,8 +235,8 @@ def _name(run: NextRun) -> str:
 def _command(run: NextRun) -> list[str]:
     if run.command is None:
         return []
-    longer = ", and makes those that are there as long" if run.lengthens else ""
-    return [f"add the first of them: `{run.command}` ({several(run.adds, 'run')} more{longer})"]
+    longer = ", with those that are there and go on" if run.lengthens else ""
+    return [f"add the first of them: `{run.command}` ({several(run.adds, 'run')} to do{longer})"]
 
 
 def _short(value: float | None) -> str:
