@@ -12,7 +12,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "docs" / "examples" / "trl_replay.py"
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_the_replay_script_trains_and_measures(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     pytest.importorskip("trl")
     out = tmp_path / "out"

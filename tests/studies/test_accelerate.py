@@ -116,7 +116,7 @@ def test_two_processes_give_the_numbers_of_one(
     assert again.elsewhere == ("processes 2 then, 1 now",)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_stopped_killed_and_resumed_equals_uninterrupted(
     tiny_model: Path,
     corpora: Path,
