@@ -65,7 +65,7 @@ def test_jsonl_and_parquet_give_the_same_documents(tmp_path: Path) -> None:
     documents = load_corpus(jsonl)
     assert [(d.id, d.text) for d in documents] == [("x", "a b"), ("x#2", "c")]
     assert load_corpus(TextConfig(source=str(tmp_path / "r.parquet"))).documents == documents.documents
-    assert documents.notices == ("r.jsonl: 1 of 3 rows are empty and left out",)
+    assert documents.notices == ("r.jsonl: 1 of 3 rows is empty and left out",)
     assert len(load_corpus(jsonl.model_copy(update={"max_documents": 1}))) == 1
 
 

@@ -147,7 +147,7 @@ def test_steps_that_change_nothing_are_exactly_zero(base: Path, corpora: Path) -
         assert step.parts["kl"].value == (pytest.approx(0.0, abs=1e-7) if step is found.steps[0] else 0.0)
     assert list(found.p_holm.values()) == [1.0, 1.0, 1.0]
     assert found.lost_most is None
-    assert "no step is told apart" in found.sentence()
+    assert "no step raises forgetting by more than its error" in found.sentence()
     assert "the step before at every token, exactly" in found.steps[1].notices[-1]
     few = forgetting.chain(base, [f"a={base}"], text=["the old river went ."] * 4, context=4, cache_dir=None)
     assert math.isnan(few.p["a"])  # too few documents

@@ -60,6 +60,11 @@ def test_booleans_and_float32_are_averaged_in_float64():
     assert clustered_mean(np.array([True, False]), np.array([0, 1])).value == 0.5
 
 
+def test_how_much_text_is_said_in_whole_words():
+    assert clustered_mean(np.zeros(1200), np.zeros(1200)).extent == "1,200 tokens in 1 document"
+    assert clustered_mean(np.zeros(2), np.arange(2)).extent == "2 tokens in 2 documents"
+
+
 def test_one_document_has_no_standard_error_and_an_endless_interval():
     mean = clustered_mean(np.array([1.0, 2.0]), np.array([4, 4]))
     assert math.isnan(mean.se)

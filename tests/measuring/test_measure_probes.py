@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from pathlib import Path
@@ -14,6 +15,7 @@ from test_measure_command import call, save_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import forgetting
+from forgetting.cli.measure import ProbeOptions
 from forgetting.config.schema import ProbeConfig
 from forgetting.data.probes import by_kind, encode_prompts, kinds_of, read_probe
 from forgetting.errors import UsageError
@@ -172,17 +174,36 @@ def test_what_is_left_out_is_counted(
     how: dict[str, Any] = {"key": None, "context": 40, "cache_dir": None}
     windows = probe_windows(model, tokenizer, ProbeConfig(probe=str(file), max_new_tokens=4), **how)
     assert windows.notices == (
-        "1 of 5 prompts are left out: longer than the 36 tokens that answers of 4 leave of a context of 40",
-        "1 of 4 answers are empty and left out",
-        "1 of 4 answers were cut at 4 tokens",
+        "1 of 5 prompts is left out: longer than the 36 tokens that answers of 4 leave of a context of 40",
+        "1 of 4 answers is empty and left out",
+        "1 of 4 answers was cut at 4 tokens",
     )
     assert windows.document_ids == ("1", "3", "4")
     assert windows.n_predicted == 3 + 4 + 2
     answers = [[2]] * 4
     with pytest.raises(UsageError, match="answers nothing to any of 4 prompts"):
         probe_windows(model, tokenizer, ProbeConfig(probe=str(file), max_new_tokens=4), **how)
-    with pytest.raises(UsageError, match="no prompt is short enough"):
+    with pytest.raises(UsageError, match="no prompt is short enough: answers of 39 tokens leave 1 of a context of 40"):
         probe_windows(model, tokenizer, ProbeConfig(probe=str(file), max_new_tokens=39), **how)
+    with pytest.raises(UsageError, match="an answer of 600 tokens does not fit a context of 40; lower --probe-tokens"):
+        probe_windows(model, tokenizer, ProbeConfig(probe=str(file), max_new_tokens=600), **how)
+
+
+def test_empty_rows_and_copies_are_counted_and_one_answer_has_no_error(
+    model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": ""}, {"prompt": "boat", "kind": "a"}, {"messages": []}, {"prompt": "boat", "kind": "a"}, {}]
+    file = write(tmp_path / "p.jsonl", [*rows, {"prompt": "boat", "kind": "b"}])
+    monkeypatch.setattr(probes, "generate", lambda *a, **k: [np.array([7, 2], np.int32)])
+    config = ProbeConfig(probe=str(file), kind="a", max_new_tokens=4)
+    windows = probe_windows(model, tokenizer, config, key=None, context=40, cache_dir=None)
+    assert [notice for notice in windows.notices if "template" not in notice] == [
+        "3 of 6 rows are empty and left out",
+        "1 of 2 prompts is a copy of another one and left out",
+        "one answer, so no standard error can be given; give more prompts",
+    ]
+    assert windows.document_ids == ("2",)
+    assert list(by_kind("p", config.model_copy(update={"kind": None}))) == ["p-a", "p-b"]  # the copy is of its kind
 
 
 @pytest.mark.parametrize(
@@ -194,6 +215,15 @@ def test_what_is_left_out_is_counted(
         ("a.csv", 'type,prompt\nk,"one, two"\n', "one, two"),
         ("a.txt", "\ufefffirst\r\n\r\n", "first"),
         ("a.json", '[{"prompt": "p"}]', "p"),
+        ("a.csv", "Prompt,Category\n,\nhi,k\n", "hi"),
+        ("a.csv", "kind;Prompt\nk;one, two\n", "one, two"),
+        ("a.tsv", 'Type\tQUESTION\nk\twhy, "so"\n', 'why, "so"'),
+        (
+            "a.jsonl",
+            '{"system": "s", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}',
+            "q",
+        ),
+        ("a.jsonl", '{"category": "k", "turns": ["first", "then"]}', "first"),
     ],
 )
 def test_prompts_in_the_formats_that_people_have(tmp_path: Path, name: str, content: str, asked: str) -> None:
@@ -206,13 +236,16 @@ def test_prompts_in_the_formats_that_people_have(tmp_path: Path, name: str, cont
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("a.jsonl", '{"prompt": "a"}\n{"prompt": ""}', r"a\.jsonl, line 2: prompt: got ''; a text is needed"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt": 3}', r"a\.jsonl, line 2: prompt: got 3; a text is needed"),
+        ("a.jsonl", '{"Prompt": "a", "PROMPT": "b"}', r"line 1: columns Prompt and PROMPT differ in case only"),
+        ("a.csv", 'prompt\na\n"b\nc\n', r"a\.csv, after line 2: not read as a table: unexpected end of data"),
+        ("a.csv", "prompt\na,b\n", r"a\.csv, line 2: more fields than the header"),
         ("a.jsonl", '{"prompt": "a"}\n{"prompt"', r"a\.jsonl, line 2"),
         ("a.jsonl", '{"answer": "a"}', r"a\.jsonl, line 1: no prompt; fields: answer; give one of messages, prompt"),
         ("a.jsonl", '{"messages": [{"role": "assistant", "content": "x"}]}', r"line 1: messages: no turn of the user"),
         ("a.jsonl", '{"messages": "x"}', r"line 1: messages: got 'x'; a list of \{role, content\}"),
         ("a.jsonl", '{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}', r"2 prompts have the id '1'"),
-        ("a.csv", "prompt\n\n \n", r"a\.csv, line 3: prompt: got ' '"),
+        ("a.csv", "prompt,kind\n,\n \n", r"a\.csv: no prompt in it: 2 rows, none with text"),
         ("a.txt", "\n", r"a\.txt: no prompt in it"),
     ],
 )
@@ -238,11 +271,23 @@ def test_ours_are_240_in_six_kinds_and_the_miniature_s_are_no_items_of_a_suite()
         read_probe(ProbeConfig(probe="default", kind="fact"))
 
 
+@pytest.mark.parametrize("name", ["z.jsonl.gz", "z.txt.gz", "z.ndjson"])
+def test_packed_files_are_read_by_line_and_have_the_name_without_suffixes(tmp_path: Path, name: str) -> None:
+    content = b"one\n\ntwo\n" if ".txt" in name else b'{"prompt": "one"}\n\n{"prompt": "two"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    source = str(tmp_path / name)
+    assert [(prompt.text, prompt.place) for prompt in read_probe(ProbeConfig(probe=source))] == [
+        ("one", "line 1"),
+        ("two", "line 3"),
+    ]
+    assert list(ProbeOptions(probe=[source]).texts(0)) == ["z"]
+
+
 def test_by_kind_gives_a_text_a_kind(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", [{"kind": "a b", "prompt": "x"}, {"kind": "c", "prompt": "y"}])
     assert list(by_kind("mine", ProbeConfig(probe=str(file)))) == ["mine-a-b", "mine-c"]
     write(file, [{"kind": "a", "prompt": "x"}, {"prompt": "y"}])
-    with pytest.raises(UsageError, match="prompt '2' has no kind, and others have"):
+    with pytest.raises(UsageError, match=r"p\.jsonl, line 2: no kind, and other prompts have one \(a\)"):
         by_kind("mine", ProbeConfig(probe=str(file)))
 
 

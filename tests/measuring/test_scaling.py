@@ -178,11 +178,14 @@ def made(found: Scaling, values: list[float], budget: float | None, **more: Any)
 
 def test_answers_in_words(found: Scaling, tmp_path: Path) -> None:
     kept = made(found, [0, 0.01, 0.02], 0.1)
-    assert kept.sentence().startswith("the adapter keeps within the budget 0.1 as it is: forgetting 0.0200")
+    assert kept.sentence().startswith(
+        "the adapter keeps within the budget 0.1 as it is: forgetting 0.0200 ± 0.0010 nats/token, at most"
+    )
     never = made(found, [0, 0.2, 0.3], 0.1)
     assert never.sentence().startswith(
         "no scale keeps within the budget 0.1 but 0, the base model itself: at scale 0.5"
     )
+    assert "forgetting is 0.2000 ± 0.0010 nats/token, at most " in never.sentence()
     with pytest.raises(UsageError, match=r"no scale keeps within the budget 0.1 but 0"):
         never.write(tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -229,7 +229,7 @@ def verdicts_shown(verdicts: Mapping[str, LossVerdict]) -> Shown:
 
 
 def points(share: float) -> str:
-    """A share in points of a hundred.
+    """A share in percentage points.
 
     Examples:
         >>> points(0.0321), points(0.0), points(-0.004), points(0.0002)

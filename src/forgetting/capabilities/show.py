@@ -46,7 +46,9 @@ def _remarks(answers: Sequence[Answers]) -> list[str]:
             said.append(f"{a.name}: the same answer means that both models, or neither, would give the target")
         if (t := a.transitions) is not None and t.runs_on + t.ran_on:
             ran = f"; of the base model's, {t.ran_on} did where the tuned model is right" if t.ran_on else ""
-            said.append(f"{a.name}: {t.runs_on} replies begin with the right answer and run on, and are not lost{ran}")
+            one = t.runs_on == 1
+            begin, are = ("reply begins", "runs on, and is") if one else ("replies begin", "run on, and are")
+            said.append(f"{a.name}: {t.runs_on} {begin} with the right answer and {are} not lost{ran}")
     return said
 
 

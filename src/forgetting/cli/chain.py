@@ -142,6 +142,6 @@ def markdown_table(found: Chain) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     first = found.steps[0].so_far
-    tail = f"{found.total.n_tokens:,} tokens in {found.total.n_documents:,} documents, nats/token"
+    tail = f"{found.total.extent}, nats/token"
     lines += ["", f"Forgetting against {code(first.base)} on {code(first.text)}: {tail}, p corrected (Holm)."]
     return "\n".join([*lines, *(f"- {escaped(notice)}" for notice in found.all_notices), ""])

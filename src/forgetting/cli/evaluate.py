@@ -280,7 +280,7 @@ def markdown_summary(found: EvaluationCheck) -> str:
         least = "-" if one.detectable is None else points(one.detectable)
         lines.append(f"| {' | '.join((*cells, *net, least))} |")
     lines += ["", *(f"- {escaped(sentence)}" for sentence in found.sentences())]
-    models = f"{code(found.evaluation.tuned)} against {code(found.evaluation.base)}, points of a hundred"
+    models = f"{code(found.evaluation.tuned)} against {code(found.evaluation.base)}, percentage points"
     return "\n".join([*lines, "", f"{models}.", *(f"- {escaped(n)}" for n in found.evaluation.notices), ""])
 
 

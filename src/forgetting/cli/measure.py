@@ -15,6 +15,7 @@ from ..display.markdown import code, escaped
 from ..display.numbers import fixed
 from ..display.tables import Shown
 from ..errors import UsageError, visible
+from ..files import PACKED
 from . import options as o
 from .printing import print_shown, quiet_libraries, say_notices
 from .summaries import (
@@ -72,8 +73,9 @@ class ProbeOptions:
         list[str] | None,
         typer.Option(
             metavar="[NAME=]PROMPTS",
-            help="Measure on the base model's own answers to prompts: a .jsonl, .csv or .txt file or a Hub id, "
-            "`default` (240 of ours) or `miniature`; a row a kind of prompt. Repeat for several.",
+            help="Measure on the base model's own answers to prompts: a file (.jsonl, .json, .csv, .tsv, .parquet, "
+            ".txt, also as .gz), a Hub id, `default` (240 of ours) or `miniature`; a row a kind of prompt. "
+            "Repeat for several.",
         ),
     ] = None
     probe_tokens: Annotated[
@@ -101,13 +103,20 @@ class ProbeOptions:
         for item in self.probe or ():
             name, source = _named(item)
             config = validated(ProbeConfig, {"probe": source, "seed": seed, **how}, "--probe")
-            parts = by_kind(name or re.sub(r"[^A-Za-z0-9_-]+", "-", Path(source).stem).strip("-") or "probe", config)
+            parts = by_kind(name or _probe_name(source), config)
             if twice := parts.keys() & found.keys():
                 raise UsageError(
                     f"--probe: two texts of the name '{min(twice)}'; give each its own, as in NAME={source}"
                 )
             found |= parts
         return found
+
+
+def _probe_name(source: str) -> str:
+    """The file's name without its suffixes, or the last part of a Hub id."""
+    path = Path(source)
+    stem = Path(path.stem).stem if path.suffix.lower() in PACKED else path.stem
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "probe"
 
 
 TaskText = Annotated[
@@ -448,7 +457,7 @@ def _summary(verdict: CheckResult) -> list[str]:
         lines.append(f"| {one.label} | {fixed(found.value)} | {found.se_text} |")
     mean = result.forgetting
     where = f"{code(result.tuned)} against {code(result.base)} on {code(result.text)}"
-    tail = f"{mean.n_tokens:,} tokens in {mean.n_documents:,} documents, nats/token, {verdict.confidence:.0%} bounds"
+    tail = f"{mean.extent}, nats/token, {verdict.confidence:.0%} bounds"
     return [*lines, "", f"{where}: {tail}.", *(f"- {escaped(n)}" for n in result.notices), ""]
 
 

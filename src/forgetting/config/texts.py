@@ -57,8 +57,8 @@ class ProbeConfig(Section):
 
     probe: str = Field(
         min_length=1,
-        description="prompts: a .jsonl, .csv or .txt file or a Hub id; `default`, 240 of our own in six kinds; or "
-        "`miniature`, on its world in three",
+        description="prompts: a file (.jsonl, .json, .csv, .tsv, .parquet, .txt, also as .gz) or a Hub id; "
+        "`default`, 240 of our own in six kinds; or `miniature`, on its world in three",
     )
     kind: str | None = Field(default=None, description="only the prompts of this kind")
     max_new_tokens: int | None = Field(

@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import files
 from ..config.schema import TextConfig
+from ..display.numbers import share_of
 from ..errors import UsageError
 
 Row = dict[str, Any]
@@ -215,9 +216,9 @@ def _conversation(config: TextConfig, row: Row, index: int, shape: Shape) -> Doc
     elif shape.kind == "dpo":
         turns, given, pair = _chosen(config, row, where)
     else:
-        turns = _turns(row.get(shape.columns[0]), where, shape.columns[0])
+        turns = messages_of(row.get(shape.columns[0]), where, shape.columns[0])
     if shape.kind in ("sharegpt", "dpo") and turns[0]["role"] != "system":
-        turns, added = _with_system(turns, row.get("system"))
+        turns, added = with_system(turns, row.get("system"))
         given, pair = given + added * bool(given), pair and not added
     tools = _json_column(row, "tools", list, where)
     options = _json_column(row, "chat_template_kwargs", dict, where)
@@ -231,18 +232,19 @@ def _conversation(config: TextConfig, row: Row, index: int, shape: Shape) -> Doc
     )
 
 
-def _with_system(turns: list[Message], system: Any) -> tuple[list[Message], bool]:
+def with_system(messages: list[Message], system: Any) -> tuple[list[Message], bool]:
+    """Messages after a row's system prompt, and whether it has one."""
     if not isinstance(system, str) or not system.strip():
-        return turns, False
-    return [{"role": "system", "content": system}, *turns], True
+        return messages, False
+    return [{"role": "system", "content": system}, *messages], True
 
 
 def _completion(config: TextConfig, row: Row, where: str) -> tuple[list[Message], int, bool]:
     """A prompt and its completion: two texts, or two lists of messages, of which the second is learned."""
     prompt, answer = row.get(config.prompt_column), row.get(config.completion_column)
     if _is_list(prompt) and _is_list(answer):
-        before = _turns(prompt, where, config.prompt_column)
-        return [*before, *_turns(answer, where, config.completion_column)], len(before), False
+        before = messages_of(prompt, where, config.prompt_column)
+        return [*before, *messages_of(answer, where, config.completion_column)], len(before), False
     return (
         [
             {"role": "user", "content": text(prompt, where, config.prompt_column)},
@@ -259,15 +261,17 @@ def _chosen(config: TextConfig, row: Row, where: str) -> tuple[list[Message], in
     prompt = next((row[name] for name in prompts if row.get(name) is not None), None)
     chosen = row.get("chosen")
     if _is_list(chosen):
-        turns = _turns(chosen, where, "chosen")
+        turns = messages_of(chosen, where, "chosen")
         if turns[0]["role"] != "assistant" or prompt is None:
             return turns, 0, False
-        before = _turns(prompt, where, "prompt") if _is_list(prompt) else [{"role": "user", "content": str(prompt)}]
+        before = (
+            messages_of(prompt, where, "prompt") if _is_list(prompt) else [{"role": "user", "content": str(prompt)}]
+        )
         return [*before, *turns], len(before), False
     if prompt is None:
         raise UsageError(f"{where}: column 'chosen' is {_came(chosen)}, with no prompt in {', '.join(prompts[1:])}")
     if _is_list(prompt):
-        before = _turns(prompt, where, "prompt")
+        before = messages_of(prompt, where, "prompt")
         return [*before, {"role": "assistant", "content": text(chosen, where, "chosen")}], len(before), False
     return (
         [
@@ -294,10 +298,15 @@ def _exchange(row: Row, where: str, pair: Pair) -> list[Message]:
         {"role": "user", "content": "\n".join(filter(None, asked))},
         {"role": "assistant", "content": text(row.get(pair.answer), where, pair.answer, or_null=True)},
     ]
-    return _with_system(turns, row.get(pair.system))[0] if pair.system else turns
+    return with_system(turns, row.get(pair.system))[0] if pair.system else turns
 
 
-def _turns(value: Any, where: str, column: str) -> list[Message]:
+def messages_of(value: Any, where: str, column: str) -> list[Message]:
+    """The messages of a cell, each with its role and content, ShareGPT's `from` and `value` among them.
+
+    Raises:
+        UsageError: it holds something else; names the row and message.
+    """
     where = f"{where}: column '{column}'"
     if isinstance(value, str) and value.lstrip().startswith("["):  # a cell of a CSV
         value = files.parse_json(value, where)
@@ -380,7 +389,7 @@ def row_id(row: Row, index: int) -> str:
 
 def empty_rows(count: int, empty: int) -> list[str]:
     """A notice of rows that are left out."""
-    return [f"{empty} of {count} rows are empty and left out"] if empty else []
+    return [f"{share_of(empty, count, 'row', 'is')} empty and left out"] if empty else []
 
 
 def _holds(value: Any) -> bool:

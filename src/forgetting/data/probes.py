@@ -21,18 +21,24 @@ from numpy.typing import NDArray
 
 from .. import files
 from ..config.schema import ProbeConfig, TextConfig
+from ..display.numbers import few, several, share_of
 from ..errors import ForgettingError, UsageError, did_you_mean
 from .chats import Chats
-from .formats import Document
-from .readers import check_words, encodable
+from .formats import Document, empty_rows, messages_of, with_system
+from .readers import check_header, check_words, column_mark, encodable
+from .readers import kind as file_kind
 from .sources import read_rows
 from .windows import Windows
 
 DEFAULT, MINIATURE = "default", "miniature"
 PROMPTS = ("prompt", "instruction", "question", "goal", "text")
 """Columns in which a prompt is looked for, after `messages`."""
+DIALOGUES = ("conversations", "turns")
+"""Columns of whole dialogues, looked for last: ShareGPT's messages, and MT-bench's list of what the user asks."""
 KINDS = ("kind", "category", "type")
 """Columns in which its kind is looked for."""
+COLUMNS = frozenset(("messages", *PROMPTS, *DIALOGUES, *KINDS, "id", "input", "system"))
+"""All that are read, whatever the case of their letters."""
 OURS = Path(__file__).parent / "prompts.jsonl"
 Ids = NDArray[np.int32]
 
@@ -45,11 +51,13 @@ class Prompt:
         id: unique in its file.
         kind: what sort of prompt it is; empty where the file says none.
         messages: a conversation that ends before the answer.
+        place: in its file, such as `line 3`.
     """
 
     id: str
     kind: str
     messages: tuple[Mapping[str, Any], ...]
+    place: str
 
     @property
     def text(self) -> str:
@@ -61,18 +69,29 @@ def read_probe(config: ProbeConfig) -> list[Prompt]:
     """The prompts of a probe, of one kind where it names one.
 
     Raises:
-        UsageError: no such file, a row without a prompt, no prompt of that kind; names file and line.
+        UsageError: no such file, a row that holds no prompt, no prompt of that kind; names file and line.
         ForgettingError: the Hub cannot be reached.
     """
-    prompts = _prompts(config.probe)
-    if config.kind is None:
-        return prompts
-    chosen = [prompt for prompt in prompts if prompt.kind == config.kind]
+    return prompts_and_notices(config)[0]
+
+
+def prompts_and_notices(config: ProbeConfig) -> tuple[list[Prompt], list[str]]:
+    """As `read_probe`, and notices of what is left out: empty rows of the file, and prompts that stand there before."""
+    prompts, notices = _prompts(config.probe)
+    chosen = [prompt for prompt in prompts if config.kind in (None, prompt.kind)]
     if not chosen:
         known = kinds_of(prompts)
-        why = did_you_mean(config.kind, known) if known else "its prompts have no field `kind`"
+        why = did_you_mean(str(config.kind), known) if known else "its prompts have no field `kind`"
         raise UsageError(f"{config.probe}: no prompt of kind '{config.kind}'; {why}")
-    return chosen
+    distinct = list({_content(prompt): prompt for prompt in reversed(chosen)}.values())[::-1]
+    if copies := len(chosen) - len(distinct):
+        what = "a copy of another one" if copies == 1 else "copies of others"
+        notices.append(f"{share_of(copies, len(chosen), 'prompt', 'is')} {what} and left out")
+    return distinct, notices
+
+
+def _content(prompt: Prompt) -> str:
+    return json.dumps(prompt.messages, sort_keys=True, default=str)
 
 
 def kinds_of(prompts: Sequence[Prompt]) -> list[str]:
@@ -90,78 +109,122 @@ def by_kind(name: str, config: ProbeConfig) -> dict[str, ProbeConfig]:
     Raises:
         UsageError: as `read_probe`, or some of the prompts have a kind and others none.
     """
-    prompts = read_probe(config)
+    prompts, _ = _prompts(config.probe)
     kinds = kinds_of(prompts)
     if config.kind is not None or not kinds:
         return {name: config}
     if without := next((prompt for prompt in prompts if not prompt.kind), None):
-        raise UsageError(f"{config.probe}: prompt '{without.id}' has no kind, and others have; give all or none one")
+        raise UsageError(
+            f"{config.probe}, {without.place}: no kind, and other prompts have one ({few(kinds)}); give all or none one"
+        )
     before = "" if name in (DEFAULT, MINIATURE) else f"{name}-"
     return {before + re.sub(r"[^A-Za-z0-9_-]+", "-", kind): config.model_copy(update={"kind": kind}) for kind in kinds}
 
 
-def _prompts(source: str) -> list[Prompt]:
+def _prompts(source: str) -> tuple[list[Prompt], list[str]]:
+    """All prompts of a source, copies among them, and a notice of its empty rows."""
     if source == MINIATURE:
         from .miniature import probe_rows
 
-        rows: Iterator[tuple[int, Mapping[str, Any]]] = enumerate(probe_rows(), start=1)
+        unit, rows = "row", list[tuple[int, Mapping[str, Any]]](enumerate(probe_rows(), start=1))
     else:
-        rows = _rows(source)
-    found = [_prompt(row, number, source) for number, row in rows]
+        unit, found_rows = _rows(source)
+        rows = list(found_rows)
+    found = [prompt for number, row in rows if (prompt := _prompt(row, number, unit, source)) is not None]
     if not found:
-        raise UsageError(f"{source}: no prompt in it")
-    counts = Counter(prompt.id for prompt in found)
+        what = f": {several(len(rows), 'row')}, none with text" if rows else ""
+        raise UsageError(f"{source}: no prompt in it{what}")
+    distinct = {(prompt.kind, _content(prompt)): prompt.id for prompt in found}
+    counts = Counter(distinct.values())
     if twice := next((name for name, times in counts.items() if times > 1), None):
         raise UsageError(f"{source}: {counts[twice]} prompts have the id '{twice}'; give each its own")
-    return found
+    return found, empty_rows(len(rows), len(rows) - len(found))
 
 
-def _rows(source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Rows by line of a file, or by place in a data set."""
+def _rows(source: str) -> tuple[str, Iterator[tuple[int, Mapping[str, Any]]]]:
+    """Rows with their numbers, and what these count: lines of a file, or rows."""
     path = OURS if source == DEFAULT else Path(source).expanduser()
-    if path.suffix not in (".jsonl", ".csv", ".txt"):
+    suffix = file_kind(path)
+    if path.is_dir() or suffix not in (".jsonl", ".ndjson", ".csv", ".tsv", ".txt"):
         found, _ = read_rows(TextConfig(source=source))
-        yield from enumerate(found, start=1)
-        return
+        return "row", enumerate(found, start=1)
     if not path.exists():
         raise UsageError(f"{path}: no such file")
-    if path.suffix == ".jsonl":
-        yield from files.json_rows(path)
-        return
+    if suffix in (".jsonl", ".ndjson"):
+        return "line", files.json_rows(path)
     text = files.read_text(path, encoding="utf-8-sig")
-    if path.suffix == ".txt":
+    if suffix == ".txt":
         lines = enumerate(re.split(r"\r\n|[\r\n]", text), start=1)
-        yield from ((number, {"prompt": line}) for number, line in lines if line.strip())
-        return
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+        return "line", ((number, {"prompt": line}) for number, line in lines if line.strip())
+    return "line", _table(text, path)
+
+
+def _table(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Rows of a CSV or TSV file."""
+    mark = column_mark(text, path)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     try:
-        files.check_table(len(reader.fieldnames or []), 0, source)
+        files.check_table(len(reader.fieldnames or []), 0, str(path))
+        check_header(text, mark, path)
         for row in reader:
+            if None in row:
+                raise UsageError(
+                    f"{path}, line {reader.line_num}: more fields than the header; texts that hold {mark!r} need quotes"
+                )
             yield reader.line_num, row
     except csv.Error as error:
-        raise UsageError(f"{source}, line {reader.line_num}: not CSV: {error}") from None
+        raise UsageError(f"{path}, after line {reader.line_num}: not read as a table: {error}") from None
 
 
-def _prompt(row: Mapping[str, Any], line: int, source: str) -> Prompt:
-    where = f"{source}, line {line}"
-    row = encodable(dict(row))
+def _prompt(row: Mapping[str, Any], number: int, unit: str, source: str) -> Prompt | None:
+    """The prompt of a row; None where the row is empty."""
+    where = f"{source}, {unit} {number}"
+    row = _in_small_letters(encodable(dict(row)), where)
+    messages = _messages(row, where)
+    if messages is None:
+        return None
     kind = next((row[name] for name in KINDS if row.get(name)), "")
     if not isinstance(kind, str):
         raise UsageError(f"{where}: kind: got {kind!r:.60}; a text is needed")
     given = row.get("id")
-    return Prompt(str(line if given in (None, "") else given), kind.strip(), _messages(row, where))
+    return Prompt(str(number if given in (None, "") else given), kind.strip(), messages, f"{unit} {number}")
 
 
-def _messages(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
-    if row.get("messages") is not None:
-        return _turns(row["messages"], where)
-    column = next((name for name in PROMPTS if name in row), None)
+def _in_small_letters(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A row whose columns that are read have their names in small letters: `Prompt` is `prompt` where there is none."""
+    found = dict(row)
+    for name in row:
+        small = name.lower()
+        if small not in COLUMNS or small in row:
+            continue
+        same = [other for other in row if other.lower() == small]
+        if len(same) > 1:
+            raise UsageError(f"{where}: columns {' and '.join(same)} differ in case only; name the right one '{small}'")
+        found[small] = found.pop(name)
+    return found
+
+
+def _messages(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...] | None:
+    if not _blank(row.get("messages")):
+        return _asked(row["messages"], where)
+    column = next((name for name in (*PROMPTS, *DIALOGUES) if name in row), None)
     if column is None:
+        if "messages" in row or all(map(_blank, row.values())):
+            return None
         raise UsageError(f"{where}: no prompt; fields: {', '.join(map(str, row))[:200]}; give one of messages, "
-                         f"{', '.join(PROMPTS)}")  # fmt: skip
+                         f"{', '.join((*PROMPTS, *DIALOGUES))}, in any case")  # fmt: skip
     value = row[column]
+    if _blank(value):
+        return None
+    if column == "conversations":
+        messages = messages_of(value, where, column)
+        return _asked(
+            messages if messages[0]["role"] == "system" else with_system(messages, row.get("system"))[0], where
+        )
+    if column == "turns" and isinstance(value, list) and isinstance(value[0], str):
+        value = value[0]
     if isinstance(value, list):
-        return _turns(value, where)
+        return _asked(value, where)
     if not isinstance(value, str) or not value.strip():
         raise UsageError(f"{where}: {column}: got {value!r:.60}; a text is needed")
     more = row.get("input") if column == "instruction" else None  # Alpaca's
@@ -171,7 +234,17 @@ def _messages(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ..
     return ({"role": "user", "content": value},)
 
 
-def _turns(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
+def _blank(value: Any) -> bool:
+    """Whether a cell holds nothing: null, white space, or messages of nothing else."""
+    if isinstance(value, list):
+        return all(map(_blank, value))
+    if isinstance(value, Mapping):
+        said = [value[name] for name in ("content", "value") if name in value]
+        return bool(said) and all(map(_blank, said))
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def _asked(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
     """Messages up to the last of the user."""
     fine = isinstance(value, list) and all(
         isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
@@ -179,13 +252,13 @@ def _turns(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
     )
     if not fine:
         raise UsageError(f"{where}: messages: got {value!r:.60}; a list of {{role, content}} is needed")
-    turns = [{"role": turn["role"], "content": turn["content"]} for turn in value]
-    while turns and turns[-1]["role"] == "assistant":
-        turns.pop()
-    if not turns or not turns[-1]["content"].strip():
+    messages = [{"role": turn["role"], "content": turn["content"]} for turn in value]
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    if not messages or not messages[-1]["content"].strip():
         raise UsageError(f"{where}: messages: no turn of the user to answer")
-    check_words(turns[-1]["content"], where)
-    return tuple(turns)
+    check_words(messages[-1]["content"], where)
+    return tuple(messages)
 
 
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> tuple[list[Ids], list[str]]:

@@ -173,9 +173,8 @@ def _csv(path: Path, _config: TextConfig) -> Iterator[Row]:
     import pandas as pd
 
     text = files.read_text(path, encoding="utf-8-sig")
-    header = text.lstrip().partition("\n")[0]
-    mark = "\t" if kind(path) == ".tsv" else (";" if ";" in header and "," not in header else ",")
-    files.check_table(header.count(mark) + 1, 0, str(path))
+    mark = column_mark(text, path)
+    files.check_table(text.lstrip().partition("\n")[0].count(mark) + 1, 0, str(path))
     if not text.strip():
         return iter([])
     try:
@@ -187,7 +186,7 @@ def _csv(path: Path, _config: TextConfig) -> Iterator[Row]:
             at = f" in or before row {row}" if row.isdigit() and row != "0" else ""
             raise UsageError(f'{path}: not read as a table: a quote (") is opened{at} and never closed') from None
         raise UsageError(f"{path}: not read as a table: {problem}; texts that hold {mark!r} need quotes") from None
-    _check_header(text, mark, path)
+    check_header(text, mark, path)
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes fields beyond the header for names of the rows
         raise UsageError(f"{path}: rows have more fields than the header; texts that hold {mark!r} need quotes")
     files.check_table(len(table.columns), len(table), str(path))
@@ -198,8 +197,18 @@ def _csv(path: Path, _config: TextConfig) -> Iterator[Row]:
     )
 
 
-def _check_header(text: str, mark: str, path: Path) -> None:
-    """Refuse a name that stands twice in a header: pandas gives the second another name and says nothing."""
+def column_mark(text: str, path: Path) -> str:
+    """What stands between the columns of a table: a tab in TSV; a semicolon where the header has one and no comma."""
+    header = text.lstrip().partition("\n")[0]
+    return "\t" if kind(path) == ".tsv" else (";" if ";" in header and "," not in header else ",")
+
+
+def check_header(text: str, mark: str, path: Path) -> None:
+    """Refuse a name that stands twice in a header: readers take the last one, or rename it, and say nothing.
+
+    Raises:
+        UsageError: as said.
+    """
     names = next(csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=mark), [])
     if twice := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
         raise UsageError(f"{path}: column '{twice[0]:.60}' stands {names.count(twice[0])} times in the header")

@@ -115,6 +115,17 @@ def several(number: float, noun: str) -> str:
     return f"{said} {noun}{'' if said == '1' else 's'}"
 
 
+def share_of(number: int, whole: int, noun: str, verb: str) -> str:
+    """So many of a whole with their verb: `is`, `was` or `has`.
+
+    Examples:
+        >>> share_of(1, 6, "answer", "was"), share_of(2, 6, "row", "is")
+        ('1 of 6 answers was', '2 of 6 rows are')
+    """
+    plural = {"is": "are", "was": "were", "has": "have"}
+    return f"{number:,} of {several(whole, noun)} {verb if number == 1 else plural[verb]}"
+
+
 def few(names: Iterable[str], most: int = 8) -> str:
     """The first of many names, and how many more there are.
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..display.charts import Chart, floats, plain_layout, plotly_figure
-from ..display.numbers import fixed, p_value, signed
+from ..display.numbers import fixed, p_value, several, signed
 from ..display.tables import Result, Shown
 from . import quantities
 from .estimate import Mean, clustered_mean, holm
@@ -116,7 +116,7 @@ class Chain(Result):
         most = self.lost_most
         total = f"{fixed(self.total.value)} ± {self.total.se_text} nats/token"
         if most is None:
-            return f"no step is told apart from the one before as one that forgets; after all steps it is {total}"
+            return f"no step raises forgetting by more than its error; after all steps it is {total}"
         part = f"{fixed(most.part.value)} ± {most.part.se_text}"
         beside = self._beside(most)
         if most.part.value > self.total.value:  # later steps gave some of it back
@@ -172,8 +172,7 @@ class Chain(Result):
         """One row a step: the forgetting so far, the part of the step, p, agreement; and which step lost most."""
         mean, first = self.total, self.steps[0].so_far
         heading = [
-            f"{len(self.steps)} steps from {first.base} on {first.text}: {mean.n_tokens:,} tokens in "
-            f"{mean.n_documents:,} documents, {first.dtype}",
+            f"{several(len(self.steps), 'step')} from {first.base} on {first.text}: {mean.extent}, {first.dtype}",
             "forgetting in nats/token; of a step: difference to the step before, paired by token; p corrected (Holm)",
         ]
         corrected = self.p_holm

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..display.numbers import fixed
+from ..display.numbers import fixed, several
 from ..errors import UsageError
 
 
@@ -42,6 +42,11 @@ class Mean:
     def se_text(self) -> str:
         """The standard error as text, or `unknown`."""
         return fixed(self.se) if math.isfinite(self.se) else "unknown"
+
+    @property
+    def extent(self) -> str:
+        """On how much text, such as `1,200 tokens in 1 document`."""
+        return f"{several(self.n_tokens, 'token')} in {several(self.n_documents, 'document')}"
 
     def bound(self, confidence: float) -> float:
         """The one-sided half-width: value + bound is the upper confidence bound, value - bound the lower one.

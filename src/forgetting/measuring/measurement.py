@@ -16,7 +16,7 @@ from ..config.arguments import checked
 from ..data import array_cache
 from ..data.windows import Windows
 from ..display.charts import Chart, floats, plain_layout, plotly_figure
-from ..display.numbers import fixed
+from ..display.numbers import fixed, several
 from ..display.tables import Result, Shown
 from ..errors import UsageError, did_you_mean
 from ..models.loading import Placement
@@ -166,11 +166,11 @@ class Measurement(Result):
     def shown(self) -> list[Shown]:
         """What was compared on how much text, every quantity with its standard error, notices."""
         mean = self.forgetting
-        of_all = "" if mean.n_documents == self.documents_in_text else f" of {self.documents_in_text}"
-        heading = (
-            f"{self.tuned} against {self.base} on {self.text}: {mean.n_tokens:,} tokens in "
-            f"{mean.n_documents:,}{of_all} documents, {self.dtype}"
-        )
+        extent = mean.extent
+        if mean.n_documents != self.documents_in_text:
+            whole = several(self.documents_in_text, "document")
+            extent = f"{several(mean.n_tokens, 'token')} in {mean.n_documents:,} of {whole}"
+        heading = f"{self.tuned} against {self.base} on {self.text}: {extent}, {self.dtype}"
         rows = [
             (q.title, fixed(self.means[q.name].value), self.means[q.name].se_text, q.note) for q in quantities.SHOWN
         ]

@@ -19,8 +19,9 @@ import transformers
 
 from ..config.schema import ProbeConfig
 from ..data import array_cache
-from ..data.probes import Ids, Prompt, answer_windows, dump_answers, encode_prompts, load_answers, read_probe
+from ..data.probes import Ids, Prompt, answer_windows, dump_answers, encode_prompts, load_answers, prompts_and_notices
 from ..data.windows import Windows
+from ..display.numbers import several, share_of
 from ..errors import UsageError
 from ..files import no_room, write_atomically
 from ..models import adapters
@@ -41,8 +42,8 @@ def probe_windows(
 ) -> Windows:
     """The base model's answers as windows: one a prompt, the answer's tokens its targets.
 
-    Prompts that leave no room for an answer in the context, and empty answers, are left out; the windows' notices
-    count both, and answers that were cut.
+    Empty rows, copies of prompts, prompts that leave no room for an answer in the context, and empty answers are left
+    out; the windows' notices count them, and answers that were cut.
 
     Args:
         model: the base model, or a PeftModel around it.
@@ -58,21 +59,26 @@ def probe_windows(
     """
     if tokenizer is None:
         raise UsageError("live models need tokenizer=..., to write the prompts with")
-    prompts = read_probe(config)
+    prompts, notices = prompts_and_notices(config)
     ids, told = encode_prompts(prompts, tokenizer)
+    notices += told
     most = config.answer_tokens(context)
     room = context - most
     fits = [i for i, prompt in enumerate(ids) if 0 < len(prompt) <= room]
-    notices = list(told)
+    if room <= 0:
+        raise UsageError(
+            f"{config.source}: an answer of {several(most, 'token')} does not fit a context of {context}; lower "
+            "--probe-tokens (max_new_tokens)"
+        )
     if len(fits) < len(prompts):
         notices.append(
-            f"{len(prompts) - len(fits)} of {len(prompts)} prompts are left out: longer than the {max(room, 0)} tokens "
-            f"that answers of {most} leave of a context of {context}"
+            f"{share_of(len(prompts) - len(fits), len(prompts), 'prompt', 'is')} left out: longer than the "
+            f"{several(room, 'token')} that answers of {most} leave of a context of {context}"
         )
     if not fits:
         raise UsageError(
-            f"{config.source}: no prompt is short enough: answers of {most} tokens leave "
-            f"{max(room, 0)} of a context of {context}; give fewer max_new_tokens (--probe-tokens) or a larger context"
+            f"{config.source}: no prompt is short enough: answers of {several(most, 'token')} leave {room} of a "
+            f"context of {context}; lower --probe-tokens (max_new_tokens), or give a larger context"
         )
     chosen = [prompts[i] for i in fits]
     asked = [ids[i] for i in fits]
@@ -95,12 +101,15 @@ def _windows(
     ends = set(end_tokens(model, tokenizer))
     said = [i for i, answer in enumerate(answers) if any(int(token) not in ends for token in answer)]
     if len(said) < len(answers):
-        notices.append(f"{len(answers) - len(said)} of {len(answers)} answers are empty and left out")
+        notices.append(f"{share_of(len(answers) - len(said), len(answers), 'answer', 'is')} empty and left out")
     if not said:
-        raise UsageError(f"{config.source}: the base model answers nothing to any of {len(answers)} prompts")
+        raise UsageError(f"{config.source}: the base model answers nothing to any of {several(len(answers), 'prompt')}")
     cut = sum(int(answers[i][-1]) not in ends for i in said)
     if cut:
-        notices.append(f"{cut} of {len(answers)} answers were cut at {config.max_new_tokens} tokens")
+        most = several(config.max_new_tokens or 0, "token")
+        notices.append(f"{share_of(cut, len(answers), 'answer', 'was')} cut at {most}")
+    if len(said) == 1:
+        notices.append("one answer, so no standard error can be given; give more prompts")
     made = answer_windows([asked[i] for i in said], [answers[i] for i in said], [prompts[i].id for i in said])
     return replace(made, notices=tuple(notices))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..config.arguments import checked
 from ..display.charts import Chart, floats, marker, plain_layout, plotly_figure
-from ..display.numbers import fixed, p_value
+from ..display.numbers import fixed, p_value, several
 from ..display.tables import Result, Shown
 from ..errors import UsageError, did_you_mean
 from . import quantities
@@ -96,7 +96,8 @@ class Profile(Result):
     def shown(self) -> list[Shown]:
         """One row a text: excess forgetting with its 95 % interval and Holm's p, agreement, how much was measured."""
         heading = [
-            f"{self.first.tuned} against {self.first.base} on {len(self.measurements)} texts, {self.first.dtype}",
+            f"{self.first.tuned} against {self.first.base} on {several(len(self.measurements), 'text')}, "
+            f"{self.first.dtype}",
             "forgetting in nats/token; intervals of 95 %; p of no forgetting, corrected for all texts (Holm)",
         ]
         corrected = self.p_holm

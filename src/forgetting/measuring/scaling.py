@@ -147,14 +147,15 @@ class Scaling(Result):
             return f"at scale 1 forgetting is {fixed(whole.value)} ± {whole.se_text} nats/token; no budget was given"
         if chosen.scale == 1:
             return (
-                f"the adapter keeps within the budget {budget:g} as it is: forgetting {fixed(whole.value)} nats/token, "
-                f"at most {fixed(self.judged(chosen).high)}"
+                f"the adapter keeps within the budget {budget:g} as it is: forgetting {fixed(whole.value)} ± "
+                f"{whole.se_text} nats/token, at most {fixed(self.judged(chosen).high)}"
             )
         if chosen.scale == 0:
             least = self.points[1]
+            forgetting = f"{fixed(least.forgetting.value)} ± {least.forgetting.se_text}"
             return (
                 f"no scale keeps within the budget {budget:g} but 0, the base model itself: at scale {least.scale:g}, "
-                f"the smallest that was measured, forgetting is {fixed(least.forgetting.value)} nats/token, at most "
+                f"the smallest that was measured, forgetting is {forgetting} nats/token, at most "
                 f"{fixed(self.judged(least).high)}"
             )
         mean = chosen.forgetting
@@ -204,7 +205,7 @@ class Scaling(Result):
     def shown(self) -> list[Shown]:
         """The answer in words, and a row a scale."""
         first = self.points[0].forgetting
-        on = f"{first.n_tokens:,} tokens in {first.n_documents:,} documents of {self.text}"
+        on = f"{first.extent} of {self.text}"
         heading = [self.sentence(), f"{self.tuned} against {self.base}, {on}, {self.dtype}; nats/token"]
         columns = ("scale", "forgetting", "± se", *(("task loss", "± se", "cost", "± se") if self.task_text else ()))
         rows = []

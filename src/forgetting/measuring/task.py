@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..display.numbers import fixed
+from ..display.numbers import fixed, several
 from .estimate import Mean
 from .verdict import LEAST, check_confidence, exit_code_of
 
@@ -47,16 +47,17 @@ class Improvement:
     def sentence(self) -> str:
         """The verdict in words."""
         gain = f"{fixed(self.gain.value)} ± {self.gain.se_text} nats/token"
-        change = f"its loss changed by {fixed(0 - self.gain.value)} ± {self.gain.se_text} nats/token"
+        span = f"{fixed(self.low)} to {fixed(self.high)}"
         match self.verdict:
             case "improved":
-                return f"the task improved by {gain}, at least {fixed(self.low)}"
+                return f"the task improved by {gain}, {span}"
             case "not improved":
+                change = f"its loss changed by {fixed(0 - self.gain.value)} ± {self.gain.se_text} nats/token"
                 return f"the task did not improve: {change}, at best {fixed(0 - self.high)}"
         if self.gain.n_documents < LEAST:
-            return f"undecided whether the task improved: {self.gain.n_documents} documents; give at least {LEAST}"
-        span = f"{fixed(0 - self.high)} to {fixed(0 - self.low)}"
-        return f"undecided whether the task improved: {change}, {span}"
+            documents = several(self.gain.n_documents, "document")
+            return f"undecided whether the task improved: {documents}; give at least {LEAST}"
+        return f"undecided whether the task improved: improved by {gain}, {span}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
