@@ -73,6 +73,8 @@ def test_p_is_students_and_holms(profile: Profile) -> None:
     assert made.p_holm["b"] == pytest.approx(2 * p["b"])
     assert made.to_dict()["texts"]["few"]["p_holm"] is None
     assert "unknown" in made.shown()[0].text()
+    assert " on 5 texts, float32" in made.shown()[0].text()
+    assert " on 1 text, float32" in with_means(profile, a=Mean(0.3, 0.1, 90, 11)).shown()[0].text()
 
 
 def test_over_is_said_in_at_most_five_of_a_hundred_profiles() -> None:

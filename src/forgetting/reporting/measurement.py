@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import numpy as np
 
-from ..display.numbers import finite, fixed, p_value
+from ..display.numbers import finite, fixed, p_value, several
 from ..measuring.quantities import SHARE, SHOWN
 
 if TYPE_CHECKING:
@@ -117,13 +117,15 @@ def noise_rows(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def environment() -> jinja2.Environment:
     """Where the templates of single pages are found; every text in them is escaped."""
-    return jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["several"] = several
+    return made
 
 
 def number(value: float | None) -> str:
