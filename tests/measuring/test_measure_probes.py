@@ -215,7 +215,7 @@ def test_empty_rows_and_copies_are_counted_and_one_answer_has_no_error(
         ("a.csv", 'type,prompt\nk,"one, two"\n', "one, two"),
         ("a.txt", "\ufefffirst\r\n\r\n", "first"),
         ("a.json", '[{"prompt": "p"}]', "p"),
-        ("a.csv", "Prompt,Category\n,\nhi,k\n", "hi"),
+        ("a.csv", "Prompt,Category\n,,\nhi,k\n", "hi"),
         ("a.csv", "kind;Prompt\nk;one, two\n", "one, two"),
         ("a.tsv", 'Type\tQUESTION\nk\twhy, "so"\n', 'why, "so"'),
         (

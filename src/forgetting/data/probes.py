@@ -167,7 +167,7 @@ def _table(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         files.check_table(len(reader.fieldnames or []), 0, str(path))
         check_header(text, mark, path)
         for row in reader:
-            if None in row:
+            if not _blank(row.pop(None, [])):
                 raise UsageError(
                     f"{path}, line {reader.line_num}: more fields than the header; texts that hold {mark!r} need quotes"
                 )
