@@ -121,7 +121,7 @@ def test_wrong_texts_are_named_before_anything_runs(config: StudyConfig, tmp_pat
     for texts, why in (
         ({"a": {"probe": "gone.jsonl"}}, r"texts\.a: gone\.jsonl: no such file"),
         ({"a": {"source": "gone.txt"}}, r"texts\.a: gone\.txt: no such file"),
-        ({"a": {"probe": "default", "max_new_tokens": 16}}, r"texts\.a: answers to default: no prompt is short enough"),
+        ({"a": {"probe": "default", "max_new_tokens": 16}}, r"texts\.a: answers to default: an answer of 16 tokens"),
     ):
         fields = config.model_dump(mode="json") | {"texts": texts}
         with pytest.raises(UsageError, match=why):
