@@ -11,9 +11,9 @@ import typer
 
 from ..display.markdown import code, escaped
 from ..display.numbers import fixed, p_value, signed
-from ..errors import UsageError, visible
+from ..errors import UsageError
 from . import options as o
-from .measure import Base, DeviceMap, with_fields
+from .measure import Base, DeviceMap, one_text, say_page
 from .printing import print_shown, quiet_libraries, say_notices
 from .summaries import write
 
@@ -103,9 +103,7 @@ def chain_command(
     step before, paired by token, with its standard error clustered by document, and p corrected for all steps (Holm).
     """
     chosen = how.given()
-    if text is None and text_field:
-        raise UsageError("--text-field: says how to read --text, which is missing")
-    source = None if text is None else with_fields(text, text_field or [])
+    source = one_text(text, text_field)
     quiet_libraries()
     from ..measuring.chain import chain
 
@@ -120,8 +118,7 @@ def chain_command(
         typer.echo(json.dumps(found.to_dict()))
     else:
         print_shown([replace(part, notes=()) for part in found.shown()])
-        if html is not None:
-            typer.echo(f"report: {visible(str(html))}")
+    say_page(html, as_json=as_json)
     say_notices(found.all_notices)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config.steps import NAME
 from ..display.markdown import code, escaped
 from ..display.numbers import fixed
 from ..display.tables import Shown
@@ -128,8 +129,6 @@ TaskText = Annotated[
 TaskField = Annotated[
     list[str] | None, typer.Option(metavar="NAME=VALUE", help="How to read --task-text, as --text-field.")
 ]
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-"""Of a text; a Hub id or a path before an equals sign is none."""
 Html = Annotated[Path | None, typer.Option("--html", help="Also write a report page: where it forgot, token by token.")]
 
 
@@ -210,7 +209,7 @@ def measure_command(
             typer.echo(json.dumps(found.to_dict()))
         else:
             print_shown([replace(part, notes=()) for part in found.shown()])
-        _say_page(html, as_json=as_json)
+        say_page(html, as_json=as_json)
         say_notices(found.notices)
         return
     from ..measuring.measure import measure
@@ -224,7 +223,7 @@ def measure_command(
         where = "--html FILE shows in which tokens and documents; " if html is None else ""
         next_ = f"next: {where}`forgetting evaluate` with the same two models shows which answers were lost"
         print_shown([*replace(result, notices=()).shown(), Shown([next_])])
-    _say_page(html, as_json=as_json)
+    say_page(html, as_json=as_json)
     say_notices(result.notices)
 
 
@@ -265,9 +264,7 @@ def check_command(
     """
     check_undecided(strict, allow_undecided)
     how = measuring.given(models)
-    if task_text is None and task_field:
-        raise UsageError("--task-field: says how to read --task-text, which is missing")
-    how["task_text"] = None if task_text is None else with_fields(task_text, task_field or [], "--task-field")
+    how["task_text"] = one_text(task_text, task_field, "--task-text", "--task-field")
     quiet_libraries()
     source = _with_probes(texts_of(text, text_field), probing.texts(measuring.seed))
     found = _checked(base, tuned, source, budget, confidence, how)
@@ -278,12 +275,12 @@ def check_command(
     if junit is not None:
         write(junit, _as_junit(found, profile, strict=strict, allow_undecided=allow_undecided))
     typer.echo(json.dumps(found.to_dict()) if as_json else "\n".join(map(visible, found.sentences())))
-    _say_page(html, as_json=as_json)
+    say_page(html, as_json=as_json)
     say_notices([*(found.task.notices if found.task else ()), *profile.notices])
     raise typer.Exit(found.exit_code(strict=strict, allow_undecided=allow_undecided))
 
 
-def _say_page(html: Path | None, *, as_json: bool) -> None:
+def say_page(html: Path | None, *, as_json: bool) -> None:
     """Say which page was written."""
     if html is not None and not as_json:
         typer.echo(f"report: {visible(str(html))}")
@@ -322,13 +319,9 @@ def texts_of(
         UsageError: a text without a name among several, two of one name, a field that no text has, or a value that it
             does not take.
     """
-    if not sources:
-        if given:
-            raise UsageError("--text-field: says how to read --text, which is missing")
-        return None
-    split = [_named(source) for source in sources]
-    if len(split) == 1 and split[0][0] is None:
-        return with_fields(sources[0], given or [])
+    split = [_named(source) for source in sources or []]
+    if len(split) <= 1 and not any(name for name, _ in split):
+        return one_text(next(iter(sources or []), None), given)
     names = [name for name, _ in split]
     if None in names:
         plain = next(source for name, source in split if name is None)
@@ -392,6 +385,21 @@ def budgets_of(given: list[str], names: list[str] | None) -> Any:
         raise UsageError(f"--budget: no text '{unknown[0]}'; texts: {', '.join(names)}")
     rest = dict.fromkeys(names, found[None]) if None in found else {}
     return rest | {key: value for key, value in found.items() if key is not None}
+
+
+def one_text(
+    source: str | None, given: list[str] | None, option: str = "--text", fields: str = "--text-field"
+) -> str | TextConfig | None:
+    """The text of an option with the fields that say how to read it; None where it was not given.
+
+    Raises:
+        UsageError: fields without a text, and what `with_fields` raises.
+    """
+    if source is not None:
+        return with_fields(source, given or [], fields)
+    if given:
+        raise UsageError(f"{fields}: says how to read {option}, which is missing")
+    return None
 
 
 def with_fields(source: str, given: list[str], option: str = "--text-field") -> str | TextConfig:

@@ -12,7 +12,7 @@ import typer
 from ..display.tables import Shown
 from ..errors import UsageError
 from . import options as o
-from .measure import Base, Html, PassOptions, TextField, with_fields
+from .measure import Base, Html, PassOptions, TextField, one_text
 from .printing import print_shown, quiet_libraries, say, say_notices
 from .summaries import Confidence, write
 
@@ -67,10 +67,8 @@ def scale_command(
         from ..models.scaled_adapter import check_free
 
         check_free(folder)
-    if train is None and train_field:
-        raise UsageError("--train-field: says how to read --train, which is missing")
-    if text is None and text_field:
-        raise UsageError("--text-field: says how to read --text, which is missing")
+    task = one_text(train, train_field, "--train", "--train-field")
+    general = one_text(text, text_field)
     quiet_libraries()
     from ..measuring.scale import scale
 
@@ -79,8 +77,8 @@ def scale_command(
         adapter,
         budget=budget,
         confidence=confidence,
-        text=None if text is None else with_fields(text, text_field or []),
-        train=None if train is None else with_fields(train, train_field or [], "--train-field"),
+        text=general,
+        train=task,
         **measuring.given(models),
     )
     if html is not None:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from ..errors import UsageError, did_you_mean
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-"""Of a step; a Hub id or a path before an equals sign is none."""
+"""Of a step or a text; a Hub id or a path before an equals sign is none."""
 FIELDS = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "bits": ("4", "8"),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl,
 from ..config.arguments import checked, tokenizer_of
 from ..config.bits import quantised as in_words
 from ..config.schema import ProbeConfig
+from ..config.steps import NAME
 from ..data import array_cache
 from ..data.windows import Windows
 from ..errors import ForgettingError, UsageError, did_you_mean
@@ -32,14 +32,15 @@ from .reading import Text, read_windows, text_source
 from .verdict import check_budget
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 STORED = "forgetting-base.safetensors"
 """In the trainer's output directory: base targets of a fully fine-tuned model, for a run that is resumed."""
 OURS = "forgetting/"
 """How the names of what is measured begin among an evaluation's metrics."""
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 IDENTITY = 1e-3
 """nats/token by which an adapter may differ from the base model before it is trained."""
 
@@ -148,10 +149,12 @@ class ForgettingCallback(TrainerCallback):
             )
         tokenizer = self.tokenizer or kwargs.get("processing_class")
         self.batch_tokens = passes.batch_size(model, self.wanted_batch)
-        self.measured: dict[str, tuple[Windows, base_targets.BaseTargets]] = {}
+        self.measured: dict[str, tuple[Windows, base_targets.BaseTargets, NDArray[np.int32]]] = {}
+        """By the text's name: its windows, base targets, and [N] the document of each target."""
         for name, text in {"": self.text, **self.texts}.items():
             windows, *_ = read_windows(text, tokenizer, [model], self.context)
-            self.measured[name] = windows, self._base_targets(model, windows, name, args, state)
+            targets = self._base_targets(model, windows, name, args, state)
+            self.measured[name] = windows, targets, windows.token_documents()
         self.rows = [row for row in self.rows if row["step"] < state.global_step and not row["kept"]]
         self._kept = None
         if self.budget is not None and state.global_step > 0:
@@ -186,9 +189,8 @@ class ForgettingCallback(TrainerCallback):
         row = self.rows[-1]
         if row["step"] != state.global_step:
             return
-        metrics |= {f"eval_{OURS}{logged(name)}": value for name, value in _numbers(row).items()}
-        name = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}"
-        if args.load_best_model_at_end and (value := metrics.get(name)) is not None:
+        metrics |= _numbers({f"eval_{OURS}{logged(name)}": value for name, value in _columns(row).items()})
+        if args.load_best_model_at_end and (value := metrics.get(f"eval_{_metric(args)}")) is not None:
             self._keep(state, model, value if args.greater_is_better else -value)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -278,9 +280,9 @@ class ForgettingCallback(TrainerCallback):
         step = state.global_step if kept is None else kept
         forgetting = math.nan
         row: dict[str, Any] = {"step": step, "kept": kept is not None}
-        for name, (windows, targets) in self.measured.items():
+        for name, (windows, targets, documents) in self.measured.items():
             losses = whole_losses(model, windows, targets, batch_tokens=self.batch_tokens)
-            found = means(values(ONE_PASS, losses.per_token(targets)), windows.token_documents())
+            found = means(values(ONE_PASS, losses.per_token(targets)), documents)
             for quantity, value in not_finite(found).items():
                 log.warning("%s is %s at step %d: training diverged", of_text(quantity, name), value, step)
             row |= {of_text(column, name): value for column, value in quantities.row(found).items()}
@@ -302,13 +304,12 @@ class ForgettingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, row: dict[str, Any], under: str
     ) -> None:
         """Log as Trainer.log does: to the log history and to every reporter, which take numbers only."""
-        logs = {f"{under}/{logged(name)}": value for name, value in row.items() if name not in ("step", "kept")}
+        logs = {f"{under}/{logged(name)}": value for name, value in _columns(row).items()}
         state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
         if self._logger is None:
             return
         due = control.should_log  # the handler clears it, and the training loss of this step is still to be logged
-        numbers = {name: value for name, value in logs.items() if value is not None}
-        self._logger.on_log(args, state, control, numbers)
+        self._logger.on_log(args, state, control, _numbers(logs))
         control.should_log = due
 
 
@@ -338,19 +339,29 @@ def _caller() -> Any:
     return found
 
 
-def _numbers(row: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if name not in ("step", "kept") and value is not None}
+def _columns(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """What was measured: a row without what says of which model."""
+    return {name: value for name, value in row.items() if name not in ("step", "kept")}
+
+
+def _numbers(logs: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in logs.items() if value is not None}
+
+
+def _metric(args: TrainingArguments) -> str:
+    """The trainer's `metric_for_best_model`, which may or may not be given with its prefix."""
+    return (args.metric_for_best_model or "").removeprefix("eval_")
 
 
 def _asks_for_ours(args: TrainingArguments) -> bool:
-    return (args.metric_for_best_model or "").removeprefix("eval_").startswith(OURS)
+    return _metric(args).startswith(OURS)
 
 
 def _check_metric(args: TrainingArguments, texts: Iterable[str]) -> None:
     """Refuse a metric of ours that is not there, or in the wrong direction, before an hour's training ends in it."""
     if not _asks_for_ours(args):
         return
-    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    metric = _metric(args)
     names = [f"{OURS}{logged(of_text(quantity.name, text))}" for text in ("", *texts) for quantity in ONE_PASS]
     if metric not in names:
         raise UsageError(f"metric_for_best_model='{metric}': {did_you_mean(metric, names)}")
