@@ -133,10 +133,14 @@ def _fit_each(
     fits: dict[str, dict[str, Fit]] = {}
     tests: list[dict[str, Any]] = []
     failed: list[ForgettingError] = []
+    plain = (how["objective"], how["weights"], how["intervals"]) == ("least-squares", "none", "bootstrap")
     for label, (table, laws) in found.items():
         for name, law in laws.items():
             try:
-                made = fit_law(law, table, label=label, **how | {"columns": _used(law, how["columns"])})
+                used = {"columns": _used(law, how["columns"])}
+                made = fit_law(
+                    law, table, label=label, **how | used, line=fits.get(label, {}).get("linear") if plain else None
+                )
             except ForgettingError as error:
                 failed.append(error)
                 continue

@@ -61,6 +61,7 @@ def fit_law(
     intervals: str = "bootstrap",
     starts: int = STARTS,
     start: Sequence[float] | None = None,
+    line: Fit | None = None,
 ) -> Fit:
     """Fit a law to a table by its global optimum, with intervals from resampling whole runs.
 
@@ -82,6 +83,8 @@ def fit_law(
             predictions are always from the bootstrap.
         starts: points drawn from the law's starting region; 0 starts from `start` alone.
         start: [K] a point to start from as well, in the order of the law's parameters.
+        line: the fit of law `linear` to the same table with the same seed, confidence and resamples, without weights.
+            `shifted_power` takes the interval of the slope from it, and fits the line itself if this is None.
 
     Returns:
         The fit. It is returned, with warnings, even where it did not converge or could not identify a parameter.
@@ -103,10 +106,10 @@ def fit_law(
         if law.name != "linear" or intervals != "bootstrap":
             raise UsageError(f"objective '{IN_BOTH}' is for law 'linear' with bootstrap intervals")
         return fit_line(data, label, seed=seed, bootstrap=bootstrap, confidence=confidence)
-    return fit_data(law, data, label, options, _weights(data, weights, label, chosen))
+    return fit_data(law, data, label, options, _weights(data, weights, label, chosen), line)
 
 
-def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array) -> Fit:
+def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array, line: Fit | None = None) -> Fit:
     """`fit_law` for a table that has been read; weights are [O, n]."""
     adapted = law.adapt(data.x, data.y)
     problem = Problem(adapted.law, data.x, options.objective)
@@ -114,7 +117,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     if summed.applies(data, options):
         few = summed.is_linear(problem) or len(summed.count_cells(data)[0]) <= summed.MOST_CELLS
         if few and not options.objective.log:
-            return _fit_cells(law, data, label, options, weights)
+            return _fit_cells(law, data, label, options, weights, line)
         if data.n > (most := summed.most_rows(problem)):
             data, weights = summed.sample_runs(data, weights, most)
             adapted = law.adapt(data.x, data.y)
@@ -140,7 +143,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array)
     grades |= dict.fromkeys(law.undetermined(data.x), NONE)
     parameters = estimates(law, theta, public, options.confidence, widen, grades)
     parameters |= stopped(adapted, law, theta, looks.asks)
-    parameters |= _of_the_line(law, data, options, parameters)
+    parameters |= _of_the_line(law, data, options, parameters, line)
     if options.intervals == "profile":
         parameters |= profiles(problem, adapted, found, data, weights, parameters, options.confidence, warnings)
     warnings += loose(law, parameters, looks.flat)
@@ -171,7 +174,7 @@ def _with_rivals(fit: Fit, law: Law, data: Data, weights: Array, options: Option
     )
 
 
-def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Array) -> Fit:
+def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Array, line: Fit | None) -> Fit:
     """`fit_data` for many rows, by sums over them; the same numbers to rounding."""
     adapted = law.adapt(data.x, data.y)
     problem = Problem(adapted.law, data.x, options.objective)
@@ -200,7 +203,7 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     grades |= dict.fromkeys(law.undetermined(data.x), NONE)
     parameters = estimates(law, theta, public, options.confidence, widen, grades)
     parameters |= stopped(adapted, law, theta, looks.asks)
-    parameters |= _of_the_line(law, data, options, parameters)
+    parameters |= _of_the_line(law, data, options, parameters, line)
     warnings += loose(law, parameters, looks.flat)
     tests = misfits(problem, found.theta, data, weights)
     validation = {
@@ -215,18 +218,26 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     return _with_rivals(fit, law, data, weights, options, tests)
 
 
-def _of_the_line(law: Law, data: Data, options: Options, parameters: Mapping[str, Estimate]) -> dict[str, Estimate]:
+def _of_the_line(
+    law: Law, data: Data, options: Options, parameters: Mapping[str, Estimate], line: Fit | None
+) -> dict[str, Estimate]:
     """The slope of Eq. 4 with the interval that the line's own fit to these rows has: one number has one interval."""
-    line = LAWS["linear"]
     if law.name != ShiftedPower.name or math.isnan(parameters[SLOPE].low):
         return {}
-    rows = replace(
-        data, x={name: data.y[law.outputs.index(name)] for name in line.variable_names}, y=data.y[1:], se=None
-    )
-    plain = replace(options, objective=Objective(), intervals="bootstrap", start=None)
-    own, value = fit_data(line, rows, "", plain, np.ones_like(rows.y)).parameters[SLOPE], parameters[SLOPE]
+    if line is None or line.n_points != data.n:
+        line = _fit_of_line(law, data, options)
+    own, value = line.parameters[SLOPE], parameters[SLOPE]
     # a slope that does not fall is no slope of the law, which then holds it at 1
     return {SLOPE: replace(value, low=own.low, high=own.high)} if np.isclose(own.value, value.value) else {}
+
+
+def _fit_of_line(law: Law, data: Data, options: Options) -> Fit:
+    """The line's own fit to the rows of a fit of both losses."""
+    line = LAWS["linear"]
+    x = {name: data.y[law.outputs.index(name)] for name in line.variable_names}
+    rows = replace(data, x=x, y=data.y[1:], se=None)
+    plain = replace(options, objective=Objective(), intervals="bootstrap", start=None)
+    return fit_data(line, rows, "", plain, np.ones_like(rows.y))
 
 
 def _lost(law: Law, label: str, found: Found, options: Options, data: Data) -> ForgettingError:

@@ -55,7 +55,9 @@ def _fit_dataset(part: pd.DataFrame, done: pd.DataFrame, name: str, seed: int, b
         fits["linear"].warnings.append(f"shifted_power was not fitted: {reason}")
         return fits
     try:
-        fits["shifted_power"] = fit_law("shifted_power", part, label=name, seed=seed, bootstrap=bootstrap)
+        fits["shifted_power"] = fit_law(
+            "shifted_power", part, label=name, seed=seed, bootstrap=bootstrap, line=fits["linear"]
+        )
     except UsageError:
         raise
     except ForgettingError as error:
