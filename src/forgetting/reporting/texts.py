@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from ..config.schema import is_probe
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = Mapping[str, Any]
+SHOWN_RUNS = 200
+"""Runs that are drawn and listed; of more, evenly spaced ones."""
+SHOWN_STEPS = 100
+"""Steps of a run that are drawn; of more, evenly spaced ones and the last."""
 
 
 def texts_section(
@@ -32,9 +37,12 @@ def texts_section(
         colours: CSS colour of each run.
         labels: name of each run for readers.
     """
-    runs = _by_run(table)
+    if not texts:
+        return Markup("")
     columns = {"text": "forgetting"} | {name: of_text("forgetting", name) for name in texts}
-    if not texts or not runs:
+    kept = [name for name in texts if is_probe(texts[name])]
+    runs, total = _by_run(table, [*columns.values(), *(of_text("kept", name) for name in kept)])
+    if not runs:
         return Markup("")
     shown = [
         {"name": name, "of": _what(texts[name]), "chart": _curves(columns[name], runs, colours, labels)}
@@ -48,22 +56,38 @@ def texts_section(
         lstrip_blocks=True,
     )
     rows = [_last(run, mine[-1], columns, labels) for run, mine in runs.items()]
-    kept = [name for name in texts if is_probe(texts[name])]
     for row, mine in zip(rows, runs.values(), strict=True):
         row["kept"] = [_mean(mine[-1], of_text("kept", name), 100) for name in kept]
     page = environment.get_template("texts_study.html.j2").render(
-        texts=shown, names=list(columns), rows=rows, kept=kept
+        texts=shown, names=list(columns), rows=rows, kept=kept, total=total
     )
     return Markup(page)  # noqa: S704 - rendered with escaping on
 
 
-def _by_run(table: pd.DataFrame) -> dict[str, list[Row]]:
-    """The measured rows of each run that did not fail, by step; interpolated models are left out."""
-    found: dict[str, list[Row]] = {}
-    for row in table.sort_values("step", kind="stable").to_dict("records"):
-        if row["status"] in ("done", "running") and not finite(row.get("alpha")):
-            found.setdefault(str(row["run_id"]), []).append({str(key): value for key, value in row.items()})
-    return dict(sorted(found.items(), key=lambda run: (str(run[1][0]["dataset"]), run[0])))
+def _by_run(table: pd.DataFrame, measured: Sequence[str]) -> tuple[dict[str, list[Row]], int]:
+    """The measured rows of each run that did not fail, by step, and how many such runs there are.
+
+    Interpolated models are left out. Of many runs and steps, evenly spaced ones are returned.
+    """
+    wanted = ["run_id", "dataset", "seed", "step", *(name + end for name in measured for end in ("", "_se"))]
+    plain = table["alpha"].isna() if "alpha" in table else True
+    rows = table.loc[table["status"].isin(["done", "running"]) & plain, [name for name in wanted if name in table]]
+    order = rows[["dataset", "run_id"]].astype(str).drop_duplicates().sort_values(["dataset", "run_id"])["run_id"]
+    shown = list(dict.fromkeys(order))
+    total = len(shown)
+    if total > SHOWN_RUNS:
+        shown = [shown[int(at)] for at in np.linspace(0, total - 1, SHOWN_RUNS).round()]
+    rows = rows[rows["run_id"].isin(shown)].sort_values("step", kind="stable")
+    found: dict[str, list[Row]] = {run: [] for run in shown}
+    for row in rows.to_dict("records"):
+        found[str(row["run_id"])].append({str(key): value for key, value in row.items()})
+    return {run: _thinned(mine) for run, mine in found.items()}, total
+
+
+def _thinned(rows: list[Row]) -> list[Row]:
+    if len(rows) <= SHOWN_STEPS:
+        return rows
+    return [rows[int(at)] for at in np.linspace(0, len(rows) - 1, SHOWN_STEPS).round()]
 
 
 def _what(text: Any) -> str:
