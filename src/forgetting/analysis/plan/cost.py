@@ -67,9 +67,10 @@ def costs_of(law: Any) -> dict[str, Cost]:
 
 def costs_of_table(table: pd.DataFrame) -> dict[str, Cost]:
     """By data set, what a step of the finished runs of a study's table cost; empty where it does not say."""
-    if not {"train_tokens", "train_seconds", "trainable_params", "status"} <= set(table):
+    used = ["train_tokens", "train_seconds", "trainable_params", "status", "step", "run_id", "dataset"]
+    if not set(used) <= set(table):
         return {}
-    done = table[(table["status"] == DONE) & (table["step"] > 0)]
+    done = table.loc[(table["status"] == DONE) & (table["step"] > 0), used]
     last = done.sort_values("step", kind="stable").groupby("run_id").tail(1)
     return {str(name): cost for name, runs in last.groupby("dataset") if (cost := _cost(runs)) is not None}
 
