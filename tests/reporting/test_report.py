@@ -259,6 +259,19 @@ def test_untrusted_text_is_escaped_everywhere(text):
     assert text in page if text.startswith("{") else text not in page
 
 
+def test_a_secret_in_the_configuration_is_not_in_the_page(monkeypatch):
+    monkeypatch.setenv("MIRROR_PASSWORD", "planted-password")
+    config, table, runs, fits = study(("news",))
+    model = config.model.model_copy(update={"source": "https://me:hunter2@host/model"})
+    text = config.text.model_copy(update={"source": "store/planted-password/text.jsonl"})
+    config = config.model_copy(update={"model": model, "text": text})
+    assert "planted-password" in config.to_yaml()
+    page = render_study(config, table, runs, fits)
+    assert "hunter2" not in page
+    assert "planted-password" not in page
+    assert "https://[secret]@host/model" in page
+
+
 def test_without_fits_the_page_says_why():
     config, table, runs, _ = study(("news",))
     text = with_words(render_study(config, table, runs, {}))

@@ -24,7 +24,7 @@ from forgetting.capabilities.study_runs import study_rows
 from forgetting.config.schema import StudyConfig
 from forgetting.display.charts import DARK, LIGHT
 from forgetting.errors import ForgettingError
-from forgetting.files import no_room, write_atomically
+from forgetting.files import no_room, redact, write_atomically
 from forgetting.reporting import sections
 from forgetting.reporting.aggregate import drawn
 from forgetting.reporting.capabilities import study_section
@@ -159,6 +159,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters["pyrepr"] = repr
+    made.filters["without_secrets"] = redact
     made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":"), "ensure_ascii": False}
     return made
 

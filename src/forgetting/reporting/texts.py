@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from ..config.schema import is_probe
 from ..display.numbers import finite, plus_minus
+from ..files import redact
 from ..measuring.quantities import of_text
 from .capabilities_chart import Line, chart, nice
 
@@ -91,7 +92,7 @@ def _thinned(rows: list[Row]) -> list[Row]:
 
 
 def _what(text: Any) -> str:
-    return f"the base model's {text.source}" if is_probe(text) else str(text.source)
+    return redact(f"the base model's {text.source}" if is_probe(text) else str(text.source))
 
 
 def _last(run: str, row: Row, columns: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, Any]:
