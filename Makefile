@@ -10,12 +10,12 @@ OLDEST_TESTS := $(patsubst %,tests/%.py,config/test_config store/test_store stor
   measuring/test_measure_callback measuring/test_measure_losses measuring/test_measure_command \
   capabilities/test_capabilities_items capabilities/test_capabilities_evaluate capabilities/test_capabilities_study \
   analysis/test_fit_engine analysis/test_fit_cli reporting/test_report cli/test_cli \
-  studies/test_engine_ray)
+  studies/test_engine_ray test_packaging)
 # A worker a core. A worker without tests takes half of another's, so that what a file's tests share is made once or twice.
 WORKERS := -n logical --maxprocesses 4 --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: study test test-fast test-oldest test-slow lint types clean new-enough
+.PHONY: study test test-fast test-oldest test-slow lint types docs notebooks dist clean new-enough
 
 study: .venv/.installed
 	$(BIN)/forgetting study
@@ -41,6 +41,22 @@ types: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/windows
 
+# The site, in site/: a warning is an error.
+docs: .venv/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# Runs docs/notebooks again, some minutes, and stores their outputs; the pictures need a Chromium.
+notebooks: .venv/.dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[notebooks]"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docs/run_notebooks.py
+
+# What is published, in dist/.
+dist: .venv/.dev
+	rm -rf dist
+	$(BIN)/pip install --quiet twine
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+
 # torch first, pinned: otherwise another package's looser range may bring a newer one with gigabytes of CUDA.
 .venv/.installed: pyproject.toml constraints.txt | new-enough
 	$(PYTHON) -m venv .venv
@@ -49,7 +65,7 @@ types: .venv/.dev
 	@touch $@
 
 .venv/.dev: .venv/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,docs]"
 	@touch $@
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt | new-enough
@@ -64,4 +80,4 @@ new-enough:
 	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 
 clean:
-	rm -rf .venv $(OLDEST) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv $(OLDEST) site dist .mypy_cache .ruff_cache .pytest_cache

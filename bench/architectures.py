@@ -5,7 +5,7 @@
 For each architecture a model is made and saved, then adapters for it, and each adapter is measured against the model as
 `forgetting measure` does it, from the files. The plain loop loads both models by itself, runs each window alone through
 the whole model, and takes log-softmax of the full logits in float64. A row is `equal` (all means within 1e-6),
-`refused` (with the reason) or `OFF`. It prints the table of docs/measure.md; exit status 1 where something is off.
+`refused` (with the reason) or `OFF`. It prints the table of docs/measuring.md; exit status 1 where something is off.
 """
 
 from __future__ import annotations
@@ -317,7 +317,7 @@ TITLES = {
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The table of docs/measure.md: one row for all architectures with the same results."""
+    """The table of docs/measuring.md: one row for all architectures with the same results."""
     found: dict[str, dict[str, str]] = {}
     for row in rows:
         kinds = [row["adapter"]] if row["adapter"] in ADAPTERS else ADAPTERS

@@ -1,4 +1,4 @@
-"""Coverage and power of the comparison's intervals, on simulated studies. Prints the table of docs/compare.md.
+"""Coverage and power of the comparison's intervals, on simulated studies. Prints the table of docs/notes/coverage.md.
 
     python bench/compare.py [--studies 400]
 

@@ -3,7 +3,7 @@
 A study of a small random model is killed again and again, resumed each time, and held against one that ran undisturbed.
 It counts as survived where every row that could be read at any moment is in the end there with the same numbers, no
 row is there twice, and all numbers equal the undisturbed study's to the last bit. Prints the table of
-docs/reliability.md. Needs Linux; the kinds with Ray need ray, `disk` a mount of a small tmpfs (root).
+docs/notes/faults.md. Needs Linux; the kinds with Ray need ray, `disk` a mount of a small tmpfs (root).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writes docs/commands.md, docs/configuration.md, docs/python.md's signatures, CONTRIBUTING.md's table from the code.
+"""Writes docs/commands.md, docs/configuration.md and CONTRIBUTING.md's table of packages from the code.
 
 `python docs/generate.py`; a test fails on drift.
 """
@@ -102,32 +102,6 @@ def contributing() -> str:
     return f"{before}{PACKAGES_BEGIN}| package | what is in it |\n|---|---|\n{rows}{PACKAGES_END}{after}"
 
 
-def python() -> str:
-    """docs/python.md with the signatures of the public functions, and what each returns."""
-    text = (HERE / "python.md").read_text(encoding="utf-8")
-    before, rest = text.split(PACKAGES_BEGIN)
-    after = rest.split(PACKAGES_END)[1]
-    import forgetting
-
-    names = re.findall(r"\w+", before[before.index("import ") : before.index("\n```\n")])[1:]
-    parts = [_signed(name, getattr(forgetting, name)) for name in names]
-    return before + PACKAGES_BEGIN + "\n".join(parts) + PACKAGES_END + after
-
-
-def _signed(name: str, function: Any) -> str:
-    """A function's first line, and its signature, one parameter a line."""
-    signature, lines, keyword = inspect.signature(function), [], False
-    for p in signature.parameters.values():
-        if p.kind is p.KEYWORD_ONLY and not keyword:
-            keyword = True
-            lines.append("    *,")
-        default = "" if p.default is p.empty else f" = {p.default!r}"
-        lines.append(f"    {p.name}: {p.annotation}{default},")
-    lines.append(")" if inspect.isclass(function) else f") -> {signature.return_annotation}")
-    first = inspect.cleandoc(function.__doc__ or "").split("\n")[0]
-    return "\n".join([f"{first}\n\n```python", f"{name}(", *lines, "```\n"])
-
-
 def _packages() -> list[str]:
     """The packages in the order that the layering test demands."""
     for node in ast.parse((ROOT / "tests" / "test_architecture.py").read_text(encoding="utf-8")).body:
@@ -148,4 +122,3 @@ if __name__ == "__main__":
     (ROOT / "CONTRIBUTING.md").write_text(contributing(), encoding="utf-8")
     (HERE / "commands.md").write_text(commands(), encoding="utf-8")
     (HERE / "configuration.md").write_text(configuration(), encoding="utf-8")
-    (HERE / "python.md").write_text(python(), encoding="utf-8")

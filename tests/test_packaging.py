@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
+import sysconfig
+import tarfile
 import tomllib
+import venv
+import zipfile
+from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
@@ -17,8 +25,13 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-TOOLS = {"pytest-xdist", "playwright", "ruff", "mypy", "types-pyyaml", "pandas-stubs", "scipy-stubs"}
+TOOLS = {
+    *("pytest-xdist", "playwright", "ruff", "mypy", "types-pyyaml", "pandas-stubs", "scipy-stubs"),
+    *("build", "hatchling", "hatch-fancy-pypi-readme"),
+    *("mkdocs-material", "mkdocstrings", "ipykernel", "kaleido", "nbclient", "nbformat"),
+}
 """A contributor's tools, which no user installs: of any version."""
+TOOLS_IN = {"dev", "docs", "notebooks"}
 BY_HAND = {"torch"}
 """Tested with an older version than CI can install: CONTRIBUTING.md says when, and how many tests passed."""
 
@@ -42,7 +55,7 @@ def bounds() -> list[tuple[str, Requirement]]:
 def test_each_lower_bound_is_the_oldest_version_tested(section: str, requirement: Requirement) -> None:
     name = canonicalize_name(requirement.name)
     oldest = pins("constraints-oldest.txt")
-    if section == "dev" and name in TOOLS:
+    if section in TOOLS_IN and name in TOOLS:
         assert name not in oldest
     elif name in BY_HAND:
         (bound,) = requirement.specifier
@@ -73,6 +86,96 @@ def test_the_wheel_holds_the_package_and_no_script() -> None:
     assert (ROOT / "scripts" / "miniature" / "pretrain.py").exists()
 
 
+def builder() -> Path | None:
+    """A Python with the tools that build a release: this one, or that of `make test`, which `make test-oldest` uses."""
+    tools = ("build", "hatchling", "hatch_fancy_pypi_readme")
+    if all(importlib.util.find_spec(name) for name in tools):
+        return Path(sys.executable)
+    other = ROOT / ".venv" / "bin" / "python"
+    return other if (ROOT / ".venv" / ".dev").exists() else None
+
+
+def published(python: Path, folder: Path) -> tuple[Path, Path]:
+    """The sdist, and the wheel that is built from it."""
+    command = [python, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
+    built = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return next(folder.glob("*.tar.gz")), next(folder.glob("*.whl"))
+
+
+def installed(wheel: Path, folder: Path) -> Path:
+    """An environment with the wheel and nothing else of ours; the dependencies are those of this one.
+
+    A path in a `.pth` file adds the packages of a folder, and not what its own `.pth` files add: so an editable
+    installation of this clone is not seen.
+    """
+    venv.create(folder)
+    packages = next(folder.rglob("site-packages"))
+    (packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
+    bin_folder = folder / ("Scripts" if os.name == "nt" else "bin")
+    pip = [sys.executable, "-m", "pip", "--python", folder, "install", "--quiet", "--no-deps", "--no-index", wheel]
+    done = subprocess.run(list(map(str, pip)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return bin_folder / "forgetting"
+
+
+@pytest.mark.full
+def test_what_is_published_is_whole_and_works_in_an_environment_of_its_own(tmp_path: Path) -> None:
+    python = builder()
+    if python is None:
+        pytest.skip("the tools that build a release are not installed")
+    sdist, wheel = published(python, tmp_path / "dist")
+    ours = {path for path in (ROOT / "src" / "forgetting").rglob("*") if path.is_file()}
+    ours = {path.relative_to(ROOT / "src").as_posix() for path in ours if "__pycache__" not in path.parts}
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert names == ours
+    with tarfile.open(sdist) as packed:
+        inside = {name.partition("/")[2] for name in packed.getnames()}
+    assert {name for name in inside if name.startswith("src/")} == {f"src/{name}" for name in ours}
+    assert {name for name in inside if "/" not in name} == {
+        *("CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "PKG-INFO", "pyproject.toml", ".gitignore")
+    }
+    assert sdist.stat().st_size < 8e6
+    assert wheel.stat().st_size < 8e6
+
+    metadata = next(name for name in zipfile.ZipFile(wheel).namelist() if name.endswith("/METADATA"))
+    page = HeaderParser().parsestr(zipfile.ZipFile(wheel).read(metadata).decode()).get_payload()
+    assert isinstance(page, str)
+    assert "make study" in page
+    assert re.findall(r"\]\((?!https?:)[^)]*\)", page) == []  # they would lead nowhere on PyPI
+
+    command = installed(wheel, tmp_path / "venv")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run([str(command), *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert json.loads(run("doctor", "--json"))["ok"]
+    model = next((tmp_path / "venv").rglob("data/miniature/model"))
+    tuned = disturbed(model, tmp_path / "tuned")
+    few = ("--text-field", "max_documents=5", "--json", "--html", "page.html", "--no-cache")
+    result = json.loads(run("measure", "miniature", str(tuned), "--text", "miniature:encyclopedia-heldout", *few))
+    assert 0 < result["forgetting"] < 1
+    assert (tmp_path / "page.html").stat().st_size > 10_000
+
+
+def disturbed(model: Path, folder: Path) -> Path:
+    """A copy of a model with weights that are 3 % larger or smaller."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    draw = torch.Generator().manual_seed(0)
+    weights = load_file(folder / "model.safetensors")
+    changed = {name: w * (1 + 0.03 * torch.randn(w.shape, generator=draw)) for name, w in weights.items()}
+    save_file(
+        {name: w.to(weights[name].dtype) for name, w in changed.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    return folder
+
+
 def test_the_tests_of_the_oldest_dependencies_exist() -> None:
     listed = re.search(r"^OLDEST_TESTS := \$\(patsubst %,tests/%\.py,(.*?)\)$", _makefile(), re.MULTILINE)
     assert listed
@@ -82,7 +185,7 @@ def test_the_tests_of_the_oldest_dependencies_exist() -> None:
         assert (ROOT / "tests" / f"{name}.py").exists(), name
 
 
-CI_PARTS = (".venv-oldest/.installed", ".venv/.dev", "lint", "types", "test", "test-oldest")
+CI_PARTS = (".venv-oldest/.installed", ".venv/.dev", "lint", "types", "docs", "test", "test-oldest")
 
 
 @pytest.mark.full

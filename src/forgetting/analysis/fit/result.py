@@ -72,7 +72,7 @@ class Fit(Result):
         confidence: nominal coverage of intervals and bands.
         warnings: sentences that a reader must know.
         diagnostics: share of starts that reached the best, condition, flat directions, bounds, standard errors, ...
-        draws: [B][K] bootstrap refits, in fitted coordinates where there are some, else in the order of `parameters`;
+        draws: [B, K] bootstrap refits, in fitted coordinates where there are some, else in the order of `parameters`;
             empty where there is no interval.
         fitted: the fit in coordinates of its own, where the law has some: predictions and plans use these.
         rivals: laws that fit about as well; outside the measured range, bands span their draws as well.
