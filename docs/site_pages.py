@@ -31,7 +31,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Let links to the root's pages and to notebooks go to their pages here; name the repository's other files without a link."""
+    """Let links to the root's pages and to notebooks go to their pages here; other files keep their text alone."""
     up = page.file.src_uri.count("/")
 
     def to_site(link: re.Match[str]) -> str:

@@ -1,0 +1,119 @@
+"""Every command and every piece of YAML and Python in the documentation is one that this version takes."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from forgetting.cli.app import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
+SHELL = ("sh", "bash", "console")
+SCRIPTS = {"bench", "docs", "scripts", "tests"}
+
+
+def blocks(page: Path, *languages: str) -> Iterator[str]:
+    """The code of a page in these languages."""
+    text = page.read_text(encoding="utf-8")
+    for language, code in re.findall(r"^ *```(\w+)\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE):
+        if language in languages:
+            yield code
+
+
+def commands(page: Path, program: str) -> Iterator[list[str]]:
+    """The arguments of each call of a program: in blocks of shell, and in lines of code within text."""
+    lines = [line for code in blocks(page, *SHELL) for line in code.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`((?:forgetting|python|pytest) [^`\n]+)`", page.read_text(encoding="utf-8"))
+    lines += [line for code in blocks(page, "yaml") for line in re.findall(r"run: (.*)", code)]
+    for line in lines:
+        call = re.search(rf"(?:^|[$(]|\s|/)({program} .*)", line)
+        if call is None or line.lstrip().startswith("#"):
+            continue
+        try:
+            words = shlex.split(call[1], comments=True)[1:]
+        except ValueError:  # a command within another one
+            continue
+        ends = [i for i, word in enumerate(words) if word in (">", "|", "&&", "||", "<")]
+        yield words[: ends[0]] if ends else words
+
+
+def takes(arguments: list[str]) -> str | None:
+    """Why the command does not take these arguments, if it does not. Nothing is run."""
+    root: Any = typer.main.get_command(app)
+    name = arguments[0]
+    command = root.commands.get(name)
+    if command is None:
+        return None if name.startswith(("-", ".", "CONFIG")) else f"no command {name}"
+    if "..." in arguments:  # an excerpt: its options exist
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        return next((word for word in arguments if word.startswith("--") and word not in known), None)
+    try:
+        command.make_context(name, list(arguments))
+    except Exception as error:  # typer's own, whatever its place
+        return f"{type(error).__name__}: {getattr(error, 'message', error)}"
+    return None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_command_of_a_page_is_taken(page: Path) -> None:
+    wrong = {" ".join(words): why for words in commands(page, "forgetting") if words and (why := takes(words))}
+    assert not wrong
+
+
+def test_commands_are_found_and_wrong_ones_are_seen() -> None:
+    found = [words for page in PAGES for words in commands(page, "forgetting")]
+    assert len(found) > 100
+    assert takes(["measure", "a", "b", "--txt", "c"])
+    assert takes(["measure", "a"])
+    assert takes(["mesure", "a", "b"])
+    assert takes(["check", "a", "b", "...", "--bugdet"])
+    assert takes(["measure", "a", "b", "--text", "c"]) is None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_script_that_a_page_runs_exists(page: Path) -> None:
+    for words in [*commands(page, "python"), *commands(page, "pytest")]:
+        for word in words:
+            if word.split("/")[0] in SCRIPTS:
+                assert (ROOT / word.split("::")[0]).exists(), word
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_python_compiles_and_what_it_imports_from_here_exists(page: Path) -> None:
+    for code in blocks(page, "python"):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "forgetting":
+                module = importlib.import_module(node.module or "")
+                assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_yaml_of_a_study_has_fields_of_a_study(page: Path) -> None:
+    """A whole study must be valid. A part of one, by its keys, is put into a small study that is."""
+    from forgetting.config.schema import StudyConfig
+
+    small: dict[str, Any] = {
+        "model": {"source": "m"},
+        "text": {"source": "t"},
+        "datasets": {"d": {"source": "d"}},
+        "methods": [{"name": "lora", "rank": 8}],
+        "training": {"steps": 400},
+        "measure": {"start": 5, "every": 5},
+    }
+    for code in blocks(page, "yaml"):
+        content = yaml.safe_load(code)
+        if isinstance(content, list):
+            content = {"methods": content}
+        if set(content) <= set(StudyConfig.model_fields):
+            StudyConfig.model_validate(small | content)
