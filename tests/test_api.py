@@ -334,6 +334,8 @@ def test_a_study_of_fields_gives_one_result_and_report_gives_it_again(finished: 
     assert forgetting.study(finished.folder).skipped != ()  # resumed: nothing is left
     json.dumps(finished.to_dict(), allow_nan=False)
     assert forgetting.fit(finished.table, "linear").parameters == finished.fits["chat"]["linear"].parameters
+    assert forgetting.fit(finished, "linear").parameters == finished.fits["chat"]["linear"].parameters
+    assert forgetting.compare(finished).reference == "lora"
     with pytest.raises(UsageError, match="figure: no chart 'lines'; did you mean 'line'"):
         finished.figure(kind="lines")
 

@@ -84,7 +84,8 @@ def fit(
     Of a study folder the rows of its report are fitted: the first method's plain runs, from the first step that counts.
 
     Args:
-        table: paths of tables or of a study folder, a DataFrame, a Dataset, columns, or rows; one row a measurement.
+        table: paths of tables or of a study folder, a study's result, a DataFrame, a Dataset, columns, or rows; one row
+            per measurement.
         law: a law's name, a formula such as `loss = E + A/N**alpha`, or a law.
         by: a column or several: fit the rows of each group by itself, such as each model's curve.
         dataset: which data set, where the table has several; with `by` each data set is a group of its own.
@@ -257,8 +258,8 @@ def compare(
     """Does a method or mitigation save forgetting at equal fine-tuning loss, or only as early stopping does?
 
     Args:
-        source: a study folder, the path of a table, a DataFrame, a datasets.Dataset, a dictionary of columns, or a list
-            of rows.
+        source: a study's folder or result, the path of a table, a DataFrame, a datasets.Dataset, a dictionary of columns,
+            or a list of rows.
         reference: label whose plain runs all others are held against; `COLUMN=VALUE`, or several of these, of which a
             run must have all (of one column, any); or values by column. Default a study's first method.
         dataset: only this data set.

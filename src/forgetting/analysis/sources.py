@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from forgetting.analysis.exports import normalise
 from forgetting.analysis.fit.data import column_names
@@ -18,6 +18,15 @@ from forgetting.store.columns import LEFT_OUT, UNASKED
 if TYPE_CHECKING:
     import pandas as pd
 
+
+class HasFolder(Protocol):
+    """What lies in a study folder, such as a study's result."""
+
+    @property
+    def folder(self) -> Path:
+        """The study folder."""
+
+
 Source = (
     str
     | os.PathLike[str]
@@ -26,11 +35,13 @@ Source = (
     | RowTable
     | Mapping[str, Sequence[Any]]
     | Sequence[Mapping[str, Any]]
+    | HasFolder
 )
-"""Paths of tables or of a study folder, a DataFrame, a datasets.Dataset, a dictionary of columns, or a list of rows."""
+"""Paths of tables or of a study folder, a study's result, a DataFrame, a datasets.Dataset, a dictionary of columns, or a
+list of rows."""
 ALLOWED = (
-    "the path of a table or study folder (or a list of them), a DataFrame, a datasets.Dataset, a dictionary of "
-    "columns, a list of rows"
+    "the path of a table or study folder (or a list of them), a study's result, a DataFrame, a datasets.Dataset, a "
+    "dictionary of columns, a list of rows"
 )
 STUDY_COLUMNS = {"measure_start", "step"}
 """A table that has these is a study's own, and says itself what its laws are fitted on."""
@@ -102,11 +113,13 @@ def _frame(table: Any) -> pd.DataFrame:
 
 
 def paths_of(source: Source) -> list[Path] | None:
-    """Paths, if the source is one or several; None for a table.
+    """Paths, if the source is one or several, or a study's result; None for a table.
 
     Raises:
         UsageError: an empty path or list.
     """
+    if isinstance(folder := getattr(source, "folder", None), Path):
+        return [folder]
     if isinstance(source, str | os.PathLike):
         source = [source]
     if not isinstance(source, list | tuple) or (source and isinstance(source[0], Mapping)):
