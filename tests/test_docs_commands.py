@@ -102,6 +102,7 @@ def test_every_script_that_a_page_runs_exists(page: Path) -> None:
                 assert (ROOT / word.split("::")[0]).exists(), word
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_python_compiles_and_what_it_imports_from_here_exists(page: Path) -> None:
     for code in blocks(page, "python"):

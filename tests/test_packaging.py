@@ -86,6 +86,17 @@ def test_the_wheel_holds_the_package_and_no_script() -> None:
     assert (ROOT / "scripts" / "miniature" / "pretrain.py").exists()
 
 
+def test_the_version_is_the_same_everywhere() -> None:
+    import forgetting
+
+    version = PROJECT["version"]
+    assert forgetting.__version__ == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert first is not None
+    assert first[1] == version
+
+
 def builder() -> Path | None:
     """A Python with the tools that build a release: this one, or that of `make test`, which `make test-oldest` uses."""
     tools = ("build", "hatchling", "hatch_fancy_pypi_readme")

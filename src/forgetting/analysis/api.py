@@ -258,8 +258,8 @@ def compare(
     """Does a method or mitigation save forgetting at equal fine-tuning loss, or only as early stopping does?
 
     Args:
-        source: a study's folder or result, the path of a table, a DataFrame, a datasets.Dataset, a dictionary of columns,
-            or a list of rows.
+        source: a study's folder or result, the path of a table, a DataFrame, a datasets.Dataset, a dictionary of
+            columns, or a list of rows.
         reference: label whose plain runs all others are held against; `COLUMN=VALUE`, or several of these, of which a
             run must have all (of one column, any); or values by column. Default a study's first method.
         dataset: only this data set.

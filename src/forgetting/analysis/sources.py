@@ -37,8 +37,8 @@ Source = (
     | Sequence[Mapping[str, Any]]
     | HasFolder
 )
-"""Paths of tables or of a study folder, a study's result, a DataFrame, a datasets.Dataset, a dictionary of columns, or a
-list of rows."""
+"""Paths of tables or of a study folder, a study's result, a DataFrame, a datasets.Dataset, a dictionary of columns, or
+a list of rows."""
 ALLOWED = (
     "the path of a table or study folder (or a list of them), a study's result, a DataFrame, a datasets.Dataset, a "
     "dictionary of columns, a list of rows"
