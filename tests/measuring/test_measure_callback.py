@@ -20,6 +20,7 @@ import forgetting.measuring.measure as instrument
 from forgetting.config.schema import ProbeConfig
 from forgetting.errors import UsageError
 from forgetting.measuring.callback import STORED, ForgettingCallback
+from forgetting.measuring.forecast import forecast
 from forgetting.measuring.quantities import of_text
 
 WINDOWS = make_windows([9, 17, 2, 30, 30, 5], documents=[0, 0, 1, 1, 2, 3])
@@ -392,3 +393,28 @@ def test_weights_that_accelerate_shards_are_measured(tmp_path):
     assert rows[0] == alone.rows[0]
     for row, other in zip(rows, alone.rows, strict=True):
         assert row == pytest.approx(other, abs=1e-5)
+
+
+def test_it_forecasts_the_end_from_what_was_measured_and_from_before_a_resume(tmp_path):
+    """Logged beside each measurement, with the schedule that decays; a resumed run goes on with the same points."""
+    text = make_windows([9] * 60, documents=[*range(60)])
+    options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "learning_rate": 0.05}
+    callback = ForgettingCallback(text, every=2, budget=50)
+    trainer = train(tmp_path, "lora", [callback], **options)
+    rows = [row for row in callback.rows if row["step"] <= 6]
+    expected = forecast(
+        [row["step"] for row in rows],
+        [row["forgetting"] for row in rows],
+        [row["forgetting_se"] for row in rows],
+        end=8,
+        budget=50,
+        rates=[1 - step / 8 for step in range(8)],
+    )
+    assert callback.forecast == expected
+    assert expected.low < expected.value < expected.high
+    logged = [x for x in trainer.state.log_history if "forgetting/forecast" in x]
+    assert [x["step"] for x in logged][-1] == 6
+    assert {name: logged[-1][f"forgetting/{name}"] for name in expected.logged()} == expected.logged()
+    again = ForgettingCallback(text, every=2, budget=50)
+    train(tmp_path, "lora", [again], resume=str(tmp_path / "checkpoint-4"), **options)
+    assert again.forecast == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ..config.schema import RunConfig, StudyConfig
-from ..errors import visible
+from ..errors import ForgettingError, visible
+from ..store.folder import RunFolder
 from ..studies.engines import Event
 
 
@@ -36,6 +38,9 @@ class StudyProgress:
         self.first: dict[str, int] = {}
         self.pending = 0
         self.ended: set[str] = set()
+        self.runs: dict[str, RunConfig] = {}
+        self.measured = frozenset(config.measured_steps())
+        self.forecast: set[str] = set()
         self.began = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -55,6 +60,7 @@ class StudyProgress:
     def on_plan(self, runs: list[RunConfig], pending: list[str]) -> None:
         """The study is ready to run."""
         self.pending = len(pending)
+        self.runs = {run.run_id(): run for run in runs}
         skipped = len(runs) - len(pending)
         self.say(
             f"{len(runs)} runs of {self.config.training.steps} steps" + (f", {skipped} done before" if skipped else "")
@@ -73,6 +79,8 @@ class StudyProgress:
             case "step":
                 self.first.setdefault(event.task, event.step - 1)
                 self._advance(event.task, event.step)
+                if event.step - 1 in self.measured - {0}:  # its row is on disk by now
+                    self._forecast(event.task, event.step - 1)
             case "ended":
                 self._advance(event.task, self.config.training.steps)
                 if event.task in self.tasks:
@@ -84,6 +92,21 @@ class StudyProgress:
             case "held":
                 self.ended.discard(event.task)
                 self.say(f"{_short(event.task)}: held by {event.note}; waiting for it")
+
+    def _forecast(self, task: str, step: int) -> None:
+        """Say where a run ends: beside its bar; without bars on one line, at the first measurement after a third."""
+        from ..studies.forecasting import of_run
+
+        found = None
+        with suppress(ForgettingError, OSError):
+            found = of_run(RunFolder(self.folder / "runs" / task), self.runs[task])
+        if found is None or found.value is None:
+            return
+        if task in self.tasks:
+            self.bars.update(self.tasks[task], description=f"{_short(task)}, {visible(str(found))}")
+        if self.bars.disable and task not in self.forecast and 3 * step >= self.config.training.steps:
+            self.forecast.add(task)
+            self.say(f"{_short(task)}, measured at step {found.step}; {found}")
 
     def _advance(self, task: str, step: int) -> None:
         self.steps[task] = step

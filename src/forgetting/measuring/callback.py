@@ -26,6 +26,7 @@ from ..data.windows import Windows
 from ..errors import ForgettingError, UsageError, did_you_mean
 from ..models import adapters, causal, comparable, quantised, sharding, transformers_internals
 from . import base_targets, keeping, passes, quantities
+from .forecast import Forecast, forecast
 from .losses import whole_losses
 from .quantities import ONE_PASS, logged, means, not_finite, of_text, values
 from .reading import Text, read_windows, text_source
@@ -56,6 +57,10 @@ class ForgettingCallback(TrainerCallback):
     `load_best_model_at_end` that of the best step. If that is not the last step's, it is measured again, its row has
     `kept` set, and it is logged as `forgetting_of_kept/...`. Under mixed precision the weights are measured in their
     own dtype, without autocast, as `measure` does with the saved model.
+
+    With each measurement the forgetting at the last step is forecast from those so far, and logged as
+    `forgetting/forecast` with `_low` and `_high`, the bounds of its 95 % band; with a budget also the step at which it
+    is crossed, as `forgetting/crossing` with `_low` and `_high`, where there is one.
 
     Each quantity may be `metric_for_best_model`, as in `metric_for_best_model="forgetting/agreement"`: evaluations then
     have it, for `load_best_model_at_end` and for early stopping.
@@ -109,6 +114,9 @@ class ForgettingCallback(TrainerCallback):
         and its `..._se`, None where there is none (one document)."""
         self.seconds = 0.0
         """Time spent measuring, base targets included."""
+        self.forecast: Forecast | None = None
+        """The newest; it prints as a line of text."""
+        self._rates: tuple[list[float] | None, str] = None, ""
         self._logger: Any = None
         self._kept: keeping.Kept | None = None
         self._training = False
@@ -156,7 +164,8 @@ class ForgettingCallback(TrainerCallback):
             targets = self._base_targets(model, windows, name, args, state)
             self.measured[name] = windows, targets, windows.token_documents()
         self.rows = [row for row in self.rows if row["step"] < state.global_step and not row["kept"]]
-        self._kept = None
+        self._kept = self.forecast = None
+        self._rates = _rates(kwargs.get("lr_scheduler"), state.max_steps)
         if self.budget is not None and state.global_step > 0:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self._kept = keeping.read(checkpoint, model, sharded=sharding.is_sharded(model))
@@ -288,7 +297,8 @@ class ForgettingCallback(TrainerCallback):
             row |= {of_text(column, name): value for column, value in quantities.row(found).items()}
             forgetting = found["forgetting"].value if not name else forgetting
         self.rows.append(row)
-        self._log(args, state, control, row, "forgetting" if kept is None else "forgetting_of_kept")
+        forecasts = self._forecast(state, row) if kept is None else {}
+        self._log(args, state, control, row | forecasts, "forgetting" if kept is None else "forgetting_of_kept")
         if kept is None and self.budget is not None:
             self._keep(state, model)
             if not forgetting <= self.budget:  # NaN, after training diverged, is above it
@@ -299,6 +309,22 @@ class ForgettingCallback(TrainerCallback):
                 control.should_training_stop = True
         self.seconds += time.perf_counter() - began
         return forgetting
+
+    def _forecast(self, state: TrainerState, row: Mapping[str, Any]) -> dict[str, float]:
+        """The forecast of the last step from what was measured so far, a resumed run's first part included."""
+        if not 0 < state.global_step < state.max_steps:
+            return {}
+        key = f"{OURS}forgetting"
+        points = {x["step"]: (x[key], x.get(f"{key}_se")) for x in state.log_history if x.get(key) is not None}
+        points = {step: point for step, point in points.items() if step < state.global_step}
+        points[state.global_step] = row["forgetting"], row["forgetting_se"]
+        if row["forgetting"] is None:
+            return {}
+        values, errors = zip(*points.values(), strict=True)
+        how: dict[str, Any] = {"budget": self.budget, "rates": self._rates[0], "note": self._rates[1]}
+        self.forecast = forecast([*points], values, errors, end=state.max_steps, **how)
+        log.info("%s", self.forecast)
+        return self.forecast.logged()
 
     def _log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, row: dict[str, Any], under: str
@@ -311,6 +337,14 @@ class ForgettingCallback(TrainerCallback):
         due = control.should_log  # the handler clears it, and the training loss of this step is still to be logged
         self._logger.on_log(args, state, control, _numbers(logs))
         control.should_log = due
+
+
+def _rates(scheduler: Any, last: int) -> tuple[list[float] | None, str]:
+    """The learning rate of each step, in units of the largest; None where the schedule does not say, with a note."""
+    factors = getattr(scheduler, "lr_lambdas", None)
+    if not factors or last < 1:
+        return None, "were the learning rate constant"
+    return [float(factors[0](step)) for step in range(last)], ""
 
 
 def _source(name: str, text: Text) -> Any:

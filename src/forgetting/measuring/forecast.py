@@ -1,0 +1,309 @@
+"""Where a run's forgetting ends, from what was measured so far: a band at the last step, and when a budget is crossed.
+
+With u the logarithm of the sum of learning rates up to a step, in units of the largest, and F the excess forgetting,
+
+    d log F = b du + dw,    db = k (m - b) du + dv
+
+the slope b of log F returns to a level m, which differs from run to run, and w and v are Brownian: an
+Ornstein-Uhlenbeck process for the slope. Measurements are log F with an error of their own. All is linear and Gaussian
+but for one scale common to all variances of a run, of which the run's own points are evidence: a Kalman filter gives
+the forecast in closed form, as a Student t.
+
+The clock is the sum of learning rates and not the step, so that a schedule which decays bends the curve as it should;
+with a constant rate the two are the same but for the warm-up.
+
+Sources: Harvey 1989, *Forecasting, Structural Time Series Models and the Kalman Filter*, section 9.1 (continuous time);
+West and Harrison 1997, *Bayesian Forecasting and Dynamic Models*, section 4.5 (unknown scale).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtr, stdtrit
+
+from ..display.numbers import number
+from ..errors import UsageError
+
+LEVEL = 0.95
+SURE = 3.0
+"""Standard errors by which forgetting must differ from zero before its logarithm says anything."""
+POINTS = 2000
+"""At so many steps a crossing is looked for."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is known of a curve before it is measured; slopes are of log forgetting by log sum of learning rates.
+
+    Attributes:
+        first: slope at the first point, and its standard deviation.
+        level: slope that curves return to, and its standard deviation over runs.
+        back: how fast they do, k.
+        slopes: noise of the slope, a root of log sum.
+        walk: noise of log forgetting, a root of log sum.
+        scatter: of one measurement, beside its standard error.
+        shared: share of the standard error's variance that is not common to all steps, which have the same documents.
+        weight: points of the run that outweigh the prior in the scale of the noise.
+    """
+
+    first: tuple[float, float]
+    level: tuple[float, float]
+    back: float
+    slopes: float
+    walk: float
+    scatter: float
+    weight: float
+    shared: float = 0.25
+
+
+PLAIN = Prior(
+    first=(2.10, 0.99),
+    level=(0.218, 0.070),
+    back=1.83,
+    slopes=0.16,
+    walk=0.033,
+    scatter=0.013,
+    weight=8,
+)
+"""For runs that nothing holds back: no replay, no penalty. By the likelihood of the ends of 186 runs of the miniature:
+LoRA of ranks 8 to 128 with 16 seeds on both sets (161), full fine-tuning, its top layers, (IA)3, LoRA of rank 192 and
+of the attention alone (4 to 8 each); 52 to 112 steps, a constant learning rate, each kind weighted by a root of its
+number. `level` is wider than the fit's 0.036, since other recipes have other levels. docs/findings.md says how often
+the bands hold the ends of runs that they were not made from."""
+ANY = Prior(
+    first=(-0.24, 1.00),
+    level=(0.050, 0.200),
+    back=2.20,
+    slopes=0.36,
+    walk=0.021,
+    scatter=0.013,
+    weight=4,
+)
+"""For any run: the same and 43 more with KL, EWC, L2 to the start, a smaller learning rate (3 each), and replay (30),
+whose curves may turn; wider therefore. `level` is wider than the fit's 0.17 and 0.07: with a whole study left out,
+those bands held too few of the runs that something holds back."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Forgetting at the end of a run, as measurements up to `step` let one expect it.
+
+    Attributes:
+        step: the last one measured.
+        end: the last one of the run.
+        value: excess forgetting at the end, nats/token: the median; None where there is no forecast.
+        low: of the 95 % band.
+        high: of the 95 % band.
+        budget: that was asked for.
+        chance: that forgetting is above the budget at the end.
+        crossing: the step at which the budget is crossed, or was; None if it is not, as far as the median goes.
+        crossing_low: the first step at which it may be, by the band; None if it hardly can be.
+        crossing_high: the last step at which it is not yet; None if it may not be in the whole run.
+        why: why there is no forecast; empty where there is one.
+        note: what the forecast supposes, if more than that the recipe stays as it is.
+    """
+
+    step: int
+    end: int
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    budget: float | None = None
+    chance: float | None = None
+    crossing: float | None = None
+    crossing_low: float | None = None
+    crossing_high: float | None = None
+    why: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        """As in `at step 400: 0.31 [0.27, 0.36]; the budget of 0.2 is crossed at about step 190 [160, 230]`."""
+        if self.value is None:
+            return f"no forecast for step {self.end}: {self.why}"
+        text = f"at step {self.end}: {_short(self.value)} [{_short(self.low)}, {_short(self.high)}]"
+        if self.budget is not None:
+            text += f"; the budget of {self.budget:g} {self._crossed()}"
+        return text + (f" ({self.note})" if self.note else "")
+
+    def logged(self) -> dict[str, float]:
+        """The numbers that there are, as loggers get them."""
+        named = {"forecast": self.value, "forecast_low": self.low, "forecast_high": self.high}
+        named |= {"crossing": self.crossing, "crossing_low": self.crossing_low, "crossing_high": self.crossing_high}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def _crossed(self) -> str:
+        if self.crossing is not None and self.crossing <= self.step:
+            return f"was crossed at about step {self.crossing:.0f}"
+        if self.crossing_low is None:
+            return "is not crossed"
+        if self.crossing is None:
+            return f"is crossed with a chance of {self.chance:.0%}, from step {self.crossing_low:.0f} on"
+        last = f"after {self.end}" if self.crossing_high is None else f"{self.crossing_high:.0f}"
+        return f"is crossed at about step {self.crossing:.0f} [{self.crossing_low:.0f}, {last}]"
+
+
+def forecast(
+    steps: Sequence[int],
+    forgetting: Sequence[float],
+    errors: Sequence[float | None],
+    *,
+    end: int,
+    budget: float | None = None,
+    rates: ArrayLike | None = None,
+    prior: Prior | None = None,
+    note: str = "",
+) -> Forecast:
+    """What forgetting a run ends with.
+
+    Args:
+        steps: that were measured, in order; step 0 says nothing and may be among them.
+        forgetting: excess forgetting at each.
+        errors: its standard error at each, None where there is none.
+        end: the last step of the run.
+        budget: of excess forgetting, whose crossing is asked for.
+        rates: [end] the learning rate of each update step, or in units of any other; None for a constant one.
+        prior: default `ANY`; `PLAIN` for a run that nothing holds back (no replay, no penalty).
+        note: what the rates suppose, in words.
+
+    Returns:
+        A forecast; or why there is none, in its `why`.
+
+    Raises:
+        UsageError: steps that are not increasing, or beyond the end; lists of different lengths.
+    """
+    clock = _clock(steps, forgetting, errors, end, rates)
+    last = int(steps[-1]) if len(steps) else 0
+    none = Forecast(last, end, budget=budget, note=note)
+    at, values = np.asarray(steps, int), np.asarray(forgetting, float)
+    spread = np.array([math.nan if error is None else error for error in errors], float)
+    known = (at > 0) & (values > SURE * np.nan_to_num(spread)) & (values > 0) & (clock[at] > 0)
+    if not np.isfinite(values).all():
+        return replace(none, why="training diverged")
+    if not known.any() or not known[-1]:
+        return replace(none, why=f"forgetting at step {last} is not yet above {SURE:g} of its standard errors")
+    filtered = _filter(np.log(clock[at[known]]), values[known], np.nan_to_num(spread[known]), prior or ANY)
+    value, low, high, _ = filtered.at(np.log(clock[[end]]))
+    found = Forecast(last, end, float(value[0]), float(low[0]), float(high[0]), budget, note=note)
+    return found if budget is None else _crossing(found, at[known], values[known], clock, filtered)
+
+
+def _clock(
+    steps: Sequence[int],
+    forgetting: Sequence[float],
+    errors: Sequence[float | None],
+    end: int,
+    rates: ArrayLike | None,
+) -> NDArray[np.float64]:
+    """[end + 1] the sum of learning rates before each step, in units of the largest."""
+    if not len(steps) == len(forgetting) == len(errors):
+        raise UsageError(f"forecast: {len(steps)} steps, {len(forgetting)} values, {len(errors)} errors; give one each")
+    if any(b <= a for a, b in itertools.pairwise(steps)) or (len(steps) and not steps[0] >= 0):
+        raise UsageError(f"forecast: the steps {[*steps]!s:.80} are not increasing from 0 on")
+    if len(steps) and steps[-1] > end:
+        raise UsageError(f"forecast: step {steps[-1]} was measured, after the end at step {end}")
+    each = np.ones(end) if rates is None else np.asarray(rates, float)
+    if each.shape != (end,) or not np.isfinite(each).all() or (each < 0).any():
+        raise UsageError(f"forecast: rates have the shape {each.shape}; give one of 0 or more for each of {end} steps")
+    return np.concatenate([[0.0], np.cumsum(each / max(each.max(initial=0.0), 1e-300))])
+
+
+@dataclass(frozen=True)
+class _Filtered:
+    """What is known at the last point: log forgetting, slope, level of the slope."""
+
+    u: float
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    noise: float
+    scale: float
+    freedom: float
+    prior: Prior
+
+    def at(self, u: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+        """[n] median, lower and upper bound, and standard deviation of the logarithm, at later clocks."""
+        logs, spreads = np.empty(len(u)), np.empty(len(u))
+        for i, one in enumerate(u):
+            move, noise = _transition(max(one - self.u, 0.0), self.prior)
+            logs[i] = (move @ self.mean)[0]
+            variance = (move @ self.covariance @ move.T + noise)[0, 0] + self.noise
+            spreads[i] = math.sqrt(variance * self.scale)
+        wide = float(stdtrit(self.freedom, (1 + LEVEL) / 2)) * spreads
+        median, low, high = (np.exp(np.minimum(x, 700.0)) for x in (logs, logs - wide, logs + wide))
+        return median, low, high, spreads
+
+
+def _transition(d: float, prior: Prior) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[3, 3] how the state moves over a distance, and the covariance of the noise that comes in."""
+    k, e = prior.back, math.exp(-prior.back * d)
+    g = (1 - e) / k
+    move = np.array([[1, g, d - g], [0, e, 1 - e], [0, 0, 1]])
+    noise, diffusion = np.zeros((3, 3)), prior.slopes**2
+    noise[1, 1] = diffusion * (1 - e * e) / (2 * k)
+    noise[0, 1] = noise[1, 0] = diffusion * g * g / 2
+    noise[0, 0] = diffusion * (d - 2 * g + (1 - e * e) / (2 * k)) / k**2 + prior.walk**2 * d
+    return move, noise
+
+
+def _filter(
+    u: NDArray[np.float64], values: NDArray[np.float64], spread: NDArray[np.float64], prior: Prior
+) -> _Filtered:
+    """Kalman filter over the points, each of whose surprises is evidence of the scale of the noise."""
+    logs = np.log(values)
+    noise = prior.scatter**2 + prior.shared * (spread / values) ** 2
+    mean = np.array([logs[0], prior.first[0], prior.level[0]])
+    covariance = np.diag([noise[0], prior.first[1] ** 2, prior.level[1] ** 2])
+    surprise = 0.0
+    for i in range(1, len(u)):
+        move, added = _transition(u[i] - u[i - 1], prior)
+        mean, covariance = move @ mean, move @ covariance @ move.T + added
+        variance, residual = covariance[0, 0] + noise[i], logs[i] - mean[0]
+        gain = covariance[:, 0] / variance
+        mean, covariance = mean + gain * residual, covariance - np.outer(gain, covariance[0])
+        surprise += residual**2 / variance
+    freedom = prior.weight + len(u) - 1
+    scale = (prior.weight + surprise) / freedom
+    return _Filtered(float(u[-1]), mean, covariance, float(noise[-1]), scale, freedom, prior)
+
+
+def _crossing(
+    found: Forecast, at: NDArray[np.int64], values: NDArray[np.float64], clock: NDArray[np.float64], filtered: _Filtered
+) -> Forecast:
+    """The forecast with when its budget is crossed, and the chance that the end is above it."""
+    budget, value = found.budget, found.value
+    assert budget is not None
+    assert value is not None
+    *_, spread = filtered.at(np.log(clock[[found.end]]))
+    away = math.log(max(budget, 1e-300) / value) / max(float(spread[0]), 1e-12)
+    found = replace(found, chance=1.0 - float(stdtr(filtered.freedom, away)))
+    if values[-1] > budget:
+        when = _first(np.concatenate([[0], at]), np.concatenate([[0.0], values]), budget)
+        return replace(found, crossing=when, crossing_low=when, crossing_high=when)
+    later = np.unique(np.linspace(found.step, found.end, min(found.end - found.step + 1, POINTS)).round().astype(int))
+    curves = filtered.at(np.log(clock[later]))[:3]
+    for curve in curves:
+        curve[0] = values[-1]
+    when, latest, earliest = (_first(later, curve, budget) for curve in curves)
+    return replace(found, crossing=when, crossing_low=earliest, crossing_high=latest)
+
+
+def _first(steps: NDArray[np.int64], curve: NDArray[np.float64], budget: float) -> float | None:
+    """Where a curve is above the budget for the first time, between two steps by a line; None if nowhere."""
+    above = np.flatnonzero(curve > budget)
+    if not len(above):
+        return None
+    i = int(above[0])
+    if i == 0:
+        return float(steps[0])
+    share = (budget - curve[i - 1]) / (curve[i] - curve[i - 1])
+    return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
+
+
+def _short(value: float | None) -> str:
+    """Two significant digits; three from 1 on."""
+    return number(value, 2)

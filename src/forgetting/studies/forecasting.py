@@ -1,0 +1,44 @@
+"""Where a run of a study ends, from the rows that it has on disk so far."""
+
+from __future__ import annotations
+
+import math
+
+from ..config.schema import RunConfig, TrainingConfig
+from ..measuring.forecast import ANY, PLAIN, Forecast, forecast
+from ..store.folder import RunFolder
+from ..tuning.mitigations import parse_together, with_recipe
+
+
+def of_run(folder: RunFolder, run: RunConfig) -> Forecast | None:
+    """What forgetting a run ends with; None before its first measurement.
+
+    Args:
+        folder: the run's, which another process may be writing.
+        run: its configuration.
+
+    Raises:
+        ForgettingError: a damaged row.
+    """
+    rows = [row for row in folder.measurements() if row.get("alpha") is None and row["step"] > 0]
+    if not rows:
+        return None
+    together = parse_together(run)
+    rates = learning_rates(with_recipe(run, together).training)
+    steps, values, errors = zip(*((row["step"], row["forgetting"], row["forgetting_se"]) for row in rows), strict=True)
+    prior = ANY if together else PLAIN
+    return forecast(steps, values, errors, end=run.training.steps, rates=rates, prior=prior)
+
+
+def learning_rates(training: TrainingConfig) -> list[float]:
+    """The learning rate of each update step as transformers schedules it, in units of the largest."""
+    steps, warmup = training.steps, training.warmup_steps
+    rates = []
+    for step in range(steps):
+        if step < warmup:
+            rates.append(step / warmup)
+            continue
+        done = (step - warmup) / max(1, steps - warmup)
+        after = {"constant": 1.0, "linear": 1.0 - done, "cosine": (1.0 + math.cos(math.pi * done)) / 2}
+        rates.append(after[training.schedule])
+    return rates
