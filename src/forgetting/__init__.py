@@ -1,10 +1,10 @@
 """What did fine-tuning make my language model forget, what will it cost next time, and what actually helps?
 
 Python mirrors the commands: `measure`, `profile`, `check` and `evaluate` hold one fine-tuned model against its base,
-and `chain` each step to what is deployed; `study` and `report` make a study; `table`, `fit`, `predict`, `plan` and
-`compare` say what its runs mean. `ForgettingCallback` measures during a training of your own. What they return prints
-as text, shows itself in a notebook, and gives frames and figures. Nothing is loaded before it is asked for: importing
-forgetting imports no torch.
+and `chain` each step to what is deployed; `study` and `report` make a study, `pilot` a small one for a plan; `table`,
+`fit`, `predict`, `plan` and `compare` say what its runs mean. `ForgettingCallback` measures during a training of your
+own. What they return prints as text, shows itself in a notebook, and gives frames and figures. Nothing is loaded before
+it is asked for: importing forgetting imports no torch.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from .studies.conclude import StudyResult as StudyResult
     from .studies.conclude import report as report
     from .studies.conclude import study as study
+    from .studies.pilot import pilot as pilot
+    from .studies.pilot_result import PilotResult as PilotResult
 else:
 
     def __getattr__(name):
@@ -76,6 +78,7 @@ __all__ = [
     "ForgettingError",
     "GroupedFits",
     "Measurement",
+    "PilotResult",
     "Plan",
     "Plans",
     "Predictions",
@@ -94,6 +97,7 @@ __all__ = [
     "evaluate",
     "fit",
     "measure",
+    "pilot",
     "plan",
     "predict",
     "profile",
@@ -114,6 +118,7 @@ _PLACES = {
     "ForgettingError": "errors",
     "GroupedFits": "analysis.fit",
     "Measurement": "measuring.measurement",
+    "PilotResult": "studies.pilot_result",
     "Plan": "analysis.plan",
     "Plans": "analysis.plan",
     "Predictions": "analysis.plan.predict",
@@ -132,6 +137,7 @@ _PLACES = {
     "evaluate": "capabilities.api",
     "fit": "analysis.api",
     "measure": "measuring.measure",
+    "pilot": "studies.pilot",
     "plan": "analysis.api",
     "predict": "analysis.api",
     "profile": "measuring.measure",

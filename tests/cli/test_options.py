@@ -15,7 +15,7 @@ from forgetting.analysis.laws import LAWS
 from forgetting.cli import main
 from forgetting.cli import options as o
 from forgetting.cli.app import app
-from forgetting.cli.study import _named
+from forgetting.cli.study import named_sources
 from forgetting.config.files import presets
 from forgetting.errors import UsageError
 from forgetting.tuning.methods import METHODS
@@ -101,12 +101,12 @@ def test_only_what_was_given_is_laid_over_a_configuration() -> None:
 
 
 def test_data_sets_of_one_file_name_are_told_apart() -> None:
-    assert _named(["data/x.jsonl", "org/set", "miniature:news"]) == {
+    assert named_sources(["data/x.jsonl", "org/set", "miniature:news"]) == {
         "x": "data/x.jsonl",
         "set": "org/set",
         "news": "miniature:news",
     }
-    assert _named(["a/x.jsonl", "b/x.jsonl.gz"]) == {"a-x": "a/x.jsonl", "b-x": "b/x.jsonl.gz"}
-    assert list(_named(["x.jsonl", "x.csv", "x.txt"])) == ["x", "x-2", "x-3"]
+    assert named_sources(["a/x.jsonl", "b/x.jsonl.gz"]) == {"a-x": "a/x.jsonl", "b-x": "b/x.jsonl.gz"}
+    assert list(named_sources(["x.jsonl", "x.csv", "x.txt"])) == ["x", "x-2", "x-3"]
     with pytest.raises(UsageError, match=r"--train a/x\.jsonl: given twice"):
-        _named(["a/x.jsonl", "a/x.jsonl"])
+        named_sources(["a/x.jsonl", "a/x.jsonl"])

@@ -15,7 +15,7 @@ from ..display.streams import WriteError, leave_stdout
 from ..errors import ForgettingError
 from ..files import no_memory, no_room
 from ..tuning import stopping
-from . import card, chain, compare, doctor, evaluate, laws, measure, run, scale, study
+from . import card, chain, compare, doctor, evaluate, laws, measure, pilot, run, scale, study
 from .options import Listing
 from .printing import OneLine, say
 
@@ -29,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("study", cls=Listing)(study.study_command)
+app.command("pilot", cls=Listing)(pilot.pilot_command)
 app.command("run", cls=Listing)(run.run_command)
 app.command("measure", cls=Listing)(measure.measure_command)
 app.command("check", cls=Listing)(measure.check_command)

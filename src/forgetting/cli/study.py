@@ -68,14 +68,14 @@ def study_command(
     with a constant learning rate longer. What would change stored numbers is refused.
     """
     flags: dict[str, Any] = {
-        "model": _present(source=model, **models.given()),
-        "text": _present(source=text),
+        "model": present(source=model, **models.given()),
+        "text": present(source=text),
         "seeds": seed or None,
         "context": context,
-        "training": _present(steps=steps, batch_size=batch_size, learning_rate=learning_rate),
-        "measure": _present(start=measure_start, every=measure_every, batch_tokens=batch_tokens),
+        "training": present(steps=steps, batch_size=batch_size, learning_rate=learning_rate),
+        "measure": present(start=measure_start, every=measure_every, batch_tokens=batch_tokens),
         "tracking": tracking or None,
-        "datasets": {name: {"source": source} for name, source in _named(train or []).items()},
+        "datasets": {name: {"source": source} for name, source in named_sources(train or []).items()},
     }
     if repeat is not None:
         _repeat(config, repeat, as_json, any((preset, out, prepare, accelerate_config, method, rank, *flags.values())))
@@ -194,11 +194,12 @@ def _study(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> 
         raise typer.Exit(1)
 
 
-def _present(**fields: Any) -> dict[str, Any]:
+def present(**fields: Any) -> dict[str, Any]:
+    """The fields that were given."""
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _named(sources: list[str]) -> dict[str, str]:
+def named_sources(sources: list[str]) -> dict[str, str]:
     """Data sets given by flag, by name: the last part of a file name or id, with the one before it where two agree.
 
     Raises:

@@ -39,7 +39,7 @@ RUN_FILES = {
 }
 TORSO = {
     *("runs", "cache", "history", "lock", "capabilities", "repeats", "fits.json", "compare.json", "report.html"),
-    *("tracking", "tracking.json"),
+    *("tracking", "tracking.json", "pilot.json", "plan.yaml"),
 }
 """What lies in a study folder beside study.yaml."""
 

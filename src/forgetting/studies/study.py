@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +100,7 @@ def study(
     engine: Engine | None = None,
     on_event: Hear | None = None,
     on_plan: Callable[[list[RunConfig], list[str]], None] | None = None,
+    only: Collection[str] | None = None,
 ) -> StudyRuns:
     """Run a study, or what is left of it, in its folder. Several processes may do so at once and share the runs.
 
@@ -109,6 +110,8 @@ def study(
         engine: where its runs run; None is `Local()`.
         on_event: told of every finished step.
         on_plan: told once of all runs and the ids of those still to do.
+        only: ids of the runs to do; the others that are left stay so, and what became of these is not judged. None:
+            all.
 
     Returns:
         The table of all measurements and what failed. Runs that diverged are not tried again; others that failed are.
@@ -128,9 +131,9 @@ def study(
         one_thread = _prepare(inputs, out, engine, plan=False).one_thread
         folder = StudyFolder(out)
         folder.check_there()
-        if before is not None and not before.is_same(config):
+        if before is not None and not before.is_same(config) and only is None:
             log.warning("%s", growing.sentence(before, config))
-        pending = _pending(folder, inputs)
+        pending = [run_id for run_id in _pending(folder, inputs) if only is None or run_id in only]
         if on_plan:
             on_plan(runs, pending)
         began = time.perf_counter()
@@ -141,7 +144,7 @@ def study(
 
     states = {run_id: folder.run(run_id).state() for run_id in inputs.runs}
     failed = {run_id: str(state.get("why")) for run_id, state in states.items() if state.get("status") == "failed"}
-    if len(failed) == len(runs):
+    if len(failed) == len(runs) and only is None:
         raise ForgettingError("every run failed; the first: " + next(f"{i}: {why}" for i, why in failed.items()))
     todo = set(pending)
     skipped = tuple(run_id for run_id in states if run_id not in todo)

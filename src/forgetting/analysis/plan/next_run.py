@@ -29,7 +29,7 @@ STEP = 1e-5  # of a difference quotient, in fitted coordinates
 
 
 @dataclass(frozen=True)
-class _Noise:
+class Noise:
     """Variances by output: of a run's offset and of one row around it."""
 
     offset: list[float]
@@ -117,7 +117,7 @@ class _Judge:
     def __init__(self, fit: Fit, surface: Surface, known: Information, asked: _Question) -> None:
         self.surface, self.known = surface, known
         self.theta = surface.theta[0]
-        self.noise = _noise(fit)
+        self.noise = noise_of(fit)
         problem = self._problem(asked.params, np.array([1.0]))
         self.free = problem.movable(self.theta)
         self.direction = _direction(problem, surface, asked)
@@ -167,7 +167,7 @@ def _bounded(values: Array) -> Array:
     return np.where(np.isnan(around), 0.0, around)
 
 
-def _noise(fit: Fit) -> _Noise:
+def noise_of(fit: Fit) -> Noise:
     """Noise by output; what the fit's own freedom hides of it is that of the offset."""
     parts = fit.diagnostics["run_noise"]
     whole = None if fit.objective == LOGARITHMIC else fit.diagnostics.get("scatter")
@@ -176,7 +176,7 @@ def _noise(fit: Fit) -> _Noise:
         inner, between = (parts[output][k] ** 2 for k in ("within", "between"))
         within.append(inner)
         offset.append(between if whole is None else max(whole[output] ** 2 - inner, between))
-    return _Noise(offset, within)
+    return Noise(offset, within)
 
 
 def _direction(problem: Problem, surface: Surface, asked: _Question) -> Array:

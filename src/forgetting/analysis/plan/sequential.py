@@ -1,0 +1,375 @@
+"""What a pilot does next: one more run, longer runs, or an end.
+
+The first runs are always the same: the middle rank, long enough to spend the budget; the lowest and the highest rank,
+since the law is over ranks, too. From then on it is the run that, for each second it is expected to take, narrows the
+band of forgetting at the recommended run most, judged by the law as it is fitted so far.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from forgetting.analysis.fit import Estimate, Fit, fit_study
+from forgetting.analysis.fit.data import DONE
+from forgetting.analysis.fit.study import LEAST
+from forgetting.analysis.plan.cost import costs_of_table
+from forgetting.analysis.plan.design import OUTPUT, Design
+from forgetting.analysis.plan.frontier import plan_budget
+from forgetting.analysis.plan.result import Choice, Plan
+from forgetting.display.numbers import several
+from forgetting.errors import ForgettingError
+from forgetting.store.table import fitted_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BANDED = 5
+"""Runs below which a fit has no intervals."""
+ROOM = 1.5
+"""How much longer than the middle rank needs for the budget runs are: lower ranks need more steps."""
+MORE = 1.25
+"""How much longer all runs would be made at a time, once the law is fitted."""
+SLOPES = (0.3, 2.0)
+"""Between these lies the exponent by which the first run is continued to the budget."""
+FURTHEST = 3.0
+"""How much longer the first run is made at most at a time."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a pilot is asked.
+
+    Attributes:
+        budget: forgetting allowed, nats/token above the base model's.
+        tolerance: half width of its band at the recommended run, as a share of the budget, at which the pilot ends.
+        ranks: that may be run, rising; three at least.
+        steps: at which runs may be measured, rising, three at least; the last one is the most that a run may take.
+    """
+
+    budget: float
+    tolerance: float
+    ranks: tuple[int, ...]
+    steps: tuple[int, ...]
+
+    def at_least(self, steps: float) -> int:
+        """The first measured step from some number on, or the last one."""
+        return next((step for step in self.steps if step >= steps - 1e-9), self.steps[-1])
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a pilot stands, beside its measurements.
+
+    Attributes:
+        steps: of all runs; of the first, how long it is to be at least.
+        left: seconds.
+        overhead: seconds that a run takes beside training and measuring.
+        lost: ranks of which a run diverged or failed.
+    """
+
+    steps: int
+    left: float
+    overhead: float = 0.0
+    lost: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The recommended run, as far as the runs so far tell.
+
+    Attributes:
+        choice: rank, steps and losses, with their bands.
+        forgetting: above the base model's, in nats per token, with the band of the law's mean.
+        new_run: the band of one new run.
+        half_width: of the mean's band, as a share of the budget; NaN where there is no band.
+        runs: that the law rests on.
+        plan: all ranks.
+        fit: the law.
+    """
+
+    choice: Choice
+    forgetting: Estimate
+    new_run: tuple[float, float]
+    half_width: float
+    runs: int
+    plan: Plan
+    fit: Fit
+
+
+@dataclass(frozen=True)
+class Next:
+    """What to do next.
+
+    Attributes:
+        steps: of all runs; those that are there and shorter go on.
+        rank, seed: of the new run; None where the runs that are there are made longer, and nothing else.
+        why: in words.
+        seconds: that it is expected to take; NaN where nothing tells.
+        narrowing: share of the band that is expected to go away; NaN where no law was asked.
+    """
+
+    steps: int
+    rank: int | None
+    seed: int | None
+    why: str
+    seconds: float = math.nan
+    narrowing: float = math.nan
+
+
+Reason = Literal["tolerance", "time", "early", "unspent", "unidentified"]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a pilot ends: the band is narrow enough, the time is up, or there is no answer to be had."""
+
+    reason: Reason
+    why: str
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The finished runs of a pilot.
+
+    Attributes:
+        table: their rows that count in fits.
+        done: rank and seed of each.
+        sizes: trainable parameters of each.
+        seconds: that a step took, training and measuring: with no trainable parameter, and more for each.
+    """
+
+    table: pd.DataFrame
+    done: tuple[tuple[int, int], ...]
+    sizes: tuple[float, ...]
+    seconds: tuple[float, float]
+
+    def size(self, rank: int) -> float:
+        """Trainable parameters of a rank, by those that were run."""
+        known = {one: size for (one, _), size in zip(self.done, self.sizes, strict=True)}
+        return known.get(rank) or rank * sum(known.values()) / sum(known)
+
+    def takes(self, rank: int, steps: float) -> float:
+        """Expected seconds of so many steps of a run, training and measuring."""
+        alone, each = self.seconds
+        return steps * (alone + each * self.size(rank))
+
+    def curve(self, rank: int) -> tuple[list[float], list[float]]:
+        """Steps and forgetting of the runs of a rank, the mean over seeds."""
+        rows = self.table[self.table["rank"] == rank].groupby("step")["forgetting"].mean()
+        return [float(step) for step in rows.index], [float(value) for value in rows]
+
+
+def finished(table: pd.DataFrame) -> Runs:
+    """The finished runs of a study's table."""
+    rows = fitted_rows(table)
+    rows = rows[rows["status"] == DONE]
+    last = rows.sort_values("step", kind="stable").groupby("run_id", sort=False).tail(1)
+    done = tuple((int(rank), int(seed)) for rank, seed in zip(last["rank"], last["seed"], strict=True))
+    whole = rows.assign(train_seconds=rows["train_seconds"] + rows["measure_seconds"])
+    cost = next(iter(costs_of_table(whole).values()), None)
+    speed = cost.seconds if cost is not None and cost.seconds is not None else (math.nan, 0.0)
+    return Runs(rows, done, tuple(float(size) for size in last["trainable_params"]), speed)
+
+
+def decide(table: pd.DataFrame, asked: Asked, state: State) -> tuple[Next | Stop, Answer | None]:
+    """What to do next, and the answer so far.
+
+    Args:
+        table: the study's measurements; those of finished runs count.
+        asked: the question.
+        state: where the pilot stands.
+    """
+    runs = finished(table) if len(table) else None
+    ranks = [rank for rank in asked.ranks if rank not in state.lost]
+    if len(ranks) < LEAST:
+        return Stop("unidentified", f"runs of {_named(sorted(state.lost))} failed, and three ranks are needed"), None
+    if runs is None or not runs.done:
+        middle = ranks[len(ranks) // 2 - (len(ranks) % 2 == 0)]
+        steps = asked.at_least(max(state.steps, asked.steps[LEAST - 1]))
+        if state.left <= 0:
+            return Stop("time", "no time is left for a first run"), None
+        why = "the middle rank first: it says how many steps spend the budget"
+        return Next(steps, middle, 0, why), None
+    following, answer = _decide(runs, asked, state, ranks)
+    return _in_time(following, runs, state), answer
+
+
+def _decide(runs: Runs, asked: Asked, state: State, ranks: list[int]) -> tuple[Next | Stop, Answer | None]:
+    if (longer := _longer(runs, asked, state)) is not None:
+        return longer, None
+    counts = Counter(rank for rank, _ in runs.done if rank in ranks)
+    for rank, what in ((ranks[0], "lowest"), (ranks[-1], "highest")):
+        if rank not in counts:
+            why = f"the {what} rank: the law is over ranks, too"
+            return Next(state.steps, rank, 0, why), None
+    if (stop := _out_of_reach(runs, asked, state)) is not None:
+        return stop, None
+    if len(counts) < LEAST:
+        rank = next(one for one in ranks if one not in counts)
+        return Next(state.steps, rank, 0, "a third rank: with fewer there is no law"), None
+    answer = _answer(runs, asked)
+    if answer is None:
+        if len(runs.done) >= 2 * BANDED:
+            return Stop("unidentified", f"no law fits these {several(len(runs.done), 'run')}"), None
+        rank = min(ranks, key=lambda one: (counts[one], -one))
+        return Next(state.steps, rank, _seed(runs, rank), "no law fits yet: the rank with fewest runs"), None
+    if answer.half_width <= asked.tolerance and len(runs.done) >= BANDED:
+        return Stop("tolerance", f"the band is within {asked.tolerance:.0%} of the budget"), answer
+    at = answer.choice.steps.value
+    if at > state.steps < asked.steps[-1] and np.isfinite(at):
+        steps = asked.at_least(at * 1.1)
+        why = f"the recommended run has {at:,.0f} steps, which is outside what is measured"
+        return Next(steps, None, None, why, _seconds_longer(runs, state, steps)), answer
+    return _affordable([*_options(runs, asked, state, ranks, answer)], state.left), answer
+
+
+def _longer(runs: Runs, asked: Asked, state: State) -> Next | None:
+    """Longer runs, while no run has spent the budget, or the only one has just done so."""
+    most = asked.steps[-1]
+    if state.steps >= most:
+        return None
+    curves = {rank: runs.curve(rank) for rank in dict(runs.done)}
+    rank, (steps, forgot) = max(curves.items(), key=lambda one: one[1][1][-1])
+    wanted = ROOM * _crossing(steps, forgot, asked.budget)
+    if forgot[-1] >= asked.budget and (len(runs.done) > 1 or wanted <= state.steps):
+        return None
+    target = asked.at_least(min(max(wanted, state.steps + 1), FURTHEST * state.steps))
+    if forgot[-1] < asked.budget:
+        said = f"rank {rank} forgets {forgot[-1]:.3g} by step {state.steps}"
+        why = f"{said}, less than the budget"
+    else:
+        why = f"rank {rank} spends the budget at about step {wanted / ROOM:.0f}, and other ranks may need more"
+    return Next(target, None, None, why, _seconds_longer(runs, state, target))
+
+
+def _crossing(steps: Sequence[float], forgot: Sequence[float], budget: float) -> float:
+    """The step at which a run spends a budget: between two measurements, or by a power of the steps beyond them."""
+    before = (0.0, 0.0)
+    for step, value in zip(steps, forgot, strict=True):
+        if value >= budget:
+            return before[0] + (step - before[0]) * (budget - before[1]) / (value - before[1])
+        before = (step, max(value, before[1]))
+    first, last = forgot[0], forgot[-1]
+    slope = SLOPES[1]
+    if 0 < first < last and steps[0] < steps[-1]:
+        slope = float(np.clip(math.log(last / first) / math.log(steps[-1] / steps[0]), *SLOPES))
+    return steps[-1] * (budget / last) ** (1 / slope) if last > 0 else math.inf
+
+
+def _out_of_reach(runs: Runs, asked: Asked, state: State) -> Stop | None:
+    """The budget is passed before the first measured step at all ranks, or by none at the last."""
+    curves = {rank: runs.curve(rank) for rank in dict(runs.done)}
+    least, (steps, _) = min(curves.items(), key=lambda one: one[1][1][0])
+    first = curves[least][1][0]
+    if first > asked.budget:
+        return Stop(
+            "early",
+            f"by step {steps[0]:.0f}, the first that is measured, every rank has forgotten more than the budget (rank "
+            f"{least} the least, {first:.3g})",
+        )
+    most = max(curves, key=lambda rank: max(curves[rank][1]))
+    last = max(curves[most][1])
+    if last < asked.budget and state.steps >= asked.steps[-1]:
+        return Stop(
+            "unspent",
+            f"no rank spends the budget in {several(state.steps, 'step')}, the most that a run may take (rank {most} "
+            f"forgets most, {last:.3g})",
+        )
+    return None
+
+
+def _answer(runs: Runs, asked: Asked) -> Answer | None:
+    """The recommended run by the law that fits the runs; None where none does, or it spends the budget nowhere."""
+    try:
+        fit = next(iter(fit_study(runs.table).values())).get("shifted_power")
+        if fit is None:
+            return None
+        return answer_of(fit, asked, runs)
+    except ForgettingError:
+        return None
+
+
+def answer_of(fit: Fit, asked: Asked, runs: Runs) -> Answer | None:
+    """The run that a law recommends: the plan's best inside the measured range where the choice does not matter."""
+    table = runs.table
+    costs = costs_of_table(table)
+    plan = plan_budget(fit, asked.budget, ranks=asked.ranks, cost=next(iter(costs.values()), None))
+    choice = plan.best if plan.matters or plan.best_measured is None else plan.best_measured
+    if choice is None or plan.floor is None:
+        return None
+    if not np.isfinite(choice.steps.value):
+        return None
+    told = fit.predict(OUTPUT, trainable_params=choice.trainable_params, step=choice.steps.value)
+    low, high, run_low, run_high = (
+        float(end) - plan.floor for end in (told.low, told.high, told.run_low, told.run_high)
+    )
+    half = (high - low) / 2 / asked.budget
+    forgetting = Estimate(float(told.value) - plan.floor, low, high)
+    return Answer(choice, forgetting, (run_low, run_high), half, len(runs.done), plan, fit)
+
+
+def _options(runs: Runs, asked: Asked, state: State, ranks: Sequence[int], answer: Answer) -> Iterator[Next]:
+    """Each run that could be next, and longer runs, with how much they are expected to narrow the band."""
+    few = len(runs.done) < BANDED
+    place = answer.choice
+    design = Design(answer.fit, place.trainable_params, place.steps.value, few=few)
+    grid = [step for step in asked.steps if step <= state.steps]
+    now = design.error(runs.sizes, grid)
+    for rank in ranks:
+        then = design.error([*runs.sizes, runs.size(rank)], grid)
+        seconds = runs.takes(rank, state.steps) + state.overhead
+        yield _option(state.steps, rank, _seed(runs, rank), answer, 1 - then / now, seconds)
+    longer = asked.at_least(MORE * state.steps)
+    if longer > state.steps:
+        then = design.error(runs.sizes, [step for step in asked.steps if step <= longer])
+        yield _option(longer, None, None, answer, 1 - then / now, _seconds_longer(runs, state, longer))
+
+
+def _option(steps: int, rank: int | None, seed: int | None, answer: Answer, narrowing: float, seconds: float) -> Next:
+    what = "it" if rank is not None else f"making all runs {steps} steps long"
+    if np.isnan(answer.half_width):
+        why = f"{what} narrows the answer most for its time; a band needs {several(BANDED, 'run')}"
+    else:
+        why = f"{what} narrows the band most for its time"
+    return Next(steps, rank, seed, why, seconds, narrowing)
+
+
+def _affordable(options: Sequence[Next], left: float) -> Next:
+    """The option that narrows the answer most per second, of those that the time allows; else the quickest."""
+    inside = [one for one in options if one.seconds <= left]
+    if not inside:
+        return min(options, key=lambda one: one.seconds)
+    return max(inside, key=lambda one: one.narrowing / one.seconds)
+
+
+def _in_time(following: Next | Stop, runs: Runs, state: State) -> Next | Stop:
+    """What follows, with the seconds that it takes, or the end where they are not left."""
+    if isinstance(following, Stop):
+        return following
+    seconds = following.seconds
+    if np.isnan(seconds) and following.rank is not None:
+        seconds = runs.takes(following.rank, following.steps) + state.overhead
+    if seconds > state.left:
+        return Stop("time", f"the next run would take about {seconds:.0f} s, and {max(state.left, 0):.0f} s are left")
+    return replace(following, seconds=seconds)
+
+
+def _seconds_longer(runs: Runs, state: State, steps: int) -> float:
+    """Expected seconds of making all runs longer."""
+    return sum(runs.takes(rank, steps - state.steps) + state.overhead for rank, _ in runs.done)
+
+
+def _seed(runs: Runs, rank: int) -> int:
+    """The first seed that a rank was not run with."""
+    taken = {seed for one, seed in runs.done if one == rank}
+    return next(seed for seed in range(len(taken) + 1) if seed not in taken)
+
+
+def _named(ranks: Sequence[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"

@@ -1,0 +1,414 @@
+"""A pilot: from nothing to a plan for a budget of forgetting, by a few short runs, one at a time.
+
+Its folder is that of a study that grows by the run that is chosen next (`analysis.plan.sequential`).
+
+pilot.json  seconds that it took so far, and why each run was chosen
+plan.yaml   the recommended run as a study of its own
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import files
+from ..analysis.plan.sequential import Answer, Asked, Next, State, Stop, decide, finished
+from ..analysis.study_table import load_study
+from ..config.arguments import checked
+from ..config.files import preset_fields, study_config, with_flags
+from ..config.schema import MethodConfig, StudyConfig, validate
+from ..errors import UsageError
+from ..files import write_atomically
+from ..store import growth
+from ..store.folder import StudyFolder
+from ..tuning import stopping
+from ..tuning.grid import runs_by_id
+from ..tuning.methods import METHODS
+from .conclude import conclude
+from .engines import Event, Hear, Local
+from .execute import is_pending
+from .pilot_result import PilotResult, PilotRun, PilotStep
+from .study import study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RANKS = (8, 16, 32, 64)
+"""Candidates where nobody names three."""
+LATE = 1.1
+"""How much later than asked the run in hand may end, as a factor on the time; beyond it stops with a checkpoint."""
+KEEP_EVERY = 5.0
+"""Seconds after which the time is noted on the disk."""
+NOTE = "pilot.json"
+PLAN = "plan.yaml"
+Choose = Callable[[PilotStep], None]
+
+
+@checked
+def pilot(
+    config: StudyConfig | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    budget: float,
+    minutes: float = 30.0,
+    tolerance: float = 0.1,
+    ranks: Sequence[int] | None = None,
+    on_event: Hear | None = None,
+    on_step: Choose | None = None,
+) -> PilotResult:
+    """Find the rank and steps that spend a budget of forgetting, by few short runs, each the one that tells most.
+
+    Args:
+        config: what to fine-tune: as for `study`, with one data set, a constant learning rate, and one method that has
+            a rank; its steps are the most that a run may take. Default: the miniature.
+        out: the study folder; default studies/NAME. One that is there goes on, and its time counts.
+        budget: forgetting allowed, nats/token above the base model's.
+        minutes: for all runs together.
+        tolerance: half width of the band of forgetting at the recommended run, as a share of the budget, at which the
+            pilot ends.
+        ranks: that may be run, three at least; default those of the method, or 8, 16, 32 and 64.
+        on_event: told of every finished step.
+        on_step: told of each run before it begins.
+
+    Raises:
+        UsageError: the configuration, text or model are wrong, or the folder holds another study.
+        StoppedError: a stop was requested; the same call goes on.
+        ForgettingError: the disk is full, or a file of the folder is damaged.
+    """
+    own = with_flags(miniature_flags(), None, "miniature") if config is None else config
+    whole, folder = study_config(own)
+    if folder is not None:
+        raise UsageError(f"{folder}: a study folder; give its configuration, and the folder by out (--out)")
+    target = Path(out) if out is not None else Path("studies") / whole.name
+    for name, value in (("budget", budget), ("minutes", minutes), ("tolerance", tolerance)):
+        if not (np.isfinite(value) and value > 0):
+            raise UsageError(f"{name}: got {value}; a positive number is needed")
+    return _Session(whole, target, (budget, minutes, tolerance), ranks, on_event, on_step).run()
+
+
+def miniature_flags(source: str | None = None) -> dict[str, Any]:
+    """What a pilot of the miniature has of its own: one data set, its first one or `source`, and early measurements."""
+    name, first = next(iter(preset_fields("miniature")["datasets"].items()))
+    chosen = {name: first} if source is None else {source.rpartition(":")[2]: {**first, "source": source}}
+    return {"name": "miniature-pilot", "datasets": chosen, "measure": {"start": 12, "every": 8}}
+
+
+class _Session:
+    """One call of a pilot."""
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        out: Path,
+        limits: tuple[float, float, float],
+        ranks: Sequence[int] | None,
+        on_event: Hear | None,
+        on_step: Choose | None,
+    ) -> None:
+        self.out, self.on_event, self.on_step = out, on_event, on_step
+        budget, minutes, tolerance = limits
+        _check(config)
+        self.method, own = _method(config)
+        self.config = config
+        self.begun = (out / "study.yaml").exists()
+        most = config.training.steps
+        if self.begun:
+            stored = StudyFolder.open(out).config()
+            self.config = _as_stored(config, stored, self.method, out)
+            most = max(most, stored.training.steps)
+        self.asked = Asked(budget, tolerance, _ranks(ranks, own), _steps(config, most))
+        self.seconds = minutes * 60
+        self.note = _read_note(out)
+        self.began = time.monotonic() - float(self.note["seconds"])
+        self.kept = 0.0
+        self.late = False
+        self.failed: dict[str, str] = {}
+        self.lost: set[int] = set()
+        self.extra: list[float] = []
+
+    @property
+    def spent(self) -> float:
+        """Seconds, those of earlier calls among them."""
+        return time.monotonic() - self.began
+
+    def run(self) -> PilotResult:
+        """Do runs until the band is narrow or the time is up."""
+        answer = None
+        while True:
+            if self.begun and not self._finish_begun():
+                why = f"the time was up within a run; it goes on from step {self._furthest()}"
+                return self._result(Stop("time", f"{why} with more minutes (--minutes)"), answer)
+            table = self._table()
+            following, answer = decide(table, self.asked, self._state())
+            if isinstance(following, Stop):
+                return self._result(following, answer)
+            if self.on_step is not None:
+                done = 0 if not len(table) else len(finished(table).done)
+                width = np.nan if answer is None else answer.half_width
+                self.on_step(PilotStep(following, done, width, self.spent, self.seconds - self.spent))
+            self._begin(following)
+
+    def _state(self) -> State:
+        first = self.config.training.warmup_steps + 1
+        overhead = float(np.mean(self.extra)) if self.extra else 0.0
+        steps = self.config.training.steps if self.begun else first
+        return State(steps, self.seconds - self.spent, overhead, frozenset(self.lost))
+
+    def _table(self) -> pd.DataFrame:
+        import pandas as pd
+
+        return load_study(self.out) if self.begun else pd.DataFrame()
+
+    def _begin(self, following: Next) -> None:
+        """Let the study grow by what follows, and note why."""
+        fields = self.config.model_dump(mode="json")
+        fields["training"]["steps"] = following.steps
+        if following.rank is not None:
+            stored = _ranks_of(self.config) if self.begun else []
+            ranks = list(dict.fromkeys([*stored, following.rank]))
+            seeds = [*self.config.seeds] if self.begun else []
+            fields["methods"][0]["rank"] = ranks
+            fields["seeds"] = list(dict.fromkeys([*seeds, following.seed]))
+            self.note["chosen"].append({"rank": following.rank, "seed": following.seed, "why": following.why})
+        self.config = validate(fields, where=str(self.out))
+        self.begun = True
+        self._keep(self.out.exists())
+
+    def _finish_begun(self) -> bool:
+        """Do what is left of the chosen runs; whether the time allowed it."""
+        chosen = {(one["rank"], one["seed"]) for one in self.note["chosen"]}
+        chosen |= {_place(run.state().get("config") or {}) for run in self._folders()}
+        for run_id, run in runs_by_id(self.config).items():
+            rank = run.method.options["rank"]
+            state = StudyFolder(self.out).run(run_id).state()
+            if (rank, run.seed) in chosen and is_pending(state) and run_id not in self.failed and not self._do(run_id):
+                return False
+            state = StudyFolder(self.out).run(run_id).state()
+            if state.get("status") == "failed":
+                self.failed[run_id] = str(state.get("why"))
+                self.lost.add(rank)
+        return True
+
+    def _folders(self) -> list[Any]:
+        return list(StudyFolder(self.out).runs()) if (self.out / "study.yaml").exists() else []
+
+    def _do(self, run_id: str) -> bool:
+        """Do one run; whether it ended."""
+        began = time.monotonic()
+        try:
+            study(self.config, self.out, engine=Local(1), on_event=self._hear, only={run_id})
+        except stopping.StoppedError:
+            if not self.late:
+                raise
+            return False
+        finally:
+            if self.out.exists():
+                self._keep()
+        rows = StudyFolder(self.out).run(run_id).measurements()
+        if rows:
+            self.extra.append(max(0.0, time.monotonic() - began - _seconds(rows[-1])))
+        return True
+
+    def _hear(self, event: Event) -> None:
+        """Note the time; stop the run in hand where it is far over."""
+        if self.spent - self.kept > KEEP_EVERY:
+            self._keep()
+        if self.spent > self.seconds * LATE and stopping.requested() is None:
+            self.late = True
+            stopping.request()
+        if self.on_event is not None:
+            self.on_event(event)
+
+    def _keep(self, there: bool = True) -> None:
+        self.kept = self.spent
+        self.note["seconds"] = round(self.spent, 1)
+        if there:
+            file = files.refuse_link(self.out / NOTE, self.out)
+            write_atomically(file, json.dumps(self.note, indent=1) + "\n", parents=False)
+
+    def _furthest(self) -> int:
+        running = [run for run in self._folders() if run.state().get("status") == "running"]
+        return max((row["step"] for run in running for row in run.measurements()), default=0)
+
+    def _result(self, stop: Stop, answer: Answer | None) -> PilotResult:
+        """The result, with the report of the study, and the plan as a configuration."""
+        table = self._table()
+        if self.begun:
+            self._keep(self.out.exists())
+        runs = self._runs(table)
+        made = PilotResult(
+            self.out,
+            self.asked.budget,
+            self.asked.tolerance,
+            stop.reason,
+            stop.why,
+            plan=None if answer is None else answer.plan,
+            runs=runs,
+            failed=dict(self.failed),
+            seconds=float(self.note["seconds"]),
+            report=conclude(self.out).report if runs else None,
+        )
+        if answer is None:
+            return made
+        if not np.isfinite(answer.half_width):
+            return replace(made, why=f"{stop.why}; {answer.fit.no_bands or 'the plan has no band'}")
+        rank, steps = int(answer.choice.rank or 0), max(1, round(answer.choice.steps.value))
+        return replace(
+            made,
+            rank=rank,
+            steps=steps,
+            forgetting=answer.forgetting,
+            new_run=answer.new_run,
+            half_width=answer.half_width,
+            finetune_loss=answer.choice.finetune_loss,
+            command=self._write_plan(rank, steps),
+        )
+
+    def _runs(self, table: pd.DataFrame) -> tuple[PilotRun, ...]:
+        if not len(table):
+            return ()
+        why = {(one["rank"], one["seed"]): one["why"] for one in self.note["chosen"]}
+        rows = table[table["status"] == "done"].sort_values("step", kind="stable")
+        last = rows.groupby("run_id", sort=False).tail(1).to_dict("records")
+        made = [
+            PilotRun(
+                row["run_id"],
+                int(row["rank"]),
+                int(row["seed"]),
+                int(row["step"]),
+                _seconds(row),
+                float(row["forgetting"]),
+                why.get((int(row["rank"]), int(row["seed"])), ""),
+            )
+            for row in last
+        ]
+        order = [*why]
+        return tuple(sorted(made, key=lambda run: _order(order, (run.rank, run.seed))))
+
+    def _write_plan(self, rank: int, steps: int) -> str:
+        """Write the recommended run as a study of its own; the command that runs it."""
+        fields = self.config.model_dump(mode="json")
+        fields["name"] = f"{self.config.name[:58]}-plan"
+        fields["methods"][0]["rank"] = rank
+        fields["seeds"] = [max(self.config.seeds) + 1]
+        fields["training"] |= {"steps": steps, "warmup_steps": min(self.config.training.warmup_steps, steps - 1)}
+        fields["measure"]["start"] = min(self.config.measure.start, steps)
+        planned = validate(fields, where=PLAN)
+        write_atomically(files.refuse_link(self.out / PLAN, self.out), planned.to_yaml(), parents=False)
+        to = self.out.with_name(f"{self.out.name}-planned")
+        return shlex.join(["forgetting", "study", str(self.out / PLAN), "--out", str(to)])
+
+
+def _order(order: list[tuple[int, int]], place: tuple[int, int]) -> int:
+    return order.index(place) if place in order else -1
+
+
+def _seconds(row: Mapping[Any, Any]) -> float:
+    return float(row["train_seconds"]) + float(row["measure_seconds"])
+
+
+def _place(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    return (config.get("method") or {}).get("rank"), config.get("seed")
+
+
+def _check(config: StudyConfig) -> None:
+    """Refuse a study that a pilot cannot be of."""
+    if len(config.datasets) > 1:
+        raise UsageError(f"datasets: {', '.join(config.datasets)}; a pilot plans for one: leave one (--train)")
+    if len(config.methods) > 1 or config.methods[0].mitigations:
+        raise UsageError("methods: a pilot is of one method without mitigations")
+    if config.training.schedule != "constant":
+        raise UsageError(
+            f"training.schedule: {config.training.schedule}; a pilot makes runs longer, which needs constant"
+        )
+    if config.capabilities is not None:
+        raise UsageError("capabilities: a pilot asks none; leave the section out")
+
+
+def _method(config: StudyConfig) -> tuple[MethodConfig, list[int]]:
+    """The method without its rank, and its ranks.
+
+    Raises:
+        UsageError: it has none.
+    """
+    method = config.methods[0]
+    ranked = [name for name, kind in METHODS.items() if "rank" in kind.model_fields]
+    if method.name in METHODS and method.name not in ranked:
+        raise UsageError(f"methods: {method.name} has no rank to plan; those that have: {', '.join(ranked)}")
+    rest = {name: value for name, value in method.model_dump(mode="json").items() if name != "rank"}
+    return MethodConfig.model_validate(rest), _ranks_of(config)
+
+
+def _ranks_of(config: StudyConfig) -> list[int]:
+    rank = config.methods[0].options.get("rank")
+    return list(rank) if isinstance(rank, list | tuple) else [] if rank is None else [rank]
+
+
+def _ranks(given: Sequence[int] | None, own: Sequence[int]) -> tuple[int, ...]:
+    """The candidates, rising.
+
+    Raises:
+        UsageError: fewer than three were named.
+    """
+    named = sorted(set(given)) if given else []
+    if given and (len(named) < 3 or named[0] < 1):
+        raise UsageError(
+            f"ranks (--rank): got {', '.join(map(str, named))}; the law over ranks and steps needs three different "
+            "ones at least, from 1 up"
+        )
+    return tuple(named or (sorted(own) if len(set(own)) >= 3 else RANKS))
+
+
+def _steps(config: StudyConfig, most: int) -> tuple[int, ...]:
+    """The steps at which runs may end.
+
+    Raises:
+        UsageError: fewer than three are measured, or the warm-up leaves none.
+    """
+    longest = config.model_copy(update={"training": config.training.model_copy(update={"steps": most})})
+    steps = longest.measured_steps()[1:]
+    if len(steps) < 3:
+        raise UsageError(
+            f"training.steps: {most} (--steps), measured at {', '.join(map(str, steps))}; a law needs three measured "
+            "steps at least: give more steps, or measure earlier or more often (--measure-start, --measure-every)"
+        )
+    return tuple(steps)
+
+
+def _as_stored(config: StudyConfig, stored: StudyConfig, method: MethodConfig, out: Path) -> StudyConfig:
+    """The configuration with the runs that the folder has.
+
+    Raises:
+        UsageError: the folder holds another study.
+    """
+    if len(stored.methods) != 1 or _method(stored)[0] != method:
+        raise UsageError(growth.another(out, growth.differences(stored, config)))
+    training = config.training.model_copy(update={"steps": stored.training.steps})
+    return config.model_copy(
+        update={"name": stored.name, "methods": stored.methods, "seeds": stored.seeds, "training": training}
+    )
+
+
+def _read_note(out: Path) -> dict[str, Any]:
+    """What was noted of earlier calls.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    file = files.refuse_link(out / NOTE, out) if out.exists() else out / NOTE
+    if not file.exists():
+        return {"seconds": 0.0, "chosen": []}
+    try:
+        note = json.loads(files.read_text(files.check_plain(file), limit=files.MAX_CONFIG))
+        chosen = [{"rank": int(c["rank"]), "seed": int(c["seed"]), "why": str(c["why"])} for c in note["chosen"]]
+        return {"seconds": max(0.0, float(note["seconds"])), "chosen": chosen}
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{file}: damaged; delete it to go on, and the time counts anew") from None

@@ -1,0 +1,186 @@
+"""What a pilot returns: the recommended run with its bands, the runs that it rests on, and why the pilot ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..analysis.fit import Estimate
+from ..analysis.plan.result import Plan
+from ..analysis.plan.sequential import Next, Reason
+from ..display.numbers import duration, number, plain
+from ..display.tables import Result, Shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+UNKNOWN = Estimate(np.nan)
+
+
+@dataclass(frozen=True)
+class PilotRun:
+    """A finished run of a pilot.
+
+    Attributes:
+        run_id: the run.
+        rank, seed, steps: what was run.
+        seconds: of training and measuring.
+        forgetting: at its last step, in nats per token.
+        why: it was chosen, in words; empty for a run that was there before.
+    """
+
+    run_id: str
+    rank: int
+    seed: int
+    steps: int
+    seconds: float
+    forgetting: float
+    why: str
+
+
+@dataclass(frozen=True)
+class PilotStep:
+    """What a pilot is about to do.
+
+    Attributes:
+        following: the next run, or longer runs.
+        runs: finished so far.
+        half_width: of the band so far, as a share of the budget; NaN where there is none yet.
+        spent, left: seconds.
+    """
+
+    following: Next
+    runs: int
+    half_width: float
+    spent: float
+    left: float
+
+    def sentence(self) -> str:
+        """What is done, why, the band so far, and the time that is left."""
+        one = self.following
+        about = "" if np.isnan(one.seconds) else f", about {duration(one.seconds)}"
+        what = f"rank {one.rank}, seed {one.seed}, {one.steps} steps" if one.rank else f"to {one.steps} steps"
+        parts = [f"{what}{about}: {one.why}"]
+        if np.isfinite(self.half_width):
+            then = f", with it about ±{self.half_width * (1 - one.narrowing):.1%}" if np.isfinite(one.narrowing) else ""
+            parts.append(f"band ±{self.half_width:.1%} of the budget{then}")
+        parts.append(f"{duration(max(self.left, 0.0))} left")
+        return f"[{self.runs} done] {'; '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class PilotResult(Result):
+    """A recommended run, and what it rests on.
+
+    Attributes:
+        folder: the study folder.
+        budget: forgetting allowed, nats/token above the base model's.
+        tolerance: half width of the band, as a share of the budget, at which the pilot ends.
+        stopped: why it ended: `tolerance` (the band is narrow enough), `time`, `early` (all ranks pass the budget
+            before the first measured step), `unspent` (no rank reaches it), or `unidentified`.
+        why: the same in words.
+        rank, steps: of the recommended run; None where there is none, or none with a band.
+        forgetting: of the recommended run, nats/token: the budget, with the band of the law's mean.
+        new_run: the band of one new run around it.
+        half_width: of the mean's band, as a share of the budget.
+        finetune_loss: of the recommended run, with its band.
+        plan: all ranks, as `forgetting plan` gives them; None where no law fits.
+        runs: that it rests on.
+        failed: run id -> why.
+        seconds: that the pilot took, all calls together.
+        command: runs the plan.
+        report: the study's report; None where nothing was measured.
+    """
+
+    folder: Path
+    budget: float
+    tolerance: float
+    stopped: Reason
+    why: str
+    rank: int | None = None
+    steps: int | None = None
+    forgetting: Estimate = UNKNOWN
+    new_run: tuple[float, float] = (np.nan, np.nan)
+    half_width: float = np.nan
+    finetune_loss: Estimate = UNKNOWN
+    plan: Plan | None = None
+    runs: tuple[PilotRun, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    command: str | None = None
+    report: Path | None = None
+
+    @property
+    def planned(self) -> bool:
+        """Whether there is a run to recommend, with a band."""
+        return self.rank is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; what is not known is null."""
+
+        def ends(value: Estimate) -> dict[str, float]:
+            return {"value": value.value, "low": value.low, "high": value.high}
+
+        forgetting = ends(self.forgetting) | dict(zip(("run_low", "run_high"), self.new_run, strict=True))
+        out = {
+            "folder": str(self.folder),
+            "budget": self.budget,
+            "tolerance": self.tolerance,
+            "stopped": self.stopped,
+            "why": self.why,
+            "rank": self.rank,
+            "steps": self.steps,
+            "forgetting": forgetting,
+            "half_width": self.half_width,
+            "finetune_loss": ends(self.finetune_loss),
+            "plan": None if self.plan is None else self.plan.to_dict(),
+            "runs": list(self.runs),
+            "failed": self.failed,
+            "seconds": round(self.seconds, 1),
+            "command": self.command,
+            "report": None if self.report is None else str(self.report),
+        }
+        return {key: plain(value) for key, value in out.items()}
+
+    def to_frame(self) -> pd.DataFrame:
+        """The runs, one row each."""
+        import pandas as pd
+
+        return pd.DataFrame([vars(run) for run in self.runs], columns=[*PilotRun.__dataclass_fields__])
+
+    def shown(self) -> list[Shown]:
+        """The runs, the plan, and the recommended run."""
+        parts = []
+        if self.runs:
+            rows = [
+                (f"{run.rank}", f"{run.seed}", f"{run.steps}", duration(run.seconds), number(run.forgetting), run.why)
+                for run in self.runs
+            ]
+            columns = ("rank", "seed", "steps", "time", "forgetting", "chosen because")
+            parts.append(Shown([f"pilot in {self.folder}: runs that the plan rests on"], columns, rows, self._failed()))
+        if self.plan is not None:
+            parts.append(self.plan.shown()[0])
+        return [*parts, Shown(self._said())]
+
+    def _failed(self) -> list[str]:
+        return [f"failed: {run_id}: {why}" for run_id, why in self.failed.items()]
+
+    def _said(self) -> list[str]:
+        lines = [f"ended after {duration(self.seconds)}: {self.why}"]
+        if self.rank is not None:
+            low, high = (number(max(end, 0.0)) for end in (self.forgetting.low, self.forgetting.high))
+            lines.append(
+                f"recommended: rank {self.rank} for {self.steps} steps, where the law's mean forgets "
+                f"{number(self.budget)} ({low} to {high}, ±{self.half_width:.0%})"
+            )
+            if np.isfinite(self.new_run).all():
+                low, high = (number(max(end, 0.0)) for end in self.new_run)
+                lines.append(f"one run of it is expected to forget between {low} and {high}")
+        else:
+            lines.append("no run is recommended")
+        lines += [f"run it: {self.command}"] if self.command else []
+        lines += [f"report: {self.report}"] if self.report else []
+        return lines
