@@ -1,7 +1,7 @@
 """Figures of the fit engine: global optima, certified values, coverage of intervals, speed. Run: python bench/fit.py.
 
 Each part prints what was asked, what was found, and how long it took, on one thread unless said otherwise. The parts
-`coverage` and `next-run` simulate studies, an hour of one core for 200 of them; all others take minutes.
+`coverage`, `next-run` and `pilot` simulate studies, an hour of one core for 200 of them; all others take minutes.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def part_shell():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, help="only this one")
-    parser.add_argument("--studies", type=int, default=200, help="of a design, and of the next run's part")
+    parser.add_argument("--studies", type=int, default=200, help="of a design, and of the parts next-run and pilot")
     parser.add_argument("--seed", type=int, default=0, help="of simulated studies")
     parser.add_argument("--nist", type=Path, help="a folder of NIST's .dat files; default the eight in the tests")
     arguments = parser.parse_args()
@@ -200,6 +200,7 @@ PARTS = {
     "coverage": lambda asked: part_coverage(asked.studies, asked.seed),
     "independent": lambda asked: part_independent(asked.studies, asked.seed),
     "next-run": lambda asked: part_next_run(asked.studies, asked.seed),
+    "pilot": lambda asked: part_pilot(asked.studies, asked.seed),
 }
 
 

@@ -28,7 +28,9 @@ def rows(number: int, seed: int, runs: list[tuple[int, int]], last: int) -> pd.D
     """The table of runs of so many steps; a run's noise is always the same."""
     parts = []
     for rank, one in runs:
-        losses = mean(rank * PER_RANK, STEPS) + noise(np.random.default_rng([seed, number, rank, one]), STEPS, heavy=False)
+        losses = mean(rank * PER_RANK, STEPS) + noise(
+            np.random.default_rng([seed, number, rank, one]), STEPS, heavy=False
+        )
         columns = {"dataset": "d", "run_id": f"{rank}-{one}", "status": "done", "rank": rank, "seed": one}
         columns |= {"trainable_params": rank * PER_RANK, "step": STEPS, "measure_start": int(STEPS[0])}
         columns |= dict(zip(OUTPUTS, losses, strict=True)) | {"forgetting_floor": FLOOR}
@@ -66,8 +68,9 @@ def holds(answer: Answer) -> bool:
 
 def part_pilot(studies: int, seed: int) -> None:
     """Print, by budget, what sessions took and how often bands hold."""
-    print("| budget | half width, % | steps of the pilot, % of the grid's (nine in ten below) | runs | pilot holds | grid holds |")
-    print("|---|---|---|---|---|---|")
+    columns = ["budget", "half width, %", "steps, % of the grid's (nine in ten below)", "runs", "pilot holds, %"]
+    print(f"| {' | '.join([*columns, 'grid holds, %', 'ended within, %'])} |")
+    print("|---|---|---|---|---|---|---|")
     for budget in BUDGETS:
         found = []
         for number in range(studies):
@@ -84,8 +87,8 @@ def part_pilot(studies: int, seed: int) -> None:
         width, share, runs, held, grid_held, ended = (np.array(part, dtype=float) for part in zip(*found, strict=True))
         cells = [f"{budget}", f"{100 * np.median(width):.1f}"]
         cells.append(f"{100 * np.median(share):.0f} ({100 * np.quantile(share, 0.9):.0f})")
-        cells += [f"{np.median(runs):.0f}", _share(held), _share(grid_held)]
-        print(f"| {' | '.join(cells)} |  ended {ended.mean():.2f} of {len(found)}", flush=True)
+        cells += [f"{np.median(runs):.0f}", _share(held), _share(grid_held), _share(ended)]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def _share(values: np.ndarray) -> str:

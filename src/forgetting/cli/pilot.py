@@ -90,7 +90,7 @@ def pilot_command(
 def _resolved(given: dict[str, Any], file: Path | None, train: str | None, method: str | None) -> StudyConfig:
     """The study that is meant: of a file, of flags, or the miniature."""
     from ..config.files import deep_merge, with_flags
-    from ..studies.pilot import miniature_flags
+    from ..studies.pilot_config import miniature_flags
 
     embedded = train is None or train.startswith("miniature:")
     if file is None and embedded and not {"model", "text"} & given.keys():

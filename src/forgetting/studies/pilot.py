@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,32 +22,37 @@ from .. import files
 from ..analysis.plan.sequential import Answer, Asked, Next, State, Stop, decide, finished
 from ..analysis.study_table import load_study
 from ..config.arguments import checked
-from ..config.files import preset_fields, study_config, with_flags
-from ..config.schema import MethodConfig, StudyConfig, validate
+from ..config.files import study_config, with_flags
+from ..config.schema import StudyConfig, validate
 from ..errors import UsageError
 from ..files import write_atomically
-from ..store import growth
 from ..store.folder import StudyFolder
 from ..tuning import stopping
 from ..tuning.grid import runs_by_id
-from ..tuning.methods import METHODS
 from .conclude import conclude
 from .engines import Event, Hear, Local
 from .execute import is_pending
+from .pilot_config import (
+    as_stored,
+    candidates,
+    check,
+    last_steps,
+    method_of,
+    miniature_flags,
+    ranks_of,
+    write_plan,
+)
 from .pilot_result import PilotResult, PilotRun, PilotStep
 from .study import study
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RANKS = (8, 16, 32, 64)
-"""Candidates where nobody names three."""
 LATE = 1.1
 """How much later than asked the run in hand may end, as a factor on the time; beyond it stops with a checkpoint."""
 KEEP_EVERY = 5.0
 """Seconds after which the time is noted on the disk."""
 NOTE = "pilot.json"
-PLAN = "plan.yaml"
 Choose = Callable[[PilotStep], None]
 
 
@@ -94,13 +98,6 @@ def pilot(
     return _Session(whole, target, (budget, minutes, tolerance), ranks, on_event, on_step).run()
 
 
-def miniature_flags(source: str | None = None) -> dict[str, Any]:
-    """What a pilot of the miniature has of its own: one data set, its first one or `source`, and early measurements."""
-    name, first = next(iter(preset_fields("miniature")["datasets"].items()))
-    chosen = {name: first} if source is None else {source.rpartition(":")[2]: {**first, "source": source}}
-    return {"name": "miniature-pilot", "datasets": chosen, "measure": {"start": 12, "every": 8}}
-
-
 class _Session:
     """One call of a pilot."""
 
@@ -115,16 +112,16 @@ class _Session:
     ) -> None:
         self.out, self.on_event, self.on_step = out, on_event, on_step
         budget, minutes, tolerance = limits
-        _check(config)
-        self.method, own = _method(config)
+        check(config)
+        self.method, own = method_of(config)
         self.config = config
         self.begun = (out / "study.yaml").exists()
         most = config.training.steps
         if self.begun:
             stored = StudyFolder.open(out).config()
-            self.config = _as_stored(config, stored, self.method, out)
+            self.config = as_stored(config, stored, self.method, out)
             most = max(most, stored.training.steps)
-        self.asked = Asked(budget, tolerance, _ranks(ranks, own), _steps(config, most))
+        self.asked = Asked(budget, tolerance, candidates(ranks, own), last_steps(config, most))
         self.seconds = minutes * 60
         self.note = _read_note(out)
         self.began = time.monotonic() - float(self.note["seconds"])
@@ -172,7 +169,7 @@ class _Session:
         fields = self.config.model_dump(mode="json")
         fields["training"]["steps"] = following.steps
         if following.rank is not None:
-            stored = _ranks_of(self.config) if self.begun else []
+            stored = ranks_of(self.config) if self.begun else []
             ranks = list(dict.fromkeys([*stored, following.rank]))
             seeds = [*self.config.seeds] if self.begun else []
             fields["methods"][0]["rank"] = ranks
@@ -180,7 +177,7 @@ class _Session:
             self.note["chosen"].append({"rank": following.rank, "seed": following.seed, "why": following.why})
         self.config = validate(fields, where=str(self.out))
         self.begun = True
-        self._keep(self.out.exists())
+        self._keep()
 
     def _finish_begun(self) -> bool:
         """Do what is left of the chosen runs; whether the time allowed it."""
@@ -210,8 +207,7 @@ class _Session:
                 raise
             return False
         finally:
-            if self.out.exists():
-                self._keep()
+            self._keep()
         rows = StudyFolder(self.out).run(run_id).measurements()
         if rows:
             self.extra.append(max(0.0, time.monotonic() - began - _seconds(rows[-1])))
@@ -227,10 +223,11 @@ class _Session:
         if self.on_event is not None:
             self.on_event(event)
 
-    def _keep(self, there: bool = True) -> None:
+    def _keep(self) -> None:
+        """Note the time and the choices, where the study's folder is made."""
         self.kept = self.spent
         self.note["seconds"] = round(self.spent, 1)
-        if there:
+        if (self.out / "study.yaml").exists():
             file = files.refuse_link(self.out / NOTE, self.out)
             write_atomically(file, json.dumps(self.note, indent=1) + "\n", parents=False)
 
@@ -241,8 +238,7 @@ class _Session:
     def _result(self, stop: Stop, answer: Answer | None) -> PilotResult:
         """The result, with the report of the study, and the plan as a configuration."""
         table = self._table()
-        if self.begun:
-            self._keep(self.out.exists())
+        self._keep()
         runs = self._runs(table)
         made = PilotResult(
             self.out,
@@ -269,7 +265,7 @@ class _Session:
             new_run=answer.new_run,
             half_width=answer.half_width,
             finetune_loss=answer.choice.finetune_loss,
-            command=self._write_plan(rank, steps),
+            command=write_plan(self.config, self.out, rank, steps),
         )
 
     def _runs(self, table: pd.DataFrame) -> tuple[PilotRun, ...]:
@@ -293,19 +289,6 @@ class _Session:
         order = [*why]
         return tuple(sorted(made, key=lambda run: _order(order, (run.rank, run.seed))))
 
-    def _write_plan(self, rank: int, steps: int) -> str:
-        """Write the recommended run as a study of its own; the command that runs it."""
-        fields = self.config.model_dump(mode="json")
-        fields["name"] = f"{self.config.name[:58]}-plan"
-        fields["methods"][0]["rank"] = rank
-        fields["seeds"] = [max(self.config.seeds) + 1]
-        fields["training"] |= {"steps": steps, "warmup_steps": min(self.config.training.warmup_steps, steps - 1)}
-        fields["measure"]["start"] = min(self.config.measure.start, steps)
-        planned = validate(fields, where=PLAN)
-        write_atomically(files.refuse_link(self.out / PLAN, self.out), planned.to_yaml(), parents=False)
-        to = self.out.with_name(f"{self.out.name}-planned")
-        return shlex.join(["forgetting", "study", str(self.out / PLAN), "--out", str(to)])
-
 
 def _order(order: list[tuple[int, int]], place: tuple[int, int]) -> int:
     return order.index(place) if place in order else -1
@@ -317,84 +300,6 @@ def _seconds(row: Mapping[Any, Any]) -> float:
 
 def _place(config: Mapping[str, Any]) -> tuple[Any, Any]:
     return (config.get("method") or {}).get("rank"), config.get("seed")
-
-
-def _check(config: StudyConfig) -> None:
-    """Refuse a study that a pilot cannot be of."""
-    if len(config.datasets) > 1:
-        raise UsageError(f"datasets: {', '.join(config.datasets)}; a pilot plans for one: leave one (--train)")
-    if len(config.methods) > 1 or config.methods[0].mitigations:
-        raise UsageError("methods: a pilot is of one method without mitigations")
-    if config.training.schedule != "constant":
-        raise UsageError(
-            f"training.schedule: {config.training.schedule}; a pilot makes runs longer, which needs constant"
-        )
-    if config.capabilities is not None:
-        raise UsageError("capabilities: a pilot asks none; leave the section out")
-
-
-def _method(config: StudyConfig) -> tuple[MethodConfig, list[int]]:
-    """The method without its rank, and its ranks.
-
-    Raises:
-        UsageError: it has none.
-    """
-    method = config.methods[0]
-    ranked = [name for name, kind in METHODS.items() if "rank" in kind.model_fields]
-    if method.name in METHODS and method.name not in ranked:
-        raise UsageError(f"methods: {method.name} has no rank to plan; those that have: {', '.join(ranked)}")
-    rest = {name: value for name, value in method.model_dump(mode="json").items() if name != "rank"}
-    return MethodConfig.model_validate(rest), _ranks_of(config)
-
-
-def _ranks_of(config: StudyConfig) -> list[int]:
-    rank = config.methods[0].options.get("rank")
-    return list(rank) if isinstance(rank, list | tuple) else [] if rank is None else [rank]
-
-
-def _ranks(given: Sequence[int] | None, own: Sequence[int]) -> tuple[int, ...]:
-    """The candidates, rising.
-
-    Raises:
-        UsageError: fewer than three were named.
-    """
-    named = sorted(set(given)) if given else []
-    if given and (len(named) < 3 or named[0] < 1):
-        raise UsageError(
-            f"ranks (--rank): got {', '.join(map(str, named))}; the law over ranks and steps needs three different "
-            "ones at least, from 1 up"
-        )
-    return tuple(named or (sorted(own) if len(set(own)) >= 3 else RANKS))
-
-
-def _steps(config: StudyConfig, most: int) -> tuple[int, ...]:
-    """The steps at which runs may end.
-
-    Raises:
-        UsageError: fewer than three are measured, or the warm-up leaves none.
-    """
-    longest = config.model_copy(update={"training": config.training.model_copy(update={"steps": most})})
-    steps = longest.measured_steps()[1:]
-    if len(steps) < 3:
-        raise UsageError(
-            f"training.steps: {most} (--steps), measured at {', '.join(map(str, steps))}; a law needs three measured "
-            "steps at least: give more steps, or measure earlier or more often (--measure-start, --measure-every)"
-        )
-    return tuple(steps)
-
-
-def _as_stored(config: StudyConfig, stored: StudyConfig, method: MethodConfig, out: Path) -> StudyConfig:
-    """The configuration with the runs that the folder has.
-
-    Raises:
-        UsageError: the folder holds another study.
-    """
-    if len(stored.methods) != 1 or _method(stored)[0] != method:
-        raise UsageError(growth.another(out, growth.differences(stored, config)))
-    training = config.training.model_copy(update={"steps": stored.training.steps})
-    return config.model_copy(
-        update={"name": stored.name, "methods": stored.methods, "seeds": stored.seeds, "training": training}
-    )
 
 
 def _read_note(out: Path) -> dict[str, Any]:

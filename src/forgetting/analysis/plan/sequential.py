@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 BANDED = 5
 """Runs below which a fit has no intervals."""
-ROOM = 1.5
-"""How much longer than the middle rank needs for the budget runs are: lower ranks need more steps."""
+ROOM, LEAST_ROOM = 1.5, 1.3
+"""How much longer than the middle rank needs for the budget runs are made, and may be: lower ranks need more steps."""
 MORE = 1.25
 """How much longer all runs would be made at a time, once the law is fitted."""
 SLOPES = (0.3, 2.0)
@@ -141,13 +141,15 @@ class Runs:
         table: their rows that count in fits.
         done: rank and seed of each.
         sizes: trainable parameters of each.
-        seconds: that a step took, training and measuring: with no trainable parameter, and more for each.
+        seconds: that a step took at each rank, training and measuring.
+        line: the same of any rank: with no trainable parameter, and more for each.
     """
 
     table: pd.DataFrame
     done: tuple[tuple[int, int], ...]
     sizes: tuple[float, ...]
-    seconds: tuple[float, float]
+    seconds: dict[int, float]
+    line: tuple[float, float]
 
     def size(self, rank: int) -> float:
         """Trainable parameters of a rank, by those that were run."""
@@ -156,8 +158,8 @@ class Runs:
 
     def takes(self, rank: int, steps: float) -> float:
         """Expected seconds of so many steps of a run, training and measuring."""
-        alone, each = self.seconds
-        return steps * (alone + each * self.size(rank))
+        alone, each = self.line
+        return steps * self.seconds.get(rank, alone + each * self.size(rank))
 
     def curve(self, rank: int) -> tuple[list[float], list[float]]:
         """Steps and forgetting of the runs of a rank, the mean over seeds."""
@@ -173,8 +175,10 @@ def finished(table: pd.DataFrame) -> Runs:
     done = tuple((int(rank), int(seed)) for rank, seed in zip(last["rank"], last["seed"], strict=True))
     whole = rows.assign(train_seconds=rows["train_seconds"] + rows["measure_seconds"])
     cost = next(iter(costs_of_table(whole).values()), None)
-    speed = cost.seconds if cost is not None and cost.seconds is not None else (math.nan, 0.0)
-    return Runs(rows, done, tuple(float(size) for size in last["trainable_params"]), speed)
+    line = cost.seconds if cost is not None and cost.seconds is not None else (math.nan, 0.0)
+    each = ((last["train_seconds"] + last["measure_seconds"]) / last["step"]).astype(float).groupby(last["rank"])
+    seconds = dict(zip(sorted({rank for rank, _ in done}), each.median().tolist(), strict=True))
+    return Runs(rows, done, tuple(float(size) for size in last["trainable_params"]), seconds, line)
 
 
 def decide(table: pd.DataFrame, asked: Asked, state: State) -> tuple[Next | Stop, Answer | None]:
@@ -237,7 +241,8 @@ def _longer(runs: Runs, asked: Asked, state: State) -> Next | None:
     curves = {rank: runs.curve(rank) for rank in dict(runs.done)}
     rank, (steps, forgot) = max(curves.items(), key=lambda one: one[1][1][-1])
     wanted = ROOM * _crossing(steps, forgot, asked.budget)
-    if forgot[-1] >= asked.budget and (len(runs.done) > 1 or wanted <= state.steps):
+    enough = state.steps >= LEAST_ROOM / ROOM * wanted
+    if forgot[-1] >= asked.budget and (len(runs.done) > 1 or enough):
         return None
     target = asked.at_least(min(max(wanted, state.steps + 1), FURTHEST * state.steps))
     if forgot[-1] < asked.budget:

@@ -1,0 +1,111 @@
+"""A pilot: what it refuses, a session from nothing to a plan, and one that goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import forgetting
+from forgetting.config.files import study_config
+from forgetting.config.schema import validate
+from forgetting.errors import UsageError
+from forgetting.studies import pilot as session
+from forgetting.studies.pilot_config import write_plan
+from short_study import configure
+from small_study import command, fields
+
+RANKS = (1, 2, 4, 8)
+
+
+def of(tiny_model: Path, corpora: Path, **changes: Any) -> dict[str, Any]:
+    training = {"steps": 40, "batch_size": 4, "warmup_steps": 2, "learning_rate": 1e-2}
+    return fields(
+        tiny_model,
+        corpora,
+        methods=[{"name": "lora", "rank": 2}],
+        context=16,
+        training=training,
+        measure={"start": 4, "every": 4},
+        **changes,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "said"),
+    [
+        ({"methods": [{"name": "ia3"}]}, {}, "ia3 has no rank to plan; those that have: lora"),
+        ({"methods": [{"name": "lora"}, {"name": "dora"}]}, {}, "of one method"),
+        ({"measure": {"start": 4, "every": 8}}, {}, "8 .--steps., measured at 4, 8; a law needs three measured steps"),
+        ({}, {"ranks": [8]}, "ranks .--rank.: got 8; the law over ranks and steps needs three"),
+        ({}, {"budget": 0.0}, "budget: got 0.0; a positive number"),
+        ({}, {"minutes": float("nan")}, "minutes: got nan"),
+        ({"training": {"steps": 20, "schedule": "linear"}}, {}, "schedule: linear; a pilot makes runs longer"),
+        ({"capabilities": {"suites": ["knowledge"]}}, {}, "capabilities: a pilot asks none"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_before_anything_begins(
+    changes: dict[str, Any], arguments: dict[str, Any], said: str, tiny_model: Path, corpora: Path, tmp_path: Path
+) -> None:
+    config = configure(tiny_model, corpora, **changes)
+    with pytest.raises(UsageError, match=said):
+        forgetting.pilot(config, tmp_path / "p", **{"budget": 0.1, **arguments})
+    assert not (tmp_path / "p").exists()
+
+
+def test_several_data_sets_and_folders_are_refused(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
+    one = {"source": str(corpora / "train.jsonl")}
+    with pytest.raises(UsageError, match="datasets: a, b; a pilot plans for one"):
+        forgetting.pilot(of(tiny_model, corpora) | {"datasets": {"a": one, "b": {**one, "heldout": 0.3}}}, budget=0.1)
+    (tmp_path / "study.yaml").write_text(validate(of(tiny_model, corpora), where="t").to_yaml())
+    with pytest.raises(UsageError, match="a study folder; give its configuration"):
+        forgetting.pilot(tmp_path, budget=0.1)
+    other = of(tiny_model, corpora) | {"methods": [{"name": "lora", "rank": 2, "dropout": 0.1}]}
+    with pytest.raises(UsageError, match="holds a study of another configuration"):
+        forgetting.pilot(other, tmp_path, budget=0.1)
+
+
+def test_the_plan_is_a_study_of_the_recommended_run(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
+    config = validate(of(tiny_model, corpora, seeds=[0, 3]), where="t")
+    said = write_plan(config, tmp_path, 8, 3)
+    assert said == f"forgetting study {tmp_path / 'plan.yaml'} --out {tmp_path}-planned"
+    planned, _ = study_config(tmp_path / "plan.yaml")
+    assert (planned.methods[0].options["rank"], planned.seeds, planned.training.steps) == (8, (4,), 3)
+    assert (planned.training.warmup_steps, planned.measure.start) == (2, 3)
+    assert planned.training.learning_rate == config.training.learning_rate
+
+
+@pytest.mark.slow
+def test_a_session_ends_in_a_plan_and_the_same_call_goes_on(
+    tiny_model: Path, corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "p"
+    config = of(tiny_model, corpora)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "LATE", 0.0)  # the time is up with the first step
+        short = forgetting.pilot(config, out, budget=0.45, minutes=60, ranks=RANKS)
+    assert (short.stopped, short.planned, short.runs) == ("time", False, ())
+    assert "within a run" in short.why
+    steps: list[Any] = []
+    made = forgetting.pilot(config, out, budget=0.45, minutes=60, tolerance=0.2, ranks=RANKS, on_step=steps.append)
+    assert (made.stopped, made.planned) == ("tolerance", True)
+    assert len(made.runs) >= 5
+    assert {run.rank for run in made.runs} >= {1, 2, 8}
+    assert all(run.why for run in made.runs)
+    assert steps[-1].runs == len(made.runs) - 1
+    assert "left" in steps[-1].sentence()
+    again = forgetting.plan(out, budget=0.45, ranks=RANKS)["plain"]
+    assert [choice.steps for choice in again.frontier] == [choice.steps for choice in made.plan.frontier]
+    best = next(choice for choice in again.frontier if choice.rank == made.rank)
+    assert round(best.steps.value) == made.steps
+    assert made.forgetting.low < 0.45 < made.forgetting.high
+    code, shown, _ = command(capsys, "table", out, "--json")
+    assert code == 0
+    assert {row["run_id"] for row in json.loads(shown) if row["status"] == "done"} == {run.run_id for run in made.runs}
+    same = forgetting.pilot(config, out, budget=0.45, minutes=60, tolerance=0.2, ranks=RANKS)
+    assert [run.run_id for run in same.runs] == [run.run_id for run in made.runs]
+    assert same.seconds >= made.seconds
+    code, shown, said = command(capsys, *str(made.command).split()[1:])
+    assert code == 0, said
