@@ -29,6 +29,7 @@ from forgetting.analysis.plan import plan_budget
 from independent import part_independent
 from next_run import part_next_run
 from nist import part_nist_seeds
+from pilot import part_pilot
 
 CHINCHILLA = PUBLISHED["besiroglu2024/chinchilla"]
 RANKS = (8, 16, 32, 64, 128, 256)

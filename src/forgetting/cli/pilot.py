@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -21,15 +22,22 @@ if TYPE_CHECKING:
     from ..studies.pilot_result import PilotStep
 
 
+@dataclass(frozen=True)
+class Limits:
+    """When a pilot ends."""
+
+    minutes: Annotated[float, typer.Option(help="For all runs together, those of earlier calls among them.")] = 30.0
+    tolerance: Annotated[
+        float, typer.Option(help="Half width of the band of forgetting, as a share of the budget, that is enough.")
+    ] = 0.1
+
+
 @o.expanded
 def pilot_command(
     config: Annotated[Path | None, typer.Argument(help="A study's YAML. Default: flags, or the miniature.")] = None,
     *,
     budget: Annotated[float, typer.Option(help="Forgetting allowed, nats/token above the base model's.")],
-    minutes: Annotated[float, typer.Option(help="For all runs together, those of earlier calls among them.")] = 30.0,
-    tolerance: Annotated[
-        float, typer.Option(help="Half width of the band of forgetting, as a share of the budget, that is enough.")
-    ] = 0.1,
+    limits: Limits,
     out: o.Out = None,
     model: o.Model = None,
     train: Annotated[
@@ -69,16 +77,9 @@ def pilot_command(
     }
     whole = _resolved({name: value for name, value in flags.items() if value}, config, train, method)
     with PilotProgress() as progress:
-        result = pilot(
-            whole,
-            out,
-            budget=budget,
-            minutes=minutes,
-            tolerance=tolerance,
-            ranks=rank or None,
-            on_event=progress.on_event,
-            on_step=progress.on_step,
-        )
+        hear, see = progress.on_event, progress.on_step
+        found = asdict(limits)
+        result = pilot(whole, out, budget=budget, ranks=rank or None, on_event=hear, on_step=see, **found)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=1))
     else:
