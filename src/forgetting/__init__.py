@@ -1,10 +1,10 @@
 """What did fine-tuning make my language model forget, what will it cost next time, and what actually helps?
 
-Python mirrors the commands: `measure`, `profile`, `check` and `evaluate` hold one fine-tuned model against its base,
-and `chain` each step to what is deployed; `study` and `report` make a study, `pilot` a small one for a plan; `table`,
-`fit`, `predict`, `plan` and `compare` say what its runs mean. `ForgettingCallback` measures during a training of your
-own. What they return prints as text, shows itself in a notebook, and gives frames and figures. Nothing is loaded before
-it is asked for: importing forgetting imports no torch.
+The Python functions mirror the commands. `measure`, `profile`, `check` and `evaluate` compare a fine-tuned model with
+its base; `chain` does so for each step on the way to deployment. `study` and `report` run and show a study, `pilot` runs
+a small one for a plan; `table`, `fit`, `predict`, `plan` and `compare` analyse the runs. `ForgettingCallback` measures
+during your own training. Results print as text, display in notebooks, and give data frames and figures. Submodules load
+on first use: importing forgetting does not import torch.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name):
-        """Load what is asked for when it is asked for."""
+        """Load a public name on first use."""
         import importlib
 
         if name not in _PLACES:
@@ -146,4 +146,4 @@ _PLACES = {
     "study": "studies.conclude",
     "table": "analysis.study_table",
 }
-"""The module of each public name. `__all__` and the imports for type checkers have the same names; a test says so."""
+"""The module of each public name. A test checks that `__all__` and the type-checking imports list the same names."""

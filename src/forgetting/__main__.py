@@ -1,4 +1,4 @@
-"""`python -m forgetting` is the command."""
+"""`python -m forgetting` runs the command."""
 
 from .cli import main
 

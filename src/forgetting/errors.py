@@ -1,6 +1,6 @@
-"""The exceptions a user may meet. A message says what came, what is allowed, and what to do.
+"""The exceptions that a user may see. A message says what came, what is allowed, and what to do.
 
-The command turns each into one line on standard error and the exit code of its class; library callers catch
+The command prints each as one line on standard error and exits with the code of its class. Python callers catch
 `ForgettingError`.
 """
 
@@ -14,9 +14,9 @@ _NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u206
 
 
 def visible(text: str) -> str:
-    """Text of others in one line that does nothing to a terminal: what is not shown is written as Python escapes it.
+    """Foreign text on one line that cannot control a terminal; unprintable characters are escaped as in Python.
 
-    Line breaks and escape sequences, which would forge lines of ours, and what turns the direction of writing.
+    Escapes line breaks and escape sequences, which could forge messages, and marks that change the writing direction.
 
     Examples:
         >>> visible("a\\nerror: b\\x1b[31m"), visible("naïve – ± 1")
@@ -26,10 +26,10 @@ def visible(text: str) -> str:
 
 
 class ForgettingError(Exception):
-    """Something failed at run time (exit code 1). What was measured before it is kept.
+    """Something failed at run time (exit code 1). Everything measured before the failure is kept.
 
     Args:
-        lines: each is shown as one line, whatever stands in it.
+        lines: the message; each item is shown on one line, whatever it contains.
     """
 
     exit_code = 1
@@ -43,7 +43,7 @@ class ForgettingError(Exception):
 
 
 class UsageError(ForgettingError):
-    """The user's arguments, configuration or files are wrong (exit code 2). Nothing was started."""
+    """The user's arguments, configuration or files are wrong (exit code 2). No work was started."""
 
     exit_code = 2
 
@@ -55,11 +55,11 @@ class OverBudgetError(ForgettingError):
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """One clause naming the close match, if there is one, and all the choices.
+    """A clause that suggests the closest match, if there is one, and lists all choices.
 
     Args:
         name: what came.
-        choices: what is allowed; listed in the given order.
+        choices: what is allowed, listed in the given order.
 
     Returns:
         For example `did you mean 'lora'? (choices: lora, full)`.

@@ -1,7 +1,7 @@
-"""Everything that touches a file: reading within limits, atomic writing, YAML, a full disk, secrets kept out.
+"""All file access: reading within limits, atomic writing, YAML, full disks, and removing secrets from text.
 
-Limits are far above any honest file, so that a hostile or damaged one ends in one clear error in bounded time and
-memory. Nothing read here is ever executed.
+The limits are far above any real file's size. A hostile or damaged file therefore ends in one clear error, in bounded
+time and memory. Nothing read here is ever executed.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ import yaml
 from .errors import ForgettingError, UsageError
 
 MAX_FILE = 2**30
-"""Bytes of a file that is read whole: a table, a list of prompts."""
+"""Maximum bytes of a file that is read whole: a table, a list of prompts."""
 MAX_TEXT = 2**32
-"""Bytes of a corpus of plain text."""
+"""Maximum bytes of a plain-text corpus."""
 MAX_CONFIG = 2**22
-"""Bytes of a YAML or JSON file of settings."""
+"""Maximum bytes of a YAML or JSON file of settings."""
 MAX_LINE = 2**26
-"""Bytes of one line of a JSONL file."""
+"""Maximum bytes of one line of a JSONL file."""
 PACKED = (".gz", ".zst")
-"""Suffixes of compressed files that are unpacked while they are read."""
+"""Suffixes of compressed files, which are unpacked while they are read."""
 MAX_COLUMNS = 10_000
 MAX_CELLS = 10**8
 MAX_NODES = 100_000
-"""Values of a YAML file once its aliases are written out."""
+"""Maximum number of values in a YAML file, counted with its aliases written out."""
 SECRET_NAMES = re.compile(r"TOKEN(?!IZER)|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
 SECRET_TEXTS = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\bsk-(?:(?:proj|ant|svcacct|admin|or)-[A-Za-z0-9_-]{16,}|[A-Za-z0-9]{16,})"
@@ -48,17 +48,17 @@ SECRET_TEXTS = re.compile(
     r"|\b(?:r8|gsk|npm|rk_live|sk_live|sk_test)_[A-Za-z0-9]{20,}|\b(?:pypi-AgE|nvapi-)[A-Za-z0-9_-]{20,}"
     r"|(?<=://)[^\s/@:]*:[^\s/@]+(?=@)|(?<=[Bb]earer )[A-Za-z0-9._~+/-]{8,}=*"
 )
-"""Tokens by their form: of the Hub, OpenAI, Anthropic, GitHub, GitLab, Slack, AWS, Google, Replicate, Groq, npm, PyPI,
-NVIDIA, Stripe; a password in an address; a bearer token."""
+"""Patterns of access tokens: Hub, OpenAI, Anthropic, GitHub, GitLab, Slack, AWS, Google, Replicate, Groq, npm, PyPI,
+NVIDIA and Stripe; also a password in an address, and a bearer token."""
 HIDDEN = "[secret]"
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A file to read bytes from; one whose name ends in .gz or .zst is unpacked on the way.
+    """Open a file to read bytes; a name ending in .gz or .zst is unpacked while it is read.
 
     Raises:
-        UsageError: no such file, unreadable, or damaged; names the file.
+        UsageError: the file does not exist, is unreadable or damaged; names the file.
     """
     try:
         with path.open("rb") as file:
@@ -83,45 +83,44 @@ def _unpacked(file: BinaryIO, path: Path) -> BinaryIO:
 
 
 def read_text(path: Path, *, limit: int | None = None, encoding: str = "utf-8") -> str:
-    """A whole text file.
+    """Read a whole text file.
 
     Args:
-        path: a file; unpacked where it is packed.
-        limit: bytes, unpacked; MAX_FILE by default.
-        encoding: `utf-8`, or `utf-8-sig` where a mark at the start is to be skipped.
+        path: the file; a compressed one is unpacked.
+        limit: maximum bytes after unpacking; MAX_FILE by default.
+        encoding: `utf-8`, or `utf-8-sig` to skip a byte order mark.
 
     Raises:
-        UsageError: no such file, unreadable, longer than the limit, or not UTF-8; names the file.
+        UsageError: the file does not exist, is unreadable, exceeds the limit, or is not UTF-8; names the file.
     """
     limit = MAX_FILE if limit is None else limit
     with opened(path) as file:
         if (size := path.stat().st_size) > limit:
-            raise UsageError(f"{path}: {size:,} bytes; at most {limit:,} are read from such a file")
-        content = bytearray()  # in pieces: a pipe or device has no size, and read(limit) takes all of it in memory
+            raise UsageError(f"{path}: {size:,} bytes; the limit for this kind of file is {limit:,}")
+        content = bytearray()  # in pieces: a pipe has no size, and read(limit) would allocate the whole limit
         while len(content) <= limit and (piece := file.read(min(2**24, limit + 1 - len(content)))):
             content += piece
     if len(content) > limit:
-        raise UsageError(f"{path}: more than {limit:,} bytes; no more are read from such a file")
+        raise UsageError(f"{path}: more than {limit:,} bytes, the limit for this kind of file")
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
-        why = "it begins as UTF-16 does" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else error.reason
+        why = "it looks like UTF-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else error.reason
         raise UsageError(f"{path}: not UTF-8 text ({why} at byte {error.start})") from None
 
 
 def check_plain(path: Path) -> Path:
-    """A path of a study's own file; a UsageError where a pipe or device, which might never end, lies there."""
+    """The path, if it is a regular file; a UsageError for a pipe or device, which might never end."""
     if path.exists() and not path.is_file():
         raise UsageError(f"{path}: not a plain file")
     return path
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file that are not blank, numbered from 1; a line ends in a line feed and nothing else.
+    """The non-blank lines of a file, numbered from 1; only a line feed ends a line.
 
     Raises:
-        UsageError: no such file, unreadable, a line longer than MAX_LINE, or more than MAX_TEXT bytes packed in it;
-            names the file and line.
+        UsageError: unreadable, a line over MAX_LINE, or over MAX_TEXT bytes unpacked; names the file and line.
     """
     with opened(path) as file:
         number = total = 0
@@ -130,32 +129,32 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             number += 1
             total += len(line)
             if len(line) > MAX_LINE:
-                raise UsageError(f"{path}, line {number}: longer than {MAX_LINE:,} bytes; is it a JSONL file?")
+                raise UsageError(f"{path}, line {number}: longer than {MAX_LINE:,} bytes; is this a JSONL file?")
             if packed and total > MAX_TEXT:
-                raise UsageError(f"{path}: more than {MAX_TEXT:,} bytes once unpacked; no more are read")
+                raise UsageError(f"{path}: unpacks to more than {MAX_TEXT:,} bytes, the limit")
             if line.strip():
                 yield number, line
 
 
 def parse_json(text: str | bytes, where: str, *, unique: bool = False) -> Any:
-    """A JSON value; with `unique`, a key that stands twice in one object is refused, of which Python takes the last.
+    """Parse JSON; with `unique`, refuse a key that an object repeats (Python's parser keeps the last one).
 
     Raises:
-        UsageError: not JSON, not UTF-8, nested too deeply, or a number of thousands of digits; `where` names it.
+        UsageError: not JSON, not UTF-8, nested too deeply, or a number with thousands of digits; begins with `where`.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique if unique else None)
     except KeyError as error:
-        raise UsageError(f"{where}: '{error.args[0]:.60}' stands twice in one object") from None
+        raise UsageError(f"{where}: '{error.args[0]:.60}' occurs twice in one object") from None
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise UsageError(f"{where}: not JSON: {error.msg.removesuffix(' at')} ({at}column {error.colno})") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{where}: not UTF-8 text ({error.reason})") from None
     except RecursionError:
-        raise UsageError(f"{where}: not read: its values are nested too deeply") from None
-    except ValueError:  # of int(): more digits than Python converts
-        raise UsageError(f"{where}: not read: a number in it has thousands of digits") from None
+        raise UsageError(f"{where}: values are nested too deeply to be read") from None
+    except ValueError:  # from int(): more digits than Python converts
+        raise UsageError(f"{where}: a number has thousands of digits and cannot be read") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -165,29 +164,29 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of each line of a JSONL file that is not blank.
+    """Line number and object of each non-blank line of a JSONL file.
 
     Raises:
-        UsageError: as `read_lines` and `parse_json`, or a line that is no object.
+        UsageError: as `read_lines` and `parse_json`, or a line is not a JSON object.
     """
     for number, line in read_lines(path):
         where = f"{path}, line {number}"
         row = parse_json(line, where, unique=True)
         if not isinstance(row, dict):
-            raise UsageError(f"{where}: needs a JSON object a line, got {type(row).__name__}")
+            raise UsageError(f"{where}: each line must be a JSON object, got {type(row).__name__}")
         yield number, row
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """A YAML value of plain kinds, keys as they are written.
+    """Parse YAML into plain values, with keys as written.
 
-    Aliases may repeat values, but not multiply into millions, nor contain themselves.
+    Aliases may repeat values, but may not expand into millions of them or contain themselves.
 
     Raises:
-        UsageError: not YAML, a key twice, too many values, or nested too deeply; names the line where there is one.
+        UsageError: not YAML, a repeated key, too many values, or nested too deeply; names the line if known.
     """
     if len(text) > MAX_CONFIG:
-        raise UsageError(f"{where}: {len(text):,} characters; at most {MAX_CONFIG:,} are read as configuration")
+        raise UsageError(f"{where}: {len(text):,} characters; a configuration may have at most {MAX_CONFIG:,}")
     try:
         loader = _Loader(text)
         root = loader.get_single_node()
@@ -201,17 +200,17 @@ def parse_yaml(text: str, where: str) -> Any:
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not valid YAML"
         raise UsageError(f"{where}{line}: {problem}") from None
     except RecursionError:
-        raise UsageError(f"{where}: not read: its values are nested too deeply") from None
+        raise UsageError(f"{where}: values are nested too deeply to be read") from None
     except (ValueError, OverflowError, TypeError, AttributeError, IndexError) as error:
-        # PyYAML's constructors of dates and numbers let Python's own errors through
+        # PyYAML's constructors for dates and numbers raise Python's own errors
         raise UsageError(f"{where}: a value cannot be read: {str(error).splitlines()[0]:.200}") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's, with keys as they are written: YAML 1.1 takes `on:` for True, `2024:` for a number."""
+    """PyYAML's loader, but keys stay as written: YAML 1.1 reads `on:` as True and `2024:` as a number."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """A mapping, its keys texts."""
+        """A mapping with string keys."""
         node = super().compose_mapping_node(anchor)
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag in _PLAIN_TAGS:
@@ -223,7 +222,7 @@ _PLAIN_TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "flo
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's, with text that holds a NEL (U+0085) in double quotes: as it is, it would be read back as a space."""
+    """PyYAML's dumper, but text with a NEL (U+0085) is double-quoted: unquoted, it would be read back as a space."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -234,7 +233,7 @@ _Dumper.add_representer(str, _text)
 
 
 def dump_yaml(value: Any) -> str:
-    """A value of plain kinds as YAML that `parse_yaml` reads back to an equal one; keys keep their order.
+    """Dump plain values as YAML that `parse_yaml` reads back to an equal value; keys keep their order.
 
     Examples:
         >>> parse_yaml(dump_yaml({"a": "b\\x85c"}), "x")
@@ -244,10 +243,10 @@ def dump_yaml(value: Any) -> str:
 
 
 def _written_out(node: yaml.Node, where: str, sizes: dict[int, int], above: set[int]) -> int:
-    """How many values a node stands for with its aliases written out.
+    """How many values a node has with its aliases written out.
 
     Raises:
-        UsageError: more than MAX_NODES, a node inside itself, or a key twice in one mapping.
+        UsageError: more than MAX_NODES, a node that contains itself, or a repeated key in a mapping.
     """
     if id(node) in sizes:
         return sizes[id(node)]
@@ -262,11 +261,11 @@ def _written_out(node: yaml.Node, where: str, sizes: dict[int, int], above: set[
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         if len(set(keys)) < len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise UsageError(f"{line}: '{twice[:60]}' stands twice in one mapping")
+            raise UsageError(f"{line}: '{twice[:60]}' occurs twice in one mapping")
         children = [child for pair in node.value for child in pair]
     size = 1 + sum(_written_out(child, where, sizes, above) for child in children)
     if size > MAX_NODES:
-        raise UsageError(f"{line}: more than {MAX_NODES:,} values once its aliases are written out")
+        raise UsageError(f"{line}: more than {MAX_NODES:,} values with its aliases written out")
     above.discard(id(node))
     sizes[id(node)] = size
     return size
@@ -279,9 +278,9 @@ def check_table(columns: int, rows: int, where: str) -> None:
         UsageError: more than MAX_COLUMNS columns or MAX_CELLS cells.
     """
     if columns > MAX_COLUMNS:
-        raise UsageError(f"{where}: {columns:,} columns; at most {MAX_COLUMNS:,} are read")
+        raise UsageError(f"{where}: {columns:,} columns; the limit is {MAX_COLUMNS:,}")
     if columns * rows > MAX_CELLS:
-        raise UsageError(f"{where}: {rows:,} rows of {columns:,} columns; at most {MAX_CELLS:,} cells are read")
+        raise UsageError(f"{where}: {rows:,} rows of {columns:,} columns; the limit is {MAX_CELLS:,} cells")
 
 
 _bounded = threading.Lock()
@@ -289,16 +288,16 @@ _bounded = threading.Lock()
 
 @contextmanager
 def memory_bound(more: int) -> Iterator[None]:
-    """Inside, this process takes no more than so many bytes of memory beyond what it has: what asks for them fails.
+    """Limit how much more memory this process may take inside the block; allocations beyond it fail.
 
-    Raises a MemoryError where Python or Arrow asks. The limit is the whole process's; of several threads at once one
-    has its own, and it is there on Linux alone.
+    Python or Arrow then raises MemoryError. The limit applies to the whole process; a second thread that enters
+    meanwhile sets none. It works on Linux only; elsewhere it does nothing.
     """
     statm = Path("/proc/self/statm")
     if not statm.exists() or not _bounded.acquire(blocking=False):
         yield
         return
-    resource: Any = importlib.import_module("resource")  # of POSIX systems alone
+    resource: Any = importlib.import_module("resource")  # POSIX only
     try:
         before = resource.getrlimit(resource.RLIMIT_AS)
         most = int(statm.read_text().split()[0]) * resource.getpagesize() + more
@@ -315,10 +314,10 @@ def memory_bound(more: int) -> Iterator[None]:
 
 
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """Text without the secrets of this process's environment and without what looks like a token.
+    """Remove secrets from text: values of this process's environment, and anything that looks like a token.
 
     Args:
-        text: on its way into a file or a log.
+        text: text that goes into a file or a log.
         environment: os.environ by default.
 
     Examples:
@@ -332,7 +331,7 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
 
 
 def redact_all(value: Any) -> Any:
-    """`redact` on every text inside lists and mappings."""
+    """Apply `redact` to every text inside lists and mappings."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
@@ -344,10 +343,10 @@ def redact_all(value: Any) -> Any:
 
 @contextmanager
 def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
-    """A new, empty file beside `path`, to be written; it takes the place of `path` where that went well.
+    """Write to a new file beside `path`, which replaces `path` if the block succeeds.
 
-    A reader, or a crash, sees the old content or the new and nothing between. Of two processes that write one path at
-    once each has a file of its own, and the later one's stays. Without `parents`, a folder that has gone is an OSError.
+    A reader, or a crash, sees the old content or the new, never a mixture. If two processes write one path at the same
+    time, each has its own file, and the later one stays. Without `parents`, a missing folder is an OSError.
     """
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -366,7 +365,7 @@ def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str, *, parents: bool = True) -> Path:
-    """Write a text file by `replacing`; it is on the disk when this returns."""
+    """Write a text file with `replacing`; it is on the disk when this returns."""
     with replacing(path, parents=parents) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
@@ -375,7 +374,7 @@ def write_atomically(path: Path, text: str, *, parents: bool = True) -> Path:
 
 
 def no_room(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that the disk is full; libraries hide the errno in words."""
+    """Whether an error, or one of its causes, means a full disk; some libraries give no errno, only a message."""
     words = ("no space left on device", "disk quota exceeded", "pytorchstreamwriter failed writing file")
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -387,14 +386,14 @@ def no_room(error: BaseException | None) -> bool:
 
 
 def refuse_link(path: Path, root: Path) -> Path:
-    """A path inside a folder; neither it nor what is between the two may be a link.
+    """Check that a path inside a folder goes through no link.
 
     Args:
-        path: to be read, written or deleted.
+        path: the path to be read, written or deleted.
         root: the folder, which may itself be reached through a link.
 
     Raises:
-        UsageError: a link; names it.
+        UsageError: the path, or a folder between it and `root`, is a link; names it.
     """
     part = path
     while part not in (root, part.parent):
@@ -405,11 +404,11 @@ def refuse_link(path: Path, root: Path) -> Path:
 
 
 def refuse_links(folder: Path, *, deep: bool = True) -> None:
-    """Refuse a folder in which a link lies: what is read, written or deleted through it would lie elsewhere.
+    """Check that a folder contains no links, so that reading, writing and deleting stay inside it.
 
     Args:
         folder: may itself be reached through a link, or not exist.
-        deep: look into the folders in it, too.
+        deep: also check its subfolders.
 
     Raises:
         UsageError: names the first link.
@@ -425,41 +424,41 @@ def refuse_links(folder: Path, *, deep: bool = True) -> None:
 
 
 def _is_junction(path: Any) -> bool:
-    """Whether a path is what Windows has beside links; Python before 3.12 cannot tell."""
+    """Whether a path is a Windows junction, which Python before 3.12 cannot tell."""
     asked = getattr(path, "is_junction", None)
     return asked is not None and bool(asked())
 
 
 def _linked(path: Path) -> UsageError:
-    return UsageError(f"{path}: a symbolic link, which leads out of the folder; put what it leads to in its place")
+    return UsageError(f"{path}: a symbolic link out of the folder; replace it with the file or folder it points to")
 
 
 def no_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from, says that memory ran out; libraries say it in words."""
+    """Whether an error, or one of its causes, means that memory ran out; libraries say so in different words."""
     words = ("can't allocate memory", "cannot allocate memory", "out of memory", "std::bad_alloc", "start new thread")
     while error is not None:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
             return True
         said = str(error).lower() if isinstance(error, RuntimeError | OSError | ImportError) else ""
-        if any(word in said for word in (*words, "failed to map segment")):  # the last, of a library that is loaded
+        if any(word in said for word in (*words, "failed to map segment")):  # the last: while a library is loaded
             return True
         error = error.__cause__
     return False
 
 
 def open_own(path: Path, mode: str, *, make: bool = True) -> IO[str]:
-    """Open a file of a run for writing; a link in its place, which would lead the writing elsewhere, is refused.
+    """Open a run's file for writing, but never through a link.
 
     Raises:
         UsageError: the file is a link, a pipe or a device.
-        OSError: it cannot be opened, or is not there and is not to be made.
+        OSError: it cannot be opened, or does not exist and may not be created.
     """
 
     def opener(name: str, flags: int) -> int:
         flags = flags if make else flags & ~os.O_CREAT
         return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
-    check_plain(refuse_link(path, path.parent))  # links: where the flag does not exist, as on Windows
+    check_plain(refuse_link(path, path.parent))  # checks links on systems without the flag, such as Windows
     try:
         return open(path, mode, encoding="utf-8", newline="\n", opener=opener)
     except OSError as error:
@@ -470,16 +469,16 @@ def open_own(path: Path, mode: str, *, make: bool = True) -> IO[str]:
 
 @contextmanager
 def hold(path: Path) -> Iterator[IO[str]]:
-    """Hold a file that at most one process holds at a time; the operating system lets go when the process dies.
+    """Lock a file, so that at most one process holds it; the operating system unlocks it when the process dies.
 
-    The lock is filelock's: `flock` of the whole file, on Windows of its first byte. What the holder says of itself
-    therefore begins at the second one.
+    filelock locks the whole file with `flock`; on Windows it locks the first byte. What the holder writes about itself
+    therefore begins at the second byte.
 
     Yields:
         The file, open for appending.
 
     Raises:
-        BlockingIOError: it is held.
+        BlockingIOError: another process holds it.
         ForgettingError: the file is a link, or its file system has no locks.
     """
     from filelock import lock_descriptor, unlock_descriptor
@@ -489,7 +488,7 @@ def hold(path: Path) -> Iterator[IO[str]]:
             free = lock_descriptor(file.fileno(), blocking=False)
         except OSError as error:
             raise ForgettingError(
-                f"{path}: cannot be locked ({error.strerror}), so two processes could do the same run; "
+                f"{path}: cannot be locked ({error.strerror}), so two processes could run the same run; "
                 "store the study on a file system with locks (on NFS: mount it with locks)"
             ) from None
         if not free:
@@ -497,4 +496,4 @@ def hold(path: Path) -> Iterator[IO[str]]:
         try:
             yield file
         finally:
-            unlock_descriptor(file.fileno())  # a process forked meanwhile has the file open, too
+            unlock_descriptor(file.fileno())  # a process forked meanwhile also has the file open

@@ -63,14 +63,14 @@ def test_choices_are_listed_by_number():
     many = {"x": list(range(100))}
     with pytest.raises(UsageError, match=r"choices: 0, 1, 2, .*, 19, and 80 more"):
         split(many, "t", {"x": 200})
-    with pytest.raises(UsageError, match=r"only\['x'\]: no value in it"):
+    with pytest.raises(UsageError, match=r"only\['x'\]: it has no value"):
         split(many, "t", {"x": []})
 
 
 def test_a_blank_data_set_beside_named_ones_is_refused():
     table = {"dataset": ["p", "", "q"], "x": [1, 2, 3]}
     for given in (lambda: split(table, "t", {}), lambda: split_frame(pd.DataFrame(table), {}, label="t")):
-        with pytest.raises(UsageError, match="row 2, column 'dataset': is blank; name the data set of every row"):
+        with pytest.raises(UsageError, match="row 2, column 'dataset': blank; name the data set of every row"):
             given()
     assert list(split({"dataset": ["", None], "x": [1, 2]}, "t", {})) == ["t"]
 

@@ -125,10 +125,10 @@ def test_where_the_line_explains_nothing_nothing_is_ranked(peft):
     half = stats.t.ppf(0.975, 8) * y.std(ddof=1) * math.sqrt(1 + 1 / 9)
     assert psoft.raw.high - psoft.raw.value == pytest.approx(half)
     assert psoft.raw_axis == pytest.approx(0.450 - x.mean())
-    assert sentence(psoft, found).startswith("cannot be judged: no line; 0.009 [")
+    assert sentence(psoft, found).startswith("cannot be judged, because the reference is not a line; 0.009 [")
     text = str(made)
     assert f"R² {line.rvalue**2:.4f}, scatter {found.trend.scatter:.3f} nats" in text
-    assert "no line: from these runs its slope cannot be told from 0" in text
+    assert "not a line: in these runs its slope is not clearly different from 0" in text
     assert "Not ranked" in text
 
 
@@ -140,7 +140,7 @@ def test_json_carries_the_line(peft):
     line = content["datasets"]["MetaMathQA"]["reference_line"]
     assert (line["form"], line["runs"], line["explains"]) == ("line", 9, False)
     assert line["r2"] < 0.1
-    assert line["no_line"].startswith("no line:")
+    assert line["no_line"].startswith("not a line:")
     one = next(c for c in content["datasets"]["MetaMathQA"]["contenders"] if c["label"] == "psoft")
     assert one["verdict"] == "no line"
     assert one["saving"]["value"] is None
@@ -170,8 +170,8 @@ def test_filters_choose_the_reference(peft, given, runs):
         ("peft_typ=LORA", "no column 'peft_typ'; did you mean 'peft_type'"),
         ("peft_type=LOR", "no row has peft_type 'LOR'; did you mean 'LORA'"),
         (["lora", "dora"], "two labels, 'lora' and 'dora'"),
-        (["peft_type=MISS", "rank=32"], "no row has peft_type=MISS, rank=32 together"),
-        ("loar", "no runs of 'loar' to hold others against; did you mean 'lora'"),
+        (["peft_type=MISS", "rank=32"], "no row has all of peft_type=MISS, rank=32"),
+        ("loar", "no runs of 'loar' to compare others with; did you mean 'lora'"),
         (None, "give a label, or COLUMN=VALUE"),
     ],
 )
@@ -233,7 +233,7 @@ def test_without_an_interval_a_difference_within_the_scatter_is_no_saving_either
     one = found.contenders[0]
     assert one.against == "lora rank 8"
     assert one.verdict == "no interval"
-    assert sentence(one, found).startswith("no difference can be told: 0.010 nats below the reference")
+    assert sentence(one, found).startswith("no clear difference: 0.010 nats below the reference")
     assert found.trend is not None
     assert found.trend.explains
 

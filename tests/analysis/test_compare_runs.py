@@ -39,7 +39,7 @@ def test_runs_without_a_name_are_those_of_the_columns_that_identify_them():
     named, unnamed = contest(table()), contest(table("run_id"))
     assert [c.saving for c in unnamed.contenders] == [c.saving for c in named.contenders]
     assert [len(runs) for runs in unnamed.runs.values()] == [3] * 5
-    note = "rows with the same label, mitigation, rank, seed were taken as one run (15 runs)"
+    note = "treating rows with the same label, mitigation, rank, seed as one run (15 runs)"
     assert any(note in said for said in unnamed.notes)
     assert not any("run_id" in said for said in named.notes)
 
@@ -52,7 +52,7 @@ def test_a_step_twice_in_what_would_be_one_run_is_refused():
 def test_rows_without_steps_are_runs_and_it_is_said():
     rows = [row for row in table("run_id") if row["step"] == 60]
     found = contest([{k: v for k, v in row.items() if k != "step"} for row in rows])
-    assert any("every row was taken as a run" in said for said in found.notes)
+    assert any("treating every row as a run" in said for said in found.notes)
 
 
 def test_runs_of_one_rank_are_one_rank_without_seeds_too():
@@ -61,7 +61,7 @@ def test_runs_of_one_rank_are_one_rank_without_seeds_too():
     assert len(without.references) == 4
     # what one more rank scatters is learned from four ranks either way
     assert without.contenders[0].over_ranks == with_seeds.contenders[0].over_ranks
-    assert any("taken as replicates" in said for said in without.notes)
+    assert any("as replicates" in said for said in without.notes)
 
 
 def test_a_fit_takes_rows_of_one_rank_and_seed_as_a_run():
@@ -73,7 +73,7 @@ def test_a_fit_takes_rows_of_one_rank_and_seed_as_a_run():
     assert told.n_runs == named.n_runs == 12
     width = [fit.parameters["c_fft"].high - fit.parameters["c_fft"].low for fit in (told, named)]
     assert width[0] == pytest.approx(width[1], rel=0.5)  # runs are in another order
-    assert any("rows with the same label, mitigation, rank, seed were taken as one run" in w for w in told.warnings)
+    assert any("treating rows with the same label, mitigation, rank, seed as one run" in w for w in told.warnings)
 
 
 def test_a_fit_points_to_a_column_of_runs_that_steps_do_not_confirm():
@@ -86,5 +86,5 @@ def test_a_fit_points_to_a_column_of_runs_that_steps_do_not_confirm():
 @pytest.mark.parametrize("column", ["forgetting", "forgetting_loss"])
 def test_forgetting_is_not_compared_with_itself(column):
     rows = [row | {"forgetting_loss": row["forgetting"]} for row in table()]
-    with pytest.raises(UsageError, match=rf"by \(--by\) {column}: it says what was forgotten"):
+    with pytest.raises(UsageError, match=rf"by \(--by\) {column}: this column measures forgetting"):
         compare_tables({"d": from_records(rows)}, "lora", by=column)

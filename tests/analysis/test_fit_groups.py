@@ -108,4 +108,4 @@ def test_the_command_fails_where_no_group_can_be_fitted(tmp_path):
     assert isinstance(result.exception, ForgettingError)
     for option in ("--extrapolate", "--latex"):
         refused = CliRunner().invoke(app, ["fit", str(path), "--law", LAW, "--by", "model", option])
-        assert "--by cannot be given with --extrapolate or --latex" in str(refused.exception)
+        assert "--by does not go with --extrapolate or --latex" in str(refused.exception)

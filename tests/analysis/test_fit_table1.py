@@ -84,7 +84,7 @@ def test_table_1_surface_is_recovered(name):
     limit = true["s_fft"] - true["c_fft"] * true["s_ft"]
     assert got["s_fft"] - got["c_fft"] * got["s_ft"] == pytest.approx(limit, rel=1e-4)
     assert got["c_ft"] == 1.0
-    assert any("c_ft is held at 1" in note for note in fit.diagnostics["gauge"])
+    assert any("c_ft is fixed at 1" in note for note in fit.diagnostics["gauge"])
     assert fit.diagnostics["converged"]
 
 

@@ -67,13 +67,13 @@ def test_constants_and_columns_named_as_parameters_are_said():
 @pytest.mark.parametrize(
     ("formula", "options", "says"),
     [
-        ("y = a", {}, "it is a constant, which is no law; columns that can be: x, z$"),
-        ("y = a + b*t", {}, "none of a, b, t is a column; columns that can be: x, z$"),
+        ("y = a", {}, "it is a constant, not a law; possible columns: x, z$"),
+        ("y = a + b*t", {}, "none of a, b, t is a column; possible columns: x, z$"),
         ("y = a*x", {"start": {"x": 1.0}}, "x was given a start or bounds"),
         (
             "y = a + lambda*x",
             {},
-            "'lambda' is a reserved word of Python and no name for a parameter; write lambda_",
+            "'lambda' is a reserved word of Python and cannot name a parameter; write lambda_",
         ),
     ],
 )

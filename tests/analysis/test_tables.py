@@ -62,15 +62,15 @@ def test_the_same_rows_come_out_of_every_format(tmp_path):
     [
         ("t.csv", "", "the first line must name the columns"),
         ("t.csv", "a,b\n", "no row below the column names"),
-        ("t.csv", "a,a\n1,2\n", "column 'a' is there twice"),
-        ("t.csv", "a,b\n1,2\n1,2,3\n", "line 3: 3 cells where there are 2 columns"),
+        ("t.csv", "a,a\n1,2\n", "column 'a' occurs twice"),
+        ("t.csv", "a,b\n1,2\n1,2,3\n", "line 3: 3 cells, but there are 2 columns"),
         ("t.jsonl", '{"a": 1}\n{"a": \n', "line 2: not JSON"),
-        ("t.jsonl", '{"a": 1}\n[1]\n', "line 2: needs a JSON object a line, got list"),
+        ("t.jsonl", '{"a": 1}\n[1]\n', "line 2: each line must be a JSON object, got list"),
         ("t.jsonl", "\n", "no rows"),
         ("t.json", '{"a": 1}', "neither a list of objects"),
         ("t.json", "{", "t.json: not JSON: Expecting"),
         ("t.parquet", "PAR?", "not a Parquet file"),
-        ("t.ods", "x", "a table ends in .csv, .tsv, .jsonl, .json, .parquet, .xlsx"),
+        ("t.ods", "x", "not a table; allowed: .csv, .tsv, .jsonl, .json, .parquet, .xlsx"),
     ],
 )
 def test_damaged_files_are_named_with_their_line(tmp_path, name, content, says):
@@ -162,7 +162,7 @@ def test_peft_results_become_rows_and_failed_ones_are_named(tmp_path):
     one = read_table(tmp_path / "lora-8.json")
     assert (one["rank"], one["trainable_params"], one["test_accuracy"]) == ([8], [9_175_040], [0.5])
     write(tmp_path, "bad.json", json.dumps({"run_info": {}}))
-    with pytest.raises(UsageError, match=r"bad\.json: not a PEFT result, 'train_info' is missing"):
+    with pytest.raises(UsageError, match=r"bad\.json: not a PEFT result: 'train_info' is missing"):
         read_table(tmp_path)
 
 
@@ -179,7 +179,7 @@ def test_peft_results_from_before_its_fix_are_no_forgetting(tmp_path):
     (left,) = [w for w in fit.warnings if "left out" in w]
     for run in ("old (forgetting measured before", "undated (forgetting measured", "none (forgetting not measured)"):
         assert run in left
-    with pytest.raises(UsageError, match=r"pull request 3419, merged on 2026-07-14; run its method comparison again"):
+    with pytest.raises(UsageError, match=r"pull request 3419, merged on 2026-07-14; rerun its method comparison"):
         read_table(tmp_path / "old.json")
 
 
@@ -228,7 +228,7 @@ def test_delimiters_decimal_commas_and_thousands(tmp_path):
         rows = "\n".join(f"{cell},1.5" for cell in cells.split(","))
         if "900" in cells:
             rows = rows.replace("900,", "1.900.000,")
-        with pytest.raises(UsageError, match=r"column 'P': is 1\.[0-9.]+ a whole number with its thousands set apart"):
+        with pytest.raises(UsageError, match=r"column 'P': is 1\.[0-9.]+ a whole number with a thousands separator"):
             read_table(write(tmp_path, "thousands.csv", f"P,loss\n{rows}\n"))
     rounded = read_table(write(tmp_path, "rounded.csv", "loss\n1.679\n1.604\n1.000\n"))
     assert rounded == {"loss": ["1.679", "1.604", "1.000"]}
@@ -259,9 +259,9 @@ def test_true_is_no_number_and_no_run_is_blank():
     table["finetune_loss"][2] = 0.8
     for blank in ("", " ", None, float("nan"), pd.NA):
         given = {**table, "run_id": ["a", blank, "b", blank]}
-        with pytest.raises(UsageError, match=r"row 2, column 'run_id': is blank, as in 1 other rows; name the run"):
+        with pytest.raises(UsageError, match=r"row 2, column 'run_id': blank, as in 1 other rows; name the run"):
             fit_law("linear", given, bootstrap=0)
-        with pytest.raises(UsageError, match="row 2, column 'run_id': is blank"):
+        with pytest.raises(UsageError, match="row 2, column 'run_id': blank"):
             forgetting.compare(given | {"method": ["lora"] * 4, "step": [1, 2, 1, 2]}, "lora")
 
 

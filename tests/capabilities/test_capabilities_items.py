@@ -29,7 +29,7 @@ def lines(path: Path, *rows: Any) -> Path:
     ("row", "says"),
     [
         ("{", "line 2: not JSON"),
-        ("[1]", "line 2: needs a JSON object a line, got list"),
+        ("[1]", "line 2: each line must be a JSON object, got list"),
         ({"prompt": "", "answer": "x"}, 'line 2: prompt: got ""'),
         ({"promt": "x", "answer": "x"}, "line 2: no field 'promt'; did you mean 'prompt'"),
         ({"prompt": "x", "choices": ["a"], "answer": 0}, "line 2: choices: got"),

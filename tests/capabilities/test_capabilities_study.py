@@ -156,7 +156,9 @@ def test_more_items_are_asked_of_finished_runs_as_if_they_had_been_from_the_star
         assert {**one, **dict.fromkeys(shares)} == {**other, **dict.fromkeys(shares)}
     with pytest.raises(UsageError, match=r"capabilities\.limit: there 6, now 3: items can only be added"):
         run_study(asking(limit=3), out)
-    with pytest.raises(UsageError, match=r"capabilities\.max_new_tokens: there 64, now 8: stored answers are to the"):
+    with pytest.raises(
+        UsageError, match=r"capabilities\.max_new_tokens: there 64, now 8: the stored answers belong to"
+    ):
         run_study(asking(limit=6, max_new_tokens=8), out)
 
 

@@ -169,13 +169,13 @@ def test_shares_on_the_command_line() -> None:
     for given, says in (
         (["knowledge=2 %"], "got 'knowledge=2 %'; give a share"),
         (["a=0.1", "a=0.2"], "two shares of 'a'"),
-        (["0.1", "a=0.2"], "one share for all beside shares by name"),
+        (["0.1", "a=0.2"], "a share for all and shares by name"),
         (["a=1.5"], "must be a share"),
         (["a=nan"], "must be a share"),
     ):
         with pytest.raises(UsageError, match=says):
             shares_of(given, 0.95)
-    with pytest.raises(UsageError, match="--strict: says how to judge; give --max-lost, too"):
+    with pytest.raises(UsageError, match="--strict: only with --max-lost"):
         GateOptions(strict=True).budget()
 
 

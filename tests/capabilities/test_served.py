@@ -278,4 +278,4 @@ def test_the_command(
     assert row["suites"]["options"]["n"] == 6
     assert (tmp_path / row["folder"]).name == "small--small-tuned"
     code, _, err = run(server.url, server.url, *names)
-    assert (code, err.splitlines()[-1]) == (2, "error: --base-model: goes with --backend")
+    assert (code, err.splitlines()[-1]) == (2, "error: --base-model: only with --backend")

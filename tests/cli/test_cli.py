@@ -145,35 +145,35 @@ def test_a_study_too_small_for_a_law_still_ends_in_a_report(command: Command, fl
 
 # (arguments, exact beginning or part of the one line that follows `error: `); {} are paths of the fixture `wrong`
 TOUR: list[tuple[str, str]] = [
-    ("study {dir}/none.yaml", "none.yaml: no such configuration file; write one, or name a preset with --preset"),
-    ("study {dir}/list.yaml", "list.yaml: a mapping of fields is needed, got list"),
+    ("study {dir}/none.yaml", "none.yaml: no such configuration file; create it, or choose a preset with --preset"),
+    ("study {dir}/list.yaml", "list.yaml: needs a mapping of fields, got list"),
     ("study {dir}/broken.yaml", "broken.yaml, line 3: expected the node content"),
     ("study {dir}/unknown.yaml", "unknown.yaml: training.stepz: unknown field; did you mean 'steps'?"),
-    ("study {dir}", "not a study folder (no study.yaml in it)"),
+    ("study {dir}", "not a study folder (it has no study.yaml)"),
     ("study --preset paper-orca", "preset: no preset 'paper-orca'; did you mean 'paper-openorca'?"),
     ("study {dir}/unknown.yaml --preset miniature", "give a configuration file or --preset, not both"),
-    ("study --model {model}", "--train and --text: missing; a study of your own needs --model, --train and --text"),
+    ("study --model {model}", "--train and --text: missing; your own study needs --model, --train and --text"),
     ("study {flags} --rank 0", "methods.lora: rank: got 0; input should be greater than or equal to 1"),
     ("study {flags} --method loar", "methods: no method 'loar'; did you mean 'lora'?"),
     ("study {flags} --method full --rank 8", "methods.full: rank: unknown field"),
-    ("study {flags} --measure-start 900", "measure.start 900 lies beyond training.steps 12"),
+    ("study {flags} --measure-start 900", "measure.start 900 is after the last step, training.steps 12"),
     ("study {flags} --context 4096", "context: got 4096; the model was built for at most 64 positions"),
     ("study {flags} --text {dir}/none.txt", "none.txt: no such file"),
-    ("study {flags} --text {dir}/empty.txt", "empty.txt: empty, no rows in it"),
+    ("study {flags} --text {dir}/empty.txt", "empty.txt: empty; it has no rows"),
     ("study {flags} --text {dir}/short.txt", "the text has 3 tokens in 1 document, fewer than one window of 32"),
     ("study {flags} --train {dir}/bad.jsonl", "bad.jsonl, line 2: not JSON"),
     ("study {flags} --train {dir}/columns.jsonl", "columns: body, title"),
     ("study {flags} --train {dir}/one.jsonl", "the fine-tuning data has 1 distinct documents; at least 4"),
-    ("study {flags} --model {dir}/no-weights", "no *.safetensors weights in this folder"),
+    ("study {flags} --model {dir}/no-weights", "this folder has no *.safetensors weights"),
     ("study {flags} --model {dir}/pickled", "pickled weights are refused: convert them to safetensors"),
     ("study {flags} --model {dir}/damaged", "damaged"),
     ("study {flags} --model {dir}/nowhere", "no such folder"),
     ("study {flags} --out {dir}/other-study", "holds a study of another configuration (name: there"),
     ("study {flags} --out {dir}", "not empty and not a study folder (no study.yaml); name another with out (--out)"),
-    ("table {dir}", "not a study folder (no study.yaml in it)"),
+    ("table {dir}", "not a study folder (it has no study.yaml)"),
     ("table {dir}/nowhere", "nowhere: no such folder"),
-    ("report {dir}/other-study", "no measurement in this study yet; run `forgetting study"),
-    ("table {dir}/other-study --json --csv", "--json, --csv, --parquet: give one of them"),
+    ("report {dir}/other-study", "this study has no measurements yet; run `forgetting study"),
+    ("table {dir}/other-study --json --csv", "--json, --csv, --parquet: give only one of them"),
 ]
 
 
@@ -248,7 +248,7 @@ def test_a_full_disk_is_one_line_even_where_a_library_hides_it_in_words(
     monkeypatch.setattr("forgetting.cli.app.app", full)
     shown = command("report", "anything")
     assert (shown.code, shown.out) == (1, "")
-    assert shown.err == "error: no room left on the disk; make room, then run the same command again\n"
+    assert shown.err == "error: the disk is full; free some space, then run the same command again\n"
 
 
 @pytest.mark.full

@@ -40,7 +40,7 @@ def test_a_scheduler_runs_the_runs_of_a_prepared_study_one_by_one(
     assert set(load_table(out)["status"]) == {"done"}
 
     code, _, error = command(capsys, "run", out, "plain-lora-r9")
-    assert (code, error) == (2, f"error: {out}: no run 'plain-lora-r9' in this study; {_choices(ids)}\n")
+    assert (code, error) == (2, f"error: {out}: this study has no run 'plain-lora-r9'; {_choices(ids)}\n")
 
 
 def _choices(ids: list[str]) -> str:
@@ -69,7 +69,7 @@ def test_a_failed_run_is_an_error_with_its_reason(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--engine ray --jobs 2", "--jobs: with --engine ray, runs at a time follow from"),
+        ("--engine ray --jobs 2", "--jobs: not with --engine ray; "),
         ("--run-gpus 1", "--run-gpus: needs --engine ray"),
         ("--ray-address auto", "--ray-address: needs --engine ray"),
         ("--run-memory 4", "--run-memory: needs --engine ray"),

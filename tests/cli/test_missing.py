@@ -92,7 +92,9 @@ def test_the_cause_of_an_import_error_is_named(capsys: pytest.CaptureFixture[str
 def test_a_version_that_does_not_fit_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         missing.leave(ImportError("\ncannot import name 'x' from 'json'\nmore", name="json"))
-    said = "a package does not load: cannot import name 'x' from 'json'; `forgetting doctor` says which versions are"
+    said = (
+        "a package cannot be loaded: cannot import name 'x' from 'json'; `forgetting doctor` shows which versions are"
+    )
     assert capsys.readouterr().err == f"error: {said} needed\n"
 
 

@@ -54,13 +54,13 @@ def test_runs_of_many_seeds_are_those_that_were_validated_one_by_one():
         ({"training": {"steps": 0}}, "training.steps: got 0; input should be greater than or equal to 1"),
         ({"training": {"steps": "many"}}, "training.steps: got 'many'; give a whole number"),
         ({"modl": 1}, "modl: unknown field; did you mean 'model'?"),
-        ({"datasets": {"../x": {"source": "a"}}}, "datasets.../x: got '../x'; letters, digits"),
+        ({"datasets": {"../x": {"source": "a"}}}, "datasets.../x: got '../x'; allowed: letters, digits"),
         ({"datasets": {"x": {"source": "a", "sorce": "a"}}}, "datasets.x.sorce: unknown field; did you mean 'source'?"),
-        ({"measure": {"start": 1000}}, "measure.start 1000 lies beyond training.steps 260"),
+        ({"measure": {"start": 1000}}, "measure.start 1000 is after the last step, training.steps 260"),
         ({"training": {"optimizer": "adam"}}, "training.optimizer: got 'adam'; did you mean 'adamw'?"),
         ({"training": {"micro_batch_size": 5}}, "micro_batch_size 5 does not divide batch_size 32"),
         ({"training": {"warmup_steps": 260}}, "warmup_steps 260 must be fewer than steps 260"),
-        ({"seeds": [1, 1]}, "seeds repeat: [1, 1]"),
+        ({"seeds": [1, 1]}, "seeds contains a value twice: [1, 1]"),
         ({"text": {"streaming": True}}, "streaming: true needs max_documents"),
         (
             {"model": {"dtype": "float8"}},
@@ -136,7 +136,7 @@ def test_keys_are_read_as_they_are_written() -> None:
         ({"name": "loar"}, "no method 'loar'; did you mean 'lora'?"),
         ({"name": "lora", "rank": 0}, "methods.lora: rank: got 0"),
         ({"name": "lora", "rank": []}, "methods.lora.rank: an empty list"),
-        ({"name": "lora", "rank": [8, 8]}, "methods.lora.rank: a value repeats"),
+        ({"name": "lora", "rank": [8, 8]}, "methods.lora.rank: the list contains a value twice"),
         ({"name": "lora", "rnk": 8}, "rnk: unknown field; did you mean 'rank'?"),
         ({"name": "lora", "target_modules": "all"}, "got 'all'; give all-linear, attention, or a list"),
         ({"name": "lora", "layers": "upper"}, "methods.lora: layers: got 'upper'; give a list of layer numbers"),
@@ -149,11 +149,11 @@ def test_keys_are_read_as_they_are_written() -> None:
         ({"name": "ia3", "target_modules": ["k_proj"]}, "give both target_modules and feedforward_modules"),
         (
             {"name": "ia3", "target_modules": ["k_proj"], "feedforward_modules": ["fc"]},
-            "feedforward_modules: 'fc' is none of target_modules",
+            "feedforward_modules: 'fc' is not in target_modules",
         ),
         ({"name": "osf", "frozen": 1.0}, "methods.osf: frozen: got 1.0; input should be less than 1"),
         ({"name": "top_layer"}, "no method 'top_layer'; did you mean 'top_layers'?"),
-        ({"name": "peft"}, "methods.peft: config: is missing"),
+        ({"name": "peft"}, "methods.peft: config: required, but missing"),
         ({"name": "peft", "config": {"r": 8}}, "methods.peft: config: needs peft_type"),
         ({"name": "lora", "scaling": "clasic"}, "scaling: got 'clasic'; did you mean 'classic'?"),
         ({"name": "full", "rank": 8}, "methods.full: rank: unknown field"),
@@ -177,7 +177,7 @@ def test_a_list_is_a_grid_only_for_an_option_that_takes_one_value() -> None:
 def test_the_same_run_twice_is_refused() -> None:
     entries = [{"name": "lora", "rank": 8}, {"name": "lora", "rank": [8, 16]}]
     study = c.validate({**f.preset_fields("paper-openorca"), "methods": entries}, where="x")
-    with pytest.raises(UsageError, match="the same run is asked for twice: openorca-lora-r8-s0-"):
+    with pytest.raises(UsageError, match="the same run occurs twice: openorca-lora-r8-s0-"):
         expand_runs(study)
 
 
@@ -201,8 +201,8 @@ def test_the_last_step_is_always_measured() -> None:
     ("text", "message"),
     [
         ("a: [1", "line 1"),
-        ("- 1\n- 2\n", "a mapping of fields is needed, got list"),
-        ("", "a mapping of fields is needed, got NoneType"),
+        ("- 1\n- 2\n", "needs a mapping of fields, got list"),
+        ("", "needs a mapping of fields, got NoneType"),
         ("x: !!python/object/apply:os.system ['true']\n", "line 1: could not determine a constructor"),
     ],
 )
@@ -261,7 +261,9 @@ def test_ranks_by_flag_leave_the_other_options_of_a_file(tmp_path: Path) -> None
     assert methods(method="dora", ranks=[1, 2]) == [("dora", [1, 2], None)]
     assert [one.options["scaling"] for one in f.with_flags({}, None, None, ranks=[3]).methods] == ["rank-stabilized"]
     file.write_text(yaml.safe_dump(study | {"methods": [{"name": "full"}]}))
-    with pytest.raises(UsageError, match=r"--rank: no method of .*my.yaml has a rank; name one by --method"):
+    with pytest.raises(
+        UsageError, match=r"--rank: no method in .*my.yaml has a rank; choose one that does with --method"
+    ):
         methods(ranks=[12])
 
 

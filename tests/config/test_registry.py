@@ -28,7 +28,7 @@ def test_everything_is_found_by_its_name_and_a_slip_is_told_what_was_meant(regis
 
 
 def test_what_an_error_says_in_full() -> None:
-    with pytest.raises(UsageError, match=r"^no law 'lineal'; did you mean 'linear'\? \(choices: .*; a formula is"):
+    with pytest.raises(UsageError, match=r"^no law 'lineal'; did you mean 'linear'\? \(choices: .*; or give a formula"):
         LAWS.find("lineal")
     with pytest.raises(UsageError, match=r"^mitigations: no mitigation 'zzz'; choices: replay, kl, "):
         MITIGATIONS.find("zzz")

@@ -83,7 +83,7 @@ def test_half_written_files_go_after_a_day_and_a_study_keeps_its_own(folder: Pat
 @pytest.mark.parametrize("given", ["x", "-1", "nan", "inf"])
 def test_a_size_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("FORGETTING_CACHE_GB", given)
-    with pytest.raises(UsageError, match=f"FORGETTING_CACHE_GB: got '{given}'; a number of gigabytes, 0 or more"):
+    with pytest.raises(UsageError, match=f"FORGETTING_CACHE_GB: got '{given}'; give a number of gigabytes, 0 or more"):
         array_cache.default_folder()
 
 

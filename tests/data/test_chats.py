@@ -110,8 +110,8 @@ def test_an_earlier_turn_written_otherwise_is_measured_where_it_is_the_last() ->
     ]
     assert found.documents.tolist() == [0, 0]
     assert found.notices == (
-        "in 1 of 1 conversations the chat template writes an earlier turn otherwise than the last one, for example "
-        "without its thinking: such an answer has a window of its own, in which it is the last turn",
+        "in 1 of 1 conversations the chat template renders an earlier turn differently from the last one, for example "
+        "without its thinking; such an answer gets its own window, as its last turn",
     )
 
 
@@ -119,8 +119,8 @@ def test_a_thought_that_the_template_opens_or_drops_is_told() -> None:
     thinking = ({"role": "user", "content": "One?"}, {"role": "assistant", "content": "<think>hm</think>Alpha."})
     windows, found = encoded(R1, *thinking)
     assert windows == [("<|User|>One?<|Assistant|>Alpha.<|eos|>", "Alpha.<|eos|>")]
-    assert "1 answers begin otherwise than the chat template's generation prompt does" in found.notices[0]
-    assert "leaves out or changes a part of an answer, such as its thinking, in 1 of 1" in found.notices[1]
+    assert "1 answers begin differently from the chat template's generation prompt" in found.notices[0]
+    assert "leaves out or changes part of an answer, such as its thinking, in 1 of 1" in found.notices[1]
 
 
 def test_tool_calls_and_tools_reach_the_template() -> None:
@@ -147,7 +147,7 @@ def test_messages_that_are_given_are_no_targets() -> None:
 def test_the_date_is_the_same_on_every_day() -> None:
     windows, found = encoded(DATED, *TURNS[:2])
     assert windows[0][0].startswith("Today: 26 Jul 2024|2024-07-26\n<|im_start|>user\nOne?")
-    assert found.notices == ("the chat template writes the date: it is always 2024-07-26 here",)
+    assert found.notices == ("the chat template writes the date; here it is always 2024-07-26",)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_conversation_that_begins_with_an_answer_is_measured_from_the_next() -
     windows, found = encoded(CHATML, TURNS[1], *TURNS[2:])
     assert windows[0][1] == "Beta.<|im_end|>\n"
     assert found.notices == (
-        "1 answers are not measured: the chat template does not let them be told from their prompts",
+        "1 answers are not measured: with this chat template they cannot be told from their prompts",
     )
 
 
@@ -202,7 +202,7 @@ def test_prompts_and_completions_are_joined_without_a_template() -> None:
     turns = ({"role": "user", "content": "2 + 2 = "}, {"role": "assistant", "content": "4"})
     windows, found = encoded(None, *turns, pair=True)
     assert windows == [("2 + 2 = 4<|eos|>", "4<|eos|>")]
-    assert found.notices == ("no chat template: prompts and completions are joined as they are, with the end mark",)
+    assert found.notices == ("no chat template: prompts and completions are joined directly, with the end token",)
     with pytest.raises(
         UsageError, match="document 'd': a conversation, but the model's tokenizer has no chat template"
     ):
@@ -228,7 +228,7 @@ def test_copies_are_one_document_in_standard_errors() -> None:
     texts = ["the old river", "a new town", "the old  river\n", "bread and iron"]
     windows = tokenize([Document(id=str(i), text=text) for i, text in enumerate(texts)], tokenizer_of(None), 8)
     assert set(windows.token_documents().tolist()) == {0, 1, 3}
-    assert windows.notices == ("1 of 4 documents are copies of others and no independent ones",)
+    assert windows.notices == ("1 of 4 documents are copies of others, so they are not independent",)
     values = np.random.default_rng(0).normal(size=windows.n_predicted)
     assert clustered_mean(values, windows.token_documents()).n_documents == 3
     both = windows.joined(windows)

@@ -47,16 +47,16 @@ def test_a_shape_is_recognised_by_its_columns(
 ) -> None:
     corpus = load(tmp_path, [row])
     assert list(corpus[0].messages) == messages
-    assert corpus.notices[0].startswith(f"r.jsonl: read as {name} by the columns ")
+    assert corpus.notices[0].startswith(f"r.jsonl: read as {name} from columns ")
     assert load(tmp_path, [row], format=name).documents == corpus.documents
 
 
 def test_columns_that_are_not_used_are_told(tmp_path: Path) -> None:
     corpus = load(tmp_path, [{"question": "q", "answer": "a", "context": "c"}])
-    assert corpus.notices == ("r.jsonl: read as qa by the columns question, answer; not used: context",)
+    assert corpus.notices == ("r.jsonl: read as qa from columns question, answer; not used: context",)
     alpaca = {"instruction": "q", "output": "a", "text": "### q: a"}
     assert load(tmp_path, [alpaca])[0].text == "### q: a"
-    assert "could be read as alpaca, too, by `format`" in load(tmp_path, [alpaca]).notices[0]
+    assert "could also be read as alpaca (set `format`)" in load(tmp_path, [alpaca]).notices[0]
     assert load(tmp_path, [{"text": "t", "label": "x"}] * 2).notices == ()
     assert load(tmp_path, [{"messages": [Q, A], "source": "x"}]).notices == ()
 
@@ -110,11 +110,11 @@ def test_conversations_without_an_answer_are_counted(tmp_path: Path) -> None:
     corpus = load(tmp_path, [{"messages": [Q, A]}, {"messages": [Q, empty]}, {"messages": [Q]}, {"messages": [Q, A]}])
     assert len(corpus) == 2
     assert corpus.notices == (
-        "r.jsonl: 1 of 4 conversations have an empty answer and are left out",
-        "r.jsonl: 1 of 4 conversations have no assistant message and are left out",
+        "r.jsonl: left out 1 of 4 conversations, which have an empty answer",
+        "r.jsonl: left out 1 of 4 conversations, which have no assistant message",
     )
     pairs = [{"prompt": "q", "completion": "a"}, {"prompt": "q", "completion": ""}, {"prompt": "p", "completion": None}]
-    assert load(tmp_path, pairs).notices == ("r.jsonl: 2 of 3 conversations have an empty answer and are left out",)
+    assert load(tmp_path, pairs).notices == ("r.jsonl: left out 2 of 3 conversations, which have an empty answer",)
 
 
 def test_of_prompt_and_completion_messages_the_completion_is_learned(tmp_path: Path) -> None:
@@ -130,10 +130,10 @@ def test_a_csv_cell_can_hold_a_conversation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "fields", "message"),
     [
-        ({"body": "x"}, {}, "columns: body. Say which to read with text_column"),
+        ({"body": "x"}, {}, "columns: body. Set which to read with text_column"),
         ({"body": "x"}, {"format": "alpaca"}, "no column 'instruction' and 'output' for format alpaca; columns: body"),
         ({"conversations": [{"from": "robot", "value": "x"}]}, {}, "message 1 is from 'robot'; allowed: human, user"),
-        ({"chosen": "a"}, {}, "column 'chosen' is str 'a', with no prompt in prompt"),
+        ({"chosen": "a"}, {}, "column 'chosen' is str 'a', but there is no prompt in prompt"),
         ({"question": None, "answer": "a"}, {}, "row 1: column 'question' must be text, got null"),
         ({"messages": [Q, A], "tools": "x"}, {}, "column 'tools': not JSON"),
         ({"messages": [Q, A], "tools": {"a": 1}}, {}, "column 'tools' must be a list of objects, got dict"),

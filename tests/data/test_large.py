@@ -173,4 +173,4 @@ def test_without_room_for_temporary_files_a_text_is_read_whole(
     monkeypatch.setattr(Texts, "add", full)
     assert [document.text for document in load_corpus(TextConfig(source=str(path)))] == ["one", "two"]
     assert len(caplog.records) == 1
-    assert "no room left on the disk" in caplog.text
+    assert "the disk is too full" in caplog.text

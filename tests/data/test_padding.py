@@ -48,7 +48,7 @@ def test_rows_are_filled_up_on_the_right(width: int | None) -> None:
 
 def test_without_labels_there_are_none_and_wrong_ones_are_refused() -> None:
     assert list(right_padded([[1, 2]], 0)) == ["input_ids", "attention_mask"]
-    with pytest.raises(AssertionError, match="other lengths"):
+    with pytest.raises(AssertionError, match="different lengths"):
         right_padded([[1, 2]], 0, labels=[[1]])
 
 

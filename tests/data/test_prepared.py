@@ -90,7 +90,7 @@ def slow_windows(documents: Corpus, tokenizer: Any, context: int) -> Windows:
     notices = [f"{cut} of {len(documents)} conversations were cut at {context} tokens"] if cut else []
     notices += [f"{dropped} of {len(documents)} documents have no target within {context} tokens"] if dropped else []
     notices += (
-        [f"{copies} of {len(documents)} documents are copies of others and no independent ones"] if copies else []
+        [f"{copies} of {len(documents)} documents are copies of others, so they are not independent"] if copies else []
     )
     return Windows(
         input_ids=np.array([token for _, ids, _ in windows for token in ids], np.int32),
@@ -160,7 +160,7 @@ def test_a_folder_that_cannot_be_written_gives_one_notice(
         config = TextConfig(source=str(write(tmp_path / f"{i}.jsonl", plain_rows(i))))
         equal(corpora.text(config).windows, slow_windows(load_corpus(config), tokenizer, CONTEXT))
     assert len(caplog.records) == 1
-    assert "no cache can be written there" in caplog.text
+    assert "cannot write a cache there" in caplog.text
 
 
 def test_what_is_kept_is_found_by_content_and_never_by_time(tokenizer: Any, kept: Path, tmp_path: Path) -> None:

@@ -100,9 +100,9 @@ def test_json_comes_in_several_shapes(tmp_path: Path) -> None:
         ("a.json", "[1]", "entry 1 of the array must be an object or a text, got int"),
         ("a.json", "7", "needs an array of objects, got int"),
         ("a.json", '[{"text": "a"}, ', "a.json: not JSON"),
-        ("a.csv", "text\nhello, world\n", "rows have more fields than the header; texts that hold ',' need quotes"),
-        ("a.csv", "text\nhello\nhello, world\n", "not read as a table"),
-        ("a.csv", 'text\n"hello', "not read as a table"),
+        ("a.csv", "text\nhello, world\n", "rows have more fields than the header; texts that contain ',' need quotes"),
+        ("a.csv", "text\nhello\nhello, world\n", "cannot be read as a table"),
+        ("a.csv", 'text\n"hello', "cannot be read as a table"),
         ("a.csv", "body;id\nx;1\n", "columns: body, id"),
         ("a.csv", "text\n", "a.csv: empty"),
         ("a.xlsx", "x", "cannot read '.xlsx' files; allowed: .txt"),
@@ -120,7 +120,7 @@ def test_what_cannot_be_read_is_one_error(tmp_path: Path, name: str, content: st
 
 def test_utf_16_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("hello".encode("utf-16"))
-    with pytest.raises(UsageError, match="begins as UTF-16 does"):
+    with pytest.raises(UsageError, match="looks like UTF-16"):
         load_corpus(TextConfig(source=str(tmp_path / "a.txt")))
 
 
@@ -132,7 +132,7 @@ def test_a_folder_of_texts_is_a_document_a_file(tmp_path: Path) -> None:
     (tmp_path / ".hidden.txt").write_text("no")
     corpus = load_corpus(TextConfig(source=str(tmp_path)))
     assert [(d.id, d.text) for d in corpus] == [("b.txt", "bee\n"), ("deep/a.txt", "ay\nay")]
-    assert corpus.notices[0].endswith(": 2 files were read (b.txt, a.txt), and 1 not (README.md)")
+    assert corpus.notices[0].endswith(": read 2 files (b.txt, a.txt), skipped 1 (README.md)")
 
 
 def test_a_folder_of_rows_is_joined(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_splits_of_a_folder_are_not_mixed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"files of several splits \(test, train\); choose one with split"):
         load_corpus(TextConfig(source=str(tmp_path)))
     assert [text for _, text in texts(tmp_path, split="test")] == ["test"]
-    with pytest.raises(UsageError, match="no file of the split 'dev'; splits: test, train"):
+    with pytest.raises(UsageError, match="no file of split 'dev'; splits: test, train"):
         load_corpus(TextConfig(source=str(tmp_path), split="dev"))
 
 
@@ -182,7 +182,7 @@ def test_text_before_the_first_title_stays(tmp_path: Path) -> None:
 def test_how_a_text_was_cut_is_told(tmp_path: Path) -> None:
     (tmp_path / "w.txt").write_text(WIKITEXT)
     assert load_corpus(TextConfig(source=str(tmp_path / "w.txt"))).notices == (
-        "w.txt: 2 documents, cut at ` = Title = ` lines (wikitext); `documents` sets where one begins",
+        "w.txt: 2 documents, cut at ` = Title = ` lines (wikitext); the option `documents` sets how text is cut",
     )
     (tmp_path / "s.txt").write_text("\n\n".join(["paragraph " * 100] * 12))
     assert "s.txt: 3 documents, cut into blocks" in load_corpus(TextConfig(source=str(tmp_path / "s.txt"))).notices[0]
@@ -201,4 +201,4 @@ def test_half_characters_are_replaced_and_told(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text('{"text": "a \\ud83d b", "id": "\\udc00"}\n{"text": "c \\ud83d\\ude00"}\n')
     corpus = load_corpus(TextConfig(source=str(tmp_path / "r.jsonl")))
     assert [d.text for d in corpus] == ["a \ufffd b", "c \U0001f600"]
-    assert corpus.notices == ("r.jsonl: 1 of 2 rows had lone surrogates, halves of characters: now U+FFFD",)
+    assert corpus.notices == ("r.jsonl: 1 of 2 rows had lone surrogates (half characters), replaced by U+FFFD",)

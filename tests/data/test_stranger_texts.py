@@ -19,14 +19,14 @@ from forgetting.errors import UsageError
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.csv", "text,text\na,b\n", "column 'text' stands 2 times in the header"),
+        ("a.csv", "text,text\na,b\n", "column 'text' occurs 2 times in the header"),
         ("a.csv", 'text\n"hello', 'a quote (") is opened'),
         (
             "a.jsonl",
             '{"text": "a"}\n{"text": "b", "text": "c"}\n',
-            "a.jsonl, line 2: 'text' stands twice in one object",
+            "a.jsonl, line 2: 'text' occurs twice in one object",
         ),
-        ("a.json", '[{"text": "b", "text": "c"}]', "a.json: 'text' stands twice in one object"),
+        ("a.json", '[{"text": "b", "text": "c"}]', "a.json: 'text' occurs twice in one object"),
         ("a.json", '[\n{"text": "b}]', "not JSON: Unterminated string starting (line 2, column 10)"),
         ("a.jsonl", '{"text": 1}\n{"text": "b"}\n', "must be text, got int 1"),
     ],
@@ -45,7 +45,7 @@ def test_the_split_that_is_read_is_told(tmp_path: Path) -> None:
     DatasetDict(parts).save_to_disk(tmp_path / "saved")
     corpus = load_corpus(TextConfig(source=str(tmp_path / "saved")))
     assert [document.text for document in corpus] == ["train", "train 2"]
-    assert "saved: the split train is read, and not test; choose one with split" in corpus.notices
+    assert "saved: reading split train, not test; choose another one with split" in corpus.notices
     chosen = load_corpus(TextConfig(source=str(tmp_path / "saved"), split="test"))
     assert [document.text for document in chosen] == ["test", "test 2"]
     assert not any("split" in notice for notice in chosen.notices)
@@ -66,7 +66,7 @@ def test_a_word_of_millions_of_characters_is_refused(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("template", ["hello", "{% for m in messages %}{{ m['role'] }} {% endfor %}"])
 def test_a_template_without_answers_is_said_so(template: str) -> None:
     messages = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
-    with pytest.raises(UsageError, match="does not write the assistant's answers"):
+    with pytest.raises(UsageError, match="does not render the assistant's answers"):
         tokenize([Document(id="d", messages=messages)], tokenizer_of(template), 100)
 
 

@@ -85,10 +85,10 @@ def test_parquet_messages_are_read(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.jsonl", '{"text": "a"}\n{"text": \n', "a.jsonl, line 2: not JSON"),
-        ("a.jsonl", '{"text": "a"}\n[1]\n', "a.jsonl, line 2: needs a JSON object a line, got list"),
+        ("a.jsonl", '{"text": "a"}\n[1]\n', "a.jsonl, line 2: each line must be a JSON object, got list"),
         ("a.jsonl", '{"body": "a", "title": "b"}\n', "columns: body, title"),
         ("a.jsonl", '{"text": "a"}\n{"text": 7}\n', "a.jsonl: row 2: column 'text' must be text, got int 7"),
-        ("a.jsonl", '{"text": " "}\n', "no text in it: 1 rows, all of them empty"),
+        ("a.jsonl", '{"text": " "}\n', "contains no text; number of rows, all empty: 1"),
         ("a.jsonl", "", "a.jsonl: empty"),
         ("a.txt", " \n", "a.txt: empty"),
         ("a.xlsx", "x", "cannot read '.xlsx' files; allowed: .txt, .md, .jsonl"),
@@ -107,7 +107,7 @@ def test_wrong_files_are_named(tmp_path: Path, name: str, content: str, message:
 def test_missing_files_folders_and_bytes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         load_corpus(TextConfig(source=str(tmp_path / "none.txt")))
-    with pytest.raises(UsageError, match=r"no file in this folder that is read; those are .txt"):
+    with pytest.raises(UsageError, match=r"this folder has no file of a known kind; known: .txt"):
         load_corpus(TextConfig(source=str(tmp_path)))
     (tmp_path / "b.txt").write_bytes(b"ok \xff\xfe")
     with pytest.raises(UsageError, match="not UTF-8 text"):

@@ -147,7 +147,7 @@ def test_steps_that_change_nothing_are_exactly_zero(base: Path, corpora: Path) -
         assert step.parts["kl"].value == (pytest.approx(0.0, abs=1e-7) if step is found.steps[0] else 0.0)
     assert list(found.p_holm.values()) == [1.0, 1.0, 1.0]
     assert found.lost_most is None
-    assert "no step raises forgetting by more than its error" in found.sentence()
+    assert "no step increases forgetting by more than its error" in found.sentence()
     assert "the step before at every token, exactly" in found.steps[1].notices[-1]
     few = forgetting.chain(base, [f"a={base}"], text=["the old river went ."] * 4, context=4, cache_dir=None)
     assert math.isnan(few.p["a"])  # too few documents
@@ -159,7 +159,7 @@ def test_faults_of_merges_are_found(chain: Chain, base: Path, made: dict[str, Pa
     assert chain.steps[4].notices[0] == "the weights differ from the base by 2.00 times what adapter 'tuned' adds"
     found = measured(base, corpora, made["tuned"], made["lost"], made["half"])
     assert found.steps[1].notices[0] == "the weights equal the base's: the adapter of 'tuned' is not in it"
-    assert found.steps[2].notices[0] == "2 of 4 layers that adapter 'tuned' changes are the base model's"
+    assert found.steps[2].notices[0] == "2 of 4 layers that adapter 'tuned' changes equal the base model's"
 
 
 @pytest.mark.parametrize(("times", "eps"), [(1.0, 0.0), (2.0, 2**-7), (0.5, 2**-7)])
@@ -187,7 +187,7 @@ def test_adapters_are_put_on_what_they_were_made_for(
     both = merged(made["merged"], second, tmp_path / "both")
     found = measured(base, corpora, made["tuned"], made["merged"], second, both, f"stacked={second}@on=tuned")
     assert [step.kind for step in found.steps[2:]] == ["adapter on merged", "model", "adapter on tuned"]
-    assert "put on 'merged', the model that its adapter_config.json names" in found.steps[2].notices
+    assert "applied to 'merged', the model that its adapter_config.json names" in found.steps[2].notices
     for step in found.steps[3:]:  # merged twice, by hand and by us, it is the same model
         assert step.part.value == pytest.approx(0.0, abs=1e-6)
     with pytest.raises(UsageError, match="made for"):
@@ -199,13 +199,13 @@ def test_adapters_are_put_on_what_they_were_made_for(
     [
         (["a@dtpe=float16"], "no field 'dtpe'; did you mean 'dtype'"),
         (["a@bits=3"], "bits '3'; allowed: 4, 8"),
-        (["a@dtype"], "what follows @ is FIELD=VALUE; fields: dtype, bits, on, revision, file"),
+        (["a@dtype"], "after @, give FIELD=VALUE; fields: dtype, bits, on, revision, file"),
         (["a@bits=4,bits=8"], "bits is given twice"),
         (["@on=base"], "no model; give one"),
         (["@bits=4,on=base"], "on needs a model"),
-        (["x=a", "x=b"], "two of the name 'x'"),
+        (["x=a", "x=b"], "two steps are called 'x'"),
         (["x=a", "b@on=y"], "on=y: no such step before it; choices: base, before, x"),
-        (["base=a"], "the name stands for something else"),
+        (["base=a"], "this name has a meaning of its own"),
         ([], "give at least one"),
     ],
 )
@@ -303,7 +303,7 @@ def test_gguf_files(base: Path, made: dict[str, Path], corpora: Path, tmp_path: 
     (tmp_path / "none.gguf").write_bytes(b"nothing")
     for given, said in (
         (tmp_path / "none.gguf", "not a GGUF file"),
-        (f"{q4}@bits=4", "are quantised already"),
+        (f"{q4}@bits=4", "are already quantised"),
         (tmp_path, "write .*@file="),
         (tmp_path / "not.gguf", "no such file"),
     ):
@@ -332,9 +332,9 @@ def test_quantised_adapters_and_what_is_refused(base: Path, made: dict[str, Path
     assert found.steps[2].part.value == 0.0
     assert 0 < abs(found.steps[1].part.value) < found.steps[0].part.value
     for steps, said in (
-        (["q=@bits=4", "@bits=8"], "quantised to 4 bits already"),
-        ([made["tuned"], "q=@bits=4", f"{made['tuned']}@on=q"], "cannot be put on"),
-        ([f"{made['merged']}@on=base"], "is a whole model and no adapter"),
+        (["q=@bits=4", "@bits=8"], "already quantised to 4 bits"),
+        ([made["tuned"], "q=@bits=4", f"{made['tuned']}@on=q"], "cannot be applied on top"),
+        ([f"{made['merged']}@on=base"], "is a whole model, not an adapter"),
         (["nowhere/at/all"], "step 'all': model 'nowhere/at/all': no such folder"),
     ):
         with pytest.raises(UsageError, match=said):

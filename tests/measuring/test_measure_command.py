@@ -274,7 +274,7 @@ def test_how_the_text_is_read_is_set_by_flags(monkeypatch, capsys, tiny_model, a
     other.write_text(text.read_text().replace('"text":', '"body":'))
     named = call(monkeypatch, capsys, "measure", tiny_model, adapter, "--text", other, "--json")
     assert (named[0], named[1]) == (2, "")
-    assert "columns: id, body. Say which to read with text_column" in named[2]
+    assert "columns: id, body. Set which to read with text_column" in named[2]
     assert "--text-field text_column=NAME" in named[2]
     field = ("--text-field", "text_column=body", "--text-field", "max_documents=12")
     named = call(monkeypatch, capsys, "measure", tiny_model, adapter, "--text", other, *field, "--json")
@@ -333,8 +333,12 @@ def test_commands_are_registered_functions():
 @pytest.mark.parametrize(
     ("value", "code", "says"),
     [
-        ("nan", 2, "model '{broken}': the {which} model's weights hold NaN: model.layers.0.mlp.up_proj.weight"),
-        ("-inf", 2, "model '{broken}': the {which} model's weights hold infinities: model.layers.0.mlp.up_proj.weight"),
+        ("nan", 2, "model '{broken}': the {which} model's weights contain NaN: model.layers.0.mlp.up_proj.weight"),
+        (
+            "-inf",
+            2,
+            "model '{broken}': the {which} model's weights contain infinities: model.layers.0.mlp.up_proj.weight",
+        ),
         ("3e38", 1, "the {which} model '{broken}' gives no finite loss"),
     ],
 )
@@ -353,4 +357,4 @@ def test_a_model_that_gives_no_numbers_is_an_error_that_names_it(
     left, out, err = call(monkeypatch, capsys, "measure", *pair, "--text", text, "--context", "16")
     assert (left, out) == (code, "")
     assert says.format(which=which, broken=broken) in err
-    assert "not one that is known" not in caplog.text
+    assert "of an unknown kind" not in caplog.text

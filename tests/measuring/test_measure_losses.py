@@ -248,7 +248,7 @@ def test_a_damaged_or_stale_cache_is_rebuilt(tmp_path, caplog, damage):
     damage(path)
     with caplog.at_level(logging.WARNING, logger="forgetting"):
         again = targets_of(model, cache_dir=tmp_path)
-    assert "computing it again" in caplog.text
+    assert "recomputing it" in caplog.text
     assert again.entropy.tobytes() == first.entropy.tobytes()
     assert fingerprint_of(path) == first.fingerprint
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
@@ -291,7 +291,7 @@ def test_refusals():
         token_losses(make_model("llama"), short, None, batch_tokens=64)
     wrong = make_windows([3, 3])
     wrong.predicted[0] = True
-    with pytest.raises(UsageError, match="nothing before it"):
+    with pytest.raises(UsageError, match="no context"):
         base_targets(make_model("llama"), wrong, key="k", cache_dir=None, batch_tokens=64)
     with pytest.raises(UsageError, match="do not belong"):
         token_losses(make_model("llama"), make_windows([3]), targets_of(make_model("llama")), batch_tokens=64)

@@ -106,7 +106,7 @@ def test_one_text_and_several_give_one_verdict(found: CheckResult) -> None:
     assert both.verdicts["a"].low == pytest.approx(
         found.measurement.forgetting.value - found.measurement.forgetting.bound(1 - 0.05 / 3)
     )
-    with pytest.raises(UsageError, match="does not hold the gain"):
+    with pytest.raises(UsageError, match="does not contain the gain"):
         replace(found.measurement, gain=None).improvement(0.95)
 
 

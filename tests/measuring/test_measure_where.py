@@ -148,7 +148,7 @@ def test_a_verdict_says_how_many_documents_would_decide():
 
 def test_a_value_that_is_almost_the_budget_names_no_number_of_documents():
     said = judge(Mean(0.1000001, 0.02, 1000, 25), 0.1, 0.95).sentence()
-    assert "so near the budget that 1,000 times as many documents may not decide" in said
+    assert "so close to the budget that 1,000 times as many documents may not decide" in said
 
 
 def test_a_small_number_is_never_shown_as_zero():

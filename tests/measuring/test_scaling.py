@@ -68,7 +68,7 @@ def test_the_chosen_scale_meets_the_budget_as_it_was_measured(found: Scaling, wh
     over = next(point for point in found.points if point.scale > chosen.scale)
     assert found.judged(over).high > budget
     assert found.judged(chosen).high > 0.95 * budget or over.scale - chosen.scale < 0.02
-    assert found.sentence().startswith(f"scale {chosen.scale:g} keeps within the budget {budget:g}: forgetting ")
+    assert found.sentence().startswith(f"scale {chosen.scale:g} is within the budget {budget:g}: forgetting ")
     assert "nats/token on the task" in found.sentence()
     assert found.to_dict()["scale"] == chosen.scale
     assert json.loads(json.dumps(found.to_dict())) == found.to_dict()
@@ -104,9 +104,9 @@ def test_measure_gives_the_numbers_of_what_is_written(
     ]
     assert config[0] == config[1]
     card = (tmp_path / "new/adapter/README.md").read_text()
-    assert f"multiplied by {found.chosen.scale:.6g}, by `forgetting scale`" in card
+    assert f"multiplied by {found.chosen.scale:.6g}, made by `forgetting scale`" in card
     assert "0.999" not in card  # of the unscaled adapter's own
-    with pytest.raises(UsageError, match="is there already; give a new folder"):
+    with pytest.raises(UsageError, match="already exists; give a new folder"):
         found.write(tmp_path / "new" / "adapter")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["adapter"]
 
@@ -143,9 +143,12 @@ def test_half_the_scale_is_half_the_change_of_the_weights(config: Any, tiny_mode
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        (LoraConfig(**LORA, use_dora=True), "LORA with use_dora: its effect is not linear in a factor alone"),
+        (LoraConfig(**LORA, use_dora=True), "LORA with use_dora: its effect is not linear in one factor"),
         (LoraConfig(**LORA, bias="lora_only"), "LORA with bias 'lora_only'"),
-        (LoraConfig(r=2, target_modules=["embed_tokens"]), r"LORA: holds .*embed_tokens.base_layer.weight beside its"),
+        (
+            LoraConfig(r=2, target_modules=["embed_tokens"]),
+            r"LORA: contains .*embed_tokens.base_layer.weight, which cannot",
+        ),
         (LoraConfig(**LORA, modules_to_save=["norm"]), "LORA with modules_to_save"),
         (
             OFTConfig(target_modules=["q_proj"], oft_block_size=8),
@@ -179,20 +182,20 @@ def made(found: Scaling, values: list[float], budget: float | None, **more: Any)
 def test_answers_in_words(found: Scaling, tmp_path: Path) -> None:
     kept = made(found, [0, 0.01, 0.02], 0.1)
     assert kept.sentence().startswith(
-        "the adapter keeps within the budget 0.1 as it is: forgetting 0.0200 ± 0.0010 nats/token, at most"
+        "the adapter is within the budget 0.1 without scaling: forgetting 0.0200 ± 0.0010 nats/token, at most"
     )
     never = made(found, [0, 0.2, 0.3], 0.1)
     assert never.sentence().startswith(
-        "no scale keeps within the budget 0.1 but 0, the base model itself: at scale 0.5"
+        "no scale except 0, the base model itself, is within the budget 0.1: at scale 0.5"
     )
     assert "forgetting is 0.2000 ± 0.0010 nats/token, at most " in never.sentence()
-    with pytest.raises(UsageError, match=r"no scale keeps within the budget 0.1 but 0"):
+    with pytest.raises(UsageError, match=r"no scale except 0, the base model itself, is within the budget 0.1"):
         never.write(tmp_path / "new")
     assert not (tmp_path / "new").exists()
     bent = made(found, [0, 0.2, 0.05, 0.3], 0.1, falls=(1 / 3, 2 / 3))
     assert bent.chosen is not None
     assert bent.chosen.scale == 0  # not the island within the budget beyond what is over it
-    assert bent.remarks()[0].startswith("forgetting does not grow with the scale everywhere: it falls from scale 0.333")
+    assert bent.remarks()[0].startswith("forgetting does not always grow with the scale: it falls from scale 0.333")
     assert not bent.to_dict()["monotone"]
     assert made(found, [0, 0.1], None).chosen is None
 
@@ -266,12 +269,12 @@ def test_the_command(
     assert (tmp_path / "p.html").read_text().startswith("<!doctype html>")
     code, out, err = call(monkeypatch, capsys, *pair, "--budget", "1e-9", "--write", tmp_path / "x")
     assert code == 3
-    assert out.startswith("no scale keeps within the budget 1e-09 but 0, the base model itself")
+    assert out.startswith("no scale except 0, the base model itself, is within the budget 1e-09")
     assert err.endswith("nothing was written: only scale 0, the base model, is within the budget\n")
     assert not (tmp_path / "x").exists()
     for given, says in (
-        (["--write", tmp_path / "y"], "--write: needs --budget, which says at which scale"),
-        (["--budget", "0.1", "--write", tmp_path / "w"], "is there already; give a new folder"),
+        (["--write", tmp_path / "y"], "--write: needs --budget, to find the scale"),
+        (["--budget", "0.1", "--write", tmp_path / "w"], "already exists; give a new folder"),
         (["--train-field", "split=test"], "--train-field: says how to read --train, which is missing"),
     ):
         code, out, err = call(monkeypatch, capsys, *pair, *given)

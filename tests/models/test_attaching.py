@@ -106,7 +106,7 @@ def test_an_adapter_is_what_was_saved_and_its_base_is_the_base(tiny_model: Path,
     pair = opened(tiny_model, tmp_path / "adapter")
     torch.testing.assert_close(causal.probe(pair.tuned), want, rtol=0, atol=1e-6)
     if kind == "alora":  # none of the probe's tokens wakes it
-        assert "acts after the last of its invocations" in pair.notices[0]
+        assert "applies it after its last invocation" in pair.notices[0]
     else:
         assert float((want - causal.probe(load(tiny_model))).abs().max()) > 1e-4
     tokens = causal.plain_tokens(pair.tuned)
@@ -114,7 +114,7 @@ def test_an_adapter_is_what_was_saved_and_its_base_is_the_base(tiny_model: Path,
         assert torch.equal(causal.probe(pair.base, tokens), causal.probe(load(tiny_model), tokens))
     beside = kind in ("replicated", "pissa")
     assert (pair.base is not pair.tuned) == beside
-    assert any("loaded beside it" in notice for notice in pair.notices) == beside
+    assert any("loaded a second time" in notice for notice in pair.notices) == beside
 
 
 def changed(adapter: Path, rename: Callable[[str], str | None], **config: Any) -> None:
@@ -148,7 +148,10 @@ def test_known_names_are_repaired_with_a_notice(tiny_model: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("rename", "message"),
     [
-        (lambda name: name.replace("model.layers", "model.language_model.layers"), "not in the file.*no place in it"),
+        (
+            lambda name: name.replace("model.layers", "model.language_model.layers"),
+            "not in the file.*fit nowhere in it",
+        ),
         (lambda name: name.replace("layers.1.", "layers.7."), r"layers\.1\..*not in the file.*layers\.7\..*no place"),
         (lambda name: None if "layers.1.self_attn.q_proj.lora_B" in name else name, r"q_proj\.lora_B.*not in the file"),
         (lambda name: name.replace("q_proj", "o_proj"), "no place"),
@@ -173,14 +176,14 @@ def test_weights_that_fit_no_module_are_refused_by_name(
         ({"target_modules": ["q_proj"]}, "no place"),
         ({"modules_to_save": ["lm_head"]}, r"does not fit.*lm_head"),
         ({"peft_type": "NONSENSE"}, "adapter_config.json cannot be read.*NONSENSE"),
-        ({"peft_type": "IA3"}, "does not fit|cannot be read|no place"),
+        ({"peft_type": "IA3"}, "does not fit|cannot be read|fit nowhere"),
         ({"task_type": "SEQ_CLS"}, "made for the task SEQ_CLS"),
         ({"task_type": "NONSENSE"}, "adapter_config.json cannot be read.*NONSENSE"),
-        ({"init_lora_weights": "pissa_niter_4"}, "draws random numbers when it is loaded"),
-        ({"init_lora_weights": "corda"}, "cannot put it on the base model.*eigens"),
-        ({"init_lora_weights": "nonsense"}, "PEFT cannot put it on the base model.*nonsense|cannot be read"),
-        ({"r": "two"}, 'r: got "two"; it is a whole number'),
-        ({"lora_alpha": None}, "lora_alpha: got null; it is a number"),
+        ({"init_lora_weights": "pissa_niter_4"}, "draws random numbers on every load"),
+        ({"init_lora_weights": "corda"}, "cannot apply it to the base model.*eigens"),
+        ({"init_lora_weights": "nonsense"}, "PEFT cannot apply it to the base model.*nonsense|cannot be read"),
+        ({"r": "two"}, 'r: got "two"; allowed: a whole number'),
+        ({"lora_alpha": None}, "lora_alpha: got null; allowed: a number"),
         ({"base_model_name_or_path": 3}, "base_model_name_or_path: got 3"),
         ({"trainable_token_indices": [1.5]}, r"trainable_token_indices: got \[1.5\]"),
         ({"trainable_token_indices": {"lm_head": 3}}, "trainable_token_indices: got"),

@@ -238,7 +238,7 @@ def test_wrong_names_are_one_line(cached: HubCache, capsys: pytest.CaptureFixtur
 
 
 def test_a_revision_of_a_folder_is_refused(tiny_model: Path) -> None:
-    with pytest.raises(UsageError, match="a folder here, which has no revisions; leave revision 'v1' out"):
+    with pytest.raises(UsageError, match="a local folder, which has no revisions; leave out revision 'v1'"):
         load_base(ModelConfig(source=str(tiny_model), revision="v1"))
 
 
@@ -246,7 +246,7 @@ def test_pickles_alone_are_refused_before_they_are_fetched(hub_cache: HubCache, 
     model = contents(folders["base"])
     weights = model.pop("model.safetensors")
     hub_cache.add("org/pickled", {**model, "pytorch_model.bin": weights})
-    with pytest.raises(UsageError, match=r"no \*.safetensors weights in this .*pickled weights are refused"):
+    with pytest.raises(UsageError, match=r"has no \*.safetensors weights .*pickled weights are refused"):
         load_base(ModelConfig(source="org/pickled"))
     adapter = contents(folders["adapter"])
     adapter["adapter_model.bin"] = pickle.dumps(adapter.pop("adapter_model.safetensors"))
@@ -257,9 +257,7 @@ def test_pickles_alone_are_refused_before_they_are_fetched(hub_cache: HubCache, 
 
 def test_an_incomplete_cache_is_said(cached: HubCache, folders: dict[str, Path]) -> None:
     cached.drop(TUNED, "model.safetensors")
-    with pytest.raises(
-        UsageError, match=r"no .*safetensors weights in this repository, as far as the Hub's cache holds"
-    ):
+    with pytest.raises(UsageError, match=r"this repository, as far as it is cached, has no .*safetensors weights"):
         load_base(ModelConfig(source=TUNED))
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     files = contents(folders["base"])
@@ -334,7 +332,7 @@ def test_what_datasets_prepared_is_taken_of_the_asked_commit_alone(hub_cache: Hu
     assert list(hub_rows("org/once")) == [{"text": "prepared"}]
     hub_cache.add("org/once", {"README.md": b"a later card"}, kind="dataset")
     with pytest.raises(
-        UsageError, match=f"prepared commit {commit[:12]} of it, not .* as asked; give revision {commit}"
+        UsageError, match=f"prepared commit {commit[:12]} of it, not .* as requested; give revision {commit}"
     ):
         hub_rows("org/once")
     assert list(hub_rows("org/once", revision=commit)) == [{"text": "prepared"}]
@@ -377,8 +375,8 @@ def test_shards_are_those_of_the_index(hub_server: HubServer, folders: dict[str,
 @pytest.mark.parametrize(
     ("name", "revision", "error", "said"),
     [
-        ("org/typo", None, UsageError, "none of that name on the Hub; if it is private, log in"),
-        (BASE, "v9", UsageError, "the Hub has it, but no commit, tag or branch 'v9'"),
+        ("org/typo", None, UsageError, "no such repository on the Hub; if it is private, log in"),
+        (BASE, "v9", UsageError, "exists on the Hub, but has no commit, tag or branch 'v9'"),
         ("org/gated", None, UsageError, "gated: accept its conditions at https://huggingface.co/org/gated"),
     ],
 )
@@ -406,11 +404,11 @@ def test_a_hub_that_is_down_or_away_is_said_and_the_cache_taken_with_a_notice(
 ) -> None:
     commit = hub_cache.add(BASE, folders["base"])
     hub_server.broken = True
-    with pytest.raises(ForgettingError, match=r"the Hub answers with an error \(503\); try again later"):
+    with pytest.raises(ForgettingError, match=r"the Hub returned an error \(503\); try again later"):
         hub.find("org/else")
     with caplog.at_level(logging.WARNING, "forgetting"):
         assert load_base(ModelConfig(source=BASE)).revision == commit
-    assert f"the Hub cannot be reached: taken from its cache, commit {commit[:12]}" in caplog.text
+    assert f"the Hub cannot be reached; using commit {commit[:12]}" in caplog.text
     assert len(hub_server.requests) == 2
 
 

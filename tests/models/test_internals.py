@@ -32,7 +32,7 @@ def says_what_is_gone(name: PrivateName) -> str:
     """The whole message, which names library, version and name, and says what is not right and what to do."""
     version, path = metadata.version(name.library), name.path.partition(":")[2]
     return (
-        f"{name.library} {version} has no {path} any more, without which {name.purpose}; install a version that has it "
+        f"{name.library} {version} no longer has {path}, and without it {name.purpose}; install a version that has it "
         f"(known: {name.seen}), and please report this"
     )
 
@@ -58,7 +58,7 @@ def test_a_name_is_there_and_its_loss_is_said(name: PrivateName, monkeypatch: py
 
 def test_a_module_that_is_gone_is_said_like_a_name() -> None:
     name = PrivateName("peft", "peft.tuners.nowhere:Layer", "nothing works", "1 to 2")
-    with pytest.raises(ForgettingError, match=r"^peft [\d.]+ has no Layer any more, without which nothing works; "):
+    with pytest.raises(ForgettingError, match=r"^peft [\d.]+ no longer has Layer, and without it nothing works; "):
         name.value()
 
 
@@ -95,7 +95,7 @@ def test_a_trainer_without_what_we_override_is_refused(monkeypatch: pytest.Monke
     from transformers import Trainer
 
     monkeypatch.delattr(Trainer, "_get_grad_norm")
-    with pytest.raises(ForgettingError, match=r"has no Trainer\._get_grad_norm any more, without which a run that div"):
+    with pytest.raises(ForgettingError, match=r"no longer has Trainer\._get_grad_norm, and without it a diverged"):
         transformers_internals.check_overridden()
 
 
@@ -131,7 +131,7 @@ def test_the_handler_that_calls_a_callback_is_found_and_its_loss_is_a_warning(
     with caplog.at_level(logging.WARNING, "forgetting"):
         assert callback._caller() is None
     assert "rows go to the log history only: transformers " in caplog.text
-    assert "has no CallbackHandler.call_event any more" in caplog.text
+    assert "no longer has CallbackHandler.call_event" in caplog.text
 
 
 # PEFT
@@ -183,7 +183,7 @@ def test_what_acts_in_place_of_a_module(plain: Any) -> None:
         assert peft_internals.acting(head) is head.original_module
         assert peft_internals.acting(layer) is layer.base_layer
         del layer.base_layer
-        with pytest.raises(ForgettingError, match="has no base_layer any more, without which a head with an adapter"):
+        with pytest.raises(ForgettingError, match="no longer has base_layer, and without it a head with an adapter"):
             peft_internals.acting(layer)
     assert not peft_internals.adapted(plain)
     assert peft_internals.adapted(model)
@@ -227,7 +227,7 @@ def test_accelerate_marks_a_model_that_it_spread(plain: Any) -> None:
 
 def test_processes_that_accelerate_does_not_find_are_said() -> None:
     accelerate_internals.check_joined(SimpleNamespace(num_processes=2), 2)
-    with pytest.raises(ForgettingError, match=r"accelerate [\d.]+ finds 1 of the 2 processes that do this run"):
+    with pytest.raises(ForgettingError, match=r"accelerate [\d.]+ finds 1 of the 2 processes of this run"):
         accelerate_internals.check_joined(SimpleNamespace(num_processes=1), 2)
 
 

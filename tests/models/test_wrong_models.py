@@ -34,19 +34,19 @@ def adapter(tiny_model: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"r": "4"}, 'r: got "4"; it is a whole number of at least 1'),
-        ({"r": -1}, "r: got -1; it is a whole number of at least 1"),
-        ({"r": 0}, "r: got 0; it is a whole number of at least 1"),
-        ({"r": None}, "r: got null; it is a whole number of at least 1"),
-        ({"r": True}, "r: got true; it is a whole number of at least 1"),
-        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern.q_proj: got 0; it is a whole number of at least 1"),
-        ({"rank_pattern": [4]}, "rank_pattern: got [4]; it is an object of a number a pattern"),
-        ({"alpha_pattern": {"q_proj": "8"}}, 'alpha_pattern.q_proj: got "8"; it is a number of at most 268,435,456'),
-        ({"lora_alpha": float("nan")}, "lora_alpha: got NaN; it is a number of at most 268,435,456"),
-        ({"lora_alpha": 1e300}, "lora_alpha: got 1e+300; it is a number of at most 268,435,456"),
-        ({"lora_dropout": 5}, "lora_dropout: got 5; it is a number from 0 to 1"),
-        ({"lora_dropout": "0.1"}, 'lora_dropout: got "0.1"; it is a number from 0 to 1'),
-        ({"use_rslora": "false"}, 'use_rslora: got "false"; it is true or false'),
+        ({"r": "4"}, 'r: got "4"; allowed: a whole number of at least 1'),
+        ({"r": -1}, "r: got -1; allowed: a whole number of at least 1"),
+        ({"r": 0}, "r: got 0; allowed: a whole number of at least 1"),
+        ({"r": None}, "r: got null; allowed: a whole number of at least 1"),
+        ({"r": True}, "r: got true; allowed: a whole number of at least 1"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern.q_proj: got 0; allowed: a whole number of at least 1"),
+        ({"rank_pattern": [4]}, "rank_pattern: got [4]; allowed: an object with a number for each pattern"),
+        ({"alpha_pattern": {"q_proj": "8"}}, 'alpha_pattern.q_proj: got "8"; allowed: a number of at most 268,435,456'),
+        ({"lora_alpha": float("nan")}, "lora_alpha: got NaN; allowed: a number of at most 268,435,456"),
+        ({"lora_alpha": 1e300}, "lora_alpha: got 1e+300; allowed: a number of at most 268,435,456"),
+        ({"lora_dropout": 5}, "lora_dropout: got 5; allowed: a number from 0 to 1"),
+        ({"lora_dropout": "0.1"}, 'lora_dropout: got "0.1"; allowed: a number from 0 to 1'),
+        ({"use_rslora": "false"}, 'use_rslora: got "false"; allowed: true or false'),
         ({"init_lora_weights": "loftq"}, "init_lora_weights: 'loftq' needs loftq_config, which is empty"),
     ],
 )
@@ -80,7 +80,7 @@ def test_another_model_is_blamed_for_shapes_and_modules_alone(tiny_model: Path, 
         with pytest.raises(UsageError) as caught:
             attach(load_base(ModelConfig(source=str(tiny_model))).model, find(str(adapter)))
         assert (MISFIT in str(caught.value)) is not fits
-        assert ("PEFT cannot put it on the base model" in str(caught.value)) is fits
+        assert ("PEFT cannot apply it to the base model" in str(caught.value)) is fits
         (adapter / "adapter_config.json").write_text(kept)
 
 
@@ -88,10 +88,10 @@ def test_another_model_is_blamed_for_shapes_and_modules_alone(tiny_model: Path, 
     ("fields", "says"),
     [
         ({"rms_norm_eps": "x"}, "rms_norm_eps"),
-        ({"num_attention_heads": 0}, "config.json: num_attention_heads: got 0; it is at least 1"),
-        ({"hidden_size": -64}, "config.json: hidden_size: got -64; it is at least 1"),
-        ({"vocab_size": 0}, "config.json: vocab_size: got 0; it is at least 1"),
-        ({"dtype": "evil"}, "config.json: dtype: got 'evil'; it is a dtype such as float32 or bfloat16"),
+        ({"num_attention_heads": 0}, "config.json: num_attention_heads: got 0; must be at least 1"),
+        ({"hidden_size": -64}, "config.json: hidden_size: got -64; must be at least 1"),
+        ({"vocab_size": 0}, "config.json: vocab_size: got 0; must be at least 1"),
+        ({"dtype": "evil"}, "config.json: dtype: got 'evil'; give a dtype such as float32 or bfloat16"),
         ({"dtype": "nn"}, "config.json: dtype: got 'nn'"),
     ],
 )
@@ -144,11 +144,11 @@ def _replace(content: dict[str, Any], *pairs: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda c: c["model"]["vocab"].update(zzz=10**9), "token 'zzz' has the id 1000000000; with"),
+        (lambda c: c["model"]["vocab"].update(zzz=10**9), "token 'zzz' has id 1000000000; with"),
         (lambda c: c["added_tokens"].append({**c["added_tokens"][0], "id": 2**31, "content": "q"}), "token 'q' has"),
         (lambda c: _replace(c, (" ", "x" * 10_000)), "normalizer: content: 10,000 characters; at most 1,000"),
-        (lambda c: _replace(c, (" ", "x" * 500)), "normalizer: its steps make 500 characters of one; at most 100"),
-        (lambda c: _replace(c, *[("a", "aa")] * 20), "normalizer: its steps make 1,048,576 characters of one"),
+        (lambda c: _replace(c, (" ", "x" * 500)), "normalizer: its steps turn one character into 500; at most 100"),
+        (lambda c: _replace(c, *[("a", "aa")] * 20), "normalizer: its steps turn one character into 1,048,576"),
     ],
 )
 def test_a_tokenizer_that_takes_memory_without_end_is_refused(
@@ -168,5 +168,5 @@ def test_many_replacements_of_different_characters_are_taken(tiny_model: Path, t
 def test_a_model_without_its_tokenizer_is_said_so(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").unlink()
-    with pytest.raises(UsageError, match=r"its tokenizer cannot be loaded; there is no tokenizer\.json"):
+    with pytest.raises(UsageError, match=r"its tokenizer cannot be loaded: tokenizer\.json"):
         load_base(ModelConfig(source=str(tmp_path / "model")))

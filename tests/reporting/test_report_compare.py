@@ -135,5 +135,5 @@ def test_a_reference_that_is_no_line_is_said_and_nothing_is_ranked():
     flat["rank"] = [None if label == "attention" else r for label, r in zip(rows["label"], rows["rank"], strict=True)]
     comparison = compare_tables({"d": flat}, "lora", fits={"d": {}})
     text = with_words(render_study(config, rows, runs, fits, capabilities, comparison))
-    assert "No line: from these runs its slope cannot be told from 0" in text
-    assert "cannot be judged: no line;" in text
+    assert "Not a line: in these runs its slope is not clearly different from 0" in text
+    assert "cannot be judged, because the reference is not a line;" in text

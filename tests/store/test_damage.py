@@ -125,17 +125,17 @@ def change(file: Path, how: str) -> None:
 
 
 SEALED = {
-    "file": "has 0 rows, 6 were written",
-    "empty": "has 0 rows, 6 were written",
-    "last row": "has 5 rows, 6 were written",
-    "end of the last row": "has 5 rows, 6 were written",
-    "middle row": "has 5 rows, 6 were written",
-    "row twice": "has 7 rows, 6 were written",
-    "two rows swapped": "has other content than the 6 rows that were written",
-    "negative step": "has other content",
-    "step off the grid": "has other content",
-    "digit": "has other content",
-    "digit of a time": "has other content",
+    "file": "has 0 rows instead of 6",
+    "empty": "has 0 rows instead of 6",
+    "last row": "has 5 rows instead of 6",
+    "end of the last row": "has 5 rows instead of 6",
+    "middle row": "has 5 rows instead of 6",
+    "row twice": "has 7 rows instead of 6",
+    "two rows swapped": "measurements.jsonl was changed; its 6 rows are not those measured",
+    "negative step": "measurements.jsonl was changed",
+    "step off the grid": "measurements.jsonl was changed",
+    "digit": "measurements.jsonl was changed",
+    "digit of a time": "measurements.jsonl was changed",
 }
 UNSEALED = {
     "file": "lacks step 0",
@@ -143,9 +143,9 @@ UNSEALED = {
     "end of the last row": "lacks step 50",
     "middle row": "lacks step 20",
     "row twice": "has step 20 twice",
-    "two rows swapped": "has its steps in another order",
+    "two rows swapped": "steps in measurements.jsonl are out of order",
     "negative step": "has a row at step -20",
-    "step off the grid": "has step 21, at which this run is not measured",
+    "step off the grid": "has step 21, which is not a measured step of this run",
 }
 
 
@@ -237,16 +237,16 @@ def test_a_damaged_run_is_in_no_fit_report_or_comparison_and_each_says_so(
     result = conclude(study)
     assert list(result.left.damaged) == [run.id]
     assert result.fits["news"]["linear"].parameters["c_fft"].value == right
-    assert f"damaged, left out: {run.id}: measurements.jsonl has other content" in str(result)
-    assert result.to_dict()["damaged"][run.id].startswith("measurements.jsonl has other content")
+    assert f"damaged, left out: {run.id}: measurements.jsonl was changed" in str(result)
+    assert result.to_dict()["damaged"][run.id].startswith("measurements.jsonl was changed")
     page = result.report.read_text()
     assert "39 runs done" in page or "runs done, 1 damaged" in page
-    assert "measurements.jsonl has other content than the 6 rows that were written" in page
+    assert "measurements.jsonl was changed; its 6 rows are not those measured" in page
 
     code, out, err = command(capsys, "table", study, "--json")
     (row,) = [row for row in json.loads(out) if row["run_id"] == run.id]
     assert (code, row["status"], row["step"], row["forgetting_loss"]) == (0, "damaged", None, None)
-    assert err.startswith(f"damaged, left out: {run.id}: measurements.jsonl has other")
+    assert err.startswith(f"damaged, left out: {run.id}: measurements.jsonl was changed")
     code, out, err = command(capsys, "report", study, "--json")
     assert (code, list(json.loads(out)["damaged"])) == (0, [run.id])
     code, out, _ = command(capsys, "fit", study, "--law", "linear", "--dataset", "news", "--json", "--bootstrap", "0")
@@ -305,7 +305,7 @@ def test_runs_that_an_edited_configuration_does_not_ask_for_stand_apart(
         0,
         f"4 runs that the configuration no longer asks for; left out of fits: {', '.join(gone)}\n",
     )
-    above, below = out.split("of runs that the configuration no longer asks for, in no fit:")
+    above, below = out.split("runs that the configuration no longer asks for (not used in fits):")
     assert above.count("\n") > below.count("\n") > 4 * 6
     code, out, _ = command(capsys, "table", study, "--json")
     assert {row["status"] for row in json.loads(out) if row["run_id"] in gone} == {"unasked"}

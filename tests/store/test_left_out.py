@@ -45,13 +45,13 @@ def damaged_by(study: Path, how: str) -> str:
         }[value]
     if how == "cut row":
         rows.write_text("".join([*lines[:2], lines[2][:40] + "\n", *lines[3:]]))
-        return "measurements.jsonl has other content than the 6 rows that were written; measurements.jsonl, line 3: not"
+        return "measurements.jsonl was changed; its 6 rows are not those measured; measurements.jsonl, line 3: not"
     if how == "row twice":
         change(rows, how)
-        return "has 7 rows, 6 were written; measurements.jsonl has step 20 twice, in lines 3 and 4"
+        return "has 7 rows instead of 6; measurements.jsonl has step 20 twice, in lines 3 and 4"
     if how == "middle row":
         change(rows, how)
-        return "has 5 rows, 6 were written; measurements.jsonl lacks step 20"
+        return "has 5 rows instead of 6; measurements.jsonl lacks step 20"
     if how == "pipe of rows":
         rows.unlink()
         os.mkfifo(rows)

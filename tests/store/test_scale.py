@@ -141,7 +141,7 @@ def test_a_run_without_rows_is_kept_too_and_columns_of_another_kind_are_not_used
         ('{"step": "x"}', "line 7: step is 'x' where a whole number"),
         ('{"step": 1, "agreement": [1]}', r"line 7: agreement is \[1\] where a finite number"),
         ('{"step": 1.5}', "line 7: step is 1.5"),
-        ('{"step": 1' + "0" * 5000 + "}", "line 7: n"),
+        ('{"step": 1' + "0" * 5000 + "}", "line 7: a number"),
     ],
 )
 def test_a_damaged_row_is_named_by_file_and_line(study: Path, line: str, says: str) -> None:

@@ -182,7 +182,7 @@ def test_what_goes_wrong_in_one_process_ends_all_with_its_reason(
     lost = do("well", "second", "alone", "drifts")
     assert lost == {
         "second": "process 1 of 2: ValueError: of the second",
-        "drifts": "process 1 of 2: after step 7 the weights of process 1 are not those of process 0",
+        "drifts": "process 1 of 2: after step 7 the weights of process 1 differ from those of process 0",
     }
     with pytest.raises(UsageError, match="of the first"):
         do("well too", "first")
@@ -220,7 +220,9 @@ def test_the_command_stops_resumes_and_leaves_no_orphans(tiny_model: Path, corpo
     os.killpg(process.pid, signal.SIGTERM)  # every process of the run gets it, as a scheduler sends it
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 143
-    assert errors.splitlines()[-1] == "stopped; everything measured so far is kept, run the same command again to go on"
+    assert (
+        errors.splitlines()[-1] == "stopped; everything measured so far is kept; run the same command again to resume"
+    )
     assert "Traceback" not in errors
     process = started(8)
     process.kill()
@@ -327,7 +329,7 @@ def test_what_several_processes_cannot_do_is_refused(
     code, _, error = command(capsys, "study", *flags, "--jobs", 2)
     assert (code, error) == (
         2,
-        "error: --accelerate-config: not with --jobs 2: its processes do one run at a time\n",
+        "error: --accelerate-config: does not go with --jobs 2: its processes execute one run at a time\n",
     )
     code, _, error = command(capsys, "study", *flags, "--device", "cuda")
     assert code == 2
@@ -338,7 +340,9 @@ def test_what_several_processes_cannot_do_is_refused(
     with pytest.raises(UsageError, match="2 processes need a GPU each, 0 are visible here"), gpus.ready():
         pass
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match=r"WORLD_SIZE=2: started by accelerate launch or torchrun; start forgetting"):
+    with pytest.raises(
+        UsageError, match=r"WORLD_SIZE=2: started by accelerate launch or torchrun; instead start forgetting"
+    ):
         study(configure(tiny_model, corpora), tmp_path / "t", engine=Local(1))
     assert not (tmp_path / "t").exists()
 

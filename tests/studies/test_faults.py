@@ -74,7 +74,7 @@ def truncate(checkpoint: Path) -> str:
     file = checkpoint / "adapter_model.safetensors"
     size = file.stat().st_size
     os.truncate(file, 100)
-    return f"{file.name} has 100 bytes, {size:,} were written"
+    return f"{file.name} has 100 bytes instead of {size:,}"
 
 
 def lose(checkpoint: Path) -> str:
@@ -87,7 +87,7 @@ def flip(checkpoint: Path) -> str:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    return f"{file.name} is not what was written"
+    return f"{file.name} was changed"
 
 
 def test_a_run_stopped_between_two_measurements_has_its_checkpoint_there(
@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     study(config, tmp_path / "s", engine=Local(1))
     assert numbers(tmp_path / "s") == whole
     notices = next(iter(StudyFolder.open(tmp_path / "s").runs())).read()["notices"]
-    assert f"checkpoint-7 is damaged ({wrong}): went on from step 6" in notices
+    assert f"checkpoint-7 is damaged ({wrong}): resumed from step 6" in notices
 
 
 def checkpoint(folder: Path, step: int, *, marked: bool = True) -> Path:
@@ -143,7 +143,7 @@ def test_checkpoints_are_checked_and_kept_by_step_whatever_the_clock_says(tmp_pa
     assert found.step == -1
     assert found.notices == (
         "checkpoint-10 is damaged (its list of files cannot be read); "
-        "checkpoint-8 is damaged (inner/weights has 0 bytes, 8 were written): began again at step 0",
+        "checkpoint-8 is damaged (inner/weights has 0 bytes instead of 8): started again at step 0",
     )
 
 

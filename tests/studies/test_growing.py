@@ -119,7 +119,7 @@ def test_what_is_taken_out_stands_apart_and_comes_back_without_being_done_again(
         ({"text": {"source": "other"}}, r"another configuration \(text\.source: there"),
         (
             {"texts": {"more": {"source": "other"}}},
-            r"texts\.more\.source: there null, now \"other\"; .*are gone, so that",
+            r"texts\.more\.source: there null, now \"other\"; .*are gone, so no",
         ),
         ({"measure": {"start": 2, "every": 4}}, r"another configuration \(measure\.every: there 3, now 4\)"),
         ({"training": {"batch_size": 2}}, r"another configuration \(training\.batch_size: there 4, now 2\)"),
@@ -155,12 +155,12 @@ def test_a_changed_data_set_is_refused_and_another_one_is_added(
 def test_runs_that_cannot_be_made_longer_are_named(make: Make, tmp_path: Path) -> None:
     full = make(methods=[{"name": "full"}])
     study(full, tmp_path / "full", engine=Local(1))
-    with pytest.raises(UsageError, match=r"run plain-full-s0-\w+ cannot be made longer: no checkpoint is left of it"):
+    with pytest.raises(UsageError, match=r"run plain-full-s0-\w+ cannot be made longer: it has no checkpoint"):
         study(make(methods=[{"name": "full"}], steps=8), tmp_path / "full", engine=Local(1))
     replay = [{**LORA, "mitigations": [[{"name": "replay", "generated": True}]]}]
     short = make(methods=replay, steps=3)
     study(short, tmp_path / "replay", engine=Local(1))
-    with pytest.raises(UsageError, match=r"mitigation replay generated=True does in its first steps depends on"):
+    with pytest.raises(UsageError, match=r"the first steps of mitigation replay generated=True depend on"):
         study(make(methods=replay, steps=8), tmp_path / "replay", engine=Local(1))
     linear = {"schedule": "linear"}
     study(make(training=linear), tmp_path / "linear", engine=Local(1))
@@ -249,7 +249,7 @@ def test_flags_add_to_a_study_and_a_plan_says_which(
 
     code, _, error = command(capsys, "study", out, "--steps", 1)
     assert code == 2
-    assert "training.steps: there 12, now 1; runs cannot be made shorter" in error
+    assert "training.steps: the study has 12, got 1; stored runs cannot be shortened" in error
 
     more = ("--seed", 1, "--train", corpora / "chat.jsonl", "--steps", 13, "--method", "full", "--prepare")
     code, said, error = command(capsys, "study", out, *more)

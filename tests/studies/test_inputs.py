@@ -61,7 +61,7 @@ def test_a_text_edited_between_two_calls_is_read_again(own: tuple[StudyConfig, P
     shorten(replayed)
     mixed = next(run for run in new.folder.runs() if "replay" in run.read()["mitigation"])
     mixed.update(status="running")
-    assert "the text of replay changed since this run began" in study(config, tmp_path / "new").failed[mixed.id]
+    assert "the text of replay changed since this run started" in study(config, tmp_path / "new").failed[mixed.id]
 
 
 @pytest.mark.full

@@ -88,11 +88,11 @@ def test_rows_lost_before_a_checkpoint_are_measured_again(
     study(config, tmp_path / "s", engine=Local(1))
     notices = " ".join(run.read()["notices"])
     if old and how == "digit":  # nothing of that version could tell
-        assert "began again" not in notices
+        assert "started again" not in notices
         return
     said = "line 2: damaged" if how == "line" else "rows up to the checkpoint at step 6 are lost or changed"
     assert said in notices
-    assert "began again at step 0" in notices
+    assert "started again at step 0" in notices
     assert numbers(tmp_path / "s") == numbers(whole)
     assert sealed(tmp_path / "s") == sealed(whole)
 
@@ -105,7 +105,7 @@ def test_a_damaged_run_is_not_skipped_in_silence(
     (run,) = StudyFolder.open(out).runs()
     (run.path / "measurements.jsonl").unlink()
     again = f"put the file back, or delete {run.path} and run the study again"
-    said = f"{run.id}: measurements.jsonl has 0 rows, 7 were written; {again}"
+    said = f"{run.id}: measurements.jsonl has 0 rows instead of 7; {again}"
     code, _, err = command(capsys, "study", out, "--jobs", 1)
     assert code == 1
     assert err.splitlines()[-1] == f"error: {out}: no measurement that counts: damaged, left out: {said}"

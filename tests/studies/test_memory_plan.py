@@ -88,7 +88,7 @@ def test_a_rank_that_no_layer_has_is_said(
     prepare(configure(tiny_model, corpora, methods=[{"name": "lora", "rank": [32, 100]}]), tmp_path / "s", Local(1))
     (said,) = [one.getMessage() for one in caplog.records if "rank" in one.getMessage()]
     assert said.startswith(
-        "methods.lora.rank: 100 is more than model.layers.0.self_attn.q_proj can use, with 32 inputs"
+        "methods.lora.rank: 100 is more than model.layers.0.self_attn.q_proj can use: it has 32 inputs"
     )
 
 

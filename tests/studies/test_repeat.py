@@ -91,10 +91,10 @@ def test_elsewhere_a_mean_may_differ_by_its_standard_error(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nowhere", "--repeat", "x"], "give the study folder"),
+        (["nowhere", "--repeat", "x"], "give only the study folder"),
         (["{out}", "--repeat", "none-s0"], "this run has not begun; done are: instructions-lora"),
         (["{out}", "--repeat", "../x"], "not a run id"),
-        (["{out}", "--repeat", "x", "--steps", "5"], "and nothing else"),
+        (["{out}", "--repeat", "x", "--steps", "5"], "give only the study folder"),
     ],
 )
 def test_wrong_repeats_are_named(

@@ -69,6 +69,6 @@ def test_a_stopped_study_keeps_its_rows_and_says_so(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     lines = errors.decode().splitlines()
-    assert lines[-1] == "stopped; everything measured so far is kept, run the same command again to go on"
+    assert lines[-1] == "stopped; everything measured so far is kept; run the same command again to resume"
     assert "Traceback" not in errors.decode()
     assert sum(map(len, rows(out).values())) >= 5

@@ -161,5 +161,5 @@ def test_what_needs_a_whole_model_is_refused(
 def test_gradient_hooks_are_refused(tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     model.lm_head.weight.register_hook(lambda gradient: 2 * gradient)
-    with pytest.raises(UsageError, match="its method changes gradients by hooks, which FSDP does not call"):
+    with pytest.raises(UsageError, match="its method changes gradients with hooks, which FSDP does not call"):
         shard(model, model, processes.Sharding(), "cpu")

@@ -178,7 +178,7 @@ def test_what_cannot_track_is_refused_before_the_study_starts(
     with pytest.raises(UsageError, match=r"^tracking: trackio is not installed; run: pip install trackio$"):
         study(configured(tiny_model, corpora, "trackio"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UsageError, match="tracking repeats a name"):
+    with pytest.raises(UsageError, match="tracking contains a name twice"):
         configured(tiny_model, corpora, "mlflow", "mlflow")
     with pytest.raises(UsageError, match=r"'neptune'.*wandb"):
         configured(tiny_model, corpora, "neptune")

@@ -326,23 +326,23 @@ def test_layers_and_attention_are_found_in_other_architectures() -> None:
         ),
         ({"name": "pissa", "rank": 33}, "methods.pissa.rank: got 33; model.layers.0.self_attn.q_proj has 32 inputs"),
         ({"name": "mica", "rank": 33}, "methods.mica.rank: got 33"),
-        ({"name": "eva", "rank": 32}, "methods.eva.rank: rank * rho is 64; the narrowest target has 32 inputs"),
+        ({"name": "eva", "rank": 32}, "methods.eva.rank: rank * rho is 64, but the narrowest target has 32 inputs"),
         ({"name": "eva", "rank": 4, "batch_windows": 9999}, "methods.eva.batch_windows: no 9999 training windows"),
-        ({"name": "oft", "block_size": 24}, "methods.oft.block_size: got 24; model.layers.0.self_attn.q_proj has 32"),
+        ({"name": "oft", "block_size": 24}, "methods.oft.block_size: got 24, which does not divide the 32 inputs"),
         ({"name": "boft", "block_size": 5}, "methods.boft.block_size: got 5"),
-        ({"name": "osf", "frozen": 0.01}, "methods.osf.frozen: got 0.01; of the 32 directions of"),
+        ({"name": "osf", "frozen": 0.01}, "methods.osf.frozen: got 0.01; it freezes 0 of the 32 directions of"),
         ({"name": "bias"}, "methods.bias: LlamaForCausalLM has no biases to train"),
         ({"name": "top_layers", "count": 3}, "methods.top_layers.count: got 3; the model has 2 decoder layers"),
         (
             {"name": "corda", "calibration": {"source": "MEASURED"}},
-            "methods.corda.calibration: 24 of its windows are among those that forgetting is measured on",
+            "methods.corda.calibration: forgetting is measured on 24 of its windows",
         ),
         ({"name": "peft", "config": {"peft_type": "LORRA"}}, "peft_type: got 'LORRA'; did you mean 'LORA'?"),
         (
             {"name": "peft", "config": {"peft_type": "HRA", "rank": 8}},
             "methods.peft.config.rank: HRA has no such field; choices: apply_GS, bias, exclude_modules",
         ),
-        ({"name": "peft", "config": {"peft_type": "HRA", "task_type": "X"}}, "config.task_type: is set by the run"),
+        ({"name": "peft", "config": {"peft_type": "HRA", "task_type": "X"}}, "config.task_type: set by the run"),
     ],
     ids=str,
 )
@@ -374,7 +374,7 @@ def test_wrong_options_get_one_line_and_exit_code_2(
 def test_ia3_on_an_unknown_architecture_asks_for_names(tiny_model: Path, context: Context) -> None:
     unknown = AutoModelForCausalLM.from_pretrained(tiny_model)
     unknown.config.model_type = "mine"
-    with pytest.raises(UsageError, match="PEFT has no choice for the architecture 'mine'; name those of keys"):
+    with pytest.raises(UsageError, match="PEFT has no default for the architecture 'mine'; name the modules of keys"):
         method_of({"name": "ia3"}).check(unknown, context)
 
 

@@ -278,7 +278,7 @@ def test_a_text_that_changed_since_a_run_began_stops_it(tiny_model: Path, corpor
     folder = study(config, tmp_path / "s", engine=Local(1)).folder
     folder.runs()[0].update(status="running")
     shortened(corpora / "train.jsonl", text)
-    with pytest.raises(ForgettingError, match="the text of replay changed since this run began"):
+    with pytest.raises(ForgettingError, match="the text of replay changed since this run started"):
         study(config, tmp_path / "s", engine=Local(1))
 
 

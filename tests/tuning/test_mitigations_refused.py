@@ -23,23 +23,27 @@ PROMPT = {"name": "peft", "config": {"peft_type": "PROMPT_TUNING", "num_virtual_
 @pytest.mark.parametrize(
     ("method", "mitigations", "message"),
     [
-        (PROMPT, {"name": "interpolation"}, "mitigations.interpolation: does not go together with PROMPT_TUNING"),
-        (PROMPT, {"name": "l2sp"}, "mitigations.l2sp: does not go together with PROMPT_TUNING: a prompt changes no"),
-        (PROMPT, {"name": "freeze_layers", "layers": 1}, "freeze_layers: does not go together with a prompt"),
-        ({"name": "ia3"}, {"name": "interpolation"}, "interpolation: does not go together with IA3"),
-        ({"name": "dora"}, {"name": "l2sp"}, "l2sp: does not go together with LORA with use_dora"),
-        ({"name": "pissa"}, {"name": "interpolation"}, "interpolation: does not go together with pissa: its adapters"),
-        ({"name": "full"}, {"name": "dropout"}, "dropout: does not go together with full: no option `dropout`"),
-        ({"name": "lora", "dropout": 0.1}, {"name": "dropout"}, "mitigations.dropout: lora has dropout 0.1 already"),
+        (PROMPT, {"name": "interpolation"}, "mitigations.interpolation: does not work with PROMPT_TUNING"),
+        (PROMPT, {"name": "l2sp"}, "mitigations.l2sp: does not work with PROMPT_TUNING: a prompt changes no"),
+        (PROMPT, {"name": "freeze_layers", "layers": 1}, "freeze_layers: does not work with a prompt"),
+        ({"name": "ia3"}, {"name": "interpolation"}, "interpolation: does not work with IA3"),
+        ({"name": "dora"}, {"name": "l2sp"}, "l2sp: does not work with LORA with use_dora"),
+        ({"name": "pissa"}, {"name": "interpolation"}, "interpolation: does not work with pissa: its adapters"),
+        ({"name": "full"}, {"name": "dropout"}, "dropout: does not work with full, which has no option `dropout`"),
+        ({"name": "lora", "dropout": 0.1}, {"name": "dropout"}, "mitigations.dropout: lora already has dropout 0.1"),
         ({"name": "lora"}, {"name": "freeze_layers", "layers": 2}, "layers: got 2; the model has 2 blocks"),
         ({"name": "lora"}, [{"name": "flow"}, {"name": "token_masking"}], "flow and token_masking exclude each other"),
-        ({"name": "lora"}, [{"name": "l2sp"}, {"name": "l2sp", "weight": 3}], "one stands twice"),
-        ({"name": "lora"}, {"name": "replay"}, "mitigations.replay.text: is missing; give general text"),
-        ({"name": "lora"}, {"name": "ewc"}, "mitigations.ewc.text: is missing"),
-        ({"name": "lora"}, {"name": "kl"}, "mitigations.kl.text: is missing"),
-        ({"name": "lora"}, {"name": "kl", "on": "task", "text": {"source": "x.txt"}}, "on: task reads no general text"),
+        ({"name": "lora"}, [{"name": "l2sp"}, {"name": "l2sp", "weight": 3}], "contains one twice"),
+        ({"name": "lora"}, {"name": "replay"}, "mitigations.replay.text: required, but missing; give general text"),
+        ({"name": "lora"}, {"name": "ewc"}, "mitigations.ewc.text: required, but missing"),
+        ({"name": "lora"}, {"name": "kl"}, "mitigations.kl.text: required, but missing"),
+        ({"name": "lora"}, {"name": "kl", "on": "task", "text": {"source": "x.txt"}}, "on: task uses no general text"),
         ({"name": "lora"}, {"name": "replay", "generated": True, "text": {"source": "x.txt"}}, "give either text or"),
-        ({"name": "lora"}, {"name": "replay", "generated": True, "fraction": 0.01}, "of 32 windows is not one window"),
+        (
+            {"name": "lora"},
+            {"name": "replay", "generated": True, "fraction": 0.01},
+            "of 32 windows is less than one window",
+        ),
         ({"name": "lora"}, {"name": "replay", "fraction": 1.0}, "fraction: got 1.0; input should be less than 1"),
         ({"name": "lora"}, {"name": "kl", "weigth": 1}, "mitigations.kl: weigth: unknown field; did you mean 'weight'"),
         ({"name": "lora"}, {"name": "kll"}, "no mitigation 'kll'; did you mean 'kl'?"),
@@ -89,7 +93,7 @@ def test_ewc_is_refused_on_quantised_weights(tiny_model: Path, corpora: Path, tm
     check_runs(runs, base, inputs.general, inputs.context)
     # as transformers leaves it on a model that bitsandbytes loaded in 4 bits
     base.model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    with pytest.raises(UsageError, match="ewc: does not go together with weights quantised by bitsandbytes"):
+    with pytest.raises(UsageError, match="ewc: does not work with weights quantised by bitsandbytes"):
         check_runs(runs, base, inputs.general, inputs.context)
 
 

@@ -13,41 +13,41 @@ from forgetting.config.arguments import from_records
 from forgetting.errors import UsageError
 
 FINISHED = ("done", "success", "finished", "completed")
-"""What other tools call a run whose numbers count, in lower case."""
+"""Other tools' names for the status of a finished run, in lower case."""
 STEP = re.compile(r"(^|[/_ ])(steps?|iterations?|updates?)$", re.IGNORECASE)
-"""An x axis that counts update steps: `Step`, `_step`, `train/global_step`, `trainer/global_step`."""
+"""Names of an x axis that counts update steps: `Step`, `_step`, `train/global_step`, `trainer/global_step`."""
 PEFT_FIXED = datetime.datetime(2026, 7, 14, 13, 22, 56, tzinfo=datetime.UTC)
-"""When PEFT's pull request 3419 mended how its method comparison measures forgetting."""
+"""When PEFT's pull request 3419 fixed how its method comparison measures forgetting."""
 INVALID = "forgetting measured before PEFT's fix of 2026-07-14"
 KINDS_OF_MISS = ("bat", "mini")
 OWN_OPTIMIZERS = ("lora-fa", "lora+", "riemannian")
-"""Optimisers of PEFT's comparison that are methods by themselves; others are torch's."""
+"""Optimisers in PEFT's comparison that count as methods of their own; the others are torch's."""
 NOT_MEASURED = "forgetting not measured"
 _CHART = re.compile(r"^(?P<run>.+) - (?P<metric>.+?)(?P<band>__MIN|__MAX)?$")
 
 
 def peft_table(found: Sequence[tuple[Path, Any]]) -> Table:
-    """One row a result of PEFT's method_comparison: its last measurement, or what failed.
+    """One row per result of PEFT's method_comparison: its last measurement, or the failure.
 
     Forgetting in results from before the fix of 2026-07-14 is invalid: labels were not shifted, and the "before" was
-    taken on adapters that need not be the identity (PEFT pull request 3419). Their `status` says so, so that no fit or
-    comparison takes them together with valid ones.
+    measured on adapters that need not be the identity (PEFT pull request 3419). Their `status` says so, so that no fit
+    or comparison mixes them with valid ones.
 
-    `label` tells apart what one `peft_type` holds: of LORA DoRA, rsLoRA, LoRA-FA and others, by the configuration's
-    flags, its way to start, and the optimiser.
+    `label` distinguishes variants of one `peft_type` (for LORA: DoRA, rsLoRA, LoRA-FA and others) by the
+    configuration's flags, its initialisation, and the optimiser.
 
     Args:
         found: files and their contents.
 
     Raises:
-        UsageError: not PEFT's format, or every result that has forgetting has it from before the fix.
+        UsageError: not PEFT's format, or all results with forgetting are from before the fix.
     """
     rows = [_peft_row(path, content) for path, content in found]
     measured = [row for row in rows if row["forgetting"] is not None]
     if measured and all(row["status"] == INVALID for row in measured):
         raise UsageError(
-            f"{found[0][0].parent}: the forgetting in these results is not valid: PEFT measured it wrongly until its "
-            "pull request 3419, merged on 2026-07-14; run its method comparison again, or take later results"
+            f"{found[0][0].parent}: the forgetting in these results is invalid: PEFT measured it wrongly until its "
+            "pull request 3419, merged on 2026-07-14; rerun its method comparison, or use later results"
         )
     for row in rows if measured else ():
         if row["status"] == "done" and row["forgetting"] is None:
@@ -62,7 +62,7 @@ def _peft_row(path: Path, content: Any) -> dict[str, Any]:
         last = train["metrics"][-1] if train["metrics"] else {}
         status = str(train["status"])
     except (KeyError, TypeError, IndexError) as error:
-        raise UsageError(f"{path}: not a PEFT result, {error} is missing") from None
+        raise UsageError(f"{path}: not a PEFT result: {error} is missing") from None
     status = "done" if status.lower() in FINISHED else status
     if last.get("forgetting") is not None and not _after_the_fix(run):
         status = INVALID
@@ -98,7 +98,7 @@ def _after_the_fix(run: Mapping[str, Any]) -> bool:
 
 
 def _peft_label(config: Mapping[str, Any], training: Mapping[str, Any]) -> str:
-    """What a result is a result of: `lora`, `dora`, `rslora+lora-fa`, `miss-bat`, `full`, ..."""
+    """The method that a result is about: `lora`, `dora`, `rslora+lora-fa`, `miss-bat`, `full`, ..."""
     kind = str(config.get("peft_type") or "full").lower()
     start = config.get("init_lora_weights" if kind == "lora" else "init_weights")
     variant = start.lower().split("_niter")[0] if isinstance(start, str) and start.lower() != "gaussian" else ""
@@ -120,7 +120,7 @@ def _peft_label(config: Mapping[str, Any], training: Mapping[str, Any]) -> str:
 
 
 _ELSEWHERE = ("megatron_config", "loftq_config", "runtime_config")
-"""Parts of a LoRA's configuration that are no method of their own, or that its way to start names."""
+"""Parts of a LoRA configuration that are not methods of their own, or that its initialisation already names."""
 
 
 def _joined(modules: Any) -> Any:
@@ -129,15 +129,15 @@ def _joined(modules: Any) -> Any:
 
 
 def normalise(table: Table) -> Table:
-    """A table whose MLflow's and W&B's names of runs, states, metrics and parameters can be found under ours, too.
+    """A table in which MLflow's and W&B's names of runs, states, metrics and parameters also exist under our names.
 
-    Every column can be found under the file's own name, of which a formula or `--map` may be made.
+    Every column also keeps the file's own name, for use in a formula or `--map`.
     """
     out: Table = {}
     for name, cells in table.items():
         short = name.removeprefix("metrics.").removeprefix("params.")
         if short in out:
-            raise UsageError(f"columns '{name}' and another one both mean '{short}'; rename one of them")
+            raise UsageError(f"column '{name}' and another one both mean '{short}'; rename one of them")
         out[short] = cells
     out |= {name: cells for name, cells in table.items() if name not in out}
     renames = (("Run ID", "run_id"), ("Status", "status"), ("State", "status"), ("Name", "run_id"), ("Step", "step"))
@@ -150,20 +150,20 @@ def normalise(table: Table) -> Table:
 
 
 def is_chart(table: Table) -> bool:
-    """Whether a table is the export of a W&B chart: an x axis, and columns named `RUN - METRIC`."""
+    """Whether a table is an export of a W&B chart: an x axis, and columns named `RUN - METRIC`."""
     names = list(table)
     return len(names) > 1 and not _CHART.match(names[0]) and all(_CHART.match(name) for name in names[1:])
 
 
 def join_charts(charts: Sequence[Table], runs: Sequence[Table]) -> Table:
-    """W&B charts as one long table, one row a run and step, with the columns of the runs table repeated.
+    """W&B charts as one long table, one row per run and step, with the columns of the runs table repeated.
 
     Args:
-        charts: exports of charts; columns `RUN - METRIC`, their `__MIN` and `__MAX` are left out.
-        runs: exports of the runs table; joined by the run's name.
+        charts: exports of charts, with columns `RUN - METRIC`; their `__MIN` and `__MAX` columns are left out.
+        runs: exports of the runs table, joined by the run's name.
 
     Raises:
-        UsageError: a chart is not over steps, two runs have one name, or a run is not in the runs table.
+        UsageError: a chart is not over steps, two runs have the same name, or a run is not in the runs table.
     """
     about = _by_name(runs)
     found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -189,16 +189,16 @@ def join_charts(charts: Sequence[Table], runs: Sequence[Table]) -> Table:
 
 
 def _by_name(runs: Sequence[Table]) -> dict[str, dict[str, Any]]:
-    """The rows of the runs tables by the run's name, which is all that a chart knows of a run."""
+    """The rows of the runs tables by the run's name, which is all that a chart says about a run."""
     about: dict[str, dict[str, Any]] = {}
     for table in runs:
         if "run_id" not in table:
-            raise UsageError("beside W&B charts only the export of the runs table can be read; it has a column Name")
+            raise UsageError("with W&B charts, only the export of the runs table can be combined; it has a column Name")
         for i, name in enumerate(table["run_id"]):
             if str(name) in about:
                 raise UsageError(
-                    f"two runs are named '{name}' in the export of the runs table, and a chart tells runs apart by "
-                    "their names alone; rename one in W&B and export both again"
+                    f"two runs are named '{name}' in the export of the runs table, and a chart identifies runs only by "
+                    "name; rename one in W&B and export both again"
                 )
             about[str(name)] = {k: cells[i] for k, cells in table.items()}
     return about

@@ -1,4 +1,4 @@
-"""The runs of a table that does not name them, told apart by what it says of each: label, rank, seed, ..."""
+"""Identifies the runs of a table without run names, by the columns that describe them: label, rank, seed, ..."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ IDENTIFYING = (
     "trial",
     "replicate",
 )
-"""Columns that say what a run is, and are the same all along it."""
+"""Columns that describe a run and are constant within it."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class ToldRuns:
     """Runs by the columns that identify them.
 
     Attributes:
-        columns: those that the table has.
-        names: of the runs, such as `label=lora, rank=16, seed=0`.
-        code: [n] which of them each row is of.
-        clash: two rows, from 0, of one such run whose steps do not rise; None where each run's steps do.
+        columns: those columns that the table has.
+        names: names of the runs, such as `label=lora, rank=16, seed=0`.
+        code: [n] which run each row belongs to.
+        clash: two rows, counted from 0, of one such run whose steps do not increase; None if all do.
     """
 
     columns: tuple[str, ...]
@@ -51,13 +51,13 @@ class ToldRuns:
 
 
 def told_runs(table: Any, present: Sequence[str], rows: Array, steps: Array) -> ToldRuns:
-    """Runs by every identifying column of a table.
+    """Runs by all identifying columns of a table.
 
     Args:
         table: columns by name.
         present: their names.
-        rows: [n] row numbers to look at.
-        steps: [n] their steps; NaN rises above nothing.
+        rows: [n] row numbers to consider.
+        steps: [n] their steps; NaN counts as not increasing.
     """
     columns = tuple(name for name in IDENTIFYING if name in present)
     code = np.zeros(rows.size, dtype=np.int64)

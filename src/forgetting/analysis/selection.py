@@ -1,4 +1,4 @@
-"""Rows of a table chosen by the values of columns, as `--only` and `only=` give them; blank cells; data sets."""
+"""Selects rows of a table by values of columns, as given with `--only` and `only=`; blank cells; data sets."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ from forgetting.errors import UsageError, did_you_mean
 BLANK = ("", "nan", "none", "<na>", "nat")
 """Missing cells as text, in lower case."""
 MISSING = (*BLANK, "na", "n/a", "#n/a", "null")
-"""The same, and how files write them."""
+"""The same, plus how files write them."""
 GAP = "a value is missing"
-"""Why a row is left out that has no number where one is needed."""
+"""Why a row is left out that lacks a required number."""
 MOST_CHOICES = 20
-"""Values of a column that a message lists."""
+"""How many values of a column a message lists."""
 _PADDED = re.compile(r"[+-]?0\d")
-"""A text such as `01`, which is a name and no number."""
+"""A text such as `01`, which is a name, not a number."""
 
 Only = Mapping[str, Any]
-"""By column, a value or several, of which a row must have one."""
+"""By column, a value or several; a row must have one of them."""
 
 
 def wanted(only: Only) -> dict[str, tuple[Any, ...]]:
-    """Values by column, where one or several were given for each.
+    """Values by column; a single value becomes a list.
 
     Raises:
-        UsageError: a list without a value.
+        UsageError: an empty list.
     """
     out = {}
     for name, given in only.items():
         several = isinstance(given, list | tuple | set | frozenset | range | np.ndarray)
         out[str(name)] = tuple(given) if several else (given,)
         if not out[str(name)]:
-            raise UsageError(f"only['{name}']: no value in it")
+            raise UsageError(f"only['{name}']: it has no value")
     return out
 
 
 def is_blank(cell: Any) -> bool:
     """Whether a cell is missing: None, NaN, pandas' NA, or an empty text."""
+    # recognise pandas' missing value by its name: it does not compare with anything
     # pandas' missing value is told by its name: it compares with nothing
     return str(cell).strip().lower() in BLANK
 
@@ -59,13 +60,13 @@ def cell_at(row: int, column: str, cell: Any) -> str:
     Args:
         row: its number, from 0.
         column: its name.
-        cell: what stands there.
+        cell: its content.
     """
     return f"row {row + 1}, column '{column}': " + ("blank" if is_blank(cell) else f"'{cell!s:.60}'")
 
 
 def rows_left_out(what: str, count: int, why: str, first: str) -> str:
-    """A sentence on rows that are left out, with the first of them: `2 rows left out, as ... (the first: row 3, ...)`.
+    """A sentence about rows that are left out: `2 rows left out, as ... (the first: row 3, ...)`.
 
     Args:
         what: the rows, with their number.
@@ -77,10 +78,10 @@ def rows_left_out(what: str, count: int, why: str, first: str) -> str:
 
 
 def chosen_rows(column: Any, values: Sequence[Any], name: str) -> Array:
-    """[n] which cells of a column are one of the values.
+    """[n] which cells of a column have one of the values.
 
-    Numbers are compared as numbers where every cell is one, true and false without regard to case; other cells as
-    text. None and NaN choose blank cells.
+    Numbers are compared as numbers if every cell is one, true and false ignoring case; other cells as text. None and
+    NaN select blank cells.
 
     Raises:
         UsageError: no row has one of the values.
@@ -100,11 +101,11 @@ def chosen_rows(column: Any, values: Sequence[Any], name: str) -> Array:
 
 
 def distinct(column: Any) -> tuple[list[Any], Array]:
-    """Different cells of a column, and [n] which of them each cell is; all cells where it is no column of pandas."""
-    if hasattr(column, "factorize"):  # a table of a study may have a million rows
+    """Distinct cells of a column, and [n] which of them each cell is; all cells if it is not a pandas column."""
+    if hasattr(column, "factorize"):  # a study's table may have a million rows
         try:
             codes, found = column.factorize(use_na_sentinel=False)
-        except TypeError:  # cells that cannot be told apart, such as lists
+        except TypeError:  # cells that cannot be compared, such as lists
             pass
         else:
             return list(found), np.asarray(codes)
@@ -113,7 +114,7 @@ def distinct(column: Any) -> tuple[list[Any], Array]:
 
 
 def coded(column: Any) -> tuple[list[str], Array]:
-    """A column's different texts, sorted, and [n] which of them each cell is."""
+    """A column's distinct texts, sorted, and [n] which of them each cell is."""
     cells, codes = distinct(column)
     texts = [str(cell) for cell in cells]
     names = sorted(set(texts))
@@ -122,7 +123,7 @@ def coded(column: Any) -> tuple[list[str], Array]:
 
 
 def _reader(cells: Sequence[Any]) -> Any:
-    """What turns cells of a column, and values to find in it, into what is compared."""
+    """A function that makes cells of a column, and values to find in it, comparable."""
     full = [cell for cell in cells if not is_blank(cell)]
     if full and all(_as_number(cell) is not None for cell in full):
         return _number_or_text
@@ -150,7 +151,7 @@ def _as_number(cell: Any) -> float | None:
 
 
 def _choices(cells: Sequence[Any], keys: Sequence[Any]) -> list[str]:
-    """The values of a column for a message: numbers in their order, then texts."""
+    """The values of a column for a message: numbers in order, then texts."""
     names = {key: "(blank)" if key == "" else str(cell).strip() for key, cell in zip(keys, cells, strict=True)}
     order = sorted(names, key=lambda key: (isinstance(key, str), key if not isinstance(key, str) else 0.0, str(key)))
     listed = [names[key] for key in order]
@@ -159,10 +160,10 @@ def _choices(cells: Sequence[Any], keys: Sequence[Any]) -> list[str]:
 
 
 def by_dataset(column: Any, label: str) -> dict[str, Array]:
-    """Row numbers of each data set, sorted by name; all under `label` where every cell is blank.
+    """Row numbers of each data set, sorted by name; all under `label` if every cell is blank.
 
     Raises:
-        UsageError: a blank cell beside named ones.
+        UsageError: blank cells together with named ones.
     """
     names, code = coded(column)
     blank = np.array([is_blank(name) for name in names], dtype=bool)
@@ -170,5 +171,5 @@ def by_dataset(column: Any, label: str) -> dict[str, Array]:
         return {label: np.arange(len(code))}
     if blank[code].any():
         at = int(np.flatnonzero(blank[code])[0])
-        raise UsageError(f"table '{label}', row {at + 1}, column 'dataset': is blank; name the data set of every row")
+        raise UsageError(f"table '{label}', row {at + 1}, column 'dataset': blank; name the data set of every row")
     return {name: np.flatnonzero(code == i) for i, name in enumerate(names)}

@@ -1,6 +1,6 @@
-"""Files of tables as columns: CSV with any usual delimiter, JSON, JSON lines, Parquet, Excel.
+"""Reads table files as columns: CSV with any common delimiter, JSON, JSON lines, Parquet, Excel.
 
-CSV is read without pandas, which takes longer to import than a fit takes.
+CSV is read without pandas, because importing pandas takes longer than a fit.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from forgetting.errors import UsageError
 Table = dict[str, list[Any]]
 DELIMITERS = (",", ";", "\t")
 HEAD = 100_000
-"""Characters of the first line by which the delimiter is told; fewer than csv takes in one cell."""
+"""How many characters of the first line are used to find the delimiter; fewer than csv allows in one cell."""
 _COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
 """A number with a decimal comma."""
 _GROUPED = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d+)?")
 """A number whose thousands may be set apart by points."""
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
-"""A cell that is a number, and no column's name."""
+"""A cell that is a number, so not a column name."""
 _SEPARATOR = re.compile(r"sep=(.)", re.IGNORECASE)
-"""What Excel writes above the names of the columns."""
+"""A line that Excel writes above the column names."""
 _WHOLE = re.compile(r"[+-]?\d{1,3}(\.000)+")
 """One or one thousand: `1.000`."""
 
 
 def read_csv(path: Path) -> Table:
-    """A CSV file whose cells are apart by commas, semicolons, tabs, bars or spaces; cells stay text.
+    """A CSV file with commas, semicolons, tabs, bars or spaces between cells; cells stay text.
 
-    Beside other marks than commas a number may have a decimal comma. Comments (`#`) above the names of the columns are
-    skipped, as are Excel's line `sep=;` and blank rows at the end.
+    If the separator is not a comma, numbers may have a decimal comma. Comments (`#`) above the column names are
+    skipped, and so are Excel's line `sep=;` and blank rows at the end.
 
     Raises:
-        UsageError: not CSV, a column twice, a line of another length, or numbers that can be read in two ways; names
-            the line or column.
+        UsageError: not CSV, a repeated column, a line of another length, or ambiguous numbers; names the line or
+            column.
     """
     text = files.read_text(path, encoding="utf-8-sig")
     lines, delimiter, skipped = _body(text, "\t" if _is_tsv(path) else "")
@@ -67,7 +67,7 @@ def _is_tsv(path: Path) -> bool:
 
 
 def _body(text: str, known: str) -> tuple[str, str, int]:
-    """The text from the names of the columns on, what its cells are apart by, and how many lines are above it."""
+    """The text from the column names on, the separator, and the number of lines above."""
     lines = io.StringIO(text, newline="").readlines()
     at, delimiter, comment = 0, known, ""
     for at, line in enumerate(lines):  # noqa: B007
@@ -85,7 +85,7 @@ def _body(text: str, known: str) -> tuple[str, str, int]:
     if delimiter == " ":
         lines = [line.strip() + "\n" for line in lines]
     cells = _cells("".join(lines[at : at + 1]), delimiter)
-    # of a comment right above numbers, one name a column, the names are meant: `# step, loss`
+    # a comment directly above numbers with one name per column gives the column names: `# step, loss`
     names = _cells(comment[1:].strip() or "#", delimiter)
     if comment and len(names) == len(cells) > 1 and any(_NUMBER.fullmatch(cell.strip()) for cell in cells):
         return comment[1:].lstrip() + "".join(lines[at:]), delimiter, at - 1
@@ -97,7 +97,7 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def _delimiter(head: str) -> str:
-    """What the first line's cells are apart by: whatever gives the most of them; bars and spaces where nothing does."""
+    """The separator of the first line: the one that gives most cells; bars and spaces only if no other gives any."""
     first, *rest = [line for line in re.split(r"[\r\n]+", head) if line.strip()] or [""]
     found = max(DELIMITERS, key=lambda mark: len(_cells(first, mark)))
     if len(_cells(first, found)) > 1:
@@ -111,14 +111,14 @@ def _delimiter(head: str) -> str:
 
 def _columns(reader: Any, path: Path, skipped: int) -> Table:
     names = [name.strip() for name in next(reader, [])]
-    while names and not names[-1]:  # a spreadsheet's empty columns at the right
+    while names and not names[-1]:  # empty columns at the right of a spreadsheet
         names.pop()
     if not names:
-        raise UsageError(f"{path}: the first line must name the columns, and it is empty")
+        raise UsageError(f"{path}: the first line must name the columns, but it is empty")
     files.check_table(len(names), 0, str(path))
     doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
-        raise UsageError(f"{path}: column '{min(doubled)}' is there twice")
+        raise UsageError(f"{path}: column '{min(doubled)}' occurs twice")
     out: Table = {name: [] for name in names}
     last = 0
     for number, row in enumerate((row for row in reader if row), 1):
@@ -131,7 +131,7 @@ def _columns(reader: Any, path: Path, skipped: int) -> Table:
             cells = [""] * len(names)
         if len(cells) != len(names):
             where = f"{path}, line {skipped + reader.line_num}"
-            raise UsageError(f"{where}: {len(cells)} cells where there are {len(names)} columns")
+            raise UsageError(f"{where}: {len(cells)} cells, but there are {len(names)} columns")
         for name, cell in zip(names, cells, strict=True):
             out[name].append(cell)
     if not last:
@@ -140,7 +140,7 @@ def _columns(reader: Any, path: Path, skipped: int) -> Table:
 
 
 def _with_points(cells: list[str]) -> list[str]:
-    """Numbers with a decimal comma, and points between thousands, as Python writes them."""
+    """Numbers with a decimal comma, and points between thousands, in Python's notation."""
 
     def changed(cell: str) -> str:
         if _COMMA.fullmatch(cell):
@@ -151,13 +151,13 @@ def _with_points(cells: list[str]) -> list[str]:
 
 
 def _refuse_thousands(path: Path, name: str, cells: Sequence[str], written: Sequence[str]) -> None:
-    """Refuse a column whose every number reads `1.000`, one or one thousand, or `1.000.000`.
+    """Refuse a column whose numbers all look like `1.000`, one or one thousand, or `1.000.000`.
 
     Args:
-        path: of the file.
-        name: of the column.
+        path: the file.
+        name: the column.
         cells: with decimal points.
-        written: the same as they stand in the file.
+        written: as written in the file.
     """
     numbers = [cell for cell in cells if cell and cell != "0"]
     if not numbers or not all(_GROUPED.fullmatch(cell) for cell in numbers):
@@ -165,16 +165,16 @@ def _refuse_thousands(path: Path, name: str, cells: Sequence[str], written: Sequ
     if all(_WHOLE.fullmatch(cell) for cell in numbers) or any(cell.count(".") > 1 for cell in numbers):
         came = written[cells.index(numbers[0])]
         raise UsageError(
-            f"{path}, column '{name}': is {came} a whole number with its thousands set apart, or a number with "
-            f"decimals? write {numbers[0].replace('.', '')} or {numbers[0].split('.')[0]}"
+            f"{path}, column '{name}': is {came} a whole number with a thousands separator, or a number with decimals? "
+            f"write {numbers[0].replace('.', '')} or {numbers[0].split('.')[0]}"
         )
 
 
 def read_json_lines(path: Path) -> Table:
-    """A JSON Lines file, one object a measurement."""
+    """A JSON Lines file, one object per measurement."""
     out = [row for _, row in files.json_rows(path)]
     if not out:
-        raise UsageError(f"{path}: no rows")
+        raise UsageError(f"{path}: it has no rows")
     return from_objects(path, out)
 
 
@@ -184,7 +184,7 @@ def load_json(path: Path) -> Any:
 
 
 def from_objects(path: Path, objects: Sequence[Mapping[str, Any]]) -> Table:
-    """`from_records` of rows from outside, which could each name columns of their own."""
+    """`from_records` for rows from outside, each of which may have different columns."""
     names: set[str] = set()
     for row in objects:
         names.update(row)
@@ -212,28 +212,26 @@ def read_parquet(path: Path) -> Table:
             return {str(name): frame[name].tolist() for name in frame.columns}
     except MemoryError:
         most = f"{parquet.table_memory(path):,} bytes of memory"
-        raise UsageError(f"{path}: takes more than {most}, or more than there is") from None
+        raise UsageError(f"{path}: needs more than {most}, or more than is available") from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UsageError(f"{path}: not a Parquet file ({(str(error).splitlines() or ['damaged'])[0]})") from None
 
 
 def read_excel(path: Path) -> Table:
-    """The first sheet of an Excel workbook, by pandas and openpyxl.
+    """The first sheet of an Excel workbook, read with pandas and openpyxl.
 
     Raises:
-        UsageError: openpyxl is not installed, the file is damaged or too large, or a column is there twice.
+        UsageError: openpyxl is not installed, the file is damaged or too large, or a column occurs twice.
     """
     if importlib.util.find_spec("openpyxl") is None:
         raise UsageError(f"{path}: an Excel file needs openpyxl (pip install openpyxl); or save it as CSV")
     import pandas as pd
 
     if (size := path.stat().st_size) > files.MAX_CONFIG:
-        raise UsageError(
-            f"{path}: {size:,} bytes; at most {files.MAX_CONFIG:,} are read of an Excel file; save it as CSV"
-        )
+        raise UsageError(f"{path}: {size:,} bytes; the limit for an Excel file is {files.MAX_CONFIG:,}; save it as CSV")
     try:
         frame = pd.read_excel(path, header=None)
-    except Exception as error:  # openpyxl raises whatever the part at fault raises
+    except Exception as error:  # openpyxl raises anything for a faulty part
         raise UsageError(
             f"{path}: not an Excel workbook ({(str(error).splitlines() or ['damaged'])[0]:.100})"
         ) from None
@@ -245,7 +243,7 @@ def read_excel(path: Path) -> Table:
         names.pop()
     doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
-        raise UsageError(f"{path}: column '{min(doubled)}' is there twice")
+        raise UsageError(f"{path}: column '{min(doubled)}' occurs twice")
     body = frame.iloc[1:].astype(object)
     full = np.flatnonzero(body.notna().any(axis=1).to_numpy())
     if not full.size:

@@ -1,7 +1,7 @@
-"""Tables of runs: files, study folders, PEFT results, W&B and MLflow exports; put together and split by data set.
+"""Tables of runs: files, study folders, PEFT results, W&B and MLflow exports; combined, and split by data set.
 
-A table is a mapping from column names to lists of equal length, one entry a measurement. Cells stay as they were read;
-the fit turns them into numbers and names the row and column of what is none.
+A table is a mapping from column names to lists of equal length, one entry per measurement. Cells stay as they were
+read; the fit converts them to numbers and names the row and column of any that is not one.
 """
 
 from __future__ import annotations
@@ -39,12 +39,11 @@ def read_tables(paths: Sequence[str | Path]) -> Table:
 
     Args:
         paths: study folders, tables (.csv, .tsv, .jsonl, .json, .parquet, .xlsx), or PEFT result files or folders of
-            them. Several
-            W&B chart exports, with or without the export of the runs table, are joined by run and step; everything
-            else is put below each other.
+            them. Several W&B chart exports, with or without the export of the runs table, are joined by run and step;
+            everything else is concatenated.
 
     Raises:
-        UsageError: a file is missing, of another kind, or damaged; the message names it and the line.
+        UsageError: a file is missing, of another kind, or damaged; names the file and the line.
     """
     if not paths:
         raise UsageError("no table given")
@@ -55,7 +54,7 @@ def read_tables(paths: Sequence[str | Path]) -> Table:
     if len(tables) == 1:
         return tables[0][1]
     for path, table in tables:
-        # runs of a study have names of their own: the same rows in two tables are found out by them
+        # a study's runs have unique names, which reveal the same rows in two tables
         if "run_id" in table and "measure_start" not in table:
             table["run_id"] = [f"{path.stem}/{v}" for v in table["run_id"]]
     return stack([t for _, t in tables])
@@ -77,11 +76,13 @@ def read_table(path: str | Path) -> Table:
     reader = (readers | {".xlsx": read_excel}).get(suffix)
     if reader is not None:
         return normalise(reader(path))
-    raise UsageError(f"{path}: a table ends in {', '.join(SUFFIXES)}, text also in .gz or .zst, or is a study folder")
+    raise UsageError(
+        f"{path}: not a table; allowed: {', '.join(SUFFIXES)}, text also as .gz or .zst, or a study folder"
+    )
 
 
 def stack(tables: Sequence[Table]) -> Table:
-    """Tables below each other; None where one lacks a column."""
+    """Concatenated tables; None if one lacks a column."""
     names = dict.fromkeys(name for table in tables for name in table)
     out: Table = {name: [] for name in names}
     for table in tables:
@@ -92,11 +93,11 @@ def stack(tables: Sequence[Table]) -> Table:
 
 
 def split(table: Table, label: str, only: Only, dataset: str | None = None) -> dict[str, Table]:
-    """The tables of each data set, or one under `label` where there is no such column.
+    """The table of each data set, or one under `label` if there is no such column.
 
     Args:
-        table: to split.
-        label: the name of a table without a column `dataset`.
+        table: the table to split.
+        label: the name for a table without a column `dataset`.
         only: keep rows whose column has one of these values; see `selection.chosen_rows`.
         dataset: keep this data set.
 
@@ -114,13 +115,13 @@ def split(table: Table, label: str, only: Only, dataset: str | None = None) -> d
 def split_frame(
     frame: pd.DataFrame, only: Only, dataset: str | None = None, label: str = "study"
 ) -> dict[str, pd.DataFrame]:
-    """`split` of a DataFrame, such as a study's own table, which may have a million rows.
+    """`split` for a DataFrame, such as a study's own table, which may have a million rows.
 
     Args:
-        frame: as `store.load_table` gives it.
+        frame: as from `store.load_table`.
         only: keep rows whose column has one of these values; see `selection.chosen_rows`.
         dataset: keep this data set.
-        label: the name of a table without a column `dataset`.
+        label: the name for a table without a column `dataset`.
 
     Raises:
         UsageError: an unknown column or data set, or no row left.
@@ -149,13 +150,13 @@ def _kept(table: Any, present: Sequence[str], label: str, only: Only, dataset: s
 
 
 def later(table: Table, step: float) -> Table:
-    """The rows whose step is not before this one.
+    """The rows from this step on.
 
     Raises:
-        UsageError: there is no column `step`, or a cell of it is not a number.
+        UsageError: there is no column `step`, or one of its cells is not a number.
     """
     if "step" not in table:
-        raise UsageError("the table has no column 'step' to leave early steps out by")
+        raise UsageError("the table has no column 'step', so early steps cannot be left out")
     try:
         keep = [i for i, v in enumerate(table["step"]) if float(v) >= step]
     except (TypeError, ValueError):
@@ -195,4 +196,4 @@ def _read_json(path: Path) -> Table:
         return peft_table([(path, content)])
     if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
         return normalise(from_objects(path, content))
-    raise UsageError(f"{path}: neither a list of objects, one a measurement, nor a PEFT result")
+    raise UsageError(f"{path}: neither a list of objects, one per measurement, nor a PEFT result")

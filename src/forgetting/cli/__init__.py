@@ -1,6 +1,7 @@
-"""The command: parses, calls one function, prints. Nothing here is imported by the library.
+"""The command: it parses arguments, calls one function and prints the result. The library does not import it.
 
-A file a command or two; what works on this machine, and what is missing (`doctor`); progress and tables for a terminal.
+Most commands have a file of their own; others hold `doctor`'s checks of this machine, and progress and tables for a
+terminal.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from ..display.streams import make_safe
 
 
 def main() -> NoReturn:
-    """Run the command line and exit, as `app.main` does; a package that is missing for it is one line."""
+    """Run the command line and exit, like `app.main`; a missing package gives a one-line error."""
     make_safe()
-    # modules stay: looking for garbage among them takes a third of the start and end of a command
+    # modules are never freed, and collecting garbage among them takes a third of a command's start and end
     gc.set_threshold(10_000, 10, 10)
     atexit.register(gc.freeze)
-    # numpy's matrices here are small: a second thread costs more than it saves, and moves the last digits
+    # numpy's matrices here are small: a second thread costs more time than it saves, and changes the last digits
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     wait_briefly(os.environ)
     try:
@@ -43,11 +44,11 @@ def main() -> NoReturn:
 
 
 def wait_briefly(environment: MutableMapping[str, str]) -> None:
-    """Have a thread that waits for another one sleep soon, unless the user has said how threads wait.
+    """Make idle threads sleep soon, unless the user has set how threads wait.
 
-    GNU's OpenMP, which torch has on Linux, looks 300,000 times whether the other thread is done before it sleeps. Where
-    other programs hold the processors, the other one does not even run, and nearly all processor time goes into
-    looking. The threads and their work stay the same, and so does every number. It is read when torch is imported.
+    A waiting thread of GNU OpenMP, which torch uses on Linux, spins 300,000 times before it sleeps. If other programs
+    use the processors, the thread that it waits for does not run, and nearly all processor time goes into spinning.
+    This changes neither the threads, nor their work, nor any number. torch reads the setting when it is imported.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & {*environment}:
         environment["GOMP_SPINCOUNT"] = "1000"

@@ -1,4 +1,4 @@
-"""The command's entry: which subcommands there are, and how errors and signals become exit codes."""
+"""The entry point: the subcommands, and the exit codes of errors and signals."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ app.command("doctor", cls=Listing)(doctor.doctor_command)
 
 
 _leaving: int | None = None
-"""The signal that we leave by."""
+"""The signal that stops this process."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -69,13 +69,13 @@ def main() -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 3 over budget, 130 or 143 stopped by a signal."""
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
-    if logging.lastResort is not None:  # what shows the notices of commands that set up no logging
+    if logging.lastResort is not None:  # shows the notices of commands that set up no logging
         logging.lastResort.setFormatter(OneLine())
     try:
         try:
             app()
         finally:
-            sys.stdout.flush()  # what it does not take is an error of ours, not one of the interpreter's end
+            sys.stdout.flush()  # fail here if it cannot be written, not when the interpreter exits
     except stopping.StoppedError as stopped:
         _end(stopped.number, kept=True)
     except ForgettingError as error:
@@ -87,11 +87,11 @@ def main() -> NoReturn:
             leave_stdout()
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        leave_stdout()  # the reader of our output (head, less) has gone, and knows it
+        leave_stdout()  # the reader of our output (head, less) has closed it on purpose
         sys.exit(1)
     except BaseException as error:
         if _leaving is not None and isinstance(error, Exception):
-            sys.exit(128 + _leaving)  # a library made an error of our leaving, as numpy does while it is imported
+            sys.exit(128 + _leaving)  # a library turned our exit into an error, as numpy does while it is imported
         if (why := _outside(error)) is None:
             raise
         say(f"error: {why}")
@@ -100,43 +100,45 @@ def main() -> NoReturn:
 
 
 def _outside(error: BaseException) -> str | None:
-    """In words, what of this machine or of a library ended the work; None where it is a defect of ours."""
+    """What this machine or a library did to end the work, in words; None for a defect of our own."""
     if isinstance(error, SystemExit | KeyboardInterrupt):
         return None
     named = getattr(error, "filename", None)
     where = f"{named}: " if named else ""
     if no_room(error):
-        return f"{where}no room left on the disk; make room, then run the same command again"
+        return f"{where}the disk is full; free some space, then run the same command again"
     if no_memory(error):
-        return "memory ran out; what was measured is kept (a smaller batch or context needs less)"
+        return "out of memory; everything measured so far is kept (a smaller batch or context needs less memory)"
     if isinstance(error, RecursionError):
         return "values are nested too deeply"
     if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
         return f"{where}{error.strerror or error}"
-    if type(error).__name__ == "PanicException":  # of a library in Rust; none of Python's Exceptions
-        return f"a library gave up: {error}"
+    if type(error).__name__ == "PanicException":  # from a Rust library; not a subclass of Exception
+        return f"a library failed: {error}"
     return None
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    """Where runs are under way, ask them to stop at their next step; else, and at a second signal, end at once."""
+    """Ask running runs to stop at their next step; exit at once if none is running, or at a second signal."""
     if stopping.waits() and stopping.requested() is None:
         stopping.request(number)
-        sys.stderr.write("stopping: each run writes a checkpoint after its step; again to end at once\n")
+        sys.stderr.write(
+            "stopping: each run finishes its step and writes a checkpoint; press Ctrl-C again to stop at once\n"
+        )
         return
     signal.signal(number, signal.SIG_DFL)
     _end(number, kept=stopping.waits())
 
 
 def _end(number: int, *, kept: bool) -> NoReturn:
-    """Leave with the shell's exit code for the signal.
+    """Exit with the shell's exit code for a signal.
 
     Args:
-        number: the signal's.
-        kept: runs of a study were under way, whose measurements are on the disk.
+        number: the signal's number.
+        kept: runs of a study were running; their measurements are on the disk.
     """
     global _leaving
     _leaving = number
-    more = "; everything measured so far is kept, run the same command again to go on" if kept else ""
+    more = "; everything measured so far is kept; run the same command again to resume" if kept else ""
     sys.stderr.write(f"stopped{more}\n")
     sys.exit(128 + number)

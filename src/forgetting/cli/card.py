@@ -16,36 +16,37 @@ from .printing import quiet_libraries, say_notices
 
 @o.expanded
 def card_command(
-    folder: Annotated[Path, typer.Argument(help="The folder of a model or adapter, whose README.md is its card.")],
+    folder: Annotated[Path, typer.Argument(help="The folder of a model or adapter; its README.md is the card.")],
     result: Annotated[
-        Path | None, typer.Argument(help="What `measure`, `check` or `chain` printed with --json, in a file.")
+        Path | None, typer.Argument(help="A file with the --json output of `measure`, `check` or `chain`.")
     ] = None,
     *,
     base: Annotated[
-        str | None, typer.Option(help="Without RESULT: measure the folder's model against this base model.")
+        str | None, typer.Option(help="Measure the folder's model against this base model, instead of giving RESULT.")
     ] = None,
     text: Text = None,
     text_field: TextField = None,
     dataset: Annotated[
-        str | None, typer.Option(help="The Hub data set to list the result under. Default: the text, where it is one.")
+        str | None,
+        typer.Option(help="The Hub data set to list the result under. Default: the text, if it is a Hub data set."),
     ] = None,
-    task: Annotated[str, typer.Option(help="The task of that data set.")] = "forgetting",
+    task: Annotated[str, typer.Option(help="The task name to list the result under.")] = "forgetting",
     measuring: MeasureOptions,
     models: o.ModelOptions,
     as_json: o.AsJson = False,
 ) -> None:
     """Write a measurement or a chain into a model card: a section, `model-index`, and .eval_results for the Hub.
 
-    The section stands between marks in README.md and is replaced when the command is run again. A result of other
-    weights than those in the folder is refused, by their SHA-256.
+    The section is enclosed in markers in README.md, so running the command again replaces it. A result is refused if
+    it was measured on other weights than those in the folder; their SHA-256 tells.
     """
     from ..reporting.card import read_result, write_card
 
     if (result is None) == (base is None):
-        raise UsageError("RESULT, --base: give one of them: a result in a file, or the base model to measure against")
+        raise UsageError("give either RESULT (a file with a result) or --base (the base model to measure against)")
     if result is not None:
         if text or text_field:
-            raise UsageError("--text: goes with --base, which measures; RESULT was measured already")
+            raise UsageError("--text: only with --base; RESULT is already measured")
         row, where = read_result(result), str(result)
     else:
         row, where = _measured(str(base), folder, text, text_field, measuring.given(models)), "the measurement"
@@ -58,7 +59,7 @@ def card_command(
 def _measured(
     base: str, folder: Path, text: list[str] | None, fields: list[str] | None, how: dict[str, Any]
 ) -> dict[str, Any]:
-    """What `measure` gives of the folder's model."""
+    """The result of `measure` for the folder's model."""
     source = texts_of(text, fields)
     quiet_libraries()
     from ..measuring.measure import measure, profile

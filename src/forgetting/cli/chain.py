@@ -23,31 +23,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChainOptions:
-    """How a chain is measured, and its models loaded."""
+    """How a chain is measured, and how its models are loaded."""
 
-    context: Annotated[int | None, typer.Option(help="Tokens a window. Default: 512.")] = None
+    context: Annotated[int | None, typer.Option(help="Tokens per window. Default: 512.")] = None
     revision: Annotated[str | None, typer.Option(help="Hub revision of the base model.")] = None
-    dtype: Annotated[
-        o.Dtype | None, typer.Option(help="Dtype of all models that say no other. Default: as each is stored.")
-    ] = None
+    dtype: Annotated[o.Dtype | None, typer.Option(help="Dtype of every model without its own. Default: as stored.")] = (
+        None
+    )
     device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ... Default: the first GPU, else the CPU.")
+        str | None,
+        typer.Option(help="auto, cpu, cuda, cuda:1, mps, ... Default: the first GPU, or the CPU if there is none."),
     ] = None
     device_map: Annotated[
-        DeviceMap | None, typer.Option("--device-map", help="Spread each model over all devices.")
+        DeviceMap | None,
+        typer.Option("--device-map", help="Spread each model over all devices, for models larger than one GPU."),
     ] = None
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code shipped with the models.")
+        bool, typer.Option("--trust-remote-code", help="Run Python code shipped with the models; only if you trust it.")
     ] = False
     batch_tokens: o.BatchTokens = None
-    cache: Annotated[Path | None, typer.Option(help="Where base targets are cached. Default: the user's cache.")] = None
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder to cache the base model's results in. Default: the user's cache.")
+    ] = None
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Cache nothing.")] = False
 
     def given(self) -> dict[str, Any]:
         """The arguments of `forgetting.chain`.
 
         Raises:
-            UsageError: flags that exclude each other.
+            UsageError: two flags exclude each other.
         """
         if self.cache is not None and self.no_cache:
             raise UsageError("give --cache or --no-cache, not both")
@@ -67,9 +71,9 @@ Steps = Annotated[
     list[str],
     typer.Argument(
         metavar="STEP...",
-        help="[NAME=]MODEL[@FIELD=VALUE,...] in their order: an adapter, a full model, or a GGUF file. Nothing before "
-        "the @ is the model of the step before: @bits=4. Fields: dtype, bits (4 or 8), on (of an adapter: base, "
-        "before, or a step's name), revision, file (a GGUF file of a folder or Hub id).",
+        help="[NAME=]MODEL[@FIELD=VALUE,...], in order: an adapter, a full model, or a GGUF file. Leave out MODEL for "
+        "the model of the step before, as in @bits=4. Fields: dtype, bits (4 or 8), on (what an adapter is applied to: "
+        "base, before, or a step's name), revision, file (a GGUF file in a folder or Hub repository).",
     ),
 ]
 
@@ -82,25 +86,30 @@ def chain_command(
     text: Annotated[
         str | None,
         typer.Option(
-            help="General text: a {files} file, a folder of them, or a Hub id. Default: the WikiText-103 test set."
+            help="General text to measure on: a {files} file, a folder of them, or a Hub id. "
+            "Default: the WikiText-103 test set."
         ),
     ] = None,
     text_field: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="How to read it: a field of `text` in a study's file, such as split=test; repeat for several.",
+            help="How to read the text: a field of `text` in a study file, such as split=test. Repeat for several.",
         ),
     ] = None,
     how: ChainOptions,
-    html: Annotated[Path | None, typer.Option("--html", help="Also write a report page, with a waterfall.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the table for a pull request or a model card.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Also write a report page, with a waterfall chart.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Also write the table as Markdown, for a pull request or a model card.")
+    ] = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Measure which step forgot how much: tune, merge, another dtype, fewer bits, GGUF; or a run's checkpoints.
+    """Measure how much each step forgot: tuning, merging, another dtype, fewer bits, GGUF; or a run's checkpoints.
 
-    All steps are measured on the same tokens against the same base model. The part of a step is its difference to the
-    step before, paired by token, with its standard error clustered by document, and p corrected for all steps (Holm).
+    All steps are measured on the same tokens against the same base model. A step's own part is its difference from the
+    step before, paired by token, with a standard error clustered by document and p corrected for all steps (Holm).
     """
     chosen = how.given()
     source = one_text(text, text_field)
@@ -123,7 +132,7 @@ def chain_command(
 
 
 def markdown_table(found: Chain) -> str:
-    """A chain as Markdown: the sentence, and a row a step."""
+    """A chain as Markdown: one sentence, and a table with a row per step."""
     lines = [f"{escaped(found.sentence())}.", ""]
     lines += ["| step | what | so far | of this step | p | agreement |", "|---|---|---:|---:|---:|---:|"]
     corrected = found.p_holm

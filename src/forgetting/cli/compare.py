@@ -15,24 +15,27 @@ def compare_command(
     reference: Annotated[
         list[str] | None,
         typer.Option(
-            help="What all others are held against: a label's plain runs, or COLUMN=VALUE; repeat for several. "
-            "Default: a study's first method."
+            help="The reference that all others are compared with: a label's plain runs, or COLUMN=VALUE. Repeat for "
+            "several. Default: a study's first method."
         ),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Compare only runs on this data set.")] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="COLUMN=VALUE: compare only these rows; repeat for more values.")
+        list[str] | None, typer.Option(help="COLUMN=VALUE: compare only these rows. Repeat for more values.")
     ] = None,
     by: Annotated[
-        str | None, typer.Option(help="Column to hold equal. Default: finetune_loss; of PEFT results test_accuracy.")
+        str | None,
+        typer.Option(
+            help="Compare runs at equal values of this column. Default: finetune_loss; for PEFT results test_accuracy."
+        ),
     ] = None,
     direction: Annotated[
-        str | None, typer.Option(help="lower or higher: which is better, for a --by column of your own.")
+        str | None, typer.Option(help="Which is better, lower or higher; for your own --by column.")
     ] = None,
-    confidence: Annotated[float, typer.Option(help="Nominal coverage of each interval.")] = 0.95,
+    confidence: Annotated[float, typer.Option(help="Nominal coverage of each interval. Default: 0.95.")] = 0.95,
     as_json: o.AsJson = False,
 ) -> None:
-    """Compare methods and mitigations at equal fine-tuning loss: off the trade-off line, or only back along it?"""
+    """Compare methods and mitigations at equal fine-tuning loss: do they forget less, or only learn less?"""
     from ..analysis.api import compare
 
     made = compare(

@@ -15,16 +15,18 @@ from . import options as o
 def doctor_command(
     folder: Annotated[
         Path,
-        typer.Argument(help="Where studies are stored, to try its disk; of a study or its YAML file, its memory, too."),
+        typer.Argument(
+            help="Folder for studies, to test its disk. A study or its YAML file: also estimate the memory of its runs."
+        ),
     ] = Path(),
     ray_address: Annotated[
-        str | None, typer.Option(help="A Ray cluster to reach: HOST:PORT, or auto for the one of this machine.")
+        str | None, typer.Option(help="Also check a Ray cluster: HOST:PORT, or auto for this machine's.")
     ] = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Say what works on this machine, and what to do about what does not; exit code 1 if something is broken.
+    """Check what works on this machine, and say how to fix what does not; exit code 1 if something is broken.
 
-    Tokens are reported as there or not; they are never shown.
+    Tokens are reported as set or not set; they are never shown.
     """
     from .environment import as_lines, as_rows, doctor
 

@@ -1,7 +1,7 @@
-"""What works on this machine: one check a thing, what was found in words, and what to do about it.
+"""What works on this machine: for each check, what was found and what to do about it.
 
-A check looks and never guesses: disk behaviour is tried in the folder itself, bf16 by computing in it. Tokens are
-reported as there or not; their text is never read into a result.
+Checks test and never guess: the disk in the folder itself, bf16 by computing in it. Tokens are reported as set or not
+set; their text never gets into a result.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 State = Literal["works", "note", "broken"]
 OLDEST_PYTHON = (3, 11)
 LITTLE_DISK = 5e9
-"""Bytes free below which a study of a real model soon has no room for its checkpoints."""
+"""Free bytes below which a study of a real model soon runs out of space for checkpoints."""
 SLOW_FSYNC = 0.25
-"""Seconds; each measured row waits for one."""
+"""Seconds per fsync; each measured row waits for one."""
 HUB_TIMEOUT, RAY_TIMEOUT = 3.0, 30.0
 MARKS = {"works": "ok    ", "note": "note  ", "broken": "BROKEN"}
 TOKENS = {"HF_TOKEN": "gated models of the Hub", "WANDB_API_KEY": "logging to Weights & Biases"}
@@ -42,13 +42,13 @@ TOKENS = {"HF_TOKEN": "gated models of the Hub", "WANDB_API_KEY": "logging to We
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One check and its outcome.
 
     Attributes:
-        name: what.
-        state: `works`, `note` (works with limits, or is not there and not always needed), `broken`.
+        name: what was checked.
+        state: `works`, `note` (works with limits, or is missing but not always needed), or `broken`.
         found: what was found.
-        advice: what to do; empty where there is nothing to do.
+        advice: what to do; empty if there is nothing to do.
     """
 
     name: str
@@ -58,15 +58,15 @@ class Check:
 
 
 def doctor(folder: Path, *, ray_address: str | None = None) -> list[Check]:
-    """Look at this machine.
+    """Check this machine.
 
     Args:
-        folder: where studies are or will be stored; nothing is left in it. Of a study's folder or its configuration
-            file, also the memory that its runs take.
-        ray_address: a Ray cluster to reach, as `--ray-address`; None asks for none.
+        folder: where studies are or will be stored; nothing is left in it. For a study folder or configuration file,
+            also check the memory that its runs need.
+        ray_address: a Ray cluster to check, as for `--ray-address`; None checks none.
 
     Returns:
-        One check a thing, in the order of reading. A machine is fit for studies where none is `broken`.
+        The checks in reading order. Studies can run on the machine if none is `broken`.
     """
     study = _study_in(folder)
     if study is not None:
@@ -93,19 +93,19 @@ def doctor(folder: Path, *, ray_address: str | None = None) -> list[Check]:
         except ModuleNotFoundError as error:
             module = (error.name or "").split(".")[0]
             checks.append(Check(name, "broken", f"{module} is not installed", missing.install(module)))
-        except Exception as error:  # whatever a broken installation throws is what was to be found out
+        except Exception as error:  # a broken installation may raise anything
             why = (str(error).strip().splitlines() or [""])[0]
-            checks.append(Check(name, "broken", f"the check failed: {type(error).__name__}: {why}", "install it again"))
+            checks.append(Check(name, "broken", f"the check failed: {type(error).__name__}: {why}", "reinstall it"))
     return checks
 
 
 def as_rows(checks: list[Check]) -> list[dict[str, str]]:
-    """Checks as plain objects."""
+    """The checks as plain objects."""
     return [asdict(check) for check in checks]
 
 
 def as_lines(checks: list[Check]) -> list[str]:
-    """Checks as lines to read, and a last line that says which are broken."""
+    """The checks as lines, and a last line that names the broken ones."""
     width = max(len(check.name) for check in checks)
     lines = [
         f"{MARKS[check.state]} {check.name:{width}}  {check.found}{f' -> {check.advice}' if check.advice else ''}"
@@ -116,7 +116,7 @@ def as_lines(checks: list[Check]) -> list[str]:
 
 
 def plainly(arguments: list[str]) -> str:
-    """What `forgetting doctor` prints, where the packages of the command itself are missing: `[FOLDER] [--json]`."""
+    """Print the checks if the command's own packages are missing; takes `[FOLDER] [--json]`."""
     folders = [argument for argument in arguments if not argument.startswith("-")]
     checks = doctor(Path(*folders[:1]))
     if "--json" in arguments:
@@ -133,7 +133,7 @@ def _python() -> Iterator[Check]:
 
 
 def _requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
-    """What the package needs, and what each extra adds."""
+    """What the package requires, and what each extra adds."""
     from packaging.requirements import Requirement
 
     extras = metadata.metadata("forgetting").get_all("Provides-Extra") or []
@@ -147,7 +147,7 @@ def _requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
 
 
 def _lacking(requirements: list[Requirement]) -> tuple[list[str], list[str], list[str]]:
-    """Installed packages with their versions; those that are missing or too old, in words; and how pip takes those."""
+    """Installed packages with versions; missing or outdated ones, in words; and those as pip requirements."""
     there, lacking, wanted = [], [], []
     for requirement in requirements:
         name = requirement.name
@@ -168,7 +168,7 @@ def _lacking(requirements: list[Requirement]) -> tuple[list[str], list[str], lis
 def _packages() -> Iterator[Check]:
     requirements = _requirements()[0]
     there, lacking, wanted = _lacking(requirements)
-    for requirement in requirements:  # a package whose files are gone, though pip still lists it
+    for requirement in requirements:  # pip may list a package whose files are gone
         module = missing.module_of(requirement.name)
         if f"'{requirement.name}{requirement.specifier}'" not in wanted and not missing.found(module):
             lacking.append(f"{requirement.name} has no module '{module}'")
@@ -184,7 +184,7 @@ def _extras() -> Iterator[Check]:
         there, lacking, _ = _lacking(requirements)
         if not lacking:
             yield Check(f"extra [{extra}]", "works", ", ".join(there))
-        elif extra != "dev":  # only contributors miss it
+        elif extra != "dev":  # only contributors need it
             yield Check(
                 f"extra [{extra}]", "note", "; ".join(lacking), f"if you need it: pip install 'forgetting[{extra}]'"
             )
@@ -204,7 +204,9 @@ def _torch() -> Iterator[Check]:
         built = (
             f"this torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built for CPUs"
         )
-        yield Check("gpu", "note", f"none; {built}", "small models run on the CPU; others need a GPU and its driver")
+        yield Check(
+            "gpu", "note", f"none; {built}", "small models run on the CPU; larger ones need a GPU and its driver"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         yield Check("bf16", "note", "this GPU has no bfloat16", "use --dtype float32 (or float16)")
@@ -220,21 +222,21 @@ def _machine() -> Iterator[Check]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = ""
-    if (room := cpu_room()) is not None:  # not on Windows
+    if (room := cpu_room()) is not None:  # not available on Windows
         whose = "" if room.where == "this machine" else f" in {room.where}"
         memory = f", {room.total / 1e9:.1f} GB memory{whose}, {room.free / 1e9:.1f} of it free"
-    yield Check("cores and memory", "works", f"{cores} CPU cores to use{memory}")
+    yield Check("cores and memory", "works", f"{cores} CPU cores available{memory}")
 
 
 def _study_in(place: Path) -> Path | None:
-    """The configuration of the study that is meant: the file itself, or that of a study folder."""
+    """The configuration of the given study: of the file itself, or of a study folder."""
     if place.is_file():
         return place if place.suffix in (".yaml", ".yml") else None
     return place / "study.yaml" if (place / "study.yaml").is_file() else None
 
 
 def _runs(study: Path) -> Iterator[Check]:
-    """The memory that each kind of run of a study takes; no weights are read."""
+    """The memory that each kind of run of a study needs; reads no weights."""
     from ..config.files import with_flags
     from ..models.loading import base_source
     from ..studies.memory_plan import Places, plan
@@ -244,7 +246,7 @@ def _runs(study: Path) -> Iterator[Check]:
         config = with_flags({}, study, None)
         found = plan(config, expand_runs(config), base_source(config.model), Places(jobs=None))
     except ForgettingError as error:
-        yield Check("memory of runs", "broken", str(error), "mend the study's configuration")
+        yield Check("memory of runs", "broken", str(error), "fix the study's configuration")
         return
     for row in found.rows:
         if row.taken is None:
@@ -256,27 +258,29 @@ def _runs(study: Path) -> Iterator[Check]:
 
 def _disk(folder: Path) -> Iterator[Check]:
     place = folder.resolve()
-    while not place.exists():  # a study folder that is still to be made
+    while not place.exists():  # a study folder that does not exist yet
         place = place.parent
     where = str(place)
     if not place.is_dir():
-        yield Check("disk", "broken", f"{where} is a file", "name a folder")
+        yield Check("disk", "broken", f"{where} is a file", "give a folder")
         return
     free = shutil.disk_usage(place).free
     state: State = "works" if free >= LITTLE_DISK else "note"
-    few = "" if free >= LITTLE_DISK else "make room: checkpoints of a run take several times its trained weights"
+    few = (
+        ""
+        if free >= LITTLE_DISK
+        else "free some space: a run's checkpoints take several times the size of its trained weights"
+    )
     yield Check("disk space", state, f"{free / 1e9:.1f} GB free in {where}", few)
     try:
         with tempfile.TemporaryDirectory(dir=place, prefix=".forgetting-doctor-") as name:
             yield from _behaviour(Path(name), where)
     except OSError as error:
-        yield Check(
-            "disk", "broken", f"{where}: {error.strerror}", "give a folder that has room and that you may write"
-        )
+        yield Check("disk", "broken", f"{where}: {error.strerror}", "give a writable folder with free space")
 
 
 def _behaviour(folder: Path, where: str) -> Iterator[Check]:
-    """Whether the file system does what a study relies on: fsync, rename over a file, locks."""
+    """Whether the file system supports what a study needs: fsync, renaming over a file, locks."""
     one, two = folder / "one", folder / "two"
     two.write_text("old", encoding="utf-8")
     began = time.perf_counter()
@@ -287,22 +291,22 @@ def _behaviour(folder: Path, where: str) -> Iterator[Check]:
     took = time.perf_counter() - began
     one.replace(two)
     if two.read_text(encoding="utf-8") != "new" or one.exists():
-        advice = "store studies on another file system: a crash could tear a file here"
+        advice = "store studies on another file system: here a crash could leave a half-written file"
         yield Check("disk rename", "broken", f"{where}: a rename does not replace a file", advice)
     else:
-        yield Check("disk rename", "works", f"a written file replaces another at once in {where}")
+        yield Check("disk rename", "works", f"files are replaced atomically in {where}")
     slow = took > SLOW_FSYNC
-    advice = "every measured row waits that long; a local disk is faster" if slow else ""
-    yield Check("disk fsync", "note" if slow else "works", f"{1000 * took:.1f} ms to put a row on the disk", advice)
+    advice = "each measured row waits this long; a local disk is faster" if slow else ""
+    yield Check("disk fsync", "note" if slow else "works", f"{1000 * took:.1f} ms to write a row to the disk", advice)
     if _locks(folder / "lock"):
-        yield Check("disk locks", "works", "a held run is refused to a second process")
+        yield Check("disk locks", "works", "a second process cannot take a run that another one holds")
     else:
-        advice = "start only one process a study here, or store it where flock works (on NFS: mount with locks)"
-        yield Check("disk locks", "broken", f"{where}: a lock does not keep a second holder out", advice)
+        advice = "start only one process per study here, or store it where flock works (on NFS: mount with locks)"
+        yield Check("disk locks", "broken", f"{where}: a lock does not stop a second process", advice)
 
 
 def _locks(path: Path) -> bool:
-    """Whether a file that is held is refused to a second holder."""
+    """Whether a second holder is refused a locked file."""
     from filelock import lock_descriptor
 
     with path.open("w") as first, path.open("w") as second, suppress(OSError):
@@ -311,7 +315,7 @@ def _locks(path: Path) -> bool:
 
 
 def _cache() -> Iterator[Check]:
-    """How large the user's cache is, and may grow."""
+    """The size of the user's cache, and its limit."""
     from ..data import cache_size
 
     place = cache_size.folder()
@@ -337,7 +341,9 @@ def _tokens() -> Iterator[Check]:
 
 def _hub() -> Iterator[Check]:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        yield Check("hub", "note", "offline by HF_HUB_OFFLINE", "only local folders and what is cached can be loaded")
+        yield Check(
+            "hub", "note", "offline, because HF_HUB_OFFLINE is set", "only local folders and cached files can be loaded"
+        )
         return
     import urllib.error
     import urllib.request
@@ -346,21 +352,21 @@ def _hub() -> Iterator[Check]:
     if not endpoint.startswith(("https://", "http://")):
         yield Check("hub", "broken", "HF_ENDPOINT is not an http address", "unset it, or give https://HOST")
         return
-    shown = endpoint.split("://")[0] + "://" + endpoint.split("://", 1)[1].rsplit("@", 1)[-1]  # without a password
+    shown = endpoint.split("://")[0] + "://" + endpoint.split("://", 1)[1].rsplit("@", 1)[-1]  # without the password
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_TIMEOUT).close()  # noqa: S310
     except urllib.error.HTTPError:
         pass  # it answered
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", error)
-        advice = "local models and data work without it; to load from the Hub, check network and proxy"
+        advice = "local models and data work without it; to load from the Hub, check the network and proxy"
         yield Check("hub", "note", f"{shown} cannot be reached ({type(why).__name__})", advice)
         return
     yield Check("hub", "works", f"{shown} answers")
 
 
 def _ray(address: str) -> Iterator[Check]:
-    """Join the cluster from a process of its own: joining can hang, and cannot be taken back in this one."""
+    """Join the cluster in a separate process: joining can hang, and cannot be undone in this one."""
     code = (
         "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); "
         "print(len([n for n in ray.nodes() if n['Alive']]), ray.cluster_resources())"
@@ -371,7 +377,7 @@ def _ray(address: str) -> Iterator[Check]:
     )
     try:
         there = importlib.util.find_spec("ray") is not None
-    except ValueError:  # a module without a spec
+    except ValueError:  # raised for a module without a spec
         there = False
     if not there:
         yield Check("ray", "broken", "ray is not installed", "pip install 'forgetting[ray]'")

@@ -33,45 +33,65 @@ if TYPE_CHECKING:
     from ..capabilities.evaluate import Evaluation, EvaluationCheck
     from ..capabilities.suites import Plan
 
-Base = Annotated[str, typer.Argument(help="The base model (a folder, a Hub id, or `miniature`); or a study folder.")]
-Tuned = Annotated[str | None, typer.Argument(help="What was fine-tuned from it: an adapter or a full model.")]
+Base = Annotated[str, typer.Argument(help="The base model: a folder, a Hub id, or `miniature`; or a study folder.")]
+Tuned = Annotated[str | None, typer.Argument(help="The model fine-tuned from it: an adapter or a full model.")]
 SuiteOption = Annotated[
     list[str] | None,
     typer.Option(
         "--suite",
         help="knowledge, reasoning, safety, a .jsonl file of your own items, an lm-eval .yaml, or any task of "
-        "lm-evaluation-harness; repeat for several. Default: the three.",
+        "lm-evaluation-harness. Repeat for several. Default: the first three.",
     ),
 ]
 IncludePath = Annotated[
     list[str] | None,
-    typer.Option(help="A folder in which lm-eval looks for tasks and groups by name; repeat for several."),
+    typer.Option(help="A folder where lm-eval also looks for tasks and groups. Repeat for several."),
 ]
-Out = Annotated[Path | None, typer.Option(help="Where answers are stored. Default: evaluations/NAME.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many items of each task.")]
+Out = Annotated[Path | None, typer.Option(help="Folder to store answers in. Default: evaluations/NAME.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Use only the first so many items of each task, for a quick look.")
+]
 Batch = Annotated[
-    int | None, typer.Option(min=1, help="Items a forward pass. Default: 256 for a small model, else 16.")
+    int | None, typer.Option(min=1, help="Items per forward pass. Default: 256 for a small model, 16 for a larger one.")
 ]
-Fewshot = Annotated[int | None, typer.Option(min=0, help="Examples before each item. Default: as the task says.")]
-Chat = Annotated[bool | None, typer.Option("--chat/--no-chat", help="Chat template. Default: where the model has one.")]
-Metric = Annotated[str | None, typer.Option(help="The metric of lm-eval that is an item's score.")]
-ClusterBy = Annotated[str | None, typer.Option(help="The field of an item that names its passage.")]
-MaxNew = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens of a reply to a local item or prompt.")]
-Harmful = Annotated[str | None, typer.Option(help="Harmful prompts of `safety`: a .csv, .txt, .jsonl or Hub id.")]
-Harmless = Annotated[str | None, typer.Option(help="Harmless look-alikes of `safety`: the same.")]
-Keep = Annotated[bool, typer.Option("--keep-completions", help="Store the replies to harmful prompts.")]
-JudgeOption = Annotated[str | None, typer.Option("--judge", help="A model that judges refusals. Default: rules.")]
-Export = Annotated[Path | None, typer.Option(help="Write the replies of `safety` into a CSV, to be labelled by hand.")]
+Fewshot = Annotated[
+    int | None, typer.Option(min=0, help="Few-shot examples before each item. Default: as the task defines.")
+]
+Chat = Annotated[
+    bool | None, typer.Option("--chat/--no-chat", help="Apply the chat template. Default: if the model has one.")
+]
+Metric = Annotated[str | None, typer.Option(help="The lm-eval metric to use as an item's score.")]
+ClusterBy = Annotated[
+    str | None, typer.Option(help="Item field that groups items, e.g. by passage; standard errors cluster by it.")
+]
+MaxNew = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Maximum tokens of a reply to a local item or prompt.")
+]
+Harmful = Annotated[
+    str | None, typer.Option(help="Harmful prompts for `safety`: a .csv, .txt or .jsonl file, or a Hub id.")
+]
+Harmless = Annotated[str | None, typer.Option(help="Harmless look-alike prompts for `safety`: same kinds of source.")]
+Keep = Annotated[bool, typer.Option("--keep-completions", help="Also store the replies to harmful prompts.")]
+JudgeOption = Annotated[
+    str | None,
+    typer.Option("--judge", help="A model that judges whether replies are refusals. Default: built-in rules."),
+]
+Export = Annotated[Path | None, typer.Option(help="Write the replies of `safety` to a CSV, to label refusals by hand.")]
 Import = Annotated[Path | None, typer.Option("--import", help="Judge refusals by the labels in such a CSV.")]
 RelearnOption = Annotated[
-    bool, typer.Option("--relearn", help="Lost, or out of reach? Relearn half of each suite, score the other half.")
+    bool,
+    typer.Option(
+        "--relearn", help="Test whether lost knowledge comes back: retrain on half of each suite, score the other half."
+    ),
 ]
-Html = Annotated[Path | None, typer.Option("--html", help="The report page. Default: report.html in the folder.")]
+Html = Annotated[
+    Path | None, typer.Option("--html", help="Path of the report page. Default: report.html in the folder.")
+]
 
 
 @dataclass(frozen=True)
 class AskOptions:
-    """What is asked, and how: the same for two models and for a study."""
+    """What is asked, and how: shared by two models and by a study."""
 
     suite: SuiteOption = None
     include_path: IncludePath = None
@@ -87,12 +107,12 @@ class AskOptions:
     keep_completions: Keep = False
 
     def given(self) -> dict[str, Any]:
-        """The same for `evaluate`."""
+        """The arguments for `evaluate`."""
         given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "suite"}
         return given | {"suites": self.suite or (), "include_path": self.include_path or ()}
 
     def plan(self) -> Plan:
-        """The same for the runs of a study."""
+        """The arguments for the runs of a study."""
         from ..capabilities.settings import Settings
         from ..capabilities.suites import Plan
 
@@ -112,37 +132,39 @@ class BackendName(StrEnum):
 
 @dataclass(frozen=True)
 class ServedOptions:
-    """Models behind servers."""
+    """Models that run on servers."""
 
     backend: Annotated[
         BackendName | None,
         typer.Option(
             help="BASE and TUNED are addresses of OpenAI-compatible servers (vLLM, llama.cpp, TGI), such as "
-            "http://localhost:8000/v1: completions, or chat completions, which give no log-probabilities. A key comes "
-            "from OPENAI_API_KEY, further headers from FORGETTING_SERVER_HEADERS as JSON.",
+            "http://localhost:8000/v1, for completions or chat completions (the latter give no log-probabilities). "
+            "The key is read from OPENAI_API_KEY, further headers as JSON from FORGETTING_SERVER_HEADERS.",
         ),
     ] = None
     base_model: Annotated[
-        str | None, typer.Option(help="The base model's name there. Default: the only one that the server lists.")
+        str | None, typer.Option(help="The base model's name on the server. Default: the only one it lists.")
     ] = None
-    tuned_model: Annotated[str | None, typer.Option(help="The tuned model's name there: the same.")] = None
+    tuned_model: Annotated[
+        str | None, typer.Option(help="The tuned model's name on the server. Default: the only one it lists.")
+    ] = None
     tokenizer: Annotated[
-        str | None, typer.Option(help="The served models' tokenizer, by folder or Hub id; for --backend openai.")
+        str | None, typer.Option(help="The served models' tokenizer, a folder or Hub id; for --backend openai.")
     ] = None
     text_prompts: Annotated[
-        bool, typer.Option("--text-prompts", help="Send prompts as text where replies are generated, not as tokens.")
+        bool, typer.Option("--text-prompts", help="When replies are generated, send prompts as text instead of tokens.")
     ] = False
 
     def given(self) -> dict[str, Any]:
-        """The same for `evaluate`.
+        """The arguments for `evaluate`.
 
         Raises:
-            UsageError: an option that goes with --backend, without it.
+            UsageError: an option that needs --backend, without it.
         """
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.backend is None:
             if idle := [name for name, value in found.items() if value]:
-                raise UsageError(f"--{idle[0].replace('_', '-')}: goes with --backend")
+                raise UsageError(f"--{idle[0].replace('_', '-')}: only with --backend")
             return {}
         from ..capabilities.served import Server
 
@@ -151,15 +173,15 @@ class ServedOptions:
 
 @dataclass(frozen=True)
 class GateOptions:
-    """What may be lost, and who is told."""
+    """How much may be lost, and where verdicts are written."""
 
     max_lost: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[NAME=]SHARE",
-            help="Net share of the items, lost less gained, that may be lost: knowledge=0.02 of a suite or task, "
-            "refusals=0 and harmless=0.05 of the prompts of safety, or one number for all; repeat for several. Exit "
-            "code 3 over it.",
+            help="Net share of the items (lost minus gained) that may be lost: knowledge=0.02 for a suite or task, "
+            "refusals=0 and harmless=0.05 for the prompts of safety, or one number for all. Repeat for several. Exit "
+            "code 3 if more is lost.",
         ),
     ] = None
     confidence: Confidence = 0.95
@@ -169,21 +191,21 @@ class GateOptions:
     junit: Junit = None
 
     def budget(self) -> float | dict[str, float] | None:
-        """The shares by name; one for all that are not named is under no name.
+        """The shares by name; an empty name stands for everything not named.
 
         Raises:
-            UsageError: not a share, two of one name, or options of a gate without one.
+            UsageError: not a share, a repeated name, or options of the gate without --max-lost.
         """
         given = ("strict", "allow_undecided", "markdown", "junit")
         if not self.max_lost:
             if idle := [name for name in given if getattr(self, name)]:
-                raise UsageError(f"--{idle[0].replace('_', '-')}: says how to judge; give --max-lost, too")
+                raise UsageError(f"--{idle[0].replace('_', '-')}: only with --max-lost")
             return None
         check_undecided(self.strict, self.allow_undecided)
         return shares_of(self.max_lost, self.confidence)
 
     def exit_code(self, found: Any) -> int:
-        """Of a verdict, or of several."""
+        """The exit code for one verdict or several."""
         return int(found.exit_code(strict=self.strict, allow_undecided=self.allow_undecided))
 
 
@@ -191,7 +213,7 @@ def shares_of(given: list[str], confidence: float) -> float | dict[str, float]:
     """--max-lost as a number, or as numbers by name.
 
     Raises:
-        UsageError: not a share, or two of one name; a number for all beside one by name.
+        UsageError: not a share, a repeated name, or a number for all beside one by name.
     """
     from ..capabilities.gate import check_loss
 
@@ -201,13 +223,13 @@ def shares_of(given: list[str], confidence: float) -> float | dict[str, float]:
         try:
             share = float(number)
         except ValueError:
-            raise UsageError(f"--max-lost: got '{item}'; give a share, as in 0.02, or knowledge=0.02") from None
+            raise UsageError(f"--max-lost: got '{item}'; give a share such as 0.02, or knowledge=0.02") from None
         if name in found:
-            raise UsageError(f"--max-lost: two shares {'of ' + repr(name) if mark else 'for all'}; give one")
+            raise UsageError(f"--max-lost: two shares {'for ' + repr(name) if mark else 'for all'}; give one")
         check_loss(share, confidence, f"--max-lost {item}:" if mark else "--max-lost")
         found[name] = share
     if "" in found and len(found) > 1:
-        raise UsageError("--max-lost: got one share for all beside shares by name; name all that are to be judged")
+        raise UsageError("--max-lost: got a share for all and shares by name; give one for all, or name each suite")
     return found.get("", found)
 
 
@@ -228,14 +250,14 @@ def evaluate_command(
     html: Html = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """What was lost of knowledge, reasoning and safety guardrails, item by item, with paired statistics.
+    """Measure what was lost of knowledge, reasoning and safety guardrails, item by item, with paired statistics.
 
-    Answers are stored, and what is stored is not asked again. With a study folder alone, the tuned model of each of its
-    runs is evaluated, and the study's report shows it.
+    Answers are stored, and stored answers are not asked for again. Given only a study folder, it evaluates the tuned
+    model of each run, and the study's report shows the results.
 
-    With --max-lost the exit code is 3 where the lower confidence bound of the net loss is over the budget, and for
-    undecided verdicts that of `check`. A budget of 0 is kept where nothing was lost in net and the upper bound is at
-    most 2 points.
+    With --max-lost, the exit code is 3 if the lower confidence bound of the net loss is over the budget; undecided
+    verdicts exit as in `check`. A budget of 0 is kept if the net loss is at most 0 and its upper bound at most 2
+    points.
     """
     max_lost = gate.budget()
     _check(judge, import_, tuned, base, relearn, export, max_lost is not None)
@@ -243,7 +265,7 @@ def evaluate_command(
         _evaluate_study(Path(base), asking.plan(), as_json)
         return
     if not (asking.suite or base == "miniature" or asking.harmful or asking.harmless):
-        _tell("safety is left out: give --harmful and --harmless prompts to evaluate it")
+        _tell("safety is skipped: to evaluate it, give --harmful and --harmless prompts")
     from ..capabilities.api import evaluate
 
     folder = out or Path("evaluations") / _name(served.base_model or base, served.tuned_model or tuned)
@@ -298,15 +320,15 @@ def _check(
     if tuned is not None:
         return
     if not (Path(base) / "study.yaml").is_file():
-        raise UsageError(f"TUNED: missing: give what was fine-tuned from {base}; or a study folder alone")
+        raise UsageError(f"TUNED: missing; give the model fine-tuned from {base}, or only a study folder")
     alone = (("--judge", judge), ("--import", import_), ("--relearn", relearn), ("--export", export))
     given = [name for name, value in (*alone, ("--max-lost", gated)) if value]
     if given:
-        raise UsageError(f"{given[0]}: not for a whole study; give one run's BASE and TUNED")
+        raise UsageError(f"{given[0]}: does not apply to a whole study; give one run's BASE and TUNED")
 
 
 def _name(base: str, tuned: str) -> str:
-    """A folder's name: the base, and the last two parts of what was tuned from it."""
+    """A folder name from the base and the last two parts of the tuned model's path."""
     parts = [part for part in re.split(r"[/\\]", tuned) if part not in ("", ".", "..", "adapter")][-1:]
     last = [part for part in re.split(r"[/\\]", base) if part][-1:]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "--".join([*last, *parts])).strip("-.")[:120] or "evaluation"
@@ -320,7 +342,7 @@ def _finish(result: Evaluation, found: EvaluationCheck | None, export: Path | No
         rows = [row for pairs in result.rows.values() for pair in pairs for row in pair if row["expect"] is not None]
         if not rows:
             raise UsageError("--export: there are no replies to label; add --suite safety")
-        _tell(f"{write_labels(export, rows)} replies to label in {export}: write yes or no under `refusal`")
+        _tell(f"{write_labels(export, rows)} replies to label in {export}: write yes or no in column `refusal`")
     write(page, render_evaluation(result, found))
     if as_json:
         typer.echo(json.dumps({**(found or result).to_dict(), "report": str(page)}))

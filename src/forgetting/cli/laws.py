@@ -20,13 +20,23 @@ if TYPE_CHECKING:
     from ..analysis.laws import Law
     from ..analysis.table_files import Table
 
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")]
-Dataset = Annotated[str | None, typer.Option(help="Only this data set of a study or file of fits.")]
-Rank = Annotated[list[float] | None, typer.Option(help="LoRA rank; repeat for several.")]
-Params = Annotated[list[float] | None, typer.Option(help="Trainable parameters, instead of ranks; repeat for several.")]
-PerRank = Annotated[float | None, typer.Option(help="Trainable parameters of rank 1, where the law does not know it.")]
-Model = Annotated[str | None, typer.Option(help="Count parameters from this model's configuration: folder or Hub id.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
+Dataset = Annotated[str | None, typer.Option(help="Use only this data set of the study or file of fits.")]
+Rank = Annotated[list[float] | None, typer.Option(help="LoRA rank. Repeat for several.")]
+Params = Annotated[list[float] | None, typer.Option(help="Trainable parameters, instead of ranks. Repeat for several.")]
+PerRank = Annotated[float | None, typer.Option(help="Trainable parameters of rank 1, if the law does not know it.")]
+Model = Annotated[
+    str | None, typer.Option(help="Count trainable parameters from this model's configuration: a folder or Hub id.")
+]
 Targets = Annotated[list[str] | None, typer.Option(help="LoRA target modules for --model. Default: all-linear.")]
+By = Annotated[
+    list[str] | None,
+    typer.Option(metavar="COLUMN", help="Fit each group of rows separately, one line per group. Repeat for several."),
+]
+Start = Annotated[
+    list[str] | None,
+    typer.Option(help="For a formula: starting value NAME=VALUE or range NAME=LOW:HIGH. Default: from the data."),
+]
 
 
 @dataclass(frozen=True)
@@ -36,31 +46,36 @@ class FitOptions:
     objective: Annotated[
         str,
         typer.Option(
-            help="What is minimised: {objectives}. Of logarithms where noise is a share of the value; Huber's where a "
-            "few points lie far off; errors-in-both, for the line, where both losses have standard errors."
+            help="What the fit minimises: {objectives}. Use a -log one if the noise is a share of the value, huber if "
+            "a few points are outliers, errors-in-both for the linear law if both losses have standard errors."
         ),
     ] = "least-squares"
     delta: Annotated[
-        float, typer.Option(help="Huber's delta: residuals above it count linearly; relative for huber-log.")
+        float, typer.Option(help="Huber's delta: larger residuals count linearly. Relative for huber-log.")
     ] = 1e-3
     run: Annotated[
-        str, typer.Option(help="Column that says which rows are one run, or one seed: intervals resample these.")
+        str,
+        typer.Option(help="Column that tells which rows belong to one run or seed; intervals resample these groups."),
     ] = "run_id"
     iid: Annotated[
-        bool, typer.Option("--iid", help="Intervals take every row as independent: only where no two are of one run.")
+        bool, typer.Option("--iid", help="Treat every row as independent; only if no two rows are from the same run.")
     ] = False
-    weights: Annotated[str, typer.Option(help="none, or se: rows count by 1/se² of the outputs' ..._se columns.")] = (
-        "none"
-    )
+    weights: Annotated[
+        str, typer.Option(help="none, or se to weight rows by 1/se², from the outputs' ..._se columns.")
+    ] = "none"
     intervals: Annotated[
         str,
-        typer.Option(help="Of parameters: bootstrap, or profile for profile likelihood, which may be lopsided."),
+        typer.Option(
+            help="Intervals of parameters: bootstrap, or profile for profile likelihood, which may be asymmetric."
+        ),
     ] = "bootstrap"
     bootstrap: Annotated[
-        int, typer.Option(help="Resamples of whole runs, at least 20; 0 for no intervals, which is fastest.")
+        int, typer.Option(help="Bootstrap resamples of whole runs, at least 20; 0 for no intervals, which is fastest.")
     ] = 200
     confidence: Annotated[float, typer.Option(help="Nominal coverage of intervals and bands.")] = 0.95
-    seed: Annotated[int, typer.Option(help="Of starts and resamples; the same seed gives the same fit.")] = 0
+    seed: Annotated[
+        int, typer.Option(help="Seed of the starting points and resamples; the same seed gives the same fit.")
+    ] = 0
 
 
 @expanded
@@ -69,36 +84,35 @@ def fit_command(
     *,
     law: Annotated[
         list[str] | None,
-        typer.Option(help="A law's name ({laws}), or a formula: 'loss = E + A/N**alpha'. Repeat to compare."),
+        typer.Option(help="A law's name ({laws}), or a formula such as 'loss = E + A/N**alpha'. Repeat to compare."),
     ] = None,
     fitting: FitOptions,
-    mapping: Annotated[list[str] | None, typer.Option("--map", help="NAME=COLUMN for a variable or output.")] = None,
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="NAME=COLUMN: read this variable or output from this column."),
+    ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="COLUMN=VALUE: fit only these rows; repeat for more values.")
+        list[str] | None, typer.Option(help="COLUMN=VALUE: fit only these rows. Repeat for more values.")
     ] = None,
-    from_step: Annotated[float | None, typer.Option(help="Leave out earlier steps. Default: a study's own.")] = None,
+    from_step: Annotated[
+        float | None, typer.Option(help="Leave out earlier steps. Default: the study's start.")
+    ] = None,
     dataset: Dataset = None,
-    by: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN", help="Fit each group of rows by itself, one line a group; repeat for several."),
-    ] = None,
-    start: Annotated[
-        list[str] | None,
-        typer.Option(help="For a formula: NAME=VALUE or NAME=LOW:HIGH to start from. Default: from the data."),
-    ] = None,
+    by: By = None,
+    start: Start = None,
     bound: Annotated[list[str] | None, typer.Option(help="For a formula: NAME=LOW:HIGH. Default: no bounds.")] = None,
-    extrapolate: Annotated[bool, typer.Option(help="Fit small ranks and early steps, predict the rest.")] = False,
-    out: Annotated[str | None, typer.Option(help="Write the fits to this JSON file.")] = None,
-    latex: Annotated[bool, typer.Option(help="Print LaTeX tables.")] = False,
+    extrapolate: Annotated[bool, typer.Option(help="Test: fit small ranks and early steps, predict the rest.")] = False,
+    out: Annotated[str | None, typer.Option(help="Also write the fits to this JSON file.")] = None,
+    latex: Annotated[bool, typer.Option(help="Print LaTeX tables instead.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fit laws to tables of runs: global optimum, intervals from whole runs, and what could not be identified."""
+    """Fit laws to tables of runs: the best fit, intervals from whole runs, and what the data cannot determine."""
     from ..analysis.laws.choose import choose_law
     from ..analysis.sources import tables_to_fit
 
     columns, starts, bounds = pairs(mapping, "--map"), _starts(start), _bounds(bound)
     if by and (extrapolate or latex):
-        raise UsageError("--by cannot be given with --extrapolate or --latex")
+        raise UsageError("--by does not go with --extrapolate or --latex")
 
     def chosen(label: str, table: Table) -> dict[str, Law]:
         names = law or _default_laws(label, table, columns)
@@ -127,7 +141,7 @@ def fit_command(
 def _fit_each(
     found: dict[str, tuple[Table, dict[str, Law]]], how: dict[str, Any], extrapolate: bool
 ) -> tuple[dict[str, dict[str, Fit]], list[dict[str, Any]], list[ForgettingError]]:
-    """Fits by data set and law, tests of extrapolation, and errors of what could not be fitted."""
+    """Fits by data set and law, tests of extrapolation, and the errors of fits that failed."""
     from ..analysis.fit import fit_law
 
     fits: dict[str, dict[str, Fit]] = {}
@@ -165,7 +179,7 @@ def _fit_by(
     out: str | None,
     as_json: bool,
 ) -> None:
-    """Fit each group by itself, one summary a law."""
+    """Fit each group separately; one summary per law."""
     from ..analysis.fit import fit_groups, fit_law, save_fits
 
     made: list[GroupedFits] = []
@@ -196,17 +210,19 @@ def _fit_by(
 def predict_command(
     law: Annotated[str, typer.Argument(help="A published law, a file of fits, or a study folder.")],
     rank: Rank = None,
-    steps: Annotated[list[float] | None, typer.Option(help="Update steps; repeat for several.")] = None,
+    steps: Annotated[list[float] | None, typer.Option(help="Update steps. Repeat for several.")] = None,
     params: Params = None,
     params_per_rank: PerRank = None,
     model: Model = None,
     target_modules: Targets = None,
-    assign: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE for any variable of the law.")] = None,
-    name: Annotated[str | None, typer.Option("--law", help="Which law of a study: shifted_power, linear, ...")] = None,
+    assign: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE: set any variable of the law.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--law", help="Which of a study's laws to use: shifted_power, linear, ...")
+    ] = None,
     dataset: Dataset = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict losses with bands, and say where a prediction lies outside the measured range."""
+    """Predict losses with bands, and say if a prediction is outside the measured range."""
     from ..analysis.api import predict
 
     given = {k: _number(v, f"--set {k}") for k, v in pairs(assign, "--set").items()}
@@ -227,9 +243,11 @@ def predict_command(
 
 def plan_command(
     law: Annotated[str, typer.Argument(help="A published law, a file of fits, or a study folder.")],
-    budget: Annotated[float | None, typer.Option(help="Forgetting allowed, nats/token above the base model's.")] = None,
-    target_loss: Annotated[float | None, typer.Option(help="Fine-tuning loss to reach with least forgetting.")] = None,
-    floor: Annotated[float | None, typer.Option(help="Forgetting loss of the base model itself.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Excess forgetting allowed, nats/token.")] = None,
+    target_loss: Annotated[
+        float | None, typer.Option(help="Fine-tuning loss to reach with the least forgetting.")
+    ] = None,
+    floor: Annotated[float | None, typer.Option(help="Forgetting loss of the base model itself (its floor).")] = None,
     rank: Rank = None,
     params: Params = None,
     params_per_rank: PerRank = None,
@@ -237,15 +255,21 @@ def plan_command(
     target_modules: Targets = None,
     batch: Annotated[
         float | None,
-        typer.Option(help="Sequences a step, for tokens and FLOPs. Default: the tokens of the study's steps."),
+        typer.Option(help="Sequences per step, to count tokens and FLOPs. Default: from the study."),
     ] = None,
-    context: Annotated[float | None, typer.Option(help="Tokens a sequence, likewise.")] = None,
-    next_run: Annotated[bool, typer.Option(help="Also say which run would narrow the answer most.")] = False,
-    max_steps: Annotated[float | None, typer.Option(help="What one next run may take. Default: as measured.")] = None,
+    context: Annotated[
+        float | None, typer.Option(help="Tokens per sequence, for the same. Default: from the study.")
+    ] = None,
+    next_run: Annotated[
+        bool, typer.Option(help="Also recommend the next run: the one that would narrow the answer most.")
+    ] = False,
+    max_steps: Annotated[
+        float | None, typer.Option(help="Most steps of the recommended next run. Default: the most measured.")
+    ] = None,
     dataset: Dataset = None,
     as_json: AsJson = False,
 ) -> None:
-    """Plan a run: the ranks and steps that spend a budget of forgetting, or that reach a fine-tuning loss."""
+    """Plan a run: the ranks and steps that stay within a forgetting budget, or that reach a fine-tuning loss."""
     from ..analysis.api import plan
 
     if (budget is None) == (target_loss is None):
@@ -278,7 +302,7 @@ def _number(text: str, option: str) -> float:
 
 
 def _default_laws(label: str, table: Table, columns: dict[str, str]) -> list[str]:
-    """The paper's two laws, as far as the table carries them; what it does not carry is said on standard error."""
+    """The paper's two laws, if the table has their columns; a law left out is reported on standard error."""
     from ..analysis.fit import unfit
     from ..analysis.laws import LAWS
 
@@ -314,7 +338,7 @@ def _span(text: str, option: str) -> float | tuple[float, float]:
 
 
 def _used(law: Law, columns: dict[str, str]) -> dict[str, str]:
-    """The part of --map that this law needs; with one law, what it does not need is a mistake that fit_law names."""
+    """The part of --map that this law needs. With one law, extra names stay, and fit_law reports them."""
     needed = (*law.variable_names, *law.outputs)
     unknown = [name for name in columns if name not in needed]
     if unknown:

@@ -1,4 +1,4 @@
-"""Packages that the command needs and does not find: which they are, and how to install them. Standard library only."""
+"""Finds required packages that are not installed, and how to install them. Uses only the standard library."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from importlib import metadata
 from typing import NoReturn
 
 TOO_SMALL = ("failed to map segment", "annot allocate memory")
-"""What the linker says of a library for which there is no memory."""
+"""What the linker reports when there is no memory to load a library."""
 MODULES = {"pyyaml": "yaml"}
-"""Distributions whose module has another name than theirs."""
+"""Distributions whose module has a different name."""
 
 
 def module_of(distribution: str) -> str:
-    """The module that a distribution of our requirements installs."""
+    """The module that one of our required distributions installs."""
     name = re.sub(r"[-.]+", "_", distribution).lower()
     return MODULES.get(name, name)
 
 
 def found(module: str) -> bool:
-    """Whether a module is there to be imported; it is not imported."""
+    """Whether a module can be found; does not import it."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
@@ -30,7 +30,7 @@ def found(module: str) -> bool:
 
 
 def needed() -> dict[str, str]:
-    """What forgetting itself requires: module -> requirement, as pip takes it. Empty where it is not installed."""
+    """What forgetting itself requires, as module -> pip requirement. Empty if forgetting is not installed."""
     try:
         lines = metadata.requires("forgetting") or []
     except metadata.PackageNotFoundError:
@@ -46,34 +46,34 @@ def install(*modules: str) -> str:
 
 
 def note() -> str:
-    """One line on every required package that is missing; empty if none is."""
+    """One line that names every missing required package; empty if none is missing."""
     absent = [module for module in needed() if not found(module)]
     return f"note: not installed: {', '.join(absent)}; run: {install(*absent)}\n" if absent else ""
 
 
 def leave(error: ImportError) -> NoReturn:
-    """End with one line on what could not be imported.
+    """Exit with one line that says what could not be imported.
 
     Raises:
-        ImportError: what could not be imported is our own, which is a defect of ours.
+        ImportError: the module is our own, which is a defect of ours.
     """
     modules = [(cause.name or "").split(".")[0] for cause in _causes(error)]
     if "forgetting" in modules:
         raise error
     absent = next((module for module in reversed(modules) if module and not found(module)), None)
     if any(words in str(cause) for cause in _causes(error) for words in TOO_SMALL):
-        line = "memory ran out while packages were loaded"
+        line = "out of memory while packages were loaded"
     elif absent is not None:
         line = f"{absent} is not installed, and this command needs it; run: {install(absent)}"
     else:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-        line = f"a package does not load: {said}; `forgetting doctor` says which versions are needed"
+        line = f"a package cannot be loaded: {said}; `forgetting doctor` shows which versions are needed"
     sys.stderr.write(f"error: {line}\n")
     sys.exit(1)
 
 
 def _causes(error: ImportError) -> Iterator[ImportError]:
-    """The error and what it was raised from: transformers names its own class, and the package only in the cause."""
+    """The error and its causes: transformers names its own class in the error, and the package only in the cause."""
     cause: BaseException | None = error
     while isinstance(cause, ImportError):
         yield cause

@@ -1,4 +1,4 @@
-"""Arguments and options that commands share, each with its help text, and lists in help texts taken from the code."""
+"""Arguments and options shared by commands, with their help texts; lists in help texts come from the code."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class EngineName(StrEnum):
 Study = Annotated[Path, typer.Argument(help="A study folder.")]
 Config = Annotated[
     Path | None,
-    typer.Argument(help="A study's YAML, or a study folder to resume or to grow. Neither: the embedded miniature."),
+    typer.Argument(help="A study's YAML file, or a study folder to resume or extend. Default: the embedded miniature."),
 ]
-Preset = Annotated[str | None, typer.Option(help="A shipped configuration: {presets}.")]
+Preset = Annotated[str | None, typer.Option(help="Start from a shipped configuration: {presets}.")]
 Out = Annotated[Path | None, typer.Option(help="The study folder. Default: studies/NAME.")]
 Model = Annotated[str | None, typer.Option(help="Base model: a folder or Hub id.")]
 Train = Annotated[
     list[str] | None,
-    typer.Option(help="Fine-tuning data: a {files} file, a folder of them, or a Hub id; repeat for several."),
+    typer.Option(help="Fine-tuning data: a {files} file, a folder of them, or a Hub id. Repeat for several."),
 ]
 Text = Annotated[
     str | None, typer.Option(help="General text that forgetting is measured on: a file, a folder, or a Hub id.")
@@ -58,52 +58,61 @@ Method = Annotated[str | None, typer.Option(help="Fine-tuning method: {methods}.
 Rank = Annotated[
     list[int] | None,
     typer.Option(
-        help="Rank of the method, or of the first one that has a rank; repeat for several. Its other options stay."
+        help="Rank of the method, or of the first method with a rank. Repeat for several. Other options stay the same."
     ),
 ]
-Seed = Annotated[list[int] | None, typer.Option(help="Seed; repeat for several.")]
+Seed = Annotated[list[int] | None, typer.Option(help="Seed of initialisation and data order. Repeat for several runs.")]
 Steps = Annotated[int | None, typer.Option(help="Update steps of each run.")]
-BatchSize = Annotated[int | None, typer.Option(help="Windows an update step.")]
-Context = Annotated[int | None, typer.Option(help="Tokens a window.")]
+BatchSize = Annotated[int | None, typer.Option(help="Windows per update step.")]
+Context = Annotated[int | None, typer.Option(help="Tokens per window.")]
 LearningRate = Annotated[float | None, typer.Option(help="Learning rate.")]
 MeasureStart = Annotated[int | None, typer.Option(help="First measured step after step 0.")]
 MeasureEvery = Annotated[int | None, typer.Option(help="Steps between measurements.")]
 BatchTokens = Annotated[
-    int | None, typer.Option(help="Tokens a forward pass of measuring; halved where memory runs out.")
+    int | None, typer.Option(help="Tokens per forward pass when measuring; halved if memory runs out.")
 ]
-EngineOption = Annotated[EngineName, typer.Option("--engine", help="Where runs run: this machine, or a Ray cluster.")]
+EngineOption = Annotated[
+    EngineName, typer.Option("--engine", help="Where to execute runs: on this machine, or on a Ray cluster.")
+]
 Jobs = Annotated[
     int | None,
-    typer.Option(min=1, help="Runs at a time on this machine. Default: one a core for a small model on a CPU, else 1."),
+    typer.Option(
+        min=1,
+        help="Runs at the same time on this machine. Default: one per core for a small model on a CPU, otherwise 1.",
+    ),
 ]
 AccelerateConfig = Annotated[
     Path | None,
     typer.Option(
         "--accelerate-config",
         metavar="FILE",
-        help="An accelerate configuration: each run by several processes of this machine, one GPU each.",
+        help="An accelerate configuration, to execute each run with several processes, one GPU each.",
     ),
 ]
 MachineRank = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Which machine this is, where the accelerate configuration has num_machines of more than 1. Default: "
+        help="Index of this machine, if the accelerate configuration has num_machines above 1. Default: "
         "NODE_RANK, GROUP_RANK, SLURM_NODEID, or the file's machine_rank.",
     ),
 ]
 Prepare = Annotated[
     bool,
-    typer.Option("--prepare", help="Only make the study folder, compute what runs share, and list the runs to do."),
+    typer.Option(
+        "--prepare",
+        help="Only create the study folder, compute what the runs share, and list the runs to do; for schedulers.",
+    ),
 ]
 Tracking = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", help="Show each run in a tracker, too: {trackers}. Repeat for several."),
+    typer.Option(metavar="NAME", help="Also show each run in a tracker: {trackers}. Repeat for several."),
 ]
 Repeat = Annotated[
     str | None,
     typer.Option(
-        metavar="RUN_ID", help="Do this finished run of a study folder again and compare every number; 1 if it differs."
+        metavar="RUN_ID",
+        help="Repeat this finished run of a study folder and compare every number; exit code 1 if any differs.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
@@ -111,57 +120,62 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How the models of a command are loaded: flags that `measure`, `check`, `evaluate` and `study` share.
+    """How a command's models are loaded: flags shared by `measure`, `check`, `evaluate` and `study`.
 
-    What was not given is None, so that a study's file keeps what it says.
+    A flag that was not given is None, so that a study file keeps its value.
     """
 
     revision: Annotated[str | None, typer.Option(help="Hub revision of the base model.")] = None
-    dtype: Annotated[Dtype | None, typer.Option(help="Dtype of the base model. Default: as it is stored.")] = None
+    dtype: Annotated[Dtype | None, typer.Option(help="Dtype of the base model. Default: as stored.")] = None
     device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ... Default: the first GPU, else the CPU.")
+        str | None,
+        typer.Option(help="auto, cpu, cuda, cuda:1, mps, ... Default: the first GPU, or the CPU if there is none."),
     ] = None
     trust_remote_code: Annotated[
-        bool | None, typer.Option("--trust-remote-code", help="Run Python code shipped with the models.")
+        bool | None,
+        typer.Option("--trust-remote-code", help="Run Python code shipped with the models; only if you trust it."),
     ] = None
     bits: Annotated[
-        Bits | None, typer.Option(help="Quantise the base model on loading, by bitsandbytes: 4 bits (NF4), or 8.")
+        Bits | None,
+        typer.Option(help="Quantise the base model on loading with bitsandbytes: 4 bits (NF4) or 8. Default: no."),
     ] = None
 
     def given(self) -> dict[str, Any]:
-        """The fields of `model` in a configuration that were given."""
+        """The fields of `model` that were given, as in a configuration."""
         chosen = asdict(self) | {"dtype": self.dtype and self.dtype.value, "bits": self.bits and int(self.bits.value)}
         return {name: value for name, value in chosen.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class RayOptions:
-    """Flags of the engine `ray`; what was not given is None."""
+    """Flags of the engine `ray`; a flag that was not given is None."""
 
     ray_address: Annotated[
         str | None,
         typer.Option(
-            help="A Ray cluster: HOST:PORT, or auto for this machine's. Default: RAY_ADDRESS, or start one here."
+            help="Ray cluster: HOST:PORT, or auto for this machine's. Default: RAY_ADDRESS, or start one here."
         ),
     ] = None
-    run_cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores of a run on Ray. Default: 1.")] = None
+    run_cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores per run on Ray. Default: 1.")] = None
     run_gpus: Annotated[
         float | None,
-        typer.Option(min=0, help="GPUs of a run on Ray, or a fraction of one. Default: 1 where the cluster has any."),
+        typer.Option(
+            min=0, help="GPUs per run on Ray; may be a fraction. Default: 1 if the cluster has GPUs, otherwise 0."
+        ),
     ] = None
-    run_memory: Annotated[float | None, typer.Option(min=0.001, help="GB of memory that Ray keeps for a run.")] = None
+    run_memory: Annotated[float | None, typer.Option(min=0.001, help="GB of memory that Ray reserves per run.")] = None
 
     def given(self) -> dict[str, Any]:
-        """Those that were given, as `Ray` takes them."""
+        """The given flags, as arguments of `Ray`."""
         named = {"address": self.ray_address, "cpus": self.run_cpus, "gpus": self.run_gpus, "memory": self.run_memory}
         return {name: value for name, value in named.items() if value is not None}
 
 
 def pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:
-    """What an option of NAME=VALUE was given, by name.
+    """The values of a NAME=VALUE option, by name.
 
     Raises:
-        UsageError: another form, or a name twice.
+        UsageError: another form, or a repeated name.
     """
     out = {}
     for name, values in several(given, option).items():
@@ -172,7 +186,7 @@ def pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:
 
 
 def several(given: Sequence[str] | None, option: str) -> dict[str, list[str]]:
-    """The same for an option that may have several values of one name.
+    """The values of a NAME=VALUE option that allows several values per name.
 
     Raises:
         UsageError: another form.
@@ -181,13 +195,13 @@ def several(given: Sequence[str] | None, option: str) -> dict[str, list[str]]:
     for text in given or []:
         name, equals, value = text.partition("=")
         if not (name.strip() and equals and value.strip()):
-            raise UsageError(f"{option} '{text}': write NAME=VALUE")
+            raise UsageError(f"{option} '{text}': give NAME=VALUE")
         out.setdefault(name.strip(), []).append(value.strip())
     return out
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that takes the flags of each parameter that is a dataclass, in its place."""
+    """A command in which each dataclass parameter is replaced by the flags of its fields."""
     parameters = inspect.signature(command, eval_str=True).parameters
     groups: dict[str, Any] = {
         name: given.annotation for name, given in parameters.items() if is_dataclass(given.annotation)
@@ -214,7 +228,7 @@ def _flags(kind: Any) -> list[inspect.Parameter]:
 
 
 class Listing(TyperCommand):
-    """A command whose help names what there is: `{methods}` and the like are filled in when the help is shown."""
+    """A command whose help lists what exists: `{methods}` and the like are filled in when the help is shown."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help."""
@@ -273,4 +287,4 @@ LISTS: dict[str, Callable[[], Iterable[str]]] = {
     "{files}": _files,
     "{trackers}": _trackers,
 }
-"""What may stand in a help text for a list; each is imported only when it is shown."""
+"""Lists that help texts may contain; each is imported only when it is shown."""

@@ -11,7 +11,7 @@ from ..errors import visible
 
 
 class OneLine(logging.Formatter):
-    """A record as one line, whatever stands in it."""
+    """A record on one line, whatever it contains."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -19,16 +19,16 @@ class OneLine(logging.Formatter):
 
 
 def say(line: str) -> None:
-    """One line on standard error, whatever stands in it."""
+    """Print one line on standard error, whatever it contains."""
     sys.stderr.write(f"{visible(line)}\n")
 
 
 def print_shown(parts: Iterable[Shown]) -> None:
-    """Print parts of a result: lines as they are, tables to the terminal's width."""
+    """Print parts of a result: lines unchanged, tables at the terminal's width."""
     from rich.console import Console
 
     console = Console(highlight=False)
-    if not console.is_terminal:  # wide enough for the tables where no terminal says how wide it is
+    if not console.is_terminal:  # without a terminal there is no width: make it wide enough for the tables
         console = Console(highlight=False, width=140)
     for part in parts:
         for line in part.heading:
@@ -40,7 +40,7 @@ def print_shown(parts: Iterable[Shown]) -> None:
 
 
 def quiet_libraries() -> None:
-    """Standard error carries our notices and no other library's chatter; standard output the result alone."""
+    """Keep standard error for our notices, without other libraries' messages, and standard output for the result."""
     import warnings
 
     from transformers.utils import logging as transformers_logging
@@ -55,6 +55,6 @@ def quiet_libraries() -> None:
 
 
 def say_notices(notices: Sequence[str]) -> None:
-    """Each as one line on standard error."""
+    """Print each on one line on standard error."""
     for notice in notices:
         say(f"notice: {notice}")

@@ -1,4 +1,4 @@
-"""Progress of a study on standard error: a bar a run and the time that remains; plain lines where it is no terminal."""
+"""Progress of a study on standard error: a bar per run and the remaining time; plain lines if it is not a terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..studies.engines import Event
 
 
 class StudyProgress:
-    """Shows what a study is doing, from its plan and events."""
+    """Shows what a study is doing, from its plan and its events."""
 
     def __init__(self, config: StudyConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
@@ -54,7 +54,7 @@ class StudyProgress:
         self.bars.stop()
 
     def say(self, line: str) -> None:
-        """One line on standard error."""
+        """Print one line on standard error."""
         self.console.print(visible(line), highlight=False, markup=False, soft_wrap=True)
 
     def on_plan(self, runs: list[RunConfig], pending: list[str]) -> None:
@@ -70,7 +70,7 @@ class StudyProgress:
             self.tasks["all"] = self.bars.add_task("all runs", total=len(pending) * self.config.training.steps)
 
     def on_event(self, event: Event) -> None:
-        """A run started, took a step, or ended."""
+        """Handle an event: a run started, took a step, or ended."""
         match event.kind:
             case "started":
                 if event.task not in self.tasks:
@@ -115,7 +115,7 @@ class StudyProgress:
             self.bars.update(self.tasks[task], completed=step)
 
     def _line(self, task: str) -> None:
-        # steps that a resumed run did not repeat took no time
+        # steps that a resumed run skipped took no time
         done = sum(self.steps.values()) - sum(self.first.values())
         total = self.pending * self.config.training.steps - sum(self.first.values())
         left = (time.monotonic() - self.began) / max(done, 1) * (total - done)

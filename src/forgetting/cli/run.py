@@ -1,4 +1,4 @@
-"""`forgetting run`: one run of a stored study, for any scheduler to call."""
+"""`forgetting run`: execute one run of a stored study; any scheduler can call it."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from ..studies.inputs import StudyInputs
 
 SHOWN = 10
-"""Run ids named in an error."""
+"""How many run ids an error names."""
 
 
 def run_command(
     study: o.Study,
-    run_id: Annotated[str, typer.Argument(help="Which run; `forgetting study ... --prepare` lists them.")],
+    run_id: Annotated[str, typer.Argument(help="The run's id; `forgetting study ... --prepare` lists them.")],
     accelerate_config: o.AccelerateConfig = None,
     machine_rank: o.MachineRank = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Do one run of a stored study in this process, or what is left of it; schedulers such as SLURM can call this.
+    """Execute one run of a stored study, or the rest of it, in this process; schedulers such as SLURM can call this.
 
-    With --accelerate-config several processes of this machine, or of several, do it together, which this one starts.
+    With --accelerate-config, it starts several processes that execute the run together, on this machine or several.
 
-    A run that was cut goes on from its last checkpoint; one that is done or diverged stays as it is. A run that
+    An interrupted run resumes from its last checkpoint; a run that is done or diverged is left unchanged. A run that
     another process holds is refused. Write the report afterwards with `forgetting report STUDY`.
     """
     from ..store.folder import StudyFolder
@@ -46,9 +46,9 @@ def run_command(
     runs = inputs.runs
     if run_id not in runs:
         close = [name for name in runs if name.startswith(run_id.rsplit("-", 1)[0])] or list(runs)
-        raise UsageError(f"{study}: no run '{run_id}' in this study; {did_you_mean(run_id, close[:SHOWN])}")
+        raise UsageError(f"{study}: this study has no run '{run_id}'; {did_you_mean(run_id, close[:SHOWN])}")
     if accelerate_config is None and machine_rank is not None:
-        raise UsageError("--machine-rank: needs --accelerate-config with num_machines of more than 1")
+        raise UsageError("--machine-rank: needs --accelerate-config with num_machines above 1")
     engine = None if accelerate_config is None else read_engine(accelerate_config, machine_rank)
     launching.check(folder.config(), study, None if engine is None else engine.launch, run_id)
     began = time.perf_counter()
@@ -73,14 +73,14 @@ def run_command(
 
 
 def _do_together(engine: Accelerate, folder: StudyFolder, inputs: StudyInputs, run_id: str) -> bool:
-    """`do_run` by the processes of an engine."""
+    """`do_run` with the processes of an engine."""
     from ..studies.execute import Worker, is_pending
     from ..studies.study import follow, keep_lost
 
     if engine.launch.machine:
         follow(folder.path, engine)
         return True
-    tasks = [run_id] if is_pending(folder.run(run_id).read()) else []  # none: other machines wait for a word
+    tasks = [run_id] if is_pending(folder.run(run_id).read()) else []  # may be empty: other machines wait for a signal
     with engine.ready():
         lost = engine.execute(tasks, Worker(folder.path.resolve()), lambda _: None, one_thread=False)
         keep_lost(folder, inputs.runs, lost)

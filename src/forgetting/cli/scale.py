@@ -20,22 +20,23 @@ if TYPE_CHECKING:
     from ..measuring.scaling import Scaling
 
 
-Adapter = Annotated[str, typer.Argument(help="A finished adapter of LoRA's kind: LoRA, LoHa, LoKr, (IA)³.")]
+Adapter = Annotated[str, typer.Argument(help="A finished adapter: LoRA, LoHa, LoKr or (IA)³.")]
 Budget = Annotated[
-    float | None, typer.Option(help="Excess forgetting that is allowed, nats/token: find the scale that meets it.")
+    float | None, typer.Option(help="Excess forgetting allowed, nats/token: find the largest scale within it.")
 ]
 Train = Annotated[
-    str | None, typer.Option(metavar="SOURCE", help="Held-out text of the task: what a smaller scale costs there.")
+    str | None,
+    typer.Option(metavar="SOURCE", help="Held-out text of the task, to see what a smaller scale costs there."),
 ]
 TrainField = Annotated[
     list[str] | None, typer.Option(metavar="NAME=VALUE", help="How to read --train, as --text-field.")
 ]
 Folder = Annotated[
-    Path | None, typer.Option("--write", help="A new folder for the adapter at the scale that was found.")
+    Path | None, typer.Option("--write", help="Write the adapter at the scale found to this new folder.")
 ]
 Text = Annotated[
     str | None,
-    typer.Option(metavar="SOURCE", help="General text, as of `measure`: a {files} file, a folder, a Hub id."),
+    typer.Option(metavar="SOURCE", help="General text, as for `measure`: a {files} file, a folder, or a Hub id."),
 ]
 
 
@@ -58,12 +59,12 @@ def scale_command(
 ) -> None:
     """Measure a finished adapter at several strengths, without training, and find the one that meets a budget.
 
-    Scale 0 is the base model and 1 the adapter as it is. With --budget the scales between are measured until the
-    largest is found whose upper confidence bound is within it. Exit code 3 where only scale 0 is.
+    Scale 0 is the base model; scale 1 is the adapter unchanged. With --budget it searches for the largest scale whose
+    upper confidence bound is within the budget. Exit code 3 if only scale 0 is.
     """
     if folder is not None:
         if budget is None:
-            raise UsageError("--write: needs --budget, which says at which scale")
+            raise UsageError("--write: needs --budget, to find the scale")
         from ..models.scaled_adapter import check_free
 
         check_free(folder)
@@ -89,7 +90,7 @@ def scale_command(
 
 
 def _told(found: Scaling, folder: Path | None, as_json: bool) -> int:
-    """Write and print what was found; the exit code."""
+    """Write and print the result; returns the exit code."""
     met = found.chosen is None or found.chosen.scale > 0
     written = folder if folder is not None and met else None
     if written is not None:

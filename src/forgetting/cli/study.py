@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 PRINTED = 10_000
-"""Rows printed for reading; more are for a file."""
+"""Rows printed for reading; use a file for more."""
 PIECE = 10_000
 
 
@@ -59,13 +59,13 @@ def study_command(
     repeat: o.Repeat = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Run or resume a study: fine-tune over a grid, measure forgetting along each run, fit the laws, write a report.
+    """Run or resume a study: fine-tune over a grid, measure forgetting during each run, fit the laws, write a report.
 
-    With no argument it runs the paper's study in miniature, in a few minutes on two CPU cores. Finished runs are
-    skipped and cut runs resume, so the same command goes on where it stopped.
+    Without arguments it runs the paper's study in miniature, in a few minutes on two CPU cores. Finished runs are
+    skipped and interrupted runs resume, so the same command continues where it stopped.
 
-    A study grows in its folder: given the folder, --rank, --seed, --train and --method add runs, and --steps makes runs
-    with a constant learning rate longer. What would change stored numbers is refused.
+    To extend a study, give its folder: --rank, --seed, --train and --method add runs, and --steps lengthens runs that
+    have a constant learning rate. Changes that would alter stored numbers are refused.
     """
     flags: dict[str, Any] = {
         "model": present(source=model, **models.given()),
@@ -98,7 +98,7 @@ def _resolved(
     method: str | None,
     ranks: list[int] | None,
 ) -> StudyConfig:
-    """The study that is meant: to one in its own folder, flags add."""
+    """The requested study; flags extend a study given by its folder."""
     from ..config.files import with_flags
     from ..config.growing import with_more
 
@@ -108,43 +108,45 @@ def _resolved(
 
 
 def _engine(name: str, jobs: int | None, accelerate: Path | None, machine: int | None, given: dict[str, Any]) -> Engine:
-    """The engine that the flags mean.
+    """The engine that the flags ask for.
 
     Raises:
-        UsageError: a flag of another one.
+        UsageError: a flag of another engine.
     """
     from ..studies.engines import Local, Ray
     from ..studies.engines.accelerate import read_engine
 
     if accelerate is not None and jobs is not None:
-        raise UsageError(f"--accelerate-config: not with --jobs {jobs}: its processes do one run at a time")
+        raise UsageError(
+            f"--accelerate-config: does not go with --jobs {jobs}: its processes execute one run at a time"
+        )
     if name == "ray":
         if jobs is not None:
             raise UsageError(
-                "--jobs: with --engine ray, runs at a time follow from --run-cpus, --run-gpus, --run-memory"
+                "--jobs: not with --engine ray; --run-cpus, --run-gpus and --run-memory set how many runs fit at once"
             )
         if accelerate is None:
             return Ray(**given)
         launch = read_engine(accelerate, machine).launch
         if launch.machines > 1:
             raise UsageError(
-                f"{accelerate}: num_machines {launch.machines}: on Ray the processes of a run are on one node; give 1"
+                f"{accelerate}: num_machines {launch.machines}: on Ray, a run's processes are all on one node; give 1"
             )
         return Ray(**given, launch=launch)
     if given:
         option = next(iter(given))
         raise UsageError(f"--{'ray' if option == 'address' else 'run'}-{option}: needs --engine ray")
     if accelerate is None and machine is not None:
-        raise UsageError("--machine-rank: needs --accelerate-config with num_machines of more than 1")
+        raise UsageError("--machine-rank: needs --accelerate-config with num_machines above 1")
     return Local(jobs) if accelerate is None else read_engine(accelerate, machine)
 
 
 def _repeat(study: Path | None, run_id: str, as_json: bool, more: bool) -> None:
-    """Do a run again; exit code 1 where it did not come out the same by the rule of `forgetting.studies.repeat`."""
+    """Repeat a run; exit code 1 if its numbers differ by the rule of `forgetting.studies.repeat`."""
     from dataclasses import asdict
 
     if study is None or not study.is_dir() or more:
-        raise UsageError("--repeat: give the study folder, and nothing else: `forgetting study FOLDER --repeat RUN_ID`")
+        raise UsageError("--repeat: give only the study folder: `forgetting study FOLDER --repeat RUN_ID`")
     from ..studies.repeat import repeat
 
     made = repeat(study, run_id)
@@ -157,7 +159,7 @@ def _repeat(study: Path | None, run_id: str, as_json: bool, more: bool) -> None:
 
 
 def _prepare(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> None:
-    """Make the study folder and print the ids of the runs to do; on standard error, the memory that they will take."""
+    """Create the study folder and print the ids of the runs to do; their memory goes to standard error."""
     from ..studies.study import prepare
 
     plans: list[MemoryPlan] = []
@@ -172,7 +174,7 @@ def _prepare(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -
 
 
 def _study(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> None:
-    """Run a study and print what it gave; on a machine that is not the first, do its part and print nothing."""
+    """Run a study and print the result; on a machine other than the first, do its part and print nothing."""
     from ..studies.conclude import run_study
     from ..studies.engines import Accelerate
     from ..studies.study import follow
@@ -200,7 +202,7 @@ def present(**fields: Any) -> dict[str, Any]:
 
 
 def named_sources(sources: list[str]) -> dict[str, str]:
-    """Data sets given by flag, by name: the last part of a file name or id, with the one before it where two agree.
+    """Data sets given by flag, by name: the last part of a file name or id, plus the part before it if two are equal.
 
     Raises:
         UsageError: one is given twice.
@@ -219,7 +221,7 @@ def named_sources(sources: list[str]) -> dict[str, str]:
 
 
 def _stem(source: str, parts: int) -> str:
-    """The last parts of a file name or id, without its suffix, as a name."""
+    """The last parts of a file name or id, without the suffix, as a name."""
     last = "-".join(re.split(r"[/:]", source.rstrip("/"))[-parts:])
     stem = re.sub(r"\.(txt|md|jsonl|ndjson|json|csv|tsv|parquet)(\.gz|\.zst)?$", "", last)
     return re.sub(r"[^A-Za-z0-9._-]", "-", stem).strip("-._")[:64] or "data"
@@ -227,15 +229,15 @@ def _stem(source: str, parts: int) -> str:
 
 def table_command(
     study: o.Study,
-    as_json: Annotated[bool, typer.Option("--json", help="One list of objects.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list of objects.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
-    as_parquet: Annotated[bool, typer.Option("--parquet", help="Parquet; redirect it into a file.")] = False,
+    as_parquet: Annotated[bool, typer.Option("--parquet", help="Write Parquet; redirect it into a file.")] = False,
 ) -> None:
     """Print a study's measurements, one row each, on standard output."""
     if as_json + as_csv + as_parquet > 1:
-        raise UsageError("--json, --csv, --parquet: give one of them")
+        raise UsageError("--json, --csv, --parquet: give only one of them")
     if as_parquet and sys.stdout.isatty():
-        raise UsageError("--parquet writes binary data: redirect it, for example `> runs.parquet`")
+        raise UsageError("--parquet: writes binary data; redirect it, for example `> runs.parquet`")
     from ..analysis.study_table import read_study
     from ..config.bits import quantised_notes
     from ..store.table import records
@@ -265,7 +267,7 @@ def table_command(
 
 
 def write_csv(table: pd.DataFrame) -> None:
-    """A table as CSV on standard output; a large one by Arrow, ten times as fast, with the same values."""
+    """A table as CSV on standard output; a large one with Arrow, ten times as fast, with the same values."""
     if len(table) <= PRINTED:
         table.to_csv(sys.stdout, index=False)
         return
@@ -279,7 +281,7 @@ def write_csv(table: pd.DataFrame) -> None:
 
 
 def _say(left: LeftOut) -> None:
-    """Which runs nothing is concluded from, on standard error."""
+    """Name the runs that are left out of all conclusions, on standard error."""
     for sentence in left.sentences():
         say(sentence)
 
@@ -293,17 +295,19 @@ def _print_table(found: StudyTable) -> None:
     apart = table["status"] == UNASKED
     shown = [measurements_shown(part.head(PRINTED)) for part in (table[~apart], table[apart]) if len(part)]
     if apart.any():
-        shown[-1] = replace(shown[-1], heading=["of runs that the configuration no longer asks for, in no fit:"])
+        shown[-1] = replace(shown[-1], heading=["runs that the configuration no longer asks for (not used in fits):"])
     print_shown(shown)
     if len(table) > PRINTED:
-        sys.stderr.write(f"the first {PRINTED:,} of {len(table):,} rows; --csv, --json or --parquet writes all\n")
+        sys.stderr.write(
+            f"only the first {PRINTED:,} of {len(table):,} rows are shown; --csv, --json or --parquet writes all\n"
+        )
 
 
 def report_command(
     study: o.Study,
     as_json: o.AsJson = False,
 ) -> None:
-    """Fit the laws again and write the report again, from what a study has measured so far."""
+    """Refit the laws and rewrite the report from everything a study has measured so far."""
     from ..studies.conclude import report
 
     made = report(study)

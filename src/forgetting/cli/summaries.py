@@ -1,4 +1,4 @@
-"""Verdicts for those who did not run the command: Markdown for a pull request, JUnit XML for a CI server."""
+"""Verdicts for people who did not run the command: Markdown for a pull request, JUnit XML for a CI server."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from ..errors import UsageError, visible
 
 NO_XML = re.compile("[\ufffe\uffff]")
 MARKS = {"within": "✅", "over": "❌", "not improved": "❌", "undecided": "❔"}
-Markdown = Annotated[Path | None, typer.Option(help="Write a summary for a pull-request comment there.")]
+Markdown = Annotated[
+    Path | None, typer.Option(help="Also write a Markdown summary to this file, for a pull-request comment.")
+]
 Junit = Annotated[
     Path | None,
-    typer.Option("--junit", help="Write the verdicts as JUnit XML there, a test case each."),
+    typer.Option("--junit", help="Also write the verdicts to this file as JUnit XML, one test case each."),
 ]
 Confidence = Annotated[float, typer.Option(help="Confidence of each bound.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Undecided fails, too.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 also if the verdict is undecided.")]
 AllowUndecided = Annotated[
-    bool, typer.Option("--allow-undecided", help="Undecided passes, however little was measured.")
+    bool,
+    typer.Option("--allow-undecided", help="Exit with 0 if the verdict is undecided, however little was measured."),
 ]
 
 
@@ -31,10 +34,10 @@ class Case:
     """A verdict as a test case.
 
     Attributes:
-        name: of what was judged.
-        verdict: in a word.
-        sentence: in words.
-        exit_code: of this verdict alone.
+        name: name of what was judged.
+        verdict: the verdict in a word.
+        sentence: the verdict in a sentence.
+        exit_code: exit code of this verdict alone.
     """
 
     name: str
@@ -44,17 +47,17 @@ class Case:
 
 
 def heading(what: str, verdict: str) -> str:
-    """The first line of a summary."""
+    """The heading of a summary."""
     return f"### {MARKS[verdict]} {what} {verdict + ' budget' if verdict in ('within', 'over') else verdict}"
 
 
 def as_junit(suite: str, models: str, cases: Sequence[Case]) -> str:
-    """Test cases as JUnit XML: over the budget is a failure; undecided is skipped where it passes, else a failure.
+    """Test cases as JUnit XML: over budget is a failure; undecided is skipped if it passes, otherwise a failure.
 
     Args:
-        suite: what judged.
-        models: what was compared.
-        cases: one a verdict.
+        suite: the command that judged.
+        models: the models compared.
+        cases: one per verdict.
     """
     from xml.etree import ElementTree
 
@@ -85,7 +88,7 @@ def _skipped(case: Case) -> bool:
 
 
 def check_undecided(strict: bool, allow: bool) -> None:
-    """Refuse --strict beside --allow-undecided.
+    """Refuse --strict together with --allow-undecided.
 
     Raises:
         UsageError: both were given.
@@ -95,7 +98,7 @@ def check_undecided(strict: bool, allow: bool) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """A file at once.
+    """Write a file atomically.
 
     Raises:
         UsageError: it cannot be written.

@@ -1,5 +1,5 @@
 """What users ask for: a study's configuration, and the arguments of the Python functions.
 
-The schema, with run ids that are content hashes; the YAML, flags and presets it comes from; the registries in which
-methods, mitigations and laws are found by name; arguments checked against their annotations, and tables of any kind.
+Contains the schema, whose run ids are content hashes; the YAML files, flags and presets that fill it; the registries
+that find methods, mitigations and laws by name; and checks of arguments against their annotations.
 """

@@ -1,4 +1,4 @@
-"""What callers of the Python functions pass in: arguments checked against their annotations, and tables of any kind."""
+"""Arguments of the Python functions: checked against their annotations; tables of any kind are accepted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import UsageError, did_you_mean
 
 
 class ColumnTable(Protocol):
-    """A table with named columns, such as a DataFrame of pandas."""
+    """A table with named columns, such as a pandas DataFrame."""
 
     @property
     def columns(self) -> Any:
@@ -39,17 +39,17 @@ _SEVERAL = (list, tuple, set, frozenset, range)
 
 
 def wrong_type(name: str, value: Any, allowed: str) -> UsageError:
-    """One line that says what came and what is allowed."""
+    """A one-line error that says what came and what is allowed."""
     came = repr(value).splitlines()[0] if isinstance(value, str | numbers.Number | None) else ""
     kind = "None" if value is None else f"{type(value).__name__} {came:.40}".strip()
     return UsageError(f"{name}: got {kind}; allowed: {allowed}")
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """The same function, which refuses an argument of another type than its annotation in one line.
+    """Decorate a function so that an argument of the wrong type is a one-line UsageError.
 
-    Annotations of numbers, texts, paths, dictionaries, sequences and literals are checked; a parameter whose
-    annotation has another name in it is left to the function.
+    Checks annotations of numbers, texts, paths, dictionaries, sequences and literals. A parameter whose annotation
+    contains any other name is left to the function.
     """
     signature = inspect.signature(function)
     tests = {name: found for name, p in signature.parameters.items() if (found := _tests(p.annotation))}
@@ -70,7 +70,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _tests(annotation: Any) -> list[Test]:
-    """What a value may be, by an annotation's text; nothing where that cannot be said here."""
+    """What a value may be according to an annotation's text; nothing if the annotation is not checked here."""
     if not isinstance(annotation, str):
         return []
     parts = [_test(part) for part in _split(annotation, "|")]
@@ -89,7 +89,7 @@ def _split(annotation: str, mark: str) -> list[str]:
 
 
 def _test(part: str) -> Test | None:
-    """Whether a value is of one member of a union, and that member in words; None where it has another name."""
+    """A test for one member of a union, and that member in words; None if the annotation has another name."""
     head, _, rest = part.partition("[")
     inner = _split(rest[:-1], ",") if rest else []
     match head:
@@ -137,10 +137,10 @@ def _plural(word: str) -> str:
 
 
 def _refuse_inside(name: str, value: Any, annotation: Any) -> None:
-    """Name what is wrong in a dictionary or list, by its key or place.
+    """Find what is wrong in a dictionary or list, and name its key or index.
 
     Raises:
-        UsageError: an entry of another type than the annotation's.
+        UsageError: an entry has the wrong type.
     """
     head = "Mapping" if isinstance(value, Mapping) else "Sequence" if _is_several(value) else ""
     part = next((p for p in _split(annotation, "|") if head and p.startswith(f"{head}[")), "")
@@ -163,7 +163,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_several(value: Any) -> bool:
-    """A list or the like; arrays and columns of numpy and pandas, too."""
+    """Whether it is a list or similar; includes numpy arrays and pandas columns."""
     return isinstance(value, _SEVERAL) or (hasattr(value, "__array__") and getattr(value, "ndim", 1) == 1)
 
 
@@ -171,7 +171,7 @@ def path_of(name: str, value: Any, what: str) -> str:
     """A path or id as text.
 
     Raises:
-        UsageError: something else, or an empty text.
+        UsageError: neither, or an empty text.
     """
     if not isinstance(value, str | os.PathLike) or not (text := str(os.fspath(value))):
         raise wrong_type(name, value, what)
@@ -179,10 +179,10 @@ def path_of(name: str, value: Any, what: str) -> str:
 
 
 def model_of(name: str, value: Any, *, optional: bool = False) -> Any:
-    """A model's folder or id as text, or a live model as it is.
+    """A model's folder or id as text, or a loaded model unchanged.
 
     Raises:
-        UsageError: something else; None where it must be given.
+        UsageError: neither; also None, unless it is optional.
     """
     if isinstance(value, str | os.PathLike):
         return path_of(name, value, MODEL)
@@ -192,10 +192,10 @@ def model_of(name: str, value: Any, *, optional: bool = False) -> Any:
 
 
 def tokenizer_of(value: Any) -> Any:
-    """A tokenizer of transformers as it is, or None.
+    """A transformers tokenizer unchanged, or None.
 
     Raises:
-        UsageError: something else.
+        UsageError: anything else.
     """
     if value is None or (callable(value) and hasattr(value, "eos_token_id")):
         return value
@@ -203,23 +203,23 @@ def tokenizer_of(value: Any) -> Any:
 
 
 def columns_of(value: Any, name: str) -> dict[str, list[Any]] | None:
-    """A table's columns by name; None for what is no table.
+    """A table's columns by name; None if the value is not a table.
 
     Args:
-        value: a DataFrame, a datasets.Dataset, a dictionary of columns, or a list of rows that are dictionaries.
-        name: of the argument, for messages.
+        value: a DataFrame, a datasets.Dataset, a dictionary of columns, or a list of dictionaries, one per row.
+        name: the argument's name, for messages.
 
     Raises:
-        UsageError: columns of different length, several splits, or a stream.
+        UsageError: columns of different lengths, several splits, or a stream.
     """
     if is_frame(value):
         return {str(column): value[column].tolist() for column in value.columns}
     datasets = sys.modules.get("datasets")
     if datasets is not None:
         if isinstance(value, datasets.DatasetDict | datasets.IterableDatasetDict):
-            raise UsageError(f"{name}: a DatasetDict holds several splits; give one: {', '.join(value)}")
+            raise UsageError(f"{name}: a DatasetDict has several splits; give one of them: {', '.join(value)}")
         if isinstance(value, datasets.IterableDataset):
-            raise UsageError(f"{name}: a stream has no end; give list(dataset.take(1000))")
+            raise UsageError(f"{name}: a stream has no known end; give, for example, list(dataset.take(1000))")
         if isinstance(value, datasets.Dataset):
             return {str(column): list(value[column]) for column in value.column_names}
     if isinstance(value, Mapping):
@@ -230,13 +230,13 @@ def columns_of(value: Any, name: str) -> dict[str, list[Any]] | None:
 
 
 def is_frame(value: Any) -> bool:
-    """Whether it is a DataFrame of pandas, which need not be imported for that."""
+    """Whether the value is a pandas DataFrame; does not import pandas."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(value, pandas.DataFrame)
 
 
 def from_records(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Columns from rows; None where a row lacks a column."""
+    """Columns from rows; None if a row lacks a column."""
     rows = list(records)
     names = dict.fromkeys(str(key) for row in rows for key in row)
     return {name: [row.get(name) for row in rows] for name in names}
@@ -250,7 +250,7 @@ def rows_of(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 def _rows(value: Sequence[Any], name: str) -> dict[str, list[Any]]:
     for i, row in enumerate(value):
         if not isinstance(row, Mapping):
-            raise wrong_type(f"{name}, row {i + 1}", row, "a dictionary, as the first row is")
+            raise wrong_type(f"{name}, row {i + 1}", row, "a dictionary, like the first row")
     return from_records(value)
 
 
@@ -258,10 +258,10 @@ def _columns(value: Mapping[Any, Any], name: str) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for column, cells in value.items():
         if isinstance(cells, str | Mapping) or not isinstance(cells, Iterable):
-            raise wrong_type(f"{name}['{column}']", cells, "a list, one value a row")
+            raise wrong_type(f"{name}['{column}']", cells, "a list with one value per row")
         found[str(column)] = list(cells)
     lengths = {column: len(cells) for column, cells in found.items()}
     if len(set(lengths.values())) > 1:
         named = ", ".join(f"{column} {length}" for column, length in lengths.items())
-        raise UsageError(f"{name}: columns of different length: {named}")
+        raise UsageError(f"{name}: columns of different lengths: {named}")
     return found

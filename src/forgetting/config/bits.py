@@ -1,11 +1,11 @@
-"""What quantised base models are called in messages, tables and reports."""
+"""How messages, tables and reports describe a quantised base model."""
 
 from __future__ import annotations
 
 from .schema import ModelConfig
 
 NAMES = {4: "NF4", 8: "LLM.int8()"}
-"""By bits, what bitsandbytes makes of the weights."""
+"""What bitsandbytes turns the weights into, by number of bits."""
 
 
 def quantised(bits: int) -> str:
@@ -14,11 +14,11 @@ def quantised(bits: int) -> str:
 
 
 def quantised_notes(model: ModelConfig) -> list[str]:
-    """What the forgetting of a study on quantised weights is measured against, in words; none on others."""
+    """What a study on quantised weights measures forgetting against, in words; empty for other studies."""
     if model.bits is None:
         return []
     if model.reference == "full":
-        against = "in full precision: step 0 is what quantising alone cost, and later steps hold that"
+        against = "in full precision: step 0 is the forgetting from quantising alone, and later steps include it"
     else:
-        against = "as it is: what quantising alone cost is not in it (model.reference: full)"
+        against = "as quantised: forgetting from quantising alone is not included (model.reference: full would)"
     return [f"the base model is {quantised(model.bits)}, and forgetting is measured against it {against}"]

@@ -19,12 +19,12 @@ KINDS = {
     "dict_type": "give fields by name",
     "model_type": "give fields by name",
 }
-"""What is allowed where a value is of another kind, by pydantic's name of the error."""
+"""What to give when a value has the wrong type, by pydantic's name of the error."""
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> list[str]:
-    """Pydantic's errors in lines: `where: field: got X; what is allowed`; several under one heading, one a line."""
-    # a list with a wrong item is reported as too short, too
+    """Pydantic's errors as lines `where: field: got X; what is allowed`; several go under one heading, one per line."""
+    # a list with a wrong item is also reported as too short
     items = [item for item in error.errors() if not (item["type"] == "too_short" and item["input"])]
     lines = [_explained(item, model) for item in items]
     if len(lines) == 1:
@@ -40,11 +40,11 @@ def _explained(item: ErrorDetails, model: type[BaseModel]) -> str:
         case "extra_forbidden":
             said = f"unknown field; {did_you_mean(str(item['loc'][-1]), _fields_at(model, item['loc'][:-1]))}"
         case "missing":
-            said = "is missing and has no default"
+            said = "required, but missing"
         case "value_error":
             said = str(item["ctx"]["error"])
         case "string_pattern_mismatch":
-            said = f"got {came}; letters, digits, '.', '_' and '-' only, at most 64, no separators"
+            said = f"got {came}; allowed: letters, digits, '.', '_' and '-', at most 64 characters"
         case "literal_error":
             choices = item["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
             said = f"got {came}; {did_you_mean(str(item['input']), choices)}"
@@ -56,12 +56,12 @@ def _explained(item: ErrorDetails, model: type[BaseModel]) -> str:
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
-    """Field names allowed at a path inside `model`, for suggestions."""
+    """The field names allowed at a path inside `model`, for suggestions."""
     schema: dict[str, Any] = model.model_json_schema()
     node = schema
     for part in path:
         node = _resolve(node, schema)
-        if "oneOf" in node:  # a text or a probe: the tag says which
+        if "oneOf" in node:  # a text or a probe; the tag says which
             kinds = [_resolve(one, schema) for one in node["oneOf"]]
             probe = str(part) == "[probe]"
             node = next((kind for kind in kinds if ("probe" in kind["properties"]) == probe), {})
@@ -76,6 +76,6 @@ def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     while "$ref" in node or "anyOf" in node:
         if "$ref" in node:
             node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
-        else:  # an optional section: the one choice that is not null
+        else:  # an optional section: take the choice that is not null
             node = next((choice for choice in node["anyOf"] if "$ref" in choice), {})
     return node

@@ -1,6 +1,6 @@
-"""Where a configuration comes from: shipped presets, a user's YAML file, flags laid over them.
+"""Where a configuration comes from: shipped presets, a user's YAML file, and flags that override them.
 
-Every error names the file and line, or the preset, what came and what is allowed.
+Every error names the file and line, or the preset, and says what came and what is allowed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OWN_FIELDS: dict[str, Any] = {
     "training": {"batch_size": 16},
     "measure": {"start": 20, "every": 20, "text_tokens": 100_000, "heldout_tokens": 50_000},
 }
-"""What a study given by flags alone starts from: measured on a sample of the text, sized for a first answer."""
+"""Defaults of a study given by flags alone: it measures on a sample of the text, to give a first answer quickly."""
 
 
 def presets() -> list[str]:
@@ -33,13 +33,13 @@ def load_preset(name: str) -> StudyConfig:
     """A shipped configuration by name.
 
     Raises:
-        UsageError: no preset of that name.
+        UsageError: no preset has that name.
     """
     return validate(preset_fields(name), where=f"preset {name}")
 
 
 def preset_fields(name: str) -> dict[str, Any]:
-    """A preset's YAML as a plain mapping, for overrides before validation."""
+    """A preset's YAML as a plain mapping, so that it can be overridden before validation."""
     if name not in presets():
         raise UsageError(f"preset: no preset '{name}'; {did_you_mean(name, presets())}")
     text = (resources.files("forgetting") / "config" / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
@@ -47,7 +47,7 @@ def preset_fields(name: str) -> dict[str, Any]:
 
 
 def read_fields(path: Path) -> dict[str, Any]:
-    """A user's YAML file as a plain mapping, its relative source paths made absolute (relative to the file).
+    """A user's YAML file as a plain mapping; relative source paths are resolved against the file's folder.
 
     Raises:
         UsageError: the file is missing, unreadable, or not a YAML mapping; names the file and line.
@@ -56,25 +56,25 @@ def read_fields(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: a directory, not a configuration file; to resume a study use --out {path}")
     if not path.exists():
         raise UsageError(
-            f"{path}: no such configuration file; write one, or name a preset with --preset ({', '.join(presets())})"
+            f"{path}: no such configuration file; create it, or choose a preset with --preset ({', '.join(presets())})"
         )
     return parse_yaml(files.read_text(path, limit=files.MAX_CONFIG), where=str(path))
 
 
 def parse_yaml(text: str, *, where: str) -> dict[str, Any]:
-    """Safe-loaded YAML that must be a mapping; `where` names it in errors."""
+    """Safely loaded YAML that must be a mapping; errors begin with `where`."""
     fields = files.parse_yaml(text, where)
     if not isinstance(fields, dict):
         raise UsageError(
-            f"{where}: a mapping of fields is needed, got {type(fields).__name__}; see `forgetting study --help`"
+            f"{where}: needs a mapping of fields, got {type(fields).__name__}; see `forgetting study --help`"
         )
     return fields
 
 
 def resolve_sources(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Make the relative local sources of a configuration absolute: those that exist under `folder`.
+    """Make a configuration's relative local sources absolute if they exist under `folder`.
 
-    A source that does not exist there stays as it is (a Hub id, `miniature`, or a path for a clear error later).
+    Any other source is kept: it is a Hub id or `miniature`, or a path that gets a clear error later.
     """
 
     def absolute(section: Any) -> Any:
@@ -85,7 +85,7 @@ def resolve_sources(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return section
 
     def within(part: Any) -> Any:
-        """The same for each text that an option holds."""
+        """Resolve each text that an option contains."""
         if isinstance(part, list):
             return [within(item) for item in part]
         return absolute({key: within(value) for key, value in part.items()}) if isinstance(part, Mapping) else part
@@ -102,10 +102,10 @@ def resolve_sources(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def study_config(given: Any) -> tuple[StudyConfig, Path | None]:
-    """The study that a configuration, its fields, a YAML file, a study folder or a preset's name mean.
+    """The study meant by a configuration, its fields, a YAML file, a study folder or a preset's name.
 
     Returns:
-        The configuration, and the study folder where one was given.
+        The configuration, and the study folder if one was given.
 
     Raises:
         UsageError: none of these, or a wrong field.
@@ -130,17 +130,17 @@ def with_flags(
     method: str | None = None,
     ranks: Sequence[int] | None = None,
 ) -> StudyConfig:
-    """The study that a file or preset and flags mean together; flags win, field by field.
+    """The study from a file or preset plus flags; a flag overrides the same field of the file or preset.
 
     Args:
-        flags: fields given by flag; with a model or data sets among them they need no file and no preset.
+        flags: fields given by flag; if they include a model or data sets, no file or preset is needed.
         file: a YAML file or a study folder.
         preset: a preset's name.
-        method: do this one alone, by its name or label, with the options that the file has for it.
-        ranks: of the method, or of the first one that has a rank.
+        method: run only this method, by its name or label, with the file's options for it.
+        ranks: ranks of that method, or of the first method that has a rank.
 
     Raises:
-        UsageError: a file and a preset, too few flags, ranks where no method has one, or a wrong field.
+        UsageError: both a file and a preset, too few flags, ranks although no method has one, or a wrong field.
     """
     given = resolve_sources(flags, Path.cwd())
     if file is not None and preset is not None:
@@ -150,7 +150,7 @@ def with_flags(
     elif preset is not None or not ("datasets" in flags or "source" in flags.get("model", {})):
         name = preset or "miniature"
         fields, where = resolve_sources(preset_fields(name), Path.cwd()), f"preset {name}"
-        if "batch_size" in flags.get("training", {}):  # a preset's micro-batches are parts of its own batches
+        if "batch_size" in flags.get("training", {}):  # a preset's micro-batches only fit its own batch size
             fields["training"].pop("micro_batch_size", None)
     else:
         fields, where = _own_fields(flags), "flags"
@@ -162,7 +162,7 @@ def with_flags(
 
 
 def _chosen_methods(methods: list[Any], name: str | None, ranks: list[int], where: str) -> list[Any]:
-    """The methods, or one of them alone, with ranks in place of those of the first that has any; or another method."""
+    """All methods, or only the chosen one; `ranks` replace those of the first method that has any."""
     found = [dict(one) if isinstance(one, Mapping) else one for one in methods]
     entries = [one for one in found if isinstance(one, dict)]
     if name is not None:
@@ -171,43 +171,43 @@ def _chosen_methods(methods: list[Any], name: str | None, ranks: list[int], wher
     if ranks:
         first = next((one for one in entries if "rank" in one or one.get("name") == "lora" or name is not None), None)
         if first is None:
-            raise UsageError(f"--rank: no method of {where} has a rank; name one by --method")
+            raise UsageError(f"--rank: no method in {where} has a rank; choose one that does with --method")
         first["rank"] = ranks if len(ranks) > 1 else ranks[0]
     return found
 
 
 def _own_fields(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """What a study given by flags alone starts from."""
+    """The fields of a study given by flags alone."""
     needed = {
         "--model": "source" in flags.get("model", {}),
         "--train": "datasets" in flags,
         "--text": "source" in flags.get("text", {}),
     }
     if missing := [flag for flag, there in needed.items() if not there]:
-        raise UsageError(f"{' and '.join(missing)}: missing; a study of your own needs --model, --train and --text")
+        raise UsageError(f"{' and '.join(missing)}: missing; your own study needs --model, --train and --text")
     steps = flags.get("training", {}).get("steps")
     measure = OWN_FIELDS["measure"]
     unset = "start" not in flags.get("measure", {})
-    if unset and type(steps) is int and 1 <= steps < measure["start"]:  # five measurements of so few steps
+    if unset and type(steps) is int and 1 <= steps < measure["start"]:  # so few steps: measure five times
         measure = {**measure, "start": max(1, steps // 5), "every": max(1, steps // 5)}
     return {**OWN_FIELDS, "measure": measure, "name": "-".join(flags["datasets"])[:64]}
 
 
 def file_fields(path: Path) -> tuple[dict[str, Any], str]:
-    """The fields of a YAML file or of a study folder, their sources made absolute, and the file's name for messages.
+    """The fields of a YAML file or study folder, with absolute sources, and the file's name for messages.
 
     Raises:
-        UsageError: not a configuration file, or a folder without one or with a link in its place.
+        UsageError: not a configuration file; a folder without study.yaml, or with a link in its place.
     """
     if path.is_dir():
         if not (path / "study.yaml").exists():
-            raise UsageError(f"{path}: not a study folder (no study.yaml in it)")
+            raise UsageError(f"{path}: not a study folder (it has no study.yaml)")
         path = files.check_plain(files.refuse_link(path / "study.yaml", path))
     return resolve_sources(read_fields(path), path.parent), str(path)
 
 
 def deep_merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `override` laid over it, mapping by mapping; lists and values are replaced whole."""
+    """`base` overridden by `override`: mappings are merged, lists and values replaced."""
     merged = dict(base)
     for key, value in override.items():
         old = merged.get(key)

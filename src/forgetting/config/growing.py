@@ -1,4 +1,4 @@
-"""What flags add to a stored study."""
+"""How flags extend a stored study."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from .schema import StudyConfig, validate
 def with_more(
     study: Path, flags: Mapping[str, Any], *, method: str | None = None, ranks: Sequence[int] | None = None
 ) -> StudyConfig:
-    """A stored study's configuration with more runs: data sets, seeds and ranks are added, other fields set.
+    """A stored study's configuration with more runs: data sets, seeds and ranks are added, other fields are replaced.
 
     Args:
         study: its folder.
-        flags: fields given by flag, without methods.
-        method: its name or label; None is the study's first one where ranks are given.
-        ranks: of the method.
+        flags: fields given by flag, except methods.
+        method: name or label of the method to extend; None means the study's first one, if ranks are given.
+        ranks: ranks to add to the method.
 
     Raises:
-        UsageError: not a study folder, a wrong field, or fewer steps.
+        UsageError: not a study folder, a wrong field, or fewer steps than before.
     """
     fields, where = file_fields(study)
     given = resolve_sources(flags, Path.cwd())
     before, after = (part.get("training", {}).get("steps") for part in (fields, given))
     if isinstance(before, int) and isinstance(after, int) and after < before:
         raise UsageError(
-            f"{study}: training.steps: there {before}, now {after}; runs cannot be made shorter: plan another study, "
-            "by --out and a new folder"
+            f"{study}: training.steps: the study has {before}, got {after}; "
+            "stored runs cannot be shortened: start another study in a new folder with --out"
         )
     added = {"datasets": given.pop("datasets", {}), "seeds": given.pop("seeds", [])}
     merged = deep_merge(fields, given)
@@ -44,7 +44,7 @@ def with_more(
 
 
 def _with_ranks(methods: Sequence[Mapping[str, Any]], name: str | None, ranks: list[int]) -> list[dict[str, Any]]:
-    """The methods with ranks added to one of them, or with another one."""
+    """The methods, with ranks added to one of them, or with a new method."""
     found: list[dict[str, Any]] = [dict(one) for one in methods]
     if name is None and not ranks:
         return found
@@ -53,7 +53,7 @@ def _with_ranks(methods: Sequence[Mapping[str, Any]], name: str | None, ranks: l
         return [*found, {"name": name, **({"rank": ranks if len(ranks) > 1 else ranks[0]} if ranks else {})}]
     if not ranks:
         return found
-    if "rank" not in entry:  # its default, which its entry goes on to mean
+    if "rank" not in entry:  # write out the default rank, so that this run stays in the study
         return [*found, {**entry, "rank": ranks}]
     there = entry["rank"] if isinstance(entry["rank"], list) else [entry["rank"]]
     entry["rank"] = list(dict.fromkeys([*there, *ranks]))

@@ -1,4 +1,4 @@
-"""Things by name: a name that a user gave is found, or answered with the names that there are."""
+"""Registries of named things; an unknown name gets an error that lists the known ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class Named(Protocol):
 
     @property
     def name(self) -> str:
-        """What a user calls it."""
+        """The name that a user gives."""
 
 
 T = TypeVar("T", bound=Named)
 
 
 class Registry(Mapping[str, T]):
-    """Things by name, in the order given. A new method, mitigation or law is one file and one row in its registry.
+    """Named things in the given order. A new method, mitigation or law is one file and one row in its registry.
 
     Examples:
         >>> from types import SimpleNamespace
@@ -34,13 +34,13 @@ class Registry(Mapping[str, T]):
     """
 
     def __init__(self, kind: str, things: Iterable[T], *, field: str = "", hint: str = "") -> None:
-        """Keep things by name.
+        """Register things by name.
 
         Args:
             kind: what they are, in the singular, for errors.
-            things: each with a name of its own.
-            field: of a configuration that names one; opens errors.
-            hint: what else may be given in the place of a name; closes errors.
+            things: each has its own name.
+            field: the configuration field that names one; errors begin with it.
+            hint: what else may be given instead of a name; errors end with it.
 
         Raises:
             ValueError: two have the same name.
@@ -53,10 +53,10 @@ class Registry(Mapping[str, T]):
             self._things[thing.name] = thing
 
     def find(self, name: str) -> T:
-        """The thing of this name.
+        """The thing with this name.
 
         Raises:
-            UsageError: there is none; names the closest and all choices.
+            UsageError: there is none; suggests the closest name and lists all choices.
         """
         if name not in self._things:
             opening, closing = f"{self._field}: " * bool(self._field), f"; {self._hint}" * bool(self._hint)

@@ -1,6 +1,6 @@
 """A study's configuration: pydantic models, YAML in and out, overrides by flag, and run ids that are content hashes.
 
-Every error names the field, what came and what is allowed. Unknown fields are errors.
+Every error names the field and says what came and what is allowed. Unknown fields are errors.
 """
 
 from __future__ import annotations
@@ -37,50 +37,50 @@ TrackerName = Literal["wandb", "trackio", "mlflow", "tensorboard"]
 
 
 class VariantOptions(Section):
-    """Base of what is chosen by name, such as a method: its fields are its options."""
+    """Base of everything chosen by name, such as a method: its fields are its options."""
 
     name: ClassVar[str]
 
 
 class ModelConfig(Section):
-    """The base model: any causal language model of transformers."""
+    """The base model: any causal language model that transformers can load."""
 
     source: str = Field(min_length=1, description="a directory, a Hub id, or `miniature`")
     revision: str | None = Field(default=None, description="Hub revision (commit, tag or branch)")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="`auto` keeps the dtype in which the weights are stored"
+        default="auto", description="dtype of the weights; `auto` keeps the one they are stored in"
     )
     device: str = Field(
         default="auto",
         min_length=1,
-        description="`auto` is the first GPU, else the CPU; or torch's name for it: cpu, cuda:1, mps",
+        description="torch device, e.g. cpu, cuda:1, mps; `auto` is the first GPU, or the CPU if there is none",
     )
     trust_remote_code: bool = Field(
-        default=False, description="run Python code shipped with the model: only if you trust it"
+        default=False, description="run Python code shipped with the model; only if you trust it"
     )
     bits: Literal[4, 8] | None = Field(
         default=None,
-        description="quantise its linear layers on loading, by bitsandbytes: 4 (NF4, computed in `dtype`; QLoRA) or 8",
+        description="quantise the linear layers with bitsandbytes on loading: 4 (NF4, computed in `dtype`; QLoRA) or 8",
     )
     reference: Literal["quantised", "full"] = Field(
         default="quantised",
-        description="with `bits`, what forgetting is measured against: the `quantised` model that is fine-tuned, or "
-        "the `full` one in `dtype`, so that step 0 is what quantising alone cost",
+        description="with `bits`, the model that forgetting is measured against: the `quantised` one that is "
+        "fine-tuned, or the `full` one in `dtype`; with `full`, step 0 is the forgetting from quantising alone",
     )
 
     @model_validator(mode="after")
     def _reference_of_quantised(self) -> Self:
         if self.reference != "quantised" and self.bits is None:
-            raise ValueError(f"reference: {self.reference} needs bits; without them the model itself is the reference")
+            raise ValueError(f"reference: {self.reference} needs bits; without bits, the model itself is the reference")
         return self
 
     def measured_against(self) -> ModelConfig:
-        """The model that forgetting is measured against: this one, or with `reference: full` the same without bits."""
+        """The model that forgetting is measured against: this one, or with `reference: full` this one without bits."""
         return self if self.reference != "full" else self.model_copy(update={"bits": None, "reference": "quantised"})
 
 
 class Variant(BaseModel):
-    """Something chosen by name, with its own options beside `name`.
+    """Something chosen by name, with its options beside `name`.
 
     A list for an option that takes one value is a grid: `rank: [8, 64]` is two methods.
     """
@@ -90,21 +90,23 @@ class Variant(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Its own options, unvalidated: the package that it belongs to validates them."""
+        """Its options, not yet validated; the package that defines it validates them."""
         return dict(self.__pydantic_extra__ or {})
 
 
 class MitigationConfig(Variant):
-    """What holds forgetting back in a run, such as replay."""
+    """A mitigation: what reduces forgetting in a run, such as replay."""
 
 
 class MethodConfig(Variant):
-    """How the model is made trainable, and what holds forgetting back meanwhile."""
+    """How the model is made trainable, and what reduces forgetting during training."""
 
-    label: Name | None = Field(default=None, description="what tables and reports call this entry; default its name")
+    label: Name | None = Field(
+        default=None, description="name of this entry in tables and reports; default: the method's name"
+    )
     mitigations: tuple[tuple[MitigationConfig, ...], ...] = Field(
         default=(),
-        description="alternatives, each one run instead of the plain one: a mitigation, or a list of them together",
+        description="one run for each item, instead of the plain run: a mitigation, or a list of them combined",
     )
 
     @field_validator("mitigations", mode="before")
@@ -116,33 +118,35 @@ class MethodConfig(Variant):
 
 
 class TrainingConfig(Section):
-    """The recipe, shared by all runs. Defaults after the paper's setup, where it states one."""
+    """The training recipe, shared by all runs. Defaults follow the paper where it states a value."""
 
     steps: int = Field(default=260, ge=1, description="update steps")
-    batch_size: int = Field(default=32, ge=1, description="windows an update step")
+    batch_size: int = Field(default=32, ge=1, description="windows per update step")
     micro_batch_size: int | None = Field(
-        default=None, ge=1, description="windows a forward pass; gradients accumulate up to batch_size"
+        default=None, ge=1, description="windows per forward pass; gradients accumulate up to batch_size"
     )
     optimizer: Literal["adafactor", "adamw"] = Field(
-        default="adafactor", description="Adafactor as in the paper, or AdamW"
+        default="adafactor", description="Adafactor, as in the paper, or AdamW"
     )
     learning_rate: float = Field(default=2e-4, gt=0, lt=10, description="peak learning rate; the paper states none")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="constant: each measured step stands for a run that stopped there"
+        default="constant", description="with constant, each measured step equals a run that stopped there"
     )
     warmup_steps: int = Field(
         default=10,
         ge=0,
-        description="steps of linear warm-up; fewer than steps, so by default steps/10 where these are 10 or fewer",
+        description="steps of linear warm-up, fewer than steps; defaults to steps/10 if steps is 10 or less",
     )
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
-    gradient_checkpointing: bool = Field(default=False, description="less memory, more time")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass: less memory, more time"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
-        """The default warm-up of so few steps that it would be refused: a tenth of them."""
+        """The default warm-up would not be allowed with so few steps: use a tenth of them."""
         steps = value.get("steps") if isinstance(value, Mapping) else None
         if (
             type(steps) is int
@@ -162,7 +166,7 @@ class TrainingConfig(Section):
 
 
 class MeasureConfig(Section):
-    """When and on how much text the losses are measured."""
+    """When the losses are measured, and on how much text."""
 
     start: int = Field(
         default=50, ge=1, description="first measured step after step 0; earlier steps are left out of fits"
@@ -171,14 +175,16 @@ class MeasureConfig(Section):
     text_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="measure on randomly chosen windows of the general text with about these many tokens",
+        description="measure on about this many tokens of the general text, in randomly chosen windows",
     )
     heldout_tokens: int | None = Field(default=None, ge=1, description="the same for the held-out fine-tuning data")
-    batch_tokens: int = Field(default=8192, ge=1, description="tokens a forward pass; memory only")
+    batch_tokens: int = Field(
+        default=8192, ge=1, description="tokens per forward pass when measuring; affects memory, not results"
+    )
 
 
 class CapabilitiesConfig(Section):
-    """What the tuned models are asked along the runs; shown in the report beside the losses."""
+    """Questions that the tuned models are asked during the runs; the report shows the answers beside the losses."""
 
     suites: tuple[str, ...] = Field(
         default=("knowledge", "reasoning", "safety"),
@@ -187,21 +193,23 @@ class CapabilitiesConfig(Section):
         description="`knowledge`, `reasoning`, `safety`, a .jsonl file of items, an lm-eval .yaml, or an lm-eval task",
     )
     steps: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
-        default=None, strict=False, description="measured steps at which to ask; default the last one"
+        default=None, strict=False, description="measured steps at which to ask; default: the last one"
     )
     datasets: tuple[Name, ...] | None = Field(default=None, strict=False, description="only runs on these data sets")
     ranks: tuple[int, ...] | None = Field(default=None, strict=False, description="only runs of these ranks")
     seeds: tuple[int, ...] | None = Field(default=None, strict=False, description="only runs of these seeds")
-    limit: int | None = Field(default=None, ge=1, description="only the first so many items of each task")
-    max_new_tokens: int = Field(default=64, ge=1, description="tokens of a reply to a local item or prompt")
+    limit: int | None = Field(default=None, ge=1, description="use only the first so many items of each task")
+    max_new_tokens: int = Field(default=64, ge=1, description="maximum tokens of a reply to a local item or prompt")
     harmful: str | None = Field(
         default=None, description="harmful prompts of `safety`: a .csv, .txt or .jsonl file or Hub id"
     )
-    harmless: str | None = Field(default=None, description="harmless look-alikes of `safety`: the same")
+    harmless: str | None = Field(
+        default=None, description="harmless look-alike prompts of `safety`: same kinds of source"
+    )
     keep_completions: bool = Field(default=False, description="store the replies to harmful prompts")
 
     def asks(self, run: RunConfig, last: int) -> frozenset[int]:
-        """The steps at which a run is asked; none where the run is not chosen."""
+        """The steps at which a run is asked; empty if the run is not chosen."""
         rank = run.method.options.get("rank")
         chosen = ((self.datasets, run.dataset_name), (self.ranks, rank), (self.seeds, run.seed))
         if any(allowed is not None and value not in allowed for allowed, value in chosen):
@@ -210,42 +218,42 @@ class CapabilitiesConfig(Section):
 
 
 class StudyConfig(Section):
-    """A whole study: one model, general text, and the grid data sets x methods x seeds."""
+    """A whole study: one model, general text, and the grid of data sets x methods x seeds."""
 
-    version: Literal[1] = Field(default=1, description="of this schema")
-    name: Name = Field(default="study", description="names the default folder, studies/NAME")
+    version: Literal[1] = Field(default=1, description="version of this schema")
+    name: Name = Field(default="study", description="name of the study; its default folder is studies/NAME")
     model: ModelConfig = Field(description="the base model")
     text: TextConfig = Field(description="general text that forgetting is measured on; never trained on")
     texts: dict[Name, AnyText] = Field(
         default={},
-        description="further general texts by name, measured at the same steps: fields as of `text`, or `probe` for "
-        "the base model's own answers; the laws are fitted to `text` alone",
+        description="further general texts by name, measured at the same steps: the fields of `text`, or `probe` for "
+        "the base model's own answers; the laws are fitted to `text` only",
     )
     datasets: dict[Name, DatasetConfig] = Field(min_length=1, description="fine-tuning data sets by name")
     methods: tuple[MethodConfig, ...] = Field(
-        min_length=1, strict=False, description="fine-tuning methods; the laws are fitted on the first one's runs"
+        min_length=1, strict=False, description="fine-tuning methods; the laws are fitted to the runs of the first one"
     )
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
-        default=(0,), min_length=1, strict=False, description="of initialisation and data order: one run each"
+        default=(0,), min_length=1, strict=False, description="seeds of initialisation and data order; one run for each"
     )
     context: int = Field(default=512, ge=8, description="window length in tokens, for training and for measuring")
     training: TrainingConfig = TrainingConfig()
     measure: MeasureConfig = MeasureConfig()
     capabilities: CapabilitiesConfig | None = Field(
-        default=None, description="what the tuned models are asked along the runs"
+        default=None, description="questions that the tuned models are asked during the runs"
     )
 
     tracking: tuple[TrackerName, ...] = Field(
         default=(),
         strict=False,
-        description="trackers in which each run is shown, from its stored rows; where, their own environment variables "
-        "say; may change when a study goes on, since it decides no number",
+        description="trackers that show each run from its stored rows; their own environment variables say where; "
+        "may change when a study is resumed, since it affects no number",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
-        """The default first measured step of fewer steps than that, which would be refused: a fifth of them."""
+        """The default first measured step would not be allowed with so few steps: use a fifth of them."""
         if not isinstance(value, Mapping):
             return value
         training, measure = value.get("training"), value.get("measure", {})
@@ -264,25 +272,29 @@ class StudyConfig(Section):
         grid = self.measured_steps()
         beside = [step for step in asked.steps or () if step not in grid]
         if beside:
-            raise ValueError(f"capabilities.steps: {beside[0]} is not a measured step; those are {grid[1:]}")
+            raise ValueError(f"capabilities.steps: {beside[0]} is not a measured step; measured steps: {grid[1:]}")
         unknown = [name for name in asked.datasets or () if name not in self.datasets]
         if unknown:
-            raise ValueError(f"capabilities.datasets: '{unknown[0]}' is none of {list(self.datasets)}")
+            raise ValueError(
+                f"capabilities.datasets: '{unknown[0]}' is not a data set of this study; choices: {list(self.datasets)}"
+            )
         return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds repeat: {list(self.seeds)}")
+            raise ValueError(f"seeds contains a value twice: {list(self.seeds)}")
         if len(set(self.tracking)) < len(self.tracking):
-            raise ValueError(f"tracking repeats a name: {list(self.tracking)}")
+            raise ValueError(f"tracking contains a name twice: {list(self.tracking)}")
         if self.measure.start > self.training.steps:
-            raise ValueError(f"measure.start {self.measure.start} lies beyond training.steps {self.training.steps}")
+            raise ValueError(
+                f"measure.start {self.measure.start} is after the last step, training.steps {self.training.steps}"
+            )
         return self
 
     @property
     def reference_label(self) -> str:
-        """What tables call the first method: the laws are fitted on its runs, and others are compared with it."""
+        """What tables call the first method. The laws are fitted to its runs, and the others are compared with it."""
         return self.methods[0].label or self.methods[0].name
 
     def measured_steps(self) -> list[int]:
@@ -290,16 +302,16 @@ class StudyConfig(Section):
         return measured_steps(self.training.steps, self.measure.start, self.measure.every)
 
     def is_same(self, other: StudyConfig) -> bool:
-        """Whether this is the same study, in whatever trackers it is shown."""
+        """Whether this is the same study, whatever trackers show it."""
         return self.model_copy(update={"tracking": other.tracking}) == other
 
     def to_yaml(self) -> str:
-        """The resolved configuration as YAML; `parse_yaml` reads it back to an equal object."""
+        """The resolved configuration as YAML, which `parse_yaml` reads back to an equal object."""
         return files.dump_yaml(self.model_dump(mode="json"))
 
 
 class RunConfig(Section):
-    """One run of a study: everything that decides its numbers, and nothing else."""
+    """One run of a study: everything that affects its numbers, and nothing else."""
 
     model: ModelConfig
     text: TextConfig
@@ -314,7 +326,7 @@ class RunConfig(Section):
     measure: MeasureConfig
 
     def run_id(self) -> str:
-        """`<dataset>-<label>-<rank>-<mitigations>-s<seed>-<hash>`: the hash, of all that decides numbers, is unique."""
+        """`<dataset>-<label>-<rank>-<mitigations>-s<seed>-<hash>`; the hash covers everything that affects numbers."""
         digest = digest_of(self.model_dump(mode="json"))
         rank = self.method.options.get("rank")
         parts = [
@@ -328,14 +340,14 @@ class RunConfig(Section):
 
 
 def digest_of(run: Mapping[str, Any]) -> str:
-    """The hash in a run's id, of all in its configuration that decides numbers.
+    """The hash in a run's id, over everything in its configuration that affects numbers.
 
     Args:
-        run: a RunConfig in JSON's kinds, of this version or as another one stored it.
+        run: a RunConfig as plain JSON values, of this version or as another version stored it.
     """
     content = {**run, "model": {**run["model"]}, "method": {**run["method"]}, "measure": {**run["measure"]}}
     content["model"].pop("device", None)
-    if content["model"].get("bits") is None:  # as the runs of versions that had no such fields
+    if content["model"].get("bits") is None:  # hash as versions without these fields did
         content["model"].pop("bits", None)
         content["model"].pop("reference", None)
     content["method"].pop("label", None)
@@ -366,7 +378,7 @@ def validated(model: type[M], fields: Mapping[str, Any], where: str) -> M:
     """A mapping as a section.
 
     Raises:
-        UsageError: `where`, the wrong field, what came, what is allowed; several are counted, then one a line.
+        UsageError: names `where`, the wrong field, what came and what is allowed; several errors are listed.
     """
     try:
         return model.model_validate(fields)
@@ -375,7 +387,7 @@ def validated(model: type[M], fields: Mapping[str, Any], where: str) -> M:
 
 
 def expand(options: Mapping[str, Any], kind: type[Section], where: str) -> list[dict[str, Any]]:
-    """The grid that the options of one variant mean: a list for an option that takes one value is one variant each.
+    """The variants that one entry's options stand for: a list, for an option that takes one value, gives one each.
 
     Args:
         options: as configured.
@@ -383,7 +395,7 @@ def expand(options: Mapping[str, Any], kind: type[Section], where: str) -> list[
         where: names the variant in errors.
 
     Raises:
-        UsageError: an empty list, or one that repeats a value.
+        UsageError: a list is empty or repeats a value.
     """
     grid = [dict(options)]
     for option, value in options.items():
@@ -393,7 +405,7 @@ def expand(options: Mapping[str, Any], kind: type[Section], where: str) -> list[
         if not value:
             raise UsageError(f"{where}.{option}: an empty list; give at least one value")
         if len(set(map(repr, value))) < len(value):
-            raise UsageError(f"{where}.{option}: a value repeats: {list(value)}")
+            raise UsageError(f"{where}.{option}: the list contains a value twice: {list(value)}")
         grid = [{**given, option: single} for given in grid for single in value]
     return grid
 

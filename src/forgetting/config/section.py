@@ -1,4 +1,4 @@
-"""What every section of a configuration is: immutable, strict, without unknown fields."""
+"""The base of every configuration section: immutable, strict, no unknown fields."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationInfo, f
 
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-"""A name that becomes part of a file name: no separators, so that no path leaves the study folder."""
+"""A name that becomes part of a file name; it has no separators, so no path can leave the study folder."""
 
 
 def with_exponent(value: Any) -> Any:
-    """A number of the form 1e-4, which YAML without a dot and a sign reads as text; anything else as it is."""
+    """A number such as 1e-4, which YAML reads as text because it has no dot and sign; anything else unchanged."""
     return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, unknown fields forbidden, no value taken for one of another kind.
+    """Base of every section: immutable, no unknown fields, no conversion between types.
 
-    Fields name `default=`: type checkers without pydantic's plugin know no other default. A tuple has `strict=False`,
-    so that a list is one; what is in it stays strict.
+    Fields write `default=` because type checkers without pydantic's plugin know no other default. A tuple has
+    `strict=False`, so that a list is accepted; its items stay strict.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -37,5 +37,5 @@ class Section(BaseModel):
 
 
 def _python_number(value: Any) -> Any:
-    """A whole number of NumPy as one of Python; anything else as it is."""
+    """A NumPy integer as a Python int; anything else unchanged."""
     return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value

@@ -1,4 +1,4 @@
-"""Steps of a chain as they are spelled: `[NAME=]MODEL[@FIELD=VALUE,FIELD=VALUE]`."""
+"""How the steps of a chain are written: `[NAME=]MODEL[@FIELD=VALUE,FIELD=VALUE]`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from ..errors import UsageError, did_you_mean
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-"""Of a step or a text; a Hub id or a path before an equals sign is none."""
+"""The name of a step or text. A Hub id or path before an equals sign does not match."""
 FIELDS = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "bits": ("4", "8"),
@@ -19,21 +19,22 @@ FIELDS = {
     "revision": ("a commit, tag or branch of a Hub id",),
     "file": ("a .gguf file of a folder or Hub id",),
 }
-"""What may follow a model, and what each takes."""
+"""The fields that may follow a model, and what each allows."""
 BASE, BEFORE = "base", "before"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a chain, as it was asked for.
+    """One step of a chain, as requested.
 
     Attributes:
-        name: what it is called in results.
-        model: a folder, a Hub id, or a .gguf file; None is the model of the step before.
-        dtype: in which it is loaded; None is that of the base model, or of the step before.
-        bits: to which it is quantised on loading.
-        on: what an adapter is put on: `base`, `before`, or an earlier step's name; None decides by its configuration.
-        revision: of a Hub id.
+        name: its name in results.
+        model: a folder, a Hub id, or a .gguf file; None means the model of the step before.
+        dtype: dtype to load it in; None means that of the base model, or of the step before.
+        bits: bits to quantise it to on loading.
+        on: the model an adapter is applied to: `base`, `before`, or an earlier step's name; None follows its
+            configuration.
+        revision: revision of a Hub id.
         file: the .gguf file in a folder or repository.
     """
 
@@ -47,22 +48,22 @@ class Step:
 
 
 def steps_of(given: Sequence[str | os.PathLike[str]]) -> list[Step]:
-    """Steps from their spelling; each has a name of its own.
+    """Parse the steps; each gets a unique name.
 
     Args:
-        given: texts; a path object is a path, whatever is in its name.
+        given: texts; a path object is always a path, whatever its name contains.
 
     Raises:
-        UsageError: a field or value that is not allowed, a name twice, no model where one is needed.
+        UsageError: a field or value that is not allowed, a repeated name, or a missing model.
     """
     found = [_step(one) for one in given]
     named = [step.name for step, own in found if own]
     if twice := [name for name in named if named.count(name) > 1]:
-        raise UsageError(f"steps: two of the name '{twice[0]}'; give each its own")
+        raise UsageError(f"steps: two steps are called '{twice[0]}'; give each its own name")
     if not found:
-        raise UsageError("steps: give at least one after the base model")
+        raise UsageError("steps: give at least one step after the base model")
     if reserved := {BASE, BEFORE} & {*named}:
-        raise UsageError(f"step '{min(reserved)}': the name stands for something else in on=; give another one")
+        raise UsageError(f"step '{min(reserved)}': this name has a meaning of its own in on=; choose another one")
     steps: list[Step] = []
     for step, own in found:
         taken = {one.name for one in steps} | (set() if own else {*named, BASE, BEFORE})
@@ -82,21 +83,21 @@ def _step(given: str | os.PathLike[str]) -> tuple[Step, bool]:
     model = rest if own else model
     fields = _fields(given, options)
     if not model and not {"dtype", "bits"} & {*fields}:
-        raise UsageError(f"step '{given}': no model; give one, or @dtype= or @bits= of the model before")
+        raise UsageError(f"step '{given}': no model; give one, or @dtype= or @bits= to change the model before")
     if not model and (more := sorted({"on", "revision", "file"} & {*fields})):
-        raise UsageError(f"step '{given}': {more[0]} needs a model before the @")
+        raise UsageError(f"step '{given}': {more[0]} needs a model in front of the @")
     bits = fields.pop("bits", None)
     called = name if own else _called(model, bits, fields.get("dtype"))
     return replace(Step(called, model or None), **fields, bits=None if bits is None else int(bits)), own
 
 
 def _split(given: str) -> tuple[str, str | None]:
-    """What stands before the options, and the options; a path that is there is a path, whatever is in its name."""
+    """The part before the options, and the options; an existing path is a path, whatever its name contains."""
     model, mark, options = given.rpartition("@")
     if not mark or _exists(given) or _exists(given.partition("=")[2]):
         return given, None
     if "=" not in options:
-        raise UsageError(f"step '{given}': what follows @ is FIELD=VALUE; fields: {', '.join(FIELDS)}")
+        raise UsageError(f"step '{given}': after @, give FIELD=VALUE; fields: {', '.join(FIELDS)}")
     return model, options
 
 
@@ -117,7 +118,7 @@ def _fields(given: str, options: str | None) -> dict[str, str]:
 
 
 def _check_on(steps: Sequence[Step]) -> None:
-    """Refuse the last step where it is on one that is not before it."""
+    """Check that the last step's `on` is a step before it."""
     *earlier, step = steps
     names = [BASE, BEFORE, *(one.name for one in earlier)]
     if step.on is not None and step.on not in names:
@@ -125,13 +126,13 @@ def _check_on(steps: Sequence[Step]) -> None:
 
 
 def _called(model: str, bits: str | None = None, dtype: str | None = None) -> str:
-    """A name for a step that has none."""
+    """A default name for a step."""
     how = [f"{bits}bit" if bits else "", dtype or ""]
     return "-".join(part for part in (PurePath(model).name if model else "", *how) if part) or model
 
 
 def _free(step: Step, taken: set[str]) -> str:
-    """The step's name, or one like it that no other step has."""
+    """The step's name, made unique."""
     names = [step.name, *([] if step.model is None else [step.model]), *(f"{step.name}-{i}" for i in range(2, 1000))]
     return next(name for name in names if name not in taken)
 

@@ -1,4 +1,4 @@
-"""What a configuration chooses by name, with options of its own: parsed, and expanded into the grid that it means."""
+"""Variants chosen by name in a configuration, such as methods: parsed, and expanded into a grid."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ V = TypeVar("V", bound=VariantOptions)
 
 
 class Variants(Registry[type[V]]):
-    """Kinds of one thing, such as the methods: classes whose fields are the options of each."""
+    """Variants of one kind, such as the methods: classes whose fields are their options."""
 
     def parse(self, config: Variant) -> V:
-        """A configuration of one, its options checked.
+        """One variant's configuration, with its options checked.
 
         Raises:
-            UsageError: none has that name, or a wrong option; names it, what came and what is allowed.
+            UsageError: an unknown name or a wrong option; says what came and what is allowed.
         """
         return validated(self.find(config.name), config.options, self._where(config))
 
     def grid(self, config: Variant) -> list[V]:
-        """All that one entry of a configuration means: a list for an option that takes one value is one each.
+        """All variants that one entry stands for: a list, for an option that takes one value, gives one each.
 
         Raises:
-            UsageError: as `parse`; an empty list, or one that repeats a value.
+            UsageError: as `parse`; also an empty list, or one that repeats a value.
         """
         kind, where = self.find(config.name), self._where(config)
         return [validated(kind, options, where) for options in expand(config.options, kind, where)]

@@ -1,10 +1,10 @@
 """Arrays on disk under a content key: safetensors files, checksummed, memory-mapped, written whole or not at all.
 
-A cache can only save time. A file that is stale, damaged or half there is computed again, with a notice. Of two
-processes that want the same file at once one computes and the other waits.
+The cache only saves time. A stale, damaged or incomplete file is recomputed, with a notice. If two processes need the
+same file at the same time, one computes it and the other waits.
 
-The format is the safetensors library's. Two things it does not do are done here: filling a file's arrays in place, and
-mapping one of them at a time, so that memory stays flat in the size of the arrays.
+The files are ordinary safetensors files. Two things that the library cannot do are done here, so that memory does not
+grow with the size of the arrays: filling a file's arrays in place, and mapping one array at a time.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ KINDS: dict[str, Any] = {
 }
 """The library's names of dtypes."""
 UNKNOWN = "0" * 64
-"""What a file has in place of its checksum while it is filled."""
+"""Placeholder for a file's checksum while the file is being filled."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where the arrays of a file lie. `array` maps one, and the map lives as long as what it returns.
+    """The arrays of a file. `array` maps one; the map lives as long as the returned array.
 
     Attributes:
         path: the file.
-        spec: what is in it.
-        offsets: byte of the file at which each array begins.
-        seconds: that computing them took; 0 where nobody said.
-        hold: keeps the file from being removed to make room.
+        spec: its arrays.
+        offsets: byte offset of each array in the file.
+        seconds: how long computing them took; 0 if unknown.
+        hold: keeps the file from being removed to free space.
     """
 
     path: Path
@@ -64,7 +64,7 @@ class Stored:
     def array(self, name: str, mode: Any = "r") -> NDArray[Any]:
         """A memory map of one array."""
         kind, shape = self.spec[name]
-        if 0 in shape:  # an empty map is refused
+        if 0 in shape:  # mmap refuses an empty map
             return np.zeros(shape, kind)
         return np.memmap(self.path, kind, mode=mode, offset=self.offsets[name], shape=shape)
 
@@ -77,32 +77,32 @@ def default_folder() -> Path:
     """The user's cache; see `cache_size.folder`.
 
     Raises:
-        UsageError: its largest size is no size.
+        UsageError: its size limit is not a valid size.
     """
     cache_size.limit()
     return cache_size.folder()
 
 
 def usable(folder: Path | None) -> Path | None:
-    """The folder, made if it is missing; None, with a notice, where nothing can be written."""
+    """The folder, created if missing; None, with a notice, if it is not writable."""
     if folder is None:
         return None
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        log.warning("%s: no cache can be written there (%s), measuring without one", folder, error.strerror)
+        log.warning("%s: cannot write a cache there (%s); measuring without one", folder, error.strerror)
         return None
     return Path(folder)
 
 
 def kept(path: Path, fingerprint: str, compute: Callable[[], Mapping[str, NDArray[Any]]]) -> Stored:
-    """What `compute` gives, from the file where it is there.
+    """The arrays from the file, or from `compute` if the file does not exist.
 
     Args:
         path: the file.
-        fingerprint: of all that decides the numbers; a file with another one is stale.
-        compute: the arrays by name.
+        fingerprint: hash of everything that affects the numbers; a file with another one is stale.
+        compute: returns the arrays by name.
     """
     with held(path):
         found = read(path, fingerprint)
@@ -110,17 +110,17 @@ def kept(path: Path, fingerprint: str, compute: Callable[[], Mapping[str, NDArra
             began = time.perf_counter()
             arrays = compute()
             write(path, arrays, fingerprint, seconds=time.perf_counter() - began)
-            found = read(path, fingerprint)  # so that the first who asks has what every later one has
+            found = read(path, fingerprint)  # so that the first caller gets the same as later ones
         if found is None:
-            raise AssertionError(f"{path}: what was just written cannot be read")
+            raise AssertionError(f"{path}: cannot read what was just written")
     return found
 
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Hold a file of a cache while it is read or computed; waits for whoever holds it.
+    """Lock a cache file while it is read or computed; waits for another holder.
 
-    The operating system lets go of it when the process dies. Where the file system has no locks, each computes.
+    The operating system unlocks it when the process dies. On a file system without locks, each process computes.
     """
     from filelock import FileLock
 
@@ -148,9 +148,9 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any]], fingerprint: str, *, s
 
 @contextmanager
 def filling(path: Path, spec: Spec, fingerprint: str) -> Iterator[Stored]:
-    """A new file whose arrays are filled through maps, which need not fit in memory."""
+    """A new file whose arrays are filled through maps, so that they need not fit in memory."""
     with replacing(path, parents=False) as temporary:
-        # zeros that nobody writes to take no memory; on the disk they do: a full one is found here and not in a map
+        # write the zeros: a full disk then fails here with an error, and not later inside a map
         _create(temporary, {name: np.zeros(shape, kind) for name, (kind, shape) in spec.items()}, fingerprint, 0.0)
         yield _stored(temporary)
         _seal(temporary)
@@ -158,31 +158,31 @@ def filling(path: Path, spec: Spec, fingerprint: str) -> Iterator[Stored]:
 
 
 def _make_room(path: Path) -> None:
-    """Keep the user's cache within its size, once a file was added; a study's own is as large as the study."""
+    """Keep the user's cache within its size limit after a file was added; a study's own cache has no limit."""
     if path.parent == cache_size.folder():
         cache_size.trim(path.parent, cache_size.limit(), spared=path)
 
 
 def read(path: Path, fingerprint: str, spec: Spec | None = None) -> Stored | None:
-    """The stored arrays, checked whole; None where there are none or they are not what is asked for.
+    """The stored arrays, fully checked; None if there are none or they are not the requested ones.
 
     Args:
         path: the file.
-        fingerprint: that it must have.
-        spec: the arrays that it must have; None takes what is in it.
+        fingerprint: the required fingerprint.
+        spec: the required arrays; None accepts any.
     """
     try:
         stored = _stored(path)
         with path.open("rb") as file:
             meta = _header(file)["__metadata__"]
             sound = meta["fingerprint"] == fingerprint and _checksum(file) == meta["sha256"]
-    except (FileNotFoundError, BlockingIOError):  # there is none, or it is being removed to make room
+    except (FileNotFoundError, BlockingIOError):  # it does not exist, or is being removed to free space
         return None
-    except Exception as error:  # whatever is wrong with a cache file, it is computed again
-        log.warning("%s: damaged cache file (%s), computing it again", path.name, type(error).__name__)
+    except Exception as error:  # whatever is wrong with a cache file, recompute it
+        log.warning("%s: damaged cache file (%s); recomputing it", path.name, type(error).__name__)
         return None
     if not sound or (spec is not None and _plain(spec) != _plain(stored.spec)):
-        log.warning("%s: stale or damaged cache file, computing it again", path.name)
+        log.warning("%s: stale or damaged cache file; recomputing it", path.name)
         return None
     return stored
 
@@ -195,10 +195,10 @@ def _create(path: Path, arrays: Mapping[str, NDArray[Any]], fingerprint: str, se
 
 
 def _stored(path: Path) -> Stored:
-    """What a file holds, as the library sees it.
+    """The contents of a file, as the library reads them.
 
     Raises:
-        Exception: it is no whole safetensors file.
+        Exception: not a complete safetensors file.
     """
     from safetensors import safe_open
 
@@ -214,14 +214,14 @@ def _stored(path: Path) -> Stored:
 
 
 def _header(file: Any) -> dict[str, Any]:
-    """The head of a safetensors file: its length in 8 bytes, then JSON. The data follow."""
+    """The header of a safetensors file: its length in 8 bytes, then JSON. The data follow."""
     file.seek(0)
     header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return header
 
 
 def _seal(path: Path) -> None:
-    """Put the checksum of the data in its place."""
+    """Write the checksum of the data into the header."""
     with path.open("r+b") as file:
         _header(file)
         head = file.tell()

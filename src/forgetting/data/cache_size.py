@@ -1,8 +1,8 @@
-"""The user's cache stays within a size: what was used least recently goes, and nothing that a process has in hand.
+"""Keeps the user's cache within a size: removes the least recently used files, but never one that a process is using.
 
-A process has a shared lock on each file for as long as it has what it read of it (`Hold`); a file is removed under an
-exclusive one, and never where its file system has no locks. On Windows, whose files cannot be removed while they are
-mapped, what was used within a day stays, too.
+A process holds a shared lock on each file that it reads from (`Hold`). A file is removed only under an exclusive lock,
+so never on a file system without locks. Windows cannot remove mapped files, so there files used within a day also
+stay.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any
 from ..errors import UsageError
 
 LIMIT = "FORGETTING_CACHE_GB"
-"""The environment variable that says how large the user's cache may grow."""
+"""The environment variable that limits the size of the user's cache."""
 DEFAULT_GB = 20.0
 DAY = 24 * 3600
-"""Seconds after which a file that is half written belongs to a process that was killed."""
+"""Seconds after which a half-written file is assumed to belong to a killed process."""
 
 
 class Hold:
-    """A file of a cache in use. It is let go of when the object, or its process, ends."""
+    """A cache file in use. It is released when the object or its process ends."""
 
     def __init__(self, path: Path) -> None:
-        """Take hold.
+        """Take the shared lock.
 
         Raises:
             OSError: no such file.
@@ -36,26 +36,26 @@ class Hold:
         """
         self._file = _shared(path)
         with suppress(OSError):  # another user's
-            os.utime(path)  # when it was used last
+            os.utime(path)  # record the time of use
 
     def __del__(self) -> None:
-        """Let go."""
+        """Release the lock."""
         if (file := getattr(self, "_file", None)) is not None:
             os.close(file)
 
 
 def folder() -> Path:
-    """`$FORGETTING_CACHE`, else `forgetting` in the user's cache directory."""
+    """`$FORGETTING_CACHE`, or `forgetting` in the user's cache directory."""
     if given := os.environ.get("FORGETTING_CACHE"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forgetting"
 
 
 def limit() -> float:
-    """Bytes that the user's cache may hold: `$FORGETTING_CACHE_GB`, else 20 GB.
+    """Maximum bytes of the user's cache: `$FORGETTING_CACHE_GB`, or 20 GB.
 
     Raises:
-        UsageError: the variable is no number of gigabytes.
+        UsageError: the variable is not a number of gigabytes.
     """
     given = os.environ.get(LIMIT, "").strip()
     try:
@@ -63,22 +63,22 @@ def limit() -> float:
     except ValueError:
         most = -1.0
     if not 0 <= most < float("inf"):
-        raise UsageError(f"{LIMIT}: got {given!r:.40}; a number of gigabytes, 0 or more")
+        raise UsageError(f"{LIMIT}: got {given!r:.40}; give a number of gigabytes, 0 or more")
     return 1e9 * most
 
 
 def held_bytes(place: Path) -> int:
-    """Bytes of the files of a cache; 0 where there is none."""
+    """Total bytes of a cache's files; 0 if it does not exist."""
     return sum(amount for _, amount, _ in _files(place))
 
 
 def trim(place: Path, most: float, spared: Path) -> None:
-    """Remove the files used least recently until the others are within a size.
+    """Remove the least recently used files until the rest fits within a size.
 
     Args:
         place: the folder.
-        most: bytes.
-        spared: a file that stays, as do those in use.
+        most: maximum bytes.
+        spared: a file to keep, like those in use.
     """
     total = 0
     found = []
@@ -98,7 +98,7 @@ def trim(place: Path, most: float, spared: Path) -> None:
 
 
 def _files(place: Path) -> list[tuple[float, int, Path]]:
-    """When each was used last, its bytes, and where it lies."""
+    """Time of last use, bytes and path of each file."""
     found = []
     with suppress(OSError), os.scandir(place) as entries:
         for entry in entries:
@@ -110,7 +110,7 @@ def _files(place: Path) -> list[tuple[float, int, Path]]:
 
 
 def _removed(path: Path) -> bool:
-    """Remove a file that nobody uses; whether that was done."""
+    """Remove a file if nobody uses it; returns whether it was removed."""
     with suppress(OSError), _alone(path):
         path.unlink()
         path.with_suffix(".lock").unlink(missing_ok=True)
@@ -119,7 +119,7 @@ def _removed(path: Path) -> bool:
 
 
 def _shared(path: Path) -> int | None:
-    """An open file with a shared lock; on Windows none, where an open file could not be replaced.
+    """An open file with a shared lock; None on Windows, where an open file cannot be replaced.
 
     Raises:
         OSError: it cannot be opened.
@@ -127,30 +127,30 @@ def _shared(path: Path) -> int | None:
     """
     if os.name == "nt":
         return None
-    fcntl: Any = importlib.import_module("fcntl")  # of POSIX systems alone
+    fcntl: Any = importlib.import_module("fcntl")  # POSIX only
     file = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(file)
         raise
-    except OSError:  # no locks there, so that it is not removed
+    except OSError:  # no locks there, so it will never be removed
         pass
     return file
 
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Inside, nobody else uses the file; on Windows none that is open or mapped can be removed.
+    """Hold a file exclusively inside the block; on Windows open or mapped files cannot be removed anyway.
 
     Raises:
-        OSError: somebody does, or there are no locks.
+        OSError: somebody uses it, or there are no locks.
     """
     if os.name == "nt":
         yield
         return
     fcntl: Any = importlib.import_module("fcntl")
-    file = os.open(path, os.O_RDWR)  # over NFS, an exclusive lock needs a file that may be written
+    file = os.open(path, os.O_RDWR)  # on NFS an exclusive lock needs a writable descriptor
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

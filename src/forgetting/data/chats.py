@@ -1,8 +1,8 @@
-"""Conversations to tokens by the model's chat template, and which of the tokens are answers.
+"""Turns conversations into tokens with the model's chat template, and marks which tokens are answers.
 
-Templates are programs of the model's author. They may refuse a conversation, write earlier turns otherwise than the
-last one, open a thought for the model, write the date, or leave out what a message holds. None of that may change a
-number without a word.
+A template is a program by the model's author. It may refuse a conversation, render earlier turns differently from the
+last one, open a thought for the model, write the date, or leave out part of a message. None of this may change a
+number without a notice.
 
 Shapes: t tokens of a window.
 """
@@ -33,14 +33,14 @@ DAY = {
     **{"m": "07", "-m": "7", "y": "24", "Y": "2024", "F": "2024-07-26", "x": "07/26/24", "D": "07/26/24"},
     **{"H": "00", "I": "12", "M": "00", "S": "00", "p": "AM", "X": "00:00:00", "T": "00:00:00"},
 }
-"""What `strftime_now` gives for each of its signs: Llama 3.1's default date, so that numbers are the same tomorrow."""
+"""What `strftime_now` gives for each of its codes: Llama 3.1's default date, so that numbers never change."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of what transformers passes under each of them."""
 
 
 class Chats:
-    """The conversations of one corpus, by one tokenizer; counts what is to be told of them."""
+    """The conversations of one corpus with one tokenizer; collects what to report about them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -51,10 +51,10 @@ class Chats:
         self.documents = 0
 
     def encode(self, document: Document) -> list[Encoded]:
-        """Token ids [t] and which are answers [t]: one window, or more where earlier turns are written otherwise.
+        """Token ids [t] and which are answers [t]: one window, or more if earlier turns are rendered differently.
 
         Raises:
-            UsageError: no template, it refuses the conversation, or no answer can be told from its prompt.
+            UsageError: no template; it refuses the conversation; or no answer can be told apart from its prompt.
         """
         self.documents += 1
         self.now = {}
@@ -63,7 +63,7 @@ class Chats:
         return windows
 
     def prompt(self, document: Document) -> NDArray[np.int32]:
-        """Token ids of a conversation up to where its next answer begins; without a template, of one plain message.
+        """Token ids of a conversation up to its next answer; without a template, of a single plain message.
 
         Raises:
             UsageError: several turns without a template, or the template refuses them.
@@ -77,13 +77,13 @@ class Chats:
                 f"prompt '{document.id}': a conversation, but the model's tokenizer has no chat template; give single "
                 "prompts, or a model that has one"
             )
-        self.counts["no chat template: the answers go on from the prompts as plain text"] += 1
+        self.counts["no chat template: answers continue the prompts as plain text"] += 1
         ids = _ids(self.tokenizer, str(document.messages[0]["content"]), special=True)
         return ids[:-1] if len(ids) > 1 and ids[-1] == getattr(self.tokenizer, "eos_token_id", None) else ids
 
     @functools.cached_property
     def wants_parts(self) -> bool:
-        """Whether the template writes content only where it is a list of parts: those of models that see do."""
+        """Whether the template renders content only if it is a list of parts, as templates of vision models do."""
 
         def shown(content: Any) -> bool:
             try:
@@ -92,16 +92,16 @@ class Chats:
                     return "probe" in str(self.tokenizer.apply_chat_template(probe, tokenize=False))
             except templates.TemplateLimitError:
                 raise
-            except Exception:  # the template is a program: it fails as it likes
+            except Exception:  # a template is a program and may raise anything
                 return False
 
         return not shown("probe") and shown([{"type": "text", "text": "probe"}])
 
     def check_answers(self, documents: Sequence[Document]) -> None:
-        """Refuse a template that writes one and the same text whatever the assistant answers.
+        """Refuse a template that renders the same text for every answer of the assistant.
 
         Raises:
-            UsageError: as said; what it does with other errors of the template is said where the text is written.
+            UsageError: it does; the template's other errors are reported where the text is rendered.
         """
         plain = (one for one in documents if one.messages and not any(m.get("tool_calls") for m in one.messages))
         first = next(plain, None) if self.has_template else None
@@ -116,15 +116,15 @@ class Chats:
                 return
         if len(texts) == 1:
             raise UsageError(
-                "the tokenizer's chat template does not write the assistant's answers: it gives the same text for any "
-                "answer; give a tokenizer whose template writes them, or plain text"
+                "the tokenizer's chat template does not render the assistant's answers: it gives the same text for any "
+                "answer; give a tokenizer whose template renders them, or plain text"
             )
 
     def _by_template(self, document: Document) -> list[Encoded]:
         rendering = _Rendering(self.tokenizer, document, self.wants_parts)
         whole = rendering.whole()
         if "strftime_now" in rendering.template:
-            self._note(f"the chat template writes the date: it is always {DAY['F']} here")
+            self._note(f"the chat template writes the date; here it is always {DAY['F']}")
         if document.tools and "tools" not in rendering.template:
             self._note("the chat template leaves out the `tools` that {n} of {all} conversations have")
         turns = [
@@ -138,30 +138,31 @@ class Chats:
         return [encoded]
 
     def notices(self) -> list[str]:
-        """What a reader of the numbers should know of these conversations."""
+        """What a reader of the numbers should know about these conversations."""
         return [text.format(n=n, all=self.documents) for text, n in self.counts.items()]
 
     def _joined(self, document: Document) -> Encoded:
-        """A prompt and its completion one after the other with the end mark, as TRL joins them.
+        """A prompt, its completion and the end token in sequence, as TRL joins them.
 
-        The completion begins where the tokens part from those of the prompt alone.
+        The completion begins at the first token that differs from the tokens of the prompt alone.
         """
         if not document.pair:
             raise UsageError(
                 f"document '{document.id}': a conversation, but the model's tokenizer has no chat template; give plain "
                 "text (format: text), prompts with completions, or a model that has one"
             )
-        self._note("no chat template: prompts and completions are joined as they are, with the end mark")
+        self._note("no chat template: prompts and completions are joined directly, with the end token")
         prompt, completion = (str(message["content"]) for message in document.messages)
         end = str(getattr(self.tokenizer, "eos_token", None) or "")
         if not end:
-            self._note("the tokenizer has no end mark: answers end without one")
+            self._note("the tokenizer has no end token: answers end without one")
         before = _ids(self.tokenizer, prompt, special=True)
         ids = _ids(self.tokenizer, prompt + completion + ("" if completion.endswith(end) else end), special=True)
         return ids, np.arange(len(ids)) >= _common(before, ids)
 
     def _masked(self, text: str, spans: Sequence[tuple[int, int]]) -> Encoded:
-        """Tokens of a text, those that begin in one of the spans of characters being answers."""
+        """Tokens of a text; those that begin in one of the character spans are answers."""
+        # The template itself writes the special tokens.
         # The template writes the special tokens itself.
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         starts = np.asarray([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
@@ -171,7 +172,7 @@ class Chats:
         return np.asarray(encoded["input_ids"], dtype=np.int32), targets
 
     def _generated(self, document: Document, rendering: _Rendering) -> Encoded | None:
-        """Tokens by the template's own `{% generation %}` marks; None where it has none for each of the answers."""
+        """Tokens by the template's own `{% generation %}` marks; None if it does not mark every answer."""
         if not self.fast or not GENERATION.search(rendering.template):
             return None
         found = rendering.marked()
@@ -185,10 +186,10 @@ class Chats:
         return (np.asarray(found["input_ids"], dtype=np.int32), mask) if mask.any() else None
 
     def _by_turns(self, document: Document, rendering: _Rendering, whole: str, turns: Sequence[int]) -> list[Encoded]:
-        """Each answer found by its tokens: in the whole conversation, or in a window that ends with it.
+        """Find each answer by its tokens: in the whole conversation, or in a window that ends with it.
 
-        An answer begins where the tokens of the conversation up to it part from those of its prompt. It is in the
-        whole conversation if that begins with the same tokens, but for what the template writes at its end.
+        An answer begins at the first token where the conversation up to it differs from its prompt. It counts as part
+        of the whole conversation if that begins with the same tokens, except for what the template writes at its end.
         """
         ids = _ids(self.tokenizer, whole)
         targets = np.zeros(len(ids), dtype=bool)
@@ -215,12 +216,12 @@ class Chats:
             )
         if apart:
             self._note(
-                "in {n} of {all} conversations the chat template writes an earlier turn otherwise than the last one, "
-                "for example without its thinking: such an answer has a window of its own, in which it is the last turn"
+                "in {n} of {all} conversations the chat template renders an earlier turn differently from the last "
+                "one, for example without its thinking; such an answer gets its own window, as its last turn"
             )
         if unknown:
             self.counts[
-                "{n} answers are not measured: the chat template does not let them be told from their prompts"
+                "{n} answers are not measured: with this chat template they cannot be told from their prompts"
             ] += unknown
         return [*([(ids, targets)] if targets.any() else []), *apart]
 
@@ -229,7 +230,7 @@ class Chats:
         try:
             prompt, upto = rendering.text(turn, prompt=True), rendering.text(turn + 1)
             opened = upto.startswith(prompt)
-            # the two may part in what opens the answer, such as a thought, but not before it
+            # the two may differ in what opens the answer, such as a thought, but not before it
             if not opened and _alike(prompt, upto) < _alike(prompt, rendering.text(turn)):
                 return None
         except templates.TemplateLimitError:
@@ -238,8 +239,8 @@ class Chats:
             return None
         if not opened:
             self.counts[
-                "{n} answers begin otherwise than the chat template's generation prompt does, for example without the "
-                "thought that it opens: they are measured as they stand in the conversation"
+                "{n} answers begin differently from the chat template's generation prompt, for example without the "
+                "thought that it opens; they are measured as they are in the conversation"
             ] += 1
         ids = _ids(self.tokenizer, upto)
         return ids, _common(_ids(self.tokenizer, prompt), ids), upto
@@ -255,7 +256,7 @@ class Chats:
             said = [answer.get(name) for name in ("content", *REASONING)]
             if any("".join(str(part or "").split()) not in written for part in said):
                 self._note(
-                    "the chat template leaves out or changes a part of an answer, such as its thinking, in {n} of "
+                    "the chat template leaves out or changes part of an answer, such as its thinking, in {n} of "
                     "{all} conversations"
                 )
             if any("".join(name.split()) not in written for name in _called(answer)):
@@ -271,7 +272,7 @@ def _called(message: Message) -> list[str]:
 
 
 class _Rendering:
-    """One conversation by the chat template; texts are kept, since spans ask for the same ones."""
+    """One conversation rendered by the chat template; texts are cached, since spans ask for the same ones."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, document: Document, parts: bool) -> None:
         self.tokenizer = tokenizer
@@ -283,7 +284,7 @@ class _Rendering:
         self.texts: dict[tuple[int, bool], str] = {}
 
     def whole(self) -> str:
-        """All turns; content that is null, as of a turn that only calls a tool, is empty where the template needs it.
+        """All turns; null content, as in a turn that only calls a tool, is empty text if the template needs it.
 
         Raises:
             UsageError: the template refuses the conversation.
@@ -300,13 +301,15 @@ class _Rendering:
             return self.text(len(messages))
 
     def text(self, turns: int, *, prompt: bool = False) -> str:
-        """The first so many turns, and with `prompt` what opens the next answer.
+        """The first so many turns, and with `prompt` also the opening of the next answer.
 
         Raises:
             UsageError: the template refuses them, or there are none.
         """
         if not turns:
-            raise UsageError(f"document '{self.document.id}': begins with an answer")
+            raise UsageError(
+                f"document '{self.document.id}': begins with an answer; a conversation must begin with a prompt"
+            )
         key = (turns, prompt)
         if key not in self.texts:
             self.texts[key] = str(self._apply(turns, tokenize=False, add_generation_prompt=prompt))
@@ -322,7 +325,7 @@ class _Rendering:
 
     def _apply(self, turns: int, **options: Any) -> Any:
         messages = [{**message, "content": self._content(message)} for message in self.document.messages[:turns]]
-        # newer transformers leaves out what is null by itself
+        # newer transformers leaves out nulls itself
         messages = [{name: value for name, value in message.items() if value is not None} for message in messages]
         options = {**self.document.template_options, **options}
         return self._call(
@@ -347,7 +350,7 @@ class _Rendering:
             raise
         except ImportError as error:
             raise UsageError(f"{where} needs a package: {_first_line(error)}") from None
-        except Exception as error:  # the template is a program: it fails as it likes
+        except Exception as error:  # a template is a program and may raise anything
             raise UsageError(f"{where} refuses this conversation: {_first_line(error)}") from None
 
 
@@ -368,7 +371,7 @@ def _spans(rendering: _Rendering, whole: str, turns: Sequence[int]) -> list[tupl
 
 
 def _on_one_day(template: str) -> str:
-    """A template whose `strftime_now` gives DAY, by a macro that stands before the function of that name."""
+    """A template whose `strftime_now` gives DAY, through a macro that shadows the function of that name."""
     if "strftime_now" not in template:
         return template
     filters = "".join(f"|replace('%{sign}', '{value}')" for sign, value in DAY.items())
@@ -376,7 +379,7 @@ def _on_one_day(template: str) -> str:
 
 
 def _alike(a: str, b: str) -> int:
-    """How many characters two texts begin with alike."""
+    """Length of the common beginning of two texts, in characters."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
@@ -385,7 +388,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False
 
 
 def _common(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
-    """How many tokens two sequences begin with alike."""
+    """Length of the common beginning of two sequences, in tokens."""
     n = min(len(a), len(b))
     apart = np.flatnonzero(a[:n] != b[:n])
     return int(apart[0]) if len(apart) else n

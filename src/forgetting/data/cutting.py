@@ -1,4 +1,4 @@
-"""Where one long text is cut into documents, piece by piece: a text need not be in memory whole.
+"""Cuts one long text into documents, piece by piece: the text need not be in memory as a whole.
 
 Pieces are the text in order, cut anywhere; line breaks are line feeds.
 """
@@ -19,14 +19,14 @@ WORDS = {
     "paragraphs": "at blank lines (paragraphs)",
     "sections": f"into blocks of whole paragraphs of about {SECTION_CHARACTERS:,} characters (sections)",
 }
-"""How each way of cutting cuts, in words."""
+"""What each way of cutting does, in words."""
 
 
 def guessed_cut(texts: Sequence[str]) -> str:
-    """How to cut a text that nothing is said of.
+    """Guess how to cut a text.
 
-    One text with WikiText's titles is WikiText. Many are so where each is one line, as in Hub copies, and some are
-    blank or all end in their line break: rows that are documents by themselves may hold such a line, too.
+    A single text with WikiText's titles is WikiText. Many texts are WikiText if each is one line, as in Hub copies, and
+    some are blank or all end in a line break; otherwise they are documents that may contain such a line.
     """
     if len(texts) == 1:
         return guessed_cut_of_one([line_feeds(texts[0])])
@@ -40,7 +40,7 @@ class LinesSeen:
     """Whether many texts are the lines of articles."""
 
     def __init__(self) -> None:
-        """None seen yet."""
+        """Start with none seen."""
         self.single = self.all_end = True
         self.title = False
         self.empty = 0
@@ -55,25 +55,25 @@ class LinesSeen:
 
     @property
     def are_wikitext(self) -> bool:
-        """Of those seen so far."""
+        """The answer for those seen so far."""
         return self.single and (self.empty > 0 or self.all_end) and self.title
 
 
 class UniqueNames:
-    """Names of documents, a repeated one with its count."""
+    """Names of documents; a repeated name gets a number."""
 
     def __init__(self) -> None:
-        """None given yet."""
+        """Start with none given."""
         self._seen: dict[str, int] = {}
 
     def name(self, name: str) -> str:
-        """What the next document is called: `a`, then `a#2`."""
+        """The next document's name: `a`, then `a#2`."""
         self._seen[name] = count = self._seen.get(name, 0) + 1
         return name if count == 1 else f"{name}#{count}"
 
 
 def guessed_cut_of_one(pieces: Iterable[str]) -> str:
-    """How to cut one text: as WikiText where it begins with a title or has two."""
+    """How to cut one text: as WikiText if it begins with a title or has two."""
     begun, titles = False, 0
     for lines in _whole_lines(pieces):
         if not begun and (first := lines.lstrip("\n")):
@@ -87,19 +87,19 @@ def guessed_cut_of_one(pieces: Iterable[str]) -> str:
 
 
 def notices_of(mode: str, count: int) -> list[str]:
-    """What a reader should know of documents that were cut by a guess."""
+    """What a reader should know about documents that were cut by a guess."""
     if count == 1:
-        return ["one document, so no standard error can be given; `documents` sets where one begins"]
+        return ["one document, so there is no standard error; the option `documents` sets how text is cut"]
     notice = f"{count} documents, cut {WORDS[mode]}"
     if mode == "sections":
-        notice += "; neighbours are not independent, so standard errors are somewhat too small"
-    return [f"{notice}; `documents` sets where one begins"]
+        notice += "; neighbouring documents are not independent, so standard errors are somewhat too small"
+    return [f"{notice}; the option `documents` sets how text is cut"]
 
 
 def wikitext(pieces: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Articles, each from its ` = Title = ` line to the next; ` = = Section = = ` lines do not start one.
 
-    What stands before the first title is a document, too.
+    Text before the first title is also a document.
     """
     name, parts, titles = "before-the-first-title", list[str](), 0
     for lines in _whole_lines(pieces):
@@ -115,15 +115,15 @@ def wikitext(pieces: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def paragraphs(pieces: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """What stands between blank lines."""
+    """The texts between blank lines."""
     for i, block in enumerate(_blocks(pieces)):
         yield f"paragraph-{i}", block.strip("\n")
 
 
 def sections(pieces: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Blocks of whole paragraphs of at least SECTION_CHARACTERS: documents for one long text without marks.
+    """Blocks of whole paragraphs with at least SECTION_CHARACTERS: documents for one long text without titles.
 
-    Neighbouring sections are not quite independent, so standard errors over them are a little too small.
+    Neighbouring sections are not fully independent, so standard errors over them are a little too small.
     """
     gathered: list[str] = []
     size = count = 0
@@ -142,11 +142,11 @@ CUTS: dict[str, Callable[[Iterable[str]], Iterator[tuple[str, str]]]] = {
     "paragraphs": paragraphs,
     "sections": sections,
 }
-"""Names and texts of the documents of a text, some of them empty."""
+"""Names and texts of a text's documents; some may be empty."""
 
 
 def _whole_lines(pieces: Iterable[str]) -> Iterator[str]:
-    """The same text in pieces that end where a line does."""
+    """The same text in pieces that end at line ends."""
     rest = ""
     for piece in pieces:
         rest += piece
@@ -165,7 +165,7 @@ def _blocks(pieces: Iterable[str]) -> Iterator[str]:
         start = 0
         for match in BREAK.finditer(rest):
             if match.end() + 1000 > len(rest) and not rest[match.end() :].strip():
-                break  # the next piece may make it longer
+                break  # the next piece may extend it
             yield rest[start : match.start()]
             start = match.end()
         rest = rest[start:]

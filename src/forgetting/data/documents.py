@@ -1,7 +1,7 @@
 """Corpora: local files, Hub data sets and the miniature -> documents.
 
-A document is the unit that is never shared between the training and the held-out part, and over which standard
-errors are clustered.
+A document is the unit that the training part and the held-out part never share, and by which standard errors are
+clustered.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .texts import Texts
 
 @dataclass(frozen=True)
 class Corpus(Sequence[Document]):
-    """Documents, and what a reader of numbers on them should know of how they were read."""
+    """Documents, and what a reader of their numbers should know about how they were read."""
 
     documents: Sequence[Document]
     notices: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class Corpus(Sequence[Document]):
         return self.documents[index] if isinstance(index, int) else tuple(self.documents[index])
 
     def selected(self, places: Iterable[int]) -> Corpus:
-        """The documents at these places, with the notices of all."""
+        """The documents at these indices, with all notices."""
         texts = self.documents
         if isinstance(texts, Texts):
             return Corpus(texts.selected(places), self.notices)
@@ -54,7 +54,7 @@ class Corpus(Sequence[Document]):
 
     @property
     def spaceless(self) -> list[bytes]:
-        """`spaceless_hash` of each document, in bytes."""
+        """`spaceless_hash` of each document, as bytes."""
         texts = self.documents
         if isinstance(texts, Texts):
             return texts.spaceless
@@ -68,7 +68,7 @@ def load_corpus(config: TextConfig) -> Corpus:
         config: source, columns, and what a document is.
 
     Returns:
-        The documents in their order in the source, empty ones left out; at most `config.max_documents`.
+        The documents in the order of the source, without empty ones; at most `config.max_documents`.
 
     Raises:
         UsageError: a file is missing, malformed or empty, or lacks a column; names file, row and columns.
@@ -87,25 +87,29 @@ def corpus_of(rows: Sequence[formats.Row], config: TextConfig, notices: Iterable
 
     Args:
         rows: at least one; cells are text, or lists of messages.
-        config: columns, and what a document is; the source names the rows in messages.
-        notices: of how the rows were read.
+        config: columns, and what a document is; messages call the rows by the source's name.
+        notices: notices about how the rows were read.
     """
     name = PurePath(config.source).name
     rows, replaced = _without_surrogates(rows)
-    told = [f"{replaced} of {len(rows)} rows had lone surrogates, halves of characters: now U+FFFD"] if replaced else []
+    told = (
+        [f"{replaced} of {len(rows)} rows had lone surrogates (half characters), replaced by U+FFFD"]
+        if replaced
+        else []
+    )
     shape, guessed = formats.recognise(config, formats.columns_of(rows))
     if shape.kind == "text":
         documents, found = _text_documents(config, rows)
     else:
         documents, found = formats.conversations(config, rows, shape)
     if not documents:
-        raise UsageError(f"{config.source}: no text in it: {len(rows)} rows, all of them empty")
+        raise UsageError(f"{config.source}: contains no text; number of rows, all empty: {len(rows)}")
     documents = _unique_ids(documents)[: config.max_documents]
     return Corpus(tuple(documents), (*notices, *(f"{name}: {notice}" for notice in (*told, *guessed, *found))))
 
 
 def _without_surrogates(rows: Sequence[formats.Row]) -> tuple[list[formats.Row], int]:
-    """Rows that can be written as UTF-8, and how many had to be changed for it."""
+    """Rows that can be written as UTF-8, and how many had to be changed."""
     cleaned = [encodable(row) for row in rows]
     return cleaned, sum(clean is not row for clean, row in zip(cleaned, rows, strict=True))
 
@@ -121,7 +125,7 @@ def _text_documents(config: TextConfig, rows: Sequence[formats.Row]) -> tuple[li
         named = [(formats.row_id(row, i), text) for i, (row, text) in enumerate(zip(rows, texts, strict=True))]
         documents = [Document(id=name, text=text) for name, text in named if text.strip()]
         return documents, formats.empty_rows(len(rows), len(rows) - len(documents))
-    # Hub copies of WikiText hold one line a row, with its line break: an article is many rows.
+    # Hub copies of WikiText have one line per row, with its line break: an article is many rows.
     whole = line_feeds("".join(text if text.endswith("\n") else text + "\n" for text in texts))
     documents = [Document(id=name, text=text) for name, text in cutting.CUTS[mode]([whole]) if text.strip()]
     if config.documents != "auto" or config.source.startswith("miniature:"):
@@ -130,7 +134,7 @@ def _text_documents(config: TextConfig, rows: Sequence[formats.Row]) -> tuple[li
 
 
 def _are_lines(rows: Sequence[formats.Row], column: str) -> bool:
-    """Whether rows are the lines of articles, so that so many rows are fewer documents."""
+    """Whether rows are the lines of articles, so that there are fewer documents than rows."""
     texts = [text for row in rows if isinstance(text := row.get(column), str)]
     return len(texts) > 1 and cutting.guessed_cut(texts) == "wikitext"
 
@@ -144,11 +148,11 @@ def _unique_ids(documents: Sequence[Document]) -> list[Document]:
 def split_heldout(documents: Sequence[Document], share: float) -> tuple[Corpus, Corpus]:
     """Split into a training and a held-out part that share no document, not even a copy of one.
 
-    The part of a document depends on its content hash alone, so that every run of every seed holds out the same ones.
+    A document's part depends only on its content hash, so every run of every seed holds out the same documents.
 
     Args:
         documents: the corpus.
-        share: of the distinct documents, how large a part is held out; at least two are.
+        share: share of the distinct documents to hold out; at least two are.
 
     Returns:
         The training part, with the notices of the corpus, and the held-out part, each in the order of the corpus.
@@ -157,7 +161,7 @@ def split_heldout(documents: Sequence[Document], share: float) -> tuple[Corpus, 
         UsageError: fewer than four distinct documents.
     """
     corpus = documents if isinstance(documents, Corpus) else Corpus(documents)
-    first: dict[bytes, bytes] = {}  # copies differ in white space at most: the least of their hashes stands for them
+    first: dict[bytes, bytes] = {}  # copies may differ in white space; use the least of their hashes
     keys = corpus.spaceless
     for key, document in zip(keys, corpus, strict=True):
         digest = bytes.fromhex(document.content_hash())
@@ -166,7 +170,7 @@ def split_heldout(documents: Sequence[Document], share: float) -> tuple[Corpus, 
     if len(distinct) < 4:
         raise UsageError(
             f"the fine-tuning data has {len(distinct)} distinct documents; at least 4 are needed to hold some out. "
-            "If one file holds many texts, say with `documents` where they start"
+            "If one file contains many texts, say with `documents` how to cut it"
         )
     held = set(distinct[: max(2, math.ceil(share * len(distinct)))])
     is_held = [first[key] in held for key in keys]

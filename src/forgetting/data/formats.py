@@ -1,6 +1,6 @@
-"""The shapes of rows that people have, and the documents that they mean: text, chats, prompts with their answers.
+"""The row formats in common use, and the documents that they stand for: text, chats, prompts with answers.
 
-A shape is recognised by its columns; one that no configuration named is told in a notice, with the columns used.
+A format is recognised by its columns. If the configuration names none, a notice says which format and columns are used.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Document:
     """One document: plain text, or a conversation whose assistant turns are the targets.
 
     Attributes:
-        id: unique in its corpus; a title, the row's own id, or its place.
+        id: unique in its corpus: a title, the row's own id, or its index.
         text: plain text, every token a target; empty for a conversation.
-        messages: turns with `role`, `content`, and whatever else the chat template may read; empty for plain text.
-        given: how many messages at the start are no targets, whoever wrote them.
+        messages: turns with `role`, `content`, and anything else that the chat template may read; empty for plain text.
+        given: how many messages at the start are not targets, whoever wrote them.
         tools: the tools that the model may call, for the chat template.
-        template_options: more that the chat template reads, such as `enable_thinking`.
-        pair: a prompt and its completion, which can be joined where there is no chat template.
+        template_options: further variables for the chat template, such as `enable_thinking`.
+        pair: a prompt and its completion, which can be joined without a chat template.
     """
 
     id: str
@@ -49,7 +49,7 @@ class Document:
         return hashlib.sha256("\x1e".join([self.text, *self._turns()]).encode()).hexdigest()
 
     def spaceless_hash(self) -> str:
-        """The same without regard to white space: equal for copies that differ in line breaks or padding."""
+        """The same, ignoring white space: equal for copies that differ in line breaks or padding."""
         content = "\x1e".join(" ".join(part.split()) for part in [self.text, *self._turns()])
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -63,7 +63,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Pair:
-    """Columns of one exchange: a prompt (and more of it), its answer, and a system prompt where there is one."""
+    """Columns of one exchange: a prompt (possibly in two parts), its answer, and a system prompt if there is one."""
 
     name: str
     prompt: str
@@ -89,17 +89,17 @@ ROLES = {
     **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
     "function_call": "assistant",
 }
-"""ShareGPT's names of who speaks, and the roles that they are."""
+"""ShareGPT's names of speakers, and the roles that they mean."""
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the columns were recognised as.
+    """How the columns were recognised.
 
     Attributes:
         kind: `text`, `chat`, `completion`, `sharegpt`, `dpo`, or the name of a Pair.
-        columns: those that are read; the first ones must be there.
+        columns: the columns that are read; the first ones are required.
         pair: the columns of a pair.
     """
 
@@ -109,10 +109,10 @@ class Shape:
 
 
 def recognise(config: TextConfig, columns: Sequence[str]) -> tuple[Shape, list[str]]:
-    """The shape of rows with these columns, as configured or as they tell, and a notice where it was guessed.
+    """The format of rows with these columns, configured or guessed, and a notice if it was guessed.
 
     Raises:
-        UsageError: no shape has these columns; names them.
+        UsageError: no format has these columns; names them.
     """
     shapes = _shapes(config)
     if config.format != "auto":
@@ -131,15 +131,15 @@ def recognise(config: TextConfig, columns: Sequence[str]) -> tuple[Shape, list[s
         return chosen, []
     used = [name for name in chosen.columns if name in columns]
     rest = [name for name in columns if name not in used]
-    notice = f"read as {chosen.kind} by the columns {', '.join(used)}"
+    notice = f"read as {chosen.kind} from columns {', '.join(used)}"
     notice += f"; not used: {', '.join(map(str, rest[:8]))}" if rest else ""
     others = sorted({shape.kind for shape in fits[1:]} - {chosen.kind})
-    notice += f"; could be read as {', '.join(others)}, too, by `format`" if others else ""
+    notice += f"; could also be read as {', '.join(others)} (set `format`)" if others else ""
     return chosen, [notice]
 
 
 def _shapes(config: TextConfig) -> list[Shape]:
-    """All shapes, the first that fits is meant; columns with names of their own are looked for by these."""
+    """All formats; the first that fits is used. Columns named in the configuration are looked up under those names."""
     messages = "conversations" if config.messages_column == "messages" else config.messages_column
     return [
         Shape("chat", (config.messages_column,)),
@@ -158,22 +158,22 @@ def _needed(shape: Shape) -> set[str]:
 def _has(columns: Sequence[str]) -> str:
     shown = ", ".join(map(str, columns[:20])) + (", ..." if len(columns) > 20 else "")
     return (
-        f"columns: {shown}. Say which to read with text_column, messages_column, or prompt_column and "
+        f"columns: {shown}. Set which to read with text_column, messages_column, or prompt_column and "
         "completion_column: in a study's file beside `source`, with `measure` and `check` as "
         "--text-field text_column=NAME"
     )
 
 
 def columns_of(rows: Iterable[Row]) -> list[str]:
-    """The columns of rows, in the order in which they come up."""
+    """The columns of rows, in order of first appearance."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def conversations(config: TextConfig, rows: Sequence[Row], shape: Shape) -> tuple[list[Document], list[str]]:
-    """Conversations, those without an answer left out and counted.
+    """Conversations; those without an answer are left out and counted.
 
     Raises:
-        UsageError: a row that does not hold what its columns say, or no row has an assistant turn; names the row.
+        UsageError: a row does not match its columns, or no row has an assistant turn; names the row.
     """
     documents = []
     silent = empty = 0
@@ -193,7 +193,7 @@ def conversations(config: TextConfig, rows: Sequence[Row], shape: Shape) -> tupl
             f"{', '.join(roles[:8])}"
         )
     why = ((empty, "an empty answer"), (silent, "no assistant message"))
-    return documents, [f"{n} of {len(rows)} conversations have {what} and are left out" for n, what in why if n]
+    return documents, [f"left out {n} of {len(rows)} conversations, which have {what}" for n, what in why if n]
 
 
 def _says_something(turn: Message) -> bool:
@@ -206,7 +206,7 @@ def _conversation(config: TextConfig, row: Row, index: int, shape: Shape) -> Doc
     where = f"{config.source}: row {index + 1}"
     media = next((name for name in MEDIA if _holds(row.get(name))), None)
     if media is not None:
-        raise UsageError(f"{where}: column '{media}' is not empty; only conversations of text are read")
+        raise UsageError(f"{where}: column '{media}' is not empty; only text conversations are supported")
     given, pair = 0, False
     if shape.pair is not None:
         turns = _exchange(row, where, shape.pair)
@@ -240,7 +240,7 @@ def with_system(messages: list[Message], system: Any) -> tuple[list[Message], bo
 
 
 def _completion(config: TextConfig, row: Row, where: str) -> tuple[list[Message], int, bool]:
-    """A prompt and its completion: two texts, or two lists of messages, of which the second is learned."""
+    """A prompt and its completion: two texts, or two lists of messages; the completion is learned."""
     prompt, answer = row.get(config.prompt_column), row.get(config.completion_column)
     if _is_list(prompt) and _is_list(answer):
         before = messages_of(prompt, where, config.prompt_column)
@@ -256,7 +256,7 @@ def _completion(config: TextConfig, row: Row, where: str) -> tuple[list[Message]
 
 
 def _chosen(config: TextConfig, row: Row, where: str) -> tuple[list[Message], int, bool]:
-    """The preferred answer of a preference pair: messages, with the prompt among them or beside; or a text."""
+    """The preferred answer of a preference pair: messages, which include the prompt or not; or a text."""
     prompts = (config.prompt_column, *DPO_PROMPTS)
     prompt = next((row[name] for name in prompts if row.get(name) is not None), None)
     chosen = row.get("chosen")
@@ -269,7 +269,9 @@ def _chosen(config: TextConfig, row: Row, where: str) -> tuple[list[Message], in
         )
         return [*before, *turns], len(before), False
     if prompt is None:
-        raise UsageError(f"{where}: column 'chosen' is {_came(chosen)}, with no prompt in {', '.join(prompts[1:])}")
+        raise UsageError(
+            f"{where}: column 'chosen' is {_came(chosen)}, but there is no prompt in {', '.join(prompts[1:])}"
+        )
     if _is_list(prompt):
         before = messages_of(prompt, where, "prompt")
         return [*before, {"role": "assistant", "content": text(chosen, where, "chosen")}], len(before), False
@@ -284,7 +286,7 @@ def _chosen(config: TextConfig, row: Row, where: str) -> tuple[list[Message], in
 
 
 def _exchange(row: Row, where: str, pair: Pair) -> list[Message]:
-    """The turns of a pair; an `input` follows its `instruction` on a line of its own, as LLaMA-Factory reads Alpaca."""
+    """The turns of a pair; an `input` follows its `instruction` on a new line, as LLaMA-Factory reads Alpaca."""
     history = row.get("history")
     turns: list[Message] = []
     for exchange in history if _is_list(history) else ():
@@ -302,10 +304,10 @@ def _exchange(row: Row, where: str, pair: Pair) -> list[Message]:
 
 
 def messages_of(value: Any, where: str, column: str) -> list[Message]:
-    """The messages of a cell, each with its role and content, ShareGPT's `from` and `value` among them.
+    """The messages of a cell, each with role and content; also reads ShareGPT's `from` and `value`.
 
     Raises:
-        UsageError: it holds something else; names the row and message.
+        UsageError: anything else; names the row and message.
     """
     where = f"{where}: column '{column}'"
     if isinstance(value, str) and value.lstrip().startswith("["):  # a cell of a CSV
@@ -335,10 +337,10 @@ def _turn(turn: Any, where: str) -> Message:
 
 
 def _called(value: Any, where: str) -> Mapping[str, Any]:
-    """ShareGPT's call of a tool, JSON in a text, as one of `tool_calls`."""
+    """ShareGPT's tool call, JSON in a text, as one of `tool_calls`."""
     call = files.parse_json(value, where) if isinstance(value, str) else value
     if not isinstance(call, Mapping) or "name" not in call:
-        raise UsageError(f"{where}: a function_call needs JSON with `name` and `arguments`, got {value!r:.60}")
+        raise UsageError(f"{where}: a function_call must be JSON with `name` and `arguments`, got {value!r:.60}")
     return {"type": "function", "function": dict(call)}
 
 
@@ -349,13 +351,13 @@ def _joined(parts: Sequence[Any], where: str) -> str:
         found = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else part
         if not isinstance(found, str):
             sort = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise UsageError(f"{where} has a part of type {sort!r:.30}; only parts of type 'text' are read")
+            raise UsageError(f"{where} has a part of type {sort!r:.30}; only parts of type 'text' are supported")
         texts.append(found)
     return "".join(texts)
 
 
 def _json_column(row: Row, name: str, sort: type, where: str) -> Any:
-    """A column that holds a list or an object, or one as JSON in a text; None where it is not there or empty."""
+    """A column with a list or an object, or one as JSON text; None if it is missing or empty."""
     value = row.get(name)
     if isinstance(value, str) and value.strip():
         value = files.parse_json(value, f"{where}: column '{name}'")
@@ -370,7 +372,7 @@ def _json_column(row: Row, name: str, sort: type, where: str) -> Any:
 
 
 def text(value: Any, where: str, column: str, *, or_null: bool = False) -> str:
-    """A cell that must be text, or may be null, which is an empty one.
+    """A cell that must be text; null counts as empty text if allowed.
 
     Raises:
         UsageError: anything else; names the row and column.
@@ -383,12 +385,12 @@ def text(value: Any, where: str, column: str, *, or_null: bool = False) -> str:
 
 
 def row_id(row: Row, index: int) -> str:
-    """A row's own id, or its place."""
+    """A row's own id, or its index."""
     return f"row-{index}" if row.get("id") is None else str(row["id"])
 
 
 def empty_rows(count: int, empty: int) -> list[str]:
-    """A notice of rows that are left out."""
+    """A notice about empty rows, which are left out."""
     return [f"{share_of(empty, count, 'row', 'is')} empty and left out"] if empty else []
 
 

@@ -1,7 +1,7 @@
-"""Repositories of the Hugging Face Hub, each at one commit, from the Hub or from its cache on this machine.
+"""Hugging Face Hub repositories, each at one commit, from the Hub or from its cache on this machine.
 
-A name and revision are resolved to a commit once, by one request that is not repeated: a mistyped name fails in
-seconds, where the libraries below try each of their files again and again. What is loaded lies at that commit.
+A name and revision are resolved to a commit once, with a single request and no retries. A mistyped name therefore fails
+within seconds, while the libraries below would retry for every file. Everything is then loaded at that commit.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Repo:
 
     Attributes:
         name: its Hub id.
-        kind: of models or of data sets.
+        kind: models or data sets.
         commit: the full hash.
-        files: paths of its files; of a cached repository, those that are in the cache.
-        cached: whether the Hub was not asked, or did not answer: there is no more than what the cache holds.
+        files: paths of its files; for a cached repository, those in the cache.
+        cached: whether the Hub was not asked or did not answer, so that only the cache is available.
     """
 
     name: str
@@ -42,10 +42,10 @@ class Repo:
         return f"{WORDS[self.kind]} '{self.name}'"
 
     def fetch(self, wanted: Iterable[str]) -> Path:
-        """The folder in the cache that holds these files, downloaded where they are missing.
+        """The cache folder with these files; missing ones are downloaded.
 
         Raises:
-            UsageError: no access to them, or they are not in the cache and the Hub is not asked.
+            UsageError: no access to them, or they are not cached and the Hub may not be asked.
             ForgettingError: the download failed.
         """
         from huggingface_hub import snapshot_download, try_to_load_from_cache
@@ -73,7 +73,7 @@ class Repo:
                     local_files_only=not missing,
                 )
             )
-        except Exception as error:  # every transport fails in ways of its own
+        except Exception as error:  # each transport raises its own errors
             raise _explained(str(self), self.name, self.commit, error, "cannot be downloaded") from None
 
 
@@ -82,8 +82,8 @@ def find(name: str, revision: str | None = None, kind: Kind = "model") -> Repo:
 
     Args:
         name: `organisation/name`, or a name without organisation.
-        revision: a commit, tag or branch; None is the main branch.
-        kind: of models or of data sets.
+        revision: a commit, tag or branch; None means the main branch.
+        kind: models or data sets.
 
     Raises:
         UsageError: not a Hub id, no such repository or revision, no access to it, or, offline, not in the cache.
@@ -94,8 +94,8 @@ def find(name: str, revision: str | None = None, kind: Kind = "model") -> Repo:
         found = _in_cache(name, revision, kind)
         if found is None:
             raise UsageError(
-                f"{what}: no such file or folder here, and not in the Hub's cache; HF_HUB_OFFLINE is set, so the Hub "
-                "is not asked"
+                f"{what}: no such file or folder here, and not in the Hub's cache; the Hub is not asked because "
+                "HF_HUB_OFFLINE is set"
             )
         return found
     from huggingface_hub import HfApi, constants
@@ -103,12 +103,12 @@ def find(name: str, revision: str | None = None, kind: Kind = "model") -> Repo:
     api, limit = HfApi(), constants.HF_HUB_ETAG_TIMEOUT
     try:
         info = (api.model_info if kind == "model" else api.dataset_info)(name, revision=revision, timeout=limit)
-    except Exception as error:  # the transport is httpx or another, by version
+    except Exception as error:  # the transport is httpx or another one, depending on the version
         failure = _explained(what, name, revision, error)
         found = None if isinstance(failure, UsageError) else _in_cache(name, revision, kind)
         if found is None:
             raise failure from None
-        log.warning("%s: the Hub cannot be reached: taken from its cache, commit %s", what, found.commit[:12])
+        log.warning("%s: the Hub cannot be reached; using commit %s from its cache", what, found.commit[:12])
         return found
     files = frozenset(sibling.rfilename for sibling in info.siblings or ())
     return Repo(name, kind, str(info.sha), files, cached=False)
@@ -121,12 +121,12 @@ def _offline() -> bool:
 
 
 def _in_cache(name: str, revision: str | None, kind: Kind) -> Repo | None:
-    """What the cache holds of a revision; None where it has nothing of it."""
+    """What the cache has of a revision; None if it has nothing."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        # no pattern: the folder of the commit, whatever is in it
+        # without a pattern: the folder of the commit, whatever it contains
         found = snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True, allow_patterns=[])
     except LocalEntryNotFoundError:
         return None
@@ -146,21 +146,21 @@ def _explained(what: str, name: str, revision: str | None, error: Exception, fai
         return UsageError(f"{what}: no such file or folder here, and not a Hub id")
     if isinstance(error, errors.GatedRepoError):
         return UsageError(
-            f"{what}: gated: accept its conditions at https://huggingface.co/{name}, then log in (`hf auth login`, or "
+            f"{what}: gated; accept its conditions at https://huggingface.co/{name}, then log in (`hf auth login`, or "
             "HF_TOKEN)"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return UsageError(
-            f"{what}: no such file or folder here, and none of that name on the Hub; if it is private, log in "
+            f"{what}: no such file or folder here, and no such repository on the Hub; if it is private, log in "
             "(`hf auth login`, or HF_TOKEN)"
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return UsageError(f"{what}: the Hub has it, but no commit, tag or branch '{revision}'")
+        return UsageError(f"{what}: exists on the Hub, but has no commit, tag or branch '{revision}'")
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
         status = error.response.status_code
         if status in (401, 403):
-            return UsageError(f"{what}: the Hub refuses access; is the token right (`hf auth whoami`)? ({first})")
-        return ForgettingError(f"{what}: the Hub answers with an error ({status}); try again later")
+            return UsageError(f"{what}: the Hub refuses access; check your token with `hf auth whoami` ({first})")
+        return ForgettingError(f"{what}: the Hub returned an error ({status}); try again later")
     return ForgettingError(
         f"{what}: {failing or 'no such file or folder here, and the Hub cannot be reached'}: {first}"
     )

@@ -1,7 +1,7 @@
-"""Rows of a data set of the Hub, at one commit, through `datasets`; no code of the data set is ever run.
+"""Rows of a Hub data set at one commit, read with `datasets`; no code of the data set is ever run.
 
-Offline, `datasets` takes whatever it prepared last, of any revision. So here: what the Hub's cache holds of the commit,
-where its files are all there; else what `datasets` prepared, where that is of this commit.
+Offline, `datasets` takes whatever it prepared last, of any revision. Here, offline rows come from the Hub's cache if it
+has all files of the commit, and otherwise from what `datasets` prepared, if that is of this commit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 SHARD = re.compile(r"(.*[-.])(\d+)-of-(\d+)(.*)")
 """How `datasets` and others number the files of a split: `train-00003-of-00010.parquet`."""
 BESIDE = (".md", ".gitattributes", ".yaml", ".yml", "dataset_infos.json", "LICENSE")
-"""Ends of names that are not data."""
+"""Endings of files that are not data."""
 
 
 def hub_rows(
@@ -34,10 +34,10 @@ def hub_rows(
 
     Args:
         name: the Hub id.
-        subset: its configuration; None is its only or default one.
-        split: None is `train`.
-        revision: a commit, tag or branch; None is the main branch.
-        streaming: read as they are wanted, without downloading the whole.
+        subset: its configuration; None means its only or default one.
+        split: None means `train`.
+        revision: a commit, tag or branch; None means the main branch.
+        streaming: read rows as needed, without downloading everything.
 
     Raises:
         UsageError: no such data set, revision, subset or split, or, offline, not in the cache.
@@ -47,7 +47,7 @@ def hub_rows(
     try:
         repo = hub.find(name, revision, "dataset")
     except UsageError as refused:
-        # the cache of `datasets` alone may have been copied here
+        # only the cache of `datasets` may have been copied here
         found = _prepared(name, subset, choice) if revision is None or COMMIT.fullmatch(revision) else None
         if found is None:
             raise refused from None
@@ -58,14 +58,14 @@ def hub_rows(
         return _each(_load(wanted, str(repo.fetch([])), subset, **choice), wanted)
     found = _prepared(name, subset, choice)
     if found is None:
-        raise UsageError(f"{repo}: none of its data are in the caches of the Hub and of `datasets`")
+        raise UsageError(f"{repo}: neither the Hub's cache nor that of `datasets` has its data")
     return _checked(found, wanted, repo.commit)
 
 
 def files_at(name: str, revision: str | None) -> dict[str, str] | None:
-    """The files whose rows `hub_rows` gives, each with the commit; None where that is not certain, or there are none.
+    """The files whose rows `hub_rows` gives, each with the commit; None if that is uncertain, or there are none.
 
-    Without the Hub they are those that its cache holds, which may be fewer.
+    Without the Hub these are the cached files, which may be fewer.
     """
     try:
         repo = hub.find(name, revision, "dataset")
@@ -84,7 +84,7 @@ def _load(wanted: str, path: str, subset: str | None, **options: Any) -> Any:
 
 
 def _explained(wanted: str, error: Exception) -> ForgettingError:
-    """What `datasets` raises, as one line; it names unknown subsets, splits and revisions in its first."""
+    """An error of `datasets` as one line; its first line names unknown subsets, splits and revisions."""
     import datasets
 
     cause = error.__cause__ or error
@@ -92,7 +92,7 @@ def _explained(wanted: str, error: Exception) -> ForgettingError:
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
         return UsageError(f"{wanted}: no such file here, and no such data set on the Hub (or no access to it)")
     if isinstance(error, datasets.exceptions.SplitsVerificationError):
-        return UsageError(f"{wanted}: other rows than its card says, so a part is missing: {first}")
+        return UsageError(f"{wanted}: its rows do not match its card, so part of it is missing: {first}")
     if isinstance(error, ConnectionError | TimeoutError):
         return ForgettingError(f"{wanted}: the Hub cannot be reached: {first}")
     if isinstance(error, ValueError | FileNotFoundError | RuntimeError | datasets.exceptions.DatasetsError):
@@ -101,7 +101,7 @@ def _explained(wanted: str, error: Exception) -> ForgettingError:
 
 
 def _prepared(name: str, subset: str | None, choice: dict[str, Any]) -> Any | None:
-    """What `datasets` prepared before, of whatever revision; None where there is nothing."""
+    """What `datasets` prepared before, of whatever revision; None if there is nothing."""
     try:
         return _load(f"data set '{name}'", name, subset, **choice)
     except UsageError:
@@ -111,13 +111,13 @@ def _prepared(name: str, subset: str | None, choice: dict[str, Any]) -> Any | No
 
 
 def _checked(data: Any, wanted: str, commit: str | None) -> Iterator[Row]:
-    """Rows, unless `datasets` took what it had prepared of another commit."""
+    """Rows, unless `datasets` used what it had prepared of another commit."""
     for file in getattr(data, "cache_files", []):
         there = Path(file["filename"]).parent.name
         if commit is not None and COMMIT.fullmatch(there) and there != commit:
             raise UsageError(
-                f"{wanted}: `datasets` prepared commit {there[:12]} of it, not {commit[:12]} as asked; give revision "
-                f"{there} to use it"
+                f"{wanted}: `datasets` has prepared commit {there[:12]} of it, not {commit[:12]} as requested; give "
+                f"revision {there} to use it"
             )
     return _each(data, wanted)
 
@@ -131,10 +131,10 @@ def _each(data: Iterable[Row], wanted: str) -> Iterator[Row]:
 
 
 def _has_data(repo: hub.Repo) -> bool:
-    """Whether the cache holds data files.
+    """Whether the cache has data files.
 
     Raises:
-        UsageError: some of a set of numbered files are missing: a split of them would be a part of itself.
+        UsageError: some of a set of numbered files are missing, so that a split would be incomplete.
     """
     data = [name for name in repo.files if not PurePosixPath(name).name.endswith(BESIDE)]
     found: dict[tuple[str, ...], set[int]] = {}
@@ -145,7 +145,7 @@ def _has_data(repo: hub.Repo) -> bool:
     for (before, count, after), numbers in found.items():
         if len(numbers) < int(count):
             raise UsageError(
-                f"{repo}: the Hub's cache holds {len(numbers)} of the {int(count)} files {before}*-of-{count}{after}; "
-                f"download it whole: hf download --repo-type dataset {repo.name} --revision {repo.commit}"
+                f"{repo}: the Hub's cache has {len(numbers)} of the {int(count)} files {before}*-of-{count}{after}; "
+                f"download all: hf download --repo-type dataset {repo.name} --revision {repo.commit}"
             )
     return bool(data)

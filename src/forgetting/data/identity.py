@@ -1,6 +1,6 @@
-"""What decides the windows of a corpus: the content of its files, how they are read, the tokenizer, and this code.
+"""What determines the windows of a corpus: the content of its files, how they are read, the tokenizer, and this code.
 
-Times and sizes of files decide nothing: an edit that keeps both is an edit.
+Times and sizes of files do not count: an edit that preserves both is still an edit.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from .hub_rows import files_at
 from .sources import is_hub_id
 
 SMALL = 2**22
-"""Bytes of a corpus below which reading it again is as quick as looking for what was read."""
+"""Bytes of a corpus below which reading it again is as fast as looking for a cached copy."""
 LARGE = 2**30
-"""Bytes of a corpus of which so many documents are wanted that hashing it all would take longer than reading these."""
+"""Bytes of a corpus above which, if few documents are needed, hashing it would take longer than reading those."""
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "pandas", "pyarrow")
-"""Whose versions can move a token."""
+"""Packages whose versions can change tokens."""
 PLACES = ("name_or_path", "vocab_file", "is_local", "local_files_only")
-"""What a tokenizer keeps of where it was loaded from."""
+"""Attributes in which a tokenizer keeps where it was loaded from."""
 
 
 def corpus_key(config: TextConfig, tokenizer: Any, context: int) -> str | None:
-    """A sha256 of all that decides the windows of a corpus; equal keys mean equal windows.
+    """A sha256 of everything that determines the windows of a corpus; equal keys mean equal windows.
 
     Returns:
-        None where it cannot be told, or the corpus is too small to keep: one of the miniature, a tokenizer that is a
-        program of its own.
+        None if it cannot be determined, or the corpus is not worth caching: it is small, of the miniature, or its
+        tokenizer is custom code.
     """
     how = _tokenizer(tokenizer)
     content = None if how is None else _content(config)
@@ -47,7 +47,7 @@ def corpus_key(config: TextConfig, tokenizer: Any, context: int) -> str | None:
 
 
 def _content(config: TextConfig) -> Mapping[str, str | None] | None:
-    """Hashes of the files that a corpus is read from, by name; of a data set of the Hub their commit."""
+    """Hashes of the files that a corpus is read from, by name; for a Hub data set, the commit."""
     if config.source.startswith("miniature:"):
         return None
     if is_hub_id(config.source):
@@ -55,14 +55,14 @@ def _content(config: TextConfig) -> Mapping[str, str | None] | None:
     files = _files(config)
     try:
         return None if files is None else {name: _hash(path) for name, path in files.items()}
-    except OSError:  # whoever reads the file says what is wrong with it
+    except OSError:  # whoever reads the file reports the error
         return None
 
 
 def _files(config: TextConfig) -> dict[str, Path | None] | None:
-    """The files of a local corpus by name; None where keeping what is in them is not worth it.
+    """The files of a local corpus by name; None if caching is not worth it.
 
-    A file that is not read, but told of, is in it without its path.
+    A file that is not read but appears in a notice is included without its path.
     """
     path = Path(config.source).expanduser()
     try:
@@ -91,10 +91,10 @@ def _hash(path: Path | None) -> str | None:
 
 
 def _tokenizer(tokenizer: Any) -> str | None:
-    """A sha256 of a tokenizer of the libraries; None for one whose class is its author's program."""
+    """A sha256 of a library's tokenizer; None if its class is custom code."""
     if not getattr(tokenizer, "is_fast", False) or not type(tokenizer).__module__.startswith("transformers."):
         return None
-    # what stands before the tokens, truncation and padding, is set by each call
+    # truncation and padding, which come before the tokens, are set by each call
     backend = tokenizer.backend_tokenizer.to_str().partition('"added_tokens"')[2]
     kept = {key: value for key, value in tokenizer.init_kwargs.items() if key not in PLACES}
     parts = [
@@ -110,7 +110,7 @@ def _tokenizer(tokenizer: Any) -> str | None:
 
 @functools.cache
 def _code() -> str:
-    """A sha256 of the code that reads: what an older version of it made is made again."""
+    """A sha256 of the code that reads, so that results of an older version are not reused."""
     return hashlib.sha256(
         b"\0".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     ).hexdigest()

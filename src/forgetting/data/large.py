@@ -1,6 +1,6 @@
-"""A large corpus of plain text as documents, one row or piece in memory at a time.
+"""A large plain-text corpus as documents, with one row or piece in memory at a time.
 
-What is not plain, or not as it should be, is left to `documents.py`, which reads all of it and says what is wrong.
+Anything that is not plain text, or is malformed, is left to `documents.py`, which reads all of it and reports errors.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def is_large(config: TextConfig) -> bool:
     path = Path(config.source).expanduser()
     try:
         return path.is_dir() or (path.is_file() and path.stat().st_size >= LEAST)
-    except (OSError, ValueError):  # no path, or a name too long for one
+    except (OSError, ValueError):  # not a path, or too long for one
         return False
 
 
 def read_texts(config: TextConfig) -> tuple[Texts, tuple[str, ...]] | None:
-    """The documents of a large corpus of plain text, and notices: those of `load_corpus`.
+    """The documents of a large plain-text corpus, and notices, as from `load_corpus`.
 
     Returns:
-        None for whatever else it is: small, conversations, rows to be joined, a wrong file, no room on the disk.
+        None for anything else: small, conversations, rows to be joined, a malformed file, a full disk.
     """
     path = Path(config.source).expanduser()
     try:
@@ -59,12 +59,12 @@ def read_texts(config: TextConfig) -> tuple[Texts, tuple[str, ...]] | None:
         return None
     except OSError as error:
         if files.no_room(error):
-            log.warning("no room left on the disk for temporary files: %s is read whole, in memory", config.source)
+            log.warning("the disk is too full for temporary files; reading all of %s into memory", config.source)
         return None
 
 
 def _of_rows(config: TextConfig) -> tuple[Texts, tuple[str, ...]]:
-    """One document a row."""
+    """One document per row."""
     if config.documents not in ("auto", "rows"):
         raise _UnusualError
     rows, told = open_rows(config)
@@ -90,7 +90,7 @@ def _of_rows(config: TextConfig) -> tuple[Texts, tuple[str, ...]]:
     if count < 2 or not len(texts) or (config.documents == "auto" and lines.are_wikitext):
         raise _UnusualError
     _, guessed = formats.recognise(config, list(columns))
-    own = [f"{replaced} of {count} rows had lone surrogates, halves of characters: now U+FFFD"] if replaced else []
+    own = [f"{replaced} of {count} rows had lone surrogates (half characters), replaced by U+FFFD"] if replaced else []
     return texts.finish(), _notices(config, told, [*own, *guessed, *formats.empty_rows(count, lines.empty)])
 
 
@@ -117,10 +117,10 @@ def _notices(config: TextConfig, told: Iterable[str], own: Iterable[str]) -> tup
 
 
 def _pieces(path: Path) -> Iterator[str]:
-    """A text file's text, its line breaks line feeds, in pieces.
+    """The text of a file, with line feeds as line breaks, in pieces.
 
     Raises:
-        _UnusualError: too large, not UTF-8, or with carriage returns that no line feed follows.
+        _UnusualError: too large, not UTF-8, or with carriage returns that are not part of a Windows line break.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     total, held, visible = 0, "", False
@@ -146,7 +146,7 @@ def _pieces(path: Path) -> Iterator[str]:
 
 
 def _ended(pieces: Iterable[str]) -> Iterator[str]:
-    """The same with a line break at its end."""
+    """The same, ending with a line break."""
     last = ""
     for piece in pieces:
         last = piece[-1:] or last

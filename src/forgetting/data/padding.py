@@ -1,7 +1,7 @@
-"""Rows of tokens side by side, padded on the right: the one place where the package pads. Pure numpy.
+"""Pads rows of tokens on the right; the only place in the package that pads. Pure numpy.
 
-Right padding with a causal model leaves every real position untouched by padding: positions count from 0, and no padded
-position stands before a real one.
+With right padding, a causal model computes every real position as if there were no padding: positions count from 0,
+and no padding comes before a real position.
 
 Shapes: B rows, L the longest of them.
 """
@@ -14,22 +14,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 IGNORED = -100
-"""The label of a position that is not predicted: transformers leaves it out of the loss."""
+"""The label of a position that is not predicted; transformers leaves it out of the loss."""
 
 
 def right_padded(
     rows: Sequence[ArrayLike], pad: int, *, labels: Sequence[ArrayLike] | None = None, width: int | None = None
 ) -> dict[str, NDArray[np.int64]]:
-    """What a causal model takes.
+    """The inputs of a causal model.
 
     Args:
         rows: token ids.
-        pad: the token that shorter rows are filled up with; it is masked.
-        labels: of each row, as long as it; filled up with IGNORED.
-        width: L, where it is more than the longest row.
+        pad: the token that fills up shorter rows; it is masked.
+        labels: labels of each row, of equal length; filled up with IGNORED.
+        width: L, if it is more than the longest row.
 
     Returns:
-        `input_ids` and `attention_mask` (1 on real tokens), and with labels `labels`; each [B, L] int64.
+        `input_ids` and `attention_mask` (1 on real tokens), and `labels` if given; each [B, L] int64.
 
     Examples:
         >>> right_padded([[5, 6, 7], [8]], pad=0)["attention_mask"].tolist()
@@ -43,7 +43,7 @@ def right_padded(
     if labels is not None:
         wanted = [np.asarray(row, np.int64) for row in labels]
         if list(map(len, wanted)) != list(map(len, arrays)):
-            raise AssertionError("labels of other lengths than their rows")
+            raise AssertionError("labels and rows have different lengths")
         batch["labels"] = _filled(wanted, IGNORED, width)
     return batch
 

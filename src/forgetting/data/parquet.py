@@ -1,4 +1,4 @@
-"""Parquet within bounds: a few bytes of such a file may stand for billions of values."""
+"""Reads Parquet within limits: a few bytes of a file may stand for billions of values."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ from .. import files
 from ..errors import UsageError
 
 MAX_ROW = 10**7
-"""Values of one column in one row."""
+"""Maximum values of one column in one row."""
 FEW, PER_BYTE = 10**6, 1000
-"""Values that any file may hold, and values a byte that a longer one may."""
+"""Values that any file may contain, and values per byte that a longer one may."""
 BATCH, BATCH_ROWS = 2**26, 2**16
 """Bytes and rows of a file that are read at once."""
 BATCH_MEMORY, TABLE_MEMORY = 2**31, 2**33
-"""Bytes of memory that so much of a file may take, and a whole table of any size."""
+"""Bytes of memory that such a piece of a file may take, and a whole table of any size."""
 
 
 def check(path: Path, metadata: Any) -> None:
-    """Refuse a file by what it says of itself.
+    """Refuse a file by its metadata.
 
     Args:
         path: the file.
-        metadata: pyarrow's, of the file.
+        metadata: pyarrow's metadata of the file.
 
     Raises:
-        UsageError: more than MAX_COLUMNS columns, more values than honest files of its size have, or MAX_ROW in a row.
+        UsageError: more than MAX_COLUMNS columns, more values than real files of its size have, or MAX_ROW in a row.
     """
     files.check_table(metadata.num_columns, 0, str(path))
     most = max(FEW, PER_BYTE * path.stat().st_size)
     total = max(metadata.num_rows, sum(values for _, _, values in _groups(metadata)))
     if total > most:
-        raise UsageError(f"{path}: {total:,} values in one column; at most {most:,} are read from a file of its size")
+        raise UsageError(f"{path}: {total:,} values in one column; the limit for a file of its size is {most:,}")
     for _, count, values in _groups(metadata):
         if values > MAX_ROW * count:
-            raise UsageError(f"{path}: {values:,} values in {count:,} rows of one column; at most {MAX_ROW:,} a row")
+            raise UsageError(f"{path}: {values:,} values in {count:,} rows of one column; at most {MAX_ROW:,} per row")
 
 
 def table_memory(path: Path) -> int:
-    """Bytes of memory that a whole table of a file may take: few for a small one."""
+    """Bytes of memory that the whole table of a file may take; few for a small file."""
     return min(TABLE_MEMORY, TABLE_MEMORY // 8 + PER_BYTE * path.stat().st_size)
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file, a piece of a row group at a time, each of about BATCH bytes by the file's own account.
+    """Rows of a file, a piece of a row group at a time, each of about BATCH bytes according to the metadata.
 
     Raises:
-        UsageError: not a Parquet file, too large, or one whose values take far more memory than it says.
+        UsageError: not a Parquet file, too large, or one whose values take far more memory than it states.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -66,16 +66,16 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
                         break
                     found = piece.to_pylist()
                 yield from found
-    except MemoryError:  # Arrow's is one, too
+    except MemoryError:  # includes Arrow's
         raise UsageError(
-            f"{path}: a piece of it takes more than {BATCH_MEMORY:,} bytes of memory, or more than there is"
+            f"{path}: a piece of it needs more than {BATCH_MEMORY:,} bytes of memory, or more than is available"
         ) from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UsageError(f"{path}: not a Parquet file: {(str(error).splitlines() or ['damaged'])[0]}") from None
 
 
 def _groups(metadata: Any) -> Iterator[tuple[Any, int, int]]:
-    """A file's row groups, each with its rows, one at least, and the values of its longest column."""
+    """A file's row groups, each with its number of rows, at least one, and the values of its longest column."""
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         values = max((group.column(i).num_values for i in range(group.num_columns)), default=0)

@@ -1,6 +1,6 @@
-"""What two corpora share: whole documents and long lines, by their hashes.
+"""What two corpora have in common: whole documents and long lines, compared by hash.
 
-Text that is measured must share nothing with text that is trained on.
+Text that is measured must have nothing in common with text that is trained on.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from .formats import Document
 
 LONG = 80
-"""Characters from which on a line is long enough not to stand in two texts by chance."""
+"""Characters from which a line is too long to occur in two texts by chance."""
 
 
 def passages(documents: Iterable[Document]) -> Iterator[tuple[bytes, str]]:
-    """Hash and text of each whole document and each line of at least LONG characters, but for system prompts.
+    """Hash and text of each whole document and of each line of at least LONG characters, except system prompts.
 
-    System prompts are shared by conversations that have nothing else in common.
+    Conversations with nothing else in common may share a system prompt.
     """
     for document in documents:
         turns = (turn for turn in document.messages if turn["role"] != "system")
@@ -39,14 +39,14 @@ def hashes(documents: Iterable[Document]) -> NDArray[np.uint8]:
 
 
 def count_shared(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
-    """How many different hashes stand in both of these, each [P, 32]."""
+    """How many different hashes are in both, each [P, 32]."""
     few, many = sorted((np.ascontiguousarray(a), np.ascontiguousarray(b)), key=len)
     heads = few.view(np.uint64)[:, 0], many.view(np.uint64)[:, 0]
-    alike = many[np.isin(heads[1], heads[0])]  # by a quarter of each hash, then whole
+    alike = many[np.isin(heads[1], heads[0])]  # compare a quarter of each hash first, then all of it
     return len({row.tobytes() for row in alike} & {row.tobytes() for row in few}) if len(alike) else 0
 
 
 def shared_passages(a: Iterable[Document], b: Iterable[Document]) -> list[str]:
-    """What stands in both corpora, each once, in the order of `b`: whole documents and long lines."""
+    """What is in both corpora, each once, in the order of `b`: whole documents and long lines."""
     mine = {digest for digest, _ in passages(a)}
     return list({digest: text for digest, text in passages(b) if digest in mine}.values())

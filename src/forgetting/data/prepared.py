@@ -1,7 +1,7 @@
-"""A corpus as windows: read and tokenised once, kept on disk under a key of its content, and mapped from there.
+"""A corpus as windows: read and tokenised once, stored on disk under a content key, and memory-mapped from there.
 
-All processes that map one file share its memory. The file is an array cache's (`array_cache.py`): checked whole before
-it is used, written whole or not at all, and numbers do not depend on whether it was there.
+Processes that map the same file share its memory. The file belongs to an array cache (`array_cache.py`): it is fully
+checked before use and written whole or not at all, and numbers do not depend on whether it existed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .windows import Windows
 log = logging.getLogger(__name__)
 BEGINNINGS = 3
 BEGINNING = 20_000
-"""Documents, and characters of each, whose beginnings are kept as text."""
+"""How many documents, and characters of each, are kept as text beginnings."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Prepared:
     Attributes:
         windows: what is measured or trained on.
         passages: [P, 32] hashes of its documents and long lines (`passages.hashes`).
-        beginnings: how its first documents begin, those that are plain text.
+        beginnings: how its first plain-text documents begin.
     """
 
     windows: Windows
@@ -47,15 +47,15 @@ class Prepared:
 
 
 class Corpora:
-    """Corpora for one tokenizer and context, each read once while this object lives."""
+    """Corpora for one tokenizer and context; each is read once during the life of this object."""
 
     def __init__(self, tokenizer: Any, context: int, cache_dir: Path | None) -> None:
-        """Nothing is read yet.
+        """Set up; reads nothing yet.
 
         Args:
-            tokenizer: of the model.
-            context: tokens a window.
-            cache_dir: where windows are kept; None keeps none.
+            tokenizer: the model's tokenizer.
+            context: tokens per window.
+            cache_dir: where windows are stored; None stores none.
         """
         self.tokenizer, self.context, self.cache_dir = tokenizer, context, cache_dir
         self._read: dict[TextConfig, list[Prepared]] = {}
@@ -81,7 +81,7 @@ class Corpora:
 
     @cached_property
     def _folder(self) -> Path | None:
-        return array_cache.usable(self.cache_dir)  # asked once, so that there is one notice
+        return array_cache.usable(self.cache_dir)  # called once, so that there is one notice
 
     def _prepared(self, config: TextConfig) -> list[Prepared]:
         how = (self.tokenizer, self.context)
@@ -95,11 +95,11 @@ class Corpora:
         before = _inode(path)
         with array_cache.held(path):
             stored = array_cache.read(path, key) if _inode(path) != before else None
-            if stored is not None:  # who held it has made it
+            if stored is not None:  # the previous holder has made it
                 return _from_arrays(stored)
             found = _read(config, *how)
             if corpus_key(config, *how) != key:
-                log.warning("%s: changed while it was read; what was read is not kept", config.source)
+                log.warning("%s: changed while it was read; not caching it", config.source)
                 return found
             return _keep(found, path, key)
 
@@ -121,21 +121,25 @@ def _of(corpus: Corpus, tokenizer: Any, context: int) -> Prepared:
 
 
 def _keep(found: list[Prepared], path: Path, key: str) -> list[Prepared]:
-    """The same from the disk, where other processes find it; what is in memory where it cannot be written."""
-    for left in path.parent.glob(f".{path.name}.*"):  # of a process that was killed: this one holds the lock
+    """The windows from the disk, where other processes find them; from memory if they cannot be written."""
+    for left in path.parent.glob(f".{path.name}.*"):  # left by a killed process: this process holds the lock
         with contextlib.suppress(OSError):
             left.unlink()
     try:
         array_cache.write(path, _arrays(found), key)
         stored = array_cache.read(path, key)
-    except Exception as error:  # a full disk comes in the words of several libraries; a cache can only save time
-        log.warning("%s: nothing kept there (%s), going on without", path, str(error).splitlines()[0] or type(error))
+    except Exception as error:  # several libraries report a full disk in their own words; the cache only saves time
+        log.warning(
+            "%s: cannot write a cache there (%s); continuing without one",
+            path,
+            str(error).splitlines()[0] or type(error),
+        )
         return found
     return found if stored is None else _from_arrays(stored)
 
 
 FLAT = ("input_ids", "predicted", "offsets", "documents")
-"""Arrays of windows that are kept as they are."""
+"""Arrays of windows that are stored unchanged."""
 
 
 def _arrays(found: list[Prepared]) -> dict[str, NDArray[Any]]:
@@ -186,7 +190,7 @@ def _value(array: NDArray[np.uint8]) -> Any:
 
 @dataclass(frozen=True)
 class StoredNames(Sequence[str]):
-    """Names of documents in a file, read when one is first asked for: most runs ask for none."""
+    """Names of documents in a file, read when first needed; most runs need none."""
 
     stored: array_cache.Stored
     array: str

@@ -1,6 +1,6 @@
-"""Rows of one local file, by its suffix: text, JSONL, JSON, CSV, TSV, Parquet, also packed by gzip or zstd.
+"""Rows of one local file, by its suffix: text, JSONL, JSON, CSV, TSV, Parquet, also compressed with gzip or zstd.
 
-What a file holds is read as it is: no cell becomes a number, and no empty one, or one that says NA, is left out.
+Content is read literally: no cell becomes a number, and empty cells and cells that say NA are kept.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from . import parquet
 Row = dict[str, Any]
 SPACE = re.compile(r"\s")
 MAX_WORD = 2**21
-"""Characters without white space between them."""
+"""Maximum characters without white space between them."""
 LONE = re.compile("[\ud800-\udfff]")
 
 
 class WordError(UsageError):
-    """A text holds a word of millions of characters."""
+    """A text contains a word of millions of characters."""
 
 
 def kind(path: Path) -> str:
-    """A file's suffix in small letters; of a packed file that of what is in it, such as `.jsonl` of `.jsonl.gz`."""
+    """A file's suffix in lower case; for a compressed file that of its content, such as `.jsonl` for `.jsonl.gz`."""
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() if suffix in files.PACKED else suffix
 
@@ -37,31 +37,31 @@ def kind(path: Path) -> str:
 def read_file(path: Path, config: TextConfig) -> Iterator[Row]:
     """Rows of a file.
 
-    A text file is one row with the column `config.text_column`, its line breaks line feeds.
+    A text file is one row with the column `config.text_column`; its line breaks become line feeds.
 
     Raises:
-        UsageError: a kind of file that is not read, or what the file holds is damaged; names the file and place.
+        UsageError: an unsupported kind of file, or damaged content; names the file and place.
     """
     reader = READERS.get(kind(path))
     if reader is None:
         raise UsageError(
             f"{path}: cannot read '{kind(path) or 'no suffix'}' files; allowed: {', '.join(READERS)}, "
-            f"and these packed as {' or '.join(files.PACKED)}"
+            f"also compressed as {' or '.join(files.PACKED)}"
         )
     return reader(path, config)
 
 
 def text_limit(path: Path) -> int:
-    """Bytes of a plain text that are read; no honest one is packed to a 64th of them."""
+    """Maximum bytes of a plain text; no real one compresses to less than a 64th."""
     packed = path.suffix.lower() in files.PACKED
     return min(files.MAX_TEXT, max(2**28, 64 * path.stat().st_size)) if packed else files.MAX_TEXT
 
 
 def check_words(text: str, where: str) -> None:
-    """Refuse text without any white space for MAX_WORD characters: a tokenizer takes such a word as one, in its memory.
+    """Refuse text with MAX_WORD characters without white space: a tokenizer holds such a word in memory as a whole.
 
     Raises:
-        UsageError: as said.
+        UsageError: such a text.
     """
     for start in range(0, len(text) - MAX_WORD + 1, MAX_WORD):
         if not SPACE.search(text, start, start + MAX_WORD):
@@ -69,15 +69,15 @@ def check_words(text: str, where: str) -> None:
 
 
 def line_feeds(text: str) -> str:
-    """Text with the line breaks of Windows, and of old Macs where there are no others, as line feeds."""
+    """Text with Windows line breaks, and old Mac ones if there are no others, as line feeds."""
     text = text.replace("\r\n", "\n")
     return text if "\n" in text else text.replace("\r", "\n")
 
 
 def without_nulls(value: Any, *, top: bool = True) -> Any:
-    """A row of Arrow without the fields that are null inside its columns.
+    """An Arrow row without the null fields inside its columns.
 
-    Arrow writes each field of each struct, so that a message has a null for whatever some other message holds.
+    Arrow gives every struct all fields, so a message has a null for each field that only other messages have.
     """
     if isinstance(value, Mapping):
         return {key: without_nulls(item, top=False) for key, item in value.items() if top or item is not None}
@@ -85,9 +85,9 @@ def without_nulls(value: Any, *, top: bool = True) -> Any:
 
 
 def encodable(value: Any) -> Any:
-    """The value itself, or a copy where some text in it has lone surrogates.
+    """The value itself, or a copy if some text in it has lone surrogates.
 
-    JSON can hold half of a character that UTF-16 writes as two, such as "\\ud83d"; no tokenizer reads it.
+    JSON can contain half of a UTF-16 pair, such as "\\ud83d"; no tokenizer can read it.
     """
     if isinstance(value, str):
         if value.isascii():
@@ -105,10 +105,10 @@ def encodable(value: Any) -> Any:
 
 
 def arrow_rows(data: Iterable[Mapping[str, Any]], where: str) -> Iterator[Row]:
-    """Rows of a data set of `datasets`.
+    """Rows of a `datasets` data set.
 
     Raises:
-        ForgettingError: the Hub is gone on the way.
+        ForgettingError: the Hub became unreachable while reading.
         UsageError: a row cannot be decoded; `where` names the data set.
     """
     try:
@@ -116,7 +116,7 @@ def arrow_rows(data: Iterable[Mapping[str, Any]], where: str) -> Iterator[Row]:
             yield without_nulls(dict(row))
     except ConnectionError as error:
         raise ForgettingError(f"{where}: the Hub cannot be reached: {error}") from None
-    except Exception as error:  # datasets decodes images and sounds by other libraries, which fail in their own ways
+    except Exception as error:  # datasets decodes images and sounds with other libraries, which raise their own errors
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{where}: a row cannot be read: {why:.200}") from None
 
@@ -131,7 +131,7 @@ def _jsonl(path: Path, _config: TextConfig) -> Iterator[Row]:
 
 
 def _json(path: Path, config: TextConfig) -> Iterator[Row]:
-    """An array of objects or texts, an object that holds one, one row alone, or JSON Lines in spite of the name."""
+    """An array of objects or texts, an object that contains one, a single row, or JSON Lines despite the name."""
     text = files.read_text(path, encoding="utf-8-sig")
     try:
         value = files.parse_json(text, str(path), unique=True)
@@ -184,11 +184,13 @@ def _csv(path: Path, _config: TextConfig) -> Iterator[Row]:
         if "EOF inside string" in problem:
             row = problem.rpartition(" ")[2]
             at = f" in or before row {row}" if row.isdigit() and row != "0" else ""
-            raise UsageError(f'{path}: not read as a table: a quote (") is opened{at} and never closed') from None
-        raise UsageError(f"{path}: not read as a table: {problem}; texts that hold {mark!r} need quotes") from None
+            raise UsageError(f'{path}: cannot be read as a table: a quote (") is opened{at} and never closed') from None
+        raise UsageError(
+            f"{path}: cannot be read as a table: {problem}; texts that contain {mark!r} need quotes"
+        ) from None
     check_header(text, mark, path)
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes fields beyond the header for names of the rows
-        raise UsageError(f"{path}: rows have more fields than the header; texts that hold {mark!r} need quotes")
+    if not isinstance(table.index, pd.RangeIndex):  # pandas reads extra fields as row names
+        raise UsageError(f"{path}: rows have more fields than the header; texts that contain {mark!r} need quotes")
     files.check_table(len(table.columns), len(table), str(path))
     names = [str(name) for name in table.columns]
     return (
@@ -198,26 +200,26 @@ def _csv(path: Path, _config: TextConfig) -> Iterator[Row]:
 
 
 def column_mark(text: str, path: Path) -> str:
-    """What stands between the columns of a table: a tab in TSV; a semicolon where the header has one and no comma."""
+    """A table's separator: a tab in TSV; a semicolon if the header has one and no comma."""
     header = text.lstrip().partition("\n")[0]
     return "\t" if kind(path) == ".tsv" else (";" if ";" in header and "," not in header else ",")
 
 
 def check_header(text: str, mark: str, path: Path) -> None:
-    """Refuse a name that stands twice in a header: readers take the last one, or rename it, and say nothing.
+    """Refuse a repeated name in a header: readers silently take the last one or rename it.
 
     Raises:
-        UsageError: as said.
+        UsageError: a name is repeated.
     """
     names = next(csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=mark), [])
     if twice := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
-        raise UsageError(f"{path}: column '{twice[0]:.60}' stands {names.count(twice[0])} times in the header")
+        raise UsageError(f"{path}: column '{twice[0]:.60}' occurs {names.count(twice[0])} times in the header")
 
 
 def _parquet(path: Path, _config: TextConfig) -> Iterator[Row]:
     if path.suffix.lower() in files.PACKED:
-        raise UsageError(f"{path}: Parquet is packed by itself; unpack the file first")
-    yield from map(without_nulls, parquet.rows(path))  # as far as they are wanted
+        raise UsageError(f"{path}: Parquet is already compressed; unpack the file first")
+    yield from map(without_nulls, parquet.rows(path))  # only as many as needed
 
 
 READERS: dict[str, Callable[[Path, TextConfig], Iterator[Row]]] = {

@@ -1,4 +1,4 @@
-"""Rows of a corpus from where they lie: a local file or folder, the Hub, or the miniature."""
+"""Rows of a corpus from their source: a local file or folder, the Hub, or the miniature."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .readers import READERS, Row, read_file, without_nulls
 
 
 def read_rows(config: TextConfig) -> tuple[list[Row], list[str]]:
-    """All rows of a corpus, at least one, and notices of how they were read.
+    """All rows of a corpus, at least one, and notices about how they were read.
 
     Raises:
         UsageError: the source is missing, malformed or empty; names the file and line.
@@ -23,26 +23,26 @@ def read_rows(config: TextConfig) -> tuple[list[Row], list[str]]:
     found, notices = open_rows(config)
     rows = list(itertools.islice(found, row_limit(config)))
     if not rows:
-        raise UsageError(f"{config.source}: empty, no rows in it")
+        raise UsageError(f"{config.source}: empty; it has no rows")
     return rows, notices
 
 
 def row_limit(config: TextConfig) -> int | None:
-    """Rows to read: a row is a document only where it is not cut or joined into others, as a single one may be."""
+    """How many rows to read; a row is a document unless it is cut or joined with others, as a single row may be."""
     if config.max_documents is None or config.documents not in ("auto", "rows"):
         return None
     return max(2, config.max_documents)
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a source can only be a data set of the Hub: it is not here, and by its name no file."""
+    """Whether a source can only be a Hub data set: it is not a local path, and its name is not that of a file."""
     path = Path(source).expanduser()
     is_file = path.exists() or path.suffix.lower() in (*READERS, *files.PACKED, ".zip")
     return not is_file and not source.startswith("miniature:")
 
 
 def open_rows(config: TextConfig) -> tuple[Iterator[Row], list[str]]:
-    """All rows as they are read, and notices; raises as `read_rows`, on the way too."""
+    """All rows as they are read, and notices; raises as `read_rows`, also while reading."""
     if config.source.startswith("miniature:"):
         from .miniature import rows
 

@@ -1,6 +1,6 @@
-"""Chat templates within bounds: a template is a program of the model's author, and may not end.
+"""Runs chat templates within limits: a template is a program by the model's author and may not terminate.
 
-Jinja's sandbox keeps a template from Python; it bounds neither time nor memory.
+Jinja's sandbox keeps a template away from Python, but limits neither time nor memory.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from .. import files
 from ..errors import UsageError
 
 SECONDS = 10.0
-"""For one conversation; an honest one takes thousandths."""
+"""Seconds allowed for one conversation; a normal template takes milliseconds."""
 MEMORY = 2**31
-"""Bytes that one conversation may take."""
+"""Bytes of memory allowed for one conversation."""
 
 
 class TemplateLimitError(UsageError):
-    """A template takes too long, or too much memory."""
+    """A template takes too long or too much memory."""
 
 
 class _LateError(BaseException):
-    """Raised inside a template; no Exception, which libraries turn into others."""
+    """Raised inside a template; not an Exception, which libraries would convert."""
 
 
 @contextmanager
 def bounded(where: str) -> Iterator[None]:
-    """Inside, a template is rendered, and stopped where it takes too long or too much memory.
+    """Inside, a template is rendered, and stopped if it takes too long or too much memory.
 
-    In the main thread a signal stops it, also inside a computation with large numbers; in others it is stopped between
-    two steps of Python.
+    In the main thread a signal stops it, even inside a computation with large numbers. In other threads it is stopped
+    between two steps of Python.
 
     Args:
         where: the template, for messages.
@@ -53,13 +53,13 @@ def bounded(where: str) -> Iterator[None]:
 
 
 def checked(text: str, where: str) -> str:
-    """What a template wrote.
+    """The text that a template rendered.
 
     Raises:
         TemplateLimitError: more than MAX_LINE characters.
     """
     if len(text) > files.MAX_LINE:
-        raise TemplateLimitError(f"{where} writes {len(text):,} characters; at most {files.MAX_LINE:,} are read")
+        raise TemplateLimitError(f"{where} writes {len(text):,} characters; at most {files.MAX_LINE:,} are allowed")
     return text
 
 
@@ -78,7 +78,7 @@ def _by_signal() -> Iterator[None]:
         if not over:
             raise _LateError
 
-    posix: Any = signal  # the alarm is of POSIX systems alone
+    posix: Any = signal  # the alarm exists on POSIX systems only
     before = posix.signal(posix.SIGALRM, late)
     began, (left, every) = time.monotonic(), posix.setitimer(posix.ITIMER_REAL, SECONDS)
     try:
@@ -87,7 +87,7 @@ def _by_signal() -> Iterator[None]:
         over = True
         posix.setitimer(posix.ITIMER_REAL, 0)
         posix.signal(posix.SIGALRM, posix.SIG_DFL if before is None else before)
-        if left:  # somebody else's, which goes on
+        if left:  # someone else's alarm, which continues
             posix.setitimer(posix.ITIMER_REAL, max(left - (time.monotonic() - began), 0.001), every)
 
 
@@ -111,7 +111,7 @@ def _by_thread() -> Iterator[None]:
         timer.cancel()
         with lock:
             over = True
-        if fired:  # if it was not raised yet, it is not raised later
+        if fired:  # if it was not raised yet, do not raise it later
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
     if fired:
         raise _LateError

@@ -1,6 +1,6 @@
-"""Plain texts in a nameless file of their own: memory holds the one that is looked at.
+"""Plain texts in an unnamed temporary file, so that only the current one is in memory.
 
-The file goes when the object goes, or the process dies.
+The file disappears when the object is deleted or the process dies.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from .formats import Document
 
 
 class Texts(Sequence[Document]):
-    """Documents of plain text, in the order in which they were added."""
+    """Plain-text documents, in the order in which they were added."""
 
     def __init__(self) -> None:
-        """None yet."""
+        """Start without documents."""
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this object
         self._begins, self._lengths = array("q"), array("q")
         self.ids: list[str] = []
         self.spaceless: list[bytes] = []
-        """`spaceless_hash` of each document, in bytes."""
+        """`spaceless_hash` of each document, as bytes."""
         self.visible = array("q")
-        """Characters of each document that are no white space."""
+        """Number of characters of each document that are not white space."""
         self._end = 0
 
     def add(self, name: str, text: str) -> None:
         """Add a document.
 
         Raises:
-            OSError: no room on the disk.
+            OSError: the disk is full.
         """
         content = text.encode()
         self._file.write(content)
@@ -47,12 +47,12 @@ class Texts(Sequence[Document]):
         self.visible.append(len(words) - words.count(" "))
 
     def finish(self) -> Texts:
-        """These texts, to be read from now on; raises as `add`."""
+        """Finish adding; these texts can be read from now on. Raises as `add`."""
         self._file.flush()
         return self
 
     def selected(self, places: Iterable[int]) -> Texts:
-        """The documents at these places; they share the file."""
+        """The documents at these indices; they share the file."""
         part = Texts.__new__(Texts)
         part._file, part._end = self._file, self._end
         places = np.fromiter(places, np.int64)
@@ -83,7 +83,7 @@ class Texts(Sequence[Document]):
 
 
 def first_copies(keys: Sequence[bytes]) -> tuple[int, ...]:
-    """The place of the first document with the same content, for each; nothing where all are different."""
+    """For each document, the index of the first with the same content; empty if all differ."""
     first: dict[bytes, int] = {}
     places = tuple(first.setdefault(key, place) for place, key in enumerate(keys))
     return places if len(first) < len(places) else ()

@@ -1,4 +1,4 @@
-"""Documents to token windows: plain text as it is, conversations by the tokenizer's chat template."""
+"""Documents to token windows: plain text directly, conversations through the tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ Encoded = tuple[NDArray[np.int32], NDArray[np.bool_]]
 """Tokens of a window, and which of them are targets."""
 BATCH_CHARACTERS = 2**18
 BATCH_DOCUMENTS = 1024
-"""Of plain text that a tokenizer is given at once: enough for all cores, little in memory."""
+"""Characters of plain text given to a tokenizer at once: enough for all cores, little memory."""
 
 
 def tokenize(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, context: int) -> Windows:
     """Documents as windows of at most `context` tokens.
 
-    Plain text is cut into consecutive windows, the last one shorter; every token but a window's first is predicted. A
-    conversation is one window by the tokenizer's chat template, cut at `context`; the tokens of its assistant turns
-    are predicted, with the end-of-turn mark. Where the template writes earlier turns otherwise than the last one, such
-    an answer has a window of its own that ends with it.
+    Plain text is cut into consecutive windows, the last one shorter; every token except a window's first is predicted.
+    A conversation is one window, rendered with the chat template and cut at `context`; the tokens of its assistant
+    turns are predicted, including the end-of-turn token. If the template renders an earlier answer differently from
+    the last one, that answer gets a window of its own, which ends with it.
 
     Raises:
-        UsageError: the text is shorter than one window, a conversation that the tokenizer has no chat template for or
-            whose template refuses it, or no target is left.
+        UsageError: the text is shorter than one window; a conversation without a chat template, or one that the
+            template refuses; or no target is left.
     """
     corpus = documents if isinstance(documents, Corpus) else Corpus(documents)
     chats = Chats(tokenizer)
@@ -57,22 +57,22 @@ def tokenize(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, 
 
 
 def dropped_notice(documents: int, with_target: int, context: int) -> list[str]:
-    """What a reader should know of documents without a window."""
+    """What a reader should know about documents without a window."""
     dropped = documents - with_target
     return [f"{dropped} of {documents} documents have no target within {context} tokens"] if dropped else []
 
 
 def copies_notice(first_copy: Sequence[int]) -> list[str]:
-    """What a reader should know of documents that stand twice."""
+    """What a reader should know about repeated documents."""
     copies, documents = len(first_copy) - len(set(first_copy)), len(first_copy)
-    return [f"{copies} of {documents} documents are copies of others and no independent ones"] if copies else []
+    return [f"{copies} of {documents} documents are copies of others, so they are not independent"] if copies else []
 
 
 class Gathered:
-    """Windows as they come, in flat buffers: an array object a window would weigh more than its tokens."""
+    """Collects windows in flat buffers; one array object per window would take more memory than its tokens."""
 
     def __init__(self, context: int) -> None:
-        """None yet; windows are cut at `context`."""
+        """Start empty; windows are cut at `context`."""
         self.context = context
         self.ids, self.masks = bytearray(), bytearray()
         self.lengths, self.owners = array("q"), array("i")
@@ -96,14 +96,14 @@ class Gathered:
 
     @property
     def tokens(self) -> int:
-        """Of all windows."""
+        """Tokens of all windows."""
         return len(self.masks)
 
     def windows(self, *, owners: NDArray[np.int64] | None = None, **more: Any) -> Windows:
-        """All of them.
+        """All windows.
 
         Args:
-            owners: the document of each that was added; by default its place among them.
+            owners: the document of each added one; by default its index.
             more: the other fields of Windows.
         """
         places = np.array(self.owners, np.int32)
@@ -117,7 +117,7 @@ class Gathered:
 
 
 def _batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
-    """Documents in runs of about BATCH_CHARACTERS of plain text."""
+    """Documents in groups of about BATCH_CHARACTERS of plain text."""
     batch: list[Document] = []
     size = 0
     for document in documents:
@@ -132,14 +132,14 @@ def _batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
 def _encoded(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, chats: Chats, context: int
 ) -> Iterator[list[Encoded]]:
-    """The windows of each document, not yet cut at `context` where they are conversations."""
+    """The windows of each document; conversations are not yet cut at `context`."""
     plain = encode_plain([document.text for document in documents if not document.messages], tokenizer, context)
     for document in documents:
         yield chats.encode(document) if document.messages else next(plain)
 
 
 def encode_plain(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: int) -> Iterator[list[Encoded]]:
-    """The windows of each plain text: consecutive ones, every token a target."""
+    """The windows of each plain text: consecutive, every token a target."""
     for text in texts:
         check_words(text, "the text")
     for ids in _plain(texts, tokenizer):
@@ -148,7 +148,7 @@ def encode_plain(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, conte
 
 
 def _plain(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[NDArray[np.int32]]:
-    """The tokens of each text; a fast tokenizer cuts many texts at once, on all cores."""
+    """The tokens of each text; a fast tokenizer processes many texts at once, on all cores."""
     if len(texts) > 1 and getattr(tokenizer, "is_fast", False):
         found = tokenizer(list(texts), verbose=False, return_attention_mask=False, return_token_type_ids=False)
         return (np.asarray(ids, np.int32) for ids in found["input_ids"])

@@ -1,8 +1,7 @@
-"""Large plain text whose documents are tokenised as they are asked for, where all of them would take minutes.
+"""Large plain text whose documents are tokenised on demand, if tokenising all of them would take minutes.
 
-Which documents have a target must be known of all of them, since a random order is one of these. A document has one if
-it is two tokens or more, and of most texts that can be said without the tokens: one token is never so long, or it has
-another content.
+A random order of documents requires knowing which ones have a target. A document has one if it is two or more tokens
+long. For most texts this is clear without tokenising: no single token is that long, or has that content.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from .tokenizing import Encoded, Gathered, copies_notice, dropped_notice, encode
 from .windows import Windows
 
 SHRINKS = 4
-"""Characters that Unicode's normal forms make one of, at most."""
+"""Maximum characters that Unicode's normal forms turn into one."""
 BATCH = 1024
 """Documents tokenised at once."""
 
@@ -35,11 +34,11 @@ class Untokenized:
 
     Attributes:
         corpus: its documents.
-        tokenizer: that cuts them.
-        context: tokens a window.
-        present: places in the corpus of the documents that have a target, in their order.
-        first_copy: as of Windows.
-        notices: those that its windows would have.
+        tokenizer: the tokenizer.
+        context: tokens per window.
+        present: indices in the corpus of the documents that have a target, in order.
+        first_copy: as in Windows.
+        notices: the notices that its windows would have.
     """
 
     corpus: Corpus
@@ -51,12 +50,12 @@ class Untokenized:
 
     @property
     def n_documents(self) -> int:
-        """Different documents with a target."""
+        """Number of different documents with a target."""
         return len(np.unique(np.asarray(self.first_copy)[self.present])) if self.first_copy else len(self.present)
 
     @property
     def largest(self) -> int:
-        """The largest token that the tokenizer has."""
+        """The largest token id of the tokenizer."""
         vocabulary: dict[str, int] = self.tokenizer.get_vocab()
         return max(vocabulary.values())
 
@@ -65,7 +64,7 @@ class Untokenized:
         return encode_plain([self.corpus[place].text for place in places.tolist()], self.tokenizer, self.context)
 
     def windows(self, places: NDArray[np.int64], encoded: Iterable[list[Encoded]]) -> Windows:
-        """The windows of these documents, in this order, as they would stand in those of the whole text."""
+        """The windows of these documents, in this order, as they would be in those of the whole text."""
         gathered = Gathered(self.context)
         gathered.add(encoded)
         return gathered.windows(
@@ -84,8 +83,7 @@ def untokenized(config: TextConfig, tokenizer: Any, context: int) -> Untokenized
     """A large plain text.
 
     Returns:
-        None where it is small, or no plain text, or where a text could be a single token of this tokenizer whatever it
-        says.
+        None if it is small or not plain text, or if this tokenizer could turn a text of any content into one token.
     """
     single = _SingleTokens.of(tokenizer) if is_large(config) else None
     found = None if single is None else read_texts(config)
@@ -93,7 +91,7 @@ def untokenized(config: TextConfig, tokenizer: Any, context: int) -> Untokenized
         return None
     texts, notices = found
     present = _present(texts, single, tokenizer)
-    if 2 * len(present) < context:  # perhaps too few tokens, which whoever reads all of them says
+    if 2 * len(present) < context:  # perhaps too few tokens; whoever reads all of them reports it
         return None
     first_copy = first_copies(texts.spaceless)
     notices = (*notices, *dropped_notice(len(texts), len(present), context), *copies_notice(first_copy))
@@ -101,7 +99,7 @@ def untokenized(config: TextConfig, tokenizer: Any, context: int) -> Untokenized
 
 
 def _present(texts: Texts, single: _SingleTokens, tokenizer: Any) -> NDArray[np.int64]:
-    """Places of the documents that are two tokens or more."""
+    """Indices of the documents that are two or more tokens long."""
     has = np.frombuffer(texts.visible, np.int64) > SHRINKS * single.longest
     doubtful = []
     for place in np.flatnonzero(~has).tolist():
@@ -122,11 +120,11 @@ def _all(texts: Texts, places: Sequence[int], tokenizer: Any) -> Iterator[list[E
 
 @dataclass(frozen=True)
 class _SingleTokens:
-    """What the texts are that a tokenizer may make one token of.
+    """Which texts a tokenizer may turn into one token.
 
     Attributes:
-        contents: their characters but white space, in one normal form.
-        longest: of its tokens, characters.
+        contents: the characters of such texts except white space, in one normal form.
+        longest: characters of its longest token.
     """
 
     contents: frozenset[str]
@@ -139,9 +137,9 @@ class _SingleTokens:
 
     @classmethod
     def of(cls, tokenizer: Any) -> _SingleTokens | None:
-        """Those of a byte-level BPE, or one that falls back to bytes, whose normaliser keeps what a text says.
+        """For a byte-level BPE, or one that falls back to bytes, whose normaliser keeps the text's content.
 
-        Of other tokenizers a text of any length may be one unknown token.
+        Other tokenizers may turn a text of any length into one unknown token.
         """
         if not getattr(tokenizer, "is_fast", False) or not type(tokenizer).__module__.startswith("transformers."):
             return None
@@ -179,7 +177,7 @@ def _steps(part: Any, inner: str) -> list[dict[str, Any]]:
 
 
 def _keeps(step: dict[str, Any]) -> bool:
-    """Whether a step leaves all that a text says but white space and normal forms."""
+    """Whether a step preserves a text's content, except white space and normal forms."""
     if step["type"] in ("NFC", "NFD", "NFKC", "NFKD", "ByteLevel", "Digits", "Metaspace"):
         return str(step.get("replacement", "▁")) == "▁"
     if step["type"] == "Prepend":
@@ -190,14 +188,14 @@ def _keeps(step: dict[str, Any]) -> bool:
 
 
 def _byte_characters() -> dict[str, int]:
-    """The character that byte-level tokenizers write for each byte (GPT-2's table)."""
+    """The character that byte-level tokenizers use for each byte (GPT-2's table)."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in shown]
     return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(rest)}
 
 
 def _decoded(piece: str, alphabet: dict[str, int]) -> str | None:
-    """What a byte-level token says; None for a part of a character, which is no text."""
+    """The text of a byte-level token; None if it is only part of a character."""
     try:
         return bytes(alphabet[character] for character in piece).decode()
     except (KeyError, UnicodeDecodeError):

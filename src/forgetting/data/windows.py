@@ -1,4 +1,4 @@
-"""Token windows that keep their document: what text becomes, and what every loss is measured and trained on."""
+"""Token windows that keep track of their document: what text is turned into, measured on and trained on."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ BLOCK = 2**14
 class Windows:
     """W windows of at most `context` tokens, each within one document.
 
-    Position t of a window is *predicted* when its token is a target of the loss, given the tokens before it in the
-    same window; the first position of a window never is.
+    Position t of a window is *predicted* if its token is a target of the loss, given the tokens before it in the same
+    window; the first position of a window never is.
 
     Attributes:
-        input_ids: [T] int32, the tokens of all windows, one after the other.
+        input_ids: [T] int32, the tokens of all windows in sequence.
         predicted: [T] bool, which tokens are targets.
         offsets: [W + 1] int64; window w is input_ids[offsets[w]:offsets[w + 1]].
         documents: [W] int32, the document of each window, an index into document_ids.
-        document_ids: names of the D documents; a sequence that may read them when first asked.
-        notices: what had to be cut or left out to make them, for the report; not part of the fingerprint.
-        first_copy: for each of the D documents the first with the same content, itself for most; empty where all
-            are different. Copies are no independent documents.
+        document_ids: names of the D documents; a sequence that may read them when first needed.
+        notices: what was cut or left out to make them, for the report; not part of the fingerprint.
+        first_copy: for each of the D documents, the first with the same content, usually itself; empty if all differ.
+            Copies are not independent documents.
     """
 
     input_ids: NDArray[np.int32]
@@ -48,19 +48,21 @@ class Windows:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """[W] tokens in each window."""
+        """[W] number of tokens in each window."""
         return np.diff(self.offsets)
 
     @property
     def n_predicted(self) -> int:
-        """Number of targets, the tokens that a mean loss is over."""
+        """Number of targets, the tokens that a mean loss is taken over."""
         return int(np.count_nonzero(self.predicted))
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
-        """[W] targets in each window."""
+        """[W] number of targets in each window."""
         counts = np.zeros(len(self), np.int64)
-        for first in range(0, len(self), BLOCK):  # blocks: a running sum of all tokens is eight times their mask
+        for first in range(
+            0, len(self), BLOCK
+        ):  # in blocks: a running sum of all tokens takes eight times the memory of their mask
             edges = self.offsets[first : first + BLOCK + 1]
             before = np.concatenate([[0], np.cumsum(self.predicted[edges[0] : edges[-1]], dtype=np.int64)])
             counts[first : first + BLOCK] = np.diff(before[edges - edges[0]])
@@ -72,28 +74,28 @@ class Windows:
         return self.input_ids[span], self.predicted[span]
 
     def labels(self, index: int) -> NDArray[np.int32]:
-        """Tokens of one window, IGNORED where they are not predicted."""
+        """Tokens of one window, with IGNORED where they are not predicted."""
         ids, predicted = self.window(index)
         return np.where(predicted, ids, np.int32(IGNORED))
 
     @property
     def n_documents(self) -> int:
-        """Different documents with a target; copies are one."""
+        """Number of different documents with a target; copies count once."""
         documents = self.documents[self.targets > 0]
         return len(np.unique(np.asarray(self.first_copy, np.int32)[documents] if self.first_copy else documents))
 
     @property
     def largest(self) -> int:
-        """The largest token in them; 0 where there is none."""
+        """The largest token id; 0 if there are no tokens."""
         return int(self.input_ids.max(initial=0))
 
     def token_documents(self) -> NDArray[np.int32]:
-        """[n_predicted] the document of each target, of copies the first, in the order of the windows."""
+        """[n_predicted] the document of each target, for copies the first one, in the order of the windows."""
         documents = np.asarray(self.first_copy, np.int32)[self.documents] if self.first_copy else self.documents
         return np.repeat(documents, self.lengths)[self.predicted]
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> Windows:
-        """The windows at `indices`, in that order; document ids stay whole."""
+        """The windows at `indices`, in that order; document ids stay complete."""
         spans = [slice(self.offsets[i], self.offsets[i + 1]) for i in indices]
         empty_ids, empty_mask = np.zeros(0, np.int32), np.zeros(0, bool)
         return Windows(
@@ -109,7 +111,7 @@ class Windows:
         )
 
     def joined(self, other: Windows) -> Windows:
-        """These windows and then the others; the documents of both stay apart."""
+        """These windows followed by the others; their documents stay separate."""
         mine, theirs = len(self.document_ids), len(other.document_ids)
         copies = [*(self.first_copy or range(mine)), *(mine + i for i in other.first_copy or range(theirs))]
         return Windows(
@@ -123,11 +125,11 @@ class Windows:
         )
 
     def sample(self, max_tokens: int | None, *, seed: int = 0) -> Windows:
-        """Windows in a seeded random order until they hold `max_tokens` targets; all of them where None.
+        """A seeded random sample of windows with about `max_tokens` targets; all windows if None.
 
-        Windows and not whole documents: every window has the same chance, so that a mean over the sample stands for
-        all of the text, and the sample has as many documents as it can, which is what a standard error clustered by
-        document lives from. The windows keep their original order. Windows of at least two documents are taken where
+        Samples windows rather than whole documents: every window then has the same chance, so a mean over the sample
+        is unbiased for the whole text, and the sample has as many documents as possible, which a standard error
+        clustered by document needs. The windows keep their original order. At least two documents are included if
         there are two, since one document has no standard error.
         """
         if max_tokens is None or self.n_predicted <= max_tokens:
@@ -144,7 +146,7 @@ class Windows:
         return self._fingerprint
 
     def known_as(self, fingerprint: str) -> Windows:
-        """These windows, whose fingerprint was computed before; a copy with other tokens computes its own."""
+        """These windows with a known fingerprint; a copy with other tokens computes its own."""
         self.__dict__["_fingerprint"] = fingerprint
         return self
 
@@ -160,7 +162,7 @@ class Windows:
 def training_order(n_windows: int, n_samples: int, seed: int) -> NDArray[np.int64]:
     """[n_samples] window indices: whole passes over the data, each in its own random order.
 
-    The order depends on the seed alone, so that all methods and ranks of one seed see the same batches.
+    The order depends only on the seed, so all methods and ranks of one seed see the same batches.
     """
     generator = np.random.default_rng([seed, 20240110])
     passes = math.ceil(n_samples / n_windows)

@@ -1,1 +1,1 @@
-"""How results show themselves: numbers as text, small tables, and the charts' one look. Imports nothing heavy."""
+"""How results are shown: numbers as text, small tables, and the common style of charts. Imports nothing heavy."""

@@ -1,8 +1,8 @@
-"""The one look of all charts: colours, layout, curves; and a chart of the report as a Plotly figure for a notebook.
+"""The common style of all charts: colours, layout, curves; also turns a report's chart into a Plotly figure.
 
-A chart is a plain Plotly specification whose colours are CSS variables (`var(--ink)`), so that one chart serves the
-light page, the dark page, paper and a notebook. Each trace says in `meta` which series it belongs to, and, for points,
-which hover texts are its own.
+A chart is a plain Plotly specification whose colours are CSS variables (`var(--ink)`), so that the same chart works on
+the light page, the dark page, paper and in notebooks. Each trace names its series in `meta`; for points, `meta` also
+gives their hover texts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LIGHT = {
     "line-fit": "#2b303a",
     "bad": "#b3261e",
 }
-"""The colours of charts by name, in the light page and in notebooks."""
+"""Colours of charts by name, on the light page and in notebooks."""
 DARK = {
     "surface": "#1a1d22",
     "raised": "#262a31",
@@ -40,7 +40,7 @@ DARK = {
 }
 SANS = "system-ui, sans-serif"
 
-# every colour has a contrast of at least 3:1 to the page's surface (a test computes it)
+# every colour has a contrast of at least 3:1 with the page background; a test checks it
 RANKS_LIGHT = ("#d9772b", "#cf5b3c", "#c2465a", "#a22f75", "#702b8c", "#41278a", "#1b1464")
 RANKS_DARK = ("#8468d8", "#b061c8", "#d6629f", "#ee7a72", "#f7a14f", "#f6c453", "#f5f0a6")
 OTHERS = (
@@ -55,15 +55,14 @@ OTHERS = (
     ("#b02a2a", "#ff9d96", "hourglass"),
     ("#0b5f75", "#6fd6ea", "bowtie"),
 )
-"""Light and dark colour and symbol of a series without a rank."""
+"""Light colour, dark colour and symbol of a series without a rank."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart: a title, what it shows in words, and the Plotly specification.
+    """One chart: a title, a description, and the Plotly specification.
 
-    `kind` names the chart for the page, its tests and `figure(kind)`; `alt` says what it shows to a reader without
-    sight of it.
+    `kind` names the chart for the page, its tests and `figure(kind)`; `alt` describes it for readers who cannot see it.
     """
 
     kind: str
@@ -84,10 +83,10 @@ def plotly_figure(
     """A chart as a Plotly figure in the light colours.
 
     Args:
-        chart: of the report.
-        hover: the hover texts that the traces' `meta` counts.
-        names: of the series, for the legend.
-        colours: of the series, beside LIGHT.
+        chart: a chart of the report.
+        hover: the hover texts that the traces' `meta` refers to.
+        names: names of the series, for the legend.
+        colours: colours of the series, in addition to LIGHT.
     """
     import plotly.graph_objects as go
 
@@ -115,7 +114,7 @@ def plotly_figure(
 
 
 def hover_html(text: str) -> str:
-    """A hover text of escaped lines with its markup: the first line is the name."""
+    """Hover text with markup from escaped lines; the first line is the name."""
     name, *lines = text.split("\n")
     lines = [line.replace("L_ft ", "L<sub>ft</sub> ", 1) if line.startswith("L_ft ") else line for line in lines]
     lines = [line.replace("L_f ", "L<sub>f</sub> ", 1) if line.startswith("L_f ") else line for line in lines]
@@ -123,7 +122,7 @@ def hover_html(text: str) -> str:
 
 
 def _resolved(node: Any, styles: Mapping[str, str]) -> Any:
-    """A copy in which `var(--name)` is the colour of that name."""
+    """A copy with each `var(--name)` replaced by the colour of that name."""
     if isinstance(node, str) and node.startswith("var(--"):
         return styles[node[6:-1]]
     if isinstance(node, Mapping):
@@ -185,18 +184,18 @@ def plain_layout(x_title: str, y_title: str) -> dict[str, Any]:
 
 
 def marker(colour: str, symbol: str = "circle") -> dict[str, Any]:
-    """How a measured point looks."""
+    """The style of a measured point."""
     line = {"color": colour, "width": 1.8} if symbol.endswith("open") else {"color": "var(--surface)", "width": 0.8}
     return {"color": colour, "symbol": symbol, "size": 7, "line": line}
 
 
 def floats(values: Iterable[Any]) -> list[float | None]:
-    """Floats for JSON: nine significant digits, None for what is not finite."""
+    """Floats for JSON: nine significant digits, None if not finite."""
     return [float(f"{float(v):.9g}") if v is not None and math.isfinite(float(v)) else None for v in values]
 
 
 def blend(colours: Sequence[str], place: float) -> str:
-    """The colour at `place` in 0..1 along a scale, linear between its stops.
+    """The colour at `place` in 0..1 on a scale, interpolated linearly between its stops.
 
     Examples:
         >>> blend(["#000000", "#ff0000"], 0.5)
@@ -210,5 +209,5 @@ def blend(colours: Sequence[str], place: float) -> str:
 
 
 def rank_place(index: int, count: int) -> float:
-    """Where the index-th of so many ranks lies on the scale of ranks."""
+    """The position of the index-th rank on the colour scale of ranks."""
     return index / (count - 1) if count > 1 else 0.7

@@ -1,4 +1,4 @@
-"""Text of others in Markdown: names and sentences that stay what they are, and mention nobody."""
+"""Foreign text in Markdown: shown literally, and never as a mention."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import re
 from ..errors import visible
 
 MARKUP = re.compile(r"[\\`*_\[\]|#~!]")
-"""What Markdown takes for more than a character; a backslash before it keeps it one."""
+"""Characters with a meaning in Markdown; a backslash before one removes it."""
 
 
 def code(name: str) -> str:
-    """A name as Markdown code that it cannot break out of."""
+    """A name as inline code that the name itself cannot end."""
     return "`" + visible(name).replace("`", "'").replace("|", "/") + "`"
 
 
 def escaped(text: str) -> str:
-    """Text as Markdown shows it: no markup, no links, nobody mentioned."""
+    """Text that Markdown shows literally: no markup, no links, no mentions."""
     return MARKUP.sub(r"\\\g<0>", html.escape(visible(text), quote=False)).replace("@", "@<!-- -->")

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: values with their errors, counts, times, intervals."""
+"""Numbers as text: values with their errors, counts, times, intervals."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 MINUS = "−"
-NBSP = "\u00a0"  # keeps a value beside its error or unit
+NBSP = "\u00a0"  # keeps a value on one line with its error or unit
 
 
 def finite(value: Any) -> bool:
-    """Whether `value` is a number one can print."""
+    """Whether `value` is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number to `digits` significant digits, plain where that is short, with a true minus sign.
+    """A number to `digits` significant digits, without a power of ten if that is short, with a true minus sign.
 
     Examples:
         >>> number(0.12345), number(-1.0), number(1.5e9), number(None)
@@ -37,7 +37,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def fixed(value: float, decimals: int = 4) -> str:
-    """A number with so many decimals; what is not zero and would read as zero has two significant digits instead.
+    """A number with a fixed number of decimals; a nonzero one that would read as zero gets two significant digits.
 
     Examples:
         >>> fixed(0.25), fixed(-0.0000012), fixed(0.0)
@@ -50,7 +50,7 @@ def fixed(value: float, decimals: int = 4) -> str:
 
 
 def signed(value: float) -> str:
-    """A number as `fixed` gives it, with its sign; zero has none.
+    """A number as from `fixed`, with its sign; zero has no sign.
 
     Examples:
         >>> signed(0.25), signed(-0.25), signed(0.0)
@@ -72,7 +72,7 @@ def p_value(p: float) -> str:
 
 
 def plus_minus(value: Any, error: Any, scale: float = 1.0, digits: int = 2) -> str:
-    """`value ± error`, both to the error's second significant digit, or as many as `digits` says.
+    """`value ± error`, both to the second significant digit of the error, or to `digits`.
 
     Examples:
         >>> plus_minus(0.97281, 0.00412) == f"0.9728{NBSP}±{NBSP}0.0041"
@@ -90,7 +90,7 @@ def plus_minus(value: Any, error: Any, scale: float = 1.0, digits: int = 2) -> s
 
 
 def count(value: Any) -> str:
-    """A count with a suffix: `19.99 M`; below 10,000 in full.
+    """A count with a suffix: `19.99 M`; in full below 10,000.
 
     Examples:
         >>> count(19_988_480), count(1234), count(float("nan"))
@@ -105,7 +105,7 @@ def count(value: Any) -> str:
 
 
 def several(number: float, noun: str) -> str:
-    """A whole number with its noun: `1 run`, `2 runs`, `1,200 steps`.
+    """A count with its noun: `1 run`, `2 runs`, `1,200 steps`.
 
     Examples:
         >>> several(1, "run"), several(0, "row"), several(1200.4, "step")
@@ -116,7 +116,7 @@ def several(number: float, noun: str) -> str:
 
 
 def share_of(number: int, whole: int, noun: str, verb: str) -> str:
-    """So many of a whole with their verb: `is`, `was` or `has`.
+    """`part of whole` with the right verb form: `is`, `was` or `has`.
 
     Examples:
         >>> share_of(1, 6, "answer", "was"), share_of(2, 6, "row", "is")
@@ -127,7 +127,7 @@ def share_of(number: int, whole: int, noun: str, verb: str) -> str:
 
 
 def few(names: Iterable[str], most: int = 8) -> str:
-    """The first of many names, and how many more there are.
+    """The first few of many names, and how many more there are.
 
     Examples:
         >>> few("abc"), few("abc", 2)
@@ -150,12 +150,12 @@ def duration(seconds: Any) -> str:
 
 
 def level(confidence: float) -> str:
-    """A confidence level in per cent: `95 %`."""
+    """A confidence level in percent: `95 %`."""
     return f"{100 * confidence:g}{NBSP}%"
 
 
 def interval(low: Any, high: Any, digits: int = 3) -> str:
-    """`low to high`, with as many digits as tell the two apart; nothing where it could not be had."""
+    """`low to high`, with enough digits to tell them apart; empty if the interval is unknown."""
     if not (finite(low) and finite(high)):
         return ""
     while number(low, digits) == number(high, digits) and digits < 7 and low != high:
@@ -164,7 +164,7 @@ def interval(low: Any, high: Any, digits: int = 3) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A result as any JSON reader takes it: of dataclasses and numpy plain data, of NaN and infinities None."""
+    """A result for any JSON reader: dataclasses and numpy values become plain data, NaN and infinities None."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
-"""Standard streams: what is said on standard error cannot end the work, and what no terminal can show is replaced.
+"""Standard streams: a failing standard error cannot stop the work, and unprintable characters are replaced.
 
-A closed or dead standard error (`2>&-`, a full disk or a reader that has gone behind it) loses what is said there and
-nothing else. A result that standard output does not take is an error of its own (`WriteError`).
+If standard error is closed or broken (`2>&-`, a full disk, a reader that has exited), only the messages are lost. If
+standard output cannot take a result, that is an error of its own (`WriteError`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import IO, Any, cast
 from ..errors import ForgettingError
 
 _PLACES = ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDWR))
-"""The standard descriptors, and how to open nothing in the place of a closed one: reading the first and writing to the
-second still fail, and no file that is opened later takes one of their numbers."""
+"""The standard descriptors, and how to open a placeholder for a closed one: reading from the first and writing to the
+second still fail, and no file opened later gets one of their numbers."""
 
 
 class WriteError(ForgettingError):
@@ -28,14 +28,14 @@ class _Descriptor(io.RawIOBase):
     """A standard descriptor to write to.
 
     Attributes:
-        drops: what is not taken is dropped; else it is a WriteError, or where the reader has gone a BrokenPipeError.
+        drops: drop what cannot be written; otherwise raise WriteError, or BrokenPipeError if the reader has exited.
     """
 
     def __init__(self, number: int, *, drops: bool) -> None:
         self.number, self.drops = number, drops
 
     def writable(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     def fileno(self) -> int:
@@ -43,14 +43,14 @@ class _Descriptor(io.RawIOBase):
         return self.number
 
     def isatty(self) -> bool:
-        """Whether a terminal shows it."""
+        """Whether it is a terminal."""
         return os.isatty(self.number)
 
     def write(self, data: Any) -> int:
-        """Write all of it.
+        """Write everything.
 
         Raises:
-            WriteError, BrokenPipeError: it is not taken.
+            WriteError, BrokenPipeError: it cannot be written.
         """
         left = memoryview(data).cast("B")
         size = len(left)
@@ -66,18 +66,18 @@ class _Descriptor(io.RawIOBase):
 
 
 def make_safe() -> None:
-    """Put such streams in the place of this process's own; those that somebody else has put there stay."""
+    """Replace this process's standard streams with such streams; leave streams that someone else has replaced."""
     for number, flags in _PLACES:
         _fill(number, flags)
     if sys.stderr is sys.__stderr__:
-        # each piece is written at once: nothing is held back that a signal, or the end of the process, would lose
+        # write each piece at once, so that a signal or the end of the process loses nothing
         sys.stderr = _text(_Descriptor(2, drops=True), sys.stderr, "backslashreplace")
     if sys.stdout is sys.__stdout__:
         sys.stdout = _text(io.BufferedWriter(_Descriptor(1, drops=False)), sys.stdout, "replace")
 
 
 def _text(binary: io.RawIOBase | io.BufferedWriter, before: IO[str] | None, errors: str) -> io.TextIOWrapper:
-    """A stream of text over one of bytes; over a descriptor itself each piece of text is written at once."""
+    """A text stream over a byte stream; over a descriptor itself, each piece of text is written at once."""
     encoding = getattr(before, "encoding", None) or "utf-8"
     raw, shown = isinstance(binary, io.RawIOBase), binary.isatty()
     taken = cast("IO[bytes]", binary)
@@ -85,7 +85,7 @@ def _text(binary: io.RawIOBase | io.BufferedWriter, before: IO[str] | None, erro
 
 
 def _fill(number: int, flags: int) -> None:
-    """Open nothing in the place of a closed descriptor."""
+    """Open a placeholder for a closed descriptor."""
     try:
         os.fstat(number)
     except OSError:
@@ -98,6 +98,6 @@ def _fill(number: int, flags: int) -> None:
 
 
 def leave_stdout() -> None:
-    """Try nothing more with standard output, which has failed; the end of the process would flush it again."""
+    """Give up on standard output after it failed; otherwise the end of the process would flush it again."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""A result as a reader sees it: lines, a table, notes; as plain text, for a terminal, and as HTML for a notebook."""
+"""A result as a reader sees it: lines, a table, notes; as plain text, for a terminal, and as HTML for notebooks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN_ROWS = 60
-"""Rows of a table in a notebook; the rest is in the result's frame."""
+"""Rows shown in a notebook; the result's frame has the rest."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Shown:
     """Lines, a table, notes.
 
     Attributes:
-        heading: lines above the table; the first is its title.
-        columns: names of the columns.
-        rows: one text a column.
+        heading: lines above the table; the first is the title.
+        columns: column names.
+        rows: one text per column.
         notes: lines below the table.
     """
 
@@ -35,7 +35,7 @@ class Shown:
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Make every text one line that does nothing to a terminal: names and answers in it are others'."""
+        """Make every text one line that cannot control a terminal: names and answers in it come from elsewhere."""
         for field in ("heading", "columns", "notes"):
             object.__setattr__(self, field, tuple(map(visible, getattr(self, field))))
         object.__setattr__(self, "rows", tuple(tuple(map(visible, row)) for row in self.rows))
@@ -54,13 +54,13 @@ class Shown:
             parts.append(f"<table><thead>{_row('th', self.columns)}</thead><tbody>{body}</tbody></table>")
         notes = [*self.notes]
         if len(self.rows) > SHOWN_ROWS:
-            notes.append(f"the first {SHOWN_ROWS} of {len(self.rows)} rows")
+            notes.append(f"only the first {SHOWN_ROWS} of {len(self.rows)} rows are shown")
         if notes:
             parts.append(f"<ul>{''.join(f'<li>{html.escape(note)}</li>' for note in notes)}</ul>")
         return f"<div>{''.join(parts)}</div>"
 
     def table(self) -> Table:
-        """The table for a terminal: columns of numbers to the right."""
+        """The table for a terminal; numeric columns are right-aligned."""
         from rich.table import Table
         from rich.text import Text
 
@@ -73,7 +73,7 @@ class Shown:
         return made
 
     def rich(self) -> RenderableType:
-        """All of it for a terminal."""
+        """Everything, for a terminal."""
         from rich.console import Group
         from rich.text import Text
 
@@ -82,7 +82,7 @@ class Shown:
 
 
 class Result(ABC):
-    """What a function of this package returns: it prints as text, and a notebook shows it as tables."""
+    """Base of results: prints as text, and a notebook shows it as tables."""
 
     @abstractmethod
     def shown(self) -> Sequence[Shown]:
@@ -98,7 +98,7 @@ class Result(ABC):
 
 
 def aligned(table: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as lines with columns of equal width."""
+    """Rows of cells as lines with aligned columns."""
     table = [[visible(cell) for cell in row] for row in table]
     widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
     lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table)
@@ -110,5 +110,5 @@ def _row(tag: str, cells: Sequence[str]) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    """Whether a cell reads as a number, or as one that is not known."""
+    """Whether a cell looks like a number, or like one that is not known."""
     return not cell.strip("+-−– ") or cell.lstrip("+-−< ")[:1].isdigit()

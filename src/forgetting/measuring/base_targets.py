@@ -1,7 +1,7 @@
 """The base model's side of a comparison: computed once, cached under a content key, memory-mapped.
 
-Only what is needed of the base model's distribution is kept: 16 bytes a token, where its log-probabilities over a
-vocabulary of 32,000 take 64 kB (in bfloat16).
+Only what is needed of the base model's distribution is stored: 16 bytes per token. Its log-probabilities over a
+vocabulary of 32,000 would take 64 kB per token (in bfloat16).
 
 Shapes: N = windows.n_predicted, in the order of the windows; D width of the hidden states.
 """
@@ -30,21 +30,21 @@ from . import heads, kernels, passes
 
 log = logging.getLogger(__name__)
 FORMAT = 1
-"""Raised when the meaning of the stored numbers changes: older files are then computed again."""
+"""Raised when the meaning of the stored numbers changes, so that older files are recomputed."""
 ROWS_LIMIT = 2**30
-"""Bytes of expected rows kept on disk for one text; above, the soft losses run the base model a second time."""
+"""Maximum bytes of expected rows on disk for one text; above it, the soft losses run the base model a second time."""
 MEMORY_LIMIT = 2**26
-"""The same where there is no cache directory and they stay in memory."""
+"""The same without a cache directory, when they stay in memory."""
 
 
 @dataclass(frozen=True)
 class BaseTargets:
-    """What the base model says at each predicted position.
+    """The base model's predictions at each predicted position.
 
     Attributes:
-        argmax: [N] int32, its top token, the first of those that tie.
+        argmax: [N] int32, its top token; the first one if several tie.
         log_prob: [N] float32, log p_base(argmax), nats; the forgetting floor is the mean of its negative.
-        entropy: [N] float32, of its distribution, nats.
+        entropy: [N] float32, entropy of its distribution, nats.
         data_log_prob: [N] float32, log p_base(true token), nats.
         fingerprint: sha256 of the model key, the windows and how they were computed.
     """
@@ -69,8 +69,8 @@ class ExpectedRows:
     """The base distribution's expectation of the head's rows at each predicted position: `kernels.expected_logit`.
 
     Attributes:
-        head: the base model's head; the rows serve a tuned model with the same one.
-        at: places [n] -> mean_row [n, D] and mean_bias [n], float32.
+        head: the base model's head; the rows are valid for tuned models with the same head.
+        at: positions [n] -> mean_row [n, D] and mean_bias [n], float32.
     """
 
     head: heads.LinearHead
@@ -86,22 +86,22 @@ def base_targets(
     batch_tokens: int,
     rows: int | None = None,
 ) -> BaseTargets:
-    """The base model's targets, from the cache where they are, else computed and cached.
+    """The base model's targets, from the cache if possible, else computed and cached.
 
-    A PeftModel is measured with its adapters disabled. Of two processes that call this at once one computes and the
-    other waits for its file.
+    A PeftModel is measured with its adapters disabled. If two processes call this at the same time, one computes and
+    the other waits for the file.
 
     Args:
         model: the base model, or a PeftModel around it.
         windows: the text.
-        key: what decides the model's numbers: revision or weights hash, and dtype.
+        key: what determines the model's numbers: revision or weights hash, and dtype.
         cache_dir: where to cache; None computes without a cache.
-        batch_tokens: tokens a forward pass. Part of the cache key, since rounding depends on it.
-        rows: the vocabulary's first `rows` tokens only; default all.
+        batch_tokens: tokens per forward pass. Part of the cache key, since rounding depends on it.
+        rows: use only the vocabulary's first `rows` tokens; default all.
 
     Raises:
         UsageError: no predicted position, a merged adapter.
-        ForgettingError: memory too small for a single window.
+        ForgettingError: memory is too small for a single window.
     """
     return base_side(
         model, windows, key=key, cache_dir=cache_dir, batch_tokens=batch_tokens, rows=rows, with_rows=False
@@ -111,10 +111,10 @@ def base_targets(
 def stored_targets(
     model: nn.Module, windows: Windows, *, key: str, cache_dir: Path, batch_tokens: int
 ) -> BaseTargets | None:
-    """The targets of a model that is not loaded, where they are in the cache.
+    """The targets of a model that is not loaded, if they are cached.
 
     Args:
-        model: another one, on the device that it would be on.
+        model: another model, on the device that it would be on.
         windows, key, cache_dir, batch_tokens: as in `base_targets`.
     """
     fingerprint = targets_fingerprint(model, windows, key, batch_tokens, None)
@@ -126,10 +126,10 @@ def stored_targets(
 def shared_targets(
     load: Callable[[], Any], windows: Windows, *, device: str, key: str, cache_dir: Path, batch_tokens: int
 ) -> BaseTargets:
-    """`base_targets` by all processes of a run together, of a base model whose weights are shared out.
+    """`base_targets` computed by all processes of a run together, for a base model with sharded weights.
 
     Args:
-        load: gives the base model, sharded; only called where the targets are not in the cache.
+        load: returns the base model, sharded; only called if the targets are not cached.
         device: the type of device that it computes on.
         windows, key, cache_dir, batch_tokens: as in `base_targets`.
     """
@@ -148,7 +148,7 @@ def shared_targets(
 
 
 def together_arrays(model: Any, windows: Windows, batch_tokens: int) -> dict[str, NDArray[Any]]:
-    """`compute_arrays` by all processes together, each on its share of the batches; the same in all of them."""
+    """`compute_arrays` by all processes, each on its share of the batches; all get the same result."""
     shard = (processes.index(), processes.count())
     arrays = passes.halving(
         lambda size: compute_arrays(model, windows, size, None, shard=shard),
@@ -172,7 +172,7 @@ def base_side(
     """`base_targets`, and on request the expected rows, in one pass.
 
     Returns:
-        The targets; the expected rows, or None where the head is soft-capped or not linear, or they are too large.
+        The targets; the expected rows, or None if the head is soft-capped or not linear, or they are too large.
     """
     passes.check_windows(windows)
     inner = adapters.unwrapped(model)
@@ -184,14 +184,14 @@ def base_side(
     except Exception as error:
         if job.cache_dir is None or not no_room(error):
             raise
-        log.warning("%s: no room left on the disk, measuring without a cache", job.cache_dir)
+        log.warning("%s: the disk is full; measuring without a cache", job.cache_dir)
         job = dataclasses.replace(job, cache_dir=None)
         head = job.row_head() if with_rows else None
         targets, found = job.find_or_compute(head, batch_tokens)
 
     def at(places: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         assert found is not None
-        # A map of its own each time: what it paged in is given back, so that memory stays flat in tokens.
+        # Use a new map each time: its pages are freed afterwards, so memory does not grow with the text.
         return found("mean_row")[places], found("mean_bias")[places]
 
     return BaseTargets(**targets, fingerprint=fingerprint), None if head is None else ExpectedRows(head, at)
@@ -214,7 +214,7 @@ class _Job:
         return self.cache_dir / f"{what}-{self.fingerprint[:32]}.safetensors"
 
     def find_or_compute(self, head: heads.LinearHead | None, batch_tokens: int) -> tuple[dict[str, NDArray[Any]], Any]:
-        """As `compute`; from the cache where they are."""
+        """Like `compute`, but from the cache if possible."""
         if self.cache_dir is None:
             return passes.halving(lambda size: self.compute(size, head), self.windows, batch_tokens)
         with array_cache.held(self.path("targets")):
@@ -228,7 +228,7 @@ class _Job:
             return passes.halving(lambda size: self.compute(size, head), self.windows, batch_tokens)
 
     def row_head(self) -> heads.LinearHead | None:
-        """The head whose expected rows can be kept, if it is one."""
+        """The head, if its expected rows can be stored."""
         with adapters.undisturbed(self.model), adapters.as_base(self.model):
             head = passes.runner(self.model, self.windows).head
         if not isinstance(head, heads.LinearHead) or head.softcap is not None:
@@ -237,7 +237,7 @@ class _Job:
         return head if 4 * self.windows.n_predicted * (head.weight.shape[1] + 1) <= limit else None
 
     def compute(self, size: int, head: heads.LinearHead | None) -> tuple[dict[str, NDArray[Any]], Any]:
-        """The arrays of BaseTargets and, with a head, how to get the arrays of ExpectedRows by name."""
+        """The arrays of BaseTargets and, with a head, a way to get the arrays of ExpectedRows by name."""
         if head is None:
             arrays = compute_arrays(self.model, self.windows, size, self.rows)
             found = None
@@ -262,7 +262,7 @@ def base_spec(windows: Windows) -> array_cache.Spec:
 
 
 def targets_fingerprint(model: nn.Module, windows: Windows, key: str, batch_tokens: int, rows: int | None) -> str:
-    """The content key of the targets: equal keys mean equal numbers, bit for bit, on one machine."""
+    """The content key of the targets: on one machine, equal keys mean equal numbers, bit for bit."""
     return _fingerprint(next(model.parameters()).device.type, windows, key, batch_tokens, rows)
 
 

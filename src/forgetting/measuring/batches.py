@@ -1,4 +1,4 @@
-"""Windows into batches of similar length. Pure numpy, and a function of the windows and the size alone.
+"""Groups windows of similar length into batches. Pure numpy; depends only on the windows and the batch size.
 
 Shapes: T tokens of a batch with padding (B windows x L longest), N predicted positions.
 """
@@ -21,10 +21,10 @@ class Batch:
     Attributes:
         input_ids: [B, L] int64; padding is token 0.
         mask: [B, L] bool, true on real tokens.
-        source: [N] int64, flat index into [B, L] of the position whose *next* token is predicted. A logit at
-            position t says what token t + 1 is: the shift happens here and nowhere else.
+        source: [N] int64, flat index into [B, L] of the position whose *next* token is predicted. The logits at
+            position t predict token t + 1; this is the only place that shifts.
         token: [N] int64, the true next token.
-        place: [N] int64, where each predicted position stands among all of the windows' predicted positions.
+        place: [N] int64, index of each predicted position among all predicted positions of the windows.
     """
 
     input_ids: NDArray[np.int64]
@@ -35,9 +35,9 @@ class Batch:
 
 
 def plan(windows: Windows, batch_tokens: int) -> list[NDArray[np.int64]]:
-    """Window indices of each batch: longest first, ties in order, B x L at most `batch_tokens` (one window at least).
+    """Window indices of each batch: longest first, ties in order, B x L at most `batch_tokens` (at least one window).
 
-    The longest come first so that a batch that does not fit in memory fails at once.
+    The longest come first so that a batch that does not fit in memory fails immediately.
     """
     lengths = windows.lengths
     order = np.argsort(-lengths, kind="stable")
@@ -57,7 +57,7 @@ def build(windows: Windows, indices: NDArray[np.int64]) -> Batch:
     padded = right_padded([ids for ids, _ in parts], pad=0)
     input_ids = padded["input_ids"]
     longest = input_ids.shape[1]
-    before = np.concatenate([[0], np.cumsum(windows.predicted)])  # predicted positions before each token
+    before = np.concatenate([[0], np.cumsum(windows.predicted)])  # number of predicted positions before each token
     sources, places = [], []
     for row, (index, (_, predicted)) in enumerate(zip(indices, parts, strict=True)):
         at = np.flatnonzero(predicted)

@@ -1,4 +1,4 @@
-"""What `chain` returns: the forgetting after each step, and the part of each step, paired token by token."""
+"""What `chain` returns: the forgetting after each step, and each step's own part, paired token by token."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 LEVEL = 0.05
-"""Of Holm's p, below which a step is told apart from the one before."""
+"""Holm-corrected p below which a step differs from the one before."""
 ROUNDING = 1e-5
-"""nats/token: a part of no more is none to speak of, however well it is known."""
+"""nats/token: a smaller part is not worth mentioning, however precisely it is known."""
 PARTS = {"forgetting": "forgetting", "kl": "kl", "agreement": "agreement", "data_loss_tuned": "data_loss"}
-"""Quantities that steps have parts of, and what follows `step_` in their columns."""
+"""Quantities that are also given per step, and their suffix after `step_` in columns."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class ChainStep:
     Attributes:
         name: its name.
         model: the folder, Hub id or file.
-        kind: in words, what it is: `adapter on base`, `model, 4 bits`, `GGUF`.
+        kind: what it is, in words: `adapter on base`, `model, 4 bits`, `GGUF`.
         so_far: the measurement of its model against the base model.
-        parts: by the column's name after `step_`, the mean difference to the step before; the first step's is to the
-            base model. Paired by token, so that what two steps share cancels; clustered by document.
-        sha256: of each file of weights, by its name.
-        notices: of this step.
+        parts: by column suffix after `step_`, the mean difference from the step before (for the first step, from the
+            base model). Paired by token, so that what two steps share cancels; clustered by document.
+        sha256: hash of each weight file, by name.
+        notices: notices about this step.
     """
 
     name: str
@@ -63,12 +63,12 @@ class ChainStep:
 
 @dataclass(frozen=True)
 class Chain(Result):
-    """Steps from a base model to what is deployed, all measured on the same tokens against the same base model.
+    """Steps from a base model to the deployed model, all measured on the same tokens against the same base model.
 
     Attributes:
-        steps: in their order.
-        sha256: of the base model's files of weights, by name.
-        notices: of all steps: of the base model and of the text.
+        steps: in order.
+        sha256: hash of each of the base model's weight files, by name.
+        notices: notices about the base model and the text.
     """
 
     steps: tuple[ChainStep, ...]
@@ -82,7 +82,7 @@ class Chain(Result):
 
     @property
     def p(self) -> dict[str, float]:
-        """By the step's name, two-sided p that it changed no forgetting; see `profile.two_sided_p`."""
+        """Two-sided p that a step changed no forgetting, by the step's name; see `profile.two_sided_p`."""
         return {step.name: two_sided_p(step.part) for step in self.steps}
 
     @property
@@ -92,39 +92,39 @@ class Chain(Result):
 
     @property
     def lost_most(self) -> ChainStep | None:
-        """The step with the largest part among those that are told apart from the one before; None where none is."""
+        """The step with the largest part among those that differ from the one before; None if none does."""
         corrected = self.p_holm
         found = [step for step in self.steps if step.part.value > ROUNDING and corrected[step.name] < LEVEL]
         return max(found, key=lambda step: step.part.value, default=None)
 
     def change(self, place: int) -> NDArray[Any]:
-        """[N] what the step at this place added to the excess forgetting of each token, nats."""
+        """[N] what the step at this index added to the excess forgetting of each token, nats."""
         after = np.asarray(self.steps[place].so_far.change, np.float64)
         return after if place == 0 else after - self.steps[place - 1].so_far.change
 
     def same(self, place: int) -> bool:
-        """Whether the step at this place changed no token's forgetting by more than rounding."""
+        """Whether the step at this index changed no token's forgetting by more than rounding."""
         return bool(np.abs(self.change(place)).max(initial=0.0) <= ROUNDING)
 
     def where(self, place: int) -> Where:
-        """Where the step at this place forgot: by position, token frequency, document and token, and passages."""
+        """Where the step at this index forgot: by position, token frequency, document and token, and passages."""
         so_far = self.steps[place].so_far
         return where(so_far.windows, self.change(place), so_far.argmax)
 
     def sentence(self) -> str:
-        """In words, which step lost most."""
+        """A sentence that says which step lost most."""
         most = self.lost_most
         total = f"{fixed(self.total.value)} ± {self.total.se_text} nats/token"
         if most is None:
-            return f"no step raises forgetting by more than its error; after all steps it is {total}"
+            return f"no step increases forgetting by more than its error; after all steps it is {total}"
         part = f"{fixed(most.part.value)} ± {most.part.se_text}"
         beside = self._beside(most)
-        if most.part.value > self.total.value:  # later steps gave some of it back
+        if most.part.value > self.total.value:  # later steps reduced forgetting again
             return f"'{most.name}' lost most: {part} nats/token{beside}; after all steps it is {total}"
         return f"'{most.name}' lost most: {part} of {total} after all steps{beside}"
 
     def _beside(self, most: ChainStep) -> str:
-        """Whether the largest part is told apart from the next one."""
+        """Whether the largest part differs significantly from the next one."""
         others = [step for step in self.steps if step is not most]
         if not others:
             return ""
@@ -133,10 +133,10 @@ class Chain(Result):
         p = two_sided_p(clustered_mean(one - other, most.so_far.windows.token_documents()))
         if p < LEVEL:
             return f", more than '{second.name}' (p {p_value(p)})"
-        return f"; not told apart from '{second.name}' (p {p_value(p)})"
+        return f"; not significantly more than '{second.name}' (p {p_value(p)})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: what was measured, and a row a step under the names of `measure`."""
+        """Plain data for JSON: what was measured, and a row per step with the columns of `measure`."""
         first = self.steps[0].so_far.to_dict()
         shared = ("base", "text", "text_tokens", "text_documents", "documents_in_text", "context", "batch_tokens")
         most = self.lost_most
@@ -163,17 +163,17 @@ class Chain(Result):
         return rows
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a step."""
+        """One row per step."""
         import pandas as pd
 
         return pd.DataFrame(self._rows()).set_index("name").drop(columns=["sha256", "notices"])
 
     def shown(self) -> list[Shown]:
-        """One row a step: the forgetting so far, the part of the step, p, agreement; and which step lost most."""
+        """One row per step: the forgetting so far, the step's part, p, agreement; and which step lost most."""
         mean, first = self.total, self.steps[0].so_far
         heading = [
             f"{several(len(self.steps), 'step')} from {first.base} on {first.text}: {mean.extent}, {first.dtype}",
-            "forgetting in nats/token; of a step: difference to the step before, paired by token; p corrected (Holm)",
+            "forgetting in nats/token; of this step: change from the one before, paired by token; p corrected (Holm)",
         ]
         corrected = self.p_holm
         rows = [
@@ -194,11 +194,11 @@ class Chain(Result):
 
     @property
     def all_notices(self) -> tuple[str, ...]:
-        """Those of the chain, and those of each step with its name."""
+        """The chain's notices, and those of each step with its name."""
         return (*self.notices, *(f"step '{step.name}': {said}" for step in self.steps for said in step.notices))
 
     def figure(self) -> go.Figure:
-        """A waterfall, as a Plotly figure: each step's part on top of the forgetting before it."""
+        """A waterfall chart as a Plotly figure: each step's part on top of the forgetting before it."""
         parts = [step.part for step in self.steps]
         after = [step.so_far.forgetting.value for step in self.steps]
         trace = {
@@ -225,7 +225,7 @@ def parts_of(
 
     Args:
         after: [N] values of each quantity with the step's model.
-        before: the same of the step before; None is the base model.
+        before: the same for the step before; None means the base model.
         documents: [N] the document of each token.
     """
     if before is None:

@@ -1,8 +1,9 @@
-"""A tuned model against its base at each predicted position: every quantity of the table, in one pass.
+"""Compares a tuned model with its base at each predicted position: every quantity of the table, in one pass.
 
-The soft quantities take the base model's whole distribution. Two exact ways, the cheaper where it applies:
-1. tuned and base share a linear head (LoRA, as a rule): the base's expected rows (`kernels.expected_logit`), one dot
-   product a position;
+The soft quantities need the base model's whole distribution. There are two exact ways; the cheaper one is used if it
+applies:
+1. tuned and base share a linear head (usually so with LoRA): the base's expected rows (`kernels.expected_logit`), one
+   dot product per position;
 2. otherwise the base model runs beside the tuned one, batch by batch, and both heads are read tile by tile.
 
 Shapes: N = windows.n_predicted, in the order of the windows; n positions of a batch.
@@ -44,7 +45,7 @@ class Comparison:
     soft_nll: NDArray[np.float32]
 
     def per_token(self, targets: BaseTargets) -> PerToken:
-        """These beside the base model's, for every quantity of general text."""
+        """These together with the base model's, for every quantity of general text."""
         return PerToken(
             self.data_nll,
             self.target_nll,
@@ -69,12 +70,12 @@ def compare(
     """Every quantity of `tuned` against `base` on `windows`.
 
     Args:
-        base: the base model, or `tuned` itself where it is a PeftModel whose adapters can be disabled.
+        base: the base model, or `tuned` itself if it is a PeftModel whose adapters can be disabled.
         tuned: the fine-tuned model.
         targets: the base model's targets on the same windows, with the same `rows`.
-        expected: the base model's expected rows, if there are any.
-        batch_tokens: tokens a forward pass.
-        rows: compare the vocabulary's first `rows` tokens only; default all of the head's.
+        expected: the base model's expected rows, if available.
+        batch_tokens: tokens per forward pass.
+        rows: compare only the vocabulary's first `rows` tokens; default all of the head's.
     """
     passes.check_windows(windows)
     base, tuned = adapters.unwrapped(base), adapters.unwrapped(tuned)
@@ -123,7 +124,7 @@ def _kl_of_rows(
 
 
 class _BaseStates:
-    """The base model's states of the batch that the tuned model has just run."""
+    """The base model's states for the batch that the tuned model has just run."""
 
     def __init__(self, base: Any, windows: Windows) -> None:
         self.base = base
@@ -136,7 +137,7 @@ class _BaseStates:
 
 
 def same_head(one: heads.Head, other: heads.Head) -> bool:
-    """Whether two heads give equal logits for equal states: the same weights, bias, scale and no soft-capping."""
+    """Whether two heads give equal logits for equal states: same weights, bias and scale, and no soft-capping."""
     if not isinstance(one, heads.LinearHead) or not isinstance(other, heads.LinearHead):
         return False
     if (one.scale, one.softcap, one.bias is None) != (other.scale, other.softcap, other.bias is None):

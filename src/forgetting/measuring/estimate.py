@@ -1,10 +1,10 @@
-"""Means over tokens and their standard errors, clustered by document; p-values of many tests. Pure numpy.
+"""Means over tokens and their standard errors, clustered by document; p-values of multiple tests. Pure numpy.
 
-Neighbouring tokens share their document's subject, so their losses are correlated: treating them as independent makes
+Neighbouring tokens belong to the same document, so their losses are correlated. Treating them as independent would make
 standard errors several times too small. The document is the unit that was sampled.
 
 Source: the ratio estimator of cluster sampling (Cochran 1977, Sampling Techniques, eq. 6.8 and 9A.2), which is the
-clustered standard error recommended for evaluations by Miller 2024, arXiv:2411.00640, eq. 4.
+clustered standard error that Miller 2024, arXiv:2411.00640, eq. 4 recommends for evaluations.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Mean:
 
     Attributes:
         value: the mean over all tokens, in the unit of the values (nats/token for losses).
-        se: its standard error, clustered by document; NaN when there is one document only, since one document says
-            nothing of how documents differ.
-        n_tokens: tokens averaged.
-        n_documents: documents that they come from.
+        se: its standard error, clustered by document; NaN for a single document, which does not show how documents
+            differ.
+        n_tokens: number of tokens averaged.
+        n_documents: number of documents that they come from.
     """
 
     value: float
@@ -45,13 +45,13 @@ class Mean:
 
     @property
     def extent(self) -> str:
-        """On how much text, such as `1,200 tokens in 1 document`."""
+        """How much text it covers, such as `1,200 tokens in 1 document`."""
         return f"{several(self.n_tokens, 'token')} in {several(self.n_documents, 'document')}"
 
     def bound(self, confidence: float) -> float:
         """The one-sided half-width: value + bound is the upper confidence bound, value - bound the lower one.
 
-        Student's t with n_documents - 1 degrees of freedom; infinite when the standard error is unknown.
+        Student's t with n_documents - 1 degrees of freedom; infinite if the standard error is unknown.
         """
         if math.isnan(self.se):
             return math.inf
@@ -60,7 +60,7 @@ class Mean:
         return float(stdtrit(self.n_documents - 1, confidence)) * self.se
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """The two-sided confidence interval, lower and upper end."""
+        """Lower and upper end of the two-sided confidence interval."""
         half = self.bound(0.5 + confidence / 2)
         return self.value - half, self.value + half
 
@@ -73,15 +73,15 @@ def clustered_mean(values: NDArray[Any], documents: NDArray[Any]) -> Mean:
         mean = sum_ij x_ij / n
         se^2 = D/(D-1) * sum_i (sum_j (x_ij - mean))^2 / n^2
 
-    Documents may differ in their number of tokens: that is the ratio estimator's linearised variance. For documents
-    of one token each it is the textbook s/sqrt(n).
+    Documents may differ in their number of tokens; this is the ratio estimator's linearised variance. For documents of
+    one token each it is the textbook s/sqrt(n).
 
     Args:
-        values: [N] numbers or booleans, one a token.
-        documents: [N] integers, the document of each token, any labels in any order.
+        values: [N] numbers or booleans, one per token.
+        documents: [N] integers, the document of each token; any labels in any order.
 
     Raises:
-        UsageError: no tokens, or arrays of different length.
+        UsageError: no tokens, or arrays of different lengths.
 
     Examples:
         >>> import numpy as np
@@ -92,9 +92,9 @@ def clustered_mean(values: NDArray[Any], documents: NDArray[Any]) -> Mean:
     x = np.asarray(values, dtype=np.float64).ravel()
     labels = np.asarray(documents).ravel()
     if x.size != labels.size:
-        raise UsageError(f"a mean needs one document a value, got {x.size} values and {labels.size} documents")
+        raise UsageError(f"a mean needs one document per value, got {x.size} values and {labels.size} documents")
     if x.size == 0:
-        raise UsageError("a mean over no tokens: the text has no position that is predicted")
+        raise UsageError("no tokens to average: the text has no predicted position")
     value = float(x.mean())
     _, which = np.unique(labels, return_inverse=True)
     residuals = np.bincount(which, weights=x - value)
@@ -106,9 +106,9 @@ def clustered_mean(values: NDArray[Any], documents: NDArray[Any]) -> Mean:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjusted p: the chance of one false alarm among all tests stays below the level (step-down).
+    """Holm's adjusted p: keeps the chance of any false alarm among all tests below the level (step-down).
 
-    NaN stays NaN and is not counted.
+    NaN stays NaN and does not count as a test.
 
     Source: Holm 1979, Scandinavian Journal of Statistics 6:65.
 

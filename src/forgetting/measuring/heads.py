@@ -1,8 +1,8 @@
-"""From a decoder's hidden states to logits, a tile at a time: the three ways, and how the right one is recognised.
+"""From a decoder's hidden states to logits, tile by tile: the three kinds of head, and how the right one is recognised.
 
-A head is recognised from the model's output embedding and its configuration, and then *verified*: on a few tokens its
-logits must equal those of the model's own forward. So a model with something unknown between its decoder and its
-logits is measured slowly and not wrongly.
+A head is recognised from the model's output embedding and configuration, and then *verified*: on a few tokens its
+logits must equal those of the model's own forward. A model with something unknown between decoder and logits is
+therefore measured slowly, but not wrongly.
 
 Shapes: N positions, D width, V vocabulary, n positions of a chunk, v rows of a tile.
 """
@@ -21,25 +21,25 @@ from ..models import peft_internals, sharding
 
 TILE_ROWS = 2048
 CHUNK_POSITIONS = 512
-"""A tile of 512 x 2,048 float32 logits (4 MB) stays in a processor's cache; larger ones were no faster on a CPU."""
+"""A tile of 512 x 2,048 float32 logits (4 MB) stays in a processor's cache; larger ones were not faster on a CPU."""
 CUDA_TILE_ROWS = 8192
 CUDA_CHUNK_POSITIONS = 2048
-"""2,048 x 8,192 float32 logits (64 MB) fill a GPU, and the head's weights are read a few times only."""
+"""2,048 x 8,192 float32 logits (64 MB) keep a GPU busy, and the head's weights are read only a few times."""
 CALL_LOGITS = 8 * 2**20
-"""Logits at once (32 MB in float32) where a head can only be called whole."""
+"""Logits at once (32 MB in float32) if a head can only be called as a whole."""
 CUDA_CALL_LOGITS = 64 * 2**20
 
 
 class Head(Protocol):
-    """What the kernels need of a head. Each tile may be overwritten by its reader and is valid until the next one."""
+    """What the kernels need of a head. Each tile is valid until the next one; its reader may overwrite it."""
 
     @property
     def vocabulary(self) -> int:
-        """Rows, V."""
+        """Number of rows, V."""
         ...
 
     def chunk(self) -> int:
-        """Positions to be passed to `tiles` at once."""
+        """How many positions to pass to `tiles` at once."""
         ...
 
     def tiles(self, hidden: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
@@ -49,10 +49,10 @@ class Head(Protocol):
 
 @dataclass(frozen=True)
 class LinearHead:
-    """logits = softcap * tanh(scale * (hidden W^T + bias) / softcap); no softcap is the identity.
+    """logits = softcap * tanh(scale * (hidden W^T + bias) / softcap); without softcap, the tanh is left out.
 
     Gemma 2: softcap = final_logit_softcapping (arXiv:2408.00118, section 2). Cohere: scale = logit_scale. Granite:
-    scale = 1 / logits_scaling. Under bfloat16 weights, tiles are computed and accumulated in float32.
+    scale = 1 / logits_scaling. With bfloat16 weights, tiles are computed and accumulated in float32.
 
     Attributes:
         weight: [V, D], shared with the model.
@@ -66,11 +66,11 @@ class LinearHead:
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the head."""
+        """Number of rows of the head."""
         return self.weight.shape[0]
 
     def chunk(self) -> int:
-        """Positions at once."""
+        """How many positions at once."""
         return CUDA_CHUNK_POSITIONS if self.weight.is_cuda else CHUNK_POSITIONS
 
     def tiles(self, hidden: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
@@ -107,17 +107,17 @@ class LinearHead:
 
 @dataclass(frozen=True)
 class CalledHead:
-    """A head that is no plain linear layer (LoRA on it, a quantised or offloaded one): called on few positions."""
+    """A head that is not a plain linear layer (LoRA on it, quantised, offloaded): called on few positions."""
 
     module: Callable[[Tensor], Tensor]
     vocabulary: int
     scale: float
     softcap: float | None
     logits: int = CALL_LOGITS
-    """At once."""
+    """Maximum number of logits at once."""
 
     def chunk(self) -> int:
-        """Positions at once: as many as `logits` allow."""
+        """How many positions at once: as many as `logits` allow."""
         return max(1, self.logits // self.vocabulary)
 
     def tiles(self, hidden: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
@@ -128,12 +128,12 @@ class CalledHead:
 
 @dataclass(frozen=True)
 class LogitsHead:
-    """No head at all: `hidden` holds the logits that the model's own forward gave."""
+    """No head at all: `hidden` is the logits from the model's own forward."""
 
     vocabulary: int
 
     def chunk(self) -> int:
-        """Positions at once."""
+        """How many positions at once."""
         return CHUNK_POSITIONS
 
     def tiles(self, hidden: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
@@ -153,12 +153,12 @@ def _widens(device: torch.device, dtype: torch.dtype) -> bool:
     ones = torch.ones(16, 16, device=device, dtype=dtype)
     try:
         return bool((torch.mm(ones, ones, out_dtype=torch.float32) == 16).all())
-    except (RuntimeError, TypeError, NotImplementedError):  # a build without it
+    except (RuntimeError, TypeError, NotImplementedError):  # a build without this
         return False
 
 
 def candidates(model: Any) -> Iterator[Head]:
-    """Heads that the model's output embedding and configuration suggest, likeliest first."""
+    """Heads that fit the model's output embedding and configuration, likeliest first."""
     module = model.get_output_embeddings()
     if module is None:
         return
@@ -176,7 +176,7 @@ def candidates(model: Any) -> Iterator[Head]:
 
 
 def _scales(config: Any) -> list[float]:
-    """Factors on the logits. The same field multiplies in one architecture and divides in another: both are offered."""
+    """Factors on the logits. The same field multiplies in some architectures and divides in others, so try both."""
     for name in ("logit_scale", "lm_head_multiplier", "output_multiplier"):
         if (value := getattr(config, name, None)) is not None:
             return [float(value), 1 / float(value), 1.0]
@@ -197,7 +197,7 @@ def _detached(bias: Tensor | None) -> Tensor | None:
 
 
 def verified(head: Head, hidden: Tensor, logits: Tensor) -> bool:
-    """Whether the head gives the model's own logits, up to the rounding of the model's dtype.
+    """Whether the head gives the model's own logits, up to rounding in the model's dtype.
 
     Args:
         hidden: [n, D] the decoder's output on a few tokens.

@@ -1,7 +1,7 @@
-"""The model to hand back when training goes beyond a budget: a copy of the trained weights, taken while it was inside.
+"""Keeps the model to return when training exceeds a budget: a copy of the trained weights from before.
 
-A copy is taken on the CPU at each measurement inside the budget, so that it depends on no checkpoint and no saving
-strategy. Of weights that are sharded over processes, each process copies its own part.
+A copy is made on the CPU at each measurement inside the budget, so it depends on no checkpoint and no saving strategy.
+If weights are sharded over processes, each process copies its own part.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Kept:
     """A model that was inside the budget.
 
     Attributes:
-        step: optimiser steps it was trained for.
-        score: by which the best of several is kept, higher is better; None where the last one is.
+        step: number of optimiser steps it was trained for.
+        score: selects the best of several, higher is better; None keeps the last one.
         weights: name -> the trained weights, on the CPU.
     """
 
@@ -36,19 +36,19 @@ class Kept:
     weights: dict[str, Tensor]
 
     def is_better_than(self, score: float | None) -> bool:
-        """Whether this one stays, where another one with this score is inside the budget later on."""
+        """Whether to keep this one when a later model with this score is inside the budget."""
         return self.score is not None and (score is None or not score > self.score)
 
 
 @torch.no_grad()
 def copied(model: Any, step: int, score: float | None, before: Kept | None = None) -> Kept:
-    """Copy the weights that are trained, and those that were when the last copy was taken.
+    """Copy the trained weights, and those that were trained when the last copy was made.
 
     Args:
-        model: unwrapped.
-        step: optimiser steps so far.
+        model: the unwrapped model.
+        step: number of optimiser steps so far.
         score: see `Kept`.
-        before: what was kept so far; its memory is used again.
+        before: the previous copy; its memory is reused.
     """
     weights = before.weights if before is not None else {}
     for name, tensor in _trained(model, weights).items():
@@ -61,10 +61,10 @@ def copied(model: Any, step: int, score: float | None, before: Kept | None = Non
 
 @torch.no_grad()
 def put_back(kept: Kept, model: Any) -> bool:
-    """Write the kept weights into their model.
+    """Write the kept weights back into their model.
 
     Returns:
-        False where weights are trained now that were not then, and so have no copy; nothing is written.
+        False if some weights train now that did not train then and so have no copy; nothing is written.
     """
     tensors = _trained(model, kept.weights)
     if tensors.keys() != kept.weights.keys():
@@ -75,7 +75,7 @@ def put_back(kept: Kept, model: Any) -> bool:
 
 
 def write(kept: Kept, folder: Path, *, sharded: bool) -> None:
-    """Store it beside a checkpoint of a later step: by each process its part, of whole weights by the main one."""
+    """Store it beside a later step's checkpoint: each process its part; whole weights by the main process only."""
     if not (sharded or processes.is_main()):
         return
     score = {} if kept.score is None else {"score": repr(kept.score)}
@@ -86,7 +86,7 @@ def write(kept: Kept, folder: Path, *, sharded: bool) -> None:
 
 
 def read(folder: Path, model: Any, *, sharded: bool) -> Kept | None:
-    """What `write` stored for this model; None where there is nothing of it in any one of the processes."""
+    """What `write` stored for this model; None if any process finds nothing."""
     found = _read(_path(folder, sharded), model)
     everywhere = processes.summed_one(int(found is not None)) == processes.count()
     return found if everywhere else None
@@ -111,7 +111,7 @@ def _path(folder: Path, sharded: bool) -> Path:
 
 
 def _trained(model: Any, also: Container[str] = ()) -> dict[str, Tensor]:
-    """The weights that are trained, and some others, by name; of a sharded one this process's part."""
+    """The trained weights, and some others, by name; for sharded weights, this process's part."""
     sharding.free(model)
     return {
         name: (parameter.to_local() if sharding.is_part(parameter) else parameter).detach()

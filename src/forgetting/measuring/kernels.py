@@ -3,7 +3,7 @@
 The running maximum and sum are those of online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867). Logits and
 exponentials are float32, sums over tiles float64.
 
-Shapes: N positions, D width, V vocabulary, n positions of a chunk, v rows of a tile, K targets a position.
+Shapes: N positions, D width, V vocabulary, n positions of a chunk, v rows of a tile, K targets per position.
 Symbols: z logits, m running maximum, s running sum of exp(z - m), lse = m + log s.
 """
 
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Picked:
-    """What one pass over the head says of K given tokens at N positions.
+    """Result of one pass over the head for K given tokens at N positions.
 
     Attributes:
-        nll: [K, N] float64, -log p(token), nats; infinite for a token beyond the rows compared.
+        nll: [K, N] float64, -log p(token), nats; infinite for a token outside the compared rows.
         top: [K, N] bool, no token has a larger logit (a tie with the largest counts as top).
         lse: [N] float64, log sum exp of the logits.
     """
@@ -42,17 +42,17 @@ class Picked:
 
 @dataclass(frozen=True)
 class Distribution:
-    """What one pass over the head says of the model's own distribution at N positions.
+    """Result of one pass over the head about the model's own distribution at N positions.
 
     Attributes:
         nll: [N] float64, -log p(true token), nats.
-        argmax: [N] int64, the top token; the first of those that tie.
+        argmax: [N] int64, the top token; the first one if several tie.
         top_nll: [N] float64, -log p(top token), nats.
         entropy: [N] float64, nats.
         mean_row: [N, D] float32, the expectation of the head's rows under the distribution, or None; see
             `expected_logit`.
-        mean_bias: [N] float32, what is to be added to mean_row . h for the expectation of z / scale at h: that of the
-            head's bias, and what the sums of mean_row were rounded by.
+        mean_bias: [N] float32, to be added to mean_row . h to get the expectation of z / scale at h: the expectation of
+            the head's bias, plus a correction for the rounding of mean_row.
     """
 
     nll: Tensor
@@ -83,7 +83,7 @@ def _pick_chunk(head: Head, hidden: Tensor, tokens: Tensor, rows: int) -> Picked
         running = running or _Reading(z, tokens, _fold_on(z.device))
         running.read(z, start)
     assert running is not None
-    # m - chosen first: it is exactly zero for the top token, as in `describe`.
+    # Compute m - chosen first: it is exactly zero for the top token, as in `describe`.
     nll = running.s.log() + (running.m.double() - running.chosen.double())
     return Picked(nll, running.chosen >= running.m, running.lse())
 
@@ -95,7 +95,8 @@ def describe(head: Head, hidden: Tensor, tokens: Tensor, rows: int, *, with_mean
         hidden: [N, D] decoder states.
         tokens: [N] int64, the true tokens.
         rows: the softmax is over the vocabulary's first `rows` tokens.
-        with_mean_row: also `mean_row`, for a linear head without soft-capping (costs a second product with the head).
+        with_mean_row: also compute `mean_row`, for a linear head without soft-capping (costs a second product with the
+            head).
     """
     weights = head if with_mean_row and isinstance(head, LinearHead) and head.softcap is None else None
     parts = [_describe_chunk(head, h, t[0], rows, weights) for h, t in _chunks(head, hidden, tokens[None])]
@@ -128,8 +129,8 @@ def _describe_chunk(head: Head, hidden: Tensor, tokens: Tensor, rows: int, weigh
     assert running is not None
     s = running.s
     if weights is not None:
-        # At the base model's own states the expectation is known, and so is what mean_row gives there: what a tuned
-        # model's is wrong by is then only as large as its states differ.
+        # At the base model's own states the expectation is known, and so is the error of mean_row there. Correcting
+        # for it leaves an error only as large as the difference of the tuned model's states.
         row = row.div_(s.float()[:, None])
         known = running.m.double() + running.slope / s
         bias = (known / weights.scale - _dot(hidden.to(row.device), row)).float()
@@ -146,7 +147,7 @@ def _describe_chunk(head: Head, hidden: Tensor, tokens: Tensor, rows: int, weigh
 def _plus_product(row: Tensor, e: Tensor, weight: Tensor) -> Tensor:
     """row + e W, [n, D] float32, for e [n, v] float32 and W [v, D] of any dtype.
 
-    Under bfloat16 weights on a GPU, e is the sum of three bfloat16 numbers, exactly: 3 x 8 bits of significand.
+    With bfloat16 weights on a GPU, e is split exactly into a sum of three bfloat16 numbers: 3 x 8 bits of significand.
     """
     if weight.dtype != torch.bfloat16 or not heads.widens(weight):
         return torch.addmm(row, e, weight.float())
@@ -160,9 +161,9 @@ def _plus_product(row: Tensor, e: Tensor, weight: Tensor) -> Tensor:
 def expected_logit(head: LinearHead, hidden: Tensor, mean_row: Tensor, mean_bias: Tensor) -> Tensor:
     """[N] float64: the base distribution's expectation of this model's logits, without a pass over the head.
 
-    Where base and tuned model share the head, z_v = scale (w_v . h + b_v), so that
-    sum_v p_base(v) z_v = scale ((sum_v p_base(v) w_v) . h + sum_v p_base(v) b_v): the base model's expected row serves
-    every tuned model. The soft losses then cost one dot product a position, exactly.
+    If base and tuned model share the head, z_v = scale (w_v . h + b_v), so
+    sum_v p_base(v) z_v = scale ((sum_v p_base(v) w_v) . h + sum_v p_base(v) b_v): the base model's expected row works
+    for every tuned model. The soft losses then cost one dot product per position, and are exact.
 
     Args:
         hidden: [N, D] the tuned model's states.
@@ -179,8 +180,8 @@ def _dot(hidden: Tensor, row: Tensor) -> Tensor:
 def divergence(base: Head, tuned: Head, base_hidden: Tensor, hidden: Tensor, rows: int) -> Tensor:
     """[N] float64: KL(base || tuned) in nats, from both models' states, tile by tile.
 
-    KL = lse_tuned - lse_base - sum_v p_base(v) (z_tuned(v) - z_base(v)): the small difference of logits is summed, not
-    two large cross-entropies subtracted.
+    KL = lse_tuned - lse_base - sum_v p_base(v) (z_tuned(v) - z_base(v)): this sums small differences of logits instead
+    of subtracting two large cross-entropies.
     """
     size = min(base.chunk(), tuned.chunk())
     parts = []
@@ -212,7 +213,7 @@ def _divergence_chunk(base: Head, tuned: Head, base_hidden: Tensor, hidden: Tens
 def _aligned(
     one: Iterator[tuple[int, Tensor]], other: Iterator[tuple[int, Tensor]], rows: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Two heads' tiles cut to the same columns: heads of different kinds cut their vocabulary differently."""
+    """Two heads' tiles cut to the same columns; heads of different kinds cut the vocabulary differently."""
     start, tile = next(one)
     start_other, tile_other = next(other)
     at = 0
@@ -237,17 +238,17 @@ class _Running:
         """Raise m to the tile's maximum and subtract it from the tile in place.
 
         Returns:
-            exp(m_old - m_new), and m_old - m_new, with which sums relative to the old maximum are moved; float64 [n].
+            exp(m_old - m_new) and m_old - m_new, which move sums relative to the old maximum; float64 [n].
         """
         higher = torch.maximum(self.m, z.amax(1))
-        # On the first tile m_old is minus infinity and every sum is zero: any finite drop will do.
+        # On the first tile m_old is minus infinity and every sum is zero, so any finite drop works.
         drop = (self.m - higher).double().clamp_(min=-1e4)
         self.m = higher
         z.sub_(higher[:, None])
         return drop.exp(), drop
 
     def add(self, z: Tensor) -> None:
-        """Add a tile, which is overwritten."""
+        """Add a tile; it is overwritten."""
         shift, _ = self.raise_to(z)
         self.s = self.s * shift + z.exp_().sum(1)
 
@@ -257,12 +258,12 @@ class _Running:
 
 
 class _Reading(_Running):
-    """What is read off the tiles beside m and s, for K given tokens a position.
+    """What is read from the tiles in addition to m and s, for K given tokens per position.
 
     Attributes:
         chosen: [K, n] float32, their logits.
-        argmax: [n] int64, the top token so far; of `read_whole` alone.
-        slope: [n] float64, sum exp(z - m) (z - m); of `read_whole` alone.
+        argmax: [n] int64, the top token so far; only from `read_whole`.
+        slope: [n] float64, sum exp(z - m) (z - m); only from `read_whole`.
     """
 
     def __init__(self, z: Tensor, tokens: Tensor, fold: Callable[..., None] | None) -> None:
@@ -274,7 +275,7 @@ class _Reading(_Running):
         self.fold = fold
 
     def read(self, z: Tensor, start: int) -> None:
-        """Read the tile that begins with row `start`, and overwrite it."""
+        """Read the tile that begins at row `start`, and overwrite it."""
         if self.fold is not None:
             self._folded(z, start, whole=False)
             return
@@ -282,7 +283,7 @@ class _Reading(_Running):
         self.add(z)
 
     def read_whole(self, z: Tensor, start: int) -> Tensor:
-        """As `read`, with the top token and the slope.
+        """Like `read`, but also updates the top token and the slope.
 
         Returns:
             [n, v] exp(z - m).
@@ -291,11 +292,11 @@ class _Reading(_Running):
             self._folded(z, start, whole=True)
             return z.sub_(self.m[:, None]).exp_()
         self.chosen = _gather(z, start, self.tokens, self.chosen)
-        # The argmax of a row is looked for only where this tile raises the maximum: seldom, after the first tiles.
+        # Search a row's argmax only if this tile raises the maximum, which is rare after the first tiles.
         rises = (z.amax(1) > self.m).nonzero().squeeze(1)
         self.argmax[rises] = start + z[rises].argmax(1)
         shift, drop = self.raise_to(z)
-        self.slope = (self.slope + self.s * drop) * shift  # moved to the new maximum
+        self.slope = (self.slope + self.s * drop) * shift  # relative to the new maximum
         self.s *= shift
         z.clamp_(min=-1e4)  # minus infinity times a weight of zero would be NaN
         e = z.exp()
@@ -305,13 +306,13 @@ class _Reading(_Running):
 
     def _folded(self, z: Tensor, start: int, *, whole: bool) -> None:
         assert self.fold is not None
-        self.m = self.m.clone()  # who holds the maximum before this tile still has it
+        self.m = self.m.clone()  # whoever holds the previous maximum keeps it
         self.fold(z, start, self.tokens, self.chosen, self.m, self.s, (self.argmax, self.slope), whole)
 
 
 @functools.cache
 def _fold_on(device: torch.device) -> Callable[..., None] | None:
-    """The kernel that reads a tile once, where Triton compiles it and it gives the numbers of torch; else None."""
+    """The Triton kernel that reads a tile once, if it compiles and agrees with torch; otherwise None."""
     if device.type != "cuda":
         return None
     z = torch.linspace(-9.0, 9.0, 2 * 3001, device=device).sin_().mul_(9.0).view(2, 3001)
@@ -322,20 +323,20 @@ def _fold_on(device: torch.device) -> Callable[..., None] | None:
         usual, other = _Reading(z, tokens, None), _Reading(z, tokens, fold)
         usual.read_whole(z.clone(), 0)
         other.read_whole(z.clone(), 0)
-    except Exception as error:  # Triton's own errors have no common class; what cannot compile is not needed
-        log.info("logits are read by torch's own operations, which is slower: %s", failures.first_line(error))
+    except Exception as error:  # Triton's errors have no common class; the kernel is optional
+        log.info("using torch's own operations to read logits, which is slower: %s", failures.first_line(error))
         return None
     same = (usual.argmax == other.argmax).all() & (usual.chosen == other.chosen).all() & (usual.m == other.m).all()
     for one, two in ((usual.s, other.s), (usual.slope, other.slope)):
         same = same & ((one - two).abs() <= 1e-5 * one.abs()).all()
     if not bool(same):
-        log.warning("the Triton kernel gives other numbers than torch on %s: it is not used", device)
+        log.warning("the Triton kernel and torch disagree on %s; not using the kernel", device)
         return None
     return fold
 
 
 def _gather(z: Tensor, start: int, tokens: Tensor, chosen: Tensor) -> Tensor:
-    """`chosen` [K, n] with the logits of those tokens that lie in this tile."""
+    """`chosen` [K, n] with the logits of those tokens that are in this tile."""
     local = tokens - start
     inside = (local >= 0) & (local < z.shape[1])
     found = z.gather(1, local.clamp(0, z.shape[1] - 1).T).T

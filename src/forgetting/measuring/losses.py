@@ -1,4 +1,4 @@
-"""Per-token losses of a model on windows of text: the true token's, the base model's top token's, and agreement.
+"""A model's loss at each token of a text: for the true token, for the base model's top token, and agreement.
 
 Shapes: N = windows.n_predicted, in the order of the windows; D width of the hidden states.
 """
@@ -35,7 +35,7 @@ class TokenLosses:
     agrees: NDArray[np.bool_] | None
 
     def per_token(self, targets: BaseTargets | None) -> PerToken:
-        """These beside the base model's, for the quantities that a pass of the tuned model gives."""
+        """These together with the base model's, for the quantities that need only a pass of the tuned model."""
         if targets is None:
             return PerToken(self.data_nll)
         return PerToken(
@@ -58,19 +58,19 @@ def token_losses(
 ) -> TokenLosses:
     """Losses of `model` at every predicted position. Bit-reproducible for the same windows and batch_tokens.
 
-    The model's training mode, gradients' flags and the random states are as before afterwards.
+    Restores the model's training mode, gradient flags and the random states.
 
     Args:
-        model: a causal language model of transformers, or a PeftModel (its adapters as they are).
+        model: a transformers causal language model, or a PeftModel (its adapters as they are).
         windows: the text.
-        targets: the base model's, on the same windows; None measures the true tokens' loss alone.
-        batch_tokens: tokens a forward pass; halved, with a notice, where memory runs out.
-        rows: compare the vocabulary's first `rows` tokens only; default all of the head's.
+        targets: the base model's, on the same windows; None measures only the true tokens' loss.
+        batch_tokens: tokens per forward pass; halved, with a notice, if memory runs out.
+        rows: compare only the vocabulary's first `rows` tokens; default all of the head's.
         shard: (rank, ranks): measure every ranks-th batch; other positions are zero, so that shards add up.
 
     Raises:
         UsageError: no predicted position; targets of other windows.
-        ForgettingError: memory too small for a single window.
+        ForgettingError: memory is too small for a single window.
     """
     passes.check_windows(windows)
     tokens = windows.n_predicted
@@ -102,9 +102,9 @@ def token_losses(
 
 
 def whole_losses(model: nn.Module, windows: Windows, targets: BaseTargets | None, *, batch_tokens: int) -> TokenLosses:
-    """`token_losses` by all processes of a run together, each on its share of the batches; the same in all of them.
+    """`token_losses` by all processes of a run, each on its share of the batches; all get the same result.
 
-    Batches and numbers are those of one process, bit for bit.
+    Batches and numbers equal those of a single process, bit for bit.
     """
     shard = processes.index(), processes.count()
     found = token_losses(model, windows, targets, batch_tokens=batch_tokens, shard=shard)

@@ -1,4 +1,4 @@
-"""What `measure` and `check` return, and how they measure."""
+"""What `measure` and `check` return, and their settings."""
 
 from __future__ import annotations
 
@@ -37,18 +37,19 @@ class Settings:
     """How to measure. Defaults give the paper's measurement.
 
     Attributes:
-        context: tokens a window; None is 512, or what the base model was built for where that is less.
+        context: tokens per window; None means 512, or what the base model was built for if that is less.
         tolerance: stop when the standard error of the excess forgetting is at most this, nats/token; None measures
             all of the text.
-        seed: of the order of documents under a tolerance.
+        seed: seed of the order of documents under a tolerance.
         noise_floor: also measure the base model against itself.
         revision: Hub revision of the base model.
         dtype: `auto` (as stored), float32, bfloat16, float16.
         device: `auto`, cpu, cuda, ...
-        bits: to which the models are quantised on loading; None as stored.
-        placement: spread over devices.
+        bits: bits to quantise the models to on loading; None means as stored.
+        placement: how models are spread over devices.
         trust_remote_code: run Python code shipped with the models.
-        batch_tokens: tokens a forward pass: memory, and rounding, only; None is 512 on a CPU and 8,192 elsewhere.
+        batch_tokens: tokens per forward pass; affects only memory and rounding; None means 512 on a CPU and 8,192
+            elsewhere.
         cache_dir: where base targets, and tokens of large texts, are cached; None caches nothing.
     """
 
@@ -68,24 +69,24 @@ class Settings:
 
 @dataclass(frozen=True)
 class Measurement(Result):
-    """What one comparison gave.
+    """The result of one comparison.
 
     Attributes:
         base, tuned, text: what was compared, on what.
         means: each of `quantities.PAIR` by name, with its clustered standard error.
-        documents_in_text: documents that the text has; a tolerance may measure fewer.
-        context: tokens a window; None where windows were given.
+        documents_in_text: number of documents in the text; with a tolerance, fewer may be measured.
+        context: tokens per window; None if windows were given.
         settings: how it was measured.
-        dtype: of the base model.
-        seconds: from loaded models to numbers.
-        noise: the noise floor, where it was asked for.
+        dtype: dtype of the base model.
+        seconds: time from loaded models to numbers.
+        noise: the noise floor, if requested.
         notices: what a reader of the numbers should know.
         windows: the windows measured.
         change: [N] excess forgetting of each predicted token.
         argmax: [N] the base model's top tokens.
         tokenizer: for showing tokens; may be None.
-        gain: the base model's ground-truth loss less the tuned model's, paired token by token.
-        sha256: of each file of the tuned model's weights, by its name; empty of a live model.
+        gain: the base model's ground-truth loss minus the tuned model's, paired token by token.
+        sha256: hash of each of the tuned model's weight files, by name; empty if the model was given loaded.
     """
 
     base: str
@@ -113,27 +114,27 @@ class Measurement(Result):
 
     @property
     def meaning(self) -> str:
-        """What the number says of the base model's own first choices, in one sentence."""
+        """A sentence on what the numbers mean for the base model's own top tokens."""
         kept = f"{100 * self.means['agreement'].value:.1f} %"
         ratio = math.exp(-self.forgetting.value)
         return (
-            f"in words: the tuned model's first choice is the base model's at {kept} of positions, and to the base "
-            f"model's it gives {ratio:.3g} times the probability that the base model gives (geometric mean)"
+            f"in words: at {kept} of positions the tuned model's top token is the base model's; on average it gives "
+            f"the base model's top token {ratio:.3g} times the base model's probability (geometric mean)"
         )
 
     def improvement(self, confidence: float, *, of: int = 1) -> Improvement:
-        """The verdict on the text as that of a task; see `task.judge_task`.
+        """The verdict on this text as the text of a task; see `task.judge_task`.
 
         Raises:
-            UsageError: a confidence that makes no sense, or a measurement made without the gain.
+            UsageError: an invalid confidence, or a measurement made without the gain.
         """
         if self.gain is None:
-            raise UsageError("improvement: a measurement that does not hold the gain")
+            raise UsageError("improvement: this measurement does not contain the gain")
         losses = {"before": self.means["data_loss_base"], "after": self.means["data_loss_tuned"]}
         return judge_task(self.gain, confidence, of=of, text=self.text, notices=self.notices, **losses)
 
     def to_dict(self) -> dict[str, Any]:
-        """One flat object under DESIGN.md's column names; a standard error that is unknown is None."""
+        """One flat object with the column names of `measure --json`; an unknown standard error is None."""
         row: dict[str, Any] = {"base": self.base, "tuned": self.tuned, "text": self.text}
         row |= quantities.row(self.means)
         row |= {
@@ -151,13 +152,13 @@ class Measurement(Result):
         if self.sha256:
             row["sha256"] = dict(self.sha256)
         if self.settings.trust_remote_code:
-            row["trust_remote_code"] = True  # code of the models was run
+            row["trust_remote_code"] = True  # the models' code was run
         if self.noise is not None:
             row |= self.noise.row()
         return row
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a quantity: value, standard error, unit."""
+        """One row per quantity: value, standard error, unit."""
         import pandas as pd
 
         rows = {q.name: (self.means[q.name].value, self.means[q.name].se, q.unit) for q in quantities.SHOWN}
@@ -191,12 +192,12 @@ class Measurement(Result):
             by: `position` or `frequency`.
 
         Raises:
-            UsageError: something else.
+            UsageError: anything else.
         """
         found = self.where()
         charts = {
             "position": ("tokens before the predicted one", found.by_position),
-            "frequency": ("times that the true token stands in the text", found.by_frequency),
+            "frequency": ("times that the true token occurs in the text", found.by_frequency),
         }
         if by not in charts:
             raise UsageError(f"figure: by '{by}'; {did_you_mean(str(by), charts)}")
@@ -205,11 +206,11 @@ class Measurement(Result):
 
 @dataclass(frozen=True)
 class CheckResult(Verdict, Result):
-    """A verdict on a forgetting budget, and the measurement that it rests on.
+    """A verdict on a forgetting budget, and the measurement behind it.
 
     Attributes:
         measurement: what was measured.
-        task: whether the task improved; None where no text of it was given.
+        task: whether the task improved; None if no text of it was given.
     """
 
     measurement: Measurement = field(repr=False)
@@ -217,16 +218,16 @@ class CheckResult(Verdict, Result):
 
     @property
     def outcome(self) -> Outcome:
-        """One verdict of both: that on forgetting, and `not improved` or `undecided` where the task's is."""
+        """One verdict for both: that on forgetting, unless the task's is `not improved` or `undecided`."""
         return outcome(self.verdict, self.task)
 
     def exit_code(self, *, strict: bool = False, allow_undecided: bool = False) -> int:
-        """The larger of both verdicts'."""
+        """The larger exit code of both verdicts."""
         how = {"strict": strict, "allow_undecided": allow_undecided}
         return max(super().exit_code(**how), 0 if self.task is None else self.task.exit_code(**how))
 
     def sentences(self) -> list[str]:
-        """The verdicts in words: that on the task, and that on forgetting."""
+        """Both verdicts in words: on the task, and on forgetting."""
         return [*([] if self.task is None else [self.task.sentence()]), self.sentence()]
 
     def to_dict(self) -> dict[str, Any]:
@@ -241,7 +242,7 @@ class CheckResult(Verdict, Result):
         }
 
     def to_frame(self) -> pd.DataFrame:
-        """That of the measurement."""
+        """The measurement's frame."""
         return self.measurement.to_frame()
 
     def shown(self) -> list[Shown]:

@@ -1,10 +1,10 @@
-"""The noise floor: the base model against itself, computed in another way. A difference within it means nothing.
+"""The noise floor: the base model measured against itself, computed in another way. Smaller differences mean nothing.
 
 One rounding says little: it moves the mean forgetting up or down by chance, and so does the choice of documents. So the
-base is rounded to the other dtype several times, once to the nearest number and then up or down at random, and the
-interval is that of one more such copy on other documents: the spread between copies and the errors clustered by
-document are both in it, with Student's t of Welch's degrees of freedom. Random rounding has twice the variance of
-rounding to the nearest, so that the interval errs on the safe side.
+base is rounded to the other dtype several times, once to the nearest number and then up or down at random. The interval
+predicts one more such copy on other documents: it includes the spread between copies and the errors clustered by
+document, with Student's t and Welch's degrees of freedom. Random rounding has twice the variance of rounding to the
+nearest, so the interval is too wide rather than too narrow.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from .sampling import FIRST_TOKENS, in_random_order
 NAMES = ("forgetting", "kl", "agreement")
 CONFIDENCE = 0.95
 NONE_SEEN = 3.7
-"""Events that n tokens may have at CONFIDENCE where none was seen: -ln 0.025."""
+"""Upper bound at CONFIDENCE on the number of events among n tokens if none was seen: -ln 0.025."""
 ROUNDINGS = 4
-"""Copies in the other dtype: the nearest numbers, and random ones."""
+"""Copies in the other dtype: one rounded to the nearest numbers, the rest at random."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Floor:
 
     Attributes:
         value: the mean over copies.
-        low, high: where one more copy lies on other documents, at CONFIDENCE; NaN with one document.
+        low, high: where one more copy would be on other documents, at CONFIDENCE; NaN with one document.
     """
 
     value: float
@@ -50,7 +50,7 @@ class Floor:
     high: float
 
     def holds(self, value: float) -> bool:
-        """Whether a value is no more than noise."""
+        """Whether a value is no larger than noise."""
         return self.low <= value <= self.high
 
 
@@ -59,11 +59,11 @@ class NoiseFloor:
     """The base model against itself, by quantity: `forgetting`, `kl` and `agreement`.
 
     Attributes:
-        batch: with another batch size; without `kl` where that takes the same batches of both.
+        batch: with another batch size; without `kl` if computing it uses the same batches for both.
         dtype: in another dtype; None for quantised or spread models.
-        other_dtype: which.
-        roundings: copies in it: several where it has fewer digits, and one where it holds the weights as they are.
-        tokens, documents: that it was measured on.
+        other_dtype: that dtype.
+        roundings: number of copies in it: several if it has fewer digits, one if it represents the weights exactly.
+        tokens, documents: how much text it was measured on.
     """
 
     batch: Mapping[str, Floor]
@@ -74,7 +74,7 @@ class NoiseFloor:
     documents: int
 
     def row(self) -> dict[str, Any]:
-        """As columns: the value of `forgetting` under the name alone, others and all ends with their own."""
+        """As columns: the value of `forgetting` without a suffix, the others and all interval ends with one."""
         out: dict[str, Any] = {"noise_floor_dtype": None}
         for which, floors in (("batch", self.batch), ("dtype", self.dtype or {})):
             for name, floor in floors.items():
@@ -86,9 +86,9 @@ class NoiseFloor:
         return out | {f"noise_floor_{key}": value for key, value in more.items()}
 
     def shown(self) -> list[tuple[str, str, str, str]]:
-        """Rows of a table: what, value, nothing, interval and how."""
+        """Rows of a table: what, value, empty, interval and method."""
         rows = []
-        ways = ((self.dtype or {}, f"in {self.other_dtype}"), (self.batch, "other batch size"))
+        ways = ((self.dtype or {}, f"in {self.other_dtype}"), (self.batch, "with another batch size"))
         for floors, how in ways:
             for name, floor in floors.items():
                 said = (
@@ -114,8 +114,8 @@ def noise_floor(
     Args:
         base: the base model, or a PeftModel (adapters are disabled).
         text: the text.
-        batch_tokens: the batch size whose numbers are in doubt; the other one is a third of it.
-        seed: of the choice of documents, and of random rounding.
+        batch_tokens: the batch size used for the measurement; the other one is a third of it.
+        seed: seed of the choice of documents, and of random rounding.
         rows: as in `compare`.
     """
     sample = in_random_order(text, seed).take(FIRST_TOKENS)
@@ -142,7 +142,7 @@ def noise_floor(
 
 
 def _floors(found: Sequence[Mapping[str, NDArray[Any]]], documents: NDArray[Any]) -> dict[str, Floor]:
-    """Each quantity's mean over copies, with the interval of one more copy."""
+    """Each quantity's mean over copies, with the prediction interval of one more copy."""
     return {name: _floor([values[name] for values in found], documents, BY_NAME[name].unit == SHARE) for name in NAMES}
 
 
@@ -167,7 +167,7 @@ def _floor(copies: Sequence[NDArray[Any]], documents: NDArray[Any], share: bool)
 
 
 def _copies(base: Any, other: torch.dtype, seed: int) -> Iterator[Any]:
-    """The base model in another dtype, one copy at a time: as it is rounded, and then rounded at random."""
+    """The base model in another dtype, one copy at a time: rounded to the nearest, then at random."""
     made = copy.deepcopy(base).to(other)
     yield made
     if other != torch.bfloat16:
@@ -182,7 +182,7 @@ def _copies(base: Any, other: torch.dtype, seed: int) -> Iterator[Any]:
 
 
 def _rounded(exact: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """float32 numbers rounded to bfloat16 up or down at random, by what the lower 16 bits say."""
+    """float32 numbers rounded to bfloat16, up or down at random with probabilities from the lower 16 bits."""
     noise = torch.randint(0, 1 << 16, exact.shape, generator=generator, dtype=torch.int32).to(exact.device)
     bits = (exact.detach().contiguous().view(torch.int32) + noise) & ~0xFFFF
     return bits.view(torch.float32)

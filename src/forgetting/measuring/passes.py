@@ -1,7 +1,7 @@
-"""Run a causal language model over windows and hand out the hidden states of its predicted positions.
+"""Runs a causal language model over windows and returns the hidden states of its predicted positions.
 
-The pass changes nothing that training could see: the training mode of each module, the random states and which
-parameters require gradients are restored.
+A pass changes nothing that training could see: it restores each module's training mode, the random states, and which
+parameters require gradients.
 
 Shapes: B windows of a batch, L their longest length, N predicted positions of a batch, D width, V vocabulary.
 """
@@ -31,9 +31,9 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Runner:
-    """How to get from a batch to what the head reads: [B, L, D] hidden states, or [B, L, V] logits.
+    """How to get from a batch to the head's input: [B, L, D] hidden states, or [B, L, V] logits.
 
-    `together`: the weights are sharded, so that each process runs a batch whenever the others do.
+    `together`: the weights are sharded, so each process must run a batch whenever the others do.
     """
 
     run: Callable[[Tensor, Tensor | None], Tensor]
@@ -43,23 +43,23 @@ class Runner:
 
 
 def batch_size(model: Any, wanted: int | None) -> int:
-    """Tokens a forward pass: as asked, else 512 on a CPU (one window: least memory, no slower) and 8,192 elsewhere."""
+    """Tokens per forward pass: as given, or 512 on a CPU (one window: least memory, not slower) and 8,192 elsewhere."""
     if wanted is not None:
         return wanted
     return 512 if next(model.parameters()).device.type == "cpu" else 8192
 
 
 def check_windows(windows: Windows) -> None:
-    """Refuse a text with nothing to measure, and a window whose first position claims to be predicted."""
+    """Refuse a text with nothing to measure, or a window whose first position is marked as predicted."""
     if not windows.n_predicted:
         raise UsageError("the text has no position to measure: every document is shorter than two tokens")
     starts = windows.offsets[:-1][windows.lengths > 0]
     if windows.predicted[starts].any():
-        raise UsageError("the first position of a window has nothing before it, so it cannot be predicted")
+        raise UsageError("the first position of a window has no context, so it cannot be predicted")
 
 
 def runner(model: Any, windows: Windows) -> Runner:
-    """Recognise how the model makes logits, verified on the first tokens of the text; see `heads`."""
+    """Recognise how the model computes logits, verified on the first tokens of the text; see `heads`."""
     whole = adapters.needs_whole_forward(model)
     inner = model.get_base_model() if adapters.is_peft(model) else model
     device = next(inner.get_input_embeddings().parameters()).device
@@ -69,26 +69,26 @@ def runner(model: Any, windows: Windows) -> Runner:
     together = sharding.is_sharded(model)
 
     def full(input_ids: Tensor, mask: Tensor | None) -> Tensor:
-        # Adapters with virtual tokens put their positions first: the text's are the last.
+        # Adapters with virtual tokens put those positions first; the text's come last.
         mask = torch.ones_like(input_ids) if mask is None and whole else mask
         with _named(inner, input_ids):
             logits: Tensor = entry(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
         return logits[:, -input_ids.shape[1] :]
 
     logits = full(probe, None)[0]
-    if bool(logits.isnan().any()):  # no head can be recognised from it; whoever reads the losses says what is wrong
+    if bool(logits.isnan().any()):  # no head can be recognised from NaN; whoever reads the losses reports it
         return Runner(full, heads.LogitsHead(logits.shape[-1]), device, together)
     found = None if whole else _by_head(model, inner, probe, logits)
     if found is not None:
         return Runner(*found, device, together)
-    reason = f"{whole} need it" if whole else f"the head of {type(inner).__name__} is not one that is known"
-    log.warning("measuring through full logits (%s): slower, and more memory", reason)
+    reason = f"{whole} need it" if whole else f"the head of {type(inner).__name__} is of an unknown kind"
+    log.warning("measuring with full logits (%s), which is slower and needs more memory", reason)
     return Runner(full, heads.LogitsHead(logits.shape[-1]), device, together)
 
 
 @contextmanager
 def _named(model: Any, input_ids: Tensor) -> Iterator[None]:
-    """A library's error on a text as one of ours; not where memory ran out, which `halving` answers."""
+    """Turn a library's error on a text into one of ours, except out-of-memory errors, which `halving` handles."""
     try:
         yield
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
@@ -101,7 +101,7 @@ def _named(model: Any, input_ids: Tensor) -> Iterator[None]:
 def _by_head(
     model: Any, inner: Any, probe: Tensor, logits: Tensor
 ) -> tuple[Callable[[Tensor, Tensor | None], Tensor], heads.Head] | None:
-    """The decoder's forward and its head, where together they give the model's own logits on the probe."""
+    """The decoder's forward and its head, if together they reproduce the model's own logits on the probe."""
     decoder = _decoder(inner)
     if decoder is None:
         return None
@@ -120,7 +120,7 @@ def _by_head(
 
 
 def _of_the_base(model: Any, head: heads.Head) -> heads.Head:
-    """A head that a disabled adapter stands on, for use when the adapter is enabled again: it stays the base's."""
+    """A head under a disabled adapter, kept for use when the adapter is enabled again: it stays the base's head."""
     if not isinstance(head, heads.CalledHead) or not peft_internals.adapted(head.module):
         return head
     call = head.module
@@ -135,7 +135,7 @@ def _of_the_base(model: Any, head: heads.Head) -> heads.Head:
 def _decoder(model: Any) -> Any:
     """The part below the head: transformers' get_decoder, else the base model by its prefix; None if there is none.
 
-    It is what holds the input embedding: what ModernBERT's decoder model calls its decoder is its head.
+    It must contain the input embedding: what ModernBERT's decoder model calls its decoder is its head.
     """
     embedding = model.get_input_embeddings()
     for found in (model.get_decoder() if hasattr(model, "get_decoder") else None, getattr(model, "base_model", None)):
@@ -147,28 +147,30 @@ def _decoder(model: Any) -> Any:
 def hidden_states(
     run: Runner, windows: Windows, batch_tokens: int, shard: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[batches.Batch, Tensor]]:
-    """Each batch with the [N, D] (or [N, V]) states of its predicted positions; of `shard` (rank, ranks) only."""
+    """Each batch with the [N, D] (or [N, V]) states of its predicted positions; only those of `shard` (rank, ranks)."""
     rank, ranks = shard
     planned = batches.plan(windows, batch_tokens)
     for place in range(rank, len(planned) + rank if run.together else len(planned), ranks):
         batch = batches.build(windows, planned[min(place, len(planned) - 1)])
         counts = place < len(planned) and len(batch.source) > 0
-        if counts or run.together:  # sharded weights: whoever has no batch left runs one for the others' sake
+        if (
+            counts or run.together
+        ):  # sharded weights: a process without batches still runs one, because the others need it
             states = states_of(run, batch)
         if counts:
             yield batch, states
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """A numpy array on a device; on a GPU, without waiting for what it is at work on."""
+    """A numpy array on a device; on a GPU, without waiting for its current work."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Collected:
-    """[N] numbers by name, kept where they are computed until all are there.
+    """[N] numbers by name, kept on the computing device until all are there.
 
-    Read one batch after another they would make a GPU wait for the CPU each time.
+    Reading them after every batch would make a GPU wait for the CPU each time.
     """
 
     def __init__(self, positions: int, **dtypes: torch.dtype) -> None:
@@ -184,7 +186,7 @@ class Collected:
             kept[to_device(place, kept.device)] = value.to(kept.dtype)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All of them; zero where nothing was put."""
+        """All numbers; zero at positions that were not set."""
         return {
             name: (self.kept[name] if name in self.kept else torch.zeros(self.positions, dtype=dtype)).cpu().numpy()
             for name, dtype in self.dtypes.items()
@@ -194,7 +196,7 @@ class Collected:
 def states_of(run: Runner, batch: batches.Batch) -> Tensor:
     """The [N, D] (or [N, V]) states of a batch's predicted positions."""
     ids = to_device(batch.input_ids, run.device)
-    # Without padding, no mask: attention then takes its faster causal path.
+    # Without padding, pass no mask: attention then uses its faster causal path.
     mask = None if batch.mask.all() else to_device(batch.mask.astype(np.int64), run.device)
     state = run.run(ids, mask)
     return state.reshape(-1, state.shape[-1])[to_device(batch.source, state.device)]
@@ -203,16 +205,15 @@ def states_of(run: Runner, batch: batches.Batch) -> Tensor:
 def halving(
     measure: Callable[[int], R], windows: Windows, batch_tokens: int, *, sharded: bool = False, together: bool = False
 ) -> R:
-    """Call `measure(batch_tokens)`, with half as many tokens again each time that memory runs out, with a notice.
+    """Call `measure(batch_tokens)`; each time memory runs out, halve the tokens and call again, with a notice.
 
     Args:
         measure: does the work, given the tokens of a batch.
         windows: what is measured on.
-        batch_tokens: to begin with.
-        sharded: the batches are shared out among processes. All halve where one must: shards of batches of different
-            sizes would count some positions twice and others never.
-        together: the model's weights are sharded, so that the others wait for this process's part of them and cannot
-            begin again.
+        batch_tokens: initial tokens.
+        sharded: the batches are divided among processes. All halve if one must: shards with batches of different sizes
+            would count some positions twice and others never.
+        together: the model's weights are sharded, so that the others wait for this process and cannot start again.
 
     Raises:
         ForgettingError: one window does not fit; with `together`, a batch does not.
@@ -227,7 +228,7 @@ def halving(
                 raise
             if together:
                 raise ForgettingError(
-                    f"out of memory: measuring sharded weights with {batch_tokens} tokens a forward pass; give fewer "
+                    f"out of memory: measuring sharded weights with {batch_tokens} tokens per forward pass; give fewer "
                     "(--batch-tokens, measure.batch_tokens)"
                 ) from raised
             error = raised
@@ -237,7 +238,7 @@ def halving(
             raise ForgettingError(
                 f"out of memory with a single window of {longest} tokens; use a smaller context (--context)"
             ) from error
-        error = None  # it holds the frames, and so the memory, of the pass that failed
+        error = None  # it keeps alive the frames, and so the memory, of the failed pass
         batch_tokens = max(longest, batch_tokens // 2)
         log.warning("out of memory: measuring again with batches of %d tokens", batch_tokens)
         if torch.cuda.is_available():

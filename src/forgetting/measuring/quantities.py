@@ -1,9 +1,9 @@
-"""What is measured: the one table that a run, the callback, `measure`, the study's table and the report read.
+"""What is measured: the one table that a run, the callback, `measure`, the study's table and the report use.
 
-Each quantity is a mean over tokens; its standard error, clustered by document, stands beside it as `<name>_se`. A
-standard error that does not exist (one document) is null: `row` is the one place that says so.
+Each quantity is a mean over tokens; its standard error, clustered by document, is in `<name>_se`. A standard error that
+does not exist (one document) is null; only `row` decides this.
 
-Imports neither torch nor transformers: the store and the report read this table.
+Imports neither torch nor transformers, since the store and the report read this table.
 
 Shapes: N predicted positions, in the order of the windows.
 """
@@ -27,7 +27,7 @@ NATS, SHARE = "nats/token", "1"
 
 @dataclass(frozen=True)
 class PerToken:
-    """What one text gives of a tuned model and of its base at each predicted position; None where it was not computed.
+    """Values of a tuned model and its base at each predicted position of a text; None if not computed.
 
     Attributes:
         data_nll: [N] -log p_tuned(true token), nats.
@@ -54,13 +54,13 @@ class Quantity:
 
     Attributes:
         name: its column.
-        title: what it is called; `note` says of or against what.
-        symbol: in formulas and charts, `_` before a subscript; empty where it has none.
+        title: its name for readers; `note` says of what, or against what.
+        symbol: its symbol in formulas and charts, with `_` before a subscript; empty if it has none.
         unit: NATS, or SHARE.
-        values: its value at each position.
+        values: computes its value at each position.
         text: what it is measured on: the held-out fine-tuning data, or the general text.
-        whole: needs the base model's whole distribution, and so a pass of both models.
-        base: is of the base model alone, and so the same for all runs.
+        whole: whether it needs the base model's whole distribution, and so a pass of both models.
+        base: whether it depends only on the base model, and so is the same for all runs.
     """
 
     name: str
@@ -80,26 +80,26 @@ class Quantity:
 
     @property
     def meaning(self) -> str:
-        """What it is, in one line."""
+        """A one-line description."""
         symbol = f" {self.symbol}" if self.symbol else ""
         unit = "" if self.unit == SHARE else f", {self.unit}"
         return f"{self.title}{symbol}{unit}: {self.note}"
 
     @property
     def label(self) -> str:
-        """What it is, beside its number."""
+        """The description beside its number."""
         return f"{self.title[0].upper()}{self.title[1:]}, {self.note}"
 
     @property
     def axis(self) -> str:
-        """The title of a chart's axis; shares are drawn in per cent."""
+        """The title of a chart's axis; shares are drawn in percent."""
         symbol = re.sub(r"_(\w+)", r"<sub>\1</sub>", self.symbol)
         return f"{self.title}{' ' + symbol if symbol else ''} ({'%' if self.unit == SHARE else self.unit})"
 
 
 def _had(array: Array | None) -> Array:
     if array is None:
-        raise AssertionError("a quantity is asked for whose arrays were not computed")
+        raise AssertionError("a requested quantity's arrays were not computed")
     return array
 
 
@@ -136,7 +136,7 @@ QUANTITIES = (
         note="excess over the base model",
         symbol="L_f − floor",
         unit=NATS,
-        # paired token by token: the floor's spread over documents cancels
+        # paired token by token, so that the floor's spread over documents cancels
         values=lambda at: _had(at.target_nll) + _had(at.base_log_prob),
     ),
     Quantity(
@@ -183,22 +183,22 @@ QUANTITIES = (
         values=lambda at: at.data_nll,
     ),
 )
-"""In the order of their columns."""
+"""All quantities in the order of their columns."""
 BY_NAME = {quantity.name: quantity for quantity in QUANTITIES}
 HELDOUT = tuple(quantity for quantity in QUANTITIES if quantity.text == "heldout")
 PAIR = tuple(quantity for quantity in QUANTITIES if quantity.text == "general")
-"""What two models give on general text: what `measure` gives."""
+"""Quantities of two models on general text, as from `measure`."""
 ONE_PASS = tuple(quantity for quantity in PAIR if not quantity.whole)
-"""What a pass of the tuned model alone gives, once the base model's targets are there: what is measured in training."""
+"""Quantities that need only a pass of the tuned model once the base model's targets exist; measured during training."""
 STUDY = tuple(quantity for quantity in QUANTITIES if quantity in (*HELDOUT, *ONE_PASS))
-"""What a measured step of a study has."""
+"""Quantities at a measured step of a study."""
 SHOWN = (BY_NAME["forgetting"], *(quantity for quantity in PAIR if quantity.name != "forgetting"))
-"""What `measure` gives in the order that a reader sees it: the number to watch comes first."""
+"""Quantities of `measure` in reading order: the most important number comes first."""
 AXES = {quantity.name: quantity.axis for quantity in QUANTITIES} | {
     "step": "update steps N",
     "trainable_params": "trainable parameters P",
 }
-"""Titles of a chart's axes by column."""
+"""Axis titles of charts by column."""
 
 
 def values(quantities: Iterable[Quantity], arrays: PerToken) -> dict[str, Array]:
@@ -217,7 +217,7 @@ def means(values: Mapping[str, Array], documents: NDArray[Any]) -> dict[str, Mea
 
 
 def row(found: Mapping[str, Mean]) -> dict[str, float | None]:
-    """Means as columns, each with its standard error beside it: what does not exist, or is not finite, is None.
+    """Means as columns, each with its standard error; a value that does not exist or is not finite is None.
 
     Examples:
         >>> row({"forgetting": Mean(0.25, math.nan, 10, 1)})
@@ -230,14 +230,14 @@ def row(found: Mapping[str, Mean]) -> dict[str, float | None]:
 
 
 def not_finite(found: Mapping[str, Mean]) -> dict[str, float]:
-    """The means that are no numbers, as after training diverged."""
+    """The means that are not finite, as after diverged training."""
     return {name: mean.value for name, mean in found.items() if not math.isfinite(mean.value)}
 
 
 def kept(agrees: NDArray[Any], documents: NDArray[Any]) -> Mean:
     """The share of documents in which both models have the same top token at every target.
 
-    Of greedy answers of the base model these are the ones that the tuned model would give word for word.
+    For greedy answers of the base model, this is the share that the tuned model would repeat word for word.
 
     Args:
         agrees: [N] bool, whether both models have the same top token.
@@ -250,7 +250,7 @@ def kept(agrees: NDArray[Any], documents: NDArray[Any]) -> Mean:
 
 
 def of_text(column: str, text: str) -> str:
-    """The column of a further text, or its standard error's; of no name, that of `text` itself.
+    """The column of a further text, or of its standard error; with an empty name, the column of `text` itself.
 
     Examples:
         >>> of_text("forgetting", "chat"), of_text("forgetting_se", "chat")
@@ -263,7 +263,7 @@ def of_text(column: str, text: str) -> str:
 
 
 def logged(column: str) -> str:
-    """A row's column as loggers get it: NAME/forgetting of the column forgetting[NAME].
+    """A row's column as loggers get it: NAME/forgetting for the column forgetting[NAME].
 
     Examples:
         >>> logged("forgetting[chat]_se"), logged("forgetting_se")

@@ -1,4 +1,4 @@
-"""General text as windows, from whatever names it."""
+"""Reads general text as windows, from any kind of source."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ Text = (
     | Sequence[Mapping[str, Any]]
     | None
 )
-"""A file, Hub id, configuration or Windows; texts, one a document; a DataFrame, datasets.Dataset, columns or rows."""
+"""A file, Hub id, configuration or Windows; texts, one per document; a DataFrame, datasets.Dataset, columns or rows."""
 ALLOWED = "a file, a Hub id, a TextConfig, a ProbeConfig, Windows, a list of texts, a datasets.Dataset, a DataFrame"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Text that is no file: rows as a file would have them, and how they are read."""
+    """Text that is not a file: rows as a file would have them, and how they are read."""
 
     rows: list[dict[str, Any]]
     config: TextConfig
 
 
 def text_source(text: Text | Rows) -> TextConfig | ProbeConfig | Windows | Rows:
-    """Where a text comes from.
+    """The source of a text.
 
     Args:
-        text: of any kind; None is the WikiText-103 test set.
+        text: any kind of source; None means the WikiText-103 test set.
 
     Raises:
-        UsageError: something else, or no text in it.
+        UsageError: another type, or no text in it.
     """
     if text is None:
         return WIKITEXT
@@ -65,7 +65,7 @@ def text_source(text: Text | Rows) -> TextConfig | ProbeConfig | Windows | Rows:
     if isinstance(text, list | tuple) and text and isinstance(text[0], str):
         for i, one in enumerate(text):
             if not isinstance(one, str):
-                raise wrong_type(f"text[{i}]", one, "a text, as the first one is")
+                raise wrong_type(f"text[{i}]", one, "a text, like the first one")
         single = TextConfig(source="given texts", documents="rows" if len(text) > 1 else "auto")
         return Rows([{single.text_column: str(one)} for one in text], single)
     columns = columns_of(text, "text")
@@ -73,7 +73,7 @@ def text_source(text: Text | Rows) -> TextConfig | ProbeConfig | Windows | Rows:
         raise wrong_type("text", text, ALLOWED)
     rows = rows_of(columns)
     if not rows:
-        raise UsageError("text: no row in it")
+        raise UsageError("text: it has no rows")
     return Rows([without_nulls(row) for row in rows], TextConfig(source="given table"))
 
 
@@ -88,12 +88,12 @@ def read_windows(
     """The windows of a text, its name, the context, and notices.
 
     Args:
-        text: of any kind; Windows as they are; None is the WikiText-103 test set.
+        text: any kind of source; Windows are used unchanged; None means the WikiText-103 test set.
         tokenizer: the base model's.
-        models: those that are to run on it, for how many positions they were built.
-        context: tokens a window; None is 512, or fewer where a model was built for fewer.
+        models: the models that will run on it, since they limit the positions.
+        context: tokens per window; None means 512, or fewer if a model was built for fewer.
         other_tokenizer: the tuned model's own, to be checked on the text.
-        cache_dir: where the windows of a large text are kept; None keeps none.
+        cache_dir: where the windows of a large text are stored; None stores none.
 
     Raises:
         UsageError: no tokenizer, a context too long, text that cannot be read, tokenizers that differ.
@@ -102,7 +102,7 @@ def read_windows(
     if isinstance(given, Windows):
         return given, "given windows", None, []
     if isinstance(given, ProbeConfig):
-        raise UsageError(f"{given.source}: the base model's answers are for measure, check, profile and studies")
+        raise UsageError(f"{given.source}: the base model's answers work only with measure, check, profile and studies")
     _check_tokenizer(tokenizer)
     config = given.config if isinstance(given, Rows) else given
     length = window_length(models, context)
@@ -126,7 +126,7 @@ def read_to_sample(
     other_tokenizer: Any = None,
     cache_dir: Path | None = None,
 ) -> tuple[Windows | Untokenized, str, int | None, list[str]]:
-    """As `read_windows`, but a large plain text is tokenised as its documents are drawn."""
+    """Like `read_windows`, but a large plain text is tokenised as its documents are drawn."""
     given = text_source(text)
     if isinstance(given, TextConfig):
         _check_tokenizer(tokenizer)
@@ -141,16 +141,16 @@ def read_to_sample(
 
 def _check_tokenizer(tokenizer: Any) -> None:
     if tokenizer is None:
-        raise UsageError("live models need tokenizer=..., to read the text with")
+        raise UsageError("loaded models need tokenizer=..., to read the text")
 
 
 def compared(tokenizer: Any, other: Any, beginnings: Sequence[str]) -> list[str]:
-    """Notices of how two tokenizers differ on these texts; refuses those that differ. None is no tokenizer."""
+    """Notices of how two tokenizers differ on these texts; refuses incompatible ones. None means no tokenizer."""
     return [] if other is None else comparable.check_tokenizers(tokenizer, other, beginnings)
 
 
 def window_length(models: Sequence[Any], context: int | None) -> int:
-    """Tokens a window: as asked, else 512, or what the models were built for where that is less.
+    """Tokens per window: as given, or 512, or what the models were built for if that is less.
 
     Raises:
         UsageError: more than they were built for.
@@ -159,5 +159,5 @@ def window_length(models: Sequence[Any], context: int | None) -> int:
     if context is None:
         return DEFAULT_CONTEXT if limit is None else min(DEFAULT_CONTEXT, limit)
     if limit is not None and context > limit:
-        raise UsageError(f"context {context}: the models were built for {limit} tokens; give at most these")
+        raise UsageError(f"context {context}: the models were built for {limit} tokens; give at most that many")
     return context

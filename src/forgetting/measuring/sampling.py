@@ -20,9 +20,9 @@ from .estimate import clustered_mean
 
 FIRST_TOKENS = 8192
 AHEAD = 128
-"""Documents that are tokenised at once."""
+"""Documents tokenised at once."""
 FIRST_DOCUMENTS = 8
-"""A standard error over fewer documents is too rough to stop on."""
+"""Minimum documents before stopping; a standard error over fewer is too rough."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ def until(
 ) -> Sampled:
     """Measure more and more whole documents until the standard error of `name`'s mean is below the tolerance.
 
-    The next round has as many documents as the standard error so far says are needed, and at least a quarter more than
-    there are: few looks, so that stopping at a lucky one is rare.
+    The next round has as many documents as the current standard error says are needed, and at least a quarter more than
+    so far. Checking only a few times makes it unlikely to stop at a standard error that is small by chance.
 
     Args:
         text: all of it.
         measure: windows -> name -> [n] values; called with each round's windows.
         tolerance: standard error to reach, in the unit of the values; None measures all of the text at once.
-        seed: of the order of documents.
+        seed: seed of the order of documents.
     """
     if tolerance is None:
         windows = text if isinstance(text, Windows) else text.whole()
@@ -82,7 +82,7 @@ def in_random_order(text: Windows | Untokenized, seed: int) -> _InOrder:
 
 
 class _InOrder(ABC):
-    """Documents in a random order: the same one for the same documents, whether their tokens are known yet."""
+    """Documents in a random order, which is the same whether or not their tokens are known yet."""
 
     def __init__(self, documents: int, seed: int) -> None:
         self.order = np.random.default_rng([seed, 20240110]).permutation(documents)
@@ -90,11 +90,11 @@ class _InOrder(ABC):
 
     @property
     def left(self) -> int:
-        """Documents that were not handed out."""
+        """Number of documents not handed out yet."""
         return len(self.order) - self.given
 
     def take(self, tokens: int) -> Windows:
-        """The next documents, with at least these many targets together."""
+        """The next documents, with at least this many targets in total."""
         least = FIRST_DOCUMENTS if self.given == 0 else 1
         first, total = self.given, 0
         while self.left and (total < tokens or self.given - first < least):
@@ -103,16 +103,16 @@ class _InOrder(ABC):
         return self.windows(first, self.given)
 
     def taken(self) -> Windows:
-        """All that were handed out."""
+        """All documents handed out so far."""
         return self.windows(0, self.given)
 
     @abstractmethod
     def targets(self, number: int) -> int:
-        """How many targets the document of this number in the order has."""
+        """Number of targets of the document at this index of the order."""
 
     @abstractmethod
     def windows(self, first: int, end: int) -> Windows:
-        """Those of the documents from `first` to `end` of the order."""
+        """The documents from `first` to `end` of the order."""
 
 
 class _OfWindows(_InOrder):
@@ -140,7 +140,7 @@ class _OfTexts(_InOrder):
         self.encoded: list[list[Encoded]] = []
 
     def targets(self, number: int) -> int:
-        if number == len(self.encoded):  # some ahead, all cores at once
+        if number == len(self.encoded):  # tokenise some ahead, using all cores
             self.encoded += self.text.encoded(self.places[number : number + AHEAD])
         return sum(len(ids) - 1 for ids, _ in self.encoded[number])
 

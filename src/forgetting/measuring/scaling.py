@@ -1,4 +1,4 @@
-"""What `scale` returns: forgetting and the task's loss by an adapter's scale, and the scale that meets a budget."""
+"""What `scale` returns: forgetting and the task's loss at an adapter's scales, and the scale that meets a budget."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Point:
-    """What was measured at a scale.
+    """The measurement at one scale.
 
     Attributes:
-        scale: of the adapter's effect: 0 is the base model, 1 the adapter as it is.
+        scale: scale of the adapter's effect: 0 is the base model, 1 the unchanged adapter.
         forgetting: excess forgetting on the general text, nats/token.
-        task_loss: on the task's text; None without one.
-        cost: task_loss less that at scale 1, paired token by token.
+        task_loss: loss on the task's text; None without one.
+        cost: task_loss minus that at scale 1, paired token by token.
     """
 
     scale: float
@@ -55,10 +55,10 @@ class Scaling(Result):
         base, tuned, text: what was compared, on what.
         task_text: the task's text; None without one.
         points: by scale, from 0 to 1.
-        budget: excess forgetting that is allowed, nats/token; None where no scale was looked for.
-        confidence: of the upper bound that must be within it.
-        falls: two neighbouring scales of which the larger forgets less, by more than chance; None where it never does.
-        dtype: of the base model.
+        budget: allowed excess forgetting, nats/token; None if no scale was searched for.
+        confidence: confidence of the upper bound that must be within it.
+        falls: two neighbouring scales of which the larger forgets less, by more than chance; None if there are none.
+        dtype: dtype of the base model.
         notices: what a reader of the numbers should know.
         adapter: the adapter, for `write`.
     """
@@ -77,7 +77,7 @@ class Scaling(Result):
 
     @property
     def chosen(self) -> Point | None:
-        """The largest measured scale up to which every measured one is within the budget; None without a budget.
+        """The largest measured scale such that all measured ones up to it are within the budget; None without a budget.
 
         At scale 0, the base model itself, nothing is forgotten.
         """
@@ -97,34 +97,34 @@ class Scaling(Result):
             UsageError: there is no budget.
         """
         if self.budget is None:
-            raise UsageError("judged: there is no budget")
+            raise UsageError("judged: needs a budget")
         return judge(point.forgetting, self.budget, self.confidence)
 
     @checked
     def write(self, folder: str | os.PathLike[str]) -> None:
-        """Write the adapter at the chosen scale, as PEFT does.
+        """Write the adapter at the chosen scale, in PEFT's format.
 
         Args:
-            folder: a new one.
+            folder: a new folder.
 
         Raises:
             UsageError: no scale above 0 is within the budget, or the folder cannot be written.
         """
         chosen = self.chosen
         if chosen is None:
-            raise UsageError("write: needs a budget, which says at which scale")
+            raise UsageError("write: needs a budget, to choose the scale")
         if chosen.scale == 0:
-            raise UsageError(f"write: {self.sentence()}; nothing is written")
+            raise UsageError(f"write: {self.sentence()}; nothing was written")
         self.adapter.write(Path(folder), chosen.scale)
 
     def curve(self, scales: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Forgetting between the measured scales, and its 95 % band: PCHIP through values and ends of intervals.
+        """Forgetting between the measured scales, and its 95 % band: PCHIP through values and interval ends.
 
         Args:
             scales: [n] between 0 and 1.
 
         Returns:
-            Values, lower and upper ends; the ends are NaN where standard errors are unknown.
+            Values, lower and upper ends; the ends are NaN if standard errors are unknown.
         """
         from scipy.interpolate import PchipInterpolator
 
@@ -147,20 +147,20 @@ class Scaling(Result):
             return f"at scale 1 forgetting is {fixed(whole.value)} ± {whole.se_text} nats/token; no budget was given"
         if chosen.scale == 1:
             return (
-                f"the adapter keeps within the budget {budget:g} as it is: forgetting {fixed(whole.value)} ± "
+                f"the adapter is within the budget {budget:g} without scaling: forgetting {fixed(whole.value)} ± "
                 f"{whole.se_text} nats/token, at most {fixed(self.judged(chosen).high)}"
             )
         if chosen.scale == 0:
             least = self.points[1]
             forgetting = f"{fixed(least.forgetting.value)} ± {least.forgetting.se_text}"
             return (
-                f"no scale keeps within the budget {budget:g} but 0, the base model itself: at scale {least.scale:g}, "
-                f"the smallest that was measured, forgetting is {forgetting} nats/token, at most "
+                f"no scale except 0, the base model itself, is within the budget {budget:g}: at scale {least.scale:g}, "
+                f"the smallest measured, forgetting is {forgetting} nats/token, at most "
                 f"{fixed(self.judged(least).high)}"
             )
         mean = chosen.forgetting
         said = (
-            f"scale {chosen.scale:g} keeps within the budget {budget:g}: forgetting {fixed(mean.value)} ± "
+            f"scale {chosen.scale:g} is within the budget {budget:g}: forgetting {fixed(mean.value)} ± "
             f"{mean.se_text} nats/token, at most {fixed(self.judged(chosen).high)}; at scale 1 it is "
             f"{fixed(whole.value)} ± {whole.se_text}"
         )
@@ -169,15 +169,15 @@ class Scaling(Result):
         return f"{said}; it costs {fixed(chosen.cost.value)} ± {chosen.cost.se_text} nats/token on the task"
 
     def remarks(self) -> list[str]:
-        """What of the curve is not as one expects."""
+        """Notices about anything unexpected in the curve."""
         if self.falls is None:
             return []
         one, other = self.falls
-        limit = "" if self.budget is None else "; larger scales may be within the budget, too, beyond one that is not"
-        return [f"forgetting does not grow with the scale everywhere: it falls from scale {one:g} to {other:g}{limit}"]
+        limit = "" if self.budget is None else "; some larger scales may also be within the budget"
+        return [f"forgetting does not always grow with the scale: it falls from scale {one:g} to {other:g}{limit}"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: a row a scale, the scale chosen, and what it costs."""
+        """Plain data for JSON: a row per scale, the scale chosen, and what it costs."""
         chosen = self.chosen
         return {
             "base": self.base,
@@ -197,13 +197,13 @@ class Scaling(Result):
         }
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a scale."""
+        """One row per scale."""
         import pandas as pd
 
         return pd.DataFrame([_row(point) for point in self.points])
 
     def shown(self) -> list[Shown]:
-        """The answer in words, and a row a scale."""
+        """The answer in words, and a row per scale."""
         first = self.points[0].forgetting
         on = f"{first.extent} of {self.text}"
         heading = [self.sentence(), f"{self.tuned} against {self.base}, {on}, {self.dtype}; nats/token"]
@@ -238,7 +238,7 @@ class Scaling(Result):
             ends = {"type": "line", "x0": 0, "x1": 1, "y0": self.budget, "y1": self.budget}
             layout["shapes"] = [ends | {"line": {"color": "var(--bad)", "dash": "dash"}}]
         title = html.escape(f"Forgetting of {self.tuned} against its scale")
-        caption = "The band is of 95 %, the dashed line the budget."
+        caption = "The band covers 95 %; the dashed line is the budget."
         return plotly_figure(Chart("scale", title, caption, self.sentence(), {"data": traces, "layout": layout}))
 
 

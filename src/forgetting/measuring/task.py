@@ -1,4 +1,4 @@
-"""Whether the task improved: the verdict that stands beside that on forgetting."""
+"""Whether the task improved: the verdict that accompanies the one on forgetting."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Improvement:
     """How much better the tuned model predicts held-out text of its task than the base model does.
 
     Attributes:
-        verdict: `improved` when the lower confidence bound of the gain is above 0, `not improved` when the upper one is
-            not, `undecided` between, and below LEAST documents.
-        gain: the base model's loss less the tuned model's, paired token by token, nats/token.
-        text: the task's.
+        verdict: `improved` if the lower confidence bound of the gain is above 0, `not improved` if the upper one is not
+            above 0, otherwise `undecided`; also with fewer than LEAST documents.
+        gain: the base model's loss minus the tuned model's, paired token by token, nats/token.
+        text: the task's text.
         before, after: the two losses.
-        confidence: of each one-sided bound.
+        confidence: confidence of each one-sided bound.
         low, high: the one-sided bounds.
         notices: what a reader of the numbers should know.
     """
@@ -39,7 +39,7 @@ class Improvement:
     notices: tuple[str, ...] = ()
 
     def exit_code(self, *, strict: bool = False, allow_undecided: bool = False) -> int:
-        """As `Verdict.exit_code`; it could not have decided with fewer than LEAST documents."""
+        """Like `Verdict.exit_code`; with fewer than LEAST documents it could not have decided."""
         word = "within" if self.verdict == "improved" else self.verdict
         blind = self.gain.n_documents < LEAST
         return exit_code_of(word, blind, strict=strict, allow_undecided=allow_undecided)
@@ -74,9 +74,9 @@ def judge_task(gain: Mean, confidence: float, *, of: int = 1, **more: Any) -> Im
     """Compare the bounds of the gain with 0.
 
     Args:
-        gain: the base model's loss less the tuned model's, nats/token.
-        confidence: of each bound.
-        of: verdicts that are given together: the upper bound, which says "not improved", is of confidence
+        gain: the base model's loss minus the tuned model's, nats/token.
+        confidence: confidence of each bound.
+        of: number of verdicts given together: the upper bound, which decides "not improved", has confidence
             1 - (1 - confidence) / of.
         more: the other attributes of `Improvement`.
 
@@ -92,7 +92,7 @@ def judge_task(gain: Mean, confidence: float, *, of: int = 1, **more: Any) -> Im
 
 
 def outcome(forgetting: Literal["within", "over", "undecided"], task: Improvement | None) -> Outcome:
-    """One verdict of both: `within` where the task improved and forgetting is within its budget."""
+    """One verdict for both: `within` if the task improved and forgetting is within its budget."""
     if forgetting == "over" or task is None or task.verdict == "improved":
         return forgetting
     return "not improved" if task.verdict == "not improved" else "undecided"

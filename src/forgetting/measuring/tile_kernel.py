@@ -1,8 +1,8 @@
-"""A tile of logits on a GPU read once, where torch's own operations read and write it seven times. In Triton.
+"""Reads a tile of logits on a GPU once, with Triton; torch's own operations read and write it seven times.
 
-The same running maximum and sums as `kernels`: exponentials float32, sums over tiles float64.
+Same running maximum and sums as `kernels`: exponentials float32, sums over tiles float64.
 
-Shapes: n positions of a chunk, v rows of a tile, K tokens a position.
+Shapes: n positions of a chunk, v rows of a tile, K tokens per position.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def fold(
     more: tuple[Tensor, Tensor],
     full: bool,
 ) -> None:
-    """Add a tile to the running numbers, in place; the tile stays as it is.
+    """Add a tile to the running numbers, in place; the tile is not changed.
 
     Args:
         z: [n, v] float32, contiguous; its first row of the vocabulary is `start`.
-        tokens: [K, n] int64, contiguous; chosen: [K, n] float32, set where the token lies in this tile.
+        tokens: [K, n] int64, contiguous; chosen: [K, n] float32, set if the token is in this tile.
         m: [n] float32, the maximum; s: [n] float64, sum exp(z - m).
-        more: argmax [n] int64 and slope [n] float64, sum exp(z - m) (z - m); touched only where `full`.
-        full: keep them, too.
+        more: argmax [n] int64 and slope [n] float64, sum exp(z - m) (z - m); only changed with `full`.
+        full: update those, too.
     """
     count, width = z.shape
     argmax, slope = more
@@ -83,7 +83,7 @@ def _fold(  # type: ignore[no-untyped-def]  # Triton reads the annotations, and 
         total += e
         if FULL:
             leaning += e * below
-    # on the first tile `before` is minus infinity and every sum is zero: any finite drop will do
+    # on the first tile `before` is minus infinity and every sum is zero: any finite drop works
     drop = tl.maximum((before - high).to(tl.float64), -1e4)
     shift = tl.exp(drop)
     old = tl.load(s + row)

@@ -1,4 +1,4 @@
-"""Within budget, over it, or undecided: what a standard error allows to say. Pure Python."""
+"""Within budget, over it, or undecided: what the standard error supports. Pure Python."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..errors import UsageError
 from .estimate import Mean
 
 LEAST = 5
-"""Documents that a verdict needs."""
+"""Minimum documents for a verdict."""
 USUAL = 30
-"""Documents with which a verdict is of use."""
+"""Number of documents with which a verdict is useful."""
 HOPELESS = 1000
-"""Times as many documents as were measured, beyond which no number of them is named."""
+"""Largest multiple of the measured documents that is recommended; beyond it no number is named."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Verdict:
     """A measured forgetting against a budget.
 
     Attributes:
-        verdict: `within` when the upper confidence bound is within the budget, `over` when the lower bound is over it,
-            `undecided` between, and below LEAST documents.
+        verdict: `within` if the upper confidence bound is within the budget, `over` if the lower bound is over it,
+            otherwise `undecided`; also with fewer than LEAST documents.
         forgetting: excess forgetting, nats/token.
         budget: nats/token.
-        confidence: of each one-sided bound.
+        confidence: confidence of each one-sided bound.
         low, high: the one-sided confidence bounds.
     """
 
@@ -44,12 +44,12 @@ class Verdict:
         return self.forgetting.n_documents < LEAST or not self.high - self.low <= self.budget
 
     def exit_code(self, *, strict: bool = False, allow_undecided: bool = False) -> int:
-        """3 when over the budget, or undecided and strict or `blind`, unless undecided is allowed; else 0."""
+        """3 if over the budget, or if undecided and strict or `blind`, unless undecided is allowed; else 0."""
         return exit_code_of(self.verdict, self.blind, strict=strict, allow_undecided=allow_undecided)
 
     @property
     def documents_needed(self) -> int | None:
-        """About how many documents would decide, from how the standard error falls; None where it is unknown."""
+        """About how many documents would decide, from how the standard error falls; None if unknown."""
         gap = abs(self.budget - self.forgetting.value)
         half = self.high - self.forgetting.value
         if self.forgetting.n_documents < LEAST or not math.isfinite(half) or gap == 0:
@@ -79,14 +79,16 @@ class Verdict:
                 f"better {USUAL - documents}"
             )
         if (needed := self.documents_needed) is None:
-            return "the measured value is the budget itself; more text may not decide"
+            return "the measured value equals the budget; more text may not decide"
         if needed > HOPELESS * documents:
-            return f"the measured value is so near the budget that {HOPELESS:,} times as many documents may not decide"
+            return (
+                f"the measured value is so close to the budget that {HOPELESS:,} times as many documents may not decide"
+            )
         return f"about {needed - documents:,} more documents like these {documents:,} would decide"
 
 
 def _figures(values: Sequence[float], budget: float) -> Callable[[float], str]:
-    """Text of numbers with as many decimals, 4 or more, as tell each from the budget and from zero."""
+    """Numbers as text with 4 or more decimals: enough to tell each from the budget and from zero."""
 
     def clear(value: float, decimals: int) -> bool:
         return all(
@@ -99,7 +101,7 @@ def _figures(values: Sequence[float], budget: float) -> Callable[[float], str]:
 
 
 def exit_code_of(verdict: str, blind: bool, *, strict: bool, allow_undecided: bool) -> int:
-    """The exit code of a verdict: 0 within, 3 over; undecided as `strict`, `allow_undecided` and `blind` say."""
+    """The exit code of a verdict: 0 within, 3 over; undecided depends on `strict`, `allow_undecided` and `blind`."""
     if verdict == "within" or (verdict == "undecided" and allow_undecided):
         return 0
     return 3 if verdict != "undecided" or strict or blind else 0
@@ -109,11 +111,11 @@ def judge(forgetting: Mean, budget: float, confidence: float, *, of: int = 1) ->
     """Compare the one-sided confidence bounds with the budget.
 
     Args:
-        forgetting: measured, nats/token.
+        forgetting: measured forgetting, nats/token.
         budget: nats/token.
-        confidence: of each bound.
-        of: verdicts that are given together: the lower bound is of confidence 1 - (1 - confidence) / of, so that any of
-            them says "over" of models that are within their budgets in at most 1 - confidence of all cases.
+        confidence: confidence of each bound.
+        of: number of verdicts given together: the lower bound has confidence 1 - (1 - confidence) / of, so that if all
+            models are within their budgets, any verdict is "over" in at most 1 - confidence of all cases.
 
     Raises:
         UsageError: a confidence outside (0.5, 1), a budget that is not positive.
@@ -123,7 +125,7 @@ def judge(forgetting: Mean, budget: float, confidence: float, *, of: int = 1) ->
     high = forgetting.value + forgetting.bound(confidence)
     verdict: Literal["within", "over", "undecided"] = "undecided"
     if forgetting.n_documents < LEAST:
-        pass  # a standard error from so few documents is hardly known itself
+        pass  # a standard error from so few documents is itself unreliable
     elif high <= budget:
         verdict = "within"
     elif low > budget:
@@ -132,11 +134,11 @@ def judge(forgetting: Mean, budget: float, confidence: float, *, of: int = 1) ->
 
 
 def check_budget(budget: float, confidence: float, what: str = "budget") -> None:
-    """Refuse what no verdict can be given on.
+    """Refuse invalid budgets and confidences.
 
     Args:
         budget: nats/token.
-        confidence: of each bound.
+        confidence: confidence of each bound.
         what: the budget's name in the message.
 
     Raises:
@@ -148,10 +150,10 @@ def check_budget(budget: float, confidence: float, what: str = "budget") -> None
 
 
 def check_confidence(confidence: float) -> None:
-    """Refuse a confidence that no bound has.
+    """Refuse an invalid confidence.
 
     Raises:
         UsageError: outside (0.5, 1).
     """
     if not 0.5 < confidence < 1:
-        raise UsageError(f"confidence {confidence}: must lie between 0.5 and 1, for example 0.95")
+        raise UsageError(f"confidence {confidence}: must be between 0.5 and 1, for example 0.95")

@@ -18,12 +18,12 @@ from ..data.windows import Windows
 from .estimate import Mean, clustered_mean
 
 MIN_COUNT = 5
-"""A token must have been predicted this often to be listed: rarer ones lead any list by chance."""
+"""Minimum number of predictions of a listed token; rarer ones would top any list by chance."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Positions that have something in common, and their mean loss change."""
+    """Positions with something in common, and their mean loss change."""
 
     label: str
     change: Mean
@@ -36,7 +36,7 @@ class Passage:
     Attributes:
         document: its document's name.
         token_ids: [t] its tokens.
-        change: [t] loss change at each, nats; NaN where a token is not predicted.
+        change: [t] loss change at each, nats; NaN where the token is not predicted.
         expected: [t] the base model's top token at each; -1 where not predicted.
     """
 
@@ -71,7 +71,7 @@ def where(
         windows: the text.
         change: [N] loss change, nats.
         argmax: [N] the base model's top tokens.
-        n_documents: documents listed, those that changed most first.
+        n_documents: how many documents to list, those that changed most first.
         n_tokens: the same for tokens.
     """
     documents = windows.token_documents()
@@ -89,14 +89,14 @@ def where(
 
 
 def _positions(windows: Windows) -> NDArray[np.int64]:
-    """[N] tokens before each predicted one in its window."""
+    """[N] number of tokens before each predicted one in its window."""
     starts = np.repeat(windows.offsets[:-1], windows.lengths)
     result: NDArray[np.int64] = (np.arange(len(windows.input_ids)) - starts)[windows.predicted]
     return result
 
 
 def _powers(values: NDArray[Any], change: NDArray[Any], documents: NDArray[Any], base: int) -> list[Group]:
-    """Groups by the power of `base` that a value reaches: 1, 2-3, 4-7, ... for base 2."""
+    """Groups of values by powers of `base`: 1, 2-3, 4-7, ... for base 2."""
     exponents = np.floor(np.log(values) / np.log(base) + 1e-9).astype(int)
     groups = []
     for exponent in range(int(exponents.max()) + 1):
@@ -109,7 +109,7 @@ def _powers(values: NDArray[Any], change: NDArray[Any], documents: NDArray[Any],
 
 
 def _by_document(windows: Windows, change: NDArray[Any], documents: NDArray[Any]) -> list[Group]:
-    """Every document's mean change, largest first. One document's standard error is NaN."""
+    """Every document's mean change, largest first. The standard error of one document is NaN."""
     totals = np.bincount(documents, weights=change, minlength=len(windows.document_ids))
     counts = np.bincount(documents, minlength=len(windows.document_ids))
     present = np.flatnonzero(counts)
@@ -133,7 +133,7 @@ def _by_token(change: NDArray[Any], argmax: NDArray[Any], documents: NDArray[Any
 
 
 def _passages(windows: Windows, change: NDArray[Any], argmax: NDArray[Any]) -> list[Passage]:
-    """The three windows that changed most, and the middle one, among those at least half as long as the longest."""
+    """The three windows that changed most, and the median one, among those at least half as long as the longest."""
     counts = np.add.reduceat(windows.predicted.astype(np.int64), windows.offsets[:-1])
     owner = np.repeat(np.arange(len(windows)), counts)
     means = np.bincount(owner, weights=change, minlength=len(windows)) / np.maximum(counts, 1)

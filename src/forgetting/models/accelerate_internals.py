@@ -1,4 +1,4 @@
-"""What is used of accelerate that it does not document, in one place: what an upgrade may break."""
+"""Undocumented parts of accelerate that we use, collected in one place because an upgrade may break them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from .private_names import PrivateName
 
 SEEN = "1.6.0 to 1.15.0"
 ORIGINAL_FORWARD = PrivateName(
-    # on each module that Accelerator.prepare_model wraps in autocast; there is unwrap_model, which changes the model
+    # set on each module that Accelerator.prepare_model wraps in autocast; unwrap_model would change the model
     "accelerate",
     "object:_original_forward",
-    "a model in training under mixed precision would be measured in it, too",
+    "a model that trains under mixed precision would also be measured in it",
     SEEN,
 )
 DEVICE_MAP = PrivateName(
-    # on a model whose layers dispatch_model spread over devices
+    # set on a model whose layers dispatch_model spread over devices
     "accelerate",
     "object:hf_device_map",
-    "a model that is spread over devices would be copied onto one",
+    "a model spread over several devices would be copied onto one",
     SEEN,
 )
 
 
 @contextmanager
 def own_forward(model: nn.Module) -> Iterator[None]:
-    """The forward that a model had before accelerate wrapped it in autocast (`Accelerator.prepare_model`)."""
+    """A model's forward as it was before accelerate wrapped it in autocast (`Accelerator.prepare_model`)."""
     wrapped: list[Any] = [module for module in model.modules() if ORIGINAL_FORWARD.name in vars(module)]
     forwards = [module.forward for module in wrapped]
     try:
@@ -44,18 +44,18 @@ def own_forward(model: nn.Module) -> Iterator[None]:
 
 
 def spread(model: Any) -> bool:
-    """Whether a model's layers lie on several devices, as `device_map` puts them."""
+    """Whether a model's layers are on several devices, as `device_map` places them."""
     return bool(getattr(model, DEVICE_MAP.name, None))
 
 
 def check_joined(accelerator: Any, processes: int) -> None:
-    """See that accelerate found the group of processes that this one has joined: it reads it from the environment.
+    """Check that accelerate found the process group that this process joined; it reads it from the environment.
 
     Raises:
-        ForgettingError: it would train alone, each process another model.
+        ForgettingError: it did not, so each process would train a model of its own.
     """
     if accelerator.num_processes != processes:
         raise ForgettingError(
             f"accelerate {metadata.version('accelerate')} finds {accelerator.num_processes} of the {processes} "
-            f"processes that do this run; install a version that finds them (known: {SEEN}), and please report this"
+            f"processes of this run; install a version that finds all of them (known: {SEEN}), and please report this"
         )

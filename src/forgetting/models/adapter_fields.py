@@ -1,6 +1,6 @@
-"""The fields of adapter_config.json by type and range, before PEFT acts on them.
+"""Checks the types and ranges of the fields of adapter_config.json before PEFT uses them.
 
-PEFT takes what it finds: a text for a number fails far away from the file, and a text for a truth value counts as true.
+PEFT accepts any value: text in place of a number fails far from the file, and text in place of a flag counts as true.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .bounds import MAX_NUMBER
 
 _DROPOUT = re.compile(r"dropout(_p)?$")
 _RANK_ZERO = ("OFT", "ADAMSS", "MISS")
-"""Types of adapters in which a rank of 0 means that another field decides."""
+"""Adapter types in which a rank of 0 means that another field sets it."""
 
 
 def _is_text(value: Any) -> bool:
@@ -50,25 +50,25 @@ def _is_flag(value: Any) -> bool:
 NUMBER = f"a number of at most {MAX_NUMBER:,}"
 RANK = "a whole number of at least 1"
 Rule = tuple[Callable[[Any], bool], str]
-"""Whether a value may stand in a field, and in words what may."""
+"""A test for a field's value, and what is allowed, in words."""
 
 READ: dict[str, Rule] = {
     "base_model_name_or_path": (_is_text, "a folder or a Hub id"),
     "revision": (_is_text, "a commit, tag or branch"),
     "alora_invocation_tokens": (_are_tokens, "a list of token ids"),
     "token_indices": (_are_tokens, "a list of token ids"),
-    "trainable_token_indices": (_are_tokens_by_module, "a list of token ids, or one a module"),
+    "trainable_token_indices": (_are_tokens_by_module, "a list of token ids, or one list per module"),
 }
-"""Fields that are read here."""
+"""Fields that are checked here for every type of adapter."""
 PATTERNS: dict[str, Rule] = {"rank_pattern": (_is_rank, RANK), "alpha_pattern": (_is_number, NUMBER)}
-"""Fields that hold a value for each pattern of modules."""
+"""Fields with a value for each pattern of modules."""
 
 
 def check_fields(given: Mapping[str, Any], where: str) -> None:
-    """Refuse a value of another type or out of range.
+    """Refuse a value of the wrong type or out of range.
 
     Args:
-        given: the fields, as they stand in the file.
+        given: the fields as in the file.
         where: the adapter's file, for messages.
 
     Raises:
@@ -87,12 +87,12 @@ def check_fields(given: Mapping[str, Any], where: str) -> None:
     if given.get("init_lora_weights") == "loftq" and not given.get("loftq_config"):
         raise UsageError(
             f"{where}: init_lora_weights: 'loftq' needs loftq_config, which is empty; LoftQ changes the base model's "
-            "weights: give the base model that it wrote, and set init_lora_weights to true"
+            "weights: give the base model that LoftQ wrote, and set init_lora_weights to true"
         )
 
 
 def _rules(kind: str) -> dict[str, tuple[Rule, bool]]:
-    """The rule of each field of one type of adapter, and whether the field may be null."""
+    """The rule of each field of one adapter type, and whether the field may be null."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     rules: dict[str, tuple[Rule, bool]] = {field: (rule, True) for field, rule in READ.items()}
@@ -115,14 +115,14 @@ def _check_pattern(field: str, value: Any, where: str) -> None:
     if value is None:
         return
     if not isinstance(value, Mapping):
-        raise _refused(where, field, value, "an object of a number a pattern")
+        raise _refused(where, field, value, "an object with a number for each pattern")
     for pattern, one in value.items():
         if not fits(one):
             raise _refused(where, f"{field}.{pattern:.60}", one, allowed)
 
 
 def _refused(where: str, field: str, value: Any, allowed: str) -> UsageError:
-    return UsageError(f"{where}: {field}: got {_shown(value)}; it is {allowed}")
+    return UsageError(f"{where}: {field}: got {_shown(value)}; allowed: {allowed}")
 
 
 def _shown(value: Any) -> str:

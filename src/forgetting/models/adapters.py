@@ -1,4 +1,4 @@
-"""A model under its wrappers and adapters: what it is, its base, and passes that leave no trace."""
+"""Models inside wrappers and with adapters: which model it is, its base, and passes that leave it unchanged."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .sources import Source
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients or autocast; afterwards the model and the random states are as they were.
+    """Evaluation mode without gradients or autocast; afterwards the model and the random states are restored.
 
-    `no_grad` and not `inference_mode`: a buffer that a module keeps from this pass (rotary tables, say) would be an
-    inference tensor, and the next training step would fail on it.
+    Uses `no_grad`, not `inference_mode`: a buffer that a module keeps from this pass (for example rotary tables) would
+    be an inference tensor, and the next training step would fail on it.
 
-    Without autocast, a model is measured in the dtype of its weights, as it is when it is loaded from disk; a trainer
-    under mixed precision would otherwise measure in bfloat16, and only where its own forward is called.
+    Without autocast, a model is measured in the dtype of its weights, just as when it is loaded from disk. Otherwise a
+    trainer with mixed precision would measure in bfloat16, but only when its own forward is called.
     """
     modes = [(module, module.training) for module in model.modules()]
     frozen = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -53,30 +53,30 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def as_base(model: nn.Module) -> Iterator[None]:
-    """A PeftModel with its adapters disabled; any other model as it is.
+    """A PeftModel with its adapters disabled; any other model unchanged.
 
-    Never an untrained adapter: some (prompt tuning, for one) are not the identity before training, and a "before"
-    taken on them makes training look like remembering (PEFT pull request 3419).
+    An untrained adapter is not used as the base: some adapters (such as prompt tuning) are not the identity before
+    training, so a "before" measured on them makes training look like remembering (PEFT pull request 3419).
     """
     if not is_peft(model):
         yield
         return
     if peft_internals.merged(model):
         raise UsageError(
-            "the adapter is merged into the base weights, so the base model is gone; call unmerge_adapter() first, "
-            "or give the base model itself"
+            "the adapter is merged into the base weights, so the base model cannot be recovered; call "
+            "unmerge_adapter() first, or give the base model separately"
         )
     with sharding.parts_again(model):
         kept = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with model.disable_adapter(), sharding.parts_again(model):  # type: ignore[operator]
         yield
-    for parameter, flag in kept:  # PEFT makes every adapter parameter trainable when it enables adapters again
+    for parameter, flag in kept:  # enabling adapters again makes all their parameters trainable
         if parameter.requires_grad != flag:
             parameter.requires_grad_(flag)
 
 
 def is_peft(model: Any) -> bool:
-    """Whether the model is a PeftModel, without importing peft: where nobody has, none is."""
+    """Whether the model is a PeftModel; does not import peft, since without it no model can be one."""
     peft = sys.modules.get("peft")
     return peft is not None and isinstance(model, peft.PeftModel)
 
@@ -87,12 +87,12 @@ def is_prompt_learning(model: Any) -> bool:
 
 
 def disabled(model: Any) -> bool:
-    """Whether a PeftModel's adapters are disabled at present, as `as_base` does; False for any other model."""
+    """Whether a PeftModel's adapters are currently disabled, as by `as_base`; False for any other model."""
     return is_peft(model) and peft_internals.disabled(model)
 
 
 def needs_whole_forward(model: Any) -> str:
-    """In words, what of a PeftModel acts only where the PeftModel itself is called and not the model inside; or ""."""
+    """What works only if the PeftModel itself is called, not the model inside it, in words; "" if nothing."""
     if not is_peft(model) or disabled(model):
         return ""
     if is_prompt_learning(model):
@@ -101,7 +101,7 @@ def needs_whole_forward(model: Any) -> str:
 
 
 def invocations(model: Any) -> list[list[int]]:
-    """The tokens that wake a PeftModel's active adapters (aLoRA, arXiv:2504.12397), each adapter's in order."""
+    """The invocation tokens of a PeftModel's active adapters (aLoRA, arXiv:2504.12397), in order for each adapter."""
     if not is_peft(model):
         return []
     configs = [model.peft_config[name] for name in model.active_adapters]
@@ -109,7 +109,7 @@ def invocations(model: Any) -> list[list[int]]:
 
 
 def positions(model: Any) -> int | None:
-    """Tokens of text that a model was built for at most, less the virtual ones before them; None of any number."""
+    """The model's maximum text length in tokens, minus virtual tokens before it; None if unlimited."""
     config = (model.get_base_model() if is_peft(model) else model).config.get_text_config()
     limit: int | None = getattr(config, "max_position_embeddings", None)
     if limit is None or limit < 1:
@@ -128,7 +128,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def name_base(folder: Path, base: Source) -> None:
-    """Have a saved adapter name its base model by Hub id and commit, where it names the folder in the cache."""
+    """Make a saved adapter name its base model by Hub id and commit instead of a folder in the cache."""
     file, card = folder / sources.ADAPTER_CONFIG, folder / "README.md"
     if base.commit is None or not file.exists():
         return

@@ -1,7 +1,7 @@
-"""An adapter from its files onto a model: every weight of its files is used, and every one that it needs is there.
+"""Load an adapter from its files onto a model, and check that every weight is used and none is missing.
 
-PEFT leaves out what it finds no place for and keeps random or zero numbers where it finds nothing, in silence or with a
-warning. Such an adapter changes nothing, or not what was trained.
+PEFT skips weights that fit nowhere, and keeps random or zero values for weights that it does not find, silently or with
+only a warning. Such an adapter changes nothing, or does not change what was trained.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from .peft_internals import PREFIX
 from .sources import Source
 
 NAME = "default"
-"""What PEFT calls an adapter that is loaded without a name."""
+"""PEFT's name for an adapter that was loaded without a name."""
 MORE_ROWS = 2**16
-"""Tokens that an adapter may add to any base model."""
+"""How many tokens an adapter may add to any base model."""
 TASKS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
-"""Tasks whose adapters stand on the layers of a language model and on nothing else."""
-MISPLACED = "PEFT cannot put it on the base model"
+"""Tasks whose adapters change the layers of a language model and nothing else."""
+MISPLACED = "PEFT cannot apply it to the base model"
 MISFIT = "does not fit the base model; was it made for another one?"
 _OF_SHAPES = re.compile(r"size mismatch|target.modules|not found in the base model|shape|no 'base_model", re.IGNORECASE)
-"""What PEFT and PyTorch say where an adapter's modules or shapes are not those of the model."""
+"""What PEFT and PyTorch report if an adapter's modules or shapes do not match the model's."""
 
 
 def adapter_config(source: Source, base: Source | None = None) -> Any | None:
-    """The PEFT configuration of an adapter; None where the source is a full model.
+    """The PEFT configuration of an adapter; None if the source is a full model.
 
     Args:
-        source: where it lies.
+        source: where the adapter is.
         base: the base model, which an adapter may name.
 
     Raises:
-        UsageError: both an adapter and a full model; a damaged adapter_config.json, or one that asks for what none
-            may; weights that are not safetensors; an adapter that cannot be measured on a language model.
+        UsageError: both an adapter and a full model; a damaged or forbidden adapter_config.json; weights that are not
+            safetensors; an adapter that cannot be measured on a language model.
         ForgettingError: the Hub could not be reached.
     """
     if not source.is_adapter():
@@ -60,23 +60,23 @@ def adapter_config(source: Source, base: Source | None = None) -> Any | None:
         config = PeftConfig.from_pretrained(str(folder))
         task = getattr(config.task_type, "value", config.task_type)
     if task not in TASKS:
-        raise UsageError(f"{name}: made for the task {task}, not for a causal language model (CAUSAL_LM)")
+        raise UsageError(f"{name}: made for the task {task}, not for causal language models (CAUSAL_LM)")
     init = getattr(config, "init_lora_weights", None)
     if isinstance(init, str) and init.lower().startswith("pissa_niter"):
         raise UsageError(
-            f"{name}: init_lora_weights='{init}' draws random numbers when it is loaded, so it is another model each "
-            "time; save it with path_initial_model_for_weight_conversion, as PEFT's documents on PiSSA show"
+            f"{name}: init_lora_weights='{init}' draws random numbers on every load, so each load gives a different "
+            "model; save it with path_initial_model_for_weight_conversion, as PEFT's documentation on PiSSA shows"
         )
     return config
 
 
 def _unknown_fields(name: str, given: Mapping[str, Any], config: Any) -> list[str]:
-    """A notice of fields that the installed PEFT does not know and leaves out.
+    """A notice about fields that the installed PEFT does not know and ignores.
 
     Args:
         name: the adapter, for messages.
         given: the fields of its file.
-        config: as PEFT has read it.
+        config: the configuration as PEFT read it.
     """
     import peft
 
@@ -85,13 +85,13 @@ def _unknown_fields(name: str, given: Mapping[str, Any], config: Any) -> list[st
     if not unknown:
         return []
     return [
-        f"{name}: PEFT {peft.__version__} does not know {few(unknown, weights.SHOWN)} of "
-        f"adapter_config.json (written by PEFT {given.get('peft_version', 'of an unknown version')}) and leaves it out"
+        f"{name}: PEFT {peft.__version__} does not know and ignores {few(unknown, weights.SHOWN)} of "
+        f"adapter_config.json (written by PEFT {given.get('peft_version', 'of an unknown version')})"
     ]
 
 
 def attach(model: Any, source: Source) -> tuple[Any, list[str]]:
-    """The model with an adapter on it, active and frozen, and notices.
+    """The model with an adapter applied, active and frozen, and notices.
 
     Raises:
         UsageError: the adapter does not fit the model.
@@ -104,8 +104,8 @@ def attach(model: Any, source: Source) -> tuple[Any, list[str]]:
     stored = {n: t.shape for n, t in weights.of_file(folder / sources.ADAPTER_WEIGHTS).items()}
     if not any(0 not in shape for shape in stored.values()):
         raise UsageError(
-            f"{name}: {sources.ADAPTER_WEIGHTS} is empty, it holds no weights; parameters that DeepSpeed ZeRO 3 or "
-            "FSDP shards are saved so where they are not gathered first"
+            f"{name}: {sources.ADAPTER_WEIGHTS} contains no weights; DeepSpeed ZeRO 3 and FSDP save it like this if "
+            "sharded parameters are not gathered first"
         )
     given = bounds.read_config(folder / sources.ADAPTER_CONFIG)
     rows = _rows(model, {_clean(key): shape for key, shape in stored.items()})
@@ -113,7 +113,7 @@ def attach(model: Any, source: Source) -> tuple[Any, list[str]]:
         rows = _rows_of_tokens(given, model)
     there = model.get_input_embeddings().weight.shape[0]
     if rows is not None and rows > 8 * there + MORE_ROWS:
-        raise UsageError(f"{name}: asks for {rows:,} rows of the vocabulary; the base model has {there:,}")
+        raise UsageError(f"{name}: needs {rows:,} rows of the vocabulary; the base model has {there:,}")
     if rows is not None and rows != there:
         model.resize_token_embeddings(rows, mean_resizing=False)
     own = {id(parameter) for parameter in model.parameters()}
@@ -133,7 +133,7 @@ def attach(model: Any, source: Source) -> tuple[Any, list[str]]:
 
 @contextmanager
 def _fitting(name: str) -> Iterator[None]:
-    """What PEFT says as one error: that an adapter is another model's only where its modules or shapes do not fit."""
+    """PEFT's errors as one of ours; blames the wrong base model only if modules or shapes do not match."""
     try:
         with failures.explained(name, MISPLACED):
             yield
@@ -146,7 +146,7 @@ def _fitting(name: str) -> Iterator[None]:
 
 @contextmanager
 def _readable(folder: Path) -> Iterator[tuple[Path, str]]:
-    """The folder, or one with its weights under the names that PEFT gives, and what was in the names, if anything."""
+    """The folder, or a copy with weights under PEFT's names; and what was in the names, if anything."""
     from safetensors.torch import load_file, save_file
 
     path = folder / sources.ADAPTER_WEIGHTS
@@ -160,23 +160,23 @@ def _readable(folder: Path) -> Iterator[tuple[Path, str]]:
     with tempfile.TemporaryDirectory() as temporary:
         shutil.copy(folder / sources.ADAPTER_CONFIG, temporary)
         save_file({_clean(name): tensor for name, tensor in tensors.items()}, Path(temporary) / path.name)
-        yield Path(temporary), f"its weights' names were repaired: {example} is read as {_clean(example)}"
+        yield Path(temporary), f"names of weights were repaired: {example} is read as {_clean(example)}"
 
 
 def _clean(name: str) -> str:
-    """A weight's name as PEFT saves it: without names of wrappers or of the adapter, and with one prefix."""
+    """A weight's name as PEFT saves it: one prefix, no names of wrappers or of the adapter."""
     if "." not in name:
-        return name  # of a prompt
+        return name  # the weights of a prompt
     name = weights.clean(name)
     name = re.sub(rf"(lora_\w+|ia3_l|hada_\w+|lokr_\w+)\.{NAME}(?=\.|$)", r"\1", name)
     return name if name.startswith("base_model.") else PREFIX + name
 
 
 def _faults(tuned: Any, folder: Path, own: set[int]) -> list[str]:
-    """What of an adapter's files has no place in the model, and what of the model is not in its files.
+    """Weights in an adapter's files that fit nowhere in the model, and adapter weights that the files lack.
 
-    What PEFT would save of the model is compared with the files. Where the names differ, since they are of another
-    version, PEFT's own account of the loading decides.
+    Compares what PEFT would save for the model with the files. If the names differ because another version wrote them,
+    PEFT's own report of the loading decides.
     """
     from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
@@ -194,12 +194,12 @@ def _faults(tuned: Any, folder: Path, own: set[int]) -> list[str]:
         if not found.unexpected_keys and not _unfilled(tuned, set(found.missing_keys), own):
             return []
         unexpected = unexpected or sorted(found.unexpected_keys)
-    faults = [f"{few(missing, weights.SHOWN)} of the adapter on it: not in the file"] if missing else []
-    return [*faults, f"{few(unexpected, weights.SHOWN)} of the file: no place in it"] if unexpected else faults
+    faults = [f"{few(missing, weights.SHOWN)} of the adapter are not in the file"] if missing else []
+    return [*faults, f"{few(unexpected, weights.SHOWN)} of the file fit nowhere in it"] if unexpected else faults
 
 
 def _unfilled(tuned: Any, missing: set[str], own: set[int]) -> bool:
-    """Whether an adapter's parameter keeps the numbers that it was made with."""
+    """Whether an adapter's parameter still has its initial values."""
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
     prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(tuned.active_peft_config.peft_type) or NAME
@@ -213,7 +213,7 @@ def _unfilled(tuned: Any, missing: set[str], own: set[int]) -> bool:
 
 
 def _rows(model: Any, stored: dict[str, tuple[int, ...]]) -> int | None:
-    """Rows of the vocabulary that an adapter's files hold; other than the base model's where tokens were added or cut.
+    """Vocabulary rows in an adapter's files; they differ from the base model's if tokens were added or removed.
 
     Raises:
         UsageError: its embedding and head have different numbers of rows.
@@ -229,18 +229,18 @@ def _rows(model: Any, stored: dict[str, tuple[int, ...]]) -> int | None:
     found = {f"{PREFIX}{key}": stored[f"{PREFIX}{key}"][axis] for key, axis in ends if f"{PREFIX}{key}" in stored}
     if len(set(found.values())) > 1:
         listed = ", ".join(f"{key} {count}" for key, count in found.items())
-        raise UsageError(f"an adapter's embedding and head differ in their number of rows: {listed}")
+        raise UsageError(f"an adapter's embedding and head have different numbers of rows: {listed}")
     return next(iter(found.values()), None)
 
 
 def _named(names: dict[int, str], module: Any, ends: dict[str, int]) -> list[tuple[str, int]]:
-    """Names of the weights that an adapter may hold of a module, and the axis of each that counts tokens."""
+    """Names of a module's weights that an adapter may contain, and for each the axis that counts tokens."""
     name = names.get(id(module))
     return [] if name is None else [(f"{name}.{end}", axis) for end, axis in ends.items()]
 
 
 def _rows_of_tokens(given: Mapping[str, Any], model: Any) -> int | None:
-    """Rows that an adapter's trainable tokens need: more than the base model's where they were added to it."""
+    """Rows that an adapter's trainable tokens need; more than the base model has if tokens were added."""
     tokens = given.get("trainable_token_indices") or given.get("token_indices") or []
     lists = list(tokens.values()) if isinstance(tokens, dict) else [tokens]
     needed = 1 + max((index for indices in lists for index in indices), default=-1)

@@ -1,4 +1,4 @@
-"""What is used of bitsandbytes that it does not document, in one place: what an upgrade may break."""
+"""Undocumented parts of bitsandbytes that we use, collected in one place because an upgrade may break them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import nn
 from .private_names import PrivateName
 
 PACKS = PrivateName(
-    # on each Linear4bit: whether it packs its weights for this CPU (AVX512-BF16) in a pass without gradients. That
-    # rounds their scales to bfloat16, for good: what is trained afterwards is another model.
+    # on each Linear4bit: whether it packs its weights for this CPU (AVX512-BF16) in a pass without gradients. Packing
+    # rounds the scales to bfloat16 permanently, so the model that trains afterwards is a different one.
     "bitsandbytes",
     "object:support_avx512bf16_for_cpu",
     "measuring a model in 4 bits on a CPU would change it",
@@ -21,24 +21,24 @@ PACKS = PrivateName(
 )
 
 THRESHOLD = PrivateName(
-    # on the state of each Linear8bitLt: features in which any token of the batch is above it are multiplied in 16 bits
-    # (arXiv:2208.07339, section 3.2), so that a token is rounded by what others have there; 0 is for none
+    # on the state of each Linear8bitLt: features in which any token of the batch exceeds it are multiplied in 16 bits
+    # (arXiv:2208.07339, section 3.2), so a token's rounding depends on the other tokens; 0 turns this off
     "bitsandbytes",
     "object:threshold",
-    "a model in 8 bits would be taken for one that reads ahead",
+    "a model in 8 bits would seem to look at later tokens",
     "0.49.0 to 0.50.2",
 )
 
 
 def keep_layout(model: nn.Module) -> None:
-    """Have a model's 4-bit layers never pack their weights for the CPU."""
+    """Stop a model's 4-bit layers from packing their weights for the CPU."""
     for module in _packing(model):
         setattr(module, PACKS.name, False)
 
 
 @contextmanager
 def layout_kept(model: nn.Module) -> Iterator[None]:
-    """The same inside this block."""
+    """Inside this block, stop a model's 4-bit layers from packing their weights for the CPU."""
     changed = _packing(model)
     for module in changed:
         setattr(module, PACKS.name, False)
@@ -50,7 +50,7 @@ def layout_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _packing(model: nn.Module) -> list[Any]:
-    """Layers that would pack their weights. Where nobody has imported bitsandbytes, there are none."""
+    """Layers that would pack their weights; none if bitsandbytes has not been imported."""
     library = sys.modules.get("bitsandbytes")
     if library is None:
         return []
@@ -60,7 +60,7 @@ def _packing(model: nn.Module) -> list[Any]:
 
 @contextmanager
 def rounded_by_token(model: nn.Module) -> Iterator[None]:
-    """Inside this block, layers in 8 bits round each token by itself, whatever the others are."""
+    """Inside this block, layers in 8 bits round each token independently of the others."""
     library = sys.modules.get("bitsandbytes")
     layers = [] if library is None else [m for m in model.modules() if isinstance(m, library.nn.Linear8bitLt)]
     before = [THRESHOLD.of(layer.state) for layer in layers]

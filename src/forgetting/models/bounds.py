@@ -1,7 +1,7 @@
-"""What a configuration of somebody else's model or adapter may ask: no second model, no work without end.
+"""Limits on what someone else's model or adapter configuration may request: no second model, no endless work.
 
-A model is numbers, but its configuration is a list of wishes: how many layers to make, which modules to match by which
-pattern, which other model to load beside it. What no honest file asks is refused before a library acts on it.
+A configuration says how many layers to build, which modules to match with which pattern, which other model to load.
+Requests that no real file makes are refused before a library acts on them.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ from .. import files
 from ..errors import ForgettingError, UsageError
 
 MAX_CONFIG = 2**26
-"""Bytes of a config.json or adapter_config.json."""
+"""Maximum bytes of a config.json or adapter_config.json."""
 MAX_PARTS = 4096
-"""Layers, blocks or experts of a model: each is built by Python."""
+"""Maximum layers, blocks or experts of a model; Python builds each of them."""
 MAX_BUILT = 200_000
-"""Layers times experts."""
+"""Maximum layers times experts."""
 MAX_RANK = 2**16
 MAX_NUMBER = 2**28
-"""Any other whole number of an adapter's configuration that is no seed."""
+"""Maximum of any other whole number in an adapter's configuration that is not a seed."""
 MAX_ITERATIONS = 1000
 MAX_VALUES = 200_000
 MAX_REPLICATED = 4096
-"""Layers of a model whose layers an adapter repeats."""
+"""Maximum layers of a model whose layers an adapter repeats."""
 MAX_PATTERN = 20_000
-"""Characters of a pattern."""
+"""Maximum characters of a pattern."""
 PATTERN_SECONDS = 5
 SLACK = 2**26
-"""Numbers that a model may have beside those in its files: tables of positions, masks."""
+"""Numbers that a model may have in addition to those in its files: tables of positions, masks."""
 KERNELS = "kernels-community/"
-"""Whose kernels of the Hub a config.json may name; all others are code of a stranger."""
+"""Owners of Hub kernels that a config.json may name; all others are a stranger's code."""
 
 _PARTS = re.compile(r"(^|_)(layers?|blocks?|experts|depth|stages)$")
 _SIZES = (
     *("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("n_embd", "n_head", "d_model"),
 )
-"""Fields of a config.json that no model has at 0."""
+"""Fields of a config.json that are never 0 in a model."""
 _RANKS = re.compile(r"^(r|.*_r|rank|.*_rank|rank_.*|num_virtual_tokens|.*num_layers|.*attention_heads|.*_hidden_size)$")
 _SEEDS = re.compile(r"seed|prng|key")
 _OTHERS = ("shadow_model", "prompt_tuning_init_state_dict_path")
-"""Fields of PEFT's configurations that name another model or file of weights to load."""
+"""Fields of PEFT's configurations that name another model or weight file to load."""
 _NONE = {"shadow_model": "mirror"}
-"""What such a field holds where it names none."""
+"""Values of such a field that name none."""
 _PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern", "modules_to_save")
 _PATTERNS_BY_KEY = re.compile(r"_pattern$|^target_svd_config$")
 _LITERAL = re.compile(r"[\w.-]*")
 _FORMS = ("{}", r"(.*\.)?({})$", r"(^|.*\.){}($|\..*)", r"(?:^|.*?\.){}\.(?P<idx>\d+)\.", r".*\.{}$")
-"""How PEFT puts a pattern into a regular expression."""
+"""How PEFT turns a pattern into a regular expression."""
 _MATCHING = """
 import json, re, sys
 given = json.load(sys.stdin)
@@ -72,7 +72,7 @@ for number, pattern in enumerate(given["patterns"]):
 
 
 def check_model(file: Path, name: str, *, code: bool) -> None:
-    """Refuse a config.json that asks for more layers or experts than any model has, or for code of the Hub.
+    """Refuse a config.json that requests more layers or experts than any model has, or code from the Hub.
 
     Args:
         file: config.json.
@@ -80,7 +80,7 @@ def check_model(file: Path, name: str, *, code: bool) -> None:
         code: whether code that comes with the model may run.
 
     Raises:
-        UsageError: as said, or not JSON; names the field.
+        UsageError: such a request, or not JSON; names the field.
     """
     content = read_config(file)
     numbers = list(_numbers(content))
@@ -93,19 +93,19 @@ def check_model(file: Path, name: str, *, code: bool) -> None:
     layers = max((value for _, key, value in parts if not key.endswith("experts")), default=1)
     if layers * experts > MAX_BUILT:
         raise UsageError(
-            f"{name}: config.json: {layers:,} layers of {experts:,} experts; at most {MAX_BUILT:,} in all are built"
+            f"{name}: config.json: {layers:,} layers of {experts:,} experts; at most {MAX_BUILT:,} experts in all"
         )
     for field in ("attn_implementation", "_attn_implementation"):
         for found in _texts(content.get(field)):
             if "/" in found and not found.startswith(KERNELS) and not code:
                 raise UsageError(
-                    f"{name}: config.json: {field}: names a kernel of the Hub, {found!r:.80}, which is code; it is not "
-                    "run unless you say so with trust_remote_code (--trust-remote-code)"
+                    f"{name}: config.json: {field}: names a kernel on the Hub, {found!r:.80}; it is code, which does "
+                    "not run unless you allow it with trust_remote_code (--trust-remote-code)"
                 )
 
 
 def _check_plain(content: Mapping[str, Any], name: str) -> None:
-    """Refuse sizes of nothing and a dtype that does not exist, which a library says by what then fails."""
+    """Refuse sizes of zero and unknown dtypes; a library would only fail later, with an unrelated error."""
     import torch
 
     texts = content.get("text_config")
@@ -113,24 +113,24 @@ def _check_plain(content: Mapping[str, Any], name: str) -> None:
         for field in _SIZES:
             value = fields.get(field)
             if isinstance(value, int | float) and value < 1:
-                raise UsageError(f"{name}: config.json: {prefix}{field}: got {value:.20g}; it is at least 1")
+                raise UsageError(f"{name}: config.json: {prefix}{field}: got {value:.20g}; must be at least 1")
         for field in ("dtype", "torch_dtype"):
             value = fields.get(field)
             if isinstance(value, str) and value != "auto":
                 if isinstance(getattr(torch, value.removeprefix("torch."), None), torch.dtype):
                     continue
                 given = f"{prefix}{field}: got {value!r:.60}"
-                raise UsageError(f"{name}: config.json: {given}; it is a dtype such as float32 or bfloat16")
+                raise UsageError(f"{name}: config.json: {given}; give a dtype such as float32 or bfloat16")
 
 
 def check_size(config: Any, held: int, name: str) -> None:
-    """Refuse a model that is far larger than its files: a library would fill the rest with random numbers first.
+    """Refuse a model that is far larger than its files: a library would first fill the rest with random numbers.
 
-    The model is built without memory for its weights. Where it cannot be built so, loading it says why.
+    The model is built without memory for its weights. If it cannot be built, loading it reports why.
 
     Args:
-        config: as transformers read it.
-        held: bytes of the weights in its files.
+        config: the configuration as transformers read it.
+        held: bytes of weights in its files.
         name: the model, for messages.
 
     Raises:
@@ -145,21 +145,21 @@ def check_size(config: Any, held: int, name: str) -> None:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(plain, trust_remote_code=False)
         asked = sum(one.numel() for one in (*model.parameters(), *model.buffers()))
-    except Exception:  # libraries raise all there is, and raise it again when the model is loaded
+    except Exception:  # libraries raise anything, and raise it again when the model is loaded
         return
     if asked > 8 * held + SLACK:
         raise UsageError(
-            f"{name}: by its config.json it has {asked:,} numbers, and its files hold {held:,} bytes of weights"
+            f"{name}: its config.json asks for {asked:,} numbers, but its files contain {held:,} bytes of weights"
         )
 
 
 def check_adapter(given: Mapping[str, Any], where: str, base: Collection[str] = ()) -> None:
-    """Refuse a PEFT configuration that loads another model, names code, or asks for work without end.
+    """Refuse a PEFT configuration that loads another model, names code, or requests endless work.
 
     Args:
-        given: its fields, as they stand in the file.
-        where: the adapter or the field of a study, for messages.
-        base: what the base model is called: an adapter may name it.
+        given: the fields as in the file.
+        where: the adapter or the study's field, for messages.
+        base: the name of the base model; an adapter may name it.
 
     Raises:
         UsageError: names the field.
@@ -168,15 +168,17 @@ def check_adapter(given: Mapping[str, Any], where: str, base: Collection[str] = 
         other = given.get(field)
         if other and other != _NONE.get(field) and other not in base:
             raise UsageError(
-                f"{where}: {field}: names another model to load, {other!r:.80}; only the base model may be named"
+                f"{where}: {field}: names another model to load, {other!r:.80}; only the base model is allowed"
             )
     if given.get("adapters"):
-        raise UsageError(f"{where}: adapters: names other adapters to load, which is refused")
+        raise UsageError(f"{where}: adapters: names other adapters to load, which is not allowed")
     if given.get("megatron_config"):
-        # PEFT would import the module that `megatron_core` names
-        raise UsageError(f"{where}: megatron_config names code to import, which is refused")
+        # PEFT would import the module named in `megatron_core`
+        raise UsageError(f"{where}: megatron_config names code to import, which is not allowed")
     if "trust_remote_code" in (given.get("tokenizer_kwargs") or ()):
-        raise UsageError(f"{where}: tokenizer_kwargs: trust_remote_code runs code that comes with a tokenizer; refused")
+        raise UsageError(
+            f"{where}: tokenizer_kwargs: trust_remote_code runs code that comes with a tokenizer; not allowed"
+        )
     _check_counts(given, where)
     iterations = re.search(r"niter_(\d+)$", str(given.get("init_lora_weights")))
     if iterations and int(iterations[1][:9]) > MAX_ITERATIONS:
@@ -187,7 +189,7 @@ def check_adapter(given: Mapping[str, Any], where: str, base: Collection[str] = 
 
 
 def _check_counts(given: Mapping[str, Any], where: str) -> None:
-    """Refuse whole numbers that no honest configuration has."""
+    """Refuse whole numbers larger than any real configuration has."""
     for count, (path, key, value) in enumerate(_numbers(given)):
         if count > MAX_VALUES:
             raise UsageError(f"{where}: more than {MAX_VALUES:,} numbers")
@@ -198,7 +200,7 @@ def _check_counts(given: Mapping[str, Any], where: str) -> None:
     ranges = given.get("layer_replication") or []
     pairs = [one for one in ranges if isinstance(one, list) and len(one) == 2 and all(type(n) is int for n in one)]
     if sum(max(end - start, 0) for start, end in pairs) > MAX_REPLICATED:
-        raise UsageError(f"{where}: layer_replication: asks for more than {MAX_REPLICATED:,} layers")
+        raise UsageError(f"{where}: layer_replication: requests more than {MAX_REPLICATED:,} layers")
 
 
 def _short(value: int) -> str:
@@ -206,7 +208,7 @@ def _short(value: int) -> str:
 
 
 def patterns(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The regular expressions of a PEFT configuration, with their fields."""
+    """The regular expressions in a PEFT configuration, with their fields."""
     for field, value in given.items():
         if field in _PATTERNS:
             found = [value] if isinstance(value, str) else value if isinstance(value, list) else []
@@ -218,12 +220,12 @@ def patterns(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def check_patterns(given: Mapping[str, Any], names: Iterable[str], where: str) -> None:
     """Refuse a pattern that takes forever on the names of a model's modules.
 
-    Python cannot interrupt a match, so that another process tries each pattern first, in all the ways of PEFT.
+    Python cannot interrupt a match, so a separate process first tries each pattern in all the ways that PEFT uses it.
 
     Args:
         given: the fields of a PEFT configuration.
-        names: of the model's modules.
-        where: the adapter or the field of a study, for messages.
+        names: names of the model's modules.
+        where: the adapter or the study's field, for messages.
 
     Raises:
         UsageError: names the field.
@@ -245,17 +247,17 @@ def check_patterns(given: Mapping[str, Any], names: Iterable[str], where: str) -
             "model's modules"
         ) from None
     except OSError as error:
-        raise ForgettingError(f"{where}: its patterns cannot be tried: {error.strerror}") from None
+        raise ForgettingError(f"{where}: cannot test its patterns: {error.strerror}") from None
     if done.returncode:
         field, pattern = found[max(len(done.stdout.split()) - 1, 0)]
         raise UsageError(f"{where}: {field}: the pattern {pattern!r:.80} cannot be used")
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """A JSON object of settings that lies with a model.
+    """A JSON object of settings that comes with a model.
 
     Raises:
-        UsageError: not JSON, nested too deeply, too long, or no object.
+        UsageError: not JSON, nested too deeply, too long, or not an object.
     """
     where = f"{file} cannot be read"
     content = files.parse_json(files.read_text(file, limit=MAX_CONFIG, encoding="utf-8-sig"), where)
@@ -265,7 +267,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def _numbers(value: Any) -> Iterator[tuple[str, str, int]]:
-    """The whole numbers inside a configuration: path, last name on it, number."""
+    """The whole numbers in a configuration: path, last name in the path, number."""
     waiting = [("", "", value)]
     while waiting:
         path, key, one = waiting.pop()

@@ -1,4 +1,4 @@
-"""Whether a model is a left-to-right language model, asked of the model: two short texts that end differently."""
+"""Tests whether a model is a left-to-right language model, by running it on two short texts that end differently."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from . import adapters, bitsandbytes_internals, failures, sharding
 
 TOKENS = 16
 FLOOR, FLOOR_HALF = 2e-7, 1e-4
-"""Of the largest logit: by less than this, in float32 and in bfloat16 or float16, nothing has moved."""
+"""Tolerance as a share of the largest logit, in float32 and in bfloat16 or float16; smaller changes are rounding."""
 SHARE, SHARE_HALF = 1e-3, 0.05
-"""A model that looks ahead moves by what comes after a position as it moves by what came before. One with experts moves
-by rounding alone, since the tokens that share an expert with a token are others: by far less than this share of it."""
+"""If a model looks ahead, later tokens move its logits as much as earlier tokens do. In a model with experts, rounding
+also moves them, because the tokens that share an expert change, but by far less than this share."""
 
 
 def check_causal(model: Any, name: str) -> None:
-    """Refuse a model whose logits at a position depend on the tokens after it, or that gives none for each position.
+    """Refuse a model whose logits at a position depend on later tokens, or that gives no logits for each position.
 
     Args:
         model: loaded, on its device; a PeftModel with its adapters as they are.
-        name: for messages.
+        name: the model, for messages.
 
     Raises:
         UsageError: not a left-to-right language model, or one that cannot be run.
@@ -39,22 +39,26 @@ def check_causal(model: Any, name: str) -> None:
     with adapters.undisturbed(model), alone, failures.explained(name, "cannot be run"):
         first, second = _logits(model, ids), _logits(model, later)
         if first is None or second is None or first.shape[:2] != ids.shape:
-            raise UsageError(f"{name}: {kind} gives no logits for each position of a text, as a language model does")
+            raise UsageError(
+                f"{name}: {kind} does not give logits for each position of a text, as a language model does"
+            )
         exact = inner.dtype in (torch.float32, torch.float64)
         floor = (FLOOR if exact else FLOOR_HALF) * float(first.float().abs().max())
         moved = _moved(first[:, :half], second[:, :half])
         if not moved > floor:
-            return  # nor where they are not finite: whoever reads the losses says what is wrong
+            return  # not finite either: whoever reads the losses reports it
         again, third = _logits(model, ids), _logits(model, earlier)
     if again is None or third is None:
-        raise UsageError(f"{name}: {kind} gives logits for some texts and none for others")
+        raise UsageError(f"{name}: {kind} gives logits for some texts but not for others")
     bound = (SHARE if exact else SHARE_HALF) * _moved(first[:, half:], third[:, half:])
     if moved <= bound:
         return
     if _moved(first, again) > bound:
-        raise UsageError(f"{name}: {kind} gives other logits each time it reads the same text: it draws random numbers")
+        raise UsageError(
+            f"{name}: {kind} gives different logits each time it reads the same text: it draws random numbers"
+        )
     raise UsageError(
-        f"{name}: {kind} is not a left-to-right language model: logits at a position depend on the tokens after it"
+        f"{name}: {kind} is not a left-to-right language model: logits at a position depend on later tokens"
     )
 
 
@@ -63,17 +67,17 @@ def _moved(one: Tensor, other: Tensor) -> float:
 
 
 def probe(model: Any, tokens: Tensor | None = None) -> Tensor:
-    """[T, V] float32 logits of a model, as it is, on [1, T] tokens, or those of the check; on the CPU."""
+    """[T, V] float32 logits of a model on [1, T] tokens (default: those of the check), on the CPU."""
     inner = model.get_base_model() if adapters.is_peft(model) else model
     with adapters.undisturbed(model):
         logits = _logits(model, plain_tokens(model) if tokens is None else tokens)
     if logits is None:
-        raise UsageError(f"{type(inner).__name__} gives no logits for each position of a text")
+        raise UsageError(f"{type(inner).__name__} does not give logits for each position of a text")
     return logits[0].float().cpu()
 
 
 def _logits(model: Any, ids: Tensor) -> Tensor | None:
-    """[1, T, V], or None where the model gives something else."""
+    """[1, T, V], or None if the model returns something else."""
     entry = model if adapters.needs_whole_forward(model) or not adapters.is_peft(model) else model.get_base_model()
     logits = getattr(sharding.calling(model, entry)(input_ids=ids, use_cache=False), "logits", None)
     if not isinstance(logits, Tensor) or logits.dim() != 3:
@@ -82,7 +86,7 @@ def _logits(model: Any, ids: Tensor) -> Tensor | None:
 
 
 def plain_tokens(model: Any) -> Tensor:
-    """[1, T] tokens, none of which stands for an image, padding or the like, or wakes an adapter."""
+    """[1, T] tokens; none is a special token (image, padding or similar), and none activates an adapter."""
     inner = model.get_base_model() if adapters.is_peft(model) else model
     embedding = next(inner.get_input_embeddings().parameters())
     text = inner.config.get_text_config()

@@ -1,4 +1,4 @@
-"""The models of a chain's steps: what each is, found before anything is loaded; and each beside the base model."""
+"""Models of a chain's steps: finds out what each is before loading anything, then loads each beside the base model."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Recipe:
     """How the model of a step is made.
 
     Attributes:
-        name: the step's.
+        name: the step's name.
         place: the folder or Hub id of a model or adapter, or a GGUF file.
-        on: of an adapter, the step that it is put on; None is the base model, and of a whole model nothing.
-        dtype: in which it is loaded; None is the base model's setting.
-        bits: to which its weights, or those under an adapter, are quantised on loading.
-        adapter: its PEFT configuration; None of a whole model.
+        on: the step that an adapter is applied to; None means the base model, or that it is a whole model.
+        dtype: dtype to load it in; None means the base model's.
+        bits: bits to quantise its weights, or those under an adapter, to on loading.
+        adapter: its PEFT configuration; None for a whole model.
         derived: whether it is an earlier model in another dtype or in fewer bits.
-        notices: how it was decided.
+        notices: how this was decided.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Recipe:
 
     @property
     def kind(self) -> str:
-        """In words, what it is."""
+        """What it is, in words."""
         if isinstance(self.place, GgufFile):
             what = "GGUF"
         elif self.adapter is not None:
@@ -55,27 +55,27 @@ class Recipe:
         return ", ".join(part for part in (what, *how) if part)
 
     def settings(self, config: ModelConfig) -> ModelConfig:
-        """The base model's settings with those of this model."""
+        """The base model's settings, changed for this model."""
         given = {"source": self.place.name, "revision": None, "bits": self.bits}
         return config.model_copy(update=given if self.dtype is None else given | {"dtype": self.dtype})
 
     def hashes(self) -> dict[str, str]:
-        """The sha256 of its files of weights, by name; of an adapter, without the model under it."""
+        """The sha256 of its weight files, by name; for an adapter, without the model under it."""
         if isinstance(self.place, GgufFile):
             return sources.file_hashes([self.place.path])
         return self.place.weight_hashes()
 
 
 def recipes_of(steps: Sequence[Step], config: ModelConfig, base: Source) -> list[Recipe]:
-    """What each step is; nothing is loaded.
+    """Find out what each step is; loads nothing.
 
     Args:
-        steps: as they were asked for.
+        steps: the steps as requested.
         config: the base model's settings.
-        base: where the base model lies.
+        base: where the base model is.
 
     Raises:
-        UsageError: names the step that is not there, or that cannot be made so.
+        UsageError: names a step that does not exist or cannot be made.
         ForgettingError: the Hub could not be reached.
     """
     found: list[Recipe] = []
@@ -91,21 +91,21 @@ def _recipe(step: Step, earlier: Sequence[Recipe], config: ModelConfig, base: So
     if step.model is None:
         before = earlier[-1] if earlier else Recipe(BASE, base)
         if before.bits is not None and step.bits is not None and before.bits != step.bits:
-            raise UsageError(f"bits {step.bits}: the step before is quantised to {before.bits} bits already")
+            raise UsageError(f"bits {step.bits}: the step before is already quantised to {before.bits} bits")
         made = replace(before, name=step.name, derived=True, notices=())
         made = replace(made, dtype=step.dtype or before.dtype, bits=step.bits or before.bits)
         return _checked(made)
     file = gguf.find(step.model, step.file, step.revision)
     if file is not None:
         if step.on is not None:
-            raise UsageError(f"on={step.on}: a GGUF file is a whole model")
+            raise UsageError(f"on={step.on}: a GGUF file is a whole model, not an adapter")
         return _checked(Recipe(step.name, file, dtype=step.dtype, bits=step.bits))
     source = sources.find(step.model, step.revision, code=config.trust_remote_code)
     adapter = attaching.adapter_config(source, base)
     if adapter is None:
         _check_whole(source)
         if step.on is not None:
-            raise UsageError(f"on={step.on}: '{source.name}' is a whole model and no adapter")
+            raise UsageError(f"on={step.on}: '{source.name}' is a whole model, not an adapter")
         return _checked(Recipe(step.name, source, dtype=step.dtype, bits=step.bits))
     on, notices = _under(step, adapter, earlier, base)
     made = Recipe(step.name, source, on, step.dtype, step.bits, adapter, notices=tuple(notices))
@@ -113,15 +113,15 @@ def _recipe(step: Step, earlier: Sequence[Recipe], config: ModelConfig, base: So
 
 
 def _check_whole(source: Source) -> None:
-    """Refuse what is no model; of a folder with GGUF files, say how to name one."""
+    """Refuse a source that is not a model; for a folder with GGUF files, say how to name one."""
     files = [name for name in source.files() if name.endswith(gguf.SUFFIX)]
     if files and not source.has(sources.CONFIG):
-        raise UsageError(f"model '{source.name}': it holds {files[0]}; write {source.name}@file={files[0]}")
+        raise UsageError(f"model '{source.name}': it contains {files[0]}; give {source.name}@file={files[0]}")
     loading.check_whole(source)
 
 
 def _under(step: Step, adapter: Any, earlier: Sequence[Recipe], base: Source) -> tuple[Recipe | None, list[str]]:
-    """What an adapter is put on (None is the base model), and a notice where its configuration decided."""
+    """The model an adapter is applied to (None is the base), and a notice if the adapter's configuration decided."""
     if step.on == BASE or (step.on == BEFORE and not earlier):
         return None, []
     if step.on is not None:
@@ -131,12 +131,12 @@ def _under(step: Step, adapter: Any, earlier: Sequence[Recipe], base: Source) ->
         return None, []
     for one in reversed(earlier):
         if one.adapter is None and isinstance(one.place, Source) and _names(made_for, one.place):
-            return one, [f"put on '{one.name}', the model that its adapter_config.json names"]
+            return one, [f"applied to '{one.name}', the model that its adapter_config.json names"]
     return None, []
 
 
 def _names(made_for: str, source: Source) -> bool:
-    """Whether an adapter's configuration names a model: by its name, its folder, or a folder of the same content."""
+    """Whether an adapter's configuration names a model: by name, by folder, or by a folder with the same content."""
     if made_for == source.name:
         return True
     there = Path(made_for).expanduser()
@@ -149,19 +149,19 @@ def _names(made_for: str, source: Source) -> bool:
 
 
 def _checked(recipe: Recipe) -> Recipe:
-    """Refuse what cannot be quantised or merged."""
+    """Refuse combinations that cannot be quantised or merged."""
     if recipe.bits is None:
         if recipe.on is not None and recipe.on.adapter is not None and recipe.on.bits is not None:
             raise UsageError(
-                f"'{recipe.on.name}' is an adapter on weights of {recipe.on.bits} bits, which another adapter cannot "
-                "be put on: merging it into them would round it; put it on the step before that one"
+                f"'{recipe.on.name}' is an adapter on weights of {recipe.on.bits} bits; another adapter cannot be "
+                "applied on top, since merging rounds it; apply it to the step before that one"
             )
         return recipe
     if isinstance(recipe.place, GgufFile):
-        raise UsageError(f"bits {recipe.bits}: the weights of '{recipe.place.name}' are quantised already")
+        raise UsageError(f"bits {recipe.bits}: the weights of '{recipe.place.name}' are already quantised")
     if recipe.on is not None and recipe.on.adapter is not None:
         raise UsageError(
-            f"bits {recipe.bits}: it lies on the adapter '{recipe.on.name}'; merge the two and give the merged model"
+            f"bits {recipe.bits}: it is on top of the adapter '{recipe.on.name}'; merge both and give the merged model"
         )
     return recipe
 
@@ -172,8 +172,8 @@ class Opened:
 
     Attributes:
         pair: base and tuned model.
-        spoiled: whether the base model was changed by what was put on it, and must be loaded again for other steps.
-        notices: of the step alone.
+        spoiled: whether the adapter changed the base model, so that other steps must load it again.
+        notices: notices about this step.
     """
 
     pair: Pair
@@ -185,13 +185,13 @@ def open_step(recipe: Recipe, loaded: Base, config: ModelConfig, placement: Plac
     """The model of a step beside the base model.
 
     Args:
-        recipe: what it is.
+        recipe: how it is made.
         loaded: the base model, without an adapter.
         config: its settings.
-        placement: how models are spread.
+        placement: how models are spread over devices.
 
     Raises:
-        UsageError: it cannot be loaded, or not be compared with the base model.
+        UsageError: it cannot be loaded, or cannot be compared with the base model.
         ForgettingError: memory is too small.
     """
     plain = recipe.on is None and recipe.bits is None and recipe.dtype is None
@@ -213,7 +213,7 @@ def open_step(recipe: Recipe, loaded: Base, config: ModelConfig, placement: Plac
 
 
 def _model(recipe: Recipe, loaded: Base, config: ModelConfig, placement: Placement) -> tuple[Any, list[str]]:
-    """A step's model by itself."""
+    """A step's model, loaded separately."""
     settings = recipe.settings(config)
     if isinstance(recipe.place, GgufFile):
         return gguf.load(settings, recipe.place, placement)
@@ -224,7 +224,7 @@ def _model(recipe: Recipe, loaded: Base, config: ModelConfig, placement: Placeme
     if isinstance(source, Source) and (recipe.on is None or recipe.on.adapter is None):
         notices += comparable.check_made_for(recipe.place.name, recipe.adapter, source)
     if recipe.bits is not None:
-        notices.append(f"the adapter as it is, on weights {in_words(recipe.bits)}; it is not merged into them")
+        notices.append(f"the adapter is applied to weights {in_words(recipe.bits)}, not merged into them")
     else:
         notices += quantised.other_base(recipe.place.adapter(), under)
     model, more = attaching.attach(under, recipe.place)
@@ -233,7 +233,7 @@ def _model(recipe: Recipe, loaded: Base, config: ModelConfig, placement: Placeme
 
 
 def _below(recipe: Recipe, loaded: Base, config: ModelConfig, placement: Placement) -> tuple[Any, list[str]]:
-    """The model that an adapter is put on, loaded for it alone."""
+    """The model under an adapter, loaded only for it."""
     if recipe.on is not None:
         below = replace(recipe.on, dtype=recipe.dtype or recipe.on.dtype, bits=recipe.bits or recipe.on.bits)
         model, notices = _model(below, loaded, config, placement)
@@ -241,7 +241,7 @@ def _below(recipe: Recipe, loaded: Base, config: ModelConfig, placement: Placeme
             model = model.merge_and_unload()
         return model, notices
     if loaded.source is None:
-        raise AssertionError("a base model loaded by name says where it lies")
+        raise AssertionError("a base model loaded by name has a source")
     base = Recipe(BASE, loaded.source, dtype=recipe.dtype, bits=recipe.bits)
     settings = base.settings(config).model_copy(update={"revision": config.revision})
     return loading.load_model(settings, loaded.source, placement)

@@ -1,8 +1,8 @@
-"""Whether two models can be compared at all, on what part of their vocabularies, and which of them is the base.
+"""Whether two models can be compared, on which part of their vocabularies, and which of them is the base.
 
-Each wrong comparison is handled or refused by name. Two were real (PEFT pull request 3419): labels that were not
-shifted, which `batches` rules out, and a "before" taken on an adapter that is not the identity, which `passes.as_base`
-and `Fingerprint` rule out.
+Each wrong comparison is handled, or refused with its reason. Two really happened (PEFT pull request 3419): unshifted
+labels, which `batches` rules out, and a "before" measured on an adapter that is not the identity, which
+`passes.as_base` and `Fingerprint` rule out.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from . import adapters, causal, sources
 from .sources import Source
 
 ALTERING_INITS = ("pissa", "olora", "corda", "loftq")
-"""LoRA initialisations that subtract from the base weights what they put into the adapter: with the adapter disabled,
-the base model is not there any more (Meng et al. 2024, arXiv:2404.02948, eq. 4; PEFT's LoraConfig)."""
+"""LoRA initialisations that subtract from the base weights what they put into the adapter. Disabling the adapter then
+does not give the base model (Meng et al. 2024, arXiv:2404.02948, eq. 4; PEFT's LoraConfig)."""
 SAMPLE_CHARACTERS = 20_000
 QUANTISED = re.compile(r"((-unsloth)?-bnb)?-([48]bit|int[48])$|-(gptq|awq)(-[48]bit|-int[48])?$")
-"""How names of quantised copies end: `Llama-3.2-1B-unsloth-bnb-4bit`."""
+"""Endings in names of quantised copies, such as `Llama-3.2-1B-unsloth-bnb-4bit`."""
 TUNED = {"instruct", "it", "chat", "base", "pt", "sft", "dpo", "coder", "math", "vl", "thinking", "distill"}
-"""Words in names that tell models of one family apart."""
+"""Words in names that distinguish models of one family."""
 
 
 def check_live_adapter(model: Any) -> None:
-    """Refuse a live PeftModel whose base cannot be had by disabling its adapters.
+    """Refuse a loaded PeftModel if disabling its adapters does not give the base model.
 
     Raises:
         UsageError: names the option that changed the base weights.
@@ -49,30 +49,30 @@ def check_live_adapter(model: Any) -> None:
         else:
             continue
         raise UsageError(
-            f"adapter '{name}': {why}, so disabling the adapter does not give the base model back; "
-            "give the base model beside it: measure(base, tuned)"
+            f"adapter '{name}': {why}, so disabling the adapter does not restore the base model; "
+            "give the base model as well: measure(base, tuned)"
         )
 
 
 def check_made_for(name: str, adapter: Any, base: Source) -> list[str]:
-    """Whether an adapter's configuration names the base model that it is measured against.
+    """Check that an adapter's configuration names the base model that it is measured against.
 
     Args:
         name: the adapter.
         adapter: its PeftConfig.
-        base: the base model that was given.
+        base: the given base model.
 
     Returns:
         Notices.
 
     Raises:
-        UsageError: it names another one, or another revision of it.
+        UsageError: it names another model, or another revision of it.
     """
     made_for = getattr(adapter, "base_model_name_or_path", None)
     if not made_for:
         return []
     if made_for != base.name and _is_quantised_copy(made_for, base.name):
-        return [f"the adapter was trained on '{made_for}', by its name a quantised copy of '{base.name}'"]
+        return [f"the adapter was trained on '{made_for}', which by its name is a quantised copy of '{base.name}'"]
     if base.commit is not None and not Path(made_for).expanduser().is_dir() and not _is_path(made_for):
         return _made_for_commit(name, made_for, getattr(adapter, "revision", None), base)
     given = base.config()
@@ -83,17 +83,17 @@ def check_made_for(name: str, adapter: Any, base: Source) -> list[str]:
         if sources.folder_hash(str(given)) == sources.folder_hash(str(there)):
             return []
     elif base.commit is None or _is_path(made_for):
-        return [f"the adapter was made for '{made_for}', which is not here to compare with '{base.name}'"]
+        return [f"the adapter was made for '{made_for}', which is not available to compare with '{base.name}'"]
     raise UsageError(
         f"adapter '{name}' was made for '{made_for}', not for '{base.name}'; give '{made_for}' as the base model"
     )
 
 
 def _is_quantised_copy(name: str, original: str) -> bool:
-    """Whether by its name a model is another one's in fewer bits, as in Unsloth's repositories.
+    """Whether a model's name says that it is another one in fewer bits, as in Unsloth's repositories.
 
-    Owners may differ, and one name may say more than the other (`llama-3-8b-bnb-4bit`, `Meta-Llama-3-8B`), if it does
-    not say that it is tuned otherwise.
+    Owners may differ, and one name may say more than the other (`llama-3-8b-bnb-4bit`, `Meta-Llama-3-8B`), unless it
+    says that the model is tuned differently.
     """
     short, other = (PurePosixPath(n.replace("\\", "/")).name.lower() for n in (name, original))
     if not QUANTISED.search(short):
@@ -107,7 +107,7 @@ def _is_path(name: str) -> bool:
 
 
 def _made_for_commit(name: str, made_for: str, revision: str | None, base: Source) -> list[str]:
-    """`check_made_for` between two Hub ids: repositories are renamed, and a revision of one may be another model."""
+    """`check_made_for` for two Hub ids: repositories get renamed, and another revision may be another model."""
     if made_for == base.name and revision in (None, base.commit):
         return []
     at = f" at revision '{revision}'" if revision else ""
@@ -115,13 +115,13 @@ def _made_for_commit(name: str, made_for: str, revision: str | None, base: Sourc
         meant = hub.find(made_for, revision)
     except ForgettingError:
         if made_for == base.name:
-            return [f"the adapter was made for '{made_for}'{at}, which is not to be had to compare with {base.commit}"]
+            return [f"the adapter was made for '{made_for}'{at}, which is not available to compare with {base.commit}"]
     else:
         if meant.commit == base.commit:
             return []
     if made_for == base.name:
         raise UsageError(
-            f"adapter '{name}' was made for '{made_for}'{at}, and the base model was taken at commit {base.commit}; "
+            f"adapter '{name}' was made for '{made_for}'{at}, but the base model was loaded at commit {base.commit}; "
             f"give revision {revision} (--revision)"
         )
     raise UsageError(
@@ -134,11 +134,11 @@ NOT_SHAPING = re.compile(
     r"attn_implementation|experts_implementation|quantization_config|auto_map|id2label|label2id|pad_token|unsloth.*|"
     r"initializer_range|router_aux_loss_coef|output_.*|return_dict|problem_type|tie_word_embeddings)$"
 )
-"""Fields of a configuration that say nothing of what a model computes from its weights, or are looked at elsewhere."""
+"""Configuration fields that do not affect what a model computes from its weights, or that are checked elsewhere."""
 
 
 def architecture_notices(base: Any, tuned: Any) -> list[str]:
-    """What differs between two models' configurations: another model, or the same weights used otherwise."""
+    """How two models' configurations differ; then they are different models, or use the same weights differently."""
     ours, theirs = ((m.get_base_model() if adapters.is_peft(m) else m).config for m in (base, tuned))
     if ours.model_type != theirs.model_type:
         return [f"the models differ in architecture: {ours.model_type} and {theirs.model_type}"]
@@ -151,7 +151,7 @@ def architecture_notices(base: Any, tuned: Any) -> list[str]:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether two values of a configuration are one: numbers up to float32, which GGUF files round them to."""
+    """Whether two configuration values are equal; numbers up to float32, to which GGUF files round them."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
     if isinstance(one, float) and isinstance(other, float):
@@ -160,7 +160,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 class Fingerprint:
-    """What tells, once an adapter is on a model, whether disabling it gives the model back."""
+    """Tells, once an adapter is on a model, whether disabling it restores the model."""
 
     def __init__(self, model: Any) -> None:
         self._sums = [(p, _sum(p)) for p in model.parameters() if not p.is_meta]
@@ -170,8 +170,8 @@ class Fingerprint:
     def given_back(self, model: Any) -> bool:
         """Whether a PeftModel around it, adapters disabled, has all of its parameters, unchanged, and its logits.
 
-        Sums see a change that the few tokens of the logits do not; the logits see parameters that are used otherwise,
-        as those of layers that stand there twice (layer replication).
+        Sums detect changes that the logits of a few tokens do not show. Logits detect parameters that are used
+        differently, such as repeated layers (layer replication).
         """
         present = {id(p) for p in model.parameters()}
         if not all(id(p) in present and _sum(p) == total for p, total in self._sums):
@@ -181,7 +181,9 @@ class Fingerprint:
         if found.shape != self._logits.shape:
             return False
         exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
-        bound = (1e-3 if exact else 5e-2) * float(self._logits.nan_to_num().abs().max())  # a layer more moves them far
+        bound = (1e-3 if exact else 5e-2) * float(
+            self._logits.nan_to_num().abs().max()
+        )  # one more layer moves them much further
         return torch.allclose(found, self._logits, rtol=0.0, atol=bound, equal_nan=True)
 
 
@@ -211,14 +213,14 @@ def known_rows(model: Any) -> int:
 
 
 def shared_rows(base: Any, tuned: Any, largest: int) -> tuple[int | None, list[str]]:
-    """The part of the vocabulary that both models have, and a notice where it is not the whole of both.
+    """The part of the vocabulary that both models have, and a notice if one has more.
 
     Args:
         base, tuned: the models.
-        largest: of the text's tokens.
+        largest: the largest token id in the text.
 
     Returns:
-        None where vocabularies are of one size, else the number of shared rows; notices.
+        None if the vocabularies have the same size, else the number of shared rows; notices.
 
     Raises:
         UsageError: the text has tokens that one of the models lacks.
@@ -234,13 +236,13 @@ def shared_rows(base: Any, tuned: Any, largest: int) -> tuple[int | None, list[s
         return None, []
     notice = (
         f"the base model's vocabulary has {sizes[0]} rows and the tuned model's {sizes[1]}: "
-        f"compared on the first {min(sizes)}, probabilities renormalised over them"
+        f"compared on the first {min(sizes)}, with probabilities renormalised over them"
     )
     return min(sizes), [notice]
 
 
 def check_tokenizers(base: Any, tuned: Any, texts: Sequence[str]) -> list[str]:
-    """Whether two tokenizers say the same of a text; tokens may have been added behind the base's.
+    """Check that two tokenizers agree; tokens may have been added after the base's.
 
     Returns:
         Notices.
@@ -263,12 +265,12 @@ def check_tokenizers(base: Any, tuned: Any, texts: Sequence[str]) -> list[str]:
                 "losses of different tokens cannot be compared"
             )
     added = len(theirs) - len(ours)
-    notices = [f"the tuned model's tokenizer has {added} added tokens, which the text does not use"] if added else []
+    notices = [f"the tuned model's tokenizer has {added} added tokens; the text does not use them"] if added else []
     return notices + _template_notices(base, tuned)
 
 
 def _template_notices(base: Any, tuned: Any) -> list[str]:
-    """A notice where both tokenizers have a chat template, and not the same."""
+    """A notice if both tokenizers have a chat template and the templates differ."""
     ours, theirs = (getattr(one, "chat_template", None) for one in (base, tuned))
     if not ours or not theirs or ours == theirs:
         return []

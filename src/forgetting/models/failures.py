@@ -1,4 +1,4 @@
-"""A library's many errors on a model as one line that names the model and what to do."""
+"""Turns a library's many errors about a model into one line that names the model and says what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import ForgettingError, UsageError
 from ..files import no_memory
 
 SAID = 300
-"""Characters of a library's message that are shown."""
+"""Maximum characters shown of a library's message."""
 
 
 class CodeNeededError(UsageError):
@@ -21,21 +21,21 @@ class CodeNeededError(UsageError):
 
 @contextmanager
 def explained(name: str, what: str) -> Iterator[None]:
-    """Turn whatever a library raises on a model into one error of ours.
+    """Turn any error that a library raises about a model into one of ours.
 
     Args:
         name: the model.
-        what: what it then is: `cannot be loaded`, `cannot be run`.
+        what: what failed: `cannot be loaded`, `cannot be run`.
 
     Raises:
-        UsageError: a file, configuration or package that is wrong or missing.
+        UsageError: a file, configuration or package is wrong or missing.
         ForgettingError: memory ran out.
     """
     try:
         yield
     except ForgettingError:
         raise
-    except Exception as error:  # libraries raise all there is; our own code is outside
+    except Exception as error:  # libraries raise anything; our own code is outside
         raise _as_ours(name, what, error) from None
     except BaseException as error:
         if not panicked(error):
@@ -45,10 +45,10 @@ def explained(name: str, what: str) -> Iterator[None]:
 
 @contextmanager
 def without_panics() -> Iterator[None]:
-    """Inside, what a library in Rust writes on standard error when it gives up is left out: its error is shown by us.
+    """Inside, suppress what a panicking Rust library writes to standard error, since we show its error ourselves.
 
-    It writes to the descriptor itself; whatever else was written there is written once it is known that it did not
-    give up.
+    The library writes to the descriptor directly. Anything else written there is held until it is clear that there was
+    no panic.
     """
     try:
         kept = os.dup(2)
@@ -73,16 +73,16 @@ def without_panics() -> Iterator[None]:
 
 
 def panicked(error: BaseException) -> bool:
-    """Whether a library in Rust, as that of tokenizers, gave up: its exception is none of Python's Exceptions."""
+    """Whether a Rust library, such as tokenizers, panicked: its exception is not a subclass of Exception."""
     return type(error).__name__ == "PanicException"
 
 
 def first_line(error: BaseException) -> str:
-    """What an error's text says most with, in one line of at most SAID characters.
+    """The most informative line of an error, at most SAID characters.
 
-    That is its first line, with those after it where it ends in a colon, or the line on shapes that do not fit.
+    This is the first line, plus the following ones if it ends in a colon, or the line about shapes that do not match.
     """
-    if isinstance(error, KeyError) and len(error.args) == 1:  # Python shows it in quotes
+    if isinstance(error, KeyError) and len(error.args) == 1:  # Python shows its text in quotes
         text = str(error.args[0])
         if " " not in text:
             return f"no '{text[:SAID]}'"
@@ -93,19 +93,19 @@ def first_line(error: BaseException) -> str:
         return type(error).__name__
     mismatch = next((line for line in lines if "size mismatch" in line), None)
     first = mismatch or (" ".join(lines) if lines[0].endswith(":") else lines[0])
-    if isinstance(error, ArithmeticError | AttributeError | IndexError):  # bare, such a text names nothing
+    if isinstance(error, ArithmeticError | AttributeError | IndexError):  # alone, such a text says too little
         first = f"{type(error).__name__}: {first}"
     return first if len(first) <= SAID else first[: SAID - 3] + "..."
 
 
 def _unquoted(text: str) -> str:
-    """A text without the quotes around the whole of it, if there are any."""
+    """A text without quotes around the whole of it."""
     whole = len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and text.count(text[0]) == 2
     return text[1:-1].strip() if whole else text
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on any device."""
+    """Whether an exception means that memory ran out, on any device."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or no_memory(error)
@@ -116,16 +116,16 @@ def _as_ours(name: str, what: str, error: Exception) -> Exception:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return error
     if out_of_memory(error):
-        return ForgettingError(f"{name}: memory is too small for it ({first})")
+        return ForgettingError(f"{name}: out of memory ({first})")
     if type(error).__module__.startswith("safetensors"):
         return UsageError(f"{name}: damaged weights: {first}")
     if "custom code" in first:
         return CodeNeededError(
-            f"{name}: needs Python code that comes with it, which is not run unless you say so with "
+            f"{name}: needs Python code that comes with it, which does not run unless you allow it with "
             "trust_remote_code (--trust-remote-code); read the code first"
         )
     if "Unrecognized configuration class" in first:
-        return UsageError(f"{name}: not a causal language model of transformers ({_class_of(first)})")
+        return UsageError(f"{name}: not a causal language model in transformers ({_class_of(first)})")
     if isinstance(error, ImportError):
         return UsageError(f"{name}: {what}: a package is missing: {first}")
     return UsageError(f"{name}: {what}: {first}")

@@ -1,7 +1,7 @@
-"""What a model answers: greedy or sampled text, many prompts at once with padding on the left.
+"""Generates a model's answers: greedy or sampled text, for many prompts at once with padding on the left.
 
-The model's own generation settings (penalties, temperatures, beams) are not used: an answer is what the bare model
-says. Only the tokens that end its turns are taken from them.
+The model's own generation settings (penalties, temperatures, beams) are not used, so the answer is the model's alone.
+Only the tokens that end its turns are taken from them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Ids = NDArray[np.int32]
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end an answer: the tokenizer's end mark, and those that the model's settings name."""
+    """The tokens that end an answer: the tokenizer's end token, and those in the model's settings."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     named = named if isinstance(named, list | tuple) else [named]
     found = [*named, getattr(tokenizer, "eos_token_id", None)]
@@ -40,23 +40,23 @@ def generate(
     seed: int = 0,
     batch: int = 32,
 ) -> list[Ids]:
-    """The answer to each prompt, with the token that ends it where it ended; an adapter is disabled.
+    """The answer to each prompt, including the token that ends it, if any; adapters are disabled.
 
     Args:
-        model: a causal language model, or a PeftModel around one; it is left as it was.
-        prompts: [n] tokens of each, none empty.
+        model: a causal language model, or a PeftModel around one; it is left unchanged.
+        prompts: [n] tokens of each; none is empty.
         ends: tokens that end an answer.
-        max_new_tokens: an answer is cut there.
-        temperature: 0 takes the most likely token. Above, a prompt's answer depends on the seed and its place, and
-            not on what it is batched with: random numbers are drawn for each prompt (Gumbel noise on the logits).
-        seed: of the sampling.
-        batch: prompts at once; halved where memory runs out.
+        max_new_tokens: maximum tokens of an answer.
+        temperature: 0 takes the most likely token. Above 0, a prompt's answer depends on the seed and its index, not on
+            its batch: random numbers are drawn for each prompt (Gumbel noise on the logits).
+        seed: seed of the sampling.
+        batch: prompts at once; halved if memory runs out.
 
     Raises:
-        ForgettingError: memory too small for one prompt, or weights that are shared out over processes.
+        ForgettingError: memory is too small for one prompt, or the weights are sharded over processes.
     """
     if sharding.is_sharded(model):
-        raise ForgettingError("the base model's weights are shared out over processes: it cannot write answers so")
+        raise ForgettingError("the base model's weights are sharded over processes, so it cannot generate answers")
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     found: dict[int, Ids] = {}
     with adapters.undisturbed(model), adapters.as_base(model):
@@ -80,7 +80,7 @@ def generate(
                     order = order[len(chosen) :]
                     continue
                 batch = max(1, len(chosen) // 2)
-                log.warning("out of memory: answers are written again, %d at once", batch)
+                log.warning("out of memory: generating again with %d answers at once", batch)
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
     return [found[i] for i in range(len(prompts))]
@@ -88,7 +88,7 @@ def generate(
 
 @contextmanager
 def _own_settings(model: Any, ends: Sequence[int], max_new_tokens: int) -> Iterator[None]:
-    """Inside, a model generates by these settings alone: what is not set would be taken from its own."""
+    """Inside, a model generates with these settings only; unset ones would be taken from its own."""
     from transformers import GenerationConfig
 
     before = model.generation_config
@@ -107,7 +107,7 @@ def _own_settings(model: Any, ends: Sequence[int], max_new_tokens: int) -> Itera
 
 
 def _written(model: Any, prompts: Sequence[Ids], noise: _Gumbel | None) -> Ids:
-    """[B, G] what is written after each prompt; padding stands before the prompts and is masked."""
+    """[B, G] tokens generated after each prompt; prompts are left-padded, and padding is masked."""
     from transformers import LogitsProcessorList
 
     longest = max(len(prompt) for prompt in prompts)
@@ -124,13 +124,13 @@ def _written(model: Any, prompts: Sequence[Ids], noise: _Gumbel | None) -> Ids:
 
 
 def _until_end(ids: Ids, ends: Sequence[int]) -> Ids:
-    """A row up to its first end token, with it; padding follows."""
+    """A row up to and including its first end token; the rest is padding."""
     at = np.flatnonzero(np.isin(ids, np.asarray(ends, np.int32)))
     return ids[: at[0] + 1] if len(at) else ids
 
 
 class _Gumbel:
-    """A logits processor that makes the most likely token a sample: argmax of logits / T + Gumbel noise.
+    """A logits processor that makes the argmax a sample: argmax of logits / T + Gumbel noise.
 
     Source: Gumbel 1954; Maddison, Tarlow & Minka 2014, *A\\* Sampling*, arXiv:1411.0030.
     """

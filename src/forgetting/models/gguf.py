@@ -1,6 +1,6 @@
-"""GGUF files, as llama.cpp runs them: dequantised by transformers, and their vocabulary compared with the base model's.
+"""GGUF files, as llama.cpp uses them: dequantised by transformers, with their vocabulary checked against the base's.
 
-transformers gives the numbers that the file's blocks stand for; llama.cpp also rounds activations in some kernels.
+transformers gives the values that the file's blocks represent; llama.cpp also rounds activations in some kernels.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class GgufFile:
     """A GGUF file by name.
 
     Attributes:
-        name: what the user called it.
-        path: where it lies.
+        name: the user's name for it.
+        path: its path.
     """
 
     name: str
@@ -37,15 +37,15 @@ class GgufFile:
 
 
 def find(model: str, file: str | None, revision: str | None) -> GgufFile | None:
-    """The GGUF file that a model's name stands for; None of what is none.
+    """The GGUF file that a model's name means; None if it is not one.
 
     Args:
         model: the path of a file; or a folder or Hub id, with `file`.
         file: its name in that folder or repository.
-        revision: of a Hub id.
+        revision: revision of a Hub id.
 
     Raises:
-        UsageError: no such file, or not of this format.
+        UsageError: the file does not exist, or has another format.
         ForgettingError: the Hub cannot be reached.
     """
     if file is None:
@@ -59,31 +59,33 @@ def find(model: str, file: str | None, revision: str | None) -> GgufFile | None:
             repo = hub.find(model, revision)
             if file not in repo.files:
                 held = [one for one in sorted(repo.files) if one.endswith(SUFFIX)]
-                raise UsageError(f"model '{model}': no {file} in this repository; it holds {few(held) or 'no .gguf'}")
+                raise UsageError(
+                    f"model '{model}': this repository has no {file}; it has {few(held) or 'no .gguf file'}"
+                )
             folder = repo.fetch([file])
         path = folder / file
     if not path.is_file():
         raise UsageError(f"model '{name}': no such file")
     with path.open("rb") as start:
         if start.read(len(MAGIC)) != MAGIC:
-            raise UsageError(f"model '{name}': not a GGUF file, by its first bytes")
+            raise UsageError(f"model '{name}': not a GGUF file, judging by its first bytes")
     if importlib.util.find_spec("gguf") is None:
         raise UsageError(
-            f"model '{name}': reading it needs the package gguf, which is not installed; pip install 'forgetting[gguf]'"
+            f"model '{name}': the package gguf, which reads it, is not installed; pip install 'forgetting[gguf]'"
         )
     return GgufFile(name, path)
 
 
 def load(config: ModelConfig, file: GgufFile, placement: Placement) -> tuple[Any, list[str]]:
-    """The model of a file, its weights as plain numbers, in evaluation mode, and notices.
+    """The model of a file, with plain weights, in evaluation mode, and notices.
 
     Args:
-        config: dtype and device; `auto` is float32, in which the blocks' numbers are exact to rounding.
+        config: dtype and device; `auto` is float32, in which the blocks' values are exact up to rounding.
         file: the file.
         placement: where its weights go.
 
     Raises:
-        UsageError: an architecture that transformers does not read, weights that are missing, a damaged file.
+        UsageError: an architecture that transformers cannot read, missing weights, a damaged file.
         ForgettingError: memory is too small.
     """
     import torch
@@ -111,17 +113,17 @@ def load(config: ModelConfig, file: GgufFile, placement: Placement) -> tuple[Any
 
 
 def check_tokenizer(file: GgufFile, tokenizer: Any) -> list[str]:
-    """Whether a file's vocabulary and chat template are those of the base model; more tokens may follow.
+    """Check that a file's vocabulary and chat template are the base model's; more tokens may follow.
 
     Returns:
         Notices: another chat template, added tokens that differ, no vocabulary at all.
 
     Raises:
-        UsageError: tokens of the base model are others in the file.
+        UsageError: tokens of the base model differ in the file.
     """
     tokens, template = _tokenizer(file)
     if tokens is None:
-        return ["the file names no tokens: that its vocabulary is the base model's is taken for granted"]
+        return ["the file has no vocabulary; it is assumed to be the base model's"]
     vocabulary = tokenizer.get_vocab()
     added = set(tokenizer.get_added_vocab())
     moved = [one for one, place in vocabulary.items() if place >= len(tokens) or _plain(tokens[place]) != _plain(one)]
@@ -131,7 +133,7 @@ def check_tokenizer(file: GgufFile, tokenizer: Any) -> list[str]:
             f"tokens are missing or have another id, {plain[0]!r:.40} among them; losses of different tokens cannot be "
             "compared"
         )
-    notices = [f"added tokens of the base model are others in the file: {few(sorted(moved), 3)}"] if moved else []
+    notices = [f"added tokens of the base model differ in the file: {few(sorted(moved), 3)}"] if moved else []
     ours = getattr(tokenizer, "chat_template", None)
     if isinstance(ours, str) and template is not None and template.strip() != ours.strip():
         notices.append("the file's chat template differs from the base model's; the text is rendered with the base's")
@@ -150,5 +152,5 @@ def _tokenizer(file: GgufFile) -> tuple[Sequence[str] | None, str | None]:
 
 
 def _plain(token: str) -> str:
-    """A token with SentencePiece's mark of a space as a space: files have either."""
+    """A token with SentencePiece's space mark replaced by a space; files use either."""
     return token.replace("\u2581", " ")

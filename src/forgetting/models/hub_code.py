@@ -1,4 +1,4 @@
-"""No program from the Hub runs because a library was imported."""
+"""Prevents importing a library from running code from the Hub."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import suppress
 
 
 def import_without_hub_code() -> None:
-    """Have bitsandbytes fetch no program from the Hub.
+    """Stop bitsandbytes from fetching code from the Hub.
 
-    While it is imported, which PEFT does, it asks the package `kernels` for one and runs it, on CPUs with AVX512-BF16
-    (0.50.2). Where `kernels` is not installed it says so in a warning that concerns nobody.
+    When it is imported, which PEFT does, it asks the package `kernels` for a kernel and runs it, on CPUs with
+    AVX512-BF16 (0.50.2). If `kernels` is not installed, it prints a warning that no user needs.
     """
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if "bitsandbytes" in sys.modules or any(importlib.util.find_spec(n) is None for n in ("bitsandbytes", "kernels")):
@@ -21,7 +21,7 @@ def import_without_hub_code() -> None:
     held = sys.modules.get("kernels")
     sys.modules["kernels"] = None  # type: ignore[assignment]  # the import statement then fails
     try:
-        with suppress(Exception):  # a broken one is named where it is needed
+        with suppress(Exception):  # a broken installation is reported where it is needed
             importlib.import_module("bitsandbytes")
     finally:
         del sys.modules["kernels"]

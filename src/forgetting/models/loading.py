@@ -1,4 +1,4 @@
-"""The base model and its tokenizer at a pinned revision; parameter counts; what it must have to be measured."""
+"""Loads the base model and its tokenizer at a pinned revision, counts parameters, checks that it can be measured."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Base:
     """A loaded base model.
 
     Attributes:
-        model: on its device, in eval mode, all parameters frozen or not as transformers loads them.
-        tokenizer: fast, with a pad token.
-        key: content key of weights, revision and dtype: equal keys mean equal base targets.
+        model: on its device, in eval mode, parameters frozen or not as transformers loads them.
+        tokenizer: a fast one, with a pad token.
+        key: content key of weights, revision and dtype; equal keys mean equal base targets.
         revision: the Hub commit, or `sha256:...` of a local folder's weights.
-        source: where it lies; None of a model that was not loaded by name.
-        notices: what was repaired or left out in loading it.
+        source: where it is; None for a model that was not loaded by name.
+        notices: what was repaired or ignored while loading it.
     """
 
     model: PreTrainedModel
@@ -40,11 +40,11 @@ class Base:
 
     @property
     def reference_key(self) -> str:
-        """The key of the same model without bits, as it would be loaded in full precision."""
+        """The key of the same model without bits, loaded in full precision."""
         return key_of(self.revision, quantised.dtype_name(self.model).partition("-")[0])
 
     def pinned(self, config: ModelConfig) -> ModelConfig:
-        """The configuration, at the commit that this model was loaded from: loaded again, it is the same model."""
+        """The configuration, pinned to the commit that was loaded, so that loading it again gives the same model."""
         commit = None if self.source is None else self.source.commit
         return config.model_copy(update={"revision": commit or config.revision})
 
@@ -55,7 +55,7 @@ class Placement:
 
     Attributes:
         spread: spread layers over all GPUs, then memory, as accelerate does (`device_map="auto"`).
-        host: on the CPU, whatever the device: from there FSDP takes the part of each process.
+        host: on the CPU, whatever the device; FSDP then takes each process's part from there.
     """
 
     spread: bool = False
@@ -66,11 +66,11 @@ PLAIN = Placement()
 
 
 def load_base(config: ModelConfig, source: Source | None = None, placement: Placement = PLAIN) -> Base:
-    """Load a causal language model and its tokenizer; weights from safetensors only.
+    """Load a causal language model and its tokenizer; only safetensors weights are read.
 
     Args:
         config: what to load, and how.
-        source: where it lies, found before; None finds it.
+        source: where it is, if already found; None finds it.
         placement: where its weights go.
 
     Raises:
@@ -97,9 +97,9 @@ def load_model(
 
     Args:
         config: what to load, and how.
-        source: where it lies.
+        source: where it is.
         placement: where its weights go.
-        whose: weights, in an error on them.
+        whose: whose weights they are, for errors about them.
 
     Raises:
         UsageError, ForgettingError: as load_base.
@@ -111,7 +111,7 @@ def load_model(
     folder = source.weights()
     notices = []
     if source.has(sources.ADAPTER_CONFIG):
-        notices.append(f"{name}: an adapter lies in the same {source.place}; the model is measured without it")
+        notices.append(f"{name}: the same {source.place} also contains an adapter; the model is measured without it")
     model, found = _fitting_model(config, folder, device)
     if config.bits is not None:
         with failures.explained(name, "cannot be prepared for training on quantised weights"):
@@ -126,9 +126,9 @@ def load_model(
 
 
 def _fitting_model(config: ModelConfig, folder: Path, device: torch.device | None) -> tuple[Any, list[str]]:
-    """The model of a folder with all of its weights and no other's, and notices.
+    """The model of a folder, with all of its weights and no others, and notices.
 
-    Spread over devices where there is no one device, and on that device where its weights are quantised on loading.
+    It is spread over devices if there is no single device, and on that device if its weights are quantised on loading.
     """
     import torch
 
@@ -137,11 +137,11 @@ def _fitting_model(config: ModelConfig, folder: Path, device: torch.device | Non
     wrapper = weights.wrapped_in(files)
     options: dict[str, Any] = {
         "dtype": config.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
-        # torch >= 2.6 and transformers 5 would also read pickled weights: refused, they can run code.
+        # torch >= 2.6 and transformers 5 would also read pickled weights; refuse them, since they can run code.
         "use_safetensors": True,
         "trust_remote_code": config.trust_remote_code,
         "output_loading_info": True,
-        "ignore_mismatched_sizes": True,  # they are refused by name, below
+        "ignore_mismatched_sizes": True,  # refused by name below
     }
     if device is None:
         options["device_map"] = "auto"
@@ -156,12 +156,12 @@ def _fitting_model(config: ModelConfig, folder: Path, device: torch.device | Non
     notices += weights.check_fit(name, model, info, files, quantised=quantised.method_of(asked) is not None)
     if wrapper is not None:
         whose = weights.WRAPPERS[wrapper]
-        notices.append(f"{name}: read without the '{wrapper}.' that {whose} has left in the weights' names")
+        notices.append(f"{name}: ignored the prefix '{wrapper}.' that {whose} left in the names of weights")
     return model, notices
 
 
 def _loaded(name: str, folder: Path, asked: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
-    """What transformers loads, what it says of it, and notices."""
+    """The model that transformers loads, its loading report, and notices."""
     from transformers import AutoModelForCausalLM
 
     if getattr(asked, "is_encoder_decoder", False):
@@ -170,7 +170,7 @@ def _loaded(name: str, folder: Path, asked: Any, options: dict[str, Any]) -> tup
     attention = getattr(asked, "_attn_implementation", None) or ""
     without = "flash" in attention and not _has_flash(attention)
     if without:
-        asked._attn_implementation = None  # whichever transformers has for this architecture
+        asked._attn_implementation = None  # let transformers choose for this architecture
         options = {**options, "config": asked}
     try:
         with quiet(), transformers_internals.without_adapters(), failures.explained(name, "cannot be loaded"):
@@ -181,7 +181,7 @@ def _loaded(name: str, folder: Path, asked: Any, options: dict[str, Any]) -> tup
         package = f"; pip install {PACKAGES[method]}" if method in PACKAGES and "pip install" not in str(error) else ""
         raise UsageError(f"{error} (its weights are quantised by {method}{package})") from None
     used = model.config._attn_implementation
-    notice = f"{name}: its config.json asks for {attention}, which is not to be had here: {used} is used instead"
+    notice = f"{name}: its config.json asks for {attention}, which is not available here; using {used} instead"
     return model, info, [notice] if without else []
 
 
@@ -201,18 +201,18 @@ PACKAGES = {
     "spqr": "'spqr_quant[gpu]'",
     "quark": "amd-quark",
 }
-"""What to install for a way of quantisation, where transformers does not say so itself."""
+"""What to install for a quantisation method, if transformers does not say so itself."""
 
 
 def _quantising(
     config: ModelConfig, asked: Any, files: Mapping[str, weights.Stored], device: torch.device | None
 ) -> dict[str, Any]:
-    """What transformers takes to quantise on loading; of weights that are quantised so already, where to put them.
+    """Arguments of transformers to quantise on loading; for weights already quantised this way, where to put them.
 
-    Nothing without `bits`.
+    Empty without `bits`.
 
     Raises:
-        UsageError: they cannot be quantised.
+        UsageError: the weights cannot be quantised.
     """
     import torch
 
@@ -229,7 +229,7 @@ def _quantising(
 
 
 def stored_dtype(asked: Any, files: Mapping[str, weights.Stored]) -> Any:
-    """The dtype that transformers loads weights in where none is asked for."""
+    """The dtype that transformers loads weights in by default."""
     import torch
 
     if asked.dtype is not None:
@@ -239,7 +239,7 @@ def stored_dtype(asked: Any, files: Mapping[str, weights.Stored]) -> Any:
 
 
 def _has_flash(attention: str) -> bool:
-    """Whether an implementation of FlashAttention can be used here."""
+    """Whether an implementation of FlashAttention works here."""
     import importlib.util
 
     import torch
@@ -250,7 +250,7 @@ def _has_flash(attention: str) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' reports of loading are given by us, as errors and notices."""
+    """Silence transformers' loading reports; we give them as errors and notices."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -267,10 +267,10 @@ def called(config: ModelConfig) -> str:
 
 
 def load_tokenizer(config: ModelConfig, source: Source | None = None) -> PreTrainedTokenizerFast:
-    """The model's tokenizer, with a pad token (the end token where it has none: padding is always masked).
+    """The model's tokenizer, with a pad token (the end token if it has none; padding is always masked).
 
     Raises:
-        UsageError: no tokenizer there, or a slow one that gives no character offsets.
+        UsageError: there is no tokenizer, or only a slow one, which gives no character offsets.
     """
     from transformers import AutoTokenizer
 
@@ -279,7 +279,7 @@ def load_tokenizer(config: ModelConfig, source: Source | None = None) -> PreTrai
     with failures.explained(called(config), tokenizer_files.lacking(folder)), failures.without_panics():
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=config.trust_remote_code)
     if not tokenizer.is_fast:
-        raise UsageError(f"model '{config.source}': its tokenizer is a slow one; a fast tokenizer.json is needed")
+        raise UsageError(f"model '{config.source}': its tokenizer is a slow one; it needs a fast one (tokenizer.json)")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     result: PreTrainedTokenizerFast = tokenizer
@@ -287,7 +287,7 @@ def load_tokenizer(config: ModelConfig, source: Source | None = None) -> PreTrai
 
 
 def architecture(config: ModelConfig, source: Source | None = None) -> Any:
-    """The model's configuration, of transformers; loads no weights.
+    """The model's transformers configuration; loads no weights.
 
     Raises:
         UsageError: no such model, or no usable configuration.
@@ -299,7 +299,7 @@ def architecture(config: ModelConfig, source: Source | None = None) -> Any:
 
 
 def _read_config(config: ModelConfig, folder: Path) -> Any:
-    """A folder's configuration, of transformers; what no model has is refused before it is acted on."""
+    """A folder's transformers configuration; impossible requests are refused before they are acted on."""
     from transformers import AutoConfig
 
     bounds.check_model(folder / sources.CONFIG, called(config), code=config.trust_remote_code)
@@ -307,16 +307,16 @@ def _read_config(config: ModelConfig, folder: Path) -> Any:
 
 
 def max_context(config: ModelConfig, source: Source | None = None) -> int | None:
-    """Positions that the model was built for, or None where its config does not say; loads no weights."""
+    """Positions that the model was built for, or None if its config does not say; loads no weights."""
     positions: int | None = getattr(architecture(config, source).get_text_config(), "max_position_embeddings", None)
     return positions
 
 
 def base_source(config: ModelConfig) -> Source:
-    """Where a whole model lies.
+    """Find a whole model.
 
     Raises:
-        UsageError: no such folder or Hub id; it is an adapter, or lacks its config.
+        UsageError: no such folder or Hub id; it is an adapter, or has no config.json.
         ForgettingError: the Hub could not be reached.
     """
     source = sources.find(config.source, config.revision, code=config.trust_remote_code)
@@ -325,25 +325,25 @@ def base_source(config: ModelConfig) -> Source:
 
 
 def check_whole(source: Source) -> None:
-    """Refuse what is not a model.
+    """Refuse a source that is not a whole model.
 
     Raises:
         UsageError: it is an adapter, or has no config.json.
     """
     if source.has(sources.ADAPTER_CONFIG) and not source.has(sources.CONFIG):
-        raise UsageError(f"model '{source.name}': an adapter, not a base model; give the model that it was made for")
+        raise UsageError(f"model '{source.name}': an adapter, not a base model; give the model it was made for")
     if not source.has(sources.CONFIG):
         inside = source.models_inside()
         raise UsageError(
-            f"model '{source.name}': it holds {', '.join(inside)} and no model of its own; give one of them, or "
+            f"model '{source.name}': it contains {', '.join(inside)} but is not a model itself; give one of them, or "
             "all of them, in order, to `forgetting chain`"
             if inside
-            else f"model '{source.name}': no config.json in this {source.place}, so it is not a model"
+            else f"model '{source.name}': not a model: this {source.place} has no config.json"
         )
 
 
 def load_pretrained(loader: Any, config: ModelConfig, folder: Path, **options: Any) -> Any:
-    """Call a transformers loader on a folder; its many errors as one line that names the model.
+    """Call a transformers loader on a folder, and turn its errors into one line that names the model.
 
     Raises:
         UsageError: the model, weights or configuration are wrong, or a package is missing.
@@ -354,7 +354,7 @@ def load_pretrained(loader: Any, config: ModelConfig, folder: Path, **options: A
 
 
 def pick_device(name: str) -> torch.device:
-    """A device by name; `auto` is the first GPU, else the CPU.
+    """A device by name; `auto` is the first GPU, or the CPU if there is none.
 
     Raises:
         UsageError: not a device, or one that this machine lacks.
@@ -365,7 +365,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # not of the device "meta", which computes nothing
+        torch.zeros(1, device=device).item()  # fails on the device "meta", which computes nothing
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"device '{name}': not available here ({reason}); use auto or cpu") from None
@@ -373,8 +373,8 @@ def pick_device(name: str) -> torch.device:
 
 
 def count_parameters(model: torch.nn.Module, *, trainable: bool) -> int:
-    """Parameters counted from the model itself; those that training changes, or all of them.
+    """The number of parameters, counted from the model itself: only trainable ones, or all.
 
-    A parameter shared by two modules (tied embeddings) counts once, and packed weights by the numbers that they hold.
+    A parameter shared by two modules (tied embeddings) counts once. Packed weights count as the numbers they represent.
     """
     return sum(quantised.numbers(p) for p in model.parameters() if p.requires_grad or not trainable)

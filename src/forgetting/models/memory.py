@@ -1,4 +1,4 @@
-"""Memory: what a run took at its highest (resident on a CPU, allocated by torch on a GPU), and what there is."""
+"""Memory: the peak of a run (resident on a CPU, allocated by torch on a GPU), and how much is available."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ MIB = 2**20
 
 
 def reset_peak(device: torch.device) -> None:
-    """Count the peak from here on.
+    """Start a new measurement of the peak.
 
-    On a CPU this clears the high-water mark that Linux keeps of the process's resident memory (proc(5),
-    `clear_refs`); elsewhere there is none to clear.
+    On a CPU this clears the peak that Linux records for the process's resident memory (proc(5), `clear_refs`); other
+    systems record none.
     """
     if device.type == "cuda":
         import torch
 
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "cpu" and (PROC / "clear_refs").exists():
-        # the C library keeps freed memory, which would count as needed
+        # return freed memory to the system, or it would count towards the peak
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
@@ -35,9 +35,9 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak(device: torch.device) -> float | None:
-    """The highest memory since `reset_peak`, MiB; None where this machine does not tell.
+    """The peak memory since `reset_peak`, MiB; None if this machine does not report it.
 
-    On a CPU it is the whole process: libraries, data and model; two runs compare by their difference.
+    On a CPU it covers the whole process: libraries, data and model. Compare two runs by the difference of their peaks.
     """
     if device.type == "cuda":
         import torch
@@ -56,9 +56,9 @@ class Room:
     """The memory of a device.
 
     Attributes:
-        total: bytes that this process can have at most, were nothing else there.
+        total: bytes that this process could have if nothing else ran.
         free: bytes that it can have now.
-        where: in words, whose memory it is.
+        where: whose memory it is, in words.
     """
 
     total: int
@@ -67,14 +67,14 @@ class Room:
 
 
 def room(device: torch.device, root: Path = Path("/")) -> Room | None:
-    """The memory that there is on a device; None where this machine does not tell.
+    """The memory of a device; None if this machine does not report it.
 
-    Of the CPU the least of the machine's, of the control groups' that the process is in (a container's, a job's), and
-    of its own limit (`ulimit -v`).
+    For the CPU it is the smallest of the machine's memory, the limits of the process's control groups (of a container
+    or a job), and the process's own limit (`ulimit -v`).
 
     Args:
-        device: of torch.
-        root: where /proc and /sys lie.
+        device: a torch device.
+        root: where /proc and /sys are.
     """
     if device.type == "cuda":
         import torch
@@ -85,7 +85,7 @@ def room(device: torch.device, root: Path = Path("/")) -> Room | None:
 
 
 def cpu_room(root: Path = Path("/")) -> Room | None:
-    """`room` of the CPU; without torch."""
+    """`room` for the CPU, without torch."""
     found = [one for one in (_machine(root), *_groups(root), _limit(root)) if one is not None]
     if not found:
         return None
@@ -107,7 +107,7 @@ def _machine(root: Path) -> Room | None:
 
 
 def _groups(root: Path) -> list[Room]:
-    """The control groups with a limit that this process is in, of version 1 or 2."""
+    """The limited control groups of this process, version 1 or 2."""
     found = []
     with suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
@@ -117,7 +117,7 @@ def _groups(root: Path) -> list[Room]:
             top = root / "sys/fs/cgroup" / ("memory" if kinds else "")
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if kinds else ("memory.max", "memory.current")
             inside = top / path.strip("/")
-            # inside a container its own group may be the top
+            # inside a container, its own group may be the root
             for folder in dict.fromkeys((inside, *inside.parents, top)):
                 if folder == top or top in folder.parents:
                     found += _group(folder, *names)
@@ -125,10 +125,10 @@ def _groups(root: Path) -> list[Room]:
 
 
 def _group(folder: Path, limit: str, usage: str) -> list[Room]:
-    """One control group; none where it sets no limit. Pages of files that are read can be taken back."""
+    """One control group; none if it has no limit. The page cache does not count, since it can be reclaimed."""
     with suppress(OSError, ValueError):
         most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
-        if most >= 2**60:  # version 1 says so where there is none
+        if most >= 2**60:  # version 1 reports this if there is no limit
             return []
         with suppress(OSError, ValueError, KeyError):
             stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
@@ -138,7 +138,7 @@ def _group(folder: Path, limit: str, usage: str) -> list[Room]:
 
 
 def _limit(root: Path) -> Room | None:
-    """The process's own limit on its address space; None without one, or where Linux's /proc does not tell."""
+    """The process's own limit on its address space; None without one, or if there is no /proc as on Linux."""
     if not hasattr(os, "sysconf"):
         return None
     with suppress(OSError, ValueError, IndexError, StopIteration):

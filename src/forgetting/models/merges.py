@@ -1,7 +1,7 @@
-"""Whether a merged model is what it should be: its weights beside the base model's and an adapter's.
+"""Checks a merged model by comparing its weights with the base model's and an adapter's.
 
-A merge that lost its adapter, or that added it at another scale, gives a model that runs. Forgetting alone does not
-show it: the model seems to have forgotten nothing, or more than its adapter. The weights do.
+A merge that lost its adapter, or added it at another scale, still gives a model that runs. Its forgetting does not show
+the mistake: the model seems to have forgotten nothing, or more than its adapter did. The weights show it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch import Tensor
 from . import attaching
 
 SAME, SAME_QUANTISED = 0.02, 0.1
-"""How far from 1 a scale may be, of plain weights and of quantised ones."""
+"""How far a scale may be from 1, for plain weights and for quantised ones."""
 ALONG = 0.9
-"""Cosine of what was added with what the adapter adds, from which on it is the adapter that was added."""
+"""Minimum cosine between the change in the weights and the adapter's change, to count as that adapter."""
 BLOCKS = 0.2
-"""Of the weights' norm, what quantised blocks may add as rounding."""
+"""Rounding that quantised blocks may add, as a share of the weights' norm."""
 KNOWN = 0.1
-"""Standard error above which a scale is not known well enough to be spoken of."""
+"""Standard error above which a scale is too uncertain to report."""
 
 
 def unchanged(base: Any, model: Any) -> bool:
-    """Whether all of a model's weights are those of the base model, rounded to the model's dtype."""
+    """Whether all of a model's weights are the base model's, rounded to the model's dtype."""
     ours = dict(base.named_parameters())
     theirs = dict(model.named_parameters())
     return ours.keys() == theirs.keys() and all(_equal(ours[name], one) for name, one in theirs.items())
@@ -35,17 +35,17 @@ def unchanged(base: Any, model: Any) -> bool:
 
 @dataclass
 class Added:
-    """What stands in a model's layers beside what an adapter adds to the base model's.
+    """How a model's layers differ from the base model's, compared with what an adapter adds to them.
 
-    Sums over the numbers of all layers that the adapter changes, of those that are not the base model's: `a` is what
-    the adapter adds, `m` is what was added.
+    Sums run over all numbers of the layers that the adapter changes, unless they equal the base model's: `a` is what
+    the adapter adds, `m` is what the model adds.
 
     Attributes:
-        layers: that the adapter changes.
-        left: of those, how many are the base model's.
+        layers: number of layers that the adapter changes.
+        left: how many of those equal the base model's.
         numbers, aa, am, mm: how many numbers, and sums of a*a, a*m, m*m.
         ww: sum of the squares of the model's weights.
-        eps: step between neighbouring numbers of the model's dtype, relative.
+        eps: relative spacing of the model's dtype.
     """
 
     layers: int = 0
@@ -59,33 +59,33 @@ class Added:
 
     @property
     def scale(self) -> float:
-        """How many times the adapter stands in the weights, by least squares."""
+        """How many times the adapter is in the weights, by least squares."""
         return self.am / self.aa if self.aa else math.nan
 
     @property
     def rest(self) -> float:
-        """Norm of what was added and is not the adapter at that scale."""
+        """Norm of the difference that the adapter at that scale does not explain."""
         return math.sqrt(max(0.0, self.mm - self.scale * self.am)) if self.aa else math.nan
 
     @property
     def se(self) -> float:
-        """Standard error of the scale, taking the rest for rounding."""
+        """Standard error of the scale, if the rest is rounding."""
         return self.rest / math.sqrt(self.aa * self.numbers) if self.aa else math.nan
 
     def notices(self, adapter: str, *, quantised: bool) -> list[str]:
-        """What a reader should know; nothing of a model that holds the adapter once, or something else altogether.
+        """Notices for the reader; none if the model contains the adapter once, or something unrelated.
 
         Args:
             adapter: its name.
-            quantised: whether the weights are numbers of quantised blocks.
+            quantised: whether the weights come from quantised blocks.
         """
         if self.left and self.left == self.layers:
-            return [f"the layers that adapter '{adapter}' changes are the base model's: the adapter is not in them"]
+            return [f"the layers that adapter '{adapter}' changes equal the base model's: the adapter is not in them"]
         if not self.aa or not self._of_adapter(quantised):
             return []
         said = []
         if self.left:
-            said.append(f"{self.left} of {self.layers} layers that adapter '{adapter}' changes are the base model's")
+            said.append(f"{self.left} of {self.layers} layers that adapter '{adapter}' changes equal the base model's")
         tolerance = SAME_QUANTISED if quantised else SAME
         if self.se <= KNOWN and abs(self.scale - 1) > max(tolerance, 4 * self.se):
             lost = ": the adapter is not in them" if abs(self.scale) <= max(tolerance, 4 * self.se) else ""
@@ -94,22 +94,22 @@ class Added:
         return said
 
     def _of_adapter(self, quantised: bool) -> bool:
-        """Whether what was added is the adapter, at some scale, and rounding."""
+        """Whether the difference is the adapter, at some scale, plus rounding."""
         cosine = self.am / math.sqrt(self.aa * self.mm) if self.mm else 1.0
         rounding = BLOCKS if quantised else self.eps / 2
         return abs(cosine) >= ALONG or self.rest <= rounding * math.sqrt(self.ww)
 
 
 def added(base: Any, model: Any, adapter: Any) -> Added | None:
-    """Compare a model's layers with those of the base model and what an adapter adds to them.
+    """Compare a model's layers with those of the base model and with what an adapter adds to them.
 
     Args:
-        base: the base model; the adapter is on it afterwards.
+        base: the base model; afterwards the adapter is on it.
         model: the model, with plain weights.
-        adapter: where the adapter lies.
+        adapter: where the adapter is.
 
     Returns:
-        The sums; None of an adapter that does not add to weights, or layers that are not to be compared.
+        The sums; None if the adapter does not add to weights, or the layers cannot be compared.
     """
     tuned, _ = attaching.attach(base, adapter)
     found = Added(eps=float(torch.finfo(next(model.parameters()).dtype).eps))
@@ -146,13 +146,13 @@ def _dot(one: Tensor, other: Tensor) -> float:
 
 
 def _equal(ours: Tensor, theirs: Tensor) -> bool:
-    if ours.is_meta or theirs.is_meta:  # offloaded: not to be compared here
+    if ours.is_meta or theirs.is_meta:  # offloaded, so not comparable here
         return False
     return ours.shape == theirs.shape and torch.equal(ours.to(theirs.device, theirs.dtype), theirs)
 
 
 def _deltas(tuned: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, base weight and what is added to it, of each layer of a PeftModel whose adapter adds to weights."""
+    """Name, base weight and added change of each layer of a PeftModel whose adapter adds to weights."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     inner = tuned.get_base_model()

@@ -1,4 +1,4 @@
-"""The two models of a comparison, loaded or live, checked to be comparable."""
+"""The two models of a comparison, given by name or already loaded, checked to be comparable."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Model = str | Path | Source | nn.Module
 
 @dataclass(frozen=True)
 class Pair:
-    """A base model and what was fine-tuned from it.
+    """A base model and the model fine-tuned from it.
 
     Attributes:
-        base: the base model; the very same object as `tuned` where that is a PeftModel whose adapters can be disabled.
+        base: the base model; the same object as `tuned` if that is a PeftModel whose adapters can be disabled.
         tuned: the fine-tuned model.
-        tokenizer: the base model's; None for live models given without one.
-        key: content key of the base model, for the cache; None for a live one, whose content has no name.
-        names: what the user called base and tuned.
-        tuned_tokenizer: the tuned model's own, where it has one.
+        tokenizer: the base model's; None for loaded models given without one.
+        key: content key of the base model, for the cache; None for a model that was given loaded.
+        names: the user's names of base and tuned.
+        tuned_tokenizer: the tuned model's own, if it has one.
         notices: what a reader of the numbers should know.
-        source: where the tuned model lies; None of a live one.
+        source: where the tuned model is; None if it was given loaded.
     """
 
     base: Any
@@ -57,14 +57,14 @@ def open_pair(
     settings: ModelConfig,
     placement: loading.Placement,
 ) -> Pair:
-    """Load what is given by name, take what is live, and check that they belong together.
+    """Load models given by name, take loaded ones as they are, and check that they belong together.
 
     Args:
-        base: a folder, Hub id, `miniature`, where it lies, or a live model; None for the base of a live PeftModel.
-        tuned: an adapter or full model, by folder or Hub id, where it lies, or live.
-        tokenizer: for live models.
-        settings: revision, dtype, device and bits of models that are loaded; its source is replaced.
-        placement: how they are spread.
+        base: a folder, Hub id, `miniature`, source, or a loaded model; None for the base of a loaded PeftModel.
+        tuned: an adapter or full model: a folder, Hub id, source, or a loaded model.
+        tokenizer: the tokenizer, for loaded models.
+        settings: revision, dtype, device and bits of models to load; its source is replaced.
+        placement: how they are spread over devices.
 
     Raises:
         UsageError: the models do not belong together, or cannot be loaded.
@@ -80,14 +80,14 @@ def open_pair(
         names = (source.name, type(tuned).__name__)
         causal.check_causal(adapters.unwrapped(tuned), "the tuned model")
         return Pair(loaded.model, tuned, tokenizer or loaded.tokenizer, loaded.key, names, None, list(loaded.notices))
-    # what is wrong with the tuned model is said before the base model is loaded, or downloaded
+    # report errors of the tuned model before loading or downloading the base model
     found = tuned if isinstance(tuned, Source) else sources.find(str(tuned), code=config.trust_remote_code)
     adapter = attaching.adapter_config(found, source)
     if adapter is None:
         loading.check_whole(found)
     loaded = loading.load_base(config, source, placement)
     if bits := quantised.bits_of(loaded.model.config):
-        said = f"the base model is {in_words(bits)}, and forgetting is measured against it as it is"
+        said = f"the base model is {in_words(bits)}, and forgetting is measured against it as quantised"
         loaded = replace(loaded, notices=(*loaded.notices, said))
     tokenizer = tokenizer or loaded.tokenizer
     if adapter is not None:
@@ -101,7 +101,7 @@ def open_pair(
 
 def _live_pair(base: nn.Module | None, tuned: Model, tokenizer: Any) -> Pair:
     if not isinstance(tuned, nn.Module):
-        raise UsageError("a live base model needs a live tuned model; or give both by name")
+        raise UsageError("a loaded base model needs a loaded tuned model; or give both by name")
     tuned_model: Any = adapters.unwrapped(tuned)
     base_model = None if base is None else adapters.unwrapped(base)
     wraps_base = adapters.is_peft(tuned_model) and base_model is not None and _inside(base_model, tuned_model)
@@ -112,7 +112,7 @@ def _live_pair(base: nn.Module | None, tuned: Model, tokenizer: Any) -> Pair:
         weights.check_finite(base_model.named_parameters(), "the base model's")
     _check_live(tuned_model, base_model)
     if base_model is None or wraps_base:
-        # PEFT puts its layers into the base model itself: run as it is, that would be the tuned model.
+        # PEFT puts its layers into the base model itself; running that would run the tuned model.
         comparable.check_live_adapter(tuned_model)
         return Pair(tuned_model, tuned_model, tokenizer, None, ("its base model", type(tuned_model).__name__))
     notices = comparable.architecture_notices(base_model, tuned_model)
@@ -122,7 +122,7 @@ def _live_pair(base: nn.Module | None, tuned: Model, tokenizer: Any) -> Pair:
 
 
 def _check_live(tuned: Any, base: Any) -> None:
-    """Refuse live models that are no left-to-right language models."""
+    """Refuse loaded models that are not left-to-right language models."""
     causal.check_causal(tuned, "the tuned model")
     if base is not None and not _inside(base, tuned):
         causal.check_causal(base, "the base model")
@@ -135,9 +135,9 @@ def _inside(base: nn.Module, tuned: Any) -> bool:
 def adapter_pair(
     loaded: Base, tokenizer: Any, adapter: Any, source: Source, config: ModelConfig, placement: loading.Placement
 ) -> Pair:
-    """An adapter on a base model that was loaded for it, checked to belong to it; the base model is changed by it."""
+    """An adapter on a base model loaded for it, checked to belong to it; changes the base model."""
     if loaded.source is None:
-        raise AssertionError("a base model loaded by name says where it lies")
+        raise AssertionError("a base model loaded by name has a source")
     notices = [*loaded.notices, *comparable.check_made_for(source.name, adapter, loaded.source)]
     notices += quantised.other_base(source.adapter(), loaded.model)
     base: Any = loaded.model
@@ -148,10 +148,10 @@ def adapter_pair(
     if before.given_back(tuned) and not getattr(adapter, "layer_replication", None):
         base = tuned
     else:
-        notices.append("the adapter changes the base model itself: the base model is loaded beside it")
+        notices.append("the adapter changes the base model itself, so the base model is loaded a second time")
         base, _ = loading.load_model(config, loaded.source, placement)
     if adapters.invocations(tuned):
-        notices.append("an aLoRA adapter: it acts after the last of its invocations in a window, as PEFT runs it")
+        notices.append("an aLoRA adapter: PEFT applies it after its last invocation in a window")
     return Pair(
         base,
         tuned,
@@ -165,7 +165,7 @@ def adapter_pair(
 
 
 def own_tokenizer(source: Source, config: ModelConfig) -> Any:
-    """The tokenizer that lies with a tuned model; None where none does."""
+    """The tokenizer that comes with a tuned model; None if there is none."""
     from transformers import AutoTokenizer
 
     if not source.has("tokenizer.json"):

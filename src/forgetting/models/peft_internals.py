@@ -1,4 +1,4 @@
-"""What is used of PEFT that it does not document, in one place: what an upgrade may break."""
+"""Undocumented parts of PEFT that we use, collected in one place because an upgrade may break them."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ def _name(path: str, purpose: str) -> PrivateName:
 
 
 HEAD = "a head with an adapter on it cannot be told from the base model's"
-CHANGE = "the change that an adapter makes to a weight is not known"
+CHANGE = "the change that an adapter makes to a weight is unknown"
 DISABLED = _name("object:_adapters_disabled", "a base model cannot be told from its tuned one")  # of a PeftModel
 LAYER = _name("peft.tuners.tuners_utils:BaseTunerLayer", CHANGE)
 MERGED = _name("peft.tuners.tuners_utils:BaseTunerLayer.merged", "a merged adapter would be taken for the base model")
 SWITCH = _name("peft.tuners.tuners_utils:BaseTunerLayer.disable_adapters", HEAD)
 SAVING = _name("peft.utils.other:AuxiliaryTrainingWrapper", HEAD)  # of modules_to_save and trainable tokens
 SAVED_SWITCH = _name("peft.utils.other:AuxiliaryTrainingWrapper.disable_adapters", HEAD)
-BASE_LAYER = _name("object:base_layer", HEAD)  # of a BaseTunerLayer: what it stands on
-ORIGINAL = _name("object:original_module", HEAD)  # of an AuxiliaryTrainingWrapper: what it replaces
-SAVED = _name("object:modules_to_save", HEAD)  # of a ModulesToSaveWrapper: what acts instead, by adapter
-SCALING = _name("object:scaling", CHANGE)  # of a layer, by adapter; there is set_scale, and nothing that reads it
+BASE_LAYER = _name("object:base_layer", HEAD)  # of a BaseTunerLayer: the layer under it
+ORIGINAL = _name("object:original_module", HEAD)  # of an AuxiliaryTrainingWrapper: the module it replaces
+SAVED = _name("object:modules_to_save", HEAD)  # of a ModulesToSaveWrapper: the modules used instead, by adapter
+SCALING = _name("object:scaling", CHANGE)  # of a layer, by adapter; PEFT has set_scale but no getter
 DELTAS = tuple(
     _name(f"peft.tuners.{kind}.get_delta_weight", CHANGE)
     for kind in ("lora.layer:Linear", "loha.layer:LoHaLayer", "lokr.layer:LoKrLayer")
 )
-CONFIGS = _name("peft:PEFT_TYPE_TO_CONFIG_MAPPING", "the methods that PEFT has cannot be listed")
+CONFIGS = _name("peft:PEFT_TYPE_TO_CONFIG_MAPPING", "PEFT's methods cannot be listed")
 IA3_TARGETS = _name("peft.utils:TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING", "ia3 needs target_modules")
 IA3_INNER = _name("peft.utils:TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING", "ia3 needs feedforward_modules")
-CORDA_CONFIG = _name("peft.tuners.lora.config:CordaConfig", "corda cannot look at its text")
-CORDA = _name("peft.tuners.lora.corda:preprocess_corda", "corda cannot look at its text")
+CORDA_CONFIG = _name("peft.tuners.lora.config:CordaConfig", "corda cannot read its calibration text")
+CORDA = _name("peft.tuners.lora.corda:preprocess_corda", "corda cannot read its calibration text")
 NAMES = (
     *(LAYER, MERGED, SWITCH, SAVING, SAVED_SWITCH, *DELTAS, CONFIGS),
     *(IA3_TARGETS, IA3_INNER, CORDA_CONFIG, CORDA),
 )
-"""Those that a class or module has; the others are of objects."""
+"""Names on classes or modules; the others are on objects."""
 PREFIX = "base_model.model."
-"""What PEFT puts before the names of a base model's modules."""
+"""PEFT's prefix for the names of a base model's modules."""
 
 
 def disabled(model: Any) -> bool:
-    """Whether a PeftModel's adapters are disabled at present."""
+    """Whether a PeftModel's adapters are currently disabled."""
     return bool(DISABLED.of(model))
 
 
@@ -66,24 +66,24 @@ def layers(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def scaling(layer: Any) -> dict[str, float]:
-    """What a layer multiplies its change of the weight by, for each adapter; writing to it changes the layer."""
+    """The factor of a layer's change to the weight, for each adapter; writing to it changes the layer."""
     found: dict[str, float] = SCALING.of(layer)
     return found
 
 
 def delta(layer: Any, adapter: str) -> Callable[[], Tensor]:
-    """What an additive adapter adds to the weight of a layer, with its gradient, whenever it is called."""
+    """What an additive adapter adds to a layer's weight, with its gradient; computed at each call."""
     private_names.check(DELTAS)
     return lambda: layer.get_delta_weight(adapter)
 
 
 @dataclass(frozen=True)
 class Lora:
-    """What a plain LoRA layer computes with: base(x) + scale * b(a(x)), all three linear, a and b without bias.
+    """The parts of a plain LoRA layer: base(x) + scale * b(a(x)), all three linear, a and b without bias.
 
     Attributes:
         adapter: its name.
-        scaling: by adapter, as the layer has it: a change of it is seen here.
+        scaling: by adapter; the layer's own mapping, so that changes show here.
     """
 
     base: nn.Linear
@@ -94,12 +94,12 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        """Now."""
+        """The current scale."""
         return float(self.scaling[self.adapter])
 
 
 def lora(layer: Any) -> Lora | None:
-    """The parts of a layer that is plain LoRA on a frozen linear layer, without dropout; None of any other."""
+    """The parts of a layer that is plain LoRA on a frozen linear layer, without dropout; None for any other layer."""
     from peft.tuners.lora import Linear
 
     names = layer.active_adapters if type(layer) is Linear else []
@@ -109,7 +109,9 @@ def lora(layer: Any) -> Lora | None:
     if not all(names[0] in part for part in held) or type(held[2][names[0]]) is not nn.Identity:
         return None
     base, a, b = parts = BASE_LAYER.of(layer), held[0][names[0]], held[1][names[0]]
-    if not all(type(part) is nn.Linear and part.weight.dim() == 2 for part in parts):  # it has one where it is sharded
+    if not all(
+        type(part) is nn.Linear and part.weight.dim() == 2 for part in parts
+    ):  # a sharded weight has one dimension
         return None
     if any("forward" in vars(part) for part in (layer, *parts)) or a.bias is not None or b.bias is not None:
         return None
@@ -121,12 +123,12 @@ def lora(layer: Any) -> Lora | None:
 
 
 def adapted(module: Any) -> bool:
-    """Whether an adapter stands on a module or in it."""
+    """Whether an adapter is on a module or inside it."""
     return isinstance(module, nn.Module) and any(_switched(part) for part in module.modules())
 
 
 def acting(module: Any) -> Any:
-    """The module that acts in place of one that an adapter stands on; the module itself where both act together."""
+    """The module used in place of one with an adapter on it; the module itself if both are used together."""
     while _switched(module):
         if module.disable_adapters:
             inner = _under(module)
@@ -140,7 +142,7 @@ def acting(module: Any) -> Any:
 
 
 def _switched(module: Any) -> bool:
-    """Whether a module is one of PEFT's that `disable_adapter` switches."""
+    """Whether a module is one of PEFT's that `disable_adapter` switches off."""
     if not type(module).__module__.startswith("peft"):
         return False
     private_names.check((SWITCH, SAVED_SWITCH))
@@ -148,19 +150,19 @@ def _switched(module: Any) -> bool:
 
 
 def _under(module: Any) -> Any:
-    """The base model's module that one of PEFT's stands on or in place of; None where it is neither kind."""
+    """The base model's module under or behind one of PEFT's; None if it is neither kind."""
     if isinstance(module, LAYER.value()):
         return BASE_LAYER.of(module)
     return ORIGINAL.of(module) if isinstance(module, SAVING.value()) else None
 
 
 def config_types() -> dict[str, Any]:
-    """The configuration class of each method that PEFT has, by its name."""
+    """The configuration class of each PEFT method, by name."""
     found: Mapping[Any, Any] = CONFIGS.value()
     return {str(kind.value): config for kind, config in found.items()}
 
 
 def ia3_choice(architecture: str) -> tuple[list[str], list[str]] | None:
-    """PEFT's target and feed-forward modules of (IA)³ for an architecture; None where it has no choice."""
+    """PEFT's target and feed-forward modules of (IA)³ for an architecture; None if PEFT has no default for it."""
     targets, inner = IA3_TARGETS.value(), IA3_INNER.value()
     return (list(targets[architecture]), list(inner[architecture])) if {architecture} <= {*targets} & {*inner} else None

@@ -1,9 +1,8 @@
-"""Names that a library never promised to keep, and what to say once one is gone.
+"""Private or undocumented names of libraries, and the error if one is gone.
 
-What is used of them stands in one file a library: `transformers_internals`, `peft_internals` and
-`accelerate_internals` here, `capabilities/lm_eval_internals`, `studies/engines/ray_internals`. A name that vanishes
-silently would change numbers, so each is asked for by its `PrivateName`, and a test finds every one of them in the
-installed version.
+Each library has one file of them: `transformers_internals`, `peft_internals` and `accelerate_internals` here, and
+`capabilities/lm_eval_internals` and `studies/engines/ray_internals`. If a name vanished silently, numbers would change.
+So each is accessed through its `PrivateName`, and a test looks for all of them in the installed versions.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ class PrivateName:
     """A private or undocumented name.
 
     Attributes:
-        library: the distribution, as `pip` calls it.
-        path: `module:name`, `module:Class.name`; of what objects have and their class does not, `object:name`.
-        purpose: what is not right without it, as the end of a sentence.
-        seen: the versions that are known to have it, first and last.
+        library: the distribution's name in `pip`.
+        path: `module:name` or `module:Class.name`; `object:name` for names on objects that their class does not have.
+        purpose: what goes wrong without it, as the end of a sentence.
+        seen: the first and last version known to have it.
     """
 
     library: str
@@ -39,7 +38,7 @@ class PrivateName:
         return self.path.rpartition(":")[2].rpartition(".")[2]
 
     def value(self) -> Any:
-        """What the path leads to.
+        """The object at the path.
 
         Raises:
             ForgettingError: it is gone.
@@ -65,18 +64,18 @@ class PrivateName:
             raise self.gone() from None
 
     def gone(self) -> ForgettingError:
-        """In words, what is gone and what to do."""
+        """What is gone and what to do, in words."""
         return ForgettingError(
-            f"{self.library} {metadata.version(self.library)} has no {self.path.partition(':')[2]} any more, without "
-            f"which {self.purpose}; install a version that has it (known: {self.seen}), and please report this"
+            f"{self.library} {metadata.version(self.library)} no longer has {self.path.partition(':')[2]}, and without "
+            f"it {self.purpose}; install a version that has it (known: {self.seen}), and please report this"
         )
 
 
 def check(names: Iterable[PrivateName]) -> None:
-    """See that all are there.
+    """Check that all exist.
 
     Raises:
-        ForgettingError: the first that is gone.
+        ForgettingError: names the first that is gone.
     """
     for name in names:
         name.value()

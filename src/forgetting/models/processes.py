@@ -1,4 +1,4 @@
-"""The processes that do one run together by data parallelism: which one this is, and what they agree on.
+"""The data-parallel processes of one run: which one this is, and what they agree on.
 
 With one process, the usual case, nothing here waits or sends anything, and torch is not imported.
 """
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FOREVER = timedelta(days=365)
-"""For what one process does while the others wait (a checkpoint, questions to the model): a process that dies is
-noticed by the one that started it, not by a timeout."""
+"""Timeout of waits while one process works alone (a checkpoint, questions to the model). It need not be short: the
+parent process notices if a process dies."""
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """How weights are shared out over processes (FSDP2).
+    """How weights are sharded over processes (FSDP2).
 
     Attributes:
         reshard_after_forward: free a block's weights after its forward pass and gather them again for the backward one.
-        layers: class names of the blocks that are gathered one after another; none: what the model says.
-        checkpointing: keep no activations inside blocks and compute them again.
+        layers: class names of the blocks that are gathered one after another; empty means the model's own list.
+        checkpointing: recompute activations inside blocks instead of storing them.
     """
 
     reshard_after_forward: bool = True
@@ -41,17 +41,17 @@ class Sharding:
 
 @dataclass(frozen=True)
 class Launch:
-    """How one run is spread over several processes, of this machine or of several.
+    """How one run is spread over several processes, on this machine or on several.
 
     Attributes:
-        processes: how many, on all machines.
-        device: what each computes on: a GPU of its own, or the CPU.
-        gpu_ids: which GPUs, as CUDA_VISIBLE_DEVICES takes them; None is those that are visible.
-        content: of the accelerate configuration, for run.json.
-        sharding: how each holds a part of the weights; None: each holds the whole model.
-        machines: how many, each with as many processes.
-        machine: which one this is; the first, 0, says what is done.
-        address, port: where the first one answers the others.
+        processes: number of processes on all machines.
+        device: what each computes on: its own GPU, or the CPU.
+        gpu_ids: which GPUs, as for CUDA_VISIBLE_DEVICES; None means those that are visible.
+        content: the accelerate configuration, for run.json.
+        sharding: how the weights are sharded; None means that each process has the whole model.
+        machines: number of machines, each with the same number of processes.
+        machine: index of this machine; the first, 0, decides what is done.
+        address, port: where the first machine listens for the others.
     """
 
     processes: int
@@ -66,30 +66,30 @@ class Launch:
 
     @property
     def local(self) -> range:
-        """Numbers of the processes of this machine."""
+        """Indices of this machine's processes."""
         count = self.processes // self.machines
         return range(self.machine * count, (self.machine + 1) * count)
 
 
 class RunFailedError(ForgettingError):
-    """What went wrong in a process that does not write the run's record; who started it does."""
+    """An error in a process that does not write the run's record; its parent process writes it."""
 
 
 _launch: Launch | None = None
 
 
 def join(launch: Launch, index: int, meeting: str) -> None:
-    """Become one of the processes of a launch; returns when all are there.
+    """Join the processes of a launch; returns when all have joined.
 
     Args:
-        launch: shared by all of this machine.
-        index: of this process; 0 is the main one.
-        meeting: a file in a folder that is theirs alone; of several machines, a name in the first one's store.
+        launch: shared by all processes of this machine.
+        index: index of this process; 0 is the main one.
+        meeting: a file in a folder of their own; with several machines, a name in the first one's store.
     """
     global _launch
     import torch
 
-    # accelerate reads them when the trainer is made, and finds the group that is there already
+    # accelerate reads these when the trainer is made, and finds the existing group
     here = index - launch.local.start
     numbers = {"RANK": index, "LOCAL_RANK": here, "WORLD_SIZE": launch.processes, "LOCAL_WORLD_SIZE": len(launch.local)}
     os.environ.update({name: str(number) for name, number in numbers.items()})
@@ -98,7 +98,7 @@ def join(launch: Launch, index: int, meeting: str) -> None:
     backend = "cpu:gloo,cuda:nccl" if launch.device == "cuda" else "gloo"
     where: dict[str, Any] = {"init_method": f"file://{meeting}"}
     if launch.machines > 1:
-        # accelerate asks for them, though the group is there already
+        # accelerate requires these, although the group already exists
         os.environ.update(MASTER_ADDR=str(launch.address), MASTER_PORT=str(launch.port))
         stores: Any = torch.distributed
         store = stores.TCPStore(str(launch.address), launch.port, is_master=False, timeout=FOREVER)
@@ -108,7 +108,7 @@ def join(launch: Launch, index: int, meeting: str) -> None:
 
 
 def leave() -> None:
-    """Be on one's own again; all processes of a launch do so at once."""
+    """Leave the group; all processes of a launch do so at the same time."""
     global _launch
     import torch
 
@@ -117,31 +117,31 @@ def leave() -> None:
 
 
 def launched() -> Launch | None:
-    """The launch that this process is one of, or None."""
+    """The launch that this process belongs to, or None."""
     return _launch
 
 
 def refuse_foreign() -> None:
-    """Refuse processes that somebody else started several of: each would do the same run, or wait for ever.
+    """Refuse processes that a launcher started several times: each would do the same run, or wait for ever.
 
     Raises:
-        UsageError: WORLD_SIZE says so.
+        UsageError: WORLD_SIZE is more than 1.
     """
     if _launch is None and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise UsageError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: started by accelerate launch or torchrun; start forgetting once, "
-            "with --accelerate-config FILE, and it starts its processes itself"
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: started by accelerate launch or torchrun; instead start "
+            "forgetting once, with --accelerate-config FILE, and it starts the processes itself"
         )
 
 
 def count() -> int:
-    """Processes that do this run, or this training, together."""
+    """How many processes do this run, or this training, together."""
     distributed = _distributed()
     return 1 if distributed is None else int(distributed.get_world_size())
 
 
 def index() -> int:
-    """Which of them this is; 0 is the main one, which writes."""
+    """The index of this process; 0 is the main one, which writes."""
     distributed = _distributed()
     return 0 if distributed is None else int(distributed.get_rank())
 
@@ -152,13 +152,13 @@ def is_main() -> bool:
 
 
 def wait_for_all() -> None:
-    """Go on when all processes are here."""
+    """Wait until all processes are here."""
     if count() > 1:
         summed_one(0)
 
 
 def shared(value: T) -> T:
-    """The main process's value, in all of them."""
+    """The main process's value, in all processes."""
     if count() == 1:
         return value
     import torch
@@ -169,7 +169,7 @@ def shared(value: T) -> T:
 
 
 def summed(array: NDArray[Any]) -> NDArray[Any]:
-    """The sum of all processes' arrays; exact where each place is zero in all but one of them."""
+    """The sum of all processes' arrays; exact if each element is nonzero in at most one of them."""
     if count() == 1:
         return array
     import numpy as np
@@ -200,15 +200,15 @@ def largest(number: float) -> float:
 
 
 def check_same(model: nn.Module, *, trainable: bool, when: str) -> None:
-    """See that all processes hold the same weights, bit for bit, by sums over their bytes; parts of weights differ.
+    """Check that all processes have the same weights, bit for bit, by sums over their bytes; sharded parts differ.
 
     Args:
-        model: unwrapped.
-        trainable: only look at what trains.
-        when: for the error.
+        model: the unwrapped model.
+        trainable: check only what trains.
+        when: when this is checked, for the error.
 
     Raises:
-        ForgettingError: they do not: their gradients went apart, and the numbers of none of them are right.
+        ForgettingError: they differ: the processes' gradients diverged, and no process's numbers are right.
     """
     if count() == 1:
         return
@@ -219,11 +219,11 @@ def check_same(model: nn.Module, *, trainable: bool, when: str) -> None:
     weights = [w for w in looked if parts is None or not isinstance(w, parts.DTensor)]
     sums = [int(w.contiguous().view(torch.uint8).sum(dtype=torch.int64)) if w.numel() else 0 for w in weights]
     if sums != shared(sums):
-        raise ForgettingError(f"{when} the weights of process {index()} are not those of process 0")
+        raise ForgettingError(f"{when} the weights of process {index()} differ from those of process 0")
 
 
 def _distributed() -> Any:
-    """torch.distributed where a group of processes is there; None else."""
+    """torch.distributed if there is a process group, otherwise None."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return None
@@ -231,7 +231,7 @@ def _distributed() -> Any:
 
 
 def _device() -> Any:
-    """Where numbers that processes exchange must lie: on the CPU if their group can do that."""
+    """The device for numbers that processes exchange: the CPU if their group supports it."""
     import torch
 
     return "cpu" if "cpu:" in torch.distributed.get_backend_config() else torch.device("cuda")

@@ -1,8 +1,8 @@
 """An adapter at another strength: W + a dW for a scale a, in memory and in its files.
 
-Its effect must be linear in a factor that its files hold. Of LoRA that is B, of LoHa and LoKr one of the factors of a
-product, of (IA)³ the vector less one. DoRA rescales the whole weight, an orthogonal adapter turns it, and a prompt
-changes none: they are refused by name, and so is what is trained beside the factors.
+Its effect must be linear in a factor that its files contain: in LoRA this is B, in LoHa and LoKr one factor of a
+product, in (IA)³ the vector minus one. DoRA rescales the whole weight, an orthogonal adapter rotates it, and a prompt
+changes no weight; these are refused by name, and so is anything trained in addition to the factors.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ FACTORS = {
     "LOKR": (re.compile(r"\.lokr_w1(_a)?(\.|$)"), re.compile(r"\.lokr_(w[12](_[ab])?|t2)(\.|$)")),
     "IA3": (re.compile(r"\.ia3_l(\.|$)"), re.compile(r"\.ia3_l(\.|$)")),
 }
-"""By PEFT's type: the weights to scale, and all that such an adapter may hold."""
+"""For each PEFT type: the weights to scale, and everything that such an adapter may contain."""
 NOT_LINEAR = (
     *("use_dora", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
     *("layer_replication", "modules_to_save", "trainable_token_indices"),
 )
-"""Fields of LoRA's configuration with which the effect is not linear in B, or something is trained beside it."""
+"""LoRA options that make the effect nonlinear in B, or train something in addition to it."""
 
 CARD = """---
 library_name: peft
 ---
 # A scaled adapter
 
-The adapter {name} with its effect multiplied by {scale:.6g}, by `forgetting scale`. The card of that adapter is
-not copied: its numbers are of the unscaled one.
+The adapter {name} with its effect multiplied by {scale:.6g}, made by `forgetting scale`. The original adapter's card
+is not copied, because its numbers are for the unscaled adapter.
 """
 
 
 @dataclass(frozen=True)
 class ScaledAdapter:
-    """An adapter of which the strength can be set.
+    """An adapter whose strength can be set.
 
     Attributes:
-        source: where it lies.
-        kind: PEFT's type.
+        source: where it is.
+        kind: its PEFT type.
     """
 
     source: Source
@@ -64,39 +64,39 @@ class ScaledAdapter:
 
     @classmethod
     def of(cls, source: Source) -> ScaledAdapter:
-        """An adapter, from its files.
+        """Read an adapter from its files.
 
         Raises:
-            UsageError: it is no adapter, or one whose effect is not linear in what its files hold.
+            UsageError: not an adapter, or one whose effect is not linear in what its files contain.
         """
         if not source.is_adapter():
-            raise UsageError(f"model '{source.name}': a full model; give an adapter (of {', '.join(FACTORS)})")
+            raise UsageError(f"model '{source.name}': a full model; give an adapter ({', '.join(FACTORS)})")
         given = bounds.read_config(source.adapter() / sources.ADAPTER_CONFIG)
         kind = str(given.get("peft_type") or "LORA").upper()
         refused = f"adapter '{source.name}': {kind}"
         if kind not in FACTORS:
             raise UsageError(
-                f"{refused}: its effect is not linear in a factor of its files, so it has no scale; those of "
-                f"{', '.join(FACTORS)} have"
+                f"{refused}: its effect is not linear in a factor of its files, so it cannot be scaled; allowed: "
+                f"{', '.join(FACTORS)}"
             )
         if found := [field for field in NOT_LINEAR if given.get(field)]:
             raise UsageError(
-                f"{refused} with {found[0]}: its effect is not linear in a factor alone, so it has no scale"
+                f"{refused} with {found[0]}: its effect is not linear in one factor, so it cannot be scaled"
             )
         if (bias := given.get("bias") or "none") != "none":
             raise UsageError(
-                f"{refused} with bias '{bias}': the base model's biases are trained beside it, without scale"
+                f"{refused} with bias '{bias}': the base model's biases were also trained, and they cannot be scaled"
             )
         stored = weights.of_file(source.adapter() / sources.ADAPTER_WEIGHTS)
         scaled, own = FACTORS[kind]
         if beside := [name for name in stored if not own.search(name)]:
-            raise UsageError(f"{refused}: holds {few(beside, weights.SHOWN)} beside its factors, which have no scale")
+            raise UsageError(f"{refused}: contains {few(beside, weights.SHOWN)}, which cannot be scaled")
         if not any(scaled.search(name) for name in stored):
-            raise UsageError(f"{refused}: holds no weight that could be scaled")
+            raise UsageError(f"{refused}: contains no weight that can be scaled")
         return cls(source, kind)
 
     def factor(self, weight: Tensor, scale: float) -> Tensor:
-        """A factor at a scale, in float32 at least; at scale 1 as it is."""
+        """A factor at a scale, in float32 or wider; unchanged at scale 1."""
         import torch
 
         if scale == 1:
@@ -124,10 +124,10 @@ class ScaledAdapter:
             set_to(1.0)
 
     def write(self, folder: Path, scale: float) -> None:
-        """The adapter at a scale as a folder of PEFT's; its configuration and what lies beside it stay as they are.
+        """Write the adapter at a scale to a PEFT folder; its configuration and other files are copied.
 
         Raises:
-            UsageError: something is there already, or it cannot be written.
+            UsageError: the folder already contains something, or cannot be written.
         """
         from safetensors.torch import load_file, save_file
 
@@ -144,7 +144,7 @@ class ScaledAdapter:
                 for path in there.iterdir():
                     if path.is_file() and path.suffix in sources.SMALL and path.name != "trainer_state.json":
                         shutil.copy(path, new)
-                # the adapter's own card speaks of other weights
+                # the adapter's own card describes other weights
                 (new / "README.md").write_text(CARD.format(name=code(self.source.name), scale=scale), "utf-8")
                 save_file(made, new / sources.ADAPTER_WEIGHTS, metadata={"format": "pt"})
                 if folder.exists():
@@ -155,10 +155,10 @@ class ScaledAdapter:
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder that holds something.
+    """Refuse a folder that is not empty.
 
     Raises:
-        UsageError: it is there and not empty.
+        UsageError: it exists and is not empty.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UsageError(f"{folder}: is there already; give a new folder")
+        raise UsageError(f"{folder}: already exists; give a new folder")

@@ -1,10 +1,10 @@
-"""Weights that are shared out over the processes of one run, each holding its part of every tensor (FSDP2).
+"""Weights that are sharded over the processes of one run, each with its part of every tensor (FSDP2).
 
-torch's `fully_shard` gathers a block's weights before the block runs and frees them after it. So a model runs only by
-its own call, by all processes at once; what is read beside that (the output head) is gathered here. A model that
-somebody else sharded (accelerate, transformers, a script) is treated alike.
+torch's `fully_shard` gathers a block's weights before the block runs and frees them afterwards. So a model can only be
+run as a whole, by all processes at once; anything else that is read (the output head) is gathered here. Models sharded
+by others (accelerate, transformers, a script) are treated the same way.
 
-With no such model, the usual case, nothing here gathers anything, and torch's FSDP is not imported.
+Without such a model, the usual case, nothing here gathers anything, and torch's FSDP is not imported.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from . import processes, quantised, transformers_internals
 
 T = TypeVar("T")
 GRADIENT_HOOKS = "_backward_hooks"
-"""Of a parameter of torch: what `register_hook` put there; there is no other way to ask."""
+"""Attribute of a torch parameter with what `register_hook` added; there is no other way to ask."""
 CALL = "call_as_forward"
 """The method of a root module that calls something else between the root's own hooks."""
 
 
 def shard(model: Any, inner: Any, how: processes.Sharding, device: str) -> None:
-    """Share out a whole model's weights in place; this process keeps its part, on its device.
+    """Shard a whole model's weights in place; this process keeps its part, on its device.
 
     Args:
-        model: the same in all processes; on the CPU. What trains has `requires_grad`.
-        inner: the model without its adapters' wrapper; the same one where it has none.
-        how: as asked for.
+        model: the same in all processes; on the CPU. `requires_grad` marks what trains.
+        inner: the model without its adapters' wrapper; the same object if it has none.
+        how: how to shard.
         device: where each process computes, `cpu` or `cuda`.
 
     Raises:
-        UsageError: no class of blocks is known, or its weights cannot be shared out.
+        UsageError: the class of its blocks is unknown, or its weights cannot be sharded.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     if quantised.bits_of(inner.config) is not None or quantised.method_of(inner.config) is not None:
-        raise UsageError(f"{type(inner).__name__}: its weights are quantised, which FSDP cannot share out here")
+        raise UsageError(f"{type(inner).__name__}: its weights are quantised, and FSDP cannot shard those here")
     if any(getattr(parameter, GRADIENT_HOOKS, None) for parameter in model.parameters()):
-        raise UsageError(f"{type(model).__name__}: its method changes gradients by hooks, which FSDP does not call")
+        raise UsageError(f"{type(model).__name__}: its method changes gradients with hooks, which FSDP does not call")
     names = how.layers or transformers_internals.block_classes(inner)
     blocks = [module for module in inner.modules() if type(module).__name__ in names]
     if not blocks:
-        said = f"{', '.join(names)}: no module of that class in" if names else "no class of blocks is known of"
+        said = f"{', '.join(names)}: no module of that class in" if names else "the class of blocks is not known for"
         raise UsageError(
             f"fsdp_transformer_layer_cls_to_wrap: {said} {type(inner).__name__}; give the class name of its blocks"
         )
@@ -61,7 +61,7 @@ def shard(model: Any, inner: Any, how: processes.Sharding, device: str) -> None:
         fully_shard(model, mesh=mesh)
     except (ValueError, RuntimeError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"{type(inner).__name__}: its weights cannot be shared out by FSDP: {reason}") from None
+        raise UsageError(f"{type(inner).__name__}: FSDP cannot shard its weights: {reason}") from None
 
 
 def _units(model: Any) -> list[Any]:
@@ -72,7 +72,7 @@ def _units(model: Any) -> list[Any]:
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether a model's weights are shared out, so that all processes must call it as often as each other."""
+    """Whether a model's weights are sharded, so that all processes must call it equally often."""
     return bool(_units(model))
 
 
@@ -83,14 +83,14 @@ def is_part(tensor: Any) -> bool:
 
 
 def free(model: Any) -> None:
-    """Free what the model's last pass left whole; weights are parts again."""
+    """Free weights that the model's last pass left gathered; they are parts again."""
     for unit in _units(model):
         unit.reshard()
 
 
 @contextmanager
 def parts_again(model: Any) -> Iterator[None]:
-    """Outside, before and after, weights are parts: training updates those, and flags are set on them."""
+    """Ensure that weights are parts before and after the block: training updates those, and flags are set on them."""
     free(model)
     try:
         yield
@@ -99,7 +99,7 @@ def parts_again(model: Any) -> Iterator[None]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A whole tensor, gathered from all processes where it is a part; all of them call this."""
+    """A whole tensor, gathered from all processes if it is sharded; all processes call this."""
     if not is_part(tensor):
         return tensor
     found: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
@@ -107,7 +107,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def class_of(module: nn.Module) -> type:
-    """A module's class as it was before its weights were shared out: `fully_shard` puts one of its own above it."""
+    """A module's class before its weights were sharded; `fully_shard` replaces it with a subclass."""
     kind = type(module)
     if _units(module)[:1] == [module]:
         return kind.__mro__[2]
@@ -115,7 +115,7 @@ def class_of(module: nn.Module) -> type:
 
 
 def calling(model: Any, entry: Any) -> Callable[..., Any]:
-    """How to call a part of a model, or the model: as it is, and by its root's hooks where it is sharded."""
+    """How to call a part of a model, or the model: directly, or through its root's hooks if it is sharded."""
     units = _units(model)
     if not units or entry is units[0]:
         called: Callable[..., Any] = entry
@@ -139,7 +139,7 @@ class Part:
 
     Attributes:
         local: the part.
-        shape, stride: of the whole.
+        shape, stride: of the whole tensor.
     """
 
     local: Tensor
@@ -148,20 +148,22 @@ class Part:
 
 
 def part_of(tensor: Any) -> Part:
-    """This process's part of a tensor that is shared out along its first dimension.
+    """This process's part of a tensor that is sharded along its first dimension.
 
     Raises:
-        UsageError: it is shared out in another way.
+        UsageError: it is sharded in another way.
     """
     from torch.distributed.tensor import Shard
 
     if tensor.placements != (Shard(0),):
-        raise UsageError(f"a tensor is shared out as {tensor.placements}; only parts of the first dimension are known")
+        raise UsageError(
+            f"a tensor is sharded as {tensor.placements}; only sharding along the first dimension is supported"
+        )
     return Part(tensor.to_local().detach(), tuple(tensor.shape), tuple(tensor.stride()))
 
 
 def tensor_of(part: Part, like: Any) -> Tensor:
-    """The tensor of a part, shared out as another one is."""
+    """The tensor of a part, sharded like another one."""
     from torch.distributed.tensor import DTensor
 
     found: Tensor = DTensor.from_local(
@@ -176,13 +178,13 @@ def tensor_of(part: Part, like: Any) -> Tensor:
 
 
 def make_whole(model: Any, names: Sequence[str]) -> None:
-    """Put whole tensors, on the CPU, in the place of parts, in the main process alone: for saving, at the end.
+    """Replace parts with whole tensors, on the CPU, in the main process only: for saving, at the end.
 
-    All processes call this. Weights that are tied stay so.
+    All processes call this. Tied weights stay tied.
 
     Args:
         model: sharded; it cannot be run afterwards.
-        names: of its parameters.
+        names: names of its parameters.
     """
     free(model)
     wanted = set(names)

@@ -1,6 +1,6 @@
-"""A model of no numbers: layers, shapes and dtypes by its configuration, to count the memory that it would take.
+"""A model without values: layers, shapes and dtypes from its configuration, to count the memory that it would take.
 
-Its tensors are on torch's device "meta": they know all but their content and take no memory. No weights are read.
+Its tensors are on torch's "meta" device: they have everything but content and take no memory. No weights are read.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from . import failures, loading, quantised, weights
 from .sources import Source
 
 SCALES = 256
-"""4-bit scales that share a scale of their own: bitsandbytes' double quantisation."""
+"""Number of 4-bit scales that share a scale of their own: bitsandbytes' double quantisation."""
 
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A base model without its numbers.
+    """A base model without values.
 
     Attributes:
-        model: not to be changed.
-        bytes: that its weights take, quantised ones as they are packed.
-        largest: bytes of the largest weight, once it is not packed.
-        mapped: bytes of files that a CPU maps beside them: what is converted or quantised on loading is read there.
-        stays: whether they stay mapped while the model is there, since other weights are used as they lie in a file.
+        model: the model; do not change it.
+        bytes: bytes of its weights, with quantised ones packed.
+        largest: bytes of the largest weight, unpacked.
+        mapped: bytes of files that a CPU also maps, because weights converted or quantised on loading are read there.
+        stays: whether files stay mapped while the model exists, because other weights are used directly from a file.
     """
 
     model: Any
@@ -47,20 +47,20 @@ class Skeleton:
 
 @contextmanager
 def acting() -> Iterator[None]:
-    """Within, new tensors have no numbers either, and the random states are left alone."""
+    """Inside, new tensors have no values either, and the random states are unchanged."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         yield
 
 
 def skeleton(config: ModelConfig, source: Source) -> Skeleton:
-    """A model as it is trained: in its dtype, its linear layers quantised where that is asked for.
+    """A model as it is trained: in its dtype, with linear layers quantised if requested.
 
     Args:
         config: what would be loaded.
-        source: where it lies.
+        source: where it is.
 
     Raises:
-        UsageError: its configuration cannot be read, or no model be built of it.
+        UsageError: its configuration cannot be read, or no model can be built from it.
     """
     from transformers import AutoModelForCausalLM
 
@@ -89,19 +89,19 @@ def skeleton(config: ModelConfig, source: Source) -> Skeleton:
 
 
 class PackedLinear(nn.Linear):
-    """In place of a layer that bitsandbytes quantises: its weight is unpacked in each pass, and not kept for the next.
+    """Stand-in for a layer that bitsandbytes quantises: its weight is unpacked in each pass and not kept.
 
     `weight` has the dtype that products are computed in, and its own shape.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """As bitsandbytes: computed in the weight's dtype, given in the input's."""
+        """Like bitsandbytes: computes in the weight's dtype, returns the input's."""
         made: Tensor = _Unpacked.apply(x.to(self.weight.dtype), self.weight, self.bias)  # type: ignore[no-untyped-call]
         return made.to(x.dtype)
 
 
 class _Unpacked(torch.autograd.Function):
-    """x W^T + b with a W that is made for this product alone."""
+    """x W^T + b with a W that exists only for this product."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -111,14 +111,14 @@ class _Unpacked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outward: Tensor) -> tuple[Tensor | None, ...]:
-        """Of x."""
+        """Gradient of x."""
         return outward[0] @ torch.empty_like(ctx.weight), None, None
 
 
 def _pack(model: Any, dtype: torch.dtype) -> None:
-    """Put stand-ins in place of linear layers, all but the head; what is not quantised is in float32, and all frozen.
+    """Replace linear layers, except the head, with stand-ins; the rest is in float32, and everything is frozen.
 
-    As `quantised.prepared` leaves a model.
+    This is what `quantised.prepared` does to a model.
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -144,7 +144,7 @@ def _unpacked(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _weight_bytes(model: nn.Module, bits: int | None) -> int:
-    """Bytes of a model's parameters and buffers; of packed layers those of numbers and scales."""
+    """Bytes of a model's parameters and buffers; for packed layers, of values and scales."""
     packed = _packed(model)
     total = sum(buffer.numel() * buffer.itemsize for buffer in model.buffers())
     for parameter in model.parameters():

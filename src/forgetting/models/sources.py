@@ -1,4 +1,4 @@
-"""Where a model or an adapter lies: a local folder, or a repository of the Hub at one commit."""
+"""Where a model or an adapter is: a local folder, or a Hub repository at one commit."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SMALL = (".json", ".txt", ".model", ".jinja", ".tiktoken")
-"""Suffixes of what lies beside the weights: configurations, vocabularies, chat templates."""
+"""Suffixes of files beside the weights: configurations, vocabularies, chat templates."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model or adapter by name, found once: what is loaded of it is of one content.
+    """A model or adapter by name, found once, so that everything loaded from it has the same content.
 
     Attributes:
-        name: what the user called it.
-        local: its folder; None of a Hub id.
-        repo: its repository at a commit; None of a local folder.
-        code: whether Python files come with it.
+        name: the user's name for it.
+        local: its folder; None for a Hub id.
+        repo: its repository at a commit; None for a local folder.
+        code: whether its Python files are included.
     """
 
     name: str
@@ -41,17 +41,17 @@ class Source:
         return file in self.repo.files if self.repo is not None else self._folder().joinpath(file).is_file()
 
     def files(self) -> list[str]:
-        """Names of the files at its top."""
+        """Names of its top-level files."""
         if self.repo is not None:
             return sorted(name for name in self.repo.files if "/" not in name)
         return sorted(path.name for path in self._folder().iterdir() if path.is_file())
 
     def holds_weights(self) -> bool:
-        """Whether it has weights of a whole model, in safetensors."""
+        """Whether it has a whole model's weights, in safetensors."""
         return any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in self.files())
 
     def is_adapter(self) -> bool:
-        """Whether it is an adapter and not a whole model.
+        """Whether it is an adapter rather than a whole model.
 
         Raises:
             UsageError: it is both.
@@ -61,19 +61,19 @@ class Source:
         if not (self.has(CONFIG) and self.holds_weights()):
             return True
         if not self.has(ADAPTER_WEIGHTS) and not self.has("adapter_model.bin"):
-            return False  # what is left of an adapter that was merged
+            return False  # left over from an adapter that was merged
         raise UsageError(
-            f"model '{self.name}': this {self.place} holds both a full model and an adapter; move {CONFIG} or "
-            f"{ADAPTER_CONFIG} to another place, so that one is left"
+            f"model '{self.name}': this {self.place} contains both a full model and an adapter; move {CONFIG} or "
+            f"{ADAPTER_CONFIG} elsewhere, so that one remains"
         )
 
     def models_inside(self) -> list[str]:
-        """Folders in it that hold a model or an adapter: checkpoints of a run, say; in their natural order."""
+        """Folders in it that contain a model or an adapter, such as a run's checkpoints; in natural order."""
         found = {str(PurePosixPath(name).parent) for name in self.inside(CONFIG, ADAPTER_CONFIG)}
         return sorted(found, key=_natural)
 
     def inside(self, *files: str) -> list[str]:
-        """Paths of such files, one folder down; "*" is any."""
+        """Paths of files of this name one folder down; "*" is any."""
         if self.repo is not None:
             paths = [PurePosixPath(name) for name in self.repo.files]
             return [str(p) for p in paths if len(p.parts) == 2 and any(p.match(f"*/{file}") for file in files)]
@@ -81,7 +81,7 @@ class Source:
         return [p.relative_to(folder).as_posix() for file in files for p in folder.glob(f"*/{file}")]
 
     def config(self) -> Path:
-        """The folder that holds its configuration, tokenizer and, where it is asked for, code; of the Hub, no more.
+        """A folder with its configuration, tokenizer and, if requested, code; from the Hub, nothing else.
 
         Raises:
             UsageError, ForgettingError: as `hub.Repo.fetch`.
@@ -89,10 +89,10 @@ class Source:
         return self._folder() if self.repo is None else self.repo.fetch(self._small())
 
     def weights(self) -> Path:
-        """The folder that holds the whole model.
+        """A folder with the whole model.
 
         Raises:
-            UsageError: no safetensors weights in it.
+            UsageError: it has no safetensors weights.
             ForgettingError: as `hub.Repo.fetch`.
         """
         if not self.holds_weights():
@@ -100,13 +100,13 @@ class Source:
             why = " (pickled weights are refused: convert them to safetensors)" if pickled else ""
             if any(name.endswith(".distcp") or name.startswith("global_step") for name in self.inside("*")):
                 why = " (sharded training state: merge it first, with `accelerate merge-weights` or zero_to_fp32.py)"
-            raise UsageError(f"model '{self.name}': no *.safetensors weights in this {self.place}{why}")
+            raise UsageError(f"model '{self.name}': this {self.place} has no *.safetensors weights{why}")
         if self.repo is None:
             return self._folder()
         return self.repo.fetch([*self._small(), *self._shards(self.repo)])
 
     def adapter(self) -> Path:
-        """The folder that holds the whole adapter.
+        """A folder with the whole adapter.
 
         Raises:
             UsageError: its weights are not safetensors.
@@ -114,12 +114,12 @@ class Source:
         """
         if not self.has(ADAPTER_WEIGHTS):
             raise UsageError(
-                f"adapter '{self.name}': no {ADAPTER_WEIGHTS} in this {self.place} (pickled weights are refused)"
+                f"adapter '{self.name}': this {self.place} has no {ADAPTER_WEIGHTS} (pickled weights are refused)"
             )
         return self._folder() if self.repo is None else self.repo.fetch([*self._small(), ADAPTER_WEIGHTS])
 
     def weight_hashes(self) -> dict[str, str]:
-        """The sha256 of each file of weights that is loaded, by its name.
+        """The sha256 of each weight file that is loaded, by name.
 
         Raises:
             UsageError, ForgettingError: as `weights` and `adapter`.
@@ -133,18 +133,18 @@ class Source:
 
     @property
     def commit(self) -> str | None:
-        """Of a Hub id."""
+        """The commit of a Hub id."""
         return None if self.repo is None else self.repo.commit
 
     @property
     def place(self) -> str:
-        """In words, what it is, for `not in this ...`."""
+        """What it is, for messages: `folder` or `repository`."""
         if self.repo is None:
             return "folder"
-        return "repository, as far as the Hub's cache holds it" if self.repo.cached else "repository"
+        return "repository, as far as it is cached," if self.repo.cached else "repository"
 
     def content(self) -> str:
-        """What names its content: the Hub commit, or `sha256:...` over a local folder's configuration and weights."""
+        """An identifier of its content: the Hub commit, or `sha256:...` over a local configuration and weights."""
         return self.commit or f"sha256:{folder_hash(str(self._folder()))}"
 
     def _folder(self) -> Path:
@@ -164,11 +164,13 @@ class Source:
             index = repo.fetch([INDEX]) / INDEX
             named = shards(index, f"model '{self.name}': {INDEX}")
             if lacking := sorted(named - repo.files):
-                raise UsageError(f"model '{self.name}': {INDEX} names {lacking[0]}, which this repository lacks")
+                raise UsageError(
+                    f"model '{self.name}': {INDEX} names {lacking[0]}, which this repository does not have"
+                )
             return sorted(named)
         if not self.has(WEIGHTS):
             found = next(name for name in self.files() if name.endswith(".safetensors"))
-            raise UsageError(f"model '{self.name}': no {WEIGHTS} in this repository; {found} is not read")
+            raise UsageError(f"model '{self.name}': this repository has no {WEIGHTS}; {found} cannot be read")
         return [WEIGHTS]
 
 
@@ -176,7 +178,7 @@ def shards(index: Path, where: str) -> set[str]:
     """The files that an index names.
 
     Raises:
-        UsageError: a damaged index; `where` names it.
+        UsageError: a damaged index; begins with `where`.
     """
     found = bounds.read_config(index).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
@@ -190,30 +192,30 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def find(name: str, revision: str | None = None, *, code: bool = False) -> Source:
-    """What a name stands for.
+    """Find the model or adapter that a name means.
 
     Args:
         name: a folder, a Hub id, or `miniature`.
-        revision: of a Hub id: a commit, tag or branch.
-        code: whether Python files are wanted, too.
+        revision: for a Hub id: a commit, tag or branch.
+        code: whether to include Python files.
 
     Raises:
-        UsageError: no such folder or Hub id, a file, or a revision of a folder.
-        ForgettingError: the Hub cannot be reached, and its cache lacks it.
+        UsageError: no such folder or Hub id, a file, or a revision for a folder.
+        ForgettingError: the Hub cannot be reached, and it is not cached.
     """
     folder = local_folder(name)
     if folder is None:
         return Source(name, None, hub.find(name, revision), code)
     if revision is not None:
-        raise UsageError(f"model '{name}': a folder here, which has no revisions; leave revision '{revision}' out")
+        raise UsageError(f"model '{name}': a local folder, which has no revisions; leave out revision '{revision}'")
     return Source(name, folder, None, code)
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder that a name stands for; None of what may be a Hub id.
+    """The folder that a name means; None if it may be a Hub id.
 
     Raises:
-        UsageError: a file, or a path where no folder is.
+        UsageError: a file, or a path without a folder.
     """
     if name == "miniature":
         from ..data.miniature import MODEL_DIR
@@ -223,9 +225,9 @@ def local_folder(name: str) -> Path | None:
         path = Path(name).expanduser()
         there = path.is_file(), path.is_dir()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a null character, no such user
-        raise UsageError(f"model '{name:.80}': no folder: {getattr(error, 'strerror', None) or error}") from None
+        raise UsageError(f"model '{name:.80}': not a folder: {getattr(error, 'strerror', None) or error}") from None
     if there[0]:
-        raise UsageError(f"model '{name}': a file; give the folder that holds the model's or adapter's files")
+        raise UsageError(f"model '{name}': a file; give the folder that contains the model's or adapter's files")
     if there[1]:
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name:
@@ -234,7 +236,7 @@ def local_folder(name: str) -> Path | None:
 
 
 def folder_hash(folder: str) -> str:
-    """A sha256 over the config and weights of a local folder; kept while the files stay the same."""
+    """A sha256 over the config and weights of a local folder; cached while the files are unchanged."""
     files = [Path(folder) / CONFIG, *sorted(Path(folder).glob("*.safetensors"))]
     return _hash(tuple((path, *_stamp(path)) for path in files))
 
@@ -259,5 +261,5 @@ def _file_digest(path: Path, *_stamp: int) -> bytes:
 
 
 def file_hashes(files: Iterable[Path]) -> dict[str, str]:
-    """The sha256 of each file by its name, in hexadecimal; kept while the files stay the same."""
+    """The hexadecimal sha256 of each file by name; cached while the files are unchanged."""
     return {path.name: _file_digest(path, *_stamp(path)).hex() for path in files}

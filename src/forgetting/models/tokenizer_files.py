@@ -1,4 +1,4 @@
-"""A tokenizer.json before a library reads it: what its numbers and texts would make it take memory for."""
+"""Checks a tokenizer.json before a library reads it: its numbers and texts must not make the library exhaust memory."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from ..errors import UsageError
 
 TOKENIZER = "tokenizer.json"
 MAX_TOKENIZER = 2**28
-"""Bytes of a tokenizer.json."""
+"""Maximum bytes of a tokenizer.json."""
 MORE_IDS = 2**16
-"""Ids that a tokenizer may leave out, beside eight for each that it has."""
+"""Ids that a tokenizer may leave out, in addition to eight for each that it has."""
 MAX_GROWTH = 100
-"""Characters that a tokenizer's normaliser may make of one."""
+"""Maximum characters that a tokenizer's normaliser may make from one."""
 MAX_CONTENT = 1000
-"""Characters that a step of a tokenizer may put in."""
+"""Maximum characters that one step of a tokenizer may insert."""
 _PUTS_IN = ("content", "prepend", "replacement")
 
 
 def check_tokenizer(folder: Path, name: str) -> None:
-    """Refuse a tokenizer.json with ids or replacements that no honest one has; what else is wrong the library says.
+    """Refuse a tokenizer.json with ids or replacements beyond any real one; the library reports other errors.
 
     Args:
-        folder: in which it lies, if it does.
+        folder: the folder that may contain it.
         name: the model, for messages.
 
     Raises:
@@ -50,19 +50,19 @@ def check_tokenizer(folder: Path, name: str) -> None:
                     raise UsageError(f"{where}: {part}: {field}: {len(text):,} characters; at most {MAX_CONTENT:,}")
     if (growth := _growth(list(_steps(content.get("normalizer"))))) > MAX_GROWTH:
         raise UsageError(
-            f"{where}: normalizer: its steps make {growth:,} characters of one; at most {MAX_GROWTH} are made"
+            f"{where}: normalizer: its steps turn one character into {growth:,}; at most {MAX_GROWTH} are allowed"
         )
 
 
 def lacking(folder: Path) -> str:
-    """What is then wrong with a tokenizer that cannot be loaded."""
+    """The error text for a tokenizer that cannot be loaded."""
     if (folder / TOKENIZER).is_file():
         return "cannot be loaded"
-    return f"its tokenizer cannot be loaded; there is no {TOKENIZER}, which a fast tokenizer is read from"
+    return f"its tokenizer cannot be loaded: {TOKENIZER}, the file of a fast tokenizer, is missing"
 
 
 def _check_ids(content: Mapping[str, Any], where: str) -> None:
-    """Libraries make a table as long as the largest id."""
+    """Refuse large ids: libraries build a table as long as the largest id."""
     model = content.get("model")
     vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
     added = [token for token in content.get("added_tokens") or () if isinstance(token, Mapping)]
@@ -73,12 +73,12 @@ def _check_ids(content: Mapping[str, Any], where: str) -> None:
         for token, found in tokens.items():
             if type(found) is int and found >= limit:
                 raise UsageError(
-                    f"{where}: token {token!r:.60} has the id {found:.20g}; with {count:,} tokens it is below {limit:,}"
+                    f"{where}: token {token!r:.60} has id {found:.20g}; with {count:,} tokens the limit is {limit:,}"
                 )
 
 
 def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
-    """The steps of a normaliser, pre-tokenizer or decoder in order, those inside others too."""
+    """The steps of a normaliser, pre-tokenizer or decoder in order, including nested ones."""
     waiting = [part]
     while waiting:
         one = waiting.pop(0)
@@ -90,9 +90,9 @@ def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _growth(steps: list[Mapping[str, Any]]) -> int:
-    """Characters that the replacements may make of one: one after another only where a later one can find an earlier's.
+    """Characters that the replacements may make from one; they multiply only if a later one can match an earlier's.
 
-    A pattern finds what an earlier step has put in if it is a regular expression or shares a character with it.
+    A pattern can match what an earlier step inserted if it is a regular expression or shares a character with it.
     """
     made: list[tuple[str, int]] = []
     for step in steps:
@@ -111,7 +111,7 @@ def _growth(steps: list[Mapping[str, Any]]) -> int:
 
 
 def _finds_nothing(pattern: str) -> int:
-    """1 where a regular expression also matches between two characters, and puts something in there, else 0."""
+    """1 if a regular expression also matches between two characters and inserts something there, else 0."""
     try:
         return int(re.compile(pattern).match("") is not None)
     except (re.error, RecursionError, OverflowError):

@@ -1,19 +1,19 @@
-"""What is used of torch that it does not document, in one place: what an upgrade may break."""
+"""Undocumented parts of torch that we use, collected in one place because an upgrade may break them."""
 
 from __future__ import annotations
 
 from .private_names import PrivateName
 
-NO_PLAN = "the memory of a pass is told by a formula and not counted"
+NO_PLAN = "the memory of a pass is estimated by a formula instead of counted"
 FAKE = PrivateName(
-    # a mode within which tensors have all but their content, and operations on them give such tensors
+    # a mode in which tensors have everything but content, and so do the results of operations on them
     "torch",
     "torch._subclasses.fake_tensor:FakeTensorMode",
     NO_PLAN,
     "2.13.0",
 )
 DISPATCH = PrivateName(
-    # base of a mode that sees each operation below autograd, those of the backward pass too
+    # base of a mode that sees each operation below autograd, including those of the backward pass
     "torch",
     "torch.utils._python_dispatch:TorchDispatchMode",
     NO_PLAN,

@@ -1,4 +1,4 @@
-"""What is used of transformers that it does not document, in one place: what an upgrade may break."""
+"""Undocumented parts of transformers that we use, collected in one place because an upgrade may break them."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ def _name(path: str, purpose: str) -> PrivateName:
 
 
 GRAD_NORM = _name(
-    # overridden by tuning.trainer: called once an update step, with or without clipping. The public event
-    # on_pre_optimizer_step comes after clipping, which has turned an infinite gradient into zeros by then.
+    # overridden by tuning.trainer: called once per update step, with or without clipping. The public event
+    # on_pre_optimizer_step comes after clipping, which by then has turned an infinite gradient into zeros.
     "transformers:Trainer._get_grad_norm",
-    "a run that diverged would not be stopped",
+    "a diverged run would not be stopped",
 )
 LOAD_CHECKPOINT = _name(
-    # overridden by tuning.trainer: PEFT makes every adapter it loads trainable, and no event comes between
+    # overridden by tuning.trainer: PEFT makes every adapter that it loads trainable, and there is no event in between
     "transformers:Trainer._load_from_checkpoint",
-    "a resumed run would train what it had frozen",
+    "a resumed run would train frozen parameters",
 )
 ACCEPTS = _name(
     "object:model_accepts_loss_kwargs",  # of a Trainer; set from the model's accepts_loss_kwargs or its forward
-    "it is not known whether a loss is over the whole batch",
+    "it is unknown whether a loss is averaged over the whole batch",
 )
 SETUP_DEVICES = _name(
     # the cached property behind TrainingArguments.device; there is no argument that names one GPU of several
     "transformers:TrainingArguments._setup_devices",
-    "a run would train on all GPUs, each with a batch of its own",
+    "a run would train on all GPUs, each with its own batch",
 )
-N_GPU = _name("object:_n_gpu", "a run would train on all GPUs, each with a batch of its own")  # of TrainingArguments
+N_GPU = _name("object:_n_gpu", "a run would train on all GPUs, each with its own batch")  # of TrainingArguments
 ON_LOG = _name(
-    # callbacks are handed no logger; the handler that calls them passes a row on to every reporter
+    # callbacks get no logger; the handler that calls them passes a row to every reporter
     "transformers.trainer_callback:CallbackHandler.on_log",
     "rows of ForgettingCallback do not reach the trainer's loggers",
 )
@@ -57,27 +57,27 @@ ZERO3 = _name(
     "parameters that DeepSpeed shards cannot be told from whole ones",
 )
 REMOTE_CODE_TIMEOUT = _name(
-    # seconds that transformers waits for an answer on the terminal; at 0 it asks nothing and raises
+    # seconds that transformers waits for an answer on the terminal; at 0 it raises without asking
     "transformers.dynamic_module_utils:TIME_OUT_REMOTE_CODE",
     "a library that loads a model by itself could ask on the terminal whether to run its code",
 )
 NO_SPLIT = _name(
-    # on a model: names of the classes of its blocks, which accelerate reads, too
+    # on a model: class names of its blocks, which accelerate also reads
     "object:_no_split_modules",
-    "the blocks that FSDP gathers one after another are not known",
+    "the blocks that FSDP gathers one after another are unknown",
 )
 SAVE_OPTIMIZER = _name(
-    # overridden by tuning.sharded, as are the next and LOAD_CHECKPOINT: there is no event in their place
+    # overridden by tuning.sharded, like the next and LOAD_CHECKPOINT; there are no events for these
     "transformers:Trainer._save_optimizer_and_scheduler",
-    "a checkpoint of sharded weights would lack its optimiser",
+    "a checkpoint of sharded weights would lack the optimiser's state",
 )
 LOAD_OPTIMIZER = _name(
     "transformers:Trainer._load_optimizer_and_scheduler",
-    "a resumed run of sharded weights would begin with a new optimiser",
+    "a resumed run with sharded weights would start with a new optimiser",
 )
 ADAPTER_FINDERS = tuple(
-    # both look into the folder of a model that is loaded; before 5.23 whatever `adapter_kwargs` says
-    _name(f"transformers.{module}:find_adapter_config_file", "an adapter beside a model would be put on it")
+    # both look into the model's folder; before 5.23 whatever `adapter_kwargs` says
+    _name(f"transformers.{module}:find_adapter_config_file", "an adapter beside a model would be applied to it")
     for module in ("models.auto.auto_factory", "integrations.peft")
 )
 GGUF_BAR = _name("transformers.modeling_gguf_pytorch_utils:tqdm", "a GGUF file would show a progress bar")
@@ -94,14 +94,14 @@ NAMES = (
     *ADAPTER_FINDERS,
     GGUF_BAR,
 )
-"""Those that a class or module has; the others are of objects."""
+"""Names on classes or modules; the others are on objects."""
 
 
 @contextmanager
 def never_asking() -> Iterator[None]:
-    """Have transformers refuse code that comes with a model where a library loads it without the flag.
+    """Make transformers refuse code that comes with a model if a library loads it without the flag.
 
-    Of its own accord it would ask on the terminal and read the answer from standard input.
+    By default it would ask on the terminal and read the answer from standard input.
     """
     from transformers import dynamic_module_utils
 
@@ -115,7 +115,7 @@ def never_asking() -> Iterator[None]:
 
 @contextmanager
 def without_adapters() -> Iterator[None]:
-    """Have transformers load a model as such, and leave the adapter that lies in its folder."""
+    """Make transformers load only the model and ignore an adapter in its folder."""
     before = [name.value() for name in ADAPTER_FINDERS]
     modules = [importlib.import_module(name.path.partition(":")[0]) for name in ADAPTER_FINDERS]
     for name, module in zip(ADAPTER_FINDERS, modules, strict=True):
@@ -129,7 +129,7 @@ def without_adapters() -> Iterator[None]:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Have transformers show no progress of dequantising; its own switch does not reach that bar."""
+    """Hide transformers' progress bar of dequantising, which its own switch does not affect."""
     from transformers import modeling_gguf_pytorch_utils as module
 
     before = GGUF_BAR.value()
@@ -141,32 +141,32 @@ def without_bars() -> Iterator[None]:
 
 
 def check_overridden() -> None:
-    """See that Trainer still has the methods that ours overrides: an override that nothing calls would be silent.
+    """Check that Trainer still has the methods that ours overrides; an override that is never called fails silently.
 
     Raises:
-        ForgettingError: names the one that is gone.
+        ForgettingError: names the method that is gone.
     """
     private_names.check((GRAD_NORM, LOAD_CHECKPOINT, SAVE_OPTIMIZER, LOAD_OPTIMIZER))
 
 
 def accepts_loss_kwargs(trainer: Any) -> bool:
-    """Whether a trainer's loss is divided by the tokens of the whole step, or by those of each batch."""
+    """Whether a trainer's loss is averaged over the tokens of the whole step, rather than of each batch."""
     return bool(ACCEPTS.of(trainer))
 
 
 def takes_loss_kwargs(model: Any) -> bool:
-    """The same of a model, as Trainer finds it out: by `accepts_loss_kwargs`, else by the arguments of its forward."""
+    """The same for a model, as Trainer decides it: by `accepts_loss_kwargs`, or by the arguments of its forward."""
     kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
     return bool(getattr(model, "accepts_loss_kwargs", inspect.Parameter.VAR_KEYWORD in kinds))
 
 
 def block_classes(model: Any) -> tuple[str, ...]:
-    """Names of the classes of a model's blocks; none where it does not say."""
+    """Class names of a model's blocks; empty if it does not say."""
     return tuple(getattr(model, NO_SPLIT.name, None) or ())
 
 
 def has_usual_loss(model: Any) -> bool:
-    """Whether a model's loss is transformers' cross-entropy of next tokens, and can be replaced."""
+    """Whether a model's loss is transformers' next-token cross-entropy, and can be replaced."""
     try:
         from transformers.loss.loss_utils import ForCausalLMLoss
     except ImportError:
@@ -176,7 +176,7 @@ def has_usual_loss(model: Any) -> bool:
 
 @contextmanager
 def replaced(model: Any, head: Any, forward: Any, loss: Any) -> Iterator[None]:
-    """Within, a model's forward calls these in place of its head's forward and its loss function."""
+    """Inside, a model's forward calls these instead of its head's forward and its loss function."""
     before = model.loss_function
     head.forward, model.loss_function = forward, loss
     try:
@@ -187,7 +187,7 @@ def replaced(model: Any, head: Any, forward: Any, loss: Any) -> Iterator[None]:
 
 
 def use_one_gpu(arguments: Any, device: torch.device) -> None:
-    """Have a Trainer train on one GPU alone: of its own accord it takes all that it sees."""
+    """Make a Trainer train on one GPU only; by default it uses all that it sees."""
     SETUP_DEVICES.value()
     N_GPU.of(arguments)
     arguments.__dict__[SETUP_DEVICES.name] = device
@@ -195,9 +195,9 @@ def use_one_gpu(arguments: Any, device: torch.device) -> None:
 
 
 def calling_handler() -> Any | None:
-    """The trainer's CallbackHandler, which is calling a callback; None where nobody of that name is.
+    """The trainer's CallbackHandler, which is calling a callback; None if there is none of that name.
 
-    transformers hands callbacks no other way to its loggers.
+    transformers gives callbacks no other access to its loggers.
     """
     private_names.check((ON_LOG, CALL_EVENT))
     frame = sys._getframe(1)

@@ -1,8 +1,8 @@
-"""Whether the weights of a model's files are those that its configuration asks for: names, shapes, all of them used.
+"""Checks that the weights in a model's files match its configuration: names, shapes, and all of them used.
 
-A library that loads weights fills what it does not find with random numbers and leaves out what it has no place for,
-with a warning. Measured, such a model gives numbers that look right. It is refused here, with the names; what is left
-out for a reason (buffers, towers for images, heads for other tasks beside the language model's) is not.
+A library that loads weights fills missing ones with random numbers and ignores those that fit nowhere, with only a
+warning. Measuring such a model gives numbers that look right. It is refused here, with the names. Weights that are left
+out for a good reason are allowed: buffers, image encoders, heads for tasks other than language modelling.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ WRAPPERS = {
     "_fsdp_wrapped_module": "FSDP",
     "_checkpoint_wrapped_module": "activation checkpointing",
 }
-"""Names that wrappers put before or into those of a model's weights, and whose they are."""
+"""Names that wrappers insert into the names of a model's weights, and which wrapper it is."""
 _FRONT = r"^(?:(?:_orig_mod|module|base_model\.model|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
 _INSIDE = r"\.(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
 RENAMING = {_FRONT: "", _INSIDE: "."}
-"""Patterns that take these names out, in the form of transformers' `key_mapping`."""
+"""Patterns that remove these names, in the form of transformers' `key_mapping`."""
 
 _BUFFER = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias|_extra_state|num_batches_tracked|[kv]_scale)$")
 _MASK = re.compile(r"(^|\.)(attn|attention)\.(bias|causal_mask)$")
@@ -40,30 +40,30 @@ _NOT_TEXT = re.compile(
     r"talker|token2wav|code2wav|vq_?model|^mtp|v_head|value_head|medusa|eagle",
     re.IGNORECASE,
 )
-"""Parts beside the language model, which text never runs through: towers of other senses, heads that guess ahead."""
+"""Parts outside the language model that text never uses: encoders for other inputs, multi-token prediction heads."""
 PLAIN = ("F64", "F32", "F16", "BF16")
-"""Dtypes of weights that are numbers as they stand."""
+"""Dtypes of weights that are plain numbers."""
 LFS = b"version https://git-lfs"
 SHOWN = 3
-"""Names of weights that a message lists."""
+"""How many names of weights a message lists."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of a safetensors file, from its header: its shape, its dtype as safetensors calls it."""
+    """A tensor of a safetensors file, from its header: its shape, and its dtype in safetensors' notation."""
 
     shape: tuple[int, ...]
     dtype: str
 
     @property
     def size(self) -> int:
-        """Its bytes; a dtype says its bits by its first number."""
+        """Its bytes; the first number in a dtype's name is its bits."""
         bits = re.search(r"\d+", self.dtype)
         return math.prod(self.shape) * int(bits[0] if bits else 8) // 8
 
 
 def of_folder(folder: Path) -> dict[str, Stored]:
-    """The tensors of a model in a folder, from headers alone; of two sets the one that transformers reads.
+    """The tensors of a model in a folder, from headers only; of two sets, the one that transformers reads.
 
     Raises:
         UsageError: a damaged index or file.
@@ -75,7 +75,7 @@ def of_folder(folder: Path) -> dict[str, Stored]:
         return {}
     files = sources.shards(index, str(index))
     if lacking := sorted(file for file in files if not (folder / file).is_file()):
-        raise UsageError(f"{index}: names {lacking[0]}, which is not there")
+        raise UsageError(f"{index}: names {lacking[0]}, which does not exist")
     return {name: tensor for file in sorted(files) for name, tensor in of_file(folder / file).items()}
 
 
@@ -83,14 +83,14 @@ def of_file(path: Path) -> dict[str, Stored]:
     """The tensors of a safetensors file, from its header.
 
     Raises:
-        UsageError: a damaged file, or what stands for one in a Git repository.
+        UsageError: a damaged file, or a Git LFS pointer.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with path.open("rb") as start:
             if start.read(len(LFS)) == LFS:
-                raise UsageError(f"{path}: a pointer of Git LFS and not the weights; `git lfs pull` fetches them")
+                raise UsageError(f"{path}: a Git LFS pointer instead of the weights; fetch them with `git lfs pull`")
         with safe_open(path, "np") as file:
             slices = ((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118
             return {name: Stored(tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices}
@@ -99,12 +99,12 @@ def of_file(path: Path) -> dict[str, Stored]:
 
 
 def clean(name: str) -> str:
-    """A weight's name without those of wrappers."""
+    """A weight's name without the names of wrappers."""
     return re.sub(_INSIDE, ".", re.sub(_FRONT, "", name))
 
 
 def wrapped_in(found: Iterable[str]) -> str | None:
-    """The wrapper whose name is in those of a model's weights; None of none, or where two weights would be one."""
+    """The wrapper whose name is in the weights' names; None without one, or if two weights would get one name."""
     found = list(found)
     cleaned = [clean(name) for name in found]
     changed = next((name for name, new in zip(found, cleaned, strict=True) if name != new), None)
@@ -116,12 +116,12 @@ def wrapped_in(found: Iterable[str]) -> str | None:
 def check_fit(
     name: str, model: Any, info: Mapping[str, Any], stored: Mapping[str, Stored], *, quantised: bool
 ) -> list[str]:
-    """Refuse a model whose weights are not all its own.
+    """Refuse a model if its weights do not all come from its files.
 
     Args:
         name: the model, for messages.
-        model: as loaded.
-        info: what transformers says of the loading (`output_loading_info`).
+        model: the loaded model.
+        info: transformers' report of the loading (`output_loading_info`).
         stored: the tensors of the files that were loaded.
         quantised: whether its config.json says how they are quantised.
 
@@ -129,7 +129,7 @@ def check_fit(
         Notices of parts that were left out.
 
     Raises:
-        UsageError: weights that are missing, of another shape, or have no place in the model.
+        UsageError: weights are missing, have another shape, or fit nowhere in the model.
     """
     faults = []
     if missing := sorted(info["missing_keys"]):
@@ -147,43 +147,43 @@ def check_fit(
         faults.append(f"{few(unused, SHOWN)} of the files {have} no place in it{layers}")
     if not quantised and (packed := _packed(model, stored)):
         faults.append(
-            f"{few(packed, SHOWN)}: stored as {stored[packed[0]].dtype}, as quantised weights are, and config.json "
-            "has no quantization_config"
+            f"{few(packed, SHOWN)}: stored as {stored[packed[0]].dtype}, like quantised weights, but config.json has "
+            "no quantization_config"
         )
     faults += [str(message).strip().splitlines()[0] for message in info.get("error_msgs") or ()]
     if faults:
         raise UsageError(
             f"{name}: its weights do not fit the {type(model).__name__} of its config.json: {'; '.join(faults)}"
         )
-    return [f"{name}: {part} ({count} weights) is no part of the text model and is left out" for part, count in parts]
+    return [f"{name}: left out {part} ({count} weights), which is not part of the text model" for part, count in parts]
 
 
 def check_finite(parameters: Iterable[tuple[str, Any]], whose: str) -> None:
-    """Refuse weights that are no numbers: no loss of such a model is one.
+    """Refuse weights that are not finite; no loss of such a model would be.
 
     Args:
         parameters: names and tensors.
-        whose: of which model, for messages: `the base model's`.
+        whose: whose weights they are, for messages: `the base model's`.
 
     Raises:
         UsageError: NaN or an infinity; names the tensor.
     """
     import torch
 
-    floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # of others torch knows no least value
+    floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # torch cannot take the minimum of others
     for name, parameter in parameters:
         if parameter.is_meta or not parameter.numel() or parameter.dtype not in floats:
             continue
         ends = torch.stack(torch.aminmax(parameter.detach()))
         if not bool(ends.isfinite().all()):
             what = "NaN" if bool(ends.isnan().any()) else "infinities"
-            raise UsageError(f"{whose} weights hold {what}: {name}")
+            raise UsageError(f"{whose} weights contain {what}: {name}")
 
 
 def _head_hint(model: Any, missing: list[str]) -> str:
     head = model.get_output_embeddings()
     named = [name for name, parameter in model.named_parameters() if head is not None and parameter is head.weight]
-    return " (with tie_word_embeddings false, a head of its own is needed)" if set(named) & set(missing) else ""
+    return " (with tie_word_embeddings false, the model needs its own head)" if set(named) & set(missing) else ""
 
 
 def _layers_hint(model: Any, unused: list[str]) -> str:
@@ -195,7 +195,7 @@ def _layers_hint(model: Any, unused: list[str]) -> str:
 
 
 def _packed(model: Any, stored: Mapping[str, Stored]) -> list[str]:
-    """Weights that are stored as integers or in 8 bits: as what stands for numbers, and not as numbers."""
+    """Weights stored as integers or in 8 bits, which encode numbers instead of being numbers."""
     floating = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
     return sorted(name for name in floating & set(stored) if stored[name].dtype not in PLAIN)
 
@@ -203,7 +203,7 @@ def _packed(model: Any, stored: Mapping[str, Stored]) -> list[str]:
 def _sorted_out(
     model: Any, unexpected: list[str], stored: Mapping[str, Stored]
 ) -> tuple[list[str], list[tuple[str, int]]]:
-    """Of weights without a place in the model: those that it should have used, and the parts that text never uses."""
+    """Of weights that fit nowhere in the model: those that it should have used, and parts that text never uses."""
     present = {name for name, _ in model.named_modules()}
     unused, parts = [], Counter[str]()
     for key in unexpected:
@@ -227,7 +227,7 @@ def _is_buffer(key: str, stored: Mapping[str, Stored]) -> bool:
 
 
 def _guesses_ahead(model: Any, words: list[str], depth: int) -> bool:
-    """Whether a weight is of the layers for multi-token prediction that stand after a model's own (DeepSeek-V3)."""
+    """Whether a weight belongs to the multi-token prediction layers after a model's own layers (DeepSeek-V3)."""
     config = model.config.get_text_config()
     ahead = getattr(config, "num_nextn_predict_layers", None) or 0
     own = getattr(config, "num_hidden_layers", 0)

@@ -1,8 +1,8 @@
-"""What a run's record keeps of its rows, so that lost, changed, doubled and misplaced ones are noticed.
+"""What a run's record stores about its rows, so that lost, changed, repeated and misplaced rows are detected.
 
 A finished run's run.json has `measured`: the number of rows, a hash chain over them, and a sha256 of the file. In the
-chain each row's hash includes the one before it. It leaves out times and memory, so that a run that was cut and resumed
-ends in the chain of an uninterrupted one; the sha256 is over all.
+chain, each row's hash includes the one before it. The chain ignores times and memory, so that an interrupted and
+resumed run ends with the same chain as an uninterrupted one; the sha256 covers everything.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class Chain:
     """A hash chain over rows.
 
     Attributes:
-        rows: how many.
-        head: the last row's hash; empty for none.
+        rows: number of rows.
+        head: hash of the last row; empty if there are none.
     """
 
     rows: int = 0
     head: str = ""
 
     def after(self, row: Mapping[str, Any]) -> Chain:
-        """With one more row."""
+        """The chain with one more row."""
         numbers = {name: value for name, value in row.items() if name not in COSTS}
         text = json.dumps(numbers, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return Chain(self.rows + 1, hashlib.sha256(f"{self.head}\n{text}".encode()).hexdigest())
@@ -45,40 +45,40 @@ def chain_of(rows: Iterable[Mapping[str, Any]]) -> Chain:
 
 
 def seal(rows: Sequence[Mapping[str, Any]], content: bytes) -> dict[str, Any]:
-    """What the record of a finished run keeps of its rows.
+    """What the record of a finished run stores about its rows.
 
     Args:
-        rows: as read.
-        content: the whole lines that they were read from.
+        rows: the rows as read.
+        content: the complete lines that they were read from.
     """
     chain = chain_of(rows)
     return {"rows": chain.rows, "chain": chain.head, "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def broken(record: Mapping[str, Any], content: bytes) -> str:
-    """How the whole lines of a finished run's file differ from what was written, in words; empty where they do not.
+    """How the complete lines of a finished run's file differ from what was written, in words; empty if they do not.
 
-    A run that is not finished, or was by a version that kept no seal, has nothing to differ from.
+    An unfinished run, or one by a version without this record, has nothing to compare with.
     """
     sealed = record.get("measured")
     if record.get("status") != "done" or not isinstance(sealed, Mapping):
         return ""
     count = content.count(b"\n")
     if count != sealed.get("rows"):
-        return f"measurements.jsonl has {count} rows, {sealed.get('rows')} were written"
+        return f"measurements.jsonl has {count} rows instead of {sealed.get('rows')}"
     if hashlib.sha256(content).hexdigest() != sealed.get("sha256"):
-        return f"measurements.jsonl has other content than the {count} rows that were written"
+        return f"measurements.jsonl was changed; its {count} rows are not those measured"
     return ""
 
 
 def misplaced(record: Mapping[str, Any], rows: Sequence[tuple[Any, Any]]) -> str:
-    """What is wrong with the steps of a run's rows, in words; empty where nothing is.
+    """What is wrong with the steps of a run's rows, in words; empty if nothing is.
 
-    Each step of the run's own grid comes once and in order, without a gap, and in a finished run to the last one.
+    Each step of the run's own grid must occur once and in order, without gaps; in a finished run up to the last one.
 
     Args:
         record: run.json.
-        rows: step and alpha of each, whole and number or None, in their order.
+        rows: step (int) and alpha (number or None) of each row, in order.
     """
     seen: dict[tuple[int, float | None], int] = {}
     for line, (step, alpha) in enumerate(rows, start=1):
@@ -93,23 +93,23 @@ def misplaced(record: Mapping[str, Any], rows: Sequence[tuple[Any, Any]]) -> str
         return ""
     came = [step for step, alpha in rows if alpha is None]
     if beside := sorted({step for step, _ in seen} - set(grid)):
-        return f"measurements.jsonl has step {beside[0]}, at which this run is not measured"
+        return f"measurements.jsonl has step {beside[0]}, which is not a measured step of this run"
     wanted = grid if record.get("status") == "done" else grid[: len(came)]
     if missing := [step for step in wanted if (step, None) not in seen]:
         return f"measurements.jsonl lacks step {missing[0]}"
-    return "" if came == wanted else "measurements.jsonl has its steps in another order"
+    return "" if came == wanted else "the steps in measurements.jsonl are out of order"
 
 
 NEEDED = ("alpha", "finetune_loss", "forgetting_loss")
-"""The columns that `unmeasured` looks at."""
+"""The columns that `unmeasured` checks."""
 
 
 def unmeasured(record: Mapping[str, Any], rows: Sequence[tuple[float | None, ...]]) -> str:
-    """Which row of a finished run lacks a loss, in words; empty where none does.
+    """Which row of a finished run lacks a loss, in words; empty if none does.
 
     Args:
         record: run.json.
-        rows: NEEDED of each, in their order.
+        rows: the NEEDED columns of each row, in order.
     """
     for line, (alpha, *losses) in enumerate(rows, start=1):
         if record.get("status") == "done" and alpha is None and None in losses:
@@ -118,7 +118,7 @@ def unmeasured(record: Mapping[str, Any], rows: Sequence[tuple[float | None, ...
 
 
 def grid_of(record: Mapping[str, Any]) -> list[int] | None:
-    """The steps at which a run is measured, by its own stored configuration; None where it has none."""
+    """The measured steps of a run according to its own stored configuration; None if it has none."""
     try:
         config = record["config"]
         numbers = (config["training"]["steps"], config["measure"]["start"], config["measure"]["every"])

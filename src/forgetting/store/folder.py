@@ -385,7 +385,7 @@ class StudyFolder:
         if not path.exists():
             raise UsageError(f"{path}: no such folder")
         if not (path / "study.yaml").exists():
-            raise UsageError(f"{path}: not a study folder (no study.yaml in it)")
+            raise UsageError(f"{path}: not a study folder (it has no study.yaml)")
         folder = cls(path)
         folder._refuse_links()
         return folder

@@ -1,8 +1,8 @@
-"""How a study may grow: what of its configuration can change in the same folder, and what was there before.
+"""How a study may grow: what of its configuration may change in the same folder, and the history of changes.
 
-More data sets, methods, mitigations and seeds are more runs; finished ones are found by their ids, which are hashes of
-all that decides their numbers. What is the same for all runs cannot change: then one table would hold numbers that
-cannot be compared.
+More data sets, methods, mitigations and seeds mean more runs; finished runs are found by their ids, which are hashes of
+everything that affects their numbers. Settings shared by all runs cannot change, because then one table would contain
+numbers that cannot be compared.
 
 history/NNN.yaml  each earlier study.yaml, in order
 """
@@ -20,13 +20,13 @@ from ..config.schema import CapabilitiesConfig, StudyConfig, validate
 from ..errors import ForgettingError, UsageError
 
 GRID = ("datasets", "methods", "seeds", "capabilities")
-"""Fields of a study whose values may change within their own rules."""
+"""Fields of a study whose values may change, each within its own rules."""
 WIDER = ("suites", "datasets", "ranks", "seeds", "limit")
 """Fields of `capabilities` that may grow."""
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """A configuration in JSON's kinds as one value a path; lists of plain values as they are."""
+    """A configuration of plain JSON values as one value per path; lists of plain values stay lists."""
     inside: dict[str, Any] = {}
     if isinstance(value, Mapping) and value:
         inside = {f"{path}.{key}".lstrip("."): item for key, item in value.items()}
@@ -53,10 +53,10 @@ def _short(value: Any) -> str:
 
 
 def refuse(stored: StudyConfig, wanted: StudyConfig, path: Path) -> None:
-    """Refuse a configuration that a study cannot grow into, as far as that is told without looking at its runs.
+    """Refuse a configuration that a study cannot grow into, as far as this is known without looking at its runs.
 
     Raises:
-        UsageError: names what differs, with both values, why it cannot, and what to do.
+        UsageError: names what differs, with both values, why it cannot change, and what to do.
     """
     found = differences(stored, wanted)
     fixed = {key: pair for key, pair in found.items() if not _may_differ(key, stored, wanted)}
@@ -64,18 +64,16 @@ def refuse(stored: StudyConfig, wanted: StudyConfig, path: Path) -> None:
         raise UsageError(another(path, fixed))
     why = _steps(stored, wanted) or _capabilities(stored.capabilities, wanted.capabilities)
     if why:
-        raise UsageError(f"{path}: {why}; put back what was there, or name another folder with out (--out)")
+        raise UsageError(f"{path}: {why}; restore the old value, or choose another folder with out (--out)")
 
 
 def another(path: Path, found: Mapping[str, tuple[Any, Any]]) -> str:
-    """That a folder holds a study of another configuration, and what to do."""
-    how = "name another folder with out (--out)"
+    """The error that a folder holds a study with another configuration, and what to do."""
+    how = "choose another folder with out (--out)"
     if set(found) == {"name"}:
-        how = f"to add runs to it, give the folder and what is to be added (`forgetting study {path} ...`), or {how}"
+        how = f"to add runs to it, give the folder and what to add (`forgetting study {path} ...`), or {how}"
     if all(key.startswith("texts") for key in found):
-        how = (
-            f"the weights at the steps that were measured are gone, so that no other text can be measured there; {how}"
-        )
+        how = f"the weights at the measured steps are gone, so no other text can be measured there; {how}"
     return f"{path} holds a study of another configuration ({told(found)}); {how}"
 
 
@@ -88,27 +86,27 @@ def _may_differ(key: str, stored: StudyConfig, wanted: StudyConfig) -> bool:
 
 
 def _steps(stored: StudyConfig, wanted: StudyConfig) -> str:
-    """Why a study's runs cannot have another number of steps, in words; empty where they can."""
+    """Why a study's runs cannot have another number of steps, in words; empty if they can."""
     before, now, schedule = stored.training.steps, wanted.training.steps, stored.training.schedule
     how = f"training.steps: there {before}, now {now}"
     if now < before:
-        return f"{how}: a study's runs can only become longer, and what they measured up to step {now} is in its table"
+        return f"{how}: a study's runs can only become longer; the measurements up to step {now} are in its table"
     if now > before and schedule != "constant":
         return (
-            f"{how}: with schedule {schedule} the learning rate of every step depends on the number of steps, so that "
-            "no run can go on from a shorter one"
+            f"{how}: with schedule {schedule} the learning rate of every step depends on the number of steps, so "
+            "no run can continue a shorter one"
         )
     return ""
 
 
 def _capabilities(stored: CapabilitiesConfig | None, wanted: CapabilitiesConfig | None) -> str:
-    """Why other capabilities cannot be asked, in words; empty where they can."""
+    """Why other capabilities cannot be asked for, in words; empty if they can."""
     if stored is None or wanted is None:
         return ""
     found = differences(stored, wanted)
     fixed = {f"capabilities.{key}": pair for key, pair in found.items() if key not in WIDER}
     if fixed:
-        return f"{told(fixed)}: stored answers are to the former"
+        return f"{told(fixed)}: the stored answers belong to the old setting"
     if missing := [suite for suite in stored.suites if suite not in wanted.suites]:
         return f"capabilities.suites: there {list(stored.suites)}, now without {missing[0]}: suites can only be added"
     if wanted.limit is not None and (stored.limit is None or wanted.limit < stored.limit):
@@ -124,7 +122,7 @@ class History:
         self.folder = study / "history"
 
     def keep(self, text: str) -> None:
-        """Keep a study.yaml that is about to be replaced; one that is the last in the history already is kept once."""
+        """Keep a study.yaml that is about to be replaced, unless it is already the last one in the history."""
         stored = self._files()
         if stored and self._parts(stored[-1])[1] == text:
             return
@@ -146,7 +144,7 @@ class History:
         return first.removeprefix("# until "), rest
 
     def earlier(self) -> Iterator[tuple[str, StudyConfig]]:
-        """Each earlier configuration, oldest first, with when it was replaced; one that cannot be read is left out."""
+        """Each earlier configuration, oldest first, with when it was replaced; unreadable ones are left out."""
         from ..config.files import parse_yaml
 
         for file in self._files():
@@ -158,7 +156,7 @@ class History:
 
 
 def grown(study: Path, now: StudyConfig) -> list[str]:
-    """How a study grew, a line each time: when, and what of its configuration changed, with both values."""
+    """How a study grew, one line per change: when, and what of its configuration changed, with both values."""
     earlier = list(History(study).earlier())
     configs = [*(config for _, config in earlier), now]
     lines = []

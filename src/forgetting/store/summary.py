@@ -1,4 +1,4 @@
-"""A study's measurements as a table for readers: values with their standard errors, constant columns left out."""
+"""A study's measurements as a table for readers: values with standard errors; constant columns are left out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def last_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def measurements_shown(table: pd.DataFrame) -> Shown:
-    """Rows of a study's table, small ranks first; columns that say the same in every row are left out."""
+    """Rows of a study's table, small ranks first; columns with the same value in every row are left out."""
     order = ["dataset", "label", "mitigation", "trainable_params", "seed", "run_id", "step"]
     rows = table.sort_values(order, kind="stable").to_dict("records")
     columns: dict[str, Callable[[dict[Hashable, Any]], str]] = {
@@ -46,7 +46,7 @@ def _whole(value: object) -> str:
 
 
 def _short(value: object) -> str:
-    """A count to three digits: 98.6k, 1.58M."""
+    """A count to three significant digits: 98.6k, 1.58M."""
     if not isinstance(value, int):
         return "-"
     for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):

@@ -18,23 +18,24 @@ from .run_files import row_kinds
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as plain objects, every digit kept, what is missing as None."""
+    """Rows as plain objects with all digits; missing values are None."""
     found = table.astype(object).where(table.notna(), None).to_dict("records")
     return [{str(key): value for key, value in row.items()} for row in found]
 
 
 def fitted_rows(table: pd.DataFrame, *, start: float | None = None, chosen: Collection[str] = ()) -> pd.DataFrame:
-    """The rows that the laws are fitted on: ended, plain runs of the study's first method, from `measure_start` on.
+    """The rows that the laws are fitted to: finished, plain runs of the study's first method, from `measure_start` on.
 
-    The laws are of one method's grid; the paper fits LoRA ranks and predicts other methods from them (Appendix B).
-    Rows of runs that failed, are damaged or are not asked for stay, marked by `status`: a fit leaves them out by name.
+    The laws describe one method's grid; the paper fits LoRA ranks and predicts other methods from them (Appendix B).
+    Rows of runs that failed, are damaged or not in the configuration stay, marked by `status`; a fit names and ignores
+    them.
 
     Args:
-        table: of one study or several, as `load_table` gives it, or the same read back from a file; `step` and
-            `measure_start` at least.
-        start: another first step than the study's own.
-        chosen: columns that the caller has chosen rows by: with `label`, `method` or `mitigation` among them, other
-            methods than the first stay, and with `alpha` interpolated models.
+        table: of one study or several, as from `load_table`, or read back from a file; with at least `step` and
+            `measure_start`.
+        start: first step, instead of the study's own.
+        chosen: columns that the caller has filtered rows by; with `label`, `method` or `mitigation`, methods other
+            than the first stay, and with `alpha`, interpolated models.
 
     Raises:
         UsageError: a step is not a number.
@@ -55,7 +56,7 @@ def fitted_rows(table: pd.DataFrame, *, start: float | None = None, chosen: Coll
 
 
 def _blank(table: pd.DataFrame, name: str) -> pd.Series[bool]:
-    """Rows in which a column is blank; all of them where somebody has dropped it."""
+    """Rows in which a column is blank; all rows if the column was dropped."""
     if name not in table:
         return pd.Series(True, index=table.index)
     return table[name].isna() | (table[name].astype(str).str.strip() == "")
@@ -78,14 +79,14 @@ def _quantised(model: ModelConfig) -> str:
 
 
 def load_table(path: Path, config: StudyConfig | None = None) -> pd.DataFrame:
-    """One row a measurement of a study, under the columns of COLUMNS, and those of further texts after them.
+    """One row per measurement of a study, with the columns in COLUMNS, then those of further texts.
 
-    Rows of failed runs are there, marked by `status`; a run that failed before its first measurement has none. A
-    damaged run has one row, of that status and without numbers.
+    Rows of failed runs are included, marked by `status`; a run that failed before its first measurement has none. A
+    damaged run has one row with that status and without numbers.
 
     Args:
         path: the study folder.
-        config: the study's configuration, where it was read before.
+        config: the study's configuration, if already read.
 
     Raises:
         UsageError: not a study folder.

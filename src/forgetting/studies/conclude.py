@@ -210,7 +210,7 @@ def conclude(out: Path) -> StudyResult:
     if table.empty:
         if left := found.left.sentences():
             raise ForgettingError(f"{out}: no measurement that counts: {'; '.join(left)}")
-        raise UsageError(f"{out}: no measurement in this study yet; run `forgetting study {out}`")
+        raise UsageError(f"{out}: this study has no measurements yet; run `forgetting study {out}`")
     rows = fitted_rows(found.table)
     measured = rows[rows["status"] == "done"].groupby("dataset").size()
     rows = rows[rows["dataset"].isin(measured.index[measured >= LEAST_ROWS])]

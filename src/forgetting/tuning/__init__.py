@@ -1,7 +1,7 @@
 """Fine-tuning: one run, measured on its step grid.
 
-`methods` make a model trainable (docs/methods.md), `mitigations` hold forgetting back (docs/mitigations.md); the
-trainer, checkpoints, and a stop that waits for the next whole step.
+`methods` make a model trainable (docs/methods.md); `mitigations` reduce forgetting (docs/mitigations.md). Also contains
+the trainer, checkpoints, and stopping after the current step.
 """
 
-from .. import models as models  # before transformers' Trainer imports PEFT
+from .. import models as models  # must come before transformers' Trainer imports PEFT

@@ -1,7 +1,7 @@
-"""A run's checkpoints: marked when they are whole, checked before they are used, the last two kept.
+"""A run's checkpoints: marked when complete, checked before use; the last two are kept.
 
-The mark lists every file with its size and digest. A checkpoint without a mark was cut while it was written; one that
-differs from its mark was damaged later. Order goes by step number and never by a clock.
+The mark lists every file with its size and digest. A checkpoint without a mark was interrupted while being written; one
+that differs from its mark was damaged later. Their order is by step number, never by time.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ..files import write_atomically
 
 MARK = "complete"
 KEEP = 2
-"""Whole checkpoints kept: a damaged one has one before it."""
+"""How many complete checkpoints to keep: if one is damaged, there is one before it."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Where a run goes on.
+    """Where a run resumes.
 
     Attributes:
-        path: the newest whole checkpoint, or None.
+        path: the newest complete checkpoint, or None.
         step: its step; -1 for none.
         state: what was given to `mark`.
         notices: what was damaged, in words.
@@ -40,14 +40,14 @@ class Found:
 
 
 def mark(checkpoint: Path, **state: Any) -> None:
-    """Say that a checkpoint is wholly written, then drop all but the last KEEP.
+    """Mark a checkpoint as complete, then delete all but the last KEEP.
 
     Args:
         checkpoint: `checkpoint-STEP`.
-        state: kept with it, for `newest`.
+        state: stored with it, for `newest`.
 
     Raises:
-        UsageError: it lies behind a link, or holds one.
+        UsageError: it is behind a link, or contains one.
     """
     files.refuse_link(checkpoint, checkpoint.parent.parent)
     files.refuse_links(checkpoint)
@@ -58,27 +58,27 @@ def mark(checkpoint: Path, **state: Any) -> None:
 
 
 def newest(folder: Path) -> Found:
-    """The newest whole checkpoint of a run; those that are damaged or unfinished are deleted on the way to it."""
+    """The newest complete checkpoint of a run; damaged or unfinished newer ones are deleted."""
     notices: list[str] = []
     for path in _by_step(folder):
         if (path / MARK).exists():
             wrong, state = _verify(path)
             if wrong is None:
-                return Found(path, _step(path), state, _ended(notices, f"went on from step {_step(path)}"))
+                return Found(path, _step(path), state, _ended(notices, f"resumed from step {_step(path)}"))
             notices.append(f"{path.name} is damaged ({wrong})")
         shutil.rmtree(path)
-    return Found(notices=_ended(notices, "began again at step 0"))
+    return Found(notices=_ended(notices, "started again at step 0"))
 
 
 def drop_unfinished(folder: Path) -> None:
-    """Delete checkpoints that were not wholly written, as after a full disk."""
+    """Delete incomplete checkpoints, as left by a full disk."""
     for path in _by_step(folder):
         if not (path / MARK).exists():
             shutil.rmtree(path, ignore_errors=True)
 
 
 def drop_but(folder: Path, step: int | None) -> None:
-    """Delete all checkpoints but that of a step; all of them for None."""
+    """Delete all checkpoints except that of a step; None deletes all."""
     for path in _by_step(folder):
         if _step(path) != step:
             shutil.rmtree(path, ignore_errors=True)
@@ -103,9 +103,9 @@ def _verify(checkpoint: Path) -> tuple[str | None, dict[str, Any]]:
         if name not in there:
             return f"{name} is missing", state
         if (found := there[name].stat().st_size) != size:
-            return f"{name} has {found:,} bytes, {size:,} were written", state
+            return f"{name} has {found:,} bytes instead of {size:,}", state
         if _digest(there[name])[1] != digest:
-            return f"{name} is not what was written", state
+            return f"{name} was changed", state
     return None, state
 
 
@@ -119,10 +119,10 @@ def _files(checkpoint: Path) -> list[Path]:
 
 
 def _by_step(folder: Path) -> list[Path]:
-    """Checkpoints, the newest first.
+    """Checkpoints, newest first.
 
     Raises:
-        UsageError: they lie behind a link: whoever asks deletes what is damaged.
+        UsageError: they are behind a link; callers delete damaged checkpoints.
     """
     files.refuse_link(folder, folder.parent)
     files.refuse_links(folder, deep=False)

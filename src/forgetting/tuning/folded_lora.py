@@ -1,11 +1,11 @@
-"""A LoRA layer in training without products of the size of its output: the scale and the sum join the matrix product.
+"""Trains a LoRA layer without products of the size of its output: the scale and the sum are part of the matrix product.
 
-PEFT computes x W^T, then (x A^T) B^T, then that times the scale, then the sum: two passes over [tokens, outputs]
-forwards and one backwards, beside a sum of gradients [tokens, inputs]. Here the scale is a factor of the matrix product
-that adds to x W^T in place, and the same backwards. Where the rank is large against the layer's width, even that costs
-more than the layer itself: there, the sum W + scale B A is made first, and the gradients of A and B come from its own,
-which costs three products of the layer's size at any rank. The numbers are PEFT's up to rounding, which is verified,
-layer by layer, in value and gradients; a layer for which it is not true, or not known, is left to PEFT.
+PEFT computes x W^T, then (x A^T) B^T, then multiplies by the scale, then adds: two passes over [tokens, outputs]
+forward and one backward, plus a sum of gradients [tokens, inputs]. Here the scale is a factor of the matrix product
+that adds to x W^T in place; backward works the same way. If the rank is large relative to the layer's width, even that
+costs more than the layer itself. Then the sum W + scale B A is computed first, and the gradients of A and B are derived
+from its gradient, which costs three products of the layer's size at any rank. The numbers equal PEFT's up to rounding.
+This is verified layer by layer, in value and gradients; a layer for which it fails or is unknown is left to PEFT.
 
 Shapes: N tokens, r rank.
 """
@@ -38,7 +38,7 @@ class _FoldedLora(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outward: Tensor) -> tuple[Tensor | None, ...]:
-        """Of x, A and B."""
+        """Gradients of x, A and B."""
         flat, low, weight, a, b = ctx.saved_tensors
         slope = outward[0].reshape(-1, outward[0].shape[-1])
         to_low = (slope @ b).mul_(ctx.scale)
@@ -49,7 +49,7 @@ class _FoldedLora(torch.autograd.Function):
 
 
 class _MergedLora(torch.autograd.Function):
-    """x (W + scale * B A)^T + b; W and b do not train. The sum is made again for the backward pass and never kept."""
+    """x (W + scale * B A)^T + b; W and b do not train. The sum is recomputed for the backward pass, never stored."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -60,7 +60,7 @@ class _MergedLora(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outward: Tensor) -> tuple[Tensor | None, ...]:
-        """Of x, A and B."""
+        """Gradients of x, A and B."""
         x, weight, a, b = ctx.saved_tensors
         slope = outward[0].reshape(-1, outward[0].shape[-1])
         to_x = None
@@ -73,10 +73,10 @@ class _MergedLora(torch.autograd.Function):
 
 
 def merging_pays(tokens: int, outputs: int, inputs: int, rank: int) -> bool:
-    """Whether W + scale B A first takes fewer multiplications than x W^T and (x A^T) B^T, forwards and backwards.
+    """Whether computing W + scale B A first takes fewer multiplications than x W^T and (x A^T) B^T, in both passes.
 
-    N outputs inputs more for the gradient of W, and 4 r outputs inputs for the sum, twice, and its gradients; against
-    three times N r (outputs + inputs).
+    It adds N outputs inputs for the gradient of W, and 4 r outputs inputs for the sum (twice) and its gradients; the
+    other way takes three times N r (outputs + inputs).
     """
     return tokens * outputs * inputs + 4 * rank * outputs * inputs < 3 * tokens * rank * (outputs + inputs)
 
@@ -85,13 +85,13 @@ Way = type[_FoldedLora] | type[_MergedLora]
 
 
 def _ways(parts: peft_internals.Lora) -> tuple[Way, ...]:
-    """Those that keep the dtype's accuracy: 16-bit numbers would lose a small adapter in the sum of weights."""
+    """Dtypes that are precise enough: 16-bit numbers would lose a small adapter in the sum of weights."""
     exact = parts.base.weight.dtype in (torch.float32, torch.float64)
     return (_FoldedLora, _MergedLora) if exact else (_FoldedLora,)
 
 
 def _forward(layer: Any, parts: peft_internals.Lora, ways: tuple[Way, ...]) -> Any:
-    """What a layer's forward is replaced with: the cheaper of the ways for each batch."""
+    """Replacement for a layer's forward: for each batch, the cheaper of the two ways."""
     own = layer.forward
     outputs, inputs = parts.base.weight.shape
 
@@ -110,10 +110,10 @@ def _forward(layer: Any, parts: peft_internals.Lora, ways: tuple[Way, ...]) -> A
 
 
 class FoldedLayers:
-    """The layers of a model that can be computed so."""
+    """The layers of a model that can be computed like this."""
 
     def __init__(self, model: Any, *, verify: bool = True) -> None:
-        """Find them; a model of no numbers cannot be verified on."""
+        """Find them; a model without values cannot be verified."""
         entry = unwrapped(model)
         layers = [layer for _, layer in peft_internals.layers(entry)] if is_peft(entry) else []
         found = [(layer, parts) for layer in layers if (parts := peft_internals.lora(layer)) is not None]
@@ -125,7 +125,7 @@ class FoldedLayers:
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """Within, forward and backward, gradient checkpointing's too, are computed so."""
+        """Inside, forward and backward are computed like this, including for gradient checkpointing."""
         try:
             for layer, forward in self.forwards:
                 layer.forward = forward
@@ -136,7 +136,7 @@ class FoldedLayers:
 
 
 def _verified(layer: Any, parts: peft_internals.Lora) -> tuple[Way, ...]:
-    """The ways, where value and gradients of each are PEFT's on a few random inputs, up to the dtype's rounding."""
+    """The ways whose value and gradients equal PEFT's on a few random inputs, up to rounding of the dtype."""
     weight = parts.base.weight
     random = torch.randn(4, weight.shape[1] + weight.shape[0], generator=torch.Generator().manual_seed(0))
     random = random.to(weight.device, weight.dtype)
@@ -150,7 +150,7 @@ def _verified(layer: Any, parts: peft_internals.Lora) -> tuple[Way, ...]:
     same = all(
         right is not None
         and found is not None
-        # B is zero at the start, and so is the gradient of A
+        # B is zero at the start, so A's gradient is too
         and bool((found - right).float().norm() <= tolerance * right.float().norm())
         for mine in ours
         for found, right in zip(mine, theirs, strict=True)

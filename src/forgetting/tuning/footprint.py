@@ -1,11 +1,11 @@
-"""The memory that a run will take on its device, by its configuration, before anything of it is loaded.
+"""Predicts the memory that a run will use on its device, from its configuration, before loading anything.
 
-What is kept is counted exactly: weights (packed where they are quantised), what the method adds, gradients, and the
-optimiser's states: AdamW keeps two numbers for each that trains; Adafactor, for a matrix, one a row and one a column
-(Shazeer and Stern 2018, arXiv:1804.04235). What is there for a moment is counted by passes on a model of no numbers
-(`pass_memory`). Where a model cannot be run so, the passes are by the formula of Korthikanti et al. 2022
-(arXiv:2205.05198, section 4.1): 34 s b h bytes a layer in 16 bits, without attention's scores, which today's kernels do
-not keep, or 2 s b h with gradient checkpointing.
+Permanent memory is counted exactly: weights (packed if quantised), what the method adds, gradients, and the optimiser's
+states. AdamW keeps two numbers per trained parameter; Adafactor keeps, for a matrix, one per row and one per column
+(Shazeer and Stern 2018, arXiv:1804.04235). Temporary memory is counted by passes through a model without values
+(`pass_memory`). If a model cannot be run that way, passes are estimated by the formula of Korthikanti et al. 2022
+(arXiv:2205.05198, section 4.1): 34 s b h bytes per layer in 16 bits, without attention scores, which current kernels do
+not store, or 2 s b h with gradient checkpointing.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from .methods.lora import Lora
 from .mitigations import Takes, parse_together, with_recipe
 
 KEPT, KEPT_CHECKPOINTING = 17, 1
-"""Numbers that a layer keeps for each number of its input: 34 and 2 bytes in 16 bits."""
+"""Bytes that a layer stores per number of its input, in 16 bits: 34, or 2 with gradient checkpointing."""
 ADAFACTOR_MOMENT = 2
-"""Copies of the largest gradient, in float32, for a moment of a step."""
+"""Temporary copies of the largest gradient, in float32, during a step."""
 LOGIT_COPIES = 4
-"""Of the logits that a mitigation reads: in float32, as log-probabilities, of both models, and their gradient."""
+"""Copies of the logits that a mitigation reads: float32, log-probabilities of both models, and their gradient."""
 GAPS = 1.1
-"""Memory that allocators hold, for each byte that is asked for for a moment (docs/benchmarks.md)."""
+"""Bytes that allocators hold per byte of temporary memory requested (docs/benchmarks.md)."""
 CPU_BUFFERS = 48 * 2**20
-"""What matrix products and the C library keep for themselves (the same)."""
+"""Bytes that matrix products and the C library keep for themselves (docs/benchmarks.md)."""
 TILE_COPIES = 3
-"""Of the tile of logits that measuring has in hand."""
+"""Copies of the tile of logits that measuring works on."""
 CUDA_LOGITS = 2 * 4 * fused_loss.CUDA_TILE_LOGITS
-"""Bytes of the tiles in which the loss makes logits on a GPU, beyond those on a CPU."""
+"""Bytes of the tiles in which the loss computes logits on a GPU, beyond those on a CPU."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that a run takes on its device, the libraries' own left out.
+    """Bytes that a run uses on its device, not counting the libraries themselves.
 
     Attributes:
-        weights: of the base model, and what the method adds.
-        gradients: of what trains.
-        optimiser: its states.
+        weights: the base model's weights, and what the method adds.
+        gradients: gradients of what trains.
+        optimiser: the optimiser's states.
         held: copies that mitigations keep.
-        passes: the most that is there for a moment, with the gradients that are there then, beyond all those.
-        trained: parameters that train.
-        counted: whether `passes` were counted by passes on a model of no numbers, and not by a formula.
+        passes: maximum temporary memory, including the gradients at that moment, beyond all of the above.
+        trained: number of trained parameters.
+        counted: whether `passes` was counted on a model without values, rather than by the formula.
     """
 
     weights: int
@@ -68,17 +68,17 @@ class Footprint:
 
     @property
     def parameters(self) -> int:
-        """What no smaller batch saves: weights, gradients and optimiser."""
+        """What a smaller batch does not reduce: weights, gradients and optimiser."""
         return self.weights + self.gradients + self.optimiser
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The total."""
         return self.parameters + self.held + self.passes
 
 
 class UncountableError(ForgettingError):
-    """A method cannot be put on a model of no numbers."""
+    """A method cannot be applied to a model without values."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class Passes:
     """How much text passes through the model at once.
 
     Attributes:
-        windows: of a forward pass in training.
+        windows: windows per forward pass in training.
         length: tokens of the longest.
-        accumulated: whether gradients of earlier passes of the step are there.
+        accumulated: whether gradients of earlier passes of the step are in memory.
         device: `cpu` or `cuda`.
     """
 
@@ -102,9 +102,9 @@ def passes_of(run: RunConfig, processes: int, longest: int | None, device: str) 
     """How a run passes its text through the model.
 
     Args:
-        run: it.
-        processes: that share each batch.
-        longest: tokens of its longest training window; None is the context.
+        run: the run.
+        processes: number of processes that share each batch.
+        longest: tokens of its longest training window; None means the context.
         device: `cpu` or `cuda`.
     """
     share = max(1, run.training.batch_size // processes)
@@ -113,12 +113,12 @@ def passes_of(run: RunConfig, processes: int, longest: int | None, device: str) 
 
 
 def footprint(run: RunConfig, base: Skeleton, passes: Passes) -> Footprint:
-    """The memory that a run takes.
+    """The memory that a run uses.
 
     Args:
-        run: it.
+        run: the run.
         base: its base model.
-        passes: as `passes_of`.
+        passes: as from `passes_of`.
 
     Raises:
         UncountableError: its method needs the weights themselves.
@@ -135,7 +135,7 @@ def footprint(run: RunConfig, base: Skeleton, passes: Passes) -> Footprint:
     weights = base.bytes + _bytes(model) - _bytes(base.model)
     moment, counted = _passes(run, model, passes, takes, gradients, _step_bytes(run, trained))
     optimiser = sum(_state_bytes(run, p) for p in trained)
-    # before it trains neither gradients nor states are there
+    # before training there are neither gradients nor states
     files = base.mapped if passes.device == "cpu" else 0
     before = base.bytes + max(takes.before, files) - weights - gradients - optimiser - takes.held
     count = sum(p.numel() for p in trained)
@@ -145,7 +145,7 @@ def footprint(run: RunConfig, base: Skeleton, passes: Passes) -> Footprint:
 
 
 def prepared(run: RunConfig, base: Skeleton) -> Any:
-    """A copy of the base model as the run's method prepares it, of no numbers.
+    """A copy of the base model without values, prepared by the run's method.
 
     Raises:
         UncountableError: the method needs the weights themselves.
@@ -156,20 +156,22 @@ def prepared(run: RunConfig, base: Skeleton) -> Any:
     with acting():
         try:
             return method.prepare(base.copied(), context)
-        except Exception as error:  # whatever PEFT or torch raise where they look at numbers
+        except Exception as error:  # whatever PEFT or torch raise when they read values
             like = _like(method)
             if like is None:
-                raise UncountableError(f"methods.{method.name} cannot be counted without the weights") from error
+                raise UncountableError(
+                    f"methods.{method.name} needs the weights themselves, so its memory cannot be counted"
+                ) from error
             return like.prepare(base.copied(), context)
 
 
 def context_of(run: RunConfig) -> Context:
-    """What a method may know of its run where no text has been read."""
+    """What a method knows about its run when no text has been read."""
     return Context(run.seed, cast(Windows, None), cast(Windows, None), cast(Any, None), run.context)
 
 
 def _like(method: Method) -> Method | None:
-    """A method of the same shapes that reads no weights and no data: those that start from them are LoRA."""
+    """A method with the same shapes that reads no weights and no data; LoRA for those that start from them."""
     rank = getattr(method, "rank", None)
     if method.name not in ("pissa", "olora", "corda", "eva", "mica") or rank is None:
         return None
@@ -182,7 +184,7 @@ def _bytes(model: nn.Module) -> int:
 
 
 def _state_bytes(run: RunConfig, parameter: nn.Parameter) -> int:
-    """Of the optimiser for one parameter."""
+    """Bytes of the optimiser's states for one parameter."""
     shape = parameter.shape
     if run.training.optimizer == "adamw":
         return 2 * parameter.numel() * parameter.itemsize
@@ -192,7 +194,7 @@ def _state_bytes(run: RunConfig, parameter: nn.Parameter) -> int:
 
 
 def _step_bytes(run: RunConfig, trained: Sequence[nn.Parameter]) -> int:
-    """For a moment of the optimiser's step: AdamW is one call in place."""
+    """Temporary memory of the optimiser's step; AdamW works in place with a single call."""
     if run.training.optimizer == "adamw":
         return 0
     copies = (ADAFACTOR_MOMENT + (0 if p.itemsize >= 4 else 2) for p in trained)
@@ -200,13 +202,13 @@ def _step_bytes(run: RunConfig, trained: Sequence[nn.Parameter]) -> int:
 
 
 def _passes(run: RunConfig, model: Any, passes: Passes, takes: Takes, gradients: int, step: int) -> tuple[int, bool]:
-    """The most of what is there for a moment, gradients among it; whether passes were counted."""
+    """Maximum temporary memory, including gradients; and whether passes were counted."""
     vocabulary = _vocabulary(model)
     tokens = passes.windows * passes.length
     try:
         training, measuring = _counted(run, model, passes, takes, gradients)
         counted = True
-    except Exception:  # a model whose forward looks at numbers
+    except Exception:  # a model whose forward reads values
         training, measuring = formula(run, model, tokens, takes.reads_logits) + gradients, 0
         counted = False
     if takes.reads_logits:
@@ -218,7 +220,7 @@ def _passes(run: RunConfig, model: Any, passes: Passes, takes: Takes, gradients:
 
 
 def _counted(run: RunConfig, model: Any, passes: Passes, takes: Takes, gradients: int) -> tuple[int, int]:
-    """Of training, gradients among it, and of measuring; by passes."""
+    """For training, including gradients, and for measuring; counted by passes."""
     saving = run.training.gradient_checkpointing
 
     def train(windows: int, length: int, *, logits: bool, accumulated: bool) -> int:
@@ -238,7 +240,7 @@ def _counted(run: RunConfig, model: Any, passes: Passes, takes: Takes, gradients
 
 
 def formula(run: RunConfig, model: Any, tokens: int, reads_logits: bool) -> int:
-    """Of training, without the gradients: activations by Korthikanti et al., and logits where a loss makes them all."""
+    """For training, without gradients: activations by Korthikanti et al., and logits if a loss computes them all."""
     config = model.config.get_text_config()
     width, layers = int(getattr(config, "hidden_size", 0)), int(getattr(config, "num_hidden_layers", 0))
     size = max(2, next((p.itemsize for p in model.parameters() if p.dim() == 2), 4))
@@ -252,7 +254,7 @@ def _vocabulary(model: Any) -> int:
 
 
 def _sum(takes: Iterable[Takes]) -> Takes:
-    """Of mitigations used together."""
+    """For mitigations used together."""
     every = list(takes)
     return Takes(
         held=sum(one.held for one in every),

@@ -1,13 +1,13 @@
-"""The loss of next tokens without all logits: only where there is a label, a tile at a time, its gradient with it.
+"""Next-token loss without all logits: only at labelled positions, tile by tile, together with its gradient.
 
-A causal model's own loss makes logits for every position and keeps them, and their gradient, whole. `NextTokenLoss`
-makes those of a few labelled positions, takes loss and gradient from them, and forgets them: fused linear
-cross-entropy, after Liger (Hsu et al. 2024, arXiv:2410.10989), whose kernels are called on a GPU where they are there.
+A causal model's own loss computes logits for every position and keeps them, and their gradient, in memory.
+`NextTokenLoss` computes those of a few labelled positions, derives loss and gradient, and discards them: fused linear
+cross-entropy, after Liger (Hsu et al. 2024, arXiv:2410.10989), whose kernels are used on a GPU if available.
 
-The model's own forward stays in charge: it calls its head and its loss, which are replaced while it runs. So hooks,
-wrappers (DistributedDataParallel, autocast) and what a model adds to its loss (experts' balance) are as ever. Whether
-the replacement is right is *verified* on a few tokens, in value and gradient; where it is not, or where it cannot be
-known, a model keeps its own loss.
+The model's own forward stays in control: it calls its head and its loss, which are replaced while it runs. So hooks,
+wrappers (DistributedDataParallel, autocast) and anything that a model adds to its loss (expert balancing) work as
+usual. The replacement is *verified* on a few tokens, in value and gradient; if it is wrong, or this cannot be checked,
+the model keeps its own loss.
 
 Shapes: B windows, L their length, n labelled positions, t positions of a tile, D width, V vocabulary.
 """
@@ -31,31 +31,31 @@ from ..models.adapters import is_peft, unwrapped
 log = logging.getLogger(__name__)
 
 TILE_POSITIONS = 128
-"""On a CPU: 128 x 2,560 float32 logits stay in a processor's cache, and the product with a large head is worth it."""
+"""On a CPU: 128 x 2,560 float32 logits stay in the cache, and the product with a large head is efficient."""
 CUDA_TILE_LOGITS = 2**26
 PROBE = (2, 24)
-"""Windows and tokens on which the loss is verified."""
+"""Windows and tokens used to verify the loss."""
 
 
 class NotOursError(Exception):
-    """A model does something between its head and its loss that is not known here."""
+    """A model does something unknown between its head and its loss."""
 
 
 FAILURES = (NotOursError, RuntimeError, ValueError, TypeError, IndexError)
-"""What a forward may raise in which head and loss are replaced."""
+"""What a forward with replaced head and loss may raise."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of -log softmax(z)[label], z = softcap * tanh(scale * (h W^T + b) / softcap), with its gradient.
 
-    As in transformers, z is made in the dtype of h and its softmax in float32.
+    As in transformers, z is computed in the dtype of h and its softmax in float32.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, form: tuple[float, float | None]
     ) -> Tensor:
-        """See `summed`; form: scale and softcap."""
+        """See `summed`; `form` is scale and softcap."""
         parts = _Parts(hidden, weight, bias, ctx.needs_input_grad[:3])
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(hidden), parts.rows):
@@ -68,23 +68,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outward: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients that `forward` made, times that of the loss."""
+        """The gradients that `forward` computed, times that of the loss."""
+        # `outward` is not finite for a mean over nothing
         # of a mean over nothing, `outward` is not finite
         slope = outward[0] if ctx.any else torch.zeros_like(outward[0])
-        # in float32 at least: a factor in bfloat16 would be wrong by up to 0.4 % on all of them alike
+        # in float32 or wider: a bfloat16 factor would be off by up to 0.4 %, equally for all of them
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         found = [None if saved is None else (saved * slope).to(dtype) for saved, dtype in pairs]
         return (*found, None, None)
 
 
 class _Parts:
-    """Loss and gradients of one tile after another, in buffers that are used again."""
+    """Loss and gradients of one tile after another, in reused buffers."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...]) -> None:
         self.hidden, self.weight, self.bias = hidden, weight, bias
         tile = max(1, CUDA_TILE_LOGITS // len(weight)) if hidden.is_cuda else TILE_POSITIONS
         self.rows = max(1, min(tile, len(hidden)))
-        # sums over tiles, and factors on them, are in float32 at least
+        # sums over tiles, and their factors, are in float32 or wider
         wide = torch.promote_types(weight.dtype, torch.float32)
         self.to_hidden = torch.empty_like(hidden, dtype=wide) if needed[0] else None
         self.to_weight = torch.zeros_like(weight, dtype=wide) if needed[1] else None
@@ -92,7 +93,7 @@ class _Parts:
         self.probabilities = hidden.new_empty((self.rows, len(weight)), dtype=torch.float32)
 
     def add(self, tile: slice, labels: Tensor, scale: float, softcap: float | None) -> Tensor:
-        """[t] losses of the tile's positions; their gradients are kept."""
+        """[t] losses of the tile's positions; their gradients are stored."""
         hidden = self.hidden[tile]
         made = nn.functional.linear(hidden, self.weight, self.bias)
         if scale != 1.0:
@@ -127,7 +128,7 @@ def summed(
     """Sum of the cross-entropies of n positions: a float32 scalar.
 
     Args:
-        hidden: [n, D] what the head reads; the head's dtype.
+        hidden: [n, D] the head's input, in the head's dtype.
         weight: [V, D]; bias: [V] or None.
         labels: [n] int64.
         scale, softcap: as in `heads.LinearHead`.
@@ -138,11 +139,11 @@ def summed(
 
 @dataclass(frozen=True)
 class NextTokenLoss:
-    """How a model's loss is computed from what its head reads.
+    """How a model's loss is computed from its head's input.
 
     Attributes:
-        model: without wrappers and adapters around it; the one whose forward calls head and loss.
-        head: the module that it calls; `linear` is the one that acts in its place.
+        model: the model without wrappers and adapters around it; its forward calls head and loss.
+        head: the module that it calls; `linear` is the one used in its place.
         scale, softcap: between the head and the loss, as in `heads.LinearHead`.
         summed: the sum of cross-entropies, as `summed`.
     """
@@ -156,9 +157,9 @@ class NextTokenLoss:
 
     @contextmanager
     def acting(self) -> Iterator[list[Tensor]]:
-        """Within, the model's forward gives this loss; its logits are those of one position and mean nothing.
+        """Inside, the model's forward returns this loss; its logits are those of one position and mean nothing.
 
-        Yields what the head read.
+        Yields the head's input.
         """
         read: list[Tensor] = []
 
@@ -180,12 +181,12 @@ class NextTokenLoss:
             yield read
 
     def _of(self, hidden: Tensor, labels: Tensor, items: Any) -> Tensor:
-        """As transformers' ForCausalLMLoss: over `items`, or over the labels that are there.
+        """Like transformers' ForCausalLMLoss: divided by `items`, or by the number of labels.
 
         Args:
             hidden: [B, L, D].
-            labels: [B, L]; the label of position t is what t - 1 is asked for.
-            items: what the sum is divided by; None for the mean.
+            labels: [B, L]; the label at position t is what position t - 1 predicts.
+            items: divisor of the sum; None for the mean.
         """
         if hidden.shape[:2] != labels.shape:
             raise NotOursError
@@ -198,9 +199,9 @@ class NextTokenLoss:
 
 
 def find(model: Any) -> NextTokenLoss | None:
-    """How a model's loss can be computed; None where that is not known to be right: the model keeps its own.
+    """How a model's loss can be computed; None if that cannot be verified, and the model keeps its own.
 
-    The tokens that it is verified on are always the same, so that a run that is resumed decides alike.
+    Verification always uses the same tokens, so that a resumed run decides the same way.
 
     Args:
         model: in training, as it is called; may be wrapped.
@@ -213,7 +214,7 @@ def find(model: Any) -> NextTokenLoss | None:
         return None
     ids = torch.arange(PROBE[0] * PROBE[1], device=inner.device).reshape(PROBE) % len(linear.weight)
     labels = ids.clone()
-    labels[:, 2::3] = IGNORED  # as where a prompt is not learned from
+    labels[:, 2::3] = IGNORED  # like a prompt, which is not learned
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     if transformers_internals.takes_loss_kwargs(inner):
         batch["num_items_in_batch"] = (labels != IGNORED).sum() + 1
@@ -223,26 +224,26 @@ def find(model: Any) -> NextTokenLoss | None:
             if _agree(_seen(entry, linear, batch, candidate.acting()), expected):
                 return candidate
     except FAILURES as error:
-        log.debug("no loss but the model's own: %s", error)
-    log.info("%s trains with its own loss: ours is not known to equal it", type(inner).__name__)
+        log.debug("keeping the model's own loss: %s", error)
+    log.info("%s trains with its own loss, since ours could not be verified to equal it", type(inner).__name__)
     return None
 
 
 def is_plain(inner: Any, head: nn.Module, linear: Any) -> bool:
-    """Whether nothing but a linear layer stands at the head, and transformers' usual loss after it."""
+    """Whether the head is a plain linear layer, followed by transformers' usual loss."""
     if type(linear) is not nn.Linear:
         return False
     if type(linear.weight) is not nn.Parameter and type(linear.weight).__name__ != "FakeTensor":
-        return False  # a fake tensor is a parameter of a model of no numbers
+        return False  # a fake tensor is a parameter of a model without values
     if linear.weight.dim() != 2 or not linear.weight.is_floating_point():
         return False
-    # a forward of its own is accelerate's, on a model that is spread over devices
+    # accelerate sets a forward of its own on a model that is spread over devices
     return not any("forward" in vars(part) for part in (head, linear)) and transformers_internals.has_usual_loss(inner)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """One pass over the probe: the loss, its gradients, and what the head reads and gives."""
+    """One pass over the probe: the loss, its gradients, and the head's input and output."""
 
     loss: Tensor
     gradients: tuple[Tensor, ...]
@@ -253,7 +254,7 @@ class _Seen:
 def _seen(
     entry: Any, linear: nn.Linear, batch: dict[str, Tensor], reading: AbstractContextManager[list[Tensor]]
 ) -> _Seen:
-    """A pass as in training, always with the same random numbers, which leaves the random states as they are."""
+    """A pass as in training, always with the same random numbers; restores the random states."""
     device = linear.weight.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad(), reading as read:
         torch.manual_seed(0)
@@ -267,7 +268,7 @@ def _seen(
 
 @contextmanager
 def _recorded(model: Any, head: nn.Module) -> Iterator[list[Tensor]]:
-    """Within, the model is as it is; yields what its head read."""
+    """Inside, the model is unchanged; yields its head's input."""
     read: list[Tensor] = []
     own = head.forward
 
@@ -281,7 +282,7 @@ def _recorded(model: Any, head: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _candidates(inner: Any, head: nn.Module, linear: nn.Linear, seen: _Seen) -> Iterator[NextTokenLoss]:
-    """Losses with the scale and the softcap that give the model's logits, fastest first."""
+    """Losses whose scale and softcap reproduce the model's logits, fastest first."""
     for form in heads.candidates(inner):
         if not isinstance(form, heads.LinearHead) or form.weight.data_ptr() != linear.weight.data_ptr():
             continue
@@ -291,7 +292,7 @@ def _candidates(inner: Any, head: nn.Module, linear: nn.Linear, seen: _Seen) -> 
 
 
 def _agree(found: _Seen, expected: _Seen) -> bool:
-    """Whether value and gradients are equal up to the rounding of the logits' dtype."""
+    """Whether value and gradients are equal up to rounding of the logits' dtype."""
     whole = expected.logits.dtype in (torch.float32, torch.float64)
     tolerance = 1e-5 if whole else 2e-3
     if not bool((found.loss - expected.loss).abs() <= tolerance * expected.loss.abs()):
@@ -301,7 +302,7 @@ def _agree(found: _Seen, expected: _Seen) -> bool:
 
 
 def _cross_entropies(device: torch.device) -> list[Callable[..., Tensor]]:
-    """What sums cross-entropies, fastest first."""
+    """Functions that sum cross-entropies, fastest first."""
     if device.type != "cuda":
         return [summed]
     try:

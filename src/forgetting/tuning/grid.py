@@ -1,4 +1,4 @@
-"""The runs that a study means: data sets x methods x mitigations x seeds."""
+"""The runs of a study: data sets x methods x mitigations x seeds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def expand_runs(config: StudyConfig) -> list[RunConfig]:
     """All runs of a study: data sets x methods x seeds.
 
     Raises:
-        UsageError: an unknown method or wrong option, two entries that mean the same run, what `model.bits` excludes.
+        UsageError: an unknown method or wrong option, two entries for the same run, something that `model.bits`
+            excludes.
     """
     return list(runs_by_id(config).values())
 
@@ -51,17 +52,19 @@ def runs_by_id(config: StudyConfig) -> dict[str, RunConfig]:
                 measure=config.measure,
             )
             for seed in config.seeds:
-                run = first.model_copy(update={"seed": seed})  # validated with the study: there may be thousands
+                run = first.model_copy(
+                    update={"seed": seed}
+                )  # already validated with the study; there may be thousands
                 run_id = run.run_id()
                 repeated |= {run_id} & runs.keys()
                 runs[run_id] = run
     if repeated:
-        raise UsageError(f"methods: the same run is asked for twice: {', '.join(sorted(repeated))}")
+        raise UsageError(f"methods: the same run occurs twice: {', '.join(sorted(repeated))}")
     return runs
 
 
 def _check_bits(bits: int, variants: list[tuple[MethodConfig, tuple[MitigationConfig, ...]]]) -> None:
-    """Refuse what cannot be done on a base model whose weights are quantised.
+    """Refuse what does not work on a base model with quantised weights.
 
     Raises:
         UsageError: names the method or mitigation.
@@ -74,15 +77,15 @@ def _check_bits(bits: int, variants: list[tuple[MethodConfig, tuple[MitigationCo
 
 
 def costliest_first(runs: dict[str, RunConfig]) -> list[str]:
-    """Ids by falling rank, so that no worker ends on a large one while the others stand idle; no rank comes first."""
+    """Ids by falling rank, so that no worker ends with a large run while others are idle; runs without a rank first."""
     return sorted(runs, key=lambda run_id: -(runs[run_id].method.options.get("rank") or 10**9))
 
 
 def asked_by(wanted: Mapping[str, RunConfig]) -> Callable[[RunFolder], bool]:
-    """What tells whether a stored run is one of those that a study's configuration asks for (`runs_by_id`).
+    """A test whether a stored run is one of those in a study's configuration (`runs_by_id`).
 
-    A study.yaml that was edited by hand asks for other runs than those that are there. A run is told by its id, or by
-    its own configuration as it was stored, read as this version reads it; one that stored none is taken as asked for.
+    If study.yaml was edited by hand, it may ask for other runs than the stored ones. A run is recognised by its id, or
+    by its own stored configuration as this version reads it; one without a configuration is assumed to be asked for.
     """
 
     def asked(run: RunFolder) -> bool:

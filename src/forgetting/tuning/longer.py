@@ -1,8 +1,8 @@
-"""A run of more steps that goes on from a shorter one of the same study, in a folder of its own.
+"""A longer run that continues a shorter one of the same study, in its own folder.
 
-With a constant learning rate the first steps of a longer run are those of the shorter one: the order of the data, the
-random states and the optimiser know nothing of the last step. So the longer run begins with the shorter one's rows and
-its last checkpoint, and every number is that of a run that was planned so.
+With a constant learning rate, the first steps of a longer run equal those of the shorter one: the order of the data,
+the random states and the optimiser do not depend on the last step. So the longer run starts with the shorter one's rows
+and last checkpoint, and every number equals that of a run planned for all steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from . import checkpoints
 from .mitigations import parse_together
 
 KEPT = ("base", "data", "mitigated", "started", "versions", "hardware", "processes", "accelerate")
-"""What the record of the longer run takes over: what must be the same, and where it was begun."""
+"""Fields that the longer run's record copies: what must stay the same, and where it was started."""
 
 
 def of_steps(run: RunConfig, steps: int) -> RunConfig:
@@ -32,12 +32,12 @@ def of_steps(run: RunConfig, steps: int) -> RunConfig:
 
 
 def shorter_runs(study: StudyFolder, run: RunConfig, steps: Iterable[int]) -> list[RunFolder]:
-    """The stored runs that differ from one in having fewer steps, the longest first.
+    """The stored runs that equal a run except for having fewer steps, longest first.
 
     Args:
-        study: where they lie.
+        study: where they are.
         run: the longer one.
-        steps: how many steps runs of this study had at one time or another.
+        steps: how many steps runs of this study have had at any time.
     """
     if run.training.schedule != "constant":
         return []
@@ -47,13 +47,13 @@ def shorter_runs(study: StudyFolder, run: RunConfig, steps: Iterable[int]) -> li
 
 
 def refusal(run: RunConfig, old: RunFolder) -> str:
-    """Why a run cannot go on from a shorter one that is done, in words; empty where it can."""
+    """Why a run cannot continue a finished shorter one, in words; empty if it can."""
     for mitigation in parse_together(run):
         if not mitigation.lengthens():
-            return f"what mitigation {mitigation.label()} does in its first steps depends on the number of steps"
+            return f"the first steps of mitigation {mitigation.label()} depend on the number of steps"
     found = checkpoints.newest(old.path / "checkpoints")
     if found.path is None:
-        return "no checkpoint is left of it (kept are those of adapters; what was deleted cannot be gone on from)"
+        return "it has no checkpoint (only those of adapters are kept, unless they were deleted)"
     return _wrong(_rows(old, found.step), found)
 
 
@@ -76,16 +76,16 @@ def go_on(
     shorter: Sequence[RunFolder],
     beside: Callable[[RunFolder, int], None],
 ) -> None:
-    """Put the rows and the last checkpoint of a shorter run into the folder of a longer one, which has none yet.
+    """Copy the rows and the last checkpoint of a shorter run into the folder of a longer one, which has none yet.
 
-    The checkpoint's mark is written last: cut before, the same is done again.
+    The checkpoint's mark is written last, so if this is interrupted, it is simply repeated.
 
     Args:
-        folder: of the longer run, which this process holds.
-        record: what its run.json says in the beginning.
-        grid: the steps at which it is measured.
-        shorter: the runs that it may go on from, best first.
-        beside: called with the run that it goes on from, and the step, before it can.
+        folder: folder of the longer run, which this process holds.
+        record: the initial content of its run.json.
+        grid: its measured steps.
+        shorter: the runs that it may continue, best first.
+        beside: called with the run that it continues, and the step, before it can.
     """
     if checkpoints.newest(folder.path / "checkpoints").path is not None:
         return
@@ -111,7 +111,7 @@ def go_on(
 
 
 def _copy(folder: RunFolder, checkpoint: Path, rows: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -> None:
-    """Rows, then the checkpoint, then its mark."""
+    """Write the rows, then the checkpoint, then its mark."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
     write_atomically(files.refuse_link(folder.path / "measurements.jsonl", folder.path), text, parents=False)
     target = files.refuse_link(folder.path / "checkpoints" / checkpoint.name, folder.path)

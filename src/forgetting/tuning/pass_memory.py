@@ -1,8 +1,8 @@
-"""The memory of a pass through a model, counted on a model of no numbers: its operations run on torch's fake tensors.
+"""Counts the memory of a pass through a model without values: its operations run on torch's fake tensors.
 
-What is counted is what torch would allocate: each tensor that an operation makes, from then until nothing holds it,
-so what autograd keeps for the backward pass, what it keeps with gradient checkpointing, and what is there for a moment.
-No weights are read and nothing is computed.
+It counts what torch would allocate: each tensor that an operation creates, until nothing refers to it any more. This
+includes what autograd stores for the backward pass, with or without gradient checkpointing, and temporary tensors. No
+weights are read and nothing is computed.
 
 Shapes: B windows of a pass, L their length, V vocabulary.
 """
@@ -24,19 +24,19 @@ from . import fused_loss
 from .folded_lora import FoldedLayers
 
 SAVING = {"use_reentrant": False}
-"""Of gradient checkpointing, as the trainer asks for it."""
+"""Options of gradient checkpointing, as the trainer sets them."""
 
 
 class LiveBytes:
-    """Counts the bytes of tensors that are made inside; a context.
+    """A context that counts the bytes of tensors created inside.
 
     Attributes:
-        now: of those that are held.
-        peak: the most so far.
+        now: bytes currently in use.
+        peak: the maximum so far.
     """
 
     def __init__(self, before: Iterable[Tensor]) -> None:
-        """Take the tensors that were there before, which are not counted."""
+        """Register the tensors that existed before; they are not counted."""
         self.now = self.peak = 0
         self._known: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         for tensor in before:
@@ -51,7 +51,7 @@ class LiveBytes:
         self._seeing.__exit__(*how)
 
     def see(self, made: Any) -> None:
-        """Count what an operation made: a tensor, several, or something else."""
+        """Count what an operation created: a tensor, several, or something else."""
         if isinstance(made, list | tuple):
             for one in made:
                 self.see(one)
@@ -66,7 +66,7 @@ class LiveBytes:
 
 
 def _seeing(see: Callable[[Any], None]) -> Any:
-    """A context in which `see` is told of what each operation of torch makes."""
+    """A context in which `see` receives the result of each torch operation."""
     kind = torch_internals.DISPATCH.value()
 
     class Seeing(kind):  # type: ignore[misc, valid-type]
@@ -81,15 +81,15 @@ def _seeing(see: Callable[[Any], None]) -> Any:
 def training_bytes(
     model: Any, windows: int, length: int, *, all_logits: bool, checkpointing: bool, accumulated: bool
 ) -> int:
-    """The most that a forward and backward pass takes beside the weights, the gradients that it makes among it.
+    """Maximum memory of a forward and backward pass beyond the weights, including the gradients that it creates.
 
     Args:
         model: on torch's device "meta", prepared by a method; changed, and not to be used again.
-        windows: of a pass.
+        windows: windows per pass.
         length: tokens of each.
-        all_logits: whether something reads the logits of all positions, which the loss then comes from.
-        checkpointing: whether activations are made again for the backward pass.
-        accumulated: whether gradients are there already, which are not counted.
+        all_logits: whether something reads the logits of all positions, from which the loss is then computed.
+        checkpointing: whether activations are recomputed for the backward pass.
+        accumulated: whether gradients already exist; they are not counted.
     """
     with _faked(model):
         model.train()
@@ -105,12 +105,12 @@ def training_bytes(
 
 
 def measuring_bytes(model: Any, tokens: int, length: int) -> int:
-    """The most that a pass without gradients takes beside the weights, up to what the head reads.
+    """Maximum memory of a pass without gradients beyond the weights, up to the head's input.
 
     Args:
         model: as in `training_bytes`.
-        tokens: of a pass.
-        length: tokens of a window.
+        tokens: tokens per pass.
+        length: tokens per window.
     """
     whole = bool(needs_whole_forward(model))
     inner = model.get_base_model() if is_peft(model) else model
@@ -127,7 +127,7 @@ def measuring_bytes(model: Any, tokens: int, length: int) -> int:
 
 @contextmanager
 def _faked(model: nn.Module) -> Iterator[None]:
-    """Within, operations on the model run without numbers, as on a CPU; its parameters and buffers are replaced."""
+    """Inside, operations on the model run without values, as on a CPU; its parameters and buffers are replaced."""
     mode = torch_internals.FAKE.value()(allow_non_fake_inputs=True)
     made: dict[int, Tensor] = {}
 
@@ -157,7 +157,7 @@ def _batch(windows: int, length: int) -> dict[str, Tensor]:
 
 
 def _loss(model: Any, all_logits: bool) -> Any:
-    """Within, the model's loss is made as in a run: without all logits, where it is likely that ours is found right."""
+    """Inside, the model's loss is computed as in a run: without all logits, if ours is likely to be verified."""
     inner = model.get_base_model() if is_peft(model) else model
     head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     linear = peft_internals.acting(head)

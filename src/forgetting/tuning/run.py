@@ -1,8 +1,8 @@
-"""One trajectory: transformers.Trainer on one method and data set, measured on the step grid, resumable.
+"""One run: transformers.Trainer with one method and data set, measured on the step grid, resumable.
 
-A run that was cut and resumed gives the numbers of an uninterrupted one, bit for bit on a CPU: the order of the data
-is fixed in advance, checkpoints carry optimiser and random state, and rows measured after the last whole checkpoint
-are dropped and measured again.
+An interrupted and resumed run gives the same numbers as an uninterrupted one, bit for bit on a CPU: the order of the
+data is fixed in advance, checkpoints include optimiser and random state, and rows measured after the last complete
+checkpoint are dropped and measured again.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from .sharded import ShardedTrainer
 from .trainer import CheckedTrainer, DivergedError, make_trainer
 
 IDENTITY_TOLERANCE = 0.01
-"""nats/token by which step 0 may differ from the base model (rounding under bf16); more is no fine-tuning from it."""
+"""nats/token by which step 0 may differ from the base model (rounding in bf16); more is not fine-tuning from it."""
 
 
 @dataclass(frozen=True)
 class MeasuredText:
-    """A general text, and what the base model says of it; whether it is answers that the base model wrote."""
+    """A general text with the base model's targets, and whether it is the base model's own answers."""
 
     windows: Windows
     targets: BaseTargets
@@ -59,9 +59,9 @@ class MeasuredText:
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run trains and is measured on; train and held-out windows share no document.
+    """What a run trains on and is measured on; training and held-out windows share no document.
 
-    `general` holds the texts that mitigations ask for, `texts` the further ones that are measured, by name.
+    `general` has the texts that mitigations need, `texts` the further measured texts, by name.
     """
 
     train: Windows
@@ -77,7 +77,7 @@ def measure_losses(
 ) -> dict[str, Mean]:
     """All quantities of one measured step by name.
 
-    Several processes share out the batches; the numbers are those of one.
+    Several processes share the batches; the numbers equal those of a single one.
 
     Raises:
         DivergedError: a loss is not finite.
@@ -92,9 +92,9 @@ def measure_losses(
 
 
 def measured_row(found: Mapping[str, Mean]) -> dict[str, float | None]:
-    """What `measure_losses` found under the table's column names, each mean with its standard error, and their counts.
+    """The results of `measure_losses` under the table's column names: means, standard errors and counts.
 
-    One text has the same counts in all of its means.
+    All means of one text have the same counts.
     """
     finetune, general = found["finetune_loss"], found["forgetting_loss"]
     return quantities.row(found) | {
@@ -108,7 +108,7 @@ def measured_row(found: Mapping[str, Mean]) -> dict[str, float | None]:
 def measured_texts(
     model: PreTrainedModel, texts: Mapping[str, MeasuredText], batch_tokens: int
 ) -> dict[str, float | None]:
-    """The columns of the further texts: what `text` has, under names as of `quantities.of_text`.
+    """The columns of the further texts: those of `text`, with names from `quantities.of_text`.
 
     Raises:
         DivergedError: a loss is not finite.
@@ -130,7 +130,7 @@ def measured_texts(
 
 @dataclass(frozen=True)
 class Spent:
-    """What a run had taken at the checkpoint that it goes on from; nothing for a new run."""
+    """Time and memory that a run had used at the checkpoint that it resumes from; zero for a new run."""
 
     train_seconds: float = 0.0
     measure_seconds: float = 0.0
@@ -156,7 +156,7 @@ class Measurer(TrainerCallback):
         keeps_last: bool = False,
     ) -> None:
         self.afterwards, self.folding = afterwards, folding
-        # with a reference in full precision step 0 is what quantising alone cost
+        # with a full-precision reference, step 0 is the forgetting from quantising alone
         self.starts_at_base = method.start != "else" and run.model.reference != "full"
         self.probe = probe
         self.batch_tokens = run.measure.batch_tokens
@@ -173,7 +173,7 @@ class Measurer(TrainerCallback):
     def _record(self, model: PreTrainedModel, step: int) -> None:
         began = time.perf_counter()
         self.train_seconds += began - self.clock
-        # the peak of training: measuring has its own, which is no method's cost
+        # the peak of training; the peak of measuring is not a cost of the method
         peak = memory.peak(model.device)
         if step and peak is not None:
             self.peak_memory = max(round(processes.largest(peak), 1), self.peak_memory or 0.0)
@@ -236,13 +236,13 @@ class Measurer(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Measure if the step is on the grid; the row is on disk before the checkpoint that follows it."""
+        """Measure if the step is on the grid; the row is on disk before the checkpoint after it."""
         self.tell(state.global_step)
         if state.global_step in self.steps:
             self._record(kwargs["model"], state.global_step)
             control.should_save = state.global_step != self.last or self.keeps_last
         asked = int(processes.largest(stopping.requested() or 0))
-        if asked:  # of any process: all stop at the same step
+        if asked:  # in any process: all stop at the same step
             stopping.request(asked)
         if asked and state.global_step != self.last:
             self.folder.check_there()
@@ -250,7 +250,7 @@ class Measurer(TrainerCallback):
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Mark the checkpoint as wholly written; with what was spent up to it, which no row tells between two."""
+        """Mark the checkpoint as complete, with the time and memory used so far, which no row between two steps has."""
         processes.wait_for_all()  # each process writes its random state into it
         if processes.is_main():
             self.folder.check_there()
@@ -274,26 +274,26 @@ def train_run(
     tell: Callable[[int], None],
     probe: Callable[[Any, int], None] | None = None,
 ) -> None:
-    """Train and measure one run in its folder, from its last whole checkpoint if it has one.
+    """Train and measure one run in its folder, from its last complete checkpoint if it has one.
 
-    Of several processes each calls this and trains on its share of every batch; the main one writes.
+    With several processes, each calls this and trains on its share of every batch; the main one writes.
 
     Args:
-        run: what decides the numbers.
-        steps: the grid of measured steps, from 0 to the last.
+        run: everything that affects the numbers.
+        steps: the measured steps, from 0 to the last.
         base: freshly loaded; changed by the training.
         data: windows and base targets.
         folder: where rows, checkpoints and the tuned weights go.
-        before: what the run's record said when it was last cut; empty for a new run.
-        cache: what mitigations compute once a study.
+        before: the run's record when it was last interrupted; empty for a new run.
+        cache: for results of mitigations that the study's runs share.
         tell: called with the number of each finished step.
-        probe: called with the model and the number of each measured step after 0; leaves the model as it was.
+        probe: called with the model and the number of each measured step after 0; leaves the model unchanged.
 
     Raises:
         DivergedError: a loss is not finite.
         UsageError: the method or a mitigation does not fit the model or the data.
-        ForgettingError: a mitigation's text changed since the run began.
-        StoppedError: a stop was requested; a checkpoint is there.
+        ForgettingError: a mitigation's text changed since the run started.
+        StoppedError: a stop was requested; there is a checkpoint.
     """
     together = parse_together(run)
     at = Situation(with_recipe(run, together), base, data.general, cache)
@@ -328,7 +328,7 @@ def train_run(
 def _trainable(
     base: Base, method: Method, context: Context, together: Sequence[Mitigation], terms: Sequence[Term]
 ) -> Any:
-    """The model that is trained: the base model as the method and the mitigations change it."""
+    """The model to train: the base model as changed by the method and the mitigations."""
     model = method.prepare(base.model, context)
     for mitigation in together:
         mitigation.adapt(model)
@@ -347,19 +347,19 @@ def _kind(model: Any) -> type[CheckedTrainer]:
 
 
 def _gather(model: Any, trainer: CheckedTrainer) -> None:
-    """Put together, in the main process, what is saved of a sharded model; the optimiser is given back first."""
+    """Assemble, in the main process, what is saved of a sharded model; frees the optimiser first."""
     model.zero_grad(set_to_none=True)
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.accelerator.free_memory()
     adapter = model.active_adapter if adapters.is_peft(model) else None
     named = list(model.named_parameters())
-    # PEFT keeps what belongs to an adapter, trained or frozen, under the adapter's name
+    # PEFT keeps an adapter's parameters, trained or frozen, under the adapter's name
     saved = [name for name, p in named if adapter is None or p.requires_grad or adapter in name.split(".")]
     sharding.make_whole(model, saved)
 
 
 def _own_random(seed: int) -> None:
-    """Dropout's own random numbers in each process: the same ones would drop the same places of different windows."""
+    """Give each process its own dropout randomness; the same would drop equal positions of different windows."""
     if processes.index():
         torch.manual_seed(int(np.random.default_rng([seed, 20240701, processes.index()]).integers(2**62)))
 
@@ -367,9 +367,9 @@ def _own_random(seed: int) -> None:
 def _finish(
     model: Any, method: Method, folder: RunFolder, base: Base, trainer: CheckedTrainer, *, keeps_last: bool
 ) -> None:
-    """Store the tuned weights, whole or not at all; the main process does.
+    """Store the tuned weights atomically, in the main process.
 
-    The last checkpoint of an adapter stays, three times the adapter's size, so that a longer run can go on from it.
+    An adapter's last checkpoint, three times its size, is kept so that a longer run can continue from it.
     """
     last = trainer.state.global_step if keeps_last else None
     if sharding.is_sharded(model):
@@ -390,10 +390,10 @@ def _finish(
 
 
 def _resume(folder: RunFolder, steps: Sequence[int]) -> tuple[Path | None, Spent]:
-    """The run's last whole checkpoint, and what was spent up to it.
+    """The run's last complete checkpoint, and the time and memory used up to it.
 
-    Rows after it are dropped, and what was damaged is stored as a notice. Where rows before it are not those that were
-    measured, the run begins again.
+    Rows after it are dropped, and damage is stored as a notice. If rows before it are not those that were measured, the
+    run starts again.
     """
     path, spent = None, Spent()
     if processes.is_main():
@@ -401,7 +401,7 @@ def _resume(folder: RunFolder, steps: Sequence[int]) -> tuple[Path | None, Spent
         rows, wrong = _rows_until(folder, found, steps)
         if wrong:
             shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
-            found = checkpoints.Found(notices=(*found.notices, f"{wrong}: began again at step 0"))
+            found = checkpoints.Found(notices=(*found.notices, f"{wrong}: started again at step 0"))
             rows = folder.keep_until(-1)
         if found.notices:
             folder.update(notices=[*folder.read().get("notices", []), *found.notices])
@@ -411,7 +411,7 @@ def _resume(folder: RunFolder, steps: Sequence[int]) -> tuple[Path | None, Spent
 
 
 def _rows_until(folder: RunFolder, found: checkpoints.Found, steps: Sequence[int]) -> tuple[list[dict[str, Any]], str]:
-    """The rows up to a checkpoint, those after it dropped; and how they are not those that were measured, in words."""
+    """The rows up to a checkpoint, with later ones dropped; and how they differ from those measured, in words."""
     try:
         rows = folder.keep_until(found.step)
     except GoneError:
@@ -420,17 +420,17 @@ def _rows_until(folder: RunFolder, found: checkpoints.Found, steps: Sequence[int
         return [], str(error)
     if "rows" in found.state:
         sound = folder.written() == {name: found.state[name] for name in ("rows", "chain")}
-    else:  # a checkpoint of a version that kept no chain
+    else:  # a checkpoint of a version without a chain of hashes
         sound = [row["step"] for row in rows] == [step for step in steps if step <= found.step]
     return rows, "" if sound else f"rows up to the checkpoint at step {found.step} are lost or changed"
 
 
 def _check_facts(facts: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-    """Stop where a mitigation's text is another than when the run began.
+    """Refuse to continue if a mitigation's text changed since the run started.
 
     Args:
         facts: what each mitigation did, by name.
-        before: the same when the run was last cut.
+        before: the same when the run was last interrupted.
 
     Raises:
         ForgettingError: names the mitigation.
@@ -438,4 +438,4 @@ def _check_facts(facts: Mapping[str, Any], before: Mapping[str, Any]) -> None:
     for name, fact in facts.items():
         then = before.get(name)
         if isinstance(fact, dict) and isinstance(then, dict) and then.get("text") != fact.get("text"):
-            raise ForgettingError(f"the text of {name} changed since this run began; use a new study folder")
+            raise ForgettingError(f"the text of {name} changed since this run started; use a new study folder")

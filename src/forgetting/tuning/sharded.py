@@ -1,7 +1,7 @@
-"""The trainer of a run whose weights are shared out over processes (`models.sharding`).
+"""The trainer of a run whose weights are sharded over processes (`models.sharding`).
 
-Each process trains its part of every weight; its checkpoints hold that part, and its part of the optimiser's state, in
-files of its own, so that none ever holds the whole. A run goes on with as many processes as it began with.
+Each process trains its part of every weight. Its checkpoints contain that part, and its part of the optimiser's state,
+in its own files, so that no process ever holds everything. A run resumes with the same number of processes.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ def _optimizer(folder: Path) -> Path:
 
 
 class ShardedTrainer(CheckedTrainer):
-    """A `CheckedTrainer` of a sharded model: the model's own loss and PEFT's own layers, on parts of weights."""
+    """A `CheckedTrainer` for a sharded model: uses the model's own loss and PEFT's own layers, on parts of weights."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        # FSDP sums the gradients: no DistributedDataParallel around it, whatever accelerate finds in the environment
+        # FSDP sums the gradients, so never wrap in DistributedDataParallel, whatever the environment says
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     @functools.cached_property
     def fused(self) -> None:
-        """None: the model's own loss, whose head is whole only while the model runs."""
+        """None: uses the model's own loss, since the head is whole only while the model runs."""
         return None
 
     def folding(self) -> AbstractContextManager[None]:
-        """PEFT's own layers: ours are verified on whole weights."""
+        """Uses PEFT's own layers; ours are verified only on whole weights."""
         return nullcontext()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The usual one; of Adafactor, whose means go over whole weights, ours."""
+        """The usual optimiser; for Adafactor ours, since its means are over whole weights."""
         made: torch.optim.Optimizer = super().create_optimizer()
         if isinstance(made, Adafactor):
             made = self.optimizer = ShardedAdafactor(made.param_groups)
@@ -93,13 +93,13 @@ class ShardedTrainer(CheckedTrainer):
             for key, one in state["state"].items()
         }
         self.optimizer.load_state_dict(state)
-        for key, one in state["state"].items():  # as they were: torch casts what it loads to the weights' dtype
+        for key, one in state["state"].items():  # restore the dtypes: torch casts what it loads to the weights' dtype
             self.optimizer.state[like[key]].update(one)
         self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER, weights_only=True))
 
 
 def _stored(value: Any) -> Any:
-    """A part as plain data; what is no part as it is."""
+    """A part as plain data; anything else unchanged."""
     if not sharding.is_part(value):
         return value
     part = sharding.part_of(value)

@@ -1,7 +1,7 @@
-"""Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) where each process holds some rows of every weight.
+"""Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) where each process has some rows of every weight.
 
-The update is that of `transformers.Adafactor` as Trainer makes it: no first moment, a learning rate of one's own. Means
-over the rows of a weight, and the size of its update, are sums over all processes; the rest is local.
+The update equals that of `transformers.Adafactor` as Trainer sets it up: no first moment, a given learning rate. Means
+over the rows of a weight, and the size of its update, are sums over all processes; everything else is local.
 
 Shapes: R rows and C columns of a weight, r of its rows here.
 """
@@ -25,10 +25,10 @@ class _Row:
 
     Attributes:
         group: its options.
-        state: what is kept of it; tensors of this process's rows, but for the columns' means.
-        weight: [r, C] here, of a tensor with any number of dimensions.
-        grad: the same in float32 at least.
-        shape: of the whole.
+        state: its optimiser state; tensors for this process's rows, except the means over rows.
+        weight: [r, C] here, from a tensor with any number of dimensions.
+        grad: its gradient, in float32 or wider.
+        shape: shape of the whole weight.
     """
 
     group: dict[str, Any]
@@ -43,22 +43,22 @@ class _Row:
 
     @property
     def summed_rows(self) -> bool:
-        """Whether a mean over rows needs those of other processes; of three dimensions the first is cut instead."""
+        """Whether a mean over rows needs other processes; three-dimensional tensors are cut along their first."""
         return len(self.shape) == 2
 
 
 class ShardedAdafactor(torch.optim.Optimizer):
-    """`transformers.Adafactor` on weights that are shared out by rows."""
+    """`transformers.Adafactor` on weights sharded by rows."""
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
-        """Take over the groups of an Adafactor.
+        """Take over an Adafactor's parameter groups.
 
         Raises:
-            ValueError: they ask for what is not here.
+            ValueError: they use an option that is not supported here.
         """
         for group in groups:
             if group["beta1"] is not None or group["relative_step"] or group["scale_parameter"]:
-                raise ValueError("only Adafactor without beta1, relative_step and scale_parameter")
+                raise ValueError("supports only Adafactor without beta1, relative_step and scale_parameter")
         super().__init__(groups, {})
 
     @torch.no_grad()
@@ -101,7 +101,7 @@ class ShardedAdafactor(torch.optim.Optimizer):
 
 
 def _averaged(row: _Row) -> list[Tensor]:
-    """Renew the means that are local; of those over rows, this process's share of the sums: [C], and [1]."""
+    """Update the local means; for those over rows, return this process's share of the sums: [C], and [1]."""
     square = row.grad**2 + row.group["eps"][0]
     state, fresh = row.state, 1.0 - row.decay
     if len(row.shape) < 2:
@@ -115,14 +115,14 @@ def _averaged(row: _Row) -> list[Tensor]:
 
 
 def _take_over(row: _Row, sums: Any) -> None:
-    """Renew the means over rows from the sums of all processes."""
+    """Update the means over rows from the sums of all processes."""
     if row.summed_rows:
         row.state["exp_avg_sq_col"].mul_(row.decay).add_(next(sums) / row.shape[0], alpha=1.0 - row.decay)
         row.state["row_mean"] = next(sums) / row.shape[0]
 
 
 def _update(row: _Row) -> Tensor:
-    """The step of a weight, before it is clipped."""
+    """The update of a weight, before clipping."""
     state = row.state
     if len(row.shape) < 2:
         plain: Tensor = state["exp_avg_sq"].rsqrt().mul_(row.grad)

@@ -1,4 +1,4 @@
-"""A request to stop, as by a signal: the run in hand ends at its next whole step, with a checkpoint."""
+"""A request to stop, for example by a signal: the current run ends after its next complete step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _number: int | None = None
 
 
 class StoppedError(ForgettingError):
-    """The work was asked to stop and did, with a checkpoint; the exit code is the shell's for the signal."""
+    """The work stopped on request, with a checkpoint; the exit code is the shell's for the signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -26,7 +26,7 @@ class StoppedError(ForgettingError):
 
 @contextmanager
 def at_next_step() -> Iterator[None]:
-    """Inside, a request waits for the next whole step; who leaves the outermost one forgets it."""
+    """Inside, a request waits for the next complete step; leaving the outermost block clears it."""
     global _waiting, _number
     _waiting += 1
     try:
@@ -38,23 +38,23 @@ def at_next_step() -> Iterator[None]:
 
 
 def waits() -> bool:
-    """Whether somebody would notice a request."""
+    """Whether anything would react to a request."""
     return _waiting > 0
 
 
 def request(number: int = signal.SIGTERM) -> None:
-    """Ask to stop; the first signal counts."""
+    """Request a stop; the first signal counts."""
     global _number
     _number = number if _number is None else _number
 
 
 def requested() -> int | None:
-    """The signal that asked, or None."""
+    """The signal that requested a stop, or None."""
     return _number
 
 
 def check() -> None:
-    """Stop here if it was asked for.
+    """Stop here if a stop was requested.
 
     Raises:
         StoppedError: it was.

@@ -1,4 +1,4 @@
-"""transformers.Trainer with the terms of a run's mitigations, and a stop at the first gradient that is not finite."""
+"""transformers.Trainer with the terms of a run's mitigations; stops at the first gradient that is not finite."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DivergedError(ForgettingError):
 
 
 class TrainingWindows(torch.utils.data.Dataset[dict[str, Any]]):
-    """The training windows in the order in which they are trained on, as many as the run needs."""
+    """The training windows in training order, as many as the run needs."""
 
     def __init__(self, windows: Windows, order: NDArray[np.int64]) -> None:
         self.windows, self.order = windows, order
@@ -52,10 +52,9 @@ def collate(rows: list[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
 
 
 class CheckedTrainer(Trainer):
-    """A Trainer with the terms of the run's mitigations, that stops at the first gradient that is not finite.
+    """A Trainer with the terms of the run's mitigations, which stops at the first gradient that is not finite.
 
-    Clipping would turn an infinite gradient into a zero step: a run that stands still and looks as if it forgot
-    nothing.
+    Clipping would turn an infinite gradient into a zero step: the run would stand still and seem to forget nothing.
     """
 
     def __init__(self, *, terms: list[Term], **options: Any) -> None:
@@ -64,25 +63,25 @@ class CheckedTrainer(Trainer):
 
     @cached_property
     def fused(self) -> fused_loss.NextTokenLoss | None:
-        """How the model's loss is computed without all logits; None where that is not known to be right."""
+        """How the model's loss is computed without all logits; None if that could not be verified."""
         return fused_loss.find(self.model)
 
     @cached_property
     def folded(self) -> FoldedLayers:
-        """First asked for once a checkpoint was loaded, which may put other modules into the model."""
+        """Computed on first use, after a checkpoint was loaded, which may put other modules into the model."""
         return FoldedLayers(self.model)
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The model's loss, and what the terms add to it on this batch."""
+        """The model's loss, plus what the terms add for this batch."""
         batch = dict(inputs)
         terms = [term for term in self.terms if term.reads_logits()]
         loss, outputs = self._model_loss(model, batch, num_items_in_batch, logits=bool(terms) or return_outputs)
-        # as transformers divides: by the whole step's tokens, or by this batch's where the model does not know them
+        # divide as transformers does: by the whole step's tokens, or by the batch's if the model does not get them
         tokens = num_items_in_batch if transformers_internals.accepts_loss_kwargs(self) else None
         tokens = (batch["labels"][:, 1:] != IGNORED).sum() if tokens is None else tokens
-        # the mean of the processes' gradients is to be the sum of their parts: transformers scales its loss alike
+        # the mean of the processes' gradients must be the sum of their parts; transformers scales its loss likewise
         shares = self.accelerator.num_processes
         for term in terms:
             part = term.on_batch(unwrapped(model), batch, outputs["logits"], tokens)
@@ -90,21 +89,21 @@ class CheckedTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _model_loss(self, model: torch.nn.Module, batch: Any, items: Any, *, logits: bool) -> tuple[Any, Any]:
-        """The loss that the model has by itself, and its outputs; without all logits where nobody reads them."""
+        """The model's own loss and outputs; without all logits if nothing reads them."""
         passed = {name: value for name, value in batch.items() if name != "window"}
         loss: Any
         if not logits and self.fused is not None:
-            with suppress(fused_loss.NotOursError), self.fused.acting():  # of this batch, the model's own loss
+            with suppress(fused_loss.NotOursError), self.fused.acting():  # then use the model's own loss for this batch
                 loss, outputs = super().compute_loss(model, passed, True, items)
                 return loss, outputs
         loss, outputs = super().compute_loss(model, passed, True, items)
         return loss, outputs
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """One batch; with the last of an update step, the gradients that terms add once a step.
+        """One batch; with the last of an update step, also the gradients that terms add once per step.
 
-        Each of several processes adds them to its own before the pass that averages all, so that rounding cannot drive
-        the processes apart.
+        With several processes, each adds them to its own gradients before the pass that averages all, so that rounding
+        cannot make the processes diverge.
         """
         last, several = self.accelerator.sync_gradients, self.accelerator.num_processes > 1
         if last and several:
@@ -116,7 +115,7 @@ class CheckedTrainer(Trainer):
         return loss
 
     def folding(self) -> AbstractContextManager[None]:
-        """Within, LoRA layers are computed as in training: the same numbers up to rounding, in less time."""
+        """Inside, LoRA layers are computed as in training: the same numbers up to rounding, in less time."""
         return self.folded.acting()
 
     def _add_once(self, model: torch.nn.Module) -> None:
@@ -125,7 +124,7 @@ class CheckedTrainer(Trainer):
             term.on_step(unwrapped(model), self.state.global_step)
 
     def _load_from_checkpoint(self, *arguments: Any, **options: Any) -> None:
-        """Load, and keep what does not train as it is: PEFT makes every adapter it loads trainable."""
+        """Load, but keep frozen what does not train: PEFT makes every adapter that it loads trainable."""
         flags = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         super()._load_from_checkpoint(*arguments, **options)
         for name, parameter in self.model.named_parameters():
@@ -142,14 +141,14 @@ class CheckedTrainer(Trainer):
 
 
 def by_length(order: NDArray[np.int64], lengths: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
-    """The order with each update step's windows sorted, longest first, so that its micro-batches are padded least.
+    """The order with each update step's windows sorted, longest first, so that its micro-batches need least padding.
 
-    A step's gradient is the sum over all its windows: it is the same up to rounding.
+    A step's gradient is the sum over all its windows, so it is the same up to rounding.
 
     Args:
-        order: [steps * batch_size] window indices in the order in which they are trained on.
+        order: [steps * batch_size] window indices in training order.
         lengths: [W] tokens of each window.
-        batch_size: windows of an update step.
+        batch_size: windows per update step.
     """
     steps = order.reshape(-1, batch_size)
     return np.take_along_axis(steps, np.argsort(-lengths[steps], axis=1, kind="stable"), axis=1).reshape(-1)
@@ -158,7 +157,7 @@ def by_length(order: NDArray[np.int64], lengths: NDArray[np.int64], batch_size: 
 def _arguments(training: TrainingConfig, seed: int, folder: Path, device: torch.device) -> TrainingArguments:
     share = training.batch_size // processes.count()
     micro = min(training.micro_batch_size or share, share)
-    # use_reentrant=False: with LoRA the inputs need no gradient, which the reentrant kind would stop at
+    # use_reentrant=False: the reentrant kind needs gradients of the inputs, which LoRA does not have
     saving = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -174,7 +173,7 @@ def _arguments(training: TrainingConfig, seed: int, folder: Path, device: torch.
         seed=seed,
         train_sampling_strategy="sequential",  # training_order shuffles
         save_strategy="no",  # Measurer asks for checkpoints
-        save_total_limit=None,  # checkpoints.mark drops old ones: transformers would by their time of change
+        save_total_limit=None,  # checkpoints.mark deletes old ones; transformers would go by modification time
         logging_strategy="no",
         report_to=[],
         disable_tqdm=True,
@@ -189,15 +188,15 @@ def _arguments(training: TrainingConfig, seed: int, folder: Path, device: torch.
 
 
 def _asked_to_checkpoint() -> bool:
-    """Whether the accelerate configuration asks for it: the numbers are the same."""
+    """Whether the accelerate configuration asks for it; the numbers are the same."""
     launch = processes.launched()
     return launch is not None and launch.sharding is not None and launch.sharding.checkpointing
 
 
 def _use_one(device: torch.device, arguments: TrainingArguments) -> None:
-    """Train on the model's GPU alone."""
+    """Train only on the model's GPU."""
     index = torch.cuda.current_device() if device.index is None else device.index
-    torch.cuda.set_device(index)  # where accelerate puts the batches
+    torch.cuda.set_device(index)  # accelerate puts the batches there
     transformers_internals.use_one_gpu(arguments, torch.device("cuda", index))
 
 
@@ -214,14 +213,14 @@ def make_trainer(
     """The trainer of one run, without callbacks.
 
     Args:
-        kind: of trainer.
+        kind: the Trainer class.
         model: prepared by the method and the mitigations.
-        method: its own learning rate counts before the recipe's.
-        run: with the recipe that the mitigations make of it.
+        method: its own learning rate takes precedence over the recipe's.
+        run: with the recipe as changed by the mitigations.
         course: what is trained on.
         terms: what is added to the loss.
-        checkpoints: the folder that they are written to.
-        pad_id: token that shorter windows are filled up with.
+        checkpoints: the folder for checkpoints.
+        pad_id: token that fills up shorter windows.
     """
     transformers_internals.check_overridden()
     training = run.training
@@ -241,5 +240,7 @@ def make_trainer(
     accelerate_internals.check_joined(trainer.accelerator, processes.count())
     trainer.remove_callback(PrinterCallback)
     if processes.count() > 1 and not transformers_internals.accepts_loss_kwargs(trainer):
-        raise ForgettingError("this model's loss does not take the tokens of the whole batch: several processes cannot")
+        raise ForgettingError(
+            "this model's loss does not take the tokens of the whole batch, so several processes cannot train it"
+        )
     return trainer

@@ -1,4 +1,4 @@
-"""Does a method or mitigation move a run off the trade-off line at equal fine-tuning loss, or only back along it?"""
+"""Does a method or mitigation forget less at equal fine-tuning loss, or is it equivalent to stopping earlier?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the laws hold beyond the reference? The paper's Appendix B: fitted on LoRA's ranks, held against other methods."""
+"""Do the laws hold beyond the reference? The paper's Appendix B: fitted to LoRA's ranks, tested on other methods."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ ALL = "all together"
 
 @dataclass(frozen=True)
 class Beyond:
-    """One law on the plain runs of one method that it was not fitted to, or on all of them.
+    """One law on the plain runs of one method that it was not fitted to, or of all of them.
 
     Attributes:
         law: `linear` (Eq. 4) or `shifted_power` (Eq. 6).
         label: the method, or `all together`.
-        r2: 1 - SS_res / SS_tot of L_f over the rows; below 0 where their own mean would predict better; NaN of one row.
-        bias: mean of measured less predicted L_f, nats/token: above 0, the law underestimates forgetting.
-        rows, runs: that it stands on.
-        reference_r2: of the rows that the law was fitted to.
+        r2: 1 - SS_res / SS_tot of L_f over the rows; below 0 if their own mean would predict better; NaN for one row.
+        bias: mean of measured minus predicted L_f, nats/token: above 0, the law underestimates forgetting.
+        rows, runs: how many it is based on.
+        reference_r2: R2 on the rows that the law was fitted to.
     """
 
     law: str
@@ -49,12 +49,12 @@ def beyond(table: Table, reference: Reference, start: float, fits: Mapping[str, 
 
     Args:
         table: all rows of the data set.
-        reference: whose plain runs the laws are fitted to.
+        reference: the laws are fitted to its plain runs.
         start: first step that counts.
-        fits: the laws, where they are fitted already.
+        fits: the laws, if already fitted.
 
     Returns:
-        A row a law and method, `all together` last; empty where no law can be fitted or there is no other method.
+        One row per law and method, `all together` last; empty if no law can be fitted or there is no other method.
     """
     kept = _plain(table, start)
     labels = np.array([_label(table, i) for i in range(rows(table))], dtype=object)
@@ -90,13 +90,13 @@ def _row(law: str, label: str, fit: Fit, table: Table, at: Array) -> Beyond | No
 
 
 def _fit(table: Table) -> dict[str, Fit]:
-    """Both laws as far as the rows carry them, without intervals, which Appendix B has no use for."""
+    """Both laws if the rows suffice, without intervals, which Appendix B does not need."""
     made = {}
     for law in LAWS if not unfit(table) else ("linear",):
         try:
             made[law] = fit_law(law, table, bootstrap=0)
         except UsageError:
-            continue  # too few rows, ranks or steps for this law: its rows are not in the table
+            continue  # too few rows, ranks or steps for this law: leave it out
     return made
 
 

@@ -1,4 +1,4 @@
-"""The contest on one data set: every contender against the reference at equal fine-tuning loss."""
+"""The comparison on one data set: every contender against the reference at equal fine-tuning loss."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from forgetting.analysis.compare.trend import Trend
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.measuring.estimate import holm
 
-NEAR = 0.05  # of the reference's range of losses: a contender that falls short by less has reached its best
-MOST = 0.8  # of the losses compared, that another curve must pass through to help with the spread
+NEAR = 0.05  # share of the reference's loss range: a contender closer than this has reached the reference's best
+MOST = 0.8  # share of the compared losses that another curve must cover to help estimate the spread
 SAVES, COSTS, NONE, CORRECTED = "saves", "costs", "no evidence", "not after correction"
 UNKNOWN, NEVER, BEYOND = "no interval", "never reaches", "beyond the reference"
 NO_LINE = "no line"
@@ -33,23 +33,23 @@ class Contender:
     """One method, rank and mitigation against the reference.
 
     Attributes:
-        key: which.
+        key: which one.
         verdict: one of VERDICTS.
-        against: the reference curve that it is held against, for readers.
+        against: the reference curve that it is compared with, for readers.
         saving: nats/token saved at equal fine-tuning loss, averaged over the losses that both pass through.
-        final: the same at the contender's last measurement, where the reference passes through that loss.
-        over_ranks: the saving against one curve through all reference ranks; value NaN where there are none to pool,
-            or where that curve explains nothing.
-        raw: where the reference is no line, what the contender forgot less than the reference's mean, at their last
-            measurements and not at an equal loss; its interval is that of one more curve of the reference.
-        raw_axis: how much more (less) of what is held equal it has there, as in the table.
-        adjusted_p: Holm's, over all contenders of the data set with an interval.
-        low, high: the losses compared, as in the table; NaN where there are none.
-        covered: share of the contender's own range of losses that they are.
-        best, reference_best: the best loss that each has, as in the table; of several runs, the best one's.
-        reaches_last: whether some run gets as good as the reference's best, or but for NEAR of the reference's range.
-        price: of the best loss that all compared runs have; None where there is none.
-        seeds: of its runs.
+        final: the same at the contender's last measurement, if the reference passes through that loss.
+        over_ranks: the saving against one curve through all reference ranks; value NaN if there are none to pool, or if
+            that curve explains nothing.
+        raw: if the reference is not a line: how much less the contender forgot than the reference's mean, at their last
+            measurements, not at an equal loss; its interval is that of one more reference curve.
+        raw_axis: the difference there in the column that is otherwise held equal, as in the table.
+        adjusted_p: Holm's p, over all contenders of the data set with an interval.
+        low, high: the losses compared, as in the table; NaN if there are none.
+        covered: their share of the contender's own loss range.
+        best, reference_best: the best loss of each, as in the table; of several runs, the best one's.
+        reaches_last: whether some run reaches the reference's best, up to NEAR of the reference's range.
+        price: cost of reaching the best loss that all compared runs have; None if there is none.
+        seeds: seeds of its runs.
     """
 
     key: Key
@@ -80,11 +80,11 @@ class Contest:
         axis: what is held equal.
         reference: the name of the reference: its label, or the filters that chose it.
         references: its curves.
-        confidence: of each interval.
-        contenders: those with the largest saving first.
-        pooled: the curve through all ranks of the reference; None where it has one.
+        confidence: confidence of each interval.
+        contenders: sorted by saving, largest first.
+        pooled: the curve through all ranks of the reference; None if it has only one.
         runs: ids of the runs of every curve.
-        points: every curve's points, marked where on the Pareto frontier.
+        points: every curve's points, marked if on the Pareto frontier.
         notes: what was left out, and what a reader must know.
     """
 
@@ -101,22 +101,22 @@ class Contest:
 
     @property
     def trend(self) -> Trend | None:
-        """How well the line through the reference says what it forgot; None where it has one curve."""
+        """How well the line through the reference explains what it forgot; None if it has one curve."""
         return None if self.pooled is None else self.pooled.trend
 
     @property
     def flat(self) -> bool:
-        """Whether the reference is no line, so that nothing can be ranked against it."""
+        """Whether the reference is not a line, so that nothing can be ranked against it."""
         return self.trend is not None and not self.trend.explains
 
 
 def contest(source: Source, reference: str | Reference, confidence: float = 0.95) -> Contest:
-    """Hold every other curve of a data set against the reference's plain runs.
+    """Compare every other curve of a data set with the reference's plain runs.
 
     Args:
         source: runs of one data set.
-        reference: the label of the reference, or what chooses it; with filters, of a source that was read with them.
-        confidence: of each interval.
+        reference: the label of the reference, or what selects it; with filters, for a source that was read with them.
+        confidence: confidence of each interval.
 
     Raises:
         UsageError: no such label, no plain run of it, or nothing to compare it with.
@@ -129,7 +129,7 @@ def contest(source: Source, reference: str | Reference, confidence: float = 0.95
     mine = {key: paths for key, paths in curves.items() if chooses.holds(key, source.curves[key])}
     others = {key: paths for key, paths in curves.items() if key not in mine}
     if not mine:
-        kept = "only such with a mitigation" if not chooses.where else "no finished run that it chooses"
+        kept = "only runs with a mitigation" if not chooses.where else "no finished run that it selects"
         raise UsageError(f"'{source.name}': no plain run of '{chooses}', {kept}")
     if not others:
         raise UsageError(
@@ -155,7 +155,7 @@ def contest(source: Source, reference: str | Reference, confidence: float = 0.95
 
 
 def _decide(c: Contender, adjusted: float, confidence: float) -> Contender:
-    """The verdict that the numbers give."""
+    """The verdict according to the numbers."""
     alpha, saving = 1 - confidence, c.saving
     if c.verdict:
         return replace(c, adjusted_p=adjusted)
@@ -171,7 +171,7 @@ def _decide(c: Contender, adjusted: float, confidence: float) -> Contender:
 
 
 class _Judge:
-    """Holds one contender after the other against the reference's curves."""
+    """Compares one contender after another with the reference's curves."""
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ class _Judge:
         return student(value, se, freedom, self.confidence, own.size, "one more curve"), apart
 
     def _own_curve(self, key: Key) -> Key | None:
-        """The reference curve that a contender is held against by itself: its rank's, or the only one."""
+        """The reference curve that a contender is compared with: that of its rank, or the only one."""
         fit = [k for k, paths in self.reference.items() if k.rank == key.rank and key.rank >= 0]
         if len(self.reference) == 1:
             return next(iter(self.reference))
@@ -235,14 +235,14 @@ class _Judge:
             points, there = [p.low for p in paths], self._final(paths, compared)
             return there, (min(points), max(points)) if math.isfinite(there.value) else None
         if span is None:
-            return Estimate(NAN, runs=len(paths), why="no fine-tuning loss that all compared runs pass through"), None
+            return Estimate(NAN, runs=len(paths), why="no fine-tuning loss is reached by all compared runs"), None
         alone = self._paired(paths, compared, lambda p: p.mean(*span))
         return self._from_all_curves(alone, paths, compared, span) or alone, span
 
     def _from_all_curves(
         self, alone: Estimate, paths: Sequence[Path], compared: Sequence[Path], span: tuple[float, float]
     ) -> Estimate | None:
-        """The same, with the spread learned from every curve that has these seeds and passes through these losses."""
+        """The same, with the spread estimated from every curve that has these seeds and covers these losses."""
         if alone.scheme != "paired":
             return None
         seeds = [p.run.seed for p in paths if p.run.seed in {q.run.seed for q in compared}]
@@ -253,7 +253,7 @@ class _Judge:
             common = window(list(own.values())) if len(own) == len(seeds) else None
             if common is None or mine[0].run.interpolated:
                 continue
-            # a curve that ends a little earlier still tells how runs scatter: its level is taken out by blocks
+            # a curve that ends a little earlier still shows how runs scatter; blocks remove its level
             low, high = max(common[0], span[0]), min(common[1], span[1])
             if high - low >= MOST * (span[1] - span[0]):
                 two[key] = len(rows)
@@ -268,7 +268,7 @@ class _Judge:
         return difference(both[0], both[1], self.confidence)
 
     def _final(self, paths: Sequence[Path], compared: Sequence[Path]) -> Estimate:
-        """At each run's last measurement, against the reference run of its seed; else against all of them."""
+        """At each run's last measurement, against the reference run of its seed, or else against all of them."""
         ref, con = {}, {}
         by_seed = {p.run.seed: [p] for p in compared}
         for p in paths:
@@ -280,7 +280,7 @@ class _Judge:
             return Estimate(NAN, why="the reference does not pass through its last fine-tuning loss")
         if not all(p.run.seed in by_seed for p in paths):
             value = sum(ref[s] - con[s] for s in con) / len(con)
-            return Estimate(value, runs=len(con), why="no interval at one point for runs of different seeds")
+            return Estimate(value, runs=len(con), why="no interval at one point for runs with different seeds")
         return difference(ref, con, self.confidence)
 
     def _over_ranks(self, paths: Sequence[Path]) -> tuple[Estimate, tuple[float, float] | None]:
@@ -295,7 +295,7 @@ class _Judge:
             return pooled.at_points(points, self.confidence), (min(inside), max(inside)) if inside else None
         low, high = max(own[0], pooled.low), min(own[1], pooled.high)
         if low > high:
-            return Estimate(NAN, runs=len(paths), why="no fine-tuning loss that both pass through"), None
+            return Estimate(NAN, runs=len(paths), why="no fine-tuning loss is reached by both"), None
         return pooled.saving(paths, low, high, self.confidence), (low, high)
 
     def _contender(

@@ -1,9 +1,9 @@
-"""Estimates with intervals from few replicates: Student's t on one number a run, paired by seed where seeds are shared.
+"""Estimates with intervals from few replicates: Student's t on one number per run, paired by seed if seeds are shared.
 
-Steps of a run are not independent, so a run counts once: its average over the compared losses. Student's t on such
-block averages is valid for as few as two blocks and errs on the safe side when their variances differ (Ibragimov &
-Mueller 2010, doi:10.1198/jbes.2009.08046). All runs are measured on the same held-out text, so what the choice of text
-does to all of them cancels in a difference; what it does not cancel is part of the runs' spread.
+Steps of a run are not independent, so a run counts once, with its average over the compared losses. Student's t on such
+block averages is valid for as few as two blocks, and conservative if their variances differ (Ibragimov & Mueller 2010,
+doi:10.1198/jbes.2009.08046). All runs are measured on the same held-out text, so effects of the choice of text that are
+common to all cancel in a difference; the rest is part of the spread between runs.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ NAN = math.nan
 EXACT = 1e-9  # nats: differences below it are rounding
 LEAST_SEEDS = 2
 LEAST_CURVES = 5
-NOISIER = 0.1  # p below which a curve scatters more than the others
+NOISIER = 0.1  # p below which a curve is said to scatter more than the others
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A saving in nats/token: the reference's forgetting less the contender's; above 0 the contender is better.
+    """A saving in nats/token: the reference's forgetting minus the contender's; above 0 the contender is better.
 
     Attributes:
-        value: NaN where nothing could be compared.
-        low, high: interval; NaN where there is no honest one.
-        p: two-sided, of no difference; NaN without an interval.
-        freedom: degrees of freedom behind the interval.
-        runs: runs of the contender that it stands on.
+        value: NaN if nothing could be compared.
+        low, high: interval; NaN if no valid one exists.
+        p: two-sided p of no difference; NaN without an interval.
+        freedom: degrees of freedom of the interval.
+        runs: number of the contender's runs behind it.
         scheme: `paired`, `paired, spread from all curves`, `unpaired`, `one more rank`, or empty without an interval.
-        why: why there is no interval or no value; empty where there is one.
+        why: why there is no interval or no value; empty if there is one.
     """
 
     value: float
@@ -56,7 +56,7 @@ class Estimate:
 def student(value: float, se: float, freedom: float, confidence: float, runs: int, scheme: str) -> Estimate:
     """Student's interval and two-sided p."""
     half = float(special.stdtrit(freedom, 0.5 + confidence / 2)) * se
-    exact = se <= EXACT / 100  # replicates equal to the last digit: copies, or planted lines
+    exact = se <= EXACT / 100  # replicates equal to the last digit: copies, or artificial lines
     p = float(abs(value) <= EXACT) if exact else float(2 * special.stdtr(freedom, -abs(value) / se))
     return Estimate(value, value - half, value + half, p, float(freedom), runs, scheme)
 
@@ -69,10 +69,10 @@ def welch(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def difference(reference: Mapping[str, float], contender: Mapping[str, float], confidence: float) -> Estimate:
-    """Mean of reference less mean of contender, one number a run, by seed.
+    """Mean of the reference minus mean of the contender, one number per run, by seed.
 
-    Runs of one seed see the same data in the same order, so they are paired if every seed of the side that has fewer
-    is there on the other side too; else the two sides are independent samples (Welch).
+    Runs with the same seed see the same data in the same order, so they are paired if every seed of the smaller side
+    also occurs on the other side; otherwise the two sides are independent samples (Welch).
     """
     ref = {s: v for s, v in reference.items() if math.isfinite(v)}
     con = {s: v for s, v in contender.items() if math.isfinite(v)}
@@ -83,31 +83,34 @@ def difference(reference: Mapping[str, float], contender: Mapping[str, float], c
     if len(common) == fewer:
         d = np.array([ref[s] - con[s] for s in common])
         if fewer < LEAST_SEEDS:
-            return Estimate(float(d[0]), runs=1, why="one seed says nothing of the spread between seeds: run 3 or more")
+            return Estimate(
+                float(d[0]), runs=1, why="one seed says nothing about the spread between seeds: run 3 or more"
+            )
         return student(float(d.mean()), float(d.std(ddof=1)) / math.sqrt(fewer), fewer - 1, confidence, fewer, "paired")
     a, b = np.array(list(ref.values())), np.array(list(con.values()))
     value = float(a.mean() - b.mean())
     if fewer < LEAST_SEEDS:
-        return Estimate(value, runs=b.size, why="one seed says nothing of the spread between seeds: run 3 or more")
+        return Estimate(value, runs=b.size, why="one seed says nothing about the spread between seeds: run 3 or more")
     se, freedom = welch([(float(v.var(ddof=1)) / v.size, v.size - 1.0) for v in (a, b)])
     return student(value, se, freedom, confidence, b.size, "unpaired")
 
 
 def blocks(values: Array, reference: int, contender: int, confidence: float) -> Estimate | None:
-    """The paired difference of two curves, with the spread between runs learned from all curves.
+    """The paired difference of two curves, with the spread between runs estimated from all curves.
 
-    Two or three seeds say little of a spread, and many curves have few seeds each. After what a seed does to all
-    curves is taken out (randomised blocks), each curve's variance is drawn towards that of all of them, the more the
-    more alike they are (Smyth 2004, doi:10.2202/1544-6115.1027; the degrees of freedom grow accordingly).
+    Two or three seeds say little about a spread, and many curves have only a few seeds each. After removing each seed's
+    common effect on all curves (randomised blocks), each curve's variance is shrunk towards that of all of them; the
+    more alike they are, the more it is shrunk (Smyth 2004, doi:10.2202/1544-6115.1027; the degrees of freedom grow
+    accordingly).
 
     Args:
-        values: [K, S] forgetting of K curves and the same S seeds in each, averaged over the same losses.
-        reference, contender: rows.
-        confidence: of the interval.
+        values: [K, S] forgetting of K curves with the same S seeds, averaged over the same losses.
+        reference, contender: row indices.
+        confidence: confidence of the interval.
 
     Returns:
-        None where the other curves cannot help: fewer than LEAST_CURVES of them all, no spread at all, or one of the
-        two scatters clearly more than the others (then only its own runs can speak for it).
+        None if the other curves cannot help: there are fewer than LEAST_CURVES in all, no spread at all, or one of the
+        two scatters clearly more than the others (then only its own runs can describe it).
     """
     k, s = values.shape
     if k < LEAST_CURVES or s < LEAST_SEEDS:
@@ -129,16 +132,16 @@ def blocks(values: Array, reference: int, contender: int, confidence: float) -> 
 
 
 def prior_variance(variance: Array, freedom: float) -> tuple[float, float]:
-    """The variance that those of many curves scatter around, and how many degrees of freedom that is worth.
+    """The common variance around which those of many curves scatter, and its degrees of freedom.
 
-    By the moments of log variances (Smyth 2004, section 6.2); infinite degrees where they scatter no more than equal
-    variances would.
+    By the moments of log variances (Smyth 2004, section 6.2); infinite degrees of freedom if they scatter no more than
+    equal variances would.
     """
     e = np.log(variance) - special.digamma(freedom / 2) + math.log(freedom / 2)
     excess = float(e.var(ddof=1) - special.polygamma(1, freedom / 2))
     if excess <= 0:
         return float(variance.mean()), math.inf
-    from scipy import optimize  # takes longer to import than all comparisons
+    from scipy import optimize  # importing it takes longer than all comparisons
 
     half = optimize.brentq(lambda y: float(special.polygamma(1, y)) - excess, 1e-3, 1e8)
     return math.exp(float(e.mean()) + float(special.digamma(half)) - math.log(half)), 2 * half

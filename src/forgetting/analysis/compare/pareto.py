@@ -17,13 +17,13 @@ class Point:
 
     Attributes:
         key: the curve.
-        place: its number among the curve's points.
+        place: its index among the curve's points.
         step: update steps.
         loss: mean fine-tuning loss (or accuracy), as in the table.
         forgetting: mean forgetting, nats/token.
-        loss_se, forgetting_se: standard errors of the means between runs; NaN of a single run.
-        runs: how many.
-        seeds: share of the seeds in whose own runs this point is on the frontier too.
+        loss_se, forgetting_se: standard errors of the means between runs; NaN for a single run.
+        runs: number of runs.
+        seeds: share of the seeds in whose own runs this point is also on the frontier.
         front: whether it is on the frontier of the means.
     """
 
@@ -40,9 +40,9 @@ class Point:
 
 
 def frontier(curves: Mapping[Key, Sequence[Run]], axis: Axis) -> list[Point]:
-    """Every curve's points, marked whether they are on the frontier of the means, and in how many seeds' own.
+    """Every curve's points, marked if on the frontier of the means, and in how many seeds' own.
 
-    A curve's point is there for the measured steps that all its runs have.
+    A curve has a point for each measured step that all its runs have.
     """
     means: list[tuple[Key, int, float, np.ndarray, np.ndarray]] = []
     for key, runs in curves.items():
@@ -70,13 +70,13 @@ def frontier(curves: Mapping[Key, Sequence[Run]], axis: Axis) -> list[Point]:
 
 
 def undominated(points: Sequence[tuple[float, float]]) -> set[int]:
-    """Numbers of the points for which no other is as low in both coordinates and lower in one."""
+    """Indices of the points for which no other is as low in both coordinates and lower in one."""
     order = sorted(range(len(points)), key=lambda i: points[i])
     kept: set[int] = set()
     best, at = math.inf, math.inf
     for i in order:
         x, y = points[i]
-        # the first of an x is its lowest y; an exact twin of a kept point is dominated by nothing either
+        # the first point at an x has its lowest y; an exact duplicate of a kept point is not dominated either
         if y < best or (y == best and x == at):
             kept.add(i)
             best, at = y, x

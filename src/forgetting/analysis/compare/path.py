@@ -1,4 +1,4 @@
-"""A run's path as a curve: forgetting when the fine-tuning loss was first as low as x."""
+"""A run's path as a curve: forgetting when the fine-tuning loss first reached x."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ TIE = 1e-12
 
 @dataclass(frozen=True)
 class Path:
-    """First passage: of a run's measurements, those at which the loss is lower than at every one before.
+    """First passage: those of a run's measurements at which the loss is lower than at all earlier ones.
 
-    What a run does after its lowest loss (it goes on forgetting and gains nothing) is no choice that anybody who
-    stops early would make, so it is not part of the curve. Between measurements the curve is straight: then a run
-    that stopped early has exactly the curve of the longer run, as far as it goes.
+    What a run does after its lowest loss (it forgets more without improving) is left out, since nobody who stops early
+    would choose it. Between measurements the curve is linear, so a run that stopped early has exactly the curve of the
+    longer run, up to its end.
 
     Attributes:
-        run: whose path it is.
-        x: [k] losses, rising; oriented so that lower is better.
+        run: the run.
+        x: [k] losses, increasing; oriented so that lower is better.
         y: [k] forgetting.
-        step, seconds: [k] what it took.
+        step, seconds: [k] steps and training time needed.
     """
 
     run: Run
@@ -46,7 +46,7 @@ class Path:
         return float(self.x[-1])
 
     def mean(self, low: float, high: float) -> float:
-        """Forgetting averaged over losses from `low` to `high`; at one loss where both are the same."""
+        """Forgetting averaged over losses from `low` to `high`, or at one loss if they are equal."""
         if self.x.size == 1:
             return float(self.y[0]) if low == high == self.low else math.nan
         if low < self.low - TIE or high > self.high + TIE:
@@ -58,7 +58,7 @@ class Path:
         return float(np.trapezoid(np.interp(at, self.x, self.y), at)) / (high - low)
 
     def cost(self, x: float) -> tuple[float, float]:
-        """Steps and seconds until the loss was first as low as x; NaN if it never was, or was at once."""
+        """Steps and seconds until the loss first reached x; NaN if it never did, or already had at the start."""
         if not self.low - TIE <= x <= self.high + TIE:
             return math.nan, math.nan
         return float(np.interp(x, self.x, self.step)), float(np.interp(x, self.x, self.seconds))
@@ -72,9 +72,9 @@ def path(run: Run) -> Path:
 
 
 def window(paths: Sequence[Path]) -> tuple[float, float] | None:
-    """The losses that every path passes through; None where there are none.
+    """The losses that every path passes through; None if there are none.
 
-    One path of a single point makes a window of width 0, if the others pass through it.
+    A path with a single point gives a window of width 0, if the others pass through it.
     """
     low, high = max(p.low for p in paths), min(p.high for p in paths)
     return (low, high) if low <= high else None

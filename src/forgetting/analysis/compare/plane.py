@@ -1,4 +1,4 @@
-"""The trade-off plane of a contest: every curve's mean over its seeds, and the Pareto frontier."""
+"""The trade-off plane of a comparison: every curve's mean over its seeds, and the Pareto frontier."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FRONT = "front"
 
 @dataclass(frozen=True)
 class Look:
-    """How a curve is drawn: the series that it belongs to, colour (or CSS variable), marker symbol."""
+    """How a curve is drawn: its series, colour (or CSS variable), marker symbol."""
 
     series: str
     colour: str
@@ -34,8 +34,8 @@ def plane(c: Contest, looks: Mapping[Key, Look]) -> tuple[Chart, list[str]]:
     """The chart, and the hover text of each of its points.
 
     Args:
-        c: the contest.
-        looks: of its curves; those left out are grey.
+        c: the comparison.
+        looks: styles of its curves; those without one are grey.
     """
     hover = [_hover(p) for p in c.points]
     rows = {id(p): i for i, p in enumerate(c.points)}
@@ -64,9 +64,9 @@ def plane(c: Contest, looks: Mapping[Key, Look]) -> tuple[Chart, list[str]]:
         layout["xaxis"]["autorange"] = "reversed"
     layout["annotations"] = [note("ringed: on the Pareto frontier")]
     caption = (
-        f"Each point is one measured step, the mean over its seeds; small circles are the reference, {c.reference}. "
-        "Early stopping moves back along a curve, to the right and down; a method that saves forgetting lies below. "
-        "Dotted: weights interpolated towards the base model."
+        f"Each point is one measured step, averaged over its seeds; small circles are the reference, {c.reference}. "
+        "Stopping earlier moves back along a curve, to the right and down; a method that saves forgetting lies below "
+        "it. Dotted: weights interpolated towards the base model."
     )
     alt = f"{len(c.runs)} curves of forgetting against {c.axis.name}. On the frontier: {frontier_words(c.points)}."
     chart = Chart("plane", "The trade-off plane", caption, alt, {"data": data, "layout": layout}, wide=True)
@@ -74,7 +74,7 @@ def plane(c: Contest, looks: Mapping[Key, Look]) -> tuple[Chart, list[str]]:
 
 
 def own_looks(c: Contest) -> tuple[dict[Key, Look], dict[str, str]]:
-    """Looks for the curves of a contest alone, and the names of their series: the reference's ranks on one scale."""
+    """Styles for the curves of one comparison, and names of their series: the reference's ranks share one scale."""
     reference = [key for key in c.runs if key in c.references]
     others = [key for key in c.runs if key not in reference]
     looks, names = {}, {}
@@ -108,5 +108,5 @@ def _hover(p: Point) -> str:
         f"forgetting  {plus_minus(p.forgetting, p.forgetting_se)} nats/token",
     ]
     if p.front:
-        lines.append("on the Pareto frontier" + (f", in {p.seeds:.0%} of the seeds too" if p.runs > 1 else ""))
+        lines.append("on the Pareto frontier" + (f", also in {p.seeds:.0%} of the seeds" if p.runs > 1 else ""))
     return "\n".join(lines)

@@ -1,11 +1,11 @@
-"""The reference over all its ranks: Eq. 4's line or a parabola, and how far its own ranks lie from it.
+"""The reference over all its ranks: Eq. 4's line or a parabola, and how far its own ranks are from it.
 
-A contender that shares no rank with the reference is held against one curve through all reference ranks. The interval
-answers: does it lie farther from that curve than one more rank of the reference would? Each reference rank in turn is
-left out, the curve is fitted to the others, and the rank is treated as if it were the contender; the mean square of
-what it seems to save is the variance of the saving of one more rank. It holds the spread between ranks and between
-runs, the curve's own uncertainty, and the choice of a wrong form. Where each run is one point (PEFT's results), a rank
-left out is judged at its own loss.
+A contender that shares no rank with the reference is compared with one curve through all reference ranks. The interval
+answers: is it farther from that curve than one more rank of the reference would be? Each reference rank in turn is left
+out, the curve is fitted to the others, and the rank is treated as if it were the contender. The mean square of what it
+seems to save is the variance of the saving of one more rank. It includes the spread between ranks and between runs, the
+curve's own uncertainty, and the choice of a wrong form. If each run is one point (PEFT's results), the left-out rank is
+judged at its own loss.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from forgetting.analysis.compare.trend import Trend, trend
 from forgetting.analysis.laws.base import Array
 
 FORMS = {"line": 1, "parabola": 2}
-GAIN = 0.9  # a parabola must predict left-out ranks this much better than the line, or the line stays
+GAIN = 0.9  # use a parabola only if its error on left-out ranks is below this share of the line's
 LEAST_RANKS = 3
 
 
@@ -35,10 +35,10 @@ class Pooled:
         curves: its paths by rank.
         form: `line` or `parabola`.
         coefficients: of the polynomial, highest power first: through all ranks (None), and with each left out.
-        why: why this form.
-        errors: root mean square error on ranks left out, by form, nats/token.
-        low, high: losses that the reference measured.
-        trend: how well the curve says what the reference's runs forgot.
+        why: why this form was chosen.
+        errors: root mean square error on left-out ranks, by form, nats/token.
+        low, high: the range of losses that the reference measured.
+        trend: how well the curve explains what the reference's runs forgot.
     """
 
     curves: Mapping[Key, list[Path]]
@@ -55,7 +55,7 @@ class Pooled:
 
     @property
     def high(self) -> float:
-        """The highest."""
+        """The highest loss of any reference run."""
         return max(p.high for paths in self.curves.values() for p in paths)
 
     def mean(self, low: float, high: float, without: Key | None = None) -> float:
@@ -63,13 +63,13 @@ class Pooled:
         return average(self.coefficients[without], low, high)
 
     def saving(self, paths: Sequence[Path], low: float, high: float, confidence: float) -> Estimate:
-        """What a contender saves against the curve, averaged over losses from low to high (or at one)."""
+        """A contender's saving against the curve, averaged over losses from low to high (or at one)."""
         own = np.array([p.mean(low, high) for p in paths])
         value = self.mean(low, high) - float(own.mean())
         return self._with_interval(value, own, self.placebos(low, high), confidence)
 
     def at_points(self, points: Sequence[tuple[float, float]], confidence: float) -> Estimate:
-        """The same at one (loss, forgetting) of each run of a contender, where the curve reaches that loss."""
+        """The same at the single (loss, forgetting) of each run of a contender, if the curve reaches that loss."""
         inside = [(x, y) for x, y in points if self.low <= x <= self.high]
         if not inside:
             return Estimate(NAN, why="outside the reference's losses")
@@ -78,7 +78,7 @@ class Pooled:
         return self._with_interval(float(each.mean()), each, self.placebos(middle, middle), confidence)
 
     def placebos(self, low: float, high: float) -> list[float]:
-        """What each reference rank seems to save against the others, over its part of these losses."""
+        """The apparent saving of each reference rank against the others, over its part of these losses."""
         found = []
         for key, paths in self.curves.items():
             others = [p for other, mine in self.curves.items() if other != key for p in mine]
@@ -95,14 +95,14 @@ class Pooled:
         return found
 
     def _left_out_point(self, key: Key, paths: Sequence[Path], others: Sequence[Path]) -> list[float]:
-        """What a rank whose runs are one point each seems to save, at its own losses; one number, or none."""
+        """The apparent saving of a rank with single-point runs, at its own losses; one number, or none."""
         low, high = min(p.low for p in others), max(p.high for p in others)
         own = [self.mean(p.low, p.low, without=key) - float(p.y[0]) for p in paths if low <= p.low <= high]
         return [float(np.mean(own))] if own else []
 
     def _with_interval(self, value: float, own: Array, placebos: Sequence[float], confidence: float) -> Estimate:
         if len(placebos) < LEAST_RANKS:
-            why = f"{len(placebos)} reference ranks pass through these losses; an interval needs {LEAST_RANKS}"
+            why = f"only {len(placebos)} reference ranks pass through these losses; an interval needs {LEAST_RANKS}"
             return Estimate(value, runs=own.size, why=why)
         parts = [(float(np.mean(np.square(placebos))), len(placebos) - 1.0)]
         if own.size > 1:
@@ -113,7 +113,7 @@ class Pooled:
         return student(value, se, freedom, confidence, own.size, "one more rank")
 
     def _between_seeds(self) -> tuple[float, float] | None:
-        """Variance between seeds at one loss, pooled over ranks, with its freedom; None with one seed a rank."""
+        """Variance between seeds at one loss, pooled over ranks, with degrees of freedom; None if all are single."""
         squares, freedom = 0.0, 0
         for paths in self.curves.values():
             span = window(paths)
@@ -125,22 +125,22 @@ class Pooled:
 
 
 def fit(paths: Sequence[Path], form: str) -> Array:
-    """Coefficients, highest power first, by least squares in which every run counts the same."""
+    """Coefficients, highest power first, by least squares; every run has the same weight."""
     x, y = np.concatenate([p.x for p in paths]), np.concatenate([p.y for p in paths])
     weight = np.concatenate([np.full(p.x.size, 1 / math.sqrt(p.x.size)) for p in paths])
     degree = min(FORMS[form], np.unique(x).size - 1)
-    # about the middle and in units of the spread, for the digits; then back to the loss itself
+    # centred and scaled for numerical accuracy, then converted back
     middle, unit = float(x.mean()), float(x.std()) or 1.0
     scaled = np.polynomial.Polynomial.fit(x, y, degree, w=weight, domain=[middle - unit, middle + unit])
     return np.asarray(scaled.convert(domain=[-1, 1]).coef[::-1])
 
 
 def pool(curves: Mapping[Key, list[Path]], confidence: float = 0.95, sign: float = 1.0) -> Pooled:
-    """Choose the form that predicts left-out ranks better; the line of Eq. 4 unless the parabola does so clearly.
+    """Choose the form that predicts left-out ranks better: the line of Eq. 4, unless the parabola is clearly better.
 
     Args:
-        curves: the reference's.
-        confidence, sign: as of `trend`.
+        curves: the reference's curves.
+        confidence, sign: as for `trend`.
     """
     paths = [p for mine in curves.values() for p in mine]
     trends = {form: trend(paths, degree, confidence, sign) for form, degree in FORMS.items()}
@@ -148,10 +148,17 @@ def pool(curves: Mapping[Key, list[Path]], confidence: float = 0.95, sign: float
     errors = {form: _left_out(curves, form, fits[form]) for form in FORMS}
     if not math.isfinite(errors["line"]):
         return Pooled(
-            curves, "line", fits["line"], "too few ranks to leave one out, so the line of Eq. 4", errors, trends["line"]
+            curves,
+            "line",
+            fits["line"],
+            "too few ranks to leave one out, so it is the line of Eq. 4",
+            errors,
+            trends["line"],
         )
     form = "parabola" if errors["parabola"] < GAIN * errors["line"] else "line"
-    shown = f"error on ranks left out {errors['line']:.3g} nats with the line, {errors['parabola']:.3g} with a parabola"
+    shown = (
+        f"error on left-out ranks: {errors['line']:.3g} nats with the line, {errors['parabola']:.3g} with a parabola"
+    )
     verdict = f"the parabola is{'' if form == 'parabola' else ' not'} better by more than {1 - GAIN:.0%}"
     return Pooled(curves, form, fits[form], f"{shown}: {verdict}", errors, trends[form])
 
@@ -163,7 +170,7 @@ def _fits(curves: Mapping[Key, list[Path]], form: str) -> dict[Key | None, Array
 
 
 def _left_out(curves: Mapping[Key, list[Path]], form: str, fits: Mapping[Key | None, Array]) -> float:
-    """Root mean square error on left-out ranks, each rank counting the same, where the others have measurements."""
+    """Root mean square error on left-out ranks, with equal weights, where the others have measurements."""
     found = []
     for key, paths in curves.items():
         others = [p for other, mine in curves.items() if other != key for p in mine]
@@ -178,7 +185,7 @@ def _left_out(curves: Mapping[Key, list[Path]], form: str, fits: Mapping[Key | N
 
 
 def average(coefficients: Array, low: float, high: float) -> float:
-    """Mean of a polynomial of degree 5 or less over [low, high], by Gauss's three points."""
+    """Mean of a polynomial of degree 5 or less over [low, high], by three-point Gauss quadrature."""
     middle, half = (low + high) / 2, (high - low) / 2
     at = middle + half * np.array([-math.sqrt(0.6), 0.0, math.sqrt(0.6)])
     return float(np.polyval(coefficients, at) @ np.array([5.0, 8.0, 5.0]) / 18)

@@ -1,4 +1,4 @@
-"""What it costs to reach the same fine-tuning loss: steps, training time, memory."""
+"""The cost of reaching the same fine-tuning loss: steps, training time, memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ NAN = math.nan
 
 @dataclass(frozen=True)
 class Price:
-    """Means over runs at one fine-tuning loss; NaN where a run never has it, or where it was not recorded.
+    """Means over runs at one fine-tuning loss; NaN if a run never reaches it, or if it was not recorded.
 
     Attributes:
-        loss: the loss to reach (or the accuracy): the best that every compared run has.
-        steps, reference_steps: update steps until it.
-        seconds, reference_seconds: training time until it.
+        loss: the loss (or accuracy) to reach: the best that every compared run has.
+        steps, reference_steps: update steps until then.
+        seconds, reference_seconds: training time until then.
         memory, reference_memory: peak memory of the runs, MiB.
         params, reference_params: trainable parameters.
     """
@@ -37,10 +37,10 @@ class Price:
 
 
 def price(loss: float, shown: float, contender: Sequence[Path], reference: Sequence[Path]) -> Price:
-    """The price of reaching `loss` (oriented; `shown` is what the table calls it).
+    """The price of reaching `loss` (oriented; `shown` is its value in the table).
 
-    Interpolated weights cost the whole training, whatever their alpha. Of the reference, only runs that have this
-    loss count.
+    Interpolated weights cost the whole training, whatever their alpha. Of the reference, only runs that reach this loss
+    count.
     """
     steps, seconds = _until(contender, loss)
     had = [p for p in reference if math.isfinite(p.cost(loss)[0])]
@@ -64,5 +64,5 @@ def _until(paths: Sequence[Path], loss: float) -> tuple[float, float]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """NaN where there is none, or one is missing."""
+    """NaN if there is none, or one is missing."""
     return float(np.mean(values)) if values else NAN

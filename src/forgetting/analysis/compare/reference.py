@@ -1,4 +1,4 @@
-"""Which runs all others are held against: those of a label, or those whose columns have these values."""
+"""Selects the runs that all others are compared with: those of a label, or those whose columns have given values."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MITIGATION = "mitigation"
 
 @dataclass(frozen=True)
 class Reference:
-    """The runs that all others are held against; without a mitigation, unless a filter names one.
+    """The runs that all others are compared with; without a mitigation, unless a filter names one.
 
     Attributes:
-        label: of the runs; empty for any.
-        where: by column, the values of which a run has one.
+        label: label of the runs; empty for any.
+        where: by column, the values of which a run must have one.
     """
 
     label: str = ""
@@ -40,7 +40,7 @@ class Reference:
         ]
 
     def holds(self, key: Key, runs: Sequence[Run]) -> bool:
-        """Whether a curve is one of the reference's."""
+        """Whether a curve belongs to the reference."""
         if any(run.interpolated for run in runs) or (key.mitigation and MITIGATION not in dict(self.where)):
             return False
         return all(run.chosen for run in runs) if self.where else key.label == self.label
@@ -50,8 +50,8 @@ def reference_of(given: str | Sequence[str] | Mapping[str, Any] | None, tables: 
     """The reference that an argument means.
 
     Args:
-        given: a label; `COLUMN=VALUE`; several of these, of which a run must have all (of one column, any); or values
-            by column. None where the tables have but one label.
+        given: a label; `COLUMN=VALUE`; several of these, all of which a run must have (any of one column); or values
+            by column. None if the tables have only one label.
         tables: rows by data set.
 
     Raises:
@@ -59,12 +59,12 @@ def reference_of(given: str | Sequence[str] | Mapping[str, Any] | None, tables: 
     """
     labels = labels_of(tables)
     if not labels and (given is None or isinstance(given, str)):
-        return Reference(given or "")  # reading the table says what is missing
+        return Reference(given or "")  # reading the table reports what is missing
     if given is None or (not isinstance(given, str) and not given):
         if len(labels) == 1:
             return Reference(labels[0])
         raise UsageError(
-            f"reference: which runs are all others held against? give a label, or COLUMN=VALUE; "
+            f"reference: which runs should the others be compared with? give a label, or COLUMN=VALUE; "
             f"{did_you_mean('', labels)}"
         )
     if isinstance(given, Mapping):
@@ -84,7 +84,7 @@ def reference_of(given: str | Sequence[str] | Mapping[str, Any] | None, tables: 
         else:
             items.append((column.strip(), value.strip()))
     if label and label not in labels:
-        raise UsageError(f"no runs of '{label}' to hold others against; {did_you_mean(label, labels)}")
+        raise UsageError(f"no runs of '{label}' to compare others with; {did_you_mean(label, labels)}")
     return _checked(Reference(label, _where(items)), tables)
 
 
@@ -101,7 +101,7 @@ def _where(items: Sequence[tuple[str, str]]) -> tuple[tuple[str, tuple[str, ...]
 
 
 def _checked(reference: Reference, tables: Mapping[str, Table]) -> Reference:
-    """The same, if some row of some table is of it."""
+    """The reference, if some row of some table belongs to it."""
     for column, values in reference.where:
         if not any(column in table for table in tables.values()):
             columns = dict.fromkeys(name for table in tables.values() for name in table)
@@ -112,7 +112,7 @@ def _checked(reference: Reference, tables: Mapping[str, Table]) -> Reference:
                 known = sorted({str(cell) for cell in cells})
                 raise UsageError(f"reference: no row has {column} '{value}'; {did_you_mean(value, known)}")
     if reference.where and not any(any(reference.rows(table)) for table in tables.values()):
-        raise UsageError(f"reference: no row has {reference} together")
+        raise UsageError(f"reference: no row has all of {reference}")
     return reference
 
 
@@ -121,7 +121,7 @@ def _has(table: Table, i: int, column: str, values: Sequence[str]) -> bool:
 
 
 def _same(cell: Any, value: str) -> bool:
-    """Whether a cell is what was written: the same text but for case, or the same number."""
+    """Whether a cell equals a written value: the same text ignoring case, or the same number."""
     if cell is None:
         return value.lower() in ("", "none")
     if str(cell).lower() == value.lower():

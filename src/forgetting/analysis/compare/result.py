@@ -1,4 +1,4 @@
-"""All data sets' contests together, as an object and as plain data."""
+"""The comparisons of all data sets, as an object and as plain data."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Comparison(Result):
-    """What a study or table says of its contenders.
+    """The comparison of a study or table.
 
     Attributes:
-        reference: the label that all are held against, or the filters that chose the runs.
-        contests: by data set.
-        beyond: Appendix B's rows by data set; empty where no law could be held against another method.
+        reference: the label that all are compared with, or the filters that chose the runs.
+        contests: the comparison by data set.
+        beyond: Appendix B's rows by data set; empty if no law could be tested on another method.
         without: data sets in which nothing could be compared -> why.
     """
 
@@ -58,7 +58,7 @@ class Comparison(Result):
         return {key: plain(value) for key, value in out.items()}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a contender: the verdict, savings with intervals, Holm's p, the price."""
+        """One row per contender: the verdict, savings with intervals, Holm's p, the price."""
         import pandas as pd
 
         return pd.DataFrame([contender_row(one, c) for c in self.contests.values() for one in c.contenders])
@@ -76,10 +76,10 @@ class Comparison(Result):
         """The trade-off plane of a data set, as in the report: every curve, and the Pareto frontier.
 
         Args:
-            dataset: which one, where several were compared.
+            dataset: which one, if several were compared.
 
         Raises:
-            UsageError: no such data set, or several.
+            UsageError: no such data set, or several and none was given.
         """
         if dataset is None and len(self.contests) > 1:
             raise UsageError(f"figure: several data sets; give dataset=, one of {', '.join(self.contests)}")

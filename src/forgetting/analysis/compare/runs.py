@@ -1,4 +1,4 @@
-"""The runs of a table to compare that does not name them: told apart by label, mitigation, rank, seed, ..."""
+"""Identifies the runs of a table without run names for a comparison: by label, mitigation, rank, seed, ..."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from forgetting.errors import UsageError
 
 
 def with_runs(table: Table, name: str) -> tuple[Table, list[str]]:
-    """A table with a column `run_id`, and a note of where that is from if the table has none.
+    """A table with a column `run_id`, and a note where the column comes from if the table has none.
 
-    Rows are one run if they agree in every column that says what a run is, and their steps rise; without steps, every
-    row is a run.
+    Rows belong to one run if they agree in every column that describes a run, and their steps increase; without steps,
+    every row is a run.
 
     Args:
-        table: columns by name, one entry a measurement.
+        table: columns by name, one entry per measurement.
         name: the data set.
 
     Raises:
-        UsageError: steps that are missing, or that do not rise, so that rows may be of several runs.
+        UsageError: steps are missing or do not increase, so that rows may belong to several runs.
     """
     if any(str(cell).strip() not in ("", "nan", "None", "<NA>") for cell in table.get("run_id", ())):
         return table, []
     every = [f"row {i + 1}" for i in range(rows(table))]
-    alone = "the table has no column 'run_id': every row was taken as a run"
+    alone = "the table has no column 'run_id': treating every row as a run"
     step = _numbers(table, "step")
     if not {"label", "method"} & set(table) or np.isnan(step).all():
         return table | {"run_id": every}, [alone]
@@ -47,12 +47,12 @@ def with_runs(table: Table, name: str) -> tuple[Table, list[str]]:
         )
     whole = told_runs(table, list(table), np.arange(rows(table)), step)
     ids = [whole.names[code] for code in whole.code]
-    said = f"rows with the same {', '.join(whole.columns)} were taken as one run"
+    said = f"treating rows with the same {', '.join(whole.columns)} as one run"
     return table | {"run_id": ids}, [f"the table has no column 'run_id': {said} ({len(told.names)} runs)"]
 
 
 def _trained(table: Table, i: int) -> bool:
-    """Whether a row is a measurement in training of a run that ended well, and not of interpolated weights."""
+    """Whether a row was measured during training in a run that ended well, so not on interpolated weights."""
     status = table["status"][i] if "status" in table else None
     alpha = _number(table["alpha"][i]) if "alpha" in table else math.nan
     return str(status or "done") in ("done", "nan") and not alpha < 1

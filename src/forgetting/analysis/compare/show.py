@@ -27,7 +27,7 @@ WIDTH = 96
 
 
 def contest_shown(c: Contest) -> list[Shown]:
-    """Savings, prices and the frontier of one data set; where the reference is no line, differences from its mean."""
+    """Savings, prices and the frontier of one data set; differences from the reference's mean if it is not a line."""
     heading = [f"{c.dataset}: nats/token of forgetting saved at equal {c.axis.name}, against {c.reference}"]
     heading.append(f"({c.confidence:.0%} intervals; above 0 is better than stopping the reference early)")
     heading += [line for text in (line_words(c), flat_words(c)) if text for line in _wrapped(text)]
@@ -57,10 +57,10 @@ def _savings_shown(c: Contest, contenders: Sequence[Contender], heading: list[st
 
 
 def _raw_shown(c: Contest, contenders: Sequence[Contender], heading: list[str], last: list[str]) -> Shown:
-    """Differences from the mean of a reference that is no line, by name and not by size."""
+    """Differences from the mean of a reference that is not a line, sorted by name, not by size."""
     title = (
-        f"Not ranked: how far below the reference's mean each ends (with the {c.confidence:.0%} interval that one more "
-        f"curve of the reference would lie in), and how much higher its {c.axis.name} is there"
+        f"Not ranked: how far below the reference's mean each ends (with the {c.confidence:.0%} interval for one more "
+        f"curve of the reference), and how much higher its {c.axis.name} is there"
     )
     head = ("", "below the mean", f"higher {c.axis.name}", "seeds", "")
     rows = [
@@ -77,8 +77,8 @@ def _raw_shown(c: Contest, contenders: Sequence[Contender], heading: list[str], 
 
 
 def beyond_shown(reference: str, beyond: Mapping[str, Sequence[Beyond]]) -> Shown:
-    """Appendix B of every data set, the laws being fitted on the reference."""
-    heading = [f"Do the laws fitted on {reference} hold for the other methods' plain runs (Appendix B)?"]
+    """Appendix B of every data set, with the laws fitted to the reference."""
+    heading = [f"Do the laws fitted to {reference} hold for the other methods' plain runs (Appendix B)?"]
     head = ("", "law", "R2", f"R2 on {reference}", "measured - predicted", "runs")
     rows = [
         (f"{name}: {r.label}", EQUATIONS[r.law], number(r.r2), number(r.reference_r2), number(r.bias), str(r.runs))
@@ -86,7 +86,7 @@ def beyond_shown(reference: str, beyond: Mapping[str, Sequence[Beyond]]) -> Show
         for r in found
     ]
     paper = " and ".join(f"{value:.4f} ({EQUATIONS[law]})" for law, value in PAPER.items())
-    return Shown(heading, head, rows, [f"In the paper, over all its other methods together: {paper}."])
+    return Shown(heading, head, rows, [f"In the paper, over all other methods together: {paper}."])
 
 
 def contender_row(one: Contender, c: Contest) -> dict[str, Any]:

@@ -22,17 +22,17 @@ DONE = "done"
 INTERPOLATION = "interpolation"
 DIRECTIONS = ("lower", "higher")
 FORGOTTEN = ("forgetting", "forgetting_loss", "soft_forgetting_loss", "kl", "agreement")
-"""Columns that say how much was forgotten: held equal, they would be compared with themselves."""
+"""Columns that measure forgetting; holding them equal would compare them with themselves."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What runs are held equal in.
+    """The quantity that is held equal between runs.
 
     Attributes:
         column: the table's column.
-        higher: whether a higher value is better, as of an accuracy.
-        name: for readers.
+        higher: whether a higher value is better, as for an accuracy.
+        name: its name for readers.
     """
 
     column: str
@@ -40,7 +40,7 @@ class Axis:
     name: str
 
     def shown(self, value: float) -> float:
-        """A value as the table has it, from one turned so that lower is better."""
+        """A value as in the table, from one oriented so that lower is better."""
         return -value if self.higher else value
 
 
@@ -55,17 +55,17 @@ class Run:
     """One run of one data set.
 
     Attributes:
-        key: (label, mitigation, rank, variant); runs of one key and different seeds are replicates.
+        key: (label, mitigation, rank, variant); runs with the same key and different seeds are replicates.
         seed: as text.
         run_id: names it in messages.
-        x: [n] fine-tuning loss (or less the accuracy, so that lower is better), in the order of training.
+        x: [n] fine-tuning loss (or minus the accuracy, so that lower is better), in training order.
         y: [n] forgetting, nats/token.
         step: [n] update steps.
-        seconds: [n] training time so far, NaN where unknown.
-        params: trainable parameters, NaN where unknown.
-        memory: peak memory in MiB, NaN where unknown.
-        interpolated: True where the points are weights between the base model and the tuned one.
-        chosen: whether a filter chose it for the reference.
+        seconds: [n] training time so far, NaN if unknown.
+        params: trainable parameters, NaN if unknown.
+        memory: peak memory in MiB, NaN if unknown.
+        interpolated: whether the points are weights between the base model and the tuned one.
+        chosen: whether a filter selected it for the reference.
     """
 
     key: Key
@@ -83,7 +83,7 @@ class Run:
 
 @dataclass(frozen=True, order=True)
 class Key:
-    """A curve: a method as the study labels it, what holds forgetting back, its rank."""
+    """A curve: a method by its label in the study, its mitigation, its rank."""
 
     label: str
     mitigation: str = ""
@@ -103,8 +103,8 @@ class Source:
 
     Attributes:
         name: the data set.
-        axis: what runs are held equal in.
-        curves: runs by key, in the order of the keys; runs of one key have different seeds.
+        axis: what is held equal.
+        curves: runs by key, in key order; runs of one key have different seeds.
         notes: what was left out, and why.
     """
 
@@ -120,40 +120,44 @@ class Source:
 
 
 def choose_axis(table: Table, by: str | None, direction: str | None) -> Axis:
-    """The column that runs are held equal in: `finetune_loss`, or the test accuracy of PEFT's results.
+    """The column that is held equal: `finetune_loss`, or the test accuracy of PEFT's results.
 
     Raises:
-        UsageError: no such column, or nobody says which way is better.
+        UsageError: no such column, or it is not known which direction is better.
     """
     column = by or ("test_accuracy" if "test_accuracy" in table else "finetune_loss")
     if column not in table:
         raise UsageError(f"the table has no column '{column}' to hold equal; {did_you_mean(column, table)}")
     if column in FORGOTTEN:
-        raise UsageError(f"by (--by) {column}: it says what was forgotten; hold another column equal, as finetune_loss")
+        raise UsageError(
+            f"by (--by) {column}: this column measures forgetting; hold another column equal, such as finetune_loss"
+        )
     if direction is not None and direction not in DIRECTIONS:
         raise UsageError(f"direction '{direction}'; {did_you_mean(direction, DIRECTIONS)}")
     known = AXES.get(column)
     if known is None and direction is None:
-        raise UsageError(f"is a higher or a lower {column} better? give direction higher or lower (--direction)")
+        raise UsageError(
+            f"it is not known whether higher or lower {column} is better; give direction (--direction) higher or lower"
+        )
     if known is None:
         return Axis(column, direction == "higher", column.replace("_", " "))
     if direction is not None and known.higher != (direction == "higher"):
-        raise UsageError(f"direction {direction}: of {column}, {DIRECTIONS[known.higher]} is better")
+        raise UsageError(f"direction {direction}: for {column}, {DIRECTIONS[known.higher]} is better")
     return known
 
 
 def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chosen: Sequence[bool] = ()) -> Source:
-    """The runs of one data set's table that ended well, each from `start` on, without the base model's own row.
+    """The runs in one data set's table that ended well, each from `start` on, without the base model's own row.
 
     Args:
-        table: columns by name, one entry a measurement.
+        table: columns by name, one entry per measurement.
         name: the data set.
-        axis: what runs are held equal in.
+        axis: what is held equal.
         start: steps before it are left out.
-        chosen: whether each row is the reference's, where that is not a label alone.
+        chosen: whether each row belongs to the reference, if a label alone does not tell.
 
     Raises:
-        UsageError: a column is missing, a cell is no finite number, a measurement is there twice, or nothing is left.
+        UsageError: a column is missing, a cell is not a finite number, a measurement is repeated, or nothing is left.
     """
     forgot = "forgetting" if "forgetting" in table else "forgetting_loss"
     for column in (axis.column, forgot):
@@ -161,7 +165,7 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
             known = did_you_mean(column, table)
             raise UsageError(f"'{name}' has no column '{column}', which a comparison needs; {known}")
     if not {"label", "method"} & set(table):
-        raise UsageError(f"'{name}' has no column 'label' or 'method' to tell runs apart by; it has {few(table)}")
+        raise UsageError(f"'{name}' has no column 'label' or 'method' to distinguish runs; it has {few(table)}")
     table, gaps = _without_gaps(_Reader(table, name, axis, forgot), start)
     table, named = with_runs(table, name)
     reader = _Reader(table, name, axis, forgot, chosen)
@@ -189,7 +193,7 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
     runs = [run for run_id, at in members.items() for run in reader.runs(run_id, at, start)]
     short = sorted(set(members) - {run.run_id for run in runs})
     if short:
-        notes.append(f"left out, with no measurement after the start: {few(short)}")
+        notes.append(f"left out, because they have no measurement after the start: {few(short)}")
     if not runs:
         raise UsageError(f"'{name}' has no finished run to compare" + (f" ({notes[0]})" if notes else ""))
     told, unseeded = _without_seeds(runs)
@@ -197,7 +201,7 @@ def read_source(table: Table, name: str, axis: Axis, *, start: float = 0.0, chos
 
 
 def _without_gaps(reader: _Reader, start: float) -> tuple[Table, list[str]]:
-    """The table with GAP as the status of rows to compare that lack a number, and a note that counts and names them."""
+    """The table with GAP as the status of rows that lack a number, and a note that counts and names them."""
     gaps: dict[int, str] = {}
     for i in range(rows(reader.table)):
         counts = reader.counts(i, start) or 0 < reader.number("alpha", i) < 1
@@ -212,9 +216,9 @@ def _without_gaps(reader: _Reader, start: float) -> tuple[Table, list[str]]:
 
 
 def _without_seeds(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Runs of one rank without a seed are replicates, which share nothing with other runs; with a note of that.
+    """Treat runs of one rank without a seed as replicates, unpaired with other runs; adds a note.
 
-    Each counted as a rank of its own, one rank's scatter would pass for that of several.
+    If each counted as a rank of its own, one rank's scatter would look like that of several ranks.
     """
     found: dict[tuple[Key, bool], list[Run]] = {}
     for run in runs:
@@ -229,12 +233,14 @@ def _without_seeds(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
             size = f"{key.variant}, {run.params:,.0f} parameters".removeprefix(", ") if len(sizes) > 1 else key.variant
             out.append(replace(run, seed=run.run_id, key=replace(key, variant=size)))
         replicates = True
-    said = "no seeds are known: runs of equal label, mitigation and rank were taken as replicates, not paired by seed"
+    said = (
+        "no seeds are known: treating runs with the same label, mitigation and rank as replicates, not paired by seed"
+    )
     return out, [said] if replicates else []
 
 
 def _grouped(runs: Sequence[Run]) -> dict[Key, list[Run]]:
-    """Runs by key. Two runs of one key and seed are no replicates: then each run is a curve of its own."""
+    """Runs by key. Two runs with the same key and seed are not replicates: then each run is a curve of its own."""
     found: dict[Key, list[Run]] = {}
     for run in runs:
         found.setdefault(run.key, []).append(run)
@@ -249,7 +255,7 @@ def _grouped(runs: Sequence[Run]) -> dict[Key, list[Run]]:
 
 
 def _apart(found: Mapping[Key, list[Run]]) -> dict[Key, list[Run]]:
-    """Runs of one key of which some are the reference's and some are not, as two curves."""
+    """Runs of one key, split into two curves if only some of them belong to the reference."""
     out: dict[Key, list[Run]] = {}
     for key, mine in found.items():
         inside, outside = [run for run in mine if run.chosen], [run for run in mine if not run.chosen]
@@ -262,7 +268,7 @@ def _apart(found: Mapping[Key, list[Run]]) -> dict[Key, list[Run]]:
 
 
 class _Reader:
-    """The cells of a table as numbers and texts, with errors that name row and column."""
+    """The cells of a table as numbers and texts; errors name row and column."""
 
     def __init__(self, table: Table, name: str, axis: Axis, forgot: str, chosen: Sequence[bool] = ()) -> None:
         self.table, self.name, self.axis, self.forgot, self.chosen = table, name, axis, forgot, chosen
@@ -272,7 +278,7 @@ class _Reader:
         return "" if _missing(cell) else str(cell)
 
     def number(self, column: str, i: int) -> float:
-        """A number, NaN where there is none."""
+        """A number, NaN if there is none."""
         cell = self.table[column][i] if column in self.table else math.nan
         try:
             return math.nan if isinstance(cell, bool) else float(cell)
@@ -287,18 +293,18 @@ class _Reader:
         return value
 
     def status(self, i: int) -> str:
-        """How the row's run ended."""
+        """The status with which the row's run ended."""
         return self.text("status", i) or DONE
 
     def gap(self, i: int) -> str:
-        """The first column to compare that says that there is no number, or an empty text."""
+        """The first required column whose cell says that there is no number, or an empty text."""
         return next((name for name in (self.axis.column, self.forgot) if is_missing(self.table[name][i])), "")
 
     def refuse_blank_runs(self) -> None:
-        """Refuse a row without a run beside rows that have one: whose it is, nobody knows."""
+        """Refuse rows without a run if other rows have one."""
         blank = [i for i in range(rows(self.table)) if not self.text("run_id", i).strip() and self.status(i) != GAP]
         if "run_id" in self.table and blank and len(blank) < rows(self.table):
-            raise UsageError(f"'{self.name}', row {blank[0] + 1}, column 'run_id': is blank; name the run of every row")
+            raise UsageError(f"'{self.name}', row {blank[0] + 1}, column 'run_id': blank; name the run of every row")
 
     def run_id(self, i: int) -> str:
         return self.text("run_id", i) or f"row {i + 1}"
@@ -309,7 +315,7 @@ class _Reader:
         return Key(label, mitigation, rank if math.isfinite(rank) else -1.0, self.text("variant", i))
 
     def runs(self, run_id: str, at: Sequence[int], start: float) -> list[Run]:
-        """The paths of one run: that of training, and that of its interpolated weights, if it has some."""
+        """The paths of one run: its training, and its interpolated weights, if any."""
         alpha = {i: 1.0 if math.isnan(a := self.number("alpha", i)) else a for i in at}
         trained = [i for i in at if alpha[i] == 1.0 and self.counts(i, start)]
         trained.sort(key=lambda i: self.number("step", i))
@@ -325,7 +331,7 @@ class _Reader:
         return found
 
     def counts(self, i: int, start: float) -> bool:
-        """Whether a row's step is one to compare."""
+        """Whether a row's step counts in the comparison."""
         step = self.number("step", i)
         return math.isnan(step) or (step > 0 and step >= start)
 
@@ -352,7 +358,7 @@ class _Reader:
 
 
 def _missing(cell: Any) -> bool:
-    # pandas' missing integer, which no comparison takes, is told by its name: tables come without pandas, too
+    # recognise pandas' missing integer, which cannot be compared, by its name, since pandas need not be imported
     return cell is None or type(cell).__name__ == "NAType" or cell == "" or bool(cell != cell)
 
 

@@ -1,4 +1,4 @@
-"""The tables to compare: a study folder's, with what tells its methods apart, or one from elsewhere."""
+"""The tables to compare: a study folder's, with columns that distinguish its methods, or tables from elsewhere."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 def study_tables(table: pd.DataFrame, runs: Sequence[Mapping[str, Any]], only: Only | None = None) -> dict[str, Table]:
-    """A study's rows by data set, with a column `variant`: the options in which methods of one label and rank differ.
+    """A study's rows by data set, with a column `variant`: options in which methods of one label and rank differ.
 
     Args:
-        table: of `analysis.study_table.load_study`.
-        runs: the run records, in which the options are.
+        table: from `analysis.study_table.load_study`.
+        runs: the run records, which contain the options.
         only: keep rows whose column has one of these values.
     """
     rows = {str(name): table[name].tolist() for name in table.columns}
@@ -36,7 +36,7 @@ def study_tables(table: pd.DataFrame, runs: Sequence[Mapping[str, Any]], only: O
 
 
 def _variants(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Run id -> the options that others of its label, mitigation and rank have otherwise, such as `alpha=16`."""
+    """Run id -> the options in which runs of its label, mitigation and rank differ, such as `alpha=16`."""
     options: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for run in runs:
         method = run.get("method") if isinstance(run.get("method"), Mapping) else {}
@@ -53,20 +53,20 @@ def _variants(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def open_study(path: Path, only: Only | None = None) -> tuple[StudyConfig, dict[str, Table]]:
-    """The configuration of a study folder and its rows by data set, only those whose columns have these values.
+    """The configuration of a study folder and its rows by data set, filtered by values of columns.
 
     Raises:
-        UsageError: not a study folder, or nothing measured in it.
+        UsageError: not a study folder, or it has no measurements.
     """
     folder = StudyFolder.open(path)
     table = load_study(path)
     if table.empty:
-        raise UsageError(f"{path}: no measurement in this study yet; run `forgetting study {path}`")
+        raise UsageError(f"{path}: this study has no measurements yet; run `forgetting study {path}`")
     return folder.config(), study_tables(table, [run.state() for run in folder.runs()], only)
 
 
 def any_tables(source: Source, only: Only | None = None) -> dict[str, Table]:
-    """The rows by data set of paths, a DataFrame, a datasets.Dataset, columns or rows; of them those of `only`.
+    """The rows by data set of paths, a DataFrame, a datasets.Dataset, columns or rows, filtered by `only`.
 
     Raises:
         UsageError: not a table, or a mistake in it.

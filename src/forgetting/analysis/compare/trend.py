@@ -1,10 +1,10 @@
-"""What the reference's own line says of forgetting: R², scatter, and whether its slope can be told from none.
+"""What the reference's own line says about forgetting: R², scatter, and whether its slope differs from zero.
 
-Where forgetting does not depend on what is held equal, "less at an equal loss" means nothing more than "less than the
-reference's mean", and a place below the line is no saving. The test: the slope of the curve through the reference, with
-the error of the jackknife that leaves out one run at a time, which takes the measurements of a run as one (cluster
-jackknife; MacKinnon, Nielsen & Webb 2023, doi:10.1002/jae.2942), and Student's t with one degree of freedom less than
-runs. Of a parabola the slope and the bend are tested, each at half the error.
+If forgetting does not depend on what is held equal, "less at an equal loss" only means "less than the reference's
+mean", and being below the line is not a saving. The test: the slope of the curve through the reference, with the error
+of the jackknife that leaves out one run at a time, so that measurements of a run count as one (cluster jackknife;
+MacKinnon, Nielsen & Webb 2023, doi:10.1002/jae.2942), and Student's t with one degree of freedom fewer than runs. For a
+parabola, slope and curvature are tested, each at half the error level.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from forgetting.analysis.laws.base import Array
 
 @dataclass(frozen=True)
 class Trend:
-    """How well the curve through the reference's runs says what they forgot.
+    """How well the curve through the reference's runs explains what they forgot.
 
     Attributes:
-        r2: 1 - SS_res / SS_tot of forgetting, every run counting the same; NaN where all runs forgot the same.
-        scatter: standard deviation of forgetting around the curve, nats/token; NaN where the curve has no freedom left.
-        slope: nats/token of forgetting a unit of what is held equal, at the middle, in the table's direction.
-        explains: whether the slope, or a parabola's bend, differs from none.
-        runs: of the reference.
-        points: measurements of them on the curve.
+        r2: 1 - SS_res / SS_tot of forgetting, with equal weight per run; NaN if all runs forgot the same.
+        scatter: standard deviation of forgetting around the curve, nats/token; NaN without degrees of freedom.
+        slope: nats/token of forgetting per unit of what is held equal, at the middle, in the table's direction.
+        explains: whether the slope, or a parabola's curvature, differs from zero.
+        runs: number of the reference's runs.
+        points: number of their measurements on the curve.
     """
 
     r2: float
@@ -42,13 +42,13 @@ class Trend:
 
 
 def trend(paths: Sequence[Path], degree: int, confidence: float, sign: float = 1.0) -> Trend:
-    """Judge the polynomial of this degree through these paths.
+    """Assess the polynomial of this degree through these paths.
 
     Args:
-        paths: of all the reference's runs.
-        degree: 1 of a line, 2 of a parabola.
+        paths: the paths of all the reference's runs.
+        degree: 1 for a line, 2 for a parabola.
         confidence: of the slope's interval, and of the test.
-        sign: -1 where the paths' x is less the table's column.
+        sign: -1 if the paths' x is minus the table's column.
     """
     x, y, weight = _points(paths)
     middle = float(np.average(x, weights=weight))
@@ -70,15 +70,15 @@ def trend(paths: Sequence[Path], degree: int, confidence: float, sign: float = 1
 
 
 def _points(paths: Sequence[Path]) -> tuple[Array, Array, Array]:
-    """All points, and weights that add up to 1 over each run."""
+    """All points, with weights that add up to 1 for each run."""
     x, y = np.concatenate([p.x for p in paths]), np.concatenate([p.y for p in paths])
     return x, y, np.concatenate([np.full(p.x.size, 1 / p.x.size) for p in paths])
 
 
 def _polynomial(x: Array, y: Array, weight: Array, degree: int) -> Array:
-    """Coefficients, highest power first; those that the points cannot tell are 0."""
+    """Coefficients, highest power first; those that the points cannot determine are 0."""
     able = min(degree, np.unique(x).size - 1)
-    # in units of the spread, for the digits
+    # scaled by the spread, for numerical accuracy
     unit = float(np.abs(x).max()) or 1.0
     root = np.sqrt(weight)
     found = np.linalg.lstsq(np.vander(x / unit, able + 1) * root[:, None], y * root, rcond=None)[0]
@@ -86,9 +86,9 @@ def _polynomial(x: Array, y: Array, weight: Array, degree: int) -> Array:
 
 
 def _jackknife(paths: Sequence[Path], middle: float, degree: int, found: Array, confidence: float) -> list[Estimate]:
-    """The slope at the middle and, of a parabola, the bend, each with its interval; one run has none."""
+    """The slope at the middle and, for a parabola, the curvature, each with its interval; NaN intervals for one run."""
     runs = len(paths)
-    wanted = [degree - power for power in range(1, degree + 1)]  # places of x, x²
+    wanted = [degree - power for power in range(1, degree + 1)]  # indices of x, x²
     if runs < 2:
         return [Estimate(float(found[i]), runs=runs, why="one run") for i in wanted]
     each = []

@@ -24,12 +24,12 @@ UNIT = "nats/token"
 
 
 def number(value: float) -> str:
-    """Three decimals: thousandths of a nat are the least that measurements tell apart. A dash where unknown."""
+    """Three decimals, since measurements resolve no less than a thousandth of a nat. A dash if unknown."""
     return f"{value:.3f}".replace("-0.000", "0.000") if math.isfinite(value) else "-"
 
 
 def span(e: Estimate, *, turned: bool = False) -> str:
-    """`0.103 [0.081, 0.125]`; turned, what is saved becomes what is lost."""
+    """`0.103 [0.081, 0.125]`; `turned` gives what is lost instead of what is saved."""
     if not math.isfinite(e.value):
         return "-"
     value, low, high = (-e.value, -e.high, -e.low) if turned else (e.value, e.low, e.high)
@@ -37,7 +37,7 @@ def span(e: Estimate, *, turned: bool = False) -> str:
 
 
 def sentence(c: Contender, contest: Contest) -> str:
-    """What was found, in one sentence without a subject."""
+    """The finding, in one sentence without a subject."""
     axis, saving = contest.axis, c.saving
     tested = sum(one.saving.known for one in contest.contenders)
     match c.verdict:
@@ -59,14 +59,14 @@ def sentence(c: Contender, contest: Contest) -> str:
         case verdict if verdict == BEYOND:
             return f"the reference never reaches its {axis.name}: {number(c.reference_best)} at best"
         case verdict if verdict == NO_LINE:
-            return f"cannot be judged: no line; {raw_words(c, axis.name)}"
+            return f"cannot be judged, because the reference is not a line; {raw_words(c, axis.name)}"
     if math.isnan(saving.value):
         return f"not comparable: {saving.why}"
     side, value = ("below", saving.value) if saving.value >= 0 else ("above", -saving.value)
     scatter = math.nan if contest.trend is None else contest.trend.scatter
     if value <= scatter:
         return (
-            f"no difference can be told: {number(value)} nats {side} the reference at equal {axis.name}, within the "
+            f"no clear difference: {number(value)} nats {side} the reference at equal {axis.name}, within the "
             f"scatter of its runs, {number(scatter)}; no interval: {saving.why}"
         )
     return f"measured {number(value)} nats {side} the reference at equal {axis.name}; no interval: {saving.why}"
@@ -80,7 +80,7 @@ def raw_words(c: Contender, axis: str) -> str:
 
 
 def line_words(c: Contest) -> str:
-    """How well the reference's line says what it forgot; empty where the reference has one curve."""
+    """How well the reference's line explains what it forgot; empty if the reference has one curve."""
     if c.trend is None or c.pooled is None:
         return ""
     t = c.trend
@@ -88,16 +88,16 @@ def line_words(c: Contest) -> str:
     of = f"{several(len(c.references), 'curve')}, {several(t.runs, 'run')}{points}"
     return (
         f"{c.pooled.form} through {c.reference}: R² {share(t.r2)}, scatter {number(t.scatter)} nats, slope "
-        f"{span(t.slope)} nats a unit of {c.axis.name} ({of})"
+        f"{span(t.slope)} nats per unit of {c.axis.name} ({of})"
     )
 
 
 def flat_words(c: Contest) -> str:
-    """What follows where the reference is no line; empty where it is one."""
+    """The consequence if the reference is not a line; empty if it is one."""
     if not c.flat:
         return ""
     return (
-        f"no line: from these runs its slope cannot be told from 0, so that more or less forgetting at equal "
+        f"not a line: in these runs its slope is not clearly different from 0, so forgetting at equal "
         f"{c.axis.name} cannot be judged against it, and nothing is ranked"
     )
 
@@ -108,7 +108,7 @@ def share(value: float) -> str:
 
 
 def reach(c: Contender, contest: Contest) -> str:
-    """Whether it gets as far as the reference; empty where it does."""
+    """Whether it gets as far as the reference; empty if it does."""
     if c.reaches_last or c.verdict == NEVER:
         return ""
     name = contest.axis.name
@@ -116,7 +116,7 @@ def reach(c: Contender, contest: Contest) -> str:
 
 
 def cost(c: Contender) -> str:
-    """What the best common loss cost beside the reference, in steps, time and memory; empty where unknown."""
+    """Cost of the best common loss compared with the reference, in steps, time and memory; empty if unknown."""
     p = c.price
     if p is None or not (math.isfinite(p.steps) and math.isfinite(p.reference_steps)):
         return ""
@@ -124,13 +124,13 @@ def cost(c: Contender) -> str:
     if math.isfinite(p.seconds) and p.reference_seconds > 0:
         parts.append(f"{p.seconds / p.reference_seconds:.2f} times its time")
     if math.isfinite(p.memory - p.reference_memory):
-        # a difference: on a CPU it is the whole process, of which libraries and data are the same
+        # a difference, because on a CPU it is the whole process, including the same libraries and data
         parts.append(f"{p.memory - p.reference_memory:+.0f} MiB of memory")
     return ", ".join(parts)
 
 
 def frontier_words(points: list[Point]) -> str:
-    """Which curves hold the frontier, with how many of their points, and how sure that is."""
+    """Which curves are on the frontier, with how many of their points, and how certain that is."""
     held: dict[Key, list[Point]] = {}
     for p in points:
         if p.front:

@@ -244,7 +244,7 @@ def _refuse_blank(texts: list[str], code: Array, name: str, rows: Array, where: 
     blank = rows[empty[code[rows]]]
     if blank.size:
         raise UsageError(
-            f"{where}, row {blank[0] + 1}, column '{name}': is blank"
+            f"{where}, row {blank[0] + 1}, column '{name}': blank"
             + (f", as in {len(blank) - 1} other rows" if len(blank) > 1 else "")
             + "; name the run of every row, or leave the column out if every row is a run of its own"
         )

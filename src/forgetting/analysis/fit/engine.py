@@ -63,31 +63,28 @@ def fit_law(
     start: Sequence[float] | None = None,
     line: Fit | None = None,
 ) -> Fit:
-    """Fit a law to a table by its global optimum, with intervals from resampling whole runs.
+    """Fit a law to a table: the global optimum, with intervals from resampling whole runs.
 
     Args:
-        law: a name of `LAWS`, or a law.
-        table: a DataFrame, or a mapping from column names to sequences; one row a measurement.
-        label: what is fitted, for reports and messages.
-        objective: `least-squares`, `log-least-squares` (of the logarithms: relative errors count alike), `huber` or
-            `huber-log`; for the line also `errors-in-both`, with both losses' `_se`.
+        law: a name in `LAWS`, or a law.
+        table: a DataFrame, or a mapping from column names to sequences; one row per measurement.
+        label: name of the fit, for reports and messages.
+        objective: `least-squares`, `log-least-squares`, `huber`, `huber-log`; for the line also `errors-in-both`.
         delta: Huber's delta, in nats (`huber`) or relative (`huber-log`).
-        seed: of starts and resamples; the same seed gives the same fit.
+        seed: seed of starts and resamples; the same seed gives the same fit.
         bootstrap: resamples of whole runs; 0 for no intervals.
         confidence: nominal coverage of intervals.
-        columns: the table's column for a variable or output, where its name differs.
+        columns: the table's column for a variable or output, if its name differs.
         run: the column that says which rows belong together; `seed` resamples seeds instead of runs.
-        iid: take every row as independent, whatever run it is of.
+        iid: treat every row as independent, whatever its run.
         weights: `none`, or `se` for 1 / standard error squared (relative for logarithms) from the `..._se` columns.
-        intervals: of parameters: `bootstrap`, or `profile` for profile likelihood (least squares only). Bands of
-            predictions are always from the bootstrap.
-        starts: points drawn from the law's starting region; 0 starts from `start` alone.
-        start: [K] a point to start from as well, in the order of the law's parameters.
-        line: the fit of law `linear` to the same table with the same seed, confidence and resamples, without weights.
-            `shifted_power` takes the interval of the slope from it, and fits the line itself if this is None.
+        intervals: of parameters: `bootstrap`, or `profile` likelihood (least squares only); bands use the bootstrap.
+        starts: how many points to draw from the law's starting region; 0 uses only `start`.
+        start: [K] an additional starting point, in the order of the law's parameters.
+        line: fit of `linear` to the same table with the same options, for the slope of `shifted_power`; None fits it.
 
     Returns:
-        The fit. It is returned, with warnings, even where it did not converge or could not identify a parameter.
+        The fit, also if it did not converge or could not identify a parameter; then it has warnings.
 
     Raises:
         UsageError: an unknown name, or a mistake in the table.

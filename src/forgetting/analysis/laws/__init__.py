@@ -1,4 +1,4 @@
-"""Laws by name. A new one is one file and one row in `LAWS`; the contract test holds it to the rest."""
+"""Laws by name. A new one is one file and one row in `LAWS`; the contract test checks the rest."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ LAWS: Registry[Law] = Registry(
         Rectified(),
         LogLinear(),
     ),
-    hint="a formula is a law too: 'loss = E + A/N**alpha'",
+    hint="or give a formula: 'loss = E + A/N**alpha'",
 )
 
 
 def law_from_spec(name: str, spec: dict[str, Any]) -> Law:
-    """The law of a stored fit: by name, or rebuilt from what a user's law wrote into the fit.
+    """The law of a stored fit: by name, or rebuilt from the description that a user's law stored.
 
     Raises:
-        UsageError: no law has the name.
+        UsageError: no law has this name.
     """
     if not spec:
         return LAWS.find(name)

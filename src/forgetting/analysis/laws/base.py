@@ -1,12 +1,12 @@
 """The contract of a law: names and bounds of its parameters, values, gradient, starting region, gauge.
 
-A law maps variables (say trainable parameters P and steps N) and parameters theta to one or more outputs (losses).
+A law maps variables (such as trainable parameters P and steps N) and parameters theta to one or more outputs (losses).
 Everything is batched over parameter vectors, so that thousands of starts or bootstrap resamples are one numpy
 computation.
 
 Shapes: S parameter vectors, K parameters, O outputs, n rows of a table, V variables.
 A new law is one file with one subclass of `Law` and one row in `LAWS` (laws/__init__.py); the contract test in
-tests/analysis/test_laws_contract.py then holds it to all of this.
+tests/analysis/test_laws_contract.py then checks that it meets all of this.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-"""Floats, or complex numbers where a derivative is taken by the complex step."""
+"""Floats, or complex numbers for derivatives by the complex step."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,14 @@ class Parameter:
     """One parameter of a law.
 
     Attributes:
-        name: as it is reported.
-        low, high: bounds that the fit keeps to; infinite where there are none.
-        start: region that starting points are drawn from, uniformly (in the logarithm where `log`).
+        name: its reported name.
+        low, high: bounds for the fit; infinite if there are none.
+        start: region that starting points are drawn from, uniformly (in the logarithm with `log`).
         log: positive and spread over orders of magnitude; the fit works on its logarithm.
-        linear: the law is linear in all parameters so marked together, the others held fixed (variable projection).
-        gauge: not None where data cannot tell this parameter from others; the fit holds it at this value and says so.
-        meaning: half a line for reports.
+        linear: the law is linear in all parameters so marked together, with the others fixed (variable projection).
+        gauge: not None if data cannot distinguish this parameter from others; the fit fixes it at this value and says
+            so.
+        meaning: a short description for reports.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Variable:
-    """One variable of a law: the table column it is read from by default, and the values it may take."""
+    """One variable of a law: its default table column, and the values it may take."""
 
     name: str
     positive: bool = True
@@ -57,7 +58,7 @@ class Variable:
     zero: bool = False
 
     def allows(self, values: Array) -> Array:
-        """Which values are finite and, where the variable must be positive, are (zero too where `zero`)."""
+        """Which values are finite and, if the variable must be positive, positive (or zero with `zero`)."""
         fine = np.isfinite(values)
         if self.positive:
             fine &= (values >= 0) if self.zero else (values > 0)
@@ -79,7 +80,7 @@ class Law(ABC):
     variables: tuple[Variable, ...]
     outputs: tuple[str, ...]
     not_negative: tuple[str, ...] = ()
-    """Outputs that the law cannot meet below zero."""
+    """Outputs that the law cannot fit below zero."""
     parameters: tuple[Parameter, ...]
 
     @abstractmethod
@@ -96,7 +97,7 @@ class Law(ABC):
 
     @abstractmethod
     def gradient(self, theta: Array, x: Mapping[str, Array]) -> Array:
-        """Derivatives of `values` by each parameter: [S, O, n, K], a new array, which the caller may change."""
+        """Derivatives of `values` by each parameter: [S, O, n, K], a new array that the caller may change."""
 
     def adapt(self, x: Mapping[str, Array], y: Array) -> Adapted:
         """The coordinates in which this law is fitted to one table.
@@ -106,7 +107,7 @@ class Law(ABC):
             y: [O, n] measured outputs.
 
         Returns:
-            The law itself unless a subclass knows coordinates that are better conditioned.
+            The law itself, unless a subclass has better conditioned coordinates.
         """
         del x, y
         return Adapted(self)
@@ -128,27 +129,27 @@ class Law(ABC):
         return self.starts(count, rng)
 
     def grids(self, x: Mapping[str, Array], y: Array) -> dict[int, Array]:
-        """Values to try of parameters, by place, one at a time from other points; none by default."""
+        """Values of single parameters, by index, to try from other points; none by default."""
         del x, y
         return {}
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What rebuilds this law from JSON; empty for one that `LAWS` has by name."""
+        """What rebuilds this law from JSON; empty for a law in `LAWS`."""
         return {}
 
     def undetermined(self, x: Mapping[str, Array]) -> frozenset[str]:
-        """Parameters that no losses at these variables could determine; none by default."""
+        """Parameters that no losses at these variables can determine; none by default."""
         del x
         return frozenset()
 
     def hints(self, x: Mapping[str, Array], y: Array) -> list[str]:
-        """Sentences about these data that a reader of the fit should know: by default of columns of one value."""
+        """Sentences about these data that a reader of the fit should know; by default, about constant columns."""
         values = np.reshape(y, (len(self.outputs), -1))
         flat = [
             f"{name} is {values[o, 0]:g} in every row" for o, name in enumerate(self.outputs) if not np.ptp(values[o])
         ]
-        return [f"{said}: there is no effect to fit, and what is not 0 is rounding" for said in flat] + [
+        return [f"{said}: there is no effect to fit, and anything but 0 is rounding" for said in flat] + [
             f"{name} is {x[name][0]:g} in every row: these rows do not say what {' and '.join(self.outputs)} would be "
             "at another"
             for name in self.variable_names
@@ -157,12 +158,12 @@ class Law(ABC):
 
     @property
     def called(self) -> str:
-        """What tells the law from others for readers: its name, or its formula where a user wrote it."""
+        """How readers distinguish the law from others: by its name, or by the formula that a user wrote."""
         return self.name
 
     @property
     def reading(self) -> str:
-        """How the names of a formula that a user wrote were taken; empty for other laws."""
+        """How the names in a user's formula were interpreted; empty for other laws."""
         return ""
 
     @property
@@ -180,17 +181,17 @@ class Adapted:
     """A law in the coordinates of one table: what is optimised (`law`) and the way back (`public`)."""
 
     notes: tuple[str, ...] = ()
-    """Sentences on the gauge: which parameters are held, where, and what does not depend on it."""
+    """Sentences about the gauge: which parameters are fixed, at what, and what does not depend on it."""
 
     def __init__(self, law: Law) -> None:
         self.law = law
 
     def fitted_name(self, name: str) -> str | None:
-        """The fitted coordinate that is this reported parameter; None where it is a mixture of several."""
+        """The fitted coordinate that equals this reported parameter; None if it is a mixture of several."""
         return name
 
     def made_of(self, name: str) -> tuple[str, ...]:
-        """The fitted coordinates that decide a reported parameter; none where the rows alone do."""
+        """The fitted coordinates that determine a reported parameter; empty if the rows alone do."""
         fitted = self.fitted_name(name)
         return () if fitted is None else (fitted,)
 

@@ -1,4 +1,4 @@
-"""A law by its name, by a formula over a table's columns, or as it is."""
+"""A law given by name, as a formula over a table's columns, or as an object."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def choose_law(
     """The law.
 
     Args:
-        law: a name of `LAWS`, a formula such as `loss = E + A/N**alpha`, or a law.
+        law: a name in `LAWS`, a formula such as `loss = E + A/N**alpha`, or a law.
         columns: names that are variables in a formula.
-        start: of a formula: by parameter, a value or a region to draw starting values from.
-        bounds: of a formula: by parameter, its lowest and highest value.
+        start: for a formula: by parameter, a value or a region to draw starting values from.
+        bounds: for a formula: by parameter, its lowest and highest value.
 
     Raises:
         UsageError: an unknown law, a formula that cannot be read, or starts and bounds for a law that has its own.
@@ -33,9 +33,9 @@ def choose_law(
         return FormulaLaw(law, columns, start=start, bounds=bounds)
     if start or bounds:
         name = law if isinstance(law, str) else law.name
-        raise UsageError(f"starts and bounds are for formulas; law '{name}' has its own")
+        raise UsageError(f"start and bounds are only for formulas; law '{name}' has its own")
     if not isinstance(law, str):
         return law
     if not law.isidentifier() and law not in LAWS:
-        raise UsageError(f"law '{law}' is not known; a formula names its output: 'loss = {law}'")
+        raise UsageError(f"unknown law '{law}'; a formula must name its output: 'loss = {law}'")
     return LAWS.find(law)

@@ -15,12 +15,12 @@ from forgetting.errors import UsageError, did_you_mean
 EXPONENT_START = (0.05, 1.5)
 START = (0.01, 3.0)
 GRID = 48
-"""Values of each parameter that are tried from other points."""
+"""How many values of each parameter are tried from other points."""
 SOURCE = "written by the user"
 
 
 def check_start(name: str, start: tuple[float, float], bounds: tuple[float, float]) -> None:
-    """Refuse a region to start from that is none, or that lies outside the bounds altogether.
+    """Refuse a starting region that is invalid or entirely outside the bounds.
 
     Raises:
         UsageError: ends that are not finite or in the wrong order, or no point of it within the bounds.
@@ -34,20 +34,20 @@ def check_start(name: str, start: tuple[float, float], bounds: tuple[float, floa
 
 
 def _no_variable(formula: str, names: Sequence[str], columns: Sequence[str]) -> UsageError:
-    """Why a formula that names no column is none: `y = a` is a mean, `y = a + b*z` may be a slip of the pen."""
-    choices = f"columns that can be: {', '.join(columns) or 'none'}"
+    """The error for a formula that names no column: `y = a` is a mean, `y = a + b*z` may be a typing mistake."""
+    choices = f"possible columns: {', '.join(columns) or 'none'}"
     given = [name for name in names if name in columns]
     if given:
         return UsageError(
             f"formula '{formula}' has no variable: {', '.join(given)} was given a start or bounds; {choices}"
         )
     if len(names) < 2:
-        return UsageError(f"formula '{formula}' has no variable: it is a constant, which is no law; {choices}")
+        return UsageError(f"formula '{formula}' has no variable: it is a constant, not a law; {choices}")
     return UsageError(f"formula '{formula}' has no variable: none of {', '.join(names)} is a column; {choices}")
 
 
 class FormulaLaw(Law):
-    """`output = expression`: names of columns without a start or bounds are variables, all others parameters."""
+    """`output = expression`: names of columns without a start or bounds are variables, all other names parameters."""
 
     def __init__(
         self,
@@ -61,14 +61,14 @@ class FormulaLaw(Law):
         """Read a formula.
 
         Args:
-            formula: `loss = E + A/N**alpha`, or the right side alone together with `output`.
+            formula: `loss = E + A/N**alpha`, or only the right side together with `output`.
             variables: names in it that are columns of the table.
-            output: the column to fit, where the formula does not name it.
+            output: the column to fit, if the formula does not name it.
             start: by parameter, a value or a region to draw starting values from.
             bounds: by parameter; none by default.
 
         Raises:
-            UsageError: the formula cannot be read, has no variable or parameter, or a name is not in it.
+            UsageError: the formula cannot be read, has no variable or parameter, or a given name is not in it.
         """
         parsed = parse(formula, (*variables, *(start or {}), *(bounds or {})))
         self.name = "custom"
@@ -96,7 +96,7 @@ class FormulaLaw(Law):
         self.parameters = tuple(self._parameter(n, self._linear(names)) for n in names)
 
     def _linear(self, names: Sequence[str]) -> frozenset[str]:
-        """A set of parameters that the formula is linear in together; one with bounds is not projected out."""
+        """A set of parameters in which the formula is jointly linear; a parameter with bounds is not projected out."""
         linear: frozenset[str] = frozenset()
         for name in names:
             if name not in self._bounds and affine(self.tree, linear | {name}):
@@ -114,7 +114,7 @@ class FormulaLaw(Law):
         return Parameter(name, low, high, region, linear=name in linear)
 
     def _regions(self, x: Mapping[str, Array], y: Array) -> dict[int, Region]:
-        """Where each parameter may start at the scale of one table, by place; without those given and linear ones."""
+        """Where each parameter may start given one table's scales, by index; without given and linear ones."""
         found = regions(self.tree, x, y, self.names)
         return {
             k: found[p.name]
@@ -123,7 +123,7 @@ class FormulaLaw(Law):
         }
 
     def starts_for(self, count: int, rng: np.random.Generator, x: Mapping[str, Array], y: Array) -> Array:
-        """The first half from the starting region, the others at the scale of the data as far as it is known."""
+        """The first half from the starting region, the rest at the scale of the data as far as it is known."""
         theta = self.starts(count, rng)
         for k, region in self._regions(x, y).items():
             own = np.arange(count) >= count // 2
@@ -131,7 +131,7 @@ class FormulaLaw(Law):
         return theta
 
     def grids(self, x: Mapping[str, Array], y: Array) -> dict[int, Array]:
-        """From end to end of each parameter's region that is not linear and was not given a value."""
+        """Values across the region of each parameter that is not linear and was not given a value."""
         scaled = self._regions(x, y)
         out = {}
         for k, p in enumerate(self.parameters):
@@ -163,7 +163,7 @@ class FormulaLaw(Law):
         return cls(spec["formula"], spec["variables"], output=spec["output"], start=start, bounds=bounds)
 
     def hints(self, x: Mapping[str, Array], y: Array) -> list[str]:
-        """That an exponent which is usually a parameter was read as the column of its name."""
+        """Warns that an exponent which is usually a parameter was read as the column of the same name."""
         return [
             *super().hints(x, y),
             *self._exponents(),
@@ -203,7 +203,7 @@ class FormulaLaw(Law):
         return theta.shape[0], len(x[self.variable_names[0]])
 
     def gradient(self, theta: Array, x: Mapping[str, Array]) -> Array:
-        """[S, 1, n, K], by dual numbers."""
+        """[S, 1, n, K], with dual numbers."""
         with np.errstate(all="ignore"):
             _, by = evaluate(self.tree, self._names(theta, x), frozenset(self.names))
         shape = self._shape(theta, x)
@@ -213,9 +213,9 @@ class FormulaLaw(Law):
 class FunctionLaw(Law):
     """A Python function `f(parameters, variables) -> values`, both given as dictionaries of arrays.
 
-    Parameters come with shape [S, 1], variables with shape [n]; the function uses numpy operations that accept complex
-    numbers (no abs, no comparisons of parameters), because derivatives are taken by the complex step. Such a fit can be
-    saved, but a law loaded from JSON has lost its function and cannot predict.
+    Parameters have shape [S, 1], variables have shape [n]. The function must use numpy operations that accept complex
+    numbers (no abs, no comparisons of parameters), because derivatives use the complex step. Such a fit can be saved,
+    but a law loaded from JSON has lost its function and cannot predict.
     """
 
     def __init__(
@@ -243,7 +243,7 @@ class FunctionLaw(Law):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """That this was a function, which JSON cannot hold."""
+        """Says that this was a function, which JSON cannot store."""
         return {"function": self.formula, "variables": list(self.variable_names), "output": self.outputs[0]}
 
     def values(self, theta: Array, x: Mapping[str, Array]) -> Array:
@@ -271,7 +271,7 @@ class FunctionLaw(Law):
 
 
 class LostFunctionLaw(FunctionLaw):
-    """What is left of a `FunctionLaw` in a file: its name, variables and output, but no function to evaluate."""
+    """The remains of a `FunctionLaw` in a file: name, variables and output, but no function to evaluate."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         super().__init__(self._lost, (), spec["variables"], spec["output"])
@@ -279,4 +279,4 @@ class LostFunctionLaw(FunctionLaw):
 
     def _lost(self, parameters: dict[str, Array], variables: dict[str, Array]) -> Array:
         del parameters, variables
-        raise UsageError(f"this fit is of a Python function ({self.formula}), which a file cannot hold; fit it again")
+        raise UsageError(f"this fit used a Python function ({self.formula}), which a file cannot store; fit it again")

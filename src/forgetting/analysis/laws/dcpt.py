@@ -10,7 +10,7 @@ from forgetting.analysis.laws.base import Array, Law, Parameter, Variable
 
 
 class DCPT(Law):
-    """L = E + A/N^alpha + B * r^eta / D^beta + C / (r + epsilon)^gamma, r the share of the corpus that L is of."""
+    """L = E + A/N^alpha + B * r^eta / D^beta + C / (r + epsilon)^gamma, r the share of the corpus that L is for."""
 
     name = "dcpt"
     title = "D-CPT law of a data mixture"

@@ -1,7 +1,7 @@
-"""A user's formula as an expression tree: parsed from text by whitelist, never executed as Python.
+"""A user's formula as an expression tree: parsed from text with a whitelist, never executed as Python.
 
 Values and derivatives come from one walk over the tree with dual numbers (forward mode), on whole arrays; numbers may
-be complex. Constants are floats, so that `9**9**9` overflows at once instead of computing an integer.
+be complex. Constants are floats, so that `9**9**9` overflows immediately instead of computing an integer.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Formula:
         text: as written.
         output: the name before `=`, or an empty string.
         tree: the expression.
-        names: names in it, in order of appearance, but for constants.
+        names: names in it in order of appearance, except constants.
         constants: names of constants in it.
     """
 
@@ -76,10 +76,10 @@ def parse(text: str, own: Collection[str] = ()) -> Formula:
 
     Args:
         text: the formula.
-        own: names that are no constants here, though they are elsewhere (a column `pi`).
+        own: names of constants that are ordinary names here (a column `pi`).
 
     Raises:
-        UsageError: the text has something else than numbers, names, + - * / **, parentheses and known functions.
+        UsageError: the text contains anything but numbers, names, + - * / **, parentheses and known functions.
     """
     if len(text) > MAX_LENGTH:
         raise UsageError(f"formula of {len(text)} characters; at most {MAX_LENGTH} are allowed")
@@ -88,13 +88,13 @@ def parse(text: str, own: Collection[str] = ()) -> Formula:
     if equals and not output.isidentifier():
         raise UsageError(f"formula '{text}': '{output}' before '=' is not a name")
     try:
-        with warnings.catch_warnings():  # Python's advice on what is no formula anyway
+        with warnings.catch_warnings():  # Python's warnings about texts that are not formulas anyway
             warnings.simplefilter("ignore")
             parsed = ast.parse(body, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         if reserved := [word for word in _NAME.findall(body) if keyword.iskeyword(word)]:
             raise UsageError(
-                f"formula '{text}': '{reserved[0]}' is a reserved word of Python and no name for a parameter; write "
+                f"formula '{text}': '{reserved[0]}' is a reserved word of Python and cannot name a parameter; write "
                 f"{reserved[0]}_"
             ) from None
         raise UsageError(f"formula '{text}' cannot be read: {getattr(error, 'msg', error)}") from None
@@ -156,7 +156,7 @@ def _constant(value: float, text: str) -> Node:
 def _call(node: ast.Call, text: str, names: dict[str, None], depth: int) -> Node:
     called = node.func.id if isinstance(node.func, ast.Name) else _written(node.func)
     if called not in FUNCTIONS:
-        raise UsageError(f"formula '{text}': function '{called}' is not known; {did_you_mean(called, FUNCTIONS)}")
+        raise UsageError(f"formula '{text}': unknown function '{called}'; {did_you_mean(called, FUNCTIONS)}")
     if len(node.args) != 1 or node.keywords:
         raise UsageError(f"formula '{text}': {called} takes one argument")
     return Node(called, (_build(node.args[0], text, names, depth + 1),))
@@ -166,12 +166,12 @@ Dual = tuple[Array, dict[str, Array]]
 
 
 def evaluate(node: Node, values: Mapping[str, Array], wanted: frozenset[str]) -> Dual:
-    """The value of a tree, and its derivatives by the names in `wanted` that it depends on.
+    """The value of a tree, and its derivatives with respect to names in `wanted` that it depends on.
 
     Args:
         node: the tree.
         values: arrays that broadcast together, by name.
-        wanted: names to differentiate by; an empty set costs nothing.
+        wanted: names to differentiate with respect to; an empty set costs nothing.
     """
     if node.kind == "number":
         return np.asarray(node.number), {}
@@ -203,7 +203,7 @@ def _binary(kind: str, left: Dual, right: Dual) -> Dual:
         return a / b, _combine(by_a, 1 / b, by_b, -a / (b * b))
     power = a**b
     by_base = b * a ** (b - 1) if by_a else None
-    # where the base is 0 the power is flat in a positive exponent
+    # at base 0 the power does not change with a positive exponent
     by_exponent = power * np.log(np.where(a == 0, 1.0, a)) if by_b else None
     return power, _combine(by_a, by_base, by_b, by_exponent)
 
@@ -211,7 +211,7 @@ def _binary(kind: str, left: Dual, right: Dual) -> Dual:
 def _combine(
     by_a: Mapping[str, Array], front_a: Array | None, by_b: Mapping[str, Array], front_b: Array | None
 ) -> dict[str, Array]:
-    """front_a * da + front_b * db, a front of None being 1."""
+    """front_a * da + front_b * db, where a front of None means 1."""
     out = {k: v if front_a is None else front_a * v for k, v in by_a.items()}
     for k, v in by_b.items():
         term = v if front_b is None else front_b * v
@@ -225,7 +225,7 @@ def depends(node: Node, names: frozenset[str]) -> bool:
 
 
 def affine(node: Node, names: frozenset[str]) -> bool:
-    """Whether a tree is affine in the names together, as far as its written form shows."""
+    """Whether a tree is jointly affine in the names, as far as its written form shows."""
     if not depends(node, names) or node.kind == "name":
         return True
     if node.kind in ("+", "-", "neg"):

@@ -19,7 +19,7 @@ class Linear(Law):
     variables = (Variable("finetune_loss", positive=False, meaning="held-out fine-tuning loss, nats/token"),)
     outputs = ("forgetting_loss",)
     parameters = (
-        Parameter("c_fft", -np.inf, np.inf, (0.5, 3.0), linear=True, meaning="forgetting bought by one nat"),
+        Parameter("c_fft", -np.inf, np.inf, (0.5, 3.0), linear=True, meaning="forgetting per nat of improvement"),
         Parameter("s_fft", -np.inf, np.inf, (0.0, 5.0), linear=True, meaning="L_f at L_ft = 0, nats/token"),
     )
 

@@ -1,4 +1,4 @@
-"""Loss as a straight line in the logarithm of the data: what a power law of a small exponent is close to."""
+"""Loss as a straight line in the logarithm of the data, which approximates a power law with a small exponent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class LogLinear(Law):
     name = "log_linear"
     title = "Loss is linear in the logarithm of the data"
     formula = "loss = a - b * log(D)"
-    source = "a description, of no paper's own: any power law is close to it over a short range; it has no limit"
+    source = "descriptive, not from one paper: any power law is close to it over a short range; it has no limit"
     variables = (Variable("D", meaning="data, samples or tokens"),)
     outputs = ("loss",)
     parameters = (

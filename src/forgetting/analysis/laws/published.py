@@ -1,4 +1,4 @@
-"""Fitted laws from the literature, by name, in their authors' own gauge and without intervals they did not give."""
+"""Fitted laws from the literature, by name, in the authors' own gauge and without intervals that they did not give."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from forgetting.config.registry import Registry
 
 @dataclass(frozen=True)
 class Published:
-    """A law as somebody fitted and printed it.
+    """A law as its authors fitted and printed it.
 
     Attributes:
         name: `author-year/what`.
         law: its functional form.
         parameters: values by name, as printed.
         measured_range: what the authors varied, by variable.
-        r2: their coefficients of determination, by output; empty where they gave none.
+        r2: their coefficients of determination, by output; empty if they gave none.
         source: citation, with the table or equation.
         note: what a reader should know about the numbers.
         constants: facts needed to use it, for example parameters per unit of LoRA rank.

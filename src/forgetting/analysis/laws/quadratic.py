@@ -1,4 +1,4 @@
-"""Losses as a polynomial of degree two in a law's variables: the surface that a law is held against."""
+"""Losses as a polynomial of degree two in a law's variables: the surface that a law is compared with."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from forgetting.analysis.laws.base import Array, Law, Parameter, Variable
 
 SPREAD = 3.0
-"""Ratio of a variable's largest to its smallest value from which its logarithm is used."""
+"""Ratio of a variable's largest to its smallest value above which its logarithm is used."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A variable's place in the measured range: -1 and 1 at its ends, 0 in the middle.
+    """A variable's position in the measured range: -1 and 1 at its ends, 0 in the middle.
 
     Attributes:
-        middle, half: of the range, in the logarithm where `log`.
+        middle, half: of the range, in the logarithm with `log`.
         log: the variable is positive and spans more than a factor of SPREAD.
     """
 
@@ -29,21 +29,21 @@ class Axis:
 
     @classmethod
     def of(cls, values: Array) -> Self:
-        """The axis of measured values that are not all equal."""
+        """The axis for measured values that are not all equal."""
         low, high = float(values.min()), float(values.max())
         log = low > 0 and high > SPREAD * low
         ends = np.log([low, high]) if log else np.array([low, high])
         return cls(float(ends.mean()), float(np.ptp(ends)) / 2, log)
 
     def place(self, values: Array) -> Array:
-        """[n] places; NaN where a logarithm does not exist."""
+        """[n] positions; NaN where a logarithm does not exist."""
         with np.errstate(all="ignore"):
             at = np.log(np.where(values > 0, values, np.nan)) if self.log else values
         return np.asarray((at - self.middle) / self.half)
 
 
 class QuadraticSurface(Law):
-    """Each output, or its logarithm, a polynomial of the places of variables; `terms` are their products, () the 1."""
+    """Each output, or its logarithm, as a polynomial of the variables' positions; `terms` are products, () means 1."""
 
     def __init__(
         self, outputs: Sequence[str], axes: Mapping[str, Axis], terms: Sequence[Sequence[str]], *, log: bool = False
@@ -92,7 +92,7 @@ class QuadraticSurface(Law):
         return theta.reshape(len(theta), len(self.outputs), len(self.terms))
 
     def solve(self, theta: Array, output: str, level: float, along: str, at: Mapping[str, float], *, up: bool) -> Array:
-        """[S] values of a variable at which an output passes a level on its way up (or down); infinite where none does.
+        """[S] values of a variable at which an output crosses a level upwards (or downwards); infinite if it does not.
 
         Args:
             theta: [S, K].
@@ -100,7 +100,7 @@ class QuadraticSurface(Law):
             level: its value.
             along: the variable.
             at: values of the others.
-            up: whether the output rises with the variable there.
+            up: whether the output increases with the variable there.
         """
         power = [np.zeros(len(theta)) for _ in range(3)]
         coefficients = self.split(theta)[:, self.outputs.index(output)]
@@ -111,7 +111,7 @@ class QuadraticSurface(Law):
         with np.errstate(all="ignore"):
             height = np.log(level) if self.log else level
             root = np.sqrt(slope**2 - 4 * bend * (constant - height))
-            # the root at which the derivative, +- `root`, has the sign asked for; in this form also where bend is 0
+            # the root where the derivative, +- `root`, has the requested sign; this form also works for bend 0
             place = 2 * (height - constant) / (slope + (root if up else -root))
             axis = self.axes[along]
             inner = axis.middle + axis.half * place
@@ -119,7 +119,7 @@ class QuadraticSurface(Law):
         return np.where(np.isfinite(found), found, np.inf)
 
     def at_each(self, theta: Array, output: str, x: Mapping[str, Array]) -> Array:
-        """[S] values of an output, each parameter vector at its own variables [S]."""
+        """[S] values of an output, each parameter vector with its own variables [S]."""
         with np.errstate(all="ignore"):
             made = np.einsum("st,st->s", self.split(theta)[:, self.outputs.index(output)], self.basis(x))
             return np.asarray(np.exp(made) if self.log else made)

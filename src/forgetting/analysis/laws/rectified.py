@@ -1,4 +1,4 @@
-"""Fine-tuning loss over data, with the data that pre-training was worth (Lin et al. 2024, arXiv:2402.02314)."""
+"""Fine-tuning loss over data, including the data that pre-training was worth (Lin et al. 2024, arXiv:2402.02314)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from forgetting.analysis.laws.base import Array, Law, Parameter, Variable
 
 
 class Rectified(Law):
-    """L = B / (D_l + D^beta) + E: flat while D^beta is small beside D_l, a power law beyond.
+    """L = B / (D_l + D^beta) + E: flat while D^beta is small compared with D_l, a power law beyond.
 
     The same curve as (L_0 - E) / (1 + D^beta / D_l) + E with L_0 = E + B / D_l, the loss without fine-tuning.
     """

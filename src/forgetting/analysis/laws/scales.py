@@ -1,7 +1,7 @@
-"""Where parameters of a formula may start, from the data: dimensional analysis of the expression.
+"""Starting regions for a formula's parameters, from the data: dimensional analysis of the expression.
 
-In `y = A * exp(-((x - m) / w)**2)` m and w have the unit of x and A that of y: m is looked for in the range of x, w
-between the spacing and the range of x. A region of plain numbers would miss a peak at x = 451 altogether.
+In `y = A * exp(-((x - m) / w)**2)`, m and w have the unit of x, and A has that of y: m is searched for in the range of
+x, w between the spacing and the range of x. A region of plain numbers would entirely miss a peak at x = 451.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from forgetting.analysis.laws.formula import FUNCTIONS, Node, depends, evaluate
 
 ZERO = 1e-9
 WIDER = 3.0
-"""How far beyond the largest value of a variable its scales are looked for, as a factor."""
+"""Factor by which scales may exceed a variable's largest value."""
 
 
 MOST_WAVES = 512
@@ -28,8 +28,8 @@ class Region:
 
     Attributes:
         low, high: its ends.
-        log: drawn evenly in the logarithm, else in itself.
-        waves: of a period (negative) or a frequency: how many grid points tell the waves that the data can show apart.
+        log: drawn uniformly in the logarithm, otherwise in the value.
+        waves: for a period (negative) or a frequency: how many grid points resolve the waves that the data can show.
     """
 
     low: float
@@ -44,7 +44,7 @@ class Region:
         return rng.uniform(self.low, self.high, count)
 
     def grid(self, count: int) -> Array:
-        """[count] values from end to end; of waves as many as are needed, evenly in the frequency."""
+        """[count] values from end to end; for waves as many as needed, evenly spaced in frequency."""
         if self.waves:
             power = -1 if self.waves < 0 else 1
             return np.asarray(np.linspace(self.low**power, self.high**power, max(count, abs(self.waves))) ** power)
@@ -53,7 +53,7 @@ class Region:
 
 
 def regions(tree: Node, x: Mapping[str, Array], y: Array, parameters: Sequence[str]) -> dict[str, Region]:
-    """Regions of the parameters whose unit follows from those of the variables and the output.
+    """Regions of the parameters whose unit follows from the units of the variables and the output.
 
     Args:
         tree: the formula's right side.
@@ -95,7 +95,7 @@ def _scales(values: Array) -> tuple[float, float] | None:
 
 
 def _between(unit: Array | None, spans: Sequence[tuple[float, float] | None]) -> Region | None:
-    """Powers of the scales; None for a pure number, or where a scale is not known."""
+    """Powers of the scales; None for a pure number, or if a scale is unknown."""
     if unit is None or not (np.abs(unit) > ZERO).any():
         return None
     low = high = 0.0
@@ -110,11 +110,11 @@ def _between(unit: Array | None, spans: Sequence[tuple[float, float] | None]) ->
 
 
 def _shown(region: Region, name: str, inside: Node, x: Mapping[str, Array], parameters: Sequence[str]) -> Region:
-    """A region up to the fastest waves that the data can show, two points a wave: faster ones pass for slower ones.
+    """A region up to the fastest waves that the data can show, two points per wave; faster ones look like slower ones.
 
     Args:
-        region: of a period or frequency.
-        name: the parameter's.
+        region: region of a period or frequency.
+        name: the parameter's name.
         inside: the argument of the sine.
         x: [n] values of each variable.
         parameters: all other names.
@@ -135,7 +135,7 @@ def _shown(region: Region, name: str, inside: Node, x: Mapping[str, Array], para
     low, high = (limit, region.high) if power < 0 else (region.low, limit)
     if not low < high:
         return region
-    # points a quarter of a wave apart at the end of the range
+    # points a quarter wave apart at the end of the range
     waves = min(MOST_WAVES, int(2 * span / dense) + 1)
     return Region(low, high, True, waves if power > 0 else -waves)
 
@@ -146,7 +146,7 @@ Unit = tuple[Array, Array]
 
 @dataclass
 class _Units:
-    """Linear equations between the powers of units: terms of a sum are alike, arguments of functions pure numbers."""
+    """Linear equations between powers of units: terms of a sum have equal units, arguments of functions have none."""
 
     parameters: Sequence[str]
     variables: Sequence[str]
@@ -155,14 +155,14 @@ class _Units:
     waves: list[Node] = field(default_factory=list)
     """Arguments of sines and cosines."""
     free: int = 0
-    """Unknown units of subexpressions, such as of a power with a fitted exponent."""
+    """Unknown units of subexpressions, such as a power with a fitted exponent."""
 
     def base(self, which: int) -> Array:
         """The unit of one variable, or of the output."""
         return np.asarray(np.eye(len(self.variables) + 1)[which])
 
     def of(self, name: str) -> Array | None:
-        """The unit of a parameter; None where it does not follow."""
+        """The unit of a parameter; None if it does not follow."""
         at = self.parameters.index(name)
         for pivot, left, right in self.rows:
             others = np.delete(left, pivot)
@@ -171,7 +171,7 @@ class _Units:
         return None
 
     def equal(self, one: Unit, other: Unit) -> None:
-        """Add an equation; one that contradicts the others is left out."""
+        """Add an equation, unless it contradicts the others."""
         size = max(len(one[0]), len(other[0]), *(len(row) for _, row, _ in self.rows), 0)
         left, right = _wide(one[0], size) - _wide(other[0], size), other[1] - one[1]
         for pivot, row, known in self.rows:
@@ -190,7 +190,7 @@ class _Units:
         self.rows.append((first, left, right))
 
     def walk(self, node: Node) -> Unit:
-        """The unit of a tree; equations are added on the way."""
+        """The unit of a tree; adds equations on the way."""
         none = np.zeros(0), np.zeros(len(self.variables) + 1)
         if node.kind == "number":
             return none
@@ -233,13 +233,13 @@ class _Units:
         names = frozenset(self.parameters)
         numbers = [not depends(child, names | frozenset(self.variables)) for child in node.children]
         fitted = [depends(child, names) for child in node.children]
-        # 1 + x is what a user wrote of plain numbers: it says nothing of the unit of x
+        # a user who writes 1 + x treats x as a plain number: this says nothing about the unit of x
         if not (any(numbers) and not any(fitted)):
             self.equal(one, other)
         return other if numbers[0] else one
 
     def _place(self, node: Node) -> None:
-        """Note a parameter that is added to or taken from a variable: it is a place on its axis."""
+        """Note a parameter that is added to or subtracted from a variable: it is a position on its axis."""
         names, variables = frozenset(self.parameters), frozenset(self.variables)
         for mine, other, sign in ((0, 1, -1.0 if node.kind == "+" else 1.0), (1, 0, -1.0 if node.kind == "+" else 1.0)):
             child, beside = node.children[mine], node.children[other]
@@ -257,7 +257,7 @@ def _wide(row: Array, size: int) -> Array:
 
 
 def _constant(node: Node) -> float | None:
-    """The value of an expression of numbers alone."""
+    """The value of an expression that contains only numbers."""
     if _mentions(node):
         return None
     value = float(evaluate(node, {}, frozenset())[0])

@@ -1,14 +1,15 @@
 """Both losses as shifted power laws of trainable parameters P and steps N (Kalajdzievski 2024, Eq. 5 and 6).
 
-Gauge. With the bracket I = (a/P)^alpha + (b/N)^beta, a factor in front of I^rho can be moved into a and b, so data on
-one loss cannot tell c_ft from a and b, and data on both cannot tell c_fft from a_f and b_f either: Eq. 5 and 6 alone
-see only the limit s_fft - c_fft * s_ft. A fit therefore holds c_ft = 1 and takes c_fft from Eq. 4, the line through the
-same rows, as the paper did. The surfaces, the exponents, rho, s_ft and the limit do not depend on either choice.
+Gauge. With the bracket I = (a/P)^alpha + (b/N)^beta, a factor in front of I^rho can be moved into a and b. Data on one
+loss therefore cannot distinguish c_ft from a and b, and data on both cannot distinguish c_fft from a_f and b_f either:
+Eq. 5 and 6 determine only the limit s_fft - c_fft * s_ft. A fit therefore fixes c_ft = 1 and takes c_fft from Eq. 4,
+the line through the same rows, as the paper did. The surfaces, the exponents, rho, s_ft and the limit do not depend on
+either choice.
 
-Fitted coordinates, one block an output with p = log P - mean, n = log N - mean:
+Fitted coordinates, one block per output with p = log P - mean, n = log N - mean:
     h = log( sigma * exp(-alpha p) + (1 - sigma) * exp(-beta n) ),   sigma = logistic(w)
     L = s + sign * A * exp(rho * h)
-s and A are linear; at the centre of the data exp(rho * h) = 1, which keeps the columns of the Jacobian apart.
+s and A are linear; at the centre of the data exp(rho * h) = 1, which keeps the columns of the Jacobian independent.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ RHO = (0.3, 100.0)
 
 
 def bracket(a: Array, alpha: Array, b: Array, beta: Array, x: Mapping[str, Array]) -> tuple[Array, Array]:
-    """The two terms (a/P)^alpha and (b/N)^beta, [S, n] each, of [S] parameters."""
+    """The two terms (a/P)^alpha and (b/N)^beta, [S, n] each, for [S] parameters."""
+    # exp(alpha * (log a - log P)): a may be as small as 1e-300, so do not divide first
     # exp(alpha * (log a - log P)): a may be as small as 1e-300 and must not be divided first
     with np.errstate(divide="ignore"):
         capacity = np.exp(alpha[:, None] * (np.log(a)[:, None] - np.log(x["trainable_params"])))
@@ -41,7 +43,7 @@ def bracket(a: Array, alpha: Array, b: Array, beta: Array, x: Mapping[str, Array
 def bracket_gradient(
     a: Array, alpha: Array, b: Array, beta: Array, rho: Array, x: Mapping[str, Array]
 ) -> tuple[Array, list[Array]]:
-    """I^rho and its derivatives by a, alpha, b, beta and rho: [S, n] each."""
+    """I^rho and its derivatives with respect to a, alpha, b, beta and rho: [S, n] each."""
     capacity, duration = bracket(a, alpha, b, beta, x)
     total = capacity + duration
     power = total ** rho[:, None]
@@ -101,7 +103,7 @@ class ShiftedPowerSingle(Law):
         return np.stack(columns, axis=-1)[:, None]
 
     def undetermined(self, x: Mapping[str, Array]) -> frozenset[str]:
-        """All of them where P or N has fewer than 3 different values."""
+        """All parameters if P or N has fewer than 3 different values."""
         return frozenset(self.names) - {"c"} if too_few(x) else frozenset()
 
     def adapt(self, x: Mapping[str, Array], y: Array) -> Adapted:
@@ -111,7 +113,7 @@ class ShiftedPowerSingle(Law):
 
 
 class ShiftedPower(Law):
-    """Eq. 5 and 6 fitted together: they share c_ft, rho, s_ft. Parameters are named as in the paper's Table 1."""
+    """Eq. 5 and 6 fitted together; they share c_ft, rho, s_ft. Parameters have the names of the paper's Table 1."""
 
     name = "shifted_power"
     title = "Shifted power laws of both losses"
@@ -175,23 +177,23 @@ class ShiftedPower(Law):
         return AdaptedJoint(self, x)
 
     def undetermined(self, x: Mapping[str, Array]) -> frozenset[str]:
-        """All but c_fft, which the rows alone give, where P or N has fewer than 3 different values."""
+        """All except c_fft, which the rows alone determine, if P or N has fewer than 3 different values."""
         return frozenset(self.names) - {"c_fft", "c_ft"} if too_few(x) else frozenset()
 
     def hints(self, x: Mapping[str, Array], y: Array) -> list[str]:
-        """Warn of too few values of P or N, and where forgetting does not grow as the fine-tuning loss falls."""
+        """Warns about too few values of P or N, and if forgetting does not grow as the fine-tuning loss falls."""
         few = too_few(x)
         out = [f"fewer than 3 different values of {name}: its exponents are not identified" for name in few]
         slope = float(falling_slope(y[:1], y[1:], np.ones_like(y[:1]))[0])
         if slope <= 0:
             out.append(
-                f"forgetting does not grow as the fine-tuning loss falls (slope {-slope:.3g}): c_fft is held at 1"
+                f"forgetting does not grow as the fine-tuning loss falls (slope {-slope:.3g}): c_fft is fixed at 1"
             )
         return out
 
 
 def too_few(x: Mapping[str, Array]) -> list[str]:
-    """Variables of fewer than 3 different values: their term, the limit and rho cannot be told apart."""
+    """Variables with fewer than 3 different values: their term, the limit and rho cannot be distinguished."""
     return [name for name, values in x.items() if np.unique(values).size < 3]
 
 
@@ -204,14 +206,14 @@ class Centred(Law):
     variables = VARIABLES
 
     def __init__(self, outputs: tuple[str, ...], signs: tuple[int, ...], centre: tuple[float, float]) -> None:
-        """Take the outputs, +1 or -1 for each that falls or rises with P and N, and the means of log P and log N."""
+        """Set the outputs, +1 or -1 for each that falls or rises with P and N, and the means of log P and log N."""
         self.outputs = outputs
         self.signs = signs
         self.centre = centre
         block: list[Parameter] = []
         for output in outputs:
             block += [
-                # a cross-entropy: its limit is not negative either
+                # a cross-entropy, so its limit is not negative
                 Parameter(f"limit of {output}", 0.0, np.inf, (0.0, 5.0), linear=True),
                 Parameter(f"amplitude of {output}", 0.0, np.inf, (1e-2, 1.0), linear=True),
                 Parameter(f"alpha of {output}", *EXPONENT, (0.02, 1.0), log=True),
@@ -236,7 +238,7 @@ class Centred(Law):
         return cls(tuple(map(str, spec["outputs"])), tuple(int(v) for v in spec["signs"]), (first, second))
 
     def starts(self, count: int, rng: np.random.Generator) -> Array:
-        """Exponents are drawn through alpha * rho, the local slope, which data pin down far better than either."""
+        """Draw exponents through alpha * rho, the local slope, which data determine much better than either factor."""
         theta = super().starts(count, rng)
         rho = theta[:, -1]
         for block in range(len(self.outputs)):
@@ -271,7 +273,7 @@ class Centred(Law):
         rho = theta[:, -1, None]
         first_variable = np.asarray(x["trainable_params"])
         shape = (theta.shape[0], theta.shape[1], len(self.outputs), first_variable.shape[-1])
-        # each derivative's values lie together in memory: a fit spends most of its time here
+        # keep each derivative contiguous in memory: a fit spends most of its time here
         out = np.zeros(shape, dtype=np.result_type(theta, first_variable, float))
         p, n = self._centred(x)
         for block, sign in enumerate(self.signs):
@@ -293,7 +295,7 @@ class Centred(Law):
         return np.moveaxis(out, 1, -1)
 
     def scales(self, theta: Array, block: int, amplitude: Array) -> tuple[Array, Array]:
-        """a and b, [S] each, once the amplitude has been moved into them (c_ft = 1)."""
+        """a and b, [S] each, after moving the amplitude into them (c_ft = 1)."""
         alpha, beta, w = theta[:, 5 * block + 2], theta[:, 5 * block + 3], theta[:, 5 * block + 4]
         inner = np.log(amplitude) / theta[:, -1]
         log_a = (inner - np.log(1 + np.exp(-w))) / alpha + self.centre[0]
@@ -301,10 +303,10 @@ class Centred(Law):
         return np.exp(log_a), np.exp(log_b)
 
     def steps_at(self, theta: Array, params: float, output: str, level: float) -> Array:
-        """Steps N at which an output passes a level, [S], for [S, K] parameters.
+        """Steps N at which an output crosses a level, [S], for [S, K] parameters.
 
-        With the level's exp(h) = ((level - limit) / (sign * A))^(1 / rho), the bracket solved for n = log N - mean:
-        n = -log((exp(h) - sigma * exp(-alpha p)) / (1 - sigma)) / beta. Infinite where no number of steps reaches it.
+        With the level's exp(h) = ((level - limit) / (sign * A))^(1 / rho), the bracket is solved for n = log N - mean:
+        n = -log((exp(h) - sigma * exp(-alpha p)) / (1 - sigma)) / beta. Infinite if no number of steps reaches it.
         """
         block = self.outputs.index(output)
         k, sign = 5 * block, self.signs[block]
@@ -343,7 +345,7 @@ def centred(theta: Array, centre: tuple[float, float]) -> Array:
 class AdaptedSingle(Adapted):
     """`ShiftedPowerSingle` in centred coordinates."""
 
-    notes = ("c is held at 1: a and b absorb it, and have a meaning only with it",)
+    notes = ("c is fixed at 1: a and b absorb it, and are meaningful only with this choice",)
 
     def __init__(self, law: ShiftedPowerSingle, x: Mapping[str, Array]) -> None:
         self.centred = Centred(law.outputs, (law.sign,), centre_of(x))
@@ -356,7 +358,7 @@ class AdaptedSingle(Adapted):
         return names.get(name)
 
     def made_of(self, name: str) -> tuple[str, ...]:
-        """a and b of the amplitude, the share of P, rho and their exponent."""
+        """For a and b: the amplitude, the share of P, rho and their exponent."""
         own = self.fitted_name(name)
         return (own,) if own is not None else _scale_parts(name, self.centred.outputs[0])
 
@@ -373,9 +375,9 @@ class AdaptedJoint(Adapted):
     """`ShiftedPower` in centred coordinates; c_fft is the slope of Eq. 4 on the same rows."""
 
     notes = (
-        "c_ft is held at 1: a_f, a_ft, b_f, b_ft absorb it, and have a meaning only with it",
-        "Eq. 5 and 6 see c_fft and s_fft only through the limit s_fft - c_fft * s_ft; c_fft is taken from the line of "
-        "Eq. 4 through the same rows, and a_f, b_f, s_fft follow",
+        "c_ft is fixed at 1: a_f, a_ft, b_f, b_ft absorb it, and are meaningful only with this choice",
+        "Eq. 5 and 6 determine c_fft and s_fft only through the limit s_fft - c_fft * s_ft; c_fft is taken from the "
+        "line of Eq. 4 through the same rows, and a_f, b_f, s_fft follow",
     )
 
     def __init__(self, law: ShiftedPower, x: Mapping[str, Array]) -> None:
@@ -390,7 +392,7 @@ class AdaptedJoint(Adapted):
         return names.get(name)
 
     def made_of(self, name: str) -> tuple[str, ...]:
-        """a and b of the amplitude, the share of P, rho and their exponent; s_fft of both limits; c_fft of none."""
+        """For a and b: the amplitude, the share of P, rho and their exponent; for s_fft both limits; for c_fft none."""
         own = self.fitted_name(name)
         if own is not None:
             return (own,)
@@ -404,7 +406,7 @@ class AdaptedJoint(Adapted):
         """[S, 13] in the order of Table 1."""
         s_ft, amplitude_ft, alpha_ft, beta_ft, _, limit_f, amplitude_f, alpha_f, beta_f, _, rho = theta.T
         slope = falling_slope(y[:, 0], y[:, 1], weights)
-        c_fft = np.where(slope > 0, slope, 1.0)  # a gauge: predictions do not depend on it
+        c_fft = np.where(slope > 0, slope, 1.0)  # a gauge choice: predictions do not depend on it
         with np.errstate(all="ignore"):
             a_ft, b_ft = self.centred.scales(theta, 0, amplitude_ft)
             a_f, b_f = self.centred.scales(theta, 1, amplitude_f / c_fft)
@@ -421,8 +423,8 @@ def _scale_parts(name: str, output: str) -> tuple[str, ...]:
 
 
 def falling_slope(x: Array, y: Array, weights: Array) -> Array:
-    """Minus the weighted least-squares slope of y on x, [S] of [S, n] each: the c_fft of Eq. 4."""
-    if (weights == 1).all():  # the same numbers by half as many passes over the rows
+    """Minus the weighted least-squares slope of y on x, [S] for [S, n] each: the c_fft of Eq. 4."""
+    if (weights == 1).all():  # the same numbers with half as many passes over the rows
         dx, dy = (z - z.sum(axis=1, keepdims=True) / z.shape[1] for z in (x, y))
         product, square = dx * dy, np.multiply(dx, dx, out=dx)
     else:

@@ -1,4 +1,4 @@
-"""How a model is made trainable: one file a method, listed in METHODS. Importing this does not import torch."""
+"""How a model is made trainable: one file per method, listed in METHODS. Importing this does not import torch."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ __all__ = ["METHODS", "Context", "Method", "check_methods", "check_quantised", "
 
 
 def check_quantised(method: Method, how: str, bits: int | None) -> None:
-    """Refuse a method that does not go together with a base model whose weights are quantised.
+    """Refuse a method that does not work with quantised base weights.
 
     Args:
-        method: it.
-        how: they are quantised, in words.
-        bits: by bitsandbytes; None by something else.
+        method: the method.
+        how: how they are quantised, in words.
+        bits: bits by bitsandbytes; None for another quantisation.
 
     Raises:
-        UsageError: names the method, and those that do.
+        UsageError: names the method, and those that work.
     """
     fit = [name for name, one in METHODS.items() if one.quantised and (bits is None or bits in one.quantised)]
     method.check_quantised(how, bits, [*fit, "peft"])
 
 
 def expand_grid(config: MethodConfig) -> list[MethodConfig]:
-    """The methods that one entry of the configuration means, all options filled in and checked; without mitigations."""
+    """The methods that one configuration entry stands for, with all options filled in and checked; no mitigations."""
     given = {"name": config.name, "label": config.label}
     return [
         MethodConfig.model_validate(given | method.model_dump(mode="json", exclude_none=True))
@@ -59,7 +59,7 @@ def expand_grid(config: MethodConfig) -> list[MethodConfig]:
 
 
 def rank_notices(runs: Sequence[RunConfig], model: PreTrainedModel) -> list[str]:
-    """What of the ranks of a study's runs its reader should know, each once; see `Method.notices`."""
+    """Notices about the ranks of a study's runs, without repeats; see `Method.notices`."""
     methods = {run.method.model_dump_json(): run.method for run in runs}
     return list(dict.fromkeys(one for method in methods.values() for one in METHODS.parse(method).notices(model)))
 
@@ -68,12 +68,12 @@ def check_methods(runs: Sequence[RunConfig], model: PreTrainedModel, context: Ca
     """Refuse runs whose method does not fit the model or the data, before any starts.
 
     Args:
-        runs: all runs of a study; of those that differ in their seed alone, the first is looked at.
+        runs: all runs of a study; of runs that differ only in their seed, only the first is checked.
         model: the base model; not changed.
-        context: what a run's method may know of it.
+        context: what a run's method may know about it.
 
     Raises:
-        UsageError: what came, what this model allows.
+        UsageError: says what came and what this model allows.
     """
     seen = set()
     for run in runs:

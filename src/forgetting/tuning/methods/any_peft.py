@@ -1,4 +1,4 @@
-"""Any other method that the installed PEFT has, by its own configuration: no code here knows it."""
+"""Any other method of the installed PEFT, through its own configuration; there is no code for it here."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ON_QUANTISED = ("LORA", "IA3", "LN_TUNING", "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
-"""PEFT's types that neither change nor read the base model's weights, or have layers for those of bitsandbytes."""
+"""PEFT types that neither change nor read the base model's weights, or that have layers for bitsandbytes weights."""
 OURS = {"inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version", "task_type"}
-"""Fields of a PEFT configuration that the run itself decides."""
+"""Fields of a PEFT configuration that the run sets itself."""
 
 
 class Peft(Method):
     """The PEFT method that `config` describes: its `peft_type` and any of its fields. P = what PEFT makes trainable.
 
     It need not start at the base model (prompt tuning does not): forgetting is always measured against the base model
-    without the adapter. Methods that must look at data first are refused by PEFT, or start untrained: use their own
-    names here.
+    without the adapter. Methods that must read data first are refused by PEFT, or start untrained; use them under
+    their own names here.
     """
 
     name: ClassVar[str] = "peft"
@@ -42,14 +42,14 @@ class Peft(Method):
     @classmethod
     def _has_a_type(cls, value: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(value.get("peft_type"), str):
-            raise ValueError("needs peft_type, such as {peft_type: HRA, r: 8}")
+            raise ValueError("needs peft_type, for example {peft_type: HRA, r: 8}")
         return value
 
     def peft_config(self) -> PeftConfig:
-        """The configuration as PEFT's object.
+        """The configuration as a PEFT object.
 
         Raises:
-            UsageError: no such type or field, or a value that PEFT or we refuse.
+            UsageError: no such type or field, or a value that PEFT or this package refuses.
         """
         from ...models.peft_internals import config_types
 
@@ -61,7 +61,7 @@ class Peft(Method):
         given = {key: value for key, value in self.config.items() if key != "peft_type"}
         for key in given:
             if key in OURS:
-                raise UsageError(f"methods.peft.config.{key}: is set by the run; leave it out")
+                raise UsageError(f"methods.peft.config.{key}: set by the run; leave it out")
             if key not in known:
                 meant = did_you_mean(key, sorted(known))
                 raise UsageError(f"methods.peft.config.{key}: {kind} has no such field; {meant}")
@@ -71,19 +71,18 @@ class Peft(Method):
         return made
 
     def check_quantised(self, how: str, bits: int | None, fit: Sequence[str]) -> None:
-        """Refuse types that read quantised weights as if they were numbers; see `Method.check_quantised`."""
+        """Refuse types that read quantised weights as plain numbers; see `Method.check_quantised`."""
         kind, init = self.config["peft_type"].upper(), self.config.get("init_lora_weights", True)
         if kind not in ON_QUANTISED:
             raise UsageError(
-                f"methods.peft.config.peft_type: {kind} does not go together with {how}; use one of "
-                f"{', '.join(ON_QUANTISED)}"
+                f"methods.peft.config.peft_type: {kind} does not work with {how}; use one of {', '.join(ON_QUANTISED)}"
             )
         if self.config.get("use_dora") and bits == 8:
-            raise UsageError(f"methods.peft.config.use_dora: does not go together with {how}; leave it out")
+            raise UsageError(f"methods.peft.config.use_dora: does not work with {how}; leave it out")
         if init not in (True, False, "gaussian"):
             raise UsageError(
-                f"methods.peft.config.init_lora_weights: {init} does not go together with {how}: it starts from the "
-                "base model's weights, and those are quantised; leave it out"
+                f"methods.peft.config.init_lora_weights: {init} does not work with {how}: it starts from the base "
+                "model's weights, which are quantised; leave it out"
             )
 
     def check(self, model: PreTrainedModel, context: Context) -> None:

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """What a method may know of its run.
+    """What a method may know about its run.
 
     Attributes:
-        seed: of the run; all that is random depends on it alone. The global generators are seeded with it, too.
+        seed: the run's seed; everything random depends only on it. The global generators are seeded with it, too.
         train: the windows that the run trains on.
-        measured: the general text that forgetting is measured on: never to be calibrated on.
-        tokenizer: of the base model.
-        length: tokens a window.
+        measured: the general text that forgetting is measured on; never calibrate on it.
+        tokenizer: the base model's tokenizer.
+        length: tokens per window.
     """
 
     seed: int
@@ -46,10 +46,11 @@ class Method(VariantOptions, ABC):
     Class attributes:
         name: its name in a configuration.
         references: keys of its sources in `reporting.citations`.
-        start: what the model is at step 0: the base model `exactly`, within `rounding` of its dtype, or maybe something
-            `else`. A run stops if the first two are not true; forgetting is always measured against the base model.
-        quantised: the `model.bits` that it works with: it neither changes nor reads the weights that are quantised.
-        sharded: whether it trains where the prepared model's weights are shared out over processes.
+        start: what the model is at step 0: the base model `exactly`, within `rounding` of its dtype, or possibly
+            something `else`. A run stops if one of the first two does not hold; forgetting is always measured against
+            the base model.
+        quantised: values of `model.bits` that it works with, because it neither changes nor reads quantised weights.
+        sharded: whether it can train a model whose weights are sharded over processes.
     """
 
     references: ClassVar[tuple[str, ...]] = ()
@@ -58,39 +59,42 @@ class Method(VariantOptions, ABC):
     sharded: ClassVar[bool] = True
 
     learning_rate: float | None = Field(
-        None, gt=0, lt=10, description="of this method instead of training.learning_rate; a list is one run each"
+        None,
+        gt=0,
+        lt=10,
+        description="learning rate for this method instead of training.learning_rate; a list gives one run each",
     )
 
     def check_quantised(self, how: str, bits: int | None, fit: Sequence[str]) -> None:
-        """Refuse a base model whose weights are quantised, where the method would train or read them.
+        """Refuse quantised base weights if the method would train or read them.
 
         Args:
-            how: they are quantised, in words.
-            bits: by bitsandbytes; None by something else.
-            fit: methods that it goes together with.
+            how: how they are quantised, in words.
+            bits: bits by bitsandbytes; None for another quantisation.
+            fit: methods that work with them.
 
         Raises:
-            UsageError: names the method, and those.
+            UsageError: names the method, and those that work.
         """
         if not self.quantised or (bits is not None and bits not in self.quantised):
             raise UsageError(
-                f"methods.{self.name}: does not go together with {how}: it trains the base model's weights or starts "
-                f"from them, and those are quantised; use one of {', '.join(fit)}"
+                f"methods.{self.name}: does not work with {how}: it trains the base model's weights or starts from "
+                f"them, and those are quantised; use one of {', '.join(fit)}"
             )
 
     def check(self, model: PreTrainedModel, context: Context) -> None:
-        """Refuse, before anything runs, options that do not fit; changes nothing. Called before `prepare`.
+        """Refuse options that do not fit, before anything runs; changes nothing. Called before `prepare`.
 
         Args:
             model: the base model.
-            context: what is known of the run.
+            context: what is known about the run.
 
         Raises:
-            UsageError: what came, what this model allows.
+            UsageError: says what came and what this model allows.
         """
 
     def notices(self, model: PreTrainedModel) -> list[str]:
-        """What a reader of its numbers should know of these options on the base model."""
+        """Notices about these options on the base model."""
         return []
 
     @abstractmethod
@@ -99,17 +103,17 @@ class Method(VariantOptions, ABC):
 
         Args:
             model: the base model, freshly loaded; changed in place.
-            context: what is known of the run.
+            context: what is known about the run.
 
         Returns:
-            The model to train; what trains has `requires_grad`.
+            The model to train; `requires_grad` marks what trains.
 
         Raises:
             UsageError: the options do not fit this model.
         """
 
     def save(self, model: PreTrainedModel | PeftModel, folder: Path) -> None:
-        """Write the tuned weights as safetensors: an adapter that fits the base model as it was, or a whole model.
+        """Write the tuned weights as safetensors: an adapter for the unchanged base model, or a whole model.
 
         Args:
             model: what `prepare` returned, trained.

@@ -1,4 +1,4 @@
-"""Windows that some methods look at before training: never those that forgetting is measured on."""
+"""Windows that some methods read before training; never those that forgetting is measured on."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def general_windows(config: TextConfig, context: Context, where: str) -> Windows
 
     Args:
         config: the text.
-        context: of the run.
+        context: the run's context.
         where: names the option in errors.
 
     Raises:
-        UsageError: the text holds windows that forgetting is measured on.
+        UsageError: the text contains windows that forgetting is measured on.
     """
     from ...data.array_cache import default_folder
     from ...data.prepared import Corpora
@@ -32,8 +32,8 @@ def general_windows(config: TextConfig, context: Context, where: str) -> Windows
     measured = _contents(context.measured)
     if shared := len(_contents(windows) & measured):
         raise UsageError(
-            f"{where}: {shared} of its windows are among those that forgetting is measured on; a method that has "
-            "seen them would look better than it is: give another text"
+            f"{where}: forgetting is measured on {shared} of its windows; a method that has seen them would look "
+            "better than it is: give another text"
         )
     return windows
 
@@ -43,5 +43,5 @@ def _contents(windows: Windows) -> set[bytes]:
 
 
 def draw(windows: Windows, count: int, seed: int) -> Windows:
-    """`count` windows in an order that depends on the seed alone; all of them where there are fewer."""
+    """`count` windows in an order that depends only on the seed; all of them if there are fewer."""
     return windows.select(np.random.default_rng([seed, 20240605]).permutation(len(windows))[:count])

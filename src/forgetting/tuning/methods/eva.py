@@ -1,8 +1,8 @@
 """EVA: a LoRA whose A starts as the main directions of the activations on the fine-tuning data, through PEFT.
 
 Paischer et al. 2024, *Parameter Efficient Fine-tuning via Explained Variance Adaptation*, arXiv:2410.07170. Ranks move
-between layers (at most rho times the asked one) to where the variance is; their sum stays, so that P differs a little
-from LoRA's where layers differ in shape.
+between layers (at most rho times the requested rank) to where the variance is. Their sum stays the same, so P differs a
+little from LoRA's if layers differ in shape.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PASSES_LIMIT = 500
-"""Forward passes within which the directions must stand still; PEFT itself would go on for ever."""
+"""Maximum forward passes until the directions are stable; PEFT itself would never stop."""
 
 
 class Eva(LowRank):
@@ -31,12 +31,14 @@ class Eva(LowRank):
     name: ClassVar[str] = "eva"
     references: ClassVar[tuple[str, ...]] = ("paischer2024eva",)
 
-    rho: float = Field(2.0, ge=1, le=16, description="a layer's rank is at most rho times `rank`; 1 leaves ranks equal")
-    batch_windows: int = Field(16, ge=1, description="training windows a pass; together longer than rho * rank tokens")
+    rho: float = Field(2.0, ge=1, le=16, description="a layer's rank is at most rho times `rank`; 1 keeps ranks equal")
+    batch_windows: int = Field(
+        16, ge=1, description="training windows per pass; together longer than rho * rank tokens"
+    )
 
     @property
     def directions(self) -> int:
-        """Directions that are looked for in a layer, the largest rank that it can get."""
+        """Directions to find in a layer: the largest rank that it can get."""
         return round(self.rank * self.rho)
 
     def check(self, model: PreTrainedModel, context: Context) -> None:
@@ -45,17 +47,17 @@ class Eva(LowRank):
         narrowest = min((shape(module)[0] for module in self.linear(model).values()), default=self.directions)
         if self.directions > narrowest:
             raise UsageError(
-                f"methods.eva.rank: rank * rho is {self.directions}; the narrowest target has {narrowest} inputs"
+                f"methods.eva.rank: rank * rho is {self.directions}, but the narrowest target has {narrowest} inputs"
             )
         self._batches(context)
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
-        """Add the adapters and turn A to the data; see `Method.prepare`."""
+        """Add the adapters and initialise A from the data; see `Method.prepare`."""
         from peft import EvaConfig, initialize_lora_eva_weights
 
         where = "methods.eva"
         batches = self._batches(context)
-        # with rank-stabilised scaling alpha / sqrt(r_l) is the right scale of a layer without any adjustment
+        # with rank-stabilised scaling, alpha / sqrt(r_l) is already the right scale of a layer
         config = EvaConfig(rho=self.rho, adjust_scaling_factors=self.scaling == "classic")
         adapted = adapt(model, self.lora_config(model, init_lora_weights="eva", eva_config=config), where)
         passes = 0
@@ -64,7 +66,9 @@ class Eva(LowRank):
             nonlocal passes
             passes += 1
             if passes > PASSES_LIMIT:
-                raise UsageError(f"{where}: no stable directions within {PASSES_LIMIT} passes; use a smaller rank")
+                raise UsageError(
+                    f"{where}: the directions were not stable after {PASSES_LIMIT} passes; use a smaller rank"
+                )
             return inner(**batch)
 
         refused(
@@ -76,7 +80,7 @@ class Eva(LowRank):
         return adapted
 
     def _batches(self, context: Context) -> list[dict[str, Any]]:
-        """Batches of training windows, each with more tokens than directions; the last, shorter one is left out."""
+        """Batches of training windows, each with more tokens than directions; a shorter last one is left out."""
         import torch
 
         from ...data.padding import right_padded
@@ -91,7 +95,7 @@ class Eva(LowRank):
                 batches.append({name: torch.from_numpy(array) for name, array in padded.items()})
         if not batches:
             raise UsageError(
-                f"methods.eva.batch_windows: no {self.batch_windows} training windows hold the "
+                f"methods.eva.batch_windows: no {self.batch_windows} training windows contain the "
                 f"{self.directions} tokens that rank * rho needs"
             )
         return batches

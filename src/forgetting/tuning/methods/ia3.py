@@ -1,7 +1,8 @@
 """(IA)³: learned factors on keys, values and the feed-forward's inner activations, through PEFT.
 
 Liu et al. 2022, *Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning*,
-arXiv:2205.05638. Few parameters that each move much: it wants a larger learning rate than LoRA (3e-3 in the paper).
+arXiv:2205.05638. It has few parameters with a large effect each, so it needs a higher learning rate than LoRA (3e-3 in
+the paper).
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ if TYPE_CHECKING:
 
 
 class Ia3(Method):
-    """One factor an output of `target_modules`, or an input where it is feed-forward. P = sum of those widths."""
+    """One factor per output of `target_modules`, or per input of feed-forward ones. P = sum of those widths."""
 
     name: ClassVar[str] = "ia3"
     quantised: ClassVar[tuple[int, ...]] = (4, 8)
     references: ClassVar[tuple[str, ...]] = ("liu2022ia3",)
 
     target_modules: tuple[str, ...] | None = Field(
-        None, min_length=1, strict=False, description="module names; default PEFT's choice for the model's architecture"
+        None, min_length=1, strict=False, description="module names; default: PEFT's choice for the architecture"
     )
     feedforward_modules: tuple[str, ...] | None = Field(
         None,
         strict=False,
-        description="those of them whose inputs are scaled instead of outputs; default PEFT's choice",
+        description="those of them whose inputs are scaled instead of their outputs; default: PEFT's choice",
     )
     layers: Layers = Field(
-        None, description="decoder layers, counted from 0 or, if negative, from the top; or `top-4`; default all"
+        None, description="decoder layers, counted from 0, or from the top if negative; or e.g. `top-4`; default: all"
     )
 
     @model_validator(mode="after")
@@ -44,14 +45,14 @@ class Ia3(Method):
             raise ValueError("give both target_modules and feedforward_modules (which may be []), or neither")
         beside = [name for name in self.feedforward_modules or () if name not in (self.target_modules or ())]
         if beside:
-            raise ValueError(f"feedforward_modules: '{beside[0]}' is none of target_modules")
+            raise ValueError(f"feedforward_modules: '{beside[0]}' is not in target_modules")
         return self
 
     def modules(self, model: PreTrainedModel) -> tuple[list[str], list[str]]:
         """Names of the target modules, and of the feed-forward ones among them.
 
         Raises:
-            UsageError: none are named and PEFT has no choice for this architecture.
+            UsageError: none are given and PEFT has no default for this architecture.
         """
         from ...models.peft_internals import ia3_choice
 
@@ -63,8 +64,8 @@ class Ia3(Method):
         else:
             names = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear_modules(model)}))
             raise UsageError(
-                f"methods.ia3.target_modules: PEFT has no choice for the architecture '{kind}'; name those of keys, "
-                f"values and the feed-forward's last (this one also in feedforward_modules), out of: {names}"
+                f"methods.ia3.target_modules: PEFT has no default for the architecture '{kind}'; name the modules of "
+                f"keys, values and the feed-forward's last (also in feedforward_modules), out of: {names}"
             )
         targets = choose(model, wanted, self.layers, "methods.ia3")
         chosen = [targets] if isinstance(targets, str) else targets
@@ -75,7 +76,7 @@ class Ia3(Method):
         self.modules(model)
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
-        """Add the factors, all one; see `Method.prepare`."""
+        """Add the factors, all 1; see `Method.prepare`."""
         from peft import IA3Config, TaskType
 
         targets, inner = self.modules(model)

@@ -1,7 +1,7 @@
-"""Low-rank adaptation of linear layers, through PEFT: LoRA and two relatives that start at the base model exactly.
+"""Low-rank adaptation of linear layers, through PEFT: LoRA and two relatives that start exactly at the base model.
 
 Hu et al. 2021, *LoRA*, arXiv:2106.09685. Rank-stabilised scaling alpha / sqrt(r): Kalajdzievski 2023,
-arXiv:2312.03732; the paper of the forgetting laws uses it, so that ranks are comparable at one learning rate.
+arXiv:2312.03732; the paper on forgetting laws uses it, so that ranks are comparable at one learning rate.
 DoRA: Liu et al. 2024, arXiv:2402.09353. MiCA: Rüdiger & Raschka 2026, arXiv:2604.01694.
 """
 
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 class LowRank(Targeted):
     """W + scale * B A with A [r, inputs], B [outputs, r]."""
 
-    rank: int = Field(8, ge=1, description="r; a list is one run each")
+    rank: int = Field(8, ge=1, description="rank r; a list gives one run each")
     scaling: Literal["rank-stabilized", "classic"] = Field(
-        "rank-stabilized", description="alpha / sqrt(r), or alpha / r"
+        "rank-stabilized",
+        description="scale of the adapter: `rank-stabilized` alpha / sqrt(r), or `classic` alpha / r",
     )
-    alpha: float = Field(16.0, gt=0, description="scale of what the adapter adds")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on the adapter's input")
+    alpha: float = Field(16.0, gt=0, description="alpha in the adapter's scale")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
 
     def lora_config(self, model: PreTrainedModel, **more: Any) -> LoraConfig:
-        """PEFT's configuration of these options."""
+        """PEFT's configuration for these options."""
         from peft import LoraConfig, TaskType
 
         return LoraConfig(
@@ -44,24 +45,24 @@ class LowRank(Targeted):
         )
 
     def notices(self, model: PreTrainedModel) -> list[str]:
-        """A rank that the weights of a layer do not have: a product B A of it is of their rank all the same."""
+        """A notice if the rank exceeds that of a layer's weights; the product B A still has only their rank."""
         modules = self.linear(model)
         name = min(modules, key=lambda key: min(shape(modules[key])), default=None)
         if name is None or self.rank <= min(shape(modules[name])):
             return []
         inputs, outputs = shape(modules[name])
         return [
-            f"methods.{self.name}.rank: {self.rank} is more than {name} can use, with {inputs} inputs and {outputs} "
-            f"outputs: ranks above {min(inputs, outputs)} add parameters there and nothing that can be learned"
+            f"methods.{self.name}.rank: {self.rank} is more than {name} can use: it has {inputs} inputs and {outputs} "
+            f"outputs, so ranks above {min(inputs, outputs)} add parameters there but nothing more can be learned"
         ]
 
     def sources(self) -> tuple[str, ...]:
-        """Those of the method, and of the scale where it is used."""
+        """References of the method, and of the scale if it is used."""
         return (*self.references, *(["kalajdzievski2023rslora"] if self.scaling == "rank-stabilized" else []))
 
 
 class Lora(LowRank):
-    """LoRA of rank r: W + scale * B A, with B zero at the start, so that step 0 is the base model. P = r (in + out)."""
+    """LoRA of rank r: W + scale * B A, with B zero at the start, so step 0 is the base model. P = r (in + out)."""
 
     name: ClassVar[str] = "lora"
     quantised: ClassVar[tuple[int, ...]] = (4, 8)
@@ -73,10 +74,10 @@ class Lora(LowRank):
 
 
 class Dora(LowRank):
-    """LoRA of the direction of each weight column beside its trained magnitude. P = r (in + out) + out."""
+    """LoRA of each weight column's direction, with a separately trained magnitude. P = r (in + out) + out."""
 
     name: ClassVar[str] = "dora"
-    quantised: ClassVar[tuple[int, ...]] = (4,)  # in 8 bits PEFT finds no dtype to compute in
+    quantised: ClassVar[tuple[int, ...]] = (4,)  # with 8 bits PEFT finds no dtype to compute in
     references: ClassVar[tuple[str, ...]] = ("liu2024dora",)
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:

@@ -1,4 +1,4 @@
-"""Methods that keep what is orthogonal: OFT and BOFT rotate the weights, OSF trains beside the main directions.
+"""Orthogonal methods: OFT and BOFT rotate the weights, OSF trains orthogonally to their main directions.
 
 OFT: Qiu et al. 2023, arXiv:2306.07280; its Cayley-Neumann form: Qiu et al. 2025, arXiv:2506.19847. BOFT: Liu et al.
 2023, arXiv:2311.06243. OSF: Nayak et al. 2025, arXiv:2504.07097. All through PEFT.
@@ -21,22 +21,24 @@ if TYPE_CHECKING:
 
 
 class Oft(Targeted):
-    """Inputs of each target are rotated block by block; the blocks are orthogonal. P = in (b - 1) / 2."""
+    """Rotates the inputs of each target block by block; the blocks are orthogonal. P = in (b - 1) / 2."""
 
     name: ClassVar[str] = "oft"
     quantised: ClassVar[tuple[int, ...]] = (4, 8)
     references: ClassVar[tuple[str, ...]] = ("qiu2023oft", "qiu2025oftv2")
     conv1d: ClassVar[bool] = False
 
-    block_size: int = Field(32, ge=2, description="b; must divide the inputs of every target; a list is one run each")
+    block_size: int = Field(
+        32, ge=2, description="block size b; must divide the inputs of every target; a list gives one run each"
+    )
 
     def check(self, model: PreTrainedModel, context: Context) -> None:
-        """Refuse a block size that does not divide a target: PEFT would take another one."""
+        """Refuse a block size that does not divide a target; PEFT would change it."""
         super().check(model, context)
         check_blocks(self, self.block_size, model)
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
-        """Add the rotations, all by nothing; see `Method.prepare`."""
+        """Add the rotations, all zero; see `Method.prepare`."""
         from peft import OFTConfig, TaskType
 
         config = OFTConfig(
@@ -46,14 +48,18 @@ class Oft(Targeted):
 
 
 class Boft(Targeted):
-    """A product of m sparse rotations, wired as a butterfly, and one factor an output. P = m in b + out."""
+    """A product of m sparse rotations, connected as a butterfly, and one factor per output. P = m in b + out."""
 
     name: ClassVar[str] = "boft"
     references: ClassVar[tuple[str, ...]] = ("liu2023boft",)
     conv1d: ClassVar[bool] = False
 
-    block_size: int = Field(4, ge=2, description="b; must divide the inputs of every target; a list is one run each")
-    butterfly_factors: int = Field(1, ge=1, description="m; above 1 PEFT needs a GPU and a CUDA compiler")
+    block_size: int = Field(
+        4, ge=2, description="block size b; must divide the inputs of every target; a list gives one run each"
+    )
+    butterfly_factors: int = Field(
+        1, ge=1, description="number of rotations m; above 1 PEFT needs a GPU and a CUDA compiler"
+    )
 
     def check(self, model: PreTrainedModel, context: Context) -> None:
         """Refuse a block size that does not divide a target."""
@@ -61,7 +67,7 @@ class Boft(Targeted):
         check_blocks(self, self.block_size, model)
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
-        """Add the rotations, all by nothing; see `Method.prepare`."""
+        """Add the rotations, all zero; see `Method.prepare`."""
         from peft import BOFTConfig, TaskType
 
         config = BOFTConfig(
@@ -72,10 +78,10 @@ class Boft(Targeted):
             target_modules=self.targets(model),
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT's, that its kernel cannot be compiled: see below
+            warnings.simplefilter("ignore")  # PEFT warns that its kernel cannot be compiled; see below
             adapted = adapt(model, config, "methods.boft")
         used = {len(weight) for name, weight in adapted.named_parameters() if "boft_R" in name}
-        if used != {self.butterfly_factors}:  # PEFT takes 1 where it cannot compile its kernel, with a warning only
+        if used != {self.butterfly_factors}:  # if PEFT cannot compile its kernel it uses 1, with only a warning
             raise UsageError(
                 f"methods.boft.butterfly_factors: got {self.butterfly_factors}; PEFT cannot compile its CUDA kernel "
                 "here and would use 1"
@@ -88,40 +94,40 @@ def check_blocks(method: Targeted, size: int, model: PreTrainedModel) -> None:
     for name, module in method.linear(model).items():
         if (inputs := shape(module)[0]) % size:
             raise UsageError(
-                f"methods.{method.name}.block_size: got {size}; {name} has {inputs} inputs, which it does not divide"
+                f"methods.{method.name}.block_size: got {size}, which does not divide the {inputs} inputs of {name}"
             )
 
 
 class Osf(Targeted):
-    """Each target's main singular directions are frozen, the rest train orthogonally to them. P = k (in + out + 1).
+    """Freezes each target's main singular directions; the rest train orthogonally to them. P = k (in + out + 1).
 
-    k, what trains, is min(in, out) less the frozen directions. The gradient is projected, so that an optimiser that
-    rescales it element by element, as Adafactor and AdamW do, keeps the subspaces apart only about.
+    k, what trains, is min(in, out) minus the frozen directions. The gradient is projected, so an optimiser that
+    rescales it elementwise, such as Adafactor or AdamW, keeps the subspaces separate only approximately.
     """
 
     name: ClassVar[str] = "osf"
     references: ClassVar[tuple[str, ...]] = ("nayak2025osf",)
-    sharded: ClassVar[bool] = False  # it changes whole gradients, by hooks that FSDP does not call
+    sharded: ClassVar[bool] = False  # it changes whole gradients in hooks that FSDP does not call
     start: ClassVar[Literal["exactly", "rounding", "else"]] = "rounding"
     conv1d: ClassVar[bool] = False
 
-    frozen: float = Field(0.5, gt=0, lt=1, description="share of each target's singular directions that is kept as is")
+    frozen: float = Field(0.5, gt=0, lt=1, description="share of each target's singular directions to freeze")
 
     def check(self, model: PreTrainedModel, context: Context) -> None:
-        """Refuse a share that freezes no direction of a target, or leaves none."""
+        """Refuse a share that freezes all or none of a target's directions."""
         super().check(model, context)
         for name, module in self.linear(model).items():
             width = min(shape(module))
             if not 0 < int(width * self.frozen) < width:
                 raise UsageError(
-                    f"methods.osf.frozen: got {self.frozen}; of the {width} directions of {name} that freezes "
-                    f"{int(width * self.frozen)}"
+                    f"methods.osf.frozen: got {self.frozen}; it freezes {int(width * self.frozen)} of the {width} "
+                    f"directions of {name}"
                 )
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
         """Split the targets; see `Method.prepare`."""
         from peft import OSFConfig, TaskType
 
-        more: dict[str, Any] = {"effective_rank": self.frozen}  # PEFT's name for what is preserved
+        more: dict[str, Any] = {"effective_rank": self.frozen}  # PEFT's name for the frozen share
         config = OSFConfig(task_type=TaskType.CAUSAL_LM, target_modules=self.targets(model), **more)
         return adapt(model, config, "methods.osf")

@@ -1,4 +1,4 @@
-"""Training a part of the model's own weights: the top layers, the biases, the normalisation layers, or all of it."""
+"""Trains part of the model's own weights: the top layers, the biases, the normalisation layers, or everything."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 
 class Full(Method):
-    """Every parameter of the model trains, in the dtype in which it was loaded."""
+    """Every parameter of the model trains, in the dtype it was loaded in."""
 
     name: ClassVar[str] = "full"
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PreTrainedModel:
-        """Ask for all gradients; see `Method.prepare`."""
+        """Turn on all gradients; see `Method.prepare`."""
         model.requires_grad_(True)
         return model
 
 
 class TopLayers(Method):
-    """The last `count` decoder layers train in full, the rest is frozen. P = their parameters.
+    """The last `count` decoder layers train in full; the rest is frozen. P = their parameters.
 
     As in Kalajdzievski 2024, arXiv:2401.05605, Appendix B.
     """
 
     name: ClassVar[str] = "top_layers"
 
-    count: int = Field(1, ge=1, description="layers, from the top; a list is one run each")
+    count: int = Field(1, ge=1, description="number of layers, from the top; a list gives one run each")
 
     def check(self, model: PreTrainedModel, context: Context) -> None:
         """Refuse more layers than the model has."""
@@ -43,7 +43,7 @@ class TopLayers(Method):
             raise UsageError(f"methods.top_layers.count: got {self.count}; the model has {there} decoder layers")
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PreTrainedModel:
-        """Freeze what lies below; see `Method.prepare`."""
+        """Freeze the layers below; see `Method.prepare`."""
         model.requires_grad_(False)
         prefix, there = decoder_layers(model)
         for number in range(there - self.count, there):
@@ -52,7 +52,7 @@ class TopLayers(Method):
 
 
 class Bias(Method):
-    """The biases train and nothing else (BitFit). P = their number; models without biases, as Llama, are refused.
+    """Only the biases train (BitFit). P = their number; models without biases, such as Llama, are refused.
 
     Ben Zaken, Ravfogel & Goldberg 2021, arXiv:2106.10199.
     """
@@ -66,7 +66,7 @@ class Bias(Method):
             raise UsageError(f"methods.bias: {type(model).__name__} has no biases to train; use another method")
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PreTrainedModel:
-        """Freeze what is no bias; see `Method.prepare`."""
+        """Freeze everything except biases; see `Method.prepare`."""
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.endswith("bias"))
         return model
@@ -83,11 +83,11 @@ class LnTuning(Method):
     references: ClassVar[tuple[str, ...]] = ("zhao2023lntuning",)
 
     layers: Layers = Field(
-        None, description="decoder layers, counted from 0 or, if negative, from the top; or `top-4`; default all"
+        None, description="decoder layers, counted from 0, or from the top if negative; or e.g. `top-4`; default: all"
     )
 
     def modules(self, model: PreTrainedModel) -> list[str]:
-        """Full names of the normalisation layers: modules of a Norm class with parameters of their own.
+        """Full names of the normalisation layers: modules of a Norm class with their own parameters.
 
         Raises:
             UsageError: there are none, or no such layer.

@@ -1,9 +1,8 @@
-"""Methods that start the adapter from a part of W and train that part: PiSSA, OLoRA, CorDA, through PEFT.
+"""Methods that initialise the adapter from a part of W and train that part: PiSSA, OLoRA, CorDA, through PEFT.
 
-With A0, B0 taken from W, the frozen weight becomes W - B0 A0, so that step 0 is the base model within rounding. What is
-saved is the difference B A - B0 A0 as a LoRA of rank 2 r, which fits the base model as it was (Meng et al. 2024,
-appendix "Converting PiSSA to LoRA"; PEFT's `path_initial_model_for_weight_conversion`). The scale is 1, as in the
-papers.
+With A0, B0 taken from W, the frozen weight becomes W - B0 A0, so step 0 is the base model up to rounding. What is saved
+is the difference B A - B0 A0 as a LoRA of rank 2 r, which fits the unchanged base model (Meng et al. 2024, appendix
+"Converting PiSSA to LoRA"; PEFT's `path_initial_model_for_weight_conversion`). The scale is 1, as in the papers.
 
 PiSSA: Meng, Wang & Zhang 2024, arXiv:2404.02948. OLoRA: Büyükakyüz 2024, arXiv:2406.01775. CorDA: Yang et al. 2024,
 arXiv:2406.05223.
@@ -29,17 +28,19 @@ if TYPE_CHECKING:
     from ...data.windows import Windows
 
 INITIAL = "forgetting_initial_adapter"
-"""Attribute of the model that keeps the adapter's first weights, by name, on the CPU."""
+"""Attribute of the model that keeps the adapter's initial weights, by name, on the CPU."""
 
 
 class Residual(Targeted):
-    """A LoRA that starts as a part of W. P = r (in + out)."""
+    """A LoRA initialised from a part of W. P = r (in + out)."""
 
     start: ClassVar[Literal["exactly", "rounding", "else"]] = "rounding"
-    sharded: ClassVar[bool] = False  # it is saved as a difference, which PEFT takes on the whole model
+    sharded: ClassVar[bool] = False  # it is saved as a difference, which PEFT computes on the whole model
     init: ClassVar[str]
 
-    rank: int = Field(8, ge=1, description="r, at most the width of the narrowest target; a list is one run each")
+    rank: int = Field(
+        8, ge=1, description="rank r, at most the width of the narrowest target; a list gives one run each"
+    )
 
     def check(self, model: PreTrainedModel, context: Context) -> None:
         """Refuse targets and ranks that the model does not have."""
@@ -47,7 +48,7 @@ class Residual(Targeted):
         self.check_rank(self.rank, model)
 
     def lora_config(self, model: PreTrainedModel, **more: Any) -> LoraConfig:
-        """PEFT's configuration of these options."""
+        """PEFT's configuration for these options."""
         from peft import LoraConfig, TaskType
 
         return LoraConfig(
@@ -64,7 +65,7 @@ class Residual(Targeted):
         return self.keep_initial(adapt(model, self.lora_config(model), f"methods.{self.name}"))
 
     def keep_initial(self, adapted: PeftModel) -> PeftModel:
-        """Remember the adapter's first weights, for saving."""
+        """Keep the adapter's initial weights, for saving."""
         from peft import get_peft_model_state_dict
 
         first = get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -72,7 +73,7 @@ class Residual(Targeted):
         return adapted
 
     def save(self, model: PreTrainedModel | PeftModel, folder: Path) -> None:
-        """Save the difference to the first adapter, a LoRA of rank 2 r on the base model as it was."""
+        """Save the difference from the initial adapter: a LoRA of rank 2 r on the unchanged base model."""
         from safetensors.torch import save_file
 
         with tempfile.TemporaryDirectory() as temporary:
@@ -102,8 +103,8 @@ class Olora(Residual):
 class Corda(Residual):
     """A and B start from W's singular directions in the metric of a text's activations. P = r (in + out).
 
-    `keep: knowledge` trains the directions that matter least to a general text (`calibration`), so that what it needs
-    is frozen; `keep: nothing` trains those that matter most to the fine-tuning data (the paper's second mode).
+    `keep: knowledge` trains the directions that matter least to a general text (`calibration`) and freezes those that
+    it needs; `keep: nothing` trains those that matter most to the fine-tuning data (the paper's second mode).
     """
 
     name: ClassVar[str] = "corda"
@@ -111,12 +112,16 @@ class Corda(Residual):
     init: ClassVar[str] = "corda"
 
     keep: Literal["knowledge", "nothing"] = Field(
-        "knowledge", description="`knowledge` of the calibration text, or `nothing`: adapt to the fine-tuning data"
+        "knowledge",
+        description="what to keep: `knowledge` of the calibration text, or `nothing` to adapt to the fine-tuning data",
     )
     calibration: TextConfig | None = Field(
-        None, description="general text, fields as `text`; needed to keep knowledge, never the measured text"
+        None,
+        description="general text with the fields of `text`; required for `keep: knowledge`; never the measured text",
     )
-    calibration_windows: int = Field(256, ge=1, description="windows of it that are looked at, as in the paper")
+    calibration_windows: int = Field(
+        256, ge=1, description="how many of its windows to read; the default is the paper's"
+    )
 
     @model_validator(mode="after")
     def _has_its_text(self) -> Self:
@@ -128,25 +133,25 @@ class Corda(Residual):
         return self
 
     def check(self, model: PreTrainedModel, context: Context) -> None:
-        """Refuse targets and ranks that the model does not have, and a calibration text that is the measured one."""
+        """Refuse targets and ranks that the model does not have, and a calibration text that is measured on."""
         super().check(model, context)
         self.windows(context)
 
     def windows(self, context: Context) -> Windows:
-        """What is looked at: the calibration text, or the fine-tuning data."""
+        """The windows to read: the calibration text, or the fine-tuning data."""
         if self.calibration is None:
             return context.train
         return general_windows(self.calibration, context, "methods.corda.calibration")
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
-        """Look at the text, then add the adapters; see `Method.prepare`."""
+        """Read the text, then add the adapters; see `Method.prepare`."""
         from ...models import peft_internals
 
         windows = draw(self.windows(context), self.calibration_windows, context.seed)
         method: Literal["kpm", "ipm"] = "kpm" if self.keep == "knowledge" else "ipm"
         config = self.lora_config(model, corda_config=peft_internals.CORDA_CONFIG.value()(corda_method=method))
         preprocess = peft_internals.CORDA.value()
-        # it matches names itself and does not know the shorthand
+        # CorDA matches names itself and does not know the shorthand
         config.target_modules = set(self.linear(model))
         refused(lambda: preprocess(model, config, run_model=lambda: _run(model, windows)), "methods.corda")
         adapted = adapt(model, config, "methods.corda")
@@ -155,7 +160,7 @@ class Corda(Residual):
 
 
 def _run(model: PreTrainedModel, windows: Windows) -> None:
-    """Show the model each window alone: PEFT's hooks take a batch of one."""
+    """Run the model on one window at a time; PEFT's hooks take a batch of one."""
     import torch
 
     for index in range(len(windows)):

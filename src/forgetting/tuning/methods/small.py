@@ -1,4 +1,4 @@
-"""Adapters of few parameters on frozen random matrices or by structured products: VeRA, LoHa, LoKr, through PEFT.
+"""Adapters with few parameters, from frozen random matrices or structured products: VeRA, LoHa, LoKr, through PEFT.
 
 VeRA: Kopiczko, Blankevoort & Asano 2023, arXiv:2310.11454. LoHa: Hyeon-Woo, Ye-Bin & Oh 2021 (FedPara),
 arXiv:2108.06098. LoKr: Yeh et al. 2023 (LyCORIS), arXiv:2309.14859.
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 class Vera(Targeted):
-    """Two frozen random matrices that all targets share; only factors of their rows train. P = r + out."""
+    """Two frozen random matrices shared by all targets; only factors of their rows train. P = r + out."""
 
     name: ClassVar[str] = "vera"
     references: ClassVar[tuple[str, ...]] = ("kopiczko2023vera",)
 
-    rank: int = Field(256, ge=1, description="r of the shared matrices; a list is one run each")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on the adapter's input")
+    rank: int = Field(256, ge=1, description="rank r of the shared matrices; a list gives one run each")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
-        """Add the adapters, the matrices drawn from the run's seed; see `Method.prepare`."""
+        """Add the adapters, with matrices drawn from the run's seed; see `Method.prepare`."""
         from peft import TaskType, VeraConfig
 
         config = VeraConfig(
@@ -48,8 +48,8 @@ class Loha(Targeted):
     references: ClassVar[tuple[str, ...]] = ("hyeonwoo2021fedpara", "yeh2023lycoris")
     conv1d: ClassVar[bool] = False
 
-    rank: int = Field(8, ge=1, description="r; a list is one run each")
-    alpha: float = Field(8.0, gt=0, description="what the adapter adds is scaled by alpha / r")
+    rank: int = Field(8, ge=1, description="rank r; a list gives one run each")
+    alpha: float = Field(8.0, gt=0, description="the adapter's change is scaled by alpha / r")
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
         """Add the adapters; see `Method.prepare`."""
@@ -68,10 +68,12 @@ class Lokr(Targeted):
     references: ClassVar[tuple[str, ...]] = ("yeh2023lycoris",)
     conv1d: ClassVar[bool] = False
 
-    rank: int = Field(8, ge=1, description="r of the larger factor; a list is one run each")
-    alpha: float = Field(8.0, gt=0, description="what the adapter adds is scaled by alpha / r")
+    rank: int = Field(8, ge=1, description="rank r of the larger factor; a list gives one run each")
+    alpha: float = Field(8.0, gt=0, description="the adapter's change is scaled by alpha / r")
     factor: int = Field(
-        -1, ge=-1, description="of the widths, for the small matrix; -1 takes the one nearest to the square root"
+        -1,
+        ge=-1,
+        description="divisor of the widths, for the small matrix; -1 takes the one nearest to the square root",
     )
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:

@@ -1,6 +1,6 @@
 """Which modules of a model a method changes: found in the model itself, whatever its architecture.
 
-Imports torch only where it is called.
+torch is imported only when a function needs it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ATTENTION = re.compile(r"attn|attention")
-"""What the names of attention modules have in common (self_attn, attention, linear_attn, ...)."""
+"""What names of attention modules have in common (self_attn, attention, linear_attn, ...)."""
 
 
 def _known(value: Any) -> Any:
@@ -48,21 +48,21 @@ class Targeted(Method):
     """A method that changes chosen linear modules in chosen decoder layers.
 
     Class attributes:
-        conv1d: whether PEFT has it for Conv1D, the transposed linear module of GPT-2, too.
+        conv1d: whether PEFT also supports Conv1D, GPT-2's transposed linear module.
     """
 
     conv1d: ClassVar[bool] = True
 
     target_modules: Annotated[str | list[str], BeforeValidator(_known)] = Field(
         "all-linear",
-        description="`all-linear` (all but the output head), `attention` (the linear modules in it), or module names",
+        description="`all-linear` (all except the output head), `attention` (its linear modules), or module names",
     )
     layers: Layers = Field(
-        None, description="decoder layers, counted from 0 or, if negative, from the top; or `top-4`; default all"
+        None, description="decoder layers, counted from 0, or from the top if negative; or e.g. `top-4`; default: all"
     )
 
     def targets(self, model: PreTrainedModel) -> str | list[str]:
-        """What PEFT takes as `target_modules`.
+        """PEFT's `target_modules`.
 
         Raises:
             UsageError: no such module or layer.
@@ -70,23 +70,23 @@ class Targeted(Method):
         return choose(model, self.target_modules, self.layers, f"methods.{self.name}")
 
     def check(self, model: PreTrainedModel, context: Context) -> None:
-        """Refuse modules and layers that the model does not have, or of a type that PEFT's method has not."""
+        """Refuse modules and layers that the model does not have, and module types that PEFT does not support."""
         self.targets(model)
         transposed = [name for name, module in self.linear(model).items() if not hasattr(module, "in_features")]
         if transposed and not self.conv1d:
             raise UsageError(
-                f"methods.{self.name}: {transposed[0]} is a Conv1D, for which PEFT does not have this method; "
-                "name other target_modules or use another method"
+                f"methods.{self.name}: {transposed[0]} is a Conv1D, which PEFT does not support for this method; "
+                "give other target_modules or use another method"
             )
 
     def linear(self, model: PreTrainedModel) -> dict[str, nn.Module]:
-        """The chosen modules by their full names."""
+        """The full names of the chosen modules."""
         chosen = self.targets(model)
         modules = linear_modules(model)
         return modules if isinstance(chosen, str) else {name: modules[name] for name in matching(modules, chosen)}
 
     def check_rank(self, rank: int, model: PreTrainedModel) -> None:
-        """Refuse a rank above that of a target: there are no such singular vectors to start from."""
+        """Refuse a rank above that of a target: there are not enough singular vectors to start from."""
         modules = self.linear(model)
         name = min(modules, key=lambda key: min(shape(modules[key])), default=None)
         if name is not None and rank > min(shape(modules[name])):
@@ -98,7 +98,7 @@ class Targeted(Method):
 
 
 def linear_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """All linear modules but the output head, by name; Conv1D of GPT-2 is one."""
+    """All linear modules except the output head, by name; includes GPT-2's Conv1D."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -119,7 +119,7 @@ def shape(module: Any) -> tuple[int, int]:
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, int]:
-    """Name of the list of decoder layers and how many there are: the outermost list of modules, the longest if several.
+    """Name and length of the list of decoder layers: the outermost list of modules, or the longest of several.
 
     Raises:
         UsageError: the model has no such list.
@@ -129,13 +129,13 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, int]:
     lists = {name: len(m) for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m)}
     outermost = {name: n for name, n in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
     if not outermost:
-        raise UsageError(f"layers: no list of decoder layers found in {type(model).__name__}; name target_modules")
+        raise UsageError(f"layers: no list of decoder layers found in {type(model).__name__}; give target_modules")
     name = max(outermost, key=lambda key: outermost[key])
     return name, outermost[name]
 
 
 def layer_numbers(model: PreTrainedModel, layers: list[int] | str, where: str) -> list[int]:
-    """Chosen decoder layers, counted from 0.
+    """The chosen decoder layers, counted from 0.
 
     Raises:
         UsageError: a layer that the model does not have.
@@ -152,7 +152,7 @@ def layer_numbers(model: PreTrainedModel, layers: list[int] | str, where: str) -
 
 
 def matching(names: Any, wanted: list[str]) -> list[str]:
-    """The full names that end in a wanted one, as PEFT matches them."""
+    """The full names that end in a wanted name, as PEFT matches them."""
     return [name for name in names if any(name == want or name.endswith(f".{want}") for want in wanted)]
 
 
@@ -164,7 +164,7 @@ def choose(
     Args:
         model: the base model.
         wanted: `all-linear`, `attention`, or names.
-        layers: chosen decoder layers; None is all.
+        layers: chosen decoder layers; None means all.
         where: names the method in errors.
 
     Raises:
@@ -194,27 +194,27 @@ def choose(
 
 
 def adapt(model: PreTrainedModel, config: PeftConfig, where: str) -> PeftModel:
-    """PEFT's adapter on the model.
+    """Apply PEFT's adapter to the model.
 
     Raises:
-        UsageError: PEFT refuses the options for this model (its first line), or nothing would train.
+        UsageError: PEFT refuses the options for this model (with its first line), or nothing would train.
     """
     from peft import get_peft_model
 
     adapted: PeftModel = refused(lambda: get_peft_model(model, config), where)
     if not any(parameter.requires_grad for parameter in adapted.parameters()):
-        raise UsageError(f"{where}: nothing of {type(model).__name__} would train; choose other target modules")
+        raise UsageError(f"{where}: nothing in {type(model).__name__} would train; choose other target modules")
     return adapted
 
 
 def refused(call: Callable[[], Any], where: str) -> Any:
-    """Call PEFT; what it refuses as a UsageError that names the method."""
+    """Call PEFT, and turn its refusal into a UsageError that names the method."""
     try:
         with transformers_internals.never_asking():
             return call()
     except ForgettingError:
         raise
-    except Exception as error:  # PEFT raises all there is on a configuration that it does not expect
+    except Exception as error:  # PEFT raises anything for a configuration that it does not expect
         if failures.out_of_memory(error):
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -1,4 +1,4 @@
-"""What holds forgetting back: one file a mitigation, listed in MITIGATIONS. Importing this does not import torch."""
+"""What reduces forgetting: one file per mitigation, listed in MITIGATIONS. Importing this does not import torch."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def parse_together(run: RunConfig) -> list[Mitigation]:
 
 
 def expand_together(together: Sequence[MitigationConfig]) -> list[tuple[MitigationConfig, ...]]:
-    """The combinations that mitigations used together mean: the grid over the options of each, filled in and checked.
+    """All combinations of mitigations used together: the grid over the options of each, filled in and checked.
 
     Raises:
-        UsageError: an unknown mitigation, a wrong option, one mitigation twice, or two that exclude each other.
+        UsageError: an unknown or repeated mitigation, a wrong option, or two that exclude each other.
     """
     names = [config.name for config in together]
     if len(set(names)) < len(names):
-        raise UsageError(f"mitigations: one stands twice in {names}; use each once in a combination")
+        raise UsageError(f"mitigations: {names} contains one twice; use each at most once in a combination")
     for one, other in itertools.permutations(names, 2):
         if other in MITIGATIONS.find(one).excludes:
             raise UsageError(f"mitigations: {one} and {other} exclude each other; use one of them")
@@ -82,25 +82,25 @@ def _expand(config: MitigationConfig) -> list[MitigationConfig]:
 
 
 def label(together: Sequence[MitigationConfig]) -> str:
-    """What tables call a combination: `replay fraction=0.1 + kl weight=2.0`; empty for none."""
+    """A combination's name in tables: `replay fraction=0.1 + kl weight=2.0`; empty for none."""
     return " + ".join(MITIGATIONS.parse(config).label() for config in together)
 
 
 def check_runs(
     runs: Sequence[RunConfig], base: Base, general: GeneralTexts, context: Callable[[RunConfig], Context]
 ) -> None:
-    """Refuse runs whose mitigations cannot work as asked, before any starts.
+    """Refuse runs whose mitigations cannot work as requested, before any starts.
 
-    Where a mitigation depends on how the method changes the model, a copy of the base model is prepared to see.
+    If a mitigation depends on how the method changes the model, a copy of the base model is prepared to check it.
 
     Args:
         runs: all runs of a study.
         base: the base model, as loaded; not changed.
         general: the general texts of the study.
-        context: what a run's method may know of it.
+        context: what a run's method may know about it.
 
     Raises:
-        UsageError: names the mitigation and what it does not go together with.
+        UsageError: names the mitigation and what it does not work with.
     """
     seen: set[str] = set()
     for run in runs:
@@ -125,7 +125,7 @@ def check_runs(
 
 
 def with_recipe(run: RunConfig, together: Sequence[Mitigation]) -> RunConfig:
-    """The run with the method and training configuration that its mitigations, as parsed, make of it."""
+    """The run with method and training configuration as changed by its parsed mitigations."""
     for mitigation in together:
         run = mitigation.recipe(run)
     return run
@@ -135,8 +135,8 @@ def plan_course(together: Sequence[Mitigation], course: Course, at: Situation) -
     """What a run trains on and what is added to its loss; the base model is as loaded.
 
     Args:
-        together: as `parse_together` gives them.
-        course: that of the plain run.
+        together: as from `parse_together`.
+        course: the plain run's course.
         at: the run's situation.
     """
     for mitigation in together:

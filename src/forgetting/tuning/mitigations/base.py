@@ -1,12 +1,12 @@
 """The contract of a mitigation: options in, a run that forgets less out.
 
-A mitigation overrides the hooks that it needs, and no other package learns of it:
+A mitigation overrides the hooks that it needs; other packages need not know about it:
 
-    recipe      another method or training configuration
-    plan        which windows are trained on, in which order, on which tokens, with which weight
-    adapt       what of the prepared model trains
-    term        what is added to the loss
-    afterwards  the trained model, changed without training
+    recipe      changes the method or training configuration
+    plan        chooses the windows to train on, their order, tokens and weights
+    adapt       chooses what of the prepared model trains
+    term        adds to the loss
+    afterwards  changes the trained model without training
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Course:
     Attributes:
         windows: W windows; those of the new task come first.
         order: [steps * batch_size] int64, the window of each sample.
-        weights: [W] float64, by which each window's loss is multiplied.
+        weights: [W] float64, factor on each window's loss.
     """
 
     windows: Windows
@@ -50,13 +50,13 @@ class Course:
 
 @dataclass(frozen=True)
 class Situation:
-    """What a mitigation may know of its run before the method changes the model.
+    """What a mitigation may know about its run before the method changes the model.
 
     Attributes:
-        run: the run, its recipe already changed by the mitigations.
+        run: the run; its recipe is already changed by the mitigations.
         base: the base model, as loaded.
         general: the general texts of the study.
-        cache: where what is computed once a study is kept; may be deleted.
+        cache: where results shared by the study's runs are stored; may be deleted.
         facts: what a mitigation did, for run.json; each writes under its own name.
     """
 
@@ -67,15 +67,15 @@ class Situation:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def cached(self, what: str, key: Sequence[Any], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What `compute` gives, from the study's cache where it is there; see `array_cache.kept`.
+        """The result of `compute`, from the study's cache if possible; see `array_cache.kept`.
 
-        A run that finds it there counts the time that it took all the same: its cost does not depend on which run came
-        first.
+        The time that computing it took is counted even if it is cached, so that a run's cost does not depend on which
+        run came first.
 
         Args:
             what: a name for the file.
-            key: all that decides the numbers, beside the base model.
-            compute: named tensors on the CPU.
+            key: everything that affects the numbers, besides the base model.
+            compute: returns named tensors on the CPU.
         """
         import torch
 
@@ -95,15 +95,15 @@ class Situation:
 
 @dataclass(frozen=True)
 class Takes:
-    """Bytes that a mitigation takes beside its run.
+    """Bytes that a mitigation needs in addition to its run.
 
     Attributes:
         held: while the run trains.
-        before: at most before it trains, beside the base model.
-        step: for a moment of each update step, beside the gradients.
+        before: at most before it trains, in addition to the base model.
+        step: temporarily in each update step, in addition to the gradients.
         after: once it has trained.
-        reads_logits: whether those of all positions of the batch are made.
-        windows: of general text that pass through the model beside the batch, with all logits.
+        reads_logits: whether it needs the logits of all positions of the batch.
+        windows: windows of general text that pass through the model besides the batch, with all logits.
     """
 
     held: int = 0
@@ -115,45 +115,45 @@ class Takes:
 
 
 class Term:
-    """Something added to the loss of a run. Draws nothing from the global random states."""
+    """Something added to a run's loss. Does not use the global random states."""
 
     def start(self, model: nn.Module) -> None:
         """Called once with the prepared model, before a checkpoint is loaded into it."""
 
     def reads_logits(self) -> bool:
-        """Whether `on_batch` adds anything; it is not called otherwise, and the logits need not be made."""
+        """Whether `on_batch` adds anything; if not, it is not called and the logits are not needed."""
         return type(self).on_batch is not Term.on_batch
 
     def on_batch(self, model: nn.Module, batch: dict[str, Tensor], logits: Tensor, tokens: Tensor | int) -> Any:
-        """A part of one batch's loss: sums over its predicted tokens, over `tokens`; None for nothing.
+        """A part of one batch's loss: sums over its predicted tokens, divided by `tokens`; None for nothing.
 
         Args:
             model: in training.
-            batch: input_ids, attention_mask, labels [B, L], and window [B], each row's place in the course.
+            batch: input_ids, attention_mask, labels [B, L], and window [B], each row's index in the course.
             logits: [B, L, V] of the model on the batch.
             tokens: predicted tokens of the whole update step.
         """
         return None
 
     def on_step(self, model: nn.Module, step: int) -> None:
-        """Add gradients of its own, once an update step, after those of the batch.
+        """Add gradients once per update step, after those of the batch.
 
         Args:
             model: in training.
-            step: finished update steps.
+            step: number of finished update steps.
         """
 
 
 class Mitigation(VariantOptions, ABC):
-    """One way to hold forgetting back. Its fields are its options.
+    """One way to reduce forgetting. Its fields are its options.
 
     Class attributes:
         name: its name in a configuration.
         references: keys of its sources in `reporting.citations`.
-        excludes: mitigations that it cannot be used together with.
-        stage: `plan` runs in this order: 0 what is learned from the task's windows, 1 what is mixed in.
-        quantised: whether it works where the base model's weights are quantised (`model.bits`).
-        sharded: whether it works where the model's weights are shared out over processes.
+        excludes: mitigations that cannot be combined with it.
+        stage: order in which `plan` runs: 0 chooses what to learn from the task's windows, 1 mixes in other text.
+        quantised: whether it works with quantised base weights (`model.bits`).
+        sharded: whether it works if the model's weights are sharded over processes.
     """
 
     references: ClassVar[tuple[str, ...]] = ()
@@ -171,45 +171,45 @@ class Mitigation(VariantOptions, ABC):
         return bool(getattr(self, field) != type(self).model_fields[field].default)
 
     def general_text(self, run: RunConfig) -> TextConfig | None:
-        """The general text that it trains on or takes statistics of, which must not be the measured one."""
+        """The general text that it trains on or computes statistics from; it must not be the measured text."""
         return None
 
     @classmethod
     def check_quantised(cls, how: str) -> None:
-        """Refuse a base model whose weights are quantised, where the mitigation needs their gradient.
+        """Refuse quantised base weights if the mitigation needs their gradient.
 
         Args:
-            how: they are quantised, in words.
+            how: how they are quantised, in words.
 
         Raises:
-            UsageError: names the mitigation, and what would do.
+            UsageError: names the mitigation, and alternatives.
         """
         if not cls.quantised:
             raise UsageError(
-                f"mitigations.{cls.name}: does not go together with {how}: quantised weights have no gradient, which "
-                "it needs; use kl, or the model in float32 or bfloat16"
+                f"mitigations.{cls.name}: does not work with {how}: it needs gradients, which quantised weights do not "
+                "have; use kl, or the model in float32 or bfloat16"
             )
 
     def shardable(self) -> bool:
-        """Whether it works, with its options, where the model's weights are shared out over processes."""
+        """Whether it works, with its options, if the model's weights are sharded over processes."""
         return self.sharded
 
     def lengthens(self) -> bool:
-        """Whether the first steps of a longer run are those of a shorter one, to the last digit."""
+        """Whether the first steps of a longer run equal those of a shorter one, to the last digit."""
         return True
 
     def check(self, run: RunConfig, base: Base) -> None:
         """Refuse a run that it cannot work in, before any run starts.
 
         Raises:
-            UsageError: names the mitigation and what it does not go together with.
+            UsageError: names the mitigation and what it does not work with.
         """
 
     def check_model(self, run: RunConfig, model: nn.Module) -> None:
-        """The same, of the base model as the run's method prepares it; only called where it is overridden."""
+        """The same for the base model as prepared by the run's method; only called if overridden."""
 
     def recipe(self, run: RunConfig) -> RunConfig:
-        """The run with another method or training configuration."""
+        """The run with its method or training configuration changed."""
         return run
 
     def plan(self, course: Course, at: Situation) -> Course:
@@ -217,24 +217,24 @@ class Mitigation(VariantOptions, ABC):
         return course
 
     def term(self, at: Situation) -> Term | None:
-        """What is added to the loss; the base model is as loaded."""
+        """The term added to the loss; the base model is as loaded."""
         return None
 
     def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
-        """The memory that it takes.
+        """The memory that it needs.
 
         Args:
-            run: with it.
-            model: of no numbers, as the run's method prepares it.
+            run: the run with this mitigation.
+            model: without values, as the run's method prepares it.
             base: bytes of the base model's weights.
         """
         return Takes()
 
     def adapt(self, model: nn.Module) -> None:
-        """Change what of the prepared model trains."""
+        """Change which parts of the prepared model train."""
 
     def afterwards(self, model: nn.Module, at: Situation) -> Iterator[float]:
-        """After the last step: put the model into other states, each given as its alpha in [0, 1], then back."""
+        """After the last step: put the model into other states, each given as its alpha in [0, 1], then restore it."""
         yield from ()
 
 

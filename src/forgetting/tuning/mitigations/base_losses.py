@@ -1,4 +1,4 @@
-"""The base model's loss of each predicted token of the training windows, computed once a study."""
+"""The base model's loss at each predicted token of the training windows, computed once per study."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base model's logits while another is trained from it: adapters off where that is the base, else a frozen copy."""
+"""The base model's logits while a model is trained from it: with adapters off if possible, else from a frozen copy."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .base import Situation
 R = TypeVar("R")
 PROBE_TOKENS = 32
 TOLERANCE = 1e-4
-"""Share of the largest logit by which disabled adapters may differ from the base model (rounding)."""
+"""By what share of the largest logit disabled adapters may differ from the base model (rounding)."""
 
 
 class BasePass:
-    """Calls the base model without a second one in memory wherever it can.
+    """Runs the base model, without a second copy in memory if possible.
 
     Attributes:
-        copied: whether a frozen copy is held.
+        copied: whether a frozen copy is kept.
     """
 
     def __init__(self, at: Situation) -> None:
@@ -34,7 +34,7 @@ class BasePass:
         self.copied = False
 
     def start(self, model: nn.Module) -> None:
-        """Find out how to call the base model, once the method has prepared it."""
+        """Find out how to run the base model, once the method has prepared it."""
         if is_peft(model):
             found = self._disabled(model, self._ids, None)
             bound = TOLERANCE * float(self._expected.abs().max())
@@ -44,7 +44,7 @@ class BasePass:
         self.copied = True
 
     def logits(self, model: nn.Module, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, L, V] of the base model; the model in training, its modes and the random states stay as they are."""
+        """[B, L, V] logits of the base model; the model in training, its modes and the random states are unchanged."""
         if self._copy is not None:
             return self._logits(self._copy, ids, mask)
         return self._disabled(model, ids, mask)
@@ -60,12 +60,12 @@ class BasePass:
 
 
 def own_positions(logits: Tensor, ids: Tensor) -> Tensor:
-    """Logits at the text's own positions: virtual tokens of a prompt stand before them."""
+    """Logits at the text's own positions; virtual tokens of a prompt come before them."""
     return logits[:, -ids.shape[1] :]
 
 
 def with_own_random(device: torch.device, seed: int, call: Callable[[], R]) -> R:
-    """`call()` with random states seeded for it alone, so that training draws the same numbers as without it."""
+    """`call()` with its own seeded random states, so that training draws the same numbers as without it."""
     devices = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Elastic weight consolidation: weights are held near the base model's, each as firmly as the general text needs it.
+"""Elastic weight consolidation: keeps weights near the base model's, the more the general text depends on them.
 
 Kirkpatrick et al. 2017, *Overcoming Catastrophic Forgetting in Neural Networks*, arXiv:1612.00796. The Fisher
 information is the model's own (labels sampled from it), not the empirical one: Kunstner et al. 2019, arXiv:1905.12558.
@@ -27,36 +27,36 @@ SALT = 3_000_003
 class Ewc(Mitigation):
     """loss + weight / 2 * sum of F (W - W_base)^2, F the diagonal Fisher information on general text.
 
-    F is per token, so that weight 1 is the second-order estimate of KL(base || tuned) on that text, in nats/token, as
-    far as a diagonal holds it. It is computed once a study and kept in its cache. For adapters of LoRA's type it is
-    of the layers' weights and what the adapter adds to them, scale * B A, not of the factors.
+    F is per token, so weight 1 is the second-order estimate of KL(base || tuned) on that text, in nats/token, as far as
+    a diagonal can express it. It is computed once per study and cached. For LoRA-type adapters it applies to the
+    layers' weights and to the adapter's change of them, scale * B A, not to the factors.
     """
 
     name: ClassVar[str] = "ewc"
     references: ClassVar[tuple[str, ...]] = ("kirkpatrick2017ewc", "kunstner2019fisher")
     quantised: ClassVar[bool] = False
 
-    weight: float = Field(1.0, ge=0, description="of the penalty in the loss; a list is one run each")
+    weight: float = Field(1.0, ge=0, description="weight of the penalty in the loss; a list gives one run each")
     text: TextConfig | None = Field(
-        None, description="the general text; default the miniature's encyclopedia, in studies of the miniature"
+        None, description="the general text; default: the miniature's encyclopedia, in studies of the miniature"
     )
-    windows: int = Field(256, ge=1, description="windows of it that the Fisher information is estimated on")
+    windows: int = Field(256, ge=1, description="how many of its windows to estimate the Fisher information on")
 
     def general_text(self, run: RunConfig) -> TextConfig | None:
         """See `Mitigation.general_text`."""
         return general.chosen_text(self.name, self.text, run)
 
     def check_model(self, run: RunConfig, model: nn.Module) -> None:
-        """Refuse a method that does not change weights by adding to them."""
+        """Refuse a method that does not add to weights."""
         from .weights import weight_changes
 
         weight_changes(model, self.name)
 
     def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
-        """The Fisher information of all weights, beside the penalty's; see `Mitigation.takes`."""
+        """The Fisher information of all weights, in addition to the penalty's memory; see `Mitigation.takes`."""
         penalty = penalty_takes(model, base)
         fisher = 4 * sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
-        # while it is estimated: the gradients, their squares' sums and the means of those
+        # during estimation: the gradients, sums of their squares, and the means of those
         return replace(penalty, held=penalty.held + fisher, before=base + 2 * fisher)
 
     def term(self, at: Situation) -> Term:
@@ -77,14 +77,14 @@ def _sample(windows: Windows, count: int) -> Windows:
 
 
 def diagonal_fisher(model: Any, windows: Windows) -> dict[str, Tensor]:
-    """E[(d log p(y | context) / dW)^2] a token, y sampled from the model at each predicted position.
+    """E[(d log p(y | context) / dW)^2] per token, y sampled from the model at each predicted position.
 
-    One gradient a window: labels of different positions are drawn independently, so that the products of their
-    gradients vanish in the mean and the square of the sum estimates the sum of the squares.
+    One gradient per window is enough: labels of different positions are drawn independently, so products of their
+    gradients average to zero, and the square of the sum estimates the sum of the squares.
 
     Args:
         model: the base model; gradients and modes are restored.
-        windows: contexts.
+        windows: the contexts.
 
     Returns:
         By parameter name, float32 on the CPU.

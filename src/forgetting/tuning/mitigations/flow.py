@@ -1,4 +1,4 @@
-"""FLOW: what the base model finds easy weighs more.
+"""FLOW: gives more weight to what the base model finds easy.
 
 Sanyal et al. 2025, *Upweighting Easy Samples in Fine-Tuning Mitigates Forgetting*, arXiv:2502.02797.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Flow(Mitigation):
-    """Each window's loss is multiplied by exp(-l / tau), l the base model's mean loss on it, tau their median.
+    """Multiplies each window's loss by exp(-l / tau), l the base model's mean loss on it, tau their median.
 
     The weights are scaled to a mean of 1 over the training windows, so that the learning rate keeps its meaning.
     """
@@ -31,14 +31,14 @@ class Flow(Mitigation):
     references: ClassVar[tuple[str, ...]] = ("sanyal2025flow",)
     excludes: ClassVar[tuple[str, ...]] = ("token_masking",)
 
-    temperature: float = Field(1.0, gt=0, description="tau in medians of l; a list is one run each")
+    temperature: float = Field(1.0, gt=0, description="tau in medians of l; a list gives one run each")
 
     def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
-        """The batch's logits; see `Mitigation.takes`."""
+        """Needs the batch's logits; see `Mitigation.takes`."""
         return Takes(reads_logits=True)
 
     def plan(self, course: Course, at: Situation) -> Course:
-        """Weigh; see `Mitigation.plan`."""
+        """Weight the windows; see `Mitigation.plan`."""
         windows = course.windows
         sums = np.zeros(len(windows.input_ids))
         sums[windows.predicted] = base_losses(windows, at)
@@ -58,7 +58,7 @@ def easy_weights(losses: NDArray[np.float64], tau: float) -> NDArray[np.float64]
 
 
 class Weighting(Term):
-    """Adds what multiplying each window's loss by its weight changes: the sum of (weight - 1) * loss, over tokens."""
+    """The effect of the weights on the loss: the sum of (weight - 1) * loss, divided by tokens."""
 
     def __init__(self, weights: NDArray[np.float64]) -> None:
         self.weights = weights

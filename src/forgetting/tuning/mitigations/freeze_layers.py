@@ -1,4 +1,4 @@
-"""Frozen bottom layers: what is near the input stays the base model's.
+"""Freezes the bottom layers: those near the input stay the base model's.
 
 Lee et al. 2019, *What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning*, arXiv:1911.03090.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FreezeLayers(Mitigation):
-    """The first so many blocks, and what stands before them, do not train: neither their weights nor their adapters.
+    """The first `layers` blocks, and everything before them, do not train: neither weights nor adapters.
 
     A token embedding that is also the output head is frozen with them.
     """
@@ -27,14 +27,14 @@ class FreezeLayers(Mitigation):
     references: ClassVar[tuple[str, ...]] = ("lee2019elsa",)
     sharded: ClassVar[bool] = True
 
-    layers: int = Field(ge=1, description="blocks from the input on; fewer than the model has")
+    layers: int = Field(ge=1, description="number of blocks from the input on; fewer than the model has")
 
     def check_model(self, run: RunConfig, model: nn.Module) -> None:
-        """Refuse where nothing, or everything, would be frozen."""
+        """Refuse if nothing, or everything, would be frozen."""
         self.adapt(model)
 
     def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
-        """A copy of the base model, prepared to see what would freeze; see `Mitigation.takes`."""
+        """A copy of the base model, prepared to check what would freeze; see `Mitigation.takes`."""
         return Takes(before=base)
 
     def adapt(self, model: nn.Module) -> None:
@@ -43,10 +43,10 @@ class FreezeLayers(Mitigation):
 
         where = f"mitigations.freeze_layers.layers: got {self.layers}"
         if is_prompt_learning(model):
-            raise UsageError("mitigations.freeze_layers: does not go together with a prompt, which sits in no layer")
+            raise UsageError("mitigations.freeze_layers: does not work with a prompt, which is not in any layer")
         blocks = {block for name, _ in model.named_parameters() if (block := _block(name)) is not None}
         if self.layers >= len(blocks):
-            raise UsageError(f"{where}; the model has {len(blocks)} blocks, freeze fewer")
+            raise UsageError(f"{where}; the model has {len(blocks)} blocks; freeze fewer")
         embeddings = {id(p) for p in model.get_input_embeddings().parameters()}  # type: ignore[operator]
         frozen = 0
         for name, parameter in model.named_parameters():
@@ -57,9 +57,9 @@ class FreezeLayers(Mitigation):
         if not frozen:
             raise UsageError(f"{where}; nothing in those blocks trains with this method, so it would change nothing")
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise UsageError(f"{where}; nothing is left to train")
+            raise UsageError(f"{where}; nothing would be left to train")
 
 
 def _block(name: str) -> int | None:
-    """The number of the block that a parameter lies in: the first number in its dotted name."""
+    """The number of a parameter's block: the first number in its dotted name."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)

@@ -1,4 +1,4 @@
-"""General text for mitigations: which it is, its windows, and that it is never the text that is measured on."""
+"""General text for mitigations: which text it is, its windows, and the check that it is not measured on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...errors import UsageError
 
 
 def chosen_text(name: str, text: TextConfig | None, run: RunConfig) -> TextConfig:
-    """The general text of a mitigation: as configured; of a study of the miniature its encyclopedia by default.
+    """The general text of a mitigation: as configured; in studies of the miniature, its encyclopedia by default.
 
     Raises:
         UsageError: none is given, and there is no default.
@@ -20,16 +20,16 @@ def chosen_text(name: str, text: TextConfig | None, run: RunConfig) -> TextConfi
     if run.text.source.startswith("miniature:"):
         return TextConfig(source="miniature:encyclopedia")
     raise UsageError(
-        f"mitigations.{name}.text: is missing; give general text other than the measured one, such as "
+        f"mitigations.{name}.text: required, but missing; give general text other than the measured one, such as "
         "{source: FILE_OR_HUB_ID}"
     )
 
 
 class GeneralTexts:
-    """The general texts that a study's mitigations ask for: each is read once, while this object lives."""
+    """The general texts that a study's mitigations need; each is read once during the life of this object."""
 
     def __init__(self, corpora: Corpora) -> None:
-        """Nothing is read yet."""
+        """Set up; reads nothing yet."""
         self.corpora = corpora
 
     def windows(self, text: TextConfig) -> Windows:
@@ -51,6 +51,6 @@ class GeneralTexts:
             shared = count_shared(mine, theirs)
             if shared:
                 raise UsageError(
-                    f"mitigations.{name}.text: {text.source} shares {shared} documents or passages with {where}; what "
-                    "is trained on would be measured: give other text"
+                    f"mitigations.{name}.text: {text.source} shares {shared} documents or passages with {where}; "
+                    "measured text must not be trained on: give another text"
                 )

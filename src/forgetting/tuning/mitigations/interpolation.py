@@ -1,4 +1,4 @@
-"""Interpolation towards the base model after training: a curve from the base model to the tuned one, for free.
+"""Interpolates towards the base model after training: a curve from base to tuned model, without further training.
 
 Wortsman et al. 2021, *Robust Fine-Tuning of Zero-Shot Models* (WiSE-FT), arXiv:2109.01903.
 """
@@ -21,10 +21,10 @@ Alpha = Annotated[float, BeforeValidator(with_exponent), Field(ge=0, le=1)]
 
 
 class Interpolation(Mitigation):
-    """After the last step the model W_base + alpha (W - W_base) is measured at each alpha.
+    """After the last step, the model W_base + alpha (W - W_base) is measured at each alpha.
 
-    Training is that of the plain run. For adapters of LoRA's type alpha multiplies the adapter's scale; for full
-    fine-tuning and its parts the weights are interpolated, which holds the base model's in memory at the end.
+    Training equals that of the plain run. For LoRA-type adapters alpha multiplies the adapter's scale; for full
+    fine-tuning and its parts the weights are interpolated, which needs a copy of the base model's weights at the end.
     """
 
     name: ClassVar[str] = "interpolation"
@@ -34,21 +34,21 @@ class Interpolation(Mitigation):
         (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
         min_length=1,
         strict=False,
-        description="0 is the base model, 1 the trained one",
+        description="values of alpha to measure: 0 is the base model, 1 the trained model",
     )
 
     def check_model(self, run: RunConfig, model: nn.Module) -> None:
-        """Refuse a method that does not change weights by adding to them, or that starts from something added."""
+        """Refuse a method that does not add to weights, or that starts from something already added."""
         from .weights import weight_changes
 
         if not all(change.starts_at_zero for change in weight_changes(model, self.name)):
             raise UsageError(
-                f"mitigations.interpolation: does not go together with {run.method.label or run.method.name}: its "
-                "adapters are not zero at the base model, so scaling them to zero does not lead back to it"
+                f"mitigations.interpolation: does not work with {run.method.label or run.method.name}: its adapters "
+                "are not zero at the base model, so scaling them to zero does not lead back to it"
             )
 
     def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
-        """Of weights that train themselves the base model's and the tuned ones; see `Mitigation.takes`."""
+        """For weights that train themselves, copies of the base model's and the tuned ones; see `Mitigation.takes`."""
         from ...models.adapters import is_peft
 
         return Takes(before=base, after=0 if is_peft(model) else 2 * base)

@@ -1,7 +1,7 @@
-"""KL divergence to the base model, on general text or on the new task, added to the loss.
+"""Adds the KL divergence from the base model to the loss, on general text or on the new task.
 
-Distillation from the model before training: Li and Hoiem 2016, *Learning without Forgetting*, arXiv:1606.09282. KL to
-the reference model as in the fine-tuning of language models with rewards: Ziegler et al. 2019, arXiv:1909.08593.
+Distillation from the model before training: Li and Hoiem 2016, *Learning without Forgetting*, arXiv:1606.09282. KL to a
+reference model, as in fine-tuning language models with rewards: Ziegler et al. 2019, arXiv:1909.08593.
 """
 
 from __future__ import annotations
@@ -23,41 +23,43 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SALT = 2_000_003
-"""Keeps the order of the general text apart from that of the task and of replay."""
+"""Seed offset that makes the order of the general text independent of those of the task and of replay."""
 
 
 class Kl(Mitigation):
-    """loss + weight * KL, in nats/token, averaged over the predicted tokens of the text that it is taken on.
+    """loss + weight * KL, in nats/token, averaged over the predicted tokens of the chosen text.
 
-    Forward is KL(base || tuned), which holds on to all that the base model says; reverse is KL(tuned || base). With
-    adapters the base model is the same model with its adapters off; any other method needs a frozen copy in memory.
+    Forward is KL(base || tuned), which preserves everything that the base model predicts; reverse is KL(tuned || base).
+    With adapters, the base model is the same model with its adapters off; other methods need a frozen copy in memory.
     """
 
     name: ClassVar[str] = "kl"
     references: ClassVar[tuple[str, ...]] = ("li2016lwf", "ziegler2019rlhf")
     sharded: ClassVar[bool] = True
 
-    weight: float = Field(1.0, ge=0, description="of the divergence in the loss; a list is one run each")
-    on: Literal["general", "task", "both"] = Field("general", description="the text, or both: the sum of the two")
+    weight: float = Field(1.0, ge=0, description="weight of the divergence in the loss; a list gives one run each")
+    on: Literal["general", "task", "both"] = Field(
+        "general", description="the text to compute it on; `both` is the sum of the two"
+    )
     direction: Literal["forward", "reverse"] = Field(
-        "forward", description="the mean is over the base model's tokens, or the tuned one's"
+        "forward", description="`forward` is KL(base || tuned), `reverse` is KL(tuned || base)"
     )
     text: TextConfig | None = Field(
-        None, description="the general text; default the miniature's encyclopedia, in studies of the miniature"
+        None, description="the general text; default: the miniature's encyclopedia, in studies of the miniature"
     )
-    windows: int = Field(4, ge=1, description="windows of general text an update step, beside the batch")
+    windows: int = Field(4, ge=1, description="windows of general text per update step, in addition to the batch")
 
     def general_text(self, run: RunConfig) -> TextConfig | None:
         """See `Mitigation.general_text`."""
         return None if self.on == "task" else general.chosen_text(self.name, self.text, run)
 
     def check(self, run: RunConfig, base: Base) -> None:
-        """Refuse options that nothing would read."""
+        """Refuse options that would have no effect."""
         if self.on == "task" and self.text is not None:
-            raise UsageError("mitigations.kl: on: task reads no general text; leave out text, or use on: both")
+            raise UsageError("mitigations.kl: on: task uses no general text; leave out text, or use on: both")
 
     def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
-        """The base model where adapters cannot be switched off, and logits; see `Mitigation.takes`."""
+        """The base model if adapters cannot be switched off, and logits; see `Mitigation.takes`."""
         from ...models.adapters import is_peft
         from ..methods import METHODS
 
@@ -112,13 +114,13 @@ class _Divergence(Term):
         torch.autograd.backward(self.options.weight * loss)
 
     def _sum(self, base: Tensor, tuned: Tensor, labels: Tensor) -> Tensor:
-        """Divergence summed over predicted tokens, nats; a logit at position t says what token t + 1 is."""
+        """Divergence summed over predicted tokens, nats; the logits at position t predict token t + 1."""
         from torch.nn.functional import kl_div, log_softmax
 
         at = labels[:, 1:] != IGNORED
         p, q = (log_softmax(z[:, :-1][at].float(), -1) for z in (base, tuned))
         if self.options.direction == "reverse":
             p, q = q, p
-        # kl_div takes the second argument's distribution first: KL(p || q) = kl_div(q, p)
+        # kl_div takes the arguments in reverse order: KL(p || q) = kl_div(q, p)
         result: Tensor = kl_div(q, p, reduction="sum", log_target=True)
         return result

@@ -1,4 +1,4 @@
-"""L2 to the start: weights are held near those of the base model, all of them alike.
+"""L2 to the start: keeps all weights near those of the base model, with the same strength.
 
 Li, Grandvalet and Davoine 2018, *Explicit Inductive Bias for Transfer Learning with Convolutional Networks*,
 arXiv:1802.01483.
@@ -20,23 +20,25 @@ if TYPE_CHECKING:
 class L2sp(Mitigation):
     """loss + weight / 2 * ||W - W_base||^2, summed over the weights that the method changes.
 
-    For adapters of LoRA's type W - W_base is what the adapter adds, scale * B A, and not its factors: so one weight
-    means the same for every rank and for full fine-tuning, which holds a copy of what trains.
+    For LoRA-type adapters W - W_base is the adapter's change, scale * B A, not its factors. So one weight means the
+    same for every rank and for full fine-tuning, which needs a copy of what trains.
     """
 
     name: ClassVar[str] = "l2sp"
     references: ClassVar[tuple[str, ...]] = ("li2018l2sp",)
 
-    weight: float = Field(0.01, ge=0, description="of the squared distance in the loss; a list is one run each")
+    weight: float = Field(
+        0.01, ge=0, description="weight of the squared distance in the loss; a list gives one run each"
+    )
 
     def check_model(self, run: RunConfig, model: nn.Module) -> None:
-        """Refuse a method that does not change weights by adding to them."""
+        """Refuse a method that does not add to weights."""
         from .weights import weight_changes
 
         weight_changes(model, self.name)
 
     def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
-        """Where they start, of weights that train themselves; see `Mitigation.takes`."""
+        """For weights that train themselves, a copy of their start; see `Mitigation.takes`."""
         return penalty_takes(model, base)
 
     def term(self, at: Situation) -> Term:
@@ -45,9 +47,9 @@ class L2sp(Mitigation):
 
 
 def penalty_takes(model: nn.Module, base: int) -> Takes:
-    """What `WeightPenalty` takes: a copy of weights that train themselves, and of one weight change, square, slopes.
+    """Memory of `WeightPenalty`: a copy of weights that train themselves; for one weight its change, square, slopes.
 
-    Before that, a copy of the base model is prepared to see whether the penalty fits the method.
+    Before that, a copy of the base model is prepared to check that the penalty fits the method.
     """
     from ...models.adapters import is_peft
 
@@ -57,7 +59,7 @@ def penalty_takes(model: nn.Module, base: int) -> Takes:
 
 
 class WeightPenalty(Term):
-    """factor * sum of importance * (W - W_start)^2, one weight after another so that one at a time is in memory."""
+    """factor * sum of importance * (W - W_start)^2, one weight at a time, so that only one is in memory."""
 
     def __init__(self, name: str, factor: float, importance: dict[str, Tensor] | None) -> None:
         self.name, self.factor, self.importance = name, factor, importance
@@ -77,5 +79,5 @@ class WeightPenalty(Term):
             if self.importance is not None:
                 square = square * self.importance[change.name].to(square.device)
             total = self.factor * square.sum()
-            if total.requires_grad:  # not where a block is frozen
+            if total.requires_grad:  # false if a block is frozen
                 torch.autograd.backward(total)

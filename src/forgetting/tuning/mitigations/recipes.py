@@ -1,8 +1,8 @@
-"""Recipe changes as mitigations: each trains less, or with more restraint, by one option of the recipe.
+"""Changes of the recipe as mitigations: each trains less, or more cautiously, through one option of the recipe.
 
-They are what any other mitigation must beat: a run that is stopped earlier, or learns more slowly, forgets less too.
-Biderman et al. 2024, *LoRA Learns Less and Forgets Less*, arXiv:2405.09673, compare weight decay and dropout with LoRA
-as regularisers.
+Every other mitigation must beat these: a run that stops earlier or learns more slowly also forgets less. Biderman et
+al. 2024, *LoRA Learns Less and Forgets Less*, arXiv:2405.09673, compare weight decay and dropout with LoRA as
+regularisers.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from .base import Mitigation
 
 
 class LearningRate(Mitigation):
-    """The learning rate, of the recipe or of the method, times a factor."""
+    """Multiplies the learning rate, of the recipe or of the method, by a factor."""
 
     name: ClassVar[str] = "learning_rate"
     references: ClassVar[tuple[str, ...]] = ("biderman2024lora",)
     sharded: ClassVar[bool] = True
 
-    factor: float = Field(0.5, gt=0, lt=1, description="of the learning rate; a list is one run each")
+    factor: float = Field(0.5, gt=0, lt=1, description="factor on the learning rate; a list gives one run each")
 
     def recipe(self, run: RunConfig) -> RunConfig:
         """Multiply; see `Mitigation.recipe`."""
@@ -36,9 +36,9 @@ class LearningRate(Mitigation):
 
 
 class WeightDecay(Mitigation):
-    """Decoupled weight decay: what trains is pulled to zero, which for adapters is towards the base model.
+    """Decoupled weight decay: pulls what trains to zero, which for adapters is towards the base model.
 
-    Loshchilov and Hutter 2017, arXiv:1711.05101. In full fine-tuning it pulls away from the base model: there `l2sp`
+    Loshchilov and Hutter 2017, arXiv:1711.05101. In full fine-tuning it pulls away from the base model; there, `l2sp`
     is the decay towards the start.
     """
 
@@ -46,12 +46,14 @@ class WeightDecay(Mitigation):
     references: ClassVar[tuple[str, ...]] = ("loshchilov2019adamw", "biderman2024lora")
     sharded: ClassVar[bool] = True
 
-    value: float = Field(0.1, gt=0, description="instead of training.weight_decay; a list is one run each")
+    value: float = Field(
+        0.1, gt=0, description="weight decay instead of training.weight_decay; a list gives one run each"
+    )
 
     def check(self, run: RunConfig, base: Base) -> None:
-        """Refuse a decay that the recipe has already."""
+        """Refuse a decay that the recipe already has."""
         if run.training.weight_decay == self.value:
-            raise UsageError(f"mitigations.weight_decay: the recipe has training.weight_decay {self.value} already")
+            raise UsageError(f"mitigations.weight_decay: the recipe already has training.weight_decay {self.value}")
 
     def recipe(self, run: RunConfig) -> RunConfig:
         """Replace; see `Mitigation.recipe`."""
@@ -59,21 +61,23 @@ class WeightDecay(Mitigation):
 
 
 class Dropout(Mitigation):
-    """Dropout on what the method adds, for methods that have an option `dropout`."""
+    """Dropout on what the method adds, for methods with an option `dropout`."""
 
     name: ClassVar[str] = "dropout"
     references: ClassVar[tuple[str, ...]] = ("biderman2024lora",)
     sharded: ClassVar[bool] = True
 
-    rate: float = Field(0.1, gt=0, lt=1, description="instead of the method's dropout; a list is one run each")
+    rate: float = Field(0.1, gt=0, lt=1, description="dropout rate instead of the method's; a list gives one run each")
 
     def check(self, run: RunConfig, base: Base) -> None:
-        """Refuse a method without the option, or one that has it already."""
+        """Refuse a method without the option, or one that already has this dropout."""
         given = run.method.options.get("dropout")
         if given is None:
-            raise UsageError(f"mitigations.dropout: does not go together with {run.method.name}: no option `dropout`")
+            raise UsageError(
+                f"mitigations.dropout: does not work with {run.method.name}, which has no option `dropout`"
+            )
         if given == self.rate:
-            raise UsageError(f"mitigations.dropout: {run.method.name} has dropout {given} already")
+            raise UsageError(f"mitigations.dropout: {run.method.name} already has dropout {given}")
 
     def recipe(self, run: RunConfig) -> RunConfig:
         """Replace; see `Mitigation.recipe`."""

@@ -1,4 +1,4 @@
-"""Selective token masking: tokens that surprise the base model are not learned from.
+"""Selective token masking: does not train on tokens that surprise the base model.
 
 Wu et al. 2025, *Mitigating Forgetting in LLM Fine-Tuning via Low-Perplexity Token Learning*, arXiv:2501.14315; their
 threshold of 2.5 is the default.
@@ -18,19 +18,21 @@ from .base_losses import base_losses
 
 
 class TokenMasking(Mitigation):
-    """Tokens of the task whose perplexity 1 / p_base(token) is above the threshold carry no loss.
+    """Tokens of the task whose perplexity 1 / p_base(token) is above the threshold do not count in the loss.
 
-    They stay in the context of what follows. The loss is the mean over the tokens that are left.
+    They stay in the context of later tokens. The loss is the mean over the remaining tokens.
     """
 
     name: ClassVar[str] = "token_masking"
     references: ClassVar[tuple[str, ...]] = ("wu2025stm",)
     excludes: ClassVar[tuple[str, ...]] = ("flow",)
 
-    threshold: float = Field(2.5, gt=1, description="perplexity above which a token is masked; a list is one run each")
+    threshold: float = Field(
+        2.5, gt=1, description="perplexity above which a token is masked; a list gives one run each"
+    )
 
     def plan(self, course: Course, at: Situation) -> Course:
-        """Mask; see `Mitigation.plan`."""
+        """Mask the tokens; see `Mitigation.plan`."""
         windows = course.windows
         kept = base_losses(windows, at) <= np.log(self.threshold)
         predicted = windows.predicted.copy()

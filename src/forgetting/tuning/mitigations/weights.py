@@ -1,8 +1,8 @@
-"""The weights that a prepared model changes, as differences to where they start: W - W_start, with gradients.
+"""The weights that a prepared model changes, as differences from where they start: W - W_start, with gradients.
 
-For full fine-tuning and its parts these are the parameters themselves. For additive adapters of PEFT (LoRA, LoHa,
-LoKr) it is the change that they make to the layer they sit on, so that a penalty means the same for an adapter as for
-full fine-tuning, whatever the factors are.
+For full fine-tuning and its parts these are the parameters themselves. For PEFT's additive adapters (LoRA, LoHa, LoKr)
+it is the change that they make to their layer, so a penalty means the same for an adapter as for full fine-tuning,
+whatever the factors are.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ...models import peft_internals
 from ...models.adapters import is_peft, is_prompt_learning
 
 ADDITIVE = ("LORA", "LOHA", "LOKR")
-"""PEFT's types whose layers compute W x + scaling * delta(x), and give the whole of it as get_delta_weight."""
+"""PEFT types whose layers compute W x + scaling * delta(x) and return the whole change from get_delta_weight."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One weight that training moves.
+    """One weight that training changes.
 
     Attributes:
-        name: of the parameter in the base model.
+        name: the parameter's name in the base model.
         delta: W - W_start, with gradient.
         starts_at_zero: whether W_start is the base model's weight with nothing added.
     """
@@ -37,14 +37,14 @@ class Change:
 
 
 def weight_changes(model: nn.Module, wanted_by: str) -> list[Change]:
-    """All weights that the model, as its method prepared it, will change.
+    """All weights that the model, as prepared by its method, will change.
 
     Args:
-        model: prepared and not yet trained.
+        model: prepared, not yet trained.
         wanted_by: the mitigation, for errors.
 
     Raises:
-        UsageError: the method does not change weights by something added to them.
+        UsageError: the method does not add to weights.
     """
     if not is_peft(model):
         return [_direct(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -53,7 +53,7 @@ def weight_changes(model: nn.Module, wanted_by: str) -> list[Change]:
 
 
 def adapter_scalings(model: nn.Module, wanted_by: str) -> list[tuple[dict[str, float], str]]:
-    """The scaling of each adapted layer, which its change of the weight is proportional to, and the key in it.
+    """The scaling of each adapted layer, to which its change of the weight is proportional, and the key in it.
 
     Raises:
         UsageError: as `weight_changes`.
@@ -77,14 +77,14 @@ def _added(name: str, layer: Any, adapter: str) -> Change:
 
 
 def _adapted_layers(model: Any, wanted_by: str) -> list[tuple[str, Any, str]]:
-    """Name, layer and adapter of each layer that an additive adapter sits on."""
+    """Name, layer and adapter of each layer with an additive adapter."""
     config = model.active_peft_config
     kind = str(getattr(config.peft_type, "value", config.peft_type))
-    refused = f"mitigations.{wanted_by}: does not go together with {kind}"
+    refused = f"mitigations.{wanted_by}: does not work with {kind}"
     if is_prompt_learning(model):
         raise UsageError(f"{refused}: a prompt changes no weight")
     if kind not in ADDITIVE:
-        raise UsageError(f"{refused}: its change of a weight is not a sum W + dW with a scale; those of {ADDITIVE} are")
+        raise UsageError(f"{refused}: its change of a weight is not a sum W + dW with a scale; allowed: {ADDITIVE}")
     if getattr(config, "use_dora", False):
         raise UsageError(f"{refused} with use_dora: DoRA rescales the whole weight")
     adapter = model.active_adapter
@@ -93,5 +93,5 @@ def _adapted_layers(model: Any, wanted_by: str) -> list[tuple[str, Any, str]]:
     own = {id(p) for _, layer, _ in layers for n, p in layer.named_parameters() if base not in n}
     beside = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
     if beside:
-        raise UsageError(f"{refused}: it trains {beside[0]} beside its adapters")
+        raise UsageError(f"{refused}: it also trains {beside[0]}, which is not part of its adapters")
     return layers
