@@ -2,9 +2,9 @@
 
 The Python functions mirror the commands. `measure`, `profile`, `check` and `evaluate` compare a fine-tuned model with
 its base; `chain` does so for each step on the way to deployment. `study` and `report` run and show a study, `pilot`
-runs a small one for a plan; `table`, `fit`, `predict`, `plan` and `compare` analyse the runs. `ForgettingCallback` measures
-during your own training. Results print as text, display in notebooks, and give data frames and figures. Submodules load
-on first use: importing forgetting does not import torch.
+runs a small one for a plan; `table`, `fit`, `predict`, `plan` and `compare` analyse the runs. `ForgettingCallback`
+measures during your own training. Results print as text, display in notebooks, and give data frames and figures.
+Submodules load on first use: importing forgetting does not import torch.
 """
 
 from __future__ import annotations
