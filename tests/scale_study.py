@@ -9,9 +9,10 @@ from forgetting.config.schema import RunConfig
 from forgetting.tuning.grid import expand_runs
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+from scale import _write as write_run
 from scale import make, synthetic_config
 
-__all__ = ["make", "one_run", "synthetic_config"]
+__all__ = ["make", "one_run", "synthetic_config", "write_run"]
 
 
 def one_run(model: Path, *, trust: bool) -> RunConfig:

@@ -24,7 +24,7 @@ from forgetting.analysis.fit import fit_from_published
 from forgetting.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
-FUNCTIONS = ("study", "measure", "check", "evaluate", "fit", "predict", "plan", "compare", "report", "table")
+FUNCTIONS = ("study", "pilot", "measure", "check", "evaluate", "fit", "predict", "plan", "compare", "report", "table")
 LAW = "kalajdzievski2024/openorca"
 
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import forgetting
 from forgetting.config.files import study_config
-from forgetting.config.schema import validate
+from forgetting.config.schema import StudyConfig, validate
 from forgetting.errors import UsageError
+from forgetting.store.folder import StudyFolder
 from forgetting.studies import pilot as session
+from forgetting.studies import provenance
 from forgetting.studies.pilot_config import write_plan
+from forgetting.tuning import stopping
+from forgetting.tuning.grid import runs_by_id
+from scale_study import write_run
 from short_study import configure
 from small_study import command, fields
 
@@ -75,6 +82,84 @@ def test_the_plan_is_a_study_of_the_recommended_run(tiny_model: Path, corpora: P
     assert (planned.methods[0].options["rank"], planned.seeds, planned.training.steps) == (8, (4,), 3)
     assert (planned.training.warmup_steps, planned.measure.start) == (2, 3)
     assert planned.training.learning_rate == config.training.learning_rate
+
+
+class MadeUp:
+    """In the place of a study: runs with the losses of the paper's law, in no time; some diverge, some are cut."""
+
+    def __init__(self, diverging: int = 0) -> None:
+        self.diverging = diverging
+        self.done: list[tuple[int, int, int]] = []
+        self.cut_at = 0
+
+    def __call__(self, config: StudyConfig, out: Path, *, only: set[str], **_: Any) -> None:
+        if len(self.done) + 1 == self.cut_at:
+            raise stopping.StoppedError(signal.SIGTERM)
+        folder = StudyFolder.create_or_resume(out, config)
+        for run_id in only:
+            run = runs_by_id(config)[run_id]
+            rank = run.method.options["rank"]
+            self.done.append((rank, run.seed, run.training.steps))
+            if rank == self.diverging:
+                record = provenance.record(run_id, run)
+                folder.run(run_id).update(**record, status="failed", kind="diverged", why="loss is nan")
+            else:
+                write_run(folder, run, np.random.default_rng([rank, run.seed]), config.measured_steps())
+
+
+def quick(tiny_model: Path, corpora: Path) -> StudyConfig:
+    fields = of(tiny_model, corpora)
+    fields |= {"training": {"steps": 260}, "measure": {"start": 50, "every": 30}}
+    return validate(fields | {"datasets": {"instructions": fields["datasets"]["plain"]}}, where="t")
+
+
+@pytest.mark.full
+def test_a_session_goes_on_as_if_it_had_not_been_cut_and_leaves_out_what_diverges(
+    tiny_model: Path, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quick(tiny_model, corpora)
+    how = {"budget": 0.54, "tolerance": 0.02, "ranks": (8, 16, 64, 128, 256)}
+    whole = MadeUp(diverging=256)
+    monkeypatch.setattr(session, "study", whole)
+    made = forgetting.pilot(config, tmp_path / "whole", **how)
+    assert (made.stopped, made.planned) == ("tolerance", True)
+    assert {rank for rank, _, _ in whole.done} >= {8, 64, 128, 256}
+    assert [rank for rank, _, _ in whole.done].count(256) == 1
+    assert list(made.failed.values()) == ["loss is nan"]
+    assert 256 not in {run.rank for run in made.runs}
+    assert "failed: instructions-lora-r256" in str(made)
+    cut = MadeUp(diverging=256)
+    monkeypatch.setattr(session, "study", cut)
+    for cut.cut_at in (1, 4, len(whole.done)):
+        with pytest.raises(stopping.StoppedError):
+            forgetting.pilot(config, tmp_path / "cut", **how)
+    cut.cut_at = 0
+    again = forgetting.pilot(config, tmp_path / "cut", **how)
+    assert cut.done == whole.done
+    assert again.runs == made.runs
+    assert (again.rank, again.steps, again.forgetting) == (made.rank, made.steps, made.forgetting)
+    more = len(cut.done)
+    other = forgetting.pilot(config, tmp_path / "cut", **(how | {"budget": 0.55, "tolerance": 0.2}))
+    assert (other.planned, len(cut.done)) == (True, more)  # the same runs answer for another budget
+    late = forgetting.pilot(config, tmp_path / "cut", **(how | {"tolerance": 1e-6, "minutes": 1e-6}))
+    assert (late.stopped, late.planned, late.rank) == ("time", True, made.rank)
+    code = json.loads(json.dumps(late.to_dict()))
+    assert (code["stopped"], code["rank"], len(code["runs"])) == ("time", made.rank, len(made.runs))
+
+
+@pytest.mark.full
+def test_without_a_plan_it_says_why(
+    tiny_model: Path, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "study", MadeUp())
+    config = quick(tiny_model, corpora)
+    none = forgetting.pilot(config, tmp_path / "p", budget=2.0, ranks=(8, 16, 64))
+    assert (none.stopped, none.planned, none.command) == ("unspent", False, None)
+    assert "no rank spends the budget in 260 steps" in none.why
+    assert none.to_dict()["forgetting"]["value"] is None
+    few = forgetting.pilot(config, tmp_path / "p", budget=0.54, ranks=(8, 16, 64), minutes=1e-6)
+    assert (few.stopped, few.planned) == ("time", False)
+    assert "fewer than 5 runs" in few.why or "3 runs" in few.why
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ plan.yaml   the recommended run as a study of its own
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -98,6 +99,20 @@ def pilot(
     return _Session(whole, target, (budget, minutes, tolerance), ranks, on_event, on_step).run()
 
 
+class _Once(logging.Filter):
+    """Lets each message through once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is new."""
+        new = (said := record.getMessage()) not in self.said
+        self.said.add(said)
+        return new
+
+
 class _Session:
     """One call of a pilot."""
 
@@ -137,7 +152,16 @@ class _Session:
         return time.monotonic() - self.began
 
     def run(self) -> PilotResult:
-        """Do runs until the band is narrow or the time is up."""
+        """Do runs until the band is narrow or the time is up; what each says of the model or data is said once."""
+        once = _Once()
+        notices = logging.getLogger(study.__module__)
+        notices.addFilter(once)
+        try:
+            return self._run()
+        finally:
+            notices.removeFilter(once)
+
+    def _run(self) -> PilotResult:
         answer = None
         while True:
             if self.begun and not self._finish_begun():
@@ -264,6 +288,7 @@ class _Session:
             forgetting=answer.forgetting,
             new_run=answer.new_run,
             half_width=answer.half_width,
+            extrapolated=answer.choice.extrapolated,
             finetune_loss=answer.choice.finetune_loss,
             command=write_plan(self.config, self.out, rank, steps),
         )

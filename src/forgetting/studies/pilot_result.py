@@ -62,7 +62,7 @@ class PilotStep:
         """What is done, why, the band so far, and the time that is left."""
         one = self.following
         about = "" if np.isnan(one.seconds) else f", about {duration(one.seconds)}"
-        what = f"rank {one.rank}, seed {one.seed}, {one.steps} steps" if one.rank else f"to {one.steps} steps"
+        what = f"rank {one.rank}, seed {one.seed}, {one.steps} steps" if one.rank else f"all runs to {one.steps} steps"
         parts = [f"{what}{about}: {one.why}"]
         if np.isfinite(self.half_width):
             then = f", with it about ±{self.half_width * (1 - one.narrowing):.1%}" if np.isfinite(one.narrowing) else ""
@@ -86,6 +86,7 @@ class PilotResult(Result):
         forgetting: of the recommended run, nats/token: the budget, with the band of the law's mean.
         new_run: the band of one new run around it.
         half_width: of the mean's band, as a share of the budget.
+        extrapolated: the recommended run lies outside the measured range.
         finetune_loss: of the recommended run, with its band.
         plan: all ranks, as `forgetting plan` gives them; None where no law fits.
         runs: that it rests on.
@@ -105,6 +106,7 @@ class PilotResult(Result):
     forgetting: Estimate = UNKNOWN
     new_run: tuple[float, float] = (np.nan, np.nan)
     half_width: float = np.nan
+    extrapolated: bool = False
     finetune_loss: Estimate = UNKNOWN
     plan: Plan | None = None
     runs: tuple[PilotRun, ...] = ()
@@ -135,6 +137,7 @@ class PilotResult(Result):
             "steps": self.steps,
             "forgetting": forgetting,
             "half_width": self.half_width,
+            "extrapolated": self.extrapolated,
             "finetune_loss": ends(self.finetune_loss),
             "plan": None if self.plan is None else self.plan.to_dict(),
             "runs": list(self.runs),
@@ -174,7 +177,8 @@ class PilotResult(Result):
             low, high = (number(max(end, 0.0)) for end in (self.forgetting.low, self.forgetting.high))
             lines.append(
                 f"recommended: rank {self.rank} for {self.steps} steps, where the law's mean forgets "
-                f"{number(self.budget)} ({low} to {high}, ±{self.half_width:.0%})"
+                f"{number(self.budget)} ({low} to {high}, ±{self.half_width:.1%})"
+                + ("; it lies outside the measured range" if self.extrapolated else "")
             )
             if np.isfinite(self.new_run).all():
                 low, high = (number(max(end, 0.0)) for end in self.new_run)
