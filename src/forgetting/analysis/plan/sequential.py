@@ -301,18 +301,16 @@ def _answer(runs: Runs, asked: Asked) -> Answer | None:
 
 
 def answer_of(fit: Fit, asked: Asked, runs: Runs) -> Answer | None:
-    """The run that a law recommends: the plan's best; where the choice does not matter, the one that is known best.
+    """The run that a law recommends: the plan's best, inside the measured range where the choice does not matter.
 
-    That one lies inside the measured range. So it is, too, where the best one never spends the budget, by a law that
-    knows nothing so far outside.
+    So it is where the best one never spends the budget, by a law that knows nothing so far outside.
     """
     table = runs.table
     costs = costs_of_table(table)
     plan = plan_budget(fit, asked.budget, ranks=asked.ranks, cost=next(iter(costs.values()), None))
-    measured = [one for one in plan.frontier if not one.extrapolated]
-    choice = plan.best
-    if measured and (not plan.matters or choice is None or not np.isfinite(choice.steps.value)):
-        choice = min(measured, key=lambda one: _error(fit, one, runs))
+    choice, measured = plan.best, plan.best_measured
+    if measured is not None and (not plan.matters or choice is None or not np.isfinite(choice.steps.value)):
+        choice = measured
     if choice is None or plan.floor is None or not np.isfinite(choice.steps.value):
         return None
     told = fit.predict(OUTPUT, trainable_params=choice.trainable_params, step=choice.steps.value)
@@ -322,13 +320,6 @@ def answer_of(fit: Fit, asked: Asked, runs: Runs) -> Answer | None:
     half = (high - low) / 2 / asked.budget
     forgetting = Estimate(float(told.value) - plan.floor, low, high)
     return Answer(choice, forgetting, (run_low, run_high), half, len(runs.done), plan, fit)
-
-
-def _error(fit: Fit, choice: Choice, runs: Runs) -> float:
-    """The standard error of forgetting at a choice, to first order."""
-    steps = sorted({float(step) for step in runs.table["step"]})
-    design = Design(fit, choice.trainable_params, choice.steps.value, few=len(runs.done) < BANDED)
-    return design.error(runs.sizes, steps)
 
 
 def _options(runs: Runs, asked: Asked, state: State, ranks: Sequence[int], answer: Answer) -> Iterator[Next]:
