@@ -45,10 +45,10 @@ def test_every_way_in_gives_the_same_rows(folder: Path, tmp_path: Path) -> None:
     read = pd.read_csv(tmp_path / "pandas.csv", float_precision="round_trip")  # pandas 2 is less exact by default
     ways = [folder, frame, *sorted(tmp_path.iterdir()), records(frame), read]
     assert len(ways) == 8
-    wanted = tables_to_fit(folder, only={})
+    wanted = tables_to_fit(folder, only={}).plain
     assert len(wanted) >= 1
     for way in ways:
-        found = tables_to_fit(way, only={})
+        found = tables_to_fit(way, only={}).plain
         assert list(found) == list(wanted)
         for name, table in wanted.items():
             for column in ("step", "finetune_loss", "forgetting_loss", "trainable_params"):
@@ -63,7 +63,7 @@ def test_the_command_and_python_fit_the_same_line(folder: Path, tmp_path: Path) 
     shown = CliRunner().invoke(app, ["table", str(folder), "--csv"])
     csv = tmp_path / "t.csv"
     csv.write_text(shown.stdout)
-    name = next(iter(tables_to_fit(folder, only={})))
+    name = next(iter(tables_to_fit(folder, only={}).plain))
     values = {
         forgetting.fit(way, "linear", dataset=name, bootstrap=0).parameters["c_fft"].value for way in (folder, csv)
     }
@@ -76,7 +76,7 @@ def test_the_command_and_python_fit_the_same_line(folder: Path, tmp_path: Path) 
 
 
 def test_rows_may_be_chosen_otherwise(folder: Path) -> None:
-    every = tables_to_fit(folder, only={"label": "other"}, from_step=0)
+    every = tables_to_fit(folder, only={"label": "other"}, from_step=0).plain
     (table,) = every.values()
     assert set(table["label"]) == {"other"}
     assert 0 in set(table["step"])
@@ -86,16 +86,16 @@ def test_rows_may_be_chosen_otherwise(folder: Path) -> None:
 
 def test_a_column_dropped_changes_no_fit(folder: Path) -> None:
     frame = load_table(folder)
-    wanted = tables_to_fit(frame, only={"label": frame["reference"].iloc[0]})
+    wanted = tables_to_fit(frame, only={"label": frame["reference"].iloc[0]}).plain
     for columns in (["alpha"], ["mitigation"], ["alpha", "mitigation"]):
-        found = tables_to_fit(frame.drop(columns=columns), only={"label": frame["reference"].iloc[0]})
+        found = tables_to_fit(frame.drop(columns=columns), only={"label": frame["reference"].iloc[0]}).plain
         for name, table in wanted.items():
             assert found[name]["step"].tolist() == table["step"].tolist(), columns
 
 
 def test_the_same_rows_twice_are_refused(folder: Path, tmp_path: Path) -> None:
     load_table(folder).to_csv(tmp_path / "t.csv", index=False)
-    name = next(iter(tables_to_fit(folder, only={})))
+    name = next(iter(tables_to_fit(folder, only={}).plain))
     with pytest.raises(UsageError, match="are the same run and step"):
         forgetting.fit([folder, tmp_path / "t.csv"], "linear", dataset=name, bootstrap=0)
 
@@ -104,7 +104,7 @@ def test_no_row_left_is_one_line(folder: Path) -> None:
     for start in (10_000, float("nan")):
         with pytest.raises(UsageError, match="has no row to fit from step"):
             forgetting.fit(folder, "linear", from_step=start)
-    name = next(iter(tables_to_fit(folder, only={})))
+    name = next(iter(tables_to_fit(folder, only={}).plain))
     with pytest.raises(UsageError, match="no column 'nope' that says which rows are one run; "):
         forgetting.fit(folder, "linear", dataset=name, run="nope")
     frame = load_table(folder)

@@ -18,6 +18,7 @@ from forgetting.measuring.estimate import Mean
 from forgetting.measuring.quantities import STUDY, columns, row
 from forgetting.store.columns import COLUMNS
 from forgetting.store.folder import HeldError, RunFolder, StudyFolder
+from forgetting.store.run_files import DamagedError, shared_by_rows
 from forgetting.store.table import load_table
 
 CONFIG = load_preset("paper-openorca")
@@ -85,6 +86,23 @@ def test_table_has_every_column_and_marks_failed_runs(tmp_path: Path) -> None:
     assert (row["status"], row["rank"], row["step"], row["finetune_loss"]) == ("failed", 8, 0, 1.5)
     assert math.isnan(row["finetune_loss_se"])
     assert load_table(tmp_path / "s").equals(table)
+
+
+@pytest.mark.parametrize(
+    ("mitigations", "share"),
+    [([], 0.0), ([{"name": "kl"}], 0.0), ([{"name": "kl"}, {"name": "replay", "fraction": 0.02}], 0.02)],
+)
+def test_the_share_of_replay_is_a_column(tmp_path: Path, mitigations: list[dict[str, object]], share: float) -> None:
+    record = {"config": {"mitigations": mitigations}, "method": {"name": "lora"}, "dataset": "d", "status": "done"}
+    found = shared_by_rows(record, tmp_path)["replay_fraction"]
+    assert (found, type(found)) == (share, float)
+
+
+@pytest.mark.parametrize("given", ["0.1", True, 1.0, -0.1])
+def test_a_share_that_is_none_is_damage(tmp_path: Path, given: object) -> None:
+    config = {"mitigations": [{"name": "replay", "fraction": given}]}
+    with pytest.raises(DamagedError, match="replay_fraction is"):
+        shared_by_rows({"config": config, "method": {"name": "lora"}, "dataset": "d", "status": "done"}, tmp_path)
 
 
 def test_an_empty_study_has_an_empty_table(tmp_path: Path) -> None:

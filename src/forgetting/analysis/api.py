@@ -18,7 +18,8 @@ from .fit import Fit, GroupedFits, fit_groups, fit_law
 from .fit.data import column_names
 from .laws import Law
 from .laws.choose import choose_law
-from .plan import Cost, NextRun, Plan, Plans, costs_of, next_runs, plan_budget, plan_target
+from .laws.replay import SHARE
+from .plan import Cost, NextRun, Plan, Plans, costs_of, next_runs, plan_budget, plan_replay, plan_target
 from .plan.predict import Predictions, predict_rows
 from .plan.source import LawSource, laws_of, pick
 from .sources import Source, paths_of, tables_to_fit
@@ -81,11 +82,10 @@ def fit(
 ) -> Fit | GroupedFits:
     """Fit one law to the runs of one data set: global optimum, intervals from resampling whole runs.
 
-    Of a study folder the rows of its report are fitted: the first method's plain runs, from the first step that counts.
+    Of a study the first method's plain runs are fitted, from the first step that counts; with replay for law `replay`.
 
     Args:
-        table: paths of tables or of a study folder, a study's result, a DataFrame, a Dataset, columns, or rows; one row
-            per measurement.
+        table: paths of tables, a study folder or result, a DataFrame, a Dataset, columns, rows; a row a measurement.
         law: a law's name, a formula such as `loss = E + A/N**alpha`, or a law.
         by: a column or several: fit the rows of each group by itself, such as each model's curve.
         dataset: which data set, where the table has several; with `by` each data set is a group of its own.
@@ -110,14 +110,15 @@ def fit(
     Raises:
         UsageError: an unknown law, a mistake in the table, or several data sets.
     """
-    tables = tables_to_fit(table, only=only or {}, from_step=from_step, dataset=dataset)
-    label, rows = next(iter(tables.items())) if by is not None else _one(tables)
+    given = tables_to_fit(table, only=only or {}, from_step=from_step, dataset=dataset)
+    label, rows = next(iter(given.plain.items())) if by is not None else _one(given.plain)
     found = choose_law(law, [*(columns or {}), *column_names(rows)], start=start, bounds=bounds)
+    tables = given.of(found)
     what: dict[str, Any] = {"columns": columns, "run": run, "iid": iid, "weights": weights}
     how: dict[str, Any] = {"objective": objective, "delta": delta, "seed": seed}
     sure: dict[str, Any] = {"intervals": intervals, "bootstrap": bootstrap, "confidence": confidence}
     fit_one: Callable[..., Fit] = partial(fit_law, found, **what, **how, **sure)
-    return fit_one(rows, label=label) if by is None else fit_groups(found, tables, by, fit_one)
+    return fit_one(tables[label], label=label) if by is None else fit_groups(found, tables, by, fit_one)
 
 
 def _one(tables: dict[str, Any]) -> tuple[str, Any]:
@@ -134,6 +135,7 @@ def predict(
     ranks: float | Sequence[float] | None = None,
     steps: float | Sequence[float] | None = None,
     params: float | Sequence[float] | None = None,
+    replay: float | Sequence[float] | None = None,
     params_per_rank: float | None = None,
     model: str | None = None,
     target_modules: str | Sequence[str] | None = None,
@@ -148,6 +150,7 @@ def predict(
         ranks: LoRA ranks, turned into trainable parameters.
         steps: update steps.
         params: trainable parameters, instead of ranks.
+        replay: shares of replay, 0 to 1, where a study varied them.
         params_per_rank: trainable parameters of rank 1, where the law does not know it.
         model: count them from this model's configuration: a folder or Hub id.
         target_modules: LoRA target modules for `model`; default all-linear.
@@ -165,14 +168,20 @@ def predict(
         [0.86, 0.89]
     """
     given = {name: _numbers(values, f"at['{name}']") for name, values in (at or {}).items()}
-    for name, values in (("step", steps), ("trainable_params", params if ranks is None else ranks)):
+    other = (("step", steps), ("trainable_params", params if ranks is None else ranks), (SHARE, replay))
+    for name, values in other:
         if values is not None and name in given:
             raise UsageError(f"at['{name}']: it is given by another argument, too")
     if steps is not None:
         given["step"] = _numbers(steps, "steps")
+    if replay is not None:
+        given[SHARE] = _numbers(replay, "replay")
     grid, _ = _grid(ranks, params, model, target_modules, params_per_rank)
     surface = any(v is not None for v in (ranks, params, steps))
-    found = {label: pick(laws, which, wants_surface=surface) for label, laws in laws_of(law, dataset).items()}
+    found = {
+        label: pick(laws, which, wants_surface=surface, wants_replay=SHARE in given)
+        for label, laws in laws_of(law, dataset).items()
+    }
     return Predictions(tuple(row for label, one in found.items() for row in predict_rows(one, label, given, **grid)))
 
 
@@ -185,6 +194,7 @@ def plan(
     floor: float | None = None,
     ranks: float | Sequence[float] | None = None,
     params: float | Sequence[float] | None = None,
+    replay: float | Sequence[float] | None = None,
     params_per_rank: float | None = None,
     model: str | None = None,
     target_modules: str | Sequence[str] | None = None,
@@ -203,12 +213,13 @@ def plan(
         floor: forgetting loss of the base model itself; default the study's.
         ranks: LoRA ranks to compare; default powers of two across the measured range.
         params: trainable parameters, instead of ranks.
+        replay: where a study varied it, shares of replay to compare; default any. 0 alone asks the law of plain runs.
         params_per_rank: trainable parameters of rank 1, where the law does not know it.
         model: count them from this model's configuration: a folder or Hub id.
         target_modules: LoRA target modules for `model`; default all-linear.
         batch, context: sequences a step and tokens a sequence, for tokens and FLOPs; default as in the study.
         next_run: also say which run would narrow the answer most.
-        max_steps: what one next run may take; default as measured.
+        max_steps: what one next run, or one with replay, may take; default as measured.
         dataset: only this data set.
 
     Raises:
@@ -225,18 +236,43 @@ def plan(
         target_loss, ranks, params, {"floor": floor, "batch": batch, "context": context, "max_steps": max_steps}
     )
     grid, model_params = _grid(ranks, params, model, target_modules, params_per_rank)
+    asked = {"budget": budget, "target": target_loss, "floor": floor}
     plans: dict[str, Plan] = {}
     costs = costs_of(law) if batch is None and context is None else {}
     for label, laws in laws_of(law, dataset).items():
-        found = pick(laws, None, wants_surface=True)
+        found, shares = _law_to_plan(laws, replay, next_run=next_run)
         cost = _cost(found, batch, context, model_params, costs.get(label))
-        if budget is not None:
-            made = plan_budget(found, budget, floor=floor, cost=cost, **grid)
-        else:
-            made = plan_target(found, target_loss or 0.0, floor=floor, cost=cost, **grid)
+        made = _planned(found, asked, grid | {"cost": cost}, shares, max_steps)
         made = replace(made, label=label, sentences=[*made.sentences, *_left_out(found)])
         plans[label] = replace(made, next_runs=_next(law, found, made, max_steps)) if next_run else made
     return Plans(plans)
+
+
+def _law_to_plan(
+    laws: Mapping[str, Fit], replay: float | Sequence[float] | None, *, next_run: bool
+) -> tuple[Fit, list[float] | None]:
+    """The law that a plan is made with, and the shares of replay that are asked for."""
+    shares = None if replay is None else _numbers(replay, "replay")
+    if next_run and shares and any(shares):
+        raise UsageError("next_run (--next-run) is of plain runs; leave out replay (--replay), or give 0")
+    mixed = bool(any(shares)) if shares is not None else "replay" in laws and not next_run
+    found = pick(laws, None, wants_surface=True, wants_replay=mixed)
+    return found, shares if mixed or found.law == "replay" else None
+
+
+def _planned(
+    found: Fit,
+    asked: Mapping[str, float | None],
+    how: Mapping[str, Any],
+    shares: list[float] | None,
+    max_steps: float | None,
+) -> Plan:
+    budget, target, floor = asked["budget"], asked["target"], asked["floor"]
+    if found.law == "replay" or shares:
+        return plan_replay(found, budget=budget, target=target, floor=floor, shares=shares, max_steps=max_steps, **how)
+    if budget is not None:
+        return plan_budget(found, budget, floor=floor, **how)
+    return plan_target(found, target or 0.0, floor=floor, **how)
 
 
 def _left_out(law: Fit) -> list[str]:

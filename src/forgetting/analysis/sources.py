@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from forgetting.analysis.exports import normalise
 from forgetting.analysis.fit.data import column_names
+from forgetting.analysis.laws import Law
+from forgetting.analysis.laws.replay import SHARE
 from forgetting.analysis.selection import Only
 from forgetting.analysis.tables import later, read_tables, rows, split, split_frame
 from forgetting.config.arguments import ColumnTable, RowTable, columns_of, is_frame, wrong_type
@@ -49,13 +52,29 @@ GIVEN = "table"
 """What a table without a file is called."""
 
 
-def tables_to_fit(
-    source: Source, *, only: Only, from_step: float | None = None, dataset: str | None = None
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Tables:
+    """The rows to fit, by data set.
+
+    Attributes:
+        plain: of a study, its plain runs.
+        replay: the same with runs that replay and do nothing else against forgetting.
+    """
+
+    plain: dict[str, Any]
+    replay: dict[str, Any]
+
+    def of(self, law: Law) -> dict[str, Any]:
+        """Those of a law: runs with replay only where the law knows its share."""
+        return self.replay if SHARE in law.variable_names else self.plain
+
+
+def tables_to_fit(source: Source, *, only: Only, from_step: float | None = None, dataset: str | None = None) -> Tables:
     """The rows to fit, by data set; by file name where the table has no data sets.
 
     Of a study's own table these are the rows of its report, whether it came as a folder, as the CSV of
-    `forgetting table` or as a DataFrame: plain runs of the first method, from the first step that counts.
+    `forgetting table` or as a DataFrame: plain runs of the first method, from the first step that counts; for a law
+    over the share of replay, runs that replay as well.
 
     Args:
         source: one table, or paths of several.
@@ -69,17 +88,26 @@ def tables_to_fit(
     paths = paths_of(source)
     label = GIVEN if paths is None else paths[0].stem if len(paths) == 1 else "tables"
     table = given_table(source) if paths is None else _read(paths)
+    wider = None
     if set(column_names(table)) >= STUDY_COLUMNS:
         from forgetting.store.table import fitted_rows
 
-        table = _without_unasked_alone(fitted_rows(_frame(table), start=from_step, chosen=only))
+        whole = _frame(table)
+        table = _without_unasked_alone(fitted_rows(whole, start=from_step, chosen=only))
+        wider = _without_unasked_alone(fitted_rows(whole, start=from_step, chosen=only, replay=True))
     elif from_step is not None:
         table = later_frame(table, from_step) if is_frame(table) else later(table, from_step)
     if not (_counted(table) if is_frame(table) else rows(table)):
         start = "" if from_step is None else f" from step {from_step:g} on"
         left = " but those of runs that are damaged or no longer asked for" if len(table) and is_frame(table) else ""
         raise UsageError(f"'{label}' has no row to fit{start}{left}")
-    return split_frame(table, only, dataset, label) if is_frame(table) else split(table, label, only, dataset)
+    if not is_frame(table):
+        columns = split(table, label, only, dataset)
+        return Tables(columns, columns)
+    found = split_frame(table, only, dataset, label)
+    if wider is None or len(wider) == len(table):
+        return Tables(found, found)
+    return Tables(found, split_frame(wider, only, dataset, label))
 
 
 def _counted(table: pd.DataFrame) -> int:

@@ -15,6 +15,7 @@ from forgetting.display.numbers import few, several
 from forgetting.errors import visible
 from forgetting.store.columns import DAMAGED, LEFT_OUT, UNASKED
 from forgetting.store.folder import StudyFolder
+from forgetting.store.run_files import replay_fraction
 from forgetting.store.table import load_table
 from forgetting.tuning.grid import asked_by, runs_by_id
 from forgetting.tuning.mitigations import label as mitigation_label
@@ -119,19 +120,20 @@ def read_study(path: Path) -> StudyTable:
         found["status"] = found["status"].where(~found["run_id"].isin(unasked), UNASKED)
     for name in damaged.keys() & wanted.keys():
         for column, value in _of_grid(wanted[name]).items():
-            found.loc[found["run_id"] == name, column] = value
+            found[column] = found[column].mask(found["run_id"] == name, value)
     if bad:
         found = found[(found["status"] != DAMAGED) | (found["dataset"] != "")].reset_index(drop=True)
     return StudyTable(config, found, LeftOut(damaged, tuple(unasked), foreign), len(wanted))
 
 
-def _of_grid(run: RunConfig) -> dict[str, str | int | None]:
+def _of_grid(run: RunConfig) -> dict[str, str | int | float | None]:
     """What the configuration says of a run whose record does not."""
     return {
         "dataset": run.dataset_name,
         "method": run.method.name,
         "label": run.method.label or run.method.name,
         "mitigation": mitigation_label(run.mitigations),
+        "replay_fraction": replay_fraction([one.model_dump() for one in run.mitigations]),
         "rank": run.method.options.get("rank"),
         "seed": run.seed,
     }

@@ -18,12 +18,16 @@ from .printing import say
 if TYPE_CHECKING:
     from ..analysis.fit import Fit, GroupedFits
     from ..analysis.laws import Law
+    from ..analysis.sources import Tables
     from ..analysis.table_files import Table
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on standard output.")]
 Dataset = Annotated[str | None, typer.Option(help="Use only this data set of the study or file of fits.")]
 Rank = Annotated[list[float] | None, typer.Option(help="LoRA rank. Repeat for several.")]
 Params = Annotated[list[float] | None, typer.Option(help="Trainable parameters, instead of ranks. Repeat for several.")]
+Replay = Annotated[
+    list[float] | None, typer.Option(help="Share of replay, 0 to 1, if the study varied it. Repeat for several.")
+]
 PerRank = Annotated[float | None, typer.Option(help="Trainable parameters of rank 1, if the law does not know it.")]
 Model = Annotated[
     str | None, typer.Option(help="Count trainable parameters from this model's configuration: a folder or Hub id.")
@@ -115,16 +119,16 @@ def fit_command(
         raise UsageError("--by does not go with --extrapolate or --latex")
 
     def chosen(label: str, table: Table) -> dict[str, Law]:
-        names = law or _default_laws(label, table, columns)
+        names = law or _default_laws(label, table, found.replay[label], columns)
         return {name: choose_law(name, [*columns, *table], start=starts, bounds=bounds) for name in names}
 
     found = tables_to_fit(tables, only=several(only, "--only"), from_step=from_step, dataset=dataset)
     how = {"columns": columns, **asdict(fitting)}
     if by:
-        _fit_by([*chosen(*next(iter(found.items()))).values()], found, by, how, out=out, as_json=as_json)
+        _fit_by([*chosen(*next(iter(found.plain.items()))).values()], found, by, how, out=out, as_json=as_json)
         return
     fits, tests, failed = _fit_each(
-        {label: (table, chosen(label, table)) for label, table in found.items()}, how, extrapolate
+        {label: (found, chosen(label, table)) for label, table in found.plain.items()}, how, extrapolate
     )
     if failed and not fits:
         raise failed[0]
@@ -139,7 +143,7 @@ def fit_command(
 
 
 def _fit_each(
-    found: dict[str, tuple[Table, dict[str, Law]]], how: dict[str, Any], extrapolate: bool
+    found: dict[str, tuple[Tables, dict[str, Law]]], how: dict[str, Any], extrapolate: bool
 ) -> tuple[dict[str, dict[str, Fit]], list[dict[str, Any]], list[ForgettingError]]:
     """Fits by data set and law, tests of extrapolation, and the errors of fits that failed."""
     from ..analysis.fit import fit_law
@@ -148,8 +152,9 @@ def _fit_each(
     tests: list[dict[str, Any]] = []
     failed: list[ForgettingError] = []
     plain = (how["objective"], how["weights"], how["intervals"]) == ("least-squares", "none", "bootstrap")
-    for label, (table, laws) in found.items():
+    for label, (tables, laws) in found.items():
         for name, law in laws.items():
+            table = tables.of(law)[label]
             try:
                 used = {"columns": _used(law, how["columns"])}
                 made = fit_law(
@@ -172,7 +177,7 @@ def _say(failed: Sequence[ForgettingError]) -> None:
 
 def _fit_by(
     laws: Sequence[Law],
-    tables: dict[str, Table],
+    tables: Tables,
     by: Sequence[str],
     how: dict[str, Any],
     *,
@@ -188,7 +193,7 @@ def _fit_by(
     for one in laws:
         fit_one = partial(fit_law, one, **how | {"columns": _used(one, how["columns"])})
         try:
-            made.append(fit_groups(one, tables, by, fit_one))
+            made.append(fit_groups(one, tables.of(one), by, fit_one))
         except ForgettingError as error:
             failed.append(error)
     for group, fits in ((group, fits) for grouped in made for group, fits in grouped.fits.items()):
@@ -212,6 +217,7 @@ def predict_command(
     rank: Rank = None,
     steps: Annotated[list[float] | None, typer.Option(help="Update steps. Repeat for several.")] = None,
     params: Params = None,
+    replay: Replay = None,
     params_per_rank: PerRank = None,
     model: Model = None,
     target_modules: Targets = None,
@@ -231,6 +237,7 @@ def predict_command(
         ranks=rank or None,
         steps=steps or None,
         params=params or None,
+        replay=replay or None,
         params_per_rank=params_per_rank,
         model=model,
         target_modules=target_modules,
@@ -250,6 +257,7 @@ def plan_command(
     floor: Annotated[float | None, typer.Option(help="Forgetting loss of the base model itself (its floor).")] = None,
     rank: Rank = None,
     params: Params = None,
+    replay: Replay = None,
     params_per_rank: PerRank = None,
     model: Model = None,
     target_modules: Targets = None,
@@ -264,7 +272,8 @@ def plan_command(
         bool, typer.Option(help="Also recommend the next run: the one that would narrow the answer most.")
     ] = False,
     max_steps: Annotated[
-        float | None, typer.Option(help="Most steps of the recommended next run. Default: the most measured.")
+        float | None,
+        typer.Option(help="Most steps of the next run, or of one with replay. Default: the most measured."),
     ] = None,
     dataset: Dataset = None,
     as_json: AsJson = False,
@@ -281,6 +290,7 @@ def plan_command(
         floor=floor,
         ranks=rank or None,
         params=params or None,
+        replay=replay or None,
         params_per_rank=params_per_rank,
         model=model,
         target_modules=target_modules,
@@ -301,8 +311,11 @@ def _number(text: str, option: str) -> float:
         raise UsageError(f"{option}: '{text}' is not a number") from None
 
 
-def _default_laws(label: str, table: Table, columns: dict[str, str]) -> list[str]:
-    """The paper's two laws, if the table has their columns; a law left out is reported on standard error."""
+def _default_laws(label: str, table: Table, replay: Table, columns: dict[str, str]) -> list[str]:
+    """The paper's two laws, if the table has their columns; a law left out is reported on standard error.
+
+    The law over the share of replay as well, if that was varied.
+    """
     from ..analysis.fit import unfit
     from ..analysis.laws import LAWS
 
@@ -313,6 +326,8 @@ def _default_laws(label: str, table: Table, columns: dict[str, str]) -> list[str
     if "shifted_power" in found and not columns and unfit(table):
         say(f"{label}: shifted_power was not fitted: {unfit(table)}")
         found.remove("shifted_power")
+    if there(LAWS["replay"]) and not columns and not unfit(replay, replay=True):
+        found.append("replay")
     if not found:
         raise UsageError(f"which law? give --law with one of {', '.join(LAWS)}, or a formula")
     return found

@@ -47,6 +47,7 @@ COLUMNS: dict[str, Column] = {
     "method": Column("text", "run", "name of the fine-tuning method"),
     "label": Column("text", "run", "what the study calls the method: its label, or its name"),
     "mitigation": Column("text", "run", "what holds forgetting back, with its options; empty for nothing"),
+    "replay_fraction": Column("number", "run", "p, share of the windows trained on that are replayed; 0 for none"),
     "rank": Column("whole", "run", "rank of the method, where it has one"),
     "seed": Column("whole", "run", "seed of initialisation and data order"),
     "run_id": Column("text", "id", "the run's folder under runs/"),
@@ -82,6 +83,7 @@ COLUMNS: dict[str, Column] = {
 
 TEXTS = tuple(name for name, column in COLUMNS.items() if column.kind == "text" and column.source == "run")
 WHOLES = tuple(name for name, column in COLUMNS.items() if column.kind == "whole" and column.source == "run")
+NUMBERS = tuple(name for name, column in COLUMNS.items() if column.kind == "number" and column.source == "run")
 """What all rows of a run share."""
 COSTS = tuple(name for name, column in COLUMNS.items() if column.cost)
 """What differs from one execution of a run to the next."""

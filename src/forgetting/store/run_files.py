@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from .. import files
 from ..config.schema import digest_of
 from ..errors import ForgettingError, UsageError
-from .columns import COLUMNS, TEXTS, WHOLES, columns_of_texts
+from .columns import COLUMNS, NUMBERS, TEXTS, WHOLES, columns_of_texts
 
 RUN_SCHEMA = 1
 Kinds = dict[str, type[int] | type[float]]
@@ -179,14 +179,32 @@ def shared_by_rows(record: Mapping[str, Any], file: Path) -> dict[str, Any]:
         "label": record.get("label", name),
         "mitigation": record.get("mitigation", ""),
         "status": record.get("status"),
+        "replay_fraction": _replay_fraction(record),
         "rank": options.get("rank"),
         "seed": record.get("seed"),
         "trainable_params": record.get("trainable_params"),
     }
     for field, value in shared.items():
-        missing = value is None and field in WHOLES
+        missing = value is None and field in (*WHOLES, *NUMBERS)
         text = isinstance(value, str) and field in TEXTS
         whole = isinstance(value, int) and field in WHOLES and not isinstance(value, bool) and abs(value) < 2**63
-        if not (missing or text or whole):
+        number = isinstance(value, int | float) and field in NUMBERS and not isinstance(value, bool) and 0 <= value < 1
+        if not (missing or text or whole or number):
             raise DamagedError(file, f"{field} is {value!r:.40}")
     return shared
+
+
+def _replay_fraction(record: Mapping[str, Any]) -> Any:
+    """The share of replay in a run, from its record; None where the record does not say."""
+    config = record.get("config")
+    if isinstance(config, Mapping) and isinstance(given := config.get("mitigations", ()), list | tuple):
+        return replay_fraction(given)
+    return None if record.get("mitigation") else 0.0
+
+
+def replay_fraction(mitigations: Iterable[Any]) -> Any:
+    """The share of replay among mitigations as configured: 0 where there is none, None where it is not said."""
+    for one in mitigations:
+        if isinstance(one, Mapping) and one.get("name") == "replay":
+            return one.get("fraction")
+    return 0.0

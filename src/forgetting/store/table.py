@@ -23,7 +23,13 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in found]
 
 
-def fitted_rows(table: pd.DataFrame, *, start: float | None = None, chosen: Collection[str] = ()) -> pd.DataFrame:
+REPLAY = r"replay(?: fraction=[^ ]+)?((?: (?!\+ )[^ ]+)*)"
+"""What `mitigation` says of a run with replay and nothing else: its share, and in the group its other options."""
+
+
+def fitted_rows(
+    table: pd.DataFrame, *, start: float | None = None, chosen: Collection[str] = (), replay: bool = False
+) -> pd.DataFrame:
     """The rows that the laws are fitted to: finished, plain runs of the study's first method, from `measure_start` on.
 
     The laws describe one method's grid; the paper fits LoRA ranks and predicts other methods from them (Appendix B).
@@ -36,6 +42,8 @@ def fitted_rows(table: pd.DataFrame, *, start: float | None = None, chosen: Coll
         start: first step, instead of the study's own.
         chosen: columns that the caller has filtered rows by; with `label`, `method` or `mitigation`, methods other
             than the first stay, and with `alpha`, interpolated models.
+        replay: for a law over the share of replay: runs with replay alone stay as well, those of one text (the one with
+            the most shares).
 
     Raises:
         UsageError: a step is not a number.
@@ -44,7 +52,8 @@ def fitted_rows(table: pd.DataFrame, *, start: float | None = None, chosen: Coll
     if not {"label", "method", "mitigation"} & set(chosen):
         if {"label", "reference"} <= set(table):
             keep &= table["label"].astype(str) == table["reference"].astype(str)
-        keep &= _blank(table, "mitigation")
+        plain = _blank(table, "mitigation")
+        keep &= plain | _replay_alone(table[keep & ~plain]).reindex(keep.index, fill_value=False) if replay else plain
     if "alpha" not in chosen:
         keep &= _blank(table, "alpha")
     if "status" in table:
@@ -60,6 +69,16 @@ def _blank(table: pd.DataFrame, name: str) -> pd.Series[bool]:
     if name not in table:
         return pd.Series(True, index=table.index)
     return table[name].isna() | (table[name].astype(str).str.strip() == "")
+
+
+def _replay_alone(table: pd.DataFrame) -> pd.Series[bool]:
+    """Rows of runs with replay and no other mitigation, of the text that most different shares were replayed from."""
+    nothing = pd.Series(False, index=table.index)
+    if not {"mitigation", "replay_fraction"} <= set(table):
+        return nothing
+    kind = table["mitigation"].astype(str).str.strip().str.extract(f"^{REPLAY}$", expand=False)
+    shares = table["replay_fraction"].groupby(kind).nunique()
+    return nothing if shares.empty else kind == shares.idxmax()
 
 
 def _numbers(column: pd.Series[Any], name: str) -> pd.Series[float]:

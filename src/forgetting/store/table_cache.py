@@ -27,7 +27,7 @@ from .. import files
 from ..data import parquet
 from ..errors import visible
 from .chain import NEEDED, broken, grid_of, misplaced, unmeasured
-from .columns import DAMAGED, TEXTS, WHOLES
+from .columns import DAMAGED, NUMBERS, TEXTS, WHOLES
 from .run_files import RUN_SCHEMA, DamagedError, cells_of, read_run, shared_by_rows, whole_lines
 
 log = logging.getLogger(__name__)
@@ -37,8 +37,9 @@ BULK = 2**25
 """Bytes of rows parsed at once."""
 BLOCK = 2**22
 """Bytes of rows parsed by one thread; a line longer than this makes its batch be parsed line by line."""
-HEADS = 1 + len(TEXTS) + len(WHOLES) + 1
-"""Columns of the file of columns that are of the run: its id, TEXTS, WHOLES and its stamp."""
+HEADS = 1 + len(TEXTS) + len(WHOLES) + len(NUMBERS) + 1
+"""Columns of the file of columns that are of the run: its id, TEXTS, WHOLES, NUMBERS and its stamp."""
+_KINDS = {**dict.fromkeys(WHOLES, pa.int64()), **dict.fromkeys(NUMBERS, pa.float64())}
 ENDED = ("done", "failed")
 BLANK = b"{}\n"
 """The row of a damaged run: it has no numbers."""
@@ -60,7 +61,7 @@ class Part:
 
 
 def read_rows(study: Path, columns: Mapping[str, type]) -> pa.Table:
-    """All rows of a study by run and step: the columns asked for, TEXTS, WHOLES and `run_id`.
+    """All rows of a study by run and step: the columns asked for, TEXTS, WHOLES, NUMBERS and `run_id`.
 
     Args:
         study: the study folder.
@@ -149,7 +150,7 @@ def _read(runs: Path, wanted: Sequence[tuple[str, Stamp]], schema: pa.Schema) ->
 def _opened(run: Path, rows: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     """The record of a run, what its rows share, and its rows; of a damaged one a blank row."""
     record: dict[str, Any] = {}
-    head: dict[str, Any] = {**dict.fromkeys(TEXTS, ""), **dict.fromkeys(WHOLES)}
+    head: dict[str, Any] = {**dict.fromkeys(TEXTS, ""), **dict.fromkeys((*WHOLES, *NUMBERS))}
     file = run / "run.json"
     try:
         record = read_run(file)
@@ -288,8 +289,8 @@ def _spread(part: Part) -> pa.Table:
     for name in ("run_id", *TEXTS):
         values = pa.array([run[name] for run in part.runs], pa.large_string())
         table = table.append_column(name, values.take(owner))
-    for name in WHOLES:
-        table = table.append_column(name, pa.array([run[name] for run in part.runs], pa.int64()).take(owner))
+    for name, kind in _KINDS.items():
+        table = table.append_column(name, pa.array([run[name] for run in part.runs], kind).take(owner))
     return table
 
 
@@ -298,7 +299,7 @@ def _kept_schema(rows: pa.Schema) -> pa.Schema:
     shared = [
         ("run_id", pa.string()),
         *((name, pa.string()) for name in TEXTS),
-        *((name, pa.int64()) for name in WHOLES),
+        *_KINDS.items(),
     ]
     shared += [("stamp", _list_of(pa.int64())), *((field.name, _list_of(field.type)) for field in rows)]
     return pa.schema(shared, metadata={"forgetting": str(RUN_SCHEMA)})

@@ -127,6 +127,12 @@ def _law_lines(dataset: str, laws: Mapping[str, Fit]) -> list[str]:
             f"{dataset}: joint power law in P and N, R² {r2s['forgetting_loss']:.4f} for forgetting, "
             f"{r2s['finetune_loss']:.4f} for fine-tuning loss"
         )
+    if "replay" in laws:
+        r2s = laws["replay"].r2
+        lines.append(
+            f"{dataset}: law over P, N and the share of replay, R² {r2s['forgetting']:.4f} for forgetting, "
+            f"{r2s['finetune_loss']:.4f} for fine-tuning loss"
+        )
     return lines
 
 
@@ -214,7 +220,7 @@ def conclude(out: Path) -> StudyResult:
     rows = fitted_rows(found.table)
     measured = rows[rows["status"] == "done"].groupby("dataset").size()
     rows = rows[rows["dataset"].isin(measured.index[measured >= LEAST_ROWS])]
-    fits = fit_study(rows) if len(rows) else {}
+    fits = fit_study(rows, replay=fitted_rows(found.table, replay=True)) if len(rows) else {}
     runs = counted_runs(folder, found.left)
     comparison = _compared(config, table, runs, fits)
     StudyFolder.open(out)  # it may have gone meanwhile: then nothing is written in its place

@@ -16,12 +16,15 @@ LEAST_ROWS = 3  # of a data set: two points always lie on a line
 LEAST = 3  # different ranks, and different steps, that a surface over both needs
 
 
-def fit_study(table: pd.DataFrame, *, seed: int = 0, bootstrap: int = 200) -> dict[str, dict[str, Fit]]:
-    """Fit Eq. 4 (`linear`) and Eq. 5-6 (`shifted_power`) to each data set.
+def fit_study(
+    table: pd.DataFrame, *, replay: pd.DataFrame | None = None, seed: int = 0, bootstrap: int = 200
+) -> dict[str, dict[str, Fit]]:
+    """Fit Eq. 4 (`linear`) and Eq. 5-6 (`shifted_power`) to each data set; `replay` where its share was varied.
 
     Args:
         table: one row a measurement, with the columns `dataset`, `run_id`, `status`, `step`, `trainable_params`,
             `finetune_loss` and `forgetting_loss`; only `done` rows are fitted. Give it the runs of one family (LoRA).
+        replay: the same with runs that replay; None for no law over the share of replay.
         seed: of starts and resamples.
         bootstrap: resamples of whole runs.
 
@@ -43,6 +46,9 @@ def fit_study(table: pd.DataFrame, *, seed: int = 0, bootstrap: int = 200) -> di
         if not len(done):
             continue
         out[name] = _fit_dataset(part, done, name, seed, bootstrap)
+        shares = None if replay is None else replay[replay["dataset"].astype(str) == name]
+        if shares is not None and not unfit(shares[shares["status"] == DONE], replay=True):
+            out[name] |= _fit_shares(shares, name, seed, bootstrap, out[name]["linear"])
     if not out:
         raise UsageError("the study has no finished run to fit")
     return out
@@ -65,9 +71,32 @@ def _fit_dataset(part: pd.DataFrame, done: pd.DataFrame, name: str, seed: int, b
     return fits
 
 
-def unfit(table: Any) -> str:
-    """Why the surface over P and N cannot be fitted to a table's rows, or an empty string."""
-    for column in ("trainable_params", "step"):
+def _fit_shares(shares: pd.DataFrame, name: str, seed: int, bootstrap: int, line: Fit) -> dict[str, Fit]:
+    """The law over the share of replay; empty, and said among the line's warnings, where it could not be fitted."""
+    try:
+        fit = fit_law("replay", shares, label=name, seed=seed, bootstrap=bootstrap)
+    except UsageError:
+        raise
+    except ForgettingError as error:
+        line.warnings.append(f"replay was not fitted: {error}")
+        return {}
+    seeds = shares.loc[shares["status"] == DONE, "seed"].unique() if "seed" in shares else []
+    if len(seeds) == 1:
+        fit.warnings.append(
+            f"all runs have seed {seeds[0]}, and so the same order of data: a run with another seed may lie outside "
+            "the bands of a new run more often than they say"
+        )
+    return {"replay": fit}
+
+
+def unfit(table: Any, *, replay: bool = False) -> str:
+    """Why the surface over P and N, or over these and the share of replay, cannot be fitted to a table's rows.
+
+    An empty string where it can.
+    """
+    for column in ("trainable_params", "step", *(["replay_fraction"] if replay else [])):
+        if replay and column not in table:
+            return f"there is no column {column}"
         cells = table[column]
         values = len(set(map(str, cells.unique() if hasattr(cells, "unique") else cells)))
         if values < LEAST:

@@ -53,7 +53,7 @@ def plan_budget(
         raise UsageError(f"the budget is {budget}; it must be a positive number of nats per token")
     known = fit.diagnostics.get("forgetting_floor") if floor is None else floor
     level = budget + (float(known) if known is not None else 0.0)
-    grid = _grid(fit, ranks, params, params_per_rank)
+    grid = rank_grid(fit, ranks, params, params_per_rank)
     choices = _choices(fit, "forgetting_loss", level, grid, cost)
     notes = [] if known is not None else ["no floor is known: the budget was read as the forgetting loss itself"]
     return _plan(fit, "forgetting_loss", level, None if known is None else float(known), choices, len(grid), notes)
@@ -73,13 +73,13 @@ def plan_target(
     need_surface(fit)
     if not np.isfinite(target):
         raise UsageError(f"the target loss is {target}; it must be a number of nats per token")
-    grid = _grid(fit, ranks, params, params_per_rank)
+    grid = rank_grid(fit, ranks, params, params_per_rank)
     choices = _choices(fit, "finetune_loss", target, grid, cost)
     known = fit.diagnostics.get("forgetting_floor") if floor is None else floor
     return _plan(fit, "finetune_loss", target, None if known is None else float(known), choices, len(grid), [])
 
 
-def _grid(
+def rank_grid(
     fit: Fit, ranks: Sequence[float] | None, params: Sequence[float] | None, per_rank: float | None
 ) -> list[tuple[float | None, float]]:
     """Pairs of rank and parameters to compare."""

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+ABOVE = {"forgetting_loss": ("forgetting", -1), "forgetting": ("forgetting_loss", 1)}
+"""What a law's loss becomes with the base model's own forgetting loss: the other one, and the sign of that."""
+
+
 def predict_rows(
     fit: Fit,
     label: str,
@@ -70,8 +74,9 @@ def predict_rows(
         for output, p in predictions.items():
             ends = ("value", "low", "high", "run_low", "run_high")
             row[output] = {end: float(getattr(p, end)[i]) for end in ends}
-            if output == "forgetting_loss" and floor is not None:
-                row["forgetting"] = {k: v - float(floor) for k, v in row[output].items()}
+            if floor is not None and output in ABOVE:
+                other, sign = ABOVE[output]
+                row[other] = {k: v + sign * float(floor) for k, v in row[output].items()}
             row["extrapolated"] = bool(p.extrapolated[i])
             row["draws_lost"] = max(int(p.lost[i]), row.get("draws_lost", 0))
         row["band_laws"] = fit.band_laws(extrapolated=row["extrapolated"])

@@ -33,6 +33,8 @@ class Choice:
         new_run: by output, the band of one new run, which scatters around the mean; NaN where that is not known.
         extrapolated: outside the measured range of P or N.
         tokens, flops, hours: of the run; None where unknown or infinite.
+        replay_fraction: share of replay p, of a plan over it; else None.
+        forgetting: above the base model's own loss, of such a plan.
     """
 
     rank: float | None
@@ -45,6 +47,8 @@ class Choice:
     tokens: float | None
     flops: float | None
     hours: float | None
+    replay_fraction: float | None = None
+    forgetting: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,51 @@ class Plan(Result):
         ]
 
 
+@dataclass(frozen=True)
+class ReplayPlan(Plan):
+    """A plan over rank, steps and the share of replay: one choice a share, each of the rank that is best there.
+
+    Attributes:
+        max_steps: that a run may take.
+        stops_paying: the share beyond which the loss that is asked for no longer improves; without an interval where
+            that is not identified; None where the shares were given.
+        saved: of that loss, against the best run without replay; None likewise.
+        shares: the smallest and largest measured.
+    """
+
+    max_steps: float = np.inf
+    stops_paying: Estimate | None = None
+    saved: Estimate | None = None
+    shares: tuple[float, float] = (0.0, 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        more = {"stops_paying": self.stops_paying, "saved_by_replay": self.saved}
+        out: dict[str, Any] = {k: None if e is None else _plain_estimate(e) for k, e in more.items()}
+        out |= {"max_steps": self.max_steps, "measured_shares": list(self.shares)}
+        return {**super().to_dict(), **{key: plain(value) for key, value in out.items()}}
+
+    def shown(self) -> list[Shown]:
+        """One line a share, and what to say about them."""
+        held = "forgetting of at most" if self.output == "forgetting" else "fine-tuning loss of at most"
+        notes = ["* best of any share" if self.stops_paying is not None else "* best of these"] if self.best else []
+        if any(np.isfinite(run).all() for c in self.frontier for run in c.new_run.values()):
+            notes.append(f"in brackets the {self.confidence:.0%} band of the law's mean; `run`, that of one new run")
+        notes += self.sentences
+        costs = [name for name in COSTS if any(getattr(c, name) is not None for c in self.frontier)]
+        if "hours" in costs:
+            notes.append("hours: of training alone, at the speed that this study's runs had")
+        columns = ("replay", "rank", "trainable params", "steps", "fine-tuning loss", "forgetting")
+        return [
+            Shown(
+                [f"{self.label}: {held} {number(self.level)} nats/token, in at most {self.max_steps:g} steps"],
+                (*columns, *(COSTS[name] for name in costs), ""),
+                [_replay_cells(c, costs, best=c == self.best) for c in self.frontier],
+                notes,
+            )
+        ]
+
+
 class Plans(Mapping[str, Plan], Result):
     """A plan for each data set, by name."""
 
@@ -206,14 +255,24 @@ def _plain_choice(c: Choice) -> dict[str, Any]:
     out = asdict(c)
     for name in ("steps", "finetune_loss", "forgetting_loss"):
         out[name].pop("identified")
+    if c.replay_fraction is None:
+        del out["replay_fraction"], out["forgetting"]
+    elif out["forgetting"] is not None:
+        out["forgetting"].pop("identified")
     for name, (low, high) in out.pop("new_run").items():
         out[name] |= {"run_low": low, "run_high": high}
     return out
 
 
+def _plain_estimate(e: Estimate) -> dict[str, float]:
+    return {"value": e.value, "low": e.low, "high": e.high}
+
+
 def _choice_row(c: Choice) -> dict[str, Any]:
     row: dict[str, Any] = {"rank": c.rank, "trainable_params": c.trainable_params}
-    for name, e in (("step", c.steps), ("finetune_loss", c.finetune_loss), ("forgetting_loss", c.forgetting_loss)):
+    row |= {} if c.replay_fraction is None else {"replay_fraction": c.replay_fraction}
+    more = [] if c.forgetting is None else [("forgetting", c.forgetting)]
+    for name, e in (("step", c.steps), *_losses(c), *more):
         row |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
         if name in c.new_run:
             row |= dict(zip((f"{name}_run_low", f"{name}_run_high"), c.new_run[name], strict=True))
@@ -226,6 +285,13 @@ def _cells(c: Choice, costs: Iterable[str], *, best: bool) -> tuple[str, ...]:
     losses = [_span(e) + _run(c, name) for name, e in _losses(c)]
     spent = [_short(getattr(c, name)) for name in costs]
     return (rank, f"{c.trainable_params:,.0f}", _steps(c.steps), *losses, *spent, note)
+
+
+def _replay_cells(c: Choice, costs: Iterable[str], *, best: bool) -> tuple[str, ...]:
+    loss = c.forgetting_loss if c.forgetting is None else c.forgetting
+    forgot = _span(loss) + _run(c, "forgetting")
+    rank, params, steps, tuned, _, *spent = _cells(c, costs, best=best)
+    return (number(c.replay_fraction or 0.0), rank, params, steps, tuned, forgot, *spent)
 
 
 def _name(run: NextRun) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from forgetting.analysis.fit import LEAST_ROWS, Fit, fit_from_published, fit_study, load_fits
+from forgetting.analysis.fit import LEAST_ROWS, Fit, fit_from_published, fit_study, load_fits, unfit
 from forgetting.analysis.fit.data import DONE
 from forgetting.analysis.laws import PUBLISHED
 from forgetting.analysis.tables import SUFFIXES
@@ -65,8 +65,8 @@ def _are_fits(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(fit, Fit) for fit in value.values())
 
 
-def pick(laws: Mapping[str, Fit], name: str | None, *, wants_surface: bool) -> Fit:
-    """The law of this name; without one the only law, or the one that knows ranks and steps where they are asked for.
+def pick(laws: Mapping[str, Fit], name: str | None, *, wants_surface: bool, wants_replay: bool = False) -> Fit:
+    """The law of this name; without one the only law, or the one that knows what is asked for: ranks, steps, replay.
 
     Raises:
         UsageError: there is none, or a name must choose.
@@ -80,7 +80,12 @@ def pick(laws: Mapping[str, Fit], name: str | None, *, wants_surface: bool) -> F
         raise UsageError("; ".join(["only the line of Eq. 4 is here, and it knows no ranks or steps", *why]))
     if len(laws) == 1:
         return next(iter(laws.values()))
-    wanted = "shifted_power" if wants_surface else "linear"
+    if wants_replay and "replay" not in laws:
+        raise UsageError(
+            "no law over the share of replay is here: it is fitted where a study has runs of 3 or more shares (0 among "
+            "them), ranks and measured steps"
+        )
+    wanted = "replay" if wants_replay else "shifted_power" if wants_surface else "linear"
     if wanted not in laws:
         raise UsageError(f"no law '{wanted}' here; choose one by its name; {did_you_mean(wanted, laws)}")
     return laws[wanted]
@@ -137,17 +142,30 @@ def _are_of(laws: Laws, path: Path) -> bool:
     from forgetting.analysis.study_table import load_study
     from forgetting.store.table import fitted_rows
 
-    rows = fitted_rows(load_study(path))
-    rows = rows[rows["status"] == DONE]
-    parts = {str(name): part for name, part in rows.groupby("dataset") if len(part) >= LEAST_ROWS}
-    return laws.keys() == parts.keys() and all(
-        fit.table_size == (len(parts[name]), parts[name]["run_id"].nunique())
+    table = load_study(path)
+    parts, wider = (_parts(fitted_rows(table, replay=replay)) for replay in (False, True))
+    shared = {name for name in parts if not unfit(wider[name], replay=True)}
+    return (
+        laws.keys() == parts.keys()
+        and shared == {name for name, fits in laws.items() if "replay" in fits}
         and all(
-            _is_range(span, parts[name][variable], whole="sampled_from" not in fit.diagnostics)
-            for variable, span in fit.measured_range.items()
+            _is_of(fit, (wider if law == "replay" else parts)[name])
+            for name, fits in laws.items()
+            for law, fit in fits.items()
         )
-        for name, fits in laws.items()
-        for fit in fits.values()
+    )
+
+
+def _parts(rows: Any) -> dict[str, Any]:
+    """The rows of finished runs, by data set."""
+    rows = rows[rows["status"] == DONE]
+    return {str(name): part for name, part in rows.groupby("dataset") if len(part) >= LEAST_ROWS}
+
+
+def _is_of(fit: Fit, rows: Any) -> bool:
+    return fit.table_size == (len(rows), rows["run_id"].nunique()) and all(
+        _is_range(span, rows[variable], whole="sampled_from" not in fit.diagnostics)
+        for variable, span in fit.measured_range.items()
     )
 
 
@@ -161,10 +179,11 @@ def _fit_folder(path: Path) -> Laws:
     from forgetting.analysis.study_table import load_study
     from forgetting.store.table import fitted_rows
 
-    table = fitted_rows(load_study(path))
+    whole = load_study(path)
+    table = fitted_rows(whole)
     if table.empty:
         raise UsageError(f"{path}: no ended run in this study yet; run `forgetting study {path}`")
-    return fit_study(table)
+    return fit_study(table, replay=fitted_rows(whole, replay=True))
 
 
 def _nested(fits: object, path: Path) -> Laws:

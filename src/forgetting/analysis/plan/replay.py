@@ -1,0 +1,321 @@
+"""What a budget of forgetting buys with replay: rank, steps and the share p, and where replay stops paying.
+
+At a share p, a run may take the most steps, up to a limit, at whose end it has forgotten no more than the budget: with
+replay forgetting may fall again along a run, and what counts is its end. A larger share allows more steps and costs
+fine-tuning loss (the mixture), so that the best loss falls with p while the budget decides the steps, and rises once
+their limit does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from forgetting.analysis.fit import Estimate, Fit
+from forgetting.analysis.fit.show import number, spans
+from forgetting.analysis.laws.base import Array, Law
+from forgetting.analysis.laws.replay import SHARE
+from forgetting.analysis.plan.cost import Cost
+from forgetting.analysis.plan.frontier import FAR, rank_grid
+from forgetting.analysis.plan.result import Choice, ReplayPlan
+from forgetting.analysis.plan.surface import band
+from forgetting.errors import UsageError
+
+LAW = "replay"
+SHARES = 48
+"""Shares compared, evenly spaced in the logarithm from a 200th of the largest on, and none."""
+PLACES = 64
+"""Steps looked at, evenly spaced in the logarithm; between two of them the loss is taken as straight."""
+HALVINGS = 5
+"""Shares that are shown: none, and the largest measured one halved so often."""
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What is asked: the lowest fine-tuning loss within a budget, or the least forgetting that reaches a loss.
+
+    Attributes:
+        budget, target: one of the two.
+        steps: [PLACES] that are looked at; the last is the most that a run may take.
+    """
+
+    law: Law
+    budget: float | None
+    target: float | None
+    steps: Array
+
+    def solve(self, theta: Array, params: float, shares: Array) -> tuple[Array, Array]:
+        """Steps and the loss that is asked for, [S, G] each, for [S, K] parameters and [S, G] shares.
+
+        NaN where a run of no such length is within the budget, or reaches the target.
+        """
+        count, each = shares.shape
+        steps = np.tile(self.steps, (count, each))
+        x = {
+            "trainable_params": np.full_like(steps, params),
+            "step": steps,
+            SHARE: np.repeat(shares, PLACES, axis=1),
+        }
+        with np.errstate(all="ignore"):
+            values = self.law.values(theta, x).reshape(count, 2, each, PLACES)
+        held, asked = (values[:, 1], values[:, 0]) if self.budget is not None else (values[:, 0], values[:, 1])
+        level = self.budget if self.budget is not None else self.target
+        place = _last_within(held, float(level or 0.0), rising=self.budget is not None)
+        found = _at(asked, place)
+        if self.target is not None:  # forgetting rises and then falls: the least of it lies at one of the two ends
+            longest = np.where(np.isfinite(place), asked[..., -1], np.nan)
+            place, found = np.where(longest < found, PLACES - 1.0, place), np.fmin(longest, found)
+        return np.exp(np.interp(place, np.arange(PLACES), np.log(self.steps))), found
+
+
+def _last_within(held: Array, level: float, *, rising: bool) -> Array:
+    """[S, G] place at which [S, G, T] values are last (rising) or first within a level, NaN where they never are."""
+    within = held <= level
+    if rising:
+        last = PLACES - 1 - np.argmax(within[..., ::-1], axis=-1)
+        other = np.minimum(last + 1, PLACES - 1)
+    else:
+        last = np.argmax(within, axis=-1)
+        other = np.maximum(last - 1, 0)
+    one, two = (np.take_along_axis(held, at[..., None], axis=-1)[..., 0] for at in (last, other))
+    with np.errstate(all="ignore"):
+        part = np.where(other == last, 0.0, (level - one) / (two - one))
+    return np.where(within.any(axis=-1), last + part * (other - last), np.nan)
+
+
+def _at(values: Array, place: Array) -> Array:
+    """[S, G] of [S, G, T] values at places between two of them."""
+    low = np.clip(np.nan_to_num(place).astype(int), 0, PLACES - 2)
+    one, two = (np.take_along_axis(values, (low + i)[..., None], axis=-1)[..., 0] for i in (0, 1))
+    return np.asarray(one + (two - one) * (place - low))
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The best share and rank of each of [S] parameter vectors, and the loss with the best plain run."""
+
+    share: Array
+    loss: Array
+    params: Array
+    steps: Array
+    plain: Array
+
+
+def _best(problem: _Problem, theta: Array, grid: Sequence[tuple[float | None, float]], largest: float) -> _Best:
+    shares = np.concatenate([[0.0], np.geomspace(largest / 200, largest, SHARES)])
+    losses, steps, tried = [], [], []
+    for _, params in grid:
+        own = np.tile(shares, (len(theta), 1))
+        if problem.budget is not None:  # the share at which the longest run just spends the budget
+            own = np.concatenate([own, _kink(problem, theta, params, largest)[:, None]], axis=1)
+        n, loss = problem.solve(theta, params, own)
+        losses.append(loss)
+        steps.append(n)
+        tried.append(own)
+    every, taken, of = (np.stack(v, axis=1) for v in (losses, steps, tried))  # [S, ranks, G]
+    flat = np.where(np.isfinite(every), every, np.inf).reshape(len(theta), -1)
+    at = np.argmin(flat, axis=1)[:, None]
+
+    def pick(values: Array) -> Array:
+        return np.asarray(np.take_along_axis(values.reshape(len(theta), -1), at, axis=1)[:, 0])
+
+    params = np.repeat(np.array([p for _, p in grid]), every.shape[2])[at[:, 0]]
+    best = np.asarray(np.where(np.isfinite(flat.min(axis=1)), pick(every), np.nan))
+    plain = np.where(np.isfinite(every[:, :, 0]), every[:, :, 0], np.inf).min(axis=1)
+    return _Best(pick(of), best, params, pick(taken), np.where(np.isfinite(plain), plain, np.nan))
+
+
+def _kink(problem: _Problem, theta: Array, params: float, largest: float) -> Array:
+    """[S] the share at which forgetting at the last step is the budget, within 0 to the largest."""
+    x = {"trainable_params": np.array([params] * 2), "step": np.array([problem.steps[-1]] * 2)}
+    with np.errstate(all="ignore"):
+        none, some = problem.law.values(theta, {**x, SHARE: np.array([0.0, largest])})[:, 1].T
+        # forgetting is that of a plain run over 1 + share * strength
+        strength = (none / some - 1) / largest
+        found = (none / (problem.budget or 1.0) - 1) / strength
+    # a hair more, so that the last step is within the budget
+    return np.asarray(np.clip(np.nan_to_num(found * (1 + 1e-9)), 0.0, largest))
+
+
+def plan_replay(
+    fit: Fit,
+    *,
+    budget: float | None = None,
+    target: float | None = None,
+    ranks: Sequence[float] | None = None,
+    params: Sequence[float] | None = None,
+    params_per_rank: float | None = None,
+    shares: Sequence[float] | None = None,
+    max_steps: float | None = None,
+    floor: float | None = None,
+    cost: Cost | None = None,
+) -> ReplayPlan:
+    """Rank, steps and share of replay for a budget of forgetting or a fine-tuning loss.
+
+    Args:
+        fit: a `replay` law.
+        budget: forgetting allowed at the end of the run, nats per token above the base model's own.
+        target: fine-tuning loss to reach with least forgetting; give this or a budget.
+        ranks, params, params_per_rank: as those of `plan_budget`.
+        shares: to show and choose from; by default none and halvings of the largest measured one are shown, and any
+            share up to it may be chosen.
+        max_steps: that a run may take; as measured by default.
+        floor: forgetting loss of the base model itself; that of the fitted study by default.
+        cost: of one step.
+
+    Raises:
+        UsageError: another law, a budget, target, share or number of steps that makes no sense, or no way from ranks
+            to parameters.
+    """
+    if fit.law != LAW:
+        raise UsageError(f"a plan with replay needs law '{LAW}' (both losses over P, N and its share), not '{fit.law}'")
+    if budget is not None and not (np.isfinite(budget) and budget > 0):
+        raise UsageError(f"the budget is {budget}; it must be a positive number of nats per token")
+    first, last = fit.measured_range["step"]
+    largest = fit.measured_range[SHARE][1]
+    most = last if max_steps is None else max_steps
+    if not first <= most <= FAR * last:
+        raise UsageError(
+            f"max_steps (--max-steps) is {most:g}: {first:g} to {last:g} steps were measured, and the law says nothing "
+            f"of runs that are shorter, or more than {FAR:g} times as long"
+        )
+    if shares is not None and not all(np.isfinite(p) and 0 <= p < 1 for p in shares):
+        raise UsageError(f"replay (--replay): got {', '.join(f'{p:g}' for p in shares)}; a share from 0 to below 1")
+    law, theta, draws = fit.model()
+    problem = _Problem(law, budget, target, np.geomspace(max(1.0, first / FAR), most, PLACES))
+    grid = rank_grid(fit, ranks, params, params_per_rank)
+    known = fit.diagnostics.get("forgetting_floor") if floor is None else floor
+    maker = _Maker(fit, problem, theta, draws, grid, None if known is None else float(known), cost)
+    return maker.plan(largest, shares)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """What is the same for all choices of a plan."""
+
+    fit: Fit
+    problem: _Problem
+    theta: Array
+    draws: Array
+    grid: list[tuple[float | None, float]]
+    floor: float | None
+    cost: Cost | None
+
+    def plan(self, largest: float, shares: Sequence[float] | None) -> ReplayPlan:
+        budget = self.problem.budget
+        output, level = ("forgetting", budget) if budget is not None else ("finetune_loss", self.problem.target)
+        shown = sorted(set(shares)) if shares else [0.0, *(largest / 2**i for i in range(HALVINGS, -1, -1))]
+        choices = [c for p in shown if (c := self.at_share(p)) is not None]
+        stops = saved = None
+        if shares is None:
+            best, stops, saved = self.best(largest)
+            if best is not None and all(best.replay_fraction != c.replay_fraction for c in choices):
+                choices = sorted([*choices, best], key=lambda c: c.replay_fraction or 0.0)
+        else:
+            best = min(choices, key=self.asked, default=None)
+        inside = [c for c in choices if not c.extrapolated]
+        made = ReplayPlan(
+            self.fit.label, output, float(level or 0.0), self.fit.confidence, self.floor, choices, best,
+            min(inside, key=self.asked, default=None), [], max_steps=float(self.problem.steps[-1]), stops_paying=stops,
+            saved=saved, shares=(0.0, largest),
+        )  # fmt: skip
+        return replace(made, sentences=self.say(made))
+
+    def asked(self, choice: Choice) -> float:
+        """The loss that is to be low."""
+        loss = choice.finetune_loss if self.problem.budget is not None else choice.forgetting
+        return np.nan if loss is None else float(loss.value)
+
+    def at_share(self, share: float) -> Choice | None:
+        """The best rank at a share; None where no rank has an answer."""
+        solved = [self.problem.solve(self.theta[None], params, np.array([[share]])) for _, params in self.grid]
+        losses = np.array([loss[0, 0] for _, loss in solved])
+        if not np.isfinite(losses).any():
+            return None
+        which = int(np.nanargmin(losses))
+        return self.choice(*self.grid[which], share, float(solved[which][0][0, 0]))
+
+    def best(self, largest: float) -> tuple[Choice | None, Estimate | None, Estimate | None]:
+        """The best choice of any share; where replay stops paying; what it saves against the best plain run."""
+        own = _best(self.problem, self.theta[None], self.grid, largest)
+        if not np.isfinite(own.loss[0]):
+            return None, None, None
+        share, params = float(own.share[0]), float(own.params[0])
+        rank = next(rank for rank, size in self.grid if size == params)
+        stops, saved = Estimate(share), Estimate(float(own.plain[0] - own.loss[0]))
+        if len(self.draws):
+            drawn = _best(self.problem, self.draws, self.grid, largest)
+            stops = band(self.fit, share, drawn.share)
+            saved = band(self.fit, saved.value, drawn.plain - drawn.loss)
+            if not stops.high < largest:  # no share beyond was measured
+                stops = replace(stops, high=np.nan)
+            stops = replace(stops, low=max(stops.low, 0.0))
+        return self.choice(rank, params, share, float(own.steps[0])), stops, saved
+
+    def choice(self, rank: float | None, params: float, share: float, steps: float) -> Choice:
+        """With bands at whole steps, so that what is said is what is run."""
+        whole = max(1.0, np.floor(steps + 1e-6))
+        at = {"trainable_params": params, "step": whole, SHARE: share}
+        told = {output: self.fit.predict(output, **at) for output in self.fit.law_object.outputs}
+        tuned, forgot = (
+            Estimate(float(p.value), float(p.low), float(p.high)) for p in (told["finetune_loss"], told["forgetting"])
+        )
+        runs = {name: (float(p.run_low), float(p.run_high)) for name, p in told.items()}
+        floor = np.nan if self.floor is None else self.floor
+        runs["forgetting_loss"] = (runs["forgetting"][0] + floor, runs["forgetting"][1] + floor)
+        loss = Estimate(forgot.value + floor, forgot.low + floor, forgot.high + floor)
+        spent: tuple[float | None, float | None, float | None] = (None, None, None)
+        if (cost := self.cost) is not None:
+            spent = cost.tokens(whole), cost.flops(whole, params), cost.hours(whole, params)
+        outside = bool(told["finetune_loss"].extrapolated)
+        return Choice(rank, params, Estimate(whole), tuned, loss, runs, outside, *spent, share, forgot)
+
+    def say(self, plan: ReplayPlan) -> list[str]:
+        """What a reader must know."""
+        out = []
+        if plan.best is None:
+            low = float(self.problem.steps[0])
+            what = f"keeps forgetting at {plan.level:g}" if plan.output == "forgetting" else f"reaches {plan.level:g}"
+            return [f"no rank and share compared {what} within {low:g} to {plan.max_steps:g} steps"]
+        if plan.stops_paying is not None:
+            out.append(_paying(plan, plan.stops_paying))
+        if plan.saved is not None and np.isfinite(plan.saved.value) and (plan.best.replay_fraction or 0) > 0:
+            out.append(_saving(plan, plan.saved))
+        if plan.output == "forgetting" and plan.best.steps.value >= np.floor(plan.max_steps) and plan.max_steps:
+            out.append(
+                f"the best choice takes all {plan.max_steps:g} steps that a run may take: the answer is for this limit "
+                "(--max-steps)"
+            )
+        outside = sum(c.extrapolated for c in plan.frontier)
+        if outside:
+            out.append(f"{outside} of {len(plan.frontier)} choices lie outside the measured range: an extrapolation")
+            if self.fit.rivals:
+                out.append(spans(self.fit.band_laws()))
+        if not self.fit.draws:
+            out.append(f"this law has no intervals, so that nothing here has a band: {self.fit.no_bands}")
+        return out
+
+
+def _paying(plan: ReplayPlan, stops: Estimate) -> str:
+    """Where replay stops paying, in words."""
+    largest, what = plan.shares[1], "the fine-tuning loss" if plan.output == "forgetting" else "forgetting"
+    if stops.value >= largest:
+        said = f"{what} still improves at the largest measured share, {largest:g}"
+        return f"where replay stops paying is not identified: {said}"
+    if stops.value <= 0:
+        known = f" (at most {number(stops.high)})" if stops.high > 0 else ""
+        return f"replay does not pay here: the best run has none{known}"
+    known = f" ({number(stops.low)} to {number(stops.high)})" if np.isfinite(stops.high) else ""
+    if np.isfinite(stops.low) and not np.isfinite(stops.high):
+        known = f" (at least {number(stops.low)}; the largest measured share, {largest:g}, may be too small)"
+    return f"replay stops paying at a share of {number(stops.value)}{known}: beyond it {what} no longer improves"
+
+
+def _saving(plan: ReplayPlan, saved: Estimate) -> str:
+    what = "fine-tuning loss" if plan.output == "forgetting" else "forgetting"
+    known = np.isfinite(saved.low) and np.isfinite(saved.high)
+    said = f" ({number(saved.low)} to {number(saved.high)})" if known else ""
+    unclear = "; the fit cannot tell it from none" if known and saved.low <= 0 <= saved.high else ""
+    return f"against the best run without replay it saves {number(saved.value)}{said} nats/token of {what}{unclear}"

@@ -1,0 +1,198 @@
+"""The law over the share of replay: which runs it is fitted on, that plain laws do not notice, and what it says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import forgetting
+from forgetting.analysis.fit import Fit, fit_study, load_fits, save_fits
+from forgetting.analysis.laws import LAWS
+from forgetting.cli import laws
+from forgetting.errors import UsageError
+from forgetting.store.table import fitted_rows
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command("predict")(laws.predict_command)
+app.command("plan")(laws.plan_command)
+PER_RANK = 12_320
+FLOOR = 0.65
+SHARES = (0.0, 0.01, 0.05, 0.2)
+STEPS = np.arange(12, 61, 8)
+THETA = {
+    **{"a_ft": 2e4, "alpha_ft": 0.3, "b_ft": 20.0, "beta_ft": 0.4, "s_ft": 0.5},
+    **{"a_f": 2e2, "alpha_f": 0.2, "b_f": 0.4, "beta_f": 0.3, "s_f": 0.6},
+    **{"rho": 1.5, "m": 12.0, "k": 1.6, "g": 0.3, "c": 0.3},
+}
+
+
+def truth(params: float, steps: np.ndarray, share: float) -> np.ndarray:
+    """[2, n]: fine-tuning loss and forgetting."""
+    law = LAWS["replay"]
+    x = {"trainable_params": np.full(len(steps), params), "step": steps, "replay_fraction": np.full(len(steps), share)}
+    return law.values(np.array([[THETA[name] for name in law.names]]), x)[0]
+
+
+def simulated(seed: int = 0, noise: float = 0.003) -> pd.DataFrame:
+    """A study's table of three ranks with and without replay, and of runs that no law is of."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    kinds = [("" if p == 0 else "replay" if p == 0.05 else f"replay fraction={p:g}", p) for p in SHARES]
+    kinds += [("kl", 0.0), ("replay fraction=0.5 generated=True", 0.5), ("replay fraction=0.02 + kl", 0.02)]
+    for rank in (8, 16, 64):
+        for mitigation, share in kinds:
+            losses = truth(rank * PER_RANK, STEPS, share) + noise * rng.normal(size=(2, 1))
+            losses += noise / 2 * rng.normal(size=losses.shape)
+            for step, (tuned, forgot) in zip(STEPS, losses.T, strict=True):
+                row = {"dataset": "d", "label": "lora", "reference": "lora", "mitigation": mitigation, "rank": rank}
+                row |= {"run_id": f"{rank}-{mitigation}", "status": "done", "step": step, "measure_start": 12}
+                row |= {"trainable_params": rank * PER_RANK, "replay_fraction": share, "forgetting_floor": FLOOR}
+                rows.append(row | {"finetune_loss": tuned, "forgetting": forgot, "forgetting_loss": forgot + FLOOR})
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return simulated()
+
+
+@pytest.fixture(scope="module")
+def fits(table: pd.DataFrame) -> dict[str, Fit]:
+    return fit_study(fitted_rows(table), replay=fitted_rows(table, replay=True), bootstrap=40)["d"]
+
+
+def test_runs_that_replay_and_do_nothing_else_are_in_the_law_of_replay_alone(table: pd.DataFrame) -> None:
+    plain, wider = fitted_rows(table), fitted_rows(table, replay=True)
+    assert set(plain["mitigation"]) == {""}
+    assert set(wider["mitigation"]) == {"", "replay", "replay fraction=0.01", "replay fraction=0.2"}
+
+
+def test_laws_of_plain_runs_do_not_notice_runs_with_replay(table: pd.DataFrame, fits: dict[str, Fit]) -> None:
+    alone = fit_study(fitted_rows(table[table["mitigation"] == ""]), bootstrap=40)["d"]
+    assert list(fits) == ["linear", "shifted_power", "replay"]
+    for name, fit in alone.items():
+        assert fits[name].to_dict() == fit.to_dict()
+
+
+def test_the_law_comes_back_from_noisy_runs(fits: dict[str, Fit]) -> None:
+    fit = fits["replay"]
+    assert fit.n_runs == 12
+    assert fit.measured_range["replay_fraction"] == (0.0, 0.2)
+    for name in ("k", "g", "c", "m"):
+        assert fit.parameters[name].low <= THETA[name] <= fit.parameters[name].high
+    got = [
+        fit.predict(o, trainable_params=32 * PER_RANK, step=44, replay_fraction=0.1).value
+        for o in fit.law_object.outputs
+    ]
+    assert np.ravel(got) == pytest.approx(truth(32 * PER_RANK, np.array([44.0]), 0.1)[:, 0], abs=0.005)
+
+
+def test_a_stored_fit_predicts_the_same(fits: dict[str, Fit], tmp_path: Path) -> None:
+    save_fits(fits["replay"], tmp_path / "fits.json")
+    again = load_fits(tmp_path / "fits.json")
+    at = {"trainable_params": 1e5, "step": 30, "replay_fraction": [0.0, 0.03, 0.3]}
+    for output in fits["replay"].law_object.outputs:
+        one, other = fits["replay"].predict(output, **at), again.predict(output, **at)
+        assert np.array_equal(one.value, other.value)
+        assert np.array_equal(one.run_high, other.run_high)
+        assert list(one.extrapolated) == [False, False, True]
+
+
+def test_a_law_over_the_share_is_fitted_on_its_runs_by_name_and_by_formula(table: pd.DataFrame) -> None:
+    assert forgetting.fit(table, "replay", bootstrap=0).n_runs == 12
+    formula = "forgetting = A * step**b / (1 + B * replay_fraction)"
+    assert forgetting.fit(table, formula, bootstrap=0).n_runs == 12
+    assert forgetting.fit(table, "linear", bootstrap=0).n_runs == 3
+
+
+# ---- plans
+
+
+def losses(fit: Fit, rank: float, steps: np.ndarray | float, share: np.ndarray | float) -> list[np.ndarray]:
+    at = {"trainable_params": rank * PER_RANK, "step": steps, "replay_fraction": share}
+    return [fit.predict(output, **at).value for output in ("finetune_loss", "forgetting")]
+
+
+@pytest.mark.parametrize("budget", [0.12, 0.2])
+def test_a_plan_is_the_best_of_all_runs_within_its_budget(fits: dict[str, Fit], budget: float) -> None:
+    """Against brute force over ranks, whole steps and shares; where replay stops paying, it is the closed form."""
+    plan = forgetting.plan(fits["replay"], budget=budget)["d"]
+    best = plan.best
+    steps, shares = np.meshgrid(np.arange(3.0, 61.0), np.linspace(0, 0.2, 401), indexing="ij")
+    found = np.inf
+    for rank in (8, 16, 32, 64):
+        tuned, forgot = losses(fits["replay"], rank, steps, shares)
+        found = min(found, tuned[forgot <= budget].min())
+    assert best.finetune_loss.value == pytest.approx(found, abs=5e-4)
+    assert best.forgetting.value <= budget + 1e-6
+    assert best.forgetting_loss.value == pytest.approx(best.forgetting.value + FLOOR)
+    plain = losses(fits["replay"], best.rank, 60.0, 0.0)[1]
+    m, k, g = (fits["replay"].parameters[name].value for name in ("m", "k", "g"))
+    strength = (60 / m) ** k * (best.trainable_params / 1e6) ** g
+    assert plan.stops_paying.value == pytest.approx((plain / budget - 1) / strength, rel=1e-6)
+    assert plan.stops_paying.low < plan.stops_paying.value < plan.stops_paying.high
+    assert plan.saved.low > 0
+    assert best.steps.value == 60
+    assert best.new_run["forgetting"][0] < budget < best.new_run["forgetting"][1]
+
+
+def test_a_plan_for_a_target_forgets_least(fits: dict[str, Fit]) -> None:
+    plan = forgetting.plan(fits["replay"], target_loss=1.6)["d"]
+    steps, shares = np.meshgrid(np.arange(3.0, 60.01, 0.25), np.linspace(0, 0.2, 201), indexing="ij")
+    found = np.inf
+    for rank in (8, 16, 32, 64):
+        tuned, forgot = losses(fits["replay"], rank, steps, shares)
+        found = min(found, forgot[tuned <= 1.6].min(initial=np.inf))
+    assert plan.best.forgetting.value == pytest.approx(found, abs=3e-3)
+
+
+def test_what_a_plan_cannot_say_is_said(fits: dict[str, Fit]) -> None:
+    free = fits["replay"].fitted
+    costless = replace(free, theta=np.append(free.theta[:-1], 0.0))
+    plan = forgetting.plan(replace(fits["replay"], fitted=costless), budget=0.03)["d"]
+    assert "where replay stops paying is not identified" in plan.sentences[0]
+    assert np.isnan(plan.stops_paying.high)
+    given = forgetting.plan(fits, budget=0.2, replay=[0.0, 0.4])["d"]
+    assert [c.extrapolated for c in given.frontier] == [False, True]
+    assert given.stops_paying is None
+    assert any("outside the measured range" in said for said in given.sentences)
+    ample = forgetting.plan(fits, budget=5.0)["d"]
+    assert ample.best.replay_fraction == 0
+    assert any("replay does not pay" in said for said in ample.sentences)
+    for wrong, message in (
+        ({"budget": 0.2, "replay": 1.0}, r"--replay\): got 1; a share from 0 to below 1"),
+        ({"budget": 0.2, "max_steps": 500}, r"--max-steps\) is 500: 12 to 60 steps were measured"),
+        ({"budget": 0.2, "replay": 0.1, "next_run": True}, "is of plain runs"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            forgetting.plan(fits, **wrong)
+    with pytest.raises(UsageError, match="no law over the share of replay is here"):
+        forgetting.plan({name: fits[name] for name in ("linear", "shifted_power")}, budget=0.2, replay=0.1)
+
+
+def test_plain_plans_stay_as_they_were(fits: dict[str, Fit]) -> None:
+    plain = {"d": {name: fits[name] for name in ("linear", "shifted_power")}}
+    assert forgetting.plan({"d": fits}, budget=0.1, replay=0).to_dict() == forgetting.plan(plain, budget=0.1).to_dict()
+    with pytest.raises(UsageError, match="this law has no intervals: 3 runs are too few"):  # the law of plain runs
+        forgetting.plan({"d": fits}, budget=0.1, next_run=True)
+
+
+def test_the_command_plans_and_predicts_with_replay(fits: dict[str, Fit], tmp_path: Path) -> None:
+    save_fits({"d": fits}, tmp_path / "fits.json")
+    run = CliRunner().invoke
+    made = json.loads(run(app, ["plan", str(tmp_path / "fits.json"), "--budget", "0.15", "--json"]).stdout)
+    assert made["best"]["replay_fraction"] == made["stops_paying"]["value"]
+    assert made["held"] == "forgetting"
+    text = run(app, ["plan", str(tmp_path / "fits.json"), "--budget", "0.15"]).stdout
+    assert "replay stops paying at a share of" in text
+    at = ["--rank", "16", "--steps", "44", "--replay", "0.05", "--replay", "0.5", "--json"]
+    one, far = json.loads(run(app, ["predict", str(tmp_path / "fits.json"), *at]).stdout)
+    assert one["forgetting_loss"]["value"] == pytest.approx(one["forgetting"]["value"] + FLOOR)
+    assert (one["extrapolated"], far["extrapolated"]) == (False, True)
