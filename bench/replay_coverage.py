@@ -1,6 +1,6 @@
 """Do the intervals and bands of the law over replay's share hold? Simulated studies, as the miniature's was found.
 
-Three ranks, seven shares, seven measured steps, one seed: 21 runs. The truth is the law as fitted to `instructions`;
+Three ranks, seven shares, seven measured steps, one seed: 21 runs. The truth is about the law of `instructions`;
 every run has an offset, shared noise along it is autocorrelated (`coverage.noise`). Counted: how often the 95 %
 interval of each identified parameter and of the share where replay stops paying holds the true one, and how often bands
 of the mean and of a new run do, inside the measured range and beyond it (a share of 0.3, 90 steps).
@@ -18,9 +18,9 @@ from forgetting.analysis.plan import plan_replay
 
 LAW = LAWS["replay"]
 TRUTH = {
-    **{"a_ft": 1.967, "alpha_ft": 0.148, "b_ft": 5.856, "beta_ft": 0.13, "s_ft": 1.036},
-    **{"a_f": 0.00106, "alpha_f": 0.0226, "b_f": 0.2155, "beta_f": 0.387, "s_f": 0.446},
-    **{"rho": 5.922, "m": 13.77, "k": 1.659, "c": 0.211},
+    **{"a_ft": 2.397, "alpha_ft": 0.1496, "b_ft": 5.946, "beta_ft": 0.133, "s_ft": 1.037},
+    **{"a_f": 300.0, "alpha_f": 0.02, "b_f": 0.184, "beta_f": 0.604, "s_f": 0.817},
+    **{"rho": 5.797, "m": 11.25, "k": 1.698, "g": 0.326, "c": 0.211},
 }
 PER_RANK = 12_320
 RANKS = (8, 16, 64)
@@ -53,7 +53,8 @@ def study(rng: np.random.Generator) -> dict[str, list[float]]:
 def stops_at() -> float:
     """The true share where replay stops paying at BUDGET: the longest run of rank 64, the best, just spends it."""
     plain = mean(64, np.array([60]), 0.0)[1, 0]
-    return float((plain / BUDGET - 1) * (TRUTH["m"] / 60) ** TRUTH["k"])
+    strength = (60 / TRUTH["m"]) ** TRUTH["k"] * (64 * PER_RANK / 1e6) ** TRUTH["g"]
+    return float((plain / BUDGET - 1) / strength)
 
 
 def held(fit: Fit, rng: np.random.Generator, place: str) -> dict[str, float]:
@@ -75,7 +76,7 @@ def part_replay(studies: int, seed: int, starts: int = 24) -> None:
     for number in range(studies):
         rng = np.random.default_rng([seed, number, 7])
         fit = fit_law("replay", study(rng), bootstrap=200, starts=starts)
-        for name in ("alpha_ft", "s_ft", "m", "k", "c"):
+        for name in ("alpha_ft", "s_ft", "m", "k", "g", "c"):
             e = fit.parameters[name]
             if np.isfinite([e.low, e.high]).all():
                 tally.add(**{name: float(e.low <= TRUTH[name] <= e.high)})
