@@ -80,7 +80,7 @@ def _fit_shares(shares: pd.DataFrame, name: str, seed: int, bootstrap: int, line
     except ForgettingError as error:
         line.warnings.append(f"replay was not fitted: {error}")
         return {}
-    seeds = shares.loc[shares["status"] == DONE, "seed"].unique() if "seed" in shares else []
+    seeds: Any = shares.loc[shares["status"] == DONE, "seed"].unique() if "seed" in shares else []
     if len(seeds) == 1:
         fit.warnings.append(
             f"all runs have seed {seeds[0]}, and so the same order of data: a run with another seed may lie outside "
