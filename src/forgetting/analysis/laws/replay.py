@@ -72,9 +72,7 @@ class ReplayShare(Law):
         "L_ft = [(a_ft/P)^alpha_ft + (b_ft/N)^beta_ft]^rho + s_ft + c * p; "
         "forgetting = (s_f - [(a_f/P)^alpha_f + (b_f/N)^beta_f]^rho) / (1 + p * (N/m)^k * (P/1e6)^g)"
     )
-    source = (
-        f"{SOURCE}, Eq. 5 and 6, at p = 0; the divisor after Bethune et al. (2025), arXiv:2502.06042, growing with N"
-    )
+    source = f"{SOURCE}, Eq. 5 and 6, at p = 0; the divisor after Bethune et al. (2025), arXiv:2502.06042"
     variables = (*VARIABLES, Variable(SHARE, zero=True, meaning="p, share of the windows trained on that are replayed"))
     outputs = OUTPUTS
     not_negative = ("finetune_loss",)
