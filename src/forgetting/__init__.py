@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .studies.conclude import study as study
     from .studies.pilot import pilot as pilot
     from .studies.pilot_result import PilotResult as PilotResult
+    from .tuning.controller import ForgettingController as ForgettingController
 else:
 
     def __getattr__(name):
@@ -75,6 +76,7 @@ __all__ = [
     "EvaluationCheck",
     "Fit",
     "ForgettingCallback",
+    "ForgettingController",
     "ForgettingError",
     "GroupedFits",
     "Measurement",
@@ -115,6 +117,7 @@ _PLACES = {
     "EvaluationCheck": "capabilities.evaluate",
     "Fit": "analysis.fit",
     "ForgettingCallback": "measuring.callback",
+    "ForgettingController": "tuning.controller",
     "ForgettingError": "errors",
     "GroupedFits": "analysis.fit",
     "Measurement": "measuring.measurement",

@@ -20,6 +20,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, tiny_model: Pat
         [{"name": "replay", "fraction": 0.25, "text": text}, {"name": "freeze_layers", "layers": 1}],
         [{"name": "replay", "fraction": 0.25, "generated": True}, {"name": "token_masking", "threshold": 30.0}],
         [{"name": "kl", "on": "both", "text": text}],
+        [{"name": "budget", "budget": 0.02, "text": text}],
         [{"name": "ewc", "text": text, "windows": 8}, {"name": "flow"}, {"name": "interpolation"}],
     ]
     methods = [{"name": "lora", "rank": 2, "dropout": 0.1, "mitigations": mitigations}]
@@ -30,8 +31,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, tiny_model: Pat
     assert uninterrupted.returncode == 0, errors.decode()
 
     total = sum(map(len, rows(whole).values()))
-    assert total == 4 * 21 + 11
-    for enough in (8, 29, 50, 71):  # in the middle of each run
+    assert total == 5 * 21 + 11
+    for enough in (8, 29, 50, 71, 92):  # in the middle of each run
         process = start(config, cut, 1)
         wait_for_rows(cut, enough, process)
         os.kill(process.pid, signal.SIGKILL)

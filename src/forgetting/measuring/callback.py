@@ -129,14 +129,14 @@ class ForgettingCallback(TrainerCallback):
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Find the trainer's callback handler, through which its own logs go."""
-        self._logger = _caller()
+        self._logger = trainer_handler()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Read the text, take the base targets, and measure the starting point."""
         began = time.perf_counter()
-        self._logger = self._logger or _caller()
+        self._logger = self._logger or trainer_handler()
         _check_metric(args, self.texts)
         _go_before_early_stopping(self, self._logger)
         _refuse_sharded(kwargs["model"])
@@ -331,12 +331,7 @@ class ForgettingCallback(TrainerCallback):
     ) -> None:
         """Log as Trainer.log does: to the log history and to every reporter, which take numbers only."""
         logs = {f"{under}/{logged(name)}": value for name, value in _columns(row).items()}
-        state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
-        if self._logger is None:
-            return
-        due = control.should_log  # the handler clears it, and the training loss of this step is still to be logged
-        self._logger.on_log(args, state, control, _numbers(logs))
-        control.should_log = due
+        log_through(self._logger, args, state, control, logs)
 
 
 def _rates(scheduler: Any, last: int) -> tuple[list[float] | None, str]:
@@ -361,7 +356,7 @@ def _source(name: str, text: Text) -> Any:
         raise UsageError(f"texts: '{name}': {error}") from None
 
 
-def _caller() -> Any:
+def trainer_handler() -> Any:
     """The trainer's CallbackHandler, which is calling us and passes logs on to every reporter; None with a warning."""
     try:
         found = transformers_internals.calling_handler()
@@ -371,6 +366,22 @@ def _caller() -> Any:
     if found is None:
         log.warning("no trainer's loggers found: rows go to the log history only")
     return found
+
+
+def log_through(
+    handler: Any,
+    args: TrainingArguments,
+    state: TrainerState,
+    control: TrainerControl,
+    logs: Mapping[str, float | None],
+) -> None:
+    """Log to the log history, and by a trainer's handler to every reporter, which take numbers only."""
+    state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
+    if handler is None:
+        return
+    due = control.should_log  # the handler clears it, and the training loss of this step is still to be logged
+    handler.on_log(args, state, control, _numbers(logs))
+    control.should_log = due
 
 
 def _columns(row: Mapping[str, Any]) -> dict[str, float | None]:

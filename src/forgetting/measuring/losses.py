@@ -5,6 +5,7 @@ Shapes: N = windows.n_predicted, in the order of the windows; D width of the hid
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,9 @@ from torch import nn
 from ..data.windows import Windows
 from ..errors import UsageError
 from ..models import adapters, processes, sharding
-from . import kernels, passes
+from . import kernels, passes, quantities
 from .base_targets import BaseTargets
-from .quantities import PerToken
+from .quantities import ONE_PASS, PerToken
 
 
 @dataclass(frozen=True)
@@ -114,3 +115,13 @@ def whole_losses(model: nn.Module, windows: Windows, targets: BaseTargets | None
     return TokenLosses(
         nll, processes.summed(found.target_nll), processes.summed(found.agrees.astype(np.uint8)).astype(bool)
     )
+
+
+def forgetting_of(
+    model: nn.Module, windows: Windows, targets: BaseTargets, batch_tokens: int
+) -> tuple[float, float | None]:
+    """Excess forgetting of a model on a text, nats/token, and its standard error, None for a single document."""
+    losses = whole_losses(model, windows, targets, batch_tokens=batch_tokens).per_token(targets)
+    row = quantities.row(quantities.means(quantities.values(ONE_PASS, losses), windows.token_documents()))
+    value = row["forgetting"]
+    return math.nan if value is None else value, row["forgetting_se"]

@@ -322,7 +322,7 @@ def train_run(
     if trainer.state.global_step < run.training.steps:
         stopping.check()
     _finish(model, method, folder, base, trainer, keeps_last=lengthens)
-    folder.update(peak_memory=measurer.peak_memory)
+    folder.update(mitigated=at.facts, peak_memory=measurer.peak_memory)
 
 
 def _trainable(

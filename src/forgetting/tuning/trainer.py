@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from ..config.schema import RunConfig, TrainingConfig
 from ..data.padding import IGNORED, right_padded
@@ -49,6 +50,27 @@ def collate(rows: list[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
     batch = right_padded([row["input_ids"] for row in rows], pad_id, labels=[row["labels"] for row in rows])
     batch["window"] = np.array([row["window"] for row in rows], np.int64)
     return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+class TermStates(TrainerCallback, ExportableState):
+    """Keeps the states of a run's terms in its checkpoints, and gives them back when the run goes on from one."""
+
+    def __init__(self, terms: list[Term]) -> None:
+        self.terms = terms
+
+    def state(self) -> dict[str, Any]:
+        """For trainer_state.json."""
+        return {"args": {}, "attributes": {"states": [term.state() for term in self.terms]}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give back what the checkpoint had; a new run's state has the terms' own, as they begin."""
+        kept: Any = (state.stateful_callbacks or {}).get(type(self).__name__)
+        if kept is not None and state.global_step > 0:
+            for term, one in zip(self.terms, kept["attributes"]["states"], strict=True):
+                if one:
+                    term.load(one)
 
 
 class CheckedTrainer(Trainer):
@@ -239,6 +261,8 @@ def make_trainer(
     )
     accelerate_internals.check_joined(trainer.accelerator, processes.count())
     trainer.remove_callback(PrinterCallback)
+    if any(term.state() for term in terms):
+        trainer.add_callback(TermStates(terms))
     if processes.count() > 1 and not transformers_internals.accepts_loss_kwargs(trainer):
         raise ForgettingError(
             "this model's loss does not take the tokens of the whole batch, so several processes cannot train it"

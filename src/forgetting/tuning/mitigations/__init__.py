@@ -16,6 +16,7 @@ from ...models import quantised
 from ...models.loading import Base
 from ..methods import METHODS, Context
 from .base import Course, Mitigation, Situation, Takes, Term
+from .budget import Budget
 from .ewc import Ewc
 from .flow import Flow, Weighting
 from .freeze_layers import FreezeLayers
@@ -31,7 +32,7 @@ MITIGATIONS: Variants[Mitigation] = Variants(
     "mitigation",
     (
         *(Replay, Kl, L2sp, Ewc),
-        *(TokenMasking, Flow, LearningRate, FreezeLayers),
+        *(Budget, TokenMasking, Flow, LearningRate, FreezeLayers),
         *(WeightDecay, Dropout, Interpolation),
     ),
     field="mitigations",

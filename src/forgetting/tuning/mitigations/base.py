@@ -143,6 +143,13 @@ class Term:
             step: number of finished update steps.
         """
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, for JSON; empty for a term that follows from the step alone."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
+
 
 class Mitigation(VariantOptions, ABC):
     """One way to reduce forgetting. Its fields are its options.

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from ...config.schema import RunConfig, TextConfig
-from ...data.padding import IGNORED, right_padded
-from ...data.windows import Windows, training_order
+from ...data.windows import Windows
 from ...errors import UsageError
 from ...models.loading import Base
 from . import general
@@ -21,9 +19,6 @@ from .base import Mitigation, Situation, Takes, Term
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-SALT = 2_000_003
-"""Seed offset that makes the order of the general text independent of those of the task and of replay."""
 
 
 class Kl(Mitigation):
@@ -76,12 +71,14 @@ class Kl(Mitigation):
 class _Divergence(Term):
     def __init__(self, options: Kl, at: Situation, windows: Windows | None) -> None:
         from .base_pass import BasePass
+        from .divergence import GeneralDivergence
 
         self.options, self.at, self.windows = options, at, windows
         self.base = BasePass(at)
-        self.order = np.zeros(0, np.int64)
+        self.general: GeneralDivergence | None = None
         if windows is not None:
-            self.order = training_order(len(windows), at.run.training.steps * options.windows, at.run.seed + SALT)
+            how = (options.windows, at.run.training.steps, at.run.seed)
+            self.general = GeneralDivergence(windows, *how, self.base.logits, options.direction)
 
     def start(self, model: nn.Module) -> None:
         self.base.start(model)
@@ -92,35 +89,11 @@ class _Divergence(Term):
         return self.options.on != "general"
 
     def on_batch(self, model: nn.Module, batch: dict[str, Tensor], logits: Tensor, tokens: Tensor | int) -> Any:
+        from .divergence import divergence
+
         base = self.base.logits(model, batch["input_ids"], batch["attention_mask"])
-        return self.options.weight * self._sum(base, logits, batch["labels"]) / tokens
+        return self.options.weight * divergence(base, logits, batch["labels"], self.options.direction) / tokens
 
     def on_step(self, model: nn.Module, step: int) -> None:
-        if self.windows is None:
-            return
-        import torch
-
-        from .base_pass import own_positions, with_own_random
-
-        count = self.options.windows
-        chosen = [int(i) for i in self.order[step * count : (step + 1) * count]]
-        rows, targets = [self.windows.window(i)[0] for i in chosen], [self.windows.labels(i) for i in chosen]
-        padded = right_padded(rows, pad=0, labels=targets).values()
-        ids, mask, labels = (torch.from_numpy(array).to(self.at.base.model.device) for array in padded)
-        base = self.base.logits(model, ids, mask)
-        seed = int(np.random.default_rng([SALT, self.at.run.seed, step]).integers(2**62))
-        tuned = with_own_random(ids.device, seed, lambda: model(input_ids=ids, attention_mask=mask, use_cache=False))
-        loss = self._sum(base, own_positions(tuned.logits, ids), labels) / (labels != IGNORED).sum()
-        torch.autograd.backward(self.options.weight * loss)
-
-    def _sum(self, base: Tensor, tuned: Tensor, labels: Tensor) -> Tensor:
-        """Divergence summed over predicted tokens, nats; the logits at position t predict token t + 1."""
-        from torch.nn.functional import kl_div, log_softmax
-
-        at = labels[:, 1:] != IGNORED
-        p, q = (log_softmax(z[:, :-1][at].float(), -1) for z in (base, tuned))
-        if self.options.direction == "reverse":
-            p, q = q, p
-        # kl_div takes the arguments in reverse order: KL(p || q) = kl_div(q, p)
-        result: Tensor = kl_div(q, p, reduction="sum", log_target=True)
-        return result
+        if self.general is not None:
+            self.general.add(model, step, self.options.weight, self.at.base.model.device)

@@ -1,0 +1,192 @@
+"""ForgettingController: a training of your own with transformers or TRL that ends at a budget of forgetting."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from ..config.arguments import checked, tokenizer_of
+from ..data.windows import Windows
+from ..errors import UsageError
+from ..measuring import base_targets, passes
+from ..measuring.base_targets import BaseTargets
+from ..measuring.callback import log_through, trainer_handler
+from ..measuring.losses import forgetting_of
+from ..measuring.reading import Text, read_windows, text_source
+from ..measuring.verdict import check_budget
+from ..models import adapters, causal, comparable, sharding, transformers_internals
+from .mitigations.base_pass import own_positions
+from .mitigations.divergence import GeneralDivergence
+from .steering import Steering
+
+log = logging.getLogger(__name__)
+MEASURED = 4
+"""One document in so many is measured on, where one text is given; the others are held on to."""
+SHORTEST = 8
+"""Update steps of a run that can be steered."""
+
+
+class ForgettingController(TrainerCallback, ExportableState):
+    """Adds weight * KL(base || tuned) on general text to the loss, with the weight that ends at the budget.
+
+    Before each update step, where gradients are zero, the penalty's gradient is added, so that accumulation and
+    clipping are as of the loss. Some twenty-five times forgetting is measured on a sample of the text, the end is
+    forecast, and the weight is moved (`tuning.steering`); it is logged as `forgetting/weight` beside
+    `forgetting/forgetting`. The state is kept in the trainer's checkpoints, and a resumed run goes on with it.
+
+    It needs an adapter, whose base model is the same model with the adapter disabled, and one process.
+
+    Args:
+        text: general text that forgetting is measured on, as of `ForgettingCallback`; where `hold` is not given, a
+            quarter of its documents.
+        budget: excess forgetting to end with, nats/token.
+        hold: general text that the penalty is taken on, with no document of `text`; default the other three quarters.
+        windows: of `hold`, an update step.
+        tokens: of the sample of `text`.
+        tokenizer: default the trainer's.
+        context: tokens a window; default 512, or what the model was built for.
+        batch_tokens: tokens a forward pass when measuring; None is 512 on a CPU and 8,192 elsewhere.
+
+    Raises:
+        UsageError: when training begins: a model without adapters, several processes or GPUs, DeepSpeed, FSDP, fp16
+            (whose gradients are scaled), fewer than 8 update steps, or a checkpoint that was written without it.
+
+    Examples:
+        >>> from forgetting import ForgettingController                   # doctest: +SKIP
+        >>> trainer = SFTTrainer(..., callbacks=[ForgettingController("general.txt", budget=0.15)])    # doctest: +SKIP
+    """
+
+    @checked
+    def __init__(
+        self,
+        text: Text = None,
+        *,
+        budget: float = 0.15,
+        hold: Text = None,
+        windows: int = 4,
+        tokens: int = 6000,
+        tokenizer: Any = None,
+        context: int | None = None,
+        batch_tokens: int | None = None,
+    ) -> None:
+        check_budget(budget, 0.95)
+        for name, value in (("budget", budget), ("windows", windows), ("tokens", tokens)):
+            if value <= 0:
+                raise UsageError(f"{name}={value}: must be above 0")
+        self.text, self.hold = text_source(text), None if hold is None else text_source(hold)
+        self.budget, self.windows, self.tokens = budget, windows, tokens
+        self.tokenizer, self.context, self.wanted_batch = tokenizer_of(tokenizer), context, batch_tokens
+        self.steering: Steering | None = None
+        self._logger: Any = None
+
+    def state(self) -> dict[str, Any]:
+        """For the trainer's checkpoints."""
+        return {"args": {}, "attributes": {"steering": None if self.steering is None else self.steering.state()}}
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Find the trainer's callback handler, through which its own logs go."""
+        self._logger = trainer_handler()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse what cannot be right, read the texts, take the base targets."""
+        self._logger = self._logger or trainer_handler()
+        model = adapters.unwrapped(kwargs["model"])
+        _refuse(args, model)
+        if state.max_steps < SHORTEST:
+            raise UsageError(
+                f"ForgettingController: {state.max_steps} update steps; steering takes {SHORTEST} at least"
+            )
+        self.steering = Steering(self.budget, state.max_steps)
+        if state.global_step > 0:
+            kept: Any = (state.stateful_callbacks or {}).get(type(self).__name__)
+            if not kept or not kept["attributes"]["steering"]:
+                raise UsageError("ForgettingController: the checkpoint was written without it; train from the start")
+            self.steering.load(kept["attributes"]["steering"])
+        self._read(model, args, state, self.tokenizer or kwargs.get("processing_class"))
+
+    def _read(self, model: Any, args: TrainingArguments, state: TrainerState, tokenizer: Any) -> None:
+        """The text that is measured, a sample of it, and the text that is held on to."""
+        whole, *_ = read_windows(self.text, tokenizer, [model], self.context)
+        if self.hold is None:
+            whole, held = _split(whole)
+        else:
+            held, *_ = read_windows(self.hold, tokenizer, [model], self.context)
+        self.batch_tokens = passes.batch_size(model, self.wanted_batch)
+        self.whole, self.sample = (self._with_targets(model, part) for part in (whole, whole.sample(self.tokens)))
+        self.penalty = GeneralDivergence(held, self.windows, state.max_steps, args.seed, _base_logits)
+
+    def _with_targets(self, model: Any, windows: Windows) -> tuple[Windows, BaseTargets]:
+        arrays = base_targets.together_arrays(model, windows, self.batch_tokens)
+        return windows, BaseTargets(**arrays, fingerprint=windows.fingerprint())
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure and steer, where it is due; then add the penalty's gradient to the zero gradients of this step."""
+        assert self.steering is not None
+        model, step = adapters.unwrapped(kwargs["model"]), state.global_step
+        if self.steering.due(step):
+            self._steer(args, state, control, model)
+        model.train()
+        self.penalty.add(model, step, self.steering.weight, model.device)
+
+    def _steer(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any) -> None:
+        assert self.steering is not None
+        steering, step = self.steering, state.global_step
+        whole = forgetting_of(model, *self.whole, self.batch_tokens)[0] if steering.whole_due(step) else None
+        value, error = forgetting_of(model, *self.sample, self.batch_tokens)
+        known = set(steering.said)
+        found = steering.measured(step, value, error, whole)
+        for kind in steering.said.keys() - known:
+            log.warning("%s", steering.said[kind])
+        logs: dict[str, float | None] = {"forgetting": value * steering.ratio, "weight": steering.weight}
+        logs |= {name: number for name, number in found.logged().items() if name.startswith("forecast")}
+        log_through(self._logger, args, state, control, {f"forgetting/{name}": one for name, one in logs.items()})
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure the whole text once more, and log what the run ended with."""
+        model = adapters.unwrapped(kwargs["model"])
+        value, error = forgetting_of(model, *self.whole, self.batch_tokens)
+        log_through(
+            self._logger, args, state, control, {"forgetting/forgetting": value, "forgetting/forgetting_se": error}
+        )
+
+
+def _base_logits(model: Any, ids: Any, mask: Any) -> Any:
+    """[B, L, V] of the base model, which is the model with its adapter disabled."""
+    with adapters.undisturbed(model), adapters.as_base(model):
+        return own_positions(model(input_ids=ids, attention_mask=mask, use_cache=False).logits, ids)
+
+
+def _split(windows: Windows) -> tuple[Windows, Windows]:
+    """Every fourth document's windows to measure on, and those of the others to hold on to."""
+    documents = np.asarray(windows.documents)
+    measured = np.isin(documents, np.unique(documents)[::MEASURED])
+    if measured.all() or not measured.any():
+        raise UsageError("ForgettingController: text has one document; give a text of several, or another one as hold")
+    return windows.select(np.flatnonzero(measured)), windows.select(np.flatnonzero(~measured))
+
+
+def _refuse(args: TrainingArguments, model: Any) -> None:
+    """Refuse where the penalty's gradient would not be what it is said to be."""
+    causal.check_causal(model, "the model")
+    what = ""
+    if not adapters.is_peft(model):
+        what = "a model without adapters, whose base model is gone once it trains; train an adapter, or replay"
+    elif args.world_size > 1 or args.n_gpu > 1:
+        what = f"{max(args.world_size, args.n_gpu)} processes or GPUs; train on one"
+    elif sharding.is_sharded(model) or transformers_internals.deepspeed_shards() or args.deepspeed:
+        what = "FSDP and DeepSpeed; train without"
+    elif args.fp16:
+        what = "fp16, whose gradients are scaled; use bf16"
+    if what:
+        raise UsageError(f"ForgettingController does not go together with {what}")
+    comparable.check_live_adapter(model)

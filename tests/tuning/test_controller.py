@@ -1,0 +1,133 @@
+"""ForgettingController: the penalty's gradient is what it is said to be, once a step; resumed to the bit; refusals."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from forgetting import ForgettingController
+from forgetting.errors import UsageError
+from forgetting.tuning.controller import _split
+
+
+class Data(torch.utils.data.Dataset):
+    def __init__(self, vocabulary):
+        self.ids = np.random.default_rng(5).integers(5, vocabulary, (96, 12))
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        return {"input_ids": torch.tensor(self.ids[i]), "labels": torch.tensor(self.ids[i])}
+
+
+class Gradients(TrainerCallback):
+    """The weights before each step and the gradients before each update."""
+
+    def __init__(self):
+        self.weights, self.gradients = [], []
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        self.weights.append(copy.deepcopy({n: p.detach() for n, p in model.named_parameters() if p.requires_grad}))
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+
+
+@pytest.fixture
+def text(corpora):
+    return str(corpora / "general.jsonl")
+
+
+def train(folder, tiny_model, callbacks, resume=None, adapter=True, **options):
+    from transformers import AutoTokenizer
+
+    set_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    if adapter:
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.2))
+    set_seed(1)
+    given = {"max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 0.05, "save_strategy": "no"}
+    given |= {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "max_grad_norm": 0.0, **options}
+    data = Data(model.config.vocab_size)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    arguments = TrainingArguments(str(folder), **given)
+    trainer = Trainer(model, arguments, train_dataset=data, callbacks=callbacks, processing_class=tokenizer)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_its_gradient_is_that_of_the_weighted_divergence_once_a_step(tmp_path, tiny_model, text, accumulate):
+    """The second step: before, adapters are the base model, and the divergence is flat there."""
+    with_it, without = Gradients(), Gradients()
+    controller = ForgettingController(text, budget=0.05, context=16)
+    options = {"gradient_accumulation_steps": accumulate}
+    trainer = train(tmp_path / "a", tiny_model, [controller, with_it], **options)
+    train(tmp_path / "b", tiny_model, [without], **options)
+    model = trainer.model
+    for name, parameter in model.named_parameters():
+        if name in with_it.weights[1]:
+            torch.testing.assert_close(with_it.weights[1][name], without.weights[1][name], atol=1e-3, rtol=0)
+            parameter.data.copy_(with_it.weights[1][name])
+    model.zero_grad()
+    model.train()
+    controller.penalty.add(model, 1, 0.05, model.device)
+    alone = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert max(float(grad.abs().max()) for grad in alone.values()) > 1e-5
+    for name, grad in alone.items():
+        difference = with_it.gradients[1][name] - without.gradients[1][name]
+        torch.testing.assert_close(difference, grad, atol=2e-3 * float(grad.abs().max()) + 1e-6, rtol=0.05)
+
+
+@pytest.mark.full
+def test_a_resumed_run_goes_on_with_the_same_weights_to_the_bit(tmp_path, tiny_model, text):
+    options = {"save_strategy": "steps", "save_steps": 4, "max_steps": 10}
+    whole = ForgettingController(text, budget=0.02, context=16)
+    one = train(tmp_path / "a", tiny_model, [whole], **options)
+    again = ForgettingController(text, budget=0.02, context=16)
+    other = train(tmp_path / "a", tiny_model, [again], resume=str(tmp_path / "a" / "checkpoint-4"), **options)
+    assert again.steering == whole.steering
+    assert len(whole.steering.moves) > 3
+    ours, theirs = one.model.state_dict(), other.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    kept = json.loads((tmp_path / "a" / "checkpoint-10" / "trainer_state.json").read_text())
+    assert kept["stateful_callbacks"]["ForgettingController"]["attributes"]["steering"] == whole.steering.state()
+    logged = [x for x in one.state.log_history if "forgetting/weight" in x]
+    assert [x["forgetting/weight"] for x in logged][-1] == whole.steering.weight
+    train(tmp_path / "b", tiny_model, [], **options)
+    with pytest.raises(UsageError, match="written without it"):
+        train(tmp_path / "b", tiny_model, [whole], resume=str(tmp_path / "b" / "checkpoint-4"), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"adapter": False}, "a model without adapters"),
+        ({"max_steps": 4}, "4 update steps; steering takes 8 at least"),
+    ],
+)
+def test_what_it_cannot_steer_is_refused(tmp_path, tiny_model, text, options, named):
+    with pytest.raises(UsageError, match=named):
+        train(tmp_path, tiny_model, [ForgettingController(text, context=16)], **options)
+
+
+def test_documents_are_measured_or_held_on_to_and_never_both(tiny_model, text):
+    from transformers import AutoTokenizer
+
+    from forgetting.measuring.reading import read_windows
+
+    windows, *_ = read_windows(text, AutoTokenizer.from_pretrained(tiny_model), [], 16)
+    measured, held = _split(windows)
+    names = [{part.document_ids[i] for i in part.documents} for part in (measured, held)]
+    assert names[0]
+    assert names[1]
+    assert not names[0] & names[1]
+    with pytest.raises(UsageError, match="one document"):
+        _split(windows.select([0]))
