@@ -22,9 +22,9 @@ POWER, SCALE = 0.43, 0.02
 LAG = 12.0
 GAIN = 0.8
 """Share of the correction that is made at each measurement; what is left is made at the next one."""
-STRIDE = math.log(3.0)
+STRIDE = math.log(2.0)
 """The logarithm by which the weight moves at most at a measurement: a forecast that is far off does little harm."""
-BEGIN = 0.2
+BEGIN = 1 / 3
 """Share of the run after which the weight moves: before, the curve is that of the warm-up."""
 WHOLE = (0.5, 0.8, 0.9)
 """Shares of the run after which the whole text is measured."""
