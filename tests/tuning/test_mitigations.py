@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,10 +164,8 @@ CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"name": "ewc", "text": 0, "windows": 8, "weight": 100.0}, {"weight": 300.0}),
     ({"name": "ewc", "text": 0, "windows": 8, "weight": 100.0}, {"windows": 4}),
     ({"name": "ewc", "text": 0, "windows": 8, "weight": 100.0}, {"text": 1}),
-    ({"name": "budget", "text": 0}, {"budget": 0.03}),
     ({"name": "budget", "text": 0}, {"text": 1}),
     ({"name": "budget", "text": 0}, {"windows": 2}),
-    ({"name": "budget", "text": 0}, {"tokens": 100}),
     ({"name": "token_masking", "threshold": 28.0}, {"threshold": 26.0}),
     ({"name": "flow"}, {"temperature": 0.02}),
     ({"name": "learning_rate"}, {"factor": 0.2}),
@@ -195,7 +194,24 @@ def test_every_option_changes_the_result(tiny_model: Path, corpora: Path, tmp_pa
         assert one != other, (options, change)
     tested = {(options["name"], key) for options, change in CHANGES for key in change}
     every = {(name, key) for name, kind in MITIGATIONS.items() for key in kind.model_fields}
-    assert every - tested == {("interpolation", "alphas"), ("freeze_layers", "layers")}, "those have tests of their own"
+    own = {("interpolation", "alphas"), ("freeze_layers", "layers"), ("budget", "budget"), ("budget", "tokens")}
+    assert every - tested == own, "those have tests of their own"
+
+
+def test_budget_steers_to_its_budget_by_a_sample_of_the_measured_text(
+    tiny_model: Path, corpora: Path, tmp_path: Path
+) -> None:
+    options = {"name": "budget", "budget": 0.07, "tokens": 100, "text": {"source": str(corpora / "train.jsonl")}}
+    config = configure(tiny_model, corpora, methods=[{"name": "lora", "mitigations": [options]}])
+    at, _, _ = situation(config, tmp_path)
+    (mitigation,) = parse_together(at.run)
+    term: Any = mitigation.term(at)
+    assert term.steering.budget == 0.07
+    assert term.steering.steps == STEPS
+    assert term.sample[0].n_predicted < 120 < term.whole[0].n_predicted
+    assert set(term.sample[0].document_ids) <= set(term.whole[0].document_ids)
+    assert not mitigation.lengthens()
+    term.load(json.loads(json.dumps(term.state())))
 
 
 def shortened(source: Path, path: Path) -> Path:
