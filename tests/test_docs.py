@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import inspect
 import io
+import json
 import re
 import tokenize
 from collections.abc import Iterator
@@ -143,3 +144,16 @@ def test_the_page_of_the_python_api_has_every_public_name() -> None:
 def test_the_page_on_python_has_an_example_of_each_function() -> None:
     shown = {name for name, _ in calls_in(ROOT / "docs" / "python.md")}
     assert {name for name in forgetting.__all__ if name.islower()} | {"ForgettingCallback"} <= shown
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebooks_are_stored_as_they_ran(path: Path) -> None:
+    """`make notebooks` stores outputs: each cell ran in its order, without an error, and the run time is noted."""
+    text = path.read_text(encoding="utf-8")
+    assert len(text) < 300_000
+    assert not re.search(r"/(tmp|home|root)/", text)
+    cells = json.loads(text)["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert all(output["output_type"] != "error" for cell in code for output in cell["outputs"])
+    assert re.search(r"^Run time: [\d.]+ processor minutes", "".join(cells[0]["source"]), re.MULTILINE)

@@ -189,3 +189,19 @@ def test_run_json_keeps_fields_that_are_not_updated(tmp_path: Path) -> None:
     folder.update(status="done")
     assert json.loads((folder.path / "run.json").read_text())["dataset"] == "a"
     assert folder.read()["status"] == "done"
+
+
+def test_the_last_row_of_a_run_is_one_row_and_of_the_weights_that_were_trained():
+    import pandas as pd
+
+    from forgetting.store.summary import last_rows
+
+    rows = [
+        {"run_id": "a", "step": 4, "alpha": None, "forgetting": 0.1, "kl": 0.3},
+        {"run_id": "a", "step": 8, "alpha": None, "forgetting": 0.2, "kl": None},
+        {"run_id": "a", "step": 8, "alpha": 0.4, "forgetting": 0.05, "kl": 0.01},
+        {"run_id": "b", "step": 4, "alpha": None, "forgetting": 0.3, "kl": 0.2},
+    ]
+    last = last_rows(pd.DataFrame(rows)).sort_values("run_id")
+    assert last["forgetting"].tolist() == [0.2, 0.3]
+    assert last["kl"].isna().tolist() == [True, False]  # never a value of an earlier step

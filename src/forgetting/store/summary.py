@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 
 def last_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The last measurement of each run."""
-    return table.sort_values("step").groupby("run_id", as_index=False).last()
+    """The last measurement of each run; of weights that a mitigation interpolated, those that were trained."""
+    own = table[table["alpha"].isna()] if "alpha" in table else table
+    return own.sort_values("step", kind="stable").groupby("run_id").tail(1)
 
 
 def measurements_shown(table: pd.DataFrame) -> Shown:

@@ -75,7 +75,7 @@ class StudyResult(Result):
             "damaged": self.left.damaged,
             "unasked": list(self.left.unasked),
             "foreign": self.left.foreign,
-            "runs": records(self.table.sort_values("step").groupby("run_id", as_index=False).last()),
+            "runs": records(last_rows(self.table).sort_values("run_id")),
             "fits": {name: {law: fit.to_dict() for law, fit in laws.items()} for name, laws in self.fits.items()},
         }
 
