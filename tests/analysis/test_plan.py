@@ -246,6 +246,11 @@ def test_a_studys_runs_say_what_a_step_costs():
     assert costs["d"].tokens(60) == 30_000
     assert costs["d"].hours(90, 3e5) == pytest.approx(90 * 0.5 / 3600)
     assert costs["d"].flops(90, 3e5) is None
+    sized = pd.DataFrame(rows).assign(model_params=2e6)
+    assert costs_of(SimpleNamespace(table=sized))["d"].flops(90, 3e5) == 500 * 90 * (4 * 2e6 + 6 * 3e5)
+    assert costs_of(SimpleNamespace(table=sized))["d"].flops(90, 2e6) == 500 * 90 * 6 * 2e6  # all of it is trained
+    sized.loc[:5, "model_params"] = 3e6  # of two base models
+    assert costs_of(SimpleNamespace(table=sized))["d"].flops(90, 3e5) is None
     assert costs_of("kalajdzievski2024/openorca") == costs_of({}) == {}
 
 

@@ -164,6 +164,16 @@ def test_batches_padded_on_the_left_give_the_answers_of_batch_size_one(base: Bas
     assert answers[0] == answers[1]
 
 
+def test_a_length_in_the_models_own_settings_does_not_cut_replies(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    from forgetting.capabilities.relearn import _replies
+
+    prompts = ["Which river runs through the town?", "Who was the baker?"]
+    plain = _replies(base.model, base.tokenizer, prompts, most=12)
+    monkeypatch.setattr(base.model.generation_config, "max_new_tokens", 1)
+    assert _replies(base.model, base.tokenizer, prompts, most=12) == plain
+    assert base.model.generation_config.max_new_tokens == 1
+
+
 def test_the_base_is_the_tuned_model_with_its_adapters_off(base: Base, adapter: Path, tmp_path: Path) -> None:
     subject = room.Subject("miniature", str(adapter), ModelConfig(source="-"))
     assert subject.model(0) is subject.model(1)

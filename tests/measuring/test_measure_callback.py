@@ -114,6 +114,8 @@ def test_further_texts_are_measured_as_if_each_were_the_text(tmp_path, kind):
                        ({"a": ProbeConfig(probe="default")}, "for measure, check, profile")):  # fmt: skip
         with pytest.raises(UsageError, match=why):
             ForgettingCallback(WINDOWS, texts=wrong)
+    with pytest.raises(UsageError, match=r"texts without text: .* give text=\.\.\. too"):
+        ForgettingCallback(texts={"chat": other})
 
 
 @pytest.mark.full

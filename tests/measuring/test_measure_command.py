@@ -128,6 +128,7 @@ def test_json_is_one_flat_object_but_for_the_hashes_and_nothing_else(monkeypatch
     row = json.loads(out)
     weights = adapter / "adapter_model.safetensors"
     assert row.pop("sha256") == {weights.name: hashlib.sha256(weights.read_bytes()).hexdigest()}
+    assert set(row.pop("probes")) == {"facts", "reasoning", "code", "writing", "instructions", "refusals"}
     assert not any(isinstance(value, dict) for value in row.values())
     assert {*NAMES, *(f"{name}_se" for name in NAMES)} <= row.keys()
 

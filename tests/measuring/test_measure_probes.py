@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 from test_measure_command import call, save_adapter
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import forgetting
-from forgetting.cli.measure import ProbeOptions
+from forgetting.cli.texts import ProbeOptions
 from forgetting.config.schema import ProbeConfig
-from forgetting.data.probes import by_kind, encode_prompts, kinds_of, read_probe
+from forgetting.data.probes import Prompt, beside, by_kind, encode_prompts, kinds_beside, kinds_of, read_probe
 from forgetting.errors import UsageError
-from forgetting.measuring import probes
+from forgetting.measuring import own_answers, probes
 from forgetting.measuring.probes import probe_windows
-from forgetting.models.generation import end_tokens, generate
+from forgetting.models.generation import differing_settings, end_tokens, generate, length_as_asked
 
 SAID = ["the old town", "a", "north south river guild", "new bread", "iron came", "a baker went", "boat", "the the the"]
 
@@ -88,6 +88,23 @@ def test_padded_batches_say_what_each_prompt_alone_does(
     assert temperature == 0 or any(answer[-1] in ends for answer in found)
 
 
+def test_a_model_that_reads_padding_answers_one_prompt_at_a_time(caplog: pytest.LogCaptureFixture) -> None:
+    """RWKV of transformers 5 takes padding into its state, and one state for all prompts of a batch."""
+    from transformers import RwkvConfig, RwkvForCausalLM
+
+    torch.manual_seed(0)
+    how: dict[str, Any] = {"hidden_size": 32, "attention_hidden_size": 32, "intermediate_size": 48, "vocab_size": 90}
+    model = RwkvForCausalLM(RwkvConfig(num_hidden_layers=2, **how)).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    prompts = [np.arange(3, 3 + n, dtype=np.int32) for n in (3, 7, 12)]
+    with caplog.at_level(logging.WARNING):
+        found = [answer.tolist() for answer in generate(model, prompts, ends=[], max_new_tokens=5)]
+    assert "answered one at a time" in caplog.text
+    assert found == [one_by_one(model, prompt, [], 5, lambda logits: logits.argmax()) for prompt in prompts]
+
+
 def test_the_model_s_own_penalties_are_not_used(model: Any, tokenizer: Any, prompts: Path) -> None:
     from transformers import GenerationConfig
 
@@ -100,6 +117,25 @@ def test_the_model_s_own_penalties_are_not_used(model: Any, tokenizer: Any, prom
         assert [answer.tolist() for answer in generate(model, ids, **how)] == plain
     finally:
         model.generation_config = own
+
+
+def test_settings_that_change_greedy_answers_are_told_where_two_models_differ(model: Any) -> None:
+    from transformers import GenerationConfig
+
+    class Other:
+        generation_config = GenerationConfig(eos_token_id=2, temperature=0.3, do_sample=True, max_new_tokens=5)
+
+    class Same:
+        generation_config = GenerationConfig(eos_token_id=2, max_length=99)
+
+    assert differing_settings(Same, Other) == []
+    Other.generation_config.repetition_penalty = 1.1
+    (notice,) = differing_settings(Same, Other)
+    assert notice.endswith("(repetition_penalty: None and 1.1)")
+    with length_as_asked(Other):
+        assert Other.generation_config.max_new_tokens is None
+        assert Other.generation_config.repetition_penalty == 1.1
+    assert Other.generation_config.max_new_tokens == 5
 
 
 def test_numbers_are_those_of_a_loop_over_prompts(
@@ -322,3 +358,118 @@ def test_the_command_measures_and_judges_each_kind(
 def test_a_live_model_needs_its_tokenizer(model: Any, prompts: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING), pytest.raises(UsageError, match="need tokenizer="):
         forgetting.measure(model, model, text=ProbeConfig(probe=str(prompts)))
+
+
+@pytest.fixture
+def short_prompts(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
+    """Prompts that fit the tiny model, in place of ours: eight of each of two kinds."""
+    found = [
+        Prompt(f"{kind}-{i}", kind, ({"role": "user", "content": f"{text} {kind}"},), f"line {i}")
+        for kind in ("facts", "refusals")
+        for i, text in enumerate(SAID)
+    ]
+    monkeypatch.setattr(own_answers, "beside", lambda source: found)
+    return found
+
+
+def test_the_prompts_beside_a_text_are_as_many_of_each_kind_and_of_the_whole_list() -> None:
+    for source, kinds in (("default", 6), ("miniature", 3)):
+        chosen, everything = beside(source), read_probe(ProbeConfig(probe=source))
+        assert len({prompt.id for prompt in chosen}) == len(chosen) == 48
+        assert kinds_of(chosen) == kinds_of(everything) == kinds_beside(source)
+        assert [sum(one.kind == kind for one in chosen) for kind in kinds_of(chosen)] == [48 // kinds] * kinds
+        each = [one.id for one in everything if one.kind == chosen[0].kind]
+        places = [each.index(one.id) for one in chosen if one.kind == chosen[0].kind]
+        assert places == [i * len(each) // len(places) for i in range(len(places))]
+
+
+def test_a_base_model_with_a_template_answers_beside_the_text_which_does_not_change(
+    tiny_model: Path, adapter: Path, corpora: Path, tmp_path: Path, short_prompts: list[Prompt],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    given = (tiny_model, adapter, "--text", str(corpora / "general.jsonl"), "--context", "40", "--cache", tmp_path)
+    code, out, err = call(monkeypatch, capsys, "measure", *given, "--json", "--no-probe")
+    assert code == 0, err
+    assert "own answers" not in err
+    plain = json.loads(out)
+    code, out, err = call(monkeypatch, capsys, "measure", *given, "--json", "--html", tmp_path / "page.html")
+    assert code == 0, err
+    assert [line for line in err.splitlines() if "--no-probe" in line] == [
+        "notice: the base model has a chat template: forgetting of its own answers to 16 prompts is shown beside the "
+        "text; --no-probe (probes=False) leaves it out"
+    ]
+    found = json.loads(out)
+    rows = found.pop("probes")
+    assert list(rows) == ["facts", "refusals"]
+    assert found | {"measure_seconds": 0} == plain | {"measure_seconds": 0}
+    assert "own answers: refusals" in (tmp_path / "page.html").read_text()
+    file = write(tmp_path / "p.jsonl", [{"kind": p.kind, "prompt": p.text} for p in short_prompts])
+    asked = forgetting.profile(
+        str(tiny_model), str(adapter), texts={"p": ProbeConfig(probe=str(file), max_new_tokens=32)}, cache_dir=None
+    ).to_dict()["texts"]
+    for kind, row in rows.items():  # as the same prompts give where they are asked for, each kind by itself
+        same = asked[f"p-{kind}"]
+        assert row["text"] == f"answers to default ({kind})"
+        assert (row["text_tokens"], row["text_documents"]) == (same["text_tokens"], 8)
+        for column in ("forgetting", "forgetting_se", "kl", "p_holm"):
+            assert row[column] == pytest.approx(same[column], abs=1e-6)
+
+
+def test_budgets_judge_the_text_alone_unless_they_name_answers(
+    tiny_model: Path, adapter: Path, corpora: Path, tmp_path: Path, short_prompts: list[Prompt],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    given = (tiny_model, adapter, "--text", str(corpora / "general.jsonl"), "--cache", tmp_path, "--context", "40")
+
+    def checked(*more: Any) -> tuple[int, str, str]:
+        return call(monkeypatch, capsys, "check", *given, *more)
+
+    with_answers = checked("--budget", "9", "--json", "--markdown", tmp_path / "m.md")
+    without = checked("--budget", "9", "--json", "--no-probe")
+    first, second = json.loads(with_answers[1]), json.loads(without[1])
+    assert list(first.pop("probes")) == ["facts", "refusals"]
+    assert first | {"measure_seconds": 0} == second | {"measure_seconds": 0}
+    assert (with_answers[0], without[0], first["verdict"]) == (0, 0, "within")
+    assert "not judged, on the base model's own answers: facts " in (tmp_path / "m.md").read_text()
+    code, out, _ = checked("--budget", "9", "--budget", "refusals=0.000001", "--json")
+    both = json.loads(out)
+    assert (code, both["verdict"], both["texts"]["text"]["verdict"]) == (3, "over", "within")
+    assert both["probes"]["refusals"]["budget"] == 0.000001
+    assert "verdict" not in both["probes"]["facts"]
+    code, out, err = checked("--budget", "refusals=9")
+    assert code == 0, err
+    assert out.startswith("refusals: within budget")
+    assert "not judged, on the base model's own answers: facts " in out
+    for wrong, why in (
+        (("--budget", "writings=9"), "give a number, or NAME=NATS for answers of the base model (facts, reasoning"),
+        (("--budget", "refusals=9", "--no-probe"), "one text without a name; give a number"),
+        (("--budget", "9", "--no-probe", "--probe", "default"), "give --probe or --no-probe, not both"),
+    ):
+        code, _, err = checked(*wrong)
+        assert code == 2
+        assert why in err
+        assert len(err.splitlines()) == 1
+
+
+def test_a_base_model_that_cannot_answer_is_one_line_and_no_verdict(
+    tiny_model: Path, adapter: Path, corpora: Path, tmp_path: Path, short_prompts: list[Prompt],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fails(*_: Any, **__: Any) -> Any:
+        raise ValueError("no cache of that kind\nat all")
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", fails)
+    given = (tiny_model, adapter, "--text", str(corpora / "general.jsonl"), "--no-cache", "--context", "40")
+    code, out, err = call(monkeypatch, capsys, "measure", *given, "--json")
+    assert (code, "probes" in json.loads(out)) == (0, False)
+    (line,) = [line for line in err.splitlines() if "own answers" in line]
+    assert line.startswith(
+        "notice: the base model's own answers are not measured: the base model cannot generate answers: "
+    )
+    assert "its generate() fails with ValueError: no cache of that kind at all; --no-probe" in line
+    code, _, err = call(monkeypatch, capsys, "check", *given, "--budget", "refusals=9")
+    assert code == 2
+    assert "--budget refusals: the base model's own answers were not measured" in err.splitlines()[-1]
+    code, _, err = call(monkeypatch, capsys, "measure", *given, "--probe", "default", "--probe-tokens", "4")
+    assert code in (1, 2)
+    assert len(err.splitlines()) == 1

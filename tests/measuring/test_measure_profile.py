@@ -15,7 +15,8 @@ from scipy import stats
 from test_measure_command import call, save_adapter
 
 import forgetting
-from forgetting.cli.measure import budgets_of, texts_of
+from forgetting.cli.measure import budgets_of
+from forgetting.cli.texts import texts_of
 from forgetting.config.schema import TextConfig
 from forgetting.errors import UsageError
 from forgetting.measuring.estimate import Mean
@@ -162,7 +163,7 @@ def test_the_commands(
     adapter: Path,
     texts: dict[str, str],
 ) -> None:
-    given = ["--context", "32", "--no-cache"]
+    given = ["--context", "32", "--no-cache", "--no-probe"]
     for name, source in texts.items():
         given += ["--text", f"{name}={source}"]
     pair = [str(tiny_model), str(adapter)]

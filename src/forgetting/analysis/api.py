@@ -385,7 +385,7 @@ def _cost(
 ) -> Cost | None:
     """Of one step: as the study's runs had it, as it is given, or as the law's source says."""
     if known is not None:
-        return replace(known, model_params=model_params)
+        return known if model_params is None else replace(known, model_params=model_params)
     said = law.diagnostics
     batch, context = batch or said.get("batch"), context or said.get("context")
     return Cost(batch * context, model_params) if batch and context else None

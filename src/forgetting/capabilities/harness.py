@@ -122,13 +122,15 @@ def _ask(model: Model, tokenizer: Any, settings: Settings, kind: str, requests: 
     import torch
 
     from ..models.adapters import undisturbed
+    from ..models.generation import length_as_asked
 
     with model() as live, contextlib.nullcontext() if isinstance(live, Served) else undisturbed(live):
         try:
             if isinstance(live, Served):
                 return _finite(kind, live.ask(kind, requests, settings.seed), requests)
             torch.manual_seed(settings.seed)  # put back by `undisturbed`
-            found: list[Any] = getattr(as_lm(live, tokenizer, settings.batch_size), kind)(requests)
+            with length_as_asked(live):
+                found: list[Any] = getattr(as_lm(live, tokenizer, settings.batch_size), kind)(requests)
         except ForgettingError:
             raise
         except Exception as error:

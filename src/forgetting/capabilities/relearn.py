@@ -243,12 +243,13 @@ def _replies(model: Any, tokenizer: Any, prompts: Sequence[str], most: int = 64)
     """Greedy replies, by the harness's own wrapper."""
     from lm_eval.api.instance import Instance  # type: ignore[import-untyped]
 
+    from ..models.generation import length_as_asked
     from .console import console, quiet
     from .harness import as_lm
 
     quiet()
     options = {"until": ["\n\n"], "do_sample": False, "max_gen_toks": most}
     requests = [Instance("generate_until", {}, (_asked(tokenizer, prompt), options), 0) for prompt in prompts]
-    with console():
+    with console(), length_as_asked(model):
         asker = as_lm(model, tokenizer)
         return [str(reply) for reply in asker.generate_until(requests, disable_tqdm=True)]

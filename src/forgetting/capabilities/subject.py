@@ -33,6 +33,7 @@ class Subject:
             UsageError: they cannot be loaded, or do not belong together.
         """
         from ..models import comparable
+        from ..models.generation import differing_settings
         from ..models.loading import Placement
         from ..models.pair import open_pair
 
@@ -42,6 +43,8 @@ class Subject:
             raise UsageError("live models need their tokenizer: evaluate(..., tokenizer=...)")
         if found.tuned_tokenizer is not None:
             found.notices.extend(comparable.check_tokenizers(found.tokenizer, found.tuned_tokenizer, []))
+        if found.tuned is not found.base:
+            found.notices.extend(differing_settings(found.base, found.tuned))
         return found
 
     @cached_property

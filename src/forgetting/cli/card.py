@@ -10,8 +10,9 @@ import typer
 
 from ..errors import UsageError
 from . import options as o
-from .measure import MeasureOptions, Text, TextField, texts_of
+from .measure import MeasureOptions
 from .printing import quiet_libraries, say_notices
+from .texts import Text, TextField, texts_of
 
 
 @o.expanded

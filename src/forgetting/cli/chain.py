@@ -13,9 +13,10 @@ from ..display.markdown import code, escaped
 from ..display.numbers import fixed, p_value, signed
 from ..errors import UsageError
 from . import options as o
-from .measure import Base, DeviceMap, one_text, say_page
+from .measure import Base, DeviceMap, say_page
 from .printing import print_shown, quiet_libraries, say_notices
 from .summaries import write
+from .texts import one_text
 
 if TYPE_CHECKING:
     from ..measuring.chain_result import Chain

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..config.steps import NAME
 from ..display.markdown import code, escaped
-from ..display.numbers import fixed
+from ..display.numbers import few, fixed
 from ..display.tables import Shown
 from ..errors import UsageError, visible
-from ..files import PACKED
 from . import options as o
 from .printing import print_shown, quiet_libraries, say_notices
 from .summaries import (
@@ -31,9 +29,9 @@ from .summaries import (
     heading,
     write,
 )
+from .texts import ProbeOptions, Text, TextField, one_text, texts_of, with_probes
 
 if TYPE_CHECKING:
-    from ..config.schema import ProbeConfig, TextConfig
     from ..measuring.measurement import CheckResult
     from ..measuring.profile import Profile, ProfileCheck
     from ..measuring.task import Improvement
@@ -48,78 +46,6 @@ class DeviceMap(StrEnum):
 
 Base = Annotated[str, typer.Argument(help="The base model: a folder, a Hub id, or `miniature`.")]
 Tuned = Annotated[str, typer.Argument(help="What was fine-tuned from it: a PEFT adapter or a full model.")]
-Text = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="[NAME=]SOURCE",
-        help="General text: a {files} file, a folder of them, or a Hub id. Default: the WikiText-103 test set. Several "
-        "texts are measured one by one: repeat it, each with a name, as in chat=chat.jsonl.",
-    ),
-]
-TextField = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=VALUE",
-        help="How to read it: a field of `text` in a study's file, such as split=test or text_column=body; "
-        "repeat for several. Of one of several texts: NAME.FIELD=VALUE.",
-    ),
-]
-
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    """The base model's own answers as texts; `measure` and `check` share these flags."""
-
-    probe: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME=]PROMPTS",
-            help="Measure on the base model's own answers to prompts: a file (.jsonl, .json, .csv, .tsv, .parquet, "
-            ".txt, also as .gz), a Hub id, `default` (240 of ours) or `miniature`; a row a kind of prompt. "
-            "Repeat for several.",
-        ),
-    ] = None
-    probe_tokens: Annotated[
-        int | None, typer.Option(min=1, help="An answer is cut there. Default: 128, or half of the context.")
-    ] = None
-    probe_temperature: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=10.0, help="Of sampled answers, by --seed. Default: 0, the most likely token."),
-    ] = None
-
-    def texts(self, seed: int) -> dict[str, ProbeConfig]:
-        """The probes by name, each kind of prompts by itself.
-
-        Raises:
-            UsageError: prompts that cannot be read, a name twice, a setting without a probe.
-        """
-        from ..config.schema import ProbeConfig, validated
-        from ..data.probes import by_kind
-
-        given = {"max_new_tokens": self.probe_tokens, "temperature": self.probe_temperature}
-        how = {name: value for name, value in given.items() if value is not None}
-        if not self.probe and how:
-            raise UsageError("--probe-tokens, --probe-temperature: say how --probe answers, which is missing")
-        found: dict[str, ProbeConfig] = {}
-        for item in self.probe or ():
-            name, source = _named(item)
-            config = validated(ProbeConfig, {"probe": source, "seed": seed, **how}, "--probe")
-            parts = by_kind(name or _probe_name(source), config)
-            if twice := parts.keys() & found.keys():
-                raise UsageError(
-                    f"--probe: two texts of the name '{min(twice)}'; give each its own, as in NAME={source}"
-                )
-            found |= parts
-        return found
-
-
-def _probe_name(source: str) -> str:
-    """The file's name without its suffixes, or the last part of a Hub id."""
-    path = Path(source)
-    stem = Path(path.stem).stem if path.suffix.lower() in PACKED else path.stem
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "probe"
-
-
 TaskText = Annotated[
     str | None,
     typer.Option(
@@ -199,32 +125,29 @@ def measure_command(
     """Measure what a fine-tuned model forgot of its base, each number with its standard error."""
     how = measuring.given(models)
     quiet_libraries()
-    source = _with_probes(texts_of(text, text_field), probing.texts(measuring.seed))
-    if isinstance(source, dict):
-        from ..measuring.measure import profile
+    source = with_probes(texts_of(text, text_field), probing.texts(measuring.seed))
+    from ..measuring.measure import profile
 
-        found = profile(base, tuned, texts=source, **how)
-        _write_page(found, html)
-        if as_json:
-            typer.echo(json.dumps(found.to_dict()))
-        else:
-            print_shown([replace(part, notes=()) for part in found.shown()])
-        say_page(html, as_json=as_json)
-        say_notices(found.notices)
-        return
-    from ..measuring.measure import measure
-    from ..measuring.profile import Profile
-
-    result = measure(base, tuned, text=source, **how)
-    _write_page(Profile({result.text: result}), html)
+    several = isinstance(source, dict)
+    texts = source if several else {"text": source}
+    found = profile(base, tuned, texts=texts, probes=not probing.no_probe, **how)
+    _write_page(found, html)
     if as_json:
-        typer.echo(json.dumps(result.to_dict()))
+        typer.echo(json.dumps(found.to_dict() if several else _row(found, found.first.to_dict())))
+    elif several:
+        print_shown([replace(part, notes=()) for part in found.shown()])
     else:
         where = "--html FILE shows in which tokens and documents; " if html is None else ""
         next_ = f"next: {where}`forgetting evaluate` with the same two models shows which answers were lost"
-        print_shown([*replace(result, notices=()).shown(), Shown([next_])])
+        probes = [replace(part, notes=()) for part in found.probes_shown()]
+        print_shown([*replace(found.first, notices=()).shown(), *probes, Shown([next_])])
     say_page(html, as_json=as_json)
-    say_notices(result.notices)
+    say_notices(found.notices)
+
+
+def _row(profile: Profile, row: dict[str, Any]) -> dict[str, Any]:
+    """One text's row, with those of the base model's own answers under `probes`, where these were measured."""
+    return row if profile.probes is None or "probes" in row else row | {"probes": profile.to_dict()["probes"]}
 
 
 @o.expanded
@@ -266,15 +189,17 @@ def check_command(
     how = measuring.given(models)
     how["task_text"] = one_text(task_text, task_field, "--task-text", "--task-field")
     quiet_libraries()
-    source = _with_probes(texts_of(text, text_field), probing.texts(measuring.seed))
-    found = _checked(base, tuned, source, budget, confidence, how)
-    profile = _profile_of(found)
+    source = with_probes(texts_of(text, text_field), probing.texts(measuring.seed))
+    found, profile = _checked(base, tuned, source, budget, confidence, {**how, "probes": not probing.no_probe})
     _write_page(profile, html, found.task)
     if markdown is not None:
-        write(markdown, markdown_summary(found))
+        write(markdown, markdown_summary(found, profile))
     if junit is not None:
         write(junit, _as_junit(found, profile, strict=strict, allow_undecided=allow_undecided))
-    typer.echo(json.dumps(found.to_dict()) if as_json else "\n".join(map(visible, found.sentences())))
+    if as_json:
+        typer.echo(json.dumps(_row(profile, found.to_dict())))
+    else:
+        typer.echo("\n".join(map(visible, [*found.sentences(), *_not_judged(found, profile)])))
     say_page(html, as_json=as_json)
     say_notices([*(found.task.notices if found.task else ()), *profile.notices])
     raise typer.Exit(found.exit_code(strict=strict, allow_undecided=allow_undecided))
@@ -286,82 +211,52 @@ def say_page(html: Path | None, *, as_json: bool) -> None:
         typer.echo(f"report: {visible(str(html))}")
 
 
-def _profile_of(found: CheckResult | ProfileCheck) -> Profile:
-    """What a verdict rests on."""
-    from ..measuring.profile import Profile, ProfileCheck
-
-    if isinstance(found, ProfileCheck):
-        return found.profile
-    return Profile({found.measurement.text: found.measurement})
-
-
 def _checked(
     base: str, tuned: str, source: Any, budget: list[str], confidence: float, how: dict[str, Any]
-) -> CheckResult | ProfileCheck:
-    """The verdict on one text, or on several by their names."""
-    from ..measuring.measure import check, profile
+) -> tuple[CheckResult | ProfileCheck, Profile]:
+    """The verdict on one text, or on several by their names, and what it rests on."""
+    from ..config.texts import is_probe
+    from ..data.probes import kinds_beside
+    from ..measuring.measure import profile
+    from ..measuring.profile import judged
     from ..measuring.verdict import check_budget
 
-    if not isinstance(source, dict):
-        return check(base, tuned, budget=budgets_of(budget, None), confidence=confidence, text=source, **how)
-    budgets = budgets_of(budget, list(source))
-    for name, value in budgets.items():
-        check_budget(value, confidence, f"budget of '{name}'")
-    return profile(base, tuned, texts=source, **how).check(budgets, confidence)
+    several = isinstance(source, dict)
+    texts = source if several else {"text": source}
+    beside = kinds_beside(base) if how["probes"] and not any(map(is_probe, texts.values())) else []
+    budgets = budgets_of(budget, list(source) if several else None, beside)
+    for name, value in budgets.items() if isinstance(budgets, dict) else [(None, budgets)]:
+        check_budget(value, confidence, "budget" if name is None else f"budget of '{name}'")
+    found = profile(base, tuned, texts=texts, **how)
+    if not isinstance(budgets, dict):
+        return judged(found.first, found.task, budgets, confidence), found
+    if missing := [name for name in budgets if name not in found.everything]:
+        raise UsageError(
+            f"--budget {missing[0]}: the base model's own answers were not measured: it has no chat template, or could "
+            "not answer; --probe default asks for them"
+        )
+    return found.check(budgets, confidence), found
 
 
-def texts_of(
-    sources: list[str] | None, given: list[str] | None
-) -> str | TextConfig | dict[str, str | TextConfig] | None:
-    """The general text with the fields of --text-field; several by their names, in order.
+def _not_judged(found: CheckResult | ProfileCheck, profile: Profile) -> list[str]:
+    """A line of the base model's own answers that no budget names."""
+    from ..measuring.profile import ProfileCheck
 
-    Raises:
-        UsageError: a text without a name among several, two of one name, a field that no text has, or a value that it
-            does not take.
-    """
-    split = [_named(source) for source in sources or []]
-    if len(split) <= 1 and not any(name for name, _ in split):
-        return one_text(next(iter(sources or []), None), given)
-    names = [name for name, _ in split]
-    if None in names:
-        plain = next(source for name, source in split if name is None)
-        raise UsageError(f"--text: got '{plain}' among several texts; give each a name, as in chat={plain}")
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UsageError(f"--text: two texts of the name '{twice[0]}'; give each its own")
-    fields: dict[str, list[str]] = {str(name): [] for name in names}
-    for item in given or []:
-        name, mark, field = item.partition(".")
-        if not mark or name not in fields:
-            known = ", ".join(f"{name}.FIELD=VALUE" for name in fields)
-            raise UsageError(f"--text-field: got '{item}'; with named texts give {known}")
-        fields[name].append(field)
-    return {str(name): with_fields(source, fields[str(name)]) for name, source in split}
+    verdicts = found.verdicts if isinstance(found, ProfileCheck) else {}
+    rest = {name: one.forgetting for name, one in profile.answers.items() if name not in verdicts}
+    if not rest:
+        return []
+    values = ", ".join(f"{name} {fixed(mean.value)} ± {mean.se_text}" for name, mean in rest.items())
+    return [f"not judged, on the base model's own answers: {values}"]
 
 
-def _with_probes(source: Any, probes: dict[str, ProbeConfig]) -> Any:
-    """The texts and the probes by name; without probes the texts as they are.
-
-    Raises:
-        UsageError: a text and a probe of one name.
-    """
-    if not probes:
-        return source
-    texts = source if isinstance(source, dict) else {} if source is None else {"text": source}
-    if twice := texts.keys() & probes.keys():
-        raise UsageError(f"--probe: a text has the name '{min(twice)}', too; give one of them another")
-    return texts | probes
-
-
-def _named(source: str) -> tuple[str | None, str]:
-    """The name and the source of NAME=SOURCE; a path that is there is a path, whatever is in its name."""
-    name, mark, rest = source.partition("=")
-    if not mark or not NAME.fullmatch(name) or Path(source).exists():
-        return None, source
-    return name, rest
-
-
-def budgets_of(given: list[str], names: list[str] | None) -> Any:
+def budgets_of(given: list[str], names: list[str] | None, beside: Sequence[str] = ()) -> Any:
     """--budget as a number, or as numbers by the names of texts.
+
+    Args:
+        given: as on the command line.
+        names: of the texts; None is one text without a name, which is `text` where a budget names a probe beside it.
+        beside: names of probes that are measured beside the texts, and judged where they are named.
 
     Raises:
         UsageError: not a number, a name that no text has, or several budgets of one text.
@@ -377,54 +272,18 @@ def budgets_of(given: list[str], names: list[str] | None) -> Any:
         if key in found:
             raise UsageError(f"--budget: two budgets {'of ' + repr(key) if key else 'for all texts'}; give one")
         found[key] = value
+    unknown = [key for key in found if key is not None and key not in (*(names or ()), *beside)]
     if names is None:
-        if list(found) != [None]:
-            raise UsageError("--budget: got a text's name, and there is one text without a name; give a number")
-        return found[None]
-    if unknown := [key for key in found if key is not None and key not in names]:
-        raise UsageError(f"--budget: no text '{unknown[0]}'; texts: {', '.join(names)}")
+        if unknown or (len(found) > 1 and not beside):
+            also = f", or NAME=NATS for answers of the base model ({few(beside)})" if beside else ""
+            raise UsageError(f"--budget: got a text's name, and there is one text without a name; give a number{also}")
+        if list(found) == [None]:
+            return found[None]
+        names = ["text"]
+    if unknown:
+        raise UsageError(f"--budget: no text '{unknown[0]}'; texts: {', '.join([*names, *beside])}")
     rest = dict.fromkeys(names, found[None]) if None in found else {}
     return rest | {key: value for key, value in found.items() if key is not None}
-
-
-def one_text(
-    source: str | None, given: list[str] | None, option: str = "--text", fields: str = "--text-field"
-) -> str | TextConfig | None:
-    """The text of an option with the fields that say how to read it; None where it was not given.
-
-    Raises:
-        UsageError: fields without a text, and what `with_fields` raises.
-    """
-    if source is not None:
-        return with_fields(source, given or [], fields)
-    if given:
-        raise UsageError(f"{fields}: says how to read {option}, which is missing")
-    return None
-
-
-def with_fields(source: str, given: list[str], option: str = "--text-field") -> str | TextConfig:
-    """A text with fields that say how to read it.
-
-    Raises:
-        UsageError: a field that no text has, or a value that it does not take.
-    """
-    if not given:
-        return source
-    from pydantic import ValidationError
-
-    from ..config.explaining import explain
-    from ..config.schema import TextConfig
-
-    fields = {}
-    for item in given:
-        name, mark, value = item.partition("=")
-        if not mark:
-            raise UsageError(f"{option}: got '{item}'; give NAME=VALUE, for example split=test")
-        fields[name] = value
-    try:
-        return TextConfig.model_validate_strings({"source": source, **fields}, strict=False)
-    except ValidationError as error:
-        raise UsageError(*explain(error, TextConfig, option)) from None
 
 
 def _as_junit(found: CheckResult | ProfileCheck, profile: Profile, **how: bool) -> str:
@@ -445,14 +304,15 @@ def _code_of(verdict: Verdict, how: dict[str, bool]) -> int:
     return exit_code_of(verdict.verdict, verdict.blind, **how)
 
 
-def markdown_summary(found: CheckResult | ProfileCheck) -> str:
+def markdown_summary(found: CheckResult | ProfileCheck, profile: Profile) -> str:
     """A verdict as Markdown, for a comment on a pull request."""
     from ..measuring.measurement import CheckResult
 
     rest = _summary(found) if isinstance(found, CheckResult) else _summary_of_texts(found)
     what = "Forgetting" if found.task is None else "Task and forgetting:"
     task = [] if found.task is None else [f"{escaped(found.task.sentence())} ({code(found.task.text)}).", ""]
-    return "\n".join([heading(what, found.outcome), "", *task, *rest])
+    probes = [f"{escaped(line)}.\n" for line in _not_judged(found, profile)]
+    return "\n".join([heading(what, found.outcome), "", *task, *rest, *probes])
 
 
 def _summary(verdict: CheckResult) -> list[str]:
@@ -471,7 +331,9 @@ def _summary(verdict: CheckResult) -> list[str]:
 
 def _summary_of_texts(found: ProfileCheck) -> list[str]:
     lines = ["| text | verdict | forgetting | standard error | bounds | budget |", "|---|---|---:|---:|---:|---:|"]
-    for name, one in found.profile.measurements.items():
+    judged_too = [name for name in found.verdicts if name not in found.profile.measurements]
+    rows = found.profile.measurements | {name: found.profile.everything[name] for name in judged_too}
+    for name, one in rows.items():
         mean, judged = one.forgetting, found.verdicts.get(name)
         bounds = f"{judged.low:.4f} to {judged.high:.4f}" if judged else ""
         verdict, budget = (judged.verdict, f"{judged.budget:g}") if judged else ("not judged", "")

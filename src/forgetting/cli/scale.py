@@ -12,9 +12,10 @@ import typer
 from ..display.tables import Shown
 from ..errors import UsageError
 from . import options as o
-from .measure import Base, Html, PassOptions, TextField, one_text
+from .measure import Base, Html, PassOptions
 from .printing import print_shown, quiet_libraries, say, say_notices
 from .summaries import Confidence, write
+from .texts import TextField, one_text
 
 if TYPE_CHECKING:
     from ..measuring.scaling import Scaling

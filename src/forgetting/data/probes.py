@@ -40,6 +40,8 @@ KINDS = ("kind", "category", "type")
 COLUMNS = frozenset(("messages", *PROMPTS, *DIALOGUES, *KINDS, "id", "input", "system"))
 """All that are read, whatever the case of their letters."""
 OURS = Path(__file__).parent / "prompts.jsonl"
+BESIDE, BESIDE_TOKENS = 48, 64
+"""Prompts, of ours or the miniature's, whose answers are measured beside a text, and tokens at which these are cut."""
 Ids = NDArray[np.int32]
 
 
@@ -88,6 +90,32 @@ def prompts_and_notices(config: ProbeConfig) -> tuple[list[Prompt], list[str]]:
         what = "a copy of another one" if copies == 1 else "copies of others"
         notices.append(f"{share_of(copies, len(chosen), 'prompt', 'is')} {what} and left out")
     return distinct, notices
+
+
+def source_beside(base: str) -> str:
+    """Whose prompts are answered beside a text, by the base model's name."""
+    return MINIATURE if base == MINIATURE else DEFAULT
+
+
+def kinds_beside(base: str) -> list[str]:
+    """The kinds of these prompts."""
+    return kinds_of(_prompts(source_beside(base))[0])
+
+
+def beside(source: str) -> list[Prompt]:
+    """The prompts that are answered beside a text: as many of each kind, spread evenly over all of it; always the same.
+
+    Args:
+        source: DEFAULT or MINIATURE.
+    """
+    prompts, _ = _prompts(source)
+    kinds = kinds_of(prompts)
+    count = BESIDE // len(kinds)
+    found = []
+    for kind in kinds:
+        mine = [prompt for prompt in prompts if prompt.kind == kind]
+        found += [mine[i * len(mine) // count] for i in range(count)]
+    return found
 
 
 def _content(prompt: Prompt) -> str:

@@ -68,8 +68,8 @@ class ForgettingCallback(TrainerCallback):
     Args:
         text: general text: a file, Hub id, TextConfig or Windows; a list of texts; a datasets.Dataset or DataFrame.
             Default: the WikiText-103 test set.
-        texts: further ones by name, measured at the same steps and logged as `forgetting/NAME/...`; in `rows` their
-            columns are such as `forgetting[NAME]`.
+        texts: further ones beside a `text` that is given, by name, measured at the same steps and logged as
+            `forgetting/NAME/...`; in `rows` their columns are such as `forgetting[NAME]`.
         every: measure every so many steps; None measures after 1, 2, 4, 8, ... steps. Both measure before the first
             step and after the last.
         budget: excess forgetting on `text` that is allowed, nats/token. Training stops at the first measurement above
@@ -106,6 +106,11 @@ class ForgettingCallback(TrainerCallback):
             raise UsageError(f"every={every}: must be at least 1 step; None measures after 1, 2, 4, 8, ... steps")
         if budget is not None:
             check_budget(budget, 0.95)
+        if text is None and texts:
+            raise UsageError(
+                "ForgettingCallback: texts without text: they are measured beside it, and the budget is of it; give "
+                "text=... too"
+            )
         self.text, self.every, self.budget = text_source(text), every, budget
         self.texts = {name: _source(name, one) for name, one in (texts or {}).items()}
         self.tokenizer, self.context, self.wanted_batch = tokenizer_of(tokenizer), context, batch_tokens

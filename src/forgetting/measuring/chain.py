@@ -21,9 +21,9 @@ from ..models.chained import Opened, Recipe
 from ..models.gguf import GgufFile
 from ..models.pair import Pair
 from ..models.sources import Source
-from . import measure as one_pair
-from . import passes
+from . import one_text, passes
 from .chain_result import Chain, ChainStep, parts_of
+from .measure import model_config, settings_of
 from .measurement import Settings
 from .reading import Text, read_windows, text_source
 from .sampling import Sampled
@@ -65,10 +65,10 @@ def chain(
     """
     how: dict[str, Any] = {"context": context, "revision": revision, "dtype": dtype, "device": device}
     how |= {"trust_remote_code": trust_remote_code, "batch_tokens": batch_tokens, "cache_dir": cache_dir}
-    settings = one_pair.settings_of(device_map, **how)
+    settings = settings_of(device_map, **how)
     given, wanted = text_source(text), steps_of(steps)
     name = path_of("base", base, "a folder, a Hub id, `miniature`")
-    config = one_pair.model_config(settings).model_copy(update={"source": name})
+    config = model_config(settings).model_copy(update={"source": name})
     source = loading.base_source(config)
     recipes = chained.recipes_of(wanted, config, source)
     return _Walk(config, source, settings, None if text is None else given).through(recipes)
@@ -104,7 +104,7 @@ class _Walk:
     def through(self, recipes: Sequence[Recipe]) -> Chain:
         """Measure all steps."""
         base = self.base()
-        text = self.given if self.given is not None else one_pair.default_text(self.config.source)
+        text = self.given if self.given is not None else one_text.default_text(self.config.source)
         windows, name, context, told = read_windows(
             text, base.tokenizer, [base.model], self.settings.context, None, self.settings.cache_dir
         )
@@ -126,11 +126,11 @@ class _Walk:
         models = opened.pair
         notices = [*opened.notices, *_fitting(models, windows, context)]
         rows, told = comparable.shared_rows(models.base, models.tuned, windows.largest)
-        values = one_pair.token_values(models, windows, self.settings.cache_dir, size, rows)
+        values = one_text.token_values(models, windows, self.settings.cache_dir, size, rows)
         merged = self._of_merge(recipe, earlier, models)
         sampled = Sampled(windows, values, True)
-        notices += [*told, *(merged or one_pair.unchanged_notice(sampled))]
-        so_far = one_pair.measurement_of(
+        notices += [*told, *(merged or one_text.unchanged_notice(sampled))]
+        so_far = one_text.measurement_of(
             models, name, context, self.settings, sampled, None, tuple(notices), began, windows
         )
         parts = parts_of(values, self.before, windows.token_documents())
@@ -167,7 +167,7 @@ def _same_notice(after: dict[str, NDArray[Any]], before: dict[str, NDArray[Any]]
     if before is None:
         return []
     moved = [np.abs(after[name] - before[name]).max(initial=0.0) for name in ("forgetting", "kl", "data_loss_tuned")]
-    if max(moved) > one_pair.ROUNDING:
+    if max(moved) > one_text.ROUNDING:
         return []
     how = "exactly" if max(moved) == 0 else "up to rounding"
     return [f"the model gives the numbers of the step before at every token, {how}"]

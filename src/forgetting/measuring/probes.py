@@ -60,8 +60,23 @@ def probe_windows(
     if tokenizer is None:
         raise UsageError("live models need tokenizer=..., to write the prompts with")
     prompts, notices = prompts_and_notices(config)
-    ids, told = encode_prompts(prompts, tokenizer)
-    notices += told
+    made = windows_of(model, tokenizer, config, prompts, key=key, context=context, cache_dir=cache_dir)
+    return replace(made, notices=(*notices, *made.notices))
+
+
+def windows_of(
+    model: Any,
+    tokenizer: Any,
+    config: ProbeConfig,
+    prompts: Sequence[Prompt],
+    *,
+    key: str | None,
+    context: int,
+    cache_dir: Path | None,
+    cut_is_told: bool = True,
+) -> Windows:
+    """As `probe_windows`, of prompts that were read; notices count answers that were cut only where that is asked."""
+    ids, notices = encode_prompts(prompts, tokenizer)
     most = config.answer_tokens(context)
     room = context - most
     fits = [i for i, prompt in enumerate(ids) if 0 < len(prompt) <= room]
@@ -85,7 +100,7 @@ def probe_windows(
     inner = adapters.unwrapped(model)
     config = config.model_copy(update={"max_new_tokens": most})
     answers = _answers(inner, tokenizer, chosen, asked, config, key, cache_dir)
-    return _windows(inner, tokenizer, config, chosen, asked, answers, notices)
+    return _windows(inner, tokenizer, config, chosen, asked, answers, notices, cut_is_told=cut_is_told)
 
 
 def _windows(
@@ -96,6 +111,8 @@ def _windows(
     asked: Sequence[Ids],
     answers: Sequence[Ids],
     notices: list[str],
+    *,
+    cut_is_told: bool,
 ) -> Windows:
     """Windows of the answers that are not empty, with what is to be told of the others."""
     ends = set(end_tokens(model, tokenizer))
@@ -105,7 +122,7 @@ def _windows(
     if not said:
         raise UsageError(f"{config.source}: the base model answers nothing to any of {several(len(answers), 'prompt')}")
     cut = sum(int(answers[i][-1]) not in ends for i in said)
-    if cut:
+    if cut and cut_is_told:
         most = several(config.max_new_tokens or 0, "token")
         notices.append(f"{share_of(cut, len(answers), 'answer', 'was')} cut at {most}")
     if len(said) == 1:

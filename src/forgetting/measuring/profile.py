@@ -15,7 +15,7 @@ from ..display.tables import Result, Shown
 from ..errors import UsageError, did_you_mean
 from . import quantities
 from .estimate import Mean, holm
-from .measurement import Measurement
+from .measurement import CheckResult, Measurement
 from .task import Improvement, Outcome, outcome
 from .verdict import LEAST, Verdict, judge
 
@@ -33,15 +33,28 @@ class Profile(Result):
     Attributes:
         measurements: by the text's name, in the order given.
         task: that of the task's held-out text, which is not among them; None without one.
+        probes: those of the base model's own answers by kind of prompt, which are measured beside the texts where it
+            has a chat template; None without. Their p are corrected by themselves: the texts' do not depend on them.
     """
 
     measurements: dict[str, Measurement]
     task: Measurement | None = None
+    probes: Profile | None = None
 
     @property
     def first(self) -> Measurement:
         """That of the first text."""
         return next(iter(self.measurements.values()))
+
+    @property
+    def everything(self) -> dict[str, Measurement]:
+        """The texts, and the probes after them; of one name it is the text."""
+        return self.measurements | {k: v for k, v in self.answers.items() if k not in self.measurements}
+
+    @property
+    def answers(self) -> dict[str, Measurement]:
+        """Those of `probes`; empty without."""
+        return {} if self.probes is None else self.probes.measurements
 
     @property
     def p(self) -> dict[str, float]:
@@ -58,8 +71,8 @@ class Profile(Result):
         """Hold each text to a budget.
 
         Args:
-            budget: excess forgetting that is allowed, nats/token: one number for all texts, or one by a text's name;
-                texts that are not named are not judged.
+            budget: excess forgetting that is allowed, nats/token: one number for all texts, or one by the name of a
+                text or a kind of `probes`; what is not named is not judged.
             confidence: of all verdicts together, that on the task among them where its text was measured. With k
                 verdicts the bounds that say "over" or "not improved" are of confidence 1 - (1 - confidence) / k
                 (Bonferroni); the others need no correction, since all of them must hold.
@@ -67,8 +80,8 @@ class Profile(Result):
         Raises:
             UsageError: a name that no text has, no budget, or numbers that make no sense.
         """
-        names = self.measurements
-        wanted = dict(budget) if isinstance(budget, Mapping) else dict.fromkeys(names, float(budget))
+        wanted = dict(budget) if isinstance(budget, Mapping) else dict.fromkeys(self.measurements, float(budget))
+        names = self.everything
         for name in wanted:
             if name not in names:
                 raise UsageError(f"budget of '{name}': no such text; {did_you_mean(str(name), names)}")
@@ -81,13 +94,17 @@ class Profile(Result):
         return ProfileCheck(verdicts, self, None if self.task is None else self.task.improvement(confidence, of=given))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the models, and by the text's name the row of `measure`, with p and Holm's p."""
+        """Plain data for JSON: the models, and by the text's name the row of `measure`, with p and Holm's p.
+
+        `probes` has such rows of the base model's own answers, where these were measured.
+        """
         p, corrected = self.p, self.p_holm
         texts = {
             name: one.to_dict() | {"p": _or_none(p[name]), "p_holm": _or_none(corrected[name])}
             for name, one in self.measurements.items()
         }
-        return {"base": self.first.base, "tuned": self.first.tuned, "texts": texts}
+        probes = {} if self.probes is None else {"probes": self.probes.to_dict()["texts"]}
+        return {"base": self.first.base, "tuned": self.first.tuned, "texts": texts, **probes}
 
     def to_frame(self) -> pd.DataFrame:
         """One row a text."""
@@ -100,6 +117,18 @@ class Profile(Result):
             f"{self.first.dtype}",
             "forgetting in nats/token; intervals of 95 %; p of no forgetting, corrected for all texts (Holm)",
         ]
+        found = [self._table(heading, "text", "documents")]
+        return [*found, *self.probes_shown()]
+
+    def probes_shown(self) -> list[Shown]:
+        """A table of the base model's own answers, where they were measured."""
+        if self.probes is None:
+            return []
+        n = sum(one.forgetting.n_documents for one in self.answers.values())
+        heading = f"on the base model's own answers to {several(n, 'prompt')}, by kind of prompt:"
+        return [self.probes._table([heading], "prompts", "answers")]
+
+    def _table(self, heading: list[str], what: str, documents: str) -> Shown:
         corrected = self.p_holm
         rows = [
             (
@@ -114,20 +143,20 @@ class Profile(Result):
             )
             for name, one in self.measurements.items()
         ]
-        columns = ("text", "forgetting", "± se", "95 %", "p", "agreement", "tokens", "documents")
-        return [Shown(heading, columns, rows, self.notices)]
+        columns = (what, "forgetting", "± se", "95 %", "p", "agreement", "tokens", documents)
+        return Shown(heading, columns, rows, self.notices)
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Those of all texts; a notice that all share is there once."""
+        """Those of all texts; a notice that all share is there once. Those of the probes come last."""
         found: dict[str, list[str]] = {}
         for name, one in self.measurements.items():
             for notice in one.notices:
                 found.setdefault(notice, []).append(name)
         count = len(self.measurements)
-        return tuple(
-            notice if len(names) == count else f"{', '.join(names)}: {notice}" for notice, names in found.items()
-        )
+        told = [notice if len(names) == count else f"{', '.join(names)}: {notice}" for notice, names in found.items()]
+        probes = () if self.probes is None else self.probes.notices
+        return *told, *(f"the base model's own answers: {notice}" for notice in probes if notice not in found)
 
     def figure(self) -> go.Figure:
         """A forest plot, as a Plotly figure: excess forgetting of each text with its 95 % interval."""
@@ -152,9 +181,17 @@ class Profile(Result):
         return plotly_figure(Chart("profile", html.escape(title), "Bars are 95 % intervals.", alt, spec))
 
 
+def judged(found: Measurement, task: Measurement | None, budget: float, confidence: float) -> CheckResult:
+    """One text held to a budget, and its task where one was measured; the bounds that fail are of as many verdicts."""
+    of = 1 if task is None else 2
+    verdict = judge(found.forgetting, budget, confidence, of=of)
+    improved = None if task is None else task.improvement(confidence, of=of)
+    return CheckResult(**vars(verdict), measurement=found, task=improved)
+
+
 @dataclass(frozen=True)
 class ProfileCheck(Result):
-    """Verdicts on the budgets of several texts.
+    """Verdicts on the budgets of several texts, or of the base model's own answers.
 
     Attributes:
         verdicts: by the text's name.
@@ -194,7 +231,8 @@ class ProfileCheck(Result):
         for name, one in self.verdicts.items():
             bounds = {"forgetting_low": _or_none(one.low), "forgetting_high": _or_none(one.high)}
             judged = {"verdict": one.verdict, "budget": one.budget, "confidence": one.confidence}
-            row["texts"][name] = {**judged, **bounds, **row["texts"][name]}
+            rows = row["texts"] if name in row["texts"] else row["probes"]
+            rows[name] = {**judged, **bounds, **rows[name]}
         task = {} if self.task is None else {"outcome": self.outcome, "task": self.task.to_dict()}
         return {**task, "verdict": self.verdict, **row}
 

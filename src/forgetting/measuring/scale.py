@@ -20,8 +20,9 @@ from ..models.scaled_adapter import ScaledAdapter
 from .base_targets import base_targets
 from .estimate import Mean, clustered_mean
 from .losses import token_losses
-from .measure import default_text, of_text, opened, settings_of
+from .measure import opened, settings_of
 from .measurement import Settings
+from .one_text import default_text, of_text
 from .reading import Text, read_windows, text_source
 from .scaling import GRID, Point, Scaling
 from .verdict import LEAST, check_budget, judge

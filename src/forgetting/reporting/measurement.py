@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from ..display.numbers import finite, fixed, p_value, several
 from ..measuring.quantities import SHARE, SHOWN
 
 if TYPE_CHECKING:
+    from ..measuring.measurement import Measurement
     from ..measuring.profile import Profile
     from ..measuring.task import Improvement
     from ..measuring.where import Group, Passage, Where
@@ -24,17 +25,29 @@ FULL = 4.0
 
 
 def render(profile: Profile, task: Improvement | None = None) -> str:
-    """The page as text; the same text for the same measurements. With several texts it begins with a forest plot."""
-    texts = [
-        _text(name, measurement.to_dict(), measurement.where(), measurement.tokenizer)
-        for name, measurement in profile.measurements.items()
-    ]
-    forest = _forest(profile) if len(texts) > 1 else None
+    """The page as text; the same text for the same measurements. With several texts it begins with a forest plot.
+
+    The base model's own answers, where they were measured beside the texts, are texts of it too.
+    """
+    measured = [(name, one, profile.p_holm[name]) for name, one in profile.measurements.items()]
+    if profile.probes is not None:
+        corrected = profile.probes.p_holm
+        measured += [(f"own answers: {name}", one, corrected[name]) for name, one in profile.answers.items()]
+    texts = [_text(name, one.to_dict(), one.where(), one.tokenizer) for name, one, _ in measured]
+    forest = _forest(measured) if len(texts) > 1 else None
     notices = profile.notices if forest else ()
     return (
         environment()
         .get_template("measurement.html")
-        .render(first=texts[0]["row"], texts=texts, forest=forest, task=task, notices=notices, full=FULL)
+        .render(
+            first=texts[0]["row"],
+            texts=texts,
+            forest=forest,
+            task=task,
+            notices=notices,
+            full=FULL,
+            probes=profile.probes is not None,
+        )
     )
 
 
@@ -71,10 +84,10 @@ def _text(name: str, row: Mapping[str, Any], where: Where, tokenizer: Any) -> di
     }
 
 
-def _forest(profile: Profile) -> dict[str, Any]:
-    """Each text's excess forgetting and its 95 % interval, in per cent of the width."""
-    means = {name: one.forgetting for name, one in profile.measurements.items()}
-    ends = [end for mean in means.values() for end in (mean.value, *mean.interval()) if math.isfinite(end)]
+def _forest(measured: Sequence[tuple[str, Measurement, float]]) -> dict[str, Any]:
+    """Excess forgetting of each text (its name, the measurement, p) and its 95 % interval, in per cent of the width."""
+    means = [one.forgetting for _, one, _ in measured]
+    ends = [end for mean in means for end in (mean.value, *mean.interval()) if math.isfinite(end)]
     low, high = min(0.0, *ends), max(0.0, *ends)
     room = 0.04 * (high - low) or 1.0
     low, high = low - room, high + room
@@ -82,9 +95,9 @@ def _forest(profile: Profile) -> dict[str, Any]:
     def place(value: float) -> float:
         return round(100 * (value - low) / (high - low), 2)
 
-    p = profile.p_holm
     rows = []
-    for name, mean in means.items():
+    for name, one, p in measured:
+        mean = one.forgetting
         start, stop = mean.interval()
         known = math.isfinite(stop - start)
         rows.append(
@@ -93,8 +106,8 @@ def _forest(profile: Profile) -> dict[str, Any]:
                 "at": place(mean.value),
                 "interval": (place(start), round(place(stop) - place(start), 2)) if known else None,
                 "text": f"{number(mean.value)} [{number(start)}, {number(stop)}]" if known else number(mean.value),
-                "p": p_value(p[name]),
-                "agreement": f"{100 * profile.measurements[name].means['agreement'].value:.1f} %",
+                "p": p_value(p),
+                "agreement": f"{100 * one.means['agreement'].value:.1f} %",
                 "tokens": mean.n_tokens,
             }
         )

@@ -69,7 +69,9 @@ def what_if(panel: Panel, cost: Cost | None) -> dict[str, Any] | None:
         "sizes": sizes,
         "steps": steps,
         "start": [size, fit.measured_range["step"][1], budget],
-        "cost": None if cost is None else {"tokens": cost.tokens_per_step, "seconds": cost.seconds},
+        "cost": None
+        if cost is None
+        else {"tokens": cost.tokens_per_step, "seconds": cost.seconds, "flops": _flops(cost, size)},
         "spans": spans(fit.band_laws()) if fit.rivals else "",
         "no_bands": fit.no_bands,
         "checks": _checks(fit, sizes, steps),
@@ -77,6 +79,19 @@ def what_if(panel: Panel, cost: Cost | None) -> dict[str, Any] | None:
     }
     result: dict[str, Any] = plain(made)
     return result
+
+
+def _flops(cost: Cost, size: float) -> list[float] | None:
+    """FLOPs of a step: with no trainable parameter, and more for each; None where the model's size is not known.
+
+    Those of adapters: a study over several sizes has no other.
+    """
+    if cost.model_params is None or size >= cost.model_params:
+        return None
+    none, one = cost.flops(1.0, 0.0), cost.flops(1.0, 1.0)
+    assert none is not None
+    assert one is not None
+    return [none, one - none]
 
 
 def _doubles(values: Array) -> str:

@@ -59,6 +59,7 @@ COLUMNS: dict[str, Column] = {
         "share of the way from the base model to the trained one, after training; empty for the trained model",
     ),
     "trainable_params": Column("whole", "run", "P, trainable parameters"),
+    "model_params": Column("whole", "run", "parameters of the base model; empty where an older run does not say"),
     **dict(_measured()),
     "finetune_tokens": Column("whole", "row", "targets that finetune_loss is over"),
     "finetune_documents": Column("whole", "row", "documents that they lie in"),

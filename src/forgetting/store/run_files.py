@@ -183,6 +183,7 @@ def shared_by_rows(record: Mapping[str, Any], file: Path) -> dict[str, Any]:
         "rank": options.get("rank"),
         "seed": record.get("seed"),
         "trainable_params": record.get("trainable_params"),
+        "model_params": record.get("model_params"),
     }
     for field, value in shared.items():
         missing = value is None and field in (*WHOLES, *NUMBERS)

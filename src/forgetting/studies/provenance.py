@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.schema import RunConfig
 from ..models import processes, quantised
+from ..models.loading import count_parameters
 from ..tuning.mitigations import label as mitigation_label
 
 if TYPE_CHECKING:
@@ -34,10 +35,11 @@ def record(run_id: str, run: RunConfig) -> dict[str, Any]:
 
 
 def execution(base: Base) -> dict[str, Any]:
-    """What does the run, here and now: versions, hardware, processes, command."""
+    """What does the run, here and now: the base model's size, versions, hardware, processes, command."""
     launch = processes.launched()
     packages = (*PACKAGES, *(["bitsandbytes"] if quantised.bits_of(base.model.config) else []))
     return {
+        "model_params": count_parameters(base.model, trainable=False),
         "versions": {name: metadata.version(name) for name in packages} | {"python": platform.python_version()},
         "hardware": _hardware(base),
         "processes": processes.count(),

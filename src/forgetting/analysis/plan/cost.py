@@ -34,14 +34,17 @@ class Cost:
         return steps * self.tokens_per_step
 
     def flops(self, steps: float, trainable: float) -> float | None:
-        """Floating point operations of a run that trains an adapter on a frozen model.
+        """Floating point operations of a run, as a multiple of its tokens: an estimate, attention left out.
 
-        Two a parameter and token forwards and two for the gradients of activations; adapters two more for their own
-        gradients (Kaplan et al. 2020, arXiv:2001.08361, Table 1, without the frozen weights' gradients).
+        Forwards 2 for each parameter and token, of the model (N) and of the adapter (P); backwards 2 for the gradients
+        of activations, and 2 for those of each trainable parameter: 4 N + 6 P for an adapter on a frozen model. In full
+        fine-tuning P is N, no parameter is beside the model, and that is 6 N (Kaplan et al. 2020, arXiv:2001.08361,
+        section 2.1 and Table 1).
         """
         if self.model_params is None:
             return None
-        return self.tokens(steps) * (4 * self.model_params + 6 * trainable)
+        beside = 0.0 if trainable >= self.model_params else trainable
+        return self.tokens(steps) * (4 * (self.model_params + beside) + 2 * trainable)
 
     def hours(self, steps: float, trainable: float) -> float | None:
         """Hours of training of a run, measuring left out."""
@@ -70,6 +73,7 @@ def costs_of_table(table: pd.DataFrame) -> dict[str, Cost]:
     used = ["train_tokens", "train_seconds", "trainable_params", "status", "step", "run_id", "dataset"]
     if not set(used) <= set(table):
         return {}
+    used += [name for name in ("model_params",) if name in table]
     done = table.loc[(table["status"] == DONE) & (table["step"] > 0), used]
     last = done.sort_values("step", kind="stable").groupby("run_id").tail(1)
     return {str(name): cost for name, runs in last.groupby("dataset") if (cost := _cost(runs)) is not None}
@@ -91,4 +95,10 @@ def _cost(runs: pd.DataFrame) -> Cost | None:
         slope, start = np.polyfit(list(of_each), list(of_each.values()), 1)
         if slope > 0 and start > 0:
             alone, each = float(start), float(slope)
-    return Cost(float(np.median(tokens / steps)), None, (alone, each))
+    return Cost(float(np.median(tokens / steps)), _model_params(runs), (alone, each))
+
+
+def _model_params(runs: pd.DataFrame) -> float | None:
+    """Of the base model; None where the runs do not say, or not the same."""
+    found = set(runs["model_params"].dropna()) if "model_params" in runs else set()
+    return float(found.pop()) if len(found) == 1 else None

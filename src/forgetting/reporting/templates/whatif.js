@@ -140,9 +140,10 @@
 
     cost(P, N) {
       if (!this.law.cost) return "";
-      const { tokens, seconds } = this.law.cost;
+      const { tokens, seconds, flops } = this.law.cost;
+      const operations = flops ? `, about ${three((N * (flops[0] + flops[1] * P)) / 1e12)} TFLOP` : "";
       const hours = seconds ? ` and ${three((N * (seconds[0] + seconds[1] * P)) / 3600)} hours of training` : "";
-      return `${three(N * tokens)} tokens${hours}`;
+      return `${three(N * tokens)} tokens${operations}${hours}`;
     }
 
     losses(size, N, finetune, loss, above) {
