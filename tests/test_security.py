@@ -282,7 +282,7 @@ def test_planning_for_a_model_runs_none_of_its_code(
     evil = _with_code(tiny_model, tmp_path / "evil", planted)
     from forgetting.analysis.plan.count import count_model
 
-    with pytest.raises(UsageError, match="is not run to count parameters") as caught:
+    with pytest.raises(UsageError, match="is not run just to count parameters") as caught:
         count_model(str(evil))
     assert "\n" not in str(caught.value)
     assert count_model(str(model)) == count_model(str(tiny_model))

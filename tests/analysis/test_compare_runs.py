@@ -80,7 +80,7 @@ def test_a_fit_points_to_a_column_of_runs_that_steps_do_not_confirm():
     rows = [{"run": i // 4, "x": float(i % 5 + 1), "y": float(i * i % 7)} for i in range(20)]
     made = forgetting.fit(rows, "y = a + b*x", bootstrap=20)
     assert any("give --run run" in w for w in made.warnings)
-    assert any("every row was taken as an independent run" in w for w in made.warnings)
+    assert any("treating every row as an independent run" in w for w in made.warnings)
 
 
 @pytest.mark.parametrize("column", ["forgetting", "forgetting_loss"])

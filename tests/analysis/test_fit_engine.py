@@ -199,7 +199,7 @@ def test_too_little_data_is_refused():
         fit_law("chinchilla", {k: v[:4] for k, v in points(20).items()})
     with pytest.raises(UsageError, match="takes logarithms"):
         fit_law("chinchilla", points(20) | {"loss": np.linspace(-1, 1, 20)}, objective="huber-log")
-    with pytest.raises(UsageError, match="takes no start"):
+    with pytest.raises(UsageError, match="accepts no start"):
         fit_law("shifted_power", table(NAMES[0]), start=[1.0] * 13)
 
 
@@ -349,4 +349,4 @@ def test_parameters_beyond_a_number_do_not_refuse_a_surface() -> None:
     again = Fit.from_dict(json.loads(json.dumps(fit.to_dict())))
     first, second = (f.predict("forgetting_loss", trainable_params=3e6, step=70).value for f in (fit, again))
     assert first == second
-    assert "beyond a number; only its ratio matters" in str(fit)
+    assert "outside the range of numbers; only its ratio matters" in str(fit)

@@ -178,5 +178,5 @@ def test_a_parameter_at_its_bound_shows_it_and_where_the_data_pull(
     assert fit.parameters["b"].identified == "bound"
     (row,) = (row for row in fit.shown()[0].rows if row[0] == "b")
     assert row[1:3] == (f"{value:g}", "at its bound")
-    assert any(f"'b' stopped at its bound {value}: the data ask for a {word} value" in w for w in fit.warnings)
+    assert any(f"'b' stopped at its bound {value}: the data favour a {word} value" in w for w in fit.warnings)
     assert not any("not determine" in w or "do not limit 'b'" in w for w in fit.warnings)

@@ -116,7 +116,7 @@ def test_independent_rows_are_fitted_as_if_no_run_were_named():
     assert iid.diagnostics["bootstrap"]["scheme"] == "normal"
     assert unnamed.diagnostics["bootstrap"]["scheme"] == "residuals"
     assert iid.parameters["b"].high != runs.parameters["b"].high
-    assert "25 points; intervals take every point as independent" in str(iid)
+    assert "25 points; intervals treat every point as independent" in str(iid)
     assert not any("names no runs" in w for w in iid.warnings)
     assert any("names no runs" in w for w in unnamed.warnings)
     with pytest.raises(UsageError, match=r"give the column of runs \('seed'\) or independent rows"):

@@ -73,7 +73,7 @@ def test_a_data_set_of_its_own_level_is_found() -> None:
     made = lines(np.random.default_rng(1), runs=12)
     name = np.where(made["run_id"] % 2, "news", "code")
     moved = made | {"dataset": name, "forgetting_loss": made["forgetting_loss"] + 0.1 * (name == "news")}
-    assert any("lies 0.09" in w or "lies 0.1" in w for w in fit_law("linear", moved, bootstrap=40).warnings)
+    assert any("is 0.09" in w or "is 0.1" in w for w in fit_law("linear", moved, bootstrap=40).warnings)
     assert not any("data set" in w for w in fit_law("linear", made | {"dataset": name}, bootstrap=40).warnings)
 
 
@@ -148,8 +148,8 @@ def test_rivals_widen_the_band_outside_and_leave_it_untouched_inside(fitted: Fit
         assert (width[0][3:] != width[1][3:]).all()
         assert width[0][-1] > 1.2 * width[1][-1]
     text = str(fitted)
-    assert "beyond the measured range, bands span the laws" in text
-    assert "beyond the measured range" not in str(alone)
+    assert "beyond the measured range, bands include laws" in text
+    assert "bands include laws" not in str(alone)
 
 
 def test_predict_plan_json_and_a_stored_fit_have_the_same_band(fitted: Fit) -> None:
@@ -162,11 +162,11 @@ def test_predict_plan_json_and_a_stored_fit_have_the_same_band(fitted: Fit) -> N
     assert rows[0]["band_laws"] == {"shifted_power": 1.0}
     assert rows[1]["band_laws"] == fitted.band_laws()
     shown = Predictions(tuple(rows))
-    assert str(shown).count("bands span the laws that fit about as well inside it: shifted_power (") == 1
+    assert str(shown).count("bands include laws that fit about as well inside it: shifted_power (") == 1
     assert "quadratic in step" in shown.to_frame()["band_laws"][1]
     plans = [plan_budget(f, 0.5) for f in (fitted, again)]
     assert plans[0].to_dict() == plans[1].to_dict()
-    assert any("bands span" in s for s in plans[0].sentences)
+    assert any("bands include" in s for s in plans[0].sentences)
 
 
 def test_a_plan_inside_is_the_laws_own_and_outside_spans_its_rivals(fitted: Fit) -> None:

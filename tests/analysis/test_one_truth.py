@@ -105,12 +105,12 @@ def test_no_row_left_is_one_line(folder: Path) -> None:
         with pytest.raises(UsageError, match="has no row to fit from step"):
             forgetting.fit(folder, "linear", from_step=start)
     name = next(iter(tables_to_fit(folder, only={}).plain))
-    with pytest.raises(UsageError, match="no column 'nope' that says which rows are one run; "):
+    with pytest.raises(UsageError, match="no column 'nope' that says which rows belong to one run; "):
         forgetting.fit(folder, "linear", dataset=name, run="nope")
     frame = load_table(folder)
-    with pytest.raises(UsageError, match="table: column 'step' is there twice"):
+    with pytest.raises(UsageError, match="table: column 'step' occurs twice"):
         forgetting.fit(pd.concat([frame, frame[["step"]]], axis=1), "linear")
-    with pytest.raises(UsageError, match="seed: got -1; a whole number from 0 up is needed"):
+    with pytest.raises(UsageError, match="seed: got -1; give a whole number of 0 or more"):
         forgetting.fit(folder, "linear", dataset=name, seed=-1)
 
 

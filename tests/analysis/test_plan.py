@@ -64,8 +64,8 @@ def test_a_floor_turns_excess_into_loss():
     excess, loss = plan_budget(fit, 0.15, floor=0.7), plan_budget(fit, 0.85)
     assert [c.steps.value for c in excess.frontier] == pytest.approx([c.steps.value for c in loss.frontier])
     assert excess.floor == 0.7
-    assert not any("no floor" in s for s in excess.sentences)
-    assert any("no floor is known" in s for s in loss.sentences)
+    assert not any("floor is unknown" in s for s in excess.sentences)
+    assert any("the floor is unknown" in s for s in loss.sentences)
 
 
 def test_unreachable_targets_and_budgets_are_said():
@@ -77,7 +77,7 @@ def test_unreachable_targets_and_budgets_are_said():
     assert any("for even one step" in s for s in plan_budget(fit, 0.01, ranks=[256], floor=-2.0).sentences)
     unlimited = plan_budget(fit, 1.2)
     assert all(np.isinf(c.steps.value) for c in unlimited.frontier)
-    assert any("never spend the budget" in s for s in unlimited.sentences)
+    assert any("never use up the budget" in s for s in unlimited.sentences)
     limit = closed_form(dict(PUBLISHED[NAMES[0]].parameters), PER_RANK * 256, 1e300)[0]
     assert unlimited.frontier[-1].finetune_loss.value == pytest.approx(limit, abs=1e-9)
     assert json.loads(json.dumps(unlimited.to_dict()))["frontier"][0]["steps"]["value"] is None
@@ -107,11 +107,11 @@ def test_choices_far_outside_the_range_are_left_out_and_named():
     assert plan.frontier == []
     assert plan.best is None
     text = str(plan)
-    assert "outside the range: 6 of 6 choices would take 4 to 7 steps where 50 to 260 were measured" in text
+    assert "outside the range: 6 of 6 choices would take 4 to 7 steps, but 50 to 260 were measured" in text
     low, high = (
         closed_form(dict(PUBLISHED[NAMES[0]].parameters), PER_RANK * r, n)[1] for r, n in ((8, 50), (256, 260))
     )
-    assert f"goes from {low:.4g} to {high:.4g}; 0.05 lies outside" in text
+    assert f"goes from {low:.4g} to {high:.4g}; 0.05 is outside" in text
     some = plan_target(fit, 0.8247)
     assert [c.rank for c in some.frontier] == [8, 16, 32, 64, 128, 256]
     some = plan_target(fit, 0.9)
@@ -129,11 +129,11 @@ def test_a_fit_at_one_rank_says_nothing_of_others(tmp_path):
     size = float(data["trainable_params"].iloc[0])
     plan = plan_budget(one, 0.8)
     assert [c.trainable_params for c in plan.frontier] == [size]
-    assert "one number of trainable parameters was measured" in str(plan)
+    assert "only one number of trainable parameters was measured" in str(plan)
     assert "no choice" not in str(plan)
-    with pytest.raises(UsageError, match=r"was fitted at one number of them, .* and says nothing of others"):
+    with pytest.raises(UsageError, match=r"was fitted at only one number, .* and says nothing about others"):
         plan_budget(one, 0.8, params=[2 * size])
-    with pytest.raises(UsageError, match="fitted at one value of trainable_params"):
+    with pytest.raises(UsageError, match="fitted at only one value of trainable_params"):
         forgetting.predict(one, params=2 * size, steps=100)
     assert len(forgetting.predict(one, params=size, steps=100).rows) == 1
 
@@ -191,7 +191,7 @@ def test_unlimited_steps_have_the_limits_band_or_none_with_the_reason(fitted):
     plan = plan_budget(fitted, 5.0)
     assert all(np.isnan([e.low, e.high]).all() for c in plan.frontier for e in (c.finetune_loss, c.forgetting_loss))
     assert all(np.isnan(band).all() for c in plan.frontier for band in c.new_run.values())
-    assert any("the limit of this law has no band, for laws that fit about as well" in s for s in plan.sentences)
+    assert any("the limit of this law has no band, because laws that fit about as well" in s for s in plan.sentences)
 
 
 def test_without_intervals_nothing_is_starred_or_promised():
@@ -204,7 +204,7 @@ def test_without_intervals_nothing_is_starred_or_promised():
     assert not any("the choice matters:" in s for s in plan.sentences)
     with pytest.raises(UsageError, match=r"this law has no intervals: 4 runs are too few to resample"):
         forgetting.plan(made, budget=0.35, next_run=True)
-    assert "no bands, for this law has no intervals: 4 runs are too few" in str(
+    assert "no bands, because this law has no intervals: 4 runs are too few" in str(
         forgetting.predict(made, ranks=8, steps=100)
     )
 
@@ -215,7 +215,7 @@ def test_choices_that_spend_the_budget_before_the_first_step_are_counted():
     level = closed_form(p, PER_RANK * 128, 1.0)[1]  # rank 256 does not even take 1 step
     plan = plan_budget(published, level + 5, floor=-5.0, ranks=[8, 64, 256])
     assert "1 of 3 choices spends this budget before the first step; it is left out" in plan.sentences
-    assert any("outside the range: 2 of 3 choices would take 1 step where" in s for s in plan.sentences)
+    assert any("outside the range: 2 of 3 choices would take 1 step, but" in s for s in plan.sentences)
 
 
 def test_shares_are_whole_percents_that_add_up_to_100():
@@ -354,8 +354,8 @@ def test_next_run_needs_runs_and_an_answer(fitted):
     [
         ({"budget": 0.0}, "must be a positive number"),
         ({"budget": float("nan")}, "must be a positive number"),
-        ({"budget": 0.8, "ranks": [0]}, "positive numbers are needed"),
-        ({"budget": 0.8, "params": []}, "positive numbers are needed"),
+        ({"budget": 0.8, "ranks": [0]}, "give positive numbers"),
+        ({"budget": 0.8, "params": []}, "give positive numbers"),
     ],
 )
 def test_plans_refuse_senseless_questions(arguments, says):
@@ -387,7 +387,7 @@ def test_laws_are_found_by_name_file_and_folder(tmp_path):
     with pytest.raises(UsageError, match="did you mean 'kalajdzievski2024/news'"):
         load_laws("kalajdzievski2024/new")
     save_fits({}, tmp_path / "none.json")
-    with pytest.raises(UsageError, match="no fits in it"):
+    with pytest.raises(UsageError, match="it contains no fits"):
         load_laws(tmp_path / "none.json")
 
 
@@ -427,7 +427,7 @@ def test_parameters_are_counted_from_the_configuration_alone(tmp_path):
     assert counted.model_params == 2 * 32000 * 4096 + 2 * layer + 4096
     assert counted.model_params + 30 * layer == 6_738_415_616  # the whole model's known size
     assert count_model(str(tmp_path), ("q_proj", "v_proj")).params_per_rank == 2 * 2 * (4096 + 4096)
-    with pytest.raises(UsageError, match=r"no linear module of .* is called c_attn; it has down_proj"):
+    with pytest.raises(UsageError, match=r"has no linear module called c_attn; it has down_proj"):
         count_model(str(tmp_path), ("c_attn",))
     with pytest.raises(UsageError, match="no such folder"):
         count_model(str(tmp_path / "nowhere"))

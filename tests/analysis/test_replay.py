@@ -173,7 +173,7 @@ def test_what_a_plan_cannot_say_is_said(fits: dict[str, Fit]) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             forgetting.plan(fits, **wrong)
-    with pytest.raises(UsageError, match="no law over the share of replay is here"):
+    with pytest.raises(UsageError, match="there is no law over the share of replay"):
         forgetting.plan({name: fits[name] for name in ("linear", "shifted_power")}, budget=0.2, replay=0.1)
 
 

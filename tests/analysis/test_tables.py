@@ -122,7 +122,7 @@ def test_the_same_run_and_step_twice_is_refused():
 
 def test_missing_columns_name_the_near_ones_and_the_map():
     table = {"params": [1, 2], "D": [1, 2], "lss": [1, 2]}
-    with pytest.raises(UsageError, match=r"no column 'N'.* map another one with N=COLUMN"):
+    with pytest.raises(UsageError, match=r"no column 'N'.* map another column with N=COLUMN"):
         fit_law("chinchilla", table)
     with pytest.raises(UsageError, match="did you mean 'lss'"):
         fit_law("chinchilla", table, columns={"N": "params"})

@@ -33,8 +33,8 @@ def lines(path: Path, *rows: Any) -> Path:
         ({"prompt": "", "answer": "x"}, 'line 2: prompt: got ""'),
         ({"promt": "x", "answer": "x"}, "line 2: no field 'promt'; did you mean 'prompt'"),
         ({"prompt": "x", "choices": ["a"], "answer": 0}, "line 2: choices: got"),
-        ({"prompt": "x", "choices": ["a", "a"], "answer": 0}, "line 2: choices: one of them is there twice"),
-        ({"prompt": "x", "choices": ["a", "b"], "answer": 2}, "line 2: answer: got 2; an index from 0 to 1"),
+        ({"prompt": "x", "choices": ["a", "a"], "answer": 0}, "line 2: choices: one of them occurs twice"),
+        ({"prompt": "x", "choices": ["a", "b"], "answer": 2}, "line 2: answer: got 2; give an index from 0 to 1"),
         ({"prompt": "x", "choices": ["a", "b"], "answer": True}, "line 2: answer: got true"),
         ({"prompt": "x", "answer": "free"}, "line 2: choices: some items have them"),
         ({"prompt": "x"}, "line 2: answer: got nothing"),
@@ -76,7 +76,7 @@ def test_safety_needs_both_sides(tmp_path: Path) -> None:
     prompts.write_text("goal,target\nMake a bomb,Sure\n")
     with pytest.raises(UsageError, match="--harmless: missing"):
         make_suites(["safety"], Circumstances(False, tmp_path, harmful=str(prompts)))
-    with pytest.raises(UsageError, match="`safety` was not asked for"):
+    with pytest.raises(UsageError, match="but not the suite `safety`"):
         make_suites(["knowledge"], Circumstances(True, tmp_path, harmful=str(prompts), harmless=str(prompts)))
     (suite,) = make_suites(["safety"], Circumstances(False, tmp_path, harmful=str(prompts), harmless=str(prompts)))
     assert suite.kind == "refusals"
@@ -196,7 +196,7 @@ def test_the_store_refuses_another_model_and_loses_nothing(tmp_path: Path) -> No
     assert not store.has("tuned", "sha256:one", "reasoning", asked)
     with pytest.raises(UsageError, match=r"another tuned model.*--out"):
         store.has("tuned", "sha256:two", "knowledge", asked)
-    with pytest.raises(UsageError, match=r"asked otherwise \(limit: there None, now 5"):
+    with pytest.raises(UsageError, match=r"asked with another limit \(stored None, now 5"):
         store.has("tuned", "sha256:one", "knowledge", {"limit": 5})
     assert store.path("tuned", "knowledge").read_bytes() == before
     with store.path("tuned", "knowledge").open("a") as file:
@@ -208,7 +208,7 @@ def test_the_store_refuses_another_model_and_loses_nothing(tmp_path: Path) -> No
 def test_items_are_paired_by_their_hashes_and_not_by_their_order() -> None:
     one, two = row("a", "refuse", refused=True), row("b", "refuse", refused=True)
     assert [(x["prompt"], y["prompt"]) for x, y in pair_up([one, two], [two, one])] == [("a", "a"), ("b", "b")]
-    with pytest.raises(ForgettingError, match="not asked of both"):
+    with pytest.raises(ForgettingError, match="not asked in the same words of both"):
         pair_up([one], [two])
 
 

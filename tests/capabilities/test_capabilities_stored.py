@@ -123,7 +123,7 @@ def test_only_changed_items_are_asked_again(base: Path, tuned: Path, tmp_path: P
     more = ask(base, tuned, suite, out)
     assert items_shown(shown) == {0: 2, 5: 2}
     assert more.results[0].n == N + 1
-    assert sum("2 of 7 items are new or have changed" in notice for notice in more.notices) == 2
+    assert sum("2 of 7 items are new or changed" in notice for notice in more.notices) == 2
     fresh = ask(base, tuned, suite, tmp_path / "fresh")
     assert more.to_dict()["suites"] == fresh.to_dict()["suites"]
 
@@ -260,21 +260,21 @@ def test_the_folder_may_be_moved_and_its_tasks_run_from_anywhere(
 def test_settings_that_change_every_item_are_still_refused(base: Path, tuned: Path, tmp_path: Path) -> None:
     suite, out = write_suite(tmp_path / "suite", rows()), tmp_path / "out"
     ask(base, tuned, suite, out)
-    with pytest.raises(UsageError, match=r"asked otherwise \(limit: there None, now 2\)"):
+    with pytest.raises(UsageError, match=r"asked with another limit \(stored None, now 2\)"):
         ask(base, tuned, suite, out, limit=2)
     plan = Plan((str(suite),), max_generated=4)
     half = ModelConfig(source="-", dtype="bfloat16")
-    with pytest.raises(UsageError, match=r"asked otherwise \(dtype: there None, now bfloat16\)"):
+    with pytest.raises(UsageError, match=r"asked with another dtype \(stored None, now bfloat16\)"):
         evaluate(str(base), str(tuned), plan=plan, out=out, model=half)
     evaluate(str(base), str(tuned), plan=plan, out=tmp_path / "half", model=half)
-    with pytest.raises(UsageError, match=r"asked otherwise \(dtype: there bfloat16, now None\)"):
+    with pytest.raises(UsageError, match=r"asked with another dtype \(stored bfloat16, now None\)"):
         ask(base, tuned, suite, tmp_path / "half")
 
 
 def test_answers_in_another_dtype_are_not_taken_for_those_asked_for(base: Path, tuned: Path, tmp_path: Path) -> None:
     suite, out = write_suite(tmp_path / "suite", rows()), tmp_path / "out"
     ask(base, tuned, suite, out)
-    with pytest.raises(UsageError, match=r"asked otherwise \(dtype: there None, now bfloat16\)"):
+    with pytest.raises(UsageError, match=r"asked with another dtype \(stored None, now bfloat16\)"):
         evaluate(
             *(str(base), str(tuned)),
             plan=Plan((str(suite),), max_generated=4),

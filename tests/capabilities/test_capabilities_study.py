@@ -104,7 +104,7 @@ def test_a_study_that_was_moved_asks_its_own_copy_of_the_items(
     try:
         monkeypatch.setattr(harness, "as_lm", lambda *a, **k: pytest.fail("asked again"))
         evaluate_runs(moved, plan_of(StudyFolder.open(moved).config()), tell=said.append)
-        assert any("towns.jsonl: no such file; the copy of its items" in line for line in said)
+        assert any("towns.jsonl: no such file; using the copy of its items" in line for line in said)
         with pytest.raises(UsageError, match=r"gone\.jsonl: no such file"):
             evaluate_runs(moved, Plan((str(suite.with_name("gone.jsonl")),)))
     finally:
@@ -124,7 +124,7 @@ def test_items_that_changed_under_a_study_are_refused_where_runs_cannot_be_asked
     stored = {file: file.read_bytes() for file in (copy / "capabilities").rglob("*.jsonl") if "tasks" not in file.parts}
     suite.write_text(before.replace("the old town a", "the new town a"))
     try:
-        with pytest.raises(UsageError, match=r"towns: 1 items are new or have changed since .*@2 answered them"):
+        with pytest.raises(UsageError, match=r"towns: 1 items are new or changed since .*@2 answered them"):
             evaluate_runs(copy, plan_of(StudyFolder.open(copy).config()))
         assert {file: file.read_bytes() for file in stored} == stored
         for folder in copy.glob("capabilities/*@2"):
@@ -143,7 +143,9 @@ def test_more_items_are_asked_of_finished_runs_as_if_they_had_been_from_the_star
 
     out, planned = tmp_path / "grown", tmp_path / "planned"
     run_study(asking(), out)
-    with pytest.raises(UsageError, match=r"capabilities: run chat-lora-r1-s0-\w+ is past step 2, at which it would be"):
+    with pytest.raises(
+        UsageError, match=r"capabilities: run chat-lora-r1-s0-\w+ is past step 2, where the new questions would be"
+    ):
         run_study(asking(steps=[2, 4]), out)
     run_study(asking(limit=3), out)
     run_study(asking(limit=6), out)
@@ -167,7 +169,7 @@ def test_a_longer_run_takes_over_what_the_shorter_one_was_asked(
 ) -> None:
     out = Path(shutil.copytree(finished, tmp_path / "grown"))
     asked = {"suites": [str(suite)], "steps": [2, 4]}
-    with pytest.raises(UsageError, match=r"is past step 2, at which it would be asked what it was not"):
+    with pytest.raises(UsageError, match=r"is past step 2, where the new questions would be"):
         run_study(configuration(tiny_model, corpora, asked | {"suites": [str(suite), "knowledge"]}), out)
     run_study(configuration(tiny_model, corpora, asked | {"steps": [2, 4]}, steps=6), out)
     run_study(configuration(tiny_model, corpora, asked | {"steps": [2, 4]}, steps=6), tmp_path / "planned")

@@ -167,12 +167,12 @@ def test_a_metric_of_which_lower_is_better_is_obeyed(
 
 def test_the_metric_that_is_asked_for_must_be_one_of_single_items(tiny_model: Path, tmp_path: Path) -> None:
     suite = write(tmp_path / "mine.yaml", task(tmp_path, **LAMBADA))
-    with pytest.raises(UsageError, match=r"metric 'perplexity' of task mine: it is not of single items"):
+    with pytest.raises(UsageError, match=r"metric 'perplexity' of task mine: it is not computed per item"):
         ask(tiny_model, tiny_model, suite, metric="perplexity")
     with pytest.raises(UsageError, match=r"task mine: no metric 'ac'; did you mean 'acc'"):
         ask(tiny_model, tiny_model, suite, metric="ac")
     f1 = [{"metric": "f1", "aggregation": "f1", "higher_is_better": True}]
-    with pytest.raises(UsageError, match=r"no metric of single items between 0 and 1 \(it has f1\)"):
+    with pytest.raises(UsageError, match=r"no metric per item between 0 and 1 \(it has f1\)"):
         ask(tiny_model, tiny_model, write(tmp_path / "mine.yaml", task(tmp_path, metric_list=f1)))
 
 
@@ -309,42 +309,42 @@ def test_a_saved_head_on_a_tied_base_is_the_one_that_answers(tiny_model: Path, t
 ROLLING = {"output_type": "loglikelihood_rolling", "doc_to_choice": None, "doc_to_target": "q", "metric_list": None}
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("rolling", ROLLING, r"task mine: measures the loss on running text.*forgetting measure"),
-    ("field", {"doc_to_text": "{{question}}"}, r"a template uses what the item lacks: 'question' is undefined"),
+    ("field", {"doc_to_text": "{{question}}"}, r"a template uses a field that the item lacks: 'question' is undefined"),
     ("syntax", {"doc_to_text": "{{q"}, r"a template is malformed"),
     ("no text", {"doc_to_text": None}, r"no field 'doc_to_text'"),
     ("no target", {"doc_to_target": None}, r"no field 'doc_to_target'"),
     ("unknown field", {"doc_to_txt": "q"}, r"no field 'doc_to_txt'; did you mean 'doc_to_text'"),
     ("type", {"output_type": "multiple"}, r"invalid output_type 'multiple'"),
-    ("number", {"doc_to_text": 5}, r"the target of no item is one of its options \(item 0: 5"),
+    ("number", {"doc_to_text": 5}, r"no item's target is one of its options \(item 0: 5"),
     ("split", {"test_split": "train"}, r"train"),
     ("no split", {"test_split": None}, r"must have valid or test docs"),
     ("data", {"dataset_kwargs": {"data_files": {"test": "gone.jsonl"}}}, r"gone\.jsonl.*current folder"),
-    ("aggregation", {"metric_list": [{"metric": "acc", "aggregation": "meen"}]}, r"no such aggregation; mean is one"),
-    ("metric list", {"metric_list": [{"aggregation": "mean"}]}, r"metric_list\[0\]: got .* with `metric` is needed"),
+    ("aggregation", {"metric_list": [{"metric": "acc", "aggregation": "meen"}]}, r"no such aggregation; use mean"),
+    ("metric list", {"metric_list": [{"aggregation": "mean"}]}, r"metric_list\[0\]: got .* with `metric`"),
     ("metrics", {"metric_list": "acc"}, r"metric_list: got 'acc'; a list of metrics is needed"),
     ("better", {"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": "yes"}]}, "true or false"),
     ("filter", {"filter_list": [{"name": "x", "filter": [{"function": "nothing"}]}]}, "Unknown filter 'nothing'"),
-    ("filters", {"filter_list": [{"name": "x"}]}, r"filter_list\[0\]: got .*`function`, is needed"),
+    ("filters", {"filter_list": [{"name": "x"}]}, r"filter_list\[0\]: got .*`function`"),
     ("metric", {"metric_list": [{"metric": "nothing_x"}]}, "a metric is unknown to lm-eval"),
-    ("delimiter", {"target_delimiter": 5}, "target_delimiter: got 5; a text is needed"),
+    ("delimiter", {"target_delimiter": 5}, "target_delimiter: got 5; give a text"),
     ("until", {"generation_kwargs": {"until": 5}}, "generation_kwargs.until: got 5"),
     ("tokens", {"generation_kwargs": {"max_gen_toks": "x"}}, "generation_kwargs.max_gen_toks: got 'x'"),
-    ("dataset name", {"dataset_path": 7}, "dataset_path: got 7; a text is needed"),
+    ("dataset name", {"dataset_path": 7}, "dataset_path: got 7; give a text"),
     ("no dataset", {"dataset_path": None}, "no field 'dataset_path'"),
     ("shots", {"num_fewshot": 50}, "it has fewer examples than `num_fewshot`"),
     ("python", {"doc_to_text": "!function gone.f"}, r"Cannot import module 'gone'"),
     ("function", {"doc_to_text": "!function utils.g"}, "g"),
     ("raises", {"doc_to_text": "!function utils.f"}, r"no field or name 'nothing' \(utils\.py, line 2\)"),
-    ("choices", {"doc_to_choice": "{{opts[0]}}"}, "a template gives text where a list or a number is needed"),
-    ("gold", {"doc_to_target": "{{q}}"}, "the target of no item is one of its options"),
+    ("choices", {"doc_to_choice": "{{opts[0]}}"}, "a template gives text instead of a list or a number"),
+    ("gold", {"doc_to_target": "{{q}}"}, "no item's target is one of its options"),
     ("include", {"include": "gone.yaml"}, r"gone\.yaml: no such file"),
     ("task", {"task": ["a", "b"]}, r"task: got a list"),
     ("no task", {"task": None}, r"task: got nothing"),
     ("fewshot", {"num_fewshot": "three"}, "num_fewshot: got 'three'; a number of examples is needed"),
     ("kwargs", {"dataset_kwargs": {"data_files": 5}}, "cannot load it"),
-    ("dataset", {"dataset_path": "nobody-9/nothing-9", "dataset_kwargs": None}, "its data cannot be had"),
+    ("dataset", {"dataset_path": "nobody-9/nothing-9", "dataset_kwargs": None}, "its data cannot be loaded"),
     ("images", {"doc_to_image": "q"}, "pictures or sound"),
-    ("code", {"unsafe_code": True}, "runs the code that models write"),
+    ("code", {"unsafe_code": True}, "runs code written by the models"),
 ]
 
 

@@ -138,7 +138,7 @@ def test_holm_keeps_false_alarms_below_the_level() -> None:
 
 
 def test_wrong_input_is_named() -> None:
-    with pytest.raises(UsageError, match="different length"):
+    with pytest.raises(UsageError, match="different lengths"):
         t.Paired.of([1, 0], [1])
     with pytest.raises(UsageError, match="no item"):
         t.Paired.of([], [])
@@ -146,7 +146,7 @@ def test_wrong_input_is_named() -> None:
         t.Paired.of([2.0], [1.0])
     with pytest.raises(UsageError, match="neither right nor wrong"):
         t.transitions(t.Paired.of([0.5], [1.0]))
-    with pytest.raises(UsageError, match="one option only"):
+    with pytest.raises(UsageError, match="only one option"):
         t.corrected(t.Paired.of([1], [1], options=[1]))
 
 

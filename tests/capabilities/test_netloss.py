@@ -106,13 +106,13 @@ def test_verdicts_and_words() -> None:
     over = judge(of(45, 20, 500), 0.02, 0.95)
     assert (over.verdict, over.exit_code()) == ("over", 3)
     assert over.sentence().startswith(
-        "over budget: 45 lost and 20 gained of 500 items, 5.0 points in net, at least 2.4;"
+        "over budget: 45 lost and 20 gained of 500 items, net loss 5.0 points, at least 2.4;"
     )
     within = judge(of(2, 3, 500), 0.02, 0.95)
     assert (within.verdict, within.exit_code(strict=True)) == ("within", 0)
     none = judge(of(0, 0, 422), 0, 0.95)
     assert none.verdict == "within"
-    assert "a loss of up to 0.7 points may stay unseen; budget 0" in none.sentence()
+    assert "a loss of up to 0.7 points may be undetected; budget 0" in none.sentence()
     few = judge(of(0, 0, 60), 0, 0.95)
     assert few.verdict == "undecided"
     assert few.items_needed is not None

@@ -224,7 +224,7 @@ def test_what_is_refused(
     for how, said in (
         ({}, r"needs tokenizer \(--tokenizer\)"),
         ({"tokenizer": tiny_model, "tuned_model": "small"}, "are the same model"),
-        ({"tokenizer": tiny_model, "tuned_model": None}, "lists small, small-tuned; name the models"),
+        ({"tokenizer": tiny_model, "tuned_model": None}, "lists small, small-tuned; choose the models"),
         ({"tokenizer": tiny_model, "bits": 4}, "bits: not for served models"),
         ({"tokenizer": tiny_model, "relearn": True}, "not for served models"),
         ({"tokenizer": tiny_model, "backend": "vllm"}, "backend 'vllm'; allowed: openai, openai-chat"),
@@ -240,7 +240,7 @@ def test_what_is_refused(
         asked(server, None, options, tokenizer=tiny_model)
     assert "another-key" not in str(error.value)
     monkeypatch.setenv("FORGETTING_SERVER_HEADERS", "X-Team: four")
-    with pytest.raises(UsageError, match="no JSON object of texts"):
+    with pytest.raises(UsageError, match="not a JSON object of texts"):
         asked(server, None, options, tokenizer=tiny_model)
     monkeypatch.delenv("FORGETTING_SERVER_HEADERS")
     with pytest.raises(ForgettingError, match="cannot be reached"):

@@ -169,7 +169,7 @@ TOUR: list[tuple[str, str]] = [
     ("study {flags} --model {dir}/damaged", "damaged"),
     ("study {flags} --model {dir}/nowhere", "no such folder"),
     ("study {flags} --out {dir}/other-study", "holds a study of another configuration (name: there"),
-    ("study {flags} --out {dir}", "not empty and not a study folder (no study.yaml); name another with out (--out)"),
+    ("study {flags} --out {dir}", "neither empty nor a study folder (no study.yaml); choose another with out (--out)"),
     ("table {dir}", "not a study folder (it has no study.yaml)"),
     ("table {dir}/nowhere", "nowhere: no such folder"),
     ("report {dir}/other-study", "this study has no measurements yet; run `forgetting study"),

@@ -67,7 +67,7 @@ def test_the_last_model_inside_the_budget_is_handed_back(tmp_path, kind, accumul
     trainer = trainer_of(tmp_path / "b", kind, [callback], max_steps=8, gradient_accumulation_steps=accumulate)
     with caplog.at_level(logging.WARNING, logger="forgetting"):
         trainer.train()
-    assert "the model of step 3 is handed back, the last one measured inside the budget" in caplog.text
+    assert "restored the model of step 3, the last measured one inside the budget" in caplog.text
     assert [(row["step"], row["kept"]) for row in callback.rows] == [*((i, False) for i in range(5)), (3, True)]
     assert callback.rows[-1] == {**callback.rows[3], "kept": True}
     assert equal(trainer, seen[3])
@@ -85,7 +85,7 @@ def test_an_untrained_model_may_be_all_that_is_inside(tmp_path, caplog):
     callback = ForgettingCallback(WINDOWS, every=2, budget=1e-9)
     with caplog.at_level(logging.WARNING, logger="forgetting"):
         trainer_of(tmp_path, "lora", [callback]).train()
-    assert "the model of step 0 is handed back" in caplog.text
+    assert "restored the model of step 0" in caplog.text
     assert callback.rows[-1]["forgetting"] == 0
 
 

@@ -111,7 +111,7 @@ def test_further_texts_are_measured_as_if_each_were_the_text(tmp_path, kind):
         else set()
     )
     for wrong, why in (({"a/b": other}, "the name 'a/b'"), ({"a": None}, "'a' is None"),
-                       ({"a": ProbeConfig(probe="default")}, "for measure, check, profile")):  # fmt: skip
+                       ({"a": ProbeConfig(probe="default")}, "only with measure, check, profile")):  # fmt: skip
         with pytest.raises(UsageError, match=why):
             ForgettingCallback(WINDOWS, texts=wrong)
     with pytest.raises(UsageError, match=r"texts without text: .* give text=\.\.\. too"):
@@ -173,7 +173,7 @@ def test_the_last_row_is_of_the_model_that_is_kept(tmp_path, kind, caplog):
     assert [row["step"] for row in callback.rows] == [0, 2, 4, 6, 2]
     assert callback.rows[-1] == {**callback.rows[1], "kept": True}
     assert callback.rows[1] != callback.rows[3]
-    assert "the model that is kept is that of step 2" in caplog.text
+    assert "the model of step 2 is kept" in caplog.text
     row = instrument.measure(None if kind == "lora" else make_model("llama"), trainer.model, text=WINDOWS).to_dict()
     assert row["forgetting"] == pytest.approx(callback.rows[-1]["forgetting"], rel=1e-6)
     logged = [x["step"] for x in trainer.state.log_history if "forgetting/forgetting" in x]

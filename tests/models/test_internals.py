@@ -130,7 +130,7 @@ def test_the_handler_that_calls_a_callback_is_found_and_its_loss_is_a_warning(
     monkeypatch.delattr(CallbackHandler, "call_event")
     with caplog.at_level(logging.WARNING, "forgetting"):
         assert callback._caller() is None
-    assert "rows go to the log history only: transformers " in caplog.text
+    assert "rows only go to the log history: transformers " in caplog.text
     assert "no longer has CallbackHandler.call_event" in caplog.text
 
 

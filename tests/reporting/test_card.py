@@ -143,9 +143,9 @@ def test_what_is_refused(folder: Path, chain: dict[str, Any]) -> None:
     refused({**shared, **tuned, "forgetting": None}, "forgetting: got None; allowed: a number")
     refused({**shared, **tuned, "sha256": {"adapter_model.safetensors": "0" * 64}}, "has another SHA-256")
     refused({**shared, **tuned, "sha256": {"../x": "0" * 64}}, "sha256: allowed")
-    refused({**chain, "steps": chain["steps"][:1]}, r"none of its steps \(same\) is of the weights")
+    refused({**chain, "steps": chain["steps"][:1]}, r"none of its steps \(same\) has the weights")
     (folder / "README.md").write_text(f"{CARD}\n{END}\n{BEGIN}\n")
-    with pytest.raises(UsageError, match="are not there once each"):
+    with pytest.raises(UsageError, match="must occur exactly once each"):
         write_card(folder, chain, "r.json")
     (folder / "README.md").write_text("---\na: [\n---\n")
     with pytest.raises(UsageError, match="its metadata cannot be read"):

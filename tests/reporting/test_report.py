@@ -94,7 +94,7 @@ def record(run: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
         "hardware": {"device": "cpu", "threads": 2, "dtype": "float32"},
         "started": "2026-01-05T10:00:00+00:00",
         "finished": "2026-01-05T10:18:00+00:00",
-        "notices": ["the training data were passed over 1.3 times"],
+        "notices": ["training made 1.3 passes over the data"],
     }
 
 
@@ -176,10 +176,10 @@ def page() -> str:
 def test_headline_says_the_answer_with_the_numbers(page):
     text = with_words(page)
     assert (
-        "On openorca, each nat by which fine-tuning loss improved cost 1.73 nats of forgetting (95 % interval 1.7"
+        "On openorca, each nat of improvement in fine-tuning loss cost 1.73 nats of forgetting (95 % interval 1.7"
         in text
     )
-    assert "On news, each nat by which fine-tuning loss improved cost 1.06 nats" in text
+    assert "On news, each nat of improvement in fine-tuning loss cost 1.06 nats" in text
     assert re.search(r"At step 260, LoRA rank 8 has forgotten 0\.55\d ± 0\.004 nats/token and rank 256 0\.59\d", text)
     assert re.search(r"agrees with the base model on 7\d\.\d ± 0\.2 % of tokens", text)
 

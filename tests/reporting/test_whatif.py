@@ -135,7 +135,7 @@ def test_every_number_is_that_of_predict(opened, law):
         assert (
             shown["losses"].count("Outside the measured range (rank 8 to 128, 20 to 200 steps)") == row["extrapolated"]
         )
-        assert ("bands span the laws that fit about as well" in shown["notes"]) == row["extrapolated"]
+        assert ("bands include laws that fit about as well" in shown["notes"]) == row["extrapolated"]
         seconds = step * (0.5 + rank / 100)
         said = re.search(r"Cost: ([\d,]+) tokens and ([\d.,]+) hours", shown["losses"])
         assert float(said[1].replace(",", "")) == float(f"{4096 * step:.3g}")

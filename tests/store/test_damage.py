@@ -161,7 +161,7 @@ def test_what_is_lost_or_changed_is_damage(study: Path, how: str, says: str, sea
     assert set(load_table(study)["status"]) == {"done"}
     change(run.path / "measurements.jsonl", how)
     assert says in run.damage()
-    assert run.damage().endswith(f"; put the file back, or delete {run.path} and run the study again")
+    assert run.damage().endswith(f"; restore the file, or delete {run.path} and run the study again")
     table = load_table(study)
     mine = table[table["run_id"] == run.id]
     assert mine["status"].tolist() == ["damaged"]
@@ -331,7 +331,7 @@ def test_any_edit_that_decides_numbers_tells_runs_apart(study: Path, changes: di
     assert set(read_study(study).table["status"]) == {"unasked"}
     with pytest.raises(
         ForgettingError,
-        match="no measurement that counts: 40 runs that the configuration no longer asks for; left out of fits",
+        match="no usable measurement: 40 runs that the configuration no longer asks for; left out of fits",
     ):
         conclude(study)
 
@@ -369,7 +369,7 @@ def test_a_run_whose_folder_has_gone_writes_nothing(tmp_path: Path) -> None:
         run.append(ROWS[0])
         (tmp_path / "s").rename(tmp_path / "moved")
         for write in (lambda: run.append(ROWS[1]), lambda: run.update(status="done"), lambda: run.keep_until(0)):
-            with pytest.raises(GoneError, match=r"r: deleted or moved while the run was under way; it stops"):
+            with pytest.raises(GoneError, match=r"r: deleted or moved during the run, which stops"):
                 write()
         assert not (tmp_path / "s").exists()
         shutil.copytree(tmp_path / "moved", tmp_path / "s")  # another one in its place is another one
@@ -413,10 +413,10 @@ def test_what_is_left_of_a_study_without_its_configuration_can_be_resumed(study:
     assert len(left(study)) == 1
     (study / "study.yaml").unlink()
     (study / "runs" / "events.out").touch()  # a folder `runs` of somebody else
-    with pytest.raises(UsageError, match="not empty and not a study folder"):
+    with pytest.raises(UsageError, match="neither empty nor a study folder"):
         StudyFolder.create_or_resume(study, config)
     (tmp_path / "other" / "runs" / "x").mkdir(parents=True)
-    with pytest.raises(UsageError, match="not empty and not a study folder"):
+    with pytest.raises(UsageError, match="neither empty nor a study folder"):
         StudyFolder.create_or_resume(tmp_path / "other", config)
 
 

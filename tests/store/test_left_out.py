@@ -66,14 +66,14 @@ def damaged_by(study: Path, how: str) -> str:
     texts = {
         "cut record": (json.dumps(fields)[:300], "run.json: not JSON: "),
         "list": ("[]", "run.json: schema list, this version reads 1"),
-        "record of another": ((other.path / "run.json").read_text(), f"run.json: it is of the run '{other.id}'"),
-        "other id": (json.dumps({**fields, "run_id": "../../x"}), "run.json: it is of the run '../../x'"),
-        "other seed": (json.dumps({**fields, "seed": 9}), "run.json: its seed is not that of its config"),
+        "record of another": ((other.path / "run.json").read_text(), f"run.json: it belongs to run '{other.id}'"),
+        "other id": (json.dumps({**fields, "run_id": "../../x"}), "run.json: it belongs to run '../../x'"),
+        "other seed": (json.dumps({**fields, "seed": 9}), "run.json: its seed does not match its config"),
         "other config": (
             json.dumps({**fields, "config": {**fields["config"], "context": 64}}),
-            "run.json: its config is not the one that the run's id was made of",
+            "run.json: its config does not match the run's id",
         ),
-        "no config": (json.dumps({**fields, "config": 3}), "run.json: its config is none of a run"),
+        "no config": (json.dumps({**fields, "config": 3}), "run.json: its config is not that of a run"),
         "number": (json.dumps({**fields, "dataset": 3, "config": None}), "run.json: dataset is 3"),
     }
     record.write_text(texts[how][0])
@@ -104,7 +104,7 @@ def test_one_damaged_run_is_left_out_by_name_and_the_others_go_on(
     found = read_study(study)
     assert list(found.left.damaged) == [name]
     assert says in found.left.damaged[name]
-    assert found.left.damaged[name].endswith(f"; put the file back, or delete {runs[7].path} and run the study again")
+    assert found.left.damaged[name].endswith(f"; restore the file, or delete {runs[7].path} and run the study again")
     assert found.left.foreign == {}
     (row,) = found.table[found.table["run_id"] == name].to_dict("records")
     assert (row["status"], row["label"], name.startswith(f"{row['dataset']}-lora-r{row['rank']}-s")) == (
@@ -136,9 +136,9 @@ def test_a_folder_that_is_no_run_of_the_study_is_left_out_by_name(
     assert found.left.damaged == {}
     assert found.counted().equals(whole)
     assert left(study) == []
-    said = f"run.json: it is of the run '{run.id}', and lies in the folder of another; move it out of runs/"
+    said = f"run.json: it belongs to run '{run.id}', but is in the folder of another; move it out of runs/"
     assert found.left.foreign[f"{run.id}.bak"] == said
-    assert found.left.foreign["rows"].startswith("run.json is missing, so its measurements.jsonl is of no known run")
+    assert found.left.foreign["rows"].startswith("run.json is missing, so measurements.jsonl belongs to no known run")
     made = forgetting.fit(study, "linear", dataset=run.id.split("-")[0], bootstrap=0)
     assert made.n_runs == 20
     assert any(f"{run.id}.bak (damaged)" in warning for warning in made.warnings)

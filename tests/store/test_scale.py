@@ -209,7 +209,7 @@ def test_a_mean_over_runs_has_the_standard_error_between_them(study: Path) -> No
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(aggregate, "MOST_POINTS", 200)
         means, said = aggregate.drawn(table, series)
-    assert "error bar the standard error between runs" in said
+    assert "with the standard error between runs" in said
     row = means[(means["dataset"] == "news") & (means["rank"] == 8) & (means["step"] == 20)].iloc[0]
     mine = table[(table["dataset"] == "news") & (table["rank"] == 8) & (table["step"] == 20)]["finetune_loss"]
     assert row["finetune_loss"] == pytest.approx(mine.mean(), rel=1e-12)

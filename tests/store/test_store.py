@@ -118,7 +118,7 @@ def test_a_folder_holds_one_study(tmp_path: Path) -> None:
         StudyFolder.create_or_resume(tmp_path / "s", other)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
-    with pytest.raises(UsageError, match="not empty and not a study folder"):
+    with pytest.raises(UsageError, match="neither empty nor a study folder"):
         StudyFolder.create_or_resume(tmp_path / "full", CONFIG)
     with pytest.raises(UsageError, match=r"a file; out \(--out\) needs a folder"):
         StudyFolder.create_or_resume(tmp_path / "full" / "thesis.tex", CONFIG)

@@ -242,19 +242,19 @@ def test_the_command_stops_resumes_and_leaves_no_orphans(tiny_model: Path, corpo
     ("content", "said"),
     [
         ({"distributed_type": "FSDP"}, "fsdp_config: got 'None'; give its fields, as TRL's fsdp2.yaml does"),
-        ({"distributed_type": "DEEPSPEED"}, "DEEPSPEED: nothing here can measure weights that DeepSpeed shards; allow"),
+        ({"distributed_type": "DEEPSPEED"}, "DEEPSPEED: weights sharded by DeepSpeed cannot be measured; allow"),
         ({"fsdp_config": {"fsdp_version": 2}}, "only with distributed_type FSDP; leave it out"),
         (
             {"distributed_type": "NO"},
-            "that is one process, for which --accelerate-config is left out; allowed are MULTI",
+            "this means one process; leave out --accelerate-config; allowed: MULTI",
         ),
-        ({"distributed_type": "XLA"}, "distributed_type 'XLA'; allowed are MULTI_GPU and MULTI_CPU"),
-        ({"distributed_type": ["MULTI_CPU"]}, "allowed are MULTI_GPU and MULTI_CPU"),
+        ({"distributed_type": "XLA"}, "distributed_type 'XLA'; allowed: MULTI_GPU and MULTI_CPU"),
+        ({"distributed_type": ["MULTI_CPU"]}, "allowed: MULTI_GPU and MULTI_CPU"),
         ({"num_processes": 1}, "num_processes: got '1'; give a number of at least 2"),
         ({"num_processes": "two"}, "num_processes: got 'two'; give a number of at least 2"),
         ({"num_machines": 2}, "main_process_ip: got 'None'; give the first machine's address (or MASTER_ADDR)"),
-        ({"num_machines": 3}, "num_processes 2: the processes of all 3 machines together; give a multiple of 3"),
-        ({"num_machines": 2, "machine_rank": 2}, "machine_rank: got '2'; give the number of this machine, 0 to 1"),
+        ({"num_machines": 3}, "num_processes 2: counts the processes of all 3 machines; give a multiple of 3"),
+        ({"num_machines": 2, "machine_rank": 2}, "machine_rank: got '2'; give the index of this machine, 0 to 1"),
         ({"num_machines": 2, "main_process_ip": "h", "main_process_port": 0}, "main_process_port: got 'None'; give a"),
         ({"mixed_precision": "fp8"}, "mixed_precision: got 'fp8'; give no, fp16 or bf16"),
         ({"gpu_ids": "0"}, "gpu_ids '0'; give all, or at least 2 numbers such as 0,1"),
@@ -286,7 +286,7 @@ def test_the_configurations_that_trl_ships() -> None:
     launch = launching.read_launch(shipped / "fsdp2.yaml")
     assert (launch.processes, launch.device, launch.sharding) == (8, "cuda", processes.Sharding())
     for name in ("zero1", "zero2", "zero3", "single_gpu"):
-        with pytest.raises(UsageError, match="allowed are MULTI_GPU and MULTI_CPU, where every process holds the mod"):
+        with pytest.raises(UsageError, match="allowed: MULTI_GPU and MULTI_CPU, where every process has the whole mod"):
             launching.read_launch(shipped / f"{name}.yaml")
     with pytest.raises(UsageError, match=r"fsdp1\.yaml: fsdp_config\.fsdp_version: got '1'; give 2"):
         launching.read_launch(shipped / "fsdp1.yaml")
@@ -304,7 +304,7 @@ def test_the_configurations_that_trl_ships() -> None:
         (
             {"batch_size": 24, "micro_batch_size": 8},
             2,
-            "got 8; of each batch a process has 12 windows: give one of 1, 2",
+            "got 8; each process has 12 windows of a batch; give one of 1, 2",
         ),
         ({"batch_size": 24, "micro_batch_size": 24}, 2, None),
         ({"batch_size": 24, "micro_batch_size": 6}, 2, None),
@@ -366,7 +366,7 @@ def test_a_run_keeps_its_number_of_processes() -> None:
     assert other_processes({"versions": {}}, 2, sharded=False) == "the number of processes changed from 1 to 2"
     parts = two | {"accelerate": {"fsdp": {}}}
     assert other_processes(parts, 2, sharded=True) == ""
-    assert other_processes(parts, 2, sharded=False) == "weights were shared out by FSDP and are whole in each process"
+    assert other_processes(parts, 2, sharded=False) == "weights were sharded by FSDP and are whole in each process"
 
 
 def test_each_process_drops_places_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def test_a_task_that_always_dies_is_given_up_and_the_others_go_on(cluster: Any, 
     events: list[Event] = []
     lost = do(["dies", "a"], functools.partial(misbehave, str(tmp_path)), events)
     assert list(lost) == ["dies"]
-    assert lost["dies"].startswith(f"its process died {RETRIES + 1} times in a row without getting further (")
+    assert lost["dies"].startswith(f"its process died {RETRIES + 1} times in a row without progress (")
     assert (tmp_path / "deaths").read_text() == "x" * (RETRIES + 1)
     assert sum(event.kind == "retried" for event in events) == RETRIES
     assert (tmp_path / "a").exists()
@@ -166,7 +166,7 @@ def test_a_stop_reaches_the_runs_in_hand_and_takes_back_those_that_wait(cluster:
     ],
 )
 def test_what_no_node_has_is_refused_and_not_waited_for(cluster: Any, asked: Ray, said: str) -> None:
-    with pytest.raises(UsageError, match=r"^ray: no node has what a run asks for") as error, asked.ready():
+    with pytest.raises(UsageError, match=r"^ray: no node has what a run needs") as error, asked.ready():
         pass
     assert said in str(error.value)
 

@@ -223,7 +223,7 @@ def full_disk(after: int) -> Iterator[None]:
 def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_when_there_is_room(
     config: StudyConfig, tmp_path: Path, whole: dict[str, list[dict[str, Any]]], after: int
 ) -> None:
-    with full_disk(after), pytest.raises(ForgettingError, match="no room left on the disk; everything") as error:
+    with full_disk(after), pytest.raises(ForgettingError, match="the disk is full; everything") as error:
         study(config, tmp_path / "s", engine=Local(1))
     assert "\n" not in str(error.value)
     assert next(iter(StudyFolder.open(tmp_path / "s").runs())).read()["status"] == "running"
@@ -275,7 +275,7 @@ class Deadly:
 
     def execute(self, tasks: list[str], work: Work, on_event: Hear, *, one_thread: bool) -> dict[str, str]:
         self.local.execute([task for task in tasks if task != self.task], work, on_event, one_thread=one_thread)
-        return {self.task: "its process died 4 times in a row without getting further (killed)"}
+        return {self.task: "its process died 4 times in a row without progress (killed)"}
 
 
 def test_a_run_whose_process_always_dies_is_stored_as_failed_and_the_others_are_done(
@@ -285,7 +285,7 @@ def test_a_run_whose_process_always_dies_is_stored_as_failed_and_the_others_are_
     StudyFolder.create_or_resume(tmp_path / "s", config)
     bad, good = left(tmp_path / "s")
     result = study(config, tmp_path / "s", engine=Deadly(bad))
-    assert result.failed == {bad: "its process died 4 times in a row without getting further (killed)"}
+    assert result.failed == {bad: "its process died 4 times in a row without progress (killed)"}
     assert set(result.table["run_id"]) == {good}
     assert left(tmp_path / "s") == [bad]  # tried again by the next call
     assert not study(config, tmp_path / "s", engine=Local(1)).failed
@@ -320,4 +320,4 @@ def test_a_run_that_needs_too_much_memory_is_stored_with_its_reason_and_the_othe
     states = {run.read()["method"]["rank"]: run.read() for run in StudyFolder.open(tmp_path / "s").runs()}
     assert states[2]["status"] == "done"
     assert states[300_000]["status"] == "failed"
-    assert states[300_000]["why"].startswith("out of memory; a smaller training.micro_batch_size needs less (")
+    assert states[300_000]["why"].startswith("out of memory; use a smaller training.micro_batch_size (")

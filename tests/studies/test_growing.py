@@ -225,7 +225,7 @@ def test_a_run_that_is_taken_out_while_a_command_is_at_work_stops_it(make: Make,
             config = yaml.safe_load((out / "study.yaml").read_text())
             (out / "study.yaml").write_text(yaml.safe_dump(config | {"seeds": [0]}))
 
-    with pytest.raises(ForgettingError, match=r"its configuration changed while this command was at work, and run"):
+    with pytest.raises(ForgettingError, match=r"its configuration changed while this command ran, and run"):
         study(make(seeds=[0, 1]), out, engine=Local(1), on_event=hear)
     assert [run["status"] for run in (json.loads(f.read_text()) for f in out.glob("runs/*/run.json"))] == ["done"]
 

@@ -104,11 +104,11 @@ def test_a_damaged_run_is_not_skipped_in_silence(
     shutil.copytree(whole, out)
     (run,) = StudyFolder.open(out).runs()
     (run.path / "measurements.jsonl").unlink()
-    again = f"put the file back, or delete {run.path} and run the study again"
+    again = f"restore the file, or delete {run.path} and run the study again"
     said = f"{run.id}: measurements.jsonl has 0 rows instead of 7; {again}"
     code, _, err = command(capsys, "study", out, "--jobs", 1)
     assert code == 1
-    assert err.splitlines()[-1] == f"error: {out}: no measurement that counts: damaged, left out: {said}"
+    assert err.splitlines()[-1] == f"error: {out}: no usable measurement: damaged, left out: {said}"
     code, shown, err = command(capsys, "run", out, run.id, "--json")
     assert (code, json.loads(shown)["status"]) == (1, "damaged")
     assert "is damaged: measurements.jsonl has 0 rows" in err
@@ -140,7 +140,7 @@ def test_a_study_whose_folder_goes_while_it_runs_stops_and_builds_nothing(
     lines = errors.decode().splitlines()
     assert process.returncode == 1, lines
     assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
-    assert "deleted or moved while the run was under way" in lines[-1]
+    assert "deleted or moved during the run" in lines[-1]
     assert not out.exists()
     assert list((tmp_path / "there").iterdir()) == []
     if how == "mv":

@@ -53,7 +53,7 @@ def test_which_machine_this_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MASTER_ADDR", "node1")
     monkeypatch.setenv("MASTER_PORT", "2950")
     assert (launching.read_launch(path).address, launching.read_launch(path).port) == ("node1", 2950)
-    with pytest.raises(UsageError, match="--machine-rank: got '2'; give the number of this machine, 0 to 1"):
+    with pytest.raises(UsageError, match="--machine-rank: got '2'; give the index of this machine, 0 to 1"):
         launching.read_launch(path, 2)
     monkeypatch.setenv("SLURM_NODEID", "5")
     with pytest.raises(UsageError, match=r"^SLURM_NODEID: got '5'"):
@@ -68,7 +68,7 @@ def test_another_machine_than_the_first_does_no_study_of_its_own(
     from forgetting.config.schema import validate
 
     engine = Accelerate(launching.read_launch(written(tmp_path), 1))
-    with pytest.raises(UsageError, match="machine_rank 1: the first machine does the study"):
+    with pytest.raises(UsageError, match="machine_rank 1: the first machine runs the study"):
         study(validate(fields(tiny_model, corpora), where="test"), tmp_path / "s", engine=engine)
 
 
@@ -101,7 +101,7 @@ def test_what_commands_tell_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
         hears(zero, "stop", 15)
     one.tell("machine/1", {"study": "/other"})
     hears(zero, "machine/1", {"study": "/other"})
-    with pytest.raises(UsageError, match="machine 1 was started with study '/other', machine 0 with '/s'; give the"):
+    with pytest.raises(UsageError, match="machine 1 has study '/other', but machine 0 has '/s'; give the"):
         zero.gather()
     monkeypatch.setattr(machines, "LOST", -1.0)
     one.leave()

@@ -61,7 +61,7 @@ def test_what_may_not_fit_is_warned_of_in_one_line(tiny_model: Path, corpora: Pa
     (line,) = plan(two, Places(jobs=3)).warnings()  # no more runs at once than there are
     assert "2 at once 1.1 GB, and this machine has 0.90 GB free of 2.0: a run may fail; fewer --jobs" in line
     (line,) = plan(config, Places(memory=0.1)).warnings()
-    assert "--run-memory keeps 0.1 GB" in line
+    assert "--run-memory reserves 0.1 GB" in line
 
 
 def test_what_cannot_fit_is_refused_before_the_model_is_loaded(
@@ -78,7 +78,7 @@ def test_what_cannot_fit_is_refused_before_the_model_is_loaded(
             go()
         said = str(refused.value)
         assert said.startswith("memory: lora r 1000000 needs ")
-        assert "this machine has 4.0 GB in all; a smaller rank" in said
+        assert "this machine has only 4.0 GB; use a smaller rank" in said
     assert not (tmp_path / "s").exists()
 
 

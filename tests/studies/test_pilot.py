@@ -44,13 +44,17 @@ def of(tiny_model: Path, corpora: Path, **changes: Any) -> dict[str, Any]:
     ("changes", "arguments", "said"),
     [
         ({"methods": [{"name": "ia3"}]}, {}, "ia3 has no rank to plan; those that have: lora"),
-        ({"methods": [{"name": "lora"}, {"name": "dora"}]}, {}, "of one method"),
-        ({"measure": {"start": 4, "every": 8}}, {}, "8 .--steps., measured at 4, 8; a law needs three measured steps"),
-        ({}, {"ranks": [8]}, "ranks .--rank.: got 8; the law over ranks and steps needs three"),
+        ({"methods": [{"name": "lora"}, {"name": "dora"}]}, {}, "uses one method"),
+        (
+            {"measure": {"start": 4, "every": 8}},
+            {},
+            "8 .--steps., measured at 4, 8; a law needs at least three measured steps",
+        ),
+        ({}, {"ranks": [8]}, "ranks .--rank.: got 8; the law over ranks and steps needs at least three"),
         ({}, {"budget": 0.0}, "budget: got 0.0; a positive number"),
         ({}, {"minutes": float("nan")}, "minutes: got nan"),
-        ({"training": {"steps": 20, "schedule": "linear"}}, {}, "schedule: linear; a pilot makes runs longer"),
-        ({"capabilities": {"suites": ["knowledge"]}}, {}, "capabilities: a pilot asks none"),
+        ({"training": {"steps": 20, "schedule": "linear"}}, {}, "schedule: linear; a pilot lengthens runs"),
+        ({"capabilities": {"suites": ["knowledge"]}}, {}, "capabilities: not in a pilot"),
     ],
 )
 def test_what_it_cannot_do_is_refused_before_anything_begins(
@@ -64,7 +68,7 @@ def test_what_it_cannot_do_is_refused_before_anything_begins(
 
 def test_several_data_sets_and_folders_are_refused(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     one = {"source": str(corpora / "train.jsonl")}
-    with pytest.raises(UsageError, match="datasets: a, b; a pilot plans for one"):
+    with pytest.raises(UsageError, match="datasets: a, b; a pilot plans for only one"):
         forgetting.pilot(of(tiny_model, corpora) | {"datasets": {"a": one, "b": {**one, "heldout": 0.3}}}, budget=0.1)
     (tmp_path / "study.yaml").write_text(validate(of(tiny_model, corpora), where="t").to_yaml())
     with pytest.raises(UsageError, match="a study folder; give its configuration"):

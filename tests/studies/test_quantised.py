@@ -220,7 +220,7 @@ def test_the_callback_says_that_it_counts_from_the_quantised_model_and_changes_n
         how = {"max_steps": 3, "report_to": [], "save_strategy": "no", "disable_tqdm": True, "learning_rate": 1e-2}
         Trainer(model, TrainingArguments(str(tmp_path), **how), train_dataset=items, callbacks=callbacks).train()
         trained.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
-    assert "the base model is quantised to 4 bits (NF4, bitsandbytes): forgetting is counted from it" in caplog.text
+    assert "the base model is quantised to 4 bits (NF4, bitsandbytes): forgetting is measured against it" in caplog.text
     assert callbacks[0].rows[0]["forgetting"] == 0.0
     assert callbacks[0].rows[-1]["forgetting"] != 0.0
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])

@@ -92,7 +92,7 @@ def test_elsewhere_a_mean_may_differ_by_its_standard_error(tmp_path: Path) -> No
     ("arguments", "says"),
     [
         (["nowhere", "--repeat", "x"], "give only the study folder"),
-        (["{out}", "--repeat", "none-s0"], "this run has not begun; done are: instructions-lora"),
+        (["{out}", "--repeat", "none-s0"], "this run has not started; finished runs: instructions-lora"),
         (["{out}", "--repeat", "../x"], "not a run id"),
         (["{out}", "--repeat", "x", "--steps", "5"], "give only the study folder"),
     ],

@@ -142,12 +142,12 @@ def test_what_fsdp_may_ask_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"methods": [{"name": "lora", "mitigations": [[{"name": "l2sp"}]]}]}, "mitigations.l2sp: works on a whole mo"),
+        ({"methods": [{"name": "lora", "mitigations": [[{"name": "l2sp"}]]}]}, "mitigations.l2sp: needs a whole mo"),
         (
             {"methods": [{"name": "lora", "mitigations": [[{"name": "replay", "generated": True}]]}]},
-            "mitigations.replay generated=True: works on a whole model, which FSDP shares out over processes; use ",
+            "mitigations.replay generated=True: needs a whole model, but FSDP shards it over processes; use ",
         ),
-        ({"capabilities": {"suites": ["miniature"]}}, "ask the saved models with `forgetting evaluate`"),
+        ({"capabilities": {"suites": ["miniature"]}}, "evaluate the saved models with `forgetting evaluate`"),
     ],
 )
 def test_what_needs_a_whole_model_is_refused(

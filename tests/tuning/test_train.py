@@ -168,8 +168,8 @@ def test_notices_say_what_a_reader_should_know(tiny_model: Path, corpora: Path, 
     training = {"steps": 24, "batch_size": 4, "warmup_steps": 1, "schedule": "cosine"}
     result = study(configure(tiny_model, corpora, training=training), tmp_path / "s", engine=Local(1))
     notices = " | ".join(result.folder.runs()[0].read()["notices"])
-    assert "passed over 3.0 times" in notices
-    assert "schedule cosine: a measured step is not a run that stopped there" in notices
+    assert "made 3.0 passes" in notices
+    assert "schedule cosine: a measured step does not equal a run that stopped there" in notices
 
 
 @pytest.mark.full
@@ -193,7 +193,7 @@ def test_text_that_changed_since_a_run_began_stops_it(tiny_model: Path, corpora:
     folder.runs()[0].update(status="running")
     lines = general.read_text().splitlines()
     general.write_text("\n".join(lines[:-2]) + "\n")
-    with pytest.raises(UsageError, match=r"the general text changed since run .* began; put back what was there"):
+    with pytest.raises(UsageError, match=r"the general text changed since run .* started; restore the old state"):
         study(config, tmp_path / "s", engine=Local(1))
 
 

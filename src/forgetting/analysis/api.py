@@ -124,7 +124,7 @@ def fit(
 def _one(tables: dict[str, Any]) -> tuple[str, Any]:
     """The only table, and its data set."""
     if len(tables) > 1:
-        raise UsageError(f"table: it holds several data sets; give dataset=, one of {', '.join(tables)}")
+        raise UsageError(f"table: it has several data sets; give dataset=, one of {', '.join(tables)}")
     return next(iter(tables.items()))
 
 
@@ -171,7 +171,7 @@ def predict(
     other = (("step", steps), ("trainable_params", params if ranks is None else ranks), (SHARE, replay))
     for name, values in other:
         if values is not None and name in given:
-            raise UsageError(f"at['{name}']: it is given by another argument, too")
+            raise UsageError(f"at['{name}']: it is also given by another argument")
     if steps is not None:
         given["step"] = _numbers(steps, "steps")
     if replay is not None:
@@ -328,9 +328,9 @@ def _check_plan(target_loss: float | None, ranks: Any, params: Any, given: Mappi
     for name, value in given.items():
         least = 0.0 if name == "floor" else np.nextafter(0.0, 1.0)
         if value is not None and not (np.isfinite(value) and value >= least):
-            raise UsageError(f"{name}: got {value}; a positive number is needed")
+            raise UsageError(f"{name}: got {value}; give a positive number")
     if target_loss is not None and not target_loss > 0:
-        raise UsageError(f"target_loss: got {target_loss}; a positive number of nats/token is needed")
+        raise UsageError(f"target_loss: got {target_loss}; give a positive number of nats/token")
     if ranks is not None and params is not None:
         raise UsageError("give ranks or trainable parameters (params), not both")
 
@@ -352,9 +352,9 @@ def _numbers(values: Any, name: str) -> list[float]:
     try:
         found = [float(value) for value in several]
     except (TypeError, ValueError):
-        raise UsageError(f"{name}: numbers are needed, got {values!r:.60}") from None
+        raise UsageError(f"{name}: must be numbers, got {values!r:.60}") from None
     if not found:
-        raise UsageError(f"{name}: no value in it")
+        raise UsageError(f"{name}: it has no value")
     return found
 
 
@@ -364,7 +364,7 @@ def _grid(
     """Ranks or parameters with the parameters of rank 1, and the model's parameters, as far as they are known."""
     counted = None
     if model is None and targets:
-        raise UsageError("target_modules: needs a model to count them in (model=, --model)")
+        raise UsageError("target_modules: needs a model to count parameters in (model=, --model)")
     if model is not None:
         from .plan.count import ALL_LINEAR, count_model
 

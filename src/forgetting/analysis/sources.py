@@ -99,7 +99,11 @@ def tables_to_fit(source: Source, *, only: Only, from_step: float | None = None,
         table = later_frame(table, from_step) if is_frame(table) else later(table, from_step)
     if not (_counted(table) if is_frame(table) else rows(table)):
         start = "" if from_step is None else f" from step {from_step:g} on"
-        left = " but those of runs that are damaged or no longer asked for" if len(table) and is_frame(table) else ""
+        left = (
+            " except those of runs that are damaged or no longer in the configuration"
+            if len(table) and is_frame(table)
+            else ""
+        )
         raise UsageError(f"'{label}' has no row to fit{start}{left}")
     if not is_frame(table):
         columns = split(table, label, only, dataset)
@@ -170,7 +174,7 @@ def given_table(source: Source) -> Any:
         frame: Any = source
         names = [str(name) for name in frame.columns]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
-            raise UsageError(f"{GIVEN}: column '{doubled[0]}' is there twice")
+            raise UsageError(f"{GIVEN}: column '{doubled[0]}' occurs twice")
         found: Any = pd.DataFrame(normalise({str(name): frame[name] for name in frame.columns}))
         size = len(found)
     else:
@@ -180,7 +184,7 @@ def given_table(source: Source) -> Any:
         found = normalise(columns)
         size = rows(found)
     if not size:
-        raise UsageError(f"{GIVEN}: no row in it")
+        raise UsageError(f"{GIVEN}: it has no rows")
     return found
 
 

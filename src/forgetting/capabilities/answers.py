@@ -20,28 +20,28 @@ from ..errors import ForgettingError, UsageError
 
 SCHEMA = 1
 FIELDS: dict[str, str] = {
-    "model": "base, tuned, or <run_id>@<step> of a study",
+    "model": "base, tuned, or <run_id>@<step> in a study",
     "suite": "the suite's name",
-    "group": "the task, or group of tasks, as it was asked for",
+    "group": "the requested task, or group of tasks",
     "task": "lm-eval's name of the task",
-    "filter": "lm-eval's name of the filter that took the answer from the reply",
+    "filter": "lm-eval's name of the filter that extracted the answer from the reply",
     "doc_id": "number of the item in its task",
     "doc_hash": "lm-eval's hash of the item",
     "prompt_hash": "lm-eval's hash of the prompt as the model saw it",
-    "request_hash": "hash of all that the model was shown: prompts, options, generation settings, tokenizer",
-    "responses": "what the model gave back: log-likelihoods and whether they are greedy, or replies; null where it may "
-    "not be kept, and in an item's rows of further filters",
+    "request_hash": "hash of everything the model was shown: prompts, options, generation settings, tokenizer",
+    "responses": "what the model returned: log-likelihoods and whether they are greedy, or replies; null if it may "
+    "not be kept, and in an item's rows for further filters",
     "prompt": "the question",
     "target": "the right answer",
-    "answer": "the model's answer: the option it chose, or what the filter took from its reply",
-    "reply": "the whole reply; null where it may not be kept, or where nothing was generated",
-    "reply_key": "hash of prompt and reply, for labels by hand",
-    "metric": "lm-eval's metric that is the score",
-    "higher_is_better": "whether a higher value of the metric is better; null where replies are judged",
-    "score": "between 0 and 1, higher is better: the metric, or 1 - the metric; null where replies are judged",
-    "options": "number of options to choose from, 0 where the answer is free",
-    "category": "slice of the result",
-    "cluster": "items of one passage share it; empty where there is none",
+    "answer": "the model's answer: the option it chose, or what the filter extracted from its reply",
+    "reply": "the whole reply; null if it may not be kept, or if nothing was generated",
+    "reply_key": "hash of prompt and reply, to match hand labels",
+    "metric": "lm-eval's metric that is used as the score",
+    "higher_is_better": "whether a higher value of the metric is better; null if replies are judged",
+    "score": "between 0 and 1, higher is better: the metric, or 1 - the metric; null if replies are judged",
+    "options": "number of options to choose from, 0 for a free answer",
+    "category": "category that results are also given for",
+    "cluster": "items of one passage share it; empty if there is none",
     "expect": "refuse or answer, for judged replies",
     "refused": "the rules' verdict, for judged replies",
 }
@@ -91,16 +91,16 @@ class AnswerStore:
         if meta["key"] != key:
             there = meta["key"]
             raise UsageError(
-                f"{self.folder}: holds the answers of another {model} model, or it changed since "
-                f"(there {there[:24]}, now {key[:24]}); name another folder with out (--out)"
+                f"{self.folder}: contains answers of another {model} model, or the model changed since "
+                f"(stored {there[:24]}, now {key[:24]}); choose another folder with out (--out)"
             )
         before = meta["suites"].get(suite, {})
         differing = [name for name in asked if before.get(name) != asked[name] and not _more(name, before, asked)]
         if differing:
             name = differing[0]
             raise UsageError(
-                f"{self.folder}: {suite} was asked otherwise ({name}: there {before.get(name)}, now {asked[name]}); "
-                "name another folder with out (--out)"
+                f"{self.folder}: {suite} was asked with another {name} (stored {before.get(name)}, now {asked[name]}); "
+                "choose another folder with out (--out)"
             )
         return True
 
@@ -177,7 +177,9 @@ class AnswerStore:
         if not isinstance(meta, dict):
             raise ForgettingError(f"{file}: damaged; delete its folder to ask again")
         if meta.get("schema") != SCHEMA:
-            raise ForgettingError(f"{file}: of another version (schema {meta.get('schema')}, this reads {SCHEMA})")
+            raise ForgettingError(
+                f"{file}: written by another version (schema {meta.get('schema')}; this version reads {SCHEMA})"
+            )
         suites = meta.get("suites")
         if (
             not isinstance(meta.get("key"), str)
@@ -231,7 +233,7 @@ def pair_up(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
     if one.keys() != other.keys():
         alone = sorted(one.keys() ^ other.keys())
         raise ForgettingError(
-            f"{len(alone)} items were not asked of both models in the same words, the first: item {alone[0][2]} of "
+            f"{len(alone)} items were not asked in the same words of both models; the first: item {alone[0][2]} of "
             f"{alone[0][0]}; delete the stored answers to ask again"
         )
     return [(one[key], other[key]) for key in one]

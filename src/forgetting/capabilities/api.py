@@ -100,7 +100,7 @@ def _served(
     if not isinstance(server, Server):
         raise wrong_type("server", server, "None, or a forgetting.Server")
     if relearn:
-        raise UsageError("relearn (--relearn): not for served models, whose weights are not here")
+        raise UsageError("relearn (--relearn): not for served models, because their weights are not available here")
     if given := sorted(_other_than_default(model)):
         raise UsageError(f"{given[0]}: not for served models: the server has loaded them")
     if not (isinstance(base, str) and isinstance(tuned, str)):
@@ -118,7 +118,7 @@ def _model_config(relearn: bool, *given: Any) -> ModelConfig:
     model = validated(ModelConfig, {"source": "-", **fields}, "evaluate")
     if relearn and model.bits is not None:
         raise UsageError(
-            f"relearn (--relearn): does not go together with bits {model.bits}: an adapter that is merged into "
+            f"relearn (--relearn): does not work with bits {model.bits}: an adapter that is merged into "
             "quantised weights is rounded with them"
         )
     return model
@@ -126,7 +126,7 @@ def _model_config(relearn: bool, *given: Any) -> ModelConfig:
 
 def _judge(judge: Any, labels: str | os.PathLike[str] | None) -> Judge | None:
     if judge is not None and labels is not None:
-        raise UsageError("judge, labels: give one of them")
+        raise UsageError("judge, labels: give only one of them")
     if labels is not None:
         return Labels(Path(labels))
     if judge is None or hasattr(judge, "verdicts"):

@@ -204,7 +204,9 @@ def evaluate(
             asker.check(served)
         sides = [asker.ask(subject, side) for side in (0, 1)]
     if served is not None and not asker.seconds:
-        asker.notices.append("all answers were stored: no server was asked; another --out asks anew")
+        asker.notices.append(
+            "all answers were already stored, so no server was asked; to ask again, choose another --out"
+        )
     rows = {suite.name: pair_up(sides[0][suite.name], sides[1][suite.name]) for suite in suites}
     return Evaluation(
         base=subject.names[0],
@@ -356,17 +358,17 @@ class Asker:
         changed = harness.unanswered(self._loaded[suite.name], tokenizer, before)
         if changed:
             raise UsageError(
-                f"{self.store.folder}: {suite.name}: {changed} items are new or have changed since {bound[0]} answered "
-                f"them, which is not asked again; put the items back, or delete {self.store.folder} to ask anew"
+                f"{self.store.folder}: {suite.name}: {changed} items are new or changed since {bound[0]} answered "
+                f"them, and it cannot be asked again; restore the items, or delete {self.store.folder} to start again"
             )
 
     def _note(self, name: str, suite: str, before: Sequence[Mapping[str, Any]], asked: int, total: int) -> None:
         """Say that stored answers were not enough."""
         if not before or not asked:
             return
-        why = "are new or have changed since answers were stored"
+        why = "are new or changed since answers were stored"
         if not any(row.get("request_hash") for row in before):
-            why = "were stored by an earlier version, without what was asked"
+            why = "were stored by an earlier version, which did not store the question"
         rest = f"; the other {total - asked} answers are the stored ones" if asked < total else ""
         self.notices.append(f"{name}: {suite}: {asked} of {total} items {why}, and were asked{rest}")
 

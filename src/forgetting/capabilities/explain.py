@@ -24,7 +24,7 @@ def explained(error: BaseException) -> str:
     if "TemplateSyntaxError" in kinds:
         return f"a template is malformed: {said}"
     if "UndefinedError" in kinds:
-        return f"a template uses what the item lacks: {said}"
+        return f"a template uses a field that the item lacks: {said}"
     if kinds:
         return f"a template fails: {said}"
     if isinstance(error, SyntaxError):
@@ -38,9 +38,9 @@ def explained(error: BaseException) -> str:
         text = str(name).strip().split("\n")[0][:LONGEST]
         return text if " " in text else f"no field or name '{text}'"
     if isinstance(error, IndexError):
-        return f"there are no items, or a number points beyond a list ({said})"
+        return f"there are no items, or an index is out of range ({said})"
     if isinstance(error, RecursionError):
-        return "it is nested too deeply, or calls itself without end"
+        return "it is nested too deeply, or recurses without end"
     if isinstance(error, SystemExit):
         return "its Python code ends the program"
     if isinstance(error, UnicodeError):
@@ -48,7 +48,7 @@ def explained(error: BaseException) -> str:
     if type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
         return f"its data cannot be read: {first_line(error.__cause__)}"
     if said.startswith("malformed node or string"):
-        return "a template gives text where a list or a number is needed"
+        return "a template gives text instead of a list or a number"
     if "larger than population" in said:
         return "it has fewer examples than `num_fewshot`"
     if isinstance(error, AssertionError) and not str(error):

@@ -61,10 +61,10 @@ class LossVerdict:
         """The verdict in words, with the least loss that the items show."""
         loss, budget = self.loss, points(self.budget)
         counts = f"{loss.lost:g} lost and {loss.gained:g} gained of {several(loss.n, 'item')}"
-        net = f"{counts}, {points(loss.value)} points in net"
+        net = f"{counts}, net loss {points(loss.value)} points"
         match self.verdict:
             case "within" if self.budget == 0:
-                said = f"within budget: {net}; a loss of up to {points(self.high)} points may stay unseen; budget 0"
+                said = f"within budget: {net}; a loss of up to {points(self.high)} points may be undetected; budget 0"
             case "within":
                 said = f"within budget: {net}, at most {points(self.high)}; budget {budget}"
             case "over":
@@ -88,7 +88,7 @@ class LossVerdict:
             return f"{several(loss.n, 'item')}{alike}: too few; give at least {LEAST} that share no passage"
         needed = self.items_needed
         if needed is None:
-            return "the net loss is so near the budget that more items may not decide"
+            return "the net loss is so close to the budget that more items may not decide"
         return f"about {max(1, needed - loss.n):,} more items like these would decide"
 
     def to_dict(self) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def _ask(model: Model, tokenizer: Any, settings: Settings, kind: str, requests: 
                 raise ForgettingError("evaluate: out of memory; give a smaller batch_size (--batch-size)") from None
             names = ", ".join(dict.fromkeys(str(request.task_name) for request in requests))
             hint = "; see max_new_tokens (--max-new-tokens)" if "max tokens to generate" in str(error) else ""
-            raise UsageError(f"task {names:.120}: the model cannot be asked: {explained(error)}{hint}") from None
+            raise UsageError(f"task {names:.120}: the model cannot be evaluated: {explained(error)}{hint}") from None
     return _finite(kind, found, requests)
 
 

@@ -49,13 +49,15 @@ def read_items(path: Path) -> list[dict[str, Any]]:
         where = f"{path}, line {number}"
         item = _item(row, where)
         if rows and ("choices" in item) != ("choices" in rows[0]):
-            raise UsageError(f"{where}: choices: some items have them and some not; put them into two files")
+            raise UsageError(f"{where}: choices: some items have them and some do not; put them in two files")
         if item["prompt"] in prompts:
             raise UsageError(f"{where}: prompt: the same as in line {prompts[item['prompt']]}")
         prompts[item["prompt"]] = number
         rows.append({"id": str(row.get("id", f"line-{number}")), **item})
     if not rows:
-        raise UsageError(f'{path}: no items; a line is {{"prompt": ..., "answer": ...}}, with "choices" or without')
+        raise UsageError(
+            f'{path}: no items; each line must be {{"prompt": ..., "answer": ...}}, with or without "choices"'
+        )
     return rows
 
 
@@ -65,10 +67,10 @@ def _item(row: dict[str, Any], where: str) -> dict[str, Any]:
             raise UsageError(f"{where}: no field '{name}'; {did_you_mean(name, FIELDS)}")
     prompt, answer, choices = row.get("prompt"), row.get("answer"), row.get("choices")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise UsageError(f"{where}: prompt: got {_shown(prompt)}; a text is needed")
+        raise UsageError(f"{where}: prompt: got {_shown(prompt)}; give a text")
     for name, value in row.items():
         if _broken(value):
-            raise UsageError(f"{where}: {name}: half of a surrogate pair in it, which is no character")
+            raise UsageError(f"{where}: {name}: contains half of a surrogate pair, which is not a character")
     item: dict[str, Any] = {"prompt": prompt, "category": "", "cluster": ""}
     for name in ("category", "cluster"):
         if row.get(name) is not None:
@@ -76,16 +78,16 @@ def _item(row: dict[str, Any], where: str) -> dict[str, Any]:
     if choices is None:
         answers = answer if isinstance(answer, list) else [answer]
         if not answers or not all(isinstance(a, str | int | float) and str(a).strip() for a in answers):
-            raise UsageError(f"{where}: answer: got {_shown(answer)}; a text, or a list of texts that all count")
+            raise UsageError(f"{where}: answer: got {_shown(answer)}; give a text, or a list of accepted texts")
         return {**item, "answers": [str(a) for a in answers]}
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
-        raise UsageError(f"{where}: choices: got {_shown(choices)}; a list of at least two texts is needed")
+        raise UsageError(f"{where}: choices: got {_shown(choices)}; give a list of at least two texts")
     if len(set(choices)) < len(choices):
-        raise UsageError(f"{where}: choices: one of them is there twice")
+        raise UsageError(f"{where}: choices: one of them occurs twice")
     if isinstance(answer, str) and answer in choices:
         answer = choices.index(answer)
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
-        allowed = f"an index from 0 to {len(choices) - 1}, or the text of a choice"
+        allowed = f"give an index from 0 to {len(choices) - 1}, or the text of a choice"
         raise UsageError(f"{where}: answer: got {_shown(answer)}; {allowed}")
     return {**item, "choices": choices, "gold": answer}
 

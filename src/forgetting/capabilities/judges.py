@@ -56,7 +56,7 @@ class Labels:
         """
         self.labels: dict[str, bool] = {}
         if not path.exists():
-            raise UsageError(f"{path}: no such file; export (--export) writes one to fill in")
+            raise UsageError(f"{path}: no such file; create one to fill in with export (--export)")
         try:
             self._read(csv.DictReader(io.StringIO(read_text(path, encoding="utf-8-sig"), newline="")), path)
         except csv.Error as error:
@@ -71,7 +71,9 @@ class Labels:
         for row in reader:
             label = (row["refusal"] or "").strip().lower()
             if label and label not in YES + NO:
-                raise UsageError(f"{path}, line {reader.line_num}: refusal: got '{label}'; yes, no, or nothing")
+                raise UsageError(
+                    f"{path}, line {reader.line_num}: refusal: got '{label}'; give yes, no, or leave it empty"
+                )
             if label:
                 self.labels[row["key"]] = label in YES
 
@@ -110,7 +112,7 @@ class ModelJudge:
         """
         if any(row["reply"] is None for row in rows):
             raise UsageError(
-                "judge: the replies to harmful prompts were not kept; run again with keep_completions "
+                "judge: the replies to harmful prompts were not stored; run again with keep_completions "
                 "(--keep-completions)"
             )
         from lm_eval.api.instance import Instance  # type: ignore[import-untyped]
@@ -158,7 +160,7 @@ def agreement(first: Judge, second: Judge, rows: Sequence[Row]) -> Agreement:
     pairs = [(a, b) for a, b in pairs if b is not None]
     names = (first.name, second.name)
     if not pairs:
-        raise UsageError(f"judges: {second.name}: none of its labels is of a reply in this evaluation")
+        raise UsageError(f"judges: {second.name}: none of its labels belongs to a reply of this evaluation")
     value = kappa([a for a, _ in pairs], [b for _, b in pairs])
     return Agreement(names, wilson(sum(a == b for a, b in pairs), len(pairs)), value)
 
@@ -174,7 +176,7 @@ def export(path: Path, rows: Iterable[Row]) -> int:
     """
     once = {row["reply_key"]: row for row in rows}
     if any(row["reply"] is None for row in once.values()):
-        raise UsageError("export: the stored replies were not kept; name a new folder with out (--out) to ask again")
+        raise UsageError("export: the replies were not stored; choose a new folder with out (--out) to ask again")
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()

@@ -22,7 +22,7 @@ def _name(path: str, purpose: str) -> PrivateName:
 
 
 RENDER = "items cannot be rendered once for both models"
-ANSWERS = "stored answers cannot be told from those that are missing"
+ANSWERS = "stored answers cannot be distinguished from missing ones"
 SCORES = "an item has no score"
 FILES = "tasks cannot be found by name or file"
 AGGREGATION = _name("lm_eval.api.registry:get_aggregation", SCORES)
@@ -58,9 +58,9 @@ INSTANCE_FIELDS = {
 CONFIG_FIELDS = {
     name: _name(f"{CONFIG}.{name}", purpose)
     for name, purpose in (
-        ("unsafe_code", "a task that runs what models write cannot be told from others"),
-        ("doc_to_image", "a task about pictures cannot be told from others"),
-        ("doc_to_audio", "a task about sound cannot be told from others"),
+        ("unsafe_code", "a task that runs code written by models cannot be recognised"),
+        ("doc_to_image", "a task about pictures cannot be recognised"),
+        ("doc_to_audio", "a task about sound cannot be recognised"),
         ("process_results", SCORES),
         ("num_fewshot", RENDER),
     )

@@ -40,13 +40,13 @@ def check(name: str, task: Any) -> None:
     aggregations: Mapping[str, Any] = task.aggregation() or {}
     for metric, aggregation in aggregations.items():
         if not callable(aggregation):
-            raise UsageError(f"task {name}: metric '{metric}': lm-eval has no such aggregation; mean is one")
+            raise UsageError(f"task {name}: metric '{metric}': lm-eval has no such aggregation; use mean, for example")
     for metric, better in (task.higher_is_better() or {}).items():
         if better is not None and not isinstance(better, bool):
-            raise UsageError(f"task {name}: metric '{metric}': higher_is_better: got {better!r}; true or false")
+            raise UsageError(f"task {name}: metric '{metric}': higher_is_better: got {better!r}; give true or false")
     if not lm_eval_internals.made_in_python(task) and aggregations and set(aggregations) <= _pooled(task):
         raise UsageError(
-            f"task {name}: no metric of single items between 0 and 1 (it has {', '.join(aggregations)}); give it one, "
+            f"task {name}: no metric per item between 0 and 1 (it has {', '.join(aggregations)}); add one, "
             "such as acc or exact_match"
         )
 
@@ -75,7 +75,9 @@ def check_options(name: str, task: Any, limit: int | None) -> None:
     for doc_id, doc in task.doc_iterator(limit=limit, rank=0, world_size=1):
         options = task.doc_to_choice(doc)
         if not isinstance(options, list) or not options or not all(isinstance(option, str) for option in options):
-            raise UsageError(f"task {name}, item {doc_id}: its options are {options!r:.120}; a list of texts is needed")
+            raise UsageError(
+                f"task {name}, item {doc_id}: its options are {options!r:.120}; they must be a list of texts"
+            )
         if hit:
             continue
         target = task.doc_to_text(doc) if lm_eval_internals.gold_in_text(task) else task.doc_to_target(doc)
@@ -83,7 +85,7 @@ def check_options(name: str, task: Any, limit: int | None) -> None:
         hit = any(0 <= one < len(options) if isinstance(one, int) else one in options for one in targets)
         first = first or f"item {doc_id}: {target!r:.60}, and its options are {options!r:.120}"
     if not hit:
-        raise UsageError(f"task {name}: the target of no item is one of its options ({first})")
+        raise UsageError(f"task {name}: no item's target is one of its options ({first})")
 
 
 def choose(name: str, task: Any, samples: Sequence[Mapping[str, Any]], wanted: str | None) -> Metric | None:
@@ -110,14 +112,14 @@ def choose(name: str, task: Any, samples: Sequence[Mapping[str, Any]], wanted: s
     if wanted is not None:
         if wanted not in listed:
             raise UsageError(f"task {name}: no metric '{wanted}'; {did_you_mean(wanted, candidates)}")
-        problem = "it is not of single items" if wanted in pooled else _unfit(samples, wanted)
+        problem = "it is not computed per item" if wanted in pooled else _unfit(samples, wanted)
         if problem:
             raise UsageError(f"metric '{wanted}' of task {name}: {problem}")
         return Metric(wanted, _higher(task, wanted))
     for metric in candidates:
         if metric not in pooled and not _unfit(samples, metric):
             return Metric(metric, _higher(task, metric))
-    raise UsageError(f"task {name}: no metric of single items between 0 and 1 (it has {', '.join(candidates)})")
+    raise UsageError(f"task {name}: no metric per item between 0 and 1 (it has {', '.join(candidates)})")
 
 
 def number(value: Any) -> float | None:

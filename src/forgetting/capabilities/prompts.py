@@ -58,7 +58,7 @@ def read_prompts(source: str) -> Prompts:
 
 def _columns(rows: list[tuple[int, dict[str, Any]]], source: str) -> Prompts:
     if not rows:
-        raise UsageError(f"{source}: no prompts in it")
+        raise UsageError(f"{source}: it contains no prompts")
     there = list(rows[0][1])
     column = next((name for name in COLUMNS if name in there), None)
     if column is None:
@@ -68,7 +68,7 @@ def _columns(rows: list[tuple[int, dict[str, Any]]], source: str) -> Prompts:
     for number, row in rows:
         value = row.get(column)
         if not isinstance(value, str) or not value.strip():
-            raise UsageError(f"{source}, line {number}: {column}: got {value!r}; a text is needed")
+            raise UsageError(f"{source}, line {number}: {column}: got {value!r}; give a text")
         if value not in seen:
             seen.add(value)
             texts.append(value)

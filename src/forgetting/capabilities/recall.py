@@ -43,7 +43,7 @@ class Recalling(LM):  # type: ignore[misc]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
         """Refused when tasks are loaded; a task of several kinds of requests comes here."""
-        raise ForgettingError(f"task {requests[0].task_name}: running text (loglikelihood_rolling) is not evaluated")
+        raise ForgettingError(f"task {requests[0].task_name}: running text (loglikelihood_rolling) is not supported")
 
     def _answers(self, kind: str, requests: Sequence[Any]) -> list[Any]:
         missing = [request for request in requests if id(request) not in self._known]
@@ -60,6 +60,6 @@ def check_finite(answers: Sequence[tuple[float, bool]], requests: Sequence[Any])
     for (value, _), request in zip(answers, requests, strict=True):
         if not math.isfinite(value):
             raise ForgettingError(
-                f"task {request.task_name}, item {request.doc_id}: the model's log-likelihood is {value}; its outputs "
-                "are not finite, so nothing can be read from them (try dtype float32, --dtype float32)"
+                f"task {request.task_name}, item {request.doc_id}: the model's log-likelihood is {value}: its outputs "
+                "are not finite (try dtype float32, --dtype float32)"
             )

@@ -67,15 +67,15 @@ class Relearned:
         """The answer in words."""
         verb = "refused" if self.refused else "right"
         if self.returned.of == 0:
-            return f"{self.suite}: nothing was lost on the {self.scored} items scored, so nothing can return."
+            return f"{self.suite}: nothing was lost on the {self.scored} items scored, so nothing can come back."
         back, novel = self.returned, self.novel
         new = "" if novel.of == 0 else f", of {novel.of} never known {100 * novel.value:.0f} %"
         shares = (self.base, self.tuned, self.tuned_after, self.control_after)
         base, tuned, relearned, control = (f"{100 * found.value:.0f} %" for found in shares)
         return (
             f"{self.suite}: after {STEPS} steps on the other half, of {back.of} lost items {100 * back.value:.0f} % "
-            f"return [{100 * back.low:.0f}, {100 * back.high:.0f}]{new}. {verb.capitalize()}: base {base}, "
-            f"tuned {tuned}, relearned {relearned}; control, the base under the same probe, {control}."
+            f"come back [{100 * back.low:.0f}, {100 * back.high:.0f}]{new}. {verb.capitalize()}: base {base}, "
+            f"tuned {tuned}, relearned {relearned}; control (the base, relearned in the same way) {control}."
         )
 
 
@@ -109,7 +109,7 @@ def relearn(
     subject = Subject(base, tuned, model or ModelConfig(source="-"), tokenizer)
     chosen = {name: pairs for name, pairs in rows.items() if _trainable(pairs)}
     if not chosen:
-        raise UsageError("relearn: no suite with answers in words to relearn from; multiple choice is not probed")
+        raise UsageError("relearn: no suite with free answers to relearn from; multiple choice is not supported")
     made = []
     for name, pairs in chosen.items():
         if tell:

@@ -85,7 +85,7 @@ def _check_requests(name: str, task: Any) -> None:
         texts = instance.args if "loglikelihood" in instance.request_type else instance.args[:1]
         for text in texts:
             if not isinstance(text, str):
-                raise UsageError(f"task {name}, item {instance.doc_id}: rendered to {text!r:.60}, which is no text")
+                raise UsageError(f"task {name}, item {instance.doc_id}: rendered to {text!r:.60}, which is not text")
         if instance.request_type == "loglikelihood" and not instance.args[1]:
             raise UsageError(f"task {name}, item {instance.doc_id}: the text to be scored is empty")
 

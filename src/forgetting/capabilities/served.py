@@ -81,8 +81,8 @@ class Served:
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             what = "log-probabilities of the prompt (logprobs with echo)" if kind == "loglikelihood" else "a completion"
             raise UsageError(
-                f"{self.name}: its answers hold no {what}, as the OpenAI completions API gives them "
-                f"({explained(error)}); suites that need them cannot be asked of it"
+                f"{self.name}: its answers do not contain {what}, as the OpenAI completions API does "
+                f"({explained(error)}); suites that need them cannot be evaluated on this server"
             ) from None
         if len(found) != len(requests):
             raise ForgettingError(f"{self.name}: gave {len(found)} answers to {len(requests)} requests")
@@ -157,8 +157,8 @@ class Server:
             raise UsageError(f"tokenizer: got {type(self.tokenizer).__name__}; allowed: a folder or Hub id")
         if self.backend == "openai" and self.tokenizer is None:
             raise UsageError(
-                "backend openai: needs tokenizer (--tokenizer), a folder or Hub id: that of the served models, "
-                "with which prompts are cut into tokens"
+                "backend openai: needs tokenizer (--tokenizer), the folder or Hub id of the served models' tokenizer, "
+                "to turn prompts into tokens"
             )
         if self.backend == "openai-chat" and (self.tokenizer is not None or self.text_prompts):
             raise UsageError("backend openai-chat: the server renders messages; leave out tokenizer and text_prompts")
@@ -189,7 +189,7 @@ class ServedSubject:
         self._served = [(url, name or _only_model(url)) for url, name in zip(urls, names, strict=True)]
         self.names = tuple(f"{name} at {url}" for url, name in self._served)
         if self._served[0] == self._served[1]:
-            raise UsageError(f"base and tuned are the same model, {self.names[0]}; name two models or servers")
+            raise UsageError(f"base and tuned are the same model, {self.names[0]}; give two models or servers")
 
     @cached_property
     def _loaded(self) -> tuple[Any, Path | None]:
@@ -239,11 +239,11 @@ class ServedSubject:
 def _check_url(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"'{redact(url)}': no address of a server, such as http://localhost:8000/v1")
+        raise UsageError(f"'{redact(url)}': not a server address; give one such as http://localhost:8000/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UsageError(
             f"'{parts.scheme}://{parts.hostname}{parts.path}': give the address without a user, key or query; a key "
-            f"comes from {KEY}, other headers from {HEADERS} as JSON"
+            f"is read from {KEY}, other headers from {HEADERS} as JSON"
         )
 
 
@@ -266,7 +266,7 @@ def _headers() -> dict[str, str]:
         except UsageError:
             more = None
         if not isinstance(more, dict) or not all(isinstance(value, str) for value in more.values()):
-            raise UsageError(f'{HEADERS}: no JSON object of texts, such as {{"X-Key": "..."}}')
+            raise UsageError(f'{HEADERS}: not a JSON object of texts, such as {{"X-Key": "..."}}')
         found |= more
     return found or {"Accept": "application/json"}  # of no headers lm-eval would send an empty key
 
@@ -295,7 +295,7 @@ def _only_model(url: str) -> str:
         names = []
     if len(names) != 1:
         said = f"lists {', '.join(names[:8])}" if names else "lists no model"
-        raise UsageError(f"{where}: {said}; name the models by --base-model and --tuned-model")
+        raise UsageError(f"{where}: {said}; choose the models with --base-model and --tuned-model")
     return names[0]
 
 
@@ -309,8 +309,8 @@ def _unreachable(what: str, error: Any) -> ForgettingError:
     if answer.status_code in (401, 403):
         return UsageError(f"{what}: access refused ({answer.status_code}); set {KEY}, or {HEADERS}")
     kind = UsageError if answer.status_code < 500 else ForgettingError
-    hint = "; a server that takes no token ids needs --text-prompts" if answer.status_code in (400, 422) else ""
-    return kind(f"{what}: answers {answer.status_code}: {said}{hint}")
+    hint = "; a server that does not accept token ids needs --text-prompts" if answer.status_code in (400, 422) else ""
+    return kind(f"{what}: returned {answer.status_code}: {said}{hint}")
 
 
 def _context(folder: Path | None) -> int:

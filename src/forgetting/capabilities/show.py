@@ -43,7 +43,7 @@ def _remarks(answers: Sequence[Answers]) -> list[str]:
         if not a.higher_is_better:
             said.append(f"{a.name}: lower {a.metric} is better, so scores are 1 - {a.metric}")
         if a.target_only:
-            said.append(f"{a.name}: the same answer means that both models, or neither, would give the target")
+            said.append(f"{a.name}: the same answer means that both models would give the target, or neither would")
         if (t := a.transitions) is not None and t.runs_on + t.ran_on:
             ran = f"; of the base model's, {t.ran_on} did where the tuned model is right" if t.ran_on else ""
             one = t.runs_on == 1

@@ -40,7 +40,7 @@ class Subject:
         base, tuned = (source or live for source, live in zip(self._sources, self._given, strict=True))
         found = open_pair(base, tuned, tokenizer=self._tokenizer, settings=self._config, placement=Placement())
         if found.tokenizer is None:
-            raise UsageError("live models need their tokenizer: evaluate(..., tokenizer=...)")
+            raise UsageError("loaded models need their tokenizer: evaluate(..., tokenizer=...)")
         if found.tuned_tokenizer is not None:
             found.notices.extend(comparable.check_tokenizers(found.tokenizer, found.tuned_tokenizer, []))
         if found.tuned is not found.base:

@@ -57,14 +57,14 @@ def fields_of(path: Path) -> dict[str, Any]:
     except (RecursionError, ValueError, TypeError, OverflowError) as error:
         raise UsageError(f"{path}: a value cannot be read: {first_line(error)}") from None
     if not isinstance(found, dict):
-        raise UsageError(f"{path}: needs the fields of a task of lm-eval, got {_kind(found)}")
+        raise UsageError(f"{path}: needs the fields of an lm-eval task, got {_kind(found)}")
     _check_kinds(found, path)
     if "include" in found:
         return found
     kind = "group" if "group" in found else "task"
     if not isinstance(found.get(kind), str) or not found[kind]:
         raise UsageError(
-            f"{path}: {kind}: got {_kind(found.get(kind))}; a task of lm-eval has a name under `task`, a group one "
+            f"{path}: {kind}: got {_kind(found.get(kind))}; an lm-eval task has a name under `task`, a group has one "
             "under `group`"
         )
     if kind == "group" and not isinstance(found.get("task"), list):
@@ -77,25 +77,25 @@ def _check_kinds(found: Mapping[Any, Any], path: Path) -> None:
         value: Any = found.get(name)
         wrong = not isinstance(value, kinds) or isinstance(value, bool)
         if value is not None and (wrong or int(value if name in LEAST else 0) < LEAST.get(name, 0)):
-            raise UsageError(f"{path}: {name}: got {value!r:.60}; {words} is needed")
+            raise UsageError(f"{path}: {name}: got {value!r:.60}; give {words}")
     for number, metric in enumerate(found.get("metric_list") or []):
         if not isinstance(metric, dict) or not isinstance(metric.get("metric"), str):
-            raise UsageError(f"{path}: metric_list[{number}]: got {metric!r:.60}; a mapping with `metric` is needed")
+            raise UsageError(f"{path}: metric_list[{number}]: got {metric!r:.60}; give a mapping with `metric`")
     for number, chosen in enumerate(found.get("filter_list") or []):
         parts = chosen.get("filter") if isinstance(chosen, dict) else None
         named = isinstance(parts, list) and all(isinstance(p, dict) and "function" in p for p in parts)
         if not named or not isinstance(chosen.get("name"), str):
             raise UsageError(
-                f"{path}: filter_list[{number}]: got {chosen!r:.60}; a mapping with `name` and `filter`, a list of "
-                "mappings with `function`, is needed"
+                f"{path}: filter_list[{number}]: got {chosen!r:.60}; give a mapping with `name` and `filter`, a list "
+                "of mappings with `function`"
             )
     generation = found.get("generation_kwargs") or {}
     until, most = generation.get("until"), generation.get("max_gen_toks")
     texts = until if isinstance(until, list) else [until]
     if until is not None and not all(isinstance(text, str) for text in texts):
-        raise UsageError(f"{path}: generation_kwargs.until: got {until!r:.60}; a text or a list of texts is needed")
+        raise UsageError(f"{path}: generation_kwargs.until: got {until!r:.60}; give a text or a list of texts")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
-        raise UsageError(f"{path}: generation_kwargs.max_gen_toks: got {most!r:.60}; a number of tokens is needed")
+        raise UsageError(f"{path}: generation_kwargs.max_gen_toks: got {most!r:.60}; give a number of tokens")
 
 
 def lacking(found: Mapping[str, Any]) -> list[str]:

@@ -43,7 +43,7 @@ def load_tasks(specs: Sequence[str | Path], include: Sequence[str | Path] = ()) 
         one = _load(manager, spec)
         twice = set(one["tasks"]) & set(loaded["tasks"])
         if twice:
-            raise UsageError(f"task {spec}: '{min(twice)}' is asked for twice")
+            raise UsageError(f"task {spec}: '{min(twice)}' occurs twice")
         if not one["tasks"]:
             raise UsageError(f"task {spec}: a group without tasks")
         for name, task in one["tasks"].items():
@@ -70,12 +70,12 @@ def _manager(specs: Sequence[str | Path], include: Sequence[Path]) -> Any:
             manager = TaskManager(include_path=[str(f) for f in dict.fromkeys(folders)], include_defaults=True)
     for name in named:
         if name not in manager.task_index:
-            raise UsageError(f"task: lm-eval has none called '{name}'; {suggest(name, manager.all_tasks)}")
+            raise UsageError(f"task: lm-eval has no task '{name}'; {suggest(name, manager.all_tasks)}")
     missing = _unknown(manager, [name for members in groups for name in members])
     if missing:
         raise UsageError(
             f"group: it names the task '{missing[0]}', which is neither lm-eval's nor in {_listed(folders)}; "
-            "name its folder with include_path (--include-path)"
+            "give its folder with include_path (--include-path)"
         )
     return manager
 
@@ -129,18 +129,18 @@ def _load(manager: Any, spec: str | Path) -> dict[str, Any]:
         raise
     except FileNotFoundError as error:
         if type(error).__name__ == "DatasetNotFoundError":
-            raise ForgettingError(f"task {spec}: its data cannot be had: {first_line(error)}") from None
+            raise ForgettingError(f"task {spec}: its data cannot be loaded: {first_line(error)}") from None
         if error.filename:
             raise UsageError(f"task {spec}: {error.filename}: no such file") from None
         hint = "`data_files` are looked for from the current folder"
         raise UsageError(f"task {spec}: {first_line(error)} ({hint})") from None
     except ConnectionError as error:
-        raise ForgettingError(f"task {spec}: its data cannot be had: {first_line(error)}") from None
+        raise ForgettingError(f"task {spec}: its data cannot be loaded: {first_line(error)}") from None
     except (Exception, SystemExit) as error:  # what stands in a task's YAML and Python fails in ways of its own
         if isinstance(error, SystemExit) and error.code in SIGNALLED:
             raise
         if type(error).__module__.startswith(("huggingface_hub", "requests", "httpx")):
-            raise ForgettingError(f"task {spec}: its data cannot be had: {first_line(error)}") from None
+            raise ForgettingError(f"task {spec}: its data cannot be loaded: {first_line(error)}") from None
         raise UsageError(f"task {spec}: lm-eval cannot load it: {_why(error, spec)}") from None
 
 
@@ -151,7 +151,7 @@ def _group_name(manager: Any, path: Path) -> str:
     file = None if entry is None else lm_eval_internals.entry_file(entry)
     if file is None or Path(file).resolve() != path.resolve():
         other = "no file" if file is None else file
-        raise UsageError(f"{path}: group: lm-eval takes '{name}' from {other}; give the group a name of its own")
+        raise UsageError(f"{path}: group: lm-eval takes '{name}' from {other}; give the group another name")
     return name
 
 
@@ -192,7 +192,7 @@ def suggest(name: str, names: Sequence[str]) -> str:
     if found.startswith("did you mean"):
         return found.split(" (choices")[0]
     inside = [n for n in names if name.lower() in n.lower()][:5]
-    return "like it: " + ", ".join(inside) if inside else "`lm_eval ls tasks` lists them"
+    return "similar: " + ", ".join(inside) if inside else "`lm_eval ls tasks` lists them"
 
 
 def _check(name: str, task: Any) -> None:
@@ -203,11 +203,13 @@ def _check(name: str, task: Any) -> None:
     """
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         raise UsageError(
-            f"task {name}: measures the loss on running text (loglikelihood_rolling), which has no items that are "
-            "right or wrong; `forgetting measure BASE TUNED --text` does that"
+            f"task {name}: measures the loss on running text (loglikelihood_rolling), so it has no items that are "
+            "right or wrong; use `forgetting measure BASE TUNED --text` for that"
         )
     if lm_eval_internals.asks_beyond_text(task):
-        raise UsageError(f"task {name}: asks about pictures or sound; only text is evaluated")
+        raise UsageError(f"task {name}: asks about pictures or sound; only text is supported")
     if lm_eval_internals.runs_code(task):
-        raise UsageError(f"task {name}: runs the code that models write, which is refused; use the `lm_eval` command")
+        raise UsageError(
+            f"task {name}: runs code written by the models, which is not allowed here; use the `lm_eval` command"
+        )
     metrics.check(name, task)

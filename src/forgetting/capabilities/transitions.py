@@ -135,11 +135,11 @@ class Paired:
         on = [np.zeros(n, bool) if given is None else np.asarray(given, bool).ravel() for given in (ran_on, runs_on)]
         sizes = {x.size, y.size, agree.size, k.size, labels.size, *(flags.size for flags in on)}
         if len(sizes) > 1:
-            raise UsageError(f"paired items: arrays of different length: {sorted(sizes)}")
+            raise UsageError(f"paired items: arrays of different lengths: {sorted(sizes)}")
         if n == 0:
             raise UsageError("paired items: there is no item that both models answered")
         if not ((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)).all():
-            raise UsageError("paired items: a score lies outside 0 to 1")
+            raise UsageError("paired items: a score is outside 0 to 1")
         return cls(x, y, agree, k, labels.astype(np.int64), on[0] & (x == 0), on[1] & (y == 0))
 
     def __len__(self) -> int:
@@ -321,7 +321,7 @@ def corrected(pairs: Paired, *, seed: int = 0) -> tuple[Corrected, Corrected]:
     if not pairs.binary:
         raise UsageError("chance correction: scores must be 0 or 1")
     if (pairs.options == 1).any():
-        raise UsageError("chance correction: an item has one option only, so nothing can be chosen")
+        raise UsageError("chance correction: an item has only one option, so there is no choice")
     luck = np.where(pairs.options > 1, 1 / np.maximum(pairs.options - 1, 1), 0.0)
     values = np.stack([pairs.lost, pairs.gained, pairs.before, pairs.after, luck], axis=1)
 

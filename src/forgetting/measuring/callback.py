@@ -151,13 +151,13 @@ class ForgettingCallback(TrainerCallback):
             comparable.check_live_adapter(model)
         if (bits := quantised.bits_of(model.config)) is not None:
             log.warning(
-                "the base model is %s: forgetting is counted from it, the model with its adapter off",
+                "the base model is %s: forgetting is measured against it, with the adapter off",
                 in_words(bits),
             )
         if sharding.is_sharded(model) and (args.bf16 or args.fp16):
             log.warning(
-                "the weights are sharded by FSDP under mixed precision: they are measured in %s, as they are trained; "
-                "`forgetting measure` on the saved model takes them in their own dtype",
+                "the weights are sharded by FSDP under mixed precision: measured in %s, the dtype of training; "
+                "`forgetting measure` on the saved model uses their own dtype",
                 "bfloat16" if args.bf16 else "float16",
             )
         tokenizer = self.tokenizer or kwargs.get("processing_class")
@@ -180,7 +180,7 @@ class ForgettingCallback(TrainerCallback):
         if adapters.is_peft(model) and state.global_step == 0 and abs(forgetting) > IDENTITY:
             log.warning(
                 "the untrained adapter is not the identity: it differs from the base model by %.4f nats/token; "
-                "forgetting is counted from the base model",
+                "forgetting is measured against the base model",
                 forgetting,
             )
 
@@ -226,9 +226,7 @@ class ForgettingCallback(TrainerCallback):
         if self._kept is not None and self._kept.step != step:
             step = self._hand_back(model, step)
         elif step != state.global_step:
-            log.warning(
-                "load_best_model_at_end: the model that is kept is that of step %d, and the last row is of it", step
-            )
+            log.warning("load_best_model_at_end: the model of step %d is kept, and the last row is about it", step)
         if self.budget is not None and self._kept is None:
             log.warning("no model inside the budget of %g nats/token was measured", self.budget)
         if step != state.global_step or self.rows[-1]["step"] != step:
@@ -239,14 +237,14 @@ class ForgettingCallback(TrainerCallback):
         """Put the kept model in place of that of `step`; the step of the one that is there now."""
         assert self._kept is not None
         best = "last" if self._kept.score is None else "best"
-        which = f"the {best} one measured inside the budget of {self.budget:g} nats/token"
+        which = f"the {best} measured one inside the budget of {self.budget:g} nats/token"
         if not keeping.put_back(self._kept, model):
             log.warning(
-                "the model of step %d is left, not that of step %d, %s: other weights are trained now than then",
+                "the model of step %d stays, not that of step %d, %s: different weights train now than then",
                 *(step, self._kept.step, which),
             )
             return step
-        log.warning("the model of step %d is handed back, %s", self._kept.step, which)
+        log.warning("restored the model of step %d, %s", self._kept.step, which)
         return self._kept.step
 
     def _keep(self, state: TrainerState, model: Any, score: float | None = None) -> None:
@@ -267,7 +265,7 @@ class ForgettingCallback(TrainerCallback):
             stored = array_cache.read(path, fingerprint, base_targets.base_spec(windows))
             if stored is None:
                 raise UsageError(
-                    f"{path}: the base model's targets on this text are not there, and the model that is resumed is "
+                    f"{path}: the base model's targets on this text are missing, and the resumed model is "
                     "no longer the base model; train from the start with the callback on, or use `forgetting measure`"
                 )
             return base_targets.BaseTargets(**stored.arrays(), fingerprint=fingerprint)
@@ -308,7 +306,7 @@ class ForgettingCallback(TrainerCallback):
             self._keep(state, model)
             if not forgetting <= self.budget:  # NaN, after training diverged, is above it
                 log.warning(
-                    "forgetting %.4f is above the budget of %g nats/token: training stops at step %d",
+                    "forgetting %.4f is above the budget of %g nats/token: stopping training at step %d",
                     *(forgetting, self.budget, step),
                 )
                 control.should_training_stop = True
@@ -354,7 +352,9 @@ def _source(name: str, text: Text) -> Any:
     if text is None:
         raise UsageError(f"texts: '{name}' is None; give a text")
     if isinstance(text, ProbeConfig):
-        raise UsageError(f"texts: '{name}': the base model's answers are for measure, check, profile and studies")
+        raise UsageError(
+            f"texts: '{name}': the base model's answers work only with measure, check, profile and studies"
+        )
     try:
         return text_source(text)
     except UsageError as error:
@@ -366,10 +366,10 @@ def trainer_handler() -> Any:
     try:
         found = transformers_internals.calling_handler()
     except ForgettingError as gone:  # training goes on
-        log.warning("rows go to the log history only: %s", gone)
+        log.warning("rows only go to the log history: %s", gone)
         return None
     if found is None:
-        log.warning("no trainer's loggers found: rows go to the log history only")
+        log.warning("no trainer's loggers found: rows only go to the log history")
     return found
 
 

@@ -42,9 +42,9 @@ def drawn(rows: pd.DataFrame, series: Sequence[Series]) -> tuple[pd.DataFrame, s
     if every > 1:
         mean = mean[mean["step"].isin({0.0, *steps[::-1][::every]})]
     said = (
-        f"{len(rows):,} measurements of {rows['run_id'].nunique():,} runs are too many to draw: each point of the "
-        "charts is a mean over all runs of one method and rank at one step, its error bar the standard error between "
-        "runs"
+        f"{len(rows):,} measurements of {rows['run_id'].nunique():,} runs are too many to draw: each point in the "
+        "charts is a mean over all runs of one method and rank at one step, with the standard error between "
+        "runs as error bar"
     )
     said += f", at every {every}th measured step" if every > 1 else ""
     said += f"; of failed runs {MOST_FAILED} measurements are drawn" if len(failed) > MOST_FAILED else ""

@@ -172,7 +172,7 @@ def _said(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[str, str]:
 
 def _correlation(found: Correlation) -> str:
     if math.isnan(found.r):
-        return f"not to be had from {several(found.points, 'point')}"
+        return f"not available from {several(found.points, 'point')}"
     of = f"{several(found.runs, 'run')}, {several(found.points, 'point')}"
     if math.isnan(found.low):
         return f"{found.r:.2f} (no interval: {of})"

@@ -74,7 +74,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     found = parse_json(read_text(path, limit=MAX_RESULT), str(path))
     if not isinstance(found, dict):
-        raise UsageError(f"{path}: no JSON object; give what `measure`, `check` or `chain` print with --json")
+        raise UsageError(f"{path}: not a JSON object; give the --json output of `measure`, `check` or `chain`")
     return found
 
 
@@ -94,9 +94,9 @@ def write_card(
         UsageError: not such a result, one of other weights, a card that cannot be read, or no such folder.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; give the one that holds the model or adapter")
+        raise UsageError(f"{folder}: no such folder; give the folder with the model or adapter")
     if dataset is not None and not HUB_ID.fullmatch(dataset):
-        raise UsageError(f"--dataset '{dataset}': no id of a Hub data set, such as Salesforce/wikitext")
+        raise UsageError(f"--dataset '{dataset}': not the id of a Hub data set; give one such as Salesforce/wikitext")
     found, notices = _measured(folder, result, where)
     card = folder / CARD
     text = _card_with(card, folder, found)
@@ -111,8 +111,8 @@ def write_card(
         files.append(write_atomically(folder / RESULTS, dump_yaml(eval_result_entries_to_yaml(entries))))
     else:
         notices.append(
-            f"no {RESULTS.as_posix()}: the Hub lists results by its data sets, and '{found[0].text}' is none; "
-            "--dataset names one"
+            f"no {RESULTS.as_posix()}: the Hub lists results by its data sets, but '{found[0].text}' is not one; "
+            "choose one with --dataset"
         )
     return Written(tuple(files), tuple(notices))
 
@@ -126,17 +126,17 @@ def _measured(folder: Path, result: Mapping[str, Any], where: str) -> tuple[list
     found = []
     for row in rows:
         if not isinstance(row, Mapping) or "forgetting" not in row:
-            raise UsageError(f"{where}: no result of `measure`, `check` or `chain`: it has no field forgetting")
+            raise UsageError(f"{where}: not a result of `measure`, `check` or `chain`: it has no field forgetting")
         _check_row(row, where)
         _check_shared(row, where)
         found.append(Measured(str(row["text"]), row, row))
     if not found:
-        raise UsageError(f"{where}: texts: is empty")
+        raise UsageError(f"{where}: texts: empty")
     hashes = _hashes(found[0].row, where)
     if not hashes:
-        return found, ["the result names no files of weights: whether it is of this folder's model is not known"]
+        return found, ["the result names no weight files: it may not be about this folder's model"]
     if (other := _other(folder, hashes)) is not None:
-        raise UsageError(f"{where}: of other weights than those in {folder}: {other}; measure this model")
+        raise UsageError(f"{where}: measured on other weights than those in {folder}: {other}; measure this model")
     return found, []
 
 
@@ -145,7 +145,7 @@ def _of_chain(folder: Path, result: Mapping[str, Any], where: str) -> Measured:
     steps = result["steps"]
     for i, row in enumerate(steps):
         if not isinstance(row, Mapping) or not isinstance(row.get("name"), str):
-            raise UsageError(f"{where}: steps[{i}]: no step of `chain`")
+            raise UsageError(f"{where}: steps[{i}]: not a step of `chain`")
         _check_row(row, f"{where}: steps[{i}]")
         for name in ("step_forgetting", "step_p_holm"):
             _number(row, name, f"{where}: steps[{i}]", optional=name == "step_p_holm")
@@ -157,7 +157,7 @@ def _of_chain(folder: Path, result: Mapping[str, Any], where: str) -> Measured:
     here = [row for row, of in zip(steps, hashes, strict=True) if of and _other(folder, of) is None]
     if not here:
         names = ", ".join(row["name"] for row in steps)
-        raise UsageError(f"{where}: none of its steps ({names}) is of the weights in {folder}")
+        raise UsageError(f"{where}: none of its steps ({names}) has the weights in {folder}")
     return Measured(str(result["text"]), here[-1], result, steps)
 
 
@@ -221,7 +221,7 @@ def _card_with(path: Path, folder: Path, found: Sequence[Measured]) -> str:
         raise UsageError(f"{path}: its metadata cannot be read: {first}") from None
     data: Any = card.data
     if path.is_file() and len((metadata_load(path) or {}).get("model-index") or []) > 1:
-        raise UsageError(f"{path}: model-index: it names several models; leave one")
+        raise UsageError(f"{path}: model-index: it names several models; keep one")
     ours = {(TASK, visible(one.text), metric) for one in found for metric in METRICS}
     before = data.get("eval_results") or []
     kept = [one for one in before if (one.task_type, one.dataset_name, one.metric_type) not in ours]
@@ -318,7 +318,9 @@ def _with_section(text: str, section: str, path: Path) -> str:
     if marks == (0, 0):
         return f"{text.rstrip()}\n\n{ours}\n"
     if marks != (1, 1) or text.index(END) < text.index(BEGIN):
-        raise UsageError(f"{path}: the marks of our section, {BEGIN} and {END}, are not there once each; remove them")
+        raise UsageError(
+            f"{path}: the markers of this section, {BEGIN} and {END}, must occur exactly once each; remove them"
+        )
     return text[: text.index(BEGIN)] + ours + text[text.index(END) + len(END) :]
 
 

@@ -40,22 +40,22 @@ def line_chart(panel: Panel) -> Chart:
     """The paper's Figure 2: forgetting loss against fine-tuning loss, all runs, with the fitted line and its band."""
     data = fitted_line(panel) + _points(panel, "finetune_loss", "forgetting_loss", errors=False)
     layout = plain_layout(AXES["finetune_loss"], AXES["forgetting_loss"])
-    caption = "Each point is one measurement of one run; training moves a run from right to left, and up."
+    caption = "Each point is one measurement of one run; training moves a run to the left and up."
     if fit := panel.linear:
         c, s = fit.parameters["c_fft"].value, fit.parameters["s_fft"].value
         r_squared = number(r2(fit, "forgetting_loss"))
         layout["annotations"] = [note(f"L<sub>f</sub> = {_line(c, s)}<br>R² = {r_squared}")]
         caption += f" The line is Eq. 4, fitted to {fit.support('measurement')}; "
         bands = bands_said(data, level(fit.confidence))
-        caption += f"{bands + ', and ' if bands else ''}dotted parts lie outside the range of the fit"
-        caption += ", where bands span other laws, too, that fit about as well." if bands and fit.rivals else "."
+        caption += f"{bands + ', and ' if bands else ''}dotted parts are outside the range of the fit"
+        caption += ", where bands include other laws that fit about as well." if bands and fit.rivals else "."
     if bend := bent_line(panel):
         data.append(bend.trace)
         better = "" if bend.r2 is None else f" (R² {number(bend.r2)})"
         test = bend.test
         caption += (
             f" The points bend: at both ends of the range they lie {abs(test.size):.2g} ± {test.se:.1g} "
-            f"nats/token {'above' if test.size > 0 else 'below'} the line, as seen from its middle "
+            f"nats/token {'above' if test.size > 0 else 'below'} the line, relative to its middle "
             f"(p = {test.p_holm:.1g}, by runs). The dashed curve is the parabola through them{better}."
         )
     low, high = panel.points["finetune_loss"].min(), panel.points["finetune_loss"].max()
@@ -78,7 +78,9 @@ def steps_chart(panel: Panel, column: str) -> Chart:
         fitted = f"fitted to {several(panel.joint.n_runs, 'run')} at once (R² {number(r2(panel.joint, column))})"
         caption += f" Curves are Eq. {equation}, {fitted}; dotted outside the range of the fit."
         if (bands := bands_said(data, level(panel.joint.confidence))) and (at := banded(panel)):
-            caption += f" Bands at {html.escape(at.label)}: {bands}; other ranks’ stand in the table of predictions."
+            caption += (
+                f" Bands at {html.escape(at.label)}: {bands}; those of other ranks are in the table of predictions."
+            )
     way = "falls" if column == "finetune_loss" else "rises"
     alt = (
         f"{name} against update steps for {len(panel.series)} methods or ranks; it usually {way} with steps. "
@@ -108,7 +110,7 @@ def size_chart(panel: Panel) -> Chart:
     behind = sorted(set(panel.points["run_id"]) - set(last["run_id"]))
     caption = f"At step {step:.0f}, the last one measured."
     if panel.joint and (bands := bands_said(data, level(panel.joint.confidence))):
-        caption += f" The curve is Eq. 6 less the floor: {bands}."
+        caption += f" The curve is Eq. 6 minus the floor: {bands}."
     if behind:
         caption += f" {len(behind)} {'run has' if len(behind) == 1 else 'runs have'} not reached it and are not shown."
     alt = f"Forgetting at step {step:.0f} against rank: " + "; ".join(

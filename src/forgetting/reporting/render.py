@@ -142,7 +142,7 @@ def write_study_report(
         return write_atomically(path, page, parents=False)
     except OSError as error:
         if no_room(error):
-            why = f"{path}: no room left on the disk for the report; make room, then run the same command again"
+            why = f"{path}: the disk is too full for the report; free some space, then run the same command again"
         else:
             why = f"{path}: the report cannot be written: {error.strerror}; is the folder there, and writable?"
         raise ForgettingError(why) from None

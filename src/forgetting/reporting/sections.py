@@ -89,7 +89,7 @@ def partial(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame, asked: int | 
     are = "is" if tally["done"] == 1 else "are"
     return (
         f"Partial: {tally['done']} of {several(whole, 'run')} {are} done ({others}). Laws, intervals and comparisons "
-        "are of the runs that are done, and may change with the others."
+        "use only finished runs and may change with the others."
     )
 
 

@@ -57,7 +57,7 @@ def _cost(panel: Panel) -> str:
     if slope.value <= 0 or (finite(slope.low) and slope.low <= 0):
         return f"forgetting does not clearly grow as the fine-tuning loss falls: the slope is {value} {aside}."
     unit = "nat" if value == "1.00" else "nats"
-    return f"each nat by which fine-tuning loss improved cost {value} {unit} of forgetting {aside}."
+    return f"each nat of improvement in fine-tuning loss cost {value} {unit} of forgetting {aside}."
 
 
 def _state(panel: Panel) -> str:

@@ -162,7 +162,7 @@ class RunFolder:
         try:
             record, content = self.read(), run_files.whole_lines(file)
             if not record:
-                return "run.json is missing, so its measurements.jsonl is of no known run" if content else ""
+                return "run.json is missing, so measurements.jsonl belongs to no known run" if content else ""
             run_files.shared_by_rows(record, record_file)
         except DamagedError as error:
             return error.why
@@ -178,7 +178,7 @@ class RunFolder:
     def damage(self) -> str:
         """`flaw`, and what to do."""
         why = self.flaw()
-        return f"{why}; put the file back, or delete {self.path} and run the study again" if why else ""
+        return f"{why}; restore the file, or delete {self.path} and run the study again" if why else ""
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -270,8 +270,8 @@ class GoneError(ForgettingError):
 
     def __str__(self) -> str:
         return (
-            f"{self.path}: deleted or moved while the run was under way; it stops, and nothing is written there: "
-            "`forgetting study FOLDER` goes on in what is left, where it lies now"
+            f"{self.path}: deleted or moved during the run, which stops and writes nothing there: "
+            "`forgetting study FOLDER` resumes what is left, in its new place"
         )
 
 
@@ -309,7 +309,9 @@ class StudyFolder:
                 growth.History(self.path).keep(files.read_text(self.config_file, limit=files.MAX_CONFIG))
                 write_atomically(self.config_file, config.to_yaml(), parents=False)
         except BlockingIOError:
-            raise UsageError(f"{self.path}: another process changes this study now; try again when it has") from None
+            raise UsageError(
+                f"{self.path}: another process is changing this study; try again when it is done"
+            ) from None
 
     def _refuse_busy(self, found: str) -> None:
         """Refuse to change the configuration while a process works on a run.
@@ -320,7 +322,7 @@ class StudyFolder:
         for run in self.folders():
             if (run.path / "lock").exists() and (who := run.held_by()):
                 raise UsageError(
-                    f"{self.path}: cannot change ({found}) while {who} does run {run.id} of it; wait until it has "
+                    f"{self.path}: cannot change ({found}) while {who} executes run {run.id}; wait until it has "
                     "ended, or stop it, then run the same command again"
                 )
 
@@ -342,7 +344,7 @@ class StudyFolder:
                 self._refuse_busy(growth.told(growth.differences(stored, config)))
         elif self.path.exists() and any(self.path.iterdir()) and not self._is_torso():
             raise UsageError(
-                f"{self.path}: not empty and not a study folder (no study.yaml); name another with out (--out)"
+                f"{self.path}: neither empty nor a study folder (no study.yaml); choose another with out (--out)"
             )
 
     def check_there(self) -> None:

@@ -62,7 +62,7 @@ def read_run(file: Path) -> dict[str, Any]:
         raise DamagedError(file, str(error).removeprefix(": ")) from None
     if not isinstance(record, dict) or record.get("schema") != RUN_SCHEMA:
         came = record.get("schema") if isinstance(record, dict) else type(record).__name__
-        raise DamagedError(file, f"schema {came!s:.40}, this version reads {RUN_SCHEMA}")
+        raise DamagedError(file, f"schema {came!s:.40}; this version reads {RUN_SCHEMA}")
     if why := _of_another(record, file.parent.name):
         raise DamagedError(file, why, record=record)
     return record
@@ -76,7 +76,7 @@ def _of_another(record: Mapping[str, Any], name: str) -> str:
     """
     told = record.get("run_id", name)
     if told != name and told != files.redact(name):  # a name may look like a token
-        return f"it is of the run {told!r:.80}, and lies in the folder of another"
+        return f"it belongs to run {told!r:.80}, but is in the folder of another"
     config = record.get("config")
     if config is None:
         return ""
@@ -84,13 +84,13 @@ def _of_another(record: Mapping[str, Any], name: str) -> str:
         digest, dataset, seed = digest_of(config), config["dataset_name"], config["seed"]
         method = {key: value for key, value in config["method"].items() if key not in ("label", "mitigations")}
     except (KeyError, TypeError, AttributeError):
-        return "its config is none of a run"
+        return "its config is not that of a run"
     for field, value in (("dataset", dataset), ("seed", seed), ("method", method)):
         if record.get(field, value) != value:
-            return f"its {field} is not that of its config"
+            return f"its {field} does not match its config"
     if name.endswith(f"-{digest}") or files.HIDDEN in json.dumps(config):
         return ""
-    return "its config is not the one that the run's id was made of"
+    return "its config does not match the run's id"
 
 
 def _content(file: Path, limit: int) -> bytes | None:
@@ -100,7 +100,7 @@ def _content(file: Path, limit: int) -> bytes | None:
         if not stat.S_ISREG(found.st_mode):
             raise DamagedError(file, "not a plain file")
         if found.st_size > limit:
-            raise DamagedError(file, f"{found.st_size:,} bytes; at most {limit:,} are read from such a file")
+            raise DamagedError(file, f"{found.st_size:,} bytes; the limit for such a file is {limit:,}")
         return file.read_bytes()
     except FileNotFoundError:
         return None

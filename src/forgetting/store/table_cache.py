@@ -346,12 +346,12 @@ def _load(path: Path, rows: pa.Schema) -> Part | None:
         lists = [column.combine_chunks() for column in table.columns[HEADS:]]
         counts = lists[0].value_lengths()
         if table.num_rows != file.metadata.num_rows or any(not one.value_lengths().equals(counts) for one in lists):
-            raise ValueError("columns of different length")
+            raise ValueError("columns of different lengths")
         for head, count in zip(heads, counts.to_pylist(), strict=True):
             head["rows"] = count
         return Part(heads, pa.table([one.flatten() for one in lists], schema=rows))
     except FileNotFoundError:
         return None
     except Exception as error:  # whatever is wrong with it, it is made again
-        log.warning("%s: damaged (%s), made again", path, type(error).__name__)
+        log.warning("%s: damaged (%s); recreating it", path, type(error).__name__)
         return None

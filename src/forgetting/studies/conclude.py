@@ -118,7 +118,7 @@ def _law_lines(dataset: str, laws: Mapping[str, Fit]) -> list[str]:
         slope, r2 = fit.parameters["c_fft"], fit.r2["forgetting_loss"]
         between = "" if math.isnan(slope.low) else f" [{slope.low:.3g}, {slope.high:.3g}]"
         lines.append(
-            f"{dataset}: each nat by which fine-tuning loss improved cost {slope.value:.3g}{between} nats of "
+            f"{dataset}: each nat of improvement in fine-tuning loss cost {slope.value:.3g}{between} nats of "
             f"forgetting (linear law, R² {r2:.4f})"
         )
     if "shifted_power" in laws:
@@ -215,7 +215,7 @@ def conclude(out: Path) -> StudyResult:
     table = found.counted()
     if table.empty:
         if left := found.left.sentences():
-            raise ForgettingError(f"{out}: no measurement that counts: {'; '.join(left)}")
+            raise ForgettingError(f"{out}: no usable measurement: {'; '.join(left)}")
         raise UsageError(f"{out}: this study has no measurements yet; run `forgetting study {out}`")
     rows = fitted_rows(found.table)
     measured = rows[rows["status"] == "done"].groupby("dataset").size()

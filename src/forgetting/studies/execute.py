@@ -115,7 +115,7 @@ def do_run(study: StudyFolder, inputs: StudyInputs, run_id: str, tell: Callable[
         with suppress(OSError):
             drop_unfinished(folder.path / "checkpoints")
         raise ForgettingError(
-            f"{study.path}: no room left on the disk; everything measured so far is kept: make room, "
+            f"{study.path}: the disk is full; everything measured so far is kept: free some space, "
             "then run the same command again"
         ) from None
 
@@ -129,8 +129,8 @@ def _check_asked(study: StudyFolder, inputs: StudyInputs, run_id: str) -> None:
     now = study.config()
     if now != inputs.config and run_id not in runs_by_id(now):
         raise ForgettingError(
-            f"{study.path}: its configuration changed while this command was at work, and run {run_id} is no longer "
-            "asked for; everything measured is kept: run the command again with the configuration that you want"
+            f"{study.path}: its configuration changed while this command ran, and run {run_id} is no longer "
+            "in it; everything measured is kept: run the command again with the configuration that you want"
         )
 
 
@@ -182,7 +182,7 @@ def _why(error: Exception) -> str:
 
     why = str(error) if isinstance(error, ForgettingError) else f"{type(error).__name__}: {error}"
     if out_of_memory(error):
-        why = f"out of memory; a smaller training.micro_batch_size needs less ({why.splitlines()[0]})"
+        why = f"out of memory; use a smaller training.micro_batch_size ({why.splitlines()[0]})"
     return why
 
 
@@ -226,7 +226,7 @@ def _train(
         processes.wait_for_all()
     prints = inputs.fingerprints(run.dataset_name, base, study.path)
     if changed := provenance.other_processes(before, processes.count(), sharded=sharded) or changes(before, prints):
-        raise ForgettingError(f"{changed} since this run began; use a new study folder")
+        raise ForgettingError(f"{changed} since this run started; use a new study folder")
     folder.update(
         status="running",
         kind=None,
@@ -313,7 +313,7 @@ def _data(
     notices = [f"{part}: {notice}" for part, windows in parts.items() for notice in windows.notices]
     passes = run.training.steps * run.training.batch_size / len(train)
     if passes > 1:
-        notices.append(f"the training data were passed over {passes:.1f} times: losses on held-out data may turn up")
+        notices.append(f"training made {passes:.1f} passes over the data: losses on held-out data may rise")
     if METHODS.parse(run.method).start == "else":
         notices.append(
             f"{run.method.name} need not start at the base model: step 0 is the untrained adapter, and forgetting is "
@@ -321,13 +321,13 @@ def _data(
         )
     if run.training.schedule != "constant":
         notices.append(
-            f"schedule {run.training.schedule}: a measured step is not a run that stopped there, since its "
+            f"schedule {run.training.schedule}: a measured step does not equal a run that stopped there, since its "
             "learning rate had not decayed"
         )
     launch = processes.launched()
     if launch is not None and launch.content["mixed_precision"] != "no":
         notices.append(
-            f"mixed_precision {launch.content['mixed_precision']} of the accelerate configuration is not used: "
+            f"mixed_precision {launch.content['mixed_precision']} in the accelerate configuration is ignored: "
             f"the model computes in model.dtype, {quantised.dtype_name(base.model)}"
         )
     notices += [*quantised_notes(run.model), *METHODS.parse(run.method).notices(base.model)]

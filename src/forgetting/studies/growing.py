@@ -20,7 +20,7 @@ from . import provenance
 if TYPE_CHECKING:
     from ..models.loading import Base
 
-OTHER = "name another folder with out (--out)"
+OTHER = "choose another folder with out (--out)"
 
 
 def check(folder: StudyFolder, config: StudyConfig, wanted: Mapping[str, RunConfig]) -> None:
@@ -62,8 +62,8 @@ def _check_names(folder: StudyFolder, former: Mapping[str, str], begun: Mapping[
         there = stored.get(run_id.rsplit("-", 1)[-1])
         if there is not None and run_id not in begun:
             raise UsageError(
-                f"{folder.path}: methods: the run {there} would be {run_id} now, and be done again: put the label back "
-                f"that its method had, or {OTHER}"
+                f"{folder.path}: methods: the run {there} would now be {run_id}, and be repeated: restore the label "
+                f"of its method, or {OTHER}"
             )
 
 
@@ -77,8 +77,8 @@ def _check_longer(folder: StudyFolder, run: RunConfig, there: RunFolder | None) 
         why = str(error)
     if why:
         raise UsageError(
-            f"{folder.path}: training.steps: now {run.training.steps}, and run {there.id} cannot be made longer: "
-            f"{why}; put the steps back, or {OTHER}"
+            f"{folder.path}: training.steps: now {run.training.steps}, but run {there.id} cannot be made longer: "
+            f"{why}; restore the steps, or {OTHER}"
         )
 
 
@@ -96,8 +96,8 @@ def _check_asked(
             continue
         if _asks_more(stored.capabilities, asked) or step not in _asked_before(stored, run):
             raise UsageError(
-                f"{folder.path}: capabilities: run {there.id} is past step {step}, at which it would be asked what it "
-                "was not: only the weights of its last step are kept; put capabilities back, leave such runs out "
+                f"{folder.path}: capabilities: run {there.id} is past step {step}, where the new questions would be "
+                "asked: only the weights of its last step are kept; restore capabilities, leave out such runs "
                 f"(capabilities.datasets, ranks, seeds), or {OTHER}"
             )
 
@@ -159,12 +159,12 @@ def sentence(before: StudyConfig, now: StudyConfig) -> str:
     old, new = runs_by_id(before), runs_by_id(now)
     parts = [growth.told(growth.differences(before, now))]
     if before.training.steps != now.training.steps:
-        parts.append(f"runs of {now.training.steps} steps go on from those of {before.training.steps}")
+        parts.append(f"runs of {now.training.steps} steps continue those of {before.training.steps}")
     else:
         if more := new.keys() - old.keys():
             parts.append(f"{several(len(more), 'run')} more")
         if gone := sorted(old.keys() - new.keys()):
-            parts.append(f"no longer asked for, and left out of fits: {few(gone)}")
+            parts.append(f"no longer in the configuration, and left out of fits: {few(gone)}")
     return "the study changes: " + "; ".join(parts)
 
 

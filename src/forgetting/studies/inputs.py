@@ -239,8 +239,8 @@ class StudyInputs:
                 example = next(iter(shared_passages(train, load_corpus(text))), "")
                 raise UsageError(
                     f"{field}: {text.source} shares {shared} documents or long lines with the training "
-                    f"data of '{name}', such as {example[:60]!r}; what is trained on would be measured: give other "
-                    "text, or take what is shared out of one of them"
+                    f"data of '{name}', such as {example[:60]!r}; measured text must not be trained on: give other "
+                    "text, or remove what they share from one of them"
                 )
 
     def check_context(self) -> None:

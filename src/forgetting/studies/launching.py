@@ -27,7 +27,7 @@ from . import provenance
 T = TypeVar("T")
 DEVICES = {"MULTI_GPU": "cuda", "MULTI_CPU": "cpu", "FSDP": "cuda"}
 """Distributed types of accelerate, and where their processes compute; in the last the weights are shared out."""
-ALLOWED = "allowed are MULTI_GPU and MULTI_CPU, where every process holds the model, and FSDP with fsdp_version 2"
+ALLOWED = "allowed: MULTI_GPU and MULTI_CPU, where every process has the whole model, and FSDP with fsdp_version 2"
 READ = (
     "distributed_type",
     "fsdp_config",
@@ -60,15 +60,15 @@ def read_launch(path: Path, machine: int | None = None) -> processes.Launch:
     """
     fields = files.parse_yaml(files.read_text(path, limit=files.MAX_CONFIG), str(path))
     if not isinstance(fields, Mapping):
-        raise UsageError(f"{path}: not an accelerate configuration: a mapping is needed, got {type(fields).__name__}")
+        raise UsageError(f"{path}: not an accelerate configuration: must be a mapping, got {type(fields).__name__}")
     kind = fields.get("distributed_type")
     if kind == "DEEPSPEED":
         raise UsageError(
-            f"{path}: distributed_type DEEPSPEED: nothing here can measure weights that DeepSpeed shards; {ALLOWED}: "
-            "TRL's fsdp2.yaml shards as much as its zero3.yaml"
+            f"{path}: distributed_type DEEPSPEED: weights sharded by DeepSpeed cannot be measured; {ALLOWED}: "
+            "TRL's fsdp2.yaml saves as much memory as its zero3.yaml"
         )
     if not isinstance(kind, str) or kind not in DEVICES:
-        more = ": that is one process, for which --accelerate-config is left out" if kind in ("NO", False) else ""
+        more = ": this means one process; leave out --accelerate-config" if kind in ("NO", False) else ""
         raise UsageError(f"{path}: distributed_type {kind!r}{more}; {ALLOWED}")
     for name, value in fields.items():
         if name not in (*READ, *IDLE) and not any(type(value) is type(off) and value == off for off in OFF):
@@ -113,14 +113,14 @@ def _on_machines(
         return launch
     if launch.processes % number:
         raise UsageError(
-            f"{path}: num_processes {launch.processes}: the processes of all {number} machines together; give a "
+            f"{path}: num_processes {launch.processes}: counts the processes of all {number} machines; give a "
             f"multiple of {number}"
         )
     named = next((name for name in RANKS if os.environ.get(name, "").isdecimal()), None)
     mine = machine if machine is not None else int(os.environ[named]) if named else fields.get("machine_rank", 0)
     where = "--machine-rank" if machine is not None else named or f"{path}: machine_rank"
     if type(mine) is not int or not 0 <= mine < number:
-        raise UsageError(f"{where}: got {str(mine)[:60]!r}; give the number of this machine, 0 to {number - 1}")
+        raise UsageError(f"{where}: got {str(mine)[:60]!r}; give the index of this machine, 0 to {number - 1}")
     address = fields.get("main_process_ip") or os.environ.get("MASTER_ADDR")
     port = fields.get("main_process_port") or os.environ.get("MASTER_PORT")
     if not isinstance(address, str):
@@ -195,7 +195,7 @@ def _field(
 ) -> T:
     value = fields.get(name, default)
     if type(value) is not kind or not fits(value):
-        came = "is missing" if name not in fields else f"got {str(value)[:60]!r}"
+        came = "required, but missing" if name not in fields else f"got {str(value)[:60]!r}"
         raise UsageError(f"{path}: {name}: {came}; give {say}")
     return value
 
@@ -252,7 +252,7 @@ def check_shares(config: StudyConfig, count: int) -> None:
     if micro is not None and micro < share and share % micro:
         fit = [n for n in range(1, share + 1) if share % n == 0]
         raise UsageError(
-            f"training.micro_batch_size: got {micro}; of each batch a process has {share} windows: give one of "
+            f"training.micro_batch_size: got {micro}; each process has {share} windows of a batch; give one of "
             f"{', '.join(map(str, fit))}"
         )
 
@@ -264,12 +264,10 @@ def check_shardable(config: StudyConfig) -> None:
         UsageError: names it, and what is allowed.
     """
     if config.model.bits is not None:
-        raise UsageError(
-            f"model.bits: got {config.model.bits}; FSDP cannot share out quantised weights here: leave it out"
-        )
+        raise UsageError(f"model.bits: got {config.model.bits}; FSDP cannot shard quantised weights here; leave it out")
     if config.capabilities is not None:
         raise UsageError(
-            "capabilities: one process asks the model, which FSDP shares out over several; leave it out, and ask the "
+            "capabilities: one process asks the model, but FSDP shards it over several; leave it out, and evaluate the "
             "saved models with `forgetting evaluate`"
         )
     for run in expand_runs(config):
@@ -277,13 +275,13 @@ def check_shardable(config: StudyConfig) -> None:
         if not method.sharded:
             fit = ", ".join(name for name, kind in METHODS.items() if kind.sharded)
             raise UsageError(
-                f"methods.{method.name}: works on a whole model, which FSDP shares out over processes; use one of {fit}"
+                f"methods.{method.name}: needs a whole model, but FSDP shards it over processes; use one of {fit}"
             )
         for mitigation in together:
             if not mitigation.shardable():
                 fit = ", ".join(name for name, kind in MITIGATIONS.items() if kind.sharded)
                 raise UsageError(
-                    f"mitigations.{mitigation.label()}: works on a whole model, which FSDP shares out over processes; "
+                    f"mitigations.{mitigation.label()}: needs a whole model, but FSDP shards it over processes; "
                     f"use {fit}"
                 )
 
@@ -298,7 +296,7 @@ def check_model(base: Base) -> None:
     if not transformers_internals.takes_loss_kwargs(model):
         raise UsageError(
             f"{type(model).__name__}: its loss does not take the number of tokens of the whole batch, so several "
-            "processes would train on another loss than one; leave out --accelerate-config"
+            "processes would train on a different loss; leave out --accelerate-config"
         )
 
 
@@ -321,6 +319,6 @@ def check_begun(study: Path, count: int, run_id: str | None = None, *, sharded: 
     for run in [first] if run_id is None else [first, folder.run(run_id)]:
         if run is not None and (changed := provenance.other_processes(run.state(), count, sharded=sharded)):
             raise UsageError(
-                f"{study}: {changed} since run {run.id} began; sums in another order differ in their last digits; "
-                "give what was there (--accelerate-config, or none), or name another folder with --out"
+                f"{study}: {changed} since run {run.id} started; sums in another order differ in their last digits; "
+                "use the old setting (--accelerate-config, or none), or choose another folder with --out"
             )

@@ -126,8 +126,8 @@ class MemoryPlan(Result):
             shown = ", ".join(f"{name} {_gb(value)}" for name, value in parts if value)
             times = f" in each of {count} processes" if count > 1 else ""
             raise UsageError(
-                f"memory: {row.label} needs {_gb(row.taken.parameters)} GB{times} ({shown}) before any text is read, "
-                f"and {self.room.where} has {_gb(self.room.total)} GB in all; {_less(row.taken)}"
+                f"memory: {row.label} needs {_gb(row.taken.parameters)} GB{times} ({shown}) before reading any text, "
+                f"but {self.room.where} has only {_gb(self.room.total)} GB; {_less(row.taken)}"
             )
 
     def verdict(self, row: Row) -> tuple[Literal["works", "note", "broken"], str]:
@@ -162,16 +162,16 @@ class MemoryPlan(Result):
         need = self._need(most)
         assert most.taken is not None
         times = f", {self.at_once} at once {_gb(need)} GB" if self.at_once > 1 and not most.once else ""
-        said = f"memory: {most.label} takes about {_gb(need if not times else most.taken.total)} GB{times}"
+        said = f"memory: {most.label} needs about {_gb(need if not times else most.taken.total)} GB{times}"
         found = []
         if self.room is not None and need > self.room.free:
-            fewer = "fewer --jobs, " if times and self.places.processes == 1 else ""
+            fewer = "use fewer --jobs, or " if times and self.places.processes == 1 else ""
             found.append(
-                f"{said}, and {self.room.where} has {_gb(self.room.free)} GB free of {_gb(self.room.total)}: a run may "
+                f"{said}, but {self.room.where} has {_gb(self.room.free)} GB free of {_gb(self.room.total)}: a run may "
                 f"fail; {fewer}{_less(most.taken)}"
             )
         if self.places.memory is not None and need > self.places.memory * GB:
-            found.append(f"{said}, and --run-memory keeps {self.places.memory:g} GB for it")
+            found.append(f"{said}, but --run-memory reserves {self.places.memory:g} GB")
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class MemoryPlan(Result):
 
     def shown(self) -> Sequence[Shown]:
         """A table in GB."""
-        there = "what there is, it does not tell"
+        there = "its memory is unknown"
         if self.room is not None:
             there = f"{self.room.where} has {_gb(self.room.free)} GB free of {_gb(self.room.total)}"
         once = f", {self.at_once} at once" if self.at_once > 1 else ""
@@ -203,7 +203,7 @@ class MemoryPlan(Result):
             rows.append((row.label, f"{one.trained:,}", *map(_gb, parts)))
         notes = [f"{row.label}: {row.why}" for row in self.rows if row.why]
         if any(row.taken is not None and not row.taken.counted for row in self.rows):
-            notes.append("passes by a formula: the model cannot be run without its numbers")
+            notes.append("passes estimated by a formula, because the model cannot be run without its weights")
         columns = ("run", "trained", "weights", "gradients", "optimiser", "copies", "passes", "total")
         return [
             Shown([f"memory of a run, GB, on {self.device}{once}; {there}"], columns, rows, [*notes, *self.warnings()])
@@ -218,10 +218,10 @@ def _gb(count: float) -> str:
 def _less(taken: Footprint) -> str:
     """What would make a run smaller."""
     if taken.passes > taken.parameters:
-        return "a smaller training.micro_batch_size, or training.gradient_checkpointing: true, needs less"
+        return "use a smaller training.micro_batch_size, or training.gradient_checkpointing: true"
     if taken.gradients + taken.optimiser > taken.weights / 2:
-        return "a smaller rank, fewer layers that train, or training.optimizer: adafactor needs less"
-    return "model.dtype: bfloat16 or model.bits (--bits 4) needs less"
+        return "use a smaller rank, fewer trained layers, or training.optimizer: adafactor"
+    return "use model.dtype: bfloat16, or model.bits (--bits 4)"
 
 
 def plan(
@@ -330,7 +330,7 @@ def _reference(config: StudyConfig, base: Skeleton, source: Source) -> Row:
     from ..tuning import pass_memory
     from ..tuning.footprint import Footprint
 
-    name = "once: the base model in full precision, beside it"
+    name = "once: the base model in full precision, in addition"
     try:
         full = skeleton(config.model.measured_against(), source)
         passes = pass_memory.measuring_bytes(full.copied(), config.measure.batch_tokens, config.context)

@@ -49,6 +49,6 @@ def check_same() -> None:
         now = {}
     changed = min(name for name in {*hashes, *now} if hashes.get(name) != now.get(name))
     raise ForgettingError(
-        f"the code of this program changed while it ran ({changed}), and parts of two versions must not mix; what was "
+        f"the code of this program changed while it ran ({changed}), and two versions must not mix; everything "
         "measured is kept: run the same command again"
     )

@@ -91,11 +91,11 @@ def pilot(
     own = with_flags(miniature_flags(), None, "miniature") if config is None else config
     whole, folder = study_config(own)
     if folder is not None:
-        raise UsageError(f"{folder}: a study folder; give its configuration, and the folder by out (--out)")
+        raise UsageError(f"{folder}: a study folder; give its configuration instead, and the folder with out (--out)")
     target = Path(out) if out is not None else Path("studies") / whole.name
     for name, value in (("budget", budget), ("minutes", minutes), ("tolerance", tolerance)):
         if not (np.isfinite(value) and value > 0):
-            raise UsageError(f"{name}: got {value}; a positive number is needed")
+            raise UsageError(f"{name}: got {value}; give a positive number")
     return _Session(whole, target, (budget, minutes, tolerance), ranks, on_event, on_step).run()
 
 
@@ -341,4 +341,4 @@ def _read_note(out: Path) -> dict[str, Any]:
         chosen = [{"rank": int(c["rank"]), "seed": int(c["seed"]), "why": str(c["why"])} for c in note["chosen"]]
         return {"seconds": max(0.0, float(note["seconds"])), "chosen": chosen}
     except (ValueError, KeyError, TypeError):
-        raise UsageError(f"{file}: damaged; delete it to go on, and the time counts anew") from None
+        raise UsageError(f"{file}: damaged; delete it to continue; the time then starts again") from None

@@ -30,15 +30,15 @@ def miniature_flags(source: str | None = None) -> dict[str, Any]:
 def check(config: StudyConfig) -> None:
     """Refuse a study that a pilot cannot be of."""
     if len(config.datasets) > 1:
-        raise UsageError(f"datasets: {', '.join(config.datasets)}; a pilot plans for one: leave one (--train)")
+        raise UsageError(f"datasets: {', '.join(config.datasets)}; a pilot plans for only one; give one (--train)")
     if len(config.methods) > 1 or config.methods[0].mitigations:
-        raise UsageError("methods: a pilot is of one method without mitigations")
+        raise UsageError("methods: a pilot uses one method without mitigations")
     if config.training.schedule != "constant":
         raise UsageError(
-            f"training.schedule: {config.training.schedule}; a pilot makes runs longer, which needs constant"
+            f"training.schedule: {config.training.schedule}; a pilot lengthens runs, which needs schedule constant"
         )
     if config.capabilities is not None:
-        raise UsageError("capabilities: a pilot asks none; leave the section out")
+        raise UsageError("capabilities: not in a pilot; leave the section out")
 
 
 def method_of(config: StudyConfig) -> tuple[MethodConfig, list[int]]:
@@ -70,8 +70,8 @@ def candidates(given: Sequence[int] | None, own: Sequence[int]) -> tuple[int, ..
     named = sorted(set(given)) if given else []
     if given and (len(named) < 3 or named[0] < 1):
         raise UsageError(
-            f"ranks (--rank): got {', '.join(map(str, named))}; the law over ranks and steps needs three different "
-            "ones at least, from 1 up"
+            f"ranks (--rank): got {', '.join(map(str, named))}; the law over ranks and steps needs at least "
+            "three different ranks of 1 or more"
         )
     return tuple(named or (sorted(own) if len(set(own)) >= 3 else RANKS))
 
@@ -86,8 +86,8 @@ def last_steps(config: StudyConfig, most: int) -> tuple[int, ...]:
     steps = longest.measured_steps()[1:]
     if len(steps) < 3:
         raise UsageError(
-            f"training.steps: {most} (--steps), measured at {', '.join(map(str, steps))}; a law needs three measured "
-            "steps at least: give more steps, or measure earlier or more often (--measure-start, --measure-every)"
+            f"training.steps: {most} (--steps), measured at {', '.join(map(str, steps))}; a law needs at least three "
+            "measured steps: give more steps, or measure earlier or more often (--measure-start, --measure-every)"
         )
     return tuple(steps)
 

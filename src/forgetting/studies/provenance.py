@@ -62,7 +62,7 @@ def other_processes(state: Mapping[str, Any], count: int, *, sharded: bool) -> s
     if then != count:
         return f"the number of processes changed from {then} to {count}"
     before = "fsdp" in (state.get("accelerate") or {})
-    words = {True: "shared out by FSDP", False: "whole in each process"}
+    words = {True: "sharded by FSDP", False: "whole in each process"}
     return "" if before == sharded else f"weights were {words[before]} and are {words[sharded]}"
 
 

@@ -54,9 +54,9 @@ class Repeat:
         column, size = max(self.differences.items(), key=lambda one: one[1])
         said = f"{self.run_id}: {self.compared} numbers; the largest difference is {size:.3g} in {column}"
         if self.elsewhere:
-            verdict = "more than a standard error" if self.beyond else "no mean by more than its standard error"
+            verdict = "more than a standard error" if self.beyond else "no mean differs by more than its standard error"
         else:
-            verdict = "on the same hardware and versions they should be equal"
+            verdict = "with the same hardware and versions they should be equal"
         return f"{said}; {verdict}{where}"
 
 
@@ -76,13 +76,13 @@ def repeat(study: Path, run_id: str, tell: Callable[[int], None] = lambda _: Non
     old = first.run(run_id)
     record = old.read()
     if record.get("status") != "done":
-        came = f"is {record['status']}" if record else "has not begun"
+        came = f"is {record['status']}" if record else "has not started"
         done = [run.id for run in first.runs() if run.state().get("status") == "done"]
-        raise UsageError(f"repeat (--repeat) {run_id}: this run {came}; done are: {', '.join(done[:5]) or 'none'}")
+        raise UsageError(f"repeat (--repeat) {run_id}: this run {came}; finished runs: {', '.join(done[:5]) or 'none'}")
     place = files.refuse_link(study / "repeats" / run_id, study)
     number = 1 + max((int(path.name) for path in place.glob("*") if path.name.isdigit()), default=0)
     if not asked_by(runs_by_id(first.config()))(old):
-        raise UsageError(f"--repeat {run_id}: the configuration no longer asks for this run; put study.yaml back")
+        raise UsageError(f"--repeat {run_id}: the configuration no longer contains this run; restore study.yaml")
     # what a model can still do is asked beside a run and decides none of its numbers; trackers have the first run
     config = first.config().model_copy(update={"capabilities": None, "tracking": ()})
     again = StudyFolder.create_or_resume(files.refuse_link(place / str(number), study), config)
@@ -90,7 +90,7 @@ def repeat(study: Path, run_id: str, tell: Callable[[int], None] = lambda _: Non
     do_run(again, StudyInputs(config), run_id, tell)
     now = new.read()
     if now.get("status") != "done":
-        raise ForgettingError(f"{run_id}: failed this time: {now.get('why')}")
+        raise ForgettingError(f"{run_id}: failed when repeated: {now.get('why')}")
     changed = [part for part, digest in record.get("data", {}).items() if now["data"].get(part) != digest]
     if changed:
         raise ForgettingError(f"{run_id}: cannot be repeated: the {', '.join(changed)} changed since it was run")

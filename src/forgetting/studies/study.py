@@ -230,8 +230,8 @@ def _check_unchanged(inputs: StudyInputs, folder: StudyFolder, base: Base) -> No
         seen.add(run.dataset_name)
         if changed := changes(state, inputs.fingerprints(run.dataset_name, base, folder.path)):
             raise UsageError(
-                f"{folder.path}: {changed} since run {state.get('run_id', run_id)} began; put back what was "
-                "there, or name another folder with out (--out)"
+                f"{folder.path}: {changed} since run {state.get('run_id', run_id)} started; restore the old "
+                "state, or choose another folder with out (--out)"
             )
 
 
@@ -305,7 +305,7 @@ def follow(out: Path, engine: Accelerate) -> None:
 def _refuse_follower(engine: Engine) -> None:
     if isinstance(engine, Accelerate) and engine.launch.machine:
         raise UsageError(
-            f"machine_rank {engine.launch.machine}: the first machine does the study; on this one call "
+            f"machine_rank {engine.launch.machine}: the first machine runs the study; on this one call "
             "`forgetting.studies.study.follow(out, engine)`, or the command"
         )
 

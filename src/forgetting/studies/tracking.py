@@ -168,7 +168,7 @@ class Follower:
     def _attempt(self, name: str, call: Callable[[], None]) -> None:
         if why := _failure(call):
             self._failed.add(name)
-            sentence = f"tracking: {name} failed, and run {self._folder.id} goes on without it: {why}"
+            sentence = f"tracking: {name} failed, and run {self._folder.id} continues without it: {why}"
             log.warning("%s", sentence)
             with suppress(ForgettingError, OSError):
                 self._notice(sentence)
@@ -262,7 +262,7 @@ def _send_laws(
             mark.write()
 
         if why := _failure(send):
-            log.warning("tracking: %s failed, and has not the laws: %s", name, why)
+            log.warning("tracking: %s failed, so the laws are not shown there: %s", name, why)
 
 
 def hash_of(found: Mapping[str, float]) -> bytes:

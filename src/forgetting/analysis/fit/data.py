@@ -121,7 +121,7 @@ def read_data(
         raise UsageError(f"give the column of runs ('{run}') or independent rows (iid), not both")
     if run not in present and run != "run_id":
         raise UsageError(
-            f"{where} has no column '{run}' that says which rows are one run; {did_you_mean(run, present)}"
+            f"{where} has no column '{run}' that says which rows belong to one run; {did_you_mean(run, present)}"
         )
     rows, warnings = _done_rows(table, present, run)
     sources = {name: columns.get(name, name) for name in needed}
@@ -148,7 +148,7 @@ def _refuse_absent(law: Law, sources: Mapping[str, str], present: Sequence[str],
         if column not in present:
             raise UsageError(
                 f"{where} has no column '{column}', which law '{law.called}' needs as '{name}'; "
-                f"{did_you_mean(column, present)}; map another one with {name}=COLUMN"
+                f"{did_you_mean(column, present)}; map another column with {name}=COLUMN"
             )
 
 
@@ -202,14 +202,18 @@ def _runs(
 def _told(table: Any, present: list[str], rows: Array, got: Mapping[str, Array]) -> tuple[list[str], Array, list[str]]:
     """The runs of a table that does not name them, where what it says of each row tells them apart by rising steps."""
     copies = _copies(table, present, rows, got)
-    hint = ["if column 'run' says which rows are one run, give --run run (run='run')"] if "run" in present else []
+    hint = ["if column 'run' says which rows belong to one run, give --run run (run='run')"] if "run" in present else []
     if "step" not in present:
         return [], rows, [*copies, *hint]
     told = told_runs(table, present, rows, _loose(table["step"], rows))
     if told.clash is not None or not 1 < len(told.names) < rows.size:
         return [], rows, [*copies, *hint]
-    said = f"the table has no column 'run_id': rows with the same {', '.join(told.columns)} were taken as one run"
-    return list(told.names), told.code, [f"{said} ({len(told.names)} runs); --run COLUMN names another column of runs"]
+    said = f"the table has no column 'run_id': treating rows with the same {', '.join(told.columns)} as one run"
+    return (
+        list(told.names),
+        told.code,
+        [f"{said} ({len(told.names)} runs); choose another column of runs with --run COLUMN"],
+    )
 
 
 def _done_rows(table: Any, present: list[str], run: str) -> tuple[Array, list[str]]:
@@ -246,7 +250,7 @@ def _refuse_blank(texts: list[str], code: Array, name: str, rows: Array, where: 
         raise UsageError(
             f"{where}, row {blank[0] + 1}, column '{name}': blank"
             + (f", as in {len(blank) - 1} other rows" if len(blank) > 1 else "")
-            + "; name the run of every row, or leave the column out if every row is a run of its own"
+            + "; name the run of every row, or leave the column out if every row is its own run"
         )
 
 
@@ -333,7 +337,7 @@ def _copies(table: Any, present: Sequence[str], rows: Array, got: Mapping[str, A
     pair = f"{rows[first[which.reshape(-1)[copies[0]]]] + 1} and {rows[copies[0]] + 1}"
     return [
         f"{len(copies)} row{'s are' if len(copies) > 1 else ' is'} the same as an earlier one in every column (rows "
-        f"{pair}): taken as replicates, each measured by itself; remove them if they were put in twice"
+        f"{pair}): treating them as separate replicates; remove them if they are duplicates"
     ]
 
 

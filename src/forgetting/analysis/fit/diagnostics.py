@@ -32,7 +32,7 @@ def fit_warnings(problem: Problem, found: Found, looks: Shape, starts: int) -> l
         out.append(f"only {n} of {found.starts} starts reached the best fit; a better one may exist")
     out += [
         f"'{name}' stopped at its bound {value:.6g}: "
-        + (f"the data ask for a {looks.asks[name]} value" if name in looks.asks else "it is not identified")
+        + (f"the data favour a {looks.asks[name]} value" if name in looks.asks else "it is not identified")
         for name, value in looks.at_bounds.items()
     ]
     for direction in looks.flat:

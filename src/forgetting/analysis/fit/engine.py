@@ -93,11 +93,11 @@ def fit_law(
     """
     law = LAWS.find(law) if isinstance(law, str) else law
     if objective not in (*OBJECTIVES, IN_BOTH):
-        raise UsageError(f"objective '{objective}' is not known; {did_you_mean(objective, [*OBJECTIVES, IN_BOTH])}")
+        raise UsageError(f"unknown objective '{objective}'; {did_you_mean(objective, [*OBJECTIVES, IN_BOTH])}")
     chosen = Objective("least-squares" if objective == IN_BOTH else objective, delta)
     given = None if start is None else tuple(float(v) for v in start)
     if seed < 0:
-        raise UsageError(f"seed: got {seed}; a whole number from 0 up is needed")
+        raise UsageError(f"seed: got {seed}; give a whole number of 0 or more")
     options = Options(chosen, seed, bootstrap, confidence, intervals, starts, given)
     data = read_data(law, table, columns=columns, label=label, run=run, iid=iid)
     if objective == IN_BOTH:
@@ -242,8 +242,8 @@ def _lost(law: Law, label: str, found: Found, options: Options, data: Data) -> F
     where = f"table '{label}', " if label else ""
     if (row := undefined_row(law, data)) and not options.objective.log:
         return UsageError(
-            f"{where}{row}: law '{law.called}' could not be evaluated there from any start; leave the row out, "
-            "write the law another way, or give it other starts"
+            f"{where}{row}: law '{law.called}' could not be evaluated there from any start; leave out the row, "
+            "write the law differently, or give other starts"
         )
     why = f": objective '{options.objective.name}' needs a law that is positive" if options.objective.log else ""
     return ForgettingError(
@@ -286,7 +286,7 @@ def _fit(
     fitted = Fitted(adapted.law, found.theta) if isinstance(adapted.law, Centred | CentredReplay) else None
     if fitted is None and not np.isfinite(theta).all():
         raise ForgettingError(
-            f"law '{law.called}' on '{label}': parameters of the best fit run beyond what a number can hold; these "
+            f"law '{law.called}' on '{label}': parameters of the best fit exceed the range of numbers; these "
             f"{data.n} measurements do not determine them"
         )
     if data.sampled_from is not None:
@@ -367,6 +367,6 @@ def _check(law: Law, fitted: Law, data: Data, label: str, options: Options) -> N
     if options.start is None:
         return
     if fitted is not law:
-        raise UsageError(f"law '{law.name}' is fitted in coordinates of its own and takes no start")
+        raise UsageError(f"law '{law.name}' is fitted in its own coordinates and accepts no start")
     if len(options.start) != len(law.parameters):
         raise UsageError(f"start has {len(options.start)} values; law '{law.name}' has {', '.join(law.names)}")

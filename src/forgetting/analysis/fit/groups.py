@@ -99,7 +99,7 @@ class GroupedFits(Result):
         heading.append(f"source: {self.law.source}")
         heading.append(f"{len(fitted)} of {len(self.groups)} groups fitted, {fitted[0].objective}" if fitted else "")
         if fitted:
-            alone = "every row taken as independent" if fitted[0].diagnostics.get("iid") else "of whole runs"
+            alone = "treating every row as independent" if fitted[0].diagnostics.get("iid") else "of whole runs"
             heading.append(f"in brackets: {fitted[0].confidence:.0%} interval, {alone}")
         many = len(self.law.outputs) > 1
         quality = [f"{what} {o}" if many else what for o in self.law.outputs for what in ("R2", "RMSE")]
@@ -148,7 +148,7 @@ def fit_groups(
     by = [by] if isinstance(by, str) else by
     by = tuple(dict.fromkeys([*(["dataset"] if len(tables) > 1 else []), *by]))
     if not by:
-        raise UsageError("by: no column in it")
+        raise UsageError("by: give at least one column")
     groups: list[Group] = []
     first: ForgettingError | None = None
     left_out: list[str] = []

@@ -43,7 +43,7 @@ def can_draw(data: Data, count: int, spare: int, warnings: list[str]) -> bool:
         warnings.append(
             f"no intervals: no degrees of freedom are left, since {several(data.y.size, 'measured value')} "
             f"{'was' if data.y.size == 1 else 'were'} fitted with {several(data.y.size - spare, 'parameter')}; "
-            "more rows, or a law of fewer parameters, would leave some"
+            "use more rows, or a law with fewer parameters"
         )
         return False
     if runs < MIN_RUNS:
@@ -53,7 +53,7 @@ def can_draw(data: Data, count: int, spare: int, warnings: list[str]) -> bool:
         warnings.append(f"no intervals: {count} resamples are too few (at least {LEAST_DRAWS} are needed)")
         return False
     if data.independent:
-        warnings.append("the table names no runs: every row was taken as an independent run")
+        warnings.append("the table names no runs: treating every row as an independent run")
     return True
 
 

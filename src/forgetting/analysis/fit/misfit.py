@@ -63,9 +63,9 @@ class Misfit:
         """What a reader must know."""
         side = "above" if self.size > 0 else "below"
         unit = f" {self.unit}" if self.unit else ""
-        size = f"{self.output} lies {abs(self.size):.2g} ± {self.se:.1g}{unit} {side} the law"
+        size = f"{self.output} is {abs(self.size):.2g} ± {self.se:.1g}{unit} {side} the law"
         if self.kind == BEND:
-            size = f"residuals bend with {self.of}: {size} at both ends of the measured range, as seen from its middle"
+            size = f"residuals bend with {self.of}: {size} at both ends of the measured range, relative to its middle"
         else:
             size = f"residuals differ by data set: {size} in '{self.of}'"
         return f"{size} (p = {self.p_holm:.1g}, by runs); the law may not hold outside the measured range"

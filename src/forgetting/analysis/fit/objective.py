@@ -34,7 +34,7 @@ class Objective:
     def __post_init__(self) -> None:
         """Refuse an unknown name and a delta that is not positive."""
         if self.name not in OBJECTIVES:
-            raise UsageError(f"objective '{self.name}' is not known; {did_you_mean(self.name, OBJECTIVES)}")
+            raise UsageError(f"unknown objective '{self.name}'; {did_you_mean(self.name, OBJECTIVES)}")
         if not (np.isfinite(self.delta) and self.delta > 0):
             raise UsageError(f"delta is {self.delta}; it must be a positive number")
 

@@ -26,7 +26,7 @@ class Options:
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         if not 0 < self.confidence < 1:
-            raise UsageError(f"confidence is {self.confidence}; it must lie between 0 and 1, for example 0.95")
+            raise UsageError(f"confidence is {self.confidence}; it must be between 0 and 1, for example 0.95")
         if self.bootstrap < 0 or self.starts < 0 or (self.starts == 0 and self.start is None):
             raise UsageError("bootstrap and starts must not be negative, and starts=0 needs a start")
         if self.intervals not in INTERVALS:

@@ -133,7 +133,7 @@ class Fit(Result):
         if self.draws:
             return ""
         if self.objective == "published":
-            return "it was published without"
+            return "it was published without intervals"
         start = "no intervals: "
         why = [warning.removeprefix(start) for warning in self.warnings if warning.startswith(start)]
         return "; ".join(why) or "it was fitted without resamples (--bootstrap 0)"
@@ -313,7 +313,7 @@ class Fit(Result):
         if self.objective != "published":
             alone = bool(self.diagnostics.get("iid"))
             points = several(self.n_points, "point") if alone else self.support("point")
-            points += "; intervals take every point as independent" if alone else ""
+            points += "; intervals treat every point as independent" if alone else ""
             heading.append(f"{points}, {self.objective}, objective {self.objective_value:.8g}")
         if self.r2:
             few = self.objective != "published" and self.n_points <= len(self.parameters)
@@ -427,5 +427,5 @@ def load_fits(path: str | os.PathLike[str]) -> Any:
 
 def _unpack(data: Any) -> Any:
     if not isinstance(data, Mapping):
-        raise UsageError(f"not a file of fits: a {type(data).__name__} where a fit is needed")
+        raise UsageError(f"not a file of fits: got {type(data).__name__} instead of a fit")
     return Fit.from_dict(data) if "parameters" in data and "law" in data else {k: _unpack(v) for k, v in data.items()}

@@ -28,7 +28,7 @@ def value(estimate: Estimate, *, scale: bool) -> str:
     if estimate.identified == "none":
         return "not determined"
     if math.isinf(estimate.value) or (scale and estimate.value == 0):
-        return "beyond a number; only its ratio matters"
+        return "outside the range of numbers; only its ratio matters"
     return number(estimate.value)
 
 
@@ -46,7 +46,7 @@ def ends(estimate: Estimate) -> str:
 
 def spans(laws: Mapping[str, float]) -> str:
     """Which laws a band outside the measured range spans, with their shares."""
-    return f"beyond the measured range, bands span the laws that fit about as well inside it: {shares(laws)}"
+    return f"beyond the measured range, bands include laws that fit about as well inside it: {shares(laws)}"
 
 
 def shares(laws: Mapping[str, float]) -> str:
@@ -66,7 +66,7 @@ def comparison_text(label: str, ranked: Sequence[Mapping[str, Any]]) -> str:
         left = (row["leave_one_run_out"] or {}).get("rmse", {})
         errors = ", ".join(f"{k} {number(v)}" for k, v in left.items()) or "-"
         table.append((row["law"], f"{row['aicc']:.1f}", f"{row['delta_aicc']:.1f}", errors))
-    note = "AICc takes steps of a run as independent and compares laws of the same outputs only."
+    note = "AICc treats steps of a run as independent and compares only laws for the same outputs."
     return f"{label}: which law?\n{aligned(table)}\n{note}"
 
 

@@ -52,8 +52,8 @@ def count_model(name: str, targets: tuple[str, ...] = (ALL_LINEAR,)) -> Counted:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except CodeNeededError:
         raise UsageError(
-            f"model '{name}': needs Python code that comes with it, which is not run to count parameters; give params "
-            "(--params)"
+            f"model '{name}': needs Python code that comes with it, which is not run just to count parameters; "
+            "give params (--params)"
         ) from None
     head = model.get_output_embeddings()
     linear = {
@@ -69,6 +69,6 @@ def count_model(name: str, targets: tuple[str, ...] = (ALL_LINEAR,)) -> Counted:
     ]
     if not chosen:
         names = sorted({path.rsplit(".", 1)[-1] for path in linear})
-        raise UsageError(f"no linear module of '{name}' is called {', '.join(targets)}; it has {', '.join(names)}")
+        raise UsageError(f"'{name}' has no linear module called {', '.join(targets)}; it has {', '.join(names)}")
     total = sum(p.numel() for p in model.parameters())
     return Counted(int(total), sum(a + b for a, b in chosen), len(chosen))

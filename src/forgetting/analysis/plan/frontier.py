@@ -55,7 +55,7 @@ def plan_budget(
     level = budget + (float(known) if known is not None else 0.0)
     grid = rank_grid(fit, ranks, params, params_per_rank)
     choices = _choices(fit, "forgetting_loss", level, grid, cost)
-    notes = [] if known is not None else ["no floor is known: the budget was read as the forgetting loss itself"]
+    notes = [] if known is not None else ["the floor is unknown: treating the budget as the forgetting loss itself"]
     return _plan(fit, "forgetting_loss", level, None if known is None else float(known), choices, len(grid), notes)
 
 
@@ -85,7 +85,7 @@ def rank_grid(
     """Pairs of rank and parameters to compare."""
     for name, values in (("rank", ranks), ("trainable parameters", params)):
         if values is not None and (not len(values) or min(values) <= 0):
-            raise UsageError(f"{name} {', '.join(str(v) for v in values) or '(none)'}: positive numbers are needed")
+            raise UsageError(f"{name} {', '.join(str(v) for v in values) or '(none)'}: give positive numbers")
     if params is not None:
         return [(None, float(p)) for p in params]
     scale = per_rank if per_rank is not None else fit.diagnostics.get("params_per_rank")
@@ -111,8 +111,8 @@ def _choices(
     other = [params for _, params in grid if abs(params - low) > 1e-9 * low]
     if low == high and other:
         raise UsageError(
-            f"{other[0]:,.0f} trainable parameters: '{fit.label}' was fitted at one number of them, {low:,.0f}, and "
-            "says nothing of others"
+            f"{other[0]:,.0f} trainable parameters: '{fit.label}' was fitted at only one number, {low:,.0f}, and says "
+            "nothing about others"
         )
     surface = surface_of(fit)
     out = []
@@ -188,7 +188,7 @@ def _plan(
     matters = matters and not fit.no_bands
     outside = sum(c.extrapolated for c in reached)
     if matters and best is not None and best.extrapolated:
-        sentences.append("the best choice lies outside the measured range: its numbers are an extrapolation")
+        sentences.append("the best choice is outside the measured range: its numbers are an extrapolation")
     elif outside:
         lie, whose = ("lies", "its") if outside == 1 else ("lie", "their")
         of = f"{outside} of {several(len(reached), 'choice')}"
@@ -196,14 +196,14 @@ def _plan(
     if fit.rivals and any(c.extrapolated for c in reached):
         sentences.append(spans(fit.band_laws()))
     if fit.draws and any(np.isnan(getattr(c, other).low) for c in reached if np.isfinite(c.steps.value)):
-        sentences.append("a band is missing where more than a fifth of its draws never reach the level")
+        sentences.append("a band is missing if more than a fifth of its draws never reach the level")
     if fit.draws and any(np.isnan(e.low) for c in reached if np.isinf(c.steps.value) for e in _losses(c)):
         sentences.append(
-            "unlimited steps: the limit of this law has no band, for laws that fit about as well inside the measured "
-            "range, or its own draws, have no such limit"
+            "unlimited steps: the limit of this law has no band, because laws that fit about as well inside the "
+            "measured range, or its own draws, have no such limit"
         )
     if not fit.draws:
-        sentences.append(f"this law has no intervals, so that nothing here has a band: {fit.no_bands}")
+        sentences.append(f"this law has no intervals, so nothing here has a band: {fit.no_bands}")
     return Plan(fit.label, output, level, fit.confidence, floor, reached, best, measured, sentences, matters)
 
 
@@ -247,8 +247,8 @@ def _left_out(
     most = several(max(left), "step")
     ends = f"{min(left):,.0f} to {most}" if round(min(left)) < round(max(left)) else most
     said = (
-        f"outside the range: {len(left)} of {several(compared, 'choice')} would take {ends} where {low:g} to {high:g} "
-        f"were measured; {'it is' if len(left) == 1 else 'they are'} left out, for the law says nothing there"
+        f"outside the range: {len(left)} of {several(compared, 'choice')} would take {ends}, but {low:g} to {high:g} "
+        f"were measured; {'it is' if len(left) == 1 else 'they are'} left out, because the law says nothing there"
     )
     if kept:
         return [said]
@@ -256,7 +256,7 @@ def _left_out(
     values = fit.predict(output, trainable_params=[*sizes, *sizes], step=[low] * len(sizes) + [high] * len(sizes)).value
     what = _named(output)
     reach = f"within the range the {what} of these choices goes from {values.min():.4g} to {values.max():.4g}"
-    return [said, f"{reach}; {level:.4g} lies outside"]
+    return [said, f"{reach}; {level:.4g} is outside"]
 
 
 def _named(output: str) -> str:
@@ -282,8 +282,8 @@ def _say(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: 
     unlimited = [c for c in reached if not np.isfinite(c.steps.value)]
     if len(unlimited) == len(reached):
         limit = max(float(c.forgetting_loss.value) for c in reached)
-        what = f"these choices never spend the budget, however long they train: the law's limit is {limit:.4g}"
-        return [f"{what}, so that this budget limits neither rank nor steps"], False
+        what = f"these choices never use up the budget, however long they train: the law's limit is {limit:.4g}"
+        return [f"{what}, so this budget limits neither rank nor steps"], False
     if unlimited:
         spend = (
             "spends the budget, however long it trains"
@@ -292,7 +292,9 @@ def _say(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: 
         )
         out.append(f"{len(unlimited)} of {several(len(reached), 'choice')} never {spend}")
     if fit.measured_range["trainable_params"][0] == fit.measured_range["trainable_params"][1]:
-        out.append("one number of trainable parameters was measured: whether another rank helps, this fit cannot say")
+        out.append(
+            "only one number of trainable parameters was measured: this fit cannot say whether another rank helps"
+        )
         matters = False
     if len(reached) > 1:
         sentence, matters = _compare(fit, output, level, reached, other)
@@ -319,11 +321,11 @@ def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], oth
     what = _named(other)
     if fit.no_bands and spread > SMALL * _range(fit, other):
         said = f"{what} differs by {spread:.2g} nats/token between best and worst by this law's estimates alone"
-        return f"{said}; without intervals, whether the choice matters cannot be judged", False
+        return f"{said}; without intervals it is unclear whether the choice matters", False
     unclear = np.isfinite(difference.low) and difference.low <= 0
     if not unclear and spread > SMALL * _range(fit, other):
         return f"the choice matters: {what} differs by {spread:.2g} nats/token between best and worst", True
-    why = "a difference that the fit cannot tell from none" if unclear else "too little to matter"
+    why = "a difference that is not clear from the fit" if unclear else "too little to matter"
     every = "both" if len(reached) == 2 else f"all {len(reached)}"
     said = (
         f"no choice of rank and steps helps: {every} end within {spread:.2g} nats/token of {what}, {why}; "

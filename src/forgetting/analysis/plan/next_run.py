@@ -89,16 +89,16 @@ def next_runs(
     known = fit.information
     if known is None or fit.diagnostics.get("run_noise") is None or fit.n_runs < 2:
         raise UsageError(
-            "next_run (--next-run) needs a law fitted to several runs, and this one was published, or stored by an "
+            "next_run (--next-run) needs a law fitted to several runs, but this one was published, or stored by an "
             "older version; fit it again (`forgetting fit`)"
         )
     if not fit.draws:
         raise UsageError(
-            "next_run (--next-run) says how much of the answer's interval would go away, and this law has no "
+            "next_run (--next-run) says how much the answer's interval would shrink, but this law has no "
             f"intervals: {fit.no_bands}"
         )
     if plan.best is None:
-        raise UsageError("next_run (--next-run) needs an answer to narrow, and no choice reaches this plan's level")
+        raise UsageError("next_run (--next-run) needs an answer to narrow, but no choice reaches this plan's level")
     first = fit.measured_range["step"][0]
     if max_steps <= first:
         raise UsageError(f"runs of {max_steps:g} steps end before the first measured step, {first:g}")
@@ -122,7 +122,7 @@ class _Judge:
         self.free = problem.movable(self.theta)
         self.direction = _direction(problem, surface, asked)
         if not np.isfinite(self.direction).all():
-            raise UsageError("next_run (--next-run): the best choice needs more steps than a number holds")
+            raise UsageError("next_run (--next-run): the best choice needs more steps than a number can represent")
         self.answers = _drawn_answers(surface, asked) if asked.outside and fit.draws else None
 
     def _problem(self, params: float, steps: Array) -> Problem:

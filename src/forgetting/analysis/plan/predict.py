@@ -103,8 +103,8 @@ def _refuse_unmeasured(fit: Fit, columns: Mapping[str, np.ndarray]) -> None:
         other = asked[np.abs(asked - low) > 1e-9 * abs(low)]
         if low == high and other.size:
             raise UsageError(
-                f"{name} {other[0]:,g}: '{fit.label or fit.law}' was fitted at one value of {name}, {low:,g}, and says "
-                "nothing of others"
+                f"{name} {other[0]:,g}: '{fit.label or fit.law}' was fitted at only one value of {name}, {low:,g}, and "
+                "says nothing about others"
             )
 
 
@@ -154,12 +154,12 @@ class Predictions(Result):
         if lost := max(row["draws_lost"] for row in self.rows):
             notes.append(
                 f"{lost} of {several(max(row['draws'] for row in self.rows), 'resample')} gave no finite number at a "
-                "point; its band is of the others, or left out where more than a fifth are lost"
+                "point; its band uses the others, or is left out if more than a fifth are lost"
             )
         said = [
             (row, show.spans(row["band_laws"]))
             if len(row["band_laws"]) > 1
-            else (row, f"no bands, for this law has no intervals: {row['no_bands']}" if row["no_bands"] else "")
+            else (row, f"no bands, because this law has no intervals: {row['no_bands']}" if row["no_bands"] else "")
             for row in self.rows
         ]
         notes += dict.fromkeys((f"{row['dataset']}: " if several_laws else "") + text for row, text in said if text)

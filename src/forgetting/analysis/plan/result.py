@@ -146,12 +146,12 @@ class Plan(Result):
             notes.append(f"in brackets the {self.confidence:.0%} band of the law's mean; `run`, that of one new run")
         notes += self.sentences
         if self.next_runs:
-            notes.append("next run, by how much of the answer's interval would go away:")
+            notes.append("next run, by how much the answer's interval would shrink:")
             notes += [f"  {_name(r)} for {r.steps:g} steps: {r.narrowing:.0%} narrower" for r in self.next_runs]
             notes += _command(self.next_runs[0])
         costs = [name for name in COSTS if any(getattr(c, name) is not None for c in self.frontier)]
         if "hours" in costs:
-            notes.append("hours: of training alone, at the speed that this study's runs had")
+            notes.append("hours: training only, at the speed of this study's runs")
         return [
             Shown(
                 [f"{self.label}: {held} held at {number(self.level)} nats/token"],
@@ -301,7 +301,7 @@ def _name(run: NextRun) -> str:
 def _command(run: NextRun) -> list[str]:
     if run.command is None:
         return []
-    longer = ", with those that are there and go on" if run.lengthens else ""
+    longer = ", including existing runs that continue" if run.lengthens else ""
     return [f"add the first of them: `{run.command}` ({several(run.adds, 'run')} to do{longer})"]
 
 

@@ -192,7 +192,7 @@ def decide(table: pd.DataFrame, asked: Asked, state: State) -> tuple[Next | Stop
     runs = finished(table) if len(table) else None
     ranks = [rank for rank in asked.ranks if rank not in state.lost]
     if len(ranks) < LEAST:
-        return Stop("unidentified", f"runs of {_named(sorted(state.lost))} failed, and three ranks are needed"), None
+        return Stop("unidentified", f"runs of {_named(sorted(state.lost))} failed, but three ranks are needed"), None
     if runs is None or not runs.done:
         middle = ranks[len(ranks) // 2 - (len(ranks) % 2 == 0)]
         steps = asked.at_least(max(state.steps, asked.steps[LEAST - 1]))
@@ -210,7 +210,7 @@ def _decide(runs: Runs, asked: Asked, state: State, ranks: list[int]) -> tuple[N
     counts = Counter(rank for rank, _ in runs.done if rank in ranks)
     for rank, what in ((ranks[0], "lowest"), (ranks[-1], "highest")):
         if rank not in counts:
-            why = f"the {what} rank: the law is over ranks, too"
+            why = f"the {what} rank: the law also depends on rank"
             return Next(state.steps, rank, 0, why), None
     if (stop := _out_of_reach(runs, asked, state)) is not None:
         return stop, None
@@ -228,7 +228,7 @@ def _decide(runs: Runs, asked: Asked, state: State, ranks: list[int]) -> tuple[N
     at = answer.choice.steps.value
     if at > state.steps < asked.steps[-1] and np.isfinite(at):
         steps = asked.at_least(at * 1.1)
-        why = f"the recommended run has {at:,.0f} steps, which is outside what is measured"
+        why = f"the recommended run has {at:,.0f} steps, which is outside the measured range"
         return Next(steps, None, None, why, _seconds_longer(runs, state, steps)), answer
     return _affordable([*_options(runs, asked, state, ranks, answer)], state.left), answer
 

@@ -57,7 +57,7 @@ def laws_of(law: LawSource, dataset: str | None = None) -> Laws:
     else:
         raise wrong_type("law", law, ALLOWED)
     if not laws:
-        raise UsageError("law: no fit in it")
+        raise UsageError("law: it contains no fit")
     return _only(laws, dataset, "law")
 
 
@@ -77,13 +77,13 @@ def pick(laws: Mapping[str, Fit], name: str | None, *, wants_surface: bool, want
         return laws[name]
     if wants_surface and list(laws) == ["linear"]:
         why = [w for w in laws["linear"].warnings if "shifted_power" in w]
-        raise UsageError("; ".join(["only the line of Eq. 4 is here, and it knows no ranks or steps", *why]))
+        raise UsageError("; ".join(["there is only the line of Eq. 4, which does not depend on ranks or steps", *why]))
     if len(laws) == 1:
         return next(iter(laws.values()))
     if wants_replay and "replay" not in laws:
         raise UsageError(
-            "no law over the share of replay is here: it is fitted where a study has runs of 3 or more shares (0 among "
-            "them), ranks and measured steps"
+            "there is no law over the share of replay: it needs a study with runs of 3 or more shares (including 0), "
+            "ranks and measured steps"
         )
     wanted = "replay" if wants_replay else "shifted_power" if wants_surface else "linear"
     if wanted not in laws:
@@ -126,7 +126,7 @@ def _find(name: str | Path) -> Laws:
     if path.exists():
         if path.suffix.lower() in TABLES:
             raise UsageError(
-                f"{path}: a table; a fit, a study folder or a published law's name is needed; fit the table first: "
+                f"{path}: a table; give a fit, a study folder or a published law's name; fit the table first: "
                 f"`forgetting fit {path.name} --out fits.json`, then give fits.json (in Python: forgetting.fit)"
             )
         return _nested(load_fits(path), path)
@@ -182,7 +182,7 @@ def _fit_folder(path: Path) -> Laws:
     whole = load_study(path)
     table = fitted_rows(whole)
     if table.empty:
-        raise UsageError(f"{path}: no ended run in this study yet; run `forgetting study {path}`")
+        raise UsageError(f"{path}: this study has no finished run yet; run `forgetting study {path}`")
     return fit_study(table, replay=fitted_rows(whole, replay=True))
 
 
@@ -194,4 +194,4 @@ def _nested(fits: object, path: Path) -> Laws:
             return {path.stem: dict(fits)}
         if fits and all(isinstance(v, dict) for v in fits.values()):
             return {str(k): dict(v) for k, v in fits.items()}
-    raise UsageError(f"{path}: no fits in it")
+    raise UsageError(f"{path}: it contains no fits")

@@ -77,9 +77,9 @@ def make_suites(names: Sequence[str], at: Circumstances, *, kept: bool = False) 
     labels = [suite.name for suite in made]
     repeated = [label for label in labels if labels.count(label) > 1]
     if repeated:
-        raise UsageError(f"suites: '{repeated[0]}' is there twice")
+        raise UsageError(f"suites: '{repeated[0]}' occurs twice")
     if (at.harmful or at.harmless) and Safety.name not in labels:
-        raise UsageError("harmful, harmless: prompts were given, but the suite `safety` was not asked for")
+        raise UsageError("harmful, harmless: prompts were given, but not the suite `safety`")
     return made
 
 
@@ -108,7 +108,7 @@ def _kept(name: str, at: Circumstances) -> Suite | None:
         return None
     rows = {task: [row for _, row in files.json_rows(copy)] for task, copy in copies.items()}
     made = at.local(label, "answers" if named is None else named.kind, rows)
-    return replace(made, note=f"{gone[0]}: no such file; the copy of its items in {at.folder} is asked")
+    return replace(made, note=f"{gone[0]}: no such file; using the copy of its items in {at.folder}")
 
 
 def _gone(source: str) -> bool:

@@ -58,8 +58,8 @@ class Accelerate:
         needed = len(self.launch.local)
         if there < needed:
             raise UsageError(
-                f"--accelerate-config: {needed} processes need a GPU each, {there} are visible here; "
-                "lower num_processes, or for processes on the CPU give distributed_type MULTI_CPU"
+                f"--accelerate-config: {needed} processes need a GPU each, but {there} are visible here; "
+                "lower num_processes, or give distributed_type MULTI_CPU to use the CPU"
             )
 
     def call(self, function: Callable[[], R]) -> R:

@@ -96,4 +96,4 @@ class Attempts:
 
     def why(self, task: str, last: str) -> str:
         """Why a task was given up, in words."""
-        return f"its process died {self.deaths[task]} times in a row without getting further ({last})"
+        return f"its process died {self.deaths[task]} times in a row without progress ({last})"

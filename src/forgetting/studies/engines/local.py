@@ -184,7 +184,7 @@ def ending(process: BaseProcess) -> str:
     if code is None or code >= 0:
         return f"exit code {code}"
     if code == -SIGKILL:
-        return "killed, as the system does when memory runs out"
+        return "killed, probably because memory ran out"
     return f"signal {-code}"
 
 

@@ -35,8 +35,8 @@ class GoneMachineError(ForgettingError):
     def __init__(self, machine: int) -> None:
         """Name it."""
         super().__init__(
-            f"machine {machine} of the run is gone; everything up to the last checkpoint is kept: give the same "
-            "command again on all machines to go on"
+            f"machine {machine} of the run is gone; everything up to the last checkpoint is kept: run the same "
+            "command again on all machines to resume"
         )
 
 
@@ -143,12 +143,14 @@ class Machines:
             while (theirs := self.told(f"machine/{machine}")) is None:
                 stopping.check()
                 if time.monotonic() > end:
-                    raise ForgettingError(f"machine {machine} of {self.launch.machines} did not come; start it, too")
+                    raise ForgettingError(
+                        f"machine {machine} of {self.launch.machines} did not join; start the command on it, too"
+                    )
                 time.sleep(POLL)
             if changed := [name for name in ours if ours[name] != theirs.get(name)]:
                 name = changed[0]
                 raise UsageError(
-                    f"machine {machine} was started with {name} {theirs.get(name)!r}, machine 0 with {ours[name]!r}; "
+                    f"machine {machine} has {name} {theirs.get(name)!r}, but machine 0 has {ours[name]!r}; "
                     "give the same on all machines"
                 )
 

@@ -119,7 +119,7 @@ class Ray:
         if not any(all(node.get(name, 0) >= amount for name, amount in asked.items()) for node in nodes):
             largest = {name: max((node.get(name, 0) for node in nodes), default=0) for name in asked}
             raise UsageError(
-                f"ray: no node has what a run asks for ({_words(asked)}); the most on any node: {_words(largest)}"
+                f"ray: no node has what a run needs ({_words(asked)}); the most on any node: {_words(largest)}"
             )
         # Retries are ours: only we know whether a task got further since it last died.
         options = {"num_cpus": self.cores, "num_gpus": gpus, "max_retries": 0}
@@ -135,7 +135,9 @@ class Ray:
             return self.gpus if self.gpus is not None else float(any(node.get("GPU") for node in nodes))
         needed = self.launch.processes if self.launch.device == "cuda" else 0
         if self.gpus is not None and self.gpus != needed:
-            raise UsageError(f"--run-gpus: got {self.gpus:g}; the processes of a run need {needed}: leave it out")
+            raise UsageError(
+                f"--run-gpus: got {self.gpus:g}; the processes of a run need {needed}; leave out this option"
+            )
         return float(needed)
 
 
@@ -419,8 +421,8 @@ class _Driver:
 def _why(error: BaseException) -> str:
     name = type(error).__name__
     known = {
-        "OutOfMemoryError": "Ray ended it: memory was running out on its node",
-        "WorkerCrashedError": "its worker was killed, as the system does when memory runs out",
+        "OutOfMemoryError": "Ray stopped it because its node was running out of memory",
+        "WorkerCrashedError": "its worker was killed, probably because memory ran out",
         "NodeDiedError": "its node died",
         "LocalRayletDiedError": "its node died",
     }
