@@ -208,7 +208,7 @@ def test_what_is_given_beside_a_study_goes_over_its_own_plan() -> None:
 def test_wrong_sections_are_named(tiny_model: Path, corpora: Path) -> None:
     with pytest.raises(UsageError, match="3 is not a measured step"):
         configuration(tiny_model, corpora, {"steps": [3]})
-    with pytest.raises(UsageError, match="'news' is none of"):
+    with pytest.raises(UsageError, match="'news' is not a data set"):
         configuration(tiny_model, corpora, {"datasets": ["news"]})
     with pytest.raises(UsageError, match="capabilities"):
         configuration(tiny_model, corpora, {"suits": ["knowledge"]})
