@@ -70,7 +70,7 @@ def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
     with pytest.raises(ForgettingError, match=r"run\.json: damaged"):
         folder.read()
     (folder.path / "run.json").write_text('{"schema": 99}')
-    with pytest.raises(ForgettingError, match="schema 99, this version reads 1"):
+    with pytest.raises(ForgettingError, match="schema 99; this version reads 1"):
         folder.read()
 
 
