@@ -65,7 +65,7 @@ def damaged_by(study: Path, how: str) -> str:
         return "run.json is missing"
     texts = {
         "cut record": (json.dumps(fields)[:300], "run.json: not JSON: "),
-        "list": ("[]", "run.json: schema list, this version reads 1"),
+        "list": ("[]", "run.json: schema list; this version reads 1"),
         "record of another": ((other.path / "run.json").read_text(), f"run.json: it belongs to run '{other.id}'"),
         "other id": (json.dumps({**fields, "run_id": "../../x"}), "run.json: it belongs to run '../../x'"),
         "other seed": (json.dumps({**fields, "seed": 9}), "run.json: its seed does not match its config"),
