@@ -211,7 +211,7 @@ def test_a_row_is_of_no_grid_where_a_run_stored_none() -> None:
     assert chain.misplaced({}, [(None, None)]) == "measurements.jsonl has a row whose step is blank, in line 1"
     record = {"status": "done", "config": {"training": {"steps": 25}, "measure": {"start": 10, "every": 10}}}
     assert chain.misplaced(record, [(0, None), (10, None), (20, None), (25, None), (25, 0.5), (25, 0.25)]) == ""
-    assert "step 24, at which" in chain.misplaced(record, [(0, None), (10, None), (20, None), (24, None)])
+    assert "step 24, which is not" in chain.misplaced(record, [(0, None), (10, None), (20, None), (24, None)])
 
 
 def fits_of(study: Path, table: Any) -> float:
