@@ -63,7 +63,7 @@ def test_a_planted_bend_is_found_and_said() -> None:
     (found,) = fit.diagnostics["misfit"]
     assert found["size"] == pytest.approx(-0.02, abs=3 * found["se"])
     (said,) = [w for w in fit.warnings if "bend" in w]
-    assert said.startswith("residuals bend with finetune_loss: forgetting_loss lies 0.0")
+    assert said.startswith("residuals bend with finetune_loss: forgetting_loss is 0.0")
     assert "nats/token below the law at both ends" in said
     assert "may not hold outside the measured range" in said
     assert not any("bend" in w for w in fit_law("linear", lines(np.random.default_rng(0)), bootstrap=40).warnings)

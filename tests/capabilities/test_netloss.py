@@ -168,7 +168,7 @@ def test_shares_on_the_command_line() -> None:
     assert shares_of(["knowledge=0.02", "refusals=0"], 0.95) == {"knowledge": 0.02, "refusals": 0.0}
     for given, says in (
         (["knowledge=2 %"], "got 'knowledge=2 %'; give a share"),
-        (["a=0.1", "a=0.2"], "two shares of 'a'"),
+        (["a=0.1", "a=0.2"], "two shares for 'a'"),
         (["0.1", "a=0.2"], "a share for all and shares by name"),
         (["a=1.5"], "must be a share"),
         (["a=nan"], "must be a share"),

@@ -232,7 +232,7 @@ def test_what_is_refused(
         with pytest.raises(UsageError, match=said):
             asked(server, None, options, **how)
     server.silent = True
-    with pytest.raises(UsageError, match="hold no log-probabilities of the prompt"):
+    with pytest.raises(UsageError, match="do not contain log-probabilities of the prompt"):
         asked(server, None, options, tokenizer=tiny_model)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-another-key-0123456789")
     monkeypatch.setattr("forgetting.capabilities.served.TRIES", 1)

@@ -304,7 +304,7 @@ def test_gguf_files(base: Path, made: dict[str, Path], corpora: Path, tmp_path: 
     for given, said in (
         (tmp_path / "none.gguf", "not a GGUF file"),
         (f"{q4}@bits=4", "are already quantised"),
-        (tmp_path, "write .*@file="),
+        (tmp_path, "give .*@file="),
         (tmp_path / "not.gguf", "no such file"),
     ):
         with pytest.raises(UsageError, match=said):

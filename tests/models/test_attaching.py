@@ -142,7 +142,7 @@ def test_known_names_are_repaired_with_a_notice(tiny_model: Path, tmp_path: Path
     changed(tmp_path, rename)
     pair = opened(tiny_model, tmp_path)
     assert torch.equal(causal.probe(pair.tuned), want)
-    assert any("names were repaired" in notice for notice in pair.notices)
+    assert any("names of weights were repaired" in notice for notice in pair.notices)
 
 
 @pytest.mark.parametrize(
@@ -152,10 +152,13 @@ def test_known_names_are_repaired_with_a_notice(tiny_model: Path, tmp_path: Path
             lambda name: name.replace("model.layers", "model.language_model.layers"),
             "not in the file.*fit nowhere in it",
         ),
-        (lambda name: name.replace("layers.1.", "layers.7."), r"layers\.1\..*not in the file.*layers\.7\..*no place"),
+        (
+            lambda name: name.replace("layers.1.", "layers.7."),
+            r"layers\.1\..*not in the file.*layers\.7\..*fit nowhere in it",
+        ),
         (lambda name: None if "layers.1.self_attn.q_proj.lora_B" in name else name, r"q_proj\.lora_B.*not in the file"),
-        (lambda name: name.replace("q_proj", "o_proj"), "no place"),
-        (lambda name: None, "is empty"),
+        (lambda name: name.replace("q_proj", "o_proj"), "fit nowhere in it"),
+        (lambda name: None, "contains no weights"),
     ],
 )
 def test_weights_that_fit_no_module_are_refused_by_name(
@@ -173,7 +176,7 @@ def test_weights_that_fit_no_module_are_refused_by_name(
     [
         ({"r": 3}, "does not fit the base model.*size mismatch"),
         ({"target_modules": ["nonsense"]}, "does not fit the base model.*nonsense"),
-        ({"target_modules": ["q_proj"]}, "no place"),
+        ({"target_modules": ["q_proj"]}, "fit nowhere in it"),
         ({"modules_to_save": ["lm_head"]}, r"does not fit.*lm_head"),
         ({"peft_type": "NONSENSE"}, "adapter_config.json cannot be read.*NONSENSE"),
         ({"peft_type": "IA3"}, "does not fit|cannot be read|fit nowhere"),
@@ -188,7 +191,7 @@ def test_weights_that_fit_no_module_are_refused_by_name(
         ({"trainable_token_indices": [1.5]}, r"trainable_token_indices: got \[1.5\]"),
         ({"trainable_token_indices": {"lm_head": 3}}, "trainable_token_indices: got"),
         ({"alora_invocation_tokens": 3}, "alora_invocation_tokens: got 3"),
-        ({"trainable_token_indices": [999]}, "does not fit|no place|not in the file"),
+        ({"trainable_token_indices": [999]}, "does not fit|fit nowhere in it|not in the file"),
     ],
 )
 def test_configurations_that_do_not_fit_are_refused(
@@ -214,7 +217,7 @@ def test_what_was_gathered_nowhere_is_empty(tiny_model: Path, tmp_path: Path) ->
     saved(tiny_model, tmp_path, lora())
     file = tmp_path / "adapter_model.safetensors"
     save_file({name: torch.empty(0) for name in load_file(file)}, file)
-    with pytest.raises(UsageError, match=r"is empty.*ZeRO 3"):
+    with pytest.raises(UsageError, match=r"contains no weights.*ZeRO 3"):
         opened(tiny_model, tmp_path)
 
 
@@ -240,7 +243,7 @@ def test_vocabularies_of_other_sizes(tiny_model: Path, tmp_path: Path, kind: str
     pair = opened(tiny_model, tmp_path)
     assert (comparable.head_rows(pair.base), comparable.head_rows(pair.tuned)) == (27, rows)
     found = measure(str(tiny_model), str(tmp_path), text=windows_of(25), cache_dir=None)
-    assert any(f"{min(27, rows)}, probabilities renormalised" in notice for notice in found.notices)
+    assert any(f"{min(27, rows)}, with probabilities renormalised" in notice for notice in found.notices)
     assert found.forgetting.value != 0
 
 

@@ -122,14 +122,14 @@ def test_the_handler_that_calls_a_callback_is_found_and_its_loss_is_a_warning(
 
     class Looks(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            found.append(callback._caller())
+            found.append(callback.trainer_handler())
 
     handler = CallbackHandler([Looks()], None, None, None, None)
     handler.on_save(None, None, SimpleNamespace(should_save=True))
     assert found == [handler]
     monkeypatch.delattr(CallbackHandler, "call_event")
     with caplog.at_level(logging.WARNING, "forgetting"):
-        assert callback._caller() is None
+        assert callback.trainer_handler() is None
     assert "rows only go to the log history: transformers " in caplog.text
     assert "no longer has CallbackHandler.call_event" in caplog.text
 

@@ -124,7 +124,7 @@ def test_the_command_measures_or_takes_a_result(
     assert (folder / "README.md").read_bytes() == first
     results = model_index_to_eval_results(metadata_load(folder / "README.md")["model-index"])[1]
     assert results[0].metric_value == pytest.approx(row["forgetting"], rel=1e-5)
-    for arguments, said in (((), "give one of them"), ((folder / "r.json", "--text", "x"), "only with --base")):
+    for arguments, said in (((), "give either RESULT"), ((folder / "r.json", "--text", "x"), "only with --base")):
         code, _, err = run(monkeypatch, capsys, "card", folder, *arguments)
         assert (code, err.count("\n")) == (2, 1)
         assert said in err

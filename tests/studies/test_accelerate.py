@@ -337,7 +337,7 @@ def test_what_several_processes_cannot_do_is_refused(
     assert not (tmp_path / "s").exists()
     gpus = Accelerate(processes.Launch(2, "cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UsageError, match="2 processes need a GPU each, 0 are visible here"), gpus.ready():
+    with pytest.raises(UsageError, match="2 processes need a GPU each, but 0 are visible here"), gpus.ready():
         pass
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(

@@ -128,7 +128,7 @@ def test_what_is_taken_out_stands_apart_and_comes_back_without_being_done_again(
         ({"steps": 5}, r"training\.steps: there 6, now 5: a study's runs can only become longer"),
         ({"name": "other"}, r"\(name: there \"study\", now \"other\"\); to add runs to it, give the folder"),
         ({"seeds": [7]}, r"another configuration \(seeds: there \[0\], now \[7\]\)"),
-        ({"methods": [{**LORA, "label": "mine"}]}, r"the run plain-lora-r2-s0-.* would be plain-mine-r2-s0-.* now"),
+        ({"methods": [{**LORA, "label": "mine"}]}, r"the run plain-lora-r2-s0-.* would now be plain-mine-r2-s0-.*"),
     ],
 )
 def test_what_would_change_numbers_is_refused_by_name(

@@ -59,7 +59,7 @@ def test_what_may_not_fit_is_warned_of_in_one_line(tiny_model: Path, corpora: Pa
     assert plan(config).warnings() == []
     two = configure(tiny_model, corpora, seeds=[0, 1])
     (line,) = plan(two, Places(jobs=3)).warnings()  # no more runs at once than there are
-    assert "2 at once 1.1 GB, and this machine has 0.90 GB free of 2.0: a run may fail; fewer --jobs" in line
+    assert "2 at once 1.1 GB, but this machine has 0.90 GB free of 2.0: a run may fail; use fewer --jobs" in line
     (line,) = plan(config, Places(memory=0.1)).warnings()
     assert "--run-memory reserves 0.1 GB" in line
 

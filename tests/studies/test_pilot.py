@@ -51,7 +51,7 @@ def of(tiny_model: Path, corpora: Path, **changes: Any) -> dict[str, Any]:
             "8 .--steps., measured at 4, 8; a law needs at least three measured steps",
         ),
         ({}, {"ranks": [8]}, "ranks .--rank.: got 8; the law over ranks and steps needs at least three"),
-        ({}, {"budget": 0.0}, "budget: got 0.0; a positive number"),
+        ({}, {"budget": 0.0}, "budget: got 0.0; give a positive number"),
         ({}, {"minutes": float("nan")}, "minutes: got nan"),
         ({"training": {"steps": 20, "schedule": "linear"}}, {}, "schedule: linear; a pilot lengthens runs"),
         ({"capabilities": {"suites": ["knowledge"]}}, {}, "capabilities: not in a pilot"),

@@ -17,7 +17,7 @@ def explained(error: BaseException) -> str:
         >>> explained(KeyError("gold"))
         "no field or name 'gold'"
         >>> explained(IndexError("list index out of range"))
-        'there are no items, or a number points beyond a list (list index out of range)'
+        'there are no items, or an index is out of range (list index out of range)'
     """
     said = first_line(error)
     kinds = {cls.__name__ for cls in type(error).__mro__ if cls.__module__.startswith("jinja2")}
