@@ -112,7 +112,7 @@ forgetting.check("base", "tuned", budget=0.1).verdit
 """
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_type_checker_passes_a_right_script_and_names_what_is_misspelt(tmp_path: Path) -> None:
     """As for a user who installed the package: none of our settings and plugins, errors in the scripts alone."""
     pytest.importorskip("mypy")

@@ -259,7 +259,7 @@ def _compute_in_process(folder):
     return targets_of(make_model("llama"), cache_dir=folder).fingerprint
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_two_processes_at_once(tmp_path):
     with worker_context().Pool(2) as pool:
         assert len(set(pool.map(_compute_in_process, [tmp_path] * 4))) == 1

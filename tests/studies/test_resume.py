@@ -24,7 +24,13 @@ pytestmark = pytest.mark.full
     ("methods", "workers", "cuts", "training"),
     [  # one worker is killed twice, once early and once in the middle
         ([{"name": "lora", "rank": [2, 4], "dropout": 0.1}], 1, (6, 14), {"optimizer": "adafactor"}),
-        ([{"name": "full"}, {"name": "lora", "rank": 2}], 2, (10,), {"optimizer": "adamw", "micro_batch_size": 2}),
+        pytest.param(
+            [{"name": "full"}, {"name": "lora", "rank": 2}],
+            2,
+            (10,),
+            {"optimizer": "adamw", "micro_batch_size": 2},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["lora-adafactor-dropout", "full-adamw-accumulate-two-workers"],
 )
