@@ -1442,7 +1442,7 @@ def test_a_formula_of_any_size_is_refused_by_its_length() -> None:
         parse("a" * 10**7)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_bitsandbytes_runs_no_program_from_the_hub(tmp_path: Path) -> None:
     """It asks `kernels` for one while it is imported, on some CPUs; the payload here is a `kernels` that says so."""
     pytest.importorskip("bitsandbytes")

@@ -37,6 +37,7 @@ def test_a_twin_of_the_reference_gets_an_interval_around_0_in_93_of_100_studies(
     assert intervals(DESIGNS[name], 100)[:, 0].sum() >= 93
 
 
+@pytest.mark.slow
 def test_a_saving_of_0_1_nats_is_found_with_the_stated_power():
     """docs/notes/coverage.md states 94 % for five seeds at this noise; 100 studies have an error of 2.4 points."""
     found = intervals({"seeds": range(5), "contenders": {"saver": {"rank": 16, "saving": 0.1}}}, 100, truth=0.1)

@@ -129,7 +129,7 @@ def test_a_flat_direction_and_a_bound_are_named():
     assert any("'k' stopped at its bound 0.5" in w for w in fit.warnings)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_wrong_optimum_never_comes_without_a_warning():
     """A sine has a local optimum near every frequency: some seeds miss the right one, and then few starts agree."""
     rng = np.random.default_rng(0)

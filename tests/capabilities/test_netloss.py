@@ -152,6 +152,7 @@ def test_the_loss_that_is_named_is_seen_in_four_of_five_cases(n: int, gained: fl
     assert 0.68 <= seen <= 0.9
 
 
+@pytest.mark.slow
 def test_identity_and_noise_are_not_called_a_loss() -> None:
     """200 gates of three suites: no item changes; or one of 300 goes either way by chance, as of copies in bfloat16."""
     assert judge(of(0, 0, 300), 0, 0.95).verdict == "within"

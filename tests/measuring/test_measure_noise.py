@@ -53,7 +53,7 @@ def real_copy(base: torch.nn.Module, windows: Windows) -> dict[str, float]:
     return {name: float(np.mean(BY_NAME[name].values(found), dtype=np.float64)) for name in noise.NAMES}
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_the_interval_holds_a_real_copy(monkeypatch):
     monkeypatch.setattr(noise, "FIRST_TOKENS", 500)  # of 1,128: another sample each time
     windows, tries = random_text(), 20

@@ -193,7 +193,7 @@ def test_a_large_report_draws_means_says_so_and_counts_everything(study: Path, m
     assert len(page) < len(small)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_the_page_is_under_8_mb_where_most_measurements_are_drawn(tmp_path: Path) -> None:
     make(tmp_path / "s", 100, measurements=aggregate.MOST_POINTS // 100)
     page = conclude(tmp_path / "s").report

@@ -169,7 +169,7 @@ def holder(run: Path) -> int:
     return int(json.loads((run / "lock").read_text())["pid"])
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_what_goes_wrong_in_one_process_ends_all_with_its_reason(
     tmp_path: Path, two: Accelerate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -307,6 +307,7 @@ study(config, Path(sys.argv[2]), engine=Local(1))
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_needs_too_much_memory_is_stored_with_its_reason_and_the_others_go_on(
     tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:

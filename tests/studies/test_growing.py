@@ -230,6 +230,7 @@ def test_a_run_that_is_taken_out_while_a_command_is_at_work_stops_it(make: Make,
     assert [run["status"] for run in (json.loads(f.read_text()) for f in out.glob("runs/*/run.json"))] == ["done"]
 
 
+@pytest.mark.slow
 def test_flags_add_to_a_study_and_a_plan_says_which(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, corpora: Path
 ) -> None:

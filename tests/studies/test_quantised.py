@@ -158,7 +158,7 @@ HOLDING: list[list[dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_what_holds_forgetting_back_on_quantised_weights(
     wide: Path, corpora: Path, tmp_path: Path, bits: int, caplog: pytest.LogCaptureFixture

@@ -48,7 +48,7 @@ def largest_difference(one: list[dict[str, Any]], other: list[dict[str, Any]]) -
     return max(abs((a[key] or 0) - (b[key] or 0)) for a, b in zip(one, other, strict=True) for key in a)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_two_processes_that_share_out_the_weights_give_the_numbers_of_one(
     tmp_path: Path, tiny_model: Path, corpora: Path
 ) -> None:
