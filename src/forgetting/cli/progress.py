@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -18,21 +18,27 @@ from ..store.folder import RunFolder
 from ..studies.engines import Event
 
 
+def run_bars(console: Console, **options: Any) -> Progress:
+    """Bars of update steps, hidden if standard error is not a terminal; `options` are those of rich's Progress."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        console=console,
+        disable=not sys.stderr.isatty(),
+        **options,
+    )
+
+
 class StudyProgress:
     """Shows what a study is doing, from its plan and its events."""
 
     def __init__(self, config: StudyConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
         self.console = Console(stderr=True)
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            console=self.console,
-            disable=not sys.stderr.isatty(),
-        )
+        self.bars = run_bars(self.console)
         self.tasks: dict[str, TaskID] = {}
         self.steps: dict[str, int] = {}
         self.first: dict[str, int] = {}

@@ -21,13 +21,11 @@ from ..measuring.verdict import check_budget
 from ..models import adapters, causal, comparable, sharding, transformers_internals
 from .mitigations.base_pass import own_positions
 from .mitigations.divergence import GeneralDivergence
-from .steering import Steering
+from .steering import SHORTEST, Steering
 
 log = logging.getLogger(__name__)
 MEASURED = 4
 """One document in so many is measured on, where one text is given; the others are held on to."""
-SHORTEST = 8
-"""Update steps of a run that can be steered."""
 
 
 class ForgettingController(TrainerCallback, ExportableState):

@@ -15,6 +15,8 @@ from typing import Any
 
 from ..measuring.forecast import Forecast, forecast
 
+SHORTEST = 8
+"""Update steps of a run that can be steered."""
 FIRST, LEAST, MOST = 0.05, 0.001, 30.0
 """The weight in the beginning, and its bounds. Below the least one a penalty does nothing that can be measured."""
 POWER, SCALE = 0.43, 0.02

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ...config.schema import RunConfig
 from ...models.adapters import as_base, is_peft, undisturbed
 from ...models.loading import load_base
 from .base import Situation
@@ -57,6 +58,13 @@ class BasePass:
         with undisturbed(model):
             logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return logits
+
+
+def copy_held(run: RunConfig, model: nn.Module, base: int) -> int:
+    """Bytes of the frozen copy of a base model of that size: 0 if switching the adapters off gives the base model."""
+    from ..methods import METHODS
+
+    return 0 if is_peft(model) and METHODS.parse(run.method).start != "rounding" else base
 
 
 def own_positions(logits: Tensor, ids: Tensor) -> Tensor:

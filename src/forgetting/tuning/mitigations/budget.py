@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from ...data.windows import Windows
     from ...measuring.base_targets import BaseTargets
 
-SHORTEST = 8
-"""Update steps of a run that can be steered."""
 log = logging.getLogger(__name__)
 
 
@@ -58,6 +56,8 @@ class Budget(Mitigation):
 
     def check(self, run: RunConfig, base: Base) -> None:
         """Refuse a run that is too short to steer, and one measured against another model than it starts from."""
+        from ..steering import SHORTEST
+
         if run.training.steps < SHORTEST:
             raise UsageError(
                 f"mitigations.budget: training.steps {run.training.steps}; steering takes at least {SHORTEST}"
@@ -67,11 +67,9 @@ class Budget(Mitigation):
 
     def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
         """As `kl` on general text; see `Mitigation.takes`."""
-        from ...models.adapters import is_peft
-        from ..methods import METHODS
+        from .base_pass import copy_held
 
-        switched = is_peft(model) and METHODS.parse(run.method).start != "rounding"
-        return Takes(held=0 if switched else base, windows=self.windows)
+        return Takes(held=copy_held(run, model, base), windows=self.windows)
 
     def term(self, at: Situation) -> Term:
         """See `Mitigation.term`."""

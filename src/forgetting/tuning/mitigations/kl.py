@@ -55,12 +55,10 @@ class Kl(Mitigation):
 
     def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
         """The base model if adapters cannot be switched off, and logits; see `Mitigation.takes`."""
-        from ...models.adapters import is_peft
-        from ..methods import METHODS
+        from .base_pass import copy_held
 
-        switched = is_peft(model) and METHODS.parse(run.method).start != "rounding"
         windows = 0 if self.on == "task" else self.windows
-        return Takes(held=0 if switched else base, reads_logits=self.on != "general", windows=windows)
+        return Takes(held=copy_held(run, model, base), reads_logits=self.on != "general", windows=windows)
 
     def term(self, at: Situation) -> Term:
         """See `Mitigation.term`."""
