@@ -11,6 +11,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,16 @@ class Part:
 
     runs: list[dict[str, Any]]
     rows: pa.Table
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run's files as read: its rows' file and bytes, its record, and its row of `Part.runs`, changed if damaged."""
+
+    file: Path
+    rows: bytes
+    record: dict[str, Any]
+    head: dict[str, Any]
 
 
 def read_rows(study: Path, columns: Mapping[str, type]) -> pa.Table:
@@ -119,32 +130,35 @@ def _offsets(part: Part) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read(runs: Path, wanted: Sequence[tuple[str, Stamp]], schema: pa.Schema) -> Part:
-    """Read runs from their plain files, many at a time."""
+    """Read runs from their plain files, many at a time: one batch is parsed while the files of the next are read."""
     heads: list[dict[str, Any]] = []
-    tables: list[pa.Table] = []
-    held: list[tuple[Path, bytes]] = []
-    records: list[dict[str, Any]] = []
+    parsed: list[Future[pa.Table]] = []
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        for batch in _batches(runs, wanted):
+            heads += [run.head for run in batch]
+            if parsed:
+                parsed[-1].result()  # so that no more than two batches are held
+            parsed.append(pool.submit(_parse, batch, schema))
+        tables = [schema.empty_table(), *(future.result() for future in parsed)]
+    return Part(heads, pa.concat_tables(tables).combine_chunks())
+
+
+def _batches(runs: Path, wanted: Sequence[tuple[str, Stamp]]) -> Iterator[list[_Run]]:
+    """The files of runs, BULK bytes of rows at a time."""
+    batch: list[_Run] = []
     size = 0
-
-    def parse() -> None:
-        nonlocal held, records, size
-        mine = heads[len(heads) - len(held) :]
-        rows = _parse(held, mine, schema)
-        tables.append(_without_misplaced(Part(mine, rows), records))
-        held, records, size = [], [], 0
-
     for run_id, stamp in wanted:
         run = runs / run_id
         file = run / "measurements.jsonl"
         record, head, content = _opened(run, file)
-        heads.append({"run_id": visible(run_id), **head, "stamp": list(stamp), "rows": content.count(b"\n")})
-        held.append((file, content))
-        records.append(record)
+        head = {"run_id": visible(run_id), **head, "stamp": list(stamp), "rows": content.count(b"\n")}
+        batch.append(_Run(file, content, record, head))
         size += len(content)
         if size > BULK:
-            parse()
-    parse()
-    return Part(heads, pa.concat_tables(tables).combine_chunks())
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _opened(run: Path, rows: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
@@ -214,25 +228,28 @@ def _blank(schema: pa.Schema) -> pa.Table:
     return pa.table({field.name: pa.nulls(1, field.type) for field in schema}, schema=schema)
 
 
-def _parse(held: Sequence[tuple[Path, bytes]], heads: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows of several files at once; file by file where that fails, to tell which is damaged: its head says so."""
-    whole = _parse_bulk(b"".join(part for _, part in held), schema, sum(head["rows"] for head in heads))
-    if whole is not None:
-        return whole
+def _parse(batch: Sequence[_Run], schema: pa.Schema) -> pa.Table:
+    """The rows of several runs; a damaged run has one blank row, and its head says so."""
+    heads = [run.head for run in batch]
+    rows = _parse_bulk(b"".join(run.rows for run in batch), schema, sum(head["rows"] for head in heads))
+    if rows is None:  # run by run, to tell which is damaged
+        rows = pa.concat_tables([_parse_one(run, schema) for run in batch])
+    return _without_misplaced(Part(heads, rows), [run.record for run in batch])
+
+
+def _parse_one(run: _Run, schema: pa.Schema) -> pa.Table:
+    """The rows of one run."""
+    table = _parse_bulk(run.rows, schema, run.head["rows"])
+    if table is not None:
+        return table
     columns: dict[str, type[int] | type[float]] = {
         field.name: int if pa.types.is_integer(field.type) else float for field in schema
     }
-    tables = []
-    for (file, content), head in zip(held, heads, strict=True):
-        table = _parse_bulk(content, schema, head["rows"])
-        if table is None:
-            try:
-                table = pa.table(cells_of(content, file, columns), schema=schema)
-            except DamagedError:
-                head["status"], head["rows"] = DAMAGED, 1
-                table = _blank(schema)
-        tables.append(table)
-    return pa.concat_tables(tables)
+    try:
+        return pa.table(cells_of(run.rows, run.file, columns), schema=schema)
+    except DamagedError:
+        run.head["status"], run.head["rows"] = DAMAGED, 1
+        return _blank(schema)
 
 
 def _parse_bulk(content: bytes, schema: pa.Schema, count: int) -> pa.Table | None:
