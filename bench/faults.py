@@ -180,7 +180,7 @@ def disturb(
         elif mend is not None and mend(out, process.returncode, errors):
             seen = {}  # what was lost on purpose is no row that was lost
         elif process.returncode not in ENDED_BY_SIGNAL:
-            if process.returncode != 1 or "died 4 times in a row without getting further" not in errors:
+            if process.returncode != 1 or "died 4 times in a row without progress" not in errors:
                 tally.wrong.append(f"exit code {process.returncode}: {errors.strip().splitlines()[-1:]}")
                 return
             tally.given_up += 1  # struck too often, and it said so; the same command tries again
@@ -323,7 +323,12 @@ def with_cluster(bench: Bench, tally: Tally, moments: int, kind: str) -> None:
 
 def fill_disk(bench: Bench, tally: Tally, moments: int) -> None:
     """Studies on a tmpfs that fills up at a random size; then it gets room, and they go on."""
-    for number in range(moments):
+    number, end = 0, time.monotonic() + bench.seconds
+    while tally.faults < moments:
+        number += 1
+        if time.monotonic() > end:
+            tally.notes.append(f"cut off after {bench.seconds / 60:.0f} minutes")
+            return
         place = bench.folder / f"tmpfs-{number}"
         place.mkdir()
         size = bench.random.randrange(8, 1200)
@@ -340,7 +345,7 @@ def fill_disk(bench: Bench, tally: Tally, moments: int) -> None:
                 last = errors[-1] if errors else ""
                 if (
                     process.returncode != 1
-                    or "no room left on the disk" not in last
+                    or "the disk is full" not in last
                     or any("Traceback" in e for e in errors)
                 ):
                     tally.wrong.append(f"exit code {process.returncode}: {last}")
