@@ -222,7 +222,7 @@ def move_back(out: Path, code: int, errors: str) -> bool:
         return False
     moved.rename(out)
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
-    said = ("deleted or moved while", "no such folder", "not a study folder")
+    said = ("deleted or moved during", "no such folder", "not a study folder")
     return code in (1, 2) and len(lines) == 1 and any(words in lines[0] for words in said)
 
 
