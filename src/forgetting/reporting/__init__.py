@@ -1,7 +1,7 @@
-"""Results as HTML pages that need nothing else.
+"""Results as self-contained HTML pages.
 
-A study's report, with its answer in words, the paper's figures, laws, runs and setup; the pages of a measurement and of
-an evaluation.
+A study's report has the answer in words, the paper's figures, laws, runs and setup. Measurements and evaluations have
+pages of their own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A page that stays small and quick for a study of any size: runs that differ in their seed only are drawn as one."""
+"""Keeps a study's page small and fast: in a large study, the charts show means over runs, not single measurements."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from forgetting.measuring.quantities import STUDY
 from forgetting.reporting.series import NUMBERS, Series
 
 MOST_POINTS = 5_000
-"""Measurements that are drawn one by one; each takes some 450 bytes of the page, of which Plotly are 4.8 MB."""
+"""Largest number of measurements drawn one by one. Each adds about 450 bytes to the page; Plotly alone is 4.8 MB."""
 MOST_MEANS = 3_000
-"""Means that are drawn in place of more measurements, beside up to a thousand rows in the list of runs."""
+"""Largest number of means drawn when there are more measurements than that."""
 MOST_FAILED = 500
+"""Largest number of failed runs' measurements drawn in that case."""
 MEANS = tuple(quantity.name for quantity in STUDY if not quantity.base)
-"""What differs between runs."""
+"""Quantities that differ between runs; the base model's do not."""
 
 
 def drawn(rows: pd.DataFrame, series: Sequence[Series]) -> tuple[pd.DataFrame, str]:
-    """The rows that the charts show, and a sentence on what they are where those are not the measurements themselves.
+    """The rows that the charts show, and a sentence that explains them if they are not the measurements themselves.
 
     Args:
         rows: a tidy table.
         series: the study's series.
 
     Returns:
-        The rows as they are, up to MOST_POINTS; else one a data set, series, status and step: the mean over its runs,
-        with the standard error of that mean between runs. Where these are still too many, evenly spaced steps of them.
+        The rows unchanged if there are at most MOST_POINTS. Otherwise one row per data set, series, status and step:
+        the mean over its runs, with the standard error of that mean between runs. If these are still too many, only
+        evenly spaced steps. The sentence is empty if the rows are unchanged.
     """
     if len(rows) <= MOST_POINTS:
         return rows, ""
@@ -54,6 +56,7 @@ def drawn(rows: pd.DataFrame, series: Sequence[Series]) -> tuple[pd.DataFrame, s
 
 
 def _means(rows: pd.DataFrame, labels: dict[str, str]) -> pd.DataFrame:
+    """Means over the runs of each data set, series, status and step; a single run keeps its own standard error."""
     groups = rows.groupby(["dataset", "series", "status", "step"], sort=True, observed=True)
     mean = groups[[name for name in NUMBERS if name != "step"]].mean().astype("float64")
     count = groups.size()

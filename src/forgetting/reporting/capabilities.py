@@ -1,10 +1,9 @@
-"""What was lost, as HTML: a page for one comparison, a section of a study's report. No scripts; all is escaped."""
+"""What was lost, as HTML without scripts: the page of one comparison, and a section of a study's report."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -13,6 +12,7 @@ from markupsafe import Markup
 from ..capabilities.predictors import Correlation, LossMap, Predicted, correlate, fit_map, left_out
 from ..display.numbers import several
 from .capabilities_chart import Line, chart
+from .measurement import environment
 
 if TYPE_CHECKING:
     from ..capabilities.evaluate import Evaluation, EvaluationCheck
@@ -26,11 +26,12 @@ WORDS = {
     "newtask_kl": "forward KL on the new task",
     "step": "update steps",
 }
+"""Predictors of the share lost, by their column, in words."""
 SHOWN_SLICES = 12
 
 
 def render_evaluation(result: Evaluation, found: EvaluationCheck | None = None) -> str:
-    """The page of one comparison as text, with verdicts where there are any; the same text for the same arguments."""
+    """The HTML page of one comparison, with the verdicts if `found` is given; equal arguments give equal text."""
     return (
         _environment()
         .get_template("capabilities.html.j2")
@@ -45,7 +46,7 @@ def render_evaluation(result: Evaluation, found: EvaluationCheck | None = None) 
 
 
 def headlines(result: Evaluation) -> list[str]:
-    """One sentence a group of tasks: what an average hides."""
+    """One sentence per group of tasks, with the answers lost and gained that an average hides."""
     said = []
     for found in result.results:
         for a in found.answers:
@@ -65,12 +66,12 @@ def headlines(result: Evaluation) -> list[str]:
 
 
 def study_section(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str], labels: Mapping[str, str]) -> Markup:
-    """The section of a study's report; empty where nothing was evaluated.
+    """The section of a study's report; empty if nothing was evaluated.
 
     Args:
         rows: from `capabilities.study_runs.study_rows`.
-        colours: CSS colour of each run.
-        labels: name of each run for readers.
+        colours: CSS colour by run id.
+        labels: displayed name by run id.
     """
     if not rows:
         return Markup("")
@@ -97,9 +98,9 @@ def _drawn_against(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _map(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """What share was lost, from the forgetting on the suite's own text; None without one, or with too few runs.
+    """A fit of the share lost against forgetting on the suite's own text; None without that text or with too few runs.
 
-    Maps are of the better of the two predictors that the text gives, by the mean error of runs left out.
+    Of the two predictors measured on that text, the one with the smaller mean error on left-out runs is used.
     """
     found = [made for key in ("profile", "changed") if (made := _mapped(rows, key)) is not None]
     best = min(found, key=lambda made: float(made["error"]), default=None)
@@ -113,7 +114,7 @@ def _mapped(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any] | Non
     if fitted is None or not outside:
         return None
     error = sum(abs(one.lost - one.value) for one in outside) / len(outside)
-    last = {str(one.run): one for one in outside}  # steps of a run come in order
+    last = {str(one.run): one for one in outside}  # a run's steps are in order, so this keeps the last
     of = {str(row["run_id"]): f"{row['dataset']}, seed {row.get('seed')}" for row in sorted(kept, key=_place)}
     return {
         "word": WORDS[key],
@@ -129,12 +130,12 @@ def _mapped(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any] | Non
 
 
 def _place(row: Mapping[str, Any]) -> tuple[str, float, int]:
-    """Where a reader looks for a run: by data set, small adapters first, then by seed."""
+    """Sort key of a run: data set, number of trainable parameters, seed."""
     return str(row.get("dataset")), float(row.get("trainable_params") or 0), int(row.get("seed") or 0)
 
 
 def map_sentence(fitted: LossMap, key: str, suite: str) -> str:
-    """What a map says of a model in the middle of those that it was fitted to."""
+    """The fit's prediction, in words, at the fitted point whose share lost is nearest 40 %."""
     middle = min(fitted.x, key=lambda x: abs(fitted.at(float(x))[0] - 0.4))
     value, low, high = (round(100 * share) for share in fitted.at(float(middle)))
     had = {"knowledge": "what it knew", "safety": "what it refused"}.get(suite, "what it had right")
@@ -159,7 +160,7 @@ def _predictors(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _said(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[str, str]:
-    """How a number goes along with the share lost: over all data sets, and within each."""
+    """A column's correlation with the share lost, as text: over all data sets, and within each."""
     kept = [row for row in rows if row.get(key) is not None and row.get("lost") is not None]
 
     def one(part: Sequence[Mapping[str, Any]]) -> Correlation:
@@ -195,7 +196,7 @@ def _chart(rows: Sequence[Mapping[str, Any]], x: str, colours: Mapping[str, str]
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[list[str]]]]:
-    """The paper's table: the last evaluated step of each run, by data set."""
+    """The last evaluated step of each run, by data set, like the paper's table."""
     last: dict[tuple[str, str], Mapping[str, Any]] = {}
     for row in sorted(rows, key=lambda r: r["step"]):
         last[(str(row["run_id"]), str(row["name"]))] = row
@@ -236,13 +237,7 @@ def _shared(share: Share) -> str:
 
 
 def _environment() -> jinja2.Environment:
-    made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    made = environment()
     made.filters |= {"percent": _percent, "share": _shared, "p": _p}
     return made
 

@@ -1,4 +1,4 @@
-"""A small line chart as SVG: no script, so that the page's security policy need not know it."""
+"""A small line chart as SVG; it needs no script, so the page's content security policy need not list one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZE = 4.0
 
 @dataclass(frozen=True)
 class Line:
-    """One run: its name, CSS colour, symbol (0 circle, 1 square, 2 and more diamond), and (x, y, low, high) points."""
+    """One run: its name, CSS colour, symbol (0 circle, 1 square, else diamond), and points (x, y, low, high)."""
 
     label: str
     colour: str
@@ -35,14 +35,14 @@ def chart(
     y_ticks: Sequence[float] = PER_CENT,
     unit: str = " %",
 ) -> Markup:
-    """The chart, from the first to the last of `y_ticks`; the base model's value as a dashed line.
+    """The chart, with y from the first to the last of `y_ticks` and the base model's value as a dashed line.
 
     Args:
-        lines: one a run.
+        lines: one per run.
         base: the base model's value.
         x_label, y_label: titles of the axes.
-        y_ticks: round values of y, rising; what lies beyond them is drawn at the edge.
-        unit: of y, in what is said of a point.
+        y_ticks: round values of y, ascending; points beyond them are drawn at the edge.
+        unit: unit of y in the points' tooltips.
     """
     values = [x for line in lines for x, *_ in line.points]
     if not values:
@@ -87,7 +87,7 @@ def chart(
 
 
 def _mark(symbol: int, x: float, y: float) -> str:
-    """The opening of a path; its tooltip and end follow."""
+    """The opening tag of a point's path; the caller adds the tooltip and the closing tag."""
     s = SIZE
     if symbol == 0:
         d = f"M{x - s},{y}a{s},{s} 0 1 0 {2 * s},0a{s},{s} 0 1 0 {-2 * s},0"
@@ -99,7 +99,7 @@ def _mark(symbol: int, x: float, y: float) -> str:
 
 
 def nice(low: float, high: float) -> list[float]:
-    """Round ticks from `low` to beyond `high`."""
+    """Evenly spaced ticks at a round distance, from `low` to `high` or just beyond."""
     if high <= low:
         return [low, low + 1]
     raw = (high - low) / 5

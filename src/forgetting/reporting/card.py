@@ -1,8 +1,8 @@
 """A measurement or a chain on a model card: a section of README.md, its `model-index`, and `.eval_results/*.yaml`.
 
-The formats are the Hub's, written by huggingface_hub: `model-index` of a model card's metadata
+huggingface_hub writes the Hub's two formats: `model-index` in a model card's metadata
 (https://github.com/huggingface/hub-docs/blob/main/modelcard.md), and evaluation results
-(https://huggingface.co/docs/hub/eval-results), which the Hub lists where the data set is one of its benchmarks.
+(https://huggingface.co/docs/hub/eval-results), which the Hub lists if the data set is one of its benchmarks.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ METRICS = {
     "kl": "KL divergence from the base model, nats/token",
     "agreement": "Top tokens shared with the base model",
 }
-"""What is written as metrics, by its column; each with its name."""
+"""The metrics that are written: column and displayed name."""
 TASK = "text-generation"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FILE = re.compile(r"\.(jsonl?|txt|csv|tsv|parquet|arrow|md|gz|zst|xz|bz2)$", re.IGNORECASE)
 SHA = re.compile(r"[0-9a-f]{64}")
 MAX_RESULT = 2**26
-"""Bytes of a result's file."""
+"""Largest size of a result file, in bytes."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a card says of one text.
+    """The result on one text.
 
     Attributes:
-        text: it was measured on.
-        row: as `measure` writes it; of a chain, the row of the step that lies in the folder.
-        shared: what rows of a chain have in common: base, tokens, documents.
-        chain: all rows of a chain.
+        text: name of the text.
+        row: the row that `measure` writes; for a chain, the row of the step whose weights are in the folder.
+        shared: holds the base model and the numbers of tokens and documents: the chain itself, or else the row.
+        chain: all rows of a chain; empty for a measurement.
     """
 
     text: str
@@ -58,8 +58,8 @@ class Written:
     """What was written.
 
     Attributes:
-        files: paths.
-        notices: what a reader should know.
+        files: paths of the files.
+        notices: what the user should know about the result.
     """
 
     files: tuple[Path, ...]
@@ -67,10 +67,10 @@ class Written:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A result from a file that `measure`, `check` or `chain` wrote with --json.
+    """Read a result that `measure`, `check` or `chain` wrote with --json.
 
     Raises:
-        UsageError: no such file, or no such result.
+        UsageError: the file does not exist or is not a JSON object.
     """
     found = parse_json(read_text(path, limit=MAX_RESULT), str(path))
     if not isinstance(found, dict):
@@ -81,17 +81,17 @@ def read_result(path: Path) -> dict[str, Any]:
 def write_card(
     folder: Path, result: Mapping[str, Any], where: str, *, dataset: str | None = None, task: str = "forgetting"
 ) -> Written:
-    """Write a result into the card of a model's folder; again, it changes nothing.
+    """Write a result into the card in a model's folder; writing the same result again changes nothing.
 
     Args:
-        folder: of the model or adapter.
+        folder: folder of the model or adapter.
         result: of `measure`, `check`, `profile` or `chain`, as plain data.
-        where: it comes from, for messages.
-        dataset: the Hub's data set that it is listed under; None is the text, where that is one.
-        task: of that data set.
+        where: where the result comes from, for messages.
+        dataset: the Hub data set to list the result under; default the text, if it is a Hub data set.
+        task: the task of that data set.
 
     Raises:
-        UsageError: not such a result, one of other weights, a card that cannot be read, or no such folder.
+        UsageError: not such a result, a result of other weights, an unreadable card, or no such folder.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give the folder with the model or adapter")
@@ -118,7 +118,7 @@ def write_card(
 
 
 def _measured(folder: Path, result: Mapping[str, Any], where: str) -> tuple[list[Measured], list[str]]:
-    """The texts of a result, each checked, and notices."""
+    """The result on each text, after checking it against the folder's weights, and notices."""
     if isinstance(result.get("steps"), list):
         return [_of_chain(folder, result, where)], []
     texts = result.get("texts")
@@ -141,7 +141,7 @@ def _measured(folder: Path, result: Mapping[str, Any], where: str) -> tuple[list
 
 
 def _of_chain(folder: Path, result: Mapping[str, Any], where: str) -> Measured:
-    """The step of a chain that lies in the folder, the last one where there are several."""
+    """The chain's step whose weights are in the folder; the last one if several match."""
     steps = result["steps"]
     for i, row in enumerate(steps):
         if not isinstance(row, Mapping) or not isinstance(row.get("name"), str):
@@ -196,7 +196,7 @@ def _hashes(row: Mapping[str, Any], where: str) -> dict[str, str]:
 
 
 def _other(folder: Path, hashes: Mapping[str, str]) -> str | None:
-    """The first of some files that a folder lacks or holds otherwise; None where it holds all of them so."""
+    """What is wrong with the first file that is missing or has another hash; None if all files match."""
     for name, sha in hashes.items():
         path = folder / name
         if not path.is_file():
@@ -208,7 +208,7 @@ def _other(folder: Path, hashes: Mapping[str, str]) -> str | None:
 
 
 def _card_with(path: Path, folder: Path, found: Sequence[Measured]) -> str:
-    """The card's whole text with our section and metrics in it, those of an earlier time replaced."""
+    """The card's whole text with this result's section and metrics, replacing earlier ones."""
     from huggingface_hub import ModelCard, metadata_load
 
     text = read_text(path) if path.is_file() else f"---\n{{}}\n---\n\n# {folder.resolve().name}\n"
@@ -216,7 +216,7 @@ def _card_with(path: Path, folder: Path, found: Sequence[Measured]) -> str:
         text = f"---\n{{}}\n---\n{text}"
     try:
         card = ModelCard(text)
-    except Exception as error:  # YAML's errors and huggingface_hub's, of a file of others
+    except Exception as error:  # someone else's file: PyYAML and huggingface_hub raise many kinds
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{path}: its metadata cannot be read: {first}") from None
     data: Any = card.data
@@ -269,7 +269,7 @@ def _entry(one: Measured, dataset: str, task: str) -> Any:
 
 
 def _section(found: Sequence[Measured]) -> list[str]:
-    """The section, line by line, without its marks."""
+    """The lines of the section, without its markers."""
     base = code(str(found[0].shared["base"]))
     lines = ["## What it forgot", ""]
     lines += [f"Against {base}, token by token; standard errors are clustered by document.", ""]
@@ -312,7 +312,7 @@ def _steps(one: Measured) -> list[str]:
 
 
 def _with_section(text: str, section: str, path: Path) -> str:
-    """A card's text with the section in the place of the one between the marks, or at its end."""
+    """A card's text with the section in place of the one between the markers, or at the end."""
     ours = f"{BEGIN}\n{section.replace('<!-- forgetting', '<!-- ')}\n{END}"
     marks = (text.count(BEGIN), text.count(END))
     if marks == (0, 0):
@@ -330,10 +330,10 @@ def _with_error(row: Mapping[str, Any], name: str) -> str:
 
 
 def _dataset_of(name: str) -> str | None:
-    """A name as an id of the Hub, where it has the form of one and is no file here."""
+    """The name if it can be a Hub id: it has the form of one and is not a local file."""
     return name if HUB_ID.fullmatch(name) and not FILE.search(name) and not Path(name).exists() else None
 
 
 def _rounded(value: float) -> float:
-    """A number as it is read: six digits."""
+    """A number rounded to six significant digits, for readers."""
     return float(f"{value:.6g}")

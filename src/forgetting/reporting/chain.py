@@ -1,4 +1,4 @@
-"""A chain as one HTML page that needs nothing else: a waterfall of its steps, and where each step forgot."""
+"""A chain as one self-contained HTML page: a waterfall chart of its steps, and where each step forgot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def render(chain: Chain) -> str:
-    """The page as text; the same text for the same chain."""
+    """The HTML page; equal chains give equal text."""
     row = chain.to_dict()
     after = [step.so_far.forgetting.value for step in chain.steps]
     ends = [0.0, *after]
@@ -38,7 +38,7 @@ def render(chain: Chain) -> str:
 
 
 def _step(chain: Chain, at: int, row: dict[str, Any], before: float, place: Any) -> dict[str, Any]:
-    """What the page says of one step."""
+    """One step's values for the template; `before` is the forgetting before it, in nats/token."""
     step = chain.steps[at]
     now, se = step.so_far.forgetting.value, step.part.se
     left, right = sorted((place(before), place(now)))
@@ -61,6 +61,7 @@ def _step(chain: Chain, at: int, row: dict[str, Any], before: float, place: Any)
 
 
 def _where(chain: Chain, at: int) -> dict[str, Any]:
+    """Where one step forgot, for the template: by token frequency, and the tokens that changed most."""
     found = chain.where(at)
     tokenizer = chain.steps[at].so_far.tokenizer
     widest = max((abs(group.change.value) for group in found.by_frequency), default=1.0) or 1.0

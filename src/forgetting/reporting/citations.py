@@ -1,4 +1,4 @@
-"""BibTeX of what a study used: the laws always, methods and optimisers where the configuration names them."""
+"""BibTeX of the works that a study uses: laws, standard errors, and its methods, mitigations and optimiser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .mitigation_works import MITIGATION_WORKS
 
 @dataclass(frozen=True)
 class Citation:
-    """One work: what it is cited for, its address, its BibTeX."""
+    """One work: what it is cited for, its title, address and BibTeX."""
 
     why: str
     title: str
@@ -223,7 +223,7 @@ METHOD_WORKS: dict[str, Citation] = {
         "}",
     ),
 }
-"""Works by the keys that methods name as their `references`."""
+"""Works by key; a method's `references` contains these keys."""
 ADAFACTOR = _cite(
     "the optimiser",
     "shazeer2018adafactor",
@@ -243,7 +243,7 @@ ADAMW = _cite(
 
 
 def citations(config: StudyConfig) -> list[Citation]:
-    """What a paper that reports this study should cite."""
+    """The works that a paper on this study should cite, each once."""
     singles = [METHODS.parse(single) for entry in config.methods for single in expand_grid(entry)]
     keys = dict.fromkeys(key for method in singles for key in method.sources())
     used = [one for entry in config.methods for together in entry.mitigations for one in together]

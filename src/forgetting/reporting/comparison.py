@@ -1,4 +1,4 @@
-"""The comparison at equal fine-tuning loss as a section of a study's report: ranking, plane, Appendix B, cards."""
+"""The report's section that compares methods at equal fine-tuning loss: ranking, chart, Appendix B, cards."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from forgetting.analysis.compare.contest import Contender
     from forgetting.analysis.compare.estimate import Estimate
 
-VIEW = (320.0, 30.0)  # width and height of an interval's picture, in its own units
-MEDALS = {"saves": "good", "costs": "bad"}
+VIEW = (320.0, 30.0)  # width and height of an interval's drawing, in SVG units
+KINDS = {"saves": "good", "costs": "bad"}
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Ranked:
     """One contender in the ranking.
 
     Attributes:
-        name: for readers.
-        swatch: classes of its colour and shape.
-        kind: `good`, `bad` or empty: whether something was found.
+        name: displayed name.
+        swatch: CSS classes of its colour and shape.
+        kind: `good`, `bad`, or empty if there is no finding.
         says: the finding in words.
         aside: what else a reader must know, or empty.
-        mark: its interval in the picture: low, value, high as x positions; None without a value.
+        mark: x positions of the interval's low end, value and high end in the drawing; None without a value.
         cells: its row in the table of numbers.
     """
 
@@ -60,7 +60,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Card:
-    """What a method or mitigation is."""
+    """Describes a method or mitigation: its name, what it does, its cost and its sources."""
 
     name: str
     what: str
@@ -84,11 +84,11 @@ HEADS = (
 def comparison_section(
     comparison: Comparison | None, series: Sequence[Series], runs: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
-    """What the template needs; None where nothing was compared.
+    """The values for the template; None if nothing was compared.
 
     Args:
-        comparison: of the study's table.
-        series: the report's, for colours.
+        comparison: the comparison of the study's table.
+        series: the report's series, for their colours.
         runs: the run records, for the cards.
     """
     if comparison is None:
@@ -137,7 +137,7 @@ def _contest(i: int, c: Contest, of_run: Mapping[str, Series]) -> dict[str, Any]
 
 
 def _range(estimates: Sequence[Estimate]) -> tuple[float, float]:
-    """Savings from which to which the pictures show."""
+    """The lowest and highest saving that the drawings show, in nats/token; includes zero."""
     ends = [v for e in estimates for v in (e.low, e.high, e.value) if math.isfinite(v)]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     margin = 0.06 * (high - low) or 0.1
@@ -149,7 +149,7 @@ def _place(value: float, low: float, high: float) -> float:
 
 
 def _ranked(one: Contender, c: Contest, style: Series | None, low: float, high: float, *, raw: bool = False) -> Ranked:
-    """One contender; with `raw` its picture is the difference from the mean of a reference that is no line."""
+    """One contender; with `raw` the drawing shows the difference from the reference's mean, as it has no line."""
     e, p = one.saving, one.price
     drawn = one.raw if raw else e
     mark = None
@@ -169,7 +169,7 @@ def _ranked(one: Contender, c: Contest, style: Series | None, low: float, high: 
     return Ranked(
         name=_name(one.key, style),
         swatch=f"{style.key} {style.symbol}" if style else "",
-        kind=MEDALS.get(one.verdict, ""),
+        kind=KINDS.get(one.verdict, ""),
         says=_minus(sentence(one, c)),
         aside="; ".join(text for text in aside if text),
         mark=mark,
@@ -178,7 +178,7 @@ def _ranked(one: Contender, c: Contest, style: Series | None, low: float, high: 
 
 
 def _name(key: Key, style: Series | None) -> str:
-    """As the legend calls it; interpolated weights share the series of their run."""
+    """The name in the legend; interpolated weights share their run's series, so the name says that they are."""
     if style is None:
         return str(key)
     return style.label + (
@@ -187,7 +187,7 @@ def _name(key: Key, style: Series | None) -> str:
 
 
 def _beside(mine: float, reference: float, show: Callable[[float], str]) -> str:
-    """`120 (80)`: the contender's, and the reference's beside it."""
+    """The contender's value with the reference's in brackets, such as `120 (80)`."""
     if not finite(mine):
         return "–"
     return show(mine) + (f" ({show(reference)})" if finite(reference) else "")
@@ -206,7 +206,7 @@ def _minus(text: str) -> str:
 
 
 def signed(value: float) -> str:
-    """A number with its sign, three decimals; a dash where unknown.
+    """A number with its sign and three decimals; a dash if unknown.
 
     Examples:
         >>> signed(0.1), signed(-0.25), signed(0.0)
@@ -218,7 +218,7 @@ def signed(value: float) -> str:
 
 
 def cards(comparison: Comparison, runs: Sequence[Mapping[str, Any]]) -> list[Card]:
-    """One a label and one a mitigation that was compared: what it is, its P, what it costs, where it is from."""
+    """One card for each label and each mitigation that was compared."""
     kinds: dict[str, tuple[str, list[float]]] = {}
     for run in runs:
         method = run.get("method")

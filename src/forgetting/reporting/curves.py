@@ -1,4 +1,4 @@
-"""The fitted laws over a data set's points, as Plotly traces."""
+"""Curves of the laws fitted to a data set, as Plotly traces."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forgetting.reporting.series import Panel, Series
 
 
 def fitted_line(panel: Panel) -> list[dict[str, Any]]:
-    """Eq. 4 with its bands over the measured range, dotted a little beyond."""
+    """The line of Eq. 4 with its bands, solid over the measured range and dotted a little beyond."""
     fit, x = panel.linear, panel.points["finetune_loss"].dropna()
     if fit is None or x.empty:
         return []
@@ -26,12 +26,12 @@ def fitted_line(panel: Panel) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Bend:
-    """The parabola beside Eq. 4, where the points bend away from the line.
+    """A parabola fitted where the points deviate from the line of Eq. 4.
 
     Attributes:
-        test: that says so, with its size and standard error.
-        r2: of the parabola, on the rows of the line's own R2; None where these are not all on the page.
-        trace: its curve over the measured range.
+        test: the test of the deviation, with its size and standard error.
+        r2: the parabola's R², on the same rows as the line's; None if the page does not have all of these.
+        trace: the parabola over the measured range.
     """
 
     test: Misfit
@@ -40,7 +40,7 @@ class Bend:
 
 
 def bent_line(panel: Panel) -> Bend | None:
-    """The parabola through the points of Eq. 4; None where the line fits as well as one can tell."""
+    """The parabola through the points of Eq. 4; None if the test finds no deviation from the line."""
     fit = panel.linear
     if fit is None:
         return None
@@ -61,7 +61,7 @@ def bent_line(panel: Panel) -> Bend | None:
 
 
 def fitted_steps(panel: Panel, column: str) -> list[dict[str, Any]]:
-    """The joint law along steps, one curve a series; bands at `banded`'s rank."""
+    """The joint law against steps, one curve per series, with bands on the series that `banded` returns."""
     if panel.joint is None:
         return []
     traces = []
@@ -78,13 +78,13 @@ def fitted_steps(panel: Panel, column: str) -> list[dict[str, Any]]:
 
 
 def banded(panel: Panel) -> Series | None:
-    """The series whose curve along steps has its bands drawn: the middle one of the ranks, so that they can be told."""
+    """The series whose curve against steps is drawn with bands: the middle rank only, since bands of all overlap."""
     ranked = [s for s in panel.series if s.symbol == "circle"]
     return ranked[len(ranked) // 2] if ranked else None
 
 
 def fitted_sizes(panel: Panel, step: float) -> list[dict[str, Any]]:
-    """The joint law along trainable parameters at one step, less the floor, with its bands."""
+    """The joint law minus the floor, against trainable parameters at one step, with its bands."""
     sizes, floor = panel.points["trainable_params"], float(panel.points["forgetting_floor"].median())
     sizes = sizes[sizes > 0]
     if panel.joint is None or not finite(floor) or sizes.nunique() < 2:

@@ -1,8 +1,8 @@
-"""The charts of a study as plain Plotly figures: dictionaries that the page draws.
+"""The charts of a study as Plotly figures, given as dictionaries that the page's script draws.
 
-Colours are the page's CSS variables (`var(--ink)`); the page's script resolves them, so that one figure serves the
-light page, the dark page and paper. Each trace says in `meta` which series it belongs to, and, for points, which rows
-of the data set it shows: the script attaches their hover texts from one list.
+Colours are CSS variables of the page (`var(--ink)`); the script resolves them, so one figure serves the light page,
+the dark page and print. Each trace's `meta` names its series and, for points, the rows of the data set that it shows:
+the script takes their hover texts from one list.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from forgetting.reporting.curves import banded, bent_line, fitted_line, fitted_s
 from forgetting.reporting.series import Panel, Series
 from forgetting.reporting.words import method_name, r2
 
-BASE, FAILED = "base", "failed"  # beside the series' keys: what the legend can switch
+BASE, FAILED = "base", "failed"  # can be switched in the legend, like the series' keys
 
 
 def charts(panel: Panel) -> list[Chart]:
@@ -69,7 +69,7 @@ def line_chart(panel: Panel) -> Chart:
 
 
 def steps_chart(panel: Panel, column: str) -> Chart:
-    """The paper's Figure 3, one loss: against update steps for each series, with the fitted joint law."""
+    """The paper's Figure 3 for one loss: each series against update steps, with the fitted joint law."""
     data = fitted_steps(panel, column) + _points(panel, "step", column)
     name = "Fine-tuning loss" if column == "finetune_loss" else "Forgetting loss"
     caption = "Bars are one standard error, clustered by document."
@@ -96,7 +96,7 @@ def steps_chart(panel: Panel, column: str) -> Chart:
 
 
 def size_chart(panel: Panel) -> Chart:
-    """Forgetting at the last step against the number of trainable parameters, ticks named by rank."""
+    """Forgetting at the last step against the number of trainable parameters; the ticks name the ranks."""
     last = panel.last()
     step = float(last["step"].iloc[0])
     data = fitted_sizes(panel, step) + _points(panel, "trainable_params", "forgetting", rows=last)
@@ -120,7 +120,7 @@ def size_chart(panel: Panel) -> Chart:
 
 
 def agreement_chart(panel: Panel) -> Chart:
-    """Agreement with the base model along each run."""
+    """Agreement with the base model against update steps, one line per run."""
     data = _points(panel, "step", "agreement", scale=100, lines=True)
     last = panel.last()
     alt = f"Share of positions with the base model's top token, at step {last['step'].iloc[0]:.0f}: " + "; ".join(
@@ -132,15 +132,16 @@ def agreement_chart(panel: Panel) -> Chart:
 
 
 def method_name_of(series: Series) -> str:
-    """A tick's name: the rank where there is one."""
+    """A tick's label: the rank if there is one, else the method."""
     ranked = series.rank is not None and series.symbol == "circle"
     return f"r = {series.rank}" if ranked else html.escape(series.label.removesuffix(" fine-tuning"))
 
 
 def hover_texts(panel: Panel) -> list[str]:
-    """One hover text a row of `panel.hoverable`: run, step, rank, and the values with their errors.
+    """One hover text per row of `panel.hoverable`: run, step, rank, and values with standard errors.
 
-    Escaped lines without markup, which the page's script adds: in a script block every bracket would take six bytes.
+    Lines are escaped and have no markup. The script adds it, because each angle bracket in a script block takes six
+    bytes.
     """
     texts = []
     for row in panel.hoverable.to_dict("records"):
@@ -164,12 +165,13 @@ def hover_texts(panel: Panel) -> list[str]:
 
 
 def _pair(rows: pd.DataFrame, series: Series, column: str) -> tuple[float, float]:
+    """Mean over the series' runs, and their mean standard error, since the runs share their documents."""
     mine = rows[rows["series"] == series.key]
     return float(mine[column].mean()), float(mine[f"{column}_se"].mean())
 
 
 def _line(c: float, s: float) -> str:
-    """The line's right-hand side with signs in place."""
+    """The right-hand side of the line's equation, with its signs."""
     join = "+" if s >= 0 else "−"
     return f"{number(-c)} · L<sub>ft</sub> {join} {number(abs(s))}"
 
@@ -184,7 +186,7 @@ def _points(
     errors: bool = True,
     lines: bool = False,
 ) -> list[dict[str, Any]]:
-    """A trace of points a series, and hidden ones for the base model and for failed runs."""
+    """One trace of points per series, and hidden ones for the base model and for failed runs."""
     shown = panel.points if rows is None else rows
     traces = []
     for series in panel.series:
@@ -222,7 +224,7 @@ def _trace(
 
 
 def _broken_by_run(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with an empty one between runs, so that a line does not jump from one run to the next."""
+    """The rows with an empty row between runs, so that no line connects two runs."""
     pieces: list[pd.DataFrame] = []
     for _, run in rows.groupby("run_id", sort=True):
         if pieces:

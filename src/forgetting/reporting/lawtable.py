@@ -1,4 +1,4 @@
-"""The fitted laws as tables of text: parameters by row, data sets by column, what each fit says about itself below."""
+"""The fitted laws as tables of text: a row per parameter, a column per data set, and notes on each fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAPER = (("OpenOrca", "kalajdzievski2024/openorca"), ("News", "kalajdzievski2024
 
 @dataclass(frozen=True)
 class ParameterRow:
-    """One parameter: its letter and subscript, and a (value, interval) a data set."""
+    """One parameter: its letter and subscript, its meaning, and (value, interval) for each data set."""
 
     letter: str
     below: str
@@ -30,7 +30,7 @@ class ParameterRow:
 
 @dataclass(frozen=True)
 class FitNote:
-    """What one fit says about itself: the rows it stands on, warnings, diagnostics as JSON text."""
+    """Notes on one fit: the rows it used, their ranges, its warnings, and its diagnostics as JSON text."""
 
     dataset: str
     support: str
@@ -41,17 +41,17 @@ class FitNote:
 
 @dataclass(frozen=True)
 class LawTable:
-    """One law over the data sets.
+    """One law's fits to the data sets.
 
     Attributes:
         name: `linear` or `shifted_power`; the page writes its formula.
-        columns: data sets on which it was fitted.
+        columns: data sets that have a fit.
         confidence: nominal coverage of the intervals.
         rows: its parameters.
-        r2: (the output's subscript, R² a data set).
+        r2: for each output, its subscript and R² by data set.
         paper: the paper's R² of L_f with this law.
-        notes: one a fit.
-        missing: (data set, why it has no fit).
+        notes: one per fit.
+        missing: for each data set without a fit, its name and the reason.
     """
 
     name: str
@@ -65,7 +65,7 @@ class LawTable:
 
 
 def law_table(name: str, panels: Sequence[Panel]) -> LawTable:
-    """One law's fits over the data sets."""
+    """The table of one law, `linear` or `shifted_power`."""
     fits = {p.name: p.linear if name == "linear" else p.joint for p in panels}
     made: dict[str, Fit] = {key: fit for key, fit in fits.items() if fit is not None}
     names = list(dict.fromkeys(key for fit in made.values() for key in fit.parameters))

@@ -1,4 +1,4 @@
-"""A measurement as one HTML page that needs nothing else: the numbers, and where the model forgot, token by token."""
+"""A measurement as one self-contained HTML page: the numbers, and where the model forgot, token by token."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from ..measuring.where import Group, Passage, Where
 
 SHADES = 8
-"""Steps of colour of a token's loss change; the deepest is `FULL` nats and more."""
+"""Number of colour shades for a token's loss change; the darkest means FULL nats or more."""
 FULL = 4.0
+"""In nats."""
 
 
 def render(profile: Profile, task: Improvement | None = None) -> str:
-    """The page as text; the same text for the same measurements. With several texts it begins with a forest plot.
+    """The HTML page; equal measurements give equal text. With several texts it begins with a forest plot.
 
-    The base model's own answers, where they were measured beside the texts, are texts of it too.
+    The base model's own answers, if they were measured, are shown as further texts.
     """
     measured = [(name, one, profile.p_holm[name]) for name, one in profile.measurements.items()]
     if profile.probes is not None:
@@ -52,13 +53,13 @@ def render(profile: Profile, task: Improvement | None = None) -> str:
 
 
 def _text(name: str, row: Mapping[str, Any], where: Where, tokenizer: Any) -> dict[str, Any]:
-    """What the page says of one text.
+    """The values of one text for the template.
 
     Args:
-        name: the text's.
+        name: name of the text.
         row: the measurement's flat row.
-        where: its breakdowns.
-        tokenizer: for showing tokens as text; None shows their ids.
+        where: the measurement's breakdowns.
+        tokenizer: shows tokens as text; None shows their ids.
     """
     groups = [*where.by_position, *where.by_frequency]
     widest = max((abs(group.change.value) for group in groups), default=1.0) or 1.0
@@ -85,7 +86,11 @@ def _text(name: str, row: Mapping[str, Any], where: Where, tokenizer: Any) -> di
 
 
 def _forest(measured: Sequence[tuple[str, Measurement, float]]) -> dict[str, Any]:
-    """Excess forgetting of each text (its name, the measurement, p) and its 95 % interval, in per cent of the width."""
+    """The forest plot's rows: each text's forgetting with its 95 % interval, placed in per cent of the plot's width.
+
+    Args:
+        measured: name, measurement and Holm-corrected p of each text.
+    """
     means = [one.forgetting for _, one, _ in measured]
     ends = [end for mean in means for end in (mean.value, *mean.interval()) if math.isfinite(end)]
     low, high = min(0.0, *ends), max(0.0, *ends)
@@ -115,7 +120,7 @@ def _forest(measured: Sequence[tuple[str, Measurement, float]]) -> dict[str, Any
 
 
 def noise_rows(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The noise floor's quantities, where it was measured: what, value, interval."""
+    """The quantities of the measured noise floors: name, value and interval; empty if none was measured."""
     found = []
     for which, how in (("dtype", f"the base in {row.get('noise_floor_other_dtype')}"), ("batch", "other batch size")):
         for one in SHOWN:
@@ -129,7 +134,7 @@ def noise_rows(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def environment() -> jinja2.Environment:
-    """Where the templates of single pages are found; every text in them is escaped."""
+    """Jinja for the templates beside this file, with escaping on and undefined names as errors."""
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -142,12 +147,12 @@ def environment() -> jinja2.Environment:
 
 
 def number(value: float | None) -> str:
-    """A number as text, or `unknown`."""
+    """A number as text; `unknown` if it is missing or not finite."""
     return fixed(value) if value is not None and finite(value) else "unknown"
 
 
 def bars_of(groups: list[Group], widest: float, zero: float) -> list[dict[str, Any]]:
-    """Bars from the line of zero change, with whiskers of one standard error, in per cent of the width."""
+    """Bars that start at zero change, with whiskers of one standard error, in per cent of the chart's width."""
 
     def place(value: float) -> float:
         return round(zero + (95 - zero) * max(-1.0, min(1.05, value / widest)), 2)
@@ -172,7 +177,7 @@ def bars_of(groups: list[Group], widest: float, zero: float) -> list[dict[str, A
 
 
 def _tokens(passage: Passage, tokenizer: Any) -> list[dict[str, Any]]:
-    """Each token's text, its shade (0 none, positive forgot, negative gained) and its hover text."""
+    """Each token's text, shade (positive: its loss rose; negative: it fell; 0: unchanged) and hover text."""
     shown = []
     pieces = _pieces([int(token) for token in passage.token_ids], tokenizer)
     for text, change, expected in zip(pieces, passage.change, passage.expected, strict=True):
@@ -186,7 +191,7 @@ def _tokens(passage: Passage, tokenizer: Any) -> list[dict[str, Any]]:
 
 
 def _pieces(tokens: list[int], tokenizer: Any) -> list[str]:
-    """The text that each token adds to those before it: alone, a token may lose its space or half a character."""
+    """The text that each token adds to those before it; decoded alone, it may lose a space or part of a character."""
     if tokenizer is None:
         return [token_text(token, None) for token in tokens]
     pieces, before = [], ""
@@ -198,5 +203,5 @@ def _pieces(tokens: list[int], tokenizer: Any) -> list[str]:
 
 
 def token_text(token: int, tokenizer: Any) -> str:
-    """A token as text, or its id where there is no tokenizer."""
+    """A token as text; its id in brackets without a tokenizer."""
     return f"[{token}]" if tokenizer is None else str(tokenizer.decode([token]))

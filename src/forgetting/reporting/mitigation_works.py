@@ -1,8 +1,9 @@
-"""The works that mitigations come from: why, authors, title, year, and the arXiv number or the address."""
+"""The works that mitigations come from."""
 
 from __future__ import annotations
 
 Work = tuple[str, str, str, int, str]
+"""What it is cited for, authors, title, year, and the arXiv number or address."""
 
 MITIGATION_WORKS: dict[str, Work] = {
     "robins1995rehearsal": (
@@ -104,4 +105,4 @@ MITIGATION_WORKS: dict[str, Work] = {
         "2109.01903",
     ),
 }
-"""By the key that a mitigation's `references` name."""
+"""Works by key; a mitigation's `references` contains these keys."""

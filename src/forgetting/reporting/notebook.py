@@ -29,15 +29,15 @@ def study_figure(
     dataset: str | None,
     kind: str,
 ) -> go.Figure:
-    """The chart of this kind.
+    """One chart of a study.
 
     Args:
-        config, table, runs, fits: as of `render_study`.
-        dataset: which one, where the study has several.
-        kind: of the chart.
+        config, table, runs, fits: see `render_study`.
+        dataset: name of the data set; may be None if the study has only one.
+        kind: kind of chart, such as `line`.
 
     Raises:
-        UsageError: no such data set or chart, or several data sets.
+        UsageError: no such data set or chart, or no data set given although there are several.
     """
     rows = tidy(table)
     series = group(rows, runs)

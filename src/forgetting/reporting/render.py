@@ -1,8 +1,8 @@
-"""A study as one HTML file that needs nothing else: text, tables, charts, Plotly's own script, style.
+"""A study as one self-contained HTML file: text, tables, charts, style and Plotly's script.
 
-The page opens from a file and asks nothing of any network: its content security policy forbids all requests and lets
-only the scripts run whose hashes it names, so that a hostile name of a data set or run could not run anything even if
-it were not escaped. (It is: templates escape everything, JSON inside the page escapes `<`, `>` and `&`.)
+The page opens from a file and makes no network requests: its content security policy forbids them, and allows only the
+scripts whose hashes it lists. A hostile name of a data set or run could therefore not run a script even if it were not
+escaped. (It is: templates escape everything, and JSON inside the page escapes `<`, `>` and `&`.)
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ def render_study(
 
     Args:
         config: the study's resolved configuration.
-        table: one row a measurement (see DESIGN.md's columns); rows at step 0 are the base model.
-        runs: the run records; keys that a record lacks are left out of the page.
-        fits: by data set, the laws `linear` and `shifted_power`, each where it could be fitted.
-        capabilities: rows of `capabilities.study_runs.study_rows`, where models were evaluated.
-        comparison: of its methods and mitigations, where there is more than one.
-        unasked: ids of stored runs that the configuration does not ask for; named, and otherwise left out.
+        table: one row per measurement, as `Study.table` returns; rows at step 0 are the base model.
+        runs: the run records; the page omits what a record lacks.
+        fits: by data set, the laws `linear` and `shifted_power` that could be fitted.
+        capabilities: rows of `capabilities.study_runs.study_rows`, if models were evaluated.
+        comparison: the comparison of methods and mitigations, if there are several.
+        unasked: ids of stored runs that the configuration does not ask for; the page lists them and omits the rest.
         asked: how many runs the configuration asks for; default as many as there are.
-        growth: how the study came to this configuration, a line each time (`store.growth.grown`).
+        growth: one line for each time that the study's configuration was extended (`store.growth.grown`).
 
     Returns:
-        The page. It is the same text for the same arguments.
+        The page; equal arguments give equal text.
     """
     rows = tidy(table)
     series = group(rows, runs)
@@ -109,13 +109,13 @@ def render_study(
 
 
 def _texts(config: StudyConfig, table: pd.DataFrame, series: Sequence[Series]) -> Markup:
-    """The section of further texts, in the colours and names of the runs' series."""
+    """The section on further texts, with the colours and names of the runs' series."""
     colours = {run: f"var(--{s.key})" for s in series for run in s.runs}
     return texts_section(config.texts, table, colours, {run: s.label for s in series for run in s.runs})
 
 
 def _evaluated(capabilities: Sequence[Mapping[str, Any]], series: Sequence[Series]) -> Markup:
-    """The section of capabilities, in the colours and names of the runs' series."""
+    """The section on capabilities, with the colours and names of the runs' series."""
     colours = {run: f"var(--{s.key})" for s in series for run in s.runs}
     return study_section(capabilities, colours, {run: s.label for s in series for run in s.runs})
 
@@ -130,7 +130,10 @@ def write_study_report(
     unasked: Sequence[str] = (),
     asked: int | None = None,
 ) -> Path:
-    """Write `render_study`'s page to `path`, whole or not at all.
+    """Write the page of `render_study` to `path` atomically.
+
+    Returns:
+        The path written.
 
     Raises:
         ForgettingError: the file cannot be written.
@@ -150,7 +153,7 @@ def write_study_report(
 
 @cache
 def environment() -> jinja2.Environment:
-    """Jinja with escaping on, undefined names as errors, and JSON without NaN."""
+    """Jinja for the report's templates, with escaping on, undefined names as errors, and JSON without NaN."""
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("forgetting.reporting", "templates"),
         autoescape=True,
@@ -165,13 +168,13 @@ def environment() -> jinja2.Environment:
 
 
 def _asset(name: str) -> Markup:
-    """A style sheet or script of this package, as it is."""
+    """The unescaped text of a style sheet or script of this package."""
     text = (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
     return Markup(text)  # noqa: S704 - our own file
 
 
 def _policy(scripts: Sequence[str]) -> str:
-    """A content security policy: no requests; only these scripts, and no eval; pictures that the page makes itself."""
+    """A content security policy that allows no requests, no eval, only these scripts, and only inline images."""
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (
@@ -181,7 +184,7 @@ def _policy(scripts: Sequence[str]) -> str:
 
 
 def _palette(series: Sequence[Series]) -> dict[str, Any]:
-    """Colours by name, of the charts and of the series, in the light and in the dark page."""
+    """Colours of charts and series by name, for the light and the dark page."""
     return {
         "light": [*LIGHT.items(), *((s.key, s.light) for s in series)],
         "dark": [*DARK.items(), *((s.key, s.dark) for s in series)],
@@ -190,13 +193,13 @@ def _palette(series: Sequence[Series]) -> dict[str, Any]:
 
 
 def _panels(shown: Sequence[Panel], table: pd.DataFrame) -> list[dict[str, Any]]:
-    """What the page needs of each data set, with what a step of its runs cost."""
+    """The values of each data set for the template."""
     costs = costs_of_table(table)
     return [_panel(panel, costs.get(panel.name)) for panel in shown]
 
 
 def _panel(panel: Panel, cost: Cost | None) -> dict[str, Any]:
-    """What the page needs of one data set: its charts, legend, hover texts and measurements."""
+    """The values of one data set for the template; `cost` is the cost of a training step, if known."""
     made = charts(panel)
     ranked = [s for s in panel.series if s.symbol == "circle"]
     families = {s.label.removesuffix(f" {s.rank}") for s in ranked}

@@ -1,17 +1,16 @@
-"""An adapter at several scales as one HTML page that needs nothing else: the curve, the budget, and every number."""
+"""An adapter at several scales as one self-contained HTML page: the curve, the budget, and a table of the numbers."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 
 from ..display.numbers import fixed
 from .capabilities_chart import nice
+from .measurement import environment
 
 if TYPE_CHECKING:
     from ..measuring.scaling import Scaling
@@ -21,14 +20,7 @@ LEFT, RIGHT, TOP, BOTTOM = 60, 14, 14, 46
 
 
 def render(found: Scaling) -> str:
-    """The page as text; the same text for the same result."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """The HTML page; equal results give equal text."""
     chosen = found.chosen
     rows = [
         [
@@ -43,11 +35,11 @@ def render(found: Scaling) -> str:
         for point in found.points
     ]
     scale = None if chosen is None else f"{chosen.scale:g}"
-    return environment.get_template("scaling.html").render(found=found, chart=chart(found), rows=rows, scale=scale)
+    return environment().get_template("scaling.html").render(found=found, chart=chart(found), rows=rows, scale=scale)
 
 
 def chart(found: Scaling) -> Markup:
-    """Forgetting against the scale as SVG, with the band of 95 %, the measured points and the budget's line."""
+    """An SVG chart of forgetting against scale, with the 95 % band, the measured points and the budget's line."""
     scales = np.linspace(0, 1, 81)
     curve = [np.asarray(part, float) for part in found.curve(scales)]
     ends = [end for p in found.points for end in (p.forgetting.value, *p.forgetting.interval()) if math.isfinite(end)]

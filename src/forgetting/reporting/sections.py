@@ -23,13 +23,14 @@ from forgetting.reporting.words import method_name, r2
 
 FLOOR = BY_NAME["forgetting_floor"]
 SHOWN_RUNS = 1000
-"""Runs listed in the page; a study of more is a `forgetting table` away."""
-SHOWN_ROWS = 1500  # measurements listed in the page; a larger study's are a `forgetting table` away
+"""Most runs that the page lists; `forgetting table` writes all."""
+SHOWN_ROWS = 1500
+"""Most measurements that the page lists; `forgetting table` writes all."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell: what is shown, and what it sorts by."""
+    """A table cell: its text, and the key that it sorts by."""
 
     text: str
     key: float | str
@@ -37,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run in the table of runs; `note` says why it failed or is left out."""
+    """One run in the table of runs; `note` says why it failed."""
 
     run_id: str
     status: str
@@ -46,7 +47,7 @@ class RunRow:
 
 
 def figure(value: Any, key: Any = None) -> Cell:
-    """A numeric cell; what is missing sorts last."""
+    """A numeric cell; missing values sort last."""
     sort = value if key is None else key
     return Cell(str(value), float(sort) if finite(sort) else float("1e308"))
 
@@ -54,7 +55,7 @@ def figure(value: Any, key: Any = None) -> Cell:
 def key_figures(
     panels: Sequence[Panel], runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame
 ) -> list[tuple[str, str]]:
-    """The study at a glance: (value, what it is)."""
+    """The study's key figures: value and meaning."""
     tally = Counter(statuses(runs, rows).values())
     others = "".join(f", {tally[name]} {name}" for name in ("running", "failed", "damaged") if tally[name])
     figures = [
@@ -74,10 +75,11 @@ def key_figures(
 
 
 def partial(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame, asked: int | None = None) -> str:
-    """That a study is not done, and what of it is; empty where every run is.
+    """A sentence on how many runs of an unfinished study are done; empty if all are.
 
     Args:
-        runs, rows: of the report.
+        runs: the run records.
+        rows: a tidy table.
         asked: how many runs the configuration asks for; default as many as there are.
     """
     tally = Counter(statuses(runs, rows).values())
@@ -94,26 +96,26 @@ def partial(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame, asked: int | 
 
 
 def _counted(panels: Sequence[Panel], rows: pd.DataFrame) -> int:
-    """Measurements after step 0 of runs that did not fail, also where panels show means of them."""
+    """Number of measurements after step 0 of runs that did not fail, even if the panels show means of them."""
     names = [panel.name for panel in panels]
     return int(((rows["step"] != 0) & (rows["status"] != "failed") & rows["dataset"].isin(names)).sum())
 
 
 def statuses(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame) -> dict[str, str]:
-    """Status by run id: the run's record first, its table rows where it has no record."""
+    """Status by run id, from the run's record, or from the table if there is no record."""
     one = rows.drop_duplicates("run_id", keep="last")
     found = {str(i): str(s) for i, s in zip(one["run_id"], one["status"], strict=True)}
     return found | {str(run.get("run_id", "?")): str(run.get("status", "unknown")) for run in runs}
 
 
 def run_rows(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame, series: Sequence[Series]) -> list[RunRow]:
-    """One row a run, stored or measured, at its last measured step; SHOWN_RUNS of them, failed ones first."""
+    """One row per stored or measured run, at its last measured step; if too many, SHOWN_RUNS, failed ones first."""
     records = {str(run.get("run_id", "?")): run for run in runs}
     labels = {run: s.label for s in series for run in s.runs}
     every = list(statuses(runs, rows).items())
     if len(every) > SHOWN_RUNS:
         every = sorted(every, key=lambda run: run[1] not in ("failed", "damaged"))[:SHOWN_RUNS]
-    steps = rows[["run_id", "step"]].reset_index(drop=True)  # there may be a million rows
+    steps = rows[["run_id", "step"]].reset_index(drop=True)  # two columns only: there may be a million rows
     steps = steps[steps["run_id"].isin([run_id for run_id, _ in every])]
     last = rows.iloc[steps.sort_values("step", kind="stable").drop_duplicates("run_id", keep="last").index]
     measured = {str(row["run_id"]): row for row in last.to_dict("records")}
@@ -158,7 +160,7 @@ def _value(row: Mapping[Any, Any], column: str, scale: float = 1.0) -> Cell:
 
 
 def measurement_rows(panel: Panel) -> list[tuple[str, ...]]:
-    """Every measurement of a data set as text, for readers without the charts."""
+    """The measurements of a data set as text, up to SHOWN_ROWS, for readers who cannot use the charts."""
     labels = {s.key: s.label for s in panel.series}
     rows = panel.points.sort_values(["run_id", "step"]).head(SHOWN_ROWS)
     return [
@@ -178,7 +180,7 @@ def measurement_rows(panel: Panel) -> list[tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What the joint law predicts at one series' size and one step: text of each cell."""
+    """The joint law's prediction for one series at one step, as the text of table cells."""
 
     name: str
     step: str
@@ -187,7 +189,7 @@ class Predicted:
 
 
 def predictions(panel: Panel) -> tuple[str, list[Predicted]]:
-    """The level of the bands, and what the joint law predicts of each rank at the last step, as `predict` gives it."""
+    """The bands' level, and the joint law's prediction for each rank at the last step, from `predict`."""
     ranked = [s for s in panel.series if s.symbol == "circle"]
     sizes = {s.label: float(panel.of(s)["trainable_params"].median()) for s in ranked}
     sizes = {label: size for label, size in sizes.items() if finite(size) and size > 0}
@@ -196,7 +198,7 @@ def predictions(panel: Panel) -> tuple[str, list[Predicted]]:
     step = float(panel.points["step"].max())
     try:
         rows = predict_rows(panel.joint, panel.name, {"step": [step]}, params=list(sizes.values()))
-    except UsageError:  # fitted at one rank alone, while others have begun
+    except UsageError:  # fitted at a single rank, so it cannot predict the ranks that are still running
         return "", []
     outside = " (outside the measured range)"
     made = [
@@ -212,14 +214,14 @@ def predictions(panel: Panel) -> tuple[str, list[Predicted]]:
 
 
 def cells_of(found: Mapping[str, float]) -> tuple[str, str, str]:
-    """A prediction's value, the band of the law's mean, and that of one new run, in the digits of `predict`."""
+    """A prediction's value, the band of the mean and the band of one new run, with as many digits as `predict`."""
     pairs = [(found["low"], found["high"]), (found["run_low"], found["run_high"])]
     mean, run = (span(low, high).replace("-", MINUS) if finite(low) and finite(high) else "–" for low, high in pairs)
     return digits(found["value"]), mean, run
 
 
 def setup(config: StudyConfig, runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """What was run, on what, with what: (term, description)."""
+    """Terms and descriptions of the setup: models, data, training, hardware, versions."""
     training, measure = config.training, config.measure
     model = config.model.source + (f" at {config.model.revision}" if config.model.revision else "")
     steps = config.measured_steps()
@@ -258,7 +260,7 @@ def setup(config: StudyConfig, runs: Sequence[Mapping[str, Any]], rows: pd.DataF
 
 
 def tokens(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """On how many tokens of how many documents the means stand, by data set."""
+    """How many tokens and documents were measured, as terms and descriptions."""
     found: dict[str, list[str]] = {}
     for dataset, mine in rows.groupby("dataset", sort=False):
         parts = (("General text measured", "text"), (f"Held-out {dataset} measured", "finetune"))
@@ -276,7 +278,7 @@ def _source(data: Any) -> str:
 
 
 def _methods(config: StudyConfig) -> str:
-    """The methods, ranks of one family together."""
+    """The methods as text; methods that differ only in rank are listed together."""
     families: dict[str, list[str]] = {}
     for method in config.methods:
         rest = ", ".join(f"{key} {value}" for key, value in method.options.items() if key != "rank")
@@ -288,7 +290,7 @@ def _methods(config: StudyConfig) -> str:
 
 
 def _union(runs: Iterable[Mapping[str, Any]], key: str) -> list[tuple[str, str]]:
-    """The values of a mapping in the run records, all of them where runs differ."""
+    """Names and values of a mapping in the run records; all values if runs differ."""
     found: dict[str, list[str]] = {}
     for run in runs:
         holder = run.get(key)
@@ -298,7 +300,7 @@ def _union(runs: Iterable[Mapping[str, Any]], key: str) -> list[tuple[str, str]]
 
 
 def notices(runs: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
-    """What runs wanted a reader to know: each notice once, with the number of runs that gave it."""
+    """Each notice of the runs once, with the number of runs that gave it."""
     tally: dict[str, int] = {}
     for run in runs:
         given = run.get("notices")

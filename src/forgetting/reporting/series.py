@@ -1,7 +1,7 @@
-"""A study's rows in the groups that a reader compares: one series a method and rank, with a colour and a symbol.
+"""Groups a study's rows into series: one per method, rank and mitigation, each with a colour and a symbol.
 
-Ranks take a sequential, colour-blind-safe scale whose contrast to the page grows with rank, in the light and in the
-dark page. Methods without a rank take colours and symbols of their own.
+Ranks have a sequential, colour-blind-safe scale whose contrast with the page grows with rank, on the light and the
+dark page. Methods without a rank have other colours and symbols.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ METHOD_NAMES = {
     "vera": "VeRA", "loha": "LoHa", "lokr": "LoKr", "ia3": "IA³", "oft": "OFT", "boft": "BOFT", "osf": "OSF",
     "ln_tuning": "layer-norm tuning", "bias": "biases only", "full": "full fine-tuning",
 }  # fmt: skip
-"""Methods whose name is not simply the words to show."""
+"""Displayed names of methods that differ from their names in the code."""
 
 NOT_OPTIONS = ("name", "rank", "label", "mitigations")
-"""Fields of a run's method that are no options in which methods of one label may differ."""
+"""Fields of a run's method that do not count as options when series are told apart."""
 
 NUMBERS = (
     "step",
@@ -44,19 +44,19 @@ NUMBERS = (
 )
 TEXTS = ("dataset", "method", "label", "mitigation", "run_id", "status")
 Identity = tuple[str, float, str, str, str]
-"""Method, rank (-1 without), options, label, mitigation: what runs of one series share."""
+"""What the runs of one series share: method, rank (-1 without), options as JSON, label, mitigation."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One method at one rank and with one mitigation: what is drawn in one colour.
+    """The runs of one method, rank and mitigation, which are drawn in one colour.
 
     Attributes:
-        key: a safe identifier, `s0`, `s1`, ...; the page's style sheet gives it its colours.
-        label: for readers, such as `LoRA rank 8`.
-        rank: None where the method has none.
+        key: a safe identifier, `s0`, `s1`, ...; the page's style sheet assigns its colours.
+        label: displayed name, such as `LoRA rank 8`.
+        rank: None if the method has none.
         symbol: Plotly's marker symbol.
-        light, dark: colour in the light and in the dark page.
+        light, dark: colours on the light and the dark page.
         runs: ids of its runs.
     """
 
@@ -77,10 +77,10 @@ class Panel:
         key: a safe identifier for the page, `d0`, `d1`, ...
         name: the data set's name, untrusted text.
         points: measured rows after step 0 of runs that did not fail.
-        base: their rows at step 0.
+        base: rows of the same runs at step 0.
         failed: all rows of failed runs.
-        series: those with rows here, in drawing order.
-        linear, joint: the fitted laws, where there are any.
+        series: series that have points here, in drawing order.
+        linear, joint: the fits of the laws `linear` and `shifted_power`; None if not fitted.
     """
 
     key: str
@@ -94,11 +94,11 @@ class Panel:
 
     @property
     def hoverable(self) -> pd.DataFrame:
-        """All rows, in the order that the charts' row numbers count."""
+        """All rows, in the order of the row numbers in the charts."""
         return pd.concat([self.points, self.base, self.failed], ignore_index=True)
 
     def of(self, series: Series) -> pd.DataFrame:
-        """The points of one series, by run and step."""
+        """The points of one series, sorted by run and step."""
         rows: pd.DataFrame = self.points[self.points["series"] == series.key].sort_values(["run_id", "step"])
         return rows
 
@@ -109,8 +109,8 @@ class Panel:
 
 
 def tidy(table: pd.DataFrame) -> pd.DataFrame:
-    """A copy with every column of the report present, numbers as floats and texts as strings."""
-    if "alpha" in table.columns:  # weights interpolated after the last step are no points of the run
+    """A copy with all columns that the report uses; numbers as floats, texts as strings."""
+    if "alpha" in table.columns:  # weights interpolated after the last step are not measurements of the run
         table = table[~(table["alpha"] < 1).fillna(False).astype(bool)]
     rows = table.reindex(columns=[*TEXTS, *NUMBERS]).copy()
     for column in NUMBERS:
@@ -122,7 +122,7 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def method_of(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's method and its options, from wherever its record keeps them."""
+    """A run's method and its options, from its record or the configuration in it."""
     config = run.get("config")
     for holder in (run, config if isinstance(config, Mapping) else {}):
         method = holder.get("method")
@@ -136,7 +136,7 @@ def group(rows: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> tuple[Series
 
     Args:
         rows: a tidy table.
-        runs: the run records; options in them tell apart methods of one name and rank.
+        runs: the run records; their options distinguish methods with the same name and rank.
     """
     records = {str(run.get("run_id", "")): method_of(run) for run in runs}
     members: dict[Identity, set[str]] = {}
@@ -165,7 +165,7 @@ def group(rows: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> tuple[Series
 
 
 def _main_identities(members: Iterable[Identity]) -> set[Identity]:
-    """The method and options with the most ranks, plain before mitigated: they take the sequential scale."""
+    """The method and options with the most ranks, unmitigated if tied; they get the sequential colours."""
     families: dict[tuple[str, ...], set[Identity]] = {}
     for identity in members:
         if identity[1] >= 0:
@@ -174,7 +174,7 @@ def _main_identities(members: Iterable[Identity]) -> set[Identity]:
 
 
 def _labels(members: Iterable[Identity]) -> dict[Identity, str]:
-    """Label, rank and mitigation, and beyond them only the options in which methods of one label differ."""
+    """Displayed names: label, rank and mitigation, and the options that differ between methods with equal labels."""
     identities = list(members)
     labels = {}
     for identity in identities:
@@ -194,9 +194,9 @@ def _labels(members: Iterable[Identity]) -> dict[Identity, str]:
 def panels(
     names: Iterable[str], rows: pd.DataFrame, series: Sequence[Series], fits: Mapping[str, Mapping[str, Fit]]
 ) -> tuple[Panel, ...]:
-    """One panel a data set: those of the configuration in its order, then any other that the table holds."""
+    """One panel per data set: first those of the configuration in its order, then any others in the table."""
     of_run = {run: s.key for s in series for run in s.runs}
-    if "series" not in rows.columns:  # means over runs bring their own
+    if "series" not in rows.columns:  # means over runs already have the column
         rows = rows.assign(series=rows["run_id"].map(of_run))
     found = []
     for number, name in enumerate(dict.fromkeys([*names, *rows["dataset"]])):

@@ -1,13 +1,11 @@
-"""The further texts of a study, as HTML: forgetting of each by run at its last step, and step by step."""
+"""The further texts of a study, as HTML: forgetting on each, by run at its last step, and against steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -16,27 +14,28 @@ from ..display.numbers import finite, plus_minus
 from ..files import redact
 from ..measuring.quantities import of_text
 from .capabilities_chart import Line, chart, nice
+from .measurement import environment
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Row = Mapping[str, Any]
 SHOWN_RUNS = 200
-"""Runs that are drawn and listed; of more, evenly spaced ones."""
+"""Most runs that are drawn and listed; of more, evenly spaced ones are chosen."""
 SHOWN_STEPS = 100
-"""Steps of a run that are drawn; of more, evenly spaced ones and the last."""
+"""Most steps of a run that are drawn; of more, evenly spaced ones are chosen, the first and last among them."""
 
 
 def texts_section(
     texts: Mapping[str, Any], table: pd.DataFrame, colours: Mapping[str, str], labels: Mapping[str, str]
 ) -> Markup:
-    """The section of a study's report; empty where the study has no further texts.
+    """The section of a study's report; empty if the study has no further texts.
 
     Args:
-        texts: as configured, by name.
-        table: one row a measurement.
-        colours: CSS colour of each run.
-        labels: name of each run for readers.
+        texts: the configured texts by name.
+        table: one row per measurement.
+        colours: CSS colour by run id.
+        labels: displayed name by run id.
     """
     if not texts:
         return Markup("")
@@ -49,26 +48,21 @@ def texts_section(
         {"name": name, "of": _what(texts[name]), "chart": _curves(columns[name], runs, colours, labels)}
         for name in texts
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     rows = [_last(run, mine[-1], columns, labels) for run, mine in runs.items()]
     for row, mine in zip(rows, runs.values(), strict=True):
         row["kept"] = [_mean(mine[-1], of_text("kept", name), 100) for name in kept]
-    page = environment.get_template("texts_study.html.j2").render(
-        texts=shown, names=list(columns), rows=rows, kept=kept, total=total
+    page = (
+        environment()
+        .get_template("texts_study.html.j2")
+        .render(texts=shown, names=list(columns), rows=rows, kept=kept, total=total)
     )
     return Markup(page)  # noqa: S704 - rendered with escaping on
 
 
 def _by_run(table: pd.DataFrame, measured: Sequence[str]) -> tuple[dict[str, list[Row]], int]:
-    """The measured rows of each run that did not fail, by step, and how many such runs there are.
+    """The rows of each run that did not fail, sorted by step, and the number of such runs.
 
-    Interpolated models are left out. Of many runs and steps, evenly spaced ones are returned.
+    Omits interpolated models. Of more than SHOWN_RUNS runs or SHOWN_STEPS steps, returns evenly spaced ones.
     """
     wanted = ["run_id", "dataset", "seed", "step", *(name + end for name in measured for end in ("", "_se"))]
     plain = table["alpha"].isna() if "alpha" in table else True
@@ -112,7 +106,7 @@ def _mean(row: Row, column: str, scale: float = 1.0) -> str:
 def _curves(
     column: str, runs: Mapping[str, Sequence[Row]], colours: Mapping[str, str], labels: Mapping[str, str]
 ) -> Markup:
-    """Forgetting of one text by step, a line a run, with 95 % intervals by the normal law."""
+    """A chart of forgetting on one text against steps, one line per run, with normal 95 % intervals."""
     datasets = list(dict.fromkeys(str(mine[0]["dataset"]) for mine in runs.values()))
     lines, ends = [], [0.0]
     for run, mine in runs.items():

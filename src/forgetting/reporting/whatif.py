@@ -1,8 +1,8 @@
-"""What the page needs to answer "what if": the joint law of a data set with its draws, and answers to check it against.
+"""Data for the report's "what if" section: a data set's joint law with its bootstrap draws, and answers to check it.
 
-The page evaluates the law itself (`templates/whatif_law.js`), at any rank, steps and budget, from the very numbers of
-the fit: doubles in base64. Before it shows anything it evaluates the points of `checks` and `spent` and holds them
-against what `predict` and `plan` gave here.
+The page's script evaluates the law (`templates/whatif_law.js`) at any rank, number of steps and budget, from the exact
+numbers of the fit: doubles in base64. Before it shows anything, it evaluates the points of `checks` and `spent` and
+compares them with the results of `predict` and `plan` stored here.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from forgetting.display.numbers import finite, level, plain
 from forgetting.reporting.series import Panel
 
 STOPS = 60
-"""Of the slider of steps, beside the measured steps."""
+"""Stops of the slider of steps, in addition to the measured steps."""
 WIDER = 2.0
-"""How many times smaller and larger than measured the slider of ranks goes."""
+"""The slider of ranks extends this factor below and above the measured range."""
 EXACT = 1e-6
-"""How near to a whole number a rank is one."""
+"""A rank within this distance of an integer counts as that integer."""
 
 
 def what_if(panel: Panel, cost: Cost | None) -> dict[str, Any] | None:
-    """The data of one panel; None where no law over several P and N is fitted to its losses.
+    """The data of one panel as plain values; None if no law is fitted to its losses over several P and N.
 
     Args:
-        panel: of one data set.
-        cost: of one of its steps, where that is known.
+        panel: one data set.
+        cost: the cost of one of its training steps; None if unknown.
     """
     fit = panel.joint
     if fit is None or fit.objective == LOGARITHMIC or panel.points.empty:
         return None
     if any(low == high for low, high in fit.measured_range.values()):
-        return None  # it says nothing of other values
+        return None  # with a single P or N the law cannot predict others
     surface = surface_of(fit)
     floor = fit.diagnostics.get("forgetting_floor")
     per_rank, sizes = _sizes(panel, fit)
@@ -82,9 +82,9 @@ def what_if(panel: Panel, cost: Cost | None) -> dict[str, Any] | None:
 
 
 def _flops(cost: Cost, size: float) -> list[float] | None:
-    """FLOPs of a step: with no trainable parameter, and more for each; None where the model's size is not known.
+    """FLOPs of a step without trainable parameters, and per trainable parameter; None if the model's size is unknown.
 
-    Those of adapters: a study over several sizes has no other.
+    Assumes adapters, because only they come in several sizes.
     """
     if cost.model_params is None or size >= cost.model_params:
         return None
@@ -95,19 +95,19 @@ def _flops(cost: Cost, size: float) -> list[float] | None:
 
 
 def _doubles(values: Array) -> str:
-    """Little-endian doubles in base64, row by row."""
+    """The array as little-endian doubles in base64, in row-major order."""
     return base64.b64encode(np.ascontiguousarray(values, dtype="<f8").tobytes()).decode("ascii")
 
 
 def _measured(panel: Panel, fit: Fit, column: str) -> list[float]:
-    """The measured values of a variable, inside the fit's range."""
+    """The measured values of a variable within the fit's range, ascending."""
     low, high = fit.measured_range[column]
     found = panel.points[column].dropna().unique()
     return sorted(float(v) for v in found if low <= v <= high)
 
 
 def _sizes(panel: Panel, fit: Fit) -> tuple[float | None, list[float]]:
-    """P of rank 1, and the stops of the slider of P: whole ranks; None and P itself where no rank is known."""
+    """P of rank 1, and the slider's stops in P at whole ranks; if ranks are unknown, None and stops over P."""
     low, high = fit.measured_range["trainable_params"]
     measured = _measured(panel, fit, "trainable_params")
     per_rank = fit.diagnostics.get("params_per_rank")
@@ -121,7 +121,7 @@ def _sizes(panel: Panel, fit: Fit) -> tuple[float | None, list[float]]:
 
 
 def _steps(panel: Panel, fit: Fit) -> list[float]:
-    """Stops of the slider of steps: measured ones, and whole ones on a logarithmic scale as far as a plan goes."""
+    """Stops of the slider of steps: measured ones, and log-spaced integers over the range that plans allow."""
     low, high = fit.measured_range["step"]
     measured = _thinned(_measured(panel, fit, "step"))
     spaced = np.round(np.geomspace(max(1.0, low / FAR), high * FAR, STOPS))
@@ -129,20 +129,20 @@ def _steps(panel: Panel, fit: Fit) -> list[float]:
 
 
 def _thinned(values: list[float]) -> list[float]:
-    """At most STOPS of them, the first and the last included."""
+    """At most STOPS evenly spaced values, the first and last among them."""
     if len(values) <= STOPS:
         return values
     return [values[i] for i in np.linspace(0, len(values) - 1, STOPS).round().astype(int)]
 
 
 def _middle(panel: Panel, fit: Fit) -> float:
-    """The middle one of the measured sizes."""
+    """The median of the measured sizes."""
     measured = _measured(panel, fit, "trainable_params")
     return measured[len(measured) // 2] if measured else fit.measured_range["trainable_params"][0]
 
 
 def _budget(fit: Fit, size: float) -> float:
-    """A budget to begin with: what is forgotten in the middle of the measured steps, to two digits."""
+    """The initial budget, in nats/token: forgetting at the geometric middle of the steps, to two digits."""
     step = float(np.sqrt(np.prod(fit.measured_range["step"])))
     loss = float(fit.predict("forgetting_loss", trainable_params=size, step=step).value)
     forgotten = loss - float(fit.diagnostics.get("forgetting_floor") or 0.0)
@@ -154,7 +154,7 @@ def _ends(values: list[float]) -> Iterable[float]:
 
 
 def _checks(fit: Fit, sizes: list[float], steps: list[float]) -> list[dict[str, Any]]:
-    """Predictions inside and outside the measured range, as `predict` gives them."""
+    """Results of `predict` inside and outside the measured range."""
     rows = predict_rows(fit, fit.label, {"step": list(_ends(steps))}, params=list(_ends(sizes)))
     names = ("trainable_params", "step", "extrapolated")
     ends = ("value", "low", "high", "run_low", "run_high")
@@ -166,7 +166,7 @@ def _checks(fit: Fit, sizes: list[float], steps: list[float]) -> list[dict[str, 
 
 
 def _spent(fit: Fit, sizes: list[float], budget: float) -> list[dict[str, Any]]:
-    """Where that budget is spent, as `plan` says."""
+    """Results of `plan`: the steps at which each size reaches that budget."""
     return [
         {
             "trainable_params": c.trainable_params,

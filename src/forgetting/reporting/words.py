@@ -1,4 +1,4 @@
-"""A study's answer in sentences, and the words for its parts."""
+"""A study's answer in sentences, and displayed names of parameters and methods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "rho": "ρ", "eta": "η", "
 
 
 def symbol(name: str) -> tuple[str, str]:
-    """A parameter's or column's letter and its subscript.
+    """The letter and subscript of a parameter or column.
 
     Examples:
         >>> symbol("alpha_ft"), symbol("rho"), symbol("finetune_loss")
@@ -33,7 +33,7 @@ def symbol(name: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Headline:
-    """The answer for one data set: what the line says, and where the runs stand at the last step."""
+    """The answer for one data set: the line's slope in words, and the forgetting at the last step."""
 
     dataset: str
     cost: str
@@ -41,7 +41,7 @@ class Headline:
 
 
 def headline(panel: Panel) -> Headline:
-    """The two sentences that a reader takes away for one data set."""
+    """The two sentences that summarise one data set."""
     return Headline(panel.name, _cost(panel), _state(panel))
 
 
@@ -84,16 +84,17 @@ def _state(panel: Panel) -> str:
 
 
 def _mean(rows: Any, series: Series, column: str, scale: float = 1.0) -> str:
-    """Mean over the series' runs; its error is the mean one, for the runs share their documents."""
+    """Mean over the series' runs, with their mean standard error, since the runs share their documents."""
     mine = rows[rows["series"] == series.key]
     return plus_minus(float(mine[column].mean()), float(mine[f"{column}_se"].mean()), scale, digits=1)
 
 
-NOT_FITTED = "shifted_power was not fitted: "  # how a study's linear fit says why it stands alone
+NOT_FITTED = "shifted_power was not fitted: "
+"""Begins a warning of the linear fit that says why the joint law was not fitted."""
 
 
 def missing_fit(panel: Panel, law: str) -> str:
-    """Why a law has no fit here: the other fit's word where it gave one, else what is stored."""
+    """Why a law has no fit: the linear fit's warning if it has one, else how many measurements are stored."""
     for warning in panel.linear.warnings if panel.linear and law == "shifted_power" else ():
         if warning.startswith(NOT_FITTED):
             return warning.removeprefix(NOT_FITTED)
@@ -106,10 +107,10 @@ def missing_fit(panel: Panel, law: str) -> str:
 
 
 def r2(fit: Fit, column: str) -> float:
-    """R² of one output; NaN where the fit has none."""
+    """R² of one output; NaN if the fit has none."""
     return float(fit.r2.get(column, math.nan))
 
 
 def method_name(name: str) -> str:
-    """A method's name for readers."""
+    """A method's displayed name."""
     return METHOD_NAMES.get(name, name.replace("_", " "))
