@@ -1,4 +1,4 @@
-"""Tables as the functions and commands take them: paths, study folders, DataFrames, Datasets, columns or rows."""
+"""The tables that functions and commands accept: paths, study folders, DataFrames, Datasets, columns or rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class HasFolder(Protocol):
-    """What lies in a study folder, such as a study's result."""
+    """An object with a study folder, such as a study's result."""
 
     @property
     def folder(self) -> Path:
@@ -47,9 +47,9 @@ ALLOWED = (
     "dictionary of columns, a list of rows"
 )
 STUDY_COLUMNS = {"measure_start", "step"}
-"""A table that has these is a study's own, and says itself what its laws are fitted on."""
+"""Columns that only a study's own table has; from it, `fitted_rows` selects the rows to fit."""
 GIVEN = "table"
-"""What a table without a file is called."""
+"""The name, in messages, of a table that is not a file."""
 
 
 @dataclass(frozen=True)
@@ -57,33 +57,34 @@ class Tables:
     """The rows to fit, by data set.
 
     Attributes:
-        plain: of a study, its plain runs.
-        replay: the same with runs that replay and do nothing else against forgetting.
+        plain: rows of runs without mitigation if the table is a study's, else all rows.
+        replay: the same plus runs whose only mitigation is replay.
     """
 
     plain: dict[str, Any]
     replay: dict[str, Any]
 
     def of(self, law: Law) -> dict[str, Any]:
-        """Those of a law: runs with replay only where the law knows its share."""
+        """The rows for a law; runs with replay only if the share of replay is one of its variables."""
         return self.replay if SHARE in law.variable_names else self.plain
 
 
 def tables_to_fit(source: Source, *, only: Only, from_step: float | None = None, dataset: str | None = None) -> Tables:
-    """The rows to fit, by data set; by file name where the table has no data sets.
+    """The rows to fit, by data set, or by file name if the table has no column `dataset`.
 
-    Of a study's own table these are the rows of its report, whether it came as a folder, as the CSV of
-    `forgetting table` or as a DataFrame: plain runs of the first method, from the first step that counts; for a law
-    over the share of replay, runs that replay as well.
+    From a study's own table (a folder, the CSV of `forgetting table` or a DataFrame), these are the rows that its
+    report fits: runs of the first method without mitigation, from `measure_start` on. For a law over the share of
+    replay, runs with replay are added.
 
     Args:
         source: one table, or paths of several.
         only: keep rows whose column has one of these values.
-        from_step: leave out earlier steps; None is a study's own first step, and all steps of another table.
-        dataset: keep this data set.
+        from_step: leave out earlier steps; None means from a study's own `measure_start`, or all steps of another
+            table.
+        dataset: keep only this data set.
 
     Raises:
-        UsageError: not a table, a mistake in it, or no row left.
+        UsageError: not a table, an invalid table, or no row left.
     """
     paths = paths_of(source)
     label = GIVEN if paths is None else paths[0].stem if len(paths) == 1 else "tables"
@@ -115,12 +116,12 @@ def tables_to_fit(source: Source, *, only: Only, from_step: float | None = None,
 
 
 def _counted(table: pd.DataFrame) -> int:
-    """Rows that are not those of runs which every study leaves out."""
+    """Number of rows of runs that are neither damaged nor outside the configuration."""
     return len(table) - int(table["status"].isin(LEFT_OUT).sum() if "status" in table else 0)
 
 
 def _without_unasked_alone(table: pd.DataFrame) -> pd.DataFrame:
-    """A study's rows without the data sets that its configuration no longer asks for."""
+    """A study's rows without data sets of which every run is outside the configuration."""
     if not {"dataset", "status"} <= set(table):
         return table
     asked = table["status"] != UNASKED
@@ -130,7 +131,7 @@ def _without_unasked_alone(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read(paths: Sequence[Path]) -> Any:
-    """Files as columns; one study folder, which may have a million rows, as a DataFrame."""
+    """Files as columns; a single study folder, which may have a million rows, as a DataFrame."""
     if len(paths) == 1 and (paths[0] / "study.yaml").exists():
         from forgetting.analysis.study_table import load_study
 
@@ -145,10 +146,10 @@ def _frame(table: Any) -> pd.DataFrame:
 
 
 def paths_of(source: Source) -> list[Path] | None:
-    """Paths, if the source is one or several, or a study's result; None for a table.
+    """The paths, if the source is one or more paths or a study's result; None if it is a table.
 
     Raises:
-        UsageError: an empty path or list.
+        UsageError: an empty path or list, or an item that is not a path.
     """
     if isinstance(folder := getattr(source, "folder", None), Path):
         return [folder]
@@ -163,10 +164,10 @@ def paths_of(source: Source) -> list[Path] | None:
 
 
 def given_table(source: Source) -> Any:
-    """A table that is no file, under our column names: a DataFrame, or columns by name.
+    """A table that is not a file, with our column names: a DataFrame, or columns by name.
 
     Raises:
-        UsageError: not a table, or one without rows.
+        UsageError: not a table, a column that occurs twice, or no rows.
     """
     if is_frame(source):
         import pandas as pd
@@ -189,8 +190,12 @@ def given_table(source: Source) -> Any:
 
 
 def later_frame(frame: pd.DataFrame, step: float) -> pd.DataFrame:
-    """The rows whose step is not before this one."""
+    """The rows from this step on.
+
+    Raises:
+        UsageError: no column `step`, or a step that is not a number.
+    """
     import pandas as pd
 
-    later({name: frame[name].tolist() for name in ("step",) if name in frame}, step)  # its errors
+    later({name: frame[name].tolist() for name in ("step",) if name in frame}, step)  # only for its errors
     return frame[pd.to_numeric(frame["step"]) >= step]

@@ -1,4 +1,4 @@
-"""A study's measurements as a table that says of each run whether its numbers count."""
+"""A study's measurements as a table, in which damaged and no longer configured runs are marked."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from forgetting.tuning.mitigations import label as mitigation_label
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Runs of a study that nothing is concluded from.
+    """Runs of a study that no fit, comparison or report uses.
 
     Attributes:
         damaged: run id -> what is wrong, and what to do.
-        unasked: ids of runs that the configuration does not ask for (any more).
-        foreign: name of a folder under runs/ that is of no run of the study, such as a copy -> what it is.
+        unasked: ids of runs that the configuration does not contain, or no longer contains.
+        foreign: name of a folder under runs/ that belongs to no run of the study, such as a copy -> what it is.
     """
 
     damaged: dict[str, str] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class LeftOut:
     foreign: dict[str, str] = field(default_factory=dict)
 
     def sentences(self) -> list[str]:
-        """What a reader must know, a line each; none where nothing is left out."""
+        """One line per damaged run and foreign folder, and one for all unasked runs; empty if nothing is left out."""
         lines = [f"damaged, left out: {run_id}: {why}" for run_id, why in self.damaged.items()]
         lines += [f"not a run of this study, left out: runs/{name}: {why}" for name, why in self.foreign.items()]
         if self.unasked:
@@ -47,13 +47,14 @@ class LeftOut:
 
 @checked
 def table(study: str | os.PathLike[str]) -> pd.DataFrame:
-    """A study's measurements, one row each: values, standard errors, steps, times, memory (COLUMNS).
+    """A study's measurements, one row each: values, standard errors, steps, times and memory.
 
-    Rows of failed runs are there, marked by `status`; so are those of runs that the configuration does not ask for
-    (`unasked`). A run whose rows are not those that were measured has one row without numbers (`damaged`).
+    The columns are those of `forgetting.store.columns.COLUMNS`. Rows of failed runs are included, marked by `status`,
+    and so are those of runs that the configuration does not contain (`unasked`). A run whose files were changed or
+    are incomplete has one row without numbers (`damaged`).
 
     Args:
-        study: its folder.
+        study: the study folder.
 
     Raises:
         UsageError: not a study folder.
@@ -71,10 +72,10 @@ class StudyTable:
     """What a study has measured.
 
     Attributes:
-        config: its configuration.
-        table: all rows, under the columns of COLUMNS.
-        left: which of its runs nothing is concluded from.
-        asked: how many runs the configuration asks for.
+        config: the study's configuration.
+        table: all rows, with the columns in COLUMNS.
+        left: the runs that are left out of fits, comparisons and reports.
+        asked: number of runs in the configuration.
     """
 
     config: StudyConfig
@@ -83,21 +84,21 @@ class StudyTable:
     asked: int
 
     def counted(self) -> pd.DataFrame:
-        """The rows of the runs that count, whether these ended, failed or are under way."""
+        """The rows of all runs that are not left out: finished, failed and running ones."""
         return counted_rows(self.table)
 
 
 def counted_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a study's table of the runs that count."""
+    """The rows of a study's table without those of damaged and unasked runs."""
     left = table["status"].isin(LEFT_OUT)
     return table[~left].reset_index(drop=True) if left.any() else table.copy(deep=False)
 
 
 def read_study(path: Path) -> StudyTable:
-    """`load_table`, with what the study's configuration does not ask for told apart.
+    """The table of `load_table`, with runs that are not in the configuration marked as `unasked`.
 
     Raises:
-        UsageError: not a study folder, a link in it, or its configuration was edited into a wrong one.
+        UsageError: not a study folder, a link in it, or an invalid configuration.
     """
     folder = StudyFolder.open(path)
     config = folder.config()
@@ -127,7 +128,7 @@ def read_study(path: Path) -> StudyTable:
 
 
 def _of_grid(run: RunConfig) -> dict[str, str | int | float | None]:
-    """What the configuration says of a run whose record does not."""
+    """The columns of a run as configured, for a run whose record is damaged."""
     return {
         "dataset": run.dataset_name,
         "method": run.method.name,
@@ -140,7 +141,7 @@ def _of_grid(run: RunConfig) -> dict[str, str | int | float | None]:
 
 
 def counted_runs(folder: StudyFolder, left: LeftOut) -> list[dict[str, Any]]:
-    """The records of the runs that the configuration asks for; of damaged ones `status` says so, and `why` why."""
+    """The records of the runs in the configuration; damaged ones have `status` DAMAGED and the reason in `why`."""
     wanted = runs_by_id(folder.config()) if left.damaged else {}
     records = []
     for run in folder.folders() if left.damaged else folder.runs():

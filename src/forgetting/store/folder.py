@@ -1,10 +1,10 @@
-"""The study folder: plain files that any number of processes may read and one a run may write.
+"""The study folder: plain files that any number of processes may read, and one process per run may write.
 
-study.yaml                        the configuration, as resolved; history/ holds the earlier ones of a study that grew
+study.yaml                        the resolved configuration; history/ has the earlier ones of a study that grew
 runs/<run_id>/run.json            the run's configuration, revisions, versions, hardware, status
-runs/<run_id>/measurements.jsonl  one row a measured step, flushed to disk
-runs/<run_id>/adapter/            the tuned weights; runs/<run_id>/checkpoints/ while it runs
-cache/                            base targets; may be deleted
+runs/<run_id>/measurements.jsonl  one row per measured step, flushed to disk
+runs/<run_id>/adapter/            the tuned weights; runs/<run_id>/checkpoints/ during the run
+cache/                            base targets and parsed rows; may be deleted
 fits.json  report.html
 """
 
@@ -37,11 +37,12 @@ RUN_FILES = {
     *("run.json", "measurements.jsonl", "lock", "checkpoints", "adapter", "adapter.partial", "error.txt"),
     "tracking.json",
 }
-TORSO = {
+"""What a run's folder may contain."""
+STUDY_FILES = {
     *("runs", "cache", "history", "lock", "capabilities", "repeats", "fits.json", "compare.json", "report.html"),
     *("tracking", "tracking.json", "pilot.json", "plan.yaml"),
 }
-"""What lies in a study folder beside study.yaml."""
+"""What a study folder may contain besides study.yaml."""
 
 
 class RunFolder:
@@ -51,7 +52,7 @@ class RunFolder:
         self.path = path
         self._held: IO[str] | None = None
         self._chain: chain.Chain | None = None
-        self.after_row: Callable[[], None] | None = None  # called when a further row is on the disk
+        self.after_row: Callable[[], None] | None = None  # called after each row is on disk
 
     @property
     def id(self) -> str:
@@ -59,7 +60,7 @@ class RunFolder:
         return self.path.name
 
     def check_there(self) -> None:
-        """See that the folder that this process holds is still there, and the same.
+        """Check that the folder which this process has locked still exists and is the same one.
 
         Raises:
             GoneError: it was deleted or moved.
@@ -74,27 +75,30 @@ class RunFolder:
             raise GoneError(self.path)
 
     def read(self) -> dict[str, Any]:
-        """run.json; empty where the run has not begun.
+        """The content of run.json; empty if the run has not started.
 
         Raises:
-            DamagedError: the file is damaged, or of another run.
+            DamagedError: the file is damaged, or belongs to another run.
         """
         return run_files.read_run(self._own("run.json"))
 
     def _own(self, name: str) -> Path:
-        """A file of the run, which is no link, nor lies behind one inside the study."""
+        """The path of a file of the run; refused if it, or a folder above it inside the study, is a link."""
         return files.refuse_link(self.path / name, self.path.parent.parent)
 
     def update(self, **fields: Any) -> None:
-        """Set fields of run.json, the others stay."""
+        """Set these fields of run.json and keep the others."""
         self.check_there()
         content = {"schema": run_files.RUN_SCHEMA, **self.read(), **files.redact_all(fields)}
         write_atomically(self._own("run.json"), json.dumps(content, indent=1) + "\n", parents=self._held is None)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add one measurement; it is on the disk when this returns.
+        """Append one measurement; it is on disk when this returns.
 
-        What does not exist is None in the row (`quantities.row`); a number that is not finite is refused.
+        Missing values are None in the row (`quantities.row`).
+
+        Raises:
+            ValueError: a number is not finite.
         """
         line = json.dumps(dict(row), allow_nan=False)
         self.check_there()
@@ -108,16 +112,16 @@ class RunFolder:
             self.after_row()
 
     def measurements(self) -> list[dict[str, Any]]:
-        """The measured rows, in order. A last line cut short by a crash is left out.
+        """The measured rows, in order, without a last line that was cut off by a crash.
 
         Raises:
-            ForgettingError: a line before the last one is damaged; names it.
+            DamagedError: a line before that is damaged; names it.
         """
         file = self._own("measurements.jsonl")
         return run_files.parse_rows(run_files.whole_lines(file), file)
 
     def keep_until(self, step: int) -> list[dict[str, Any]]:
-        """Drop the rows measured after `step`, which a resumed run measures again; the rows that stay."""
+        """Drop the rows after `step`, which a resumed run measures again, and return the remaining rows."""
         kept = self._until(step)
         self.check_there()
         text = "".join(json.dumps(row) + "\n" for row in kept)
@@ -131,15 +135,15 @@ class RunFolder:
         return [row for row in self.measurements() if isinstance(row.get("step"), int) and row["step"] <= step]
 
     def written(self) -> dict[str, Any]:
-        """How many rows the run has, and the head of their chain, as a checkpoint keeps them."""
+        """The number of rows and the head of their chain, as stored in a checkpoint."""
         so_far = self._chain or chain.chain_of(self.measurements())
         return {"rows": so_far.rows, "chain": so_far.head}
 
     def seal(self, **fields: Any) -> None:
-        """Set fields of a finished run, and what tells from now on whether its rows are those that were measured.
+        """Set fields of a finished run's run.json, and store hashes of its rows, by which later changes are detected.
 
         Raises:
-            ForgettingError: they are not even now.
+            ForgettingError: the rows on disk are not those that this process wrote.
         """
         file = self._own("measurements.jsonl")
         content = run_files.whole_lines(file)
@@ -150,14 +154,14 @@ class RunFolder:
         self.update(**fields, measured=sealed)
 
     def state(self) -> dict[str, Any]:
-        """`read`, but of a damaged run.json its status says so, and `why` why."""
+        """As `read`, but for a damaged run.json a record with `status` DAMAGED and the reason in `why`."""
         try:
             return self.read()
         except DamagedError as error:
             return {"run_id": self.id, "status": DAMAGED, "why": error.why}
 
     def flaw(self) -> str:
-        """How the run's files differ from what was written, in words; empty where they do not."""
+        """What is wrong with the run's files, in words; empty if nothing is."""
         record_file, file = self._own("run.json"), self._own("measurements.jsonl")
         try:
             record, content = self.read(), run_files.whole_lines(file)
@@ -176,18 +180,18 @@ class RunFolder:
         return "; ".join(filter(None, (lost, found if content or not lost else "")))
 
     def damage(self) -> str:
-        """`flaw`, and what to do."""
+        """What is wrong with the run's files and what to do about it; empty if nothing is wrong."""
         why = self.flaw()
         return f"{why}; restore the file, or delete {self.path} and run the study again" if why else ""
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run; the operating system lets go of it when the process dies.
+        """Lock the run for this process; the operating system releases the lock when the process ends.
 
         Raises:
-            HeldError: another process holds it; names it.
-            GoneError: the study is not there.
-            UsageError: the run's folder is a link, or one lies in it.
+            HeldError: another process has locked it; names the process.
+            GoneError: the study's folder does not exist.
+            UsageError: the run's folder is a link or contains one.
         """
         files.refuse_link(self.path, self.path.parent.parent)
         try:
@@ -203,7 +207,7 @@ class RunFolder:
                 raise HeldError(f"run {self.id}: held by {self._holder()}") from None
             since = datetime.now(UTC).isoformat(timespec="seconds")
             who = json.dumps({"host": platform.node(), "pid": os.getpid(), "since": since})
-            with suppress(OSError):  # a full disk: the lock holds without a name in it
+            with suppress(OSError):  # on a full disk; the lock works without the process's name in it
                 os.ftruncate(file.fileno(), 0)
                 os.write(file.fileno(), f" {who}".encode())
             self._held = file
@@ -213,17 +217,17 @@ class RunFolder:
                 self._held = None
 
     def _holder(self) -> str:
-        """Who wrote the lock, in words; only to be read by people."""
+        """The process named in the lock file, for messages."""
         try:
             with (self.path / "lock").open("rb", buffering=0) as file:
-                file.seek(1)  # Windows lets nobody read the byte that is locked
+                file.seek(1)  # Windows lets no other process read the locked byte
                 who = json.loads(file.read(1000))
             return f"process {who['pid']} on {who['host']} since {who['since']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"
 
     def held_by(self) -> str | None:
-        """Which process holds the run, in words, or None."""
+        """The process that has locked the run, in words; None if none has."""
         if not self.path.exists():
             return None
         try:
@@ -234,35 +238,35 @@ class RunFolder:
 
 
 def _texts_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The further texts that a run is measured on, by its own stored configuration."""
+    """The further texts that a run is measured on, from its own stored configuration."""
     config = record.get("config")
     texts = config.get("texts") if isinstance(config, Mapping) else None
     return texts if isinstance(texts, Mapping) else {}
 
 
-class Onlooker(RunFolder):
-    """The same run seen by a process that helps to do it and writes nothing: the main one does."""
+class ReadOnlyRun(RunFolder):
+    """The folder of a run for all of its processes but the main one, which alone writes to it."""
 
     def update(self, **fields: Any) -> None:
-        """Left to the main process."""
+        """Do nothing; the main process writes."""
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Left to the main process."""
+        """Do nothing; the main process writes."""
 
     def keep_until(self, step: int) -> list[dict[str, Any]]:
-        """The rows that stay; dropping the others is left to the main process."""
+        """Return the rows up to `step`; the main process drops the others."""
         return self._until(step)
 
     def seal(self, **fields: Any) -> None:
-        """Left to the main process."""
+        """Do nothing; the main process writes."""
 
 
 class HeldError(ForgettingError):
-    """Another process holds the run."""
+    """Another process has locked the run."""
 
 
 class GoneError(ForgettingError):
-    """The folder of a run or study was deleted or moved while it was under way."""
+    """The folder of a run or study was deleted or moved during a run."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -283,10 +287,15 @@ class StudyFolder:
 
     @classmethod
     def create_or_resume(cls, path: Path, config: StudyConfig) -> StudyFolder:
-        """The folder of `config`: a new one, or the one that holds this very study, or one that can grow into it.
+        """Create the folder of a study, or open an existing one of the same study or of one that can grow into it.
+
+        Args:
+            path: the study folder.
+            config: the study's configuration, which is stored in study.yaml.
 
         Raises:
-            UsageError: the folder holds something else, or a study that cannot become this one; names what differs.
+            UsageError: the folder contains something else, or a study that cannot grow into this one; names what
+                differs.
         """
         folder = cls(path)
         folder.check(config)
@@ -295,14 +304,14 @@ class StudyFolder:
                 write_atomically(folder.config_file, config.to_yaml())
             elif not (stored := folder.config()).is_same(config):
                 folder._grow(config)
-            elif stored != config:  # other trackers show it now
+            elif stored != config:  # only the trackers differ
                 write_atomically(folder.config_file, config.to_yaml(), parents=False)
         except OSError as error:
             raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
         return folder
 
     def _grow(self, config: StudyConfig) -> None:
-        """Put another configuration in the place of the stored one, which the history keeps."""
+        """Replace the stored configuration, and keep the old one in the history."""
         try:
             with hold(self.path / "lock"):
                 self.check(config)
@@ -314,10 +323,13 @@ class StudyFolder:
             ) from None
 
     def _refuse_busy(self, found: str) -> None:
-        """Refuse to change the configuration while a process works on a run.
+        """Refuse to change the configuration while a process executes a run.
+
+        Args:
+            found: what would change, in words.
 
         Raises:
-            UsageError: names the process, and what would change.
+            UsageError: names the process and what would change.
         """
         for run in self.folders():
             if (run.path / "lock").exists() and (who := run.held_by()):
@@ -327,7 +339,7 @@ class StudyFolder:
                 )
 
     def check(self, config: StudyConfig) -> None:
-        """Whether the folder is free for `config`, or its study can grow into it; writes nothing.
+        """Check that `create_or_resume` would accept this configuration; writes nothing.
 
         Raises:
             UsageError: as `create_or_resume`.
@@ -342,23 +354,23 @@ class StudyFolder:
             if not stored.is_same(config):
                 growth.refuse(stored, config, self.path)
                 self._refuse_busy(growth.told(growth.differences(stored, config)))
-        elif self.path.exists() and any(self.path.iterdir()) and not self._is_torso():
+        elif self.path.exists() and any(self.path.iterdir()) and not self._lacks_only_its_config():
             raise UsageError(
                 f"{self.path}: neither empty nor a study folder (no study.yaml); choose another with out (--out)"
             )
 
     def check_there(self) -> None:
-        """See that the study is still there.
+        """Check that the study still exists.
 
         Raises:
-            GoneError: it was deleted or moved; what was written in its place since is deleted.
+            GoneError: it was deleted or moved. Files that were written in its old place since then are deleted.
         """
         if not self.config_file.exists():
-            self._drop_torso()
+            self._delete_leftovers()
             raise GoneError(self.path)
 
-    def _drop_torso(self) -> None:
-        """Delete caches, locks and half-written weights that were written where the study was, and nothing else."""
+    def _delete_leftovers(self) -> None:
+        """Delete caches, locks and incomplete weights in the old place of a moved study, and nothing else."""
         for run in (self.path / "runs").glob("*"):
             if run.is_dir() and {entry.name for entry in run.iterdir()} <= {"lock", "checkpoints", "adapter.partial"}:
                 shutil.rmtree(run, ignore_errors=True)
@@ -369,9 +381,9 @@ class StudyFolder:
                 shutil.rmtree(self.path / "cache", ignore_errors=True)
             self.path.rmdir()
 
-    def _is_torso(self) -> bool:
-        """Whether this is what a deletion left of a study: nothing but runs and what is made from them."""
-        if {entry.name for entry in self.path.iterdir()} - TORSO:
+    def _lacks_only_its_config(self) -> bool:
+        """Whether this is a study folder without study.yaml: it has runs, and nothing that a study does not write."""
+        if {entry.name for entry in self.path.iterdir()} - STUDY_FILES:
             return False
         runs = list((self.path / "runs").glob("*"))
         inside = [{entry.name for entry in run.glob("*")} for run in runs if RUN_ID.fullmatch(run.name)]
@@ -379,10 +391,10 @@ class StudyFolder:
 
     @classmethod
     def open(cls, path: Path) -> StudyFolder:
-        """An existing study.
+        """Open an existing study.
 
         Raises:
-            UsageError: not a study folder, or a link lies in it.
+            UsageError: not a study folder, or it contains a link.
         """
         if not path.exists():
             raise UsageError(f"{path}: no such folder")
@@ -393,7 +405,7 @@ class StudyFolder:
         return folder
 
     def _refuse_links(self) -> None:
-        """Refuse links to what a study reads and writes; inside a run's folder, whoever holds the run looks for them.
+        """Refuse links in a study folder; links in a run's folder are refused when the run is locked.
 
         Raises:
             UsageError: names the link.
@@ -404,31 +416,35 @@ class StudyFolder:
 
     @property
     def config_file(self) -> Path:
-        """study.yaml."""
+        """The path of study.yaml."""
         return self.path / "study.yaml"
 
     def config(self) -> StudyConfig:
-        """The study's configuration, as resolved when it began."""
+        """The study's resolved configuration, from study.yaml.
+
+        Raises:
+            UsageError: the file is missing, unreadable or invalid.
+        """
         files.check_plain(self.config_file)
         text = files.read_text(self.config_file, limit=files.MAX_CONFIG)
         return validate(parse_yaml(text, where=str(self.config_file)), where=str(self.config_file))
 
     def run(self, run_id: str) -> RunFolder:
-        """The folder of one run, whether it has begun or not.
+        """The folder of one run, which need not exist yet.
 
         Raises:
-            UsageError: what came is no run id: it has a separator or another character that no id has.
+            UsageError: not a run id, for example because it contains a path separator.
         """
         if not RUN_ID.fullmatch(run_id):
             raise UsageError(f"run '{run_id[:80]}': not a run id: letters, digits, '.', '_' and '-' only")
         return RunFolder(self.path / "runs" / run_id)
 
     def runs(self) -> list[RunFolder]:
-        """The runs that have begun, by id."""
+        """The runs that have started, sorted by id."""
         return [run for run in self.folders() if (run.path / "run.json").exists()]
 
     def folders(self) -> list[RunFolder]:
-        """What lies under runs/, whether it is a run or not, by name."""
+        """Every entry of runs/, whether it is a run or not, sorted by name."""
         runs, names = self.path / "runs", []
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(runs) as entries:
             names = sorted(entry.name for entry in entries)

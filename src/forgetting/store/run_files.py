@@ -1,6 +1,6 @@
-"""The two files of one run, read and checked: its record, run.json, and its rows, measurements.jsonl.
+"""Reads and checks the two files of one run: its record, run.json, and its rows, measurements.jsonl.
 
-What is wrong with them is a DamagedError, so that one damaged run is left out by name and the others go on.
+Any fault in them raises DamagedError, so that the damaged run is left out by name and the others are still used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Kinds = dict[str, type[int] | type[float]]
 
 
 def row_kinds(texts: Mapping[str, Any] = MappingProxyType({})) -> Kinds:
-    """The measured columns of a study with these further texts, and whether each is a whole number."""
+    """The measured columns of a study with these further texts, and the type of each: int or float."""
     columns = {**COLUMNS, **columns_of_texts(texts)}
     return {
         name: int if column.kind == "whole" else float for name, column in columns.items() if column.source == "row"
@@ -31,11 +31,11 @@ def row_kinds(texts: Mapping[str, Any] = MappingProxyType({})) -> Kinds:
 
 
 class DamagedError(ForgettingError):
-    """A file of a run is not as it was written.
+    """A file of a run was changed, is incomplete, or cannot be read.
 
     Attributes:
-        why: the file within the run, the line where there is one, and what is wrong.
-        record: run.json where it can be read and is of another run; else empty.
+        why: the file's name, the line if known, and what is wrong.
+        record: the content of run.json if it can be read but belongs to another run; else empty.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class DamagedError(ForgettingError):
 
 
 def read_run(file: Path) -> dict[str, Any]:
-    """A run.json; empty where there is none.
+    """The content of a run.json; empty if there is no such file.
 
     Raises:
-        DamagedError: it cannot be read, is of another version, or of another run than its folder's.
+        DamagedError: it cannot be read, is of another version, or belongs to another run than its folder's.
     """
     content = _content(file, files.MAX_CONFIG)
     if content is None:
@@ -69,10 +69,10 @@ def read_run(file: Path) -> dict[str, Any]:
 
 
 def _of_another(record: Mapping[str, Any], name: str) -> str:
-    """How a record is not that of the run whose folder it lies in, in words; empty where it is.
+    """Why a record does not belong to the run of the folder that it is in, in words; empty if it does.
 
-    The id ends in a hash of the configuration (`RunConfig.run_id`). It is taken of what was stored, whatever fields
-    this version has; a configuration in which a secret was blotted out has no such hash.
+    The id ends in a hash of the configuration (`RunConfig.run_id`). Here the stored fields are hashed, whatever fields
+    this version has. A configuration from which a secret was removed no longer has that hash and is accepted.
     """
     told = record.get("run_id", name)
     if told != name and told != files.redact(name):  # a name may look like a token
@@ -94,7 +94,7 @@ def _of_another(record: Mapping[str, Any], name: str) -> str:
 
 
 def _content(file: Path, limit: int) -> bytes | None:
-    """What a file of a run holds; None where it is not there."""
+    """The content of a file of a run; None if it does not exist."""
     try:
         found = file.stat()
         if not stat.S_ISREG(found.st_mode):
@@ -109,20 +109,20 @@ def _content(file: Path, limit: int) -> bytes | None:
 
 
 def whole_lines(file: Path) -> bytes:
-    """The content of a file of rows up to its last line break: what follows was cut by a crash.
+    """The content of a file of rows up to its last line break; what follows was cut off by a crash.
 
     Raises:
-        DamagedError: the file cannot be read, or is too long to be one run's.
+        DamagedError: the file cannot be read, or is too large.
     """
     content = _content(file, files.MAX_FILE) or b""
     return content[: content.rfind(b"\n") + 1]
 
 
 def parse_rows(content: bytes, file: Path) -> list[dict[str, Any]]:
-    """Rows one by one.
+    """The rows of a file, parsed line by line.
 
     Raises:
-        DamagedError: a line is no row; names it.
+        DamagedError: a line is not a JSON object; names the line.
     """
     rows = []
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
@@ -139,10 +139,10 @@ def parse_rows(content: bytes, file: Path) -> list[dict[str, Any]]:
 def cells_of(
     content: bytes, file: Path, columns: Mapping[str, type[int] | type[float]]
 ) -> dict[str, list[int | float | None]]:
-    """Columns of the rows, one by one; what a row lacks is None.
+    """The values of each column, parsed line by line; None where a row lacks the column.
 
     Raises:
-        DamagedError: a line is no row, or a value no number of its column; names it.
+        DamagedError: a line is not a JSON object, or a value is not a number of its column's type; names the line.
     """
     cells: dict[str, list[int | float | None]] = {name: [] for name in columns}
     for number, row in enumerate(parse_rows(content, file), start=1):
@@ -155,7 +155,7 @@ def _cell(value: Any, name: str, whole: bool, file: Path, line: int) -> int | fl
     if value is None:
         return None
     if isinstance(value, int | float) and not isinstance(value, bool):
-        # compared before converted: an int of 400 digits is no float
+        # compare before converting: float() of an int with 400 digits raises OverflowError
         if not whole and abs(value) <= sys.float_info.max:
             return float(value)
         if whole and abs(value) < 2**63 and value == int(value):
@@ -165,10 +165,10 @@ def _cell(value: Any, name: str, whole: bool, file: Path, line: int) -> int | fl
 
 
 def shared_by_rows(record: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """What all rows of a run share, from its record.
+    """The columns that all rows of a run share (TEXTS, WHOLES and NUMBERS), from its record.
 
     Raises:
-        DamagedError: a field is missing or of another kind, as after editing by hand.
+        DamagedError: a field is missing or has the wrong type, for example after editing by hand.
     """
     method = record.get("method")
     options = method if isinstance(method, Mapping) else {}
@@ -196,7 +196,7 @@ def shared_by_rows(record: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 
 def _replay_fraction(record: Mapping[str, Any]) -> Any:
-    """The share of replay in a run, from its record; None where the record does not say."""
+    """The share of replay in a run, from its record; None if it is not recorded."""
     config = record.get("config")
     if isinstance(config, Mapping) and isinstance(given := config.get("mitigations", ()), list | tuple):
         return replay_fraction(given)
@@ -204,7 +204,7 @@ def _replay_fraction(record: Mapping[str, Any]) -> Any:
 
 
 def replay_fraction(mitigations: Iterable[Any]) -> Any:
-    """The share of replay among mitigations as configured: 0 where there is none, None where it is not said."""
+    """The share of replay in configured mitigations: 0 without replay, None if replay has no `fraction`."""
     for one in mitigations:
         if isinstance(one, Mapping) and one.get("name") == "replay":
             return one.get("fraction")

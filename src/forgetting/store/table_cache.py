@@ -1,7 +1,7 @@
-"""The measured rows of many runs as columns: parsed in bulk, and those of ended runs kept in one file beside them.
+"""Reads the measured rows of many runs into columns, in bulk, and caches those of ended runs in one Parquet file.
 
-The plain files are what counts. The kept columns only save time: each run's are used while the size and time of change
-of its two files are what they were, and a damaged file of columns is noticed by Parquet's checksums and made again.
+The plain files are authoritative; the cache only saves time. A run's cached columns are used only while the size and
+modification time of its two files are unchanged. Parquet's checksums detect a damaged cache, which is then recreated.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from .run_files import RUN_SCHEMA, DamagedError, cells_of, read_run, shared_by_r
 
 log = logging.getLogger(__name__)
 KEPT_FROM = 200
-"""Ended runs from which on their columns are kept; fewer are read in no time."""
+"""Number of ended runs from which their columns are cached; fewer are read fast enough without a cache."""
 BULK = 2**25
 """Bytes of rows parsed at once."""
 BLOCK = 2**22
-"""Bytes of rows parsed by one thread; a line longer than this makes its batch be parsed line by line."""
+"""Bytes of rows parsed by one thread; a batch with a longer line is parsed line by line."""
 HEADS = 1 + len(TEXTS) + len(WHOLES) + len(NUMBERS) + 1
-"""Columns of the file of columns that are of the run: its id, TEXTS, WHOLES, NUMBERS and its stamp."""
+"""Number of columns of the cache with one value per run: its id, TEXTS, WHOLES, NUMBERS and its stamp."""
 _KINDS = {**dict.fromkeys(WHOLES, pa.int64()), **dict.fromkeys(NUMBERS, pa.float64())}
 ENDED = ("done", "failed")
 BLANK = b"{}\n"
-"""The row of a damaged run: it has no numbers."""
+"""The row of a damaged run, without numbers."""
 Stamp = tuple[int, int, int, int]
-"""Size and time of change in ns of run.json, then of measurements.jsonl; zeros where there is none."""
+"""Size in bytes and modification time in ns of run.json, then of measurements.jsonl; zeros for a missing file."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Part:
     """Some runs and their rows.
 
     Attributes:
-        runs: one row a run: its id, what all of its rows share, its stamp, and how many rows it has.
-        rows: the measured columns of all of them, run after run.
+        runs: for each run its id, TEXTS, WHOLES and NUMBERS, its `stamp`, and its number of `rows`.
+        rows: the measured columns of all runs, one run after another.
     """
 
     runs: list[dict[str, Any]]
@@ -63,7 +63,7 @@ class Part:
 
 @dataclass(frozen=True)
 class _Run:
-    """One run's files as read: its rows' file and bytes, its record, and its row of `Part.runs`, changed if damaged."""
+    """One run as read: the path and bytes of its rows, its run.json, and its row of `Part.runs`, marked if damaged."""
 
     file: Path
     rows: bytes
@@ -72,14 +72,16 @@ class _Run:
 
 
 def read_rows(study: Path, columns: Mapping[str, type]) -> pa.Table:
-    """All rows of a study by run and step: the columns asked for, TEXTS, WHOLES, NUMBERS and `run_id`.
+    """All rows of a study by run and step, with the requested columns, TEXTS, WHOLES, NUMBERS and `run_id`.
+
+    A damaged run has one row with `status` DAMAGED and without numbers.
 
     Args:
         study: the study folder.
-        columns: measured columns, `int` or `float`; one that a row lacks is null.
+        columns: measured columns and their types; a column that a row lacks is null.
 
     Raises:
-        ForgettingError: a damaged file; names it and the line.
+        UsageError: a link in a run's folder.
     """
     schema = pa.schema([(name, pa.int64() if kind is int else pa.float64()) for name, kind in columns.items()])
     found = list(_scan(study / "runs"))
@@ -96,17 +98,17 @@ def read_rows(study: Path, columns: Mapping[str, type]) -> pa.Table:
 
 
 def _scan(runs: Path) -> Iterator[tuple[str, Stamp]]:
-    """Names of the folders that hold a run's record or rows, in order, with their stamps.
+    """Names of the folders that contain a run's record or rows, in order, with their stamps.
 
     Raises:
-        UsageError: a link lies in one of them.
+        UsageError: one of them contains a link.
     """
     with suppress(FileNotFoundError):
         for name in sorted(entry.name for entry in os.scandir(runs)):
             sizes = []
             for part in ("run.json", "measurements.jsonl", "lock", "adapter", "checkpoints"):
                 try:
-                    # tens of thousands: Path costs more than stat
+                    # for tens of thousands of files, creating a Path costs more than stat
                     status = os.stat(f"{runs}/{name}/{part}", follow_symlinks=False)  # noqa: PTH116
                 except OSError:
                     sizes += [0, 0]
@@ -130,7 +132,7 @@ def _offsets(part: Part) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read(runs: Path, wanted: Sequence[tuple[str, Stamp]], schema: pa.Schema) -> Part:
-    """Read runs from their plain files, many at a time: one batch is parsed while the files of the next are read."""
+    """Read runs from their plain files in batches; one batch is parsed while the next one is read."""
     heads: list[dict[str, Any]] = []
     parsed: list[Future[pa.Table]] = []
     with ThreadPoolExecutor(max_workers=1) as pool:
@@ -144,7 +146,7 @@ def _read(runs: Path, wanted: Sequence[tuple[str, Stamp]], schema: pa.Schema) ->
 
 
 def _batches(runs: Path, wanted: Sequence[tuple[str, Stamp]]) -> Iterator[list[_Run]]:
-    """The files of runs, BULK bytes of rows at a time."""
+    """The files of runs, in batches of at least BULK bytes of rows."""
     batch: list[_Run] = []
     size = 0
     for run_id, stamp in wanted:
@@ -162,7 +164,7 @@ def _batches(runs: Path, wanted: Sequence[tuple[str, Stamp]]) -> Iterator[list[_
 
 
 def _opened(run: Path, rows: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """The record of a run, what its rows share, and its rows; of a damaged one a blank row."""
+    """The record of a run, the columns that its rows share, and its rows; one blank row if it is damaged."""
     record: dict[str, Any] = {}
     head: dict[str, Any] = {**dict.fromkeys(TEXTS, ""), **dict.fromkeys((*WHOLES, *NUMBERS))}
     file = run / "run.json"
@@ -181,7 +183,7 @@ def _opened(run: Path, rows: Path) -> tuple[dict[str, Any], dict[str, Any], byte
 
 
 def _without_misplaced(part: Part, records: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """The rows of runs, one blank row for each that lacks a step of its grid or a loss; its head says so."""
+    """The rows of runs. A run that lacks a step of its grid or a loss is marked in `part.runs` and gets a blank row."""
     if not {"step", *NEEDED} <= set(part.rows.column_names):
         return part.rows
     pieces = []
@@ -201,13 +203,14 @@ def _without_misplaced(part: Part, records: Sequence[Mapping[str, Any]]) -> pa.T
 
 
 def _follow_their_grid(part: Part, records: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
-    """[runs] which have the steps of their grid in order, from its first on, each with its losses, and no other row.
+    """[runs] Whether the rows are exactly the first steps of the run's grid, in order and each with its losses.
 
-    With those nothing is wrong; what is of the others, `misplaced` and `unmeasured` say.
+    Such runs are in order. The slower `misplaced` and `unmeasured` check the others.
     """
     counts = [head["rows"] for head in part.runs]
     grids = [
-        (grid_of(record) or [])[: count + (record.get("status") == "done")]  # no more of it than tells whether it fits
+        # a finished run needs all steps: one more than it has rows shows that some are missing
+        (grid_of(record) or [])[: count + (record.get("status") == "done")]
         for record, count in zip(records, counts, strict=True)
     ]
     follows = np.array(
@@ -229,10 +232,10 @@ def _blank(schema: pa.Schema) -> pa.Table:
 
 
 def _parse(batch: Sequence[_Run], schema: pa.Schema) -> pa.Table:
-    """The rows of several runs; a damaged run has one blank row, and its head says so."""
+    """The rows of several runs; a damaged run gets one blank row and is marked in its `head`."""
     heads = [run.head for run in batch]
     rows = _parse_bulk(b"".join(run.rows for run in batch), schema, sum(head["rows"] for head in heads))
-    if rows is None:  # run by run, to tell which is damaged
+    if rows is None:  # run by run, to find the damaged one
         rows = pa.concat_tables([_parse_one(run, schema) for run in batch])
     return _without_misplaced(Part(heads, rows), [run.record for run in batch])
 
@@ -253,7 +256,7 @@ def _parse_one(run: _Run, schema: pa.Schema) -> pa.Table:
 
 
 def _parse_bulk(content: bytes, schema: pa.Schema, count: int) -> pa.Table | None:
-    """So many rows by Arrow; None where it does not take them, or takes something else for them."""
+    """Parse `count` rows with Arrow; None if it fails or finds another number of rows or infinite numbers."""
     if not content:
         return schema.empty_table()
     options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
@@ -266,7 +269,7 @@ def _parse_bulk(content: bytes, schema: pa.Schema, count: int) -> pa.Table | Non
 
 
 def _is_finite(table: pa.Table) -> bool:
-    """No number beyond a float's range, which Arrow reads as infinite: rows hold finite numbers and null alone."""
+    """Whether all numbers are finite or null; Arrow reads a number beyond a float's range as infinite."""
     floats = (column for column in table.columns if pa.types.is_floating(column.type))
     return all(pyarrow.compute.all(pyarrow.compute.is_finite(column)).as_py() is not False for column in floats)
 
@@ -274,7 +277,7 @@ def _is_finite(table: pa.Table) -> bool:
 def _merge(
     found: Sequence[tuple[str, Stamp]], kept: Part, known: Mapping[str, tuple[int, dict[str, Any]]], new: Part
 ) -> Part:
-    """Kept and new runs in the order found; runs that are gone are left out."""
+    """Cached and newly read runs in the order of `found`; cached runs that no longer exist are left out."""
     fresh = {run["run_id"]: (at, run) for at, run in _offsets(new)}
     heads: list[dict[str, Any]] = []
     spans: list[tuple[int, int, int]] = []
@@ -283,7 +286,7 @@ def _merge(
         source, (at, run) = (1, fresh[run_id]) if run_id in fresh else (0, known[run_id])
         heads.append(run)
         if spans and spans[-1][0] == source and spans[-1][2] == at:
-            spans[-1] = (source, spans[-1][1], at + run["rows"])  # next to the one before: one slice
+            spans[-1] = (source, spans[-1][1], at + run["rows"])  # adjacent runs become one slice
         else:
             spans.append((source, at, at + run["rows"]))
     tables = [(kept.rows, new.rows)[source].slice(low, high - low) for source, low, high in spans]
@@ -299,7 +302,7 @@ def _only_ended(part: Part) -> Part:
 
 
 def _spread(part: Part) -> pa.Table:
-    """One table: the rows, with what each run shares repeated along them."""
+    """One table of the rows, with the columns of each run repeated along its rows."""
     counts = [run["rows"] for run in part.runs]
     owner = pa.array(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
     table = part.rows
@@ -312,7 +315,7 @@ def _spread(part: Part) -> pa.Table:
 
 
 def _kept_schema(rows: pa.Schema) -> pa.Schema:
-    """Of the file of columns: one row a run, its measured columns as lists."""
+    """The schema of the cache: one row per run, with its measured columns as lists."""
     shared = [
         ("run_id", pa.string()),
         *((name, pa.string()) for name in TEXTS),
@@ -323,11 +326,11 @@ def _kept_schema(rows: pa.Schema) -> pa.Schema:
 
 
 def _list_of(kind: pa.DataType) -> pa.DataType:
-    return pa.list_(pa.field("element", kind))  # Parquet's own name for it
+    return pa.list_(pa.field("element", kind))  # the name that Parquet gives it when read back
 
 
 def _save(path: Path, part: Part) -> None:
-    """Keep columns; written whole or not at all, and never needed."""
+    """Write the cache atomically; a failure is only logged."""
     schema = _kept_schema(part.rows.schema)
     ends = np.cumsum([0, *(run["rows"] for run in part.runs)], dtype=np.int32)
     columns = [pa.array([run[name] for run in part.runs], schema.field(name).type) for name in schema.names[:HEADS]]
@@ -345,17 +348,17 @@ def _save(path: Path, part: Part) -> None:
                 write_page_checksum=True,
                 write_statistics=False,
             )
-    except OSError as error:  # no room, or a folder that may only be read
+    except OSError as error:  # such as a full disk or a read-only folder
         log.info("%s: not written: %s", path, error.strerror)
 
 
 def _load(path: Path, rows: pa.Schema) -> Part | None:
-    """Kept columns, or None where there are none that are whole and have the columns asked for."""
+    """The cached runs; None if there is no cache, or it is damaged or has other columns."""
     schema = _kept_schema(rows)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             if not file.schema_arrow.equals(schema, check_metadata=True):
-                return None  # of another version, or other columns
+                return None  # another version or other columns
             parquet.check(path, file.metadata)
             with files.memory_bound(parquet.table_memory(path)):
                 table = file.read()
@@ -369,6 +372,6 @@ def _load(path: Path, rows: pa.Schema) -> Part | None:
         return Part(heads, pa.table([one.flatten() for one in lists], schema=rows))
     except FileNotFoundError:
         return None
-    except Exception as error:  # whatever is wrong with it, it is made again
+    except Exception as error:  # pyarrow raises many types for a damaged file; any of them means: read the plain files
         log.warning("%s: damaged (%s); recreating it", path, type(error).__name__)
         return None

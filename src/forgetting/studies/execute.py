@@ -14,7 +14,7 @@ from ..errors import ForgettingError
 from ..files import no_room, redact, write_atomically
 from ..models import processes, quantised
 from ..store.columns import DAMAGED
-from ..store.folder import HeldError, Onlooker, RunFolder, StudyFolder
+from ..store.folder import HeldError, ReadOnlyRun, RunFolder, StudyFolder
 from ..tuning.checkpoints import drop_unfinished
 from ..tuning.grid import runs_by_id
 from ..tuning.methods import METHODS
@@ -96,7 +96,7 @@ def do_run(study: StudyFolder, inputs: StudyInputs, run_id: str, tell: Callable[
     own_code.check_same()
     quiet_libraries()
     folder = study.run(run_id)
-    folder = folder if processes.is_main() else Onlooker(folder.path)
+    folder = folder if processes.is_main() else ReadOnlyRun(folder.path)
     try:
         with _held(folder) as before:
             study.check_there()
