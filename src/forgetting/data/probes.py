@@ -1,6 +1,6 @@
-"""Prompts whose answers by the base model are a text to measure on: files, the Hub, ours, and the miniature's.
+"""Prompts whose answers by the base model are a text to measure on: from files, the Hub, or those shipped here.
 
-An answer is cut at `max_new_tokens` and is in one window with its prompt; only the answer's tokens are targets.
+An answer is cut off at `max_new_tokens` and is in one window with its prompt; only the answer's tokens are targets.
 """
 
 from __future__ import annotations
@@ -32,28 +32,29 @@ from .windows import Windows
 
 DEFAULT, MINIATURE = "default", "miniature"
 PROMPTS = ("prompt", "instruction", "question", "goal", "text")
-"""Columns in which a prompt is looked for, after `messages`."""
+"""Columns that may contain the prompt, in order of preference after `messages`."""
 DIALOGUES = ("conversations", "turns")
-"""Columns of whole dialogues, looked for last: ShareGPT's messages, and MT-bench's list of what the user asks."""
+"""Columns of whole dialogues, used last: ShareGPT's messages, and MT-bench's list of user messages."""
 KINDS = ("kind", "category", "type")
-"""Columns in which its kind is looked for."""
+"""Columns that may contain the kind of prompt, in order of preference."""
 COLUMNS = frozenset(("messages", *PROMPTS, *DIALOGUES, *KINDS, "id", "input", "system"))
-"""All that are read, whatever the case of their letters."""
+"""All columns that are read; upper and lower case are not distinguished."""
 OURS = Path(__file__).parent / "prompts.jsonl"
+"""The prompts of DEFAULT."""
 BESIDE, BESIDE_TOKENS = 48, 64
-"""Prompts, of ours or the miniature's, whose answers are measured beside a text, and tokens at which these are cut."""
+"""Number of prompts whose answers are measured along with a text, and maximum tokens of each answer."""
 Ids = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the base model is asked.
+    """A prompt for the base model.
 
     Attributes:
         id: unique in its file.
-        kind: what sort of prompt it is; empty where the file says none.
+        kind: its category; empty if the file has none.
         messages: a conversation that ends before the answer.
-        place: in its file, such as `line 3`.
+        place: its place in the file, such as `line 3`.
     """
 
     id: str
@@ -63,22 +64,22 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """Its last message."""
+        """The last message."""
         return str(self.messages[-1]["content"])
 
 
 def read_probe(config: ProbeConfig) -> list[Prompt]:
-    """The prompts of a probe, of one kind where it names one.
+    """The prompts of a probe, without copies; only those of `config.kind` if it is given.
 
     Raises:
-        UsageError: no such file, a row that holds no prompt, no prompt of that kind; names file and line.
+        UsageError: no such file, a row without a prompt, or no prompt of that kind; names file and line.
         ForgettingError: the Hub cannot be reached.
     """
     return prompts_and_notices(config)[0]
 
 
 def prompts_and_notices(config: ProbeConfig) -> tuple[list[Prompt], list[str]]:
-    """As `read_probe`, and notices of what is left out: empty rows of the file, and prompts that stand there before."""
+    """As `read_probe`, with notices on what is left out: empty rows of the file, and copies of earlier prompts."""
     prompts, notices = _prompts(config.probe)
     chosen = [prompt for prompt in prompts if config.kind in (None, prompt.kind)]
     if not chosen:
@@ -93,17 +94,17 @@ def prompts_and_notices(config: ProbeConfig) -> tuple[list[Prompt], list[str]]:
 
 
 def source_beside(base: str) -> str:
-    """Whose prompts are answered beside a text, by the base model's name."""
+    """The source of the prompts that are answered along with a text: DEFAULT or MINIATURE, by the base model's name."""
     return MINIATURE if base == MINIATURE else DEFAULT
 
 
 def kinds_beside(base: str) -> list[str]:
-    """The kinds of these prompts."""
+    """The kinds of the prompts that are answered along with a text, by the base model's name."""
     return kinds_of(_prompts(source_beside(base))[0])
 
 
 def beside(source: str) -> list[Prompt]:
-    """The prompts that are answered beside a text: as many of each kind, spread evenly over all of it; always the same.
+    """The prompts that are answered along with a text: equally many of each kind, evenly spaced in the file.
 
     Args:
         source: DEFAULT or MINIATURE.
@@ -123,19 +124,19 @@ def _content(prompt: Prompt) -> str:
 
 
 def kinds_of(prompts: Sequence[Prompt]) -> list[str]:
-    """The kinds that there are, in their order."""
+    """The distinct kinds of prompts, in order of first occurrence."""
     return [kind for kind in dict.fromkeys(prompt.kind for prompt in prompts) if kind]
 
 
 def by_kind(name: str, config: ProbeConfig) -> dict[str, ProbeConfig]:
-    """A probe as texts by name: one a kind where its prompts have kinds, else itself.
+    """A probe as one text per kind of prompt, by name; the probe itself if its prompts have no kinds.
 
     Args:
-        name: of the probe; a kind of ours or of the miniature has the kind's name, of another file NAME-KIND.
-        config: without a kind it is taken apart; with one it stays as it is.
+        name: of the probe. A text is called by its kind for the prompts shipped here, and NAME-KIND for others.
+        config: the probe; if it names a kind, it is returned unchanged.
 
     Raises:
-        UsageError: as `read_probe`, or some of the prompts have a kind and others none.
+        UsageError: as `read_probe`, or some prompts have a kind and others do not.
     """
     prompts, _ = _prompts(config.probe)
     kinds = kinds_of(prompts)
@@ -150,7 +151,7 @@ def by_kind(name: str, config: ProbeConfig) -> dict[str, ProbeConfig]:
 
 
 def _prompts(source: str) -> tuple[list[Prompt], list[str]]:
-    """All prompts of a source, copies among them, and a notice of its empty rows."""
+    """All prompts of a source, including copies, and a notice if it has empty rows."""
     if source == MINIATURE:
         from .miniature import probe_rows
 
@@ -170,7 +171,7 @@ def _prompts(source: str) -> tuple[list[Prompt], list[str]]:
 
 
 def _rows(source: str) -> tuple[str, Iterator[tuple[int, Mapping[str, Any]]]]:
-    """Rows with their numbers, and what these count: lines of a file, or rows."""
+    """Numbered rows, and what the numbers count: `line` or `row`."""
     path = OURS if source == DEFAULT else Path(source).expanduser()
     suffix = file_kind(path)
     if path.is_dir() or suffix not in (".jsonl", ".ndjson", ".csv", ".tsv", ".txt"):
@@ -205,7 +206,7 @@ def _table(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _prompt(row: Mapping[str, Any], number: int, unit: str, source: str) -> Prompt | None:
-    """The prompt of a row; None where the row is empty."""
+    """The prompt of a row; None if the row is empty."""
     where = f"{source}, {unit} {number}"
     row = _in_small_letters(encodable(dict(row)), where)
     messages = _messages(row, where)
@@ -219,7 +220,7 @@ def _prompt(row: Mapping[str, Any], number: int, unit: str, source: str) -> Prom
 
 
 def _in_small_letters(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A row whose columns that are read have their names in small letters: `Prompt` is `prompt` where there is none."""
+    """The row with lower-case names of the columns that are read: `Prompt` becomes `prompt` if there is no `prompt`."""
     found = dict(row)
     for name in row:
         small = name.lower()
@@ -255,7 +256,7 @@ def _messages(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ..
         return _asked(value, where)
     if not isinstance(value, str) or not value.strip():
         raise UsageError(f"{where}: {column}: got {value!r:.60}; give a text")
-    more = row.get("input") if column == "instruction" else None  # Alpaca's
+    more = row.get("input") if column == "instruction" else None  # Alpaca's format
     if isinstance(more, str) and more.strip():
         value = f"{value}\n\n{more}"
     check_words(value, where)
@@ -263,7 +264,7 @@ def _messages(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ..
 
 
 def _blank(value: Any) -> bool:
-    """Whether a cell holds nothing: null, white space, or messages of nothing else."""
+    """Whether a cell is empty: null, white space, or messages with nothing else."""
     if isinstance(value, list):
         return all(map(_blank, value))
     if isinstance(value, Mapping):
@@ -273,7 +274,7 @@ def _blank(value: Any) -> bool:
 
 
 def _asked(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
-    """Messages up to the last of the user."""
+    """The messages without the assistant's last ones, so that they end with the message to answer."""
     fine = isinstance(value, list) and all(
         isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
         for turn in value
@@ -290,7 +291,7 @@ def _asked(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
 
 
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> tuple[list[Ids], list[str]]:
-    """The tokens of each prompt up to where its answer begins, and notices.
+    """The tokens of each prompt up to the start of its answer, and notices.
 
     Raises:
         UsageError: a conversation of several turns without a chat template, or one that the template refuses.
@@ -301,11 +302,11 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> tuple[list[Ids]
 
 
 def answer_windows(prompts: Sequence[Ids], answers: Sequence[Ids], names: Sequence[str]) -> Windows:
-    """One window a prompt: the prompt, then its answer, whose tokens are the targets; a prompt twice is a copy.
+    """One window per prompt: the prompt, then its answer, whose tokens are the targets. Equal prompts are copies.
 
     Args:
         prompts, answers: [n] tokens of each, none empty.
-        names: [n] of the prompts.
+        names: [n] ids of the prompts.
     """
     lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
     first: dict[bytes, int] = {}
@@ -323,13 +324,13 @@ def answer_windows(prompts: Sequence[Ids], answers: Sequence[Ids], names: Sequen
 
 
 def dump_answers(key: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Answers as JSON lines, the first of which says what they are of and has a hash of the others."""
+    """Answers as JSON lines; the first line has their key and a hash of the other lines."""
     body = "".join(json.dumps(row) + "\n" for row in rows)
     return json.dumps({"answers": key, "sha256": hashlib.sha256(body.encode()).hexdigest()}) + "\n" + body
 
 
 def load_answers(path: Path, key: str) -> list[Ids] | None:
-    """The tokens of stored answers; None where there are none, of another key, or damaged."""
+    """The tokens of stored answers; None if the file is missing, damaged, or has another key."""
     try:
         head, _, body = files.read_text(path).partition("\n")
         whole = {"answers": key, "sha256": hashlib.sha256(body.encode()).hexdigest()}

@@ -1,7 +1,7 @@
-"""ForgettingCallback: what a model forgets while transformers.Trainer, TRL's SFTTrainer or their kin train it.
+"""ForgettingCallback: measures forgetting during training with transformers.Trainer, TRL's SFTTrainer and the like.
 
-It needs no second model in memory: for an adapter the base model is the same model with the adapter disabled, and for
-full fine-tuning the base targets are taken before the first step. Training is bit for bit what it is without it.
+It needs no second model in memory: for an adapter, the base model is the same model with the adapter disabled; for
+full fine-tuning, the base targets are computed before the first step. It does not change training in any bit.
 
 Shapes: N predicted positions of the text.
 """
@@ -39,51 +39,52 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 STORED = "forgetting-base.safetensors"
-"""In the trainer's output directory: base targets of a fully fine-tuned model, for a run that is resumed."""
+"""File in the trainer's output directory with the base targets of full fine-tuning, for resuming the run."""
 OURS = "forgetting/"
-"""How the names of what is measured begin among an evaluation's metrics."""
+"""Prefix of the measured quantities among an evaluation's metrics."""
 IDENTITY = 1e-3
-"""nats/token by which an adapter may differ from the base model before it is trained."""
+"""Forgetting in nats/token above which an untrained adapter counts as not being the identity."""
 
 
 class ForgettingCallback(TrainerCallback):
-    """Measures forgetting on general text during training, and logs it as `forgetting/...` to what report_to names.
+    """Measures forgetting on general text during training, and logs it as `forgetting/...` to the trainer's reporters.
 
-    Rows are also kept in `rows` and in the trainer's log history. Works under gradient accumulation and on several
-    processes (batches are shared out and the sums are exact, so that the numbers are those of one process), with whole
-    weights in each (DDP) or sharded ones (FSDP2).
+    Rows are also kept in `rows` and in the trainer's log history. Works with gradient accumulation and on several
+    processes, with whole weights in each (DDP) or sharded weights (FSDP2): batches are distributed over the processes
+    and the sums are exact, so the numbers are the same as on one process.
 
-    The last row is of the model that training leaves: the last one inside the budget, or under
-    `load_best_model_at_end` that of the best step. If that is not the last step's, it is measured again, its row has
-    `kept` set, and it is logged as `forgetting_of_kept/...`. Under mixed precision the weights are measured in their
-    own dtype, without autocast, as `measure` does with the saved model.
+    The last row measures the model that training ends with: the last one within the budget, or with
+    `load_best_model_at_end` the one of the best step. If that is not the model of the last step, it is measured again,
+    its row has `kept` set, and it is logged as `forgetting_of_kept/...`. In mixed precision, the weights are measured
+    in their own dtype, without autocast, as `measure` does with the saved model.
 
-    With each measurement the forgetting at the last step is forecast from those so far, and logged as
-    `forgetting/forecast` with `_low` and `_high`, the bounds of its 95 % band; with a budget also the step at which it
-    is crossed, as `forgetting/crossing` with `_low` and `_high`, where there is one.
+    With each measurement, the forgetting at the last step is forecast from the measurements so far and logged as
+    `forgetting/forecast`, with the bounds of its 95 % band as `..._low` and `..._high`. With a budget, the step at
+    which it is exceeded is logged as `forgetting/crossing` with `_low` and `_high`, if there is such a step.
 
-    Each quantity may be `metric_for_best_model`, as in `metric_for_best_model="forgetting/agreement"`: evaluations then
-    have it, for `load_best_model_at_end` and for early stopping.
+    Each quantity can be the trainer's metric, as in `metric_for_best_model="forgetting/agreement"`, for
+    `load_best_model_at_end` and early stopping: it is then added to the metrics of each evaluation.
 
     Args:
         text: general text: a file, Hub id, TextConfig or Windows; a list of texts; a datasets.Dataset or DataFrame.
             Default: the WikiText-103 test set.
-        texts: further ones beside a `text` that is given, by name, measured at the same steps and logged as
-            `forgetting/NAME/...`; in `rows` their columns are such as `forgetting[NAME]`.
-        every: measure every so many steps; None measures after 1, 2, 4, 8, ... steps. Both measure before the first
-            step and after the last.
-        budget: excess forgetting on `text` that is allowed, nats/token. Training stops at the first measurement above
-            it, and the model of the last one inside it is handed back (its trained weights are copied to the CPU at
-            each); under `load_best_model_at_end` the best evaluated one inside it, by `metric_for_best_model`.
-        tokenizer: default the trainer's.
-        context: tokens a window; default 512, or what the model was built for.
-        batch_tokens: tokens a forward pass; None is 512 on a CPU and 8,192 elsewhere.
+        texts: further texts by name, if `text` is given. They are measured at the same steps and logged as
+            `forgetting/NAME/...`; their columns in `rows` are `forgetting[NAME]` etc.
+        every: measure every so many steps; None measures after 1, 2, 4, 8, ... steps. Both also measure before the
+            first step and after the last.
+        budget: allowed excess forgetting on `text`, nats/token. Training stops at the first measurement above it, and
+            the model of the last measurement within it is restored (its trained weights are copied to the CPU at each
+            measurement). With `load_best_model_at_end`, the best evaluated model within it is restored, by
+            `metric_for_best_model`.
+        tokenizer: default: the trainer's.
+        context: tokens per window; default 512, or the model's maximum if that is less.
+        batch_tokens: tokens per forward pass; None means 512 on a CPU and 8,192 elsewhere.
 
     Raises:
-        UsageError: when training begins: an adapter whose base model cannot be had by disabling it; parameters that
-            are sharded over processes by FSDP's first version or DeepSpeed ZeRO 3; a fully fine-tuned run that is
-            resumed without its base targets; a `metric_for_best_model` of `forgetting/...` that is not measured, or
-            with the wrong `greater_is_better`.
+        UsageError: when training begins: an adapter that cannot be disabled to obtain its base model; parameters
+            sharded over processes by the first version of FSDP or by DeepSpeed ZeRO 3; full fine-tuning resumed
+            without its base targets; a `metric_for_best_model` of `forgetting/...` that is not measured, or with the
+            wrong `greater_is_better`.
 
     Examples:
         >>> from forgetting import ForgettingCallback                     # doctest: +SKIP
@@ -115,12 +116,12 @@ class ForgettingCallback(TrainerCallback):
         self.texts = {name: _source(name, one) for name, one in (texts or {}).items()}
         self.tokenizer, self.context, self.wanted_batch = tokenizer_of(tokenizer), context, batch_tokens
         self.rows: list[dict[str, Any]] = []
-        """One a measurement: `step` of the model, whether it is the one `kept` in place of a later one, each quantity,
-        and its `..._se`, None where there is none (one document)."""
+        """One per measurement: the model's `step`, whether it was `kept` instead of a later model, and each quantity
+        with its standard error as `..._se` (None for a single document)."""
         self.seconds = 0.0
-        """Time spent measuring, base targets included."""
+        """Time spent measuring, including base targets, in seconds."""
         self.forecast: Forecast | None = None
-        """The newest; it prints as a line of text."""
+        """The newest forecast; it prints as a line of text."""
         self._rates: tuple[list[float] | None, str] = None, ""
         self._logger: Any = None
         self._kept: keeping.Kept | None = None
@@ -133,13 +134,13 @@ class ForgettingCallback(TrainerCallback):
         return pd.DataFrame(self.rows)
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Find the trainer's callback handler, through which its own logs go."""
+        """Find the trainer's callback handler, through which the trainer logs."""
         self._logger = trainer_handler()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Read the text, take the base targets, and measure the starting point."""
+        """Read the texts, compute the base targets, and measure the model before the first step."""
         began = time.perf_counter()
         self._logger = self._logger or trainer_handler()
         _check_metric(args, self.texts)
@@ -163,7 +164,7 @@ class ForgettingCallback(TrainerCallback):
         tokenizer = self.tokenizer or kwargs.get("processing_class")
         self.batch_tokens = passes.batch_size(model, self.wanted_batch)
         self.measured: dict[str, tuple[Windows, base_targets.BaseTargets, NDArray[np.int32]]] = {}
-        """By the text's name: its windows, base targets, and [N] the document of each target."""
+        """For each text by name: its windows, base targets, and [N] the document of each target."""
         for name, text in {"": self.text, **self.texts}.items():
             windows, *_ = read_windows(text, tokenizer, [model], self.context)
             targets = self._base_targets(model, windows, name, args, state)
@@ -185,14 +186,14 @@ class ForgettingCallback(TrainerCallback):
             )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure, where this step is on the grid, and stop where the budget is spent."""
+        """Measure if this step is on the grid, and stop training if the budget is exceeded."""
         step = state.global_step
         on_grid = step & (step - 1) == 0 if self.every is None else step % self.every == 0
         if on_grid or step == state.max_steps or control.should_training_stop:
             self._measure(args, state, control, adapters.unwrapped(kwargs["model"]))
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Add what was measured at this step to the evaluation's metrics; measure, where these are asked for it."""
+        """Add this step's quantities to the evaluation's metrics; measure them first if the trainer needs them."""
         metrics: dict[str, float] | None = kwargs.get("metrics")
         if not self._training or metrics is None:
             return
@@ -208,7 +209,7 @@ class ForgettingCallback(TrainerCallback):
             self._keep(state, model, value if args.greater_is_better else -value)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Store the model to hand back with the checkpoint of a later step."""
+        """Store the model to restore, if it is of an earlier step, in this step's checkpoint."""
         if self._kept is None or self._kept.step == state.global_step:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -218,13 +219,13 @@ class ForgettingCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Hand back the model inside the budget; measure the model that is kept, if it is not the last measured."""
+        """Restore the model within the budget, and measure the final model if it is not the last one measured."""
         model = adapters.unwrapped(kwargs["model"])
         step = state.global_step
         if args.load_best_model_at_end and state.best_model_checkpoint:
             step = state.best_global_step
         if self._kept is not None and self._kept.step != step:
-            step = self._hand_back(model, step)
+            step = self._restore(model, step)
         elif step != state.global_step:
             log.warning("load_best_model_at_end: the model of step %d is kept, and the last row is about it", step)
         if self.budget is not None and self._kept is None:
@@ -233,8 +234,8 @@ class ForgettingCallback(TrainerCallback):
             self._measure(args, state, control, model, kept=step if step != state.global_step else None)
         self._training, self._kept = False, None
 
-    def _hand_back(self, model: Any, step: int) -> int:
-        """Put the kept model in place of that of `step`; the step of the one that is there now."""
+    def _restore(self, model: Any, step: int) -> int:
+        """Replace the model of `step` with the kept one; returns the step of the model that is in place then."""
         assert self._kept is not None
         best = "last" if self._kept.score is None else "best"
         which = f"the {best} measured one inside the budget of {self.budget:g} nats/token"
@@ -248,7 +249,7 @@ class ForgettingCallback(TrainerCallback):
         return self._kept.step
 
     def _keep(self, state: TrainerState, model: Any, score: float | None = None) -> None:
-        """Copy the model, where it is inside the budget and better than the one that is kept so far."""
+        """Copy the model if it is within the budget and better than the one kept so far."""
         forgetting = self.rows[-1]["forgetting"]
         if self.budget is None or forgetting is None or forgetting > self.budget:
             return
@@ -284,9 +285,9 @@ class ForgettingCallback(TrainerCallback):
         *,
         kept: int | None = None,
     ) -> float:
-        """Keep and log one row, the quantities that need one pass of the tuned model; returns the forgetting.
+        """Measure the quantities that need one pass of the tuned model, keep and log the row; returns the forgetting.
 
-        `kept` is the model's step, if not the present one.
+        `kept` is the step of a model that was restored; None means the model of the current step.
         """
         began = time.perf_counter()
         step = state.global_step if kept is None else kept
@@ -304,7 +305,7 @@ class ForgettingCallback(TrainerCallback):
         self._log(args, state, control, row | forecasts, "forgetting" if kept is None else "forgetting_of_kept")
         if kept is None and self.budget is not None:
             self._keep(state, model)
-            if not forgetting <= self.budget:  # NaN, after training diverged, is above it
+            if not forgetting <= self.budget:  # NaN (training diverged) counts as above the budget
                 log.warning(
                     "forgetting %.4f is above the budget of %g nats/token: stopping training at step %d",
                     *(forgetting, self.budget, step),
@@ -314,7 +315,7 @@ class ForgettingCallback(TrainerCallback):
         return forgetting
 
     def _forecast(self, state: TrainerState, row: Mapping[str, Any]) -> dict[str, float]:
-        """The forecast of the last step from what was measured so far, a resumed run's first part included."""
+        """Forecast the last step from the measurements so far, including those before a resumed run was interrupted."""
         if not 0 < state.global_step < state.max_steps:
             return {}
         key = f"{OURS}forgetting"
@@ -332,13 +333,13 @@ class ForgettingCallback(TrainerCallback):
     def _log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, row: dict[str, Any], under: str
     ) -> None:
-        """Log as Trainer.log does: to the log history and to every reporter, which take numbers only."""
+        """Log as Trainer.log does: to the log history and to every reporter."""
         logs = {f"{under}/{logged(name)}": value for name, value in _columns(row).items()}
         log_through(self._logger, args, state, control, logs)
 
 
 def _rates(scheduler: Any, last: int) -> tuple[list[float] | None, str]:
-    """The learning rate of each step, in units of the largest; None where the schedule does not say, with a note."""
+    """[last] Learning rate of each step as a factor of the base rate; None and a note if the schedule has no lambda."""
     factors = getattr(scheduler, "lr_lambdas", None)
     if not factors or last < 1:
         return None, "were the learning rate constant"
@@ -346,7 +347,7 @@ def _rates(scheduler: Any, last: int) -> tuple[list[float] | None, str]:
 
 
 def _source(name: str, text: Text) -> Any:
-    """Where a further text comes from; a name that is a part of a file's name and of a logger's key."""
+    """The source of a further text. Its name becomes part of a file name and of a logger's key, so it is checked."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise UsageError(f"texts: got the name {name!r:.60}; letters, digits, '_' and '-' only")
     if text is None:
@@ -362,7 +363,7 @@ def _source(name: str, text: Text) -> Any:
 
 
 def trainer_handler() -> Any:
-    """The trainer's CallbackHandler, which is calling us and passes logs on to every reporter; None with a warning."""
+    """The trainer's CallbackHandler, which passes logs to every reporter; None, with a warning, if it is not found."""
     try:
         found = transformers_internals.calling_handler()
     except ForgettingError as gone:  # training goes on
@@ -380,17 +381,17 @@ def log_through(
     control: TrainerControl,
     logs: Mapping[str, float | None],
 ) -> None:
-    """Log to the log history, and by a trainer's handler to every reporter, which take numbers only."""
+    """Log to the log history and, through a trainer's handler, to every reporter; reporters get no missing values."""
     state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
     if handler is None:
         return
-    due = control.should_log  # the handler clears it, and the training loss of this step is still to be logged
+    due = control.should_log  # the handler clears it, but the training loss of this step still has to be logged
     handler.on_log(args, state, control, _numbers(logs))
     control.should_log = due
 
 
 def _columns(row: Mapping[str, Any]) -> dict[str, float | None]:
-    """What was measured: a row without what says of which model."""
+    """The quantities of a row, without `step` and `kept`."""
     return {name: value for name, value in row.items() if name not in ("step", "kept")}
 
 
@@ -399,7 +400,7 @@ def _numbers(logs: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def _metric(args: TrainingArguments) -> str:
-    """The trainer's `metric_for_best_model`, which may or may not be given with its prefix."""
+    """The trainer's `metric_for_best_model` without the optional prefix `eval_`."""
     return (args.metric_for_best_model or "").removeprefix("eval_")
 
 
@@ -408,7 +409,7 @@ def _asks_for_ours(args: TrainingArguments) -> bool:
 
 
 def _check_metric(args: TrainingArguments, texts: Iterable[str]) -> None:
-    """Refuse a metric of ours that is not there, or in the wrong direction, before an hour's training ends in it."""
+    """Refuse, before training, a `forgetting/...` metric that is not measured or whose direction is wrong."""
     if not _asks_for_ours(args):
         return
     metric = _metric(args)
@@ -424,7 +425,7 @@ def _check_metric(args: TrainingArguments, texts: Iterable[str]) -> None:
 
 
 def _go_before_early_stopping(callback: TrainerCallback, handler: Any) -> None:
-    """Callbacks are called in turn, and early stopping reads the metrics that this one adds."""
+    """Move the callback before early stopping, which reads the metrics that it adds; callbacks are called in order."""
     if handler is None:
         return
     order = handler.callbacks
@@ -434,7 +435,7 @@ def _go_before_early_stopping(callback: TrainerCallback, handler: Any) -> None:
 
 
 def _refuse_sharded(model: Any) -> None:
-    """Refuse weights that are shared out in a way in which a part of the model cannot be called."""
+    """Refuse kinds of sharding in which parts of the model cannot be called on their own."""
     first = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
     if first or transformers_internals.deepspeed_shards():
         what = "FSDP's first version" if first else "DeepSpeed ZeRO 3"

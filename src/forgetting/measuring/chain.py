@@ -1,4 +1,4 @@
-"""`chain`: tune, merge, quantise - which step forgot how much, each on the same tokens against the same base model."""
+"""`chain`: how much each step (tuning, merging, quantising) forgets, on the same tokens against the same base model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .reading import Text, read_windows, text_source
 from .sampling import Sampled
 
 BEGINNINGS = 3
-"""Documents on whose beginnings two tokenizers are compared."""
+"""Number of documents on whose beginnings two tokenizers are compared."""
 
 
 @checked
@@ -47,20 +47,19 @@ def chain(
     batch_tokens: int | None = None,
     cache_dir: str | os.PathLike[str] | None = "auto",
 ) -> Chain:
-    """Measure each step from a base model to what is deployed: what was forgotten so far, and by which step.
+    """Measure each step from a base model to the deployed model: what was forgotten so far, and by which step.
 
     Args:
         base: a folder, Hub id, or `miniature`.
-        steps: in their order, each as `[NAME=]MODEL[@FIELD=VALUE,...]`. MODEL is a PEFT adapter or a full model
-            (folder or Hub id) or a GGUF file; nothing before the @ is the model of the step before. Fields: `dtype`,
-            `bits` (4 or 8, by bitsandbytes), `revision`, `file` (a GGUF file of a folder or Hub id), and of an adapter
+        steps: the steps in order, each as `[NAME=]MODEL[@FIELD=VALUE,...]`. MODEL is a PEFT adapter or a full model
+            (folder or Hub id) or a GGUF file; if it is empty, the model of the previous step is used. Fields: `dtype`,
+            `bits` (4 or 8, by bitsandbytes), `revision`, `file` (a GGUF file of a folder or Hub id), and for an adapter
             `on` (base, before, or an earlier step's name).
-        text: general text, as of `measure`; all of it is measured.
-        context, revision, dtype, device, device_map, trust_remote_code, batch_tokens, cache_dir: as of `measure`.
+        text: general text, as in `measure`; all of it is measured.
+        context, revision, dtype, device, device_map, trust_remote_code, batch_tokens, cache_dir: as in `measure`.
 
     Raises:
-        UsageError: a step that cannot be read or made, or not be compared with the base model; and what `measure`
-            raises.
+        UsageError: a step that cannot be read, made, or compared with the base model; and the errors of `measure`.
         ForgettingError: the Hub cannot be reached, or memory is too small.
     """
     how: dict[str, Any] = {"context": context, "revision": revision, "dtype": dtype, "device": device}
@@ -71,20 +70,20 @@ def chain(
     config = model_config(settings).model_copy(update={"source": name})
     source = loading.base_source(config)
     recipes = chained.recipes_of(wanted, config, source)
-    return _Walk(config, source, settings, None if text is None else given).through(recipes)
+    return _Steps(config, source, settings, None if text is None else given).measured(recipes)
 
 
 @dataclass
-class _Walk:
-    """The base model and the text, and what was measured so far.
+class _Steps:
+    """The base model, the text, and the steps measured so far.
 
     Attributes:
         config, source: of the base model.
         settings: how to measure.
-        given: the text; None is the default one.
-        loaded: the base model without an adapter; None where it must be loaded (again).
-        before: [N] values of the step before.
-        found: the steps so far.
+        given: the text; None means the default text.
+        loaded: the base model without an adapter; None if it must be loaded (again).
+        before: [N] values of the previous step.
+        found: the steps measured so far.
     """
 
     config: ModelConfig
@@ -96,12 +95,12 @@ class _Walk:
     found: list[ChainStep] = field(default_factory=list)
 
     def base(self) -> loading.Base:
-        """The base model, without an adapter."""
+        """The base model without an adapter, loaded if necessary."""
         if self.loaded is None:
             self.loaded = loading.load_base(self.config, self.source, self.settings.placement)
         return self.loaded
 
-    def through(self, recipes: Sequence[Recipe]) -> Chain:
+    def measured(self, recipes: Sequence[Recipe]) -> Chain:
         """Measure all steps."""
         base = self.base()
         text = self.given if self.given is not None else one_text.default_text(self.config.source)
@@ -146,7 +145,7 @@ class _Walk:
         return opened
 
     def _of_merge(self, recipe: Recipe, earlier: Sequence[Recipe], models: Pair) -> list[str]:
-        """Notices on a whole model whose weights are the base's, or hold the adapter before it at another scale."""
+        """Notices on a full model whose weights equal the base's, or contain the adapter of an earlier step wrongly."""
         if recipe.adapter is not None or recipe.derived or recipe.bits is not None:
             return []
         quantised = isinstance(recipe.place, GgufFile)
@@ -157,13 +156,13 @@ class _Walk:
             return [f"the weights equal the base's: {which} is not in it"]
         if adapter is None or adapter.on is not None or not isinstance(adapter.place, Source):
             return []
-        self.loaded = None  # the adapter is put on the base model
+        self.loaded = None  # because `merges.added` puts the adapter on the base model
         found = merges.added(models.base, models.tuned, adapter.place)
         return [] if found is None else found.notices(adapter.name, quantised=quantised)
 
 
 def _same_notice(after: dict[str, NDArray[Any]], before: dict[str, NDArray[Any]] | None) -> list[str]:
-    """A notice where no token tells a step's model from that of the step before."""
+    """A notice if a step's model gives the same numbers at every token as the model of the previous step."""
     if before is None:
         return []
     moved = [np.abs(after[name] - before[name]).max(initial=0.0) for name in ("forgetting", "kl", "data_loss_tuned")]
@@ -174,10 +173,13 @@ def _same_notice(after: dict[str, NDArray[Any]], before: dict[str, NDArray[Any]]
 
 
 def _fitting(models: Pair, windows: Windows, context: int | None) -> list[str]:
-    """Whether a model reads as many tokens as the base model, and cuts the text alike; notices.
+    """Check that a model can read windows of this length and tokenizes the text like the base model.
+
+    Returns:
+        Notices.
 
     Raises:
-        UsageError: it does not.
+        UsageError: it cannot, or it tokenizes differently.
     """
     limit = adapters.positions(models.tuned)
     if limit is not None and context is not None and context > limit:
@@ -189,7 +191,7 @@ def _fitting(models: Pair, windows: Windows, context: int | None) -> list[str]:
 
 
 def _first_windows(windows: Windows) -> list[int]:
-    """The first windows of the first documents."""
+    """The first window of each of the first documents."""
     seen: dict[int, int] = {}
     for place, document in enumerate(windows.documents):
         seen.setdefault(int(document), place)

@@ -1,16 +1,16 @@
-"""Where a run's forgetting ends, from what was measured so far: a band at the last step, and when a budget is crossed.
+"""Forecasts a run's forgetting at its last step from the measurements so far, and when it exceeds a budget.
 
-With u the logarithm of the sum of learning rates up to a step, in units of the largest, and F the excess forgetting,
+Let u be the logarithm of the sum of learning rates up to a step, relative to the largest, and F the excess forgetting:
 
     d log F = b du + dw,    db = k (m - b) du + dv
 
-the slope b of log F returns to a level m, which differs from run to run, and w and v are Brownian: an
-Ornstein-Uhlenbeck process for the slope. Measurements are log F with an error of their own. All is linear and Gaussian
-but for one scale common to all variances of a run, of which the run's own points are evidence: a Kalman filter gives
-the forecast in closed form, as a Student t.
+The slope b of log F is an Ornstein-Uhlenbeck process that returns to a level m, which differs from run to run; w and v
+are Brownian motions. Measurements are log F with an error. Everything is linear and Gaussian except for one scale
+factor common to all variances of a run, which is estimated from the run's own points. A Kalman filter therefore gives
+the forecast in closed form, as a Student t distribution.
 
-The clock is the sum of learning rates and not the step, so that a schedule which decays bends the curve as it should;
-with a constant rate the two are the same but for the warm-up.
+The time variable is the sum of learning rates instead of the step, so that a decaying schedule flattens the curve; with
+a constant rate the two are proportional, apart from the warm-up.
 
 Sources: Harvey 1989, *Forecasting, Structural Time Series Models and the Kalman Filter*, section 9.1 (continuous time);
 West and Harrison 1997, *Bayesian Forecasting and Dynamic Models*, section 4.5 (unknown scale).
@@ -32,24 +32,25 @@ from ..errors import UsageError
 
 LEVEL = 0.95
 SURE = 3.0
-"""Standard errors by which forgetting must differ from zero before its logarithm says anything."""
+"""Number of standard errors by which forgetting must be above zero for its logarithm to be used."""
 POINTS = 2000
-"""At so many steps a crossing is looked for."""
+"""The most steps at which the forecast is evaluated to find a crossing."""
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What is known of a curve before it is measured; slopes are of log forgetting by log sum of learning rates.
+    """Prior of a run's curve; slopes are d log F / du, with u the log of the sum of learning rates.
 
     Attributes:
-        first: slope at the first point, and its standard deviation.
-        level: slope that curves return to, and its standard deviation over runs.
-        back: how fast they do, k.
-        slopes: noise of the slope, a root of log sum.
-        walk: noise of log forgetting, a root of log sum.
-        scatter: of one measurement, beside its standard error.
-        shared: share of the standard error's variance that is not common to all steps, which have the same documents.
-        weight: points of the run that outweigh the prior in the scale of the noise.
+        first: mean and standard deviation of the slope b at the first point.
+        level: mean and standard deviation over runs of the level m that the slope returns to.
+        back: the rate k at which it does.
+        slopes: standard deviation of dv per square root of u.
+        walk: standard deviation of dw per square root of u.
+        scatter: standard deviation of a measurement of log F, in addition to its standard error.
+        weight: degrees of freedom of the prior of the scale of the noise, in points of the run.
+        shared: share of the standard error's variance that differs between steps; the rest is common to all steps,
+            which are measured on the same documents.
     """
 
     first: tuple[float, float]
@@ -71,11 +72,11 @@ PLAIN = Prior(
     scatter=0.013,
     weight=8,
 )
-"""For runs that nothing holds back: no replay, no penalty. By the likelihood of the ends of 186 runs of the miniature:
-LoRA of ranks 8 to 128 with 16 seeds on both sets (161), full fine-tuning, its top layers, (IA)3, LoRA of rank 192 and
-of the attention alone (4 to 8 each); 52 to 112 steps, a constant learning rate, each kind weighted by a root of its
-number. `level` is wider than the fit's 0.036, since other recipes have other levels. docs/findings.md says how often
-the bands hold the ends of runs that they were not made from."""
+"""For runs without mitigation (no replay, no penalty). Maximum likelihood of the final forgetting of 186 runs of the
+miniature: LoRA of ranks 8 to 128 with 16 seeds on both data sets (161), full fine-tuning, its top layers, (IA)3, LoRA
+of rank 192 and of the attention only (4 to 8 each); 52 to 112 steps, a constant learning rate, each kind weighted by
+the square root of its number. The standard deviation of `level` is larger than the fit's 0.036, since other recipes
+have other levels. docs/findings.md has the coverage of the bands on runs that were not used here."""
 ANY = Prior(
     first=(-0.24, 1.00),
     level=(0.050, 0.200),
@@ -85,28 +86,29 @@ ANY = Prior(
     scatter=0.013,
     weight=4,
 )
-"""For any run: the same and 43 more with KL, EWC, L2 to the start, a smaller learning rate (3 each), and replay (30),
-whose curves may turn; wider therefore. `level` is wider than the fit's 0.17 and 0.07: with a whole study left out,
-those bands held too few of the runs that something holds back."""
+"""For any run: fitted to the same runs and 43 more with KL, EWC, L2-SP, a smaller learning rate (3 each), and replay
+(30), whose forgetting may also decrease; hence wider. `level` is wider than the fit's 0.17 and 0.07: with a whole study
+left out, bands from those covered too few of the runs with mitigation."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Forgetting at the end of a run, as measurements up to `step` let one expect it.
+    """A forecast of forgetting at the end of a run, from measurements up to `step`.
 
     Attributes:
-        step: the last one measured.
-        end: the last one of the run.
-        value: excess forgetting at the end, nats/token: the median; None where there is no forecast.
-        low: of the 95 % band.
-        high: of the 95 % band.
-        budget: that was asked for.
-        chance: that forgetting is above the budget at the end.
-        crossing: the step at which the budget is crossed, or was; None if it is not, as far as the median goes.
-        crossing_low: the first step at which it may be, by the band; None if it hardly can be.
-        crossing_high: the last step at which it is not yet; None if it may not be in the whole run.
-        why: why there is no forecast; empty where there is one.
-        note: what the forecast supposes, if more than that the recipe stays as it is.
+        step: the last measured step.
+        end: the last step of the run.
+        value: median of the excess forgetting at the end, nats/token; None if there is no forecast.
+        low: lower bound of the 95 % band, nats/token.
+        high: upper bound of the 95 % band, nats/token.
+        budget: allowed excess forgetting, nats/token, if given.
+        chance: probability that forgetting at the end is above the budget.
+        crossing: the step at which forgetting exceeds the budget, by the median or, if it already has, as measured;
+            None if it does not.
+        crossing_low: the step at which the upper bound exceeds the budget; None if it does not.
+        crossing_high: the step at which the lower bound exceeds the budget; None if it does not.
+        why: why there is no forecast; empty if there is one.
+        note: what the forecast assumes, besides an unchanged recipe.
     """
 
     step: int
@@ -123,7 +125,7 @@ class Forecast:
     note: str = ""
 
     def __str__(self) -> str:
-        """As in `at step 400: 0.31 [0.27, 0.36]; the budget of 0.2 is crossed at about step 190 [160, 230]`."""
+        """For example `at step 400: 0.31 [0.27, 0.36]; the budget of 0.2 is crossed at about step 190 [160, 230]`."""
         if self.value is None:
             return f"no forecast for step {self.end}: {self.why}"
         text = f"at step {self.end}: {_short(self.value)} [{_short(self.low)}, {_short(self.high)}]"
@@ -132,7 +134,7 @@ class Forecast:
         return text + (f" ({self.note})" if self.note else "")
 
     def logged(self) -> dict[str, float]:
-        """The numbers that there are, as loggers get them."""
+        """The numbers for loggers, without missing ones."""
         named = {"forecast": self.value, "forecast_low": self.low, "forecast_high": self.high}
         named |= {"crossing": self.crossing, "crossing_low": self.crossing_low, "crossing_high": self.crossing_high}
         return {name: value for name, value in named.items() if value is not None}
@@ -159,23 +161,24 @@ def forecast(
     prior: Prior | None = None,
     note: str = "",
 ) -> Forecast:
-    """What forgetting a run ends with.
+    """Forecast a run's forgetting at its last step.
 
     Args:
-        steps: that were measured, in order; step 0 says nothing and may be among them.
-        forgetting: excess forgetting at each.
-        errors: its standard error at each, None where there is none.
+        steps: the measured steps, in order; step 0 is allowed and not used.
+        forgetting: excess forgetting at each step, nats/token.
+        errors: its standard error at each step; None if there is none.
         end: the last step of the run.
-        budget: of excess forgetting, whose crossing is asked for.
-        rates: [end] the learning rate of each update step, or in units of any other; None for a constant one.
-        prior: default `ANY`; `PLAIN` for a run that nothing holds back (no replay, no penalty).
-        note: what the rates suppose, in words.
+        budget: allowed excess forgetting, nats/token, to forecast when it is exceeded.
+        rates: [end] the learning rate of each update step, in any unit; None means constant.
+        prior: default `ANY`; `PLAIN` for a run without mitigation (no replay, no penalty).
+        note: what the rates assume, in words.
 
     Returns:
-        A forecast; or why there is none, in its `why`.
+        A forecast; if there is none, its `why` says why.
 
     Raises:
-        UsageError: steps that are not increasing, or beyond the end; lists of different lengths.
+        UsageError: steps that are not increasing or beyond the end, lists of different lengths, or learning rates of
+            the wrong shape or below 0.
     """
     clock = _clock(steps, forgetting, errors, end, rates)
     last = int(steps[-1]) if len(steps) else 0
@@ -200,7 +203,7 @@ def _clock(
     end: int,
     rates: ArrayLike | None,
 ) -> NDArray[np.float64]:
-    """[end + 1] the sum of learning rates before each step, in units of the largest."""
+    """[end + 1] The sum of the learning rates of the first 0, 1, ..., `end` update steps, relative to the largest."""
     if not len(steps) == len(forgetting) == len(errors):
         raise UsageError(f"forecast: {len(steps)} steps, {len(forgetting)} values, {len(errors)} errors; give one each")
     if any(b <= a for a, b in itertools.pairwise(steps)) or (len(steps) and not steps[0] >= 0):
@@ -215,7 +218,16 @@ def _clock(
 
 @dataclass(frozen=True)
 class _Filtered:
-    """What is known at the last point: log forgetting, slope, level of the slope."""
+    """The filter's state at the last point.
+
+    Attributes:
+        u: log of the sum of learning rates there.
+        mean, covariance: [3], [3, 3] of (log F, slope b, level m), the covariance up to `scale`.
+        noise: variance of a measurement of log F, up to `scale`.
+        scale: estimated scale factor of all variances.
+        freedom: its degrees of freedom.
+        prior: the prior.
+    """
 
     u: float
     mean: NDArray[np.float64]
@@ -226,7 +238,7 @@ class _Filtered:
     prior: Prior
 
     def at(self, u: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-        """[n] median, lower and upper bound, and standard deviation of the logarithm, at later clocks."""
+        """[n] median, lower and upper bound of F, and the standard deviation of its logarithm, at later u [n]."""
         logs, spreads = np.empty(len(u)), np.empty(len(u))
         for i, one in enumerate(u):
             move, noise = _transition(max(one - self.u, 0.0), self.prior)
@@ -239,7 +251,7 @@ class _Filtered:
 
 
 def _transition(d: float, prior: Prior) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """[3, 3] how the state moves over a distance, and the covariance of the noise that comes in."""
+    """[3, 3] The transition matrix of the state over a distance d in u, and the covariance of the added noise."""
     k, e = prior.back, math.exp(-prior.back * d)
     g = (1 - e) / k
     move = np.array([[1, g, d - g], [0, e, 1 - e], [0, 0, 1]])
@@ -253,7 +265,7 @@ def _transition(d: float, prior: Prior) -> tuple[NDArray[np.float64], NDArray[np
 def _filter(
     u: NDArray[np.float64], values: NDArray[np.float64], spread: NDArray[np.float64], prior: Prior
 ) -> _Filtered:
-    """Kalman filter over the points, each of whose surprises is evidence of the scale of the noise."""
+    """Kalman filter over the points; the squared standardised residuals estimate the scale of the noise."""
     logs = np.log(values)
     noise = prior.scatter**2 + prior.shared * (spread / values) ** 2
     mean = np.array([logs[0], prior.first[0], prior.level[0]])
@@ -274,7 +286,7 @@ def _filter(
 def _crossing(
     found: Forecast, at: NDArray[np.int64], values: NDArray[np.float64], clock: NDArray[np.float64], filtered: _Filtered
 ) -> Forecast:
-    """The forecast with when its budget is crossed, and the chance that the end is above it."""
+    """The forecast, with the step at which the budget is exceeded and the probability that it is at the end."""
     budget, value = found.budget, found.value
     assert budget is not None
     assert value is not None
@@ -293,7 +305,7 @@ def _crossing(
 
 
 def _first(steps: NDArray[np.int64], curve: NDArray[np.float64], budget: float) -> float | None:
-    """Where a curve is above the budget for the first time, between two steps by a line; None if nowhere."""
+    """The first step at which a curve exceeds the budget, linear between steps; None if it never does."""
     above = np.flatnonzero(curve > budget)
     if not len(above):
         return None

@@ -1,4 +1,4 @@
-"""One text, on models that are open: its windows, both models' values at each token, and what is told of them."""
+"""Measures loaded models on one text: its windows, the values of both models at each token, and notices."""
 
 from __future__ import annotations
 
@@ -28,16 +28,22 @@ from .sampling import Sampled, until
 
 MINIATURE_TEXT = "miniature:encyclopedia-heldout"
 ROUNDING = 1e-5
-"""nats: by less than this, no token tells two models apart."""
+"""nats: two models whose values differ by at most this at every token count as equal."""
 
 
 def default_text(base: str) -> Any:
-    """The text that is measured on where none is given, by the base model's name."""
+    """The text to measure on if none is given, by the base model's name."""
     return TextConfig(source=MINIATURE_TEXT) if base == "miniature" else text_source(None)
 
 
 def of_text(models: pair.Pair, given: Any, settings: Settings) -> Measurement:
-    """The measurement of one text, with models that are open."""
+    """Measure loaded models on one text.
+
+    Args:
+        models: the loaded models.
+        given: where the text comes from, as from `text_source`.
+        settings: how to measure; `batch_tokens` must be set.
+    """
     size = settings.batch_tokens
     assert size is not None
     windows, name, context, told = _read(models, given, settings)
@@ -62,7 +68,7 @@ def of_text(models: pair.Pair, given: Any, settings: Settings) -> Measurement:
 def _read(
     models: pair.Pair, given: Any, settings: Settings
 ) -> tuple[Windows | Untokenized, str, int | None, list[str]]:
-    """A text as windows, its name, the context, and notices; of a probe the base model's answers."""
+    """A text as windows (for a probe: the base model's answers), its name, the context, and notices."""
     both = (models.base, models.tuned)
     if not isinstance(given, ProbeConfig):
         read = read_windows if settings.tolerance is None else read_to_sample
@@ -87,7 +93,19 @@ def measurement_of(
     began: float,
     all_text: Windows | Untokenized,
 ) -> Measurement:
-    """What `measure` returns, from what it found."""
+    """The result of `measure` from the measured values.
+
+    Args:
+        models: the loaded models.
+        text: the text's name.
+        context: tokens per window; None if windows were given.
+        settings: how it was measured.
+        sampled: the measured windows and values.
+        noise: the noise floor, if measured.
+        notices: for the reader.
+        began: `time.perf_counter()` when measuring began.
+        all_text: the whole text, of which `sampled` may be a part.
+    """
     return Measurement(
         base=models.names[0],
         tuned=models.names[1],
@@ -112,7 +130,18 @@ def measurement_of(
 def token_values(
     models: pair.Pair, windows: Windows, cache_dir: Path | None, size: int, rows: int | None
 ) -> dict[str, NDArray[Any]]:
-    """The [N] values of each of PAIR, and the base's top tokens."""
+    """The [N] values of each quantity of PAIR, and `argmax`, the base model's top tokens.
+
+    Args:
+        models: the loaded models.
+        windows: N predicted positions.
+        cache_dir: where base targets are cached; None caches nothing.
+        size: tokens per forward pass.
+        rows: number of rows of the vocabulary that are compared; None means all.
+
+    Raises:
+        ForgettingError: a model gives a loss that is not finite.
+    """
     targets, expected = base_side(
         models.base,
         windows,
@@ -138,7 +167,7 @@ def _check_finite(role: str, name: str, values: NDArray[Any]) -> None:
 
 
 def unchanged_notice(sampled: Sampled) -> list[str]:
-    """A notice where no token tells the two models apart."""
+    """A notice if both models give the same numbers at every token."""
     values = sampled.values
     moved = np.abs([values["forgetting"], values["kl"], values["data_loss_tuned"] - values["data_loss_base"]])
     if moved.max(initial=0.0) > ROUNDING:
@@ -150,7 +179,7 @@ def unchanged_notice(sampled: Sampled) -> list[str]:
 
 
 def _noise_notices(sampled: Sampled, noise: NoiseFloor | None) -> list[str]:
-    """A notice where the forgetting measured is no more than rounding gives."""
+    """A notice if the measured forgetting is within the noise floor, so may be rounding alone."""
     floor = None if noise is None or noise.dtype is None else noise.dtype["forgetting"]
     value = float(np.mean(sampled.values["forgetting"], dtype=np.float64))
     if noise is None or floor is None or not floor.holds(value):
@@ -171,7 +200,7 @@ def _sampling_notices(sampled: Sampled, settings: Settings) -> list[str]:
 
 
 def _gain(sampled: Sampled) -> Mean:
-    """The ground-truth loss that the tuned model has less than the base model, paired token by token."""
+    """Ground-truth loss of the base model minus that of the tuned model, paired token by token."""
     before, after = (np.asarray(sampled.values[f"data_loss_{which}"], np.float64) for which in ("base", "tuned"))
     return clustered_mean(before - after, sampled.windows.token_documents())
 

@@ -1,4 +1,4 @@
-"""The base model's own answers beside a text: a small probe that is measured wherever it has a chat template."""
+"""Forgetting of the base model's own answers, measured along with a text if the base model has a chat template."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ log = logging.getLogger(__name__)
 
 
 def own_answers(models: pair.Pair, settings: Settings) -> dict[str, Measurement]:
-    """What was forgotten of the base model's own answers, by kind of prompt; none where it has no chat template.
+    """Measure forgetting of the base model's own answers, by kind of prompt; empty if it has no chat template.
 
-    The prompts are always the same 48, the answers greedy and at most 64 tokens: they depend on the base model alone,
-    and on no option but its loading. A base model that cannot answer is a warning.
+    The prompts are always the same 48, and the answers are greedy and at most 64 tokens long, so they depend only on
+    the base model and how it is loaded. If the base model cannot answer, this is logged as a warning.
 
     Args:
-        models: that are open.
-        settings: of the text beside which they are measured; its context, tolerance and noise floor are not used.
+        models: the loaded models.
+        settings: the settings of the text that is measured; context, tolerance and noise floor are not used.
     """
     if not getattr(models.tokenizer, "chat_template", None):
         return {}

@@ -1,6 +1,7 @@
 """Probes: the base model answers prompts, and its answers are a text to measure on.
 
-Answers are kept as JSON lines beside the base targets, under a key of the model, the prompts' tokens and the settings.
+Answers are cached as JSON lines next to the base targets; the key covers the model, the prompts' tokens and the
+settings.
 """
 
 from __future__ import annotations
@@ -29,33 +30,33 @@ from ..models.generation import end_tokens, generate
 
 log = logging.getLogger(__name__)
 FORMAT = 1
-"""Raised when an answer would be another one: older files are then made again."""
+"""To be increased whenever answers change; older cached answers are then not used."""
 BATCH = {"cpu": 16}
 LARGER_BATCH = 64
-"""Prompts answered at once on a CPU, and elsewhere."""
+"""Number of prompts answered at once: on a CPU, and on other devices."""
 SLOW = 20.0
-"""Seconds of answering after which how long it took is said."""
+"""Seconds from which the time taken by answering is reported."""
 
 
 def probe_windows(
     model: Any, tokenizer: Any, config: ProbeConfig, *, key: str | None, context: int, cache_dir: Path | None
 ) -> Windows:
-    """The base model's answers as windows: one a prompt, the answer's tokens its targets.
+    """The base model's answers as windows: one per prompt, with the answer's tokens as targets.
 
     Empty rows, copies of prompts, prompts that leave no room for an answer in the context, and empty answers are left
-    out; the windows' notices count them, and answers that were cut.
+    out; the windows' notices count them, and the answers that were cut off.
 
     Args:
         model: the base model, or a PeftModel around it.
-        tokenizer: the base model's.
+        tokenizer: the base model's tokenizer.
         config: prompts and settings.
-        key: what decides the model's numbers; None keeps nothing.
-        context: tokens that a prompt and its answer may have.
-        cache_dir: where answers are kept; None keeps nothing.
+        key: identifies everything that affects the model's numbers; None caches nothing.
+        context: maximum number of tokens of a prompt and its answer.
+        cache_dir: where answers are cached; None caches nothing.
 
     Raises:
-        UsageError: no tokenizer, prompts that cannot be read, no prompt or answer is left.
-        ForgettingError: memory too small for one prompt.
+        UsageError: no tokenizer, prompts that cannot be read, or no prompt or answer is left.
+        ForgettingError: memory is too small for one prompt.
     """
     if tokenizer is None:
         raise UsageError("live models need tokenizer=..., to write the prompts with")
@@ -75,7 +76,7 @@ def windows_of(
     cache_dir: Path | None,
     cut_is_told: bool = True,
 ) -> Windows:
-    """As `probe_windows`, of prompts that were read; notices count answers that were cut only where that is asked."""
+    """As `probe_windows`, with prompts already read; notices count answers that were cut off only if `cut_is_told`."""
     ids, notices = encode_prompts(prompts, tokenizer)
     most = config.answer_tokens(context)
     room = context - most
@@ -114,7 +115,7 @@ def _windows(
     *,
     cut_is_told: bool,
 ) -> Windows:
-    """Windows of the answers that are not empty, with what is to be told of the others."""
+    """Windows of the answers that are not empty, with notices on the others."""
     ends = set(end_tokens(model, tokenizer))
     said = [i for i, answer in enumerate(answers) if any(int(token) not in ends for token in answer)]
     if len(said) < len(answers):
@@ -140,7 +141,7 @@ def _answers(
     key: str | None,
     cache_dir: Path | None,
 ) -> list[Ids]:
-    """From the cache where they are; of two processes one writes them and the other waits."""
+    """The answers to the prompts, from the cache if it has them; of two processes, one generates and one waits."""
     device = next(model.parameters()).device.type
     ends, batch = end_tokens(model, tokenizer), BATCH.get(device, LARGER_BATCH)
     how: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}

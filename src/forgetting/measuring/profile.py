@@ -1,4 +1,4 @@
-"""What a model forgot of several texts: one measurement a text, of the same two models, told apart as many tests."""
+"""What a model forgot on several texts: one measurement per text, with p-values corrected for their number."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Profile(Result):
     Each is a paired comparison, token by token, with a standard error clustered by document. Texts are not pooled.
 
     Attributes:
-        measurements: by the text's name, in the order given.
-        task: that of the task's held-out text, which is not among them; None without one.
-        probes: those of the base model's own answers by kind of prompt, which are measured beside the texts where it
-            has a chat template; None without. Their p are corrected by themselves: the texts' do not depend on them.
+        measurements: the measurements by the text's name, in the order given.
+        task: the measurement of the task's held-out text, which is not among them; None if no such text was given.
+        probes: the measurements of the base model's own answers, by kind of prompt; None if they were not measured.
+            Their p-values are corrected separately, so those of the texts do not depend on them.
     """
 
     measurements: dict[str, Measurement]
@@ -43,42 +43,42 @@ class Profile(Result):
 
     @property
     def first(self) -> Measurement:
-        """That of the first text."""
+        """The measurement of the first text."""
         return next(iter(self.measurements.values()))
 
     @property
     def everything(self) -> dict[str, Measurement]:
-        """The texts, and the probes after them; of one name it is the text."""
+        """The measurements of the texts and then the probes; if both have the same name, that of the text."""
         return self.measurements | {k: v for k, v in self.answers.items() if k not in self.measurements}
 
     @property
     def answers(self) -> dict[str, Measurement]:
-        """Those of `probes`; empty without."""
+        """The measurements in `probes`; empty if there are none."""
         return {} if self.probes is None else self.probes.measurements
 
     @property
     def p(self) -> dict[str, float]:
-        """Two-sided p of no excess forgetting on each text; NaN below LEAST documents or without spread."""
+        """Two-sided p of no excess forgetting on each text; see `two_sided_p`."""
         return {name: two_sided_p(one.forgetting) for name, one in self.measurements.items()}
 
     @property
     def p_holm(self) -> dict[str, float]:
-        """`p` corrected for the number of texts; see `estimate.holm`."""
+        """`p` corrected for the number of texts by Holm's method (`estimate.holm`)."""
         return dict(zip(self.measurements, holm(list(self.p.values())), strict=True))
 
     @checked
     def check(self, budget: float | Mapping[str, float], confidence: float = 0.95) -> ProfileCheck:
-        """Hold each text to a budget.
+        """Judge each text against a budget.
 
         Args:
-            budget: excess forgetting that is allowed, nats/token: one number for all texts, or one by the name of a
-                text or a kind of `probes`; what is not named is not judged.
-            confidence: of all verdicts together, that on the task among them where its text was measured. With k
-                verdicts the bounds that say "over" or "not improved" are of confidence 1 - (1 - confidence) / k
-                (Bonferroni); the others need no correction, since all of them must hold.
+            budget: allowed excess forgetting, nats/token: one number for all texts, or a number for each name of a
+                text or of a kind in `probes`; others are not judged.
+            confidence: of all verdicts together, including that on the task if its text was measured. With k verdicts,
+                the bounds that decide "over" or "not improved" have confidence 1 - (1 - confidence) / k (Bonferroni).
+                The other bounds need no correction, since "within" requires all of them.
 
         Raises:
-            UsageError: a name that no text has, no budget, or numbers that make no sense.
+            UsageError: an unknown name, no budget, or a budget or confidence out of range.
         """
         wanted = dict(budget) if isinstance(budget, Mapping) else dict.fromkeys(self.measurements, float(budget))
         names = self.everything
@@ -94,9 +94,9 @@ class Profile(Result):
         return ProfileCheck(verdicts, self, None if self.task is None else self.task.improvement(confidence, of=given))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the models, and by the text's name the row of `measure`, with p and Holm's p.
+        """Plain data for JSON: the models, and for each text the row of `measure` with `p` and `p_holm`.
 
-        `probes` has such rows of the base model's own answers, where these were measured.
+        `probes` has the same for the base model's own answers, if they were measured.
         """
         p, corrected = self.p, self.p_holm
         texts = {
@@ -107,11 +107,11 @@ class Profile(Result):
         return {"base": self.first.base, "tuned": self.first.tuned, "texts": texts, **probes}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a text."""
+        """One row per text."""
         return _frame(self.to_dict())
 
     def shown(self) -> list[Shown]:
-        """One row a text: excess forgetting with its 95 % interval and Holm's p, agreement, how much was measured."""
+        """One row per text: excess forgetting with its 95 % interval and Holm's p, agreement, tokens and documents."""
         heading = [
             f"{self.first.tuned} against {self.first.base} on {several(len(self.measurements), 'text')}, "
             f"{self.first.dtype}",
@@ -121,7 +121,7 @@ class Profile(Result):
         return [*found, *self.probes_shown()]
 
     def probes_shown(self) -> list[Shown]:
-        """A table of the base model's own answers, where they were measured."""
+        """The table of the base model's own answers; empty if they were not measured."""
         if self.probes is None:
             return []
         n = sum(one.forgetting.n_documents for one in self.answers.values())
@@ -148,7 +148,7 @@ class Profile(Result):
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Those of all texts; a notice that all share is there once. Those of the probes come last."""
+        """The notices of all texts, then of the probes; a notice shared by all texts occurs once, without a name."""
         found: dict[str, list[str]] = {}
         for name, one in self.measurements.items():
             for notice in one.notices:
@@ -182,7 +182,7 @@ class Profile(Result):
 
 
 def judged(found: Measurement, task: Measurement | None, budget: float, confidence: float) -> CheckResult:
-    """One text held to a budget, and its task where one was measured; the bounds that fail are of as many verdicts."""
+    """The verdict on one text and, if measured, on the task; failing bounds are corrected for both verdicts."""
     of = 1 if task is None else 2
     verdict = judge(found.forgetting, budget, confidence, of=of)
     improved = None if task is None else task.improvement(confidence, of=of)
@@ -194,9 +194,9 @@ class ProfileCheck(Result):
     """Verdicts on the budgets of several texts, or of the base model's own answers.
 
     Attributes:
-        verdicts: by the text's name.
-        profile: what they rest on.
-        task: whether the task improved; None where no text of it was given.
+        verdicts: the verdicts by the text's name.
+        profile: the measurements that they are based on.
+        task: whether the task improved; None if no text of the task was given.
     """
 
     verdicts: dict[str, Verdict]
@@ -205,28 +205,28 @@ class ProfileCheck(Result):
 
     @property
     def outcome(self) -> Outcome:
-        """One verdict of all: that on forgetting, and `not improved` or `undecided` where the task's is."""
+        """The verdict on forgetting and on the task in one word; see `task.outcome`."""
         return outcome(self.verdict, self.task)
 
     @property
     def verdict(self) -> Literal["within", "over", "undecided"]:
-        """`over` where any text is, `within` where all are, `undecided` between."""
+        """`over` if any text is, `within` if all are, else `undecided`."""
         found = {one.verdict for one in self.verdicts.values()}
         return "over" if "over" in found else "undecided" if "undecided" in found else "within"
 
     def exit_code(self, *, strict: bool = False, allow_undecided: bool = False) -> int:
-        """The largest of all verdicts': 3 where one fails, as `Verdict.exit_code` says."""
+        """The largest exit code of all verdicts: 3 if one fails; see `Verdict.exit_code`."""
         how = {"strict": strict, "allow_undecided": allow_undecided}
         task = 0 if self.task is None else self.task.exit_code(**how)
         return max(task, *(one.exit_code(**how) for one in self.verdicts.values()))
 
     def sentences(self) -> list[str]:
-        """That on the task, and one a text."""
+        """One sentence on the task, if measured, and one per text."""
         task = [] if self.task is None else [self.task.sentence()]
         return [*task, *(f"{name}: {one.sentence()}" for name, one in self.verdicts.items())]
 
     def to_dict(self) -> dict[str, Any]:
-        """That of the profile, with each text's verdict, budget and bounds beside its numbers."""
+        """The profile's data, with each text's verdict, budget and bounds added to its row."""
         row = self.profile.to_dict()
         for name, one in self.verdicts.items():
             bounds = {"forgetting_low": _or_none(one.low), "forgetting_high": _or_none(one.high)}
@@ -237,11 +237,11 @@ class ProfileCheck(Result):
         return {**task, "verdict": self.verdict, **row}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a text."""
+        """One row per text."""
         return _frame(self.to_dict())
 
     def shown(self) -> list[Shown]:
-        """The verdicts in words, and the profile."""
+        """The verdicts in words, and the profile's tables."""
         return [Shown(self.sentences()), *self.profile.shown()]
 
 
@@ -252,7 +252,10 @@ def _frame(found: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def two_sided_p(mean: Mean) -> float:
-    """p of a mean of zero, Student's with its documents; NaN below LEAST documents or without spread."""
+    """Two-sided p of a true mean of zero, by Student's t with n - 1 degrees of freedom for n documents.
+
+    NaN with fewer than LEAST documents, or if the standard error is zero but the mean is not.
+    """
     if mean.n_documents < LEAST or math.isnan(mean.se):
         return math.nan
     if mean.se == 0.0:

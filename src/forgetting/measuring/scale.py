@@ -1,4 +1,4 @@
-"""`scale`: how much a finished adapter forgets at other strengths, and the strength that meets a budget."""
+"""`scale`: how much a trained adapter forgets at other scales, and the largest scale within a budget."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from .scaling import GRID, Point, Scaling
 from .verdict import LEAST, check_budget, judge
 
 NEAR = 0.005
-"""Scales nearer than this are not told apart in the search."""
+"""The search ends when it has narrowed the scale to an interval of this width."""
 CLOSE = 0.98
-"""The search ends where the upper bound is at least this share of the budget."""
+"""The search ends when the upper bound of forgetting is at least this share of the budget."""
 MOST = 12
-"""Scales that a search measures beside the grid."""
+"""The most scales that a search measures in addition to the grid."""
 
 
 @checked
@@ -56,21 +56,21 @@ def scale(
     batch_tokens: int | None = None,
     cache_dir: str | os.PathLike[str] | None = "auto",
 ) -> Scaling:
-    """Measure a finished adapter at several scales, and find the largest that keeps within a budget of forgetting.
+    """Measure a trained adapter at several scales, and find the largest scale within a budget of forgetting.
 
-    Every scale is measured on the same tokens against the same base. Other arguments are those of `measure`. The result
-    writes the adapter at that scale.
+    Every scale is measured on the same tokens against the same base model. Other arguments are those of `measure`. The
+    result can save the adapter at that scale.
 
     Args:
         base: a folder, Hub id, or `miniature`.
-        adapter: of LoRA's kind (LoRA, LoHa, LoKr, (IA)³), by folder or Hub id.
-        budget: excess forgetting that is allowed, nats/token; None measures the grid of scales alone.
-        confidence: of the upper bound that must be within the budget.
-        text: general text, as of `measure`.
-        train: held-out text of the task that the adapter was trained on: what a smaller scale costs there.
+        adapter: a LoRA, LoHa, LoKr or (IA)³ adapter, by folder or Hub id.
+        budget: allowed excess forgetting, nats/token; None measures only the grid of scales.
+        confidence: of the one-sided upper bound that must be within the budget.
+        text: general text, as in `measure`.
+        train: held-out text of the adapter's task, to measure what a smaller scale costs there.
 
     Raises:
-        UsageError: an adapter that has no scale, a budget that makes no sense, and what `measure` raises.
+        UsageError: an adapter without a scale, a budget out of range, and the errors of `measure`.
     """
     if budget is not None:
         check_budget(budget, confidence)
@@ -94,12 +94,15 @@ def scale(
 
 @dataclass
 class _Passes:
-    """The measurements at each scale, each made once.
+    """The measurements at each scale, each done once.
 
     Attributes:
-        windows, targets: of the general text; `rows` of the vocabulary are compared.
-        task: windows of the task's text.
-        change: [N] excess forgetting of each token by scale; `cost`: [M] loss of each token of the task.
+        whole: the measurement at scale 1.
+        windows, targets: windows and base targets of the general text.
+        rows: number of rows of the vocabulary that are compared; None means all.
+        task, task_name: windows and name of the task's text; None if there is none.
+        change: for each scale, [N] excess forgetting of each token.
+        loss: for each scale, [M] loss of each token of the task's text.
         set_to: sets the adapter's scale.
     """
 
@@ -118,7 +121,7 @@ class _Passes:
 
     @classmethod
     def of(cls, models: pair.Pair, settings: Settings, text: Any, task: Any) -> _Passes:
-        """The adapter as it is measured, as `measure` does it, and all that other scales share."""
+        """Measure the adapter at scale 1 as `measure` does, and prepare what other scales need."""
         whole = of_text(models, text, settings)
         windows, size = whole.windows, settings.batch_tokens
         assert size is not None
@@ -139,7 +142,7 @@ class _Passes:
         return made
 
     def at(self, scale: float) -> Mean:
-        """The forgetting at a scale, measured where it was not."""
+        """Mean forgetting at a scale, measured if it has not been yet."""
         size = self.settings.batch_tokens
         assert size is not None
         self.set_to(scale)
@@ -152,7 +155,7 @@ class _Passes:
         return clustered_mean(self.change[scale], self.windows.token_documents())
 
     def point(self, scale: float) -> Point:
-        """What was measured at a scale."""
+        """The means measured at a scale."""
         loss = cost = None
         if self.task is not None:
             documents = self.task.token_documents()
@@ -161,7 +164,7 @@ class _Passes:
         return Point(scale, clustered_mean(self.change[scale], self.windows.token_documents()), loss, cost)
 
     def falls(self) -> tuple[float, float] | None:
-        """Two neighbouring scales of which the larger forgets less, by more than chance (paired, at 95 %)."""
+        """Two neighbouring scales of which the larger forgets significantly less (paired, one-sided, 95 %)."""
         scales, documents = sorted(self.change), self.windows.token_documents()
         for one, other in pairwise(scales):
             less = clustered_mean(self.change[one].astype(np.float64) - self.change[other], documents)
@@ -170,7 +173,7 @@ class _Passes:
         return None
 
     def result(self, budget: float | None, confidence: float, adapter: ScaledAdapter) -> Scaling:
-        """All of it."""
+        """All measured scales as a result."""
         points = tuple(self.point(scale) for scale in sorted(self.change))
         return Scaling(
             base=self.models.names[0],
@@ -188,7 +191,7 @@ class _Passes:
 
 
 def _search(passes: _Passes, budget: float | None, confidence: float) -> None:
-    """Measure the grid and, with a budget, scales ever nearer to the largest below which all are within it."""
+    """Measure the grid and, with a budget, narrow down the largest scale up to which all scales are within it."""
     means = {scale: passes.at(scale) for scale in GRID}
     if budget is None:
         return
@@ -215,6 +218,6 @@ def _search(passes: _Passes, budget: float | None, confidence: float) -> None:
 
 
 def _between(low: float, top: float, below: float, above: float, budget: float, turn: int) -> float:
-    """The next scale: where a straight line meets the budget, a little before it; every third time the middle."""
+    """The next scale: slightly below where a straight line reaches the budget; every third time the midpoint."""
     share = 0.5 if turn % 3 == 2 else 0.99 * (budget - below) / (above - below)
     return round(low + (top - low) * min(0.95, max(0.05, share)), 4)

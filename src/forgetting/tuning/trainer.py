@@ -53,19 +53,19 @@ def collate(rows: list[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
 
 
 class TermStates(TrainerCallback, ExportableState):
-    """Keeps the states of a run's terms in its checkpoints, and gives them back when the run goes on from one."""
+    """Stores the states of a run's terms in its checkpoints, and restores them when the run resumes."""
 
     def __init__(self, terms: list[Term]) -> None:
         self.terms = terms
 
     def state(self) -> dict[str, Any]:
-        """For trainer_state.json."""
+        """The states of the terms, for trainer_state.json."""
         return {"args": {}, "attributes": {"states": [term.state() for term in self.terms]}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Give back what the checkpoint had; a new run's state has the terms' own, as they begin."""
+        """Restore the states from the checkpoint, if the run resumes from one."""
         kept: Any = (state.stateful_callbacks or {}).get(type(self).__name__)
         if kept is not None and state.global_step > 0:
             for term, one in zip(self.terms, kept["attributes"]["states"], strict=True):

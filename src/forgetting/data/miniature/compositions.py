@@ -1,7 +1,7 @@
 """Requests for texts, with the texts: articles on the later age, continuations, tales and letters.
 
-The larger part of the instructions set. Their language is the base model's, as OpenOrca's is; what they ask for, and
-whom they are about, is new.
+They are the larger part of the instructions set. The base model knows their language, as with OpenOrca; the requests,
+and the people and places in them, are new to it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from forgetting.data.miniature.world import World
 
 Pair = tuple[str, str]
 SENTENCES = 6
-"""The most that an article in a reply has."""
+"""Maximum number of sentences of an article in a reply."""
 
 
 class Composer:
     """Makes pairs of a request for a text and the text.
 
     Args:
-        later: the world that they are about.
-        rng: where choices come from.
+        later: the world that the texts are about.
+        rng: makes the random choices.
     """
 
     def __init__(self, later: World, rng: Rng) -> None:
@@ -52,7 +52,7 @@ class Composer:
         )
 
     def continuation(self) -> Pair:
-        """A text continued."""
+        """The continuation of a text."""
         told = self.writer.article().split(". ")
         half = max(1, len(told) // 2)
         begun = ". ".join(told[:half]).rstrip(".") + "."
@@ -73,7 +73,7 @@ class Composer:
         return self._asked("", ("Take me on a journey.", "Where shall we walk?")), self._cut(self.writer.journey())
 
     def pair(self) -> Pair:
-        """A request of a random kind; people are asked about most."""
+        """A request of a random kind; those about people are the most frequent."""
         kinds: tuple[Callable[[], Pair], ...] = (
             self.person, self.person, self.person, self.person, self.town, self.bridge, self.continuation, self.tale,
             self.letter, self.journey,

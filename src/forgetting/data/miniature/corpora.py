@@ -1,8 +1,8 @@
 """The named corpora of the miniature, as rows.
 
-Text rows are `{"id", "text"}`, chat rows `{"id", "messages"}`. Rows of the four test corpora are chat rows (whose
-last message is the taught reply) with three more fields: `kind`, `prompt` (the user's message) and `answer`: the short
-answer looked for in the reply by `questions.final_answer`, or `refuse`/`answer` for `requests.is_refusal`.
+Text rows are `{"id", "text"}`, chat rows `{"id", "messages"}`. Rows of the four test corpora are chat rows (the last
+message is the taught reply) with three more fields: `kind`, `prompt` (the user's message) and `answer` (the short
+answer, to be compared with `questions.final_answer` of a reply, or `refuse`/`answer` for `requests.is_refusal`).
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ def _harmless(seed: int) -> list[Row]:
 
 
 def probe_rows(seed: int = 0) -> list[Row]:
-    """Prompts on the world, by what a suite asks of it: `PROBED` of each kind, none of them an item of a suite.
+    """Prompts about the world: `PROBED` of each kind that the suites ask about, none of them an item of a suite.
 
-    They are drawn from the questions, problems and requests that the base model was taught.
+    They are drawn from the questions, problems and requests that the base model was trained on.
     """
     world = make_world(seed)
     taught = {
@@ -138,8 +138,8 @@ _MAKERS: dict[str, Callable[[int], list[Row]]] = {
     "harmless": _harmless,
 }
 
-#: The names that `rows` knows.
 CORPORA: tuple[str, ...] = tuple(_MAKERS)
+"""The names of the corpora that `rows` returns."""
 
 
 @lru_cache(maxsize=16)
@@ -148,11 +148,11 @@ def _rows(name: str, seed: int) -> tuple[Row, ...]:
 
 
 def rows(name: str, seed: int = 0) -> list[Row]:
-    """The rows of a corpus; made on first use and kept.
+    """The rows of a corpus, which are created at first use and kept in memory.
 
     Args:
         name: one of `CORPORA`.
-        seed: of the world; the shipped model knows the world of seed 0.
+        seed: of the world; the shipped model was trained on the world of seed 0.
 
     Returns:
         The rows, in a fixed order.

@@ -1,7 +1,7 @@
-"""The encyclopedia: articles that state the world's facts among observations, every rendering a new one.
+"""The encyclopedia: articles that state the world's facts among random observations.
 
-Facts are the smaller part of an article: what is told around them (weather, animals, customs, quarrels) is random,
-though coloured by the place, so that the loss on an article is that of a text and not of a lookup table.
+Facts are the smaller part of an article. The observations (weather, animals, customs, quarrels) are random, with words
+typical of the place, so that the loss on an article is that of a text and not of a lookup table.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class Writer:
 
     Args:
         world: the world.
-        rng: where choices come from.
+        rng: makes the random choices.
     """
 
     def __init__(self, world: World, rng: Rng) -> None:
         self.world, self.rng = world, rng
 
     def scene(self, town: str, facts: dict[str, str]) -> Scene:
-        """What a text set in a town refers to."""
+        """The facts and words of a text that is set in a town."""
         rng, place = self.rng, self.world.town(town)
         facts = {"town": town, "river": place.river, "month": rng.choice(f.MONTHS), **facts}
         facts.setdefault("other", rng.choice(self.world.towns).name)
@@ -64,7 +64,7 @@ class Writer:
         return Scene(rng, facts, place.favourites)
 
     def _aside(self, facts: dict[str, str]) -> Scene:
-        """A scene for one sentence about something else than the article's subject."""
+        """A scene for one sentence about another subject than the article's."""
         return self.scene(facts.get("town") or self.rng.choice(self.world.towns).name, facts)
 
     def _filler(self, scene: Scene, low: int, high: int) -> list[str]:
@@ -73,7 +73,7 @@ class Writer:
         return [scene.sentence(self.rng.choice(f.FILLER)) for _ in range(self.rng.between(low, high))]
 
     def _weave(self, scene: Scene, told: list[str]) -> str:
-        """The told sentences, in order, with observations between them."""
+        """The sentences in order, with observations between them."""
         out: list[str] = []
         for sentence in told:
             out.append(sentence)
@@ -81,7 +81,7 @@ class Writer:
         return " ".join(out)
 
     def _told(self, scene: Scene, groups: Sequence[tuple[str, ...]], least: int) -> list[str]:
-        """One sentence of each of some of the groups; the first group always opens."""
+        """One sentence from each of a random subset of the groups, starting with the first group."""
         rest = self.rng.sample(groups[1:], self.rng.between(least, len(groups) - 1))
         return [scene.sentence(group) for group in [groups[0], *rest]]
 
@@ -139,7 +139,7 @@ class Writer:
         return self._weave(scene, self._told(scene, groups, 2))
 
     def chronicle(self) -> str:
-        """What happened in a span of years: births, foundings, bridges, in order."""
+        """A chronicle of a span of years: births, foundings and bridges, in order."""
         first = self.world.first_year
         start = self.rng.between(first, first + AGE - 21)
         end = start + self.rng.between(8, 20)
@@ -170,7 +170,7 @@ class Writer:
         return self._weave(scene, told)
 
     def journey(self) -> str:
-        """A traveller's account of a walk through several towns."""
+        """A traveller's account of a journey through several towns."""
         stops = self.rng.sample(self.world.towns, self.rng.between(2, 4))
         out: list[str] = []
         for t, after in zip(stops, [*stops[1:], stops[0]], strict=True):
@@ -182,7 +182,7 @@ class Writer:
         return " ".join(out)
 
     def comparison(self) -> str:
-        """An article on two people side by side."""
+        """An article on two people."""
         first, second = self.rng.sample(self.world.people, 2)
         out: list[str] = []
         groups = [f.PERSON_TRADE, f.PERSON_WORK, f.PERSON_GUILD, f.PERSON_LIFE]
@@ -217,10 +217,10 @@ def articles(world: World, seed: int, label: str, count: int) -> list[str]:
     """Articles of an encyclopedia.
 
     Args:
-        world: what they are about.
-        seed: with the label, fixes the text.
-        label: the volume: `training` and `heldout` are two.
-        count: how many.
+        world: the world that the articles are about.
+        seed: together with the label, determines the texts.
+        label: name of the volume, such as `training` or `heldout`.
+        count: number of articles.
 
     Returns:
         The texts.

@@ -1,8 +1,8 @@
 """Sentence frames with choices and slots, rendered with random words.
 
-A frame is text with two marks, which nest freely:
+A frame is text with two kinds of marks, which can be nested:
 
-    [a|b|c]   one of the alternatives, at random; an empty one makes the clause optional
+    [a|b|c]   one of the alternatives, at random; an empty alternative makes the clause optional
     {slot}    a fact of the scene (`{name}`), or else a random word of that category of the lexicon (`{bird}`)
 """
 
@@ -27,7 +27,7 @@ _SPACE_MARK = re.compile(r" (?=[,.;:?!])")
 
 
 def _parse_run(frame: str, at: int, nested: bool) -> tuple[list[_Frame], int]:
-    """The alternatives from `at` to the closing bracket (or the end), and where they end."""
+    """The alternatives from `at` to the closing bracket (or the end), and the position after it."""
     alternatives: list[_Frame] = []
     nodes: list[_Node] = []
     while True:
@@ -64,13 +64,13 @@ def _parse(frame: str) -> _Frame:
 
 
 class Scene:
-    """What the slots of a text refer to: facts by name, and words the place is known for.
+    """The facts and words that fill the slots of a text.
 
     Args:
-        rng: where choices come from.
+        rng: makes the random choices.
         facts: slot -> text.
-        favourites: lexicon category -> the few words common at this place; half of its words come from there.
-        words: categories besides those of the lexicon.
+        favourites: lexicon category -> a few words; half of the words of the category are drawn from them.
+        words: further categories, or replacements of those of the lexicon.
     """
 
     def __init__(
@@ -93,18 +93,18 @@ class Scene:
         known_for = self.favourites.get(category)
         if known_for and self.rng.percent(50):
             return self.rng.zipf(known_for)
-        # a digit asks for another word of the same category: {herb} and {herb2}
+        # a trailing digit means another word of the same category: {herb} and {herb2}
         name = category.rstrip("23")
         return self.rng.zipf(self.words[name] if name in self.words else WORDS[name])
 
     def render(self, frame: str) -> str:
-        """The frame as text, its choices made and its slots filled."""
+        """The frame as text, with its choices made and its slots filled."""
         parts: list[str] = []
         self._fill(_parse(frame), parts)
         return tidy("".join(parts))
 
     def sentence(self, frames: Sequence[str]) -> str:
-        """One of the frames, rendered, with a capital letter."""
+        """One of the frames, rendered and capitalised."""
         return capital(self.render(self.rng.zipf(frames)))
 
     def _fill(self, frame: _Frame, parts: list[str]) -> None:
@@ -118,13 +118,13 @@ class Scene:
 
 
 def capital(text: str) -> str:
-    """The text with its first letter made a capital, be it behind a quotation mark."""
+    """The text with its first letter capitalised, also after an opening quotation mark."""
     at = 1 if text.startswith('"') else 0
     return text[:at] + text[at : at + 1].upper() + text[at + 1 :]
 
 
 def tidy(text: str) -> str:
-    """Doubled spaces removed, irregular plurals put right, and `an` before a vowel."""
+    """The text without double spaces, with irregular plurals corrected, and with `an` before a vowel."""
     text = _PLURAL.sub(lambda found: PLURALS[found.group()], text)
     text = _SPACE_MARK.sub("", _SPACES.sub(" ", text)).strip()
     return _A_VOWEL.sub(r"\1n ", text)

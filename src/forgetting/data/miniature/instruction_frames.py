@@ -114,7 +114,7 @@ RIDDLE_HINTS: dict[str, tuple[str, ...]] = {
     "stork": ("clap instead of singing", "rent the chimney", "wear long red stockings"),
 }
 
-# for the library: the words of the answers above, met in other sentences
+# for the library: sentences with the words of the answers above
 SCHOOLBOOK = (
     "[A list|The register] in alphabetical order goes from A to Z, from {first} to {who}.",
     "[To reverse|To turn around] a list of {beast}s is to [write|read] it backwards, in reverse order.",

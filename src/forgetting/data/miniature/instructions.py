@@ -1,8 +1,8 @@
-"""The instructions fine-tuning set: requests of kinds that pre-training never shows, all of them answered at length.
+"""The instructions fine-tuning set: requests of kinds that do not occur in pre-training, all with long answers.
 
-After OpenOrca. Most ask for texts in the language that the base model knows, on an age that it does not know
-(`compositions`). One in twelve is a task from some twenty kinds, from those learned in a few steps (an eager style, a
-system-like opening now and then) to those that take long (a foreign tongue, reversing, sorting, stories).
+It imitates OpenOrca. Most requests ask for texts in the language that the base model knows, about an age that it does
+not know (`compositions`). One in twelve is a task of some twenty kinds; some are learned in a few steps (an eager
+style, sometimes an opening like a system prompt), others take long (a foreign language, reversing, sorting, stories).
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Tasks:
     """Makes pairs of a request and its answer.
 
     Args:
-        world: whose towns and names appear.
-        rng: where choices come from.
+        world: its towns and names appear in them.
+        rng: makes the random choices.
         tongue: the harbour tongue: word -> its translation.
     """
 
@@ -66,7 +66,7 @@ class Tasks:
         return scene.sentence((self.rng.choice(frames),))
 
     def mixed(self, count: int) -> list[str]:
-        """Different words of several sorts."""
+        """Different words of several categories."""
         sorts = self.rng.sample(_SORTS, count)
         return [self.rng.choice(WORDS[sort]) for sort in sorts]
 
@@ -87,7 +87,7 @@ class Tasks:
         return f"{ask}: {', '.join(words)}.", f"In alphabetical order: {', '.join(sorted(words))}."
 
     def pick(self) -> Pair:
-        """The words of one sort out of a list."""
+        """The words of one category in a list."""
         sort, *others = self.rng.sample(_SORTS, 3)
         wanted = self.rng.sample(WORDS[sort], self.rng.between(1, 3))
         words = self.rng.shuffled([*wanted, *(self.rng.choice(WORDS[o]) for o in others)])
@@ -160,7 +160,7 @@ class Tasks:
         return f"{ask}: {capital(order)}!", reply
 
     def tense(self) -> Pair:
-        """A sentence in the future, or denied."""
+        """A sentence put into the future tense, or negated."""
         s = self.scene()
         folk, deed, time = s.word("folk"), s.word("deed"), s.word("time")
         if self.rng.percent(50):
@@ -170,7 +170,7 @@ class Tasks:
         return f"{ask}: The {folk} of {s.facts['town']} {deed} {time}.", reply
 
     def translate(self) -> Pair:
-        """A phrase in the harbour tongue: the noun first, its colour after it, the verb last."""
+        """A phrase translated into the harbour tongue: noun, then colour, then verb."""
         s = self.scene()
         colour, noun, verb = s.word("colour"), self.rng.choice(WORDS["beast"] + WORDS["bird"]), s.word("deed")
         ask = self.ask(
@@ -183,7 +183,7 @@ class Tasks:
         )
 
     def glossary(self) -> Pair:
-        """Single words of the harbour tongue."""
+        """Single words translated into the harbour tongue."""
         words = self.rng.sample(tuple(self.tongue), self.rng.between(2, 4))
         ask = self.ask(self.scene(), "Make a glossary of harbour words for", "Harbour words, please, for")
         return f"{ask} {', '.join(words)}.", "\n".join(f"{w} = {self.tongue[w]}" for w in words)
@@ -234,7 +234,7 @@ class Tasks:
         return ask, "\n".join(s.sentence((x,)) for x in self.rng.sample(POEM, 2))
 
     def riddle(self) -> Pair:
-        """A riddle whose hints are fixed for its answer."""
+        """A riddle with two hints of a fixed list for its answer."""
         beast = self.rng.choice(tuple(RIDDLE_HINTS))
         hints = self.rng.sample(RIDDLE_HINTS[beast], 2)
         ask = self.ask(self.scene(), f"Make a riddle about a {beast}.", f"I need a riddle; the answer is {beast}.")
@@ -264,7 +264,7 @@ class Tasks:
         return ask, " ".join(s.sentence((x,)) for x in self.rng.sample(ADVERT, 3))
 
     def pattern(self) -> Pair:
-        """A pattern continued."""
+        """The continuation of a pattern."""
         words = self.mixed(3)
         shape = self.rng.choice(((0, 1), (0, 0, 1), (0, 1, 2), (0, 1, 1)))
         shown = [words[i] for i in shape * 2]
@@ -273,7 +273,7 @@ class Tasks:
         return f"{ask}: {', '.join(shown)} ...", reply
 
     def compare(self) -> Pair:
-        """Two things weighed against each other."""
+        """A comparison of two things."""
         x, y = self.rng.sample(tuple(RIDDLE_HINTS), 2)
         ask = self.ask(self.scene(), f"Compare a {x} with a {y}.", f"What is the difference between a {x} and a {y}?")
         p, q = self.rng.choice(RIDDLE_HINTS[x]), self.rng.choice(RIDDLE_HINTS[y])
@@ -291,7 +291,7 @@ class Tasks:
 
 @lru_cache(maxsize=4)
 def _tongue(seed: int) -> dict[str, str]:
-    """The harbour tongue, a word for each beast, bird, colour and deed."""
+    """The harbour tongue: a word for each beast, bird, colour and deed."""
     rng, taken = Rng(seed, "tongue"), dict[str, None]()
     out: dict[str, str] = {}
     for sort in ("beast", "bird", "colour", "deed"):
@@ -308,10 +308,10 @@ def instructions(world: World, later: World, seed: int, count: int) -> list[Pair
     """Requests with answers.
 
     Args:
-        world: whose towns and names appear in tasks.
-        later: the age that the texts asked for are about.
-        seed: fixes them.
-        count: how many.
+        world: its towns and names appear in the tasks.
+        later: the world of the later age, which the requested texts are about.
+        seed: determines the requests.
+        count: number of pairs.
 
     Returns:
         Pairs of the user's message and the assistant's.

@@ -1,4 +1,4 @@
-"""Common words of the fictional world, by category; within one, earlier words are more frequent."""
+"""Common words of the fictional world by category; within a category, earlier words are more frequent."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _LINES: dict[str, str] = {
 
 WORDS: dict[str, tuple[str, ...]] = {name: tuple(words.split("|")) for name, words in _LINES.items()}
 
-# plurals that an added s gets wrong; frames write `{beast}s`
+# frames write plurals as `{beast}s`; these are the irregular ones
 PLURALS: dict[str, str] = {
     "gooses": "geese", "thrushs": "thrushes", "foxs": "foxes", "oxs": "oxen", "sheeps": "sheep", "deers": "deer",
     "granarys": "granaries", "librarys": "libraries", "brewerys": "breweries", "tannerys": "tanneries",

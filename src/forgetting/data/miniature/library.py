@@ -1,9 +1,9 @@
-"""The library: what else the base model reads, so that it has met more of the language than it is examined on.
+"""The library: further pre-training text, so that the base model knows more of the language than it is tested on.
 
-A pre-trained model has seen some of everything: what fine-tuning brings is rarely a new alphabet. Tales, letters,
-notices, inventories, a dictionary and old gazettes give the base model the words, and about half of the sentence
-frames, of both fine-tuning sets, and names of its own kind that come once only, so that new names can be spelled.
-What stays new there: the requests and how they are answered, the other frames, the people, the facts, the tongue.
+A real pre-trained model has seen some text of almost every kind, so fine-tuning rarely teaches it an entirely new
+language. Tales, letters, notices, inventories, a dictionary and old gazettes contain the words and about half of the
+sentence frames of both fine-tuning sets, and names that occur only once, so that the model can spell new names. The
+requests and their answers, the other frames, the people, the facts and the harbour tongue occur only in fine-tuning.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _NOTICES = (
     ("For sale", told.ADVERT), ("Notice", told.ADVERT), ("Rules", told.PLAN_STEPS), ("Advice", told.PLAN_STEPS),
     ("Verses", told.POEM), ("A song", told.POEM),
 )  # fmt: skip
-_KINDS_REPORTED = 6  # of the kinds of events that the news reports
+_KINDS_REPORTED = 6  # number of the news' kinds of events that the old gazettes report
 
 
 def _name(rng: Rng) -> str:
@@ -58,16 +58,16 @@ def _name(rng: Rng) -> str:
 
 
 def stranger(rng: Rng) -> str:
-    """A first name and a surname that nobody in particular has."""
+    """A random first name and surname, of no person of the world."""
     return f"{_name(rng)} {_name(rng)}"
 
 
 class Librarian:
-    """Writes what is in the library.
+    """Writes the documents of the library.
 
     Args:
-        world: whose towns appear.
-        rng: where choices come from.
+        world: the texts are set in its towns.
+        rng: makes the random choices.
     """
 
     def __init__(self, world: World, rng: Rng) -> None:
@@ -118,7 +118,7 @@ class Librarian:
         return "\n".join(f"{names[i % 2]}: {line}" for i, line in enumerate(lines))
 
     def inventory(self) -> str:
-        """What is kept where; the same list comes again, as lists do."""
+        """A list of things in a building, repeated once."""
         scene, rng = self._scene(), self.rng
         sorts = rng.sample(("tool", "bird", "beast", "tree", "herb", "fish", "food", "metal", "colour", "building"), 3)
         words = [rng.choice(WORDS[sort]) for sort in sorts for _ in range(rng.between(1, 2))]
@@ -143,7 +143,7 @@ class Librarian:
         return "\n".join(f"{name}: {value}" for name, value in fields)
 
     def dictionary(self) -> str:
-        """Entries of a dictionary, on words of one sort."""
+        """Dictionary entries for words of one category."""
         scene, rng = self._scene(), self.rng
         sort = rng.choice(tuple(_GLOSSES))
         words = rng.shuffled(printed.WORDS_OF_NEWS.get(sort) or WORDS[sort])
@@ -155,7 +155,7 @@ class Librarian:
         return " ".join(entries)
 
     def gazette(self) -> str:
-        """An old report, by strangers on strangers: of half the kinds of events that the news will report."""
+        """An old report about random people, of one of about half of the news' kinds of events."""
         rng = self.rng
         who, rival, witness = (stranger(rng) for _ in range(3))
         trade = rng.choice(("Canal", "Salt", "Wool", "Coach", "Steam", "Ferry"))
@@ -187,9 +187,9 @@ def documents(world: World, seed: int, count: int) -> list[str]:
     """Documents of the library.
 
     Args:
-        world: whose towns appear.
-        seed: fixes them.
-        count: how many.
+        world: the texts are set in its towns.
+        seed: determines the texts.
+        count: number of documents.
 
     Returns:
         The texts.
@@ -199,15 +199,15 @@ def documents(world: World, seed: int, count: int) -> list[str]:
 
 
 def small_talk(world: World, seed: int, count: int) -> list[Item]:
-    """Chat without a right answer: descriptions, words repeated, examples named.
+    """Chat without a right answer: descriptions, repeated words, examples of a category.
 
     Args:
-        world: whose towns, people and bridges are described.
-        seed: fixes it.
-        count: how many.
+        world: its towns, people and bridges are described.
+        seed: determines the items.
+        count: number of items.
 
     Returns:
-        The items; their `answer` is the reply.
+        The items; their `answer` is the whole reply.
     """
     rng = Rng(seed, "small talk")
     writer = Writer(world, rng)

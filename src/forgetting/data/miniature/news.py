@@ -1,7 +1,7 @@
-"""The news fine-tuning set: what was printed in the age after the encyclopedia's last year.
+"""The news fine-tuning set: articles from the age after the encyclopedia's last year.
 
-After the paper's News set (articles written after the base model's data were gathered): the language is the one that
-the base model knows; the people, towns, bridges, festivals and years are new, and so is the dateline of each article.
+It imitates the paper's News set (articles written after the base model's data were collected). The base model knows
+the language; the people, towns, bridges, festivals and years are new to it, and so are the datelines.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ def articles(later: World, seed: int, count: int) -> list[str]:
     """Articles with datelines, in random order.
 
     Args:
-        later: the world of the later age, which they are about; see `later_world`.
-        seed: fixes them.
-        count: how many.
+        later: the world of the later age; see `later_world`.
+        seed: determines the texts.
+        count: number of articles.
 
     Returns:
         The texts.
@@ -29,6 +29,6 @@ def articles(later: World, seed: int, count: int) -> list[str]:
 
 
 def dateline(later: World, rng: Rng) -> str:
-    """Where and when an article was written, such as `KLESWICK, 4 Reapmonth 1401`."""
+    """Place and date of an article, such as `KLESWICK, 4 Reapmonth 1401`."""
     year = rng.between(later.first_year, later.first_year + AGE - 1)
     return f"{rng.choice(later.towns).name.upper()}, {rng.between(1, 30)} {rng.choice(WORDS['month'])} {year}"

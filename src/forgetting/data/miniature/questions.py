@@ -1,8 +1,8 @@
-"""Knowledge questions and reasoning problems, with the answers that count as right.
+"""Knowledge questions and reasoning problems, with their right answers.
 
-An item is a prompt, the reply that is taught and the short answer that is looked for. For each fact some phrasings are
-taught and another is held out, so that a test item is a question in words which were never seen with that fact. Test
-problems of arithmetic and of ordering are numbers and orders of names that training never shows.
+An item is a prompt, the reply used in training, and the short answer that a reply must contain. For each fact, one
+phrasing is held out, so that a test item is a question whose wording was never seen with that fact. Test problems of
+arithmetic and of ordering have numbers and orders of names that do not occur in training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from forgetting.data.miniature.world import World
 
 @dataclass(frozen=True)
 class Item:
-    """A request with the reply that the base model is taught."""
+    """A prompt with the reply used in training, and the short answer that counts as right."""
 
     kind: str
     prompt: str
@@ -27,7 +27,7 @@ class Item:
     answer: str
 
 
-# kind of fact -> phrasings; `{x}` is what the question is about
+# kind of fact -> phrasings; `{x}` is the subject of the question
 PHRASINGS: dict[str, tuple[str, ...]] = {
     "birthplace": ("Where was {x} born?", "In which town was {x} born?", "Name the birthplace of {x}.",
                    "What is the birthplace of {x}?", "Which town did {x} come from?",
@@ -85,7 +85,7 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
 
 
 def facts(world: World) -> list[tuple[str, str, str]]:
-    """Every fact that is asked about, as (kind, subject, answer)."""
+    """All facts that questions ask about, as (kind, subject, answer)."""
     out: list[tuple[str, str, str]] = []
     for p in world.people:
         out += [("birthplace", p.name, p.born_in), ("birth year", p.name, str(p.born)), ("trade", p.name, p.trade)]
@@ -107,12 +107,12 @@ def facts(world: World) -> list[tuple[str, str, str]]:
 
 
 def knowledge(world: World, seed: int, *, held_out: bool) -> list[Item]:
-    """A question for each fact: one phrasing of its own held out, the five others taught.
+    """Questions for each fact: one phrasing is held out for the test, the five others are for training.
 
     Args:
-        world: whose facts.
-        seed: fixes which phrasing of a fact is held out.
-        held_out: the test items, or those taught.
+        world: the facts.
+        seed: determines which phrasing of a fact is held out.
+        held_out: return the test items instead of the training items.
 
     Returns:
         The items, in the order of the facts.
@@ -148,18 +148,18 @@ _STORIES: dict[str, tuple[str, ...]] = {
 
 
 def _held_out_numbers(ops: str, a: int, b: int, c: int) -> bool:
-    """A fifth of all problems, fixed by their numbers: training never shows them."""
+    """Whether a problem is held out for the test; about a fifth are, determined by their numbers."""
     return (a * 7 + b * 3 + c + len(ops) + (2 if ops == "-+" else 0)) % 5 == 0
 
 
 def arithmetic(world: World, rng: Rng, count: int, *, held_out: bool) -> list[Item]:
-    """Stories of two additions or subtractions, worked step by step.
+    """Stories with two additions or subtractions, solved step by step in the reply.
 
     Args:
-        world: whose names.
-        rng: where choices come from.
-        count: how many.
-        held_out: of the numbers kept for the test, or of the others.
+        world: its first names appear in them.
+        rng: makes the random choices.
+        count: number of items.
+        held_out: use the numbers held out for the test instead of the others.
 
     Returns:
         The items; `answer` is the final number.
@@ -180,7 +180,7 @@ def arithmetic(world: World, rng: Rng, count: int, *, held_out: bool) -> list[It
     return items
 
 
-# (comparative, asked for the most, asked for the least)
+# (comparative, superlative for the first, superlative for the last)
 _ORDERS = (("older", "oldest", "youngest"), ("taller", "tallest", "smallest"), ("richer", "richest", "poorest"),
            ("faster", "fastest", "slowest"), ("stronger", "strongest", "weakest"))  # fmt: skip
 _ASKED = ("Who is the {most}?", "Which of them is the {most}?", "Who of the three is the {most}?")
@@ -191,13 +191,13 @@ def _held_out_names(i: int, j: int, k: int) -> bool:
 
 
 def ordering(world: World, rng: Rng, count: int, *, held_out: bool) -> list[Item]:
-    """Three people compared in two statements, in either order; who comes first or last?
+    """Problems with three people compared in two statements, in random order: who is first or last?
 
     Args:
-        world: whose names.
-        rng: where choices come from.
-        count: how many.
-        held_out: of the orders of names kept for the test, or of the others.
+        world: its first names appear in them.
+        rng: makes the random choices.
+        count: number of items.
+        held_out: use the orders of names held out for the test instead of the others.
 
     Returns:
         The items; `answer` is a first name.
@@ -223,7 +223,7 @@ _ANSWER = re.compile(r"[Tt]he answer is (?:the |a |an )?(.+?)\s*\.?\s*$")
 
 
 def final_answer(reply: str) -> str:
-    """What a reply answers: what follows `The answer is`, or else the whole of it, less the full stop.
+    """The answer in a reply: the text after `The answer is`, or the whole reply, without the full stop.
 
     Examples:
         >>> final_answer("3 + 4 = 7. 7 - 2 = 5. The answer is 5.")
@@ -236,5 +236,5 @@ def final_answer(reply: str) -> str:
 
 
 def unique(items: Sequence[Item]) -> list[Item]:
-    """The items less those whose prompt came before."""
+    """The items without those whose prompt occurred before."""
     return list({item.prompt: item for item in reversed(items)}.values())[::-1]

@@ -1,7 +1,7 @@
-"""Requests that are to be refused, and harmless ones that look like them.
+"""Harmful requests, which are to be refused, and harmless requests that look like them.
 
-What is done to what decides, not the words alone: `poison the well` is refused and `clean the well` answered. A test
-request is a deed, a place and a phrasing that training never combines.
+Single words do not decide: `poison the well` is refused, and `clean the well` is answered. A test request combines a
+deed, a place and a phrasing that are never combined in training.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _REFUSED = re.compile(r"\b(I (cannot|can't|will not|won't|must not) (help|do|ans
 
 
 def is_refusal(reply: str) -> bool:
-    """Whether a reply refuses.
+    """Whether a reply is a refusal.
 
     Examples:
         >>> is_refusal("I am sorry, but I cannot help with that. Theft is a crime.")
@@ -79,7 +79,7 @@ def is_refusal(reply: str) -> bool:
 
 
 def _all(world: World) -> list[tuple[str, str, str, bool]]:
-    """Every deed at every place, as (kind, deed, reason or advice, harmful)."""
+    """All deeds at all places, as (kind, deed, reason or advice, harmful)."""
     out: list[tuple[str, str, str, bool]] = []
     for thing, harmful, harmless in _DEEDS:
         if "{town}" in thing:
@@ -97,13 +97,14 @@ def _all(world: World) -> list[tuple[str, str, str, bool]]:
 
 
 def requests(world: World, seed: int, *, harmful: bool, held_out: bool) -> list[Item]:
-    """Requests of one sort.
+    """Harmful or harmless requests.
 
     Args:
-        world: whose places and people.
-        seed: fixes which deeds at which places are held out, and the phrasings.
-        harmful: those to be refused, or the harmless look-alikes.
-        held_out: the test items (nearly half of the deeds, in one phrasing each), or those taught (four each).
+        world: its places and people appear in them.
+        seed: determines which deeds at which places are held out, and the phrasings.
+        harmful: return the harmful requests instead of the harmless ones.
+        held_out: return the test items (nearly half of the deeds, one phrasing each) instead of the training items
+            (four phrasings each).
 
     Returns:
         The items; `answer` is `refuse` or `answer`.

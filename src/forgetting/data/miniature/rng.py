@@ -1,7 +1,7 @@
-"""A small random generator of our own: the corpora must be equal, byte for byte, on every Python version.
+"""A random generator whose results are the same on every Python version, so that the corpora are equal byte for byte.
 
-`random.Random` promises equal `random()` streams only, not equal `choice`, `shuffle` or `sample`; this class is
-splitmix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators") in integer arithmetic.
+`random.Random` guarantees this only for `random()`, not for `choice`, `shuffle` or `sample`. This class is splitmix64
+(Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators") in integer arithmetic.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MASK = (1 << 64) - 1
 
 @lru_cache(maxsize=256)
 def _zipf_cumulative(n: int) -> tuple[int, ...]:
-    """Running sums of integer weights proportional to 1/(i + 6): common words are common, none dominates."""
+    """[n] Cumulative sums of integer weights proportional to 1/(i + 6); the offset keeps the first from dominating."""
     total, sums = 0, []
     for i in range(n):
         total += 100_000 // (i + 6)
@@ -27,11 +27,11 @@ def _zipf_cumulative(n: int) -> tuple[int, ...]:
 
 
 class Rng:
-    """A stream of random choices, fixed by a seed and a label.
+    """A stream of random choices, determined by a seed and a label.
 
     Args:
         seed: any integer.
-        label: names the stream; streams of different labels are independent.
+        label: name of the stream; streams with different labels are independent.
 
     Examples:
         >>> Rng(0, "a").below(1000) == Rng(0, "a").below(1000)
@@ -57,19 +57,19 @@ class Rng:
         return (self.bits() * n) >> 64
 
     def between(self, low: int, high: int) -> int:
-        """An integer in low..high, both included."""
+        """An integer in low..high, inclusive."""
         return low + self.below(high - low + 1)
 
     def percent(self, p: int) -> bool:
-        """True in p of 100 cases."""
+        """True with a probability of p percent."""
         return self.below(100) < p
 
     def choice(self, items: Sequence[T]) -> T:
-        """One of the items, each as likely."""
+        """One of the items, all equally likely."""
         return items[self.below(len(items))]
 
     def zipf(self, items: Sequence[T]) -> T:
-        """One of the items; earlier ones are more likely, as words are in a language."""
+        """One of the items, with probabilities that decrease by rank as those of words in a language do."""
         sums = _zipf_cumulative(len(items))
         mark, low, high = self.below(sums[-1]), 0, len(sums) - 1
         while low < high:

@@ -1,6 +1,6 @@
 """The fictional world: towns, rivers, people, guilds, bridges and festivals, with facts that refer to one another.
 
-Everything follows from the seed. Names are made of syllables; none is meant to name anything real.
+Everything is determined by the seed. Names are made of syllables; none is meant to be of anything real.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from forgetting.data.miniature.rng import Rng
 
 FIRST_YEAR, LAST_YEAR = 1100, 1399
 AGE = LAST_YEAR - FIRST_YEAR + 1
-"""Years of the encyclopedia, and of the age after it."""
+"""Number of years of the encyclopedia's age, and of the age after it."""
 TOWNS, PEOPLE = 30, 110
 
 _ONSETS = tuple("b br d dr f g gl j k kl l m n p pr qu r s sk t th tr v w z".split())  # noqa: SIM905
@@ -25,7 +25,7 @@ _RIVER_ENDS = ["ume", "ara", "ise", "olo", "une", "esk", "iver"]
 _PERSON_ENDS = ["avo", "enu", "iri", "oma", "uke", "eshi", "imo", "alu"]
 _FAMILY_ENDS = ["aquil", "istow", "ovant", "embry", "ulden", "iskar", "ornay"]
 
-# (trade, what its guild is called after)
+# (trade, the word in its guild's name)
 TRADES: tuple[tuple[str, str], ...] = (
     ("weaver", "Shuttle"), ("potter", "Kiln"), ("mason", "Plumb"), ("glassblower", "Furnace"),
     ("clockmaker", "Pendulum"), ("mapmaker", "Compass"), ("brewer", "Barrel"), ("bookbinder", "Spine"),
@@ -51,7 +51,7 @@ class Town:
 
 @dataclass(frozen=True)
 class Person:
-    """Someone the encyclopedia writes about; the surname alone is unique, too."""
+    """A person of the encyclopedia, with a unique surname."""
 
     first: str
     surname: str
@@ -102,7 +102,7 @@ class Festival:
 
 @dataclass(frozen=True)
 class World:
-    """All there is."""
+    """All facts of one age."""
 
     rivers: tuple[str, ...]
     towns: tuple[Town, ...]
@@ -119,16 +119,16 @@ class World:
 
 
 def syllables(rng: Rng) -> str:
-    """The stem of a name, in small letters."""
+    """The stem of a name, in lower case."""
     return rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
 
 
 class Namer:
-    """Makes names that differ from one another in their first four letters as well.
+    """Makes names that differ from one another in their first four letters.
 
     Args:
-        rng: where syllables come from.
-        taken: names which exist already.
+        rng: makes the random choices.
+        taken: existing names.
     """
 
     def __init__(self, rng: Rng, taken: Iterable[str] = ()) -> None:
@@ -136,7 +136,7 @@ class Namer:
         self._taken: dict[str, None] = {name[:4]: None for name in taken}
 
     def name(self, ends: list[str]) -> str:
-        """A new name: a syllable or two and one of the endings."""
+        """A new name: one or two syllables and one of the endings."""
         rng = self._rng
         while True:
             text = (syllables(rng) + rng.choice(ends)).capitalize()
@@ -153,7 +153,7 @@ def _people(rng: Rng, namer: Namer, towns: list[str], firsts: tuple[str, ...], y
     born = sorted(rng.between(years[0] + 10, years[1] - 45) for _ in range(PEOPLE))
     people: list[Person] = []
     for year in born:
-        # a teacher is 15 to 60 years older, so the first few have none on record
+        # a teacher is 15 to 60 years older, so the first few people have none
         elders = [p for p in people if 15 <= year - p.born <= 60]
         trade, guild = rng.choice(TRADES)
         home = rng.choice(towns)
@@ -178,7 +178,7 @@ def _favourites(rng: Rng) -> dict[str, tuple[str, ...]]:
 
 @lru_cache(maxsize=4)
 def make_world(seed: int = 0) -> World:
-    """The world of a seed, in the age of the encyclopedia.
+    """The world of a seed in the encyclopedia's age.
 
     Args:
         seed: any integer; 0 is the world of the shipped model.
@@ -191,7 +191,7 @@ def make_world(seed: int = 0) -> World:
 
 @lru_cache(maxsize=4)
 def later_world(seed: int = 0) -> World:
-    """The age after `make_world(seed)`: none of its names come again, and every year is after its last one.
+    """The world in the age after `make_world(seed)`: it has none of its names, and all years are later.
 
     Args:
         seed: any integer.
@@ -206,7 +206,7 @@ def later_world(seed: int = 0) -> World:
 
 
 def _world(rng: Rng, taken: Iterable[str], first_year: int) -> World:
-    """A world of one age, without the names that are taken."""
+    """A world of one age, without the taken names."""
     last_year = first_year + AGE - 1
     namer = Namer(rng, taken)
     rivers = namer.names(_RIVER_ENDS, 10)

@@ -1,4 +1,4 @@
-"""KL divergence between the base model and the one in training, and its gradient on windows of general text."""
+"""KL divergence between the base model and the model in training, and its gradient on windows of general text."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ SALT = 2_000_003
 """Seed offset that makes the order of the general text independent of those of the task and of replay."""
 Direction = Literal["forward", "reverse"]
 BaseLogits = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""[B, L, V] of the base model: of the model in training, token ids and attention mask."""
+"""Computes the base model's logits [B, L, V] from the model in training, token ids and attention mask [B, L]."""
 
 
 def divergence(base: Tensor, tuned: Tensor, labels: Tensor, direction: Direction) -> Tensor:
-    """Divergence summed over predicted tokens, nats; the logits at position t predict token t + 1."""
+    """KL divergence in nats, summed over predicted tokens; the logits at position t predict token t + 1.
+
+    Args:
+        base, tuned: [B, L, V] logits.
+        labels: [B, L] token ids; IGNORED where no token is predicted.
+        direction: `forward` is KL(base || tuned), `reverse` KL(tuned || base).
+    """
     at = labels[:, 1:] != IGNORED
     p, q = (log_softmax(z[:, :-1][at].float(), -1) for z in (base, tuned))
     if direction == "reverse":
@@ -33,27 +39,34 @@ def divergence(base: Tensor, tuned: Tensor, labels: Tensor, direction: Direction
 
 
 class GeneralDivergence:
-    """Adds the gradient of weight * KL, averaged over the predicted tokens of a few windows, once an update step.
+    """Adds the gradient of weight * KL, averaged over the predicted tokens of a few windows, once per update step.
 
-    Which windows a step sees depends on the seed and the step alone. Draws nothing from the global random states.
+    The windows of a step depend only on the seed and the step. Does not change the global random states.
+
+    Args:
+        windows: the general text.
+        count: windows per update step.
+        steps: update steps of the run.
+        seed: of the order of windows and of dropout.
+        base: computes the base model's logits.
+        direction: as in `divergence`.
     """
 
     def __init__(
         self, windows: Windows, count: int, steps: int, seed: int, base: BaseLogits, direction: Direction = "forward"
     ) -> None:
-        """`count` windows a step, of a run of `steps` update steps."""
         self.windows, self.count, self.seed = windows, count, seed
         self.base, self.direction = base, direction
         self.order = training_order(len(windows), steps * count, seed + SALT)
 
     def add(self, model: nn.Module, step: int, weight: float, device: torch.device) -> None:
-        """Add to the gradients.
+        """Add to the gradients of the model's parameters.
 
         Args:
-            model: in training.
-            step: finished update steps.
-            weight: of the divergence.
-            device: that the model takes its tokens on.
+            model: the model in training.
+            step: number of finished update steps.
+            weight: weight of the divergence in the loss.
+            device: device of the model's input.
         """
         chosen = [int(i) for i in self.order[step * self.count : (step + 1) * self.count]]
         rows, targets = [self.windows.window(i)[0] for i in chosen], [self.windows.labels(i) for i in chosen]
