@@ -343,11 +343,7 @@ def fill_disk(bench: Bench, tally: Tally, moments: int) -> None:
             if process.returncode:
                 tally.faults += 1
                 last = errors[-1] if errors else ""
-                if (
-                    process.returncode != 1
-                    or "the disk is full" not in last
-                    or any("Traceback" in e for e in errors)
-                ):
+                if process.returncode != 1 or "the disk is full" not in last or any("Traceback" in e for e in errors):
                     tally.wrong.append(f"exit code {process.returncode}: {last}")
             subprocess.run(["mount", "-o", "remount,size=100m", str(place)], check=True)
             process = bench.start(place / "study", "--jobs", "2")

@@ -158,6 +158,7 @@ TOUR: list[tuple[str, str]] = [
     ("study {flags} --method full --rank 8", "methods.full: rank: unknown field"),
     ("study {flags} --measure-start 900", "measure.start 900 is after the last step, training.steps 12"),
     ("study {flags} --context 4096", "context: got 4096; the model was built for at most 64 positions"),
+    ("study {flags} --context 0", "context: got 0; input should be greater than or equal to 8"),
     ("study {flags} --text {dir}/none.txt", "none.txt: no such file"),
     ("study {flags} --text {dir}/empty.txt", "empty.txt: empty; it has no rows"),
     ("study {flags} --text {dir}/short.txt", "the text has 3 tokens in 1 document, fewer than one window of 32"),

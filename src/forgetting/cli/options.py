@@ -63,11 +63,6 @@ Rank = Annotated[
 ]
 Seed = Annotated[list[int] | None, typer.Option(help="Seed of initialisation and data order. Repeat for several runs.")]
 Steps = Annotated[int | None, typer.Option(help="Update steps of each run.")]
-BatchSize = Annotated[int | None, typer.Option(help="Windows per update step.")]
-Context = Annotated[int | None, typer.Option(help="Tokens per window.")]
-LearningRate = Annotated[float | None, typer.Option(help="Learning rate.")]
-MeasureStart = Annotated[int | None, typer.Option(help="First measured step after step 0.")]
-MeasureEvery = Annotated[int | None, typer.Option(help="Steps between measurements.")]
 BatchTokens = Annotated[
     int | None, typer.Option(help="Tokens per forward pass when measuring; halved if memory runs out.")
 ]
@@ -144,6 +139,40 @@ class ModelOptions:
         """The fields of `model` that were given, as in a configuration."""
         chosen = asdict(self) | {"dtype": self.dtype and self.dtype.value, "bits": self.bits and int(self.bits.value)}
         return {name: value for name, value in chosen.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """Flags of the recipe and of measuring, shared by `study` and `pilot`; a flag that was not given is None."""
+
+    batch_size: Annotated[int | None, typer.Option(help="Windows per update step.")] = None
+    context: Annotated[int | None, typer.Option(help="Tokens per window.")] = None
+    learning_rate: Annotated[float | None, typer.Option(help="Learning rate.")] = None
+    measure_start: Annotated[int | None, typer.Option(help="First measured step after step 0.")] = None
+    measure_every: Annotated[int | None, typer.Option(help="Steps between measurements.")] = None
+    batch_tokens: BatchTokens = None
+
+    def given(self, models: ModelOptions, *, model: str | None, text: str | None, steps: int | None) -> dict[str, Any]:
+        """The fields of a study's configuration that were given.
+
+        Args:
+            models: the command's flags on loading models.
+            model, text, steps: its flags of these names.
+        """
+        training = present(steps=steps, batch_size=self.batch_size, learning_rate=self.learning_rate)
+        measure = present(start=self.measure_start, every=self.measure_every, batch_tokens=self.batch_tokens)
+        return present(
+            model=present(source=model, **models.given()) or None,
+            text=present(source=text) or None,
+            context=self.context,
+            training=training or None,
+            measure=measure or None,
+        )
+
+
+def present(**fields: Any) -> dict[str, Any]:
+    """The fields that are not None."""
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True)

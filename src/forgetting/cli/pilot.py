@@ -13,7 +13,7 @@ import typer
 from ..errors import ForgettingError
 from . import options as o
 from .printing import print_shown, say
-from .study import named_sources, present
+from .study import named_sources
 
 if TYPE_CHECKING:
     from ..config.schema import StudyConfig
@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 class Limits:
     """When a pilot ends."""
 
-    minutes: Annotated[float, typer.Option(help="For all runs together, those of earlier calls among them.")] = 30.0
+    minutes: Annotated[
+        float, typer.Option(help="Maximum time of all runs together, including those of earlier calls.")
+    ] = 30.0
     tolerance: Annotated[
-        float, typer.Option(help="Half width of the band of forgetting, as a share of the budget, that is enough.")
+        float,
+        typer.Option(help="Half width of the band of forgetting at which to stop, as a share of the budget."),
     ] = 0.1
 
 
@@ -35,7 +38,7 @@ class Limits:
 def pilot_command(
     config: Annotated[Path | None, typer.Argument(help="A study's YAML. Default: flags, or the miniature.")] = None,
     *,
-    budget: Annotated[float, typer.Option(help="Forgetting allowed, nats/token above the base model's.")],
+    budget: Annotated[float, typer.Option(help="Allowed excess forgetting, nats/token.")],
     limits: Limits,
     out: o.Out = None,
     model: o.Model = None,
@@ -43,38 +46,28 @@ def pilot_command(
         str | None, typer.Option(help="Fine-tuning data: a {files} file, a folder of them, or a Hub id.")
     ] = None,
     text: o.Text = None,
-    method: Annotated[str | None, typer.Option(help="Fine-tuning method; one that has a rank.")] = None,
+    method: Annotated[str | None, typer.Option(help="Fine-tuning method that has a rank.")] = None,
     rank: Annotated[
-        list[int] | None, typer.Option(help="Rank that may be run; repeat, for three at least. Default: 8, 16, 32, 64.")
+        list[int] | None,
+        typer.Option(help="Ranks to choose from; repeat for at least three. Default: 8, 16, 32, 64."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="The most update steps that a run may take.")] = None,
-    batch_size: o.BatchSize = None,
-    context: o.Context = None,
-    learning_rate: o.LearningRate = None,
-    measure_start: o.MeasureStart = None,
-    measure_every: o.MeasureEvery = None,
-    batch_tokens: o.BatchTokens = None,
+    steps: Annotated[int | None, typer.Option(help="Maximum update steps of a run.")] = None,
+    recipe: o.RecipeOptions,
     models: o.ModelOptions,
     as_json: o.AsJson = False,
 ) -> None:
-    """From nothing to a plan: short runs, one at a time, until it is clear what spends a budget of forgetting.
+    """Find the best rank and steps within a budget of forgetting, by short runs, one at a time.
 
-    Each run is the one that narrows the band of forgetting at the recommended run most for its time, until the band is
+    Each run is the one that narrows the band of forgetting of the recommended run most per time, until the band is
     within the tolerance or the time is up. Then it prints the rank and steps, with bands, and the command to run them.
-    Stop it whenever you like: the same command goes on. Its folder is a study's. Exit code 1 where there is no plan.
+    It can be stopped at any time; the same command continues. Its folder is a study folder. Exit code 1 if there is no
+    plan.
 
-    Without a model and data it is of the miniature (--train miniature:news for its other data set).
+    Without a model and data it uses the miniature (--train miniature:news for its other data set).
     """
     from ..studies.pilot import pilot
 
-    flags: dict[str, Any] = {
-        "model": present(source=model, **models.given()),
-        "text": present(source=text),
-        "context": context,
-        "training": present(steps=steps, batch_size=batch_size, learning_rate=learning_rate),
-        "measure": present(start=measure_start, every=measure_every, batch_tokens=batch_tokens),
-    }
-    whole = _resolved({name: value for name, value in flags.items() if value}, config, train, method)
+    whole = _resolved(recipe.given(models, model=model, text=text, steps=steps), config, train, method)
     with PilotProgress() as progress:
         hear, see = progress.on_event, progress.on_step
         found = asdict(limits)
@@ -88,7 +81,7 @@ def pilot_command(
 
 
 def _resolved(given: dict[str, Any], file: Path | None, train: str | None, method: str | None) -> StudyConfig:
-    """The study that is meant: of a file, of flags, or the miniature."""
+    """The study's configuration: from a file, from flags, or the miniature's."""
     from ..config.files import deep_merge, with_flags
     from ..studies.pilot_config import miniature_flags
 
@@ -101,7 +94,7 @@ def _resolved(given: dict[str, Any], file: Path | None, train: str | None, metho
 
 
 class PilotProgress:
-    """Shows on standard error which run a pilot does and why, the band so far, and the time that is left."""
+    """Shows on standard error each run of a pilot and its reason, the band so far, and the remaining time."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -121,12 +114,12 @@ class PilotProgress:
         self.bars.stop()
 
     def on_step(self, step: PilotStep) -> None:
-        """A run, or longer runs, are about to begin."""
+        """Print the next run, or the runs to lengthen, before they start."""
         self.steps = step.following.steps
         self.bars.console.print(step.sentence(), highlight=False, markup=False, soft_wrap=True)
 
     def on_event(self, event: Event) -> None:
-        """A run started, took a step, or ended."""
+        """Handle an event: a run started, took a step, or ended."""
         match event.kind:
             case "started":
                 self.bars.add_task(event.task.rsplit("-", 1)[0], total=self.steps or None)

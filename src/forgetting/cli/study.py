@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PRINTED = 10_000
 """Rows printed for reading; use a file for more."""
 PIECE = 10_000
+"""Rows of a table written as JSON at a time."""
 
 
 @o.expanded
@@ -42,12 +43,7 @@ def study_command(
     rank: o.Rank = None,
     seed: o.Seed = None,
     steps: o.Steps = None,
-    batch_size: o.BatchSize = None,
-    context: o.Context = None,
-    learning_rate: o.LearningRate = None,
-    measure_start: o.MeasureStart = None,
-    measure_every: o.MeasureEvery = None,
-    batch_tokens: o.BatchTokens = None,
+    recipe: o.RecipeOptions,
     models: o.ModelOptions,
     engine: o.EngineOption = o.EngineName.local,
     jobs: o.Jobs = None,
@@ -67,21 +63,13 @@ def study_command(
     To extend a study, give its folder: --rank, --seed, --train and --method add runs, and --steps lengthens runs that
     have a constant learning rate. Changes that would alter stored numbers are refused.
     """
-    flags: dict[str, Any] = {
-        "model": present(source=model, **models.given()),
-        "text": present(source=text),
-        "seeds": seed or None,
-        "context": context,
-        "training": present(steps=steps, batch_size=batch_size, learning_rate=learning_rate),
-        "measure": present(start=measure_start, every=measure_every, batch_tokens=batch_tokens),
-        "tracking": tracking or None,
-        "datasets": {name: {"source": source} for name, source in named_sources(train or []).items()},
-    }
+    datasets = {name: {"source": source} for name, source in named_sources(train or []).items()}
+    given = recipe.given(models, model=model, text=text, steps=steps)
+    given |= o.present(seeds=seed or None, tracking=tracking or None, datasets=datasets or None)
     if repeat is not None:
-        _repeat(config, repeat, as_json, any((preset, out, prepare, accelerate_config, method, rank, *flags.values())))
+        _repeat(config, repeat, as_json, any((preset, out, prepare, accelerate_config, method, rank, given)))
         return
     where = _engine(engine.value, jobs, accelerate_config, machine_rank, ray.given())
-    given = {key: value for key, value in flags.items() if value}
     resolved = _resolved(given, config, preset, out, method, rank)
     folder = out or (config if config is not None and config.is_dir() else Path("studies") / resolved.name)
     if prepare:
@@ -196,11 +184,6 @@ def _study(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> 
         raise typer.Exit(1)
 
 
-def present(**fields: Any) -> dict[str, Any]:
-    """The fields that were given."""
-    return {key: value for key, value in fields.items() if value is not None}
-
-
 def named_sources(sources: list[str]) -> dict[str, str]:
     """Data sets given by flag, by name: the last part of a file name or id, plus the part before it if two are equal.
 
@@ -245,8 +228,8 @@ def table_command(
     found = read_study(study)
     table = found.table
     if as_json:
-        # in pieces: a million rows as objects would take more memory than the study
-        # and indenting takes ten times as long as writing
+        # in pieces, because a million rows as objects take more memory than the study; a large table is not indented,
+        # because that takes ten times as long
         indent, edge = (1, 2) if len(table) <= PRINTED else (None, 1)
         parts = (records(table[at : at + PIECE]) for at in range(0, len(table), PIECE))
         pieces = (json.dumps(part, indent=indent)[edge:-edge] for part in parts)
@@ -281,13 +264,13 @@ def write_csv(table: pd.DataFrame) -> None:
 
 
 def _say(left: LeftOut) -> None:
-    """Name the runs that are left out of all conclusions, on standard error."""
+    """Name the runs that are left out of fits, comparisons and the report, on standard error."""
     for sentence in left.sentences():
         say(sentence)
 
 
 def _print_table(found: StudyTable) -> None:
-    """The rows that the configuration asks for, then the others."""
+    """Print the rows of runs in the configuration, then those of other runs."""
     from ..store.columns import UNASKED
     from ..store.summary import measurements_shown
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
-from ..config.schema import RunConfig, TrainingConfig
+from ..config.schema import RunConfig
 from ..measuring.forecast import ANY, PLAIN, Forecast, forecast
 from ..store.folder import RunFolder
 from ..tuning.mitigations import parse_together, with_recipe
+from ..tuning.schedule import learning_rates
 
 
 def of_run(folder: RunFolder, run: RunConfig) -> Forecast | None:
@@ -28,17 +27,3 @@ def of_run(folder: RunFolder, run: RunConfig) -> Forecast | None:
     steps, values, errors = zip(*((row["step"], row["forgetting"], row["forgetting_se"]) for row in rows), strict=True)
     prior = ANY if together else PLAIN
     return forecast(steps, values, errors, end=run.training.steps, rates=rates, prior=prior)
-
-
-def learning_rates(training: TrainingConfig) -> list[float]:
-    """The learning rate of each update step as transformers schedules it, in units of the largest."""
-    steps, warmup = training.steps, training.warmup_steps
-    rates = []
-    for step in range(steps):
-        if step < warmup:
-            rates.append(step / warmup)
-            continue
-        done = (step - warmup) / max(1, steps - warmup)
-        after = {"constant": 1.0, "linear": 1.0 - done, "cosine": (1.0 + math.cos(math.pi * done)) / 2}
-        rates.append(after[training.schedule])
-    return rates

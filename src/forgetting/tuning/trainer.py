@@ -20,7 +20,7 @@ from ..data.windows import Windows
 from ..errors import ForgettingError
 from ..models import accelerate_internals, processes, transformers_internals
 from ..models.adapters import unwrapped
-from . import fused_loss
+from . import fused_loss, schedule
 from .folded_lora import FoldedLayers
 from .methods import Method
 from .mitigations import Course, Term
@@ -187,7 +187,7 @@ def _arguments(training: TrainingConfig, seed: int, folder: Path, device: torch.
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=share // micro,
         learning_rate=training.learning_rate,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(training.schedule, training.schedule),
+        lr_scheduler_type=schedule.NAMES[training.schedule],
         warmup_steps=training.warmup_steps,
         optim={"adafactor": "adafactor", "adamw": "adamw_torch_fused"}[training.optimizer],
         weight_decay=training.weight_decay,
