@@ -345,8 +345,8 @@ def test_the_command_measures_and_judges_each_kind(
     assert code == 0, err
     assert out.startswith("own-right: ")
     for wrong, why in (
-        (("--probe", f"own={file}", "--probe", f"own={file}"), "two texts of the name 'own-left'"),
-        (("--probe-tokens", "5"), "say how --probe answers, which is missing"),
+        (("--probe", f"own={file}", "--probe", f"own={file}"), "two texts have the name 'own-left'"),
+        (("--probe-tokens", "5"), "need --probe"),
         (("--probe", "gone.txt"), "gone.txt: no such file"),
     ):
         code, _, err = call(monkeypatch, capsys, "measure", tiny_model, adapter, *wrong)

@@ -128,10 +128,10 @@ def test_sources_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ("texts", "fields", "says"),
     [
         (["a.txt", "chat=b.txt"], None, r"--text: got 'a.txt' among several texts; give each a name, as in chat=a.txt"),
-        (["a=a.txt", "a=b.txt"], None, "two texts of the name 'a'"),
+        (["a=a.txt", "a=b.txt"], None, "two texts have the name 'a'"),
         (["a=a.txt"], ["split=test"], r"got 'split=test'; with named texts give a.FIELD=VALUE"),
         (["a=a.txt"], ["b.split=test"], r"got 'b.split=test'; with named texts give a.FIELD=VALUE"),
-        (None, ["split=test"], "which is missing"),
+        (None, ["split=test"], "--text-field: needs --text"),
     ],
 )
 def test_wrong_texts(texts: list[str] | None, fields: list[str] | None, says: str) -> None:

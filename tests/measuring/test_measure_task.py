@@ -140,4 +140,4 @@ def test_the_command(
         assert code == 2
         assert err.startswith("error: task_text (--task-text): ")
     code, out, err = call(monkeypatch, capsys, *pair[:6], "--task-field", "split=x", "--budget", 5)
-    assert (code, out, err) == (2, "", "error: --task-field: says how to read --task-text, which is missing\n")
+    assert (code, out, err) == (2, "", "error: --task-field: needs --task-text\n")

@@ -275,7 +275,7 @@ def test_the_command(
     for given, says in (
         (["--write", tmp_path / "y"], "--write: needs --budget, to find the scale"),
         (["--budget", "0.1", "--write", tmp_path / "w"], "already exists; give a new folder"),
-        (["--train-field", "split=test"], "--train-field: says how to read --train, which is missing"),
+        (["--train-field", "split=test"], "--train-field: needs --train"),
     ):
         code, out, err = call(monkeypatch, capsys, *pair, *given)
         assert (code, out, err.count("\n")) == (2, "", 1)

@@ -1,4 +1,4 @@
-"""Texts on the command line: files with fields that say how to read them, several by name, and probes."""
+"""Texts on the command line: one or several named texts, the fields that say how to read them, and probes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Text = Annotated[
     list[str] | None,
     typer.Option(
         metavar="[NAME=]SOURCE",
-        help="General text: a {files} file, a folder of them, or a Hub id. Default: the WikiText-103 test set. Several "
-        "texts are measured one by one: repeat it, each with a name, as in chat=chat.jsonl.",
+        help="General text: a {files} file, a folder of them, or a Hub id. Default: the WikiText-103 test set. Repeat "
+        "for several texts, each with a name, as in chat=chat.jsonl; each is measured separately.",
     ),
 ]
 TextField = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=VALUE",
-        help="How to read it: a field of `text` in a study's file, such as split=test or text_column=body; "
-        "repeat for several. Of one of several texts: NAME.FIELD=VALUE.",
+        help="How to read the text: a field of `text` in a study file, such as split=test or text_column=body. "
+        "Repeat for several. With several texts: NAME.FIELD=VALUE.",
     ),
 ]
 
@@ -43,7 +43,7 @@ class ProbeOptions:
         typer.Option(
             metavar="[NAME=]PROMPTS",
             help="Measure on the base model's own answers to prompts: a file (.jsonl, .json, .csv, .tsv, .parquet, "
-            ".txt, also as .gz), a Hub id, `default` (240 of ours) or `miniature`; a row a kind of prompt. "
+            ".txt, also as .gz), a Hub id, `default` (240 shipped prompts) or `miniature`. One row per kind of prompt. "
             "Repeat for several.",
         ),
     ] = None
@@ -51,23 +51,27 @@ class ProbeOptions:
         bool,
         typer.Option(
             "--no-probe",
-            help="Without --probe, a base model with a chat template also answers 48 prompts of ours, shown beside the "
-            "text. This leaves them out.",
+            help="Do not measure on the base model's own answers to 48 shipped prompts, which is the default if it "
+            "has a chat template and --probe is not given.",
         ),
     ] = False
     probe_tokens: Annotated[
-        int | None, typer.Option(min=1, help="An answer is cut there. Default: 128, or half of the context.")
+        int | None,
+        typer.Option(min=1, help="Maximum tokens of an answer. Default: 128, or half of the context if that is less."),
     ] = None
     probe_temperature: Annotated[
         float | None,
-        typer.Option(min=0.0, max=10.0, help="Of sampled answers, by --seed. Default: 0, the most likely token."),
+        typer.Option(min=0.0, max=10.0, help="Sampling temperature of answers. Default: 0, the most likely token."),
     ] = None
 
     def texts(self, seed: int) -> dict[str, ProbeConfig]:
-        """The probes by name, each kind of prompts by itself.
+        """The probes by name, one per kind of prompt.
+
+        Args:
+            seed: of sampled answers.
 
         Raises:
-            UsageError: prompts that cannot be read, a name twice, a setting without a probe.
+            UsageError: prompts that cannot be read, a repeated name, or a setting without a probe.
         """
         from ..config.schema import ProbeConfig, validated
         from ..data.probes import by_kind
@@ -77,7 +81,7 @@ class ProbeOptions:
         if self.probe and self.no_probe:
             raise UsageError("give --probe or --no-probe, not both")
         if not self.probe and how:
-            raise UsageError("--probe-tokens, --probe-temperature: say how --probe answers, which is missing")
+            raise UsageError("--probe-tokens, --probe-temperature: need --probe")
         found: dict[str, ProbeConfig] = {}
         for item in self.probe or ():
             name, source = _named(item)
@@ -85,14 +89,14 @@ class ProbeOptions:
             parts = by_kind(name or _probe_name(source), config)
             if twice := parts.keys() & found.keys():
                 raise UsageError(
-                    f"--probe: two texts of the name '{min(twice)}'; give each its own, as in NAME={source}"
+                    f"--probe: two texts have the name '{min(twice)}'; give each its own, as in NAME={source}"
                 )
             found |= parts
         return found
 
 
 def _probe_name(source: str) -> str:
-    """The file's name without its suffixes, or the last part of a Hub id."""
+    """A name from the file's name without its suffixes, or from the last part of a Hub id."""
     path = Path(source)
     stem = Path(path.stem).stem if path.suffix.lower() in PACKED else path.stem
     return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "probe"
@@ -101,11 +105,10 @@ def _probe_name(source: str) -> str:
 def texts_of(
     sources: list[str] | None, given: list[str] | None
 ) -> str | TextConfig | dict[str, str | TextConfig] | None:
-    """The general text with the fields of --text-field; several by their names, in order.
+    """The general text with the fields of --text-field; several texts by name, in order.
 
     Raises:
-        UsageError: a text without a name among several, two of one name, a field that no text has, or a value that it
-            does not take.
+        UsageError: several texts of which one has no name or two have the same, an unknown field, or a wrong value.
     """
     split = [_named(source) for source in sources or []]
     if len(split) <= 1 and not any(name for name, _ in split):
@@ -115,7 +118,7 @@ def texts_of(
         plain = next(source for name, source in split if name is None)
         raise UsageError(f"--text: got '{plain}' among several texts; give each a name, as in chat={plain}")
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UsageError(f"--text: two texts of the name '{twice[0]}'; give each its own")
+        raise UsageError(f"--text: two texts have the name '{twice[0]}'; give each its own")
     fields: dict[str, list[str]] = {str(name): [] for name in names}
     for item in given or []:
         name, mark, field = item.partition(".")
@@ -127,21 +130,21 @@ def texts_of(
 
 
 def with_probes(source: Any, probes: dict[str, ProbeConfig]) -> Any:
-    """The texts and the probes by name; without probes the texts as they are.
+    """The texts and probes by name; without probes, the texts unchanged.
 
     Raises:
-        UsageError: a text and a probe of one name.
+        UsageError: a text and a probe with the same name.
     """
     if not probes:
         return source
     texts = source if isinstance(source, dict) else {} if source is None else {"text": source}
     if twice := texts.keys() & probes.keys():
-        raise UsageError(f"--probe: a text has the name '{min(twice)}', too; give one of them another")
+        raise UsageError(f"--probe: a text also has the name '{min(twice)}'; give one of them another name")
     return texts | probes
 
 
 def _named(source: str) -> tuple[str | None, str]:
-    """The name and the source of NAME=SOURCE; a path that is there is a path, whatever is in its name."""
+    """Name and source of NAME=SOURCE; if the whole is an existing path, it is a source without a name."""
     name, mark, rest = source.partition("=")
     if not mark or not NAME.fullmatch(name) or Path(source).exists():
         return None, source
@@ -151,23 +154,23 @@ def _named(source: str) -> tuple[str | None, str]:
 def one_text(
     source: str | None, given: list[str] | None, option: str = "--text", fields: str = "--text-field"
 ) -> str | TextConfig | None:
-    """The text of an option with the fields that say how to read it; None where it was not given.
+    """The text of an option, with the fields that say how to read it; None if it was not given.
 
     Raises:
-        UsageError: fields without a text, and what `with_fields` raises.
+        UsageError: fields without a text, and the errors of `with_fields`.
     """
     if source is not None:
         return with_fields(source, given or [], fields)
     if given:
-        raise UsageError(f"{fields}: says how to read {option}, which is missing")
+        raise UsageError(f"{fields}: needs {option}")
     return None
 
 
 def with_fields(source: str, given: list[str], option: str = "--text-field") -> str | TextConfig:
-    """A text with fields that say how to read it.
+    """A text with the fields that say how to read it.
 
     Raises:
-        UsageError: a field that no text has, or a value that it does not take.
+        UsageError: an unknown field, or a wrong value.
     """
     if not given:
         return source

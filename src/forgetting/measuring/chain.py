@@ -23,7 +23,7 @@ from ..models.pair import Pair
 from ..models.sources import Source
 from . import one_text, passes
 from .chain_result import Chain, ChainStep, parts_of
-from .measure import model_config, settings_of
+from .measure import model_config, settings_from
 from .measurement import Settings
 from .reading import Text, read_windows, text_source
 from .sampling import Sampled
@@ -62,9 +62,7 @@ def chain(
         UsageError: a step that cannot be read, made, or compared with the base model; and the errors of `measure`.
         ForgettingError: the Hub cannot be reached, or memory is too small.
     """
-    how: dict[str, Any] = {"context": context, "revision": revision, "dtype": dtype, "device": device}
-    how |= {"trust_remote_code": trust_remote_code, "batch_tokens": batch_tokens, "cache_dir": cache_dir}
-    settings = settings_of(device_map, **how)
+    settings = settings_from(locals())
     given, wanted = text_source(text), steps_of(steps)
     name = path_of("base", base, "a folder, a Hub id, `miniature`")
     config = model_config(settings).model_copy(update={"source": name})

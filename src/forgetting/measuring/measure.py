@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,32 +45,33 @@ def measure(
     batch_tokens: int | None = None,
     cache_dir: str | os.PathLike[str] | None = "auto",
 ) -> Measurement:
-    """Measure what `tuned` forgot of `base`: every quantity of the table, each with its standard error.
+    """Measure what `tuned` forgot of `base`: every quantity of `quantities.PAIR`, each with its standard error.
 
     Args:
         base: a folder, Hub id, `miniature`, or a live model; None for the base of a live PeftModel.
         tuned: a PEFT adapter (folder or Hub id), a full model, a live PeftModel, or a live model.
-        text: general text: a file, folder, Hub id, TextConfig, Windows; a list of texts, one a document; a Dataset
-            or DataFrame; or a ProbeConfig: the base model's own answers to prompts. Default: the WikiText-103 test set;
-            for the miniature its held-out encyclopedia.
-        tokenizer: for live models, unless text is Windows.
-        context: tokens a window; default 512, or what the base model was built for where that is less.
+        text: general text: a file, folder, Hub id, TextConfig or Windows; a list of texts, one per document; a Dataset
+            or DataFrame; or a ProbeConfig for the base model's own answers to prompts. Default: the WikiText-103 test
+            set; for the miniature, its held-out encyclopedia.
+        tokenizer: for live models; not needed if `text` is Windows.
+        context: tokens per window; default 512, or the base model's maximum if that is less.
         tolerance: measure documents in random order until the standard error is at most this, nats/token.
-        seed: of that order.
-        noise_floor: also measure the base model against itself: a smaller difference is noise.
-        revision, dtype, device, trust_remote_code: of models that are loaded.
-        device_map, bits: `auto` spreads each model over all devices; 4 or 8 quantises each on loading (bitsandbytes).
-        batch_tokens: tokens a forward pass, memory and rounding only; default 512 on a CPU and 8,192 elsewhere.
-        cache_dir: where base targets, and tokens of large texts, are cached; `auto` is the user's, None caches none.
+        seed: seed of that order.
+        noise_floor: also measure the base model against itself; a difference within this floor is noise.
+        revision: Hub revision of the base model.
+        dtype, device, trust_remote_code: how models are loaded.
+        device_map: `auto` spreads each model over all devices.
+        bits: 4 or 8 quantises each model on loading (bitsandbytes).
+        batch_tokens: tokens per forward pass; affects only memory and rounding; default 512 on a CPU and 8,192
+            elsewhere.
+        cache_dir: where base targets, and tokens of large texts, are cached; `auto` is the user's cache, None caches
+            nothing.
 
     Raises:
-        UsageError: models that cannot be compared, text that cannot be read, settings that make no sense.
+        UsageError: models that cannot be compared, text that cannot be read, or settings out of range.
         ForgettingError: the Hub cannot be reached, or memory is too small for one window.
     """
-    how: dict[str, Any] = {"context": context, "tolerance": tolerance, "seed": seed, "noise_floor": noise_floor}
-    how |= {"revision": revision, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    how |= {"bits": bits, "batch_tokens": batch_tokens, "cache_dir": cache_dir}
-    return _measure(base, tuned, text, tokenizer, settings_of(device_map, **how))
+    return _measure(base, tuned, text, tokenizer, settings_from(locals()))
 
 
 @checked
@@ -95,25 +96,23 @@ def profile(
     batch_tokens: int | None = None,
     cache_dir: str | os.PathLike[str] | None = "auto",
 ) -> Profile:
-    """Measure what `tuned` forgot of `base` on several texts: one row a text. Other arguments are those of `measure`.
+    """Measure what `tuned` forgot of `base` on several texts, one row per text. Other arguments are those of `measure`.
 
     Args:
         base: a folder, Hub id, `miniature`, or a live model; None for the base of a live PeftModel.
         tuned: a PEFT adapter (folder or Hub id), a full model, a live PeftModel, or a live model.
-        texts: each as the `text` of `measure`, by a name of your own. A ProbeConfig without a kind is a text for each
-            kind of its prompts, where these have kinds.
-        task_text: held-out text of the task, measured beside them.
-        probes: where the base model has a chat template and no text is a ProbeConfig, also measure its own answers to
-            48 prompts of ours, in `Profile.probes`. They change no row of the texts.
+        texts: the texts by name, each as the `text` of `measure`. A ProbeConfig without a kind becomes one text per
+            kind of its prompts, if they have kinds.
+        task_text: held-out text of the task, measured in addition (`Profile.task`).
+        probes: if the base model has a chat template and no text is a ProbeConfig, also measure its own answers to 48
+            shipped prompts (`Profile.probes`). This does not change the rows of the texts.
 
     Raises:
-        UsageError: no text, a text that cannot be read, and what `measure` raises.
+        UsageError: no text, a text that cannot be read, and the errors of `measure`.
     """
+    settings = settings_from(locals())
     given, task = _sources(texts), None if task_text is None else text_source(task_text)
-    how: dict[str, Any] = {"context": context, "tolerance": tolerance, "seed": seed, "noise_floor": noise_floor}
-    how |= {"revision": revision, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    how |= {"bits": bits, "batch_tokens": batch_tokens, "cache_dir": cache_dir}
-    models, settings = opened(base, tuned, tokenizer, settings_of(device_map, **how))
+    models, settings = opened(base, tuned, tokenizer, settings)
     tasked = None if task is None else _of_task(models, task, settings)
     found = {}
     for name, text in given.items():
@@ -128,12 +127,12 @@ def profile(
 
 
 def _of_name(name: str, error: UsageError) -> UsageError:
-    """An error with the name of its text, but for the one that the command gives a name."""
+    """The error with the name of its text added, except for `text`, the name that the command gives a single text."""
     return error if name == "text" else UsageError(f"text '{name}': {error}")
 
 
 def _of_task(models: pair.Pair, task: Any, settings: Settings) -> Measurement:
-    """The task's text, measured first: what is wrong with it is said before the others take their time."""
+    """Measure the task's text; done before the other texts, so that errors in it appear early."""
     try:
         return of_text(models, task, settings)
     except UsageError as error:
@@ -141,10 +140,10 @@ def _of_task(models: pair.Pair, task: Any, settings: Settings) -> Measurement:
 
 
 def _sources(texts: Mapping[str, Text]) -> dict[str, Any]:
-    """Where each text comes from, by its name; of a probe's prompts of several kinds one each.
+    """The source of each text, by name; a probe whose prompts have kinds becomes one per kind.
 
     Raises:
-        UsageError: no text, one that cannot be read, or two of one name.
+        UsageError: no text, a text that cannot be read, or two texts with the same name.
     """
     if not isinstance(texts, Mapping) or not texts:
         raise UsageError("texts: give at least one, as {'name': source}")
@@ -162,13 +161,13 @@ def _sources(texts: Mapping[str, Text]) -> dict[str, Any]:
 
 
 def _measure(base: Any, tuned: Any, text: Text, tokenizer: Any, settings: Settings) -> Measurement:
-    given = text_source(text)  # what is wrong with it is said before models are loaded
+    given = text_source(text)  # before the models are loaded, so that errors in it appear early
     models, settings = opened(base, tuned, tokenizer, settings)
     return of_text(models, default_text(models.names[0]) if text is None else given, settings)
 
 
 def opened(base: Any, tuned: Any, tokenizer: Any, settings: Settings) -> tuple[pair.Pair, Settings]:
-    """The models, and the settings with the tokens of a forward pass."""
+    """Load the models; returns them, and the settings with `batch_tokens` filled in."""
     base = model_of("base", base, optional=True)
     tuned = tuned if isinstance(tuned, Source) else model_of("tuned", tuned)
     models = pair.open_pair(
@@ -204,38 +203,49 @@ def check(
     batch_tokens: int | None = None,
     cache_dir: str | os.PathLike[str] | None = "auto",
 ) -> CheckResult:
-    """Measure, and judge the excess forgetting against a budget. Other arguments are those of `measure`.
+    """Measure the excess forgetting and judge it against a budget. Other arguments are those of `measure`.
 
     Args:
         base: a folder, Hub id, `miniature`, or a live model; None for the base of a live PeftModel.
         tuned: a PEFT adapter (folder or Hub id), a full model, a live PeftModel, or a live model.
-        budget: excess forgetting that is allowed, nats/token.
+        budget: allowed excess forgetting, nats/token.
         confidence: of each one-sided bound.
-        text: general text, as of `measure`.
-        task_text: held-out text of the task: also judge whether the tuned model predicts it better than the base.
+        text: general text, as in `measure`.
+        task_text: held-out text of the task, to judge also whether the tuned model predicts it better than the base.
 
     Returns:
-        The verdict, `within`, `over` or `undecided`, with the measurement that it rests on, and the task's.
+        The verdict, `within`, `over` or `undecided`, with the measurement that it is based on, and that of the task.
 
     Raises:
-        UsageError: a budget or confidence that makes no sense, and what `measure` raises.
+        UsageError: a budget or confidence out of range, and the errors of `measure`.
     """
+    settings = settings_from(locals())
     check_budget(budget, confidence)  # before the models are loaded
-    how: dict[str, Any] = {"context": context, "tolerance": tolerance, "seed": seed, "noise_floor": noise_floor}
-    how |= {"revision": revision, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    how |= {"bits": bits, "batch_tokens": batch_tokens, "cache_dir": cache_dir}
     given, task = text_source(text), None if task_text is None else text_source(task_text)
-    models, settings = opened(base, tuned, tokenizer, settings_of(device_map, **how))
+    models, settings = opened(base, tuned, tokenizer, settings)
     tasked = None if task is None else _of_task(models, task, settings)
     found = of_text(models, default_text(models.names[0]) if text is None else given, settings)
     return judged(found, tasked, budget, confidence)
 
 
-def settings_of(device_map: str | None, *, cache_dir: Any, **fields: Any) -> Settings:
-    """Settings from arguments.
+def settings_from(arguments: Mapping[str, Any]) -> Settings:
+    """Settings from the arguments of `measure`, or of a function that shares some of them.
+
+    Args:
+        arguments: `locals()` at the start of the function; arguments that are no settings are ignored.
 
     Raises:
-        UsageError: one that makes no sense, or two that exclude each other.
+        UsageError: a value out of range, or two that exclude each other.
+    """
+    names = {field.name for field in fields(Settings)} - {"placement"}
+    return settings_of(arguments["device_map"], **{name: arguments[name] for name in names & arguments.keys()})
+
+
+def settings_of(device_map: str | None, *, cache_dir: Any, **fields: Any) -> Settings:
+    """Settings from the given fields, checked.
+
+    Raises:
+        UsageError: a value out of range, or two that exclude each other.
     """
     chosen = Settings(placement=Placement(spread=device_map is not None), **fields)
     if cache_dir != "auto":
@@ -254,6 +264,6 @@ def settings_of(device_map: str | None, *, cache_dir: Any, **fields: Any) -> Set
 
 
 def model_config(settings: Settings) -> ModelConfig:
-    """The settings of models that are loaded; the source is to be filled in."""
+    """How models are loaded, as a ModelConfig whose source is still to be filled in."""
     names = ("revision", "dtype", "device", "trust_remote_code", "bits")
     return validated(ModelConfig, {"source": "-", **{name: getattr(settings, name) for name in names}}, "measure")

@@ -20,7 +20,7 @@ from ..models.scaled_adapter import ScaledAdapter
 from .base_targets import base_targets
 from .estimate import Mean, clustered_mean
 from .losses import token_losses
-from .measure import opened, settings_of
+from .measure import opened, settings_from
 from .measurement import Settings
 from .one_text import default_text, of_text
 from .reading import Text, read_windows, text_source
@@ -72,15 +72,13 @@ def scale(
     Raises:
         UsageError: an adapter without a scale, a budget out of range, and the errors of `measure`.
     """
+    settings = settings_from(locals())
     if budget is not None:
         check_budget(budget, confidence)
     given, task = text_source(text), None if train is None else text_source(train)
-    how: dict[str, Any] = {"context": context, "tolerance": tolerance, "seed": seed, "noise_floor": False}
-    how |= {"revision": revision, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    how |= {"bits": bits, "batch_tokens": batch_tokens, "cache_dir": cache_dir}
     source = sources.find(path_of("adapter", adapter, "a folder, a Hub id"), code=trust_remote_code)
     scaled = ScaledAdapter.of(source)
-    models, settings = opened(base, source, None, settings_of(device_map, **how))
+    models, settings = opened(base, source, None, settings)
     if models.base is not models.tuned:
         raise UsageError(
             f"adapter '{source.name}': it changes the base model itself, so that at scale 0 it would not be that model"
