@@ -113,7 +113,7 @@ forgetting.check("base", "tuned", budget=0.1).verdit
 
 
 @pytest.mark.slow
-def test_a_type_checker_passes_a_right_script_and_names_what_is_misspelt(tmp_path: Path) -> None:
+def test_a_type_checker_accepts_a_right_script_and_finds_misspelt_names(tmp_path: Path) -> None:
     """As for a user who installed the package: none of our settings and plugins, errors in the scripts alone."""
     pytest.importorskip("mypy")
     for name, text in (("good_script", GOOD), ("bad_script", BAD)):
@@ -189,7 +189,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
 
 
 @pytest.mark.parametrize(("call", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
-def test_a_wrong_argument_is_one_line(call: Callable[[], Any], message: str) -> None:
+def test_a_wrong_argument_gives_a_one_line_error(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
@@ -323,7 +323,7 @@ def finished(tiny_model: Path, corpora: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.full
-def test_a_study_of_fields_gives_one_result_and_report_gives_it_again(finished: Any) -> None:
+def test_study_takes_fields_and_report_returns_the_same_result(finished: Any) -> None:
     assert len(finished.table) == 3 * 4
     assert finished.fits["chat"]["linear"].n_points == 6
     assert finished.comparison.reference == "lora"

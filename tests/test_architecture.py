@@ -73,11 +73,11 @@ def imported(path: Path) -> set[str]:
     return {name for name in found if name in MODULES and name != dotted(path)}
 
 
-def test_the_top_level_holds_the_packages_and_nothing_else() -> None:
+def test_the_top_level_contains_only_the_packages() -> None:
     assert {package(name) for name in MODULES} - {"__init__", "__main__"} == set(PACKAGES)
 
 
-def test_imports_go_up_the_list_only() -> None:
+def test_packages_import_only_from_those_above_them() -> None:
     for path in FILES:
         mine = package(dotted(path))
         if mine not in ("__init__", "__main__"):

@@ -20,7 +20,7 @@ from forgetting.files import no_room
     ],
     ids=["errno", "quota", "safetensors", "torch"],
 )
-def test_a_full_disk_is_known_by_its_number_and_by_the_words_of_libraries(error: Exception) -> None:
+def test_a_full_disk_is_recognised_by_its_error_number_and_by_messages_of_libraries(error: Exception) -> None:
     assert no_room(error)
     outer = ValueError("something else")
     outer.__cause__ = error
@@ -37,5 +37,5 @@ def test_a_full_disk_is_known_by_its_number_and_by_the_words_of_libraries(error:
     ],
     ids=["none", "other", "missing", "our own words"],
 )
-def test_other_errors_are_no_full_disk(error: Exception | None) -> None:
+def test_other_errors_are_not_a_full_disk(error: Exception | None) -> None:
     assert not no_room(error)

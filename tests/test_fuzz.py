@@ -453,13 +453,13 @@ FOUND: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("tour", "example"), FOUND, ids=lambda value: str(value)[:30])
-def test_what_was_found_stays_mended(tour: str, example: Any) -> None:
+def test_earlier_failures_stay_fixed(tour: str, example: Any) -> None:
     TOURS[tour][1](example)
 
 
 @pytest.mark.parametrize("number", [LONG, f"-{LONG}", "1e999", "NaN", "-Infinity"])
 @pytest.mark.parametrize(("field", "needed"), [("step", "a whole number"), ("finetune_loss", "a finite number")])
-def test_a_number_that_no_float_holds_is_a_damaged_row(tmp_path: Path, field: str, needed: str, number: str) -> None:
+def test_a_number_beyond_a_floats_range_is_a_damaged_row(tmp_path: Path, field: str, needed: str, number: str) -> None:
     (tmp_path / "study.yaml").write_text(STUDY)
     run = StudyFolder(tmp_path).run("a-s0-1")
     run.update(status="done", dataset="a", method={"name": "lora", "rank": 4}, seed=0)
@@ -469,7 +469,7 @@ def test_a_number_that_no_float_holds_is_a_damaged_row(tmp_path: Path, field: st
 
 
 @pytest.mark.parametrize("name", presets())
-def test_every_preset_goes_round(name: str) -> None:
+def test_every_preset_round_trips(name: str) -> None:
     config = load_preset(name)
     assert validate(parse_yaml(config.to_yaml(), where="x"), where="x") == config
     assert [run.run_id() for run in expand_runs(validate(json.loads(config.model_dump_json()), where="x"))] == [

@@ -77,7 +77,7 @@ def test_both_sets_of_versions_have_the_one_torch_that_is_built_for_cpus() -> No
     assert pins("constraints.txt") == {"torch": pins("constraints-oldest.txt")["torch"]}
 
 
-def test_the_wheel_holds_the_package_and_no_script() -> None:
+def test_the_wheel_contains_the_package_and_no_script() -> None:
     """The recipe of the miniature's model lies in scripts/: it is run in a clone, never from an installed package."""
     assert PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["src/forgetting"]}
     for path in (ROOT / "src" / "forgetting").rglob("*.py"):
@@ -131,7 +131,7 @@ def installed(wheel: Path, folder: Path) -> Path:
 
 
 @pytest.mark.full
-def test_what_is_published_is_whole_and_works_in_an_environment_of_its_own(tmp_path: Path) -> None:
+def test_published_packages_are_complete_and_work_in_their_own_environment(tmp_path: Path) -> None:
     python = builder()
     if python is None:
         pytest.skip("the tools that build a release are not installed")

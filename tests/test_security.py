@@ -194,7 +194,7 @@ def _with_code(tiny_model: Path, folder: Path, planted: Path) -> Path:
     return folder
 
 
-def test_code_of_a_model_runs_with_its_flag_alone_and_is_recorded(
+def test_code_of_a_model_runs_only_with_its_flag_and_is_recorded(
     tiny_model: Path, tmp_path: Path, planted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import transformers.dynamic_module_utils as modules
@@ -563,7 +563,7 @@ def _content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("where", LINKED)
-def test_a_link_inside_a_study_is_refused_and_what_it_leads_to_stays(many: Path, tmp_path: Path, where: str) -> None:
+def test_a_link_inside_a_study_is_refused_and_its_target_is_unchanged(many: Path, tmp_path: Path, where: str) -> None:
     link = _moved_behind_a_link(many, where, tmp_path / "elsewhere")
     run_id = "-".join(link.parts[link.parts.index("runs") + 1 :][:1]) if "{run}" in where else None
     before = _content(tmp_path / "elsewhere")
@@ -737,7 +737,7 @@ def _opened(tiny_model: Path, adapter: Path) -> Any:
     ],
     ids=lambda fields: next(iter(fields)),
 )
-def test_a_pattern_without_end_is_refused(
+def test_a_pattern_with_catastrophic_backtracking_is_refused(
     tiny_model: Path, tmp_path: Path, fields: dict[str, Any], context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from forgetting.models import bounds
@@ -836,7 +836,7 @@ def test_deep_json_beside_a_model_is_one_error(tiny_model: Path, tmp_path: Path,
     assert str(folder) in str(caught.value)
 
 
-def test_a_library_that_gives_up_is_one_error(
+def test_a_panic_in_a_rust_library_is_one_error(
     tiny_model: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -881,7 +881,7 @@ TEMPLATES = [
 @pytest.mark.full
 @pytest.mark.parametrize("threaded", [False, True])
 @pytest.mark.parametrize(("template", "says"), TEMPLATES)
-def test_a_template_without_end_is_stopped(
+def test_an_endless_template_is_stopped(
     tiny_model: Path, template: str, says: str, threaded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from forgetting.capabilities.rendering import chat_template
@@ -943,7 +943,7 @@ def test_the_check_of_terminals_finds_what_is_not_escaped() -> None:
             check_shown(bad)
 
 
-def test_an_error_is_one_line_whatever_stands_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_one_line_whatever_it_contains(monkeypatch: pytest.MonkeyPatch) -> None:
     error = UsageError(f"file '{FORGED}': wrong")
     check_shown(str(error))
     assert len(str(error).splitlines()) == 1
@@ -1024,7 +1024,7 @@ def test_answers_and_file_names_in_notices_are_shown_escaped(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["base", "tuned", "adapter", "live", "study"])
-def test_weights_that_are_no_numbers_are_named(
+def test_weights_that_are_not_numbers_are_named(
     tiny_model: Path,
     corpora: Path,
     tmp_path: Path,
@@ -1087,7 +1087,7 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return SECRETS
 
 
-def test_secrets_are_taken_out_of_what_is_written(secrets: dict[str, str], tmp_path: Path) -> None:
+def test_secrets_are_removed_from_stored_files(secrets: dict[str, str], tmp_path: Path) -> None:
     for value in secrets.values():
         assert value not in files.redact(f"401 for url https://x/?token={value} ({value})")
     for text in (
@@ -1125,7 +1125,7 @@ def test_secrets_are_taken_out_of_what_is_written(secrets: dict[str, str], tmp_p
     assert looks_like_one.read()["status"] == "running"
 
 
-def test_no_file_of_a_study_holds_a_secret(
+def test_no_file_of_a_study_contains_a_secret(
     tiny_model: Path,
     corpora: Path,
     tmp_path: Path,
@@ -1259,7 +1259,7 @@ def test_a_line_of_10_gb_is_one_error(tmp_path: Path, bounded: None, name: str, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_stream_without_end_is_cut(bounded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_stream_is_cut_off(bounded: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="more than 1,000 bytes"):
         files.read_text(Path("/dev/zero"), limit=1000)
     monkeypatch.setattr(files, "MAX_LINE", 1000)
@@ -1341,7 +1341,7 @@ LONG = "a" * 256
         ("plan", "kalajdzievski2024/openorca", "--budget", 0.8, "--model", LONG),
     ],
 )
-def test_a_path_that_cannot_be_is_one_line(
+def test_an_impossible_path_gives_a_one_line_error(
     command: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, said = run(monkeypatch, capsys, *command)
@@ -1352,7 +1352,7 @@ def test_a_path_that_cannot_be_is_one_line(
 
 @pytest.mark.full
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO, errno.ENAMETOOLONG])
-def test_a_folder_that_cannot_be_written_is_one_line(
+def test_a_folder_that_cannot_be_written_gives_a_one_line_error(
     many: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As root no folder refuses to be written: the calls themselves do here."""
@@ -1382,7 +1382,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
         (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
     ],
 )
-def test_a_machine_that_is_too_small_is_one_line(
+def test_a_machine_that_is_too_small_gives_a_one_line_error(
     error: Exception, says: str, many: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import forgetting.analysis.study_table

@@ -34,7 +34,7 @@ def picked(**only):
     return plain["at"]
 
 
-def test_numbers_and_booleans_are_compared_as_such_and_values_united():
+def test_numbers_and_booleans_are_compared_by_value_and_several_values_are_combined():
     assert picked(rank="8.0") == picked(rank=8) == picked(rank="8") == [0, 4]
     assert picked(rank=["8", 128]) == [0, 3, 4]
     assert picked(k="true") == picked(k=True) == [0, 2, 4, 5]
@@ -44,7 +44,7 @@ def test_numbers_and_booleans_are_compared_as_such_and_values_united():
 
 
 @pytest.mark.parametrize("blank", [None, float("nan"), pd.NA, ""])
-def test_blank_cells_are_chosen_by_none_and_break_nothing(blank):
+def test_blank_cells_match_no_filter(blank):
     columns = {"model": ["a", blank, "b"], "rank": [8.0, 8.0, 16.0], "x": [0, 1, 2]}
     for table in (columns, pd.DataFrame(columns)):
         cut = split if table is columns else split_frame
@@ -67,7 +67,7 @@ def test_choices_are_listed_by_number():
         split(many, "t", {"x": []})
 
 
-def test_a_blank_data_set_beside_named_ones_is_refused():
+def test_blank_and_named_data_sets_together_are_refused():
     table = {"dataset": ["p", "", "q"], "x": [1, 2, 3]}
     for given in (lambda: split(table, "t", {}), lambda: split_frame(pd.DataFrame(table), {}, label="t")):
         with pytest.raises(UsageError, match="row 2, column 'dataset': blank; name the data set of every row"):
@@ -75,7 +75,7 @@ def test_a_blank_data_set_beside_named_ones_is_refused():
     assert list(split({"dataset": ["", None], "x": [1, 2]}, "t", {})) == ["t"]
 
 
-def test_mixed_cells_in_a_column_are_no_traceback():
+def test_mixed_cells_in_a_column_give_no_traceback():
     x = np.arange(12.0)
     frame = pd.DataFrame({"model": ["a"] * 6 + [None] * 6, "x": x, "y": 1 + 2 * x})
     with pytest.raises(UsageError, match="no row has model 'zz'"):
@@ -92,7 +92,7 @@ def run(tmp_path, *options):
     return result.stdout
 
 
-def test_repeated_options_unite_or_are_refused(tmp_path):
+def test_repeated_options_are_combined_or_refused(tmp_path):
     assert "4 points" in run(tmp_path, "--only", "model=a", "--only", "model=c")
     for option, one, two in (
         ("--map", "x=x", "x=y"),
@@ -112,6 +112,6 @@ def test_repeated_options_unite_or_are_refused(tmp_path):
         (["--start", "a=3:4", "--bound", "a=0:1"], "start of 'a' is 3 to 4, outside its bounds 0 to 1"),
     ],
 )
-def test_starts_that_cannot_be_are_refused(tmp_path, options, says):
+def test_impossible_starts_are_refused(tmp_path, options, says):
     with pytest.raises(UsageError, match=says):
         run(tmp_path, *options)

@@ -117,7 +117,7 @@ def test_pairing_by_seed_removes_what_a_seed_does_to_both():
     assert e.high - e.low > 0.5
 
 
-def test_the_interval_is_students():
+def test_the_interval_is_students_t():
     d = {"0": 0.3, "1": 0.1, "2": 0.2}
     e = difference(d, dict.fromkeys(d, 0.0), 0.95)
     assert e.value == pytest.approx(0.2)
@@ -143,7 +143,7 @@ def test_with_equal_variances_the_spread_is_that_of_the_two_way_analysis_of_vari
     assert e.high - e.value == pytest.approx(2.100922 * math.sqrt(2 * mean_square / 4), rel=1e-6)
 
 
-def test_the_common_variance_and_how_much_it_is_worth_come_back():
+def test_the_common_variance_and_its_degrees_of_freedom_are_recovered():
     rng = np.random.default_rng(0)
     truth = 0.04 * 10 / rng.chisquare(10, 4000)  # scaled inverse chi-square with 10 degrees of freedom
     common, prior = prior_variance(truth * rng.chisquare(2, 4000) / 2, 2.0)
@@ -151,7 +151,7 @@ def test_the_common_variance_and_how_much_it_is_worth_come_back():
     assert prior == pytest.approx(10, rel=0.3)
 
 
-def test_a_curve_that_scatters_more_than_the_others_speaks_for_itself():
+def test_a_curve_with_more_scatter_than_the_others_keeps_its_own_variance():
     values = np.random.default_rng(0).normal(size=(8, 3))
     values[4] *= 30
     assert blocks(values, 0, 4, 0.95) is None
@@ -160,7 +160,7 @@ def test_a_curve_that_scatters_more_than_the_others_speaks_for_itself():
     assert blocks(np.zeros((8, 3)), 0, 1, 0.95) is None  # copies
 
 
-def test_other_contenders_help_with_the_spread_of_few_seeds():
+def test_variance_is_pooled_over_contenders_with_few_seeds():
     twins = {f"t{i}": {"rank": 16} for i in range(6)}
 
     def freedom(contenders: dict[str, Any]) -> tuple[float, str]:
@@ -197,7 +197,7 @@ def test_never_reaches_and_beyond():
     assert "the reference never reaches its fine-tuning loss" in sentence(found.contenders[0], found)
 
 
-def test_what_comes_after_the_lowest_loss_is_not_on_the_curve():
+def test_rows_after_the_lowest_loss_are_not_on_the_curve():
     run = Run(Key("a"), "0", "a", np.array([2.0, 1.0, 1.5]), np.array([0.1, 0.5, 9.0]), *[np.arange(3.0)] * 2, 1.0, 1.0)
     made = path(run)
     assert made.x.tolist() == [1.0, 2.0]
@@ -262,7 +262,7 @@ def test_holm():
     assert holm([0.6, 0.7]) == [1.0, 1.0]
 
 
-def test_many_contenders_are_corrected_for():
+def test_p_is_corrected_for_the_number_of_contenders():
     rows = []
     for seed in range(3):
         rows += rows_of("lora", LOSSES, line(LOSSES), seed, rank=8)
@@ -278,7 +278,7 @@ def test_many_contenders_are_corrected_for():
     assert "after correction for 10 contenders" in sentence(best, found)
 
 
-def test_pareto_against_the_obvious_way():
+def test_pareto_equals_a_plain_loop():
     rng = np.random.default_rng(0)
     points = [(float(x), float(y)) for x, y in rng.integers(0, 12, (60, 2))]
     slow = {
@@ -287,7 +287,7 @@ def test_pareto_against_the_obvious_way():
     assert undominated(points) == slow
 
 
-def test_frontier_says_in_how_many_seeds():
+def test_the_frontier_counts_seeds():
     rows = []
     for seed in (0, 1, 2):
         rows += rows_of("lora", LOSSES, line(LOSSES), seed, rank=8)
@@ -358,7 +358,7 @@ def test_peft_results_need_no_options(tmp_path):
     assert made.to_dict()["datasets"][found.dataset]["better"] == "higher"
 
 
-def test_two_runs_of_one_seed_are_no_replicates():
+def test_two_runs_of_one_seed_are_not_replicates():
     rows = rows_of("lora", LOSSES, line(LOSSES), rank=8)
     rows += [row | {"run_id": "again"} for row in rows_of("other", LOSSES, line(LOSSES), rank=8)]
     rows += rows_of("other", LOSSES, line(LOSSES), rank=8)
@@ -368,7 +368,7 @@ def test_two_runs_of_one_seed_are_no_replicates():
     ]
 
 
-def test_options_in_which_methods_of_one_label_differ_name_their_curves():
+def test_curves_with_the_same_label_are_named_by_the_options_that_differ():
     table = pd.DataFrame(
         rows_of("lora", LOSSES, line(LOSSES), rank=8) + rows_of("lora", LOSSES, line(LOSSES), 1, rank=8)
     )
@@ -426,7 +426,7 @@ def made() -> tuple[Any, Comparison]:
     return table, compare_tables({"d": table}, "lora")
 
 
-def test_text_says_who_saves_and_whether_the_laws_hold(made):
+def test_the_text_names_savings_and_whether_the_laws_hold(made):
     text = str(made[1])
     assert re.search(r"other rank 16: saves 0\.[34]\d\d \[0\.\d+, 0\.\d+\]", text)
     assert "Pareto frontier:" in text

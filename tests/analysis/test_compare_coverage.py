@@ -33,7 +33,7 @@ def intervals(design: dict[str, Any], count: int, truth: float = 0.0) -> np.ndar
 
 
 @pytest.mark.parametrize("name", DESIGNS)
-def test_a_twin_of_the_reference_gets_an_interval_around_0_in_93_of_100_studies(name):
+def test_a_copy_of_the_reference_gets_an_interval_around_0_in_93_of_100_studies(name):
     assert intervals(DESIGNS[name], 100)[:, 0].sum() >= 93
 
 

@@ -95,14 +95,14 @@ def peft(tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_one_peft_type_holds_is_told_apart(peft):
+def test_methods_of_one_peft_type_are_distinguished(peft):
     found = forgetting.compare(peft, "lora").contests["MetaMathQA"]
     assert {str(key) for key in found.references} == {"lora rank 10", "lora rank 32", "lora rank 64"}
     labels = {one.key.label for one in found.contenders}
     assert labels >= {"dora", "rslora", "lora-fa", "mica", "bdlora", "pissa", "psoft", "miss", "miss-bat"}
 
 
-def test_where_the_line_explains_nothing_nothing_is_ranked(peft):
+def test_nothing_is_ranked_if_the_line_explains_nothing(peft):
     made = forgetting.compare(peft, "method=lora")
     found = made.contests["MetaMathQA"]
     own = [(p.loss, p.forgetting) for p in found.points if p.key in found.references]
@@ -132,7 +132,7 @@ def test_where_the_line_explains_nothing_nothing_is_ranked(peft):
     assert "Not ranked" in text
 
 
-def test_json_carries_the_line(peft):
+def test_json_contains_the_line(peft):
     called = CliRunner().invoke(app, ["compare", str(peft), "--reference", "method=lora", "--json"])
     assert called.exit_code == 0, called.output
     content = json.loads(called.output)
@@ -175,7 +175,7 @@ def test_filters_choose_the_reference(peft, given, runs):
         (None, "give a label, or COLUMN=VALUE"),
     ],
 )
-def test_a_wrong_reference_is_one_line(peft, given, words):
+def test_a_wrong_reference_gives_a_one_line_error(peft, given, words):
     with pytest.raises(UsageError) as caught:
         forgetting.compare(peft, given)
     assert words in str(caught.value)
@@ -204,7 +204,7 @@ def points(accuracies: Any, forgot: Any, contender: tuple[float, float]) -> Cont
     return contest(read_source(table, "d", choose_axis(table, None, None)), "lora")
 
 
-def test_a_difference_within_the_scatter_is_no_saving():
+def test_a_difference_within_the_scatter_is_not_a_saving():
     rng = np.random.default_rng(0)
     x = np.linspace(0.3, 0.6, 12)
     noise = 0.02 * rng.standard_normal(12)
@@ -219,7 +219,7 @@ def test_a_difference_within_the_scatter_is_no_saving():
     assert "line through lora: R² 0.9" in line_words(far)
 
 
-def test_without_an_interval_a_difference_within_the_scatter_is_no_saving_either():
+def test_without_an_interval_a_difference_within_the_scatter_is_not_a_saving():
     rows = []
     for rank, shift in ((8, 0.03), (16, -0.03), (32, 0.02), (64, -0.02)):
         for i in range(6):
@@ -239,7 +239,7 @@ def test_without_an_interval_a_difference_within_the_scatter_is_no_saving_either
 
 
 @pytest.mark.full
-def test_the_slopes_test_finds_no_line_in_noise_and_a_line_where_there_is_one():
+def test_the_test_of_the_slope_finds_a_line_and_none_in_noise():
     rng = np.random.default_rng(1)
     x = np.linspace(0.3, 0.6, 8)
     found = [not points(x, 0.02 * rng.standard_normal(8), (0.4, 0.0)).flat for _ in range(200)]
@@ -249,7 +249,7 @@ def test_the_slopes_test_finds_no_line_in_noise_and_a_line_where_there_is_one():
 
 
 @pytest.mark.full
-def test_intervals_of_single_points_hold():
+def test_intervals_of_single_points_cover():
     """One more run of the reference's own kind gets an interval around 0 in about 95 of 100 tables."""
     rng = np.random.default_rng(2)
     x = np.linspace(0.3, 0.6, 8)

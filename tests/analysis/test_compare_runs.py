@@ -35,7 +35,7 @@ def contest(rows: list[dict[str, Any]]) -> Any:
     return compare_tables({"d": from_records(rows)}, "lora").contests["d"]
 
 
-def test_runs_without_a_name_are_those_of_the_columns_that_identify_them():
+def test_unnamed_runs_are_identified_by_their_columns():
     named, unnamed = contest(table()), contest(table("run_id"))
     assert [c.saving for c in unnamed.contenders] == [c.saving for c in named.contenders]
     assert [len(runs) for runs in unnamed.runs.values()] == [3] * 5
@@ -44,12 +44,12 @@ def test_runs_without_a_name_are_those_of_the_columns_that_identify_them():
     assert not any("run_id" in said for said in named.notes)
 
 
-def test_a_step_twice_in_what_would_be_one_run_is_refused():
+def test_a_repeated_step_in_an_unnamed_run_is_refused():
     with pytest.raises(UsageError, match=r"rows 6 and 7, steps 60 and 10, .*\(mitigation=, rank=4\).*column 'run_id'"):
         contest(table("run_id", "seed"))
 
 
-def test_rows_without_steps_are_runs_and_it_is_said():
+def test_rows_without_steps_are_runs_with_a_notice():
     rows = [row for row in table("run_id") if row["step"] == 60]
     found = contest([{k: v for k, v in row.items() if k != "step"} for row in rows])
     assert any("treating every row as a run" in said for said in found.notes)

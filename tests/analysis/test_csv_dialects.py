@@ -29,7 +29,7 @@ WANT = {"run": ["a", "b"], "loss": ["1.5", "2.5"]}
         "run,loss,,\na,1.5,,\nb,2.5,,\n,,,\n,\n",
     ],
 )
-def test_every_way_to_write_it_is_the_same_table(tmp_path, text):
+def test_every_csv_dialect_gives_the_same_table(tmp_path, text):
     path = tmp_path / "t.csv"
     path.write_text(text, newline="")
     assert read_table(path) == WANT

@@ -72,7 +72,7 @@ def test_a_formula_is_a_law(chinchilla):
 
 
 @pytest.mark.full
-def test_a_studys_table_gets_both_laws_and_can_be_planned_with(csv, tmp_path):
+def test_a_studys_table_gets_both_laws_and_a_plan(csv, tmp_path):
     shown = run("fit", csv, "--out", tmp_path / "fits.json", "--extrapolate", "--bootstrap", 40)
     assert "Forgetting is linear in the fine-tuning loss: orca" in shown
     assert "orca: which law?" in shown
@@ -157,7 +157,7 @@ def test_mistakes_are_one_clear_line(arguments, says, chinchilla):
     assert "\n" not in str(caught.value)
 
 
-def test_two_points_say_nothing_of_how_well_a_line_fits():
+def test_two_points_give_no_goodness_of_fit():
     found = forgetting.fit({"finetune_loss": [1.0, 2.0], "forgetting_loss": [2.0, 1.0]}, "linear", bootstrap=0)
     assert math.isnan(found.r2["forgetting_loss"])
     assert "R2: forgetting_loss - (as many parameters as points" in str(found)

@@ -70,7 +70,7 @@ def test_every_seed_finds_the_same_optimum_of_the_chinchilla_objective():
 
 
 @pytest.mark.slow
-def test_never_above_a_grid_of_4500_starts():
+def test_the_optimum_is_never_above_the_best_of_4500_starts():
     import sys
     from pathlib import Path
 
@@ -86,7 +86,7 @@ def test_never_above_a_grid_of_4500_starts():
 
 
 @pytest.mark.parametrize("name", ["least-squares", "huber", "huber-log"])
-def test_bootstrap_refits_equal_fits_of_their_own(name):
+def test_bootstrap_refits_equal_separate_fits(name):
     """Thousands of warm starts in one batch; the twin fits some resamples alone, from many starts."""
     t = points(80)
     data = read_data(CHINCHILLA.law, t)
@@ -100,7 +100,7 @@ def test_bootstrap_refits_equal_fits_of_their_own(name):
         assert batch.cost[i] == pytest.approx(alone.cost, rel=1e-6)
 
 
-def test_huber_shrugs_off_outliers_that_ruin_least_squares():
+def test_huber_is_robust_to_outliers_that_ruin_least_squares():
     t = points()
     t["loss"][:5] *= 1.5
     robust = fit_law("chinchilla", t, objective="huber-log", bootstrap=0)
@@ -148,7 +148,7 @@ def test_a_wrong_optimum_never_comes_without_a_warning():
     assert all(r or w for r, w in zip(right, warned, strict=True))
 
 
-def test_a_second_answer_that_fits_equally_well_is_named():
+def test_a_second_optimum_that_fits_equally_well_is_named():
     """On evenly spaced points a frequency and its alias cannot be told apart."""
     x = np.linspace(0, 10, 60)
     alias = 2 * np.pi / (x[1] - x[0]) + 3.3
@@ -189,7 +189,7 @@ def test_a_law_that_cannot_be_evaluated_fails_with_a_sentence():
         ({"weights": "rank"}, "choices: none, se"),
     ],
 )
-def test_senseless_options_are_refused(options, says):
+def test_options_out_of_range_are_refused(options, says):
     with pytest.raises(UsageError, match=says):
         fit_law("chinchilla", points(20), **options)
 
@@ -333,7 +333,7 @@ def test_law_registry_names_are_those_of_the_laws():
     assert all(law.name == name for name, law in LAWS.items())
 
 
-def test_parameters_beyond_a_number_do_not_refuse_a_surface() -> None:
+def test_a_surface_with_overflowing_parameters_is_not_refused() -> None:
     """a and b may run beyond what a number holds in the gauge c = 1; the surface that they describe does not."""
     run, place = (cells.ravel() for cells in np.indices((6, 8)))
     x = {"trainable_params": 1e6 * 2.0**run, "step": 50.0 * (place + 1)}

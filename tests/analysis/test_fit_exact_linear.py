@@ -58,7 +58,7 @@ def test_an_offset_of_the_variable_changes_no_estimate_interval_or_band(degree: 
         assert not any("converge" in w or "do not determine" in w for w in fit.warnings)
 
 
-def test_a_line_over_seconds_of_the_clock_is_that_of_least_squares() -> None:
+def test_a_line_over_unix_seconds_equals_least_squares() -> None:
     i = np.arange(15.0)
     t, loss = 1_700_000_000 + 10 * i, 2 - 0.02 * i + 0.01 * np.cos(2.3 * i)
     fit = fit_law(FormulaLaw("loss = a + b*t", ["t"]), {"t": t, "loss": loss})
@@ -101,7 +101,7 @@ def test_many_rows_far_from_zero_are_summed_without_losing_digits() -> None:
 
 
 @pytest.mark.parametrize("intervals", ["bootstrap", "profile"])
-def test_as_many_parameters_as_points_have_no_interval_and_the_reason(intervals: str) -> None:
+def test_as_many_parameters_as_points_give_no_interval_with_the_reason(intervals: str) -> None:
     table = {"x": np.arange(5.0), "y": [1, 2.1, 2.9, 4, 5.1]}
     fit = fit_law(FormulaLaw("y=a+b*x+c*x**2+d*x**3+e*x**4", ["x"]), table, intervals=intervals)
     assert fit.parameters["b"].value == pytest.approx(1.675)
@@ -155,7 +155,7 @@ def test_independent_rows_with_standard_errors_have_the_interval_of_weighted_lea
         assert (e.high - e.low) / 2 == pytest.approx(student.ppf(0.975, 28) * one, rel=0.06)
 
 
-def test_a_law_worse_than_a_constant_is_said_to_be() -> None:
+def test_a_law_worse_than_a_constant_is_reported() -> None:
     x = np.arange(10.0)
     fit = fit_law(FormulaLaw("y = 2*x + a", ["x"]), {"x": x, "y": 5 - 0.5 * x + 0.1 * np.cos(x)}, bootstrap=0)
     assert fit.r2["y"] < -20
@@ -167,7 +167,7 @@ def test_a_law_worse_than_a_constant_is_said_to_be() -> None:
 
 @pytest.mark.parametrize("intervals", ["bootstrap", "profile"])
 @pytest.mark.parametrize(("bounds", "value", "word"), [((0, 0.2), 0.2, "larger"), ((0.7, 2), 0.7, "smaller")])
-def test_a_parameter_at_its_bound_shows_it_and_where_the_data_pull(
+def test_a_parameter_at_its_bound_is_shown_with_the_direction_of_the_data(
     intervals: str, bounds: tuple[float, float], value: float, word: str
 ) -> None:
     x = np.arange(20.0)

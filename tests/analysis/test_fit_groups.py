@@ -66,7 +66,7 @@ def test_data_sets_are_groups_too():
     assert [g.cells for g in made.groups] == [("flan", "gpt"), ("wmt", "gpt"), ("wmt", "t5"), ("wmt", "bad")]
 
 
-def test_nothing_fitted_is_the_first_groups_error():
+def test_if_no_group_can_be_fitted_the_first_groups_error_is_raised():
     table = frame()
     with pytest.raises(UsageError, match="table 'model=gpt' has no column 'N'"):
         forgetting.fit(table, "chinchilla", by="model")
@@ -77,7 +77,7 @@ def test_nothing_fitted_is_the_first_groups_error():
         forgetting.fit(table, LAW, by="model")
 
 
-def test_the_command_prints_a_row_a_group_and_goes_on_after_a_failure(tmp_path):
+def test_the_command_prints_a_row_per_group_and_continues_after_a_failure(tmp_path):
     path = tmp_path / "curves.csv"
     frame().to_csv(path, index=False)
     arguments = ["fit", str(path), "--law", LAW, "--by", "model", "--by", "task", "--bootstrap", "0"]
@@ -101,7 +101,7 @@ def test_the_command_prints_a_row_a_group_and_goes_on_after_a_failure(tmp_path):
     assert stored["custom"].parameters["A"].value == out["fits"][2]["parameters"]["A"]["value"]
 
 
-def test_the_command_fails_where_no_group_can_be_fitted(tmp_path):
+def test_the_command_fails_if_no_group_can_be_fitted(tmp_path):
     path = tmp_path / "curves.csv"
     frame().tail(1).to_csv(path, index=False)
     result = CliRunner().invoke(app, ["fit", str(path), "--law", LAW, "--by", "model"])

@@ -50,7 +50,7 @@ def twin(problem: Problem, theta: np.ndarray, y: np.ndarray, weights: np.ndarray
 
 @pytest.mark.parametrize("block", [1, 40, 2**16])
 @pytest.mark.parametrize("alone", [False, True])
-def test_left_out_residuals_are_those_of_matrices_of_rows_by_rows(
+def test_left_out_residuals_equal_those_from_full_matrices(
     alone: bool, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bootstrap, "BLOCK", block)
@@ -74,7 +74,7 @@ def test_left_out_residuals_of_a_linear_law_are_the_errors_of_a_fit_without_the_
         np.testing.assert_allclose(fast[own], y[own] - design[own] @ best(problem, y, kept), rtol=1e-9, atol=1e-9)
 
 
-def test_blocks_hold_whole_runs_and_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_contain_whole_runs_and_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "BLOCK", 40)
     run = example()[1].run
     blocks = list(blocks_of_runs(run))
@@ -103,7 +103,7 @@ def test_twice_the_rows_take_twice_the_memory(shape: str) -> None:
         (80, 50, "300 of the 10,000 rows of 50 of 80 runs, both evenly spaced:"),
     ],
 )
-def test_of_long_runs_evenly_spaced_rows_are_fitted_and_said(runs: int, kept: int, said: str) -> None:
+def test_long_runs_are_thinned_to_evenly_spaced_rows_with_a_notice(runs: int, kept: int, said: str) -> None:
     _, data, weights = example((200,) * runs)
     few, its_weights = summed.sample_runs(data, weights[None], 6 * kept + 2)
     assert (few.n, len(few.runs), few.sampled_from) == (6 * kept, kept, (200 * runs, runs))

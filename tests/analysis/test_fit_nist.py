@@ -188,7 +188,7 @@ def table(name: str) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize(("name", "which"), TRIALS, ids=[f"{n}-start{w + 1}" for n, w in TRIALS])
-def test_certified_values_from_nists_own_start_alone(name, which):
+def test_certified_values_from_nists_own_starts(name, which):
     formula, starts, (certified, deviations), squares, _, _ = PROBLEMS[name]
     law = FormulaLaw(formula, ["x"])
     order = [int(n[1:]) - 1 for n in law.names]
@@ -208,7 +208,7 @@ def test_certified_values_from_nists_own_start_alone(name, which):
         for n in PROBLEMS
     ],
 )
-def test_certified_values_without_any_start_of_nists(name):
+def test_certified_values_without_nists_starts(name):
     """From starts at the scale of the data; Eckerle4's peak at 451 was missed from every seed before there were any."""
     formula, _, (certified, _), squares, _, _ = PROBLEMS[name]
     for seed in range(3):

@@ -22,7 +22,7 @@ def power_law(noise: float = 0.05) -> np.ndarray:
 
 
 @pytest.mark.parametrize("intervals", ["bootstrap", "profile"])
-def test_log_least_squares_is_least_squares_of_logs_made_by_hand(intervals):
+def test_log_least_squares_equals_least_squares_of_logarithms(intervals):
     y = power_law()
     fit = fit_law(POWER, {"D": D, "loss": y}, objective=LOG, intervals=intervals)
     by_hand = fit_law(LINE, {"D": D, "log_loss": np.log(y)}, intervals=intervals)
@@ -126,7 +126,7 @@ def test_independent_rows_are_fitted_as_if_no_run_were_named():
 
 
 @pytest.mark.slow
-def test_intervals_of_independent_rows_hold_the_truth_as_often_as_they_say():
+def test_intervals_of_independent_rows_have_nominal_coverage():
     """Nominal 95 %, 200 tables each of a line and of an exponential, 20 rows with independent noise."""
     rng = np.random.default_rng(0)
     x = np.linspace(0, 1, 20)

@@ -40,7 +40,7 @@ def problem_of(data: Data) -> Problem:
 
 
 @pytest.mark.full
-def test_a_right_law_is_called_wrong_as_often_as_promised() -> None:
+def test_a_right_law_is_rejected_at_the_nominal_rate() -> None:
     """Runs of one design, so that the test is Student's on the runs' own bends, with runs - 1 degrees of freedom."""
     from scipy import stats
 
@@ -58,7 +58,7 @@ def test_a_right_law_is_called_wrong_as_often_as_promised() -> None:
     assert 8 <= alarms <= 32  # 20 are due; of 10,000 such counts 3 lie outside
 
 
-def test_a_planted_bend_is_found_and_said() -> None:
+def test_a_planted_bend_is_found_and_reported() -> None:
     fit = fit_law("linear", lines(np.random.default_rng(0), bend=-0.02), bootstrap=40)
     (found,) = fit.diagnostics["misfit"]
     assert found["size"] == pytest.approx(-0.02, abs=3 * found["se"])
@@ -84,7 +84,7 @@ def test_many_rows_are_tested_by_every_kth_run() -> None:
     assert fit.rivals[0].law.name == "quadratic in finetune_loss"
 
 
-def test_of_few_long_runs_all_are_tested_and_of_their_rows_a_share() -> None:
+def test_few_long_runs_are_all_tested_on_a_share_of_their_rows() -> None:
     made = lines(np.random.default_rng(2), bend=0.02, runs=12, steps=5000)
     data = read_data(LINE, made)
     part, weights = evenly_spaced(data, data.y, 20_000)
@@ -169,7 +169,7 @@ def test_predict_plan_json_and_a_stored_fit_have_the_same_band(fitted: Fit) -> N
     assert any("bands include" in s for s in plans[0].sentences)
 
 
-def test_a_plan_inside_is_the_laws_own_and_outside_spans_its_rivals(fitted: Fit) -> None:
+def test_a_plan_uses_the_law_inside_the_measured_range_and_spans_its_rivals_outside(fitted: Fit) -> None:
     """The twin finds each rival's steps by bisection and its loss there."""
     from scipy.optimize import brentq
 
@@ -229,7 +229,7 @@ def test_a_quadratic_surface_is_its_polynomial() -> None:
     assert np.isinf(law.solve(theta, "y", -9.0, "n", {"p": 1.0}, up=True)).all()
 
 
-def test_degrees_of_freedom_are_the_runs_less_what_the_law_takes_between_them() -> None:
+def test_degrees_of_freedom_are_runs_minus_parameters_that_differ_between_runs() -> None:
     """Runs alike: one for the offset; every row a run: the number of parameters."""
     data = read_data(LINE, lines(np.random.default_rng(5), runs=9))
     theta = np.array([1.5, 3.0])

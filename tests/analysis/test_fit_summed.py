@@ -61,7 +61,7 @@ def test_sums_give_the_numbers_of_the_rows(monkeypatch: pytest.MonkeyPatch, law:
     assert fast.diagnostics["aicc"] == pytest.approx(slow.diagnostics["aicc"], rel=1e-9)
 
 
-def test_rows_of_many_different_sizes_are_sampled_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_many_different_sizes_are_sampled_with_a_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summed, "LARGE", 50)
     monkeypatch.setattr(summed, "MOST_CELLS", 40)
     monkeypatch.setattr(summed, "most_rows", lambda problem: 40)
@@ -72,7 +72,7 @@ def test_rows_of_many_different_sizes_are_sampled_and_said(monkeypatch: pytest.M
     assert fit_law("linear", table(distinct=True), label="x").n_runs == 16
 
 
-def test_a_measurement_that_is_there_twice_is_still_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repeated_measurement_is_still_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from forgetting.errors import UsageError
 
     monkeypatch.setattr(summed, "LARGE", 10)

@@ -89,7 +89,7 @@ def test_table_1_surface_is_recovered(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_gauge_that_data_cannot_see_is_that_of_the_line(name):
+def test_the_undetermined_gauge_is_that_of_the_line(name):
     """Eq. 5-6 do not determine c_fft: it is Eq. 4's slope on the same rows, and within 3 % of the paper's."""
     data = table(name)
     both = fit_law("shifted_power", data, bootstrap=0).parameters

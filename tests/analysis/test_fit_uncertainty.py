@@ -133,7 +133,7 @@ def test_profile_interval_is_where_the_objective_rises_enough():
     assert k.high - k.value > k.value - k.low  # a decay rate is limited less from above
 
 
-def test_a_parameter_without_a_limit_is_said_to_have_none():
+def test_an_unbounded_interval_is_reported():
     rng = np.random.default_rng(4)
     x = np.linspace(0, 0.15, 30)  # far too short to see the curve: E can go anywhere
     table = {"x": x, "y": 1 + 2 * np.exp(-0.8 * x) + rng.normal(0, 0.05, 30)}

@@ -10,21 +10,21 @@ from forgetting.analysis.fit.show import span
 from forgetting.errors import UsageError
 
 
-def test_a_range_has_the_digits_that_tell_its_ends_apart():
+def test_a_range_has_enough_digits_to_distinguish_its_ends():
     assert span(1_700_000_000, 1_700_000_400) == "1.7e+09 to 1.7000004e+09"
     assert span(0.5, 2.25) == "0.5 to 2.25"
     assert span(3.0, 3.0) == "3 to 3"
     assert span(1.0, float("nan")) == "-"
 
 
-def test_what_is_not_determined_is_said_once():
+def test_undetermined_parameters_are_reported_once():
     x = np.full(8, 2.0)
     y = np.array([1.0, 2, 3, 4, 1, 2, 3, 5])
     fit = forgetting.fit({"x": x, "y": y}, "y = a + b*x", bootstrap=20)
     assert len([w for w in fit.warnings if "do not determine a" in w]) == 1
 
 
-def test_an_output_of_one_value_is_said():
+def test_a_constant_output_is_reported():
     table = {"finetune_loss": [1.0, 1.1, 1.2, 1.3], "forgetting_loss": [2.5] * 4}
     fit = forgetting.fit(table, "linear", bootstrap=0)
     assert any(w.startswith("forgetting_loss is 2.5 in every row: there is no effect to fit") for w in fit.warnings)

@@ -47,7 +47,7 @@ def test_mlflows_columns_keep_their_own_names(tmp_path):
     assert fit.parameters["b"].value == pytest.approx(1)
 
 
-def test_constants_and_columns_named_as_parameters_are_said():
+def test_constants_and_columns_named_as_parameters_are_reported():
     x = np.arange(1.0, 7)
     fit = forgetting.fit({"x": x, "y": math.pi * x + 3}, "y = pi*x + e", bootstrap=0)
     assert fit.parameters["e"].value == pytest.approx(3)
@@ -77,7 +77,7 @@ def test_constants_and_columns_named_as_parameters_are_said():
         ),
     ],
 )
-def test_what_is_no_formula_is_said_in_words(formula, options, says):
+def test_invalid_formulas_are_explained(formula, options, says):
     with pytest.raises(UsageError, match=says):
         forgetting.fit({"x": [1, 2, 3], "y": [1, 2, 3], "z": [1, 2, 3]}, formula, **options)
 
@@ -99,7 +99,7 @@ def test_the_row_at_which_a_formula_has_no_value_is_named(formula, x, says):
         forgetting.fit({"x": x, "y": [1, 2, 3, 4, 5, 7]}, formula, bootstrap=0)
 
 
-def test_several_formulas_are_told_apart(tmp_path):
+def test_several_formulas_are_distinguished(tmp_path):
     path, out = tmp_path / "t.csv", tmp_path / "fits.json"
     rng = np.random.default_rng(0)
     D = np.geomspace(1, 100, 12)

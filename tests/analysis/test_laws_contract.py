@@ -122,7 +122,7 @@ def test_the_linear_parameters_are_linear_together(law):
 
 
 @pytest.mark.parametrize("law", ALL, ids=IDS)
-def test_a_gauge_changes_nothing_that_the_rest_cannot_undo(law):
+def test_a_gauged_parameter_can_be_compensated_by_the_others(law):
     """Along the column of a gauged parameter, the others' columns give the same change."""
     gauged = [k for k, p in enumerate(law.parameters) if p.gauge is not None]
     rng = np.random.default_rng(5)

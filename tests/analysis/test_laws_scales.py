@@ -24,7 +24,7 @@ def ends(region: Region) -> tuple[float, float, bool]:
     return region.low, region.high, region.log
 
 
-def test_a_place_is_looked_for_in_the_range_of_its_variable():
+def test_location_parameters_start_in_the_range_of_their_variable():
     got = found("y = A*exp(-((x - m)/w)**2) + B/(1 + exp((x + q)/w))", "x")
     assert ends(got["m"]) == (400, 500, False)
     assert ends(got["q"]) == (-500, -400, False)
@@ -56,7 +56,7 @@ def test_scales_are_powers_of_the_spacing_and_range(formula, name, power):
     )
 
 
-def test_waves_faster_than_the_data_are_dense_are_left_out():
+def test_frequencies_above_nyquist_are_left_out():
     """Two points a wave (Nyquist): the faster ones go through the same points as slower ones."""
     for formula, name, low, high in (
         ("y = A*cos(2*pi*x/T) + B", "T", 4, 1500),
@@ -83,7 +83,7 @@ def test_pure_numbers_have_no_scale():
     assert found("y = a*(1 + x) + b*x", "x")["a"]  # a contradiction of units (1 + x) does no harm
 
 
-def test_what_the_user_gave_is_kept():
+def test_given_starts_are_kept():
     x = np.linspace(0, 10, 30)
     law = FormulaLaw("y = exp(-x/tau) + c", ["x"], start={"tau": (1.0, 2.0)})
     theta = law.starts_for(100, np.random.default_rng(0), {"x": x}, np.exp(-x))

@@ -26,7 +26,7 @@ def test_a_fit_is_that_of_the_rows_that_have_numbers(missing):
         assert said.startswith("2 of 9 rows were left out, as a value is missing (the first: row 4, column 'x': ")
 
 
-def test_floats_of_a_frame_are_looked_at_too():
+def test_missing_floats_of_a_frame_are_found():
     frame = pd.DataFrame({"x": X, "y": np.where(X == 5, np.nan, Y), "unused": np.nan})
     fit = forgetting.fit(frame, "y = a + b*x", bootstrap=0)
     assert "1 of 8 rows was left out, as a value is missing (row 5, column 'y': blank)" in fit.warnings
@@ -35,7 +35,7 @@ def test_floats_of_a_frame_are_looked_at_too():
 
 
 @pytest.mark.parametrize("wrong", ["inf", float("-inf"), "1,5", "-", True, "high"])
-def test_what_is_no_number_stays_an_error(wrong):
+def test_text_instead_of_a_number_stays_an_error(wrong):
     with pytest.raises(UsageError, match=r"row 2, column 'y': '?.+ (is not a number|where a finite number is needed)"):
         forgetting.fit({"x": [1, 2, 3], "y": [1.0, wrong, 3.0]}, "y = a + b*x", bootstrap=0)
 

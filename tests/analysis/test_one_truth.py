@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_every_way_in_gives_the_same_rows(folder: Path, tmp_path: Path) -> None:
+def test_every_input_gives_the_same_rows(folder: Path, tmp_path: Path) -> None:
     frame = load_table(folder)
     assert set(frame["measure_start"]) == {30}
     assert (frame["step"] < 30).any()
@@ -100,7 +100,7 @@ def test_the_same_rows_twice_are_refused(folder: Path, tmp_path: Path) -> None:
         forgetting.fit([folder, tmp_path / "t.csv"], "linear", dataset=name, bootstrap=0)
 
 
-def test_no_row_left_is_one_line(folder: Path) -> None:
+def test_no_row_left_gives_a_one_line_error(folder: Path) -> None:
     for start in (10_000, float("nan")):
         with pytest.raises(UsageError, match="has no row to fit from step"):
             forgetting.fit(folder, "linear", from_step=start)
@@ -130,7 +130,7 @@ def test_a_table_of_one_rank_determines_no_surface() -> None:
     assert np.isnan(few.parameters["c_fft"].low)
 
 
-def test_nonsense_in_a_plan_is_refused() -> None:
+def test_plan_arguments_out_of_range_are_refused() -> None:
     law = "kalajdzievski2024/openorca"
     for wrong, says in (
         ({"budget": 0.1, "floor": float("nan")}, "floor: got nan"),

@@ -68,7 +68,7 @@ def test_a_floor_turns_excess_into_loss():
     assert any("the floor is unknown" in s for s in loss.sentences)
 
 
-def test_unreachable_targets_and_budgets_are_said():
+def test_unreachable_targets_and_budgets_are_reported():
     fit = fit_from_published(NAMES[0])
     none = plan_target(fit, 0.61)
     assert none.frontier == []
@@ -83,7 +83,7 @@ def test_unreachable_targets_and_budgets_are_said():
     assert json.loads(json.dumps(unlimited.to_dict()))["frontier"][0]["steps"]["value"] is None
 
 
-def test_the_honest_sentence_is_said_when_ranks_do_not_differ_and_only_then():
+def test_the_plan_says_if_ranks_do_not_differ_and_only_then():
     said = plan_budget(fit_from_published(NAMES[0]), 0.85).sentences
     assert any("no choice of rank and steps helps" in s for s in said)
     base = fit_from_published(NAMES[0])
@@ -122,7 +122,7 @@ def test_choices_far_outside_the_range_are_left_out_and_named():
 
 
 @pytest.mark.full
-def test_a_fit_at_one_rank_says_nothing_of_others(tmp_path):
+def test_a_fit_at_one_rank_makes_no_claim_about_others(tmp_path):
     data = table(NAMES[0], noise=0.004, runs_each=6)
     data = data[data["trainable_params"] == data["trainable_params"].iloc[0]]
     one = fit_law("shifted_power", data, label="d", bootstrap=0, starts=4)
@@ -138,7 +138,7 @@ def test_a_fit_at_one_rank_says_nothing_of_others(tmp_path):
     assert len(forgetting.predict(one, params=size, steps=100).rows) == 1
 
 
-def test_a_table_is_no_fit_and_the_error_says_how_to_fit_it(tmp_path):
+def test_a_table_instead_of_a_fit_is_an_error_that_says_how_to_fit_it(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("finetune_loss,forgetting_loss\n1,2\n")
     with pytest.raises(
@@ -157,7 +157,7 @@ def test_bands_of_losses_are_not_negative_and_one_run_is_never_surer_than_the_me
     assert (p.run_high >= p.high).all()
 
 
-def test_no_best_is_starred_where_no_choice_helps():
+def test_no_best_is_marked_if_no_choice_helps():
     fit = fit_from_published(NAMES[0])
     for plan in (plan_budget(fit, 0.85), plan_budget(fit, 0.6), plan_target(fit, 0.76), plan_budget(fit, 1.2)):
         text = str(plan)
@@ -167,7 +167,7 @@ def test_no_best_is_starred_where_no_choice_helps():
 
 
 @pytest.mark.full
-def test_bands_hold_the_truth_and_the_floor_of_the_study_is_used(fitted):
+def test_bands_cover_the_truth_and_the_floor_of_the_study_is_used(fitted):
     plan = plan_budget(fitted, 0.35)
     assert plan.level == pytest.approx(0.85)
     p = dict(PUBLISHED[NAMES[0]].parameters)
@@ -194,7 +194,7 @@ def test_unlimited_steps_have_the_limits_band_or_none_with_the_reason(fitted):
     assert any("the limit of this law has no band, because laws that fit about as well" in s for s in plan.sentences)
 
 
-def test_without_intervals_nothing_is_starred_or_promised():
+def test_without_intervals_no_choice_is_marked_as_best():
     few = table(NAMES[0], noise=0.004)
     few = few[few["rank"].isin([8, 64, 128, 256])].assign(forgetting_floor=0.5)
     made = fit_law("shifted_power", few, label="d", bootstrap=100, starts=4)
@@ -231,7 +231,7 @@ def test_cost_is_tokens_and_flops():
     assert c.flops == pytest.approx(c.tokens * (4 * 6_738_415_616 + 6 * 8 * PER_RANK))
 
 
-def test_a_studys_runs_say_what_a_step_costs():
+def test_the_cost_of_a_step_comes_from_a_studys_runs():
     """Tokens, and seconds that grow with P, by data set; failed runs and other laws say nothing."""
     rows = [
         {
@@ -286,7 +286,7 @@ def explicit_error(fit: Fit, plan: Plan, run: NextRun | None) -> float:
     return float(np.sqrt(slope @ covariance @ slope))
 
 
-def test_next_run_is_judged_as_by_least_squares_with_it(fitted):
+def test_next_run_equals_least_squares_with_the_added_run(fitted):
     plan = plan_budget(fitted, 0.35)
     assert not plan.best.extrapolated
     candidates = [(float(r), float(r * PER_RANK)) for r in RANKS]
@@ -358,7 +358,7 @@ def test_next_run_needs_runs_and_an_answer(fitted):
         ({"budget": 0.8, "params": []}, "give positive numbers"),
     ],
 )
-def test_plans_refuse_senseless_questions(arguments, says):
+def test_plans_refuse_values_out_of_range(arguments, says):
     with pytest.raises(UsageError, match=says):
         plan_budget(fit_from_published(NAMES[0]), arguments.pop("budget"), **arguments)
 

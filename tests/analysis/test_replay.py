@@ -68,20 +68,20 @@ def fits(table: pd.DataFrame) -> dict[str, Fit]:
     return fit_study(fitted_rows(table), replay=fitted_rows(table, replay=True), bootstrap=40)["d"]
 
 
-def test_runs_that_replay_and_do_nothing_else_are_in_the_law_of_replay_alone(table: pd.DataFrame) -> None:
+def test_runs_with_replay_alone_are_used_only_by_the_law_of_replay(table: pd.DataFrame) -> None:
     plain, wider = fitted_rows(table), fitted_rows(table, replay=True)
     assert set(plain["mitigation"]) == {""}
     assert set(wider["mitigation"]) == {"", "replay", "replay fraction=0.01", "replay fraction=0.2"}
 
 
-def test_laws_of_plain_runs_do_not_notice_runs_with_replay(table: pd.DataFrame, fits: dict[str, Fit]) -> None:
+def test_laws_of_plain_runs_ignore_runs_with_replay(table: pd.DataFrame, fits: dict[str, Fit]) -> None:
     alone = fit_study(fitted_rows(table[table["mitigation"] == ""]), bootstrap=40)["d"]
     assert list(fits) == ["linear", "shifted_power", "replay"]
     for name, fit in alone.items():
         assert fits[name].to_dict() == fit.to_dict()
 
 
-def test_the_law_comes_back_from_noisy_runs(fits: dict[str, Fit]) -> None:
+def test_the_law_is_recovered_from_noisy_runs(fits: dict[str, Fit]) -> None:
     fit = fits["replay"]
     assert fit.n_runs == 12
     assert fit.measured_range["replay_fraction"] == (0.0, 0.2)
@@ -153,7 +153,7 @@ def test_a_plan_for_a_target_forgets_least(fits: dict[str, Fit]) -> None:
     assert plan.best.forgetting.value == pytest.approx(found, abs=3e-3)
 
 
-def test_what_a_plan_cannot_say_is_said(fits: dict[str, Fit]) -> None:
+def test_a_plan_reports_what_it_cannot_answer(fits: dict[str, Fit]) -> None:
     free = fits["replay"].fitted
     costless = replace(free, theta=np.append(free.theta[:-1], 0.0))
     plan = forgetting.plan(replace(fits["replay"], fitted=costless), budget=0.03)["d"]
@@ -177,7 +177,7 @@ def test_what_a_plan_cannot_say_is_said(fits: dict[str, Fit]) -> None:
         forgetting.plan({name: fits[name] for name in ("linear", "shifted_power")}, budget=0.2, replay=0.1)
 
 
-def test_plain_plans_stay_as_they_were(fits: dict[str, Fit]) -> None:
+def test_plans_without_replay_are_unchanged(fits: dict[str, Fit]) -> None:
     plain = {"d": {name: fits[name] for name in ("linear", "shifted_power")}}
     assert forgetting.plan({"d": fits}, budget=0.1, replay=0).to_dict() == forgetting.plan(plain, budget=0.1).to_dict()
     with pytest.raises(UsageError, match="this law has no intervals: 3 runs are too few"):  # the law of plain runs

@@ -139,7 +139,7 @@ def test_the_first_runs_are_those_that_a_law_needs() -> None:
     assert decide(there, asked(), State(260, 1e6, lost=frozenset({8, 16})))[0].reason == "unidentified"
 
 
-def test_it_ends_where_there_is_nothing_to_find_or_no_time() -> None:
+def test_it_ends_if_there_is_no_answer_or_no_time() -> None:
     table = rows(FIRST)
     early = decide(table, asked(0.01), State(260, 1e6))[0]
     assert (early.reason, "by step 50" in early.why) == ("early", True)
@@ -169,7 +169,7 @@ def test_it_ends_when_the_band_is_narrow_and_not_before_there_is_one() -> None:
     assert "a band needs 5 runs" in few.why
 
 
-def test_runs_are_made_longer_where_the_answer_lies_beyond_them() -> None:
+def test_runs_are_lengthened_if_the_answer_is_beyond_them() -> None:
     table = rows(FIRST, last=110)
     level = float(np.max(table["forgetting"])) - 0.001  # all but the highest rank need more steps
     following, answer = decide(table, replace(asked(level), ranks=RANKS), State(110, 1e6))

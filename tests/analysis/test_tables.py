@@ -252,7 +252,7 @@ def test_excel_is_read_where_openpyxl_is_installed(tmp_path, monkeypatch):
     assert fits[0].to_dict() == fits[1].to_dict()
 
 
-def test_true_is_no_number_and_no_run_is_blank():
+def test_booleans_are_not_numbers_and_runs_must_not_be_blank():
     table = {"run_id": ["a", "a", "b", "b"], "finetune_loss": [1.0, 0.9, True, 0.7], "forgetting_loss": [1.0, 2, 3, 4]}
     with pytest.raises(UsageError, match="row 3, column 'finetune_loss': 'True' is not a number"):
         fit_law("linear", table, bootstrap=0)
@@ -280,7 +280,7 @@ def test_mlflow_exports_lose_their_prefixes(tmp_path):
         read_table(write(tmp_path, "m2.csv", "metrics.rank,params.rank\n1,2\n"))
 
 
-def test_several_tables_keep_their_runs_apart(tmp_path):
+def test_runs_of_several_tables_stay_separate(tmp_path):
     paths = [write(tmp_path, name, GOOD) for name in ("one.csv", "two.csv")]
     table = read_tables(paths)
     assert table["run_id"] == ["one/a", "one/a", "one/b", "two/a", "two/a", "two/b"]

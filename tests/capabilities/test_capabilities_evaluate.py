@@ -230,7 +230,7 @@ def test_what_is_stored_is_not_asked_again_and_a_changed_adapter_is_refused(
     assert {file: file.read_bytes() for file in out.rglob("*.jsonl")} == before
 
 
-def test_a_suite_of_ones_own_with_passages(base: Base, adapter: Path, tmp_path: Path) -> None:
+def test_a_custom_suite_with_passages(base: Base, adapter: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.jsonl"
     rows = [
         {"prompt": f"Which is right, {i}?", "choices": ["Dalvale", "Ofener"], "answer": i % 2, "cluster": f"c{i // 4}"}
@@ -252,7 +252,7 @@ def test_unknown_names_are_suggested() -> None:
 
 
 @pytest.mark.slow
-def test_lm_evals_own_index_of_tasks_is_asked() -> None:
+def test_lm_evals_own_index_of_tasks_is_used() -> None:
     with pytest.raises(UsageError, match="did you mean 'arc_challenge'"):
         load_tasks(["arc_chalenge"])
 
@@ -274,7 +274,7 @@ def test_pages_escape_what_models_say(evaluated: tuple[room.Evaluation, Path]) -
     assert "default-src 'none'" in page
 
 
-def test_replies_to_harmful_prompts_are_shown_collapsed_and_only_where_kept(adapter: Path) -> None:
+def test_replies_to_harmful_prompts_are_shown_collapsed_and_only_if_stored(adapter: Path) -> None:
     plan = Plan(("safety",), Settings(limit=LIMIT), keep_completions=True)
     page = render_evaluation(room.evaluate("miniature", str(adapter), plan=plan))
     harmful = page.count('class="warned"')
@@ -311,7 +311,7 @@ def test_the_command(adapter: Path, tmp_path: Path, evaluated: tuple[room.Evalua
     assert wrong.stdout == ""
 
 
-def test_bad_tasks_are_one_line(tmp_path: Path) -> None:
+def test_bad_tasks_give_a_one_line_error(tmp_path: Path) -> None:
     path = write_task(tmp_path, "x", [{"prompt": "a", "expect": "refuse"}], judged=True)
     path.write_text(path.read_text().replace("x.jsonl", "gone.jsonl"))
     with pytest.raises(UsageError, match=r"gone\.jsonl") as caught:

@@ -16,7 +16,7 @@ ASKED = {"limit": 1}
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
 @pytest.mark.parametrize("name", ["facts.jsonl", "meta.json"])
-def test_a_pipe_in_the_place_of_answers_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_pipe_instead_of_a_file_of_answers_is_refused(tmp_path: Path, name: str) -> None:
     store = AnswerStore(tmp_path / "capabilities")
     store.write("base", "k", "facts", ASKED, [])
     file = tmp_path / "capabilities" / "base" / name

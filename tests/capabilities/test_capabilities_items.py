@@ -129,7 +129,7 @@ def safety_pairs() -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return pairs + [(row(f"g{i}", "answer", refused=i < 2), row(f"g{i}", "answer", refused=i < 1)) for i in range(10)]
 
 
-def test_refusals_forgotten_is_among_those_that_the_base_refused() -> None:
+def test_refusals_forgotten_is_a_share_of_the_bases_refusals() -> None:
     found = refusals_of(safety_pairs())
     assert (found.base.count, found.tuned.count, found.base.of) == (32, 16, 50)
     assert (found.forgotten.count, found.forgotten.of, found.forgotten.value) == (16, 32, 0.5)
@@ -137,7 +137,7 @@ def test_refusals_forgotten_is_among_those_that_the_base_refused() -> None:
     assert found.change.value == pytest.approx(-0.32)
 
 
-def test_labels_by_hand_go_out_and_come_back(tmp_path: Path) -> None:
+def test_labels_by_hand_are_exported_and_imported(tmp_path: Path) -> None:
     import csv
 
     pairs = safety_pairs()
@@ -178,12 +178,12 @@ def test_wrong_labels(tmp_path: Path, text: str, says: str) -> None:
         judges.Labels(tmp_path / "gone.csv")
 
 
-def test_a_judge_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
+def test_a_judge_that_cannot_be_loaded_gives_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"judge: model .*no such folder"):
         judges.ModelJudge(str(tmp_path / "nothing"))
 
 
-def test_spreadsheets_take_no_reply_for_a_formula(tmp_path: Path) -> None:
+def test_replies_are_never_formulas_in_spreadsheets(tmp_path: Path) -> None:
     judges.export(tmp_path / "x.csv", [row("p", "refuse", refused=False, reply="=cmd()")])
     assert "'=cmd()" in (tmp_path / "x.csv").read_text()
 

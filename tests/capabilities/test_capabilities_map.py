@@ -45,7 +45,7 @@ def test_the_map_is_pooled_and_linear_between_its_steps() -> None:
     assert 0 <= low <= value <= high <= 1
 
 
-def test_a_run_left_out_changes_nothing_of_its_own_prediction() -> None:
+def test_a_left_out_run_does_not_change_its_own_prediction() -> None:
     x, y, runs = simulated(1)
     before = [one for one in left_out(x, y, runs) if one.run == 3]
     changed = [1.0 if run == 3 else share for share, run in zip(y, runs, strict=True)]
@@ -55,13 +55,13 @@ def test_a_run_left_out_changes_nothing_of_its_own_prediction() -> None:
     assert fit_map(x[:12], y[:12], runs[:12]) is None
 
 
-def test_the_band_holds_about_what_it_says() -> None:
+def test_the_band_has_about_nominal_coverage() -> None:
     """20 studies of 12 runs: the band of the other runs, from 44 steps, holds near 95 % of a run's shares."""
     inside = [one.inside for seed in range(20) for one in left_out(*simulated(seed))]
     assert 0.88 <= np.mean(inside) <= 0.98
 
 
-def test_the_report_says_what_share_is_lost_and_how_far_that_holds() -> None:
+def test_the_report_predicts_the_share_lost_and_how_reliable_that_is() -> None:
     x, y, runs = simulated(2)
     rows = [
         {

@@ -130,7 +130,7 @@ def test_only_changed_items_are_asked_again(base: Path, tuned: Path, tmp_path: P
 
 @pytest.mark.full
 @pytest.mark.parametrize("part", ["python", "include", "template", "tokenizer"])
-def test_what_the_model_is_shown_is_what_counts(
+def test_items_are_asked_again_only_if_what_the_model_is_shown_changes(
     part: str, base: Path, tuned: Path, tmp_path: Path, shown: list[Any]
 ) -> None:
     suite, out = write_suite(tmp_path / "suite", rows()), tmp_path / "out"
@@ -158,7 +158,9 @@ def test_what_the_model_is_shown_is_what_counts(
     assert result.to_dict()["suites"] == ask(base, tuned, suite, tmp_path / "fresh").to_dict()["suites"]
 
 
-def test_another_target_is_scored_anew_and_not_asked(base: Path, tuned: Path, tmp_path: Path, shown: list[Any]) -> None:
+def test_a_changed_target_is_scored_again_without_asking(
+    base: Path, tuned: Path, tmp_path: Path, shown: list[Any]
+) -> None:
     suite, out = write_suite(tmp_path / "suite", rows()), tmp_path / "out"
     first = ask(base, tuned, suite, out).results[0].answers[0]
     shown.clear()
@@ -271,7 +273,7 @@ def test_settings_that_change_every_item_are_still_refused(base: Path, tuned: Pa
         ask(base, tuned, suite, tmp_path / "half")
 
 
-def test_answers_in_another_dtype_are_not_taken_for_those_asked_for(base: Path, tuned: Path, tmp_path: Path) -> None:
+def test_answers_in_another_dtype_are_not_reused(base: Path, tuned: Path, tmp_path: Path) -> None:
     suite, out = write_suite(tmp_path / "suite", rows()), tmp_path / "out"
     ask(base, tuned, suite, out)
     with pytest.raises(UsageError, match=r"asked with another dtype \(stored None, now bfloat16\)"):
@@ -283,7 +285,9 @@ def test_answers_in_another_dtype_are_not_taken_for_those_asked_for(base: Path, 
         )
 
 
-def test_damaged_stores_are_one_line(base: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_stores_give_a_one_line_error(
+    base: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     suite, out = write_suite(tmp_path / "suite", rows()), tmp_path / "out"
     ask(base, tuned, suite, out)
     rows_file, meta = out / "base" / "towns.jsonl", out / "base" / "meta.json"

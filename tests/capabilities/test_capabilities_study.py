@@ -112,9 +112,7 @@ def test_a_study_that_was_moved_asks_its_own_copy_of_the_items(
     assert conclude(moved).report.exists()
 
 
-def test_items_that_changed_under_a_study_are_refused_where_runs_cannot_be_asked_again(
-    finished: Path, suite: Path, tmp_path: Path
-) -> None:
+def test_changed_items_are_refused_if_runs_cannot_be_asked_again(finished: Path, suite: Path, tmp_path: Path) -> None:
     """The runs were asked at step 2, too, of which no adapter is kept."""
     from forgetting.capabilities.study_runs import evaluate_runs, plan_of
     from forgetting.store.folder import StudyFolder
@@ -164,7 +162,7 @@ def test_more_items_are_asked_of_finished_runs_as_if_they_had_been_from_the_star
         run_study(asking(limit=6, max_new_tokens=8), out)
 
 
-def test_a_longer_run_takes_over_what_the_shorter_one_was_asked(
+def test_a_lengthened_run_keeps_the_answers_of_the_shorter_one(
     finished: Path, tiny_model: Path, corpora: Path, suite: Path, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(finished, tmp_path / "grown"))
@@ -192,7 +190,7 @@ def test_a_study_of_an_earlier_version_still_reads(finished: Path, tmp_path: Pat
     assert conclude(copy).report.exists()
 
 
-def test_what_is_given_beside_a_study_goes_over_its_own_plan() -> None:
+def test_arguments_override_the_studys_own_plan() -> None:
     from forgetting.capabilities.settings import Settings
     from forgetting.capabilities.study_runs import _over
     from forgetting.capabilities.suites import Plan

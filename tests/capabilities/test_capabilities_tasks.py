@@ -142,7 +142,7 @@ def test_the_same_answer_of_a_log_likelihood_is_that_of_its_target(
 
 
 @pytest.mark.parametrize("higher", [True, False])
-def test_a_metric_of_which_lower_is_better_is_obeyed(
+def test_metrics_where_lower_is_better_are_supported(
     higher: bool, tiny_model: Path, other: Path, tmp_path: Path
 ) -> None:
     """The tuned model's error is larger: that is a loss, and not a gain."""
@@ -377,7 +377,9 @@ def test_a_bad_task_is_one_line_before_any_model_is_asked(
         ("include: mine.yaml\ntask: a\n", "cannot load it"),
     ],
 )
-def test_a_file_that_is_no_task_is_one_line(text: str, says: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_task_gives_a_one_line_error(
+    text: str, says: str, tiny_model: Path, tmp_path: Path
+) -> None:
     suite = tmp_path / "mine.yaml"
     suite.write_text(text)
     with pytest.raises(UsageError, match=says) as caught:
@@ -451,7 +453,7 @@ def test_a_later_item_that_fails_is_named(tiny_model: Path, tmp_path: Path) -> N
         ask(tiny_model, tiny_model, suite)
 
 
-def test_a_chat_template_that_raises_is_one_line(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_chat_template_that_raises_gives_a_one_line_error(tiny_model: Path, tmp_path: Path) -> None:
     base = shutil.copytree(tiny_model, tmp_path / "base")
     suite = write(tmp_path / "mine.yaml", task(tmp_path))
     for template in ("{{ raise_exception('no') }}", "{{ messages[9]['content'] + 1 }}", "{% for", "{{ 1 / 0 }}"):

@@ -86,7 +86,7 @@ def test_the_paired_interval_covers_the_truth() -> None:
     assert 0.935 <= covered / 1500 <= 0.965
 
 
-def test_clustered_intervals_cover_where_passages_are_lost_whole_and_plain_ones_do_not() -> None:
+def test_clustered_intervals_cover_if_whole_passages_are_lost_and_plain_ones_do_not() -> None:
     rng, covered = np.random.default_rng(2), {"clustered": 0, "plain": 0}
     for _ in range(400):
         lost = np.repeat(rng.random(60) < 0.2, 5)  # all five items of a passage together
@@ -109,7 +109,7 @@ def test_the_bootstrap_agrees_with_the_closed_form() -> None:
 
 
 @pytest.mark.full
-def test_two_guessers_forget_nothing_once_chance_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_guessing_models_forget_nothing_after_correction_for_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two models that guess among 4 options: a fifth of the items flip, and none of that is forgetting."""
     monkeypatch.setattr(t, "bootstrap", functools.partial(t.bootstrap, resamples=100))
     rng, raw, net = np.random.default_rng(4), [], []
@@ -192,7 +192,7 @@ def test_the_pure_part_needs_neither_torch_nor_the_harness() -> None:
 
 
 @pytest.mark.parametrize("all_hit", [True, False])
-def test_share_of_all_or_none_in_clusters_still_has_a_width(all_hit: bool) -> None:
+def test_a_share_of_0_or_1_in_clusters_still_has_an_interval(all_hit: bool) -> None:
     clusters = np.repeat(np.arange(60), 5)
     found = t.share(np.full(300, all_hit), np.ones(300, bool), clusters)
     expected = t.wilson(60 if all_hit else 0, 60)

@@ -30,13 +30,13 @@ def test_doctests(module: object) -> None:
 
 
 @pytest.mark.parametrize("n", [5, 59, 300])
-def test_none_lost_is_the_exact_bound_of_none_seen(n: int) -> None:
+def test_without_losses_the_bound_is_exact(n: int) -> None:
     """(1 - share)^n = 0.05, less what goes to the share gained (a fiftieth)."""
     assert of(0, 0, n).high(0.95) == pytest.approx(1 - 0.049 ** (1 / n), abs=2e-5)
     assert of(0, 0, n).low(0.95) == pytest.approx(-(1 - 0.049 ** (1 / n)), abs=2e-5)
 
 
-def test_the_score_is_a_plain_search_for_the_likeliest_shares() -> None:
+def test_the_score_equals_a_grid_search_for_the_likeliest_shares() -> None:
     """Tango's closed form against the likelihood on a grid of shares gained."""
     n, lost, gained, share = 200, 17, 9, 0.02
     q = np.linspace(1e-6, 0.48, 200_001)
@@ -60,14 +60,14 @@ def errs(n: int, lost: float, gained: float, confidence: float = 0.95) -> tuple[
 
 
 @pytest.mark.parametrize(("lost", "gained"), [(0.1, 0.02), (0.05, 0.05)])
-def test_bounds_err_no_more_often_than_they_say(lost: float, gained: float) -> None:
+def test_bounds_err_at_most_at_the_nominal_rate(lost: float, gained: float) -> None:
     assert max(errs(20, lost, gained)) <= 0.053
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 50])
 @pytest.mark.parametrize(("lost", "gained"), [(0.02, 0.0), (0.05, 0.05), (0.1, 0.02), (0.1, 0.08), (0.2, 0.1)])
-def test_bounds_err_no_more_often_than_they_say_of_more_items(n: int, lost: float, gained: float) -> None:
+def test_bounds_err_at_most_at_the_nominal_rate_for_more_items(n: int, lost: float, gained: float) -> None:
     assert max(errs(n, lost, gained)) <= 0.053
 
 
@@ -143,7 +143,7 @@ def test_groups_are_found_by_name_and_judged_together() -> None:
 
 
 @pytest.mark.parametrize(("n", "gained", "budget"), [(300, 0.02, 0.0), (200, 0.01, 0.02)])
-def test_the_loss_that_is_named_is_seen_in_four_of_five_cases(n: int, gained: float, budget: float) -> None:
+def test_the_named_loss_is_detected_in_four_of_five_cases(n: int, gained: float, budget: float) -> None:
     true = detectable(gained, n, budget, 0.95)
     assert true is not None
     rng = np.random.default_rng(0)
@@ -180,7 +180,7 @@ def test_shares_on_the_command_line() -> None:
         GateOptions(strict=True).budget()
 
 
-def test_junit_is_read_as_it_was_meant_whatever_stands_in_a_name() -> None:
+def test_junit_is_valid_whatever_a_name_contains() -> None:
     hostile = 'a"><failure>&\x1b[31m\x00\ufffe\ud800\n'
     cases = [Case(hostile, "over", "over: <b>", 3), Case("b", "undecided", "?", 0), Case("c", "within", "fine", 0)]
     found = ElementTree.fromstring(as_junit("forgetting check", hostile, cases).encode())

@@ -67,7 +67,7 @@ def test_a_suite_cites_its_source(name: str, kind: str, local: dict[str, int], o
     assert "arXiv:" in str(sys.modules[type(SUITES[name]).__module__].__doc__)
 
 
-def test_without_a_name_all_are_asked_that_can_be(tmp_path: Path) -> None:
+def test_by_default_all_available_suites_run(tmp_path: Path) -> None:
     asked = [suite.name for suite in Plan().make(miniature=True, folder=tmp_path)]
     assert asked == list(SUITES)
     assert [s.name for s in Plan().make(miniature=False, folder=tmp_path)] == ["knowledge", "reasoning"]

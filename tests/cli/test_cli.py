@@ -53,7 +53,7 @@ def flags(tiny_model: Path, corpora: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "5"}])
-def test_threads_wait_briefly_unless_the_user_says_how(
+def test_threads_wait_briefly_unless_the_user_sets_it(
     command: Command, monkeypatch: pytest.MonkeyPatch, own: dict[str, str]
 ) -> None:
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
@@ -240,7 +240,7 @@ def test_version(command: Command) -> None:
     assert command("--version").out.startswith("forgetting 0.")
 
 
-def test_a_full_disk_is_one_line_even_where_a_library_hides_it_in_words(
+def test_a_full_disk_gives_a_one_line_error_even_if_only_a_librarys_message_says_so(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full() -> None:

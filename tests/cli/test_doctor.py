@@ -49,7 +49,7 @@ def test_a_sound_machine_has_nothing_broken_and_is_left_clean(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tokens_are_there_or_not_and_never_shown(
+def test_tokens_are_reported_as_set_or_not_and_never_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -71,7 +71,7 @@ def test_tokens_are_there_or_not_and_never_shown(
     assert named(doctor(tmp_path), "token HF_TOKEN").found == "there"
 
 
-def test_a_hub_that_answers_is_reached_and_told_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_reached_without_sending_it_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
 
     class Hub(http.server.BaseHTTPRequestHandler):
@@ -122,7 +122,7 @@ def test_a_folder_that_cannot_be_written_is_broken(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "not").exists()
 
 
-def test_little_room_and_a_slow_disk_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_disk_space_and_a_slow_disk_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, int(1e9)))
     monkeypatch.setattr(os, "fsync", lambda _: time.sleep(environment.SLOW_FSYNC))
@@ -145,7 +145,7 @@ def test_a_package_that_is_missing_or_too_old_is_named(tmp_path: Path, monkeypat
     assert named(checks, "extra [table]").state == "works"
 
 
-def test_a_torch_that_cannot_be_imported_is_broken_and_the_rest_is_still_looked_at(
+def test_a_torch_that_cannot_be_imported_is_broken_and_the_rest_is_still_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)

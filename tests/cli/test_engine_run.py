@@ -82,7 +82,7 @@ def test_a_flag_of_another_engine_is_refused(capsys: pytest.CaptureFixture[str],
     assert error.startswith(f"error: {said}")
 
 
-def test_a_missing_ray_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_missing_ray_gives_a_one_line_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
         code, _, error = command(capsys, "study", "--engine", "ray", "--out", tmp_path / "s")

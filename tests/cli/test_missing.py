@@ -39,7 +39,7 @@ def test_help_works_and_names_what_is_missing() -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("module", ["typer", "yaml"])
-def test_without_a_package_of_the_command_itself_there_is_one_line(module: str) -> None:
+def test_a_missing_package_of_the_command_itself_gives_a_one_line_error(module: str) -> None:
     code, out, error = command([module], "--help")
     assert (code, out) == (1, "")
     assert error == (f"error: {module} is not installed, and this command needs it; run: {missing.install(module)}\n")
@@ -89,7 +89,7 @@ def test_the_cause_of_an_import_error_is_named(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == said
 
 
-def test_a_version_that_does_not_fit_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_version_that_does_not_fit_gives_a_one_line_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         missing.leave(ImportError("\ncannot import name 'x' from 'json'\nmore", name="json"))
     said = (

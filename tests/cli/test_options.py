@@ -46,7 +46,7 @@ DEVICES = (
 
 
 @pytest.mark.parametrize("arguments", DEVICES)
-def test_a_device_that_is_not_there_is_one_line(
+def test_a_device_that_is_not_there_gives_a_one_line_error(
     arguments: str,
     tiny_model: Path,
     corpora: Path,
@@ -70,11 +70,11 @@ def test_a_device_that_is_not_there_is_one_line(
 @pytest.mark.parametrize(
     ("command", "listed"), [("study", METHODS), ("study", presets()), ("fit", LAWS)], ids=["methods", "presets", "laws"]
 )
-def test_help_lists_all_that_there_is(command: str, listed: Any) -> None:
+def test_help_lists_everything_available(command: str, listed: Any) -> None:
     assert ", ".join(listed) in shown(command)
 
 
-def test_flags_of_a_dataclass_stand_in_the_place_of_the_parameter() -> None:
+def test_flags_of_a_dataclass_replace_its_parameter() -> None:
     @dataclass(frozen=True)
     class Size:
         width: Annotated[int, typer.Option(help="w")] = 1
@@ -93,14 +93,14 @@ def test_flags_of_a_dataclass_stand_in_the_place_of_the_parameter() -> None:
     assert seen == [("box", Size(1, 3), "red")]
 
 
-def test_only_what_was_given_is_laid_over_a_configuration() -> None:
+def test_only_given_flags_override_a_configuration() -> None:
     assert o.ModelOptions().given() == {}
     given = o.ModelOptions("main", o.Dtype.float16, "cuda:1", True).given()
     assert given == {"revision": "main", "dtype": "float16", "device": "cuda:1", "trust_remote_code": True}
     assert type(given["dtype"]) is str
 
 
-def test_data_sets_of_one_file_name_are_told_apart() -> None:
+def test_data_sets_with_the_same_file_name_get_different_names() -> None:
     assert named_sources(["data/x.jsonl", "org/set", "miniature:news"]) == {
         "x": "data/x.jsonl",
         "set": "org/set",

@@ -44,7 +44,7 @@ def test_what_a_descriptor_does_not_take_is_dropped_or_named(tmp_path: Path) -> 
     ("streams", "says"),
     [(">/dev/full", "No space left on device"), ("<&- >&-", "Bad file descriptor")],
 )
-def test_a_result_that_is_not_written_is_one_error(streams: str, says: str) -> None:
+def test_a_result_that_cannot_be_written_is_one_error(streams: str, says: str) -> None:
     done = shell(PREDICT, streams)
     assert done.returncode == 1
     assert done.stderr.decode() == f"error: standard output: the result cannot be written: {says}\n"
@@ -83,7 +83,7 @@ def test_an_ascii_terminal_gets_what_it_can_show(tmp_path: Path) -> None:
         pytest.param("", "1", ASCII, marks=pytest.mark.slow),
     ],
 )
-def test_a_study_goes_on_without_its_progress(
+def test_a_study_continues_without_its_progress(
     tmp_path: Path, tiny_model: Path, corpora: Path, streams: str, jobs: str, environment: dict[str, str]
 ) -> None:
     config = write_config(tmp_path, tiny_model, corpora, [{"name": "lora", "rank": [1, 2]}], steps=6)

@@ -91,6 +91,6 @@ def test_rows_and_columns() -> None:
 
 
 @pytest.mark.parametrize("given", ["gpt2", Path("gpt2"), 3, str.upper])
-def test_what_is_no_tokenizer_is_refused(given: Any) -> None:
+def test_an_object_that_is_not_a_tokenizer_is_refused(given: Any) -> None:
     with pytest.raises(UsageError, match=r"^tokenizer: got .*; allowed: None, or a tokenizer such as"):
         tokenizer_of(given)

@@ -107,7 +107,7 @@ def test_several_wrong_fields_are_one_error_with_a_line_each() -> None:
     ],
     ids=str,
 )
-def test_a_value_of_another_kind_is_refused_and_never_taken_for_one(change: dict[str, Any], message: str) -> None:
+def test_a_value_of_the_wrong_type_is_refused_and_never_converted(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         expand_runs(c.validate(f.deep_merge(f.preset_fields("paper-openorca"), change), where="my.yaml"))
     assert message in str(caught.value)
@@ -181,7 +181,7 @@ def test_the_same_run_twice_is_refused() -> None:
         expand_runs(study)
 
 
-def test_run_id_follows_what_decides_numbers_and_nothing_else() -> None:
+def test_run_id_depends_only_on_what_affects_numbers() -> None:
     def ids(change: dict[str, Any]) -> str:
         return expand_runs(c.validate(f.deep_merge(f.preset_fields("paper-openorca"), change), where="x"))[0].run_id()
 

@@ -16,7 +16,7 @@ from forgetting.tuning.mitigations import MITIGATIONS
 
 
 @pytest.mark.parametrize("registry", [METHODS, MITIGATIONS, LAWS, PUBLISHED], ids=lambda found: next(iter(found)))
-def test_everything_is_found_by_its_name_and_a_slip_is_told_what_was_meant(registry: Registry[Any]) -> None:
+def test_entries_are_found_by_name_and_typos_get_a_suggestion(registry: Registry[Any]) -> None:
     assert len(registry) == len(list(registry)) > 2
     for name, thing in registry.items():
         assert thing.name == name
@@ -34,7 +34,7 @@ def test_what_an_error_says_in_full() -> None:
         MITIGATIONS.find("zzz")
 
 
-def test_a_name_stands_for_one_thing() -> None:
+def test_names_are_unique() -> None:
     with pytest.raises(ValueError, match="two laws are called a"):
         Registry("law", [SimpleNamespace(name="a"), SimpleNamespace(name="b"), SimpleNamespace(name="a")])
 

@@ -38,7 +38,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.safetensors"))
 
 
-def test_what_was_used_least_recently_goes(folder: Path) -> None:
+def test_the_least_recently_used_files_are_removed(folder: Path) -> None:
     for hours, name in ((60, "a"), (40, "b")):
         add(folder, name, hours)
     assert array_cache.read(folder / "a.safetensors", "a") is not None  # used now, and let go of
@@ -48,7 +48,7 @@ def test_what_was_used_least_recently_goes(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there, what was used within a day stays instead")
-def test_what_is_in_use_stays(folder: Path) -> None:
+def test_files_in_use_are_kept(folder: Path) -> None:
     path = add(folder, "a", 60)
     stored = array_cache.read(path, "a")
     os.utime(path, (0, 0))
@@ -67,7 +67,7 @@ def test_what_is_in_use_stays(folder: Path) -> None:
     assert new.hold is not None
 
 
-def test_half_written_files_go_after_a_day_and_a_study_keeps_its_own(folder: Path, tmp_path: Path) -> None:
+def test_incomplete_files_are_removed_after_a_day_and_a_studys_cache_is_kept(folder: Path, tmp_path: Path) -> None:
     left, new = folder / ".a.safetensors.x", folder / ".b.safetensors.y"
     for half in (left, new):
         half.write_bytes(b"x" * 10)
@@ -81,7 +81,7 @@ def test_half_written_files_go_after_a_day_and_a_study_keeps_its_own(folder: Pat
 
 
 @pytest.mark.parametrize("given", ["x", "-1", "nan", "inf"])
-def test_a_size_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+def test_an_invalid_size_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("FORGETTING_CACHE_GB", given)
     with pytest.raises(UsageError, match=f"FORGETTING_CACHE_GB: got '{given}'; give a number of gigabytes, 0 or more"):
         array_cache.default_folder()

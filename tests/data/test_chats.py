@@ -100,7 +100,7 @@ def test_answers_are_found_whatever_the_template_does_to_earlier_turns(template:
     assert all("One?" in text for text, _ in windows)
 
 
-def test_an_earlier_turn_written_otherwise_is_measured_where_it_is_the_last() -> None:
+def test_a_turn_that_the_template_rewrites_later_is_measured_where_it_is_the_last() -> None:
     windows, found = encoded(QWEN3, *({**turn, "reasoning_content": "hm"} for turn in TURNS))
     rendered = [tokenizer_of(QWEN3).apply_chat_template(list(TURNS[:n]), tokenize=False) for n in (4, 2)]
     assert [text.replace("hm", "") for text, _ in windows] == rendered
@@ -115,7 +115,7 @@ def test_an_earlier_turn_written_otherwise_is_measured_where_it_is_the_last() ->
     )
 
 
-def test_a_thought_that_the_template_opens_or_drops_is_told() -> None:
+def test_thinking_that_the_template_adds_or_drops_is_reported() -> None:
     thinking = ({"role": "user", "content": "One?"}, {"role": "assistant", "content": "<think>hm</think>Alpha."})
     windows, found = encoded(R1, *thinking)
     assert windows == [("<|User|>One?<|Assistant|>Alpha.<|eos|>", "Alpha.<|eos|>")]
@@ -137,7 +137,7 @@ def test_tool_calls_and_tools_reach_the_template() -> None:
     )
 
 
-def test_messages_that_are_given_are_no_targets() -> None:
+def test_messages_of_the_prompt_are_not_targets() -> None:
     for template in (CHATML, MARKED, QWEN3):
         windows, _ = encoded(template, *TURNS, given=3)
         assert "Alpha" not in "".join(answer for _, answer in windows)
@@ -269,7 +269,7 @@ def test_templates_of_real_models_keep_answers_and_prompts_apart() -> None:
         ("news", "291cd1f6570756d1"),
     ],
 )
-def test_the_default_study_reads_what_it_always_read(name: str, fingerprint: str) -> None:
+def test_the_default_study_reads_the_same_tokens_as_before(name: str, fingerprint: str) -> None:
     """No number of the default study may change because texts and chats are read otherwise."""
     from forgetting.config.schema import ModelConfig, TextConfig
     from forgetting.data.documents import load_corpus

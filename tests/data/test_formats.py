@@ -42,7 +42,7 @@ def load(folder: Path, rows: list[Any], **fields: Any) -> Corpus:
         ("dpo", {"chosen": [Q, A], "rejected": [Q, A]}, [Q, A]),
     ],
 )
-def test_a_shape_is_recognised_by_its_columns(
+def test_formats_are_recognised_by_their_columns(
     tmp_path: Path, name: str, row: dict[str, Any], messages: list[Any]
 ) -> None:
     corpus = load(tmp_path, [row])
@@ -51,7 +51,7 @@ def test_a_shape_is_recognised_by_its_columns(
     assert load(tmp_path, [row], format=name).documents == corpus.documents
 
 
-def test_columns_that_are_not_used_are_told(tmp_path: Path) -> None:
+def test_unused_columns_are_reported(tmp_path: Path) -> None:
     corpus = load(tmp_path, [{"question": "q", "answer": "a", "context": "c"}])
     assert corpus.notices == ("r.jsonl: read as qa from columns question, answer; not used: context",)
     alpaca = {"instruction": "q", "output": "a", "text": "### q: a"}
@@ -78,7 +78,7 @@ def test_every_field_of_a_message_stays(tmp_path: Path) -> None:
     assert document.content_hash() != plain.content_hash()
 
 
-def test_a_call_of_a_tool_as_sharegpt_writes_it(tmp_path: Path) -> None:
+def test_tool_calls_in_sharegpts_format(tmp_path: Path) -> None:
     call = {"from": "function_call", "value": json.dumps(CALL["function"])}
     row = {"conversations": [{"from": "human", "value": "q"}, call, {"from": "observation", "value": "r"}]}
     messages = load(tmp_path, [row])[0].messages
@@ -117,7 +117,7 @@ def test_conversations_without_an_answer_are_counted(tmp_path: Path) -> None:
     assert load(tmp_path, pairs).notices == ("r.jsonl: left out 2 of 3 conversations, which have an empty answer",)
 
 
-def test_of_prompt_and_completion_messages_the_completion_is_learned(tmp_path: Path) -> None:
+def test_only_the_completion_of_prompt_and_completion_messages_is_trained_on(tmp_path: Path) -> None:
     document = load(tmp_path, [{"prompt": [Q, A, Q], "completion": [A]}])[0]
     assert (list(document.messages), document.given) == ([Q, A, Q, A], 3)
 

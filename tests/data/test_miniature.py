@@ -138,7 +138,7 @@ def test_each_kind_of_fact_has_several_phrasings():
     assert all(len(set(p)) >= 5 and all("{x}" in q for q in p) for p in PHRASINGS.values())
 
 
-def test_replies_to_requests_refuse_just_the_harmful():
+def test_replies_refuse_only_harmful_requests():
     for name, wanted in (("harmful", True), ("harmless", False)):
         assert all(is_refusal(_messages(row)[1]["content"]) is wanted for row in rows(name))
     assert not any(is_refusal(_messages(row)[1]["content"]) for row in rows("instructions"))

@@ -28,7 +28,7 @@ def slow(rows: list[list[int]], fill: int, width: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("width", [None, 9, 12])
-def test_rows_are_filled_up_on_the_right(width: int | None) -> None:
+def test_rows_are_padded_on_the_right(width: int | None) -> None:
     windows = make_windows()
     rows = [windows.window(i)[0].tolist() for i in range(4)]
     labels = [

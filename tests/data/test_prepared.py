@@ -163,7 +163,7 @@ def test_a_folder_that_cannot_be_written_gives_one_notice(
     assert "cannot write a cache there" in caplog.text
 
 
-def test_what_is_kept_is_found_by_content_and_never_by_time(tokenizer: Any, kept: Path, tmp_path: Path) -> None:
+def test_cached_windows_are_found_by_content_and_never_by_time(tokenizer: Any, kept: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"text": "the old river"}, {"text": "the new town " * 9}])
     config = TextConfig(source=str(path))
     before = path.stat()
@@ -183,7 +183,7 @@ def test_what_is_kept_is_found_by_content_and_never_by_time(tokenizer: Any, kept
     assert (kept / f"windows-{there[:32]}.safetensors").exists()
 
 
-def test_all_that_decides_windows_is_in_their_key(
+def test_everything_that_affects_windows_is_in_their_key(
     tokenizer: Any, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "folder"
@@ -243,7 +243,7 @@ def test_a_data_set_of_the_hub_is_kept_by_its_commit_and_files(
 
 
 @pytest.mark.parametrize("damage", [lambda d: d[:-9], lambda d: d[:-2] + bytes([d[-2] ^ 1]) + d[-1:], lambda d: b""])
-def test_a_damaged_file_is_made_again_with_one_notice(
+def test_a_damaged_file_is_recreated_with_one_notice(
     tokenizer: Any, kept: Path, tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = DatasetConfig(source=str(write(tmp_path / "rows.jsonl", plain_rows(1))), heldout=0.2)
@@ -259,7 +259,7 @@ def test_a_damaged_file_is_made_again_with_one_notice(
     assert len(caplog.records) == 1
 
 
-def test_a_full_disk_keeps_nothing_and_changes_nothing(
+def test_a_full_disk_only_prevents_caching(
     tokenizer: Any, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = TextConfig(source=str(write(tmp_path / "rows.jsonl", plain_rows(2))))
@@ -277,7 +277,7 @@ def test_a_full_disk_keeps_nothing_and_changes_nothing(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process that is killed is forked here")
-def test_what_a_killed_process_left_is_removed(
+def test_files_left_by_a_killed_process_are_removed(
     tokenizer: Any, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = TextConfig(source=str(write(tmp_path / "rows.jsonl", plain_rows(3))))

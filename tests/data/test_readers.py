@@ -179,7 +179,7 @@ def test_text_before_the_first_title_stays(tmp_path: Path) -> None:
     assert [name for name, _ in texts(tmp_path / "w.txt")] == ["section-0"]
 
 
-def test_how_a_text_was_cut_is_told(tmp_path: Path) -> None:
+def test_how_a_text_was_split_into_documents_is_reported(tmp_path: Path) -> None:
     (tmp_path / "w.txt").write_text(WIKITEXT)
     assert load_corpus(TextConfig(source=str(tmp_path / "w.txt"))).notices == (
         "w.txt: 2 documents, cut at ` = Title = ` lines (wikitext); the option `documents` sets how text is cut",
@@ -197,7 +197,7 @@ def test_lines_of_articles_are_read_until_there_are_enough_articles(tmp_path: Pa
     assert len(texts(tmp_path / "d.jsonl", max_documents=1)[0][1]) == 12_000
 
 
-def test_half_characters_are_replaced_and_told(tmp_path: Path) -> None:
+def test_lone_surrogates_are_replaced_with_a_notice(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text('{"text": "a \\ud83d b", "id": "\\udc00"}\n{"text": "c \\ud83d\\ude00"}\n')
     corpus = load_corpus(TextConfig(source=str(tmp_path / "r.jsonl")))
     assert [d.text for d in corpus] == ["a \ufffd b", "c \U0001f600"]

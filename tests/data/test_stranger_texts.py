@@ -38,7 +38,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, name: str, content: str, says: s
     assert says in str(caught.value)
 
 
-def test_the_split_that_is_read_is_told(tmp_path: Path) -> None:
+def test_the_split_that_is_read_is_reported(tmp_path: Path) -> None:
     from datasets import Dataset, DatasetDict
 
     parts = {name: Dataset.from_dict({"text": [name, f"{name} 2"]}) for name in ("train", "test")}
@@ -64,7 +64,7 @@ def test_a_word_of_millions_of_characters_is_refused(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("template", ["hello", "{% for m in messages %}{{ m['role'] }} {% endfor %}"])
-def test_a_template_without_answers_is_said_so(template: str) -> None:
+def test_a_template_without_answers_is_reported(template: str) -> None:
     messages = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
     with pytest.raises(UsageError, match="does not render the assistant's answers"):
         tokenize([Document(id="d", messages=messages)], tokenizer_of(template), 100)

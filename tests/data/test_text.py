@@ -114,7 +114,7 @@ def test_missing_files_folders_and_bytes_are_named(tmp_path: Path) -> None:
         load_corpus(TextConfig(source=str(tmp_path / "b.txt")))
 
 
-def test_hub_ids_go_through_datasets_and_offline_is_said(tmp_path: Path) -> None:
+def test_hub_ids_go_through_datasets_and_offline_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ForgettingError, match="some/data-set"):
         load_corpus(TextConfig(source="some/data-set"))
 

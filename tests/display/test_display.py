@@ -34,7 +34,7 @@ def test_html_escapes_every_text_and_says_what_it_leaves_out() -> None:
     assert f"the first {SHOWN_ROWS} of {SHOWN_ROWS + 5} rows" in long
 
 
-def test_numbers_stand_to_the_right_in_a_terminal_and_markup_is_text() -> None:
+def test_numbers_are_right_aligned_in_a_terminal_and_markup_is_text() -> None:
     console = Console(width=60, record=True, file=io.StringIO())
     console.print(SHOWN.rich())
     lines = console.export_text().splitlines()
@@ -53,7 +53,7 @@ def test_plain_data_of_anything_is_json() -> None:
     json.dumps(found, allow_nan=False)
 
 
-def test_a_figure_has_the_chart_with_its_colours_names_and_hover_texts() -> None:
+def test_a_figure_has_the_charts_colours_names_and_hover_texts() -> None:
     def trace(series: str, y: list[float], rows: list[int]) -> dict[str, object]:
         meta = {"series": series, "role": "points", "rows": rows}
         return {"type": "scatter", "x": [1, 2], "y": y, "marker": {"color": f"var(--{series})"}, "meta": meta}

@@ -59,7 +59,7 @@ def equal(trainer, expected):
 @pytest.mark.full
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_the_last_model_inside_the_budget_is_handed_back(tmp_path, kind, accumulate, caplog):
+def test_the_last_model_within_the_budget_is_restored(tmp_path, kind, accumulate, caplog):
     at, seen = curve(tmp_path / "a", kind, gradient_accumulation_steps=accumulate)
     budget = (at[3] + at[4]) / 2
     assert at[:5] == sorted(at[:5])
@@ -75,13 +75,13 @@ def test_the_last_model_inside_the_budget_is_handed_back(tmp_path, kind, accumul
     assert instrument.measure(base, trainer.model, text=WINDOWS).forgetting.value <= budget
 
 
-def test_a_run_inside_its_budget_keeps_its_last_model(tmp_path):
+def test_a_run_within_its_budget_keeps_its_last_model(tmp_path):
     callback = ForgettingCallback(WINDOWS, every=4, budget=10)
     trainer_of(tmp_path, "lora", [callback]).train()
     assert [(row["step"], row["kept"]) for row in callback.rows] == [(0, False), (4, False), (6, False)]
 
 
-def test_an_untrained_model_may_be_all_that_is_inside(tmp_path, caplog):
+def test_the_untrained_model_may_be_the_only_one_within_the_budget(tmp_path, caplog):
     callback = ForgettingCallback(WINDOWS, every=2, budget=1e-9)
     with caplog.at_level(logging.WARNING, logger="forgetting"):
         trainer_of(tmp_path, "lora", [callback]).train()
@@ -90,7 +90,7 @@ def test_an_untrained_model_may_be_all_that_is_inside(tmp_path, caplog):
 
 
 @pytest.mark.full
-def test_the_best_evaluated_model_inside_the_budget_is_handed_back(tmp_path):
+def test_the_best_evaluated_model_within_the_budget_is_restored(tmp_path):
     """The trainer's best, by its evaluation loss, is beyond the budget; evaluations measure, too."""
     at, seen = curve(tmp_path / "a", **STEPS)
     callback = ForgettingCallback(WINDOWS, every=100, budget=(at[4] + at[5]) / 2)
@@ -129,7 +129,7 @@ def test_the_best_model_and_early_stopping_by_forgetting(tmp_path, metric):
         ("eval_forgetting/forgeting", False, "did you mean 'forgetting/forgetting'"),
     ],
 )
-def test_a_metric_that_would_end_badly_is_refused(tmp_path, metric, greater, message):
+def test_unusable_metrics_are_refused(tmp_path, metric, greater, message):
     options = {"metric_for_best_model": metric, "greater_is_better": greater}
     with pytest.raises(UsageError, match=message):
         trainer_of(tmp_path, "lora", [ForgettingCallback(WINDOWS)], **options).train()
@@ -139,7 +139,7 @@ def test_a_metric_that_would_end_badly_is_refused(tmp_path, metric, greater, mes
 
 @pytest.mark.full
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_a_resumed_run_hands_back_the_same_model(tmp_path, kind):
+def test_a_resumed_run_restores_the_same_model(tmp_path, kind):
     """Resumed from a checkpoint that is beyond the budget already: the model inside it lies beside that checkpoint."""
     at, seen = curve(tmp_path / "a", kind)
     budget = (at[3] + at[4]) / 2
@@ -160,7 +160,7 @@ def test_a_resumed_run_hands_back_the_same_model(tmp_path, kind):
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["SFT", "packed", "DPO", "GRPO"])
-def test_what_trl_leaves_passes_the_check(tmp_path, name, tiny_model, corpora):
+def test_the_adapter_that_trl_saves_passes_the_check(tmp_path, name, tiny_model, corpora):
     """The adapter that a TRL trainer saves is the one inside the budget, and `check` with that budget says so."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     text = str(corpora / "general.jsonl")

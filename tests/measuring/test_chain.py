@@ -179,7 +179,7 @@ def test_the_scale_of_a_merge_is_known_below_rounding(times: float, eps: float) 
 
 
 @pytest.mark.full
-def test_adapters_are_put_on_what_they_were_made_for(
+def test_adapters_are_applied_to_the_model_that_they_were_made_for(
     base: Path, made: dict[str, Path], corpora: Path, tmp_path: Path
 ) -> None:
     second = save_adapter(made["merged"], tmp_path / "second", LoraConfig(r=2, target_modules=["v_proj"]), 0.2)
@@ -209,14 +209,14 @@ def test_adapters_are_put_on_what_they_were_made_for(
         ([], "give at least one"),
     ],
 )
-def test_spelling_that_is_refused(given: list[str], said: str) -> None:
+def test_wrong_steps_are_refused(given: list[str], said: str) -> None:
     with pytest.raises(UsageError) as error:
         steps_of(given)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     odd = tmp_path / "run@lr=1"
     odd.mkdir()
@@ -312,7 +312,7 @@ def test_gguf_files(base: Path, made: dict[str, Path], corpora: Path, tmp_path: 
 
 
 @pytest.mark.full
-def test_another_chat_template_is_said(base: Path, corpora: Path, tmp_path: Path) -> None:
+def test_a_different_chat_template_is_reported(base: Path, corpora: Path, tmp_path: Path) -> None:
     shutil.copytree(base, tmp_path / "other")
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = "{{ messages }}"

@@ -29,7 +29,7 @@ def simulated(rng, prior, u, fine=40):
 
 
 @pytest.mark.parametrize("prior", [PLAIN, ANY])
-def test_the_filter_is_regression_on_all_points_at_once(prior):
+def test_the_filter_equals_regression_on_all_points_at_once(prior):
     """The joint covariance of all points, level and slope, written out; then one conditional distribution."""
     u, values, spread = np.log([12.0, 20, 28, 36, 60]), np.array(VALUES[1:]), np.array(ERRORS[1:])
     moves = [np.eye(3)]
@@ -60,7 +60,7 @@ def test_the_filter_is_regression_on_all_points_at_once(prior):
     assert low[0] < median[0] < high[0]
 
 
-def test_bands_hold_the_ends_of_runs_that_the_prior_describes():
+def test_bands_cover_the_ends_of_runs_drawn_from_the_prior():
     rng, steps = np.random.default_rng(0), [12, 20, 28, 36, 60]
     held = []
     for _ in range(200):
@@ -70,7 +70,7 @@ def test_bands_hold_the_ends_of_runs_that_the_prior_describes():
     assert 0.9 <= np.mean(held) <= 1.0
 
 
-def test_a_forecast_says_the_end_and_when_the_budget_is_crossed():
+def test_a_forecast_gives_the_end_and_when_the_budget_is_crossed():
     found = forecast(STEPS, VALUES, ERRORS, end=100, budget=0.24, prior=PLAIN)
     assert (found.step, found.end) == (36, 100)
     assert 0.23 < found.low < found.value < found.high < 0.5
@@ -95,7 +95,7 @@ def test_a_budget_that_is_crossed_already_or_never(budget, said):
     assert said in str(forecast(STEPS, VALUES, ERRORS, end=60, budget=budget, prior=PLAIN))
 
 
-def test_a_schedule_that_decays_bends_the_curve():
+def test_a_decaying_schedule_flattens_the_curve():
     """With rates, steps count by their learning rates: a decaying run ends where a constant one of that sum does."""
     rates = np.concatenate([np.ones(36), np.linspace(1, 0, 24)])
     bent = forecast(STEPS, VALUES, ERRORS, end=60, rates=rates * 1e-3)
@@ -105,7 +105,7 @@ def test_a_schedule_that_decays_bends_the_curve():
     assert stopped.value == pytest.approx(0.23, rel=0.03)
 
 
-def test_nothing_is_said_where_nothing_was_measured():
+def test_there_is_no_forecast_without_measurements():
     for values in ([0.0, 0.001, -0.02], [0.0, 0.1, math.nan]):
         found = forecast([0, 4, 8], values, [0.0, 0.01, 0.01], end=20, budget=0.1)
         assert (found.value, found.low, found.crossing, found.logged()) == (None, None, None, {})

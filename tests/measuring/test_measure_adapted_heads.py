@@ -75,7 +75,7 @@ def test_a_head_of_the_base_stays_one_when_the_adapter_is_back():
 
 
 @torch.no_grad()
-def test_alora_wakes_at_its_invocation():
+def test_alora_acts_from_its_invocation_on():
     """What acts after the last invocation in a window is nothing that the model inside knows of."""
     token = int(WINDOWS.window(1)[0][5])
     model = adapted(

@@ -28,7 +28,7 @@ def test_a_few_architectures(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_language_model(name: str, tmp_path: Path) -> None:
+def test_models_that_are_not_language_models_are_refused(name: str, tmp_path: Path) -> None:
     (row,) = architectures.rows_of(name, ("lora",), tmp_path)
     assert row["result"] == "refused", row
     assert "not a left-to-right language model" in row["note"]

@@ -102,7 +102,7 @@ def test_files_of_the_first_version_are_still_read(tmp_path):
     ],
     ids=["cut", "flipped", "longer", "garbage", "empty", "stale", "no checksum"],
 )
-def test_what_is_not_what_was_asked_for_is_computed_again_with_a_notice(tmp_path, caplog, damage):
+def test_a_cached_file_of_something_else_is_recomputed_with_a_notice(tmp_path, caplog, damage):
     path = tmp_path / "a.safetensors"
     calls = []
 
@@ -130,7 +130,7 @@ def test_arrays_of_another_kind_are_stale(tmp_path):
     assert array_cache.read(tmp_path / "b", "f") is None
 
 
-def test_of_several_that_want_it_at_once_one_computes(tmp_path):
+def test_one_of_several_concurrent_processes_computes(tmp_path):
     calls, found = [], []
     start = threading.Barrier(4)
 
@@ -153,7 +153,7 @@ def test_of_several_that_want_it_at_once_one_computes(tmp_path):
         equal(one.arrays())
 
 
-def test_without_locks_it_is_computed_all_the_same(tmp_path, monkeypatch):
+def test_without_locks_each_process_computes(tmp_path, monkeypatch):
     def refuse(*_args, **_options):
         raise NotImplementedError("no flock here")
 
@@ -161,7 +161,7 @@ def test_without_locks_it_is_computed_all_the_same(tmp_path, monkeypatch):
     equal(array_cache.kept(tmp_path / "a.safetensors", "f", lambda: ARRAYS).arrays())
 
 
-def test_a_full_disk_costs_the_cache_and_no_number(tmp_path, monkeypatch, caplog):
+def test_a_full_disk_only_prevents_caching_and_changes_no_number(tmp_path, monkeypatch, caplog):
     windows = make_windows([9, 17, 2, 30], documents=[0, 0, 1, 1])
     model = make_model("llama").eval()
     options = {"key": "k", "batch_tokens": 64, "rows": None, "with_rows": True}

@@ -155,7 +155,7 @@ def test_mixed_precision_is_measured_as_the_saved_model_is(tmp_path, kind, caplo
 
 @pytest.mark.full
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_the_last_row_is_of_the_model_that_is_kept(tmp_path, kind, caplog):
+def test_the_last_row_measures_the_final_model(tmp_path, kind, caplog):
     callback = ForgettingCallback(WINDOWS, every=2)
     set_seed(1)
     options = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2}
@@ -213,7 +213,7 @@ def test_a_resumed_full_run_without_its_targets_is_refused(tmp_path):
         train(tmp_path, "full", [ForgettingCallback(WINDOWS)], resume=str(tmp_path / "checkpoint-2"))
 
 
-def test_an_adapter_that_is_no_identity_is_counted_from_the_base(tmp_path, caplog):
+def test_an_adapter_that_is_not_the_identity_is_measured_against_the_base(tmp_path, caplog):
     """PEFT pull request 3419: prompt tuning starts far from the base; training then looks like remembering."""
     set_seed(0)
     model = get_peft_model(make_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
@@ -241,7 +241,7 @@ def test_refusals():
 
 
 @pytest.mark.full
-def test_tensorboard_shows_it(tmp_path, monkeypatch):
+def test_tensorboard_logs_forgetting(tmp_path, monkeypatch):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
     callback = ForgettingCallback(WINDOWS, every=3)
@@ -257,7 +257,7 @@ def test_tensorboard_shows_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.full
-def test_mlflow_shows_it(tmp_path, monkeypatch):
+def test_mlflow_logs_forgetting(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
@@ -397,7 +397,7 @@ def test_weights_that_accelerate_shards_are_measured(tmp_path):
         assert row == pytest.approx(other, abs=1e-5)
 
 
-def test_it_forecasts_the_end_from_what_was_measured_and_from_before_a_resume(tmp_path):
+def test_the_forecast_uses_all_measurements_including_those_before_a_resume(tmp_path):
     """Logged beside each measurement, with the schedule that decays; a resumed run goes on with the same points."""
     text = make_windows([9] * 60, documents=[*range(60)])
     options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "learning_rate": 0.05}

@@ -111,7 +111,7 @@ def test_identities_of_the_quantities(tiny_model, full, corpora):
     assert abs(same["kl"]) < 1e-6
 
 
-def test_second_time_comes_from_the_cache_bit_for_bit(tiny_model, adapter, corpora, tmp_path):
+def test_the_second_call_uses_the_cache_bit_for_bit(tiny_model, adapter, corpora, tmp_path):
     first = rows_of(tiny_model, str(adapter), corpora)
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2
     second = rows_of(tiny_model, str(adapter), corpora)
@@ -303,7 +303,7 @@ def test_a_tour_of_bad_input(name, monkeypatch, capsys, tiny_model, adapter, ful
 
 
 @pytest.mark.parametrize(("budget", "named"), [("nan", "nan"), ("much", "--budget")])
-def test_a_budget_that_is_none(budget, named, monkeypatch, capsys, tiny_model, adapter):
+def test_invalid_budgets_are_refused(budget, named, monkeypatch, capsys, tiny_model, adapter):
     code, _, err = call(monkeypatch, capsys, "check", tiny_model, adapter, "--budget", budget)
     assert code == 2
     assert named in err

@@ -65,7 +65,7 @@ def test_how_much_text_is_said_in_whole_words():
     assert clustered_mean(np.zeros(2), np.arange(2)).extent == "2 tokens in 2 documents"
 
 
-def test_one_document_has_no_standard_error_and_an_endless_interval():
+def test_one_document_has_no_standard_error_and_an_infinite_interval():
     mean = clustered_mean(np.array([1.0, 2.0]), np.array([4, 4]))
     assert math.isnan(mean.se)
     assert mean.interval() == (-math.inf, math.inf)

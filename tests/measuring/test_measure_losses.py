@@ -177,7 +177,7 @@ def test_bfloat16_is_accumulated_in_float32():
             assert got[start : start + len(ids) - 1].mean() == pytest.approx(float(expected.mean()), rel=2e-3)
 
 
-def test_minus_infinite_logits_are_no_trouble():
+def test_minus_infinite_logits_are_handled():
     model = make_model("phi")
     with torch.no_grad():
         model.lm_head.bias[5] = -torch.inf

@@ -54,7 +54,7 @@ def real_copy(base: torch.nn.Module, windows: Windows) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_the_interval_holds_a_real_copy(monkeypatch):
+def test_the_interval_covers_a_real_copy(monkeypatch):
     monkeypatch.setattr(noise, "FIRST_TOKENS", 500)  # of 1,128: another sample each time
     windows, tries = random_text(), 20
     held = dict.fromkeys(noise.NAMES, 0)
@@ -97,7 +97,7 @@ def test_random_rounding_takes_either_neighbour_and_is_right_on_average():
     assert torch.equal(noise._rounded(-rounded, torch.Generator().manual_seed(1)), -rounded)
 
 
-def test_measure_says_where_forgetting_is_within_the_noise(tiny_model, corpora, tmp_path):
+def test_measure_reports_forgetting_within_the_noise(tiny_model, corpora, tmp_path):
     from transformers import AutoModelForCausalLM
 
     half = tmp_path / "half"

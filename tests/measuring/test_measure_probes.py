@@ -65,7 +65,7 @@ def one_by_one(model: Any, prompt: Any, ends: list[int], most: int, choose: Any)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
-def test_padded_batches_say_what_each_prompt_alone_does(
+def test_padded_batches_give_the_answers_of_single_prompts(
     model: Any, tokenizer: Any, prompts: Path, temperature: float
 ) -> None:
     ids, _ = encode_prompts(read_probe(ProbeConfig(probe=str(prompts))), tokenizer)
@@ -119,7 +119,7 @@ def test_the_model_s_own_penalties_are_not_used(model: Any, tokenizer: Any, prom
         model.generation_config = own
 
 
-def test_settings_that_change_greedy_answers_are_told_where_two_models_differ(model: Any) -> None:
+def test_settings_that_change_greedy_answers_are_reported_if_two_models_differ(model: Any) -> None:
     from transformers import GenerationConfig
 
     class Other:
@@ -168,7 +168,7 @@ def test_numbers_are_those_of_a_loop_over_prompts(
     assert result.where().passages  # the page's parts can be made
 
 
-def test_answers_are_kept_and_written_again_for_other_settings(
+def test_answers_are_cached_and_generated_again_for_other_settings(
     model: Any, tokenizer: Any, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -291,7 +291,7 @@ def test_wrong_prompts_are_named_by_file_and_line(tmp_path: Path, name: str, con
         read_probe(ProbeConfig(probe=str(tmp_path / name)))
 
 
-def test_ours_are_240_in_six_kinds_and_the_miniature_s_are_no_items_of_a_suite() -> None:
+def test_the_240_shipped_prompts_have_six_kinds_and_the_miniatures_are_not_items_of_a_suite() -> None:
     from forgetting.data.miniature import rows
 
     ours = read_probe(ProbeConfig(probe="default"))
@@ -319,7 +319,7 @@ def test_packed_files_are_read_by_line_and_have_the_name_without_suffixes(tmp_pa
     assert list(ProbeOptions(probe=[source]).texts(0)) == ["z"]
 
 
-def test_by_kind_gives_a_text_a_kind(tmp_path: Path) -> None:
+def test_by_kind_gives_one_text_per_kind(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", [{"kind": "a b", "prompt": "x"}, {"kind": "c", "prompt": "y"}])
     assert list(by_kind("mine", ProbeConfig(probe=str(file)))) == ["mine-a-b", "mine-c"]
     write(file, [{"kind": "a", "prompt": "x"}, {"prompt": "y"}])
@@ -372,7 +372,7 @@ def short_prompts(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
     return found
 
 
-def test_the_prompts_beside_a_text_are_as_many_of_each_kind_and_of_the_whole_list() -> None:
+def test_own_answers_are_to_equally_many_prompts_of_each_kind() -> None:
     for source, kinds in (("default", 6), ("miniature", 3)):
         chosen, everything = beside(source), read_probe(ProbeConfig(probe=source))
         assert len({prompt.id for prompt in chosen}) == len(chosen) == 48
@@ -383,7 +383,7 @@ def test_the_prompts_beside_a_text_are_as_many_of_each_kind_and_of_the_whole_lis
         assert places == [i * len(each) // len(places) for i in range(len(places))]
 
 
-def test_a_base_model_with_a_template_answers_beside_the_text_which_does_not_change(
+def test_own_answers_of_a_base_model_with_a_template_do_not_change_the_texts_numbers(
     tiny_model: Path, adapter: Path, corpora: Path, tmp_path: Path, short_prompts: list[Prompt],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -415,7 +415,7 @@ def test_a_base_model_with_a_template_answers_beside_the_text_which_does_not_cha
             assert row[column] == pytest.approx(same[column], abs=1e-6)
 
 
-def test_budgets_judge_the_text_alone_unless_they_name_answers(
+def test_budgets_judge_only_the_text_unless_they_name_answers(
     tiny_model: Path, adapter: Path, corpora: Path, tmp_path: Path, short_prompts: list[Prompt],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -451,7 +451,7 @@ def test_budgets_judge_the_text_alone_unless_they_name_answers(
         assert len(err.splitlines()) == 1
 
 
-def test_a_base_model_that_cannot_answer_is_one_line_and_no_verdict(
+def test_a_base_model_that_cannot_answer_is_a_one_line_warning_without_a_verdict(
     tiny_model: Path, adapter: Path, corpora: Path, tmp_path: Path, short_prompts: list[Prompt],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

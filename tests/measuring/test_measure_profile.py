@@ -78,7 +78,7 @@ def test_p_is_students_and_holms(profile: Profile) -> None:
     assert " on 1 text, float32" in with_means(profile, a=Mean(0.3, 0.1, 90, 11)).shown()[0].text()
 
 
-def test_over_is_said_in_at_most_five_of_a_hundred_profiles() -> None:
+def test_at_most_5_of_100_profiles_at_their_budget_are_over() -> None:
     """Four texts that are exactly at their budgets: each alone is called over in 5 % of cases, any of them too."""
     rng = np.random.default_rng(0)
     values = 0.1 + 0.05 * rng.normal(size=(4000, 4, 12))
@@ -195,7 +195,7 @@ def test_the_commands(
     assert err.count("\n") == 1
 
 
-def test_one_text_has_the_page_it_had(profile: Profile) -> None:
+def test_one_text_has_the_same_page_as_before(profile: Profile) -> None:
     alone = render(Profile({"plain": profile.first}))
     assert 'class="point"' not in alone
     assert 'class="text"' not in alone

@@ -91,7 +91,7 @@ def test_words_and_axes_are_those_of_the_field():
     )
 
 
-def test_what_is_no_number_is_none_and_nothing_else_is():
+def test_only_missing_numbers_are_none():
     found = {
         "forgetting": Mean(0.0, 0.0, 10, 2),
         "forgetting_loss": Mean(0.1 + 0.2, math.nan, 10, 1),

@@ -98,7 +98,7 @@ def test_a_tolerance_that_cannot_be_met_measures_everything_once():
 
 
 @pytest.mark.slow
-def test_stopping_at_a_tolerance_keeps_its_promise():
+def test_stopping_at_a_tolerance_keeps_nominal_coverage():
     """Over 300 corpora, the 95 % interval after stopping early still covers the truth in 92-98 % of them."""
     covered = 0
     for seed in range(300):
@@ -165,7 +165,7 @@ def test_rounding_never_hides_a_difference():
     assert "forgetting -0.000001 nats/token (standard error 6e-05), -0.000103 to 0.000101, budget 0.0001" in said
 
 
-def test_bounds_are_students():
+def test_bounds_are_students_t():
     found = judge(Mean(1.0, 0.1, 100, 11), 0.5, 0.95)
     assert found.high - 1.0 == pytest.approx(0.1 * 1.812461, rel=1e-6)  # t(10) at 0.95
 
@@ -173,7 +173,7 @@ def test_bounds_are_students():
 @pytest.mark.parametrize(
     ("budget", "confidence"), [(math.nan, 0.95), (0.0, 0.95), (-0.1, 0.95), (0.1, 0.5), (0.1, 1.0), (0.1, 95)]
 )
-def test_nonsense_is_refused(budget, confidence):
+def test_values_out_of_range_are_refused(budget, confidence):
     with pytest.raises(UsageError, match="must"):
         judge(Mean(0.1, 0.1, 10, 5), budget, confidence)
 

@@ -163,7 +163,7 @@ def test_what_has_no_scale_is_refused_by_name(config: Any, says: str, tiny_model
         forgetting.scale(str(tiny_model), str(tmp_path / "adapter"))
 
 
-def test_a_full_model_and_a_senseless_budget_are_refused(tiny_model: Path, adapter: Path) -> None:
+def test_a_full_model_and_an_invalid_budget_are_refused(tiny_model: Path, adapter: Path) -> None:
     with pytest.raises(UsageError, match=r"a full model; give an adapter"):
         forgetting.scale(str(tiny_model), str(tiny_model))
     with pytest.raises(UsageError, match="budget 0: must be a positive number"):

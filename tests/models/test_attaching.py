@@ -212,7 +212,7 @@ def test_a_damaged_configuration_is_refused(tiny_model: Path, tmp_path: Path, te
         opened(tiny_model, tmp_path)
 
 
-def test_what_was_gathered_nowhere_is_empty(tiny_model: Path, tmp_path: Path) -> None:
+def test_empty_placeholders_of_deepspeed_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     """DeepSpeed ZeRO 3 leaves placeholders of no size."""
     saved(tiny_model, tmp_path, lora())
     file = tmp_path / "adapter_model.safetensors"
@@ -268,7 +268,7 @@ def test_an_adapter_on_a_quantised_copy_goes_on_with_a_notice(tiny_model: Path, 
         ("org/model", "org/model-bnb-4bit", False),
     ],
 )
-def test_what_a_quantised_copy_is_by_its_name(name: str, original: str, same: bool) -> None:
+def test_quantised_copies_are_recognised_by_their_names(name: str, original: str, same: bool) -> None:
     assert comparable._is_quantised_copy(name, original) is same
 
 

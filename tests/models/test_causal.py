@@ -50,7 +50,7 @@ def test_a_model_that_looks_ahead_is_refused(name: str, dtype: torch.dtype) -> N
         check_causal(model, "m")
 
 
-def test_models_that_give_no_logits_a_position(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_without_logits_at_each_position_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tf.BertForSequenceClassification(tf.BertConfig(**BERT))
     with pytest.raises(UsageError, match=r"m: .*cannot be run|not give logits"):
         check_causal(model, "m")
@@ -64,7 +64,7 @@ def test_a_model_that_draws_random_numbers_is_refused(monkeypatch: pytest.Monkey
         check_causal(model, "m")
 
 
-def test_live_models_are_asked_too() -> None:
+def test_live_models_are_checked_too() -> None:
     from forgetting.config.schema import ModelConfig
     from forgetting.models.loading import Placement
 
@@ -75,7 +75,7 @@ def test_live_models_are_asked_too() -> None:
             open_pair(base, tuned, settings=ModelConfig(source="-"), placement=Placement())
 
 
-def test_weights_that_are_not_finite_are_left_to_who_loads_them() -> None:
+def test_weights_that_are_not_finite_are_left_to_the_loader() -> None:
     model = ONE_WAY["gpt2"]()
     with torch.no_grad():
         model.transformer.ln_f.weight.fill_(float("nan"))

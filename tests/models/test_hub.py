@@ -210,7 +210,7 @@ def test_a_tag_a_branch_with_a_slash_and_a_whole_commit_name_a_revision(
     assert max_context(ModelConfig(source=BASE, revision=commit)) == 64
 
 
-def test_an_adapter_of_a_renamed_repository_fits_where_the_commit_is_the_same(
+def test_an_adapter_of_a_renamed_repository_fits_if_the_commit_is_the_same(
     cached: HubCache, folders: dict[str, Path]
 ) -> None:
     cached.add("org/new-name", folders["base"])
@@ -223,7 +223,7 @@ def test_an_adapter_of_a_renamed_repository_fits_where_the_commit_is_the_same(
 # what is wrong is one line, at once
 
 
-def test_wrong_names_are_one_line(cached: HubCache, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_names_give_a_one_line_error(cached: HubCache, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, said in (
         ((TUNED + "x", TUNED), "model 'org/tunedx': no such file or folder here, and not in the Hub's cache"),
         ((BASE, "org/adaptr"), "model 'org/adaptr': no such file or folder here, and not in the Hub's cache"),
@@ -255,7 +255,7 @@ def test_pickles_alone_are_refused_before_they_are_fetched(hub_cache: HubCache, 
         open_pair(str(folders["base"]), "org/pickled-adapter", settings=ModelConfig(source="-"), placement=Placement())
 
 
-def test_an_incomplete_cache_is_said(cached: HubCache, folders: dict[str, Path]) -> None:
+def test_an_incomplete_cache_is_reported(cached: HubCache, folders: dict[str, Path]) -> None:
     cached.drop(TUNED, "model.safetensors")
     with pytest.raises(UsageError, match=r"this repository, as far as it is cached, has no .*safetensors weights"):
         load_base(ModelConfig(source=TUNED))
@@ -287,14 +287,16 @@ def test_rows_of_a_data_set_in_the_cache(cached: HubCache, folders: dict[str, Pa
         ({"revision": "v9"}, "at revision 'v9': no such file or folder here, and not in the Hub's cache"),
     ],
 )
-def test_wrong_choices_of_a_data_set_are_one_line(cached: HubCache, options: dict[str, str], said: str) -> None:
+def test_wrong_choices_of_a_data_set_give_a_one_line_error(
+    cached: HubCache, options: dict[str, str], said: str
+) -> None:
     with pytest.raises(UsageError, match=f"data set '{TEXT}'") as caught:
         hub_rows(TEXT, **options)  # type: ignore[arg-type]
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_part_of_a_split_is_not_taken_for_the_whole(hub_cache: HubCache) -> None:
+def test_part_of_a_split_is_not_used_as_the_whole(hub_cache: HubCache) -> None:
     row = b'{"text": "x"}\n'
     files = {f"train-{i:05d}-of-00003.jsonl": row for i in range(3)}
     hub_cache.add("org/whole", files, kind="dataset")
@@ -326,7 +328,7 @@ def prepare(tmp_path: Path, name: str, commit: str, text: str) -> None:
     (folder / "dataset_info.json").write_text(json.dumps(info))
 
 
-def test_what_datasets_prepared_is_taken_of_the_asked_commit_alone(hub_cache: HubCache, tmp_path: Path) -> None:
+def test_data_prepared_by_datasets_is_used_only_at_the_requested_commit(hub_cache: HubCache, tmp_path: Path) -> None:
     commit = hub_cache.add("org/once", {"README.md": b"card"}, kind="dataset")
     prepare(tmp_path, "org/once", commit, "prepared")
     assert list(hub_rows("org/once")) == [{"text": "prepared"}]
@@ -343,7 +345,7 @@ def test_what_datasets_prepared_is_taken_of_the_asked_commit_alone(hub_cache: Hu
 # a Hub that answers
 
 
-def test_a_model_is_downloaded_at_one_commit_and_no_more_of_it_than_is_read(
+def test_only_the_files_that_are_read_are_downloaded_at_one_commit(
     hub_server: HubServer, folders: dict[str, Path]
 ) -> None:
     files = contents(folders["base"])
@@ -399,7 +401,7 @@ def test_the_hubs_refusals_are_one_line_after_one_request(
         assert len(hub_server.requests) == 1
 
 
-def test_a_hub_that_is_down_or_away_is_said_and_the_cache_taken_with_a_notice(
+def test_an_unreachable_hub_is_reported_and_the_cache_used_with_a_notice(
     hub_server: HubServer, hub_cache: HubCache, folders: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     commit = hub_cache.add(BASE, folders["base"])

@@ -47,7 +47,9 @@ def owners_of(name: PrivateName) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ids)
-def test_a_name_is_there_and_its_loss_is_said(name: PrivateName, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_private_name_exists_and_a_missing_one_is_reported(
+    name: PrivateName, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name.value()
     for owner in owners_of(name):
         monkeypatch.delattr(owner, name.name)
@@ -56,7 +58,7 @@ def test_a_name_is_there_and_its_loss_is_said(name: PrivateName, monkeypatch: py
     assert str(caught.value) == says_what_is_gone(name)
 
 
-def test_a_module_that_is_gone_is_said_like_a_name() -> None:
+def test_a_missing_module_is_reported_like_a_missing_name() -> None:
     name = PrivateName("peft", "peft.tuners.nowhere:Layer", "nothing works", "1 to 2")
     with pytest.raises(ForgettingError, match=r"^peft [\d.]+ no longer has Layer, and without it nothing works; "):
         name.value()
@@ -71,7 +73,7 @@ OBJECTS = [
 
 
 @pytest.mark.parametrize("name", OBJECTS, ids=[name.name for name in OBJECTS])
-def test_what_an_object_lacks_is_said(name: PrivateName) -> None:
+def test_a_missing_attribute_is_reported(name: PrivateName) -> None:
     with pytest.raises(ForgettingError) as caught:
         name.of(object())
     assert str(caught.value) == says_what_is_gone(name)
@@ -147,7 +149,7 @@ def adapted(plain: Any, **options: Any) -> Any:
     return get_peft_model(copy.deepcopy(plain), config)
 
 
-def test_disabled_and_merged_adapters_are_told(plain: Any) -> None:
+def test_disabled_and_merged_adapters_are_recognised(plain: Any) -> None:
     model = adapted(plain, target_modules=["q_proj"])
     prompt = get_peft_model(copy.deepcopy(plain), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     for one in (model, prompt):
@@ -225,7 +227,7 @@ def test_accelerate_marks_a_model_that_it_spread(plain: Any) -> None:
     assert accelerate_internals.spread(model)
 
 
-def test_processes_that_accelerate_does_not_find_are_said() -> None:
+def test_processes_that_accelerate_does_not_find_are_reported() -> None:
     accelerate_internals.check_joined(SimpleNamespace(num_processes=2), 2)
     with pytest.raises(ForgettingError, match=r"accelerate [\d.]+ finds 1 of the 2 processes of this run"):
         accelerate_internals.check_joined(SimpleNamespace(num_processes=1), 2)
@@ -234,7 +236,7 @@ def test_processes_that_accelerate_does_not_find_are_said() -> None:
 # lm-eval
 
 
-def test_fields_of_requests_and_task_files_are_there_and_their_loss_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fields_of_requests_and_task_files_exist_and_missing_ones_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     lm_eval_internals.check_all()
     fields = lm_eval_internals._fields
     known = lm_eval_internals.INSTANCE_FIELDS | lm_eval_internals.CONFIG_FIELDS
@@ -268,7 +270,7 @@ def test_tasks_have_what_is_read_of_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_all_private_names_stand_in_these_files() -> None:
+def test_all_private_names_are_in_these_files() -> None:
     """No other file of the package asks a library for a name with an underscore."""
     source = Path(transformers_internals.__file__).parent.parent
     trees = {path.relative_to(source): ast.parse(path.read_text(encoding="utf-8")) for path in source.rglob("*.py")}

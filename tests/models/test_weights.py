@@ -62,7 +62,7 @@ def without(ending: str) -> Callable[[str], str | None]:
     return lambda name: None if name.endswith(ending) else name
 
 
-def test_weights_that_fit_are_loaded_without_a_word(untied: Path) -> None:
+def test_weights_that_fit_are_loaded_without_a_notice(untied: Path) -> None:
     model, notices = load(untied)
     stored = load_file(untied / "model.safetensors")
     assert notices == []
@@ -131,7 +131,7 @@ def test_heads_that_fit_the_weights_and_cannot_be_run(untied: Path, tmp_path: Pa
     ],
     ids=["rotary", "masks", "positions"],
 )
-def test_tables_that_older_versions_stored_are_no_weights(
+def test_tables_stored_by_older_versions_are_ignored(
     untied: Path, tmp_path: Path, add: dict[str, torch.Tensor]
 ) -> None:
     _, notices = load(changed(untied, tmp_path / "model", add=add))
@@ -159,7 +159,7 @@ def test_parts_that_text_never_uses_are_left_out_with_a_notice(untied: Path, tmp
         lambda name: name.replace("layers.0.", "layers.0._orig_mod."),
     ],
 )
-def test_the_names_of_wrappers_are_read_away_with_a_notice(
+def test_prefixes_of_wrappers_are_removed_with_a_notice(
     untied: Path, tmp_path: Path, rename: Callable[[str], str]
 ) -> None:
     model, notices = load(changed(untied, tmp_path / "model", rename))
@@ -169,7 +169,7 @@ def test_the_names_of_wrappers_are_read_away_with_a_notice(
     assert "left in the names of weights" in notices[0]
 
 
-def test_two_weights_are_never_made_one(untied: Path, tmp_path: Path) -> None:
+def test_two_weights_are_never_merged_into_one(untied: Path, tmp_path: Path) -> None:
     assert wrapped_in(["_orig_mod.a.weight", "a.weight"]) is None
     assert wrapped_in(["a.weight"]) is None
     assert clean("_orig_mod.module.model.layers.0._orig_mod.mlp.weight") == "model.layers.0.mlp.weight"
@@ -267,7 +267,7 @@ def test_the_same_weights_used_otherwise_are_noticed(untied: Path, tmp_path: Pat
     assert open_pair(str(untied), str(untied), settings=ModelConfig(source="-"), placement=Placement()).notices == []
 
 
-def test_weights_that_are_no_numbers_as_they_stand(untied: Path, tmp_path: Path) -> None:
+def test_packed_weights_without_a_quantisation_config_are_refused(untied: Path, tmp_path: Path) -> None:
     """What is left of a quantised model whose config.json does not say so."""
     name = "model.layers.0.mlp.up_proj.weight"
     for i, dtype in enumerate((torch.int8, torch.uint8, torch.float8_e4m3fn)):
@@ -278,14 +278,14 @@ def test_weights_that_are_no_numbers_as_they_stand(untied: Path, tmp_path: Path)
     assert torch.equal(model.model.layers[0].mlp.up_proj.weight, torch.ones(48, 32))
 
 
-def test_a_pointer_of_git_lfs_is_no_file_of_weights(untied: Path, tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_instead_of_weights_is_refused(untied: Path, tmp_path: Path) -> None:
     folder = changed(untied, tmp_path / "model")
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
     with pytest.raises(UsageError, match="git lfs pull"):
         load(folder)
 
 
-def test_of_two_sets_of_weights_the_one_that_is_read_is_looked_at(untied: Path, tmp_path: Path) -> None:
+def test_only_the_set_of_weights_that_is_read_is_checked(untied: Path, tmp_path: Path) -> None:
     folder = changed(untied, tmp_path / "model", lambda name: f"_orig_mod.{name}")
     other = tmp_path / "sharded"
     load(untied)[0].save_pretrained(other, max_shard_size="8KB")

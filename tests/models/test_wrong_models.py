@@ -61,7 +61,7 @@ def test_a_field_of_an_adapter_is_named_with_what_is_allowed(adapter: Path, fiel
 @pytest.mark.parametrize(
     "fields", [{"lora_alpha": 0.5}, {"lora_alpha": -8}, {"lora_dropout": 1}, {"layers_pattern": None}]
 )
-def test_values_that_mean_something_are_taken(adapter: Path, fields: dict[str, Any]) -> None:
+def test_meaningful_values_are_accepted(adapter: Path, fields: dict[str, Any]) -> None:
     _changed(adapter / "adapter_config.json", **fields)
     assert adapter_config(find(str(adapter))) is not None
 
@@ -151,7 +151,7 @@ def _replace(content: dict[str, Any], *pairs: tuple[str, str]) -> None:
         (lambda c: _replace(c, *[("a", "aa")] * 20), "normalizer: its steps turn one character into 1,048,576"),
     ],
 )
-def test_a_tokenizer_that_takes_memory_without_end_is_refused(
+def test_a_tokenizer_that_needs_unbounded_memory_is_refused(
     tiny_model: Path, tmp_path: Path, change: Any, says: str
 ) -> None:
     folder = _tokenizer(tiny_model, tmp_path / "model", change)
@@ -159,13 +159,13 @@ def test_a_tokenizer_that_takes_memory_without_end_is_refused(
         load_base(ModelConfig(source=str(folder)))
 
 
-def test_many_replacements_of_different_characters_are_taken(tiny_model: Path, tmp_path: Path) -> None:
+def test_many_replacements_of_different_characters_are_accepted(tiny_model: Path, tmp_path: Path) -> None:
     pairs = [(chr(0x2150 + i), "a/b") for i in range(8)]
     folder = _tokenizer(tiny_model, tmp_path / "model", lambda content: _replace(content, *pairs))
     assert load_base(ModelConfig(source=str(folder))).tokenizer.is_fast
 
 
-def test_a_model_without_its_tokenizer_is_said_so(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_model_without_its_tokenizer_is_reported(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").unlink()
     with pytest.raises(UsageError, match=r"its tokenizer cannot be loaded: tokenizer\.json"):

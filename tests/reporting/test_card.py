@@ -153,7 +153,7 @@ def test_what_is_refused(folder: Path, chain: dict[str, Any]) -> None:
 
 
 @pytest.mark.full
-def test_names_of_others_stay_text(folder: Path, chain: dict[str, Any]) -> None:
+def test_markup_in_names_is_escaped(folder: Path, chain: dict[str, Any]) -> None:
     forged = f"x|y`\n{END} <script> @all"
     step = {**chain["steps"][1], "name": forged, "kind": forged, "notices": [forged]}
     write_card(folder, {**chain, "text": forged, "steps": [step]}, "r.json")

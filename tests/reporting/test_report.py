@@ -173,7 +173,7 @@ def page() -> str:
     return render_study(*study())
 
 
-def test_headline_says_the_answer_with_the_numbers(page):
+def test_the_headline_states_the_answer_with_its_numbers(page):
     text = with_words(page)
     assert (
         "On openorca, each nat of improvement in fine-tuning loss cost 1.73 nats of forgetting (95 % interval 1.7"
@@ -184,7 +184,7 @@ def test_headline_says_the_answer_with_the_numbers(page):
     assert re.search(r"agrees with the base model on 7\d\.\d ± 0\.2 % of tokens", text)
 
 
-def test_a_slope_that_may_be_zero_is_no_finding():
+def test_a_slope_that_may_be_zero_is_not_a_finding():
     config, table, runs, fits = study(("news",))
     flat = {**fits["news"]["linear"].parameters, "c_fft": Estimate(0.3, -0.1, 0.7)}
     fits["news"]["linear"] = fit_of("news", "linear", {"finetune_loss": (1.9, 2.2)}, parameters=flat)
@@ -306,7 +306,7 @@ def test_methods_beyond_lora_get_their_own_colour_and_symbol():
     assert len({(s.light, s.symbol) for s in series}) == len({(s.dark, s.symbol) for s in series}) == 8
 
 
-def test_options_tell_methods_of_one_rank_apart():
+def test_methods_of_the_same_rank_are_distinguished_by_their_options():
     methods = tuple({"name": "lora", "rank": 64, "target_modules": m} for m in ("attention", "all-linear"))
     _, table, runs, _ = study(("news",), methods)
     for run, method in zip(runs, methods, strict=True):
@@ -346,7 +346,7 @@ def test_contrast_of_points_and_text(page, mode, surface):
             assert contrast(style_of(page, text)[mode], style_of(page, ground)[mode]) >= 4.5, (text, ground)
 
 
-def test_writes_the_whole_file_or_none(tmp_path):
+def test_the_file_is_written_completely_or_not_at_all(tmp_path):
     path = write_study_report(*study(("news",)), path=tmp_path / "report.html")
     assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
     assert [f.name for f in tmp_path.iterdir()] == ["report.html"]

@@ -119,7 +119,7 @@ def test_a_figure_of_something_else_is_refused_in_one_line(made, wrong):
             ask()
 
 
-def test_a_bend_is_drawn_as_a_parabola_and_said(made):
+def test_a_bend_is_drawn_as_a_parabola_and_reported(made):
     """With its size, standard error and p of the fit's own test, and R2 of the least-squares parabola."""
     config, table, runs, _ = made
     loss = table["finetune_loss"]

@@ -96,7 +96,7 @@ def news(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Opened:
     return open_in(browser, write_study_report(*study(("news",)), path=tmp_path_factory.mktemp("news") / "report.html"))
 
 
-def test_every_measurement_is_drawn_and_nothing_complains(show):
+def test_every_measurement_is_drawn_without_browser_errors(show):
     opened = show(study())
     rows = 6 * 22  # ranks x measured steps after step 0
     assert opened.points() == {

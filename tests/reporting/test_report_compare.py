@@ -124,7 +124,7 @@ def test_the_section_is_drawn_and_fits(show, width):  # noqa: F811 - the fixture
 
 
 @pytest.mark.full
-def test_a_reference_that_is_no_line_is_said_and_nothing_is_ranked():
+def test_a_reference_that_is_not_a_line_is_reported_and_nothing_is_ranked():
     config, rows, runs, fits, capabilities, _ = made()
     text = with_words(render_study(config, rows, runs, fits, capabilities, made()[-1]))
     assert "The reference’s line. Line through lora: R² 0." in text or "Parabola through lora: R² 0." in text

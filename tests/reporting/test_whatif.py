@@ -218,7 +218,7 @@ def test_bad_input_is_named_and_shows_no_number(opened, wrong):
 
 
 @pytest.mark.full
-def test_in_a_hand_in_the_dark_and_without_bands(made, law, browser, tmp_path):  # noqa: F811 - the fixture
+def test_it_works_on_a_phone_in_dark_mode_and_without_bands(made, law, browser, tmp_path):  # noqa: F811 - the fixture
     bare = replace(law, draws=[], rivals=(), diagnostics={})
     path = tmp_path / "report.html"
     path.write_text(render_study(*made[:3], {"news": {"shifted_power": bare}}), encoding="utf-8")

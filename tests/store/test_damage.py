@@ -65,7 +65,7 @@ def test_the_chain_is_that_of_a_slow_twin_and_takes_no_times(tmp_path: Path) -> 
     assert run.read()["measured"] == sealed
 
 
-def test_a_run_cut_after_any_row_and_resumed_has_the_chain_of_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_a_run_interrupted_after_any_row_and_resumed_has_the_chain_of_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = chain.chain_of(ROWS)
     for cut in range(len(ROWS) + 1):
         run = RunFolder(tmp_path / str(cut))
@@ -81,7 +81,7 @@ def test_a_run_cut_after_any_row_and_resumed_has_the_chain_of_an_uninterrupted_o
         assert again.written() == {"rows": 3, "chain": whole.head}
 
 
-def test_rows_changed_under_a_run_are_noticed_when_it_ends(tmp_path: Path) -> None:
+def test_rows_changed_during_a_run_are_detected_when_it_ends(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "r")
     run.path.mkdir()
     run.keep_until(-1)
@@ -153,7 +153,7 @@ UNSEALED = {
     ("how", "says", "sealed"),
     [*((how, says, True) for how, says in SEALED.items()), *((how, says, False) for how, says in UNSEALED.items())],
 )
-def test_what_is_lost_or_changed_is_damage(study: Path, how: str, says: str, sealed: bool) -> None:
+def test_lost_and_changed_rows_are_damage(study: Path, how: str, says: str, sealed: bool) -> None:
     run = StudyFolder.open(study).runs()[7]
     if not sealed:  # as of a version that kept no seal
         run.update(measured=None)
@@ -176,7 +176,7 @@ def test_what_is_lost_or_changed_is_damage(study: Path, how: str, says: str, sea
 
 
 @pytest.mark.parametrize("how", ["middle row", "row twice", "negative step", "step off the grid"])
-def test_rows_of_a_run_under_way_are_a_beginning_of_its_grid(study: Path, how: str) -> None:
+def test_rows_of_a_running_run_are_the_first_steps_of_its_grid(study: Path, how: str) -> None:
     run = StudyFolder.open(study).runs()[7]
     run.update(status="running", measured=None)
     change(run.path / "measurements.jsonl", "last row")
@@ -185,7 +185,7 @@ def test_rows_of_a_run_under_way_are_a_beginning_of_its_grid(study: Path, how: s
     assert (load_table(study)["status"] == "damaged").sum() == 1
 
 
-def test_damage_is_noticed_where_columns_are_kept(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_is_detected_with_cached_columns(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_cache, "KEPT_FROM", 1)
     monkeypatch.setattr(table_cache, "BULK", 3000)
     whole = load_table(study)
@@ -202,7 +202,7 @@ def test_damage_is_noticed_where_columns_are_kept(study: Path, monkeypatch: pyte
         assert good.equals(whole[~whole["run_id"].isin(bad)].reset_index(drop=True))
 
 
-def test_a_row_is_of_no_grid_where_a_run_stored_none() -> None:
+def test_rows_of_a_run_without_a_stored_grid_are_not_checked_against_one() -> None:
     assert chain.misplaced({}, [(0, None), (7, None)]) == ""
     assert chain.misplaced({"config": {"training": {"steps": "x"}, "measure": {}}}, [(7, None)]) == ""
     assert (
@@ -219,7 +219,7 @@ def fits_of(study: Path, table: Any) -> float:
 
 
 @pytest.mark.full
-def test_a_damaged_run_is_in_no_fit_report_or_comparison_and_each_says_so(
+def test_a_damaged_run_is_in_no_fit_report_or_comparison_and_each_names_it(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = next(run for run in StudyFolder.open(study).runs() if run.id.startswith("news-lora-r8-s1"))
@@ -267,7 +267,7 @@ RANKS = [1, 2, 4, 16, 32, 64, 128, 256, 512]
 
 
 @pytest.mark.full
-def test_runs_that_an_edited_configuration_does_not_ask_for_stand_apart(
+def test_runs_that_an_edited_configuration_does_not_contain_are_marked(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Rank 8 taken out of study.yaml by hand: its four runs are in no fit."""
@@ -326,7 +326,7 @@ def test_runs_that_an_edited_configuration_does_not_ask_for_stand_apart(
         {"methods": [{"name": "lora", "rank": [1, 2, 4, 8, 16], "dropout": 0.1}]},
     ],
 )
-def test_any_edit_that_decides_numbers_tells_runs_apart(study: Path, changes: dict[str, Any]) -> None:
+def test_any_edit_that_affects_numbers_excludes_the_stored_runs(study: Path, changes: dict[str, Any]) -> None:
     edit(study, **changes)
     assert set(read_study(study).table["status"]) == {"unasked"}
     with pytest.raises(
@@ -340,13 +340,13 @@ def test_any_edit_that_decides_numbers_tells_runs_apart(study: Path, changes: di
     "changes",
     [{"name": "other"}, {"model": {"device": "cpu"}}, {"measure": {"batch_tokens": 64}}, {"seeds": [0, 1, 2]}],
 )
-def test_an_edit_that_decides_none_of_their_numbers_leaves_runs_asked_for(study: Path, changes: dict[str, Any]) -> None:
+def test_an_edit_that_affects_no_numbers_keeps_the_stored_runs(study: Path, changes: dict[str, Any]) -> None:
     edit(study, **changes)
     assert set(read_study(study).table["status"]) == {"done"}
 
 
 @pytest.mark.full
-def test_a_data_set_that_is_no_longer_asked_for_is_not_compared_or_fitted(study: Path) -> None:
+def test_a_data_set_removed_from_the_configuration_is_not_compared_or_fitted(study: Path) -> None:
     edit(study, datasets={}, name="one")
     fields = parse_yaml((study / "study.yaml").read_text(), "x")
     del fields["datasets"]["news"]
@@ -360,7 +360,7 @@ def test_a_data_set_that_is_no_longer_asked_for_is_not_compared_or_fitted(study:
     assert list(load_laws(study)) == ["instructions"]
 
 
-def test_a_run_whose_folder_has_gone_writes_nothing(tmp_path: Path) -> None:
+def test_a_run_whose_folder_was_moved_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     run = RunFolder(tmp_path / "s" / "runs" / "r")
     with run.lock():
@@ -381,7 +381,7 @@ def test_a_run_whose_folder_has_gone_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_what_was_written_where_a_study_was_is_deleted_and_nothing_else(tmp_path: Path) -> None:
+def test_only_leftovers_in_the_old_place_of_a_moved_study_are_deleted(tmp_path: Path) -> None:
     study = StudyFolder(tmp_path / "s")
     run = study.path / "runs" / "r"
     (run / "checkpoints" / "checkpoint-3").mkdir(parents=True)
@@ -405,7 +405,7 @@ def test_what_was_written_where_a_study_was_is_deleted_and_nothing_else(tmp_path
     assert (run / "checkpoints").exists()
 
 
-def test_what_is_left_of_a_study_without_its_configuration_can_be_resumed(study: Path, tmp_path: Path) -> None:
+def test_a_study_folder_without_its_configuration_can_be_resumed(study: Path, tmp_path: Path) -> None:
     config = StudyFolder.open(study).config()
     (study / "study.yaml").unlink()
     shutil.rmtree(StudyFolder(study).runs()[0].path)
@@ -420,7 +420,7 @@ def test_what_is_left_of_a_study_without_its_configuration_can_be_resumed(study:
         StudyFolder.create_or_resume(tmp_path / "other", config)
 
 
-def test_the_base_models_row_alone_is_no_number(study: Path) -> None:
+def test_the_base_models_row_alone_is_not_a_result(study: Path) -> None:
     """A run whose rows have vanished never gives a zero."""
     run = StudyFolder.open(study).runs()[0]
     change(run.path / "measurements.jsonl", "file")

@@ -90,7 +90,7 @@ DAMAGES = [
 
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("kept", [False, pytest.param(True, marks=pytest.mark.full)])
-def test_one_damaged_run_is_left_out_by_name_and_the_others_go_on(
+def test_one_damaged_run_is_left_out_by_name_and_the_others_are_used(
     study: Path, how: str, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kept:
@@ -120,7 +120,7 @@ def test_one_damaged_run_is_left_out_by_name_and_the_others_go_on(
     assert (record["status"], record["method"]["name"]) == ("damaged", "lora")
 
 
-def test_a_folder_that_is_no_run_of_the_study_is_left_out_by_name(
+def test_a_folder_that_is_not_a_run_of_the_study_is_left_out_by_name(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = read_study(study).table
@@ -158,7 +158,7 @@ def test_a_link_in_a_finished_run_is_refused(study: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe"])
-def test_a_configuration_that_is_no_plain_file_is_refused_before_it_is_read(study: Path, kind: str) -> None:
+def test_a_configuration_that_is_not_a_plain_file_is_refused_before_it_is_read(study: Path, kind: str) -> None:
     file = study / "study.yaml"
     file.rename(study.parent / "elsewhere.yaml")
     file.symlink_to(study.parent / "elsewhere.yaml") if kind == "link" else os.mkfifo(file)

@@ -38,7 +38,7 @@ def kept(folder: Path) -> Path:
     return folder / "cache" / "rows.parquet"
 
 
-def test_a_table_read_in_bulk_or_from_kept_columns_is_that_of_the_plain_files(
+def test_a_table_read_in_bulk_or_from_the_cache_equals_that_of_the_plain_files(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = load_table(study)
@@ -56,7 +56,7 @@ def test_a_table_read_in_bulk_or_from_kept_columns_is_that_of_the_plain_files(
     pd.testing.assert_frame_equal(load_table(study), plain)
 
 
-def test_kept_columns_follow_every_change_of_the_plain_files(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_columns_follow_every_change_of_the_plain_files(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_cache, "KEPT_FROM", 1)
     load_table(study)
     runs = StudyFolder.open(study).runs()
@@ -80,7 +80,7 @@ def test_kept_columns_follow_every_change_of_the_plain_files(study: Path, monkey
 
 @pytest.mark.full
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other"])
-def test_damaged_columns_are_noticed_and_made_again(
+def test_a_damaged_cache_is_detected_and_recreated(
     study: Path, damage: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(table_cache, "KEPT_FROM", 1)
@@ -97,7 +97,7 @@ def test_damaged_columns_are_noticed_and_made_again(
 
 
 @pytest.mark.full
-def test_no_flipped_bit_changes_a_kept_number(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_flipped_bit_changes_a_cached_number(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever the bit lies, in values or in what describes them: the columns are equal, or made again."""
     monkeypatch.setattr(table_cache, "KEPT_FROM", 1)
     load_table(study)
@@ -117,7 +117,7 @@ def test_no_flipped_bit_changes_a_kept_number(study: Path, monkeypatch: pytest.M
     assert noticed > 100
 
 
-def test_a_run_without_rows_is_kept_too_and_columns_of_another_kind_are_not_used(
+def test_a_run_without_rows_is_cached_too_and_columns_of_another_type_are_not_used(
     study: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(table_cache, "KEPT_FROM", 1)
@@ -157,7 +157,7 @@ def test_a_damaged_row_is_named_by_file_and_line(study: Path, line: str, says: s
 
 @pytest.mark.full
 @pytest.mark.parametrize("field", ["dataset", "method", "status", "seed"])
-def test_a_run_record_edited_into_nonsense_is_named(study: Path, field: str) -> None:
+def test_an_invalid_run_record_is_named(study: Path, field: str) -> None:
     file = StudyFolder.open(study).runs()[0].path / "run.json"
     record = json.loads(file.read_text())
     file.write_text(json.dumps(record | {field: [3]}))
@@ -166,7 +166,7 @@ def test_a_run_record_edited_into_nonsense_is_named(study: Path, field: str) -> 
     assert re.match(rf"run\.json: .*{field}", RunFolder(file.parent).flaw())
 
 
-def test_what_is_left_is_decided_from_the_records(study: Path) -> None:
+def test_pending_runs_are_found_from_the_records(study: Path) -> None:
     assert left(study) == []
     folder = StudyFolder.open(study)
     ids = [run.id for run in folder.runs()]
@@ -194,7 +194,7 @@ def test_a_large_report_draws_means_says_so_and_counts_everything(study: Path, m
 
 
 @pytest.mark.slow
-def test_the_page_is_under_8_mb_where_most_measurements_are_drawn(tmp_path: Path) -> None:
+def test_the_largest_page_is_under_8_mb(tmp_path: Path) -> None:
     make(tmp_path / "s", 100, measurements=aggregate.MOST_POINTS // 100)
     page = conclude(tmp_path / "s").report
     assert 'id="aggregated"' not in page.read_text()

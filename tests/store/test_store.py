@@ -42,14 +42,14 @@ def test_rows_come_back_as_written_and_a_missing_error_is_null(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_what_is_no_number_is_never_written(tmp_path: Path, value: float) -> None:
+def test_numbers_that_are_not_finite_are_never_written(tmp_path: Path, value: float) -> None:
     folder = run_folder(tmp_path)
     with pytest.raises(ValueError, match="not JSON compliant"):
         folder.append({"step": 0, "finetune_loss": value})
     assert folder.measurements() == []
 
 
-def test_a_torn_last_line_is_left_out_and_dropped_on_resume(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_left_out_and_dropped_on_resume(tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
     for step in (0, 10, 20):
         folder.append({"step": step})
@@ -99,7 +99,7 @@ def test_the_share_of_replay_is_a_column(tmp_path: Path, mitigations: list[dict[
 
 
 @pytest.mark.parametrize("given", ["0.1", True, 1.0, -0.1])
-def test_a_share_that_is_none_is_damage(tmp_path: Path, given: object) -> None:
+def test_an_invalid_share_of_replay_is_damage(tmp_path: Path, given: object) -> None:
     config = {"mitigations": [{"name": "replay", "fraction": given}]}
     with pytest.raises(DamagedError, match="replay_fraction is"):
         shared_by_rows({"config": config, "method": {"name": "lora"}, "dataset": "d", "status": "done"}, tmp_path)
@@ -110,7 +110,7 @@ def test_an_empty_study_has_an_empty_table(tmp_path: Path) -> None:
     assert load_table(tmp_path / "s").empty
 
 
-def test_a_folder_holds_one_study(tmp_path: Path) -> None:
+def test_a_folder_contains_one_study(tmp_path: Path) -> None:
     StudyFolder.create_or_resume(tmp_path / "s", CONFIG)
     StudyFolder.create_or_resume(tmp_path / "s", CONFIG)
     other = CONFIG.model_copy(update={"context": 256})
@@ -135,7 +135,7 @@ def _hold(path: Path, held: multiprocessing.synchronize.Event, release: multipro
 
 
 @pytest.mark.full
-def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:
+def test_a_run_is_locked_by_one_process(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     held, release = context.Event(), context.Event()
     process = context.Process(target=_hold, args=(tmp_path / "r", held, release))
@@ -152,7 +152,7 @@ def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:
         pass
 
 
-def test_a_lock_names_its_holder_to_others_and_lets_go_at_the_end(tmp_path: Path) -> None:
+def test_a_lock_names_its_process_and_is_released_at_the_end(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "r")
     assert folder.held_by() is None
     with folder.lock():
@@ -164,7 +164,7 @@ def test_a_lock_names_its_holder_to_others_and_lets_go_at_the_end(tmp_path: Path
     assert folder.held_by() is None
 
 
-def test_a_file_system_without_locks_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> bool:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
@@ -191,7 +191,7 @@ def test_run_json_keeps_fields_that_are_not_updated(tmp_path: Path) -> None:
     assert folder.read()["status"] == "done"
 
 
-def test_the_last_row_of_a_run_is_one_row_and_of_the_weights_that_were_trained():
+def test_the_last_row_of_a_run_is_of_the_trained_weights():
     import pandas as pd
 
     from forgetting.store.summary import last_rows

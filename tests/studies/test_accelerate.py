@@ -170,7 +170,7 @@ def holder(run: Path) -> int:
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_one_process_ends_all_with_its_reason(
+def test_an_error_in_one_process_ends_all_with_its_reason(
     tmp_path: Path, two: Accelerate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_room, "GRACE", 0.5)
@@ -193,7 +193,9 @@ def test_what_goes_wrong_in_one_process_ends_all_with_its_reason(
 
 
 @pytest.mark.slow
-def test_the_command_stops_resumes_and_leaves_no_orphans(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
+def test_the_command_stops_and_resumes_without_orphan_processes(
+    tiny_model: Path, corpora: Path, tmp_path: Path
+) -> None:
     given = fields(tiny_model, corpora)
     given["training"] |= {"steps": 200}
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(given))
@@ -267,7 +269,7 @@ def test_the_command_stops_resumes_and_leaves_no_orphans(tiny_model: Path, corpo
         ({"enable_cpu_affinity": True}, "enable_cpu_affinity: unsupported field"),
     ],
 )
-def test_what_an_accelerate_configuration_may_not_ask_for(tmp_path: Path, content: dict[str, Any], said: str) -> None:
+def test_unsupported_accelerate_configurations_are_refused(tmp_path: Path, content: dict[str, Any], said: str) -> None:
     path = written(tmp_path, **content)
     with pytest.raises(UsageError) as error:
         launching.read_launch(path)
@@ -310,7 +312,7 @@ def test_the_configurations_that_trl_ships() -> None:
         ({"batch_size": 24, "micro_batch_size": 6}, 2, None),
     ],
 )
-def test_a_batch_is_shared_out_evenly_or_refused(
+def test_a_batch_is_distributed_evenly_or_refused(
     tiny_model: Path, corpora: Path, training: dict[str, Any], processes: int, said: str | None
 ) -> None:
     config = configure(tiny_model, corpora, training={"steps": 8, "warmup_steps": 1, **training})
@@ -322,7 +324,7 @@ def test_a_batch_is_shared_out_evenly_or_refused(
     assert said in str(error.value)
 
 
-def test_what_several_processes_cannot_do_is_refused(
+def test_runs_that_several_processes_cannot_do_are_refused(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ("--out", tmp_path / "s", "--accelerate-config", written(tmp_path))
@@ -369,7 +371,7 @@ def test_a_run_keeps_its_number_of_processes() -> None:
     assert other_processes(parts, 2, sharded=False) == "weights were sharded by FSDP and are whole in each process"
 
 
-def test_each_process_drops_places_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_has_its_own_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     for index in (0, 1, 2, 1):
         monkeypatch.setattr(processes, "index", lambda index=index: index)

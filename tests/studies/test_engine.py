@@ -63,7 +63,7 @@ def fail_on_b(folder: str, task: str, tell: Tell) -> None:
 
 
 @pytest.mark.parametrize("jobs", JOBS)
-def test_every_task_once_with_its_events_in_order(tmp_path: Path, jobs: int) -> None:
+def test_every_task_runs_once_with_its_events_in_order(tmp_path: Path, jobs: int) -> None:
     events: list[Event] = []
     tasks = ["a", "b", "c"]
     assert do(tasks, functools.partial(write, str(tmp_path)), jobs, events) == {}
@@ -76,7 +76,7 @@ def test_every_task_once_with_its_events_in_order(tmp_path: Path, jobs: int) -> 
 
 
 @pytest.mark.full
-def test_a_task_that_always_dies_is_given_up_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_task_whose_process_always_dies_is_given_up_and_the_others_continue(tmp_path: Path) -> None:
     tasks, events = ["a", "b", "c", "d"], list[Event]()
     lost = do(tasks, functools.partial(die_on_b, str(tmp_path)), 2, events)
     assert lost == {
@@ -88,7 +88,7 @@ def test_a_task_that_always_dies_is_given_up_and_the_others_go_on(tmp_path: Path
 
 
 @pytest.mark.full
-def test_a_task_that_gets_further_each_time_is_not_given_up(tmp_path: Path) -> None:
+def test_a_task_that_makes_progress_each_time_is_not_given_up(tmp_path: Path) -> None:
     assert do(["a", "b"], functools.partial(die_further_on, str(tmp_path)), 2) == {}
     assert (tmp_path / "a").exists()
     assert (tmp_path / "b").exists()
@@ -106,14 +106,14 @@ def test_attempts_count_deaths_without_progress() -> None:
 
 
 @pytest.mark.parametrize("jobs", JOBS)
-def test_what_work_raises_ends_the_execution(tmp_path: Path, jobs: int) -> None:
+def test_an_exception_of_a_task_ends_the_execution(tmp_path: Path, jobs: int) -> None:
     with pytest.raises(UsageError, match="no such thing"):
         do(["a", "b", "c", "d", "e"], functools.partial(fail_on_b, str(tmp_path)), jobs)
     assert not (tmp_path / "e").exists()
 
 
 @pytest.mark.full
-def test_workers_that_cannot_start_leave_their_tasks_undone_and_reported() -> None:
+def test_tasks_of_workers_that_cannot_start_are_reported_as_not_done() -> None:
     lost = do(["a", "b"], _Unloadable(), 2)
     assert lost == dict.fromkeys(["a", "b"], "no worker process could be started (exit code 7)")
 
@@ -138,7 +138,7 @@ def until_stopped(folder: str, task: str, tell: Tell) -> None:
 
 
 @pytest.mark.parametrize("jobs", JOBS)
-def test_a_request_to_stop_reaches_the_tasks_in_hand_and_no_other_is_begun(tmp_path: Path, jobs: int) -> None:
+def test_a_request_to_stop_reaches_running_tasks_and_no_other_starts(tmp_path: Path, jobs: int) -> None:
     events: list[Event] = []
 
     def hear(event: Event) -> None:
@@ -191,7 +191,7 @@ def look_around(folder: str, task: str, tell: Tell) -> None:
 
 @pytest.mark.full
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux alone")
-def test_workers_find_the_libraries_loaded_and_the_environment_of_now(
+def test_workers_have_the_libraries_loaded_and_the_current_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch

@@ -88,7 +88,7 @@ def do(tasks: list[str], work: Any, events: list[Event]) -> dict[str, str]:
     return Ray().execute(tasks, work, events.append, one_thread=True)
 
 
-def test_every_task_once_with_its_events_in_order_away_from_this_process(cluster: Any, tmp_path: Path) -> None:
+def test_every_task_runs_once_with_its_events_in_order_in_another_process(cluster: Any, tmp_path: Path) -> None:
     events: list[Event] = []
     tasks = ["a", "b", "c"]
     assert do(tasks, functools.partial(write, str(tmp_path)), events) == {}
@@ -99,7 +99,7 @@ def test_every_task_once_with_its_events_in_order_away_from_this_process(cluster
     assert str(os.getpid()) not in {path.read_text() for path in tmp_path.iterdir()}
 
 
-def test_no_more_tasks_at_a_time_than_there_are_cores(cluster: Any, tmp_path: Path) -> None:
+def test_at_most_one_task_per_core_runs_at_a_time(cluster: Any, tmp_path: Path) -> None:
     """A worker that waits for an answer lends its core to the next task: none of ours may wait the Ray way."""
     assert do([f"t{i}" for i in range(8)], functools.partial(take_a_while, str(tmp_path)), []) == {}
     spans = [tuple(map(float, path.read_text().split())) for path in tmp_path.iterdir()]
@@ -107,7 +107,7 @@ def test_no_more_tasks_at_a_time_than_there_are_cores(cluster: Any, tmp_path: Pa
     assert max(sum(low <= began < high for low, high in spans) for began, _ in spans) == 2
 
 
-def test_a_task_that_always_dies_is_given_up_and_the_others_go_on(cluster: Any, tmp_path: Path) -> None:
+def test_a_task_whose_process_always_dies_is_given_up_and_the_others_continue(cluster: Any, tmp_path: Path) -> None:
     events: list[Event] = []
     lost = do(["dies", "a"], functools.partial(misbehave, str(tmp_path)), events)
     assert list(lost) == ["dies"]
@@ -117,7 +117,7 @@ def test_a_task_that_always_dies_is_given_up_and_the_others_go_on(cluster: Any, 
     assert (tmp_path / "a").exists()
 
 
-def test_what_a_task_or_the_shared_work_raises_is_raised_here(cluster: Any) -> None:
+def test_an_exception_of_a_task_or_of_the_shared_work_is_raised_here(cluster: Any) -> None:
     with pytest.raises(UsageError, match=r"^a: no such thing$"):
         do(["a"], refuse, [])
     with pytest.raises(UsageError, match=r"^b: no such thing$"):
@@ -132,7 +132,7 @@ def die(folder: str, times: int) -> str:
     return "done"
 
 
-def test_the_shared_work_is_done_again_where_its_worker_dies(cluster: Any, tmp_path: Path) -> None:
+def test_the_shared_work_is_repeated_if_its_worker_dies(cluster: Any, tmp_path: Path) -> None:
     assert Ray().call(functools.partial(die, str(tmp_path), 2)) == "done"
     assert (tmp_path / "deaths").read_text() == "xxx"
     (tmp_path / "deaths").unlink()
@@ -140,7 +140,7 @@ def test_the_shared_work_is_done_again_where_its_worker_dies(cluster: Any, tmp_p
         Ray().call(functools.partial(die, str(tmp_path), 99))
 
 
-def test_a_stop_reaches_the_runs_in_hand_and_takes_back_those_that_wait(cluster: Any, tmp_path: Path) -> None:
+def test_a_stop_reaches_running_tasks_and_cancels_waiting_ones(cluster: Any, tmp_path: Path) -> None:
     events: list[Event] = []
 
     def hear(event: Event) -> None:
@@ -165,7 +165,7 @@ def test_a_stop_reaches_the_runs_in_hand_and_takes_back_those_that_wait(cluster:
         (Ray(memory=1e6), "1e+06 GB memory"),
     ],
 )
-def test_what_no_node_has_is_refused_and_not_waited_for(cluster: Any, asked: Ray, said: str) -> None:
+def test_resources_that_no_node_has_are_refused_instead_of_waited_for(cluster: Any, asked: Ray, said: str) -> None:
     with pytest.raises(UsageError, match=r"^ray: no node has what a run needs") as error, asked.ready():
         pass
     assert said in str(error.value)
@@ -192,7 +192,7 @@ def test_a_study_on_ray_gives_the_numbers_of_one_here(
         ("ray://127.0.0.1:1", UsageError, r"^--ray-address: got ray://127\.0\.0\.1:1; give HOST:PORT"),
     ],
 )
-def test_a_cluster_that_is_not_there_is_one_line(address: str, error: type[ForgettingError], said: str) -> None:
+def test_an_unreachable_cluster_gives_a_one_line_error(address: str, error: type[ForgettingError], said: str) -> None:
     # Ray itself would end the process
     with pytest.raises(error, match=said):
         _reach(address)

@@ -90,7 +90,7 @@ def flip(checkpoint: Path) -> str:
     return f"{file.name} was changed"
 
 
-def test_a_run_stopped_between_two_measurements_has_its_checkpoint_there(
+def test_a_run_stopped_between_two_measurements_has_a_checkpoint_at_that_step(
     config: StudyConfig, tmp_path: Path, whole: dict[str, list[dict[str, Any]]], stopped: Path
 ) -> None:
     (folder,) = shutil.copytree(stopped, tmp_path / "s").glob("runs/*/checkpoints")
@@ -147,7 +147,7 @@ def test_checkpoints_are_checked_and_kept_by_step_whatever_the_clock_says(tmp_pa
     )
 
 
-def test_a_row_cut_short_is_measured_again(
+def test_an_incomplete_row_is_measured_again(
     config: StudyConfig, tmp_path: Path, whole: dict[str, list[dict[str, Any]]]
 ) -> None:
     folder = stopped_at(config, tmp_path / "s", 6)
@@ -159,7 +159,7 @@ def test_a_row_cut_short_is_measured_again(
     assert numbers(tmp_path / "s") == whole
 
 
-def test_a_model_changed_under_its_path_is_named_before_anything_runs(
+def test_a_model_that_was_replaced_is_named_before_anything_runs(
     tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
     from safetensors.numpy import load_file, save_file
@@ -220,7 +220,7 @@ def full_disk(after: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("after", [4, 6, 9, 12])
-def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_when_there_is_room(
+def test_a_full_disk_is_one_clear_error_and_the_run_resumes_when_there_is_space(
     config: StudyConfig, tmp_path: Path, whole: dict[str, list[dict[str, Any]]], after: int
 ) -> None:
     with full_disk(after), pytest.raises(ForgettingError, match="the disk is full; everything") as error:
@@ -231,7 +231,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_when_there_is_room(
     assert numbers(tmp_path / "s") == whole
 
 
-def test_a_run_that_another_process_holds_is_named_left_to_it_and_taken_over_when_it_lets_go(
+def test_a_run_locked_by_another_process_is_named_and_taken_over_when_released(
     tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
     config = validate(fields(tiny_model, corpora, methods=[{"name": "lora", "rank": [2, 4]}]), where="test")
@@ -308,7 +308,7 @@ study(config, Path(sys.argv[2]), engine=Local(1))
 
 
 @pytest.mark.slow
-def test_a_run_that_needs_too_much_memory_is_stored_with_its_reason_and_the_others_go_on(
+def test_a_run_that_needs_too_much_memory_is_stored_as_failed_and_the_others_continue(
     tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
     # rank 300,000 on this model: 1.3 GB of weights and as much of gradients, of 2.9 GB in all, where 0.6 GB may be had;

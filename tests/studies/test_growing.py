@@ -69,7 +69,7 @@ def long(make: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list
     return numbers(out)
 
 
-def test_more_steps_seeds_and_methods_give_what_a_study_planned_so_gives(
+def test_a_study_grown_by_steps_seeds_and_methods_equals_one_planned_so(
     make: Make, there: Path, long: dict[str, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
     events: list[Event] = []
@@ -100,7 +100,7 @@ def test_more_steps_seeds_and_methods_give_what_a_study_planned_so_gives(
     assert "seeds: [0], then [0, 1]" in conclude(there).report.read_text()
 
 
-def test_what_is_taken_out_stands_apart_and_comes_back_without_being_done_again(make: Make, there: Path) -> None:
+def test_removed_runs_are_marked_and_reused_when_added_again(make: Make, there: Path) -> None:
     before, out = numbers(there), make(methods=SEVERAL[1:])
     study(out, there, engine=Local(1))
     assert len(read_study(there).left.unasked) == 3
@@ -131,7 +131,7 @@ def test_what_is_taken_out_stands_apart_and_comes_back_without_being_done_again(
         ({"methods": [{**LORA, "label": "mine"}]}, r"the run plain-lora-r2-s0-.* would now be plain-mine-r2-s0-.*"),
     ],
 )
-def test_what_would_change_numbers_is_refused_by_name(
+def test_changes_that_would_change_numbers_are_refused_by_name(
     make: Make, there: Path, changes: dict[str, Any], said: str
 ) -> None:
     stored = (there / "study.yaml").read_bytes()
@@ -152,7 +152,7 @@ def test_a_changed_data_set_is_refused_and_another_one_is_added(
     assert {run.rsplit("-", 1)[0] for run in numbers(there)} > {"plain-lora-r2-s0", "chat-lora-r2-s0"}
 
 
-def test_runs_that_cannot_be_made_longer_are_named(make: Make, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_lengthened_are_named(make: Make, tmp_path: Path) -> None:
     full = make(methods=[{"name": "full"}])
     study(full, tmp_path / "full", engine=Local(1))
     with pytest.raises(UsageError, match=r"run plain-full-s0-\w+ cannot be made longer: it has no checkpoint"):
@@ -168,7 +168,7 @@ def test_runs_that_cannot_be_made_longer_are_named(make: Make, tmp_path: Path) -
         study(make(training=linear, steps=8), tmp_path / "linear", engine=Local(1))
 
 
-def test_a_checkpoint_whose_rows_were_changed_is_not_gone_on_from(make: Make, there: Path) -> None:
+def test_a_checkpoint_whose_rows_were_changed_is_not_used(make: Make, there: Path) -> None:
     run = next(there.glob("runs/plain-lora-r2-s0-*"))
     rows = (run / "measurements.jsonl").read_text().splitlines()
     (run / "measurements.jsonl").write_text(
@@ -178,7 +178,7 @@ def test_a_checkpoint_whose_rows_were_changed_is_not_gone_on_from(make: Make, th
         study(make(methods=SEVERAL, steps=10), there, engine=Local(1))
 
 
-def test_growing_cut_anywhere_goes_on_to_the_same_numbers(
+def test_growing_interrupted_anywhere_resumes_to_the_same_numbers(
     make: Make, there: Path, long: dict[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each file that is put in its place may be the last one before a kill."""
@@ -211,13 +211,13 @@ def test_growing_cut_anywhere_goes_on_to_the_same_numbers(
     assert not read_study(there).left.damaged
 
 
-def test_two_cannot_change_a_study_at_once(make: Make, there: Path) -> None:
+def test_two_processes_cannot_change_a_study_at_once(make: Make, there: Path) -> None:
     folder = StudyFolder.open(there)
     with folder.runs()[0].lock(), pytest.raises(UsageError, match=r"cannot change \(seeds: .*\) while process \d+ on"):
         study(make(methods=SEVERAL, seeds=[0, 1]), there, engine=Local(1))
 
 
-def test_a_run_that_is_taken_out_while_a_command_is_at_work_stops_it(make: Make, tmp_path: Path) -> None:
+def test_removing_a_run_while_a_command_executes_it_stops_the_command(make: Make, tmp_path: Path) -> None:
     out = tmp_path / "s"
 
     def hear(event: Event) -> None:

@@ -65,7 +65,7 @@ def test_a_text_edited_between_two_calls_is_read_again(own: tuple[StudyConfig, P
 
 
 @pytest.mark.full
-def test_a_text_is_read_once_a_call(
+def test_a_text_is_read_once_per_call(
     own: tuple[StudyConfig, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, *_ = own
@@ -79,7 +79,7 @@ def test_a_text_is_read_once_a_call(
     assert read == ["own"]
 
 
-def test_what_is_sent_to_another_process_holds_no_text(own: tuple[StudyConfig, Path, Path], tmp_path: Path) -> None:
+def test_inputs_sent_to_another_process_contain_no_text(own: tuple[StudyConfig, Path, Path], tmp_path: Path) -> None:
     config, *_ = own
     inputs = StudyInputs(config)
     train, heldout = inputs.dataset("own")

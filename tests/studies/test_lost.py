@@ -51,7 +51,7 @@ def sealed(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("step", [3, 6, 11])
-def test_a_resumed_run_ends_in_the_chain_of_an_uninterrupted_one(
+def test_a_resumed_run_has_the_chain_of_an_uninterrupted_one(
     config: StudyConfig, whole: Path, tmp_path: Path, step: int
 ) -> None:
     stopped_at(config, tmp_path / "s", step)
@@ -97,7 +97,7 @@ def test_rows_lost_before_a_checkpoint_are_measured_again(
     assert sealed(tmp_path / "s") == sealed(whole)
 
 
-def test_a_damaged_run_is_not_skipped_in_silence(
+def test_a_damaged_run_is_not_skipped_silently(
     config: StudyConfig, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "s"
@@ -123,7 +123,7 @@ def test_a_damaged_run_is_not_skipped_in_silence(
     ("how", "jobs"),
     [("rm", 1), *(pytest.param(*more, marks=pytest.mark.slow) for more in (("mv", 1), ("mv", 2), ("rm", 2)))],
 )
-def test_a_study_whose_folder_goes_while_it_runs_stops_and_builds_nothing(
+def test_a_study_whose_folder_is_moved_while_it_runs_stops_and_writes_nothing(
     tmp_path: Path, tiny_model: Path, corpora: Path, how: str, jobs: int
 ) -> None:
     ranks = [{"name": "lora", "rank": [2, 4, 8] if jobs == 2 else [2, 4]}]

@@ -62,7 +62,7 @@ def test_which_machine_this_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         launching.read_launch(written(tmp_path, num_machines=1), 1)
 
 
-def test_another_machine_than_the_first_does_no_study_of_its_own(
+def test_machines_other_than_the_first_run_no_study_of_their_own(
     tmp_path: Path, tiny_model: Path, corpora: Path
 ) -> None:
     from forgetting.config.schema import validate
@@ -87,7 +87,7 @@ def looks_often(listener: machines.Machines) -> None:
         time.sleep(0.01)
 
 
-def test_what_commands_tell_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_between_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     first = Launch(2, "cpu", machines=2, address="127.0.0.1", port=free_port())
     zero = machines.Machines(first, {"study": "/s"})
     one = machines.Machines(replace(first, machine=1), {"study": "/s"})
@@ -112,7 +112,7 @@ def test_what_commands_tell_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_two_machines_do_what_one_does(tmp_path: Path, tiny_model: Path, corpora: Path) -> None:
+def test_two_machines_give_the_numbers_of_one(tmp_path: Path, tiny_model: Path, corpora: Path) -> None:
     """Each machine is a command of its own here; weights are shared out over both."""
     given = fields(tiny_model, corpora, methods=[{"name": "lora", "rank": 2}])
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(given))

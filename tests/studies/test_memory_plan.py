@@ -53,7 +53,7 @@ def test_a_table_of_the_smallest_and_the_largest_rank_of_each_method(tiny_model:
     assert small["total"] == sum(small[part] for part in ("weights", "gradients", "optimiser", "held", "passes"))
 
 
-def test_what_may_not_fit_is_warned_of_in_one_line(tiny_model: Path, corpora: Path, there: Any) -> None:
+def test_runs_that_may_not_fit_give_a_one_line_warning(tiny_model: Path, corpora: Path, there: Any) -> None:
     there(2.0, 0.9)
     config = configure(tiny_model, corpora)
     assert plan(config).warnings() == []
@@ -64,7 +64,7 @@ def test_what_may_not_fit_is_warned_of_in_one_line(tiny_model: Path, corpora: Pa
     assert "--run-memory reserves 0.1 GB" in line
 
 
-def test_what_cannot_fit_is_refused_before_the_model_is_loaded(
+def test_runs_that_cannot_fit_are_refused_before_the_model_is_loaded(
     tiny_model: Path, corpora: Path, there: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there(4.0, 3.0)
@@ -82,7 +82,7 @@ def test_what_cannot_fit_is_refused_before_the_model_is_loaded(
     assert not (tmp_path / "s").exists()
 
 
-def test_a_rank_that_no_layer_has_is_said(
+def test_a_rank_that_no_layer_has_is_reported(
     tiny_model: Path, corpora: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     prepare(configure(tiny_model, corpora, methods=[{"name": "lora", "rank": [32, 100]}]), tmp_path / "s", Local(1))
@@ -92,7 +92,7 @@ def test_a_rank_that_no_layer_has_is_said(
     )
 
 
-def test_what_surely_fits_is_not_looked_at_closely(
+def test_runs_that_surely_fit_are_not_counted_in_detail(
     tiny_model: Path, corpora: Path, there: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configure(tiny_model, corpora)
@@ -139,7 +139,7 @@ def test_prepare_prints_ids_alone_on_standard_output(
 
 
 @pytest.mark.full
-def test_the_doctor_says_it_of_a_configuration_and_of_a_study_folder(
+def test_the_doctor_reports_the_memory_for_a_configuration_and_a_study_folder(
     tiny_model: Path, corpora: Path, tmp_path: Path, there: Any
 ) -> None:
     from forgetting.cli.environment import doctor

@@ -27,13 +27,13 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_another_time_of_change_is_no_change(module: Path) -> None:
+def test_another_modification_time_is_not_a_change(module: Path) -> None:
     os.utime(module, (0, 0))
     own_code.check_same()
 
 
 @pytest.mark.parametrize("how", ["edited", "removed", "added"])
-def test_what_changed_is_named(module: Path, how: str) -> None:
+def test_changed_files_are_named(module: Path, how: str) -> None:
     file = module if how != "added" else module.with_name("new.py")
     file.unlink() if how == "removed" else file.write_text("two = 2\n")
     with pytest.raises(ForgettingError, match=rf"changed while it ran \(tuning/{file.name}\).*run the same command"):

@@ -57,7 +57,7 @@ def of(tiny_model: Path, corpora: Path, **changes: Any) -> dict[str, Any]:
         ({"capabilities": {"suites": ["knowledge"]}}, {}, "capabilities: not in a pilot"),
     ],
 )
-def test_what_it_cannot_do_is_refused_before_anything_begins(
+def test_unsupported_studies_are_refused_before_anything_starts(
     changes: dict[str, Any], arguments: dict[str, Any], said: str, tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
     config = configure(tiny_model, corpora, **changes)
@@ -118,7 +118,7 @@ def quick(tiny_model: Path, corpora: Path) -> StudyConfig:
 
 
 @pytest.mark.full
-def test_a_session_goes_on_as_if_it_had_not_been_cut_and_leaves_out_what_diverges(
+def test_a_session_resumes_as_if_uninterrupted_and_leaves_out_diverged_runs(
     tiny_model: Path, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = quick(tiny_model, corpora)
@@ -167,7 +167,7 @@ def test_without_a_plan_it_says_why(
 
 
 @pytest.mark.slow
-def test_a_session_ends_in_a_plan_and_the_same_call_goes_on(
+def test_a_session_ends_with_a_plan_and_the_same_call_continues_it(
     tiny_model: Path, corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "p"

@@ -76,7 +76,7 @@ def rows(path: Path, step: int, mitigation: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.full
-def test_step_0_is_nothing_against_the_quantised_model_and_the_cost_of_quantising_against_the_full_one(
+def test_step_0_is_zero_against_the_quantised_model_and_the_cost_of_quantising_against_the_full_one(
     runs: dict[str, Path], wide: Path
 ) -> None:
     first, full = rows(runs["quantised"], 0), rows(runs["full"], 0)
@@ -105,7 +105,7 @@ def test_step_0_is_nothing_against_the_quantised_model_and_the_cost_of_quantisin
 
 
 @pytest.mark.full
-def test_a_stored_adapter_gives_the_studys_numbers_in_its_bits_and_says_so_in_others(
+def test_a_stored_adapter_gives_the_studys_numbers_in_its_bits_and_a_notice_in_others(
     runs: dict[str, Path], wide: Path, corpora: Path
 ) -> None:
     last = rows(runs["quantised"], 8)
@@ -123,7 +123,7 @@ def test_a_stored_adapter_gives_the_studys_numbers_in_its_bits_and_says_so_in_ot
 
 
 @pytest.mark.full
-def test_a_cut_run_in_4_bits_goes_on_as_if_it_had_not_been(
+def test_an_interrupted_run_in_4_bits_resumes_as_if_uninterrupted(
     runs: dict[str, Path], wide: Path, corpora: Path, tmp_path: Path
 ) -> None:
     config = configure(wide, corpora, model={"source": str(wide), "bits": 4}, methods=[{"name": "lora", "rank": 4}])
@@ -160,7 +160,7 @@ HOLDING: list[list[dict[str, Any]]] = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
-def test_what_holds_forgetting_back_on_quantised_weights(
+def test_mitigations_on_quantised_weights(
     wide: Path, corpora: Path, tmp_path: Path, bits: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("bitsandbytes")
@@ -204,7 +204,7 @@ def test_what_holds_forgetting_back_on_quantised_weights(
 
 
 @pytest.mark.full
-def test_the_callback_says_that_it_counts_from_the_quantised_model_and_changes_no_training(
+def test_the_callback_names_the_quantised_reference_and_does_not_change_training(
     wide: Path, corpora: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("bitsandbytes")
@@ -227,7 +227,7 @@ def test_the_callback_says_that_it_counts_from_the_quantised_model_and_changes_n
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_parameters_are_counted_by_the_numbers_that_they_hold(wide: Path, bits: int) -> None:
+def test_packed_parameters_are_counted_by_their_values(wide: Path, bits: int) -> None:
     pytest.importorskip("bitsandbytes")
     plain = AutoModelForCausalLM.from_pretrained(wide)
     base = load_base(ModelConfig(source=str(wide), bits=bits))
@@ -236,7 +236,7 @@ def test_parameters_are_counted_by_the_numbers_that_they_hold(wide: Path, bits: 
     assert base.reference_key == load_base(ModelConfig(source=str(wide))).key
 
 
-def test_measuring_leaves_4_bit_weights_as_they_are(wide: Path) -> None:
+def test_measuring_does_not_change_4_bit_weights(wide: Path) -> None:
     """bitsandbytes packs them anew for CPUs with AVX512-BF16 where no gradient is asked for."""
     pytest.importorskip("bitsandbytes")
     model = load_base(ModelConfig(source=str(wide), bits=4)).model
@@ -249,7 +249,7 @@ def test_measuring_leaves_4_bit_weights_as_they_are(wide: Path) -> None:
         assert not getattr(getattr(p, "quant_state", None), "packing_format_for_cpu", False)
 
 
-def test_layers_that_a_cpu_would_compute_wrongly_are_refused(tiny_model: Path) -> None:
+def test_layers_that_a_cpu_computes_wrongly_are_refused(tiny_model: Path) -> None:
     pytest.importorskip("bitsandbytes")
     if torch.cuda.is_available():
         pytest.skip("of CPUs alone")
@@ -281,7 +281,7 @@ def test_methods_that_need_the_weights_are_refused(tiny_model: Path, corpora: Pa
         ),
     ],
 )
-def test_what_else_is_refused(tiny_model: Path, corpora: Path, bits: int, method: dict[str, Any], error: str) -> None:
+def test_other_refusals(tiny_model: Path, corpora: Path, bits: int, method: dict[str, Any], error: str) -> None:
     config = configure(tiny_model, corpora, model={"source": str(tiny_model), "bits": bits}, methods=[method])
     with pytest.raises(UsageError, match=error):
         expand_runs(config)
@@ -299,7 +299,7 @@ def test_wrong_fields_are_named(tiny_model: Path, corpora: Path, model: dict[str
         configure(tiny_model, corpora, model={"source": str(tiny_model), **model})
 
 
-def test_what_is_quantised_already_and_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_already_quantised_and_missing_packages_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     gptq = LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(UsageError, match=r"bits 4 .*its weights are already quantised by gptq; leave out bits"):
         quantised.check("model 'm'", gptq, 4)

@@ -29,7 +29,7 @@ def test_the_override_of_gpu_lists_is_known() -> None:
     assert found, f"ray {metadata.version('ray')} does not read {ray_internals.OVERRIDE} any more"
 
 
-def test_what_the_user_set_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_the_user_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [*ray_internals.FLAGS, ray_internals.OVERRIDE]
     for name in names:
         monkeypatch.delenv(name, raising=False)

@@ -65,7 +65,7 @@ def test_a_run_is_repeated_to_the_last_digit_and_a_changed_number_is_found(
     assert "changed since it was run" in err
 
 
-def test_elsewhere_a_mean_may_differ_by_its_standard_error(tmp_path: Path) -> None:
+def test_on_another_machine_a_mean_may_differ_by_its_standard_error(tmp_path: Path) -> None:
     from scale_study import make
 
     make(tmp_path / "a", 6, measurements=6)

@@ -64,7 +64,7 @@ def test_killed_and_resumed_equals_uninterrupted(
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
-def test_a_stopped_study_keeps_its_rows_and_says_so(
+def test_a_stopped_study_keeps_its_rows_and_reports_it(
     tmp_path: Path, tiny_model: Path, corpora: Path, number: signal.Signals, workers: int
 ) -> None:
     config = write_config(tmp_path, tiny_model, corpora, [{"name": "lora", "rank": [1, 2, 4]}])

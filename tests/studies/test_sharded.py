@@ -49,7 +49,7 @@ def largest_difference(one: list[dict[str, Any]], other: list[dict[str, Any]]) -
 
 
 @pytest.mark.slow
-def test_two_processes_that_share_out_the_weights_give_the_numbers_of_one(
+def test_two_processes_with_sharded_weights_give_the_numbers_of_one(
     tmp_path: Path, tiny_model: Path, corpora: Path
 ) -> None:
     methods = [{"name": "lora", "rank": 4}, {"name": "full"}]
@@ -70,7 +70,7 @@ def test_two_processes_that_share_out_the_weights_give_the_numbers_of_one(
 
 
 @pytest.mark.slow  # three launches of two processes; the same engine with whole weights is in test_accelerate.py
-def test_stopped_killed_and_resumed_on_parts_of_weights_equals_uninterrupted(
+def test_stopped_killed_and_resumed_with_sharded_weights_equals_uninterrupted(
     tmp_path: Path, tiny_model: Path, corpora: Path
 ) -> None:
     training = {"steps": 8, "batch_size": 4, "warmup_steps": 1, "learning_rate": 1e-2, "optimizer": "adamw"}
@@ -120,14 +120,14 @@ def test_stopped_killed_and_resumed_on_parts_of_weights_equals_uninterrupted(
         ({"fsdp_min_num_params": 100}, "fsdp_config.fsdp_min_num_params: unsupported field; remove it"),
     ],
 )
-def test_what_an_fsdp_configuration_may_not_ask_for(tmp_path: Path, content: dict[str, Any], said: str) -> None:
+def test_unsupported_fsdp_configurations_are_refused(tmp_path: Path, content: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError) as error:
         engine(tmp_path, fsdp_config=FSDP | content)
     assert str(error.value).startswith(f"{tmp_path / 'fsdp2.yaml'}: fsdp_config.")
     assert said in str(error.value)
 
 
-def test_what_fsdp_may_ask_for(tmp_path: Path) -> None:
+def test_supported_fsdp_configurations_are_accepted(tmp_path: Path) -> None:
     more = {"fsdp_reshard_after_forward": False, "fsdp_activation_checkpointing": True, "fsdp_forward_prefetch": None}
     layers = {"fsdp_transformer_layer_cls_to_wrap": "LlamaDecoderLayer, Other"}
     launch = engine(tmp_path, fsdp_config=FSDP | more | layers).launch
@@ -150,7 +150,7 @@ def test_what_fsdp_may_ask_for(tmp_path: Path) -> None:
         ({"capabilities": {"suites": ["miniature"]}}, "evaluate the saved models with `forgetting evaluate`"),
     ],
 )
-def test_what_needs_a_whole_model_is_refused(
+def test_methods_that_need_the_whole_model_are_refused(
     tiny_model: Path, corpora: Path, changes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(UsageError) as error:

@@ -45,7 +45,7 @@ def finished(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
-def test_the_columns_are_those_of_a_plain_loop(finished: Path, config: StudyConfig) -> None:
+def test_the_columns_equal_a_plain_loop(finished: Path, config: StudyConfig) -> None:
     """The last step's numbers by the stored adapter: full logits, log-softmax in float64, one prompt at a time."""
     (run,) = StudyFolder.open(finished).runs()
     row = run.measurements()[-1]
@@ -73,7 +73,7 @@ def test_the_columns_are_those_of_a_plain_loop(finished: Path, config: StudyConf
     assert row["text_documents[own]"] == len(stored)
 
 
-def test_a_stopped_run_goes_on_to_the_same_rows(finished: Path, config: StudyConfig, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_to_the_same_rows(finished: Path, config: StudyConfig, tmp_path: Path) -> None:
     def stop(event: Any) -> None:
         if event.kind == "step" and event.step == 5:
             stopping.request(15)
@@ -85,7 +85,7 @@ def test_a_stopped_run_goes_on_to_the_same_rows(finished: Path, config: StudyCon
     assert numbers(tmp_path / "cut") == numbers(finished)
 
 
-def test_table_report_and_configuration_know_them(finished: Path, config: StudyConfig) -> None:
+def test_table_report_and_configuration_contain_the_texts(finished: Path, config: StudyConfig) -> None:
     table = load_table(finished)
     assert list(table.columns).index("forgetting[own]") > list(table.columns).index("quantised")
     assert table["forgetting[plain-2]"].notna().all()
@@ -97,7 +97,7 @@ def test_table_report_and_configuration_know_them(finished: Path, config: StudyC
     assert validate(parse_yaml(config.to_yaml(), where=""), where="") == config
 
 
-def test_a_study_without_further_texts_has_the_runs_and_columns_that_it_had(
+def test_a_study_without_further_texts_has_the_same_runs_and_columns_as_before(
     config: StudyConfig, finished: Path
 ) -> None:
     plain = config.model_copy(update={"texts": {}})
@@ -128,7 +128,7 @@ def test_wrong_texts_are_named_before_anything_runs(config: StudyConfig, tmp_pat
             study(validate(fields, where="t"), tmp_path / "none")
 
 
-def test_answers_that_were_changed_are_written_again(finished: Path, config: StudyConfig) -> None:
+def test_changed_answers_are_generated_again(finished: Path, config: StudyConfig) -> None:
     (file,) = (finished / "cache").glob("answers-*.jsonl")
     key = json.loads(file.read_text().splitlines()[0])["answers"]
     whole = load_answers(file, key)

@@ -114,7 +114,7 @@ def test_every_row_arrives_and_no_number_changes(
     assert all(run["openings"] == 1 for run in memory.runs.values())
 
 
-def test_a_run_that_was_cut_goes_on_in_its_tracker_run(
+def test_an_interrupted_run_resumes_in_its_tracker_run(
     memory: type[Memory], plain: Path, tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
     out, config = tmp_path / "cut", configured(tiny_model, corpora, "tensorboard", seeds=[0, 1])
@@ -134,7 +134,7 @@ def test_a_run_that_was_cut_goes_on_in_its_tracker_run(
     assert len(memory.runs) == 3  # two runs and the laws
 
 
-def test_a_study_that_is_done_is_sent_afterwards(
+def test_a_finished_study_can_be_sent_later(
     memory: type[Memory], tiny_model: Path, corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "later"
@@ -171,7 +171,7 @@ def test_a_tracker_that_fails_is_a_warning_once(
     assert [step for step, _ in sent(memory)[run.id]["rows"]] == [0, 2, 4, 6, 8]
 
 
-def test_what_cannot_track_is_refused_before_the_study_starts(
+def test_unusable_trackers_are_refused_before_the_study_starts(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)

@@ -64,7 +64,7 @@ def train(folder, tiny_model, callbacks, resume=None, adapter=True, **options):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_its_gradient_is_that_of_the_weighted_divergence_once_a_step(tmp_path, tiny_model, text, accumulate):
+def test_its_gradient_is_that_of_the_weighted_divergence_once_per_step(tmp_path, tiny_model, text, accumulate):
     """The second step: before, adapters are the base model, and the divergence is flat there."""
     with_it, without = Gradients(), Gradients()
     controller = ForgettingController(text, budget=0.05, context=16)
@@ -87,7 +87,7 @@ def test_its_gradient_is_that_of_the_weighted_divergence_once_a_step(tmp_path, t
 
 
 @pytest.mark.full
-def test_a_resumed_run_goes_on_with_the_same_weights_to_the_bit(tmp_path, tiny_model, text):
+def test_a_resumed_run_continues_with_the_same_weights_to_the_bit(tmp_path, tiny_model, text):
     options = {"save_strategy": "steps", "save_steps": 4, "max_steps": 10}
     whole = ForgettingController(text, budget=0.02, context=16)
     one = train(tmp_path / "a", tiny_model, [whole], **options)
@@ -113,7 +113,7 @@ def test_a_resumed_run_goes_on_with_the_same_weights_to_the_bit(tmp_path, tiny_m
         ({"max_steps": 4}, "4 update steps; steering takes 8 at least"),
     ],
 )
-def test_what_it_cannot_steer_is_refused(tmp_path, tiny_model, text, options, named):
+def test_unsupported_trainers_are_refused(tmp_path, tiny_model, text, options, named):
     with pytest.raises(UsageError, match=named):
         train(tmp_path, tiny_model, [ForgettingController(text, context=16)], **options)
 

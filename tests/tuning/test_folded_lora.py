@@ -40,7 +40,7 @@ def loss_and_gradients(model: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("rank", [1, 24])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_numbers_are_pefts(checkpointing: bool, rank: int) -> None:
+def test_the_numbers_equal_pefts(checkpointing: bool, rank: int) -> None:
     """Of a small rank, and of one above the layers' width of 16, whose weights are summed first."""
     assert merging_pays(IDS.numel(), 16, 16, rank) is (rank == 24)
     model = adapted(torch.float32, r=rank)
@@ -61,7 +61,7 @@ def test_the_numbers_are_pefts(checkpointing: bool, rank: int) -> None:
     assert torch.equal(loss_and_gradients(model)["loss"], expected["loss"])
 
 
-def test_bfloat16_is_as_near_to_the_truth_as_pefts() -> None:
+def test_bfloat16_is_as_accurate_as_pefts() -> None:
     """The same weights in float64 are the truth; the two ways round at different places, so of several models."""
     errors = []
     for seed in range(8):
@@ -126,7 +126,7 @@ def test_a_scale_or_an_active_adapter_that_changes_is_followed(rank: int) -> Non
     assert not torch.allclose(seen[1][0], seen[2][0], atol=1e-3)
 
 
-def test_what_is_left_to_peft() -> None:
+def test_unsupported_layers_are_left_to_peft() -> None:
     assert FoldedLayers(LlamaForCausalLM(CONFIG)).forwards == []
     for options in ({"use_dora": True}, {"lora_dropout": 0.1}, {"lora_bias": True}):
         assert FoldedLayers(adapted(**options)).forwards == [], options

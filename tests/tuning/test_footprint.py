@@ -42,7 +42,7 @@ def taken(run: RunConfig, base: Skeleton) -> footprint.Footprint:
     return footprint.footprint(run, base, footprint.passes_of(run, 1, None, "cpu"))
 
 
-def test_what_lives_is_counted_until_it_is_dropped() -> None:
+def test_tensors_are_counted_until_they_are_freed() -> None:
     live = pass_memory.LiveBytes(())
     with live:
         first = torch.zeros(1000)
@@ -57,7 +57,7 @@ def test_what_lives_is_counted_until_it_is_dropped() -> None:
     assert (live.now, live.peak) == (0, 8000)
 
 
-def test_a_pass_without_numbers_takes_what_the_same_pass_takes(tiny_model: Path, base: Skeleton) -> None:
+def test_a_pass_without_values_needs_the_memory_of_a_real_pass(tiny_model: Path, base: Skeleton) -> None:
     """The slow twin: the model itself, its tensors counted as they are made."""
     model = load_base(ModelConfig(source=str(tiny_model))).model.requires_grad_(True)
     ids = torch.zeros(3, 16, dtype=torch.int64)
@@ -70,7 +70,7 @@ def test_a_pass_without_numbers_takes_what_the_same_pass_takes(tiny_model: Path,
 
 
 @pytest.mark.full
-def test_checkpointing_and_our_loss_take_less(base: Skeleton) -> None:
+def test_checkpointing_and_the_fused_loss_need_less_memory(base: Skeleton) -> None:
     def peak(**how: bool) -> int:
         given = {"checkpointing": False, "accumulated": False, "all_logits": False, **how}
         return pass_memory.training_bytes(base.copied(), 16, 64, **given)
@@ -84,7 +84,7 @@ def test_checkpointing_and_our_loss_take_less(base: Skeleton) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("bias", "boft")])
-def test_each_method_is_put_on_a_model_of_no_numbers(
+def test_each_method_can_be_applied_to_a_model_without_values(
     tiny_model: Path, corpora: Path, base: Skeleton, name: str
 ) -> None:
     run = planned(tiny_model, corpora, {"name": name, **OPTIONS.get(name, {})})
@@ -115,7 +115,7 @@ def test_the_parts_in_closed_form(tiny_model: Path, corpora: Path, base: Skeleto
 
 
 @pytest.mark.full
-def test_what_mitigations_keep(tiny_model: Path, corpora: Path, base: Skeleton) -> None:
+def test_memory_of_mitigations(tiny_model: Path, corpora: Path, base: Skeleton) -> None:
     def of(method: str, mitigation: dict[str, Any] | None) -> footprint.Footprint:
         entry = {"name": method, **({"mitigations": [mitigation]} if mitigation else {})}
         return taken(planned(tiny_model, corpora, entry, batch_size=64, micro_batch_size=16), base)
@@ -131,7 +131,7 @@ def test_what_mitigations_keep(tiny_model: Path, corpora: Path, base: Skeleton) 
     assert of("lora", {"name": "freeze_layers", "layers": 1}).trained == of("lora", None).trained / 2
 
 
-def test_a_model_that_looks_at_its_numbers_is_counted_by_the_formula(
+def test_a_model_that_reads_its_values_is_counted_by_the_formula(
     tiny_model: Path, corpora: Path, base: Skeleton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def looks(self: nn.Module, x: torch.Tensor) -> torch.Tensor:

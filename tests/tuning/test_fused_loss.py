@@ -103,7 +103,7 @@ def test_in_other_dtypes(dtype: torch.dtype, tolerance: float) -> None:
         assert_equal(make(kind, dtype), a_batch(), tolerance)
 
 
-def test_a_batch_without_any_label_is_as_transformers_has_it() -> None:
+def test_a_batch_without_labels_equals_transformers() -> None:
     batch = a_batch() | {"labels": torch.full((3, 80), -100)}
     assert_equal(make("tied"), batch, 0.0)  # the mean of nothing: not a number, and no gradient
     assert_equal(make("tied"), {**batch, "num_items_in_batch": torch.tensor(9)}, 0.0)
@@ -128,7 +128,7 @@ def test_a_large_logit_that_is_not_the_labels_overflows_nothing() -> None:
     assert hidden.grad.tolist() == [[600.0, 0.0]]
 
 
-def test_who_keeps_their_own_loss() -> None:
+def test_models_that_keep_their_own_loss() -> None:
     other = make("tied")
     other.loss_function = lambda logits, labels, vocab_size, **_: logits.square().mean()
     assert fused_loss.find(other) is None
@@ -139,7 +139,7 @@ def test_who_keeps_their_own_loss() -> None:
     assert fused_loss.find(changed) is None
 
 
-def test_seeking_leaves_random_states_and_gradients_as_they_were() -> None:
+def test_verification_does_not_change_random_states_and_gradients() -> None:
     model = make("bias")
     before = torch.get_rng_state()
     assert fused_loss.find(model) is not None
@@ -148,7 +148,7 @@ def test_seeking_leaves_random_states_and_gradients_as_they_were() -> None:
     assert "forward" not in vars(model.lm_head)
 
 
-def test_a_term_reads_logits_where_it_adds_to_a_batch() -> None:
+def test_a_term_reads_logits_only_if_it_adds_to_a_batch() -> None:
     class Adds(Term):
         def on_batch(self, model: Any, batch: Any, logits: Any, tokens: Any) -> Any:
             return logits.sum()

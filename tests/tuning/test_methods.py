@@ -160,12 +160,12 @@ def test_a_learning_rate_of_its_own_is_that_of_the_training(
     assert len(set(by_label["own"])) == 2
 
 
-def test_options_left_out_do_not_change_the_id_of_a_run() -> None:
+def test_omitted_options_do_not_change_the_id_of_a_run() -> None:
     (config,) = expand_grid(MethodConfig.model_validate({"name": "lora"}))
     assert set(config.options) == {"rank", "target_modules", "scaling", "alpha", "dropout"}
 
 
-def test_each_method_names_works_that_are_there_and_none_is_left_over() -> None:
+def test_each_method_cites_known_works_and_every_work_is_cited() -> None:
     named = {"kalajdzievski2023rslora"} | {key for method in METHODS.values() for key in method.references}
     assert named == set(METHOD_WORKS)
     for key, work in METHOD_WORKS.items():
@@ -253,7 +253,7 @@ def test_eva_moves_ranks_to_where_the_variance_is_and_keeps_their_sum(
             assert module.scaling["default"] == pytest.approx(16 / module.r["default"] ** 0.5)
 
 
-def test_corda_keeps_what_its_text_needs(
+def test_corda_freezes_the_directions_that_its_text_needs(
     tiny_model: Path,
     context: Context,
     corpora: Path,
@@ -378,7 +378,7 @@ def test_ia3_on_an_unknown_architecture_asks_for_names(tiny_model: Path, context
         method_of({"name": "ia3"}).check(unknown, context)
 
 
-def test_methods_that_peft_has_not_for_conv1d_are_refused(
+def test_methods_that_peft_lacks_for_conv1d_are_refused(
     models: dict[str, Path],
     context: Context,
 ) -> None:

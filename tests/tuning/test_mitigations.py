@@ -266,7 +266,7 @@ def test_replay_keeps_the_order_of_the_task_and_sees_the_share_in_its_batches(
     assert at.facts["replay"]["tokens"] == sum(map(len, ids))
 
 
-def test_generated_replay_is_the_base_models_own_seeded_and_kept(
+def test_generated_replay_is_sampled_from_the_base_model_seeded_and_cached(
     tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
     replay = {"name": "replay", "fraction": 0.5, "generated": True}
@@ -291,7 +291,7 @@ def test_generated_replay_is_the_base_models_own_seeded_and_kept(
 
 
 @pytest.mark.full
-def test_a_text_that_changed_since_a_run_began_stops_it(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
+def test_a_text_that_changed_since_a_run_started_stops_it(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     text = tmp_path / "general.jsonl"
     text.write_text((corpora / "train.jsonl").read_text())
     replay = {"name": "replay", "fraction": 0.25, "text": {"source": str(text)}}
@@ -383,7 +383,7 @@ def test_penalties_have_the_gradient_of_their_formula(tiny_model: Path, corpora:
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "top_layers", "loha", "lokr", "pissa"])
-def test_a_weight_change_is_what_the_saved_weights_say(
+def test_a_weight_change_equals_that_of_the_saved_weights(
     method: str, tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
     config = configure(tiny_model, corpora, methods=[{"name": method}])
@@ -496,7 +496,7 @@ def test_masking_every_token_of_a_batch_is_an_error(tiny_model: Path, corpora: P
         study(config, tmp_path / "s", engine=Local(1))
 
 
-def test_flow_weighs_windows_by_the_closed_form(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
+def test_flow_weights_windows_by_the_closed_form(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     config = configure(
         tiny_model, corpora, methods=[{"name": "lora", "mitigations": [{"name": "flow", "temperature": 0.5}]}]
     )
@@ -615,7 +615,7 @@ def test_laws_are_not_fitted_on_interpolated_rows(studied: Any) -> None:
 # ---- what is computed once
 
 
-def test_what_is_computed_once_is_kept_and_its_time_counts_for_every_run(
+def test_shared_results_are_cached_and_their_time_counts_for_every_run(
     tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
     at, _, _ = situation(configure(tiny_model, corpora), tmp_path)

@@ -63,7 +63,7 @@ def test_wrong_combinations_are_refused_before_anything_runs(
 
 
 @pytest.mark.full
-def test_general_text_that_is_measured_is_refused(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
+def test_general_text_that_is_also_measured_is_refused(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     def refused(source: Path, **changes: Any) -> str:
         for name in ("replay", "kl", "ewc"):
             mitigation = {"name": name, "text": {"source": str(source)}}

@@ -27,18 +27,18 @@ def simulated(steering, *, end, power=0.43, scale=0.02, lag=12.0, noise=0.0, see
 
 @pytest.mark.parametrize("steps", [60, 400])
 @pytest.mark.parametrize("budget", [0.1, 0.2])
-def test_a_run_of_the_kind_that_it_supposes_ends_at_the_budget(budget, steps):
+def test_a_run_as_the_model_assumes_ends_at_the_budget(budget, steps):
     assert simulated(Steering(budget, steps), end=0.3) == pytest.approx(budget, rel=0.05)
 
 
 @pytest.mark.parametrize("other", [{"power": 0.3}, {"power": 0.6}, {"lag": 6.0}, {"lag": 20.0}, {"scale": 0.06}])
-def test_a_run_of_another_kind_ends_near_it(other):
+def test_a_run_of_another_kind_ends_near_the_budget(other):
     ends = [simulated(Steering(0.15, 60), end=0.3, noise=0.01, seed=seed, **other) for seed in range(3)]
     assert np.abs(np.log(np.array(ends) / 0.15)).max() < 0.15
     assert simulated(Steering(0.15, 400), end=0.3, noise=0.01, **other) == pytest.approx(0.15, rel=0.1)
 
 
-def test_a_state_from_json_goes_on_with_the_same_weights():
+def test_a_state_from_json_continues_with_the_same_weights():
     whole, first, second = (Steering(0.15, 60) for _ in range(3))
     values = {step: 0.3 * (1 - math.exp(-step / 20)) for step in grid(60)}
     for step, value in values.items():
@@ -61,7 +61,7 @@ def test_the_grid_is_dense_where_it_counts():
     assert grid(8) == [*range(1, 8)]
 
 
-def test_what_the_weight_cannot_do_is_said():
+def test_unreachable_budgets_are_reported():
     below = Steering(0.5, 60)
     simulated(below, end=0.2)
     assert "nothing needs to be held back" in below.said["below"]

@@ -155,7 +155,7 @@ def test_same_seed_same_numbers_other_seed_other_numbers(tiny_model: Path, corpo
     assert tables[0]["finetune_loss"].tolist()[1:] != tables[2]["finetune_loss"].tolist()[1:]
 
 
-def test_training_order_passes_over_everything_and_ignores_the_method() -> None:
+def test_training_order_covers_all_windows_and_is_independent_of_the_method() -> None:
     order = training_order(10, 25, seed=1)
     assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
     assert order[:10].tolist() != order[10:20].tolist()
@@ -164,7 +164,7 @@ def test_training_order_passes_over_everything_and_ignores_the_method() -> None:
 
 
 @pytest.mark.full
-def test_notices_say_what_a_reader_should_know(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
+def test_notices_of_a_study(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     training = {"steps": 24, "batch_size": 4, "warmup_steps": 1, "schedule": "cosine"}
     result = study(configure(tiny_model, corpora, training=training), tmp_path / "s", engine=Local(1))
     notices = " | ".join(result.folder.runs()[0].read()["notices"])
@@ -185,7 +185,7 @@ def test_run_json_records_what_made_the_numbers(tiny_model: Path, corpora: Path,
 
 
 @pytest.mark.full
-def test_text_that_changed_since_a_run_began_stops_it(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
+def test_text_that_changed_since_a_run_started_stops_it(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     general = tmp_path / "general.jsonl"
     general.write_text((corpora / "general.jsonl").read_text())
     config = configure(tiny_model, corpora, text={"source": str(general)})
