@@ -1,10 +1,10 @@
 """What did fine-tuning make my language model forget, what will it cost next time, and what actually helps?
 
 The Python functions mirror the commands. `measure`, `profile`, `check` and `evaluate` compare a fine-tuned model with
-its base; `chain` does so for each step on the way to deployment. `study` and `report` run and show a study, `pilot`
-runs a small one for a plan; `table`, `fit`, `predict`, `plan` and `compare` analyse the runs. `ForgettingCallback`
-measures during your own training. Results print as text, display in notebooks, and give data frames and figures.
-Submodules load on first use: importing forgetting does not import torch.
+its base; `measure_checkpoints` does so along a run, and `chain` for each step on the way to deployment. `study` and
+`report` run and show a study, `pilot` runs a small one for a plan; `table`, `fit`, `predict`, `plan` and `compare`
+analyse the runs. `ForgettingCallback` measures during your own training. Results print as text, display in notebooks,
+and give data frames and figures. Submodules load on first use: importing forgetting does not import torch.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from .measuring.callback import ForgettingCallback as ForgettingCallback
     from .measuring.chain import chain as chain
     from .measuring.chain_result import Chain as Chain
+    from .measuring.checkpoint_curve import CheckpointCurve as CheckpointCurve
+    from .measuring.checkpoints import measure_checkpoints as measure_checkpoints
     from .measuring.measure import check as check
     from .measuring.measure import measure as measure
     from .measuring.measure import profile as profile
@@ -71,6 +73,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Chain",
     "CheckResult",
+    "CheckpointCurve",
     "Comparison",
     "Evaluation",
     "EvaluationCheck",
@@ -99,6 +102,7 @@ __all__ = [
     "evaluate",
     "fit",
     "measure",
+    "measure_checkpoints",
     "pilot",
     "plan",
     "predict",
@@ -112,6 +116,7 @@ __all__ = [
 _PLACES = {
     "Chain": "measuring.chain_result",
     "CheckResult": "measuring.measurement",
+    "CheckpointCurve": "measuring.checkpoint_curve",
     "Comparison": "analysis.compare",
     "Evaluation": "capabilities.evaluate",
     "EvaluationCheck": "capabilities.evaluate",
@@ -140,6 +145,7 @@ _PLACES = {
     "evaluate": "capabilities.api",
     "fit": "analysis.api",
     "measure": "measuring.measure",
+    "measure_checkpoints": "measuring.checkpoints",
     "pilot": "studies.pilot",
     "plan": "analysis.api",
     "predict": "analysis.api",

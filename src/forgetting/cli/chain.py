@@ -13,9 +13,9 @@ from ..display.markdown import code, escaped
 from ..display.numbers import fixed, p_value, signed
 from ..errors import UsageError
 from . import options as o
-from .measure import Base, DeviceMap, say_page
+from .measure import Base, DeviceMap
 from .printing import print_shown, quiet_libraries, say_notices
-from .summaries import write
+from .summaries import say_page, write
 from .texts import one_text
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def chain_command(
     ] = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Measure how much each step forgot: tuning, merging, another dtype, fewer bits, GGUF; or a run's checkpoints.
+    """Measure how much each step forgot: tuning, merging, another dtype, fewer bits, GGUF.
 
     All steps are measured on the same tokens against the same base model. A step's own part is its difference from the
     step before, paired by token, with a standard error clustered by document and p corrected for all steps (Holm).

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..display.markdown import code, escaped
+from ..display.commands import command
+from ..display.markdown import as_markdown, code, escaped
 from ..display.numbers import few, fixed
 from ..display.tables import Shown
 from ..errors import UsageError, visible
 from . import options as o
+from .curve import Output, curve_of
 from .printing import print_shown, quiet_libraries, say_notices
 from .summaries import (
     AllowUndecided,
@@ -27,6 +29,7 @@ from .summaries import (
     as_junit,
     check_undecided,
     heading,
+    say_page,
     write,
 )
 from .texts import ProbeOptions, Text, TextField, one_text, texts_of, with_probes
@@ -46,6 +49,14 @@ class DeviceMap(StrEnum):
 
 Base = Annotated[str, typer.Argument(help="The base model: a folder, a Hub id, or `miniature`.")]
 Tuned = Annotated[str, typer.Argument(help="What was fine-tuned from it: a PEFT adapter or a full model.")]
+Checkpoints = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="TUNED...",
+        help="What was fine-tuned from it: a PEFT adapter or a full model. Or several checkpoints of one run, or the "
+        "folder in which a trainer wrote checkpoint-N.",
+    ),
+]
 TaskText = Annotated[
     str | None,
     typer.Option(
@@ -112,7 +123,7 @@ class MeasureOptions(PassOptions):
 @o.expanded
 def measure_command(
     base: Base,
-    tuned: Tuned,
+    tuned: Checkpoints,
     *,
     text: Text = None,
     text_field: TextField = None,
@@ -120,27 +131,44 @@ def measure_command(
     measuring: MeasureOptions,
     models: o.ModelOptions,
     html: Html = None,
+    markdown: Markdown = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Measure what a fine-tuned model forgot of its base, each number with its standard error."""
+    """Measure what a fine-tuned model forgot of its base, each number with its standard error.
+
+    Several checkpoints of one run are measured on the same tokens: a row each, by step, with the change since the one
+    before.
+    """
     how = measuring.given(models)
     quiet_libraries()
     source = with_probes(texts_of(text, text_field), probing.texts(measuring.seed))
     from ..measuring.measure import profile
+    from ..models.checkpoints import is_only_checkpoints
 
+    if len(tuned) > 1 or is_only_checkpoints(tuned[0]):
+        words = [
+            *o.words("--text", text),
+            *o.words("--text-field", text_field),
+            *o.words_of(probing, measuring, models),
+        ]
+        curve_of(base, tuned, source, how, Output(html, markdown, as_json, words))
+        return
     several = isinstance(source, dict)
     texts = source if several else {"text": source}
-    found = profile(base, tuned, texts=texts, probes=not probing.no_probe, **how)
+    found = profile(base, tuned[0], texts=texts, probes=not probing.no_probe, **how)
     _write_page(found, html)
+    if markdown is not None:
+        parts = found.shown() if several else [*found.first.shown(), *found.probes_shown()]
+        write(markdown, as_markdown(parts))
     if as_json:
         typer.echo(json.dumps(found.to_dict() if several else _row(found, found.first.to_dict())))
     elif several:
         print_shown([replace(part, notes=()) for part in found.shown()])
     else:
-        where = "--html FILE shows in which tokens and documents; " if html is None else ""
-        next_ = f"next: {where}`forgetting evaluate` with the same two models shows which answers were lost"
+        next_ = [f"to see which answers were lost: {command('evaluate', base, tuned[0], *o.words_of(models))}"]
+        next_ += ["to see in which tokens and documents: add --html page.html"] if html is None else []
         probes = [replace(part, notes=()) for part in found.probes_shown()]
-        print_shown([*replace(found.first, notices=()).shown(), *probes, Shown([next_])])
+        print_shown([*replace(found.first, notices=()).shown(), *probes, Shown(next_)])
     say_page(html, as_json=as_json)
     say_notices(found.notices)
 
@@ -203,12 +231,6 @@ def check_command(
     say_page(html, as_json=as_json)
     say_notices([*(found.task.notices if found.task else ()), *profile.notices])
     raise typer.Exit(found.exit_code(strict=strict, allow_undecided=allow_undecided))
-
-
-def say_page(html: Path | None, *, as_json: bool) -> None:
-    """Say which page was written."""
-    if html is not None and not as_json:
-        typer.echo(f"report: {visible(str(html))}")
 
 
 def _checked(

@@ -200,6 +200,30 @@ class RayOptions:
         return {name: value for name, value in named.items() if value is not None}
 
 
+def words_of(*groups: Any) -> list[str]:
+    """The flags of groups of options that were given, as on the command line.
+
+    Examples:
+        >>> words_of(ModelOptions(dtype=Dtype.float32, trust_remote_code=True))
+        ['--dtype', 'float32', '--trust-remote-code']
+    """
+    found = []
+    for group in groups:
+        for field in fields(group):
+            value = getattr(group, field.name)
+            if value != field.default:
+                found += words(f"--{field.name.replace('_', '-')}", value)
+    return found
+
+
+def words(flag: str, value: Any) -> list[str]:
+    """An option as on the command line; a list is repeated, and None is left out."""
+    if value is True or value is False:
+        return [flag] if value else []
+    every = value if isinstance(value, list) else [value]
+    return [word for one in every if one is not None for word in (flag, str(one))]
+
+
 def pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:
     """The values of a NAME=VALUE option, by name.
 

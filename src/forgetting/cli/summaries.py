@@ -97,6 +97,12 @@ def check_undecided(strict: bool, allow: bool) -> None:
         raise UsageError("give --strict or --allow-undecided, not both")
 
 
+def say_page(html: Path | None, *, as_json: bool) -> None:
+    """Say which page was written."""
+    if html is not None and not as_json:
+        typer.echo(f"report: {visible(str(html))}")
+
+
 def write(path: Path, text: str) -> None:
     """Write a file atomically.
 

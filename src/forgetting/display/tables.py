@@ -66,7 +66,7 @@ class Shown:
 
         made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
         for i, name in enumerate(self.columns):
-            numbers = all(_is_number(row[i]) for row in self.rows)
+            numbers = all(is_number(row[i]) for row in self.rows)
             made.add_column(Text(name), justify="right" if numbers else "left", no_wrap=numbers)
         for row in self.rows:
             made.add_row(*(Text(cell) for cell in row))
@@ -109,6 +109,6 @@ def _row(tag: str, cells: Sequence[str]) -> str:
     return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
     """Whether a cell looks like a number, or like one that is not known."""
     return not cell.strip("+-−– ") or cell.lstrip("+-−< ")[:1].isdigit()

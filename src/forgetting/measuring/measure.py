@@ -168,7 +168,7 @@ def _measure(base: Any, tuned: Any, text: Text, tokenizer: Any, settings: Settin
 
 def opened(base: Any, tuned: Any, tokenizer: Any, settings: Settings) -> tuple[pair.Pair, Settings]:
     """Load the models; returns them, and the settings with `batch_tokens` filled in."""
-    base = model_of("base", base, optional=True)
+    base = base if isinstance(base, Source) else model_of("base", base, optional=True)
     tuned = tuned if isinstance(tuned, Source) else model_of("tuned", tuned)
     models = pair.open_pair(
         base,

@@ -336,7 +336,7 @@ def check_whole(source: Source) -> None:
         inside = source.models_inside()
         raise UsageError(
             f"model '{source.name}': it contains {', '.join(inside)} but is not a model itself; give one of them, or "
-            "all of them, in order, to `forgetting chain`"
+            "a run's checkpoints to `forgetting measure`"
             if inside
             else f"model '{source.name}': not a model: this {source.place} has no config.json"
         )
