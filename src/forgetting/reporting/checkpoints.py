@@ -32,7 +32,8 @@ def chart(curve: CheckpointCurve) -> Markup:
     ends = [end for mean in means for end in (mean.value, *mean.interval()) if math.isfinite(end)]
     ticks = nice(0.0, max(0.0, *ends) or 1.0)
     steps = [row.step for row in curve.rows]
-    frame = Frame((0.0, max(1.05 * steps[-1], 1.0)), (min(0.0, *ends), ticks[-1]))
+    least = min(0.0, *ends)
+    frame = Frame((0.0, max(1.05 * steps[-1], 1.0)), (least - 0.05 * (ticks[-1] - least) * (least < 0), ticks[-1]))
     every = math.ceil(len(steps) / MOST_TICKS)
     parts = frame.axes("update steps", steps[::-1][::every], "forgetting (nats/token)", ticks)
     floor = curve.floor

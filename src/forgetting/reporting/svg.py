@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 620, 340
-LEFT, RIGHT, TOP, BOTTOM = 60, 14, 14, 46
+LEFT, RIGHT, TOP, BOTTOM = 76, 14, 14, 46
 
 
 @dataclass(frozen=True)
