@@ -19,7 +19,7 @@ from ..models.checkpoints import Checkpoint
 from ..models.sources import Source
 from .checkpoint_curve import CheckpointCurve, CheckpointRow
 from .estimate import clustered_mean
-from .measure import model_config, opened, settings_of
+from .measure import model_config, opened, settings_from
 from .measurement import Measurement, Settings
 from .one_text import ROUNDING, default_text, of_text
 from .reading import Text, text_source
@@ -64,10 +64,7 @@ def measure_checkpoints(
             checkpoint.
         ForgettingError: the Hub cannot be reached, or memory is too small.
     """
-    how: dict[str, Any] = {"context": context, "seed": seed, "noise_floor": noise_floor, "revision": revision}
-    how |= {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code, "bits": bits}
-    how |= {"batch_tokens": batch_tokens, "cache_dir": cache_dir}
-    settings = settings_of(device_map, **how)
+    settings = settings_from(locals())
     given = None if text is None else text_source(text)
     config = model_config(settings).model_copy(update={"source": path_of("base", base, f"{ONE}, `miniature`")})
     source = loading.base_source(config)
