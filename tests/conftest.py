@@ -1,4 +1,4 @@
-"""A tiny model and corpora in the real formats, made here: tests need no network, no GPU and no shipped weights."""
+"""A tiny model and corpora in the real formats, created here: tests need no network, no GPU and no shipped weights."""
 
 from __future__ import annotations
 

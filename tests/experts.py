@@ -1,4 +1,4 @@
-"""Whether mixtures of experts run on CPUs: torch 2.8 has no kernel for them, and older transformers no other way."""
+"""Whether mixtures of experts run on CPUs: torch 2.8 has no kernel for them, and older transformers no workaround."""
 
 from __future__ import annotations
 

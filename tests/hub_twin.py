@@ -1,4 +1,4 @@
-"""The Hub as this machine sees it: its cache (refs, snapshots, blobs) and, for the requests, a small server."""
+"""A stand-in for the Hub: its cache (refs, snapshots, blobs) and a small server for requests."""
 
 from __future__ import annotations
 

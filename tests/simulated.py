@@ -1,4 +1,4 @@
-"""Studies made up for tests of the comparison: errors of a run move together along its trajectory, as real ones do."""
+"""Simulated studies for tests of the comparison; errors are correlated along a run's trajectory, as in real ones."""
 
 from __future__ import annotations
 

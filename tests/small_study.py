@@ -1,4 +1,4 @@
-"""Studies of a tiny model, as dictionaries and as files, and what tests read of them."""
+"""Studies of a tiny model, as dictionaries and files, and functions that read their rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Python API: names an editor sees, types a checker checks, arguments of every kind, what results show."""
+"""The Python API: public names, types for checkers, arguments of every kind, display of results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of the source: packages import only from those above them, no circles, small files, light commands."""
+"""The structure of the source: layers of packages, no circular imports, small files, light imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command and every piece of YAML and Python in the documentation is one that this version takes."""
+"""Every command, YAML and Python example in the documentation is accepted by this version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files: what is written whole or not at all, and how a full disk is known."""
+"""Atomic writing, and how a full disk is recognised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random configurations, tables, lines and formulas: each works, or gives one clear error; no traceback, no hang.
+"""Random configurations, tables, lines and formulas: each works or gives one clear error; no traceback, no hang.
 
 A hundred of each in the normal suite; `pytest -m slow tests/test_fuzz.py` tries 10,000 of each.
 """

@@ -1,4 +1,4 @@
-"""What is installed: bounds are what `make test-oldest` tests, but for torch; the wheel holds the package alone."""
+"""Packaging: lower bounds are the versions of `make test-oldest`, except torch; the wheel contains only the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks as an attacker would send them: each is refused by one clear error, and its payload does not run.
+"""Attacks: each is refused with one clear error, and its payload does not run.
 
 Every payload creates a file; `test_the_payload_is_live` shows that it does where it is let.
 """

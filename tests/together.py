@@ -1,4 +1,4 @@
-"""Work for several processes that goes wrong; apart from the tests, so that the processes need not import them."""
+"""Tasks for several processes that fail; in a file of their own, so that the processes need not import the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows chosen by value: numbers as numbers, several values of one column, blank cells; what is given twice."""
+"""Filters on rows: numbers compared by value, several values of one column, blank cells, repeated options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison at equal fine-tuning loss: closed forms, words, mistakes. Coverage: test_compare_coverage.py."""
+"""The comparison at equal fine-tuning loss: closed forms, texts, errors. Coverage: test_compare_coverage.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intervals hold what they promise, on simulated studies with noise by run and along it (bench/compare.py: more)."""
+"""Coverage of intervals on simulated studies with noise by run and along each run (bench/compare.py has more)."""
 
 from __future__ import annotations
 

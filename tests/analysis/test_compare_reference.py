@@ -1,4 +1,4 @@
-"""The reference of a comparison: its line stated and tested, filters that choose it, PEFT's results told apart."""
+"""The reference of a comparison: its line and the test of it, filters that choose it, methods in PEFT's results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of a table to compare or fit that does not name them, and runs whose seeds are not known."""
+"""Tables that do not name their runs, and runs whose seeds are unknown, in comparisons and fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CSV as programs write it: marks between cells, comments, blank rows and columns of spreadsheets, packed files."""
+"""Dialects of CSV: separators, comments, blank rows and columns of spreadsheets, compressed files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`forgetting fit`, `predict` and `plan` from the shell's side."""
+"""`forgetting fit`, `predict` and `plan` on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine: global optima, robust objectives, what is said about a bad fit, model choice, and how fits are shown."""
+"""The fitting engine: global optima, robust objectives, warnings about bad fits, model choice, and display of fits."""
 
 from __future__ import annotations
 

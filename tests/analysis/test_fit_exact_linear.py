@@ -1,4 +1,4 @@
-"""Laws that are linear in their parameters, against closed forms: far from zero, of many powers, of few rows."""
+"""Laws that are linear in their parameters against closed forms: offsets, high powers, few and many rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fit --by`: each group's fit is the one of its rows alone, and a group that cannot be fitted says why."""
+"""`fit --by`: each group's fit uses only its own rows, and a group that cannot be fitted has a reason."""
 
 from __future__ import annotations
 

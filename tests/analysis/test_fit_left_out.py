@@ -1,4 +1,4 @@
-"""Residuals of runs left out of their own fit: a slow twin with matrices of rows by rows, and what they cost."""
+"""Residuals of runs left out of their own fit, against a slow twin with full matrices; and their memory."""
 
 from __future__ import annotations
 

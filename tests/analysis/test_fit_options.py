@@ -1,4 +1,4 @@
-"""Options of a fit: logarithms, replicates, independent rows; against closed forms, scipy and logs made by hand."""
+"""Options of a fit: logarithms, replicates, independent rows; against closed forms, scipy and explicit logarithms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The law may be wrong: the test of misfit by runs, and bands that span rival laws outside the measured range."""
+"""The test of misfit by runs, and bands that span rival laws outside the measured range."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many rows are fitted by sums over them; the slow twin fits every row, and gives the same numbers."""
+"""Tables of many rows are fitted by sums over rows, with the same numbers as the slow twin that fits every row."""
 
 from __future__ import annotations
 

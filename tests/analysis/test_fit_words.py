@@ -1,4 +1,4 @@
-"""What a fit says of its table: once, with digits that tell values apart, and with the row at fault."""
+"""Warnings of a fit about its table: given once, with enough digits, and naming the row."""
 
 from __future__ import annotations
 

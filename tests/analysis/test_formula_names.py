@@ -1,4 +1,4 @@
-"""What the names of a formula are taken for, and that the output says it."""
+"""Whether names in a formula are columns, parameters or constants, and that the output says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every law keeps the contract; adding a law is one row in LAWS and, where its region needs it, one in DESIGNS."""
+"""The contract of laws; a new law is one row in LAWS and, if its range needs it, one in DESIGNS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Formulas of users: the grammar, the derivatives, and everything that is not allowed."""
+"""User-defined formulas: grammar, derivatives, and everything that is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts of formulas at the scale of the data: units by dimensional analysis, and fits that plain starts would miss."""
+"""Starting values of formulas at the scale of the data: by dimensional analysis, and fits that need them."""
 
 from __future__ import annotations
 

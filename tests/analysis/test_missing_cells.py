@@ -1,4 +1,4 @@
-"""Rows without a number are left out, counted and named; what is no number, or infinite, stays an error."""
+"""Rows without a number are left out, counted and named; text and infinity remain errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study's rows give one fit, whichever way they come: the folder, its CSV, JSON or Parquet, a DataFrame, Python."""
+"""A study's rows give the same fit from the folder, its CSV, JSON or Parquet, a DataFrame, and Python."""
 
 from __future__ import annotations
 

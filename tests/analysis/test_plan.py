@@ -1,4 +1,4 @@
-"""Plans against closed forms, bisection and brute force; and what they say."""
+"""Plans against closed forms, bisection and brute force; and their texts."""
 
 from __future__ import annotations
 

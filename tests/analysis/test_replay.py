@@ -1,4 +1,4 @@
-"""The law over the share of replay: which runs it is fitted on, that plain laws do not notice, and what it says."""
+"""The law over the share of replay: the runs that it is fitted to, plain laws unaffected by it, and plans."""
 
 from __future__ import annotations
 

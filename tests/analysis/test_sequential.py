@@ -1,4 +1,4 @@
-"""What a pilot does next, against plain loops and runs made up from the law; and when it ends."""
+"""The choice of a pilot's next run against plain loops and simulated runs; and when a pilot ends."""
 
 from __future__ import annotations
 

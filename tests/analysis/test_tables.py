@@ -1,4 +1,4 @@
-"""Tables from elsewhere, and every mistake in one named by file, row and column."""
+"""Tables of other tools, and errors that name file, row and column."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Suites on live models through lm-eval: the harness's own scores, one model in memory, nothing lost."""
+"""Suites on live models through lm-eval: equal to the harness's scores, one model in memory, everything stored."""
 
 from __future__ import annotations
 

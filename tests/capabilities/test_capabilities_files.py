@@ -1,4 +1,4 @@
-"""Answers lie in plain files: what is none is refused before it is opened, for a pipe would be waited for."""
+"""Files of answers must be plain files: anything else, such as a pipe, is refused before it is opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Items, prompts, suites, judges and the store: bad input is one clear line, and nothing stored is lost."""
+"""Items, prompts, suites, judges and the store: invalid input gives one clear error, and no stored answer is lost."""
 
 from __future__ import annotations
 

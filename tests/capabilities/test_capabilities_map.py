@@ -1,4 +1,4 @@
-"""The map from a profile's row to the share lost: fitted, judged on runs left out, said in a report."""
+"""The map from a profile's forgetting to the share of answers lost: fit, left-out runs, and its part of the report."""
 
 from __future__ import annotations
 

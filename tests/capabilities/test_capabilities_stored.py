@@ -1,4 +1,4 @@
-"""What is stored is asked again where what the model was shown has changed, item by item, and nowhere else."""
+"""Stored answers are asked again only for items of which the prompt shown to the model has changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Capabilities along a study's runs: measured beside the losses, without touching them."""
+"""Capabilities of a study's runs: measured along with the losses, without changing them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks of a user's own: metrics, answers, groups; and what is wrong with them in one line, before any pass."""
+"""User-defined tasks: metrics, answers, groups; and errors in one line before any model is asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bounds and verdicts on the net loss of answers: closed forms, the chance of an error by enumeration, power."""
+"""Bounds and verdicts on the net loss of answers: closed forms, error rates by enumeration, power."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models behind a server give the numbers of the same models in memory; keys stay in the environment."""
+"""Models behind a server give the same numbers as in memory; keys are never stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every suite with a name of its own must do. A new suite is one file and one row here."""
+"""The contract of suites. A new suite is one file and one row here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command as a user meets it: a study end to end, its table and report, and a tour of wrong inputs."""
+"""The command from end to end: a study, its table and report, and many kinds of wrong input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doctor: what works is tried, what is broken is found and named with what to do, and no token is shown."""
+"""`forgetting doctor`: checks are tried, broken ones are named with advice, and no token is shown."""
 
 from __future__ import annotations
 

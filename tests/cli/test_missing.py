@@ -1,4 +1,4 @@
-"""Where a package is missing: help and the doctor work as far as they can, and one line says what to install."""
+"""Missing packages: help and doctor work as far as possible, and one line says what to install."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flags that commands share are the same in each; lists in help texts come from the code."""
+"""Shared flags are the same in every command; lists in help texts come from the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Broken standard streams: a study goes on without its progress, a result that is not written is an error."""
+"""Broken standard streams: a study continues without progress, and a result that cannot be written is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments checked against annotations, and tables of any kind as columns."""
+"""Arguments checked against annotations, and tables of any kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configurations: presets parse, YAML round-trips, errors name field, what came and what is allowed."""
+"""Configurations: presets parse, YAML round-trips, and errors name the field, its value and what is allowed."""
 
 from __future__ import annotations
 

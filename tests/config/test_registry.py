@@ -1,4 +1,4 @@
-"""Registries of methods, mitigations and laws: what is there is found, what is not is answered with what there is."""
+"""Registries of methods, mitigations and laws: lookup by name, and suggestions for unknown names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's cache stays within its size: the least recently used goes, what is in use stays."""
+"""The user's cache stays within its size: least recently used files are removed, files in use are kept."""
 
 from __future__ import annotations
 

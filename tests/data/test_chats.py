@@ -1,4 +1,4 @@
-"""Chat templates as models have them: which tokens of a conversation are answers, whatever the template does to it."""
+"""Chat templates of real models: which tokens of a conversation are answers."""
 
 from __future__ import annotations
 

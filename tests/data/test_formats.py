@@ -1,4 +1,4 @@
-"""Shapes of rows that people have, and the conversations that they mean; each recognised by its columns and told."""
+"""Formats of rows, recognised by their columns and reported, and the conversations read from them."""
 
 from __future__ import annotations
 

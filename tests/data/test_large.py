@@ -1,4 +1,4 @@
-"""Large plain texts, read piece by piece, are the documents of the same texts read whole."""
+"""Large plain texts read in pieces give the same documents as when read whole."""
 
 from __future__ import annotations
 

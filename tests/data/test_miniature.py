@@ -1,4 +1,4 @@
-"""The miniature's corpora: fixed by the seed, equal on every Python version, test items kept out of training."""
+"""The miniature's corpora: determined by the seed, equal on every Python version, test items not in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shipped base model of the miniature: that it loads as users load it, and knows what it must."""
+"""The shipped base model of the miniature: how it loads, and its scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Padding on the right: against plain loops, and the same batches wherever the package makes them."""
+"""Padding on the right against plain loops, and the same batches in training and measuring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows kept on disk: those of a slow, obvious twin, whoever reads them first or later, and never trusted blindly."""
+"""Cached windows equal those of a slow twin, and damaged or outdated files are never used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files as people have them: line breaks, marks, packed, JSON, CSV, folders. Nothing in them vanishes or changes."""
+"""Real files: line breaks, byte-order marks, compression, JSON, CSV, folders. No text is lost or changed."""
 
 from __future__ import annotations
 

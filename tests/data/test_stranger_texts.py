@@ -1,4 +1,4 @@
-"""Corpora with one thing wrong or doubtful: the error names it, and nothing is chosen in silence."""
+"""Corpora with one fault or ambiguity: errors name it, and choices are reported."""
 
 from __future__ import annotations
 

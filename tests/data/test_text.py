@@ -1,4 +1,4 @@
-"""Corpora to windows: formats, documents, held-out split, chat masks, and errors that name file, row and column."""
+"""From corpora to windows: formats, documents, held-out split, chat masks, and errors that name file and row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How results show themselves: tables as text, HTML and for a terminal; charts with their colours; plain data."""
+"""Display of results: tables as text, HTML and in a terminal; colours of charts; plain data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a GPU shows; skipped where there is none. Run with `pytest tests/gpu`."""
+"""Tests that need a GPU; skipped without one. Run with `pytest tests/gpu`."""
 
 from __future__ import annotations
 

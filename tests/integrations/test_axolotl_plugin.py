@@ -1,4 +1,4 @@
-"""The Axolotl plugin against a package of Axolotl's shape: its arguments are merged, and its callback is made."""
+"""The Axolotl plugin with a stand-in for Axolotl: its arguments are merged, and its callback is created."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The script of docs/examples runs as it stands there."""
+"""The script of docs/examples runs unchanged."""
 
 from __future__ import annotations
 

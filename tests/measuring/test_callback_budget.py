@@ -1,4 +1,4 @@
-"""A budget hands back the model inside it; what is measured serves `metric_for_best_model` and early stopping."""
+"""A budget restores the model within it; quantities serve `metric_for_best_model` and early stopping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chains: each step's part is a paired difference, parts add up, and what goes wrong in merges and files is found."""
+"""Chains: each step's part is a paired difference, parts add up, and faults of merges and files are found."""
 
 from __future__ import annotations
 

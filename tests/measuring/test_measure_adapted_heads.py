@@ -1,4 +1,4 @@
-"""Adapters on the head, and those that only the whole PeftModel wakes, against slow obvious twins."""
+"""Adapters on the head, and adapters that act only in the whole PeftModel, against slow twins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The array cache: whole or not at all, checked, mapped, computed by one of several, and flat in memory."""
+"""The array cache: atomic, verified, memory-mapped, computed by one of several processes, in constant memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training callback: training is bit-identical with it, its numbers are those of `measure`, its rows are logged."""
+"""The training callback: training stays bit-identical, its numbers equal those of `measure`, its rows are logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`measure` and `check` end to end on a tiny model, and a tour of bad input: one clear line each, no traceback."""
+"""`measure` and `check` from end to end on a tiny model, and many kinds of wrong input: one clear line each."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def perturb(model, scale=0.3):
 
 
 def save_adapter(base, folder, config=None, scale=0.3):
+    torch.manual_seed(1)  # PEFT draws the adapter's initial weights
     model = AutoModelForCausalLM.from_pretrained(base)
     config = config or LoraConfig(r=4, target_modules=["q_proj", "up_proj"])
     perturb(get_peft_model(model, config), scale).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Soft losses and divergences, by both ways, against slow obvious twins."""
+"""Soft losses and divergences, computed in both ways, against slow twins."""
 
 from __future__ import annotations
 

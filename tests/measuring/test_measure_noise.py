@@ -1,4 +1,4 @@
-"""The noise floor: an interval that a real copy in another dtype lies in, for forgetting, KL and agreement."""
+"""The noise floor: an interval that covers a real copy in another dtype, for forgetting, KL and agreement."""
 
 from __future__ import annotations
 

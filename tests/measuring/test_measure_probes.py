@@ -1,4 +1,4 @@
-"""Probes: the base model's answers are what it says one prompt at a time, and forgetting is on their tokens alone."""
+"""Probes: batched answers equal those of single prompts, and forgetting is measured on their tokens only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of quantities: each against its definition in plain loops, one rule for what does not exist, same rows."""
+"""The table of quantities: each against its definition in plain loops, missing values, and equal rows everywhere."""
 
 from __future__ import annotations
 

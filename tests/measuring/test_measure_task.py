@@ -1,4 +1,4 @@
-"""One verdict: the task improved, and forgetting is within its budget."""
+"""The verdict on task and forgetting: the task improved, and forgetting is within its budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tolerance on a large text: the same documents, in the same order, as of a text that is tokenised whole."""
+"""With a tolerance, a large text gives the same documents in the same order as when it is tokenised whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An adapter at other scales: the numbers of `measure` on what is written, exact ends, the search, refusals."""
+"""An adapter at other scales: equal to `measure` on the saved adapter, exact ends, the search, refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters whose files do not fit the model are refused by name; those that fit are what PEFT saved, on their base."""
+"""Adapters whose files do not fit the model are refused by name; others equal what PEFT saved."""
 
 from __future__ import annotations
 

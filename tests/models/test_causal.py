@@ -1,4 +1,4 @@
-"""Which models are left-to-right language models, asked of the models themselves."""
+"""Which models are left-to-right language models, found by running them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hub ids through every command: models, adapters and data sets, found once at a commit, offline and from a server."""
+"""Hub ids in every command: models, adapters and data sets, resolved once to a commit, offline and from a server."""
 
 from __future__ import annotations
 

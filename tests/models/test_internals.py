@@ -1,4 +1,4 @@
-"""Every private name of a library is in the installed version; and when one is gone, the error says so in words."""
+"""Every private name that we use exists in the installed libraries, and an error names one that is missing."""
 
 from __future__ import annotations
 

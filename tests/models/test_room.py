@@ -1,4 +1,4 @@
-"""The memory that there is: the least of the machine's, of control groups' and of the process's own limit."""
+"""Available memory: the minimum of the machine's, the control groups' and the process's own limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that are not all the model's own are refused by name; what is left out for a reason is not."""
+"""Weights that do not fit the model are refused by name; weights ignored for a reason are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models and adapters whose files hold one wrong value: the error names the field and the cause, and no other."""
+"""Models and adapters with one wrong value: the error names the field and the cause."""
 
 from __future__ import annotations
 

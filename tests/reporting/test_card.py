@@ -1,4 +1,4 @@
-"""Model cards: read back by huggingface_hub itself, written twice the same, never of other weights."""
+"""Model cards: read back by huggingface_hub, rewritten identically, and only for the same weights."""
 
 from __future__ import annotations
 

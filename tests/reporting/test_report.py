@@ -1,4 +1,4 @@
-"""The report's page as text: content, order, escaping, what is missing. The browser's view: test_report_browser.py."""
+"""The report's HTML: content, order, escaping, missing parts. In a browser: test_report_browser.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both bands of predictions in a report, by name and level, with the numbers that `predict` gives."""
+"""Both bands of predictions in a report, by name and level, with the numbers of `predict`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report as a browser shows it: drawn, quiet, offline, readable on a desk and in a hand."""
+"""The report in a browser: charts drawn, no errors, offline, readable on large and small screens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison's section of a study's report: only where there is something to compare, and as a browser shows it."""
+"""The comparison's section of a report: only if there is something to compare, and in a browser."""
 
 from __future__ import annotations
 

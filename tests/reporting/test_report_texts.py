@@ -1,4 +1,4 @@
-"""Further texts in a study's report: all of a small study's rows, evenly spaced ones of a large one's."""
+"""Further texts in a report: all rows of a small study, evenly spaced rows of a large one."""
 
 from __future__ import annotations
 

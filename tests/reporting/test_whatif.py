@@ -1,4 +1,4 @@
-"""What if, in the report: the page's own law gives what `predict` and `plan` give, in the measured range and beyond."""
+"""The what-if panel: its numbers equal those of `predict` and `plan`, in the measured range and beyond."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A synthetic study, made once and copied: a test may do to its copy what it likes."""
+"""A synthetic study, created once; each test gets a copy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lost, changed, doubled and misplaced rows: each is noticed, named and left out; and the chain that notices them."""
+"""Lost, changed, repeated and misplaced rows are detected, named and left out; the hash chain that detects them."""
 
 from __future__ import annotations
 

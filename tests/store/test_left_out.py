@@ -1,4 +1,4 @@
-"""One damaged run, or a folder of no run, is left out by name, and the others go on."""
+"""One damaged run, or a folder that is not a run, is left out by name, and the others are used."""
 
 from __future__ import annotations
 

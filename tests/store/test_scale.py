@@ -1,4 +1,4 @@
-"""Many runs: kept columns give the table of the plain files, damage is noticed, what is left is decided at once."""
+"""Many runs: cached columns equal the plain files, damage is detected, pending runs are found quickly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The study folder: atomic, append-only, tolerant of a torn last line, intolerant of damage."""
+"""The study folder: atomic and append-only writing, incomplete last lines, damaged files."""
 
 from __future__ import annotations
 

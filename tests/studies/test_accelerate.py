@@ -1,4 +1,4 @@
-"""One run by several processes: the numbers of one process, one writer, and what cannot be so is refused by name."""
+"""One run by several processes: the numbers of one process, a single writer, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engines' contract: every task once, events in order; a task whose process dies is tried again, then given up."""
+"""The contract of engines: tasks run once, events in order, tasks are retried if their process dies, then given up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs as Ray tasks, on a cluster of two one-core nodes of this machine: the contract, deaths, stops, equal numbers."""
+"""Runs as Ray tasks on a cluster of two one-core nodes on this machine: the contract, deaths, stops, equal numbers."""
 
 from __future__ import annotations
 

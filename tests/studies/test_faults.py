@@ -1,4 +1,4 @@
-"""Faults found and named, and survived with equal numbers: damaged files, full disks, other processes, jumping clocks.
+"""Faults are named and survived with equal numbers: damaged files, full disks, other processes, clock changes.
 
 Kills at random moments are tests/studies/test_resume.py in small and bench/faults.py at length.
 """

@@ -1,4 +1,4 @@
-"""Studies that grow in their folder: what was grown equals what was planned so from the start, row for row."""
+"""A study that grew in its folder equals one planned so from the start, row for row."""
 
 from __future__ import annotations
 

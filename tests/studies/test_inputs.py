@@ -1,4 +1,4 @@
-"""What a study's runs share is read once a call, and anew by the next call: no text survives the file it came from."""
+"""Inputs shared by a study's runs are read once per call, and read again by the next call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows and folders that are lost while a study is cut or runs: noticed, named, and made good by resuming."""
+"""Rows and folders lost while a study is interrupted or running are detected, named, and restored by resuming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run by several machines: which one this is, what their commands tell each other, and a run that two do."""
+"""One run by several machines: machine numbers, messages between the commands, and a run by two of them."""
 
 from __future__ import annotations
 

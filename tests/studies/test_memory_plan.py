@@ -1,4 +1,4 @@
-"""The memory of a study's runs is said before the first begins, and what cannot fit is refused."""
+"""The memory of a study's runs is reported before the first one starts, and what cannot fit is refused."""
 
 from __future__ import annotations
 

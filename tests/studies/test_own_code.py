@@ -1,4 +1,4 @@
-"""A study whose program is replaced under it stops in one line, and mixes no two versions."""
+"""A study whose program is replaced while it runs stops with one line and mixes no two versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pilot: what it refuses, a session from nothing to a plan, and one that goes on."""
+"""Pilots: refusals, a session from start to plan, and a resumed session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Base models quantised on loading, in studies and beside them."""
+"""Base models quantised on loading, in studies and elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The installed Ray still knows the settings that it does not document: it ignores unknown ones without a word."""
+"""The installed Ray still has the undocumented settings that we use; it silently ignores unknown ones."""
 
 from __future__ import annotations
 

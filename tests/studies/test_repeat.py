@@ -1,4 +1,4 @@
-"""A run done again gives every number again, and what differs is found, named and judged by the stated rule."""
+"""A repeated run gives every number again; differences are found, named and judged by the stated rule."""
 
 from __future__ import annotations
 

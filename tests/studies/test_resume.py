@@ -1,4 +1,4 @@
-"""Kill -9 in the middle, resume: the measurements equal those of an uninterrupted run to the last bit (CPU)."""
+"""After kill -9 and resuming, measurements equal those of an uninterrupted run to the last bit (CPU)."""
 
 from __future__ import annotations
 

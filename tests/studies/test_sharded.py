@@ -1,4 +1,4 @@
-"""One run by several processes that share out the weights (FSDP2): the numbers of one, and nothing whole in any."""
+"""One run by several processes with sharded weights (FSDP2): the numbers of one, and no whole model in any."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Further texts of a study: plain ones and the base model's own answers, by step, resumed, in the table and report."""
+"""Further texts of a study: plain texts and own answers, by step, after resuming, in the table and the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study's runs in trackers: what arrives, once, also after a cut. No tracker ends a run or changes a number."""
+"""Trackers: each row arrives once, also after an interruption. No tracker ends a run or changes a number."""
 
 from __future__ import annotations
 

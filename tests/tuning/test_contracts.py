@@ -1,4 +1,4 @@
-"""What every variant must do. A new method is one file and one row here."""
+"""The contract of methods. A new method is one file and one row here."""
 
 from __future__ import annotations
 

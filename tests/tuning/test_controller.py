@@ -1,4 +1,4 @@
-"""ForgettingController: the penalty's gradient is what it is said to be, once a step; resumed to the bit; refusals."""
+"""ForgettingController: the gradient of its penalty, once per step; resuming to the bit; refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA's scale and sum within the matrix product: PEFT's numbers, and which layers are left to PEFT."""
+"""LoRA with scale and sum inside the matrix product: PEFT's numbers, and the layers left to PEFT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory that a run will take: counted without its numbers, it is what the same run with its numbers allocates."""
+"""Predicted memory of a run: counted without values, it equals what the real run allocates."""
 
 from __future__ import annotations
 

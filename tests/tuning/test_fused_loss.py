@@ -1,4 +1,4 @@
-"""The loss without all logits: value and gradients of transformers' own, memory aside; and who keeps their own."""
+"""The loss without all logits: value and gradients of transformers' own, memory, and models that keep their own."""
 
 from __future__ import annotations
 

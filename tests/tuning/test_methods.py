@@ -1,4 +1,4 @@
-"""Methods in a study: resumed runs, saved adapters measured again, learning rates of their own, and wrong options."""
+"""Methods in a study: resumed runs, saved adapters measured again, own learning rates, and wrong options."""
 
 from __future__ import annotations
 

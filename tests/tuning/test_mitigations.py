@@ -1,4 +1,4 @@
-"""Mitigations: each runs with adapters and full fine-tuning, and does what its formula says; at zero, nothing."""
+"""Mitigations with adapters and full fine-tuning: each follows its formula, and at weight zero does nothing."""
 
 from __future__ import annotations
 

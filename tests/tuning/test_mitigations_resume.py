@@ -1,4 +1,4 @@
-"""A run with mitigations that is killed and resumed gives the numbers of an uninterrupted one, to the last bit."""
+"""A killed and resumed run with mitigations gives the numbers of an uninterrupted one, to the last bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steering a weight: simulated runs end at the budget, a state comes back from JSON, what cannot be is said."""
+"""Steering a penalty's weight: simulated runs end at the budget, states round-trip through JSON, limits."""
 
 from __future__ import annotations
 

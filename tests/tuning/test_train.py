@@ -1,4 +1,4 @@
-"""One run: its numbers against a slow obvious twin, its order of data, its notices, and its saved weights."""
+"""One run: numbers against a slow twin, order of the data, notices, and saved weights."""
 
 from __future__ import annotations
 
