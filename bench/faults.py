@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -343,7 +344,11 @@ def fill_disk(bench: Bench, tally: Tally, moments: int) -> None:
             if process.returncode:
                 tally.faults += 1
                 last = errors[-1] if errors else ""
-                if process.returncode != 1 or "the disk is full" not in last or any("Traceback" in e for e in errors):
+                if (
+                    process.returncode != 1
+                    or not re.search(r"the disk is (too )?full", last)
+                    or any("Traceback" in e for e in errors)
+                ):
                     tally.wrong.append(f"exit code {process.returncode}: {last}")
             subprocess.run(["mount", "-o", "remount,size=100m", str(place)], check=True)
             process = bench.start(place / "study", "--jobs", "2")
