@@ -146,7 +146,7 @@ def test_budgets_on_the_command_line() -> None:
     assert budgets_of(["b=0.2", "0.1"], ["a", "b"]) == {"a": 0.1, "b": 0.2}
     for given, names, says in (
         (["x"], None, "got 'x'; give nats/token"),
-        (["a=0.1"], None, "one text without a name"),
+        (["a=0.1"], None, "the only text has no name"),
         (["c=0.1"], ["a"], "no text 'c'; texts: a"),
         (["0.1", "0.2"], ["a"], "two budgets for all texts"),
     ):

@@ -11,9 +11,8 @@ import typer
 
 from ..display.markdown import code, escaped
 from ..display.numbers import fixed, p_value, signed
-from ..errors import UsageError
 from . import options as o
-from .measure import Base, DeviceMap
+from .measure import Base
 from .printing import print_shown, quiet_libraries, say_notices
 from .summaries import say_page, write
 from .texts import one_text
@@ -26,27 +25,17 @@ if TYPE_CHECKING:
 class ChainOptions:
     """How a chain is measured, and how its models are loaded."""
 
-    context: Annotated[int | None, typer.Option(help="Tokens per window. Default: 512.")] = None
-    revision: Annotated[str | None, typer.Option(help="Hub revision of the base model.")] = None
+    context: o.WindowTokens = None
+    revision: o.Revision = None
     dtype: Annotated[o.Dtype | None, typer.Option(help="Dtype of every model without its own. Default: as stored.")] = (
         None
     )
-    device: Annotated[
-        str | None,
-        typer.Option(help="auto, cpu, cuda, cuda:1, mps, ... Default: the first GPU, or the CPU if there is none."),
-    ] = None
-    device_map: Annotated[
-        DeviceMap | None,
-        typer.Option("--device-map", help="Spread each model over all devices, for models larger than one GPU."),
-    ] = None
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code shipped with the models; only if you trust it.")
-    ] = False
+    device: o.Device = None
+    device_map: o.SpreadOver = None
+    trust_remote_code: o.TrustRemoteCode = None
     batch_tokens: o.BatchTokens = None
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder to cache the base model's results in. Default: the user's cache.")
-    ] = None
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Cache nothing.")] = False
+    cache: o.Cache = None
+    no_cache: o.NoCache = False
 
     def given(self) -> dict[str, Any]:
         """The arguments of `forgetting.chain`.
@@ -54,17 +43,12 @@ class ChainOptions:
         Raises:
             UsageError: two flags exclude each other.
         """
-        if self.cache is not None and self.no_cache:
-            raise UsageError("give --cache or --no-cache, not both")
-        if self.device_map is not None and self.device not in (None, "auto"):
-            raise UsageError("give --device or --device-map, not both")
-        plain = ("context", "revision", "trust_remote_code", "batch_tokens")
         return {
-            **{name: getattr(self, name) for name in plain},
+            **{name: getattr(self, name) for name in ("context", "revision", "batch_tokens")},
             "dtype": "auto" if self.dtype is None else self.dtype.value,
             "device": self.device or "auto",
-            "device_map": self.device_map and self.device_map.value,
-            "cache_dir": None if self.no_cache else (self.cache or "auto"),
+            "trust_remote_code": bool(self.trust_remote_code),
+            **o.places(self.device, self.device_map, self.cache, self.no_cache),
         }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,78 +40,65 @@ if TYPE_CHECKING:
     from ..measuring.verdict import Verdict
 
 
-class DeviceMap(StrEnum):
-    """Allowed --device-map."""
-
-    auto = "auto"
-
-
 Base = Annotated[str, typer.Argument(help="The base model: a folder, a Hub id, or `miniature`.")]
-Tuned = Annotated[str, typer.Argument(help="What was fine-tuned from it: a PEFT adapter or a full model.")]
+Tuned = Annotated[str, typer.Argument(help="The fine-tuned model: a PEFT adapter or a full model.")]
 Checkpoints = Annotated[
     list[str],
     typer.Argument(
         metavar="TUNED...",
-        help="What was fine-tuned from it: a PEFT adapter or a full model. Or several checkpoints of one run, or the "
-        "folder in which a trainer wrote checkpoint-N.",
+        help="The fine-tuned model: a PEFT adapter or a full model. Or several checkpoints of one run, or the folder "
+        "in which a trainer wrote checkpoint-N.",
     ),
 ]
 TaskText = Annotated[
     str | None,
-    typer.Option(
-        metavar="SOURCE", help="Held-out text of the task that was trained: the verdict is also on whether it improved."
-    ),
+    typer.Option(metavar="SOURCE", help="Held-out text of the task, to judge also whether the task improved."),
 ]
 TaskField = Annotated[
     list[str] | None, typer.Option(metavar="NAME=VALUE", help="How to read --task-text, as --text-field.")
 ]
-Html = Annotated[Path | None, typer.Option("--html", help="Also write a report page: where it forgot, token by token.")]
+Html = Annotated[
+    Path | None, typer.Option("--html", help="Also write a report page, which shows where it forgot, token by token.")
+]
 
 
 @dataclass(frozen=True)
 class PassOptions:
     """How to measure; `measure`, `check` and `scale` share these flags."""
 
-    context: Annotated[int | None, typer.Option(help="Tokens a window. Default: 512.")] = None
+    context: o.WindowTokens = None
     tolerance: Annotated[
         float | None,
         typer.Option(help="Measure documents in random order until the standard error is at most this, nats/token."),
     ] = None
     seed: Annotated[int, typer.Option(help="Seed of that order.")] = 0
-    device_map: Annotated[
-        DeviceMap | None, typer.Option("--device-map", help="Spread each model over all devices.")
-    ] = None
+    device_map: o.SpreadOver = None
     batch_tokens: o.BatchTokens = None
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="Where base targets and large texts' tokens are cached. Default: the user's cache."),
-    ] = None
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Cache nothing.")] = False
+    cache: o.Cache = None
+    no_cache: o.NoCache = False
 
     def given(self, models: o.ModelOptions) -> dict[str, Any]:
-        """The arguments of the function of the command's name.
+        """The arguments of the Python function.
 
         Raises:
-            UsageError: flags that exclude each other.
+            UsageError: two flags exclude each other.
         """
-        if self.cache is not None and self.no_cache:
-            raise UsageError("give --cache or --no-cache, not both")
-        if self.device_map is not None and models.device not in (None, "auto"):
-            raise UsageError("give --device or --device-map, not both")
         return {
             **{name: getattr(self, name) for name in ("context", "tolerance", "seed", "batch_tokens")},
-            "device_map": self.device_map and self.device_map.value,
-            "cache_dir": None if self.no_cache else (self.cache or "auto"),
+            **o.places(models.device, self.device_map, self.cache, self.no_cache),
             **models.given(),
         }
 
 
 @dataclass(frozen=True)
 class MeasureOptions(PassOptions):
-    """And those that `measure` and `check` have beside them."""
+    """How to measure; `measure`, `check` and `card` share these flags."""
 
     noise_floor: Annotated[
-        bool, typer.Option("--noise-floor", help="Also measure the base against itself: a smaller difference is noise.")
+        bool,
+        typer.Option(
+            "--noise-floor", help="Also measure the base against itself; a difference within this floor is noise."
+        ),
     ] = False
 
     def given(self, models: o.ModelOptions) -> dict[str, Any]:
@@ -136,8 +122,8 @@ def measure_command(
 ) -> None:
     """Measure what a fine-tuned model forgot of its base, each number with its standard error.
 
-    Several checkpoints of one run are measured on the same tokens: a row each, by step, with the change since the one
-    before.
+    Several checkpoints of one run are measured on the same tokens, one row each, by step, with the change since the
+    previous one.
     """
     how = measuring.given(models)
     quiet_libraries()
@@ -174,7 +160,7 @@ def measure_command(
 
 
 def _row(profile: Profile, row: dict[str, Any]) -> dict[str, Any]:
-    """One text's row, with those of the base model's own answers under `probes`, where these were measured."""
+    """The row of one text, with the rows of the base model's own answers under `probes`, if they were measured."""
     return row if profile.probes is None or "probes" in row else row | {"probes": profile.to_dict()["probes"]}
 
 
@@ -187,8 +173,8 @@ def check_command(
         list[str],
         typer.Option(
             metavar="[NAME=]NATS",
-            help="Excess forgetting that is allowed, nats/token. With several texts NAME=NATS for each that is judged, "
-            "or one number for all.",
+            help="Allowed excess forgetting, nats/token. With several texts: NAME=NATS for each text to judge, or one "
+            "number for all.",
         ),
     ],
     confidence: Confidence = 0.95,
@@ -206,12 +192,13 @@ def check_command(
     html: Html = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Hold a fine-tuned model to a forgetting budget: exit code 0 within it, 3 over it.
+    """Judge a fine-tuned model against a forgetting budget: exit code 0 within it, 3 over it.
 
-    Where the confidence bounds lie on both sides of the budget, and below 5 documents, the verdict is "undecided". It
-    fails with --strict, and where the measurement could not decide: below 5 documents, or with an interval wider than
-    the budget, unless --allow-undecided. Else its exit code is 0. With --task-text it is also 3 where the upper bound
-    of what the task improved by is not above 0, and the verdict is undecided where only the lower one is not.
+    The verdict is "undecided" if the confidence bounds lie on both sides of the budget, or with fewer than 5 documents.
+    Its exit code is 0, but 3 with --strict, and 3 if the measurement was too small to decide (fewer than 5 documents,
+    or an interval wider than the budget), unless --allow-undecided is given. With --task-text, the exit code is also 3
+    if the upper bound of the task's improvement is not above 0; if only the lower bound is not, the verdict is
+    undecided.
     """
     check_undecided(strict, allow_undecided)
     how = measuring.given(models)
@@ -236,7 +223,7 @@ def check_command(
 def _checked(
     base: str, tuned: str, source: Any, budget: list[str], confidence: float, how: dict[str, Any]
 ) -> tuple[CheckResult | ProfileCheck, Profile]:
-    """The verdict on one text, or on several by their names, and what it rests on."""
+    """The verdict on one text, or on several by name, and the measurements that it is based on."""
     from ..config.texts import is_probe
     from ..data.probes import kinds_beside
     from ..measuring.measure import profile
@@ -254,14 +241,14 @@ def _checked(
         return judged(found.first, found.task, budgets, confidence), found
     if missing := [name for name in budgets if name not in found.everything]:
         raise UsageError(
-            f"--budget {missing[0]}: the base model's own answers were not measured: it has no chat template, or could "
-            "not answer; --probe default asks for them"
+            f"--budget {missing[0]}: the base model's own answers were not measured, because it has no chat template "
+            "or could not answer; --probe default measures them"
         )
     return found.check(budgets, confidence), found
 
 
 def _not_judged(found: CheckResult | ProfileCheck, profile: Profile) -> list[str]:
-    """A line of the base model's own answers that no budget names."""
+    """A line on forgetting of the base model's own answers that no budget names; empty if there are none."""
     from ..measuring.profile import ProfileCheck
 
     verdicts = found.verdicts if isinstance(found, ProfileCheck) else {}
@@ -276,12 +263,12 @@ def budgets_of(given: list[str], names: list[str] | None, beside: Sequence[str] 
     """--budget as a number, or as numbers by the names of texts.
 
     Args:
-        given: as on the command line.
-        names: of the texts; None is one text without a name, which is `text` where a budget names a probe beside it.
-        beside: names of probes that are measured beside the texts, and judged where they are named.
+        given: the values of --budget.
+        names: of the texts; None means one text without a name, which is called `text` if a budget names a probe.
+        beside: names of the probes that are measured along with the texts, and judged only if a budget names them.
 
     Raises:
-        UsageError: not a number, a name that no text has, or several budgets of one text.
+        UsageError: not a number, an unknown name, or several budgets for one text.
     """
     found: dict[str | None, float] = {}
     for item in given:
@@ -292,13 +279,13 @@ def budgets_of(given: list[str], names: list[str] | None, beside: Sequence[str] 
         except ValueError:
             raise UsageError(f"--budget: got '{item}'; give nats/token, as in 0.1, or NAME=0.1 for one text") from None
         if key in found:
-            raise UsageError(f"--budget: two budgets {'of ' + repr(key) if key else 'for all texts'}; give one")
+            raise UsageError(f"--budget: two budgets for {repr(key) if key else 'all texts'}; give one")
         found[key] = value
     unknown = [key for key in found if key is not None and key not in (*(names or ()), *beside)]
     if names is None:
         if unknown or (len(found) > 1 and not beside):
-            also = f", or NAME=NATS for answers of the base model ({few(beside)})" if beside else ""
-            raise UsageError(f"--budget: got a text's name, and there is one text without a name; give a number{also}")
+            also = f", or NAME=NATS for the base model's own answers ({few(beside)})" if beside else ""
+            raise UsageError(f"--budget: got a text's name, but the only text has no name; give a number{also}")
         if list(found) == [None]:
             return found[None]
         names = ["text"]
@@ -309,7 +296,7 @@ def budgets_of(given: list[str], names: list[str] | None, beside: Sequence[str] 
 
 
 def _as_junit(found: CheckResult | ProfileCheck, profile: Profile, **how: bool) -> str:
-    """A test case a text."""
+    """The verdicts as JUnit XML: one test case per text, and one for the task."""
     from ..measuring.measurement import CheckResult
 
     verdicts: dict[str, Verdict] = {profile.first.text: found} if isinstance(found, CheckResult) else found.verdicts
@@ -320,7 +307,7 @@ def _as_junit(found: CheckResult | ProfileCheck, profile: Profile, **how: bool) 
 
 
 def _code_of(verdict: Verdict, how: dict[str, bool]) -> int:
-    """The exit code of a verdict on forgetting alone."""
+    """The exit code of the verdict on forgetting, without that on the task."""
     from ..measuring.verdict import exit_code_of
 
     return exit_code_of(verdict.verdict, verdict.blind, **how)

@@ -32,6 +32,12 @@ class Bits(StrEnum):
     eight = "8"
 
 
+class DeviceMap(StrEnum):
+    """Allowed --device-map."""
+
+    auto = "auto"
+
+
 class EngineName(StrEnum):
     """Allowed --engine."""
 
@@ -66,6 +72,25 @@ Steps = Annotated[int | None, typer.Option(help="Update steps of each run.")]
 BatchTokens = Annotated[
     int | None, typer.Option(help="Tokens per forward pass when measuring; halved if memory runs out.")
 ]
+WindowTokens = Annotated[int | None, typer.Option(help="Tokens per window. Default: 512.")]
+Revision = Annotated[str | None, typer.Option(help="Hub revision of the base model.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="auto, cpu, cuda, cuda:1, mps, ... Default: the first GPU, or the CPU if there is none."),
+]
+SpreadOver = Annotated[
+    DeviceMap | None,
+    typer.Option("--device-map", help="Spread each model over all devices, for models larger than one GPU."),
+]
+TrustRemoteCode = Annotated[
+    bool | None,
+    typer.Option("--trust-remote-code", help="Run Python code shipped with the models; only if you trust it."),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(help="Folder to cache base targets and tokens of large texts in. Default: the user's cache."),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Cache nothing.")]
 EngineOption = Annotated[
     EngineName, typer.Option("--engine", help="Where to execute runs: on this machine, or on a Ray cluster.")
 ]
@@ -120,16 +145,10 @@ class ModelOptions:
     A flag that was not given is None, so that a study file keeps its value.
     """
 
-    revision: Annotated[str | None, typer.Option(help="Hub revision of the base model.")] = None
+    revision: Revision = None
     dtype: Annotated[Dtype | None, typer.Option(help="Dtype of the base model. Default: as stored.")] = None
-    device: Annotated[
-        str | None,
-        typer.Option(help="auto, cpu, cuda, cuda:1, mps, ... Default: the first GPU, or the CPU if there is none."),
-    ] = None
-    trust_remote_code: Annotated[
-        bool | None,
-        typer.Option("--trust-remote-code", help="Run Python code shipped with the models; only if you trust it."),
-    ] = None
+    device: Device = None
+    trust_remote_code: TrustRemoteCode = None
     bits: Annotated[
         Bits | None,
         typer.Option(help="Quantise the base model on loading with bitsandbytes: 4 bits (NF4) or 8. Default: no."),
@@ -168,6 +187,22 @@ class RecipeOptions:
             training=training or None,
             measure=measure or None,
         )
+
+
+def places(device: str | None, device_map: DeviceMap | None, cache: Path | None, no_cache: bool) -> dict[str, Any]:
+    """The arguments `device_map` and `cache_dir` of `measure` and functions like it.
+
+    Raises:
+        UsageError: flags that exclude each other.
+    """
+    if cache is not None and no_cache:
+        raise UsageError("give --cache or --no-cache, not both")
+    if device_map is not None and device not in (None, "auto"):
+        raise UsageError("give --device or --device-map, not both")
+    return {
+        "device_map": None if device_map is None else device_map.value,
+        "cache_dir": None if no_cache else (cache or "auto"),
+    }
 
 
 def present(**fields: Any) -> dict[str, Any]:

@@ -232,22 +232,15 @@ def settings_from(arguments: Mapping[str, Any]) -> Settings:
     """Settings from the arguments of `measure`, or of a function that shares some of them.
 
     Args:
-        arguments: `locals()` at the start of the function; arguments that are no settings are ignored.
+        arguments: `locals()` at the start of the function; arguments that are not settings are ignored.
 
     Raises:
         UsageError: a value out of range, or two that exclude each other.
     """
-    names = {field.name for field in fields(Settings)} - {"placement"}
-    return settings_of(arguments["device_map"], **{name: arguments[name] for name in names & arguments.keys()})
-
-
-def settings_of(device_map: str | None, *, cache_dir: Any, **fields: Any) -> Settings:
-    """Settings from the given fields, checked.
-
-    Raises:
-        UsageError: a value out of range, or two that exclude each other.
-    """
-    chosen = Settings(placement=Placement(spread=device_map is not None), **fields)
+    names = {field.name for field in fields(Settings)} - {"placement", "cache_dir"}
+    device_map, cache_dir = arguments["device_map"], arguments["cache_dir"]
+    given = {name: arguments[name] for name in names & arguments.keys()}
+    chosen = Settings(placement=Placement(spread=device_map is not None), **given)
     if cache_dir != "auto":
         chosen = replace(chosen, cache_dir=None if cache_dir is None else Path(cache_dir))
     if device_map is not None and chosen.device != "auto":
