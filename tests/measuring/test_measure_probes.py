@@ -441,7 +441,7 @@ def test_budgets_judge_only_the_text_unless_they_name_answers(
     assert out.startswith("refusals: within budget")
     assert "not judged, on the base model's own answers: facts " in out
     for wrong, why in (
-        (("--budget", "writings=9"), "give a number, or NAME=NATS for answers of the base model (facts, reasoning"),
+        (("--budget", "writings=9"), "give a number, or NAME=NATS for the base model's own answers (facts, reasoning"),
         (("--budget", "refusals=9", "--no-probe"), "the only text has no name; give a number"),
         (("--budget", "9", "--no-probe", "--probe", "default"), "give --probe or --no-probe, not both"),
     ):
