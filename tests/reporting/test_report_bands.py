@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from test_report import study, with_words
 
 import forgetting
@@ -19,7 +20,7 @@ from forgetting.analysis.fit.curves import bands_said
 from forgetting.display.numbers import MINUS
 from forgetting.errors import UsageError
 from forgetting.reporting import render_study
-from forgetting.reporting.figures import charts
+from forgetting.reporting.figures import charts, hover_texts
 from forgetting.reporting.sections import predictions
 from forgetting.reporting.series import Panel, group, panels, tidy
 from forgetting.studies.conclude import StudyResult
@@ -65,7 +66,7 @@ def test_every_chart_of_a_law_has_both_bands_and_names_them(made):
     for kind, output, along, less in (
         ("line", "forgetting_loss", "finetune_loss", 0.0),
         ("steps-finetune_loss", "finetune_loss", "step", 0.0),
-        ("steps-forgetting_loss", "forgetting_loss", "step", 0.0),
+        ("steps-forgetting", "forgetting_loss", "step", 0.42),
         ("size", "forgetting_loss", "trainable_params", 0.42),
     ):
         chart = drawn[kind]
@@ -144,3 +145,32 @@ def test_no_bend_no_parabola(made):
     chart = next(c for c in charts(panel_of(made)) if c.kind == "line")
     assert not [t for t in chart.spec["data"] if t["meta"]["role"] == "bend"]
     assert "parabola" not in chart.caption
+
+
+def test_forgetting_that_cannot_be_told_from_0_is_shaded_and_hollow(made):
+    """The border is Student's t times the standard error where a value is that many of its own errors."""
+    config, table, runs, fits = made
+    value = np.linspace(-0.001, 0.05, len(table))
+    se = 0.002 + 0.1 * np.abs(value)  # t * se crosses the value where value = t * (0.002 + 0.1 * value)
+    table = table.assign(forgetting=value, forgetting_se=se, text_documents=41.0)
+    panel = panel_of((config, table, runs, fits))
+    t = stats.t.ppf(0.975, 40)
+    assert panel.resolution == pytest.approx(t * 0.002 / (1 - 0.1 * t), rel=0.02)
+    chart = next(c for c in charts(panel) if c.kind == "steps-forgetting")
+    band, border = chart.spec["layout"]["shapes"]
+    assert (band["y0"], band["y1"], border["y0"]) == (-panel.resolution, panel.resolution, panel.resolution)
+    assert "cannot tell from 0" in chart.caption
+    points = [trace for trace in chart.spec["data"] if trace["meta"]["role"] == "points" and trace.get("visible", True)]
+    hollow = [y for trace in points if trace["marker"]["symbol"] == "circle-open" for y in trace["y"]]
+    full = [y for trace in points if trace["marker"]["symbol"] == "circle" for y in trace["y"]]
+    assert max(map(abs, hollow)) <= panel.resolution < min(map(abs, full))
+    assert len(hollow) + len(full) == len(panel.points)
+    assert sum("not told from 0" in text for text in hover_texts(panel)) == len(hollow)
+    assert "band and hollow points: forgetting not told from 0" in render_study(config, table, runs, fits)
+
+
+def test_without_standard_errors_there_is_no_such_band(made):
+    config, table, runs, fits = made
+    made = (config, table.assign(forgetting_se=np.nan), runs, fits)
+    assert panel_of(made).resolution is None
+    assert "told from 0" not in with_words(render_study(*made))

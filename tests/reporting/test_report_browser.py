@@ -102,7 +102,7 @@ def test_every_measurement_is_drawn_without_browser_errors(show):
     assert opened.points() == {
         "line": [rows] * 2,
         "steps-finetune_loss": [rows] * 2,
-        "steps-forgetting_loss": [rows] * 2,
+        "steps-forgetting": [rows] * 2,
         "size": [6] * 2,
         "agreement": [rows] * 2,
     }

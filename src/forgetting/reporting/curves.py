@@ -60,7 +60,7 @@ def bent_line(panel: Panel) -> Bend | None:
     return Bend(bends[0], r2, curve_trace(x, curve, line, FITTED, "bend"))
 
 
-def fitted_steps(panel: Panel, column: str) -> list[dict[str, Any]]:
+def fitted_steps(panel: Panel, column: str, less: float = 0.0) -> list[dict[str, Any]]:
     """The joint law against steps, one curve per series, with bands on the series that `banded` returns."""
     if panel.joint is None:
         return []
@@ -72,6 +72,7 @@ def fitted_steps(panel: Panel, column: str) -> list[dict[str, Any]]:
         size = float(panel.of(series)["trainable_params"].median())
         if finite(size) and size > 0:
             look: dict[str, Any] = {"colour": f"var(--{series.key})", "width": 1.4, "key": series.key}
+            look |= {"less": less}
             look["band"] = shown is not None and series.key == shown.key
             traces += law_curve(panel.joint, column, "step", bounds, at={"trainable_params": size}, **look)
     return traces

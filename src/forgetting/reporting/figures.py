@@ -14,7 +14,7 @@ import pandas as pd
 
 from forgetting.analysis.fit.curves import bands_said
 from forgetting.display.charts import Chart, floats, marker, note, plain_layout
-from forgetting.display.numbers import count, finite, level, number, plus_minus, several
+from forgetting.display.numbers import NBSP, count, finite, level, number, plus_minus, several
 from forgetting.measuring.quantities import AXES
 from forgetting.reporting.curves import banded, bent_line, fitted_line, fitted_sizes, fitted_steps
 from forgetting.reporting.series import Panel, Series
@@ -29,8 +29,8 @@ def charts(panel: Panel) -> list[Chart]:
         return []
     return [
         line_chart(panel),
-        steps_chart(panel, "finetune_loss"),
-        steps_chart(panel, "forgetting_loss"),
+        finetune_chart(panel),
+        forgetting_chart(panel),
         size_chart(panel),
         agreement_chart(panel),
     ]
@@ -68,31 +68,73 @@ def line_chart(panel: Panel) -> Chart:
     )
 
 
-def steps_chart(panel: Panel, column: str) -> Chart:
-    """The paper's Figure 3 for one loss: each series against update steps, with the fitted joint law."""
-    data = fitted_steps(panel, column) + _points(panel, "step", column)
-    name = "Fine-tuning loss" if column == "finetune_loss" else "Forgetting loss"
-    caption = "Bars are one standard error, clustered by document."
-    if panel.joint:
-        equation = 5 if column == "finetune_loss" else 6
-        fitted = f"fitted to {several(panel.joint.n_runs, 'run')} at once (R² {number(r2(panel.joint, column))})"
-        caption += f" Curves are Eq. {equation}, {fitted}; dotted outside the range of the fit."
-        if (bands := bands_said(data, level(panel.joint.confidence))) and (at := banded(panel)):
-            caption += (
-                f" Bands at {html.escape(at.label)}: {bands}; those of other ranks are in the table of predictions."
-            )
-    way = "falls" if column == "finetune_loss" else "rises"
-    alt = (
+def finetune_chart(panel: Panel) -> Chart:
+    """The paper's Figure 3, left: fine-tuning loss of each series against update steps, with the fitted joint law."""
+    data = fitted_steps(panel, "finetune_loss") + _points(panel, "step", "finetune_loss")
+    caption = "Bars are one standard error, clustered by document." + _of_joint(panel, "finetune_loss", "Eq. 5", data)
+    alt = _steps_alt("Fine-tuning loss", panel, "falls")
+    layout = plain_layout(AXES["step"], AXES["finetune_loss"])
+    spec = {"data": data, "layout": layout}
+    return Chart("steps-finetune_loss", "Fine-tuning loss against steps", caption, alt, spec)
+
+
+def forgetting_chart(panel: Panel) -> Chart:
+    """The paper's Figure 3, right, less the floor: forgetting against update steps, with what cannot be told from 0."""
+    floor = float(panel.points["forgetting_floor"].median())
+    fitted = fitted_steps(panel, "forgetting_loss", floor) if finite(floor) else []
+    data = fitted + _points(panel, "step", "forgetting")
+    caption = "Bars are one standard error, clustered by document." + unresolved_said(panel)
+    caption += _of_joint(panel, "forgetting_loss", "Eq. 6 minus the floor", data) if fitted else ""
+    layout = plain_layout(AXES["step"], AXES["forgetting"])
+    _add_unresolved(layout, panel)
+    alt = _steps_alt("Forgetting", panel, "rises")
+    return Chart("steps-forgetting", "Forgetting against steps", caption, alt, {"data": data, "layout": layout})
+
+
+def _of_joint(panel: Panel, output: str, what: str, data: list[dict[str, Any]]) -> str:
+    """What the curves of the joint law in a chart against steps are; empty without the law."""
+    if panel.joint is None:
+        return ""
+    fitted = f"fitted to {several(panel.joint.n_runs, 'run')} at once (R² {number(r2(panel.joint, output))})"
+    said = f" Curves are {what}, {fitted}; dotted outside the range of the fit."
+    if (bands := bands_said(data, level(panel.joint.confidence))) and (at := banded(panel)):
+        said += f" Bands at {html.escape(at.label)}: {bands}; those of other ranks are in the table of predictions."
+    return said
+
+
+def _steps_alt(name: str, panel: Panel, way: str) -> str:
+    return (
         f"{name} against update steps for {len(panel.series)} methods or ranks; it usually {way} with steps. "
         "The numbers are in the table of measurements below."
     )
-    return Chart(
-        f"steps-{column}",
-        f"{name} against steps",
-        caption,
-        alt,
-        {"data": data, "layout": plain_layout(AXES["step"], AXES[column])},
+
+
+def unresolved_said(panel: Panel) -> str:
+    """What the band of forgetting that cannot be told from 0 is; empty where it is not known."""
+    if panel.resolution is None:
+        return ""
+    return (
+        f" The shaded band is forgetting that this text cannot tell from 0 (95{NBSP}%): up to "
+        f"{number(panel.resolution, 2)} nats/token, from the standard errors of the measurements nearest to that "
+        "border. Hollow points lie in it."
     )
+
+
+def _add_unresolved(layout: dict[str, Any], panel: Panel) -> None:
+    """Shade the forgetting that cannot be told from 0, and name it."""
+    limit = panel.resolution
+    if limit is None:
+        return
+    layout["yaxis"]["rangemode"] = "tozero"
+    across = {"xref": "paper", "x0": 0, "x1": 1, "layer": "below"}
+    border = {"color": "var(--soft)", "width": 1, "dash": "dot"}
+    layout["shapes"] = [
+        {"type": "rect", "y0": -limit, "y1": limit, "line": {"width": 0}, "fillcolor": "var(--band)", **across},
+        {"type": "line", "y0": limit, "y1": limit, "line": border, **across},
+    ]
+    place = {"xref": "paper", "x": 0.99, "xanchor": "right", "y": limit, "yanchor": "bottom", "showarrow": False}
+    text = f"not told from 0: up to {number(limit, 2)}"
+    layout["annotations"] = [{"text": text, "font": {"size": 11, "color": "var(--soft)"}, **place}]
 
 
 def size_chart(panel: Panel) -> Chart:
@@ -108,7 +150,8 @@ def size_chart(panel: Panel) -> Chart:
     names = [f"{method_name_of(s)}<br>{count(size)}" for size, s in ticks]
     layout["xaxis"] |= {"type": "log", "tickvals": [size for size, _ in ticks], "ticktext": names, "minor": {}}
     behind = sorted(set(panel.points["run_id"]) - set(last["run_id"]))
-    caption = f"At step {step:.0f}, the last one measured."
+    _add_unresolved(layout, panel)
+    caption = f"At step {step:.0f}, the last one measured.{unresolved_said(panel)}"
     if panel.joint and (bands := bands_said(data, level(panel.joint.confidence))):
         caption += f" The curve is Eq. 6 minus the floor: {bands}."
     if behind:
@@ -144,6 +187,7 @@ def hover_texts(panel: Panel) -> list[str]:
     bytes.
     """
     texts = []
+    limit = panel.resolution
     for row in panel.hoverable.to_dict("records"):
         rank = f" · rank {row['rank']:.0f}" if finite(row["rank"]) else ""
         seed = f" · seed {row['seed']:.0f}" if finite(row["seed"]) else ""
@@ -154,6 +198,8 @@ def hover_texts(panel: Panel) -> list[str]:
             f"L_f  {plus_minus(row['forgetting_loss'], row['forgetting_loss_se'])}",
             f"forgetting  {plus_minus(row['forgetting'], row['forgetting_se'])} nats/token",
         ]
+        if limit is not None and row["step"] > 0 and abs(row["forgetting"]) <= limit:
+            lines.append("not told from 0")
         if finite(row["agreement"]):
             lines.append(f"agreement  {plus_minus(row['agreement'], row['agreement_se'], 100)} %")
         if row["status"] == "failed":
@@ -162,6 +208,12 @@ def hover_texts(panel: Panel) -> list[str]:
             lines.append("not finished, not in the fits yet")
         texts.append("\n".join(lines))
     return texts
+
+
+def unresolved(panel: Panel, rows: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows have a forgetting that cannot be told from 0."""
+    limit = -1.0 if panel.resolution is None else panel.resolution
+    return rows["forgetting"].abs() <= limit
 
 
 def _pair(rows: pd.DataFrame, series: Series, column: str) -> tuple[float, float]:
@@ -191,7 +243,11 @@ def _points(
     traces = []
     for series in panel.series:
         mine = shown[shown["series"] == series.key].sort_values(["run_id", "step"])
-        traces.append(_trace(mine, x, y, f"var(--{series.key})", series.symbol, series.key, scale, errors, lines))
+        inside = unresolved(panel, mine) if y == "forgetting" else mine["step"] < 0
+        for rows_, symbol in ((mine[~inside], series.symbol), (mine[inside], f"{series.symbol}-open")):
+            if not rows_.empty:
+                colour = f"var(--{series.key})"
+                traces.append(_trace(rows_, x, y, colour, symbol, series.key, scale, errors, lines))
     if rows is None:
         extras = ((panel.base, "var(--ink)", "circle-open", BASE), (panel.failed, "var(--bad)", "x-thin-open", FAILED))
         for others, colour, mark, key in extras:

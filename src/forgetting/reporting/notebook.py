@@ -42,7 +42,7 @@ def study_figure(
     rows = tidy(table)
     series = group(rows, runs)
     points, _ = drawn(rows, series)
-    shown = {panel.name: panel for panel in panels(config.datasets, points, series, fits)}
+    shown = {panel.name: panel for panel in panels(config.datasets, points, series, fits, rows)}
     if dataset is None and len(shown) > 1:
         raise UsageError(f"figure: several data sets; give dataset=, one of {', '.join(shown)}")
     name = next(iter(shown)) if dataset is None else dataset

@@ -76,7 +76,7 @@ def render_study(
     rows = tidy(table)
     series = group(rows, runs)
     points, aggregated = drawn(rows, series)
-    shown = panels(config.datasets, points, series, fits)
+    shown = panels(config.datasets, points, series, fits, rows)
     scripts = [Markup(get_plotlyjs()), *map(_asset, SCRIPTS)]  # noqa: S704 - a file of an installed package
     return (
         environment()
@@ -209,6 +209,7 @@ def _panel(panel: Panel, cost: Cost | None) -> dict[str, Any]:
         "name": panel.name,
         "charts": made,
         "payload": {"hover": hover_texts(panel), "charts": [{"kind": c.kind, "spec": c.spec} for c in made]},
+        "unresolved": panel.resolution is not None,
         "family": families.pop() if ranked else "",
         "ranked": ranked,
         "others": [s for s in panel.series if s not in ranked],

@@ -15,6 +15,7 @@ import pandas as pd
 
 from forgetting.display.charts import OTHERS, RANKS_DARK, RANKS_LIGHT, blend, rank_place
 from forgetting.measuring.quantities import STUDY, columns
+from forgetting.reporting.resolution import resolution
 
 if TYPE_CHECKING:
     from forgetting.analysis.fit import Fit
@@ -81,6 +82,7 @@ class Panel:
         failed: all rows of failed runs.
         series: series that have points here, in drawing order.
         linear, joint: the fits of the laws `linear` and `shifted_power`; None if not fitted.
+        resolution: excess forgetting up to which a measurement cannot be told from 0; None if unknown.
     """
 
     key: str
@@ -91,6 +93,7 @@ class Panel:
     series: tuple[Series, ...]
     linear: Fit | None
     joint: Fit | None
+    resolution: float | None = None
 
     @property
     def hoverable(self) -> pd.DataFrame:
@@ -192,9 +195,22 @@ def _labels(members: Iterable[Identity]) -> dict[Identity, str]:
 
 
 def panels(
-    names: Iterable[str], rows: pd.DataFrame, series: Sequence[Series], fits: Mapping[str, Mapping[str, Fit]]
+    names: Iterable[str],
+    rows: pd.DataFrame,
+    series: Sequence[Series],
+    fits: Mapping[str, Mapping[str, Fit]],
+    measured: pd.DataFrame | None = None,
 ) -> tuple[Panel, ...]:
-    """One panel per data set: first those of the configuration in its order, then any others in the table."""
+    """One panel per data set: first those of the configuration in its order, then any others in the table.
+
+    Args:
+        names: data sets of the configuration.
+        rows: what is drawn.
+        series: the study's series.
+        fits: the laws by data set and name.
+        measured: the measurements themselves, where `rows` are means of them.
+    """
+    measured = rows if measured is None else measured
     of_run = {run: s.key for s in series for run in s.runs}
     if "series" not in rows.columns:  # means over runs already have the column
         rows = rows.assign(series=rows["run_id"].map(of_run))
@@ -220,6 +236,7 @@ def panels(
                 series=tuple(s for s in series if s.key in present),
                 linear=own.get("linear"),
                 joint=own.get("shifted_power"),
+                resolution=resolution(measured[measured["dataset"] == name]),
             )
         )
     return tuple(found)

@@ -98,7 +98,7 @@ class StudyResult(Result):
 
         Args:
             dataset: which one, where the study has several.
-            kind: `line` (forgetting against fine-tuning loss), `steps-finetune_loss`, `steps-forgetting_loss`, `size`,
+            kind: `line` (forgetting against fine-tuning loss), `steps-finetune_loss`, `steps-forgetting`, `size`,
                 `agreement`; the comparison's own is `result.comparison.figure()`.
 
         Raises:
