@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import forgetting
+from forgetting.analysis.fit import Estimate, show
 from forgetting.analysis.fit.show import span
+from forgetting.display.tables import Shown
 from forgetting.errors import UsageError
 
 
@@ -43,3 +45,24 @@ def test_a_negative_loss_is_named_by_its_row():
             UsageError, match=r"row 5, column 'finetune_loss': -0\.2 where a number from 0 up is needed"
         ):
             forgetting.fit(table, law, bootstrap=0)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "value", "ends"),
+    [
+        (Estimate(3e98, 1e12, 5e150, "weak"), "10^98.5", "10^12.0 to 10^150.7"),
+        (Estimate(4e135, 2e-60, np.nan, "weak"), "10^135.6", "at least 10^-59.7"),
+        (Estimate(1e308, 1e-308, 1e308, "weak"), "10^308.0", "10^-308.0 to 10^308.0"),
+        (Estimate(4.2e8, 4.0e8, 4.5e8, "strong"), "4.2e+08", "4e+08 to 4.5e+08"),  # known to its digits
+        (Estimate(-3e98, -5e98, 1e98), "-3e+98", "-5e+98 to 1e+98"),  # has no logarithm
+        (Estimate(2e7, identified="none"), "not determined", "-"),
+        (Estimate(388000.0), "3.88e+05", "-"),
+    ],
+)
+def test_only_the_powers_of_ten_of_a_scale_known_to_decades_are_shown(estimate, value, ends):
+    assert (show.value(estimate, scale=True), show.ends(estimate)) == (value, ends)
+
+
+def test_powers_of_ten_are_raised_in_latex():
+    table = show.latex(Shown(["h"], ("a", "b", "c", "d"), [("a_f", "10^-29.5", "10^-61.8 to 10^2.8", "")]), {})
+    assert r"a\_f & $10^{-29.5}$ & $10^{-61.8}$--$10^{2.8}$ \\" in table

@@ -15,7 +15,7 @@ from test_report import study, with_words
 
 import forgetting
 from forgetting.analysis.compare import Comparison
-from forgetting.analysis.fit import fit_law
+from forgetting.analysis.fit import Estimate, fit_law
 from forgetting.analysis.fit.curves import bands_said
 from forgetting.display.numbers import MINUS
 from forgetting.errors import UsageError
@@ -174,3 +174,13 @@ def test_without_standard_errors_there_is_no_such_band(made):
     made = (config, table.assign(forgetting_se=np.nan), runs, fits)
     assert panel_of(made).resolution is None
     assert "told from 0" not in with_words(render_study(*made))
+
+
+def test_scales_known_to_decades_are_powers_of_ten_in_the_table_of_laws(made):
+    config, table, runs, fits = made
+    fit = fits["openorca"]["shifted_power"]
+    given = {"a_f": Estimate(3e98, 1e-12, 5e150, "weak"), "b_f": Estimate(2e9, identified="none")}
+    fits = {"openorca": {**fits["openorca"], "shifted_power": replace(fit, parameters={**fit.parameters, **given})}}
+    page = render_study(config, table, runs, fits)
+    assert '<td class="num">10<sup>98.5</sup></td><td class="num soft">10<sup>−12.0</sup> to 10<sup>150.7</sup>' in page
+    assert '<td class="num">not determined</td><td class="num soft">–</td>' in page

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from forgetting.analysis.fit import show
+from forgetting.analysis.fit.estimate import Estimate
 from forgetting.analysis.laws.published import PUBLISHED
-from forgetting.display.numbers import count, interval, level, number
+from forgetting.display.numbers import MINUS, count, interval, level, number
 from forgetting.reporting.series import Panel
 from forgetting.reporting.words import NOT_FITTED, missing_fit, r2, symbol
 
@@ -96,9 +99,18 @@ def _parameter(key: str, fits: Sequence[Fit]) -> ParameterRow:
         if estimate is None:
             estimates.append(("–", ""))
         else:
-            aside = "held (gauge)" if held else interval(estimate.low, estimate.high)
-            estimates.append((number(estimate.value, 4), aside))
+            estimates.append(_texts(estimate, held=held, scale=about is not None and about.log))
     return ParameterRow(*symbol(key), about.meaning if about else "", tuple(estimates))
+
+
+def _texts(estimate: Estimate, *, held: bool, scale: bool) -> tuple[str, str]:
+    """A parameter's value and interval as text: numbers, or what `fit` says where there are none to read."""
+    value, between = show.value(estimate, scale=scale), show.ends(estimate)
+    if value == show.number(estimate.value):
+        value = number(estimate.value, 4)
+    if math.isfinite(estimate.high - estimate.low) and not show.folded(estimate) and between[:1] != "a":
+        between = interval(estimate.low, estimate.high)
+    return value.replace("-", MINUS), "held (gauge)" if held else "" if between == "-" else between.replace("-", MINUS)
 
 
 def _note(dataset: str, fit: Fit) -> FitNote:

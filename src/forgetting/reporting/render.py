@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from forgetting.analysis.plan.cost import costs_of_table
@@ -162,9 +163,16 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters["pyrepr"] = repr
+    made.filters["powers"] = _powers
     made.filters["without_secrets"] = redact
     made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":"), "ensure_ascii": False}
     return made
+
+
+def _powers(text: str) -> Markup:
+    """Escaped text in which `10^98.5` has its exponent raised."""
+    raised = re.sub(r"\b10\^([−\d.]+)", r"10<sup>\1</sup>", str(escape(text)))
+    return Markup(raised)  # noqa: S704 - escaped above
 
 
 def _asset(name: str) -> Markup:

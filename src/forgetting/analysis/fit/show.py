@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from forgetting.analysis.fit.estimate import BOUND, Estimate
 from forgetting.display.tables import Shown, aligned
+
+LONG, MOST_DIGITS = 6, 15
+"""Powers of ten from which a parameter is shown as one: known to a factor of `DECADES` powers, and always."""
+DECADES = 3
 
 
 def number(value: float) -> str:
@@ -24,12 +29,12 @@ def span(low: float, high: float) -> str:
 
 
 def value(estimate: Estimate, *, scale: bool) -> str:
-    """A parameter's value, or that the data do not determine it, or that it is larger or smaller than any number."""
+    """A parameter's value, or that the data do not determine it, or that it is outside the range of numbers."""
     if estimate.identified == "none":
         return "not determined"
     if math.isinf(estimate.value) or (scale and estimate.value == 0):
         return "outside the range of numbers; only its ratio matters"
-    return number(estimate.value)
+    return power(estimate.value) if folded(estimate) else number(estimate.value)
 
 
 def ends(estimate: Estimate) -> str:
@@ -38,10 +43,39 @@ def ends(estimate: Estimate) -> str:
         return "-"
     if estimate.identified == BOUND:
         return "at its bound"
+    one = power if folded(estimate) else number
     low, high = math.isfinite(estimate.low), math.isfinite(estimate.high)
     if low and high:
-        return span(estimate.low, estimate.high)
-    return f"at least {number(estimate.low)}" if low else f"at most {number(estimate.high)}" if high else "-"
+        return f"{one(estimate.low)} to {one(estimate.high)}" if one is power else span(estimate.low, estimate.high)
+    return f"at least {one(estimate.low)}" if low else f"at most {one(estimate.high)}" if high else "-"
+
+
+def folded(estimate: Estimate) -> bool:
+    """Whether only the powers of ten of a parameter say something: it is huge or tiny, and known to a few decades.
+
+    Tables then show `10^98.5`; files keep the numbers.
+
+    Examples:
+        >>> folded(Estimate(3e98, 1e12, 5e150)), folded(Estimate(4.2e8, 4.0e8, 4.5e8)), folded(Estimate(0.3, 0.2, 0.4))
+        (True, False, False)
+    """
+    known = [number for number in (estimate.value, estimate.low, estimate.high) if math.isfinite(number)]
+    if not known or min(known) <= 0:
+        return False
+    sizes = [math.log10(number) for number in known]
+    wide = max(sizes) - min(sizes) >= DECADES or (len(known) < 3 and estimate.identified == "weak")
+    far = max(map(abs, sizes))
+    return far > MOST_DIGITS or (wide and far > LONG)
+
+
+def power(value: float) -> str:
+    """A positive number as a power of ten.
+
+    Examples:
+        >>> power(3e98), power(2e-5)
+        ('10^98.5', '10^-4.7')
+    """
+    return f"10^{math.log10(value):.1f}"
 
 
 def spans(laws: Mapping[str, float]) -> str:
@@ -89,7 +123,8 @@ _LATEX = {c: "\\" + c for c in "_%&#${}"} | {
 
 
 def _tex(content: str) -> str:
-    return "".join(_LATEX.get(c, c) for c in content)
+    text = "".join(_LATEX.get(c, c) for c in content)
+    return re.sub(r"\b10\\textasciicircum\{\}(-?[\d.]+)", r"$10^{\1}$", text)
 
 
 def latex(shown: Shown, r2: Mapping[str, float]) -> str:
