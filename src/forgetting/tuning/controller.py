@@ -131,8 +131,9 @@ class ForgettingController(TrainerCallback, ExportableState):
         model, step = adapters.unwrapped(kwargs["model"]), state.global_step
         if self.steering.due(step):
             self._steer(args, state, control, model)
-        model.train()
-        self.penalty.add(model, step, self.steering.weight, model.device)
+        if self.steering.weight > 0:
+            model.train()
+            self.penalty.add(model, step, self.steering.weight, model.device)
 
     def _steer(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any) -> None:
         assert self.steering is not None

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class Budget(Mitigation):
     """loss + weight * KL(base || tuned) on general text; the weight moves so that forgetting ends at the budget.
 
-    Forgetting is measured some twenty-five times on a sample of the study's text, and three times on all of it. A run
+    Forgetting is measured some twenty-five times on a sample of the study's text, and six times on all of it. A run
     that forgets less than the budget without a penalty ends below it.
     """
 
@@ -78,6 +78,7 @@ class Budget(Mitigation):
 
 class _Steered(Term):
     def __init__(self, options: Budget, at: Situation) -> None:
+        from ..schedule import learning_rates
         from ..steering import Steering
         from .base_pass import BasePass
         from .divergence import GeneralDivergence
@@ -87,7 +88,7 @@ class _Steered(Term):
         windows = at.general.windows(text)
         self.at, self.base = at, BasePass(at)
         self.general = GeneralDivergence(windows, options.windows, run.training.steps, run.seed, self.base.logits)
-        self.steering = Steering(options.budget, run.training.steps)
+        self.steering = Steering(options.budget, run.training.steps, learning_rates(run.training))
         whole = at.general.windows(run.text).sample(run.measure.text_tokens)
         self.whole, self.sample = (self._with_targets(part) for part in (whole, whole.sample(options.tokens, seed=1)))
         self.facts: dict[str, Any] = {"text": windows.fingerprint()}
@@ -111,7 +112,8 @@ class _Steered(Term):
             for kind in self.steering.said.keys() - known:
                 log.warning("%s", self.steering.said[kind])
             self._note()
-        self.general.add(model, step, self.steering.weight, self.at.base.model.device)
+        if self.steering.weight > 0:
+            self.general.add(model, step, self.steering.weight, self.at.base.model.device)
 
     def _forgetting(self, model: Any, windows: Windows, targets: BaseTargets) -> tuple[float, float | None]:
         from ...measuring.losses import forgetting_of
