@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 from forgetting import ForgettingController
 from forgetting.errors import UsageError
-from forgetting.tuning.controller import _split
+from forgetting.tuning.controller import _refuse, _split
 
 
 class Data(torch.utils.data.Dataset):
@@ -38,6 +39,14 @@ class Gradients(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+
+
+class Weighs(ForgettingController):
+    """With a weight from the first step on."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self.steering.moves = [(0, 0.05)]
 
 
 @pytest.fixture
@@ -67,7 +76,7 @@ def train(folder, tiny_model, callbacks, resume=None, adapter=True, **options):
 def test_its_gradient_is_that_of_the_weighted_divergence_once_per_step(tmp_path, tiny_model, text, accumulate):
     """The second step: before, adapters are the base model, and the divergence is flat there."""
     with_it, without = Gradients(), Gradients()
-    controller = ForgettingController(text, budget=0.05, context=16)
+    controller = Weighs(text, budget=0.05, context=16)
     options = {"gradient_accumulation_steps": accumulate}
     trainer = train(tmp_path / "a", tiny_model, [controller, with_it], **options)
     train(tmp_path / "b", tiny_model, [without], **options)
@@ -116,6 +125,19 @@ def test_a_resumed_run_continues_with_the_same_weights_to_the_bit(tmp_path, tiny
 def test_unsupported_trainers_are_refused(tmp_path, tiny_model, text, options, named):
     with pytest.raises(UsageError, match=named):
         train(tmp_path, tiny_model, [ForgettingController(text, context=16)], **options)
+
+
+def test_several_processes_are_refused(tiny_model):
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(target_modules="all-linear"))
+    with pytest.raises(UsageError, match="does not go together with 2 processes or GPUs; train on one"):
+        _refuse(SimpleNamespace(world_size=2, n_gpu=0), model)
+
+
+def test_it_knows_the_learning_rates_of_the_schedule(tmp_path, tiny_model, text):
+    controller = ForgettingController(text, budget=0.5, context=16)
+    train(tmp_path, tiny_model, [controller], lr_scheduler_type="linear", warmup_steps=2)
+    rates = [0.0, 1 / 2, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    assert controller.steering.clock == pytest.approx(np.cumsum([0.0, *rates]) / sum(rates))
 
 
 def test_documents_are_measured_or_held_on_to_and_never_both(tiny_model, text):

@@ -171,7 +171,7 @@ class ForgettingCallback(TrainerCallback):
             self.measured[name] = windows, targets, windows.token_documents()
         self.rows = [row for row in self.rows if row["step"] < state.global_step and not row["kept"]]
         self._kept = self.forecast = None
-        self._rates = _rates(kwargs.get("lr_scheduler"), state.max_steps)
+        self._rates = scheduled_rates(kwargs.get("lr_scheduler"), state.max_steps)
         if self.budget is not None and state.global_step > 0:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self._kept = keeping.read(checkpoint, model, sharded=sharding.is_sharded(model))
@@ -338,7 +338,7 @@ class ForgettingCallback(TrainerCallback):
         log_through(self._logger, args, state, control, logs)
 
 
-def _rates(scheduler: Any, last: int) -> tuple[list[float] | None, str]:
+def scheduled_rates(scheduler: Any, last: int) -> tuple[list[float] | None, str]:
     """[last] Learning rate of each step as a factor of the base rate; None and a note if the schedule has no lambda."""
     factors = getattr(scheduler, "lr_lambdas", None)
     if not factors or last < 1:

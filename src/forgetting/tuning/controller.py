@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from ..data.windows import Windows
 from ..errors import UsageError
 from ..measuring import base_targets, passes
 from ..measuring.base_targets import BaseTargets
-from ..measuring.callback import log_through, trainer_handler
+from ..measuring.callback import log_through, scheduled_rates, trainer_handler
 from ..measuring.losses import forgetting_of
 from ..measuring.reading import Text, read_windows, text_source
 from ..measuring.verdict import check_budget
@@ -23,7 +22,6 @@ from .mitigations.base_pass import own_positions
 from .mitigations.divergence import GeneralDivergence
 from .steering import SHORTEST, Steering
 
-log = logging.getLogger(__name__)
 MEASURED = 4
 """One document in so many is measured on, where one text is given; the others are held on to."""
 
@@ -33,8 +31,9 @@ class ForgettingController(TrainerCallback, ExportableState):
 
     Before each update step, where gradients are zero, the penalty's gradient is added, so that accumulation and
     clipping are as of the loss. Some twenty-five times forgetting is measured on a sample of the text, the end is
-    forecast, and the weight is moved (`tuning.steering`); it is logged as `forgetting/weight` beside
-    `forgetting/forgetting`. The state is kept in the trainer's checkpoints, and a resumed run goes on with it.
+    forecast, and the weight is moved (`tuning.steering`). It is 0 in the first third of the run, and is logged as
+    `forgetting/weight` beside `forgetting/forgetting`. The state is kept in the trainer's checkpoints, and a resumed
+    run goes on with it.
 
     It needs an adapter, whose base model is the same model with the adapter disabled, and one process.
 
@@ -100,7 +99,8 @@ class ForgettingController(TrainerCallback, ExportableState):
             raise UsageError(
                 f"ForgettingController: {state.max_steps} update steps; steering takes {SHORTEST} at least"
             )
-        self.steering = Steering(self.budget, state.max_steps)
+        rates, _ = scheduled_rates(kwargs.get("lr_scheduler"), state.max_steps)
+        self.steering = Steering(self.budget, state.max_steps, rates)
         if state.global_step > 0:
             kept: Any = (state.stateful_callbacks or {}).get(type(self).__name__)
             if not kept or not kept["attributes"]["steering"]:
@@ -140,10 +140,7 @@ class ForgettingController(TrainerCallback, ExportableState):
         steering, step = self.steering, state.global_step
         whole = forgetting_of(model, *self.whole, self.batch_tokens)[0] if steering.whole_due(step) else None
         value, error = forgetting_of(model, *self.sample, self.batch_tokens)
-        known = set(steering.said)
         found = steering.measured(step, value, error, whole)
-        for kind in steering.said.keys() - known:
-            log.warning("%s", steering.said[kind])
         logs: dict[str, float | None] = {"forgetting": value * steering.ratio, "weight": steering.weight}
         logs |= {name: number for name, number in found.logged().items() if name.startswith("forecast")}
         log_through(self._logger, args, state, control, {f"forgetting/{name}": one for name, one in logs.items()})

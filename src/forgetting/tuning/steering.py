@@ -13,6 +13,7 @@ Time is the sum of learning rates, in units of the largest: what an update step 
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from typing import Any
 
 from ..measuring.forecast import PLAIN, SURE, Forecast, forecast
 
+log = logging.getLogger(__name__)
 SHORTEST = 8
 """Update steps of a run that can be steered."""
 MOST = 30.0
@@ -56,7 +58,7 @@ class Steering:
         moves: update steps after which the weight moved, and to which one.
         points: step, forgetting of the sample and its standard error of each measurement.
         ratio: forgetting on the whole text over that on the sample, as last measured.
-        said: what was noticed, once each: that the budget cannot be held, or that nothing is to be held back.
+        said: what was noticed and warned of, once of each kind.
     """
 
     budget: float
@@ -69,7 +71,7 @@ class Steering:
 
     def __post_init__(self) -> None:
         """Set the clock, [steps + 1]: the sum of learning rates before each step, as a share of the run's."""
-        rates = [1.0] * self.steps if self.rates is None else [*self.rates]
+        rates = [*self.rates] if self.rates is not None and max(self.rates) > 0 else [1.0] * self.steps
         sums = [*itertools.accumulate(rates, initial=0.0)]
         self.clock = [at / sums[-1] for at in sums]
         self.warm = rates.index(max(rates))
@@ -144,20 +146,26 @@ class Steering:
         now = f"at step {step} of {self.steps}: forgetting is {forgetting:.3g} nats/token"
         of = f"the budget of {self.budget:g}"
         if step <= self.steps / 10 and forgetting > self.budget:
-            self.said.setdefault("early", f"{now}, above {of} in the first tenth of the run")
+            self._say("early", f"{now}, above {of} in the first tenth of the run")
         if step <= self.steps / 10 and error is not None and forgetting <= self.budget < SURE * error:
             said = f"{now} with a standard error of {error:.2g}: {of} cannot be told from zero"
-            self.said.setdefault("noise", f"{said}; measure more tokens, or give a budget above {SURE * error:.2g}")
+            self._say("noise", f"{said}; measure more tokens, or give a budget above {SURE * error:.2g}")
         if free.low is None or free.high is None:
             return
         from_here = math.exp(self._stay(step, self.steps) * self._held(step))
         reach = POWER * math.log1p(MOST / SCALE) * (1 - math.exp((max(self.clock[step], BEGIN) - 1) / LAG))
         if free.low * from_here * math.exp(-reach) > (1 + MARGIN) * self.budget:
             said = f"{now}, and ends above {of} even with the largest weight from here on ({MOST:g})"
-            self.said.setdefault("above", f"{said}; give a larger budget, or train less")
+            self._say("above", f"{said}; give a larger budget, or train less")
         if self.clock[step] >= BEGIN and free.high * from_here < (1 - MARGIN) * self.budget:
             said = f"{now}, and ends below {of} even without a penalty from here on"
-            self.said.setdefault("below", f"{said}: nothing needs to be held back")
+            self._say("below", f"{said}: nothing needs to be held back")
+
+    def _say(self, kind: str, text: str) -> None:
+        """Warn, once of each kind."""
+        if kind not in self.said:
+            self.said[kind] = text
+            log.warning("%s", text)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs to keep; plain numbers and texts, which JSON gives back exactly."""

@@ -6,7 +6,6 @@ Ziegler et al. 2019, arXiv:1909.08593, section 2.2, steer theirs towards a targe
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -23,14 +22,12 @@ if TYPE_CHECKING:
     from ...data.windows import Windows
     from ...measuring.base_targets import BaseTargets
 
-log = logging.getLogger(__name__)
-
 
 class Budget(Mitigation):
     """loss + weight * KL(base || tuned) on general text; the weight moves so that forgetting ends at the budget.
 
-    Forgetting is measured some twenty-five times on a sample of the study's text, and six times on all of it. A run
-    that forgets less than the budget without a penalty ends below it.
+    Forgetting is measured some twenty-five times on a sample of the study's text, and six times on all of it. The
+    weight is 0 in the first third of the run. A run that forgets less than the budget without a penalty ends below it.
     """
 
     name: ClassVar[str] = "budget"
@@ -107,10 +104,7 @@ class _Steered(Term):
     def on_step(self, model: nn.Module, step: int) -> None:
         if self.steering.due(step):
             whole = self._forgetting(model, *self.whole)[0] if self.steering.whole_due(step) else None
-            known = dict(self.steering.said)
             self.steering.measured(step, *self._forgetting(model, *self.sample), whole)
-            for kind in self.steering.said.keys() - known:
-                log.warning("%s", self.steering.said[kind])
             self._note()
         if self.steering.weight > 0:
             self.general.add(model, step, self.steering.weight, self.at.base.model.device)
