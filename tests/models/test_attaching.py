@@ -90,6 +90,10 @@ def variants() -> dict[str, Callable[[], Any]]:
         "loha": lambda: peft.LoHaConfig(target_modules=T, r=2),
         "fourier": lambda: peft.FourierFTConfig(target_modules=T, n_frequency=20),
         "vblora": lambda: peft.VBLoRAConfig(target_modules=T, r=2, num_vectors=8, vector_length=8),
+        "vblora-kept": lambda: peft.VBLoRAConfig(
+            target_modules=T, r=2, num_vectors=8, vector_length=8, save_only_topk_weights=True
+        ),
+        "shadow": lambda: peft.get_peft_config({"peft_type": "SHADOW", "task_type": "CAUSAL_LM"}),
         "oft": lambda: peft.OFTConfig(target_modules=T, r=0, oft_block_size=4),
         "ln": lambda: peft.LNTuningConfig(target_modules=["input_layernorm"]),
         "shira": lambda: peft.ShiraConfig(target_modules=T, r=2, mask_type="random"),
@@ -143,6 +147,23 @@ def test_known_names_are_repaired_with_a_notice(tiny_model: Path, tmp_path: Path
     pair = opened(tiny_model, tmp_path)
     assert torch.equal(causal.probe(pair.tuned), want)
     assert any("names of weights were repaired" in notice for notice in pair.notices)
+
+
+def test_a_saved_module_under_its_name_in_training_is_repaired(tiny_model: Path, tmp_path: Path) -> None:
+    want = saved(tiny_model, tmp_path, lora(modules_to_save=["norm"]))
+    changed(tmp_path, lambda name: name.replace("norm.weight", "norm.modules_to_save.default.weight"))
+    assert torch.equal(causal.probe(opened(tiny_model, tmp_path).tuned), want)
+
+
+def test_shadow_states_are_made_anew_for_each_batch(tiny_model: Path, tmp_path: Path) -> None:
+    from forgetting.measuring.measure import measure
+
+    saved(tiny_model, tmp_path, variants()["shadow"]())
+    one, several = (
+        measure(str(tiny_model), str(tmp_path), text=windows_of(27), cache_dir=None, batch_tokens=tokens)
+        for tokens in (30, 200)
+    )
+    assert one.forgetting.value == pytest.approx(several.forgetting.value, abs=1e-5)
 
 
 @pytest.mark.parametrize(

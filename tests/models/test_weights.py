@@ -278,6 +278,34 @@ def test_packed_weights_without_a_quantisation_config_are_refused(untied: Path, 
     assert torch.equal(model.model.layers[0].mlp.up_proj.weight, torch.ones(48, 32))
 
 
+def scaled(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Weights of linear layers in 8 bits with a scale for each block of 16, and what they stand for."""
+    stored, plain = dict(tensors), dict(tensors)
+    for name in [name for name in tensors if "proj" in name]:
+        stored[name] = (tensors[name] / 0.01).to(torch.float8_e4m3fn)
+        stored[f"{name}_scale_inv"] = torch.full([size // 16 for size in tensors[name].shape], 0.01)
+        plain[name] = stored[name].float() * 0.01
+    return stored, plain
+
+
+def test_weights_in_8_bits_need_their_scales(untied: Path, tmp_path: Path) -> None:
+    """On a CPU, transformers reads such a weight without its scale as if the scale were 1."""
+    stored, plain = scaled(load_file(untied / "model.safetensors"))
+    method = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [16, 16]}
+    folder = changed(untied, tmp_path / "all", add=stored, config={"quantization_config": method})
+    model, _ = load(folder)
+    found = model.model.layers[0].mlp.up_proj.weight
+    torch.testing.assert_close(found.float(), plain["model.layers.0.mlp.up_proj.weight"])
+    del stored["model.layers.1.mlp.up_proj.weight_scale_inv"]
+    folder = changed(untied, tmp_path / "one", add=stored, config={"quantization_config": method})
+    with pytest.raises(UsageError, match=r"layers\.1\.mlp\.up_proj\.weight: stored as F8_E4M3, .* not have the scales"):
+        load(folder)
+    unknown = {"quantization_config": {"quant_method": "modelopt"}}
+    bare = {name: tensor for name, tensor in stored.items() if "scale" not in name}
+    with pytest.raises(UsageError, match="stored as F8_E4M3, like quantised weights, but transformers cannot read mod"):
+        load(changed(untied, tmp_path / "unknown", add=bare, config=unknown))
+
+
 def test_a_git_lfs_pointer_instead_of_weights_is_refused(untied: Path, tmp_path: Path) -> None:
     folder = changed(untied, tmp_path / "model")
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")

@@ -97,6 +97,8 @@ def needs_whole_forward(model: Any) -> str:
         return ""
     if is_prompt_learning(model):
         return "virtual tokens"
+    if str(model.active_peft_config.peft_type).endswith("SHADOW"):
+        return "shadow states"
     return "invocation tokens" if invocations(model) else ""
 
 

@@ -169,6 +169,7 @@ def _clean(name: str) -> str:
         return name  # the weights of a prompt
     name = weights.clean(name)
     name = re.sub(rf"(lora_\w+|ia3_l|hada_\w+|lokr_\w+)\.{NAME}(?=\.|$)", r"\1", name)
+    name = name.replace(f".modules_to_save.{NAME}.", ".")
     return name if name.startswith("base_model.") else PREFIX + name
 
 

@@ -72,6 +72,19 @@ def without_panics() -> Iterator[None]:
                     os.write(2, rest)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' loading reports; we give them as errors and notices."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
 def panicked(error: BaseException) -> bool:
     """Whether a Rust library, such as tokenizers, panicked: its exception is not a subclass of Exception."""
     return type(error).__name__ == "PanicException"

@@ -98,11 +98,11 @@ def load(config: ModelConfig, file: GgufFile, placement: Placement) -> tuple[Any
     more: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
     if device is None:
         more["device_map"] = "auto"
-    with loading.quiet(), transformers_internals.without_bars(), failures.explained(name, "cannot be loaded"):
+    with failures.quiet(), transformers_internals.without_bars(), failures.explained(name, "cannot be loaded"):
         asked = AutoConfig.from_pretrained(where, **options)
         bounds.check_size(asked, file.path.stat().st_size, name)
         model, info = AutoModelForCausalLM.from_pretrained(where, **options, **more)
-    notices = weights.check_fit(name, model, info, {}, quantised=True)
+    notices = weights.check_fit(name, model, info, {}, method="gguf")
     if device is not None:
         with failures.explained(name, f"cannot be put on {device}"):
             model.to(device)

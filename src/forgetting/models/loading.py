@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,8 +80,9 @@ def load_base(config: ModelConfig, source: Source | None = None, placement: Plac
     source = source or base_source(config)
     model, notices = load_model(config, source, placement)
     revision = source.content()
-    tokenizer = load_tokenizer(config, source)
-    return Base(model, tokenizer, key_of(revision, quantised.dtype_name(model)), revision, source, tuple(notices))
+    tokenizer, found = _tokenizer(config, source)
+    key = key_of(revision, quantised.dtype_name(model))
+    return Base(model, tokenizer, key, revision, source, (*notices, *found))
 
 
 def key_of(revision: str, dtype: str) -> str:
@@ -153,7 +153,7 @@ def _fitting_model(config: ModelConfig, folder: Path, device: torch.device | Non
     if not config.trust_remote_code:
         bounds.check_size(asked, sum(tensor.size for tensor in files.values()), name)
     model, info, notices = _loaded(name, folder, asked, options)
-    notices += weights.check_fit(name, model, info, files, quantised=quantised.method_of(asked) is not None)
+    notices += weights.check_fit(name, model, info, files, method=quantised.method_of(asked))
     if wrapper is not None:
         whose = weights.WRAPPERS[wrapper]
         notices.append(f"{name}: ignored the prefix '{wrapper}.' that {whose} left in the names of weights")
@@ -173,7 +173,7 @@ def _loaded(name: str, folder: Path, asked: Any, options: dict[str, Any]) -> tup
         asked._attn_implementation = None  # let transformers choose for this architecture
         options = {**options, "config": asked}
     try:
-        with quiet(), transformers_internals.without_adapters(), failures.explained(name, "cannot be loaded"):
+        with failures.quiet(), transformers_internals.without_adapters(), failures.explained(name, "cannot be loaded"):
             model, info = AutoModelForCausalLM.from_pretrained(str(folder), **options)
     except UsageError as error:
         if method is None or "custom code" in str(error):
@@ -248,19 +248,6 @@ def _has_flash(attention: str) -> bool:
     return torch.cuda.is_available() and importlib.util.find_spec(package) is not None
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' loading reports; we give them as errors and notices."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-
-
 def called(config: ModelConfig) -> str:
     """A model's name in messages."""
     return f"model '{config.source}'" + (f" at revision '{config.revision}'" if config.revision else "")
@@ -272,18 +259,17 @@ def load_tokenizer(config: ModelConfig, source: Source | None = None) -> PreTrai
     Raises:
         UsageError: there is no tokenizer, or only a slow one, which gives no character offsets.
     """
-    from transformers import AutoTokenizer
+    return _tokenizer(config, source or base_source(config))[0]
 
-    folder = (source or base_source(config)).config()
-    tokenizer_files.check_tokenizer(folder, called(config))
-    with failures.explained(called(config), tokenizer_files.lacking(folder)), failures.without_panics():
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=config.trust_remote_code)
-    if not tokenizer.is_fast:
+
+def _tokenizer(config: ModelConfig, source: Source) -> tuple[PreTrainedTokenizerFast, list[str]]:
+    """The tokenizer, and notices."""
+    found, notices = tokenizer_files.read_tokenizer(source.config(), called(config), code=config.trust_remote_code)
+    if not found.is_fast:
         raise UsageError(f"model '{config.source}': its tokenizer is a slow one; it needs a fast one (tokenizer.json)")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    result: PreTrainedTokenizerFast = tokenizer
-    return result
+    if found.pad_token_id is None:
+        found.pad_token = found.eos_token or found.unk_token
+    return found, notices
 
 
 def architecture(config: ModelConfig, source: Source | None = None) -> Any:

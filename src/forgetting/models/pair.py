@@ -11,10 +11,10 @@ from torch import nn
 from ..config.bits import quantised as in_words
 from ..config.schema import ModelConfig
 from ..errors import UsageError
-from . import adapters, attaching, causal, comparable, failures, loading, quantised, sources, weights
+from . import adapters, attaching, causal, comparable, loading, quantised, sources, weights
 from .loading import Base
 from .sources import Source
-from .tokenizer_files import check_tokenizer
+from .tokenizer_files import TOKENIZER, read_tokenizer
 
 Model = str | Path | Source | nn.Module
 
@@ -166,10 +166,6 @@ def adapter_pair(
 
 def own_tokenizer(source: Source, config: ModelConfig) -> Any:
     """The tokenizer that comes with a tuned model; None if there is none."""
-    from transformers import AutoTokenizer
-
-    if not source.has("tokenizer.json"):
+    if not source.has(TOKENIZER):
         return None
-    check_tokenizer(source.config(), f"model '{source.name}'")
-    with failures.explained(f"model '{source.name}'", "its tokenizer cannot be read"), failures.without_panics():
-        return AutoTokenizer.from_pretrained(str(source.config()), trust_remote_code=config.trust_remote_code)
+    return read_tokenizer(source.config(), f"model '{source.name}'", code=config.trust_remote_code)[0]

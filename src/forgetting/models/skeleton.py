@@ -73,7 +73,7 @@ def skeleton(config: ModelConfig, source: Source) -> Skeleton:
         vars(asked).pop("quantization_config", None)
     dtype = loading.stored_dtype(asked, files) if config.dtype == "auto" else getattr(torch, config.dtype)
     name = loading.called(config)
-    with failures.explained(name, "cannot be built"), loading.quiet(), acting():
+    with failures.explained(name, "cannot be built"), failures.quiet(), acting():
         model = AutoModelForCausalLM.from_config(asked, dtype=dtype, trust_remote_code=config.trust_remote_code)
         model.requires_grad_(stored is None and config.bits is None)
         bits = config.bits or quantised.bits_of(loading.architecture(config, source)) or (4 if stored else None)

@@ -1,4 +1,7 @@
-"""Checks a tokenizer.json before a library reads it: its numbers and texts must not make the library exhaust memory."""
+"""Reads a tokenizer as its tokenizer.json describes it, after checking that file's numbers and texts.
+
+They must not make a library exhaust memory, and the library must not replace what they say.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,13 @@ from typing import Any
 
 from .. import files
 from ..errors import UsageError
+from . import failures
 
 TOKENIZER = "tokenizer.json"
+SAMPLE = "The old town's 2023 rivers,\n\n  near 650841823 fields: I'm (x=1)\tna\u00efve \u2014 \u65e5\u672c"
+"""A text on which two readings of a tokenizer.json are compared, and after it, words of the vocabulary."""
+WORDS = 64
+"""How many words of the vocabulary."""
 MAX_TOKENIZER = 2**28
 """Maximum bytes of a tokenizer.json."""
 MORE_IDS = 2**16
@@ -54,10 +62,52 @@ def check_tokenizer(folder: Path, name: str) -> None:
         )
 
 
+def read_tokenizer(folder: Path, name: str, *, code: bool) -> tuple[Any, list[str]]:
+    """A folder's tokenizer, and a notice if transformers would have read its tokenizer.json differently.
+
+    For some models AutoTokenizer chooses a class that replaces parts of tokenizer.json by its own, for example the
+    rules by which text is split into words (transformers issues 45488, 45920 and 48206). The text then becomes other
+    tokens than those the model was trained on. Such a tokenizer is read from tokenizer.json alone.
+
+    Args:
+        folder: where its files are.
+        name: the model, for messages.
+        code: whether code that comes with it may run.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    check_tokenizer(folder, name)
+    with failures.explained(name, lacking(folder)), failures.without_panics():
+        chosen = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=code)
+        own = type(chosen).__module__.startswith("transformers.models.")
+        if not (own and chosen.is_fast and (folder / TOKENIZER).is_file()):
+            return chosen, []
+        with failures.quiet():
+            plain = PreTrainedTokenizerFast.from_pretrained(str(folder))
+        if _read_alike(chosen, plain):
+            return chosen, []
+    notice = f"{name}: {type(chosen).__name__}, which transformers chooses, reads text differently from {TOKENIZER}"
+    return plain, [f"{notice}; {TOKENIZER} is used"]
+
+
+def _read_alike(chosen: Any, plain: Any) -> bool:
+    """Whether two tokenizers give the same tokens for the same text."""
+    count = len(plain)
+    text = plain.decode(range(0, count, max(1, count // WORDS)), skip_special_tokens=True)
+    one, other = (
+        [made(part, add_special_tokens=False, verbose=False)["input_ids"] for part in (SAMPLE, text)]
+        for made in (chosen, plain)
+    )
+    return bool(one == other)
+
+
 def lacking(folder: Path) -> str:
     """The error text for a tokenizer that cannot be loaded."""
     if (folder / TOKENIZER).is_file():
-        return "cannot be loaded"
+        return "its tokenizer cannot be read"
     return f"its tokenizer cannot be loaded: {TOKENIZER}, the file of a fast tokenizer, is missing"
 
 

@@ -43,6 +43,8 @@ _NOT_TEXT = re.compile(
 """Parts outside the language model that text never uses: encoders for other inputs, multi-token prediction heads."""
 PLAIN = ("F64", "F32", "F16", "BF16")
 """Dtypes of weights that are plain numbers."""
+CHOICES = "vblora_logits"
+"""Part of the names of weights that PEFT sets to minus infinity for vectors that a VB-LoRA adapter does not use."""
 LFS = b"version https://git-lfs"
 SHOWN = 3
 """How many names of weights a message lists."""
@@ -114,7 +116,7 @@ def wrapped_in(found: Iterable[str]) -> str | None:
 
 
 def check_fit(
-    name: str, model: Any, info: Mapping[str, Any], stored: Mapping[str, Stored], *, quantised: bool
+    name: str, model: Any, info: Mapping[str, Any], stored: Mapping[str, Stored], *, method: str | None
 ) -> list[str]:
     """Refuse a model if its weights do not all come from its files.
 
@@ -123,7 +125,7 @@ def check_fit(
         model: the loaded model.
         info: transformers' report of the loading (`output_loading_info`).
         stored: the tensors of the files that were loaded.
-        quantised: whether its config.json says how they are quantised.
+        method: how they are quantised, according to its config.json; None if it does not say.
 
     Returns:
         Notices of parts that were left out.
@@ -145,10 +147,15 @@ def check_fit(
         layers = _layers_hint(model, unused)
         have = "has" if len(unused) == 1 else "have"
         faults.append(f"{few(unused, SHOWN)} of the files {have} no place in it{layers}")
-    if not quantised and (packed := _packed(model, stored)):
+    if not _unpacks(method) and (packed := _packed(model, stored)):
         faults.append(
-            f"{few(packed, SHOWN)}: stored as {stored[packed[0]].dtype}, like quantised weights, but config.json has "
-            "no quantization_config"
+            f"{few(packed, SHOWN)}: stored as {stored[packed[0]].dtype}, like quantised weights, but "
+            + ("config.json has no quantization_config" if method is None else f"transformers cannot read {method}")
+        )
+    elif unscaled := _unscaled(stored):
+        kind = stored[unscaled[0]].dtype
+        faults.append(
+            f"{few(unscaled, SHOWN)}: stored as {kind}, but the files do not have the scales of these weights"
         )
     faults += [str(message).strip().splitlines()[0] for message in info.get("error_msgs") or ()]
     if faults:
@@ -172,7 +179,7 @@ def check_finite(parameters: Iterable[tuple[str, Any]], whose: str) -> None:
 
     floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # torch cannot take the minimum of others
     for name, parameter in parameters:
-        if parameter.is_meta or not parameter.numel() or parameter.dtype not in floats:
+        if parameter.is_meta or not parameter.numel() or parameter.dtype not in floats or CHOICES in name:
             continue
         ends = torch.stack(torch.aminmax(parameter.detach()))
         if not bool(ends.isfinite().all()):
@@ -198,6 +205,20 @@ def _packed(model: Any, stored: Mapping[str, Stored]) -> list[str]:
     """Weights stored as integers or in 8 bits, which encode numbers instead of being numbers."""
     floating = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
     return sorted(name for name in floating & set(stored) if stored[name].dtype not in PLAIN)
+
+
+def _unpacks(method: str | None) -> bool:
+    """Whether transformers reads weights that are quantised in this way; it ignores what it does not know."""
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+    return method is not None and any(str(known).startswith(method) for known in AUTO_QUANTIZER_MAPPING)
+
+
+def _unscaled(stored: Mapping[str, Stored]) -> list[str]:
+    """Weights of 8 bits without a scale beside them; transformers reads them without one."""
+    scaled = {name.rpartition(".")[0] for name in stored if "scale" in name.rpartition(".")[2]}
+    eight = (name for name, tensor in stored.items() if tensor.dtype.startswith("F8_E") and "scale" not in name)
+    return sorted(name for name in eight if name.rpartition(".")[0] not in scaled)
 
 
 def _sorted_out(
