@@ -1,4 +1,4 @@
-"""`fit`, `predict`, `plan` and `compare`: what the commands of these names do, for Python."""
+"""`fit`, `predict`, `plan` and `compare`: the Python functions behind the commands of the same names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .table_files import Table
 
 
 class FitArguments(TypedDict, total=False):
-    """What `fit` takes by name; see there."""
+    """Keyword arguments of `fit`, where they are explained."""
 
     dataset: str | None
     only: Mapping[str, Any] | None
@@ -80,35 +80,37 @@ def fit(
     bounds: Mapping[str, tuple[float, float]] | None = None,
     seed: int = 0,
 ) -> Fit | GroupedFits:
-    """Fit one law to the runs of one data set: global optimum, intervals from resampling whole runs.
+    """Fit one law to the runs of one data set: global optimum, with intervals from resampling whole runs.
 
-    Of a study the first method's plain runs are fitted, from the first step that counts; with replay for law `replay`.
+    For a study, the runs of the first method without mitigations are fitted, from the study's first measured step; for
+    the law `replay`, also runs whose only mitigation is replay.
 
     Args:
-        table: paths of tables, a study folder or result, a DataFrame, a Dataset, columns, rows; a row a measurement.
+        table: paths of tables, a study folder or result, a DataFrame, a Dataset, a dictionary of columns, or a list of
+            rows; one row per measurement.
         law: a law's name, a formula such as `loss = E + A/N**alpha`, or a law.
-        by: a column or several: fit the rows of each group by itself, such as each model's curve.
-        dataset: which data set, where the table has several; with `by` each data set is a group of its own.
-        only: keep rows whose column has this value, or one of several; None for blank cells.
-        from_step: leave out earlier steps; default a study's own.
-        columns: the table's column for a variable or output, where its name differs.
-        run: the column that says which rows are one run.
-        iid: take every row as independent in intervals, whatever run it is of.
+        by: one column or several; the rows of each group are fitted separately, such as each model's curve.
+        dataset: name of the data set, if the table has several; with `by`, each data set is a group.
+        only: by column, the value that kept rows have, or a list of allowed values; None stands for blank cells.
+        from_step: leave out earlier steps; default: a study's own first step, and every step of another table.
+        columns: the table's column for a variable or output, if its name differs.
+        run: the column that identifies the runs.
+        iid: treat every row as independent in the intervals, ignoring runs.
         objective: `least-squares`, `log-least-squares`, `huber`, `huber-log`; for the line also `errors-in-both`.
         delta: Huber's delta.
-        weights: `none`, or `se` to weigh by the `..._se` columns.
-        intervals: of parameters: `bootstrap`, or `profile` for profile likelihood.
-        bootstrap: resamples of whole runs; 0 for no intervals.
-        confidence: nominal coverage of intervals.
-        start: of a formula: by parameter, a value or a region to draw starting values from.
-        bounds: of a formula: by parameter, its lowest and highest value.
-        seed: of starts and resamples.
+        weights: `none`, or `se` to weight by the `..._se` columns.
+        intervals: method for the parameters' intervals: `bootstrap`, or `profile` for profile likelihood.
+        bootstrap: number of resamples of whole runs; 0 for no intervals.
+        confidence: nominal coverage of the intervals.
+        start: for a formula: by parameter, a starting value or a range to draw starting values from.
+        bounds: for a formula: by parameter, its lowest and highest value.
+        seed: random seed of starting values and resamples.
 
     Returns:
-        The fit; with `by` one fit a group, and why a group could not be fitted.
+        The fit; with `by`, one fit per group, and the reason for each group that could not be fitted.
 
     Raises:
-        UsageError: an unknown law, a mistake in the table, or several data sets.
+        UsageError: an unknown law, a mistake in the table, or no data set given although there are several.
     """
     given = tables_to_fit(table, only=only or {}, from_step=from_step, dataset=dataset)
     label, rows = next(iter(given.plain.items())) if by is not None else _one(given.plain)
@@ -122,7 +124,11 @@ def fit(
 
 
 def _one(tables: dict[str, Any]) -> tuple[str, Any]:
-    """The only table, and its data set."""
+    """The name of the only data set, and its table.
+
+    Raises:
+        UsageError: there are several.
+    """
     if len(tables) > 1:
         raise UsageError(f"table: it has several data sets; give dataset=, one of {', '.join(tables)}")
     return next(iter(tables.items()))
@@ -143,23 +149,26 @@ def predict(
     which: str | None = None,
     dataset: str | None = None,
 ) -> Predictions:
-    """Predict losses with bands, and say where a prediction lies outside the measured range.
+    """Predict losses with bands, and mark predictions outside the measured range.
 
     Args:
         law: a fit, a study's result or folder, a file of fits, or a published law's name.
-        ranks: LoRA ranks, turned into trainable parameters.
+        ranks: LoRA ranks, converted to trainable parameters.
         steps: update steps.
         params: trainable parameters, instead of ranks.
-        replay: shares of replay, 0 to 1, where a study varied them.
-        params_per_rank: trainable parameters of rank 1, where the law does not know it.
+        replay: shares of replay, 0 to 1, if the study varied them.
+        params_per_rank: trainable parameters of rank 1, if the law does not know them.
         model: count them from this model's configuration: a folder or Hub id.
         target_modules: LoRA target modules for `model`; default all-linear.
         at: values of any variable of the law.
-        which: which law of several: `shifted_power`, `linear`, ...
+        which: the law to use if there are several: `shifted_power`, `linear`, ...
         dataset: only this data set.
 
+    Returns:
+        One prediction for each combination of the values, in nats/token.
+
     Raises:
-        UsageError: no such law, or a variable is missing, unknown or out of its domain.
+        UsageError: no such law, or a variable is missing, unknown or outside its domain.
 
     Examples:
         >>> import forgetting
@@ -204,23 +213,28 @@ def plan(
     max_steps: float | None = None,
     dataset: str | None = None,
 ) -> Plans:
-    """The ranks and steps that spend a budget of forgetting, or that reach a fine-tuning loss, by data set.
+    """The ranks and steps that use up a budget of forgetting, or that reach a fine-tuning loss, by data set.
 
     Args:
         law: a fit, a study's result or folder, a file of fits, or a published law's name.
-        budget: forgetting allowed, nats/token above the base model's; give this or `target_loss`.
-        target_loss: fine-tuning loss to reach with least forgetting.
-        floor: forgetting loss of the base model itself; default the study's.
+        budget: allowed forgetting, in nats/token above the base model; give this or `target_loss`.
+        target_loss: fine-tuning loss to reach with the least forgetting, in nats/token.
+        floor: forgetting loss of the base model itself, in nats/token; default the study's.
         ranks: LoRA ranks to compare; default powers of two across the measured range.
         params: trainable parameters, instead of ranks.
-        replay: where a study varied it, shares of replay to compare; default any. 0 alone asks the law of plain runs.
-        params_per_rank: trainable parameters of rank 1, where the law does not know it.
+        replay: shares of replay to compare, if the study varied it; default all shares in its range. With 0 alone, the
+            law of runs without replay is used.
+        params_per_rank: trainable parameters of rank 1, if the law does not know them.
         model: count them from this model's configuration: a folder or Hub id.
         target_modules: LoRA target modules for `model`; default all-linear.
-        batch, context: sequences a step and tokens a sequence, for tokens and FLOPs; default as in the study.
-        next_run: also say which run would narrow the answer most.
-        max_steps: what one next run, or one with replay, may take; default as measured.
+        batch, context: sequences per step and tokens per sequence, to compute tokens and FLOPs; default as in the
+            study.
+        next_run: also find the runs that would narrow the answer most.
+        max_steps: most steps of such a next run, or of a run with replay; default the most measured steps.
         dataset: only this data set.
+
+    Returns:
+        The plan of each data set.
 
     Raises:
         UsageError: neither or both of budget and target_loss, or no law over P and N.
@@ -251,10 +265,10 @@ def plan(
 def _law_to_plan(
     laws: Mapping[str, Fit], replay: float | Sequence[float] | None, *, next_run: bool
 ) -> tuple[Fit, list[float] | None]:
-    """The law that a plan is made with, and the shares of replay that are asked for."""
+    """The law to plan with, and the shares of replay to compare."""
     shares = None if replay is None else _numbers(replay, "replay")
     if next_run and shares and any(shares):
-        raise UsageError("next_run (--next-run) is of plain runs; leave out replay (--replay), or give 0")
+        raise UsageError("next_run (--next-run) only plans runs without replay; leave out replay (--replay), or give 0")
     mixed = bool(any(shares)) if shares is not None else "replay" in laws and not next_run
     found = pick(laws, None, wants_surface=True, wants_replay=mixed)
     return found, shares if mixed or found.law == "replay" else None
@@ -267,6 +281,7 @@ def _planned(
     shares: list[float] | None,
     max_steps: float | None,
 ) -> Plan:
+    """The plan for a budget or a target loss, with the law of replay if it is needed."""
     budget, target, floor = asked["budget"], asked["target"], asked["floor"]
     if found.law == "replay" or shares:
         return plan_replay(found, budget=budget, target=target, floor=floor, shares=shares, max_steps=max_steps, **how)
@@ -276,7 +291,7 @@ def _planned(
 
 
 def _left_out(law: Fit) -> list[str]:
-    """What a plan says of runs that its law is not fitted on."""
+    """The law's warnings about rows and runs left out of its fit."""
     return [warning for warning in law.warnings if "left out" in warning]
 
 
@@ -291,21 +306,22 @@ def compare(
     direction: str | None = None,
     confidence: float = 0.95,
 ) -> Comparison:
-    """Does a method or mitigation save forgetting at equal fine-tuning loss, or only as early stopping does?
+    """Does a method or mitigation save forgetting at equal fine-tuning loss, or no more than early stopping would?
 
     Args:
         source: a study's folder or result, the path of a table, a DataFrame, a datasets.Dataset, a dictionary of
             columns, or a list of rows.
-        reference: label whose plain runs all others are held against; `COLUMN=VALUE`, or several of these, of which a
-            run must have all (of one column, any); or values by column. Default a study's first method.
+        reference: what the other runs are compared with: a label, whose runs without mitigations are used;
+            `COLUMN=VALUE`; a list of these, all of which a run must have (any of those with the same column); or a
+            dictionary of values by column. Default: a study's first method.
         dataset: only this data set.
-        only: keep rows whose column has this value, or one of several; None for blank cells.
+        only: by column, the value that kept rows have, or a list of allowed values; None stands for blank cells.
         by: the column to hold equal; default `finetune_loss`, or `test_accuracy` in PEFT's results.
-        direction: `lower` or `higher` is better; only for a column of your own.
+        direction: whether `lower` or `higher` is better; needed for columns other than these two.
         confidence: nominal coverage of each interval.
 
     Returns:
-        Savings with intervals, prices, the Pareto frontier and the paper's Appendix B, by data set.
+        Savings with intervals, costs, the Pareto frontier and the paper's Appendix B, by data set.
 
     Raises:
         UsageError: a mistake in the table or arguments, or nothing to compare.
@@ -324,7 +340,7 @@ def compare(
 
 
 def _check_plan(target_loss: float | None, ranks: Any, params: Any, given: Mapping[str, float | None]) -> None:
-    """Refuse numbers that mean nothing in a plan."""
+    """Refuse numbers that cannot be used in a plan, and ranks together with parameters."""
     for name, value in given.items():
         least = 0.0 if name == "floor" else np.nextafter(0.0, 1.0)
         if value is not None and not (np.isfinite(value) and value >= least):
@@ -336,7 +352,7 @@ def _check_plan(target_loss: float | None, ranks: Any, params: Any, given: Mappi
 
 
 def _own(tables: Mapping[str, Table], reference: Any) -> tuple[Any, float]:
-    """The reference and the first step of a study's own table, which says them itself."""
+    """The reference and first step; by default those in a study's table, which has columns for them."""
     said = {str(cell) for table in tables.values() for cell in table.get("reference", [])}
     starts = [float(cell) for table in tables.values() for cell in table.get("measure_start", [])]
     return reference or (said.pop() if len(said) == 1 else None), max(starts, default=0.0)
@@ -346,7 +362,7 @@ def _numbers(values: Any, name: str) -> list[float]:
     """One number or several as a list.
 
     Raises:
-        UsageError: none, or what is no number.
+        UsageError: no value, or one that is not a number.
     """
     several = [values] if isinstance(values, int | float) else list(values)
     try:
@@ -361,7 +377,7 @@ def _numbers(values: Any, name: str) -> list[float]:
 def _grid(
     ranks: Any, params: Any, model: str | None, targets: str | Sequence[str] | None, per_rank: float | None
 ) -> tuple[dict[str, Any], float | None]:
-    """Ranks or parameters with the parameters of rank 1, and the model's parameters, as far as they are known."""
+    """Arguments for the grid of ranks or parameters, and the model's number of parameters if it was counted."""
     counted = None
     if model is None and targets:
         raise UsageError("target_modules: needs a model to count parameters in (model=, --model)")
@@ -383,7 +399,7 @@ def _grid(
 def _cost(
     law: Fit, batch: float | None, context: float | None, model_params: float | None, known: Cost | None
 ) -> Cost | None:
-    """Of one step: as the study's runs had it, as it is given, or as the law's source says."""
+    """The cost of one step: from the study's runs if known, else from the arguments or the law's source."""
     if known is not None:
         return known if model_params is None else replace(known, model_params=model_params)
     said = law.diagnostics
@@ -392,6 +408,7 @@ def _cost(
 
 
 def _next(source: LawSource, law: Fit, made: Plan, max_steps: float | None) -> list[NextRun]:
+    """The next runs that would narrow the plan most; for a study folder, with the commands that add them."""
     candidates = [(c.rank, c.trainable_params) for c in made.frontier]
     found = next_runs(law, made, candidates, max_steps=max_steps or law.measured_range["step"][1])
     if isinstance(source, str | os.PathLike) and (Path(source) / "study.yaml").is_file():

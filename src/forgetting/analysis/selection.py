@@ -44,8 +44,7 @@ def wanted(only: Only) -> dict[str, tuple[Any, ...]]:
 
 def is_blank(cell: Any) -> bool:
     """Whether a cell is missing: None, NaN, pandas' NA, or an empty text."""
-    # recognise pandas' missing value by its name: it does not compare with anything
-    # pandas' missing value is told by its name: it compares with nothing
+    # recognise pandas' missing value by its name, because comparing with it does not give a bool
     return str(cell).strip().lower() in BLANK
 
 

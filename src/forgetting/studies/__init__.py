@@ -1,5 +1,5 @@
-"""Studies: the grid of runs, and all that it takes to do it.
+"""Studies: running the grid of runs, and what follows from them.
 
-What runs share, one run done and recorded, the engines that do many (docs/clusters.md), where a number comes from, a
-run repeated, and what a study concludes: fits and report.
+Contains what the runs share, the execution and record of one run, the engines that execute many (docs/clusters.md),
+the provenance of numbers, repeated runs, pilots, and a study's conclusions: fits and report.
 """

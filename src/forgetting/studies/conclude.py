@@ -1,4 +1,4 @@
-"""`study` and `report`: a study with its fits and report, and both again from a stored study."""
+"""`study` runs a study, fits the laws and writes the report; `report` does the last two for a stored study."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyResult(Result):
-    """What a study gave so far: its measurements, the laws and comparison that they give, and the report.
+    """Results of a study so far: its measurements, the fitted laws, the comparison and the report.
 
     Attributes:
         folder: the study folder.
         config: the whole study.
-        table: one row a measurement (`forgetting.store.columns.COLUMNS`), of all runs, marked by `status`.
-        fits: laws by data set and name.
-        comparison: of its methods and mitigations; None where there is one only.
-        report: the report's file.
-        failed: run id -> why, for runs that failed.
+        table: one row per measurement of any run (`forgetting.store.columns.COLUMNS`); `status` is that of the run.
+        fits: fitted laws by data set and name.
+        comparison: comparison of methods and mitigations; None if there is only one.
+        report: path of the report.
+        failed: run id -> reason, for runs that failed.
         skipped: ids of runs that were finished before this call.
         seconds: wall time of this call's runs.
-        left: runs whose rows are damaged, or that the configuration does not ask for; nothing here is made from them.
+        left: runs that are damaged or not in the configuration; the results do not use them.
     """
 
     folder: Path
@@ -61,11 +61,11 @@ class StudyResult(Result):
     left: LeftOut = field(default_factory=LeftOut)
 
     def to_frame(self) -> pd.DataFrame:
-        """The measurements, one row each; the same as `table`."""
+        """The measurements, one row each; equal to `table`."""
         return self.table
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the last measurement of each run, the laws, what failed."""
+        """Plain data for JSON: the last measurement of each run, the laws, and the failed runs."""
         return {
             "folder": str(self.folder),
             "report": str(self.report),
@@ -80,7 +80,7 @@ class StudyResult(Result):
         }
 
     def shown(self) -> list[Shown]:
-        """The last measurement of each run, the laws, and where the report lies."""
+        """The last measurement of each run, the laws, and the report's path."""
         seconds = f"  ({self.seconds / 60:.1f} min)" if self.seconds >= 1 else ""
         if not seconds and self.skipped:
             seconds = "  (nothing left to run)"
@@ -97,12 +97,12 @@ class StudyResult(Result):
         """A chart of the report as a Plotly figure.
 
         Args:
-            dataset: which one, where the study has several.
-            kind: `line` (forgetting against fine-tuning loss), `steps-finetune_loss`, `steps-forgetting`, `size`,
-                `agreement`; the comparison's own is `result.comparison.figure()`.
+            dataset: name of the data set; may be None if the study has only one.
+            kind: `line` (forgetting against fine-tuning loss), `steps-finetune_loss`, `steps-forgetting`, `size`
+                or `agreement`; the chart of the comparison is `result.comparison.figure()`.
 
         Raises:
-            UsageError: no such data set or chart, or several data sets.
+            UsageError: no such data set or chart, or no data set given although there are several.
         """
         from ..reporting.notebook import study_figure
 
@@ -111,7 +111,7 @@ class StudyResult(Result):
 
 
 def _law_lines(dataset: str, laws: Mapping[str, Fit]) -> list[str]:
-    """What the laws of a data set say, in one line each."""
+    """One line per law of a data set, with its R² and, for the linear law, its slope."""
     lines = []
     if "linear" in laws:
         fit = laws["linear"]
@@ -150,14 +150,17 @@ def study(
     Args:
         config: a configuration, its fields as a dictionary, a YAML file, a study folder to resume, or a preset's name.
         out: the study folder; default the folder to resume, or studies/NAME.
-        engine: where its runs run: `Local(jobs)`, `Accelerate(launch)` or `Ray(...)` (forgetting.studies.engines);
-            None is `Local(1)`, this process. More processes than one need the caller's script to guard its entry with
-            `if __name__ == "__main__"`.
-        on_event: told of every finished step.
-        on_plan: told once of all runs, and of the ids of those still to do.
+        engine: where runs are executed: `Local(jobs)`, `Accelerate(launch)` or `Ray(...)` of
+            forgetting.studies.engines; default `Local(1)`, in this process. With several processes the caller's script
+            must guard its entry with `if __name__ == "__main__"`.
+        on_event: called with every event, such as a finished step.
+        on_plan: called once with all runs and the ids of those still to do.
+
+    Returns:
+        The measurements, fits, comparison and report.
 
     Raises:
-        UsageError: the configuration, text or model are wrong, or changed since the first run; nothing was started.
+        UsageError: the configuration, text or model is wrong, or changed since the first run; nothing was started.
         ForgettingError: every run failed, or the disk is full.
     """
     whole, folder = study_config(config)
@@ -176,7 +179,7 @@ def run_study(
     on_event: Hear | None = None,
     on_plan: Callable[[list[RunConfig], list[str]], None] | None = None,
 ) -> StudyResult:
-    """`study` of a configuration that is resolved, in its folder."""
+    """Like `study`, for a resolved configuration and a folder."""
     from . import tracking
     from .study import study as run
 
@@ -189,22 +192,27 @@ def run_study(
 
 @checked
 def report(study: str | os.PathLike[str]) -> StudyResult:
-    """Fit the laws again and write the report again, from what a study has measured so far.
+    """Fit the laws and write the report again, from the measurements that a study has so far.
 
     Args:
-        study: its folder.
+        study: the study folder.
+
+    Returns:
+        The measurements, fits, comparison and report.
 
     Raises:
-        UsageError: not a study folder, or one without a measurement.
+        UsageError: not a study folder, or one without measurements.
+        ForgettingError: none of the stored measurements can be used.
     """
     return conclude(Path(study))
 
 
 def conclude(out: Path) -> StudyResult:
-    """Fit the laws to a stored study and write fits.json and report.html into its folder.
+    """Fit the laws to a stored study and write fits.json, compare.json and report.html into its folder.
 
     Raises:
-        UsageError: not a study folder, or one without a measurement.
+        UsageError: not a study folder, or one without measurements.
+        ForgettingError: none of the stored measurements can be used.
     """
     from ..analysis.fit import LEAST_ROWS, fit_study, save_fits
     from ..reporting import write_study_report
@@ -223,7 +231,7 @@ def conclude(out: Path) -> StudyResult:
     fits = fit_study(rows, replay=fitted_rows(found.table, replay=True)) if len(rows) else {}
     runs = counted_runs(folder, found.left)
     comparison = _compared(config, table, runs, fits)
-    StudyFolder.open(out)  # it may have gone meanwhile: then nothing is written in its place
+    StudyFolder.open(out)  # fails if the folder was deleted meanwhile, so that nothing recreates it
     save_fits(fits, out / "fits.json")
     if comparison is not None:
         write_atomically(out / "compare.json", json.dumps(comparison.to_dict(), indent=1) + "\n")
@@ -237,7 +245,7 @@ def conclude(out: Path) -> StudyResult:
 def _compared(
     config: StudyConfig, table: pd.DataFrame, runs: list[dict[str, Any]], fits: dict[str, dict[str, Fit]]
 ) -> Comparison | None:
-    """The comparison with the first method's plain runs; None where the study has no other."""
+    """The comparison with the first method without mitigations; None if the study has nothing else."""
     from ..analysis.compare import Comparison, compare_tables, study_tables
 
     first = config.reference_label
@@ -246,5 +254,5 @@ def _compared(
     tables = study_tables(table, runs)
     try:
         return compare_tables(tables, first, start=config.measure.start, fits=fits)
-    except UsageError as error:  # not far enough yet: no finished run of the reference, or of any other
+    except UsageError as error:  # too early: no finished run of the reference, or of anything else
         return Comparison(first, {}, without={"this study": str(error)})

@@ -1,4 +1,4 @@
-"""One run of a study done in this process: held, trained, measured, and recorded whatever becomes of it."""
+"""Executes one run of a study in this process: locks, trains and measures it, and records the outcome."""
 
 from __future__ import annotations
 
@@ -28,25 +28,30 @@ if TYPE_CHECKING:
     from ..tuning.run import RunData
 
 SMALL_MODEL = 50_000_000
-"""Parameters under which one thread a run is best."""
+"""Models with fewer parameters run best with one thread per run."""
 
 
 def is_pending(record: Mapping[str, Any]) -> bool:
-    """Whether the run of a run.json is still to do: it has not ended, or failed for a reason that may pass.
+    """Whether a run, given its run.json, is still to do: it is unfinished, or it failed without diverging.
 
-    One whose files are damaged is left until the user deletes it.
+    A run with damaged files is not pending; the user must delete it.
     """
     return not (record.get("status") in ("done", DAMAGED) or record.get("kind") == "diverged")
 
 
 class Worker:
-    """Does runs of a stored study, for an engine, and holds what they share.
+    """Executes runs of a stored study for an engine, and keeps the inputs that they share.
 
-    Pickled it is the folder alone: each process that an engine starts reads the texts for itself, once.
+    Only the folder is pickled, so each process that an engine starts reads the texts itself, once.
     """
 
     def __init__(self, study: Path, inputs: StudyInputs | None = None) -> None:
-        """Take the study folder, and what was read for it already."""
+        """Create it.
+
+        Args:
+            study: the study folder.
+            inputs: the study's inputs; None reads them when the first run needs them.
+        """
         self.study = study
         self._inputs = inputs
 
@@ -54,24 +59,25 @@ class Worker:
         return Worker, (self.study,)
 
     def __call__(self, run_id: str, tell: Callable[[int], None]) -> None:
-        """Do one run; does nothing where another process holds it.
+        """Execute one run, unless another process holds its lock.
 
         Args:
-            run_id: which run.
+            run_id: id of the run.
             tell: called with the number of each finished step.
 
         Raises:
-            StoppedError: a stop was requested; the run can go on from a checkpoint.
-            ForgettingError: no room on the disk, or a damaged record.
+            StoppedError: a stop was requested; the run can resume from a checkpoint.
+            ForgettingError: the disk is full, or the run's record is damaged.
         """
         with suppress(HeldError):
             self.do(run_id, tell)
 
     def do(self, run_id: str, tell: Callable[[int], None]) -> bool:
-        """The same, but says whether there was anything to do.
+        """Execute one run; returns whether there was anything to do.
 
         Raises:
-            HeldError: another process does it.
+            HeldError: another process holds the run.
+            StoppedError, ForgettingError: see `__call__`.
         """
         folder = StudyFolder.open(self.study)
         if self._inputs is None:
@@ -80,17 +86,17 @@ class Worker:
 
 
 def do_run(study: StudyFolder, inputs: StudyInputs, run_id: str, tell: Callable[[int], None]) -> bool:
-    """Do one run in this process, unless it is done; failures are recorded in its run.json.
+    """Execute one run in this process, unless it is done; failures are recorded in its run.json.
 
-    Of several processes that `processes.join` made one group all call this, and the main one holds the run and writes.
+    If several processes form a group (`processes.join`), all of them call this; the main one holds the lock and writes.
 
     Returns:
         Whether there was anything to do.
 
     Raises:
-        HeldError: another process does it.
-        StoppedError, ForgettingError: as `Worker`, or the code of this package changed.
-        RunFailedError: in a process that is not the main one, for whoever started it to record.
+        HeldError: another process holds the run.
+        StoppedError, ForgettingError: see `Worker`; also if the code of this package changed.
+        RunFailedError: raised in processes other than the main one; the process that started them records it.
     """
     processes.refuse_foreign()
     own_code.check_same()
@@ -121,10 +127,10 @@ def do_run(study: StudyFolder, inputs: StudyInputs, run_id: str, tell: Callable[
 
 
 def _check_asked(study: StudyFolder, inputs: StudyInputs, run_id: str) -> None:
-    """Stop where another command has taken this run out of the study meanwhile.
+    """Check that another command has not removed this run from the study.
 
     Raises:
-        ForgettingError: says so.
+        ForgettingError: it has.
     """
     now = study.config()
     if now != inputs.config and run_id not in runs_by_id(now):
@@ -136,15 +142,15 @@ def _check_asked(study: StudyFolder, inputs: StudyInputs, run_id: str) -> None:
 
 @contextmanager
 def _failure_kept(study: StudyFolder, folder: RunFolder) -> Iterator[None]:
-    """Record what fails inside, whatever it is but a full disk: a failure is data, visible and never a number."""
+    """Record any failure of the block except a stop or a full disk, so that a failed run is stored as failed."""
     try:
         yield
     except StoppedError:
         raise
     except Exception as error:
-        study.check_there()  # else whatever went wrong did so because the folder has gone
+        study.check_there()  # if the folder was deleted, say that instead
         folder.check_there()
-        own_code.check_same()  # else parts of two versions may have met
+        own_code.check_same()  # the failure may come from mixing two versions of the code
         if no_room(error):
             raise
         if not processes.is_main():
@@ -154,14 +160,14 @@ def _failure_kept(study: StudyFolder, folder: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def _held(folder: RunFolder) -> Iterator[dict[str, Any]]:
-    """Hold the run; of several processes the main one does, for all.
+    """Hold the run's lock; in a group of processes the main one holds it for all.
 
     Yields:
-        What its run.json says now; empty where the run has not begun.
+        The content of run.json; empty if the run has not begun.
 
     Raises:
-        HeldError: somebody else holds it.
-        ForgettingError: a damaged run.json.
+        HeldError: another process holds the run.
+        ForgettingError: run.json is damaged.
     """
     with ExitStack() as stack:
         why, record = "", {}
@@ -178,6 +184,7 @@ def _held(folder: RunFolder) -> Iterator[dict[str, Any]]:
 
 
 def _why(error: Exception) -> str:
+    """The reason of a failure in words; names a remedy if memory ran out."""
     from ..models.failures import out_of_memory
 
     why = str(error) if isinstance(error, ForgettingError) else f"{type(error).__name__}: {error}"
@@ -187,18 +194,19 @@ def _why(error: Exception) -> str:
 
 
 def _keep_failure(folder: RunFolder, error: Exception) -> None:
+    """Write the traceback to error.txt and the failure to run.json."""
     diverged = type(error).__name__ == "DivergedError"
     write_atomically(folder.path / "error.txt", redact(traceback.format_exc()), parents=False)
     folder.update(status="failed", kind="diverged" if diverged else "error", why=_why(error), finished=provenance.now())
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own bars and advice off the terminal: progress and errors here are ours."""
+    """Keep progress bars and advice of the libraries off the terminal."""
     import warnings
 
     from transformers.utils import logging
 
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers to itself, through PEFT and Trainer
+    warnings.filterwarnings("ignore", category=FutureWarning)  # raised by transformers' own code in PEFT and Trainer
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
@@ -210,6 +218,7 @@ def _train(
     before: Mapping[str, Any],
     tell: Callable[[int], None],
 ) -> None:
+    """Train and measure the run, from its inputs to its sealed record; `before` is its run.json so far."""
     from ..tuning.run import train_run
 
     run = inputs.runs[folder.id]
@@ -220,7 +229,7 @@ def _train(
         limit_threads()
     shared = inputs.shared_targets(base, launch, study.path) if launch is not None and sharded else None
     if not processes.is_main():
-        processes.wait_for_all()  # the main process computes what is not in the cache, the others find it there
+        processes.wait_for_all()  # the main process fills the cache, then the others read it
     data, notices = _data(inputs, run, base, study, shared)
     if processes.is_main():
         processes.wait_for_all()
@@ -247,7 +256,12 @@ def _train(
 
 
 def changes(state: Mapping[str, Any], prints: dict[str, str]) -> str:
-    """Which data or model is another than when a run began, in words; empty for none."""
+    """How the data or the model differ from when a run began, in words; empty if they do not.
+
+    Args:
+        state: the run's record.
+        prints: today's hashes, from `StudyInputs.fingerprints`.
+    """
     then = state.get("data") or prints
     changed = [
         f"the base model changed ({then.get(part)} then, {prints[part]} now)"
@@ -260,14 +274,14 @@ def changes(state: Mapping[str, Any], prints: dict[str, str]) -> str:
 
 
 def is_small(base: Base) -> bool:
-    """Whether one thread is best for a run: then runs side by side fill the cores, with the same numbers."""
+    """Whether one thread per run is best; parallel runs then use the cores, and the numbers are the same."""
     from ..models.loading import count_parameters
 
     return base.model.device.type == "cpu" and count_parameters(base.model, trainable=False) < SMALL_MODEL
 
 
 def limit_threads() -> None:
-    """One thread in this process from here on."""
+    """Use one torch thread in this process from now on."""
     import torch
 
     torch.set_num_threads(1)
@@ -276,7 +290,7 @@ def limit_threads() -> None:
 def _probe(
     config: StudyConfig, run_id: str, run: RunConfig, base: Base, data: RunData, folder: StudyFolder
 ) -> Callable[[Any, int], None] | None:
-    """What asks the run's model of its capabilities at the chosen steps; None where it is not asked."""
+    """The callback that evaluates the run's capabilities at the configured steps; None if there are none."""
     asked = config.capabilities
     steps = asked.asks(run, config.training.steps) if asked is not None else frozenset()
     if not steps:
@@ -298,7 +312,7 @@ def _probe(
 def _data(
     inputs: StudyInputs, run: RunConfig, base: Base, study: StudyFolder, targets: list[BaseTargets] | None
 ) -> tuple[RunData, list[str]]:
-    """Windows and base targets of a run, if not those that are given, and what its reader should know of them."""
+    """The windows and base targets of a run, and notices on them; `targets`, if given, are already computed."""
     from ..tuning.run import MeasuredText, RunData
 
     train, heldout = inputs.dataset(run.dataset_name)

@@ -1,4 +1,4 @@
-"""Where a run of a study ends, from the rows that it has on disk so far."""
+"""Forecasts the final forgetting of a run from the rows that it has written so far."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..tuning.schedule import learning_rates
 
 
 def of_run(folder: RunFolder, run: RunConfig) -> Forecast | None:
-    """What forgetting a run ends with; None before its first measurement.
+    """Forecast the forgetting at the end of a run; None before its first measurement.
 
     Args:
-        folder: the run's, which another process may be writing.
-        run: its configuration.
+        folder: the run's folder; another process may be writing to it.
+        run: the run's configuration.
 
     Raises:
-        ForgettingError: a damaged row.
+        ForgettingError: a row is damaged.
     """
     rows = [row for row in folder.measurements() if row.get("alpha") is None and row["step"] > 0]
     if not rows:

@@ -1,6 +1,6 @@
-"""A study that grows in its folder: what its stored runs allow, and what they are asked anew.
+"""Growing a study in its folder: which changes its stored runs allow, and new questions to finished runs.
 
-`store.growth` compares configurations; here the runs are looked at.
+`store.growth` compares the configurations; this module examines the runs.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ OTHER = "choose another folder with out (--out)"
 
 
 def check(folder: StudyFolder, config: StudyConfig, wanted: Mapping[str, RunConfig]) -> None:
-    """Refuse a configuration into which a stored study cannot grow; nothing where it is the stored one, or none is.
+    """Refuse a configuration that a stored study cannot grow into.
 
     Args:
-        folder: the study.
-        config: what is asked for now.
+        folder: the study folder; accepted if it has no configuration yet, or the same one.
+        config: the new configuration.
         wanted: its runs by id.
 
     Raises:
-        UsageError: names what differs or the run in the way, why, and what to do.
+        UsageError: names the field that differs or the run that prevents it, and says what to do.
     """
     if not folder.config_file.exists() or (stored := folder.config()).is_same(config):
         return
@@ -51,12 +51,12 @@ def check(folder: StudyFolder, config: StudyConfig, wanted: Mapping[str, RunConf
 
 
 def _former(run: RunConfig, stored: StudyConfig) -> str:
-    """The id that a run has with the steps of the stored configuration."""
+    """The id of the same run with the number of steps of the stored configuration."""
     return longer.of_steps(run, stored.training.steps).run_id()
 
 
 def _check_names(folder: StudyFolder, former: Mapping[str, str], begun: Mapping[str, RunFolder]) -> None:
-    """Refuse a stored run under another name."""
+    """Refuse a new label for a run that is already stored under another."""
     stored = {run_id.rsplit("-", 1)[-1]: run_id for run_id in begun}
     for run_id in former.values():
         there = stored.get(run_id.rsplit("-", 1)[-1])
@@ -68,7 +68,7 @@ def _check_names(folder: StudyFolder, former: Mapping[str, str], begun: Mapping[
 
 
 def _check_longer(folder: StudyFolder, run: RunConfig, there: RunFolder | None) -> None:
-    """Refuse a longer run that cannot go on from the finished one that is there."""
+    """Refuse a longer run that cannot continue the finished run in the folder."""
     if there is None or there.state().get("status") != "done":
         return
     try:
@@ -85,7 +85,7 @@ def _check_longer(folder: StudyFolder, run: RunConfig, there: RunFolder | None) 
 def _check_asked(
     folder: StudyFolder, stored: StudyConfig, config: StudyConfig, run: RunConfig, there: RunFolder
 ) -> None:
-    """Refuse questions at a step that a run is past and whose weights are gone."""
+    """Refuse new questions at a step that a run has passed, because its weights at that step are not kept."""
     asked = config.capabilities
     if asked is None:
         return
@@ -103,21 +103,23 @@ def _check_asked(
 
 
 def _past(run: RunFolder) -> int:
-    """The last measured step of a run."""
+    """The last measured step of a run; 0 without measurements."""
     return max((row["step"] for row in run.measurements() if isinstance(row.get("step"), int)), default=0)
 
 
 def _asked_before(stored: StudyConfig, run: RunConfig) -> frozenset[int]:
+    """The steps at which the stored configuration asks a run its questions."""
     asked = stored.capabilities
     return frozenset() if asked is None else asked.asks(run, stored.training.steps)
 
 
 def _asks_more(before: CapabilitiesConfig | None, now: CapabilitiesConfig) -> bool:
+    """Whether the questions differ: other suites, or another limit on items."""
     return before is None or (before.limit, set(before.suites)) != (now.limit, set(now.suites))
 
 
 def shorter(folder: StudyFolder, run: RunConfig) -> list[RunFolder]:
-    """The stored runs that a run may go on from, the longest first."""
+    """The stored shorter runs that a run could continue, longest first."""
     steps = {config.training.steps for _, config in growth.History(folder.path).earlier()}
     if folder.config_file.exists():
         steps.add(folder.config().training.steps)
@@ -125,16 +127,16 @@ def shorter(folder: StudyFolder, run: RunConfig) -> list[RunFolder]:
 
 
 def begin(folder: StudyFolder, config: StudyConfig, run: RunConfig, at: RunFolder) -> dict[str, Any]:
-    """Let a run that has not begun go on from a shorter one, where there is one.
+    """If a run has not begun and a shorter one is stored, let it continue that one.
 
     Args:
-        folder: the study.
-        config: its configuration.
-        run: what is to be run.
-        at: its folder, which this process holds.
+        folder: the study folder.
+        config: the study's configuration.
+        run: the run to begin.
+        at: the run's folder, whose lock this process holds.
 
     Returns:
-        What its run.json says then.
+        The content of the run's run.json afterwards.
     """
     record = at.read()
     if record and not record.get("went_on"):
@@ -155,7 +157,7 @@ def begin(folder: StudyFolder, config: StudyConfig, run: RunConfig, at: RunFolde
 
 
 def sentence(before: StudyConfig, now: StudyConfig) -> str:
-    """How a study grew, in words."""
+    """A sentence on how a study grew."""
     old, new = runs_by_id(before), runs_by_id(now)
     parts = [growth.told(growth.differences(before, now))]
     if before.training.steps != now.training.steps:
@@ -171,9 +173,9 @@ def sentence(before: StudyConfig, now: StudyConfig) -> str:
 def last_steps(
     folder: StudyFolder, config: StudyConfig, wanted: Mapping[str, RunConfig]
 ) -> dict[str, tuple[int, bool]]:
-    """Finished runs, by id: their last step, and whether the configuration asks them there.
+    """The last step of each finished run by id, and whether the configuration asks its questions there.
 
-    Those that it does not ask stay comparable with the base model's answers, where they have been asked once.
+    Runs that are not asked are included so that earlier answers stay comparable with the base model's.
     """
     asked, last = config.capabilities, config.training.steps
     found = {}
@@ -190,17 +192,17 @@ def last_steps(
 
 
 def ask(folder: StudyFolder, config: StudyConfig, reference: Base, base: Base, wanted: Mapping[str, RunConfig]) -> None:
-    """Ask the base model, and of finished runs, by their stored weights, what they have not been asked.
+    """Ask the base model and, from their stored weights, finished runs the questions that they have not answered.
 
     Args:
-        folder: the study.
-        config: with `capabilities`.
+        folder: the study folder.
+        config: the study's configuration, with `capabilities`.
         reference: the model that forgetting is measured against.
         base: the model that is fine-tuned.
         wanted: the study's runs by id.
 
     Raises:
-        UsageError: a suite is wrong, or items have changed that a run answered which cannot be asked again.
+        UsageError: a suite is wrong, or items changed that were answered by a run that cannot be asked again.
     """
     from ..capabilities.study_growth import ask_stored, lacking
     from ..capabilities.study_runs import ask_base, plan_of

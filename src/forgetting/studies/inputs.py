@@ -1,4 +1,4 @@
-"""What the runs of a study share: read once for each study call or worker, and passed explicitly."""
+"""The inputs that a study's runs share; read once per study call or worker process, and passed explicitly."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ if TYPE_CHECKING:
 
 
 class StudyInputs:
-    """The texts, tokenizer and base targets of one study, each read when it is first asked for.
+    """The texts, tokenizer and base targets of one study, each read when first used.
 
-    One object serves one call of a study, or one worker process, from its first run to its last. It is never shared
-    between calls: a file that was edited in the meantime is read again. Pickled it is the configuration alone, so that
-    each process reads for itself.
+    One object serves one study call or one worker process. It is not shared between calls, so a file edited in the
+    meantime is read again. Only the configuration is pickled, so each process reads the files itself.
     """
 
     def __init__(self, config: StudyConfig) -> None:
-        """Nothing is read yet."""
+        """Create it without reading anything."""
         self.config = config
         self._datasets: dict[str, tuple[Windows, Windows]] = {}
         self._texts: dict[str, Windows] = {}
@@ -47,27 +46,27 @@ class StudyInputs:
         """All runs by id.
 
         Raises:
-            UsageError: as `expand_runs`.
+            UsageError: see `expand_runs`.
         """
         return {run.run_id(): run for run in expand_runs(self.config)}
 
     @cached_property
     def source(self) -> Source:
-        """Where the base model lies; of a Hub id, the one commit that all of this is taken from."""
+        """Where the base model is; a Hub id is pinned to one commit."""
         from ..models.loading import base_source
 
         return base_source(self.config.model)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The base model's."""
+        """The base model's tokenizer."""
         from ..models.loading import load_tokenizer
 
         return load_tokenizer(self.config.model, self.source)
 
     @cached_property
     def corpora(self) -> Corpora:
-        """What is read of files, each once."""
+        """The corpora read from files, each once."""
         from ..data.array_cache import default_folder
         from ..data.prepared import Corpora
 
@@ -79,10 +78,10 @@ class StudyInputs:
         return self.corpora.text(self.config.text).windows.sample(self.config.measure.text_tokens)
 
     def read_texts(self) -> None:
-        """Read the further texts that need no model, and the prompts of the others, so that a wrong file is named.
+        """Read the further texts that need no model, and the prompts of the others, to find wrong files early.
 
         Raises:
-            UsageError: as said.
+            UsageError: a file is wrong; names its field.
         """
         from ..data.probes import read_probe
 
@@ -94,14 +93,14 @@ class StudyInputs:
                     self._texts[name] = self._plain(config)
 
     def texts(self, base: Base, study: Path) -> dict[str, Windows]:
-        """Windows of the further texts by name. What the base model answers is kept in the study's cache.
+        """Windows of the further texts by name; the base model's answers are kept in the study's cache.
 
         Args:
-            base: as loaded; with `reference: full` the model in full precision answers.
+            base: the base model as loaded; with `reference: full` the model in full precision answers instead.
             study: the study folder.
 
         Raises:
-            UsageError: a text that cannot be read.
+            UsageError: a text cannot be read.
         """
         for name, config in self.config.texts.items():
             if name not in self._texts:
@@ -135,27 +134,27 @@ class StudyInputs:
 
     @cached_property
     def general(self) -> GeneralTexts:
-        """The general texts that mitigations ask for."""
+        """The general texts that mitigations use."""
         from ..tuning.mitigations import GeneralTexts
 
         return GeneralTexts(self.corpora)
 
     def base(self, *, host: bool = False) -> Base:
-        """The base model, freshly loaded, since a run changes it.
+        """Load the base model; each run loads its own because it changes it.
 
         Args:
-            host: on the CPU, mapped from its files, for weights that are to be shared out over processes.
+            host: load on the CPU, memory-mapped from its files, for weights that will be sharded over processes.
         """
         from ..models.loading import Placement, load_base
 
         return load_base(self.config.model, self.source, Placement(host=host))
 
     def shared_targets(self, base: Base, launch: Launch, study: Path) -> list[BaseTargets]:
-        """`targets` by all processes of a launch, of a base model whose weights they share out.
+        """The same as `targets`, computed by all processes of a launch on a sharded base model.
 
         Args:
-            base: as loaded; not changed.
-            launch: with a sharding.
+            base: the base model as loaded; not changed.
+            launch: the launch, which has a sharding.
             study: the study folder.
         """
         from ..measuring.base_targets import shared_targets
@@ -172,13 +171,13 @@ class StudyInputs:
         return [shared_targets(load, text, device=launch.device, key=base.key, **how) for text in texts]
 
     def targets(self, base: Base, study: Path) -> list[BaseTargets]:
-        """What the model that forgetting is measured against says of `text` and of `texts`; computed once a study.
+        """The reference model's targets for `text` and each of `texts`, computed once per study.
 
-        It is kept in the study's cache: with `reference: full` the model in full precision is loaded only where it is
-        not there yet.
+        They are kept in the study's cache. With `reference: full`, the model in full precision is loaded only if they
+        are not there yet.
 
         Args:
-            base: as loaded.
+            base: the base model as loaded.
             study: the study folder.
         """
         from ..measuring.base_targets import base_targets, stored_targets
@@ -194,23 +193,23 @@ class StudyInputs:
         return [base_targets(base.model, text, key=base.key, **how) for text in texts]
 
     def reference(self) -> Base:
-        """The model that forgetting is measured against, freshly loaded."""
+        """Load the model that forgetting is measured against."""
         from ..models.loading import load_base
 
         return load_base(self.config.model.measured_against(), self.source)
 
     def context(self, run: RunConfig) -> Context:
-        """What the method of a run may know of it."""
+        """The context of a run that its method may use: seed, texts, tokenizer."""
         train, _ = self.dataset(run.dataset_name)
         return Context(run.seed, train, self.text, self.tokenizer, run.context)
 
     def fingerprints(self, dataset: str, base: Base, study: Path) -> dict[str, str]:
-        """What decides a run's numbers beside its configuration: hashes of its texts and of the base model.
+        """Hashes of the texts and the base model, which with the configuration determine a run's numbers.
 
         Args:
-            dataset: of the run.
-            base: as loaded.
-            study: the study folder, in whose cache the base model's answers are.
+            dataset: name of the run's data set.
+            base: the base model as loaded.
+            study: the study folder, whose cache has the base model's answers.
         """
         train, heldout = self.dataset(dataset)
         parts = {"train": train, "heldout": heldout, "text": self.text}
@@ -219,10 +218,10 @@ class StudyInputs:
         return found | ({"reference": base.reference_key} if self.config.model.reference == "full" else {})
 
     def check_apart(self) -> None:
-        """Refuse a general text that shares a document or a long line with what is trained on.
+        """Refuse a measured text that shares a document or a long line with the training data.
 
         Raises:
-            UsageError: names the data set, and an example of what is shared.
+            UsageError: names the data set and an example of what they share.
         """
         plain = {f"texts.{name}": text for name, text in self.config.texts.items() if isinstance(text, TextConfig)}
         for name, text in {"text": self.config.text, **plain}.items():
@@ -244,7 +243,7 @@ class StudyInputs:
                 )
 
     def check_context(self) -> None:
-        """Refuse windows longer than the model was built for.
+        """Refuse windows longer than the model's maximal context.
 
         Raises:
             UsageError: names both lengths.
@@ -260,7 +259,7 @@ class StudyInputs:
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Errors inside name the field of the text that they are of."""
+    """Prefix errors of the block with the field of the text."""
     try:
         yield
     except UsageError as error:

@@ -1,8 +1,8 @@
-"""Runs by several processes each: what an accelerate configuration asks for, and which studies can be done so.
+"""Runs with several processes each: reads an accelerate configuration and checks that a study can use it.
 
-Every process trains on its share of each batch, and holds the whole model (DDP) or its part of every weight (FSDP2), so
-that a step is that of one process but for the order in which gradients are summed. What would give other numbers is
-refused.
+Every process trains on its share of each batch and holds the whole model (DDP) or a shard of every weight (FSDP2). A
+step is the same as with one process, except for the order in which gradients are summed. Anything that would give
+different numbers is refused.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from . import provenance
 
 T = TypeVar("T")
 DEVICES = {"MULTI_GPU": "cuda", "MULTI_CPU": "cpu", "FSDP": "cuda"}
-"""Distributed types of accelerate, and where their processes compute; in the last the weights are shared out."""
+"""accelerate's distributed types and the device of their processes; FSDP shards the weights."""
 ALLOWED = "allowed: MULTI_GPU and MULTI_CPU, where every process has the whole model, and FSDP with fsdp_version 2"
+"""Ends the messages on a wrong distributed type."""
 READ = (
     "distributed_type",
     "fsdp_config",
@@ -40,23 +41,25 @@ READ = (
     "gpu_ids",
     "mixed_precision",
 )
+"""Fields that are read."""
 IDLE = (
     *("compute_environment", "debug", "downcast_bf16", "main_training_function", "rdzv_backend", "same_network"),
     *("tpu_env", "tpu_name", "tpu_use_cluster", "tpu_use_sudo", "tpu_vm", "tpu_zone", "command_file", "commands"),
 )
-"""Fields that mean nothing to processes of one machine."""
+"""Fields that are ignored: they have no effect here."""
 OFF: tuple[Any, ...] = (None, False, "", "no", "NO", {}, [])
+"""Values that leave a field unset; any other field must have one of these."""
 
 
 def read_launch(path: Path, machine: int | None = None) -> processes.Launch:
-    """What an accelerate configuration file asks for, as `accelerate config` writes it.
+    """Read an accelerate configuration file, as `accelerate config` writes it.
 
     Args:
         path: the file.
-        machine: which one this is, of several; None: what the environment or the file says.
+        machine: index of this machine; None takes it from the environment or the file.
 
     Raises:
-        UsageError: not such a file, or it asks for what a run cannot have; names the field, what came, what is allowed.
+        UsageError: not such a file, or a field that is not supported; names the field, what came and what is allowed.
     """
     fields = files.parse_yaml(files.read_text(path, limit=files.MAX_CONFIG), str(path))
     if not isinstance(fields, Mapping):
@@ -95,16 +98,16 @@ def read_launch(path: Path, machine: int | None = None) -> processes.Launch:
 
 
 RANKS = ("NODE_RANK", "GROUP_RANK", "SLURM_NODEID")
-"""Variables that say which machine this is, where there are several."""
+"""Environment variables with the index of this machine, in order of preference."""
 
 
 def _on_machines(
     path: Path, fields: Mapping[str, Any], launch: processes.Launch, machine: int | None
 ) -> processes.Launch:
-    """The launch on as many machines as the file says.
+    """The launch with the number of machines, and this machine's index, address and port.
 
     Raises:
-        UsageError: what is needed of several machines is missing or does not fit.
+        UsageError: a field that several machines need is missing or wrong.
     """
     number = _field(path, fields, "num_machines", int, 1, lambda n: 1 <= n <= 1024, "a number of at least 1")
     if number == 1:
@@ -144,17 +147,17 @@ FSDP_VALUES: dict[str, tuple[Any, ...]] = {
     "fsdp_reshard_after_forward": (True, False),
     "fsdp_activation_checkpointing": (True, False),
 }
-"""Fields of `fsdp_config` and what they may be, likeliest first. Weights are mapped from their files and each process
-keeps its part, whether or not loading is asked to be efficient; checkpoints hold each process's part, and the tuned
-weights are saved whole, whichever type of state is asked for."""
+"""Fields of `fsdp_config` and their allowed values, the most common first. Two of them have no effect: weights are
+always memory-mapped, of which each process keeps its shard, and checkpoints always store shards, while the tuned
+weights are always saved whole."""
 LAYERS = "fsdp_transformer_layer_cls_to_wrap"
 
 
 def _sharding(path: Path, fields: Mapping[str, Any]) -> processes.Sharding:
-    """How `fsdp_config` shares out weights.
+    """Read `fsdp_config`.
 
     Raises:
-        UsageError: FSDP's first version, or a field that asks for what is not there.
+        UsageError: FSDP version 1, or an unsupported field or value.
     """
     given = fields.get("fsdp_config")
     if not isinstance(given, Mapping):
@@ -193,6 +196,7 @@ def _field(
     fits: Callable[[T], bool],
     say: str,
 ) -> T:
+    """A field's value, checked for its type and by `fits`; `say` names the allowed values in the error."""
     value = fields.get(name, default)
     if type(value) is not kind or not fits(value):
         came = "required, but missing" if name not in fields else f"got {str(value)[:60]!r}"
@@ -201,16 +205,16 @@ def _field(
 
 
 def check(config: StudyConfig, study: Path, launch: processes.Launch | None, run_id: str | None = None) -> None:
-    """Refuse what cannot be done by the processes of a launch, as far as it can be told without the model.
+    """Refuse a study that the processes of a launch cannot run, as far as this is known without the model.
 
     Args:
         config: the whole study.
-        study: its folder, or where it will be.
-        launch: None for one process.
-        run_id: the run to do; None for all that are left.
+        study: the study folder, which need not exist yet.
+        launch: the launch; None for one process.
+        run_id: the run to do; None for all unfinished runs.
 
     Raises:
-        UsageError: what came, and what is allowed.
+        UsageError: says what came and what is allowed.
     """
     processes.refuse_foreign()
     if launch is not None:
@@ -223,7 +227,7 @@ def check(config: StudyConfig, study: Path, launch: processes.Launch | None, run
 
 
 def check_device(config: StudyConfig, launch: processes.Launch) -> None:
-    """Refuse a model on one device and processes on another.
+    """Refuse a configured device that differs from that of the processes.
 
     Raises:
         UsageError: names both.
@@ -236,10 +240,10 @@ def check_device(config: StudyConfig, launch: processes.Launch) -> None:
 
 
 def check_shares(config: StudyConfig, count: int) -> None:
-    """Refuse batches that the processes cannot share out evenly.
+    """Refuse batches that cannot be divided evenly among the processes.
 
     Raises:
-        UsageError: what came, and what is allowed.
+        UsageError: says what came and what is allowed.
     """
     size, micro = config.training.batch_size, config.training.micro_batch_size
     if size % count:
@@ -258,10 +262,10 @@ def check_shares(config: StudyConfig, count: int) -> None:
 
 
 def check_shardable(config: StudyConfig) -> None:
-    """Refuse what needs a whole model in one process, where weights are shared out.
+    """Refuse what needs the whole model in one process, if weights are sharded.
 
     Raises:
-        UsageError: names it, and what is allowed.
+        UsageError: names it and what is allowed.
     """
     if config.model.bits is not None:
         raise UsageError(f"model.bits: got {config.model.bits}; FSDP cannot shard quantised weights here; leave it out")
@@ -287,10 +291,10 @@ def check_shardable(config: StudyConfig) -> None:
 
 
 def check_model(base: Base) -> None:
-    """Refuse a model whose loss is a mean over the batch of one process: a mean of means is another loss.
+    """Refuse a model whose loss averages over one process's batch: the mean of these means is a different loss.
 
     Raises:
-        UsageError: names its class.
+        UsageError: names the model's class.
     """
     model = base.model
     if not transformers_internals.takes_loss_kwargs(model):
@@ -301,16 +305,16 @@ def check_model(base: Base) -> None:
 
 
 def check_begun(study: Path, count: int, run_id: str | None = None, *, sharded: bool = False) -> None:
-    """Refuse to go on with other processes than runs began with: one study, one number, whole weights or parts.
+    """Refuse to resume with a different number of processes, or sharding, than the study's runs began with.
 
     Args:
-        study: a study folder, or a path where none is yet.
-        count: processes that are to do a run now.
-        run_id: the run to do; None looks at the first run that has begun.
-        sharded: whether they share out the weights.
+        study: the study folder, which need not exist yet.
+        count: number of processes per run now.
+        run_id: the run to do; None checks the first run that has begun.
+        sharded: whether the processes shard the weights now.
 
     Raises:
-        UsageError: names both numbers, and a run.
+        UsageError: names both settings and a run.
     """
     if not (study / "study.yaml").is_file():
         return

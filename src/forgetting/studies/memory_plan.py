@@ -1,4 +1,4 @@
-"""Whether the runs of a study fit the memory that is there, said before the first of them begins."""
+"""Checks whether a study's runs fit the available memory, before the first of them begins."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 GB = 1e9
 PROCESS = {"cpu": 0.5e9, "cuda": 0.6e9}
-"""Bytes of a process beside its run: Python and the libraries, or what CUDA keeps on the GPU."""
+"""Bytes that a process takes besides its run: Python and the libraries, or CUDA's context on the GPU."""
 SURELY = 0.5
-"""Share of the free memory under which a generous bound needs no closer look."""
+"""If a generous bound is below this share of the free memory, the exact plan is skipped."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """How an engine shares a device among runs.
+    """How an engine uses a device for runs.
 
     Attributes:
-        jobs: runs at a time; None: one a core where one thread is enough for a run, else 1.
-        processes: that do one run together, each with the whole model.
-        device: of those; None is the model's.
-        sharded: whether each holds a part of every weight (FSDP2), and not the whole model.
-        memory: GB that a run is given a place by.
+        jobs: number of runs at a time; None: one per core if one thread per run is best, else 1.
+        processes: number of processes per run.
+        device: device of these processes; None for that of the model.
+        sharded: whether each process holds a shard of every weight (FSDP2) instead of the whole model.
+        memory: GB that Ray reserves for a run; None if it reserves none.
     """
 
     jobs: int | None = 1
@@ -56,7 +56,7 @@ class Places:
 
 
 def places_of(engine: Engine) -> Places:
-    """Those of an engine."""
+    """How an engine uses a device."""
     if isinstance(engine, Local):
         return Places(jobs=engine.jobs)
     if not isinstance(engine, Accelerate | Ray):
@@ -69,13 +69,13 @@ def places_of(engine: Engine) -> Places:
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of run.
+    """The memory of one kind of run.
 
     Attributes:
-        label: its method, rank and mitigations.
-        taken: what it takes; None where that cannot be told.
-        why: it cannot.
-        once: whether it is no run, but what is done once before them.
+        label: method, rank and mitigations.
+        taken: memory that a run takes; None if unknown.
+        why: why it is unknown; else empty.
+        once: True for the measurement of the base model, which is done once before the runs.
     """
 
     label: str
@@ -86,14 +86,14 @@ class Row:
 
 @dataclass(frozen=True)
 class MemoryPlan(Result):
-    """What the runs of a study take.
+    """The memory that a study's runs need.
 
     Attributes:
-        rows: of each method with its mitigations the smallest and the largest rank.
-        room: what there is; None where the device does not tell.
-        device: `cpu`, `cuda` or another of torch's.
-        at_once: runs on the device at a time, or processes of a run.
-        places: how they share it.
+        rows: the smallest and the largest rank of each method and its mitigations.
+        room: memory of the device; None if unknown.
+        device: torch's device type, such as `cpu` or `cuda`.
+        at_once: number of runs, or of processes of one run, on the device at a time.
+        places: how the engine uses the device.
     """
 
     rows: tuple[Row, ...]
@@ -103,16 +103,16 @@ class MemoryPlan(Result):
     places: Places = Places()
 
     def _need(self, row: Row) -> float:
-        """Bytes of all that are there at once, their processes with them."""
+        """Bytes of all runs at a time, including their processes."""
         assert row.taken is not None
         count = 1 if row.once else self.at_once
         return count * (row.taken.total + PROCESS.get(self.device, 0.0))
 
     def check(self) -> None:
-        """Refuse runs whose weights, gradients and optimiser alone are more than the device has.
+        """Refuse runs whose weights, gradients and optimiser state alone exceed the device's memory.
 
         Raises:
-            UsageError: names the run, and both sizes.
+            UsageError: names the run and both sizes.
         """
         count = self.places.processes if self.device == "cpu" else 1
         for row in self.rows:
@@ -131,14 +131,14 @@ class MemoryPlan(Result):
             )
 
     def verdict(self, row: Row) -> tuple[Literal["works", "note", "broken"], str]:
-        """Whether one kind of run fits, and what to do where it does not."""
+        """Whether one kind of run fits, and what to change if it does not."""
         assert row.taken is not None
         if self.room is None or self._need(row) <= self.room.free:
             return "works", ""
         return "broken" if row.taken.parameters > self.room.total else "note", _less(row.taken)
 
     def sentence(self, row: Row) -> str:
-        """What one kind of run takes, and what there is."""
+        """The memory that one kind of run takes, and the free memory, in words."""
         taken = row.taken
         assert taken is not None
         parts = {
@@ -154,7 +154,7 @@ class MemoryPlan(Result):
         return f"{_gb(taken.total)} GB ({shown}){times}{there}"
 
     def warnings(self) -> list[str]:
-        """One line where the largest run takes more than is free, or than it is given a place by."""
+        """One line if the largest run takes more than the free memory, and one if more than Ray reserves for it."""
         known = [row for row in self.rows if row.taken is not None]
         if not known:
             return []
@@ -175,7 +175,7 @@ class MemoryPlan(Result):
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain objects; bytes."""
+        """The plan as plain objects; sizes in bytes."""
         room = None if self.room is None else asdict(self.room)
         return {"device": self.device, "at_once": self.at_once, "there": room, "runs": self._as_rows()}
 
@@ -188,7 +188,7 @@ class MemoryPlan(Result):
         ]
 
     def shown(self) -> Sequence[Shown]:
-        """A table in GB."""
+        """The plan as a table; sizes in GB."""
         there = "its memory is unknown"
         if self.room is not None:
             there = f"{self.room.where} has {_gb(self.room.free)} GB free of {_gb(self.room.total)}"
@@ -211,12 +211,12 @@ class MemoryPlan(Result):
 
 
 def _gb(count: float) -> str:
-    """Bytes in GB, as a plain number."""
+    """Bytes as a number of GB, without the unit."""
     return number(count / GB, 2 if count < 100 * GB else 3) if count >= 0.0005 * GB else "0"
 
 
 def _less(taken: Footprint) -> str:
-    """What would make a run smaller."""
+    """Advice on how to make a run smaller."""
     if taken.passes > taken.parameters:
         return "use a smaller training.micro_batch_size, or training.gradient_checkpointing: true"
     if taken.gradients + taken.optimiser > taken.weights / 2:
@@ -231,14 +231,14 @@ def plan(
     places: Places,
     longest: Mapping[str, int] | None = None,
 ) -> MemoryPlan:
-    """What the runs of a study take, and what there is.
+    """Plan the memory of a study's runs.
 
     Args:
-        config: of the study.
-        runs: of it.
-        source: where the base model lies; its weights are not read.
-        places: how they share a device.
-        longest: tokens of the longest training window of each data set; None takes the context.
+        config: the study's configuration.
+        runs: the study's runs.
+        source: where the base model is; its weights are not read.
+        places: how the engine uses the device.
+        longest: length of the longest training window of each data set, in tokens; None uses the context length.
 
     Raises:
         UsageError: the model's configuration cannot be read.
@@ -249,25 +249,25 @@ def plan(
     base = skeleton(config.model, source)
     chosen = list(_chosen(runs, longest or {}))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what libraries say of a model, they say again when it is loaded
+        warnings.simplefilter("ignore")  # libraries repeat their warnings when the model is loaded
         rows = [_row(run, base, places, (longest or {}).get(run.dataset_name), device.type) for run in chosen]
         if config.model.reference == "full":
             rows.append(_reference(config, base, source))
     at_once = min(_at_once(places, device, base), max(1, len(runs))) if places.processes == 1 else places.processes
     if device.type != "cpu" and places.processes > 1:
-        at_once = 1  # a GPU each
+        at_once = 1  # each process has its own GPU
     return MemoryPlan(tuple(rows), memory.room(device), device.type, at_once, places)
 
 
 def device_of(config: StudyConfig, places: Places) -> torch.device:
-    """Where the runs are done."""
+    """The device that runs use."""
     from ..models.loading import pick_device
 
     return pick_device(places.device or config.model.device)
 
 
 def _at_once(places: Places, device: torch.device, base: Skeleton) -> int:
-    """As `Local` shares out the cores."""
+    """Number of runs at a time, as `Local` decides it."""
     if places.jobs is not None:
         return places.jobs
     count = sum(p.numel() for p in base.model.parameters())
@@ -275,7 +275,7 @@ def _at_once(places: Places, device: torch.device, base: Skeleton) -> int:
 
 
 def _chosen(runs: Sequence[RunConfig], longest: Mapping[str, int]) -> Iterator[RunConfig]:
-    """Of each method with its mitigations the run of the smallest and of the largest rank, on the longest windows."""
+    """For each method and its mitigations, the runs of smallest and largest rank on the longest windows."""
     kinds: dict[str, list[RunConfig]] = {}
     for run in runs:
         options = {name: value for name, value in run.method.options.items() if name not in ("rank", "learning_rate")}
@@ -307,13 +307,13 @@ def _row(run: RunConfig, base: Skeleton, places: Places, longest: int | None, de
         return Row(name, _part(found, places.processes, base) if places.sharded else found)
     except ForgettingError as error:
         return Row(name, None, first_line(error))
-    except Exception as error:  # what libraries raise on a model of no numbers
+    except Exception as error:  # libraries raise many kinds of errors on a model without weights
         log.debug("%s: %s", name, error)
         return Row(name, None, "cannot be counted without the weights")
 
 
 def _part(whole: Footprint, processes: int, base: Skeleton) -> Footprint:
-    """What one of several processes takes, each with its part of every weight and one layer whole."""
+    """The memory of one of several processes: its shard of every weight, and one whole layer."""
     layers = max(1, int(getattr(base.model.config.get_text_config(), "num_hidden_layers", 1) or 1))
     gathered = max(base.largest, whole.weights // layers)
     return replace(
@@ -325,7 +325,7 @@ def _part(whole: Footprint, processes: int, base: Skeleton) -> Footprint:
 
 
 def _reference(config: StudyConfig, base: Skeleton, source: Source) -> Row:
-    """The model in full precision, which is measured beside the quantised one."""
+    """The memory while the model in full precision is measured, with the quantised one loaded as well."""
     from ..models.skeleton import skeleton
     from ..tuning import pass_memory
     from ..tuning.footprint import Footprint
@@ -341,9 +341,9 @@ def _reference(config: StudyConfig, base: Skeleton, source: Source) -> Row:
 
 
 def surely_fits(config: StudyConfig, runs: Sequence[RunConfig], source: Source, places: Places) -> bool:
-    """Whether a generous bound of the runs' memory is far below what is free, told from the weights' shapes alone.
+    """Whether a generous bound on the runs' memory, from the weights' shapes alone, is far below the free memory.
 
-    False where that cannot be told.
+    False if the shapes are unknown; True if the free memory is, as there is nothing to compare with.
     """
     from ..models import weights
 
@@ -364,12 +364,13 @@ def surely_fits(config: StudyConfig, runs: Sequence[RunConfig], source: Source, 
 
 
 def _tokens(config: StudyConfig, places: Places) -> int:
+    """Tokens in one pass of one process."""
     share = max(1, config.training.batch_size // places.processes)
     return config.context * min(config.training.micro_batch_size or share, share)
 
 
 def _whole_numbers(value: Any) -> Iterator[int]:
-    """Those in the options of a method: its rank is among them, whatever it is called."""
+    """All integers in a method's options; one of them is its rank, whatever the option's name."""
     if isinstance(value, Mapping):
         for one in value.values():
             yield from _whole_numbers(one)
@@ -389,20 +390,20 @@ def look_ahead(
     *,
     always: bool,
 ) -> MemoryPlan | None:
-    """The plan of a study that is about to begin; None where all surely fits, or it cannot be told.
+    """The memory plan of a study about to begin; None if everything surely fits, or if planning fails.
 
     Args:
-        config, runs, source, places, longest: as `plan`.
-        always: look closely, too, where all surely fits.
+        config, runs, source, places, longest: see `plan`.
+        always: make the plan even if everything surely fits.
 
     Raises:
-        UsageError: weights, gradients and optimiser of a run alone do not fit.
+        UsageError: the weights, gradients and optimiser state of a run alone do not fit.
     """
     try:
         if not always and surely_fits(config, runs, source, places):
             return None
         found = plan(config, runs, source, places, longest)
-    except Exception as error:  # the same will be said, better, when the model is loaded
+    except Exception as error:  # loading the model will give a better message
         log.debug("no plan of the memory: %s", error)
         return None
     found.check()

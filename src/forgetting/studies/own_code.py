@@ -1,7 +1,7 @@
-"""Whether this package's files are still those that this process began with.
+"""Checks that this package's files have not changed since this process started.
 
-Modules are loaded when they are first needed. After a `git pull`, or a new installation, a study that goes on would mix
-two versions: numbers of neither, or an error that nobody can read. It stops instead, and the same command goes on.
+Modules are imported when first needed. After a `git pull` or a new installation, a running study would therefore mix
+two versions, and give wrong numbers or confusing errors. It stops instead; the same command resumes it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _FOLDER = Path(__file__).parents[1]
 
 
 def _times() -> dict[str, tuple[int, int]]:
-    """Size and time of change of each module."""
+    """Size and modification time (ns) of each module."""
     found = {}
     for path in _FOLDER.rglob("*.py"):
         status = path.stat()
@@ -24,7 +24,7 @@ def _times() -> dict[str, tuple[int, int]]:
 
 
 def _hashes() -> dict[str, str]:
-    """A hash of each module's text."""
+    """SHA-256 of each module's file."""
     return {
         path.relative_to(_FOLDER).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in _FOLDER.rglob("*.py")
@@ -32,20 +32,20 @@ def _hashes() -> dict[str, str]:
 
 
 _begun = _times(), _hashes()
-"""When this process loaded the module; in a worker, when what it was forked from did."""
+"""As of the import of this module; in a forked worker, as of the import in the process that it was forked from."""
 
 
 def check_same() -> None:
-    """Refuse to go on with code that has changed.
+    """Refuse to continue with changed code.
 
     Raises:
-        ForgettingError: names a module that is another now.
+        ForgettingError: names a module that changed.
     """
     times, hashes = _begun
     try:
         if _times() == times or (now := _hashes()) == hashes:
             return
-    except OSError:  # a module went away between two looks
+    except OSError:  # a module was deleted meanwhile
         now = {}
     changed = min(name for name in {*hashes, *now} if hashes.get(name) != now.get(name))
     raise ForgettingError(

@@ -1,8 +1,8 @@
-"""A pilot: from nothing to a plan for a budget of forgetting, by a few short runs, one at a time.
+"""A pilot finds a plan for a budget of forgetting from a few short runs, chosen one at a time.
 
-Its folder is that of a study that grows by the run that is chosen next (`analysis.plan.sequential`).
+Its folder is a study folder; the study grows by the run chosen next (`analysis.plan.sequential`). Two more files:
 
-pilot.json  seconds that it took so far, and why each run was chosen
+pilot.json  seconds used so far, and why each run was chosen
 plan.yaml   the recommended run as a study of its own
 """
 
@@ -50,11 +50,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LATE = 1.1
-"""How much later than asked the run in hand may end, as a factor on the time; beyond it stops with a checkpoint."""
+"""The current run may exceed the time limit by this factor; after that it stops with a checkpoint."""
 KEEP_EVERY = 5.0
-"""Seconds after which the time is noted on the disk."""
+"""Seconds between two writes of the time used."""
 NOTE = "pilot.json"
 Choose = Callable[[PilotStep], None]
+"""Called with each chosen run before it begins."""
 
 
 @checked
@@ -69,24 +70,29 @@ def pilot(
     on_event: Hear | None = None,
     on_step: Choose | None = None,
 ) -> PilotResult:
-    """Find the rank and steps that spend a budget of forgetting, by few short runs, each the one that tells most.
+    """Find the rank and steps that use up a budget of forgetting, from a few short runs.
+
+    Each run is the one that is expected to narrow the plan's band most for its time.
 
     Args:
-        config: what to fine-tune: as for `study`, with one data set, a constant learning rate, and one method that has
-            a rank; its steps are the most that a run may take. Default: the miniature.
-        out: the study folder; default studies/NAME. One that is there goes on, and its time counts.
-        budget: forgetting allowed, nats/token above the base model's.
-        minutes: for all runs together.
-        tolerance: half width of the band of forgetting at the recommended run, as a share of the budget, at which the
-            pilot ends.
-        ranks: that may be run, three at least; default those of the method, or 8, 16, 32 and 64.
-        on_event: told of every finished step.
-        on_step: told of each run before it begins.
+        config: what to fine-tune, as for `study`: one data set, a constant learning rate, and one method with a rank.
+            Its steps are the upper limit of a run's. Default: the miniature.
+        out: the study folder; default studies/NAME. An existing pilot is resumed, and the time that it used counts.
+        budget: allowed forgetting, in nats/token above the base model.
+        minutes: time limit for all runs together.
+        tolerance: the pilot ends when the half width of the band of forgetting at the recommended run is at most this
+            share of the budget.
+        ranks: candidate ranks, at least three; default those of the method, or 8, 16, 32 and 64.
+        on_event: called with every event, such as a finished step.
+        on_step: called with each chosen run before it begins.
+
+    Returns:
+        The recommended run with its bands, and the runs that it is based on.
 
     Raises:
-        UsageError: the configuration, text or model are wrong, or the folder holds another study.
-        StoppedError: a stop was requested; the same call goes on.
-        ForgettingError: the disk is full, or a file of the folder is damaged.
+        UsageError: the configuration, text or model is wrong, or the folder holds another study.
+        StoppedError: a stop was requested; the same call resumes.
+        ForgettingError: the disk is full, or a file in the folder is damaged.
     """
     own = with_flags(miniature_flags(), None, "miniature") if config is None else config
     whole, folder = study_config(own)
@@ -100,21 +106,21 @@ def pilot(
 
 
 class _Once(logging.Filter):
-    """Lets each message through once."""
+    """Lets each log message through only once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.said: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it is new."""
+        """Whether the message is new."""
         new = (said := record.getMessage()) not in self.said
         self.said.add(said)
         return new
 
 
 class _Session:
-    """One call of a pilot."""
+    """One call of `pilot`."""
 
     def __init__(
         self,
@@ -148,11 +154,11 @@ class _Session:
 
     @property
     def spent(self) -> float:
-        """Seconds, those of earlier calls among them."""
+        """Seconds used, including earlier calls."""
         return time.monotonic() - self.began
 
     def run(self) -> PilotResult:
-        """Do runs until the band is narrow or the time is up; what each says of the model or data is said once."""
+        """Execute runs until the band is narrow enough or the time is up; equal notices of runs are shown once."""
         once = _Once()
         notices = logging.getLogger(study.__module__)
         notices.addFilter(once)
@@ -165,8 +171,8 @@ class _Session:
         answer = None
         while True:
             if self.begun and not self._finish_begun():
-                why = f"the time was up within a run; it goes on from step {self._furthest()}"
-                return self._result(Stop("time", f"{why} with more minutes (--minutes)"), answer)
+                why = "the time was up before the current run ended; with more minutes (--minutes) it continues from"
+                return self._result(Stop("time", f"{why} step {self._furthest()}"), answer)
             table = self._table()
             following, answer = decide(table, self.asked, self._state())
             if isinstance(following, Stop):
@@ -178,6 +184,7 @@ class _Session:
             self._begin(following)
 
     def _state(self) -> State:
+        """The state that the next decision depends on."""
         first = self.config.training.warmup_steps + 1
         overhead = float(np.mean(self.extra)) if self.extra else 0.0
         steps = self.config.training.steps if self.begun else first
@@ -189,7 +196,7 @@ class _Session:
         return load_study(self.out) if self.begun else pd.DataFrame()
 
     def _begin(self, following: Next) -> None:
-        """Let the study grow by what follows, and note why."""
+        """Add the chosen run, or more steps, to the study, and note the reason."""
         fields = self.config.model_dump(mode="json")
         fields["training"]["steps"] = following.steps
         if following.rank is not None:
@@ -204,7 +211,7 @@ class _Session:
         self._keep()
 
     def _finish_begun(self) -> bool:
-        """Do what is left of the chosen runs; whether the time allowed it."""
+        """Execute the unfinished chosen runs; False if the time ran out."""
         chosen = {(one["rank"], one["seed"]) for one in self.note["chosen"]}
         chosen |= {_place(run.state().get("config") or {}) for run in self._folders()}
         for run_id, run in runs_by_id(self.config).items():
@@ -222,7 +229,7 @@ class _Session:
         return list(StudyFolder(self.out).runs()) if (self.out / "study.yaml").exists() else []
 
     def _do(self, run_id: str) -> bool:
-        """Do one run; whether it ended."""
+        """Execute one run; False if it was stopped because the time ran out."""
         began = time.monotonic()
         try:
             study(self.config, self.out, engine=Local(1), on_event=self._hear, only={run_id})
@@ -238,7 +245,7 @@ class _Session:
         return True
 
     def _hear(self, event: Event) -> None:
-        """Note the time; stop the run in hand where it is far over."""
+        """Note the time; stop the current run if it is far over the limit."""
         if self.spent - self.kept > KEEP_EVERY:
             self._keep()
         if self.spent > self.seconds * LATE and stopping.requested() is None:
@@ -248,7 +255,7 @@ class _Session:
             self.on_event(event)
 
     def _keep(self) -> None:
-        """Note the time and the choices, where the study's folder is made."""
+        """Write the time and the choices to pilot.json, if the study folder exists."""
         self.kept = self.spent
         self.note["seconds"] = round(self.spent, 1)
         if (self.out / "study.yaml").exists():
@@ -256,11 +263,12 @@ class _Session:
             write_atomically(file, json.dumps(self.note, indent=1) + "\n", parents=False)
 
     def _furthest(self) -> int:
+        """The last measured step of the running runs."""
         running = [run for run in self._folders() if run.state().get("status") == "running"]
         return max((row["step"] for run in running for row in run.measurements()), default=0)
 
     def _result(self, stop: Stop, answer: Answer | None) -> PilotResult:
-        """The result, with the report of the study, and the plan as a configuration."""
+        """The result; writes the study's report and the plan's configuration."""
         table = self._table()
         self._keep()
         runs = self._runs(table)
@@ -294,6 +302,7 @@ class _Session:
         )
 
     def _runs(self, table: pd.DataFrame) -> tuple[PilotRun, ...]:
+        """The finished runs at their last step, in the order in which they were chosen."""
         if not len(table):
             return ()
         why = {(one["rank"], one["seed"]): one["why"] for one in self.note["chosen"]}
@@ -320,15 +329,17 @@ def _order(order: list[tuple[int, int]], place: tuple[int, int]) -> int:
 
 
 def _seconds(row: Mapping[Any, Any]) -> float:
+    """Seconds of training and measuring up to a row."""
     return float(row["train_seconds"]) + float(row["measure_seconds"])
 
 
 def _place(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Rank and seed of a stored run's configuration."""
     return (config.get("method") or {}).get("rank"), config.get("seed")
 
 
 def _read_note(out: Path) -> dict[str, Any]:
-    """What was noted of earlier calls.
+    """Read pilot.json of earlier calls; the seconds are 0 and no run is chosen if there is none.
 
     Raises:
         UsageError: the file is damaged.

@@ -1,4 +1,4 @@
-"""What a pilot is of: the configurations that it takes, its candidates, and the plan as a configuration."""
+"""A pilot's configuration: which studies it accepts, its candidate ranks and steps, and the plan's configuration."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from ..store import growth
 from ..tuning.methods import METHODS
 
 RANKS = (8, 16, 32, 64)
-"""Candidates where nobody names three."""
+"""Default candidate ranks."""
 PLAN = "plan.yaml"
 
 
 def miniature_flags(source: str | None = None) -> dict[str, Any]:
-    """What a pilot of the miniature has of its own: one data set, its first one or `source`, and early measurements."""
+    """Fields of a pilot of the miniature: one data set, the preset's first or `source`, and early measurements."""
     name, first = next(iter(preset_fields("miniature")["datasets"].items()))
     chosen = {name: first} if source is None else {source.rpartition(":")[2]: {**first, "source": source}}
     return {"name": "miniature-pilot", "datasets": chosen, "measure": {"start": 12, "every": 8}}
 
 
 def check(config: StudyConfig) -> None:
-    """Refuse a study that a pilot cannot be of."""
+    """Refuse a study that a pilot cannot plan.
+
+    Raises:
+        UsageError: names the field, what came and what is allowed.
+    """
     if len(config.datasets) > 1:
         raise UsageError(f"datasets: {', '.join(config.datasets)}; a pilot plans for only one; give one (--train)")
     if len(config.methods) > 1 or config.methods[0].mitigations:
@@ -45,7 +49,7 @@ def method_of(config: StudyConfig) -> tuple[MethodConfig, list[int]]:
     """The method without its rank, and its ranks.
 
     Raises:
-        UsageError: it has none.
+        UsageError: the method has no rank.
     """
     method = config.methods[0]
     ranked = [name for name, kind in METHODS.items() if "rank" in kind.model_fields]
@@ -56,16 +60,20 @@ def method_of(config: StudyConfig) -> tuple[MethodConfig, list[int]]:
 
 
 def ranks_of(config: StudyConfig) -> list[int]:
-    """The ranks of the method; none where its default is meant."""
+    """The configured ranks of the method; empty for its default."""
     rank = config.methods[0].options.get("rank")
     return list(rank) if isinstance(rank, list | tuple) else [] if rank is None else [rank]
 
 
 def candidates(given: Sequence[int] | None, own: Sequence[int]) -> tuple[int, ...]:
-    """The candidates, rising.
+    """The candidate ranks, ascending.
+
+    Args:
+        given: ranks given by the user, if any.
+        own: ranks of the configuration, used if there are at least three.
 
     Raises:
-        UsageError: fewer than three were named.
+        UsageError: fewer than three different ranks were given, or one below 1.
     """
     named = sorted(set(given)) if given else []
     if given and (len(named) < 3 or named[0] < 1):
@@ -77,10 +85,10 @@ def candidates(given: Sequence[int] | None, own: Sequence[int]) -> tuple[int, ..
 
 
 def last_steps(config: StudyConfig, most: int) -> tuple[int, ...]:
-    """The steps at which runs may end.
+    """The measured steps at which runs may end, up to `most`.
 
     Raises:
-        UsageError: fewer than three are measured, or the warm-up leaves none.
+        UsageError: fewer than three steps are measured.
     """
     longest = config.model_copy(update={"training": config.training.model_copy(update={"steps": most})})
     steps = longest.measured_steps()[1:]
@@ -93,7 +101,7 @@ def last_steps(config: StudyConfig, most: int) -> tuple[int, ...]:
 
 
 def as_stored(config: StudyConfig, stored: StudyConfig, method: MethodConfig, out: Path) -> StudyConfig:
-    """The configuration with the runs that the folder has.
+    """The configuration with the name, ranks, seeds and steps of the stored one.
 
     Raises:
         UsageError: the folder holds another study.
@@ -107,7 +115,7 @@ def as_stored(config: StudyConfig, stored: StudyConfig, method: MethodConfig, ou
 
 
 def write_plan(config: StudyConfig, out: Path, rank: int, steps: int) -> str:
-    """Write the recommended run as a study of its own, with a seed that no run has; the command that runs it."""
+    """Write the recommended run as a study of its own, with a new seed; returns the command that runs it."""
     fields = config.model_dump(mode="json")
     fields["name"] = f"{config.name[:58]}-plan"
     fields["methods"][0]["rank"] = rank

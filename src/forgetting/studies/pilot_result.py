@@ -1,4 +1,4 @@
-"""What a pilot returns: the recommended run with its bands, the runs that it rests on, and why the pilot ended."""
+"""The result of a pilot: the recommended run with its bands, the runs it is based on, and why the pilot ended."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class PilotRun:
     """A finished run of a pilot.
 
     Attributes:
-        run_id: the run.
-        rank, seed, steps: what was run.
-        seconds: of training and measuring.
-        forgetting: at its last step, in nats per token.
-        why: it was chosen, in words; empty for a run that was there before.
+        run_id: id of the run.
+        rank, seed, steps: of the run.
+        seconds: time of training and measuring.
+        forgetting: forgetting at the last step, in nats/token.
+        why: why it was chosen, in words; empty for a run that the folder had before.
     """
 
     run_id: str
@@ -43,13 +43,13 @@ class PilotRun:
 
 @dataclass(frozen=True)
 class PilotStep:
-    """What a pilot is about to do.
+    """A pilot's next step.
 
     Attributes:
-        following: the next run, or longer runs.
-        runs: finished so far.
-        half_width: of the band so far, as a share of the budget; NaN where there is none yet.
-        spent, left: seconds.
+        following: the next run, or more steps for all runs.
+        runs: number of runs finished so far.
+        half_width: half width of the band so far, as a share of the budget; NaN before the first fit.
+        spent, left: seconds used and left.
     """
 
     following: Next
@@ -59,7 +59,7 @@ class PilotStep:
     left: float
 
     def sentence(self) -> str:
-        """What is done, why, the band so far, and the time that is left."""
+        """What is done next and why, the band so far, and the time left."""
         one = self.following
         about = "" if np.isnan(one.seconds) else f", about {duration(one.seconds)}"
         what = f"rank {one.rank}, seed {one.seed}, {one.steps} steps" if one.rank else f"all runs to {one.steps} steps"
@@ -73,27 +73,28 @@ class PilotStep:
 
 @dataclass(frozen=True)
 class PilotResult(Result):
-    """A recommended run, and what it rests on.
+    """The recommended run, and what it is based on.
 
     Attributes:
         folder: the study folder.
-        budget: forgetting allowed, nats/token above the base model's.
+        budget: allowed forgetting, in nats/token above the base model.
         tolerance: half width of the band, as a share of the budget, at which the pilot ends.
         stopped: why it ended: `tolerance` (the band is narrow enough), `time`, `early` (all ranks pass the budget
-            before the first measured step), `unspent` (no rank reaches it), or `unidentified`.
+            before the first measured step), `unspent` (no rank reaches the budget) or `unidentified` (the runs do not
+            determine the law).
         why: the same in words.
-        rank, steps: of the recommended run; None where there is none, or none with a band.
-        forgetting: of the recommended run, nats/token: the budget, with the band of the law's mean.
-        new_run: the band of one new run around it.
-        half_width: of the mean's band, as a share of the budget.
-        extrapolated: the recommended run lies outside the measured range.
-        finetune_loss: of the recommended run, with its band.
-        plan: all ranks, as `forgetting plan` gives them; None where no law fits.
-        runs: that it rests on.
-        failed: run id -> why.
-        seconds: that the pilot took, all calls together.
-        command: runs the plan.
-        report: the study's report; None where nothing was measured.
+        rank, steps: rank and steps of the recommended run; None if there is none, or none with a band.
+        forgetting: forgetting of the recommended run, in nats/token: the budget, with the band of the law's mean.
+        new_run: the band of one new run, in nats/token.
+        half_width: half width of the mean's band, as a share of the budget.
+        extrapolated: whether the recommended run is outside the measured range.
+        finetune_loss: fine-tuning loss of the recommended run, in nats/token, with its band.
+        plan: the plan for all ranks, as from `forgetting plan`; None if no law could be fitted.
+        runs: the finished runs.
+        failed: run id -> reason.
+        seconds: time used by all calls together.
+        command: the command that runs the plan.
+        report: path of the study's report; None if nothing was measured.
     """
 
     folder: Path
@@ -121,7 +122,7 @@ class PilotResult(Result):
         return self.rank is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; what is not known is null."""
+        """Plain data for JSON; unknown values are null."""
 
         def ends(value: Estimate) -> dict[str, float]:
             return {"value": value.value, "low": value.low, "high": value.high}

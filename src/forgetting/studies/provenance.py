@@ -1,4 +1,4 @@
-"""What run.json says of where a run's numbers come from: configuration, versions, hardware, command, times."""
+"""The provenance of a run's numbers, as stored in run.json: configuration, versions, hardware, command, times."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = ("forgetting", "torch", "transformers", "peft", "accelerate", "datase
 
 
 def record(run_id: str, run: RunConfig) -> dict[str, Any]:
-    """What run.json says of a run before it has begun."""
+    """The part of run.json that is known before the run begins."""
     return {
         "run_id": run_id,
         "dataset": run.dataset_name,
@@ -35,7 +35,7 @@ def record(run_id: str, run: RunConfig) -> dict[str, Any]:
 
 
 def execution(base: Base) -> dict[str, Any]:
-    """What does the run, here and now: the base model's size, versions, hardware, processes, command."""
+    """The part of run.json on this execution: base model's size, versions, hardware, processes, command."""
     launch = processes.launched()
     packages = (*PACKAGES, *(["bitsandbytes"] if quantised.bits_of(base.model.config) else []))
     return {
@@ -49,12 +49,12 @@ def execution(base: Base) -> dict[str, Any]:
 
 
 def other_processes(state: Mapping[str, Any], count: int, *, sharded: bool) -> str:
-    """How the processes changed since a run began, in words; empty where they did not.
+    """How the processes changed since a run began, in words; empty if they did not.
 
     Args:
-        state: of the run.
-        count: processes now.
-        sharded: whether they share out the weights.
+        state: the run's record.
+        count: number of processes now.
+        sharded: whether they shard the weights now.
     """
     if "versions" not in state:
         return ""
@@ -67,7 +67,7 @@ def other_processes(state: Mapping[str, Any], count: int, *, sharded: bool) -> s
 
 
 def _command() -> str | None:
-    """The command line of this process, secrets taken out as everywhere; None in a worker of Ray, which has its own."""
+    """The command line of this process; None in a Ray worker, whose command line is Ray's own."""
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized() and ray.get_runtime_context().get_task_id() is not None:
         return None
@@ -88,5 +88,5 @@ def _hardware(base: Base) -> dict[str, Any]:
 
 
 def now() -> str:
-    """The time, for people to read: nothing is decided by it."""
+    """The time in UTC, for readers only: no code depends on it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,7 +1,7 @@
-"""Do a stored run again in a fresh place, and compare every number.
+"""Repeats a stored run in a new folder and compares every number.
 
-The rule: on the same hardware with the same versions, every number must come out the same to the last digit. On other
-hardware or with other versions, counts must be the same and no mean may differ by more than its standard error.
+On the same hardware with the same versions, every number must be equal to the last digit. On other hardware or with
+other versions, counts must be equal, and no mean may differ by more than its standard error.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from .inputs import StudyInputs
 
 @dataclass(frozen=True)
 class Repeat:
-    """What came of doing a run again.
+    """The outcome of repeating a run.
 
     Attributes:
-        run_id: which run.
-        folder: the fresh study folder that holds it.
-        compared: numbers compared.
-        differences: by column, the largest absolute difference; columns without one are left out.
-        beyond: columns in which the rule is broken.
-        elsewhere: how hardware and versions differ from the first time, in words; empty where they do not.
+        run_id: id of the run.
+        folder: the new study folder with the repeated run.
+        compared: how many numbers were compared.
+        differences: the largest absolute difference by column; only columns with a difference.
+        beyond: columns that differ by more than allowed.
+        elsewhere: how hardware, versions and processes differ from the first time, in words; empty if they do not.
     """
 
     run_id: str
@@ -43,7 +43,7 @@ class Repeat:
 
     @property
     def holds(self) -> bool:
-        """Whether the run was repeated by the rule."""
+        """Whether all numbers agree as far as they must."""
         return not self.beyond
 
     def sentence(self) -> str:
@@ -61,16 +61,16 @@ class Repeat:
 
 
 def repeat(study: Path, run_id: str, tell: Callable[[int], None] = lambda _: None) -> Repeat:
-    """Do a finished run of a study again, in a new folder under its `repeats`, and compare.
+    """Repeat a finished run in a new folder below the study's `repeats`, and compare the numbers.
 
     Args:
-        study: a study folder.
-        run_id: a run of it that is done.
+        study: the study folder.
+        run_id: id of a finished run.
         tell: called with the number of each finished step.
 
     Raises:
-        UsageError: no such run, or one that is not done.
-        ForgettingError: its text or model are others now, or it failed this time.
+        UsageError: no such run, the run is not done, or the configuration no longer contains it.
+        ForgettingError: the text or model changed, or the repeated run failed.
     """
     first = StudyFolder.open(study)
     old = first.run(run_id)
@@ -83,7 +83,7 @@ def repeat(study: Path, run_id: str, tell: Callable[[int], None] = lambda _: Non
     number = 1 + max((int(path.name) for path in place.glob("*") if path.name.isdigit()), default=0)
     if not asked_by(runs_by_id(first.config()))(old):
         raise UsageError(f"--repeat {run_id}: the configuration no longer contains this run; restore study.yaml")
-    # what a model can still do is asked beside a run and decides none of its numbers; trackers have the first run
+    # capabilities do not affect a run's numbers, and trackers already have the first run
     config = first.config().model_copy(update={"capabilities": None, "tracking": ()})
     again = StudyFolder.create_or_resume(files.refuse_link(place / str(number), study), config)
     new = again.run(run_id)
@@ -98,7 +98,12 @@ def repeat(study: Path, run_id: str, tell: Callable[[int], None] = lambda _: Non
 
 
 def compare(old: RunFolder, new: RunFolder, folder: Path) -> Repeat:
-    """Every number of two runs, row by row; times and memory are left out."""
+    """Compare every number of two runs, except times and memory.
+
+    Args:
+        old, new: the run and its repetition.
+        folder: the study folder of the repetition.
+    """
     elsewhere = _elsewhere(old.read(), new.read())
     before, after = _numbers(old), _numbers(new)
     largest: dict[str, float] = {}
@@ -127,6 +132,7 @@ def _numbers(run: RunFolder) -> dict[tuple[Any, Any, str], float | None]:
 
 
 def _elsewhere(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
+    """How processes, hardware and versions differ between two run records, in words."""
     counts = [state.get("processes", 1) for state in (old, new)]
     said = [f"processes {counts[0]} then, {counts[1]} now"] if counts[0] != counts[1] else []
     for part in ("hardware", "versions"):

@@ -1,4 +1,4 @@
-"""A study: the grid of runs over one model and one general text. Skips what is stored and resumes what was cut."""
+"""Runs a study: a grid of runs on one model and one general text. Skips finished runs and resumes interrupted ones."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 LOOK_AGAIN = 1.0
-"""Seconds between looks at runs that other processes hold."""
+"""Seconds between checks of runs that other processes hold."""
 
 
 @dataclass(frozen=True)
 class StudyRuns:
-    """What a study gave.
+    """The outcome of running a study.
 
     Attributes:
         folder: the study folder.
-        table: one row a measurement.
-        failed: run id -> why, for runs that failed.
-        skipped: ids of runs that were finished before.
+        table: one row per measurement.
+        failed: run id -> reason, for runs that failed.
+        skipped: ids of runs that were finished before this call.
         seconds: wall time of this call's runs.
     """
 
@@ -57,20 +57,20 @@ class StudyRuns:
 def prepare(
     config: StudyConfig, out: Path, engine: Engine, *, on_memory: Callable[[MemoryPlan], None] | None = None
 ) -> list[str]:
-    """See that a study can run, make its folder, and compute once what its runs share.
+    """Check that a study can run, create its folder, and compute what its runs share.
 
     Args:
         config: the whole study.
-        out: its folder; created, resumed, or grown if it holds a study that can become this one.
-        engine: where its runs will run.
-        on_memory: told of the memory that its runs will take, where that can be told.
+        out: the study folder; created, resumed, or grown if it holds a study that can become this one.
+        engine: where the runs will be executed.
+        on_memory: called with the memory plan of the runs, if it could be made.
 
     Returns:
         Ids of the runs to do, costliest first.
 
     Raises:
-        UsageError: the configuration, text or model are wrong, or changed since its first run; or what a run keeps in
-            memory is more than there is.
+        UsageError: the configuration, text or model is wrong, or changed since the first run; or a run does not fit
+            the memory.
     """
     with engine.ready():
         found = _prepare(StudyInputs(config), out, engine, plan=on_memory is not None).memory
@@ -80,7 +80,7 @@ def prepare(
 
 
 def left(out: Path) -> list[str]:
-    """Ids of the runs of a stored study that are still to do, costliest first.
+    """Ids of the pending runs of a stored study, costliest first.
 
     Raises:
         UsageError: not a study folder.
@@ -102,23 +102,23 @@ def study(
     on_plan: Callable[[list[RunConfig], list[str]], None] | None = None,
     only: Collection[str] | None = None,
 ) -> StudyRuns:
-    """Run a study, or what is left of it, in its folder. Several processes may do so at once and share the runs.
+    """Run a study, or the rest of it, in its folder. Several processes may call this at once and share the runs.
 
     Args:
         config: the whole study.
         out: the study folder; created, resumed, or grown if it holds a study that can become this one.
-        engine: where its runs run; None is `Local()`.
-        on_event: told of every finished step.
-        on_plan: told once of all runs and the ids of those still to do.
-        only: ids of the runs to do; the others that are left stay so, and what became of these is not judged. None:
-            all.
+        engine: where runs are executed; default `Local()`.
+        on_event: called with every event, such as a finished step.
+        on_plan: called once with all runs and the ids of those still to do.
+        only: ids of the runs to do; the others stay pending, and it is no error if all of these fail. None: all.
 
     Returns:
-        The table of all measurements and what failed. Runs that diverged are not tried again; others that failed are.
+        The table of all measurements, and the failed runs. A run that failed is tried again by the next call, unless
+        it diverged.
 
     Raises:
-        UsageError: the configuration, text or model are wrong, or changed; or what a run keeps in memory is more than
-            there is; nothing was started.
+        UsageError: the configuration, text or model is wrong, or changed; or a run does not fit the memory. Nothing
+            was started.
         StoppedError: a stop was requested.
         ForgettingError: every run failed, or the disk is full.
     """
@@ -140,7 +140,7 @@ def study(
         with stopping.at_next_step():
             _do_all(folder, inputs, pending, engine, hear, one_thread)
     own_code.check_same()
-    from ..analysis.study_table import load_study  # a second, that preparing and workers need not spend
+    from ..analysis.study_table import load_study  # takes a second to import, which preparation and workers save
 
     states = {run_id: folder.run(run_id).state() for run_id in inputs.runs}
     failed = {run_id: str(state.get("why")) for run_id, state in states.items() if state.get("status") == "failed"}
@@ -153,11 +153,11 @@ def study(
 
 @dataclass(frozen=True)
 class Prepared:
-    """What preparing a study found out.
+    """Results of preparing a study.
 
     Attributes:
-        one_thread: whether one CPU thread is enough for a run.
-        memory: what its runs will take; None where it was not looked at closely.
+        one_thread: whether one CPU thread per run is best.
+        memory: the memory plan; None if none was needed or it could not be made.
     """
 
     one_thread: bool
@@ -165,7 +165,7 @@ class Prepared:
 
 
 def _prepare(inputs: StudyInputs, out: Path, engine: Engine, *, plan: bool) -> Prepared:
-    """See that a study can run, make its folder, compute what its runs share; `plan` its memory in any case."""
+    """Prepare a study where the engine's runs will be executed; with `plan`, always make the memory plan."""
     launch = engine.launch if isinstance(engine, Accelerate | Ray) else None
     places = memory_plan.places_of(engine)
     return engine.call(functools.partial(_prepare_here, inputs, out.resolve(), launch, places, plan))
@@ -174,7 +174,7 @@ def _prepare(inputs: StudyInputs, out: Path, engine: Engine, *, plan: bool) -> P
 def _prepare_here(
     inputs: StudyInputs, out: Path, launch: processes.Launch | None, places: Places, plan: bool
 ) -> Prepared:
-    """The same in this process, which could do a run; a launch of None is one process a run."""
+    """Prepare a study in this process, which must be able to execute a run; without a launch, a run has one process."""
     config, runs = inputs.config, list(inputs.runs.values())
     quiet_libraries()
     _check_folder(inputs, out)
@@ -200,7 +200,7 @@ def _prepare_here(
     check_runs(runs, base, inputs.general, inputs.context)
     _check_unchanged(inputs, StudyFolder(out), base)
     folder = StudyFolder.create_or_resume(out, config)
-    if not sharded:  # else the processes of the first run compute them together
+    if not sharded:  # if sharded, the processes of the first run compute them together
         inputs.targets(base, folder.path)
     if config.capabilities is not None:
         reference = inputs.reference() if config.model.reference == "full" else base
@@ -209,7 +209,7 @@ def _prepare_here(
 
 
 def _check_folder(inputs: StudyInputs, out: Path) -> StudyConfig | None:
-    """Refuse a folder that cannot hold this study; the configuration that is stored there, or None."""
+    """Refuse a folder that cannot hold this study; returns the configuration stored there, or None."""
     folder = StudyFolder(out)
     folder.check(inputs.config)
     if not folder.config_file.exists():
@@ -219,7 +219,7 @@ def _check_folder(inputs: StudyInputs, out: Path) -> StudyConfig | None:
 
 
 def _check_unchanged(inputs: StudyInputs, folder: StudyFolder, base: Base) -> None:
-    """Refuse to go on where the model or a text is another than in runs that have begun: one study, one of each."""
+    """Refuse to continue if the model or a text changed since the first run: a study has only one of each."""
     seen: set[str] = set()
     for run_id, run in inputs.runs.items():
         if run.dataset_name in seen:
@@ -236,7 +236,7 @@ def _check_unchanged(inputs: StudyInputs, folder: StudyFolder, base: Base) -> No
 
 
 def _begun(folder: StudyFolder, run_id: str, run: RunConfig) -> dict[str, Any]:
-    """The record of a run, or of the shorter one that it goes on from."""
+    """The record of a run, or of the shorter run that it would continue."""
     state = folder.run(run_id).state()
     if state or not folder.config_file.exists():
         return state
@@ -246,10 +246,10 @@ def _begun(folder: StudyFolder, run_id: str, run: RunConfig) -> dict[str, Any]:
 def _do_all(
     folder: StudyFolder, inputs: StudyInputs, pending: list[str], engine: Engine, hear: Hear, one_thread: bool
 ) -> None:
-    """Do runs until none is left, those too that another process held and left."""
+    """Execute runs until none is left, including runs that another process held and left unfinished."""
     work = Worker(folder.path.resolve(), inputs)
     todo = pending
-    if not todo and isinstance(engine, Accelerate):  # other machines wait for a word
+    if not todo and isinstance(engine, Accelerate):  # tells the other machines that there is nothing to do
         engine.execute([], work, hear, one_thread=one_thread)
     while todo:
         lost = engine.execute(todo, work, hear, one_thread=one_thread)
@@ -258,7 +258,7 @@ def _do_all(
 
 
 def keep_lost(folder: StudyFolder, runs: dict[str, RunConfig], lost: dict[str, str]) -> None:
-    """Store runs that an engine gave up as failed, with the reason."""
+    """Record runs that an engine gave up as failed; `lost` has the reason by run id."""
     for run_id, why in lost.items():
         folder.run(run_id).update(**provenance.record(run_id, runs[run_id]), status="failed", kind="error", why=why)
 
@@ -268,7 +268,7 @@ def _is_unfinished(folder: StudyFolder, run_id: str) -> bool:
 
 
 def _freed(folder: StudyFolder, held: list[str], hear: Hear) -> list[str]:
-    """Wait while other processes hold these runs; the ids of those that they left unfinished."""
+    """Wait while other processes hold these runs; returns the ids of runs that they left unfinished."""
     told: dict[str, str] = {}
     while held:
         stopping.check()
@@ -288,14 +288,14 @@ def _freed(folder: StudyFolder, held: list[str], hear: Hear) -> list[str]:
 
 
 def follow(out: Path, engine: Accelerate) -> None:
-    """Do a machine's part of a study, or of one of its runs, that the first machine's command does with several.
+    """Do this machine's part of a study, or of one run, that the command on the first machine controls.
 
     Args:
-        out: the study folder, which all machines see under this path; it need not be there yet.
-        engine: with a launch of several machines, of which this is not the first.
+        out: the study folder, under the same path on all machines; it need not exist yet.
+        engine: an engine whose launch has several machines, of which this is not the first.
 
     Raises:
-        StoppedError: a stop was requested, on any machine.
+        StoppedError: a stop was requested on any machine.
         ForgettingError: the first machine failed or is gone.
     """
     with engine.ready(), stopping.at_next_step():
@@ -311,4 +311,4 @@ def _refuse_follower(engine: Engine) -> None:
 
 
 def _ignore(event: Event) -> None:
-    """Nobody is told."""
+    """Do nothing."""

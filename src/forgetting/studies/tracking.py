@@ -1,7 +1,7 @@
-"""A study's runs shown in trackers: each row after it is on the disk, and the laws at the end.
+"""Sends a study's rows to experiment trackers, each after it is on disk, and the fitted laws at the end.
 
-The stored rows are the truth. What was sent is noted beside them, so that a run that goes on sends no row twice and a
-row that a tracker missed is sent at the end of the study. No tracker can end a run or change a number of it.
+A file in the run's folder counts the rows sent, so that a resumed run sends no row twice, and rows that a tracker
+missed are sent at the end of the study. A tracker cannot end a run or change its numbers.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 MARK = "tracking.json"
-"""What was sent: in a run's folder of its rows, in the study's of the laws."""
+"""Name of the file that records what was sent: rows in a run's folder, laws in the study folder."""
 FOLDER = "tracking"
-"""In the study's folder, for what trackers write."""
+"""Folder in the study folder for files that trackers write."""
 LONGEST_NAME = 100
-"""Characters of a run's id in a tracker's, which may be no longer than 128."""
+"""Most characters of a run's id that a tracker's id contains; some trackers allow 128 in all."""
 
 
 def check(config: StudyConfig) -> None:
-    """See that the trackers can be used, before anything is started.
+    """Check that the configured trackers can be used, before any run starts.
 
     Raises:
-        UsageError: one is not installed, or could record nothing.
+        UsageError: a tracker is not installed, or could not record anything.
     """
     for name in config.tracking:
         kind = TRACKERS.find(name)
@@ -59,7 +59,7 @@ def check(config: StudyConfig) -> None:
 
 @contextmanager
 def followed(study: StudyFolder, config: StudyConfig, folder: RunFolder, run: RunConfig) -> Iterator[None]:
-    """Send the rows of a run that is done inside, as they are written; those first that a tracker has not yet."""
+    """Send a run's rows to the trackers as the block writes them, after any stored rows that were not sent yet."""
     if not config.tracking or not processes.is_main():
         yield
         return
@@ -78,7 +78,7 @@ def followed(study: StudyFolder, config: StudyConfig, folder: RunFolder, run: Ru
 
 
 def folder_notice(folder: RunFolder) -> Callable[[str], None]:
-    """What adds a sentence to the notices of a run's record."""
+    """A function that adds a sentence to the notices in a run's record."""
 
     def notice(sentence: str) -> None:
         folder.update(notices=[*folder.read().get("notices", []), sentence])
@@ -89,13 +89,13 @@ def folder_notice(folder: RunFolder) -> Callable[[str], None]:
 def finish(
     study: StudyFolder, config: StudyConfig, runs: Mapping[str, RunConfig], fits: Mapping[str, Mapping[str, Fit]]
 ) -> None:
-    """Send the rows of finished runs that trackers missed, then the laws, as one more run called `laws`.
+    """Send the rows of finished runs that trackers missed, then the laws as a further run named `laws`.
 
     Args:
-        study: its folder.
-        config: which trackers.
-        runs: those of the configuration, by id.
-        fits: laws by data set and name.
+        study: the study folder.
+        config: names the trackers.
+        runs: the configuration's runs by id.
+        fits: fitted laws by data set and name.
     """
     failed: set[str] = set()
     for run_id, run in runs.items() if config.tracking else ():
@@ -109,7 +109,7 @@ def finish(
 
 
 class Follower:
-    """Sends what is stored of one run to trackers, each row once."""
+    """Sends the stored rows of one run to trackers, each row once."""
 
     def __init__(
         self,
@@ -120,15 +120,15 @@ class Follower:
         failed: set[str],
         notice: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Read what was sent before.
+        """Read how much was sent before.
 
         Args:
-            folder: the run, held by this process.
-            config: which trackers.
-            run: what the run was configured as.
-            study: the study's folder.
-            failed: trackers that failed, which are left alone; those that fail from now on are added.
-            notice: told of a failure in one sentence.
+            folder: the run's folder, whose lock this process holds.
+            config: names the trackers.
+            run: the run's configuration.
+            study: the study folder.
+            failed: names of trackers that failed, which are not used again; further failures are added to it.
+            notice: called with one sentence for each failure.
         """
         self._folder, self._notice, self._failed = folder, notice, failed
         self._names, self._open = config.tracking, dict[str, Tracker]()
@@ -142,11 +142,11 @@ class Follower:
             "seed": run.seed,
         }
         content = {"study": study.resolve().name, "run_id": folder.id, **run.model_dump(mode="json")}
-        content["method"].pop("mitigations", None)  # the alternatives; those of this run are a field of their own
+        content["method"].pop("mitigations", None)  # all alternatives; this run's are in the field `mitigations`
         self._opening = _opening(folder.id, self._mark.key, config, content, tags, study)
 
     def catch_up(self) -> None:
-        """Send the stored rows that each tracker has not."""
+        """Send each tracker the stored rows that it does not have."""
         for name in self._names:
             if name not in self._failed:
                 self._attempt(name, functools.partial(self._send, name))
@@ -154,18 +154,19 @@ class Follower:
     def _send(self, name: str) -> None:
         for row in self._folder.measurements()[self._mark.sent.get(name, 0) :]:
             if name not in self._open:
-                self._mark.write()  # the id is kept before anything is sent under it
+                self._mark.write()  # store the id before sending anything under it
                 self._open[name] = TRACKERS[name](self._opening)
             self._open[name].log(numbers(row), int(row["step"]))
             self._mark.sent[name] = self._mark.sent.get(name, 0) + 1
             self._mark.write()
 
     def close(self, outcome: Outcome) -> None:
-        """Close what was opened."""
+        """Close the trackers' runs."""
         for name, tracker in self._open.items():
             self._attempt(name, functools.partial(tracker.close, outcome))
 
     def _attempt(self, name: str, call: Callable[[], None]) -> None:
+        """Call a tracker; if it fails, give a notice and do not use it again."""
         if why := _failure(call):
             self._failed.add(name)
             sentence = f"tracking: {name} failed, and run {self._folder.id} continues without it: {why}"
@@ -175,10 +176,10 @@ class Follower:
 
 
 class Mark:
-    """What was sent to each tracker, and what makes its ids this folder's own."""
+    """What was sent to each tracker (number of rows, or a hash of the laws), and a key that makes ids unique."""
 
     def __init__(self, file: Path, study: Path) -> None:
-        """Read it, where it is there; a damaged one counts as none, so that all is sent again, under another id."""
+        """Read the file if it exists. A damaged one is ignored, so everything is sent again under a new id."""
         self._file = files.refuse_link(file, study)
         content: Any = {}
         with suppress(OSError, ValueError, UsageError):
@@ -190,13 +191,13 @@ class Mark:
         self.sent: dict[str, int] = dict(sent) if sound and isinstance(sent, dict) and "key" in content else {}
 
     def write(self) -> None:
-        """Keep it."""
+        """Write the file."""
         text = json.dumps({"key": self.key, "sent": self.sent}) + "\n"
         files.write_atomically(self._file, text, parents=False)
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a measured row under the names that trackers show them by.
+    """The numbers of a measured row under the names used in trackers.
 
     Examples:
         >>> numbers({"step": 50, "alpha": None, "kl": 0.25, "forgetting[chat]_se": 0.5, "peak_memory": None})
@@ -210,7 +211,7 @@ def numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def flat(value: Any, path: str = "") -> dict[str, str | int | float | bool]:
-    """A configuration with dots in its keys; what is not set is left out.
+    """A nested configuration as a flat dictionary with dotted keys; omits fields that are not set.
 
     Examples:
         >>> flat({"training": {"steps": 8}, "seeds": [0, 1], "texts": {}, "subset": None})
@@ -240,7 +241,7 @@ def _opening(
 def _send_laws(
     study: StudyFolder, config: StudyConfig, fits: Mapping[str, Mapping[str, Fit]], failed: set[str]
 ) -> None:
-    """Send the laws to the trackers that have not these very numbers."""
+    """Send the laws to the trackers that do not have the same numbers already."""
     found = law_numbers(fits)
     if not found:
         return
@@ -266,12 +267,12 @@ def _send_laws(
 
 
 def hash_of(found: Mapping[str, float]) -> bytes:
-    """What tells whether the laws are those that were sent."""
+    """A hash of the laws' numbers, to tell whether they were already sent."""
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).digest()
 
 
 def law_numbers(fits: Mapping[str, Mapping[str, Fit]]) -> dict[str, float]:
-    """Parameters, their intervals, R² and rows of each law, by `laws/DATASET/LAW/…`; what is not finite is left out."""
+    """Parameters with intervals, R² and counts of each law, named `laws/DATASET/LAW/…`; only finite numbers."""
     found: dict[str, float] = {}
     for dataset, laws in fits.items():
         for law, fit in laws.items():
@@ -285,11 +286,11 @@ def law_numbers(fits: Mapping[str, Mapping[str, Fit]]) -> dict[str, float]:
 
 
 def _failure(call: Callable[[], None]) -> str:
-    """Call a tracker's library: why that failed, in one line; empty where it did not.
+    """Call a tracker's library; returns why it failed in one line, or an empty text.
 
-    What it prints is kept from standard output, which is the command's own, and its random numbers from the run's.
+    Hides what it prints from standard output, and restores the state of the global random numbers afterwards.
     """
-    state, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002  # of libraries that use no generator
+    state, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002  # libraries may use the global generators
     try:
         with redirect_stdout(io.StringIO()):
             call()

@@ -1,4 +1,4 @@
-"""Where runs run: this machine, several processes a run, or a Ray cluster. A new engine is one file."""
+"""Engines, which execute runs: on this machine, with several processes per run, or on a Ray cluster; one file each."""
 
 from .accelerate import Accelerate
 from .base import Engine, Event, Hear

@@ -1,7 +1,8 @@
-"""Each run by several processes at once, of this machine or of several, one run after another (through accelerate).
+"""Executes runs one after another, each with several processes on one or more machines, through accelerate.
 
-The processes are ours and die with us; transformers' Trainer hands their model and batches to accelerate, which finds
-the group that they form. A process that dies ends the others, and the run goes on from its last checkpoint.
+This process starts the others, and they end with it. They form a torch process group, which accelerate uses when
+transformers' Trainer passes it the model and the batches. If a process dies, the others are ended, and the run resumes
+from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from .team import Failure, Team
 
 @dataclass(frozen=True)
 class Accelerate:
-    """This machine, or several, each run by all processes of a launch; the first of them writes.
+    """Executes each run with all processes of a launch, on one or more machines; the first process writes.
 
     Attributes:
-        launch: how many, and on what, as `launching.read_launch` reads it.
+        launch: number and device of the processes, from `launching.read_launch`.
     """
 
     launch: processes.Launch
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """See that the GPUs are there; inside, this process and those that it starts see no others."""
+        """Check that the GPUs exist; in the block, this process and those it starts see only the launch's GPUs."""
         before = os.environ.get("CUDA_VISIBLE_DEVICES")
         visible = "" if self.launch.device == "cpu" else self.launch.gpu_ids
         if visible is not None:
@@ -63,7 +64,7 @@ class Accelerate:
             )
 
     def call(self, function: Callable[[], R]) -> R:
-        """Call it here; what it took of a GPU is given back."""
+        """Call the function in this process, then free the GPU memory that it used."""
         result = function()
         if self.launch.device == "cuda":
             import gc
@@ -75,7 +76,7 @@ class Accelerate:
         return result
 
     def execute(self, tasks: Sequence[str], work: Work, on_event: Hear, *, one_thread: bool) -> dict[str, str]:
-        """Do all tasks; see `Engine`. The cores are shared out among the processes of this machine."""
+        """Execute all tasks; see `Engine`. The cores are divided among the processes of this machine."""
         threads = 1 if one_thread else max(1, count_cores() // len(self.launch.local))
         if self.launch.machines == 1:
             return _Tasks(self.launch, work, threads, on_event, None).do(tasks)
@@ -83,7 +84,7 @@ class Accelerate:
         done: _Tasks | None = None
         why: dict[str, Any] = {}
         try:
-            if tasks:  # else there is nothing to do but to say so
+            if tasks:  # without tasks, the other machines are only told to end
                 machines.gather()
             done = _Tasks(self.launch, work, threads, on_event, machines)
             return done.do(tasks)
@@ -94,11 +95,11 @@ class Accelerate:
             machines.end(why, done.number if done is not None else 0)
 
     def follow(self, work: Work) -> None:
-        """On a machine that is not the first: start processes when the first one says so, until it says it is the end.
+        """On a machine other than the first: execute the tasks that the first one announces, until the end.
 
         Raises:
-            StoppedError: a stop was requested, here or elsewhere.
-            ForgettingError: the first machine failed, or is gone.
+            StoppedError: a stop was requested on any machine.
+            ForgettingError: the first machine failed or is gone.
         """
         threads = max(1, count_cores() // len(self.launch.local))
         machines = Machines(self.launch, _content(self.launch, work))
@@ -122,7 +123,7 @@ class Accelerate:
             machines.leave()
 
     def _next(self, machines: Machines, number: int) -> dict[str, Any]:
-        """What the first machine says is to be done."""
+        """Wait for the first machine's announcement with this number: a task, or the end."""
         while (told := machines.told(f"task/{number}")) is None:
             machines.check()
             stopping.check()
@@ -132,7 +133,7 @@ class Accelerate:
 
 
 class _Tasks:
-    """Does tasks with one team of processes after another, and tries again those in which one died."""
+    """Executes tasks with a team of processes; if a process dies, tries the task again with a new team."""
 
     def __init__(
         self, launch: processes.Launch, work: Work, threads: int, on_event: Hear, machines: Machines | None
@@ -143,7 +144,7 @@ class _Tasks:
         self.attempts = Attempts()
 
     def do(self, tasks: Sequence[str]) -> dict[str, str]:
-        """Do all; task -> why it was given up."""
+        """Execute all tasks; returns the reason by task for those given up."""
         lost: dict[str, str] = {}
         try:
             for task in tasks:
@@ -177,11 +178,11 @@ class _Tasks:
 
 
 def _silent(event: Event) -> None:
-    """Of several machines, the first one's command shows what happens."""
+    """Do nothing: only the command on the first machine shows progress."""
 
 
 def _content(launch: processes.Launch, work: Work) -> dict[str, Any]:
-    """What must be the same on all machines."""
+    """What must be equal on all machines."""
     return {
         "accelerate configuration": json.loads(json.dumps(dict(launch.content))),
         "study": str(getattr(work, "study", "")),
@@ -190,14 +191,14 @@ def _content(launch: processes.Launch, work: Work) -> dict[str, Any]:
 
 
 def read_engine(path: Path, machine: int | None = None) -> Accelerate:
-    """The engine of an accelerate configuration file.
+    """The engine for an accelerate configuration file.
 
     Args:
         path: the file.
-        machine: which one this is, of several; None: what the environment or the file says.
+        machine: index of this machine; None takes it from the environment or the file.
 
     Raises:
-        UsageError: as `launching.read_launch`.
+        UsageError: see `launching.read_launch`.
     """
     from ..launching import read_launch
 

@@ -1,4 +1,4 @@
-"""What an engine is: it does named tasks somewhere, tries again those whose process died, and tells what happens."""
+"""The interface of engines: they execute named tasks, retry those whose process died, and report events."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Literal, Protocol, TypeVar
 
 R = TypeVar("R")
 RETRIES = 3
-"""Times in a row that a task whose process died without getting further is tried again."""
+"""How many times in a row a task is retried if its process dies without progress."""
 POLL = 0.2
-"""Seconds between looks at whether the work was asked to stop."""
+"""Seconds between checks whether a stop was requested."""
 if sys.platform == "win32":
     PipeEnd = connection.PipeConnection
 else:
@@ -23,10 +23,14 @@ else:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a task.
+    """An event of a task.
 
-    It started, finished a step, or ended; its process died and it is tried again; or another process holds it.
-    `note` says why or who.
+    Attributes:
+        task: name of the task.
+        kind: `started`; `step`, it finished a step; `ended`; `retried`, its process died and it is tried again; `held`,
+            another process holds it.
+        step: number of the finished step.
+        note: why it is retried, or which process holds it.
     """
 
     task: str
@@ -38,37 +42,37 @@ class Event:
 Tell = Callable[[int], None]
 Hear = Callable[[Event], None]
 Work = Callable[[str, Tell], None]
-"""Does one task, telling each finished step. It records its own failures: what it raises ends the whole execution."""
+"""Executes one task and reports each finished step. It records its own failures; anything it raises ends `execute`."""
 
 
 class Engine(Protocol):
-    """Where tasks are done."""
+    """Executes tasks."""
 
     def ready(self) -> AbstractContextManager[None]:
-        """Hold what the engine needs; `call` and `execute` are used inside.
+        """A context manager that holds what the engine needs; `call` and `execute` must be used inside it.
 
         Raises:
-            UsageError: it is not installed, or no machine has what a task asks for.
-            ForgettingError: it cannot be reached.
+            UsageError: the engine is not installed, or no machine has the resources that a task needs.
+            ForgettingError: the engine cannot be reached.
         """
 
     def call(self, function: Callable[[], R]) -> R:
-        """Do the work that all tasks share, once, on a machine that could do a task; what it raises is raised."""
+        """Call a function once, on a machine that could execute a task; raises what the function raises."""
 
     def execute(self, tasks: Sequence[str], work: Work, on_event: Hear, *, one_thread: bool) -> dict[str, str]:
-        """Do all tasks.
+        """Execute all tasks.
 
         Args:
-            tasks: names, begun in this order.
-            work: does one; must be picklable.
-            on_event: called in this process with what happens.
-            one_thread: a task gains nothing from a second CPU thread.
+            tasks: names, started in this order.
+            work: executes one task; must be picklable.
+            on_event: called in this process with each event.
+            one_thread: whether one CPU thread per task is best.
 
         Returns:
-            Task -> why it was given up, for those whose process died again and again.
+            Task -> reason, for tasks that were given up because their process kept dying.
 
         Raises:
-            StoppedError: a stop was requested; the tasks in hand stopped at a whole step.
+            StoppedError: a stop was requested; the running tasks stopped after a complete step.
             Exception: what `work` raised.
         """
 
@@ -82,11 +86,11 @@ class Attempts:
         self.before: dict[str, int] = {}
 
     def note(self, event: Event) -> None:
-        """Remember how far a task came."""
+        """Remember the furthest step of the event's task."""
         self.furthest[event.task] = max(self.furthest.get(event.task, 0), event.step)
 
     def again(self, task: str) -> bool:
-        """Count a death; whether to try again. One that came after new steps starts the count anew."""
+        """Count a death and return whether to retry; after new steps the count restarts."""
         furthest = self.furthest.get(task, 0)
         if furthest > self.before.get(task, 0):
             self.deaths[task] = 0

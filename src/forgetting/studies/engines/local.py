@@ -1,4 +1,4 @@
-"""Runs on this machine: in this process, or in several others that die with it."""
+"""Executes runs on this machine: in this process, or in worker processes that end with it."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from .base import POLL, RETRIES, Attempts, Event, Hear, PipeEnd, R, Work
 from .worker import Context, WorkerProcess, one_task, set_threads, worker_context
 
 SIGKILL = getattr(signal, "SIGKILL", 9)
-"""Windows has no name for it."""
+"""Windows does not define it."""
 
 
 @dataclass(frozen=True)
 class Local:
-    """This machine.
+    """Executes tasks on this machine.
 
     Attributes:
-        jobs: tasks at a time, each in a process of its own; 1 stays in this one. None: one a core where one thread
-            is enough for a task, else 1.
+        jobs: tasks at a time, each in its own process; 1 uses this process. None: one per core if one thread per task
+            is best, else 1.
     """
 
     jobs: int | None = None
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Nothing is needed."""
+        """Do nothing, as nothing is needed."""
         yield
 
     def call(self, function: Callable[[], R]) -> R:
-        """Call it here."""
+        """Call the function in this process."""
         return function()
 
     def execute(self, tasks: Sequence[str], work: Work, on_event: Hear, *, one_thread: bool) -> dict[str, str]:
-        """Do all tasks; see `Engine`. The cores are shared out among the jobs."""
+        """Execute all tasks; see `Engine`. The cores are divided among the jobs."""
         cores = count_cores()
         jobs = self.jobs or (cores if one_thread else 1)
         threads = 1 if one_thread else max(1, cores // jobs)
@@ -61,7 +61,7 @@ def count_cores() -> int:
 
 
 class _Pool:
-    """Worker processes, each on a pipe of its own: a worker that is killed holds no lock that others wait for."""
+    """Worker processes, each with its own pipe, so that a killed worker holds no lock that others need."""
 
     def __init__(self, tasks: Sequence[str], work: Work, jobs: int, threads: int, on_event: Hear) -> None:
         self.context: Context = worker_context()
@@ -98,14 +98,14 @@ class _Pool:
 
     def _hire(self) -> None:
         try:
-            own_code.check_same()  # a new process could not even read what it is sent
+            own_code.check_same()  # a new process would import the changed code
         except ForgettingError as error:
             self.error = self.error or error
             return
         ours, theirs = self.context.Pipe()
         try:
             process = self._start(theirs)
-        except (EOFError, OSError):  # the server of forks was killed: do without
+        except (EOFError, OSError):  # the fork server was killed
             self.context = multiprocessing.get_context("spawn")
             process = self._start(theirs)
         theirs.close()  # so that the worker's death ends the pipe
@@ -118,23 +118,24 @@ class _Pool:
         return process
 
     def _stop(self) -> None:
-        """Ask each worker to stop at its next step; what had not begun stays as it was."""
+        """Ask each worker to stop at its next step, and start no further tasks."""
         self.stopped = True
         self.left.clear()
         for process in self.processes.values():
             process.terminate()
 
     def _next(self, pipe: PipeEnd) -> None:
-        """Give a worker its next task, or let it go."""
+        """Send a worker its next task, or tell it to end."""
         task = self.left.pop(0) if self.left else None
         if task is not None:
             self.held[pipe] = task
         try:
             pipe.send(task)
-        except OSError:  # it died before it could read
+        except OSError:  # the worker died before it could read
             self._bury(pipe)
 
     def _hear(self, pipe: PipeEnd) -> None:
+        """Receive a worker's message: an event, an error, or that it has started."""
         try:
             told = pipe.recv()
         except (EOFError, OSError):
@@ -147,7 +148,7 @@ class _Pool:
         if isinstance(told, Event):
             self.attempts.note(told)
             self.on_event(told)
-        else:  # it is there
+        else:  # the worker has started
             self.new.discard(pipe)
             self.stillborn = 0
         if not isinstance(told, Event) or told.kind == "ended":
@@ -155,13 +156,14 @@ class _Pool:
             self._next(pipe)
 
     def _bury(self, pipe: PipeEnd) -> None:
+        """Remove a worker that ended; retry its task or give it up, and start another worker if needed."""
         process = self.processes.pop(pipe)
         process.join(timeout=10)
         task = self.held.pop(pipe, None)
         if self.stopped:
             return
         how = ending(process)
-        if pipe in self.new:  # it never came up
+        if pipe in self.new:  # it died while starting
             self.new.discard(pipe)
             self.stillborn += 1
             if self.stillborn > RETRIES:
@@ -179,7 +181,7 @@ class _Pool:
 
 
 def ending(process: BaseProcess) -> str:
-    """How a process that is gone ended, in words."""
+    """How a process ended, in words."""
     code = process.exitcode
     if code is None or code >= 0:
         return f"exit code {code}"
@@ -189,7 +191,7 @@ def ending(process: BaseProcess) -> str:
 
 
 def _serve(work: Work, pipe: PipeEnd, threads: int) -> None:
-    """Do tasks from the pipe until there are none."""
+    """Execute tasks from the pipe until told to end."""
     worker = WorkerProcess(pipe, threads)
     pipe.send("here")
     try:

@@ -1,8 +1,8 @@
-"""Several machines that do one run together: what their commands tell each other, through one of torch's stores.
+"""Communication between the commands of several machines that execute one run together, through a torch TCPStore.
 
-The command on the first machine serves the store and says what is done; each of the others (`follow`) starts its own
-processes when it is told, and says how they ended. Every command counts a beat, by which the others see that it lives.
-The processes of a run meet in the same store.
+The command on the first machine serves the store and announces the tasks. Each of the others (`follow`) then starts its
+own processes, and reports how they ended. Every command counts heartbeats, so that the others notice if it dies. The
+processes of a run use the same store to form their group.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from ...tuning import stopping
 from .base import POLL
 
 MEET = 1800.0
-"""Seconds for which the machines wait for each other to begin."""
+"""Seconds that machines wait for each other at the beginning."""
 BEAT = 1.0
+"""Seconds between heartbeats."""
 LOST = 20.0
-"""Seconds without a beat after which a machine counts as gone."""
+"""Seconds without a heartbeat after which a machine counts as gone."""
 LINGER = 5.0
-"""Seconds for which the first machine, at the end, waits for the others to read that it is the end."""
+"""Seconds that the first machine waits at the end for the others to read the announcement."""
 
 
 class GoneMachineError(ForgettingError):
-    """A machine of the run is gone: the others end, and the same commands go on from the last checkpoint."""
+    """A machine of the run is gone; the others end, and the same commands resume from the last checkpoint."""
 
     def __init__(self, machine: int) -> None:
-        """Name it."""
+        """Create the error for the machine with this index."""
         super().__init__(
             f"machine {machine} of the run is gone; everything up to the last checkpoint is kept: run the same "
             "command again on all machines to resume"
@@ -41,17 +42,17 @@ class GoneMachineError(ForgettingError):
 
 
 class Machines:
-    """The commands of all machines of a launch, seen from one of them."""
+    """The connection of this machine's command to those of the launch's other machines."""
 
     def __init__(self, launch: Launch, content: dict[str, Any]) -> None:
         """Serve the store, or wait until the first machine does.
 
         Args:
-            launch: of this machine.
-            content: what must be the same on all.
+            launch: the launch, with this machine's index.
+            content: what must be equal on all machines.
 
         Raises:
-            ForgettingError: nobody serves it in time, or the port is taken.
+            ForgettingError: the first machine does not answer in time, or the port is taken.
         """
         self.launch, self.mine = launch, launch.machine
         if self.mine:
@@ -98,22 +99,22 @@ class Machines:
 
     def _beat(self) -> None:
         try:
-            store = self._connect(serves=False)  # its own: a store answers one question at a time
+            store = self._connect(serves=False)  # its own connection, as each handles one request at a time
             while not self._over.wait(BEAT):
                 store.add(f"beat/{self.mine}", 1)
-        except (RuntimeError, ForgettingError):  # the store is gone: whoever asks next finds out
+        except (RuntimeError, ForgettingError):  # the store is gone; the main thread's next request reports it
             return
 
     @property
     def others(self) -> list[int]:
-        """Numbers of the other machines."""
+        """Indices of the other machines."""
         return [machine for machine in range(self.launch.machines) if machine != self.mine]
 
     def tell(self, key: str, value: Any) -> None:
-        """Say something under a key.
+        """Store a value under a key.
 
         Raises:
-            GoneMachineError: the first machine, with the store, is gone.
+            GoneMachineError: the first machine, which serves the store, is gone.
         """
         try:
             self._store.set(key, json.dumps(value))
@@ -121,10 +122,10 @@ class Machines:
             raise GoneMachineError(0) from None
 
     def told(self, key: str) -> Any:
-        """What was said under a key; None for nothing yet.
+        """The value stored under a key; None if there is none yet.
 
         Raises:
-            GoneMachineError: as `tell`.
+            GoneMachineError: see `tell`.
         """
         try:
             return json.loads(self._store.get(key)) if self._store.check([key]) else None
@@ -132,11 +133,11 @@ class Machines:
             raise GoneMachineError(0) from None
 
     def gather(self) -> None:
-        """On the first machine: wait until all others are there, with the same content.
+        """On the first machine: wait until all others have joined, and check that their content is equal.
 
         Raises:
-            UsageError: one asks for something else.
-            ForgettingError: one does not come.
+            UsageError: a machine has different content.
+            ForgettingError: a machine does not join in time.
         """
         end, ours = time.monotonic() + MEET, self.told(f"machine/{self.mine}")
         for machine in self.others:
@@ -155,7 +156,7 @@ class Machines:
                 )
 
     def check(self) -> None:
-        """See that all machines live, and pass on a request to stop, ours or theirs.
+        """Check that the machines are alive, and pass on requests to stop in both directions.
 
         Raises:
             GoneMachineError: names the machine.
@@ -180,11 +181,11 @@ class Machines:
             raise GoneMachineError(0) from None
 
     def end(self, why: dict[str, Any], number: int) -> None:
-        """On the first machine: say that there is nothing more to do, and why.
+        """On the first machine: announce that there is nothing more to do, and why.
 
         Args:
-            why: `stopped`, the signal; `failed`, in words; or nothing.
-            number: of the next task.
+            why: `stopped` with the signal, `failed` with the reason in words, or empty.
+            number: number of the next task.
         """
         try:
             self.tell(f"task/{number}", {"end": why})
@@ -196,7 +197,7 @@ class Machines:
         self._over.set()
 
     def leave(self) -> None:
-        """On another machine: say that the end was read."""
+        """On another machine: confirm that the end was read."""
         self._over.set()
         with suppress(GoneMachineError):
             self.tell(f"left/{self.mine}", True)

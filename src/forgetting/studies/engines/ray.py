@@ -1,7 +1,7 @@
-"""Runs as tasks of a Ray cluster, or of one that is started on this machine (https://docs.ray.io).
+"""Executes runs as tasks of a Ray cluster, or of a local one started here (https://docs.ray.io).
 
-Every node must see the study folder under the same path and have this package installed. All events of the tasks pass
-through one actor beside the driver, which also carries the request to stop.
+Every node must see the study folder under the same path and have this package installed. Events of the tasks, and
+requests to stop, pass through one actor on the driver's node.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from .local import count_cores
 from .team import Team
 
 WINDOW = 1000
-"""Tasks handed to Ray at a time."""
+"""Most tasks submitted to Ray at a time."""
 TELL_EVERY = 0.5
-"""Seconds between two messages of a task about its steps."""
+"""Least seconds between two messages of a task about its steps."""
 LAST_WORDS = 5.0
-"""Seconds for which a task that ends waits for its messages to arrive."""
+"""Seconds that an ending task waits for its messages to arrive."""
 REACH = 10.0
-"""Seconds for an answer of a cluster that is to be joined."""
+"""Seconds to wait for an answer of a cluster to join."""
 STORE_BYTES = 100_000_000
-"""Object store of a cluster that we start ourselves: nothing but messages goes through it."""
+"""Size of the object store of a cluster that we start; it only holds messages."""
 
 START = "start one with `ray start --head`; if it asks for a token (Ray 2.59 and later), set RAY_AUTH_MODE=token"
-"""What to do where no cluster answers. Ray itself reads the token, and only for `auto` turns tokens on unasked."""
+"""Advice if no cluster answers. Ray reads the token itself; it enables tokens without being asked only for `auto`."""
 
 
 @dataclass(frozen=True)
 class Ray:
-    """A Ray cluster.
+    """Executes tasks on a Ray cluster.
 
     Attributes:
-        address: of the cluster, as ray.init takes it; None starts one on this machine, or joins that of RAY_ADDRESS.
-        cpus: CPU cores of a run; None: one a process.
-        gpus: GPUs of a run, or a fraction of one; None: one a process where they compute on GPUs, and 1 for a run of
-            one process where the cluster has any, else 0.
-        memory: GB of memory that a run is given a place by; None asks for none.
-        launch: the processes of a run, on one node, as `launching.read_launch` reads it; None: one.
+        address: address of the cluster, as for ray.init; None joins that of RAY_ADDRESS, or starts one on this machine.
+        cpus: CPU cores per run; None: one per process.
+        gpus: GPUs per run, or a fraction of one; None: one per process if a launch computes on GPUs; without a launch,
+            1 if the cluster has any GPU, else 0.
+        memory: GB of memory that Ray reserves per run; None reserves none.
+        launch: the processes of a run, all on one node, from `launching.read_launch`; None: one process.
     """
 
     address: str | None = None
@@ -63,12 +63,12 @@ class Ray:
 
     @property
     def cores(self) -> int:
-        """CPU cores of a run."""
+        """CPU cores per run."""
         return self.cpus or (1 if self.launch is None else self.launch.processes)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Join or start the cluster and see that a run has a place in it; one that was joined before is left as is."""
+        """Join or start the cluster and check that a node can take a run; leave it, unless it was joined before."""
         ray = _library()
         if ray.is_initialized():
             self._options(ray)
@@ -82,7 +82,7 @@ class Ray:
             ray.shutdown()
 
     def call(self, function: Callable[[], R]) -> R:
-        """Call it as a task with the resources of a run; again where its worker or node dies."""
+        """Call the function as a task with the resources of a run; retry if its worker or node dies."""
         ray = _library()
         for left in reversed(range(RETRIES + 1)):
             task = ray.remote(**self._options(ray))(_call)
@@ -100,7 +100,7 @@ class Ray:
         raise AssertionError("the last attempt returns or raises")
 
     def execute(self, tasks: Sequence[str], work: Work, on_event: Hear, *, one_thread: bool) -> dict[str, str]:
-        """Do all tasks; see `Engine`. How many at a time follows from their resources."""
+        """Execute all tasks; see `Engine`. Their resources determine how many run at a time."""
         ray = _library()
         each = 1 if self.launch is None else self.launch.processes
         threads = 1 if one_thread else max(1, self.cores // each)
@@ -108,10 +108,10 @@ class Ray:
         return _Driver(ray, tasks, work, self._options(ray), threads, on_event).run()
 
     def _options(self, ray: Any) -> dict[str, Any]:
-        """What a task asks Ray for.
+        """Ray's options for a task, including its resources.
 
         Raises:
-            UsageError: no node of the cluster has it.
+            UsageError: no node of the cluster has these resources.
         """
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = self._gpus(nodes)
@@ -121,15 +121,15 @@ class Ray:
             raise UsageError(
                 f"ray: no node has what a run needs ({_words(asked)}); the most on any node: {_words(largest)}"
             )
-        # Retries are ours: only we know whether a task got further since it last died.
+        # we retry, not Ray, because only we know whether a task made progress since it last died
         options = {"num_cpus": self.cores, "num_gpus": gpus, "max_retries": 0}
         return options | ({"memory": int(self.memory * 1e9)} if self.memory else {})
 
     def _gpus(self, nodes: list[dict[str, float]]) -> float:
-        """GPUs that a run asks for: a task of Ray with several has them on one node.
+        """GPUs per run; Ray gives a task all its GPUs on one node.
 
         Raises:
-            UsageError: fewer than its processes need.
+            UsageError: `gpus` differs from the number that the launch's processes need.
         """
         if self.launch is None:
             return self.gpus if self.gpus is not None else float(any(node.get("GPU") for node in nodes))
@@ -163,7 +163,7 @@ def _library() -> Any:
 
 
 def _join(ray: Any, address: str | None) -> None:
-    """Connect to a cluster, or start one; signals stay ours."""
+    """Connect to a cluster or start one, and restore our signal handlers, which ray.init replaces."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray_internals.settle()
     address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -175,15 +175,15 @@ def _join(ray: Any, address: str | None) -> None:
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise ForgettingError(f"ray: no cluster at {address}: {_first(error)}; {START}") from None
     if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():  # ray.init puts its own in their place
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 def _reach(address: str) -> None:
-    """See that something answers at HOST:PORT: where nothing does, Ray ends the whole process.
+    """Check that something answers at HOST:PORT, because Ray ends the whole process if nothing does.
 
     Raises:
-        UsageError: a Ray Client address, whose driver would not see the study folder.
+        UsageError: a Ray Client address, with which the driver would not see the study folder.
         ForgettingError: nothing answers.
     """
     if "://" in address:
@@ -209,27 +209,32 @@ def _call(function: Callable[[], R], threads: int) -> R:
 
 
 class TeamError(ForgettingError):
-    """Why several processes did not end a run together; `died`: one of them did, and the run can be tried again."""
+    """The processes of a run did not finish it.
+
+    Attributes:
+        words: the reason.
+        died: whether a process died, so that the run can be tried again.
+    """
 
     def __init__(self, words: str, died: bool) -> None:
-        """Both go with it from one process to another."""
+        """Create it; both arguments are passed on as `args`, so that the error can be pickled."""
         super().__init__(words, died)
         self.words, self.died = words, died
 
 
 @dataclass(frozen=True)
 class Together:
-    """Work done by several processes, which the worker of the cluster that is given it starts."""
+    """Work that a Ray worker executes with several processes, which it starts itself."""
 
     work: Work
     launch: Launch
     threads: int
 
     def __call__(self, task: str, tell: Callable[[int], None]) -> None:
-        """Do one task.
+        """Execute one task.
 
         Raises:
-            TeamError: they did not end it.
+            TeamError: the processes did not finish it.
         """
 
         def hear(event: Event) -> None:
@@ -247,42 +252,42 @@ class Together:
 
 
 class Mailbox:
-    """Events on their way to the driver; every answer says whether to stop. An actor that keeps no state of worth."""
+    """An actor that passes events to the driver; its answers say whether to stop. Its state can be lost safely."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.stopping = False
 
     def put(self, event: Event) -> bool:
-        """Leave an event; whether the driver asks to stop."""
-        if not (self.stopping and event.kind == "started"):  # who comes now is told to do nothing
+        """Add an event; returns whether the driver requested a stop."""
+        if not (self.stopping and event.kind == "started"):  # a task that starts now is told to stop at once
             self.events.append(event)
         return self.stopping
 
     def take(self, stopping: bool) -> list[Event]:
-        """All events since the last call, for the driver, which says whether it asks to stop."""
+        """Return all events since the last call; `stopping` says whether the driver requests a stop."""
         self.stopping = stopping
         events, self.events = self.events, []
         return events
 
 
 _of_driver: dict[str, Work] = {}
-"""In a worker of the cluster: the work of the driver that it serves, which keeps what its tasks share."""
+"""In a Ray worker: the work of the driver that it serves, which holds the inputs that tasks share."""
 
 
 def _kept(driver: str, work: Work) -> Work:
-    """The work that this process was given first by the driver: Ray sends a copy with every task."""
+    """The first copy of the work that this process received from the driver, as Ray sends one with every task."""
     if driver not in _of_driver:
-        _of_driver.clear()  # one driver at a time: what another one shared is given back
+        _of_driver.clear()  # one driver at a time; frees the inputs of another one
         _of_driver[driver] = work
     return _of_driver[driver]
 
 
 def attempt(task: str, work: Work, driver: str, mailbox: Any, threads: int) -> None:
-    """Do one task, on a worker of the cluster; `driver` names who asks.
+    """Execute one task on a Ray worker; `driver` is the driver's id.
 
-    Answers are waited for as futures: while a task is in ray.get or ray.wait, Ray lends its cores to another task, and
-    more runs than asked for would be at work at a time.
+    Waits for answers as futures, because Ray lends a task's cores to other tasks while it is in ray.get or ray.wait,
+    and would then execute more runs at a time than requested.
     """
     import ray
     import torch
@@ -293,7 +298,7 @@ def attempt(task: str, work: Work, driver: str, mailbox: Any, threads: int) -> N
 
     try:
         late = put(Event(task, "started")).result()
-    except ray.exceptions.RayError:  # the driver is gone, or done with us
+    except ray.exceptions.RayError:  # the driver is gone or no longer needs this task
         late = True
     if late:
         raise stopping.StoppedError(signal.SIGTERM)
@@ -303,7 +308,7 @@ def attempt(task: str, work: Work, driver: str, mailbox: Any, threads: int) -> N
 
     def tell(step: int) -> None:
         nonlocal told
-        # an answer that is an error is none: progress is no reason to stop a run
+        # ignore failed answers: a lost progress message is no reason to stop a run
         if any(answer.exception() is None and answer.result() for answer in answers if answer.done()):
             stopping.request()
         answers[:] = [answer for answer in answers if not answer.done()]
@@ -314,12 +319,12 @@ def attempt(task: str, work: Work, driver: str, mailbox: Any, threads: int) -> N
     try:
         with stopping.at_next_step():
             _kept(driver, work)(task, tell)
-    finally:  # the driver hears all before it hears that the task ended
+    finally:  # the driver receives all messages before it learns that the task ended
         wait(answers, timeout=LAST_WORDS)
 
 
 class _Driver:
-    """Hands tasks to Ray, hears of them, and tries again those whose worker or node died."""
+    """Submits tasks to Ray, receives their events, and retries those whose worker or node died."""
 
     def __init__(
         self, ray: Any, tasks: Sequence[str], work: Work, options: dict[str, Any], threads: int, on_event: Hear
@@ -332,7 +337,7 @@ class _Driver:
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=True
         )
-        # ours to restart: it lies beside the driver and has nothing that could be lost
+        # Ray may restart it at any time: it is on the driver's node and its state can be lost
         self.mailbox = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Mailbox).remote()
         self.running: dict[Any, str] = {}
         self.begun: set[str] = set()
@@ -361,9 +366,10 @@ class _Driver:
         return self.lost
 
     def _hear(self) -> None:
+        """Receive all new events, and tell the tasks whether to stop."""
         try:
             events = self.ray.get(self.mailbox.take.remote(self.stopped))
-        except self.ray.exceptions.RayError:  # it is being started again
+        except self.ray.exceptions.RayError:  # the actor is being restarted
             return
         for event in events:
             self.begun.add(event.task)
@@ -371,16 +377,17 @@ class _Driver:
             self.on_event(event)
 
     def _stop(self) -> None:
-        """Ask the runs in hand to stop at their next step; those that wait for a place find this out and do nothing.
+        """Ask the active runs to stop at their next step; queued tasks stop as soon as they start.
 
-        Not by ray.cancel: it interrupts wherever a worker is, and one that was importing torch is then broken.
+        Does not use ray.cancel, which interrupts a worker anywhere, and breaks one that is importing torch.
         """
         self.stopped = True
         self.left.clear()
-        self._hear()  # from here on, whoever begins is told not to
+        self._hear()  # tasks that start after this are told to stop
         self.running = {ref: task for ref, task in self.running.items() if task in self.begun}
 
     def _ended(self, ref: Any, task: str) -> None:
+        """Handle the end of a Ray task: success, a death to retry, a reason to give it up, or an error to raise."""
         errors = self.ray.exceptions
         try:
             self.ray.get(ref)
@@ -406,7 +413,7 @@ class _Driver:
             if not self.stopped:
                 self._died(task, _why(error))
             return
-        self._hear()  # what it said last
+        self._hear()  # its last events
         self.on_event(Event(task, "ended"))
 
     def _died(self, task: str, why: str) -> None:
@@ -419,6 +426,7 @@ class _Driver:
 
 
 def _why(error: BaseException) -> str:
+    """Why Ray lost a task, in words."""
     name = type(error).__name__
     known = {
         "OutOfMemoryError": "Ray stopped it because its node was running out of memory",

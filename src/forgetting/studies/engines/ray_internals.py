@@ -1,7 +1,7 @@
-"""What is used of Ray that it does not document, in one place: what an upgrade may break.
+"""Undocumented settings of Ray that we use, which an upgrade may break.
 
-Ray says nothing of a setting that it no longer knows; `tests/studies/test_ray_internals.py` looks for each of them in
-the installed version. Seen in Ray 2.50.0 to 2.60.0.
+Ray silently ignores unknown settings; `tests/studies/test_ray_internals.py` checks that each exists in the installed
+version. Present in Ray 2.50.0 to 2.60.0.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 
 FLAGS = {
-    "RAY_raylet_start_wait_time_s": "120",  # a busy machine is slow to start one
-    "RAY_worker_niceness": "0",  # runs are the work here: Ray would put them behind all else
+    "RAY_raylet_start_wait_time_s": "120",  # starting one takes long on a busy machine
+    "RAY_worker_niceness": "0",  # Ray would give runs the lowest priority
 }
-"""Flags of Ray's processes in C++, with our values."""
+"""Flags of Ray's C++ processes, with our values."""
 OVERRIDE = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
-"""Read by ray._private.accelerators; 0: a run that asks for no GPU keeps the machine's own list of GPUs."""
+"""Read by ray._private.accelerators; with 0, a run without GPUs keeps the machine's CUDA_VISIBLE_DEVICES."""
 
 
 def settle() -> None:
-    """Put the settings into the environment, where the user has not."""
+    """Put the settings into the environment, unless the user has set them."""
     for name, value in {**FLAGS, OVERRIDE: "0"}.items():
         os.environ.setdefault(name, value)

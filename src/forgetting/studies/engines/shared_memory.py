@@ -1,7 +1,7 @@
-"""Loaded last by a server of forks: what is in memory by then stays shared with the processes that it forks.
+"""Imported last by the fork server, so that the memory it has by then stays shared with the processes that it forks.
 
-A collection of garbage writes to every object that it looks at, and a page that is written to is copied. It leaves
-frozen objects alone. Nothing else imports this.
+Garbage collection writes to every object that it visits, which copies the object's memory page. It does not visit
+frozen objects. Nothing else imports this module.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""The processes of this machine that do runs together, each on a pipe of its own."""
+"""The processes on this machine that execute runs together, each with its own pipe."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from .machines import Machines
 from .worker import WorkerProcess, one_task, worker_context
 
 GRACE = 10.0
-"""Seconds in which the other processes of a run end, too, once one has; then they wait for it and are killed."""
+"""Seconds that the other processes of a run have to end after one has; then they are killed, as they wait for it."""
 STOPPED = "stopped"
-"""What a process says that stopped because it was asked to, or another one was."""
+"""Message of a process that stopped because it, or another one, was asked to."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why the processes did not end a task: in words, and whether one of them died."""
+    """Why the processes did not finish a task, in words, and whether one of them died."""
 
     words: str
     died: bool
 
 
 class Team:
-    """The processes of a launch on this machine, each on a pipe of its own, in the order of their numbers.
+    """The processes of a launch on this machine, in the order of their ranks, each with its own pipe.
 
-    Of several machines, the first one's does a task until the others' have, too, and is told how theirs ended.
+    With several machines, the first machine's team waits until the others have finished the task, and receives their
+    outcome.
     """
 
     def __init__(
@@ -47,14 +48,14 @@ class Team:
         machines: Machines | None = None,
         number: int = 0,
     ) -> None:
-        """Start them.
+        """Start the processes.
 
         Args:
-            launch: of this machine.
-            work: what they do.
-            threads: CPU threads of each.
-            machines: the other machines', if there are any.
-            number: of the team, the same on all machines.
+            launch: the launch, with this machine's index.
+            work: executes a task.
+            threads: CPU threads per process.
+            machines: the connection to the other machines, if there are any.
+            number: number of the team, equal on all machines.
         """
         self.machines, self.number, self.first = machines, number, launch.local.start
         self.count = launch.processes
@@ -64,7 +65,7 @@ class Team:
         self.processes: list[BaseProcess] = []
         self.heard: dict[tuple[int, int], float] = {}
         self.fit = False
-        """Whether they can do a further task."""
+        """Whether the processes can execute another task."""
         try:
             for index in launch.local:
                 ours, theirs = context.Pipe()
@@ -81,7 +82,7 @@ class Team:
             raise
 
     def end(self) -> None:
-        """Let them go; kill what stays: whatever is half written is made good when a run resumes."""
+        """Ask the processes to end, and kill those that do not; resuming a run repairs incomplete files."""
         if self.fit:
             for pipe in self.pipes:
                 with suppress(OSError):
@@ -96,18 +97,21 @@ class Team:
         shutil.rmtree(self.place, ignore_errors=True)
 
     def do(self, task: str, hear: Hear, number: int = 0) -> Failure | None:
-        """Let all do a task together; None where the main process ended it, whatever it has recorded.
+        """Execute a task together.
 
         Args:
             task: its name.
-            hear: told what the main process tells.
-            number: of the task, the same on all machines.
+            hear: called with the events of the main process.
+            number: number of the task, equal on all machines.
+
+        Returns:
+            None if the main process finished the task, whatever outcome it recorded.
 
         Raises:
-            Exception: what the main process could not record, or no room on the disk in any.
+            Exception: an error that the main process could not record, such as a full disk.
         """
         for pipe in self.pipes:
-            with suppress(OSError):  # it died: `_listen` finds out
+            with suppress(OSError):  # if the process died, `_listen` notices
                 pipe.send(task)
         try:
             failure = self._listen(hear, number)
@@ -122,6 +126,7 @@ class Team:
         return failure
 
     def _listen(self, hear: Hear, number: int) -> Failure | None:
+        """Receive the messages of this machine's processes until the task is over."""
         ended: set[int] = set()
         failed: dict[int, BaseException] = {}
         stopped, over = False, 0.0
@@ -157,7 +162,10 @@ class Team:
         return self._judge(ended, failed)
 
     def _theirs(self, number: int) -> Failure | None:
-        """How another machine's processes failed, on the first one; what is no death waits for a reason of our own."""
+        """On the first machine: how another machine's processes failed.
+
+        A failure without a death is reported only after GRACE seconds, since our own processes may give the cause.
+        """
         if self.machines is None or self.first:
             return None
         for machine in self.machines.others:
@@ -173,7 +181,7 @@ class Team:
         return None
 
     def _agree(self, machines: Machines, failure: Failure | None, number: int) -> Failure | None:
-        """Tell the other machines how a task ended here; on the first one, wait until it has ended on all of them."""
+        """Tell the first machine how a task ended here; on the first machine, wait until it has ended on all others."""
         if failure is not None or not self.fit:
             self.end()
         if self.first:
@@ -195,18 +203,18 @@ class Team:
         return failure
 
     def _is_over(self, number: int) -> bool:
-        """Whether the first machine is done with a task, on another one."""
+        """On another machine: whether the first machine has finished a task."""
         return self.machines is not None and self.first > 0 and self.machines.told(f"over/{number}") is not None
 
     def _asked_to_stop(self) -> bool:
-        """Whether another machine was asked to stop: its processes may tell ours before its command tells us."""
+        """Whether another machine was asked to stop; our processes may learn this before our command does."""
         if self.machines is None:
             return False
         self.machines.check()
         return stopping.requested() is not None
 
     def _judge(self, ended: set[int], failed: dict[int, BaseException]) -> Failure | None:
-        """What became of a task that is over, or that some processes wait in for others that failed."""
+        """The outcome of a task that is over, or in which processes wait for others that failed."""
         if not failed or (0 in ended and self.first == 0):
             return None
         index, error = min(failed.items())
@@ -215,14 +223,14 @@ class Team:
         return Failure(f"process {self.first + index} of {self.count}: {error}", died=False)
 
     def _hear(self, index: int) -> Event | BaseException | str | None:
-        """What a process says; None where it has died or left."""
+        """A process's message; None if it has ended."""
         try:
             told: Event | BaseException | str = self.pipes[index].recv()
         except (EOFError, OSError):
             self.fit = False
             self.processes[index].join(timeout=10)
             return None
-        if told == STOPPED:  # all stop at one step: of several machines, ours may be told by their processes alone
+        if told == STOPPED:  # all processes stop at the same step; our command may not have been asked to stop yet
             self.fit = False
             if self.machines is not None:
                 stopping.request()
@@ -230,9 +238,9 @@ class Team:
 
 
 def _serve(work: Work, pipe: PipeEnd, threads: int, place: tuple[processes.Launch, int, str]) -> None:
-    """Do tasks from the pipe together with the others, until there are none."""
+    """Execute tasks from the pipe together with the other processes, until told to end."""
     worker = WorkerProcess(pipe, threads)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's advice to the libraries, once a process
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides advice that DDP prints in every process
     launch, index, meeting = place
     try:
         processes.join(launch, index, meeting)
@@ -247,9 +255,9 @@ def _serve(work: Work, pipe: PipeEnd, threads: int, place: tuple[processes.Launc
         processes.leave()
     except Exception as error:
         worker.tell(error)
-        while True:  # the others would take our end for their own failure; our parent ends us all
+        while True:  # wait to be killed: if this process ended, the others would report that as their failure
             time.sleep(1)
 
 
 def _silent(event: Event) -> None:
-    """Of one run, one process tells."""
+    """Do nothing: only the main process reports events."""

@@ -1,4 +1,4 @@
-"""A process that an engine started on this machine: it does tasks from a pipe, and ends with its parent."""
+"""A worker process of an engine on this machine; it executes tasks from a pipe and ends with its parent."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ _LIBRARIES = [
     *("forgetting.studies.execute", "forgetting.tuning.run", "transformers.models.auto.modeling_auto"),
     "forgetting.studies.engines.shared_memory",
 ]
-"""What a server of forks imports for all workers; last, what keeps it shared."""
-_WITHOUT_WEIGHT = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "CUDA_VISIBLE_DEVICES", "PYTEST_CURRENT_TEST")
-"""May differ from the server's: threads are set again and have none to wait for, no accelerator is here, and no library
-reads a test's name."""
+"""Modules that the fork server imports for all workers; `shared_memory` must be last."""
+_MAY_DIFFER = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "CUDA_VISIBLE_DEVICES", "PYTEST_CURRENT_TEST")
+"""Environment variables that may differ from the fork server's: workers set their threads themselves, there is no
+accelerator, and no library reads a test's name."""
 _server: tuple[dict[str, str], Path] | None = None
-"""Environment and folder in which this process began its server of forks."""
+"""Environment and working directory of this process when it started its fork server."""
 
 
 def worker_context() -> Context:
-    """How to start worker processes on the CPU.
+    """The multiprocessing context for worker processes on the CPU.
 
-    They are forked from a server that imported the libraries once, so that eight of them share that memory and begin at
-    once. Spawned are those of other systems than Linux, those beside an accelerator, whose driver a fork may not have
-    touched, and those in an environment that is no longer the server's: libraries read it when they are imported.
+    Workers are forked from a server that imported the libraries once, so that they share its memory and start quickly.
+    They are spawned instead outside Linux, on machines with an accelerator, whose driver does not survive a fork, and
+    if the environment has changed since the server started, because libraries read it when they are imported.
     """
     global _server
     import torch
 
     if not sys.platform.startswith("linux") or torch.accelerator.is_available():
         return multiprocessing.get_context("spawn")
-    environment = {name: value for name, value in os.environ.items() if name not in _WITHOUT_WEIGHT}
+    environment = {name: value for name, value in os.environ.items() if name not in _MAY_DIFFER}
     try:
         now = environment, Path.cwd()
-    except OSError:  # the folder is gone
+    except OSError:  # the working directory was deleted
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     if _server is None:
@@ -62,18 +62,18 @@ def worker_context() -> Context:
 
 
 class WorkerProcess:
-    """This process. Asked to stop, it does so at the next step of its task, and at once between two tasks."""
+    """The worker in this process. Asked to stop, it stops at the next step of its task, or at once without a task."""
 
     def __init__(self, pipe: PipeEnd, threads: int) -> None:
-        """Take over the signals and streams, and watch the parent.
+        """Set up signals, streams and threads, and watch the parent.
 
         Args:
-            pipe: to the parent.
+            pipe: this process's end of the pipe to the parent.
             threads: CPU threads of this process.
         """
         self.pipe, self.busy = pipe, False
         make_safe()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; our parent tells us
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too, but the parent handles it
         signal.signal(signal.SIGTERM, self._stop)
         threading.Thread(target=_die_with_parent, daemon=True).start()
         set_threads(threads)
@@ -84,7 +84,7 @@ class WorkerProcess:
         stopping.request(number)
 
     def tasks(self) -> Iterator[str]:
-        """Tasks from the pipe until there are none."""
+        """Yield tasks from the pipe until told to end."""
         while (task := self.pipe.recv()) is not None:
             self.busy = True
             yield task
@@ -98,21 +98,21 @@ class WorkerProcess:
 
 
 def one_task(task: str, work: Work, tell: Hear) -> None:
-    """Do a task, telling its start, each step and its end."""
+    """Execute a task and report its start, each step and its end."""
     tell(Event(task, "started"))
     work(task, lambda step: tell(Event(task, "step", step)))
     tell(Event(task, "ended"))
 
 
 def set_threads(threads: int) -> None:
-    """CPU threads of this process; torch, where it is not loaded yet, will read them when it is."""
+    """Set the CPU threads of this process; if torch is not imported yet, it reads them when it is."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
 
 
 def _die_with_parent() -> None:
-    """End this process when its parent is gone: an orphan would go on writing to a study that someone resumes."""
+    """End this process when its parent is gone, as it might otherwise write to a study that was resumed elsewhere."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,4 @@
-"""The trackers that a study's runs can be shown in, one file each."""
+"""The experiment trackers that a study can send its rows to, one file each."""
 
 from __future__ import annotations
 

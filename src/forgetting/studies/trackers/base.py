@@ -1,4 +1,4 @@
-"""What a tracker is: a place outside the study that shows its runs, fed from the rows that the study has stored."""
+"""The interface of experiment trackers, which show a study's runs outside the study folder."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 Outcome = Literal["done", "failed", "stopped"]
-"""How a run ended; one that was stopped goes on later."""
+"""How a run ended; a stopped run can be resumed."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What a tracker's run is opened with. No secret is in it.
+    """Description of a tracker's run. Contains no secrets.
 
     Attributes:
-        id: the same whenever the run goes on, and no other run's.
-        name: what people see.
+        id: unique id of the run; the same when the run is resumed.
+        name: displayed name.
         project: the study's name.
-        group: the name of the study's folder.
-        config: what was configured, flat, with dots in its keys.
-        tags: data set, method, rank, seed.
-        folder: where files may be written, within the study's folder.
+        group: name of the study folder.
+        config: the configuration, flat, with dotted keys.
+        tags: data set, method, rank, mitigations and seed.
+        folder: folder within the study folder where the tracker may write files.
     """
 
     id: str
@@ -36,26 +36,26 @@ class Opening:
 
 
 class Tracker(ABC):
-    """One run in a tracker. A failure is whatever its library raises: the caller warns and goes on without it."""
+    """One run in a tracker. Methods may raise any exception; the caller then warns and continues without it."""
 
     name: ClassVar[str]
-    """As a configuration names it, and the module that must be there."""
+    """Name in configurations; also the module that must be importable."""
     package: ClassVar[str]
-    """What pip installs."""
+    """Name of the package for pip."""
 
     @classmethod
     def unready(cls) -> str:
-        """Why it could record nothing, though it is installed, and what to do; empty where it could."""
+        """Why the installed tracker could not record anything, and what to do; empty if it could."""
         return ""
 
     @abstractmethod
     def __init__(self, opening: Opening) -> None:
-        """Open the run, or the one of this id that is there."""
+        """Open the run; resume it if the tracker already has one with this id."""
 
     @abstractmethod
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Record numbers by name, at a step that is not below the last one's."""
+        """Record numbers by name, at a step no lower than the previous one."""
 
     @abstractmethod
     def close(self, outcome: Outcome) -> None:
-        """Close the run, with all that was logged recorded."""
+        """Close the run after everything logged is recorded."""

@@ -1,4 +1,4 @@
-"""MLflow. MLFLOW_TRACKING_URI says where (a server, database or folder), MLFLOW_EXPERIMENT_NAME in which experiment."""
+"""MLflow. MLFLOW_TRACKING_URI sets the server, database or folder, and MLFLOW_EXPERIMENT_NAME the experiment."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from .base import Opening, Outcome, Tracker
 
 KEY = "forgetting.run"
-"""The tag that a run is found by again: MLflow's ids are its own."""
+"""The tag used to find a run again, because MLflow assigns ids itself."""
 LONGEST, MOST = 6000, 100
-"""Characters of a parameter's value; parameters in one request."""
+"""MLflow's limits: characters of a parameter's value, and parameters per request."""
 STATUS: dict[Outcome, str] = {"done": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
 def allowed(name: str) -> str:
-    """A name of a metric or parameter, with only the characters that MLflow allows.
+    """A name of a metric or parameter; characters that MLflow does not allow become underscores.
 
     Examples:
         >>> allowed("laws/news/power/β+1")
@@ -28,12 +28,12 @@ def allowed(name: str) -> str:
 
 
 class MLflow(Tracker):
-    """https://mlflow.org/docs/latest: through the client, so that no run of the user's own becomes or stays active."""
+    """Uses MLflow's client (https://mlflow.org/docs/latest), which leaves the user's own active run alone."""
 
     name = package = "mlflow"
 
     def __init__(self, opening: Opening) -> None:
-        """Open the run, or go on in the one that has our tag."""
+        """Open the run, or resume the one with our tag."""
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
@@ -57,14 +57,14 @@ class MLflow(Tracker):
         if found is None:
             try:
                 return str(self._client.create_experiment(name))
-            except MlflowException:  # another process made it at the same moment
+            except MlflowException:  # another process created it at the same time
                 found = self._client.get_experiment_by_name(name)
                 if found is None:
                     raise
         return str(found.experiment_id)
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Record numbers, as one request."""
+        """Record numbers in one request."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)

@@ -1,4 +1,4 @@
-"""TensorBoard: event files in the study's folder, for `tensorboard --logdir STUDY/tracking/tensorboard`."""
+"""TensorBoard: event files in the study folder; view them with `tensorboard --logdir STUDY/tracking/tensorboard`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from .base import Opening, Outcome, Tracker
 
 
 class TensorBoard(Tracker):
-    """https://pytorch.org/docs/stable/tensorboard.html: a folder of event files a run; config and tags are texts."""
+    """Writes a folder of event files per run (https://pytorch.org/docs/stable/tensorboard.html).
+
+    The configuration and the tags are stored as texts.
+    """
 
     name = package = "tensorboard"
 
     def __init__(self, opening: Opening) -> None:
-        """Open the run's folder; where it is there, a further event file goes on in it."""
+        """Open the run's folder; if it exists, add another event file."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder = opening.folder / "tensorboard" / opening.id
@@ -27,7 +30,7 @@ class TensorBoard(Tracker):
                 writer.add_text(name, "```json\n" + json.dumps(dict(content), indent=1) + "\n```")
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Record numbers, on the disk when this returns."""
+        """Record numbers and write them to disk."""
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()

@@ -1,4 +1,4 @@
-"""Trackio, of Hugging Face: a local database, or a Space where TRACKIO_SPACE_ID names one; TRACKIO_DIR moves it."""
+"""Trackio by Hugging Face: a local database in TRACKIO_DIR, or the Space that TRACKIO_SPACE_ID names."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from .base import Opening, Outcome, Tracker
 
 
 class Trackio(Tracker):
-    """https://huggingface.co/docs/trackio: a run goes on by its name, which is our id. Tags are in the config."""
+    """Uses Trackio (https://huggingface.co/docs/trackio), which resumes a run by its name: we pass our id as the name.
+
+    The tags are part of the configuration.
+    """
 
     name = package = "trackio"
 
     def __init__(self, opening: Opening) -> None:
-        """Open the run, or go on in the one of this name."""
+        """Open the run, or resume the one with this name."""
         import trackio
 
         tags = {f"tags.{name}": value for name, value in opening.tags.items()}
@@ -33,7 +36,7 @@ class Trackio(Tracker):
         self._run.log(dict(numbers), step=step)
 
     def close(self, outcome: Outcome) -> None:
-        """Wait until all is written."""
+        """Wait until everything is written."""
         import trackio
 
-        trackio.finish()  # not run.finish(), after which the library finishes the run again on leaving, and prints
+        trackio.finish()  # after run.finish() the library would finish the run again at exit, and print

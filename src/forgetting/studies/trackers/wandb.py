@@ -1,4 +1,4 @@
-"""Weights & Biases, as its environment variables say: WANDB_MODE=offline, WANDB_PROJECT, WANDB_ENTITY, WANDB_DIR."""
+"""Weights & Biases; respects its environment variables WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY and WANDB_DIR."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from .base import Opening, Outcome, Tracker
 
 QUIET = {
     "silent": True,
-    "console": "off",  # else our own lines are caught and sent
-    "disable_git": True,  # else uncommitted changes of the user's folder are sent
+    "console": "off",  # otherwise our terminal output is captured and sent
+    "disable_git": True,  # otherwise uncommitted changes in the user's folder are sent
     "save_code": False,
     "disable_job_creation": True,
-    "x_disable_meta": True,  # else the command line is sent
+    "x_disable_meta": True,  # otherwise the command line is sent
 }
-"""Settings under which nothing is sent but what we log. A version without one of them is given the others."""
+"""Settings that keep wandb from sending anything that we do not log; those unknown to its version are omitted."""
 LONGEST_TAG = 64
 
 
 class Wandb(Tracker):
-    """https://docs.wandb.ai/ref/python/init: a run of one project, grouped by study folder."""
+    """A run of one project, grouped by study folder (https://docs.wandb.ai/ref/python/init)."""
 
     name = package = "wandb"
 
     @classmethod
     def unready(cls) -> str:
-        """No API key: the library would ask for one in the middle of a run."""
+        """Reports a missing API key, which the library would ask for in the middle of a run."""
         import wandb
 
         if os.environ.get("WANDB_MODE", "online") != "online" or wandb.api.api_key:
@@ -34,7 +34,7 @@ class Wandb(Tracker):
         return "has no API key; run `wandb login`, or set WANDB_MODE=offline"
 
     def __init__(self, opening: Opening) -> None:
-        """Open the run, or go on in the one of this id."""
+        """Open the run, or resume the one with this id."""
         import wandb
 
         known = wandb.Settings.model_fields
@@ -53,9 +53,9 @@ class Wandb(Tracker):
         )
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Record numbers; the last ones are the run's summary."""
+        """Record numbers; the last ones become the run's summary."""
         self._run.log(dict(numbers), step=step)
 
     def close(self, outcome: Outcome) -> None:
-        """Wait until all is sent or, offline, written."""
+        """Wait until everything is sent or, offline, written."""
         self._run.finish(exit_code=0 if outcome == "done" else 1)
