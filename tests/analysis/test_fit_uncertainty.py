@@ -181,6 +181,21 @@ def test_noise_in_the_finetune_loss_flattens_only_least_squares():
         fit_law("chinchilla", {"N": [1], "D": [1], "loss": [1]}, objective="errors-in-both")
 
 
+def test_errors_in_both_losses_of_a_constant_loss() -> None:
+    steps = np.linspace(1, 2, 12)
+    table = {"finetune_loss_se": [0.01] * 12, "forgetting_loss_se": [0.01] * 12, "run_id": list("aabbccddeeff")}
+    flat = table | {"finetune_loss": steps, "forgetting_loss": np.full(12, 3.0)}
+    fit = fit_law("linear", flat, objective="errors-in-both")
+    assert [e.value for e in fit.parameters.values()] == pytest.approx([0, 3], abs=1e-12)
+    assert np.isnan(fit.r2["forgetting_loss"])
+    assert any("forgetting_loss is 3 in every row" in warning for warning in fit.warnings)
+    few = fit_law("linear", flat, objective="errors-in-both", bootstrap=3)
+    assert any("3 resamples are too few" in warning for warning in few.warnings)
+    with pytest.raises(UsageError, match=r"'x': finetune_loss is 3 in every row, so no line can be fitted"):
+        upright = table | {"finetune_loss": np.full(12, 3.0), "forgetting_loss": steps}
+        fit_law("linear", upright, label="x", objective="errors-in-both")
+
+
 def test_weights_from_standard_errors_are_those_of_weighted_least_squares():
     table = lines(np.random.default_rng(7))
     se = np.random.default_rng(8).uniform(0.005, 0.1, 48)

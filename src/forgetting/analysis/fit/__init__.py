@@ -1,4 +1,4 @@
-"""Fits: a law and a table in, estimates with intervals, warnings and predictions out."""
+"""Fits a law to a table: estimates with intervals, warnings and predictions."""
 
 from __future__ import annotations
 

@@ -1,22 +1,22 @@
 """Uncertainty by resampling whole runs.
 
-The steps of one run are one trajectory: their errors move together, and resampling points one by one gives intervals
-that are several times too narrow. Two schemes resample whole runs:
+The steps of a run are one trajectory with correlated errors, so resampling single points gives intervals that are
+several times too narrow. The schemes are:
 
-residuals (least squares): each run keeps its place in the design and its whole residual curve is multiplied by one
-    random number (the wild cluster bootstrap: Cameron, Gelbach & Miller 2008, doi:10.1162/rest.90.3.414; six-point
-    weights for few runs: Webb 2023, doi:10.1111/caje.12661). Residuals are first divided by I - H of their run: what
-    they would have been had the run been left out (CR3: MacKinnon, Nielsen & Webb 2023, doi:10.1002/jae.2949).
-    No resample ever loses a rank, so it works from about five runs on.
+residuals (least squares): the runs stay as they are, and each run's whole residual curve is multiplied by one random
+    number (the wild cluster bootstrap: Cameron, Gelbach & Miller 2008, doi:10.1162/rest.90.3.414; six-point weights
+    for few runs: Webb 2023, doi:10.1111/caje.12661). The residuals are first multiplied by the inverse of their run's
+    block of I - H, which gives those of a fit without the run (CR3: MacKinnon, Nielsen & Webb 2023,
+    doi:10.1002/jae.2949). Every resample contains every rank, so the scheme works from about five runs on.
 cases (Huber): runs are drawn with replacement.
-normal (least squares of one output whose rows are independent, `iid`): errors of one size, up to the weights, are drawn
-    from the normal distribution with the residual variance SSE / (n - p). Of a law that is linear in its parameters
-    that is Student's interval of the textbook, which is right for as few rows as one more than parameters.
+normal (least squares of one output with independent rows, `iid`): errors with the residual variance SSE / (n - p),
+    divided by the weights, are drawn from the normal distribution. For a law that is linear in its parameters this
+    gives the textbook's Student interval, which is valid from one more row than parameters on.
 
-Either way the percentiles are widened from the normal's quantile to Student's, its degrees of freedom the runs less
-what the law takes up between them (`freedom`): 1 of runs that are alike but for an offset, 2 along a line, and for rows
-that are runs of their own the number of parameters.
-`points`, the naive scheme, is here to be compared with; no fit uses it.
+In all cases the percentiles are widened from the normal quantile to Student's. Its degrees of freedom are the number of
+runs minus those that the law uses between runs (`freedom`): 1 if runs differ only by an offset, 2 along a line, and the
+number of parameters if every row is a run.
+`points`, the naive scheme, is only for comparison; no fit uses it.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ from forgetting.analysis.fit.solver import Problem, minimise
 from forgetting.analysis.laws.base import Array
 
 MIN_RUNS = 5
+"""Fewest runs that can be resampled."""
 LOST = 0.2
-"""Share of draws that may be lost at a point before its band is."""
+"""If more than this share of the draws is not finite at a point, the point has no band."""
 BLOCK = 2**16
-"""Rows of whole runs that are worked on at once."""
+"""Rows, of whole runs, that are processed at a time."""
 WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
 
 
@@ -46,10 +47,10 @@ class Draws:
     """Refits of resampled data.
 
     Attributes:
-        theta: [B, K] in fitted coordinates.
-        y: [B, O, n] what each was fitted to.
-        weights: [B, n] weight of each row in it.
-        lost: resamples whose refit did not end at a finite objective.
+        theta: [B, K] parameters in fitted coordinates.
+        y: [B, O, n] resampled outputs.
+        weights: [B, n] weight of each row in each resample.
+        lost: number of resamples whose refit did not reach a finite objective.
         scheme: `residuals`, `cases`, `normal` or `points`.
     """
 
@@ -61,7 +62,7 @@ class Draws:
 
 
 def scheme_for(problem: Problem, *, iid: bool = False) -> str:
-    """Which scheme suits the objective, and rows that are independent."""
+    """The scheme for the objective; `iid` says that rows are independent."""
     if iid and problem.objective.quadratic and len(problem.law.outputs) == 1:
         return "normal"
     return "residuals" if problem.objective.quadratic else "cases"
@@ -79,17 +80,17 @@ def resample(
     scheme: str,
     spare: int = 1,
 ) -> Draws:
-    """Refit `count` resamples, each from the best fit.
+    """Refit `count` resamples, each starting from the best fit.
 
     Args:
         problem: law in fitted coordinates, variables, objective.
         theta: [K] the best fit.
         y: [O, n] measured outputs.
-        weights: [O, n].
-        run: [n] index of the run of each row.
-        count: B.
-        rng: draws.
-        scheme: see the module.
+        weights: [O, n] weights.
+        run: [n] run index of each row.
+        count: number of resamples, B.
+        rng: random generator of the resamples.
+        scheme: see the module's docstring.
         spare: degrees of freedom of the residuals, for `normal`.
     """
     outputs, n = y.shape
@@ -120,16 +121,16 @@ def resample(
 
 
 def signs(runs: int, count: int, rng: np.random.Generator) -> Array:
-    """[count, runs] numbers of mean 0 and variance 1, by which whole residual curves are multiplied."""
+    """[count, runs] random factors with mean 0 and variance 1 for the runs' residual curves."""
     return rng.choice(WEBB if runs < 10 else np.array([-1.0, 1.0]), size=(count, runs))
 
 
 def left_out_residuals(problem: Problem, theta: Array, y: Array, weights: Array, run: Array) -> Array:
-    """[m] residuals, each run's as if the run had been left out of a fit linearised at theta.
+    """[m] residuals of each run in a fit without it, linearised at theta.
 
     Args:
-        problem: law in fitted coordinates, with an objective of squares, on whose scale the residuals are.
-        theta: [K].
+        problem: law in fitted coordinates, with a least-squares objective; residuals are on its scale.
+        theta: [K] the best fit.
         y, weights, run: [m] outputs, weights and run index.
     """
     basis = free_basis(problem, theta, weights)
@@ -142,7 +143,7 @@ def left_out_residuals(problem: Problem, theta: Array, y: Array, weights: Array,
 
 
 def blocks_of_runs(run: Array) -> Iterator[Array]:
-    """Row numbers of whole runs, BLOCK rows or one run at a time; `run` is the [n] index of each row's run."""
+    """Yield row numbers of whole runs, at most BLOCK rows or one run at a time; `run` is [n], each row's run index."""
     order = np.argsort(run, kind="stable")
     ends = np.cumsum(np.bincount(run))
     first = 0
@@ -154,15 +155,14 @@ def blocks_of_runs(run: Array) -> Iterator[Array]:
 
 
 def without_own_run(basis: Array, residual: Array, run: Array) -> Array:
-    """[m] (I - P P')^-1 r of each run, P being its rows of the orthonormal basis.
+    """[m] (I - P P')^-1 r for each run, where P is the run's rows of the orthonormal basis and r its residuals.
 
-    By the matrix inversion lemma that is r + P (I - P' P)^-1 P' r, so that nothing is larger than the rows times the
-    columns of the basis.
+    Computed as r + P (I - P' P)^-1 P' r (the matrix inversion lemma), which needs no array larger than the basis.
 
     Args:
-        basis: [m, k].
-        residual: [m] weighted.
-        run: [m] index of each row's run.
+        basis: [m, k] orthonormal columns.
+        residual: [m] weighted residuals.
+        run: [m] run index of each row.
     """
     group = run - run.min()
     runs = int(group.max()) + 1
@@ -174,7 +174,7 @@ def without_own_run(basis: Array, residual: Array, run: Array) -> Array:
 
 
 def free_basis(problem: Problem, theta: Array, weights: Array) -> Array:
-    """[m, k] orthonormal columns of the weighted Jacobian in the directions that the fit could move."""
+    """[m, k] orthonormal basis of the weighted Jacobian's columns for parameters that are free to move."""
     log, free = problem.log_mask(False), problem.movable(theta)
     with np.errstate(all="ignore"):
         factor = np.asarray(problem.objective.jacobian_factor(problem.values(theta[None])[0])).reshape(-1, 1)
@@ -187,13 +187,13 @@ def free_basis(problem: Problem, theta: Array, weights: Array) -> Array:
 
 
 def freedom(problem: Problem, theta: Array, weights: Array, run: Array) -> float:
-    """Degrees of freedom left between runs, at least 1: their number less the trace of the fit over their means.
+    """Degrees of freedom between runs, at least 1: the number of runs minus the trace of the hat matrix of run means.
 
     Args:
         problem: law in fitted coordinates.
         theta: [K] the best fit.
-        weights: [O, n].
-        run: [n] index of the run of each row.
+        weights: [O, n] weights.
+        run: [n] run index of each row.
     """
     basis = free_basis(problem, theta, weights.reshape(-1)).reshape(*weights.shape, -1)
     runs, own = int(run.max()) + 1, np.arange(run.size)
@@ -202,7 +202,13 @@ def freedom(problem: Problem, theta: Array, weights: Array, run: Array) -> float
 
 
 def between(pulled: Sequence[Array], weights: Array, run: Array) -> float:
-    """`freedom` from [R, k] sums over runs, by output, of orthonormal columns times the roots of the weights [O, n]."""
+    """`freedom`, given for each output the [R, k] sums over each run's rows of basis columns times root weights.
+
+    Args:
+        pulled: the sums by output.
+        weights: [O, n] weights.
+        run: [n] run index of each row.
+    """
     runs = len(pulled[0])
     taken = 0.0
     for own, weight in zip(pulled, weights, strict=True):
@@ -212,36 +218,36 @@ def between(pulled: Sequence[Array], weights: Array, run: Array) -> float:
 
 
 def widening(degrees: float, confidence: float) -> float:
-    """Student's quantile over the normal's."""
+    """Ratio of Student's quantile to the normal quantile."""
     return student(confidence, degrees) / NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
 def student(confidence: float, freedom: float) -> float:
-    """Half width, in standard errors, of Student's two-sided interval."""
+    """Half width of Student's two-sided interval, in standard errors."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, 0.5 + confidence / 2))
 
 
 def widen_by(scheme: str, runs: int, degrees: float, confidence: float) -> float:
-    """Factor on the percentiles' distance from the estimate; drawing cases loses 1 / runs of the variance."""
+    """Factor on the percentiles' distance from the estimate; also corrects the factor 1 - 1 / runs of `cases`."""
     return widening(degrees, confidence) * (
         1.0 if scheme in ("residuals", "normal") else float(np.sqrt(runs / (runs - 1)))
     )
 
 
 def interval(estimate: Array, draws: Array, confidence: float, widen: float) -> tuple[Array, Array]:
-    """Percentiles of [B, ...] draws, their distance from the estimate widened; the estimate lies inside."""
+    """Percentiles of [B, ...] draws, with widened distance from the estimate; the interval contains the estimate."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     return estimate + widen * np.minimum(low - estimate, 0.0), estimate + widen * np.maximum(high - estimate, 0.0)
 
 
 def symmetric_interval(estimate: float, draws: Array, confidence: float, widen: float) -> tuple[float, float]:
-    """The estimate and the quantile of the draws' distances from it, widened, on both sides (Hall 1988).
+    """The estimate plus and minus the widened quantile of the [B] draws' distances from it (Hall 1988).
 
-    Percentiles of [B] draws may all lie on one side of an estimate, as they do where it sits near a bound; this
-    interval holds the estimate, and its error is of higher order (J. R. Stat. Soc. B 50:35-45).
+    Near a bound, all percentiles of the draws may lie on one side of the estimate. This interval always contains it,
+    and its coverage error is of higher order (J. R. Stat. Soc. B 50:35-45).
     """
     half = widen * float(np.quantile(np.abs(draws - estimate), confidence))
     return estimate - half, estimate + half
@@ -250,7 +256,10 @@ def symmetric_interval(estimate: float, draws: Array, confidence: float, widen: 
 def finite_interval(
     estimate: Array, draws: Array, confidence: float, widen: float
 ) -> tuple[Array, Array, NDArray[np.int64]]:
-    """`interval` of the draws that are finite, by [n] point, and how many are not; NaN where more than LOST are not."""
+    """`interval` from the finite draws at each of [n] points, and the number of other draws there.
+
+    The interval is NaN at points where more than a share LOST of the draws is not finite.
+    """
     lost = np.sum(~np.isfinite(draws), axis=0)
     low, high = np.full(estimate.shape, np.nan), np.full(estimate.shape, np.nan)
     whole = lost == 0

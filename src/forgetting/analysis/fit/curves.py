@@ -1,4 +1,4 @@
-"""A fitted law as Plotly traces: curves and bands, solid inside the measured range and dotted outside."""
+"""A fitted law as Plotly traces: curves, solid inside the measured range and dotted outside, and bands."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from forgetting.analysis.fit.estimate import Prediction
 from forgetting.analysis.laws.base import Array
 from forgetting.display.charts import floats
 
-FITTED = "fit"  # the series that a curve of all runs belongs to: none
+FITTED = "fit"  # series key of a curve that belongs to no single series
 
 
 class Predicts(Protocol):
-    """What a curve needs of a fit."""
+    """The part of a fit that a curve needs."""
 
     @property
     def measured_range(self) -> dict[str, tuple[float, float]]:
         """Smallest and largest fitted value of each variable."""
 
     def predict(self, output: str, **variables: ArrayLike) -> Prediction:
-        """One output at values of the law's variables."""
+        """Predict one output at values of the law's variables."""
 
 
 def law_curve(
@@ -39,18 +39,18 @@ def law_curve(
     less: float = 0.0,
     band: bool = False,
 ) -> list[dict[str, Any]]:
-    """One output along one variable.
+    """One output of a law against one variable, as traces.
 
     Args:
-        fit: the law.
-        output: of the law.
-        along: the variable of the x axis.
-        bounds: increasing values of it; the curve goes from the first to the last and has a point at each.
+        fit: the fitted law.
+        output: the output to draw.
+        along: the variable on the x axis.
+        bounds: increasing values of that variable; the curve goes from the first to the last, with a point at each.
         at: values of the law's other variables.
-        colour, width: of the curve.
-        key: the series that it belongs to.
-        less: subtracted from the output, such as the floor.
-        band: whether to draw the bands of the law's mean and of one new run, too, where they are known.
+        colour, width: style of the curve.
+        key: key of the curve's series.
+        less: value to subtract from the output, such as the floor.
+        band: whether to draw the bands of the mean and of one new run, if they are known.
     """
     x = _spread(np.asarray(bounds, dtype=float), fit, along)
     made = fit.predict(output, **(at or {}), **{along: x})
@@ -62,10 +62,10 @@ def law_curve(
 
 
 def bands_said(traces: Sequence[Mapping[str, Any]], level: str) -> str:
-    """What the bands among these traces are, for a caption; empty where there are none.
+    """A caption that explains the bands among these traces; empty if there are none.
 
     Args:
-        traces: of a chart.
+        traces: traces of a chart.
         level: the confidence in words, such as `95 %`.
     """
     roles = {trace["meta"]["role"] for trace in traces}
@@ -76,7 +76,7 @@ def bands_said(traces: Sequence[Mapping[str, Any]], level: str) -> str:
 
 
 def _area(x: Array, low: Array, high: Array, key: str, role: str) -> list[dict[str, Any]]:
-    """The area between two curves; none where an end is not known."""
+    """The area between two curves; no trace if any point is unknown."""
     if not np.isfinite([low, high]).all():
         return []
     return [
@@ -94,7 +94,7 @@ def _area(x: Array, low: Array, high: Array, key: str, role: str) -> list[dict[s
 
 
 def _spread(bounds: Array, fit: Predicts, variable: str) -> Array:
-    """Points to draw a curve at: dense between the bounds, with both ends of the fit's measured range among them."""
+    """x values for a curve: dense between the bounds, including the ends of the measured range."""
     ends = [end for end in fit.measured_range.get(variable, ()) if bounds[0] < end < bounds[-1]]
     space = np.geomspace if bounds[0] > 0 else np.linspace
     return np.unique(np.concatenate([space(bounds[0], bounds[-1], 60), bounds, ends]))
@@ -103,7 +103,7 @@ def _spread(bounds: Array, fit: Predicts, variable: str) -> Array:
 def _pieces(
     at: Array, value: Array, outside: NDArray[np.bool_], colour: str, width: float, key: str
 ) -> list[dict[str, Any]]:
-    """A curve: solid inside the measured range, dotted outside; the two meet."""
+    """A curve in two connected traces: solid inside the measured range, dotted outside."""
     padded = np.pad(outside, 1, mode="edge")
     beside = padded[:-2] | padded[2:] | outside
     traces = []
@@ -118,10 +118,10 @@ def curve_trace(x: Array, y: Array, line: Mapping[str, Any], key: str, role: str
     """A curve without markers.
 
     Args:
-        x, y: [n] its points; a gap where y is NaN.
-        line: its colour, width and dash.
-        key: the series that it belongs to.
-        role: what it is, for captions and the page's script.
+        x, y: [n] points; NaN in y makes a gap.
+        line: colour, width and dash.
+        key: key of the curve's series.
+        role: kind of trace, for captions and the page's script.
     """
     return {
         "type": "scatter",

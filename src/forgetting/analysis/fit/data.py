@@ -1,4 +1,4 @@
-"""From a table to arrays, with every mistake in it named by row and column. Works without pandas."""
+"""Reads a table into arrays; errors name the row and column. Works without pandas."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from forgetting.store.columns import UNASKED
 
 DONE = "done"
 KEPT_ROWS = 5000
-"""Rows that a fit keeps for its chart."""
+"""Most rows that a fit keeps for its chart."""
 FINITE = Variable("output", positive=False)
 
 
 @dataclass(frozen=True)
 class Data:
-    """One law's view of a table.
+    """The part of a table that a law needs.
 
     Attributes:
         x: [n] values for each variable of the law.
         y: [O, n] outputs of the law.
         se: [O, n] standard errors of the outputs, or None.
-        run: [n] index of the run that each row belongs to.
+        run: [n] run index of each row.
         runs: names of the runs.
-        independent: True when the table names no runs and every row counts as a run of its own.
-        columns: further columns that are there and are useful to a fit (`rank`, `finetune_loss_se`, ...).
+        independent: whether every row counts as a run because the table does not identify runs.
+        columns: further columns that a fit can use (`rank`, `finetune_loss_se`, ...).
         warnings: what was left out, and why.
-        iid: rows are runs of their own because that was asked for.
+        iid: whether every row counts as a run because the user asked for it.
         row: [n] number of each row in the table, from 0.
-        sampled_from: rows and runs that these are a sample of; None where they are all.
+        sampled_from: numbers of rows and runs of which these are a sample; None if these are all.
     """
 
     x: dict[str, Array]
@@ -53,11 +53,11 @@ class Data:
 
     @property
     def n(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return int(self.y.shape[1])
 
     def take(self, rows: Array) -> Data:
-        """The same with only the rows of a boolean mask; runs are renumbered."""
+        """The data with only the rows of a boolean mask; runs are renumbered."""
         kept, run = np.unique(self.run[rows], return_inverse=True)
         return Data(
             {k: v[rows] for k, v in self.x.items()},
@@ -74,14 +74,14 @@ class Data:
         )
 
     def sample(self, most: int) -> Data:
-        """These rows, or so many at most, evenly spaced."""
+        """At most so many rows, evenly spaced."""
         if self.n <= most:
             return self
         return self.take(np.arange(self.n) % -(-self.n // most) == 0)
 
 
 def column_names(table: Any) -> list[str]:
-    """The names of a table's columns, for a DataFrame and for a mapping alike."""
+    """The names of a table's columns; the table is a DataFrame or a mapping."""
     return [str(name) for name in (table.columns if hasattr(table, "columns") else table)]
 
 
@@ -95,20 +95,21 @@ def read_data(
     iid: bool = False,
     whole: bool = False,
 ) -> Data:
-    """Take what a law needs from a table.
+    """Read what a law needs from a table.
 
     Args:
         law: names the variables and outputs.
         table: a DataFrame, or a mapping from column names to sequences of equal length.
-        columns: the table's name for a variable or output, where it differs.
+        columns: the table's column for a variable or output, if its name differs.
         label: the table's name in messages.
-        run: the column that names the run of each row; without it every row is a run of its own.
-        iid: every row is a run of its own all the same.
-        whole: refuse a row with a missing value, which is otherwise left out with a warning.
+        run: the column that identifies the run of each row. Without it, runs are identified by other columns if
+            possible; otherwise every row is a run.
+        iid: treat every row as a run in any case.
+        whole: refuse rows with a missing value; otherwise they are left out with a warning.
 
     Raises:
-        UsageError: a column is missing; a cell is not a number, not finite, or not positive where it must be; a
-            measurement of a run is there twice; nothing is left.
+        UsageError: a column is missing; a cell is not a number, not finite, or not positive although it must be; a
+            run has the same measurement twice; or no row is left.
     """
     where = f"table '{label}'" if label else "table"
     columns = dict(columns or {})
@@ -133,7 +134,7 @@ def read_data(
     got = {
         name: _numbers(table[column], column, rows, where, kinds.get(name, FINITE)) for name, column in sources.items()
     }
-    se = _standard_errors(law, table, columns, present, rows, where)
+    se = _standard_errors(law, table, columns, present, rows)
     names, codes, copied = _runs(table, run, present, rows, got, where)
     alone = iid or not names
     if alone:
@@ -153,7 +154,7 @@ def _refuse_absent(law: Law, sources: Mapping[str, str], present: Sequence[str],
 
 
 def _without_gaps(table: Any, needed: Sequence[str], rows: Array, where: str) -> tuple[Array, list[str]]:
-    """The rows with something in every column that is needed, and a warning that counts and names the others."""
+    """The rows without missing values in the required columns, and a warning about the others."""
     gap = {name: _gaps(table[name], rows) for name in needed}
     lost = np.logical_or.reduce(list(gap.values()))
     if not lost.any():
@@ -169,14 +170,14 @@ def _without_gaps(table: Any, needed: Sequence[str], rows: Array, where: str) ->
 
 
 def _gaps(column: Any, rows: Array) -> Array:
-    """[n] which of a column's rows say that there is no number."""
+    """[n] which of a column's rows have a missing value."""
     if getattr(getattr(column, "dtype", None), "kind", "O") in "iuf":
         return np.asarray(np.isnan(np.asarray(column, dtype=float)[rows]))
     return np.array([is_missing(cell) for cell in np.asarray(column, dtype=object)[rows]], dtype=bool)
 
 
 def _useful(table: Any, present: list[str], rows: Array) -> dict[str, Array]:
-    """Columns that a fit can do without: numbers, and the names of data sets."""
+    """Optional columns that a fit uses if present: numbers, and the names of data sets."""
     numbers = ("rank", "step", "trainable_params", "forgetting_floor", "finetune_loss_se")
     extra = {name: _loose(table[name], rows) for name in numbers if name in present}
     if "dataset" in present:
@@ -188,7 +189,7 @@ def _useful(table: Any, present: list[str], rows: Array) -> dict[str, Array]:
 def _runs(
     table: Any, run: str, present: list[str], rows: Array, got: Mapping[str, Array], where: str
 ) -> tuple[list[str], Array, list[str]]:
-    """Names of the runs, [n] which of them each row is of, and a warning of rows that may have been put in twice."""
+    """Names of the runs, [n] run index of each row, and warnings about duplicate rows and about how runs were found."""
     if run not in present:
         return _told(table, present, rows, got)
     there, code = coded(table[run])
@@ -200,7 +201,7 @@ def _runs(
 
 
 def _told(table: Any, present: list[str], rows: Array, got: Mapping[str, Array]) -> tuple[list[str], Array, list[str]]:
-    """The runs of a table that does not name them, where what it says of each row tells them apart by rising steps."""
+    """The runs of a table without names of runs, identified by other columns if steps increase within each."""
     copies = _copies(table, present, rows, got)
     hint = ["if column 'run' says which rows belong to one run, give --run run (run='run')"] if "run" in present else []
     if "step" not in present:
@@ -217,7 +218,7 @@ def _told(table: Any, present: list[str], rows: Array, got: Mapping[str, Array])
 
 
 def _done_rows(table: Any, present: list[str], run: str) -> tuple[Array, list[str]]:
-    """Row numbers from 0 of finished runs that count, and warnings that name the others."""
+    """Row numbers, from 0, of finished runs, and warnings that name the other runs."""
     count = len(table[present[0]]) if present else 0
     if "status" not in present:
         return np.arange(count), []
@@ -242,8 +243,8 @@ def _done_rows(table: Any, present: list[str], run: str) -> tuple[Array, list[st
 
 
 def _refuse_blank(texts: list[str], code: Array, name: str, rows: Array, where: str) -> None:
-    """Refuse rows without a run: together they would pass for one run."""
-    # pandas' missing value is told by its name: it compares with nothing
+    """Refuse rows without a name of their run, because together they would look like one run."""
+    # recognise pandas' missing value by its name, because comparing with it does not give a bool
     empty = np.array([text.strip() in ("", "nan", "None", "<NA>") for text in texts], dtype=bool)
     blank = rows[empty[code[rows]]]
     if blank.size:
@@ -255,7 +256,7 @@ def _refuse_blank(texts: list[str], code: Array, name: str, rows: Array, where: 
 
 
 def _is_numeric(column: Any) -> bool:
-    """Whether every cell of a column is a number by its type, none of them missing."""
+    """Whether a column has a numeric type and no missing values."""
     kind = getattr(getattr(column, "dtype", None), "kind", "O")
     return kind in "iuf" and not (hasattr(column, "hasnans") and column.hasnans)
 
@@ -265,14 +266,18 @@ def _floats(column: Any) -> Array:
 
 
 def _number(cell: Any) -> float:
-    """A cell as a number; true and false are none, though Python counts with them."""
+    """A cell as a number.
+
+    Raises:
+        TypeError, ValueError, OverflowError: it is not a number; true and false are not.
+    """
     if isinstance(cell, bool | np.bool_):
         raise TypeError
     return float(cell)
 
 
 def _numbers(column: Any, name: str, rows: Array, where: str, kind: Variable) -> Array:
-    """The column's chosen rows as finite floats."""
+    """The chosen rows of a column as floats, each of an allowed kind."""
     cells = np.asarray(column, dtype=object)[rows]
     out = _floats(column)[rows] if _is_numeric(column) else np.empty(len(cells))
     for i, cell in enumerate(cells if not _is_numeric(column) else ()):
@@ -288,7 +293,7 @@ def _numbers(column: Any, name: str, rows: Array, where: str, kind: Variable) ->
 
 
 def _loose(column: Any, rows: Array) -> Array:
-    """Numbers where there are numbers, NaN elsewhere: for columns that a fit can do without."""
+    """The chosen rows of an optional column as floats; NaN for cells that are not numbers."""
     if _is_numeric(column):
         return _floats(column)[rows]
     out = np.full(rows.size, np.nan)
@@ -301,10 +306,9 @@ def _loose(column: Any, rows: Array) -> Array:
 
 
 def _standard_errors(
-    law: Law, table: Any, columns: Mapping[str, str], present: Sequence[str], rows: Array, where: str
+    law: Law, table: Any, columns: Mapping[str, str], present: Sequence[str], rows: Array
 ) -> Array | None:
-    """[O, n] of the outputs' `..._se` columns, or None unless every output has one with positive numbers."""
-    del where
+    """[O, n] of the outputs' `..._se` columns; None unless every output has one with only positive numbers."""
     names = [f"{columns.get(o, o)}_se" for o in law.outputs]
     if not all(name in present for name in names):
         return None
@@ -313,7 +317,7 @@ def _standard_errors(
 
 
 def _steps_differ(table: Any, present: Sequence[str], rows: Array, code: Array) -> bool:
-    """Whether the rows of each run have different steps, by their numbers; False also where steps are not numbers."""
+    """Whether the steps within each run are all different; False also if steps are not numbers."""
     if "step" not in present or not _is_numeric(table["step"]):
         return False
     _, step = np.unique(_floats(table["step"])[rows], return_inverse=True)
@@ -322,7 +326,7 @@ def _steps_differ(table: Any, present: Sequence[str], rows: Array, code: Array) 
 
 
 def _copies(table: Any, present: Sequence[str], rows: Array, got: Mapping[str, Array]) -> list[str]:
-    """A warning where rows without a run are the same as an earlier one in every column of the table."""
+    """A warning if rows without a run are equal to an earlier row in every column of the table."""
     _, first, which = np.unique(np.stack(list(got.values())), axis=1, return_index=True, return_inverse=True)
     alike = np.flatnonzero(first[which.reshape(-1)] != np.arange(rows.size))
     cells = {name: np.asarray(table[name], dtype=object) for name in present} if alike.size else {}
@@ -344,7 +348,7 @@ def _copies(table: Any, present: Sequence[str], rows: Array, got: Mapping[str, A
 def _refuse_duplicates(
     table: Any, present: Sequence[str], rows: Array, labels: list[str], got: Mapping[str, Array], where: str
 ) -> None:
-    """Raise on a measurement of a run that is there twice: a step, or without steps all values."""
+    """Refuse a run that has the same measurement twice: the same step, or without steps the same values."""
     if "step" in present:
         keys: list[tuple[Any, ...]] = list(zip(labels, [str(s) for s in np.asarray(table["step"])[rows]], strict=True))
         what = "run and step"

@@ -1,4 +1,4 @@
-"""What a fit learned besides its parameters, and what a reader must be told of it."""
+"""Diagnostics of a fit besides its parameters, and its warnings."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from forgetting.analysis.fit.validate import aicc
 from forgetting.analysis.laws.base import Adapted, Array, Law
 
 TRIED = 32
-"""Starts by which a row is told at which a law has no value."""
+"""Number of starts tried to find a row where the law has no finite value."""
 ROUNDING = 1e-12
-"""R2 of a law that is no better than a constant, up to the order of sums."""
+"""An R2 below this is rounding error, and reported as 0."""
 
 
 def fit_warnings(problem: Problem, found: Found, looks: Shape, starts: int) -> list[str]:
-    """Sentences on convergence, starts, bounds, flat directions and condition."""
+    """Warnings about convergence, starts, bounds, flat directions and condition."""
     out = []
     if not found.converged:
         out.append(f"the fit did not converge: the best point found is not a minimum (slope {found.slope:.1e})")
@@ -49,11 +49,11 @@ def fit_warnings(problem: Problem, found: Found, looks: Shape, starts: int) -> l
 
 
 def r_squared(law: Law, data: Data, theta: Array) -> dict[str, float]:
-    """1 - SS_res / SS_tot by output, every row counted once."""
+    """1 - SS_res / SS_tot by output, with equal weight per row; NaN without more values than parameters."""
     f = law.values(theta[None], data.x)[0]
     out = {}
     for o, name in enumerate(law.outputs):
-        # as many rows as parameters are always met: that says nothing of the law
+        # any law fits as many values as it has parameters, so R2 would say nothing
         told = data.y.size > sum(p.gauge is None for p in law.parameters)
         share = explained(data.y[o], f[o]) if told else float("nan")
         out[name] = 0.0 if abs(share) < ROUNDING else share
@@ -61,13 +61,13 @@ def r_squared(law: Law, data: Data, theta: Array) -> dict[str, float]:
 
 
 def explained(measured: Array, fitted: Array) -> float:
-    """1 - SS_res / SS_tot of [n] values; NaN where they are all equal."""
+    """1 - SS_res / SS_tot of [n] values; NaN if the measured values are all equal."""
     total = float(np.sum((measured - measured.mean()) ** 2))
     return 1 - float(np.sum((measured - fitted) ** 2)) / total if total > 0 else float("nan")
 
 
 def worse_than_a_constant(r2: Mapping[str, float]) -> list[str]:
-    """One sentence on each output that the mean of its values fits better than the law."""
+    """A warning for each output that its own mean fits better than the law does."""
     return [
         f"{name}: the law fits worse than a constant (R2 {value:.3g}); it may be the wrong law, or lack an offset"
         for name, value in r2.items()
@@ -76,13 +76,13 @@ def worse_than_a_constant(r2: Mapping[str, float]) -> list[str]:
 
 
 def rmse(law: Law, data: Data, theta: Array) -> dict[str, float]:
-    """Root mean square residual by output, in its unit, every row counted once."""
+    """Root mean square residual by output, in the output's unit, with equal weight for every row."""
     f = law.values(theta[None], data.x)[0]
     return dict(zip(law.outputs, np.sqrt(np.mean((data.y - f) ** 2, axis=1)).tolist(), strict=True))
 
 
 def undefined_row(law: Law, data: Data) -> str:
-    """The first row at which a law has no finite value from any start, as `log(x)` at 0; empty if none."""
+    """The first row where the law is not finite for any of TRIED starts, such as `log(x)` at 0; empty if none."""
     with np.errstate(all="ignore"):
         finite = np.isfinite(law.values(law.starts(TRIED, np.random.default_rng(0)), data.x)).any(axis=0).all(axis=0)
     if finite.all():
@@ -102,7 +102,18 @@ def diagnostics(
     weights: Array,
     validation: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What was learned besides the parameters; weights are [O, n], `validation` as `validate` and `summed` give it."""
+    """All diagnostics of a fit as plain data.
+
+    Args:
+        problem: law in fitted coordinates, variables, objective.
+        adapted: the fitted coordinates.
+        data: the table.
+        found: the best point.
+        looks: the objective around it.
+        draws: bootstrap refits, if any.
+        weights: [O, n] weights.
+        validation: results of `validate` or `summed`.
+    """
     out: dict[str, Any] = {
         "converged": found.converged,
         "slope": found.slope,
@@ -134,7 +145,7 @@ def diagnostics(
 
 
 def _delta_sensitivity(problem: Problem, found: Found, data: Data, weights: Array) -> dict[str, dict[str, float]]:
-    """Parameters refitted with a delta ten times smaller and ten times larger (Besiroglu et al. 2024)."""
+    """Parameters refitted with a tenth and ten times the delta (Besiroglu et al. 2024, arXiv:2404.10102)."""
     out = {}
     for factor in (0.1, 10.0):
         delta = problem.objective.delta * factor

@@ -1,4 +1,4 @@
-"""law + table -> Fit."""
+"""Fits a law to a table."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ from forgetting.display.numbers import several
 from forgetting.errors import ForgettingError, UsageError, did_you_mean
 
 SLOPE = "c_fft"
+"""Parameter of `linear` and `shifted_power`: the slope of Eq. 4."""
 
 
 def fit_law(
@@ -82,10 +83,11 @@ def fit_law(
         intervals: of parameters: `bootstrap`, or `profile` likelihood (least squares only); bands use the bootstrap.
         starts: how many points to draw from the law's starting region; 0 uses only `start`.
         start: [K] an additional starting point, in the order of the law's parameters.
-        line: fit of `linear` to the same table with the same options, for the slope of `shifted_power`; None fits it.
+        line: the fit of `linear` to the same table with the same options, for the slope of `shifted_power`; None
+            computes it.
 
     Returns:
-        The fit, also if it did not converge or could not identify a parameter; then it has warnings.
+        The fit; if it did not converge or could not identify a parameter, it has warnings.
 
     Raises:
         UsageError: an unknown name, or a mistake in the table.
@@ -108,7 +110,7 @@ def fit_law(
 
 
 def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array, line: Fit | None = None) -> Fit:
-    """`fit_law` for a table that has been read; weights are [O, n]."""
+    """Like `fit_law`, for data that were already read and weights [O, n]."""
     adapted = law.adapt(data.x, data.y)
     problem = Problem(adapted.law, data.x, options.objective)
     _check(law, adapted.law, data, label, options)
@@ -159,7 +161,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array,
 
 
 def _with_rivals(fit: Fit, law: Law, data: Data, weights: Array, options: Options, tests: Sequence[Misfit]) -> Fit:
-    """The fit with the laws that its bands outside the measured range span, and warnings of what it misses."""
+    """The fit with the rival laws that its bands outside the measured range include, and warnings of misfit."""
     fit.warnings.extend(alarms(tests))
     validated, log = fit.diagnostics["leave_one_run_out"], options.objective.log
     if not fit.draws or validated is None:
@@ -173,7 +175,7 @@ def _with_rivals(fit: Fit, law: Law, data: Data, weights: Array, options: Option
 
 
 def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Array, line: Fit | None) -> Fit:
-    """`fit_data` for many rows, by sums over them; the same numbers to rounding."""
+    """`fit_data` for many rows, from sums over cells of rows; equal results up to rounding."""
     adapted = law.adapt(data.x, data.y)
     problem = Problem(adapted.law, data.x, options.objective)
     cells = summed.collapse(problem, data, weights)
@@ -182,7 +184,7 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     if not np.isfinite(found.cost):
         raise _lost(law, label, found, options, data)
     theta = adapted.public(found.theta[None], data.y[None], np.ones((1, data.n)))[0]
-    # a law that is linear in all parameters has one lowest point: its few starts say nothing
+    # a law that is linear in all parameters has a single minimum, so its share of starts means nothing
     starts = 0 if cells.linear else options.starts
     warnings = [*data.warnings, *law.hints(data.x, data.y), *fit_warnings(problem, found, looks, starts)]
     draws = public = residual = None
@@ -219,18 +221,18 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
 def _of_the_line(
     law: Law, data: Data, options: Options, parameters: Mapping[str, Estimate], line: Fit | None
 ) -> dict[str, Estimate]:
-    """The slope of Eq. 4 with the interval that the line's own fit to these rows has: one number has one interval."""
+    """The slope of Eq. 4 with the interval from the fit of `linear` to the same rows, so that both fits agree."""
     if law.name != ShiftedPower.name or math.isnan(parameters[SLOPE].low):
         return {}
     if line is None or line.n_points != data.n:
         line = _fit_of_line(law, data, options)
     own, value = line.parameters[SLOPE], parameters[SLOPE]
-    # a slope that does not fall is no slope of the law, which then holds it at 1
+    # if forgetting does not grow as the loss falls, the law holds the slope at 1, and the two differ
     return {SLOPE: replace(value, low=own.low, high=own.high)} if np.isclose(own.value, value.value) else {}
 
 
 def _fit_of_line(law: Law, data: Data, options: Options) -> Fit:
-    """The line's own fit to the rows of a fit of both losses."""
+    """The fit of `linear` to the rows of a fit of both losses."""
     line = LAWS["linear"]
     x = {name: data.y[law.outputs.index(name)] for name in line.variable_names}
     rows = replace(data, x=x, y=data.y[1:], se=None)
@@ -239,6 +241,7 @@ def _fit_of_line(law: Law, data: Data, options: Options) -> Fit:
 
 
 def _lost(law: Law, label: str, found: Found, options: Options, data: Data) -> ForgettingError:
+    """The error if no start has a finite objective."""
     where = f"table '{label}', " if label else ""
     if (row := undefined_row(law, data)) and not options.objective.log:
         return UsageError(
@@ -252,7 +255,7 @@ def _lost(law: Law, label: str, found: Found, options: Options, data: Data) -> F
 
 
 def _scatter(problem: Problem, found: Found, data: Data, weights: Array, spare: int) -> dict[str, float] | None:
-    """`validate.scatter` of a least-squares fit to several runs; None of others."""
+    """`validate.scatter` of a least-squares fit to several runs; None for other fits."""
     if not problem.objective.quadratic or len(data.runs) < MIN_RUNS or spare <= 0:
         return None
     if scheme_for(problem, iid=data.iid) == "normal":
@@ -264,7 +267,7 @@ def _scatter(problem: Problem, found: Found, data: Data, weights: Array, spare: 
 
 
 def _variance(found: Found, problem: Problem, weights: Array) -> float:
-    """The residual variance of all rows, in the unit of the objective."""
+    """The residual variance of all rows, on the scale of the objective."""
     spare = int(np.sum(weights > 0)) - int(np.sum(~problem.fixed))
     return found.cost / max(spare, 1)
 
@@ -291,7 +294,7 @@ def _fit(
         )
     if data.sampled_from is not None:
         learned = learned | {"sampled_from": dict(zip(("points", "runs"), data.sampled_from, strict=True))}
-    # the reported parameters where they are numbers: the last digits are those of what is printed
+    # use the reported parameters if they are finite, so that R2 is exactly that of the printed numbers
     known = (law, data, theta) if np.isfinite(theta).all() else (adapted.law, data, found.theta)
     r2 = r_squared(*known)
     return Fit(
@@ -318,7 +321,7 @@ def _fit(
 
 
 def _information(law: Law, theta: Array, data: Data) -> Information | None:
-    """What the table tells of a law that plans are made with."""
+    """The information sums of a law that plans use; None for other laws."""
     if not isinstance(law, Centred):
         return None
     first, cell = summed.count_cells(data)
@@ -327,7 +330,11 @@ def _information(law: Law, theta: Array, data: Data) -> Information | None:
 
 
 def fit_from_published(name: str) -> Fit:
-    """A law of `PUBLISHED` as a fit without intervals."""
+    """A law of `PUBLISHED` as a fit without intervals.
+
+    Raises:
+        UsageError: no published law has this name.
+    """
     p = PUBLISHED.find(name)
     return Fit(
         law=p.law.name,
@@ -346,13 +353,14 @@ def fit_from_published(name: str) -> Fit:
 
 
 def _weights(data: Data, weights: str, label: str, objective: Objective) -> Array:
+    """[O, n] weights of the rows."""
     if weights == "none":
         return np.ones_like(data.y)
     if weights != "se":
         raise UsageError(f"weights is '{weights}'; choices: none, se")
     if data.se is None:
         raise UsageError(f"weights 'se' needs a positive number in every ..._se column of the outputs of '{label}'")
-    # the standard error of a logarithm is the relative one
+    # the standard error of a logarithm is the relative standard error
     return np.asarray((data.y / data.se) ** 2 if objective.log else 1.0 / data.se**2)
 
 

@@ -13,13 +13,13 @@ BOUND = "bound"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A parameter's value and interval.
+    """A number with its interval.
 
     Attributes:
-        value: the estimate; infinite or 0 where a scale runs beyond what a number holds.
-        low, high: the interval; NaN on a side where there is no honest end.
-        identified: `strong`, `weak` (the data limit it on one side alone, or within a large factor), `none` (they do
-            not determine it), or empty where that is not known.
+        value: the estimate; infinite or 0 if a scale exceeds the range of floating-point numbers.
+        low, high: the interval; NaN on a side without a valid end.
+        identified: how well the data determine a parameter: `strong`, `weak` (limited on one side only, or to within a
+            large factor), `none`, `bound` (stopped at a bound), or empty if unknown.
     """
 
     value: float
@@ -30,13 +30,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A law's output with its band, in the output's unit; arrays of the variables' broadcast shape.
+    """A law's output with its bands, in the output's unit; arrays of the variables' broadcast shape.
 
     Attributes:
-        value, low, high: the prediction and the band of the law's mean, NaN where the fit has no intervals.
-        run_low, run_high: the band of one new run, which scatters around the mean; NaN where that is not known.
-        extrapolated: True where a variable lies outside the measured range.
-        lost: draws that give no finite number there; the band is of the others, and NaN where too many are lost.
+        value, low, high: the prediction and the band of the law's mean; the band is NaN if the fit has no intervals.
+        run_low, run_high: the band of one new run, which includes its scatter around the mean; NaN if unknown.
+        extrapolated: whether a variable is outside the measured range.
+        lost: number of draws that are not finite there; the band uses the others, and is NaN if too many are lost.
     """
 
     value: NDArray[np.float64]

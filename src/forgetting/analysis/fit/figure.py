@@ -1,4 +1,4 @@
-"""A fit as a chart: the law's curves over the rows that it was fitted to."""
+"""The chart of a fit: the law's curves and the fitted rows."""
 
 from __future__ import annotations
 
@@ -16,39 +16,42 @@ from forgetting.display.numbers import count, level, number
 from forgetting.measuring.quantities import AXES
 
 CURVES = 8
-"""Curves of a law of several variables; of more measured combinations, these many, evenly spaced."""
+"""Most curves of a law of several variables; of more measured combinations, evenly spaced ones are chosen."""
 
 
 class Charted(Predicts, Protocol):
-    """What the chart needs of a fit."""
+    """The part of a fit that the chart needs."""
 
     @property
     def law_object(self) -> Law:
-        """The functional form."""
+        """The law."""
 
     @property
     def label(self) -> str:
-        """What was fitted."""
+        """Name of the fit, such as the data set's."""
 
     @property
     def confidence(self) -> float:
-        """Of the bands."""
+        """Nominal coverage of the bands."""
 
     @property
     def r2(self) -> dict[str, float]:
-        """By output."""
+        """R2 by output."""
 
     @property
     def data(self) -> Data | None:
-        """Rows that it was fitted to."""
+        """The fitted rows, or a sample of them."""
 
     @property
     def diagnostics(self) -> dict[str, Any]:
-        """With `params_per_rank`, where a study knows it."""
+        """Diagnostics; `params_per_rank` is used if present."""
 
 
 def fit_chart(fit: Charted, output: str) -> tuple[Chart, dict[str, str], dict[str, str]]:
-    """The chart of one output, and the names and colours of its series: one a value of the law's other variables."""
+    """The chart of one output, and the names and colours of its series by key.
+
+    There is one series for each combination of values of the law's variables that are not on the x axis.
+    """
     law = fit.law_object
     along = "step" if "step" in law.variable_names else law.variable_names[-1]
     bounds = _bounds(fit, along)
@@ -76,7 +79,7 @@ def fit_chart(fit: Charted, output: str) -> tuple[Chart, dict[str, str], dict[st
 
 
 def _bounds(fit: Charted, along: str) -> list[float]:
-    """The measured range and a little beyond, as far as the law allows."""
+    """The measured range and a margin on both sides, as far as the law allows."""
     low, high = fit.measured_range[along]
     variable = next(v for v in fit.law_object.variables if v.name == along)
     margin = 0.06 * (high - low or abs(high) or 1.0)
@@ -85,7 +88,7 @@ def _bounds(fit: Charted, along: str) -> list[float]:
 
 
 def _groups(fit: Charted, along: str) -> list[dict[str, float]]:
-    """Values of the other variables, one dictionary a curve: those measured, or some across the measured range."""
+    """Values of the other variables for each curve: measured combinations, or values across the measured range."""
     others = [name for name in fit.law_object.variable_names if name != along]
     if not others:
         return [{}]
@@ -101,7 +104,7 @@ def _groups(fit: Charted, along: str) -> list[dict[str, float]]:
 
 
 def _name(at: Mapping[str, float], known: Mapping[str, Any]) -> str:
-    """`rank 8`, `P = 20.0 M`, or the variables by name."""
+    """A series' name: `rank 8`, `P = 20.0 M`, or all variables with their values."""
     size, each = at.get("trainable_params"), known.get("params_per_rank")
     if size is not None and len(at) == 1:
         rank = size / float(each) if each else 0.0

@@ -1,4 +1,4 @@
-"""One law fitted to each group of a table by itself, such as each model's curve."""
+"""Fits one law separately to each group of a table, such as each model's curve."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MOST_NOTES = 8
-"""Different warnings that are printed; the others are counted."""
+"""Most different warnings that are printed; the rest are only counted."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Group:
     """One group and its fit.
 
     Attributes:
-        cells: of the columns that groups are told apart by.
-        rows: how many it has.
-        fit: None where it could not be fitted.
+        cells: the group's values of the grouping columns.
+        rows: number of rows.
+        fit: the fit; None if the group could not be fitted.
         reason: why not; else empty.
     """
 
@@ -42,13 +42,13 @@ class Group:
 
 @dataclass(frozen=True)
 class GroupedFits(Result):
-    """Fits of one law, one a group.
+    """Fits of one law to several groups.
 
     Attributes:
-        law: that was fitted.
-        by: the columns that groups are told apart by.
-        groups: in the order in which they first appear in the table.
-        left_out: what was left out of all groups, a line each.
+        law: the fitted law.
+        by: the grouping columns.
+        groups: the groups, in the order of their first rows.
+        left_out: one line per table with rows that belong to no group.
     """
 
     law: Law
@@ -58,11 +58,11 @@ class GroupedFits(Result):
 
     @property
     def fits(self) -> dict[str, dict[str, Fit]]:
-        """By group (`model=a, task=b`) and law, as `predict` and `save_fits` take them; only groups with a fit."""
+        """Fits by group (`model=a, task=b`) and law, as `predict` and `save_fits` accept them."""
         return {g.fit.label: {g.fit.law: g.fit} for g in self.groups if g.fit is not None}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a group: its rows, estimates with intervals, R2 and RMSE by output, number of warnings, reason."""
+        """One row per group: number of rows, estimates with intervals, R2 and RMSE by output, number of warnings."""
         import pandas as pd
 
         return pd.DataFrame([self._numbers(g) for g in self.groups])
@@ -81,7 +81,7 @@ class GroupedFits(Result):
         return row | {"warnings": 0 if fit is None else len(fit.warnings), "reason": group.reason}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: one fit a group without its draws, and the groups that could not be fitted."""
+        """Plain data for JSON: each group's fit without its draws, and the groups that could not be fitted."""
         fits, failed = [], []
         for group in self.groups:
             named = {"group": dict(zip(self.by, group.cells, strict=True))}
@@ -92,7 +92,7 @@ class GroupedFits(Result):
         return {"by": list(self.by), "fits": plain(fits), "failed": failed, "left_out": list(self.left_out)}
 
     def shown(self) -> list[Shown]:
-        """One row a group, and the warnings with the number of groups that have each."""
+        """One row per group, and each warning with the number of groups that have it."""
         fitted = [g.fit for g in self.groups if g.fit is not None]
         heading = [f"{self.law.title}, by {', '.join(self.by)}", str(self.law.formula)]
         heading += [f"read as: {self.law.reading}"] if self.law.reading else []
@@ -136,14 +136,14 @@ def fit_groups(
     """Fit each group of one or several tables.
 
     Args:
-        law: that is fitted.
-        tables: by data set; of several, the data set tells groups apart, too.
-        by: one column or several; rows of equal cells, read as text, are one group.
-        fit_one: fits the rows of one group, with its name as `label`.
+        law: the law to fit.
+        tables: tables by data set; if there are several, groups also differ by data set.
+        by: one column or several; rows whose cells are equal as text are one group.
+        fit_one: fits the rows of one group; its `label` is the group's name.
 
     Raises:
-        UsageError: no such column, or one that is blank in every row.
-        ForgettingError: no group could be fitted; the first one's reason.
+        UsageError: no such column, or a column that is blank in every row.
+        ForgettingError: no group could be fitted; the error is that of the first group.
     """
     by = [by] if isinstance(by, str) else by
     by = tuple(dict.fromkeys([*(["dataset"] if len(tables) > 1 else []), *by]))
@@ -168,7 +168,7 @@ def fit_groups(
 
 
 def _parts(table: Any, by: Sequence[str], label: str) -> tuple[list[tuple[tuple[str, ...], int, Any]], list[str]]:
-    """Cells, number of rows, and rows of each group; and what names the rows without a group."""
+    """Cells, number of rows and rows of each group, and a sentence about rows that belong to no group."""
     present = column_names(table)
     cells = []
     for name in by:

@@ -1,7 +1,7 @@
-"""How well the data determine each parameter: graded by how far the objective rises while all others adjust.
+"""Grades how well the data determine each parameter, by its profile: the objective with all others refitted.
 
-A parameter is strong where the profile of the objective closes on both sides, weak where it closes on one, and not
-determined where it closes on none: a number with an interval would claim what the data do not say (Raue et al. 2009,
+A parameter is `strong` if the profile rises enough on both sides of the estimate, `weak` if it does on one side, and
+`none`, not determined, if it does on neither. In that case an interval would be misleading (Raue et al. 2009,
 doi:10.1093/bioinformatics/btp358).
 """
 
@@ -18,9 +18,9 @@ from forgetting.analysis.fit.solver import Problem, minimise, to_theta, to_z
 from forgetting.analysis.laws.base import Adapted, Array, Law
 
 REACH = (1.0, 2.0, 4.0)
-"""Where the profile is looked at on each side, in half widths of the interval that its curvature promises."""
+"""Distances from the estimate at which the profile is evaluated, in half widths of the interval from its curvature."""
 SPAN = 1.0
-"""The same half width where there is no curvature to go by: a factor of e, or the value's own size."""
+"""Half width used if the curvature is unknown: a factor of e for positive parameters, else relative to the value."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ NONE = Grade(False, False)
 
 @dataclass(frozen=True)
 class Lowest:
-    """A fit's lowest point and what is needed to judge how the objective rises around it.
+    """The best fit, and what is needed to evaluate profiles around it.
 
     Attributes:
-        problem: law in fitted coordinates, with the rows, or cells of rows, that are fitted.
-        theta: [K].
-        y, weights: [m] what it is fitted to.
-        looks: the objective around it, its errors those of all rows as if they were independent.
+        problem: law in fitted coordinates, with the fitted rows or cells of rows.
+        theta: [K] the best fit.
+        y, weights: [m] fitted values and their weights.
+        looks: the objective around the best fit; its standard errors treat all rows as independent.
         variance: the residual variance of all rows.
-        runs: how many.
+        runs: number of runs.
     """
 
     problem: Problem
@@ -62,14 +62,14 @@ class Lowest:
 
 
 def identify(law: Law, adapted: Adapted, at: Lowest, draws: Array | None, confidence: float) -> dict[str, Grade]:
-    """The grade of each reported parameter but those held by a gauge, as far as it can be told.
+    """The grade of each reported parameter that is not fixed by a gauge, as far as it is known.
 
     Args:
-        law: as it is reported.
-        adapted: the way from the fitted coordinates to the reported ones.
+        law: the reported law.
+        adapted: converts fitted coordinates to reported parameters.
         at: the best fit.
-        draws: [B, K] refits of resampled runs, by which errors of whole runs are known; None where there are none.
-        confidence: nominal coverage of intervals, by which a profile counts as closed.
+        draws: [B, K] refits of resampled runs, which give the errors between runs; None without them.
+        confidence: nominal coverage of the intervals; determines how far a profile must rise.
     """
     flat = flat_names(at.looks)
     fitted = dict.fromkeys(flat, NONE)
@@ -79,24 +79,25 @@ def identify(law: Law, adapted: Adapted, at: Lowest, draws: Array | None, confid
 
 
 def flat_names(looks: Shape) -> set[str]:
-    """Fitted parameters that have a share in a flat direction."""
+    """Fitted parameters that take part in a flat direction."""
     return {name for direction in looks.flat for name in direction}
 
 
 def public_grades(law: Law, adapted: Adapted, fitted: Mapping[str, Grade]) -> dict[str, Grade]:
-    """Grades of reported parameters: of a mixture, those of its worst part; parameters without a grade are left out."""
+    """Grades of reported parameters; one that depends on several coordinates has the grade of the worst of them."""
     out = {}
     for p in law.parameters:
         parts = [fitted[name] for name in adapted.made_of(p.name) if name in fitted]
         if p.gauge is None and parts:
             worst = min(parts, key=lambda grade: grade.below + grade.above)
-            # which end of a mixture is open does not follow from its parts
+            # which side of a mixture is unlimited does not follow from its parts
             mixed = len(parts) > 1 and worst.level == "weak"
             out[p.name] = Grade(True, True) if mixed else worst
     return out
 
 
 def _profiled(at: Lowest, draws: Array, confidence: float, skip: set[str]) -> dict[str, Grade]:
+    """Grades of the fitted coordinates from their profiles, except of those in `skip`."""
     problem, theta = at.problem, at.theta
     log = problem.log_mask(False)
     names = problem.law.names
@@ -122,7 +123,7 @@ def _profiled(at: Lowest, draws: Array, confidence: float, skip: set[str]) -> di
 
 
 def _costs(problem: Problem, theta: Array, k: int, half: float, y: Array, w: Array) -> Array:
-    """The objective with parameter k held at REACH half widths below, then above, all others adjusted."""
+    """The objective with parameter k held at REACH half widths below and then above the estimate, others refitted."""
     log = problem.log_mask(False)
     low, high = problem.bounds(log)
     at = to_z(theta, log)
@@ -131,5 +132,5 @@ def _costs(problem: Problem, theta: Array, k: int, half: float, y: Array, w: Arr
     moves = half * np.array([*(-r for r in REACH), *REACH])
     z[:, k] = np.clip(at[k] + moves, low[k], high[k])
     found = minimise(held, to_theta(z, log), y, w, max_iterations=100, tolerance=1e-6).cost
-    # a start that the solver cannot leave says nothing, and a bound is no limit that the data set
+    # ignore points that failed, and points at a bound, which is not a limit set by the data
     return np.where(np.isfinite(found) & (z[:, k] != at[k]), found, 0.0)

@@ -1,9 +1,9 @@
-"""What a table tells of a law's parameters: sums of products of derivatives, from which errors of designs follow.
+"""A table's information about a law's parameters: sums of products of derivatives, which give the errors of designs.
 
-With J the derivatives of the outputs by the fitted coordinates, least squares has the covariance A^-1 M A^-1, where
-A = sum J'J over rows, and M = sum over runs of J' V J. Where a run's errors are an offset of variance b^2 and noise of
-variance w^2 a row, M = b^2 sum over runs of (sum J)'(sum J) + w^2 A: two sums an output are all that is needed, also to
-see what a further run would change.
+With J the derivatives of the outputs with respect to the fitted coordinates, least squares has the covariance
+A^-1 M A^-1, where A = sum J'J over rows, and M = sum over runs of J' V J. If a run's errors are an offset of variance
+b^2 plus noise of variance w^2 per row, then M = b^2 sum over runs of (sum J)'(sum J) + w^2 A. Two sums per output are
+therefore enough, also to compute the effect of a further run.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from forgetting.analysis.fit.solver import Problem
 from forgetting.analysis.laws.base import Array
 
 SMALL = 1e-10
-"""Relative size of an eigenvalue of A, scaled to a diagonal of ones, below which a direction is not determined."""
+"""A direction whose eigenvalue of A, scaled to a unit diagonal, is below this share of the largest is undetermined."""
 
 
 @dataclass(frozen=True)
 class Information:
-    """Sums over a table, of derivatives in the fit's own coordinates (logarithms where parameters are fitted so).
+    """Sums over a table of derivatives with respect to the fitted coordinates (logarithms of `log` parameters).
 
     Attributes:
         points: [O, K, K] sums over rows of J'J, by output.
@@ -36,18 +36,18 @@ class Information:
     runs: Array
 
     def plus(self, derivatives: Array) -> Information:
-        """With one run more, of [O, n, K] derivatives."""
+        """The information with one more run, given its derivatives [O, n, K]."""
         total = derivatives.sum(axis=1)
         points = self.points + np.einsum("onk,onl->okl", derivatives, derivatives)
         return Information(points, self.runs + np.einsum("ok,ol->okl", total, total))
 
     def variance(self, direction: Array, free: Array, offset: Sequence[float], within: Sequence[float]) -> float:
-        """Variance of a linear function of the coordinates, fitted by least squares.
+        """Variance of a linear function of the coordinates in a least-squares fit.
 
         Args:
-            direction: [K] its derivatives.
-            free: [K] which coordinates the fit can move.
-            offset, within: variances by output, of a run's offset and of a row around it.
+            direction: [K] derivatives of the function.
+            free: [K] which coordinates are free.
+            offset, within: by output, the variances of a run's offset and of a row around it.
         """
         at = np.ix_(free, free)
         matrix = self.points.sum(axis=0)[at]
@@ -71,20 +71,20 @@ class Information:
 
 
 def derivatives(problem: Problem, theta: Array) -> Array:
-    """[O, n, K] derivatives of the outputs by the fitted coordinates at theta [K]."""
+    """[O, n, K] derivatives of the outputs with respect to the fitted coordinates, at theta [K]."""
     with np.errstate(all="ignore"):
         made = problem.law.gradient(theta[None], problem.x)[0] * np.where(problem.log_mask(False), theta, 1.0)
     return np.asarray(np.nan_to_num(made))
 
 
 def information(problem: Problem, theta: Array, data: Data, cell: Array) -> Information:
-    """The sums of a table.
+    """Compute the sums for a table.
 
     Args:
-        problem: law in fitted coordinates, at cells of rows with equal variables.
+        problem: law in fitted coordinates, with one row per cell; a cell is a set of rows with equal variables.
         theta: [K] the best fit.
         data: the table.
-        cell: [n] index of each row's cell.
+        cell: [n] cell index of each row.
     """
     made = derivatives(problem, theta)
     count = np.bincount(cell, minlength=made.shape[1]).astype(float)

@@ -1,4 +1,4 @@
-"""Intervals of a fit's parameters: from resampled runs, or from profile likelihood."""
+"""Intervals of a fit's parameters, from resampled runs or from profile likelihood."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from forgetting.analysis.laws.base import Adapted, Array, Law
 from forgetting.display.numbers import several
 
 LEAST_DRAWS = 20
-"""Resamples that a quantile needs."""
-LOOSE = 30.0  # ratio of an interval's ends above which a positive parameter is all but unknown
+"""Fewest resamples for a quantile."""
+LOOSE = 30.0  # if the ends of a positive parameter's interval have a larger ratio, it is only weakly determined
 
 
 def too_few(count: int, unit: str) -> str:
-    """A warning that so few runs (or rows) cannot be resampled."""
+    """A warning that there are too few runs (or rows) to resample."""
     are = f"{several(count, unit)} {'is' if count == 1 else 'are'}"
     return f"no intervals: {are} too few to resample (at least {MIN_RUNS} are needed)"
 
 
 def can_draw(data: Data, count: int, spare: int, warnings: list[str]) -> bool:
-    """Whether there is anything to resample; warns where there is not.
+    """Whether the data can be resampled; adds a warning if not.
 
     Args:
         data: the table.
-        count: resamples asked for.
-        spare: measured values less parameters that the fit could move.
-        warnings: to add to.
+        count: requested number of resamples.
+        spare: number of measured values minus free parameters.
+        warnings: list that warnings are added to.
     """
     runs = len(data.runs)
     if count == 0:
@@ -58,12 +58,12 @@ def can_draw(data: Data, count: int, spare: int, warnings: list[str]) -> bool:
 
 
 def spare_values(problem: Problem, weights: Array, at_bounds: Collection[str]) -> int:
-    """Degrees of freedom of the residuals: values of a weight, less parameters that are not held nor at a bound."""
+    """Degrees of freedom of the residuals: values with positive weight minus parameters not held or at a bound."""
     return int(np.sum(weights > 0)) - int(np.sum(~problem.fixed)) + len(at_bounds)
 
 
 def enough(draws: Draws, count: int, warnings: list[str]) -> bool:
-    """Whether nearly all resamples could be fitted; warns where not."""
+    """Whether at least 90 % of the resamples could be fitted; adds a warning if not."""
     if draws.lost > 0.1 * count:
         warnings.append(f"no intervals: {draws.lost} of {count} resamples could not be fitted")
         return False
@@ -80,7 +80,7 @@ def draw(
     rng: np.random.Generator,
     warnings: list[str],
 ) -> Draws | None:
-    """Bootstrap refits, or None and a warning where no interval would be honest."""
+    """Bootstrap refits; None, with a warning, if valid intervals are not possible."""
     if not can_draw(data, count, spare, warnings):
         return None
     scheme = scheme_for(problem, iid=data.iid)
@@ -91,9 +91,9 @@ def draw(
 def estimates(
     law: Law, theta: Array, draws: Array | None, confidence: float, widen: float, grades: Mapping[str, Grade]
 ) -> dict[str, Estimate]:
-    """Values, symmetric bootstrap intervals and grades by name; positive parameters have theirs in the logarithm.
+    """Values, symmetric bootstrap intervals and grades by name; for `log` parameters symmetric in the logarithm.
 
-    A parameter that the data do not determine has no interval, and one that they limit on one side has that end alone.
+    A parameter that the data do not determine has no interval; one that they limit on one side has only that end.
     """
     out = {}
     for k, p in enumerate(law.parameters):
@@ -112,13 +112,13 @@ def estimates(
 
 
 def stopped(adapted: Adapted, law: Law, theta: Array, asks: Collection[str]) -> dict[str, Estimate]:
-    """Parameters that stopped at a bound past which the data ask for: their value is the bound, without an interval.
+    """Estimates, without intervals, of parameters that stopped at a bound although the data favour values beyond it.
 
     Args:
-        adapted: the way from fitted coordinates; a parameter that has none of its own is left out.
-        law: as it is reported.
-        theta: [K] its values.
-        asks: fitted parameters that the data pull past their bound.
+        adapted: the fitted coordinates; the result is empty unless these are the reported parameters.
+        law: the reported law.
+        theta: [K] reported values.
+        asks: fitted parameters for which the data favour values beyond the bound.
     """
     named = zip(law.names, theta, strict=True)
     return {n: Estimate(float(v), identified=BOUND) for n, v in named if adapted.law is law and n in asks}
@@ -129,7 +129,7 @@ def _sides(low: float, high: float, grade: Grade | None) -> tuple[tuple[float, b
 
 
 def _limits(value: float, draws: Array, confidence: float, widen: float, *, log: bool) -> tuple[float, float]:
-    """The symmetric interval of the finite draws; NaN where too many are lost, or the value is none."""
+    """The symmetric interval from the finite draws; NaN if too many are lost or the value is not finite."""
     with np.errstate(all="ignore"):
         centre, points = (np.log(value), np.log(draws)) if log else (value, draws)
     kept = points[np.isfinite(points)]
@@ -150,7 +150,7 @@ def profiles(
     confidence: float,
     warnings: list[str],
 ) -> dict[str, Estimate]:
-    """Profile-likelihood intervals in place of the bootstrap's, for every parameter that is fitted as such."""
+    """Profile-likelihood intervals, which replace the bootstrap's, for parameters that are fitted coordinates."""
     if len(data.runs) < MIN_RUNS or spare_values(problem, weights, ()) <= 0:
         return {}
     out = {}
@@ -171,12 +171,12 @@ def profiles(
 
 
 def loose(law: Law, parameters: dict[str, Estimate], flat: Sequence[Mapping[str, float]]) -> list[str]:
-    """Sentences on parameters that the data do not determine, and whose interval spans more than a factor of LOOSE.
+    """Warnings about parameters that the data do not determine, or only within more than a factor of LOOSE.
 
     Args:
-        law: that was fitted.
-        parameters: their estimates.
-        flat: directions of which it was already said that the data do not determine them.
+        law: the fitted law.
+        parameters: estimates by name.
+        flat: flat directions, which already have a warning.
     """
     names = [
         p.name

@@ -1,18 +1,19 @@
 """Eq. 4 with errors in both losses.
 
-Least squares of L_f on L_ft takes L_ft as exact; noise in it flattens the slope. With standard errors of both, minimise
-sum (L_f + c L_ft - s)^2 / (se_f^2 + c^2 se_ft^2), as York et al. (2004), doi:10.1119/1.1632486, with errors that are
-not correlated. Intervals draw whole runs with replacement.
+Least squares of L_f on L_ft treats L_ft as exact, and noise in it flattens the slope. With standard errors of both
+losses, the fit minimises sum (L_f + c L_ft - s)^2 / (se_f^2 + c^2 se_ft^2), as in York et al. (2004),
+doi:10.1119/1.1632486, for uncorrelated errors. Intervals come from whole runs drawn with replacement.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from forgetting.analysis.fit.bootstrap import MIN_RUNS, interval, widen_by
+from forgetting.analysis.fit.bootstrap import interval, widen_by
 from forgetting.analysis.fit.data import KEPT_ROWS, Data
+from forgetting.analysis.fit.diagnostics import r_squared, rmse, worse_than_a_constant
 from forgetting.analysis.fit.estimate import Estimate
-from forgetting.analysis.fit.intervals import too_few
+from forgetting.analysis.fit.intervals import can_draw
 from forgetting.analysis.fit.result import Fit
 from forgetting.analysis.laws import LAWS
 from forgetting.analysis.laws.base import Array
@@ -20,49 +21,53 @@ from forgetting.errors import UsageError
 
 OBJECTIVE = "errors-in-both"
 GRID = 721
+"""Angles of the line tried at first, from -90 to 90 degrees."""
 
 
 def fit_line(data: Data, label: str, *, seed: int, bootstrap: int, confidence: float) -> Fit:
     """Fit Eq. 4 with errors in both losses.
 
     Raises:
-        UsageError: a standard error is missing or not positive.
+        UsageError: a standard error is missing or not positive, or all fine-tuning losses are equal.
     """
     x_se = data.columns.get("finetune_loss_se")
     if data.se is None or x_se is None or not (np.isfinite(x_se) & (x_se > 0)).all():
         raise UsageError(
             f"{OBJECTIVE} needs positive finetune_loss_se and forgetting_loss_se in every row of '{label}'"
         )
+    law = LAWS["linear"]
     x, y, runs = data.x["finetune_loss"], data.y[0], len(data.runs)
+    if np.ptp(x) == 0:
+        raise UsageError(
+            f"'{label}': finetune_loss is {x[0]:g} in every row, so no line can be fitted; give rows with other values"
+        )
     theta, cost = fit_both(x, y, x_se, data.se[0], np.ones((1, data.n)))
-    warnings = list(data.warnings)
+    warnings = [*data.warnings, *law.hints(data.x, data.y)]
     draws, widen = np.empty((0, 2)), 1.0
-    if bootstrap and runs < MIN_RUNS:
-        warnings.append(too_few(runs, "run"))
-    elif bootstrap:
+    if can_draw(data, bootstrap, data.n - len(law.names), warnings):
         counts = np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), size=bootstrap)
         draws, _ = fit_both(x, y, x_se, data.se[0], counts[:, data.run].astype(float))
         widen = widen_by("cases", runs, runs - 1, confidence)
     estimates = {}
-    for k, name in enumerate(LAWS["linear"].names):
+    for k, name in enumerate(law.names):
         low, high = interval(theta[0, k], draws[:, k], confidence, widen) if len(draws) else (np.nan, np.nan)
         estimates[name] = Estimate(float(theta[0, k]), float(low), float(high))
-    residual = y - (theta[0, 1] - theta[0, 0] * x)
+    r2 = r_squared(law, data, theta[0])
     return Fit(
         law="linear",
         label=label,
         parameters=estimates,
         objective=OBJECTIVE,
         objective_value=float(cost[0]),
-        r2={"forgetting_loss": float(1 - np.sum(residual**2) / np.sum((y - y.mean()) ** 2))},
+        r2=r2,
         n_points=data.n,
         n_runs=runs,
         measured_range={"finetune_loss": (float(x.min()), float(x.max()))},
         confidence=confidence,
-        warnings=warnings,
+        warnings=[*warnings, *worse_than_a_constant(r2)],
         diagnostics={
             "bootstrap": {"scheme": "cases", "count": len(draws), "lost": 0} if len(draws) else None,
-            "rmse": {"forgetting_loss": float(np.sqrt(np.mean(residual**2)))},
+            "rmse": rmse(law, data, theta[0]),
             **({"iid": True} if data.iid else {}),
         },
         draws=draws.tolist(),
@@ -72,18 +77,18 @@ def fit_line(data: Data, label: str, *, seed: int, bootstrap: int, confidence: f
 
 
 def fit_both(x: Array, y: Array, x_se: Array, y_se: Array, rows: Array) -> tuple[Array, Array]:
-    """Slope c_fft, intercept s_fft and objective for many weightings of the same rows.
+    """Slope c_fft, intercept s_fft and objective for many resamples of the same rows.
 
     Args:
         x, y, x_se, y_se: [n] losses and their standard errors.
-        rows: [S, n] how often each row counts.
+        rows: [S, n] how often each row occurs in each resample.
 
     Returns:
         [S, 2] slope and intercept, and [S] the objective, a sum of squares in units of standard errors.
     """
     x_mean, y_mean = float(np.mean(x)), float(np.mean(y))
-    # the angle of the line, in units in which both losses are spread alike, has no preferred axis
-    x_unit, y_unit = float(np.std(x)), float(np.std(y))
+    # search over the line's angle, with both losses scaled to equal spread, because it treats both axes alike
+    x_unit, y_unit = float(np.std(x)), float(np.std(y)) if np.ptp(y) else 1.0
     u, v = (x - x_mean) / x_unit, (y - y_mean) / y_unit
     u_se, v_se = x_se / x_unit, y_se / y_unit
     low = np.full(rows.shape[0], -np.pi / 2)
@@ -98,7 +103,7 @@ def fit_both(x: Array, y: Array, x_se: Array, y_se: Array, rows: Array) -> tuple
         width = (high - low) / (grid.size - 1)
         low, high = angle - width, angle + width
     cost, level_at = _cost(angle[:, None], u, v, u_se, v_se, rows)
-    slope = -np.tan(angle) * y_unit / x_unit
+    slope = 0.0 - np.tan(angle) * y_unit / x_unit  # not -0
     intercept = y_mean + level_at[:, 0] / np.cos(angle) * y_unit + slope * x_mean
     return np.stack([slope, intercept], axis=1), cost[:, 0]
 

@@ -1,11 +1,11 @@
-"""Is the law wrong? Tests by whole runs of what its residuals should not show.
+"""Tests whether the law is wrong, by patterns that its residuals should not have.
 
-For each output and variable: a bend, that is the square of the variable's place in the measured range; for tables of
-several data sets, each one's level. A test is that of the coefficient which such a column would have beside the law,
-to first order, so that what the law's own parameters can follow does not count. Its variance is by runs (CR2: Bell &
-McCaffrey 2002), with Satterthwaite's degrees of freedom for few runs (Pustejovsky & Tipton 2018,
-doi:10.1080/07350015.2016.1247004), so that steps of a run may be as alike as they like. The tests of a fit are
-judged together (Holm 1979).
+The patterns are, for each output: a bend with each variable (the square of its position in the measured range), and for
+tables of several data sets a level of each. The test is that of the pattern's coefficient when it is added to the law,
+linearised at the fit, so parts that the law's own parameters can explain do not count. Variances are clustered by run
+(CR2: Bell & McCaffrey 2002), so steps of a run may be arbitrarily correlated, with Satterthwaite's degrees of freedom
+for few runs (Pustejovsky & Tipton 2018, doi:10.1080/07350015.2016.1247004). The p values of a fit's tests are
+corrected together (Holm 1979).
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from forgetting.analysis.laws.quadratic import Axis
 from forgetting.measuring.estimate import holm
 
 LEVEL = 0.05
-"""Share of right laws that are called wrong."""
+"""Error level of the tests of a fit together."""
 OWN = 1e-3
-"""Share of a column that the law's own parameters cannot follow, below which there is nothing to test."""
+"""A pattern is not tested if the law's parameters explain all but this share of it."""
 MOST_ROWS = 20_000
+"""Most rows used; of more, evenly spaced runs or rows are chosen."""
 LEAST_VALUES = 4
-"""Different values of a variable that a bend beside a law needs."""
+"""Fewest different values of a variable for the test of a bend."""
 BEND = "bend"
 
 
@@ -39,15 +40,15 @@ class Misfit:
     """One test.
 
     Attributes:
-        output: of the law.
+        output: output of the law.
         kind: `bend`, or `level` of a data set.
         of: the variable, or the data set.
-        unit: of `size`; empty where it is the output's own.
-        size: what the law misses: how much higher both ends of the measured range lie, as seen
-            from the middle; or the data set's level.
-        se: its standard error.
-        p: of one test alone.
-        p_holm: of all tests together.
+        unit: unit of `size`; empty if it is the output's.
+        size: what the law misses: for a bend, how much higher the outputs are at both ends of the measured range
+            relative to its middle; else the data set's level.
+        se: standard error of `size`.
+        p: p value of this test alone.
+        p_holm: p value corrected for all tests of the fit.
     """
 
     output: str
@@ -60,7 +61,7 @@ class Misfit:
     p_holm: float = 1.0
 
     def sentence(self) -> str:
-        """What a reader must know."""
+        """The finding as a warning."""
         side = "above" if self.size > 0 else "below"
         unit = f" {self.unit}" if self.unit else ""
         size = f"{self.output} is {abs(self.size):.2g} ± {self.se:.1g}{unit} {side} the law"
@@ -72,13 +73,13 @@ class Misfit:
 
 
 def misfits(problem: Problem, theta: Array, data: Data, weights: Array) -> list[Misfit]:
-    """All tests of a least-squares fit; none with fewer than MIN_RUNS runs, or for another objective.
+    """All tests of a least-squares fit; empty for fewer than MIN_RUNS runs or another objective.
 
     Args:
-        problem: law in fitted coordinates, with the objective; its rows are not used.
+        problem: law in fitted coordinates and objective; its rows are not used.
         theta: [K] the best fit.
         data: the table.
-        weights: [O, n].
+        weights: [O, n] weights.
     """
     if not problem.objective.quadratic or len(data.runs) < MIN_RUNS:
         return []
@@ -89,24 +90,24 @@ def misfits(problem: Problem, theta: Array, data: Data, weights: Array) -> list[
 
 
 def alarms(found: Sequence[Misfit]) -> list[str]:
-    """Sentences on the tests that the law fails."""
+    """Warnings for the tests that the law fails."""
     return [m.sentence() for m in found if m.p_holm < LEVEL]
 
 
 def plain_misfits(found: Sequence[Misfit]) -> list[dict[str, Any]]:
-    """The tests as plain data."""
+    """The tests as dictionaries."""
     return [asdict(m) for m in found]
 
 
 def _columns(outputs: Sequence[str], data: Data) -> list[tuple[str, str, str, Array]]:
-    """Output, kind, what of, and [O, n] column of each test."""
+    """Output, kind, variable or data set, and [O, n] pattern of each test."""
     directions = []
     for name, values in data.x.items():
         if np.unique(values).size >= LEAST_VALUES:
             directions.append((BEND, name, Axis.of(values).place(values) ** 2))
     sets = data.columns.get("dataset")
     names = [] if sets is None else list(np.unique(sets))
-    for name in names[1:] if len(names) < 3 else names:  # of two, one tells of the other
+    for name in names[1:] if len(names) < 3 else names:  # two data sets have only one difference
         directions.append(("level", str(name), (sets == name).astype(float)))
     out = []
     for o, output in enumerate(outputs):
@@ -120,7 +121,7 @@ def _columns(outputs: Sequence[str], data: Data) -> list[tuple[str, str, str, Ar
 def _tests(
     problem: Problem, theta: Array, data: Data, weights: Array, columns: Sequence[tuple[str, str, str, Array]]
 ) -> list[Misfit]:
-    """Each column beside the law, linearised at theta."""
+    """Test each pattern when added to the law, linearised at theta."""
     if not columns:
         return []
     run, runs = np.tile(data.run, len(data.y)), len(data.runs)
@@ -132,7 +133,7 @@ def _tests(
     tried = np.stack([column.reshape(-1) * root for *_, column in columns], axis=1)
     rest = tried - basis @ (basis.T @ tried)
     length, own = np.linalg.norm(tried, axis=0), np.linalg.norm(rest, axis=0)
-    # an offset that a column shares with the law is none of its length
+    # skip patterns that the law's own parameters explain
     kept = np.flatnonzero(own**2 > OWN * length**2)
     every = grams(np.column_stack([basis, rest[:, kept] / own[kept], residual]), run, runs)
     out = []
@@ -150,14 +151,14 @@ def _tests(
 
 
 def _error(gram: Array, pull: Array) -> tuple[float, float]:
-    """Standard error of the last coefficient by runs (CR2), and Satterthwaite's degrees of freedom.
+    """Standard error of the last coefficient clustered by run (CR2), and Satterthwaite's degrees of freedom.
 
     Args:
-        gram: [R, k, k] of each run's rows of orthonormal columns.
-        pull: [R, k] of the same with the residuals.
+        gram: [R, k, k] products of the orthonormal columns, summed over each run's rows.
+        pull: [R, k] products of these columns with the residuals, summed over each run's rows.
     """
     value, turn = np.linalg.eigh(gram)
-    # (I - P P')^(-1/2) = I + P M P', M having the eigenvectors of P' P
+    # (I - P P')^(-1/2) = I + P M P', where M has the eigenvectors of P' P
     free = value < 1 - DETERMINED
     grow = np.where(free, 1 / np.sqrt(np.where(free, 1 - value, 1.0)) - 1, 0.0)
     inner = (turn * np.where(value > 1e-12, grow / np.maximum(value, 1e-12), 0.5)[:, None, :]) @ turn.swapaxes(1, 2)

@@ -1,7 +1,7 @@
-"""What a fit minimises: sums over measurements of a loss of the residual, of the value or of its logarithm.
+"""Objectives of fits: sums over measurements of a loss of the residual, or of the residual of the logarithm.
 
-Huber with a small delta on the logarithm of the loss is the practice of Hoffmann et al. (2022), arXiv:2203.15556. It is
-summed, not averaged: an averaged objective is so small that default tolerances stop an optimiser far from the optimum
+Huber's loss with a small delta on the logarithm follows Hoffmann et al. (2022), arXiv:2203.15556. It is summed, not
+averaged, because an averaged objective is so small that default tolerances stop an optimiser far from the optimum
 (Besiroglu et al. 2024, arXiv:2404.10102).
 """
 
@@ -25,7 +25,7 @@ class Objective:
     Attributes:
         name: `least-squares` or `log-least-squares` (sum of squares of the residual, or of the residual of the
             logarithm), `huber` or `huber-log` (sum of Huber losses of the same two).
-        delta: where Huber's loss turns from quadratic to linear, in the unit of the residual.
+        delta: residual at which Huber's loss changes from quadratic to linear, in the residual's unit.
     """
 
     name: str = "least-squares"
@@ -40,26 +40,26 @@ class Objective:
 
     @property
     def log(self) -> bool:
-        """Whether residuals are those of the logarithm."""
+        """Whether residuals are of the logarithm."""
         return self.name in (LOGARITHMIC, "huber-log")
 
     @property
     def quadratic(self) -> bool:
-        """Whether this is a sum of squares, of the residual or of that of the logarithm."""
+        """Whether the objective is a sum of squares."""
         return self.name in ("least-squares", LOGARITHMIC)
 
     def residual(self, y: Array, f: Array) -> Array:
-        """Measured less predicted; NaN where a logarithm does not exist."""
+        """Measured minus predicted, of logarithms if `log`; NaN where a logarithm does not exist."""
         if not self.log:
             return np.asarray(y - f)
         return np.asarray(np.log(y) - np.log(np.where(f > 0, f, np.nan)))
 
     def moved(self, f: Array, r: Array) -> Array:
-        """What was measured where a law predicts f and the residual is r: the inverse of `residual`."""
+        """The measured value for prediction f and residual r; the inverse of `residual`."""
         return np.asarray(f * np.exp(r) if self.log else f + r)
 
     def jacobian_factor(self, f: Array) -> Array | float:
-        """d (predicted, on the residual's scale) / d f."""
+        """Derivative of the prediction, on the scale of the residual, with respect to f."""
         return 1.0 / f if self.log else 1.0
 
     def cost(self, r: Array, weights: Array) -> Array:
@@ -73,13 +73,13 @@ class Objective:
         return np.where(np.isfinite(total), total, np.inf)
 
     def influence(self, r: Array) -> Array:
-        """Derivative of half the squared residual, or of Huber's loss, by the residual."""
+        """Derivative of half the squared residual, or of Huber's loss, with respect to the residual."""
         return r if self.quadratic else np.clip(r, -self.delta, self.delta)
 
     def curvature(self, r: Array) -> Array:
-        """Second derivative by the residual: 0 in Huber's linear part."""
+        """Second derivative with respect to the residual: 0 in Huber's linear part."""
         return np.ones_like(r) if self.quadratic else (np.abs(r) <= self.delta).astype(float)
 
     def majorant(self, r: Array) -> Array:
-        """Curvature of the parabola above the loss that touches it at r (the weight of reweighted least squares)."""
+        """Curvature of the parabola above the loss that touches it at r: the weight of reweighted least squares."""
         return np.ones_like(r) if self.quadratic else self.delta / np.maximum(np.abs(r), self.delta)

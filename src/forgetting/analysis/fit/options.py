@@ -1,4 +1,4 @@
-"""How a law is fitted."""
+"""Options of a fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INTERVALS = ("bootstrap", "profile")
 
 @dataclass(frozen=True)
 class Options:
-    """The choices of a fit; `fit_law` says what each means."""
+    """Options of a fit; `fit_law` explains each."""
 
     objective: Objective = field(default_factory=Objective)
     seed: int = 0
@@ -24,7 +24,7 @@ class Options:
     start: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense."""
+        """Refuse invalid values and combinations."""
         if not 0 < self.confidence < 1:
             raise UsageError(f"confidence is {self.confidence}; it must be between 0 and 1, for example 0.95")
         if self.bootstrap < 0 or self.starts < 0 or (self.starts == 0 and self.start is None):

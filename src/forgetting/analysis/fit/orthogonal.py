@@ -1,7 +1,7 @@
-"""Least squares of columns that may be nearly alike, such as 1, year and year**2, without losing digits.
+"""Numerically stable least squares for nearly collinear columns, such as 1, year and year**2.
 
-Sums of products (J'J) square the condition of the columns: of 16 years, those three lose all digits. Singular values of
-the columns themselves, scaled to length one, do not.
+Forming J'J squares the condition number: for 16 years, these three columns lose all digits. The singular value
+decomposition of the columns, scaled to unit length, does not.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import numpy as np
 from forgetting.analysis.laws.base import Array
 
 RANK = 1e-13
-"""Singular value of columns of length one, relative to the largest, that is rounding and nothing else."""
+"""A singular value of unit-length columns below this share of the largest is rounding error."""
 
 
 def lengths(columns: Array) -> Array:
-    """[..., k] lengths of [..., m, k] columns, at least the smallest number that can be divided by."""
+    """[..., k] lengths of [..., m, k] columns, each at least 1e-300, so that one can divide by them."""
     biggest = np.maximum(np.abs(columns).max(axis=-2), 1e-150)
     return np.asarray(biggest * np.sqrt(np.sum((columns / biggest[..., None, :]) ** 2, axis=-2)) + 1e-300)
 
 
 def solved(columns: Array, right: Array) -> Array:
-    """[S, k] least-squares coefficients, the shortest of columns of length one where there are many.
+    """[S, k] least-squares coefficients; if not unique, those of minimal norm for unit-length columns.
 
     Args:
-        columns: [S, m, k], or [1, m, k] of all.
-        right: [S, m] what they are to add up to.
+        columns: [S, m, k] columns, or [1, m, k] for all S problems.
+        right: [S, m] right-hand sides.
     """
     size = lengths(columns)
     left, singular, turn = np.linalg.svd(columns / size[:, None, :], full_matrices=False)
@@ -36,13 +36,15 @@ def solved(columns: Array, right: Array) -> Array:
 
 
 def orthogonal(columns: Array, linear: Array) -> tuple[Array, Array]:
-    """[m, k] columns, those of linear parameters made orthonormal, and the [k, k] matrix that gives back the old ones.
-
-    Nothing changes where the columns of linear parameters do not have their full rank.
+    """Orthonormalise the columns of linear parameters.
 
     Args:
-        columns: [m, k] of length one.
-        linear: [k] which of them a law is linear in.
+        columns: [m, k] columns of unit length.
+        linear: [k] which columns belong to parameters that the law is linear in.
+
+    Returns:
+        [m, k] columns, unchanged if those of linear parameters do not have full rank; and the [k, k] matrix that turns
+        them into the given columns.
     """
     back = np.eye(columns.shape[1])
     if linear.sum() < 2 or columns.shape[0] < linear.sum():

@@ -1,9 +1,9 @@
-"""Profile-likelihood intervals: how far a parameter can go while all others adjust, before the fit gets too bad.
+"""Profile-likelihood intervals: the values of a parameter at which the fit, with all others refitted, is good enough.
 
-They follow the shape of the objective, where a bootstrap or a standard error may not. Rows of one run are not
-independent, so the likelihood is stretched until its curvature gives the variance of whole runs (the vertical
-adjustment of Chandler & Bate 2007, doi:10.1093/biomet/asm015), and the cut is Student's with (runs - 1) degrees of
-freedom.
+They follow the shape of the objective, which a bootstrap or a standard error may not. Because rows of one run are not
+independent, the likelihood is rescaled so that its curvature gives the variance between runs (the vertical adjustment
+of Chandler & Bate 2007, doi:10.1093/biomet/asm015), and the threshold uses Student's quantile with (runs - 1) degrees
+of freedom.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from forgetting.analysis.fit.solver import Problem, minimise, to_theta, to_z
 from forgetting.analysis.laws.base import Array
 
 STEPS = 40  # points on each side of the estimate
-REACH = 8.0  # standard errors to look on each side, more where Student's quantile is
+REACH = 8.0  # standard errors to search on each side, or 1.5 times Student's quantile if that is more
 
 
 def profile(
@@ -27,15 +27,16 @@ def profile(
     """The interval of one parameter.
 
     Args:
-        problem: law in fitted coordinates, with an objective of squares.
+        problem: law in fitted coordinates, with a least-squares objective.
         theta: [K] the best fit.
-        y, weights, run: [m] outputs, weights and run index; None where errors of rows are independent and of one size.
+        y, weights, run: [m] outputs, weights and run index; `run` is None if rows have independent errors of equal
+            variance.
         name: the parameter, in fitted coordinates.
         confidence: nominal coverage.
 
     Returns:
-        Lower and upper end; NaN on a side where the objective never rises enough within the parameter's bounds or 8
-        standard errors: then the data do not limit it on that side.
+        Lower and upper end. An end is NaN if the data do not limit the parameter on that side: the objective does not
+        rise enough within its bounds and the searched range (REACH).
     """
     k = problem.law.names.index(name)
     log = problem.log_mask(False)
@@ -79,7 +80,7 @@ def run_error(problem: Problem, theta: Array, y: Array, weights: Array, run: Arr
 def _crossing(
     problem: Problem, theta: Array, y: Array, weights: Array, k: int, grid: Array, best: float, needed: float
 ) -> float:
-    """Where the profiled objective crosses `needed`, along one side's grid; NaN where it does not."""
+    """Where the profile reaches `needed` along one side's grid; NaN if it does not."""
     held = replace(problem, held=problem.held | {problem.law.names[k]})
     log = problem.log_mask(False)
     z = np.repeat(to_z(theta, log)[None], grid.size, axis=0)
@@ -91,6 +92,6 @@ def _crossing(
         return float("nan")
     i = int(above[0])
     before = (to_z(theta, log)[k], best) if i == 0 else (grid[i - 1], cost[i - 1])
-    # the objective is close to a parabola: its root grows linearly
+    # the profile is nearly a parabola, so interpolate its square root linearly
     a, b, c = (np.sqrt(max(v - best, 0.0)) for v in (before[1], cost[i], needed))
     return float(before[0] + (grid[i] - before[0]) * (c - a) / max(b - a, 1e-300))

@@ -1,4 +1,4 @@
-"""What a fit returns: estimates with intervals, predictions with bands, and what could not be known."""
+"""The result of a fit: estimates with intervals, predictions with bands, and warnings."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ LOSSES = ("finetune_loss", "forgetting_loss")
 
 @dataclass(frozen=True)
 class Fitted:
-    """The best fit in the coordinates that it was fitted in.
+    """The best fit in fitted coordinates.
 
-    Parameters as papers print them may run beyond what a number holds (a_f of the shifted power law, in the gauge
-    c_ft = 1) where the surface that they describe is well determined; these coordinates do not.
+    The reported parameters (such as a_f of the shifted power law, in the gauge c_ft = 1) may exceed the range of
+    floating-point numbers even if the surface is well determined; these coordinates do not.
 
     Attributes:
-        law: in fitted coordinates.
-        theta: [K] values.
+        law: the law in fitted coordinates.
+        theta: [K] parameter values.
     """
 
     law: Centred | CentredReplay
@@ -62,26 +62,26 @@ class Fit(Result):
 
     Attributes:
         law: the law's name.
-        label: what was fitted, for example the data set's name.
+        label: name of the fit, for example the data set's.
         parameters: estimates by name, in the law's order.
         objective: `least-squares`, `log-least-squares`, `huber`, `huber-log`, `errors-in-both`, or `published`.
         objective_value: the summed objective at the estimate.
-        r2: 1 - SS_res / SS_tot by output, in the output's own unit, every row counted once, as in the paper.
-        n_points: rows fitted.
-        n_runs: runs that they come from.
+        r2: 1 - SS_res / SS_tot by output, in the output's unit and with equal weight for every row, as in the paper.
+        n_points: number of fitted rows.
+        n_runs: number of their runs.
         measured_range: smallest and largest fitted value of each variable.
         confidence: nominal coverage of intervals and bands.
         warnings: sentences that a reader must know.
-        diagnostics: share of starts that reached the best, condition, flat directions, bounds, standard errors, ...
-        draws: [B, K] bootstrap refits, in fitted coordinates where there are some, else in the order of `parameters`;
-            empty where there is no interval.
-        fitted: the fit in coordinates of its own, where the law has some: predictions and plans use these.
-        rivals: laws that fit about as well; outside the measured range, bands span their draws as well.
-        information: what the table tells of the parameters, of a law that plans are made with; else None.
-        widen: factor on the distance of percentiles from the estimate (Student over normal quantile).
-        spec: what rebuilds a law that the user wrote; empty for a named law.
-        instance: a Python function's law, which no file can hold; None for every other.
-        data: rows that it was fitted to, evenly spaced where they are many; None of a fit that was read or published.
+        diagnostics: share of starts that reached the best fit, condition, flat directions, bounds, standard errors, ...
+        draws: [B, K] bootstrap refits, in fitted coordinates if the law has them, else in the order of `parameters`;
+            empty without intervals.
+        fitted: the fit in fitted coordinates, if the law has them; predictions and plans use these.
+        rivals: laws that fit about as well; outside the measured range, bands include their draws.
+        information: the table's information about the parameters, for laws that plans use; else None.
+        widen: factor on the distance of percentiles from the estimate (Student's over the normal quantile).
+        spec: description that rebuilds a law written by the user; empty for a named law.
+        instance: the law of a Python function, which a file cannot store; None for other laws.
+        data: the fitted rows, or an evenly spaced sample of many; None if the fit was loaded or published.
     """
 
     law: str
@@ -107,7 +107,7 @@ class Fit(Result):
 
     @property
     def law_object(self) -> Law:
-        """The functional form."""
+        """The law."""
         return self.instance or law_from_spec(self.law, self.spec)
 
     @property
@@ -117,19 +117,19 @@ class Fit(Result):
 
     @property
     def table_size(self) -> tuple[int, int]:
-        """Rows and runs of the whole table, of which a sample may have been fitted."""
+        """Numbers of rows and runs in the whole table, even if only a sample was fitted."""
         whole = self.diagnostics.get("sampled_from")
         return (self.n_points, self.n_runs) if whole is None else (int(whole["points"]), int(whole["runs"]))
 
     def support(self, noun: str) -> str:
-        """How much was fitted, in words: `60 points of 6 runs`, and of how much where that is a sample."""
+        """How much was fitted, such as `60 points of 6 runs`; for a sample also the size of the whole table."""
         said = f"{several(self.n_points, noun)} of {several(self.n_runs, 'run')}"
         points, runs = self.table_size
         return said if points == self.n_points else f"{said} (a sample of {several(points, noun)} of {runs:,})"
 
     @property
     def no_bands(self) -> str:
-        """Why the fit has no intervals; empty where it has."""
+        """Why the fit has no intervals; empty if it has them."""
         if self.draws:
             return ""
         if self.objective == "published":
@@ -139,7 +139,7 @@ class Fit(Result):
         return "; ".join(why) or "it was fitted without resamples (--bootstrap 0)"
 
     def model(self) -> tuple[Law, Array, Array]:
-        """The law that predicts, its parameters [K] and draws [B, K]: in fitted coordinates where there are some."""
+        """The law, its parameters [K] and draws [B, K], in fitted coordinates if the law has them."""
         law, theta = (self.law_object, self.theta) if self.fitted is None else (self.fitted.law, self.fitted.theta)
         return law, theta, np.asarray(self.draws, dtype=float).reshape(-1, theta.size)
 
@@ -151,7 +151,7 @@ class Fit(Result):
             **variables: every variable of the law by name; numbers or arrays that broadcast together.
 
         Returns:
-            Values, bands, and which points lie outside the measured range.
+            Values, bands, and which points are outside the measured range.
 
         Raises:
             UsageError: an unknown output or variable, or a value that the law does not allow.
@@ -179,7 +179,7 @@ class Fit(Result):
         return Prediction(*(array.reshape(shape) for array in (value, low, high, outside, lost, run_low, run_high)))
 
     def outside(self, x: Mapping[str, Array]) -> NDArray[np.bool_]:
-        """[n] where a variable lies outside the measured range."""
+        """[n] whether any variable is outside the measured range."""
         out = np.zeros(np.shape(next(iter(x.values()))), dtype=bool)
         for name, (smallest, largest) in self.measured_range.items():
             slack = 1e-9 * max(abs(smallest), abs(largest))
@@ -187,7 +187,7 @@ class Fit(Result):
         return out
 
     def band_laws(self, *, extrapolated: bool = True) -> dict[str, float]:
-        """The laws that a band spans, outside the measured range or inside it, each with its share of the draws."""
+        """The laws whose draws make up a band, with their shares; `extrapolated` means outside the measured range."""
         if not self.draws or not extrapolated:
             return {self.law: 1.0} if self.draws else {}
         shares = {self.law: own_share(len(self.draws), self.rivals)}
@@ -195,11 +195,15 @@ class Fit(Result):
         return {name: share / len(self.draws) for name, share in shares.items()}
 
     def new_run(self, output: str, value: Array, low: Array, high: Array) -> tuple[Array, Array]:
-        """The band of one new run around the law's mean, whose own band is given; NaN where a run's scatter is unknown.
+        """The band of one new run around the law's mean; NaN if the scatter of runs is unknown.
 
-        Both errors are independent, so that their half widths add in squares; in the logarithm where it was fitted.
-        The sum is known better than the law's mean alone, and has one degree of freedom less than runs; that of
-        independent rows has those of the residuals.
+        The errors of the mean and of the run are independent, so their half widths are added in quadrature (of
+        logarithms, if these were fitted). The sum is better known than the error of the mean alone: its degrees of
+        freedom are the number of runs minus 1, or those of the residuals for independent rows.
+
+        Args:
+            output: name of the output.
+            value, low, high: [n] the law's mean and its band.
         """
         less, half = self.run_scales(output)
         if self.objective == LOGARITHMIC:
@@ -207,10 +211,10 @@ class Fit(Result):
                 down, up = np.hypot(less * np.log(value / low), half), np.hypot(less * np.log(high / value), half)
             return np.minimum(value * np.exp(-down), low), np.maximum(value * np.exp(up), high)
         down, up = np.hypot(less * (value - low), half), np.hypot(less * (high - value), half)
-        return np.minimum(value - down, low), np.maximum(value + up, high)  # one run is never surer than the mean
+        return np.minimum(value - down, low), np.maximum(value + up, high)  # never narrower than the mean's band
 
     def run_scales(self, output: str) -> tuple[float, float]:
-        """What the band of one new run is made of: the factor on the band of the mean, and a run's own half width."""
+        """The two parts of a new run's band: the factor on the mean's band, and the half width of a run's scatter."""
         told = self.diagnostics.get("bootstrap") or {}
         degrees = self.diagnostics["freedom"] if told.get("scheme") == "normal" else self.n_runs - 1
         spread = (self.diagnostics.get("scatter") or {}).get(output)
@@ -251,7 +255,7 @@ class Fit(Result):
         """The inverse of `to_dict`.
 
         Raises:
-            UsageError: the data are not those of a fit, or of a later format.
+            UsageError: the data are not a fit, or have another format.
         """
         if data.get("format") != FORMAT:
             raise UsageError(f"not a fit of format {FORMAT}: format is {data.get('format')!r}")
@@ -287,11 +291,11 @@ class Fit(Result):
         return fit
 
     def _check(self) -> None:
-        """Whether a stored fit has the parameters of its law.
+        """Check that a stored fit has the parameters of its law.
 
         Raises:
             UsageError: no such law.
-            ValueError: other parameters, or draws of another number.
+            ValueError: parameters, draws or rivals do not match the law.
         """
         names = self.law_object.names
         if tuple(self.parameters) != names and names:  # a lost Python function has none
@@ -305,7 +309,7 @@ class Fit(Result):
             raise ValueError("rivals")
 
     def shown(self) -> list[Shown]:
-        """What was fitted, the parameters, and what a reader must know."""
+        """The law, the parameters with intervals, and the warnings."""
         law = self.law_object
         heading = [f"{law.title}: {self.label}" if self.label else str(law.title), str(law.formula)]
         heading += [f"read as: {law.reading}"] if law.reading else []
@@ -337,7 +341,7 @@ class Fit(Result):
         return self.shown()[0].rich()
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a parameter: value, low, high, identified."""
+        """One row per parameter: value, low, high, identified."""
         import pandas as pd
 
         rows = {name: (e.value, e.low, e.high, e.identified) for name, e in self.parameters.items()}
@@ -350,13 +354,13 @@ class Fit(Result):
 
     @checked
     def figure(self, output: str | None = None) -> go.Figure:
-        """The law with its band over the rows that it was fitted to, as a Plotly figure.
+        """The law with its bands and the fitted rows, as a Plotly figure.
 
         Args:
-            output: of the law; default `forgetting_loss`, or its only one.
+            output: the output to draw; default `forgetting_loss` if the law has it, else its first.
 
         Raises:
-            UsageError: the law has no such output.
+            UsageError: the law has no such output, or no measured range.
         """
         law = self.law_object
         chosen = output or ("forgetting_loss" if "forgetting_loss" in law.outputs else law.outputs[0])
@@ -369,7 +373,11 @@ class Fit(Result):
 
 
 def check_variables(law: Law, variables: Mapping[str, ArrayLike]) -> tuple[dict[str, Array], tuple[int, ...]]:
-    """Every variable of a law as flat arrays of one length, and the shape to give results."""
+    """All variables of a law as flat arrays of equal length, and the shape of the results.
+
+    Raises:
+        UsageError: a variable is missing, unknown, outside its domain, or of a shape that does not broadcast.
+    """
     for name in variables:
         if name not in law.variable_names:
             raise UsageError(f"law '{law.name}' has no variable '{name}'; {did_you_mean(name, law.variable_names)}")
@@ -404,7 +412,7 @@ def _number(value: float | None) -> float:
 
 
 def save_fits(fits: Any, path: str | os.PathLike[str]) -> None:
-    """Write a fit, or dictionaries of fits nested to any depth, to a JSON file, in one atomic step."""
+    """Write a fit, or dictionaries of fits nested to any depth, to a JSON file, atomically."""
     content = json.dumps({"format": FORMAT, "fits": _pack(fits)}, indent=1, allow_nan=False)
     write_atomically(Path(path), content + "\n")
 
@@ -414,10 +422,10 @@ def _pack(fits: Any) -> Any:
 
 
 def load_fits(path: str | os.PathLike[str]) -> Any:
-    """Read what `save_fits` wrote, in the same nesting.
+    """Read a file that `save_fits` wrote, with the same nesting.
 
     Raises:
-        UsageError: the file is missing, or is not one of fits.
+        UsageError: the file is missing or does not contain fits.
     """
     data = parse_json(read_text(Path(path)), str(path))
     if not isinstance(data, dict) or data.get("format") != FORMAT or "fits" not in data:

@@ -1,10 +1,11 @@
-"""Laws that fit about as well inside the measured range: outside it, bands span them, too.
+"""Rival laws that fit about as well inside the measured range; outside it, bands include them.
 
-A band of one law's resamples says nothing of the law being wrong, and outside the measured range that is what matters.
-The rivals have no theory: polynomials of degree two in the variables' logarithms, with squares of the variables that
-vary within a run, and of all. Laws are weighted by their errors on runs left out, exp(-1/2 sum over runs of
-(error / scatter)^2), a run counting once: weights by predictive likelihood (Yao, Vehtari, Simpson & Gelman 2018,
-doi:10.1214/17-BA1091). Each has its share of the draws, from the same bootstrap by whole runs.
+A band from resamples of one law ignores that the law may be wrong, which is what matters outside the measured range.
+The rivals are polynomials of degree two in the variables or their logarithms, without theory: one with squares of only
+those variables that vary within a run, and one with all squares. Laws are weighted by their errors on left-out runs,
+exp(-1/2 sum over runs of (error / scatter)^2), with equal weight per run: weights by predictive likelihood (Yao,
+Vehtari, Simpson & Gelman 2018, doi:10.1214/17-BA1091). Each law contributes its share of the draws, from the same
+bootstrap of whole runs.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from forgetting.analysis.laws.base import Array, Law
 from forgetting.analysis.laws.quadratic import Axis, QuadraticSurface
 
 MOST_ROWS = 50_000
+"""Most rows used; of more, evenly spaced runs or rows are chosen."""
 TINY = 1e-150
-"""Scatter of a law that meets every row."""
+"""Lower limit of the scatter, for laws that fit every row exactly."""
 LEAST_VALUES = 3
-"""Different values of a variable that its square needs."""
+"""Fewest different values of a variable for a square."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Rival:
     Attributes:
         law: a polynomial.
         theta: [K] its best fit.
-        draws: [b, K] refits of resampled runs, as many as are its share of a band's.
+        draws: [b, K] refits of resampled runs; b is its share of a band's draws.
     """
 
     law: QuadraticSurface
@@ -53,7 +55,7 @@ class Rival:
         """The inverse of `to_dict`.
 
         Raises:
-            KeyError, TypeError, ValueError: something else.
+            KeyError, TypeError, ValueError: malformed data.
         """
         law = QuadraticSurface.from_spec(data)
         size = len(law.parameters)
@@ -62,20 +64,20 @@ class Rival:
 
 
 def spanned(own: Array, rivals: Sequence[Rival], x: Mapping[str, Array], which: int) -> Array:
-    """[B, n] draws of an output of all laws, each by its weight.
+    """[B, n] draws of an output from all laws, each with its share.
 
     Args:
         own: [B, n] draws of the fitted law.
-        rivals: the others.
+        rivals: the rivals.
         x: [n] values of each variable.
-        which: the output.
+        which: index of the output.
     """
     others = [rival.law.values(rival.draws, x)[:, which] for rival in rivals]
     return np.concatenate([own[: own_share(len(own), rivals)], *others])
 
 
 def own_share(draws: int, rivals: Sequence[Rival]) -> int:
-    """How many of the draws of a band that spans rivals are the fitted law's own: the first."""
+    """How many draws of a band with rivals come from the fitted law; these are the first of its draws."""
     return draws - sum(len(rival.draws) for rival in rivals)
 
 
@@ -90,17 +92,17 @@ def find_rivals(
     seed: int,
     log: bool = False,
 ) -> tuple[Rival, ...]:
-    """The rivals of a fitted law that have a share of its bands outside the measured range.
+    """The rivals that have a share in a fitted law's bands outside the measured range.
 
     Args:
-        law: it.
+        law: the fitted law.
         data: the table.
-        weights: [O, n].
-        missed: root mean square error of the law on runs left out, by output.
-        noise: a run's scatter around the law, by output.
-        count: draws of a band.
-        seed: of resamples.
-        log: the law was fitted to logarithms, on whose scale errors and noise are; so are rivals.
+        weights: [O, n] weights.
+        missed: root mean square error of the law on left-out runs, by output.
+        noise: scatter of a run around the law, by output.
+        count: number of draws of a band.
+        seed: random seed of the resamples.
+        log: whether logarithms were fitted; then errors, noise and rivals are on the logarithmic scale.
     """
     if len(data.runs) < MIN_RUNS or any(np.unique(v).size < LEAST_VALUES for v in data.x.values()):
         return ()
@@ -123,7 +125,7 @@ def find_rivals(
 
 
 def _terms(data: Data) -> list[list[tuple[str, ...]]]:
-    """Terms of each rival: those of degree one, products, and squares of variables that vary within runs, or of all."""
+    """Terms of each rival: linear terms, products, and the squares of variables that vary within runs, or of all."""
     names = list(data.x)
     flat: list[tuple[str, ...]] = [(), *((v,) for v in names), *combinations(names, 2)]
     runs = len(data.runs)
@@ -140,7 +142,7 @@ def _terms(data: Data) -> list[list[tuple[str, ...]]]:
 def _fit(
     law: Law, data: Data, weights: Array, terms: list[tuple[str, ...]], sign: Array, log: bool
 ) -> tuple[Rival, dict[str, float]] | None:
-    """A polynomial by least squares, its draws, and its errors on runs left out; None where runs alone determine it."""
+    """A polynomial with its draws and its errors on left-out runs; None if single runs or folds determine a term."""
     surface = QuadraticSurface(law.outputs, {v: Axis.of(values) for v, values in data.x.items()}, terms, log=log)
     basis, runs = surface.basis(data.x), len(data.runs)
     folds = min(runs, FOLDS)
@@ -160,7 +162,7 @@ def _fit(
         change, by_folds = pull_of_runs(groups[:, :-1, :-1], groups[:, :-1, -1])
         if not (by_runs and by_folds):
             return None
-        # without its fold, a row is missed by its residual and by what the fold had pulled the fit towards it
+        # the error of a row without its fold is its residual plus the fold's effect on the fit
         missed = (residual + np.einsum("nk,nk->n", q, change[fold])) / np.where(root > 0, root, 1.0)
         errors[output] = float(np.sqrt(np.mean(missed**2)))
         theta.append(np.linalg.solve(r, best))

@@ -1,4 +1,4 @@
-"""Sums of products of columns over the rows of each run: all that inference by whole runs needs of many rows."""
+"""Sums of products of columns over each run's rows, which are all that inference by whole runs needs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from forgetting.analysis.fit.data import Data
 from forgetting.analysis.laws.base import Array
 
 FEW = 2_000
-"""Rows up to which sums are taken without a sparse matrix."""
+"""For more rows than this, sums use a sparse matrix."""
 LEAST_RUNS = 50
-"""Runs that a sample of rows keeps where there are so many."""
+"""A sample of rows keeps at least this many runs, if there are as many."""
 DETERMINED = 1e-3
-"""Where less than this of a direction is left without a run, the run alone determines it."""
+"""If less than this share of a direction remains without a run, the run alone determines it."""
 
 
 def grams(columns: Array, run: Array, runs: int) -> Array:
-    """[R, k, k] sums over each run's rows of the products of [m, k] columns."""
+    """[R, k, k] products of the [m, k] columns, summed over each run's rows."""
     each = np.ascontiguousarray(columns.T)
     out = np.empty((runs, len(each), len(each)))
     for i, one in enumerate(each):
@@ -28,27 +28,27 @@ def grams(columns: Array, run: Array, runs: int) -> Array:
 
 
 def pull_of_runs(gram: Array, score: Array) -> tuple[Array, bool]:
-    """[R, k] (I - P'P)^-1 P'r of each run, and whether the others determine every direction.
+    """[R, k] (I - P'P)^-1 P'r for each run, and whether the fit without a run determines every direction.
 
-    With P a run's rows of an orthonormal basis and r its residuals, that is how far the run had pulled the coefficients
-    of the fit towards itself.
+    Here P is a run's rows of an orthonormal basis and r its residuals. The result is the effect of the run on the
+    coefficients of the fit.
 
     Args:
-        gram: [R, k, k] P'P.
-        score: [R, k] P'r.
+        gram: [R, k, k] P'P of each run.
+        score: [R, k] P'r of each run.
     """
     eigen, vectors = np.linalg.eigh(gram)
-    # a direction that one run alone determines has an eigenvalue of 1; the run's residual there is 0 as well
+    # a direction that one run alone determines has an eigenvalue of 1, and the run's residual there is 0
     grow = np.where(eigen < 1 - DETERMINED, 1 / np.maximum(1 - eigen, DETERMINED), 0.0)
     turned = grow * np.einsum("gki,gk->gi", vectors, score)
     return np.einsum("gki,gi->gk", vectors, turned), bool(np.all(eigen < 1 - DETERMINED))
 
 
 def evenly_spaced(data: Data, weights: Array, most: int) -> tuple[Data, Array]:
-    """About so many rows at most, and their weights [O, n].
+    """A sample of about `most` rows, and their weights [O, n]; all rows if there are no more.
 
-    Whole runs, evenly spaced; where fewer than LEAST_RUNS would be left, evenly spaced rows of so many: inference by
-    runs lives from their number.
+    Takes evenly spaced whole runs. If these would be fewer than LEAST_RUNS, it takes evenly spaced rows of about
+    LEAST_RUNS runs, because inference by runs depends on their number.
     """
     if data.n <= most:
         return data, weights
@@ -61,7 +61,7 @@ def evenly_spaced(data: Data, weights: Array, most: int) -> tuple[Data, Array]:
 
 
 def thinned(run: Array, kept: Array, share: float) -> Array:
-    """[n] whether a row is one of a share of the rows of the runs kept, evenly spaced in each from first to last."""
+    """[n] mask of an evenly spaced share of the rows of each kept run, including its first and last."""
     out = np.zeros(run.size, dtype=bool)
     order = np.argsort(run, kind="stable")
     ends = np.cumsum(np.bincount(run))
@@ -72,7 +72,7 @@ def thinned(run: Array, kept: Array, share: float) -> Array:
 
 
 def sums(columns: Array, weights: Array, cell: Array, run: Array, runs: int) -> Array:
-    """[R, k] sums over each run's rows of weights [n] times [c, k] columns, each row having its cell's."""
+    """[R, k] sums over each run's rows of weights [n] times columns [c, k]; `cell` [n] is each row's column index."""
     if cell.size <= FEW:
         out = np.zeros((runs, columns.shape[1]))
         for k, column in enumerate(columns.T):

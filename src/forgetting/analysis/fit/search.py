@@ -1,4 +1,4 @@
-"""The global optimum: many starts, one batch, then Newton's method on the best; judged without trusting any flag."""
+"""Finds the global optimum: many starts in one batch, then Newton's method from the best, then its own checks."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ APART = 1e-2  # relative difference of a parameter above which two points are di
 STATIONARY = 1e-6  # cosine between residuals and a Jacobian column above which a point is not stationary
 DAMPING = np.array([1e-4, 1e-2, 1.0, 100.0])
 SCANNED = 8
-"""Points from which parameters are tried one by one."""
+"""Number of points from which parameters are tried one by one."""
 SWEEPS = 2
+"""How often each parameter is tried."""
 FEW = 0.05
-"""Share of starts at the best below which more are drawn, and the fit warns."""
-ROUNDS = 4  # how often the number of starts may double when few of them reach the best
+"""If a smaller share of the starts reaches the best fit, more are drawn, and the fit warns."""
+ROUNDS = 4  # most rounds of starts, if few of them reach the best fit
 
 
 @dataclass(frozen=True)
 class Found:
-    """The best point and what says that it is the best.
+    """The best point, and the evidence that it is the best.
 
     Attributes:
-        theta: [K] in the fitted coordinates.
+        theta: [K] parameters in fitted coordinates.
         cost: the objective there.
         slope: largest cosine between residuals and a free column of the Jacobian (0 at a stationary point).
-        starts: how many starting points were tried.
-        share: share of them that ended at an objective equal to the best to 1e-6.
-        converged: stationary, a minimum along every direction, and not beaten by anything tried.
-        minimum: False when the exact Hessian has a falling direction.
-        twin: [K] another point, far from theta, whose objective is the same; None where no start ended at one.
+        starts: number of starting points.
+        share: share of them that reached the best objective within 1e-6.
+        converged: whether theta is stationary, a minimum in every direction, and no worse than any other point tried.
+        minimum: False if the exact Hessian has a negative eigenvalue.
+        twin: [K] another point, far from theta, with the same objective; None if no start ended at one.
     """
 
     theta: Array
@@ -51,15 +52,15 @@ class Found:
 def search(
     problem: Problem, y: Array, weights: Array, *, starts: int, rng: np.random.Generator, first: Array | None = None
 ) -> Found:
-    """Find the lowest point of the objective.
+    """Find the minimum of the objective.
 
     Args:
         problem: law in fitted coordinates, variables, objective.
         y: [m] measured outputs.
-        weights: [m].
-        starts: how many points are drawn from the starting region; more when few reach the best.
-        rng: draws them.
-        first: [K] a point to start from as well; with `starts=0` the only one.
+        weights: [m] weights.
+        starts: number of points to draw from the starting region; more are drawn if few reach the best.
+        rng: random generator of the starts.
+        first: [K] an additional starting point; with `starts=0` the only one.
     """
     y, weights = y[None], weights[None]
     ends: list[Array] = []
@@ -92,7 +93,7 @@ def search(
     if problem.exact:
         theta = solve_linear(problem, theta[None], y, weights)[0]
     cost, slope = (float(v[0]) for v in stationarity(problem, theta[None], y, weights))
-    if problem.direct:  # there is one lowest point, and what is left of the slope is rounding
+    if problem.direct:  # there is a single minimum, and any remaining slope is rounding error
         return Found(theta, cost, 0.0, total, 1.0, bool(np.isfinite(cost)), True)
     perfect = cost <= _floor(y, weights)
     converged = (
@@ -104,9 +105,9 @@ def search(
 
 
 def _plainest(equals: Array, best: Array, grids: Mapping[int, Array]) -> Array:
-    """Of points that fit alike, one with the most parameters where they were looked for, and the fewest negative ones.
+    """Of equally good points, the one with the most parameters inside their grids, and then the fewest negative ones.
 
-    A width that is squared has either sign, and a wave between evenly spaced points has many faster twins.
+    A squared width may have either sign, and a wave through evenly spaced points has many faster aliases.
     """
 
     def strange(theta: Array) -> tuple[int, int]:
@@ -117,14 +118,14 @@ def _plainest(equals: Array, best: Array, grids: Mapping[int, Array]) -> Array:
 
 
 def _lowest(ends: Sequence[Array], costs: Sequence[Array]) -> Array:
-    """[s, K] ends of the lowest objectives that differ."""
+    """[s, K] end points with the lowest distinct objectives."""
     every, theta = np.concatenate(costs), np.concatenate(ends)
     _, first = np.unique(np.round(np.log(np.maximum(every, 1e-300)), 3), return_index=True)
     return theta[first[np.argsort(every[first])][: SCANNED // 2]]
 
 
 def _floor(y: Array, weights: Array) -> float:
-    """An objective that is rounding error and nothing else."""
+    """An objective below this is rounding error."""
     return float(1e-22 * np.sum(weights * y * y))
 
 
@@ -141,9 +142,9 @@ def _draw(
     ends: list[Array],
     costs: list[Array],
 ) -> tuple[Array, Array]:
-    """New starting points and dampings: from the region, and in later rounds half of them around the best so far.
+    """New starting points and dampings: from the starting region, and in later rounds half of them around the best.
 
-    A point that was asked for is tried with several dampings: in a long curved valley the first step decides.
+    The given point `first` is tried with several dampings, because in a long curved valley the first step decides.
     """
     theta = problem.law.starts_for(count, rng, problem.x, y[0])
     if ends:
@@ -167,9 +168,9 @@ def scanned(
     grids: Mapping[int, Array],
     rng: np.random.Generator,
 ) -> Array:
-    """[S, K] points, each parameter moved in turn to the best value of its grid, the linear ones solved for at each.
+    """[S, K] points after moving each parameter in turn to the best value of its grid, with linear ones solved for.
 
-    A peak, a period or a step that no drawn point is near is found one parameter at a time.
+    This finds a peak, period or step that no drawn point is close to.
     """
     theta = theta.copy()
     if not grids:
@@ -192,16 +193,16 @@ def scanned(
 
 
 def _descend(problem: Problem, theta: Array, y: Array, weights: Array, damping: Array) -> tuple[Array, Array]:
-    """From starts to local optima of the objective, inside the bounds."""
+    """Minimise from the starts to local optima within the bounds."""
     with np.errstate(all="ignore"):
         if problem.linear.any():
             if problem.objective.quadratic:
                 limit = 60 if theta.shape[0] > 2 * len(DAMPING) else 600
-                # near the data a residual of the logarithm is the relative one, in which the parameters are linear
+                # near the data, residuals of logarithms are relative residuals, which are linear in these parameters
                 plain = replace(problem, objective=Objective())
                 relative = weights / y**2 if problem.objective.log else weights
                 theta = minimise(plain, theta, y, relative, max_iterations=limit, project=True, damping=damping).theta
-            else:  # linear parameters from least squares, then all together: other objectives are not linear in them
+            else:  # for other objectives, least squares only gives starting values of the linear parameters
                 theta = solve_linear(problem, theta, y, weights)
         theta = feasible(problem, theta)
     solution = minimise(problem, theta, y, weights, max_iterations=300, damping=damping)
@@ -209,7 +210,7 @@ def _descend(problem: Problem, theta: Array, y: Array, weights: Array, damping: 
 
 
 def feasible(problem: Problem, theta: Array) -> Array:
-    """Move points into the bounds; a positive parameter that came out negative restarts low in its region."""
+    """Move points into the bounds; a `log` parameter that became negative restarts at the low end of its region."""
     out = theta.copy()
     for k, p in enumerate(problem.law.parameters):
         if p.log:
@@ -219,9 +220,9 @@ def feasible(problem: Problem, theta: Array) -> Array:
 
 
 def polish(problem: Problem, theta: Array, y: Array, weights: Array) -> tuple[Array, bool]:
-    """Newton's method with the exact Hessian; also whether the end is a minimum in every free direction.
+    """Newton's method with the exact Hessian; returns the end point and whether it is a minimum in all free directions.
 
-    The Hessian is the complex-step derivative of the analytic gradient, exact to rounding.
+    The Hessian is the complex-step derivative of the analytic gradient, which is exact up to rounding.
     """
     log = problem.log_mask(False)
     low, high = problem.bounds(log)
@@ -234,7 +235,7 @@ def polish(problem: Problem, theta: Array, y: Array, weights: Array) -> tuple[Ar
         scale = np.sqrt(np.maximum(np.abs(np.diag(hessian)), 1e-300))
         if not (np.isfinite(hessian).all() and free.any()):
             break
-        # near the end the objective no longer changes beyond rounding, while the gradient still tells
+        # near the minimum the objective changes only by rounding, so use the gradient to decide
         steep = float(np.max(np.abs(gradient / scale)[free]))
         if steep >= flattest:
             break
@@ -260,7 +261,7 @@ def _cost(problem: Problem, z: Array, log: Array, y: Array, weights: Array) -> f
 
 
 def newton_terms(problem: Problem, z: Array, log: Array, y: Array, weights: Array) -> tuple[Array, Array]:
-    """Gradient [K] and exact Hessian [K, K] of the objective (of half of it for least squares) by z."""
+    """Gradient [K] and exact Hessian [K, K] of the objective with respect to z (of half of it, for least squares)."""
     objective = problem.objective
     f, jacobian = _scaled_jacobian(problem, z[None], log)
     r = objective.residual(y, f[0].real)
@@ -276,7 +277,7 @@ def newton_terms(problem: Problem, z: Array, log: Array, y: Array, weights: Arra
 
 
 def _scaled_jacobian(problem: Problem, z: Array, log: Array) -> tuple[Array, Array]:
-    """Values [S, m] and derivatives by z [S, m, K] on the residual's scale, real or complex."""
+    """Values [S, m], and their derivatives [S, m, K] with respect to z on the residual's scale; may be complex."""
     theta = to_theta(z, log)
     f = problem.values(theta)
     jacobian = problem.gradient(theta) * np.where(log, theta, 1.0)[:, None, :]

@@ -1,4 +1,4 @@
-"""Which law, and how far: AICc, leave-one-run-out errors, and tests of extrapolation."""
+"""Compares laws by AICc and leave-one-run-out errors, and tests how well a law extrapolates."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from forgetting.analysis.laws.base import Array
 from forgetting.errors import UsageError, did_you_mean
 
 AXES = ("trainable_params", "step", "N", "D", "X")
-PART = 0.6  # share of an axis's distinct values that is fitted; the rest is predicted
+PART = 0.6  # share of an axis's distinct values that is fitted; the others are predicted
 
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """A fit to the lower part of one axis, held against the measurements beyond it.
+    """A fit to the lower part of one axis, compared with the measurements beyond it.
 
     Attributes:
-        axis: the variable that was cut.
-        fitted_to, tested_to: largest value fitted, and largest value predicted.
+        axis: the variable that was split.
+        fitted_to, tested_to: largest fitted and largest predicted value of the variable.
         rmse: root mean square error of the predictions by output, in the output's unit.
-        bias: mean of measured less predicted, by output.
-        band: mean half width of the predicted band of the law's mean, by output; NaN without intervals.
-        n_points: how many were predicted.
+        bias: mean of measured minus predicted, by output.
+        band: mean half width of the band of the law's mean, by output; NaN without intervals.
+        n_points: number of predicted measurements.
     """
 
     axis: str
@@ -54,10 +54,15 @@ def extrapolation_tests(
     seed: int = 0,
     bootstrap: int = 200,
 ) -> list[Extrapolation]:
-    """Fit the small and early 60 % of each axis (P, N, ...) and predict the rest.
+    """Fit the lower 60 % of each axis (P, N, ...) and predict the rest.
+
+    Args:
+        law: a name in `LAWS`, or a law.
+        table: a DataFrame, or a mapping from column names to sequences.
+        columns, label, run, iid, seed, bootstrap: see `fit_law`.
 
     Raises:
-        UsageError: a mistake in the table, or no axis has enough distinct values to be cut.
+        UsageError: a mistake in the table, or no axis has enough distinct values.
     """
     law = LAWS.find(law) if isinstance(law, str) else law
     data = read_data(law, table, columns=columns, label=label, run=run, iid=iid)
@@ -99,16 +104,16 @@ def _test(law: Law, data: Data, axis: str, values: Array, seed: int, bootstrap: 
 def r2_by(
     fit: Fit, table: Any, column: str = "method", *, columns: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, float]]:
-    """How well a fitted law holds for rows that it need not have been fitted to, as in the paper's Appendix B.
+    """R2 of a fitted law on groups of rows, which may include rows that were not fitted, as in the paper's Appendix B.
 
     Args:
-        fit: any law.
-        table: rows of several methods, data sets, ...; only `done` ones count.
-        column: what tells them apart.
-        columns: the table's column for a variable or output, where its name differs.
+        fit: a fitted law.
+        table: rows of several methods, data sets, ...; only rows with status `done` are used.
+        column: the column that distinguishes the groups.
+        columns: the table's column for a variable or output, if its name differs.
 
     Returns:
-        1 - SS_res / SS_tot by value of the column and output; below 0 where the mean would predict better, and NaN for
+        1 - SS_res / SS_tot by value of the column and by output; below 0 if the mean would predict better, and NaN for
         a single row.
 
     Raises:
@@ -129,11 +134,11 @@ def r2_by(
 
 
 def rank_laws(fits: Sequence[Fit]) -> list[dict[str, Any]]:
-    """Fits of the same table by different laws, best AICc first, with what each misses of a run left out.
+    """Fits of different laws to the same table, best AICc first, with their leave-one-run-out errors.
 
-    Likelihoods of different data cannot be compared: `delta_aicc` is that to the best law of the same outputs. AICc
-    counts every measured value as independent; steps of a run are not, so believe the leave-one-run-out error where
-    the two disagree.
+    Likelihoods of different data cannot be compared, so `delta_aicc` is the difference to the best law with the same
+    outputs. AICc treats every measured value as independent, which steps of a run are not; if the two disagree, trust
+    the leave-one-run-out error.
     """
     known = [f for f in fits if f.diagnostics.get("aicc") is not None]
     best: dict[tuple[str, ...], float] = {}

@@ -1,4 +1,4 @@
-"""What a fit could and could not identify: standard errors, bounds, flat directions, condition."""
+"""The objective around the best fit: standard errors, parameters at bounds, flat directions, condition."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from forgetting.analysis.fit.solver import Problem
 from forgetting.analysis.laws.base import Array
 
 PULL = 2.0
-"""Student's t of what a parameter at its bound could still explain, from which on the data ask for a value beyond."""
-FLAT = 1e-7  # singular value of the normalised Jacobian, relative to the largest, below which a direction is flat
+"""If the t statistic of a parameter at its bound exceeds this, the data favour a value beyond the bound."""
+FLAT = 1e-7  # a direction is flat if its singular value of the normalised Jacobian is below this share of the largest
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The objective around its lowest point.
+    """The objective around its minimum.
 
     Attributes:
-        condition: ratio of the largest to the smallest singular value of the Jacobian with columns of length one.
-        flat: directions that the data say nothing about, each as {parameter: share}.
+        condition: ratio of the largest to the smallest singular value of the Jacobian with unit-length columns.
+        flat: directions that the data do not determine, each as {parameter: share}.
         at_bounds: parameters that stopped at a bound, with the bound.
-        asks: of those that the data would move past it, the words `larger` or `smaller`.
-        standard_errors: [K] from the Jacobian and the residual variance, every residual taken as independent; NaN
-            for parameters at a bound, held by a gauge, or in a flat direction.
-        covariance: [K, K] of the same.
+        asks: for parameters at a bound where the data favour a value beyond it: `larger` or `smaller`.
+        standard_errors: [K] from the Jacobian and the residual variance, for independent residuals; NaN for parameters
+            that are at a bound, fixed by a gauge or without effect, and for all if a combination of them is flat.
+        covariance: [K, K] the covariance that the standard errors are from.
     """
 
     condition: float
@@ -39,7 +39,7 @@ class Shape:
 
 
 def shape(problem: Problem, theta: Array, y: Array, weights: Array) -> Shape:
-    """Look at the objective around theta [K], given [m] outputs and weights."""
+    """Compute the shape of the objective around theta [K], given [m] outputs and weights."""
     log = problem.log_mask(False)
     names = problem.law.names
     free = problem.movable(theta)
@@ -80,7 +80,7 @@ def shape(problem: Problem, theta: Array, y: Array, weights: Array) -> Shape:
 def _asks(
     names: Sequence[str], jacobian: Array, basis: Array, residual: Array, bound: Array, spare: int
 ) -> dict[str, str]:
-    """Parameters at a bound, by number, that the data would move past it, and which way: a score test of each."""
+    """Parameters at a bound for which the data favour a value beyond it, and its direction, by a score test of each."""
     out = {}
     for k in bound:
         own = jacobian[:, k] - basis @ (basis.T @ jacobian[:, k])

@@ -1,4 +1,4 @@
-"""A fit as plain text, as a rich table, as HTML and as LaTeX: the same content, read from one place."""
+"""Parts of a fit as text and as LaTeX, shared by the terminal, the report and notebooks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ DECADES = 3
 
 
 def number(value: float) -> str:
-    """Five significant digits, or a dash for what is not known."""
+    """A number with five significant digits; a dash if unknown."""
     return f"{value:.5g}" if math.isfinite(value) else "-"
 
 
 def span(low: float, high: float) -> str:
-    """An interval, with as many digits as tell its ends apart, or a dash."""
+    """An interval, with enough digits that its ends differ; a dash if unknown."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return "-"
     digits = next((d for d in range(5, 17) if low == high or f"{low:.{d}g}" != f"{high:.{d}g}"), 17)
@@ -29,7 +29,7 @@ def span(low: float, high: float) -> str:
 
 
 def value(estimate: Estimate, *, scale: bool) -> str:
-    """A parameter's value, or that the data do not determine it, or that it is outside the range of numbers."""
+    """A parameter's value; or that it is not determined, or outside the range of floating-point numbers."""
     if estimate.identified == "none":
         return "not determined"
     if math.isinf(estimate.value) or (scale and estimate.value == 0):
@@ -38,7 +38,7 @@ def value(estimate: Estimate, *, scale: bool) -> str:
 
 
 def ends(estimate: Estimate) -> str:
-    """A parameter's interval, one side of it where the data limit it there alone, that it is at a bound, or a dash."""
+    """A parameter's interval, or its only end; or that it is at its bound; a dash if unknown."""
     if estimate.identified == "none":
         return "-"
     if estimate.identified == BOUND:
@@ -79,12 +79,12 @@ def power(value: float) -> str:
 
 
 def spans(laws: Mapping[str, float]) -> str:
-    """Which laws a band outside the measured range spans, with their shares."""
+    """A note on the laws that bands outside the measured range include, with their shares."""
     return f"beyond the measured range, bands include laws that fit about as well inside it: {shares(laws)}"
 
 
 def shares(laws: Mapping[str, float]) -> str:
-    """Laws and their shares in one line, in whole percents that add up to 100 (by largest remainders)."""
+    """Laws and their shares in whole per cent that add up to 100 (largest remainder method)."""
     total = sum(laws.values()) or 1.0
     exact = {name: 100 * share / total for name, share in laws.items()}
     whole = {name: int(share) for name, share in exact.items()}
@@ -94,7 +94,7 @@ def shares(laws: Mapping[str, float]) -> str:
 
 
 def comparison_text(label: str, ranked: Sequence[Mapping[str, Any]]) -> str:
-    """Laws of one table side by side."""
+    """A table that compares the laws fitted to one data set, given rows of `rank_laws`."""
     table = [("law", "AICc", "above best", "error on a run left out, nats/token")]
     for row in ranked:
         left = (row["leave_one_run_out"] or {}).get("rmse", {})
@@ -105,7 +105,7 @@ def comparison_text(label: str, ranked: Sequence[Mapping[str, Any]]) -> str:
 
 
 def extrapolation_text(tests: Sequence[Mapping[str, Any]]) -> str:
-    """Extrapolation tests, one line an output."""
+    """A table of extrapolation tests, one line per test and output."""
     table = [("data set", "law", "fitted to", "predicted to", "output", "error", "bias", "half band")]
     for t in tests:
         span = (f"{t['axis']} {number(t['fitted_to'])}", number(t["tested_to"]))

@@ -1,8 +1,8 @@
-"""Many fits solved together: batched Levenberg-Marquardt in a box, with variable projection.
+"""Solves many fits together: batched Levenberg-Marquardt with bounds and variable projection.
 
 Each of S problems has its own starting point, and may have its own data and weights (bootstrap resamples). One
-iteration of all of them is a handful of numpy calls. Nothing here decides whether a fit is good: it returns the point,
-its cost and a measure of stationarity, and `search` judges.
+iteration of all problems is a few numpy calls. The solver returns the point, its cost and a measure of stationarity;
+`search` decides whether the fit is good.
 
 Shapes: S problems, K parameters, m = O * n residuals (outputs times rows).
 """
@@ -23,13 +23,13 @@ CHUNK = 1_000_000  # numbers in one Jacobian: 8 MB
 
 @dataclass(frozen=True)
 class Problem:
-    """One law, one table's variables, one objective.
+    """A law, the variables of a table, and an objective.
 
     Attributes:
-        law: in the coordinates that are optimised.
+        law: the law in fitted coordinates.
         x: [n] values for each variable.
-        objective: what is minimised.
-        held: names of parameters that keep the value they start with.
+        objective: the objective to minimise.
+        held: names of parameters that keep their starting values.
     """
 
     law: Law
@@ -38,7 +38,7 @@ class Problem:
     held: frozenset[str] = frozenset()
 
     def log_mask(self, natural_linear: bool) -> Array:
-        """[K]: which parameters are optimised as logarithms; linear ones are not while they are projected out."""
+        """[K]: which parameters are optimised as logarithms; with `natural_linear`, linear parameters are not."""
         return np.array([p.log and not (natural_linear and p.linear) for p in self.law.parameters])
 
     @property
@@ -53,7 +53,7 @@ class Problem:
 
     @property
     def solvable(self) -> Array:
-        """[K]: which parameters have a least-squares value at once, for any values of the others: linear, no bounds."""
+        """[K]: which parameters have a closed-form least-squares value given the others: linear, without bounds."""
         return np.array(
             [
                 p.linear and not p.log and p.gauge is None and p.low == -np.inf and p.high == np.inf
@@ -63,13 +63,13 @@ class Problem:
 
     @property
     def exact(self) -> bool:
-        """Whether the linear parameters of this least-squares problem can be solved for at every step."""
+        """Whether this is a least-squares problem whose linear parameters can be solved for at every step."""
         own = self.solvable
         return bool(not self.objective.log and self.objective.quadratic and own.any() and (own == self.linear).all())
 
     @property
     def direct(self) -> bool:
-        """Whether that leaves no parameter to search for."""
+        """Whether it is `exact` and has no other free parameter, so that it has a closed-form solution."""
         return self.exact and bool((self.linear | self.fixed).all())
 
     def bounds(self, log: Array) -> tuple[Array, Array]:
@@ -80,31 +80,31 @@ class Problem:
             return np.where(log, np.log(np.maximum(low, 0)), low), np.where(log, np.log(high), high)
 
     def movable(self, theta: Array) -> Array:
-        """[K]: which coordinates of the point theta [K] are not held, and not at a bound."""
+        """[K]: which coordinates of theta [K] are neither fixed nor at a bound."""
         log = self.log_mask(False)
         low, high = self.bounds(log)
         z = to_z(theta, log)
         return np.asarray((z > low) & (z < high) & ~self.fixed)
 
     def values(self, theta: Array) -> Array:
-        """[S, m]."""
+        """The law's values, [S, m]."""
         return self.law.values(theta, self.x).reshape(theta.shape[0], -1)
 
     def gradient(self, theta: Array) -> Array:
-        """[S, m, K]."""
+        """The law's derivatives, [S, m, K]."""
         return self.law.gradient(theta, self.x).reshape(theta.shape[0], -1, theta.shape[1])
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Where S problems ended.
+    """The end points of S problems.
 
     Attributes:
         theta: [S, K] parameters.
         cost: [S] the objective there.
-        slope: [S] largest cosine between the residuals and a column of the Jacobian that is free to move: 0 at a
-            stationary point, whatever the units.
-        iterations: used by the slowest problem.
+        slope: [S] largest cosine between the residuals and a free column of the Jacobian: 0 at a stationary point,
+            whatever the units.
+        iterations: number of iterations of the slowest problem.
     """
 
     theta: Array
@@ -125,7 +125,7 @@ def to_z(theta: Array, log: Array) -> Array:
 
 
 def solve_linear(problem: Problem, theta: Array, y: Array, weights: Array) -> Array:
-    """Put the linear parameters of [S, K] points at their weighted least-squares values, bounds ignored."""
+    """Set the linear parameters of [S, K] points to their weighted least-squares values, ignoring bounds."""
     linear = problem.linear & ~problem.fixed
     if not linear.any():
         return theta
@@ -145,10 +145,10 @@ def solve_linear(problem: Problem, theta: Array, y: Array, weights: Array) -> Ar
 
 
 def _solve_exactly(problem: Problem, theta: Array, y: Array, weights: Array, linear: Array) -> Array:
-    """`solve_linear` by singular values of the columns, in which nearly equal columns keep their digits."""
+    """`solve_linear` by singular value decomposition, which stays accurate for nearly equal columns."""
     out = theta.copy()
     out[:, linear] = 0.0
-    # where all the others are held alike, every problem has the same columns
+    # if the other parameters are equal in all problems, so are the columns
     alike = problem.direct and weights.shape[0] == 1 and bool((out == out[:1]).all())
     root = np.sqrt(np.where(weights > 0, weights, 0.0))
     with np.errstate(all="ignore"):
@@ -182,11 +182,11 @@ def minimise(
         theta: [S, K] starting points.
         y: [S, m] or [1, m] measured outputs.
         weights: [S, m] or [1, m] weights, 0 for a measurement left out.
-        max_iterations: a limit, not a criterion; `slope` of the result tells what was reached.
-        project: solve the linear parameters exactly at every step (variable projection), ignoring their bounds; done
-            in any case where they have none.
-        tolerance: `slope` at which a problem is left alone.
-        damping: Marquardt's parameter to begin with, one or [S].
+        max_iterations: limit on iterations; `slope` of the result shows whether a problem converged.
+        project: solve the linear parameters exactly at every step (variable projection), ignoring their bounds; always
+            done if they have no bounds.
+        tolerance: a problem stops when its `slope` is at most this.
+        damping: initial Marquardt parameter, one or [S].
 
     Returns:
         The points reached, in the order of the starts.
@@ -212,7 +212,7 @@ def minimise(
 
 
 def stationarity(problem: Problem, theta: Array, y: Array, weights: Array) -> tuple[Array, Array]:
-    """[S] objective and slope (see `Solution`) at [S, K] points, which are not moved."""
+    """[S] objective and slope (see `Solution`) at [S, K] points, without moving them."""
     with np.errstate(all="ignore"):
         run = _Run(problem, theta, y, weights, False, np.zeros(theta.shape[0]))
         run.model(np.arange(theta.shape[0]))
@@ -242,10 +242,10 @@ class _Run:
         self.models = np.empty((count, size, size)), np.empty((count, size)), np.empty((count, size))
         self.moved = np.ones(count, dtype=bool)
         self.cost, f = self._cost(self.z, np.arange(count))
-        self.f = f.copy()  # a law may give a view that cannot be written to
+        self.f = f.copy()  # a law may return a read-only view
 
     def _cost(self, z: Array, at: Array) -> tuple[Array, Array]:
-        """[s] objective of the problems `at` at z, and [s, m] the law's values."""
+        """[s] objective of the problems `at`, and [s, m] the law's values, at z."""
         f = self.problem.values(to_theta(z, self.log))
         r = self.problem.objective.residual(_of(self.y, at), f)
         if self.plain:
@@ -266,7 +266,7 @@ class _Run:
         return Solution(to_theta(self.z, self.log), self.cost, self.slope, used)
 
     def _iterate(self, at: Array, tolerance: float) -> Array:
-        """One step of the problems `at`; which of them go on."""
+        """One iteration of the problems `at`; returns which of them continue."""
         hessian, gradient, majorant = self._models(at)
         z, damping = self.z[at], self.damping[at]
         scale = np.sqrt(np.maximum(majorant, 1e-300))
@@ -295,7 +295,7 @@ class _Run:
         return np.asarray(~(stuck | (self.slope[at] <= tolerance) | (self.cost[at] == 0)))
 
     def _models(self, at: Array) -> tuple[Array, Array, Array]:
-        """`model`, made anew only of problems that moved since; that of Huber's loss depends on the damping, too."""
+        """`model`, recomputed only for problems that moved, except for Huber's loss, whose model depends on damping."""
         if not self.problem.objective.quadratic:
             return self.model(at)
         new = at[self.moved[at]]
@@ -307,7 +307,7 @@ class _Run:
         return hessian, gradient, majorant
 
     def model(self, at: Array) -> tuple[Array, Array, Array]:
-        """Gauss-Newton matrix [s, K, K], gradient [s, K] and diagonal of the majorant's matrix [s, K]."""
+        """Gauss-Newton matrix [s, K, K], gradient [s, K], and diagonal of the majorant's matrix [s, K]."""
         theta = to_theta(self.z[at], self.log)
         objective = self.problem.objective
         f = self.f[at]
@@ -327,7 +327,7 @@ class _Run:
             return self._squares(at, jacobian * root[:, :, None], r * root)
         influence = left * objective.influence(r)
         gradient = -_rows(influence, jacobian)
-        # damp towards reweighted least squares: far out, Huber has no curvature of its own
+        # damp towards reweighted least squares, because Huber's loss has no curvature far from 0
         curvature = objective.curvature(r) + self.damping[at, None] * objective.majorant(r)
         hessian = np.swapaxes(jacobian * (left * curvature)[:, :, None], 1, 2) @ jacobian
         squared = jacobian * jacobian
@@ -336,10 +336,10 @@ class _Run:
         return hessian, gradient, _rows(left * objective.majorant(r), squared)
 
     def _squares(self, at: Array, jacobian: Array, r: Array) -> tuple[Array, Array, Array]:
-        """`model` of least squares, given the Jacobian and residuals times the roots of the weights.
+        """`model` for least squares, given the Jacobian and residuals times root weights.
 
-        Where linear parameters are solved for, theirs are orthonormal columns instead: the step of the others is the
-        same, and keeps its digits.
+        Columns of linear parameters that are solved for are replaced by orthonormal ones, which gives the same step of
+        the other parameters more accurately.
         """
         if self.solved.any():
             jacobian = np.nan_to_num(jacobian)
@@ -360,17 +360,17 @@ class _Run:
 
 
 def _of(values: Array, at: Array) -> Array:
-    """The problems `at` of [S, m] values, or [1, m] values that all problems share."""
+    """The rows `at` of [S, m] values; [1, m] values are shared by all problems."""
     return values if values.shape[0] == 1 else values[at]
 
 
 def _rows(weights: Array, columns: Array) -> Array:
-    """[S, K]: sums over m of [S, m] weights times [S, m, K] columns."""
+    """[S, K]: sums over m of weights [S, m] times columns [S, m, K]."""
     return np.asarray((weights[:, None, :] @ columns)[:, 0, :])
 
 
 def _solve(matrix: Array, right: Array) -> Array:
-    """[S, K] solutions; 0 where a matrix is not finite or exactly singular."""
+    """[S, K] solutions; 0 for problems that are not finite, and least squares if any matrix is exactly singular."""
     good = np.isfinite(matrix).all(axis=(1, 2)) & np.isfinite(right).all(axis=1)
     out = np.zeros_like(right)
     try:

@@ -1,4 +1,4 @@
-"""The two laws of the paper, fitted to every data set of a study."""
+"""Fits the paper's two laws, and that of replay, to every data set of a study."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from forgetting.errors import ForgettingError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-LEAST_ROWS = 3  # of a data set: two points always lie on a line
-LEAST = 3  # different ranks, and different steps, that a surface over both needs
+LEAST_ROWS = 3  # fewest rows of a data set, because two points always lie on a line
+LEAST = 3  # fewest different ranks, and different steps, for a law over both
 
 
 def fit_study(
     table: pd.DataFrame, *, replay: pd.DataFrame | None = None, seed: int = 0, bootstrap: int = 200
 ) -> dict[str, dict[str, Fit]]:
-    """Fit Eq. 4 (`linear`) and Eq. 5-6 (`shifted_power`) to each data set; `replay` where its share was varied.
+    """Fit Eq. 4 (`linear`) and Eq. 5-6 (`shifted_power`) to each data set, and `replay` if its share was varied.
 
     Args:
-        table: one row a measurement, with the columns `dataset`, `run_id`, `status`, `step`, `trainable_params`,
-            `finetune_loss` and `forgetting_loss`; only `done` rows are fitted. Give it the runs of one family (LoRA).
-        replay: the same with runs that replay; None for no law over the share of replay.
-        seed: of starts and resamples.
-        bootstrap: resamples of whole runs.
+        table: one row per measurement, with the columns `dataset`, `run_id`, `status`, `step`, `trainable_params`,
+            `finetune_loss` and `forgetting_loss`; only rows with status `done` are fitted. It should contain the runs
+            of one method, such as LoRA.
+        replay: the same with the runs that replay; None fits no law over the share of replay.
+        seed: random seed of starts and resamples.
+        bootstrap: number of resamples of whole runs.
 
     Returns:
-        Fits by data set and law. A law that a data set cannot carry (too few measurements, one P or one N only) is
-        left out of its inner dictionary, and the other fit's warnings say why.
+        Fits by data set and law. If a law cannot be fitted to a data set (too few measurements, or too few values of P
+        or N), it is missing from the inner dictionary, and a warning of the linear fit says why.
 
     Raises:
         UsageError: a column is missing or has a bad cell, or no data set has a finished run.
@@ -72,7 +73,7 @@ def _fit_dataset(part: pd.DataFrame, done: pd.DataFrame, name: str, seed: int, b
 
 
 def _fit_shares(shares: pd.DataFrame, name: str, seed: int, bootstrap: int, line: Fit) -> dict[str, Fit]:
-    """The law over the share of replay; empty, and said among the line's warnings, where it could not be fitted."""
+    """The law over the share of replay; empty, with a warning added to the line's fit, if it could not be fitted."""
     try:
         fit = fit_law("replay", shares, label=name, seed=seed, bootstrap=bootstrap)
     except UsageError:
@@ -90,9 +91,9 @@ def _fit_shares(shares: pd.DataFrame, name: str, seed: int, bootstrap: int, line
 
 
 def unfit(table: Any, *, replay: bool = False) -> str:
-    """Why the surface over P and N, or over these and the share of replay, cannot be fitted to a table's rows.
+    """Why a law over P and N, or with `replay` also over the share of replay, cannot be fitted to a table's rows.
 
-    An empty string where it can.
+    Empty if it can.
     """
     for column in ("trainable_params", "step", *(["replay_fraction"] if replay else [])):
         if replay and column not in table:

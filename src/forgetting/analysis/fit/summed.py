@@ -1,10 +1,10 @@
-"""Least squares on many rows, with the same answers: what the sums of squares need is summed once.
+"""Least squares on many rows from sums over cells of rows, with the same results as from the rows.
 
-Rows of equal variables form a cell. For any law f, sum w (y - f)^2 over the rows of a cell is W (mean - f)^2 plus a
-constant, W being the cell's summed weight and `mean` its weighted mean: the cells have the same lowest point as the
-rows. A resample multiplies each run's residuals by one number, so that a cell's resampled mean is its fitted value
-plus a weighted sum of those numbers: the refits, too, are those of the rows. A law that is linear in all of its
-parameters needs no cells: its refits follow from one sum a run.
+Rows with equal variables form a cell. For any law f, the sum of w (y - f)^2 over the rows of a cell is W (mean - f)^2
+plus a constant, where W is the cell's total weight and `mean` its weighted mean. The cells therefore have the same
+minimum as the rows. A resample multiplies each run's residuals by one number, so a cell's resampled mean is its fitted
+value plus a weighted sum of these numbers, and the refits are those of the rows as well. A law that is linear in all
+its parameters needs no cells, because its refits follow from one sum per run.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 
 from forgetting.analysis.fit.bootstrap import (
     MIN_RUNS,
-    WEBB,
     Draws,
     between,
     blocks_of_runs,
     free_basis,
+    signs,
     without_own_run,
 )
 from forgetting.analysis.fit.data import Data
@@ -31,17 +31,17 @@ from forgetting.analysis.fit.runwise import LEAST_RUNS, sums, thinned
 from forgetting.analysis.fit.search import Found, search
 from forgetting.analysis.fit.shape import Shape, shape
 from forgetting.analysis.fit.solver import Problem, minimise
-from forgetting.analysis.fit.validate import FOLDS, scatter
+from forgetting.analysis.fit.validate import FOLDS, between_and_within, root_mean_square, scatter
 from forgetting.analysis.laws.base import Adapted, Array
 
 LARGE = 2_000
-"""Rows above which they are summed; up to it each row is fitted as such."""
+"""Tables with more rows are fitted from sums; smaller ones row by row."""
 MOST_CELLS = 2_000
-"""Cells above which rows are fitted as such."""
+"""With more cells than this, rows are fitted one by one."""
 AFFORDED = 60_000
-"""Derivatives (rows times outputs times parameters) of rows fitted as such, above which whole runs are sampled."""
+"""Most derivatives (rows times outputs times parameters) of a row-by-row fit; above it, whole runs are sampled."""
 SECONDS = 3e-4
-"""Measured time of a fit with 64 starts and 200 resamples on one core, by derivative."""
+"""Seconds per derivative, measured for a fit with 64 starts and 200 resamples on one core."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Cells:
 
     Attributes:
         data: the rows.
-        weights: [O, n] of the rows.
-        problem: the law at the cells.
-        cell: [n] index of each row's cell.
+        weights: [O, n] weights of the rows.
+        problem: the law with one row per cell.
+        cell: [n] cell index of each row.
         y: [O, c] weighted means.
-        mass: [O, c] summed weights.
-        linear: the law is linear in all parameters, and every row is a cell.
+        mass: [O, c] total weights.
+        linear: whether the law is linear in all parameters; then every row is a cell.
     """
 
     data: Data
@@ -67,25 +67,25 @@ class Cells:
     linear: bool
 
     def without(self, fold: Array, folds: int, values: Array) -> Array:
-        """[folds, O * c] sums over the rows of each cell of [O, n] values, without those of each fold."""
+        """[folds, O * c] sums of [O, n] values over each cell's rows outside each fold."""
         size = self.mass.shape[1]
         own = np.stack([np.bincount(fold * size + self.cell, v, folds * size).reshape(folds, size) for v in values], 1)
-        # summed anew for each fold: what is left after a subtraction is not exactly 0 where nothing is
+        # add up the other folds; subtracting from the total would not give exactly 0 for empty cells
         others = 1.0 - np.eye(folds)
         return others @ own.reshape(folds, -1)
 
     def rows(self, values: Array) -> Array:
-        """[O, n] of [O * c] values: each row has its cell's."""
+        """[O, n] values of the rows' cells, given [O * c] values."""
         return values.reshape(self.y.shape)[:, self.cell]
 
 
 def applies(data: Data, options: Options) -> bool:
-    """Whether a fit is done by sums: many rows, least squares, intervals from the bootstrap."""
+    """Whether a fit can use sums: many rows, least squares, intervals from the bootstrap."""
     return data.n > LARGE and options.objective.quadratic and options.intervals == "bootstrap"
 
 
 def is_linear(problem: Problem) -> bool:
-    """Whether a law is linear in all parameters, none of them bounded or held."""
+    """Whether a law is linear in all parameters, without bounds or held values."""
     return bool(problem.linear.all() and not problem.fixed.any()) and all(
         np.isinf([p.low, p.high]).all() for p in problem.law.parameters
     )
@@ -96,21 +96,21 @@ def count_cells(data: Data) -> tuple[Array, Array]:
     code = np.zeros(data.n, dtype=np.int64)
     for values in data.x.values():
         different, own = np.unique(values, return_inverse=True)
-        # renumbered after each variable, so that the product of their counts cannot overflow
+        # renumber after each variable, so that the product of their counts cannot overflow
         code = np.unique(code * len(different) + own, return_inverse=True)[1]
     _, first = np.unique(code, return_index=True)
     return first, code
 
 
 def most_rows(problem: Problem) -> int:
-    """How many rows of a law can be fitted as such."""
+    """Most rows of a law that are fitted row by row."""
     return AFFORDED // (len(problem.law.parameters) * len(problem.law.outputs))
 
 
 def sample_runs(data: Data, weights: Array, most: int) -> tuple[Data, Array]:
-    """Evenly spaced runs, with about so many rows, with a warning that says so; and their weights.
+    """Evenly spaced runs with about `most` rows, with a warning that says so, and their weights.
 
-    Where LEAST_RUNS runs have more, these are evenly spaced in each, too.
+    If LEAST_RUNS runs already have more rows, the rows within each are evenly spaced as well.
     """
     runs = len(data.runs)
     count = min(runs, max(LEAST_RUNS, int(runs * most / data.n)))
@@ -151,10 +151,10 @@ def collapse(problem: Problem, data: Data, weights: Array) -> Cells:
 
 
 def find(cells: Cells, options: Options, rng: np.random.Generator) -> tuple[Found, Shape]:
-    """The lowest point, its objective that of all rows, and the objective's shape there."""
+    """The minimum, with the objective of all rows, and the objective's shape there."""
     first = None if options.start is None else np.array(options.start)
     y, mass = cells.y.reshape(-1), cells.mass.reshape(-1)
-    if cells.linear:  # every start ends at the one lowest point, at once; the resamples keep their random numbers
+    if cells.linear:  # every start reaches the single minimum; drawing all starts keeps the resamples' random numbers
         found = search(cells.problem, y, mass, starts=min(options.starts, 3), rng=np.random.default_rng(0), first=first)
         cells.problem.law.starts(options.starts, rng)
     else:
@@ -165,7 +165,7 @@ def find(cells: Cells, options: Options, rng: np.random.Generator) -> tuple[Foun
     free = int(np.sum(~cells.problem.fixed)) - len(looks.at_bounds)
     spare = cells.data.y.size - free
     if not cells.linear and found.cost > 0 and spare > 0 and y.size > free:
-        # the variance of all rows around the law, not of the cells' means
+        # use the variance of all rows around the law, not that of the cells' means
         widen = (cost / spare) / (found.cost / (y.size - free))
         looks = replace(
             looks, standard_errors=looks.standard_errors * np.sqrt(widen), covariance=looks.covariance * widen
@@ -174,40 +174,40 @@ def find(cells: Cells, options: Options, rng: np.random.Generator) -> tuple[Foun
 
 
 def resample(cells: Cells, theta: Array, count: int, rng: np.random.Generator) -> tuple[Draws, Array, Array]:
-    """The wild cluster bootstrap of `bootstrap.resample` with the same random numbers.
+    """The wild cluster bootstrap of `bootstrap.resample`, with the same random numbers.
 
     Returns:
-        The draws, without the outputs that each was fitted to; and what gives those: [B, G] factors and [O, n]
-        left-out residuals.
+        The draws, without the outputs that each was fitted to; and what these follow from: the runs' factors [B, R] and
+        the left-out residuals [O, n].
     """
     runs = len(cells.data.runs)
     fitted = cells.problem.values(theta[None])[0]
     residual = left_out_residuals(cells, theta, cells.data.y - cells.rows(fitted))
-    signs = rng.choice(WEBB if runs < 10 else np.array([-1.0, 1.0]), size=(count, runs))
+    factors = signs(runs, count, rng)
     if cells.linear:
         columns, back = _orthonormal(cells, theta)
         root = np.sqrt(cells.weights.reshape(-1))
         run = np.tile(cells.data.run, len(residual))
         pull = np.stack([np.bincount(run, c, runs) for c in columns.T * (root * residual.reshape(-1))])
-        ends = theta + signs @ (back @ pull).T
-        return Draws(ends, np.empty(0), np.empty(0), 0, "residuals"), signs, residual
+        ends = theta + factors @ (back @ pull).T
+        return Draws(ends, np.empty(0), np.empty(0), 0, "residuals"), factors, residual
     from scipy import sparse  # takes longer to import than a small fit
 
     size = cells.mass.shape[1]
     moves = [
         sparse.csr_array((part, (cells.data.run, cells.cell)), shape=(runs, size)) for part in cells.weights * residual
     ]
-    drawn = fitted + np.concatenate([(move.T @ signs.T).T for move in moves], axis=1) / cells.mass.reshape(-1)
+    drawn = fitted + np.concatenate([(move.T @ factors.T).T for move in moves], axis=1) / cells.mass.reshape(-1)
     start = np.repeat(theta[None], count, axis=0)
     mass = cells.mass.reshape(1, -1)
     solution = minimise(cells.problem, start, drawn, mass, max_iterations=60, tolerance=1e-6)
     good = np.isfinite(solution.cost) & np.isfinite(solution.theta).all(axis=1)
     draws = Draws(solution.theta[good], np.empty(0), np.empty(0), int(np.sum(~good)), "residuals")
-    return draws, signs[good], residual
+    return draws, factors[good], residual
 
 
 def _orthonormal(cells: Cells, theta: Array) -> tuple[Array, Array]:
-    """[m, k] orthonormal columns of a linear law's weighted derivatives, and the [K, k] way to its parameters."""
+    """[m, k] orthonormal columns of a linear law's weighted derivatives, and the [K, k] matrix to its parameters."""
     basis = cells.problem.gradient(theta[None])[0] * np.sqrt(cells.weights.reshape(-1))[:, None]
     size = lengths(basis)
     columns, singular, turn = np.linalg.svd(basis / size, full_matrices=False)
@@ -216,7 +216,7 @@ def _orthonormal(cells: Cells, theta: Array) -> tuple[Array, Array]:
 
 
 def left_out_residuals(cells: Cells, theta: Array, residual: Array) -> Array:
-    """[O, n] residuals, each run's as if the run had been left out; see `bootstrap.left_out_residuals`."""
+    """[O, n] residuals of each run in a fit without it; see `bootstrap.left_out_residuals`."""
     basis = free_basis(cells.problem, theta, cells.mass.reshape(-1))
     outputs, size = cells.mass.shape
     split = basis.reshape(outputs, size, -1)
@@ -231,7 +231,7 @@ def left_out_residuals(cells: Cells, theta: Array, residual: Array) -> Array:
 
 
 def freedom(cells: Cells, theta: Array) -> float:
-    """As `bootstrap.freedom`."""
+    """Like `bootstrap.freedom`."""
     basis = free_basis(cells.problem, theta, cells.mass.reshape(-1)).reshape(*cells.mass.shape, -1)
     run, runs = cells.data.run, len(cells.data.runs)
     pulled = [
@@ -242,7 +242,7 @@ def freedom(cells: Cells, theta: Array) -> float:
 
 
 def scatter_of(cells: Cells, theta: Array, left_out: Array | None = None) -> dict[str, float] | None:
-    """`validate.scatter` of the rows, whose left-out residuals may be known from `resample`."""
+    """`validate.scatter` of the rows; `left_out` are the residuals from `resample`, if known."""
     if len(cells.data.runs) < MIN_RUNS:
         return None
     residual = cells.data.y - cells.rows(cells.problem.values(theta[None])[0])
@@ -250,13 +250,14 @@ def scatter_of(cells: Cells, theta: Array, left_out: Array | None = None) -> dic
     return scatter(residual, left_out, cells.problem.law.outputs)
 
 
-def public_draws(cells: Cells, adapted: Adapted, theta: Array, signs: Array, residual: Array, best: Array) -> Array:
-    """[B, K] draws in reported parameters, one at a time: each needs the outputs that it was fitted to."""
+def public_draws(cells: Cells, adapted: Adapted, theta: Array, factors: Array, residual: Array, best: Array) -> Array:
+    """[B, K] draws as reported parameters, computed one by one because each needs the outputs that it was fitted to."""
     fitted = cells.rows(cells.problem.values(best[None])[0])
     ones = np.ones((1, cells.data.n))
-    out, drawn, factor = [], np.empty_like(residual), np.empty(cells.data.n)  # new memory costs more than the sums
-    for one, sign in zip(theta, signs, strict=True):
-        np.take(sign, cells.data.run, out=factor, mode="clip")
+    # reuse the arrays, because allocating them costs more than the sums
+    out, drawn, factor = [], np.empty_like(residual), np.empty(cells.data.n)
+    for one, of_run in zip(theta, factors, strict=True):
+        np.take(of_run, cells.data.run, out=factor, mode="clip")
         np.multiply(residual, factor, out=drawn)
         drawn += fitted
         out.append(adapted.public(one[None], drawn[None], ones))
@@ -264,7 +265,7 @@ def public_draws(cells: Cells, adapted: Adapted, theta: Array, signs: Array, res
 
 
 def leave_one_run_out(cells: Cells, theta: Array) -> dict[str, Any] | None:
-    """As `validate.leave_one_run_out`."""
+    """Like `validate.leave_one_run_out`."""
     data, runs = cells.data, len(cells.data.runs)
     if runs < 3:
         return None
@@ -280,12 +281,11 @@ def leave_one_run_out(cells: Cells, theta: Array) -> dict[str, Any] | None:
         with np.errstate(all="ignore"):
             predicted = cells.problem.values(solution.theta).reshape(folds, *cells.y.shape)
         error = data.y - predicted[fold, :, cells.cell].T
-    rmse = np.sqrt(np.mean(error**2, axis=1))
-    return {"rmse": dict(zip(cells.problem.law.outputs, rmse.tolist(), strict=True)), "folds": folds}
+    return {"rmse": root_mean_square(error, cells.problem.law.outputs), "folds": folds}
 
 
 def _linear_left_out(columns: Array, cells: Cells, fold: Array, folds: int) -> Array:
-    """[O, n] errors of a linear law on the runs left out of its fit: one small system a fold."""
+    """[O, n] errors of a linear law on left-out runs, from one small linear system per fold."""
     outputs = cells.y.shape[0]
     which, root = np.tile(fold, outputs), np.sqrt(cells.weights.reshape(-1))
     offset = cells.problem.values(np.zeros((1, len(cells.problem.law.parameters))))[0]
@@ -301,12 +301,6 @@ def _linear_left_out(columns: Array, cells: Cells, fold: Array, folds: int) -> A
 
 
 def run_noise(cells: Cells, theta: Array, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """As `validate.run_noise`."""
-    data = cells.data
-    residual = data.y - cells.rows(cells.problem.values(theta[None])[0])
-    count = np.bincount(data.run)
-    out = {}
-    for name, mine in zip(names, residual, strict=True):
-        means = np.bincount(data.run, mine) / count
-        out[name] = {"between": float(np.std(means)), "within": float(np.std(mine - means[data.run]))}
-    return out
+    """Like `validate.run_noise`."""
+    residual = cells.data.y - cells.rows(cells.problem.values(theta[None])[0])
+    return between_and_within(residual, cells.data.run, names)

@@ -33,7 +33,6 @@ RHO = (0.3, 100.0)
 def bracket(a: Array, alpha: Array, b: Array, beta: Array, x: Mapping[str, Array]) -> tuple[Array, Array]:
     """The two terms (a/P)^alpha and (b/N)^beta, [S, n] each, for [S] parameters."""
     # exp(alpha * (log a - log P)): a may be as small as 1e-300, so do not divide first
-    # exp(alpha * (log a - log P)): a may be as small as 1e-300 and must not be divided first
     with np.errstate(divide="ignore"):
         capacity = np.exp(alpha[:, None] * (np.log(a)[:, None] - np.log(x["trainable_params"])))
         duration = np.exp(beta[:, None] * (np.log(b)[:, None] - np.log(x["step"])))
