@@ -191,8 +191,8 @@ def test_errors_in_both_losses_of_a_constant_loss() -> None:
     assert any("forgetting_loss is 3 in every row" in warning for warning in fit.warnings)
     few = fit_law("linear", flat, objective="errors-in-both", bootstrap=3)
     assert any("3 resamples are too few" in warning for warning in few.warnings)
+    upright = table | {"finetune_loss": np.full(12, 3.0), "forgetting_loss": steps}
     with pytest.raises(UsageError, match=r"'x': finetune_loss is 3 in every row, so no line can be fitted"):
-        upright = table | {"finetune_loss": np.full(12, 3.0), "forgetting_loss": steps}
         fit_law("linear", upright, label="x", objective="errors-in-both")
 
 

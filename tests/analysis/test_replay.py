@@ -151,6 +151,10 @@ def test_a_plan_for_a_target_forgets_least(fits: dict[str, Fit]) -> None:
         tuned, forgot = losses(fits["replay"], rank, steps, shares)
         found = min(found, forgot[tuned <= 1.6].min(initial=np.inf))
     assert plan.best.forgetting.value == pytest.approx(found, abs=3e-3)
+    for choice in plan.frontier:  # enough whole steps, and no more
+        assert choice.finetune_loss.value <= 1.6 + 1e-4
+        if choice.steps.value < 60:
+            assert losses(fits["replay"], choice.rank, choice.steps.value - 1, choice.replay_fraction)[0] > 1.6 - 1e-4
 
 
 def test_a_plan_reports_what_it_cannot_answer(fits: dict[str, Fit]) -> None:
@@ -169,7 +173,7 @@ def test_a_plan_reports_what_it_cannot_answer(fits: dict[str, Fit]) -> None:
     for wrong, message in (
         ({"budget": 0.2, "replay": 1.0}, r"--replay\): got 1; a share from 0 to below 1"),
         ({"budget": 0.2, "max_steps": 500}, r"--max-steps\) is 500: 12 to 60 steps were measured"),
-        ({"budget": 0.2, "replay": 0.1, "next_run": True}, "is of plain runs"),
+        ({"budget": 0.2, "replay": 0.1, "next_run": True}, "only plans runs without replay"),
     ):
         with pytest.raises(UsageError, match=message):
             forgetting.plan(fits, **wrong)

@@ -1,12 +1,12 @@
-"""Both losses over trainable parameters P, steps N and the share p of replayed text among the windows trained on.
+"""Both losses as functions of trainable parameters P, steps N and the share p of replayed text in the training windows.
 
     L_ft = [(a_ft/P)^alpha_ft + (b_ft/N)^beta_ft]^rho + s_ft + c * p
     F    = (s_f - [(a_f/P)^alpha_f + (b_f/N)^beta_f]^rho) / (1 + p * (N/m)^k * (P/1e6)^g)
 
 F is forgetting above the base model's own loss. At p = 0 these are the shifted power laws of Kalajdzievski (2024). The
-divisor is that of Bethune et al. (2025), arXiv:2502.06042, whose B grows here with the steps and with P: what holds
-forgetting back is how much was replayed so far and what there is to learn it with, and a run with enough of it forgets
-less at its end than before. The mixture costs fine-tuning loss in proportion to p. Chosen by errors on runs left out
+divisor is that of Bethune et al. (2025), arXiv:2502.06042, but its B grows with N and P: the more text was replayed so
+far, and the more parameters learn it, the less is forgotten, so with enough replay a run may forget less at its end
+than before. The mixture raises the fine-tuning loss in proportion to p. The form was chosen by errors on left-out runs
 (docs/laws.md).
 """
 
@@ -37,8 +37,8 @@ POWER = (0.0, 6.0)  # bounds of k
 SIZE = (-3.0, 3.0)  # bounds of g
 MILLION = float(np.log(1e6))
 OWN = 4
-"""Fitted coordinates beside those of the shifted power law, the last."""
-STRENGTH = (1e-6, 1e6)  # bounds of what p is multiplied by, in the middle of the measured range
+"""Number of fitted coordinates in addition to those of the shifted power law; they are the last."""
+STRENGTH = (1e-6, 1e6)  # bounds of the factor on p in the divisor, at the centre of the measured range
 
 
 def _parameters() -> tuple[Parameter, ...]:
@@ -64,7 +64,7 @@ def _parameters() -> tuple[Parameter, ...]:
 
 
 class ReplayShare(Law):
-    """The law in the parameters that are reported; see the module."""
+    """The law in the reported parameters; see the module's docstring."""
 
     name = "replay"
     title = "Both losses over P, N and the share of replay"
@@ -91,7 +91,7 @@ class ReplayShare(Law):
 
     @staticmethod
     def _held_back(t: Mapping[str, Array], x: Mapping[str, Array]) -> tuple[Array, Array]:
-        """p * (N/m)^k * (P/1e6)^g, and what forgetting is divided by, [S, n] each."""
+        """p * (N/m)^k * (P/1e6)^g and the divisor of forgetting, [S, n] each."""
         longer = t["k"][:, None] * (np.log(x["step"]) - np.log(t["m"])[:, None])
         grown = x[SHARE] * np.exp(longer + t["g"][:, None] * (np.log(x["trainable_params"]) - MILLION))
         return grown, 1 + grown
@@ -119,12 +119,12 @@ class ReplayShare(Law):
         return out
 
     def adapt(self, x: Mapping[str, Array], y: Array) -> Adapted:
-        """Centred coordinates, as those of the shifted power law."""
+        """Centred coordinates, like those of the shifted power law."""
         del y
         return AdaptedReplay(x)
 
     def undetermined(self, x: Mapping[str, Array]) -> frozenset[str]:
-        """What P or N decides where one has fewer than 3 different values, and what p does where it has."""
+        """All parameters if P or N has fewer than 3 different values; those of replay if the share has."""
         few = too_few(x)
         own = {"m", "k", "g", "c"}
         if set(few) - {SHARE}:
@@ -132,13 +132,13 @@ class ReplayShare(Law):
         return frozenset(own if few else ())
 
     def hints(self, x: Mapping[str, Array], y: Array) -> list[str]:
-        """Warn of too few values of a variable."""
+        """Warns about variables with too few values."""
         del y
-        return [f"fewer than 3 different values of {name}: what it does is not identified" for name in too_few(x)]
+        return [f"fewer than 3 different values of {name}: its effect is not identified" for name in too_few(x)]
 
 
 class CentredReplay(Law):
-    """The fitted coordinates: those of the shifted power law; replay's strength in the middle; k; g; c."""
+    """The law in fitted coordinates: those of the shifted power law, then replay's strength at the centre, k, g, c."""
 
     name = "replay_centred"
     title = formula = "law of replay in centred coordinates"
@@ -147,7 +147,7 @@ class CentredReplay(Law):
     outputs = OUTPUTS
 
     def __init__(self, centre: tuple[float, float]) -> None:
-        """Take the means of log P and log N."""
+        """Create the law for a centre: the means of log P and log N."""
         self.centre = centre
         self.plain = Centred(OUTPUTS, (1, -1), centre)
         self.parameters = (
@@ -160,7 +160,7 @@ class CentredReplay(Law):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What rebuilds it from JSON."""
+        """Data for JSON, from which `from_spec` rebuilds the law."""
         return {"replay": True, "centre": list(self.centre)}
 
     @classmethod
@@ -168,17 +168,17 @@ class CentredReplay(Law):
         """The inverse of `spec`.
 
         Raises:
-            KeyError, TypeError, ValueError: something else.
+            KeyError, TypeError, ValueError: malformed data.
         """
         first, second = (float(v) for v in spec["centre"])
         return cls((first, second))
 
     def starts(self, count: int, rng: np.random.Generator) -> Array:
-        """As those of the shifted power law; the others from their regions."""
+        """Draw the coordinates of the shifted power law as it does, and the others from their regions."""
         return np.concatenate([self.plain.starts(count, rng), super().starts(count, rng)[:, -OWN:]], axis=1)
 
     def _held_back(self, theta: Array, x: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-        """p * strength * exp(k n + g q), n = log N - mean and q = log P - mean."""
+        """p * strength * exp(k n + g q), then n = log N - mean and q = log P - mean."""
         q, n = np.log(x["trainable_params"]) - self.centre[0], np.log(x["step"]) - self.centre[1]
         strength, k, g, _ = (column[:, None] for column in theta[:, -OWN:].T)
         return strength * x[SHARE] * np.exp(k * n + g * q), n, q
@@ -207,14 +207,14 @@ class CentredReplay(Law):
 class AdaptedReplay(Adapted):
     """`ReplayShare` in centred coordinates."""
 
-    notes = ("a and b absorb the amplitudes, and have a meaning only with them",)
+    notes = ("a and b absorb the amplitudes, and are meaningful only with this choice",)
 
     def __init__(self, x: Mapping[str, Array]) -> None:
         self.centred = CentredReplay(centre_of(x))
         super().__init__(self.centred)
 
     def fitted_name(self, name: str) -> str | None:
-        """Exponents, limits, rho and c; a, b and m are mixtures."""
+        """Exponents, limits, rho and c; a, b and m depend on several coordinates."""
         names = {name: name for name in ("rho", "k", "g", "c")}
         for short, output, _ in BLOCKS:
             names |= {f"{letter}_{short}": f"{letter} of {output}" for letter in ("alpha", "beta")}
@@ -222,7 +222,7 @@ class AdaptedReplay(Adapted):
         return names.get(name)
 
     def made_of(self, name: str) -> tuple[str, ...]:
-        """a and b of the amplitude, the share of P, rho and their exponent; m of the strength, k and g."""
+        """For a and b: the amplitude, the share of P, rho and their exponent; for m: the strength, k and g."""
         own = self.fitted_name(name)
         if own is not None:
             return (own,)

@@ -1,4 +1,4 @@
-"""Plans: what to run for a budget of forgetting, what a target costs, and which run to measure next."""
+"""Plans: rank and steps for a budget of forgetting or a target loss, and which run to measure next."""
 
 from __future__ import annotations
 

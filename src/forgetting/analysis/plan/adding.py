@@ -1,4 +1,4 @@
-"""The command that adds a run to the study whose law asks for it."""
+"""The command that adds a planned run to the study that its law was fitted to."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from forgetting.tuning.grid import runs_by_id
 
 
 def with_commands(study: Path, candidates: Sequence[NextRun]) -> list[NextRun]:
-    """Candidates with the command that adds each to a study, and how many runs it does.
+    """The candidates, each with the command that adds it to a study, and the number of runs that the command executes.
 
-    A grid has no single runs, and what the study has left to do is done, too.
+    The number includes all combinations that a new rank, seed or length adds to the study's grid, and any pending runs.
     """
     folder = StudyFolder.open(study)
     config = folder.config()
@@ -28,6 +28,7 @@ def with_commands(study: Path, candidates: Sequence[NextRun]) -> list[NextRun]:
 
 
 def _with_command(study: Path, config: StudyConfig, done: Container[str], run: NextRun) -> NextRun:
+    """The candidate with its command; without one if its rank is unknown or the study cannot grow by it."""
     if run.rank is None or run.rank != int(run.rank):
         return run
     stored = runs_by_id(config)

@@ -1,4 +1,4 @@
-"""What a planned run costs: tokens, floating point operations, and time at the speed that a study's runs had."""
+"""The cost of a planned run: tokens, floating-point operations, and time at the speed of a study's runs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step costs.
+    """The cost of one training step.
 
     Attributes:
-        tokens_per_step: trained on in one step, padding left out.
-        model_params: parameters of the base model; without it FLOPs are not known.
-        seconds: of a step: with no trainable parameter, and more for each; None where the speed is not known.
+        tokens_per_step: tokens per step, without padding.
+        model_params: number of parameters of the base model; without it, FLOPs are unknown.
+        seconds: seconds of a step without trainable parameters, and seconds per trainable parameter; None if unknown.
     """
 
     tokens_per_step: float
@@ -30,16 +30,16 @@ class Cost:
     seconds: tuple[float, float] | None = None
 
     def tokens(self, steps: float) -> float:
-        """Tokens of a run."""
+        """Tokens of a run with so many steps."""
         return steps * self.tokens_per_step
 
     def flops(self, steps: float, trainable: float) -> float | None:
-        """Floating point operations of a run, as a multiple of its tokens: an estimate, attention left out.
+        """Estimated floating-point operations of a run, without attention; None if unknown.
 
-        Forwards 2 for each parameter and token, of the model (N) and of the adapter (P); backwards 2 for the gradients
-        of activations, and 2 for those of each trainable parameter: 4 N + 6 P for an adapter on a frozen model. In full
-        fine-tuning P is N, no parameter is beside the model, and that is 6 N (Kaplan et al. 2020, arXiv:2001.08361,
-        section 2.1 and Table 1).
+        Per token, the forward pass takes 2 per parameter of the model (N) and of the adapter (P). The backward pass
+        takes 2 per parameter for the gradients of activations, and 2 per trainable parameter for its own gradient.
+        Together 4 N + 6 P for an adapter on a frozen model, and 6 N for full fine-tuning, where P = N and there are no
+        parameters besides the model's (Kaplan et al. 2020, arXiv:2001.08361, section 2.1 and Table 1).
         """
         if self.model_params is None:
             return None
@@ -47,7 +47,7 @@ class Cost:
         return self.tokens(steps) * (4 * (self.model_params + beside) + 2 * trainable)
 
     def hours(self, steps: float, trainable: float) -> float | None:
-        """Hours of training of a run, measuring left out."""
+        """Hours of training of a run, without measuring; None if unknown."""
         if self.seconds is None:
             return None
         alone, each = self.seconds
@@ -55,10 +55,10 @@ class Cost:
 
 
 def costs_of(law: Any) -> dict[str, Cost]:
-    """By data set, what a step of a study's finished runs cost; empty where `law` is no study.
+    """The cost of a step of a study's finished runs, by data set; empty if `law` is not a study.
 
     Args:
-        law: a study's folder or result, or anything else that a plan is made from.
+        law: a study's folder or result, or any other source of a plan's law.
     """
     table = getattr(law, "table", None)
     if isinstance(law, str | os.PathLike) and (Path(law) / "study.yaml").is_file():
@@ -69,7 +69,7 @@ def costs_of(law: Any) -> dict[str, Cost]:
 
 
 def costs_of_table(table: pd.DataFrame) -> dict[str, Cost]:
-    """By data set, what a step of the finished runs of a study's table cost; empty where it does not say."""
+    """The cost of a step of the finished runs in a study's table, by data set; empty if its columns are missing."""
     used = ["train_tokens", "train_seconds", "trainable_params", "status", "step", "run_id", "dataset"]
     if not set(used) <= set(table):
         return {}
@@ -80,7 +80,7 @@ def costs_of_table(table: pd.DataFrame) -> dict[str, Cost]:
 
 
 def _cost(runs: pd.DataFrame) -> Cost | None:
-    """From the last row of each run: median tokens, and a line of the median seconds over trainable parameters."""
+    """The cost from the last row of each run: median tokens, and a line through median seconds against P."""
     tokens, seconds, params, steps = (
         runs[name].to_numpy(float, na_value=np.nan)
         for name in ("train_tokens", "train_seconds", "trainable_params", "step")
@@ -99,6 +99,6 @@ def _cost(runs: pd.DataFrame) -> Cost | None:
 
 
 def _model_params(runs: pd.DataFrame) -> float | None:
-    """Of the base model; None where the runs do not say, or not the same."""
+    """Number of parameters of the base model; None if the runs do not say, or disagree."""
     found = set(runs["model_params"].dropna()) if "model_params" in runs else set()
     return float(found.pop()) if len(found) == 1 else None

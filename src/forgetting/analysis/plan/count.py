@@ -1,6 +1,6 @@
-"""Parameters of a named model and of a LoRA on it, from its configuration alone: no weights are read.
+"""Counts the parameters of a model and of a LoRA on it from the model's configuration, without its weights.
 
-The model is built on torch's meta device, which allocates nothing; torch and transformers are imported only here.
+The model is built on torch's meta device, which allocates no memory. Imports torch and transformers only when called.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ class Counted:
     """Parameters of a model.
 
     Attributes:
-        model_params: all of them.
-        params_per_rank: of a LoRA of rank 1 on the target modules: the sum of inputs and outputs of each.
-        modules: how many modules are targeted.
+        model_params: number of all parameters.
+        params_per_rank: parameters of a LoRA of rank 1: the sum of inputs and outputs of each target module.
+        modules: number of target modules.
     """
 
     model_params: int
@@ -28,15 +28,15 @@ class Counted:
 
 
 def count_model(name: str, targets: tuple[str, ...] = (ALL_LINEAR,)) -> Counted:
-    """Count.
+    """Count the parameters of a model and of a LoRA on it.
 
     Args:
         name: a folder with a config.json, or a Hub id.
-        targets: module names as PEFT takes them (`q_proj`, `v_proj`), or `all-linear` for every linear module except
-            the output head, as the paper and PEFT have it.
+        targets: module names as for PEFT (`q_proj`, `v_proj`), or `all-linear` for every linear module except the
+            output head, as in the paper and PEFT.
 
     Raises:
-        UsageError: the configuration cannot be had, or no linear module has such a name.
+        UsageError: no usable configuration, or no linear module has such a name.
         ForgettingError: the Hub cannot be reached.
     """
     import torch

@@ -1,4 +1,4 @@
-"""How sure a law would be of the forgetting loss at one place, were certain runs measured."""
+"""The standard error that a law would have at one point if given runs were measured."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ OUTPUT = "forgetting_loss"
 
 
 class Design:
-    """The standard error of the forgetting loss at a place, to first order in the law's parameters.
+    """The standard error of the forgetting loss at a point, to first order in the law's parameters.
 
-    It is that of least squares on the rows of a design, with noise as the fit's residuals show it: an offset of each
-    run, and noise of each row (a c-optimal design minimises it: Atkinson, Donev & Tobias 2007).
+    It is the error of least squares on the rows of a design, with noise estimated from the fit's residuals: an offset
+    per run and noise per row. A c-optimal design minimises it (Atkinson, Donev & Tobias 2007).
     """
 
     def __init__(self, fit: Fit, params: float, step: float, *, few: bool = False) -> None:
-        """Take the law as it stands.
+        """Linearise the law at its fit.
 
         Args:
-            fit: a `shifted_power` law of a study's runs.
-            params, step: the place.
-            few: there are too few runs to show how they differ: a run's offset is taken as large as a row's noise.
+            fit: a `shifted_power` law fitted to a study's runs.
+            params, step: the point.
+            few: whether there are too few runs to estimate how they differ; then a run's offset is assumed to be at
+                least as large as a row's noise.
         """
         surface = surface_of(fit)
         self.law, self.theta = surface.law, surface.theta[0]
@@ -46,7 +47,7 @@ class Design:
         return Problem(self.law, x, Objective())
 
     def error(self, sizes: Sequence[float], steps: Sequence[float]) -> float:
-        """The standard error with one run of each number of trainable parameters, all measured at the same steps."""
+        """The standard error of a design: one run per entry of `sizes` (trainable parameters), measured at `steps`."""
         size = len(self.theta)
         none: Array = np.zeros((len(self.law.outputs), size, size))
         known = Information(none, none)

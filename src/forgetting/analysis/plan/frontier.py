@@ -1,7 +1,7 @@
-"""What a budget of forgetting buys, and what a target for the fine-tuning loss costs, at every rank.
+"""Plans for each rank: the steps that use up a budget of forgetting, or that reach a target fine-tuning loss.
 
-The paper's claim is that rank and steps move a run along one line of fine-tuning loss against forgetting, and not off
-it. A plan therefore says, besides which rank and steps spend the budget, whether the choice between them matters.
+According to the paper, rank and steps only move a run along one line of fine-tuning loss against forgetting. A plan
+therefore also says whether the choice of rank matters.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from forgetting.analysis.plan.surface import band, need_surface, surface_of
 from forgetting.display.numbers import several
 from forgetting.errors import UsageError
 
-FAR = 4.0  # times fewer or more steps than any measured: a law says nothing there
-SMALL = 0.05  # of the fine-tuning losses' measured range: differences below it do not matter in practice
+FAR = 4.0  # plans leave out choices with this factor fewer or more steps than measured
+SMALL = 0.05  # differences below this share of the measured range of a loss do not matter in practice
 
 
 def plan_budget(
@@ -33,20 +33,19 @@ def plan_budget(
     floor: float | None = None,
     cost: Cost | None = None,
 ) -> Plan:
-    """The ranks and steps that spend a budget of forgetting.
+    """The ranks and steps that use up a budget of forgetting.
 
     Args:
         fit: a `shifted_power` law.
-        budget: excess forgetting allowed, nats per token above the floor; where no floor is known, the forgetting loss
-            itself.
-        ranks: to compare; powers of two across the measured range by default.
+        budget: allowed forgetting, in nats/token above the floor; if no floor is known, the forgetting loss itself.
+        ranks: ranks to compare; default powers of two across the measured range.
         params: trainable parameters to compare, instead of ranks.
-        params_per_rank: P of rank 1, where the fit does not know it.
-        floor: forgetting loss of the base model itself; that of the fitted study by default.
-        cost: of one step.
+        params_per_rank: P of rank 1, if the fit does not know it.
+        floor: forgetting loss of the base model itself, in nats/token; default that of the fitted study.
+        cost: cost of one step, if known.
 
     Raises:
-        UsageError: another law, no way from ranks to parameters, or a budget that is not positive.
+        UsageError: another law, unknown parameters of a rank, or a budget that is not positive.
     """
     need_surface(fit)
     if not (np.isfinite(budget) and budget > 0):
@@ -69,7 +68,16 @@ def plan_target(
     floor: float | None = None,
     cost: Cost | None = None,
 ) -> Plan:
-    """The least forgetting that reaches a fine-tuning loss; arguments as those of `plan_budget`."""
+    """The ranks and steps that reach a fine-tuning loss with the least forgetting.
+
+    Args:
+        fit: a `shifted_power` law.
+        target: fine-tuning loss to reach, in nats/token.
+        ranks, params, params_per_rank, floor, cost: see `plan_budget`.
+
+    Raises:
+        UsageError: another law, unknown parameters of a rank, or a target that is not a number.
+    """
     need_surface(fit)
     if not np.isfinite(target):
         raise UsageError(f"the target loss is {target}; it must be a number of nats per token")
@@ -82,7 +90,11 @@ def plan_target(
 def rank_grid(
     fit: Fit, ranks: Sequence[float] | None, params: Sequence[float] | None, per_rank: float | None
 ) -> list[tuple[float | None, float]]:
-    """Pairs of rank and parameters to compare."""
+    """Pairs of rank (None if unknown) and trainable parameters to compare.
+
+    Raises:
+        UsageError: values that are not positive, or ranks although the parameters of a rank are unknown.
+    """
     for name, values in (("rank", ranks), ("trainable parameters", params)):
         if values is not None and (not len(values) or min(values) <= 0):
             raise UsageError(f"{name} {', '.join(str(v) for v in values) or '(none)'}: give positive numbers")
@@ -107,6 +119,7 @@ def rank_grid(
 def _choices(
     fit: Fit, output: str, level: float, grid: Sequence[tuple[float | None, float]], cost: Cost | None
 ) -> list[Choice]:
+    """The choice at each rank, except those that pass the level before the first step."""
     low, high = fit.measured_range["trainable_params"]
     other = [params for _, params in grid if abs(params - low) > 1e-9 * low]
     if low == high and other:
@@ -122,14 +135,14 @@ def _choices(
             continue
         outside = bool(fit.outside({"trainable_params": np.array([params]), "step": np.array([steps])})[0])
         drawn = surface.drawn_steps(params, output, level, outside=outside)
-        limit = not np.isfinite(steps)  # then the losses are where the surface ends, and none of them is held
+        limit = not np.isfinite(steps)  # then the losses are the surface's limits, and neither is held
         ends = np.full(drawn.shape, np.inf) if limit else drawn
         losses = []
         for name in ("finetune_loss", "forgetting_loss"):
             value = float(surface.loss_at(surface.theta, params, np.array([steps]), name)[0])
-            held = name == output and not limit  # the same along the frontier by construction: no band
+            held = name == output and not limit  # equal for all choices by construction, so it has no band
             spread = surface.drawn_losses(params, ends, name, outside=outside)
-            # a law without a limit runs away there: its draws are not lost, they say that there is none
+            # a law without a limit diverges there: its draws are not lost, but show that there is no limit
             bare = held or (limit and bool(fit.rivals) and not np.isfinite(spread).all())
             losses.append(Estimate(value) if bare else band(fit, value, spread))
         finite = cost is not None and np.isfinite(steps)
@@ -154,7 +167,7 @@ def _choices(
 
 
 def _new_run(fit: Fit, output: str, mean: Estimate, *, held: bool) -> tuple[float, float]:
-    """The band of one new run around a mean; a mean that is held has no error of its own."""
+    """The band of one new run around a mean; a held mean has no error of its own."""
     if not fit.draws or (not held and np.isnan([mean.low, mean.high]).any()):
         return np.nan, np.nan
     ends = [mean.value if held else end for end in (mean.low, mean.high)]
@@ -171,6 +184,7 @@ def _plan(
     compared: int,
     notes: list[str],
 ) -> Plan:
+    """The plan with its sentences, from the choices at all ranks; `compared` is the number of ranks."""
     every = choices if output == "forgetting_loss" else [c for c in choices if np.isfinite(c.steps.value)]
     reached = [c for c in every if not _far(fit, c)]
     if every:
@@ -212,7 +226,7 @@ def _losses(choice: Choice) -> tuple[Estimate, Estimate]:
 
 
 def _never(output: str, level: float, choices: Sequence[Choice], every: Sequence[Choice], compared: int) -> list[str]:
-    """What was left out because it passes the level before the first step, or never."""
+    """Sentences on choices left out because they pass the level before the first step, or never."""
     early, never = compared - len(choices), len(choices) - len(every)
     out = []
     if early:
@@ -231,7 +245,7 @@ def _never(output: str, level: float, choices: Sequence[Choice], every: Sequence
 
 
 def _far(fit: Fit, choice: Choice) -> bool:
-    """Whether a choice has FAR times fewer or more steps than any that was measured."""
+    """Whether a choice has fewer or more steps than measured by more than the factor FAR."""
     low, high = fit.measured_range["step"]
     return choice.steps.value < low / FAR or FAR * high < choice.steps.value < np.inf
 
@@ -239,7 +253,7 @@ def _far(fit: Fit, choice: Choice) -> bool:
 def _left_out(
     fit: Fit, output: str, level: float, every: Sequence[Choice], kept: Sequence[Choice], compared: int
 ) -> list[str]:
-    """What was left out because the law says nothing so far outside its range; nothing where all choices are kept."""
+    """Sentences on choices left out because they are too far outside the measured range; empty if there are none."""
     left = [c.steps.value for c in every if c not in kept]
     if not left:
         return []
@@ -264,7 +278,7 @@ def _named(output: str) -> str:
 
 
 def _say(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: str) -> tuple[list[str], bool]:
-    """Whether the level can be reached, and whether the choice between ranks matters: sentences, and the latter."""
+    """Sentences on whether the level can be reached and whether the rank matters, and whether it does."""
     if not reached:
         if output == "finetune_loss":
             if (
@@ -303,7 +317,7 @@ def _say(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: 
 
 
 def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: str) -> tuple[str, bool]:
-    """Whether the best and the worst rank differ, judged on draws of their difference: a sentence, and yes or no."""
+    """A sentence on whether the best and the worst rank differ, by draws of their difference, and whether they do."""
     ordered = sorted(reached, key=lambda c: float(getattr(c, other).value))
     spread = float(getattr(ordered[-1], other).value - getattr(ordered[0], other).value)
     surface = surface_of(fit)
@@ -335,7 +349,7 @@ def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], oth
 
 
 def _range(fit: Fit, output: str) -> float:
-    """How far an output goes over the corners of the measured range."""
+    """The range of an output over the corners of the measured range."""
     corners = [(p, n) for p in fit.measured_range["trainable_params"] for n in fit.measured_range["step"]]
     values: Array = fit.predict(output, trainable_params=[p for p, _ in corners], step=[n for _, n in corners]).value
     return float(np.ptp(values))

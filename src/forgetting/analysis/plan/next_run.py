@@ -1,10 +1,10 @@
-"""Which run to measure next: the one that would narrow the answer most.
+"""Finds the run to measure next: the one that would narrow the answer most.
 
-The answer's variance as least squares would have it with the candidate's measurements among the others, to first order
-in the law's parameters (a c-optimal design: Atkinson, Donev & Tobias 2007), with the noise of runs as the fit's
-residuals show it: an offset that the steps of a run share, and noise of each step. Where the answer lies outside the
-measured range, it is the variance of the draws of all laws that a band spans there, and what is left of it given the
-candidate's measurements (Chaloner & Verdinelli 1995, doi:10.1214/ss/1177009939), which tell those laws apart.
+Inside the measured range, this compares the answer's variance in a least-squares fit with and without the candidate's
+measurements, to first order in the law's parameters (a c-optimal design: Atkinson, Donev & Tobias 2007). The noise is
+estimated from the fit's residuals: an offset shared by the steps of a run, and noise per step. Outside the range, it
+compares the variance of the draws of all laws in the band with what remains of it given the candidate's measurements,
+which also distinguish these laws (Chaloner & Verdinelli 1995, doi:10.1214/ss/1177009939).
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from forgetting.analysis.plan.surface import Surface, need_surface, surface_of
 from forgetting.errors import UsageError
 
 MOST_POINTS = 200
-STEP = 1e-5  # of a difference quotient, in fitted coordinates
+"""Most measurements assumed for a candidate."""
+STEP = 1e-5  # step of difference quotients, in fitted coordinates
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Variances by output: of a run's offset and of one row around it."""
+    """Variances by output: of a run's offset, and of a row around it."""
 
     offset: list[float]
     within: list[float]
 
     def covariance(self, points: int) -> Array:
-        """[O * points, O * points] of one run's measurements."""
+        """[O * points, O * points] covariance of one run's measurements."""
         out = np.zeros((len(self.offset) * points,) * 2)
         for o, (offset, within) in enumerate(zip(self.offset, self.within, strict=True)):
             block = slice(o * points, (o + 1) * points)
@@ -46,13 +47,13 @@ class Noise:
 
 @dataclass(frozen=True)
 class _Question:
-    """The loss at the plan's best choice.
+    """The answer to narrow: a loss at the plan's best choice.
 
     Attributes:
         params: P of the choice.
-        held, level: the loss that is held, and where.
-        asked: the other.
-        outside: whether the choice lies outside the measured range.
+        held, level: the loss that is held, and its value.
+        asked: the other loss, which is the answer.
+        outside: whether the choice is outside the measured range.
     """
 
     params: float
@@ -62,7 +63,7 @@ class _Question:
     outside: bool
 
     def answer(self, surface: Surface, theta: Array) -> Array:
-        """[S] of [S, K] parameters of the law."""
+        """[S] answers for [S, K] parameters of the law."""
         steps = surface.steps_at(theta, self.params, self.held, self.level)
         return surface.loss_at(theta, self.params, steps, self.asked)
 
@@ -74,16 +75,18 @@ def next_runs(
     *,
     max_steps: float,
 ) -> list[NextRun]:
-    """Candidates, best first, by how much they narrow the loss at the plan's best choice.
+    """Rank candidates by how much they would narrow the loss at the plan's best choice, best first.
 
     Args:
-        fit: a `shifted_power` law that was fitted to runs.
-        plan: its `best` choice is the answer to narrow.
+        fit: a `shifted_power` law fitted to runs.
+        plan: the plan whose `best` choice is the answer to narrow.
         candidates: ranks (or None) and trainable parameters that could be run.
-        max_steps: what one run may cost; as many measurements as the runs of the fit have, evenly spaced.
+        max_steps: number of steps of a candidate; it is assumed to be measured as often as the fitted runs on average,
+            at evenly spaced steps.
 
     Raises:
-        UsageError: a law without runs, a plan without an answer, or fewer steps than were ever measured.
+        UsageError: the law was not fitted to several runs or has no intervals, the plan has no answer, or `max_steps`
+            is before the first measured step.
     """
     need_surface(fit)
     known = fit.information
@@ -112,7 +115,7 @@ def next_runs(
 
 
 class _Judge:
-    """What is the same for all candidates."""
+    """Evaluates candidates; holds what they share."""
 
     def __init__(self, fit: Fit, surface: Surface, known: Information, asked: _Question) -> None:
         self.surface, self.known = surface, known
@@ -144,7 +147,7 @@ class _Judge:
         return NextRun(rank, params, float(steps[-1]), se_before, se_after, narrowing)
 
     def _of_draws(self, answers: Array, problem: Problem) -> tuple[float, float]:
-        """The variance of the laws' draws of the answer, and what is left of it once the run is known."""
+        """The answer's variance over the laws' draws, and what remains of it given the candidate's measurements."""
         own = own_share(len(answers), self.surface.rivals)
         laws = [(self.surface.law, self.surface.draws[:own]), *((r.law, r.draws) for r in self.surface.rivals)]
         values = [law.values(draws, problem.x).reshape(len(draws), -1) for law, draws in laws if len(draws)]
@@ -157,9 +160,10 @@ class _Judge:
 
 
 def _bounded(values: Array) -> Array:
-    """[B, ...] draws around their median, no further than their 1st and 99th percentile.
+    """[B, ...] draws relative to their median, clipped to their 1st and 99th percentile.
 
-    A draw whose surface runs away would decide a variance alone; one that is not finite counts as the median.
+    Otherwise a single draw with a diverging surface would dominate the variance. Draws that are not finite count as the
+    median.
     """
     kept = np.where(np.isfinite(values), values, np.nan)
     low, middle, high = np.nanquantile(kept, [0.01, 0.5, 0.99], axis=0)
@@ -168,7 +172,7 @@ def _bounded(values: Array) -> Array:
 
 
 def noise_of(fit: Fit) -> Noise:
-    """Noise by output; what the fit's own freedom hides of it is that of the offset."""
+    """Noise by output; the part of the scatter that the fit's flexibility hides is added to the runs' offset."""
     parts = fit.diagnostics["run_noise"]
     whole = None if fit.objective == LOGARITHMIC else fit.diagnostics.get("scatter")
     offset, within = [], []
@@ -180,7 +184,7 @@ def noise_of(fit: Fit) -> Noise:
 
 
 def _direction(problem: Problem, surface: Surface, asked: _Question) -> Array:
-    """[K] derivatives of the answer by the fitted coordinates."""
+    """[K] derivatives of the answer with respect to the fitted coordinates."""
     log = problem.log_mask(False)
     z = to_z(surface.theta[0], log)
     moves = STEP * np.eye(z.size)
@@ -189,9 +193,10 @@ def _direction(problem: Problem, surface: Surface, asked: _Question) -> Array:
 
 
 def _drawn_answers(surface: Surface, asked: _Question) -> Array:
-    """[B] draws of the answer, of the law and its rivals by their shares, around their median.
+    """[B] draws of the answer from the law and its rivals, by their shares, relative to their median.
 
-    A rival's answer is the law's, moved by what they differ in there, to first order, for it may never reach the level.
+    A rival may never reach the level. Its answer is therefore the law's, corrected to first order by the difference of
+    their losses there.
     """
     own = own_share(len(surface.draws), surface.rivals)
     steps = float(surface.steps_at(surface.theta, asked.params, asked.held, asked.level)[0])

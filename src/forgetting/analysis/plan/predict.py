@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 ABOVE = {"forgetting_loss": ("forgetting", -1), "forgetting": ("forgetting_loss", 1)}
-"""What a law's loss becomes with the base model's own forgetting loss: the other one, and the sign of that."""
+"""By a law's output: the quantity that follows from it and the floor, and the floor's sign in the sum."""
 
 
 def predict_rows(
@@ -32,22 +32,22 @@ def predict_rows(
     params: Sequence[float] | None = None,
     params_per_rank: float | None = None,
 ) -> list[dict[str, Any]]:
-    """One row a point of the grid.
+    """Predict one row per point of a grid.
 
     Args:
         fit: any law.
-        label: goes into every row as `dataset`.
+        label: value of `dataset` in every row.
         given: values of variables; every combination is predicted.
-        ranks: LoRA ranks, turned into trainable parameters.
-        params: trainable parameters instead.
-        params_per_rank: of rank 1, where the fit does not know it.
+        ranks: LoRA ranks, converted to trainable parameters.
+        params: trainable parameters, instead of ranks.
+        params_per_rank: trainable parameters of rank 1, if the fit does not know them.
 
     Returns:
-        Rows with the variables, for each output `value`, `low` and `high` (nats per token), with a known floor also
-        `forgetting` above it, `extrapolated`, `band_laws`, the laws that the bands span, and `no_bands`.
+        One row per combination; see `Predictions.rows`. With a known floor, also `forgetting` above it (or the
+        `forgetting_loss` for a law of forgetting).
 
     Raises:
-        UsageError: a variable is missing, unknown, or out of its domain.
+        UsageError: a variable is missing, unknown or outside its domain.
     """
     grid: dict[str, list[float]] = {k: list(v) for k, v in given.items()}
     rank_of: dict[float, float] = {}
@@ -86,7 +86,11 @@ def predict_rows(
 
 
 def _scale(fit: Fit, params_per_rank: float | None) -> float:
-    """Trainable parameters of rank 1."""
+    """Trainable parameters of rank 1.
+
+    Raises:
+        UsageError: they are unknown.
+    """
     scale = params_per_rank if params_per_rank is not None else fit.diagnostics.get("params_per_rank")
     if scale is None:
         raise UsageError(
@@ -97,7 +101,7 @@ def _scale(fit: Fit, params_per_rank: float | None) -> float:
 
 
 def _refuse_unmeasured(fit: Fit, columns: Mapping[str, np.ndarray]) -> None:
-    """Refuse other values of a variable that was measured at one value alone: the fit says nothing of them."""
+    """Refuse new values of a variable that was measured at only one value, because the fit cannot predict them."""
     for name, (low, high) in fit.measured_range.items():
         asked = columns.get(name, np.array([low]))
         other = asked[np.abs(asked - low) > 1e-9 * abs(low)]
@@ -109,17 +113,18 @@ def _refuse_unmeasured(fit: Fit, columns: Mapping[str, np.ndarray]) -> None:
 
 
 HIDDEN = ("extrapolated", "band_laws", "confidence", "draws", "draws_lost", "no_bands")
+"""Columns that the printed table leaves out."""
 
 
 @dataclass(frozen=True)
 class Predictions(Result):
-    """Losses that laws predict, one row a point.
+    """Predicted losses.
 
     Attributes:
-        rows: with the variables; for each output `value`, the band `low` to `high` of the law's mean, and the band
-            `run_low` to `run_high` of one new run; `extrapolated`, the laws that the bands span with their shares
-            (`band_laws`), `confidence`, how many of the `draws` gave no finite number there (`draws_lost`), and why
-            the law has no bands (`no_bands`; empty where it has).
+        rows: one per point, with the variables; for each output `value`, the band `low` to `high` of the law's mean and
+            the band `run_low` to `run_high` of one new run, in nats/token; `extrapolated`; `band_laws`, the laws in
+            the bands with their shares; `confidence`; `draws` and, of these, the number that is not finite there,
+            `draws_lost`; and `no_bands`, why there are no bands (empty if there are).
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -129,13 +134,13 @@ class Predictions(Result):
         return {"predictions": plain(list(self.rows))}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a point: variables, each output with `_low` and `_high`, whether it is extrapolated."""
+        """One row per point: variables, each output with the ends of its bands, whether it is extrapolated."""
         import pandas as pd
 
         return pd.DataFrame([_flat(row) for row in self.rows])
 
     def shown(self) -> list[Shown]:
-        """The rows as a table; a point outside the measured range says so."""
+        """The rows as a table; points outside the measured range are marked."""
         names = [k for k in dict.fromkeys(k for row in self.rows for k in row) if k not in HIDDEN]
         cells = [
             (*(_cell(row.get(name)) for name in names), "outside the measured range" if row["extrapolated"] else "")
@@ -144,7 +149,7 @@ class Predictions(Result):
         return [Shown([], (*names, ""), cells, self._notes())]
 
     def _notes(self) -> list[str]:
-        """What the bands are, and why there are none."""
+        """Notes on what the bands are, or why there are none."""
         banded = [row for row in self.rows if row["draws"]]
         several_laws = len({row["dataset"] for row in self.rows}) > 1
         notes = []
@@ -167,6 +172,7 @@ class Predictions(Result):
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without nested values, for a DataFrame."""
     out: dict[str, Any] = {}
     for name, value in row.items():
         if name == "band_laws":

@@ -1,9 +1,9 @@
-"""What a budget of forgetting buys with replay: rank, steps and the share p, and where replay stops paying.
+"""Plans with replay: rank, steps and share p for a budget or a target, and the share beyond which replay costs more.
 
-At a share p, a run may take the most steps, up to a limit, at whose end it has forgotten no more than the budget: with
-replay forgetting may fall again along a run, and what counts is its end. A larger share allows more steps and costs
-fine-tuning loss (the mixture), so that the best loss falls with p while the budget decides the steps, and rises once
-their limit does.
+At a share p, a run takes the most steps, up to a limit, after which it has forgotten no more than the budget. Only its
+end counts, since with replay forgetting may fall again during a run. A larger share allows more steps but raises the
+fine-tuning loss. The best loss therefore falls with p while the budget limits the steps, and rises once `max_steps`
+does.
 """
 
 from __future__ import annotations
@@ -21,24 +21,26 @@ from forgetting.analysis.plan.cost import Cost
 from forgetting.analysis.plan.frontier import FAR, rank_grid
 from forgetting.analysis.plan.result import Choice, ReplayPlan
 from forgetting.analysis.plan.surface import band
+from forgetting.display.numbers import several
 from forgetting.errors import UsageError
 
 LAW = "replay"
 SHARES = 48
-"""Shares compared, evenly spaced in the logarithm from a 200th of the largest on, and none."""
+"""Number of shares compared besides 0: log-spaced from a 200th of the largest measured one up to it."""
 PLACES = 64
-"""Steps looked at, evenly spaced in the logarithm; between two of them the loss is taken as straight."""
+"""Number of log-spaced steps at which losses are evaluated; between them, they are interpolated linearly."""
 HALVINGS = 5
-"""Shares that are shown: none, and the largest measured one halved so often."""
+"""The plan shows the share 0, the largest measured share, and this many halvings of it."""
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """What is asked: the lowest fine-tuning loss within a budget, or the least forgetting that reaches a loss.
+    """The problem to solve: the lowest fine-tuning loss within a budget, or the least forgetting that reaches a loss.
 
     Attributes:
-        budget, target: one of the two.
-        steps: [PLACES] that are looked at; the last is the most that a run may take.
+        law: the law in fitted coordinates.
+        budget, target: one of the two, in nats/token; the other is None.
+        steps: [PLACES] steps at which losses are evaluated; the last is the limit of a run's.
     """
 
     law: Law
@@ -47,9 +49,9 @@ class _Problem:
     steps: Array
 
     def solve(self, theta: Array, params: float, shares: Array) -> tuple[Array, Array]:
-        """Steps and the loss that is asked for, [S, G] each, for [S, K] parameters and [S, G] shares.
+        """Steps and the resulting loss, [S, G] each, for [S, K] parameters and [S, G] shares.
 
-        NaN where a run of no such length is within the budget, or reaches the target.
+        The loss is NaN if no number of steps stays within the budget or reaches the target.
         """
         count, each = shares.shape
         steps = np.tile(self.steps, (count, each))
@@ -64,14 +66,14 @@ class _Problem:
         level = self.budget if self.budget is not None else self.target
         place = _last_within(held, float(level or 0.0), rising=self.budget is not None)
         found = _at(asked, place)
-        if self.target is not None:  # forgetting rises and then falls: the least of it lies at one of the two ends
+        if self.target is not None:  # forgetting rises and then falls, so its minimum is at one of the two ends
             longest = np.where(np.isfinite(place), asked[..., -1], np.nan)
             place, found = np.where(longest < found, PLACES - 1.0, place), np.fmin(longest, found)
         return np.exp(np.interp(place, np.arange(PLACES), np.log(self.steps))), found
 
 
 def _last_within(held: Array, level: float, *, rising: bool) -> Array:
-    """[S, G] place at which [S, G, T] values are last (rising) or first within a level, NaN where they never are."""
+    """[S, G] fractional index where [S, G, T] values are last (`rising`) or first within a level; NaN if never."""
     within = held <= level
     if rising:
         last = PLACES - 1 - np.argmax(within[..., ::-1], axis=-1)
@@ -86,7 +88,7 @@ def _last_within(held: Array, level: float, *, rising: bool) -> Array:
 
 
 def _at(values: Array, place: Array) -> Array:
-    """[S, G] of [S, G, T] values at places between two of them."""
+    """[S, G] values, interpolated from [S, G, T] values at fractional indices."""
     low = np.clip(np.nan_to_num(place).astype(int), 0, PLACES - 2)
     one, two = (np.take_along_axis(values, (low + i)[..., None], axis=-1)[..., 0] for i in (0, 1))
     return np.asarray(one + (two - one) * (place - low))
@@ -94,7 +96,7 @@ def _at(values: Array, place: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Best:
-    """The best share and rank of each of [S] parameter vectors, and the loss with the best plain run."""
+    """For each of [S] parameter vectors, the best share, its loss, P and steps, and the best loss without replay."""
 
     share: Array
     loss: Array
@@ -104,11 +106,12 @@ class _Best:
 
 
 def _best(problem: _Problem, theta: Array, grid: Sequence[tuple[float | None, float]], largest: float) -> _Best:
+    """The best share from 0 to `largest` and the best of the grid's sizes, for each of [S, K] parameter vectors."""
     shares = np.concatenate([[0.0], np.geomspace(largest / 200, largest, SHARES)])
     losses, steps, tried = [], [], []
     for _, params in grid:
         own = np.tile(shares, (len(theta), 1))
-        if problem.budget is not None:  # the share at which the longest run just spends the budget
+        if problem.budget is not None:  # add the share at which the longest run just uses up the budget
             own = np.concatenate([own, _kink(problem, theta, params, largest)[:, None]], axis=1)
         n, loss = problem.solve(theta, params, own)
         losses.append(loss)
@@ -128,14 +131,14 @@ def _best(problem: _Problem, theta: Array, grid: Sequence[tuple[float | None, fl
 
 
 def _kink(problem: _Problem, theta: Array, params: float, largest: float) -> Array:
-    """[S] the share at which forgetting at the last step is the budget, within 0 to the largest."""
+    """[S] the share, between 0 and the largest, at which forgetting at the last step equals the budget."""
     x = {"trainable_params": np.array([params] * 2), "step": np.array([problem.steps[-1]] * 2)}
     with np.errstate(all="ignore"):
         none, some = problem.law.values(theta, {**x, SHARE: np.array([0.0, largest])})[:, 1].T
-        # forgetting is that of a plain run over 1 + share * strength
+        # forgetting is that of a run without replay, divided by 1 + share * strength
         strength = (none / some - 1) / largest
         found = (none / (problem.budget or 1.0) - 1) / strength
-    # a hair more, so that the last step is within the budget
+    # slightly more, so that rounding does not put the last step over the budget
     return np.asarray(np.clip(np.nan_to_num(found * (1 + 1e-9)), 0.0, largest))
 
 
@@ -156,18 +159,17 @@ def plan_replay(
 
     Args:
         fit: a `replay` law.
-        budget: forgetting allowed at the end of the run, nats per token above the base model's own.
-        target: fine-tuning loss to reach with least forgetting; give this or a budget.
-        ranks, params, params_per_rank: as those of `plan_budget`.
-        shares: to show and choose from; by default none and halvings of the largest measured one are shown, and any
-            share up to it may be chosen.
-        max_steps: that a run may take; as measured by default.
-        floor: forgetting loss of the base model itself; that of the fitted study by default.
-        cost: of one step.
+        budget: allowed forgetting at the end of the run, in nats/token above the base model.
+        target: fine-tuning loss to reach with the least forgetting, in nats/token; give this or a budget.
+        ranks, params, params_per_rank: see `plan_budget`.
+        shares: shares to show and choose from; by default the plan shows 0 and halvings of the largest measured share,
+            and may choose any share up to it.
+        max_steps: limit of a run's steps; default the most measured steps.
+        floor: forgetting loss of the base model itself, in nats/token; default that of the fitted study.
+        cost: cost of one step, if known.
 
     Raises:
-        UsageError: another law, a budget, target, share or number of steps that makes no sense, or no way from ranks
-            to parameters.
+        UsageError: another law, an invalid budget, target, share or number of steps, or unknown parameters of a rank.
     """
     if fit.law != LAW:
         raise UsageError(f"a plan with replay needs law '{LAW}' (both losses over P, N and its share), not '{fit.law}'")
@@ -193,7 +195,7 @@ def plan_replay(
 
 @dataclass(frozen=True)
 class _Maker:
-    """What is the same for all choices of a plan."""
+    """Makes the choices of a plan; holds what they share."""
 
     fit: Fit
     problem: _Problem
@@ -224,12 +226,12 @@ class _Maker:
         return replace(made, sentences=self.say(made))
 
     def asked(self, choice: Choice) -> float:
-        """The loss that is to be low."""
+        """The loss to minimise."""
         loss = choice.finetune_loss if self.problem.budget is not None else choice.forgetting
         return np.nan if loss is None else float(loss.value)
 
     def at_share(self, share: float) -> Choice | None:
-        """The best rank at a share; None where no rank has an answer."""
+        """The best rank at a share; None if no rank stays within the budget or reaches the target."""
         solved = [self.problem.solve(self.theta[None], params, np.array([[share]])) for _, params in self.grid]
         losses = np.array([loss[0, 0] for _, loss in solved])
         if not np.isfinite(losses).any():
@@ -238,7 +240,7 @@ class _Maker:
         return self.choice(*self.grid[which], share, float(solved[which][0][0, 0]))
 
     def best(self, largest: float) -> tuple[Choice | None, Estimate | None, Estimate | None]:
-        """The best choice of any share; where replay stops paying; what it saves against the best plain run."""
+        """The best choice over all shares, its share with an interval, and its saving over the best without replay."""
         own = _best(self.problem, self.theta[None], self.grid, largest)
         if not np.isfinite(own.loss[0]):
             return None, None, None
@@ -255,8 +257,11 @@ class _Maker:
         return self.choice(rank, params, share, float(own.steps[0])), stops, saved
 
     def choice(self, rank: float | None, params: float, share: float, steps: float) -> Choice:
-        """With bands at whole steps, so that what is said is what is run."""
-        whole = max(1.0, np.floor(steps + 1e-6))
+        """A choice, with its bands, after whole steps: within the budget, or enough of them for the target."""
+        if self.problem.budget is not None:
+            whole = max(1.0, np.floor(steps + 1e-6))
+        else:
+            whole = max(1.0, min(np.ceil(steps - 1e-6), np.floor(self.problem.steps[-1] + 1e-6)))
         at = {"trainable_params": params, "step": whole, SHARE: share}
         told = {output: self.fit.predict(output, **at) for output in self.fit.law_object.outputs}
         tuned, forgot = (
@@ -273,7 +278,7 @@ class _Maker:
         return Choice(rank, params, Estimate(whole), tuned, loss, runs, outside, *spent, share, forgot)
 
     def say(self, plan: ReplayPlan) -> list[str]:
-        """What a reader must know."""
+        """The plan's sentences."""
         out = []
         if plan.best is None:
             low = float(self.problem.steps[0])
@@ -290,16 +295,17 @@ class _Maker:
             )
         outside = sum(c.extrapolated for c in plan.frontier)
         if outside:
-            out.append(f"{outside} of {len(plan.frontier)} choices lie outside the measured range: an extrapolation")
+            of = f"{outside} of {several(len(plan.frontier), 'choice')} {'lies' if outside == 1 else 'lie'}"
+            out.append(f"{of} outside the measured range: an extrapolation")
             if self.fit.rivals:
                 out.append(spans(self.fit.band_laws()))
         if not self.fit.draws:
-            out.append(f"this law has no intervals, so that nothing here has a band: {self.fit.no_bands}")
+            out.append(f"this law has no intervals, so nothing here has a band: {self.fit.no_bands}")
         return out
 
 
 def _paying(plan: ReplayPlan, stops: Estimate) -> str:
-    """Where replay stops paying, in words."""
+    """A sentence on where replay stops paying."""
     largest, what = plan.shares[1], "the fine-tuning loss" if plan.output == "forgetting" else "forgetting"
     if stops.value >= largest:
         said = f"{what} still improves at the largest measured share, {largest:g}"
@@ -314,8 +320,9 @@ def _paying(plan: ReplayPlan, stops: Estimate) -> str:
 
 
 def _saving(plan: ReplayPlan, saved: Estimate) -> str:
+    """A sentence on what replay saves."""
     what = "fine-tuning loss" if plan.output == "forgetting" else "forgetting"
     known = np.isfinite(saved.low) and np.isfinite(saved.high)
     said = f" ({number(saved.low)} to {number(saved.high)})" if known else ""
-    unclear = "; the fit cannot tell it from none" if known and saved.low <= 0 <= saved.high else ""
+    unclear = "; this is not clearly different from 0" if known and saved.low <= 0 <= saved.high else ""
     return f"against the best run without replay it saves {number(saved.value)}{said} nats/token of {what}{unclear}"

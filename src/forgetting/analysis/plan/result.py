@@ -1,4 +1,4 @@
-"""What a plan returns: choices with their intervals, the frontier, and candidates for the next run."""
+"""The result of a plan: choices with their intervals, and candidates for the next run."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+HOURS = "hours: training only, at the speed of this study's runs"
 COSTS = {"tokens": "tokens", "flops": "FLOPs", "hours": "hours"}
-"""What a run costs, by attribute, with its heading."""
+"""Costs of a run: attribute and column heading."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One rank, and the steps at which the budget is spent or the target reached.
+    """One rank, and the steps at which it uses up the budget or reaches the target.
 
     Attributes:
-        rank: None where the law was asked for parameters instead.
+        rank: None if the plan compares numbers of parameters, not ranks.
         trainable_params: P.
-        steps: N with its interval; infinite where the surface never gets there.
-        finetune_loss, forgetting_loss: there, in nats per token, of the law's mean; a band on the one that is not held.
-        new_run: by output, the band of one new run, which scatters around the mean; NaN where that is not known.
-        extrapolated: outside the measured range of P or N.
-        tokens, flops, hours: of the run; None where unknown or infinite.
-        replay_fraction: share of replay p, of a plan over it; else None.
-        forgetting: above the base model's own loss, of such a plan.
+        steps: N with its interval; infinite if the law never reaches the level.
+        finetune_loss, forgetting_loss: the law's mean there, in nats/token; the one that is not held has a band.
+        new_run: by output, the band of one new run, which includes its scatter around the mean; NaN if unknown.
+        extrapolated: whether P or N is outside the measured range.
+        tokens, flops, hours: cost of the run; None if unknown or infinite.
+        replay_fraction: share of replay p in a plan with replay; else None.
+        forgetting: forgetting above the base model, in nats/token, in a plan with replay; else None.
     """
 
     rank: float | None
@@ -53,16 +54,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class NextRun:
-    """A candidate.
+    """A candidate for the next run.
 
     Attributes:
-        rank, trainable_params, steps: what would be run, and for how long.
-        se_before, se_after: standard error of the answer now and, expected, with it, in nats per token.
-        narrowing: share of the interval's width that goes away.
-        command: adds it to the study that the law was fitted to; None where that is not known, or it cannot be added.
-        adds: runs that the command does: for each data set, seed and mitigation of the study one, those that go on, and
-            what the study has left to do.
-        lengthens: whether the command makes all runs of the study longer, too.
+        rank, trainable_params, steps: of the candidate.
+        se_before, se_after: standard error of the answer now, and expected with the candidate, in nats/token.
+        narrowing: expected reduction of the interval's width, as a share.
+        command: adds it to the study that the law was fitted to; None if unknown, or if it cannot be added.
+        adds: number of runs that the command executes: one for each data set, seed and mitigation of the study, runs
+            that are made longer, and pending runs.
+        lengthens: whether the command also makes all runs of the study longer.
     """
 
     rank: float | None
@@ -78,20 +79,20 @@ class NextRun:
 
 @dataclass(frozen=True)
 class Plan(Result):
-    """The frontier and what to say about it.
+    """The choices for a budget or a target, and sentences on them.
 
     Attributes:
-        label: whose law this is.
+        label: name of the fit.
         output: the loss that is held (`forgetting_loss` for a budget, `finetune_loss` for a target).
-        level: its value along the frontier, nats per token.
-        confidence: nominal coverage of every band.
-        floor: forgetting loss of the base model itself, subtracted from a budget; None where unknown.
-        frontier: one choice a rank that can get there with at least one step.
-        best: lowest fine-tuning loss for the budget, or least forgetting for the target.
-        best_measured: the best inside the measured range; None where no choice lies inside.
+        level: its value for every choice, in nats/token.
+        confidence: nominal coverage of the bands.
+        floor: forgetting loss of the base model itself; None if unknown. A budget counts from it.
+        frontier: one choice per rank that can reach the level in at least one step.
+        best: the choice with the lowest fine-tuning loss for the budget, or the least forgetting for the target.
+        best_measured: the best choice inside the measured range; None if there is none.
         sentences: what a reader must know.
-        matters: whether the choice of a rank changes the result by more than the fit can tell from nothing.
-        next_runs: candidates for the next run, where they were asked for, best first.
+        matters: whether the choice of rank changes the result, clearly and by more than a negligible amount.
+        next_runs: candidates for the next run, best first, if requested.
     """
 
     label: str
@@ -107,7 +108,7 @@ class Plan(Result):
     next_runs: list[NextRun] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; steps that are infinite are null, with `unlimited` true."""
+        """Plain data for JSON; infinite steps are null, with `unlimited` true."""
 
         def choice(c: Choice | None) -> dict[str, Any] | None:
             return None if c is None else {**_plain_choice(c), "unlimited": not np.isfinite(c.steps.value)}
@@ -128,13 +129,13 @@ class Plan(Result):
         return {key: plain(value) for key, value in out.items()}
 
     def to_frame(self) -> pd.DataFrame:
-        """The frontier, one row a rank: steps and losses with their intervals, cost, whether it is extrapolated."""
+        """One row per choice: steps and losses with their intervals, cost, whether it is extrapolated."""
         import pandas as pd
 
         return pd.DataFrame([_choice_row(c) for c in self.frontier])
 
     def shown(self) -> list[Shown]:
-        """The frontier as a table, and what to say about it."""
+        """The choices as a table, with notes."""
         held = self.output.replace("_", " ").replace("finetune", "fine-tuning")
         notes = ["* best"] if self.frontier and self.matters else []
         if self.floor is not None:
@@ -151,7 +152,7 @@ class Plan(Result):
             notes += _command(self.next_runs[0])
         costs = [name for name in COSTS if any(getattr(c, name) is not None for c in self.frontier)]
         if "hours" in costs:
-            notes.append("hours: training only, at the speed of this study's runs")
+            notes.append(HOURS)
         return [
             Shown(
                 [f"{self.label}: {held} held at {number(self.level)} nats/token"],
@@ -172,14 +173,15 @@ class Plan(Result):
 
 @dataclass(frozen=True)
 class ReplayPlan(Plan):
-    """A plan over rank, steps and the share of replay: one choice a share, each of the rank that is best there.
+    """A plan over rank, steps and the share of replay: for each share, the choice with the best rank.
 
     Attributes:
-        max_steps: that a run may take.
-        stops_paying: the share beyond which the loss that is asked for no longer improves; without an interval where
-            that is not identified; None where the shares were given.
-        saved: of that loss, against the best run without replay; None likewise.
-        shares: the smallest and largest measured.
+        max_steps: limit of a run's steps.
+        stops_paying: the share beyond which the minimised loss no longer improves, without an interval if it is not
+            identified; None if the shares were given.
+        saved: how much lower that loss is than in the best run without replay, in nats/token; None if the shares were
+            given.
+        shares: the smallest and largest measured share.
     """
 
     max_steps: float = np.inf
@@ -195,7 +197,7 @@ class ReplayPlan(Plan):
         return {**super().to_dict(), **{key: plain(value) for key, value in out.items()}}
 
     def shown(self) -> list[Shown]:
-        """One line a share, and what to say about them."""
+        """One line per share, with notes."""
         held = "forgetting of at most" if self.output == "forgetting" else "fine-tuning loss of at most"
         notes = ["* best of any share" if self.stops_paying is not None else "* best of these"] if self.best else []
         if any(np.isfinite(run).all() for c in self.frontier for run in c.new_run.values()):
@@ -203,7 +205,7 @@ class ReplayPlan(Plan):
         notes += self.sentences
         costs = [name for name in COSTS if any(getattr(c, name) is not None for c in self.frontier)]
         if "hours" in costs:
-            notes.append("hours: of training alone, at the speed that this study's runs had")
+            notes.append(HOURS)
         columns = ("replay", "rank", "trainable params", "steps", "fine-tuning loss", "forgetting")
         return [
             Shown(
@@ -216,7 +218,7 @@ class ReplayPlan(Plan):
 
 
 class Plans(Mapping[str, Plan], Result):
-    """A plan for each data set, by name."""
+    """Plans by data set."""
 
     def __init__(self, plans: Mapping[str, Plan]) -> None:
         self._plans = dict(plans)
@@ -239,19 +241,19 @@ class Plans(Mapping[str, Plan], Result):
         return {name: plan.to_dict() for name, plan in self.items()}
 
     def to_frame(self) -> pd.DataFrame:
-        """The frontiers of all data sets, which the column `dataset` names."""
+        """The choices of all data sets, with a column `dataset`."""
         import pandas as pd
 
         rows = [{"dataset": name, **_choice_row(c)} for name, plan in self.items() for c in plan.frontier]
         return pd.DataFrame(rows)
 
     def shown(self) -> list[Shown]:
-        """Each plan."""
+        """All plans."""
         return [part for plan in self.values() for part in plan.shown()]
 
 
 def _plain_choice(c: Choice) -> dict[str, Any]:
-    """A choice for JSON: an estimate without the grade that parameters of a fit have, the bands of a new run beside."""
+    """A choice for JSON: estimates without `identified`, which is for a fit's parameters, and a new run's bands."""
     out = asdict(c)
     for name in ("steps", "finetune_loss", "forgetting_loss"):
         out[name].pop("identified")

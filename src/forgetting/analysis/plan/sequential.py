@@ -1,8 +1,8 @@
-"""What a pilot does next: one more run, longer runs, or an end.
+"""Decides what a pilot does next: another run, longer runs, or the end.
 
-The first runs are always the same: the middle rank, long enough to spend the budget; the lowest and the highest rank,
-since the law is over ranks, too. From then on it is the run that, for each second it is expected to take, narrows the
-band of forgetting at the recommended run most, judged by the law as it is fitted so far.
+The first runs are always the same: the middle rank, long enough to use up the budget, then the lowest and the highest
+rank, because the law also depends on rank. After that, it is the run that is expected to narrow the band of forgetting
+at the recommended run most per second, according to the law fitted so far.
 """
 
 from __future__ import annotations
@@ -30,26 +30,27 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BANDED = 5
-"""Runs below which a fit has no intervals."""
+"""Fewest runs for a fit with intervals."""
 ROOM, LEAST_ROOM = 1.5, 1.3
-"""How much longer than the middle rank needs for the budget runs are made, and may be: lower ranks need more steps."""
+"""Runs get ROOM times the steps that the middle rank needs for the budget, because lower ranks need more; LEAST_ROOM
+times are accepted."""
 MORE = 1.25
-"""How much longer all runs would be made at a time, once the law is fitted."""
+"""Factor by which all runs are lengthened at a time, once the law is fitted."""
 SLOPES = (0.3, 2.0)
-"""Between these lies the exponent by which the first run is continued to the budget."""
+"""Bounds of the exponent with which the first run's forgetting is extrapolated to the budget."""
 FURTHEST = 3.0
-"""How much longer the first run is made at most at a time."""
+"""Largest factor by which the first run is lengthened at a time."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a pilot is asked.
+    """The task of a pilot.
 
     Attributes:
-        budget: forgetting allowed, nats/token above the base model's.
-        tolerance: half width of its band at the recommended run, as a share of the budget, at which the pilot ends.
-        ranks: that may be run, rising; three at least.
-        steps: at which runs may be measured, rising, three at least; the last one is the most that a run may take.
+        budget: allowed forgetting, in nats/token above the base model.
+        tolerance: the pilot ends when the half width of the band at the recommended run is this share of the budget.
+        ranks: candidate ranks, ascending, at least three.
+        steps: steps at which runs may be measured, ascending, at least three; the last is the limit of a run's steps.
     """
 
     budget: float
@@ -58,19 +59,19 @@ class Asked:
     steps: tuple[int, ...]
 
     def at_least(self, steps: float) -> int:
-        """The first measured step from some number on, or the last one."""
+        """The first measured step that is at least this number; the last one if there is none."""
         return next((step for step in self.steps if step >= steps - 1e-9), self.steps[-1])
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a pilot stands, beside its measurements.
+    """The state of a pilot, besides its measurements.
 
     Attributes:
-        steps: of all runs; of the first, how long it is to be at least.
-        left: seconds.
-        overhead: seconds that a run takes beside training and measuring.
-        lost: ranks of which a run diverged or failed.
+        steps: number of steps of all runs; before the first run, the least number that it needs.
+        left: seconds left.
+        overhead: seconds that a run takes in addition to training and measuring.
+        lost: ranks with a run that diverged or failed.
     """
 
     steps: int
@@ -81,15 +82,15 @@ class State:
 
 @dataclass(frozen=True)
 class Answer:
-    """The recommended run, as far as the runs so far tell.
+    """The recommended run according to the runs so far.
 
     Attributes:
         choice: rank, steps and losses, with their bands.
-        forgetting: above the base model's, in nats per token, with the band of the law's mean.
+        forgetting: forgetting above the base model, in nats/token, with the band of the law's mean.
         new_run: the band of one new run.
-        half_width: of the mean's band, as a share of the budget; NaN where there is no band.
-        runs: that the law rests on.
-        plan: all ranks.
+        half_width: half width of the mean's band, as a share of the budget; NaN without a band.
+        runs: number of runs that the law was fitted to.
+        plan: the plan for all ranks.
         fit: the law.
     """
 
@@ -104,14 +105,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Next:
-    """What to do next.
+    """The next step of a pilot.
 
     Attributes:
-        steps: of all runs; those that are there and shorter go on.
-        rank, seed: of the new run; None where the runs that are there are made longer, and nothing else.
-        why: in words.
-        seconds: that it is expected to take; NaN where nothing tells.
-        narrowing: share of the band that is expected to go away; NaN where no law was asked.
+        steps: number of steps of all runs; shorter existing runs are continued.
+        rank, seed: of the new run; None if existing runs are only made longer.
+        why: the reason, in words.
+        seconds: expected time; NaN if unknown.
+        narrowing: expected reduction of the band's width, as a share; NaN if no law is fitted yet.
     """
 
     steps: int
@@ -127,7 +128,7 @@ Reason = Literal["tolerance", "time", "early", "unspent", "unidentified"]
 
 @dataclass(frozen=True)
 class Stop:
-    """Why a pilot ends: the band is narrow enough, the time is up, or there is no answer to be had."""
+    """Why a pilot ends: the band is narrow enough, the time is up, or there is no answer."""
 
     reason: Reason
     why: str
@@ -138,11 +139,11 @@ class Runs:
     """The finished runs of a pilot.
 
     Attributes:
-        table: their rows that count in fits.
-        done: rank and seed of each.
-        sizes: trainable parameters of each.
-        seconds: that a step took at each rank, training and measuring.
-        line: the same of any rank: with no trainable parameter, and more for each.
+        table: their rows that fits use.
+        done: rank and seed of each run.
+        sizes: trainable parameters of each run.
+        seconds: seconds per step, of training and measuring, by rank.
+        line: the same for any rank: seconds without trainable parameters, and per trainable parameter.
     """
 
     table: pd.DataFrame
@@ -152,17 +153,17 @@ class Runs:
     line: tuple[float, float]
 
     def size(self, rank: int) -> float:
-        """Trainable parameters of a rank, by those that were run."""
+        """Trainable parameters of a rank, as measured or in proportion to those measured."""
         known = {one: size for (one, _), size in zip(self.done, self.sizes, strict=True)}
         return known.get(rank) or rank * sum(known.values()) / sum(known)
 
     def takes(self, rank: int, steps: float) -> float:
-        """Expected seconds of so many steps of a run, training and measuring."""
+        """Expected seconds of training and measuring a run for so many steps."""
         alone, each = self.line
         return steps * self.seconds.get(rank, alone + each * self.size(rank))
 
     def curve(self, rank: int) -> tuple[list[float], list[float]]:
-        """Steps and forgetting of the runs of a rank, the mean over seeds."""
+        """Steps of a rank's runs, and their mean forgetting over seeds."""
         rows = self.table[self.table["rank"] == rank].groupby("step")["forgetting"].mean()
         return [float(step) for step in rows.index], [float(value) for value in rows]
 
@@ -182,12 +183,12 @@ def finished(table: pd.DataFrame) -> Runs:
 
 
 def decide(table: pd.DataFrame, asked: Asked, state: State) -> tuple[Next | Stop, Answer | None]:
-    """What to do next, and the answer so far.
+    """Decide what to do next, and compute the answer so far.
 
     Args:
-        table: the study's measurements; those of finished runs count.
-        asked: the question.
-        state: where the pilot stands.
+        table: the study's measurements; only finished runs are used.
+        asked: the task.
+        state: the pilot's state.
     """
     runs = finished(table) if len(table) else None
     ranks = [rank for rank in asked.ranks if rank not in state.lost]
@@ -198,13 +199,14 @@ def decide(table: pd.DataFrame, asked: Asked, state: State) -> tuple[Next | Stop
         steps = asked.at_least(max(state.steps, asked.steps[LEAST - 1]))
         if state.left <= 0:
             return Stop("time", "no time is left for a first run"), None
-        why = "the middle rank first: it says how many steps spend the budget"
+        why = "the middle rank first, to find how many steps spend the budget"
         return Next(steps, middle, 0, why), None
     following, answer = _decide(runs, asked, state, ranks)
     return _in_time(following, runs, state), answer
 
 
 def _decide(runs: Runs, asked: Asked, state: State, ranks: list[int]) -> tuple[Next | Stop, Answer | None]:
+    """The decision after the first run, ignoring the time, and the answer so far."""
     if (longer := _longer(runs, asked, state)) is not None:
         return longer, None
     counts = Counter(rank for rank, _ in runs.done if rank in ranks)
@@ -216,13 +218,13 @@ def _decide(runs: Runs, asked: Asked, state: State, ranks: list[int]) -> tuple[N
         return stop, None
     if len(counts) < LEAST:
         rank = next(one for one in ranks if one not in counts)
-        return Next(state.steps, rank, 0, "a third rank: with fewer there is no law"), None
+        return Next(state.steps, rank, 0, "a third rank: the law needs at least three"), None
     answer = _answer(runs, asked)
     if answer is None:
         if len(runs.done) >= 2 * BANDED:
             return Stop("unidentified", f"no law fits these {several(len(runs.done), 'run')}"), None
         rank = min(ranks, key=lambda one: (counts[one], -one))
-        return Next(state.steps, rank, _seed(runs, rank), "no law fits yet: the rank with fewest runs"), None
+        return Next(state.steps, rank, _seed(runs, rank), "the rank with the fewest runs, as no law fits yet"), None
     if answer.half_width <= asked.tolerance and len(runs.done) >= BANDED:
         return Stop("tolerance", f"the band is within {asked.tolerance:.0%} of the budget"), answer
     at = answer.choice.steps.value
@@ -234,7 +236,7 @@ def _decide(runs: Runs, asked: Asked, state: State, ranks: list[int]) -> tuple[N
 
 
 def _longer(runs: Runs, asked: Asked, state: State) -> Next | None:
-    """Longer runs, while no run has spent the budget, or the only one has just done so."""
+    """Longer runs, if no run has used up the budget yet, or if the only run has barely done so."""
     most = asked.steps[-1]
     if state.steps >= most:
         return None
@@ -254,7 +256,7 @@ def _longer(runs: Runs, asked: Asked, state: State) -> Next | None:
 
 
 def _crossing(steps: Sequence[float], forgot: Sequence[float], budget: float) -> float:
-    """The step at which a run spends a budget: between two measurements, or by a power of the steps beyond them."""
+    """The step at which a run uses up a budget: interpolated, or extrapolated by a power law of the steps."""
     before = (0.0, 0.0)
     for step, value in zip(steps, forgot, strict=True):
         if value >= budget:
@@ -268,7 +270,7 @@ def _crossing(steps: Sequence[float], forgot: Sequence[float], budget: float) ->
 
 
 def _out_of_reach(runs: Runs, asked: Asked, state: State) -> Stop | None:
-    """The budget is passed before the first measured step at all ranks, or by none at the last."""
+    """The end, if all ranks exceed the budget before the first measured step, or none reaches it by the last."""
     curves = {rank: runs.curve(rank) for rank in dict(runs.done)}
     least, (steps, _) = min(curves.items(), key=lambda one: one[1][1][0])
     first = curves[least][1][0]
@@ -290,7 +292,7 @@ def _out_of_reach(runs: Runs, asked: Asked, state: State) -> Stop | None:
 
 
 def _answer(runs: Runs, asked: Asked) -> Answer | None:
-    """The recommended run by the law that fits the runs; None where none does, or it spends the budget nowhere."""
+    """The recommended run of the law fitted to the runs; None if none can be fitted, or the budget is never used up."""
     try:
         fit = next(iter(fit_study(runs.table).values())).get("shifted_power")
         if fit is None:
@@ -301,9 +303,10 @@ def _answer(runs: Runs, asked: Asked) -> Answer | None:
 
 
 def answer_of(fit: Fit, asked: Asked, runs: Runs) -> Answer | None:
-    """The run that a law recommends: the plan's best, inside the measured range where the choice does not matter.
+    """The run that a law recommends: the plan's best choice, or the best one inside the measured range.
 
-    So it is where the best one never spends the budget, by a law that knows nothing so far outside.
+    The latter is used if the choice does not matter, or if the best choice never uses up the budget, which a law cannot
+    know that far outside its range. None if there is no such run.
     """
     table = runs.table
     costs = costs_of_table(table)
@@ -323,7 +326,7 @@ def answer_of(fit: Fit, asked: Asked, runs: Runs) -> Answer | None:
 
 
 def _options(runs: Runs, asked: Asked, state: State, ranks: Sequence[int], answer: Answer) -> Iterator[Next]:
-    """Each run that could be next, and longer runs, with how much they are expected to narrow the band."""
+    """Yield each possible next run, and longer runs, with their expected narrowing of the band."""
     few = len(runs.done) < BANDED
     place = answer.choice
     design = Design(answer.fit, place.trainable_params, place.steps.value, few=few)
@@ -349,7 +352,7 @@ def _option(steps: int, rank: int | None, seed: int | None, answer: Answer, narr
 
 
 def _affordable(options: Sequence[Next], left: float) -> Next:
-    """The option that narrows the answer most per second, of those that the time allows; else the quickest."""
+    """The option that narrows the answer most per second, of those that fit the time; else the quickest."""
     inside = [one for one in options if one.seconds <= left]
     if not inside:
         return min(options, key=lambda one: one.seconds)
@@ -357,7 +360,7 @@ def _affordable(options: Sequence[Next], left: float) -> Next:
 
 
 def _in_time(following: Next | Stop, runs: Runs, state: State) -> Next | Stop:
-    """What follows, with the seconds that it takes, or the end where they are not left."""
+    """The next step with its expected seconds, or the end if not enough time is left."""
     if isinstance(following, Stop):
         return following
     seconds = following.seconds
@@ -369,12 +372,12 @@ def _in_time(following: Next | Stop, runs: Runs, state: State) -> Next | Stop:
 
 
 def _seconds_longer(runs: Runs, state: State, steps: int) -> float:
-    """Expected seconds of making all runs longer."""
+    """Expected seconds to lengthen all runs to this number of steps."""
     return sum(runs.takes(rank, steps - state.steps) + state.overhead for rank, _ in runs.done)
 
 
 def _seed(runs: Runs, rank: int) -> int:
-    """The first seed that a rank was not run with."""
+    """The lowest seed that a rank was not run with."""
     taken = {seed for one, seed in runs.done if one == rank}
     return next(seed for seed in range(len(taken) + 1) if seed not in taken)
 

@@ -1,4 +1,4 @@
-"""Laws to predict and plan with: published ones by name, stored fits, study folders."""
+"""Finds the laws to predict and plan with: published laws, fits, stored fits, and study folders."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ Laws = dict[str, dict[str, Fit]]
 
 
 class HasFits(Protocol):
-    """What has the fits of a study, such as its result."""
+    """Anything with the fits of a study, such as its result."""
 
     @property
     def fits(self) -> Mapping[str, Mapping[str, Fit]]:
-        """By data set and law."""
+        """Fits by data set and law."""
 
 
 LawSource = str | os.PathLike[str] | Fit | Mapping[str, Fit] | Mapping[str, Mapping[str, Fit]] | HasFits
 """A published law's name, a file of fits, a study folder, a fit, fits by law, fits by data set and law, or a study's
 result."""
 TABLES = set(SUFFIXES) - {".json"}
+"""Suffixes of tables, which are not files of fits."""
 ALLOWED = "a fit, fits by name, a study's result, a published law's name, or the path of a file of fits or study folder"
 
 
 def laws_of(law: LawSource, dataset: str | None = None) -> Laws:
-    """The laws that an argument means, by data set and law.
+    """The laws given by an argument, by data set and law.
 
     Args:
         law: a name, path, fit or fits.
         dataset: keep only this data set.
 
     Raises:
-        UsageError: something else, no law in it, or no such data set.
+        UsageError: an argument of another kind, one without a law, or no such data set.
     """
     if isinstance(law, str | os.PathLike):
         return load_laws(os.fspath(law), dataset)
@@ -66,10 +67,16 @@ def _are_fits(value: Any) -> bool:
 
 
 def pick(laws: Mapping[str, Fit], name: str | None, *, wants_surface: bool, wants_replay: bool = False) -> Fit:
-    """The law of this name; without one the only law, or the one that knows what is asked for: ranks, steps, replay.
+    """The law with this name; without a name the only law, or the one whose variables fit the request.
+
+    Args:
+        laws: the laws of one data set, by name.
+        name: name of the law, if given.
+        wants_surface: whether ranks or steps are given, so that the law must depend on them.
+        wants_replay: whether shares of replay are given.
 
     Raises:
-        UsageError: there is none, or a name must choose.
+        UsageError: there is no such law, or it must be chosen by name.
     """
     if name is not None:
         if name not in laws:
@@ -92,10 +99,11 @@ def pick(laws: Mapping[str, Fit], name: str | None, *, wants_surface: bool, want
 
 
 def load_laws(name: str | Path, dataset: str | None = None) -> Laws:
-    """Find laws.
+    """The laws of a published law's name, a file or a folder.
 
     Args:
-        name: a published law, a JSON file of `save_fits`, or a study folder (its fits.json, or its measurements).
+        name: a published law, a JSON file written by `save_fits`, or a study folder. If the folder's fits.json is
+            missing or out of date, the laws are fitted again.
         dataset: keep only this data set.
 
     Raises:
@@ -135,9 +143,9 @@ def _find(name: str | Path) -> Laws:
 
 
 def _are_of(laws: Laws, path: Path) -> bool:
-    """Whether stored laws are fitted on what counts in their study now.
+    """Whether stored laws were fitted to the rows that a study's fits use now.
 
-    They are not where runs have ended since, were damaged, or are no longer asked for.
+    This changes when runs finish, are damaged, or are removed from the configuration.
     """
     from forgetting.analysis.study_table import load_study
     from forgetting.store.table import fitted_rows
@@ -157,7 +165,7 @@ def _are_of(laws: Laws, path: Path) -> bool:
 
 
 def _parts(rows: Any) -> dict[str, Any]:
-    """The rows of finished runs, by data set."""
+    """The rows of finished runs by data set, for data sets with at least LEAST_ROWS."""
     rows = rows[rows["status"] == DONE]
     return {str(name): part for name, part in rows.groupby("dataset") if len(part) >= LEAST_ROWS}
 
@@ -170,7 +178,7 @@ def _is_of(fit: Fit, rows: Any) -> bool:
 
 
 def _is_range(span: tuple[float, float], values: Any, *, whole: bool) -> bool:
-    """Whether a measured range is that of these values, or, of a sample, lies within it."""
+    """Whether a measured range equals that of these values or, for a fit to a sample, is within it."""
     low, high = float(values.min()), float(values.max())
     return tuple(span) == (low, high) if whole else low <= span[0] <= span[1] <= high
 

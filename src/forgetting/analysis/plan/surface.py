@@ -1,4 +1,4 @@
-"""The shifted power law solved for steps, in closed form and for all bootstrap draws at once."""
+"""Solves the shifted power law for steps, in closed form and for all bootstrap draws at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ LAW = LAWS["shifted_power"]
 
 
 def need_surface(fit: Fit) -> None:
-    """Refuse a law that does not say how both losses depend on P and N."""
+    """Refuse any law but `shifted_power`, because plans need both losses over P and N.
+
+    Raises:
+        UsageError: another law.
+    """
     if fit.law != LAW.name:
         raise UsageError(f"a plan needs law '{LAW.name}' (both losses over P and N), not '{fit.law}'")
 
@@ -28,10 +32,10 @@ class Surface:
     """Both losses over P and N, in fitted coordinates.
 
     Attributes:
-        law: in these coordinates.
+        law: the law in fitted coordinates.
         theta: [1, K] the best fit.
-        draws: [B, K]; [0, K] where the fit has no intervals.
-        rivals: laws whose draws a band outside the measured range spans as well.
+        draws: [B, K] bootstrap refits; [0, K] if the fit has no intervals.
+        rivals: laws whose draws bands outside the measured range include.
     """
 
     law: Centred
@@ -40,7 +44,7 @@ class Surface:
     rivals: tuple[Rival, ...] = ()
 
     def drawn_steps(self, params: float, output: str, level: float, *, outside: bool) -> Array:
-        """[B] draws of the steps at which an output passes a level: of the law, or outside of its rivals, too."""
+        """[B] draws of the steps at which an output reaches a level; with `outside`, rivals contribute their share."""
         own = self.steps_at(self.draws, params, output, level)
         if not outside:
             return own
@@ -50,7 +54,7 @@ class Surface:
         return np.concatenate([own[: own_share(len(own), self.rivals)], *others])
 
     def drawn_losses(self, params: float, steps: Array, output: str, *, outside: bool) -> Array:
-        """[B] draws of a loss, each at its own number of steps from `drawn_steps`."""
+        """[B] draws of a loss, each at its own number of steps [B], from `drawn_steps`."""
         if not outside:
             return self.loss_at(self.draws, params, steps, output)
         count = own_share(len(self.draws), self.rivals)
@@ -62,11 +66,11 @@ class Surface:
         return np.concatenate(parts)
 
     def steps_at(self, theta: Array, params: float, output: str, level: float) -> Array:
-        """[S] steps at which an output passes a level; infinite where none does: the surface's limit lies before it."""
+        """[S] steps at which an output reaches a level; infinite if it never does."""
         return self.law.steps_at(theta, params, output, level)
 
     def loss_at(self, theta: Array, params: float, steps: Array, output: str) -> Array:
-        """[S] losses of [S, K] parameters, each at its own number of steps (infinite for the limit)."""
+        """[S] losses for [S, K] parameters, each at its own number of steps (infinite for the limit)."""
         out = np.empty(theta.shape[0])
         which = self.law.outputs.index(output)
         with np.errstate(all="ignore"):
@@ -77,7 +81,7 @@ class Surface:
 
 
 def surface_of(fit: Fit) -> Surface:
-    """The surface of a fit; one that was published, or stored before fitted coordinates were, is turned into them."""
+    """The surface of a fit; parameters of published fits and of old files are converted to fitted coordinates."""
     need_surface(fit)
     inner, theta, draws = fit.model()
     if isinstance(inner, Centred):
@@ -89,7 +93,7 @@ def surface_of(fit: Fit) -> Surface:
 
 
 def band(fit: Fit, value: float, draws: Array, *, log: bool = False) -> Estimate:
-    """A value with the interval of its draws, [B]; NaN where there are none, or too many are not finite."""
+    """A value with the interval of its [B] draws; NaN if there are none or too many are not finite."""
     if not draws.size or not np.isfinite(value):
         return Estimate(value)
     with np.errstate(all="ignore"):
