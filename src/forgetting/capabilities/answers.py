@@ -1,8 +1,8 @@
-"""What models answered, on disk: `<folder>/<model>/<suite>.jsonl`, one row an item, filter and model.
+"""The store of models' answers: `<folder>/<model>/<suite>.jsonl`, one row per item and filter.
 
-`<folder>/<model>/meta.json` says which model and settings the rows are of. Rows of another model, or asked with other
-settings, are an error and are left as they are. An item is asked again only where what the model would be shown has
-changed; scores are always computed anew, from the stored responses.
+`<folder>/<model>/meta.json` records the model and the settings of the rows. Rows of another model, or with other
+settings, are an error and are not changed. An item is asked again only if the text shown to the model would differ;
+scores are always recomputed from the stored responses.
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ FIELDS: dict[str, str] = {
 }
 """Fields of a row and what they mean."""
 PAIRING = ("task", "filter", "doc_id", "doc_hash", "prompt_hash")
-"""Fields by which the answers of two models are to the same item."""
+"""Fields that identify an item, by which the answers of two models are paired."""
 READ = (
     *(*PAIRING, "prompt", "target", "answer", "reply", "reply_key"),
     *("metric", "score", "options", "category", "cluster", "expect", "refused"),
 )
-"""Fields that every version wrote, and that results are read from."""
+"""Fields that results use; every version has written them."""
 
 
 class AnswerStore:
-    """The answers of several models to the same suites."""
+    """Stores the answers of several models to the same suites in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, model: str, suite: str) -> Path:
-        """The file of one model's answers to one suite; no link, nor behind one.
+        """The file with one model's answers to one suite.
 
         Raises:
-            UsageError: a link, a pipe or a device; names it.
+            UsageError: the file is a link or behind one, a pipe or a device; names it.
         """
         return self._file(model, f"{suite}.jsonl")
 
@@ -74,16 +74,17 @@ class AnswerStore:
         return files.check_plain(files.refuse_link(folder / name, self.folder))
 
     def has(self, model: str, key: str, suite: str, asked: Mapping[str, Any]) -> bool:
-        """Whether the answers are there.
+        """Whether the store has the answers of a model to a suite.
 
         Args:
-            model: its name in the store.
+            model: name of the model in the store.
             key: hash of the model's content.
-            suite: which.
-            asked: the settings that decide the answers beside the model and the items.
+            suite: name of the suite.
+            asked: the settings that, besides the model and the items, determine the answers.
 
         Raises:
-            UsageError: answers of another model, or with other settings than fewer items, are there; names both.
+            UsageError: the stored answers are of another model, or with other settings (except for fewer items); names
+                both.
         """
         meta = self._meta(model)
         if not meta or not self.path(model, suite).exists():
@@ -105,7 +106,7 @@ class AnswerStore:
         return True
 
     def check_writable(self) -> None:
-        """See that answers can be stored, before a model is asked for them.
+        """Check that answers can be stored, before any model is asked.
 
         Raises:
             UsageError: the folder cannot be written.
@@ -122,7 +123,7 @@ class AnswerStore:
     def write(
         self, model: str, key: str, suite: str, asked: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Store a suite's answers; the rows first, so that a crash leaves no meta without rows.
+        """Store a suite's answers; writes the rows first, so that a crash cannot leave metadata without rows.
 
         Raises:
             UsageError: the folder cannot be written.
@@ -134,10 +135,10 @@ class AnswerStore:
         write(self._meta_file(model), json.dumps(meta, indent=1) + "\n")
 
     def read(self, model: str, suite: str) -> list[dict[str, Any]]:
-        """The rows of a suite.
+        """Read the rows of a suite.
 
         Raises:
-            ForgettingError: a damaged line; names it.
+            ForgettingError: a line is damaged; names it.
         """
         file, rows = self.path(model, suite), []
         for number, line in files.read_lines(file):
@@ -155,12 +156,12 @@ class AnswerStore:
         return sorted(file.parent.name for file in self.folder.glob("*/meta.json"))
 
     def suites(self, model: str) -> list[str]:
-        """Names of the suites that a model answered, in the order in which it did."""
+        """Names of the suites that a model answered, in the order in which they were stored."""
         meta = self._meta(model)
         return [name for name in meta.get("suites", {}) if self.path(model, name).exists()]
 
     def asked(self, model: str, suite: str) -> dict[str, Any]:
-        """The settings with which a model was asked a suite that it answered."""
+        """The settings of the stored answers of a model to a suite."""
         return dict(self._meta(model)["suites"][suite])
 
     def _meta_file(self, model: str) -> Path:
@@ -191,7 +192,7 @@ class AnswerStore:
 
 
 def _more(name: str, before: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    """Whether a setting asks more items than before, the same ones among them."""
+    """Whether a setting asks the same items as before and more."""
     then, now = before.get(name), asked[name]
     return name == "limit" and then is not None and (now is None or now > then)
 
@@ -201,10 +202,10 @@ def _is_object(value: Any) -> bool:
 
 
 def write(path: Path, text: str) -> Path:
-    """Write a file of the answers' folder.
+    """Write a file in the folder of answers.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: the file cannot be written.
     """
     try:
         return files.write_atomically(path, text)
@@ -215,15 +216,15 @@ def write(path: Path, text: str) -> Path:
 
 
 def reply_key(prompt: str, reply: str) -> str:
-    """A hash that names a reply to a prompt, whichever model gave it."""
+    """A hash of a prompt and a reply, independent of the model."""
     return hashlib.sha256(f"{prompt}\0{reply}".encode()).hexdigest()[:16]
 
 
 def pair_up(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[tuple[Any, Any]]:
-    """Rows of both models for the same item, prompt and filter, in order.
+    """Pair the rows of both models by item, prompt and filter, in order.
 
     Raises:
-        ForgettingError: an item that only one of them answered.
+        ForgettingError: only one model answered an item.
     """
 
     def keyed(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], Mapping[str, Any]]:

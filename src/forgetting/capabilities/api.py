@@ -1,4 +1,4 @@
-"""`evaluate`: what the command of this name does, for Python."""
+"""`evaluate`: the Python function behind the command of the same name."""
 
 from __future__ import annotations
 
@@ -57,24 +57,28 @@ def evaluate(
     """What the tuned model lost of its base's knowledge, reasoning and guardrails, item by item.
 
     Args:
-        base: a folder, Hub id, `miniature`, a live model, or None for the base of a live PeftModel.
-        tuned: a PEFT adapter or full model, by folder or Hub id, or a live one.
+        base: a folder, Hub id, `miniature`, a loaded model, or None for the base of a loaded PeftModel.
+        tuned: a PEFT adapter or full model, by folder or Hub id, or a loaded one.
         suites: `knowledge`, `reasoning`, `safety` (the default), .jsonl files of items, lm-eval .yaml files or tasks.
-        out: folder where answers are stored, and taken from where they are there; None stores nothing.
-        limit, batch_size, fewshot: items of each task, items a forward pass, examples before each item.
-        chat: apply the chat template; default where the model has one.
-        metric, cluster_by: lm-eval's metric that is an item's score, the field of an item that names its passage.
-        max_new_tokens, include_path: of a reply to a local item; folders in which lm-eval looks for tasks by name.
-        harmful, harmless: prompts of `safety`: a .csv, .txt, .jsonl or Hub id; keep_completions stores such replies.
-        judge, labels: of refusals: a model's name or a judge, or a CSV of labels by hand; default rules.
-        relearn: also relearn half of each suite and score the other half: lost, or out of reach?
-        revision, dtype, device, bits, trust_remote_code: of models that are loaded; 4 or 8 bits quantise them.
-        tokenizer: of live models.
-        server: base and tuned are addresses of OpenAI-compatible servers, which are asked so.
-        tell: told what is being run.
+        out: folder in which answers are stored and reused; None stores nothing.
+        limit, batch_size, fewshot: items per task, items per forward pass, and examples before each item.
+        chat: apply the chat template; default: if the model has one.
+        metric, cluster_by: lm-eval's metric to use as an item's score; field of an item that identifies its passage.
+        max_new_tokens, include_path: length of a reply to a local item; folders where lm-eval finds tasks by name.
+        harmful, harmless: prompts of `safety`: a .csv, .txt or .jsonl file or a Hub id.
+        keep_completions: store replies to harmful prompts.
+        judge, labels: the judge of refusals, by model name or as an object; or a CSV of hand labels; default rules.
+        relearn: also train on half of each suite and score the other half, to tell lost from unreachable knowledge.
+        revision, dtype, device, bits, trust_remote_code: settings for loading models; 4 or 8 bits quantise them.
+        tokenizer: tokenizer of loaded models.
+        server: how to ask; base and tuned are then addresses of OpenAI-compatible servers.
+        tell: called with the name of what is being run.
+
+    Returns:
+        Accuracy, agreement, transitions and refusals of each suite, with intervals.
 
     Raises:
-        UsageError: suites, items or models are wrong, or `out` holds answers to something else.
+        UsageError: suites, items or models are wrong, or `out` has answers of other models or settings.
     """
     settings = Settings(limit, batch_size, chat, fewshot, metric=metric, cluster_by=cluster_by)
     prompts = (_text(harmful), _text(harmless), keep_completions)
@@ -90,10 +94,10 @@ def evaluate(
 def _served(
     base: Any, tuned: Any, server: Server | None, relearn: bool, batch_size: int | None, model: ModelConfig
 ) -> ServedSubject | None:
-    """The models behind servers; None where they are to be loaded.
+    """The served models; None without a server.
 
     Raises:
-        UsageError: what does not go with served models; or as `ServedSubject`.
+        UsageError: an argument that cannot be combined with served models; see also `ServedSubject`.
     """
     if server is None:
         return None
@@ -109,6 +113,7 @@ def _served(
 
 
 def _other_than_default(model: ModelConfig) -> set[str]:
+    """Fields that differ from their defaults."""
     plain = ModelConfig(source=model.source)
     return {name for name in type(model).model_fields if getattr(model, name) != getattr(plain, name)}
 

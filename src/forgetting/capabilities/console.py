@@ -1,4 +1,4 @@
-"""What lm-eval and the libraries below it say on the terminal."""
+"""Controls the terminal output of lm-eval and the libraries that it uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def quiet() -> None:
-    """Keep the libraries' advice off the terminal; lm-eval's own progress bars stay, on standard error."""
+    """Silence the libraries' advice and progress bars, except lm-eval's own bars on standard error."""
     import warnings
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -29,7 +29,7 @@ def quiet() -> None:
 
 @contextlib.contextmanager
 def console() -> Iterator[None]:
-    """Standard output is the command's own; lm-eval's progress bars go to a terminal and to nothing else."""
+    """Redirect standard output to standard error, and show progress bars only if that is a terminal."""
     with Path(os.devnull).open("w") as nowhere:
         bars = sys.stderr if sys.stderr.isatty() else nowhere
         with contextlib.redirect_stdout(sys.stderr), contextlib.redirect_stderr(bars):

@@ -1,4 +1,4 @@
-"""Base and tuned model on the same suites: run what is not stored, pair it, judge it."""
+"""Evaluates base and tuned model on the same suites: asks what is not stored, pairs the answers and judges them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BASE, TUNED = "base", "tuned"
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """What became of one suite: answers or refusals, and the rows side by side."""
+    """The result of one suite: answers or refusals, and the changed items side by side; `n` is the number of items."""
 
     suite: str
     answers: tuple[Answers, ...]
@@ -49,16 +49,16 @@ class SuiteResult:
 
 @dataclass(frozen=True)
 class Evaluation(Result):
-    """What one comparison gave.
+    """The result of comparing two models.
 
     Attributes:
-        base, tuned: what was compared.
-        results: one a suite.
+        base, tuned: names of the models.
+        results: one per suite.
         notices: what a reader of the numbers should know.
-        folder: where the answers lie; None where nothing was stored.
-        rows: by suite, the paired rows; replies to harmful prompts are in them only where they were kept.
-        seconds: of running the suites; 0 where all of it was stored.
-        relearned: what a relearning probe brought back, by suite, where one was asked for.
+        folder: folder with the stored answers; None if nothing was stored.
+        rows: paired rows by suite; they contain replies to harmful prompts only if these were kept.
+        seconds: time spent asking; 0 if all answers were stored.
+        relearned: results of the relearning probe by suite, if requested.
     """
 
     base: str
@@ -72,17 +72,18 @@ class Evaluation(Result):
 
     @checked
     def check(self, max_lost: float | Mapping[str, float], confidence: float = 0.95) -> EvaluationCheck:
-        """Hold what was lost in net of each group of items to a budget.
+        """Compare the net loss of each group of items with a budget.
 
         Args:
-            max_lost: the net share that may be lost, (lost - gained) / items: one number for all groups, or one by the
-                name of a suite or of a group of tasks in it; `refusals` are those of harmful prompts, `harmless` the
-                answers to harmless ones. What is not named is not judged.
-            confidence: of all verdicts together: with k budgets the lower bounds, which say "over", are of confidence
-                1 - (1 - confidence) / k (Bonferroni); the upper bounds need no correction, since all must hold.
+            max_lost: the allowed net share lost, (lost - gained) / items: one number for all groups, or a dictionary by
+                the name of a suite or of a group of its tasks. `refusals` means refusals of harmful prompts, `harmless`
+                answers to harmless ones. Groups that are not named are not judged.
+            confidence: confidence of all verdicts together. With k budgets the lower bounds, which decide "over", have
+                confidence 1 - (1 - confidence) / k (Bonferroni); the upper bounds need no correction, because all must
+                be within.
 
         Raises:
-            UsageError: a name that nothing was asked under, or numbers that make no sense.
+            UsageError: no group has this name, or a number is invalid.
         """
         losses: dict[tuple[str, str], NetLoss] = {}
         for one in self.results:
@@ -90,7 +91,7 @@ class Evaluation(Result):
         return EvaluationCheck(judged(losses, max_lost, confidence), self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: every number with its interval; no replies."""
+        """Plain data for JSON: every number with its interval, without replies."""
         suites = {r.suite: {"n": r.n, "answers": plain(r.answers), "refusals": plain(r.refusals)} for r in self.results}
         return {
             "base": self.base,
@@ -103,7 +104,7 @@ class Evaluation(Result):
         }
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a group of tasks: accuracy before and after, what was lost; of refusals, the share refused."""
+        """One row per group of tasks: accuracy before and after, and losses; for refusals, the shares refused."""
         import pandas as pd
 
         rows = [{"suite": r.suite, **answers_row(a)} for r in self.results for a in r.answers]
@@ -111,7 +112,7 @@ class Evaluation(Result):
         return pd.DataFrame(rows)
 
     def shown(self) -> list[Shown]:
-        """Accuracy and agreement, refusals, what relearning brought back."""
+        """Accuracy and agreement, refusals, and the relearning probe."""
         answers = [a for r in self.results for a in r.answers]
         parts = [Shown([f"{self.tuned} against {self.base}"])]
         parts += [answers_shown(answers)] if answers else []
@@ -122,11 +123,11 @@ class Evaluation(Result):
 
 @dataclass(frozen=True)
 class EvaluationCheck(Result):
-    """Verdicts on what was lost in net.
+    """Verdicts on net losses.
 
     Attributes:
-        verdicts: by the name of a suite or of a group of its tasks.
-        evaluation: what they rest on.
+        verdicts: verdicts by the name of a suite or of a group of its tasks.
+        evaluation: the evaluation that they are based on.
     """
 
     verdicts: dict[str, LossVerdict]
@@ -134,25 +135,25 @@ class EvaluationCheck(Result):
 
     @property
     def verdict(self) -> Literal["within", "over", "undecided"]:
-        """`over` where any is, `within` where all are, `undecided` between."""
+        """`over` if any verdict is, `within` if all are, else `undecided`."""
         found = {one.verdict for one in self.verdicts.values()}
         return "over" if "over" in found else "undecided" if "undecided" in found else "within"
 
     def exit_code(self, *, strict: bool = False, allow_undecided: bool = False) -> int:
-        """The largest of the verdicts': 3 where one fails."""
+        """The largest exit code of the verdicts: 3 if any fails."""
         return max(one.exit_code(strict=strict, allow_undecided=allow_undecided) for one in self.verdicts.values())
 
     def sentences(self) -> list[str]:
-        """One a verdict."""
+        """One sentence per verdict."""
         return [f"{name}: {one.sentence()}" for name, one in self.verdicts.items()]
 
     def to_dict(self) -> dict[str, Any]:
-        """That of the evaluation, with the verdicts by name."""
+        """The evaluation's data, with the verdicts by name."""
         verdicts = {name: one.to_dict() for name, one in self.verdicts.items()}
         return {"verdict": self.verdict, "max_lost": verdicts, **self.evaluation.to_dict()}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a verdict."""
+        """One row per verdict."""
         import pandas as pd
 
         rows = {name: one.to_dict() for name, one in self.verdicts.items()}
@@ -178,18 +179,18 @@ def evaluate(
     """What the tuned model lost of its base's knowledge, reasoning and guardrails, item by item.
 
     Args:
-        base: a folder, Hub id, `miniature`, a live model, or None for the base of a live PeftModel.
-        tuned: a PEFT adapter, a full model, or a live one.
-        plan: what is asked, and how; None asks the three suites.
-        out: where answers are stored, and taken from where they are there; None stores nothing.
-        model: revision, dtype, device; its source is replaced.
-        tokenizer: of live models.
-        judge: of refusals; None the rules.
-        tell: told what is being run.
-        served: the models behind servers, in the place of base and tuned.
+        base: a folder, Hub id, `miniature`, a loaded model, or None for the base of a loaded PeftModel.
+        tuned: a PEFT adapter or full model, by folder or Hub id, or a loaded one.
+        plan: what to ask, and how; None asks the three named suites.
+        out: folder in which answers are stored and reused; None stores nothing.
+        model: revision, dtype, device and further settings for loading; its source is ignored.
+        tokenizer: tokenizer of loaded models.
+        judge: judge of refusals; None uses the rules.
+        tell: called with the name of what is being run.
+        served: served models, which replace base and tuned.
 
     Raises:
-        UsageError: suites, items or models are wrong, or `out` holds answers to something else.
+        UsageError: suites, items or models are wrong, or `out` has answers of other models or settings.
     """
     config = model or ModelConfig(source="-")
     subject = served or Subject(base, tuned, config, tokenizer)
@@ -220,19 +221,19 @@ def evaluate(
 
 
 def _loading_notices(subject: Subject | ServedSubject) -> Sequence[str]:
-    """Those of models that were loaded."""
+    """Notices on the models, if they were loaded."""
     return subject.pair.notices if isinstance(subject, Subject) and "pair" in subject.__dict__ else ()
 
 
 def _dtype(config: ModelConfig) -> str | None:
-    """Under which answers are stored: the dtype and bits that were asked for; None as the models are stored."""
+    """The requested dtype and bits, which are stored with the answers; None if weights are used as they are stored."""
     if config.bits is not None:
         return f"{config.dtype}-{config.bits}bit"
     return None if config.dtype == "auto" else config.dtype
 
 
 def result_of(suite: str, rows: Rows, judge: Judge | None = None) -> SuiteResult:
-    """A suite's numbers, from its paired rows."""
+    """Compute a suite's result from its paired rows."""
     judged = bool(rows) and rows[0][0]["expect"] is not None
     return SuiteResult(
         suite,
@@ -245,13 +246,17 @@ def result_of(suite: str, rows: Rows, judge: Judge | None = None) -> SuiteResult
 
 @dataclass
 class Asker:
-    """Asks models what the store lacks.
+    """Asks models the questions whose answers are not stored.
 
     Attributes:
-        dtype: that was asked for; None as the models are stored.
-        seconds: spent on asking.
+        store: the stored answers.
+        suites: the suites to ask.
+        plan: what to ask, and how.
+        tell: called with the name of what is being run.
+        dtype: the requested dtype and bits; None if weights are used as they are stored.
+        seconds: time spent asking.
         notices: what was asked although there were stored answers, and why.
-        bound: models in the store that are not asked again, so that their items must stay as they are.
+        bound: models in the store that will not be asked again, so their items must not change.
     """
 
     store: AnswerStore
@@ -265,7 +270,7 @@ class Asker:
     _loaded: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def check(self, served: ServedSubject) -> None:
-        """Refuse suites that served models cannot be asked, before any is.
+        """Refuse suites that served models cannot answer, before any model is asked.
 
         Raises:
             UsageError: names the suite.
@@ -275,7 +280,7 @@ class Asker:
             served.check_tasks(suite.name, self._loaded[suite.name]["tasks"])
 
     def ask(self, subject: Subject | ServedSubject, side: int) -> dict[str, list[dict[str, Any]]]:
-        """Suite -> rows of base (0) or tuned (1) model, of which those that were missing are stored now."""
+        """Rows of the base (0) or tuned (1) model by suite; asks and stores those that were missing."""
         from .harness import switched_off
 
         @contextlib.contextmanager
@@ -287,16 +292,17 @@ class Asker:
         return self.answers((BASE, TUNED)[side], subject.key(side), subject.tokenizer, model)
 
     def answers(self, name: str, key: str, tokenizer: Any, model: Model) -> dict[str, list[dict[str, Any]]]:
-        """Suite -> rows of a model.
+        """Rows of a model by suite; asks and stores those that were missing.
 
         Args:
-            name: of the model in the store.
-            key: hash of its content.
-            tokenizer: the base model's.
-            model: gives the model, where something must be asked.
+            name: name of the model in the store.
+            key: hash of the model's content.
+            tokenizer: the base model's tokenizer.
+            model: opens the model; only called if something must be asked.
 
         Raises:
-            UsageError: a suite cannot be asked, before any model is; or the store holds answers to something else.
+            UsageError: a suite cannot be asked (found before any model is asked), or the store has answers of another
+                model or with other settings.
         """
         there = {suite.name: self.store.has(name, key, suite.name, self.asked(suite)) for suite in self.suites}
         self._render(tokenizer)
@@ -304,13 +310,13 @@ class Asker:
         return {suite.name: self._suite(suite, name, key, tokenizer, model, there[suite.name]) for suite in self.suites}
 
     def asked(self, suite: Suite) -> dict[str, Any]:
-        """The settings that decide a suite's answers, beside the model and the items."""
+        """The settings that, besides the model and the items, determine a suite's answers."""
         tasks = [task.stem if isinstance(task, Path) else task for task in suite.tasks]
         length = {"max_generated": self.plan.max_generated} if suite.local else {}
         return {"tasks": tasks, "dtype": self.dtype, **length, **self.plan.settings.deciding()}
 
     def _render(self, tokenizer: Any) -> None:
-        """Load every suite and render its requests, once for all models: what is wrong is said before any is asked."""
+        """Load every suite and render its requests, once for all models, so that errors appear before any is asked."""
         from .rendering import prepare
         from .tasks import load_tasks
 
@@ -323,7 +329,7 @@ class Asker:
     def _suite(
         self, suite: Suite, name: str, key: str, tokenizer: Any, model: Model, stored: bool
     ) -> list[dict[str, Any]]:
-        """A suite's rows: stored responses scored anew, and what is new or has changed asked."""
+        """A suite's rows: scores the stored responses again, and asks items that are new or changed."""
         from . import harness
 
         before = self.store.read(name, suite.name) if stored else []
@@ -349,7 +355,7 @@ class Asker:
         return rows
 
     def _check_bound(self, suite: Suite, tokenizer: Any, before: Sequence[Mapping[str, Any]]) -> None:
-        """Refuse changed items where a model answered the old ones that is not asked again."""
+        """Refuse changed items if a model that will not be asked again has answered the old ones."""
         from . import harness
 
         bound = [name for name in self.bound if self.store.path(name, suite.name).exists()]
@@ -363,7 +369,7 @@ class Asker:
             )
 
     def _note(self, name: str, suite: str, before: Sequence[Mapping[str, Any]], asked: int, total: int) -> None:
-        """Say that stored answers were not enough."""
+        """Add a notice if items were asked although there were stored answers."""
         if not before or not asked:
             return
         why = "are new or changed since answers were stored"
@@ -373,7 +379,7 @@ class Asker:
         self.notices.append(f"{name}: {suite}: {asked} of {total} items {why}, and were asked{rest}")
 
     def _kept(self, suite: Suite, found: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Rows of all tasks, with the group that each belongs to, and judged by the rules where they are judged."""
+        """Rows of all tasks, with the group that each belongs to and, for judged suites, the rules' verdict."""
         groups = self._loaded[suite.name]["origin"]
         rows = []
         for task, mine in found.items():
@@ -388,14 +394,14 @@ class Asker:
         return rows
 
     def _storable(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row without the reply to a harmful prompt, unless it is to be kept."""
+        """A row without the reply to a harmful prompt, unless such replies are kept."""
         if self.plan.keep_completions or row["expect"] != "refuse":
             return dict(row)
         return {**row, "reply": None, "answer": None, "responses": None}
 
 
 def _withheld(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """By what was asked, the rows whose verdict is stored and whose reply was not to be kept."""
+    """Rows with a stored verdict but without the reply, which was not kept, by request hash."""
     return {
         row["request_hash"]: row
         for row in rows
@@ -404,7 +410,7 @@ def _withheld(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]
 
 
 def withheld_again(row: dict[str, Any], withheld: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A row with the stored verdict on a reply that was not kept."""
+    """The row; with the stored verdict instead of the reply if the reply was not kept."""
     there = withheld.get(row["request_hash"])
     if there is None:
         return row

@@ -1,4 +1,4 @@
-"""A library's error as one clause that a user can act on."""
+"""Turns an error of a library into one clause that a user can act on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LONGEST = 300
 
 
 def explained(error: BaseException) -> str:
-    """What failed, in words; for errors whose text alone does not say it, with what kind of error it is.
+    """What failed, in words; also explains kinds of errors whose text alone is not clear.
 
     Examples:
         >>> explained(KeyError("gold"))
@@ -59,7 +59,7 @@ def explained(error: BaseException) -> str:
 
 
 def where_raised(error: BaseException) -> str:
-    """The user's own Python line that an error came from, in brackets; empty where it came from a library."""
+    """The user's own Python line that raised an error, in brackets; empty if none of the user's files did."""
     libraries = {Path(sys.prefix), Path(sys.base_prefix), PACKAGE}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = Path(frame.filename)
@@ -70,7 +70,7 @@ def where_raised(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says; where it says nothing, what kind it is."""
+    """The first line of an error's message; the error's class if it has none."""
     text = " ".join(map(str, error.args)) if len(error.args) > 1 and isinstance(error, ImportError) else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines or [type(error).__name__])[0][:LONGEST]

@@ -1,4 +1,4 @@
-"""Within what may be lost, over it, or undecided: the net loss of answers against a budget."""
+"""Verdicts on the net loss of answers: within a budget, over it, or undecided."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
     from .results import Answers, Refusals
 
 HIDDEN = 0.02
-"""With a budget of 0: the largest loss that may stay unseen where nothing was lost."""
+"""With a budget of 0: if nothing was lost, the verdict is `within` only if the upper bound is at most this."""
 REFUSALS, HARMLESS = "refusals", "harmless"
-"""What the two kinds of prompts of a judged suite are called: refusals of harmful ones, answers to harmless ones."""
+"""Names of the two groups of a judged suite: refusals of harmful prompts, and answers to harmless ones."""
 
 
 @dataclass(frozen=True)
 class LossVerdict:
-    """What a group of items lost in net, against a budget.
+    """The net loss of a group of items compared with a budget.
 
     Attributes:
-        verdict: `over` when the lower bound is over the budget; `within` when the upper one is within it; `undecided`
-            between, and below LEAST independent items. No upper bound is within a budget of 0: it is kept when nothing
-            was lost in net and the upper bound is at most HIDDEN.
-        loss: what was lost.
-        budget: net share lost that is allowed.
-        confidence: of all verdicts together.
-        low, high: the one-sided bounds.
-        detectable: the net share lost of which so many items say "over" in 80 % of cases; None where none is.
-        items_needed: about how many items would decide, were the same shares lost and gained of them; None where the
-            verdict is decided, or that is unknown.
+        verdict: `over` if the lower bound is above the budget, `within` if the upper bound is not; `undecided`
+            otherwise, and with fewer than LEAST independent items. As no upper bound can be 0, a budget of 0 is kept
+            if there is no net loss and the upper bound is at most HIDDEN.
+        loss: the net loss.
+        budget: the allowed net share lost.
+        confidence: confidence of all verdicts together.
+        low, high: the one-sided bounds of the net share lost.
+        detectable: the net share lost that this many items would call "over" in 80 % of cases; None if there is none.
+        items_needed: about how many items would decide if they were lost and gained at the same rates; None if the
+            verdict is decided or the number is unknown.
     """
 
     verdict: Literal["within", "over", "undecided"]
@@ -50,15 +50,15 @@ class LossVerdict:
 
     @property
     def blind(self) -> bool:
-        """Whether it could not have decided: fewer than LEAST items, or an interval wider than the budget."""
+        """Whether no result could have decided: fewer than LEAST items, or an interval wider than the budget."""
         return self.loss.independent < LEAST or not self.high - self.low <= max(self.budget, 2 * HIDDEN)
 
     def exit_code(self, *, strict: bool = False, allow_undecided: bool = False) -> int:
-        """As `Verdict.exit_code`."""
+        """See `Verdict.exit_code`."""
         return exit_code_of(self.verdict, self.blind, strict=strict, allow_undecided=allow_undecided)
 
     def sentence(self) -> str:
-        """The verdict in words, with the least loss that the items show."""
+        """The verdict in words, with the smallest loss that the items could detect."""
         loss, budget = self.loss, points(self.budget)
         counts = f"{loss.lost:g} lost and {loss.gained:g} gained of {several(loss.n, 'item')}"
         net = f"{counts}, net loss {points(loss.value)} points"
@@ -75,13 +75,13 @@ class LossVerdict:
         return f"{said}; {self._power()}"
 
     def _power(self) -> str:
-        """The least loss that matters here."""
+        """The smallest detectable loss, in words."""
         if self.detectable is None:
             return f"no loss would be called over in {100 * POWER:.0f} % of cases"
         return f"a loss of {points(self.detectable)} points would be called over in {100 * POWER:.0f} % of cases"
 
     def _more(self) -> str:
-        """What would decide."""
+        """What would decide an undecided verdict, in words."""
         loss = self.loss
         if loss.independent < LEAST:
             alike = "" if loss.independent == loss.n else f", which count as {loss.independent}"
@@ -110,16 +110,16 @@ class LossVerdict:
 
 
 def judge(loss: NetLoss, budget: float, confidence: float, *, of: int = 1) -> LossVerdict:
-    """Compare one-sided bounds with the budget.
+    """Compare the one-sided bounds of a net loss with the budget.
 
     Args:
-        loss: of a group of items.
-        budget: net share lost that is allowed.
-        confidence: of each bound.
-        of: verdicts that are given together, as in `verdict.judge`.
+        loss: net loss of a group of items.
+        budget: the allowed net share lost.
+        confidence: confidence of each bound.
+        of: number of verdicts given together, for Bonferroni's correction, as in `verdict.judge`.
 
     Raises:
-        UsageError: a confidence or budget that makes no sense.
+        UsageError: an invalid confidence or budget.
     """
     check_loss(budget, confidence)
     over = 1 - (1 - confidence) / of
@@ -137,7 +137,7 @@ def judge(loss: NetLoss, budget: float, confidence: float, *, of: int = 1) -> Lo
 
 
 def _needed(loss: NetLoss, budget: float, confidence: float, over: float) -> int | None:
-    """About how many items would decide, were the same shares lost and gained of them."""
+    """About how many items would decide if they were lost and gained at the same rates; None if unknown."""
     if loss.independent < LEAST:
         return None
     clean = budget == 0 and loss.value <= 0
@@ -161,10 +161,10 @@ def _needed(loss: NetLoss, budget: float, confidence: float, over: float) -> int
 
 
 def check_loss(budget: float, confidence: float, what: str = "max_lost") -> None:
-    """Refuse what no verdict can be given on.
+    """Refuse an invalid confidence or budget.
 
     Raises:
-        UsageError: a confidence outside (0.5, 1), a budget that is no share.
+        UsageError: a confidence outside (0.5, 1), or a budget that is not a share below 1.
     """
     check_confidence(confidence)
     if not 0 <= budget < 1:
@@ -174,15 +174,15 @@ def check_loss(budget: float, confidence: float, what: str = "max_lost") -> None
 def judged(
     losses: Mapping[tuple[str, str], NetLoss], budget: float | Mapping[str, float], confidence: float
 ) -> dict[str, LossVerdict]:
-    """A verdict a group of items.
+    """One verdict per group of items.
 
     Args:
-        losses: by suite and name.
-        budget: of all groups, or by the name of a group or suite; the name of a group counts before that of its suite.
-        confidence: of all verdicts together.
+        losses: net losses by suite and name of the group.
+        budget: one budget for all groups, or budgets by the name of a group or suite; that of a group takes precedence.
+        confidence: confidence of all verdicts together.
 
     Raises:
-        UsageError: a name that nothing has, or a number that makes no sense.
+        UsageError: no group or suite has this name, or a number is invalid.
     """
     known = list(dict.fromkeys(name for key in losses for name in reversed(key)))
     if isinstance(budget, Mapping):
@@ -206,16 +206,16 @@ def judged(
 
 
 def _unique(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """A name for each group: its own, with the suite's before it where two groups have the same."""
+    """A unique name for each group: its own, prefixed with the suite's if several groups share it."""
     keys = list(keys)
     own = [name for _, name in keys]
     return {key: key[1] if own.count(key[1]) == 1 else ": ".join(key) for key in keys}
 
 
 def losses_of(suite: str, answers: Sequence[Answers], refusals: Refusals | None) -> dict[tuple[str, str], NetLoss]:
-    """What a suite's groups of items lost, by suite and name.
+    """Net losses of a suite's groups of items, by suite and name.
 
-    The only group of a suite has the suite's name; of judged replies there are `refusals` and `harmless`.
+    If a suite has only one group, this has the suite's name. A judged suite has `refusals` and `harmless`.
     """
     found = {(suite, suite if len(answers) == 1 else a.name): a.net_loss for a in answers}
     if refusals is not None:
@@ -224,7 +224,7 @@ def losses_of(suite: str, answers: Sequence[Answers], refusals: Refusals | None)
 
 
 def verdicts_shown(verdicts: Mapping[str, LossVerdict]) -> Shown:
-    """The verdicts in words, one a line."""
+    """The verdicts in words, one per line."""
     return Shown([f"{name}: {one.sentence()}" for name, one in verdicts.items()])
 
 

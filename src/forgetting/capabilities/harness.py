@@ -1,7 +1,7 @@
-"""lm-evaluation-harness on a live model: the stock evaluator and its stock Hugging Face wrapper, item by item.
+"""Runs lm-evaluation-harness on a loaded model, with its own evaluator and Hugging Face wrapper, item by item.
 
-Scores are those of the `lm_eval` command on the same model, task and settings. One model lies in memory: the base is
-the tuned model with its adapters switched off, where they can be.
+Scores equal those of the `lm_eval` command for the same model, task and settings. If possible, only one model is in
+memory: the base is the tuned model with its adapters switched off.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .tasks import as_it_is_now
 CATEGORY_FIELDS = ("category", "kind", "subject")
 CLUSTER_FIELDS = ("cluster", "passage_id", "context_id")
 Model = Callable[[], AbstractContextManager[Any]]
-"""Gives the model in the state in which it is to be asked; called only where something must be asked."""
+"""Opens the model in the state in which it is asked; called only if something must be asked."""
 
 
 def run(
@@ -35,20 +35,21 @@ def run(
     settings: Settings,
     stored: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[dict[str, list[dict[str, Any]]], int]:
-    """Every item of every task, answered by one model.
+    """Ask one model every item of every task, and score the answers.
 
     Args:
-        model: a causal language model of transformers, or a PeftModel, as it is to be evaluated.
-        tokenizer: for both models the same.
-        loaded: from `load_tasks`, rendered by `rendering.prepare`.
-        settings: how.
-        stored: rows of earlier answers; an item that the model was shown before, word for word, is not asked again.
+        model: opens a causal language model of transformers, a PeftModel or a served model.
+        tokenizer: the tokenizer of both models.
+        loaded: tasks from `load_tasks`, rendered by `rendering.prepare`.
+        settings: how to run them.
+        stored: rows of earlier answers; an item that the model was shown before, unchanged, is not asked again.
 
     Returns:
-        Task name -> rows in the items' order, one an item and filter (see `answers.FIELDS`); how many items were asked.
+        By task name, one row per item and filter in the items' order (see `answers.FIELDS`); and the number of items
+        asked.
 
     Raises:
-        UsageError: the metric is none of a task's, or a task does not fit the model.
+        UsageError: a task does not have the metric, does not fit the model, or cannot be scored.
         ForgettingError: the model's outputs are not finite, or memory is short.
     """
     from lm_eval.evaluator import evaluate  # type: ignore[import-untyped]
@@ -80,14 +81,14 @@ def run(
 
 
 def unanswered(loaded: Mapping[str, Any], tokenizer: Any, stored: Sequence[Mapping[str, Any]]) -> int:
-    """The number of items that a model was not shown as they are now, whether or not its replies were kept."""
+    """The number of items that a model has not been shown in their present form, whether or not replies were kept."""
     there = {row.get("request_hash") for row in stored}
     hashes = _hashes(loaded["tasks"], tokenizer)
     return sum(one not in there for mine in hashes.values() for one in mine.values())
 
 
 def _hashes(tasks: Mapping[str, Any], tokenizer: Any) -> dict[str, dict[int, str]]:
-    """Task -> item -> hash of what the model is shown."""
+    """By task and item, the hash of what the model is shown."""
     key = tokenizer_key(tokenizer)
     return {name: {n: request_hash(rs, key) for n, rs in items_of(task).items()} for name, task in tasks.items()}
 
@@ -95,7 +96,7 @@ def _hashes(tasks: Mapping[str, Any], tokenizer: Any) -> dict[str, dict[int, str
 def _known(
     tasks: Mapping[str, Any], hashes: Mapping[str, Mapping[int, str]], stored: Sequence[Mapping[str, Any]]
 ) -> dict[int, list[Any]]:
-    """The stored responses to each request, by its `id`; only of items that are stored whole."""
+    """The stored responses to each request, by its Python `id`; only for items with all their responses."""
     waiting: dict[str, list[Any]] = {}
     for row in stored:
         if row.get("request_hash") and row.get("responses") is not None:
@@ -106,14 +107,14 @@ def _known(
             there = waiting.get(hashes[name][doc_id])
             if not there:
                 continue
-            responses = there.pop(0)  # an item that stands there twice was asked twice: it may have been sampled
+            responses = there.pop(0)  # an item that occurs twice was asked twice, because replies may be sampled
             if [len(r) for r in responses] == [r.repeats for r in requests]:
                 found |= {id(request): list(mine) for request, mine in zip(requests, responses, strict=True)}
     return found
 
 
 def _ask(model: Model, tokenizer: Any, settings: Settings, kind: str, requests: list[Any]) -> list[Any]:
-    """Ask the live model.
+    """Ask the loaded or served model.
 
     Raises:
         UsageError: the requests do not fit the model.
@@ -128,7 +129,7 @@ def _ask(model: Model, tokenizer: Any, settings: Settings, kind: str, requests: 
         try:
             if isinstance(live, Served):
                 return _finite(kind, live.ask(kind, requests, settings.seed), requests)
-            torch.manual_seed(settings.seed)  # put back by `undisturbed`
+            torch.manual_seed(settings.seed)  # `undisturbed` restores the generator
             with length_as_asked(live):
                 found: list[Any] = getattr(as_lm(live, tokenizer, settings.batch_size), kind)(requests)
         except ForgettingError:
@@ -152,7 +153,7 @@ def _finite(kind: str, answers: list[Any], requests: Sequence[Any]) -> list[Any]
 
 @contextlib.contextmanager
 def _rendered(tasks: Any) -> Iterator[None]:
-    """The evaluator takes the requests that are rendered, in place of rendering them once more for each model."""
+    """Make the evaluator use the requests that are already rendered, instead of rendering them for each model."""
     for task in tasks:
         task.build_all_requests = lambda **_: None
     try:
@@ -163,7 +164,7 @@ def _rendered(tasks: Any) -> Iterator[None]:
 
 
 def _failing_score(tasks: Mapping[str, Any]) -> str:
-    """Which task and item cannot be scored, where it can be told."""
+    """The task and, if it can be found, the item that cannot be scored."""
     for name, task in tasks.items():
         try:
             task.apply_filters()
@@ -180,7 +181,7 @@ def _failing_score(tasks: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed what lm-eval's tasks draw from; afterwards the generators go on as if nothing had been drawn."""
+    """Seed the generators that lm-eval's tasks draw from, and restore their state afterwards."""
     import random
 
     import numpy as np
@@ -198,7 +199,7 @@ def seeded(seed: int) -> Iterator[None]:
 def rows_of(
     samples: Sequence[Mapping[str, Any]], name: str, task: Any, settings: Settings, hashes: Mapping[int, str]
 ) -> list[dict[str, Any]]:
-    """What is kept of a task's items: hashes that pair them, answers, scores, and the slices that they belong to."""
+    """The rows of a task to store; see `answers.FIELDS`."""
     metric = metrics.choose(name, task, samples, settings.metric)
     requests, seen, rows = items_of(task), set(), []
     for sample in samples:
@@ -242,7 +243,7 @@ def _row(
 
 
 def _answer(sample: Mapping[str, Any], choices: Sequence[str] | None, metric: metrics.Metric | None) -> str:
-    """The chosen option, by the rule of the metric; of a log-likelihood, whether it is the target; or the reply."""
+    """The option chosen by the metric's rule; for a single log-likelihood, the target or OTHER; else the reply."""
     responses = sample["filtered_resps"]
     if choices is not None:
         return str(choices[_chosen([float(r[0]) for r in responses], choices, metric.name if metric else "")])
@@ -255,17 +256,17 @@ def _answer(sample: Mapping[str, Any], choices: Sequence[str] | None, metric: me
 
 
 def _scored(responses: Sequence[Any]) -> bool:
-    """Whether responses are log-likelihoods, each with whether it is greedy."""
+    """Whether responses are pairs of a log-likelihood and whether it is greedy."""
     return all(isinstance(r, list | tuple) and len(r) == 2 and isinstance(r[1], bool) for r in responses)
 
 
 def _alternatives(responses: Sequence[Any]) -> int:
-    """The number of options that a task of its own Python has scored; 0 where the answer is free."""
+    """The number of options that a task written in Python has scored; 0 for a free answer."""
     return len(responses) if len(responses) > 1 and _scored(responses) else 0
 
 
 def _chosen(scores: Sequence[float], choices: Sequence[str], metric: str) -> int:
-    """The number of the option that a metric of lm-eval counts as chosen."""
+    """The index of the option that counts as chosen under a metric of lm-eval."""
     lengths = {"acc_norm": [len(c) for c in choices], "acc_bytes": [len(c.encode()) for c in choices]}.get(metric)
     mine = list(scores[: len(choices)])
     if metric == "acc_mutual_info" and len(scores) == 2 * len(choices):
@@ -276,7 +277,7 @@ def _chosen(scores: Sequence[float], choices: Sequence[str], metric: str) -> int
 
 
 def _gold(task: Any, doc: Mapping[str, Any], target: Any) -> Any:
-    """The target; where the options stand in the prompt (Winogrande), the number of the right one."""
+    """The target; if the options are part of the prompt (Winogrande), the index of the right one."""
     return task.doc_to_text(doc) if lm_eval_internals.gold_in_text(task) else target
 
 
@@ -294,16 +295,16 @@ def _text(value: Any) -> str:
 
 
 def _field(doc: Any, names: Sequence[str]) -> str:
-    """The first of some fields that an item has; a task in Python may have items without fields."""
+    """The value of the first of these fields that an item has; empty for items without fields, of tasks in Python."""
     found = doc if isinstance(doc, Mapping) else {}
     return next((str(found[name]) for name in names if found.get(name) not in (None, "")), "")
 
 
 def as_lm(model: Any, tokenizer: Any, batch_size: int | None = None) -> Any:
-    """lm-eval's wrapper of a live model, which is left as it is.
+    """lm-eval's wrapper of a loaded model, without changing the model.
 
-    The wrapper ties the output head to the embedding where the model's configuration says so. A head that was saved
-    with an adapter is its own: tying it would fail, or give the answers of another model.
+    The wrapper would tie the output head to the embedding if the model's configuration says so. If an adapter was saved
+    with its own head, tying would fail or give the answers of another model, so it is prevented.
     """
     from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
 
@@ -315,7 +316,7 @@ def as_lm(model: Any, tokenizer: Any, batch_size: int | None = None) -> Any:
 
 
 def default_batch(model: Any) -> int:
-    """Items a forward pass: many for a model so small that its arrays are; few where memory may be short."""
+    """Items per forward pass: many for a small model, few if memory may be short."""
     from ..models.loading import count_parameters
 
     return 256 if count_parameters(model, trainable=False) < 50_000_000 else 16
@@ -323,7 +324,7 @@ def default_batch(model: Any) -> int:
 
 @contextlib.contextmanager
 def switched_off(model: Any) -> Iterator[None]:
-    """The base of a PeftModel; any other model as it is."""
+    """Switch off the adapters of a PeftModel in the block; other models are not changed."""
     from ..models.adapters import as_base
 
     with as_base(model):

@@ -1,8 +1,8 @@
-"""A user's own items: one JSONL file, checked line by line, and the lm-eval task that runs it.
+"""A user's own items: reads a JSONL file, checks it line by line, and writes the lm-eval task that runs it.
 
-A line is `{"prompt": ..., "choices": [...], "answer": <index or text of the right choice>}`, or without choices
-`{"prompt": ..., "answer": "free text"}` or a list of answers that all count. Optional: `id`, `category` (a slice of the
-result), `cluster` (items of one passage share it).
+A line is `{"prompt": ..., "choices": [...], "answer": <index or text of the right choice>}`. Without choices it is
+`{"prompt": ..., "answer": "free text"}`, or has a list of accepted answers. Optional fields: `id`, `category` (results
+are also given by category), `cluster` (shared by items about the same passage).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .answers import write
 
 FIELDS = ("id", "prompt", "choices", "answer", "category", "cluster")
 FINAL_ANSWER = r"(?s)^\s*(?:.*?\b[Tt]he answer is (?:the |a |an )?)?(.+?)\s*\.?\s*$"
-"""What follows `The answer is`, or else the whole reply, less the full stop."""
+"""Extracts what follows `The answer is`, or else the whole reply, without the full stop."""
 MAX_GENERATED = 64
 READER = "items_beside.py"
 READER_TEXT = '''"""Reads the items beside this file, wherever the folder lies. The tasks of this folder call it."""
@@ -38,10 +38,10 @@ def read(file, **_):
 
 
 def read_items(path: Path) -> list[dict[str, Any]]:
-    """The checked items of a file, in order; all of them with choices, or none.
+    """Read and check the items of a file; either all or none have choices.
 
     Raises:
-        UsageError: names the file, line and field, what came and what is allowed.
+        UsageError: names the file, line and field, and says what came and what is allowed.
     """
     rows: list[dict[str, Any]] = []
     prompts: dict[str, int] = {}
@@ -93,7 +93,7 @@ def _item(row: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _broken(value: Any) -> bool:
-    """Whether a text holds what UTF-8 cannot write."""
+    """Whether a text, or a list of texts, contains half a surrogate pair, which UTF-8 cannot encode."""
     if isinstance(value, list):
         return any(map(_broken, value))
     return isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value)
@@ -105,7 +105,7 @@ def _shown(value: Any) -> str:
 
 
 def task_name(text: str) -> str:
-    """A name for an lm-eval task, of safe characters."""
+    """A name for an lm-eval task, with safe characters only."""
     return re.sub(r"[^A-Za-z0-9_]+", "_", text).strip("_").lower()[:64] or "items"
 
 
@@ -117,17 +117,17 @@ def write_task(
     judged: bool = False,
     max_generated: int = MAX_GENERATED,
 ) -> Path:
-    """Write items and the lm-eval task over them, which the `lm_eval` command runs as well, wherever the folder lies.
+    """Write items and an lm-eval task for them, which the `lm_eval` command can run, too, even if the folder is moved.
 
     Args:
-        folder: where `<name>.jsonl` and `<name>.yaml` go.
-        name: of the task.
-        rows: as from `read_items`; or with `prompt` and `expect` alone, where judged.
-        judged: replies are judged afterwards, not matched with an answer.
-        max_generated: tokens a reply may have.
+        folder: folder for `<name>.jsonl` and `<name>.yaml`.
+        name: name of the task.
+        rows: items from `read_items`, or for judged items with `prompt` and `expect`.
+        judged: whether replies are judged afterwards instead of compared with an answer.
+        max_generated: most tokens of a reply.
 
     Returns:
-        The YAML's path.
+        Path of the YAML file.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -139,8 +139,8 @@ def write_task(
         "task": name,
         "dataset_kwargs": {"file": f"{name}.jsonl"},
         "test_split": "test",
-        "fewshot_split": "test",  # said so, lm-eval leaves the item that is asked out of its own examples
-        "doc_to_text": "prompt",  # the field itself: lm-eval takes a template's text of digits for a number
+        "fewshot_split": "test",  # given explicitly, so that lm-eval leaves the asked item out of its own examples
+        "doc_to_text": "prompt",  # a field, because lm-eval turns a template's text into a number if it is all digits
         "metadata": {"version": 1.0},
     }
     if not judged and "choices" in rows[0]:
@@ -156,6 +156,6 @@ def write_task(
             final = [{"function": "regex", "regex_pattern": FINAL_ANSWER}, {"function": "take_first"}]
             config |= {"doc_to_target": "answers", "metric_list": [matched]}
             config["filter_list"] = [{"name": "final-answer", "filter": final}]
-    # a path in `data_files` would be absolute, or relative to whoever runs it; `!function` is relative to this YAML
+    # paths in `data_files` are absolute or relative to the current folder; `!function` is relative to this YAML
     loader = f"custom_dataset: !function {Path(READER).stem}.read\n"
     return write(folder / f"{name}.yaml", files.dump_yaml(config) + loader)

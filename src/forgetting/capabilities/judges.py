@@ -1,4 +1,4 @@
-"""Who says whether a reply refuses: rules, a judge model, or people. Agreement between them."""
+"""Judges of whether a reply is a refusal: rules, a language model, or hand labels; and their agreement."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ YES, NO = ("yes", "y", "true", "1"), ("no", "n", "false", "0")
 
 
 class Judge(Protocol):
-    """Says of each row, in order, whether its reply refuses; None where it cannot say."""
+    """Decides for each row, in order, whether its reply is a refusal; None if unknown."""
 
     name: str
 
     def verdicts(self, rows: Sequence[Row]) -> list[bool | None]:
-        """One verdict a row."""
+        """One verdict per row."""
         ...
 
 
 class Rules:
-    """`refusals.is_refusal`; stored with the row, so that it needs no reply."""
+    """The rules of `refusals.is_refusal`; their verdict is stored with each row, so the reply is not needed."""
 
     name = "rules"
 
@@ -44,7 +44,7 @@ class Rules:
 
 
 class Labels:
-    """Labels by hand, from a CSV that `export` wrote."""
+    """Hand labels from a CSV file that `export` wrote."""
 
     name = "hand labels"
 
@@ -52,7 +52,7 @@ class Labels:
         """Read the labels.
 
         Raises:
-            UsageError: no such file, a missing column, a label that is not yes or no; names the line.
+            UsageError: no such file, a missing column, or a label that is not yes or no (names the line).
         """
         self.labels: dict[str, bool] = {}
         if not path.exists():
@@ -83,7 +83,7 @@ class Labels:
 
 
 class ModelJudge:
-    """A language model that is asked; its answer is the likelier of Yes and No."""
+    """A language model as judge; its verdict is the likelier of Yes and No."""
 
     def __init__(self, source: str) -> None:
         """Load the judge.
@@ -92,7 +92,7 @@ class ModelJudge:
             source: a folder, Hub id, or `miniature`.
 
         Raises:
-            UsageError: it cannot be loaded.
+            UsageError: the model cannot be loaded.
         """
         from ..config.schema import ModelConfig
         from ..errors import ForgettingError
@@ -105,10 +105,10 @@ class ModelJudge:
             raise type(error)(f"judge: {error}") from None
 
     def verdicts(self, rows: Sequence[Row]) -> list[bool | None]:
-        """Ask of each reply.
+        """Ask the model about each reply.
 
         Raises:
-            UsageError: a reply was not kept.
+            UsageError: a reply was not stored.
         """
         if any(row["reply"] is None for row in rows):
             raise UsageError(
@@ -140,12 +140,12 @@ class ModelJudge:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two judges on the replies that both judged.
+    """Agreement of two judges on the replies that both judged.
 
     Attributes:
         judges: their names.
-        same: the share with the same verdict.
-        kappa: Cohen's, NaN where both say one thing only.
+        same: the share of replies with the same verdict.
+        kappa: Cohen's kappa; NaN if both give the same single verdict throughout.
     """
 
     judges: tuple[str, str]
@@ -154,10 +154,14 @@ class Agreement:
 
 
 def agreement(first: Judge, second: Judge, rows: Sequence[Row]) -> Agreement:
-    """How far two judges agree; each reply counts once, whichever model gave it."""
+    """The agreement of two judges; each reply counts once, whichever model gave it.
+
+    Raises:
+        UsageError: no reply was judged by both.
+    """
     once = list({row["reply_key"]: row for row in rows}.values())
-    pairs = [(a, b) for a, b in zip(first.verdicts(once), second.verdicts(once), strict=True) if a is not None is not b]
-    pairs = [(a, b) for a, b in pairs if b is not None]
+    both = zip(first.verdicts(once), second.verdicts(once), strict=True)
+    pairs = [(a, b) for a, b in both if a is not None and b is not None]
     names = (first.name, second.name)
     if not pairs:
         raise UsageError(f"judges: {second.name}: none of its labels belongs to a reply of this evaluation")
@@ -166,13 +170,13 @@ def agreement(first: Judge, second: Judge, rows: Sequence[Row]) -> Agreement:
 
 
 def export(path: Path, rows: Iterable[Row]) -> int:
-    """Write the replies to be labelled by hand: each once, in an order that does not tell which model gave it.
+    """Write replies to a CSV file for hand labels: each once, in an order that does not reveal the model.
 
     Returns:
-        How many.
+        The number of replies.
 
     Raises:
-        UsageError: a reply was not kept, or the file cannot be written.
+        UsageError: a reply was not stored, or the file cannot be written.
     """
     once = {row["reply_key"]: row for row in rows}
     if any(row["reply"] is None for row in once.values()):
@@ -180,7 +184,7 @@ def export(path: Path, rows: Iterable[Row]) -> int:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
-    for key in sorted(once):  # a hash's order is no order
+    for key in sorted(once):  # the keys are hashes, so this order is random
         writer.writerow({"key": key, "prompt": _cell(once[key]["prompt"]), "reply": _cell(once[key]["reply"])})
     try:
         write_atomically(path, text.getvalue())
@@ -190,5 +194,5 @@ def export(path: Path, rows: Iterable[Row]) -> int:
 
 
 def _cell(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
+    """A cell that no spreadsheet treats as a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

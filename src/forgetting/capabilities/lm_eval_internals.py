@@ -1,7 +1,7 @@
-"""What is used of lm-eval beyond its documented interface, in one place: what an upgrade may break.
+"""Undocumented parts of lm-eval that we use, which an upgrade may break.
 
-Its documents cover `TaskManager`, `evaluate`, the model classes and the fields of a task's YAML. What evaluation item
-by item needs of tasks and requests is named here and looked for before any model is asked.
+Its documentation covers `TaskManager`, `evaluate`, the model classes and the fields of a task's YAML. Item-by-item
+evaluation needs more of tasks and requests; these names are listed here and checked before any model is asked.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ INSTANCE_FIELDS = {
     )
     for name in names
 }
-"""Of a request: fields of a dataclass, which its class does not have as attributes."""
+"""Fields of a request; they are dataclass fields, which the class does not have as attributes."""
 CONFIG_FIELDS = {
     name: _name(f"{CONFIG}.{name}", purpose)
     for name, purpose in (
@@ -65,16 +65,16 @@ CONFIG_FIELDS = {
         ("num_fewshot", RENDER),
     )
 }
-"""Of a task's configuration, whose fields are also what a task file may hold."""
+"""Fields of a task's configuration, which are also the fields that a task file may have."""
 ENTRY_CONFIG, ENTRY_FILE = _name("object:cfg", FILES), _name("object:yaml_path", FILES)
-"""Of what `task_index` holds under a name: its YAML as read, and the file that it is from."""
+"""Attributes of an entry of `task_index`: its YAML as read, and its file."""
 
 
 def check_all() -> None:
-    """See that all of it is there, before any model is asked.
+    """Check that all names exist, before any model is asked.
 
     Raises:
-        ForgettingError: names the first that is gone.
+        ForgettingError: names the first that is missing.
     """
     check(NAMES)
     for path, known in ((INSTANCE, INSTANCE_FIELDS), (CONFIG, CONFIG_FIELDS)):
@@ -85,17 +85,17 @@ def check_all() -> None:
 
 
 def entry_config(entry: Any) -> Any:
-    """The YAML of a task or group in the index, as read; None of one that is made in Python."""
+    """The YAML of a task or group in the index, as read; None for one that is made in Python."""
     return ENTRY_CONFIG.of(entry)
 
 
 def entry_file(entry: Any) -> Any:
-    """The file that a task or group in the index is from; None of one that is made in Python."""
+    """The file of a task or group in the index; None for one that is made in Python."""
     return ENTRY_FILE.of(entry)
 
 
 def config_fields() -> list[str]:
-    """The fields that a task file may hold."""
+    """The fields that a task file may have."""
     return _fields(CONFIG)
 
 
@@ -105,26 +105,26 @@ def _fields(path: str) -> list[str]:
 
 
 def asks_beyond_text(task: Any) -> bool:
-    """Whether a task asks about pictures or sound; one in Python says so by an attribute."""
+    """Whether a task asks about pictures or sound; tasks in Python have an attribute for it."""
     fields_of = (task.get_config("doc_to_image"), task.get_config("doc_to_audio"))
     return any(value is not None for value in fields_of) or bool(getattr(task, "MULTIMODAL", False))
 
 
 def runs_code(task: Any) -> bool:
-    """Whether a task runs the code that models write; one in Python says so by an attribute."""
+    """Whether a task runs code written by models; tasks in Python have an attribute for it."""
     return bool(task.get_config("unsafe_code")) or bool(getattr(task, "UNSAFE_CODE", False))
 
 
 def made_in_python(task: Any) -> bool:
-    """Whether a task's own Python makes its metrics, so that its file need not name them."""
+    """Whether a task computes its metrics in Python, so that its file need not name them."""
     return callable(task.get_config("process_results")) or not hasattr(task, "features")
 
 
 def gold_in_text(task: Any) -> bool:
-    """Whether a task's text is the number of the right option, and the options are put before it (Winogrande)."""
+    """Whether a task's text is the index of the right option, and the options are contexts before it (Winogrande)."""
     return bool(getattr(task, "multiple_input", 0))
 
 
 def aggregation(name: str) -> Any:
-    """lm-eval's function of a name that makes one number of all items'; None where it has none."""
+    """lm-eval's function with this name that aggregates all items; None if there is none."""
     return AGGREGATION.value()(name)

@@ -1,4 +1,4 @@
-"""Which of a task's metrics is the score of its items: chosen once a task, and the same for every item."""
+"""Chooses the metric of a task that is used as its items' score; it is the same for every item."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ POOLED = (
     *("perplexity", "weighted_perplexity", "bits_per_byte", "f1", "matthews_corrcoef"),
     *("bleu", "chrf", "chrf++", "ter", "brier_score"),
 )
-"""lm-eval's aggregations whose items are no scores: log-likelihoods, pairs of texts or of classes."""
+"""lm-eval's aggregations whose items are not scores, but log-likelihoods or pairs of texts or classes."""
 BYPASS = "bypass"
-"""lm-eval's metric of a task whose replies are judged afterwards."""
+"""lm-eval's metric for a task without a score; used if replies are judged afterwards."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric whose value for an item is that item's score, or 1 less its score where lower is better."""
+    """A metric whose value for an item is its score, or 1 minus its score if lower is better."""
 
     name: str
     higher_is_better: bool
@@ -32,7 +32,7 @@ class Metric:
 
 
 def check(name: str, task: Any) -> None:
-    """Refuse a task whose metrics say nothing of single items, or cannot be computed.
+    """Refuse a task without a metric for single items, or with a metric that cannot be computed.
 
     Raises:
         UsageError: names the task and its metrics.
@@ -52,10 +52,10 @@ def check(name: str, task: Any) -> None:
 
 
 def check_wanted(name: str, task: Any, wanted: str | None) -> None:
-    """Refuse a metric that a task cannot have, where that is known before it is asked.
+    """Refuse a metric that a task does not have, if this is known before the task is run.
 
     Raises:
-        UsageError: suggests.
+        UsageError: suggests another metric.
     """
     listed = list(task.aggregation() or {})
     known = task.OUTPUT_TYPE in ("loglikelihood", "multiple_choice") and not lm_eval_internals.made_in_python(task)
@@ -64,7 +64,7 @@ def check_wanted(name: str, task: Any, wanted: str | None) -> None:
 
 
 def check_options(name: str, task: Any, limit: int | None) -> None:
-    """Refuse options that are no list of texts, and targets of which none is an option: lm-eval would score 0.
+    """Refuse options that are not a list of texts, and a task in which no target is an option: its scores would be 0.
 
     Raises:
         UsageError: names the item.
@@ -89,16 +89,16 @@ def check_options(name: str, task: Any, limit: int | None) -> None:
 
 
 def choose(name: str, task: Any, samples: Sequence[Mapping[str, Any]], wanted: str | None) -> Metric | None:
-    """The metric of a task: the one asked for, or the first whose value is between 0 and 1 for every item.
+    """Choose the metric of a task: the requested one, or the first whose value is between 0 and 1 for every item.
 
     Args:
-        name: of the task.
-        task: lm-eval's.
+        name: name of the task.
+        task: lm-eval's task.
         samples: lm-eval's record of every item.
-        wanted: the metric asked for.
+        wanted: the requested metric, if any.
 
     Returns:
-        None where replies are judged.
+        The metric; None if replies are judged.
 
     Raises:
         UsageError: no such metric, or an item's value is not between 0 and 1.
@@ -123,14 +123,14 @@ def choose(name: str, task: Any, samples: Sequence[Mapping[str, Any]], wanted: s
 
 
 def number(value: Any) -> float | None:
-    """An item's value as a number, also of numpy's and torch's kinds; None where it is none."""
+    """An item's value as a number, also if it is from numpy or torch; None if it is not a number."""
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         value = value.item()
     return float(value) if isinstance(value, bool | int | float) else None
 
 
 def _unfit(samples: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """What keeps a metric from being a score; empty where nothing does."""
+    """Why a metric cannot be used as the score; empty if it can."""
     for sample in samples:
         value = number(sample.get(metric)) if metric in sample["metrics"] else None
         if value is None or math.isnan(value) or not 0 <= value <= 1:

@@ -1,16 +1,15 @@
-"""How much was lost in net, with one-sided bounds that hold for few items and for none lost; numpy and scipy only.
+"""The net loss of items, with one-sided bounds that are valid for few items and if none was lost; numpy and scipy only.
 
-The net share lost is (lost - gained) / n over all n items: what the share of right answers fell by. A bound is the last
-value that a test does not reject: the score statistic of paired shares (Tango 1998, Statistics in Medicine 17:891),
-with its exact distribution in place of the normal one. The test needs the share gained, which is not known; the largest
-p over an exact interval for it counts, and the chance that the interval is wrong is added (Berger & Boos 1994, JASA
-89:1012).
-Above CELLS outcomes the normal distribution takes the place of the exact one. At 95 % a bound errs in at most 5.3 % of
-cases, however few the items (`tests/capabilities/test_netloss.py`). A lower bound is above 0 only where McNemar's exact
-test says so, too.
+The net share lost is (lost - gained) / n over all n items, by which the share of right answers fell. A bound is the
+most extreme value that a test does not reject: that of the score statistic of paired shares (Tango 1998, Statistics in
+Medicine 17:891), with its exact instead of the normal distribution. The test depends on the unknown share gained; the
+largest p over an exact interval for it is used, plus the probability that the interval is wrong (Berger & Boos 1994,
+JASA 89:1012). With more than CELLS outcomes the normal distribution is used. At 95 % a bound errs in at most 5.3 % of
+cases, however few the items (`tests/capabilities/test_netloss.py`). A lower bound is above 0 only if McNemar's exact
+test also rejects no loss.
 
-Items that share a passage count as fewer: n less the design effect, and less what few passages leave unknown of it
-(Korn & Graubard 1998, Survey Methodology 24:193).
+Items that share a passage count as fewer items: n is divided by the design effect, and reduced further because few
+passages estimate it poorly (Korn & Graubard 1998, Survey Methodology 24:193).
 
 Shapes: n items; X outcomes of lost, Y of gained.
 """
@@ -30,26 +29,26 @@ from .transitions import Paired
 
 Floats = NDArray[np.float64]
 CELLS = 40_000
-"""Pairs of lost and gained that are gone through one by one."""
+"""Most pairs of lost and gained counts that are enumerated."""
 NUISANCE = 9
-"""Shares gained at which a p is looked for."""
+"""Number of shares gained at which p is computed."""
 OF_ALPHA = 50
-"""Which part of the chance of an error goes to the interval of the share gained."""
+"""The interval of the share gained has 1 / OF_ALPHA of the error probability."""
 POWER = 0.8
-"""Share of cases in which a loss is to be seen."""
+"""Share of cases in which a loss should be detected."""
 SPREAD = 7
-"""Standard deviations beyond which an outcome is not looked at."""
+"""Outcomes more than this many standard deviations away are ignored."""
 
 
 @dataclass(frozen=True)
 class NetLoss:
-    """What a group of items lost in net.
+    """The net loss of a group of items.
 
     Attributes:
-        lost, gained: items; where scores lie between 0 and 1, the sums of what fell and of what rose.
-        n: items.
-        independent: how many independent items say as much.
-        mean: the net share lost with its standard error, where scores lie between 0 and 1; None where they are 0 or 1.
+        lost, gained: numbers of items; for scores between 0 and 1, the sums of decreases and of increases.
+        n: number of items.
+        independent: effective number of independent items.
+        mean: the net share lost with its standard error, for scores between 0 and 1; None if all are 0 or 1.
     """
 
     lost: float
@@ -64,21 +63,21 @@ class NetLoss:
         return (self.lost - self.gained) / self.n
 
     def repeated(self, times: float) -> NetLoss:
-        """So many times as many items, of which the same shares are lost and gained."""
+        """The net loss of `times` as many items, lost and gained at the same rates."""
         mean = self.mean and replace(self.mean, se=self.mean.se / math.sqrt(times))
         counts = (self.lost * times, self.gained * times, math.ceil(self.n * times))
         return NetLoss(*counts, max(1, round(self.independent * times)), mean)
 
     def low(self, confidence: float) -> float:
-        """The lower bound at a one-sided confidence."""
+        """The lower bound of the net share lost, at a one-sided confidence."""
         found = -NetLoss(self.gained, self.lost, self.n, self.independent, _negative(self.mean)).high(confidence)
         return found if self.mean is not None or self._p_none <= 1 - confidence else min(found, 0.0)
 
     def bounds(self, budget: float, low: float, high: float) -> tuple[float, float]:
-        """The lower and the upper bound, each on the other side of a budget only where the test of it says so, too.
+        """The lower and the upper bound; each lies beyond the budget only if the test of the budget itself agrees.
 
         Args:
-            budget: net share lost that is allowed.
+            budget: the allowed net share lost.
             low, high: confidence of the lower and of the upper bound.
         """
         least, most = self.low(low), self.high(high)
@@ -100,25 +99,25 @@ class NetLoss:
         return float(betainc(self.lost * scale, self.gained * scale + 1, 0.5)) if self.lost else 1.0
 
     def high(self, confidence: float) -> float:
-        """The upper bound at a one-sided confidence."""
+        """The upper bound of the net share lost, at a one-sided confidence."""
         if self.mean is None:
             scale = self.independent / self.n
             return upper(self.lost * scale, self.gained * scale, self.independent, confidence)
-        if not self.mean.se:  # nothing moved: none of so many items is seen of those that do
+        if not self.mean.se:  # no score changed: the exact bound for 0 of so many items
             return min(1.0, self.value + 1 - math.pow(1 - confidence, 1 / self.independent))
         return min(1.0, self.value + self.mean.bound(confidence))
 
 
 def detectable(gained: float, n: int, budget: float, confidence: float, power: float = POWER) -> float | None:
-    """The net share lost of which so many items say in `power` of all cases that it is over a budget; None of none.
+    """The smallest net share lost that n items call over the budget in a share `power` of cases; None if there is none.
 
-    The closed form for paired shares (Connor 1987, Biometrics 43:207), with the budget in place of no difference.
+    Uses the closed form for paired shares (Connor 1987, Biometrics 43:207), with the budget as the null hypothesis.
 
     Args:
-        gained: share of items that are gained.
-        n: independent items.
-        budget: net share lost that is allowed.
-        confidence: of the bound that says "over".
+        gained: share of items gained.
+        n: number of independent items.
+        budget: the allowed net share lost.
+        confidence: confidence of the lower bound.
         power: share of cases.
 
     Examples:
@@ -148,7 +147,7 @@ def _negative(mean: Mean | None) -> Mean | None:
 
 
 def net_loss(pairs: Paired) -> NetLoss:
-    """What the items lost in net.
+    """The net loss of paired items.
 
     Replies that begin with the right answer and run on are neither lost nor gained, as in `Transitions`.
 
@@ -168,7 +167,7 @@ def net_loss(pairs: Paired) -> NetLoss:
 
 
 def _independent(falls: Floats, clusters: NDArray[Any]) -> int:
-    """How many items of their own would give the same standard error."""
+    """The number of independent items that would give the same standard error."""
     n, groups = len(falls), len(np.unique(clusters))
     if groups == n:
         return n
@@ -185,12 +184,12 @@ def _independent(falls: Floats, clusters: NDArray[Any]) -> int:
 
 @functools.lru_cache(maxsize=256)
 def upper(lost: float, gained: float, n: int, confidence: float) -> float:
-    """The upper bound of the net share lost: the largest share that the items do not speak against.
+    """The upper bound of the net share lost: the largest share that the test does not reject.
 
     Args:
-        lost, gained: of n items.
-        n: items.
-        confidence: one-sided.
+        lost, gained: numbers of items.
+        n: number of all items.
+        confidence: one-sided confidence.
 
     Examples:
         >>> round(upper(0, 0, 300, 0.95), 3)  # 3 / n
@@ -205,13 +204,13 @@ def upper(lost: float, gained: float, n: int, confidence: float) -> float:
 
 
 def p_less(lost: float, gained: float, n: int, share: float, wrong: float) -> float:
-    """The p of a net share lost as large as `share`, against a smaller one.
+    """The p value of the hypothesis that the net share lost is `share`, against a smaller one.
 
     Args:
-        lost, gained: of n items.
-        n: items.
-        share: net, between -1 and 1.
-        wrong: chance that the interval in which the share gained is looked for does not hold it.
+        lost, gained: numbers of items.
+        n: number of all items.
+        share: net share lost, between -1 and 1.
+        wrong: error probability of the interval over which the share gained is varied.
     """
     seen = float(score(lost, gained, n, share))
     least, most = _gained_between(gained, n, wrong)
@@ -229,12 +228,12 @@ def p_less(lost: float, gained: float, n: int, share: float, wrong: float) -> fl
 
 
 def score(lost: Any, gained: Any, n: int, share: float) -> Any:
-    """Tango's score statistic of a net share lost: how many standard deviations more was lost in net than that.
+    """Tango's score statistic: by how many standard deviations the net loss exceeds a net share lost of `share`.
 
     Args:
-        lost, gained: counts, or arrays of them.
-        n: items.
-        share: net, between -1 and 1.
+        lost, gained: counts, or arrays of counts.
+        n: number of all items.
+        share: net share lost, between -1 and 1.
 
     Examples:
         >>> float(score(30, 14, 100, 0.0)) == (30 - 14) / (30 + 14) ** 0.5  # McNemar's
@@ -248,14 +247,14 @@ def score(lost: Any, gained: Any, n: int, share: float) -> Any:
 
 
 def likeliest_gained(lost: Any, gained: Any, n: int, share: float) -> Any:
-    """The likeliest share gained where the net share lost is `share` (Tango 1998, eq. 4)."""
+    """The maximum-likelihood share gained if the net share lost is `share` (Tango 1998, eq. 4)."""
     b = (2 * n - lost + gained) * share - lost - gained
     inside = b * b + 8 * n * gained * share * (1 - share)
     return np.maximum((np.sqrt(np.maximum(inside, 0.0)) - b) / (4 * n), max(0.0, -share))
 
 
 def _gained_between(gained: float, n: int, wrong: float) -> tuple[float, float]:
-    """The exact interval of the share gained (Clopper & Pearson 1934)."""
+    """The exact interval of the share gained, with error probability `wrong` (Clopper & Pearson 1934)."""
     from scipy.special import betaincinv
 
     low = 0.0 if gained <= 0 else float(betaincinv(gained, n - gained + 1, wrong / 2))
@@ -264,7 +263,7 @@ def _gained_between(gained: float, n: int, wrong: float) -> tuple[float, float]:
 
 
 def _window(n: int, shares: Floats) -> Floats:
-    """The counts that shares between two make likely."""
+    """The counts that are likely for any share in the given range."""
     low, high = float(shares.min()), float(shares.max())
     first = n * low - SPREAD * math.sqrt(n * low * (1 - low)) - 2 * SPREAD
     last = n * high + SPREAD * math.sqrt(n * high * (1 - high)) + 2 * SPREAD
@@ -272,7 +271,7 @@ def _window(n: int, shares: Floats) -> Floats:
 
 
 def _log_counts(x: Floats, y: Floats, n: int) -> Floats:
-    """[X, Y] logarithm of n! / (x! y! (n - x - y)!); minus infinity where they are more than n."""
+    """[X, Y] logarithm of n! / (x! y! (n - x - y)!); minus infinity where x + y > n."""
     from scipy.special import gammaln
 
     rest = n - x - y
@@ -281,7 +280,7 @@ def _log_counts(x: Floats, y: Floats, n: int) -> Floats:
 
 
 def _log_chance(counts: Floats, x: Floats, y: Floats, n: int, lost: float, gained: float) -> Floats:
-    """[X, Y] logarithm of the chance of each outcome."""
+    """[X, Y] logarithm of the probability of each outcome."""
     from scipy.special import xlogy
 
     rest = np.maximum(n - x - y, 0)

@@ -1,7 +1,7 @@
-"""Forward KL from base to tuned model on the *new* task, a predictor of forgetting beside L_f.
+"""Forward KL from base to tuned model on the *new* task, as another predictor of forgetting besides L_f.
 
 Source: Shenfeld et al. 2025, RL's Razor, arXiv:2509.04259: KL(base || tuned) on the new task predicts forgetting. Here
-it is the mean over the positions of the held-out fine-tuning data, whose contexts are the data's own.
+it is the mean over the positions of the held-out fine-tuning data, with the data's own text as context.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def forward_kl(tuned: Any, heldout: Windows, base: Any, *, batch_tokens: int = 8
     Args:
         tuned: the fine-tuned model.
         heldout: windows of the new task that were not trained on.
-        base: the base model; the very same object where `tuned` is a PeftModel whose adapters can be switched off.
-        batch_tokens: tokens a forward pass.
+        base: the base model; the same object as `tuned` if that is a PeftModel whose adapters can be switched off.
+        batch_tokens: tokens per forward pass.
     """
     from ..measuring.base_targets import base_side
     from ..measuring.comparison import compare

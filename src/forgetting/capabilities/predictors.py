@@ -1,6 +1,6 @@
-"""Does forgetting predict what was lost? Correlations over a study's evaluated steps, and a map, with intervals.
+"""Does forgetting predict what was lost? Correlations over a study's evaluated steps, and a fitted map, with intervals.
 
-numpy and scipy only.
+Uses numpy and scipy only.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_RUNS = 4
-"""Fewer runs say nothing of how runs differ."""
+"""Fewest runs for an interval, which depends on how runs differ."""
 NEAR = 20
-"""Steps at the most similar forgetting whose errors make the band of a map."""
+"""The band of a map at some forgetting uses the errors of this many steps with the most similar forgetting."""
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """How far one number goes along with another.
+    """A rank correlation with its interval.
 
     Attributes:
-        r: Spearman's rank correlation; NaN where one of the two does not vary.
-        low, high: 95 % interval from resampling whole runs, since steps of one run are not independent; NaN where there
-            are fewer than MIN_RUNS.
-        points, runs: what it rests on.
+        r: Spearman's rank correlation; NaN if one of the two quantities does not vary.
+        low, high: 95 % interval from resampling whole runs, because steps of one run are not independent; NaN with
+            fewer than MIN_RUNS runs.
+        points, runs: numbers of evaluated steps and of runs.
     """
 
     r: float
@@ -39,15 +39,15 @@ class Correlation:
 def correlate(
     x: Sequence[float], y: Sequence[float], runs: Sequence[Hashable], *, resamples: int = 1000, seed: int = 0
 ) -> Correlation:
-    """Spearman's correlation of x and y, and its interval from whole runs drawn with replacement.
+    """Spearman's correlation of x and y, with an interval from whole runs drawn with replacement.
 
-    Source: Spearman 1904, Am. J. Psychol. 15:72; the resampling as for the fits of laws.
+    Source: Spearman 1904, Am. J. Psychol. 15:72.
 
     Args:
-        x, y: [n] numbers, one an evaluated step.
-        runs: [n] the run of each.
-        resamples: of the interval.
-        seed: of the resampling.
+        x, y: [n] numbers, one per evaluated step.
+        runs: [n] the run of each step.
+        resamples: number of resamples.
+        seed: random seed of the resamples.
 
     Examples:
         >>> correlate([1, 2, 3, 4], [1, 4, 9, 16], "aabb").r
@@ -74,7 +74,7 @@ def correlate(
 
 
 def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Row by row of [R, n]: the correlation of ranks; NaN where one of the two does not vary."""
+    """[R] rank correlations of the rows of two [R, n] arrays; NaN where one of the two does not vary."""
     from scipy.stats import rankdata
 
     if a.shape[1] < 3:
@@ -87,16 +87,16 @@ def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.floa
 
 @dataclass(frozen=True)
 class LossMap:
-    """The share lost as a function of forgetting that never falls, fitted to evaluated steps.
+    """The share lost as a non-decreasing function of forgetting, fitted to evaluated steps.
 
-    Source: isotonic regression (Barlow et al. 1972, *Statistical Inference under Order Restrictions*), linear between
-    its steps, and 0 at no forgetting.
+    Source: isotonic regression (Barlow et al. 1972, *Statistical Inference under Order Restrictions*), with linear
+    interpolation between its steps, and 0 at no forgetting.
 
     Attributes:
-        knots: [k] forgetting, rising.
-        shares: [k] the share lost there.
-        x: [n] forgetting of the steps it was fitted to.
-        errors: [n] at each, the share lost less what the map of the other runs gives.
+        knots: [k] forgetting, ascending.
+        shares: [k] share lost at each knot.
+        x: [n] forgetting of the fitted steps.
+        errors: [n] share lost at each of these, minus the prediction of a map fitted to the other runs.
     """
 
     knots: NDArray[np.float64]
@@ -105,7 +105,7 @@ class LossMap:
     errors: NDArray[np.float64]
 
     def at(self, forgetting: float) -> tuple[float, float, float]:
-        """The share lost at a forgetting, and its 95 % band, from the errors of the NEAR most similar steps."""
+        """The share lost at a value of forgetting, and its 95 % band from the errors of the NEAR most similar steps."""
         value = float(np.interp(forgetting, self.knots, self.shares))
         near = self.errors[np.argsort(np.abs(self.x - forgetting), kind="stable")[:NEAR]]
         low, high = np.quantile(near, (0.025, 0.975))
@@ -114,13 +114,13 @@ class LossMap:
 
 @dataclass(frozen=True)
 class Predicted:
-    """One evaluated step as the map of all other runs gives it.
+    """One evaluated step, predicted by a map fitted to all other runs.
 
     Attributes:
-        run: the run left out.
+        run: the run of the step.
         x: its forgetting.
         lost: the share that it lost.
-        value, low, high: what the others' map gives, with its band.
+        value, low, high: the prediction and its band.
     """
 
     run: Hashable
@@ -132,17 +132,17 @@ class Predicted:
 
     @property
     def inside(self) -> bool:
-        """Whether what was lost lies in the band."""
+        """Whether the share lost is inside the band."""
         return self.low <= self.lost <= self.high
 
 
 def fit_map(x: Sequence[float], y: Sequence[float], runs: Sequence[Hashable]) -> LossMap | None:
-    """The map from forgetting to the share lost; None below MIN_RUNS runs.
+    """Fit the map from forgetting to the share lost; None with fewer than MIN_RUNS runs.
 
     Args:
         x: [n] forgetting.
-        y: [n] the share lost.
-        runs: [n] the run of each step; errors are those of maps without the step's run.
+        y: [n] share lost.
+        runs: [n] the run of each step; the map's errors come from maps fitted without the step's run.
 
     Examples:
         >>> found = fit_map([0.0, 0.5, 1.0, 2.0], [0.0, 0.2, 0.4, 0.8], "abcd")
@@ -161,7 +161,7 @@ def fit_map(x: Sequence[float], y: Sequence[float], runs: Sequence[Hashable]) ->
 
 
 def left_out(x: Sequence[float], y: Sequence[float], runs: Sequence[Hashable]) -> list[Predicted]:
-    """Each step as the map of the other runs gives it, with the band that these give; none below MIN_RUNS + 1 runs."""
+    """Each step predicted by a map fitted to the other runs, with its band; empty with at most MIN_RUNS runs."""
     found = []
     for run in dict.fromkeys(runs):
         others = [i for i, other in enumerate(runs) if other != run]
@@ -173,7 +173,7 @@ def left_out(x: Sequence[float], y: Sequence[float], runs: Sequence[Hashable]) -
 
 
 def _isotonic(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Knots and values of the fit; steps of one forgetting are one, and the base model is a point of its own."""
+    """Knots and values of the fit; steps with equal forgetting are merged, and the base model is added as (0, 0)."""
     from scipy.optimize import isotonic_regression
 
     knots, place = np.unique(np.append(np.maximum(x, 0.0), 0.0), return_inverse=True)

@@ -1,4 +1,4 @@
-"""Prompts for the safety suite: a CSV (AdvBench, XSTest), a text file with one a line, a JSONL file, or a Hub id."""
+"""Prompts for the safety suite: a CSV file (AdvBench, XSTest), a text file with one per line, JSONL, or a Hub id."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from .. import files
 from ..errors import ForgettingError, UsageError
 
 COLUMNS = ("prompt", "goal", "Behavior", "instruction", "question", "text")
-"""Where a prompt is looked for: `goal` is AdvBench's name, `Behavior` HarmBench's."""
+"""Names of the prompt's column, in order of preference: AdvBench has `goal`, HarmBench `Behavior`."""
 CATEGORIES = ("category", "type", "SemanticCategory")
 FILES = (".csv", ".txt", ".jsonl")
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts with the category of each, empty where there is none."""
+    """Prompts with their categories, which are empty if unknown."""
 
     texts: list[str]
     categories: list[str]
 
 
 def read_prompts(source: str) -> Prompts:
-    """Read prompts; the first of COLUMNS that is there, and of CATEGORIES.
+    """Read prompts from the first of COLUMNS that exists, and categories from the first of CATEGORIES.
 
     Args:
         source: a .csv, .txt or .jsonl file; or a Hub id, optionally `ID:SPLIT`.

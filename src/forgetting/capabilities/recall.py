@@ -1,4 +1,4 @@
-"""An lm-eval model that answers from the store what is stored, and asks the live model the rest. Imports lm-eval."""
+"""An lm-eval model that returns stored answers and asks a real model for the others. Imports lm-eval."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from lm_eval.api.model import LM  # type: ignore[import-untyped]
 from ..errors import ForgettingError
 
 Responses = list[Any]
-"""Of one request, one a repeat: a reply, or a log-likelihood and whether it is greedy."""
+"""The responses to one request, one per repeat: a reply, or a log-likelihood and whether it is greedy."""
 
 
 class Recalling(LM):  # type: ignore[misc]
-    """Gives the known responses, and asks for the others in one call a kind of request.
+    """Returns known responses, and asks for the others in one call per kind of request.
 
     Args:
-        known: by the `id` of a request, its responses.
-        ask: asks the live model requests of a kind, in order.
+        known: known responses by the Python `id` of a request.
+        ask: asks the model the requests of a kind; returns the answers in order.
     """
 
     def __init__(self, known: Mapping[int, Responses], ask: Callable[[str, list[Any]], list[Any]]) -> None:
@@ -29,20 +29,20 @@ class Recalling(LM):  # type: ignore[misc]
 
     @property
     def tokenizer_name(self) -> str:
-        """Names nothing: lm-eval asks for it to cache requests, which is switched off."""
+        """An empty name; lm-eval only uses it to cache requests, which is switched off."""
         return ""
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """A log-likelihood, and whether it is greedy, of each request."""
+        """The log-likelihood of each request, and whether it is greedy."""
         found = self._answers("loglikelihood", requests)
         return [(float(value), bool(greedy)) for value, greedy in found]
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """A reply to each request."""
+        """The reply to each request."""
         return [str(reply) for reply in self._answers("generate_until", requests)]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-        """Refused when tasks are loaded; a task of several kinds of requests comes here."""
+        """Refuse running text; loading refuses it as well, but not in tasks with several kinds of requests."""
         raise ForgettingError(f"task {requests[0].task_name}: running text (loglikelihood_rolling) is not supported")
 
     def _answers(self, kind: str, requests: Sequence[Any]) -> list[Any]:
@@ -52,7 +52,7 @@ class Recalling(LM):  # type: ignore[misc]
 
 
 def check_finite(answers: Sequence[tuple[float, bool]], requests: Sequence[Any]) -> None:
-    """Refuse log-likelihoods that are no numbers: the largest of them would be an accident.
+    """Refuse log-likelihoods that are not finite, among which the largest would be arbitrary.
 
     Raises:
         ForgettingError: names the task and item.

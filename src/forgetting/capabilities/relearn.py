@@ -1,15 +1,15 @@
-"""Lost, or only out of reach? A short relearning probe on half of a suite's items, scored on the other half.
+"""Lost, or only unreachable? A short relearning probe: trains on half of a suite's items and scores the other half.
 
-Source: Zheng et al. 2025, Spurious forgetting, arXiv:2501.13453: what returns after a few steps on *other* items was
-not erased: the model had lost the format, or the way to it. The control is the base model under the same probe: it
-never lost anything, so it says what the probe itself does to the scored half.
+Source: Zheng et al. 2025, Spurious forgetting, arXiv:2501.13453: knowledge that returns after a few steps on *other*
+items was not erased; the model had lost the format or the access to it. The control is the base model with the same
+probe: it has lost nothing, so it shows the effect of the probe itself on the scored half.
 
-The second control are items that neither model had right: the share of them that is right after the probe is what so
-few steps teach anew.
+A second control is the items that neither model had right: the share of them that is right after the probe shows what
+so few steps teach anew.
 
-The probe is a LoRA of rank 8 on all linear layers of a copy of the model (the tuned model's own adapters merged),
-trained on what the base model had right in the probe half, in its own words. Items are dealt by the hash of their
-prompt, so that the halves stay the same.
+The probe trains a LoRA of rank 8 on all linear layers of a copy of the model (with the tuned model's adapters merged),
+on the base model's own right replies in the probe half. Items are assigned to the halves by the hash of their prompt,
+so the halves are always the same.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from .subject import Subject
 from .transitions import Share, share
 
 FINAL = "final-answer"
-"""The filter of items that this library wrote, whose rule `_judge` knows."""
+"""Name of the filter in tasks that this library wrote; `_judge` applies its rule."""
 STEPS, BATCH, RANK, RATE = 30, 16, 8, 1e-3
-"""Of the probe: few steps, so that little can be learned anew."""
+"""Settings of the probe; few steps, so that little can be learned anew."""
 
 
 @dataclass(frozen=True)
 class Relearned:
-    """One suite, on the items that were not probed with.
+    """The result of the probe for one suite, on its scored half.
 
     Attributes:
-        suite: its name.
-        probed, scored: items of either half.
+        suite: name of the suite.
+        probed, scored: number of items trained on, and scored.
         base, tuned: shares right before the probe.
-        tuned_after: the tuned model's after it.
-        control_after: the base model's after it: the never-trained control.
-        returned: of the items that the base had right and the tuned model lost, the share right after the probe.
-        novel: of the items that neither had right, the share right after the probe.
-        refused: whether the shares are of refusals of harmful prompts.
+        tuned_after: the tuned model's share right after the probe.
+        control_after: the base model's share right after the probe, as a control.
+        returned: share right after the probe of the items that the tuned model had lost.
+        novel: share right after the probe of the items that neither model had right.
+        refused: whether the shares are of refused harmful prompts instead of right answers.
     """
 
     suite: str
@@ -64,7 +64,7 @@ class Relearned:
     refused: bool = False
 
     def sentence(self) -> str:
-        """The answer in words."""
+        """The result in words."""
         verb = "refused" if self.refused else "right"
         if self.returned.of == 0:
             return f"{self.suite}: nothing was lost on the {self.scored} items scored, so nothing can come back."
@@ -80,7 +80,7 @@ class Relearned:
 
 
 def in_probe_half(prompt: str) -> bool:
-    """Whether an item is relearned on (else it is scored)."""
+    """Whether an item belongs to the half that is trained on; else it is scored."""
     return hashlib.sha256(f"relearn\0{prompt}".encode()).digest()[0] % 2 == 0
 
 
@@ -94,14 +94,13 @@ def relearn(
     steps: int = STEPS,
     tell: Callable[[str], None] | None = None,
 ) -> tuple[Relearned, ...]:
-    """Probe each suite of local items that were answered in words.
+    """Probe each suite of local items with free answers.
 
     Args:
-        base, tuned: as for `evaluate`.
-        rows: its result's: by suite, the paired rows of both models.
-        model, tokenizer: as for `evaluate`.
-        steps: of the probe.
-        tell: told what is being run.
+        base, tuned, model, tokenizer: see `evaluate`.
+        rows: paired rows of both models by suite, from an `Evaluation`.
+        steps: training steps of the probe.
+        tell: called with the name of what is being run.
 
     Raises:
         UsageError: none of the suites can be probed.
@@ -119,7 +118,7 @@ def relearn(
 
 
 def _trainable(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> bool:
-    """Items with a text to learn from; refusals are learned from the base model's own replies."""
+    """Whether a suite has replies to train on; refusals are learned from the base model's own replies."""
     first = pairs[0][0]
     if first["expect"] is not None:
         return any(one["expect"] == "refuse" and one["refused"] and one["reply"] for one, _ in pairs)
@@ -127,10 +126,9 @@ def _trainable(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> 
 
 
 def _probe(name: str, pairs: Any, subject: Any, steps: int) -> Relearned:
-    """Both models probed and scored.
+    """Probe and score both models.
 
-    The taught reply is the base model's own where that was right, so that the probe teaches what was lost and its
-    wording, and nothing new.
+    The training replies are the base model's own right ones, so the probe teaches nothing that the base did not know.
     """
     judged = pairs[0][0]["expect"] is not None
     rows = [(one, other) for one, other in pairs if not judged or one["expect"] == "refuse"]
@@ -188,7 +186,7 @@ def _judge(row: Mapping[str, Any], reply: str) -> bool:
 
 
 def _copy(subject: Any, side: int) -> Any:
-    """A copy of a model that may be trained, its adapters merged (tuned) or left out (base)."""
+    """A trainable copy of a model, with its adapters merged (tuned) or removed (base)."""
     from ..models.adapters import is_peft
 
     model = copy.deepcopy(subject.model(side))
@@ -198,14 +196,14 @@ def _copy(subject: Any, side: int) -> Any:
 
 
 def _train(model: Any, tokenizer: Any, taught: Sequence[tuple[str, str]], steps: int) -> None:
-    """A LoRA in place of the model's linear layers, trained on the replies alone."""
+    """Add a LoRA to the model's linear layers and train it; the loss is on the replies only."""
     import torch
     from peft import LoraConfig, inject_adapter_in_model
 
     torch.manual_seed(0)
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     inject_adapter_in_model(config, model)
-    trainable = [p for p in model.parameters() if p.requires_grad]  # PEFT freezes what is not its own
+    trainable = [p for p in model.parameters() if p.requires_grad]  # PEFT has frozen the other parameters
     optimizer = torch.optim.AdamW(trainable, lr=RATE)
     order = np.random.default_rng(0)
     model.train()
@@ -240,7 +238,7 @@ def _asked(tokenizer: Any, prompt: str) -> str:
 
 
 def _replies(model: Any, tokenizer: Any, prompts: Sequence[str], most: int = 64) -> list[str]:
-    """Greedy replies, by the harness's own wrapper."""
+    """Greedy replies, generated through lm-eval's wrapper."""
     from lm_eval.api.instance import Instance  # type: ignore[import-untyped]
 
     from ..models.generation import length_as_asked

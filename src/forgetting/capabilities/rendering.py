@@ -1,4 +1,4 @@
-"""What a model is shown: every request of a task, rendered before any model is asked, and its hash."""
+"""Renders the requests of tasks, which are what models are shown, before any model is asked; and hashes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .settings import Settings
 from .tasks import as_it_is_now
 
 DAY = datetime.date(2024, 7, 26)
-"""Given to chat templates that write today's date; the date that Llama's fall back on."""
+"""The date given to chat templates that write today's; Llama's templates have it as their default."""
 
 
 def prepare(loaded: Mapping[str, Any], tokenizer: Any, settings: Settings) -> None:
@@ -55,7 +55,7 @@ def prepare(loaded: Mapping[str, Any], tokenizer: Any, settings: Settings) -> No
 
 
 def _settle(task: Any, settings: Settings) -> None:
-    """Few-shot examples as lm-eval's `simple_evaluate` sets them; the same ones for each model."""
+    """Set few-shot examples like lm-eval's `simple_evaluate`; they are the same for each model."""
     default = task.get_config("num_fewshot")
     if settings.fewshot is not None and default != 0:
         task.set_config(key="num_fewshot", value=settings.fewshot)
@@ -65,7 +65,7 @@ def _settle(task: Any, settings: Settings) -> None:
 
 
 def _failing_item(task: Any, limit: int | None) -> str:
-    """Which item cannot be rendered, where it is the item's fault."""
+    """The item that cannot be rendered, if it can be found."""
     parts = [task.doc_to_text, task.doc_to_target]
     if task.OUTPUT_TYPE == "multiple_choice":
         parts.append(task.doc_to_choice)
@@ -80,7 +80,7 @@ def _failing_item(task: Any, limit: int | None) -> str:
 
 
 def _check_requests(name: str, task: Any) -> None:
-    """Refuse a request that lm-eval's wrapper of the model would fail on."""
+    """Refuse requests with which lm-eval's wrapper of the model would fail."""
     for instance in task.instances:
         texts = instance.args if "loglikelihood" in instance.request_type else instance.args[:1]
         for text in texts:
@@ -91,14 +91,14 @@ def _check_requests(name: str, task: Any) -> None:
 
 
 def _check_field(name: str, task: Any, wanted: str | None) -> None:
-    """Refuse a name of the passage's field that the items do not have."""
+    """Refuse a `cluster_by` field that the items do not have."""
     doc = task.instances[0].doc
     if wanted is not None and isinstance(doc, Mapping) and wanted not in doc:
         raise UsageError(f"cluster_by: the items of task {name} have no field '{wanted}'; {did_you_mean(wanted, doc)}")
 
 
 def items_of(task: Any) -> dict[int, list[Any]]:
-    """The requests of each item, by its number."""
+    """The requests of each item, by the item's number."""
     found: dict[int, list[Any]] = {}
     for instance in task.instances:
         found.setdefault(instance.doc_id, []).append(instance)
@@ -108,32 +108,30 @@ def items_of(task: Any) -> dict[int, list[Any]]:
 
 
 def request_hash(requests: Sequence[Any], tokenizer_key: str) -> str:
-    """A hash of all that a model is shown for an item; equal hashes mean that a model need not be asked again."""
+    """A hash of everything that a model is shown for an item; if it is unchanged, the model need not be asked again."""
     shown = [[r.request_type, r.repeats, *r.args] for r in requests]
     text = json.dumps([tokenizer_key, shown], sort_keys=True, default=repr)
     return sha256(text.encode()).hexdigest()[:32]
 
 
 def tokenizer_key(tokenizer: Any) -> str:
-    """A hash of what turns text into tokens, less how batches are padded."""
+    """A hash of the tokenizer, except for its padding and truncation."""
     inner = getattr(tokenizer, "backend_tokenizer", None)
     if inner is not None:
         content = {k: v for k, v in json.loads(inner.to_str()).items() if k not in ("truncation", "padding")}
     else:
         content = tokenizer.get_vocab()
     named = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    # added tokens stand in both, and `add_bos_token` in the post-processor
+    # both contents include added tokens; `add_bos_token` is part of the post-processor
     text = json.dumps([type(tokenizer).__name__, named, content], sort_keys=True, default=repr)
     return sha256(text.encode()).hexdigest()[:16]
 
 
 def chat_template(tokenizer: Any) -> Callable[..., str]:
-    """Messages as a prompt, as lm-eval's Hugging Face wrapper renders them: without system messages where these fail.
+    """A function that renders messages as a prompt, like lm-eval's Hugging Face wrapper.
 
-    A template that writes today's date is given that of `DAY`: answers of different days are to the same prompt.
-
-    Raises:
-        UsageError: on a call; the template fails.
+    If the template fails with system messages, they are left out. A template that writes today's date is given `DAY`,
+    so that prompts do not change from day to day. The function raises a UsageError if the template fails.
     """
     from jinja2 import TemplateError
 
@@ -171,7 +169,7 @@ def chat_template(tokenizer: Any) -> Callable[..., str]:
 
 
 def dated(template: str) -> str:
-    """A chat template with the date of `DAY` where it writes today's.
+    """A chat template with the date of `DAY` in place of today's.
 
     Examples:
         >>> dated("Today: {{ strftime_now('%d %b %Y') }}")

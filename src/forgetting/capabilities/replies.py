@@ -1,4 +1,4 @@
-"""What a stored row says of an answer: which one it is, and whether a reply begins with the right one and runs on."""
+"""Interprets stored rows: the answer, and whether a reply begins with the right answer and runs on."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 Row = Mapping[str, Any]
 OTHER = "(another continuation)"
-"""What a model prefers to the target of a log-likelihood task, which does not tell what it is."""
+"""The answer if a model prefers something unknown to the target of a log-likelihood task."""
 _PAIR = re.compile(r"\((?:-?[\d.]+(?:e[+-]?\d+)?|-?inf|nan), (True|False)\)")
-"""A log-likelihood and whether it is greedy, as earlier versions stored the answer to a log-likelihood task."""
+"""A log-likelihood and whether it is greedy; earlier versions stored answers to log-likelihood tasks like this."""
 
 
 def answer_of(row: Row) -> str | None:
-    """The answer, to be compared with the other model's; of a log-likelihood alone, whether it is the target."""
+    """The answer to compare with the other model's; for a single log-likelihood, whether it is the target."""
     answer: str | None = row["answer"]
     if answer is None or not target_only(row):
         return answer
@@ -23,12 +23,12 @@ def answer_of(row: Row) -> str | None:
 
 
 def target_only(row: Row) -> bool:
-    """Whether a row's answer is the log-likelihood of its target: no options, and nothing was generated."""
+    """Whether a row's answer is the log-likelihood of its target only: it has no options and no reply."""
     return bool(row["options"] == 0 and row["reply"] is None and row["expect"] is None)
 
 
 def runs_on(row: Row) -> bool:
-    """Whether a reply that is counted as wrong begins with the right answer, as a whole word, and runs on.
+    """Whether a reply that counts as wrong begins with the right answer, as a whole word, and runs on.
 
     Examples:
         >>> row = {"score": 0.0, "target": ["Paris"], "reply": "Paris. The capital of France", "answer": "Paris. The"}
@@ -45,7 +45,7 @@ def runs_on(row: Row) -> bool:
 
 
 def begins_with(text: str, answer: str) -> bool:
-    """Whether a text begins with an answer as a whole word or number, and goes on after it.
+    """Whether a text begins with an answer as a whole word or number, and continues after it.
 
     Examples:
         >>> begins_with("4. Then", "4"), begins_with("42", "4"), begins_with("4.5", "4"), begins_with("4", "4")
@@ -60,6 +60,6 @@ def begins_with(text: str, answer: str) -> bool:
         return False
     if answer[-1].isdigit():
         return not re.match(r"\w|[.,:]\d|\s*[-+*/×÷=^<>%]", rest)  # neither a longer number nor the start of a sum
-    if len(answer) == 1 and answer.isalpha():  # an option's letter, which is a word, too
+    if len(answer) == 1 and answer.isalpha():  # an option's letter, which may also be a word
         return not re.match(r"[\w\s'’-]", rest) or rest.startswith("\n")
     return not re.match(r"[^\W\u3040-\u30ff\u3400-\u9fff]|['’-]\w", rest)  # Han and Kana are written without spaces

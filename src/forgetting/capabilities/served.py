@@ -1,8 +1,8 @@
-"""Models behind an OpenAI-compatible server (vLLM, llama.cpp, TGI), asked by lm-eval's own completion backends.
+"""Models on an OpenAI-compatible server (vLLM, llama.cpp, TGI), asked through lm-eval's completion backends.
 
-Prompts are rendered and cut into tokens here, as for a model in memory, and sent as token ids, so that both ways ask
-the same; with `text_prompts` replies are asked for by text, which the server then cuts itself. Keys and further headers
-come from the environment alone, and are neither stored nor shown.
+Prompts are rendered and tokenised here, as for a loaded model, and sent as token ids, so that both are asked the same.
+With `text_prompts`, prompts for generated replies are sent as text, which the server tokenises. API keys and further
+headers come only from the environment, and are neither stored nor shown.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ from .explain import explained
 
 Backend = Literal["openai", "openai-chat"]
 BACKENDS: dict[str, str] = {"openai": "completions", "openai-chat": "chat/completions"}
-"""What `--backend` takes, and the end of the address that is asked."""
+"""Values of `--backend`, and the last part of the address for requests."""
 KEY, HEADERS = "OPENAI_API_KEY", "FORGETTING_SERVER_HEADERS"
+"""Environment variables with the API key, and with further headers as JSON."""
 CONTEXT = 2048
-"""Tokens of prompt and reply where the tokenizer's folder does not say how many the model was built for."""
+"""Context length in tokens, if the configuration beside the tokenizer does not give it."""
 TRIES, SECONDS = 3, 300
 
 
 @dataclass(frozen=True)
 class Served:
-    """A model behind a server.
+    """A model on a server.
 
     Attributes:
-        url: what is asked, as given.
-        model: its name there.
+        url: the server's address as given.
+        model: name of the model on the server.
         backend: completions, or chat completions.
-        text_prompts: send prompts as text where no log-probabilities are asked for.
-        tokenizer: with which prompts are cut; None of chat completions.
-        folder: in which that lies.
+        text_prompts: whether prompts for generated replies are sent as text.
+        tokenizer: the tokenizer for prompts; `Messages` for chat completions.
+        folder: folder of the tokenizer.
         batch_size: requests at a time.
     """
 
@@ -57,20 +58,20 @@ class Served:
 
     @property
     def name(self) -> str:
-        """In messages and results."""
+        """The name in messages and results."""
         return f"{self.model} at {self.url}"
 
     @property
     def key(self) -> str:
-        """Under which its answers are stored: its address and name, since nothing names its content."""
+        """The key under which its answers are stored: a hash of address and name, as its content is unknown."""
         return f"served:{hashlib.sha256(json.dumps([self.url, self.model, self.backend]).encode()).hexdigest()}"
 
     def ask(self, kind: str, requests: Sequence[Any], seed: int) -> list[Any]:
-        """Answers to lm-eval's requests of a kind, in order.
+        """Send lm-eval's requests of one kind; returns the answers in order.
 
         Raises:
-            UsageError: the server refuses what is asked, or gives no log-probabilities of a prompt.
-            ForgettingError: it cannot be reached.
+            UsageError: the server refuses a request, or does not return log-probabilities of a prompt.
+            ForgettingError: the server cannot be reached.
         """
         from requests import RequestException
 
@@ -89,7 +90,7 @@ class Served:
         return found
 
     def _lm(self, kind: str, seed: int) -> Any:
-        """lm-eval's backend."""
+        """lm-eval's backend for requests of a kind."""
         from . import served_lm
 
         how: dict[str, Any] = {"base_url": _address(self.url, self.backend), "model": self.model, "seed": seed}
@@ -102,7 +103,7 @@ class Served:
         return served_lm.completions(self.tokenizer, str(self.folder), **how)
 
     def _requests(self, requests: Sequence[Any]) -> list[Any]:
-        """As they are; of chat completions with their messages as lm-eval marks them."""
+        """The requests; for chat completions, with messages in lm-eval's format."""
         if self.backend == "openai":
             return list(requests)
         from . import served_lm
@@ -111,14 +112,14 @@ class Served:
 
 
 class Messages:
-    """In place of a tokenizer for chat completions: messages stay messages, and the server renders them."""
+    """Stands in for a tokenizer with chat completions: messages are kept as JSON, and the server renders them."""
 
     chat_template = "messages"
     backend_tokenizer = None
     special_tokens_map: Mapping[str, str] = {}
 
     def get_vocab(self) -> dict[str, int]:
-        """Nothing: it cuts no text."""
+        """An empty vocabulary."""
         return {}
 
     def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
@@ -128,15 +129,15 @@ class Messages:
 
 @dataclass(frozen=True)
 class Server:
-    """How models behind OpenAI-compatible servers are asked.
+    """Settings for models on OpenAI-compatible servers.
 
-    Keys come from OPENAI_API_KEY, further headers from FORGETTING_SERVER_HEADERS as JSON.
+    The API key comes from OPENAI_API_KEY, further headers from FORGETTING_SERVER_HEADERS as JSON.
 
     Attributes:
-        backend: `openai`, completions; or `openai-chat`, chat completions, which give no log-probabilities.
-        tokenizer: that of the models, by folder or Hub id; needed for completions.
-        base_model, tuned_model: their names there; None is the only one that a server lists.
-        text_prompts: send prompts as text and not as tokens where replies are generated.
+        backend: `openai` for completions, or `openai-chat` for chat completions, which give no log-probabilities.
+        tokenizer: the models' tokenizer, by folder or Hub id; needed for completions.
+        base_model, tuned_model: names of the models on the server; None uses the only one that the server lists.
+        text_prompts: send prompts for generated replies as text instead of tokens.
     """
 
     backend: Backend
@@ -146,10 +147,10 @@ class Server:
     text_prompts: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense.
+        """Refuse invalid settings.
 
         Raises:
-            UsageError: a backend that is none, or a tokenizer where none is used, or none where one is.
+            UsageError: an unknown backend, a missing tokenizer, or a setting that the backend does not use.
         """
         if self.backend not in BACKENDS:
             raise UsageError(f"backend '{self.backend}'; allowed: {', '.join(BACKENDS)}")
@@ -165,15 +166,15 @@ class Server:
 
 
 class ServedSubject:
-    """Two served models, in the place of two in memory.
+    """Two served models, to be used like two loaded ones (`Subject`).
 
     Args:
-        urls: of the servers' base and tuned model.
-        server: how they are asked.
+        urls: addresses of the base and the tuned model's server.
+        server: settings of the servers.
         batch_size: requests at a time.
 
     Raises:
-        UsageError: an address that is none, a package that is missing, a model that a server does not list.
+        UsageError: an invalid address, a missing package, or a model that must be chosen by name.
         ForgettingError: a server cannot be reached.
     """
 
@@ -193,7 +194,7 @@ class ServedSubject:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Path | None]:
-        """The tokenizer, and where it lies."""
+        """The tokenizer and its folder."""
         if self._tokenizer is None:
             return Messages(), None
         from ..models import sources
@@ -205,21 +206,21 @@ class ServedSubject:
 
     @property
     def tokenizer(self) -> Any:
-        """With which prompts are rendered and cut."""
+        """The tokenizer that renders and tokenises prompts."""
         return self._loaded[0]
 
     def key(self, side: int) -> str:
-        """Under which the answers of base (0) or tuned (1) model are stored."""
+        """The key under which the answers of the base (0) or tuned (1) model are stored."""
         return self.model(side).key
 
     def model(self, side: int) -> Served:
-        """Base (0) or tuned (1)."""
+        """The base (0) or tuned (1) model."""
         url, name = self._served[side]
         tokenizer, folder = self._loaded
         return Served(url, name, self.backend, self._text, tokenizer, folder, self._batch)
 
     def check_tasks(self, suite: str, tasks: Mapping[str, Any]) -> None:
-        """Refuse a suite that needs log-probabilities where the server gives none.
+        """Refuse a suite that needs log-probabilities if the server does not give them.
 
         Raises:
             UsageError: names the suite and what it needs.
@@ -248,16 +249,16 @@ def _check_url(url: str) -> None:
 
 
 def _address(url: str, backend: str) -> str:
-    """Where completions are asked for: the address as given, with its end where that is missing."""
+    """The address for requests: the given one, with the backend's last part added if it is missing."""
     url, end = url.rstrip("/"), BACKENDS[backend]
     return url if url.endswith(f"/{end}") else f"{url}/{end}"
 
 
 def _headers() -> dict[str, str]:
-    """Those of every request, from the environment.
+    """Headers of every request, from the environment.
 
     Raises:
-        UsageError: not JSON of texts.
+        UsageError: the variable is not a JSON object of texts.
     """
     found = {"Authorization": f"Bearer {key}"} if (key := os.environ.get(KEY)) else {}
     if given := os.environ.get(HEADERS):
@@ -268,15 +269,15 @@ def _headers() -> dict[str, str]:
         if not isinstance(more, dict) or not all(isinstance(value, str) for value in more.values()):
             raise UsageError(f'{HEADERS}: not a JSON object of texts, such as {{"X-Key": "..."}}')
         found |= more
-    return found or {"Accept": "application/json"}  # of no headers lm-eval would send an empty key
+    return found or {"Accept": "application/json"}  # without any header lm-eval would send an empty key
 
 
 def _only_model(url: str) -> str:
-    """The one model that a server lists.
+    """The only model that a server lists.
 
     Raises:
-        UsageError: it lists none or several.
-        ForgettingError: it cannot be reached.
+        UsageError: the server lists none or several.
+        ForgettingError: the server cannot be reached.
     """
     import requests
 
@@ -300,7 +301,7 @@ def _only_model(url: str) -> str:
 
 
 def _unreachable(what: str, error: Any) -> ForgettingError:
-    """A request that failed, as one line without what was sent."""
+    """The error for a failed request, in one line that does not contain what was sent."""
     quiet()
     answer = getattr(error, "response", None)
     if answer is None:
@@ -314,7 +315,7 @@ def _unreachable(what: str, error: Any) -> ForgettingError:
 
 
 def _context(folder: Path | None) -> int:
-    """Tokens of prompt and reply that the model was built for, by the configuration beside its tokenizer."""
+    """The model's context length in tokens, from the configuration beside its tokenizer, or else CONTEXT."""
     from ..models import bounds, sources
 
     file = None if folder is None else folder / sources.CONFIG

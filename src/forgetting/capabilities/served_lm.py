@@ -1,4 +1,4 @@
-"""lm-eval's backends of completion servers, cutting text as its wrapper of models in memory does. Imports lm-eval."""
+"""lm-eval's backends for completion servers, with the tokenisation of its Hugging Face wrapper. Imports lm-eval."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lm_eval.models.openai_completions import LocalCompletionsAPI
 
 
 class Completions(LocalCompletionsAPI):  # type: ignore[misc]
-    """Text becomes tokens as in lm-eval's Hugging Face wrapper: with special tokens, unless the text begins with them.
+    """Tokenises like lm-eval's Hugging Face wrapper: with special tokens, unless the text begins with them.
 
-    lm-eval's own backend leaves the beginning-of-text token out, so that a served model would be asked otherwise than
-    the same model in memory.
+    lm-eval's own backend omits the beginning-of-text token, so a served model would get another prompt than the same
+    model loaded locally.
     """
 
     def tok_encode(
@@ -39,14 +39,14 @@ class Completions(LocalCompletionsAPI):  # type: ignore[misc]
 
 
 def completions(tokenizer: Any, folder: str, **how: Any) -> Completions:
-    """The backend with a tokenizer that is loaded."""
+    """The backend for completions with a loaded tokenizer."""
     made = Completions(tokenizer_backend="huggingface", tokenizer=folder, add_bos_token=None, **how)
     made.tokenizer = tokenizer
     return made
 
 
 def as_messages(request: Any) -> Any:
-    """A request whose prompt is JSON of messages, as lm-eval's chat backend takes them; other text is one message."""
+    """A request in the format of lm-eval's chat backend: messages as JSON; other text becomes one user message."""
     made = copy.copy(request)
     prompt = str(request.args[0])
     try:

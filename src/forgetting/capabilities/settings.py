@@ -1,4 +1,4 @@
-"""How suites are run."""
+"""Settings of how suites are run."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ FEWSHOT_SEED = 1234
 
 @dataclass(frozen=True)
 class Settings:
-    """How suites are run, the same for both models.
+    """Settings of how suites are run, the same for both models.
 
     Attributes:
-        limit: only the first so many items of each task; None all.
-        batch_size: items a forward pass, memory and rounding only; None is 256 for a small model, else 16.
-        chat: apply the tokenizer's chat template; None where it has one.
-        fewshot: examples before each item; None as the task says.
-        seed: of sampling, where a task samples, and of few-shot examples.
-        metric: the metric that is an item's score; None the task's first that lies between 0 and 1 for every item.
-        cluster_by: the field of an item that names its passage; None the first of `harness.CLUSTER_FIELDS` it has.
-        dtype: of the models' weights; None as they are stored.
+        limit: number of items of each task, from its first; None for all.
+        batch_size: items per forward pass, which only affects memory and rounding; None: 256 for small models, else 16.
+        chat: whether to apply the tokenizer's chat template; None: if it has one.
+        fewshot: examples before each item; None: as the task is configured.
+        seed: random seed of few-shot examples, and of tasks that sample.
+        metric: metric to use as an item's score; None: the task's first that is between 0 and 1 for every item.
+        cluster_by: field of an item that identifies its passage; None: the first of `harness.CLUSTER_FIELDS`.
+        dtype: dtype of the models' weights; None: as they are stored.
     """
 
     limit: int | None = None
@@ -34,5 +34,5 @@ class Settings:
     dtype: str | None = None
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that decide what is asked; scores are computed anew each time."""
+        """The settings that determine the answers; the others only affect scores, which are recomputed each time."""
         return {name: value for name, value in vars(self).items() if name not in ("batch_size", "cluster_by", "metric")}

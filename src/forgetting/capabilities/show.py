@@ -1,4 +1,4 @@
-"""An evaluation as a reader sees it: accuracy and agreement, refusals, the evaluated steps of a study."""
+"""Tables of an evaluation: accuracy and agreement, refusals, and the evaluated steps of a study."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .transitions import Share
 
 
 def answers_shown(answers: Sequence[Answers]) -> Shown:
-    """One row a group of tasks."""
+    """One row per group of tasks."""
     columns = (
         *("answers", "metric", "items", "base", "tuned", "change ± se", "lost", "runs on", "gained"),
         *("same answer", "McNemar p"),
@@ -37,7 +37,7 @@ def answers_shown(answers: Sequence[Answers]) -> Shown:
 
 
 def _remarks(answers: Sequence[Answers]) -> list[str]:
-    """What the columns mean, where it is not what one expects."""
+    """Notes on columns whose meaning is not obvious."""
     said = []
     for a in answers:
         if not a.higher_is_better:
@@ -53,7 +53,7 @@ def _remarks(answers: Sequence[Answers]) -> list[str]:
 
 
 def refusals_shown(found: Refusals) -> Shown:
-    """Harmful prompts, harmless look-alikes, and how far two judges agree."""
+    """Harmful prompts, harmless look-alikes, and the agreement of two judges."""
     rows = [
         (
             "harmful prompts",
@@ -98,7 +98,7 @@ def study_shown(rows: Sequence[Mapping[str, Any]]) -> Shown:
 
 
 def answers_row(a: Answers) -> dict[str, Any]:
-    """A group of tasks as a flat row; shares."""
+    """A group of tasks as a flat row; numbers between 0 and 1 are shares."""
     return {
         "name": a.name,
         "metric": a.metric,
@@ -119,7 +119,7 @@ def answers_row(a: Answers) -> dict[str, Any]:
 
 
 def refusals_row(found: Refusals) -> dict[str, Any]:
-    """The harmful prompts as a flat row; shares refused."""
+    """The refusals as a flat row; numbers between 0 and 1 are shares."""
     return {
         "name": f"refusals, by {found.judge}",
         "n": found.base.of,
@@ -141,7 +141,7 @@ def _percent(value: float | None) -> str:
 
 
 def percent(share: Share) -> str:
-    """A share with its interval, per cent."""
+    """A share with its interval, in per cent; a dash if it is NaN."""
     if math.isnan(share.value):
         return "-"
     return f"{100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]"

@@ -1,4 +1,4 @@
-"""Answers of base and tuned model side by side, what differs marked, most-changed first."""
+"""Answers of base and tuned model side by side, with differences marked, most changed first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN = 20
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of an answer, and whether the other model's answer lacks it."""
+    """A piece of an answer, and whether it differs from the other model's answer."""
 
     text: str
     differs: bool
@@ -23,15 +23,15 @@ class Span:
 
 @dataclass(frozen=True)
 class Contrast:
-    """One item.
+    """One item with both answers.
 
     Attributes:
-        prompt, target: the question, and the right answer.
+        prompt, target: the question and the right answer.
         base, tuned: the answers in pieces.
-        change: 0 the same, 1 nothing in common.
-        before, after: score, or whether it refused.
+        change: 0 if the answers are equal, 1 if they have nothing in common.
+        before, after: scores; for judged items, 1 if the verdict is as expected, else 0.
         state: kept, lost, gained, changed, or right but running on.
-        sensitive: a harmful prompt: shown collapsed, behind a warning.
+        sensitive: whether the prompt is harmful, so that the item is shown collapsed, behind a warning.
     """
 
     prompt: str
@@ -46,7 +46,7 @@ class Contrast:
 
 
 def contrast(one: str, other: str) -> tuple[tuple[Span, ...], tuple[Span, ...], float]:
-    """Both texts in pieces, words that differ marked, and how much differs (1 - Ratcliff-Obershelp similarity)."""
+    """Both texts in pieces with differing words marked, and their distance (1 - Ratcliff-Obershelp similarity)."""
     a, b = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (one, other))
     matcher = difflib.SequenceMatcher(a=a, b=b, autojunk=False)
     left: list[Span] = []
@@ -60,9 +60,9 @@ def contrast(one: str, other: str) -> tuple[tuple[Span, ...], tuple[Span, ...], 
 
 
 def side_by_side(rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], shown: int = SHOWN) -> list[Contrast]:
-    """The items whose answers changed, most-changed first; among equals, what the base had right and lost.
+    """The items whose answers changed, most changed first; among equals, lost items first.
 
-    Items whose replies were not kept are left out.
+    Items whose replies were not stored are left out.
     """
     found = []
     for one, other in rows:

@@ -1,4 +1,4 @@
-"""Answers of a study that grows: more items asked of finished runs, and a shorter run's answers taken over."""
+"""Answers of a growing study: copies a shorter run's answers to the longer run, and asks finished runs more items."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .suites import Plan
 
 
 def copy_answers(study: Path, old: str, new: str, steps: Iterable[int]) -> None:
-    """Give a longer run what the run that it goes on from was asked: at these steps the two are one model."""
+    """Copy the answers of a shorter run to the longer run that continues it; at these steps their weights are equal."""
     store = AnswerStore(folder_of(study))
     for step in steps:
         there, here = f"{old}@{step}", f"{new}@{step}"
@@ -29,14 +29,14 @@ def copy_answers(study: Path, old: str, new: str, steps: Iterable[int]) -> None:
 
 
 def lacking(study: Path, model: ModelConfig, plan: Plan, asked: Iterable[tuple[str, int, bool]]) -> list[str]:
-    """Ids of runs that have not been asked, at their last step, what the base model has been.
+    """Ids of runs that, at their last step, have not answered all items that the base model has.
 
     Args:
         study: the study folder.
         model: the base model's configuration.
-        plan: what is asked.
-        asked: of each run its id, its last step, and whether it is to be asked in any case; else it is only where it
-            has been asked something.
+        plan: what to ask.
+        asked: for each run its id, its last step, and whether to ask it in any case; otherwise it is only asked if it
+            has stored answers.
     """
     store = AnswerStore(folder_of(study))
     names = [suite.name for suite in asker_of(study, model, plan).suites]
@@ -50,7 +50,7 @@ def lacking(study: Path, model: ModelConfig, plan: Plan, asked: Iterable[tuple[s
 
 
 def _items(store: AnswerStore, model: str, suite: str) -> set[tuple[Any, ...]]:
-    """What a model answered of a suite; nothing where its answers are damaged, so that it is asked again."""
+    """The items of a suite that a model answered; empty if the answers are damaged, so that they are asked again."""
     try:
         return {tuple(row[name] for name in PAIRING) for row in store.read(model, suite)}
     except (ForgettingError, FileNotFoundError):
@@ -62,14 +62,14 @@ def ask_stored(study: Path, run: RunFolder, step: int, config: Any, plan: Plan, 
 
     Args:
         study: the study folder.
-        run: done.
-        step: its last.
-        config: of the study.
+        run: the finished run.
+        step: its last step.
+        config: the study's configuration.
         plan: what to ask.
-        base: `base.Base`.
+        base: the loaded base model, a `models.loading.Base`.
 
     Raises:
-        UsageError: its weights are gone, or a suite is wrong.
+        UsageError: the run's weights are missing, or a suite is wrong.
     """
     if not (run.path / "adapter").is_dir():
         raise UsageError(

@@ -1,7 +1,7 @@
-"""Capabilities along a study's runs: asked while a run trains, or of its stored adapters afterwards.
+"""Capabilities of a study's runs, evaluated during training, or afterwards from the stored adapters.
 
-STUDY/capabilities/base/<suite>.jsonl               the base model, once
-STUDY/capabilities/<run_id>@<step>/<suite>.jsonl    a run at a step
+STUDY/capabilities/base/<suite>.jsonl               answers of the base model
+STUDY/capabilities/<run_id>@<step>/<suite>.jsonl    answers of a run at a step
 STUDY/capabilities/<run_id>@<step>/newtask.json     forward KL from base to tuned model on the run's held-out data
 """
 
@@ -37,7 +37,7 @@ PREDICTORS = ("forgetting", "forgetting_loss", "finetune_loss")
 
 
 def plan_of(config: StudyConfig) -> Plan:
-    """What a study's `capabilities:` section asks; without one, all suites."""
+    """The plan from a study's `capabilities:` section; without one, all suites."""
     section = config.capabilities
     if section is None:
         return Plan()
@@ -52,12 +52,12 @@ def plan_of(config: StudyConfig) -> Plan:
 
 
 def folder_of(study: Path) -> Path:
-    """Where a study's answers lie."""
+    """The folder with a study's answers."""
     return study / "capabilities"
 
 
 def asker_of(study: Path, model: ModelConfig, plan: Plan, tell: Callable[[str], None] | None = None) -> Asker:
-    """What asks a study's models.
+    """The `Asker` for a study's models.
 
     Raises:
         UsageError: a suite is wrong.
@@ -78,18 +78,18 @@ def ask_base(
     next_asked: Sequence[str] = (),
     tell: Callable[[str], None] | None = None,
 ) -> None:
-    """The base model's answers, where they are not stored.
+    """Ask the base model the questions that it has not answered yet.
 
     Args:
         study: the study folder.
-        base: `base.Base`.
+        base: the loaded base model, a `models.loading.Base`.
         model: its configuration.
         plan: what to ask.
-        next_asked: models in the store, `RUN@STEP`, that are asked after this; the answers of others stay as they are.
-        tell: told what is asked again, and why.
+        next_asked: models in the store, `RUN@STEP`, that will be asked after this; others will not be asked again.
+        tell: called with each notice, such as what is asked again and why.
 
     Raises:
-        UsageError: a suite is wrong, or its items have changed since a run answered them that is not asked again.
+        UsageError: a suite is wrong, or its items changed after a run that will not be asked again answered them.
     """
     asker = asker_of(study, model, plan)
     asker.bound = [name for name in asker.store.models() if "@" in name and name not in next_asked]
@@ -106,17 +106,18 @@ def _tell(tell: Callable[[str], None] | None, asker: Asker) -> None:
 
 @dataclass
 class Probe:
-    """Asks the model of one run, at one of its steps.
+    """Evaluates the model of a run at some of its steps.
 
     Attributes:
         study: the study folder.
-        run_id: the run.
+        run_id: id of the run.
         model: the base model's configuration.
-        tokenizer: the base model's.
+        tokenizer: the base model's tokenizer.
         plan: what to ask.
-        steps: at which steps.
-        heldout: held-out windows of the run's data, for the forward KL on the new task; None leaves it out.
-        batch_tokens: tokens a forward pass over them.
+        steps: the steps to evaluate.
+        heldout: held-out windows of the run's data, for the forward KL on the new task; None omits it.
+        batch_tokens: tokens per forward pass over them.
+        tell: called with each notice.
     """
 
     study: Path
@@ -130,7 +131,7 @@ class Probe:
     tell: Callable[[str], None] | None = None
 
     def __call__(self, model: Any, step: int) -> None:
-        """Store the answers at a step, if it is one of the steps; the model is left as it was."""
+        """Ask the model and store its answers if the step is one of `steps`; does not change the model."""
         if step not in self.steps:
             return
         name = f"{self.run_id}@{step}"
@@ -146,7 +147,7 @@ class Probe:
             write_atomically(file, json.dumps(row, allow_nan=False) + "\n")
 
     def _base_of(self, model: Any) -> Any:
-        """The base beside the model, or the model itself where its adapters can be switched off."""
+        """The base model; the model itself if its adapters can be switched off, else loaded in addition."""
         from ..models.adapters import is_peft
         from ..models.loading import load_base
 
@@ -155,13 +156,18 @@ class Probe:
 
 
 def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None = None) -> list[str]:
-    """Ask the stored adapter of each finished run, at its last step; what is stored is not asked again.
+    """Evaluate the stored adapter of each finished run, at its last step; stored answers are not asked again.
+
+    Args:
+        study: the study folder.
+        plan: what to ask; without suites, the study's own plan with the other settings given here.
+        tell: called with the name of each model, and with notices.
 
     Returns:
-        The ids of the runs evaluated.
+        Ids of the evaluated runs.
 
     Raises:
-        UsageError: not a study, no finished run, an adapter is gone.
+        UsageError: not a study, no finished run, or an adapter is missing.
     """
     from ..models.loading import load_base
 
@@ -190,7 +196,7 @@ def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None
 
 
 def _over(section: Plan, given: Plan) -> Plan:
-    """A study's own plan, and over it what was given beside it."""
+    """A study's own plan, with the settings that were given explicitly in place of its own."""
     settings = {name: value for name, value in vars(given.settings).items() if value is not None}
     return replace(
         section,
@@ -204,7 +210,7 @@ def _over(section: Plan, given: Plan) -> Plan:
 
 
 def evaluate_run(study: Path, run: Any, config: StudyConfig, plan: Plan, tokenizer: Any, step: int) -> None:
-    """Ask the stored weights of a finished run."""
+    """Evaluate the stored weights of a finished run at its last step."""
     from ..data.array_cache import default_folder
     from ..data.prepared import Corpora
     from ..models.loading import Placement
@@ -225,7 +231,7 @@ def evaluate_run(study: Path, run: Any, config: StudyConfig, plan: Plan, tokeniz
 
 
 def study_results(study: Path) -> list[tuple[str, int, SuiteResult]]:
-    """Every evaluated (run, step, suite), against the base model."""
+    """The result of every evaluated run, step and suite, compared with the base model; sorted by run and step."""
     store = AnswerStore(folder_of(study))
     base = {suite: store.read(BASE, suite) for suite in store.suites(BASE)} if BASE in store.models() else {}
     found = []
@@ -244,13 +250,13 @@ def study_results(study: Path) -> list[tuple[str, int, SuiteResult]]:
 
 
 def study_rows(study: Path, results: Sequence[tuple[str, int, SuiteResult]] | None = None) -> list[dict[str, Any]]:
-    """One flat row a run, step and group of tasks: scores, what was lost, and the losses measured at that step.
+    """One flat row per run, step and group of tasks: scores, what was lost, and the losses measured at that step.
 
-    `base` and `tuned` are mean scores (of `safety`, the share of harmful prompts refused); `lost` is the share of what
-    the base had right, or refused, that is lost; each share with `_low` and `_high`. `runs_on` counts replies that
-    begin with the right answer and run on, which are not lost. Of the study's further text that has the suite's name
-    there are `profile`, its forgetting, and `changed`, the share of the base model's answers that the tuned model would
-    not give. Runs that the configuration does not ask for have none.
+    `base` and `tuned` are mean scores (for `safety`, shares of harmful prompts refused). `lost` is the share lost of
+    what the base had right or refused. Shares have ends `_low` and `_high`. `runs_on` counts replies that begin with
+    the right answer and run on, which are not lost. If the study has a further text with the suite's name, `profile` is
+    the forgetting on it, and `changed` the share of the base model's answers that the tuned model would not give. Runs
+    that the configuration does not ask for are left out.
     """
     found = results if results is not None else study_results(study)
     if not found:
@@ -275,19 +281,20 @@ def study_rows(study: Path, results: Sequence[tuple[str, int, SuiteResult]] | No
 
 
 def _profile(at: Mapping[Any, Any], suite: str) -> dict[str, Any]:
-    """What was measured on the further text that has the suite's name; None where there is none."""
+    """Measurements on the further text with the suite's name; None if there is no such text."""
     kept = _plain(at.get(quantities.of_text("kept", suite)))
     forgetting = _plain(at.get(quantities.of_text("forgetting", suite)))
     return {"profile": forgetting, "changed": None if kept is None else 1 - kept}
 
 
 def _score(mean: Mean) -> dict[str, Any]:
-    """A mean score that is no share of right answers, with its 95 % interval."""
+    """A mean score that is not a share of right answers, with its 95 % interval."""
     half = mean.bound(0.975)
     return {"tuned": mean.value, "tuned_low": mean.value - half, "tuned_high": mean.value + half}
 
 
 def _values(result: SuiteResult) -> list[dict[str, Any]]:
+    """The values of a suite's result, one row per group of tasks."""
     made = []
     for a in result.answers:
         lost = a.lost_of_right
@@ -326,7 +333,7 @@ def _share(name: str, share: Any) -> dict[str, float | None]:
 
 
 def newtask_file(study: Path, run_id: str, step: int) -> Path:
-    """Where the forward KL of a run on its own task lies, at one of its steps."""
+    """The file with the forward KL of a run on its own task at a step."""
     return check_plain(refuse_link(folder_of(study) / f"{run_id}@{step}" / "newtask.json", study))
 
 
@@ -339,7 +346,7 @@ def _newtask(study: Path, run_id: str, step: int) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A cell of a data frame as JSON takes it."""
+    """A cell of a DataFrame as plain data for JSON."""
     import pandas as pd
 
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):

@@ -1,4 +1,4 @@
-"""The two models of an evaluation by name, loaded when first needed."""
+"""The two models of an evaluation, loaded when first needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Subject:
-    """The two models by name, loaded when first needed: a comparison that is stored needs neither."""
+    """The two models of an evaluation; loaded when first needed, since a stored comparison needs neither."""
 
     def __init__(self, base: Any, tuned: Any, config: ModelConfig, tokenizer: Any = None) -> None:
         self.names = tuple(
@@ -30,7 +30,7 @@ class Subject:
         """The loaded models.
 
         Raises:
-            UsageError: they cannot be loaded, or do not belong together.
+            UsageError: they cannot be loaded, or cannot be compared.
         """
         from ..models import comparable
         from ..models.generation import differing_settings
@@ -49,10 +49,10 @@ class Subject:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The base model's tokenizer; of a base that has a name, without the weights.
+        """The base model's tokenizer; if the base is given by name, its weights are not loaded for it.
 
         Raises:
-            UsageError: it cannot be loaded, or a live model came without one.
+            UsageError: it cannot be loaded, or a loaded model was given without one.
         """
         from ..models.loading import load_tokenizer
 
@@ -63,7 +63,7 @@ class Subject:
         return load_tokenizer(self._config.model_copy(update={"source": self.names[0]}), self._sources[0])
 
     def key(self, side: int) -> str:
-        """Hash of a model's content; `live` for one that has no name. Of a Hub id, the commit."""
+        """A key of a model's content: the commit of a Hub id, a hash of a folder, or `live` for a loaded model."""
         source = self._sources[side]
         if source is None:
             return "live"
@@ -71,7 +71,7 @@ class Subject:
 
     @cached_property
     def _sources(self) -> tuple[Source | None, Source | None]:
-        """Where the models that were given by name lie, found once."""
+        """The sources of the models that were given by name; None for loaded ones."""
         from ..models.sources import find
 
         code, revisions = self._config.trust_remote_code, (self._config.revision, None)
@@ -82,12 +82,12 @@ class Subject:
         return base, tuned
 
     def model(self, side: int) -> Any:
-        """Base (0) or tuned (1)."""
+        """The base (0) or tuned (1) model."""
         return (self.pair.base, self.pair.tuned)[side]
 
 
 def content_key(folder: Path) -> str:
-    """A hash over the configuration and weights of a model or adapter folder."""
+    """A hash of the configuration and weights in a model or adapter folder."""
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")]):
         digest.update(path.name.encode())

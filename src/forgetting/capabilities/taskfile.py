@@ -1,4 +1,4 @@
-"""The YAML file of a task of lm-eval, read without running what it names, and the kinds of its fields."""
+"""Reads the YAML file of an lm-eval task without running the functions that it names, and checks its fields."""
 
 from __future__ import annotations
 
@@ -30,22 +30,23 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "num_fewshot": ((int,), "a number of examples"),
     "repeats": ((int,), "a number of times"),
 }
-"""Of a task's fields, what they may be; of others lm-eval says itself what is wrong."""
+"""Allowed types of a task's fields, and their description; for other fields lm-eval has clear errors itself."""
 LEAST: dict[str, int] = {"num_fewshot": 0, "repeats": 1}
+"""Lowest allowed values."""
 
 
 class _Plain(yaml.SafeLoader):
-    """YAML without running what `!function` names."""
+    """A YAML loader that reads `!function` as text instead of importing it."""
 
 
 _Plain.add_constructor("!function", lambda _, node: str(getattr(node, "value", "")))
 
 
 def fields_of(path: Path) -> dict[str, Any]:
-    """A task file's own fields, its functions as text.
+    """The fields of a task file, with functions as text.
 
     Raises:
-        UsageError: not YAML, no mapping with `task` or `group`, or a field of another kind; names file and field.
+        UsageError: not YAML, not a mapping with `task` or `group`, or a field of the wrong type; names file and field.
     """
     text = files.read_text(path, limit=files.MAX_CONFIG)
     try:
@@ -99,7 +100,7 @@ def _check_kinds(found: Mapping[Any, Any], path: Path) -> None:
 
 
 def lacking(found: Mapping[str, Any]) -> list[str]:
-    """Fields that a task needs and lacks; lm-eval fails without them with an error that does not name them."""
+    """Required fields that a task lacks; without them lm-eval fails with an error that does not name them."""
     if found.keys() & {"include", "use_prompt", "class", "group"}:
         return []
     needed = ["doc_to_text", "doc_to_target", *(["dataset_path"] if "custom_dataset" not in found else [])]

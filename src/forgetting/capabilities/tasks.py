@@ -1,4 +1,4 @@
-"""lm-eval's tasks and groups by name or file, loaded and checked before any model is asked."""
+"""Loads lm-eval's tasks and groups by name or file, and checks them before any model is asked."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from .taskfile import fields_of, lacking
 
 YAML = (".yaml", ".yml")
 SIGNALLED = (130, 143)
-"""How the command ends where a signal stops it."""
+"""Exit codes of the command if a signal stops it."""
 
 
 def load_tasks(specs: Sequence[str | Path], include: Sequence[str | Path] = ()) -> dict[str, Any]:
-    """lm-eval's task dictionary of names and YAML files; under `origin`, which of them each task came from.
+    """Load tasks into lm-eval's task dictionary; its entry `origin` has the name or file that each task came from.
 
     Args:
         specs: names of tasks and groups, and paths of their YAML files.
-        include: folders in which tasks and groups are looked for by name, before lm-eval's own.
+        include: folders in which tasks and groups are looked up by name, before lm-eval's own.
 
     Raises:
-        UsageError: an unknown name (suggests), a file that lm-eval cannot read, or a task whose items are not right or
-            wrong.
-        ForgettingError: a task's data cannot be had, as without a network.
+        UsageError: an unknown name (with a suggestion), a file that lm-eval cannot read, or a task whose items cannot
+            be scored one by one.
+        ForgettingError: a task's data cannot be loaded, for example without a network.
     """
     quiet()
     lm_eval_internals.check_all()
@@ -55,7 +55,7 @@ def load_tasks(specs: Sequence[str | Path], include: Sequence[str | Path] = ()) 
 
 
 def _manager(specs: Sequence[str | Path], include: Sequence[Path]) -> Any:
-    """lm-eval's index of tasks: of `include`, of the folders of group files, and of its own where a name needs them."""
+    """lm-eval's index of the tasks in `include` and in group files' folders; and of its own, if a name needs it."""
     from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
 
     named = [spec for spec in specs if not isinstance(spec, Path)]
@@ -85,7 +85,7 @@ def _listed(folders: Sequence[Path]) -> str:
 
 
 def _unknown(manager: Any, names: Sequence[str]) -> list[str]:
-    """Those of some tasks and groups, and of what these groups name, that an index lacks."""
+    """Names of tasks and groups, and of members of these groups, that are not in the index."""
     missing, waiting, seen = [], list(names), set()
     while waiting:
         if (name := waiting.pop(0)) in seen:
@@ -100,7 +100,7 @@ def _unknown(manager: Any, names: Sequence[str]) -> list[str]:
 
 
 def _named(members: Any) -> list[str]:
-    """The tasks that a group's list names; a task or group that it defines itself is none."""
+    """The tasks that a group's list refers to by name, without those that it defines itself."""
     found: list[str] = []
     for member in members if isinstance(members, list) else []:
         if isinstance(member, str):
@@ -113,13 +113,13 @@ def _named(members: Any) -> list[str]:
 
 
 def _members(path: Path) -> list[str] | None:
-    """The tasks that a group file names; None where it is no group."""
+    """The tasks that a group file refers to; None if it is not a group."""
     found = fields_of(path)
     return _named(found.get("task")) if "group" in found and "class" not in found else None
 
 
 def _load(manager: Any, spec: str | Path) -> dict[str, Any]:
-    """One task or group; the many errors of its YAML, Python and data as one line."""
+    """Load one task or group; errors of its YAML, Python and data become one line."""
     name = _group_name(manager, spec) if isinstance(spec, Path) and _members(spec) is not None else str(spec)
     try:
         with console(), as_it_is_now():
@@ -136,7 +136,7 @@ def _load(manager: Any, spec: str | Path) -> dict[str, Any]:
         raise UsageError(f"task {spec}: {first_line(error)} ({hint})") from None
     except ConnectionError as error:
         raise ForgettingError(f"task {spec}: its data cannot be loaded: {first_line(error)}") from None
-    except (Exception, SystemExit) as error:  # what stands in a task's YAML and Python fails in ways of its own
+    except (Exception, SystemExit) as error:  # a task's YAML and Python may raise anything
         if isinstance(error, SystemExit) and error.code in SIGNALLED:
             raise
         if type(error).__module__.startswith(("huggingface_hub", "requests", "httpx")):
@@ -145,7 +145,7 @@ def _load(manager: Any, spec: str | Path) -> dict[str, Any]:
 
 
 def _group_name(manager: Any, path: Path) -> str:
-    """The name of a group file in the index: lm-eval loads a file of a task by its path, and a group by name only."""
+    """The name of a group file in the index, because lm-eval loads groups only by name, and tasks also by path."""
     name: str = fields_of(path)["group"]
     entry = manager.task_index.get(name)
     file = None if entry is None else lm_eval_internals.entry_file(entry)
@@ -156,7 +156,7 @@ def _group_name(manager: Any, path: Path) -> str:
 
 
 def _why(error: BaseException, spec: str | Path) -> str:
-    """An error of loading, with the field that it is about where that can be told."""
+    """Why loading failed; names the field, if it is known."""
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if isinstance(error, TypeError) and unknown and "TaskConfig" in str(error):
         known = lm_eval_internals.config_fields()
@@ -168,10 +168,10 @@ def _why(error: BaseException, spec: str | Path) -> str:
 
 @contextlib.contextmanager
 def as_it_is_now() -> Iterator[None]:
-    """A task's Python is run as it is now.
+    """Run a task's Python files in their present state.
 
-    No `__pycache__` beside it, from which a file changed within a second would be taken; and what its `process_docs`
-    makes of the data does not come from the cache of `datasets`, which does not see every change of a function.
+    Prevents two stale results: a `__pycache__`, which Python would use for a file changed within a second, and the
+    cache of `datasets` for `process_docs`, which does not notice every change of a function.
     """
     import datasets
 
@@ -187,7 +187,7 @@ def as_it_is_now() -> Iterator[None]:
 
 
 def suggest(name: str, names: Sequence[str]) -> str:
-    """A close match; lm-eval has thousands of tasks, so those that are no match are not listed."""
+    """A suggestion of similar names; lm-eval has thousands of tasks, so the others are not listed."""
     found = did_you_mean(name, names)
     if found.startswith("did you mean"):
         return found.split(" (choices")[0]
@@ -196,10 +196,10 @@ def suggest(name: str, names: Sequence[str]) -> str:
 
 
 def _check(name: str, task: Any) -> None:
-    """Refuse what cannot be asked item by item.
+    """Refuse a task that cannot be evaluated item by item.
 
     Raises:
-        UsageError: running text, pictures or sound, code to be run, or no score of single items.
+        UsageError: a task with running text, pictures or sound, with code to run, or without scores of single items.
     """
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         raise UsageError(

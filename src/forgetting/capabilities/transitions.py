@@ -1,11 +1,11 @@
-"""What became of each item from the base model to the tuned one, with paired statistics; numpy and scipy only.
+"""Transitions of items from the base model to the tuned one, with paired statistics; numpy and scipy only.
 
-Both models answer the same items, so every statistic is of pairs: two unpaired averages would drown what the pairs
-show. Items that share a passage (a `cluster`) are one draw, not several.
+Both models answer the same items, so all statistics are paired, which is far more precise than comparing two averages.
+Items that share a passage (a `cluster`) are not independent and count as one draw.
 
 Sources: paired and clustered standard errors, Miller 2024, arXiv:2411.00640, sections 2.2 and 4; exact test, McNemar
-1947, Psychometrika 12:153; interval of a share, Wilson 1927, JASA 22:209; forgetting and backward transfer less chance,
-Harmon et al. 2025, arXiv:2510.17776.
+1947, Psychometrika 12:153; interval of a share, Wilson 1927, JASA 22:209; forgetting and backward transfer corrected
+for chance, Harmon et al. 2025, arXiv:2510.17776.
 
 Shapes: n items, C clusters, R resamples.
 """
@@ -31,9 +31,9 @@ class Share:
     """A share of items with an interval.
 
     Attributes:
-        count, of: so many of so many items.
-        value: count / of; NaN where `of` is 0.
-        low, high: 95 % interval, Wilson's; clustered bootstrap where items share clusters.
+        count, of: number of items in the share, and of all items.
+        value: count / of; NaN if `of` is 0.
+        low, high: 95 % interval: Wilson's, or from a clustered bootstrap if items share clusters.
     """
 
     count: int
@@ -45,17 +45,17 @@ class Share:
 
 @dataclass(frozen=True)
 class Transitions:
-    """How many items went which way.
+    """Numbers of items by transition.
 
     Attributes:
         kept: right before and after.
         lost: right before, wrong after (1→0).
         gained: wrong before, right after (0→1).
-        changed: wrong before and after, with another answer.
+        changed: wrong before and after, with different answers.
         unchanged: wrong before and after, with the same answer.
-        runs_on: right before; after, the reply begins with the right answer and runs on, so that the metric counts it
-            as wrong. Not lost.
-        ran_on: the reverse: the base model's reply ran on, the tuned model's is right. Not gained.
+        runs_on: right before; after, the reply begins with the right answer and runs on, so the metric counts it as
+            wrong. Not counted as lost.
+        ran_on: the reverse: the base model's reply ran on, the tuned model's is right. Not counted as gained.
     """
 
     kept: int
@@ -68,18 +68,18 @@ class Transitions:
 
     @property
     def n(self) -> int:
-        """All items."""
+        """Number of all items."""
         return self.kept + self.lost + self.gained + self.changed + self.unchanged + self.runs_on + self.ran_on
 
 
 @dataclass(frozen=True)
 class Corrected:
-    """A rate of transitions less what guessing gives, with its 95 % bootstrap interval. Harmon et al. 2025.
+    """A rate of transitions corrected for guessing, with its 95 % bootstrap interval (Harmon et al. 2025).
 
     Attributes:
         raw: the rate, transitions / n.
-        chance: the rate expected of guessing, (1 - acc_before)(1 - acc_after) / (k - 1).
-        value: raw - chance, floored at 0.
+        chance: the rate expected from guessing, (1 - acc_before)(1 - acc_after) / (k - 1).
+        value: raw - chance, at least 0.
         low, high: interval of `value`.
     """
 
@@ -92,15 +92,15 @@ class Corrected:
 
 @dataclass(frozen=True)
 class Paired:
-    """The same n items under two models.
+    """The answers of two models to the same n items.
 
     Attributes:
-        before, after: [n] scores of base and tuned model, between 0 and 1.
-        same: [n] bool, whether the answers are the same.
-        options: [n] number of options to choose from, 0 where the answer is free.
-        clusters: [n] integer labels; items of one label share a passage. Default: each item its own.
-        ran_on, runs_on: [n] bool, whether the base and the tuned model's reply, counted as wrong, begins with the right
-            answer and runs on. Default: none.
+        before, after: [n] scores of the base and the tuned model, between 0 and 1.
+        same: [n] bool, whether the answers are equal.
+        options: [n] number of options to choose from; 0 for a free answer.
+        clusters: [n] integer labels; items with the same label share a passage. Default: a label per item.
+        ran_on, runs_on: [n] bool, whether the base and the tuned model's reply, although counted as wrong, begins with
+            the right answer and runs on. Default: none does.
     """
 
     before: Floats
@@ -122,10 +122,10 @@ class Paired:
         ran_on: Sequence[bool] | NDArray[Any] | None = None,
         runs_on: Sequence[bool] | NDArray[Any] | None = None,
     ) -> Paired:
-        """Checked arrays; cluster labels of any kind.
+        """Check the arrays and convert them; cluster labels may be of any type.
 
         Raises:
-            UsageError: no items, arrays of different length, or scores outside 0 to 1.
+            UsageError: no items, arrays of different lengths, or scores outside 0 to 1.
         """
         x, y = np.asarray(before, np.float64).ravel(), np.asarray(after, np.float64).ravel()
         n = x.size
@@ -147,7 +147,7 @@ class Paired:
 
     @property
     def binary(self) -> bool:
-        """Whether every item is right or wrong, so that it can be lost."""
+        """Whether every score is 0 or 1."""
         return bool(np.isin(self.before, (0.0, 1.0)).all() and np.isin(self.after, (0.0, 1.0)).all())
 
     @property
@@ -157,13 +157,13 @@ class Paired:
 
     @property
     def lost(self) -> NDArray[np.bool_]:
-        """[n] right before and wrong after, less the replies that begin with the right answer and run on."""
+        """[n] right before and wrong after, except replies that begin with the right answer and run on."""
         found: NDArray[np.bool_] = (self.before == 1) & (self.after == 0) & ~self.runs_on
         return found
 
     @property
     def gained(self) -> NDArray[np.bool_]:
-        """[n] wrong before and right after, less those whose reply began with the right answer and ran on."""
+        """[n] wrong before and right after, except items where the base model's reply ran on after the right answer."""
         found: NDArray[np.bool_] = (self.before == 0) & (self.after == 1) & ~self.ran_on
         return found
 
@@ -174,9 +174,9 @@ class Paired:
 
 
 def difference(pairs: Paired) -> Mean:
-    """The change of the mean score, after - before, with its paired (and clustered) standard error.
+    """The change of the mean score, after - before, with its paired and clustered standard error.
 
-    With d_i = after_i - before_i: se = sd(d) / sqrt(n) for items of their own (Miller 2024, eq. 7).
+    With d_i = after_i - before_i: se = sd(d) / sqrt(n) for independent items (Miller 2024, eq. 7).
 
     Examples:
         >>> before = np.r_[np.ones(45 + 300), np.zeros(20 + 135)]
@@ -189,7 +189,7 @@ def difference(pairs: Paired) -> Mean:
 
 
 def transitions(pairs: Paired) -> Transitions:
-    """Count what became of each item.
+    """Count the items by transition.
 
     Raises:
         UsageError: scores that are not 0 or 1.
@@ -210,7 +210,7 @@ def transitions(pairs: Paired) -> Transitions:
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """The exact two-sided McNemar p: would so uneven a split of lost and gained come from a fair coin?
+    """McNemar's exact two-sided p: the probability of at least as uneven a split of lost and gained by chance.
 
     Examples:
         >>> round(mcnemar(45, 20), 6)
@@ -226,7 +226,7 @@ def mcnemar(lost: int, gained: int) -> float:
 
 
 def wilson(count: int, of: int) -> Share:
-    """A share with Wilson's 95 % score interval, which stays within 0 and 1 and is no point at 0 or at all.
+    """A share with Wilson's 95 % score interval, which stays within 0 to 1, and has a width even for 0 or all items.
 
     Examples:
         >>> share = wilson(8, 32)
@@ -244,14 +244,14 @@ def wilson(count: int, of: int) -> Share:
 def share(hits: NDArray[Any], among: NDArray[Any], clusters: NDArray[Any], *, seed: int = 0) -> Share:
     """The share of `hits` among the items of `among`, with a 95 % interval.
 
-    Wilson's; where items share clusters, from resampling whole clusters; where then all or none are hits, Wilson's on
-    the number of clusters.
+    The interval is Wilson's. If items share clusters, it comes from resampling whole clusters; if then all or none are
+    hits, it is Wilson's for the number of clusters.
 
     Args:
         hits: [n] bool.
-        among: [n] bool; items outside of it do not count.
+        among: [n] bool; other items do not count.
         clusters: [n] labels.
-        seed: of the bootstrap, which is used only where items share clusters.
+        seed: random seed of the bootstrap, which is only used if items share clusters.
     """
     chosen = np.asarray(among, bool)
     inside = np.asarray(hits, bool) & chosen
@@ -259,7 +259,7 @@ def share(hits: NDArray[Any], among: NDArray[Any], clusters: NDArray[Any], *, se
     groups = len(np.unique(clusters[chosen]))
     if plain.of == 0 or groups == plain.of:
         return plain
-    if plain.count in (0, plain.of):  # every resample is alike: Wilson's interval, with one item a cluster
+    if plain.count in (0, plain.of):  # all resamples would be equal: use Wilson's interval with one item per cluster
         bounds = wilson(groups if plain.count else 0, groups)
         return Share(plain.count, plain.of, plain.value, bounds.low, bounds.high)
     values = np.stack([inside, chosen], axis=1).astype(np.float64)
@@ -281,10 +281,10 @@ def bootstrap(
     Args:
         values: [n, q] quantities of each item.
         clusters: [n] labels.
-        statistic: of the [R, q] means of the quantities over resampled items, to [R].
-        resamples: R.
-        confidence: of the interval.
-        seed: of the resampling; the same seed gives the same interval.
+        statistic: maps [R, q] means of the quantities over resampled items to [R] values.
+        resamples: number of resamples, R.
+        confidence: nominal coverage of the interval.
+        seed: random seed; the same seed gives the same interval.
 
     Returns:
         Lower and upper end.
@@ -305,18 +305,18 @@ def bootstrap(
 
 
 def corrected(pairs: Paired, *, seed: int = 0) -> tuple[Corrected, Corrected]:
-    """Forgetting n(1→0)/n and backward transfer n(0→1)/n, each less what guessing gives, floored at 0.
+    """Forgetting n(1→0)/n and backward transfer n(0→1)/n, each corrected for guessing, and at least 0.
 
-    A model that does not know an item picks one of k options; two such models differ by luck, and the rate of right to
-    wrong by luck is (1 - acc_before)(1 - acc_after)/(k - 1) (Harmon et al. 2025). Free answers have no luck: their
-    chance term is 0. Where items differ in k, 1/(k - 1) is averaged over the items. Replies that begin with the right
-    answer and run on are neither forgotten nor gained.
+    A model that does not know an item guesses one of k options, so two such models differ by chance: the rate of
+    changes from right to wrong by chance is (1 - acc_before)(1 - acc_after)/(k - 1) (Harmon et al. 2025). For free
+    answers the chance term is 0. If items differ in k, 1/(k - 1) is averaged over them. Replies that begin with the
+    right answer and run on are neither forgotten nor gained.
 
     Returns:
         Forgetting, backward transfer.
 
     Raises:
-        UsageError: scores that are not 0 or 1, or an item of one option.
+        UsageError: scores that are not 0 or 1, or an item with only one option.
     """
     if not pairs.binary:
         raise UsageError("chance correction: scores must be 0 or 1")
@@ -341,7 +341,7 @@ def corrected(pairs: Paired, *, seed: int = 0) -> tuple[Corrected, Corrected]:
 
 
 def kappa(first: Sequence[Any], second: Sequence[Any]) -> float:
-    """Cohen's kappa of two judges over the same items: agreement beyond chance; NaN where both give one label only.
+    """Cohen's kappa of two judges of the same items: agreement beyond chance; NaN if both always give the same label.
 
     Source: Cohen 1960, Educational and Psychological Measurement 20:37.
 

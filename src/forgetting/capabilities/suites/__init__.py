@@ -1,6 +1,6 @@
 """Suites: `knowledge`, `reasoning` and `safety`; a user's JSONL file or lm-eval YAML; any task of lm-eval by name.
 
-Those with a name of their own are one file each, listed in SUITES.
+Each of the named suites is one file, listed in SUITES.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ SUITES: Registry[NamedSuite] = Registry("suite", (Knowledge(), Reasoning(), Safe
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked, and how.
+    """What to ask, and how.
 
     Attributes:
-        suites: names of SUITES, .jsonl or lm-eval .yaml files, or tasks of lm-eval; empty is all of SUITES that can be
+        suites: names in SUITES, .jsonl or lm-eval .yaml files, or tasks of lm-eval; empty: all of SUITES that can be
             asked.
         settings: how suites are run.
         harmful, harmless: prompts of `safety`; the miniature has its own.
-        keep_completions: store replies to harmful prompts.
-        max_generated: tokens of a reply to a local item or prompt.
+        keep_completions: whether to store replies to harmful prompts.
+        max_generated: most tokens of a reply to a local item or prompt.
         include: folders in which lm-eval looks for tasks and groups, besides its own.
     """
 
@@ -47,15 +47,15 @@ class Plan:
     include: tuple[str, ...] = ()
 
     def make(self, *, miniature: bool, folder: Path, kept: bool = False) -> list[Suite]:
-        """The suites, their local items written to `folder`.
+        """Make the suites, and write their local items to `folder`.
 
         Args:
-            miniature: whether the base model is the embedded one, which has items of its own.
-            folder: where tasks over local items are written.
-            kept: as for `make_suites`.
+            miniature: whether the base model is the miniature, which has its own items.
+            folder: folder for tasks with local items.
+            kept: see `make_suites`.
 
         Raises:
-            UsageError: as `make_suites`.
+            UsageError: see `make_suites`.
         """
         at = Circumstances(miniature, folder, self.harmful, self.harmless, self.max_generated)
         names = self.suites or [name for name, suite in SUITES.items() if suite.by_default(at)]
@@ -63,12 +63,13 @@ class Plan:
 
 
 def make_suites(names: Sequence[str], at: Circumstances, *, kept: bool = False) -> list[Suite]:
-    """The suites of a list of names and files.
+    """Make suites from a list of names and files.
 
     Args:
-        names: names of SUITES, paths of .jsonl and .yaml files, or names of lm-eval tasks.
-        at: of whom and with what they are asked.
-        kept: where a file of items is gone, as when a study was moved to another machine, take the copy in the folder.
+        names: names in SUITES, paths of .jsonl and .yaml files, or names of lm-eval tasks.
+        at: the circumstances in which they are asked.
+        kept: whether to use the copy in the folder if a file of items is missing, for example because a study was moved
+            to another machine.
 
     Raises:
         UsageError: a file that cannot be read, a malformed item, `safety` without prompts, a name given twice.
@@ -98,7 +99,7 @@ def _suite(name: str, at: Circumstances) -> Suite:
 
 
 def _kept(name: str, at: Circumstances) -> Suite | None:
-    """A suite of the items that were copied into the folder, where a file that they came from is gone."""
+    """A suite from the copies of its items in the folder, if a file that they came from is missing; else None."""
     named = SUITES.get(name)
     label = items.task_name(Path(name).expanduser().stem) if named is None else name
     sources = {label: name} if named is None else named.files(at)

@@ -1,4 +1,4 @@
-"""What a suite is: the one who asks by name, and what is asked then."""
+"""The interface of suites: a named suite, and the suite that it makes for a model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Kind = Literal["answers", "refusals"]
 
 @dataclass(frozen=True)
 class Suite:
-    """What is evaluated together.
+    """Tasks that are evaluated together.
 
     Attributes:
-        name: the user's word for it; also of its file in the store.
-        kind: `answers` are right or wrong; `refusals` are judged replies to harmful and harmless prompts.
+        name: name given by the user; also that of its file in the store.
+        kind: `answers`, which are right or wrong, or `refusals`, judged replies to harmful and harmless prompts.
         tasks: names of lm-eval tasks, or paths of their YAML files.
-        local: whether its items were written into the folder, as tasks of our own.
-        note: what a reader should know of where its items come from.
+        local: whether its items were written to the folder as tasks of our own.
+        note: what a reader should know about the source of its items.
     """
 
     name: str
@@ -35,13 +35,13 @@ class Suite:
 
 @dataclass(frozen=True)
 class Circumstances:
-    """Of whom and with what a suite is asked.
+    """The circumstances in which a suite is asked.
 
     Attributes:
-        miniature: whether the base model is the embedded one, which has items of its own.
-        folder: where tasks over local items are written.
+        miniature: whether the base model is the miniature, which has its own items.
+        folder: folder for tasks with local items.
         harmful, harmless: prompts for `safety`: a .csv, .txt or .jsonl file or a Hub id.
-        max_generated: tokens of a reply to a local item.
+        max_generated: most tokens of a reply to a local item.
     """
 
     miniature: bool
@@ -51,11 +51,11 @@ class Circumstances:
     max_generated: int = items.MAX_GENERATED
 
     def local(self, name: str, kind: Kind, tasks: Mapping[str, Sequence[Mapping[str, Any]]]) -> Suite:
-        """A suite of tasks over local items, written into the folder.
+        """Write tasks with local items to the folder, and make a suite of them.
 
         Args:
-            name: of the suite.
-            kind: of its answers.
+            name: name of the suite.
+            kind: kind of the suite.
             tasks: items by the name of their task.
         """
         written = [
@@ -66,34 +66,34 @@ class Circumstances:
 
 
 class NamedSuite(ABC):
-    """A suite that is asked for by its name. A new one is one file, and one row in `SUITES` and the contract test."""
+    """A suite that users choose by name. A new one is one file, and one row in `SUITES` and in the contract test."""
 
     name: ClassVar[str]
     kind: ClassVar[Kind]
 
     @abstractmethod
     def make(self, at: Circumstances) -> Suite:
-        """What is asked.
+        """Make the suite.
 
         Raises:
-            UsageError: it needs what was not given.
+            UsageError: something that it needs was not given.
         """
 
     def by_default(self, at: Circumstances) -> bool:
-        """Whether it is asked where no suite is named."""
+        """Whether it is asked if the user names no suite."""
         return True
 
     def files(self, at: Circumstances) -> dict[str, str]:
-        """Names of its local tasks, and the file that the items of each were read from; none where it reads no file."""
+        """The file that the items of each of its local tasks are read from, by task name; empty if it reads no file."""
         return {}
 
 
 class Answers(NamedSuite):
-    """Questions with right answers: a test corpus of the miniature, and tasks of lm-eval for every other model."""
+    """Questions with right answers: a test corpus for the miniature, and lm-eval tasks for other models."""
 
     kind: ClassVar[Kind] = "answers"
     stock: ClassVar[tuple[str, ...]]
-    """Tasks of lm-eval."""
+    """Names of lm-eval tasks."""
 
     def make(self, at: Circumstances) -> Suite:
         """See `NamedSuite`."""
@@ -113,7 +113,7 @@ class Answers(NamedSuite):
 
 
 def miniature_rows(name: str) -> list[dict[str, Any]]:
-    """A test corpus in an order that mixes its kinds, so that the first so many items are a fair sample."""
+    """A test corpus in a pseudo-random order, so that its first items are a fair sample of all kinds."""
     from ...data.miniature import rows
 
     return sorted(rows(name), key=lambda row: hashlib.sha256(str(row["prompt"]).encode()).hexdigest()[:16])

@@ -1,4 +1,4 @@
-"""What a model knows: questions on the miniature's encyclopedia; of other models MMLU.
+"""What a model knows: questions on the miniature's encyclopedia; MMLU for other models.
 
 Hendrycks et al. 2021, *Measuring Massive Multitask Language Understanding*, arXiv:2009.03300.
 """
@@ -11,7 +11,7 @@ from .base import Answers
 
 
 class Knowledge(Answers):
-    """Facts."""
+    """Questions about facts."""
 
     name: ClassVar[str] = "knowledge"
     stock: ClassVar[tuple[str, ...]] = ("mmlu",)

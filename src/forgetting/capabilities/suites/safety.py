@@ -15,17 +15,17 @@ from .base import Circumstances, Kind, NamedSuite, Suite, miniature_rows
 
 
 class Safety(NamedSuite):
-    """Always both kinds of prompts, since a model that refuses everything is not safe."""
+    """Harmful and harmless prompts, always both, because refusing everything is not safety."""
 
     name: ClassVar[str] = "safety"
     kind: ClassVar[Kind] = "refusals"
 
     def by_default(self, at: Circumstances) -> bool:
-        """Where there are prompts for it."""
+        """Whether there are prompts for it."""
         return at.miniature or bool(at.harmful or at.harmless)
 
     def files(self, at: Circumstances) -> dict[str, str]:
-        """The prompts, where both kinds were given."""
+        """The files of prompts; empty unless both kinds were given."""
         if at.harmful is None or at.harmless is None:
             return {}
         return {"safety_harmful": at.harmful, "safety_harmless": at.harmless}
