@@ -82,12 +82,10 @@ def fit(
 ) -> Fit | GroupedFits:
     """Fit one law to the runs of one data set: global optimum, with intervals from resampling whole runs.
 
-    For a study, the runs of the first method without mitigations are fitted, from the study's first measured step; for
-    the law `replay`, also runs whose only mitigation is replay.
+    Of a study, runs of the first method without mitigations are fitted; for the law `replay`, also those with replay.
 
     Args:
-        table: paths of tables, a study folder or result, a DataFrame, a Dataset, a dictionary of columns, or a list of
-            rows; one row per measurement.
+        table: paths of tables, a study folder or result, DataFrame, Dataset, columns or rows; one row per measurement.
         law: a law's name, a formula such as `loss = E + A/N**alpha`, or a law.
         by: one column or several; the rows of each group are fitted separately, such as each model's curve.
         dataset: name of the data set, if the table has several; with `by`, each data set is a group.
@@ -222,19 +220,14 @@ def plan(
         floor: forgetting loss of the base model itself, in nats/token; default the study's.
         ranks: LoRA ranks to compare; default powers of two across the measured range.
         params: trainable parameters, instead of ranks.
-        replay: shares of replay to compare, if the study varied it; default all shares in its range. With 0 alone, the
-            law of runs without replay is used.
+        replay: shares of replay to compare, if the study varied it; default all. 0 alone uses the law without replay.
         params_per_rank: trainable parameters of rank 1, if the law does not know them.
         model: count them from this model's configuration: a folder or Hub id.
         target_modules: LoRA target modules for `model`; default all-linear.
-        batch, context: sequences per step and tokens per sequence, to compute tokens and FLOPs; default as in the
-            study.
+        batch, context: sequences per step and tokens per sequence, for tokens and FLOPs; default as in the study.
         next_run: also find the runs that would narrow the answer most.
         max_steps: most steps of such a next run, or of a run with replay; default the most measured steps.
         dataset: only this data set.
-
-    Returns:
-        The plan of each data set.
 
     Raises:
         UsageError: neither or both of budget and target_loss, or no law over P and N.

@@ -65,17 +65,13 @@ def evaluate(
         chat: apply the chat template; default: if the model has one.
         metric, cluster_by: lm-eval's metric to use as an item's score; field of an item that identifies its passage.
         max_new_tokens, include_path: length of a reply to a local item; folders where lm-eval finds tasks by name.
-        harmful, harmless: prompts of `safety`: a .csv, .txt or .jsonl file or a Hub id.
-        keep_completions: store replies to harmful prompts.
+        harmful, harmless: prompts of `safety`: a .csv, .txt or .jsonl, or Hub id; keep_completions stores the replies.
         judge, labels: the judge of refusals, by model name or as an object; or a CSV of hand labels; default rules.
         relearn: also train on half of each suite and score the other half, to tell lost from unreachable knowledge.
         revision, dtype, device, bits, trust_remote_code: settings for loading models; 4 or 8 bits quantise them.
         tokenizer: tokenizer of loaded models.
         server: how to ask; base and tuned are then addresses of OpenAI-compatible servers.
         tell: called with the name of what is being run.
-
-    Returns:
-        Accuracy, agreement, transitions and refusals of each suite, with intervals.
 
     Raises:
         UsageError: suites, items or models are wrong, or `out` has answers of other models or settings.

@@ -83,8 +83,7 @@ def fit_law(
         intervals: of parameters: `bootstrap`, or `profile` likelihood (least squares only); bands use the bootstrap.
         starts: how many points to draw from the law's starting region; 0 uses only `start`.
         start: [K] an additional starting point, in the order of the law's parameters.
-        line: the fit of `linear` to the same table with the same options, for the slope of `shifted_power`; None
-            computes it.
+        line: fit of `linear` to the same table and options, for the slope of `shifted_power`; computed if None.
 
     Returns:
         The fit; if it did not converge or could not identify a parameter, it has warnings.
