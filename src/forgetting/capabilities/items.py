@@ -22,7 +22,7 @@ FINAL_ANSWER = r"(?s)^\s*(?:.*?\b[Tt]he answer is (?:the |a |an )?)?(.+?)\s*\.?\
 """Extracts what follows `The answer is`, or else the whole reply, without the full stop."""
 MAX_GENERATED = 64
 READER = "items_beside.py"
-READER_TEXT = '''"""Reads the items beside this file, wherever the folder lies. The tasks of this folder call it."""
+READER_TEXT = '''"""Reads the items in this folder, even if it was moved. The tasks of this folder call it."""
 
 import json
 from pathlib import Path

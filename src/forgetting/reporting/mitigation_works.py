@@ -80,7 +80,7 @@ MITIGATION_WORKS: dict[str, Work] = {
         "1911.03090",
     ),
     "biderman2024lora": (
-        "regularisers beside LoRA",
+        "regularisation compared with LoRA",
         "Biderman, Dan and Portes, Jacob and Gonzalez Ortiz, Jose Javier and Paul, Mansheej and Greengard, Philip and "
         "Jennings, Connor and King, Daniel and Havens, Sam and Chiley, Vitaliy and Frankle, Jonathan and Blakeney, "
         "Cody and Cunningham, John P.",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from forgetting.analysis.compare.reference import Reference
+from forgetting.analysis.compare.runs import number_in
 from forgetting.analysis.fit import Fit, fit_law, unfit
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.table_files import Table
@@ -109,8 +110,8 @@ def _counts(table: Table, i: int, start: float) -> bool:
     def cell(name: str) -> Any:
         return table[name][i] if name in table else None
 
-    alpha = _number(cell("alpha"))
-    step = _number(cell("step"))
+    alpha = number_in(cell("alpha"))
+    step = number_in(cell("step"))
     return (
         str(cell("status") or "done") == "done"
         and not str(cell("mitigation") or "")
@@ -122,13 +123,6 @@ def _counts(table: Table, i: int, start: float) -> bool:
 
 def _label(table: Table, i: int) -> str:
     return str((table.get("label") or table.get("method") or [""] * rows(table))[i])
-
-
-def _number(cell: Any) -> float:
-    try:
-        return float(cell)
-    except (TypeError, ValueError):
-        return math.nan
 
 
 def _take(table: Table, at: Array) -> Table:

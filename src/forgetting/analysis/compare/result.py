@@ -106,12 +106,12 @@ def compare_tables(
 
     Args:
         tables: rows by data set.
-        reference: what all others are held against: see `reference_of`.
+        reference: what all others are compared with; see `reference_of`.
         by: the column to hold equal; default `finetune_loss`, or `test_accuracy` in PEFT's results.
-        direction: `lower` or `higher`, for a column whose better way is not known.
-        confidence: of each interval.
-        start: steps before it are left out.
-        fits: laws by data set and name that are fitted already; else Appendix B fits them.
+        direction: whether `lower` or `higher` is better, for a column where this is unknown.
+        confidence: confidence of each interval.
+        start: first step that counts; earlier ones are left out.
+        fits: fitted laws by data set and name; None fits them for Appendix B.
 
     Raises:
         UsageError: a mistake in a table or argument, or nothing to compare in any data set.
@@ -140,7 +140,7 @@ def compare_tables(
 def _beyond(
     table: Table, axis: Axis, reference: Reference, start: float, fits: Mapping[str, Fit] | None
 ) -> list[Beyond]:
-    """Appendix B, where the table has what the laws are of."""
+    """Appendix B's rows; empty if the table lacks a column that the laws need."""
     needed = ("forgetting_loss", "finetune_loss", "step", "trainable_params")
     if axis.column != "finetune_loss" or any(name not in table for name in needed):
         return []

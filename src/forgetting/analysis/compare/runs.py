@@ -54,15 +54,16 @@ def with_runs(table: Table, name: str) -> tuple[Table, list[str]]:
 def _trained(table: Table, i: int) -> bool:
     """Whether a row was measured during training in a run that ended well, so not on interpolated weights."""
     status = table["status"][i] if "status" in table else None
-    alpha = _number(table["alpha"][i]) if "alpha" in table else math.nan
+    alpha = number_in(table["alpha"][i]) if "alpha" in table else math.nan
     return str(status or "done") in ("done", "nan") and not alpha < 1
 
 
 def _numbers(table: Table, column: str) -> Array:
-    return np.array([_number(cell) for cell in table.get(column, [math.nan] * rows(table))])
+    return np.array([number_in(cell) for cell in table.get(column, [math.nan] * rows(table))])
 
 
-def _number(cell: Any) -> float:
+def number_in(cell: Any) -> float:
+    """A cell as a number; NaN if it is not one."""
     try:
         return float(cell)
     except (TypeError, ValueError):
