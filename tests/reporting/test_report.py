@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import re
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -365,3 +367,16 @@ def test_a_report_of_a_part_of_a_study_says_so_at_the_top():
     assert page.index(said) < page.index('class="lead">On')
     fail_one(table, runs, "the loss became NaN")
     assert f"{len(runs) - 1} of {len(runs)} runs are done (1 failed)" in render_study(config, table, runs, fits)
+
+
+def test_commands_name_the_studys_folder_as_a_shell_reads_it():
+    config, table, runs, fits = study(("news",))
+    page = html.unescape(render_study(config, table, runs, fits, folder="my 'best' study"))
+    commands = [shlex.split(found) for found in re.findall(r"<code>(forgetting [^<]*)</code>", page)]
+    assert {words[1] for words in commands} >= {"table", "study", "report", "predict", "plan"}
+    assert {words[2] for words in commands} == {"my 'best' study"}
+    predicted = next(words for words in commands if words[1] == "predict")
+    sizes = sorted(table["trainable_params"].unique())
+    assert [float(predicted[i + 1]) for i, word in enumerate(predicted) if word == "--params"] == sizes
+    assert predicted[-2:] == ["--steps", "260"]
+    assert "STUDY" not in page

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.schema import ModelConfig, StudyConfig
+from ..display.commands import command
 from ..errors import ForgettingError, UsageError
 from ..files import check_plain, parse_json, read_text, refuse_link, refuse_links, write_atomically
 from ..measuring import quantities
@@ -176,7 +177,7 @@ def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None
     asked = asked_by(runs_by_id(config))
     done = [run for run in folder.runs() if run.state().get("status") == "done" and asked(run)]
     if not done:
-        raise UsageError(f"{study}: no finished run to evaluate; run `forgetting study {study}`")
+        raise UsageError(f"{study}: no finished run to evaluate; run `{command('study', study)}`")
     chosen = plan if plan.suites or config.capabilities is None else _over(plan_of(config), plan)
     step = config.training.steps
     base = load_base(config.model.measured_against())

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..display.commands import command
 from ..errors import ForgettingError, UsageError, did_you_mean
 from .options import expanded, pairs, several
 from .printing import say
@@ -137,9 +139,21 @@ def fit_command(
 
         save_fits(fits, out)
     _show_fits(fits, tests, latex=latex, as_json=as_json)
+    if not (latex or as_json) and (planned := _to_plan(fits, tables, out)):
+        typer.echo(planned)
     _say(failed[:-1])
     if failed:
         raise failed[-1]
+
+
+def _to_plan(fits: dict[str, dict[str, Fit]], tables: Sequence[str], out: str | None) -> str:
+    """The command that plans with these fits, where they are stored and enough for it; empty otherwise."""
+    from ..analysis.plan.source import EXAMPLE_BUDGET, can_plan
+
+    source = out or (tables[0] if len(tables) == 1 and (Path(tables[0]) / "study.yaml").is_file() else None)
+    if source is None or not any(map(can_plan, fits.values())):
+        return ""
+    return f"to plan a run within a budget: {command('plan', source, '--budget', EXAMPLE_BUDGET)}"
 
 
 def _fit_each(

@@ -214,7 +214,10 @@ def check_command(
     if as_json:
         typer.echo(json.dumps(_row(profile, found.to_dict())))
     else:
-        typer.echo("\n".join(map(visible, [*found.sentences(), *_not_judged(found, profile)])))
+        words = o.words_of(replace(measuring, noise_floor=False), models)
+        words += o.words("--confidence", None if confidence == 0.95 else confidence)
+        to_do = _weaker(found, profile, [*o.words("--text", text), *o.words("--text-field", text_field), *words])
+        typer.echo("\n".join(map(visible, [*found.sentences(), *_not_judged(found, profile), *to_do])))
     say_page(html, as_json=as_json)
     say_notices([*(found.task.notices if found.task else ()), *profile.notices])
     raise typer.Exit(found.exit_code(strict=strict, allow_undecided=allow_undecided))
@@ -245,6 +248,19 @@ def _checked(
             "or could not answer; --probe default measures them"
         )
     return found.check(budgets, confidence), found
+
+
+def _weaker(found: CheckResult | ProfileCheck, profile: Profile, words: list[str]) -> list[str]:
+    """For an adapter over its budget on one text, the command that finds a weaker version of it."""
+    from ..measuring.measurement import CheckResult
+
+    first = profile.first
+    if not isinstance(found, CheckResult) or found.verdict != "over":
+        return []
+    if not (Path(first.tuned).expanduser() / "adapter_config.json").is_file():
+        return []
+    scaled = command("scale", first.base, first.tuned, "--budget", f"{found.budget:g}", *words)
+    return [f"to find a weaker version of it within the budget: {scaled}"]
 
 
 def _not_judged(found: CheckResult | ProfileCheck, profile: Profile) -> list[str]:

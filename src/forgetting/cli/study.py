@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..display.tables import Shown
 from ..errors import UsageError
 from . import options as o
 from .printing import print_shown, say
@@ -176,7 +177,7 @@ def _study(config: StudyConfig, folder: Path, engine: Engine, as_json: bool) -> 
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=1))
     else:
-        print_shown(result.shown())
+        print_shown([*result.shown(), Shown(result.next_commands())])
     for run_id, why in result.failed.items():
         say(f"failed: {run_id}: {why}")
     _say(result.left)
@@ -297,3 +298,6 @@ def report_command(
     left = {"damaged": made.left.damaged, "unasked": list(made.left.unasked), "foreign": made.left.foreign}
     typer.echo(json.dumps({"report": str(made.report), **left}) if as_json else str(made.report))
     _say(made.left)
+    if not as_json:
+        for line in made.next_commands():
+            say(line)

@@ -18,3 +18,14 @@ def command(*words: object, windows: bool = os.name == "nt") -> str:
     """
     every = ["forgetting", *map(str, words)]
     return subprocess.list2cmdline(every) if windows else shlex.join(every)
+
+
+def exact(value: float) -> str:
+    """A number in the fewest digits that give it back.
+
+    Examples:
+        >>> exact(295680.0), exact(0.15)
+        ('295680', '0.15')
+    """
+    number = float(value)
+    return f"{number:.0f}" if number.is_integer() else repr(number)

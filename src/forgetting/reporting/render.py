@@ -24,6 +24,7 @@ from forgetting.analysis.plan.cost import costs_of_table
 from forgetting.capabilities.study_runs import study_rows
 from forgetting.config.schema import StudyConfig
 from forgetting.display.charts import DARK, LIGHT
+from forgetting.display.commands import command
 from forgetting.errors import ForgettingError
 from forgetting.files import no_room, redact, write_atomically
 from forgetting.reporting import sections
@@ -35,7 +36,7 @@ from forgetting.reporting.figures import charts, hover_texts
 from forgetting.reporting.lawtable import law_table
 from forgetting.reporting.series import Panel, Series, group, panels, tidy
 from forgetting.reporting.texts import texts_section
-from forgetting.reporting.whatif import what_if
+from forgetting.reporting.whatif import what_if, what_if_words
 from forgetting.reporting.words import headline
 from forgetting.store.growth import grown
 
@@ -57,6 +58,7 @@ def render_study(
     unasked: Sequence[str] = (),
     asked: int | None = None,
     growth: Sequence[str] = (),
+    folder: Path | str = "STUDY",
 ) -> str:
     """The report of a study as the text of one HTML file.
 
@@ -70,6 +72,7 @@ def render_study(
         unasked: ids of stored runs that the configuration does not ask for; the page lists them and omits the rest.
         asked: how many runs the configuration asks for; default as many as there are.
         growth: one line for each time that the study's configuration was extended (`store.growth.grown`).
+        folder: the study folder, for the commands that the page names.
 
     Returns:
         The page; equal arguments give equal text.
@@ -84,9 +87,11 @@ def render_study(
         .get_template("study.html.j2")
         .render(
             config=config,
+            command=command,
+            folder=folder,
             css=_asset("report.css"),
             palette=_palette(series),
-            texts=_texts(config, table, series),
+            texts=_texts(config, table, series, folder),
             capabilities=_evaluated(capabilities, series),
             compare=comparison_section(comparison, series, runs),
             scripts=scripts,
@@ -109,10 +114,10 @@ def render_study(
     )
 
 
-def _texts(config: StudyConfig, table: pd.DataFrame, series: Sequence[Series]) -> Markup:
+def _texts(config: StudyConfig, table: pd.DataFrame, series: Sequence[Series], folder: Path | str) -> Markup:
     """The section on further texts, with the colours and names of the runs' series."""
     colours = {run: f"var(--{s.key})" for s in series for run in s.runs}
-    return texts_section(config.texts, table, colours, {run: s.label for s in series for run in s.runs})
+    return texts_section(config.texts, table, colours, {run: s.label for s in series for run in s.runs}, folder)
 
 
 def _evaluated(capabilities: Sequence[Mapping[str, Any]], series: Sequence[Series]) -> Markup:
@@ -141,7 +146,7 @@ def write_study_report(
     """
     capabilities = [row for row in study_rows(path.parent) if row["run_id"] not in unasked]
     how = grown(path.parent, config)
-    page = render_study(config, table, runs, fits, capabilities, comparison, unasked, asked, how)
+    page = render_study(config, table, runs, fits, capabilities, comparison, unasked, asked, how, path.parent)
     try:
         return write_atomically(path, page, parents=False)
     except OSError as error:
@@ -211,6 +216,7 @@ def _panel(panel: Panel, cost: Cost | None) -> dict[str, Any]:
     made = charts(panel)
     ranked = [s for s in panel.series if s.symbol == "circle"]
     families = {s.label.removesuffix(f" {s.rank}") for s in ranked}
+    asked = what_if(panel, cost)
     ranked = ranked if len(ranked) > 1 and len(families) == 1 else []
     return {
         "key": panel.key,
@@ -225,6 +231,8 @@ def _panel(panel: Panel, cost: Cost | None) -> dict[str, Any]:
         "failed": len(panel.failed),
         "measurements": sections.measurement_rows(panel),
         "predicted": sections.predictions(panel),
-        "what_if": what_if(panel, cost),
+        "what_if": asked,
+        "what_if_words": ([], []) if asked is None else what_if_words(panel, asked),
+        "predict_words": sections.predict_words(panel),
         "total": len(panel.points),
     }

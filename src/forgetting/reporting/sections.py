@@ -15,6 +15,7 @@ from forgetting.analysis.fit.show import span
 from forgetting.analysis.plan.predict import predict_rows
 from forgetting.config.bits import quantised_notes
 from forgetting.config.schema import StudyConfig
+from forgetting.display.commands import exact
 from forgetting.display.numbers import MINUS, count, duration, finite, level, number, plus_minus, several
 from forgetting.errors import UsageError
 from forgetting.measuring.quantities import BY_NAME
@@ -188,11 +189,23 @@ class Predicted:
     forgetting: tuple[str, str, str]
 
 
-def predictions(panel: Panel) -> tuple[str, list[Predicted]]:
-    """The bands' level, and the joint law's prediction for each rank at the last step, from `predict`."""
+def predict_words(panel: Panel) -> list[str]:
+    """What to give `predict` for the numbers of `predictions`."""
+    sizes = map(exact, _sizes(panel).values())
+    params = [word for size in sizes for word in ("--params", size)]
+    return ["--dataset", panel.name, *params, "--steps", exact(panel.points["step"].max())]
+
+
+def _sizes(panel: Panel) -> dict[str, float]:
+    """Trainable parameters of each rank by its label."""
     ranked = [s for s in panel.series if s.symbol == "circle"]
     sizes = {s.label: float(panel.of(s)["trainable_params"].median()) for s in ranked}
-    sizes = {label: size for label, size in sizes.items() if finite(size) and size > 0}
+    return {label: size for label, size in sizes.items() if finite(size) and size > 0}
+
+
+def predictions(panel: Panel) -> tuple[str, list[Predicted]]:
+    """The bands' level, and the joint law's prediction for each rank at the last step, from `predict`."""
+    sizes = _sizes(panel)
     if panel.joint is None or not sizes:
         return "", []
     step = float(panel.points["step"].max())

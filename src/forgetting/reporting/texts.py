@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
 
 from ..config.schema import is_probe
+from ..display.commands import command
 from ..display.numbers import finite, plus_minus
 from ..files import redact
 from ..measuring.quantities import of_text
@@ -27,7 +29,11 @@ SHOWN_STEPS = 100
 
 
 def texts_section(
-    texts: Mapping[str, Any], table: pd.DataFrame, colours: Mapping[str, str], labels: Mapping[str, str]
+    texts: Mapping[str, Any],
+    table: pd.DataFrame,
+    colours: Mapping[str, str],
+    labels: Mapping[str, str],
+    folder: str | Path = "STUDY",
 ) -> Markup:
     """The section of a study's report; empty if the study has no further texts.
 
@@ -36,6 +42,7 @@ def texts_section(
         table: one row per measurement.
         colours: CSS colour by run id.
         labels: displayed name by run id.
+        folder: the study folder, for a command that is named.
     """
     if not texts:
         return Markup("")
@@ -51,10 +58,18 @@ def texts_section(
     rows = [_last(run, mine[-1], columns, labels) for run, mine in runs.items()]
     for row, mine in zip(rows, runs.values(), strict=True):
         row["kept"] = [_mean(mine[-1], of_text("kept", name), 100) for name in kept]
+    writes = command("table", folder, "--csv")
     page = (
         environment()
         .get_template("texts_study.html.j2")
-        .render(texts=shown, names=list(columns), rows=rows, kept=kept, total=total)
+        .render(
+            texts=shown,
+            names=list(columns),
+            rows=rows,
+            kept=kept,
+            total=total,
+            command=writes,
+        )
     )
     return Markup(page)  # noqa: S704 - rendered with escaping on
 

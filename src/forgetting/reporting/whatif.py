@@ -8,7 +8,7 @@ compares them with the results of `predict` and `plan` stored here.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from forgetting.analysis.plan.cost import Cost
 from forgetting.analysis.plan.frontier import FAR, plan_budget
 from forgetting.analysis.plan.predict import predict_rows
 from forgetting.analysis.plan.surface import surface_of
+from forgetting.display.commands import exact
 from forgetting.display.numbers import finite, level, plain
 from forgetting.reporting.series import Panel
 
@@ -79,6 +80,14 @@ def what_if(panel: Panel, cost: Cost | None) -> dict[str, Any] | None:
     }
     result: dict[str, Any] = plain(made)
     return result
+
+
+def what_if_words(panel: Panel, made: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What to give `predict` and `plan` for the numbers that the page begins with."""
+    size, steps, budget = made["start"]
+    of = ["--dataset", panel.name, "--params", exact(size)]
+    floor = ["--floor", "0"] if made["floor"] is None else []  # then the budget is a forgetting loss
+    return [*of, "--steps", exact(steps)], [*of, "--budget", exact(budget), *floor]
 
 
 def _flops(cost: Cost, size: float) -> list[float] | None:

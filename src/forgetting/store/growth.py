@@ -17,6 +17,7 @@ from typing import Any
 
 from .. import files
 from ..config.schema import CapabilitiesConfig, StudyConfig, validate
+from ..display.commands import command
 from ..errors import ForgettingError, UsageError
 
 GRID = ("datasets", "methods", "seeds", "capabilities")
@@ -71,7 +72,7 @@ def another(path: Path, found: Mapping[str, tuple[Any, Any]]) -> str:
     """The error that a folder holds a study with another configuration, and what to do."""
     how = "choose another folder with out (--out)"
     if set(found) == {"name"}:
-        how = f"to add runs to it, give the folder and what to add (`forgetting study {path} ...`), or {how}"
+        how = f"to add runs to it, give the folder and what to add (`{command('study', path)} ...`), or {how}"
     if all(key.startswith("texts") for key in found):
         how = f"the weights at the measured steps are gone, so no other text can be measured there; {how}"
     return f"{path} holds a study of another configuration ({told(found)}); {how}"

@@ -15,6 +15,7 @@ from ..config.arguments import checked, wrong_type
 from ..config.bits import quantised_notes
 from ..config.files import study_config
 from ..config.schema import RunConfig, StudyConfig
+from ..display.commands import command
 from ..display.tables import Result, Shown
 from ..errors import ForgettingError, UsageError
 from ..files import write_atomically
@@ -91,6 +92,17 @@ class StudyResult(Result):
         notes += self.left.sentences()
         notes.append(f"report: {self.report}{seconds}")
         return [replace(measurements_shown(last_rows(self.table)), notes=notes)]
+
+    def next_commands(self) -> list[str]:
+        """What to do next: each a purpose and a command that can be pasted."""
+        from ..analysis.plan.source import EXAMPLE_BUDGET, can_plan
+
+        found = []
+        if self.failed:
+            found.append(f"to run the failed runs again: {command('study', self.folder)}")
+        if any(can_plan(laws) for laws in self.fits.values()):
+            found.append(f"to plan a run within a budget: {command('plan', self.folder, '--budget', EXAMPLE_BUDGET)}")
+        return [*found, f"to get every measurement: {command('table', self.folder, '--csv')}"]
 
     @checked
     def figure(self, dataset: str | None = None, kind: str = "line") -> go.Figure:
@@ -224,7 +236,7 @@ def conclude(out: Path) -> StudyResult:
     if table.empty:
         if left := found.left.sentences():
             raise ForgettingError(f"{out}: no usable measurement: {'; '.join(left)}")
-        raise UsageError(f"{out}: this study has no measurements yet; run `forgetting study {out}`")
+        raise UsageError(f"{out}: this study has no measurements yet; run `{command('study', out)}`")
     rows = fitted_rows(found.table)
     measured = rows[rows["status"] == "done"].groupby("dataset").size()
     rows = rows[rows["dataset"].isin(measured.index[measured >= LEAST_ROWS])]

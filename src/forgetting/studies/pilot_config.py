@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from .. import files
 from ..config.files import preset_fields
 from ..config.schema import MethodConfig, StudyConfig, validate
+from ..display.commands import command
 from ..errors import UsageError
 from ..files import write_atomically
 from ..store import growth
@@ -125,4 +125,4 @@ def write_plan(config: StudyConfig, out: Path, rank: int, steps: int) -> str:
     planned = validate(fields, where=PLAN)
     write_atomically(files.refuse_link(out / PLAN, out), planned.to_yaml(), parents=False)
     to = out.with_name(f"{out.name}-planned")
-    return shlex.join(["forgetting", "study", str(out / PLAN), "--out", str(to)])
+    return command("study", out / PLAN, "--out", to)

@@ -14,6 +14,7 @@ from forgetting.analysis.study_table import load_study
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import read_tables, split
 from forgetting.config.schema import StudyConfig
+from forgetting.display.commands import command
 from forgetting.errors import UsageError
 from forgetting.store.folder import StudyFolder
 
@@ -61,7 +62,7 @@ def open_study(path: Path, only: Only | None = None) -> tuple[StudyConfig, dict[
     folder = StudyFolder.open(path)
     table = load_study(path)
     if table.empty:
-        raise UsageError(f"{path}: this study has no measurements yet; run `forgetting study {path}`")
+        raise UsageError(f"{path}: this study has no measurements yet; run `{command('study', path)}`")
     return folder.config(), study_tables(table, [run.state() for run in folder.runs()], only)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from forgetting.analysis.plan.result import NextRun
 from forgetting.config.growing import with_more
 from forgetting.config.schema import StudyConfig
+from forgetting.display.commands import command
 from forgetting.errors import UsageError
 from forgetting.store.folder import StudyFolder
 from forgetting.tuning.grid import runs_by_id
@@ -50,4 +50,4 @@ def _with_command(study: Path, config: StudyConfig, done: Container[str], run: N
         adds = sum(run_id not in done for run_id in runs_by_id(grown))
     except UsageError:
         return run
-    return replace(run, command=shlex.join(["forgetting", "study", str(study), *more]), adds=adds, lengthens=longer)
+    return replace(run, command=command("study", study, *more), adds=adds, lengthens=longer)

@@ -12,6 +12,7 @@ from forgetting.analysis.fit.data import DONE
 from forgetting.analysis.laws import PUBLISHED
 from forgetting.analysis.tables import SUFFIXES
 from forgetting.config.arguments import wrong_type
+from forgetting.display.commands import command
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.files import check_plain, refuse_link
 
@@ -135,7 +136,7 @@ def _find(name: str | Path) -> Laws:
         if path.suffix.lower() in TABLES:
             raise UsageError(
                 f"{path}: a table; give a fit, a study folder or a published law's name; fit the table first: "
-                f"`forgetting fit {path.name} --out fits.json`, then give fits.json (in Python: forgetting.fit)"
+                f"`{command('fit', path, '--out', 'fits.json')}`, then give fits.json (in Python: forgetting.fit)"
             )
         return _nested(load_fits(path), path)
     known = did_you_mean(str(name), PUBLISHED)
@@ -183,6 +184,16 @@ def _is_range(span: tuple[float, float], values: Any, *, whole: bool) -> bool:
     return tuple(span) == (low, high) if whole else low <= span[0] <= span[1] <= high
 
 
+EXAMPLE_BUDGET = 0.1
+"""nats/token, in commands that are suggested."""
+
+
+def can_plan(laws: Mapping[str, Fit]) -> bool:
+    """Whether a data set's fits are enough for a plan without further arguments."""
+    fit = laws.get("shifted_power")
+    return fit is not None and fit.diagnostics.get("forgetting_floor") is not None
+
+
 def _fit_folder(path: Path) -> Laws:
     from forgetting.analysis.study_table import load_study
     from forgetting.store.table import fitted_rows
@@ -190,7 +201,7 @@ def _fit_folder(path: Path) -> Laws:
     whole = load_study(path)
     table = fitted_rows(whole)
     if table.empty:
-        raise UsageError(f"{path}: this study has no finished run yet; run `forgetting study {path}`")
+        raise UsageError(f"{path}: this study has no finished run yet; run `{command('study', path)}`")
     return fit_study(table, replay=fitted_rows(whole, replay=True))
 
 
