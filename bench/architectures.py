@@ -2,10 +2,10 @@
 
     python bench/architectures.py [--only WORD ...] [--all-adapters] [--json FILE]
 
-For each architecture a model is made and saved, then adapters for it, and each adapter is measured against the model as
-`forgetting measure` does it, from the files. The plain loop loads both models by itself, runs each window alone through
-the whole model, and takes log-softmax of the full logits in float64. A row is `equal` (all means within 1e-6),
-`refused` (with the reason) or `OFF`. It prints the table of docs/measuring.md; exit status 1 where something is off.
+For each architecture, a model and adapters for it are created and saved, and each adapter is measured against the model
+from its files, as by `forgetting measure`. The plain loop loads both models itself, runs each window alone through the
+whole model, and takes log-softmax of the full logits in float64. A row is `equal` (all means within 1e-6), `refused`
+(with the reason) or `OFF`. It prints the table of docs/measuring.md; the exit code is 1 if any row is `OFF`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ SMALL: dict[str, Any] = {
     **{"sliding_window": 8, "attention_window_size": 8, "local_attention": 8, "window_size": 8, "zero_expert_num": 1},
     **{"num_dense_layers": 1, "d_kv": 8, "qk_dim": 8, "v_dim": 8, "n_shared_experts": 1, "mamba_d_ssm": 64},
 }
-"""Fields of configurations, and what they are made, where a configuration has them."""
+"""Values that are set for these fields, if a configuration has them."""
 SPECIAL: dict[str, dict[str, Any]] = {
     "xlnet": {"max_position_embeddings": None},
     "falcon": {"head_dim": None},
@@ -126,7 +126,7 @@ def config_of(name: str) -> Any:
 
 
 def save_model(name: str, folder: Path) -> None:
-    """A random model of the architecture, its logits far from uniform, and a tokenizer for it."""
+    """Save a random model of the architecture, with logits far from uniform, and a tokenizer for it."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
@@ -156,7 +156,7 @@ def adapter_of(kind: str, model: Any) -> Any:
     """The configuration of an adapter of this kind for a model.
 
     Raises:
-        LookupError: the model has nothing for it to stand on.
+        LookupError: the model has no module that it could adapt.
     """
     from peft import IA3Config, LoraConfig
     from transformers.pytorch_utils import Conv1D
@@ -192,7 +192,7 @@ def adapter_of(kind: str, model: Any) -> Any:
 
 
 def save_adapter(kind: str, base: Path, folder: Path) -> None:
-    """An adapter of a model, with random weights, and saved by PEFT alone."""
+    """Save an adapter of a model, with random weights, by PEFT alone."""
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -222,7 +222,7 @@ def windows_of() -> Any:
 
 @torch.no_grad()
 def plain_loop(base: Path, adapter: Path, windows: Any) -> dict[str, float]:
-    """The means, by the most obvious way."""
+    """The means, computed in the most obvious way."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -250,7 +250,7 @@ def plain_loop(base: Path, adapter: Path, windows: Any) -> dict[str, float]:
 
 
 def compared(base: Path, adapter: Path, windows: Any) -> tuple[str, str]:
-    """`equal`, `refused` or `OFF`, and what there is to say of it."""
+    """`equal`, `refused` or `OFF`, and a remark."""
     from forgetting import measure
 
     try:
@@ -272,11 +272,11 @@ def compared(base: Path, adapter: Path, windows: Any) -> tuple[str, str]:
 
 
 def rows_of(name: str, kinds: tuple[str, ...], folder: Path) -> Iterator[dict[str, Any]]:
-    """One row an adapter; one alone where the model cannot be made or is refused."""
+    """One row per adapter; a single one if the model cannot be created or is refused."""
     base = folder / name
     try:
         save_model(name, base)
-    except Exception as error:  # a bench: what cannot be made is said
+    except Exception as error:  # whatever PEFT or transformers raise is shown in the table
         yield {
             "model": name,
             "adapter": "",
@@ -332,7 +332,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    """Run, print, and say whether all is well."""
+    """Run all, print the table, and return the exit code."""
     from transformers.utils import logging
 
     warnings.filterwarnings("ignore")

@@ -2,9 +2,9 @@
 
     python bench/compare.py [--studies 400]
 
-Each study has noise by run (an offset of its own), along the run (AR(1) errors of both losses) and by seed (the order
-of the data moves all runs of a seed); see tests/simulated.py. Noise: a run's offset 4 % of its forgetting, 0.03 nats
-along the run, 0.01 nats of fine-tuning loss, 0.02 nats by the order of the data; 0.05 nats between ranks.
+Each study has noise by run (an offset), along the run (AR(1) errors of both losses) and by seed (the order of the data
+shifts all runs of a seed); see tests/simulated.py. Standard deviations: 4 % of its forgetting for a run's offset, 0.03
+nats along the run, 0.01 nats of fine-tuning loss, 0.02 nats by the order of the data, 0.05 nats between ranks.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Do the bands hold what they promise? Simulated studies of eight runs from the paper's Table 1, in four noise designs.
+"""Coverage of the bands: simulated studies of eight runs from the paper's Table 1, in four noise designs.
 
-`ar`: an offset a run and autocorrelated errors along it. `t3`: the same with heavy tails, growing with the step.
-`lengths`: the same as `ar`, runs of different lengths. `curved`: as `ar`, but the truth bends away from the law by
-0.006 nats at the ends of the measured steps.
+`ar`: an offset per run and autocorrelated errors along it. `t3`: the same with heavy tails, growing with the step.
+`lengths`: as `ar`, with runs of different lengths. `curved`: as `ar`, but the truth deviates from the law by 0.006 nats
+at the ends of the measured steps.
 
-For each: how often the 95 % band of the law's mean holds the true mean, and that of one new run a new run, inside the
-measured range and beyond it; a band that is missing is a miss. Further the share of studies without a fit, of bands
-that are missing, of parameters outside their own interval, and of studies that the test of misfit calls wrong. Beside
-each share its Monte Carlo standard error, over studies.
+For each: how often the 95 % band of the law's mean covers the true mean, and that of one new run covers a new run,
+inside the measured range and beyond it; a missing band counts as a miss. Also the share of studies without a fit, of
+missing bands, of parameters outside their interval, and of studies that the test of misfit rejects. Each share has its
+Monte Carlo standard error, over studies.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PER_RANK = 2_498_560
 RANKS = (8, 8, 16, 32, 32, 64, 128, 256)
 STEPS = np.arange(50, 261, 15)
 SIGMA = {"finetune_loss": 0.006, "forgetting_loss": 0.010}
-"""Standard deviation of a measured loss around the law, nats/token; most of it is a run's own offset."""
+"""Standard deviation of a measured loss around the law, nats/token; most of it is the run's offset."""
 OUTPUTS = ("finetune_loss", "forgetting_loss")
 DESIGNS = ("ar", "t3", "lengths", "curved")
 BANDS = ("mean", "new run")
@@ -37,7 +37,7 @@ Array = NDArray[np.float64]
 
 
 def mean(params: float, steps: Array, *, bend: float = 0.0) -> Array:
-    """[2, n] true losses; `bend` adds a curvature in log N that the law does not have, in nats at the range's ends."""
+    """[2, n] true losses; `bend` adds a curvature in log N that the law lacks, in nats at the ends of the range."""
     theta = np.array([LAW.parameters[name] for name in LAW.law.names])
     x = {"trainable_params": np.full(steps.shape, params), "step": steps.astype(float)}
     values = LAW.law.values(theta[None], x)[0]
@@ -76,7 +76,7 @@ def study(rng: np.random.Generator, design: str) -> dict[str, list[float]]:
 
 
 def bend(design: str) -> float:
-    """Nats at the range's ends that the truth bends away from the law."""
+    """Deviation of the truth from the law at the ends of the range, in nats."""
     return {"curved": 0.006, "bent": 0.02}.get(design, 0.0)
 
 
@@ -87,12 +87,12 @@ POINTS = {
 
 
 def shares_held(fit: Fit, rng: np.random.Generator, design: str, place: str) -> dict[str, list[float]]:
-    """Of each band at all points and outputs: the shares that hold and that are missing."""
+    """For each band, over all points and outputs: the shares that cover and that are missing."""
     hits: dict[str, list[tuple[bool, bool]]] = {band: [] for band in BANDS}
     for rank, step in POINTS[place]:
         at = np.array([float(step)])
         true = mean(rank * PER_RANK, at, bend=bend(design))[:, 0]
-        # a new run at one step: offset and error of that step have the variance of the whole
+        # a new run at one step: its offset and error together have the total variance
         new = true + noise(rng, at, heavy=design == "t3")[:, 0]
         for row, output in enumerate(OUTPUTS):
             p = fit.predict(output, trainable_params=rank * PER_RANK, step=step)
@@ -102,36 +102,36 @@ def shares_held(fit: Fit, rng: np.random.Generator, design: str, place: str) -> 
 
 
 def strays(fit: Fit) -> float:
-    """Share of parameters that have an interval and lie outside it."""
+    """Share of true parameters outside their interval, among those with an interval."""
     ends = [(e.value, e.low, e.high) for e in fit.parameters.values() if not np.isnan([e.low, e.high]).all()]
     return float(np.mean([value < low or value > high for value, low, high in ends])) if ends else 0.0
 
 
 def wrong(fit: Fit) -> float:
-    """1 where the test of misfit calls the law wrong."""
+    """1 if the test of misfit rejects the law."""
     return float(any(test["p_holm"] < 0.05 for test in fit.diagnostics["misfit"]))
 
 
 @dataclass
 class Tally:
-    """Numbers of one design, one of each a study."""
+    """Numbers of one design, one value per study."""
 
     design: str
     numbers: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, **found: float) -> None:
-        """A study's."""
+        """Add the numbers of one study."""
         for name, value in found.items():
             self.numbers.setdefault(name, []).append(value)
 
     def share(self, name: str) -> str:
-        """Mean and Monte Carlo standard error, in per cent."""
+        """Mean and Monte Carlo standard error, in percent."""
         values = np.array(self.numbers.get(name, [np.nan]))
         return f"{100 * values.mean():.1f} ± {100 * values.std() / np.sqrt(values.size):.1f}"
 
 
 def simulate(tally: Tally, number: int, seed: int, *, starts: int = 24) -> None:
-    """One study more of a design; 24 starts find what 64 do here, in half the time."""
+    """Simulate one more study of a design; here 24 starts find the same optima as 64, in half the time."""
     design = tally.design
     rng = np.random.default_rng([seed, number, sum(map(ord, design))])
     table = study(rng, design)
@@ -149,7 +149,7 @@ def simulate(tally: Tally, number: int, seed: int, *, starts: int = 24) -> None:
 
 
 def power(studies: int, seed: int) -> dict[str, str]:
-    """Share of studies whose misfit is found, by how far the truth bends away from the law."""
+    """Share of studies whose misfit is found, by the deviation of the truth from the law."""
     out = {}
     for design in ("curved", "bent"):
         tally = Tally(design)
@@ -161,7 +161,7 @@ def power(studies: int, seed: int) -> dict[str, str]:
 
 
 def part_coverage(studies: int, seed: int) -> None:
-    """Print the table, in per cent; on standard error, what it is so far."""
+    """Print the table, in percent, and intermediate ones on standard error."""
     tallies = [Tally(design) for design in DESIGNS]
     for number in range(studies):
         for tally in tallies:

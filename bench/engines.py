@@ -1,10 +1,10 @@
-"""One study under each engine: equal numbers, wall times, and what an engine costs a run.
+"""One study with each engine: equal numbers, wall times, and the overhead per run.
 
     python bench/engines.py [--preset miniature] [--steps 224] [--datasets news] [--ranks 4 8]
 
-Runs the study with `local --jobs 1`, `local --jobs 2` and `ray` (two one-core workers), each in a process of its own,
-and prints a table. The overhead of a run is the wall time of its study, times the runs at a time, less the time that
-its runs trained and measured, divided by their number. Run it on a quiet machine.
+Runs the study with `local --jobs 1`, `local --jobs 2` and `ray` (two one-core workers), each in its own process, and
+prints a table. The overhead of a run is the study's wall time times the number of concurrent runs, minus the time that
+its runs trained and measured, divided by the number of runs. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if __name__ == "__main__":
 
 
 def numbers(out: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows of each run without what no two runs share."""
+    """Rows of each run, without times and memory."""
     return {
         run.id: [{key: value for key, value in row.items() if key not in COSTS} for row in run.measurements()]
         for run in StudyFolder.open(out).runs()
@@ -62,7 +62,7 @@ def busy(out: Path) -> list[float]:
 
 
 def main() -> None:
-    """Run the study under each engine and print the table; exit code 1 where numbers differ."""
+    """Run the study with each engine and print the table; exit code 1 if numbers differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="miniature")
     parser.add_argument("--steps", type=int, help="fewer steps than the preset's")

@@ -1,8 +1,8 @@
-"""Kill studies at random moments and see that nothing is lost: `python bench/faults.py --moments 50`.
+"""Kill studies at random moments and check that nothing is lost: `python bench/faults.py --moments 50`.
 
-A study of a small random model is killed again and again, resumed each time, and held against one that ran undisturbed.
-It counts as survived where every row that could be read at any moment is in the end there with the same numbers, no
-row is there twice, and all numbers equal the undisturbed study's to the last bit. Prints the table of
+A study of a small random model is killed again and again, resumed each time, and compared with an undisturbed one. It
+counts as survived if every row that could ever be read is still there at the end with the same numbers, no row occurs
+twice, and all numbers equal those of the undisturbed study to the last bit. Prints the table of
 docs/notes/faults.md. Needs Linux; the kinds with Ray need ray, `disk` a mount of a small tmpfs (root).
 """
 
@@ -48,7 +48,7 @@ Key = tuple[str, int, Any]
 
 @dataclass
 class Tally:
-    """What a kind of fault did."""
+    """The effects of one kind of fault."""
 
     faults: int = 0
     studies: int = 0
@@ -120,7 +120,7 @@ class Bench:
         )
 
     def judge(self, out: Path, seen: dict[Key, dict[str, Any]], tally: Tally) -> None:
-        """Hold a finished study against the undisturbed one, and against every row that was ever seen in it."""
+        """Compare a finished study with the undisturbed one, and with every row that was ever seen in it."""
         found = rows(out)
         tally.studies += 1
         tally.rows += len(found)
@@ -189,7 +189,7 @@ def disturb(
 
 
 def told(process: subprocess.Popen[bytes]) -> str:
-    """What a process that ended said on standard error."""
+    """What a process that ended wrote to standard error."""
     return process.stderr.read().decode() if process.stderr and not process.stderr.closed else ""
 
 
@@ -205,7 +205,7 @@ def kill(pid: int) -> bool:
 
 
 def move(process: subprocess.Popen[bytes], out: Path) -> bool:
-    """Move the study's folder away, where it is there."""
+    """Move the study's folder away, if it exists."""
     if not list(out.glob("runs/*/measurements.jsonl")):
         return False
     out.rename(out.with_name(f"{out.name}-moved"))
@@ -217,7 +217,7 @@ def move(process: subprocess.Popen[bytes], out: Path) -> bool:
 
 
 def move_back(out: Path, code: int, errors: str) -> bool:
-    """Move it back; a command that said that it had gone, and built nothing, is as it should be."""
+    """Move it back; the fault explains a command that reported the missing folder and wrote nothing."""
     moved = out.with_name(f"{out.name}-moved")
     if not moved.exists() or out.exists():
         return False
@@ -258,7 +258,7 @@ def lose_rows(bench: Bench) -> Callable[[Path, int, str], bool]:
 
 
 def close_reader(process: subprocess.Popen[bytes], _out: Path) -> bool:
-    """Close the reading end of standard error, once."""
+    """Close the reading end of the command's standard error, once."""
     if process.stderr is None or process.stderr.closed:
         return False
     process.stderr.close()
@@ -323,7 +323,7 @@ def with_cluster(bench: Bench, tally: Tally, moments: int, kind: str) -> None:
 
 
 def fill_disk(bench: Bench, tally: Tally, moments: int) -> None:
-    """Studies on a tmpfs that fills up at a random size; then it gets room, and they go on."""
+    """Run studies on a tmpfs that fills up at a random size; then enlarge it, and resume them."""
     number, end = 0, time.monotonic() + bench.seconds
     while tally.faults < moments:
         number += 1
@@ -380,7 +380,7 @@ def run(bench: Bench, kind: str, moments: int) -> Tally:
 
 
 def main() -> None:
-    """Parse, run, print the table; exit code 1 where something was lost."""
+    """Parse arguments, run, and print the table; exit code 1 if something was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moments", type=int, default=50, help="faults of each kind")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no further fault of a kind")

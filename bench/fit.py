@@ -1,7 +1,7 @@
-"""Figures of the fit engine: global optima, certified values, coverage of intervals, speed. Run: python bench/fit.py.
+"""Benchmarks of the fitting engine: global optima, certified values, coverage, speed. Run: python bench/fit.py.
 
-Each part prints what was asked, what was found, and how long it took, on one thread unless said otherwise. The parts
-`coverage`, `next-run` and `pilot` simulate studies, an hour of one core for 200 of them; all others take minutes.
+Each part prints the expected and found values and the time taken, on one thread unless noted. The parts `coverage`,
+`next-run` and `pilot` simulate studies, which takes an hour of one core for 200 of them; all others take minutes.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What measuring and training cost on a GPU, beside bare loops. Prints the tables of docs/benchmarks.md.
+"""Costs of measuring and training on a GPU, compared with bare loops. Prints the tables of docs/benchmarks.md.
 
     python bench/gpu.py [--shapes 1B 8B] [--parts ceilings measure train callback bits resume]
 
-Random bfloat16 models of the shapes of Llama-3.2-1B and Llama-3.1-8B, with LoRA of rank 16 on all linear layers; no
-download. Times are medians of rounds, with the device synchronised; memory is torch's high-water mark over what was
-allocated before. `--device cpu --shapes tiny` tries the script itself where there is no GPU.
+Random bfloat16 models with the shapes of Llama-3.2-1B and Llama-3.1-8B, with LoRA of rank 16 on all linear layers; no
+download. Times are medians of rounds, with the device synchronised; memory is torch's peak minus what was allocated
+before. `--device cpu --shapes tiny` tests the script itself without a GPU.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SHAPES = {
 CONTEXT, BATCH, RANK = 512, 8192, 16
 TOKENS = {"tiny": 2048, "1B": 65_536, "8B": 16_384}
 TRAINED = {"tiny": 2, "1B": 16, "8B": 8}
-"""Windows of CONTEXT tokens a training step."""
+"""Windows of CONTEXT tokens per training step."""
 MIB = 2**20
 
 
@@ -116,7 +116,7 @@ def windows(count: int, vocabulary: int, seed: int = 0):
 
 
 def adapted(model) -> None:
-    """Give the adapter something to say."""
+    """Make the adapter differ from the identity."""
     generator = torch.Generator(device=next(model.parameters()).device).manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -124,7 +124,7 @@ def adapted(model) -> None:
 
 
 def ceilings(bench: Bench, _shape: str) -> None:
-    """What the card gives: a large product in bfloat16, and a copy."""
+    """Measured limits of the GPU: a large bfloat16 matrix product, and a copy."""
     size = 8192 if bench.device.type == "cuda" else 512
     a, b = (torch.randn(size, size, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
     seconds, _ = bench.timed(lambda: a @ b, 20)
@@ -136,7 +136,7 @@ def ceilings(bench: Bench, _shape: str) -> None:
 
 
 def forward_flops(shape: str, tokens: int) -> float:
-    """Of one forward pass with logits: 2 a weight and token, and the products of attention."""
+    """FLOPs of one forward pass with logits: 2 per weight and token, plus attention."""
     s = SHAPES[shape]
     width, layers = s["hidden_size"], s["num_hidden_layers"]
     head = s.get("head_dim", width // s["num_attention_heads"])
@@ -149,7 +149,7 @@ def forward_flops(shape: str, tokens: int) -> float:
 
 
 def measure(bench: Bench, shape: str) -> None:
-    """One pass of `measure` beside a bare forward pass with logits."""
+    """One pass of `measure` compared with a bare forward pass with logits."""
     from forgetting.measuring.base_targets import base_side, base_targets
     from forgetting.measuring.comparison import compare
     from forgetting.measuring.losses import token_losses
@@ -242,7 +242,7 @@ def against_float64(bench: Bench, model, text, ours) -> None:
 
 
 class Batches:
-    """The same batches for each way."""
+    """The same batches for each implementation."""
 
     def __init__(self, shape: str, steps: int) -> None:
         self.size, self.steps = TRAINED[shape], steps
@@ -341,7 +341,7 @@ def trainer_steps(bench: Bench, model, batches: Batches, *callbacks) -> list[flo
 
 
 def train(bench: Bench, shape: str) -> None:
-    """A LoRA step of a study beside a bare loop."""
+    """A LoRA step of a study compared with a bare loop."""
     batches = Batches(shape, 14)
     tokens = batches.size * CONTEXT
     print(f"\n{shape}: LoRA, {batches.size} windows of {CONTEXT} tokens a step\n")
@@ -366,7 +366,7 @@ def train(bench: Bench, shape: str) -> None:
 
 
 def callback(bench: Bench, shape: str) -> None:
-    """ForgettingCallback every 50 steps on 24,576 tokens, beside training without it."""
+    """ForgettingCallback every 50 steps on 24,576 tokens, compared with training without it."""
     from forgetting import ForgettingCallback
 
     batches = Batches(shape, 100)
@@ -420,7 +420,7 @@ def bits(bench: Bench, shape: str) -> None:
 
 
 def resume(bench: Bench, _shape: str) -> None:
-    """A study's run of the miniature that is stopped and resumed, beside one that is not."""
+    """A study's run of the miniature that is stopped and resumed, compared with an uninterrupted one."""
     import yaml
 
     from forgetting.config.files import preset_fields
@@ -469,7 +469,7 @@ ONCE = ("ceilings", "callback", "bits", "resume")
 
 
 def main() -> None:
-    """Run the parts; one that fails is shown, and the others go on."""
+    """Run the parts; a failure of one is printed, and the others continue."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["1B", "8B"])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))

@@ -1,7 +1,7 @@
-"""How long hostile input takes to be refused: `python bench/hostile.py`.
+"""How long it takes to refuse hostile input: `python bench/hostile.py`.
 
-The inputs are those of tests/test_security.py, which tests what is said and how much memory that takes; here each is
-timed, in seconds, and the longest of its kind is printed beside what is asked.
+The inputs are those of tests/test_security.py, which tests the messages and the memory; here each is timed, and the
+longest time of each kind is printed next to the limit, in seconds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from test_security import _parquet_of_one_text as parquet_of_one_text
 
 
 def longest(name: str, asked: float, tries: Iterable[Callable[[], object]]) -> None:
-    """Print the longest of some refusals."""
+    """Print the longest time of several refusals."""
     most = 0.0
     for each in tries:
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Do intervals of `fit --iid` hold the truth as often as they say, on simulated tables with independent noise?"""
+"""Coverage of the intervals of `fit --iid` on simulated tables with independent noise."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What measuring costs, beside the usual ways. Prints the table of docs/benchmarks.md.
+"""Costs of measuring, compared with the usual implementations. Prints the table of docs/benchmarks.md.
 
     python bench/measure.py [--tokens 4096] [--rounds 2]
 
-A random Llama (hidden 512, 8 layers, vocabulary 128,256) with a LoRA adapter that is not the identity. Each way runs
-in a process of its own, whose peak memory is read by the kernel's account over that of the loaded model; time is the
-fastest of the rounds, by the clock and by the processor's account (which other programs on the machine disturb less).
-One process at a time: run it on a quiet machine.
+A random Llama (hidden 512, 8 layers, vocabulary 128,256) with a LoRA adapter that is not the identity. Each
+implementation runs in its own process. Memory is the kernel's peak of the process minus that of the loaded model; time
+is that of the fastest round, as wall and as processor time (which other programs disturb less). One process runs at a
+time; run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 WIDTH, LAYERS, VOCABULARY, CONTEXT = 512, 8, 128_256, 512
 LARGE_VOCABULARY = 256_000
 BATCH = 512
-"""`measure`'s own choice on a CPU."""
+"""The default of `measure` on a CPU."""
 
 
 def make(vocabulary: int):
@@ -62,7 +62,7 @@ def make_windows(tokens: int, vocabulary: int):
     )
 
 
-# ---- the ways; each takes (model, windows, cache folder) and returns what it found
+# ---- the implementations; each takes (model, windows, cache folder) and returns its results
 
 
 def forward(model, windows, _cache):
@@ -85,7 +85,7 @@ def measure_hard(model, windows, cache):
 
 
 def measure_all(model, windows, cache):
-    """Every quantity, soft forgetting loss and KL too; the base model's side from the cache."""
+    """Every quantity, including soft forgetting loss and KL; the base model's side from the cache."""
     from forgetting.measuring.base_targets import base_side
     from forgetting.measuring.comparison import compare
 
@@ -95,7 +95,7 @@ def measure_all(model, windows, cache):
 
 
 def measure_beside(model, windows, cache):
-    """Every quantity where the heads differ or are soft-capped: the base model runs beside the tuned one."""
+    """Every quantity if the heads differ or are soft-capped: the base model runs along with the tuned one."""
     from forgetting.measuring.base_targets import base_targets
     from forgetting.measuring.comparison import compare
 
@@ -105,7 +105,7 @@ def measure_beside(model, windows, cache):
 
 
 def measure_cold(model, windows, _cache):
-    """Every quantity with nothing cached: the base model's side is computed, and kept on disk."""
+    """Every quantity with an empty cache: the base model's side is computed and cached on disk."""
     with tempfile.TemporaryDirectory() as folder:
         return measure_all(model, windows, Path(folder))
 
@@ -124,7 +124,7 @@ def peft_loop(model, windows, _cache):
 
 
 def two_models(model, windows, _cache):
-    """The usual way: both models' full logits and log-probabilities, then differences."""
+    """The usual implementation: both models' full logits and log-probabilities, then differences."""
     import torch
 
     ids = torch.from_numpy(windows.input_ids.astype("int64")).view(-1, CONTEXT)
@@ -153,7 +153,7 @@ LABELS = {
 
 
 class Peak:
-    """The largest resident memory over what there was at the start, MB: the kernel's own high-water mark."""
+    """Peak resident memory minus that at the start, in MB, from the kernel's high-water mark."""
 
     def __enter__(self):
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
@@ -173,7 +173,7 @@ def run_way(name: str, tokens: int, vocabulary: int, rounds: int, cache: str) ->
     model, windows = make(vocabulary), make_windows(tokens, vocabulary)
     way = WAYS[name]
     small = make_windows(CONTEXT, vocabulary)
-    way(model, small, Path(cache) / "warm")  # libraries are loaded and threads started before memory is read
+    way(model, small, Path(cache) / "warm")  # loads libraries and starts threads before memory is read
     with Peak() as peak:
         way(model, windows, Path(cache))
     times, processor, found = [], [], None
@@ -211,8 +211,8 @@ def table(tokens: int, rounds: int) -> None:
     print(f"{'way':<52}{'seconds':>9}{'x forward':>11}{'processor s':>13}{'x forward':>11}{'extra MB':>10}")
     with tempfile.TemporaryDirectory() as cache:
         results = {}
-        in_process("measure_all", tokens, VOCABULARY, 0, cache)  # fills the cache, in a process of its own
-        # Twice through all ways: a machine that slows down for a minute then spoils no ratio.
+        in_process("measure_all", tokens, VOCABULARY, 0, cache)  # fills the cache, in its own process
+        # all implementations twice, so that a machine that is slow for a minute does not distort ratios
         for name in (*WAYS, *WAYS):
             found = in_process(name, tokens, VOCABULARY, rounds, cache)
             results[name] = faster(results.get(name, found), found)

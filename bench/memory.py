@@ -1,10 +1,10 @@
-"""The memory estimated for a run, beside what is measured.
+"""The estimated memory of a run, compared with the measured memory.
 
     python bench/memory.py [--only NAME ...] [--steps 2]
 
-Each setting is one run on a CPU in a process of its own, after a run of a tiny model has loaded the libraries: what it
-is estimated to take (`tuning.footprint`), and the kernel's high-water mark of resident memory over what was resident
-before the model was loaded. Prints the table of docs/benchmarks.md. Linux only.
+Each setting is one run on a CPU in its own process, after a run of a tiny model has loaded the libraries. Printed are
+the estimate (`tuning.footprint`) and the kernel's peak of resident memory minus what was resident before the model was
+loaded: the table of docs/benchmarks.md. Linux only.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def configuration(folder: Path, model: dict, setting: dict, steps: int):
 
 
 def run(config, folder: Path) -> None:
-    """Do the one run of a study in this process."""
+    """Execute the only run of a study in this process."""
     from forgetting.studies.engines import Local
     from forgetting.studies.study import study
 
@@ -102,7 +102,7 @@ def run(config, folder: Path) -> None:
 
 
 def measured(name: str, steps: int) -> None:
-    """Print bytes estimated and measured, of one setting."""
+    """Print estimated and measured bytes of one setting."""
     import torch
 
     from forgetting.models import memory
@@ -132,14 +132,14 @@ def measured(name: str, steps: int) -> None:
         device = torch.device("cpu")
         memory.reset_peak(device)
         before = memory.peak(device)
-        memory.reset_peak = lambda _: None  # the run's own peaks are of training alone
+        memory.reset_peak = lambda _: None  # because the run resets the peak to measure training alone
         run(config, folder / "study")
         measured = (memory.peak(device) - before) * MIB
     print(json.dumps({"estimate": estimate.total, "parts": vars(estimate), "measured": measured}))
 
 
 def main() -> None:
-    """Each setting in a process of its own."""
+    """Run each setting in its own process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--steps", type=int, default=2)

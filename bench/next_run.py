@@ -1,9 +1,9 @@
-"""Does `--next-run` pay? What it promises against what further runs do to the answer's error, in simulated studies.
+"""Whether `--next-run` pays: the promised and the realised effect of one more run, in simulated studies.
 
-Studies of eight runs (`coverage.py`, design `ar`), five questions inside the measured range: the fine-tuning loss at
-which a rank meets a level of forgetting. For each candidate rank a further run is simulated several times and the law
-fitted again. Realised is the fall of the answer's root mean square error against the truth, over all studies; promised
-is the narrowing that each study's own fit expects.
+Studies of eight runs (`coverage.py`, design `ar`), with five questions inside the measured range: the fine-tuning loss
+at which a rank reaches a level of forgetting. For each candidate rank, a further run is simulated several times and the
+law is fitted again. Realised is the decrease of the answer's root mean square error against the truth, over all
+studies; promised is the narrowing that each study's own fit predicts.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ HELD, ASKED = "forgetting_loss", "finetune_loss"
 
 
 def truth(rank: int, level: float) -> float:
-    """The fine-tuning loss at which the true surface meets the level, to 1e-6 nats."""
+    """The fine-tuning loss at which the true surface reaches the level, to 1e-6 nats."""
     steps = np.geomspace(5, 5000, 200_000)
     losses = mean(rank * PER_RANK, steps)
     return float(losses[0, int(np.argmax(losses[1] > level))])
 
 
 def answers(fit: Fit, theta: Array) -> Array:
-    """[S, Q] of [S, K] parameters in the fit's own coordinates."""
+    """[S, Q] Answers for [S, K] parameters in the fit's internal coordinates."""
     surface = surface_of(fit)
     made = []
     for rank, level in QUESTIONS:
@@ -46,7 +46,7 @@ def answers(fit: Fit, theta: Array) -> Array:
 
 
 def refits(fit: Fit, table: dict[str, list[float]], rank: int, rng: np.random.Generator) -> Array:
-    """[REPEATS, K] parameters with a further run of this rank, simulated as often."""
+    """[REPEATS, K] Parameters refitted with a further run of this rank, simulated REPEATS times."""
     run = {"run_id": -1.0, "rank": rank, "trainable_params": rank * PER_RANK}
     more = {name: [run[name]] * STEPS.size for name in run} | {"step": STEPS.tolist()}
     more |= {output: [1.0] * STEPS.size for output in OUTPUTS}
@@ -76,7 +76,7 @@ def one(number: int, seed: int) -> tuple[Array, Array, Array, Array] | None:
 
 
 def realised(before: Array, after: Array) -> Array:
-    """[Q, C] narrowing of the root mean square of [S, Q] errors to that of [S, C, REPEATS, Q] ones."""
+    """[Q, C] Decrease of the root mean square from [S, Q] errors to [S, C, REPEATS, Q] errors."""
     return (1 - np.sqrt(np.mean(after**2, axis=(0, 2))) / np.sqrt(np.mean(before**2, axis=0))).T
 
 

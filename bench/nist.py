@@ -1,8 +1,8 @@
-"""NIST's nonlinear regression problems (StRD) from ten seeds, without a start: which does each seed solve?
+"""NIST's nonlinear regression problems (StRD) from ten seeds, without starting values: which does each seed solve?
 
-Problems are NIST's own files (`.dat`) in a folder, https://www.itl.nist.gov/div898/strd/nls/nls_main.shtml; without a
-folder, the eight that the tests hold. A problem counts as solved where the sum of squares is at most the certified one,
-to 1e-6; a failure is told where the fit warns that it did not converge or that a better fit may exist.
+Problems are NIST's files (`.dat`) in a folder, https://www.itl.nist.gov/div898/strd/nls/nls_main.shtml; without a
+folder, the eight in the tests. A problem counts as solved if the sum of squares is at most the certified one, to 1e-6;
+a failure counts as reported if the fit warns that it did not converge or that a better fit may exist.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def read(text: str) -> tuple[str, dict[str, np.ndarray], float]:
 
 
 def part_nist_seeds(folder: Path | None) -> None:
-    """Print how many problems each seed solves, and of the others how many it tells."""
+    """Print how many problems each seed solves, and how many of the others it reports."""
     every = list(problems(folder))
     print(f"NIST StRD, {len(every)} problems from {len(SEEDS)} seeds, no start given")
     lost: dict[str, list[int]] = {}

@@ -1,10 +1,9 @@
-"""What does a pilot save, and do its bands hold? Simulated sessions against full grids, by `--part pilot`.
+"""Savings of a pilot and coverage of its bands: simulated sessions against full grids, by `--part pilot`.
 
-Truth and noise are those of `coverage.py`, design `ar`. A full grid is four ranks by three seeds, all runs of 260
+Truth and noise are those of `coverage.py`, design `ar`. A full grid has four ranks and three seeds, all runs with 260
 steps. Its plan for a budget has a band of forgetting at the recommended run; the pilot's tolerance is that band's half
-width. Compared are the steps of all runs, and how often each band holds the true forgetting at its recommended run:
-the pilot looks at its band after each run and ends when it is narrow, which might favour bands that are narrow by
-chance.
+width. Compared are the steps of all runs, and how often each band covers the true forgetting at its recommended run.
+The pilot checks its band after each run and ends when it is narrow, which might favour bands that are narrow by chance.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ GRID = [(rank, seed) for rank in (8, 16, 64, 128) for seed in (10, 11, 12)]
 FLOOR = 0.6
 BUDGETS = (0.18, 0.24, 0.28)
 MOST = 24
-"""Runs at which a session is given up."""
+"""Number of runs after which a session is given up."""
 
 
 def rows(number: int, seed: int, runs: list[tuple[int, int]], last: int) -> pd.DataFrame:
-    """The table of runs of so many steps; a run's noise is always the same."""
+    """The table of the given runs; the noise of a run is always the same."""
     parts = []
     for rank, one in runs:
         losses = mean(rank * PER_RANK, STEPS) + noise(
@@ -60,14 +59,14 @@ def session(number: int, seed: int, asked: Asked) -> tuple[str, Answer | None, f
 
 
 def holds(answer: Answer) -> bool:
-    """Whether the band holds the true forgetting at the recommended run."""
+    """Whether the band covers the true forgetting at the recommended run."""
     at = answer.choice
     true = mean(at.trainable_params, np.array([at.steps.value]))[1, 0] - FLOOR
     return bool(answer.forgetting.low <= true <= answer.forgetting.high)
 
 
 def part_pilot(studies: int, seed: int) -> None:
-    """Print, by budget, what sessions took and how often bands hold."""
+    """Print, for each budget, the steps of sessions and the coverage of their bands."""
     columns = ["budget", "half width, %", "steps, % of the grid's (nine in ten below)", "runs", "pilot holds, %"]
     print(f"| {' | '.join([*columns, 'grid holds, %', 'ended within, %'])} |")
     print("|---|---|---|---|---|---|---|")

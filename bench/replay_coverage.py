@@ -1,9 +1,9 @@
-"""Do the intervals and bands of the law over replay's share hold? Simulated studies, as the miniature's was found.
+"""Coverage of intervals and bands of the law over the share of replay, on simulated studies like the miniature's.
 
-Three ranks, seven shares, seven measured steps, one seed: 21 runs. The truth is about the law of `instructions`;
-every run has an offset, shared noise along it is autocorrelated (`coverage.noise`). Counted: how often the 95 %
-interval of each identified parameter and of the share where replay stops paying holds the true one, and how often bands
-of the mean and of a new run do, inside the measured range and beyond it (a share of 0.3, 90 steps).
+Three ranks, seven shares, seven measured steps, one seed: 21 runs. The truth is close to the law of `instructions`;
+every run has an offset and autocorrelated noise along it (`coverage.noise`). Counted is how often the 95 % interval of
+each identified parameter, and of the share at which replay stops paying, covers the truth, and how often the bands of
+the mean and of a new run do, inside the measured range and beyond it (a share of 0.3, 90 steps).
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def study(rng: np.random.Generator) -> dict[str, list[float]]:
 
 
 def stops_at() -> float:
-    """The true share where replay stops paying at BUDGET: the longest run of rank 64, the best, just spends it."""
+    """The true share at which replay stops paying at BUDGET: the longest run of rank 64, the best, just reaches it."""
     plain = mean(64, np.array([60]), 0.0)[1, 0]
     strength = (60 / TRUTH["m"]) ** TRUTH["k"] * (64 * PER_RANK / 1e6) ** TRUTH["g"]
     return float((plain / BUDGET - 1) / strength)
 
 
 def held(fit: Fit, rng: np.random.Generator, place: str) -> dict[str, float]:
-    """Shares of bands that hold."""
+    """Shares of bands that cover."""
     hits: dict[str, list[bool]] = {"mean": [], "new run": []}
     for rank, step, share in POINTS[place]:
         true = mean(rank, np.array([step]), share)[:, 0]
@@ -71,7 +71,7 @@ def held(fit: Fit, rng: np.random.Generator, place: str) -> dict[str, float]:
 
 
 def part_replay(studies: int, seed: int, starts: int = 24) -> None:
-    """Print the shares that hold, in per cent."""
+    """Print the coverage, in percent."""
     tally, true = Tally("replay"), stops_at()
     for number in range(studies):
         rng = np.random.default_rng([seed, number, 7])

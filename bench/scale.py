@@ -1,12 +1,12 @@
-"""What studies of many runs cost: a synthetic study written by the store's own writer, then the commands on it.
+"""Costs of studies with many runs: a synthetic study, written by the package's own store, and the commands on it.
 
     python bench/scale.py make FOLDER --runs 10000 --measurements 100
     python bench/scale.py time FOLDER
     python bench/scale.py shapes FOLDER
 
-`time` runs each command in a process of its own and prints its wall time, its processor time and the largest memory
-that it held. `shapes` makes three studies of a million measurements (10,000 runs of 100, 1,000 of 1,000, 200 of
-5,000) and times `fit` and `report` on each.
+`time` runs each command in its own process and prints its wall time, processor time and peak memory. `shapes` creates
+three studies of a million measurements (10,000 runs of 100, 1,000 of 1,000, 200 of 5,000) and times `fit` and `report`
+on each.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from forgetting.tuning.grid import expand_runs
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PARAMETERS_PER_RANK = 2_498_560
 SHAPES = ((10_000, 100), (1_000, 1_000), (200, 5_000))
-"""Runs and measurements of each: a million measurements."""
+"""Numbers of runs, and of measurements per run."""
 FLOOR = {"instructions": 0.3, "news": 0.5}
 
 
@@ -53,17 +53,17 @@ def synthetic_config(runs: int, measurements: int = 100, start: int = 10) -> Stu
 
 
 def make(folder: Path, runs: int, measurements: int = 100, start: int = 10) -> StudyConfig:
-    """Write a finished study whose losses follow the paper's laws with noise a run and a measurement.
+    """Write a finished study whose losses follow the paper's laws, with noise per run and per measurement.
 
     Args:
-        folder: new.
-        runs: about how many.
-        measurements: of each run, step 0 among them.
+        folder: a new folder.
+        runs: approximate number of runs.
+        measurements: number per run, including step 0.
         start: the first measured step after 0; the others follow every 10 steps.
     """
     config = synthetic_config(runs, measurements, start)
     study = StudyFolder.create_or_resume(folder, config)
-    sync, os.fsync = os.fsync, lambda _: None  # a million waits for the disk are not what is measured
+    sync, os.fsync = os.fsync, lambda _: None  # avoids a million waits for the disk
     try:
         for number, run in enumerate(expand_runs(config)):
             _write(study, run, np.random.default_rng([number, 7]), config.measured_steps())
@@ -146,7 +146,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 
 def time_all(folder: Path, only: tuple[str, ...] = ()) -> None:
-    """Print what each command, or some of them, costs: first from the plain files, then from the columns kept."""
+    """Print the costs of each command, or of some: first from the plain files, then from the cached columns."""
     for kept in (False, True):
         for name, command in commands(folder).items():
             if only and name not in only:

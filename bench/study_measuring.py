@@ -1,10 +1,10 @@
-"""What measuring costs in the default study, and what it would cost the usual way. Prints a table (docs/benchmarks.md).
+"""Costs of measuring in the default study, and by the usual implementation. Prints a table (docs/benchmarks.md).
 
     python bench/study_measuring.py [STUDY]
 
-Times one measured step of the preset `miniature` (both losses, on as many tokens as the preset says, one thread), ours
-and the usual way: the base model and the tuned model each make full logits and log-probabilities over the whole text at
-every measured step. With a finished study also the time it really spent.
+Times one measured step of the preset `miniature` (both losses, on the preset's number of tokens, one thread), ours and
+the usual one: both the base model and the tuned model compute full logits and log-probabilities over the whole text at
+every measured step. Given a finished study, it also prints the time that it really spent.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def usual_way(model, heldout: Windows, text: Windows) -> float:
 
 
 def timed(work) -> tuple[float, float]:
-    """Fastest of the rounds in processor seconds, and what the work returned."""
+    """Processor seconds of the fastest round, and the result of the work."""
     found, times = work(), []
     for _ in range(ROUNDS):
         began = time.process_time()

@@ -1,12 +1,12 @@
-"""What a step of training costs: ours beside a bare loop, transformers' Trainer and TRL's SFTTrainer.
+"""Costs of a training step: ours, a bare loop, transformers' Trainer and TRL's SFTTrainer.
 
     python bench/train.py [--models miniature large] [--steps 12] [--rounds 5] [--threads 1]
 
-Two models, LoRA of rank 32 on all linear layers, AdamW: the miniature, 12 windows of its `instructions` a step; and a
-random Llama of width 256 with 4 layers and a vocabulary of 128,256, 8 windows of 256 tokens. All ways train on the
-same batches, in turn, in one process; a round is `--steps` steps of each way, and the time of a step is the median of
-all steps but the first two of each round. Memory is the kernel's high-water mark over that before the first step, in a
-process of its own for each way. Prints the table of docs/benchmarks.md.
+Two models, LoRA of rank 32 on all linear layers, AdamW: the miniature, with 12 windows of its `instructions` per step;
+and a random Llama of width 256 with 4 layers and a vocabulary of 128,256, with 8 windows of 256 tokens. All
+implementations train on the same batches, in turn, in one process. A round is `--steps` steps of each, and the time of
+a step is the median of all steps except the first two of each round. Memory is the kernel's peak minus that before the
+first step, in a separate process for each implementation. Prints the table of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ MODELS = {"miniature": miniature, "large": large}
 
 
 class Way:
-    """One way to train: its own model, and the same batches as the others."""
+    """One implementation of training: its own model, and the same batches as the others."""
 
     def __init__(self, model_name: str, steps: int) -> None:
         from peft import LoraConfig, get_peft_model
@@ -90,7 +90,7 @@ class Way:
         self.order = [i % len(self.windows) for i in range(steps * self.size)]
 
     def batches(self):
-        """What each step trains on."""
+        """The batch of each step."""
         from forgetting.tuning.trainer import TrainingWindows, collate
 
         rows = TrainingWindows(self.windows, self.order)
@@ -100,12 +100,12 @@ class Way:
             yield batch
 
     def train(self) -> tuple[list[float], float]:
-        """Train; the seconds of each step, and the last loss."""
+        """Train; returns the seconds of each step, and the last loss."""
         raise NotImplementedError
 
 
 class Bare(Way):
-    """`model(**batch).loss.backward()` and the optimiser's step: nothing else."""
+    """`model(**batch).loss.backward()` and the optimiser's step, and nothing else."""
 
     def train(self):
         import torch
@@ -124,7 +124,7 @@ class Bare(Way):
 
 
 class Timed(Way):
-    """A Trainer's steps: from the end of one to the end of the next, so that all between them counts."""
+    """A Trainer, timed from the end of one step to the end of the next, so that everything in between counts."""
 
     def trainer(self, folder: str):
         raise NotImplementedError
@@ -150,7 +150,7 @@ class Timed(Way):
         )
 
     def rows(self):
-        """One row a window, as `datasets` has them, in the order of training."""
+        """One row per window, as in `datasets`, in training order."""
         chosen = [(self.windows.window(i)[0], self.windows.labels(i)) for i in self.order]
         return [{"input_ids": ids.tolist(), "labels": labels.tolist()} for ids, labels in chosen]
 
@@ -231,7 +231,7 @@ class Ours(Timed):
         from forgetting.tuning.trainer import CheckedTrainer, make_trainer
 
         fields = preset_fields("miniature")
-        whole = {"batch_size": self.size, "micro_batch_size": None}  # as the other ways take it
+        whole = {"batch_size": self.size, "micro_batch_size": None}  # as in the other implementations
         fields["training"] |= {"steps": self.steps, **whole, "warmup_steps": 0, "learning_rate": RATE}
         fields["measure"] |= {"start": 1}
         run = expand_runs(validate(fields, where="bench"))[0]
@@ -243,7 +243,7 @@ WAYS = {"bare": Bare, "trainer": Plain, "sft": Sft, "ours": Ours}
 
 
 def memory(model: str, way: str, steps: int) -> dict[str, float]:
-    """Peak memory of training over what there was before, MB; in this process."""
+    """Peak memory of training minus that before, in MB; in this process."""
     made = WAYS[way](model, steps)
     status = Path("/proc/self/status")
 
@@ -257,7 +257,7 @@ def memory(model: str, way: str, steps: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Time all ways in turn, read their memory, and print the tables."""
+    """Time all implementations in turn, read their memory, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
@@ -278,7 +278,7 @@ def main() -> None:
 
 
 def table(model: str, given: argparse.Namespace) -> None:
-    """All ways in turn on one model."""
+    """Time all implementations in turn on one model, and print the table."""
     ways = {way: WAYS[way](model, given.steps) for way in given.ways}
     times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(given.rounds):
@@ -297,7 +297,7 @@ def table(model: str, given: argparse.Namespace) -> None:
 
 
 def in_process(model: str, way: str, given: argparse.Namespace) -> dict[str, float]:
-    """`memory` in a process of its own, of a few steps."""
+    """`memory` of a few steps in a separate process."""
     command = [sys.executable, __file__, "--memory", "--models", model, "--ways", way]
     limits = ["--steps", "4", "--threads", str(given.threads)]
     run = subprocess.run([*command, *limits], capture_output=True, text=True, check=False, env=os.environ)

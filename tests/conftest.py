@@ -39,7 +39,7 @@ def sentences(seed: int, count: int) -> str:
 
 
 def pytest_collection_finish() -> None:
-    """Keep what was imported out of collections of garbage: each training begins with one, of millions of objects."""
+    """Exclude imported objects from garbage collection: each training starts with one, over millions of objects."""
     gc.collect()
     gc.freeze()
     gc.enable()
@@ -47,14 +47,14 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _notices_can_be_heard() -> None:
-    """`measure`, called in this process, sends notices to standard error alone, where no later caplog hears them."""
+    """`measure`, called in this process, sends notices only to standard error; later tests could not capture them."""
     logger = logging.getLogger("forgetting")
     logger.handlers, logger.propagate = [], True
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What `measure` and studies keep goes to a folder of the tests, never to the user's."""
+    """`measure` and studies cache in a folder of the tests, never in the user's."""
     os.environ["FORGETTING_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
@@ -138,7 +138,7 @@ def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @pytest.fixture(scope="session")
 def context(tiny_model: Path, corpora: Path) -> Context:
-    """What a method may know of a run: the tiny model's tokenizer and two corpora."""
+    """What a method knows about a run: the tiny model's tokenizer and two corpora."""
     from forgetting.config.schema import ModelConfig, TextConfig
     from forgetting.data.documents import load_corpus
     from forgetting.data.tokenizing import tokenize

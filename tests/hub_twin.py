@@ -24,13 +24,13 @@ def contents(source: Content) -> dict[str, bytes]:
 
 
 def commit_of(files: Mapping[str, bytes]) -> str:
-    """A commit hash that the content decides."""
+    """A commit hash derived from the content."""
     return hashlib.sha1(b"".join(k.encode() + v for k, v in sorted(files.items()))).hexdigest()
 
 
 @dataclass
 class HubCache:
-    """A cache as huggingface_hub lays it out; models and data sets are added from folders."""
+    """A cache in huggingface_hub's layout; models and data sets are added from folders."""
 
     folder: Path
 
@@ -52,7 +52,7 @@ class HubCache:
         return commit
 
     def drop(self, name: str, path: str, kind: str = "model") -> None:
-        """Take a file out, as an interrupted download leaves it."""
+        """Remove a file, as after an interrupted download."""
         (found,) = (self.folder / f"{kind}s--{name.replace('/', '--')}" / "snapshots").glob(f"*/{path}")
         found.unlink()
 

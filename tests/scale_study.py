@@ -16,7 +16,7 @@ __all__ = ["make", "one_run", "synthetic_config", "write_run"]
 
 
 def one_run(model: Path, *, trust: bool) -> RunConfig:
-    """A run on a model, with or without trust in its code."""
+    """A run on a model, with or without trust_remote_code."""
     config = synthetic_config(6)
     section = config.model.model_copy(update={"source": str(model), "trust_remote_code": trust})
     return expand_runs(config.model_copy(update={"model": section}))[0]

@@ -30,7 +30,7 @@ def fields(tiny_model: Path, corpora: Path, **changes: Any) -> dict[str, Any]:
 
 
 def numbers(out: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows of each run without what no two runs share."""
+    """Rows of each run, without times and memory."""
     return {
         run.id: [{key: value for key, value in row.items() if key not in COSTS} for row in run.measurements()]
         for run in StudyFolder.open(out).runs()
@@ -59,7 +59,7 @@ def start(config: Path, out: Path, workers: int) -> subprocess.Popen[bytes]:
 
 
 def rows(out: Path) -> dict[str, list[dict[str, Any]]]:
-    """Measurements of each run without the times, which no two runs share."""
+    """Measurements of each run, without times."""
     return {
         file.parent.name: [
             {key: value for key, value in json.loads(line).items() if key not in COSTS}

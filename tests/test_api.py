@@ -114,7 +114,7 @@ forgetting.check("base", "tuned", budget=0.1).verdit
 
 @pytest.mark.slow
 def test_a_type_checker_accepts_a_right_script_and_finds_misspelt_names(tmp_path: Path) -> None:
-    """As for a user who installed the package: none of our settings and plugins, errors in the scripts alone."""
+    """As for a user who installed the package: without our settings and plugins, and only errors in the scripts."""
     pytest.importorskip("mypy")
     for name, text in (("good_script", GOOD), ("bad_script", BAD)):
         (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")

@@ -58,7 +58,7 @@ def _parser() -> Any:
 
 
 def takes(arguments: list[str]) -> str | None:
-    """Why the command does not take these arguments, if it does not. Nothing is run."""
+    """Why the command refuses these arguments, or nothing; the command is not run."""
     root = _parser()
     name, *rest = arguments
     if name.startswith("-"):
@@ -114,7 +114,7 @@ def test_python_compiles_and_what_it_imports_from_here_exists(page: Path) -> Non
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_yaml_of_a_study_has_fields_of_a_study(page: Path) -> None:
-    """A whole study must be valid. A part of one, by its keys, is put into a small study that is."""
+    """A complete study must be valid; a part is inserted into a small valid study."""
     from forgetting.config.schema import StudyConfig
 
     small: dict[str, Any] = {

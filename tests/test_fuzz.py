@@ -41,7 +41,7 @@ Check = Callable[[Any], None]
 
 
 def trial(function: Callable[[], Any]) -> Any:
-    """What a user meets: a result, or one error of ours that is short and is no traceback in disguise."""
+    """The user gets a result, or one short error of ours that does not contain a traceback."""
     try:
         return function()
     except ForgettingError as error:
@@ -53,7 +53,7 @@ def trial(function: Callable[[], Any]) -> Any:
 
 
 def fuzz(strategy: Any, check: Check, count: int) -> None:
-    """`count` examples of a strategy; one that does not end hangs the test, whatever the machine's speed."""
+    """Run `count` examples of a strategy; one that never ends hangs the test."""
 
     @settings(
         max_examples=count,
@@ -174,7 +174,7 @@ names = st.sampled_from(COLUMNS) | st.text(max_size=8)
 
 @st.composite
 def tables(draw: Any) -> tuple[str, bytes]:
-    """A file name and what is in it: nearly a table."""
+    """A file name and its content, which is almost a table."""
     suffix = draw(st.sampled_from([".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt", ".jsonl.gz", ".txt.zst"]))
     if draw(st.booleans()):
         return suffix, draw(st.binary(max_size=200))
@@ -215,7 +215,7 @@ def check_corpus(made: tuple[str, bytes]) -> None:
 
 @st.composite
 def lines(draw: Any) -> tuple[str, bytes]:
-    """JSONL that nearly holds a corpus, items or conversations."""
+    """JSONL that is almost a corpus, items or conversations."""
     field = st.sampled_from(["text", "messages", "prompt", "completion", "answer", "choices", "id", "category"])
     turn = st.dictionaries(
         st.sampled_from(["role", "content"]), st.sampled_from(["user", "assistant", "hi", "", 3, None])
@@ -254,7 +254,7 @@ exchanges = st.lists(st.sampled_from([("user", "q"), ("assistant", "a"), ("syste
 
 @st.composite
 def chats(draw: Any) -> tuple[str, bytes]:
-    """JSONL that nearly holds conversations, in one of the shapes that people have."""
+    """JSONL that is almost conversations, in one of the common formats."""
     names = draw(st.lists(st.sampled_from(CHAT_FIELDS), min_size=1, max_size=4, unique=True))
     cell = exchanges | st.lists(turns, max_size=4) | said | values
     rows = [{name: draw(cell) for name in names} for _ in range(draw(st.integers(1, 4)))]
@@ -291,7 +291,7 @@ def tokenizers() -> list[Any]:
 
 
 def check_chats(made: tuple[str, bytes]) -> None:
-    """A conversation is read whole and its answers are targets, or one error says why not."""
+    """A conversation is read completely and its answers are targets, or one error says why not."""
     corpus = in_file(made, lambda path: load_corpus(TextConfig(source=str(path))))
     for tokenizer in tokenizers() if corpus else ():
         windows = trial(lambda tokenizer=tokenizer: tokenize(corpus, tokenizer, 64))
@@ -314,7 +314,7 @@ def texts(draw: Any) -> tuple[str, str, bytes]:
 
 
 def check_text(made: tuple[str, str, bytes]) -> None:
-    """Nothing of a text vanishes, however it is cut: its characters but white space are those of its documents."""
+    """No text is lost, however it is split: apart from white space, its characters are those of its documents."""
     suffix, text, content = made
     for mode in ("auto", "wikitext", "paragraphs", "sections"):
         corpus = in_file(
@@ -326,7 +326,7 @@ def check_text(made: tuple[str, str, bytes]) -> None:
 
 
 def check_rows(content: bytes) -> None:
-    """A study whose run was edited: the columns in bulk and the lines by themselves agree, or it is damaged."""
+    """An edited run of a study: bulk reading and line-by-line reading agree, or it is damaged."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "study.yaml").write_text(STUDY)

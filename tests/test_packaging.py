@@ -46,7 +46,7 @@ def pins(name: str) -> dict[str, Requirement]:
 
 
 def bounds() -> list[tuple[str, Requirement]]:
-    """Each requirement of the package and of its extras, with the section it stands in."""
+    """Each requirement of the package and of its extras, with its section."""
     sections = {"dependencies": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
     return [(section, requirement) for section, lines in sections.items() for requirement in named(lines).values()]
 
@@ -78,7 +78,7 @@ def test_both_sets_of_versions_have_the_one_torch_that_is_built_for_cpus() -> No
 
 
 def test_the_wheel_contains_the_package_and_no_script() -> None:
-    """The recipe of the miniature's model lies in scripts/: it is run in a clone, never from an installed package."""
+    """The recipe of the miniature's model is in scripts/, to be run in a clone, not from an installed package."""
     assert PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["src/forgetting"]}
     for path in (ROOT / "src" / "forgetting").rglob("*.py"):
         script = re.search(r"^if __name__ ==", path.read_text(encoding="utf-8"), re.MULTILINE)

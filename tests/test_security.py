@@ -121,7 +121,7 @@ def test_a_pickle_planted_as_an_adapter_is_refused(tiny_model: Path, tmp_path: P
 def test_a_pickle_on_the_hub_is_refused(
     tiny_model: Path, planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The cache of the Hub holds a repository that has adapter_model.bin and no safetensors."""
+    """The Hub's cache contains a repository with adapter_model.bin and without safetensors."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -234,7 +234,7 @@ def _native_with_code(tiny_model: Path, folder: Path, planted: Path) -> Path:
 
 
 class Yes(io.StringIO):
-    """A terminal on which somebody answers yes to all that is asked."""
+    """A terminal that answers yes to every question."""
 
     asked = 0
 
@@ -541,7 +541,7 @@ LINKED = [
 
 
 def _moved_behind_a_link(study: Path, where: str, elsewhere: Path) -> Path:
-    """A part of a study moved to another place, with a link to it where it was."""
+    """Move a part of a study elsewhere, and leave a link to it."""
     link = study / where.format(run=StudyFolder.open(study).runs()[0].id)
     target = elsewhere / link.name
     elsewhere.mkdir()
@@ -661,7 +661,7 @@ class Page(HTMLParser):
 
 
 def check_page(text: str) -> None:
-    """A page runs no script but those its policy names, and asks no network, whatever was planted in it."""
+    """A page runs only the scripts that its policy names and uses no network, whatever was planted in it."""
     page = Page()
     page.feed(text)
     (policy,) = [a["content"] or "" for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
@@ -841,7 +841,7 @@ def test_a_panic_in_a_rust_library_is_one_error(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """A library in Rust raises what is none of Python's Exceptions, after it has written where it was."""
+    """A panic in a Rust library raises a BaseException, after printing its location."""
     from tokenizers import Tokenizer
 
     folder = tmp_path / "model"
@@ -929,7 +929,7 @@ ROWS = {"N": [1.0, 2.0, 3.0, 4.0], "y": [1.0, 2.0, 3.0, 4.5], "run_id": ["a", "b
 
 
 def check_shown(text: str) -> None:
-    """Nothing in a text does anything to a terminal, and no line begins as one of ours does."""
+    """A text has no effect on a terminal, and none of its lines looks like one of ours."""
     assert not [
         character for character in text.replace("\n", "") if not character.isprintable() and character != "\xa0"
     ]
@@ -1222,7 +1222,7 @@ def test_a_stored_fit_is_data_and_its_formula_is_parsed_again(tmp_path: Path, pl
 
 
 def huge(path: Path) -> Path:
-    """A file of one line of 10 GB that takes no room on the disk."""
+    """A sparse file with one line of 10 GB."""
     with path.open("wb") as file:
         file.truncate(10 * 2**30)
     return path
@@ -1230,7 +1230,7 @@ def huge(path: Path) -> Path:
 
 @pytest.fixture
 def bounded() -> Iterator[None]:
-    """The memory of one clear error; its time is bench/hostile.py's."""
+    """Bounds the memory of one clear error; bench/hostile.py measures the time."""
     tracemalloc.start()
     yield
     peak = tracemalloc.get_traced_memory()[1]
@@ -1355,7 +1355,7 @@ def test_an_impossible_path_gives_a_one_line_error(
 def test_a_folder_that_cannot_be_written_gives_a_one_line_error(
     many: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As root no folder refuses to be written: the calls themselves do here."""
+    """Root can write to any folder, so the calls themselves fail here."""
 
     def refused(*_: Any, **options: Any) -> None:
         raise OSError(number, os.strerror(number), str(options.get("dir", many)))
@@ -1444,7 +1444,7 @@ def test_a_formula_of_any_size_is_refused_by_its_length() -> None:
 
 @pytest.mark.slow
 def test_bitsandbytes_runs_no_program_from_the_hub(tmp_path: Path) -> None:
-    """It asks `kernels` for one while it is imported, on some CPUs; the payload here is a `kernels` that says so."""
+    """On some CPUs it loads a program from `kernels` during import; the payload here is a fake `kernels`."""
     pytest.importorskip("bitsandbytes")
     (tmp_path / "kernels.py").write_text("def get_kernel(*_, **__):\n    print('FETCHED')\n    raise RuntimeError\n")
     path = os.pathsep.join([str(tmp_path), *sys.path])

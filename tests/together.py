@@ -11,7 +11,7 @@ from forgetting.studies.engines.base import Tell
 
 
 def act(folder: str, task: str, tell: Tell) -> None:
-    """A task that goes wrong as its name says, in one process or in both."""
+    """A task that fails as its name says, in one process or in both."""
     me = processes.index()
     (Path(folder) / f"{task}-{me}").write_text(str(processes.summed_one(me + 1)))
     if task == "held":

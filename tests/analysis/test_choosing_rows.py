@@ -26,7 +26,7 @@ TABLE = {
 
 
 def picked(**only):
-    """Rows that are left, the same from columns and from a DataFrame."""
+    """The remaining rows, equal from columns and from a DataFrame."""
     table = TABLE | {"at": list(range(6))}
     (plain,) = split(table, "t", only).values()
     (frame,) = split_frame(pd.DataFrame(table), only, label="t").values()

@@ -22,7 +22,7 @@ DESIGNS: dict[str, dict[str, Any]] = {
 
 
 def intervals(design: dict[str, Any], count: int, truth: float = 0.0) -> np.ndarray:
-    """[count, 2] whether the interval holds the truth, and whether it leaves out 0."""
+    """[count, 2] Whether the interval covers the truth, and whether it excludes 0."""
     out = []
     for i in range(count):
         table = study(np.random.default_rng([11, i]), **design)

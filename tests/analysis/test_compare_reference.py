@@ -77,7 +77,7 @@ def result(
 
 @pytest.fixture
 def peft(tmp_path: Path) -> Path:
-    """Results without a line: accuracy says nothing of forgetting, as in PEFT's own."""
+    """Results without a line: as in PEFT's own, accuracy does not predict forgetting."""
     folder = tmp_path / "MetaMathQA" / "results"
     result(folder, "lora/rank10-target-mlp", 0.494, 0.032, r=10, target_modules=["up_proj", "down_proj"])
     result(folder, "lora/rank32", 0.478, 0.050, r=32)
@@ -250,7 +250,7 @@ def test_the_test_of_the_slope_finds_a_line_and_none_in_noise():
 
 @pytest.mark.full
 def test_intervals_of_single_points_cover():
-    """One more run of the reference's own kind gets an interval around 0 in about 95 of 100 tables."""
+    """One more run of the reference gets an interval that covers 0 in about 95 of 100 tables."""
     rng = np.random.default_rng(2)
     x = np.linspace(0.3, 0.6, 8)
     held = 0

@@ -87,7 +87,7 @@ def test_the_optimum_is_never_above_the_best_of_4500_starts():
 
 @pytest.mark.parametrize("name", ["least-squares", "huber", "huber-log"])
 def test_bootstrap_refits_equal_separate_fits(name):
-    """Thousands of warm starts in one batch; the twin fits some resamples alone, from many starts."""
+    """Thousands of warm starts in one batch; the slow twin fits some resamples separately, from many starts."""
     t = points(80)
     data = read_data(CHINCHILLA.law, t)
     problem = Problem(CHINCHILLA.law, data.x, Objective(name))
@@ -131,7 +131,7 @@ def test_a_flat_direction_and_a_bound_are_named():
 
 @pytest.mark.slow
 def test_a_wrong_optimum_never_comes_without_a_warning():
-    """A sine has a local optimum near every frequency: some seeds miss the right one, and then few starts agree."""
+    """A sine has a local optimum near every frequency; some seeds miss the global one, and then few starts agree."""
     rng = np.random.default_rng(0)
     x = np.sort(rng.uniform(0, 10, 60))
     t = {"x": x, "y": 2 * np.sin(3.3 * x) + rng.normal(0, 0.3, 60)}
@@ -149,7 +149,7 @@ def test_a_wrong_optimum_never_comes_without_a_warning():
 
 
 def test_a_second_optimum_that_fits_equally_well_is_named():
-    """On evenly spaced points a frequency and its alias cannot be told apart."""
+    """On evenly spaced points a frequency and its alias fit equally well."""
     x = np.linspace(0, 10, 60)
     alias = 2 * np.pi / (x[1] - x[0]) + 3.3
     law = FormulaLaw("y = A * sin(w * x)", ["x"], start={"w": (3.0, 41.0)}, bounds={"w": (0.1, 80.0)})
@@ -159,7 +159,7 @@ def test_a_second_optimum_that_fits_equally_well_is_named():
 
 
 def test_a_saddle_is_not_called_converged():
-    """Started exactly on it, a fit cannot leave a saddle by its gradient; the Hessian tells."""
+    """Started exactly on a saddle point, a fit has zero gradient; only the Hessian reveals it."""
     law = FormulaLaw("y = a * sin(b * x)", ["x"], start={"a": 0.0, "b": 0.0})
     x = np.linspace(0, 1, 20)
     fit = fit_law(law, {"x": x, "y": x + 0.5}, start=[0.0, 0.0], starts=0, bootstrap=0)
@@ -334,7 +334,7 @@ def test_law_registry_names_are_those_of_the_laws():
 
 
 def test_a_surface_with_overflowing_parameters_is_not_refused() -> None:
-    """a and b may run beyond what a number holds in the gauge c = 1; the surface that they describe does not."""
+    """In the gauge c = 1, a and b may overflow although the surface that they describe is finite."""
     run, place = (cells.ravel() for cells in np.indices((6, 8)))
     x = {"trainable_params": 1e6 * 2.0**run, "step": 50.0 * (place + 1)}
     law = Centred(("finetune_loss", "forgetting_loss"), (1, -1), centre_of(x))

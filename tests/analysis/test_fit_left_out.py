@@ -19,7 +19,7 @@ SIZES = (1, 2, 90, 7, 30, 3)
 
 
 def example(sizes: tuple[int, ...] = SIZES, *, alone: bool = False) -> tuple[Problem, Data, np.ndarray]:
-    """Runs of some sizes, their rows in no order, and weights; `alone`: only run 2 says anything about c."""
+    """Runs of several sizes, with shuffled rows and weights; `alone`: only run 2 determines c."""
     rng = np.random.default_rng(3)
     run = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
     v = rng.normal(size=run.size) * ((run == 2) if alone else 1.0)

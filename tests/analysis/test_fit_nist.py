@@ -209,7 +209,7 @@ def test_certified_values_from_nists_own_starts(name, which):
     ],
 )
 def test_certified_values_without_nists_starts(name):
-    """From starts at the scale of the data; Eckerle4's peak at 451 was missed from every seed before there were any."""
+    """Starts at the scale of the data; without them, Eckerle4's peak at 451 is missed from every seed."""
     formula, _, (certified, _), squares, _, _ = PROBLEMS[name]
     for seed in range(3):
         fit = fit_law(FormulaLaw(formula, ["x"]), table(name), seed=seed, bootstrap=0)

@@ -106,7 +106,7 @@ def test_rows_at_the_same_place_are_replicates():
 
 
 def test_independent_rows_are_fitted_as_if_no_run_were_named():
-    """Their intervals, which take errors of one size, are others than those of rows whose errors may be of any."""
+    """Their intervals, which assume errors of equal size, differ from those that do not."""
     y = power_law()
     table = {"D": D, "loss": y}
     named = table | {"run_id": np.repeat(list("abcde"), 5)}

@@ -26,7 +26,7 @@ LINE = LAWS["linear"]
 
 
 def lines(rng: np.random.Generator, *, bend: float = 0.0, runs: int = 9, steps: int = 12) -> dict[str, np.ndarray]:
-    """L_f = 3 - 1.5 L_ft, with an offset and a slope a run and noise a step; `bend` at both ends of the range."""
+    """L_f = 3 - 1.5 L_ft, with an offset and a slope per run, noise per step, and `bend` at both ends of the range."""
     loss = np.tile(np.linspace(1.0, 1.5, steps), runs)
     run = np.repeat(np.arange(runs), steps)
     place = (loss - 1.25) / 0.25
@@ -41,7 +41,7 @@ def problem_of(data: Data) -> Problem:
 
 @pytest.mark.full
 def test_a_right_law_is_rejected_at_the_nominal_rate() -> None:
-    """Runs of one design, so that the test is Student's on the runs' own bends, with runs - 1 degrees of freedom."""
+    """Runs of equal design, so the test is Student's t on the bends of the runs, with runs - 1 degrees of freedom."""
     from scipy import stats
 
     alarms = 0
@@ -230,7 +230,7 @@ def test_a_quadratic_surface_is_its_polynomial() -> None:
 
 
 def test_degrees_of_freedom_are_runs_minus_parameters_that_differ_between_runs() -> None:
-    """Runs alike: one for the offset; every row a run: the number of parameters."""
+    """Equal runs use one degree of freedom, for the offset; if every row is a run, one per parameter."""
     data = read_data(LINE, lines(np.random.default_rng(5), runs=9))
     theta = np.array([1.5, 3.0])
     weights = np.ones_like(data.y)

@@ -15,7 +15,7 @@ RANKS, STEPS, SEEDS = (1, 4, 16, 64), (20, 60, 120, 200, 260), 4
 
 
 def table(distinct: bool = False) -> pd.DataFrame:
-    """Runs of four ranks with noise a run and a row; `distinct` gives every run a P of its own."""
+    """Runs of four ranks with noise per run and per row; `distinct` gives every run a different P."""
     rng = np.random.default_rng(5)
     rows = []
     for rank in RANKS:

@@ -21,7 +21,7 @@ DECAY = FormulaLaw("y = E + A*exp(-k*x)", ["x"], bounds={"k": (0.01, 10.0)})
 
 
 def lines(rng: np.random.Generator, runs: int = 8, steps: int = 6, between: float = 0.02) -> dict[str, list]:
-    """L_f = 3 - 1.5 L_ft with one offset a run and a little noise a step."""
+    """L_f = 3 - 1.5 L_ft with one offset per run and a little noise per step."""
     table: dict[str, list] = {"run_id": [], "finetune_loss": [], "forgetting_loss": []}
     for run in range(runs):
         offset = rng.normal() * between
@@ -109,7 +109,7 @@ def test_widening_is_students_over_the_normals_quantile(confidence):
 
 
 def slow_profile(table: dict[str, np.ndarray], cut: float) -> tuple[float, float]:
-    """k where the sum of squares, minimised over E and A, is `cut`: by bisection on lstsq."""
+    """The k at which the sum of squares, minimised over E and A, equals `cut`, by bisection on lstsq."""
 
     def excess(k: float) -> float:
         basis = np.stack([np.ones_like(table["x"]), np.exp(-k * table["x"])], axis=1)
@@ -208,7 +208,7 @@ def test_weights_from_standard_errors_are_those_of_weighted_least_squares():
 
 
 def coverage(simulations: int) -> dict[str, float]:
-    """How often 95 % bands at L_ft = 1.1 hold the truth, by scheme."""
+    """Coverage of 95 % bands at L_ft = 1.1, by scheme."""
     hits = {"fit": 0, "points": 0}
     for i in range(simulations):
         table = lines(np.random.default_rng([9, i]), runs=8)

@@ -60,7 +60,7 @@ def test_shapes_and_names(law):
 
 @pytest.mark.parametrize("law", ALL, ids=IDS)
 def test_gradient_is_the_complex_step_derivative(law):
-    """Exact to rounding; and, because a law might mistreat complex numbers, near central differences as well."""
+    """Exact up to rounding; also close to central differences, in case a law mishandles complex numbers."""
     x = design(law)
     theta = law.starts(20, np.random.default_rng(1))
     gradient = law.gradient(theta, x)
@@ -138,7 +138,7 @@ def test_a_gauged_parameter_can_be_compensated_by_the_others(law):
 
 @pytest.mark.parametrize("law", ALL, ids=IDS)
 def test_noise_free_data_are_fitted_to_rounding(law):
-    """Data from an ordinary member of the family: the fit reproduces them between the rows too."""
+    """Data from typical parameters: the fit also reproduces them between the rows."""
     rng = np.random.default_rng(6)
     ranges = design(law)
 

@@ -171,7 +171,7 @@ def test_a_python_function_is_fitted_and_says_what_json_loses():
 
 
 def test_an_exponent_with_a_columns_name_is_reported_and_can_be_made_a_parameter():
-    """A table of LoRA runs has a column `alpha`; the example of the documents has an exponent of that name."""
+    """Tables of LoRA runs have a column `alpha`, and so does an exponent in an example of the documentation."""
     D = np.geomspace(1e2, 1e6, 12)
     table = {"D": D, "alpha": np.full(12, 16.0), "loss": 1.5 + 30 * D**-0.4}
     formula = "loss = E + A/D**alpha"

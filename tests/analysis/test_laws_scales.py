@@ -57,7 +57,7 @@ def test_scales_are_powers_of_the_spacing_and_range(formula, name, power):
 
 
 def test_frequencies_above_nyquist_are_left_out():
-    """Two points a wave (Nyquist): the faster ones go through the same points as slower ones."""
+    """At most one wave per two points (Nyquist); faster waves go through the same points as slower ones."""
     for formula, name, low, high in (
         ("y = A*cos(2*pi*x/T) + B", "T", 4, 1500),
         ("y = A*sin(w*x + phase)", "w", 1 / 1500, np.pi / 2),

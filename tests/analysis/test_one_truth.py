@@ -22,7 +22,7 @@ from scale_study import make
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A made-up study of two data sets whose laws differ, with a second method and rows before `measure.start`."""
+    """A synthetic study of two data sets with different laws, a second method, and rows before `measure.start`."""
     path = tmp_path_factory.mktemp("truth") / "s"
     make(path, 12, measurements=10, start=30)
     other = StudyFolder.open(path).runs()[0]

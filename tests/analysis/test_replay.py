@@ -41,7 +41,7 @@ def truth(params: float, steps: np.ndarray, share: float) -> np.ndarray:
 
 
 def simulated(seed: int = 0, noise: float = 0.003) -> pd.DataFrame:
-    """A study's table of three ranks with and without replay, and of runs that no law is of."""
+    """A study's table of three ranks with and without replay, and of runs that no law is fitted to."""
     rng = np.random.default_rng(seed)
     rows = []
     kinds = [("" if p == 0 else "replay" if p == 0.05 else f"replay fraction={p:g}", p) for p in SHARES]
@@ -122,7 +122,7 @@ def losses(fit: Fit, rank: float, steps: np.ndarray | float, share: np.ndarray |
 
 @pytest.mark.parametrize("budget", [0.12, 0.2])
 def test_a_plan_is_the_best_of_all_runs_within_its_budget(fits: dict[str, Fit], budget: float) -> None:
-    """Against brute force over ranks, whole steps and shares; where replay stops paying, it is the closed form."""
+    """Against brute force over ranks, whole steps and shares; where replay stops paying, against the closed form."""
     plan = forgetting.plan(fits["replay"], budget=budget)["d"]
     best = plan.best
     steps, shares = np.meshgrid(np.arange(3.0, 61.0), np.linspace(0, 0.2, 401), indexing="ij")

@@ -65,7 +65,7 @@ def fitted() -> Fit:
 
 
 def spread(fit: Fit, place: tuple[float, float], runs: tuple[tuple[int, int], ...], repeats: int = 400) -> float:
-    """The brute-force twin: the spread of the forgetting loss at a place over fits to made-up runs."""
+    """The brute-force twin: the spread of the forgetting loss at a point over fits to simulated runs."""
     law, theta, _ = fit.model()
     noise = noise_of(fit)
     table = rows(runs)

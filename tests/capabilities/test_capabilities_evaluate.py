@@ -47,7 +47,7 @@ def base() -> Base:
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA of random weights: it disturbs some answers and not all."""
+    """A LoRA with random weights, which changes some answers but not all."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -132,7 +132,7 @@ def by_hand(path: Path, *, chat: bool) -> dict[str, Any]:
 
 
 def answered(model: Any, tokenizer: Any, specs: Sequence[str | Path], settings: Settings) -> dict[str, Any]:
-    """A model's rows of some tasks, all of them asked."""
+    """A model's answers to all items of some tasks."""
     loaded = load_tasks(specs)
     prepare(loaded, tokenizer, settings)
     rows, asked = run(lambda: nullcontext(model), tokenizer, loaded, settings)

@@ -56,7 +56,7 @@ def test_a_left_out_run_does_not_change_its_own_prediction() -> None:
 
 
 def test_the_band_has_about_nominal_coverage() -> None:
-    """20 studies of 12 runs: the band of the other runs, from 44 steps, holds near 95 % of a run's shares."""
+    """20 studies of 12 runs: the band from the other runs, with 44 steps, covers about 95 % of a run's shares."""
     inside = [one.inside for seed in range(20) for one in left_out(*simulated(seed))]
     assert 0.88 <= np.mean(inside) <= 0.98
 

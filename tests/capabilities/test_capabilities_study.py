@@ -113,7 +113,7 @@ def test_a_study_that_was_moved_asks_its_own_copy_of_the_items(
 
 
 def test_changed_items_are_refused_if_runs_cannot_be_asked_again(finished: Path, suite: Path, tmp_path: Path) -> None:
-    """The runs were asked at step 2, too, of which no adapter is kept."""
+    """The runs were also asked at step 2, of which no adapter is stored."""
     from forgetting.capabilities.study_runs import evaluate_runs, plan_of
     from forgetting.store.folder import StudyFolder
 

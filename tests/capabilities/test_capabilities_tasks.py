@@ -25,7 +25,7 @@ WORDS = ("river", "town", "guild", "baker", "smith", "north")
 
 
 def write(path: Path, config: dict[str, Any], python: str = "") -> Path:
-    """A task's YAML; a value of the form `!function x.y` stands without quotes."""
+    """A task's YAML; a value of the form `!function x.y` is written without quotes."""
     path.parent.mkdir(exist_ok=True, parents=True)
     text = yaml.safe_dump(config, sort_keys=False)
     path.write_text(text.replace("'!function ", "!function ").replace(".f'", ".f"))
@@ -56,7 +56,7 @@ def task(folder: Path, rows: list[dict[str, Any]] | None = None, **changed: Any)
 
 @pytest.fixture(scope="module")
 def other(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with other weights: it answers otherwise."""
+    """The tiny model with other weights, which gives other answers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -145,7 +145,7 @@ def test_the_same_answer_of_a_log_likelihood_is_that_of_its_target(
 def test_metrics_where_lower_is_better_are_supported(
     higher: bool, tiny_model: Path, other: Path, tmp_path: Path
 ) -> None:
-    """The tuned model's error is larger: that is a loss, and not a gain."""
+    """A larger error of the tuned model is a loss, not a gain."""
     python = "def f(doc, results):\n    wrong = float(results[0][0] < results[1][0])\n    return {'error': wrong}\n"
     metric = {"metric": "error", "aggregation": "mean", "higher_is_better": higher}
     config = task(tmp_path, metric_list=[metric], process_results="!function utils.f")

@@ -110,7 +110,7 @@ def test_the_bootstrap_agrees_with_the_closed_form() -> None:
 
 @pytest.mark.full
 def test_two_guessing_models_forget_nothing_after_correction_for_chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two models that guess among 4 options: a fifth of the items flip, and none of that is forgetting."""
+    """Two models that guess among 4 options: a fifth of the items change, and none of it is forgetting."""
     monkeypatch.setattr(t, "bootstrap", functools.partial(t.bootstrap, resamples=100))
     rng, raw, net = np.random.default_rng(4), [], []
     for _ in range(40):

@@ -48,7 +48,7 @@ def test_the_score_equals_a_grid_search_for_the_likeliest_shares() -> None:
 
 
 def errs(n: int, lost: float, gained: float, confidence: float = 0.95) -> tuple[float, float]:
-    """The chance that the truth lies above the upper bound, and below the lower one, by all outcomes."""
+    """Probability that the truth is above the upper bound, and below the lower one, summed over all outcomes."""
     above = below = 0.0
     for x in range(n + 1):
         for y in range(n + 1 - x):

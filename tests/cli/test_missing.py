@@ -70,7 +70,7 @@ def test_a_command_that_lacks_its_package_ends_with_one_line() -> None:
 
 
 def raised(outer: str, inner: ImportError) -> ImportError:
-    """As transformers raises it: the package is named by the cause alone."""
+    """As transformers raises it: only the cause names the package."""
     try:
         try:
             raise inner

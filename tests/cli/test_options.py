@@ -24,7 +24,7 @@ SHARED = ("measure", "check", "evaluate", "study")
 
 
 def shown(command: str) -> str:
-    """A command's help, one line a flag."""
+    """A command's help, one line per flag."""
     result = CliRunner().invoke(app, [command, "--help"], terminal_width=10_000, max_content_width=10_000)
     assert result.exit_code == 0
     return result.output

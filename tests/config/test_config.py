@@ -241,7 +241,7 @@ def test_micro_batches_of_a_preset_are_those_of_its_own_batches() -> None:
 
 
 def test_ranks_by_flag_leave_the_other_options_of_a_file(tmp_path: Path) -> None:
-    """`--rank 12` made of a file's LoRA on two layers with alpha 64 one on all layers, without a word."""
+    """Before, `--rank 12` silently replaced a file's LoRA on two layers with alpha 64 by one on all layers."""
     study = f.load_preset("miniature-methods").model_dump(mode="json")
     study["methods"] = [
         {"name": "full"},

@@ -25,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def add(folder: Path, name: str, hours_ago: float) -> Path:
-    """A file of a megabyte and its lock, used so long ago."""
+    """Add a file of a megabyte with its lock, last used this long ago."""
     path = folder / f"{name}.safetensors"
     with array_cache.held(path):
         array_cache.write(path, MEGABYTE, name)

@@ -210,7 +210,7 @@ def test_prompts_and_completions_are_joined_without_a_template() -> None:
 
 
 def test_joined_pairs_are_those_of_trl() -> None:
-    """TRL learns from where the tokens of prompt + completion + end mark part from those of the prompt."""
+    """TRL trains on the tokens of prompt + completion + end mark from the first that differs from the prompt's."""
     tokenizer = tokenizer_of(None)
     for prompt, completion in (("One? ", "Alpha"), ("", "Alpha"), ("One?", "Alpha<|eos|>")):
         turns = ({"role": "user", "content": prompt}, {"role": "assistant", "content": completion})
@@ -270,7 +270,7 @@ def test_templates_of_real_models_keep_answers_and_prompts_apart() -> None:
     ],
 )
 def test_the_default_study_reads_the_same_tokens_as_before(name: str, fingerprint: str) -> None:
-    """No number of the default study may change because texts and chats are read otherwise."""
+    """No number of the default study may change because of the reading of texts and chats."""
     from forgetting.config.schema import ModelConfig, TextConfig
     from forgetting.data.documents import load_corpus
     from forgetting.models.loading import load_tokenizer

@@ -35,7 +35,7 @@ def tokenizer(tiny_model: Path) -> Any:
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The cache folder; small corpora are kept, too."""
+    """The cache folder; small corpora are cached too."""
     monkeypatch.setattr(identity, "SMALL", 0)
     return tmp_path / "cache"
 

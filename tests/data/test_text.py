@@ -230,7 +230,7 @@ def test_a_sample_of_one_long_document_first_still_has_two(tokenizer) -> None:
 
 
 def test_a_mean_over_a_sample_stands_for_the_whole_text() -> None:
-    """Documents of unequal length, whose value depends on their length: whole or in windows, no bias may be left."""
+    """Documents of unequal length, with values that depend on it: whole or in windows, the mean must be unbiased."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 12, 60) * 10
     documents = np.repeat(np.arange(60, dtype=np.int32), lengths // 10)

@@ -79,7 +79,7 @@ def close(found: torch.Tensor, exact: torch.Tensor) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize(("scale", "softcap", "with_bias"), [(1.0, None, False), (0.25, None, True), (1.0, 5.0, False)])
 def test_products_equal_float64(dtype: torch.dtype, scale: float, softcap: float | None, with_bias: bool) -> None:
-    """16-bit weights are multiplied as they are, and nothing is lost beside float64 on the same numbers."""
+    """16-bit weights are multiplied as they are, as precisely as float64 on the same numbers allows."""
     torch.manual_seed(0)
     weight = torch.randn(V, 256, device=DEVICE).to(dtype)
     bias = torch.randn(V, device=DEVICE).to(dtype) if with_bias else None
@@ -255,7 +255,7 @@ def run(config: Path, out: Path) -> None:
 
 
 def stop_after(config: Path, out: Path, count: int) -> None:
-    """Begin the study and stop it by a signal once so many rows are there."""
+    """Start the study and stop it by a signal once it has this many rows."""
     study = subprocess.Popen(command(config, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while time.monotonic() < until and study.poll() is None:
@@ -268,7 +268,7 @@ def stop_after(config: Path, out: Path, count: int) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_study_on_a_gpu(dtype: str, tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
-    """Trained, stopped and resumed: the rows of an uninterrupted study; memory is the GPU's."""
+    """Trained, stopped and resumed: rows equal those of an uninterrupted study; memory is the GPU's."""
     model = {"source": str(tiny_model), "dtype": dtype}
     training = {"steps": 60, "batch_size": 4, "warmup_steps": 2, "learning_rate": 3e-3}
     config = configuration(tmp_path, tiny_model, corpora, DEVICE, model=model, training=training)
@@ -318,7 +318,7 @@ print("rows", json.dumps(measuring.rows))
 
 
 def test_ddp_on_nccl(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
-    """`torchrun` with one process on NCCL: the callback measures in it, and its numbers are those of no launcher."""
+    """`torchrun` with one process on NCCL: the callback's numbers equal those without a launcher."""
     script = tmp_path / "train.py"
     places = {"model": str(tiny_model), "text": str(corpora / "general.jsonl"), "out": str(tmp_path / "out")}
     script.write_text(SCRIPT.format(**places))

@@ -17,7 +17,7 @@ PLUGIN = "forgetting.integrations.axolotl"
 
 
 class Config(dict[str, Any]):
-    """Axolotl's DictDefault: what is not there is None."""
+    """Like Axolotl's DictDefault: missing keys are None."""
 
     def __missing__(self, key: str) -> None:
         return None

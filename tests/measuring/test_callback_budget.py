@@ -91,7 +91,7 @@ def test_the_untrained_model_may_be_the_only_one_within_the_budget(tmp_path, cap
 
 @pytest.mark.full
 def test_the_best_evaluated_model_within_the_budget_is_restored(tmp_path):
-    """The trainer's best, by its evaluation loss, is beyond the budget; evaluations measure, too."""
+    """The trainer's best model, by evaluation loss, is over the budget; evaluations are measured too."""
     at, seen = curve(tmp_path / "a", **STEPS)
     callback = ForgettingCallback(WINDOWS, every=100, budget=(at[4] + at[5]) / 2)
     options = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "max_steps": 8}
@@ -108,7 +108,7 @@ def test_the_best_evaluated_model_within_the_budget_is_restored(tmp_path):
 @pytest.mark.full
 @pytest.mark.parametrize("metric", ["forgetting/forgetting", "eval_forgetting/forgetting_loss"])
 def test_the_best_model_and_early_stopping_by_forgetting(tmp_path, metric):
-    """Forgetting grows, so that the first evaluation is the best and the third ends the patience of two."""
+    """Forgetting grows, so the first evaluation is the best, and the third exceeds the patience of two."""
     callback = ForgettingCallback(WINDOWS, every=100)
     options = {"load_best_model_at_end": True, "metric_for_best_model": metric, "greater_is_better": False}
     trainer = trainer_of(tmp_path, "lora", [EarlyStoppingCallback(2), callback], max_steps=20, **STEPS, **options)
@@ -140,7 +140,7 @@ def test_unusable_metrics_are_refused(tmp_path, metric, greater, message):
 @pytest.mark.full
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_resumed_run_restores_the_same_model(tmp_path, kind):
-    """Resumed from a checkpoint that is beyond the budget already: the model inside it lies beside that checkpoint."""
+    """Resumed from a checkpoint that is already over the budget; the model within it is stored in that checkpoint."""
     at, seen = curve(tmp_path / "a", kind)
     budget = (at[3] + at[4]) / 2
     saved = {"save_strategy": "steps", "save_steps": 4, "max_steps": 8}
@@ -161,7 +161,7 @@ def test_a_resumed_run_restores_the_same_model(tmp_path, kind):
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["SFT", "packed", "DPO", "GRPO"])
 def test_the_adapter_that_trl_saves_passes_the_check(tmp_path, name, tiny_model, corpora):
-    """The adapter that a TRL trainer saves is the one inside the budget, and `check` with that budget says so."""
+    """The adapter that a TRL trainer saves is the one within the budget, as `check` with that budget confirms."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     text = str(corpora / "general.jsonl")
     options = {

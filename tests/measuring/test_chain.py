@@ -39,7 +39,7 @@ def base(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def merged(base: Path, adapter: Path, folder: Path, times: float = 1.0, layers: str = "") -> Path:
-    """The base model with an adapter added so many times, in layers with `layers` in their name."""
+    """The base model with an adapter added this many times, in layers with `layers` in their name."""
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
     for name, module in model.named_modules():
         if hasattr(module, "lora_B") and "default" in module.lora_B:
@@ -50,7 +50,7 @@ def merged(base: Path, adapter: Path, folder: Path, times: float = 1.0, layers: 
 
 @pytest.fixture(scope="module")
 def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An adapter; and merges of it as it should be, twice, in half of its layers, and not at all."""
+    """An adapter, and merges of it: correct, added twice, in half of its layers, and not at all."""
     folder = tmp_path_factory.mktemp("steps")
     adapter = save_adapter(base, folder / "tuned", LoraConfig(r=4, target_modules=["q_proj", "up_proj"]), 0.2)
     found = {"tuned": adapter, "merged": merged(base, adapter, folder / "merged")}
@@ -164,7 +164,7 @@ def test_faults_of_merges_are_found(chain: Chain, base: Path, made: dict[str, Pa
 
 @pytest.mark.parametrize(("times", "eps"), [(1.0, 0.0), (2.0, 2**-7), (0.5, 2**-7)])
 def test_the_scale_of_a_merge_is_known_below_rounding(times: float, eps: float) -> None:
-    """What was added is far below the rounding of each weight: the scale over all of them still is right."""
+    """The change is far below the rounding of each weight, but the scale over all weights is still right."""
     rng = np.random.default_rng(0)
     weight = rng.normal(size=400_000)
     a = 1e-3 * rng.normal(size=weight.size)

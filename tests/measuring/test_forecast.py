@@ -16,7 +16,7 @@ STEPS, VALUES, ERRORS = [0, 12, 20, 28, 36], [0.0, 0.09, 0.17, 0.21, 0.23], [0.0
 
 
 def simulated(rng, prior, u, fine=40):
-    """Values along u of one run that the prior describes, by small steps of its equation."""
+    """One run's values along u, drawn from the prior by small steps of its equation."""
     level, slope = rng.normal(*prior.level), rng.normal(*prior.first)
     log, logs = math.log(0.05), [math.log(0.05)]
     for a, b in itertools.pairwise(u):
@@ -96,7 +96,7 @@ def test_a_budget_that_is_crossed_already_or_never(budget, said):
 
 
 def test_a_decaying_schedule_flattens_the_curve():
-    """With rates, steps count by their learning rates: a decaying run ends where a constant one of that sum does."""
+    """With rates, steps count by their learning rates: a decaying run ends like a constant one with the same sum."""
     rates = np.concatenate([np.ones(36), np.linspace(1, 0, 24)])
     bent = forecast(STEPS, VALUES, ERRORS, end=60, rates=rates * 1e-3)
     assert bent.value == pytest.approx(forecast(STEPS, VALUES, ERRORS, end=48).value)

@@ -60,7 +60,7 @@ def test_the_base_side_goes_through_the_base_head(kind, base, cached, tmp_path, 
 
 
 def test_a_head_of_the_base_stays_one_when_the_adapter_is_back():
-    """A wrapper that is not looked through is called with the adapter disabled, whenever it is called."""
+    """A wrapper that cannot be looked into is always called with the adapter disabled."""
     model = adapted("llama", **ON_THE_HEAD["lora"])
     hidden = torch.randn(3, 32)
     with torch.no_grad(), adapters.as_base(model):
@@ -76,7 +76,7 @@ def test_a_head_of_the_base_stays_one_when_the_adapter_is_back():
 
 @torch.no_grad()
 def test_alora_acts_from_its_invocation_on():
-    """What acts after the last invocation in a window is nothing that the model inside knows of."""
+    """aLoRA acts after the last invocation in a window, which only the whole PeftModel finds."""
     token = int(WINDOWS.window(1)[0][5])
     model = adapted(
         "llama", target_modules=["q_proj", "v_proj"], alora_invocation_tokens=[token], task_type="CAUSAL_LM"

@@ -73,7 +73,7 @@ def test_a_failure_while_filling_leaves_nothing(tmp_path):
 
 
 def test_files_of_the_first_version_are_still_read(tmp_path):
-    """Their head was written by hand: arrays in the order given, the metadata first."""
+    """Their header was written by our own code: metadata first, arrays in the order given."""
     data = {"argmax": np.array([7, 8], np.int32), "log_prob": np.array([-1.5, -2.5], np.float32)}
     body = b"".join(array.tobytes() for array in data.values())
     header = {

@@ -134,7 +134,7 @@ def test_the_last_row_is_what_measure_gives(tmp_path, kind):
 @pytest.mark.full
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_mixed_precision_is_measured_as_the_saved_model_is(tmp_path, kind, caplog):
-    """Under autocast the model's own forward is in bfloat16, and its decoder, called by itself, is not."""
+    """Under autocast the model's forward runs in bfloat16, but its decoder, called on its own, does not."""
     callback = ForgettingCallback(WINDOWS, every=3)
     with caplog.at_level(logging.WARNING, logger="forgetting"):
         trainer = train(tmp_path, kind, [callback], bf16=True)
@@ -214,7 +214,7 @@ def test_a_resumed_full_run_without_its_targets_is_refused(tmp_path):
 
 
 def test_an_adapter_that_is_not_the_identity_is_measured_against_the_base(tmp_path, caplog):
-    """PEFT pull request 3419: prompt tuning starts far from the base; training then looks like remembering."""
+    """PEFT pull request 3419: prompt tuning starts far from the base model, so training looks like remembering."""
     set_seed(0)
     model = get_peft_model(make_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
     callback = ForgettingCallback(WINDOWS)
@@ -313,7 +313,7 @@ def test_trl_and_then_measure_on_the_saved_adapter(tmp_path, tiny_model, corpora
 
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(tmp_path):
-    """The same global batch: tokens are sharded over ranks, and what is measured at step 0 and after is the same."""
+    """With the same global batch, tokens are sharded over ranks and all measurements are equal."""
     results = []
     for processes, batch in ((1, 4), (2, 2)):
         path = tmp_path / f"train{processes}.py"
@@ -363,7 +363,7 @@ state.AcceleratorState.__init__ = as_on_gpus
 
 @pytest.mark.slow
 def test_weights_that_accelerate_shards_are_measured(tmp_path):
-    """Trainer under `accelerate launch` with FSDP2: no process holds the whole model, and rows are those of one."""
+    """Under `accelerate launch` with FSDP2 no process has the whole model; rows equal those of one process."""
     free = ForgettingCallback(WINDOWS, every=2, batch_tokens=32)
     train(tmp_path / "0", "full", [free])
     budget = (free.rows[1]["forgetting"] + free.rows[2]["forgetting"]) / 2
@@ -398,7 +398,7 @@ def test_weights_that_accelerate_shards_are_measured(tmp_path):
 
 
 def test_the_forecast_uses_all_measurements_including_those_before_a_resume(tmp_path):
-    """Logged beside each measurement, with the schedule that decays; a resumed run goes on with the same points."""
+    """Logged with each measurement, with a decaying schedule; a resumed run uses the earlier points too."""
     text = make_windows([9] * 60, documents=[*range(60)])
     options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "learning_rate": 0.05}
     callback = ForgettingCallback(text, every=2, budget=50)

@@ -86,7 +86,7 @@ def test_kl_of_a_small_drift_is_not_lost_in_rounding():
 
 
 def test_rounding_of_the_expected_rows_does_not_show_in_kl(monkeypatch):
-    """With expected rows 0.1 % too small, KL is wrong by 0.1 % of the difference of the logits, not of the logits."""
+    """With expected rows 0.1 % too small, KL is off by 0.1 % of the difference of the logits, not of the logits."""
     usual = kernels._plus_product
     monkeypatch.setattr(kernels, "_plus_product", lambda row, e, weight: usual(row, e, weight * 0.999))
     base, tuned = make_model("phi"), make_model("phi")  # a head with a bias

@@ -48,7 +48,7 @@ def test_uneven_documents_equal_the_slow_twin_in_any_order():
 
 
 def test_repeating_every_token_changes_nothing():
-    """Perfectly correlated neighbours carry no new information; a naive standard error would shrink by sqrt(10)."""
+    """Repeated tokens add no information; a naive standard error would shrink by sqrt(10)."""
     x = np.random.default_rng(3).normal(size=40)
     once, ten = clustered_mean(x, np.arange(40)), clustered_mean(np.repeat(x, 10), np.repeat(np.arange(40), 10))
     assert ten.se == pytest.approx(once.se, rel=1e-12)

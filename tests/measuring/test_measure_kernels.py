@@ -77,7 +77,7 @@ def make_model(name, seed=0):
 
 @torch.no_grad()
 def twin(model, windows):
-    """Slow and obvious: one window at a time, full logits in float64, one position at a time."""
+    """The slow twin: one window at a time, full logits in float64, one position at a time."""
     rows = []
     for w in range(len(windows)):
         ids, predicted = windows.window(w)

@@ -82,7 +82,7 @@ def test_targets_of_a_peft_model_are_the_base_models():
 
 
 def test_targets_are_shifted():
-    """PEFT pull request 3419, first mistake: the logit at t speaks of token t + 1, not of token t."""
+    """PEFT pull request 3419, first mistake: the logit at t predicts token t + 1, not token t."""
     model = make_model("llama")
     losses = token_losses(model, WINDOWS, None, batch_tokens=64)
     logits = model(input_ids=torch.from_numpy(WINDOWS.window(0)[0].astype(np.int64))[None]).logits[0].detach()
@@ -235,7 +235,7 @@ def empty(path):
 
 
 def stale(path):
-    """A whole file that belongs to another base."""
+    """A valid file that belongs to another base model."""
     stored = array_cache.read(path, fingerprint_of(path), targets_room.base_spec(WINDOWS))
     array_cache.write(path, {name: np.array(stored.array(name)) for name in targets_room.ARRAYS}, "f" * 64)
 

@@ -45,7 +45,7 @@ def random_model(seed: int) -> torch.nn.Module:
 
 
 def real_copy(base: torch.nn.Module, windows: Windows) -> dict[str, float]:
-    """What a bfloat16 copy of the base measures on all of the text."""
+    """The result of measuring a bfloat16 copy of the base model on the whole text."""
     other = copy.deepcopy(base).to(torch.bfloat16)
     how = {"batch_tokens": 512, "rows": None}
     targets, expected = base_side(base, windows, key="x", cache_dir=None, with_rows=True, **how)

@@ -89,7 +89,7 @@ def test_padded_batches_give_the_answers_of_single_prompts(
 
 
 def test_a_model_that_reads_padding_answers_one_prompt_at_a_time(caplog: pytest.LogCaptureFixture) -> None:
-    """RWKV of transformers 5 takes padding into its state, and one state for all prompts of a batch."""
+    """RWKV in transformers 5 includes padding in its state, and shares one state among all prompts of a batch."""
     from transformers import RwkvConfig, RwkvForCausalLM
 
     torch.manual_seed(0)
@@ -362,7 +362,7 @@ def test_a_live_model_needs_its_tokenizer(model: Any, prompts: Path, caplog: pyt
 
 @pytest.fixture
 def short_prompts(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
-    """Prompts that fit the tiny model, in place of ours: eight of each of two kinds."""
+    """Prompts that fit the tiny model, instead of the shipped ones: eight of each of two kinds."""
     found = [
         Prompt(f"{kind}-{i}", kind, ({"role": "user", "content": f"{text} {kind}"},), f"line {i}")
         for kind in ("facts", "refusals")

@@ -79,7 +79,7 @@ def test_p_is_students_and_holms(profile: Profile) -> None:
 
 
 def test_at_most_5_of_100_profiles_at_their_budget_are_over() -> None:
-    """Four texts that are exactly at their budgets: each alone is called over in 5 % of cases, any of them too."""
+    """Four texts exactly at their budgets: each alone is over in 5 % of cases, and so is any of them together."""
     rng = np.random.default_rng(0)
     values = 0.1 + 0.05 * rng.normal(size=(4000, 4, 12))
     means, errors = values.mean(2), values.std(2, ddof=1) / math.sqrt(12)

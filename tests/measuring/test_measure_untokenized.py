@@ -39,7 +39,7 @@ WORDS = [
 
 
 def byte_level(*, bos: bool = False, normalizer: Any = None) -> PreTrainedTokenizerFast:
-    """As of GPT-2, Llama 3 or Qwen."""
+    """A tokenizer like those of GPT-2, Llama 3 or Qwen."""
     raw = Tokenizer(models.BPE())
     if normalizer is not None:
         raw.normalizer = normalizer
@@ -63,7 +63,7 @@ def byte_level(*, bos: bool = False, normalizer: Any = None) -> PreTrainedTokeni
 
 
 def with_fallback() -> PreTrainedTokenizerFast:
-    """As of Llama 2: no pre-tokenizer, spaces as a letter, bytes for what is unknown."""
+    """A tokenizer like that of Llama 2: no pre-tokenizer, spaces as a letter, bytes for unknown characters."""
     vocabulary = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefghijklmnopqrstuvwxyz", "th", "the"]
     vocabulary += ["▁the", "▁▁"]
     ranks = {token: i for i, token in enumerate(vocabulary)}
@@ -82,7 +82,7 @@ TOKENIZERS = {
 
 
 def write_rows(path: Path, seed: int, count: int = 150) -> TextConfig:
-    """Texts of any length, many of them a word, copies among them."""
+    """Texts of any length, many of a single word, some of them copies."""
     draw = random.Random(seed)
     lengths = [0, 1, 1, 1, 2, 3, 30]
     texts = [
@@ -128,7 +128,7 @@ def test_documents_are_drawn_as_from_all_windows(
 
 
 def slow_order(windows: Any, seed: int, tokens: int) -> list[int]:
-    """Windows of documents in a random order until they hold these many targets, and are of eight documents."""
+    """Windows of documents in random order until they have this many targets, from at least eight documents."""
     present = sorted(set(windows.documents.tolist()))
     chosen: list[int] = []
     for number, place in enumerate(np.random.default_rng([seed, 20240110]).permutation(len(present))):

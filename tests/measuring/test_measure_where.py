@@ -179,7 +179,7 @@ def test_values_out_of_range_are_refused(budget, confidence):
 
 
 class Tokenizer:
-    """Tokens whose text is hostile or lies in two halves of one character."""
+    """Tokens whose text is hostile, or which split a character in two."""
 
     words = ["<script>alert(1)</script>", " a", "\n", "&amp;", '"', "'>", "é", "x", "y", "z", "{{ 7*7 }}", "</span>"]  # noqa: RUF012
 

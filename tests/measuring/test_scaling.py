@@ -171,7 +171,7 @@ def test_a_full_model_and_an_invalid_budget_are_refused(tiny_model: Path, adapte
 
 
 def made(found: Scaling, values: list[float], budget: float | None, **more: Any) -> Scaling:
-    """With such forgetting at scales between 0 and 1, each with a standard error of 0.001."""
+    """A result with this forgetting at scales between 0 and 1, each with a standard error of 0.001."""
     scales = np.linspace(0, 1, len(values))
     points = tuple(
         Point(float(s), Mean(value, 0.001 if s else 0.0, 100, 30)) for s, value in zip(scales, values, strict=True)

@@ -234,7 +234,7 @@ def test_a_damaged_configuration_is_refused(tiny_model: Path, tmp_path: Path, te
 
 
 def test_empty_placeholders_of_deepspeed_are_refused(tiny_model: Path, tmp_path: Path) -> None:
-    """DeepSpeed ZeRO 3 leaves placeholders of no size."""
+    """DeepSpeed ZeRO 3 leaves placeholders of size zero."""
     saved(tiny_model, tmp_path, lora())
     file = tmp_path / "adapter_model.safetensors"
     save_file({name: torch.empty(0) for name in load_file(file)}, file)
@@ -311,7 +311,7 @@ def test_an_adapter_that_changes_nothing_is_measured_and_says_so(tiny_model: Pat
 
 @pytest.mark.parametrize("positions", ["learned", "tuned-built-for-fewer"])
 def test_windows_fit_both_models(models: dict[str, Path], tmp_path: Path, corpora: Path, positions: str) -> None:
-    """Virtual tokens take positions of a table; a tuned model may have fewer than its base."""
+    """Virtual tokens use up positions, and a tuned model may have fewer positions than its base."""
     import peft
     import transformers
 

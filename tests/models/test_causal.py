@@ -83,7 +83,7 @@ def test_weights_that_are_not_finite_are_left_to_the_loader() -> None:
 
 
 def test_eight_bits_are_asked_without_what_tokens_share() -> None:
-    """LLM.int8 keeps a feature in 16 bits where any token of a text is large there: later tokens move earlier ones."""
+    """LLM.int8 keeps a feature in 16 bits if any token is large there, so later tokens affect earlier ones."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
     layer = bitsandbytes.nn.Linear8bitLt(32, 32, has_fp16_weights=False, threshold=6.0)
     with rounded_by_token(torch.nn.Sequential(layer)):

@@ -44,7 +44,7 @@ def disturbed(model: torch.nn.Module, seed: int) -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def folders(tiny_model: Path, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """What the repositories hold: a base model, two models tuned from it, an adapter, a data set."""
+    """The contents of the repositories: a base model, two models tuned from it, an adapter, a data set."""
     at = tmp_path_factory.mktemp("repos")
     made = {"base": tiny_model}
     for seed, name in ((1, "tuned"), (2, "second")):
@@ -67,7 +67,7 @@ def folders(tiny_model: Path, corpora: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def cached(hub_cache: HubCache, folders: dict[str, Path]) -> HubCache:
-    """All of it in an offline cache; the base model's main branch, and a branch `other` that holds another model."""
+    """All of them in an offline cache; the base model has a main branch, and a branch `other` with another model."""
     for name, key in ((BASE, "base"), (TUNED, "tuned"), (ADAPTER, "adapter")):
         hub_cache.add(name, folders[key])
     hub_cache.add(BASE, folders["second"], ref="other")
@@ -307,7 +307,7 @@ def test_part_of_a_split_is_not_used_as_the_whole(hub_cache: HubCache) -> None:
 
 
 def prepare(tmp_path: Path, name: str, commit: str, text: str) -> None:
-    """What `datasets` leaves in its own cache after a data set of one row was loaded from the Hub."""
+    """The content of the cache of `datasets` after loading a data set of one row from the Hub."""
     import datasets
 
     made = datasets.Dataset.from_list([{"text": text}], split="train")
@@ -428,7 +428,7 @@ def test_without_a_network_a_name_fails_after_one_try(
 
 
 def test_what_a_study_reads_comes_from_one_commit(cached: HubCache, folders: dict[str, Path]) -> None:
-    """The branch moves while a study runs: its tokenizer, model and copies of it stay where they were."""
+    """The branch moves while a study runs: its tokenizer, model and copies stay at the first commit."""
     from forgetting.config.schema import validate
     from forgetting.studies.inputs import StudyInputs
 

@@ -29,7 +29,7 @@ ids = [name.path.partition(":")[2] for name in NAMES]
 
 
 def says_what_is_gone(name: PrivateName) -> str:
-    """The whole message, which names library, version and name, and says what is not right and what to do."""
+    """Check the whole message, which names library, version and name, what is affected, and what to do."""
     version, path = metadata.version(name.library), name.path.partition(":")[2]
     return (
         f"{name.library} {version} no longer has {path}, and without it {name.purpose}; install a version that has it "
@@ -38,7 +38,7 @@ def says_what_is_gone(name: PrivateName) -> str:
 
 
 def owners_of(name: PrivateName) -> list[Any]:
-    """The module in which a name is defined, or the class and those that it inherits the name from."""
+    """The module that defines a name, or the class and its base classes."""
     module, _, path = name.path.partition(":")
     owner = importlib.import_module(module)
     for part in path.split(".")[:-1]:
@@ -83,7 +83,7 @@ def test_a_missing_attribute_is_reported(name: PrivateName) -> None:
 
 
 def test_trainer_calls_the_methods_that_ours_overrides() -> None:
-    """By their source: an override that nothing calls would be silent."""
+    """Checked in their source, since an override that is never called would go unnoticed."""
     from transformers import Trainer
 
     source = inspect.getsource(Trainer)
@@ -271,7 +271,7 @@ def test_tasks_have_what_is_read_of_them(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_all_private_names_are_in_these_files() -> None:
-    """No other file of the package asks a library for a name with an underscore."""
+    """No other file of the package uses a library's name with an underscore."""
     source = Path(transformers_internals.__file__).parent.parent
     trees = {path.relative_to(source): ast.parse(path.read_text(encoding="utf-8")) for path in source.rglob("*.py")}
     nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="of Linux alone"
 
 
 def machine(root: Path, *, total: int, free: int, groups: str, files: dict[str, object]) -> Path:
-    """A root folder with the files of /proc and /sys that are read."""
+    """A root folder with those files of /proc and /sys that are read."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/meminfo").write_text(
         f"MemTotal: {total * 2**20} kB\nMemFree: 1 kB\nMemAvailable: {free * 2**20} kB\n"

@@ -26,7 +26,7 @@ NONE: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 2, "bos_token_id": No
 
 @pytest.fixture(scope="module")
 def untied(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A folder with a random Llama whose head is its own."""
+    """A folder with a random Llama whose head is not tied to its embedding."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -109,7 +109,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(
 
 
 def test_heads_that_fit_the_weights_and_cannot_be_run(untied: Path, tmp_path: Path) -> None:
-    """6 queries on 4 keys: each matrix has the size that config.json asks for."""
+    """6 query heads on 4 key heads: each matrix has the size given in config.json."""
     from transformers import MistralConfig, MistralForCausalLM
 
     heads = {"num_attention_heads": 6, "num_key_value_heads": 4, "head_dim": 8, "max_position_embeddings": 64}
@@ -268,7 +268,7 @@ def test_the_same_weights_used_otherwise_are_noticed(untied: Path, tmp_path: Pat
 
 
 def test_packed_weights_without_a_quantisation_config_are_refused(untied: Path, tmp_path: Path) -> None:
-    """What is left of a quantised model whose config.json does not say so."""
+    """Weights of a quantised model whose config.json does not say that it is quantised."""
     name = "model.layers.0.mlp.up_proj.weight"
     for i, dtype in enumerate((torch.int8, torch.uint8, torch.float8_e4m3fn)):
         packed = {name: torch.ones(48, 32).to(dtype)}

@@ -115,7 +115,7 @@ def study(
     methods: tuple[dict[str, Any], ...] = LORA,
     names: dict[str, str] | None = None,
 ) -> tuple[StudyConfig, pd.DataFrame, list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """A study made of Table 1 with noise: config, table, runs, fits. A data set without laws of its own has news's."""
+    """A study simulated from Table 1 with noise: config, table, runs, fits. Data sets without laws get those of news."""
     rng = np.random.default_rng(0)
     names = {name: name for name in datasets} | (names or {})
     rows, runs = [], []
@@ -155,7 +155,7 @@ def study(
 
 
 def fail_one(table: pd.DataFrame, runs: list[dict[str, Any]], why: str) -> str:
-    """Make the first run a failed one, cut at step 100; its id."""
+    """Make the first run a failed one that ends at step 100; returns its id."""
     run_id = str(runs[0]["run_id"])
     runs[0] |= {"status": "failed", "why": why}
     mine = table["run_id"] == run_id

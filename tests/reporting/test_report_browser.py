@@ -30,7 +30,7 @@ POINTS = """gd => gd.data.filter(t => t.visible && t.meta.role === "points")
 
 
 def wait_for(page: Any, wanted: Any) -> None:
-    """Wait for the charts' ground; `wait_for_function` would need eval, which the page's policy forbids."""
+    """Wait for the charts' background; `wait_for_function` would need eval, which the page's policy forbids."""
     for _ in range(400):
         if wanted(page.locator(".chart").first.evaluate(GROUND)):
             return
@@ -56,7 +56,7 @@ class Opened:
     trouble: list[str] = field(default_factory=list)
 
     def points(self) -> dict[str, list[int]]:
-        """Visible points by kind of chart, one number a data set."""
+        """Visible points by kind of chart, one number per data set."""
         found: dict[str, list[int]] = {}
         for chart in self.page.locator(".chart").all():
             found.setdefault(chart.get_attribute("data-kind"), []).append(chart.evaluate(POINTS))
@@ -92,7 +92,7 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def news(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Opened:
-    """The page of one data set, opened once; a test leaves it as it was, but for the pointer and the order of runs."""
+    """The page of one data set, opened once; tests change only the pointer's position and the order of runs."""
     return open_in(browser, write_study_report(*study(("news",)), path=tmp_path_factory.mktemp("news") / "report.html"))
 
 

@@ -10,7 +10,7 @@ from forgetting.reporting.texts import SHOWN_RUNS, SHOWN_STEPS, texts_section
 
 
 def table(runs: int, steps: int) -> pd.DataFrame:
-    """Run i forgets i * step millionths of a nat on text and twice as much on chat."""
+    """Run i forgets i * step * 1e-6 nats on text and twice as much on chat."""
     run, step = (grid.reshape(-1) for grid in np.meshgrid(np.arange(runs), np.arange(1, steps + 1), indexing="ij"))
     return pd.DataFrame(
         {

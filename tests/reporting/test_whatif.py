@@ -81,7 +81,7 @@ def panel_of(made: tuple[Any, ...]) -> Any:
 
 
 def signed(cells: tuple[str, ...]) -> list[str]:
-    """In the page's minus signs, exponents included."""
+    """With the page's minus signs, also in exponents."""
     return [cell.replace("-", MINUS) for cell in cells]
 
 

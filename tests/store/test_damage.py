@@ -270,7 +270,7 @@ RANKS = [1, 2, 4, 16, 32, 64, 128, 256, 512]
 def test_runs_that_an_edited_configuration_does_not_contain_are_marked(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rank 8 taken out of study.yaml by hand: its four runs are in no fit."""
+    """If rank 8 is removed from study.yaml by hand, its four runs are in no fit."""
     whole = load_table(study)
     wanted = [run.id for run in StudyFolder.open(study).runs() if "-r8-" not in run.id]
     right = fits_of(study, whole[whole["run_id"].isin(wanted)])
@@ -421,7 +421,7 @@ def test_a_study_folder_without_its_configuration_can_be_resumed(study: Path, tm
 
 
 def test_the_base_models_row_alone_is_not_a_result(study: Path) -> None:
-    """A run whose rows have vanished never gives a zero."""
+    """A run whose rows are lost never gives a zero."""
     run = StudyFolder.open(study).runs()[0]
     change(run.path / "measurements.jsonl", "file")
     row = load_table(study).set_index("run_id").loc[run.id]

@@ -29,7 +29,7 @@ def lines_of(run: RunFolder) -> list[str]:
 
 
 def damaged_by(study: Path, how: str) -> str:
-    """Damage the files of the eighth run; what is said of it."""
+    """Damage the files of the eighth run; returns the expected description."""
     run, other = StudyFolder.open(study).runs()[7:9]
     record, rows = run.path / "run.json", run.path / "measurements.jsonl"
     fields, lines = json.loads(record.read_text()), lines_of(run)

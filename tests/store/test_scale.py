@@ -24,7 +24,7 @@ from scale_study import make
 
 
 def twin(folder: Path) -> pd.DataFrame:
-    """The slow way: every line of every run by itself."""
+    """The slow twin: every line of every run parsed separately."""
     found = []
     for run in StudyFolder.open(folder).runs():
         record = run.read()
@@ -98,7 +98,7 @@ def test_a_damaged_cache_is_detected_and_recreated(
 
 @pytest.mark.full
 def test_no_flipped_bit_changes_a_cached_number(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever the bit lies, in values or in what describes them: the columns are equal, or made again."""
+    """Wherever the bit is, in values or metadata, the columns are equal or recreated."""
     monkeypatch.setattr(table_cache, "KEPT_FROM", 1)
     load_table(study)
     stored = pq.read_schema(kept(study))

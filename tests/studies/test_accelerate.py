@@ -47,7 +47,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Accelerate:
 
 
 def configure(tiny_model: Path, corpora: Path, **changes: Any) -> StudyConfig:
-    """Conversations, whose answers differ in length: a mean of the processes' means would be another loss."""
+    """Conversations with answers of different length: a mean of the processes' means would be another loss."""
     chat = {"chat": {"source": str(corpora / "chat.jsonl"), "heldout": 0.2}}
     training = {"steps": 8, "batch_size": 4, "micro_batch_size": 1, "warmup_steps": 1, "learning_rate": 1e-2}
     given = {"datasets": chat, "context": 16, "training": training, "measure": {"start": 2, "every": 2}}
@@ -67,7 +67,7 @@ DROPPED = {**PLAIN, "label": "d", "dropout": 0.3}
 def done(
     tiny_model: Path, corpora: Path, tmp_path_factory: pytest.TempPathFactory, two: Accelerate
 ) -> tuple[StudyConfig, Path, dict[str, str], list[Event]]:
-    """A study by two processes: its configuration and folder, what failed and what was told."""
+    """A study by two processes: its configuration and folder, failures, and events."""
     general = {"source": str(corpora / "train.jsonl")}
     together = [
         {"name": "kl", "on": "both", "text": general},  # a term a batch, and gradients of its own a step

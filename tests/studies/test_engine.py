@@ -44,7 +44,7 @@ def die_on_b(folder: str, task: str, tell: Tell) -> None:
 
 
 def die_further_on(folder: str, task: str, tell: Tell) -> None:
-    """Gets one step further each time, and dies there, as a run does that is preempted again and again."""
+    """A task that dies one step further each time, like a run that is preempted again and again."""
     seen = Path(folder) / f"{task}.seen"
     reached = len(seen.read_text()) if seen.exists() else 0
     tell(reached + 1)

@@ -100,7 +100,7 @@ def test_every_task_runs_once_with_its_events_in_order_in_another_process(cluste
 
 
 def test_at_most_one_task_per_core_runs_at_a_time(cluster: Any, tmp_path: Path) -> None:
-    """A worker that waits for an answer lends its core to the next task: none of ours may wait the Ray way."""
+    """Ray gives the core of a worker that waits in ray.get to the next task, so our workers must not."""
     assert do([f"t{i}" for i in range(8)], functools.partial(take_a_while, str(tmp_path)), []) == {}
     spans = [tuple(map(float, path.read_text().split())) for path in tmp_path.iterdir()]
     assert len(spans) == 8

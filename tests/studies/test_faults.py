@@ -51,7 +51,7 @@ def whole(tiny_model: Path, corpora: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def stopped_at(config: StudyConfig, out: Path, step: int) -> Path:
-    """Stop the study's run as a signal does; the folder of its checkpoints."""
+    """Stop the study's run as by a signal; returns the folder of its checkpoints."""
 
     def hear(event: Event) -> None:
         if event.step == step:
@@ -206,7 +206,7 @@ def test_a_clock_that_jumps_changes_nothing(
 
 @contextmanager
 def full_disk(after: int) -> Iterator[None]:
-    """After so many calls, putting anything on the disk fails."""
+    """After this many calls, any write to the disk fails."""
     real, calls = os.fsync, itertools.count()
 
     def fsync(file: int) -> None:

@@ -57,13 +57,13 @@ def short(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def there(short: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """A copy of the short study."""
     return Path(shutil.copytree(short, tmp_path / "there"))
 
 
 @pytest.fixture(scope="module")
 def long(make: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """The numbers of a study planned with more of everything."""
+    """The numbers of a study planned with more steps, seeds and methods from the start."""
     out = tmp_path_factory.mktemp("long") / "s"
     study(make(methods=SEVERAL, steps=10), out, engine=Local(1))
     return numbers(out)
@@ -181,7 +181,7 @@ def test_a_checkpoint_whose_rows_were_changed_is_not_used(make: Make, there: Pat
 def test_growing_interrupted_anywhere_resumes_to_the_same_numbers(
     make: Make, there: Path, long: dict[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each file that is put in its place may be the last one before a kill."""
+    """The process may be killed after any file that it writes."""
     from forgetting import files
 
     real, config, cuts = files.os.replace, make(methods=SEVERAL, steps=10), iter(range(1, 100, 3))

@@ -21,7 +21,7 @@ from short_study import configure
 
 @pytest.fixture
 def own(tiny_model: Path, corpora: Path, tmp_path: Path) -> tuple[StudyConfig, Path, Path]:
-    """A study of files of its own, with replay: its configuration, training file and replayed file."""
+    """A study on its own files, with replay: configuration, training file and replayed file."""
     train, replayed = tmp_path / "train.jsonl", tmp_path / "replayed.jsonl"
     train.write_text((corpora / "train.jsonl").read_text())
     rows = [json.loads(line) for line in (corpora / "chat.jsonl").read_text().splitlines()]

@@ -67,7 +67,7 @@ def test_a_resumed_run_has_the_chain_of_an_uninterrupted_one(
 def test_rows_lost_before_a_checkpoint_are_measured_again(
     config: StudyConfig, whole: Path, stopped: Path, tmp_path: Path, how: str, old: bool
 ) -> None:
-    """A run that was cut goes on from its checkpoint only where the rows up to it are those that were measured."""
+    """An interrupted run resumes from a checkpoint only if the rows up to it are unchanged."""
     shutil.copytree(stopped, tmp_path / "s")
     if old:  # checkpoints of a version that kept no chain
         for one in (tmp_path / "s").glob("runs/*/checkpoints/checkpoint-*"):

@@ -73,7 +73,7 @@ def test_machines_other_than_the_first_run_no_study_of_their_own(
 
 
 def hears(listener: machines.Machines, key: str, value: Any) -> None:
-    """What one client sets reaches another's next question a little later."""
+    """Wait for a message: what one client sets reaches another with a delay."""
     until = time.monotonic() + 20
     while listener.told(key) != value:
         assert time.monotonic() < until
@@ -81,7 +81,7 @@ def hears(listener: machines.Machines, key: str, value: Any) -> None:
 
 
 def looks_often(listener: machines.Machines) -> None:
-    """Until there is no further beat since the look before: one may be on its way."""
+    """Check until no further heartbeat arrives; one may still be on its way."""
     for _ in range(200):
         listener.check()
         time.sleep(0.01)
@@ -113,7 +113,7 @@ def test_messages_between_machines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_two_machines_give_the_numbers_of_one(tmp_path: Path, tiny_model: Path, corpora: Path) -> None:
-    """Each machine is a command of its own here; weights are shared out over both."""
+    """Each machine is simulated by a separate command; weights are sharded over both."""
     given = fields(tiny_model, corpora, methods=[{"name": "lora", "rank": 2}])
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(given))
     fsdp = {"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": {"fsdp_version": 2}}

@@ -32,7 +32,7 @@ def plan(config: StudyConfig, places: Places = ONE) -> MemoryPlan:
 
 @pytest.fixture
 def there(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets the memory of this machine, GB."""
+    """Sets the memory of this machine in GB."""
 
     def set_to(total: float, free: float) -> None:
         monkeypatch.setattr(memory, "cpu_room", lambda *_: Room(int(total * 1e9), int(free * 1e9), "this machine"))

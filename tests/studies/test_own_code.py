@@ -18,7 +18,7 @@ from small_study import fields
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The one module of a package that stands for ours."""
+    """The only module of a package that stands in for ours."""
     path = tmp_path / "package" / "tuning" / "run.py"
     path.parent.mkdir(parents=True)
     path.write_text("one = 1\n")

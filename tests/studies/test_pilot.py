@@ -89,7 +89,7 @@ def test_the_plan_is_a_study_of_the_recommended_run(tiny_model: Path, corpora: P
 
 
 class MadeUp:
-    """In the place of a study: runs with the losses of the paper's law, in no time; some diverge, some are cut."""
+    """Replaces a study: simulated runs with the losses of the paper's law; some diverge, some are interrupted."""
 
     def __init__(self, diverging: int = 0) -> None:
         self.diverging = diverging

@@ -49,7 +49,7 @@ METHODS = [
 
 @pytest.fixture(scope="session")
 def wide(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama whose layers have inputs that are multiples of 64."""
+    """A random Llama whose layers have widths that are multiples of 64."""
     folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("wide") / "model")
     config = LlamaConfig.from_pretrained(tiny_model)
     config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 32
@@ -237,7 +237,7 @@ def test_packed_parameters_are_counted_by_their_values(wide: Path, bits: int) ->
 
 
 def test_measuring_does_not_change_4_bit_weights(wide: Path) -> None:
-    """bitsandbytes packs them anew for CPUs with AVX512-BF16 where no gradient is asked for."""
+    """On CPUs with AVX512-BF16, bitsandbytes repacks them if no gradient is needed."""
     pytest.importorskip("bitsandbytes")
     model = load_base(ModelConfig(source=str(wide), bits=4)).model
     before = {name: (p.data_ptr(), p.detach().clone()) for name, p in model.named_parameters()}

@@ -26,7 +26,7 @@ SECRET = "hf_" + "plantedplantedplantedplantedplanted"
 
 
 class Memory(Tracker):
-    """Keeps what it gets; fails at a chosen step."""
+    """A tracker that stores what it gets and fails at a chosen step."""
 
     name = package = "memory"
     runs: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -51,7 +51,7 @@ class Memory(Tracker):
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> type[Memory]:
-    """In the place of TensorBoard, whose package is installed."""
+    """Replaces TensorBoard, whose package is installed."""
     monkeypatch.setitem(TRACKERS._things, "tensorboard", Memory)
     monkeypatch.setattr(Memory, "runs", {})
     monkeypatch.setattr(Memory, "fails_at", None)

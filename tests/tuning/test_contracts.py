@@ -24,17 +24,17 @@ Count = Callable[[PreTrainedModel], int]
 
 
 def linear(model: PreTrainedModel) -> list[torch.nn.Linear]:
-    """All linear layers but the head."""
+    """All linear layers except the head."""
     return [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
 
 
 def total(of: Callable[[int, int], float]) -> Count:
-    """The sum of a formula in inputs and outputs over all linear layers but the head."""
+    """The sum of a formula in inputs and outputs over all linear layers except the head."""
     return lambda model: round(sum(of(layer.in_features, layer.out_features) for layer in linear(model)))
 
 
 def of_names(*parts: str) -> Count:
-    """Parameters whose name holds one of the parts."""
+    """Parameters whose name contains one of the parts."""
     return lambda model: sum(p.numel() for name, p in model.named_parameters() if any(part in name for part in parts))
 
 

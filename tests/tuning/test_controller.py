@@ -74,7 +74,7 @@ def train(folder, tiny_model, callbacks, resume=None, adapter=True, **options):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_its_gradient_is_that_of_the_weighted_divergence_once_per_step(tmp_path, tiny_model, text, accumulate):
-    """The second step: before, adapters are the base model, and the divergence is flat there."""
+    """Checked at the second step: at the first, adapters equal the base model and the gradient is zero."""
     with_it, without = Gradients(), Gradients()
     controller = Weighs(text, budget=0.05, context=16)
     options = {"gradient_accumulation_steps": accumulate}

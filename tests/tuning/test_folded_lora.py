@@ -41,7 +41,7 @@ def loss_and_gradients(model: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("rank", [1, 24])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_numbers_equal_pefts(checkpointing: bool, rank: int) -> None:
-    """Of a small rank, and of one above the layers' width of 16, whose weights are summed first."""
+    """For a small rank, and for one above the layers' width of 16, where the weights are summed first."""
     assert merging_pays(IDS.numel(), 16, 16, rank) is (rank == 24)
     model = adapted(torch.float32, r=rank)
     if checkpointing:
@@ -62,7 +62,7 @@ def test_the_numbers_equal_pefts(checkpointing: bool, rank: int) -> None:
 
 
 def test_bfloat16_is_as_accurate_as_pefts() -> None:
-    """The same weights in float64 are the truth; the two ways round at different places, so of several models."""
+    """The same weights in float64 are the truth; several models, since the two ways round differently."""
     errors = []
     for seed in range(8):
         model = adapted(torch.bfloat16, seed)
@@ -84,7 +84,7 @@ def error(found: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> flo
 
 
 def test_merging_pays_where_it_takes_fewer_multiplications() -> None:
-    """Counted one product after the other, of 4,096 tokens and a layer of 352 by 128."""
+    """Multiplications counted product by product, for 4,096 tokens and a layer of 352 by 128."""
 
     def folded(n: int, o: int, i: int, r: int) -> int:
         forwards = n * i * o + n * i * r + n * r * o

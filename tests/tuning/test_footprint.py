@@ -58,7 +58,7 @@ def test_tensors_are_counted_until_they_are_freed() -> None:
 
 
 def test_a_pass_without_values_needs_the_memory_of_a_real_pass(tiny_model: Path, base: Skeleton) -> None:
-    """The slow twin: the model itself, its tensors counted as they are made."""
+    """The slow twin: the real model, with its tensors counted as they are created."""
     model = load_base(ModelConfig(source=str(tiny_model))).model.requires_grad_(True)
     ids = torch.zeros(3, 16, dtype=torch.int64)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros_like(ids)}

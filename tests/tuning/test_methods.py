@@ -51,7 +51,7 @@ ENTRIES: list[dict[str, Any]] = [
 
 
 class Stopped(BaseException):
-    """What a kill is to a run: nothing catches it."""
+    """Simulates a kill: no code catches it."""
 
 
 def fields(models: dict[str, Path], corpora: Path, *entries: dict[str, Any]) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def test_corda_freezes_the_directions_that_its_text_needs(
     context: Context,
     corpora: Path,
 ) -> None:
-    """The frozen part maps the activations of the text nearly as W does; PiSSA's, which drops the largest, does not."""
+    """The frozen part maps the text's activations almost as W does; PiSSA's, without the largest, does not."""
     entries = {"name": "corda", "rank": 8, "calibration": {"source": "PATH"}}, {"name": "pissa", "rank": 8}
     windows = general_windows_of(corpora, context)
     ids = torch.from_numpy(windows.window(0)[0].astype("int64"))[None]

@@ -49,7 +49,7 @@ def configure(tiny_model: Path, corpora: Path, **changes: Any) -> StudyConfig:
 
 
 def rows(corpora: Path) -> list[dict[str, Any]]:
-    """One row a mitigation; a new one is one file and one row here."""
+    """One row per mitigation; a new one is one file and one row here."""
     text = {"source": str(corpora / "train.jsonl")}
     return [
         {"name": "replay", "fraction": 0.25, "text": text},
@@ -68,14 +68,14 @@ def rows(corpora: Path) -> list[dict[str, Any]]:
 
 
 def last(table: pd.DataFrame, name: str, method: str = "lora") -> pd.Series:
-    """The trained model's row of a mitigation's run; of the plain run for an empty name."""
+    """The trained model's row in a mitigation's run, or in the plain run for an empty name."""
     mine = table[(table["label"] == method) & (table["mitigation"].str.split().str[0].fillna("") == name)]
     return mine[(mine["step"] == STEPS) & mine["alpha"].isna()].iloc[0]
 
 
 @pytest.fixture(scope="module")
 def studied(tiny_model: Path, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Every mitigation beside the plain run, with LoRA and (where it goes together) full fine-tuning."""
+    """Every mitigation and the plain run, with LoRA and, if supported, full fine-tuning."""
     together = rows(corpora)
     plain = [{"name": "lora", "rank": 4}, {"name": "full"}]
     methods = [

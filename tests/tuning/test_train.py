@@ -53,7 +53,7 @@ def slow_losses(model: Any, windows: Windows, base: Any) -> list[tuple[str, floa
 
 
 def slow_mean(values: list[float], documents: list[str]) -> tuple[float, float]:
-    """Mean over tokens and its standard error from the spread of documents' sums about it."""
+    """Mean over tokens, and its standard error from the variance of the documents' sums."""
     mean = sum(values) / len(values)
     names = sorted(set(documents))
     sums = [sum(v - mean for v, d in zip(values, documents, strict=True) if d == name) for name in names]
@@ -102,7 +102,7 @@ Losses = Callable[..., list[float]]
 
 @pytest.fixture(scope="module")
 def losses_with(tiny_model: Path, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Losses:
-    """Fine-tuning losses of a run by training options that are not `TRAINING`'s; each is trained once."""
+    """Fine-tuning losses of a run with other training options than `TRAINING`; each is trained once."""
 
     @functools.cache
     def losses(**changes: Any) -> list[float]:
