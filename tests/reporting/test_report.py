@@ -115,7 +115,7 @@ def study(
     methods: tuple[dict[str, Any], ...] = LORA,
     names: dict[str, str] | None = None,
 ) -> tuple[StudyConfig, pd.DataFrame, list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """A study simulated from Table 1 with noise: config, table, runs, fits. Data sets without laws get those of news."""
+    """Study simulated from Table 1 with noise: config, table, runs, fits. Data sets without laws get those of news."""
     rng = np.random.default_rng(0)
     names = {name: name for name in datasets} | (names or {})
     rows, runs = [], []
