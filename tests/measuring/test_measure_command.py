@@ -48,8 +48,8 @@ def perturb(model, scale=0.3):
     return model
 
 
-def save_adapter(base, folder, config=None, scale=0.3):
-    torch.manual_seed(1)  # PEFT draws the adapter's initial weights
+def save_adapter(base, folder, config=None, scale=0.3, seed=1):
+    torch.manual_seed(seed)  # PEFT draws the adapter's initial weights
     model = AutoModelForCausalLM.from_pretrained(base)
     config = config or LoraConfig(r=4, target_modules=["q_proj", "up_proj"])
     perturb(get_peft_model(model, config), scale).save_pretrained(folder)

