@@ -17,7 +17,7 @@ from forgetting.analysis.laws import LAWS
 from forgetting.config.schema import StudyConfig
 from forgetting.display import charts as look
 from forgetting.errors import ForgettingError
-from forgetting.reporting import render_study, write_study_report
+from forgetting.reporting import render_study, sections, write_study_report
 from forgetting.reporting import series as groups
 
 PAPER = {name: fit_from_published(f"kalajdzievski2024/{name}") for name in ("openorca", "news")}
@@ -380,3 +380,12 @@ def test_commands_name_the_studys_folder_as_a_shell_reads_it():
     assert [float(predicted[i + 1]) for i, word in enumerate(predicted) if word == "--params"] == sizes
     assert predicted[-2:] == ["--steps", "260"]
     assert "STUDY" not in page
+
+
+def test_a_large_study_names_the_command_that_writes_its_rows(monkeypatch):
+    config, table, runs, fits = study(("news",))
+    assert '-csv">"dataset,' in render_study(config, table, runs, fits)
+    monkeypatch.setattr(sections, "SHOWN_ROWS", len(table) - 1)
+    page = render_study(config, table, runs, fits, folder="s")
+    assert "too large to have them" in page
+    assert '-csv">' not in page

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from test_report import LORA, fail_one, fit_of, study
 
@@ -239,3 +240,19 @@ def test_paper_is_light_and_holds_the_charts(show):
     assert opened.page.evaluate("document.querySelector('.chart .main-svg').getBoundingClientRect().width") <= 680
     opened.page.evaluate("dispatchEvent(new Event('afterprint'))")
     wait_for(opened.page, lambda ground: ground == DARK)
+
+
+def test_measurements_are_downloaded_as_the_table_writes_them(show):
+    config, table, runs, fits = study(("news",))
+    table.loc[3, "label"] = "=HYPERLINK(1)"
+    opened = show((config, table, runs, fits))
+    page = opened.page
+    page.locator("details", has_text="All measurements").first.evaluate("d => d.open = true")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="All columns as CSV").click()
+    found = pd.read_csv(download.value.path())
+    assert list(found.columns) == list(table.columns)
+    assert found["label"][3] == "'=HYPERLINK(1)"
+    for column in ("step", "finetune_loss", "forgetting_se"):
+        assert found[column].tolist() == pytest.approx(table[column].tolist(), rel=1e-15, nan_ok=True)
+    assert [line for line in opened.trouble if "blob:" not in line] == []

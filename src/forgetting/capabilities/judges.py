@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..display.spreadsheets import cell
 from ..errors import UsageError
 from ..files import read_text, write_atomically
 from .rendering import chat_template
@@ -185,14 +186,9 @@ def export(path: Path, rows: Iterable[Row]) -> int:
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
     for key in sorted(once):  # the keys are hashes, so this order is random
-        writer.writerow({"key": key, "prompt": _cell(once[key]["prompt"]), "reply": _cell(once[key]["reply"])})
+        writer.writerow({"key": key, "prompt": cell(once[key]["prompt"]), "reply": cell(once[key]["reply"])})
     try:
         write_atomically(path, text.getvalue())
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
     return len(once)
-
-
-def _cell(text: str) -> str:
-    """A cell that no spreadsheet treats as a formula."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -13,10 +13,12 @@ from typing import Any
 import pandas as pd
 
 from forgetting.analysis.fit.curves import bands_said
-from forgetting.display.charts import Chart, floats, marker, note, plain_layout
+from forgetting.display.charts import Chart, note, plain_layout
 from forgetting.display.numbers import NBSP, count, finite, level, number, plus_minus, several
 from forgetting.measuring.quantities import AXES
 from forgetting.reporting.curves import banded, bent_line, fitted_line, fitted_sizes, fitted_steps
+from forgetting.reporting.points import points_trace
+from forgetting.reporting.replay import replay_chart
 from forgetting.reporting.series import Panel, Series
 from forgetting.reporting.words import method_name, r2
 
@@ -33,6 +35,7 @@ def charts(panel: Panel) -> list[Chart]:
         forgetting_chart(panel),
         size_chart(panel),
         agreement_chart(panel),
+        *([] if (replay := replay_chart(panel)) is None else [replay]),
     ]
 
 
@@ -247,43 +250,13 @@ def _points(
         for rows_, symbol in ((mine[~inside], series.symbol), (mine[inside], f"{series.symbol}-open")):
             if not rows_.empty:
                 colour = f"var(--{series.key})"
-                traces.append(_trace(rows_, x, y, colour, symbol, series.key, scale, errors, lines))
+                traces.append(
+                    points_trace(rows_, x, y, colour, symbol, series.key, scale=scale, errors=errors, lines=lines)
+                )
     if rows is None:
         extras = ((panel.base, "var(--ink)", "circle-open", BASE), (panel.failed, "var(--bad)", "x-thin-open", FAILED))
         for others, colour, mark, key in extras:
             if not others.empty:
-                trace = _trace(others, x, y, colour, mark, key, scale, errors=False, lines=False)
+                trace = points_trace(others, x, y, colour, mark, key, scale=scale, errors=False)
                 traces.append(trace | {"visible": False})
     return traces
-
-
-def _trace(
-    rows: pd.DataFrame, x: str, y: str, colour: str, mark: str, key: str, scale: float, errors: bool, lines: bool
-) -> dict[str, Any]:
-    rows = _broken_by_run(rows) if lines else rows
-    trace: dict[str, Any] = {
-        "type": "scatter",
-        "mode": "lines+markers" if lines else "markers",
-        "x": floats(rows[x]),
-        "y": floats(rows[y] * scale),
-        "marker": marker(colour, mark),
-        "hovertemplate": "%{text}<extra></extra>",
-        "meta": {"series": key, "role": "points", "rows": [int(r) for r in rows["row"].fillna(-1)]},
-    }
-    if lines:
-        trace["line"] = {"color": colour, "width": 1.5}
-        trace["connectgaps"] = False
-    if errors and rows[f"{y}_se"].notna().any():
-        bars = floats(rows[f"{y}_se"] * scale)
-        trace["error_y"] = {"type": "data", "array": bars, "color": colour, "thickness": 1, "width": 0}
-    return trace
-
-
-def _broken_by_run(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with an empty row between runs, so that no line connects two runs."""
-    pieces: list[pd.DataFrame] = []
-    for _, run in rows.groupby("run_id", sort=True):
-        if pieces:
-            pieces.append(pd.DataFrame([{}], columns=rows.columns).astype(rows.dtypes.to_dict(), errors="ignore"))
-        pieces.append(run)
-    return pd.concat(pieces, ignore_index=True) if len(pieces) > 1 else rows

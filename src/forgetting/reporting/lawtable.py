@@ -77,7 +77,7 @@ def law_table(name: str, panels: Sequence[Panel]) -> LawTable:
         name=name,
         columns=tuple(made),
         confidence=" and ".join(dict.fromkeys(level(fit.confidence) for fit in made.values())),
-        rows=tuple(_parameter(key, list(made.values())) for key in names),
+        rows=tuple(parameter_row(key, list(made.values())) for key in names),
         r2=tuple((symbol(key)[1] or key, tuple(number(r2(fit, key)) for fit in made.values())) for key in outputs),
         paper=" and ".join(f"{number(_paper_r2(name, key))} on {data}" for data, key in PAPER),
         notes=tuple(_note(key, fit) for key, fit in made.items()),
@@ -90,7 +90,8 @@ def _paper_r2(law: str, key: str) -> float:
     return float(published.constants["r2_of_line"] if law == "linear" else published.r2["forgetting_loss"])
 
 
-def _parameter(key: str, fits: Sequence[Fit]) -> ParameterRow:
+def parameter_row(key: str, fits: Sequence[Fit]) -> ParameterRow:
+    """One parameter of a law, as fitted to each data set."""
     about = {p.name: p for p in fits[0].law_object.parameters}.get(key)
     held = about is not None and about.gauge is not None
     estimates = []

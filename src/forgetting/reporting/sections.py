@@ -17,6 +17,7 @@ from forgetting.config.bits import quantised_notes
 from forgetting.config.schema import StudyConfig
 from forgetting.display.commands import exact
 from forgetting.display.numbers import MINUS, count, duration, finite, level, number, plus_minus, several
+from forgetting.display.spreadsheets import cell
 from forgetting.errors import UsageError
 from forgetting.measuring.quantities import BY_NAME
 from forgetting.reporting.series import Panel, Series, method_of
@@ -177,6 +178,20 @@ def measurement_rows(panel: Panel) -> list[tuple[str, ...]]:
         )
         for row in rows.to_dict("records")
     ]
+
+
+def measurements_csv(table: pd.DataFrame) -> dict[str, str]:
+    """Every measurement as CSV by data set, with the columns of `forgetting table --csv`; empty of a large study.
+
+    Texts that a spreadsheet would take for a formula begin with an apostrophe.
+    """
+    if len(table) > SHOWN_ROWS:
+        return {}
+    safe = table.copy()
+    for column in safe.columns:
+        if not pd.api.types.is_numeric_dtype(safe[column]):
+            safe[column] = [cell(value) if isinstance(value, str) else value for value in safe[column]]
+    return {str(name): mine.to_csv(index=False) for name, mine in safe.groupby(table["dataset"], sort=False)}
 
 
 @dataclass(frozen=True)

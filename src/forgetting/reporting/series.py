@@ -35,6 +35,7 @@ NUMBERS = (
     "rank",
     "seed",
     "trainable_params",
+    "replay_fraction",
     *columns(STUDY),
     "train_seconds",
     "measure_seconds",
@@ -83,6 +84,7 @@ class Panel:
         series: series that have points here, in drawing order.
         linear, joint: the fits of the laws `linear` and `shifted_power`; None if not fitted.
         resolution: excess forgetting up to which a measurement cannot be told from 0; None if unknown.
+        replay: the fit of the law over the share of replay; None if not fitted.
     """
 
     key: str
@@ -94,6 +96,7 @@ class Panel:
     linear: Fit | None
     joint: Fit | None
     resolution: float | None = None
+    replay: Fit | None = None
 
     @property
     def hoverable(self) -> pd.DataFrame:
@@ -236,6 +239,7 @@ def panels(
                 series=tuple(s for s in series if s.key in present),
                 linear=own.get("linear"),
                 joint=own.get("shifted_power"),
+                replay=own.get("replay"),
                 resolution=resolution(measured[measured["dataset"] == name]),
             )
         )

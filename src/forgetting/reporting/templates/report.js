@@ -105,6 +105,13 @@
     });
   }
 
+  // the file is made by the page itself, so that it works offline and under its policy
+  for (const link of document.querySelectorAll("a.csv")) {
+    const text = JSON.parse(document.getElementById(`${link.dataset.panel}-csv`).textContent);
+    link.href = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));
+    link.hidden = false;
+  }
+
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   addEventListener("beforeprint", () => {
     root.dataset.theme = "light"; // and paper's width, by the style sheet
