@@ -15,8 +15,13 @@ from typer.testing import CliRunner
 import forgetting
 from forgetting.analysis.fit import Fit, fit_study, load_fits, save_fits
 from forgetting.analysis.laws import LAWS
+from forgetting.analysis.plan.replay import plan_replay
 from forgetting.cli import laws
+from forgetting.display.numbers import number
 from forgetting.errors import UsageError
+from forgetting.reporting.figures import charts
+from forgetting.reporting.replay import replay_section
+from forgetting.reporting.series import group, panels, tidy
 from forgetting.store.table import fitted_rows
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -200,3 +205,33 @@ def test_the_command_plans_and_predicts_with_replay(fits: dict[str, Fit], tmp_pa
     one, far = json.loads(run(app, ["predict", str(tmp_path / "fits.json"), *at]).stdout)
     assert one["forgetting_loss"]["value"] == pytest.approx(one["forgetting"]["value"] + FLOOR)
     assert (one["extrapolated"], far["extrapolated"]) == (False, True)
+
+
+def test_the_report_shows_the_law_its_rows_by_share_and_what_plan_says(table, fits):
+    table = table.assign(method="lora", forgetting_se=0.002, forgetting_loss_se=0.002, finetune_loss_se=0.002)
+    rows = tidy(table)
+    panel = panels(["d"], rows, group(rows, []), {"d": fits})[0]
+    section = replay_section(panel)
+    assert section is not None
+    assert [share.share for share in section.shares] == [
+        "0",
+        "0.01",
+        "0.05",
+        "0.2",
+    ]
+    fit, last = fits["replay"], table[(table["step"] == STEPS[-1]) & (table["mitigation"] == "replay")]
+    at = {name: last[name].to_numpy() for name in ("trainable_params", "step", "replay_fraction")}
+    made = fit.predict("forgetting", **at).value
+    assert section.shares[2].forgetting == (number(last["forgetting"].mean()), number(made.mean()))
+    every = fitted_rows(table, replay=True)
+    every = every[every["replay_fraction"] == 0.05]
+    at = {name: every[name].to_numpy() for name in ("trainable_params", "step", "replay_fraction")}
+    residuals = every["finetune_loss"] - fit.predict("finetune_loss", **at).value
+    assert section.shares[2].errors[1] == number(float(np.sqrt((residuals**2).mean())))
+    assert list(section.sentences) == plan_replay(fit, budget=float(section.budget)).sentences
+    assert "replay stops paying" in section.sentences[0]
+    chart = next(chart for chart in charts(panel) if chart.kind == "replay")
+    points = [trace for trace in chart.spec["data"] if trace["meta"]["role"] == "points"]
+    assert sorted(x for trace in points for x in trace["x"]) == sorted(3 * list(SHARES))
+    without = {name: one for name, one in fits.items() if name != "replay"}
+    assert replay_section(panels(["d"], rows, group(rows, []), {"d": without})[0]) is None

@@ -88,7 +88,6 @@ def render_study(
         .get_template("study.html.j2")
         .render(
             config=config,
-            command=command,
             folder=folder,
             css=_asset("report.css"),
             palette=_palette(series),
@@ -97,22 +96,29 @@ def render_study(
             compare=comparison_section(comparison, series, runs),
             scripts=scripts,
             policy=_policy(scripts),
-            headlines=[headline(panel) for panel in shown],
             figures=sections.key_figures(shown, runs, rows),
-            panels=_panels(shown, table),
             run_rows=sections.run_rows(runs, rows, series),
-            laws=[law_table(name, shown) for name in ("linear", "shifted_power")],
             setup=[*sections.setup(config, runs, rows), *(("Grown", line) for line in growth)],
             notices=sections.notices(runs),
-            example=next((panel.name for panel in shown if panel.joint is not None), None),
             citations=citations(config),
             unasked=unasked,
             partial=sections.partial(runs, rows, asked),
             shown_rows=sections.SHOWN_ROWS,
             aggregated=aggregated,
             total_runs=len(sections.statuses(runs, rows)),
+            **_by_data_set(shown, table),
         )
     )
+
+
+def _by_data_set(shown: Sequence[Panel], table: pd.DataFrame) -> dict[str, Any]:
+    """The values that the panels give the template: the answer, the charts, the laws, and a data set to predict for."""
+    return {
+        "headlines": [headline(panel) for panel in shown],
+        "panels": _panels(shown, table),
+        "laws": [law_table(name, shown) for name in ("linear", "shifted_power")],
+        "example": next((panel.name for panel in shown if panel.joint is not None), None),
+    }
 
 
 def _texts(config: StudyConfig, table: pd.DataFrame, series: Sequence[Series], folder: Path | str) -> Markup:
@@ -168,6 +174,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.globals["command"] = command
     made.filters["pyrepr"] = repr
     made.filters["powers"] = _powers
     made.filters["without_secrets"] = redact

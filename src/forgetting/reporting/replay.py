@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from forgetting.measuring.quantities import AXES
 from forgetting.reporting.lawtable import ParameterRow, parameter_row
 from forgetting.reporting.points import points_trace
 from forgetting.reporting.series import Panel, Series
-from forgetting.store.table import REPLAY
+from forgetting.store.table import replay_alone
 
 SHARE = "replay_fraction"
 OUTPUTS = ("forgetting", "finetune_loss")
@@ -95,10 +94,15 @@ def replayed(panel: Panel) -> pd.DataFrame:
     fit, points = panel.replay, panel.points
     if fit is None:
         return points.iloc[:0]
-    alone = points["mitigation"].map(lambda text: text == "" or re.fullmatch(REPLAY, text) is not None).astype(bool)
-    rows = points[alone & points[SHARE].notna() & (points["step"] >= fit.measured_range["step"][0])]
-    with_replay = rows.loc[rows[SHARE] > 0, "label"]
-    return rows[rows["label"] == with_replay.mode().iloc[0]] if len(with_replay) else rows.iloc[:0]
+    points = points[points[SHARE].notna() & (points["step"] >= fit.measured_range["step"][0])]
+    with_replay = points.loc[points[SHARE] > 0, "label"]
+    if with_replay.empty:
+        return points.iloc[:0]
+    points = points[points["label"] == with_replay.mode().iloc[0]]
+    plain = points["mitigation"] == ""
+    alone: pd.Series[bool] = replay_alone(points[~plain]).reindex(points.index, fill_value=False)
+    kept: pd.DataFrame = points[plain | alone]
+    return kept
 
 
 def replay_chart(panel: Panel) -> Chart | None:

@@ -53,7 +53,7 @@ def fitted_rows(
         if {"label", "reference"} <= set(table):
             keep &= table["label"].astype(str) == table["reference"].astype(str)
         plain = _blank(table, "mitigation")
-        keep &= plain | _replay_alone(table[keep & ~plain]).reindex(keep.index, fill_value=False) if replay else plain
+        keep &= plain | replay_alone(table[keep & ~plain]).reindex(keep.index, fill_value=False) if replay else plain
     if "alpha" not in chosen:
         keep &= _blank(table, "alpha")
     if "status" in table:
@@ -71,7 +71,7 @@ def _blank(table: pd.DataFrame, name: str) -> pd.Series[bool]:
     return table[name].isna() | (table[name].astype(str).str.strip() == "")
 
 
-def _replay_alone(table: pd.DataFrame) -> pd.Series[bool]:
+def replay_alone(table: pd.DataFrame) -> pd.Series[bool]:
     """Rows of runs with replay and no other mitigation, of the text that most different shares were replayed from."""
     nothing = pd.Series(False, index=table.index)
     if not {"mitigation", "replay_fraction"} <= set(table):
