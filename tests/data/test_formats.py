@@ -27,6 +27,7 @@ def load(folder: Path, rows: list[Any], **fields: Any) -> Corpus:
     ("name", "row", "messages"),
     [
         ("sharegpt", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, [Q, A]),
+        ("sharegpt", {"conversations": [{"from": "Human", "value": "q"}, {"from": "GPT", "value": "a"}]}, [Q, A]),
         ("sharegpt", {"conversations": [Q, A], "system": "s"}, [S, Q, A]),
         ("alpaca", {"instruction": "q", "input": "", "output": "a"}, [Q, A]),
         ("alpaca", {"instruction": "q", "input": "i", "output": "a"}, [{"role": "user", "content": "q\ni"}, A]),
@@ -115,6 +116,20 @@ def test_conversations_without_an_answer_are_counted(tmp_path: Path) -> None:
     )
     pairs = [{"prompt": "q", "completion": "a"}, {"prompt": "q", "completion": ""}, {"prompt": "p", "completion": None}]
     assert load(tmp_path, pairs).notices == ("r.jsonl: left out 2 of 3 conversations, which have an empty answer",)
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "q", "completion": "a", "label": True}, {"messages": [Q, A], "kto_tag": True}], ids=["trl", "lf"]
+)
+def test_rejected_answers_are_left_out_and_counted(tmp_path: Path, row: dict[str, Any]) -> None:
+    name = next(name for name, value in row.items() if value is True)
+    corpus = load(tmp_path, [row, {**row, name: False}, {**row, name: "no flag"}])
+    assert len(corpus) == 2
+    assert corpus.notices == (
+        "r.jsonl: left out 1 of 3 conversations, which have the label false (an answer that was rejected)",
+    )
+    with pytest.raises(UsageError, match="its 1 rows have no answer with the label true"):
+        load(tmp_path, [{**row, name: False}])
 
 
 def test_only_the_completion_of_prompt_and_completion_messages_is_trained_on(tmp_path: Path) -> None:

@@ -87,6 +87,9 @@ def test_json_comes_in_several_shapes(tmp_path: Path) -> None:
     ):
         path.write_text(json.dumps(value))
         assert [text for _, text in texts(path)] == ["one", "two"]
+        path.with_suffix(".jsonl").write_text("\ufeff" + json.dumps(value, indent=1))
+        if isinstance(value, list):
+            assert [text for _, text in texts(path.with_suffix(".jsonl"))] == ["one", "two"]
     path.write_text('{"text": "one"}\n{"text": "two"}\n')  # JSON Lines
     assert [text for _, text in texts(path)] == ["one", "two"]
     path.write_text(json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}))
@@ -122,6 +125,27 @@ def test_utf_16_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("hello".encode("utf-16"))
     with pytest.raises(UsageError, match="looks like UTF-16"):
         load_corpus(TextConfig(source=str(tmp_path / "a.txt")))
+
+
+def test_arrow_comes_in_two_forms(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    table = pa.table({"text": ["one", None, "two"]})
+    for name, opened in (("stream.arrow", pa.ipc.new_stream), ("file.arrow", pa.ipc.new_file)):
+        with opened(tmp_path / name, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+        assert [text for _, text in texts(tmp_path / name)] == ["one", "two"]
+    (tmp_path / "file.arrow").write_bytes((tmp_path / "file.arrow").read_bytes()[:-40])
+    for name, content in (("file.arrow", None), ("a.feather", b"no"), ("a.arrow.gz", b"no")):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(UsageError, match=r"not an Arrow file|unpack it first"):
+            texts(tmp_path / name)
+
+
+def test_spaces_around_the_names_of_columns_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id, text \n1,one\n2,two\n")
+    assert [text for _, text in texts(tmp_path / "a.csv")] == ["one", "two"]
 
 
 def test_a_folder_of_texts_is_a_document_a_file(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +11,14 @@ import torch
 import transformers as tf
 
 import experts
+from forgetting.config.schema import ModelConfig
 from forgetting.errors import UsageError
+from forgetting.models import causal, skeleton
 from forgetting.models.bitsandbytes_internals import rounded_by_token
 from forgetting.models.causal import check_causal
+from forgetting.models.loading import load_base
 from forgetting.models.pair import open_pair
+from forgetting.models.sources import find
 
 B: dict[str, Any] = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 BERT: dict[str, Any] = {**B, "intermediate_size": 48, "max_position_embeddings": 64}
@@ -89,3 +95,24 @@ def test_eight_bits_are_asked_without_what_tokens_share() -> None:
     with rounded_by_token(torch.nn.Sequential(layer)):
         assert layer.state.threshold == 0.0
     assert layer.state.threshold == 6.0
+
+
+def test_a_model_that_also_reads_images_is_measured_on_text(tiny_model: Path, tmp_path: Path) -> None:
+    """LLaVA has no causal class in transformers; of text it computes what its language model computes."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {"model_type": "clip_vision_model", **sizes, "image_size": 8, "patch_size": 4, "projection_dim": 16}
+    text = tf.AutoConfig.from_pretrained(tiny_model).to_dict()
+    shutil.copytree(tiny_model, tmp_path / "model")
+    whole = tf.LlavaForConditionalGeneration(
+        tf.LlavaConfig(text_config=text, vision_config=vision, image_token_index=26)
+    )
+    inner = tf.LlamaForCausalLM.from_pretrained(tiny_model)
+    whole.model.language_model.load_state_dict(inner.model.state_dict())
+    whole.lm_head.load_state_dict(inner.lm_head.state_dict())
+    whole.save_pretrained(tmp_path / "model")
+    config = ModelConfig(source=str(tmp_path / "model"))
+    found = load_base(config).model
+    assert isinstance(found, tf.LlavaForConditionalGeneration)
+    tokens = causal.plain_tokens(found)
+    torch.testing.assert_close(causal.probe(found, tokens), causal.probe(inner.eval(), tokens))
+    assert skeleton.skeleton(config, find(config.source)).bytes == sum(p.numel() * 4 for p in whole.parameters())

@@ -25,6 +25,7 @@ from forgetting.analysis.table_files import (
     read_json_lines,
     read_parquet,
 )
+from forgetting.data.readers import holds_array
 from forgetting.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def read_table(path: str | Path) -> Table:
     suffix = path.suffix.lower()
     if suffix in files.PACKED:
         suffix = path.with_suffix("").suffix.lower() if path.with_suffix("").suffix.lower() in PACKABLE else suffix
-    if suffix == ".json":
+    if suffix == ".json" or (suffix == ".jsonl" and holds_array(path)):
         return _read_json(path)
     readers = {".csv": read_csv, ".tsv": read_csv, ".jsonl": read_json_lines, ".parquet": read_parquet}
     reader = (readers | {".xlsx": read_excel}).get(suffix)

@@ -55,7 +55,7 @@ def _hidden(path: Path) -> bool:
 
 def _of_one_sort(paths: Sequence[Path]) -> list[Path]:
     """Files of rows, without .json files that describe them; else .json; else text; else Markdown."""
-    sorts = ({".jsonl", ".ndjson", ".parquet", ".csv", ".tsv"}, {".json"}, {".txt"}, {".md"})
+    sorts = ({".jsonl", ".ndjson", ".parquet", ".arrow", ".feather", ".csv", ".tsv"}, {".json"}, {".txt"}, {".md"})
     return next((found for sort in sorts if (found := [path for path in paths if kind(path) in sort])), [])
 
 

@@ -170,15 +170,18 @@ def columns_of(rows: Iterable[Row]) -> list[str]:
 
 
 def conversations(config: TextConfig, rows: Sequence[Row], shape: Shape) -> tuple[list[Document], list[str]]:
-    """Conversations; those without an answer are left out and counted.
+    """Conversations; those without an answer, or with a rejected one, are left out and counted.
 
     Raises:
         UsageError: a row does not match its columns, or no row has an assistant turn; names the row.
     """
     documents = []
-    silent = empty = 0
+    silent = empty = rejected = 0
     roles: list[str] = []
     for i, row in enumerate(rows):
+        if shape.pair is None and _is_rejected(row):
+            rejected += 1
+            continue
         document = _conversation(config, row, i, shape)
         targets = [turn for turn in document.messages[document.given :] if turn["role"] == "assistant"]
         if any(_says_something(turn) for turn in targets):
@@ -192,8 +195,19 @@ def conversations(config: TextConfig, rows: Sequence[Row], shape: Shape) -> tupl
             f"{config.source}: column '{shape.columns[0]}' has no assistant message to learn from; its roles: "
             f"{', '.join(roles[:8])}"
         )
-    why = ((empty, "an empty answer"), (silent, "no assistant message"))
+    if rejected and not documents and not empty:
+        raise UsageError(f"{config.source}: its {len(rows)} rows have no answer with the label true")
+    why = (
+        (empty, "an empty answer"),
+        (silent, "no assistant message"),
+        (rejected, "the label false (an answer that was rejected)"),
+    )
     return documents, [f"left out {n} of {len(rows)} conversations, which have {what}" for n, what in why if n]
+
+
+def _is_rejected(row: Row) -> bool:
+    """Whether a row has an answer that the model is not to give (TRL's and LLaMA-Factory's formats for KTO)."""
+    return any(isinstance(row.get(name), bool | np.bool_) and not row[name] for name in ("label", "kto_tag"))
 
 
 def _says_something(turn: Message) -> bool:
@@ -323,6 +337,7 @@ def _turn(turn: Any, where: str) -> Message:
     role, content = fields.pop("role", None), fields.pop("content", None)
     if role is None and "from" in fields:
         speaker, content = fields.pop("from"), fields.pop("value", None)
+        speaker = speaker.lower() if isinstance(speaker, str) else speaker
         role = ROLES.get(speaker) if isinstance(speaker, str) else None
         if role is None:
             raise UsageError(f"{where} is from {speaker!r:.40}; allowed: {', '.join(ROLES)}")

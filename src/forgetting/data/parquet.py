@@ -1,4 +1,4 @@
-"""Reads Parquet within limits: a few bytes of a file may stand for billions of values."""
+"""Reads Parquet and Arrow files within limits: a few bytes of a file may stand for billions of values."""
 
 from __future__ import annotations
 
@@ -72,6 +72,42 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
         ) from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UsageError(f"{path}: not a Parquet file: {(str(error).splitlines() or ['damaged'])[0]}") from None
+
+
+def arrow_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of an Arrow file, as `datasets` keeps them in its cache, or of a Feather file.
+
+    Raises:
+        UsageError: not such a file, too large, or one whose values take too much memory.
+    """
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as file:
+            for batch in _batches(file):
+                files.check_table(batch.num_columns, 0, str(path))
+                for start in range(0, batch.num_rows, BATCH_ROWS):
+                    with files.memory_bound(BATCH_MEMORY):
+                        found = batch.slice(start, BATCH_ROWS).to_pylist()
+                    yield from found
+    except MemoryError:
+        raise UsageError(f"{path}: a piece of it needs more than {BATCH_MEMORY:,} bytes of memory") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UsageError(f"{path}: not an Arrow file: {(str(error).splitlines() or ['damaged'])[0]}") from None
+
+
+def _batches(file: Any) -> Iterator[Any]:
+    """The pieces of an Arrow file in either of its two forms, a stream or a file."""
+    import pyarrow as pa
+
+    try:
+        yield from pa.ipc.open_stream(file)
+        return
+    except pa.ArrowInvalid:
+        if file.read_at(6, 0) != b"ARROW1":
+            raise
+    reader = pa.ipc.open_file(file)
+    yield from map(reader.get_batch, range(reader.num_record_batches))
 
 
 def _groups(metadata: Any) -> Iterator[tuple[Any, int, int]]:

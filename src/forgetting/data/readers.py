@@ -1,4 +1,4 @@
-"""Rows of one local file, by its suffix: text, JSONL, JSON, CSV, TSV, Parquet, also compressed with gzip or zstd.
+"""Rows of one local file, by its suffix: text, JSONL, JSON, CSV, TSV (also compressed with gzip or zstd), Parquet, Arrow.
 
 Content is read literally: no cell becomes a number, and empty cells and cells that say NA are kept.
 """
@@ -126,8 +126,15 @@ def _text(path: Path, config: TextConfig) -> Iterator[Row]:
     return iter([{config.text_column: text}] if text.strip() else [])
 
 
-def _jsonl(path: Path, _config: TextConfig) -> Iterator[Row]:
-    return (row for _, row in files.json_rows(path))
+def _jsonl(path: Path, config: TextConfig) -> Iterator[Row]:
+    """One object a line, or one array, as some programs write it despite the name."""
+    return _json(path, config) if holds_array(path) else (row for _, row in files.json_rows(path))
+
+
+def holds_array(path: Path) -> bool:
+    """Whether a file begins like a JSON array, not like JSON Lines."""
+    with files.opened(path) as file:
+        return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
 def _json(path: Path, config: TextConfig) -> Iterator[Row]:
@@ -192,7 +199,7 @@ def _csv(path: Path, _config: TextConfig) -> Iterator[Row]:
     if not isinstance(table.index, pd.RangeIndex):  # pandas reads extra fields as row names
         raise UsageError(f"{path}: rows have more fields than the header; texts that contain {mark!r} need quotes")
     files.check_table(len(table.columns), len(table), str(path))
-    names = [str(name) for name in table.columns]
+    names = [str(name).strip() for name in table.columns]
     return (
         {name: cell if isinstance(cell, str) else "" for name, cell in zip(names, cells, strict=True)}
         for cells in table.itertuples(index=False, name=None)
@@ -222,6 +229,12 @@ def _parquet(path: Path, _config: TextConfig) -> Iterator[Row]:
     yield from map(without_nulls, parquet.rows(path))  # only as many as needed
 
 
+def _arrow(path: Path, _config: TextConfig) -> Iterator[Row]:
+    if path.suffix.lower() in files.PACKED:
+        raise UsageError(f"{path}: a compressed Arrow file; unpack it first")
+    yield from map(without_nulls, parquet.arrow_rows(path))
+
+
 READERS: dict[str, Callable[[Path, TextConfig], Iterator[Row]]] = {
     ".txt": _text,
     ".md": _text,
@@ -231,5 +244,7 @@ READERS: dict[str, Callable[[Path, TextConfig], Iterator[Row]]] = {
     ".csv": _csv,
     ".tsv": _csv,
     ".parquet": _parquet,
+    ".arrow": _arrow,
+    ".feather": _arrow,
 }
 """How each kind of file is read."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from .. import files
 from ..errors import ForgettingError, UsageError
+from . import transformers_internals
 
 MAX_CONFIG = 2**26
 """Maximum bytes of a config.json or adapter_config.json."""
@@ -137,13 +138,12 @@ def check_size(config: Any, held: int, name: str) -> None:
         UsageError: names both sizes.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     plain = copy.deepcopy(config)
     plain._attn_implementation = "eager"
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(plain, trust_remote_code=False)
+            model = transformers_internals.loader_of(plain).from_config(plain, trust_remote_code=False)
         asked = sum(one.numel() for one in (*model.parameters(), *model.buffers()))
     except Exception:  # libraries raise anything, and raise it again when the model is loaded
         return

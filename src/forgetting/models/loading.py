@@ -162,8 +162,6 @@ def _fitting_model(config: ModelConfig, folder: Path, device: torch.device | Non
 
 def _loaded(name: str, folder: Path, asked: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
     """The model that transformers loads, its loading report, and notices."""
-    from transformers import AutoModelForCausalLM
-
     if getattr(asked, "is_encoder_decoder", False):
         raise UsageError(f"{name}: an encoder-decoder ({asked.model_type}), not a left-to-right language model")
     method = quantised.method_of(asked)
@@ -174,7 +172,7 @@ def _loaded(name: str, folder: Path, asked: Any, options: dict[str, Any]) -> tup
         options = {**options, "config": asked}
     try:
         with failures.quiet(), transformers_internals.without_adapters(), failures.explained(name, "cannot be loaded"):
-            model, info = AutoModelForCausalLM.from_pretrained(str(folder), **options)
+            model, info = transformers_internals.loader_of(asked).from_pretrained(str(folder), **options)
     except UsageError as error:
         if method is None or "custom code" in str(error):
             raise

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.schema import ModelConfig
-from . import failures, loading, quantised, weights
+from . import failures, loading, quantised, transformers_internals, weights
 from .sources import Source
 
 SCALES = 256
@@ -62,8 +62,6 @@ def skeleton(config: ModelConfig, source: Source) -> Skeleton:
     Raises:
         UsageError: its configuration cannot be read, or no model can be built from it.
     """
-    from transformers import AutoModelForCausalLM
-
     asked = copy.deepcopy(loading.architecture(config, source))
     if "flash" in (getattr(asked, "_attn_implementation", None) or ""):
         asked._attn_implementation = None
@@ -74,7 +72,9 @@ def skeleton(config: ModelConfig, source: Source) -> Skeleton:
     dtype = loading.stored_dtype(asked, files) if config.dtype == "auto" else getattr(torch, config.dtype)
     name = loading.called(config)
     with failures.explained(name, "cannot be built"), failures.quiet(), acting():
-        model = AutoModelForCausalLM.from_config(asked, dtype=dtype, trust_remote_code=config.trust_remote_code)
+        model = transformers_internals.loader_of(asked).from_config(
+            asked, dtype=dtype, trust_remote_code=config.trust_remote_code
+        )
         model.requires_grad_(stored is None and config.bits is None)
         bits = config.bits or quantised.bits_of(loading.architecture(config, source)) or (4 if stored else None)
         if bits is not None:

@@ -160,6 +160,22 @@ def takes_loss_kwargs(model: Any) -> bool:
     return bool(getattr(model, "accepts_loss_kwargs", inspect.Parameter.VAR_KEYWORD in kinds))
 
 
+def loader_of(config: Any) -> Any:
+    """The class that loads the language model of a configuration.
+
+    Models that also read images (LLaVA, Qwen2-VL, Mistral 3) have no causal class of their own in transformers; given
+    text alone, the whole model is a left-to-right language model.
+    """
+    import transformers
+
+    texts, images = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or texts.__name__ in (
+        getattr(config, "auto_map", None) or ()
+    ):
+        return texts
+    return images if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else texts
+
+
 def block_classes(model: Any) -> tuple[str, ...]:
     """Class names of a model's blocks; empty if it does not say."""
     return tuple(getattr(model, NO_SPLIT.name, None) or ())
