@@ -1,4 +1,4 @@
-"""Rows of one local file, by its suffix: text, JSONL, JSON, CSV, TSV (also compressed with gzip or zstd), Parquet, Arrow.
+"""Rows of one local file, by its suffix: text, JSONL, JSON, CSV, TSV (also as .gz or .zst), Parquet, Arrow.
 
 Content is read literally: no cell becomes a number, and empty cells and cells that say NA are kept.
 """
