@@ -389,3 +389,15 @@ def test_a_large_study_names_the_command_that_writes_its_rows(monkeypatch):
     page = render_study(config, table, runs, fits, folder="s")
     assert "too large to have them" in page
     assert '-csv">' not in page
+
+
+def test_ranks_are_in_the_order_of_numbers_in_lists_and_legends():
+    config, table, runs, fits = study(("news",))
+    page = render_study(config, table, runs, fits)
+    text = page[page.index('<section id="runs"') : page.index('<section id="laws"')]
+    assert [int(rank) for rank in re.findall(r"<code>news-lora-r(\d+)-", text)] == [8, 16, 32, 64, 128, 256]
+    legend = re.findall(r'aria-label="LoRA rank (\d+)" data-series', page)
+    assert [int(rank) for rank in legend] == [8, 16, 32, 64, 128, 256]
+    shown = groups.panels(config.datasets, groups.tidy(table), groups.group(groups.tidy(table), runs), fits)[0]
+    listed = dict.fromkeys(row[0] for row in sections.measurement_rows(shown))
+    assert [int(re.search(r"-r(\d+)-", run).group(1)) for run in listed] == [8, 16, 32, 64, 128, 256]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.schema import ModelConfig, StudyConfig
 from ..display.commands import command
+from ..display.numbers import natural
 from ..errors import ForgettingError, UsageError
 from ..files import check_plain, parse_json, read_text, refuse_link, refuse_links, write_atomically
 from ..measuring import quantities
@@ -247,7 +248,7 @@ def study_results(study: Path) -> list[tuple[str, int, SuiteResult]]:
                 except ForgettingError as error:
                     raise ForgettingError(f"{store.path(name, suite)}, beside the base model's: {error}") from None
                 found.append((run_id, int(step), result_of(suite, pairs)))
-    return sorted(found, key=lambda item: (item[0], item[1]))
+    return sorted(found, key=lambda item: (natural(item[0]), item[1]))
 
 
 def study_rows(study: Path, results: Sequence[tuple[str, int, SuiteResult]] | None = None) -> list[dict[str, Any]]:

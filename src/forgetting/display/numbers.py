@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
@@ -135,6 +136,16 @@ def few(names: Iterable[str], most: int = 8) -> str:
     """
     every = list(names)
     return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """A sort key that puts checkpoint-100 and r128 after checkpoint-20 and r16.
+
+    Examples:
+        >>> sorted(["r128", "r16", "r4"], key=natural)
+        ['r4', 'r16', 'r128']
+    """
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def duration(seconds: Any) -> str:

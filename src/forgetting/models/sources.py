@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from ..data import hub
+from ..display.numbers import natural
 from ..errors import UsageError
 from . import bounds
 
@@ -70,7 +70,7 @@ class Source:
     def models_inside(self) -> list[str]:
         """Folders in it that contain a model or an adapter, such as a run's checkpoints; in natural order."""
         found = {str(PurePosixPath(name).parent) for name in self.inside(CONFIG, ADAPTER_CONFIG)}
-        return sorted(found, key=_natural)
+        return sorted(found, key=natural)
 
     def inside(self, *files: str) -> list[str]:
         """Paths of files of this name one folder down; "*" is any."""
@@ -184,11 +184,6 @@ def shards(index: Path, where: str) -> set[str]:
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
         raise UsageError(f"{where}: damaged")
     return set(found.values())
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts checkpoint-100 after checkpoint-20."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def find(name: str, revision: str | None = None, *, code: bool = False) -> Source:

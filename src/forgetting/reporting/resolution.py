@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+NEEDED = ("step", "status", "forgetting", "forgetting_se", "text_documents")
+"""Columns that are read."""
 NEAREST = 5
 """Measurements whose standard errors decide."""
 

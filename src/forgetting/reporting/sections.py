@@ -16,7 +16,7 @@ from forgetting.analysis.plan.predict import predict_rows
 from forgetting.config.bits import quantised_notes
 from forgetting.config.schema import StudyConfig
 from forgetting.display.commands import exact
-from forgetting.display.numbers import MINUS, count, duration, finite, level, number, plus_minus, several
+from forgetting.display.numbers import MINUS, count, duration, finite, level, natural, number, plus_minus, several
 from forgetting.display.spreadsheets import cell
 from forgetting.errors import UsageError
 from forgetting.measuring.quantities import BY_NAME
@@ -114,7 +114,7 @@ def run_rows(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame, series: Sequ
     """One row per stored or measured run, at its last measured step; if too many, SHOWN_RUNS, failed ones first."""
     records = {str(run.get("run_id", "?")): run for run in runs}
     labels = {run: s.label for s in series for run in s.runs}
-    every = list(statuses(runs, rows).items())
+    every = sorted(statuses(runs, rows).items(), key=lambda run: natural(run[0]))
     if len(every) > SHOWN_RUNS:
         every = sorted(every, key=lambda run: run[1] not in ("failed", "damaged"))[:SHOWN_RUNS]
     steps = rows[["run_id", "step"]].reset_index(drop=True)  # two columns only: there may be a million rows
@@ -164,7 +164,10 @@ def _value(row: Mapping[Any, Any], column: str, scale: float = 1.0) -> Cell:
 def measurement_rows(panel: Panel) -> list[tuple[str, ...]]:
     """The measurements of a data set as text, up to SHOWN_ROWS, for readers who cannot use the charts."""
     labels = {s.key: s.label for s in panel.series}
-    rows = panel.points.sort_values(["run_id", "step"]).head(SHOWN_ROWS)
+    place = {run: i for i, run in enumerate(sorted(set(panel.points["run_id"]), key=natural))}
+    order = {s.key: i for i, s in enumerate(panel.series)}
+    keys = panel.points.assign(series=panel.points["series"].map(order), run_id=panel.points["run_id"].map(place))
+    rows = panel.points.loc[keys.sort_values(["series", "run_id", "step"]).index].head(SHOWN_ROWS)
     return [
         (
             row["run_id"],

@@ -15,7 +15,7 @@ import pandas as pd
 
 from forgetting.display.charts import OTHERS, RANKS_DARK, RANKS_LIGHT, blend, rank_place
 from forgetting.measuring.quantities import STUDY, columns
-from forgetting.reporting.resolution import resolution
+from forgetting.reporting.resolution import NEEDED, resolution
 
 if TYPE_CHECKING:
     from forgetting.analysis.fit import Fit
@@ -240,7 +240,7 @@ def panels(
                 linear=own.get("linear"),
                 joint=own.get("shifted_power"),
                 replay=own.get("replay"),
-                resolution=resolution(measured[measured["dataset"] == name]),
+                resolution=resolution(measured.loc[measured["dataset"] == name, list(NEEDED)]),
             )
         )
     return tuple(found)

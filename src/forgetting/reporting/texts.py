@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from ..config.schema import is_probe
 from ..display.commands import command
-from ..display.numbers import finite, plus_minus
+from ..display.numbers import finite, natural, plus_minus
 from ..files import redact
 from ..measuring.quantities import of_text
 from .capabilities_chart import Line, chart, nice
@@ -82,8 +82,9 @@ def _by_run(table: pd.DataFrame, measured: Sequence[str]) -> tuple[dict[str, lis
     wanted = ["run_id", "dataset", "seed", "step", *(name + end for name in measured for end in ("", "_se"))]
     plain = table["alpha"].isna() if "alpha" in table else True
     rows = table.loc[table["status"].isin(["done", "running"]) & plain, [name for name in wanted if name in table]]
-    order = rows[["dataset", "run_id"]].astype(str).drop_duplicates().sort_values(["dataset", "run_id"])["run_id"]
-    shown = list(dict.fromkeys(order))
+    every = rows[["dataset", "run_id"]].astype(str).drop_duplicates()
+    pairs = sorted(zip(every["dataset"], every["run_id"], strict=True), key=lambda pair: (pair[0], natural(pair[1])))
+    shown = list(dict.fromkeys(run for _, run in pairs))
     total = len(shown)
     if total > SHOWN_RUNS:
         shown = [shown[int(at)] for at in np.linspace(0, total - 1, SHOWN_RUNS).round()]

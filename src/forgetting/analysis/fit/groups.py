@@ -193,6 +193,14 @@ def _parts(table: Any, by: Sequence[str], label: str) -> tuple[list[tuple[tuple[
     frame = hasattr(table, "iloc")
     parts = [
         (key, len(at), table.iloc[at] if frame else {name: [table[name][i] for i in at] for name in present})
-        for key, at in places.items()
+        for key, at in _ordered(places).items()
     ]
     return parts, said
+
+
+def _ordered(places: dict[tuple[str, ...], list[int]]) -> dict[tuple[str, ...], list[int]]:
+    """Groups of numbers, such as ranks, in ascending order; others as they come."""
+    try:
+        return dict(sorted(places.items(), key=lambda item: [float(cell) for cell in item[0]]))
+    except ValueError:
+        return places
