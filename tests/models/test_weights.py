@@ -180,9 +180,20 @@ def test_two_weights_are_never_merged_into_one(untied: Path, tmp_path: Path) -> 
 
 def test_a_tied_model_whose_file_has_another_head_keeps_it(tiny_model: Path, tmp_path: Path) -> None:
     head = {"lm_head.weight": torch.randn(27, 32)}
-    model, _ = load(changed(tiny_model, tmp_path / "model", add=head))
+    model, notices = load(changed(tiny_model, tmp_path / "model", add=head))
     assert torch.equal(model.lm_head.weight, head["lm_head.weight"])
     assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+    assert [notice.split(": ", 1)[1] for notice in notices] == [
+        "its config.json says tie_word_embeddings true, but its files have a head that differs from the embeddings, "
+        "and this head is measured; a program that goes by config.json runs another model"
+    ]
+
+
+def test_tied_embeddings_that_were_saved_twice_are_one_weight(tiny_model: Path, tmp_path: Path) -> None:
+    embeddings = load_file(tiny_model / "model.safetensors")["model.embed_tokens.weight"]
+    model, notices = load(changed(tiny_model, tmp_path / "model", add={"lm_head.weight": embeddings.clone()}))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert not notices
 
 
 def test_a_missing_shard_and_a_damaged_one(untied: Path, tmp_path: Path) -> None:

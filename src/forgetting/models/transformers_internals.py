@@ -66,6 +66,11 @@ NO_SPLIT = _name(
     "object:_no_split_modules",
     "the blocks that FSDP gathers one after another are unknown",
 )
+TIED = _name(
+    # on a model: which weights its class ties if the configuration says so; empty or None for a class that never does
+    "object:_tied_weights_keys",
+    "a head that should be the embeddings and differs from them is not noticed",
+)
 SAVE_OPTIMIZER = _name(
     # overridden by tuning.sharded, like the next and LOAD_CHECKPOINT; there are no events for these
     "transformers:Trainer._save_optimizer_and_scheduler",
@@ -179,6 +184,11 @@ def loader_of(config: Any) -> Any:
 def block_classes(model: Any) -> tuple[str, ...]:
     """Class names of a model's blocks; empty if it does not say."""
     return tuple(getattr(model, NO_SPLIT.name, None) or ())
+
+
+def ties_weights(model: Any) -> bool:
+    """Whether a model's class ties its head to the embeddings if the configuration says so."""
+    return bool(getattr(model, TIED.name, None))
 
 
 def has_usual_loss(model: Any) -> bool:

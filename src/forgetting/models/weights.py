@@ -17,7 +17,7 @@ from typing import Any
 
 from ..display.numbers import few
 from ..errors import UsageError
-from . import failures, sources
+from . import failures, sources, transformers_internals
 from .sources import INDEX, WEIGHTS
 
 WRAPPERS = {
@@ -128,7 +128,7 @@ def check_fit(
         method: how they are quantised, according to its config.json; None if it does not say.
 
     Returns:
-        Notices of parts that were left out.
+        Notices: parts that were left out, and a head of its own that config.json does not tell of.
 
     Raises:
         UsageError: weights are missing, have another shape, or fit nowhere in the model.
@@ -162,7 +162,15 @@ def check_fit(
         raise UsageError(
             f"{name}: its weights do not fit the {type(model).__name__} of its config.json: {'; '.join(faults)}"
         )
-    return [f"{name}: left out {part} ({count} weights), which is not part of the text model" for part, count in parts]
+    notices = [
+        f"{name}: left out {part} ({count} weights), which is not part of the text model" for part, count in parts
+    ]
+    if _has_a_head_of_its_own(model):
+        notices.append(
+            f"{name}: its config.json says tie_word_embeddings true, but its files have a head that differs from the "
+            "embeddings, and this head is measured; a program that goes by config.json runs another model"
+        )
+    return notices
 
 
 def check_finite(parameters: Iterable[tuple[str, Any]], whose: str) -> None:
@@ -191,6 +199,15 @@ def _head_hint(model: Any, missing: list[str]) -> str:
     head = model.get_output_embeddings()
     named = [name for name, parameter in model.named_parameters() if head is not None and parameter is head.weight]
     return " (with tie_word_embeddings false, the model needs its own head)" if set(named) & set(missing) else ""
+
+
+def _has_a_head_of_its_own(model: Any) -> bool:
+    """Whether the head should be the embeddings by the configuration, and is not: both were stored, and they differ."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    says_tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+    if head is None or not says_tied or not transformers_internals.ties_weights(model):
+        return False
+    return getattr(head, "weight", None) is not getattr(embeddings, "weight", None)
 
 
 def _layers_hint(model: Any, unused: list[str]) -> str:
