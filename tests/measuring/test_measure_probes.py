@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import logging
@@ -62,6 +63,15 @@ def one_by_one(model: Any, prompt: Any, ends: list[int], most: int, choose: Any)
         if said[-1] in ends:
             break
     return said
+
+
+def test_a_template_that_leaves_the_prompts_out_is_refused(tokenizer: Any, prompts: Path) -> None:
+    silent = copy.deepcopy(tokenizer)
+    silent.chat_template = "{% for m in messages %}<|user|>the old town<|assistant|>{% endfor %}"
+    asked = read_probe(ProbeConfig(probe=str(prompts)))
+    with pytest.raises(UsageError, match=f"does not render the prompts: it gives the same text for all {len(asked)}; "):
+        encode_prompts(asked, silent)
+    assert len(encode_prompts(asked[:1], silent)[0]) == 1
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])

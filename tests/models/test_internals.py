@@ -65,7 +65,8 @@ def test_a_missing_module_is_reported_like_a_missing_name() -> None:
 
 
 OBJECTS = [
-    *(transformers_internals.ACCEPTS, transformers_internals.N_GPU, transformers_internals.NO_SPLIT),
+    *(transformers_internals.ACCEPTS, transformers_internals.N_GPU),
+    *(transformers_internals.NO_SPLIT, transformers_internals.TIED),
     *(peft_internals.DISABLED, peft_internals.SCALING),
     *(lm_eval_internals.ENTRY_CONFIG, lm_eval_internals.ENTRY_FILE),
     *(peft_internals.BASE_LAYER, peft_internals.ORIGINAL, accelerate_internals.ORIGINAL_FORWARD),

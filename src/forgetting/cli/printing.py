@@ -55,6 +55,6 @@ def quiet_libraries() -> None:
 
 
 def say_notices(notices: Sequence[str]) -> None:
-    """Print each on one line on standard error."""
-    for notice in notices:
+    """Print each on one line on standard error, once."""
+    for notice in dict.fromkeys(notices):
         say(f"notice: {notice}")

@@ -294,10 +294,16 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> tuple[list[Ids]
     """The tokens of each prompt up to the start of its answer, and notices.
 
     Raises:
-        UsageError: a conversation of several turns without a chat template, or one that the template refuses.
+        UsageError: a conversation of several turns without a chat template, one that the template refuses, or a
+            template that leaves the prompts out.
     """
     chats = Chats(tokenizer)
     ids = [chats.prompt(Document(id=prompt.id, messages=prompt.messages)) for prompt in prompts]
+    if len(ids) > 1 and chats.has_template and all(list(one) == list(ids[0]) for one in ids):
+        raise UsageError(
+            f"the tokenizer's chat template does not render the prompts: it gives the same text for all {len(ids)}; "
+            "give a tokenizer whose template renders them"
+        )
     return ids, chats.notices()
 
 
