@@ -138,6 +138,10 @@ def test_the_command_prints_the_curve_and_keeps_what_came_before_a_broken_one(
     code, out, _ = call(monkeypatch, capsys, "measure", tiny_model, run / "checkpoint-10", *text, "--markdown", table)
     assert "| agreement" in table.read_text("utf-8")
     assert f"forgetting evaluate {tiny_model} {run}/checkpoint-10" in out
+    shutil.copytree(run / "checkpoint-2", folder, dirs_exist_ok=True)  # the trainer's last model beside its checkpoints
+    code, out, _ = call(monkeypatch, capsys, "measure", tiny_model, folder, *text)
+    assert code == 0
+    assert f"checkpoints, too: forgetting measure {tiny_model} '{folder}/checkpoint-2' '{folder}/checkpoint-10'" in out
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import typer
 
 from ..display.commands import command
 from ..display.markdown import as_markdown, code, escaped
-from ..display.numbers import few, fixed
+from ..display.numbers import few, fixed, natural
 from ..display.tables import Shown
 from ..errors import UsageError, visible
 from . import options as o
@@ -129,14 +129,10 @@ def measure_command(
     quiet_libraries()
     source = with_probes(texts_of(text, text_field), probing.texts(measuring.seed))
     from ..measuring.measure import profile
-    from ..models.checkpoints import is_only_checkpoints
+    from ..models.checkpoints import folders_of_checkpoints, is_only_checkpoints
 
+    words = [*o.words("--text", text), *o.words("--text-field", text_field), *o.words_of(probing, measuring, models)]
     if len(tuned) > 1 or is_only_checkpoints(tuned[0]):
-        words = [
-            *o.words("--text", text),
-            *o.words("--text-field", text_field),
-            *o.words_of(probing, measuring, models),
-        ]
         curve_of(base, tuned, source, how, Output(html, markdown, as_json, words))
         return
     several = isinstance(source, dict)
@@ -148,13 +144,15 @@ def measure_command(
         write(markdown, as_markdown(parts))
     if as_json:
         typer.echo(json.dumps(found.to_dict() if several else _row(found, found.first.to_dict())))
-    elif several:
-        print_shown([replace(part, notes=()) for part in found.shown()])
     else:
-        next_ = [f"to see which answers were lost: {command('evaluate', base, tuned[0], *o.words_of(models))}"]
-        next_ += ["to see in which tokens and documents: add --html page.html"] if html is None else []
-        probes = [replace(part, notes=()) for part in found.probes_shown()]
-        print_shown([*replace(found.first, notices=()).shown(), *probes, Shown(next_)])
+        shown = found.shown() if several else [*replace(found.first, notices=()).shown(), *found.probes_shown()]
+        to_do = [f"to see which answers were lost: {command('evaluate', base, tuned[0], *o.words_of(models))}"]
+        if html is None:
+            page = command("measure", base, tuned[0], *words, "--html", "page.html")
+            to_do.append(f"to see in which tokens and documents: {page}")
+        if inside := sorted(folders_of_checkpoints(tuned[0]), key=natural):
+            to_do.append(f"to measure its checkpoints, too: {command('measure', base, *inside, *words)}")
+        print_shown([*(replace(part, notes=()) for part in shown), Shown(to_do)])
     say_page(html, as_json=as_json)
     say_notices(found.notices)
 
