@@ -159,21 +159,21 @@ def test_forgetting_that_cannot_be_told_from_0_is_shaded_and_hollow(made):
     chart = next(c for c in charts(panel) if c.kind == "steps-forgetting")
     band, border = chart.spec["layout"]["shapes"]
     assert (band["y0"], band["y1"], border["y0"]) == (-panel.resolution, panel.resolution, panel.resolution)
-    assert "cannot tell from 0" in chart.caption
+    assert "cannot distinguish from 0" in chart.caption
     points = [trace for trace in chart.spec["data"] if trace["meta"]["role"] == "points" and trace.get("visible", True)]
     hollow = [y for trace in points if trace["marker"]["symbol"] == "circle-open" for y in trace["y"]]
     full = [y for trace in points if trace["marker"]["symbol"] == "circle" for y in trace["y"]]
     assert max(map(abs, hollow)) <= panel.resolution < min(map(abs, full))
     assert len(hollow) + len(full) == len(panel.points)
-    assert sum("not told from 0" in text for text in hover_texts(panel)) == len(hollow)
-    assert "band and hollow points: forgetting not told from 0" in render_study(config, table, runs, fits)
+    assert sum("not distinguishable from 0" in text for text in hover_texts(panel)) == len(hollow)
+    assert "band and hollow points: forgetting not distinguishable from 0" in render_study(config, table, runs, fits)
 
 
 def test_without_standard_errors_there_is_no_such_band(made):
     config, table, runs, fits = made
     made = (config, table.assign(forgetting_se=np.nan), runs, fits)
     assert panel_of(made).resolution is None
-    assert "told from 0" not in with_words(render_study(*made))
+    assert "distinguishable from 0" not in with_words(render_study(*made))
 
 
 def test_scales_known_to_decades_are_powers_of_ten_in_the_table_of_laws(made):

@@ -112,7 +112,7 @@ def test_what_can_be_known_in_the_first_tenth_is_said_there(caplog):
     assert "in the first tenth" in early.said["early"]
     noise = Steering(0.001, 60)
     noise.measured(3, 0.0002, 0.0005)
-    assert "cannot be told from zero" in noise.said["noise"]
+    assert "cannot be distinguished from zero" in noise.said["noise"]
     held = Steering(0.002, 400)
     for step in grid(400)[:2]:
         held.measured(step, 0.1 + 0.001 * step, 0.001)

@@ -104,16 +104,18 @@ class CheckpointCurve(Result):
             found += f"; the most, {_said(most.forgetting)}, at step {most.step:,}"
         if corrected := self.p_holm:
             changed = sum(p < LEVEL for p in corrected.values())
-            found += f"; {changed} of {several(len(corrected), 'change')} between neighbours can be told from 0"
+            found += (
+                f"; {changed} of {several(len(corrected), 'change')} between neighbours can be distinguished from 0"
+            )
         return found
 
     def remark(self, row: CheckpointRow) -> str:
-        """What a reader should know of a row: whether its forgetting can be told from 0, or from noise."""
+        """What a reader should know of a row: whether its forgetting can be distinguished from 0, or from noise."""
         if self.floor is not None and self.floor.holds(row.forgetting.value):
             return "within the noise floor"
         if not math.isfinite(row.forgetting.se):
             return "standard error unknown"
-        return "" if row.told_from_zero else "not told from 0"
+        return "" if row.told_from_zero else "not distinguishable from 0"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: what was measured, and a row a checkpoint with the columns of `measure`."""

@@ -82,7 +82,7 @@ def finetune_chart(panel: Panel) -> Chart:
 
 
 def forgetting_chart(panel: Panel) -> Chart:
-    """The paper's Figure 3, right, less the floor: forgetting against update steps, with what cannot be told from 0."""
+    """The paper's Figure 3, right, less the floor: forgetting by step, with what is not distinguishable from 0."""
     floor = float(panel.points["forgetting_floor"].median())
     fitted = fitted_steps(panel, "forgetting_loss", floor) if finite(floor) else []
     data = fitted + _points(panel, "step", "forgetting")
@@ -113,18 +113,18 @@ def _steps_alt(name: str, panel: Panel, way: str) -> str:
 
 
 def unresolved_said(panel: Panel) -> str:
-    """What the band of forgetting that cannot be told from 0 is; empty where it is not known."""
+    """What the band of forgetting that is not distinguishable from 0 is; empty where it is not known."""
     if panel.resolution is None:
         return ""
     return (
-        f" The shaded band is forgetting that this text cannot tell from 0 (95{NBSP}%): up to "
+        f" The shaded band is forgetting that this text cannot distinguish from 0 (95{NBSP}%): up to "
         f"{number(panel.resolution, 2)} nats/token, from the standard errors of the measurements nearest to that "
         "border. Hollow points lie in it."
     )
 
 
 def _add_unresolved(layout: dict[str, Any], panel: Panel) -> None:
-    """Shade the forgetting that cannot be told from 0, and name it."""
+    """Shade the forgetting that cannot be distinguished from 0, and name it."""
     limit = panel.resolution
     if limit is None:
         return
@@ -136,7 +136,7 @@ def _add_unresolved(layout: dict[str, Any], panel: Panel) -> None:
         {"type": "line", "y0": limit, "y1": limit, "line": border, **across},
     ]
     place = {"xref": "paper", "x": 0.99, "xanchor": "right", "y": limit, "yanchor": "bottom", "showarrow": False}
-    text = f"not told from 0: up to {number(limit, 2)}"
+    text = f"not distinguishable from 0: up to {number(limit, 2)}"
     layout["annotations"] = [{"text": text, "font": {"size": 11, "color": "var(--soft)"}, **place}]
 
 
@@ -202,7 +202,7 @@ def hover_texts(panel: Panel) -> list[str]:
             f"forgetting  {plus_minus(row['forgetting'], row['forgetting_se'])} nats/token",
         ]
         if limit is not None and row["step"] > 0 and abs(row["forgetting"]) <= limit:
-            lines.append("not told from 0")
+            lines.append("not distinguishable from 0")
         if finite(row["agreement"]):
             lines.append(f"agreement  {plus_minus(row['agreement'], row['agreement_se'], 100)} %")
         if row["status"] == "failed":
@@ -214,7 +214,7 @@ def hover_texts(panel: Panel) -> list[str]:
 
 
 def unresolved(panel: Panel, rows: pd.DataFrame) -> pd.Series[bool]:
-    """Which rows have a forgetting that cannot be told from 0."""
+    """Which rows have a forgetting that cannot be distinguished from 0."""
     limit = -1.0 if panel.resolution is None else panel.resolution
     return rows["forgetting"].abs() <= limit
 

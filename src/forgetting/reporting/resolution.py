@@ -1,4 +1,4 @@
-"""The smallest forgetting that a study's general text can tell from 0, from the standard errors of its measurements."""
+"""The smallest forgetting that a text can distinguish from 0, from the standard errors of a study's measurements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NEAREST = 5
 
 
 def resolution(rows: pd.DataFrame) -> float | None:
-    """The excess forgetting, nats/token, up to which a measurement cannot be told from 0 (two-sided, 95 %).
+    """The excess forgetting, nats/token, up to which a measurement cannot be distinguished from 0 (two-sided, 95 %).
 
     The standard error grows with the forgetting, so that a median over all rows would be too large. This is Student's t
     times the median standard error of the rows that are nearest to the border: those whose forgetting is nearest to t

@@ -83,7 +83,7 @@ class Panel:
         failed: all rows of failed runs.
         series: series that have points here, in drawing order.
         linear, joint: the fits of the laws `linear` and `shifted_power`; None if not fitted.
-        resolution: excess forgetting up to which a measurement cannot be told from 0; None if unknown.
+        resolution: excess forgetting up to which a measurement cannot be distinguished from 0; None if unknown.
         replay: the fit of the law over the share of replay; None if not fitted.
     """
 

@@ -148,7 +148,7 @@ class Steering:
         if step <= self.steps / 10 and forgetting > self.budget:
             self._say("early", f"{now}, above {of} in the first tenth of the run")
         if step <= self.steps / 10 and error is not None and forgetting <= self.budget < SURE * error:
-            said = f"{now} with a standard error of {error:.2g}: {of} cannot be told from zero"
+            said = f"{now} with a standard error of {error:.2g}: {of} cannot be distinguished from zero"
             self._say("noise", f"{said}; measure more tokens, or give a budget above {SURE * error:.2g}")
         if free.low is None or free.high is None:
             return
