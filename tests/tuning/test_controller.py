@@ -140,6 +140,18 @@ def test_it_knows_the_learning_rates_of_the_schedule(tmp_path, tiny_model, text)
     assert controller.steering.clock == pytest.approx(np.cumsum([0.0, *rates]) / sum(rates))
 
 
+def test_a_budget_that_cannot_be_met_is_named_in_the_first_tenth(tmp_path, tiny_model, text, caplog):
+    class FirstTenth(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 3
+
+    controller = ForgettingController(text, budget=0.001, context=16)
+    train(tmp_path, tiny_model, [controller, FirstTenth()], max_steps=20, learning_rate=0.02)
+    assert [step for step, *_ in controller.steering.points] == [1, 2]
+    assert "above the budget of 0.001" in controller.steering.said["early"]
+    assert controller.steering.said["early"] in caplog.messages
+
+
 def test_documents_are_measured_or_held_on_to_and_never_both(tiny_model, text):
     from transformers import AutoTokenizer
 
