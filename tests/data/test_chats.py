@@ -100,6 +100,17 @@ def test_answers_are_found_whatever_the_template_does_to_earlier_turns(template:
     assert all("One?" in text for text, _ in windows)
 
 
+@pytest.mark.parametrize(
+    "template", [CHATML, R1, MARKED, VISION, QWEN3], ids=["chatml", "r1", "marked", "vision", "qwen3"]
+)
+def test_a_turn_marked_as_not_trained_on_is_no_target(template: str) -> None:
+    plain, _ = encoded(template, *TURNS)
+    windows, _ = encoded(template, TURNS[0], {**TURNS[1], "weight": 0}, *TURNS[2:])
+    assert windows[0][0] == plain[0][0]  # still part of the conversation
+    assert "".join(answer for _, answer in windows).count("Beta.") == 1
+    assert not any("Alpha." in answer for _, answer in windows)
+
+
 def test_a_turn_that_the_template_rewrites_later_is_measured_where_it_is_the_last() -> None:
     windows, found = encoded(QWEN3, *({**turn, "reasoning_content": "hm"} for turn in TURNS))
     rendered = [tokenizer_of(QWEN3).apply_chat_template(list(TURNS[:n]), tokenize=False) for n in (4, 2)]

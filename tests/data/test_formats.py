@@ -132,6 +132,20 @@ def test_rejected_answers_are_left_out_and_counted(tmp_path: Path, row: dict[str
         load(tmp_path, [{**row, name: False}])
 
 
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": False}], ids=str)
+def test_turns_marked_as_not_trained_on_are_context(tmp_path: Path, mark: dict[str, Any]) -> None:
+    corpus = load(tmp_path, [{"messages": [Q, {**A, **mark}, Q, A]}, {"messages": [Q, {**A, **mark}]}])
+    assert len(corpus) == 1
+    assert corpus[0].targets() == [3]
+    assert corpus.notices == (
+        "r.jsonl: left out 1 of 2 conversations, which have no assistant message",
+        "r.jsonl: 2 assistant messages with weight 0 or train false: part of the conversation, but not learned or "
+        "measured",
+    )
+    learned = [{"messages": [Q, {**A, "weight": 1}, Q, {**A, "train": True}]}]
+    assert load(tmp_path, learned)[0].targets() == [1, 3]
+
+
 def test_only_the_completion_of_prompt_and_completion_messages_is_trained_on(tmp_path: Path) -> None:
     document = load(tmp_path, [{"prompt": [Q, A, Q], "completion": [A]}])[0]
     assert (list(document.messages), document.given) == ([Q, A, Q, A], 3)

@@ -127,9 +127,7 @@ class Chats:
             self._note(f"the chat template writes the date; here it is always {DAY['F']}")
         if document.tools and "tools" not in rendering.template:
             self._note("the chat template leaves out the `tools` that {n} of {all} conversations have")
-        turns = [
-            i for i in range(document.given, len(document.messages)) if document.messages[i]["role"] == "assistant"
-        ]
+        turns = document.targets()
         spans = _spans(rendering, whole, turns) if self.fast else None
         encoded = self._masked(whole, spans) if spans is not None else self._generated(document, rendering)
         if encoded is None:
@@ -162,8 +160,7 @@ class Chats:
 
     def _masked(self, text: str, spans: Sequence[tuple[int, int]]) -> Encoded:
         """Tokens of a text; those that begin in one of the character spans are answers."""
-        # The template itself writes the special tokens.
-        # The template writes the special tokens itself.
+        # the template writes the special tokens itself
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         starts = np.asarray([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
         targets = np.zeros(len(starts), dtype=bool)
@@ -179,10 +176,12 @@ class Chats:
         mask = np.asarray(found.get("assistant_masks", ()), dtype=bool)
         begins = np.flatnonzero(mask & ~np.concatenate([[False], mask[:-1]]))
         answers = [i for i, message in enumerate(document.messages) if message["role"] == "assistant"]
-        if document.given and len(begins) != len(answers):
-            return None
-        given = sum(i < document.given for i in answers)
-        mask[: begins[given] if given < len(begins) else None] = False
+        learned = set(document.targets())
+        if len(learned) < len(answers):
+            if len(begins) != len(answers):
+                return None
+            for i, low, high in zip(answers, begins, [*begins[1:], len(mask)], strict=True):
+                mask[low:high] &= i in learned
         return (np.asarray(found["input_ids"], dtype=np.int32), mask) if mask.any() else None
 
     def _by_turns(self, document: Document, rendering: _Rendering, whole: str, turns: Sequence[int]) -> list[Encoded]:

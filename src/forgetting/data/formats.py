@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import files
 from ..config.schema import TextConfig
-from ..display.numbers import share_of
+from ..display.numbers import several, share_of
 from ..errors import UsageError
 
 Row = dict[str, Any]
@@ -24,7 +24,7 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Document:
-    """One document: plain text, or a conversation whose assistant turns are the targets.
+    """One document: plain text, or a conversation whose assistant turns are the targets (`targets`).
 
     Attributes:
         id: unique in its corpus: a title, the row's own id, or its index.
@@ -43,6 +43,11 @@ class Document:
     tools: tuple[Mapping[str, Any], ...] = ()
     template_options: Mapping[str, Any] = field(default_factory=dict)
     pair: bool = False
+
+    def targets(self) -> list[int]:
+        """Which messages are targets: assistant turns after the given ones, unless marked as not to be trained on."""
+        later = range(self.given, len(self.messages))
+        return [i for i in later if self.messages[i]["role"] == "assistant" and not is_context(self.messages[i])]
 
     def content_hash(self) -> str:
         """A sha256 over text and turns, not the id: equal content has equal hashes."""
@@ -176,14 +181,15 @@ def conversations(config: TextConfig, rows: Sequence[Row], shape: Shape) -> tupl
         UsageError: a row does not match its columns, or no row has an assistant turn; names the row.
     """
     documents = []
-    silent = empty = rejected = 0
+    silent = empty = rejected = context = 0
     roles: list[str] = []
     for i, row in enumerate(rows):
         if shape.pair is None and _is_rejected(row):
             rejected += 1
             continue
         document = _conversation(config, row, i, shape)
-        targets = [turn for turn in document.messages[document.given :] if turn["role"] == "assistant"]
+        targets = [document.messages[i] for i in document.targets()]
+        context += sum(map(is_context, document.messages))
         if any(_says_something(turn) for turn in targets):
             documents.append(document)
         elif targets:
@@ -202,7 +208,23 @@ def conversations(config: TextConfig, rows: Sequence[Row], shape: Shape) -> tupl
         (silent, "no assistant message"),
         (rejected, "the label false (an answer that was rejected)"),
     )
-    return documents, [f"left out {n} of {len(rows)} conversations, which have {what}" for n, what in why if n]
+    notices = [f"left out {n} of {len(rows)} conversations, which have {what}" for n, what in why if n]
+    if context:
+        notices.append(
+            f"{several(context, 'assistant message')} with weight 0 or train false: part of the conversation, but not "
+            "learned or measured"
+        )
+    return documents, notices
+
+
+def is_context(turn: Message) -> bool:
+    """Whether an assistant turn is marked as not to be trained on: OpenAI's `weight`, Axolotl's `train`, `training`."""
+    if turn["role"] != "assistant":
+        return False
+    weight, flags = turn.get("weight"), [turn.get(name) for name in ("train", "training")]
+    return (isinstance(weight, int | float | np.number) and weight == 0) or any(
+        isinstance(flag, bool | np.bool_) and not flag for flag in flags
+    )
 
 
 def _is_rejected(row: Row) -> bool:
