@@ -16,6 +16,10 @@ from . import bounds
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED = (
+    "pickled weights are refused: convert them to safetensors, with torch.load(FILE, weights_only=True) and "
+    "safetensors.torch.save_file"
+)
 SMALL = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 """Suffixes of files beside the weights: configurations, vocabularies, chat templates."""
 
@@ -97,7 +101,7 @@ class Source:
         """
         if not self.holds_weights():
             pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in self.files())
-            why = " (pickled weights are refused: convert them to safetensors)" if pickled else ""
+            why = f" ({PICKLED})" if pickled else ""
             if any(name.endswith(".distcp") or name.startswith("global_step") for name in self.inside("*")):
                 why = " (sharded training state: merge it first, with `accelerate merge-weights` or zero_to_fp32.py)"
             raise UsageError(f"model '{self.name}': this {self.place} has no *.safetensors weights{why}")
@@ -113,9 +117,7 @@ class Source:
             ForgettingError: as `hub.Repo.fetch`.
         """
         if not self.has(ADAPTER_WEIGHTS):
-            raise UsageError(
-                f"adapter '{self.name}': this {self.place} has no {ADAPTER_WEIGHTS} (pickled weights are refused)"
-            )
+            raise UsageError(f"adapter '{self.name}': this {self.place} has no {ADAPTER_WEIGHTS} ({PICKLED})")
         return self._folder() if self.repo is None else self.repo.fetch([*self._small(), ADAPTER_WEIGHTS])
 
     def weight_hashes(self) -> dict[str, str]:
