@@ -853,7 +853,7 @@ def test_a_panic_in_a_rust_library_is_one_error(
         Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert not isinstance(raised.value, Exception)
     assert "panicked" in capfd.readouterr().err
-    with pytest.raises(UsageError, match="cannot be loaded: Precompiled") as caught:
+    with pytest.raises(UsageError, match="its tokenizer cannot be read: Precompiled") as caught:
         load_base(ModelConfig(source=str(folder)))
     assert "\n" not in str(caught.value)
     assert "panicked" not in capfd.readouterr().err

@@ -77,7 +77,7 @@ def test_an_ascii_terminal_gets_what_it_can_show(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("streams", "jobs", "environment"),
     [
-        ("2>&-", "2", {}),
+        pytest.param("2>&-", "2", {}, marks=pytest.mark.slow),
         pytest.param("2> >(head -1 >/dev/null)", "1", {}, marks=pytest.mark.slow),
         pytest.param(">/dev/full 2>/dev/full", "1", {}, marks=pytest.mark.slow),
         pytest.param("", "1", ASCII, marks=pytest.mark.slow),

@@ -384,11 +384,11 @@ def test_commands_name_the_studys_folder_as_a_shell_reads_it():
 
 def test_a_large_study_names_the_command_that_writes_its_rows(monkeypatch):
     config, table, runs, fits = study(("news",))
-    assert '-csv">"dataset,' in render_study(config, table, runs, fits)
+    assert 'class="csv-rows" data-panel="d0">"dataset,' in render_study(config, table, runs, fits)
     monkeypatch.setattr(sections, "SHOWN_ROWS", len(table) - 1)
     page = render_study(config, table, runs, fits, folder="s")
     assert "too large to have them" in page
-    assert '-csv">' not in page
+    assert 'class="csv-rows"' not in page
 
 
 def test_ranks_are_in_the_order_of_numbers_in_lists_and_legends():

@@ -86,7 +86,7 @@ def read_tokenizer(folder: Path, name: str, *, code: bool) -> tuple[Any, list[st
         if not (own and chosen.is_fast and (folder / TOKENIZER).is_file()):
             return chosen, []
         with failures.quiet():
-            plain = PreTrainedTokenizerFast.from_pretrained(str(folder))
+            plain = PreTrainedTokenizerFast.from_pretrained(str(folder), trust_remote_code=False)
         if _read_alike(chosen, plain):
             return chosen, []
     notice = f"{name}: {type(chosen).__name__}, which transformers chooses, reads text differently from {TOKENIZER}"

@@ -106,8 +106,9 @@
   }
 
   // the file is made by the page itself, so that it works offline and under its policy
-  for (const link of document.querySelectorAll("a.csv")) {
-    const text = JSON.parse(document.getElementById(`${link.dataset.panel}-csv`).textContent);
+  for (const block of document.querySelectorAll("script.csv-rows")) {
+    const text = JSON.parse(block.textContent);
+    const link = document.querySelector(`a.csv[data-panel="${block.dataset.panel}"]`);
     link.href = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));
     link.hidden = false;
   }
