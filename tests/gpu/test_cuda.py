@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import forgetting
@@ -26,7 +26,9 @@ from forgetting.measuring import heads, kernels, passes
 from forgetting.measuring.base_targets import base_side
 from forgetting.measuring.comparison import compare
 from forgetting.measuring.losses import token_losses
+from forgetting.models import products, split_lora
 from forgetting.tuning import fused_loss
+from forgetting.tuning.folded_lora import _SplitLora
 from small_study import fields, numbers
 
 pytestmark = [
@@ -85,7 +87,7 @@ def test_products_equal_float64(dtype: torch.dtype, scale: float, softcap: float
     bias = torch.randn(V, device=DEVICE).to(dtype) if with_bias else None
     hidden = torch.randn(70, 256, device=DEVICE).to(dtype)
     head = heads.LinearHead(weight, bias, scale, softcap)
-    assert heads.widens(weight) == (dtype != torch.float32)
+    assert products.widens(weight) == (dtype != torch.float32)
     exact = hidden.double() @ weight.double().T + (0 if bias is None else bias.double())
     exact = exact * scale if softcap is None else softcap * torch.tanh(exact * scale / softcap)
     found = torch.cat([tile.clone() for _, tile in head.tiles(hidden, V)], 1)
@@ -120,6 +122,44 @@ def test_kernels_equal_float64(dtype: torch.dtype, triton: bool, monkeypatch: py
     assert bool(picked.top[1].all())
     assert torch.equal(picked.nll[1], found.top_nll)
     assert torch.equal(picked.nll[0], found.nll)
+
+
+def lora_layer(rank: int) -> Any:
+    torch.manual_seed(0)
+    config = LoraConfig(r=rank, target_modules=["0"], init_lora_weights=False, use_rslora=True)
+    (layer,) = inject_adapter_in_model(config, torch.nn.Sequential(torch.nn.Linear(384, 640))).to(DEVICE)
+    layer.base_layer.bfloat16()
+    return layer
+
+
+@pytest.mark.parametrize("rank", [1, 16, 100])
+def test_lora_over_bfloat16_equals_pefts_layer(rank: int) -> None:
+    """To the last bit but for the few results that lie at a boundary between two bfloat16 numbers."""
+    layer = lora_layer(rank).eval()
+    x = torch.randn(3, 700, 384, device=DEVICE).bfloat16()
+    with torch.no_grad():
+        theirs = layer(x)
+        with split_lora.evaluating(layer):
+            assert "forward" in vars(layer)
+            ours = layer(x)
+    assert float((ours == theirs).float().mean()) > 0.99
+    assert float((ours - theirs).float().norm()) < 2**-10 * float(theirs.float().norm())
+
+
+@pytest.mark.parametrize("rank", [1, 16, 100])
+def test_training_lora_over_bfloat16_equals_float64(rank: int) -> None:
+    layer = lora_layer(rank).train()
+    x = torch.randn(700, 384, device=DEVICE).bfloat16().requires_grad_()
+    outward = torch.randn(700, 640, device=DEVICE).bfloat16()
+    a, b, scale = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.scaling["default"]
+    y = _SplitLora.apply(x, layer.base_layer.weight, layer.base_layer.bias, a, b, scale)
+    found = torch.autograd.grad(y, [x, a, b], outward)
+    slope, flat = outward.double(), x.detach().double()
+    to_low = scale * slope @ b.double()
+    exact = [slope @ layer.base_layer.weight.double() + to_low @ a.double(), to_low.T @ flat]
+    exact.append(scale * slope.T @ (flat @ a.double().T))
+    for gradient, truth, tolerance in zip(found, exact, [2**-8, 2**-14, 2**-14], strict=True):
+        assert float((gradient.double() - truth).norm()) < tolerance * float(truth.norm())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

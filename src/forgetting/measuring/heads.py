@@ -9,7 +9,6 @@ Shapes: N positions, D width, V vocabulary, n positions of a chunk, v rows of a 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..models import peft_internals, sharding
+from ..models import peft_internals, products, sharding
 
 TILE_ROWS = 2048
 CHUNK_POSITIONS = 512
@@ -77,7 +76,7 @@ class LinearHead:
         """Tiles of float32 logits in one reused buffer."""
         weight = self.weight
         height = CUDA_TILE_ROWS if weight.is_cuda else TILE_ROWS
-        product = self._wide if hidden.dtype == weight.dtype and widens(weight) else self._float32
+        product = self._wide if hidden.dtype == weight.dtype and products.widens(weight) else self._float32
         states = hidden.to(weight.device)
         if product == self._float32:
             states = states.float() * self.scale
@@ -141,20 +140,6 @@ class LogitsHead:
         height = CUDA_TILE_ROWS if hidden.is_cuda else TILE_ROWS
         for start in range(0, rows, height):
             yield start, hidden[:, start : min(start + height, rows)].float().clone()
-
-
-def widens(like: Tensor) -> bool:
-    """Whether this torch multiplies matrices of a tensor's dtype, on its device, with float32 results."""
-    return like.is_cuda and like.dtype in (torch.bfloat16, torch.float16) and _widens(like.device, like.dtype)
-
-
-@functools.cache
-def _widens(device: torch.device, dtype: torch.dtype) -> bool:
-    ones = torch.ones(16, 16, device=device, dtype=dtype)
-    try:
-        return bool((torch.mm(ones, ones, out_dtype=torch.float32) == 16).all())
-    except (RuntimeError, TypeError, NotImplementedError):  # a build without this
-        return False
 
 
 def candidates(model: Any) -> Iterator[Head]:

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models import failures
-from . import heads
+from ..models import failures, products
 from .heads import Head, LinearHead
 
 log = logging.getLogger(__name__)
@@ -149,7 +148,7 @@ def _plus_product(row: Tensor, e: Tensor, weight: Tensor) -> Tensor:
 
     With bfloat16 weights on a GPU, e is split exactly into a sum of three bfloat16 numbers: 3 x 8 bits of significand.
     """
-    if weight.dtype != torch.bfloat16 or not heads.widens(weight):
+    if weight.dtype != torch.bfloat16 or not products.widens(weight):
         return torch.addmm(row, e, weight.float())
     for _ in range(3):
         part = e.bfloat16()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..files import write_atomically
-from . import accelerate_internals, bitsandbytes_internals, bounds, peft_internals, sharding, sources
+from . import accelerate_internals, bitsandbytes_internals, bounds, peft_internals, sharding, sources, split_lora
 from .sources import Source
 
 
@@ -40,6 +40,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(accelerate_internals.own_forward(model))
         stack.enter_context(bitsandbytes_internals.layout_kept(model))
         stack.enter_context(sharding.parts_again(model))
+        stack.enter_context(split_lora.evaluating(model) if is_peft(model) else nullcontext())
         try:
             model.eval()
             yield

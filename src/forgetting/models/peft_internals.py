@@ -98,15 +98,19 @@ class Lora:
         return float(self.scaling[self.adapter])
 
 
-def lora(layer: Any) -> Lora | None:
-    """The parts of a layer that is plain LoRA on a frozen linear layer, without dropout; None for any other layer."""
+def lora(layer: Any, *, evaluating: bool = False) -> Lora | None:
+    """The parts of a layer that is plain LoRA on a frozen linear layer, without dropout; None for any other layer.
+
+    `evaluating`: the layer is in evaluation mode and does not train, so that dropout and gradients do not count.
+    """
     from peft.tuners.lora import Linear
 
     names = layer.active_adapters if type(layer) is Linear else []
     if len(names) != 1 or getattr(layer, "lora_variant", {}).get(names[0]) is not None:
         return None
     held = [getattr(layer, part, {}) for part in ("lora_A", "lora_B", "lora_dropout")]
-    if not all(names[0] in part for part in held) or type(held[2][names[0]]) is not nn.Identity:
+    still = (nn.Identity, nn.Dropout) if evaluating else (nn.Identity,)
+    if not all(names[0] in part for part in held) or type(held[2][names[0]]) not in still:
         return None
     base, a, b = parts = BASE_LAYER.of(layer), held[0][names[0]], held[1][names[0]]
     if not all(
@@ -115,9 +119,8 @@ def lora(layer: Any) -> Lora | None:
         return None
     if any("forward" in vars(part) for part in (layer, *parts)) or a.bias is not None or b.bias is not None:
         return None
-    if base.weight.is_meta or any(parameter.requires_grad for parameter in base.parameters()):
-        return None
-    if not base.weight.dtype == a.weight.dtype == b.weight.dtype:
+    trains = not evaluating and any(parameter.requires_grad for parameter in base.parameters())
+    if base.weight.is_meta or trains or any(part._forward_hooks or part._forward_pre_hooks for part in (a, b)):
         return None
     return Lora(base, a, b, names[0], scaling(layer))
 

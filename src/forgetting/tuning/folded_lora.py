@@ -4,8 +4,10 @@ PEFT computes x W^T, then (x A^T) B^T, then multiplies by the scale, then adds: 
 forward and one backward, plus a sum of gradients [tokens, inputs]. Here the scale is a factor of the matrix product
 that adds to x W^T in place; backward works the same way. If the rank is large relative to the layer's width, even that
 costs more than the layer itself. Then the sum W + scale B A is computed first, and the gradients of A and B are derived
-from its gradient, which costs three products of the layer's size at any rank. The numbers equal PEFT's up to rounding.
-This is verified layer by layer, in value and gradients; a layer for which it fails or is unknown is left to PEFT.
+from its gradient, which costs three products of the layer's size at any rank. With a float32 adapter over bfloat16
+weights on a GPU, each float32 matrix is a sum of two bfloat16 ones (`split_lora`). The numbers equal PEFT's but for
+rounding. This is verified layer by layer, in value and gradients; a layer for which it fails or is unknown is left to
+PEFT.
 
 Shapes: N tokens, r rank.
 """
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models import peft_internals
+from ..models import peft_internals, products, split_lora
 from ..models.adapters import is_peft, unwrapped
 
 
@@ -72,6 +74,35 @@ class _MergedLora(torch.autograd.Function):
         return to_x, None, None, to_a, to_b, None
 
 
+class _SplitLora(torch.autograd.Function):
+    """`_FoldedLora` for bfloat16 W and b, and float32 A and B, whose products are those of bfloat16 parts."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        """Args: x [..., inputs]; weight [outputs, inputs]; a [r, inputs]; b [outputs, r]."""
+        flat = x.reshape(-1, x.shape[-1])
+        y = nn.functional.linear(flat, weight, bias)
+        low = split_lora.add(y, flat, products.halves(a, 0), products.right(b * scale))
+        ctx.save_for_backward(flat, low, weight, a, b)
+        ctx.scale, ctx.shape = scale, x.shape
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *outward: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x [..., inputs] bfloat16, A and B float32."""
+        flat, low, weight, a, b = ctx.saved_tensors
+        slope = outward[0].reshape(-1, outward[0].shape[-1])
+        to_low = products.summed(products.wide(slope, products.halves(b * ctx.scale)))
+        to_x = to_a = to_b = None
+        if ctx.needs_input_grad[0]:
+            to_x = (slope @ weight).addmm_(products.left(to_low), products.right(a.T).T).view(ctx.shape)
+        if ctx.needs_input_grad[3]:
+            to_a = products.summed(products.wide(products.halves(to_low).T, flat), 0)
+        if ctx.needs_input_grad[4]:
+            to_b = products.summed(products.wide(slope.T, low[:, : 2 * b.shape[1]])).mul_(ctx.scale)
+        return to_x, None, None, to_a, to_b, None
+
+
 def merging_pays(tokens: int, outputs: int, inputs: int, rank: int) -> bool:
     """Whether computing W + scale B A first takes fewer multiplications than x W^T and (x A^T) B^T, in both passes.
 
@@ -81,13 +112,15 @@ def merging_pays(tokens: int, outputs: int, inputs: int, rank: int) -> bool:
     return tokens * outputs * inputs + 4 * rank * outputs * inputs < 3 * tokens * rank * (outputs + inputs)
 
 
-Way = type[_FoldedLora] | type[_MergedLora]
+Way = type[_FoldedLora] | type[_MergedLora] | type[_SplitLora]
 
 
 def _ways(parts: peft_internals.Lora) -> tuple[Way, ...]:
-    """Dtypes that are precise enough: 16-bit numbers would lose a small adapter in the sum of weights."""
-    exact = parts.base.weight.dtype in (torch.float32, torch.float64)
-    return (_FoldedLora, _MergedLora) if exact else (_FoldedLora,)
+    """The ways that are precise enough: a sum of 16-bit weights would lose a small adapter."""
+    kind = parts.base.weight.dtype
+    if not kind == parts.a.weight.dtype == parts.b.weight.dtype:
+        return (_SplitLora,) if split_lora.fits(parts) else ()
+    return (_FoldedLora, _MergedLora) if kind in (torch.float32, torch.float64) else (_FoldedLora,)
 
 
 def _forward(layer: Any, parts: peft_internals.Lora, ways: tuple[Way, ...]) -> Any:
@@ -143,7 +176,10 @@ def _verified(layer: Any, parts: peft_internals.Lora) -> tuple[Way, ...]:
     x, outward = random[:, : weight.shape[1]].clone().requires_grad_(), random[:, weight.shape[1] :]
     wanted = [x, *(part.weight for part in (parts.a, parts.b) if part.weight.requires_grad)]
     tolerance = 1e-5 if weight.dtype in (torch.float32, torch.float64) else 3e-2
-    calls = [layer.forward, *(_forward(layer, parts, (way,)) for way in _ways(parts))]
+    ways = _ways(parts)
+    if not ways:
+        return ()
+    calls = [layer.forward, *(_forward(layer, parts, (way,)) for way in ways)]
     with torch.enable_grad():
         made = [call(x) for call in calls]
         theirs, *ours = ([y.detach(), *torch.autograd.grad(y, wanted, outward, allow_unused=True)] for y in made)
@@ -155,4 +191,4 @@ def _verified(layer: Any, parts: peft_internals.Lora) -> tuple[Way, ...]:
         for mine in ours
         for found, right in zip(mine, theirs, strict=True)
     )
-    return _ways(parts) if same else ()
+    return ways if same else ()
