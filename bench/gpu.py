@@ -221,13 +221,15 @@ def measure(bench: Bench, shape: str) -> None:
 @torch.inference_mode()
 def against_float64(bench: Bench, model, text, ours) -> None:
     """The largest difference from float64 logits of the same states, over the first window of the first batch."""
+    from forgetting.models import adapters
+
     inner = model.get_base_model()
     rows = BATCH // CONTEXT
     ids = torch.from_numpy(text.input_ids[: rows * CONTEXT].astype(np.int64)).view(-1, CONTEXT).to(bench.device)
     weight = inner.get_output_embeddings().weight
     found = []
     for adapter in (True, False):
-        with contextlib.nullcontext() if adapter else model.disable_adapter():
+        with adapters.undisturbed(model), contextlib.nullcontext() if adapter else model.disable_adapter():
             states = inner.model(input_ids=ids, use_cache=False)[0][0, :-1].double()
         logits = torch.cat([states @ part.double().T for part in weight.split(16_384)], 1)
         found.append(torch.log_softmax(logits, -1))

@@ -1,7 +1,7 @@
 """Matrix products of 16-bit numbers with float32 results, and float32 numbers as sums of bfloat16 ones.
 
 A GPU multiplies bfloat16 at about ten times the rate of float32. A float32 number is the sum of two bfloat16 numbers
-to 16 bits of its significand, so a float32 product costs two or three bfloat16 products and is exact to about 1e-5.
+to 16 bits of its significand, so a product of float32 numbers costs two or three bfloat16 ones, exact to about 1e-5.
 """
 
 from __future__ import annotations
@@ -41,15 +41,3 @@ def summed(x: Tensor, dim: int = 1) -> Tensor:
     """Products with the columns (or rows) of `halves` as the products with the whole numbers."""
     one, other = x.chunk(2, dim)
     return one + other
-
-
-def left(x: Tensor) -> Tensor:
-    """Float32 [n, k] as bfloat16 [n, 3 k]: left(x) @ right(y).T is x @ y.T without the product of the low parts."""
-    both = halves(x)
-    return torch.cat([both, both[:, : x.shape[1]]], 1)
-
-
-def right(y: Tensor) -> Tensor:
-    """Float32 [m, k] as bfloat16 [m, 3 k]; see `left`."""
-    both = halves(y)
-    return torch.cat([both[:, : y.shape[1]], both], 1)

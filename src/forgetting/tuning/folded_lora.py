@@ -82,7 +82,7 @@ class _SplitLora(torch.autograd.Function):
         """Args: x [..., inputs]; weight [outputs, inputs]; a [r, inputs]; b [outputs, r]."""
         flat = x.reshape(-1, x.shape[-1])
         y = nn.functional.linear(flat, weight, bias)
-        low = split_lora.add(y, flat, products.halves(a, 0), products.right(b * scale))
+        low = split_lora.add(y, flat, products.halves(a, 0), products.halves(b * scale))
         ctx.save_for_backward(flat, low, weight, a, b)
         ctx.scale, ctx.shape = scale, x.shape
         return y.view(*x.shape[:-1], -1)
@@ -95,11 +95,12 @@ class _SplitLora(torch.autograd.Function):
         to_low = products.summed(products.wide(slope, products.halves(b * ctx.scale)))
         to_x = to_a = to_b = None
         if ctx.needs_input_grad[0]:
-            to_x = (slope @ weight).addmm_(products.left(to_low), products.right(a.T).T).view(ctx.shape)
+            split_lora.add_low(to_x := slope @ weight, to_low, products.halves(a.T))
+            to_x = to_x.view(ctx.shape)
         if ctx.needs_input_grad[3]:
             to_a = products.summed(products.wide(products.halves(to_low).T, flat), 0)
         if ctx.needs_input_grad[4]:
-            to_b = products.summed(products.wide(slope.T, low[:, : 2 * b.shape[1]])).mul_(ctx.scale)
+            to_b = products.summed(products.wide(slope.T, products.halves(low))).mul_(ctx.scale)
         return to_x, None, None, to_a, to_b, None
 
 
