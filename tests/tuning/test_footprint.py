@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from forgetting.config.schema import ModelConfig, RunConfig
 from forgetting.models.loading import base_source, count_parameters, load_base
@@ -64,7 +66,7 @@ def test_a_pass_without_values_needs_the_memory_of_a_real_pass(tiny_model: Path,
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros_like(ids)}
     with pass_memory.LiveBytes([*model.parameters(), *model.buffers()]) as live:
         model.train()(**batch).loss.backward()
-    how = {"checkpointing": False, "accumulated": False, "all_logits": True}
+    how = {"checkpointing": False, "accumulated": False, "all_logits": True, "on_gpu": False}
     found = pass_memory.training_bytes(base.copied(), 3, 16, **how)
     assert found == pytest.approx(live.peak, rel=0.05)
 
@@ -72,7 +74,7 @@ def test_a_pass_without_values_needs_the_memory_of_a_real_pass(tiny_model: Path,
 @pytest.mark.full
 def test_checkpointing_and_the_fused_loss_need_less_memory(base: Skeleton) -> None:
     def peak(**how: bool) -> int:
-        given = {"checkpointing": False, "accumulated": False, "all_logits": False, **how}
+        given = {"checkpointing": False, "accumulated": False, "all_logits": False, "on_gpu": False, **how}
         return pass_memory.training_bytes(base.copied(), 16, 64, **given)
 
     plain = peak()
@@ -80,6 +82,20 @@ def test_checkpointing_and_the_fused_loss_need_less_memory(base: Skeleton) -> No
     assert peak(all_logits=True) >= plain
     gradients = sum(p.numel() * 4 for p in base.model.parameters())
     assert peak(accumulated=True) <= plain + gradients
+
+
+def test_lora_over_bfloat16_needs_less_memory_on_a_gpu() -> None:
+    """PEFT's float32 copies of what a layer reads are not kept for the backward pass."""
+    config = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=4)
+
+    def peak(*, on_gpu: bool) -> int:
+        with torch.device("meta"):
+            model = LlamaForCausalLM(config).bfloat16()
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"), low_cpu_mem_usage=True)
+        how = {"all_logits": False, "checkpointing": False, "accumulated": False, "on_gpu": on_gpu}
+        return pass_memory.training_bytes(model, 8, 64, **how)
+
+    assert peak(on_gpu=True) < 0.8 * peak(on_gpu=False)
 
 
 @pytest.mark.full

@@ -28,12 +28,17 @@ TOLERANCE = 2**-10
 """Of the relative difference from PEFT's layer: less than if one result in five were a bfloat16 number away."""
 
 
+def of_its_dtypes(parts: Lora) -> bool:
+    """Whether a layer is bfloat16 with a float32 adapter."""
+    kinds = parts.base.weight.dtype, parts.a.weight.dtype, parts.b.weight.dtype
+    return kinds == (torch.bfloat16, torch.float32, torch.float32)
+
+
 def fits(parts: Lora) -> bool:
-    """Whether a layer is bfloat16 with a float32 adapter, on a device where this is faster and agrees with PEFT."""
-    weight, a, b = parts.base.weight, parts.a.weight, parts.b.weight
-    kinds = (weight.dtype, a.dtype, b.dtype) == (torch.bfloat16, torch.float32, torch.float32)
-    whole = weight.device == a.device == b.device and not any(sharding.is_part(part) for part in (weight, a, b))
-    return kinds and whole and products.widens(weight) and _agrees(weight.device)
+    """Whether a layer is of these dtypes and whole, on a device where this is faster and agrees with PEFT."""
+    weights = [parts.base.weight, parts.a.weight, parts.b.weight]
+    whole = len({weight.device for weight in weights}) == 1 and not any(map(sharding.is_part, weights))
+    return of_its_dtypes(parts) and whole and products.widens(weights[0]) and _agrees(weights[0].device)
 
 
 def factors(parts: Lora) -> tuple[Tensor, Tensor]:

@@ -333,7 +333,7 @@ def _reference(config: StudyConfig, base: Skeleton, source: Source) -> Row:
     name = "once: the base model in full precision, in addition"
     try:
         full = skeleton(config.model.measured_against(), source)
-        passes = pass_memory.measuring_bytes(full.copied(), config.measure.batch_tokens, config.context)
+        passes = pass_memory.measuring_bytes(full.copied(), config.measure.batch_tokens, config.context, on_gpu=False)
     except Exception as error:
         log.debug("%s: %s", name, error)
         return Row(name, None, "cannot be counted without the weights", once=True)

@@ -116,11 +116,15 @@ def merging_pays(tokens: int, outputs: int, inputs: int, rank: int) -> bool:
 Way = type[_FoldedLora] | type[_MergedLora] | type[_SplitLora]
 
 
-def _ways(parts: peft_internals.Lora) -> tuple[Way, ...]:
-    """The ways that are precise enough: a sum of 16-bit weights would lose a small adapter."""
+def _ways(parts: peft_internals.Lora, *, on_gpu: bool = False) -> tuple[Way, ...]:
+    """The ways that are precise enough: a sum of 16-bit weights would lose a small adapter.
+
+    `on_gpu`: assume a GPU on which all work, wherever the weights are.
+    """
     kind = parts.base.weight.dtype
     if not kind == parts.a.weight.dtype == parts.b.weight.dtype:
-        return (_SplitLora,) if split_lora.fits(parts) else ()
+        fits = split_lora.of_its_dtypes(parts) if on_gpu else split_lora.fits(parts)
+        return (_SplitLora,) if fits else ()
     return (_FoldedLora, _MergedLora) if kind in (torch.float32, torch.float64) else (_FoldedLora,)
 
 
@@ -146,15 +150,15 @@ def _forward(layer: Any, parts: peft_internals.Lora, ways: tuple[Way, ...]) -> A
 class FoldedLayers:
     """The layers of a model that can be computed like this."""
 
-    def __init__(self, model: Any, *, verify: bool = True) -> None:
-        """Find them; a model without values cannot be verified."""
+    def __init__(self, model: Any, *, verify: bool = True, on_gpu: bool = False) -> None:
+        """Find them; a model without values cannot be verified: with `on_gpu`, it is treated as one on a GPU."""
         entry = unwrapped(model)
         layers = [layer for _, layer in peft_internals.layers(entry)] if is_peft(entry) else []
         found = [(layer, parts) for layer in layers if (parts := peft_internals.lora(layer)) is not None]
         self.forwards = [
             (layer, _forward(layer, parts, ways))
             for layer, parts in found
-            if (ways := _verified(layer, parts) if verify else _ways(parts))
+            if (ways := _verified(layer, parts) if verify else _ways(parts, on_gpu=on_gpu))
         ]
 
     @contextmanager

@@ -221,22 +221,21 @@ def _passes(run: RunConfig, model: Any, passes: Passes, takes: Takes, gradients:
 
 def _counted(run: RunConfig, model: Any, passes: Passes, takes: Takes, gradients: int) -> tuple[int, int]:
     """For training, including gradients, and for measuring; counted by passes."""
-    saving = run.training.gradient_checkpointing
+    saving, on_gpu = run.training.gradient_checkpointing, passes.device != "cpu"
 
     def train(windows: int, length: int, *, logits: bool, accumulated: bool) -> int:
         there = gradients if accumulated else 0
-        found = pass_memory.training_bytes(
-            copy.deepcopy(model), windows, length, all_logits=logits, checkpointing=saving, accumulated=accumulated
-        )
-        return found + there
+        how = {"all_logits": logits, "checkpointing": saving, "accumulated": accumulated, "on_gpu": on_gpu}
+        return pass_memory.training_bytes(copy.deepcopy(model), windows, length, **how) + there
 
     training = train(passes.windows, passes.length, logits=takes.reads_logits, accumulated=passes.accumulated)
-    if passes.device != "cpu" and not takes.reads_logits:
+    if on_gpu and not takes.reads_logits:
         training += CUDA_LOGITS
     if takes.windows:
         beside = train(takes.windows, run.context, logits=True, accumulated=True)
         training = max(training, beside + LOGIT_COPIES * 4 * takes.windows * run.context * _vocabulary(model))
-    return training, pass_memory.measuring_bytes(copy.deepcopy(model), run.measure.batch_tokens, run.context)
+    batch = run.measure.batch_tokens, run.context
+    return training, pass_memory.measuring_bytes(copy.deepcopy(model), *batch, on_gpu=on_gpu)
 
 
 def formula(run: RunConfig, model: Any, tokens: int, reads_logits: bool) -> int:

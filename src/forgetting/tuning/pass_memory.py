@@ -79,7 +79,7 @@ def _seeing(see: Callable[[Any], None]) -> Any:
 
 
 def training_bytes(
-    model: Any, windows: int, length: int, *, all_logits: bool, checkpointing: bool, accumulated: bool
+    model: Any, windows: int, length: int, *, all_logits: bool, checkpointing: bool, accumulated: bool, on_gpu: bool
 ) -> int:
     """Maximum memory of a forward and backward pass beyond the weights, including the gradients that it creates.
 
@@ -90,6 +90,7 @@ def training_bytes(
         all_logits: whether something reads the logits of all positions, from which the loss is then computed.
         checkpointing: whether activations are recomputed for the backward pass.
         accumulated: whether gradients already exist; they are not counted.
+        on_gpu: whether layers are computed as on a GPU.
     """
     with _faked(model):
         model.train()
@@ -99,18 +100,23 @@ def training_bytes(
             if accumulated and parameter.requires_grad:
                 parameter.grad = torch.empty_like(parameter)
         batch = _batch(windows, length)
-        with FoldedLayers(model, verify=False).acting(), _loss(model, all_logits), _counted(model) as live:
+        with (
+            FoldedLayers(model, verify=False, on_gpu=on_gpu).acting(),
+            _loss(model, all_logits),
+            _counted(model) as live,
+        ):
             model(**batch).loss.backward()
     return live.peak
 
 
-def measuring_bytes(model: Any, tokens: int, length: int) -> int:
+def measuring_bytes(model: Any, tokens: int, length: int, *, on_gpu: bool) -> int:
     """Maximum memory of a pass without gradients beyond the weights, up to the head's input.
 
     Args:
         model: as in `training_bytes`.
         tokens: tokens per pass.
         length: tokens per window.
+        on_gpu: as in `training_bytes`.
     """
     whole = bool(needs_whole_forward(model))
     inner = model.get_base_model() if is_peft(model) else model
@@ -119,7 +125,7 @@ def measuring_bytes(model: Any, tokens: int, length: int) -> int:
         model.eval()
         batch = _batch(max(1, tokens // length), length)
         del batch["labels"]
-        with FoldedLayers(model, verify=False).acting(), _counted(model) as live:
+        with FoldedLayers(model, verify=False, on_gpu=on_gpu).acting(), _counted(model) as live:
             made = (model if whole else decoder)(**batch, use_cache=False)
             del made
     return live.peak
