@@ -303,6 +303,8 @@ def test_rows_are_chosen_by_value_and_step():
         split(table, "t", {"method": "ia3"}, "y")
     with pytest.raises(UsageError, match="row 2, column 'step': 'x' is not a number"):
         later(table | {"step": ["1", "x", "3"]}, 2)
+    with pytest.raises(UsageError, match="row 3, column 'step': 'nan' is not a number"):
+        later(table | {"step": [1.0, 2.0, float("nan")]}, 2)
 
 
 def test_pandas_and_plain_lists_give_the_same_fit():

@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -108,6 +109,15 @@ def test_an_invalid_share_of_replay_is_damage(tmp_path: Path, given: object) -> 
 def test_an_empty_study_has_an_empty_table(tmp_path: Path) -> None:
     StudyFolder.create_or_resume(tmp_path / "s", CONFIG)
     assert load_table(tmp_path / "s").empty
+
+
+def test_runs_that_cannot_be_listed_are_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = StudyFolder(tmp_path)
+    assert folder.folders() == []
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(os, "scandir", Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.raises(UsageError, match="runs: cannot be read: Permission denied"):
+        folder.folders()
 
 
 def test_a_folder_contains_one_study(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ read; the fit converts them to numbers and names the row and column of any that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,16 +160,22 @@ def later(table: Table, step: float) -> Table:
     if "step" not in table:
         raise UsageError("the table has no column 'step', so early steps cannot be left out")
     try:
-        keep = [i for i, v in enumerate(table["step"]) if float(v) >= step]
+        keep = [i for i, v in enumerate(table["step"]) if _number(v) >= step]
     except (TypeError, ValueError):
         bad = next(i for i, v in enumerate(table["step"]) if not _is_number(v))
         raise UsageError(f"row {bad + 1}, column 'step': '{table['step'][bad]}' is not a number") from None
     return {k: [cells[i] for i in keep] for k, cells in table.items()}
 
 
+def _number(cell: Any) -> float:
+    if math.isnan(found := float(cell)):
+        raise ValueError
+    return found
+
+
 def _is_number(cell: Any) -> bool:
     try:
-        float(cell)
+        _number(cell)
     except (TypeError, ValueError):
         return False
     return True

@@ -444,8 +444,15 @@ class StudyFolder:
         return [run for run in self.folders() if (run.path / "run.json").exists()]
 
     def folders(self) -> list[RunFolder]:
-        """Every entry of runs/, whether it is a run or not, sorted by name."""
+        """Every entry of runs/, whether it is a run or not, sorted by name; none if there is no such folder.
+
+        Raises:
+            UsageError: the folder cannot be read.
+        """
         runs, names = self.path / "runs", []
-        with suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(runs) as entries:
-            names = sorted(entry.name for entry in entries)
+        try:
+            with suppress(FileNotFoundError, NotADirectoryError), os.scandir(runs) as entries:
+                names = sorted(entry.name for entry in entries)
+        except OSError as error:
+            raise UsageError(f"{runs}: cannot be read: {error.strerror}") from None
         return [RunFolder(runs / name) for name in names]

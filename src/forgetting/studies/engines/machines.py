@@ -192,7 +192,7 @@ class Machines:
             over = time.monotonic() + LINGER
             while time.monotonic() < over and not all(self.told(f"left/{machine}") for machine in self.others):
                 time.sleep(POLL)
-        except GoneMachineError:
+        except GoneMachineError:  # it has no run left that could be told
             pass
         self._over.set()
 
