@@ -373,6 +373,14 @@ def test_shards_are_those_of_the_index(hub_server: HubServer, folders: dict[str,
     local = load_base(ModelConfig(source=str(folders["base"]))).model.state_dict()
     assert all(torch.equal(value, local[name]) for name, value in base.items())
 
+    # of two sets, the one file is fetched and read, as from a folder
+    shutil.copy(folders["base"] / "model.safetensors", tmp_path / "sharded")
+    hub_server.add("org/both", tmp_path / "sharded")
+    hub_server.requests.clear()
+    both = load_base(ModelConfig(source="org/both")).model.state_dict()
+    assert all(torch.equal(value, local[name]) for name, value in both.items())
+    assert not [request for request in hub_server.requests if "model-0" in request]
+
 
 @pytest.mark.parametrize(
     ("name", "revision", "error", "said"),

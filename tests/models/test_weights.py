@@ -333,3 +333,24 @@ def test_only_the_set_of_weights_that_is_read_is_checked(untied: Path, tmp_path:
     model, notices = load(folder)
     assert "torch.compile" in notices[0]
     assert torch.equal(model.lm_head.weight, load_file(untied / "model.safetensors")["lm_head.weight"])
+
+
+def test_two_sets_of_weights_are_refused_if_they_differ(untied: Path, tmp_path: Path) -> None:
+    model, _ = load(untied)
+    model.save_pretrained(tmp_path / "both", max_shard_size="5KB")
+    for file in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(untied / file, tmp_path / "both")
+    shards = sorted((tmp_path / "both").glob("model-*-of-*.safetensors"))
+    assert len(shards) > 1
+    assert load(tmp_path / "both")[1] == []  # both sets are the same weights
+
+    one = load_file(shards[-1])
+    name = next(iter(one))
+    save_file({**one, name: one[name] + 0.5}, shards[-1], {"format": "pt"})
+    with pytest.raises(UsageError, match=r"contains two sets of weights that differ, model\.safetensors and the files"):
+        load(tmp_path / "both")
+    shards[0].unlink()  # what is left of the second set cannot be loaded by any program
+    assert load(tmp_path / "both")[1] == []
+    (tmp_path / "both" / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"index\.json: names .*, which does not exist"):
+        load(tmp_path / "both")

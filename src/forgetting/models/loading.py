@@ -109,6 +109,7 @@ def load_model(
     name = called(config)
     device = None if placement.spread else pick_device("cpu" if placement.host else config.device)
     folder = source.weights()
+    weights.check_one_set(folder, name)
     notices = []
     if source.has(sources.ADAPTER_CONFIG):
         notices.append(f"{name}: the same {source.place} also contains an adapter; the model is measured without it")

@@ -162,18 +162,17 @@ class Source:
         return found + [name for name in self.repo.files if self.code and name.endswith(".py")]
 
     def _shards(self, repo: hub.Repo) -> list[str]:
-        if repo.files >= {INDEX}:
-            index = repo.fetch([INDEX]) / INDEX
-            named = shards(index, f"model '{self.name}': {INDEX}")
-            if lacking := sorted(named - repo.files):
-                raise UsageError(
-                    f"model '{self.name}': {INDEX} names {lacking[0]}, which this repository does not have"
-                )
-            return sorted(named)
-        if not self.has(WEIGHTS):
+        """The files of its weights; of two sets, the one that transformers reads, as in a folder."""
+        if self.has(WEIGHTS):
+            return [WEIGHTS]
+        if not self.has(INDEX):
             found = next(name for name in self.files() if name.endswith(".safetensors"))
             raise UsageError(f"model '{self.name}': this repository has no {WEIGHTS}; {found} cannot be read")
-        return [WEIGHTS]
+        index = repo.fetch([INDEX]) / INDEX
+        named = shards(index, f"model '{self.name}': {INDEX}")
+        if lacking := sorted(named - repo.files):
+            raise UsageError(f"model '{self.name}': {INDEX} names {lacking[0]}, which this repository does not have")
+        return sorted(named)
 
 
 def shards(index: Path, where: str) -> set[str]:

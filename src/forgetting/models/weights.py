@@ -11,6 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,41 @@ def of_folder(folder: Path) -> dict[str, Stored]:
     if lacking := sorted(file for file in files if not (folder / file).is_file()):
         raise UsageError(f"{index}: names {lacking[0]}, which does not exist")
     return {name: tensor for file in sorted(files) for name, tensor in of_file(folder / file).items()}
+
+
+def check_one_set(folder: Path, name: str) -> None:
+    """Refuse a folder with two sets of weights that differ: one file, and the files of an index.
+
+    transformers loads the one file, and some other programs load the files of the index.
+
+    Args:
+        folder: the model's folder.
+        name: the model, for messages.
+
+    Raises:
+        UsageError: they differ; a damaged index or file.
+    """
+    from safetensors import safe_open
+
+    single, index = folder / WEIGHTS, folder / INDEX
+    if not (single.is_file() and index.is_file()):
+        return
+    files = sources.shards(index, str(index)) - {WEIGHTS}
+    if not files or not all((folder / file).is_file() for file in files):
+        return  # no second set; transformers does not read this index either
+    names = {clean(tensor): tensor for tensor in of_file(single)}
+    others = [(tensor, file) for file in sorted(files) for tensor in of_file(folder / file)]
+    with ExitStack() as stack:
+        opened = {file: stack.enter_context(safe_open(folder / file, "pt")) for file in (WEIGHTS, *files)}
+        differs = sorted(names) != sorted(clean(tensor) for tensor, _ in others) or not all(
+            opened[WEIGHTS].get_tensor(names[clean(tensor)]).equal(opened[file].get_tensor(tensor))
+            for tensor, file in others
+        )
+    if differs:
+        raise UsageError(
+            f"{name}: contains two sets of weights that differ, {WEIGHTS} and the files of {INDEX}; move one of them "
+            "elsewhere"
+        )
 
 
 def of_file(path: Path) -> dict[str, Stored]:
