@@ -157,7 +157,11 @@ TOUR: list[tuple[str, str]] = [
     ("study {flags} --method loar", "methods: no method 'loar'; did you mean 'lora'?"),
     ("study {flags} --method full --rank 8", "methods.full: rank: unknown field"),
     ("study {flags} --measure-start 900", "measure.start 900 is after the last step, training.steps 12"),
-    ("study {flags} --context 4096", "context: got 4096; the model was built for at most 64 positions"),
+    ("study {flags} --context 4096", "context: got 4096; the model was built for at most 64 positions; give context"),
+    (
+        "study --model {model} --train {dir}/columns.jsonl --text {dir}/short.txt",
+        "context: got 512, the default; the model was built for at most 64 positions; give context 64 (--context 64)",
+    ),
     ("study {flags} --context 0", "context: got 0; input should be greater than or equal to 8"),
     ("study {flags} --text {dir}/none.txt", "none.txt: no such file"),
     ("study {flags} --text {dir}/empty.txt", "empty.txt: empty; it has no rows"),

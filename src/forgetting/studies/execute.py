@@ -207,6 +207,7 @@ def quiet_libraries() -> None:
     from transformers.utils import logging
 
     warnings.filterwarnings("ignore", category=FutureWarning)  # raised by transformers' own code in PEFT and Trainer
+    warnings.filterwarnings("ignore", "fan_in_fan_out is set to")  # PEFT says so of GPT-2's layers, and sets it itself
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -251,9 +251,11 @@ class StudyInputs:
         from ..models.loading import max_context
 
         positions = max_context(self.config.model, self.source)
+        default = "" if "context" in self.config.model_fields_set else ", the default"
         if positions is not None and self.config.context > positions:
             raise UsageError(
-                f"context: got {self.config.context}; the model was built for at most {positions} positions"
+                f"context: got {self.config.context}{default}; the model was built for at most {positions} positions; "
+                f"give context {positions} (--context {positions}) or less"
             )
 
 
