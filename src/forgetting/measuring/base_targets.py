@@ -25,7 +25,7 @@ from torch import nn
 from ..data import array_cache
 from ..data.windows import Windows
 from ..files import no_room
-from ..models import adapters, processes, sharding
+from ..models import adapters, memory, processes, sharding
 from . import heads, kernels, passes
 
 log = logging.getLogger(__name__)
@@ -140,6 +140,7 @@ def shared_targets(
     arrays: dict[str, NDArray[Any]] | None = processes.shared(None if stored is None else stored.arrays())
     if arrays is None:
         arrays = together_arrays(load(), windows, batch_tokens)
+        memory.collect()  # frees the model
         if processes.is_main() and (usable := array_cache.usable(cache_dir)) is not None:
             with array_cache.held(path):
                 array_cache.write(usable / path.name, arrays, fingerprint)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.schema import ModelConfig
 from ..errors import UsageError
-from . import bounds, failures, quantised, sources, tokenizer_files, transformers_internals, weights
+from . import bounds, failures, memory, quantised, sources, tokenizer_files, transformers_internals, weights
 from .sources import Source
 
 if TYPE_CHECKING:
@@ -121,7 +121,10 @@ def load_model(
         with failures.explained(name, f"cannot be put on {device}"):
             model.to(device)
     model.eval()
-    weights.check_finite(model.named_parameters(), f"{name}: {whose}")
+    named: Iterable[tuple[str, torch.Tensor]] = model.named_parameters()
+    if placement.host:
+        named = memory.a_few_at_a_time(named, lambda one: one[1].nbytes)
+    weights.check_finite(named, f"{name}: {whose}")
     check_causal(model, name)
     return model, [*notices, *found]
 

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 PROC = Path("/proc/self")
 MIB = 2**20
+FEW = 64 * MIB
+"""Bytes of mapped weights that are read before their pages are released."""
+KEPT = MIB
+"""Largest block of memory that `return_freed` lets the C library keep."""
+MMAP_THRESHOLD = -3
+"""M_MMAP_THRESHOLD of glibc's `mallopt`."""
+DONTNEED = 4
+"""MADV_DONTNEED of Linux's `madvise`."""
+MAPPED = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw-p \S+ \S+ \d+ +/")
 
 
 def reset_peak(device: torch.device) -> None:
@@ -27,11 +40,69 @@ def reset_peak(device: torch.device) -> None:
 
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "cpu" and (PROC / "clear_refs").exists():
-        # return freed memory to the system, or it would count towards the peak
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+        _trim()  # or freed memory would count towards the peak
         (PROC / "clear_refs").write_text("5")
+
+
+def return_freed() -> None:
+    """From now on, return the memory of large tensors to the system as soon as they are freed (glibc).
+
+    By default glibc keeps freed blocks of up to 32 MiB for later ones, once blocks of that size have been freed. What
+    FSDP gathers and frees, layer by layer, then stays in the process.
+    """
+    option = getattr(ctypes.CDLL(None), "mallopt", None) if (PROC / "status").exists() else None
+    if option is not None:
+        option(MMAP_THRESHOLD, KEPT)
+
+
+def collect() -> None:
+    """Free objects that only refer to each other, such as a model that FSDP sharded, and return their memory."""
+    gc.collect()
+    if (PROC / "status").exists():
+        _trim()
+
+
+def _trim() -> None:
+    """Return freed memory to the system, if the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def a_few_at_a_time(read: Iterable[T], size: Callable[[T], int]) -> Iterator[T]:
+    """Yield what is read of a model that is mapped from its files, with little of it in memory at a time.
+
+    Args:
+        read: parts of the model; the caller reads each before it takes the next.
+        size: the bytes of a part.
+    """
+    since = 0
+    for one in read:
+        yield one
+        since += size(one)
+        if since >= FEW:
+            release_mapped()
+            since = 0
+    release_mapped()
+
+
+def release_mapped() -> None:
+    """Release the pages of mapped files that were read and not changed; when needed, they are read again (Linux).
+
+    Only files that are mapped to be changed in this process alone, which is how safetensors maps weights; a file with
+    a changed page keeps all of its pages.
+    """
+    if not (PROC / "smaps").exists():
+        return
+    release = ctypes.CDLL(None).madvise
+    release.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    found = None
+    for line in (PROC / "smaps").read_text().splitlines():
+        if "-" in line.partition(" ")[0]:
+            found = MAPPED.match(line)
+        elif found is not None and line.startswith("Anonymous:") and line.split()[1] == "0":
+            start, end = (int(found[i], 16) for i in (1, 2))
+            release(start, end - start, DONTNEED)
 
 
 def peak(device: torch.device) -> float | None:

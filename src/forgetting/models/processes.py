@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ForgettingError, UsageError
+from . import memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,6 +96,8 @@ def join(launch: Launch, index: int, meeting: str) -> None:
     os.environ.update({name: str(number) for name, number in numbers.items()})
     if launch.device == "cuda":
         torch.cuda.set_device(here)
+    if launch.sharding is not None:
+        memory.return_freed()
     backend = "cpu:gloo,cuda:nccl" if launch.device == "cuda" else "gloo"
     where: dict[str, Any] = {"init_method": f"file://{meeting}"}
     if launch.machines > 1:
@@ -216,7 +219,9 @@ def check_same(model: nn.Module, *, trainable: bool, when: str) -> None:
 
     looked = [p.detach() for p in model.parameters() if p.requires_grad or not trainable]
     parts = sys.modules.get("torch.distributed.tensor")
-    weights = [w for w in looked if parts is None or not isinstance(w, parts.DTensor)]
+    weights: Iterable[torch.Tensor] = [w for w in looked if parts is None or not isinstance(w, parts.DTensor)]
+    if _launch is not None and _launch.sharding is not None:
+        weights = memory.a_few_at_a_time(weights, lambda weight: weight.nbytes)
     sums = [int(w.contiguous().view(torch.uint8).sum(dtype=torch.int64)) if w.numel() else 0 for w in weights]
     if sums != shared(sums):
         raise ForgettingError(f"{when} the weights of process {index()} differ from those of process 0")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from . import processes, quantised, transformers_internals
+from . import memory, processes, quantised, transformers_internals
 
 T = TypeVar("T")
 GRADIENT_HOOKS = "_backward_hooks"
@@ -56,12 +56,18 @@ def shard(model: Any, inner: Any, how: processes.Sharding, device: str) -> None:
         )
     mesh = init_device_mesh(device, (processes.count(),))
     try:
-        for block in blocks:
+        for block in memory.a_few_at_a_time(blocks, _bytes):
             fully_shard(block, mesh=mesh, reshard_after_forward=how.reshard_after_forward)
         fully_shard(model, mesh=mesh)
+        memory.release_mapped()
     except (ValueError, RuntimeError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"{type(inner).__name__}: FSDP cannot shard its weights: {reason}") from None
+
+
+def _bytes(block: nn.Module) -> int:
+    """The bytes of a block's whole weights."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in block.parameters())
 
 
 def _units(model: Any) -> list[Any]:

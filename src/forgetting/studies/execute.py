@@ -12,7 +12,7 @@ from ..config.bits import quantised_notes
 from ..config.schema import RunConfig, StudyConfig, is_probe
 from ..errors import ForgettingError
 from ..files import no_room, redact, write_atomically
-from ..models import processes, quantised
+from ..models import memory, processes, quantised
 from ..store.columns import DAMAGED
 from ..store.folder import HeldError, ReadOnlyRun, RunFolder, StudyFolder
 from ..tuning.checkpoints import drop_unfinished
@@ -225,6 +225,8 @@ def _train(
     run = inputs.runs[folder.id]
     launch = processes.launched()
     sharded = launch is not None and launch.sharding is not None
+    if sharded:
+        memory.collect()  # frees the model of the run before
     base = inputs.base(host=sharded)
     if is_small(base):
         limit_threads()
