@@ -86,9 +86,9 @@ def configuration(folder: Path, method: str, optimizer: str) -> Path:
         "text": {"source": str(folder / "general.jsonl"), "documents": "rows"},
         "datasets": {"d": {"source": str(folder / "train.jsonl"), "documents": "rows"}},
         "methods": [METHODS[method]],
-        "context": 32,
-        "training": {"steps": 3, "batch_size": 4, "micro_batch_size": 2, "warmup_steps": 1, "optimizer": optimizer},
-        "measure": {"start": 1, "every": 2, "batch_tokens": 64, "text_tokens": 256, "heldout_tokens": 256},
+        "context": 16,
+        "training": {"steps": 3, "batch_size": 2, "micro_batch_size": 1, "warmup_steps": 1, "optimizer": optimizer},
+        "measure": {"start": 1, "every": 2, "batch_tokens": 16, "text_tokens": 48, "heldout_tokens": 48},
     }
     path = folder / f"{method}-{optimizer}.yaml"
     path.write_text(yaml.safe_dump(given))
@@ -117,7 +117,7 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         if not (folder / "model").exists():
             make_model(folder / "model", {**SIZES, "num_hidden_layers": given.layers}, VOCABULARY)
-            make_text(folder, 32)
+            make_text(folder, 16)
         (folder / "fsdp2.yaml").write_text(yaml.safe_dump(FSDP))
         stored = sum(path.stat().st_size for path in (folder / "model").glob("*.safetensors")) / 2**20
         print(f"weights: {stored:,.0f} MiB", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,7 +126,8 @@ def load_model(
     if placement.host:
         named = memory.a_few_at_a_time(named, lambda one: one[1].nbytes)
     weights.check_finite(named, f"{name}: {whose}")
-    check_causal(model, name)
+    with memory.running_a_few_at_a_time(model) if placement.host else nullcontext():
+        check_causal(model, name)
     return model, [*notices, *found]
 
 

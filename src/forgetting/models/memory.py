@@ -7,13 +7,14 @@ import gc
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 T = TypeVar("T")
 PROC = Path("/proc/self")
@@ -84,6 +85,27 @@ def a_few_at_a_time(read: Iterable[T], size: Callable[[T], int]) -> Iterator[T]:
             release_mapped()
             since = 0
     release_mapped()
+
+
+@contextmanager
+def running_a_few_at_a_time(model: nn.Module) -> Iterator[None]:
+    """In the block, the model can be run with little of what is mapped from its files in memory at a time."""
+    since = 0
+
+    def after(module: nn.Module, *_: object) -> None:
+        nonlocal since
+        since += sum(parameter.nbytes for parameter in module.parameters(recurse=False))
+        if since >= FEW:
+            release_mapped()
+            since = 0
+
+    hooks = [module.register_forward_hook(after) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        release_mapped()
 
 
 def release_mapped() -> None:
