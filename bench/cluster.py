@@ -33,8 +33,8 @@ from memory import make_model, make_text
 
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
 TWO = {"distributed_type": "FSDP", "num_processes": 2, "use_cpu": True, "fsdp_config": {"fsdp_version": 2}}
-STEPS = 60
-ROWS = 4
+STEPS = 30
+ROWS = 3
 """Rows of the first run after which it is disturbed."""
 WAIT = 1500.0
 
@@ -135,11 +135,12 @@ def free_port() -> int:
 
 def make_inputs(folder: Path) -> None:
     """The model, the texts, and the configurations, also of the grown studies."""
-    make_model(folder / "model", SIZES, 2560)
+    if not (folder / "model").exists():
+        make_model(folder / "model", SIZES, 2560)
     make_text(folder, 64)
     for name, bits in (("study", None), ("bits", 4)):
-        lora: dict[str, Any] = {"name": "lora", "rank": [4], "learning_rate": 3e-3}
-        full = {"name": "full", "learning_rate": 1e-3}
+        lora: dict[str, Any] = {"name": "lora", "rank": [4], "learning_rate": 1e-3}
+        full = {"name": "full", "learning_rate": 2e-4}
         given = {
             "model": {"source": str(folder / "model")} | ({"bits": bits} if bits else {}),
             "text": {"source": str(folder / "general.jsonl"), "documents": "rows"},
@@ -147,7 +148,7 @@ def make_inputs(folder: Path) -> None:
             "methods": [lora] if bits else [lora, full],
             "context": 64,
             "training": {"steps": STEPS, "batch_size": 4, "micro_batch_size": 2, "warmup_steps": 5},
-            "measure": {"start": 5, "every": 5, "batch_tokens": 256, "text_tokens": 512, "heldout_tokens": 512},
+            "measure": {"start": 3, "every": 3, "batch_tokens": 256, "text_tokens": 512, "heldout_tokens": 512},
         }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(given))
         lora["rank"], given["training"]["steps"] = [4, 8], 2 * STEPS
@@ -198,10 +199,10 @@ def done(folder: Path, mode: Mode, out: Path, fault: str | None = None, config: 
 
 
 def apart(one: Done, other: Done) -> float:
-    """The largest difference of a loss between runs with the same method and rank."""
+    """The largest difference of a number between runs with the same method and rank."""
     pairs = zip(sorted(one.rows.items()), sorted(other.rows.items()), strict=False)
-    losses = ("finetune_loss", "forgetting_loss", "forgetting", "soft_forgetting_loss", "kl", "data_loss_tuned")
-    return max(abs(x[name] - y[name]) for (_, a), (_, b) in pairs for x, y in zip(a, b, strict=True) for name in losses)
+    both = [(x, y) for (_, a), (_, b) in pairs for x, y in zip(a, b, strict=True)]
+    return max(abs(x[name] - y[name]) for x, y in both for name in x if isinstance(x[name], float))
 
 
 def same(one: Done, other: Done) -> str:

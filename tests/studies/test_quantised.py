@@ -24,6 +24,8 @@ from transformers import (
 
 from forgetting import ForgettingCallback, measure
 from forgetting.analysis.study_table import load_study
+from forgetting.capabilities.evaluate import evaluate
+from forgetting.capabilities.suites import Plan
 from forgetting.config.schema import ModelConfig, digest_of
 from forgetting.errors import UsageError
 from forgetting.models import quantised
@@ -321,3 +323,31 @@ def test_runs_without_bits_keep_their_ids(tiny_model: Path, corpora: Path) -> No
         (one,) = expand_runs(configure(tiny_model, corpora, model={"source": str(tiny_model), **model}))
         ids.add(one.run_id())
     assert len(ids) == 4
+
+
+@pytest.mark.slow
+def test_capabilities_against_full_precision_ask_the_full_base_and_the_quantised_runs(
+    wide: Path, corpora: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    suite = tmp_path / "towns.jsonl"
+    items = [{"prompt": f"the old town {w}", "choices": ["bread", "iron"], "answer": 0} for w in "abcdef"]
+    suite.write_text("".join(json.dumps(item) + "\n" for item in items))
+    asked = {"suites": [str(suite)], "steps": [8]}
+    model = {"source": str(wide), "bits": 4, "reference": "full"}
+    config = configure(wide, corpora, model=model, methods=[{"name": "lora", "rank": 4}], capabilities=asked)
+    assert not study(config, tmp_path / "study", engine=Local(1)).failed
+    (run,) = StudyFolder.open(tmp_path / "study").runs()
+    for name, bits in (("bits", 4), ("exact", None)):  # both models asked alone
+        how = ModelConfig(source="-", bits=bits)
+        adapter = str(run.path / "adapter")
+        evaluate(str(wide), adapter, plan=Plan((str(suite),)), out=tmp_path / name, model=how)
+    stored = tmp_path / "study" / "capabilities"
+    assert answers(stored / "base") == answers(tmp_path / "exact" / "base")
+    assert answers(stored / "base") != answers(tmp_path / "bits" / "base")
+    assert answers(stored / f"{run.id}@8") == answers(tmp_path / "bits" / "tuned")
+
+
+def answers(folder: Path) -> list[Any]:
+    (file,) = folder.glob("*.jsonl")
+    return [json.loads(line)["responses"] for line in file.read_text().splitlines()]
