@@ -140,7 +140,7 @@ def test_stopped_killed_and_resumed_equals_uninterrupted(
     (checkpoint,) = sorted((folder.run(run_id).path / "checkpoints").iterdir())[-1:]
     assert int(checkpoint.name.split("-")[1]) >= 3
     assert {f.name for f in checkpoint.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
-    with pytest.raises(UsageError, match=r"the number of processes changed from 2 to 1 since run .* began"):
+    with pytest.raises(UsageError, match=r"the number of processes changed from 2 to 1 since run .* started"):
         study(config, tmp_path / "cut", engine=Local(1))
 
     def kill(event: Event) -> None:
