@@ -22,7 +22,7 @@ from forgetting.errors import UsageError
 from forgetting.reporting.figures import charts
 from forgetting.reporting.replay import replay_section
 from forgetting.reporting.series import group, panels, tidy
-from forgetting.store.table import fitted_rows
+from forgetting.store.table import fitted_rows, rows_to_fit
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command("predict")(laws.predict_command)
@@ -70,11 +70,12 @@ def table() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def fits(table: pd.DataFrame) -> dict[str, Fit]:
-    return fit_study(fitted_rows(table), replay=fitted_rows(table, replay=True), bootstrap=40)["d"]
+    plain, wider = rows_to_fit(table)
+    return fit_study(plain, replay=wider, bootstrap=40)["d"]
 
 
 def test_runs_with_replay_alone_are_used_only_by_the_law_of_replay(table: pd.DataFrame) -> None:
-    plain, wider = fitted_rows(table), fitted_rows(table, replay=True)
+    plain, wider = rows_to_fit(table)
     assert set(plain["mitigation"]) == {""}
     assert set(wider["mitigation"]) == {"", "replay", "replay fraction=0.01", "replay fraction=0.2"}
 

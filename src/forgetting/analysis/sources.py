@@ -47,7 +47,7 @@ ALLOWED = (
     "dictionary of columns, a list of rows"
 )
 STUDY_COLUMNS = {"measure_start", "step"}
-"""Columns that only a study's own table has; from it, `fitted_rows` selects the rows to fit."""
+"""Columns that only a study's own table has; from it, `rows_to_fit` selects the rows to fit."""
 GIVEN = "table"
 """The name, in messages, of a table that is not a file."""
 
@@ -91,11 +91,11 @@ def tables_to_fit(source: Source, *, only: Only, from_step: float | None = None,
     table = given_table(source) if paths is None else _read(paths)
     wider = None
     if set(column_names(table)) >= STUDY_COLUMNS:
-        from forgetting.store.table import fitted_rows
+        from forgetting.store.table import rows_to_fit
 
-        whole = _frame(table)
-        table = _without_unasked_alone(fitted_rows(whole, start=from_step, chosen=only))
-        wider = _without_unasked_alone(fitted_rows(whole, start=from_step, chosen=only, replay=True))
+        plain, replayed = rows_to_fit(_frame(table), start=from_step, chosen=only)
+        table = _without_unasked_alone(plain)
+        wider = None if replayed is plain else _without_unasked_alone(replayed)
     elif from_step is not None:
         table = later_frame(table, from_step) if is_frame(table) else later(table, from_step)
     if not (_counted(table) if is_frame(table) else rows(table)):

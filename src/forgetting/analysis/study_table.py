@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -76,12 +78,14 @@ class StudyTable:
         table: all rows, with the columns in COLUMNS.
         left: the runs that are left out of fits, comparisons and reports.
         asked: number of runs in the configuration.
+        records: by name of its folder, the record of each run that was read from its plain files.
     """
 
     config: StudyConfig
     table: pd.DataFrame
     left: LeftOut
     asked: int
+    records: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def counted(self) -> pd.DataFrame:
         """The rows of all runs that are not left out: finished, failed and running ones."""
@@ -102,7 +106,8 @@ def read_study(path: Path) -> StudyTable:
     """
     folder = StudyFolder.open(path)
     config = folder.config()
-    found = load_table(path, config)
+    records: dict[str, dict[str, Any]] = {}
+    found = load_table(path, config, records)
     wanted = runs_by_id(config)
     asked = asked_by(wanted)
     bad = {str(name) for name in found.loc[found["status"] == DAMAGED, "run_id"].unique()}
@@ -124,7 +129,7 @@ def read_study(path: Path) -> StudyTable:
             found[column] = found[column].mask(found["run_id"] == name, value)
     if bad:
         found = found[(found["status"] != DAMAGED) | (found["dataset"] != "")].reset_index(drop=True)
-    return StudyTable(config, found, LeftOut(damaged, tuple(unasked), foreign), len(wanted))
+    return StudyTable(config, found, LeftOut(damaged, tuple(unasked), foreign), len(wanted), records)
 
 
 def _of_grid(run: RunConfig) -> dict[str, str | int | float | None]:
@@ -140,8 +145,16 @@ def _of_grid(run: RunConfig) -> dict[str, str | int | float | None]:
     }
 
 
-def counted_runs(folder: StudyFolder, left: LeftOut) -> list[dict[str, Any]]:
-    """The records of the runs in the configuration; damaged ones have `status` DAMAGED and the reason in `why`."""
+def counted_runs(
+    folder: StudyFolder, left: LeftOut, read: Mapping[str, dict[str, Any]] = MappingProxyType({})
+) -> list[dict[str, Any]]:
+    """The records of the runs in the configuration; damaged ones have `status` DAMAGED and the reason in `why`.
+
+    Args:
+        folder: the study.
+        left: the runs that are left out.
+        read: records that were already read, by name of the run's folder.
+    """
     wanted = runs_by_id(folder.config()) if left.damaged else {}
     records = []
     for run in folder.folders() if left.damaged else folder.runs():
@@ -152,6 +165,6 @@ def counted_runs(folder: StudyFolder, left: LeftOut) -> list[dict[str, Any]]:
                 record |= {key: value for key, value in _of_grid(wanted[name]).items() if key not in ("method", "rank")}
                 record["method"] = wanted[name].method.model_dump(mode="json", exclude={"label", "mitigations"})
             records.append({**record, "run_id": name, "status": DAMAGED, "why": left.damaged[name]})
-        elif name not in left.unasked and name not in left.foreign and (record := run.state()):
+        elif name not in left.unasked and name not in left.foreign and (record := read.get(run.id) or run.state()):
             records.append(record)
     return records

@@ -128,10 +128,12 @@ def split_frame(
     Raises:
         UsageError: an unknown column or data set, or no row left.
     """
-    frame = frame.iloc[_kept(frame, [str(name) for name in frame.columns], label, only, dataset)]
+    kept = _kept(frame, [str(name) for name in frame.columns], label, only, dataset)
+    frame = frame if len(kept) == len(frame) else frame.iloc[kept]
     if "dataset" not in frame:
         return {label: frame}
-    return {name: frame.iloc[part] for name, part in by_dataset(frame["dataset"], label).items()}
+    parts = by_dataset(frame["dataset"], label)
+    return {name: frame if len(part) == len(frame) else frame.iloc[part] for name, part in parts.items()}
 
 
 def _kept(table: Any, present: Sequence[str], label: str, only: Only, dataset: str | None) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,18 @@ REPLAY = r"replay(?: fraction=[^ ]+)?((?: (?!\+ )[^ ]+)*)"
 """What `mitigation` says of a run with replay and nothing else: its share, and in the group its other options."""
 
 
-def fitted_rows(
-    table: pd.DataFrame, *, start: float | None = None, chosen: Collection[str] = (), replay: bool = False
-) -> pd.DataFrame:
+def fitted_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The first table of `rows_to_fit`."""
+    return rows_to_fit(table)[0]
+
+
+def rows_to_fit(
+    table: pd.DataFrame,
+    *,
+    start: float | None = None,
+    chosen: Collection[str] = (),
+    columns: Sequence[str] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows that the laws are fitted to: finished, plain runs of the study's first method, from `measure_start` on.
 
     The laws describe one method's grid; the paper fits LoRA ranks and predicts other methods from them (Appendix B).
@@ -42,18 +51,23 @@ def fitted_rows(
         start: first step, instead of the study's own.
         chosen: columns that the caller has filtered rows by; with `label`, `method` or `mitigation`, methods other
             than the first stay, and with `alpha`, interpolated models.
-        replay: for a law over the share of replay: runs with replay alone stay as well, those of one text (the one with
-            the most shares).
+        columns: the columns to return; default all.
+
+    Returns:
+        The rows; and those for a law over the share of replay, among which runs with replay alone stay as well, those
+        of one text (the one with the most shares). Without such runs, both are the same object.
 
     Raises:
         UsageError: a step is not a number.
     """
     keep = pd.Series(True, index=table.index)
+    replayed = pd.Series(False, index=table.index)
     if not {"label", "method", "mitigation"} & set(chosen):
         if {"label", "reference"} <= set(table):
             keep &= table["label"].astype(str) == table["reference"].astype(str)
         plain = _blank(table, "mitigation")
-        keep &= plain | replay_alone(table[keep & ~plain]).reindex(keep.index, fill_value=False) if replay else plain
+        replayed = replay_alone(table[keep & ~plain]).reindex(keep.index, fill_value=False)
+        keep &= plain | replayed
     if "alpha" not in chosen:
         keep &= _blank(table, "alpha")
     if "status" in table:
@@ -61,7 +75,10 @@ def fitted_rows(
     named = table["status"].isin(LEFT_OUT) if "status" in table else pd.Series(False, index=table.index)
     first = _numbers(table["measure_start"], "measure_start") if start is None else start
     steps = _numbers(table["step"].where(~named, 0), "step")
-    return table[keep & (named | (steps >= first))]
+    keep &= named | (steps >= first)
+    returned = table if columns is None else table[[*columns]]
+    rows = returned[keep & ~replayed]
+    return rows, returned[keep] if (keep & replayed).any() else rows
 
 
 def _blank(table: pd.DataFrame, name: str) -> pd.Series[bool]:
@@ -97,7 +114,9 @@ def _quantised(model: ModelConfig) -> str:
     return f"{model.bits} bits" + (", against full precision" if model.reference == "full" else "")
 
 
-def load_table(path: Path, config: StudyConfig | None = None) -> pd.DataFrame:
+def load_table(
+    path: Path, config: StudyConfig | None = None, records: dict[str, dict[str, Any]] | None = None
+) -> pd.DataFrame:
     """One row per measurement of a study, with the columns in COLUMNS, then those of further texts.
 
     Rows of failed runs are included, marked by `status`; a run that failed before its first measurement has none. A
@@ -106,6 +125,7 @@ def load_table(path: Path, config: StudyConfig | None = None) -> pd.DataFrame:
     Args:
         path: the study folder.
         config: the study's configuration, if already read.
+        records: gets the record of each run that is read from its plain files, by name of its folder.
 
     Raises:
         UsageError: not a study folder.
@@ -113,7 +133,7 @@ def load_table(path: Path, config: StudyConfig | None = None) -> pd.DataFrame:
     """
     study = StudyFolder.open(path)
     config = config or study.config()
-    found = table_cache.read_rows(study.path, row_kinds(config.texts))
+    found = table_cache.read_rows(study.path, row_kinds(config.texts), records)
     stored = [name for name, column in COLUMNS.items() if column.source != "study"]
     more = list(columns_of_texts(config.texts))
     found, same = (

@@ -71,7 +71,7 @@ class _Run:
     head: dict[str, Any]
 
 
-def read_rows(study: Path, columns: Mapping[str, type]) -> pa.Table:
+def read_rows(study: Path, columns: Mapping[str, type], records: dict[str, dict[str, Any]] | None = None) -> pa.Table:
     """All rows of a study by run and step, with the requested columns, TEXTS, WHOLES, NUMBERS and `run_id`.
 
     A damaged run has one row with `status` DAMAGED and without numbers.
@@ -79,6 +79,7 @@ def read_rows(study: Path, columns: Mapping[str, type]) -> pa.Table:
     Args:
         study: the study folder.
         columns: measured columns and their types; a column that a row lacks is null.
+        records: gets the record of each run that is read from its plain files, by name of its folder.
 
     Raises:
         UsageError: a link in a run's folder.
@@ -89,7 +90,7 @@ def read_rows(study: Path, columns: Mapping[str, type]) -> pa.Table:
     kept = _load(cache, schema) if len(found) >= KEPT_FROM else None
     known = {run["run_id"]: (at, run) for at, run in _offsets(kept)} if kept is not None else {}
     fresh = [(run_id, stamp) for run_id, stamp in found if not _is_known(known.get(run_id), stamp)]
-    new = _read(study / "runs", fresh, schema)
+    new = _read(study / "runs", fresh, schema, records)
     whole = new if kept is None else _merge(found, kept, known, new)
     ended = [run for run in whole.runs if run["status"] in ENDED]
     if len(ended) >= KEPT_FROM and sum(run["status"] in ENDED for run in new.runs) * 10 >= len(ended):
@@ -131,13 +132,20 @@ def _offsets(part: Part) -> Iterator[tuple[int, dict[str, Any]]]:
         at += run["rows"]
 
 
-def _read(runs: Path, wanted: Sequence[tuple[str, Stamp]], schema: pa.Schema) -> Part:
+def _read(
+    runs: Path,
+    wanted: Sequence[tuple[str, Stamp]],
+    schema: pa.Schema,
+    records: dict[str, dict[str, Any]] | None = None,
+) -> Part:
     """Read runs from their plain files in batches; one batch is parsed while the next one is read."""
     heads: list[dict[str, Any]] = []
     parsed: list[Future[pa.Table]] = []
     with ThreadPoolExecutor(max_workers=1) as pool:
         for batch in _batches(runs, wanted):
             heads += [run.head for run in batch]
+            if records is not None:
+                records |= {run.file.parent.name: run.record for run in batch if run.record}
             if parsed:
                 parsed[-1].result()  # so that no more than two batches are held
             parsed.append(pool.submit(_parse, batch, schema))

@@ -21,7 +21,7 @@ from ..errors import ForgettingError, UsageError
 from ..files import write_atomically
 from ..store.folder import StudyFolder
 from ..store.summary import last_rows, measurements_shown
-from ..store.table import fitted_rows, records
+from ..store.table import records, rows_to_fit
 from ..tuning.grid import runs_by_id
 from .engines import Engine, Hear, Local
 
@@ -226,7 +226,7 @@ def conclude(out: Path) -> StudyResult:
         UsageError: not a study folder, or one without measurements.
         ForgettingError: none of the stored measurements can be used.
     """
-    from ..analysis.fit import LEAST_ROWS, fit_study, save_fits
+    from ..analysis.fit import FITTED, LEAST_ROWS, fit_study, save_fits
     from ..reporting import write_study_report
 
     folder = StudyFolder.open(out)
@@ -237,11 +237,12 @@ def conclude(out: Path) -> StudyResult:
         if left := found.left.sentences():
             raise ForgettingError(f"{out}: no usable measurement: {'; '.join(left)}")
         raise UsageError(f"{out}: this study has no measurements yet; run `{command('study', out)}`")
-    rows = fitted_rows(found.table)
-    measured = rows[rows["status"] == "done"].groupby("dataset").size()
-    rows = rows[rows["dataset"].isin(measured.index[measured >= LEAST_ROWS])]
-    fits = fit_study(rows, replay=fitted_rows(found.table, replay=True)) if len(rows) else {}
-    runs = counted_runs(folder, found.left)
+    rows, replayed = rows_to_fit(found.table, columns=FITTED)
+    measured = rows.loc[rows["status"] == "done", "dataset"].value_counts()
+    enough = rows["dataset"].isin(measured.index[measured >= LEAST_ROWS])
+    fits = fit_study(rows if enough.all() else rows[enough], replay=replayed) if enough.any() else {}
+    del rows, replayed
+    runs = counted_runs(folder, found.left, found.records)
     comparison = _compared(config, table, runs, fits)
     StudyFolder.open(out)  # fails if the folder was deleted meanwhile, so that nothing recreates it
     save_fits(fits, out / "fits.json")

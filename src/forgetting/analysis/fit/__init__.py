@@ -7,9 +7,10 @@ from forgetting.analysis.fit.estimate import Estimate, Prediction
 from forgetting.analysis.fit.groups import GroupedFits, fit_groups
 from forgetting.analysis.fit.result import Fit, load_fits, save_fits
 from forgetting.analysis.fit.select import Extrapolation, extrapolation_tests, r2_by, rank_laws
-from forgetting.analysis.fit.study import LEAST_ROWS, fit_study, unfit
+from forgetting.analysis.fit.study import FITTED, LEAST_ROWS, fit_study, unfit
 
 __all__ = [
+    "FITTED",
     "LEAST_ROWS",
     "Estimate",
     "Extrapolation",

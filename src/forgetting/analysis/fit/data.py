@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,10 @@ from forgetting.store.columns import UNASKED
 DONE = "done"
 KEPT_ROWS = 5000
 """Most rows that a fit keeps for its chart."""
+SPARSE = 4
+"""Codes up to this many times their number are renumbered by a table instead of by sorting."""
+USEFUL = ("rank", "step", "trainable_params", "forgetting_floor", "finetune_loss_se")
+"""Optional columns of numbers that a fit uses."""
 FINITE = Variable("output", positive=False)
 
 
@@ -56,6 +61,18 @@ class Data:
         """Number of rows."""
         return int(self.y.shape[1])
 
+    @cached_property
+    def cells(self) -> tuple[Array, Array]:
+        """The first row of each cell, and [n] the cell of each row; rows with equal variables form a cell."""
+        code = np.zeros(self.n, dtype=np.int64)
+        for values in self.x.values():
+            different = np.unique(values)
+            # renumber after each variable, so that the product of their counts cannot overflow
+            code = _renumbered(code * len(different) + np.searchsorted(different, values))
+        first = np.full(int(code.max(initial=-1)) + 1, self.n)
+        np.minimum.at(first, code, np.arange(self.n))
+        return first, code
+
     def take(self, rows: Array) -> Data:
         """The data with only the rows of a boolean mask; runs are renumbered."""
         kept, run = np.unique(self.run[rows], return_inverse=True)
@@ -78,6 +95,16 @@ class Data:
         if self.n <= most:
             return self
         return self.take(np.arange(self.n) % -(-self.n // most) == 0)
+
+
+def _renumbered(code: Array) -> Array:
+    """Codes from 0 without gaps, in the same order."""
+    top = int(code.max(initial=-1)) + 1
+    if top > SPARSE * code.size:
+        return np.unique(code, return_inverse=True)[1]
+    there = np.zeros(top, dtype=bool)
+    there[code] = True
+    return np.asarray((np.cumsum(there) - 1)[code])
 
 
 def column_names(table: Any) -> list[str]:
@@ -178,8 +205,7 @@ def _gaps(column: Any, rows: Array) -> Array:
 
 def _useful(table: Any, present: list[str], rows: Array) -> dict[str, Array]:
     """Optional columns that a fit uses if present: numbers, and the names of data sets."""
-    numbers = ("rank", "step", "trainable_params", "forgetting_floor", "finetune_loss_se")
-    extra = {name: _loose(table[name], rows) for name in numbers if name in present}
+    extra = {name: _loose(table[name], rows) for name in USEFUL if name in present}
     if "dataset" in present:
         sets, place = coded(table["dataset"])
         extra["dataset"] = np.array(sets)[place[rows]]
@@ -278,9 +304,9 @@ def _number(cell: Any) -> float:
 
 def _numbers(column: Any, name: str, rows: Array, where: str, kind: Variable) -> Array:
     """The chosen rows of a column as floats, each of an allowed kind."""
-    cells = np.asarray(column, dtype=object)[rows]
-    out = _floats(column)[rows] if _is_numeric(column) else np.empty(len(cells))
-    for i, cell in enumerate(cells if not _is_numeric(column) else ()):
+    numeric = _is_numeric(column)
+    out = _floats(column)[rows] if numeric else np.empty(rows.size)
+    for i, cell in enumerate(() if numeric else np.asarray(column, dtype=object)[rows]):
         try:
             out[i] = _number(cell)
         except (TypeError, ValueError, OverflowError):
@@ -288,7 +314,8 @@ def _numbers(column: Any, name: str, rows: Array, where: str, kind: Variable) ->
     bad = ~kind.allows(out)
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
-        raise UsageError(f"{where}, row {rows[i] + 1}, column '{name}': {cells[i]} where {kind.allowed} is needed")
+        cell = np.asarray(column, dtype=object)[rows[i]]
+        raise UsageError(f"{where}, row {rows[i] + 1}, column '{name}': {cell} where {kind.allowed} is needed")
     return out
 
 
@@ -320,7 +347,8 @@ def _steps_differ(table: Any, present: Sequence[str], rows: Array, code: Array) 
     """Whether the steps within each run are all different; False also if steps are not numbers."""
     if "step" not in present or not _is_numeric(table["step"]):
         return False
-    _, step = np.unique(_floats(table["step"])[rows], return_inverse=True)
+    steps = _floats(table["step"])[rows]
+    step = np.searchsorted(np.unique(steps), steps)
     both = np.sort(code * (step.max(initial=0) + 1) + step)
     return bool((both[1:] != both[:-1]).all())
 

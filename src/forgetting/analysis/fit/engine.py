@@ -114,7 +114,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array,
     problem = Problem(adapted.law, data.x, options.objective)
     _check(law, adapted.law, data, label, options)
     if summed.applies(data, options):
-        few = summed.is_linear(problem) or len(summed.count_cells(data)[0]) <= summed.MOST_CELLS
+        few = summed.is_linear(problem) or len(data.cells[0]) <= summed.MOST_CELLS
         if few and not options.objective.log:
             return _fit_cells(law, data, label, options, weights, line)
         if data.n > (most := summed.most_rows(problem)):
@@ -323,7 +323,7 @@ def _information(law: Law, theta: Array, data: Data) -> Information | None:
     """The information sums of a law that plans use; None for other laws."""
     if not isinstance(law, Centred):
         return None
-    first, cell = summed.count_cells(data)
+    first, cell = data.cells
     problem = Problem(law, {k: v[first] for k, v in data.x.items()}, Objective())
     return information(problem, theta, data, cell)
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from forgetting.analysis.fit.data import DONE, column_names
+from forgetting.analysis.fit.data import DONE, USEFUL, column_names
 from forgetting.analysis.fit.engine import fit_law
 from forgetting.analysis.fit.result import Fit
+from forgetting.analysis.laws import LAWS
 from forgetting.errors import ForgettingError, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LEAST_ROWS = 3  # fewest rows of a data set, because two points always lie on a line
+_LAWS = [LAWS.find(name) for name in ("linear", "shifted_power", "replay")]
+_OUTPUTS = [output for law in _LAWS for output in law.outputs]
+_VARIABLES = [variable for law in _LAWS for variable in law.variable_names]
+_NAMES = ("dataset", "run_id", "status", "seed")
+FITTED = tuple(dict.fromkeys([*_NAMES, *USEFUL, *_VARIABLES, *_OUTPUTS, *(f"{output}_se" for output in _OUTPUTS)]))
+"""The columns of a study's table that `fit_study` reads."""
 LEAST = 3  # fewest different ranks, and different steps, for a law over both
 
 
@@ -42,17 +49,24 @@ def fit_study(
     out: dict[str, dict[str, Fit]] = {}
     datasets = table["dataset"].astype(str)
     for name in sorted(datasets.unique()):
-        part = table[datasets == name]
-        done = part[part["status"] == DONE] if "status" in present else part
+        part = _of(table, datasets == name)
+        done = _of(part, part["status"] == DONE) if "status" in present else part
         if not len(done):
             continue
         out[name] = _fit_dataset(part, done, name, seed, bootstrap)
-        shares = None if replay is None else replay[replay["dataset"].astype(str) == name]
-        if shares is not None and not unfit(shares[shares["status"] == DONE], replay=True):
+        if replay is None:
+            continue
+        shares = part if replay is table else _of(replay, replay["dataset"].astype(str) == name)
+        if not unfit(_of(shares, shares["status"] == DONE), replay=True):
             out[name] |= _fit_shares(shares, name, seed, bootstrap, out[name]["linear"])
     if not out:
         raise UsageError("the study has no finished run to fit")
     return out
+
+
+def _of(table: pd.DataFrame, rows: pd.Series[bool]) -> pd.DataFrame:
+    """The chosen rows of a table; the table itself, without a copy, if these are all."""
+    return table if rows.all() else table[rows]
 
 
 def _fit_dataset(part: pd.DataFrame, done: pd.DataFrame, name: str, seed: int, bootstrap: int) -> dict[str, Fit]:

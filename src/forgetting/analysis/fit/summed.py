@@ -91,17 +91,6 @@ def is_linear(problem: Problem) -> bool:
     )
 
 
-def count_cells(data: Data) -> tuple[Array, Array]:
-    """The first row of each cell, and the cell of each row."""
-    code = np.zeros(data.n, dtype=np.int64)
-    for values in data.x.values():
-        different, own = np.unique(values, return_inverse=True)
-        # renumber after each variable, so that the product of their counts cannot overflow
-        code = np.unique(code * len(different) + own, return_inverse=True)[1]
-    _, first = np.unique(code, return_index=True)
-    return first, code
-
-
 def most_rows(problem: Problem) -> int:
     """Most rows of a law that are fitted row by row."""
     return AFFORDED // (len(problem.law.parameters) * len(problem.law.outputs))
@@ -142,7 +131,7 @@ def collapse(problem: Problem, data: Data, weights: Array) -> Cells:
     """Sum rows into cells."""
     if is_linear(problem):
         return Cells(data, weights, problem, np.arange(data.n), data.y, weights, True)
-    first, cell = count_cells(data)
+    first, cell = data.cells
     small = Problem(problem.law, {k: v[first] for k, v in data.x.items()}, problem.objective, problem.held)
     size = len(first)
     mass = np.stack([np.bincount(cell, w, size) for w in weights])
@@ -251,7 +240,10 @@ def scatter_of(cells: Cells, theta: Array, left_out: Array | None = None) -> dic
 
 
 def public_draws(cells: Cells, adapted: Adapted, theta: Array, factors: Array, residual: Array, best: Array) -> Array:
-    """[B, K] draws as reported parameters, computed one by one because each needs the outputs that it was fitted to."""
+    """[B, K] draws as reported parameters, computed one by one because each may need the outputs it was fitted to."""
+    if not adapted.of_outputs:
+        nothing = np.empty((1, 0))
+        return np.concatenate([adapted.public(one[None], nothing, nothing) for one in theta])
     fitted = cells.rows(cells.problem.values(best[None])[0])
     ones = np.ones((1, cells.data.n))
     # reuse the arrays, because allocating them costs more than the sums

@@ -180,6 +180,8 @@ class Law(ABC):
 class Adapted:
     """A law in the coordinates of one table: what is optimised (`law`) and the way back (`public`)."""
 
+    of_outputs = False
+    """Whether `public` depends on the outputs and weights."""
     notes: tuple[str, ...] = ()
     """Sentences about the gauge: which parameters are fixed, at what, and what does not depend on it."""
 

@@ -373,6 +373,7 @@ class AdaptedSingle(Adapted):
 class AdaptedJoint(Adapted):
     """`ShiftedPower` in centred coordinates; c_fft is the slope of Eq. 4 on the same rows."""
 
+    of_outputs = True
     notes = (
         "c_ft is fixed at 1: a_f, a_ft, b_f, b_ft absorb it, and are meaningful only with this choice",
         "Eq. 5 and 6 determine c_fft and s_fft only through the limit s_fft - c_fft * s_ft; c_fft is taken from the "

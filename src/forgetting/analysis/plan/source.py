@@ -149,10 +149,9 @@ def _are_of(laws: Laws, path: Path) -> bool:
     This changes when runs finish, are damaged, or are removed from the configuration.
     """
     from forgetting.analysis.study_table import load_study
-    from forgetting.store.table import fitted_rows
+    from forgetting.store.table import rows_to_fit
 
-    table = load_study(path)
-    parts, wider = (_parts(fitted_rows(table, replay=replay)) for replay in (False, True))
+    parts, wider = map(_parts, rows_to_fit(load_study(path)))
     shared = {name for name in parts if not unfit(wider[name], replay=True)}
     return (
         laws.keys() == parts.keys()
@@ -196,13 +195,12 @@ def can_plan(laws: Mapping[str, Fit]) -> bool:
 
 def _fit_folder(path: Path) -> Laws:
     from forgetting.analysis.study_table import load_study
-    from forgetting.store.table import fitted_rows
+    from forgetting.store.table import rows_to_fit
 
-    whole = load_study(path)
-    table = fitted_rows(whole)
+    table, replayed = rows_to_fit(load_study(path))
     if table.empty:
         raise UsageError(f"{path}: this study has no finished run yet; run `{command('study', path)}`")
-    return fit_study(table, replay=fitted_rows(whole, replay=True))
+    return fit_study(table, replay=replayed)
 
 
 def _nested(fits: object, path: Path) -> Laws:
