@@ -242,10 +242,11 @@ def _points(
     lines: bool = False,
 ) -> list[dict[str, Any]]:
     """One trace of points per series, and hidden ones for the base model and for failed runs."""
-    shown = panel.points if rows is None else rows
     traces = []
     for series in panel.series:
-        mine = shown[shown["series"] == series.key].sort_values(["run_id", "step"])
+        mine = panel.of(series)
+        if rows is not None:
+            mine = rows[rows["series"] == series.key].sort_values(["run_id", "step"])
         inside = unresolved(panel, mine) if y == "forgetting" else mine["step"] < 0
         for rows_, symbol in ((mine[~inside], series.symbol), (mine[inside], f"{series.symbol}-open")):
             if not rows_.empty:

@@ -96,19 +96,33 @@ def render_study(
             compare=comparison_section(comparison, series, runs),
             scripts=scripts,
             policy=_policy(scripts),
-            figures=sections.key_figures(shown, runs, rows),
-            run_rows=sections.run_rows(runs, rows, series),
             setup=[*sections.setup(config, runs, rows), *(("Grown", line) for line in growth)],
             notices=sections.notices(runs),
             citations=citations(config),
             unasked=unasked,
-            partial=sections.partial(runs, rows, asked),
             shown_rows=sections.SHOWN_ROWS,
             aggregated=aggregated,
-            total_runs=len(sections.statuses(runs, rows)),
+            **_by_run(shown, runs, rows, series, asked),
             **_by_data_set(shown, table),
         )
     )
+
+
+def _by_run(
+    shown: Sequence[Panel],
+    runs: Sequence[Mapping[str, Any]],
+    rows: pd.DataFrame,
+    series: Sequence[Series],
+    asked: int | None,
+) -> dict[str, Any]:
+    """The values that the runs give the template: the key figures, the table of runs, and what is still missing."""
+    found = sections.statuses(runs, rows)
+    return {
+        "figures": sections.key_figures(shown, found, rows),
+        "run_rows": sections.run_rows(runs, found, rows, series),
+        "partial": sections.partial(found, asked),
+        "total_runs": len(found),
+    }
 
 
 def _by_data_set(shown: Sequence[Panel], table: pd.DataFrame) -> dict[str, Any]:

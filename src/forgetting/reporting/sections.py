@@ -54,11 +54,15 @@ def figure(value: Any, key: Any = None) -> Cell:
     return Cell(str(value), float(sort) if finite(sort) else float("1e308"))
 
 
-def key_figures(
-    panels: Sequence[Panel], runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame
-) -> list[tuple[str, str]]:
-    """The study's key figures: value and meaning."""
-    tally = Counter(statuses(runs, rows).values())
+def key_figures(panels: Sequence[Panel], found: Mapping[str, str], rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """The study's key figures: value and meaning.
+
+    Args:
+        panels: the data sets.
+        found: as from `statuses`.
+        rows: a tidy table.
+    """
+    tally = Counter(found.values())
     others = "".join(f", {tally[name]} {name}" for name in ("running", "failed", "damaged") if tally[name])
     figures = [
         (str(tally["done"]), f"run{'' if tally['done'] == 1 else 's'} done{others}"),
@@ -76,15 +80,14 @@ def key_figures(
     return figures
 
 
-def partial(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame, asked: int | None = None) -> str:
+def partial(found: Mapping[str, str], asked: int | None = None) -> str:
     """A sentence on how many runs of an unfinished study are done; empty if all are.
 
     Args:
-        runs: the run records.
-        rows: a tidy table.
+        found: as from `statuses`.
         asked: how many runs the configuration asks for; default as many as there are.
     """
-    tally = Counter(statuses(runs, rows).values())
+    tally = Counter(found.values())
     whole = max(asked or 0, tally.total())
     if tally["done"] == whole:
         return ""
@@ -110,11 +113,20 @@ def statuses(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame) -> dict[str,
     return found | {str(run.get("run_id", "?")): str(run.get("status", "unknown")) for run in runs}
 
 
-def run_rows(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame, series: Sequence[Series]) -> list[RunRow]:
-    """One row per stored or measured run, at its last measured step; if too many, SHOWN_RUNS, failed ones first."""
+def run_rows(
+    runs: Sequence[Mapping[str, Any]], found: Mapping[str, str], rows: pd.DataFrame, series: Sequence[Series]
+) -> list[RunRow]:
+    """One row per stored or measured run, at its last measured step; if too many, SHOWN_RUNS, failed ones first.
+
+    Args:
+        runs: the run records.
+        found: as from `statuses`.
+        rows: a tidy table.
+        series: the study's series.
+    """
     records = {str(run.get("run_id", "?")): run for run in runs}
     labels = {run: s.label for s in series for run in s.runs}
-    every = sorted(statuses(runs, rows).items(), key=lambda run: natural(run[0]))
+    every = sorted(found.items(), key=lambda run: natural(run[0]))
     if len(every) > SHOWN_RUNS:
         every = sorted(every, key=lambda run: run[1] not in ("failed", "damaged"))[:SHOWN_RUNS]
     steps = rows[["run_id", "step"]].reset_index(drop=True)  # two columns only: there may be a million rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -97,6 +97,7 @@ class Panel:
     joint: Fit | None
     resolution: float | None = None
     replay: Fit | None = None
+    _sorted: dict[str, pd.DataFrame] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def hoverable(self) -> pd.DataFrame:
@@ -105,8 +106,10 @@ class Panel:
 
     def of(self, series: Series) -> pd.DataFrame:
         """The points of one series, sorted by run and step."""
-        rows: pd.DataFrame = self.points[self.points["series"] == series.key].sort_values(["run_id", "step"])
-        return rows
+        if series.key not in self._sorted:  # several charts and tables need them
+            mine = self.points[self.points["series"] == series.key]
+            self._sorted[series.key] = mine.sort_values(["run_id", "step"])
+        return self._sorted[series.key]
 
     def last(self) -> pd.DataFrame:
         """The points at the last measured step that any run of this data set reached."""

@@ -55,15 +55,19 @@ def seal(rows: Sequence[Mapping[str, Any]], content: bytes) -> dict[str, Any]:
     return {"rows": chain.rows, "chain": chain.head, "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def broken(record: Mapping[str, Any], content: bytes) -> str:
+def broken(record: Mapping[str, Any], content: bytes, count: int) -> str:
     """How the complete lines of a finished run's file differ from what was written, in words; empty if they do not.
 
     An unfinished run, or one by a version without this record, has nothing to compare with.
+
+    Args:
+        record: run.json.
+        content: the lines.
+        count: their number.
     """
     sealed = record.get("measured")
     if record.get("status") != "done" or not isinstance(sealed, Mapping):
         return ""
-    count = content.count(b"\n")
     if count != sealed.get("rows"):
         return f"measurements.jsonl has {count} rows instead of {sealed.get('rows')}"
     if hashlib.sha256(content).hexdigest() != sealed.get("sha256"):

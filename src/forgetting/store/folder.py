@@ -176,7 +176,7 @@ class RunFolder:
             found = found or chain.unmeasured(record, list(zip(*(cells[name] for name in chain.NEEDED), strict=True)))
         except DamagedError as error:
             found = error.why
-        lost = chain.broken(record, content)
+        lost = chain.broken(record, content, content.count(b"\n"))
         return "; ".join(filter(None, (lost, found if content or not lost else "")))
 
     def damage(self) -> str:

@@ -34,7 +34,7 @@ from .run_files import RUN_SCHEMA, DamagedError, cells_of, read_run, shared_by_r
 log = logging.getLogger(__name__)
 KEPT_FROM = 200
 """Number of ended runs from which their columns are cached; fewer are read fast enough without a cache."""
-BULK = 2**25
+BULK = 2**24
 """Bytes of rows parsed at once."""
 BLOCK = 2**22
 """Bytes of rows parsed by one thread; a batch with a longer line is parsed line by line."""
@@ -161,7 +161,7 @@ def _batches(runs: Path, wanted: Sequence[tuple[str, Stamp]]) -> Iterator[list[_
         run = runs / run_id
         file = run / "measurements.jsonl"
         record, head, content = _opened(run, file)
-        head = {"run_id": visible(run_id), **head, "stamp": list(stamp), "rows": content.count(b"\n")}
+        head = {"run_id": visible(run_id), **head, "stamp": list(stamp)}
         batch.append(_Run(file, content, record, head))
         size += len(content)
         if size > BULK:
@@ -172,7 +172,10 @@ def _batches(runs: Path, wanted: Sequence[tuple[str, Stamp]]) -> Iterator[list[_
 
 
 def _opened(run: Path, rows: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """The record of a run, the columns that its rows share, and its rows; one blank row if it is damaged."""
+    """The record of a run, the columns that its rows share and their number, and its rows.
+
+    A damaged run has one blank row.
+    """
     record: dict[str, Any] = {}
     head: dict[str, Any] = {**dict.fromkeys(TEXTS, ""), **dict.fromkeys((*WHOLES, *NUMBERS))}
     file = run / "run.json"
@@ -182,12 +185,13 @@ def _opened(run: Path, rows: Path) -> tuple[dict[str, Any], dict[str, Any], byte
             raise DamagedError(file, "is missing")
         head = shared_by_rows(record, file)
         content = whole_lines(rows)
-        if not broken(record, content):
-            return record, head, content
+        count = content.count(b"\n")
+        if not broken(record, content, count):
+            return record, head | {"rows": count}, content
     except DamagedError as error:
         with suppress(DamagedError):
             head = shared_by_rows(error.record, file)
-    return record, head | {"status": DAMAGED}, BLANK
+    return record, head | {"status": DAMAGED, "rows": 1}, BLANK
 
 
 def _without_misplaced(part: Part, records: Sequence[Mapping[str, Any]]) -> pa.Table:
