@@ -224,7 +224,7 @@ def test_the_report_shows_the_law_its_rows_by_share_and_what_plan_says(table, fi
     at = {name: last[name].to_numpy() for name in ("trainable_params", "step", "replay_fraction")}
     made = fit.predict("forgetting", **at).value
     assert section.shares[2].forgetting == (number(last["forgetting"].mean()), number(made.mean()))
-    every = fitted_rows(table, replay=True)
+    _, every = rows_to_fit(table)
     every = every[every["replay_fraction"] == 0.05]
     at = {name: every[name].to_numpy() for name in ("trainable_params", "step", "replay_fraction")}
     residuals = every["finetune_loss"] - fit.predict("finetune_loss", **at).value
