@@ -333,11 +333,11 @@ def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], oth
     )
     difference = band(fit, spread, worst - best)
     what = _named(other)
-    if fit.no_bands and spread > SMALL * _range(fit, other):
+    if fit.no_bands and spread > SMALL * measured_spread(fit, other):
         said = f"{what} differs by {spread:.2g} nats/token between best and worst by this law's estimates alone"
         return f"{said}; without intervals it is unclear whether the choice matters", False
     unclear = np.isfinite(difference.low) and difference.low <= 0
-    if not unclear and spread > SMALL * _range(fit, other):
+    if not unclear and spread > SMALL * measured_spread(fit, other):
         return f"the choice matters: {what} differs by {spread:.2g} nats/token between best and worst", True
     why = "a difference that is not clear from the fit" if unclear else "too little to matter"
     every = "both" if len(reached) == 2 else f"all {len(reached)}"
@@ -348,7 +348,7 @@ def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], oth
     return said, False
 
 
-def _range(fit: Fit, output: str) -> float:
+def measured_spread(fit: Fit, output: str) -> float:
     """The range of an output over the corners of the measured range."""
     corners = [(p, n) for p in fit.measured_range["trainable_params"] for n in fit.measured_range["step"]]
     values: Array = fit.predict(output, trainable_params=[p for p, _ in corners], step=[n for _, n in corners]).value

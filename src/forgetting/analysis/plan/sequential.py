@@ -1,8 +1,15 @@
 """Decides what a pilot does next: another run, longer runs, or the end.
 
-The first runs are always the same: the middle rank, long enough to use up the budget, then the lowest and the highest
+The first runs are always the same: the highest rank, long enough to use up the budget, then the lowest and the middle
 rank, because the law also depends on rank. After that, it is the run that is expected to narrow the band of forgetting
-at the recommended run most per second, according to the law fitted so far.
+at the recommended run most per second, according to the law fitted so far. Runs become longer only if the recommended
+run is longer.
+
+Every run has a seed of its own. Runs of one seed see the data in the same order and deviate from the law together, so
+they are worth less than as many independent ones, and bands that count them as independent are too narrow.
+
+The recommended run is the shortest of those that are as good as the best: their fine-tuning loss, by the law, is within
+`SMALL` of the lowest, as a share of the measured range.
 """
 
 from __future__ import annotations
@@ -20,7 +27,7 @@ from forgetting.analysis.fit.data import DONE
 from forgetting.analysis.fit.study import LEAST
 from forgetting.analysis.plan.cost import costs_of_table
 from forgetting.analysis.plan.design import OUTPUT, Design
-from forgetting.analysis.plan.frontier import plan_budget
+from forgetting.analysis.plan.frontier import SMALL, measured_spread, plan_budget
 from forgetting.analysis.plan.result import Choice, Plan
 from forgetting.display.numbers import several
 from forgetting.errors import ForgettingError
@@ -31,15 +38,15 @@ if TYPE_CHECKING:
 
 BANDED = 5
 """Fewest runs for a fit with intervals."""
-ROOM, LEAST_ROOM = 1.5, 1.3
-"""Runs get ROOM times the steps that the middle rank needs for the budget, because lower ranks need more; LEAST_ROOM
-times are accepted."""
+ROOM, LEAST_ROOM = 1.25, 1.1
+"""The first run gets ROOM times the steps that it needs for the budget, because others may need more; LEAST_ROOM times
+are accepted."""
 MORE = 1.25
 """Factor by which all runs are lengthened at a time, once the law is fitted."""
 SLOPES = (0.3, 2.0)
 """Bounds of the exponent with which the first run's forgetting is extrapolated to the budget."""
-FURTHEST = 3.0
-"""Largest factor by which the first run is lengthened at a time."""
+FURTHEST, FURTHER = 3.0, 1.5
+"""Largest factors by which the first run, and all runs together, are lengthened at a time."""
 
 
 @dataclass(frozen=True)
@@ -195,44 +202,42 @@ def decide(table: pd.DataFrame, asked: Asked, state: State) -> tuple[Next | Stop
     if len(ranks) < LEAST:
         return Stop("unidentified", f"runs of {_named(sorted(state.lost))} failed, but three ranks are needed"), None
     if runs is None or not runs.done:
-        middle = ranks[len(ranks) // 2 - (len(ranks) % 2 == 0)]
         steps = asked.at_least(max(state.steps, asked.steps[LEAST - 1]))
         if state.left <= 0:
             return Stop("time", "no time is left for a first run"), None
-        why = "the middle rank first, to find how many steps spend the budget"
-        return Next(steps, middle, 0, why), None
-    following, answer = _decide(runs, asked, state, ranks)
+        why = "the highest rank first: it spends the budget in the fewest steps"
+        return Next(steps, ranks[-1], 0, why), None
+    following, answer = _decide(runs, replace(asked, ranks=tuple(ranks)), state)
     return _in_time(following, runs, state), answer
 
 
-def _decide(runs: Runs, asked: Asked, state: State, ranks: list[int]) -> tuple[Next | Stop, Answer | None]:
+def _decide(runs: Runs, asked: Asked, state: State) -> tuple[Next | Stop, Answer | None]:
     """The decision after the first run, ignoring the time, and the answer so far."""
+    ranks = asked.ranks
     if (longer := _longer(runs, asked, state)) is not None:
         return longer, None
     counts = Counter(rank for rank, _ in runs.done if rank in ranks)
-    for rank, what in ((ranks[0], "lowest"), (ranks[-1], "highest")):
+    middle = ranks[len(ranks) // 2 - (len(ranks) % 2 == 0)]
+    for rank, what in ((ranks[-1], "highest"), (ranks[0], "lowest"), (middle, "middle")):
         if rank not in counts:
             why = f"the {what} rank: the law also depends on rank"
-            return Next(state.steps, rank, 0, why), None
+            return Next(state.steps, rank, _seed(runs), why), None
     if (stop := _out_of_reach(runs, asked, state)) is not None:
         return stop, None
-    if len(counts) < LEAST:
-        rank = next(one for one in ranks if one not in counts)
-        return Next(state.steps, rank, 0, "a third rank: the law needs at least three"), None
     answer = _answer(runs, asked)
     if answer is None:
         if len(runs.done) >= 2 * BANDED:
             return Stop("unidentified", f"no law fits these {several(len(runs.done), 'run')}"), None
         rank = min(ranks, key=lambda one: (counts[one], -one))
-        return Next(state.steps, rank, _seed(runs, rank), "the rank with the fewest runs, as no law fits yet"), None
+        return Next(state.steps, rank, _seed(runs), "the rank with the fewest runs, as no law fits yet"), None
     if answer.half_width <= asked.tolerance and len(runs.done) >= BANDED:
         return Stop("tolerance", f"the band is within {asked.tolerance:.0%} of the budget"), answer
     at = answer.choice.steps.value
     if at > state.steps < asked.steps[-1] and np.isfinite(at):
-        steps = asked.at_least(at * 1.1)
+        steps = asked.at_least(min(at * LEAST_ROOM, FURTHER * state.steps))
         why = f"the recommended run has {at:,.0f} steps, which is outside the measured range"
         return Next(steps, None, None, why, _seconds_longer(runs, state, steps)), answer
-    return _affordable([*_options(runs, asked, state, ranks, answer)], state.left), answer
+    return _affordable([*_options(runs, asked, state, answer)], state.left), answer
 
 
 def _longer(runs: Runs, asked: Asked, state: State) -> Next | None:
@@ -303,18 +308,11 @@ def _answer(runs: Runs, asked: Asked) -> Answer | None:
 
 
 def answer_of(fit: Fit, asked: Asked, runs: Runs) -> Answer | None:
-    """The run that a law recommends: the plan's best choice, or the best one inside the measured range.
-
-    The latter is used if the choice does not matter, or if the best choice never uses up the budget, which a law cannot
-    know that far outside its range. None if there is no such run.
-    """
-    table = runs.table
-    costs = costs_of_table(table)
-    plan = plan_budget(fit, asked.budget, ranks=asked.ranks, cost=next(iter(costs.values()), None))
-    choice, measured = plan.best, plan.best_measured
-    if measured is not None and (not plan.matters or choice is None or not np.isfinite(choice.steps.value)):
-        choice = measured
-    if choice is None or plan.floor is None or not np.isfinite(choice.steps.value):
+    """The run that a law recommends; None if no rank uses up the budget within finite steps."""
+    cost = next(iter(costs_of_table(runs.table).values()), None)
+    plan = plan_budget(fit, asked.budget, ranks=asked.ranks, cost=cost)
+    choice = _shortest(plan, asked, SMALL * measured_spread(fit, "finetune_loss"))
+    if choice is None or plan.floor is None:
         return None
     told = fit.predict(OUTPUT, trainable_params=choice.trainable_params, step=choice.steps.value)
     low, high, run_low, run_high = (
@@ -325,17 +323,29 @@ def answer_of(fit: Fit, asked: Asked, runs: Runs) -> Answer | None:
     return Answer(choice, forgetting, (run_low, run_high), half, len(runs.done), plan, fit)
 
 
-def _options(runs: Runs, asked: Asked, state: State, ranks: Sequence[int], answer: Answer) -> Iterator[Next]:
+def _shortest(plan: Plan, asked: Asked, small: float) -> Choice | None:
+    """The choice with the fewest steps, among those with a fine-tuning loss at most `small` above the lowest.
+
+    Choices with more steps than a run may take are left out, unless all have.
+    """
+    finite = [choice for choice in plan.frontier if np.isfinite(choice.steps.value)]
+    allowed = [choice for choice in finite if choice.steps.value <= asked.steps[-1]] or finite
+    lowest = min((choice.finetune_loss.value for choice in allowed), default=math.nan)
+    good = [choice for choice in allowed if choice.finetune_loss.value <= lowest + small]
+    return min(good, key=lambda choice: choice.steps.value, default=None)
+
+
+def _options(runs: Runs, asked: Asked, state: State, answer: Answer) -> Iterator[Next]:
     """Yield each possible next run, and longer runs, with their expected narrowing of the band."""
     few = len(runs.done) < BANDED
     place = answer.choice
     design = Design(answer.fit, place.trainable_params, place.steps.value, few=few)
     grid = [step for step in asked.steps if step <= state.steps]
     now = design.error(runs.sizes, grid)
-    for rank in ranks:
+    for rank in asked.ranks:
         then = design.error([*runs.sizes, runs.size(rank)], grid)
         seconds = runs.takes(rank, state.steps) + state.overhead
-        yield _option(state.steps, rank, _seed(runs, rank), answer, 1 - then / now, seconds)
+        yield _option(state.steps, rank, _seed(runs), answer, 1 - then / now, seconds)
     longer = asked.at_least(MORE * state.steps)
     if longer > state.steps:
         then = design.error(runs.sizes, [step for step in asked.steps if step <= longer])
@@ -376,10 +386,9 @@ def _seconds_longer(runs: Runs, state: State, steps: int) -> float:
     return sum(runs.takes(rank, steps - state.steps) + state.overhead for rank, _ in runs.done)
 
 
-def _seed(runs: Runs, rank: int) -> int:
-    """The lowest seed that a rank was not run with."""
-    taken = {seed for one, seed in runs.done if one == rank}
-    return next(seed for seed in range(len(taken) + 1) if seed not in taken)
+def _seed(runs: Runs) -> int:
+    """A seed that no finished run has."""
+    return 1 + max((seed for _, seed in runs.done), default=-1)
 
 
 def _named(ranks: Sequence[int]) -> str:
