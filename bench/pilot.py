@@ -105,7 +105,15 @@ def compare(number: int, seed: int, budget: float, shared: float) -> dict[str, f
 def part_pilot(studies: int, seed: int) -> None:
     """Print, for each design and budget, the steps of sessions, the errors of plans and the coverage of bands."""
     columns = ["noise", "budget", "grid's half width, %", "steps, % of the grid's (range)", "at most half"]
-    columns += ["% of a grid as short as its plan", "runs", "error, %", "grid's", "holds, %", "grid's", "ended within, %"]
+    columns += [
+        "% of a grid as short as its plan",
+        "runs",
+        "error, %",
+        "grid's",
+        "holds, %",
+        "grid's",
+        "ended within, %",
+    ]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for design, shared in SHARED.items():
         for budget in BUDGETS:
@@ -118,7 +126,10 @@ def _cells(found: pd.DataFrame) -> str:
     share = 100 * found["share"]
     cells = [f"{100 * middle['width']:.1f}", f"{share.median():.0f} ({share.min():.0f} to {share.max():.0f})"]
     cells += [f"{(found['share'] <= 0.5).sum()} of {len(found)}", f"{100 * middle['of short']:.0f}"]
-    cells += [f"{middle['runs']:.0f}", *(f"{100 * np.sqrt((found[n] ** 2).mean()):.1f}" for n in ("error", "grid error"))]
+    cells += [
+        f"{middle['runs']:.0f}",
+        *(f"{100 * np.sqrt((found[n] ** 2).mean()):.1f}" for n in ("error", "grid error")),
+    ]
     return " | ".join([*cells, *(_share(found[name].to_numpy(float)) for name in ("holds", "grid holds", "ended"))])
 
 
