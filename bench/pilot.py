@@ -1,12 +1,11 @@
 """Savings of a pilot and coverage of its bands: simulated sessions against full grids, by `--part pilot`.
 
-Truth and noise are those of `coverage.py`, design `ar`; in the design `seeds`, a third of the noise's variance is shared
-by runs of one seed, about as much as in the miniature's runs (0.32 over its two sets and 11 seeds). A full grid has four
-ranks and three seeds, all runs with 260 steps. Its plan for a budget has a band of forgetting at the recommended run;
-the pilot's tolerance is that band's half width. Compared are the steps of all runs (also with a grid whose runs are
-only a tenth longer than its plan), the error of the plans, and how often each band covers the true forgetting at its
-recommended run. The pilot checks its band after each run and ends when it is narrow, which might favour bands that are
-narrow by chance.
+Truth and noise are those of `coverage.py`, design `ar`; in the design `seeds`, a third of the noise's variance is common
+to the runs of one seed, about as much as in the miniature's runs. A full grid has four ranks and three seeds, all runs
+with 260 steps. Its plan for a budget has a band of forgetting at the recommended run. The pilot's tolerance is the
+median half width of these bands. Compared are the steps of all runs, the errors of the plans, and how often each band
+covers the true forgetting at its recommended run. The pilot checks its band after each run and ends when it is narrow,
+which might favour bands that are narrow by chance.
 """
 
 from __future__ import annotations
@@ -48,13 +47,13 @@ def rows(number: int, seed: int, runs: list[tuple[int, int]], last: int, *, shar
     return made[made["step"] <= last].reset_index(drop=True)
 
 
-def session(number: int, seed: int, asked: Asked, *, shared: float = 0.0) -> tuple[str, Answer | None, float, int]:
+def session(number: int, seed: int, task: Asked, *, shared: float = 0.0) -> tuple[str, Answer | None, float, int]:
     """Why a session ended, its answer, the steps of all runs, and their number."""
     runs: list[tuple[int, int]] = []
     last, spent = 0, 0.0
     while True:
         table = rows(number, seed, runs, last, shared=shared) if runs else pd.DataFrame()
-        following, answer = decide(table, asked, State(last, 1e9))
+        following, answer = decide(table, task, State(last, 1e9))
         if not isinstance(following, Next):
             return following.reason, answer, spent, len(runs)
         if len(runs) >= MOST:
@@ -78,59 +77,45 @@ def holds(answer: Answer) -> bool:
     return bool(answer.forgetting.low <= true <= answer.forgetting.high)
 
 
-def compare(number: int, seed: int, budget: float, shared: float) -> dict[str, float] | None:
-    """A session against a grid; None if the grid has no plan."""
-    steps = tuple(int(step) for step in STEPS)
-    table = rows(number, seed, GRID, steps[-1], shared=shared)
-    fit = fit_study(table)["d"]["shifted_power"]
-    grid = answer_of(fit, Asked(budget, 0.0, RANKS, steps), finished(table))
-    if grid is None:
-        return None
-    asked = Asked(budget, grid.half_width, RANKS, steps)
-    reason, answer, spent, runs = session(number, seed, asked, shared=shared)
-    needed = min(asked.at_least(1.1 * grid.choice.steps.value), steps[-1])
-    return {
-        "width": grid.half_width,
-        "share": spent / (len(GRID) * steps[-1]),
-        "of short": spent / (len(GRID) * needed),
-        "runs": runs,
-        "error": np.nan if answer is None else error(answer) / budget,
-        "grid error": error(grid) / budget,
-        "holds": answer is not None and holds(answer),
-        "grid holds": holds(grid),
-        "ended": reason == "tolerance",
-    }
+def grids(number: int, seed: int, shared: float) -> dict[float, Answer | None]:
+    """The answers of one grid for all budgets."""
+    table = rows(number, seed, GRID, int(STEPS[-1]), shared=shared)
+    fit, runs = fit_study(table)["d"]["shifted_power"], finished(table)
+    return {budget: answer_of(fit, asked(budget, 0.0), runs) for budget in BUDGETS}
+
+
+def asked(budget: float, tolerance: float) -> Asked:
+    """The task of a session."""
+    return Asked(budget, tolerance, RANKS, tuple(int(step) for step in STEPS))
 
 
 def part_pilot(studies: int, seed: int) -> None:
     """Print, for each design and budget, the steps of sessions, the errors of plans and the coverage of bands."""
-    columns = ["noise", "budget", "grid's half width, %", "steps, % of the grid's (range)", "at most half"]
-    columns += [
-        "% of a grid as short as its plan",
-        "runs",
-        "error, %",
-        "grid's",
-        "holds, %",
-        "grid's",
-        "ended within, %",
-    ]
+    columns = ["noise", "budget", "grid's half width, %", "its error, %", "holds, %", "steps, % of the grid's (range)"]
+    columns += ["at most half", "runs", "error, %", "holds, %", "ended within, %"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for design, shared in SHARED.items():
+        full = [grids(number, seed, shared) for number in range(studies)]
         for budget in BUDGETS:
-            found = [compare(number, seed, budget, shared) for number in range(studies)]
-            print(f"| {design} | {budget} | {_cells(pd.DataFrame([one for one in found if one]))} |", flush=True)
+            known = [answer for one in full if (answer := one[budget]) is not None]
+            width = float(np.median([answer.half_width for answer in known]))
+            found = [session(number, seed, asked(budget, width), shared=shared) for number in range(studies)]
+            cells = [design, f"{budget}", f"{100 * width:.1f}", *_quality(known, budget), *_cost(found)]
+            ended = np.array([reason == "tolerance" for reason, *_ in found], dtype=float)
+            cells += [*_quality([answer for _, answer, *_ in found if answer is not None], budget), _share(ended)]
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def _cells(found: pd.DataFrame) -> str:
-    middle = found.median()
-    share = 100 * found["share"]
-    cells = [f"{100 * middle['width']:.1f}", f"{share.median():.0f} ({share.min():.0f} to {share.max():.0f})"]
-    cells += [f"{(found['share'] <= 0.5).sum()} of {len(found)}", f"{100 * middle['of short']:.0f}"]
-    cells += [
-        f"{middle['runs']:.0f}",
-        *(f"{100 * np.sqrt((found[n] ** 2).mean()):.1f}" for n in ("error", "grid error")),
-    ]
-    return " | ".join([*cells, *(_share(found[name].to_numpy(float)) for name in ("holds", "grid holds", "ended"))])
+def _quality(answers: list[Answer], budget: float) -> list[str]:
+    """Root mean square error as a share of the budget, and coverage."""
+    errors = np.array([error(answer) for answer in answers]) / budget
+    return [f"{100 * np.sqrt(np.mean(errors**2)):.1f}", _share(np.array([holds(one) for one in answers], dtype=float))]
+
+
+def _cost(found: list[tuple[str, Answer | None, float, int]]) -> list[str]:
+    share = np.array([spent for _, _, spent, _ in found]) / (len(GRID) * STEPS[-1])
+    middle = f"{100 * np.median(share):.0f} ({100 * share.min():.0f} to {100 * share.max():.0f})"
+    return [middle, f"{(share <= 0.5).sum()} of {len(share)}", f"{np.median([runs for *_, runs in found]):.0f}"]
 
 
 def _share(values: np.ndarray) -> str:
