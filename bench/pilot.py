@@ -1,6 +1,6 @@
 """Savings of a pilot and coverage of its bands: simulated sessions against full grids, by `--part pilot`.
 
-Truth and noise are those of `coverage.py`, design `ar`; in the design `seeds`, a third of the noise's variance is common
+Truth and noise are those of `coverage.py`, design `ar`; in the design `seeds`, a third of the noise variance is common
 to the runs of one seed, about as much as in the miniature's runs. A full grid has four ranks and three seeds, all runs
 with 260 steps. Its plan for a budget has a band of forgetting at the recommended run. The pilot's tolerance is the
 median half width of these bands. Compared are the steps of all runs, the errors of the plans, and how often each band
