@@ -127,7 +127,7 @@ def test_a_session_resumes_as_if_uninterrupted_and_leaves_out_diverged_runs(
     monkeypatch.setattr(session, "study", whole)
     made = forgetting.pilot(config, tmp_path / "whole", **how)
     assert (made.stopped, made.planned) == ("tolerance", True)
-    assert {rank for rank, _, _ in whole.done} >= {8, 64, 128, 256}
+    assert {rank for rank, _, _ in whole.done} >= {8, 16, 128, 256}
     assert [rank for rank, _, _ in whole.done].count(256) == 1
     assert list(made.failed.values()) == ["loss is nan"]
     assert 256 not in {run.rank for run in made.runs}

@@ -184,6 +184,11 @@ class PilotResult(Result):
             if np.isfinite(self.new_run).all():
                 low, high = (number(max(end, 0.0)) for end in self.new_run)
                 lines.append(f"one run of it is expected to forget between {low} and {high}")
+            best = None if self.plan is None else self.plan.best
+            if best is not None and best.rank != self.rank:
+                lines.append(
+                    "it is the shortest of the runs that are about as good as the best within the allowed steps"
+                )
         else:
             lines.append("no run is recommended")
         lines += [f"run it: {self.command}"] if self.command else []
