@@ -99,6 +99,7 @@ class Bench:
 
     def __init__(self, folder: Path, seed: int, seconds: float) -> None:
         self.folder, self.random, self.seconds = folder, random.Random(seed), seconds
+        self.began = 0.0
         make_inputs(folder)
         began = time.monotonic()
         process = self.start(folder / "whole", "--jobs", "2")
@@ -111,6 +112,7 @@ class Bench:
     def start(self, out: Path, *flags: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "forgetting", "study", str(self.folder / "study.yaml"), "--out", str(out)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+        self.began = time.time()
         return subprocess.Popen(
             [*command, *flags],
             env=environment,
@@ -174,6 +176,8 @@ def disturb(
         errors = told(process) if process.returncode else ""
         if process.returncode == 0:
             bench.judge(out, seen, tally)
+            if out.with_name(f"{out.name}-moved").exists():
+                tally.wrong.append("a second folder beside the one that was moved away")
             if tally.faults >= moments:
                 return
             number, seen = number + 1, {}
@@ -204,16 +208,25 @@ def kill(pid: int) -> bool:
     return True
 
 
-def move(process: subprocess.Popen[bytes], out: Path) -> bool:
-    """Move the study's folder away, if it exists."""
-    if not list(out.glob("runs/*/measurements.jsonl")):
-        return False
-    out.rename(out.with_name(f"{out.name}-moved"))
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(120)
-    if process.returncode == 0:  # it had nothing left to do there
-        out.with_name(f"{out.name}-moved").rename(out)
-    return True
+def move(bench: Bench) -> Callable[[subprocess.Popen[bytes], Path], bool]:
+    """Move the study's folder away while runs write into it.
+
+    A command that still starts would rightly begin a new study, as the folder that it is given does not exist.
+    """
+
+    def strike(process: subprocess.Popen[bytes], out: Path) -> bool:
+        moved = out.with_name(f"{out.name}-moved")
+        written = [file.stat().st_mtime for file in out.glob("runs/*/measurements.jsonl")]
+        if moved.exists() or max(written, default=0.0) <= bench.began:
+            return False
+        out.rename(moved)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(120)
+        if process.returncode == 0 and not out.exists():  # it had nothing left to do there
+            moved.rename(out)
+        return True
+
+    return strike
 
 
 def move_back(out: Path, code: int, errors: str) -> bool:
@@ -370,7 +383,13 @@ def run(bench: Bench, kind: str, moments: int) -> Tally:
     else:
         killing = on_driver(kill)
         strikes = {
-            **{"driver": killing, "driver-of-workers": killing, "rows": killing, "moved": move, "stderr": close_reader},
+            **{
+                "driver": killing,
+                "driver-of-workers": killing,
+                "rows": killing,
+                "moved": move(bench),
+                "stderr": close_reader,
+            },
             **{"worker": on_driver(kill_worker(bench)), "stop": on_driver(stop(bench))},
         }
         mends = {"moved": move_back, "rows": lose_rows(bench)}
