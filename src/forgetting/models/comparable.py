@@ -251,7 +251,7 @@ def check_tokenizers(base: Any, tuned: Any, texts: Sequence[str]) -> list[str]:
         UsageError: they differ.
     """
     ours, theirs = base.get_vocab(), tuned.get_vocab()
-    moved = [token for token, index in ours.items() if theirs.get(token, -1) != index]
+    moved = sorted((token for token, index in ours.items() if theirs.get(token, -1) != index), key=ours.__getitem__)
     if moved:
         raise UsageError(
             f"the tokenizers differ: {len(moved)} of the base model's {len(ours)} tokens are missing or have another "
@@ -265,7 +265,8 @@ def check_tokenizers(base: Any, tuned: Any, texts: Sequence[str]) -> list[str]:
                 "losses of different tokens cannot be compared"
             )
     added = len(theirs) - len(ours)
-    notices = [f"the tuned model's tokenizer has {added} added tokens; the text does not use them"] if added else []
+    plural = "" if added == 1 else "s"
+    notices = [f"the tuned model's tokenizer has {added} added token{plural}, unused in the text"] if added else []
     return notices + _template_notices(base, tuned)
 
 

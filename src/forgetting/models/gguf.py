@@ -126,7 +126,8 @@ def check_tokenizer(file: GgufFile, tokenizer: Any) -> list[str]:
         return ["the file has no vocabulary; it is assumed to be the base model's"]
     vocabulary = tokenizer.get_vocab()
     added = set(tokenizer.get_added_vocab())
-    moved = [one for one, place in vocabulary.items() if place >= len(tokens) or _plain(tokens[place]) != _plain(one)]
+    ordered = sorted(vocabulary.items(), key=lambda entry: entry[1])
+    moved = [one for one, place in ordered if place >= len(tokens) or _plain(tokens[place]) != _plain(one)]
     if plain := [token for token in moved if token not in added]:
         raise UsageError(
             f"model '{file.name}': its vocabulary differs from the base model's: {len(plain)} of {len(vocabulary)} "
