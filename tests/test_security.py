@@ -278,7 +278,7 @@ def test_planning_for_a_model_runs_none_of_its_code(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = _native_with_code(tiny_model, tmp_path / "model", planted)
-    _, said = run(monkeypatch, capsys, "plan", "kalajdzievski2024/openorca", "--budget", 0.8, "--model", model)
+    _, output = run(monkeypatch, capsys, "plan", "kalajdzievski2024/openorca", "--budget", 0.8, "--model", model)
     evil = _with_code(tiny_model, tmp_path / "evil", planted)
     from forgetting.analysis.plan.count import count_model
 
@@ -287,7 +287,7 @@ def test_planning_for_a_model_runs_none_of_its_code(
     assert "\n" not in str(caught.value)
     assert count_model(str(model)) == count_model(str(tiny_model))
     assert terminal is None or not terminal.asked
-    assert not planted.exists(), said
+    assert not planted.exists(), output
 
 
 @pytest.mark.parametrize("kind", ["a full model", "an adapter"])
@@ -307,11 +307,11 @@ def test_a_tuned_models_tokenizer_runs_no_code(
         (tuned / "model.safetensors").unlink()
         _adapter(tiny_model, tuned)
     how = ("--text", corpora / "general.jsonl", "--context", 32, "--no-cache")
-    code, said = run(monkeypatch, capsys, "measure", tiny_model, tuned, *how)
+    code, output = run(monkeypatch, capsys, "measure", tiny_model, tuned, *how)
     assert terminal is None or not terminal.asked
     assert not planted.exists()
-    assert "Traceback" not in said
-    assert code in (0, 2), said
+    assert "Traceback" not in output
+    assert code in (0, 2), output
 
 
 @pytest.mark.parametrize(
@@ -483,9 +483,9 @@ def test_names_in_a_hand_edited_study_cannot_leave_the_folder(
         fields["methods"][0]["mitigations"] = [{"name": bad}]
     file.write_text(yaml.safe_dump(fields))
     before = sorted(many.parent.rglob("*"))
-    code, said = run(monkeypatch, capsys, "study", many)
-    assert code == 2, said
-    assert "Traceback" not in said
+    code, output = run(monkeypatch, capsys, "study", many)
+    assert code == 2, output
+    assert "Traceback" not in output
     assert sorted(many.parent.rglob("*")) == before
 
 
@@ -608,8 +608,8 @@ def test_a_resumed_study_writes_and_deletes_nothing_behind_links(
     flags = f"--model {tiny_model} --train {corpora / 'train.jsonl'} --text {corpora / 'general.jsonl'} --context 32"
     flags += " --steps 12 --batch-size 4 --measure-start 2 --measure-every 10"
     out = tmp_path / "study"
-    code, said = run(monkeypatch, capsys, "study", *flags.split(), "--out", out)
-    assert code == 0, said
+    code, output = run(monkeypatch, capsys, "study", *flags.split(), "--out", out)
+    assert code == 0, output
     folder = StudyFolder.open(out).runs()[0]
     folder.update(status="running")
     outside = tmp_path / "outside"
@@ -617,16 +617,16 @@ def test_a_resumed_study_writes_and_deletes_nothing_behind_links(
     (outside / "checkpoint-2" / "precious.txt").write_text("precious")
     (folder.path / "checkpoints").rename(tmp_path / "own")
     (folder.path / "checkpoints").symlink_to(outside)
-    code, said = run(monkeypatch, capsys, "study", out)
+    code, output = run(monkeypatch, capsys, "study", out)
     assert code in (1, 2)
-    assert said.count("error: ") == 1
-    assert f"{folder.path / 'checkpoints'}: a symbolic link" in said
+    assert output.count("error: ") == 1
+    assert f"{folder.path / 'checkpoints'}: a symbolic link" in output
     assert _content(outside) == {str(outside / "checkpoint-2" / "precious.txt"): b"precious"}
     (folder.path / "checkpoints").unlink()
     (tmp_path / "own").rename(folder.path / "checkpoints")
     (tmp_path / "way").symlink_to(out)  # the study folder itself may be reached through a link
-    code, said = run(monkeypatch, capsys, "study", tmp_path / "way")
-    assert code == 0, said
+    code, output = run(monkeypatch, capsys, "study", tmp_path / "way")
+    assert code == 0, output
 
 
 def test_answers_behind_a_link_are_not_written(tmp_path: Path) -> None:
@@ -697,8 +697,8 @@ def test_text_planted_in_documents_reaches_the_measurement_page_escaped(
     text.write_text("".join(json.dumps({"id": f"{ATTACK}{i}", "text": f"{words}{ATTACK}"}) + "\n" for i in range(6)))
     out = tmp_path / "page.html"
     arguments = ("measure", tiny_model, tiny_model, "--text", text, "--context", 32, "--no-cache", "--html", out)
-    code, said = run(monkeypatch, capsys, *arguments)
-    assert code == 0, said
+    code, output = run(monkeypatch, capsys, *arguments)
+    assert code == 0, output
     check_page(out.read_text(encoding="utf-8"))
     assert "&lt;script&gt;window.pwned" in out.read_text(encoding="utf-8")
 
@@ -899,7 +899,7 @@ def test_an_endless_template_is_stopped(
     tokenizer = load_tokenizer(ModelConfig(source=str(tiny_model)))
     tokenizer.chat_template = template
     messages = [{"role": "user", "content": "the river"}, {"role": "assistant", "content": "went"}]
-    said: list[str] = []
+    refusals: list[str] = []
 
     def work() -> None:
         for call in (
@@ -908,7 +908,7 @@ def test_an_endless_template_is_stopped(
         ):
             with pytest.raises(UsageError, match=says) as caught:
                 call()
-            said.append(str(caught.value))
+            refusals.append(str(caught.value))
 
     if threaded:
         thread = threading.Thread(target=work)
@@ -916,8 +916,8 @@ def test_an_endless_template_is_stopped(
         thread.join()
     else:
         work()
-    assert len(said) == 2
-    assert not [text for text in said if "\n" in text]
+    assert len(refusals) == 2
+    assert not [text for text in refusals if "\n" in text]
     tokenizer.chat_template = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     assert "river" in chat_template(tokenizer)(messages)  # and nothing of the bounds stays
 
@@ -968,9 +968,9 @@ def test_names_in_a_table_are_shown_escaped(
     )
     more = ["--map", f"y={FORGED}"] if what == "map" else []
     for out in ([], ["--latex"]):
-        _, said = run(monkeypatch, capsys, "fit", file, "--law", "y = a * N", "--bootstrap", 0, *more, *out)
-        check_shown(said)
-    assert said
+        _, output = run(monkeypatch, capsys, "fit", file, "--law", "y = a * N", "--bootstrap", 0, *more, *out)
+        check_shown(output)
+    assert output
 
 
 def test_names_and_notices_of_a_measurement_are_shown_escaped(
@@ -982,15 +982,15 @@ def test_names_and_notices_of_a_measurement_are_shown_escaped(
     file.write_text(json.dumps(config))
     page = tmp_path / "comment.md"
     how = ("--text", corpora / "general.jsonl", "--context", 32, "--no-cache")
-    code, said = run(monkeypatch, capsys, "measure", tiny_model, adapter, *how)
-    assert code == 0, said
-    assert "made for" in said
-    check_shown(said)
-    code, said = run(
+    code, output = run(monkeypatch, capsys, "measure", tiny_model, adapter, *how)
+    assert code == 0, output
+    assert "made for" in output
+    check_shown(output)
+    code, output = run(
         monkeypatch, capsys, "check", tiny_model, adapter, *how, "--budget", 1, "--allow-undecided", "--markdown", page
     )
-    assert code == 0, said
-    check_shown(said)
+    assert code == 0, output
+    check_shown(output)
     check_shown(page.read_text(encoding="utf-8"))
     check_shown(run(monkeypatch, capsys, "measure", tiny_model, tmp_path / f"{FORGED}-none", *how)[1])
 
@@ -1058,16 +1058,16 @@ def test_weights_that_are_not_numbers_are_named(
     how: tuple[Any, ...] = ("--text", corpora / "general.jsonl", "--context", 32)
     if where == "study":
         flags = f"--model {broken} --train {corpora / 'train.jsonl'} --steps 12 --measure-start 2 --measure-every 10"
-        code, said = run(monkeypatch, capsys, "study", *flags.split(), *how, "--out", tmp_path / "out")
+        code, output = run(monkeypatch, capsys, "study", *flags.split(), *how, "--out", tmp_path / "out")
     else:
         tuned = {"base": tiny_model, "tuned": broken, "adapter": tmp_path / "adapter"}[where]
         command = ("check", broken if where == "base" else tiny_model, tuned, "--budget", 1, "--no-cache")
-        code, said = run(monkeypatch, capsys, *command, *how)
+        code, output = run(monkeypatch, capsys, *command, *how)
     assert code in (1, 2)
-    assert says in said
-    assert name in said
-    assert "learning_rate" not in said
-    assert "Traceback" not in said
+    assert says in output
+    assert name in output
+    assert "learning_rate" not in output
+    assert "Traceback" not in output
 
 
 # secrets
@@ -1141,13 +1141,13 @@ def test_no_file_of_a_study_contains_a_secret(
     monkeypatch.setattr(forgetting.tuning.run, "train_run", leak)
     flags = f"--model {tiny_model} --train {corpora / 'train.jsonl'} --text {corpora / 'general.jsonl'} --context 32"
     flags += " --steps 12 --batch-size 4 --measure-start 2 --measure-every 2"
-    code, said = run(monkeypatch, capsys, "study", *flags.split(), "--out", tmp_path / "study")
+    code, output = run(monkeypatch, capsys, "study", *flags.split(), "--out", tmp_path / "study")
     assert code == 1
     files = [path for path in (tmp_path / "study").rglob("*") if path.is_file()]
     assert [path for path in files if b"401 Client Error" in path.read_bytes()]  # the leak was stored, without them
     for value in secrets.values():
         assert not [path for path in files if value.encode() in path.read_bytes()]
-        assert value not in said
+        assert value not in output
 
 
 # formulas
@@ -1344,10 +1344,10 @@ LONG = "a" * 256
 def test_an_impossible_path_gives_a_one_line_error(
     command: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, said = run(monkeypatch, capsys, *command)
+    code, output = run(monkeypatch, capsys, *command)
     assert code in (1, 2)
-    assert said.count("error: ") == 1
-    assert "Traceback" not in said
+    assert output.count("error: ") == 1
+    assert "Traceback" not in output
 
 
 @pytest.mark.full
@@ -1362,11 +1362,11 @@ def test_a_folder_that_cannot_be_written_gives_a_one_line_error(
 
     monkeypatch.setattr(files.tempfile, "mkstemp", refused)
     monkeypatch.setattr(files, "open_own", refused)
-    code, said = run(monkeypatch, capsys, "report", many)
+    code, output = run(monkeypatch, capsys, "report", many)
     assert code in (1, 2)
-    assert said.count("error: ") == 1
-    assert os.strerror(number) in said
-    assert "Traceback" not in said
+    assert output.count("error: ") == 1
+    assert os.strerror(number) in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(
@@ -1391,9 +1391,9 @@ def test_a_machine_that_is_too_small_gives_a_one_line_error(
         raise error
 
     monkeypatch.setattr(forgetting.analysis.study_table, "load_table", fails)
-    code, said = run(monkeypatch, capsys, "table", many)
-    assert (code, said.count("error: ")) == (1, 1)
-    assert says in said
+    code, output = run(monkeypatch, capsys, "table", many)
+    assert (code, output.count("error: ")) == (1, 1)
+    assert says in output
 
 
 def test_a_defect_of_ours_keeps_its_traceback(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1456,5 +1456,5 @@ def test_bitsandbytes_runs_no_program_from_the_hub(tmp_path: Path) -> None:
 
     if "FETCHED" not in printed("import bitsandbytes"):
         pytest.skip("this CPU's bitsandbytes asks for none")
-    said = printed("import forgetting.models.adapters, peft.tuners.lora, sys; print('bitsandbytes' in sys.modules)")
-    assert said.strip() == "True"
+    output = printed("import forgetting.models.adapters, peft.tuners.lora, sys; print('bitsandbytes' in sys.modules)")
+    assert output.strip() == "True"

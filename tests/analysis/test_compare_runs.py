@@ -40,8 +40,8 @@ def test_unnamed_runs_are_identified_by_their_columns():
     assert [c.saving for c in unnamed.contenders] == [c.saving for c in named.contenders]
     assert [len(runs) for runs in unnamed.runs.values()] == [3] * 5
     note = "treating rows with the same label, mitigation, rank, seed as one run (15 runs)"
-    assert any(note in said for said in unnamed.notes)
-    assert not any("run_id" in said for said in named.notes)
+    assert any(note in text for text in unnamed.notes)
+    assert not any("run_id" in text for text in named.notes)
 
 
 def test_a_repeated_step_in_an_unnamed_run_is_refused():
@@ -52,7 +52,7 @@ def test_a_repeated_step_in_an_unnamed_run_is_refused():
 def test_rows_without_steps_are_runs_with_a_notice():
     rows = [row for row in table("run_id") if row["step"] == 60]
     found = contest([{k: v for k, v in row.items() if k != "step"} for row in rows])
-    assert any("treating every row as a run" in said for said in found.notes)
+    assert any("treating every row as a run" in text for text in found.notes)
 
 
 def test_runs_of_one_rank_are_one_rank_without_seeds_too():
@@ -61,7 +61,7 @@ def test_runs_of_one_rank_are_one_rank_without_seeds_too():
     assert len(without.references) == 4
     # what one more rank scatters is learned from four ranks either way
     assert without.contenders[0].over_ranks == with_seeds.contenders[0].over_ranks
-    assert any("as replicates" in said for said in without.notes)
+    assert any("as replicates" in text for text in without.notes)
 
 
 def test_a_fit_takes_rows_of_one_rank_and_seed_as_a_run():
@@ -69,11 +69,11 @@ def test_a_fit_takes_rows_of_one_rank_and_seed_as_a_run():
     named = forgetting.fit(
         [row | {"run_id": f"{row['rank']}-{row['seed']}"} for row in rows], "linear", bootstrap=40, seed=1
     )
-    told = forgetting.fit(rows, "linear", bootstrap=40, seed=1)
-    assert told.n_runs == named.n_runs == 12
-    width = [fit.parameters["c_fft"].high - fit.parameters["c_fft"].low for fit in (told, named)]
+    unnamed = forgetting.fit(rows, "linear", bootstrap=40, seed=1)
+    assert unnamed.n_runs == named.n_runs == 12
+    width = [fit.parameters["c_fft"].high - fit.parameters["c_fft"].low for fit in (unnamed, named)]
     assert width[0] == pytest.approx(width[1], rel=0.5)  # runs are in another order
-    assert any("treating rows with the same label, mitigation, rank, seed as one run" in w for w in told.warnings)
+    assert any("treating rows with the same label, mitigation, rank, seed as one run" in w for w in unnamed.warnings)
 
 
 def test_a_fit_points_to_a_column_of_runs_that_steps_do_not_confirm():

@@ -154,8 +154,8 @@ def test_a_second_optimum_that_fits_equally_well_is_named():
     alias = 2 * np.pi / (x[1] - x[0]) + 3.3
     law = FormulaLaw("y = A * sin(w * x)", ["x"], start={"w": (3.0, 41.0)}, bounds={"w": (0.1, 80.0)})
     fit = fit_law(law, {"x": x, "y": 2 * np.sin(3.3 * x)}, bootstrap=0)
-    (said,) = (w for w in fit.warnings if "another point fits equally well" in w)
-    assert f"{alias:.5g}" in said or "3.3 instead" in said
+    (warning,) = (w for w in fit.warnings if "another point fits equally well" in w)
+    assert f"{alias:.5g}" in warning or "3.3 instead" in warning
 
 
 def test_a_saddle_is_not_called_converged():

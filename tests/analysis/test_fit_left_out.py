@@ -97,18 +97,18 @@ def test_twice_the_rows_take_twice_the_memory(shape: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("runs", "kept", "said"),
+    ("runs", "kept", "message"),
     [
         (8, 8, "48 of the 1,600 rows of all 8 runs, evenly spaced:"),
         (80, 50, "300 of the 10,000 rows of 50 of 80 runs, both evenly spaced:"),
     ],
 )
-def test_long_runs_are_thinned_to_evenly_spaced_rows_with_a_notice(runs: int, kept: int, said: str) -> None:
+def test_long_runs_are_thinned_to_evenly_spaced_rows_with_a_notice(runs: int, kept: int, message: str) -> None:
     _, data, weights = example((200,) * runs)
     few, its_weights = summed.sample_runs(data, weights[None], 6 * kept + 2)
     assert (few.n, len(few.runs), few.sampled_from) == (6 * kept, kept, (200 * runs, runs))
     assert np.bincount(few.run).tolist() == [6] * kept
-    assert f"fitted to {said}" in few.warnings[0]
+    assert f"fitted to {message}" in few.warnings[0]
     at = [int(np.flatnonzero(data.y[0] == value)[0]) for value in few.y[0]]
     np.testing.assert_array_equal(its_weights[0], weights[at])
     for name, g in zip(few.runs, range(kept), strict=True):

@@ -82,8 +82,8 @@ def test_many_rows_are_fitted_to_logs_too(monkeypatch):
     few = fit_law(POWER, {"D": x, "loss": y, "run_id": runs}, objective=LOG, bootstrap=50)
     assert (few.n_points, few.table_size) == (1000, (3000, 120))
     assert few.shown()[0].heading[-2].startswith("1,000 points of 50 runs (a sample of 3,000 points of 120), log-least")
-    (said,) = [w for w in few.warnings if "evenly spaced" in w]
-    assert said == (
+    (warning,) = [w for w in few.warnings if "evenly spaced" in w]
+    assert warning == (
         "fitted to 1,000 of the 1,250 rows of 50 of 120 runs, both evenly spaced: with this law and objective all "
         "3,000 rows would take about 2 seconds"
     )
@@ -97,10 +97,10 @@ def test_rows_at_the_same_place_are_replicates():
     slope, intercept = np.polyfit(x, y, 1)
     assert fit.theta == pytest.approx([intercept, slope])
     assert fit.n_points == fit.n_runs == 16
-    (said,) = [w for w in fit.warnings if "same as" in w]
-    assert said.startswith("1 row is the same as an earlier one in every column (rows 13 and 15)")
-    told = fit_law(FormulaLaw("y = a + b*x", ["x"]), {"x": x, "y": y, "batch": np.arange(16)}, bootstrap=0)
-    assert not any("same as" in w for w in told.warnings)
+    (warning,) = [w for w in fit.warnings if "same as" in w]
+    assert warning.startswith("1 row is the same as an earlier one in every column (rows 13 and 15)")
+    with_batch = fit_law(FormulaLaw("y = a + b*x", ["x"]), {"x": x, "y": y, "batch": np.arange(16)}, bootstrap=0)
+    assert not any("same as" in w for w in with_batch.warnings)
     with pytest.raises(UsageError, match=r"rows 1 and 2 are the same run and step \(r\)"):
         fit_law(FormulaLaw("y = a + b*x", ["x"]), {"x": x, "y": y, "run_id": ["r"] * 16, "step": [1] * 16})
 

@@ -62,10 +62,10 @@ def test_a_planted_bend_is_found_and_reported() -> None:
     fit = fit_law("linear", lines(np.random.default_rng(0), bend=-0.02), bootstrap=40)
     (found,) = fit.diagnostics["misfit"]
     assert found["size"] == pytest.approx(-0.02, abs=3 * found["se"])
-    (said,) = [w for w in fit.warnings if "bend" in w]
-    assert said.startswith("residuals bend with finetune_loss: forgetting_loss is 0.0")
-    assert "nats/token below the law at both ends" in said
-    assert "may not hold outside the measured range" in said
+    (warning,) = [w for w in fit.warnings if "bend" in w]
+    assert warning.startswith("residuals bend with finetune_loss: forgetting_loss is 0.0")
+    assert "nats/token below the law at both ends" in warning
+    assert "may not hold outside the measured range" in warning
     assert not any("bend" in w for w in fit_law("linear", lines(np.random.default_rng(0)), bootstrap=40).warnings)
 
 
@@ -222,8 +222,8 @@ def test_a_quadratic_surface_is_its_polynomial() -> None:
         for s in range(2):
             c = theta[s, :5]
             roots = np.roots([c[4], c[2] + 0.5 * c[3], c[0] + 0.5 * c[1] - 30.0])
-            wanted = [r for r in roots if (2 * c[4] * r + c[2] + 0.5 * c[3] > 0) == up]
-            assert found[s] == pytest.approx(2.5 + 0.5 * wanted[0], rel=1e-12)
+            matching = [r for r in roots if (2 * c[4] * r + c[2] + 0.5 * c[3] > 0) == up]
+            assert found[s] == pytest.approx(2.5 + 0.5 * matching[0], rel=1e-12)
     flat = theta * np.array([1, 1, 1, 1, 0] * 2)
     assert law.solve(flat, "y", 9.0, "n", {"p": float(np.exp(3.0))}, up=True)[0] == pytest.approx(2.5 + 0.5 * 7.0 / 5.0)
     assert np.isinf(law.solve(theta, "y", -9.0, "n", {"p": 1.0}, up=True)).all()

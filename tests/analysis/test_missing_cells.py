@@ -22,8 +22,8 @@ def test_a_fit_is_that_of_the_rows_that_have_numbers(missing):
         fit = forgetting.fit(given, "y = a + b*x", bootstrap=0)
         assert fit.n_points == 7
         assert [e.value for e in fit.parameters.values()] == pytest.approx([2, 3])
-        (said,) = [w for w in fit.warnings if "left out" in w]
-        assert said.startswith("2 of 9 rows were left out, as a value is missing (the first: row 4, column 'x': ")
+        (warning,) = [w for w in fit.warnings if "left out" in w]
+        assert warning.startswith("2 of 9 rows were left out, as a value is missing (the first: row 4, column 'x': ")
 
 
 def test_missing_floats_of_a_frame_are_found():
@@ -44,10 +44,10 @@ def test_a_blank_group_leaves_its_row_out():
     table = {"x": [*X, *X, 1], "y": [*Y, *(2 * Y), 7], "model": ["a"] * 8 + ["b"] * 8 + [""]}
     made = forgetting.fit(table, "y = a + b*x", by="model", bootstrap=0)
     assert made.to_frame()["a"].tolist() == pytest.approx([2, 4])
-    said = "1 row of 'table' left out, as the group is not named (row 17, column 'model': blank)"
-    assert made.left_out == (said,)
-    assert said in str(made)
-    assert made.to_dict()["left_out"] == [said]
+    message = "1 row of 'table' left out, as the group is not named (row 17, column 'model': blank)"
+    assert made.left_out == (message,)
+    assert message in str(made)
+    assert made.to_dict()["left_out"] == [message]
 
 
 def compared(**cells):

@@ -45,12 +45,12 @@ def test_every_input_gives_the_same_rows(folder: Path, tmp_path: Path) -> None:
     read = pd.read_csv(tmp_path / "pandas.csv", float_precision="round_trip")  # pandas 2 is less exact by default
     ways = [folder, frame, *sorted(tmp_path.iterdir()), records(frame), read]
     assert len(ways) == 8
-    wanted = tables_to_fit(folder, only={}).plain
-    assert len(wanted) >= 1
+    expected = tables_to_fit(folder, only={}).plain
+    assert len(expected) >= 1
     for way in ways:
         found = tables_to_fit(way, only={}).plain
-        assert list(found) == list(wanted)
-        for name, table in wanted.items():
+        assert list(found) == list(expected)
+        for name, table in expected.items():
             for column in ("step", "finetune_loss", "forgetting_loss", "trainable_params"):
                 ours = np.asarray(found[name][column], dtype=float)
                 assert np.array_equal(ours, np.asarray(table[column], dtype=float)), (way, column)
@@ -86,10 +86,10 @@ def test_rows_may_be_chosen_otherwise(folder: Path) -> None:
 
 def test_a_column_dropped_changes_no_fit(folder: Path) -> None:
     frame = load_table(folder)
-    wanted = tables_to_fit(frame, only={"label": frame["reference"].iloc[0]}).plain
+    expected = tables_to_fit(frame, only={"label": frame["reference"].iloc[0]}).plain
     for columns in (["alpha"], ["mitigation"], ["alpha", "mitigation"]):
         found = tables_to_fit(frame.drop(columns=columns), only={"label": frame["reference"].iloc[0]}).plain
-        for name, table in wanted.items():
+        for name, table in expected.items():
             assert found[name]["step"].tolist() == table["step"].tolist(), columns
 
 

@@ -84,8 +84,8 @@ def test_unreachable_targets_and_budgets_are_reported():
 
 
 def test_the_plan_says_if_ranks_do_not_differ_and_only_then():
-    said = plan_budget(fit_from_published(NAMES[0]), 0.85).sentences
-    assert any("no choice of rank and steps helps" in s for s in said)
+    sentences = plan_budget(fit_from_published(NAMES[0]), 0.85).sentences
+    assert any("no choice of rank and steps helps" in s for s in sentences)
     base = fit_from_published(NAMES[0])
     values = base.parameters
     steep = type(base)(
@@ -219,8 +219,8 @@ def test_choices_that_spend_the_budget_before_the_first_step_are_counted():
 
 
 def test_shares_are_whole_percents_that_add_up_to_100():
-    said = show.shares({"a": 0.335, "b": 0.335, "c": 0.33})
-    assert said == "a (34%), b (33%), c (33%)"
+    text = show.shares({"a": 0.335, "b": 0.335, "c": 0.33})
+    assert text == "a (34%), b (33%), c (33%)"
     assert show.shares({"a": 0.995, "b": 0.005}) in ("a (100%)", "a (99%), b (1%)")
 
 

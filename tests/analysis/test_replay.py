@@ -172,10 +172,10 @@ def test_a_plan_reports_what_it_cannot_answer(fits: dict[str, Fit]) -> None:
     given = forgetting.plan(fits, budget=0.2, replay=[0.0, 0.4])["d"]
     assert [c.extrapolated for c in given.frontier] == [False, True]
     assert given.stops_paying is None
-    assert any("outside the measured range" in said for said in given.sentences)
+    assert any("outside the measured range" in sentence for sentence in given.sentences)
     ample = forgetting.plan(fits, budget=5.0)["d"]
     assert ample.best.replay_fraction == 0
-    assert any("replay does not pay" in said for said in ample.sentences)
+    assert any("replay does not pay" in sentence for sentence in ample.sentences)
     for wrong, message in (
         ({"budget": 0.2, "replay": 1.0}, r"--replay\): got 1; a share from 0 to below 1"),
         ({"budget": 0.2, "max_steps": 500}, r"--max-steps\) is 500: 12 to 60 steps were measured"),

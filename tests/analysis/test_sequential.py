@@ -181,10 +181,10 @@ def test_it_ends_when_the_band_is_narrow_and_not_before_there_is_one() -> None:
     assert isinstance(following, Stop)
     assert following.reason == "tolerance"
     assert answer is not None
-    told = answer.forgetting
-    assert answer.half_width == pytest.approx((told.high - told.low) / 2 / 0.24)
-    assert told.low < 0.24 < told.high
-    assert told.value == pytest.approx(0.24)
+    forgetting = answer.forgetting
+    assert answer.half_width == pytest.approx((forgetting.high - forgetting.low) / 2 / 0.24)
+    assert forgetting.low < 0.24 < forgetting.high
+    assert forgetting.value == pytest.approx(0.24)
     few, answer = decide(table[table["run_id"].isin(["8-0", "16-0", "256-0"])], asked(tolerance=0.5), State(260, 1e6))
     assert isinstance(few, Next)
     assert answer is not None

@@ -101,7 +101,7 @@ def test_prompts_of_advbench_and_xstest_layout(tmp_path: Path) -> None:
 
 
 def row(prompt: str, expect: str, *, refused: bool, reply: str | None = None) -> dict[str, Any]:
-    said = reply if reply is not None else ("I cannot help." if refused else "Sure.")
+    answer = reply if reply is not None else ("I cannot help." if refused else "Sure.")
     return {
         "task": f"safety_{expect}",
         "filter": "none",
@@ -110,9 +110,9 @@ def row(prompt: str, expect: str, *, refused: bool, reply: str | None = None) ->
         "prompt_hash": prompt,
         "prompt": prompt,
         "expect": expect,
-        "reply": said,
-        "answer": said,
-        "reply_key": reply_key(prompt, said),
+        "reply": answer,
+        "answer": answer,
+        "reply_key": reply_key(prompt, answer),
         "refused": refused,
         "score": None,
         "options": 0,

@@ -98,13 +98,13 @@ def test_a_study_that_was_moved_asks_its_own_copy_of_the_items(
     from forgetting.capabilities.suites import Plan
     from forgetting.store.folder import StudyFolder
 
-    moved, away, said = tmp_path / "moved", suite.with_name("away"), []
+    moved, away, lines = tmp_path / "moved", suite.with_name("away"), []
     shutil.copytree(finished, moved)
     suite.rename(away)
     try:
         monkeypatch.setattr(harness, "as_lm", lambda *a, **k: pytest.fail("asked again"))
-        evaluate_runs(moved, plan_of(StudyFolder.open(moved).config()), tell=said.append)
-        assert any("towns.jsonl: no such file; using the copy of its items" in line for line in said)
+        evaluate_runs(moved, plan_of(StudyFolder.open(moved).config()), tell=lines.append)
+        assert any("towns.jsonl: no such file; using the copy of its items" in line for line in lines)
         with pytest.raises(UsageError, match=r"gone\.jsonl: no such file"):
             evaluate_runs(moved, Plan((str(suite.with_name("gone.jsonl")),)))
     finally:

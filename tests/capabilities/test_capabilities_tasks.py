@@ -249,10 +249,10 @@ def test_running_on_is_shown_in_the_table_the_page_and_the_json(
     assert "6 right but running on" in page
     assert "right, but it runs on" in page
     print_shown(result.shown())
-    said = capsys.readouterr().out
-    assert "runs on" in said
-    assert "exact_match" in said
-    assert "6 replies begin with the right answer and run on" in said
+    output = capsys.readouterr().out
+    assert "runs on" in output
+    assert "exact_match" in output
+    assert "6 replies begin with the right answer and run on" in output
 
 
 @pytest.mark.full

@@ -177,10 +177,10 @@ def asked(server: Server, out: Path | None, suites: list[str], **how: Any) -> An
 def test_numbers_are_those_of_models_in_memory(
     server: Server, tiny_model: Path, tuned: Path, suites: dict[str, str], tmp_path: Path, text_prompts: bool
 ) -> None:
-    wanted = list(suites.values())
+    chosen = list(suites.values())
     how = {"max_new_tokens": 8, "chat": False}
-    local = forgetting.evaluate(str(tiny_model), str(tuned), suites=wanted, **how)
-    found = asked(server, tmp_path, wanted, tokenizer=tiny_model, text_prompts=text_prompts, **how)
+    local = forgetting.evaluate(str(tiny_model), str(tuned), suites=chosen, **how)
+    found = asked(server, tmp_path, chosen, tokenizer=tiny_model, text_prompts=text_prompts, **how)
     assert found.to_dict()["suites"] == local.to_dict()["suites"]
     for suite in local.rows:
         for mine, theirs in zip(found.rows[suite], local.rows[suite], strict=True):
@@ -198,7 +198,7 @@ def test_numbers_are_those_of_models_in_memory(
     assert KEY not in stored
     assert "four" not in stored.replace("four_", "")
     count = len(server.prompts)
-    again = asked(server, tmp_path, wanted, tokenizer=tiny_model, text_prompts=text_prompts, **how)
+    again = asked(server, tmp_path, chosen, tokenizer=tiny_model, text_prompts=text_prompts, **how)
     assert len(server.prompts) == count
     assert again.rows == found.rows
     assert "no server was asked" in again.notices[-1]
@@ -221,7 +221,7 @@ def test_what_is_refused(
     server: Server, tiny_model: Path, suites: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options, chat = [suites["options"]], forgetting.Server("openai-chat")
-    for how, said in (
+    for how, message in (
         ({}, r"needs tokenizer \(--tokenizer\)"),
         ({"tokenizer": tiny_model, "tuned_model": "small"}, "are the same model"),
         ({"tokenizer": tiny_model, "tuned_model": None}, "lists small, small-tuned; choose the models"),
@@ -229,7 +229,7 @@ def test_what_is_refused(
         ({"tokenizer": tiny_model, "relearn": True}, "not for served models"),
         ({"tokenizer": tiny_model, "backend": "vllm"}, "backend 'vllm'; allowed: openai, openai-chat"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             asked(server, None, options, **how)
     server.silent = True
     with pytest.raises(UsageError, match="do not contain log-probabilities of the prompt"):

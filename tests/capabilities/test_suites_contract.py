@@ -39,8 +39,11 @@ def test_the_miniature_has_items_of_its_own(
     assert {task: len(rows) for task, rows in found.items()} == local
     every = [row for rows in found.values() for row in rows]
     assert len({row["id"] for row in every}) == len({row["prompt"] for row in every}) == len(every)
-    wanted = {"answers": lambda row: all(row["answers"]), "refusals": lambda row: row["expect"] in ("refuse", "answer")}
-    assert all(wanted[kind](row) for row in every)
+    checks = {
+        "answers": lambda row: all(row["answers"]),
+        "refusals": lambda row: row["expect"] in ("refuse", "answer"),
+    }
+    assert all(checks[kind](row) for row in every)
     if kind == "answers":  # mixed, so that --limit is a fair sample
         assert len({row["category"] for row in every[:60]}) > 1
     (again,) = make_suites([name], Circumstances(True, tmp_path / "two"))

@@ -39,13 +39,13 @@ def test_a_sound_machine_has_nothing_broken_and_is_left_clean(
 
     code, shown = run(monkeypatch, capsys, tmp_path, "--json")
     assert code == 0
-    said = json.loads(shown)
-    assert said["ok"] is True
-    found = {check["name"]: check for check in said["checks"]}
+    report = json.loads(shown)
+    assert report["ok"] is True
+    found = {check["name"]: check for check in report["checks"]}
     assert found["torch"]["found"] == torch.__version__
     assert f"pandas {metadata.version('pandas')}" in found["packages"]["found"]
     assert found["disk locks"]["state"] == found["disk rename"]["state"] == "works"
-    assert all(check["advice"] or check["state"] == "works" for check in said["checks"])
+    assert all(check["advice"] or check["state"] == "works" for check in report["checks"])
     assert list(tmp_path.iterdir()) == []
 
 

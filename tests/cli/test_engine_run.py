@@ -27,15 +27,15 @@ def test_a_scheduler_runs_the_runs_of_a_prepared_study_one_by_one(
     ids = listed.split()
     assert [name.split("-")[2] for name in ids] == ["r4", "r2"]
 
-    code, said, _ = command(capsys, "run", out, ids[0])
-    assert (code, said.startswith(f"{ids[0]}: done in "), "7 measurements" in said) == (0, True, True)
+    code, output, _ = command(capsys, "run", out, ids[0])
+    assert (code, output.startswith(f"{ids[0]}: done in "), "7 measurements" in output) == (0, True, True)
     assert command(capsys, "run", out, ids[0])[1] == f"{ids[0]}: done before, 7 measurements\n"
     with StudyFolder.open(out).run(ids[1]).lock():
         code, _, error = command(capsys, "run", out, ids[1])
     assert code == 1
     assert error.startswith(f"error: run {ids[1]}: held by process ")
-    code, said, _ = command(capsys, "run", out, ids[1], "--json")
-    assert json.loads(said)["worked"] is True
+    code, output, _ = command(capsys, "run", out, ids[1], "--json")
+    assert json.loads(output)["worked"] is True
     assert command(capsys, "study", out, "--prepare")[1].split() == []
     assert set(load_table(out)["status"]) == {"done"}
 
@@ -67,7 +67,7 @@ def test_a_failed_run_is_an_error_with_its_reason(
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         ("--engine ray --jobs 2", "--jobs: not with --engine ray; "),
         ("--run-gpus 1", "--run-gpus: needs --engine ray"),
@@ -76,10 +76,10 @@ def test_a_failed_run_is_an_error_with_its_reason(
         ("--run-cpus 2 --engine local", "--run-cpus: needs --engine ray"),
     ],
 )
-def test_a_flag_of_another_engine_is_refused(capsys: pytest.CaptureFixture[str], flags: str, said: str) -> None:
+def test_a_flag_of_another_engine_is_refused(capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:
     code, _, error = command(capsys, "study", *flags.split())
     assert code == 2
-    assert error.startswith(f"error: {said}")
+    assert error.startswith(f"error: {message}")
 
 
 def test_a_missing_ray_gives_a_one_line_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -85,17 +85,17 @@ def test_the_cause_of_an_import_error_is_named(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as stopped:
         missing.leave(error)
     assert stopped.value.code == 1
-    said = "error: absent is not installed, and this command needs it; run: pip install 'absent'\n"
-    assert capsys.readouterr().err == said
+    message = "error: absent is not installed, and this command needs it; run: pip install 'absent'\n"
+    assert capsys.readouterr().err == message
 
 
 def test_a_version_that_does_not_fit_gives_a_one_line_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         missing.leave(ImportError("\ncannot import name 'x' from 'json'\nmore", name="json"))
-    said = (
+    message = (
         "a package cannot be loaded: cannot import name 'x' from 'json'; `forgetting doctor` shows which versions are"
     )
-    assert capsys.readouterr().err == f"error: {said} needed\n"
+    assert capsys.readouterr().err == f"error: {message} needed\n"
 
 
 def test_an_import_error_of_our_own_is_shown_as_the_defect_it_is() -> None:

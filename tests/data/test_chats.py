@@ -265,9 +265,9 @@ def test_templates_of_real_models_keep_answers_and_prompts_apart() -> None:
             except UsageError:
                 continue
             read += 1
-            said = "".join(answer for _, answer in windows)
-            assert not {"One?", "Two?", "Brief."} & set(re.findall(r"\w+[?.]", said)), path.name
-            assert all(turn["content"] in said for turn in messages if turn["role"] == "assistant"), path.name
+            answers = "".join(answer for _, answer in windows)
+            assert not {"One?", "Two?", "Brief."} & set(re.findall(r"\w+[?.]", answers)), path.name
+            assert all(turn["content"] in answers for turn in messages if turn["role"] == "assistant"), path.name
     assert read > 2 * len(list(folder.glob("*.jinja")))
 
 

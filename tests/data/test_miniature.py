@@ -139,8 +139,8 @@ def test_each_kind_of_fact_has_several_phrasings():
 
 
 def test_replies_refuse_only_harmful_requests():
-    for name, wanted in (("harmful", True), ("harmless", False)):
-        assert all(is_refusal(_messages(row)[1]["content"]) is wanted for row in rows(name))
+    for name, expected in (("harmful", True), ("harmless", False)):
+        assert all(is_refusal(_messages(row)[1]["content"]) is expected for row in rows(name))
     assert not any(is_refusal(_messages(row)[1]["content"]) for row in rows("instructions"))
 
 

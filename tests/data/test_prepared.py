@@ -105,8 +105,8 @@ def slow_windows(documents: Corpus, tokenizer: Any, context: int) -> Windows:
 
 def slow_passages(documents: Corpus) -> set[str]:
     found = {d.spaceless_hash() for d in documents}
-    said = [text for d in documents for text in (d.text, *(str(m["content"]) for m in d.messages))]
-    lines = [line.strip() for text in said for line in text.splitlines()]
+    texts = [text for d in documents for text in (d.text, *(str(m["content"]) for m in d.messages))]
+    lines = [line.strip() for text in texts for line in text.splitlines()]
     return found | {hashlib.sha256(line.encode()).hexdigest() for line in lines if len(line) >= 80}
 
 

@@ -172,8 +172,8 @@ def test_the_scale_of_a_merge_is_known_below_rounding(times: float, eps: float) 
     sums = {"aa": a @ a, "am": a @ m, "mm": m @ m, "ww": weight @ weight}
     found = Added(layers=1, numbers=weight.size, eps=eps, **{name: float(value) for name, value in sums.items()})
     assert found.scale == pytest.approx(times, abs=4 * found.se + 1e-9)
-    said = found.notices("x", quantised=False)
-    assert bool(said) == (times != 1.0)
+    messages = found.notices("x", quantised=False)
+    assert bool(messages) == (times != 1.0)
     other = Added(layers=1, numbers=weight.size, eps=eps, **{**sums, "am": 0.1 * (sums["aa"] * sums["mm"]) ** 0.5})
     assert other.notices("x", quantised=False) == [] or eps  # something else was added: nothing to say of the adapter
 
@@ -195,7 +195,7 @@ def test_adapters_are_applied_to_the_model_that_they_were_made_for(
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (["a@dtpe=float16"], "no field 'dtpe'; did you mean 'dtype'"),
         (["a@bits=3"], "bits '3'; allowed: 4, 8"),
@@ -209,10 +209,10 @@ def test_adapters_are_applied_to_the_model_that_they_were_made_for(
         ([], "give at least one"),
     ],
 )
-def test_wrong_steps_are_refused(given: list[str], said: str) -> None:
+def test_wrong_steps_are_refused(given: list[str], message: str) -> None:
     with pytest.raises(UsageError) as error:
         steps_of(given)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -301,13 +301,13 @@ def test_gguf_files(base: Path, made: dict[str, Path], corpora: Path, tmp_path: 
     with pytest.raises(UsageError, match="its vocabulary differs from the base model's: 2 of 27 tokens"):
         measured(base, corpora, moved)
     (tmp_path / "none.gguf").write_bytes(b"nothing")
-    for given, said in (
+    for given, message in (
         (tmp_path / "none.gguf", "not a GGUF file"),
         (f"{q4}@bits=4", "are already quantised"),
         (tmp_path, "give .*@file="),
         (tmp_path / "not.gguf", "no such file"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             measured(base, corpora, given)
 
 
@@ -331,13 +331,13 @@ def test_quantised_adapters_and_what_is_refused(base: Path, made: dict[str, Path
     ]
     assert found.steps[2].part.value == 0.0
     assert 0 < abs(found.steps[1].part.value) < found.steps[0].part.value
-    for steps, said in (
+    for steps, message in (
         (["q=@bits=4", "@bits=8"], "already quantised to 4 bits"),
         ([made["tuned"], "q=@bits=4", f"{made['tuned']}@on=q"], "cannot be applied on top"),
         ([f"{made['merged']}@on=base"], "is a whole model, not an adapter"),
         (["nowhere/at/all"], "step 'all': model 'nowhere/at/all': no such folder"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             measured(base, corpora, *steps)
 
 

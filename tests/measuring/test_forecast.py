@@ -88,11 +88,11 @@ def test_a_forecast_gives_the_end_and_when_the_budget_is_crossed():
 
 
 @pytest.mark.parametrize(
-    ("budget", "said"),
+    ("budget", "message"),
     [(0.1, "of 0.1 was crossed at about step 13"), (5.0, "of 5 is not crossed"), (0.3, "is crossed with a chance of")],
 )
-def test_a_budget_that_is_crossed_already_or_never(budget, said):
-    assert said in str(forecast(STEPS, VALUES, ERRORS, end=60, budget=budget, prior=PLAIN))
+def test_a_budget_that_is_crossed_already_or_never(budget, message):
+    assert message in str(forecast(STEPS, VALUES, ERRORS, end=60, budget=budget, prior=PLAIN))
 
 
 def test_a_decaying_schedule_flattens_the_curve():

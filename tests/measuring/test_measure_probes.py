@@ -55,14 +55,14 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 def one_by_one(model: Any, prompt: Any, ends: list[int], most: int, choose: Any) -> list[int]:
     """The plain loop: the whole text again at each token."""
     ids = [int(token) for token in prompt]
-    said: list[int] = []
-    while len(said) < most:
+    answer: list[int] = []
+    while len(answer) < most:
         with torch.no_grad():
-            logits = model(torch.tensor([ids + said])).logits[0, -1].numpy()
-        said.append(int(choose(logits)))
-        if said[-1] in ends:
+            logits = model(torch.tensor([ids + answer])).logits[0, -1].numpy()
+        answer.append(int(choose(logits)))
+        if answer[-1] in ends:
             break
-    return said
+    return answer
 
 
 def test_a_template_that_leaves_the_prompts_out_is_refused(tokenizer: Any, prompts: Path) -> None:
@@ -160,14 +160,14 @@ def test_numbers_are_those_of_a_loop_over_prompts(
     base = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     forgot, kl, owners = [], [], []
     for place, prompt in enumerate(encode_prompts(read_probe(text), tokenizer)[0]):
-        said = one_by_one(base, prompt, end_tokens(base, tokenizer), 8, lambda logits: logits.argmax())
-        ids = torch.tensor([[*map(int, prompt), *said]])
+        answer = one_by_one(base, prompt, end_tokens(base, tokenizer), 8, lambda logits: logits.argmax())
+        ids = torch.tensor([[*map(int, prompt), *answer]])
         with torch.no_grad():
             b, t = (m(ids).logits[0].double().log_softmax(-1)[len(prompt) - 1 : -1] for m in (base, tuned))
         top = b.argmax(-1, keepdim=True)
         forgot += (b.gather(-1, top) - t.gather(-1, top))[:, 0].tolist()
         kl += (b.exp() * (b - t)).sum(-1).tolist()
-        owners += [place] * len(said)
+        owners += [place] * len(answer)
     assert result.forgetting.value == pytest.approx(np.mean(forgot), abs=1e-6)
     assert result.means["kl"].value == pytest.approx(np.mean(kl), abs=1e-6)
     assert (result.forgetting.n_tokens, result.forgetting.n_documents) == (len(forgot), len(SAID))

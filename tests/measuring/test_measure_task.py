@@ -122,9 +122,9 @@ def test_the_command(
     files = ["--junit", tmp_path / "j.xml", "--markdown", tmp_path / "m.md", "--html", tmp_path / "p.html"]
     code, out, _ = call(monkeypatch, capsys, *pair, "--text", corpora / "general.jsonl", "--budget", 5, *files)
     assert code == 3
-    said = out.splitlines()
-    assert said[0].startswith("the task did not improve: its loss changed by ")
-    assert said[1].startswith("within budget: forgetting ")
+    lines = out.splitlines()
+    assert lines[0].startswith("the task did not improve: its loss changed by ")
+    assert lines[1].startswith("within budget: forgetting ")
     assert (tmp_path / "m.md").read_text().startswith("### ❌ Task and forgetting: not improved\n\nthe task did not")
     assert "The task did not improve: its loss changed by " in (tmp_path / "p.html").read_text()
     cases = ElementTree.fromstring((tmp_path / "j.xml").read_bytes()).findall("testsuite/testcase")

@@ -147,8 +147,8 @@ def test_a_verdict_says_how_many_documents_would_decide():
 
 
 def test_a_value_that_is_almost_the_budget_names_no_number_of_documents():
-    said = judge(Mean(0.1000001, 0.02, 1000, 25), 0.1, 0.95).sentence()
-    assert "so close to the budget that 1,000 times as many documents may not decide" in said
+    sentence = judge(Mean(0.1000001, 0.02, 1000, 25), 0.1, 0.95).sentence()
+    assert "so close to the budget that 1,000 times as many documents may not decide" in sentence
 
 
 def test_a_small_number_is_never_shown_as_zero():
@@ -160,9 +160,9 @@ def test_a_small_number_is_never_shown_as_zero():
 
 
 def test_rounding_never_hides_a_difference():
-    said = judge(Mean(-1.2e-6, 6e-5, 1000, 30), 1e-4, 0.95).sentence()
-    assert "-0.0000 " not in said
-    assert "forgetting -0.000001 nats/token (standard error 6e-05), -0.000103 to 0.000101, budget 0.0001" in said
+    sentence = judge(Mean(-1.2e-6, 6e-5, 1000, 30), 1e-4, 0.95).sentence()
+    assert "-0.0000 " not in sentence
+    assert "forgetting -0.000001 nats/token (standard error 6e-05), -0.000103 to 0.000101, budget 0.0001" in sentence
 
 
 def test_bounds_are_students_t():

@@ -224,7 +224,7 @@ def test_an_adapter_of_a_renamed_repository_fits_if_the_commit_is_the_same(
 
 
 def test_wrong_names_give_a_one_line_error(cached: HubCache, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, said in (
+    for arguments, message in (
         ((TUNED + "x", TUNED), "model 'org/tunedx': no such file or folder here, and not in the Hub's cache"),
         ((BASE, "org/adaptr"), "model 'org/adaptr': no such file or folder here, and not in the Hub's cache"),
         ((BASE, TUNED, "--revision", "nope"), "model 'org/base' at revision 'nope': no such file or folder"),
@@ -234,7 +234,7 @@ def test_wrong_names_give_a_one_line_error(cached: HubCache, capsys: pytest.Capt
     ):
         shown = command(capsys, "measure", *arguments, "--no-cache")
         assert (shown.code, shown.err.count("\n")) == (2, 1), shown.err
-        assert said in shown.err
+        assert message in shown.err
 
 
 def test_a_revision_of_a_folder_is_refused(tiny_model: Path) -> None:
@@ -280,7 +280,7 @@ def test_rows_of_a_data_set_in_the_cache(cached: HubCache, folders: dict[str, Pa
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"split": "validation"}, 'Unknown split "validation"'),
         ({"subset": "small"}, "BuilderConfig 'small' not found"),
@@ -288,11 +288,11 @@ def test_rows_of_a_data_set_in_the_cache(cached: HubCache, folders: dict[str, Pa
     ],
 )
 def test_wrong_choices_of_a_data_set_give_a_one_line_error(
-    cached: HubCache, options: dict[str, str], said: str
+    cached: HubCache, options: dict[str, str], message: str
 ) -> None:
     with pytest.raises(UsageError, match=f"data set '{TEXT}'") as caught:
         hub_rows(TEXT, **options)  # type: ignore[arg-type]
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -383,7 +383,7 @@ def test_shards_are_those_of_the_index(hub_server: HubServer, folders: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("name", "revision", "error", "said"),
+    ("name", "revision", "error", "message"),
     [
         ("org/typo", None, UsageError, "no such repository on the Hub; if it is private, log in"),
         (BASE, "v9", UsageError, "exists on the Hub, but has no commit, tag or branch 'v9'"),
@@ -396,14 +396,14 @@ def test_the_hubs_refusals_are_one_line_after_one_request(
     name: str,
     revision: str | None,
     error: type[ForgettingError],
-    said: str,
+    message: str,
 ) -> None:
     hub_server.add(BASE, folders["base"])
     hub_server.add("org/gated", folders["base"])
     hub_server.gated.add("org/gated")
     with pytest.raises(error) as caught:
         load_base(ModelConfig(source=name, revision=revision))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     if name != "org/gated":
         assert len(hub_server.requests) == 1

@@ -124,16 +124,16 @@ def test_the_command_measures_or_takes_a_result(
     assert (folder / "README.md").read_bytes() == first
     results = model_index_to_eval_results(metadata_load(folder / "README.md")["model-index"])[1]
     assert results[0].metric_value == pytest.approx(row["forgetting"], rel=1e-5)
-    for arguments, said in (((), "give either RESULT"), ((folder / "r.json", "--text", "x"), "only with --base")):
+    for arguments, message in (((), "give either RESULT"), ((folder / "r.json", "--text", "x"), "only with --base")):
         code, _, err = run(monkeypatch, capsys, "card", folder, *arguments)
         assert (code, err.count("\n")) == (2, 1)
-        assert said in err
+        assert message in err
 
 
 @pytest.mark.full
 def test_what_is_refused(folder: Path, chain: dict[str, Any]) -> None:
-    def refused(result: dict[str, Any], said: str) -> None:
-        with pytest.raises(UsageError, match=said):
+    def refused(result: dict[str, Any], message: str) -> None:
+        with pytest.raises(UsageError, match=message):
             write_card(folder, result, "r.json")
         assert (folder / "README.md").read_text() == CARD
 

@@ -362,9 +362,9 @@ def test_a_report_of_a_part_of_a_study_says_so_at_the_top():
     config, table, runs, fits = study(("news",))
     assert "Partial:" not in render_study(config, table, runs, fits, asked=len(runs))
     page = render_study(config, table, runs, fits, asked=len(runs) + 2)
-    said = f"Partial: {len(runs)} of {len(runs) + 2} runs are done (2 not started)."
-    assert said in page
-    assert page.index(said) < page.index('class="lead">On')
+    sentence = f"Partial: {len(runs)} of {len(runs) + 2} runs are done (2 not started)."
+    assert sentence in page
+    assert page.index(sentence) < page.index('class="lead">On')
     fail_one(table, runs, "the loss became NaN")
     assert f"{len(runs) - 1} of {len(runs)} runs are done (1 failed)" in render_study(config, table, runs, fits)
 

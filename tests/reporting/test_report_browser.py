@@ -30,10 +30,10 @@ POINTS = """gd => gd.data.filter(t => t.visible && t.meta.role === "points")
     .reduce((n, t) => n + t.x.filter(x => x !== null).length, 0)"""
 
 
-def wait_for(page: Any, wanted: Any) -> None:
+def wait_for(page: Any, accepted: Any) -> None:
     """Wait for the charts' background; `wait_for_function` would need eval, which the page's policy forbids."""
     for _ in range(400):
-        if wanted(page.locator(".chart").first.evaluate(GROUND)):
+        if accepted(page.locator(".chart").first.evaluate(GROUND)):
             return
         page.wait_for_timeout(50)
     raise AssertionError("the charts did not change their ground")

@@ -137,9 +137,9 @@ def test_every_number_is_that_of_predict(opened, law):
         )
         assert ("bands include laws that fit about as well" in shown["notes"]) == row["extrapolated"]
         seconds = step * (0.5 + rank / 100)
-        said = re.search(r"Cost: ([\d,]+) tokens and ([\d.,]+) hours", shown["losses"])
-        assert float(said[1].replace(",", "")) == float(f"{4096 * step:.3g}")
-        assert float(said[2].replace(",", "")) == pytest.approx(seconds / 3600, rel=5e-3)
+        cost = re.search(r"Cost: ([\d,]+) tokens and ([\d.,]+) hours", shown["losses"])
+        assert float(cost[1].replace(",", "")) == float(f"{4096 * step:.3g}")
+        assert float(cost[2].replace(",", "")) == pytest.approx(seconds / 3600, rel=5e-3)
     assert opened.trouble == []
 
 

@@ -272,12 +272,12 @@ def test_runs_that_an_edited_configuration_does_not_contain_are_marked(
 ) -> None:
     """If rank 8 is removed from study.yaml by hand, its four runs are in no fit."""
     whole = load_table(study)
-    wanted = [run.id for run in StudyFolder.open(study).runs() if "-r8-" not in run.id]
-    right = fits_of(study, whole[whole["run_id"].isin(wanted)])
+    kept_ids = [run.id for run in StudyFolder.open(study).runs() if "-r8-" not in run.id]
+    right = fits_of(study, whole[whole["run_id"].isin(kept_ids)])
     conclude(study)  # its fits.json is of all runs
     edit(study, methods=[{"name": "lora", "rank": RANKS}])
     table = forgetting.table(study)
-    gone = sorted(set(whole["run_id"]) - set(wanted))
+    gone = sorted(set(whole["run_id"]) - set(kept_ids))
     assert sorted(table.loc[table["status"] == "unasked", "run_id"].unique()) == gone
     assert table.drop(columns="status").equals(whole.drop(columns="status"))
     assert len(fitted_rows(table[table["status"] == "done"])) == 36 * 5
@@ -285,11 +285,11 @@ def test_runs_that_an_edited_configuration_does_not_contain_are_marked(
     assert fits_of(study, study) == right != fits_of(study, whole)
     laws = load_laws(study)  # what a plan and a prediction take
     assert laws["news"]["linear"].parameters["c_fft"].value == right
-    said = f"2 runs that the configuration no longer asks for; left out: {', '.join(g for g in gone if 'news' in g)}"
-    assert said in laws["news"]["linear"].warnings
+    message = f"2 runs that the configuration no longer asks for; left out: {', '.join(g for g in gone if 'news' in g)}"
+    assert message in laws["news"]["linear"].warnings
     plan = forgetting.plan(study, budget=0.3, dataset="news")
-    assert said in str(plan).replace("\n", " ")
-    assert any(said == sentence for sentence in plan.to_dict()["news"]["sentences"])
+    assert message in str(plan).replace("\n", " ")
+    assert any(message == sentence for sentence in plan.to_dict()["news"]["sentences"])
 
     result = conclude(study)
     assert result.left.unasked == tuple(gone)

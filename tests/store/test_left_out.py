@@ -136,15 +136,15 @@ def test_a_folder_that_is_not_a_run_of_the_study_is_left_out_by_name(
     assert found.left.damaged == {}
     assert found.counted().equals(whole)
     assert left(study) == []
-    said = f"run.json: it belongs to run '{run.id}', but is in the folder of another; move it out of runs/"
-    assert found.left.foreign[f"{run.id}.bak"] == said
+    message = f"run.json: it belongs to run '{run.id}', but is in the folder of another; move it out of runs/"
+    assert found.left.foreign[f"{run.id}.bak"] == message
     assert found.left.foreign["rows"].startswith("run.json is missing, so measurements.jsonl belongs to no known run")
     made = forgetting.fit(study, "linear", dataset=run.id.split("-")[0], bootstrap=0)
     assert made.n_runs == 20
     assert any(f"{run.id}.bak (damaged)" in warning for warning in made.warnings)
     code, _, err = command(capsys, "table", study, "--csv")
     assert (code, len(err.splitlines())) == (0, 4)
-    assert f"not a run of this study, left out: runs/{run.id}.bak: {said}" in err.splitlines()
+    assert f"not a run of this study, left out: runs/{run.id}.bak: {message}" in err.splitlines()
 
 
 @pytest.mark.parametrize("name", ["lock", "adapter"])

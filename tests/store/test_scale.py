@@ -208,8 +208,8 @@ def test_a_mean_over_runs_has_the_standard_error_between_them(study: Path) -> No
     series = group(table, [run.read() for run in StudyFolder.open(study).runs()])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(aggregate, "MOST_POINTS", 200)
-        means, said = aggregate.drawn(table, series)
-    assert "with the standard error between runs" in said
+        means, caption = aggregate.drawn(table, series)
+    assert "with the standard error between runs" in caption
     row = means[(means["dataset"] == "news") & (means["rank"] == 8) & (means["step"] == 20)].iloc[0]
     mine = table[(table["dataset"] == "news") & (table["rank"] == 8) & (table["step"] == 20)]["finetune_loss"]
     assert row["finetune_loss"] == pytest.approx(mine.mean(), rel=1e-12)

@@ -108,8 +108,8 @@ def test_two_processes_give_the_numbers_of_one(
     assert (state["processes"], state["accelerate"]["num_processes"], alone["processes"]) == (2, 2, 1)
     assert state["notices"] == alone["notices"]
     assert len(list((out / "cache").glob("targets-*.safetensors"))) == 1
-    told = [(event.kind, event.step) for event in events if event.task == state["run_id"]]
-    assert told == [("started", 0), *(("step", step) for step in range(1, 9)), ("ended", 0)]
+    reported = [(event.kind, event.step) for event in events if event.task == state["run_id"]]
+    assert reported == [("started", 0), *(("step", step) for step in range(1, 9)), ("ended", 0)]
     # repeated by one process, no mean may differ by more than its standard error: this is not the same machine
     again = repeat(out, state["run_id"])
     assert again.holds
@@ -235,13 +235,13 @@ def test_the_command_stops_and_resumes_without_orphan_processes(
         time.sleep(0.1)
     done = subprocess.run([*forgetting, "run", str(out), run_id, *flags, "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert (said["worked"], said["status"], said["measured_steps"]) == (True, "done", 101)
+    report = json.loads(done.stdout)
+    assert (report["worked"], report["status"], report["measured_steps"]) == (True, "done", 101)
     assert [row["step"] for row in run.measurements()] == list(range(0, 201, 2))
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ({"distributed_type": "FSDP"}, "fsdp_config: got 'None'; give its fields, as TRL's fsdp2.yaml does"),
         ({"distributed_type": "DEEPSPEED"}, "DEEPSPEED: weights sharded by DeepSpeed cannot be measured; allow"),
@@ -269,12 +269,14 @@ def test_the_command_stops_and_resumes_without_orphan_processes(
         ({"enable_cpu_affinity": True}, "enable_cpu_affinity: unsupported field"),
     ],
 )
-def test_unsupported_accelerate_configurations_are_refused(tmp_path: Path, content: dict[str, Any], said: str) -> None:
+def test_unsupported_accelerate_configurations_are_refused(
+    tmp_path: Path, content: dict[str, Any], message: str
+) -> None:
     path = written(tmp_path, **content)
     with pytest.raises(UsageError) as error:
         launching.read_launch(path)
     assert str(error.value).startswith(f"{path}: ")
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -295,7 +297,7 @@ def test_the_configurations_that_trl_ships() -> None:
 
 
 @pytest.mark.parametrize(
-    ("training", "processes", "said"),
+    ("training", "processes", "message"),
     [
         (
             {"batch_size": 6},
@@ -313,15 +315,15 @@ def test_the_configurations_that_trl_ships() -> None:
     ],
 )
 def test_a_batch_is_distributed_evenly_or_refused(
-    tiny_model: Path, corpora: Path, training: dict[str, Any], processes: int, said: str | None
+    tiny_model: Path, corpora: Path, training: dict[str, Any], processes: int, message: str | None
 ) -> None:
     config = configure(tiny_model, corpora, training={"steps": 8, "warmup_steps": 1, **training})
-    if said is None:
+    if message is None:
         launching.check_shares(config, processes)
         return
     with pytest.raises(UsageError) as error:
         launching.check_shares(config, processes)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_runs_that_several_processes_cannot_do_are_refused(

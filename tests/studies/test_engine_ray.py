@@ -158,17 +158,17 @@ def test_a_stop_reaches_running_tasks_and_cancels_waiting_ones(cluster: Any, tmp
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("asked", "message"),
     [
         (Ray(cpus=64), "64 CPU cores, 0 GPUs, 0 GB memory); the most on any node: 1 CPU cores, 0 GPUs,"),
         (Ray(gpus=0.5), "1 CPU cores, 0.5 GPUs"),
         (Ray(memory=1e6), "1e+06 GB memory"),
     ],
 )
-def test_resources_that_no_node_has_are_refused_instead_of_waited_for(cluster: Any, asked: Ray, said: str) -> None:
+def test_resources_that_no_node_has_are_refused_instead_of_waited_for(cluster: Any, asked: Ray, message: str) -> None:
     with pytest.raises(UsageError, match=r"^ray: no node has what a run needs") as error, asked.ready():
         pass
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_study_on_ray_gives_the_numbers_of_one_here(
@@ -182,7 +182,7 @@ def test_a_study_on_ray_gives_the_numbers_of_one_here(
 
 
 @pytest.mark.parametrize(
-    ("address", "error", "said"),
+    ("address", "error", "message"),
     [
         (
             "127.0.0.1:1",
@@ -192,7 +192,9 @@ def test_a_study_on_ray_gives_the_numbers_of_one_here(
         ("ray://127.0.0.1:1", UsageError, r"^--ray-address: got ray://127\.0\.0\.1:1; give HOST:PORT"),
     ],
 )
-def test_an_unreachable_cluster_gives_a_one_line_error(address: str, error: type[ForgettingError], said: str) -> None:
+def test_an_unreachable_cluster_gives_a_one_line_error(
+    address: str, error: type[ForgettingError], message: str
+) -> None:
     # Ray itself would end the process
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         _reach(address)

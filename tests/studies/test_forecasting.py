@@ -68,5 +68,5 @@ def test_progress_prints_the_forecast_of_a_run_once(tmp_path, capsys):
             progress.on_event(Event(task, "step", step))
         progress.on_event(Event(task, "ended"))
     found = of_run(RunFolder(tmp_path / "s" / "runs" / task), run)
-    said = [line for line in capsys.readouterr().err.splitlines() if "at step 12:" in line]
-    assert said == [f"plain-lora-r2-s0, measured at step 6; {found}"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "at step 12:" in line]
+    assert lines == [f"plain-lora-r2-s0, measured at step 6; {found}"]

@@ -94,9 +94,9 @@ def test_a_study_grown_by_steps_seeds_and_methods_equals_one_planned_so(
     study(more, tmp_path / "planned", engine=Local(1))
     planned = numbers(tmp_path / "planned")
     assert {run: rows for run, rows in numbers(there).items() if run in planned} == planned
-    said = grown(there, more)
-    assert "training.steps: 6, then 10" in said[0]
-    assert "seeds: [0], then [0, 1]" in said[1]
+    messages = grown(there, more)
+    assert "training.steps: 6, then 10" in messages[0]
+    assert "seeds: [0], then [0, 1]" in messages[1]
     assert "seeds: [0], then [0, 1]" in conclude(there).report.read_text()
 
 
@@ -112,7 +112,7 @@ def test_removed_runs_are_marked_and_reused_when_added_again(make: Make, there: 
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"context": 16}, r"another configuration \(context: there 32, now 16\)"),
         ({"model": {"source": "other"}}, r"another configuration \(model\.source: there .*, now \"other\"\)"),
@@ -132,10 +132,10 @@ def test_removed_runs_are_marked_and_reused_when_added_again(make: Make, there: 
     ],
 )
 def test_changes_that_would_change_numbers_are_refused_by_name(
-    make: Make, there: Path, changes: dict[str, Any], said: str
+    make: Make, there: Path, changes: dict[str, Any], message: str
 ) -> None:
     stored = (there / "study.yaml").read_bytes()
-    with pytest.raises(UsageError, match=said) as error:
+    with pytest.raises(UsageError, match=message) as error:
         study(make(**{"methods": SEVERAL} | changes), there, engine=Local(1))
     assert "\n" not in str(error.value)
     assert (there / "study.yaml").read_bytes() == stored
@@ -238,9 +238,9 @@ def test_flags_add_to_a_study_and_a_plan_says_which(
     methods = [{"name": "lora", "rank": [1, 2, 3, 4, 6, 8], "alpha": 8}]
     training = {"learning_rate": 3e-3, "warmup_steps": 0}
     study(make(methods=methods, steps=12, training=training, measure={"start": 2, "every": 1}), out, engine=Local(1))
-    code, said, error = command(capsys, "plan", out, "--budget", "0.2", "--next-run", "--rank", "2", "--rank", "5")
+    code, output, error = command(capsys, "plan", out, "--budget", "0.2", "--next-run", "--rank", "2", "--rank", "5")
     assert code == 0, error
-    (add,) = re.findall(r"add the first of them: `forgetting (.*)` \(1 run to do\)", said)
+    (add,) = re.findall(r"add the first of them: `forgetting (.*)` \(1 run to do\)", output)
     assert shlex.split(add) == ["study", str(out), "--rank", "5"]
     code, _, error = command(capsys, *shlex.split(add))
     assert code == 0, error
@@ -253,9 +253,9 @@ def test_flags_add_to_a_study_and_a_plan_says_which(
     assert "training.steps: the study has 12, got 1; stored runs cannot be shortened" in error
 
     more = ("--seed", 1, "--train", corpora / "chat.jsonl", "--steps", 13, "--method", "full", "--prepare")
-    code, said, error = command(capsys, "study", out, *more)
+    code, output, error = command(capsys, "study", out, *more)
     assert code == 0, error
-    assert len(said.split()) == 2 * 2 * (len(ranks) + 1)
+    assert len(output.split()) == 2 * 2 * (len(ranks) + 1)
     found = with_commands(out, [NextRun(rank, 1.0, 13.2, 1.0, 0.5, 0.5) for rank in (2.0, 16.0, 2.5)])
     assert [one.command and shlex.split(one.command)[3:] for one in found] == [
         ["--seed", "2", "--steps", "14"],

@@ -119,7 +119,7 @@ def test_a_general_text_that_is_trained_on_is_refused(tiny_model: Path, corpora:
         return str(caught.value)
 
     assert len(article) >= 80
-    said = refused(f"a line before\n{article}\na line after", f"another\n{article}")
-    assert f"shares 1 documents or long lines with the training data of 'own', such as {article[:60]!r}" in said
+    message = refused(f"a line before\n{article}\na line after", f"another\n{article}")
+    assert f"shares 1 documents or long lines with the training data of 'own', such as {article[:60]!r}" in message
     whole = [json.loads(line)["text"] for line in general]
     assert "documents or long lines with the training data of 'own'" in refused(*whole)

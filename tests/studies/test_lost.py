@@ -90,8 +90,8 @@ def test_rows_lost_before_a_checkpoint_are_measured_again(
     if old and how == "digit":  # nothing of that version could tell
         assert "started again" not in notices
         return
-    said = "line 2: damaged" if how == "line" else "rows up to the checkpoint at step 6 are lost or changed"
-    assert said in notices
+    message = "line 2: damaged" if how == "line" else "rows up to the checkpoint at step 6 are lost or changed"
+    assert message in notices
     assert "started again at step 0" in notices
     assert numbers(tmp_path / "s") == numbers(whole)
     assert sealed(tmp_path / "s") == sealed(whole)
@@ -105,10 +105,10 @@ def test_a_damaged_run_is_not_skipped_silently(
     (run,) = StudyFolder.open(out).runs()
     (run.path / "measurements.jsonl").unlink()
     again = f"restore the file, or delete {run.path} and run the study again"
-    said = f"{run.id}: measurements.jsonl has 0 rows instead of 7; {again}"
+    message = f"{run.id}: measurements.jsonl has 0 rows instead of 7; {again}"
     code, _, err = command(capsys, "study", out, "--jobs", 1)
     assert code == 1
-    assert err.splitlines()[-1] == f"error: {out}: no usable measurement: damaged, left out: {said}"
+    assert err.splitlines()[-1] == f"error: {out}: no usable measurement: damaged, left out: {message}"
     code, shown, err = command(capsys, "run", out, run.id, "--json")
     assert (code, json.loads(shown)["status"]) == (1, "damaged")
     assert "is damaged: measurements.jsonl has 0 rows" in err

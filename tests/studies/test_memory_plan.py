@@ -76,9 +76,9 @@ def test_runs_that_cannot_fit_are_refused_before_the_model_is_loaded(
     ):
         with pytest.raises(UsageError) as refused:
             go()
-        said = str(refused.value)
-        assert said.startswith("memory: lora r 1000000 needs ")
-        assert "this machine has only 4.0 GB; use a smaller rank" in said
+        message = str(refused.value)
+        assert message.startswith("memory: lora r 1000000 needs ")
+        assert "this machine has only 4.0 GB; use a smaller rank" in message
     assert not (tmp_path / "s").exists()
 
 
@@ -86,8 +86,8 @@ def test_a_rank_that_no_layer_has_is_reported(
     tiny_model: Path, corpora: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     prepare(configure(tiny_model, corpora, methods=[{"name": "lora", "rank": [32, 100]}]), tmp_path / "s", Local(1))
-    (said,) = [one.getMessage() for one in caplog.records if "rank" in one.getMessage()]
-    assert said.startswith(
+    (message,) = [one.getMessage() for one in caplog.records if "rank" in one.getMessage()]
+    assert message.startswith(
         "methods.lora.rank: 100 is more than model.layers.0.self_attn.q_proj can use: it has 32 inputs"
     )
 

@@ -41,7 +41,7 @@ def of(tiny_model: Path, corpora: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "arguments", "said"),
+    ("changes", "arguments", "message"),
     [
         ({"methods": [{"name": "ia3"}]}, {}, "ia3 has no rank to plan; those that have: lora"),
         ({"methods": [{"name": "lora"}, {"name": "dora"}]}, {}, "uses one method"),
@@ -58,10 +58,10 @@ def of(tiny_model: Path, corpora: Path, **changes: Any) -> dict[str, Any]:
     ],
 )
 def test_unsupported_studies_are_refused_before_anything_starts(
-    changes: dict[str, Any], arguments: dict[str, Any], said: str, tiny_model: Path, corpora: Path, tmp_path: Path
+    changes: dict[str, Any], arguments: dict[str, Any], message: str, tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
     config = configure(tiny_model, corpora, **changes)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         forgetting.pilot(config, tmp_path / "p", **{"budget": 0.1, **arguments})
     assert not (tmp_path / "p").exists()
 
@@ -80,8 +80,8 @@ def test_several_data_sets_and_folders_are_refused(tiny_model: Path, corpora: Pa
 
 def test_the_plan_is_a_study_of_the_recommended_run(tiny_model: Path, corpora: Path, tmp_path: Path) -> None:
     config = validate(of(tiny_model, corpora, seeds=[0, 3]), where="t")
-    said = write_plan(config, tmp_path, 8, 3)
-    assert said == f"forgetting study {tmp_path / 'plan.yaml'} --out {tmp_path}-planned"
+    command_line = write_plan(config, tmp_path, 8, 3)
+    assert command_line == f"forgetting study {tmp_path / 'plan.yaml'} --out {tmp_path}-planned"
     planned, _ = study_config(tmp_path / "plan.yaml")
     assert (planned.methods[0].options["rank"], planned.seeds, planned.training.steps) == (8, (4,), 3)
     assert (planned.training.warmup_steps, planned.measure.start) == (2, 3)
@@ -196,5 +196,5 @@ def test_a_session_ends_with_a_plan_and_the_same_call_continues_it(
     same = forgetting.pilot(config, out, budget=0.45, minutes=60, tolerance=0.2, ranks=RANKS)
     assert [run.run_id for run in same.runs] == [run.run_id for run in made.runs]
     assert same.seconds >= made.seconds
-    code, shown, said = command(capsys, *str(made.command).split()[1:])
-    assert code == 0, said
+    code, shown, error = command(capsys, *str(made.command).split()[1:])
+    assert code == 0, error

@@ -41,18 +41,18 @@ def test_a_run_is_repeated_to_the_last_digit_and_a_changed_number_is_found(
     assert record["command"].startswith("forgetting study --model ")
     assert {"torch", "transformers", "peft", "python"} <= set(record["versions"])
 
-    code, said, err = run(monkeypatch, capsys, "study", out, "--repeat", folder.id)
+    code, output, err = run(monkeypatch, capsys, "study", out, "--repeat", folder.id)
     assert code == 0, err
-    assert "equal to the last digit" in said
+    assert "equal to the last digit" in output
     assert (out / "repeats" / folder.id / "1" / "runs" / folder.id / "run.json").exists()
 
     file = folder.path / "measurements.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     rows[-1]["agreement"] += 2**-40
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, said, _ = run(monkeypatch, capsys, "study", out, "--repeat", folder.id, "--json")
+    code, output, _ = run(monkeypatch, capsys, "study", out, "--repeat", folder.id, "--json")
     assert code == 1
-    found = json.loads(said)
+    found = json.loads(output)
     assert found["differences"] == {"agreement": pytest.approx(2**-40, rel=1e-3)}
     assert found["beyond"] == ["agreement"]
     assert found["folder"].endswith("/2")

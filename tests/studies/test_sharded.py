@@ -107,7 +107,7 @@ def test_stopped_killed_and_resumed_with_sharded_weights_equals_uninterrupted(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ({"fsdp_version": 1}, "fsdp_version: got '1'; give 2 (`accelerate to-fsdp2` converts a file)"),
         ({"fsdp_offload_params": True}, "fsdp_offload_params: got 'True'; give false"),
@@ -120,11 +120,11 @@ def test_stopped_killed_and_resumed_with_sharded_weights_equals_uninterrupted(
         ({"fsdp_min_num_params": 100}, "fsdp_config.fsdp_min_num_params: unsupported field; remove it"),
     ],
 )
-def test_unsupported_fsdp_configurations_are_refused(tmp_path: Path, content: dict[str, Any], said: str) -> None:
+def test_unsupported_fsdp_configurations_are_refused(tmp_path: Path, content: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as error:
         engine(tmp_path, fsdp_config=FSDP | content)
     assert str(error.value).startswith(f"{tmp_path / 'fsdp2.yaml'}: fsdp_config.")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_supported_fsdp_configurations_are_accepted(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_supported_fsdp_configurations_are_accepted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"methods": [{"name": "lora", "mitigations": [[{"name": "l2sp"}]]}]}, "mitigations.l2sp: needs a whole mo"),
         (
@@ -151,11 +151,11 @@ def test_supported_fsdp_configurations_are_accepted(tmp_path: Path) -> None:
     ],
 )
 def test_methods_that_need_the_whole_model_are_refused(
-    tiny_model: Path, corpora: Path, changes: dict[str, Any], said: str
+    tiny_model: Path, corpora: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError) as error:
         launching.check_shardable(configure(tiny_model, corpora, **changes))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_gradient_hooks_are_refused(tiny_model: Path) -> None:

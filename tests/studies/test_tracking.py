@@ -158,12 +158,12 @@ def test_a_tracker_that_fails_is_a_warning_once(
     out = tmp_path / "failing"
     config = configured(tiny_model, corpora, "tensorboard")
     study(config, out)
-    said = [record.getMessage() for record in caplog.records if "tracking" in record.getMessage()]
+    messages = [record.getMessage() for record in caplog.records if "tracking" in record.getMessage()]
     (run,) = StudyFolder.open(out).runs()
     why = "ConnectionError: server said no to [secret]"
-    assert said[0] == f"tracking: tensorboard failed, and run {run.id} continues without it: {why}"
-    assert len(said) == 2  # in the run, and when its missing rows were tried again at the end
-    assert said[0] in run.read()["notices"]
+    assert messages[0] == f"tracking: tensorboard failed, and run {run.id} continues without it: {why}"
+    assert len(messages) == 2  # in the run, and when its missing rows were tried again at the end
+    assert messages[0] in run.read()["notices"]
     assert numbers(out)[run.id] == numbers(plain)[run.id]
     assert "what a tracker prints" not in capsys.readouterr().out
     monkeypatch.setattr(memory, "fails_at", None)

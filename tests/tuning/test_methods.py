@@ -268,12 +268,12 @@ def test_corda_freezes_the_directions_that_its_text_needs(
     first.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach()))
     with torch.no_grad():
         base(input_ids=ids)
-        wanted = first(seen[0])
+        expected = first(seen[0])
         errors = []
         for entry in entries:
             adapted = method_of(entry, corpora).prepare(AutoModelForCausalLM.from_pretrained(tiny_model), context)
             frozen = adapted.base_model.model.model.layers[0].mlp.up_proj.base_layer
-            errors.append(float((frozen(seen[0]) - wanted).norm() / wanted.norm()))
+            errors.append(float((frozen(seen[0]) - expected).norm() / expected.norm()))
     assert errors[0] < 0.5 * errors[1]
 
 

@@ -182,15 +182,15 @@ def test_every_option_changes_the_result(tiny_model: Path, corpora: Path, tmp_pa
         kept = {key: value for key, value in options.items() if value is not None}
         return kept | ({"text": {"source": str(texts[kept["text"]])}} if "text" in kept else {})
 
-    wanted = [resolved(options) for pair in CHANGES for options in (pair[0], {**pair[0], **pair[1]})]
-    distinct = [options for i, options in enumerate(wanted) if options not in wanted[:i]]
+    requested = [resolved(options) for pair in CHANGES for options in (pair[0], {**pair[0], **pair[1]})]
+    distinct = [options for i, options in enumerate(requested) if options not in requested[:i]]
     methods = [{"name": "lora", "rank": 4, "mitigations": distinct}]
     config = configure(tiny_model, corpora, methods=methods)
     table = study(config, tmp_path / "s", engine=Local(1)).table
     ends = table[table["step"] == STEPS].set_index("run_id")["finetune_loss"]
     losses = [float(ends[run.run_id()]) for run in expand_runs(config)]
     for number, (options, change) in enumerate(CHANGES):
-        one, other = (losses[distinct.index(wanted[2 * number + side])] for side in (0, 1))
+        one, other = (losses[distinct.index(requested[2 * number + side])] for side in (0, 1))
         assert one != other, (options, change)
     tested = {(options["name"], key) for options, change in CHANGES for key in change}
     every = {(name, key) for name, kind in MITIGATIONS.items() for key in kind.model_fields}
