@@ -13,11 +13,10 @@ from forgetting.analysis.fit import Fit, fit_law
 from forgetting.analysis.fit.objective import Objective
 from forgetting.analysis.fit.solver import Problem, minimise
 from forgetting.analysis.laws import PUBLISHED
-from forgetting.analysis.plan.design import OUTPUT, Design
+from forgetting.analysis.plan.design import Design
 from forgetting.analysis.plan.frontier import measured_spread
 from forgetting.analysis.plan.next_run import noise_of
 from forgetting.analysis.plan.sequential import Asked, Next, State, Stop, decide, finished
-from forgetting.analysis.plan.surface import surface_of
 
 RANKS = (8, 16, 64, 256)
 STEPS = tuple(range(50, 261, 30))
@@ -142,24 +141,19 @@ def test_the_first_runs_are_those_that_a_law_needs() -> None:
 
 
 def test_the_shortest_of_about_equally_good_runs_is_recommended() -> None:
+    table = rows(FIRST)
     found = []
     for worse in (0.0, 0.05):
-        table = rows(FIRST)
         table["finetune_loss"] += np.where(table["rank"] == 256, worse, 0.0)
         answer = decide(table, asked(), State(260, 1e6))[1]
         assert answer is not None
-        surface, choices = surface_of(answer.fit), answer.plan.frontier
-        steps = [surface.drawn_steps(c.trainable_params, OUTPUT, answer.plan.level, outside=False) for c in choices]
-        at = [(c.trainable_params, drawn) for c, drawn in zip(choices, steps, strict=True)]
-        drawn = np.array([surface.drawn_losses(*one, "finetune_loss", outside=False) for one in at])
-        losses = np.array([c.finetune_loss.value for c in choices])
-        best = int(np.argmin(losses))
-        error = np.ptp(np.quantile(drawn - drawn[best], [0.1587, 0.8413], axis=1), axis=0) / 2
-        small = 0.05 * measured_spread(answer.fit, "finetune_loss")
-        good = [c for c, one in zip(choices, losses - losses[best] <= np.maximum(small, error), strict=True) if one]
+        choices = answer.plan.frontier
+        most = min(choice.finetune_loss.value for choice in choices)
+        most += 0.05 * measured_spread(answer.fit, "finetune_loss")
+        good = [choice for choice in choices if choice.finetune_loss.value <= most]
         assert answer.choice == min(good, key=lambda choice: choice.steps.value)
-        found.append(answer.choice.rank)
-    assert found[1] < found[0] == 256  # by the paper's law, all ranks lie on one line
+        found.append((len(good), answer.choice.steps.value))
+    assert found[0][0] > 1
 
 
 def test_it_ends_if_there_is_no_answer_or_no_time() -> None:

@@ -8,9 +8,9 @@ run is longer.
 Every run has a seed of its own. Runs of one seed see the data in the same order and deviate from the law together, so
 they are worth less than as many independent ones, and bands that count them as independent are too narrow.
 
-The recommended run is the shortest of those that are about as good as the best: their fine-tuning loss, by the law, is
-at most one standard error of the difference above the lowest (the one-standard-error rule: Breiman, Friedman, Olshen &
-Stone 1984), or too little to matter. Otherwise noise would decide between equal ranks, and differently after each run.
+The recommended run is the shortest of those that are about as good as the best: by the law, their fine-tuning loss is
+above the lowest by too little to matter (`SMALL`). Otherwise noise would decide between equal ranks, and differently
+after each run.
 """
 
 from __future__ import annotations
@@ -26,12 +26,10 @@ import numpy as np
 from forgetting.analysis.fit import Estimate, Fit, fit_study
 from forgetting.analysis.fit.data import DONE
 from forgetting.analysis.fit.study import LEAST
-from forgetting.analysis.laws.base import Array
 from forgetting.analysis.plan.cost import costs_of_table
 from forgetting.analysis.plan.design import OUTPUT, Design
 from forgetting.analysis.plan.frontier import SMALL, measured_spread, plan_budget
 from forgetting.analysis.plan.result import Choice, Plan
-from forgetting.analysis.plan.surface import surface_of
 from forgetting.display.numbers import several
 from forgetting.errors import ForgettingError
 from forgetting.store.table import fitted_rows
@@ -39,7 +37,6 @@ from forgetting.store.table import fitted_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-LOSS = "finetune_loss"
 BANDED = 5
 """Fewest runs for a fit with intervals."""
 ROOM, LEAST_ROOM = 1.25, 1.1
@@ -315,7 +312,7 @@ def answer_of(fit: Fit, asked: Asked, runs: Runs) -> Answer | None:
     """The run that a law recommends; None if no rank uses up the budget within finite steps."""
     cost = next(iter(costs_of_table(runs.table).values()), None)
     plan = plan_budget(fit, asked.budget, ranks=asked.ranks, cost=cost)
-    choice = _shortest(plan, fit, asked)
+    choice = _shortest(plan, asked, SMALL * measured_spread(fit, "finetune_loss"))
     if choice is None or plan.floor is None:
         return None
     told = fit.predict(OUTPUT, trainable_params=choice.trainable_params, step=choice.steps.value)
@@ -327,36 +324,16 @@ def answer_of(fit: Fit, asked: Asked, runs: Runs) -> Answer | None:
     return Answer(choice, forgetting, (run_low, run_high), half, len(runs.done), plan, fit)
 
 
-def _shortest(plan: Plan, fit: Fit, asked: Asked) -> Choice | None:
-    """The choice with the fewest steps, among those that are about as good as the one with the lowest loss.
+def _shortest(plan: Plan, asked: Asked, small: float) -> Choice | None:
+    """The choice with the fewest steps, among those with a fine-tuning loss at most `small` above the lowest.
 
     Choices with more steps than a run may take are left out, unless all have.
     """
     finite = [choice for choice in plan.frontier if np.isfinite(choice.steps.value)]
     allowed = [choice for choice in finite if choice.steps.value <= asked.steps[-1]] or finite
-    best = min(allowed, key=lambda choice: choice.finetune_loss.value, default=None)
-    if best is None:
-        return None
-    small, drawn = SMALL * measured_spread(fit, LOSS), _drawn(fit, best, plan.level)
-
-    def good(choice: Choice) -> bool:
-        worse = choice.finetune_loss.value - best.finetune_loss.value
-        return bool(worse <= small or worse <= _error(_drawn(fit, choice, plan.level) - drawn))
-
-    return min(filter(good, allowed), key=lambda choice: choice.steps.value)
-
-
-def _drawn(fit: Fit, choice: Choice, level: float) -> Array:
-    """[B] draws of a choice's fine-tuning loss by the law, each where the draw reaches the level of forgetting."""
-    surface, size = surface_of(fit), choice.trainable_params
-    steps = surface.drawn_steps(size, OUTPUT, level, outside=False)
-    return surface.drawn_losses(size, steps, LOSS, outside=False)
-
-
-def _error(draws: Array) -> float:
-    """The standard error of [B] draws: half the width of their middle 68 %; 0 without draws."""
-    kept = draws[np.isfinite(draws)]
-    return float(np.ptp(np.quantile(kept, [0.1587, 0.8413]))) / 2 if kept.size else 0.0
+    lowest = min((choice.finetune_loss.value for choice in allowed), default=math.nan)
+    good = [choice for choice in allowed if choice.finetune_loss.value <= lowest + small]
+    return min(good, key=lambda choice: choice.steps.value, default=None)
 
 
 def _options(runs: Runs, asked: Asked, state: State, answer: Answer) -> Iterator[Next]:
