@@ -220,6 +220,7 @@ def main() -> None:
     """Do all studies, and print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="*", default=list(MODES)[1:], choices=list(MODES))
+    parser.add_argument("--faults", nargs="*", default=list(FAULTS), choices=list(FAULTS))
     parser.add_argument("--folder", type=Path, help="keep the studies here")
     parser.add_argument("--grow", action="store_true", help="grow each study instead of disturbing it")
     given = parser.parse_args()
@@ -231,7 +232,8 @@ def main() -> None:
         plain = done(folder, MODES["one plain process"], folder / "plain")
         tell("study", "disturbed by", "exit codes", "from one plain process, nats/token", "rows", "weights")
         print("|---|---|---|---:|---|---|")
-        for number, name in enumerate(given.only):
+        for name in given.only:
+            number = list(MODES).index(name)
             mode, out = MODES[name], folder / f"{number}"
             alone = done(folder, mode, out)
             tell(name, "", ", ".join(alone.codes), f"{apart(alone, plain):.1e}", "", "")
@@ -241,7 +243,7 @@ def main() -> None:
                 new = done(folder, mode, folder / f"{number}-new", config=grown)
                 tell(name, "grown: a rank, twice the steps", ", ".join(larger.codes), "", same(larger, new))
                 continue
-            for fault in mode.faults:
+            for fault in (fault for fault in mode.faults if fault in given.faults):
                 found = done(folder, mode, folder / f"{number}-{FAULTS.index(fault)}", fault)
                 tell(name, fault, ", ".join(found.codes), "", same(found, alone))
 
