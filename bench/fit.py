@@ -27,10 +27,10 @@ from forgetting.analysis.fit.solver import Problem, minimise
 from forgetting.analysis.laws import PUBLISHED
 from forgetting.analysis.plan import plan_budget
 from independent import part_independent
+from mitigated_coverage import KL, REPLAY, part_mitigated
 from next_run import part_next_run
 from nist import part_nist_seeds
 from pilot import part_pilot
-from replay_coverage import part_replay
 
 CHINCHILLA = PUBLISHED["besiroglu2024/chinchilla"]
 RANKS = (8, 16, 32, 64, 128, 256)
@@ -202,7 +202,8 @@ PARTS = {
     "coverage": lambda asked: part_coverage(asked.studies, asked.seed),
     "independent": lambda asked: part_independent(asked.studies, asked.seed),
     "next-run": lambda asked: part_next_run(asked.studies, asked.seed),
-    "replay": lambda asked: part_replay(asked.studies, asked.seed),
+    "replay": lambda asked: part_mitigated(REPLAY, asked.studies, asked.seed),
+    "kl": lambda asked: part_mitigated(KL, asked.studies, asked.seed),
     "pilot": lambda asked: part_pilot(asked.studies, asked.seed),
 }
 

@@ -34,6 +34,7 @@ DESIGNS = {
     "r": np.linspace(0, 1, 12),
     "p": np.linspace(0, 0.5, 12)[::-1],
     "base_loss": np.linspace(2, 3, 12),
+    "kl_weight": np.linspace(0, 1, 12)[[4, 9, 0, 7, 2, 11, 5, 1, 8, 3, 10, 6]],
     "replay_fraction": np.linspace(0, 0.2, 12)[[7, 2, 10, 0, 4, 11, 6, 1, 9, 3, 8, 5]],
 }
 SMALL = {"N": np.linspace(1, 4, 12), "D": np.linspace(0.1, 3, 12)}

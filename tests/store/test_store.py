@@ -99,6 +99,17 @@ def test_the_share_of_replay_is_a_column(tmp_path: Path, mitigations: list[dict[
     assert (found, type(found)) == (share, float)
 
 
+@pytest.mark.parametrize(
+    ("mitigations", "weight"),
+    [([], 0.0), ([{"name": "kl", "weight": 2.0}], 2.0), ([{"name": "budget"}], None), ([{"name": "replay"}], 0.0)],
+)
+def test_the_weight_of_kl_is_a_column(
+    tmp_path: Path, mitigations: list[dict[str, object]], weight: float | None
+) -> None:
+    record = {"config": {"mitigations": mitigations}, "method": {"name": "lora"}, "dataset": "d", "status": "done"}
+    assert shared_by_rows(record, tmp_path)["kl_weight"] == weight
+
+
 @pytest.mark.parametrize("given", ["0.1", True, 1.0, -0.1])
 def test_an_invalid_share_of_replay_is_damage(tmp_path: Path, given: object) -> None:
     config = {"mitigations": [{"name": "replay", "fraction": given}]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
@@ -13,13 +13,14 @@ import numpy as np
 
 from ..config.arguments import checked
 from ..errors import UsageError, did_you_mean
+from ..store.axes import AXES, Axis
 from .compare import Comparison, any_tables, compare_tables, open_study
 from .fit import Fit, GroupedFits, fit_groups, fit_law
 from .fit.data import column_names
 from .laws import Law
 from .laws.choose import choose_law
-from .laws.replay import SHARE
-from .plan import Cost, NextRun, Plan, Plans, costs_of, next_runs, plan_budget, plan_replay, plan_target
+from .plan import Cost, NextRun, Plan, Plans, costs_of, next_runs
+from .plan.over import Along, Asked, asked_along, one_at_most
 from .plan.predict import Predictions, predict_rows
 from .plan.source import LawSource, laws_of, pick
 from .sources import Source, paths_of, tables_to_fit
@@ -82,7 +83,7 @@ def fit(
 ) -> Fit | GroupedFits:
     """Fit one law to the runs of one data set: global optimum, with intervals from resampling whole runs.
 
-    Of a study, runs of the first method without mitigations are fitted; for the law `replay`, also those with replay.
+    Of a study, plain runs of the first method are fitted; for `replay` and `kl`, also those with that mitigation alone.
 
     Args:
         table: paths of tables, a study folder or result, DataFrame, Dataset, columns or rows; one row per measurement.
@@ -140,6 +141,7 @@ def predict(
     steps: float | Sequence[float] | None = None,
     params: float | Sequence[float] | None = None,
     replay: float | Sequence[float] | None = None,
+    kl: float | Sequence[float] | None = None,
     params_per_rank: float | None = None,
     model: str | None = None,
     target_modules: str | Sequence[str] | None = None,
@@ -154,7 +156,7 @@ def predict(
         ranks: LoRA ranks, converted to trainable parameters.
         steps: update steps.
         params: trainable parameters, instead of ranks.
-        replay: shares of replay, 0 to 1, if the study varied them.
+        replay, kl: shares of replay from 0 to below 1, or weights of KL, if the study varied them.
         params_per_rank: trainable parameters of rank 1, if the law does not know them.
         model: count them from this model's configuration: a folder or Hub id.
         target_modules: LoRA target modules for `model`; default all-linear.
@@ -175,19 +177,19 @@ def predict(
         [0.86, 0.89]
     """
     given = {name: _numbers(values, f"at['{name}']") for name, values in (at or {}).items()}
-    other = (("step", steps), ("trainable_params", params if ranks is None else ranks), (SHARE, replay))
-    for name, values in other:
+    along = _along(replay=replay, kl=kl)
+    other = {"step": steps, "trainable_params": params if ranks is None else ranks}
+    for name, values in (other | {AXES[name].column: values for name, values in along.items()}).items():
         if values is not None and name in given:
             raise UsageError(f"at['{name}']: it is also given by another argument")
     if steps is not None:
         given["step"] = _numbers(steps, "steps")
-    if replay is not None:
-        given[SHARE] = _numbers(replay, "replay")
+    axis = asked_along(along, given)
+    given |= {} if axis is None or axis.name not in along else {axis.column: along[axis.name]}
     grid, _ = _grid(ranks, params, model, target_modules, params_per_rank)
     surface = any(v is not None for v in (ranks, params, steps))
     found = {
-        label: pick(laws, which, wants_surface=surface, wants_replay=SHARE in given)
-        for label, laws in laws_of(law, dataset).items()
+        label: pick(laws, which, wants_surface=surface, along=axis) for label, laws in laws_of(law, dataset).items()
     }
     return Predictions(tuple(row for label, one in found.items() for row in predict_rows(one, label, given, **grid)))
 
@@ -202,6 +204,7 @@ def plan(
     ranks: float | Sequence[float] | None = None,
     params: float | Sequence[float] | None = None,
     replay: float | Sequence[float] | None = None,
+    kl: float | Sequence[float] | None = None,
     params_per_rank: float | None = None,
     model: str | None = None,
     target_modules: str | Sequence[str] | None = None,
@@ -220,13 +223,13 @@ def plan(
         floor: forgetting loss of the base model itself, in nats/token; default the study's.
         ranks: LoRA ranks to compare; default powers of two across the measured range.
         params: trainable parameters, instead of ranks.
-        replay: shares of replay to compare, if the study varied it; default all. 0 alone uses the law without replay.
+        replay, kl: shares of replay or weights of KL to compare, if the study varied them; default all, 0 for none.
         params_per_rank: trainable parameters of rank 1, if the law does not know them.
         model: count them from this model's configuration: a folder or Hub id.
         target_modules: LoRA target modules for `model`; default all-linear.
         batch, context: sequences per step and tokens per sequence, for tokens and FLOPs; default as in the study.
         next_run: also find the runs that would narrow the answer most.
-        max_steps: most steps of such a next run, or of a run with replay; default the most measured steps.
+        max_steps: most steps of such a next run, or of a run with a mitigation; default the most measured steps.
         dataset: only this data set.
 
     Raises:
@@ -243,44 +246,19 @@ def plan(
         target_loss, ranks, params, {"floor": floor, "batch": batch, "context": context, "max_steps": max_steps}
     )
     grid, model_params = _grid(ranks, params, model, target_modules, params_per_rank)
-    asked = {"budget": budget, "target": target_loss, "floor": floor}
+    asked = Asked(budget, target_loss, floor, grid, _along(replay=replay, kl=kl), max_steps, next_run)
+    costs = _costs(law, batch, context, model_params)
     plans: dict[str, Plan] = {}
-    costs = costs_of(law) if batch is None and context is None else {}
     for label, laws in laws_of(law, dataset).items():
-        found, shares = _law_to_plan(laws, replay, next_run=next_run)
-        cost = _cost(found, batch, context, model_params, costs.get(label))
-        made = _planned(found, asked, grid | {"cost": cost}, shares, max_steps)
+        found, made = asked.plan(laws, partial(costs, label))
         made = replace(made, label=label, sentences=[*made.sentences, *_left_out(found)])
         plans[label] = replace(made, next_runs=_next(law, found, made, max_steps)) if next_run else made
     return Plans(plans)
 
 
-def _law_to_plan(
-    laws: Mapping[str, Fit], replay: float | Sequence[float] | None, *, next_run: bool
-) -> tuple[Fit, list[float] | None]:
-    """The law to plan with, and the shares of replay to compare."""
-    shares = None if replay is None else _numbers(replay, "replay")
-    if next_run and shares and any(shares):
-        raise UsageError("next_run (--next-run) only plans runs without replay; leave out replay (--replay), or give 0")
-    mixed = bool(any(shares)) if shares is not None else "replay" in laws and not next_run
-    found = pick(laws, None, wants_surface=True, wants_replay=mixed)
-    return found, shares if mixed or found.law == "replay" else None
-
-
-def _planned(
-    found: Fit,
-    asked: Mapping[str, float | None],
-    how: Mapping[str, Any],
-    shares: list[float] | None,
-    max_steps: float | None,
-) -> Plan:
-    """The plan for a budget or a target loss, with the law of replay if it is needed."""
-    budget, target, floor = asked["budget"], asked["target"], asked["floor"]
-    if found.law == "replay" or shares:
-        return plan_replay(found, budget=budget, target=target, floor=floor, shares=shares, max_steps=max_steps, **how)
-    if budget is not None:
-        return plan_budget(found, budget, floor=floor, **how)
-    return plan_target(found, target or 0.0, floor=floor, **how)
+def _along(**given: float | Sequence[float] | None) -> Along:
+    """By mitigation, the values given of its option; `one_at_most`."""
+    return one_at_most({name: _numbers(values, name) for name, values in given.items() if values is not None})
 
 
 def _left_out(law: Fit) -> list[str]:
@@ -389,15 +367,21 @@ def _grid(
     return grid, None if counted is None else float(counted.model_params)
 
 
-def _cost(
-    law: Fit, batch: float | None, context: float | None, model_params: float | None, known: Cost | None
-) -> Cost | None:
-    """The cost of one step: from the study's runs if known, else from the arguments or the law's source."""
-    if known is not None:
-        return known if model_params is None else replace(known, model_params=model_params)
-    said = law.diagnostics
-    batch, context = batch or said.get("batch"), context or said.get("context")
-    return Cost(batch * context, model_params) if batch and context else None
+def _costs(
+    source: LawSource, batch: float | None, context: float | None, model_params: float | None
+) -> Callable[[str, Fit, Axis | None], Cost | None]:
+    """The cost of one step by data set, law and option: from the study's runs, else from the arguments or the law."""
+    measured = cache(partial(costs_of, source)) if batch is None and context is None else None
+
+    def cost_of(label: str, law: Fit, axis: Axis | None) -> Cost | None:
+        known = None if measured is None else measured(axis).get(label)
+        if known is not None:
+            return known if model_params is None else replace(known, model_params=model_params)
+        of = [given or law.diagnostics.get(name) for name, given in (("batch", batch), ("context", context))]
+        slower = (np.nan, np.nan) if axis is not None and axis.slower else None
+        return Cost(of[0] * of[1], model_params, mitigated=slower) if of[0] and of[1] else None
+
+    return cost_of
 
 
 def _next(source: LawSource, law: Fit, made: Plan, max_steps: float | None) -> list[NextRun]:

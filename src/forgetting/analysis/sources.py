@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from forgetting.analysis.exports import normalise
 from forgetting.analysis.fit.data import column_names
 from forgetting.analysis.laws import Law
-from forgetting.analysis.laws.replay import SHARE
 from forgetting.analysis.selection import Only
 from forgetting.analysis.tables import later, read_tables, rows, split, split_frame
 from forgetting.config.arguments import ColumnTable, RowTable, columns_of, is_frame, wrong_type
 from forgetting.errors import UsageError
+from forgetting.store.axes import AXES
 from forgetting.store.columns import LEFT_OUT, UNASKED
 
 if TYPE_CHECKING:
@@ -58,23 +58,34 @@ class Tables:
 
     Attributes:
         plain: rows of runs without mitigation if the table is a study's, else all rows.
-        replay: the same plus runs whose only mitigation is replay.
+        along: by law over an option of a mitigation, the same plus runs whose only mitigation that is; without laws
+            for which there is no such run.
     """
 
     plain: dict[str, Any]
-    replay: dict[str, Any]
+    along: dict[str, dict[str, Any]]
 
     def of(self, law: Law) -> dict[str, Any]:
-        """The rows for a law; runs with replay only if the share of replay is one of its variables."""
-        return self.replay if SHARE in law.variable_names else self.plain
+        """The rows for a law; runs with a mitigation only if its option is one of the law's variables.
+
+        Raises:
+            UsageError: it has several such variables.
+        """
+        axes = [axis for axis in AXES.values() if axis.column in law.variable_names]
+        if len(axes) > 1 and self.along:
+            raise UsageError(
+                f"law '{law.called}' has {' and '.join(axis.column for axis in axes)}: runs with several mitigations "
+                "are in no fit, so give a law over one of them"
+            )
+        return self.along.get(axes[0].name, self.plain) if axes else self.plain
 
 
 def tables_to_fit(source: Source, *, only: Only, from_step: float | None = None, dataset: str | None = None) -> Tables:
     """The rows to fit, by data set, or by file name if the table has no column `dataset`.
 
     From a study's own table (a folder, the CSV of `forgetting table` or a DataFrame), these are the rows that its
-    report fits: runs of the first method without mitigation, from `measure_start` on. For a law over the share of
-    replay, runs with replay are added.
+    report fits: runs of the first method without mitigation, from `measure_start` on. For a law over an option of a
+    mitigation (`store.axes`), runs with that mitigation alone are added.
 
     Args:
         source: one table, or paths of several.
@@ -89,13 +100,13 @@ def tables_to_fit(source: Source, *, only: Only, from_step: float | None = None,
     paths = paths_of(source)
     label = GIVEN if paths is None else paths[0].stem if len(paths) == 1 else "tables"
     table = given_table(source) if paths is None else _read(paths)
-    wider = None
+    wider: dict[str, pd.DataFrame] = {}
     if set(column_names(table)) >= STUDY_COLUMNS:
         from forgetting.store.table import rows_to_fit
 
-        plain, replayed = rows_to_fit(_frame(table), start=from_step, chosen=only)
+        plain, along = rows_to_fit(_frame(table), start=from_step, chosen=only)
         table = _without_unasked_alone(plain)
-        wider = None if replayed is plain else _without_unasked_alone(replayed)
+        wider = {name: _without_unasked_alone(of_law) for name, of_law in along.items()}
     elif from_step is not None:
         table = later_frame(table, from_step) if is_frame(table) else later(table, from_step)
     if not (_counted(table) if is_frame(table) else rows(table)):
@@ -108,11 +119,9 @@ def tables_to_fit(source: Source, *, only: Only, from_step: float | None = None,
         raise UsageError(f"'{label}' has no row to fit{start}{left}")
     if not is_frame(table):
         columns = split(table, label, only, dataset)
-        return Tables(columns, columns)
+        return Tables(columns, {})
     found = split_frame(table, only, dataset, label)
-    if wider is None or len(wider) == len(table):
-        return Tables(found, found)
-    return Tables(found, split_frame(wider, only, dataset, label))
+    return Tables(found, {name: split_frame(rows, only, dataset, label) for name, rows in wider.items()})
 
 
 def _counted(table: pd.DataFrame) -> int:

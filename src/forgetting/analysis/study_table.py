@@ -15,9 +15,9 @@ from forgetting.config.arguments import checked
 from forgetting.config.schema import RunConfig, StudyConfig
 from forgetting.display.numbers import few, several
 from forgetting.errors import visible
+from forgetting.store.axes import AXES
 from forgetting.store.columns import DAMAGED, LEFT_OUT, UNASKED
 from forgetting.store.folder import StudyFolder
-from forgetting.store.run_files import replay_fraction
 from forgetting.store.table import load_table
 from forgetting.tuning.grid import asked_by, runs_by_id
 from forgetting.tuning.mitigations import label as mitigation_label
@@ -139,7 +139,7 @@ def _of_grid(run: RunConfig) -> dict[str, str | int | float | None]:
         "method": run.method.name,
         "label": run.method.label or run.method.name,
         "mitigation": mitigation_label(run.mitigations),
-        "replay_fraction": replay_fraction([one.model_dump() for one in run.mitigations]),
+        **{axis.column: axis.of([one.model_dump() for one in run.mitigations]) for axis in AXES.values()},
         "rank": run.method.options.get("rank"),
         "seed": run.seed,
     }

@@ -30,6 +30,9 @@ Params = Annotated[list[float] | None, typer.Option(help="Trainable parameters, 
 Replay = Annotated[
     list[float] | None, typer.Option(help="Share of replay, 0 to 1, if the study varied it. Repeat for several.")
 ]
+Kl = Annotated[
+    list[float] | None, typer.Option(help="Weight of KL, from 0, if the study varied it. Repeat for several.")
+]
 PerRank = Annotated[float | None, typer.Option(help="Trainable parameters of rank 1, if the law does not know it.")]
 Model = Annotated[
     str | None, typer.Option(help="Count trainable parameters from this model's configuration: a folder or Hub id.")
@@ -121,7 +124,7 @@ def fit_command(
         raise UsageError("--by does not go with --extrapolate or --latex")
 
     def chosen(label: str, table: Table) -> dict[str, Law]:
-        names = law or _default_laws(label, table, found.replay[label], columns)
+        names = law or _default_laws(label, table, found, columns)
         return {name: choose_law(name, [*columns, *table], start=starts, bounds=bounds) for name in names}
 
     found = tables_to_fit(tables, only=several(only, "--only"), from_step=from_step, dataset=dataset)
@@ -232,6 +235,7 @@ def predict_command(
     steps: Annotated[list[float] | None, typer.Option(help="Update steps. Repeat for several.")] = None,
     params: Params = None,
     replay: Replay = None,
+    kl: Kl = None,
     params_per_rank: PerRank = None,
     model: Model = None,
     target_modules: Targets = None,
@@ -252,6 +256,7 @@ def predict_command(
         steps=steps or None,
         params=params or None,
         replay=replay or None,
+        kl=kl or None,
         params_per_rank=params_per_rank,
         model=model,
         target_modules=target_modules,
@@ -272,6 +277,7 @@ def plan_command(
     rank: Rank = None,
     params: Params = None,
     replay: Replay = None,
+    kl: Kl = None,
     params_per_rank: PerRank = None,
     model: Model = None,
     target_modules: Targets = None,
@@ -287,7 +293,7 @@ def plan_command(
     ] = False,
     max_steps: Annotated[
         float | None,
-        typer.Option(help="Most steps of the next run, or of one with replay. Default: the most measured."),
+        typer.Option(help="Most steps of the next run, or of one with a mitigation. Default: the most measured."),
     ] = None,
     dataset: Dataset = None,
     as_json: AsJson = False,
@@ -305,6 +311,7 @@ def plan_command(
         ranks=rank or None,
         params=params or None,
         replay=replay or None,
+        kl=kl or None,
         params_per_rank=params_per_rank,
         model=model,
         target_modules=target_modules,
@@ -325,26 +332,28 @@ def _number(text: str, option: str) -> float:
         raise UsageError(f"{option}: '{text}' is not a number") from None
 
 
-def _default_laws(label: str, table: Table, replay: Table, columns: dict[str, str]) -> list[str]:
+def _default_laws(label: str, table: Table, found: Tables, columns: dict[str, str]) -> list[str]:
     """The paper's two laws, if the table has their columns; a law left out is reported on standard error.
 
-    The law over the share of replay as well, if that was varied.
+    The laws over the share of replay and the weight of KL as well, if these were varied.
     """
     from ..analysis.fit import unfit
     from ..analysis.laws import LAWS
+    from ..store.axes import AXES
 
     def there(law: Law) -> bool:
         return all(columns.get(name, name) in table for name in (*law.variable_names, *law.outputs))
 
-    found = [name for name in ("linear", "shifted_power") if there(LAWS[name])]
-    if "shifted_power" in found and not columns and unfit(table):
+    names = [name for name in ("linear", "shifted_power") if there(LAWS[name])]
+    if "shifted_power" in names and not columns and unfit(table):
         say(f"{label}: shifted_power was not fitted: {unfit(table)}")
-        found.remove("shifted_power")
-    if there(LAWS["replay"]) and not columns and not unfit(replay, replay=True):
-        found.append("replay")
-    if not found:
+        names.remove("shifted_power")
+    for name, axis in AXES.items():
+        if there(LAWS[name]) and not columns and not unfit(found.of(LAWS[name])[label], axis):
+            names.append(name)
+    if not names:
         raise UsageError(f"which law? give --law with one of {', '.join(LAWS)}, or a formula")
-    return found
+    return names
 
 
 def _starts(given: Sequence[str] | None) -> dict[str, float | tuple[float, float]]:

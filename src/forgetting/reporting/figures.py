@@ -17,8 +17,8 @@ from forgetting.display.charts import Chart, note, plain_layout
 from forgetting.display.numbers import NBSP, count, finite, level, number, plus_minus, several
 from forgetting.measuring.quantities import AXES
 from forgetting.reporting.curves import banded, bent_line, fitted_line, fitted_sizes, fitted_steps
+from forgetting.reporting.mitigated import mitigated_charts
 from forgetting.reporting.points import points_trace
-from forgetting.reporting.replay import replay_chart
 from forgetting.reporting.series import Panel, Series
 from forgetting.reporting.words import method_name, r2
 
@@ -35,7 +35,7 @@ def charts(panel: Panel) -> list[Chart]:
         forgetting_chart(panel),
         size_chart(panel),
         agreement_chart(panel),
-        *([] if (replay := replay_chart(panel)) is None else [replay]),
+        *mitigated_charts(panel),
     ]
 
 

@@ -34,7 +34,7 @@ from forgetting.reporting.citations import citations
 from forgetting.reporting.comparison import comparison_section
 from forgetting.reporting.figures import charts, hover_texts
 from forgetting.reporting.lawtable import law_table
-from forgetting.reporting.replay import replay_section
+from forgetting.reporting.mitigated import sections_of
 from forgetting.reporting.series import Panel, Series, group, panels, tidy
 from forgetting.reporting.texts import texts_section
 from forgetting.reporting.whatif import what_if, what_if_words
@@ -67,7 +67,7 @@ def render_study(
         config: the study's resolved configuration.
         table: one row per measurement, as `Study.table` returns; rows at step 0 are the base model.
         runs: the run records; the page omits what a record lacks.
-        fits: by data set, the laws `linear`, `shifted_power` and `replay` that could be fitted.
+        fits: by data set, the laws `linear`, `shifted_power`, `replay` and `kl` that could be fitted.
         capabilities: rows of `capabilities.study_runs.study_rows`, if models were evaluated.
         comparison: the comparison of methods and mitigations, if there are several.
         unasked: ids of stored runs that the configuration does not ask for; the page lists them and omits the rest.
@@ -254,7 +254,7 @@ def _panel(panel: Panel, cost: Cost | None) -> dict[str, Any]:
         "measurements": sections.measurement_rows(panel),
         "predicted": sections.predictions(panel),
         "what_if": asked,
-        "replay": replay_section(panel),
+        "mitigated": sections_of(panel),
         "what_if_words": ([], []) if asked is None else what_if_words(panel, asked),
         "predict_words": sections.predict_words(panel),
         "total": len(panel.points),

@@ -16,6 +16,7 @@ import pandas as pd
 from forgetting.display.charts import OTHERS, RANKS_DARK, RANKS_LIGHT, blend, rank_place
 from forgetting.measuring.quantities import STUDY, columns
 from forgetting.reporting.resolution import NEEDED, resolution
+from forgetting.store.axes import AXES
 
 if TYPE_CHECKING:
     from forgetting.analysis.fit import Fit
@@ -35,7 +36,7 @@ NUMBERS = (
     "rank",
     "seed",
     "trainable_params",
-    "replay_fraction",
+    *(axis.column for axis in AXES.values()),
     *columns(STUDY),
     "train_seconds",
     "measure_seconds",
@@ -84,7 +85,7 @@ class Panel:
         series: series that have points here, in drawing order.
         linear, joint: the fits of the laws `linear` and `shifted_power`; None if not fitted.
         resolution: excess forgetting up to which a measurement cannot be distinguished from 0; None if unknown.
-        replay: the fit of the law over the share of replay; None if not fitted.
+        along: by name, the fits of laws over an option of a mitigation, such as `replay`.
     """
 
     key: str
@@ -96,7 +97,7 @@ class Panel:
     linear: Fit | None
     joint: Fit | None
     resolution: float | None = None
-    replay: Fit | None = None
+    along: Mapping[str, Fit] = field(default_factory=dict)
     _sorted: dict[str, pd.DataFrame] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -242,7 +243,7 @@ def panels(
                 series=tuple(s for s in series if s.key in present),
                 linear=own.get("linear"),
                 joint=own.get("shifted_power"),
-                replay=own.get("replay"),
+                along={name: own[name] for name in AXES if name in own},
                 resolution=resolution(measured.loc[measured["dataset"] == name, list(NEEDED)]),
             )
         )

@@ -48,6 +48,7 @@ COLUMNS: dict[str, Column] = {
     "label": Column("text", "run", "the method's label in the study, or its name if it has none"),
     "mitigation": Column("text", "run", "mitigations with their options; empty for none"),
     "replay_fraction": Column("number", "run", "p, share of the training windows that are replayed; 0 for none"),
+    "kl_weight": Column("number", "run", "w, weight of the KL penalty; 0 for none, empty if it moves (`budget`)"),
     "rank": Column("whole", "run", "rank of the method; empty if it has none"),
     "seed": Column("whole", "run", "seed of initialisation and data order"),
     "run_id": Column("text", "id", "name of the run's folder under runs/"),

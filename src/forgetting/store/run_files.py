@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import stat
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from .. import files
 from ..config.schema import digest_of
 from ..errors import ForgettingError, UsageError
+from .axes import AXES, Axis
 from .columns import COLUMNS, NUMBERS, TEXTS, WHOLES, columns_of_texts
 
 RUN_SCHEMA = 1
@@ -179,7 +180,7 @@ def shared_by_rows(record: Mapping[str, Any], file: Path) -> dict[str, Any]:
         "label": record.get("label", name),
         "mitigation": record.get("mitigation", ""),
         "status": record.get("status"),
-        "replay_fraction": _replay_fraction(record),
+        **{axis.column: _value(axis, record) for axis in AXES.values()},
         "rank": options.get("rank"),
         "seed": record.get("seed"),
         "trainable_params": record.get("trainable_params"),
@@ -189,23 +190,19 @@ def shared_by_rows(record: Mapping[str, Any], file: Path) -> dict[str, Any]:
         missing = value is None and field in (*WHOLES, *NUMBERS)
         text = isinstance(value, str) and field in TEXTS
         whole = isinstance(value, int) and field in WHOLES and not isinstance(value, bool) and abs(value) < 2**63
-        number = isinstance(value, int | float) and field in NUMBERS and not isinstance(value, bool) and 0 <= value < 1
+        number = isinstance(value, int | float) and not isinstance(value, bool) and _in_domain(field, value)
         if not (missing or text or whole or number):
             raise DamagedError(file, f"{field} is {value!r:.40}")
     return shared
 
 
-def _replay_fraction(record: Mapping[str, Any]) -> Any:
-    """The share of replay in a run, from its record; None if it is not recorded."""
+def _in_domain(field: str, value: float) -> bool:
+    return any(axis.column == field and axis.holds(value) for axis in AXES.values())
+
+
+def _value(axis: Axis, record: Mapping[str, Any]) -> Any:
+    """The value of a mitigation's option in a run, from its record; None if it is not recorded."""
     config = record.get("config")
     if isinstance(config, Mapping) and isinstance(given := config.get("mitigations", ()), list | tuple):
-        return replay_fraction(given)
+        return axis.of(given)
     return None if record.get("mitigation") else 0.0
-
-
-def replay_fraction(mitigations: Iterable[Any]) -> Any:
-    """The share of replay in configured mitigations: 0 without replay, None if replay has no `fraction`."""
-    for one in mitigations:
-        if isinstance(one, Mapping) and one.get("name") == "replay":
-            return one.get("fraction")
-    return 0.0

@@ -12,6 +12,7 @@ import pyarrow as pa
 from ..config.schema import ModelConfig, StudyConfig
 from ..errors import UsageError
 from . import table_cache
+from .axes import AXES
 from .columns import COLUMNS, LEFT_OUT, TEXTS, columns_of_texts
 from .folder import StudyFolder
 from .run_files import row_kinds
@@ -21,10 +22,6 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as plain objects with all digits; missing values are None."""
     found = table.astype(object).where(table.notna(), None).to_dict("records")
     return [{str(key): value for key, value in row.items()} for row in found]
-
-
-REPLAY = r"replay(?: fraction=[^ ]+)?((?: (?!\+ )[^ ]+)*)"
-"""What `mitigation` says of a run with replay and nothing else: its share, and in the group its other options."""
 
 
 def fitted_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -38,7 +35,7 @@ def rows_to_fit(
     start: float | None = None,
     chosen: Collection[str] = (),
     columns: Sequence[str] | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     """The rows that the laws are fitted to: finished, plain runs of the study's first method, from `measure_start` on.
 
     The laws describe one method's grid; the paper fits LoRA ranks and predicts other methods from them (Appendix B).
@@ -54,20 +51,21 @@ def rows_to_fit(
         columns: the columns to return; default all.
 
     Returns:
-        The rows; and those for a law over the share of replay, among which runs with replay alone stay as well, those
-        of one text (the one with the most shares). Without such runs, both are the same object.
+        The rows; and by law over an option of a mitigation (`axes`), the rows for it, among which runs with that
+        mitigation alone stay as well, those whose other options have the most values. Without such runs, no entry.
 
     Raises:
         UsageError: a step is not a number.
     """
     keep = pd.Series(True, index=table.index)
-    replayed = pd.Series(False, index=table.index)
+    mitigated = {}
     if not {"label", "method", "mitigation"} & set(chosen):
         if {"label", "reference"} <= set(table):
             keep &= table["label"].astype(str) == table["reference"].astype(str)
         plain = _blank(table, "mitigation")
-        replayed = replay_alone(table[keep & ~plain]).reindex(keep.index, fill_value=False)
-        keep &= plain | replayed
+        others = table[keep & ~plain]
+        mitigated = {name: axis.alone(others).reindex(keep.index, fill_value=False) for name, axis in AXES.items()}
+        keep &= plain | pd.concat(mitigated, axis=1).any(axis=1)
     if "alpha" not in chosen:
         keep &= _blank(table, "alpha")
     if "status" in table:
@@ -77,8 +75,10 @@ def rows_to_fit(
     steps = _numbers(table["step"].where(~named, 0), "step")
     keep &= named | (steps >= first)
     returned = table if columns is None else table[[*columns]]
-    rows = returned[keep & ~replayed]
-    return rows, returned[keep] if (keep & replayed).any() else rows
+    every = pd.concat(mitigated, axis=1).any(axis=1) if mitigated else pd.Series(False, index=table.index)
+    plainly = keep & ~every
+    along = {name: returned[plainly | (keep & alone)] for name, alone in mitigated.items() if (keep & alone).any()}
+    return returned[plainly], along
 
 
 def _blank(table: pd.DataFrame, name: str) -> pd.Series[bool]:
@@ -86,16 +86,6 @@ def _blank(table: pd.DataFrame, name: str) -> pd.Series[bool]:
     if name not in table:
         return pd.Series(True, index=table.index)
     return table[name].isna() | (table[name].astype(str).str.strip() == "")
-
-
-def replay_alone(table: pd.DataFrame) -> pd.Series[bool]:
-    """Rows of runs with replay and no other mitigation, of the text that most different shares were replayed from."""
-    nothing = pd.Series(False, index=table.index)
-    if not {"mitigation", "replay_fraction"} <= set(table):
-        return nothing
-    kind = table["mitigation"].astype(str).str.strip().str.extract(f"^{REPLAY}$", expand=False)
-    shares = table["replay_fraction"].groupby(kind).nunique()
-    return nothing if shares.empty else kind == shares.idxmax()
 
 
 def _numbers(column: pd.Series[Any], name: str) -> pd.Series[float]:

@@ -19,6 +19,7 @@ from ..display.commands import command
 from ..display.tables import Result, Shown
 from ..errors import ForgettingError, UsageError
 from ..files import write_atomically
+from ..store.axes import AXES
 from ..store.folder import StudyFolder
 from ..store.summary import last_rows, measurements_shown
 from ..store.table import records, rows_to_fit
@@ -139,10 +140,10 @@ def _law_lines(dataset: str, laws: Mapping[str, Fit]) -> list[str]:
             f"{dataset}: joint power law in P and N, R² {r2s['forgetting_loss']:.4f} for forgetting, "
             f"{r2s['finetune_loss']:.4f} for fine-tuning loss"
         )
-    if "replay" in laws:
-        r2s = laws["replay"].r2
+    for name in (name for name in AXES if name in laws):
+        r2s = laws[name].r2
         lines.append(
-            f"{dataset}: law over P, N and the share of replay, R² {r2s['forgetting']:.4f} for forgetting, "
+            f"{dataset}: law over P, N and {AXES[name].what}, R² {r2s['forgetting']:.4f} for forgetting, "
             f"{r2s['finetune_loss']:.4f} for fine-tuning loss"
         )
     return lines
@@ -237,11 +238,11 @@ def conclude(out: Path) -> StudyResult:
         if left := found.left.sentences():
             raise ForgettingError(f"{out}: no usable measurement: {'; '.join(left)}")
         raise UsageError(f"{out}: this study has no measurements yet; run `{command('study', out)}`")
-    rows, replayed = rows_to_fit(found.table, columns=FITTED)
+    rows, along = rows_to_fit(found.table, columns=FITTED)
     measured = rows.loc[rows["status"] == "done", "dataset"].value_counts()
     enough = rows["dataset"].isin(measured.index[measured >= LEAST_ROWS])
-    fits = fit_study(rows if enough.all() else rows[enough], replay=replayed) if enough.any() else {}
-    del rows, replayed
+    fits = fit_study(rows if enough.all() else rows[enough], along=along) if enough.any() else {}
+    del rows, along
     runs = counted_runs(folder, found.left, found.records)
     comparison = _compared(config, table, runs, fits)
     StudyFolder.open(out)  # fails if the folder was deleted meanwhile, so that nothing recreates it

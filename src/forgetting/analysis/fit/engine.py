@@ -37,7 +37,7 @@ from forgetting.analysis.fit.solver import Problem
 from forgetting.analysis.fit.validate import leave_one_run_out, run_noise, scatter
 from forgetting.analysis.laws import LAWS, PUBLISHED, FunctionLaw, Law
 from forgetting.analysis.laws.base import Adapted, Array
-from forgetting.analysis.laws.replay import CentredReplay
+from forgetting.analysis.laws.mitigated import CentredMitigated
 from forgetting.analysis.laws.shifted_power import Centred, ShiftedPower
 from forgetting.display.numbers import several
 from forgetting.errors import ForgettingError, UsageError, did_you_mean
@@ -285,7 +285,7 @@ def _fit(
     warnings: list[str],
     learned: dict[str, Any],
 ) -> Fit:
-    fitted = Fitted(adapted.law, found.theta) if isinstance(adapted.law, Centred | CentredReplay) else None
+    fitted = Fitted(adapted.law, found.theta) if isinstance(adapted.law, Centred | CentredMitigated) else None
     if fitted is None and not np.isfinite(theta).all():
         raise ForgettingError(
             f"law '{law.called}' on '{label}': parameters of the best fit exceed the range of numbers; these "

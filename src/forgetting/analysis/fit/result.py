@@ -22,7 +22,7 @@ from forgetting.analysis.fit.objective import LOGARITHMIC
 from forgetting.analysis.fit.rivals import Rival, own_share, spanned
 from forgetting.analysis.laws import Law, law_from_spec
 from forgetting.analysis.laws.base import Array
-from forgetting.analysis.laws.replay import CentredReplay
+from forgetting.analysis.laws.mitigated import CentredMitigated, centred_from_spec
 from forgetting.analysis.laws.shifted_power import Centred
 from forgetting.config.arguments import checked
 from forgetting.display.charts import plotly_figure
@@ -52,7 +52,7 @@ class Fitted:
         theta: [K] parameter values.
     """
 
-    law: Centred | CentredReplay
+    law: Centred | CentredMitigated
     theta: NDArray[np.float64]
 
 
@@ -403,8 +403,7 @@ def check_variables(law: Law, variables: Mapping[str, ArrayLike]) -> tuple[dict[
 def _fitted(data: Mapping[str, Any] | None) -> Fitted | None:
     if data is None:
         return None
-    law = (CentredReplay if data.get("replay") else Centred).from_spec(data)
-    return Fitted(law, np.array([_number(v) for v in data["theta"]]))
+    return Fitted(centred_from_spec(data), np.array([_number(v) for v in data["theta"]]))
 
 
 def _number(value: float | None) -> float:

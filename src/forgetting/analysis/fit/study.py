@@ -1,7 +1,8 @@
-"""Fits the paper's two laws, and that of replay, to every data set of a study."""
+"""Fits the paper's two laws, and those over options of mitigations, to every data set of a study."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from forgetting.analysis.fit.data import DONE, USEFUL, column_names
@@ -9,12 +10,13 @@ from forgetting.analysis.fit.engine import fit_law
 from forgetting.analysis.fit.result import Fit
 from forgetting.analysis.laws import LAWS
 from forgetting.errors import ForgettingError, UsageError
+from forgetting.store.axes import AXES, Axis
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LEAST_ROWS = 3  # fewest rows of a data set, because two points always lie on a line
-_LAWS = [LAWS.find(name) for name in ("linear", "shifted_power", "replay")]
+_LAWS = [LAWS.find(name) for name in ("linear", "shifted_power", *AXES)]
 _OUTPUTS = [output for law in _LAWS for output in law.outputs]
 _VARIABLES = [variable for law in _LAWS for variable in law.variable_names]
 _NAMES = ("dataset", "run_id", "status", "seed")
@@ -24,15 +26,15 @@ LEAST = 3  # fewest different ranks, and different steps, for a law over both
 
 
 def fit_study(
-    table: pd.DataFrame, *, replay: pd.DataFrame | None = None, seed: int = 0, bootstrap: int = 200
+    table: pd.DataFrame, *, along: Mapping[str, pd.DataFrame] | None = None, seed: int = 0, bootstrap: int = 200
 ) -> dict[str, dict[str, Fit]]:
-    """Fit Eq. 4 (`linear`) and Eq. 5-6 (`shifted_power`) to each data set, and `replay` if its share was varied.
+    """Fit Eq. 4 (`linear`) and Eq. 5-6 (`shifted_power`) to each data set, and `replay` or `kl` if that was varied.
 
     Args:
         table: one row per measurement, with the columns `dataset`, `run_id`, `status`, `step`, `trainable_params`,
             `finetune_loss` and `forgetting_loss`; only rows with status `done` are fitted. It should contain the runs
             of one method, such as LoRA.
-        replay: the same with the runs that replay; None fits no law over the share of replay.
+        along: by law over an option of a mitigation, the same with the runs that vary it (`rows_to_fit`).
         seed: random seed of starts and resamples.
         bootstrap: number of resamples of whole runs.
 
@@ -54,11 +56,10 @@ def fit_study(
         if not len(done):
             continue
         out[name] = _fit_dataset(part, done, name, seed, bootstrap)
-        if replay is None:
-            continue
-        shares = part if replay is table else _of(replay, replay["dataset"].astype(str) == name)
-        if not unfit(_of(shares, shares["status"] == DONE), replay=True):
-            out[name] |= _fit_shares(shares, name, seed, bootstrap, out[name]["linear"])
+        for law, wider in (along or {}).items():
+            rows = _of(wider, wider["dataset"].astype(str) == name)
+            if not unfit(_of(rows, rows["status"] == DONE), AXES[law]):
+                out[name] |= _fit_along(law, rows, name, seed, bootstrap, out[name]["linear"])
     if not out:
         raise UsageError("the study has no finished run to fit")
     return out
@@ -86,31 +87,31 @@ def _fit_dataset(part: pd.DataFrame, done: pd.DataFrame, name: str, seed: int, b
     return fits
 
 
-def _fit_shares(shares: pd.DataFrame, name: str, seed: int, bootstrap: int, line: Fit) -> dict[str, Fit]:
-    """The law over the share of replay; empty, with a warning added to the line's fit, if it could not be fitted."""
+def _fit_along(law: str, rows: pd.DataFrame, name: str, seed: int, bootstrap: int, line: Fit) -> dict[str, Fit]:
+    """The law over an option; empty, with a warning added to the line's fit, if it could not be fitted."""
     try:
-        fit = fit_law("replay", shares, label=name, seed=seed, bootstrap=bootstrap)
+        fit = fit_law(law, rows, label=name, seed=seed, bootstrap=bootstrap)
     except UsageError:
         raise
     except ForgettingError as error:
-        line.warnings.append(f"replay was not fitted: {error}")
+        line.warnings.append(f"{law} was not fitted: {error}")
         return {}
-    seeds: Any = shares.loc[shares["status"] == DONE, "seed"].unique() if "seed" in shares else []
+    seeds: Any = rows.loc[rows["status"] == DONE, "seed"].unique() if "seed" in rows else []
     if len(seeds) == 1:
         fit.warnings.append(
             f"all runs have seed {seeds[0]}, and so the same order of data: a run with another seed may lie outside "
             "the bands of a new run more often than they say"
         )
-    return {"replay": fit}
+    return {law: fit}
 
 
-def unfit(table: Any, *, replay: bool = False) -> str:
-    """Why a law over P and N, or with `replay` also over the share of replay, cannot be fitted to a table's rows.
+def unfit(table: Any, axis: Axis | None = None) -> str:
+    """Why a law over P and N, or also over an option of a mitigation, cannot be fitted to a table's rows.
 
     Empty if it can.
     """
-    for column in ("trainable_params", "step", *(["replay_fraction"] if replay else [])):
-        if replay and column not in table:
+    for column in ("trainable_params", "step", *([axis.column] if axis else [])):
+        if axis and column not in table:
             return f"there is no column {column}"
         cells = table[column]
         values = len(set(map(str, cells.unique() if hasattr(cells, "unique") else cells)))

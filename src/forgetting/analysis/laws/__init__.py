@@ -11,10 +11,10 @@ from forgetting.analysis.laws.dcpt import DCPT
 from forgetting.analysis.laws.injection import Injection
 from forgetting.analysis.laws.linear import Linear
 from forgetting.analysis.laws.log_linear import LogLinear
+from forgetting.analysis.laws.mitigated import MITIGATED
 from forgetting.analysis.laws.multiplicative import Multiplicative
 from forgetting.analysis.laws.published import PUBLISHED, Published
 from forgetting.analysis.laws.rectified import Rectified
-from forgetting.analysis.laws.replay import ReplayShare
 from forgetting.analysis.laws.shifted_power import ShiftedPower, ShiftedPowerSingle
 from forgetting.config.registry import Registry
 
@@ -31,7 +31,7 @@ LAWS: Registry[Law] = Registry(
         Injection(),
         Rectified(),
         LogLinear(),
-        ReplayShare(),
+        *MITIGATED.values(),
     ),
     hint="or give a formula: 'loss = E + A/N**alpha'",
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from forgetting.analysis.fit.data import DONE
+from forgetting.store.axes import Axis
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,11 +24,21 @@ class Cost:
         tokens_per_step: tokens per step, without padding.
         model_params: number of parameters of the base model; without it, FLOPs are unknown.
         seconds: seconds of a step without trainable parameters, and seconds per trainable parameter; None if unknown.
+        mitigated: the same of a step with a mitigation that takes passes of its own, NaN if unknown; None if it takes
+            none.
     """
 
     tokens_per_step: float
     model_params: float | None = None
     seconds: tuple[float, float] | None = None
+    mitigated: tuple[float, float] | None = None
+
+    def of_mitigated(self) -> Cost:
+        """The cost of a step with the mitigation: FLOPs are unknown if it takes passes of its own."""
+        if self.mitigated is None:
+            return self
+        seconds = self.mitigated if np.isfinite(self.mitigated).all() else None
+        return replace(self, model_params=None, seconds=seconds, mitigated=None)
 
     def tokens(self, steps: float) -> float:
         """Tokens of a run with so many steps."""
@@ -54,22 +65,44 @@ class Cost:
         return steps * (alone + each * trainable) / 3600
 
 
-def costs_of(law: Any) -> dict[str, Cost]:
+def costs_of(law: Any, axis: Axis | None = None) -> dict[str, Cost]:
     """The cost of a step of a study's finished runs, by data set; empty if `law` is not a study.
 
     Args:
         law: a study's folder or result, or any other source of a plan's law.
+        axis: of a plan over an option of a mitigation, so that the time of a step is known with and without it.
     """
     table = getattr(law, "table", None)
     if isinstance(law, str | os.PathLike) and (Path(law) / "study.yaml").is_file():
         from forgetting.analysis.study_table import counted_rows, read_study
 
         table = counted_rows(read_study(Path(law)).table)
-    return {} if table is None else costs_of_table(table)
+    return {} if table is None else costs_of_table(table, axis)
 
 
-def costs_of_table(table: pd.DataFrame) -> dict[str, Cost]:
+def costs_of_table(table: pd.DataFrame, axis: Axis | None = None) -> dict[str, Cost]:
     """The cost of a step of the finished runs in a study's table, by data set; empty if its columns are missing."""
+    costs = _costs(_plain(table))
+    if axis is None or not axis.slower:
+        return costs
+    slower = _costs(table[axis.alone(table)])
+    return {name: replace(cost, mitigated=_seconds(slower.get(name))) for name, cost in costs.items()}
+
+
+def _seconds(cost: Cost | None) -> tuple[float, float]:
+    """Those of a cost; NaN if unknown."""
+    return (np.nan, np.nan) if cost is None or cost.seconds is None else cost.seconds
+
+
+def _plain(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs without mitigations; all if there are none."""
+    if "mitigation" not in table:
+        return table
+    plain = table[table["mitigation"].fillna("").astype(str).str.strip() == ""]
+    return plain if len(plain) else table
+
+
+def _costs(table: pd.DataFrame) -> dict[str, Cost]:
     used = ["train_tokens", "train_seconds", "trainable_params", "status", "step", "run_id", "dataset"]
     if not set(used) <= set(table):
         return {}

@@ -12,6 +12,7 @@ from forgetting.analysis.fit import Estimate
 from forgetting.analysis.fit.show import number
 from forgetting.display.numbers import plain, several
 from forgetting.display.tables import Result, Shown
+from forgetting.store.axes import AXES, REPLAY, Axis
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +35,8 @@ class Choice:
         new_run: by output, the band of one new run, which includes its scatter around the mean; NaN if unknown.
         extrapolated: whether P or N is outside the measured range.
         tokens, flops, hours: cost of the run; None if unknown or infinite.
-        replay_fraction: share of replay p in a plan with replay; else None.
-        forgetting: forgetting above the base model, in nats/token, in a plan with replay; else None.
+        replay_fraction, kl_weight: share of replay or weight of KL in a plan with that mitigation; else None.
+        forgetting: forgetting above the base model, in nats/token, in a plan with a mitigation; else None.
     """
 
     rank: float | None
@@ -49,6 +50,7 @@ class Choice:
     flops: float | None
     hours: float | None
     replay_fraction: float | None = None
+    kl_weight: float | None = None
     forgetting: Estimate | None = None
 
 
@@ -172,46 +174,60 @@ class Plan(Result):
 
 
 @dataclass(frozen=True)
-class ReplayPlan(Plan):
-    """A plan over rank, steps and the share of replay: for each share, the choice with the best rank.
+class MitigatedPlan(Plan):
+    """A plan over rank, steps and an option of a mitigation: for each value of it, the choice with the best rank.
 
     Attributes:
+        axis: the option: the share of replay or the weight of KL.
         max_steps: limit of a run's steps.
-        stops_paying: the share beyond which the minimised loss no longer improves, without an interval if it is not
-            identified; None if the shares were given.
-        saved: how much lower that loss is than in the best run without replay, in nats/token; None if the shares were
-            given.
-        shares: the smallest and largest measured share.
+        stops_paying: the value beyond which the minimised loss no longer improves, without an interval if it is not
+            identified; None if the values were given.
+        saved: how much lower that loss is than in the best run without the mitigation, in nats/token; None if the
+            values were given.
+        measured: the smallest and largest measured value.
     """
 
+    axis: Axis = REPLAY
     max_steps: float = np.inf
     stops_paying: Estimate | None = None
     saved: Estimate | None = None
-    shares: tuple[float, float] = (0.0, 0.0)
+    measured: tuple[float, float] = (0.0, 0.0)
+
+    def instead(self) -> str:
+        """A sentence on its best choice, for a plan over another mitigation that is better."""
+        name, other = self.axis.mitigation, f"--{next(other for other in AXES if other != self.axis.name)} 0"
+        if self.best is None:
+            return f"no run with {name} is within it ({other} shows this plan)"
+        what, loss = "fine-tuning loss", self.best.finetune_loss
+        if self.output != "forgetting" and self.best.forgetting is not None:
+            what, loss = "forgetting", self.best.forgetting
+        at = f"a {self.axis.value} of {number(self.axis.set_in(self.best))}"
+        return f"{name} instead reaches a {what} of {_span(loss)} at best, at {at} ({other} shows this plan)"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        more = {"stops_paying": self.stops_paying, "saved_by_replay": self.saved}
+        more = {"stops_paying": self.stops_paying, "saved": self.saved}
         out: dict[str, Any] = {k: None if e is None else _plain_estimate(e) for k, e in more.items()}
-        out |= {"max_steps": self.max_steps, "measured_shares": list(self.shares)}
-        return {**super().to_dict(), **{key: plain(value) for key, value in out.items()}}
+        out |= {"max_steps": self.max_steps, "measured": list(self.measured)}
+        return {"mitigation": self.axis.name, **super().to_dict(), **{key: plain(v) for key, v in out.items()}}
 
     def shown(self) -> list[Shown]:
-        """One line per share, with notes."""
+        """One line per value, with notes."""
         held = "forgetting of at most" if self.output == "forgetting" else "fine-tuning loss of at most"
-        notes = ["* best of any share" if self.stops_paying is not None else "* best of these"] if self.best else []
+        of = "of these" if self.stops_paying is None else f"of any {self.axis.value}"
+        notes = [f"* best {of}"] if self.best else []
         if any(np.isfinite(run).all() for c in self.frontier for run in c.new_run.values()):
             notes.append(f"in brackets the {self.confidence:.0%} band of the law's mean; `run`, that of one new run")
         notes += self.sentences
         costs = [name for name in COSTS if any(getattr(c, name) is not None for c in self.frontier)]
         if "hours" in costs:
             notes.append(HOURS)
-        columns = ("replay", "rank", "trainable params", "steps", "fine-tuning loss", "forgetting")
+        columns = (self.axis.title, "rank", "trainable params", "steps", "fine-tuning loss", "forgetting")
         return [
             Shown(
                 [f"{self.label}: {held} {number(self.level)} nats/token, in at most {self.max_steps:g} steps"],
                 (*columns, *(COSTS[name] for name in costs), ""),
-                [_replay_cells(c, costs, best=c == self.best) for c in self.frontier],
+                [_mitigated_cells(c, self.axis, costs, best=c == self.best) for c in self.frontier],
                 notes,
             )
         ]
@@ -257,9 +273,10 @@ def _plain_choice(c: Choice) -> dict[str, Any]:
     out = asdict(c)
     for name in ("steps", "finetune_loss", "forgetting_loss"):
         out[name].pop("identified")
-    if c.replay_fraction is None:
-        del out["replay_fraction"], out["forgetting"]
-    elif out["forgetting"] is not None:
+    for name in (*(axis.column for axis in AXES.values()), "forgetting"):
+        if out[name] is None:
+            del out[name]
+    if c.forgetting is not None:
         out["forgetting"].pop("identified")
     for name, (low, high) in out.pop("new_run").items():
         out[name] |= {"run_low": low, "run_high": high}
@@ -272,7 +289,7 @@ def _plain_estimate(e: Estimate) -> dict[str, float]:
 
 def _choice_row(c: Choice) -> dict[str, Any]:
     row: dict[str, Any] = {"rank": c.rank, "trainable_params": c.trainable_params}
-    row |= {} if c.replay_fraction is None else {"replay_fraction": c.replay_fraction}
+    row |= {axis.column: value for axis in AXES.values() if (value := getattr(c, axis.column)) is not None}
     more = [] if c.forgetting is None else [("forgetting", c.forgetting)]
     for name, e in (("step", c.steps), *_losses(c), *more):
         row |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
@@ -289,11 +306,11 @@ def _cells(c: Choice, costs: Iterable[str], *, best: bool) -> tuple[str, ...]:
     return (rank, f"{c.trainable_params:,.0f}", _steps(c.steps), *losses, *spent, note)
 
 
-def _replay_cells(c: Choice, costs: Iterable[str], *, best: bool) -> tuple[str, ...]:
+def _mitigated_cells(c: Choice, axis: Axis, costs: Iterable[str], *, best: bool) -> tuple[str, ...]:
     loss = c.forgetting_loss if c.forgetting is None else c.forgetting
     forgot = _span(loss) + _run(c, "forgetting")
     rank, params, steps, tuned, _, *spent = _cells(c, costs, best=best)
-    return (number(c.replay_fraction or 0.0), rank, params, steps, tuned, forgot, *spent)
+    return (number(axis.set_in(c)), rank, params, steps, tuned, forgot, *spent)
 
 
 def _name(run: NextRun) -> str:

@@ -15,6 +15,7 @@ from forgetting.config.arguments import wrong_type
 from forgetting.display.commands import command
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.files import check_plain, refuse_link
+from forgetting.store.axes import AXES, Axis
 
 Laws = dict[str, dict[str, Fit]]
 """Fits by data set and law."""
@@ -67,14 +68,14 @@ def _are_fits(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(fit, Fit) for fit in value.values())
 
 
-def pick(laws: Mapping[str, Fit], name: str | None, *, wants_surface: bool, wants_replay: bool = False) -> Fit:
+def pick(laws: Mapping[str, Fit], name: str | None, *, wants_surface: bool, along: Axis | None = None) -> Fit:
     """The law with this name; without a name the only law, or the one whose variables fit the request.
 
     Args:
         laws: the laws of one data set, by name.
         name: name of the law, if given.
         wants_surface: whether ranks or steps are given, so that the law must depend on them.
-        wants_replay: whether shares of replay are given.
+        along: the option of a mitigation whose values are given.
 
     Raises:
         UsageError: there is no such law, or it must be chosen by name.
@@ -88,12 +89,12 @@ def pick(laws: Mapping[str, Fit], name: str | None, *, wants_surface: bool, want
         raise UsageError("; ".join(["there is only the line of Eq. 4, which does not depend on ranks or steps", *why]))
     if len(laws) == 1:
         return next(iter(laws.values()))
-    if wants_replay and "replay" not in laws:
+    if along is not None and along.name not in laws:
         raise UsageError(
-            "there is no law over the share of replay: it needs a study with runs of 3 or more shares (including 0), "
-            "ranks and measured steps"
+            f"there is no law over {along.what}: it needs a study with runs of 3 or more {along.value}s (including "
+            "0), ranks and measured steps"
         )
-    wanted = "replay" if wants_replay else "shifted_power" if wants_surface else "linear"
+    wanted = along.name if along is not None else "shifted_power" if wants_surface else "linear"
     if wanted not in laws:
         raise UsageError(f"no law '{wanted}' here; choose one by its name; {did_you_mean(wanted, laws)}")
     return laws[wanted]
@@ -151,16 +152,13 @@ def _are_of(laws: Laws, path: Path) -> bool:
     from forgetting.analysis.study_table import load_study
     from forgetting.store.table import rows_to_fit
 
-    parts, wider = map(_parts, rows_to_fit(load_study(path)))
-    shared = {name for name in parts if not unfit(wider[name], replay=True)}
+    plain, wider = rows_to_fit(load_study(path))
+    parts, along = _parts(plain), {law: _parts(rows) for law, rows in wider.items()}
+    wanted = {(name, law) for law, rows in along.items() for name in parts if not unfit(rows[name], AXES[law])}
     return (
         laws.keys() == parts.keys()
-        and shared == {name for name, fits in laws.items() if "replay" in fits}
-        and all(
-            _is_of(fit, (wider if law == "replay" else parts)[name])
-            for name, fits in laws.items()
-            for law, fit in fits.items()
-        )
+        and wanted == {(name, law) for name, fits in laws.items() for law in fits if law in AXES}
+        and all(_is_of(fit, along.get(law, parts)[name]) for name, fits in laws.items() for law, fit in fits.items())
     )
 
 
@@ -197,10 +195,10 @@ def _fit_folder(path: Path) -> Laws:
     from forgetting.analysis.study_table import load_study
     from forgetting.store.table import rows_to_fit
 
-    table, replayed = rows_to_fit(load_study(path))
+    table, along = rows_to_fit(load_study(path))
     if table.empty:
         raise UsageError(f"{path}: this study has no finished run yet; run `{command('study', path)}`")
-    return fit_study(table, replay=replayed)
+    return fit_study(table, along=along)
 
 
 def _nested(fits: object, path: Path) -> Laws:

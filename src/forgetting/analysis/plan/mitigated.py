@@ -1,36 +1,37 @@
-"""Plans with replay: rank, steps and share p for a budget or a target, and the share beyond which replay costs more.
+"""Plans with a mitigation: rank, steps and its option's value for a budget or a target, and where more stops paying.
 
-At a share p, a run takes the most steps, up to a limit, after which it has forgotten no more than the budget. Only its
-end counts, since with replay forgetting may fall again during a run. A larger share allows more steps but raises the
-fine-tuning loss. The best loss therefore falls with p while the budget limits the steps, and rises once `max_steps`
-does.
+The option is the share of replay or the weight of KL. At a value of it, a run takes the most steps, up to a limit,
+after which it has forgotten no more than the budget. Only its end counts, since with a mitigation forgetting may fall
+again during a run. A larger value allows more steps but raises the fine-tuning loss. The best loss therefore falls with
+it while the budget limits the steps, and rises once `max_steps` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from forgetting.analysis.fit import Estimate, Fit
 from forgetting.analysis.fit.show import number, spans
 from forgetting.analysis.laws.base import Array, Law
-from forgetting.analysis.laws.replay import SHARE
 from forgetting.analysis.plan.cost import Cost
 from forgetting.analysis.plan.frontier import FAR, rank_grid
-from forgetting.analysis.plan.result import Choice, ReplayPlan
+from forgetting.analysis.plan.result import Choice, MitigatedPlan
 from forgetting.analysis.plan.surface import band
 from forgetting.display.numbers import several
 from forgetting.errors import UsageError
+from forgetting.store.axes import AXES, Axis
 
-LAW = "replay"
-SHARES = 48
-"""Number of shares compared besides 0: log-spaced from a 200th of the largest measured one up to it."""
+VALUES = 48
+"""Number of values compared besides 0: log-spaced from a 200th of the largest measured one up to it."""
 PLACES = 64
 """Number of log-spaced steps at which losses are evaluated; between them, they are interpolated linearly."""
 HALVINGS = 5
-"""The plan shows the share 0, the largest measured share, and this many halvings of it."""
+"""The plan shows the value 0, the largest measured value, and this many halvings of it."""
+BISECTIONS = 60
 
 
 @dataclass(frozen=True)
@@ -39,26 +40,28 @@ class _Problem:
 
     Attributes:
         law: the law in fitted coordinates.
+        axis: the option.
         budget, target: one of the two, in nats/token; the other is None.
         steps: [PLACES] steps at which losses are evaluated; the last is the limit of a run's.
     """
 
     law: Law
+    axis: Axis
     budget: float | None
     target: float | None
     steps: Array
 
-    def solve(self, theta: Array, params: float, shares: Array) -> tuple[Array, Array]:
-        """Steps and the resulting loss, [S, G] each, for [S, K] parameters and [S, G] shares.
+    def solve(self, theta: Array, params: float, settings: Array) -> tuple[Array, Array]:
+        """Steps and the resulting loss, [S, G] each, for [S, K] parameters and [S, G] settings.
 
         The loss is NaN if no number of steps stays within the budget or reaches the target.
         """
-        count, each = shares.shape
+        count, each = settings.shape
         steps = np.tile(self.steps, (count, each))
         x = {
             "trainable_params": np.full_like(steps, params),
             "step": steps,
-            SHARE: np.repeat(shares, PLACES, axis=1),
+            self.axis.column: np.repeat(settings, PLACES, axis=1),
         }
         with np.errstate(all="ignore"):
             values = self.law.values(theta, x).reshape(count, 2, each, PLACES)
@@ -96,9 +99,9 @@ def _at(values: Array, place: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Best:
-    """For each of [S] parameter vectors, the best share, its loss, P and steps, and the best loss without replay."""
+    """For each of [S] parameter vectors, the best setting, its loss, P and steps, and the best loss of plain runs."""
 
-    share: Array
+    setting: Array
     loss: Array
     params: Array
     steps: Array
@@ -106,12 +109,12 @@ class _Best:
 
 
 def _best(problem: _Problem, theta: Array, grid: Sequence[tuple[float | None, float]], largest: float) -> _Best:
-    """The best share from 0 to `largest` and the best of the grid's sizes, for each of [S, K] parameter vectors."""
-    shares = np.concatenate([[0.0], np.geomspace(largest / 200, largest, SHARES)])
+    """The best setting from 0 to `largest` and the best of the grid's sizes, for each of [S, K] parameter vectors."""
+    settings = np.concatenate([[0.0], np.geomspace(largest / 200, largest, VALUES)])
     losses, steps, tried = [], [], []
     for _, params in grid:
-        own = np.tile(shares, (len(theta), 1))
-        if problem.budget is not None:  # add the share at which the longest run just uses up the budget
+        own = np.tile(settings, (len(theta), 1))
+        if problem.budget is not None:  # add the setting at which the longest run just uses up the budget
             own = np.concatenate([own, _kink(problem, theta, params, largest)[:, None]], axis=1)
         n, loss = problem.solve(theta, params, own)
         losses.append(loss)
@@ -131,18 +134,18 @@ def _best(problem: _Problem, theta: Array, grid: Sequence[tuple[float | None, fl
 
 
 def _kink(problem: _Problem, theta: Array, params: float, largest: float) -> Array:
-    """[S] the share, between 0 and the largest, at which forgetting at the last step equals the budget."""
-    x = {"trainable_params": np.array([params] * 2), "step": np.array([problem.steps[-1]] * 2)}
-    with np.errstate(all="ignore"):
-        none, some = problem.law.values(theta, {**x, SHARE: np.array([0.0, largest])})[:, 1].T
-        # forgetting is that of a run without replay, divided by 1 + share * strength
-        strength = (none / some - 1) / largest
-        found = (none / (problem.budget or 1.0) - 1) / strength
-    # slightly more, so that rounding does not put the last step over the budget
-    return np.asarray(np.clip(np.nan_to_num(found * (1 + 1e-9)), 0.0, largest))
+    """[S] the setting, between 0 and the largest, at which forgetting at the last step equals the budget."""
+    low, high = np.zeros(len(theta)), np.full(len(theta), largest)
+    at = {"trainable_params": np.array([[params]] * len(theta)), "step": np.array([[problem.steps[-1]]] * len(theta))}
+    for _ in range(BISECTIONS):  # forgetting falls with the setting
+        middle = (low + high) / 2
+        with np.errstate(all="ignore"):
+            over = problem.law.values(theta, {**at, problem.axis.column: middle[:, None]})[:, 1, 0] > problem.budget
+        low, high = np.where(over, middle, low), np.where(over, high, middle)
+    return high  # not above the budget, except if the largest setting is
 
 
-def plan_replay(
+def plan_mitigated(
     fit: Fit,
     *,
     budget: float | None = None,
@@ -150,47 +153,48 @@ def plan_replay(
     ranks: Sequence[float] | None = None,
     params: Sequence[float] | None = None,
     params_per_rank: float | None = None,
-    shares: Sequence[float] | None = None,
+    settings: Sequence[float] | None = None,
     max_steps: float | None = None,
     floor: float | None = None,
     cost: Cost | None = None,
-) -> ReplayPlan:
-    """Rank, steps and share of replay for a budget of forgetting or a fine-tuning loss.
+) -> MitigatedPlan:
+    """Rank, steps and the share of replay or weight of KL for a budget of forgetting or a fine-tuning loss.
 
     Args:
-        fit: a `replay` law.
+        fit: a law over an option of a mitigation (`store.axes`).
         budget: allowed forgetting at the end of the run, in nats/token above the base model.
         target: fine-tuning loss to reach with the least forgetting, in nats/token; give this or a budget.
         ranks, params, params_per_rank: see `plan_budget`.
-        shares: shares to show and choose from; by default the plan shows 0 and halvings of the largest measured share,
-            and may choose any share up to it.
+        settings: values of the option to show and choose from; by default the plan shows 0 and halvings of the largest
+            measured value, and may choose any up to it.
         max_steps: limit of a run's steps; default the most measured steps.
         floor: forgetting loss of the base model itself, in nats/token; default that of the fitted study.
         cost: cost of one step, if known.
 
     Raises:
-        UsageError: another law, an invalid budget, target, share or number of steps, or unknown parameters of a rank.
+        UsageError: another law, an invalid budget, target, setting or number of steps, or unknown parameters of a rank.
     """
-    if fit.law != LAW:
-        raise UsageError(f"a plan with replay needs law '{LAW}' (both losses over P, N and its share), not '{fit.law}'")
+    axis = AXES.get(fit.law)
+    if axis is None:
+        raise UsageError(f"a plan with a mitigation needs one of the laws {', '.join(AXES)}, not '{fit.law}'")
     if budget is not None and not (np.isfinite(budget) and budget > 0):
         raise UsageError(f"the budget is {budget}; it must be a positive number of nats per token")
     first, last = fit.measured_range["step"]
-    largest = fit.measured_range[SHARE][1]
+    largest = fit.measured_range[axis.column][1]
     most = last if max_steps is None else max_steps
     if not first <= most <= FAR * last:
         raise UsageError(
             f"max_steps (--max-steps) is {most:g}: {first:g} to {last:g} steps were measured, and the law says nothing "
             f"of runs that are shorter, or more than {FAR:g} times as long"
         )
-    if shares is not None and not all(np.isfinite(p) and 0 <= p < 1 for p in shares):
-        raise UsageError(f"replay (--replay): got {', '.join(f'{p:g}' for p in shares)}; a share from 0 to below 1")
+    if settings is not None and not all(map(axis.holds, settings)):
+        raise UsageError(f"{axis.flag}: got {', '.join(f'{value:g}' for value in settings)}; {axis.domain}")
     law, theta, draws = fit.model()
-    problem = _Problem(law, budget, target, np.geomspace(max(1.0, first / FAR), most, PLACES))
+    problem = _Problem(law, axis, budget, target, np.geomspace(max(1.0, first / FAR), most, PLACES))
     grid = rank_grid(fit, ranks, params, params_per_rank)
     known = fit.diagnostics.get("forgetting_floor") if floor is None else floor
     maker = _Maker(fit, problem, theta, draws, grid, None if known is None else float(known), cost)
-    return maker.plan(largest, shares)
+    return maker.plan(largest, settings)
 
 
 @dataclass(frozen=True)
@@ -205,23 +209,23 @@ class _Maker:
     floor: float | None
     cost: Cost | None
 
-    def plan(self, largest: float, shares: Sequence[float] | None) -> ReplayPlan:
-        budget = self.problem.budget
+    def plan(self, largest: float, settings: Sequence[float] | None) -> MitigatedPlan:
+        budget, axis = self.problem.budget, self.problem.axis
         output, level = ("forgetting", budget) if budget is not None else ("finetune_loss", self.problem.target)
-        shown = sorted(set(shares)) if shares else [0.0, *(largest / 2**i for i in range(HALVINGS, -1, -1))]
-        choices = [c for p in shown if (c := self.at_share(p)) is not None]
+        shown = sorted(set(settings)) if settings else [0.0, *(largest / 2**i for i in range(HALVINGS, -1, -1))]
+        choices = [c for value in shown if (c := self.at(value)) is not None]
         stops = saved = None
-        if shares is None:
+        if settings is None:
             best, stops, saved = self.best(largest)
-            if best is not None and all(best.replay_fraction != c.replay_fraction for c in choices):
-                choices = sorted([*choices, best], key=lambda c: c.replay_fraction or 0.0)
+            if best is not None and all(axis.set_in(best) != axis.set_in(c) for c in choices):
+                choices = sorted([*choices, best], key=axis.set_in)
         else:
             best = min(choices, key=self.asked, default=None)
         inside = [c for c in choices if not c.extrapolated]
-        made = ReplayPlan(
+        made = MitigatedPlan(
             self.fit.label, output, float(level or 0.0), self.fit.confidence, self.floor, choices, best,
             min(inside, key=self.asked, default=None), [], max_steps=float(self.problem.steps[-1]), stops_paying=stops,
-            saved=saved, shares=(0.0, largest),
+            saved=saved, axis=axis, measured=(0.0, largest),
         )  # fmt: skip
         return replace(made, sentences=self.say(made))
 
@@ -230,39 +234,39 @@ class _Maker:
         loss = choice.finetune_loss if self.problem.budget is not None else choice.forgetting
         return np.nan if loss is None else float(loss.value)
 
-    def at_share(self, share: float) -> Choice | None:
-        """The best rank at a share; None if no rank stays within the budget or reaches the target."""
-        solved = [self.problem.solve(self.theta[None], params, np.array([[share]])) for _, params in self.grid]
+    def at(self, setting: float) -> Choice | None:
+        """The best rank at a setting; None if no rank stays within the budget or reaches the target."""
+        solved = [self.problem.solve(self.theta[None], params, np.array([[setting]])) for _, params in self.grid]
         losses = np.array([loss[0, 0] for _, loss in solved])
         if not np.isfinite(losses).any():
             return None
         which = int(np.nanargmin(losses))
-        return self.choice(*self.grid[which], share, float(solved[which][0][0, 0]))
+        return self.choice(*self.grid[which], setting, float(solved[which][0][0, 0]))
 
     def best(self, largest: float) -> tuple[Choice | None, Estimate | None, Estimate | None]:
-        """The best choice over all shares, its share with an interval, and its saving over the best without replay."""
+        """The best choice over all settings, its setting with an interval, and its saving over the best plain run."""
         own = _best(self.problem, self.theta[None], self.grid, largest)
         if not np.isfinite(own.loss[0]):
             return None, None, None
-        share, params = float(own.share[0]), float(own.params[0])
+        setting, params = float(own.setting[0]), float(own.params[0])
         rank = next(rank for rank, size in self.grid if size == params)
-        stops, saved = Estimate(share), Estimate(float(own.plain[0] - own.loss[0]))
+        stops, saved = Estimate(setting), Estimate(float(own.plain[0] - own.loss[0]))
         if len(self.draws):
             drawn = _best(self.problem, self.draws, self.grid, largest)
-            stops = band(self.fit, share, drawn.share)
+            stops = band(self.fit, setting, drawn.setting)
             saved = band(self.fit, saved.value, drawn.plain - drawn.loss)
-            if not stops.high < largest:  # no share beyond was measured
+            if not stops.high < largest:  # nothing beyond was measured
                 stops = replace(stops, high=np.nan)
             stops = replace(stops, low=max(stops.low, 0.0))
-        return self.choice(rank, params, share, float(own.steps[0])), stops, saved
+        return self.choice(rank, params, setting, float(own.steps[0])), stops, saved
 
-    def choice(self, rank: float | None, params: float, share: float, steps: float) -> Choice:
+    def choice(self, rank: float | None, params: float, setting: float, steps: float) -> Choice:
         """A choice, with its bands, after whole steps: within the budget, or enough of them for the target."""
         if self.problem.budget is not None:
             whole = max(1.0, np.floor(steps + 1e-6))
         else:
             whole = max(1.0, min(np.ceil(steps - 1e-6), np.floor(self.problem.steps[-1] + 1e-6)))
-        at = {"trainable_params": params, "step": whole, SHARE: share}
+        at = {"trainable_params": params, "step": whole, self.problem.axis.column: setting}
         told = {output: self.fit.predict(output, **at) for output in self.fit.law_object.outputs}
         tuned, forgot = (
             Estimate(float(p.value), float(p.low), float(p.high)) for p in (told["finetune_loss"], told["forgetting"])
@@ -273,20 +277,23 @@ class _Maker:
         loss = Estimate(forgot.value + floor, forgot.low + floor, forgot.high + floor)
         spent: tuple[float | None, float | None, float | None] = (None, None, None)
         if (cost := self.cost) is not None:
+            cost = cost.of_mitigated() if setting > 0 else cost
             spent = cost.tokens(whole), cost.flops(whole, params), cost.hours(whole, params)
         outside = bool(told["finetune_loss"].extrapolated)
-        return Choice(rank, params, Estimate(whole), tuned, loss, runs, outside, *spent, share, forgot)
+        made: dict[str, Any] = {self.problem.axis.column: setting}
+        chosen = Choice(rank, params, Estimate(whole), tuned, loss, runs, outside, *spent, forgetting=forgot)
+        return replace(chosen, **made)
 
-    def say(self, plan: ReplayPlan) -> list[str]:
+    def say(self, plan: MitigatedPlan) -> list[str]:
         """The plan's sentences."""
         out = []
         if plan.best is None:
             low = float(self.problem.steps[0])
             what = f"keeps forgetting at {plan.level:g}" if plan.output == "forgetting" else f"reaches {plan.level:g}"
-            return [f"no rank and share compared {what} within {low:g} to {plan.max_steps:g} steps"]
+            return [f"no rank and {self.problem.axis.value} compared {what} within {low:g} to {plan.max_steps:g} steps"]
         if plan.stops_paying is not None:
             out.append(_paying(plan, plan.stops_paying))
-        if plan.saved is not None and np.isfinite(plan.saved.value) and (plan.best.replay_fraction or 0) > 0:
+        if plan.saved is not None and np.isfinite(plan.saved.value) and plan.axis.set_in(plan.best) > 0:
             out.append(_saving(plan, plan.saved))
         if plan.output == "forgetting" and plan.best.steps.value >= np.floor(plan.max_steps) and plan.max_steps:
             out.append(
@@ -301,28 +308,35 @@ class _Maker:
                 out.append(spans(self.fit.band_laws()))
         if not self.fit.draws:
             out.append(f"this law has no intervals, so nothing here has a band: {self.fit.no_bands}")
+        if self.cost is not None and self.cost.mitigated is not None:
+            out.append(
+                f"tokens are those of the fine-tuning data; FLOPs with {plan.axis.mitigation} are left out, because "
+                "its own passes are not counted; hours are those of runs with it"
+            )
         return out
 
 
-def _paying(plan: ReplayPlan, stops: Estimate) -> str:
-    """A sentence on where replay stops paying."""
-    largest, what = plan.shares[1], "the fine-tuning loss" if plan.output == "forgetting" else "forgetting"
+def _paying(plan: MitigatedPlan, stops: Estimate) -> str:
+    """A sentence on where the mitigation stops paying."""
+    largest, what = plan.measured[1], "the fine-tuning loss" if plan.output == "forgetting" else "forgetting"
+    name, value = plan.axis.mitigation, plan.axis.value
     if stops.value >= largest:
-        said = f"{what} still improves at the largest measured share, {largest:g}"
-        return f"where replay stops paying is not identified: {said}"
+        said = f"{what} still improves at the largest measured {value}, {largest:g}"
+        return f"where {name} stops paying is not identified: {said}"
     if stops.value <= 0:
         known = f" (at most {number(stops.high)})" if stops.high > 0 else ""
-        return f"replay does not pay here: the best run has none{known}"
+        return f"{name} does not pay here: the best run has none{known}"
     known = f" ({number(stops.low)} to {number(stops.high)})" if np.isfinite(stops.high) else ""
     if np.isfinite(stops.low) and not np.isfinite(stops.high):
-        known = f" (at least {number(stops.low)}; the largest measured share, {largest:g}, may be too small)"
-    return f"replay stops paying at a share of {number(stops.value)}{known}: beyond it {what} no longer improves"
+        known = f" (at least {number(stops.low)}; the largest measured {value}, {largest:g}, may be too small)"
+    return f"{name} stops paying at a {value} of {number(stops.value)}{known}: beyond it {what} no longer improves"
 
 
-def _saving(plan: ReplayPlan, saved: Estimate) -> str:
-    """A sentence on what replay saves."""
+def _saving(plan: MitigatedPlan, saved: Estimate) -> str:
+    """A sentence on what the mitigation saves."""
     what = "fine-tuning loss" if plan.output == "forgetting" else "forgetting"
     known = np.isfinite(saved.low) and np.isfinite(saved.high)
     said = f" ({number(saved.low)} to {number(saved.high)})" if known else ""
     unclear = "; this is not clearly different from 0" if known and saved.low <= 0 <= saved.high else ""
-    return f"against the best run without replay it saves {number(saved.value)}{said} nats/token of {what}{unclear}"
+    name = plan.axis.mitigation
+    return f"against the best run without {name} it saves {number(saved.value)}{said} nats/token of {what}{unclear}"

@@ -1,4 +1,4 @@
-"""The law over the share of replay: the runs that it is fitted to, plain laws unaffected by it, and plans."""
+"""Laws over the share of replay and the weight of KL: their runs, plain laws unaffected by them, and plans."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 import forgetting
 from forgetting.analysis.fit import Fit, fit_study, load_fits, save_fits
 from forgetting.analysis.laws import LAWS
-from forgetting.analysis.plan.replay import plan_replay
+from forgetting.analysis.plan.mitigated import plan_mitigated
 from forgetting.cli import laws
 from forgetting.display.numbers import number
 from forgetting.errors import UsageError
 from forgetting.reporting.figures import charts
-from forgetting.reporting.replay import replay_section
+from forgetting.reporting.mitigated import sections_of
 from forgetting.reporting.series import group, panels, tidy
 from forgetting.store.table import fitted_rows, rows_to_fit
 
@@ -38,6 +38,17 @@ THETA = {
 }
 
 
+WEIGHTS = (0.03, 0.1, 1.0)
+KL_THETA = THETA | {"m": 18.0, "k": 2.1, "g": 0.4, "u": 0.1, "c": -0.09, "d": 0.03}
+
+
+def truth_of_kl(params: float, steps: np.ndarray, weight: float) -> np.ndarray:
+    """[2, n]: fine-tuning loss and forgetting."""
+    law = LAWS["kl"]
+    x = {"trainable_params": np.full(len(steps), params), "step": steps, "kl_weight": np.full(len(steps), weight)}
+    return law.values(np.array([[KL_THETA[name] for name in law.names]]), x)[0]
+
+
 def truth(params: float, steps: np.ndarray, share: float) -> np.ndarray:
     """[2, n]: fine-tuning loss and forgetting."""
     law = LAWS["replay"]
@@ -48,19 +59,44 @@ def truth(params: float, steps: np.ndarray, share: float) -> np.ndarray:
 def simulated(seed: int = 0, noise: float = 0.003) -> pd.DataFrame:
     """A study's table of three ranks with and without replay, and of runs that no law is fitted to."""
     rng = np.random.default_rng(seed)
-    rows = []
     kinds = [("" if p == 0 else "replay" if p == 0.05 else f"replay fraction={p:g}", p) for p in SHARES]
-    kinds += [("kl", 0.0), ("replay fraction=0.5 generated=True", 0.5), ("replay fraction=0.02 + kl", 0.02)]
-    for rank in (8, 16, 64):
-        for mitigation, share in kinds:
-            losses = truth(rank * PER_RANK, STEPS, share) + noise * rng.normal(size=(2, 1))
-            losses += noise / 2 * rng.normal(size=losses.shape)
-            for step, (tuned, forgot) in zip(STEPS, losses.T, strict=True):
-                row = {"dataset": "d", "label": "lora", "reference": "lora", "mitigation": mitigation, "rank": rank}
-                row |= {"run_id": f"{rank}-{mitigation}", "status": "done", "step": step, "measure_start": 12}
-                row |= {"trainable_params": rank * PER_RANK, "replay_fraction": share, "forgetting_floor": FLOOR}
-                rows.append(row | {"finetune_loss": tuned, "forgetting": forgot, "forgetting_loss": forgot + FLOOR})
-    return pd.DataFrame(rows)
+    kinds += [("budget", 0.0), ("replay fraction=0.5 generated=True", 0.5), ("replay fraction=0.02 + kl", 0.02)]
+    return pd.DataFrame(
+        [row for rank in (8, 16, 64) for name, p in kinds for row in _rows(rank, name, p, 0.0, rng, noise)]
+    )
+
+
+def with_kl(seed: int = 0, noise: float = 0.003) -> pd.DataFrame:
+    """The same table with runs of KL, of which those with another direction are fewer."""
+    rng = np.random.default_rng([seed, 1])
+    kinds = [("kl" if w == 1 else f"kl weight={w:g}", w) for w in WEIGHTS]
+    kinds += [("kl weight=0.3 direction=reverse", 0.3)]
+    rows = [row for rank in (8, 16, 64) for name, w in kinds for row in _rows(rank, name, 0.0, w, rng, noise)]
+    table = pd.concat([simulated(seed, noise), pd.DataFrame(rows)], ignore_index=True)
+    both = table["mitigation"].str.contains(r"\+ kl")
+    return table.assign(kl_weight=table["kl_weight"].mask(both, 1.0).mask(table["mitigation"] == "budget"))
+
+
+def _rows(
+    rank: int, mitigation: str, share: float, weight: float, rng: np.random.Generator, noise: float
+) -> list[dict[str, object]]:
+    """The rows of one run."""
+    rows: list[dict[str, object]] = []
+    means = truth_of_kl(rank * PER_RANK, STEPS, weight) if weight else truth(rank * PER_RANK, STEPS, share)
+    losses = means + noise * rng.normal(size=(2, 1))
+    losses += noise / 2 * rng.normal(size=losses.shape)
+    for step, (tuned, forgot) in zip(STEPS, losses.T, strict=True):
+        row = {"dataset": "d", "label": "lora", "reference": "lora", "mitigation": mitigation, "rank": rank}
+        row |= {"run_id": f"{rank}-{mitigation}", "status": "done", "step": step, "measure_start": 12}
+        row |= {"trainable_params": rank * PER_RANK, "replay_fraction": share, "kl_weight": weight}
+        row |= {"forgetting_floor": FLOOR}
+        rows.append(row | {"finetune_loss": tuned, "forgetting": forgot, "forgetting_loss": forgot + FLOOR})
+    return rows
+
+
+def _fitted(table: pd.DataFrame) -> dict[str, Fit]:
+    rows, along = rows_to_fit(table)
+    return fit_study(rows, along=along, bootstrap=40)["d"]
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +106,11 @@ def table() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def fits(table: pd.DataFrame) -> dict[str, Fit]:
-    plain, wider = rows_to_fit(table)
-    return fit_study(plain, replay=wider, bootstrap=40)["d"]
+    return _fitted(table)
 
 
 def test_runs_with_replay_alone_are_used_only_by_the_law_of_replay(table: pd.DataFrame) -> None:
-    plain, wider = rows_to_fit(table)
+    plain, wider = fitted_rows(table), rows_to_fit(table)[1]["replay"]
     assert set(plain["mitigation"]) == {""}
     assert set(wider["mitigation"]) == {"", "replay", "replay fraction=0.01", "replay fraction=0.2"}
 
@@ -118,7 +153,89 @@ def test_a_law_over_the_share_is_fitted_on_its_runs_by_name_and_by_formula(table
     assert forgetting.fit(table, "linear", bootstrap=0).n_runs == 3
 
 
+@pytest.fixture(scope="module")
+def both() -> dict[str, Fit]:
+    """The fits of a study with replay and with KL."""
+    table = with_kl()
+    return _fitted(table)
+
+
+def test_each_law_uses_the_runs_of_its_own_mitigation(both: dict[str, Fit], fits: dict[str, Fit]) -> None:
+    _, rows = rows_to_fit(with_kl())
+    assert set(rows["kl"]["mitigation"]) == {"", "kl", "kl weight=0.03", "kl weight=0.1"}
+    assert set(rows["replay"]["mitigation"]) == {"", "replay", "replay fraction=0.01", "replay fraction=0.2"}
+    assert list(both) == ["linear", "shifted_power", "replay", "kl"]
+    for name, fit in fits.items():  # those of the same study without KL, to the last digit
+        assert both[name].to_dict() == fit.to_dict()
+    assert both["kl"].n_runs == 12
+    assert both["kl"].measured_range["kl_weight"] == (0.0, 1.0)
+    assert forgetting.fit(with_kl(), "forgetting = A * step**b / (1 + B * kl_weight)", bootstrap=0).n_runs == 12
+    with pytest.raises(UsageError, match="has replay_fraction and kl_weight: runs with several mitigations"):
+        forgetting.fit(with_kl(), "forgetting = A * step**b / (1 + B * kl_weight + C * replay_fraction)", bootstrap=0)
+
+
+def test_the_law_of_kl_is_recovered_and_stored(both: dict[str, Fit], tmp_path: Path) -> None:
+    fit = both["kl"]
+    for name in ("k", "g", "u", "c", "d", "m"):
+        estimate = fit.parameters[name]
+        assert not estimate.low > KL_THETA[name], name  # an end that is not determined is NaN
+        assert not estimate.high < KL_THETA[name], name
+    at = {"trainable_params": 32 * PER_RANK, "step": 44, "kl_weight": 0.3}
+    got = [fit.predict(output, **at).value for output in fit.law_object.outputs]
+    assert np.ravel(got) == pytest.approx(truth_of_kl(32 * PER_RANK, np.array([44.0]), 0.3)[:, 0], abs=0.005)
+    save_fits(fit, tmp_path / "fits.json")
+    again = load_fits(tmp_path / "fits.json")
+    for output in fit.law_object.outputs:
+        assert fit.predict(output, **at).run_high == again.predict(output, **at).run_high
+
+
 # ---- plans
+
+
+def test_a_plan_with_kl_is_the_best_of_all_runs_within_its_budget(both: dict[str, Fit]) -> None:
+    plan = forgetting.plan(both["kl"], budget=0.12)["d"]
+    steps, weights = np.meshgrid(np.arange(3.0, 61.0), np.linspace(0, 1, 1001), indexing="ij")
+    found = np.inf
+    law, theta, _ = both["kl"].model()
+    for rank in (8, 16, 32, 64):
+        params = np.full(steps.size, rank * PER_RANK)
+        x = {"trainable_params": params, "step": steps.ravel(), "kl_weight": weights.ravel()}
+        tuned, forgot = law.values(theta[None], x)[0]
+        found = min(found, tuned[forgot <= 0.12].min())
+    assert plan.best.finetune_loss.value == pytest.approx(found, abs=5e-4)
+    assert plan.best.forgetting.value == pytest.approx(0.12, abs=1e-6)
+    assert plan.stops_paying.low < plan.stops_paying.value == plan.best.kl_weight < plan.stops_paying.high
+    assert plan.sentences[0].startswith("KL stops paying at a weight of")
+
+
+def test_a_study_with_both_mitigations_plans_with_the_better_one(both: dict[str, Fit], tmp_path: Path) -> None:
+    plans = {name: forgetting.plan({"d": both}, budget=0.12, **{name: 0})["d"] for name in ("kl", "replay")}
+    assert [plan.axis.name for plan in plans.values()] == ["replay", "kl"]
+    better = min(plans.values(), key=lambda plan: plan.best.finetune_loss.value)
+    made = forgetting.plan({"d": both}, budget=0.12)["d"]
+    assert made.best == better.best
+    other = {"kl": "replay", "replay": "KL"}[better.axis.name]
+    assert made.sentences[-1].startswith(f"{other} instead reaches a fine-tuning loss of")
+    assert made.sentences[-1].endswith(f"(--{better.axis.name} 0 shows this plan)")
+    plain = forgetting.plan({"d": both}, budget=0.12, kl=0, replay=0)["d"]
+    assert plain.output == "forgetting_loss"
+    one = forgetting.plan({"d": both}, budget=0.12, kl=[0.1, 2.0])["d"]
+    assert [choice.extrapolated for choice in one.frontier] == [False, True]
+    for ask in (forgetting.plan, forgetting.predict):
+        how = {"budget": 0.1} if ask is forgetting.plan else {"ranks": 8, "steps": 60}
+        with pytest.raises(UsageError, match=r"replay \(--replay\) and kl \(--kl\): no law describes runs with both"):
+            ask({"d": both}, kl=0.1, replay=0.1, **how)
+        with pytest.raises(UsageError, match=r"kl \(--kl\): got -1; a weight from 0|kl_weight is -1"):
+            ask({"d": both}, kl=-1, **how)
+    save_fits({"d": both}, tmp_path / "fits.json")
+    run = CliRunner().invoke
+    made = json.loads(
+        run(app, ["plan", str(tmp_path / "fits.json"), "--budget", "0.12", "--replay", "0", "--json"]).stdout
+    )
+    assert (made["mitigation"], made["best"]["kl_weight"]) == ("kl", made["stops_paying"]["value"])
+    at = ["--rank", "16", "--steps", "44", "--kl", "0.1", "--kl", "3", "--replay", "0", "--json"]
+    one, far = json.loads(run(app, ["predict", str(tmp_path / "fits.json"), *at]).stdout)
+    assert (one["kl_weight"], one["extrapolated"], far["extrapolated"]) == (0.1, False, True)
 
 
 def losses(fit: Fit, rank: float, steps: np.ndarray | float, share: np.ndarray | float) -> list[np.ndarray]:
@@ -179,7 +296,7 @@ def test_a_plan_reports_what_it_cannot_answer(fits: dict[str, Fit]) -> None:
     for wrong, message in (
         ({"budget": 0.2, "replay": 1.0}, r"--replay\): got 1; a share from 0 to below 1"),
         ({"budget": 0.2, "max_steps": 500}, r"--max-steps\) is 500: 12 to 60 steps were measured"),
-        ({"budget": 0.2, "replay": 0.1, "next_run": True}, "only plans runs without replay"),
+        ({"budget": 0.2, "replay": 0.1, "next_run": True}, "only plans runs without mitigations"),
     ):
         with pytest.raises(UsageError, match=message):
             forgetting.plan(fits, **wrong)
@@ -212,9 +329,8 @@ def test_the_report_shows_the_law_its_rows_by_share_and_what_plan_says(table, fi
     table = table.assign(method="lora", forgetting_se=0.002, forgetting_loss_se=0.002, finetune_loss_se=0.002)
     rows = tidy(table)
     panel = panels(["d"], rows, group(rows, []), {"d": fits})[0]
-    section = replay_section(panel)
-    assert section is not None
-    assert [share.share for share in section.shares] == [
+    (section,) = sections_of(panel)
+    assert [row.value for row in section.settings] == [
         "0",
         "0.01",
         "0.05",
@@ -223,16 +339,16 @@ def test_the_report_shows_the_law_its_rows_by_share_and_what_plan_says(table, fi
     fit, last = fits["replay"], table[(table["step"] == STEPS[-1]) & (table["mitigation"] == "replay")]
     at = {name: last[name].to_numpy() for name in ("trainable_params", "step", "replay_fraction")}
     made = fit.predict("forgetting", **at).value
-    assert section.shares[2].forgetting == (number(last["forgetting"].mean()), number(made.mean()))
-    _, every = rows_to_fit(table)
+    assert section.settings[2].forgetting == (number(last["forgetting"].mean()), number(made.mean()))
+    every = rows_to_fit(table)[1]["replay"]
     every = every[every["replay_fraction"] == 0.05]
     at = {name: every[name].to_numpy() for name in ("trainable_params", "step", "replay_fraction")}
     residuals = every["finetune_loss"] - fit.predict("finetune_loss", **at).value
-    assert section.shares[2].errors[1] == number(float(np.sqrt((residuals**2).mean())))
-    assert list(section.sentences) == plan_replay(fit, budget=float(section.budget)).sentences
+    assert section.settings[2].errors[1] == number(float(np.sqrt((residuals**2).mean())))
+    assert list(section.sentences) == plan_mitigated(fit, budget=float(section.budget)).sentences
     assert "replay stops paying" in section.sentences[0]
     chart = next(chart for chart in charts(panel) if chart.kind == "replay")
     points = [trace for trace in chart.spec["data"] if trace["meta"]["role"] == "points"]
     assert sorted(x for trace in points for x in trace["x"]) == sorted(3 * list(SHARES))
     without = {name: one for name, one in fits.items() if name != "replay"}
-    assert replay_section(panels(["d"], rows, group(rows, []), {"d": without})[0]) is None
+    assert not sections_of(panels(["d"], rows, group(rows, []), {"d": without})[0])
