@@ -29,7 +29,7 @@ def print_shown(parts: Iterable[Shown]) -> None:
 
     console = Console(highlight=False)
     if not console.is_terminal:  # without a terminal there is no width: make it wide enough for the tables
-        console = Console(highlight=False, width=140)
+        console = Console(highlight=False, width=1000)
     for part in parts:
         for line in part.heading:
             console.print(line, markup=False, soft_wrap=True)

@@ -67,7 +67,8 @@ class Shown:
         made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
         for i, name in enumerate(self.columns):
             numbers = all(is_number(row[i]) for row in self.rows)
-            made.add_column(Text(name), justify="right" if numbers else "left", no_wrap=numbers)
+            # broken over two lines where it is too narrow: a number without its last digits is another number
+            made.add_column(Text(name), justify="right" if numbers else "left", overflow="fold")
         for row in self.rows:
             made.add_row(*(Text(cell) for cell in row))
         return made
