@@ -78,7 +78,9 @@ class Machines:
         except (RuntimeError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             # a study that is already finished ends there before a slow machine has joined
-            gone = "" if serves else "; machine 0 has ended in the meantime: see its output, or start both commands again"
+            gone = (
+                "" if serves else " (machine 0 has ended in the meantime; see its output, or start all commands again)"
+            )
             raise ForgettingError(
                 f"main_process_ip {self.launch.address}, main_process_port {self.launch.port}: {reason}{gone}"
             ) from None
