@@ -44,6 +44,8 @@ NAMES = (
     *(IA3_TARGETS, IA3_INNER, CORDA_CONFIG, CORDA),
 )
 """Names on classes or modules; the others are on objects."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+"""Attributes of a torch module with what was registered on its forward; there is no other way to ask."""
 PREFIX = "base_model.model."
 """PEFT's prefix for the names of a base model's modules."""
 
@@ -120,7 +122,7 @@ def lora(layer: Any, *, evaluating: bool = False) -> Lora | None:
     if any("forward" in vars(part) for part in (layer, *parts)) or a.bias is not None or b.bias is not None:
         return None
     trains = not evaluating and any(parameter.requires_grad for parameter in base.parameters())
-    if base.weight.is_meta or trains or any(part._forward_hooks or part._forward_pre_hooks for part in (a, b)):
+    if base.weight.is_meta or trains or any(getattr(part, hooks) for part in (a, b) for hooks in HOOKS):
         return None
     return Lora(base, a, b, names[0], scaling(layer))
 
