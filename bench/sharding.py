@@ -144,7 +144,7 @@ def main() -> None:
                     (given.lines / f"{method}-{count}-{index}.txt").write_text(text)
             if len(found) == 2:
                 pairs = [(a, b) for a, b in zip(*found.values(), strict=True)]
-                apart = max(abs(a[key] - b[key]) for a, b in pairs for key in ("finetune_loss", "forgetting", "kl"))
+                apart = max(abs(a[key] - b[key]) for a, b in pairs for key in ("finetune_loss", "forgetting"))
                 print(f"largest difference of a loss: {apart:.1e}", flush=True)
 
 
