@@ -176,7 +176,7 @@ def test_a_session_ends_with_a_plan_and_the_same_call_continues_it(
         patch.setattr(session, "LATE", 0.0)  # the time is up with the first step
         short = forgetting.pilot(config, out, budget=0.45, minutes=60, ranks=RANKS)
     assert (short.stopped, short.planned, short.runs) == ("time", False, ())
-    assert "within a run" in short.why
+    assert "before the current run ended" in short.why
     steps: list[Any] = []
     made = forgetting.pilot(config, out, budget=0.45, minutes=60, tolerance=0.2, ranks=RANKS, on_step=steps.append)
     assert (made.stopped, made.planned) == ("tolerance", True)

@@ -331,7 +331,8 @@ def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], oth
         )
         for c in (ordered[0], ordered[-1])
     )
-    difference = band(fit, spread, worst - best)
+    with np.errstate(invalid="ignore"):  # two losses without a limit: their difference is unknown
+        difference = band(fit, spread, worst - best)
     what = _named(other)
     if fit.no_bands and spread > SMALL * measured_spread(fit, other):
         said = f"{what} differs by {spread:.2g} nats/token between best and worst by this law's estimates alone"
