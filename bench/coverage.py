@@ -108,8 +108,13 @@ def strays(fit: Fit) -> float:
 
 
 def wrong(fit: Fit) -> float:
-    """1 if the test of misfit rejects the law."""
+    """1 if a test of a bend or level rejects the law."""
     return float(any(test["p_holm"] < 0.05 for test in fit.diagnostics["misfit"]))
+
+
+def missed(fit: Fit) -> float:
+    """1 if a test of a single step rejects the law."""
+    return float(any(test["p_holm"] < 0.05 for test in fit.diagnostics["places"]))
 
 
 @dataclass
@@ -145,7 +150,7 @@ def simulate(tally: Tally, number: int, seed: int, *, starts: int = 24) -> None:
         for band, (hit, missing) in got.items():
             tally.add(**{f"{band}, {place}": hit, f"missing, {place}": missing})
     if fit is not None:
-        tally.add(strays=strays(fit), alarms=wrong(fit))
+        tally.add(strays=strays(fit), alarms=wrong(fit), missed=missed(fit))
 
 
 def power(studies: int, seed: int) -> dict[str, str]:
@@ -179,9 +184,18 @@ def _print(tallies: list[Tally], studies: int, to: TextIO) -> None:
         f"coverage of nominal 95 % bands, {studies} studies of 8 runs a design, per cent (asked: 92 to 98; refused < 1)"
     )
     names = [f"{band}, {place}" for place in POINTS for band in BANDS]
-    columns = ["design", *names, "refused", "missing inside", "missing beyond", "parameters outside", "called wrong"]
+    columns = [
+        "design",
+        *names,
+        "refused",
+        "missing inside",
+        "missing beyond",
+        "parameters outside",
+        "called wrong",
+        "a step is missed",
+    ]
     say("| " + " | ".join(columns) + " |")
     say("|" + "---|" * len(columns))
-    cells = [*names, "refused", "missing, inside", "missing, beyond", "strays", "alarms"]
+    cells = [*names, "refused", "missing, inside", "missing, beyond", "strays", "alarms", "missed"]
     for tally in tallies:
         say("| " + " | ".join([tally.design, *map(tally.share, cells)]) + " |")

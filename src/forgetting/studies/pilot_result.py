@@ -89,6 +89,7 @@ class PilotResult(Result):
         half_width: half width of the mean's band, as a share of the budget.
         extrapolated: whether the recommended run is outside the measured range.
         finetune_loss: fine-tuning loss of the recommended run, in nats/token, with its band.
+        contradicted: sentences on measured runs that contradict the law near the recommended run.
         plan: the plan for all ranks, as from `forgetting plan`; None if no law could be fitted.
         runs: the finished runs.
         failed: run id -> reason.
@@ -109,6 +110,7 @@ class PilotResult(Result):
     half_width: float = np.nan
     extrapolated: bool = False
     finetune_loss: Estimate = UNKNOWN
+    contradicted: tuple[str, ...] = ()
     plan: Plan | None = None
     runs: tuple[PilotRun, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
@@ -140,6 +142,7 @@ class PilotResult(Result):
             "half_width": self.half_width,
             "extrapolated": self.extrapolated,
             "finetune_loss": ends(self.finetune_loss),
+            "contradicted": list(self.contradicted),
             "plan": None if self.plan is None else self.plan.to_dict(),
             "runs": list(self.runs),
             "failed": self.failed,
@@ -184,6 +187,8 @@ class PilotResult(Result):
             if np.isfinite(self.new_run).all():
                 low, high = (number(max(end, 0.0)) for end in self.new_run)
                 lines.append(f"one run of it is expected to forget between {low} and {high}")
+            shown = () if self.plan is None else self.plan.sentences
+            lines += [line for line in self.contradicted if line not in shown]
             best = None if self.plan is None else self.plan.best
             if best is not None and best.rank != self.rank:
                 lines.append(

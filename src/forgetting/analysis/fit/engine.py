@@ -26,9 +26,11 @@ from forgetting.analysis.fit.information import Information, information
 from forgetting.analysis.fit.intervals import can_draw, draw, enough, estimates, loose, profiles, spare_values, stopped
 from forgetting.analysis.fit.line import OBJECTIVE as IN_BOTH
 from forgetting.analysis.fit.line import fit_line
-from forgetting.analysis.fit.misfit import Misfit, alarms, misfits, plain_misfits
+from forgetting.analysis.fit.misfit import alarms, misfits, plain_misfits
 from forgetting.analysis.fit.objective import OBJECTIVES, Objective
 from forgetting.analysis.fit.options import STARTS, Options
+from forgetting.analysis.fit.places import alarms as missed_places
+from forgetting.analysis.fit.places import places, plain_places
 from forgetting.analysis.fit.result import Fit, Fitted
 from forgetting.analysis.fit.rivals import find_rivals
 from forgetting.analysis.fit.search import Found, search
@@ -146,22 +148,24 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array,
     if options.intervals == "profile":
         parameters |= profiles(problem, adapted, found, data, weights, parameters, options.confidence, warnings)
     warnings += loose(law, parameters, looks.flat)
-    tests = misfits(problem, found.theta, data, weights)
+    tests, at = misfits(problem, found.theta, data, weights), places(problem, found.theta, data, weights)
+    warned = [*alarms(tests), *missed_places(at)]
     validation = {
         "leave_one_run_out": leave_one_run_out(problem, found.theta, data, weights),
         "run_noise": run_noise(problem, found.theta, data),
         "scatter": _scatter(problem, found, data, weights, spare),
         "misfit": plain_misfits(tests),
+        "places": plain_places(at),
         "freedom": degrees,
     }
     learned = diagnostics(problem, adapted, data, found, looks, draws, weights, validation)
     fit = _fit(law, adapted, data, label, options, found, parameters, theta, draws, widen, warnings, learned)
-    return _with_rivals(fit, law, data, weights, options, tests)
+    return _with_rivals(fit, law, data, weights, options, warned)
 
 
-def _with_rivals(fit: Fit, law: Law, data: Data, weights: Array, options: Options, tests: Sequence[Misfit]) -> Fit:
+def _with_rivals(fit: Fit, law: Law, data: Data, weights: Array, options: Options, warned: Sequence[str]) -> Fit:
     """The fit with the rival laws that its bands outside the measured range include, and warnings of misfit."""
-    fit.warnings.extend(alarms(tests))
+    fit.warnings.extend(warned)
     validated, log = fit.diagnostics["leave_one_run_out"], options.objective.log
     if not fit.draws or validated is None:
         return fit
@@ -204,17 +208,19 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     parameters |= stopped(adapted, law, theta, looks.asks)
     parameters |= _of_the_line(law, data, options, parameters, line)
     warnings += loose(law, parameters, looks.flat)
-    tests = misfits(problem, found.theta, data, weights)
+    tests, at = misfits(problem, found.theta, data, weights), places(problem, found.theta, data, weights)
+    warned = [*alarms(tests), *missed_places(at)]
     validation = {
         "leave_one_run_out": summed.leave_one_run_out(cells, found.theta),
         "run_noise": summed.run_noise(cells, found.theta, problem.law.outputs),
         "scatter": summed.scatter_of(cells, found.theta, residual),
         "misfit": plain_misfits(tests),
+        "places": plain_places(at),
         "freedom": degrees,
     }
     learned = diagnostics(problem, adapted, data, found, looks, draws, weights, validation)
     fit = _fit(law, adapted, data, label, options, found, parameters, theta, draws, widen, warnings, learned)
-    return _with_rivals(fit, law, data, weights, options, tests)
+    return _with_rivals(fit, law, data, weights, options, warned)
 
 
 def _of_the_line(

@@ -5,7 +5,7 @@ tables of several data sets a level of each. The test is that of the pattern's c
 linearised at the fit, so parts that the law's own parameters can explain do not count. Variances are clustered by run
 (CR2: Bell & McCaffrey 2002), so steps of a run may be arbitrarily correlated, with Satterthwaite's degrees of freedom
 for few runs (Pustejovsky & Tipton 2018, doi:10.1080/07350015.2016.1247004). The p values of a fit's tests are
-corrected together (Holm 1979).
+corrected together (Holm 1979). Single steps are tested in the same way (`places`).
 """
 
 from __future__ import annotations
@@ -85,7 +85,11 @@ def misfits(problem: Problem, theta: Array, data: Data, weights: Array) -> list[
         return []
     data, weights = evenly_spaced(data, weights, MOST_ROWS)
     part = Problem(problem.law, data.x, problem.objective, problem.held)
-    found = _tests(part, theta, data, weights.reshape(-1), _columns(problem.law.outputs, data))
+    columns = _columns(problem.law.outputs, data)
+    found = [
+        Misfit(one.output, kind, name, one.unit, one.slope, one.slope_se, one.p)
+        for kind, name, one in tests_of(part, theta, data, weights.reshape(-1), columns)
+    ]
     return [replace(one, p_holm=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
 
 
@@ -118,10 +122,42 @@ def _columns(outputs: Sequence[str], data: Data) -> list[tuple[str, str, str, Ar
     return out
 
 
-def _tests(
+@dataclass(frozen=True)
+class Tested:
+    """The test of one pattern.
+
+    Attributes:
+        output: output of the law.
+        unit: unit of the sizes; empty if it is the output's.
+        slope, slope_se: the pattern's coefficient when it is added to the law, and its standard error.
+        share: the share of the pattern that the law's own parameters cannot explain. `slope` times this is the
+            residuals' mean over the rows of a pattern of zeros and ones.
+        p: p value.
+    """
+
+    output: str
+    unit: str
+    slope: float
+    slope_se: float
+    share: float
+    p: float
+
+
+def tests_of(
     problem: Problem, theta: Array, data: Data, weights: Array, columns: Sequence[tuple[str, str, str, Array]]
-) -> list[Misfit]:
-    """Test each pattern when added to the law, linearised at theta."""
+) -> list[tuple[str, str, Tested]]:
+    """Test each pattern when added to the law, linearised at theta; patterns that the law explains are left out.
+
+    Args:
+        problem: law in fitted coordinates, variables of the rows, and objective.
+        theta: [K] the best fit.
+        data: the table.
+        weights: [O * n] weights.
+        columns: output, kind, name, and [O, n] pattern of each test.
+
+    Returns:
+        Kind, name and result of each test.
+    """
     if not columns:
         return []
     run, runs = np.tile(data.run, len(data.y)), len(data.runs)
@@ -144,9 +180,10 @@ def _tests(
         se, freedom = _error(gram, pull - gram[:, :, -1] * slope)
         if se > 0 and freedom >= 1:
             output, kind, name, _ = columns[int(i)]
-            p = _two_sided(slope / se, freedom)
             unit = "in the logarithm" if problem.objective.log else "nats/token" if output.endswith("loss") else ""
-            out.append(Misfit(output, kind, name, unit, slope / float(own[i]), se / float(own[i]), p))
+            found, share = float(own[i]), float((own[i] / length[i]) ** 2)
+            p = _two_sided(slope / se, freedom)
+            out.append((kind, name, Tested(output, unit, slope / found, se / found, share, p)))
     return out
 
 

@@ -14,6 +14,7 @@ from forgetting.analysis.fit import Estimate, Fit
 from forgetting.analysis.fit.show import spans
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.plan.cost import Cost
+from forgetting.analysis.plan.measured import contradictions
 from forgetting.analysis.plan.result import Choice, Plan
 from forgetting.analysis.plan.surface import band, need_surface, surface_of
 from forgetting.display.numbers import several
@@ -216,6 +217,7 @@ def _plan(
             "unlimited steps: the limit of this law has no band, because laws that fit about as well inside the "
             "measured range, or its own draws, have no such limit"
         )
+    sentences += contradictions(fit, best, output, level)
     if not fit.draws:
         sentences.append(f"this law has no intervals, so nothing here has a band: {fit.no_bands}")
     return Plan(fit.label, output, level, fit.confidence, floor, reached, best, measured, sentences, matters)

@@ -19,6 +19,7 @@ from forgetting.analysis.fit.show import number, spans
 from forgetting.analysis.laws.base import Array, Law
 from forgetting.analysis.plan.cost import Cost
 from forgetting.analysis.plan.frontier import FAR, rank_grid
+from forgetting.analysis.plan.measured import contradictions
 from forgetting.analysis.plan.result import Choice, MitigatedPlan
 from forgetting.analysis.plan.surface import band
 from forgetting.display.numbers import several
@@ -306,6 +307,7 @@ class _Maker:
             out.append(f"{of} outside the measured range: an extrapolation")
             if self.fit.rivals:
                 out.append(spans(self.fit.band_laws()))
+        out += contradictions(self.fit, plan.best, plan.output, plan.level)
         if not self.fit.draws:
             out.append(f"this law has no intervals, so nothing here has a band: {self.fit.no_bands}")
         if self.cost is not None and self.cost.mitigated is not None:

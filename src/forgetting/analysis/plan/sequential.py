@@ -29,6 +29,7 @@ from forgetting.analysis.fit.study import LEAST
 from forgetting.analysis.plan.cost import costs_of_table
 from forgetting.analysis.plan.design import OUTPUT, Design
 from forgetting.analysis.plan.frontier import SMALL, measured_spread, plan_budget
+from forgetting.analysis.plan.measured import contradictions
 from forgetting.analysis.plan.result import Choice, Plan
 from forgetting.display.numbers import several
 from forgetting.errors import ForgettingError
@@ -100,6 +101,7 @@ class Answer:
         runs: number of runs that the law was fitted to.
         plan: the plan for all ranks.
         fit: the law.
+        contradicted: sentences on measured runs that contradict the law near the recommended run.
     """
 
     choice: Choice
@@ -109,6 +111,7 @@ class Answer:
     runs: int
     plan: Plan
     fit: Fit
+    contradicted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -321,7 +324,8 @@ def answer_of(fit: Fit, asked: Asked, runs: Runs) -> Answer | None:
     )
     half = (high - low) / 2 / asked.budget
     forgetting = Estimate(float(told.value) - plan.floor, low, high)
-    return Answer(choice, forgetting, (run_low, run_high), half, len(runs.done), plan, fit)
+    wrong = contradictions(fit, choice, plan.output, plan.level)
+    return Answer(choice, forgetting, (run_low, run_high), half, len(runs.done), plan, fit, tuple(wrong))
 
 
 def _shortest(plan: Plan, asked: Asked, small: float) -> Choice | None:

@@ -1,0 +1,149 @@
+"""Tests whether the law misses single measured steps: the mean of all runs there, and of each number of parameters.
+
+A law may be right on average and still miss, say, the first steps after the warm-up. A test of a bend sees that only if
+the residuals bend over the whole range. The tests are those of `misfit`, with a pattern of ones at the rows of one
+place. Their p values are corrected together, apart from those of bends and levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from forgetting.analysis.fit.bootstrap import MIN_RUNS
+from forgetting.analysis.fit.data import Data
+from forgetting.analysis.fit.misfit import LEVEL, MOST_ROWS, tests_of
+from forgetting.analysis.fit.runwise import evenly_spaced
+from forgetting.analysis.fit.solver import Problem
+from forgetting.analysis.laws.base import Array
+from forgetting.display.numbers import several
+from forgetting.measuring.estimate import holm
+
+STEP = "step"
+LEAST = 3
+"""Fewest runs at a place; the mean of fewer has no useful standard error."""
+MOST = 100
+"""Most places; of more, evenly spaced steps are tested."""
+TOGETHER = 8
+"""Places tested at a time, to bound memory."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The test of one output at one place.
+
+    Attributes:
+        output: output of the law.
+        x: the law's variables there; only the step if runs of all numbers of parameters are tested together.
+        runs: number of runs measured there.
+        law: the law's mean for these runs, in the output's unit.
+        size: how far the mean of the measurements is above it; for objectives of logarithms, in the logarithm.
+        se: standard error of `size`.
+        p: p value of this test alone.
+        p_holm: p value corrected for all places of the fit.
+    """
+
+    output: str
+    x: dict[str, float]
+    runs: int
+    law: float
+    size: float
+    se: float
+    p: float
+    p_holm: float = 1.0
+
+    def where(self) -> str:
+        """The place in words."""
+        rest = [f"{name.replace('_', ' ')} {value:,.6g}" for name, value in self.x.items() if name != STEP]
+        return ", ".join([f"step {self.x[STEP]:,.6g}", *rest])
+
+
+def places(problem: Problem, theta: Array, data: Data, weights: Array) -> list[Place]:
+    """All tests of a least-squares fit over steps; empty for fewer than MIN_RUNS runs or another objective.
+
+    Args:
+        problem: law in fitted coordinates and objective; its rows are not used.
+        theta: [K] the best fit.
+        data: the table.
+        weights: [O, n] weights.
+    """
+    if not problem.objective.quadratic or len(data.runs) < MIN_RUNS or STEP not in data.x:
+        return []
+    data, weights = evenly_spaced(data, weights, MOST_ROWS)
+    part = Problem(problem.law, data.x, problem.objective, problem.held)
+    law = part.values(theta[None])[0].reshape(data.y.shape)
+    chosen = list(_rows(data))
+    found: list[Place] = []
+    for first in range(0, len(chosen), TOGETHER):
+        found += _tested(part, theta, data, weights, law, chosen[first : first + TOGETHER])
+    return [replace(one, p_holm=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
+
+
+def _tested(
+    problem: Problem,
+    theta: Array,
+    data: Data,
+    weights: Array,
+    law: Array,
+    chosen: Sequence[tuple[dict[str, float], Array]],
+) -> list[Place]:
+    """The tests at some places, given the law's [O, n] values."""
+    outputs = problem.law.outputs
+    columns = []
+    for i, (_, rows) in enumerate(chosen):
+        for o, name in enumerate(outputs):
+            pattern = np.zeros(data.y.shape)
+            pattern[o] = rows
+            columns.append((name, STEP, str(i), pattern))
+    out = []
+    for _, name, one in tests_of(problem, theta, data, weights.reshape(-1), columns):
+        at, rows = chosen[int(name)]
+        o, runs = outputs.index(one.output), np.unique(data.run[rows]).size
+        mean = float(np.average(law[o, rows], weights=weights[o, rows]))
+        out.append(Place(one.output, at, runs, mean, one.slope * one.share, one.slope_se * one.share, one.p))
+    return out
+
+
+def _rows(data: Data) -> Iterator[tuple[dict[str, float], Array]]:
+    """The variables and [n] mask of rows of each place with at least LEAST runs."""
+    first, cell = data.cells
+    steps = np.unique(data.x[STEP])
+    each = len(first) / len(steps) + 1
+    few = min(len(steps), max(2, int(MOST / each)))
+    for step in steps[np.linspace(0, len(steps) - 1, few).round().astype(int)]:
+        rows = data.x[STEP] == step
+        own = np.unique(cell[rows])
+        if len(own) > 1 and np.unique(data.run[rows]).size >= LEAST:
+            yield {STEP: float(step)}, rows
+        for one in own:
+            rows = cell == one
+            if np.unique(data.run[rows]).size >= LEAST:
+                yield {name: float(values[first[one]]) for name, values in data.x.items()}, rows
+
+
+def plain_places(found: Sequence[Place]) -> list[dict[str, Any]]:
+    """The tests as dictionaries."""
+    return [asdict(one) for one in found]
+
+
+def places_of(diagnostics: Mapping[str, Any]) -> list[Place]:
+    """The tests in a fit's diagnostics; empty for a fit that was stored without them."""
+    return [Place(**one) for one in diagnostics.get("places", [])]
+
+
+def alarms(found: Sequence[Place]) -> list[str]:
+    """A warning, if measurements at a place contradict the law."""
+    wrong = sorted((one for one in found if one.p_holm < LEVEL), key=lambda one: one.p_holm)
+    if not wrong:
+        return []
+    worst = wrong[0]
+    side = "above" if worst.size > 0 else "below"
+    said = (
+        f"the law misses measured steps: {worst.output} is {abs(worst.size):.2g} ± {worst.se:.1g} {side} the law at "
+        f"{worst.where()} (mean of {several(worst.runs, 'run')}; p = {worst.p_holm:.1g})"
+    )
+    more = f", and {len(wrong) - 1} more of {len(found)} tests find a difference" if len(wrong) > 1 else ""
+    return [f"{said}{more}; its mean and the band of its mean are wrong there"]

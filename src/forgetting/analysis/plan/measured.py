@@ -1,0 +1,88 @@
+"""Measured runs near a choice of a plan: do they contradict the law there?"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+from forgetting.analysis.fit import Fit
+from forgetting.analysis.fit.misfit import LEVEL
+from forgetting.analysis.fit.places import STEP, Place, places_of
+from forgetting.analysis.plan.result import Choice
+from forgetting.display.numbers import number, several
+from forgetting.measuring.estimate import holm
+
+PARAMS = "trainable_params"
+FEW_STEPS = 4
+"""With fewer measured steps, no test of the law's form along a run is possible."""
+
+
+def contradictions(fit: Fit, choice: Choice | None, output: str, level: float) -> list[str]:
+    """Sentences on measured runs that contradict the law near a choice; empty if there are none.
+
+    Tests the measured steps before and after the choice: the mean of the runs with its number of parameters, or of all
+    runs if there are too few of these. The p values of these tests are corrected together (Holm 1979).
+
+    Args:
+        fit: the law of the plan.
+        choice: the best or recommended choice; None if there is none.
+        output, level: the loss that the plan holds, and its value in nats/token.
+    """
+    if choice is None or not np.isfinite(choice.steps.value):
+        return []
+    every = places_of(fit.diagnostics)
+    around = _around(every, choice)
+    near = [one for one in every if one.x[STEP] in around and _is_exactly(one, choice)]
+    near = near or [one for one in every if one.x[STEP] in around and one.x.keys() == {STEP}]
+    adjusted = holm([one.p for one in near])
+    worst, p = min(zip(near, adjusted, strict=True), key=lambda one: one[1], default=(None, 1.0))
+    if worst is None or p >= LEVEL:
+        return _unchecked(every, choice)
+    who = "the study" if PARAMS not in worst.x else "this rank" if choice.rank else "this many parameters"
+    what = worst.output.replace("_", " ").replace("finetune", "fine-tuning")
+    said = (
+        f"measured runs contradict the law near {_named(choice)}: at step {worst.x[STEP]:g}, "
+        f"{several(worst.runs, 'run')} of {who} have a mean {what} of {number(worst.law + worst.size)} ± "
+        f"{number(worst.se, 2)}, and the law says {number(worst.law)} (p = {p:.1g}); trust the measured runs"
+    )
+    return [said + _crossing([one for one in every if one.output == output and _is_exactly(one, choice)], level)]
+
+
+def _named(choice: Choice) -> str:
+    what = f"rank {choice.rank:g}" if choice.rank is not None else f"{choice.trainable_params:,.0f} parameters"
+    return f"{what}, {several(choice.steps.value, 'step')}"
+
+
+def _around(every: list[Place], choice: Choice) -> set[float]:
+    """The last measured step up to a choice's, and the first from it on."""
+    steps = {one.x[STEP] for one in every}
+    before = [step for step in steps if step <= choice.steps.value]
+    after = [step for step in steps if step >= choice.steps.value]
+    return {*([max(before)] if before else []), *([min(after)] if after else [])}
+
+
+def _is_exactly(one: Place, choice: Choice) -> bool:
+    """Whether a place is of a choice's number of parameters."""
+    return one.x.keys() == {STEP, PARAMS} and bool(np.isclose(one.x[PARAMS], choice.trainable_params, rtol=1e-6))
+
+
+def _unchecked(every: list[Place], choice: Choice) -> list[str]:
+    """A sentence if too few steps were measured to test the law between them."""
+    steps = sorted({one.x[STEP] for one in every})
+    if not 0 < len(steps) < FEW_STEPS or choice.steps.value in steps:
+        return []
+    named = ", ".join(f"{step:g}" for step in steps)
+    return [
+        f"only steps {named} were measured, too few to test the law between them; measure more often "
+        "(--measure-every) before relying on the band of the mean"
+    ]
+
+
+def _crossing(mine: list[Place], level: float) -> str:
+    """Between which measured steps the means of this rank's runs pass the level."""
+    path = sorted((one.x[STEP], one.law + one.size) for one in mine)
+    for (step, value), (after, other) in pairwise(path):
+        if min(value, other) <= level <= max(value, other):
+            return f": their mean passes the level between steps {step:g} and {after:g}"
+    return ""
