@@ -66,6 +66,7 @@ def test_places_of_a_right_law_are_rejected_at_the_nominal_rate() -> None:
 def missed(*, at: int = 100, by: float = 0.0, of: float = 0.0, runs: int = 4) -> pd.DataFrame:
     """A study of the law of Table 1, whose runs of the largest rank forget `by` nats more at one step."""
     made = table(NAMES[0], noise=0.003, runs_each=runs).assign(forgetting_floor=FLOOR)
+    made["seed"] = np.unique(made["run_id"], return_inverse=True)[1]
     largest = made["trainable_params"] == made["trainable_params"].max()
     made.loc[largest & (made["step"] == at), "forgetting_loss"] += by
     made.loc[made["step"] == at, "forgetting_loss"] += of
@@ -132,6 +133,19 @@ def test_a_step_that_all_runs_miss_is_named_with_one_run_a_rank() -> None:
     assert {tuple(one.x) for one in places_of(fit.diagnostics)} == {("step",)}
     (warning,) = [w for w in fit.warnings if "misses measured steps" in w]
     assert f"above the law at step {steps[2]:g} (mean of " in warning
+
+
+def test_runs_of_too_few_seeds_do_not_contradict_a_step_together() -> None:
+    """They see the data in the same order, and so deviate together."""
+    made = missed(at=100, of=0.02, runs=3)
+    for seeds in (1, 2):
+        assert not [
+            one for one in places_of(fitted(made.assign(seed=made["seed"] % seeds)).diagnostics) if len(one.x) == 1
+        ]
+    made = missed(runs=1)
+    (one,) = {len(one.x) for one in places_of(fitted(made).diagnostics)}
+    assert one == 1
+    assert not places_of(fitted(made.assign(seed=0)).diagnostics)
 
 
 def test_a_plan_says_if_too_few_steps_are_measured_to_test_the_law() -> None:

@@ -21,7 +21,7 @@ KEPT_ROWS = 5000
 """Most rows that a fit keeps for its chart."""
 SPARSE = 4
 """Codes up to this many times their number are renumbered by a table instead of by sorting."""
-USEFUL = ("rank", "step", "trainable_params", "forgetting_floor", "finetune_loss_se")
+USEFUL = ("rank", "step", "trainable_params", "forgetting_floor", "finetune_loss_se", "seed")
 """Optional columns of numbers that a fit uses."""
 FINITE = Variable("output", positive=False)
 

@@ -30,7 +30,7 @@ from forgetting.analysis.fit.misfit import alarms, misfits, plain_misfits
 from forgetting.analysis.fit.objective import OBJECTIVES, Objective
 from forgetting.analysis.fit.options import STARTS, Options
 from forgetting.analysis.fit.places import alarms as missed_places
-from forgetting.analysis.fit.places import places, plain_places
+from forgetting.analysis.fit.places import few_steps, places, plain_places
 from forgetting.analysis.fit.result import Fit, Fitted
 from forgetting.analysis.fit.rivals import find_rivals
 from forgetting.analysis.fit.search import Found, search
@@ -156,6 +156,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array,
         "scatter": _scatter(problem, found, data, weights, spare),
         "misfit": plain_misfits(tests),
         "places": plain_places(at),
+        "few_steps": few_steps(data),
         "freedom": degrees,
     }
     learned = diagnostics(problem, adapted, data, found, looks, draws, weights, validation)
@@ -216,6 +217,7 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
         "scatter": summed.scatter_of(cells, found.theta, residual),
         "misfit": plain_misfits(tests),
         "places": plain_places(at),
+        "few_steps": few_steps(data),
         "freedom": degrees,
     }
     learned = diagnostics(problem, adapted, data, found, looks, draws, weights, validation)

@@ -3,6 +3,9 @@
 A law may be right on average and still miss, say, the first steps after the warm-up. A test of a bend sees that only if
 the residuals bend over the whole range. The tests are those of `misfit`, with a pattern of ones at the rows of one
 place. Their p values are corrected together, apart from those of bends and levels.
+
+Runs of one seed see the data in the same order and deviate together, so the mean of all runs at a step is tested by
+seeds if these are known, with at least LEAST of them.
 """
 
 from __future__ import annotations
@@ -24,7 +27,11 @@ from forgetting.measuring.estimate import holm
 
 STEP = "step"
 LEAST = 3
-"""Fewest runs at a place; the mean of fewer has no useful standard error."""
+"""Fewest runs, or seeds, at a place; the mean of fewer has no useful standard error."""
+FEW_STEPS = 4
+"""With fewer measured steps, the law's form along a run cannot be tested."""
+NEGLIGIBLE = 0.01
+"""Differences below this share of the measured range of an output cause no warning."""
 MOST = 100
 """Most places; of more, evenly spaced steps are tested."""
 TOGETHER = 8
@@ -42,6 +49,7 @@ class Place:
         law: the law's mean for these runs, in the output's unit.
         size: how far the mean of the measurements is above it; for objectives of logarithms, in the logarithm.
         se: standard error of `size`.
+        spread: the output's measured range.
         p: p value of this test alone.
         p_holm: p value corrected for all places of the fit.
     """
@@ -52,8 +60,13 @@ class Place:
     law: float
     size: float
     se: float
+    spread: float
     p: float
     p_holm: float = 1.0
+
+    def matters(self, share: float) -> bool:
+        """Whether the difference is at least this share of the output's measured range."""
+        return abs(self.size) >= share * self.spread
 
     def where(self) -> str:
         """The place in words."""
@@ -75,10 +88,11 @@ def places(problem: Problem, theta: Array, data: Data, weights: Array) -> list[P
     data, weights = evenly_spaced(data, weights, MOST_ROWS)
     part = Problem(problem.law, data.x, problem.objective, problem.held)
     law = part.values(theta[None])[0].reshape(data.y.shape)
-    chosen = list(_rows(data))
     found: list[Place] = []
-    for first in range(0, len(chosen), TOGETHER):
-        found += _tested(part, theta, data, weights, law, chosen[first : first + TOGETHER])
+    for cells, units in ((False, by_seed(data)), (True, data)):
+        chosen = list(_rows(units, cells=cells))
+        for first in range(0, len(chosen), TOGETHER):
+            found += _tested(part, theta, units, weights, law, chosen[first : first + TOGETHER])
     return [replace(one, p_holm=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
 
 
@@ -101,14 +115,24 @@ def _tested(
     out = []
     for _, name, one in tests_of(problem, theta, data, weights.reshape(-1), columns):
         at, rows = chosen[int(name)]
-        o, runs = outputs.index(one.output), np.unique(data.run[rows]).size
+        o = outputs.index(one.output)
         mean = float(np.average(law[o, rows], weights=weights[o, rows]))
-        out.append(Place(one.output, at, runs, mean, one.slope * one.share, one.slope_se * one.share, one.p))
+        size, se = one.slope * one.share, one.slope_se * one.share
+        out.append(Place(one.output, at, int(rows.sum()), mean, size, se, float(np.ptp(data.y[o])), one.p))
     return out
 
 
-def _rows(data: Data) -> Iterator[tuple[dict[str, float], Array]]:
-    """The variables and [n] mask of rows of each place with at least LEAST runs."""
+def by_seed(data: Data) -> Data:
+    """The data with seeds instead of runs, if every row has one."""
+    seeds = data.columns.get("seed")
+    if seeds is None or np.isnan(seeds).any():
+        return data
+    names, seed = np.unique(seeds, return_inverse=True)
+    return replace(data, run=seed, runs=tuple(f"{name:g}" for name in names))
+
+
+def _rows(data: Data, *, cells: bool) -> Iterator[tuple[dict[str, float], Array]]:
+    """The variables and [n] mask of rows of each place with at least LEAST runs: whole steps, or their cells."""
     first, cell = data.cells
     steps = np.unique(data.x[STEP])
     each = len(first) / len(steps) + 1
@@ -116,12 +140,17 @@ def _rows(data: Data) -> Iterator[tuple[dict[str, float], Array]]:
     for step in steps[np.linspace(0, len(steps) - 1, few).round().astype(int)]:
         rows = data.x[STEP] == step
         own = np.unique(cell[rows])
-        if len(own) > 1 and np.unique(data.run[rows]).size >= LEAST:
-            yield {STEP: float(step)}, rows
-        for one in own:
-            rows = cell == one
-            if np.unique(data.run[rows]).size >= LEAST:
-                yield {name: float(values[first[one]]) for name, values in data.x.items()}, rows
+        for one in own if cells else [-1] * (len(own) > 1):
+            mask = cell == one if cells else rows
+            if np.unique(data.run[mask]).size >= LEAST:
+                names = data.x if cells else [STEP]
+                yield {name: float(data.x[name][np.argmax(mask)]) for name in names}, mask
+
+
+def few_steps(data: Data) -> list[float]:
+    """The measured steps if these are fewer than FEW_STEPS; else, and without steps, empty."""
+    steps = np.unique(data.x.get(STEP, [])).tolist()
+    return steps if len(steps) < FEW_STEPS else []
 
 
 def plain_places(found: Sequence[Place]) -> list[dict[str, Any]]:
@@ -136,10 +165,10 @@ def places_of(diagnostics: Mapping[str, Any]) -> list[Place]:
 
 def alarms(found: Sequence[Place]) -> list[str]:
     """A warning, if measurements at a place contradict the law."""
-    wrong = sorted((one for one in found if one.p_holm < LEVEL), key=lambda one: one.p_holm)
+    wrong = [one for one in found if one.p_holm < LEVEL and one.matters(NEGLIGIBLE)]
     if not wrong:
         return []
-    worst = wrong[0]
+    worst = max(wrong, key=lambda one: abs(one.size) / one.spread)
     side = "above" if worst.size > 0 else "below"
     said = (
         f"the law misses measured steps: {worst.output} is {abs(worst.size):.2g} ± {worst.se:.1g} {side} the law at "

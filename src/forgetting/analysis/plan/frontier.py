@@ -14,14 +14,13 @@ from forgetting.analysis.fit import Estimate, Fit
 from forgetting.analysis.fit.show import spans
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.plan.cost import Cost
-from forgetting.analysis.plan.measured import contradictions
+from forgetting.analysis.plan.measured import SMALL, contradictions
 from forgetting.analysis.plan.result import Choice, Plan
 from forgetting.analysis.plan.surface import band, need_surface, surface_of
 from forgetting.display.numbers import several
 from forgetting.errors import UsageError
 
 FAR = 4.0  # plans leave out choices with this factor fewer or more steps than measured
-SMALL = 0.05  # differences below this share of the measured range of a loss do not matter in practice
 
 
 def plan_budget(

@@ -14,8 +14,8 @@ from forgetting.display.numbers import number, several
 from forgetting.measuring.estimate import holm
 
 PARAMS = "trainable_params"
-FEW_STEPS = 4
-"""With fewer measured steps, no test of the law's form along a run is possible."""
+SMALL = 0.05
+"""Differences below this share of the measured range of a loss do not matter in practice."""
 
 
 def contradictions(fit: Fit, choice: Choice | None, output: str, level: float) -> list[str]:
@@ -36,9 +36,10 @@ def contradictions(fit: Fit, choice: Choice | None, output: str, level: float) -
     near = [one for one in every if one.x[STEP] in around and _is_exactly(one, choice)]
     near = near or [one for one in every if one.x[STEP] in around and one.x.keys() == {STEP}]
     adjusted = holm([one.p for one in near])
-    worst, p = min(zip(near, adjusted, strict=True), key=lambda one: one[1], default=(None, 1.0))
-    if worst is None or p >= LEVEL:
-        return _unchecked(every, choice)
+    wrong = [(p, one) for one, p in zip(near, adjusted, strict=True) if p < LEVEL and one.matters(SMALL)]
+    if not wrong:
+        return _unchecked(fit, choice)
+    p, worst = min(wrong, key=lambda one: one[0])
     who = "the study" if PARAMS not in worst.x else "this rank" if choice.rank else "this many parameters"
     what = worst.output.replace("_", " ").replace("finetune", "fine-tuning")
     said = (
@@ -67,10 +68,10 @@ def _is_exactly(one: Place, choice: Choice) -> bool:
     return one.x.keys() == {STEP, PARAMS} and bool(np.isclose(one.x[PARAMS], choice.trainable_params, rtol=1e-6))
 
 
-def _unchecked(every: list[Place], choice: Choice) -> list[str]:
+def _unchecked(fit: Fit, choice: Choice) -> list[str]:
     """A sentence if too few steps were measured to test the law between them."""
-    steps = sorted({one.x[STEP] for one in every})
-    if not 0 < len(steps) < FEW_STEPS or choice.steps.value in steps:
+    steps = fit.diagnostics.get("few_steps", [])
+    if not steps or choice.steps.value in steps:
         return []
     named = ", ".join(f"{step:g}" for step in steps)
     return [

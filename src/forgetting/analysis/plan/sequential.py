@@ -28,8 +28,8 @@ from forgetting.analysis.fit.data import DONE
 from forgetting.analysis.fit.study import LEAST
 from forgetting.analysis.plan.cost import costs_of_table
 from forgetting.analysis.plan.design import OUTPUT, Design
-from forgetting.analysis.plan.frontier import SMALL, measured_spread, plan_budget
-from forgetting.analysis.plan.measured import contradictions
+from forgetting.analysis.plan.frontier import measured_spread, plan_budget
+from forgetting.analysis.plan.measured import SMALL, contradictions
 from forgetting.analysis.plan.result import Choice, Plan
 from forgetting.display.numbers import several
 from forgetting.errors import ForgettingError
