@@ -4,8 +4,9 @@ A study of a small random model (LoRA and full fine-tuning; LoRA alone in 4 bits
 two FSDP2 processes, by two commands with one FSDP2 process each, and on Ray with two FSDP2 processes a run. Each is
 compared with one plain process, then done again and disturbed in the middle of its first run, resumed with the same
 command if it ended, and compared with the undisturbed one: rows to the last bit, and the saved weights byte for byte.
-With --grow, each is extended by a rank and by more steps, and compared with a new study of that size. Prints the tables
-of docs/clusters.md. Linux only; needs bitsandbytes and ray.
+With --grow, a study of one LoRA run is extended instead, by a rank, a seed, full fine-tuning (not in 4 bits) and more
+steps at once, and compared with a study that was planned so. Prints the tables of docs/clusters.md. Linux only; needs
+bitsandbytes and ray.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from memory import make_model, make_text
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
 TWO = {"distributed_type": "FSDP", "num_processes": 2, "use_cpu": True, "fsdp_config": {"fsdp_version": 2}}
 STEPS = 30
+MORE = 45
+"""Steps of the grown studies."""
 ROWS = 3
 """Rows of the first run after which it is disturbed."""
 WAIT = 1500.0
@@ -45,7 +48,7 @@ class Mode:
 
     flags: list[list[str]]
     faults: list[str]
-    config: str = "study.yaml"
+    config: str = "study"
 
 
 @dataclass
@@ -85,24 +88,24 @@ def processes_of(command: int) -> list[int]:
     return [pid for pid in below(command) if all("forkserver" in stat(one)[1] for one in (pid, stat(pid)[0]))]
 
 
-def target(fault: str, last: int, out: Path) -> int:
+def target(fault: str, command: int, out: Path) -> int:
     """The process to kill or stop.
 
     Args:
         fault: one of `FAULTS`.
-        last: the command; with two, the second.
+        command: the command that it concerns.
         out: the study.
     """
     writes = holder(out)
     if fault == "kill -9 of a process":
-        return next(pid for pid in processes_of(last) if pid != writes)
+        return next(pid for pid in processes_of(command) if pid != writes)
     if fault == "kill -9 of the writing process":
         return writes
     if fault == "kill -9 of the Ray worker":
         worker = stat(stat(writes)[0])[0]
         assert "ray::" in stat(worker)[1], stat(worker)
         return worker
-    return last
+    return command
 
 
 FAULTS = (
@@ -111,17 +114,24 @@ FAULTS = (
     "kill -9 of the Ray worker",
     "kill -9 of the command",
     "SIGTERM",
+    "kill -9 of the first command",
+    "SIGTERM to the first command",
+    "kill -9 of the command, given again at once",
 )
-TEAM = [name for name in FAULTS if "Ray" not in name]
+"""With two commands, the second is disturbed unless the first is named; the first writes."""
+RAY = [name for name in FAULTS if "first" not in name and "again" not in name]
+TEAM = [name for name in RAY if "Ray" not in name]
 MODES = {
     "one plain process": Mode([["--jobs", "1"]], []),
-    "4 bits, one process": Mode([["--jobs", "1"]], ["kill -9 of the command", "SIGTERM"], "bits.yaml"),
+    "4 bits, one process": Mode([["--jobs", "1"]], ["kill -9 of the command", "SIGTERM"], "bits"),
     "FSDP2, two processes": Mode([["--accelerate-config", "fsdp2.yaml"]], TEAM),
     "FSDP2, two commands": Mode(
-        [["--accelerate-config", "machines.yaml", "--machine-rank", rank] for rank in ("0", "1")], TEAM
+        [["--accelerate-config", "machines.yaml", "--machine-rank", rank] for rank in ("0", "1")],
+        [name for name in FAULTS if "Ray" not in name],
     ),
+    "Ray, one process a run": Mode([["--engine", "ray"]], ["kill -9 of the command", "SIGTERM"]),
     "Ray, two FSDP2 processes a run": Mode(
-        [["--engine", "ray", "--run-cpus", "2", "--accelerate-config", "fsdp2.yaml"]], list(FAULTS)
+        [["--engine", "ray", "--run-cpus", "2", "--accelerate-config", "fsdp2.yaml"]], RAY
     ),
 }
 
@@ -134,25 +144,28 @@ def free_port() -> int:
 
 
 def make_inputs(folder: Path) -> None:
-    """The model, the texts, and the configurations, also of the grown studies."""
+    """The model, the texts, and the configurations, also of studies that grow."""
     if not (folder / "model").exists():
         make_model(folder / "model", SIZES, 2560)
     make_text(folder, 64)
     for name, bits in (("study", None), ("bits", 4)):
         lora: dict[str, Any] = {"name": "lora", "rank": [4], "learning_rate": 1e-3}
-        full = {"name": "full", "learning_rate": 2e-4}
+        full = [] if bits else [{"name": "full", "learning_rate": 2e-4}]
         given = {
             "model": {"source": str(folder / "model")} | ({"bits": bits} if bits else {}),
             "text": {"source": str(folder / "general.jsonl"), "documents": "rows"},
             "datasets": {"d": {"source": str(folder / "train.jsonl"), "documents": "rows"}},
-            "methods": [lora] if bits else [lora, full],
+            "methods": [lora, *full],
             "context": 64,
             "training": {"steps": STEPS, "batch_size": 4, "micro_batch_size": 2, "warmup_steps": 5},
             "measure": {"start": 3, "every": 3, "batch_tokens": 256, "text_tokens": 512, "heldout_tokens": 512},
         }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(given))
-        lora["rank"], given["training"]["steps"] = [4, 8], 2 * STEPS
-        (folder / f"{name}-grown.yaml").write_text(yaml.safe_dump(given))
+        # finished full fine-tuning has no checkpoint to go on from, so it is added only when the study grows
+        (folder / f"{name}-small.yaml").write_text(yaml.safe_dump(given | {"methods": [lora]}))
+        training = given["training"] | {"steps": MORE}  # type: ignore[operator]
+        grown = {"methods": [lora | {"rank": [4, 8]}, *full], "seeds": [0, 1], "training": training}
+        (folder / f"{name}-grown.yaml").write_text(yaml.safe_dump(given | grown))
     (folder / "fsdp2.yaml").write_text(yaml.safe_dump(TWO))
 
 
@@ -165,14 +178,19 @@ def launched(folder: Path, mode: Mode, config: str, out: Path, fault: str | None
     """Do a study with its commands, and disturb it once in the middle; returns their exit codes."""
     several = {"num_machines": 2, "main_process_ip": "127.0.0.1", "main_process_port": free_port()}
     (folder / "machines.yaml").write_text(yaml.safe_dump(TWO | several))
-    begun = [sys.executable, "-m", "forgetting", "study", config, "--out", str(out)]
+    begun = [sys.executable, "-m", "forgetting", "study", f"{config}.yaml", "--out", str(out)]
     with (folder / "stderr.txt").open("ab") as errors:
         how: dict[str, Any] = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": errors}
         commands = [subprocess.Popen([*begun, *flags], **how) for flags in mode.flags]
         until = time.monotonic() + WAIT
         while any(command.poll() is None for command in commands):
             if fault is not None and is_in_the_middle(out):
-                os.kill(target(fault, commands[-1].pid, out), signal.SIGTERM if fault == "SIGTERM" else signal.SIGKILL)
+                index = 0 if "first" in fault else -1
+                number = signal.SIGTERM if "SIGTERM" in fault else signal.SIGKILL
+                os.kill(target(fault, commands[index].pid, out), number)
+                if "again" in fault:
+                    commands[index].wait()
+                    commands[index] = subprocess.Popen([*begun, *mode.flags[index]], **how)
                 fault = None
             if time.monotonic() > until:
                 sys.exit(f"{config}, {mode.flags}: not done after {WAIT:.0f} s")
@@ -199,9 +217,9 @@ def done(folder: Path, mode: Mode, out: Path, fault: str | None = None, config: 
 
 
 def apart(one: Done, other: Done) -> float:
-    """The largest difference of a number between runs with the same method and rank."""
-    pairs = zip(sorted(one.rows.items()), sorted(other.rows.items()), strict=False)
-    both = [(x, y) for (_, a), (_, b) in pairs for x, y in zip(a, b, strict=True)]
+    """The largest difference of a number between runs with the same method, rank and seed."""
+    there = {run.rpartition("-")[0]: rows for run, rows in other.rows.items()}
+    both = [pair for run, rows in one.rows.items() for pair in zip(rows, there[run.rpartition("-")[0]], strict=True)]
     return max(abs(x[name] - y[name]) for x, y in both for name in x if isinstance(x[name], float))
 
 
@@ -216,36 +234,55 @@ def tell(*cells: str) -> None:
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
+def grow(folder: Path, name: str) -> None:
+    """Do a small study, extend it in its folder, and compare it with one that was planned so."""
+    mode = MODES[name]
+    out = folder / f"{list(MODES).index(name)}-grown"
+    small, larger = f"{mode.config}-small", f"{mode.config}-grown"
+    codes = done(folder, mode, out, config=small).codes
+    found = done(folder, mode, out, config=larger)
+    planned = done(folder, mode, folder / f"{out.name}-planned", config=larger)
+    plain = done(folder, MODES["one plain process"], folder / "plain-planned", config="study-grown")
+    went_on = sum("went_on" in run.read() for run in StudyFolder.open(out).runs())
+    assert went_on == 1, "the first run was trained again from its beginning"
+    kept = Done({run: found.rows[run] for run in planned.rows}, {run: found.weights[run] for run in planned.weights})
+    tell(name, ", ".join(codes + found.codes), f"{apart(planned, plain):.1e}", f"{len(kept.rows)}", same(kept, planned))
+
+
+def disturb(folder: Path, name: str, faults: list[str], plain: Done) -> None:
+    """Do a study undisturbed, then once for each fault."""
+    number, mode = list(MODES).index(name), MODES[name]
+    alone = done(folder, mode, folder / f"{number}")
+    tell(name, "", ", ".join(alone.codes), f"{apart(alone, plain):.1e}", "", "")
+    for fault in (fault for fault in mode.faults if fault in faults):
+        found = done(folder, mode, folder / f"{number}-{FAULTS.index(fault)}", fault)
+        tell(name, fault, ", ".join(found.codes), "", same(found, alone))
+
+
 def main() -> None:
     """Do all studies, and print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="*", default=list(MODES)[1:], choices=list(MODES))
     parser.add_argument("--faults", nargs="*", default=list(FAULTS), choices=list(FAULTS))
     parser.add_argument("--folder", type=Path, help="keep the studies here")
-    parser.add_argument("--grow", action="store_true", help="grow each study instead of disturbing it")
+    parser.add_argument("--grow", action="store_true", help="grow a study instead of disturbing one")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as place:
         folder = given.folder or Path(place)
         folder.mkdir(exist_ok=True)
         make_inputs(folder)
+        if given.grow:
+            tell("study", "exit codes", "planned study from one plain process, nats/token", "runs", "rows", "weights")
+            print("|---|---|---:|---:|---|---|")
+            for name in given.only:
+                grow(folder, name)
+            return
         plain = done(folder, MODES["one plain process"], folder / "plain")
         tell("study", "disturbed by", "exit codes", "from one plain process, nats/token", "rows", "weights")
         print("|---|---|---|---:|---|---|")
         for name in given.only:
-            number = list(MODES).index(name)
-            mode, out = MODES[name], folder / f"{number}"
-            alone = done(folder, mode, out)
-            tell(name, "", ", ".join(alone.codes), f"{apart(alone, plain):.1e}", "", "")
-            if given.grow:
-                grown = mode.config.replace(".yaml", "-grown.yaml")
-                larger = done(folder, mode, out, config=grown)
-                new = done(folder, mode, folder / f"{number}-new", config=grown)
-                tell(name, "grown: a rank, twice the steps", ", ".join(larger.codes), "", same(larger, new))
-                continue
-            for fault in (fault for fault in mode.faults if fault in given.faults):
-                found = done(folder, mode, folder / f"{number}-{FAULTS.index(fault)}", fault)
-                tell(name, fault, ", ".join(found.codes), "", same(found, alone))
+            disturb(folder, name, given.faults, plain)
 
 
 if __name__ == "__main__":
