@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from forgetting.errors import UsageError
+from forgetting.errors import ForgettingError, UsageError
 from forgetting.models.processes import Launch
 from forgetting.studies import launching
 from forgetting.studies.engines import Accelerate, machines
@@ -109,6 +109,33 @@ def test_messages_between_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     with stopping.at_next_step(), gone:
         looks_often(zero)
     zero.end({}, 1)
+
+
+def test_a_command_that_was_started_again_takes_part_from_the_next_task_on() -> None:
+    """The heartbeats of the new command would hide that the old one died."""
+    first = Launch(2, "cpu", machines=2, address="127.0.0.1", port=free_port())
+    zero = machines.Machines(first, {"study": "/s"})
+    one = machines.Machines(replace(first, machine=1), {"study": "/s"})
+    assert one.begin == 0
+    zero.gather()
+    zero.announce(0, {"task": "a"})
+    zero.announce(1, {"task": "b"})
+    hears(one, "now", 1)
+    assert not zero.restarted(1)
+    one.leave()
+    again = machines.Machines(replace(first, machine=1), {"study": "/s"})
+    assert again.begin == 2
+    hears(zero, "joins/1", 2)
+    assert not zero.told("left/1")
+    assert zero.restarted(1)
+    zero.announce(2, {"task": "b"})
+    assert not zero.restarted(1)
+    with stopping.at_next_step():
+        again.check()
+        with pytest.raises(ForgettingError, match="another command was started as machine 1, and takes the place of"):
+            one.check()
+    again.leave()
+    zero.end({}, 3)
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ class Accelerate:
         """
         threads = max(1, count_cores() // len(self.launch.local))
         machines = Machines(self.launch, _content(self.launch, work))
-        team, number = None, 0
+        team, number = None, machines.begin
         try:
             while "end" not in (told := self._next(machines, number)):
                 threads = told["threads"] or threads
@@ -166,8 +166,7 @@ class _Tasks:
         number = self.number
         self.number += 1
         if self.machines is not None:
-            told = {"task": task, "team": self.team.number, "threads": self.threads}
-            self.machines.tell(f"task/{number}", told)
+            self.machines.announce(number, {"task": task, "team": self.team.number, "threads": self.threads})
         failure = self.team.do(task, self._hear, number)
         stopping.check()
         return failure

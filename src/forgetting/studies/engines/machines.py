@@ -1,8 +1,9 @@
 """Communication between the commands of several machines that execute one run together, through a torch TCPStore.
 
 The command on the first machine serves the store and announces the tasks. Each of the others (`follow`) then starts its
-own processes, and reports how they ended. Every command counts heartbeats, so that the others notice if it dies. The
-processes of a run use the same store to form their group.
+own processes, and reports how they ended. Every command counts heartbeats, so that the others notice if it dies; if it
+is started again before they do, they try the present task again with it. The processes of a run use the same store to
+form their group.
 """
 
 from __future__ import annotations
@@ -59,8 +60,10 @@ class Machines:
             self._wait_for_server()
         self._store = self._connect(serves=self.mine == 0)
         self._beats: dict[int, tuple[int, float]] = {}
+        self._joins: dict[int, int] = {}
         self._over = threading.Event()
-        self._store.set(f"machine/{self.mine}", json.dumps(content, sort_keys=True))
+        self.begin = self._join(content)
+        """Number of the first task that this machine takes part in."""
         threading.Thread(target=self._beat, daemon=True).start()
 
     def _connect(self, *, serves: bool) -> Any:
@@ -100,6 +103,14 @@ class Machines:
                 time.sleep(BEAT)
             else:
                 return
+
+    def _join(self, content: dict[str, Any]) -> int:
+        """Tell the others that this command is here; if it replaces one that died, the present task is tried again."""
+        now = self.told("now")  # read first: the first machine announces the next task once it sees the join
+        self.tell(f"machine/{self.mine}", content)
+        self.tell(f"left/{self.mine}", False)
+        self._joins[self.mine] = self._count(f"joins/{self.mine}", 1)
+        return 0 if now is None else int(now) + 1
 
     def _beat(self) -> None:
         try:
@@ -159,12 +170,27 @@ class Machines:
                     "give the same on all machines"
                 )
 
+    def announce(self, number: int, task: dict[str, Any]) -> None:
+        """On the first machine: tell the others what to do next."""
+        self._joins |= {machine: self._count(f"joins/{machine}") for machine in self.others}
+        self.tell("now", number)
+        self.tell(f"task/{number}", task)
+
+    def restarted(self, machine: int) -> bool:
+        """Whether a command was started again: another machine's since the present task was announced, ours at all."""
+        return self._count(f"joins/{machine}") != self._joins[machine]
+
     def check(self) -> None:
         """Check that the machines are alive, and pass on requests to stop in both directions.
 
         Raises:
             GoneMachineError: names the machine.
+            ForgettingError: another command has taken this one's place.
         """
+        if self.mine and self.restarted(self.mine):
+            raise ForgettingError(
+                f"another command was started as machine {self.mine}, and takes the place of this one"
+            )
         number = stopping.requested()
         if number is not None:
             self.tell("stop", int(number))
@@ -172,15 +198,16 @@ class Machines:
             stopping.request(asked)
         now = time.monotonic()
         for machine in self.others if self.mine == 0 else [0]:
-            count = self._count(machine)
+            count = self._count(f"beat/{machine}")
             before, since = self._beats.get(machine, (-1, now))
             self._beats[machine] = (count, now if count != before else since)
             if count == before and now - since > LOST:
                 raise GoneMachineError(machine)
 
-    def _count(self, machine: int) -> int:
+    def _count(self, key: str, more: int = 0) -> int:
+        """A counter of the store, after adding to it."""
         try:
-            return int(self._store.add(f"beat/{machine}", 0))
+            return int(self._store.add(key, more))
         except RuntimeError:
             raise GoneMachineError(0) from None
 

@@ -170,14 +170,14 @@ class Team:
             return None
         for machine in self.machines.others:
             told = self.machines.told(f"result/{number}/{machine}") or {}
-            if self.machines.told(f"left/{machine}"):
-                return Failure(f"machine {machine} has left", died=True)
+            if gone := _gone(self.machines, machine):
+                return Failure(gone, died=True)
             if told.get("died"):
-                return Failure(f"machine {machine}, {told['words']}", died=True)
+                return Failure(told["words"], died=True)
             if told.get("words"):
                 since = self.heard.setdefault((number, machine), time.monotonic())
                 if time.monotonic() - since > GRACE:
-                    return Failure(f"machine {machine}, {told['words']}", died=False)
+                    return Failure(told["words"], died=False)
         return None
 
     def _agree(self, machines: Machines, failure: Failure | None, number: int) -> Failure | None:
@@ -185,21 +185,21 @@ class Team:
         if failure is not None or not self.fit:
             self.end()
         if self.first:
-            words = "" if failure is None else failure.words
+            words = "" if failure is None else f"machine {machines.mine}, {failure.words}"
             died = failure is not None and failure.died
             machines.tell(f"result/{number}/{machines.mine}", {"words": words, "died": died, "fit": self.fit})
             return failure
         machines.tell(f"over/{number}", True)
         for machine in machines.others:
             while (told := machines.told(f"result/{number}/{machine}")) is None:
-                if machines.told(f"left/{machine}"):
-                    told = {"words": "has left", "died": True, "fit": False}
+                if gone := _gone(machines, machine):
+                    told = {"words": gone, "died": True, "fit": False}
                     break
                 machines.check()
                 time.sleep(POLL)
             self.fit = self.fit and told["fit"]
             if told["died"] and (failure is None or not failure.died):
-                failure = Failure(f"machine {machine}, {told['words']}", died=True)
+                failure = Failure(told["words"], died=True)
         return failure
 
     def _is_over(self, number: int) -> bool:
@@ -235,6 +235,13 @@ class Team:
             if self.machines is not None:
                 stopping.request()
         return told
+
+
+def _gone(machines: Machines, machine: int) -> str:
+    """Why another machine will not finish the present task, in words; empty if it may."""
+    if machines.restarted(machine):
+        return f"the command of machine {machine} was started again"
+    return f"machine {machine} has left" if machines.told(f"left/{machine}") else ""
 
 
 def _serve(work: Work, pipe: PipeEnd, threads: int, place: tuple[processes.Launch, int, str]) -> None:
