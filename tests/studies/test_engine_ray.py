@@ -15,8 +15,9 @@ import pytest
 
 pytest.importorskip("ray")
 
-from forgetting.config.schema import validate
+from forgetting.config.schema import StudyConfig, validate
 from forgetting.errors import ForgettingError, UsageError
+from forgetting.store.folder import StudyFolder
 from forgetting.studies.engines import Event, Local, Ray
 from forgetting.studies.engines.base import RETRIES, Tell
 from forgetting.studies.engines.ray import _reach
@@ -179,6 +180,24 @@ def test_a_study_on_ray_gives_the_numbers_of_one_here(
     result = study(config, tmp_path / "there", engine=Ray())
     assert not result.failed
     assert numbers(tmp_path / "there") == numbers(tmp_path / "here")
+
+
+def test_a_study_that_grows_on_ray_equals_one_planned_so_here(
+    cluster: Any, tiny_model: Path, corpora: Path, tmp_path: Path
+) -> None:
+    def made(steps: int, *ranks: int) -> StudyConfig:
+        given = fields(tiny_model, corpora, methods=[{"name": "lora", "rank": list(ranks), "dropout": 0.1}])
+        return validate(given | {"training": given["training"] | {"steps": steps}}, where="test")
+
+    study(made(4, 2), tmp_path / "there", engine=Ray())
+    short = set(numbers(tmp_path / "there"))
+    study(made(8, 2, 4), tmp_path / "there", engine=Ray())
+    study(made(8, 2, 4), tmp_path / "here", engine=Local(1))
+    grown, planned = numbers(tmp_path / "there"), numbers(tmp_path / "here")
+    assert grown.keys() - planned.keys() == short
+    assert {run: grown[run] for run in planned} == planned
+    records = [StudyFolder.open(tmp_path / "there").run(run).read() for run in planned]
+    assert [one["went_on"]["step"] for one in records if "went_on" in one] == [4]
 
 
 @pytest.mark.parametrize(

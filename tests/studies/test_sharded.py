@@ -106,6 +106,31 @@ def test_stopped_killed_and_resumed_with_sharded_weights_equals_uninterrupted(
     assert all(torch.equal(cut[name], uncut[name]) for name in cut)
 
 
+@pytest.mark.slow
+def test_a_sharded_study_that_grows_equals_one_planned_so(tmp_path: Path, tiny_model: Path, corpora: Path) -> None:
+    """By a rank, a seed, a method and more steps at once."""
+    training = {"batch_size": 4, "warmup_steps": 1, "learning_rate": 1e-2, "optimizer": "adamw"}
+    lora = {"name": "lora", "rank": [2]}
+    short = configure(tiny_model, corpora, methods=[lora], training=training | {"steps": 4})
+    methods, seeds = [lora | {"rank": [2, 3]}, {"name": "full"}], [0, 1]
+    long = configure(tiny_model, corpora, methods=methods, seeds=seeds, training=training | {"steps": 8})
+    two = engine(tmp_path)
+    assert not study(short, tmp_path / "grown", engine=two).failed
+    (first,) = numbers(tmp_path / "grown")
+    with pytest.raises(UsageError, match="the number of processes changed from 2 to 1 since run"):
+        study(long, tmp_path / "grown", engine=Local(1))
+    assert not study(long, tmp_path / "grown", engine=two).failed
+    assert not study(long, tmp_path / "planned", engine=two).failed
+    grown, planned = numbers(tmp_path / "grown"), numbers(tmp_path / "planned")
+    assert grown.keys() - planned.keys() == {first}
+    assert {run: grown[run] for run in planned} == planned
+    records = [StudyFolder.open(tmp_path / "grown").run(run).read() for run in planned]
+    assert [one["went_on"] for one in records if "went_on" in one] == [{"run_id": first, "step": 4}]
+    study(long, tmp_path / "1", engine=Local(1))
+    for run, rows in numbers(tmp_path / "1").items():
+        assert largest_difference(rows, grown[run]) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
