@@ -197,6 +197,18 @@ def test_never_reaches_and_beyond():
     assert "the reference never reaches its fine-tuning loss" in sentence(found.contenders[0], found)
 
 
+def test_two_texts_of_one_file_name_stay_two_curves_with_short_names():
+    reference = rows_of("lora", LOSSES, line(LOSSES), rank=8)
+    mitigations = [f"replay text=/home/{name}/general.jsonl fraction=0.1" for name in "ab"]
+    saved = [rows_of("lora", LOSSES, line(LOSSES) - 0.1, rank=8, mitigation=one) for one in mitigations]
+    found = contest_of([*reference, *saved[0], *saved[1]])
+    assert [one.key.mitigation for one in found.contenders] == mitigations
+    names = [f"lora rank 8 + replay text={name}/general.jsonl fraction=0.1" for name in "ab"]
+    assert [str(one.key) for one in found.contenders] == names
+    alone = contest_of([*reference, *saved[0]])
+    assert str(alone.contenders[0].key) == "lora rank 8 + replay text=general.jsonl fraction=0.1"
+
+
 def test_rows_after_the_lowest_loss_are_not_on_the_curve():
     run = Run(Key("a"), "0", "a", np.array([2.0, 1.0, 1.5]), np.array([0.1, 0.5, 9.0]), *[np.arange(3.0)] * 2, 1.0, 1.0)
     made = path(run)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from forgetting.display.charts import LIGHT, Chart, hover_html, plain_layout, plotly_figure
 from forgetting.display.numbers import plain
+from forgetting.display.paths import shortener
 from forgetting.display.tables import SHOWN_ROWS, Shown
 
 SHOWN = Shown(["title", "of <b>"], ("name", "value", ""), [("a<b", "-1.5", "x"), ("c", "10.25", "[y]")], ["a note"])
@@ -82,3 +83,16 @@ def test_a_narrow_terminal_loses_no_digit_of_a_number(width: int) -> None:
     assert sorted("".join((*shown.columns, *row)).replace(" ", "")) == sorted("".join(found.split()))
     if width > 60:
         assert "4.83e+11" in found
+
+
+def test_paths_in_labels_are_shortened_and_stay_apart() -> None:
+    labels = [
+        "replay text=/a/x/one two.txt fraction=0.1",
+        "replay text=/a/y/one two.txt",
+        "kl text=/a/squad weight=2.0",
+    ]
+    labels += ["kl text=squad", "replay text=org/name + kl weight=2.0", "replay text=C:\\me\\z.txt", ""]
+    short = shortener(labels)
+    expected = ["replay text=x/one two.txt fraction=0.1", "replay text=y/one two.txt", "kl text=a/squad weight=2.0"]
+    assert [short(label) for label in labels] == [*expected, *labels[3:5], "replay text=z.txt", ""]
+    assert shortener(["kl text=/x.txt", "kl text=/a/x.txt"])("kl text=/x.txt") == "kl text=/x.txt"

@@ -17,6 +17,7 @@ from forgetting.config.schema import StudyConfig
 from forgetting.reporting import render_study
 from forgetting.reporting.comparison import signed
 from forgetting.store.folder import StudyFolder
+from forgetting.store.summary import last_rows, measurements_shown
 from forgetting.store.table import load_table
 from forgetting.studies.conclude import conclude
 from simulated import study
@@ -77,6 +78,19 @@ def test_mitigated_runs_are_series_of_their_own():
     text = with_words(render_study(*made()))
     assert "LoRA rank 16 + replay fraction=0.1" in text
     assert "attention rank 16" in text
+
+
+def test_two_texts_of_one_file_name_are_two_series_without_their_whole_paths():
+    mitigations = {folder: f"replay text=/home/me/{folder}/general.jsonl" for folder in "ab"}
+    args = made({name: {"rank": 16, "mitigation": one, "label": "lora"} for name, one in mitigations.items()})
+    text = with_words(render_study(*args))
+    assert "+ replay text=/home/me" not in text
+    assert "LoRA rank 16 + replay text=a/general.jsonl" in text
+    assert "LoRA rank 16 + replay text=b/general.jsonl" in text
+    missing = dict.fromkeys(("alpha", "agreement", "finetune_loss_se", "forgetting_se", "agreement_se"), np.nan)
+    shown = measurements_shown(last_rows(args[1].assign(**missing)))
+    names = {row[shown.columns.index("method")] for row in shown.rows}
+    assert names == {"lora", *(f"lora + replay text={folder}/general.jsonl" for folder in "ab")}
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>"])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from forgetting.display.charts import OTHERS, RANKS_DARK, RANKS_LIGHT, blend, rank_place
+from forgetting.display.paths import shortener
 from forgetting.measuring.quantities import STUDY, columns
 from forgetting.reporting.resolution import NEEDED, resolution
 from forgetting.store.axes import AXES
@@ -186,6 +187,7 @@ def _main_identities(members: Iterable[Identity]) -> set[Identity]:
 def _labels(members: Iterable[Identity]) -> dict[Identity, str]:
     """Displayed names: label, rank and mitigation, and the options that differ between methods with equal labels."""
     identities = list(members)
+    short = shortener(identity[4] for identity in identities)
     labels = {}
     for identity in identities:
         name, rank, options, label, mitigation = identity
@@ -197,7 +199,7 @@ def _labels(members: Iterable[Identity]) -> dict[Identity, str]:
         differing = sorted(k for k in own if any(other.get(k) != own[k] for other in others))
         if differing:
             text += " (" + ", ".join(f"{k}={own[k]}" for k in differing) + ")"
-        labels[identity] = text + (f" + {mitigation}" if mitigation else "")
+        labels[identity] = text + (f" + {short(mitigation)}" if mitigation else "")
     return labels
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
+from ..display.paths import shortener
 from ..display.tables import Shown
 
 if TYPE_CHECKING:
@@ -20,11 +21,12 @@ def last_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 def measurements_shown(table: pd.DataFrame) -> Shown:
     """Rows of a study's table, small ranks first; columns with the same value in every row are left out."""
+    short = shortener(table["mitigation"].unique())
     order = ["dataset", "label", "mitigation", "trainable_params", "seed", "run_id", "step"]
     rows = table.sort_values(order, kind="stable").to_dict("records")
     columns: dict[str, Callable[[dict[Hashable, Any]], str]] = {
         "data set": lambda row: str(row["dataset"]),
-        "method": lambda row: " + ".join(filter(None, (row["label"], row["mitigation"]))),
+        "method": lambda row: " + ".join(filter(None, (row["label"], short(row["mitigation"])))),
         "rank": lambda row: _whole(row["rank"]),
         "seed": lambda row: _whole(row["seed"]),
         "P": lambda row: _short(row["trainable_params"]),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..config.schema import RunConfig, StudyConfig
 from ..display.numbers import number
+from ..display.paths import shortener
 from ..display.tables import Result, Shown
 from ..errors import ForgettingError, UsageError
 from ..models import memory
@@ -256,6 +257,8 @@ def plan(
     at_once = min(_at_once(places, device, base), max(1, len(runs))) if places.processes == 1 else places.processes
     if device.type != "cpu" and places.processes > 1:
         at_once = 1  # each process has its own GPU
+    short = shortener(row.label for row in rows)
+    rows = [replace(row, label=short(row.label)) for row in rows]
     return MemoryPlan(tuple(rows), memory.room(device), device.type, at_once, places)
 
 

@@ -15,6 +15,7 @@ from forgetting.analysis.selection import GAP, cell_at, is_missing, rows_left_ou
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import rows
 from forgetting.display.numbers import few, several
+from forgetting.display.paths import shortener
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.store.columns import UNASKED
 
@@ -83,18 +84,24 @@ class Run:
 
 @dataclass(frozen=True, order=True)
 class Key:
-    """A curve: a method by its label in the study, its mitigation, its rank."""
+    """A curve: a method by its label in the study, its mitigation, its rank.
+
+    Attributes:
+        shown: the mitigation in names, with short paths.
+    """
 
     label: str
     mitigation: str = ""
     rank: float = -1.0
     variant: str = ""
+    shown: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         """`lora rank 8 + replay fraction=0.1`."""
         rank = f" rank {self.rank:g}" if self.rank >= 0 else ""
         variant = f" ({self.variant})" if self.variant else ""
-        return f"{self.label}{rank}{variant}" + (f" + {self.mitigation}" if self.mitigation else "")
+        mitigation = self.shown or self.mitigation
+        return f"{self.label}{rank}{variant}" + (f" + {mitigation}" if mitigation else "")
 
 
 @dataclass(frozen=True)
@@ -250,7 +257,7 @@ def _grouped(runs: Sequence[Run]) -> dict[Key, list[Run]]:
             out[key] = mine
             continue
         for run in mine:
-            out[Key(key.label, key.mitigation, key.rank, run.run_id)] = [run]
+            out[replace(key, variant=run.run_id)] = [run]
     return dict(sorted(out.items()))
 
 
@@ -261,7 +268,7 @@ def _apart(found: Mapping[Key, list[Run]]) -> dict[Key, list[Run]]:
         inside, outside = [run for run in mine if run.chosen], [run for run in mine if not run.chosen]
         if inside and outside:
             variant = f"{key.variant}, not in the reference".removeprefix(", ")
-            out |= {key: inside, Key(key.label, key.mitigation, key.rank, variant): outside}
+            out |= {key: inside, replace(key, variant=variant): outside}
         else:
             out[key] = mine
     return out
@@ -272,6 +279,7 @@ class _Reader:
 
     def __init__(self, table: Table, name: str, axis: Axis, forgot: str, chosen: Sequence[bool] = ()) -> None:
         self.table, self.name, self.axis, self.forgot, self.chosen = table, name, axis, forgot, chosen
+        self.short = shortener(map(str, dict.fromkeys(table.get("mitigation", ()))))
 
     def text(self, column: str, i: int) -> str:
         cell = self.table[column][i] if column in self.table else None
@@ -312,7 +320,8 @@ class _Reader:
     def key(self, i: int, mitigation: str) -> Key:
         rank = self.number("rank", i)
         label = self.text("label", i) or self.text("method", i)
-        return Key(label, mitigation, rank if math.isfinite(rank) else -1.0, self.text("variant", i))
+        variant, shown = self.text("variant", i), self.short(mitigation)
+        return Key(label, mitigation, rank if math.isfinite(rank) else -1.0, variant, shown)
 
     def runs(self, run_id: str, at: Sequence[int], start: float) -> list[Run]:
         """The paths of one run: its training, and its interpolated weights, if any."""
