@@ -152,6 +152,17 @@ def test_a_budget_that_cannot_be_met_is_named_in_the_first_tenth(tmp_path, tiny_
     assert controller.steering.said["early"] in caplog.messages
 
 
+def test_a_missed_budget_is_the_last_warning_with_the_logged_numbers(tmp_path, tiny_model, text, caplog):
+    trainer = train(tmp_path, tiny_model, [ForgettingController(text, budget=2.0, context=16)])
+    end = next(row for row in reversed(trainer.state.log_history) if "forgetting/forgetting_se" in row)
+    value, error = end["forgetting/forgetting"], end["forgetting/forgetting_se"]
+    assert 0 < value < 1.8
+    measured = (
+        f"forgetting of {value:.3g} nats/token (standard error {error:.2g}), {1 - value / 2:.0%} below the budget of 2;"
+    )
+    assert measured in caplog.messages[-1]
+
+
 def test_documents_are_measured_or_held_on_to_and_never_both(tiny_model, text):
     from transformers import AutoTokenizer
 

@@ -124,3 +124,24 @@ def test_what_can_be_known_in_the_first_tenth_is_said_there(caplog):
     for step in grid(400)[:2]:
         fine.measured(step, 0.02 + 0.001 * step, 0.001)
     assert not fine.said
+
+
+@pytest.mark.parametrize(
+    ("forgetting", "error", "expected"),
+    [
+        (0.109, 0.01, None),
+        (0.091, 0.01, None),
+        (0.12, 0.0123, "forgetting of 0.12 nats/token (standard error 0.012), 20% above the budget of 0.1; train less"),
+        (0.05, None, "0.05 nats/token (unknown standard error), 50% below the budget of 0.1; there is room to train"),
+        (math.nan, None, "forgetting of nan nats/token (unknown standard error): training diverged"),
+    ],
+)
+def test_a_missed_budget_is_reported_at_the_end(forgetting, error, expected, caplog):
+    steering = Steering(0.1, 60)
+    steering.ended(59, forgetting, error)
+    if expected is None:
+        assert not caplog.messages
+        return
+    (message,) = caplog.messages
+    assert message.startswith("the run ended at step 59 of 60 with")
+    assert expected in message

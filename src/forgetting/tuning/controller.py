@@ -10,6 +10,7 @@ from transformers.trainer_callback import ExportableState
 
 from ..config.arguments import checked, tokenizer_of
 from ..data.windows import Windows
+from ..display.numbers import several
 from ..errors import UsageError
 from ..measuring import base_targets, passes
 from ..measuring.base_targets import BaseTargets
@@ -97,7 +98,7 @@ class ForgettingController(TrainerCallback, ExportableState):
         _refuse(args, model)
         if state.max_steps < SHORTEST:
             raise UsageError(
-                f"ForgettingController: {state.max_steps} update steps; steering takes {SHORTEST} at least"
+                f"ForgettingController: {several(state.max_steps, 'update step')}; steering takes {SHORTEST} at least"
             )
         rates, _ = scheduled_rates(kwargs.get("lr_scheduler"), state.max_steps)
         self.steering = Steering(self.budget, state.max_steps, rates)
@@ -148,12 +149,14 @@ class ForgettingController(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure the whole text once more, and log what the run ended with."""
+        """Measure the whole text once more, log the result, and warn if it is far from the budget."""
+        assert self.steering is not None
         model = adapters.unwrapped(kwargs["model"])
         value, error = forgetting_of(model, *self.whole, self.batch_tokens)
         log_through(
             self._logger, args, state, control, {"forgetting/forgetting": value, "forgetting/forgetting_se": error}
         )
+        self.steering.ended(state.global_step, value, error)
 
 
 def _base_logits(model: Any, ids: Any, mask: Any) -> Any:

@@ -161,6 +161,27 @@ class Steering:
             said = f"{now}, and ends below {of} even without a penalty from here on"
             self._say("below", f"{said}: nothing needs to be held back")
 
+    def ended(self, step: int, forgetting: float, error: float | None) -> None:
+        """Warn if the run missed its budget by more than MARGIN.
+
+        Args:
+            step: update steps of the run when it ended.
+            forgetting: on the whole text, nats/token; NaN if training diverged.
+            error: its standard error; None for a single document.
+        """
+        off = forgetting / self.budget - 1
+        if abs(off) <= MARGIN:
+            return
+        se = "unknown standard error" if error is None else f"standard error {error:.2g}"
+        side, advice = "below", "there is room to train longer or with a larger learning rate"
+        if off > 0:
+            side, advice = "above", "train less, give a larger budget, or weaken the adapter with `forgetting scale`"
+        verdict = f", {abs(off):.0%} {side} the budget of {self.budget:g}; {advice}"
+        if not math.isfinite(forgetting):
+            verdict = ": training diverged; lower the learning rate"
+        now = f"the run ended at step {step} of {self.steps} with forgetting of {forgetting:.3g} nats/token ({se})"
+        log.warning("%s%s", now, verdict)
+
     def _say(self, kind: str, text: str) -> None:
         """Warn, once of each kind."""
         if kind not in self.said:
