@@ -47,8 +47,8 @@ def test_one_column_with_a_space_in_its_name_stays_one(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("# one\n# two\nrun,loss\na,1\nb,2,3\n", "line 5: 3 cells, but there are 2 columns"),
-        ("run,loss,\na,1,\nb,2,3\n", "line 3: 3 cells, but there are 2 columns"),
+        ("# one\n# two\nrun,loss\na,1\nb,2,3\n", "line 5: 3 cells instead of 2"),
+        ("run,loss,\na,1,\nb,2,3\n", "line 3: 3 cells instead of 2"),
         (
             "run;n\na;1,000\nb;2,000\n",
             "column 'n': is 1,000 a whole number with a thousands separator.* write 1000 or 1",

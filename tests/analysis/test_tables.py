@@ -63,7 +63,7 @@ def test_the_same_rows_come_out_of_every_format(tmp_path):
         ("t.csv", "", "the first line must name the columns"),
         ("t.csv", "a,b\n", "no row below the column names"),
         ("t.csv", "a,a\n1,2\n", "column 'a' occurs twice"),
-        ("t.csv", "a,b\n1,2\n1,2,3\n", "line 3: 3 cells, but there are 2 columns"),
+        ("t.csv", "a,b\n1,2\n1,2,3\n", "line 3: 3 cells instead of 2"),
         ("t.jsonl", '{"a": 1}\n{"a": \n', "line 2: not JSON"),
         ("t.jsonl", '{"a": 1}\n[1]\n', "line 2: each line must be a JSON object, got list"),
         ("t.jsonl", "\n", "no rows"),
@@ -259,7 +259,7 @@ def test_booleans_are_not_numbers_and_runs_must_not_be_blank():
     table["finetune_loss"][2] = 0.8
     for blank in ("", " ", None, float("nan"), pd.NA):
         given = {**table, "run_id": ["a", blank, "b", blank]}
-        with pytest.raises(UsageError, match=r"row 2, column 'run_id': blank, as in 1 other rows; name the run"):
+        with pytest.raises(UsageError, match=r"row 2, column 'run_id': blank, as in 1 other row; name the run"):
             fit_law("linear", given, bootstrap=0)
         with pytest.raises(UsageError, match="row 2, column 'run_id': blank"):
             forgetting.compare(given | {"method": ["lora"] * 4, "step": [1, 2, 1, 2]}, "lora")

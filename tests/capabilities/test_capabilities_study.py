@@ -122,7 +122,7 @@ def test_changed_items_are_refused_if_runs_cannot_be_asked_again(finished: Path,
     stored = {file: file.read_bytes() for file in (copy / "capabilities").rglob("*.jsonl") if "tasks" not in file.parts}
     suite.write_text(before.replace("the old town a", "the new town a"))
     try:
-        with pytest.raises(UsageError, match=r"towns: 1 items are new or changed since .*@2 answered them"):
+        with pytest.raises(UsageError, match=r"towns: 1 item is new or changed since .*@2 answered, and"):
             evaluate_runs(copy, plan_of(StudyFolder.open(copy).config()))
         assert {file: file.read_bytes() for file in stored} == stored
         for folder in copy.glob("capabilities/*@2"):

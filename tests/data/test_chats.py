@@ -121,7 +121,7 @@ def test_a_turn_that_the_template_rewrites_later_is_measured_where_it_is_the_las
     ]
     assert found.documents.tolist() == [0, 0]
     assert found.notices == (
-        "in 1 of 1 conversations the chat template renders an earlier turn differently from the last one, for example "
+        "in 1 of 1 conversation the chat template renders an earlier turn differently from the last one, for example "
         "without its thinking; such an answer gets its own window, as its last turn",
     )
 
@@ -130,7 +130,7 @@ def test_thinking_that_the_template_adds_or_drops_is_reported() -> None:
     thinking = ({"role": "user", "content": "One?"}, {"role": "assistant", "content": "<think>hm</think>Alpha."})
     windows, found = encoded(R1, *thinking)
     assert windows == [("<|User|>One?<|Assistant|>Alpha.<|eos|>", "Alpha.<|eos|>")]
-    assert "1 answers begin differently from the chat template's generation prompt" in found.notices[0]
+    assert "the chat template begins 1 answer differently from its generation prompt" in found.notices[0]
     assert "leaves out or changes part of an answer, such as its thinking, in 1 of 1" in found.notices[1]
 
 
@@ -143,8 +143,8 @@ def test_tool_calls_and_tools_reach_the_template() -> None:
     assert found.notices == ()
     _, found = encoded(CHATML, *turns, tools=tools)
     assert found.notices == (
-        "the chat template leaves out the `tools` that 1 of 1 conversations have",
-        "the chat template leaves out the tool calls that 1 of 1 conversations have",
+        "the chat template leaves out the `tools` that 1 of 1 conversation has",
+        "the chat template leaves out the tool calls that 1 of 1 conversation has",
     )
 
 
@@ -182,7 +182,7 @@ def test_a_conversation_that_begins_with_an_answer_is_measured_from_the_next() -
     windows, found = encoded(CHATML, TURNS[1], *TURNS[2:])
     assert windows[0][1] == "Beta.<|im_end|>\n"
     assert found.notices == (
-        "1 answers are not measured: with this chat template they cannot be told from their prompts",
+        "with this chat template, 1 answer cannot be told from the prompt, and so cannot be measured",
     )
 
 
@@ -239,7 +239,7 @@ def test_copies_are_one_document_in_standard_errors() -> None:
     texts = ["the old river", "a new town", "the old  river\n", "bread and iron"]
     windows = tokenize([Document(id=str(i), text=text) for i, text in enumerate(texts)], tokenizer_of(None), 8)
     assert set(windows.token_documents().tolist()) == {0, 1, 3}
-    assert windows.notices == ("1 of 4 documents are copies of others, so they are not independent",)
+    assert windows.notices == ("1 of 4 documents is a copy of another, so it is not independent",)
     values = np.random.default_rng(0).normal(size=windows.n_predicted)
     assert clustered_mean(values, windows.token_documents()).n_documents == 3
     both = windows.joined(windows)

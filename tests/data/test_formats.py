@@ -111,11 +111,11 @@ def test_conversations_without_an_answer_are_counted(tmp_path: Path) -> None:
     corpus = load(tmp_path, [{"messages": [Q, A]}, {"messages": [Q, empty]}, {"messages": [Q]}, {"messages": [Q, A]}])
     assert len(corpus) == 2
     assert corpus.notices == (
-        "r.jsonl: left out 1 of 4 conversations, which have an empty answer",
-        "r.jsonl: left out 1 of 4 conversations, which have no assistant message",
+        "r.jsonl: left out 1 of 4 conversations, with an empty answer",
+        "r.jsonl: left out 1 of 4 conversations, with no assistant message",
     )
     pairs = [{"prompt": "q", "completion": "a"}, {"prompt": "q", "completion": ""}, {"prompt": "p", "completion": None}]
-    assert load(tmp_path, pairs).notices == ("r.jsonl: left out 2 of 3 conversations, which have an empty answer",)
+    assert load(tmp_path, pairs).notices == ("r.jsonl: left out 2 of 3 conversations, with an empty answer",)
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_rejected_answers_are_left_out_and_counted(tmp_path: Path, row: dict[str
     corpus = load(tmp_path, [row, {**row, name: False}, {**row, name: "no flag"}])
     assert len(corpus) == 2
     assert corpus.notices == (
-        "r.jsonl: left out 1 of 3 conversations, which have the label false (an answer that was rejected)",
+        "r.jsonl: left out 1 of 3 conversations, with the label false (an answer that was rejected)",
     )
-    with pytest.raises(UsageError, match="its 1 rows have no answer with the label true"):
+    with pytest.raises(UsageError, match="no answer with the label true in 1 row"):
         load(tmp_path, [{**row, name: False}])
 
 
@@ -138,7 +138,7 @@ def test_turns_marked_as_not_trained_on_are_context(tmp_path: Path, mark: dict[s
     assert len(corpus) == 1
     assert corpus[0].targets() == [3]
     assert corpus.notices == (
-        "r.jsonl: left out 1 of 2 conversations, which have no assistant message",
+        "r.jsonl: left out 1 of 2 conversations, with no assistant message",
         "r.jsonl: 2 assistant messages with weight 0 or train false: part of the conversation, but not learned or "
         "measured",
     )

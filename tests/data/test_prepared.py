@@ -20,7 +20,9 @@ from forgetting.data import array_cache, identity, passages, prepared
 from forgetting.data.chats import Chats
 from forgetting.data.documents import Corpus, Document, load_corpus, split_heldout
 from forgetting.data.prepared import Corpora, Prepared
+from forgetting.data.tokenizing import copies_notice
 from forgetting.data.windows import Windows
+from forgetting.display.numbers import share_of
 from forgetting.models.loading import load_tokenizer
 from hub_twin import HubCache, hub_cache
 
@@ -86,12 +88,10 @@ def slow_windows(documents: Corpus, tokenizer: Any, context: int) -> Windows:
     dropped = len(documents) - len({owner for owner, *_ in windows})
     seen: dict[str, int] = {}
     first = [seen.setdefault(repr((d.text.split(), d.messages)), i) for i, d in enumerate(documents)]
-    copies = len(first) - len(seen)
-    notices = [f"{cut} of {len(documents)} conversations were cut at {context} tokens"] if cut else []
-    notices += [f"{dropped} of {len(documents)} documents have no target within {context} tokens"] if dropped else []
-    notices += (
-        [f"{copies} of {len(documents)} documents are copies of others, so they are not independent"] if copies else []
-    )
+    total = len(documents)
+    notices = [f"{share_of(cut, total, 'conversation', 'was')} cut at {context} tokens"] if cut else []
+    notices += [f"{share_of(dropped, total, 'document', 'has')} no target within {context} tokens"] if dropped else []
+    notices += copies_notice(first)
     return Windows(
         input_ids=np.array([token for _, ids, _ in windows for token in ids], np.int32),
         predicted=np.array([target for *_, mask in windows for target in mask], bool),
@@ -99,7 +99,7 @@ def slow_windows(documents: Corpus, tokenizer: Any, context: int) -> Windows:
         documents=np.array([owner for owner, *_ in windows], np.int32),
         document_ids=tuple(d.id for d in documents),
         notices=(*documents.notices, *notices, *chats.notices()),
-        first_copy=tuple(first) if copies else (),
+        first_copy=tuple(first) if len(seen) < total else (),
     )
 
 

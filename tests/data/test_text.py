@@ -182,7 +182,7 @@ def test_long_conversations_are_cut_and_counted(tokenizer) -> None:
     assert windows.lengths.tolist() == [16]
     assert windows.notices == (
         "2 of 2 conversations were cut at 16 tokens",
-        "1 of 2 documents have no target within 16 tokens",
+        "1 of 2 documents has no target within 16 tokens",
     )
 
 

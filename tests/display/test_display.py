@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from forgetting.display.charts import LIGHT, Chart, hover_html, plain_layout, plotly_figure
-from forgetting.display.numbers import plain
+from forgetting.display.numbers import counted, plain, several, share_of
 from forgetting.display.paths import shortener
 from forgetting.display.tables import SHOWN_ROWS, Shown
 
@@ -96,3 +96,13 @@ def test_paths_in_labels_are_shortened_and_stay_apart() -> None:
     expected = ["replay text=x/one two.txt fraction=0.1", "replay text=y/one two.txt", "kl text=a/squad weight=2.0"]
     assert [short(label) for label in labels] == [*expected, *labels[3:5], "replay text=z.txt", ""]
     assert shortener(["kl text=/x.txt", "kl text=/a/x.txt"])("kl text=/x.txt") == "kl text=/x.txt"
+
+
+def test_counts_agree_with_their_nouns_and_verbs() -> None:
+    assert [several(n, "row") for n in (0, 1, 1200)] == ["0 rows", "1 row", "1,200 rows"]
+    assert [counted(n, "item", "is") for n in (1, 2)] == ["1 item is", "2 items are"]
+    assert [share_of(n, whole, "row", "has") for n, whole in ((1, 1), (1, 2), (2, 2))] == [
+        "1 of 1 row has",
+        "1 of 2 rows has",
+        "2 of 2 rows have",
+    ]

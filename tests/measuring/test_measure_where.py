@@ -134,7 +134,11 @@ def test_verdicts_and_exit_codes(value, se, budget, verdict, plain, strict):
 def test_a_gate_on_too_few_documents_is_closed(documents):
     found = judge(Mean(0.0, math.nan if documents == 1 else 1e-6, 1000, documents), 0.1, 0.95)
     assert (found.verdict, found.exit_code()) == ("undecided", 3)
-    assert f"give at least {5 - documents} more documents (5 in all), better {30 - documents}" in found.sentence()
+    few = {1: "1 document has", 2: "2 documents have", 4: "4 documents have"}[documents]
+    more = {1: "4 more documents", 2: "3 more documents", 4: "1 more document"}[documents]
+    assert f"{few} no reliable standard error; give at least {more} (5 in all), better {30 - documents}" in (
+        found.sentence()
+    )
     assert "inf" not in found.sentence()
 
 

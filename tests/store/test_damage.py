@@ -131,7 +131,7 @@ SEALED = {
     "end of the last row": "has 5 rows instead of 6",
     "middle row": "has 5 rows instead of 6",
     "row twice": "has 7 rows instead of 6",
-    "two rows swapped": "measurements.jsonl was changed; its 6 rows are not those measured",
+    "two rows swapped": "measurements.jsonl was changed; it is not what was measured (6 rows)",
     "negative step": "measurements.jsonl was changed",
     "step off the grid": "measurements.jsonl was changed",
     "digit": "measurements.jsonl was changed",
@@ -241,7 +241,7 @@ def test_a_damaged_run_is_in_no_fit_report_or_comparison_and_each_names_it(
     assert result.to_dict()["damaged"][run.id].startswith("measurements.jsonl was changed")
     page = result.report.read_text()
     assert "39 runs done" in page or "runs done, 1 damaged" in page
-    assert "measurements.jsonl was changed; its 6 rows are not those measured" in page
+    assert "measurements.jsonl was changed; it is not what was measured (6 rows)" in page
 
     code, out, err = command(capsys, "table", study, "--json")
     (row,) = [row for row in json.loads(out) if row["run_id"] == run.id]

@@ -45,7 +45,7 @@ def damaged_by(study: Path, how: str) -> str:
         }[value]
     if how == "cut row":
         rows.write_text("".join([*lines[:2], lines[2][:40] + "\n", *lines[3:]]))
-        return "measurements.jsonl was changed; its 6 rows are not those measured; measurements.jsonl, line 3: not"
+        return "measurements.jsonl was changed; it is not what was measured (6 rows); measurements.jsonl, line 3: not"
     if how == "row twice":
         change(rows, how)
         return "has 7 rows instead of 6; measurements.jsonl has step 20 twice, in lines 3 and 4"

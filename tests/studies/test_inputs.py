@@ -120,6 +120,6 @@ def test_a_general_text_that_is_trained_on_is_refused(tiny_model: Path, corpora:
 
     assert len(article) >= 80
     message = refused(f"a line before\n{article}\na line after", f"another\n{article}")
-    assert f"shares 1 documents or long lines with the training data of 'own', such as {article[:60]!r}" in message
+    assert f"shares 1 passage with the training data of 'own', such as {article[:60]!r}" in message
     whole = [json.loads(line)["text"] for line in general]
-    assert "documents or long lines with the training data of 'own'" in refused(*whole)
+    assert "passages with the training data of 'own'" in refused(*whole)

@@ -73,12 +73,12 @@ def test_general_text_that_is_also_measured_is_refused(tiny_model: Path, corpora
         assert not (tmp_path / "s").exists()
         return str(caught.value)
 
-    assert "shares 12 documents or passages with the measured text" in refused(corpora / "general.jsonl")
+    assert "shares 12 passages with the measured text" in refused(corpora / "general.jsonl")
     # one article under another id, inside a longer document
     article = json.loads((corpora / "general.jsonl").read_text().splitlines()[3])["text"]
     mixed = tmp_path / "mixed.jsonl"
     mixed.write_text((corpora / "train.jsonl").read_text() + json.dumps({"text": f"the old town\n{article}\n"}) + "\n")
-    assert "shares 1 documents or passages with the measured text" in refused(mixed)
+    assert "shares 1 passage with the measured text" in refused(mixed)
     datasets = {"plain": {"source": str(corpora / "train.jsonl"), "heldout": 0.1}}
     assert "with the held-out part of plain" in refused(corpora / "train.jsonl", datasets=datasets)
 

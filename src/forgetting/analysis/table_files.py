@@ -19,6 +19,7 @@ import numpy as np
 from forgetting import files
 from forgetting.config.arguments import from_records
 from forgetting.data import parquet
+from forgetting.display.numbers import several
 from forgetting.errors import UsageError
 
 Table = dict[str, list[Any]]
@@ -131,7 +132,7 @@ def _columns(reader: Any, path: Path, skipped: int) -> Table:
             cells = [""] * len(names)
         if len(cells) != len(names):
             where = f"{path}, line {skipped + reader.line_num}"
-            raise UsageError(f"{where}: {len(cells)} cells, but there are {len(names)} columns")
+            raise UsageError(f"{where}: {several(len(cells), 'cell')} instead of {len(names)}")
         for name, cell in zip(names, cells, strict=True):
             out[name].append(cell)
     if not last:

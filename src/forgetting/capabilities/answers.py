@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..display.numbers import counted
 from ..errors import ForgettingError, UsageError
 
 SCHEMA = 1
@@ -234,7 +235,7 @@ def pair_up(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
     if one.keys() != other.keys():
         alone = sorted(one.keys() ^ other.keys())
         raise ForgettingError(
-            f"{len(alone)} items were not asked in the same words of both models; the first: item {alone[0][2]} of "
-            f"{alone[0][0]}; delete the stored answers to ask again"
+            f"{counted(len(alone), 'item', 'was')} not asked in the same words of both models; the first: "
+            f"item {alone[0][2]} of {alone[0][0]}; delete the stored answers to ask again"
         )
     return [(one[key], other[key]) for key in one]

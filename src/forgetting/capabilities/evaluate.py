@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..config.arguments import checked
 from ..config.schema import ModelConfig
-from ..display.numbers import plain
+from ..display.numbers import counted, plain, share_of
 from ..display.tables import Result, Shown
 from ..errors import UsageError
 from .answers import AnswerStore, pair_up, reply_key
@@ -364,19 +364,23 @@ class Asker:
         changed = harness.unanswered(self._loaded[suite.name], tokenizer, before)
         if changed:
             raise UsageError(
-                f"{self.store.folder}: {suite.name}: {changed} items are new or changed since {bound[0]} answered "
-                f"them, and it cannot be asked again; restore the items, or delete {self.store.folder} to start again"
+                f"{self.store.folder}: {suite.name}: {counted(changed, 'item', 'is')} new or changed since "
+                f"{bound[0]} answered, and it cannot be asked again; restore the items, or delete "
+                f"{self.store.folder} to start again"
             )
 
     def _note(self, name: str, suite: str, before: Sequence[Mapping[str, Any]], asked: int, total: int) -> None:
         """Add a notice if items were asked although there were stored answers."""
         if not before or not asked:
             return
-        why = "are new or changed since answers were stored"
+        why = share_of(asked, total, "item", "is") + " new or changed since answers were stored"
         if not any(row.get("request_hash") for row in before):
-            why = "were stored by an earlier version, which did not store the question"
-        rest = f"; the other {total - asked} answers are the stored ones" if asked < total else ""
-        self.notices.append(f"{name}: {suite}: {asked} of {total} items {why}, and were asked{rest}")
+            why = (
+                share_of(asked, total, "item", "was")
+                + " stored by an earlier version, which did not store the question"
+            )
+        rest = f"; {share_of(total - asked, total, 'answer', 'is')} as stored" if asked < total else ""
+        self.notices.append(f"{name}: {suite}: {why}, and {'was' if asked == 1 else 'were'} asked{rest}")
 
     def _kept(self, suite: Suite, found: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """Rows of all tasks, with the group that each belongs to and, for judged suites, the rules' verdict."""

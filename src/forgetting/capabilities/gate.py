@@ -89,7 +89,7 @@ class LossVerdict:
         needed = self.items_needed
         if needed is None:
             return "the net loss is so close to the budget that more items may not decide"
-        return f"about {max(1, needed - loss.n):,} more items like these would decide"
+        return f"about {several(max(1, needed - loss.n), 'more item')} like these would decide"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; shares."""

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from ..config.schema import ModelConfig
+from ..display.numbers import several
 from ..errors import ForgettingError, UsageError
 from ..files import parse_json, redact
 from .console import quiet
@@ -86,7 +87,9 @@ class Served:
                 f"({explained(error)}); suites that need them cannot be evaluated on this server"
             ) from None
         if len(found) != len(requests):
-            raise ForgettingError(f"{self.name}: gave {len(found)} answers to {len(requests)} requests")
+            raise ForgettingError(
+                f"{self.name}: gave {several(len(found), 'answer')} to {several(len(requests), 'request')}"
+            )
         return found
 
     def _lm(self, kind: str, seed: int) -> Any:

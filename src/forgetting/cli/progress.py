@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ..config.schema import RunConfig, StudyConfig
+from ..display.numbers import several
 from ..errors import ForgettingError, visible
 from ..store.folder import RunFolder
 from ..studies.engines import Event
@@ -69,7 +70,8 @@ class StudyProgress:
         self.runs = {run.run_id(): run for run in runs}
         skipped = len(runs) - len(pending)
         self.say(
-            f"{len(runs)} runs of {self.config.training.steps} steps" + (f", {skipped} done before" if skipped else "")
+            f"{several(len(runs), 'run')} of {several(self.config.training.steps, 'step')}"
+            + (f", {skipped} done before" if skipped else "")
         )
         self.began = time.monotonic()
         if pending:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..display.numbers import several
 from ..errors import ForgettingError, UsageError, did_you_mean
 from . import options as o
 
@@ -67,7 +68,7 @@ def run_command(
         typer.echo(json.dumps({**shown, "measured_steps": len(rows)}, indent=1))
     elif status == "done":
         how = f"done in {seconds} s" if worked else "done before"
-        typer.echo(f"{run_id}: {how}, {len(rows)} measurements")
+        typer.echo(f"{run_id}: {how}, {several(len(rows), 'measurement')}")
     if status != "done":
         raise ForgettingError(f"run {run_id} {'is damaged' if damage else 'failed'}: {why}")
 

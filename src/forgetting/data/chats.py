@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..display.numbers import several, share_of
 from ..errors import UsageError
 from . import templates
 from .formats import Document, Message
@@ -126,7 +127,7 @@ class Chats:
         if "strftime_now" in rendering.template:
             self._note(f"the chat template writes the date; here it is always {DAY['F']}")
         if document.tools and "tools" not in rendering.template:
-            self._note("the chat template leaves out the `tools` that {n} of {all} conversations have")
+            self._note("the chat template leaves out the `tools` that {share_have}")
         turns = document.targets()
         spans = _spans(rendering, whole, turns) if self.fast else None
         encoded = self._masked(whole, spans) if spans is not None else self._generated(document, rendering)
@@ -137,7 +138,15 @@ class Chats:
 
     def notices(self) -> list[str]:
         """What a reader of the numbers should know about these conversations."""
-        return [text.format(n=n, all=self.documents) for text, n in self.counts.items()]
+        return [text.format(**self._counted(n)) for text, n in self.counts.items()]
+
+    def _counted(self, n: int) -> dict[str, str]:
+        """The counts that notices name, each with its noun."""
+        return {
+            "share": f"{n:,} of {several(self.documents, 'conversation')}",
+            "share_have": share_of(n, self.documents, "conversation", "has"),
+            "answers": several(n, "answer"),
+        }
 
     def _joined(self, document: Document) -> Encoded:
         """A prompt, its completion and the end token in sequence, as TRL joins them.
@@ -215,12 +224,12 @@ class Chats:
             )
         if apart:
             self._note(
-                "in {n} of {all} conversations the chat template renders an earlier turn differently from the last "
-                "one, for example without its thinking; such an answer gets its own window, as its last turn"
+                "in {share} the chat template renders an earlier turn differently from the last one, for "
+                "example without its thinking; such an answer gets its own window, as its last turn"
             )
         if unknown:
             self.counts[
-                "{n} answers are not measured: with this chat template they cannot be told from their prompts"
+                "with this chat template, {answers} cannot be told from the prompt, and so cannot be measured"
             ] += unknown
         return [*([(ids, targets)] if targets.any() else []), *apart]
 
@@ -238,8 +247,8 @@ class Chats:
             return None
         if not opened:
             self.counts[
-                "{n} answers begin differently from the chat template's generation prompt, for example without the "
-                "thought that it opens; they are measured as they are in the conversation"
+                "the chat template begins {answers} differently from its generation prompt, for example without the "
+                "thought that it opens; measured as in the conversation"
             ] += 1
         ids = _ids(self.tokenizer, upto)
         return ids, _common(_ids(self.tokenizer, prompt), ids), upto
@@ -255,11 +264,10 @@ class Chats:
             said = [answer.get(name) for name in ("content", *REASONING)]
             if any("".join(str(part or "").split()) not in written for part in said):
                 self._note(
-                    "the chat template leaves out or changes part of an answer, such as its thinking, in {n} of "
-                    "{all} conversations"
+                    "the chat template leaves out or changes part of an answer, such as its thinking, in {share}"
                 )
             if any("".join(name.split()) not in written for name in _called(answer)):
-                self._note("the chat template leaves out the tool calls that {n} of {all} conversations have")
+                self._note("the chat template leaves out the tool calls that {share_have}")
 
 
 def _called(message: Message) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import overload
 
 from ..config.schema import TextConfig
+from ..display.numbers import several
 from ..errors import UsageError
 from . import cutting, formats
 from .formats import Document as Document
@@ -93,7 +94,7 @@ def corpus_of(rows: Sequence[formats.Row], config: TextConfig, notices: Iterable
     name = PurePath(config.source).name
     rows, replaced = _without_surrogates(rows)
     told = (
-        [f"{replaced} of {len(rows)} rows had lone surrogates (half characters), replaced by U+FFFD"]
+        [f"{replaced} of {several(len(rows), 'row')} had lone surrogates (half characters), replaced by U+FFFD"]
         if replaced
         else []
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..config.schema import TextConfig
+from ..display.numbers import several
 from ..errors import UsageError
 from .readers import READERS, Row, arrow_rows, kind, read_file
 
@@ -31,7 +32,7 @@ def read_folder(folder: Path, config: TextConfig) -> tuple[Iterator[Row], list[s
         return _saved(folder, config)
     found, chosen = files_of(folder, config)
     rest = [path for path in found if path not in set(chosen)]
-    read = f"{folder.name}: read {len(chosen)} files ({_names(chosen)})"
+    read = f"{folder.name}: read {several(len(chosen), 'file')} ({_names(chosen)})"
     notice = read + (f", skipped {len(rest)} ({_names(rest)})" if rest else "")
     return _rows(folder, chosen, config), [notice]
 

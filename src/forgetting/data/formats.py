@@ -202,13 +202,13 @@ def conversations(config: TextConfig, rows: Sequence[Row], shape: Shape) -> tupl
             f"{', '.join(roles[:8])}"
         )
     if rejected and not documents and not empty:
-        raise UsageError(f"{config.source}: its {len(rows)} rows have no answer with the label true")
+        raise UsageError(f"{config.source}: no answer with the label true in {several(len(rows), 'row')}")
     why = (
         (empty, "an empty answer"),
         (silent, "no assistant message"),
         (rejected, "the label false (an answer that was rejected)"),
     )
-    notices = [f"left out {n} of {len(rows)} conversations, which have {what}" for n, what in why if n]
+    notices = [f"left out {n} of {several(len(rows), 'conversation')}, with {what}" for n, what in why if n]
     if context:
         notices.append(
             f"{several(context, 'assistant message')} with weight 0 or train false: part of the conversation, but not "

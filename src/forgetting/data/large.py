@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 
 from .. import files
 from ..config.schema import TextConfig
+from ..display.numbers import several
 from ..errors import ForgettingError
 from . import cutting, formats
 from .readers import WordError, check_words, encodable, kind, text_limit
@@ -90,7 +91,11 @@ def _of_rows(config: TextConfig) -> tuple[Texts, tuple[str, ...]]:
     if count < 2 or not len(texts) or (config.documents == "auto" and lines.are_wikitext):
         raise _UnusualError
     _, guessed = formats.recognise(config, list(columns))
-    own = [f"{replaced} of {count} rows had lone surrogates (half characters), replaced by U+FFFD"] if replaced else []
+    own = (
+        [f"{replaced} of {several(count, 'row')} had lone surrogates (half characters), replaced by U+FFFD"]
+        if replaced
+        else []
+    )
     return texts.finish(), _notices(config, told, [*own, *guessed, *formats.empty_rows(count, lines.empty)])
 
 

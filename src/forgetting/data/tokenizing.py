@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..display.numbers import share_of
 from ..errors import UsageError
 from .chats import Chats
 from .documents import Corpus, Document
@@ -48,7 +49,7 @@ def tokenize(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, 
     first_copy = first_copies(corpus.spaceless)
     cut = gathered.cut
     notices = [
-        *([f"{cut} of {len(documents)} conversations were cut at {context} tokens"] if cut else []),
+        *([f"{share_of(cut, len(documents), 'conversation', 'was')} cut at {context} tokens"] if cut else []),
         *dropped_notice(len(documents), gathered.owning, context),
         *copies_notice(first_copy),
         *chats.notices(),
@@ -59,13 +60,14 @@ def tokenize(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, 
 def dropped_notice(documents: int, with_target: int, context: int) -> list[str]:
     """What a reader should know about documents without a window."""
     dropped = documents - with_target
-    return [f"{dropped} of {documents} documents have no target within {context} tokens"] if dropped else []
+    return [f"{share_of(dropped, documents, 'document', 'has')} no target within {context} tokens"] if dropped else []
 
 
 def copies_notice(first_copy: Sequence[int]) -> list[str]:
     """What a reader should know about repeated documents."""
     copies, documents = len(first_copy) - len(set(first_copy)), len(first_copy)
-    return [f"{copies} of {documents} documents are copies of others, so they are not independent"] if copies else []
+    kind = "a copy of another, so it is" if copies == 1 else "copies of others, so they are"
+    return [f"{share_of(copies, documents, 'document', 'is')} {kind} not independent"] if copies else []
 
 
 class Gathered:

@@ -112,8 +112,21 @@ def several(number: float, noun: str) -> str:
         >>> several(1, "run"), several(0, "row"), several(1200.4, "step")
         ('1 run', '0 rows', '1,200 steps')
     """
-    said = f"{number:,.0f}"
-    return f"{said} {noun}{'' if said == '1' else 's'}"
+    text = f"{number:,.0f}"
+    return f"{text} {noun}{'' if text == '1' else 's'}"
+
+
+PLURAL = {"is": "are", "was": "were", "has": "have"}
+
+
+def counted(number: int, noun: str, verb: str) -> str:
+    """A count with its noun and the right form of a verb: `is`, `was` or `has`.
+
+    Examples:
+        >>> counted(1, "item", "was"), counted(2, "item", "was")
+        ('1 item was', '2 items were')
+    """
+    return f"{several(number, noun)} {verb if number == 1 else PLURAL[verb]}"
 
 
 def share_of(number: int, whole: int, noun: str, verb: str) -> str:
@@ -123,8 +136,7 @@ def share_of(number: int, whole: int, noun: str, verb: str) -> str:
         >>> share_of(1, 6, "answer", "was"), share_of(2, 6, "row", "is")
         ('1 of 6 answers was', '2 of 6 rows are')
     """
-    plural = {"is": "are", "was": "were", "has": "have"}
-    return f"{number:,} of {several(whole, noun)} {verb if number == 1 else plural[verb]}"
+    return f"{number:,} of {several(whole, noun)} {verb if number == 1 else PLURAL[verb]}"
 
 
 def few(names: Iterable[str], most: int = 8) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..config.arguments import checked, path_of
 from ..data.windows import Windows
+from ..display.numbers import counted
 from ..errors import UsageError
 from ..models import comparable, pair, sources
 from ..models.scaled_adapter import ScaledAdapter
@@ -196,8 +197,8 @@ def _search(passes: _Passes, budget: float | None, confidence: float) -> None:
     documents = means[1.0].n_documents
     if documents < LEAST:
         raise UsageError(
-            f"budget {budget:g}: {documents} documents have no reliable standard error, so no scale is chosen; give "
-            f"at least {LEAST} documents"
+            f"budget {budget:g}: {counted(documents, 'document', 'has')} no reliable standard error, so no scale "
+            f"is chosen; give at least {LEAST} documents"
         )
 
     def high(scale: float) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..display.numbers import counted, several
 from ..errors import UsageError
 from .estimate import Mean
 
@@ -73,10 +74,10 @@ class Verdict:
         """What would decide."""
         documents = self.forgetting.n_documents
         if documents < LEAST:
-            few = "one document has" if documents == 1 else f"{documents} documents have"
+            more = several(LEAST - documents, "more document")
             return (
-                f"{few} no reliable standard error; give at least {LEAST - documents} more documents ({LEAST} in all), "
-                f"better {USUAL - documents}"
+                f"{counted(documents, 'document', 'has')} no reliable standard error; give at least {more} "
+                f"({LEAST} in all), better {USUAL - documents}"
             )
         if (needed := self.documents_needed) is None:
             return "the measured value equals the budget; more text may not decide"
@@ -84,7 +85,7 @@ class Verdict:
             return (
                 f"the measured value is so close to the budget that {HOPELESS:,} times as many documents may not decide"
             )
-        return f"about {needed - documents:,} more documents like these {documents:,} would decide"
+        return f"about {several(needed - documents, 'more document')} like these {documents:,} would decide"
 
 
 def _figures(values: Sequence[float], budget: float) -> Callable[[float], str]:

@@ -85,7 +85,10 @@ class Added:
             return []
         said = []
         if self.left:
-            said.append(f"{self.left} of {self.layers} layers that adapter '{adapter}' changes equal the base model's")
+            equal = "equals" if self.left == 1 else "equal"
+            said.append(
+                f"{self.left} of {self.layers} layers that adapter '{adapter}' changes {equal} the base model's"
+            )
         tolerance = SAME_QUANTISED if quantised else SAME
         if self.se <= KNOWN and abs(self.scale - 1) > max(tolerance, 4 * self.se):
             lost = ": the adapter is not in them" if abs(self.scale) <= max(tolerance, 4 * self.se) else ""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..display.numbers import few
+from ..display.numbers import few, several
 from ..errors import UsageError
 from . import failures, sources, transformers_internals
 from .sources import INDEX, WEIGHTS
@@ -199,7 +199,8 @@ def check_fit(
             f"{name}: its weights do not fit the {type(model).__name__} of its config.json: {'; '.join(faults)}"
         )
     notices = [
-        f"{name}: left out {part} ({count} weights), which is not part of the text model" for part, count in parts
+        f"{name}: left out {part} ({several(count, 'weight')}), which is not part of the text model"
+        for part, count in parts
     ]
     if _has_a_head_of_its_own(model):
         notices.append(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from ..display.numbers import several
+
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 44
 SIZE = 4.0
@@ -77,9 +79,8 @@ def chart(
             parts.append(f'<line class="whisker" x1="{px(x)}" x2="{px(x)}" y1="{py(low)}" y2="{py(high)}"/>')
             parts.append(f"{_mark(line.symbol, px(x), py(y))}<title>{said}</title></path>")
         parts.append("</g>")
-    said = escape(
-        f"{y_label} against {x_label}: {len(values)} points of {len(lines)} runs; the base model {base:{form}}{unit}"
-    )
+    drawn = f"{several(len(values), 'point')} of {several(len(lines), 'run')}"
+    said = escape(f"{y_label} against {x_label}: {drawn}; the base model {base:{form}}{unit}")
     body = "".join(parts)
     return Markup(  # noqa: S704 - numbers, and texts that are escaped above
         f'<svg class="cap" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{said}">{body}</svg>'

@@ -63,8 +63,9 @@ def line_chart(panel: Panel) -> Chart:
         )
     low, high = panel.points["finetune_loss"].min(), panel.points["finetune_loss"].max()
     alt = (
-        f"Scatter plot of {len(panel.points)} measurements: forgetting loss against fine-tuning loss, which runs from "
-        f"{number(low)} to {number(high)} nats per token. The numbers are in the table of measurements below."
+        f"Scatter plot of {several(len(panel.points), 'measurement')}: forgetting loss against fine-tuning loss, "
+        f"which runs from {number(low)} to {number(high)} nats per token. "
+        "The numbers are in the table of measurements below."
     )
     return Chart(
         "line", "Forgetting against fine-tuning loss", caption, alt, {"data": data, "layout": layout}, wide=True
@@ -107,8 +108,8 @@ def _of_joint(panel: Panel, output: str, what: str, data: list[dict[str, Any]]) 
 
 def _steps_alt(name: str, panel: Panel, way: str) -> str:
     return (
-        f"{name} against update steps for {len(panel.series)} methods or ranks; it usually {way} with steps. "
-        "The numbers are in the table of measurements below."
+        f"{name} against update steps, one curve per method or rank ({len(panel.series)} in all); it "
+        f"usually {way} with steps. The numbers are in the table of measurements below."
     )
 
 

@@ -14,7 +14,7 @@ from forgetting.analysis.fit.curves import bands_said, law_curve
 from forgetting.analysis.plan.mitigated import plan_mitigated
 from forgetting.display.charts import Chart, plain_layout
 from forgetting.display.commands import exact
-from forgetting.display.numbers import finite, level, number
+from forgetting.display.numbers import finite, level, number, several
 from forgetting.errors import UsageError
 from forgetting.measuring.quantities import AXES as AXES_TITLES
 from forgetting.reporting.lawtable import ParameterRow, parameter_row
@@ -171,7 +171,7 @@ def _settings(fit: Fit, axis: Axis, rows: pd.DataFrame) -> list[Setting]:
         found.append(
             Setting(
                 f"{value:g}",
-                f"{int(here.sum())} of {rows.loc[here, 'run_id'].nunique()} runs",
+                f"{int(here.sum())} of {several(rows.loc[here, 'run_id'].nunique(), 'run')}",
                 (number(float(ends[0])), number(float(ends[1]))),
                 (number(errors[0]), number(errors[1])),
             )

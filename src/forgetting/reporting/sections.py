@@ -277,9 +277,9 @@ def setup(config: StudyConfig, runs: Sequence[Mapping[str, Any]], rows: pd.DataF
         ("Seeds", ", ".join(str(seed) for seed in config.seeds)),
         (
             "Training",
-            f"{training.steps} update steps, {training.batch_size} windows of {config.context} tokens a step, "
-            f"{training.optimizer}, learning rate {training.learning_rate:g}, {training.schedule} after "
-            f"{training.warmup_steps} warm-up steps",
+            f"{several(training.steps, 'update step')}, {several(training.batch_size, 'window')} of {config.context} "
+            f"tokens a step, {training.optimizer}, learning rate {training.learning_rate:g}, {training.schedule} after "
+            f"{several(training.warmup_steps, 'warm-up step')}",
         ),
         ("Measured", f"at step 0 and at {several(len(steps) - 1, 'step')} from {measure.start} to {steps[-1]}"),
     ]
@@ -310,8 +310,8 @@ def tokens(rows: pd.DataFrame) -> list[tuple[str, str]]:
         for label, part in parts:
             size, documents = mine[f"{part}_tokens"].max(), mine[f"{part}_documents"].max()
             if finite(size):
-                of = f" of {documents:,.0f} documents" if finite(documents) else ""
-                found.setdefault(label, []).append(f"{size:,.0f} tokens{of}")
+                of = f" of {several(documents, 'document')}" if finite(documents) else ""
+                found.setdefault(label, []).append(f"{several(size, 'token')}{of}")
     return [(label, "; ".join(dict.fromkeys(values))) for label, values in found.items()]
 
 

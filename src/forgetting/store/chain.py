@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config.schema import measured_steps
+from ..display.numbers import several
 from .columns import COSTS
 
 
@@ -69,9 +70,9 @@ def broken(record: Mapping[str, Any], content: bytes, count: int) -> str:
     if record.get("status") != "done" or not isinstance(sealed, Mapping):
         return ""
     if count != sealed.get("rows"):
-        return f"measurements.jsonl has {count} rows instead of {sealed.get('rows')}"
+        return f"measurements.jsonl has {several(count, 'row')} instead of {sealed.get('rows')}"
     if hashlib.sha256(content).hexdigest() != sealed.get("sha256"):
-        return f"measurements.jsonl was changed; its {count} rows are not those measured"
+        return f"measurements.jsonl was changed; it is not what was measured ({several(count, 'row')})"
     return ""
 
 

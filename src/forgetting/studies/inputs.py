@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.schema import ProbeConfig, RunConfig, StudyConfig, TextConfig
+from ..display.numbers import several
 from ..errors import UsageError
 from ..tuning.grid import expand_runs
 from ..tuning.methods import Context
@@ -237,9 +238,9 @@ class StudyInputs:
                 train, _ = split_heldout(load_corpus(source), source.heldout)
                 example = next(iter(shared_passages(train, load_corpus(text))), "")
                 raise UsageError(
-                    f"{field}: {text.source} shares {shared} documents or long lines with the training "
-                    f"data of '{name}', such as {example[:60]!r}; measured text must not be trained on: give other "
-                    "text, or remove what they share from one of them"
+                    f"{field}: {text.source} shares {several(shared, 'passage')} with the training data of "
+                    f"'{name}', such as {example[:60]!r}; measured text must not be trained on: give other text, or "
+                    "remove what they share from one of them"
                 )
 
     def check_context(self) -> None:

@@ -11,6 +11,7 @@ from forgetting.analysis.laws.base import Array
 from forgetting.analysis.named_runs import told_runs
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import rows
+from forgetting.display.numbers import several
 from forgetting.errors import UsageError
 
 
@@ -48,7 +49,7 @@ def with_runs(table: Table, name: str) -> tuple[Table, list[str]]:
     whole = told_runs(table, list(table), np.arange(rows(table)), step)
     ids = [whole.names[code] for code in whole.code]
     said = f"treating rows with the same {', '.join(whole.columns)} as one run"
-    return table | {"run_id": ids}, [f"the table has no column 'run_id': {said} ({len(told.names)} runs)"]
+    return table | {"run_id": ids}, [f"the table has no column 'run_id': {said} ({several(len(told.names), 'run')})"]
 
 
 def _trained(table: Table, i: int) -> bool:

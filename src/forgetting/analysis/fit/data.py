@@ -239,7 +239,7 @@ def _told(table: Any, present: list[str], rows: Array, got: Mapping[str, Array])
     return (
         list(told.names),
         told.code,
-        [f"{said} ({len(told.names)} runs); choose another column of runs with --run COLUMN"],
+        [f"{said} ({several(len(told.names), 'run')}); choose another column of runs with --run COLUMN"],
     )
 
 
@@ -276,7 +276,7 @@ def _refuse_blank(texts: list[str], code: Array, name: str, rows: Array, where: 
     if blank.size:
         raise UsageError(
             f"{where}, row {blank[0] + 1}, column '{name}': blank"
-            + (f", as in {len(blank) - 1} other rows" if len(blank) > 1 else "")
+            + (f", as in {several(len(blank) - 1, 'other row')}" if len(blank) > 1 else "")
             + "; name the run of every row, or leave the column out if every row is its own run"
         )
 

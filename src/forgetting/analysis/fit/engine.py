@@ -296,8 +296,8 @@ def _fit(
     fitted = Fitted(adapted.law, found.theta) if isinstance(adapted.law, Centred | CentredMitigated) else None
     if fitted is None and not np.isfinite(theta).all():
         raise ForgettingError(
-            f"law '{law.called}' on '{label}': parameters of the best fit exceed the range of numbers; these "
-            f"{data.n} measurements do not determine them"
+            f"law '{law.called}' on '{label}': parameters of the best fit exceed the range of numbers; they are "
+            f"not determined by {several(data.n, 'measurement')}"
         )
     if data.sampled_from is not None:
         learned = learned | {"sampled_from": dict(zip(("points", "runs"), data.sampled_from, strict=True))}

@@ -97,7 +97,9 @@ class GroupedFits(Result):
         heading = [f"{self.law.title}, by {', '.join(self.by)}", str(self.law.formula)]
         heading += [f"read as: {self.law.reading}"] if self.law.reading else []
         heading.append(f"source: {self.law.source}")
-        heading.append(f"{len(fitted)} of {len(self.groups)} groups fitted, {fitted[0].objective}" if fitted else "")
+        heading.append(
+            f"{len(fitted)} of {several(len(self.groups), 'group')} fitted, {fitted[0].objective}" if fitted else ""
+        )
         if fitted:
             alone = "treating every row as independent" if fitted[0].diagnostics.get("iid") else "of whole runs"
             heading.append(f"in brackets: {fitted[0].confidence:.0%} interval, {alone}")

@@ -116,5 +116,5 @@ def unfit(table: Any, axis: Axis | None = None) -> str:
         cells = table[column]
         values = len(set(map(str, cells.unique() if hasattr(cells, "unique") else cells)))
         if values < LEAST:
-            return f"it needs at least {LEAST} different values of {column}, but there are {values}"
+            return f"it needs at least {LEAST} different values of {column}, but the table has {values}"
     return ""

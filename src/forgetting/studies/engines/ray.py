@@ -33,6 +33,7 @@ TELL_EVERY = 0.5
 """Least seconds between two messages of a task about its steps."""
 LAST_WORDS = 5.0
 """Seconds that an ending task waits for its messages to arrive."""
+NOUNS = {"CPU": "CPU core", "GPU": "GPU"}
 REACH = 10.0
 """Seconds to wait for an answer of a cluster to join."""
 STORE_BYTES = 100_000_000
@@ -142,7 +143,8 @@ class Ray:
 
 
 def _words(amounts: dict[str, float]) -> str:
-    return f"{amounts['CPU']:g} CPU cores, {amounts['GPU']:g} GPUs, {amounts['memory'] / 1e9:.3g} GB memory"
+    cores, gpus = (f"{amounts[kind]:g} {noun}{'' if amounts[kind] == 1 else 's'}" for kind, noun in NOUNS.items())
+    return f"{cores}, {gpus}, {amounts['memory'] / 1e9:.3g} GB memory"
 
 
 def _library() -> Any:

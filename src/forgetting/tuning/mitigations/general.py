@@ -6,6 +6,7 @@ from ...config.schema import RunConfig, TextConfig
 from ...data.passages import count_shared
 from ...data.prepared import Corpora
 from ...data.windows import Windows
+from ...display.numbers import several
 from ...errors import UsageError
 
 
@@ -51,6 +52,6 @@ class GeneralTexts:
             shared = count_shared(mine, theirs)
             if shared:
                 raise UsageError(
-                    f"mitigations.{name}.text: {text.source} shares {shared} documents or passages with {where}; "
+                    f"mitigations.{name}.text: {text.source} shares {several(shared, 'passage')} with {where}; "
                     "measured text must not be trained on: give another text"
                 )

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from ...config.schema import RunConfig, TextConfig
 from ...data.windows import Windows, training_order
+from ...display.numbers import several
 from ...errors import UsageError
 from ...models.loading import Base
 from . import general
@@ -74,7 +75,7 @@ class Replay(Mitigation):
         samples = run.training.steps * run.training.batch_size
         if not replayed(samples, self.fraction).any():
             raise UsageError(
-                f"mitigations.replay.fraction: {self.fraction} of {samples} windows is less than one window"
+                f"mitigations.replay.fraction: {self.fraction} of {several(samples, 'window')} is less than one window"
             )
 
     def plan(self, course: Course, at: Situation) -> Course:
