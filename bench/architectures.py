@@ -259,15 +259,15 @@ def compared(base: Path, adapter: Path, windows: Any) -> tuple[str, str]:
         return "refused", str(error).splitlines()[0].replace(str(adapter), "ADAPTER").replace(str(base), "MODEL")
     except ForgettingError as error:
         return "OFF", str(error)
-    wanted = plain_loop(base, adapter, windows)
+    expected = plain_loop(base, adapter, windows)
     off = {
         name: found[name] - value
-        for name, value in wanted.items()
+        for name, value in expected.items()
         if abs(found[name] - value) > TOLERANCE * max(1, abs(value))
     }
     if off:
         return "OFF", ", ".join(f"{name} by {value:.2e}" for name, value in off.items())
-    changed = f"forgetting {wanted['forgetting']:.3f}, KL {wanted['kl']:.3f}"
+    changed = f"forgetting {expected['forgetting']:.3f}, KL {expected['kl']:.3f}"
     return "equal", changed
 
 

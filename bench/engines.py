@@ -95,14 +95,16 @@ def main() -> None:
             whole = time.monotonic() - began
             if done.returncode:
                 raise SystemExit(done.stderr)
-            told = json.loads(done.stdout.splitlines()[-1])
+            result = json.loads(done.stdout.splitlines()[-1])
             found, spent = numbers(out), busy(out)
             first = first or found
             differ |= found != first
-            overhead = (told["runs"] * min(side_by_side, len(spent)) - sum(spent)) / len(spent)
+            overhead = (result["runs"] * min(side_by_side, len(spent)) - sum(spent)) / len(spent)
             same = "equal" if found == first else "DIFFER"
             mean = sum(spent) / len(spent)
-            print(f"| {engine} | {whole:.1f} | {told['runs']:.1f} | {mean:.1f} | {overhead:.2f} | {same} |", flush=True)
+            print(
+                f"| {engine} | {whole:.1f} | {result['runs']:.1f} | {mean:.1f} | {overhead:.2f} | {same} |", flush=True
+            )
     sys.exit(differ)
 
 

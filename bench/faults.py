@@ -40,7 +40,7 @@ KINDS = {
     "rows": "kill -9 of the driver, then a row, a digit or the file of a run's measurements lost",
     "stderr": "the reader of standard error of two workers gone",
 }
-# a second signal during the stop that the first asked for ends the command at once, as a shell sees it with 143 or 130
+# a second signal, while the command stops after the first, ends it at once; a shell sees exit code 143 or 130
 ENDED_BY_SIGNAL = (-signal.SIGKILL, 130, 143, -signal.SIGTERM, -signal.SIGINT)
 COSTS = ("train_seconds", "measure_seconds", "peak_memory")
 Key = tuple[str, int, Any]
@@ -139,21 +139,21 @@ def disturb(
     tally: Tally,
     moments: int,
     flags: list[str],
-    strike: Callable[[subprocess.Popen[bytes], Path], bool],
-    mend: Callable[[Path, int, str], bool] | None = None,
+    inject: Callable[[subprocess.Popen[bytes], Path], bool],
+    repair: Callable[[Path, int, str], bool] | None = None,
 ) -> None:
-    """Run studies, striking each at random moments until `moments` faults happened; judge those that finish.
+    """Run studies, with faults at random moments until `moments` of them happened; check those that finish.
 
-    A strike that ends the driver is followed by the same command again; one that does not, by a further moment.
+    If a fault ends the driver, the same command is run again; otherwise the next fault follows.
 
     Args:
-        bench: where.
-        tally: what is counted.
-        moments: how many faults.
-        flags: of the command.
-        strike: does the fault to a study under way, given its process and folder; whether it did.
-        mend: given the folder, exit code and errors of a command that ended: makes good what it left, if the fault
-            explains it.
+        bench: the folder and the undisturbed study.
+        tally: counts what happened.
+        moments: number of faults.
+        flags: options of the command.
+        inject: causes the fault in a running study, given its process and folder; returns whether it did.
+        repair: given the folder, exit code and errors of a command that ended: undoes the fault's damage, and returns
+            whether the fault explains that the command ended.
     """
     number, seen, end = 0, dict[Key, dict[str, Any]](), time.monotonic() + bench.seconds
     out = bench.folder / f"{id(tally)}-0"
@@ -166,14 +166,14 @@ def disturb(
         try:
             process.wait(wait)
         except subprocess.TimeoutExpired:
-            tally.faults += strike(process, out)
+            tally.faults += inject(process, out)
             try:
                 process.wait(0.5)
             except subprocess.TimeoutExpired:
                 seen |= dict(rows(out))
                 continue
         seen |= dict(rows(out))
-        errors = told(process) if process.returncode else ""
+        errors = errors_of(process) if process.returncode else ""
         if process.returncode == 0:
             bench.judge(out, seen, tally)
             if out.with_name(f"{out.name}-moved").exists():
@@ -182,24 +182,24 @@ def disturb(
                 return
             number, seen = number + 1, {}
             out = bench.folder / f"{id(tally)}-{number}"
-        elif mend is not None and mend(out, process.returncode, errors):
-            seen = {}  # what was lost on purpose is no row that was lost
+        elif repair is not None and repair(out, process.returncode, errors):
+            seen = {}  # rows deleted on purpose do not count as lost
         elif process.returncode not in ENDED_BY_SIGNAL:
             if process.returncode != 1 or "died 4 times in a row without progress" not in errors:
                 tally.wrong.append(f"exit code {process.returncode}: {errors.strip().splitlines()[-1:]}")
                 return
-            tally.given_up += 1  # struck too often, and it said so; the same command tries again
+            tally.given_up += 1  # it gave up after too many faults, as its message says; the same command tries again
         process = bench.start(out, *flags)
 
 
-def told(process: subprocess.Popen[bytes]) -> str:
+def errors_of(process: subprocess.Popen[bytes]) -> str:
     """What a process that ended wrote to standard error."""
     return process.stderr.read().decode() if process.stderr and not process.stderr.closed else ""
 
 
-def on_driver(strike: Callable[[int], bool]) -> Callable[[subprocess.Popen[bytes], Path], bool]:
+def on_driver(inject: Callable[[int], bool]) -> Callable[[subprocess.Popen[bytes], Path], bool]:
     """A fault that only needs to know the driver's process."""
-    return lambda process, _out: strike(process.pid)
+    return lambda process, _out: inject(process.pid)
 
 
 def kill(pid: int) -> bool:
@@ -214,7 +214,7 @@ def move(bench: Bench) -> Callable[[subprocess.Popen[bytes], Path], bool]:
     A command that still starts would rightly begin a new study, as the folder that it is given does not exist.
     """
 
-    def strike(process: subprocess.Popen[bytes], out: Path) -> bool:
+    def inject(process: subprocess.Popen[bytes], out: Path) -> bool:
         moved = out.with_name(f"{out.name}-moved")
         written = [file.stat().st_mtime for file in out.glob("runs/*/measurements.jsonl")]
         if moved.exists() or max(written, default=0.0) <= bench.began:
@@ -222,11 +222,11 @@ def move(bench: Bench) -> Callable[[subprocess.Popen[bytes], Path], bool]:
         out.rename(moved)
         with suppress(subprocess.TimeoutExpired):
             process.wait(120)
-        if process.returncode == 0 and not out.exists():  # it had nothing left to do there
+        if process.returncode == 0 and not out.exists():  # it had finished before the move
             moved.rename(out)
         return True
 
-    return strike
+    return inject
 
 
 def move_back(out: Path, code: int, errors: str) -> bool:
@@ -236,15 +236,15 @@ def move_back(out: Path, code: int, errors: str) -> bool:
         return False
     moved.rename(out)
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
-    said = ("deleted or moved during", "no such folder", "not a study folder")
-    return code in (1, 2) and len(lines) == 1 and any(words in lines[0] for words in said)
+    messages = ("deleted or moved during", "no such folder", "not a study folder")
+    return code in (1, 2) and len(lines) == 1 and any(words in lines[0] for words in messages)
 
 
 def lose_rows(bench: Bench) -> Callable[[Path, int, str], bool]:
     """After a kill, lose something of a run's rows; delete the runs that a study then calls damaged."""
     from forgetting.store.folder import RunFolder
 
-    def mend(out: Path, code: int, errors: str) -> bool:
+    def repair(out: Path, code: int, errors: str) -> bool:
         if code == 1 and "damaged" in errors:
             for run in out.glob("runs/*"):
                 if RunFolder(run).damage():
@@ -267,7 +267,7 @@ def lose_rows(bench: Bench) -> Callable[[Path, int, str], bool]:
             file.write_text("".join(lines))
         return True
 
-    return mend
+    return repair
 
 
 def close_reader(process: subprocess.Popen[bytes], _out: Path) -> bool:
@@ -282,33 +282,33 @@ def kill_worker(bench: Bench) -> Callable[[int], bool]:
     """Kill -9 of one of the driver's spawned workers, if it has any yet."""
     import psutil
 
-    def strike(pid: int) -> bool:
+    def inject(pid: int) -> bool:
         workers = [child for child in psutil.Process(pid).children() if "spawn_main" in " ".join(child.cmdline())]
         return bool(workers) and kill(bench.random.choice(workers).pid)
 
-    return strike
+    return inject
 
 
 def kill_ray_worker(bench: Bench) -> Callable[[int], bool]:
     """Kill -9 of a worker process that a run is in."""
     import psutil
 
-    def strike(_pid: int) -> bool:
+    def inject(_pid: int) -> bool:
         named = [process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"]]
         workers = [process for process in named if process.info["cmdline"][0].startswith("ray::plain-")]
         return bool(workers) and kill(bench.random.choice(workers).pid)
 
-    return strike
+    return inject
 
 
 def stop(bench: Bench) -> Callable[[int], bool]:
     """SIGTERM or SIGINT to the whole process group, as a terminal or a scheduler sends them."""
 
-    def strike(pid: int) -> bool:
+    def inject(pid: int) -> bool:
         os.killpg(pid, bench.random.choice([signal.SIGTERM, signal.SIGINT]))
         return True
 
-    return strike
+    return inject
 
 
 def with_cluster(bench: Bench, tally: Tally, moments: int, kind: str) -> None:
@@ -328,9 +328,9 @@ def with_cluster(bench: Bench, tally: Tally, moments: int, kind: str) -> None:
         nodes.append(cluster.add_node(num_cpus=1, object_store_memory=100_000_000))
         return True
 
-    strikes = {"ray-driver": kill, "ray-worker": kill_ray_worker(bench), "ray-node": kill_node}
+    faults = {"ray-driver": kill, "ray-worker": kill_ray_worker(bench), "ray-node": kill_node}
     try:
-        disturb(bench, tally, moments, ["--engine", "ray", "--ray-address", cluster.address], on_driver(strikes[kind]))
+        disturb(bench, tally, moments, ["--engine", "ray", "--ray-address", cluster.address], on_driver(faults[kind]))
     finally:
         cluster.shutdown()
 
@@ -382,7 +382,7 @@ def run(bench: Bench, kind: str, moments: int) -> Tally:
         with_cluster(bench, tally, moments, kind)
     else:
         killing = on_driver(kill)
-        strikes = {
+        faults = {
             **{
                 "driver": killing,
                 "driver-of-workers": killing,
@@ -392,9 +392,9 @@ def run(bench: Bench, kind: str, moments: int) -> Tally:
             },
             **{"worker": on_driver(kill_worker(bench)), "stop": on_driver(stop(bench))},
         }
-        mends = {"moved": move_back, "rows": lose_rows(bench)}
+        repairs = {"moved": move_back, "rows": lose_rows(bench)}
         flags = ["--jobs", "1" if kind in ("driver", "rows") else "2"]
-        disturb(bench, tally, moments, flags, strikes[kind], mends.get(kind))
+        disturb(bench, tally, moments, flags, faults[kind], repairs.get(kind))
     return tally
 
 

@@ -47,7 +47,8 @@ def truth_of(p):
 
 
 def chinchilla_points(n=245, seed=0):
-    """Points over the refit's range; errors of log loss as of its 245: Student t with 3 degrees, scale 0.0043."""
+    """Points over the range of Besiroglu et al.; errors of log loss like those of their 245 points: Student's t with
+    3 degrees of freedom, scale 0.0043."""
     rng = np.random.default_rng(seed)
     x = {k: np.exp(rng.uniform(*np.log(CHINCHILLA.measured_range[k]), n)) for k in ("N", "D")}
     loss = CHINCHILLA.law.values(truth_of(CHINCHILLA), x)[0, 0] * np.exp(0.0043 * rng.standard_t(3, n))
@@ -84,11 +85,11 @@ def part_chinchilla():
     y, one = data.y.reshape(-1), np.ones(data.n)
     begin = time.perf_counter()
     found = [search(problem, y, one, starts=64, rng=np.random.default_rng(seed)) for seed in range(20)]
-    ours = (time.perf_counter() - begin) / 20
+    seconds = (time.perf_counter() - begin) / 20
     costs = np.array([f.cost for f in found])
     begin = time.perf_counter()
     count, grid, success = grid_optimum(table)
-    theirs = time.perf_counter() - begin
+    scipy_seconds = time.perf_counter() - begin
     begin = time.perf_counter()
     rows = np.random.default_rng(0).multinomial(data.n, np.full(data.n, 1 / data.n), size=4000).astype(float)
     refits = minimise(
@@ -99,9 +100,9 @@ def part_chinchilla():
     print(f"  20 seeds: objective {costs.min():.12e}, spread {np.ptp(costs) / costs.min():.1e} relative (asked: 1e-7)")
     print(f"  share of 64 starts at the best: {min(f.share for f in found):.2f} to {max(f.share for f in found):.2f}")
     worse = (grid - costs.min()) / costs.min()
-    print(f"  L-BFGS-B from {count} starts: best is {worse.min():+.1e} relative to ours (asked: not below)")
+    print(f"  L-BFGS-B from {count} starts: best is {worse.min():+.1e} relative to the fit (asked: not below)")
     print(f"    {np.mean(worse > 1e-7):.0%} of its ends lie more than 1e-7 above; it claims success for {success:.0%}")
-    print(f"  time: ours {ours:.3f} s, grid {theirs:.1f} s, {theirs / ours:.0f} x (asked: 100 x)")
+    print(f"  time: fit {seconds:.3f} s, grid {scipy_seconds:.1f} s, {scipy_seconds / seconds:.0f} x (asked: 100 x)")
     print(f"  4,000 bootstrap fits: {boot:.1f} s (asked: 30 s); {np.mean(refits.slope <= 1e-6):.1%} stationary to 1e-6")
 
 

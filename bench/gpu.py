@@ -403,7 +403,7 @@ def bits(bench: Bench, shape: str) -> None:
         adapted(model)
         model.save_pretrained(adapter)
         model.unload().save_pretrained(base)
-        load_tokenizer(load_preset("miniature").model).save_pretrained(base)  # texts are tokens already
+        load_tokenizer(load_preset("miniature").model).save_pretrained(base)  # the texts are already tokenised
         del model
         bench.free()
         print(f"\n{shape}: forgetting.measure from folders, {text.n_predicted:,} tokens\n")

@@ -94,7 +94,7 @@ def part_next_run(studies: int, seed: int) -> None:
     true = np.array([truth(*question) for question in QUESTIONS])
     limit = np.quantile(
         np.abs(before - true), 0.98, axis=0
-    )  # a surface that runs away would decide a mean square alone
+    )  # a single diverging surface would dominate the mean square
     before, after = (np.clip(errors - true, -limit, limit) for errors in (before, after))
     rng, count = np.random.default_rng(0), len(before)
     draws = []
@@ -108,9 +108,11 @@ def part_next_run(studies: int, seed: int) -> None:
     print("| answer | promised narrowing, % | realised, % | promised / realised error, now | with one run more |")
     print("|---|---|---|---|---|")
     for q, (rank, level) in enumerate(QUESTIONS):
-        said = ", ".join(f"{100 * p:.0f}" for p in promised[:, q].mean(axis=0))
+        narrowings = ", ".join(f"{100 * p:.0f}" for p in promised[:, q].mean(axis=0))
         got = ", ".join(f"{100 * r:.0f} ± {100 * s:.0f}" for r, s in zip(real[q], spread[q], strict=True))
-        print(f"| rank {rank}, {level:.2f} | {said} | {got} | {ratio[0][q] ** 0.5:.2f} | {ratio[1][q] ** 0.5:.2f} |")
+        print(
+            f"| rank {rank}, {level:.2f} | {narrowings} | {got} | {ratio[0][q] ** 0.5:.2f} | {ratio[1][q] ** 0.5:.2f} |"
+        )
     pooled = [spearmanr(promised.mean(axis=0).ravel(), got.ravel()).statistic for got in (real, *draws)]
     print(f"rank correlation of promised and realised, all questions: {pooled[0]:.2f} ± {np.std(pooled[1:]):.2f}")
     each = [spearmanr(made.ravel(), real.ravel()).statistic for made in promised]

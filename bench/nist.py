@@ -59,21 +59,24 @@ def part_nist_seeds(folder: Path | None) -> None:
     print(f"NIST StRD, {len(every)} problems from {len(SEEDS)} seeds, no start given")
     lost: dict[str, list[int]] = {}
     for seed in SEEDS:
-        solved, told, began = 0, 0, time.perf_counter()
+        solved, reported, began = 0, 0, time.perf_counter()
         for name, formula, table, squares in every:
             law = FormulaLaw(formula, [column for column in table if column != "y"])
             try:
                 fit = fit_law(law, table, seed=seed, bootstrap=0)
             except ForgettingError:
-                told += 1
+                reported += 1
                 lost.setdefault(name, []).append(seed)
                 continue
-            if fit.objective_value <= squares * (1 + 1e-6):  # Lanczos1's is 1e-25: rounding may end below it
+            # Lanczos1's sum of squares is 1e-25; with rounding, a fit may get below it
+            if fit.objective_value <= squares * (1 + 1e-6):
                 solved += 1
                 continue
             lost.setdefault(name, []).append(seed)
-            told += any(mark in warning for warning in fit.warnings for mark in TOLD)
+            reported += any(mark in warning for warning in fit.warnings for mark in TOLD)
         seconds = time.perf_counter() - began
-        print(f"  seed {seed}: {solved} of {len(every)} solved, {told} failures told, {seconds:.0f} s", flush=True)
+        print(
+            f"  seed {seed}: {solved} of {len(every)} solved, {reported} failures reported, {seconds:.0f} s", flush=True
+        )
     for name, seeds in lost.items():
         print(f"  {name}: not solved from seeds {', '.join(map(str, seeds))}")
