@@ -39,7 +39,7 @@ def test_numbers_and_booleans_are_compared_by_value_and_several_values_are_combi
     assert picked(rank=["8", 128]) == [0, 3, 4]
     assert picked(k="true") == picked(k=True) == [0, 2, 4, 5]
     assert picked(tokens="8e5") == [0, 1]
-    assert picked(id="1") == [0]  # 01 and 001 are other names
+    assert picked(id="1") == [0]  # 01 and 001 are different names
     assert picked(model=["a", "c"], rank=8) == [0, 4]
 
 

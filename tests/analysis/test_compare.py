@@ -88,9 +88,9 @@ def test_a_truncated_copy_of_the_reference_saves_nothing():
     forgot = 0.8 / LOSSES**2  # any curve
     rows = []
     for seed in (0, 1, 2):
-        mine = forgot + 0.05 * seed
-        rows += rows_of("lora", LOSSES, mine, seed, rank=8)
-        rows += rows_of("stopped", LOSSES[:5], mine[:5], seed, rank=8)
+        shifted = forgot + 0.05 * seed
+        rows += rows_of("lora", LOSSES, shifted, seed, rank=8)
+        rows += rows_of("stopped", LOSSES[:5], shifted[:5], seed, rank=8)
     found = contest_of(rows)
     one = found.contenders[0]
     assert one.saving.value == pytest.approx(0, abs=1e-9)
@@ -104,7 +104,7 @@ def test_pairing_by_seed_removes_what_a_seed_does_to_both():
     rng = np.random.default_rng(0)
     rows = []
     for seed in range(4):
-        shift = rng.normal(0, 0.5)  # of the order of the data: large, and the same in both
+        shift = rng.normal(0, 0.5)  # due to the order of the data: large, and the same for both
         rows += rows_of("lora", LOSSES, line(LOSSES) + shift, seed, rank=8)
         rows += rows_of("other", LOSSES, line(LOSSES) + shift - 0.05 + rng.normal(0, 0.002), seed, rank=8)
     e = contest_of(rows).contenders[0].saving
@@ -228,7 +228,7 @@ def test_a_coarser_grid_costs_a_thousandth_of_a_nat_on_a_bent_curve():
 
 
 def test_price_is_the_ratio_of_steps_to_the_best_common_loss():
-    slow = np.linspace(2.0, 1.0, 17)  # half the pace
+    slow = np.linspace(2.0, 1.0, 17)  # half as fast
     rows = rows_of("lora", LOSSES, line(LOSSES), rank=8) + rows_of("slow", slow, line(slow), rank=8)
     p = contest_of(rows).contenders[0].price
     assert p is not None
@@ -366,7 +366,7 @@ def test_peft_results_need_no_options(tmp_path):
     found = next(iter(made.contests.values()))
     assert [c.key.label for c in found.contenders] == ["boft"]
     assert found.contenders[0].saving.value > 0.2
-    assert len({p.key for p in found.points}) == 5  # two of rank 32 are no replicates of each other
+    assert len({p.key for p in found.points}) == 5  # two runs of rank 32 are not replicates of each other
     assert made.to_dict()["datasets"][found.dataset]["better"] == "higher"
 
 
@@ -448,8 +448,8 @@ def test_the_text_names_savings_and_whether_the_laws_hold(made):
 def test_appendix_b_is_r2_and_mean_error_over_the_other_methods(made):
     table, comparison = made
     of = {label: np.array([s == label for s in table["label"]]) for label in ("lora", "free")}
-    mine = {name: np.array(table[name], dtype=object)[of["lora"]] for name in table}
-    fitted = forgetting.fit(mine, "linear", bootstrap=0)
+    of_lora = {name: np.array(table[name], dtype=object)[of["lora"]] for name in table}
+    fitted = forgetting.fit(of_lora, "linear", bootstrap=0)
     x, y = (np.array(table[name])[of["free"]] for name in ("finetune_loss", "forgetting_loss"))
     error = y - fitted.predict("forgetting_loss", finetune_loss=x).value
     rows = comparison.beyond["d"]
@@ -472,8 +472,8 @@ def test_the_command_prints_json(made, tmp_path: Path):
     assert (first["name"], first["verdict"]) == ("other rank 16", "saves")
     wide = made[1].contests["d"].contenders[0].saving
     assert wide.low < first["saving"]["low"] < first["saving"]["value"] < first["saving"]["high"] < wide.high
-    shown = CliRunner().invoke(app, ["compare", str(file), "--reference", "lora"])
-    assert "other rank 16: saves" in shown.stdout
+    result = CliRunner().invoke(app, ["compare", str(file), "--reference", "lora"])
+    assert "other rank 16: saves" in result.stdout
 
 
 def test_mean_of_a_polynomial():

@@ -276,7 +276,7 @@ def test_only_these_rows_are_compared(tmp_path):
     assert str(chosen) != str(forgetting.compare(rows, "lora"))
     path = tmp_path / "rows.csv"
     path.write_text(",".join(rows[0]) + "\n" + "\n".join(",".join(map(str, row.values())) for row in rows) + "\n")
-    shown = CliRunner().invoke(app, ["compare", str(path), "--reference", "lora", "--only", "batch=8"])
-    assert shown.stdout.strip() == str(forgetting.compare(path, "lora", only={"batch": 8})).strip()
+    result = CliRunner().invoke(app, ["compare", str(path), "--reference", "lora", "--only", "batch=8"])
+    assert result.stdout.strip() == str(forgetting.compare(path, "lora", only={"batch": 8})).strip()
     with pytest.raises(UsageError, match="no row has batch '32'"):
         forgetting.compare(rows, "lora", only={"batch": 32})

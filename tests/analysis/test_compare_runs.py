@@ -59,7 +59,7 @@ def test_runs_of_one_rank_are_one_rank_without_seeds_too():
     with_seeds, without = contest(table()), contest(table("seed"))
     assert [len(runs) for runs in without.runs.values()] == [3] * 5
     assert len(without.references) == 4
-    # what one more rank scatters is learned from four ranks either way
+    # in both cases four ranks determine the scatter between ranks
     assert without.contenders[0].over_ranks == with_seeds.contenders[0].over_ranks
     assert any("as replicates" in text for text in without.notes)
 

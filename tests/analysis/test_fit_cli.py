@@ -73,10 +73,10 @@ def test_a_formula_is_a_law(chinchilla):
 
 @pytest.mark.full
 def test_a_studys_table_gets_both_laws_and_a_plan(csv, tmp_path):
-    shown = run("fit", csv, "--out", tmp_path / "fits.json", "--extrapolate", "--bootstrap", 40)
-    assert "Forgetting is linear in the fine-tuning loss: orca" in shown
-    assert "orca: which law?" in shown
-    assert "extrapolation" in shown
+    result = run("fit", csv, "--out", tmp_path / "fits.json", "--extrapolate", "--bootstrap", 40)
+    assert "Forgetting is linear in the fine-tuning loss: orca" in result
+    assert "orca: which law?" in result
+    assert "extrapolation" in result
     fits = load_fits(tmp_path / "fits.json")["orca"]
     assert list(fits) == ["linear", "shifted_power"]
     rows = json.loads(run("predict", tmp_path / "fits.json", "--rank", 8, "--rank", 16, "--steps", 2000, "--json"))
@@ -99,9 +99,9 @@ def test_several_fits_are_listed_with_their_comparison(csv):
 
 
 def test_a_table_of_one_rank_gets_the_line_and_says_why(csv, tmp_path):
-    shown = run("fit", csv, "--only", "rank=8", "--bootstrap", 0, "--out", tmp_path / "one.json")
-    assert "Forgetting is linear" in shown
-    assert "Shifted power laws" not in shown
+    result = run("fit", csv, "--only", "rank=8", "--bootstrap", 0, "--out", tmp_path / "one.json")
+    assert "Forgetting is linear" in result
+    assert "Shifted power laws" not in result
     with pytest.raises(UsageError, match=r"only the line of Eq\. 4, which does not depend on ranks or steps"):
         run("plan", tmp_path / "one.json", "--budget", 0.1)
     asked = json.loads(run("fit", csv, "--only", "rank=8", "--law", "shifted_power", "--bootstrap", 0, "--json"))
@@ -119,8 +119,8 @@ def test_plan_on_a_published_law():
     assert out["frontier"][0]["tokens"] == pytest.approx(out["frontier"][0]["steps"]["value"] * 32 * 512)
     assert out["frontier"][0]["flops"] is None
     assert any("no choice of rank and steps helps" in s for s in out["sentences"])
-    shown = run("plan", NAMES[0], "--target-loss", 0.5)
-    assert "the law's limit is 0.6126" in shown
+    result = run("plan", NAMES[0], "--target-loss", 0.5)
+    assert "the law's limit is 0.6126" in result
 
 
 @pytest.mark.parametrize(

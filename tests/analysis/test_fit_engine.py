@@ -61,7 +61,7 @@ def test_every_seed_finds_the_same_optimum_of_the_chinchilla_objective():
     theta = found[0].theta
     z = np.array([*np.log(theta[:3]), *theta[3:]])
     assert slow_objective(z, t) == pytest.approx(costs[0], rel=1e-9)
-    # from our optimum, and from round about it, a local optimiser with tight tolerances finds nothing lower
+    # started at our optimum and near it, a local optimiser with tight tolerances finds nothing lower
     rng = np.random.default_rng(0)
     for k in range(4):
         begin = z + (0 if k == 0 else 0.1) * rng.normal(size=5)
@@ -142,7 +142,7 @@ def test_a_wrong_optimum_never_comes_without_a_warning():
         fit = fit_law(law, t, bootstrap=0, seed=seed)
         right.append(abs(fit.parameters["w"].value - 3.3) < 0.05)
         warned.append(any("starts reached the best fit; a better one may exist" in w for w in fit.warnings))
-        assert fit.diagnostics["starts"] > 64  # it tried harder
+        assert fit.diagnostics["starts"] > 64  # more starts than usual
     assert any(right)
     assert not all(right)
     assert all(r or w for r, w in zip(right, warned, strict=True))
@@ -292,9 +292,9 @@ def test_a_fit_shows_the_same_numbers_everywhere():
     fit = fit_law("linear", table(NAMES[0], noise=0.004), label="a<b & c_d", bootstrap=50)
     slope = fit.parameters["c_fft"]
     numbers = [f"{v:.5g}" for v in (slope.value, slope.low, slope.high)]
-    shown = str(fit)
-    assert all(n in shown for n in numbers)
-    assert "a<b & c_d" in shown
+    printed = str(fit)
+    assert all(n in printed for n in numbers)
+    assert "a<b & c_d" in printed
     parser = Cells()
     parser.feed(fit._repr_html_())
     assert parser.open == []

@@ -35,7 +35,7 @@ def test_a_parabola_over_years_has_the_interval_of_the_closed_form() -> None:
     c = fit.parameters["c"]
     assert fit.objective_value == pytest.approx(square, rel=1e-8)
     assert c.value == pytest.approx(value, rel=1e-6)
-    # whole rows are resampled, so that the width is that of the closed form but for the errors' own pattern
+    # rows are resampled, so the width equals the closed form except for the pattern of these errors
     assert (c.high - c.low) / 2 == pytest.approx(error * student.ppf(0.975, 12), rel=0.5)
 
 

@@ -39,14 +39,14 @@ def test_each_group_is_fitted_by_itself():
     assert made.groups[1].fit is not None
     assert made.groups[1].fit.parameters == alone.parameters
     assert list(made.fits) == ["model=gpt, task=wmt", "model=gpt, task=flan", "model=t5, task=wmt"]
-    shown = made.to_frame()
-    assert shown["A"][:3].tolist() == pytest.approx([20, 40, 60], rel=0.02)
-    assert shown["n_points"].tolist() == [10, 10, 10, 1]
+    listed = made.to_frame()
+    assert listed["A"][:3].tolist() == pytest.approx([20, 40, 60], rel=0.02)
+    assert listed["n_points"].tolist() == [10, 10, 10, 1]
     part = table[(table["model"] == "gpt") & (table["task"] == "flan")]
     residual = part["loss"] - alone.parameters["E"].value - alone.parameters["A"].value * part["D"] ** -0.5
-    assert shown["rmse_loss"][1] == pytest.approx(np.sqrt(np.mean(residual**2)))
-    assert shown["reason"].tolist()[:3] == ["", "", ""]
-    assert f"has 1 measured value; law '{LAW}' has 2 free parameters" in shown["reason"][3]
+    assert listed["rmse_loss"][1] == pytest.approx(np.sqrt(np.mean(residual**2)))
+    assert listed["reason"].tolist()[:3] == ["", "", ""]
+    assert f"has 1 measured value; law '{LAW}' has 2 free parameters" in listed["reason"][3]
     assert "3 of 4 groups fitted" in str(made)
     predicted = forgetting.predict(made, at={"D": 400.0}, dataset="model=gpt, task=flan").to_frame()
     assert predicted["loss"][0] == pytest.approx(float(alone.predict("loss", D=400.0).value))

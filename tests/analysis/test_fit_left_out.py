@@ -113,5 +113,5 @@ def test_long_runs_are_thinned_to_evenly_spaced_rows_with_a_notice(runs: int, ke
     np.testing.assert_array_equal(its_weights[0], weights[at])
     for name, g in zip(few.runs, range(kept), strict=True):
         rows = np.flatnonzero(data.run == int(name))
-        mine = [i for i, run in zip(at, few.run, strict=True) if run == g]
-        assert (mine[0], mine[-1]) == (rows[0], rows[-1])
+        left_out = [i for i, run in zip(at, few.run, strict=True) if run == g]
+        assert (left_out[0], left_out[-1]) == (rows[0], rows[-1])

@@ -30,8 +30,8 @@ def test_log_least_squares_equals_least_squares_of_logarithms(intervals):
     assert fit.parameters["b"].value == pytest.approx(-slope, rel=1e-9)
     assert fit.parameters["A"].value == pytest.approx(np.exp(intercept), rel=1e-9)
     assert fit.objective_value == pytest.approx(by_hand.objective_value, rel=1e-9)
-    mine, other = fit.parameters["b"], by_hand.parameters["b"]
-    assert (mine.low, mine.high) == pytest.approx((other.low, other.high), rel=1e-4)
+    fitted, other = fit.parameters["b"], by_hand.parameters["b"]
+    assert (fitted.low, fitted.high) == pytest.approx((other.low, other.high), rel=1e-4)
     assert fit.diagnostics["aicc"] == pytest.approx(by_hand.diagnostics["aicc"])
     made, twin = fit.predict("loss", D=[1e3, 1e7]), by_hand.predict("log_loss", D=[1e3, 1e7])
     for band in ("value", "low", "high", "run_low", "run_high"):

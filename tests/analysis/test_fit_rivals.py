@@ -55,7 +55,7 @@ def test_a_right_law_is_rejected_at_the_nominal_rate() -> None:
         assert found.size == pytest.approx(np.mean(bends), abs=1e-9)
         assert found.p == pytest.approx(stats.ttest_1samp(bends, 0.0).pvalue, rel=1e-6)
         alarms += found.p_holm < 0.05
-    assert 8 <= alarms <= 32  # 20 are due; of 10,000 such counts 3 lie outside
+    assert 8 <= alarms <= 32  # 20 are expected; 3 of 10,000 such counts lie outside
 
 
 def test_a_planted_bend_is_found_and_reported() -> None:
@@ -94,7 +94,7 @@ def test_few_long_runs_are_all_tested_on_a_share_of_their_rows() -> None:
     assert set(np.concatenate(ends)) <= set(part.row)  # from first to last
     data = read_data(LINE, lines(np.random.default_rng(2), runs=400, steps=60))
     many, _ = evenly_spaced(data, data.y, 20_000)
-    assert (len(many.runs), many.n) == (200, 12_000)  # whole runs, where enough are left
+    assert (len(many.runs), many.n) == (200, 12_000)  # whole runs, if enough are left
 
 
 def test_a_rivals_draws_and_errors_are_those_of_refits() -> None:
@@ -115,7 +115,7 @@ def test_a_rivals_draws_and_errors_are_those_of_refits() -> None:
     refits = [np.linalg.lstsq((basis * root)[r], (data.y[0] * root[:, 0])[r], rcond=None)[0] for r in rest]
     errors = np.concatenate([data.y[0, ~r] - basis[~r] @ t for r, t in zip(rest, refits, strict=True)])
     np.testing.assert_allclose(np.sort(errors), np.sort(left), rtol=1e-6, atol=1e-12)
-    # its weight against a law that misses by as much: half; by a scatter more a run: exp(-4) to 1
+    # its weight: 1/2 against a law that misses by as much, 1 / (1 + exp(-4)) against one that misses by a scatter more
     rmse = float(np.sqrt(np.mean(errors**2)))
     for excess, share in ((0.0, 0.5), (1.0, 1 / (1 + np.exp(-4.0)))):
         missed = {"forgetting_loss": float(np.hypot(rmse, 0.02 * np.sqrt(excess)))}
@@ -141,8 +141,8 @@ def test_rivals_widen_the_band_outside_and_leave_it_untouched_inside(fitted: Fit
         both = [f.predict(output, trainable_params=64.0 * PER_RANK, step=step) for f in (fitted, alone)]
         assert np.array_equal(both[0].value, both[1].value)
         for end in ("low", "high", "run_low", "run_high"):
-            ours, bare = (getattr(p, end) for p in both)
-            assert np.array_equal(ours[:3], bare[:3])
+            band, bare = (getattr(p, end) for p in both)
+            assert np.array_equal(band[:3], bare[:3])
         width = [p.high - p.low for p in both]
         assert (width[0][:3] == width[1][:3]).all()
         assert (width[0][3:] != width[1][3:]).all()
@@ -161,9 +161,9 @@ def test_predict_plan_json_and_a_stored_fit_have_the_same_band(fitted: Fit) -> N
         assert one == other
     assert rows[0]["band_laws"] == {"shifted_power": 1.0}
     assert rows[1]["band_laws"] == fitted.band_laws()
-    shown = Predictions(tuple(rows))
-    assert str(shown).count("bands include laws that fit about as well inside it: shifted_power (") == 1
-    assert "quadratic in step" in shown.to_frame()["band_laws"][1]
+    predictions = Predictions(tuple(rows))
+    assert str(predictions).count("bands include laws that fit about as well inside it: shifted_power (") == 1
+    assert "quadratic in step" in predictions.to_frame()["band_laws"][1]
     plans = [plan_budget(f, 0.5) for f in (fitted, again)]
     assert plans[0].to_dict() == plans[1].to_dict()
     assert any("bands include" in s for s in plans[0].sentences)
@@ -176,9 +176,9 @@ def test_a_plan_uses_the_law_inside_the_measured_range_and_spans_its_rivals_outs
     alone = replace(fitted, rivals=())
     near, far = (fitted.predict("forgetting_loss", trainable_params=64.0 * PER_RANK, step=n).value for n in (200, 320))
     for level, outside in ((near, False), (far, True)):
-        ours, bare = (plan_budget(f, float(level) - 0.5, ranks=[64]).frontier[0] for f in (fitted, alone))
-        assert ours.extrapolated == outside
-        assert (ours == bare) != outside
+        choice, bare = (plan_budget(f, float(level) - 0.5, ranks=[64]).frontier[0] for f in (fitted, alone))
+        assert choice.extrapolated == outside
+        assert (choice == bare) != outside
     draws = []
     for rival in fitted.rivals:
         for theta in rival.draws:

@@ -135,7 +135,7 @@ def test_profile_interval_is_where_the_objective_rises_enough():
 
 def test_an_unbounded_interval_is_reported():
     rng = np.random.default_rng(4)
-    x = np.linspace(0, 0.15, 30)  # far too short to see the curve: E can go anywhere
+    x = np.linspace(0, 0.15, 30)  # far too short to show the curvature: E is not determined
     table = {"x": x, "y": 1 + 2 * np.exp(-0.8 * x) + rng.normal(0, 0.05, 30)}
     fit = fit_law(DECAY, table, bootstrap=0, intervals="profile")
     assert any("do not limit" in w or "not identified" in w for w in fit.warnings)

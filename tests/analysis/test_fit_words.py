@@ -53,8 +53,8 @@ def test_a_negative_loss_is_named_by_its_row():
         (Estimate(3e98, 1e12, 5e150, "weak"), "10^98.5", "10^12.0 to 10^150.7"),
         (Estimate(4e135, 2e-60, np.nan, "weak"), "10^135.6", "at least 10^-59.7"),
         (Estimate(1e308, 1e-308, 1e308, "weak"), "10^308.0", "10^-308.0 to 10^308.0"),
-        (Estimate(4.2e8, 4.0e8, 4.5e8, "strong"), "4.2e+08", "4e+08 to 4.5e+08"),  # known to its digits
-        (Estimate(-3e98, -5e98, 1e98), "-3e+98", "-5e+98 to 1e+98"),  # has no logarithm
+        (Estimate(4.2e8, 4.0e8, 4.5e8, "strong"), "4.2e+08", "4e+08 to 4.5e+08"),  # determined to these digits
+        (Estimate(-3e98, -5e98, 1e98), "-3e+98", "-5e+98 to 1e+98"),  # negative, so it has no logarithm
         (Estimate(2e7, identified="none"), "not determined", "-"),
         (Estimate(388000.0), "3.88e+05", "-"),
     ],

@@ -107,8 +107,8 @@ def test_several_formulas_are_distinguished(tmp_path):
     pd.DataFrame({"D": D, "y": y, "g": ["p", "q"] * 6}).to_csv(path, index=False)
     formulas = ["y = a + b/D", "y = a + b*D"]
     options = ["--law", formulas[0], "--law", formulas[1], "--bootstrap", "0"]
-    shown = CliRunner().invoke(app, ["fit", str(path), *options, "--extrapolate"]).stdout
-    which, tests = shown.split("which law?")[1].split("extrapolation")
+    output = CliRunner().invoke(app, ["fit", str(path), *options, "--extrapolate"]).stdout
+    which, tests = output.split("which law?")[1].split("extrapolation")
     for part in (which, tests):
         assert "custom" not in part
         assert all(formula in part for formula in formulas)

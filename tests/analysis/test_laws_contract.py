@@ -23,7 +23,7 @@ FORMULA = FormulaLaw("loss = E + A/N**alpha + exp(-B * log1p(D)) * sqrt(N) - tan
 ALL = [*LAWS.values(), FORMULA, FUNCTION]
 IDS = [law.name for law in ALL]
 
-# values of variables that a law would meet
+# typical values of the variables
 DESIGNS = {
     "trainable_params": np.geomspace(2e7, 6.4e8, 12),
     "step": np.linspace(50, 260, 12)[[3, 1, 4, 0, 5, 9, 2, 6, 11, 10, 8, 7]],

@@ -112,7 +112,7 @@ def test_a_tower_of_powers_overflows_instead_of_hanging():
     ("formula", "linear"),
     [
         ("loss = E + A/N**alpha + B/D**beta", {"E", "A", "B"}),
-        ("loss = E + A*(N + c*D)", {"E", "A"}),  # A and c multiply: only one of them
+        ("loss = E + A*(N + c*D)", {"E", "A"}),  # A and c multiply, so only one of them is linear
         ("loss = E + (A + B*N)/(1 + k*D)", {"E", "A", "B"}),
         ("loss = exp(a + b*N)", set()),
         ("loss = a*b*N", {"a"}),

@@ -38,8 +38,8 @@ def test_every_input_gives_the_same_rows(folder: Path, tmp_path: Path) -> None:
     assert set(frame["measure_start"]) == {30}
     assert (frame["step"] < 30).any()
     frame.to_csv(tmp_path / "pandas.csv", index=False)
-    shown = CliRunner().invoke(app, ["table", str(folder), "--csv"])
-    (tmp_path / "command.csv").write_text(shown.stdout)
+    result = CliRunner().invoke(app, ["table", str(folder), "--csv"])
+    (tmp_path / "command.csv").write_text(result.stdout)
     frame.to_parquet(tmp_path / "t.parquet")
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records(frame)))
     read = pd.read_csv(tmp_path / "pandas.csv", float_precision="round_trip")  # pandas 2 is less exact by default
@@ -52,17 +52,17 @@ def test_every_input_gives_the_same_rows(folder: Path, tmp_path: Path) -> None:
         assert list(found) == list(expected)
         for name, table in expected.items():
             for column in ("step", "finetune_loss", "forgetting_loss", "trainable_params"):
-                ours = np.asarray(found[name][column], dtype=float)
-                assert np.array_equal(ours, np.asarray(table[column], dtype=float)), (way, column)
+                values = np.asarray(found[name][column], dtype=float)
+                assert np.array_equal(values, np.asarray(table[column], dtype=float)), (way, column)
             assert float(np.min(np.asarray(found[name]["step"], dtype=float))) >= 30
             assert list(found[name]["run_id"]) == list(table["run_id"])
             assert not any("other" in str(run) for run in found[name]["run_id"])
 
 
 def test_the_command_and_python_fit_the_same_line(folder: Path, tmp_path: Path) -> None:
-    shown = CliRunner().invoke(app, ["table", str(folder), "--csv"])
+    result = CliRunner().invoke(app, ["table", str(folder), "--csv"])
     csv = tmp_path / "t.csv"
-    csv.write_text(shown.stdout)
+    csv.write_text(result.stdout)
     name = next(iter(tables_to_fit(folder, only={}).plain))
     values = {
         forgetting.fit(way, "linear", dataset=name, bootstrap=0).parameters["c_fft"].value for way in (folder, csv)

@@ -187,7 +187,7 @@ def test_unlimited_steps_have_the_limits_band_or_none_with_the_reason(fitted):
         far = [alone.predict(n, trainable_params=c.trainable_params, step=1e15) for n in NAMES_OF_LOSSES]
         for e, p in zip((c.finetune_loss, c.forgetting_loss), far, strict=True):
             assert [e.value, e.low, e.high] == pytest.approx([float(p.value), float(p.low), float(p.high)], rel=1e-3)
-    assert fitted.rivals  # quadratics, which run away: they have no limit
+    assert fitted.rivals  # quadratic laws, which diverge and have no limit
     plan = plan_budget(fitted, 5.0)
     assert all(np.isnan([e.low, e.high]).all() for c in plan.frontier for e in (c.finetune_loss, c.forgetting_loss))
     assert all(np.isnan(band).all() for c in plan.frontier for band in c.new_run.values())
@@ -212,7 +212,7 @@ def test_without_intervals_no_choice_is_marked_as_best():
 def test_choices_that_spend_the_budget_before_the_first_step_are_counted():
     published = fit_from_published(NAMES[0])
     p = dict(PUBLISHED[NAMES[0]].parameters)
-    level = closed_form(p, PER_RANK * 128, 1.0)[1]  # rank 256 does not even take 1 step
+    level = closed_form(p, PER_RANK * 128, 1.0)[1]  # rank 256 reaches it before the first step
     plan = plan_budget(published, level + 5, floor=-5.0, ranks=[8, 64, 256])
     assert "1 of 3 choices spends this budget before the first step; it is left out" in plan.sentences
     assert any("outside the range: 2 of 3 choices would take 1 step, but" in s for s in plan.sentences)
@@ -396,8 +396,8 @@ def test_predictions_say_when_they_are_outside_the_measured_range(fitted):
     assert len(rows) == 4
     assert [r["extrapolated"] for r in rows] == [False, True, True, True]
     assert rows[0]["forgetting"]["value"] == pytest.approx(rows[0]["forgetting_loss"]["value"] - 0.5)
-    shown = str(Predictions(tuple(rows)))
-    assert shown.count("outside the measured range") == 3
+    text = str(Predictions(tuple(rows)))
+    assert text.count("outside the measured range") == 3
     with pytest.raises(UsageError, match="also needs trainable_params"):
         predict_rows(fitted, "d", {"step": [100]})
     with pytest.raises(UsageError, match="has no variable 'steps'; did you mean 'step'"):
@@ -408,10 +408,10 @@ def test_predictions_say_when_they_are_outside_the_measured_range(fitted):
 
 def test_a_plan_reads_as_text(fitted):
     plan = plan_budget(fitted, 0.35, cost=Cost(32 * 512, 1e9))
-    shown = str(replace(plan, next_runs=next_runs(fitted, plan, [(8.0, 8.0 * PER_RANK)], max_steps=260)))
-    assert "forgetting loss held at 0.85" in shown
-    assert "rank 8 for 260 steps" in shown
-    assert shown.count("\n") > 10
+    text = str(replace(plan, next_runs=next_runs(fitted, plan, [(8.0, 8.0 * PER_RANK)], max_steps=260)))
+    assert "forgetting loss held at 0.85" in text
+    assert "rank 8 for 260 steps" in text
+    assert text.count("\n") > 10
 
 
 def test_parameters_are_counted_from_the_configuration_alone(tmp_path):

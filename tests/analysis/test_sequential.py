@@ -81,7 +81,8 @@ def spread(fit: Fit, place: tuple[float, float], runs: tuple[tuple[int, int], ..
     made = minimise(Problem(law, x, Objective()), start, y, np.ones((1, y.shape[1])), max_iterations=100).theta
     at = {"trainable_params": np.array([place[0]]), "step": np.array([place[1]])}
     values = law.values(made, at)[:, law.outputs.index("forgetting_loss"), 0]
-    low, high = np.quantile(values, [0.1587, 0.8413])  # as a standard deviation, whatever runs away
+    # like a standard deviation, but not affected by refits that diverge
+    low, high = np.quantile(values, [0.1587, 0.8413])
     return float(high - low) / 2
 
 
