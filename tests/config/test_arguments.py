@@ -41,7 +41,7 @@ RIGHT: list[dict[str, Any]] = [
     {"path": Path("x")},
     {"mapping": {"a": 1.0, "b": (0, 1)}},
     {"choice": 4},
-    {"call": 3},  # an annotation with another name is left to the function
+    {"call": 3},  # annotations of other kinds are not checked
     {"flag": True},
 ]
 

@@ -269,7 +269,7 @@ def test_ranks_by_flag_leave_the_other_options_of_a_file(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("measure", "start", "every"),
-    [({}, 3, 3), ({"start": 2}, 2, 20), ({"every": 4}, 3, 4)],  # a start of one's own worked before
+    [({}, 3, 3), ({"start": 2}, 2, 20), ({"every": 4}, 3, 4)],  # a given `start` has always worked
 )
 def test_few_steps_by_flags_alone_are_measured_five_times(measure: dict[str, int], start: int, every: int) -> None:
     flags = {"model": {"source": "m"}, "text": {"source": "t.txt"}, "datasets": {"d": {"source": "d.jsonl"}}}

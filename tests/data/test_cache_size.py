@@ -41,7 +41,7 @@ def names(folder: Path) -> list[str]:
 def test_the_least_recently_used_files_are_removed(folder: Path) -> None:
     for hours, name in ((60, "a"), (40, "b")):
         add(folder, name, hours)
-    assert array_cache.read(folder / "a.safetensors", "a") is not None  # used now, and let go of
+    assert array_cache.read(folder / "a.safetensors", "a") is not None  # used now, and closed
     add(folder, "c", 0)
     assert names(folder) == ["a", "c"]
     assert not (folder / "b.lock").exists()
@@ -60,7 +60,7 @@ def test_files_in_use_are_kept(folder: Path) -> None:
     add(folder, "d", 0)
     assert names(folder) == ["c", "d"]
     with array_cache.filling(folder / "e.safetensors", {"x": (np.float32, (250_000,))}, "e") as new:
-        pass  # as a measurement keeps rows, and maps them again and again
+        pass  # like a measurement, which stores rows and maps them repeatedly
     os.utime(folder / "e.safetensors", (0, 0))
     add(folder, "f", 0)
     assert names(folder) == ["e", "f"]

@@ -101,7 +101,7 @@ def test_a_text_file_has_the_same_documents_whole_and_in_pieces(
         for mode in ("auto", "sections", "paragraphs", "wikitext"):
             for most in (None, 1, 3):
                 if most is not None and mode != "auto" and b"\xff" in content:
-                    continue  # the damage may lie behind what is read
+                    continue  # the damage may be after the part that is read
                 config = TextConfig(source=str(source), documents=mode, max_documents=most)
                 found = outcome(lambda config=config: load_corpus(config))
                 assert found == outcome(lambda config=config: whole(config, monkeypatch)), (source, mode, most)

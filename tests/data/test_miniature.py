@@ -21,7 +21,7 @@ from forgetting.errors import UsageError
 pytestmark = pytest.mark.full
 
 TESTS = ("knowledge", "reasoning", "harmful", "harmless")
-# of the rows as sorted JSON lines; a changed corpus is not what the shipped model was trained on: remake the model
+# hashes of the rows as sorted JSON lines; if a corpus changes, the shipped model must be trained again
 HASHES = {
     "encyclopedia": "db051fc316185275f55dce52300f78bbdec08c85bd2ed595f98f0ef9014e3085",
     "encyclopedia-heldout": "96e791c93875e916c71ca2214ca1ff6732b8e5b4bf913dac9ce98962a8be4762",

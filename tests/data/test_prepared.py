@@ -209,7 +209,7 @@ def test_everything_that_affects_windows_is_in_their_key(
     keys.append(identity.corpus_key(config, tokenizer, 16))
     assert None not in keys
     assert len(set(keys)) == len(keys)
-    tokenizer.backend_tokenizer.enable_truncation(5)  # a file may set it, and the first call takes it away
+    tokenizer.backend_tokenizer.enable_truncation(5)  # a tokenizer file may set it; the first call removes it
     tokenizer.backend_tokenizer.enable_padding(length=9)
     assert identity.corpus_key(config, tokenizer, 16) == keys[-1]
     monkeypatch.setattr(identity, "LARGE", 10)
@@ -233,7 +233,7 @@ def test_a_data_set_of_the_hub_is_kept_by_its_commit_and_files(
     equal(second.windows, slow_windows(load_corpus(config), tokenizer, CONTEXT))
     assert first.windows.fingerprint() == second.windows.fingerprint()
     assert len(list(kept.glob("*.safetensors"))) == 1
-    hub_cache.drop("org/text", "b.jsonl", kind="dataset")  # the same commit, a file less of it
+    hub_cache.drop("org/text", "b.jsonl", kind="dataset")  # the same commit with one file missing
     (less,) = parts(pinned, tokenizer, kept)
     equal(less.windows, slow_windows(load_corpus(pinned), tokenizer, CONTEXT))
     assert less.windows.fingerprint() != first.windows.fingerprint()
@@ -314,7 +314,7 @@ def test_passages_are_counted_as_sets_of_whole_hashes() -> None:
     generator = np.random.default_rng(0)
     for _ in range(50):
         pool = generator.integers(0, 2, (12, 32), np.uint8)
-        pool[1, :8] = pool[0, :8]  # alike in their first bytes only
+        pool[1, :8] = pool[0, :8]  # equal only in their first bytes
         a, b = (pool[generator.integers(0, 12, generator.integers(0, 9))] for _ in range(2))
         expected = len({row.tobytes() for row in a} & {row.tobytes() for row in b})
         assert passages.count_shared(a, b) == expected

@@ -151,9 +151,9 @@ def test_windows_cover_each_document_once(lengths: list[int], context: int) -> N
     windows = tokenize(documents, fake, context)  # type: ignore[arg-type]
     assert windows.lengths.max() <= context
     for owner, document in enumerate(documents):
-        mine = [windows.window(w)[0] for w in np.flatnonzero(windows.documents == owner)]
+        parts = [windows.window(w)[0] for w in np.flatnonzero(windows.documents == owner)]
         tokens = [ids[word] for word in document.text.split()]
-        got = [int(t) for window in mine for t in window]
+        got = [int(t) for window in parts for t in window]
         assert got == tokens[: len(got)]
         assert len(tokens) - len(got) <= 1  # a last window of one token has nothing to predict
     for w in range(len(windows)):

@@ -70,17 +70,17 @@ def test_a_figure_has_the_charts_colours_names_and_hover_texts() -> None:
     assert figure.data[0].text[0] == "<b>run a</b><br>L<sub>ft</sub>  0.5"
     assert hover_html(hover[1]) == "<b>run b</b><br>L<sub>f</sub>  0.25"
     assert figure.layout.paper_bgcolor == LIGHT["surface"]
-    assert chart.spec["data"][0]["marker"] == {"color": "var(--s0)"}  # the page's own is as it was
+    assert chart.spec["data"][0]["marker"] == {"color": "var(--s0)"}  # the page's own figure is unchanged
 
 
 @pytest.mark.parametrize("width", [140, 80, 60])
 def test_a_narrow_terminal_loses_no_digit_of_a_number(width: int) -> None:
     row = ("8", "98,560", "26 (21 to 32)", "2.1071 (2.0125 to 2.2929), run 1.9995 to 2.2929", "8.15e+04", "4.83e+11")
-    shown = Shown(("plan",), ("rank", "trainable params", "steps", "fine-tuning loss", "tokens", "FLOPs"), (row,))
+    table = Shown(("plan",), ("rank", "trainable params", "steps", "fine-tuning loss", "tokens", "FLOPs"), (row,))
     console = Console(width=width, file=io.StringIO())
-    console.print(shown.table())
+    console.print(table.table())
     found = console.file.getvalue()
-    assert sorted("".join((*shown.columns, *row)).replace(" ", "")) == sorted("".join(found.split()))
+    assert sorted("".join((*table.columns, *row)).replace(" ", "")) == sorted("".join(found.split()))
     if width > 60:
         assert "4.83e+11" in found
 
