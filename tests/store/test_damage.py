@@ -155,7 +155,7 @@ UNSEALED = {
 )
 def test_lost_and_changed_rows_are_damage(study: Path, how: str, says: str, sealed: bool) -> None:
     run = StudyFolder.open(study).runs()[7]
-    if not sealed:  # as of a version that kept no seal
+    if not sealed:  # as written by a version that stored no hashes
         run.update(measured=None)
     assert run.damage() == ""
     assert set(load_table(study)["status"]) == {"done"}
@@ -163,14 +163,14 @@ def test_lost_and_changed_rows_are_damage(study: Path, how: str, says: str, seal
     assert says in run.damage()
     assert run.damage().endswith(f"; restore the file, or delete {run.path} and run the study again")
     table = load_table(study)
-    mine = table[table["run_id"] == run.id]
-    assert mine["status"].tolist() == ["damaged"]
-    assert mine["step"].isna().all()
-    assert mine["forgetting_loss"].isna().all()
+    rows = table[table["run_id"] == run.id]
+    assert rows["status"].tolist() == ["damaged"]
+    assert rows["step"].isna().all()
+    assert rows["forgetting_loss"].isna().all()
     others = table[table["run_id"] != run.id]
     assert len(others) == 39 * 6
     assert set(others["status"]) == {"done"}
-    assert left(study) == []  # it is not done again before the user says so
+    assert left(study) == []  # it is not run again until the user asks for it
     shutil.rmtree(run.path)
     assert left(study) == [run.id]
 
@@ -274,7 +274,7 @@ def test_runs_that_an_edited_configuration_does_not_contain_are_marked(
     whole = load_table(study)
     kept_ids = [run.id for run in StudyFolder.open(study).runs() if "-r8-" not in run.id]
     right = fits_of(study, whole[whole["run_id"].isin(kept_ids)])
-    conclude(study)  # its fits.json is of all runs
+    conclude(study)  # writes a fits.json of all runs
     edit(study, methods=[{"name": "lora", "rank": RANKS}])
     table = forgetting.table(study)
     gone = sorted(set(whole["run_id"]) - set(kept_ids))
@@ -283,7 +283,7 @@ def test_runs_that_an_edited_configuration_does_not_contain_are_marked(
     assert len(fitted_rows(table[table["status"] == "done"])) == 36 * 5
 
     assert fits_of(study, study) == right != fits_of(study, whole)
-    laws = load_laws(study)  # what a plan and a prediction take
+    laws = load_laws(study)  # these are what a plan and a prediction use
     assert laws["news"]["linear"].parameters["c_fft"].value == right
     message = f"2 runs that the configuration no longer asks for; left out: {', '.join(g for g in gone if 'news' in g)}"
     assert message in laws["news"]["linear"].warnings
@@ -372,7 +372,7 @@ def test_a_run_whose_folder_was_moved_writes_nothing(tmp_path: Path) -> None:
             with pytest.raises(GoneError, match=r"r: deleted or moved during the run, which stops"):
                 write()
         assert not (tmp_path / "s").exists()
-        shutil.copytree(tmp_path / "moved", tmp_path / "s")  # another one in its place is another one
+        shutil.copytree(tmp_path / "moved", tmp_path / "s")  # a copy in its place is a different folder
         with pytest.raises(GoneError):
             run.append(ROWS[1])
     assert run.held_by() is None
@@ -412,7 +412,7 @@ def test_a_study_folder_without_its_configuration_can_be_resumed(study: Path, tm
     StudyFolder.create_or_resume(study, config)
     assert len(left(study)) == 1
     (study / "study.yaml").unlink()
-    (study / "runs" / "events.out").touch()  # a folder `runs` of somebody else
+    (study / "runs" / "events.out").touch()  # a folder `runs` that is not of a study
     with pytest.raises(UsageError, match="neither empty nor a study folder"):
         StudyFolder.create_or_resume(study, config)
     (tmp_path / "other" / "runs" / "x").mkdir(parents=True)

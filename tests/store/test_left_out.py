@@ -33,7 +33,7 @@ def damaged_by(study: Path, how: str) -> str:
     run, other = StudyFolder.open(study).runs()[7:9]
     record, rows = run.path / "run.json", run.path / "measurements.jsonl"
     fields, lines = json.loads(record.read_text()), lines_of(run)
-    if how.startswith("row: "):  # as of a version that kept no seal
+    if how.startswith("row: "):  # as written by a version that stored no hashes
         name, _, value = how.removeprefix("row: ").partition("=")
         row = lines[2].replace(f'"{name}": {json.dumps(json.loads(lines[2])[name])}', f'"{name}": {value}')
         rows.write_text("".join([*lines[:2], row, *lines[3:]]))

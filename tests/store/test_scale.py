@@ -42,7 +42,7 @@ def test_a_table_read_in_bulk_or_from_the_cache_equals_that_of_the_plain_files(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = load_table(study)
-    assert not kept(study).exists()  # a small study is read in no time
+    assert not kept(study).exists()  # a small study is read quickly without cached columns
     slow = twin(study)
     for name in slow:
         assert plain[name].tolist() == slow[name].tolist(), name
@@ -146,7 +146,7 @@ def test_a_run_without_rows_is_cached_too_and_columns_of_another_type_are_not_us
 )
 def test_a_damaged_row_is_named_by_file_and_line(study: Path, line: str, says: str) -> None:
     run = StudyFolder.open(study).runs()[2]
-    run.update(measured=None)  # as of a version that kept no seal
+    run.update(measured=None)  # as written by a version that stored no hashes
     file = run.path / "measurements.jsonl"
     with file.open("a") as out:
         out.write(line + "\n")
@@ -211,9 +211,9 @@ def test_a_mean_over_runs_has_the_standard_error_between_them(study: Path) -> No
         means, caption = aggregate.drawn(table, series)
     assert "with the standard error between runs" in caption
     row = means[(means["dataset"] == "news") & (means["rank"] == 8) & (means["step"] == 20)].iloc[0]
-    mine = table[(table["dataset"] == "news") & (table["rank"] == 8) & (table["step"] == 20)]["finetune_loss"]
-    assert row["finetune_loss"] == pytest.approx(mine.mean(), rel=1e-12)
-    assert row["finetune_loss_se"] == pytest.approx(abs(mine.iloc[0] - mine.iloc[1]) / 2, rel=1e-9)
+    losses = table[(table["dataset"] == "news") & (table["rank"] == 8) & (table["step"] == 20)]["finetune_loss"]
+    assert row["finetune_loss"] == pytest.approx(losses.mean(), rel=1e-12)
+    assert row["finetune_loss_se"] == pytest.approx(abs(losses.iloc[0] - losses.iloc[1]) / 2, rel=1e-9)
 
 
 @pytest.mark.full
@@ -229,16 +229,16 @@ def test_a_large_table_is_written_whole(
     with pytest.raises(SystemExit) as stopped:
         main()
     assert not stopped.value.code
-    shown = capfdbinary.readouterr()
+    output = capfdbinary.readouterr()
     table = load_table(study)
     if form == "--json":
-        assert json.loads(shown.out) == records(table)
+        assert json.loads(output.out) == records(table)
     elif form == "--csv":
         import io
 
-        read = pd.read_csv(io.BytesIO(shown.out), keep_default_na=False, na_values=[""], float_precision="round_trip")
+        read = pd.read_csv(io.BytesIO(output.out), keep_default_na=False, na_values=[""], float_precision="round_trip")
         assert list(read.columns) == list(table.columns)
         assert read["finetune_loss"].tolist() == table["finetune_loss"].tolist()
         assert read["run_id"].tolist() == table["run_id"].tolist()
     else:
-        assert b"the first 100 of 240 rows" in shown.err
+        assert b"the first 100 of 240 rows" in output.err

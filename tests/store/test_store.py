@@ -167,7 +167,7 @@ def test_a_run_is_locked_by_one_process(tmp_path: Path) -> None:
         RunFolder(tmp_path / "r").lock(),
     ):
         pass
-    process.kill()  # the operating system lets go of the lock
+    process.kill()  # the operating system releases the lock
     process.join()
     with RunFolder(tmp_path / "r").lock():
         pass
@@ -180,7 +180,7 @@ def test_a_lock_names_its_process_and_is_released_at_the_end(tmp_path: Path) -> 
         assert str(folder.held_by()).startswith(f"process {os.getpid()} on ")
         with pytest.raises(HeldError), folder.lock():
             pass
-        (folder.path / "lock").write_bytes(b"x")  # what is written in it is for people only
+        (folder.path / "lock").write_bytes(b"x")  # its content is only for people to read
         assert folder.held_by() == "another process"
     assert folder.held_by() is None
 
