@@ -36,8 +36,8 @@ class Command:
         self.monkeypatch.setattr(sys, "argv", ["forgetting", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
             main()
-        shown = self.capsys.readouterr()
-        return Result(int(stopped.value.code or 0), shown.out, shown.err)
+        output = self.capsys.readouterr()
+        return Result(int(stopped.value.code or 0), output.out, output.err)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_threads_wait_briefly_unless_the_user_sets_it(
 ) -> None:
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     for name in names:
-        monkeypatch.setenv(name, "")  # so that what the command sets is gone after the test
+        monkeypatch.setenv(name, "")  # so that the command's changes are undone after the test
         monkeypatch.delenv(name)
     for name, value in own.items():
         monkeypatch.setenv(name, value)
@@ -184,7 +184,7 @@ TOUR: list[tuple[str, str]] = [
 
 @pytest.fixture
 def wrong(tmp_path: Path, tiny_model: Path) -> Path:
-    """A folder of mistakes."""
+    """A folder with invalid files."""
     folder = tmp_path / "wrong"
     folder.mkdir()
     files = {
@@ -251,14 +251,14 @@ def test_a_full_disk_gives_a_one_line_error_even_if_only_a_librarys_message_says
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("forgetting.cli.app.app", full)
-    shown = command("report", "anything")
-    assert (shown.code, shown.out) == (1, "")
-    assert shown.err == "error: the disk is full; free some space, then run the same command again\n"
+    output = command("report", "anything")
+    assert (output.code, output.out) == (1, "")
+    assert output.err == "error: the disk is full; free some space, then run the same command again\n"
 
 
 @pytest.mark.full
 def test_a_signal_while_a_library_is_imported_ends_without_a_traceback() -> None:
-    """numpy, interrupted in its import, raises an ImportError in place of what was raised in it."""
+    """If its import is interrupted, numpy raises an ImportError instead of the original exception."""
     import subprocess
     import sys
 

@@ -23,8 +23,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
     monkeypatch.setattr(sys, "argv", ["forgetting", "doctor", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
         main()
-    shown = capsys.readouterr()
-    return int(stopped.value.code or 0), shown.out + shown.err
+    output = capsys.readouterr()
+    return int(stopped.value.code or 0), output.out + output.err
 
 
 def named(checks: list[Check], name: str) -> Check:
@@ -37,9 +37,9 @@ def test_a_sound_machine_has_nothing_broken_and_is_left_clean(
 ) -> None:
     import torch
 
-    code, shown = run(monkeypatch, capsys, tmp_path, "--json")
+    code, output = run(monkeypatch, capsys, tmp_path, "--json")
     assert code == 0
-    report = json.loads(shown)
+    report = json.loads(output)
     assert report["ok"] is True
     found = {check["name"]: check for check in report["checks"]}
     assert found["torch"]["found"] == torch.__version__
@@ -57,10 +57,10 @@ def test_tokens_are_reported_as_set_or_not_and_never_shown(
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_ENDPOINT", "http://user:PlantedSecret@127.0.0.1:1")
     for arguments in ((tmp_path,), (tmp_path, "--json")):
-        code, shown = run(monkeypatch, capsys, *arguments)
+        code, output = run(monkeypatch, capsys, *arguments)
         assert code == 0
-        assert "PlantedSecret" not in shown
-        assert "http://127.0.0.1:1 cannot be reached" in shown
+        assert "PlantedSecret" not in output
+        assert "http://127.0.0.1:1 cannot be reached" in output
     checks = doctor(tmp_path)
     assert named(checks, "token HF_TOKEN").found == "there"
     assert named(checks, "token WANDB_API_KEY").state == "note"
@@ -72,11 +72,11 @@ def test_tokens_are_reported_as_set_or_not_and_never_shown(
 
 
 def test_the_hub_is_reached_without_sending_it_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[str] = []
+    messages: list[str] = []
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
-            heard.append(str(self.headers))
+            messages.append(str(self.headers))
             self.send_response(403)
             self.end_headers()
 
@@ -91,18 +91,18 @@ def test_the_hub_is_reached_without_sending_it_a_token(tmp_path: Path, monkeypat
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     assert named(doctor(tmp_path), "hub").state == "works"
     server.shutdown()
-    assert heard
-    assert "PlantedSecret" not in "".join(heard)
+    assert messages
+    assert "PlantedSecret" not in "".join(messages)
 
 
 def test_a_folder_where_locks_do_nothing_is_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("filelock.lock_descriptor", lambda *_, **__: True)
-    code, shown = run(monkeypatch, capsys, tmp_path)
+    code, output = run(monkeypatch, capsys, tmp_path)
     assert code == 1
-    assert "BROKEN disk locks" in shown
-    assert shown.rstrip().endswith("broken: disk locks")
+    assert "BROKEN disk locks" in output
+    assert output.rstrip().endswith("broken: disk locks")
 
 
 def test_a_folder_that_cannot_be_written_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from forgetting.tuning.methods import METHODS
 SHARED = ("measure", "check", "evaluate", "study")
 
 
-def shown(command: str) -> str:
+def help_lines(command: str) -> str:
     """A command's help, one line per flag."""
     result = CliRunner().invoke(app, [command, "--help"], terminal_width=10_000, max_content_width=10_000)
     assert result.exit_code == 0
@@ -32,7 +32,7 @@ def shown(command: str) -> str:
 
 @pytest.mark.parametrize("name", [field.name.replace("_", "-") for field in fields(o.ModelOptions)])
 def test_a_flag_on_models_is_the_same_in_every_command(name: str) -> None:
-    lines = [line.split() for command in SHARED for line in shown(command).splitlines() if f"--{name} " in line]
+    lines = [line.split() for command in SHARED for line in help_lines(command).splitlines() if f"--{name} " in line]
     assert len(lines) == len(SHARED)
     assert all(line == lines[0] for line in lines)
 
@@ -71,7 +71,7 @@ def test_a_device_that_is_not_there_gives_a_one_line_error(
     ("command", "listed"), [("study", METHODS), ("study", presets()), ("fit", LAWS)], ids=["methods", "presets", "laws"]
 )
 def test_help_lists_everything_available(command: str, listed: Any) -> None:
-    assert ", ".join(listed) in shown(command)
+    assert ", ".join(listed) in help_lines(command)
 
 
 def test_flags_of_a_dataclass_replace_its_parameter() -> None:

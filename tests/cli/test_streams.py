@@ -90,9 +90,9 @@ def test_a_study_continues_without_its_progress(
     done = shell(("study", str(config), "--out", str(tmp_path / "s"), "--jobs", jobs), streams, **environment)
     assert [[row["step"] for row in run] for run in rows(tmp_path / "s").values()] == [[0, 2, 4, 6]] * 2
     assert (tmp_path / "s" / "report.html").is_file()
-    # the result alone decides: where it could not be written, that is an error
+    # only the result decides: if it cannot be written, that is an error
     assert done.returncode == (1 if streams.startswith(">/dev/full") else 0)
     if environment:
         assert done.stdout.isascii()
-        assert b"?" in done.stdout  # where a mean and its standard error have a plus-minus between them
+        assert b"?" in done.stdout  # in place of the plus-minus sign before a standard error
     assert b"Traceback" not in done.stderr
