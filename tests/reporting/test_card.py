@@ -160,7 +160,7 @@ def test_markup_in_names_is_escaped(folder: Path, chain: dict[str, Any]) -> None
     text = (folder / "README.md").read_text()
     body = ModelCard.load(folder / "README.md").text
     assert (body.count(BEGIN), body.count(END)) == (1, 1)
-    assert "<script>" not in re.sub(r"`[^`\n]*`", "", body)  # but as code
+    assert "<script>" not in re.sub(r"`[^`\n]*`", "", body)  # except as code
     assert body.count("@<!-- -->all") == 2
     write_card(folder, {**chain, "text": forged, "steps": [step]}, "r.json")
     assert (folder / "README.md").read_text() == text

@@ -158,8 +158,8 @@ def fail_one(table: pd.DataFrame, runs: list[dict[str, Any]], why: str) -> str:
     """Make the first run a failed one that ends at step 100; returns its id."""
     run_id = str(runs[0]["run_id"])
     runs[0] |= {"status": "failed", "why": why}
-    mine = table["run_id"] == run_id
-    table.drop(table[mine & (table["step"] > 100)].index, inplace=True)  # noqa: PD002 - the test's own table
+    of_run = table["run_id"] == run_id
+    table.drop(table[of_run & (table["step"] > 100)].index, inplace=True)  # noqa: PD002 - the test's own table
     table.loc[table["run_id"] == run_id, "status"] = "failed"
     return run_id
 
@@ -233,9 +233,9 @@ def test_a_failed_run_is_listed_with_its_reason_and_drawn_apart():
     page = render_study(config, table, runs, fits)
     assert re.search(rf'<tr class="failed">\s*<td[^>]*><code>{failed}</code><p class="why">the loss became NaN', page)
     assert "runs done, 1 failed" in page
-    shown = groups.panels(config.datasets, groups.tidy(table), groups.group(groups.tidy(table), runs), fits)[0]
-    assert failed not in set(shown.points["run_id"])
-    assert set(shown.failed["run_id"]) == {failed}
+    panel = groups.panels(config.datasets, groups.tidy(table), groups.group(groups.tidy(table), runs), fits)[0]
+    assert failed not in set(panel.points["run_id"])
+    assert set(panel.failed["run_id"]) == {failed}
 
 
 def test_a_run_that_failed_before_its_first_measurement_is_listed():
@@ -251,7 +251,7 @@ def test_untrusted_text_is_escaped_everywhere(text):
     runs[1] |= {"notices": [text], "versions": {text: text}, "hardware": {text: text}, "base": text}
     spans = {"finetune_loss": (1.9, 2.2)}
     fits[text]["linear"] = fit_of("news", "linear", spans, warnings=[text], diagnostics={text: text})
-    bare = {"draws": [], "warnings": [f"no intervals: {text}"]}  # the reason travels to the panel of what if
+    bare = {"draws": [], "warnings": [f"no intervals: {text}"]}  # the what-if panel gives the reason, too
     fits[text]["shifted_power"] = replace(fits[text]["shifted_power"], **bare)
     page = render_study(config, table, runs, fits)
     plain = render_study(*study(("news",)))
@@ -398,6 +398,6 @@ def test_ranks_are_in_the_order_of_numbers_in_lists_and_legends():
     assert [int(rank) for rank in re.findall(r"<code>news-lora-r(\d+)-", text)] == [8, 16, 32, 64, 128, 256]
     legend = re.findall(r'aria-label="LoRA rank (\d+)" data-series', page)
     assert [int(rank) for rank in legend] == [8, 16, 32, 64, 128, 256]
-    shown = groups.panels(config.datasets, groups.tidy(table), groups.group(groups.tidy(table), runs), fits)[0]
-    listed = dict.fromkeys(row[0] for row in sections.measurement_rows(shown))
+    panel = groups.panels(config.datasets, groups.tidy(table), groups.group(groups.tidy(table), runs), fits)[0]
+    listed = dict.fromkeys(row[0] for row in sections.measurement_rows(panel))
     assert [int(re.search(r"-r(\d+)-", run).group(1)) for run in listed] == [8, 16, 32, 64, 128, 256]

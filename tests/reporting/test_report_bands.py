@@ -50,8 +50,8 @@ def test_the_table_holds_what_predict_prints(made):
     printed = forgetting.predict(panel.joint, params=[2_498_560 * r for r in ranks], steps=260)
     at = {name: i for i, name in enumerate(printed.shown()[0].columns)}
     for row, cells in zip(rows, printed.shown()[0].rows, strict=True):
-        for output, mine in (("finetune_loss", row.finetune), ("forgetting_loss", row.forgetting)):
-            assert cells[at[output]] == f"{mine[0]} ({mine[1]}; {mine[2]})".replace(MINUS, "-")
+        for output, predicted in (("finetune_loss", row.finetune), ("forgetting_loss", row.forgetting)):
+            assert cells[at[output]] == f"{predicted[0]} ({predicted[1]}; {predicted[2]})".replace(MINUS, "-")
     page = with_words(render_study(*made))
     for row in rows:
         for text in (*row.finetune, *row.forgetting):

@@ -88,8 +88,8 @@ def test_two_texts_of_one_file_name_are_two_series_without_their_whole_paths():
     assert "LoRA rank 16 + replay text=a/general.jsonl" in text
     assert "LoRA rank 16 + replay text=b/general.jsonl" in text
     missing = dict.fromkeys(("alpha", "agreement", "finetune_loss_se", "forgetting_se", "agreement_se"), np.nan)
-    shown = measurements_shown(last_rows(args[1].assign(**missing)))
-    names = {row[shown.columns.index("method")] for row in shown.rows}
+    table = measurements_shown(last_rows(args[1].assign(**missing)))
+    names = {row[table.columns.index("method")] for row in table.rows}
     assert names == {"lora", *(f"lora + replay text={folder}/general.jsonl" for folder in "ab")}
 
 

@@ -128,16 +128,16 @@ def test_every_number_is_that_of_predict(opened, law):
     seen = opened.page.evaluate(SET, ["d0", points])
     rows = predict_rows(law, "news", {"step": sorted({p[1] for p in points})}, ranks=sorted({p[0] for p in points}))
     expected = {(row["rank"], row["step"]): row for row in rows}
-    for (rank, step, _), shown in zip(points, seen, strict=True):
+    for (rank, step, _), values in zip(points, seen, strict=True):
         row = expected[rank, step]
-        for output, cells in zip((*LOSSES, "forgetting"), shown["rows"], strict=True):
+        for output, cells in zip((*LOSSES, "forgetting"), values["rows"], strict=True):
             assert cells == signed(cells_of(row[output])), (rank, step, output)
         assert (
-            shown["losses"].count("Outside the measured range (rank 8 to 128, 20 to 200 steps)") == row["extrapolated"]
+            values["losses"].count("Outside the measured range (rank 8 to 128, 20 to 200 steps)") == row["extrapolated"]
         )
-        assert ("bands include laws that fit about as well" in shown["notes"]) == row["extrapolated"]
+        assert ("bands include laws that fit about as well" in values["notes"]) == row["extrapolated"]
         seconds = step * (0.5 + rank / 100)
-        cost = re.search(r"Cost: ([\d,]+) tokens and ([\d.,]+) hours", shown["losses"])
+        cost = re.search(r"Cost: ([\d,]+) tokens and ([\d.,]+) hours", values["losses"])
         assert float(cost[1].replace(",", "")) == float(f"{4096 * step:.3g}")
         assert float(cost[2].replace(",", "")) == pytest.approx(seconds / 3600, rel=5e-3)
     assert opened.trouble == []
@@ -149,8 +149,8 @@ def test_the_budget_is_spent_where_plan_says(opened, made, law):
     points = [(rank, 100, budget) for rank in (*RANKS, 11) for budget in budgets]
     ways = set()
     cost = costs_of(type("Study", (), {"table": made[1]}))["news"]
-    for (rank, _, budget), shown in zip(points, opened.page.evaluate(SET, ["d0", points]), strict=True):
-        text = shown["spent"]
+    for (rank, _, budget), values in zip(points, opened.page.evaluate(SET, ["d0", points]), strict=True):
+        text = values["spent"]
         found = plan_budget(law, budget, ranks=[rank], cost=cost)
         if "never spent" in text:
             ways.add("never")
