@@ -106,10 +106,10 @@ FEW = ("lora", "dora", "saved", "replicated", "prompt")
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k in FEW else pytest.mark.full) for k in variants()])
 def test_an_adapter_is_what_was_saved_and_its_base_is_the_base(tiny_model: Path, tmp_path: Path, kind: str) -> None:
     want = saved(tiny_model, tmp_path / "adapter", variants()[kind]())
-    torch.manual_seed(99)  # what loading draws must not matter
+    torch.manual_seed(99)  # the random numbers that loading draws must not matter
     pair = opened(tiny_model, tmp_path / "adapter")
     torch.testing.assert_close(causal.probe(pair.tuned), want, rtol=0, atol=1e-6)
-    if kind == "alora":  # none of the probe's tokens wakes it
+    if kind == "alora":  # none of the probe's tokens activates it
         assert "applies it after its last invocation" in pair.notices[0]
     else:
         assert float((want - causal.probe(load(tiny_model))).abs().max()) > 1e-4

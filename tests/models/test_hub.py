@@ -87,9 +87,9 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> Shown:
         patch.setattr(sys, "argv", ["forgetting", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
             main()
-    shown = capsys.readouterr()
-    found = Shown(shown.out)
-    found.code, found.err = int(stopped.value.code or 0), shown.err
+    output = capsys.readouterr()
+    found = Shown(output.out)
+    found.code, found.err = int(stopped.value.code or 0), output.err
     return found
 
 
@@ -119,18 +119,18 @@ def test_measure_by_id_gives_the_numbers_of_the_folders(
     text = tmp_path / "general.jsonl"
     shutil.copy(folders["text"] / "test.jsonl", text)
     for tuned, key in ((TUNED, "tuned"), (ADAPTER, "adapter")):
-        shown = command(capsys, "measure", BASE, tuned, "--text", text, "--no-probe", "--json")
-        assert shown.code == 0, shown.err
-        assert json.loads(shown)["forgetting"] == pytest.approx(local_forgetting(folders, "base", key), abs=1e-6)
+        output = command(capsys, "measure", BASE, tuned, "--text", text, "--no-probe", "--json")
+        assert output.code == 0, output.err
+        assert json.loads(output)["forgetting"] == pytest.approx(local_forgetting(folders, "base", key), abs=1e-6)
     other = command(capsys, "measure", BASE, TUNED, "--revision", "other", "--text", text, "--no-probe", "--json")
     assert json.loads(other)["forgetting"] == pytest.approx(local_forgetting(folders, "second", "tuned"), abs=1e-6)
     assert json.loads(other)["forgetting"] > 0.01
-    assert len(list((tmp_path / "targets").glob("targets-*.safetensors"))) == 2  # one a base model
+    assert len(list((tmp_path / "targets").glob("targets-*.safetensors"))) == 2  # one per base model
 
 
 def test_check_and_a_data_set_by_id(cached: HubCache, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = command(capsys, "check", BASE, TUNED, "--text", TEXT, "--budget", "0.0001", "--no-cache")
-    assert (shown.code, "over" in shown) == (3, True), shown.err
+    output = command(capsys, "check", BASE, TUNED, "--text", TEXT, "--budget", "0.0001", "--no-cache")
+    assert (output.code, "over" in output) == (3, True), output.err
 
 
 def test_evaluate_by_id_stores_under_the_commit(
@@ -143,8 +143,8 @@ def test_evaluate_by_id_stores_under_the_commit(
     ]
     items.write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = ["evaluate", BASE, ADAPTER, "--suite", items, "--out", tmp_path / "answers", "--json"]
-    shown = command(capsys, *asked)
-    assert shown.code == 0, shown.err
+    output = command(capsys, *asked)
+    assert output.code == 0, output.err
     keys = {
         name: json.loads((tmp_path / "answers" / name / "meta.json").read_text())["key"] for name in ("base", "tuned")
     }
@@ -161,8 +161,8 @@ def test_study_by_id_and_its_adapter_names_the_id_and_commit(
     flags = f"--model {BASE} --train {TEXT} --text {folders['text'] / 'test.jsonl'} --context 32 --jobs 1"
     recipe = "--steps 12 --batch-size 4 --learning-rate 3e-3 --measure-start 6 --measure-every 6 --rank 2"
     out = tmp_path / "out"
-    shown = command(capsys, "study", *flags.split(), *recipe.split(), "--out", out, "--json")
-    assert shown.code == 0, shown.err
+    output = command(capsys, "study", *flags.split(), *recipe.split(), "--out", out, "--json")
+    assert output.code == 0, output.err
     commit = hub.find(BASE).commit
     (run,) = (out / "runs").iterdir()
     assert json.loads((run / "run.json").read_text())["base"] == commit
@@ -180,8 +180,8 @@ def test_study_by_id_and_its_adapter_names_the_id_and_commit(
 
 
 def test_plan_counts_the_parameters_of_an_id(cached: HubCache, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = command(capsys, "plan", "kalajdzievski2024/openorca", "--model", BASE, "--budget", "0.85", "--json")
-    assert shown.code == 0, shown.err
+    output = command(capsys, "plan", "kalajdzievski2024/openorca", "--model", BASE, "--budget", "0.85", "--json")
+    assert output.code == 0, output.err
     wrong = command(capsys, "plan", "kalajdzievski2024/openorca", "--model", "org/typo", "--budget", "0.85")
     assert (wrong.code, "model 'org/typo': no such file or folder here" in wrong.err) == (2, True)
 
@@ -220,7 +220,7 @@ def test_an_adapter_of_a_renamed_repository_fits_if_the_commit_is_the_same(
         open_pair(TUNED, ADAPTER, settings=ModelConfig(source="-"), placement=Placement())
 
 
-# what is wrong is one line, at once
+# errors: one line, at once
 
 
 def test_wrong_names_give_a_one_line_error(cached: HubCache, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,9 +232,9 @@ def test_wrong_names_give_a_one_line_error(cached: HubCache, capsys: pytest.Capt
         ((ADAPTER, ADAPTER), "an adapter, not a base model"),
         ((BASE, TUNED, "--text", "org/nope"), "data set 'org/nope': no such file or folder here, and not in the Hub's"),
     ):
-        shown = command(capsys, "measure", *arguments, "--no-cache")
-        assert (shown.code, shown.err.count("\n")) == (2, 1), shown.err
-        assert message in shown.err
+        output = command(capsys, "measure", *arguments, "--no-cache")
+        assert (output.code, output.err.count("\n")) == (2, 1), output.err
+        assert message in output.err
 
 
 def test_a_revision_of_a_folder_is_refused(tiny_model: Path) -> None:
@@ -360,7 +360,7 @@ def test_only_the_files_that_are_read_are_downloaded_at_one_commit(
     assert not fetched & set(beside)
     hub_server.requests.clear()
     load_base(ModelConfig(source=BASE))
-    assert hub_server.requests == ["GET /api/models/org/base"]  # what is here is not asked for again
+    assert hub_server.requests == ["GET /api/models/org/base"]  # cached files are not requested again
 
 
 def test_shards_are_those_of_the_index(hub_server: HubServer, folders: dict[str, Path], tmp_path: Path) -> None:

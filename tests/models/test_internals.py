@@ -276,9 +276,9 @@ def test_all_private_names_are_in_these_files() -> None:
     source = Path(transformers_internals.__file__).parent.parent
     trees = {path.relative_to(source): ast.parse(path.read_text(encoding="utf-8")) for path in source.rglob("*.py")}
     nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
-    ours = {n.name for _, n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-    ours |= {n.attr for _, n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
-    ours |= {n.target.id for _, n in nodes if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+    own_names = {n.name for _, n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    own_names |= {n.attr for _, n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+    own_names |= {n.target.id for _, n in nodes if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
     asked = [(path, n.attr) for path, n in nodes if isinstance(n, ast.Attribute)]
     asked += [
         (path, name)
@@ -287,7 +287,7 @@ def test_all_private_names_are_in_these_files() -> None:
         for name in (*(n.module or "").split("."), *(alias.name for alias in n.names))
     ]
     private = {(str(path), name) for path, name in asked if name.startswith("_") and not name.endswith("__")}
-    assert {(path, name) for path, name in private if name not in ours} <= OF_OTHERS
+    assert {(path, name) for path, name in private if name not in own_names} <= OF_OTHERS
 
 
 OF_OTHERS = {

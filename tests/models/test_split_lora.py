@@ -59,13 +59,13 @@ def test_a_layer_is_as_exact_as_pefts() -> None:
     with torch.no_grad():
         a, b = layer.lora_A["default"].weight.double(), layer.lora_B["default"].weight.double()
         exact = layer.base_layer(x).double() + layer.scaling["default"] * (x.double() @ a.T @ b.T)
-        theirs = layer(x)
+        by_peft = layer(x)
         with split_lora.evaluating(layer):
             assert replaced(layer) == 1
-            ours = layer(x)
-    assert torch.equal(theirs, exact.bfloat16())
-    assert float((ours == theirs).float().mean()) > 0.99  # others lie at a boundary
-    assert float((ours.double() - exact).norm()) < 1.001 * float((theirs.double() - exact).norm())
+            split = layer(x)
+    assert torch.equal(by_peft, exact.bfloat16())
+    assert float((split == by_peft).float().mean()) > 0.99  # the others lie at a rounding boundary
+    assert float((split.double() - exact).norm()) < 1.001 * float((by_peft.double() - exact).norm())
 
 
 @pytest.mark.parametrize("options", [{}, {"lora_dropout": 0.1}, {"r": 40, "use_rslora": True}])
@@ -73,13 +73,13 @@ def test_undisturbed_passes_use_it(options: dict[str, Any]) -> None:
     model = adapted(**options).train()
     model.eval()
     with torch.no_grad():
-        theirs = logits(model)
+        by_peft = logits(model)
         with as_base(model):
             base = logits(model)
     model.train()
     with undisturbed(model):
         assert replaced(model) == 14
-        ours = logits(model)
+        split = logits(model)
         with as_base(model):
             assert torch.equal(logits(model), base)
         for layer in model.modules():
@@ -87,8 +87,8 @@ def test_undisturbed_passes_use_it(options: dict[str, Any]) -> None:
                 layer.scaling["default"] *= 0.5
         halved = logits(model)
     assert replaced(model) == 0
-    assert torch.allclose(ours, theirs, atol=0.05)
-    assert not torch.allclose(halved, theirs, atol=0.05)
+    assert torch.allclose(split, by_peft, atol=0.05)
+    assert not torch.allclose(halved, by_peft, atol=0.05)
     with torch.no_grad():
         assert torch.allclose(halved, logits(model.eval()), atol=0.05)
 
