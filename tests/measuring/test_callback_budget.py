@@ -52,8 +52,8 @@ def curve(folder, kind="lora", **options):
 
 
 def equal(trainer, expected):
-    ours = weights(trainer)
-    return all(torch.equal(ours[name], expected[name]) for name in expected)
+    restored = weights(trainer)
+    return all(torch.equal(restored[name], expected[name]) for name in expected)
 
 
 @pytest.mark.full
@@ -194,7 +194,7 @@ def test_the_adapter_that_trl_saves_passes_the_check(tmp_path, name, tiny_model,
     free = ForgettingCallback(text, every=1)
     trainer_with(free).train()
     at = [row["forgetting"] for row in free.rows]
-    last = max(i for i in range(4) if at[i] == max(at[: i + 1]) < at[i + 1])  # inside, and the next one is not
+    last = max(i for i in range(4) if at[i] == max(at[: i + 1]) < at[i + 1])  # within it; the next is not
     callback = ForgettingCallback(text, every=1, budget=(at[last] + at[last + 1]) / 2)
     trainer = trainer_with(callback)
     trainer.train()

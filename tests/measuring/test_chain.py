@@ -100,7 +100,7 @@ def test_parts_are_paired_differences_and_add_up(
     first, low = chain.steps[0], chain.steps[2]
     assert low.part.se < 0.2 * math.hypot(
         first.so_far.forgetting.se, low.so_far.forgetting.se
-    )  # what is shared cancels
+    )  # the common part cancels
     assert first.parts["agreement"].value == pytest.approx(alone.means["agreement"].value - 1)
     means = alone.means
     assert first.parts["data_loss"].value == pytest.approx(
@@ -175,7 +175,7 @@ def test_the_scale_of_a_merge_is_known_below_rounding(times: float, eps: float) 
     messages = found.notices("x", quantised=False)
     assert bool(messages) == (times != 1.0)
     other = Added(layers=1, numbers=weight.size, eps=eps, **{**sums, "am": 0.1 * (sums["aa"] * sums["mm"]) ** 0.5})
-    assert other.notices("x", quantised=False) == [] or eps  # something else was added: nothing to say of the adapter
+    assert other.notices("x", quantised=False) == [] or eps  # something else was added: no note on the adapter
 
 
 @pytest.mark.full
@@ -188,7 +188,7 @@ def test_adapters_are_applied_to_the_model_that_they_were_made_for(
     found = measured(base, corpora, made["tuned"], made["merged"], second, both, f"stacked={second}@on=tuned")
     assert [step.kind for step in found.steps[2:]] == ["adapter on merged", "model", "adapter on tuned"]
     assert "applied to 'merged', the model that its adapter_config.json names" in found.steps[2].notices
-    for step in found.steps[3:]:  # merged twice, by hand and by us, it is the same model
+    for step in found.steps[3:]:  # merged by hand or by this package, it is the same model
         assert step.part.value == pytest.approx(0.0, abs=1e-6)
     with pytest.raises(UsageError, match="made for"):
         measured(base, corpora, f"{second}@on=base")

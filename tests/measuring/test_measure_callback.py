@@ -78,8 +78,8 @@ def test_training_is_bit_identical_with_and_without_it(tmp_path, kind, accumulat
     callback = ForgettingCallback(WINDOWS, every=2)
     with_it = train(tmp_path / "a", kind, [callback], gradient_accumulation_steps=accumulate)
     without = train(tmp_path / "b", kind, gradient_accumulation_steps=accumulate)
-    ours, theirs = weights(with_it), weights(without)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    with_callback, without_callback = weights(with_it), weights(without)
+    assert all(torch.equal(with_callback[name], without_callback[name]) for name in without_callback)
     losses = [[x["loss"] for x in t.state.log_history if "loss" in x] for t in (with_it, without)]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 3

@@ -249,7 +249,7 @@ def test_empty_rows_and_copies_are_counted_and_one_answer_has_no_error(
         "one answer, so no standard error can be given; give more prompts",
     ]
     assert windows.document_ids == ("2",)
-    assert list(by_kind("p", config.model_copy(update={"kind": None}))) == ["p-a", "p-b"]  # the copy is of its kind
+    assert list(by_kind("p", config.model_copy(update={"kind": None}))) == ["p-a", "p-b"]  # the copy is of this kind
 
 
 @pytest.mark.parametrize(
@@ -304,15 +304,15 @@ def test_wrong_prompts_are_named_by_file_and_line(tmp_path: Path, name: str, con
 def test_the_240_shipped_prompts_have_six_kinds_and_the_miniatures_are_not_items_of_a_suite() -> None:
     from forgetting.data.miniature import rows
 
-    ours = read_probe(ProbeConfig(probe="default"))
-    assert len(ours) == len({prompt.text for prompt in ours}) == 240
+    shipped = read_probe(ProbeConfig(probe="default"))
+    assert len(shipped) == len({prompt.text for prompt in shipped}) == 240
     kinds = ["facts", "reasoning", "code", "writing", "instructions", "refusals"]
-    assert kinds_of(ours) == kinds == list(by_kind("default", ProbeConfig(probe="default")))
+    assert kinds_of(shipped) == kinds == list(by_kind("default", ProbeConfig(probe="default")))
     assert all(len(read_probe(ProbeConfig(probe="default", kind=kind))) == 40 for kind in kinds)
-    mine = read_probe(ProbeConfig(probe="miniature"))
-    assert kinds_of(mine) == ["knowledge", "reasoning", "refusals"]
+    small = read_probe(ProbeConfig(probe="miniature"))
+    assert kinds_of(small) == ["knowledge", "reasoning", "refusals"]
     evaluated = {row["prompt"] for name in ("knowledge", "reasoning", "harmful", "harmless") for row in rows(name)}
-    assert not evaluated & {prompt.text for prompt in mine}
+    assert not evaluated & {prompt.text for prompt in small}
     with pytest.raises(UsageError, match="no prompt of kind 'fact'; did you mean 'facts'"):
         read_probe(ProbeConfig(probe="default", kind="fact"))
 
@@ -417,7 +417,7 @@ def test_own_answers_of_a_base_model_with_a_template_do_not_change_the_texts_num
     asked = forgetting.profile(
         str(tiny_model), str(adapter), texts={"p": ProbeConfig(probe=str(file), max_new_tokens=32)}, cache_dir=None
     ).to_dict()["texts"]
-    for kind, row in rows.items():  # as the same prompts give where they are asked for, each kind by itself
+    for kind, row in rows.items():  # equal to the result if each kind of prompt is requested separately
         same = asked[f"p-{kind}"]
         assert row["text"] == f"answers to default ({kind})"
         assert (row["text_tokens"], row["text_documents"]) == (same["text_tokens"], 8)

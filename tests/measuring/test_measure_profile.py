@@ -117,7 +117,7 @@ def test_sources_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b.txt").write_text("x")
     assert texts_of(None, None) is None
-    assert texts_of(["a=b.txt"], None) == "a=b.txt"  # a file of that name is a file
+    assert texts_of(["a=b.txt"], None) == "a=b.txt"  # if a file has that name, it is the file
     assert texts_of(["some/folder=x"], None) == "some/folder=x"
     assert texts_of(["chat=c.jsonl", "wiki=a=b.txt"], None) == {"chat": "c.jsonl", "wiki": "a=b.txt"}
     found = texts_of(["chat=owner/set", "wiki=w.txt"], ["chat.split=test"])

@@ -86,7 +86,7 @@ def test_the_gain_is_paired_token_by_token(found: CheckResult, tiny_model: Path,
     assert alone.measurement.means == found.measurement.means
     assert alone.outcome == alone.verdict
     assert "task" not in alone.to_dict()
-    assert found.low < alone.low  # "over" is said of two verdicts together
+    assert found.low < alone.low  # "over" is a statement about two verdicts together
     assert found.high == alone.high
 
 

@@ -114,16 +114,16 @@ def test_documents_are_drawn_as_from_all_windows(
     assert late.largest >= whole.largest
     assert late.whole().fingerprint() == whole.fingerprint()
     for order in range(3):
-        ours, theirs = in_random_order(late, order), in_random_order(whole, order)
+        tolerant, exact = in_random_order(late, order), in_random_order(whole, order)
         for tokens in (10, 200, 1, 10**9):
-            a, b = ours.take(tokens), theirs.take(tokens) if ours.left or theirs.left else None
+            a, b = tolerant.take(tokens), exact.take(tokens) if tolerant.left or exact.left else None
             assert b is not None
-            for x, y in ((a, b), (ours.taken(), theirs.taken())):
+            for x, y in ((a, b), (tolerant.taken(), exact.taken())):
                 assert x.fingerprint() == y.fingerprint()
                 assert np.array_equal(x.token_documents(), y.token_documents())
                 assert (tuple(x.document_ids), x.notices, x.first_copy) == (y.document_ids, y.notices, y.first_copy)
-            assert ours.left == theirs.left
-            if not ours.left:
+            assert tolerant.left == exact.left
+            if not tolerant.left:
                 break
 
 

@@ -146,7 +146,7 @@ def test_a_verdict_says_how_many_documents_would_decide():
     found = judge(Mean(0.08, 0.02, 1000, 25), 0.1, 0.95)
     needed = found.documents_needed
     assert f"about {needed - 25} more documents like these 25 would decide" in found.sentence()
-    # the bound of a standard error that falls with the root of the documents then meets the budget
+    # if the standard error falls with the square root of the documents, the bound then meets the budget
     assert 0.02 * math.sqrt(25 / needed) * (found.high - 0.08) / 0.02 == pytest.approx(0.02, rel=0.02)
 
 
@@ -223,8 +223,8 @@ def test_the_page_is_escaped_self_contained_and_whole():
     assert not re.findall(r"<[^>]*\s(?:src|href)=|https?://|@import|url\(", text)
     assert "default-src 'none'" in text
     body = text.split('<div class="passage">')[1].split("</div>")[0]
-    shown = html.unescape("".join(re.findall(r"<span[^>]*>([^<]*)</span>", body)))
-    assert shown in {Tokenizer().decode(windows.window(w)[0].tolist()) for w in range(len(windows))}
+    visible = html.unescape("".join(re.findall(r"<span[^>]*>([^<]*)</span>", body)))
+    assert visible in {Tokenizer().decode(windows.window(w)[0].tolist()) for w in range(len(windows))}
     assert page()[1] == text
 
 

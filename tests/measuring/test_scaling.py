@@ -194,7 +194,7 @@ def test_answers_in_words(found: Scaling, tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
     bent = made(found, [0, 0.2, 0.05, 0.3], 0.1, falls=(1 / 3, 2 / 3))
     assert bent.chosen is not None
-    assert bent.chosen.scale == 0  # not the island within the budget beyond what is over it
+    assert bent.chosen.scale == 0  # not the larger scale that is within the budget again
     assert bent.remarks()[0].startswith("forgetting does not always grow with the scale: it falls from scale 0.333")
     assert not bent.to_dict()["monotone"]
     assert made(found, [0, 0.1], None).chosen is None
