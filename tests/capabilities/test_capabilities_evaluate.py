@@ -136,7 +136,7 @@ def answered(model: Any, tokenizer: Any, specs: Sequence[str | Path], settings: 
     loaded = load_tasks(specs)
     prepare(loaded, tokenizer, settings)
     rows, asked = run(lambda: nullcontext(model), tokenizer, loaded, settings)
-    assert asked == sum(len({row["doc_id"] for row in mine}) for mine in rows.values())
+    assert asked == sum(len({row["doc_id"] for row in answers_of}) for answers_of in rows.values())
     return rows
 
 
@@ -301,8 +301,8 @@ def test_the_command(adapter: Path, tmp_path: Path, evaluated: tuple[room.Evalua
     code = "from forgetting.cli.app import app, main; from forgetting.cli.evaluate import evaluate_command as e\n"
     code += "'evaluate' in [c.name for c in app.registered_commands] or app.command('evaluate')(e)\nmain()"
     command = [sys.executable, "-c", code, "evaluate", "miniature", str(adapter), "--out", str(out)]
-    shown = subprocess.run([*command, "--limit", str(LIMIT), "--json"], capture_output=True, text=True, check=True)
-    found = json.loads(shown.stdout)
+    done = subprocess.run([*command, "--limit", str(LIMIT), "--json"], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
     assert found["suites"]["safety"]["refusals"]["base"]["of"] == LIMIT
     assert Path(found["report"]).read_text().startswith("<!doctype html>")
     wrong = subprocess.run([*command, "--suite", "mine.jsonl"], capture_output=True, text=True, check=False)

@@ -82,7 +82,7 @@ def only(result: Evaluation) -> Answers:
 
 
 class Certain:
-    """Stands for lm-eval's wrapper: log-likelihoods that are 0 for half of the items, as of a model that is certain."""
+    """In place of lm-eval's wrapper: log-likelihoods, 0 for half of the items, as of a model that is certain."""
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         return [((0.0, True) if r.doc_id % 2 else (-3.0 - r.doc_id, False)) for r in requests]
@@ -431,14 +431,14 @@ def test_changed_python_of_process_docs_is_not_taken_from_a_cache(
 ) -> None:
     """In one process and within a second, as in a notebook."""
     config = task(tmp_path, process_docs="!function utils.f")
-    shown = []
+    displayed = []
     for word in ("the", "old"):
         python = (
             f"def one(doc):\n    return {{'q': '{word} ' + doc['q']}}\n\n\ndef f(docs):\n    return docs.map(one)\n"
         )
         result = ask(tiny_model, other, write(tmp_path / "mine.yaml", config, python))
-        shown.append(result.rows["mine"][0][0]["prompt"])
-    assert shown == ["the the river", "old the river"]
+        displayed.append(result.rows["mine"][0][0]["prompt"])
+    assert displayed == ["the the river", "old the river"]
     assert not list(tmp_path.rglob("__pycache__"))
 
 

@@ -183,8 +183,8 @@ def test_numbers_are_those_of_models_in_memory(
     found = asked(server, tmp_path, chosen, tokenizer=tiny_model, text_prompts=text_prompts, **how)
     assert found.to_dict()["suites"] == local.to_dict()["suites"]
     for suite in local.rows:
-        for mine, theirs in zip(found.rows[suite], local.rows[suite], strict=True):
-            for one, other in zip(mine, theirs, strict=True):
+        for served, in_memory in zip(found.rows[suite], local.rows[suite], strict=True):
+            for one, other in zip(served, in_memory, strict=True):
                 assert {k: one[k] for k in ("prompt_hash", "answer", "reply", "score")} == {
                     k: other[k] for k in ("prompt_hash", "answer", "reply", "score")
                 }
