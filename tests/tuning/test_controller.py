@@ -104,8 +104,8 @@ def test_a_resumed_run_continues_with_the_same_weights_to_the_bit(tmp_path, tiny
     other = train(tmp_path / "a", tiny_model, [again], resume=str(tmp_path / "a" / "checkpoint-4"), **options)
     assert again.steering == whole.steering
     assert len(whole.steering.moves) > 3
-    ours, theirs = one.model.state_dict(), other.model.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    uninterrupted, resumed = one.model.state_dict(), other.model.state_dict()
+    assert all(torch.equal(uninterrupted[name], resumed[name]) for name in resumed)
     kept = json.loads((tmp_path / "a" / "checkpoint-10" / "trainer_state.json").read_text())
     assert kept["stateful_callbacks"]["ForgettingController"]["attributes"]["steering"] == whole.steering.state()
     logged = [x for x in one.state.log_history if "forgetting/weight" in x]

@@ -70,10 +70,10 @@ def test_bfloat16_is_as_accurate_as_pefts() -> None:
         truth = loss_and_gradients(copy.deepcopy(model).double())
         folded = FoldedLayers(model)
         assert len(folded.forwards) == 14
-        theirs = loss_and_gradients(model)
+        by_peft = loss_and_gradients(model)
         with folded.acting():
-            ours = loss_and_gradients(model)
-        errors.append([error(theirs, truth), error(ours, truth)])
+            by_folding = loss_and_gradients(model)
+        errors.append([error(by_peft, truth), error(by_folding, truth)])
     pefts, folds = torch.tensor(errors).mean(dim=0).tolist()
     assert 0 < folds <= pefts
 
@@ -111,9 +111,9 @@ def test_a_scale_or_an_active_adapter_that_changes_is_followed(rank: int) -> Non
 
     def logits() -> list[torch.Tensor]:
         with torch.no_grad():
-            theirs = model(input_ids=IDS).logits
+            by_peft = model(input_ids=IDS).logits
             with folded.acting():
-                return [theirs, model(input_ids=IDS).logits]
+                return [by_peft, model(input_ids=IDS).logits]
 
     seen = [logits()]
     for layer, _ in folded.forwards:
@@ -121,8 +121,8 @@ def test_a_scale_or_an_active_adapter_that_changes_is_followed(rank: int) -> Non
     seen.append(logits())
     model.set_adapter("other")
     seen.append(logits())
-    for theirs, ours in seen:
-        assert torch.allclose(theirs, ours, atol=1e-5)
+    for by_peft, by_folding in seen:
+        assert torch.allclose(by_peft, by_folding, atol=1e-5)
     assert not torch.allclose(seen[0][0], seen[1][0], atol=1e-3)
     assert not torch.allclose(seen[1][0], seen[2][0], atol=1e-3)
 
@@ -147,10 +147,12 @@ def test_a_float32_adapter_over_bfloat16_is_as_accurate_as_pefts(monkeypatch: py
         truth = loss_and_gradients(copy.deepcopy(model).double())
         folded = FoldedLayers(model)
         assert len(folded.forwards) == 14
-        theirs = loss_and_gradients(model)
+        by_peft = loss_and_gradients(model)
         with folded.acting():
-            ours = loss_and_gradients(model)
-        assert {name: value.dtype for name, value in ours.items()} == {n: value.dtype for n, value in theirs.items()}
-        errors.append([error(theirs, truth), error(ours, truth)])
+            by_folding = loss_and_gradients(model)
+        assert {name: value.dtype for name, value in by_folding.items()} == {
+            n: value.dtype for n, value in by_peft.items()
+        }
+        errors.append([error(by_peft, truth), error(by_folding, truth)])
     pefts, splits = torch.tensor(errors).mean(dim=0).tolist()
     assert 0 < splits <= 1.02 * pefts

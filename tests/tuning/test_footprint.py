@@ -52,7 +52,7 @@ def test_tensors_are_counted_until_they_are_freed() -> None:
         assert live.now == 4000
         second = first * 2
         del first
-        assert live.now == 8000  # the view holds it
+        assert live.now == 8000  # the view keeps it alive
         del view
         assert live.now == 4000
         del second
@@ -105,7 +105,7 @@ def test_each_method_can_be_applied_to_a_model_without_values(
 ) -> None:
     run = planned(tiny_model, corpora, {"name": name, **OPTIONS.get(name, {})})
     found = taken(run, base)
-    assert found.counted is (name not in ("loha", "lokr"))  # PEFT reads a number in their passes
+    assert found.counted is (name not in ("loha", "lokr"))  # in their passes PEFT reads the value of a tensor
     assert found.gradients == 4 * found.trained
     assert found.optimiser == 2 * found.gradients
     if name in ("corda", "eva", "pissa", "olora", "mica"):  # they look at weights or data: LoRA of the same shapes

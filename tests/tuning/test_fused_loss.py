@@ -78,12 +78,12 @@ def assert_equal(model: Any, batch: dict[str, Any], tolerance: float) -> None:
     assert found is not None
     expected, slopes = loss_and_gradients(model, batch)
     with found.acting():
-        loss, ours = loss_and_gradients(model, batch)
+        loss, gradients = loss_and_gradients(model, batch)
     assert loss.dtype == expected.dtype
     assert float(loss) == pytest.approx(float(expected), rel=tolerance, nan_ok=True)
-    assert ours.keys() == slopes.keys()
+    assert gradients.keys() == slopes.keys()
     for name, slope in slopes.items():
-        assert float((ours[name] - slope).norm()) <= 10 * tolerance * float(slope.norm()) + 1e-12, name
+        assert float((gradients[name] - slope).norm()) <= 10 * tolerance * float(slope.norm()) + 1e-12, name
     after, _ = loss_and_gradients(model, batch)
     torch.testing.assert_close(after, expected, rtol=0, atol=0, equal_nan=True)
 
@@ -134,7 +134,7 @@ def test_models_that_keep_their_own_loss() -> None:
     assert fused_loss.find(other) is None
     on_the_head = get_peft_model(make("untied"), LoraConfig(target_modules=["lm_head"], init_lora_weights=False))
     assert fused_loss.find(on_the_head.train()) is None
-    changed = make("untied")  # after its head, something that no configuration tells
+    changed = make("untied")  # after its head, a change that the configuration does not mention
     changed.lm_head.register_forward_hook(lambda _module, _inputs, logits: logits + logits.sin())
     assert fused_loss.find(changed) is None
 
@@ -171,10 +171,10 @@ def test_a_study_trains_to_the_same_numbers_with_the_models_own_loss(
 
     monkeypatch.setattr(CheckedTrainer, "_model_loss", counted)
     config = configure(tiny_model, corpora, training=training)
-    ours = study(config, tmp_path / "ours", engine=Local(1)).table
+    fused = study(config, tmp_path / "ours", engine=Local(1)).table
     assert acted == [True] * 16
     monkeypatch.setattr(fused_loss, "find", lambda *_: None)
-    theirs = study(config, tmp_path / "theirs", engine=Local(1)).table
+    plain = study(config, tmp_path / "theirs", engine=Local(1)).table
     assert acted[16:] == [False] * 16
     for name in ("finetune_loss", "forgetting_loss"):
-        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5)
+        np.testing.assert_allclose(fused[name], plain[name], rtol=1e-5)

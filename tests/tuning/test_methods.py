@@ -311,7 +311,7 @@ def test_layers_and_attention_are_found_in_other_architectures() -> None:
     }
 
 
-# --- a tour of wrong options: one line, exit code 2, before anything runs
+# --- wrong options: one line, exit code 2, before anything runs
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,8 @@ def rows(corpora: Path) -> list[dict[str, Any]]:
 
 def last(table: pd.DataFrame, name: str, method: str = "lora") -> pd.Series:
     """The trained model's row in a mitigation's run, or in the plain run for an empty name."""
-    mine = table[(table["label"] == method) & (table["mitigation"].str.split().str[0].fillna("") == name)]
-    return mine[(mine["step"] == STEPS) & mine["alpha"].isna()].iloc[0]
+    rows = table[(table["label"] == method) & (table["mitigation"].str.split().str[0].fillna("") == name)]
+    return rows[(rows["step"] == STEPS) & rows["alpha"].isna()].iloc[0]
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +99,8 @@ def test_mitigation_contract(name: str, method: str, studied: Any) -> None:
     assert not studied.failed
     if (name, method) == ("dropout", "full"):
         return
-    mine = table[(table["label"] == method) & table["mitigation"].str.startswith(name)]
-    start = mine[mine["step"] == 0].iloc[0]
+    rows = table[(table["label"] == method) & table["mitigation"].str.startswith(name)]
+    start = rows[rows["step"] == 0].iloc[0]
     assert start["forgetting"] == 0.0, "it starts at the base model"
     with_it, without = last(table, name, method), last(table, "", method)
     assert with_it["finetune_loss"] != start["finetune_loss"], "it trains"
@@ -262,7 +262,7 @@ def test_replay_keeps_the_order_of_the_task_and_sees_the_share_in_its_batches(
         configure(tiny_model, corpora, datasets={"x": {"source": str(corpora / "train.jsonl"), "heldout": 0.01}})
     ).dataset("x")
     known = {tuple(mixed.window(i)[0].tolist()) for i in range(len(mixed))}
-    assert sum(tuple(row) in known for row in ids) >= len(ids) - 1  # but for the one document held out here
+    assert sum(tuple(row) in known for row in ids) >= len(ids) - 1  # except for the one document held out here
     assert at.facts["replay"]["tokens"] == sum(map(len, ids))
 
 
@@ -377,9 +377,9 @@ def test_penalties_have_the_gradient_of_their_formula(tiny_model: Path, corpora:
             change = 3 / 2**0.5 * twins[b] @ twins[a]
             total = total + 0.7 * (importance[f"model.layers.{block}.{path}.weight"].double() * change**2).sum()
     total.backward()
-    for mine, twin in twins.items():
-        assert mine.grad is not None
-        torch.testing.assert_close(mine.grad.double(), twin.grad, rtol=1e-5, atol=1e-6)
+    for parameter, twin in twins.items():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad.double(), twin.grad, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "top_layers", "loha", "lokr", "pissa"])
@@ -565,11 +565,11 @@ def test_frozen_blocks_stay_the_base_models_also_after_resuming(studied: Any, ti
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_interpolation_runs_from_the_base_model_to_the_tuned_one(method: str, studied: Any) -> None:
     table = studied.table
-    mine = table[(table["label"] == method) & table["mitigation"].str.startswith("interpolation")]
-    assert mine[mine["alpha"].notna()]["step"].tolist() == [STEPS] * 3
-    assert mine[mine["alpha"].notna()]["alpha"].tolist() == [0.0, 0.5, 1.0]
-    start, end = mine[mine["step"] == 0].iloc[0], last(table, "interpolation", method)
-    by_alpha = mine[mine["alpha"].notna()].set_index("alpha")
+    rows = table[(table["label"] == method) & table["mitigation"].str.startswith("interpolation")]
+    assert rows[rows["alpha"].notna()]["step"].tolist() == [STEPS] * 3
+    assert rows[rows["alpha"].notna()]["alpha"].tolist() == [0.0, 0.5, 1.0]
+    start, end = rows[rows["step"] == 0].iloc[0], last(table, "interpolation", method)
+    by_alpha = rows[rows["alpha"].notna()].set_index("alpha")
     for name in (*LOSSES, "forgetting"):
         assert by_alpha.loc[0.0, name] == pytest.approx(start[name], abs=1e-6), name
         assert by_alpha.loc[1.0, name] == pytest.approx(end[name], abs=1e-6), name
