@@ -134,16 +134,16 @@ def lora_layer(rank: int) -> Any:
 
 @pytest.mark.parametrize("rank", [1, 16, 100])
 def test_lora_over_bfloat16_equals_pefts_layer(rank: int) -> None:
-    """To the last bit but for the few results that lie at a boundary between two bfloat16 numbers."""
+    """Equal to the last bit except for the few results that lie at a boundary between two bfloat16 numbers."""
     layer = lora_layer(rank).eval()
     x = torch.randn(3, 700, 384, device=DEVICE).bfloat16()
     with torch.no_grad():
-        theirs = layer(x)
+        by_peft = layer(x)
         with split_lora.evaluating(layer):
             assert "forward" in vars(layer)
-            ours = layer(x)
-    assert float((ours == theirs).float().mean()) > 0.99
-    assert float((ours - theirs).float().norm()) < 2**-10 * float(theirs.float().norm())
+            split = layer(x)
+    assert float((split == by_peft).float().mean()) > 0.99
+    assert float((split - by_peft).float().norm()) < 2**-10 * float(by_peft.float().norm())
 
 
 @pytest.mark.parametrize("rank", [1, 16, 100])
@@ -224,9 +224,9 @@ def test_the_fused_loss_is_the_models_own(dtype: torch.dtype) -> None:
     fused = fused_loss.find(model)
     assert fused is not None
     losses, gradients = [], []
-    for ours in (False, True):
+    for with_fused in (False, True):
         model.zero_grad()
-        if ours:
+        if with_fused:
             with fused.acting():
                 loss = model(input_ids=ids, labels=labels).loss
         else:
