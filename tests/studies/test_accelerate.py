@@ -70,7 +70,7 @@ def done(
     """A study by two processes: its configuration and folder, failures, and events."""
     general = {"source": str(corpora / "train.jsonl")}
     together = [
-        {"name": "kl", "on": "both", "text": general},  # a term a batch, and gradients of its own a step
+        {"name": "kl", "on": "both", "text": general},  # one term per batch, and gradients added once per step
         {"name": "flow"},
         {"name": "l2sp", "weight": 10.0},
         {"name": "interpolation", "alphas": [0.0, 0.5, 1.0]},

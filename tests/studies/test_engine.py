@@ -50,7 +50,7 @@ def die_further_on(folder: str, task: str, tell: Tell) -> None:
     tell(reached + 1)
     if task == "a" and reached < RETRIES + 2:
         seen.write_text("x" * (reached + 1))
-        time.sleep(0.1)  # the step is told before the process is gone
+        time.sleep(0.1)  # the step is reported before the process ends
         os.kill(os.getpid(), signal.SIGKILL)
     write(folder, task, tell)
 
@@ -69,8 +69,8 @@ def test_every_task_runs_once_with_its_events_in_order(tmp_path: Path, jobs: int
     assert do(tasks, functools.partial(write, str(tmp_path)), jobs, events) == {}
     assert sorted(path.name for path in tmp_path.iterdir()) == tasks
     for task in tasks:
-        mine = [(event.kind, event.step) for event in events if event.task == task]
-        assert mine == [("started", 0), ("step", 1), ("step", 2), ("ended", 0)]
+        steps = [(event.kind, event.step) for event in events if event.task == task]
+        assert steps == [("started", 0), ("step", 1), ("step", 2), ("ended", 0)]
     in_this_process = {path.read_text() == str(os.getpid()) for path in tmp_path.iterdir()}
     assert in_this_process == {jobs == 1}
 

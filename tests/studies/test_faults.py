@@ -100,7 +100,7 @@ def test_a_run_stopped_between_two_measurements_has_a_checkpoint_at_that_step(
     study(config, tmp_path / "s", engine=Local(1))
     assert numbers(tmp_path / "s") == whole
     rows = next(iter(StudyFolder.open(tmp_path / "s").runs())).measurements()
-    assert rows[3]["train_seconds"] < spent["train_seconds"] <= rows[4]["train_seconds"] + 0.001  # step 7 is paid for
+    assert rows[3]["train_seconds"] < spent["train_seconds"] <= rows[4]["train_seconds"] + 0.001  # its time is counted
 
 
 @pytest.mark.parametrize("damage", [truncate, lose, flip])
@@ -136,7 +136,7 @@ def test_checkpoints_are_checked_and_kept_by_step_whatever_the_clock_says(tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-8", "checkpoint-10", "checkpoint-12"}
     found = checkpoints.newest(tmp_path)
     assert (found.path, found.step, found.state, found.notices) == (tmp_path / "checkpoint-10", 10, {"spent": 10}, ())
-    assert not (tmp_path / "checkpoint-12").exists()  # cut while it was written: no damage, and no use
+    assert not (tmp_path / "checkpoint-12").exists()  # cut off while it was written: no damage, but not used
     (tmp_path / "checkpoint-10" / checkpoints.MARK).write_text("[]")
     (tmp_path / "checkpoint-8" / "inner" / "weights").write_bytes(b"")
     found = checkpoints.newest(tmp_path)
@@ -260,7 +260,7 @@ def test_a_run_locked_by_another_process_is_named_and_taken_over_when_released(
     assert f"process {os.getpid()} on " in held[0].note
     assert " since 20" in held[0].note
     ended = [event.task for event in events if event.kind == "ended"]
-    assert ended[:2] == [first, second]  # left to its holder, and the other one done meanwhile
+    assert ended[:2] == [first, second]  # left to the process that holds it; the other run is done meanwhile
     assert ended[2:] == [first]
     assert set(result.table["status"]) == {"done"}
     assert sorted(result.table.groupby("run_id").size()) == [7, 7]
@@ -311,8 +311,8 @@ study(config, Path(sys.argv[2]), engine=Local(1))
 def test_a_run_that_needs_too_much_memory_is_stored_as_failed_and_the_others_continue(
     tiny_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
-    # rank 300,000 on this model: 1.3 GB of weights and as much of gradients, of 2.9 GB in all, where 0.6 GB may be had;
-    # what is more than all that there is would be refused before the first run
+    # rank 300,000 on this model: 1.3 GB of weights and as much of gradients, of 2.9 GB in all, with 0.6 GB available;
+    # more than the whole memory would be refused before the first run
     methods = [{"name": "lora", "rank": [2, 300_000]}]
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(fields(tiny_model, corpora, methods=methods)))
     command = [sys.executable, "-c", MEMORY, str(tmp_path / "study.yaml"), str(tmp_path / "s")]

@@ -262,4 +262,4 @@ def test_flags_add_to_a_study_and_a_plan_says_which(
         ["--rank", "16", "--steps", "14"],
         None,
     ]
-    assert [one.adds for one in found] == [2 * 3 * (len(ranks) + 1), 2 * 2 * (len(ranks) + 2), 0]  # none is so long yet
+    assert [one.adds for one in found] == [2 * 3 * (len(ranks) + 1), 2 * 2 * (len(ranks) + 2), 0]  # none has them yet

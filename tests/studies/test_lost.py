@@ -69,7 +69,7 @@ def test_rows_lost_before_a_checkpoint_are_measured_again(
 ) -> None:
     """An interrupted run resumes from a checkpoint only if the rows up to it are unchanged."""
     shutil.copytree(stopped, tmp_path / "s")
-    if old:  # checkpoints of a version that kept no chain
+    if old:  # checkpoints of a version that stored no hash chain
         for one in (tmp_path / "s").glob("runs/*/checkpoints/checkpoint-*"):
             mark = json.loads((one / checkpoints.MARK).read_text())
             del mark["state"]["rows"], mark["state"]["chain"]
@@ -87,7 +87,7 @@ def test_rows_lost_before_a_checkpoint_are_measured_again(
     file.unlink() if changed is None else file.write_text("".join(changed))
     study(config, tmp_path / "s", engine=Local(1))
     notices = " ".join(run.read()["notices"])
-    if old and how == "digit":  # nothing of that version could tell
+    if old and how == "digit":  # that version stored nothing that could detect it
         assert "started again" not in notices
         return
     message = "line 2: damaged" if how == "line" else "rows up to the checkpoint at step 6 are lost or changed"
@@ -109,8 +109,8 @@ def test_a_damaged_run_is_not_skipped_silently(
     code, _, err = command(capsys, "study", out, "--jobs", 1)
     assert code == 1
     assert err.splitlines()[-1] == f"error: {out}: no usable measurement: damaged, left out: {message}"
-    code, shown, err = command(capsys, "run", out, run.id, "--json")
-    assert (code, json.loads(shown)["status"]) == (1, "damaged")
+    code, output, err = command(capsys, "run", out, run.id, "--json")
+    assert (code, json.loads(output)["status"]) == (1, "damaged")
     assert "is damaged: measurements.jsonl has 0 rows" in err
     assert not (run.path / "measurements.jsonl").exists()
     shutil.rmtree(run.path)
@@ -150,4 +150,4 @@ def test_a_study_whose_folder_is_moved_while_it_runs_stops_and_writes_nothing(
         wait_for_rows(moved, sum(map(len, seen.values())) + 2, again)
         os.killpg(again.pid, signal.SIGKILL)
         again.communicate()
-        assert all(rows(moved)[name][: len(mine) - 1] == mine[:-1] for name, mine in seen.items() if mine)
+        assert all(rows(moved)[name][: len(before) - 1] == before[:-1] for name, before in seen.items() if before)

@@ -44,9 +44,9 @@ def there(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_table_of_the_smallest_and_the_largest_rank_of_each_method(tiny_model: Path, corpora: Path) -> None:
     made = plan(configure(tiny_model, corpora, methods=METHODS, seeds=[0, 1]))
     assert [row.label for row in made.rows] == ["lora r 4", "lora r 16", "full"]
-    shown = str(made)
-    assert "memory of a run, GB, on cpu; this machine has" in shown
-    assert "optimiser" in shown
+    text = str(made)
+    assert "memory of a run, GB, on cpu; this machine has" in text
+    assert "optimiser" in text
     assert made.warnings() == []
     (small, large, _) = made.to_dict()["runs"]
     assert large["trained"] == 4 * small["trained"]
@@ -130,12 +130,12 @@ def test_prepare_prints_ids_alone_on_standard_output(
         with pytest.raises(SystemExit) as stopped:
             main()
         assert not stopped.value.code
-    shown = capsys.readouterr()
+    output = capsys.readouterr()
     (run,) = expand_runs(config)
-    first, _, rest = shown.out.partition("\n")
+    first, _, rest = output.out.partition("\n")
     assert first == run.run_id()
     assert json.loads(rest)["memory"]["runs"][0]["run"] == "lora r 4"
-    assert "memory of a run, GB, on cpu" in shown.err
+    assert "memory of a run, GB, on cpu" in output.err
 
 
 @pytest.mark.full

@@ -173,7 +173,7 @@ def test_a_session_ends_with_a_plan_and_the_same_call_continues_it(
     out = tmp_path / "p"
     config = of(tiny_model, corpora)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "LATE", 0.0)  # the time is up with the first step
+        patch.setattr(session, "LATE", 0.0)  # the time is over after the first step
         short = forgetting.pilot(config, out, budget=0.45, minutes=60, ranks=RANKS)
     assert (short.stopped, short.planned, short.runs) == ("time", False, ())
     assert "before the current run ended" in short.why
@@ -190,11 +190,11 @@ def test_a_session_ends_with_a_plan_and_the_same_call_continues_it(
     best = next(choice for choice in again.frontier if choice.rank == made.rank)
     assert round(best.steps.value) == made.steps
     assert made.forgetting.low < 0.45 < made.forgetting.high
-    code, shown, _ = command(capsys, "table", out, "--json")
+    code, output, _ = command(capsys, "table", out, "--json")
     assert code == 0
-    assert {row["run_id"] for row in json.loads(shown) if row["status"] == "done"} == {run.run_id for run in made.runs}
+    assert {row["run_id"] for row in json.loads(output) if row["status"] == "done"} == {run.run_id for run in made.runs}
     same = forgetting.pilot(config, out, budget=0.45, minutes=60, tolerance=0.2, ranks=RANKS)
     assert [run.run_id for run in same.runs] == [run.run_id for run in made.runs]
     assert same.seconds >= made.seconds
-    code, shown, error = command(capsys, *str(made.command).split()[1:])
+    code, output, error = command(capsys, *str(made.command).split()[1:])
     assert code == 0, error

@@ -20,8 +20,8 @@ def run(
     monkeypatch.setattr(sys, "argv", ["forgetting", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
         main()
-    shown = capsys.readouterr()
-    return int(stopped.value.code or 0), shown.out, shown.err
+    output = capsys.readouterr()
+    return int(stopped.value.code or 0), output.out, output.err
 
 
 @pytest.mark.full

@@ -167,7 +167,7 @@ def test_a_tracker_that_fails_is_a_warning_once(
     assert numbers(out)[run.id] == numbers(plain)[run.id]
     assert "what a tracker prints" not in capsys.readouterr().out
     monkeypatch.setattr(memory, "fails_at", None)
-    study(config, out)  # what it missed is sent, what it has is not
+    study(config, out)  # only the rows that it lacks are sent
     assert [step for step, _ in sent(memory)[run.id]["rows"]] == [0, 2, 4, 6, 8]
 
 
