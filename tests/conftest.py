@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch: a worker of pytest-xdist a core
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch are imported: one core per worker
 
 import numpy as np
 import pytest
 
-gc.disable()  # until all is imported: `pytest_collection_finish`
+gc.disable()  # until everything is imported: see `pytest_collection_finish`
 
 if TYPE_CHECKING:
     from forgetting.tuning.methods import Context

@@ -69,7 +69,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
 
 @dataclass
 class HubServer:
-    """Answers as the Hub does for what was added; `requests` are those that came."""
+    """Answers as the Hub does for what was added; `requests` are those received."""
 
     url: str = ""
     repos: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)

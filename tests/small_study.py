@@ -84,5 +84,5 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
         patch.setattr(sys, "argv", ["forgetting", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
             main()
-    shown = capsys.readouterr()
-    return int(stopped.value.code or 0), shown.out, shown.err
+    output = capsys.readouterr()
+    return int(stopped.value.code or 0), output.out, output.err

@@ -131,10 +131,10 @@ def test_a_type_checker_accepts_a_right_script_and_finds_misspelt_names(tmp_path
         str(ROOT / ".mypy_cache" / "user"),
     ]
     command = [sys.executable, "-m", "mypy", *options, *scripts]
-    shown = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
-    assert shown.returncode == 1, shown.stdout + shown.stderr
-    errors = [line for line in shown.stdout.splitlines() if ": error: " in line]
-    assert all("bad_script.py" in line for line in errors), shown.stdout
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    errors = [line for line in done.stdout.splitlines() if ": error: " in line]
+    assert all("bad_script.py" in line for line in errors), done.stdout
     expected = {
         5: 'Module has no attribute "mesure"',
         6: '"Measurement" has no attribute "forgeting"',
@@ -143,7 +143,7 @@ def test_a_type_checker_accepts_a_right_script_and_finds_misspelt_names(tmp_path
         9: '"CheckResult" has no attribute "verdit"',
     }
     for line, message in expected.items():
-        assert any(f"bad_script.py:{line}: error: {message}" in error for error in errors), (line, shown.stdout)
+        assert any(f"bad_script.py:{line}: error: {message}" in error for error in errors), (line, done.stdout)
 
 
 WRONG: list[tuple[Callable[[], Any], str]] = [
@@ -348,13 +348,13 @@ def test_figures_are_those_of_the_report(finished: Any) -> None:
     for chart in payload["d0"]["charts"]:
         figure = finished.figure("chat", kind=chart["kind"])
         assert len(figure.data) == len(chart["spec"]["data"])
-        for mine, theirs in zip(figure.data, chart["spec"]["data"], strict=True):
-            assert list(mine.x) == theirs["x"]
-            assert list(mine.y) == theirs["y"]
+        for drawn, expected in zip(figure.data, chart["spec"]["data"], strict=True):
+            assert list(drawn.x) == expected["x"]
+            assert list(drawn.y) == expected["y"]
         assert "var(--" not in figure.to_json()
     plane = finished.comparison.figure()
-    theirs = payload["c0"]["charts"][0]["spec"]["data"]
-    assert [list(trace.y) for trace in plane.data] == [trace["y"] for trace in theirs]
+    expected = payload["c0"]["charts"][0]["spec"]["data"]
+    assert [list(trace.y) for trace in plane.data] == [trace["y"] for trace in expected]
 
 
 @pytest.mark.full

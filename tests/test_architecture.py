@@ -79,9 +79,9 @@ def test_the_top_level_contains_only_the_packages() -> None:
 
 def test_packages_import_only_from_those_above_them() -> None:
     for path in FILES:
-        mine = package(dotted(path))
-        if mine not in ("__init__", "__main__"):
-            below = {name for name in imported(path) if PACKAGES.index(package(name)) > PACKAGES.index(mine)}
+        own = package(dotted(path))
+        if own not in ("__init__", "__main__"):
+            below = {name for name in imported(path) if PACKAGES.index(package(name)) > PACKAGES.index(own)}
             assert not below, f"{path} imports {below}, which lie below it"
 
 
@@ -165,9 +165,9 @@ def test_the_command_shows_its_help_without_torch() -> None:
         "finally:\n"
         "    assert not {'torch', 'scipy', 'filelock', 'pyarrow'} & set(sys.modules)\n"
     )
-    shown = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
-    assert "study" in shown.stdout, shown.stderr
-    assert "AssertionError" not in shown.stderr
+    result = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
+    assert "study" in result.stdout, result.stderr
+    assert "AssertionError" not in result.stderr
 
 
 def test_no_test_asserts_a_time_or_clears_a_cache() -> None:

@@ -70,7 +70,7 @@ def words_of(path: Path) -> Iterator[str]:
     text = path.read_text(encoding="utf-8")
     if any(
         "#" in line and (PATH.search(line) or DOTTED.search(line)) for line in text.splitlines()
-    ):  # else nothing cited
+    ):  # otherwise nothing was found
         tokens = tokenize.generate_tokens(io.StringIO(text).readline)
         yield from (token.string for token in tokens if token.type == tokenize.COMMENT)
     for node in ast.walk(ast.parse(text)):
@@ -142,8 +142,8 @@ def test_the_page_of_the_python_api_has_every_public_name() -> None:
 
 
 def test_the_page_on_python_has_an_example_of_each_function() -> None:
-    shown = {name for name, _ in calls_in(ROOT / "docs" / "python.md")}
-    assert {name for name in forgetting.__all__ if name.islower()} | {"ForgettingCallback"} <= shown
+    documented = {name for name, _ in calls_in(ROOT / "docs" / "python.md")}
+    assert {name for name in forgetting.__all__ if name.islower()} | {"ForgettingCallback"} <= documented
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)

@@ -136,13 +136,13 @@ def test_published_packages_are_complete_and_work_in_their_own_environment(tmp_p
     if python is None:
         pytest.skip("the tools that build a release are not installed")
     sdist, wheel = published(python, tmp_path / "dist")
-    ours = {path for path in (ROOT / "src" / "forgetting").rglob("*") if path.is_file()}
-    ours = {path.relative_to(ROOT / "src").as_posix() for path in ours if "__pycache__" not in path.parts}
+    own_files = {path for path in (ROOT / "src" / "forgetting").rglob("*") if path.is_file()}
+    own_files = {path.relative_to(ROOT / "src").as_posix() for path in own_files if "__pycache__" not in path.parts}
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == ours
+    assert names == own_files
     with tarfile.open(sdist) as packed:
         inside = {name.partition("/")[2] for name in packed.getnames()}
-    assert {name for name in inside if name.startswith("src/")} == {f"src/{name}" for name in ours}
+    assert {name for name in inside if name.startswith("src/")} == {f"src/{name}" for name in own_files}
     assert {name for name in inside if "/" not in name} == {
         *("CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "PKG-INFO", "pyproject.toml", ".gitignore")
     }

@@ -1,6 +1,6 @@
 """Attacks: each is refused with one clear error, and its payload does not run.
 
-Every payload creates a file; `test_the_payload_is_live` shows that it does where it is let.
+Every payload creates a file; `test_the_payload_is_live` shows that it does if nothing prevents it.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
     monkeypatch.setattr(sys, "argv", ["forgetting", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
         main()
-    shown = capsys.readouterr()
-    return int(stopped.value.code or 0), shown.out + shown.err
+    output = capsys.readouterr()
+    return int(stopped.value.code or 0), output.out + output.err
 
 
 def test_the_payload_is_live(planted: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_pickle_planted_as_a_model_is_refused(tiny_model: Path, tmp_path: Path
     (model / name).write_bytes(pickle.dumps(Payload(planted)))
     with pytest.raises(UsageError, match="pickled weights are refused"):
         load_base(ModelConfig(source=str(model)))
-    # nor behind a file of another name that is no model's
+    # the same beside safetensors that are not the model's
     (model / "other.safetensors").write_bytes((tiny_model / "model.safetensors").read_bytes())
     with pytest.raises(UsageError):
         load_base(ModelConfig(source=str(model)))
@@ -111,7 +111,7 @@ def test_a_pickle_planted_as_an_adapter_is_refused(tiny_model: Path, tmp_path: P
     adapter = _adapter(tiny_model, tmp_path / "adapter")
     (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Payload(planted)))
     base = load_base(ModelConfig(source=str(tiny_model)))
-    attach(base.model, find(str(adapter)))  # beside safetensors it is not looked at
+    attach(base.model, find(str(adapter)))  # it is not read if there are safetensors
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(UsageError, match="pickled weights are refused"):
         adapter_config(find(str(adapter)))
@@ -369,7 +369,7 @@ def test_a_prompt_from_text_asks_nothing(
 
 LOADERS = ("from_pretrained", "from_config")
 OURS = ("PeftConfig", "PeftModel")
-"""Classes of PEFT, which know no such flag: their configurations are looked over first."""
+"""Classes of PEFT, which know no such flag: their configurations are checked first."""
 
 
 def test_every_call_that_may_load_a_model_says_whether_its_code_may_run() -> None:
@@ -598,7 +598,7 @@ def test_checkpoints_behind_a_link_are_not_deleted(tmp_path: Path, where: str) -
     (folder if where == "checkpoints" else folder / "checkpoint-3").unlink()
     shutil.copytree(outside, folder / "checkpoint-3", dirs_exist_ok=True)
     checkpoints.newest(folder)
-    assert not (folder / "checkpoint-3").exists()  # an unfinished checkpoint of the run's own is
+    assert not (folder / "checkpoint-3").exists()  # an unfinished checkpoint of the run itself is deleted
 
 
 @pytest.mark.full
@@ -703,7 +703,7 @@ def test_text_planted_in_documents_reaches_the_measurement_page_escaped(
     assert "&lt;script&gt;window.pwned" in out.read_text(encoding="utf-8")
 
 
-# configurations that ask for work without end
+# configurations that ask for endless work
 
 ENDLESS = r"(.*.*.*.*.*.*.*.*.*.*.*.*)*z"
 """A pattern that takes exponential time on names without a z."""
@@ -919,7 +919,7 @@ def test_an_endless_template_is_stopped(
     assert len(refusals) == 2
     assert not [text for text in refusals if "\n" in text]
     tokenizer.chat_template = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
-    assert "river" in chat_template(tokenizer)(messages)  # and nothing of the bounds stays
+    assert "river" in chat_template(tokenizer)(messages)  # and the bounds are removed
 
 
 # terminals
@@ -1014,9 +1014,9 @@ def test_answers_and_file_names_in_notices_are_shown_escaped(
 
     say(FORGED)
     record = logging.LogRecord("forgetting", logging.WARNING, "", 0, "%s", (FORGED,), None)
-    shown = Shown([FORGED], (FORGED, "b"), [(FORGED, "1")], [FORGED])
-    print_shown([shown])
-    check_shown("".join([*capsys.readouterr(), OneLine("notice: %(message)s").format(record), shown.text()]))
+    table = Shown([FORGED], (FORGED, "b"), [(FORGED, "1")], [FORGED])
+    print_shown([table])
+    check_shown("".join([*capsys.readouterr(), OneLine("notice: %(message)s").format(record), table.text()]))
 
 
 # weights that are no numbers
@@ -1144,7 +1144,7 @@ def test_no_file_of_a_study_contains_a_secret(
     code, output = run(monkeypatch, capsys, "study", *flags.split(), "--out", tmp_path / "study")
     assert code == 1
     files = [path for path in (tmp_path / "study").rglob("*") if path.is_file()]
-    assert [path for path in files if b"401 Client Error" in path.read_bytes()]  # the leak was stored, without them
+    assert [path for path in files if b"401 Client Error" in path.read_bytes()]  # stored, without the secrets
     for value in secrets.values():
         assert not [path for path in files if value.encode() in path.read_bytes()]
         assert value not in output
