@@ -21,7 +21,7 @@ KEPT_ROWS = 5000
 """Most rows that a fit keeps for its chart."""
 SPARSE = 4
 """Codes up to this many times their number are renumbered by a table instead of by sorting."""
-USEFUL = ("rank", "step", "trainable_params", "forgetting_floor", "finetune_loss_se", "seed")
+USEFUL = ("rank", "step", "trainable_params", "forgetting_floor", "finetune_loss_se")
 """Optional columns of numbers that a fit uses."""
 FINITE = Variable("output", positive=False)
 
@@ -204,8 +204,12 @@ def _gaps(column: Any, rows: Array) -> Array:
 
 
 def _useful(table: Any, present: list[str], rows: Array) -> dict[str, Array]:
-    """Optional columns that a fit uses if present: numbers, and the names of data sets."""
+    """Optional columns that a fit uses if present: numbers, the number of each seed, and the names of data sets."""
     extra = {name: _loose(table[name], rows) for name in USEFUL if name in present}
+    if "seed" in present:
+        names, place = coded(table["seed"])
+        known = np.array([not is_missing(name) for name in names], dtype=bool)
+        extra["seed"] = np.where(known[place[rows]], place[rows], np.nan)
     if "dataset" in present:
         sets, place = coded(table["dataset"])
         extra["dataset"] = np.array(sets)[place[rows]]

@@ -115,6 +115,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array,
     adapted = law.adapt(data.x, data.y)
     problem = Problem(adapted.law, data.x, options.objective)
     _check(law, adapted.law, data, label, options)
+    every = data, weights
     if summed.applies(data, options):
         few = summed.is_linear(problem) or len(data.cells[0]) <= summed.MOST_CELLS
         if few and not options.objective.log:
@@ -148,7 +149,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array,
     if options.intervals == "profile":
         parameters |= profiles(problem, adapted, found, data, weights, parameters, options.confidence, warnings)
     warnings += loose(law, parameters, looks.flat)
-    tests, at = misfits(problem, found.theta, data, weights), places(problem, found.theta, data, weights)
+    tests, at = misfits(problem, found.theta, data, weights), places(problem, found.theta, *every)
     warned = [*alarms(tests), *missed_places(at)]
     validation = {
         "leave_one_run_out": leave_one_run_out(problem, found.theta, data, weights),

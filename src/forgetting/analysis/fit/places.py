@@ -2,10 +2,10 @@
 
 A law may be right on average and still miss, say, the first steps after the warm-up. A test of a bend sees that only if
 the residuals bend over the whole range. The tests are those of `misfit`, with a pattern of ones at the rows of one
-place. Their p values are corrected together, apart from those of bends and levels.
+place. The p values of all means of all runs are corrected together, and so are those of numbers of parameters.
 
 Runs of one seed see the data in the same order and deviate together, so the mean of all runs at a step is tested by
-seeds if these are known, with at least LEAST of them.
+seeds if these are known, with at least LEAST of them. A run without a seed counts as one of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from forgetting.analysis.fit.misfit import LEVEL, MOST_ROWS, tests_of
 from forgetting.analysis.fit.runwise import evenly_spaced
 from forgetting.analysis.fit.solver import Problem
 from forgetting.analysis.laws.base import Array
-from forgetting.display.numbers import several
+from forgetting.display.numbers import number, several
 from forgetting.measuring.estimate import holm
 
 STEP = "step"
@@ -47,11 +47,11 @@ class Place:
         x: the law's variables there; only the step if runs of all numbers of parameters are tested together.
         runs: number of runs measured there.
         law: the law's mean for these runs, in the output's unit.
-        size: how far the mean of the measurements is above it; for objectives of logarithms, in the logarithm.
+        size: how far the mean of the measurements is above it.
         se: standard error of `size`.
         spread: the output's measured range.
         p: p value of this test alone.
-        p_holm: p value corrected for all places of the fit.
+        p_holm: p value corrected for all places of the fit of its kind: of all runs, or of one number of parameters.
     """
 
     output: str
@@ -77,23 +77,27 @@ class Place:
 def places(problem: Problem, theta: Array, data: Data, weights: Array) -> list[Place]:
     """All tests of a least-squares fit over steps; empty for fewer than MIN_RUNS runs or another objective.
 
+    Objectives of logarithms are not tested, because their mean residual is not that of the measurements.
+
     Args:
         problem: law in fitted coordinates and objective; its rows are not used.
         theta: [K] the best fit.
         data: the table.
         weights: [O, n] weights.
     """
-    if not problem.objective.quadratic or len(data.runs) < MIN_RUNS or STEP not in data.x:
+    objective = problem.objective
+    if not objective.quadratic or objective.log or len(data.runs) < MIN_RUNS or STEP not in data.x:
         return []
     data, weights = evenly_spaced(data, weights, MOST_ROWS)
     part = Problem(problem.law, data.x, problem.objective, problem.held)
     law = part.values(theta[None])[0].reshape(data.y.shape)
-    found: list[Place] = []
+    out: list[Place] = []
     for cells, units in ((False, by_seed(data)), (True, data)):
-        chosen = list(_rows(units, cells=cells))
+        chosen, found = list(_rows(units, cells=cells)), list[Place]()
         for first in range(0, len(chosen), TOGETHER):
             found += _tested(part, theta, units, weights, law, chosen[first : first + TOGETHER])
-    return [replace(one, p_holm=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
+        out += [replace(one, p_holm=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
+    return out
 
 
 def _tested(
@@ -123,12 +127,15 @@ def _tested(
 
 
 def by_seed(data: Data) -> Data:
-    """The data with seeds instead of runs, if every row has one."""
+    """The data with seeds instead of runs; a run without a seed is one of its own."""
     seeds = data.columns.get("seed")
-    if seeds is None or np.isnan(seeds).any():
+    if seeds is None:
         return data
-    names, seed = np.unique(seeds, return_inverse=True)
-    return replace(data, run=seed, runs=tuple(f"{name:g}" for name in names))
+    seed = np.full(len(data.runs), -1)
+    np.maximum.at(seed, data.run, np.nan_to_num(seeds, nan=-1).astype(int))
+    alone = np.arange(len(data.runs)) + seed.max() + 1
+    unit = np.unique(np.where(seed < 0, alone, seed), return_inverse=True)[1]
+    return replace(data, run=unit[data.run], runs=tuple(map(str, range(int(unit.max()) + 1))))
 
 
 def _rows(data: Data, *, cells: bool) -> Iterator[tuple[dict[str, float], Array]]:
@@ -160,7 +167,7 @@ def plain_places(found: Sequence[Place]) -> list[dict[str, Any]]:
 
 def places_of(diagnostics: Mapping[str, Any]) -> list[Place]:
     """The tests in a fit's diagnostics; empty for a fit that was stored without them."""
-    return [Place(**one) for one in diagnostics.get("places", [])]
+    return [Place(**one) for one in diagnostics.get("places") or []]
 
 
 def alarms(found: Sequence[Place]) -> list[str]:
@@ -168,11 +175,21 @@ def alarms(found: Sequence[Place]) -> list[str]:
     wrong = [one for one in found if one.p_holm < LEVEL and one.matters(NEGLIGIBLE)]
     if not wrong:
         return []
-    worst = max(wrong, key=lambda one: abs(one.size) / one.spread)
+    worst = _most_different(wrong)
     side = "above" if worst.size > 0 else "below"
+    unit = " nats/token" if worst.output in ("finetune_loss", "forgetting_loss", "forgetting") else ""
+    size = f"{number(abs(worst.size))} ± {number(worst.se, 1)}{unit}"
     said = (
-        f"the law misses measured steps: {worst.output} is {abs(worst.size):.2g} ± {worst.se:.1g} {side} the law at "
-        f"{worst.where()} (mean of {several(worst.runs, 'run')}; p = {worst.p_holm:.1g})"
+        f"the law misses measured steps: {worst.output} is {size} {side} the law at {worst.where()} "
+        f"(mean of {several(worst.runs, 'run')}; p = {worst.p_holm:.1g})"
     )
-    more = f", and {len(wrong) - 1} more of {len(found)} tests find a difference" if len(wrong) > 1 else ""
-    return [f"{said}{more}; its mean and the band of its mean are wrong there"]
+    more = len(wrong) - 1
+    rest = f", and {more} more of {len(found)} tests {'finds' if more == 1 else 'find'} a difference" if more else ""
+    return [f"{said}{rest}; its mean and the band of its mean are wrong there"]
+
+
+def _most_different(wrong: Sequence[Place]) -> Place:
+    """The place that differs most; the mean of all runs at its step if that differs at least half as much."""
+    worst = max(wrong, key=lambda one: abs(one.size) / one.spread)
+    whole = [one for one in wrong if one.output == worst.output and one.x == {STEP: worst.x[STEP]}]
+    return next((one for one in whole if 2 * one.size / worst.size >= 1), worst)

@@ -8,7 +8,7 @@ import numpy as np
 
 from forgetting.analysis.fit import Fit
 from forgetting.analysis.fit.misfit import LEVEL
-from forgetting.analysis.fit.places import STEP, Place, places_of
+from forgetting.analysis.fit.places import NEGLIGIBLE, STEP, Place, places_of
 from forgetting.analysis.plan.result import Choice
 from forgetting.display.numbers import number, several
 from forgetting.measuring.estimate import holm
@@ -36,18 +36,24 @@ def contradictions(fit: Fit, choice: Choice | None, output: str, level: float) -
     near = [one for one in every if one.x[STEP] in around and _is_exactly(one, choice)]
     near = near or [one for one in every if one.x[STEP] in around and one.x.keys() == {STEP}]
     adjusted = holm([one.p for one in near])
-    wrong = [(p, one) for one, p in zip(near, adjusted, strict=True) if p < LEVEL and one.matters(SMALL)]
+    wrong = [(p, one) for one, p in zip(near, adjusted, strict=True) if p < LEVEL and one.matters(NEGLIGIBLE)]
     if not wrong:
         return _unchecked(fit, choice)
     p, worst = min(wrong, key=lambda one: one[0])
-    who = "the study" if PARAMS not in worst.x else "this rank" if choice.rank else "this many parameters"
-    what = worst.output.replace("_", " ").replace("finetune", "fine-tuning")
+    own = "this rank" if choice.rank else "this many parameters"
+    whose = own if PARAMS in worst.x else "the study"
+    mean = f"{number(worst.law + worst.size)} ± {number(worst.se, 2)}"
     said = (
         f"measured runs contradict the law near {_named(choice)}: at step {worst.x[STEP]:g}, "
-        f"{several(worst.runs, 'run')} of {who} have a mean {what} of {number(worst.law + worst.size)} ± "
-        f"{number(worst.se, 2)}, and the law says {number(worst.law)} (p = {p:.1g}); trust the measured runs"
+        f"{several(worst.runs, 'run')} of {whose} have a mean {_loss(worst.output)} of "
+        f"{mean}, and the law says {number(worst.law)} (p = {p:.1g}); trust the measured runs"
     )
-    return [said + _crossing([one for one in every if one.output == output and _is_exactly(one, choice)], level)]
+    path = [one for one in every if one.output == output and _is_exactly(one, choice)]
+    return [said + _crossing(path, f"runs of {own}", f"a {_loss(output)} of {number(level)}", level)]
+
+
+def _loss(output: str) -> str:
+    return output.replace("_", " ").replace("finetune", "fine-tuning")
 
 
 def _named(choice: Choice) -> str:
@@ -76,14 +82,17 @@ def _unchecked(fit: Fit, choice: Choice) -> list[str]:
     named = ", ".join(f"{step:g}" for step in steps)
     return [
         f"only steps {named} were measured, too few to test the law between them; measure more often "
-        "(--measure-every) before relying on the band of the mean"
+        "(a study's --measure-every) before relying on the band of the mean"
     ]
 
 
-def _crossing(mine: list[Place], level: float) -> str:
-    """Between which measured steps the means of this rank's runs pass the level."""
-    path = sorted((one.x[STEP], one.law + one.size) for one in mine)
+def _crossing(own: list[Place], who: str, what: str, level: float) -> str:
+    """Between which measured steps the means of the runs of a choice's number of parameters pass the level."""
+    path = sorted((one.x[STEP], one.law + one.size) for one in own)
     for (step, value), (after, other) in pairwise(path):
         if min(value, other) <= level <= max(value, other):
-            return f": their mean passes the level between steps {step:g} and {after:g}"
+            return f"; {who} pass {what} between steps {step:g} and {after:g}"
+    rising = bool(path) and path[-1][1] > path[0][1]
+    if path and (path[0][1] > level) == rising:
+        return f"; {who} are past {what} at step {path[0][0]:g}, the first measured"
     return ""
