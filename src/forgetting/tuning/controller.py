@@ -24,30 +24,30 @@ from .mitigations.divergence import GeneralDivergence
 from .steering import SHORTEST, Steering
 
 MEASURED = 4
-"""One document in so many is measured on, where one text is given; the others are held on to."""
+"""If one text is given, one document in so many is measured, and the penalty is taken on the others."""
 
 
 class ForgettingController(TrainerCallback, ExportableState):
     """Adds weight * KL(base || tuned) on general text to the loss, with the weight that ends at the budget.
 
     Before each update step, where gradients are zero, the penalty's gradient is added, so that accumulation and
-    clipping are as of the loss. Some twenty-five times forgetting is measured on a sample of the text, the end is
-    forecast, and the weight is moved (`tuning.steering`). It is 0 in the first third of the run, and is logged as
-    `forgetting/weight` beside `forgetting/forgetting`. The state is kept in the trainer's checkpoints, and a resumed
-    run goes on with it.
+    clipping work as for the loss alone. About 25 times in a run, forgetting is measured on a sample of the text, its
+    value at the end is forecast, and the weight is adjusted (`tuning.steering`). The weight is 0 in the first third of
+    the run, and is logged as `forgetting/weight` with `forgetting/forgetting`. The trainer's checkpoints contain the
+    state, and a resumed run continues with it.
 
     It needs an adapter, whose base model is the same model with the adapter disabled, and one process.
 
     Args:
-        text: general text that forgetting is measured on, as of `ForgettingCallback`; where `hold` is not given, a
-            quarter of its documents.
+        text: general text that forgetting is measured on, as for `ForgettingCallback`; without `hold`, a quarter of
+            its documents.
         budget: excess forgetting to end with, nats/token.
-        hold: general text that the penalty is taken on, with no document of `text`; default the other three quarters.
-        windows: of `hold`, an update step.
-        tokens: of the sample of `text`.
-        tokenizer: default the trainer's.
-        context: tokens a window; default 512, or what the model was built for.
-        batch_tokens: tokens a forward pass when measuring; None is 512 on a CPU and 8,192 elsewhere.
+        hold: general text that the penalty is taken on, without documents of `text`; default: the other three quarters.
+        windows: windows of `hold` per update step.
+        tokens: size of the sample of `text`.
+        tokenizer: default: the trainer's.
+        context: tokens per window; default 512, or what the model was built for.
+        batch_tokens: tokens per forward pass when measuring; None is 512 on a CPU and 8,192 elsewhere.
 
     Raises:
         UsageError: when training begins: a model without adapters, several processes or GPUs, DeepSpeed, FSDP, fp16
@@ -110,7 +110,7 @@ class ForgettingController(TrainerCallback, ExportableState):
         self._read(model, args, state, self.tokenizer or kwargs.get("processing_class"))
 
     def _read(self, model: Any, args: TrainingArguments, state: TrainerState, tokenizer: Any) -> None:
-        """The text that is measured, a sample of it, and the text that is held on to."""
+        """Read the text that is measured, a sample of it, and the text of the penalty."""
         whole, *_ = read_windows(self.text, tokenizer, [model], self.context)
         if self.hold is None:
             whole, held = _split(whole)
@@ -127,7 +127,7 @@ class ForgettingController(TrainerCallback, ExportableState):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure and steer, where it is due; then add the penalty's gradient to the zero gradients of this step."""
+        """Measure and adjust the weight, if due; then add the penalty's gradient to the zero gradients of this step."""
         assert self.steering is not None
         model, step = adapters.unwrapped(kwargs["model"]), state.global_step
         if self.steering.due(step):
@@ -166,7 +166,7 @@ def _base_logits(model: Any, ids: Any, mask: Any) -> Any:
 
 
 def _split(windows: Windows) -> tuple[Windows, Windows]:
-    """Every fourth document's windows to measure on, and those of the others to hold on to."""
+    """The windows of every fourth document, to measure on, and those of the others, for the penalty."""
     documents = np.asarray(windows.documents)
     measured = np.isin(documents, np.unique(documents)[::MEASURED])
     if measured.all() or not measured.any():
@@ -175,7 +175,7 @@ def _split(windows: Windows) -> tuple[Windows, Windows]:
 
 
 def _refuse(args: TrainingArguments, model: Any) -> None:
-    """Refuse where the penalty's gradient would not be what it is said to be."""
+    """Refuse a training in which the penalty's gradient would be wrong."""
     causal.check_causal(model, "the model")
     what = ""
     if not adapters.is_peft(model):

@@ -1,13 +1,13 @@
 """The weight of a penalty, steered so that a run's forgetting ends at a budget. Numbers only; no model.
 
-A penalty of weight w lowers log forgetting by POWER log(1 + w / SCALE), not at once but with a lag. At each measurement
-what the weights so far have done is taken off, what is left (the curve of a run without penalty) is forecast
-(`measuring.forecast`), and the weight moves to the one that, kept to the end, takes the end to the budget. The three
-numbers are from runs of the miniature; they need not be right elsewhere, since what they miss is in the curve that is
-forecast anew at each measurement. The lag does matter: with one that is too short the weight is moved again before its
-last move has acted, and forgetting swings around the budget, while one that is too long does little harm.
+A penalty of weight w lowers log forgetting by POWER log(1 + w / SCALE), with a lag. At each measurement, the effect of
+the weights so far is subtracted, the remaining curve (that of a run without penalty) is forecast
+(`measuring.forecast`), and the weight changes to the one that, kept to the end, makes the run end at the budget. The
+three numbers are from runs of the miniature. They need not be exact elsewhere, since their errors become part of the
+curve that is forecast again at each measurement. Only the lag matters: if it is too short, the weight changes again
+before its last change has acted, and forgetting oscillates around the budget; if it is too long, it does little harm.
 
-Time is the sum of learning rates, in units of the largest: what an update step changes is in proportion to its rate.
+Time is the sum of learning rates, in units of the largest, since an update step's change is proportional to its rate.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ MOST = 30.0
 """The largest weight. The smallest, and the one in the beginning, is 0."""
 POWER, SCALE, LAG = 0.8, 0.047, 0.55
 """Fitted to 16 steered runs and 3 with a constant weight, of ranks 8 and 64, both sets, seeds 0 and 1 of the miniature,
-against the curves of the same runs without penalty. LAG is a share of the run: a shorter one in simulated runs of 300
-steps lands as well if the weight acts as fast as that, and much worse if it does not."""
+against the curves of the same runs without penalty. LAG is a share of the run: in simulated runs of 300
+steps, a shorter one ends as close to the budget if the weight acts as fast as that, and much farther if not."""
 STRIDE = math.log(2.0)
-"""The logarithm of 1 + w / SCALE moves by so much at most at a measurement: a wrong forecast does little harm."""
+"""The most that log(1 + w / SCALE) changes at a measurement, so that a wrong forecast does little harm."""
 BEGIN = 1 / 3
-"""Share of the run after which the weight moves: before, the curve is that of the warm-up, and there is time to come
-back from above the budget; there is none to come back from far below it, if the run would end near it by itself."""
+"""Share of the run after which the weight changes. Before, the curve is that of the warm-up. There is time to return
+from above the budget, but none to return from far below it, if the run would end near it without a penalty."""
 WHOLE = (0.33, 0.5, 0.65, 0.8, 0.9, 0.96)
 """Shares of the run after which the whole text is measured."""
 MARGIN = 0.1
-"""Relative distance from the budget that counts as landed."""
+"""Relative distance from the budget that counts as reached."""
 
 
 def grid(steps: int) -> list[int]:
@@ -58,7 +58,7 @@ class Steering:
         moves: update steps after which the weight moved, and to which one.
         points: step, forgetting of the sample and its standard error of each measurement.
         ratio: forgetting on the whole text over that on the sample, as last measured.
-        said: what was noticed and warned of, once of each kind.
+        said: the warnings so far, one of each kind.
     """
 
     budget: float
@@ -86,7 +86,7 @@ class Steering:
         return self.moves[-1][1]
 
     def whole_due(self, step: int) -> bool:
-        """Whether the whole text is to be measured beside the sample."""
+        """Whether the whole text is to be measured, too, and not only the sample."""
         later = ([at for at in grid(self.steps) if at >= share * self.steps] for share in WHOLE)
         return step in {steps[0] for steps in later if steps}
 
@@ -97,7 +97,7 @@ class Steering:
             step: finished update steps.
             forgetting: on the sample.
             error: its standard error.
-            whole: forgetting on the whole text, where it was measured, too.
+            whole: forgetting on the whole text; None if it was not measured.
 
         Returns:
             The forecast of the end, were the weight to stay as it was.
@@ -122,7 +122,7 @@ class Steering:
         return forecast(steps, values, errors, end=self.steps, rates=self.rates, prior=PLAIN)
 
     def _held(self, step: int) -> float:
-        """What the weights so far have done to log forgetting after `step` steps."""
+        """The effect of the weights so far on log forgetting after `step` steps."""
         held, until = 0.0, [at for at, _ in self.moves[1:]] + [step]
         for (begin, weight), end in zip(self.moves, until, strict=True):
             stay = self._stay(min(begin, step), min(end, step))
@@ -142,7 +142,7 @@ class Steering:
         return min(SCALE * math.expm1(max(min(max(wanted, now - STRIDE), now + STRIDE), 0.0)), MOST)
 
     def _notice(self, step: int, forgetting: float, error: float | None, free: Forecast) -> None:
-        """Say what the weight cannot do, as soon as it is known."""
+        """Warn of what the weight cannot do, as soon as it is known."""
         now = f"at step {step} of {self.steps}: forgetting is {forgetting:.3g} nats/token"
         of = f"the budget of {self.budget:g}"
         if step <= self.steps / 10 and forgetting > self.budget:
@@ -189,12 +189,12 @@ class Steering:
             log.warning("%s", text)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs to keep; plain numbers and texts, which JSON gives back exactly."""
+        """What a checkpoint needs to keep; plain numbers and texts, which JSON preserves exactly."""
         points, moves = ([[*each] for each in part] for part in (self.points, self.moves))
         return {"points": points, "moves": moves, "ratio": self.ratio, "said": dict(self.said)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
+        """Continue from the state of a checkpoint."""
         self.moves = [(int(step), float(weight)) for step, weight in state["moves"]]
         self.points = [(int(step), float(value), error) for step, value, error in state["points"]]
         self.ratio, self.said = float(state["ratio"]), dict(state["said"])
