@@ -6,15 +6,17 @@ import json
 import math
 
 import pytest
+import torch
+from transformers import get_scheduler
 
 from forgetting.cli.progress import StudyProgress
-from forgetting.config.schema import validate
+from forgetting.config.schema import TrainingConfig, validate
 from forgetting.measuring.forecast import ANY, PLAIN, forecast
 from forgetting.store.folder import RunFolder
 from forgetting.studies.engines import Event
 from forgetting.studies.forecasting import of_run
 from forgetting.tuning.grid import expand_runs
-from forgetting.tuning.schedule import learning_rates
+from forgetting.tuning.schedule import NAMES, learning_rates
 from small_study import fields
 
 ROWS = [(0, 0.0, 0.0), (2, 0.05, 0.002), (4, 0.09, 0.003), (6, 0.12, 0.004)]
@@ -45,6 +47,15 @@ def test_learning_rates_rise_linearly_in_warm_up_and_then_follow_the_schedule(tm
     _, run = study(tmp_path, tmp_path / "s", schedule=schedule)
     after = [AFTER_WARMUP[schedule]((step - 2) / (12 - 2)) for step in range(2, 12)]
     assert learning_rates(run.training) == pytest.approx([0, 1 / 2, *after])
+
+
+@pytest.mark.parametrize("schedule", NAMES)
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (12, 0), (100, 7), (1000, 333), (5, 4)])
+def test_learning_rates_equal_those_of_transformers_to_the_last_bit(schedule, steps, warmup):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    factor = get_scheduler(NAMES[schedule], optimizer, warmup, steps).lr_lambdas[0]
+    training = TrainingConfig(schedule=schedule, steps=steps, warmup_steps=warmup)
+    assert learning_rates(training) == [factor(step) for step in range(steps)]
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["plain", "with mitigation"])

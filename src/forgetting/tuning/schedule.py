@@ -1,11 +1,12 @@
-"""The learning-rate schedules of a recipe, computed by transformers."""
+"""The learning-rate schedules of a recipe.
+
+The formulas are those of transformers, which trains with its own (tests compare them). They are repeated here because
+the process that shows a study's progress forecasts from them, and loads neither transformers nor torch.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from transformers import get_scheduler
+import math
 
 from ..config.schema import TrainingConfig
 
@@ -15,7 +16,15 @@ NAMES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosi
 
 def learning_rates(training: TrainingConfig) -> list[float]:
     """[steps] Learning rate of each update step, as a factor of `training.learning_rate`."""
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)  # only because a scheduler needs an optimiser
-    scheduler: Any = get_scheduler(NAMES[training.schedule], optimizer, training.warmup_steps, training.steps)
-    factor = scheduler.lr_lambdas[0]
-    return [float(factor(step)) for step in range(training.steps)]
+    return [_factor(training, step) for step in range(training.steps)]
+
+
+def _factor(training: TrainingConfig, step: int) -> float:
+    warmup, after = training.warmup_steps, max(1, training.steps - training.warmup_steps)
+    if step < warmup:
+        return step / max(1, warmup)
+    if training.schedule == "linear":
+        return max(0.0, (training.steps - step) / after)
+    if training.schedule == "cosine":
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * ((step - warmup) / after))))
+    return 1.0
