@@ -18,7 +18,7 @@ from forgetting.measuring import base_targets as targets_room
 from forgetting.measuring import batches, heads, passes
 from forgetting.measuring.base_targets import base_targets
 from forgetting.measuring.losses import token_losses
-from forgetting.studies.engines.worker import worker_context
+from forgetting.studies.engines.context import worker_context
 
 WINDOWS = make_windows([9, 17, 2, 30, 30, 5])
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from forgetting.errors import UsageError
-from forgetting.studies.engines import Event, Local, worker
+from forgetting.studies.engines import Event, Local, context
 from forgetting.studies.engines.base import RETRIES, Attempts, Tell
 from forgetting.tuning import stopping
 
@@ -197,7 +197,7 @@ def test_workers_have_the_libraries_loaded_and_the_current_environment(
     import torch
 
     work = functools.partial(look_around, str(tmp_path))
-    monkeypatch.setattr(worker, "_server", None)  # as in a process that had no workers yet
+    monkeypatch.setattr(context, "_server", None)  # as in a process that had no workers yet
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
     for place, libraries in (("one", not torch.accelerator.is_available()), ("two", False)):
         monkeypatch.setenv("HF_HUB_CACHE", place)  # read when a library is imported

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +15,9 @@ from ...errors import ForgettingError
 from ...tuning import stopping
 from .. import own_code
 from .base import POLL, RETRIES, Attempts, Event, Hear, PipeEnd, R, Work
-from .worker import Context, WorkerProcess, one_task, set_threads, worker_context
-
-SIGKILL = getattr(signal, "SIGKILL", 9)
-"""Windows does not define it."""
+from .calling import call_in_worker
+from .context import worker_context
+from .worker import Context, WorkerProcess, ending, one_task, set_threads
 
 
 @dataclass(frozen=True)
@@ -38,15 +37,26 @@ class Local:
         yield
 
     def call(self, function: Callable[[], R]) -> R:
-        """Call the function in this process."""
+        """Call the function; with several jobs in a worker process, so that this one does not load the libraries, too.
+
+        Nothing would be saved if it has loaded torch already, or if workers cannot be forked.
+        """
+        if self._apart():
+            context = worker_context()
+            if context.get_start_method() == "forkserver":
+                return call_in_worker(context, function)
         return function()
+
+    def _apart(self) -> bool:
+        """Whether this process should leave all work to others, to save the memory of its libraries."""
+        return (self.jobs or 1) > 1 and "torch" not in sys.modules
 
     def execute(self, tasks: Sequence[str], work: Work, on_event: Hear, *, one_thread: bool) -> dict[str, str]:
         """Execute all tasks; see `Engine`. The cores are divided among the jobs."""
         cores = count_cores()
         jobs = self.jobs or (cores if one_thread else 1)
         threads = 1 if one_thread else max(1, cores // jobs)
-        if jobs == 1 or len(tasks) < 2:
+        if jobs == 1 or (len(tasks) < 2 and not self._apart()):
             set_threads(threads)
             for task in tasks:
                 stopping.check()
@@ -178,16 +188,6 @@ class _Pool:
                 self.on_event(Event(task, "ended"))
         if self.left and len(self.processes) < self.jobs:
             self._hire()
-
-
-def ending(process: BaseProcess) -> str:
-    """How a process ended, in words."""
-    code = process.exitcode
-    if code is None or code >= 0:
-        return f"exit code {code}"
-    if code == -SIGKILL:
-        return "killed, probably because memory ran out"
-    return f"signal {-code}"
 
 
 def _serve(work: Work, pipe: PipeEnd, threads: int) -> None:

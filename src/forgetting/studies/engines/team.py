@@ -15,9 +15,9 @@ from multiprocessing.process import BaseProcess
 from ...models import processes
 from ...tuning import stopping
 from .base import POLL, Event, Hear, PipeEnd, Work
-from .local import ending
+from .context import worker_context
 from .machines import Machines
-from .worker import WorkerProcess, one_task, worker_context
+from .worker import WorkerProcess, ending, one_task
 
 GRACE = 10.0
 """Seconds that the other processes of a run have to end after one has; then they are killed, as they wait for it."""

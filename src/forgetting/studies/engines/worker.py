@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing.context import SpawnContext
-from pathlib import Path
+from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from ...display.streams import make_safe
@@ -25,58 +25,27 @@ else:
 
     Context = SpawnContext | ForkServerContext
 
-_LIBRARIES = [
-    *("forgetting.studies.execute", "forgetting.tuning.run", "transformers.models.auto.modeling_auto"),
-    "forgetting.studies.engines.shared_memory",
-]
-"""Modules that the fork server imports for all workers; `shared_memory` must be last."""
-_MAY_DIFFER = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "CUDA_VISIBLE_DEVICES", "PYTEST_CURRENT_TEST")
-"""Environment variables that may differ from the fork server's: workers set their threads themselves, there is no
-accelerator, and no library reads a test's name."""
-_server: tuple[dict[str, str], Path] | None = None
-"""Environment and working directory of this process when it started its fork server."""
-
-
-def worker_context() -> Context:
-    """The multiprocessing context for worker processes on the CPU.
-
-    Workers are forked from a server that imported the libraries once, so that they share its memory and start quickly.
-    They are spawned instead outside Linux, on machines with an accelerator, whose driver does not survive a fork, and
-    if the environment has changed since the server started, because libraries read it when they are imported.
-    """
-    global _server
-    import torch
-
-    if not sys.platform.startswith("linux") or torch.accelerator.is_available():
-        return multiprocessing.get_context("spawn")
-    environment = {name: value for name, value in os.environ.items() if name not in _MAY_DIFFER}
-    try:
-        now = environment, Path.cwd()
-    except OSError:  # the working directory was deleted
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    if _server is None:
-        context.set_forkserver_preload(_LIBRARIES)
-        _server = now
-    return context if _server == now else multiprocessing.get_context("spawn")
+SIGKILL = getattr(signal, "SIGKILL", 9)
+"""Windows does not define it."""
 
 
 class WorkerProcess:
     """The worker in this process. Asked to stop, it stops at the next step of its task, or at once without a task."""
 
-    def __init__(self, pipe: PipeEnd, threads: int) -> None:
+    def __init__(self, pipe: PipeEnd, threads: int | None) -> None:
         """Set up signals, streams and threads, and watch the parent.
 
         Args:
             pipe: this process's end of the pipe to the parent.
-            threads: CPU threads of this process.
+            threads: CPU threads of this process; None leaves what its environment says.
         """
         self.pipe, self.busy = pipe, False
         make_safe()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too, but the parent handles it
         signal.signal(signal.SIGTERM, self._stop)
         threading.Thread(target=_die_with_parent, daemon=True).start()
-        set_threads(threads)
+        if threads is not None:
+            set_threads(threads)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         if not self.busy:
@@ -102,6 +71,16 @@ def one_task(task: str, work: Work, tell: Hear) -> None:
     tell(Event(task, "started"))
     work(task, lambda step: tell(Event(task, "step", step)))
     tell(Event(task, "ended"))
+
+
+def ending(process: BaseProcess) -> str:
+    """How a process ended, in words."""
+    code = process.exitcode
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    if code == -SIGKILL:
+        return "killed, probably because memory ran out"
+    return f"signal {-code}"
 
 
 def set_threads(threads: int) -> None:
