@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -165,5 +164,5 @@ def training_order(n_windows: int, n_samples: int, seed: int) -> NDArray[np.int6
     The order depends only on the seed, so all methods and ranks of one seed see the same batches.
     """
     generator = np.random.default_rng([seed, 20240110])
-    passes = math.ceil(n_samples / n_windows)
-    return np.concatenate([generator.permutation(n_windows) for _ in range(passes)])[:n_samples]
+    left = range(n_samples, 0, -n_windows)  # at the start of each pass
+    return np.concatenate([generator.permutation(n_windows)[:most] for most in left])  # a copy: no pass stays in memory
