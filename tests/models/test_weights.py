@@ -142,7 +142,7 @@ def test_parts_that_text_never_uses_are_left_out_with_a_notice(untied: Path, tmp
     names = ("vision_tower.a.weight", "vision_tower.b.weight", "v_head.summary.bias")
     towers = {name: torch.ones(2) for name in names}
     _, notices = load(changed(untied, tmp_path / "a", add=towers))
-    assert ["vision_tower (2 weights)" in notices[1], "v_head (1 weights)" in notices[0]] == [True, True]
+    assert ["vision_tower (2 weights)" in notices[1], "v_head (1 weight)" in notices[0]] == [True, True]
     ahead = {"model.layers.2.eh_proj.weight": torch.ones(2, 2)}
     _, notices = load(changed(untied, tmp_path / "b", add=ahead, config={"num_nextn_predict_layers": 1}))
     assert notices == []

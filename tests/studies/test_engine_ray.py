@@ -161,8 +161,8 @@ def test_a_stop_reaches_running_tasks_and_cancels_waiting_ones(cluster: Any, tmp
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (Ray(cpus=64), "64 CPU cores, 0 GPUs, 0 GB memory); the most on any node: 1 CPU cores, 0 GPUs,"),
-        (Ray(gpus=0.5), "1 CPU cores, 0.5 GPUs"),
+        (Ray(cpus=64), "64 CPU cores, 0 GPUs, 0 GB memory); the most on any node: 1 CPU core, 0 GPUs,"),
+        (Ray(gpus=0.5), "1 CPU core, 0.5 GPUs"),
         (Ray(memory=1e6), "1e+06 GB memory"),
     ],
 )
