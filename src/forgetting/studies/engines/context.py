@@ -29,15 +29,17 @@ def worker_context() -> Context:
     They are spawned instead outside Linux, on machines with an accelerator, whose driver does not survive a fork, and
     if the environment has changed since the server started, because libraries read it when they are imported.
     """
-    context = _forking() if sys.platform.startswith("linux") else None
+    context = _forking()
     if context is None or _has_accelerator(context):
         return multiprocessing.get_context("spawn")
     return context
 
 
 def _forking() -> Context | None:
-    """The context of the fork server; None if the server was started in other circumstances."""
+    """The context of the fork server; None outside Linux, or if the server was started in other circumstances."""
     global _server
+    if not sys.platform.startswith("linux"):
+        return None
     environment = {name: value for name, value in os.environ.items() if name not in _MAY_DIFFER}
     try:
         now = environment, Path.cwd()
