@@ -298,7 +298,7 @@ class _Session:
             half_width=answer.half_width,
             extrapolated=answer.choice.extrapolated,
             finetune_loss=answer.choice.finetune_loss,
-            contradicted=tuple(answer.contradicted),
+            contradicted=answer.contradicted,
             command=write_plan(self.config, self.out, rank, steps),
         )
 

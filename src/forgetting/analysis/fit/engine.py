@@ -149,20 +149,26 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array,
     if options.intervals == "profile":
         parameters |= profiles(problem, adapted, found, data, weights, parameters, options.confidence, warnings)
     warnings += loose(law, parameters, looks.flat)
-    tests, at = misfits(problem, found.theta, data, weights), places(problem, found.theta, *every)
-    warned = [*alarms(tests), *missed_places(at)]
+    tests, warned = _tests(problem, found.theta, data, weights, every)
     validation = {
         "leave_one_run_out": leave_one_run_out(problem, found.theta, data, weights),
         "run_noise": run_noise(problem, found.theta, data),
         "scatter": _scatter(problem, found, data, weights, spare),
-        "misfit": plain_misfits(tests),
-        "places": plain_places(at),
-        "few_steps": few_steps(data),
         "freedom": degrees,
+        **tests,
     }
     learned = diagnostics(problem, adapted, data, found, looks, draws, weights, validation)
     fit = _fit(law, adapted, data, label, options, found, parameters, theta, draws, widen, warnings, learned)
     return _with_rivals(fit, law, data, weights, options, warned)
+
+
+def _tests(
+    problem: Problem, theta: Array, data: Data, weights: Array, every: tuple[Data, Array]
+) -> tuple[dict[str, Any], list[str]]:
+    """The tests of the law as diagnostics, and their warnings; `every` is the data before sampling, and its weights."""
+    bends, at = misfits(problem, theta, data, weights), places(problem, theta, *every)
+    plain = {"misfit": plain_misfits(bends), "places": plain_places(at), "few_steps": few_steps(data)}
+    return plain, [*alarms(bends), *missed_places(at)]
 
 
 def _with_rivals(fit: Fit, law: Law, data: Data, weights: Array, options: Options, warned: Sequence[str]) -> Fit:
@@ -210,16 +216,13 @@ def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Arra
     parameters |= stopped(adapted, law, theta, looks.asks)
     parameters |= _of_the_line(law, data, options, parameters, line)
     warnings += loose(law, parameters, looks.flat)
-    tests, at = misfits(problem, found.theta, data, weights), places(problem, found.theta, data, weights)
-    warned = [*alarms(tests), *missed_places(at)]
+    tests, warned = _tests(problem, found.theta, data, weights, (data, weights))
     validation = {
         "leave_one_run_out": summed.leave_one_run_out(cells, found.theta),
         "run_noise": summed.run_noise(cells, found.theta, problem.law.outputs),
         "scatter": summed.scatter_of(cells, found.theta, residual),
-        "misfit": plain_misfits(tests),
-        "places": plain_places(at),
-        "few_steps": few_steps(data),
         "freedom": degrees,
+        **tests,
     }
     learned = diagnostics(problem, adapted, data, found, looks, draws, weights, validation)
     fit = _fit(law, adapted, data, label, options, found, parameters, theta, draws, widen, warnings, learned)

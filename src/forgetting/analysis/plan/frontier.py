@@ -14,7 +14,7 @@ from forgetting.analysis.fit import Estimate, Fit
 from forgetting.analysis.fit.show import spans
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.plan.cost import Cost
-from forgetting.analysis.plan.measured import SMALL, contradictions
+from forgetting.analysis.plan.measured import SMALL, contradictions, loss_name
 from forgetting.analysis.plan.result import Choice, Plan
 from forgetting.analysis.plan.surface import band, need_surface, surface_of
 from forgetting.display.numbers import several
@@ -269,13 +269,9 @@ def _left_out(
         return [said]
     sizes = [c.trainable_params for c in every]
     values = fit.predict(output, trainable_params=[*sizes, *sizes], step=[low] * len(sizes) + [high] * len(sizes)).value
-    what = _named(output)
+    what = loss_name(output)
     reach = f"within the range the {what} of these choices goes from {values.min():.4g} to {values.max():.4g}"
     return [said, f"{reach}; {level:.4g} is outside"]
-
-
-def _named(output: str) -> str:
-    return output.replace("_", " ").replace("finetune", "fine-tuning")
 
 
 def _say(fit: Fit, output: str, level: float, reached: Sequence[Choice], other: str) -> tuple[list[str], bool]:
@@ -334,7 +330,7 @@ def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], oth
     )
     with np.errstate(invalid="ignore"):  # two losses without a limit: their difference is unknown
         difference = band(fit, spread, worst - best)
-    what = _named(other)
+    what = loss_name(other)
     if fit.no_bands and spread > SMALL * measured_spread(fit, other):
         said = f"{what} differs by {spread:.2g} nats/token between best and worst by this law's estimates alone"
         return f"{said}; without intervals it is unclear whether the choice matters", False

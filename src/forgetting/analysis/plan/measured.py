@@ -45,14 +45,15 @@ def contradictions(fit: Fit, choice: Choice | None, output: str, level: float) -
     mean = f"{number(worst.law + worst.size)} ± {number(worst.se, 2)}"
     said = (
         f"measured runs contradict the law near {_named(choice)}: at step {worst.x[STEP]:g}, "
-        f"{several(worst.runs, 'run')} of {whose} have a mean {_loss(worst.output)} of "
+        f"{several(worst.runs, 'run')} of {whose} have a mean {loss_name(worst.output)} of "
         f"{mean}, and the law says {number(worst.law)} (p = {p:.1g}); trust the measured runs"
     )
     path = [one for one in every if one.output == output and _is_exactly(one, choice)]
-    return [said + _crossing(path, f"runs of {own}", f"a {_loss(output)} of {number(level)}", level)]
+    return [said + _crossing(path, f"runs of {own}", f"a {loss_name(output)} of {number(level)}", level)]
 
 
-def _loss(output: str) -> str:
+def loss_name(output: str) -> str:
+    """An output of a law in words."""
     return output.replace("_", " ").replace("finetune", "fine-tuning")
 
 
