@@ -80,15 +80,25 @@ def test_every_method_has_an_entry() -> None:
 
 OFTEN = {"lora", "pissa", "eva", "ia3", "top_layers", "peft"}
 """One method of each way to prepare and save; the others take minutes together."""
+OFTEN_IN_16_BITS = {"eva", "top_layers"}
+"""Those whose resumed runs once differed in bfloat16: by the dtype of adapters, and of the optimiser's state."""
 
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "entry",
-    [pytest.param(e, id=e["name"], marks=() if e["name"] in OFTEN else pytest.mark.slow) for e in ENTRIES],
+    ("entry", "dtype", "tolerance"),
+    [
+        pytest.param(
+            e, dtype, tolerance, id=f"{e['name']}-{dtype}", marks=() if e["name"] in often else pytest.mark.slow
+        )
+        for dtype, tolerance, often in (("float32", 2e-6, OFTEN), ("bfloat16", 2e-4, OFTEN_IN_16_BITS))
+        for e in ENTRIES
+    ],
 )
 def test_a_run_resumes_and_its_saved_weights_measure_as_it_did(
     entry: dict[str, Any],
+    dtype: str,
+    tolerance: float,
     models: dict[str, Path],
     corpora: Path,
     tmp_path: Path,
@@ -97,7 +107,9 @@ def test_a_run_resumes_and_its_saved_weights_measure_as_it_did(
     import forgetting.tuning.run as train
 
     monkeypatch.setenv("FORGETTING_CACHE", str(tmp_path / "cache"))
-    config = validate(fields(models, corpora, entry), where="test")
+    given = fields(models, corpora, entry)
+    given["model"] |= {"dtype": dtype}
+    config = validate(given, where="test")
     result = study(config, tmp_path / "whole", engine=Local(1))
     assert not result.failed
     rows = measurements(tmp_path / "whole")
@@ -119,11 +131,10 @@ def test_a_run_resumes_and_its_saved_weights_measure_as_it_did(
     assert measurements(tmp_path / "cut") == rows
 
     (run,) = result.folder.runs()
-    again = instrument.measure(
-        config.model.source, str(run.path / "adapter"), text=config.text.source, context=config.context
-    ).to_dict()
-    assert again["forgetting_loss"] == pytest.approx(rows[-1]["forgetting_loss"], abs=2e-6)
-    assert again["forgetting"] == pytest.approx(rows[-1]["forgetting"], abs=2e-6)
+    how = {"text": config.text.source, "context": config.context, "dtype": dtype}
+    again = instrument.measure(config.model.source, str(run.path / "adapter"), **how).to_dict()
+    assert again["forgetting_loss"] == pytest.approx(rows[-1]["forgetting_loss"], abs=tolerance)
+    assert again["forgetting"] == pytest.approx(rows[-1]["forgetting"], abs=tolerance)
 
 
 @pytest.mark.full

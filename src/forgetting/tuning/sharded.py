@@ -17,7 +17,7 @@ from transformers import Adafactor
 
 from ..models import processes, sharding
 from .sharded_adafactor import ShardedAdafactor
-from .trainer import CheckedTrainer
+from .trainer import CheckedTrainer, keep_dtypes
 
 SCHEDULER = "scheduler.pt"
 
@@ -52,6 +52,7 @@ class ShardedTrainer(CheckedTrainer):
         made: torch.optim.Optimizer = super().create_optimizer()
         if isinstance(made, Adafactor):
             made = self.optimizer = ShardedAdafactor(made.param_groups)
+            keep_dtypes(made)
         return made
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -93,8 +94,6 @@ class ShardedTrainer(CheckedTrainer):
             for key, one in state["state"].items()
         }
         self.optimizer.load_state_dict(state)
-        for key, one in state["state"].items():  # restore the dtypes: torch casts what it loads to the weights' dtype
-            self.optimizer.state[like[key]].update(one)
         self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER, weights_only=True))
 
 

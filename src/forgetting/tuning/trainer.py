@@ -145,6 +145,12 @@ class CheckedTrainer(Trainer):
         for term in self.terms:
             term.on_step(unwrapped(model), self.state.global_step)
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The usual optimiser; its state resumes in the dtype in which it was saved."""
+        made: torch.optim.Optimizer = super().create_optimizer(model)
+        keep_dtypes(made)
+        return made
+
     def _load_from_checkpoint(self, *arguments: Any, **options: Any) -> None:
         """Load, but keep frozen what does not train: PEFT makes every adapter that it loads trainable."""
         flags = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
@@ -160,6 +166,30 @@ class CheckedTrainer(Trainer):
                 "lower training.learning_rate"
             )
         return norm
+
+
+def keep_dtypes(optimizer: torch.optim.Optimizer) -> None:
+    """Make an optimiser load its state as it was saved, even if the weights are 16-bit.
+
+    torch converts a loaded state to the dtype of the weights, but Adafactor's is float32 whatever the weights are; a
+    run that resumed with rounded means would not give the numbers of an uninterrupted one.
+    """
+    loaded: list[dict[str, Any]] = []
+
+    def before(_optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        loaded.append(state)
+
+    def after(_optimizer: torch.optim.Optimizer) -> None:
+        saved = loaded.pop()
+        numbers = [number for group in saved["param_groups"] for number in group["params"]]
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        for number, weight in zip(numbers, weights, strict=True):
+            for name, value in saved["state"].get(number, {}).items():
+                if isinstance(value, torch.Tensor) and optimizer.state[weight][name].dtype != value.dtype:
+                    optimizer.state[weight][name] = value.to(optimizer.state[weight][name].device)
+
+    optimizer.register_load_state_dict_pre_hook(before)
+    optimizer.register_load_state_dict_post_hook(after)
 
 
 def by_length(order: NDArray[np.int64], lengths: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
