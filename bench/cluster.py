@@ -1,9 +1,10 @@
 """Studies as on a cluster, each undisturbed, killed and stopped: `python bench/cluster.py [--only NAME ...]`.
 
-A study of a small random model (LoRA and full fine-tuning; LoRA alone in 4 bits) is done by one process, in 4 bits, by
-two FSDP2 processes, by two commands with one FSDP2 process each, and on Ray with two FSDP2 processes a run. Each is
-compared with one plain process, then done again and disturbed in the middle of its first run, resumed with the same
-command if it ended, and compared with the undisturbed one: rows to the last bit, and the saved weights byte for byte.
+A study of a small random model (LoRA and full fine-tuning; LoRA alone in 4 bits) is done by one process, in 4 bits, in
+bfloat16, by two FSDP2 processes, by two commands with one FSDP2 process each, and on Ray with two FSDP2 processes a
+run. Each is compared with one plain process, then done again and disturbed in the middle of its first run, resumed with
+the same command if it ended, and compared with the undisturbed one: rows to the last bit, and the saved weights byte
+for byte.
 With --grow, a study of one LoRA run is extended instead, by a rank, a seed, full fine-tuning (not in 4 bits) and more
 steps at once, and compared with a study that was planned so. Prints the tables of docs/clusters.md. Linux only; needs
 bitsandbytes and ray.
@@ -124,7 +125,9 @@ TEAM = [name for name in RAY if "Ray" not in name]
 MODES = {
     "one plain process": Mode([["--jobs", "1"]], []),
     "4 bits, one process": Mode([["--jobs", "1"]], ["kill -9 of the command", "SIGTERM"], "bits"),
+    "bfloat16, one process": Mode([["--jobs", "1"]], ["kill -9 of the command", "SIGTERM"], "bfloat16"),
     "FSDP2, two processes": Mode([["--accelerate-config", "fsdp2.yaml"]], TEAM),
+    "bfloat16, FSDP2, two processes": Mode([["--accelerate-config", "fsdp2.yaml"]], TEAM, "bfloat16"),
     "FSDP2, two commands": Mode(
         [["--accelerate-config", "machines.yaml", "--machine-rank", rank] for rank in ("0", "1")],
         [name for name in FAULTS if "Ray" not in name],
@@ -148,11 +151,12 @@ def make_inputs(folder: Path) -> None:
     if not (folder / "model").exists():
         make_model(folder / "model", SIZES, 2560)
     make_text(folder, 64)
-    for name, bits in (("study", None), ("bits", 4)):
+    kinds: dict[str, dict[str, Any]] = {"study": {}, "bits": {"bits": 4}, "bfloat16": {"dtype": "bfloat16"}}
+    for name, model in kinds.items():
         lora: dict[str, Any] = {"name": "lora", "rank": [4], "learning_rate": 1e-3}
-        full = [] if bits else [{"name": "full", "learning_rate": 2e-4}]
+        full = [] if "bits" in model else [{"name": "full", "learning_rate": 2e-4}]
         given = {
-            "model": {"source": str(folder / "model")} | ({"bits": bits} if bits else {}),
+            "model": {"source": str(folder / "model")} | model,
             "text": {"source": str(folder / "general.jsonl"), "documents": "rows"},
             "datasets": {"d": {"source": str(folder / "train.jsonl"), "documents": "rows"}},
             "methods": [lora, *full],

@@ -13,6 +13,7 @@ import pytest
 from test_faults import stopped_at
 
 from forgetting.config.schema import StudyConfig, validate
+from forgetting.store import folder as folders
 from forgetting.store.chain import chain_of
 from forgetting.store.folder import StudyFolder
 from forgetting.studies.conclude import study as whole_study
@@ -151,3 +152,21 @@ def test_a_study_whose_folder_is_moved_while_it_runs_stops_and_writes_nothing(
         os.killpg(again.pid, signal.SIGKILL)
         again.communicate()
         assert all(rows(moved)[name][: len(before) - 1] == before[:-1] for name, before in seen.items() if before)
+
+
+def test_a_folder_that_vanishes_while_a_run_is_locked_is_reported_as_that(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as a missing file inside it."""
+    out = tmp_path / "s"
+    hold = folders.hold
+
+    def vanishing(path: Path) -> Any:
+        if path.parent.parent == out.resolve() / "runs":
+            shutil.rmtree(out)
+        return hold(path)
+
+    monkeypatch.setattr(folders, "hold", vanishing)
+    with pytest.raises(folders.GoneError, match="deleted or moved during the run"):
+        study(config, out, engine=Local(1))
+    assert not out.exists()

@@ -369,6 +369,19 @@ class StudyFolder:
             self._delete_leftovers()
             raise GoneError(self.path)
 
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, a file that is missing because the study was deleted or moved is reported as that.
+
+        Raises:
+            GoneError: the study was deleted or moved.
+        """
+        try:
+            yield
+        except FileNotFoundError:
+            self.check_there()
+            raise
+
     def _delete_leftovers(self) -> None:
         """Delete caches, locks and incomplete weights in the old place of a moved study, and nothing else."""
         for run in (self.path / "runs").glob("*"):

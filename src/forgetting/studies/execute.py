@@ -104,7 +104,7 @@ def do_run(study: StudyFolder, inputs: StudyInputs, run_id: str, tell: Callable[
     folder = study.run(run_id)
     folder = folder if processes.is_main() else ReadOnlyRun(folder.path)
     try:
-        with _held(folder) as before:
+        with study.in_place(), _held(folder) as before:
             study.check_there()
             if not is_pending(before):
                 return False

@@ -137,7 +137,7 @@ def study(
         if on_plan:
             on_plan(runs, pending)
         began = time.perf_counter()
-        with stopping.at_next_step():
+        with stopping.at_next_step(), folder.in_place():
             _do_all(folder, inputs, pending, engine, hear, one_thread)
     own_code.check_same()
     from ..analysis.study_table import load_study  # takes a second to import, which preparation and workers save
