@@ -451,6 +451,9 @@ FOUND: list[tuple[str, Any]] = [
     ("rows", f'{{"finetune_loss": {LONG}}}\n'.encode()),
     ("rows", b'{"finetune_loss": 1e999}\n'),
     ("rows", b'{"finetune_loss": NaN}\n'),
+    ("rows", b"null\n"),  # these three ended the process
+    ("rows", b"null\n\x0b\n"),
+    ("rows", b' null\n{"step": 1}\n'),
 ]
 """Inputs like those that failed among 10,000 random ones, and similar ones."""
 

@@ -271,6 +271,8 @@ def _parse_bulk(content: bytes, schema: pa.Schema, count: int) -> pa.Table | Non
     """Parse `count` rows with Arrow; None if it fails or finds another number of rows or infinite numbers."""
     if not content:
         return schema.empty_table()
+    if not _begins_with_objects(content):
+        return None
     options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     reading = pyarrow.json.ReadOptions(block_size=min(len(content), BLOCK))
     with suppress(pa.ArrowException):
@@ -278,6 +280,12 @@ def _parse_bulk(content: bytes, schema: pa.Schema, count: int) -> pa.Table | Non
         if table.num_rows == count and _is_finite(table):
             return table.select(schema.names).cast(schema)
     return None
+
+
+def _begins_with_objects(content: bytes) -> bool:
+    """Whether each line begins with `{`: Arrow ends the process (segmentation fault) if a block begins with `null`."""
+    lines = content.count(b"\n") + (not content.endswith(b"\n"))
+    return content.count(b"\n{") + content.startswith(b"{") == lines
 
 
 def _is_finite(table: pa.Table) -> bool:
