@@ -34,7 +34,7 @@ class FitArguments(TypedDict, total=False):
     only: Mapping[str, Any] | None
     from_step: float | None
     columns: Mapping[str, str] | None
-    run: str
+    run: str | Sequence[str]
     iid: bool
     objective: str
     delta: float
@@ -69,7 +69,7 @@ def fit(
     only: Mapping[str, Any] | None = None,
     from_step: float | None = None,
     columns: Mapping[str, str] | None = None,
-    run: str = "run_id",
+    run: str | Sequence[str] = "run_id",
     iid: bool = False,
     objective: str = "least-squares",
     delta: float = 1e-3,
@@ -93,7 +93,7 @@ def fit(
         only: by column, the value that kept rows have, or a list of allowed values; None stands for blank cells.
         from_step: leave out earlier steps; default: a study's own first step, and every step of another table.
         columns: the table's column for a variable or output, if its name differs.
-        run: the column that identifies the runs.
+        run: the column, or columns, that name the runs; those that agree in it, as in `seed`, are resampled together.
         iid: treat every row as independent in the intervals, ignoring runs.
         objective: `least-squares`, `log-least-squares`, `huber`, `huber-log`; for the line also `errors-in-both`.
         delta: Huber's delta.

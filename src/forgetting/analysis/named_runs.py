@@ -60,6 +60,25 @@ def told_runs(table: Any, present: Sequence[str], rows: Array, steps: Array) -> 
         steps: [n] their steps; NaN counts as not increasing.
     """
     columns = tuple(name for name in IDENTIFYING if name in present)
+    code, names = combined(table, columns, rows)
+    order = np.argsort(code, kind="stable")
+    before, after = order[:-1], order[1:]
+    bad = np.flatnonzero((code[before] == code[after]) & ~(steps[after] > steps[before]))
+    earliest = bad[np.argmin(after[bad])] if bad.size else 0
+    clash = (int(rows[before[earliest]]), int(rows[after[earliest]])) if bad.size else None
+    return ToldRuns(columns, names, code, clash)
+
+
+def combined(table: Any, columns: Sequence[str], rows: Array) -> tuple[Array, tuple[str, ...]]:
+    """[n] which rows agree in all of some columns, and the name of each such set of rows.
+
+    Names are like `rank=16, seed=0`, without columns that are equal in all rows.
+
+    Args:
+        table: columns by name.
+        columns: the names of some.
+        rows: [n] row numbers to consider.
+    """
     code = np.zeros(rows.size, dtype=np.int64)
     texts: dict[str, list[str]] = {}
     own: dict[str, Array] = {}
@@ -69,10 +88,4 @@ def told_runs(table: Any, present: Sequence[str], rows: Array, steps: Array) -> 
         _, code = np.unique(code * len(texts[name]) + own[name], return_inverse=True)
     first = np.unique(code, return_index=True)[1]
     shown = [name for name in columns if np.unique(own[name]).size > 1] or list(columns[:1])
-    names = tuple(", ".join(f"{name}={texts[name][own[name][i]]}" for name in shown) for i in first)
-    order = np.argsort(code, kind="stable")
-    before, after = order[:-1], order[1:]
-    bad = np.flatnonzero((code[before] == code[after]) & ~(steps[after] > steps[before]))
-    earliest = bad[np.argmin(after[bad])] if bad.size else 0
-    clash = (int(rows[before[earliest]]), int(rows[after[earliest]])) if bad.size else None
-    return ToldRuns(columns, names, code, clash)
+    return code, tuple(", ".join(f"{name}={texts[name][own[name][i]]}" for name in shown) for i in first)

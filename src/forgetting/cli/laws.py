@@ -63,9 +63,13 @@ class FitOptions:
         float, typer.Option(help="Huber's delta: larger residuals count linearly. Relative for huber-log.")
     ] = 1e-3
     run: Annotated[
-        str,
-        typer.Option(help="Column that tells which rows belong to one run or seed; intervals resample these groups."),
-    ] = "run_id"
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Column that names the runs, or what runs share, such as seed: intervals resample these groups. "
+            "Repeat if several columns name a run, such as rank and seed. Default: run_id.",
+        ),
+    ] = None
     iid: Annotated[
         bool, typer.Option("--iid", help="Treat every row as independent; only if no two rows are from the same run.")
     ] = False
@@ -128,7 +132,7 @@ def fit_command(
         return {name: choose_law(name, [*columns, *table], start=starts, bounds=bounds) for name in names}
 
     found = tables_to_fit(tables, only=several(only, "--only"), from_step=from_step, dataset=dataset)
-    how = {"columns": columns, **asdict(fitting)}
+    how = {"columns": columns, **asdict(fitting), "run": fitting.run or "run_id"}
     if by:
         _fit_by([*chosen(*next(iter(found.plain.items()))).values()], found, by, how, out=out, as_json=as_json)
         return

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from forgetting.analysis.fit.cells import loose, numbers
+from forgetting.analysis.fit.runs import RUN, columns_of_runs, find_runs
 from forgetting.analysis.laws.base import Array, Law, Variable
-from forgetting.analysis.named_runs import told_runs
 from forgetting.analysis.selection import GAP, cell_at, coded, is_missing, rows_left_out
 from forgetting.display.numbers import few, several
 from forgetting.errors import UsageError, did_you_mean
@@ -34,14 +35,16 @@ class Data:
         x: [n] values for each variable of the law.
         y: [O, n] outputs of the law.
         se: [O, n] standard errors of the outputs, or None.
-        run: [n] run index of each row.
-        runs: names of the runs.
+        run: [n] run index of each row; where runs are resampled in groups, the group's.
+        runs: names of the runs or groups.
         independent: whether every row counts as a run because the table does not identify runs.
         columns: further columns that a fit can use (`rank`, `finetune_loss_se`, ...).
         warnings: what was left out, and why.
         iid: whether every row counts as a run because the user asked for it.
         row: [n] number of each row in the table, from 0.
         sampled_from: numbers of rows and runs of which these are a sample; None if these are all.
+        by: the columns of groups of runs; empty if each run is resampled by itself.
+        inner: [n] the run of each row, where runs are resampled in groups; else None.
     """
 
     x: dict[str, Array]
@@ -55,6 +58,23 @@ class Data:
     iid: bool = False
     row: Array | None = None
     sampled_from: tuple[int, int] | None = None
+    by: tuple[str, ...] = ()
+    inner: Array | None = None
+
+    @property
+    def n_runs(self) -> int:
+        """Number of runs, also where they are resampled in groups."""
+        return len(self.runs) if self.inner is None else int(np.unique(self.inner).size)
+
+    @property
+    def unit(self) -> str:
+        """What is resampled: `row`, `run`, or `group of runs`."""
+        return "row" if self.independent or self.iid else "group" if self.by else "run"
+
+    @property
+    def grouping(self) -> dict[str, Any]:
+        """For diagnostics: the columns and number of groups of runs; empty if each run is resampled by itself."""
+        return {"groups": {"by": list(self.by), "count": len(self.runs)}} if self.by else {}
 
     @property
     def n(self) -> int:
@@ -88,6 +108,8 @@ class Data:
             self.iid,
             None if self.row is None else self.row[rows],
             self.sampled_from,
+            self.by,
+            None if self.inner is None else self.inner[rows],
         )
 
     def sample(self, most: int) -> Data:
@@ -118,7 +140,7 @@ def read_data(
     *,
     columns: Mapping[str, str] | None = None,
     label: str = "",
-    run: str = "run_id",
+    run: str | Sequence[str] = RUN,
     iid: bool = False,
     whole: bool = False,
 ) -> Data:
@@ -129,14 +151,15 @@ def read_data(
         table: a DataFrame, or a mapping from column names to sequences of equal length.
         columns: the table's column for a variable or output, if its name differs.
         label: the table's name in messages.
-        run: the column that identifies the run of each row. Without it, runs are identified by other columns if
-            possible; otherwise every row is a run.
+        run: the column that identifies the run of each row, or several; rows that agree in them but are of several runs
+            are resampled together. Without it, runs are identified by other columns if possible; otherwise every row
+            is a run.
         iid: treat every row as a run in any case.
         whole: refuse rows with a missing value; otherwise they are left out with a warning.
 
     Raises:
         UsageError: a column is missing; a cell is not a number, not finite, or not positive although it must be; a
-            run has the same measurement twice; or no row is left.
+            run has the same measurement twice; a number is too large or small; or no row is left.
     """
     where = f"table '{label}'" if label else "table"
     columns = dict(columns or {})
@@ -145,13 +168,10 @@ def read_data(
         if name not in needed:
             raise UsageError(f"law '{law.called}' has no '{name}' to map a column to; {did_you_mean(name, needed)}")
     present = column_names(table)
-    if iid and run != "run_id":
-        raise UsageError(f"give the column of runs ('{run}') or independent rows (iid), not both")
-    if run not in present and run != "run_id":
-        raise UsageError(
-            f"{where} has no column '{run}' that says which rows belong to one run; {did_you_mean(run, present)}"
-        )
-    rows, warnings = _done_rows(table, present, run)
+    by = columns_of_runs(run, present, where)
+    if iid and by != (RUN,):
+        raise UsageError(f"give the column of runs ('{', '.join(by)}') or independent rows (iid), not both")
+    rows, warnings = _done_rows(table, present, by)
     sources = {name: columns.get(name, name) for name in needed}
     _refuse_absent(law, sources, present, where)
     if rows.size == 0:
@@ -159,16 +179,19 @@ def read_data(
     rows, gaps = (rows, []) if whole else _without_gaps(table, list(sources.values()), rows, where)
     kinds = {v.name: v for v in (*law.variables, *(Variable(name, zero=True) for name in law.not_negative))}
     got = {
-        name: _numbers(table[column], column, rows, where, kinds.get(name, FINITE)) for name, column in sources.items()
+        name: numbers(table[column], column, rows, where, kinds.get(name, FINITE)) for name, column in sources.items()
     }
-    se = _standard_errors(law, table, columns, present, rows)
-    names, codes, copied = _runs(table, run, present, rows, got, where)
+    se = _standard_errors(law, table, columns, present, rows, where)
+    found = find_runs(table, by, present, rows, got, where)
+    names, codes, inner = found.names, found.code, found.inner
     alone = iid or not names
     if alone:
-        names, codes = [str(i) for i in rows], np.arange(rows.size)
-    extra = _useful(table, present, rows)
+        names, codes, inner = tuple(str(i) for i in rows), np.arange(rows.size), None
+    extra = _useful(table, present, rows, where)
     x, y = {name: got[name] for name in law.variable_names}, np.stack([got[name] for name in law.outputs])
-    return Data(x, y, se, codes, tuple(names), alone and not iid, extra, (*warnings, *gaps, *copied), iid, rows)
+    said = (*warnings, *gaps, *found.warnings)
+    by = () if inner is None else by
+    return Data(x, y, se, codes, names, alone and not iid, extra, said, iid, rows, by=by, inner=inner)
 
 
 def _refuse_absent(law: Law, sources: Mapping[str, str], present: Sequence[str], where: str) -> None:
@@ -203,9 +226,9 @@ def _gaps(column: Any, rows: Array) -> Array:
     return np.array([is_missing(cell) for cell in np.asarray(column, dtype=object)[rows]], dtype=bool)
 
 
-def _useful(table: Any, present: list[str], rows: Array) -> dict[str, Array]:
+def _useful(table: Any, present: list[str], rows: Array, where: str) -> dict[str, Array]:
     """Optional columns that a fit uses if present: numbers, the number of each seed, and the names of data sets."""
-    extra = {name: _loose(table[name], rows) for name in USEFUL if name in present}
+    extra = {name: loose(table[name], name, rows, where) for name in USEFUL if name in present}
     if "seed" in present:
         names, place = coded(table["seed"])
         known = np.array([not is_missing(name) for name in names], dtype=bool)
@@ -216,38 +239,7 @@ def _useful(table: Any, present: list[str], rows: Array) -> dict[str, Array]:
     return extra
 
 
-def _runs(
-    table: Any, run: str, present: list[str], rows: Array, got: Mapping[str, Array], where: str
-) -> tuple[list[str], Array, list[str]]:
-    """Names of the runs, [n] run index of each row, and warnings about duplicate rows and about how runs were found."""
-    if run not in present:
-        return _told(table, present, rows, got)
-    there, code = coded(table[run])
-    _refuse_blank(there, code, run, rows, where)
-    if not _steps_differ(table, present, rows, code[rows]):
-        _refuse_duplicates(table, present, rows, [there[i] for i in code[rows]], got, where)
-    used, codes = np.unique(code[rows], return_inverse=True)
-    return [there[i] for i in used], codes, []
-
-
-def _told(table: Any, present: list[str], rows: Array, got: Mapping[str, Array]) -> tuple[list[str], Array, list[str]]:
-    """The runs of a table without names of runs, identified by other columns if steps increase within each."""
-    copies = _copies(table, present, rows, got)
-    hint = ["if column 'run' says which rows belong to one run, give --run run (run='run')"] if "run" in present else []
-    if "step" not in present:
-        return [], rows, [*copies, *hint]
-    told = told_runs(table, present, rows, _loose(table["step"], rows))
-    if told.clash is not None or not 1 < len(told.names) < rows.size:
-        return [], rows, [*copies, *hint]
-    said = f"the table has no column 'run_id': treating rows with the same {', '.join(told.columns)} as one run"
-    return (
-        list(told.names),
-        told.code,
-        [f"{said} ({several(len(told.names), 'run')}); choose another column of runs with --run COLUMN"],
-    )
-
-
-def _done_rows(table: Any, present: list[str], run: str) -> tuple[Array, list[str]]:
+def _done_rows(table: Any, present: list[str], by: tuple[str, ...]) -> tuple[Array, list[str]]:
     """Row numbers, from 0, of finished runs, and warnings that name the other runs."""
     count = len(table[present[0]]) if present else 0
     if "status" not in present:
@@ -257,6 +249,7 @@ def _done_rows(table: Any, present: list[str], run: str) -> tuple[Array, list[st
     if done.all():
         return np.arange(count), []
     left = np.flatnonzero(~done)
+    run = by[0] if len(by) == 1 else RUN
     names = [str(v) for v in np.asarray(table[run], dtype=object)[left]] if run in present else None
     named = sorted(set(zip(names, (states[s] for s in state[left]), strict=True))) if names else []
     said = []
@@ -272,125 +265,12 @@ def _done_rows(table: Any, present: list[str], run: str) -> tuple[Array, list[st
     return np.flatnonzero(done), said
 
 
-def _refuse_blank(texts: list[str], code: Array, name: str, rows: Array, where: str) -> None:
-    """Refuse rows without a name of their run, because together they would look like one run."""
-    # recognise pandas' missing value by its name, because comparing with it does not give a bool
-    empty = np.array([text.strip() in ("", "nan", "None", "<NA>") for text in texts], dtype=bool)
-    blank = rows[empty[code[rows]]]
-    if blank.size:
-        raise UsageError(
-            f"{where}, row {blank[0] + 1}, column '{name}': blank"
-            + (f", as in {several(len(blank) - 1, 'other row')}" if len(blank) > 1 else "")
-            + "; name the run of every row, or leave the column out if every row is its own run"
-        )
-
-
-def _is_numeric(column: Any) -> bool:
-    """Whether a column has a numeric type and no missing values."""
-    kind = getattr(getattr(column, "dtype", None), "kind", "O")
-    return kind in "iuf" and not (hasattr(column, "hasnans") and column.hasnans)
-
-
-def _floats(column: Any) -> Array:
-    return np.asarray(column, dtype=float)
-
-
-def _number(cell: Any) -> float:
-    """A cell as a number.
-
-    Raises:
-        TypeError, ValueError, OverflowError: it is not a number; true and false are not.
-    """
-    if isinstance(cell, bool | np.bool_):
-        raise TypeError
-    return float(cell)
-
-
-def _numbers(column: Any, name: str, rows: Array, where: str, kind: Variable) -> Array:
-    """The chosen rows of a column as floats, each of an allowed kind."""
-    numeric = _is_numeric(column)
-    out = _floats(column)[rows] if numeric else np.empty(rows.size)
-    for i, cell in enumerate(() if numeric else np.asarray(column, dtype=object)[rows]):
-        try:
-            out[i] = _number(cell)
-        except (TypeError, ValueError, OverflowError):
-            raise UsageError(f"{where}, row {rows[i] + 1}, column '{name}': '{cell!s:.60}' is not a number") from None
-    bad = ~kind.allows(out)
-    if bad.any():
-        i = int(np.flatnonzero(bad)[0])
-        cell = np.asarray(column, dtype=object)[rows[i]]
-        raise UsageError(f"{where}, row {rows[i] + 1}, column '{name}': {cell} where {kind.allowed} is needed")
-    return out
-
-
-def _loose(column: Any, rows: Array) -> Array:
-    """The chosen rows of an optional column as floats; NaN for cells that are not numbers."""
-    if _is_numeric(column):
-        return _floats(column)[rows]
-    out = np.full(rows.size, np.nan)
-    for i, cell in enumerate(np.asarray(column, dtype=object)[rows]):
-        try:
-            out[i] = _number(cell)
-        except (TypeError, ValueError):
-            continue
-    return out
-
-
 def _standard_errors(
-    law: Law, table: Any, columns: Mapping[str, str], present: Sequence[str], rows: Array
+    law: Law, table: Any, columns: Mapping[str, str], present: Sequence[str], rows: Array, where: str
 ) -> Array | None:
     """[O, n] of the outputs' `..._se` columns; None unless every output has one with only positive numbers."""
     names = [f"{columns.get(o, o)}_se" for o in law.outputs]
     if not all(name in present for name in names):
         return None
-    se = np.stack([_loose(table[name], rows) for name in names])
+    se = np.stack([loose(table[name], name, rows, where) for name in names])
     return se if (np.isfinite(se) & (se > 0)).all() else None
-
-
-def _steps_differ(table: Any, present: Sequence[str], rows: Array, code: Array) -> bool:
-    """Whether the steps within each run are all different; False also if steps are not numbers."""
-    if "step" not in present or not _is_numeric(table["step"]):
-        return False
-    steps = _floats(table["step"])[rows]
-    step = np.searchsorted(np.unique(steps), steps)
-    both = np.sort(code * (step.max(initial=0) + 1) + step)
-    return bool((both[1:] != both[:-1]).all())
-
-
-def _copies(table: Any, present: Sequence[str], rows: Array, got: Mapping[str, Array]) -> list[str]:
-    """A warning if rows without a run are equal to an earlier row in every column of the table."""
-    _, first, which = np.unique(np.stack(list(got.values())), axis=1, return_index=True, return_inverse=True)
-    alike = np.flatnonzero(first[which.reshape(-1)] != np.arange(rows.size))
-    cells = {name: np.asarray(table[name], dtype=object) for name in present} if alike.size else {}
-
-    def same(i: int) -> bool:
-        mine, other = rows[i], rows[first[which.reshape(-1)[i]]]
-        return all(str(column[mine]) == str(column[other]) for column in cells.values())
-
-    copies = [int(i) for i in alike if same(int(i))]
-    if not copies:
-        return []
-    pair = f"{rows[first[which.reshape(-1)[copies[0]]]] + 1} and {rows[copies[0]] + 1}"
-    return [
-        f"{len(copies)} row{'s are' if len(copies) > 1 else ' is'} the same as an earlier one in every column (rows "
-        f"{pair}): treating them as separate replicates; remove them if they are duplicates"
-    ]
-
-
-def _refuse_duplicates(
-    table: Any, present: Sequence[str], rows: Array, labels: list[str], got: Mapping[str, Array], where: str
-) -> None:
-    """Refuse a run that has the same measurement twice: the same step, or without steps the same values."""
-    if "step" in present:
-        keys: list[tuple[Any, ...]] = list(zip(labels, [str(s) for s in np.asarray(table["step"])[rows]], strict=True))
-        what = "run and step"
-    else:
-        cells = zip(*(v.tolist() for v in got.values()), strict=True)
-        keys = list(zip(labels, cells, strict=True))
-        what = "measurement"
-    seen: dict[tuple[Any, ...], int] = {}
-    for i, key in enumerate(keys):
-        if key in seen:
-            first = rows[seen[key]] + 1
-            raise UsageError(f"{where}, rows {first} and {rows[i] + 1} are the same {what} ({key[0]})")
-        seen[key] = i

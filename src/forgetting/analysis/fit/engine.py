@@ -11,6 +11,7 @@ import numpy as np
 
 from forgetting.analysis.fit import summed
 from forgetting.analysis.fit.bootstrap import MIN_RUNS, Draws, freedom, left_out_residuals, scheme_for, widen_by
+from forgetting.analysis.fit.cells import first_step
 from forgetting.analysis.fit.data import KEPT_ROWS, Data, read_data
 from forgetting.analysis.fit.diagnostics import (
     diagnostics,
@@ -33,6 +34,7 @@ from forgetting.analysis.fit.places import alarms as missed_places
 from forgetting.analysis.fit.places import few_steps, places, plain_places
 from forgetting.analysis.fit.result import Fit, Fitted
 from forgetting.analysis.fit.rivals import find_rivals
+from forgetting.analysis.fit.runs import RUN
 from forgetting.analysis.fit.search import Found, search
 from forgetting.analysis.fit.shape import shape
 from forgetting.analysis.fit.solver import Problem
@@ -59,7 +61,7 @@ def fit_law(
     bootstrap: int = 200,
     confidence: float = 0.95,
     columns: Mapping[str, str] | None = None,
-    run: str = "run_id",
+    run: str | Sequence[str] = RUN,
     iid: bool = False,
     weights: str = "none",
     intervals: str = "bootstrap",
@@ -79,7 +81,7 @@ def fit_law(
         bootstrap: resamples of whole runs; 0 for no intervals.
         confidence: nominal coverage of intervals.
         columns: the table's column for a variable or output, if its name differs.
-        run: the column that says which rows belong together; `seed` resamples seeds instead of runs.
+        run: the column, or columns, that name the runs; those that agree in it, as in `seed`, are resampled together.
         iid: treat every row as independent, whatever its run.
         weights: `none`, or `se` for 1 / standard error squared (relative for logarithms) from the `..._se` columns.
         intervals: of parameters: `bootstrap`, or `profile` likelihood (least squares only); bands use the bootstrap.
@@ -256,13 +258,20 @@ def _lost(law: Law, label: str, found: Found, options: Options, data: Data) -> F
     where = f"table '{label}', " if label else ""
     if (row := undefined_row(law, data)) and not options.objective.log:
         return UsageError(
-            f"{where}{row}: law '{law.called}' could not be evaluated there from any start; leave out the row, "
-            "write the law differently, or give other starts"
+            f"{where}{row}: law '{law.called}' could not be evaluated there from any start; leave out the "
+            f"row{_skip(data)}, write the law differently, or give other starts"
         )
     why = f": objective '{options.objective.name}' needs a law that is positive" if options.objective.log else ""
     return ForgettingError(
         f"law '{law.called}' could not be evaluated on '{label}' from any of {found.starts} starts{why}"
     )
+
+
+def _skip(data: Data) -> str:
+    """The option that leaves out rows of step 0, in brackets; empty if there are none, or no others."""
+    steps = data.x.get("step")
+    first = None if steps is None or steps.min() > 0 else first_step(steps)
+    return "" if first is None else f" ({first})"
 
 
 def _scatter(problem: Problem, found: Found, data: Data, weights: Array, spare: int) -> dict[str, float] | None:
@@ -316,11 +325,11 @@ def _fit(
         objective_value=found.cost,
         r2=r2,
         n_points=data.n,
-        n_runs=len(data.runs),
+        n_runs=data.n_runs,
         measured_range={k: (float(v.min()), float(v.max())) for k, v in data.x.items()},
         confidence=options.confidence,
         warnings=[*warnings, *worse_than_a_constant(r2)],
-        diagnostics=learned | {"rmse": rmse(*known)} | ({"iid": True} if data.iid else {}),
+        diagnostics=learned | {"rmse": rmse(*known)} | ({"iid": True} if data.iid else {}) | data.grouping,
         information=_information(adapted.law, found.theta, data),
         draws=[] if draws is None else draws.theta.tolist(),
         fitted=fitted,

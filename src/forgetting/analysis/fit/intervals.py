@@ -21,9 +21,10 @@ LEAST_DRAWS = 20
 LOOSE = 30.0  # if the ends of a positive parameter's interval have a larger ratio, it is only weakly determined
 
 
-def too_few(count: int, unit: str) -> str:
-    """A warning that there are too few runs (or rows) to resample."""
-    are = f"{several(count, unit)} {'is' if count == 1 else 'are'}"
+def too_few(count: int, unit: str, by: Sequence[str] = ()) -> str:
+    """A warning that there are too few rows, runs, or groups of runs with equal columns `by` to resample."""
+    named = f" of runs (by {' and '.join(by)})" if by else ""
+    are = f"{several(count, unit)}{named} {'is' if count == 1 else 'are'}"
     return f"no intervals: {are} too few to resample (at least {MIN_RUNS} are needed)"
 
 
@@ -47,7 +48,7 @@ def can_draw(data: Data, count: int, spare: int, warnings: list[str]) -> bool:
         )
         return False
     if runs < MIN_RUNS:
-        warnings.append(too_few(runs, "row" if data.independent or data.iid else "run"))
+        warnings.append(too_few(runs, data.unit, data.by))
         return False
     if count < LEAST_DRAWS:
         warnings.append(f"no intervals: {count} resamples are too few (at least {LEAST_DRAWS} are needed)")

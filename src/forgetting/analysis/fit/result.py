@@ -124,8 +124,16 @@ class Fit(Result):
     def support(self, noun: str) -> str:
         """How much was fitted, such as `60 points of 6 runs`; for a sample also the size of the whole table."""
         said = f"{several(self.n_points, noun)} of {several(self.n_runs, 'run')}"
+        if groups := self.diagnostics.get("groups"):
+            said += f" in {several(self.units, 'group')} (by {' and '.join(groups['by'])})"
         points, runs = self.table_size
         return said if points == self.n_points else f"{said} (a sample of {several(points, noun)} of {runs:,})"
+
+    @property
+    def units(self) -> int:
+        """Number of what is resampled: the runs, or the groups of runs that were asked for."""
+        groups = self.diagnostics.get("groups")
+        return self.n_runs if groups is None else int(groups["count"])
 
     @property
     def no_bands(self) -> str:
@@ -199,7 +207,7 @@ class Fit(Result):
 
         The errors of the mean and of the run are independent, so their half widths are added in quadrature (of
         logarithms, if these were fitted). The sum is better known than the error of the mean alone: its degrees of
-        freedom are the number of runs minus 1, or those of the residuals for independent rows.
+        freedom are the number of runs (or groups of runs) minus 1, or those of the residuals for independent rows.
 
         Args:
             output: name of the output.
@@ -216,10 +224,10 @@ class Fit(Result):
     def run_scales(self, output: str) -> tuple[float, float]:
         """The two parts of a new run's band: the factor on the mean's band, and the half width of a run's scatter."""
         told = self.diagnostics.get("bootstrap") or {}
-        degrees = self.diagnostics["freedom"] if told.get("scheme") == "normal" else self.n_runs - 1
+        degrees = self.diagnostics["freedom"] if told.get("scheme") == "normal" else self.units - 1
         spread = (self.diagnostics.get("scatter") or {}).get(output)
         half = NAN if spread is None else student(self.confidence, degrees) * float(spread)
-        less = widening(degrees, self.confidence) / self.widen if self.n_runs > 1 else NAN
+        less = widening(degrees, self.confidence) / self.widen if self.units > 1 else NAN
         return less, half
 
     def to_dict(self) -> dict[str, Any]:

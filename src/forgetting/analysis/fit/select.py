@@ -13,6 +13,7 @@ from forgetting.analysis.fit.diagnostics import r_squared
 from forgetting.analysis.fit.engine import fit_data
 from forgetting.analysis.fit.options import Options
 from forgetting.analysis.fit.result import Fit
+from forgetting.analysis.fit.runs import RUN
 from forgetting.analysis.laws import LAWS, Law
 from forgetting.analysis.laws.base import Array
 from forgetting.errors import UsageError, did_you_mean
@@ -49,7 +50,7 @@ def extrapolation_tests(
     *,
     columns: Mapping[str, str] | None = None,
     label: str = "",
-    run: str = "run_id",
+    run: str | Sequence[str] = RUN,
     iid: bool = False,
     seed: int = 0,
     bootstrap: int = 200,

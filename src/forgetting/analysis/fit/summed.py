@@ -107,7 +107,8 @@ def sample_runs(data: Data, weights: Array, most: int) -> tuple[Data, Array]:
     chosen = np.zeros(runs, dtype=bool)
     chosen[kept] = True
     rows = chosen[data.run]
-    units, spaced = ("rows", "evenly spaced") if data.independent or data.iid else ("runs", "evenly spaced by name")
+    alone = data.unit == "row"
+    units, spaced = f"{data.unit}s", "evenly spaced" if alone else "evenly spaced by name"
     of = f"{len(kept):,} of {runs:,} {units}, {spaced}"
     if count <= LEAST_RUNS and (found := int(rows.sum())) > most:
         rows = thinned(data.run, kept, most / found)
@@ -116,7 +117,7 @@ def sample_runs(data: Data, weights: Array, most: int) -> tuple[Data, Array]:
         of = f"{int(rows.sum()):,} of the {found:,} rows of {which}"
     takes = _duration(AFFORDED * SECONDS * data.n / most)
     said = f"fitted to {of}: with this law and objective all {data.n:,} rows would take about {takes}"
-    part = replace(data.take(rows), warnings=(*data.warnings, said), sampled_from=(data.n, runs))
+    part = replace(data.take(rows), warnings=(*data.warnings, said), sampled_from=(data.n, data.n_runs))
     return part, weights[:, rows]
 
 

@@ -21,6 +21,16 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 """Floats, or complex numbers for derivatives by the complex step."""
+SMALLEST, LARGEST = 1e-60, 1e60
+"""Sizes of numbers that are not 0. Products of four of them, such as squared residuals with weights, are floats."""
+SIZES = f"0 or a number of a size from {SMALLEST:g} to {LARGEST:g} (choose another unit)"
+"""The allowed sizes in words."""
+
+
+def incomputable(values: Array) -> Array:
+    """Which values are not finite, or too large or too small to compute with (SMALLEST, LARGEST)."""
+    size = np.abs(values)
+    return np.asarray(~((size == 0) | ((size >= SMALLEST) & (size <= LARGEST))))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,204 @@
+"""Which rows of a table belong to one run, and which runs are resampled together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from forgetting.analysis.fit.cells import floats, is_numeric, loose
+from forgetting.analysis.laws.base import Array
+from forgetting.analysis.named_runs import IDENTIFYING, combined, told_runs
+from forgetting.analysis.selection import coded
+from forgetting.display.numbers import several
+from forgetting.errors import UsageError, did_you_mean
+
+RUN = "run_id"
+"""The column of runs unless another is given."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of a table, or the groups of runs that are resampled together.
+
+    Attributes:
+        names: of the runs or groups; empty if the table does not identify runs.
+        code: [n] the run or group of each row.
+        warnings: how they were found, and rows that occur twice.
+        inner: [n] the run of each row, if groups were asked for; else None.
+    """
+
+    names: tuple[str, ...]
+    code: Array
+    warnings: tuple[str, ...] = ()
+    inner: Array | None = None
+
+
+def columns_of_runs(run: str | Sequence[str], present: Sequence[str], where: str) -> tuple[str, ...]:
+    """The columns that were given for runs.
+
+    Raises:
+        UsageError: no column, or one that the table lacks, except for `run_id`.
+    """
+    names = (run,) if isinstance(run, str) else tuple(dict.fromkeys(run))
+    if not names:
+        raise UsageError("run: give at least one column")
+    for name in names:
+        if name not in present and names != (RUN,):
+            parts = [part.strip() for part in name.split(",")]
+            known = did_you_mean(name, present)
+            if len(parts) > 1 and all(part in present for part in parts):
+                known = f"for several columns, give {' '.join(f'--run {part}' for part in parts)} (run={parts})"
+            raise UsageError(f"{where} has no column '{name}' that says which rows belong to one run; {known}")
+    return names
+
+
+def find_runs(
+    table: Any, by: tuple[str, ...], present: list[str], rows: Array, got: Mapping[str, Array], where: str
+) -> Runs:
+    """The runs by the columns `by`; without a column of runs, by others that describe them, if possible.
+
+    If rows that agree in the given columns are of several runs, each with steps of its own (by `run_id`, or else by
+    the columns that describe runs), these runs are one group.
+
+    Args:
+        table: columns by name.
+        by: from `columns_of_runs`.
+        present: names of the table's columns.
+        rows: [n] numbers of the rows to consider, from 0.
+        got: [n] values of the law's variables and outputs.
+        where: the table, for messages.
+
+    Raises:
+        UsageError: a blank in a column, or a run that has the same measurement twice.
+    """
+    if by == (RUN,) and RUN not in present:
+        return _told(table, present, rows, got, where)
+    for name in by:
+        _refuse_blank(*coded(table[name]), name, rows, where)
+    code, names = combined(table, by, rows)
+    names = tuple(name.removeprefix(f"{by[0]}=") for name in names) if len(by) == 1 else names
+    if _steps_differ(table, present, rows, code):
+        return Runs(names, code)
+    copies = _copies_in(table, present, rows, code, got)
+    if copies is None:
+        return Runs(names, code)
+    finer = tuple(name for name in ([RUN] if RUN in present else IDENTIFYING) if name in present)
+    inner = combined(table, tuple(dict.fromkeys([*by, *finer])), rows)[0]
+    if by == (RUN,) or _copies_in(table, present, rows, inner, got) is not None:
+        raise UsageError(_repeated(table, present, rows, names[code[copies[0]]], copies, by, got, where))
+    return Runs(names, code, inner=inner)
+
+
+def _repeated(
+    table: Any,
+    present: Sequence[str],
+    rows: Array,
+    name: str,
+    copies: tuple[int, int],
+    by: tuple[str, ...],
+    got: Mapping[str, Array],
+    where: str,
+) -> str:
+    """The message for two rows of one run with the same measurement."""
+    first, second = (rows[i] for i in copies)
+    what = "run and step" if "step" in present else "measurement"
+    said = f"{where}, rows {first + 1} and {second + 1} are the same {what} ({name})"
+    other = [
+        column
+        for column in present
+        if column not in (*by, *got, "step")
+        and not column.endswith("_se")
+        and str(np.asarray(table[column], dtype=object)[first]) != str(np.asarray(table[column], dtype=object)[second])
+    ]
+    if by == (RUN,) or not other:
+        return said
+    flags = " ".join(f"--run {column}" for column in (*by, other[0]))
+    return (
+        f"{said}; they differ in {', '.join(other)}: give every column that distinguishes runs ({flags}, "
+        f"run={[*by, other[0]]}), or name the runs in a column '{RUN}'"
+    )
+
+
+def _told(table: Any, present: list[str], rows: Array, got: Mapping[str, Array], where: str) -> Runs:
+    """The runs of a table without names of runs, identified by other columns if steps increase within each."""
+    copies = _copies(table, present, rows, got)
+    hint = ["if column 'run' says which rows belong to one run, give --run run (run='run')"] if "run" in present else []
+    unknown = Runs((), rows, (*copies, *hint))
+    if "step" not in present:
+        return unknown
+    told = told_runs(table, present, rows, loose(table["step"], "step", rows, where))
+    if told.clash is not None or not 1 < len(told.names) < rows.size:
+        return unknown
+    said = f"the table has no column 'run_id': treating rows with the same {', '.join(told.columns)} as one run"
+    count = several(len(told.names), "run")
+    return Runs(told.names, told.code, (f"{said} ({count}); choose other columns of runs with --run COLUMN",))
+
+
+def _refuse_blank(texts: list[str], code: Array, name: str, rows: Array, where: str) -> None:
+    """Refuse rows without a name of their run, because together they would look like one run."""
+    # recognise pandas' missing value by its name, because comparing with it does not give a bool
+    empty = np.array([text.strip() in ("", "nan", "None", "<NA>") for text in texts], dtype=bool)
+    blank = rows[empty[code[rows]]]
+    if blank.size:
+        raise UsageError(
+            f"{where}, row {blank[0] + 1}, column '{name}': blank"
+            + (f", as in {several(len(blank) - 1, 'other row')}" if len(blank) > 1 else "")
+            + "; name the run of every row, or leave the column out if every row is its own run"
+        )
+
+
+def _steps_differ(table: Any, present: Sequence[str], rows: Array, code: Array) -> bool:
+    """Whether the steps within each run are all different; False also if steps are not numbers."""
+    if "step" not in present or not is_numeric(table["step"]):
+        return False
+    steps = floats(table["step"])[rows]
+    step = np.searchsorted(np.unique(steps), steps)
+    both = np.sort(code * (step.max(initial=0) + 1) + step)
+    return bool((both[1:] != both[:-1]).all())
+
+
+def _copies(table: Any, present: Sequence[str], rows: Array, got: Mapping[str, Array]) -> list[str]:
+    """A warning if rows without a run are equal to an earlier row in every column of the table."""
+    _, first, which = np.unique(np.stack(list(got.values())), axis=1, return_index=True, return_inverse=True)
+    alike = np.flatnonzero(first[which.reshape(-1)] != np.arange(rows.size))
+    cells = {name: np.asarray(table[name], dtype=object) for name in present} if alike.size else {}
+
+    def same(i: int) -> bool:
+        mine, other = rows[i], rows[first[which.reshape(-1)[i]]]
+        return all(str(column[mine]) == str(column[other]) for column in cells.values())
+
+    copies = [int(i) for i in alike if same(int(i))]
+    if not copies:
+        return []
+    pair = f"{rows[first[which.reshape(-1)[copies[0]]]] + 1} and {rows[copies[0]] + 1}"
+    return [
+        f"{len(copies)} row{'s are' if len(copies) > 1 else ' is'} the same as an earlier one in every column (rows "
+        f"{pair}): treating them as separate replicates; remove them if they are duplicates"
+    ]
+
+
+def _copies_in(
+    table: Any, present: Sequence[str], rows: Array, code: Array, got: Mapping[str, Array]
+) -> tuple[int, int] | None:
+    """The first two of the [n] rows with the same measurement of a run: step, or without steps all values; else None.
+
+    Args:
+        table: columns by name.
+        present: their names.
+        rows: [n] numbers of the rows.
+        code: [n] the run of each.
+        got: [n] values of the law's variables and outputs.
+    """
+    if "step" in present:
+        cells: list[Any] = [str(step) for step in np.asarray(table["step"])[rows]]
+    else:
+        cells = list(zip(*(values.tolist() for values in got.values()), strict=True))
+    seen: dict[Any, int] = {}
+    for i, key in enumerate(zip(code.tolist(), cells, strict=True)):
+        if key in seen:
+            return seen[key], i
+        seen[key] = i
+    return None
