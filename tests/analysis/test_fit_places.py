@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,12 @@ def test_a_right_law_has_no_such_warning() -> None:
     fit = fitted(missed())
     assert places_of(fit.diagnostics)
     assert not any("misses measured steps" in w for w in fit.warnings)
-    assert not any("contradict" in line for line in plan_budget(fit, 0.05).sentences)
+    plan = plan_budget(fit, 0.05)
+    assert not any("contradict" in line for line in plan.sentences)
+    out = plan.to_dict()
+    assert out["places"]
+    assert not any(one["contradicts"] for one in out["places"])
+    assert out["crossing"] is None
 
 
 def test_a_plan_says_that_measured_runs_contradict_it(contradicted: tuple[int, float, Fit], tmp_path: Path) -> None:
@@ -118,6 +124,18 @@ def test_a_plan_says_that_measured_runs_contradict_it(contradicted: tuple[int, f
     assert f"at step {at}, 4 runs of this many parameters have a mean forgetting loss of {mean:.3f} ± 0.00" in line
     assert f"and the law says {law:.3f}" in line
     assert "; runs of this many parameters pass a forgetting loss of " in line
+    out = plan.to_dict()
+    (wrong,) = [one for one in out["places"] if one["contradicts"]]
+    assert wrong["output"] == "forgetting_loss"
+    assert wrong["x"] == {"step": at, "trainable_params": largest}
+    assert (wrong["runs"], wrong["mean"]) == (4, pytest.approx(mean, abs=1e-9))
+    assert wrong["law"] == pytest.approx(law, abs=1e-9)
+    assert wrong["size"] == pytest.approx(mean - law, abs=1e-9)
+    assert 0 < wrong["p"] <= wrong["p_holm"] < 0.05
+    assert f"± {wrong['se']:.4f}"[:8] in line
+    first, then = out["crossing"]
+    assert f"between steps {first:g} and {then:g}" in line
+    assert json.loads(json.dumps(out)) == out
     save_fits(fit, tmp_path / "fits.json")
     stored = load_fits(tmp_path / "fits.json")
     assert isinstance(stored, Fit)

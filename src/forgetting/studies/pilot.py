@@ -298,7 +298,8 @@ class _Session:
             half_width=answer.half_width,
             extrapolated=answer.choice.extrapolated,
             finetune_loss=answer.choice.finetune_loss,
-            contradicted=answer.contradicted,
+            contradicted=answer.measured.sentences,
+            places=answer.measured.places,
             command=write_plan(self.config, self.out, rank, steps),
         )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..analysis.fit import Estimate
+from ..analysis.fit.places import Place
 from ..analysis.plan.result import Plan
 from ..analysis.plan.sequential import Next, Reason
 from ..display.numbers import duration, number, plain
@@ -90,6 +91,7 @@ class PilotResult(Result):
         extrapolated: whether the recommended run is outside the measured range.
         finetune_loss: fine-tuning loss of the recommended run, in nats/token, with its band.
         contradicted: sentences on measured runs that contradict the law near the recommended run.
+        places: the tests behind them, as in a plan.
         plan: the plan for all ranks, as from `forgetting plan`; None if no law could be fitted.
         runs: the finished runs.
         failed: run id -> reason.
@@ -111,6 +113,7 @@ class PilotResult(Result):
     extrapolated: bool = False
     finetune_loss: Estimate = UNKNOWN
     contradicted: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
     plan: Plan | None = None
     runs: tuple[PilotRun, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
@@ -143,6 +146,7 @@ class PilotResult(Result):
             "extrapolated": self.extrapolated,
             "finetune_loss": ends(self.finetune_loss),
             "contradicted": list(self.contradicted),
+            "places": [place.to_dict() for place in self.places],
             "plan": None if self.plan is None else self.plan.to_dict(),
             "runs": list(self.runs),
             "failed": self.failed,

@@ -64,9 +64,19 @@ class Place:
     p: float
     p_holm: float = 1.0
 
-    def matters(self, share: float) -> bool:
-        """Whether the difference is at least this share of the output's measured range."""
-        return abs(self.size) >= share * self.spread
+    @property
+    def mean(self) -> float:
+        """The mean of the measurements."""
+        return self.law + self.size
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether the measurements contradict the law, by more than a negligible share of their range."""
+        return self.p_holm < LEVEL and abs(self.size) >= NEGLIGIBLE * self.spread
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, with the measured mean and the verdict."""
+        return {**asdict(self), "mean": self.mean, "contradicts": self.contradicts}
 
     def where(self) -> str:
         """The place in words."""
@@ -172,7 +182,7 @@ def places_of(diagnostics: Mapping[str, Any]) -> list[Place]:
 
 def alarms(found: Sequence[Place]) -> list[str]:
     """A warning, if measurements at a place contradict the law."""
-    wrong = [one for one in found if one.p_holm < LEVEL and one.matters(NEGLIGIBLE)]
+    wrong = [one for one in found if one.contradicts]
     if not wrong:
         return []
     worst = _most_different(wrong)

@@ -14,7 +14,7 @@ from forgetting.analysis.fit import Estimate, Fit
 from forgetting.analysis.fit.show import spans
 from forgetting.analysis.laws.base import Array
 from forgetting.analysis.plan.cost import Cost
-from forgetting.analysis.plan.measured import SMALL, contradictions, loss_name
+from forgetting.analysis.plan.measured import SMALL, loss_name, measured_near
 from forgetting.analysis.plan.result import Choice, Plan
 from forgetting.analysis.plan.surface import band, need_surface, surface_of
 from forgetting.display.numbers import several
@@ -216,10 +216,14 @@ def _plan(
             "unlimited steps: the limit of this law has no band, because laws that fit about as well inside the "
             "measured range, or its own draws, have no such limit"
         )
-    sentences += contradictions(fit, best, output, level)
+    near = measured_near(fit, best, output, level)
+    sentences += near.sentences
     if not fit.draws:
         sentences.append(f"this law has no intervals, so nothing here has a band: {fit.no_bands}")
-    return Plan(fit.label, output, level, fit.confidence, floor, reached, best, measured, sentences, matters)
+    ends = reached, best, measured, sentences, matters
+    return Plan(
+        fit.label, output, level, fit.confidence, floor, *ends, places=list(near.places), crossing=near.crossing
+    )
 
 
 def _losses(choice: Choice) -> tuple[Estimate, Estimate]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
 from forgetting.analysis.fit import Fit
-from forgetting.analysis.fit.misfit import LEVEL
-from forgetting.analysis.fit.places import NEGLIGIBLE, STEP, Place, places_of
+from forgetting.analysis.fit.places import STEP, Place, places_of
 from forgetting.analysis.plan.result import Choice
 from forgetting.display.numbers import number, several
 from forgetting.measuring.estimate import holm
@@ -18,8 +18,24 @@ SMALL = 0.05
 """Differences below this share of the measured range of a loss do not matter in practice."""
 
 
-def contradictions(fit: Fit, choice: Choice | None, output: str, level: float) -> list[str]:
-    """Sentences on measured runs that contradict the law near a choice; empty if there are none.
+@dataclass(frozen=True)
+class Measured:
+    """Measured runs near a choice, tested against the law.
+
+    Attributes:
+        places: the tests of the measured steps before and after the choice; their `p_holm` is for these tests together.
+        crossing: if one contradicts the law, between which measured steps the runs of the choice's number of parameters
+            pass the level: (None, step) if before the first; None if they do not, or none contradicts it.
+        sentences: on tests that contradict the law, or that are missing; empty if there is nothing to say.
+    """
+
+    places: tuple[Place, ...] = ()
+    crossing: tuple[float | None, float] | None = None
+    sentences: tuple[str, ...] = ()
+
+
+def measured_near(fit: Fit, choice: Choice | None, output: str, level: float) -> Measured:
+    """Whether measured runs contradict the law near a choice.
 
     Tests the measured steps before and after the choice: the mean of the runs with its number of parameters, or of all
     runs if there are too few of these. The p values of these tests are corrected together (Holm 1979).
@@ -30,26 +46,35 @@ def contradictions(fit: Fit, choice: Choice | None, output: str, level: float) -
         output, level: the loss that the plan holds, and its value in nats/token.
     """
     if choice is None or not np.isfinite(choice.steps.value):
-        return []
+        return Measured()
     every = places_of(fit.diagnostics)
     around = _around(every, choice)
     near = [one for one in every if one.x[STEP] in around and _is_exactly(one, choice)]
     near = near or [one for one in every if one.x[STEP] in around and one.x.keys() == {STEP}]
     adjusted = holm([one.p for one in near])
-    wrong = [(p, one) for one, p in zip(near, adjusted, strict=True) if p < LEVEL and one.matters(NEGLIGIBLE)]
+    near = [replace(one, p_holm=p) for one, p in zip(near, adjusted, strict=True)]
+    wrong = [one for one in near if one.contradicts]
     if not wrong:
-        return _unchecked(fit, choice)
-    p, worst = min(wrong, key=lambda one: one[0])
+        return Measured(tuple(near), sentences=tuple(_unchecked(fit, choice)))
+    worst = min(wrong, key=lambda one: one.p_holm)
     own = "this rank" if choice.rank else "this many parameters"
     whose = own if PARAMS in worst.x else "the study"
-    mean = f"{number(worst.law + worst.size)} ± {number(worst.se, 2)}"
+    mean = f"{number(worst.mean)} ± {number(worst.se, 2)}"
     said = (
         f"measured runs contradict the law near {_named(choice)}: at step {worst.x[STEP]:g}, "
         f"{several(worst.runs, 'run')} of {whose} have a mean {loss_name(worst.output)} of "
-        f"{mean}, and the law says {number(worst.law)} (p = {p:.1g}); trust the measured runs"
+        f"{mean}, and the law says {number(worst.law)} (p = {worst.p_holm:.1g}); trust the measured runs"
     )
-    path = [one for one in every if one.output == output and _is_exactly(one, choice)]
-    return [said + _crossing(path, f"runs of {own}", f"a {loss_name(output)} of {number(level)}", level)]
+    crossing = _crossing([one for one in every if one.output == output and _is_exactly(one, choice)], level)
+    if crossing is not None:
+        first, then = crossing
+        who, what = f"runs of {own}", f"a {loss_name(output)} of {number(level)}"
+        said += (
+            f"; {who} are past {what} at step {then:g}, the first measured"
+            if first is None
+            else f"; {who} pass {what} between steps {first:g} and {then:g}"
+        )
+    return Measured(tuple(near), crossing, (said,))
 
 
 def loss_name(output: str) -> str:
@@ -87,13 +112,11 @@ def _unchecked(fit: Fit, choice: Choice) -> list[str]:
     ]
 
 
-def _crossing(own: list[Place], who: str, what: str, level: float) -> str:
-    """Between which measured steps the means of the runs of a choice's number of parameters pass the level."""
-    path = sorted((one.x[STEP], one.law + one.size) for one in own)
+def _crossing(own: list[Place], level: float) -> tuple[float | None, float] | None:
+    """Between which measured steps the means of some runs pass the level; (None, step) if before the first."""
+    path = sorted((one.x[STEP], one.mean) for one in own)
     for (step, value), (after, other) in pairwise(path):
         if min(value, other) <= level <= max(value, other):
-            return f"; {who} pass {what} between steps {step:g} and {after:g}"
+            return step, after
     rising = bool(path) and path[-1][1] > path[0][1]
-    if path and (path[0][1] > level) == rising:
-        return f"; {who} are past {what} at step {path[0][0]:g}, the first measured"
-    return ""
+    return (None, path[0][0]) if path and (path[0][1] > level) == rising else None

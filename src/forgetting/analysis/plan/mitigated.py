@@ -19,7 +19,7 @@ from forgetting.analysis.fit.show import number, spans
 from forgetting.analysis.laws.base import Array, Law
 from forgetting.analysis.plan.cost import Cost
 from forgetting.analysis.plan.frontier import FAR, rank_grid
-from forgetting.analysis.plan.measured import contradictions
+from forgetting.analysis.plan.measured import Measured, measured_near
 from forgetting.analysis.plan.result import Choice, MitigatedPlan
 from forgetting.analysis.plan.surface import band
 from forgetting.display.numbers import several
@@ -228,7 +228,8 @@ class _Maker:
             min(inside, key=self.asked, default=None), [], max_steps=float(self.problem.steps[-1]), stops_paying=stops,
             saved=saved, axis=axis, measured=(0.0, largest),
         )  # fmt: skip
-        return replace(made, sentences=self.say(made))
+        near = measured_near(self.fit, made.best, made.output, made.level)
+        return replace(made, sentences=self.say(made, near), places=list(near.places), crossing=near.crossing)
 
     def asked(self, choice: Choice) -> float:
         """The loss to minimise."""
@@ -285,8 +286,8 @@ class _Maker:
         chosen = Choice(rank, params, Estimate(whole), tuned, loss, runs, outside, *spent, forgetting=forgot)
         return replace(chosen, **made)
 
-    def say(self, plan: MitigatedPlan) -> list[str]:
-        """The plan's sentences."""
+    def say(self, plan: MitigatedPlan, near: Measured) -> list[str]:
+        """The plan's sentences; `near` are the tests of measured runs near its best choice."""
         out = []
         if plan.best is None:
             low = float(self.problem.steps[0])
@@ -307,7 +308,7 @@ class _Maker:
             out.append(f"{of} outside the measured range: an extrapolation")
             if self.fit.rivals:
                 out.append(spans(self.fit.band_laws()))
-        out += contradictions(self.fit, plan.best, plan.output, plan.level)
+        out += near.sentences
         if not self.fit.draws:
             out.append(f"this law has no intervals, so nothing here has a band: {self.fit.no_bands}")
         if self.cost is not None and self.cost.mitigated is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forgetting.analysis.fit import Estimate
+from forgetting.analysis.fit.places import Place
 from forgetting.analysis.fit.show import number
 from forgetting.display.numbers import plain, several
 from forgetting.display.tables import Result, Shown
@@ -95,6 +96,9 @@ class Plan(Result):
         sentences: what a reader must know.
         matters: whether the choice of rank changes the result, clearly and by more than a negligible amount.
         next_runs: candidates for the next run, best first, if requested.
+        places: tests whether runs measured near the best choice contradict the law; empty without such runs.
+        crossing: if they do, the measured steps between which the runs of its number of parameters pass the level, the
+            first None if they pass it before any; else None.
     """
 
     label: str
@@ -108,6 +112,8 @@ class Plan(Result):
     sentences: list[str]
     matters: bool = True
     next_runs: list[NextRun] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+    crossing: tuple[float | None, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; infinite steps are null, with `unlimited` true."""
@@ -125,6 +131,8 @@ class Plan(Result):
             "best": choice(self.best),
             "best_measured": choice(self.best_measured),
             "sentences": list(self.sentences),
+            "places": [place.to_dict() for place in self.places],
+            "crossing": None if self.crossing is None else list(self.crossing),
         }
         if self.next_runs:
             out["next_runs"] = [asdict(run) for run in self.next_runs]

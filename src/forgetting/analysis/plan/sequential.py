@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -29,7 +29,7 @@ from forgetting.analysis.fit.study import LEAST
 from forgetting.analysis.plan.cost import costs_of_table
 from forgetting.analysis.plan.design import OUTPUT, Design
 from forgetting.analysis.plan.frontier import measured_spread, plan_budget
-from forgetting.analysis.plan.measured import SMALL, contradictions
+from forgetting.analysis.plan.measured import SMALL, Measured, measured_near
 from forgetting.analysis.plan.result import Choice, Plan
 from forgetting.display.numbers import several
 from forgetting.errors import ForgettingError
@@ -101,7 +101,7 @@ class Answer:
         runs: number of runs that the law was fitted to.
         plan: the plan for all ranks.
         fit: the law.
-        contradicted: sentences on measured runs that contradict the law near the recommended run.
+        measured: tests of measured runs near the recommended run.
     """
 
     choice: Choice
@@ -111,7 +111,7 @@ class Answer:
     runs: int
     plan: Plan
     fit: Fit
-    contradicted: tuple[str, ...] = ()
+    measured: Measured = field(default_factory=Measured)
 
 
 @dataclass(frozen=True)
@@ -324,8 +324,8 @@ def answer_of(fit: Fit, asked: Asked, runs: Runs) -> Answer | None:
     )
     half = (high - low) / 2 / asked.budget
     forgetting = Estimate(float(told.value) - plan.floor, low, high)
-    wrong = contradictions(fit, choice, plan.output, plan.level)
-    return Answer(choice, forgetting, (run_low, run_high), half, len(runs.done), plan, fit, tuple(wrong))
+    near = measured_near(fit, choice, plan.output, plan.level)
+    return Answer(choice, forgetting, (run_low, run_high), half, len(runs.done), plan, fit, near)
 
 
 def _shortest(plan: Plan, asked: Asked, small: float) -> Choice | None:
