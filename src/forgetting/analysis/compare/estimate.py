@@ -54,9 +54,11 @@ class Estimate:
 
 
 def student(value: float, se: float, freedom: float, confidence: float, runs: int, scheme: str) -> Estimate:
-    """Student's interval and two-sided p."""
+    """Student's interval and two-sided p; replicates that are equal up to rounding differ from 0 only above it."""
     half = float(special.stdtrit(freedom, 0.5 + confidence / 2)) * se
     exact = se <= EXACT / 100  # replicates equal to the last digit: copies, or artificial lines
+    if exact and abs(value) <= EXACT:
+        half = max(half, abs(value))
     p = float(abs(value) <= EXACT) if exact else float(2 * special.stdtr(freedom, -abs(value) / se))
     return Estimate(value, value - half, value + half, p, float(freedom), runs, scheme)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from forgetting.analysis.compare.runs import with_runs
-from forgetting.analysis.laws.base import Array
+from forgetting.analysis.laws.base import SIZES, Array, incomputable
 from forgetting.analysis.selection import GAP, cell_at, is_missing, rows_left_out
 from forgetting.analysis.table_files import Table
 from forgetting.analysis.tables import rows
@@ -298,6 +298,13 @@ class _Reader:
         if not math.isfinite(value):
             came, where = self.table[column][i], f"'{self.name}', row {i + 1} (run {self.run_id(i)})"
             raise UsageError(f"{where}, column '{column}': {came!s:.60} where a finite number is needed")
+        return self.sized(column, i)
+
+    def sized(self, column: str, i: int) -> float:
+        """A number, NaN if there is none; refused if its square cannot be computed with."""
+        value = self.number(column, i)
+        if math.isfinite(value) and incomputable(np.array(value)):
+            raise UsageError(f"'{self.name}', row {i + 1}, column '{column}': {value:g} where {SIZES}")
         return value
 
     def status(self, i: int) -> str:
@@ -357,10 +364,10 @@ class _Reader:
             run_id=run_id,
             x=np.array([sign * self.needed(self.axis.column, i) for i in at]),
             y=np.array([self.needed(self.forgot, i) for i in at]),
-            step=np.array([self.number("step", i) for i in at]),
-            seconds=np.array([self.number("train_seconds", i) for i in at]),
-            params=self.number("trainable_params", at[-1]),
-            memory=self.number("peak_memory", at[-1]),
+            step=np.array([self.sized("step", i) for i in at]),
+            seconds=np.array([self.sized("train_seconds", i) for i in at]),
+            params=self.sized("trainable_params", at[-1]),
+            memory=self.sized("peak_memory", at[-1]),
             interpolated=interpolated,
             chosen=bool(self.chosen) and all(self.chosen[i] for i in at),
         )

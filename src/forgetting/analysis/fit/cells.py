@@ -78,7 +78,7 @@ def refuse_sizes(values: Array, name: str, rows: Array, where: str) -> None:
     bad = incomputable(values) & np.isfinite(values)
     if bad.any():
         i = int(np.flatnonzero(bad)[0])
-        raise UsageError(f"{where}, row {rows[i] + 1}, column '{name}': {values[i]:g} where {SIZES} is needed")
+        raise UsageError(f"{where}, row {rows[i] + 1}, column '{name}': {values[i]:g} where {SIZES}")
 
 
 def loose(column: Any, name: str, rows: Array, where: str) -> Array:

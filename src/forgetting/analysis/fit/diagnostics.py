@@ -14,10 +14,13 @@ from forgetting.analysis.fit.search import FEW, Found
 from forgetting.analysis.fit.shape import Shape
 from forgetting.analysis.fit.solver import Problem, minimise
 from forgetting.analysis.fit.validate import aicc
-from forgetting.analysis.laws.base import Adapted, Array, Law
+from forgetting.analysis.laws.base import Adapted, Array, Law, is_constant
+from forgetting.errors import ForgettingError
 
 TRIED = 32
 """Number of starts tried to find a row where the law has no finite value."""
+UNSEEN = 1e6
+"""Ratio of the sizes of two outputs above which the smaller one is not fitted."""
 ROUNDING = 1e-12
 """An R2 below this is rounding error, and reported as 0."""
 
@@ -61,9 +64,28 @@ def r_squared(law: Law, data: Data, theta: Array) -> dict[str, float]:
 
 
 def explained(measured: Array, fitted: Array) -> float:
-    """1 - SS_res / SS_tot of [n] values; NaN if the measured values are all equal."""
-    total = float(np.sum((measured - measured.mean()) ** 2))
-    return 1 - float(np.sum((measured - fitted) ** 2)) / total if total > 0 else float("nan")
+    """1 - SS_res / SS_tot of [n] values; NaN if the measured values are all equal up to rounding."""
+    if is_constant(measured):
+        return float("nan")
+    return 1 - float(np.sum((measured - fitted) ** 2)) / float(np.sum((measured - measured.mean()) ** 2))
+
+
+def refuse_unseen(law: Law, data: Data, weights: Array, label: str, objective: Objective) -> None:
+    """Refuse an output so much smaller than another that its errors do not change the summed objective.
+
+    Raises:
+        ForgettingError: names both, with their largest values.
+    """
+    size = np.sqrt(np.max(weights * data.y**2, axis=1))
+    if objective.log or not size.all() or size.max() <= UNSEEN * size.min():
+        return
+    small, large = int(np.argmin(size)), int(np.argmax(size))
+    named = [f"{law.outputs[o]} (up to {np.max(np.abs(data.y[o])):.3g})" for o in (small, large)]
+    raise ForgettingError(
+        f"'{label}': {named[0]} is over {UNSEEN:,.0f} times smaller than {named[1]}, and a fit of both sums their "
+        "squared errors, so it would ignore the smaller; give both in the same unit, or weigh them with --weights se "
+        "(weights='se')"
+    )
 
 
 def worse_than_a_constant(r2: Mapping[str, float]) -> list[str]:
@@ -127,7 +149,7 @@ def diagnostics(
             n: (float(s) if np.isfinite(s) else None)
             for n, s in zip(adapted.law.names, looks.standard_errors, strict=True)
         },
-        "aicc": aicc(problem, found.cost, weights),
+        "aicc": aicc(problem, found.cost, data.y, weights),
         **validation,
         "bootstrap": None if draws is None else {"scheme": draws.scheme, "count": len(draws.theta), "lost": draws.lost},
     }

@@ -17,6 +17,7 @@ from forgetting.analysis.fit.diagnostics import (
     diagnostics,
     fit_warnings,
     r_squared,
+    refuse_unseen,
     rmse,
     undefined_row,
     worse_than_a_constant,
@@ -117,6 +118,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array,
     adapted = law.adapt(data.x, data.y)
     problem = Problem(adapted.law, data.x, options.objective)
     _check(law, adapted.law, data, label, options)
+    refuse_unseen(law, data, weights, label, options.objective)
     every = data, weights
     if summed.applies(data, options):
         few = summed.is_linear(problem) or len(data.cells[0]) <= summed.MOST_CELLS

@@ -19,6 +19,8 @@ from forgetting.analysis.laws.base import Adapted, Array, Law
 
 REACH = (1.0, 2.0, 4.0)
 """Distances from the estimate at which the profile is evaluated, in half widths of the interval from its curvature."""
+SEEN, LEAST = 1e-5, 1e-10
+"""Least half widths of steps: as a share of the error for independent rows, and what changes values by this share."""
 SPAN = 1.0
 """Half width used if the curvature is unknown: a factor of e for positive parameters, else relative to the value."""
 
@@ -108,6 +110,11 @@ def _profiled(at: Lowest, draws: Array, confidence: float, skip: set[str]) -> di
     known = np.isfinite(honest) & np.isfinite(naive) & (honest > 0) & (naive > 0)
     if not known.any():
         return {}
+    # a step must change the objective by more than rounding
+    values = 1.0 if problem.objective.log else at.y
+    size = float(np.sqrt(np.mean(at.weights * values**2)))
+    least = max(SEEN, LEAST * size / np.sqrt(at.variance)) if at.variance > 0 else 0.0
+    honest = np.where(known, np.maximum(honest, least * naive), honest)
     ratio = np.where(known, honest / np.where(known, naive, 1.0), np.median(honest[known] / naive[known]))
     cut = student(confidence, at.runs - 1)
     best = float(problem.objective.cost(problem.objective.residual(at.y, problem.values(theta[None])[0]), at.weights))

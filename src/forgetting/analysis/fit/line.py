@@ -16,7 +16,7 @@ from forgetting.analysis.fit.estimate import Estimate
 from forgetting.analysis.fit.intervals import can_draw
 from forgetting.analysis.fit.result import Fit
 from forgetting.analysis.laws import LAWS
-from forgetting.analysis.laws.base import Array
+from forgetting.analysis.laws.base import Array, is_constant
 from forgetting.errors import UsageError
 
 OBJECTIVE = "errors-in-both"
@@ -37,7 +37,7 @@ def fit_line(data: Data, label: str, *, seed: int, bootstrap: int, confidence: f
         )
     law = LAWS["linear"]
     x, y, runs = data.x["finetune_loss"], data.y[0], len(data.runs)
-    if np.ptp(x) == 0:
+    if is_constant(x):
         raise UsageError(
             f"'{label}': finetune_loss is {x[0]:g} in every row, so no line can be fitted; give rows with other values"
         )
@@ -89,7 +89,7 @@ def fit_both(x: Array, y: Array, x_se: Array, y_se: Array, rows: Array) -> tuple
     """
     x_mean, y_mean = float(np.mean(x)), float(np.mean(y))
     # search over the line's angle, with both losses scaled to equal spread, because it treats both axes alike
-    x_unit, y_unit = float(np.std(x)), float(np.std(y)) if np.ptp(y) else 1.0
+    x_unit, y_unit = float(np.std(x)), float(np.std(y)) if not is_constant(y) else 1.0
     u, v = (x - x_mean) / x_unit, (y - y_mean) / y_unit
     u_se, v_se = x_se / x_unit, y_se / y_unit
     low = np.full(rows.shape[0], -np.pi / 2)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from forgetting.analysis.fit import rounding
 from forgetting.analysis.fit.bootstrap import MIN_RUNS, free_basis
 from forgetting.analysis.fit.data import Data
 from forgetting.analysis.fit.runwise import DETERMINED, evenly_spaced, grams
@@ -148,6 +149,8 @@ def tests_of(
 ) -> list[tuple[str, str, Tested]]:
     """Test each pattern when added to the law, linearised at theta; patterns that the law explains are left out.
 
+    Standard errors are at least those of rounding.
+
     Args:
         problem: law in fitted coordinates, variables of the rows, and objective.
         theta: [K] the best fit.
@@ -166,6 +169,7 @@ def tests_of(
     size = basis.shape[1]
     residual = problem.objective.residual(data.y.reshape(-1), problem.values(theta[None])[0]) * root
     residual = residual - basis @ (basis.T @ residual)
+    rounded = rounding.of_residuals(problem, theta, data.y.reshape(-1)) * root
     tried = np.stack([column.reshape(-1) * root for *_, column in columns], axis=1)
     rest = tried - basis @ (basis.T @ tried)
     length, own = np.linalg.norm(tried, axis=0), np.linalg.norm(rest, axis=0)
@@ -178,6 +182,7 @@ def tests_of(
         gram, pull = every[:, at][:, :, at], every[:, at, -1]
         slope = float(pull[:, -1].sum())
         se, freedom = _error(gram, pull - gram[:, :, -1] * slope)
+        se = max(se, float(np.abs(rest[:, i]) @ rounded / own[i]))
         if se > 0 and freedom >= 1:
             output, kind, name, _ = columns[int(i)]
             unit = "in the logarithm" if problem.objective.log else "nats/token" if output.endswith("loss") else ""

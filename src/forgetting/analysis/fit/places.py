@@ -200,6 +200,6 @@ def alarms(found: Sequence[Place]) -> list[str]:
 
 def _most_different(wrong: Sequence[Place]) -> Place:
     """The place that differs most; the mean of all runs at its step if that differs at least half as much."""
-    worst = max(wrong, key=lambda one: abs(one.size) / one.spread)
+    worst = max(wrong, key=lambda one: abs(one.size) / one.spread if one.spread > 0 else np.inf)
     whole = [one for one in wrong if one.output == worst.output and one.x == {STEP: worst.x[STEP]}]
     return next((one for one in whole if 2 * one.size / worst.size >= 1), worst)

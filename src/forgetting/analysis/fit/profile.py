@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from forgetting.analysis.fit.bootstrap import left_out_residuals, student
+from forgetting.analysis.fit.rounding import of_values
 from forgetting.analysis.fit.shape import shape
 from forgetting.analysis.fit.solver import Problem, minimise, to_theta, to_z
 from forgetting.analysis.laws.base import Array
@@ -45,11 +46,16 @@ def profile(
     honest = naive
     if run is not None:
         honest = run_error(problem, theta, y, weights, run, looks.covariance, k) / (theta[k] if log[k] else 1.0)
-    if not (np.isfinite(naive) and np.isfinite(honest) and naive > 0 and honest > 0):
-        return float("nan"), float("nan")
     spare = int(np.sum(weights > 0)) - int(np.sum(~problem.fixed))
     cut = student(confidence, spare if run is None else int(run.max()))
     best = float(problem.objective.cost(problem.objective.residual(y, problem.values(theta[None])[0]), weights))
+    if best <= float(np.sum(weights * of_values(problem, y) ** 2)):
+        # the law fits up to rounding: the objective has no shape to follow, only its curvature
+        both = to_z(theta, log)[k] + cut * honest * np.array([-1.0, 1.0])
+        low_end, high_end = np.exp(both) if log[k] else both
+        return float(low_end), float(high_end)
+    if not (np.isfinite(naive) and np.isfinite(honest) and naive > 0 and honest > 0):
+        return float("nan"), float("nan")
     needed = best * (1 + (cut * honest / naive) ** 2 / spare)
     ends = []
     for side in (-1.0, 1.0):

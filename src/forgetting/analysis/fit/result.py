@@ -21,7 +21,7 @@ from forgetting.analysis.fit.information import Information
 from forgetting.analysis.fit.objective import LOGARITHMIC
 from forgetting.analysis.fit.rivals import Rival, own_share, spanned
 from forgetting.analysis.laws import Law, law_from_spec
-from forgetting.analysis.laws.base import Array
+from forgetting.analysis.laws.base import SIZES, Array, incomputable
 from forgetting.analysis.laws.mitigated import CentredMitigated, centred_from_spec
 from forgetting.analysis.laws.shifted_power import Centred
 from forgetting.config.arguments import checked
@@ -399,6 +399,8 @@ def check_variables(law: Law, variables: Mapping[str, ArrayLike]) -> tuple[dict[
         if not fine.all():
             bad = float(values[~fine].ravel()[0])
             raise UsageError(f"{variable.name} is {bad:g} where {variable.allowed} is needed")
+        if (wrong := incomputable(values)).any():
+            raise UsageError(f"{variable.name} is {float(values[wrong].ravel()[0]):g} where {SIZES}")
     try:
         together = np.broadcast_arrays(*arrays.values())
     except ValueError:

@@ -96,9 +96,8 @@ def search(
     if problem.direct:  # there is a single minimum, and any remaining slope is rounding error
         return Found(theta, cost, 0.0, total, 1.0, bool(np.isfinite(cost)), True)
     perfect = cost <= _floor(y, weights)
-    converged = (
-        (perfect or slope <= STATIONARY) and minimum and cost <= float(every.min()) * (1 + 1e-9) + _floor(y, weights)
-    )
+    lowest = cost <= float(every.min()) * (1 + 1e-9) + _floor(y, weights)
+    converged = perfect or (slope <= STATIONARY and minimum and lowest)
     return Found(
         theta, cost, slope, total, float(np.mean(same)), bool(converged), minimum, twins[0] if len(twins) else None
     )

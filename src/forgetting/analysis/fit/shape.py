@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from forgetting.analysis.fit.orthogonal import orthogonal
+from forgetting.analysis.fit.rounding import of_values
 from forgetting.analysis.fit.solver import Problem
 from forgetting.analysis.laws.base import Array
 
@@ -52,8 +53,12 @@ def shape(problem: Problem, theta: Array, y: Array, weights: Array) -> Shape:
         residual = np.sqrt(weights) * problem.objective.residual(y, f)
     jacobian = np.nan_to_num(jacobian)
     norm = np.linalg.norm(jacobian, axis=0)
-    flat = [{names[k]: 1.0} for k in np.flatnonzero(free & (norm == 0))]
-    free &= norm > 0
+    # a parameter has no effect if a change by its own size changes only the last digits
+    size = np.where(log, 1.0, np.maximum(np.abs(theta), 1.0))
+    rounded = float(np.linalg.norm(np.sqrt(weights) * of_values(problem, y)))
+    none = np.where(problem.linear, norm == 0, norm * size <= rounded)
+    flat = [{names[k]: 1.0} for k in np.flatnonzero(free & none)]
+    free &= ~none
     unit = jacobian[:, free] / norm[free]
     columns, back = orthogonal(unit, problem.solvable[free])
     left, singular, right = np.linalg.svd(columns, full_matrices=False)
@@ -72,7 +77,8 @@ def shape(problem: Problem, theta: Array, y: Array, weights: Array) -> Shape:
             covariance[np.ix_(free, free)] = inverse * np.outer(scale, scale) * float(residual @ residual) / spare
     singular = np.linalg.svd(unit, compute_uv=False)
     condition = float(singular[0] / singular[-1]) if singular.size and singular[-1] > 0 else float("inf")
-    asks = _asks(names, jacobian, left, np.nan_to_num(residual), np.flatnonzero(bound), spare)
+    told = np.linalg.norm(residual) > rounded  # else the data favour nothing
+    asks = _asks(names, jacobian, left, np.nan_to_num(residual), np.flatnonzero(bound), spare) if told else {}
     at_bounds = {names[k]: float(theta[k]) for k in np.flatnonzero(bound)}
     return Shape(condition, flat, at_bounds, asks, np.sqrt(np.diag(covariance)), covariance)
 

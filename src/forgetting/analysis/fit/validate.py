@@ -8,17 +8,25 @@ from typing import Any
 import numpy as np
 
 from forgetting.analysis.fit.data import Data
+from forgetting.analysis.fit.rounding import of_values
 from forgetting.analysis.fit.solver import Problem, minimise
 from forgetting.analysis.laws.base import Array
 
 FOLDS = 60  # up to this many runs are left out one by one; more are left out in this many groups
 
 
-def aicc(problem: Problem, cost: float, weights: Array) -> float | None:
+def aicc(problem: Problem, cost: float, y: Array, weights: Array) -> float | None:
     """Akaike's criterion with the correction for few data (Hurvich & Tsai 1989); None if it is not defined.
 
-    The variance counts as a parameter, and every measured value as independent.
+    The variance counts as a parameter, and every measured value as independent. Of two laws that fit up to rounding,
+    that with fewer parameters is better.
+
+    Args:
+        problem: law in fitted coordinates; its rows are not used.
+        cost: the objective at the best fit.
+        y, weights: [O, n] outputs and their weights.
     """
+    cost = max(cost, float(np.sum(weights * of_values(problem, y) ** 2)))
     n = int(np.sum(weights > 0))
     k = int(np.sum(~problem.fixed)) + 1
     if not problem.objective.quadratic or n - k - 1 <= 0 or cost <= 0:

@@ -12,7 +12,7 @@ tests/analysis/test_laws_contract.py then checks that it meets all of this.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,17 @@ Array = NDArray[Any]
 """Floats, or complex numbers for derivatives by the complex step."""
 SMALLEST, LARGEST = 1e-60, 1e60
 """Sizes of numbers that are not 0. Products of four of them, such as squared residuals with weights, are floats."""
-SIZES = f"0 or a number of a size from {SMALLEST:g} to {LARGEST:g} (choose another unit)"
-"""The allowed sizes in words."""
+SIZES = f"0 or a size of {SMALLEST:g} to {LARGEST:g} is needed; choose another unit"
+"""The allowed sizes in words, after `where`."""
+
+
+ROUNDING = 16 * float(np.finfo(float).eps)
+"""Relative differences of numbers below this are rounding errors."""
+
+
+def is_constant(values: Array) -> bool:
+    """Whether values are equal up to rounding."""
+    return bool(np.ptp(values) <= ROUNDING * np.max(np.abs(values)))
 
 
 def incomputable(values: Array) -> Array:
@@ -155,15 +164,11 @@ class Law(ABC):
 
     def hints(self, x: Mapping[str, Array], y: Array) -> list[str]:
         """Sentences about these data that a reader of the fit should know; by default, about constant columns."""
-        values = np.reshape(y, (len(self.outputs), -1))
-        flat = [
-            f"{name} is {values[o, 0]:g} in every row" for o, name in enumerate(self.outputs) if not np.ptp(values[o])
-        ]
-        return [f"{said}: there is no effect to fit, and anything but 0 is rounding" for said in flat] + [
+        return constant_outputs(self.outputs, y) + [
             f"{name} is {x[name][0]:g} in every row: these rows do not say what {' and '.join(self.outputs)} would be "
             "at another"
             for name in self.variable_names
-            if np.ptp(x[name]) == 0
+            if is_constant(x[name])
         ]
 
     @property
@@ -185,6 +190,16 @@ class Law(ABC):
     def variable_names(self) -> tuple[str, ...]:
         """Variable names, in order."""
         return tuple(v.name for v in self.variables)
+
+
+def constant_outputs(outputs: Sequence[str], y: Array) -> list[str]:
+    """A sentence for each output that is the same in every row; y is [O, n], or its rows one after the other."""
+    flat = [
+        f"{name} is {values[0]:g} in every row"
+        for name, values in zip(outputs, np.reshape(y, (len(outputs), -1)), strict=True)
+        if is_constant(values)
+    ]
+    return [f"{said}: there is no effect to fit, and anything but 0 is rounding" for said in flat]
 
 
 class Adapted:

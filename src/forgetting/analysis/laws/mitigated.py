@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from forgetting.analysis.laws.base import Adapted, Array, Law, Parameter, Variable
+from forgetting.analysis.laws.base import Adapted, Array, Law, Parameter, Variable, constant_outputs
 from forgetting.analysis.laws.shifted_power import (
     EXPONENT,
     RHO,
@@ -187,8 +187,9 @@ class Mitigated(Law):
 
     def hints(self, x: Mapping[str, Array], y: Array) -> list[str]:
         """Warns about variables with too few values."""
-        del y
-        return [f"fewer than 3 different values of {name}: its effect is not identified" for name in too_few(x)]
+        return constant_outputs(self.outputs, y) + [
+            f"fewer than 3 different values of {name}: its effect is not identified" for name in too_few(x)
+        ]
 
 
 class CentredMitigated(Law):

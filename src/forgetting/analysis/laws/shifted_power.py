@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from forgetting.analysis.laws.base import Adapted, Array, Law, Parameter, Variable
+from forgetting.analysis.laws.base import Adapted, Array, Law, Parameter, Variable, constant_outputs
 
 VARIABLES = (
     Variable("trainable_params", meaning="P, trainable parameters"),
@@ -183,6 +183,8 @@ class ShiftedPower(Law):
         """Warns about too few values of P or N, and if forgetting does not grow as the fine-tuning loss falls."""
         few = too_few(x)
         out = [f"fewer than 3 different values of {name}: its exponents are not identified" for name in few]
+        if flat := constant_outputs(self.outputs, y):
+            return [*flat, *out]
         slope = float(falling_slope(y[:1], y[1:], np.ones_like(y[:1]))[0])
         if slope <= 0:
             out.append(

@@ -12,7 +12,7 @@ import numpy as np
 
 from forgetting.analysis.fit import Estimate, Fit
 from forgetting.analysis.fit.show import spans
-from forgetting.analysis.laws.base import Array
+from forgetting.analysis.laws.base import ROUNDING, SIZES, Array, incomputable
 from forgetting.analysis.plan.cost import Cost
 from forgetting.analysis.plan.measured import SMALL, loss_name, measured_near
 from forgetting.analysis.plan.result import Choice, Plan
@@ -99,7 +99,7 @@ def rank_grid(
         if values is not None and (not len(values) or min(values) <= 0):
             raise UsageError(f"{name} {', '.join(str(v) for v in values) or '(none)'}: give positive numbers")
     if params is not None:
-        return [(None, float(p)) for p in params]
+        return _sized([(None, float(p)) for p in params])
     scale = per_rank if per_rank is not None else fit.diagnostics.get("params_per_rank")
     low, high = fit.measured_range["trainable_params"]
     if scale is None:
@@ -113,7 +113,18 @@ def rank_grid(
         first = int(np.ceil(np.log2(low / scale) - 1e-9))
         last = int(np.floor(np.log2(high / scale) + 1e-9))
         ranks = [2.0**k for k in range(first, last + 1)] or [low / scale]
-    return [(float(r), float(r) * float(scale)) for r in ranks]
+    return _sized([(float(r), float(r) * float(scale)) for r in ranks])
+
+
+def _sized(grid: list[tuple[float | None, float]]) -> list[tuple[float | None, float]]:
+    """The grid, if its trainable parameters can be computed with.
+
+    Raises:
+        UsageError: one is too large or too small.
+    """
+    if wrong := [params for _, params in grid if incomputable(np.array(params))]:
+        raise UsageError(f"trainable parameters are {wrong[0]:g} where {SIZES}")
+    return grid
 
 
 def _choices(
@@ -335,11 +346,11 @@ def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], oth
     with np.errstate(invalid="ignore"):  # two losses without a limit: their difference is unknown
         difference = band(fit, spread, worst - best)
     what = loss_name(other)
-    if fit.no_bands and spread > SMALL * measured_spread(fit, other):
+    if fit.no_bands and spread > _negligible(fit, other):
         said = f"{what} differs by {spread:.2g} nats/token between best and worst by this law's estimates alone"
         return f"{said}; without intervals it is unclear whether the choice matters", False
     unclear = np.isfinite(difference.low) and difference.low <= 0
-    if not unclear and spread > SMALL * measured_spread(fit, other):
+    if not unclear and spread > _negligible(fit, other):
         return f"the choice matters: {what} differs by {spread:.2g} nats/token between best and worst", True
     why = "a difference that is not clear from the fit" if unclear else "too little to matter"
     every = "both" if len(reached) == 2 else f"all {len(reached)}"
@@ -350,8 +361,17 @@ def _compare(fit: Fit, output: str, level: float, reached: Sequence[Choice], oth
     return said, False
 
 
+def _negligible(fit: Fit, output: str) -> float:
+    """Differences of an output up to this, in nats/token, do not matter."""
+    corners = _corners(fit, output)
+    return max(SMALL * float(np.ptp(corners)), ROUNDING * float(np.max(np.abs(corners))))
+
+
 def measured_spread(fit: Fit, output: str) -> float:
     """The range of an output over the corners of the measured range."""
+    return float(np.ptp(_corners(fit, output)))
+
+
+def _corners(fit: Fit, output: str) -> Array:
     corners = [(p, n) for p in fit.measured_range["trainable_params"] for n in fit.measured_range["step"]]
-    values: Array = fit.predict(output, trainable_params=[p for p, _ in corners], step=[n for _, n in corners]).value
-    return float(np.ptp(values))
+    return fit.predict(output, trainable_params=[p for p, _ in corners], step=[n for _, n in corners]).value
