@@ -16,6 +16,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 PACKAGES = (
     "errors",
+    "utf8",
     "files",
     "display",
     "config",

@@ -23,6 +23,7 @@ from typing import IO, Any, BinaryIO, cast
 
 import yaml
 
+from . import utf8
 from .errors import ForgettingError, UsageError
 
 MAX_FILE = 2**30
@@ -55,14 +56,14 @@ HIDDEN = "[secret]"
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to read bytes; a name ending in .gz or .zst is unpacked while it is read.
+    """Open a text file to read it as UTF-8 (see `utf8`); a name ending in .gz or .zst is unpacked while it is read.
 
     Raises:
-        UsageError: the file does not exist, is unreadable or damaged; names the file.
+        UsageError: the file does not exist, is unreadable, damaged or in another encoding; names the file.
     """
     try:
         with path.open("rb") as file:
-            yield _unpacked(file, path)
+            yield utf8.unmarked(_unpacked(file, path), str(path))
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -82,16 +83,15 @@ def _unpacked(file: BinaryIO, path: Path) -> BinaryIO:
     return file
 
 
-def read_text(path: Path, *, limit: int | None = None, encoding: str = "utf-8") -> str:
+def read_text(path: Path, *, limit: int | None = None) -> str:
     """Read a whole text file.
 
     Args:
         path: the file; a compressed one is unpacked.
         limit: maximum bytes after unpacking; MAX_FILE by default.
-        encoding: `utf-8`, or `utf-8-sig` to skip a byte order mark.
 
     Raises:
-        UsageError: the file does not exist, is unreadable, exceeds the limit, or is not UTF-8; names the file.
+        UsageError: the file does not exist, is unreadable, exceeds the limit, or is in another encoding; names it.
     """
     limit = MAX_FILE if limit is None else limit
     with opened(path) as file:
@@ -103,10 +103,11 @@ def read_text(path: Path, *, limit: int | None = None, encoding: str = "utf-8") 
     if len(content) > limit:
         raise UsageError(f"{path}: more than {limit:,} bytes, the limit for this kind of file")
     try:
-        return content.decode(encoding)
+        return content.decode()
     except UnicodeDecodeError as error:
-        why = "it looks like UTF-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else error.reason
-        raise UsageError(f"{path}: not UTF-8 text ({why} at byte {error.start})") from None
+        raise UsageError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it to UTF-8"
+        ) from None
 
 
 def check_plain(path: Path) -> Path:

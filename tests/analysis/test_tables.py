@@ -79,6 +79,22 @@ def test_damaged_files_are_named_with_their_line(tmp_path, name, content, says):
     assert name in str(caught.value)
 
 
+def test_tables_in_utf_16_are_read_as_those_in_utf_8(tmp_path):
+    rows = [{"run_id": "é", "finetune_loss": 1.0, "forgetting_loss": 0.5}] * 2
+    for name, content in (
+        ("a.csv", GOOD),
+        ("a.tsv", GOOD.replace(",", "\t")),
+        ("a.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)),
+    ):
+        path = write(tmp_path, name, content)
+        expected = read_table(path)
+        path.write_bytes(content.replace("\n", "\r\n").encode("utf-16"))
+        assert read_table(path) == expected
+    path.write_bytes(content.encode("utf-16-le"))
+    with pytest.raises(UsageError, match="without a byte order mark; convert it to UTF-8"):
+        read_table(path)
+
+
 def test_missing_files_and_foreign_folders_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"nowhere\.csv: no such file"):
         read_table(tmp_path / "nowhere.csv")

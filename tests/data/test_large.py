@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from forgetting import utf8
 from forgetting.config.schema import TextConfig
 from forgetting.data import cutting, documents, large
 from forgetting.data.documents import Corpus, load_corpus, split_heldout
@@ -38,6 +39,7 @@ PARTS = [
 def piecewise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large, "LEAST", 0)
     monkeypatch.setattr(large, "PIECE", 7)
+    monkeypatch.setattr(utf8, "PIECE", 5)
     monkeypatch.setattr(cutting, "SECTION_CHARACTERS", 40)
 
 
@@ -97,6 +99,14 @@ def test_a_text_file_has_the_same_documents_whole_and_in_pieces(
     path.write_bytes(content)
     packed = tmp_path / "text.txt.gz"
     packed.write_bytes(gzip.compress(content))
+    wide = tmp_path / "utf-16" / "text.txt"
+    wide.parent.mkdir()
+    wide.write_bytes(text.removeprefix("\ufeff").encode("utf-16"))
+    if b"\xff" not in content:
+        one, other = (
+            outcome(lambda source=source: load_corpus(TextConfig(source=str(source)))) for source in (path, wide)
+        )
+        assert str(one).replace(str(path), "") == str(other).replace(str(wide), "")
     for source in (path, packed):
         for mode in ("auto", "sections", "paragraphs", "wikitext"):
             for most in (None, 1, 3):

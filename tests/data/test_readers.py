@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 from pathlib import Path
@@ -16,25 +17,29 @@ from forgetting.data.documents import load_corpus
 from forgetting.errors import UsageError
 
 WIKITEXT = "\n = One = \n\n a b \n = = Part = = \n c \n\n = Two = \n\n d \n"
-ROWS = [{"id": "x", "text": 'a, "b"\nc'}, {"id": "y", "text": "NA"}, {"id": "z", "text": "1.0"}]
+ROWS = [{"id": "x", "text": 'a, "b"\nc'}, {"id": "y", "text": "NA"}, {"id": "z", "text": "wörter 字 🙂 \u0a0d"}]
 
 
 def texts(path: Path, **fields: object) -> list[tuple[str, str]]:
     return [(d.id, d.text) for d in load_corpus(TextConfig.model_validate({"source": str(path), **fields}))]
 
 
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+ENCODINGS = {"utf-8": b"", "utf-8-sig": b"", "utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}
+"""Python's encodings, with the mark that Python does not write by itself."""
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_text_is_the_same_whatever_its_line_breaks_and_mark(tmp_path: Path, end: str, mark: bytes) -> None:
+def test_text_is_the_same_whatever_its_line_breaks_and_encoding(tmp_path: Path, end: str, encoding: str) -> None:
     plain, other = tmp_path / "plain.txt", tmp_path / "other.txt"
     plain.write_bytes(WIKITEXT.encode())
-    other.write_bytes(mark + WIKITEXT.lstrip("\n").replace("\n", end).encode())
+    other.write_bytes(ENCODINGS[encoding] + WIKITEXT.lstrip("\n").replace("\n", end).encode(encoding))
     assert [name for name, _ in texts(other)] == ["One", "Two"]
     assert texts(other)[1] == texts(plain)[1]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".json"])
-def test_rows_are_the_same_whatever_their_line_breaks_and_mark(tmp_path: Path, suffix: str) -> None:
+def test_rows_are_the_same_whatever_their_line_breaks_and_encoding(tmp_path: Path, suffix: str) -> None:
     content = {
         ".jsonl": "".join(json.dumps(row) + "\n" for row in ROWS),
         ".json": json.dumps(ROWS, indent=1),
@@ -43,11 +48,11 @@ def test_rows_are_the_same_whatever_their_line_breaks_and_mark(tmp_path: Path, s
     }[suffix]
     path = tmp_path / f"r{suffix}"
     rows = [(row["id"], row["text"]) for row in ROWS]
-    for mark in ("", "\ufeff"):
-        path.write_text(mark + content, encoding="utf-8", newline="")
+    for encoding, mark in ENCODINGS.items():
+        path.write_bytes(mark + content.encode(encoding))
         assert texts(path) == rows
         if suffix in (".jsonl", ".json"):
-            path.write_text(mark + content, encoding="utf-8", newline="\r\n")
+            path.write_bytes(mark + content.replace("\n", "\r\n").encode(encoding))
             assert texts(path) == rows
 
 
@@ -121,10 +126,33 @@ def test_what_cannot_be_read_is_one_error(tmp_path: Path, name: str, content: st
     assert "\n" not in str(caught.value)
 
 
-def test_utf_16_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("hello".encode("utf-16"))
-    with pytest.raises(UsageError, match="looks like UTF-16"):
-        load_corpus(TextConfig(source=str(tmp_path / "a.txt")))
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".csv", ".txt.gz"])
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("utf-16-le", "it looks like UTF-16 without a byte order mark; convert it to UTF-8"),
+        ("utf-16-be", "it looks like UTF-16 without a byte order mark; convert it to UTF-8"),
+        ("utf-32", "text in UTF-32; convert it to UTF-8"),
+    ],
+)
+def test_an_encoding_that_would_be_measured_as_other_text_is_refused(
+    suffix: str, encoding: str, message: str, tmp_path: Path
+) -> None:
+    content = json.dumps([{"text": "wörter 字"}, {"text": "two words"}], ensure_ascii=False).encode(encoding)
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    with pytest.raises(UsageError) as caught:
+        load_corpus(TextConfig(source=str(path)))
+    assert str(caught.value) == f"{path}: {message}"
+
+
+def test_damaged_utf_16_is_one_error_and_a_null_character_in_utf_8_is_text(tmp_path: Path) -> None:
+    for end in (b"a", "\ud83d".encode("utf-16-le", "surrogatepass") + b"a\0"):
+        (tmp_path / "a.txt").write_bytes("two words".encode("utf-16") + end)
+        with pytest.raises(UsageError, match=r"a\.txt: damaged UTF-16 text"):
+            load_corpus(TextConfig(source=str(tmp_path / "a.txt")))
+    (tmp_path / "a.txt").write_bytes(b"a null: \0 in the middle of a text")
+    assert "\0" in texts(tmp_path / "a.txt")[0][1]
 
 
 def test_arrow_comes_in_two_forms(tmp_path: Path) -> None:

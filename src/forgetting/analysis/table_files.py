@@ -48,7 +48,7 @@ def read_csv(path: Path) -> Table:
         UsageError: not CSV, a repeated column, a line of another length, or ambiguous numbers; names the line or
             column.
     """
-    text = files.read_text(path, encoding="utf-8-sig")
+    text = files.read_text(path)
     lines, delimiter, skipped = _body(text, "\t" if _is_tsv(path) else "")
     reader = csv.reader(io.StringIO(lines, newline=""), delimiter=delimiter, skipinitialspace=delimiter == " ")
     try:
@@ -181,7 +181,7 @@ def read_json_lines(path: Path) -> Table:
 
 def load_json(path: Path) -> Any:
     """The value of a JSON file."""
-    return files.parse_json(files.read_text(path, encoding="utf-8-sig"), str(path))
+    return files.parse_json(files.read_text(path), str(path))
 
 
 def from_objects(path: Path, objects: Sequence[Mapping[str, Any]]) -> Table:

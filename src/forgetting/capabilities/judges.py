@@ -59,7 +59,7 @@ class Labels:
         if not path.exists():
             raise UsageError(f"{path}: no such file; create one to fill in with export (--export)")
         try:
-            self._read(csv.DictReader(io.StringIO(read_text(path, encoding="utf-8-sig"), newline="")), path)
+            self._read(csv.DictReader(io.StringIO(read_text(path), newline="")), path)
         except csv.Error as error:
             raise UsageError(f"{path}: not CSV: {error}") from None
         if not self.labels:

@@ -43,7 +43,7 @@ def read_prompts(source: str) -> Prompts:
         return _columns(_hub(source), source)
     if path.suffix == ".jsonl":
         return _columns(list(files.json_rows(path)), source)
-    text = files.read_text(path, encoding="utf-8-sig")
+    text = files.read_text(path)
     if path.suffix == ".txt":
         rows = [(i, {"prompt": line}) for i, line in enumerate(re.split(r"\r\n|[\r\n]", text), start=1) if line.strip()]
         return _columns(rows, source)

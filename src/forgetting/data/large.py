@@ -127,7 +127,7 @@ def _pieces(path: Path) -> Iterator[str]:
     Raises:
         _UnusualError: too large, not UTF-8, or with carriage returns that are not part of a Windows line break.
     """
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    decoder = codecs.getincrementaldecoder("utf-8")()
     total, held, visible = 0, "", False
     with files.opened(path) as file:
         while True:

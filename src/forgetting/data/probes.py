@@ -181,7 +181,7 @@ def _rows(source: str) -> tuple[str, Iterator[tuple[int, Mapping[str, Any]]]]:
         raise UsageError(f"{path}: no such file")
     if suffix in (".jsonl", ".ndjson"):
         return "line", files.json_rows(path)
-    text = files.read_text(path, encoding="utf-8-sig")
+    text = files.read_text(path)
     if suffix == ".txt":
         lines = enumerate(re.split(r"\r\n|[\r\n]", text), start=1)
         return "line", ((number, {"prompt": line}) for number, line in lines if line.strip())

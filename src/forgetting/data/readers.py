@@ -122,7 +122,7 @@ def arrow_rows(data: Iterable[Mapping[str, Any]], where: str) -> Iterator[Row]:
 
 
 def _text(path: Path, config: TextConfig) -> Iterator[Row]:
-    text = line_feeds(files.read_text(path, limit=text_limit(path), encoding="utf-8-sig"))
+    text = line_feeds(files.read_text(path, limit=text_limit(path)))
     return iter([{config.text_column: text}] if text.strip() else [])
 
 
@@ -134,12 +134,12 @@ def _jsonl(path: Path, config: TextConfig) -> Iterator[Row]:
 def holds_array(path: Path) -> bool:
     """Whether a file begins like a JSON array, not like JSON Lines."""
     with files.opened(path) as file:
-        return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+        return file.read(64).lstrip().startswith(b"[")
 
 
 def _json(path: Path, config: TextConfig) -> Iterator[Row]:
     """An array of objects or texts, an object that contains one, a single row, or JSON Lines despite the name."""
-    text = files.read_text(path, encoding="utf-8-sig")
+    text = files.read_text(path)
     try:
         value = files.parse_json(text, str(path), unique=True)
     except UsageError:
@@ -179,7 +179,7 @@ def _csv(path: Path, _config: TextConfig) -> Iterator[Row]:
     """Comma-, semicolon- or tab-separated values with a header; every cell is text."""
     import pandas as pd
 
-    text = files.read_text(path, encoding="utf-8-sig")
+    text = files.read_text(path)
     mark = column_mark(text, path)
     files.check_table(text.lstrip().partition("\n")[0].count(mark) + 1, 0, str(path))
     if not text.strip():

@@ -260,7 +260,7 @@ def read_config(file: Path) -> dict[str, Any]:
         UsageError: not JSON, nested too deeply, too long, or not an object.
     """
     where = f"{file} cannot be read"
-    content = files.parse_json(files.read_text(file, limit=MAX_CONFIG, encoding="utf-8-sig"), where)
+    content = files.parse_json(files.read_text(file, limit=MAX_CONFIG), where)
     if not isinstance(content, dict):
         raise UsageError(f"{where}: needs a JSON object, got {type(content).__name__}")
     return content
