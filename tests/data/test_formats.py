@@ -98,6 +98,17 @@ def test_parts_of_text_are_joined_and_images_refused(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
     row = {"messages": [{"role": "user", "content": parts}, A]}
     assert load(tmp_path, [row])[0].messages[0]["content"] == "one two"
+    said = [{"type": "output_text", "text": "a", "annotations": []}]  # OpenAI's Responses API
+    asked = [{"type": "input_text", "text": "one "}, {"type": "text", "text": "two"}]
+    assert load(tmp_path, [{"messages": [{**Q, "content": asked}, {**A, "content": said}]}])[0].messages == (
+        {"role": "user", "content": "one two"},
+        A,
+    )
+    row["messages"][0]["content"] = [{"type": "input_image", "image_url": "x", "text": "x"}, *parts]  # type: ignore[index]
+    with pytest.raises(
+        UsageError, match="message 1 has a part of type 'input_image'; only text, input_text, output_te"
+    ):
+        load(tmp_path, [row])
     row["messages"][0]["content"] = [{"type": "image"}, *parts]  # type: ignore[index]
     with pytest.raises(UsageError, match="row 1: column 'messages': message 1 has a part of type 'image'"):
         load(tmp_path, [row])

@@ -270,6 +270,12 @@ def test_empty_rows_and_copies_are_counted_and_one_answer_has_no_error(
             "q",
         ),
         ("a.jsonl", '{"category": "k", "turns": ["first", "then"]}', "first"),
+        (
+            "a.jsonl",
+            '{"messages": [{"role": "user", "content": [{"type": "input_text", "text": "q"}]},'
+            ' {"role": "assistant", "content": [{"type": "output_text", "text": "a"}]}]}',
+            "q",
+        ),
     ],
 )
 def test_prompts_in_the_formats_that_people_have(tmp_path: Path, name: str, content: str, asked: str) -> None:
@@ -289,6 +295,11 @@ def test_prompts_in_the_formats_that_people_have(tmp_path: Path, name: str, cont
         ("a.jsonl", '{"prompt": "a"}\n{"prompt"', r"a\.jsonl, line 2"),
         ("a.jsonl", '{"answer": "a"}', r"a\.jsonl, line 1: no prompt; fields: answer; give one of messages, prompt"),
         ("a.jsonl", '{"messages": [{"role": "assistant", "content": "x"}]}', r"line 1: messages: no turn of the user"),
+        (
+            "a.jsonl",
+            '{"messages": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}',
+            r"line 1: messages: a message has a part of type 'input_image'; only text, input_text, output_text are",
+        ),
         ("a.jsonl", '{"messages": "x"}', r"line 1: messages: got 'x'; a list of \{role, content\}"),
         ("a.jsonl", '{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}', r"2 prompts have the id '1'"),
         ("a.csv", "prompt,kind\n,\n \n", r"a\.csv: no prompt in it: 2 rows, none with text"),

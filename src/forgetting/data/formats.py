@@ -95,6 +95,8 @@ ROLES = {
     "function_call": "assistant",
 }
 """ShareGPT's names of speakers, and the roles that they mean."""
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of the parts of a message's content that are text; the last two are of OpenAI's Responses API."""
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
@@ -367,7 +369,7 @@ def _turn(turn: Any, where: str) -> Message:
             fields["tool_calls"], content = [_called(content, where)], None
     rest = {key: value for key, value in fields.items() if value is not None}
     if _is_list(content):
-        content = _joined(content, where)
+        content = joined(content, where)
     if not isinstance(role, str) or not (isinstance(content, str) or (content is None and _says_something(rest))):
         raise UsageError(f"{where}: each message needs the texts `role` and `content`, got {turn!r:.60}")
     return {"role": role, "content": content, **rest}
@@ -381,14 +383,18 @@ def _called(value: Any, where: str) -> Mapping[str, Any]:
     return {"type": "function", "function": dict(call)}
 
 
-def _joined(parts: Sequence[Any], where: str) -> str:
-    """The text of a content that is a list of parts."""
+def joined(parts: Sequence[Any], where: str) -> str:
+    """The text of a content that is a list of parts.
+
+    Raises:
+        UsageError: a part that is not text, such as an image; names its type.
+    """
     texts = []
     for part in parts:
-        found = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else part
+        found = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") in TEXT_PARTS else part
         if not isinstance(found, str):
             sort = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise UsageError(f"{where} has a part of type {sort!r:.30}; only parts of type 'text' are supported")
+            raise UsageError(f"{where} has a part of type {sort!r:.30}; only {', '.join(TEXT_PARTS)} are supported")
         texts.append(found)
     return "".join(texts)
 

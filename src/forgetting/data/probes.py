@@ -24,7 +24,7 @@ from ..config.schema import ProbeConfig, TextConfig
 from ..display.numbers import few, several, share_of
 from ..errors import ForgettingError, UsageError, did_you_mean
 from .chats import Chats
-from .formats import Document, empty_rows, messages_of, with_system
+from .formats import Document, empty_rows, joined, messages_of, with_system
 from .readers import check_header, check_words, column_mark, encodable
 from .readers import kind as file_kind
 from .sources import read_rows
@@ -276,18 +276,23 @@ def _blank(value: Any) -> bool:
 def _asked(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
     """The messages without the assistant's last ones, so that they end with the message to answer."""
     fine = isinstance(value, list) and all(
-        isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str | list)
         for turn in value
     )
     if not fine:
         raise UsageError(f"{where}: messages: got {value!r:.60}; a list of {{role, content}} is needed")
-    messages = [{"role": turn["role"], "content": turn["content"]} for turn in value]
+    messages = [{"role": turn["role"], "content": _said(turn["content"], where)} for turn in value]
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
     if not messages or not messages[-1]["content"].strip():
         raise UsageError(f"{where}: messages: no turn of the user to answer")
     check_words(messages[-1]["content"], where)
     return tuple(messages)
+
+
+def _said(content: str | list[Any], where: str) -> str:
+    """A message's content as text."""
+    return content if isinstance(content, str) else joined(content, f"{where}: messages: a message")
 
 
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> tuple[list[Ids], list[str]]:
