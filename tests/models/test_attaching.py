@@ -139,6 +139,10 @@ def changed(adapter: Path, rename: Callable[[str], str | None], **config: Any) -
         lambda name: name.replace(".self_attn", "._checkpoint_wrapped_module.self_attn"),
         lambda name: name.removeprefix("base_model.model."),
         lambda name: name.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default."),
+        lambda name: name.replace("lora_A.", "lora_A.my-task.").replace("lora_B.", "lora_B.my-task."),
+        lambda name: (
+            name.removeprefix("base_model.model.").replace("_A.", "_A.weight_2.").replace("_B.", "_B.weight_2.")
+        ),
     ],
 )
 def test_known_names_are_repaired_with_a_notice(tiny_model: Path, tmp_path: Path, rename: Callable[[str], str]) -> None:
@@ -149,10 +153,114 @@ def test_known_names_are_repaired_with_a_notice(tiny_model: Path, tmp_path: Path
     assert any("names of weights were repaired" in notice for notice in pair.notices)
 
 
-def test_a_saved_module_under_its_name_in_training_is_repaired(tiny_model: Path, tmp_path: Path) -> None:
-    want = saved(tiny_model, tmp_path, lora(modules_to_save=["norm"]))
-    changed(tmp_path, lambda name: name.replace("norm.weight", "norm.modules_to_save.default.weight"))
+def in_training(adapter: Path, name: str, *, whole: bool = False, base: Path) -> None:
+    """Give the weights of an adapter the names that they have in training; with `whole`, those of its base too."""
+    from peft import PeftModel
+
+    tuned = PeftModel.from_pretrained(load(base), str(adapter), adapter_name=name)
+    kept = {key: tensor.clone() for key, tensor in tuned.state_dict().items() if whole or name in key.split(".")}
+    save_file(kept, adapter / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "saved", "ia3", "tokens", "embedding"])
+@pytest.mark.parametrize("name", ["default", "my-task"])
+def test_an_adapter_under_its_names_in_training_is_the_one_that_was_saved(
+    tiny_model: Path, tmp_path: Path, kind: str, name: str
+) -> None:
+    want = saved(tiny_model, tmp_path, variants()[kind]())
+    in_training(tmp_path, name, base=tiny_model)
     assert torch.equal(causal.probe(opened(tiny_model, tmp_path).tuned), want)
+
+
+def test_a_file_with_all_weights_of_a_tuned_model_is_that_model(tiny_model: Path, tmp_path: Path) -> None:
+    want = saved(tiny_model, tmp_path, lora())
+    in_training(tmp_path, "mine", whole=True, base=tiny_model)
+    pair = opened(tiny_model, tmp_path)
+    assert torch.equal(causal.probe(pair.tuned), want)
+    assert pair.base is pair.tuned
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({name: one if "lora_" in name else one * 1.1 for name, one in load_file(file).items()}, file)
+    pair = opened(tiny_model, tmp_path)  # of another base model
+    assert float((causal.probe(pair.tuned) - want).abs().max()) > 1e-4
+    tokens = causal.plain_tokens(pair.tuned)
+    assert torch.equal(causal.probe(pair.base, tokens), causal.probe(load(tiny_model), tokens))
+
+
+def test_a_file_with_two_adapters_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    saved(tiny_model, tmp_path, lora())
+    file = tmp_path / "adapter_model.safetensors"
+    kept = load_file(file)
+    both = {key.replace(".weight", f".{name}.weight"): one.clone() for key, one in kept.items() for name in ("a", "b")}
+    save_file(both, file)
+    with pytest.raises(UsageError, match=r"contains the weights of 2 adapters \(a, b\); save the one to measure"):
+        opened(tiny_model, tmp_path)
+
+
+def image_model(kind: str, folder: Path, tokenizer: Path) -> None:
+    """A tiny model that also reads images, on disk."""
+    import transformers
+
+    text = {
+        **{"vocab_size": 60, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "bos_token_id": 0},
+        **{"num_attention_heads": 2, "num_key_value_heads": 1, "eos_token_id": 0, "max_position_embeddings": 128},
+    }
+    torch.manual_seed(0)
+    if kind == "llava":
+        seen = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config: Any = transformers.LlavaConfig(
+            text_config=transformers.LlamaConfig(**text),
+            vision_config=transformers.CLIPVisionConfig(**seen, image_size=8, patch_size=4),
+            image_token_index=59,
+        )
+    else:
+        rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+        config = transformers.Qwen2VLConfig(
+            text_config={**text, "rope_parameters": rope},
+            vision_config={"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4},
+            tie_word_embeddings=False,
+            **{"image_token_id": 59, "video_token_id": 58, "vision_start_token_id": 57, "vision_end_token_id": 56},
+        )
+    transformers.AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    for file in tokenizer.glob("tokenizer*"):
+        shutil.copy(file, folder)
+
+
+INSIDE = "base_model.model.model."
+OLD = {
+    "qwen2_vl": lambda name: name.replace(f"{INSIDE}language_model.", INSIDE).replace(
+        f"{INSIDE}visual.", "base_model.model.visual."
+    ),
+    "llava": lambda name: name.replace(f"{INSIDE}language_model.", "base_model.model.language_model.model.").replace(
+        "base_model.model.lm_head.", "base_model.model.language_model.lm_head."
+    ),
+}
+"""Names that transformers 4.45 had for weights of these models."""
+
+
+@pytest.mark.parametrize("kind", OLD)
+def test_adapters_with_the_names_of_older_versions_are_the_same(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    image_model(kind, base, tiny_model)
+    targets = r".*(layers\.\d+\.self_attn\.q_proj|layers\.\d+\.mlp\.down_proj|attn\.qkv)"
+    want = saved(base, adapter, lora(target_modules=targets, use_dora=True, modules_to_save=["lm_head"]))
+    before = list(load_file(adapter / "adapter_model.safetensors"))
+    changed(adapter, OLD[kind])
+    assert set(before) != set(load_file(adapter / "adapter_model.safetensors"))
+    pair = opened(base, adapter)
+    assert torch.equal(causal.probe(pair.tuned), want)
+    assert any("names of weights were repaired" in notice for notice in pair.notices)
+
+
+def test_older_names_are_refused_if_a_pattern_would_no_longer_apply(tiny_model: Path, tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    image_model("qwen2_vl", base, tiny_model)
+    layer = "model.{}layers.0.self_attn.q_proj"
+    want = saved(base, adapter, lora(alpha_pattern={layer.format("language_model."): 64}))
+    changed(adapter, OLD["qwen2_vl"], alpha_pattern={layer.format(""): 64})
+    with pytest.raises(UsageError, match="fit nowhere in it"):
+        opened(base, adapter)
+    changed(adapter, lambda name: name, alpha_pattern={r"layers\.0\.self_attn\.q_proj": 64})
+    assert torch.equal(causal.probe(opened(base, adapter).tuned), want)
 
 
 def test_shadow_states_are_made_anew_for_each_batch(tiny_model: Path, tmp_path: Path) -> None:

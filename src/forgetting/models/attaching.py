@@ -17,7 +17,7 @@ from typing import Any
 
 from ..display.numbers import few
 from ..errors import UsageError
-from . import bounds, failures, sources, transformers_internals, weights
+from . import adapter_names, bounds, failures, sources, transformers_internals, weights
 from .adapter_fields import check_fields
 from .peft_internals import PREFIX
 from .sources import Source
@@ -108,7 +108,9 @@ def attach(model: Any, source: Source) -> tuple[Any, list[str]]:
             "sharded parameters are not gathered first"
         )
     given = bounds.read_config(folder / sources.ADAPTER_CONFIG)
-    rows = _rows(model, {_clean(key): shape for key, shape in stored.items()})
+    bounds.check_patterns(given, [module for module, _ in model.named_modules()], f"{name}: adapter_config.json")
+    names = adapter_names.read_as(stored, given, model, name)
+    rows = _rows(model, {names[key]: shape for key, shape in stored.items()})
     if rows is None:
         rows = _rows_of_tokens(given, model)
     there = model.get_input_embeddings().weight.shape[0]
@@ -117,9 +119,7 @@ def attach(model: Any, source: Source) -> tuple[Any, list[str]]:
     if rows is not None and rows != there:
         model.resize_token_embeddings(rows, mean_resizing=False)
     own = {id(parameter) for parameter in model.parameters()}
-    names = [module for module, _ in model.named_modules()]
-    bounds.check_patterns(given, names, f"{name}: adapter_config.json")
-    with _readable(folder) as (readable, notice):
+    with _readable(folder, names) as (readable, notice):
         with _fitting(name), transformers_internals.never_asking():
             tuned = PeftModel.from_pretrained(model, str(readable)).eval()
             faults = _faults(tuned, readable, own)
@@ -145,32 +145,20 @@ def _fitting(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _readable(folder: Path) -> Iterator[tuple[Path, str]]:
-    """The folder, or a copy with weights under PEFT's names; and what was in the names, if anything."""
+def _readable(folder: Path, names: Mapping[str, str]) -> Iterator[tuple[Path, str]]:
+    """The folder, or a copy with weights under their new names; and what was in the names, if anything."""
     from safetensors.torch import load_file, save_file
 
-    path = folder / sources.ADAPTER_WEIGHTS
-    found = list(weights.of_file(path))
-    cleaned = [_clean(name) for name in found]
-    if found == cleaned or len(set(cleaned)) < len(cleaned):
+    changed = {name: new for name, new in names.items() if name != new}
+    if not changed:
         yield folder, ""
         return
-    tensors = load_file(path)
-    example = next(name for name, new in zip(found, cleaned, strict=True) if name != new)
+    path = folder / sources.ADAPTER_WEIGHTS
+    example = min(changed)
     with tempfile.TemporaryDirectory() as temporary:
         shutil.copy(folder / sources.ADAPTER_CONFIG, temporary)
-        save_file({_clean(name): tensor for name, tensor in tensors.items()}, Path(temporary) / path.name)
-        yield Path(temporary), f"names of weights were repaired: {example} is read as {_clean(example)}"
-
-
-def _clean(name: str) -> str:
-    """A weight's name as PEFT saves it: one prefix, no names of wrappers or of the adapter."""
-    if "." not in name:
-        return name  # the weights of a prompt
-    name = weights.clean(name)
-    name = re.sub(rf"(lora_\w+|ia3_l|hada_\w+|lokr_\w+)\.{NAME}(?=\.|$)", r"\1", name)
-    name = name.replace(f".modules_to_save.{NAME}.", ".")
-    return name if name.startswith("base_model.") else PREFIX + name
+        save_file({names[name]: tensor for name, tensor in load_file(path).items()}, Path(temporary) / path.name)
+        yield Path(temporary), f"names of weights were repaired: {example} is read as {changed[example]}"
 
 
 def _faults(tuned: Any, folder: Path, own: set[int]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,11 @@ ADAPTER_FINDERS = tuple(
     _name(f"transformers.{module}:find_adapter_config_file", "an adapter beside a model would be applied to it")
     for module in ("models.auto.auto_factory", "integrations.peft")
 )
+RENAMINGS = (
+    # the second knows the renamings by what it returns; both are undocumented, and PEFT uses them too
+    _name("transformers.conversion_mapping:get_model_conversion_mapping", "adapters with older names are refused"),
+    _name("transformers.core_model_loading:rename_source_key", "adapters with older names are refused"),
+)
 GGUF_BAR = _name("transformers.modeling_gguf_pytorch_utils:tqdm", "a GGUF file would show a progress bar")
 NAMES = (
     GRAD_NORM,
@@ -97,6 +102,7 @@ NAMES = (
     ZERO3,
     REMOTE_CODE_TIMEOUT,
     *ADAPTER_FINDERS,
+    *RENAMINGS,
     GGUF_BAR,
 )
 """Names on classes or modules; the others are on objects."""
@@ -179,6 +185,15 @@ def loader_of(config: Any) -> Any:
     ):
         return texts
     return images if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else texts
+
+
+def renaming(model: Any) -> Callable[[str], str]:
+    """What transformers calls a weight of a model whose files were written by an older version."""
+    from transformers.core_model_loading import WeightRenaming
+
+    conversions, rename = (name.value() for name in RENAMINGS)
+    renamings = [entry for entry in conversions(model) if isinstance(entry, WeightRenaming)]
+    return lambda name: str(rename(name, renamings, [])[0])
 
 
 def block_classes(model: Any) -> tuple[str, ...]:
