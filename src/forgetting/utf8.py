@@ -46,7 +46,7 @@ def unmarked(file: BinaryIO, where: str) -> BinaryIO:
             file.read(len(mark))
             return io.BufferedReader(_Converted(file, encoding, where))
     nulls = (start[::2].count(0), start[1::2].count(0))
-    if min(nulls) == 0 and max(nulls) * NULLS > len(start):
+    if min(nulls) == 0 and max(nulls) > max(1, len(start) // NULLS):  # a single one is a control character
         raise UsageError(f"{where}: it looks like UTF-16 without a byte order mark; convert it to UTF-8")
     return file
 
