@@ -51,7 +51,8 @@ def _savings_shown(c: Contest, contenders: Sequence[Contender], heading: list[st
             (str(one.key), span(one.saving), span(one.final), span(one.over_ranks), p, between, str(len(one.seeds)))
         )
         said = [sentence(one, c), reach(one, c)]
-        said.append(f"against {one.against}" + (f": {paid}" if (paid := cost(one)) else ""))
+        if paid := cost(one):
+            said.append(f"against {one.against}: {paid}")
         notes += _wrapped(f"{one.key}: " + "; ".join(s for s in said if s))
     return Shown(heading, head, rows, notes + last)
 
