@@ -170,9 +170,14 @@ def test_it_ends_if_there_is_no_answer_or_no_time() -> None:
     assert "about 260 s, and 100 s are left" in late.why
 
 
-def test_it_ends_when_the_band_is_narrow_and_not_before_there_is_one() -> None:
+def test_it_ends_when_the_band_is_narrow_and_not_before_there_are_enough_runs() -> None:
     table = rows(FIRST)
     following, answer = decide(table, asked(tolerance=0.5), State(260, 1e6))
+    assert isinstance(following, Next)
+    assert answer is not None
+    assert answer.half_width < 0.5
+    assert "the band may be narrow by chance until there are 7 runs" in following.why
+    following, answer = decide(rows((*FIRST, (16, 2))), asked(tolerance=0.5), State(260, 1e6))
     assert isinstance(following, Stop)
     assert following.reason == "tolerance"
     assert answer is not None

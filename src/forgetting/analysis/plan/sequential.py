@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 BANDED = 5
 """Fewest runs for a fit with intervals."""
+ENOUGH = 7
+"""Fewest runs after which a narrow band ends a pilot; of fewer, it is too often narrow by chance (docs/pilot.md)."""
 ROOM, LEAST_ROOM = 1.25, 1.1
 """The first run gets ROOM times the steps that it needs for the budget, because others may need more; LEAST_ROOM times
 are accepted."""
@@ -234,7 +236,7 @@ def _decide(runs: Runs, asked: Asked, state: State) -> tuple[Next | Stop, Answer
             return Stop("unidentified", f"no law fits these {several(len(runs.done), 'run')}"), None
         rank = min(ranks, key=lambda one: (counts[one], -one))
         return Next(state.steps, rank, _seed(runs), "the rank with the fewest runs, as no law fits yet"), None
-    if answer.half_width <= asked.tolerance and len(runs.done) >= BANDED:
+    if answer.half_width <= asked.tolerance and len(runs.done) >= ENOUGH:
         return Stop("tolerance", f"the band is within {asked.tolerance:.0%} of the budget"), answer
     at = answer.choice.steps.value
     if at > state.steps < asked.steps[-1] and len(runs.done) >= BANDED:
@@ -350,17 +352,23 @@ def _options(runs: Runs, asked: Asked, state: State, answer: Answer) -> Iterator
     for rank in asked.ranks:
         then = design.error([*runs.sizes, runs.size(rank)], grid)
         seconds = runs.takes(rank, state.steps) + state.overhead
-        yield _option(state.steps, rank, _seed(runs), answer, 1 - then / now, seconds)
+        yield _option(state.steps, rank, _seed(runs), answer, 1 - then / now, seconds, asked.tolerance)
     longer = asked.at_least(MORE * state.steps)
     if longer > state.steps:
         then = design.error(runs.sizes, [step for step in asked.steps if step <= longer])
-        yield _option(longer, None, None, answer, 1 - then / now, _seconds_longer(runs, state, longer))
+        seconds = _seconds_longer(runs, state, longer)
+        yield _option(longer, None, None, answer, 1 - then / now, seconds, asked.tolerance)
 
 
-def _option(steps: int, rank: int | None, seed: int | None, answer: Answer, narrowing: float, seconds: float) -> Next:
+def _option(
+    steps: int, rank: int | None, seed: int | None, answer: Answer, narrowing: float, seconds: float, tolerance: float
+) -> Next:
     what = "it" if rank is not None else f"making all runs {steps} steps long"
     if np.isnan(answer.half_width):
         why = f"{what} narrows the answer most for its time; a band needs {several(BANDED, 'run')}"
+    elif answer.half_width <= tolerance:
+        chance = f"the band may be narrow by chance until there are {several(ENOUGH, 'run')}"
+        why = f"{what} narrows the band most for its time; {chance}"
     else:
         why = f"{what} narrows the band most for its time"
     return Next(steps, rank, seed, why, seconds, narrowing)
