@@ -70,7 +70,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *outward: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients that `forward` computed, times that of the loss."""
         # `outward` is not finite for a mean over nothing
-        # of a mean over nothing, `outward` is not finite
         slope = outward[0] if ctx.any else torch.zeros_like(outward[0])
         # in float32 or wider: a bfloat16 factor would be off by up to 0.4 %, equally for all of them
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)

@@ -21,7 +21,7 @@ TRIED = 32
 """Number of starts tried to find a row where the law has no finite value."""
 UNSEEN = 1e6
 """Ratio of the sizes of two outputs above which the smaller one is not fitted."""
-ROUNDING = 1e-12
+NO_SHARE = 1e-12
 """An R2 below this is rounding error, and reported as 0."""
 
 
@@ -59,7 +59,7 @@ def r_squared(law: Law, data: Data, theta: Array) -> dict[str, float]:
         # any law fits as many values as it has parameters, so R2 would say nothing
         told = data.y.size > sum(p.gauge is None for p in law.parameters)
         share = explained(data.y[o], f[o]) if told else float("nan")
-        out[name] = 0.0 if abs(share) < ROUNDING else share
+        out[name] = 0.0 if abs(share) < NO_SHARE else share
     return out
 
 

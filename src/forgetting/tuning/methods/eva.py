@@ -53,7 +53,6 @@ class Eva(LowRank):
 
     def prepare(self, model: PreTrainedModel, context: Context) -> PeftModel:
         """Add the adapters and initialise A from the data; see `Method.prepare`."""
-        import torch
         from peft import EvaConfig, initialize_lora_eva_weights
 
         where = "methods.eva"
@@ -80,7 +79,7 @@ class Eva(LowRank):
         )
         # PEFT builds layers whose rank changes anew, in the dtype of the base; all other adapters are float32
         for parameter in adapted.parameters():
-            if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         return adapted
 
