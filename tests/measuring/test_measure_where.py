@@ -150,6 +150,14 @@ def test_a_verdict_says_how_many_documents_would_decide():
     assert 0.02 * math.sqrt(25 / needed) * (found.high - 0.08) / 0.02 == pytest.approx(0.02, rel=0.02)
 
 
+def test_the_documents_that_would_decide_account_for_several_verdicts():
+    found = judge(Mean(0.12, 0.011, 5000, 50), 0.1, 0.95, of=2)  # over by its bound alone, but not by the wider one
+    assert (found.verdict, judge(found.forgetting, 0.1, 0.95).verdict) == ("undecided", "over")
+    needed = math.ceil(50 * ((0.12 - found.low) / 0.02) ** 2)
+    assert found.documents_needed == needed > 50
+    assert f"about {needed - 50} more documents like these 50 would decide" in found.sentence()
+
+
 def test_a_value_that_is_almost_the_budget_names_no_number_of_documents():
     sentence = judge(Mean(0.1000001, 0.02, 1000, 25), 0.1, 0.95).sentence()
     assert "so close to the budget that 1,000 times as many documents may not decide" in sentence

@@ -50,9 +50,10 @@ class Verdict:
 
     @property
     def documents_needed(self) -> int | None:
-        """About how many documents would decide, from how the standard error falls; None if unknown."""
-        gap = abs(self.budget - self.forgetting.value)
-        half = self.high - self.forgetting.value
+        """About how many documents in all would decide if the standard error falls with 1/sqrt(n); None if unknown."""
+        value = self.forgetting.value
+        gap = abs(self.budget - value)
+        half = value - self.low if value > self.budget else self.high - value  # `judge` may widen the lower bound only
         if self.forgetting.n_documents < LEAST or not math.isfinite(half) or gap == 0:
             return None
         return math.ceil(self.forgetting.n_documents * (half / gap) ** 2)
