@@ -222,7 +222,7 @@ def check_same(model: nn.Module, *, trainable: bool, when: str) -> None:
     weights: Iterable[torch.Tensor] = [w for w in looked if parts is None or not isinstance(w, parts.DTensor)]
     if _launch is not None and _launch.sharding is not None:
         weights = memory.a_few_at_a_time(weights, lambda weight: weight.nbytes)
-    sums = [int(w.contiguous().view(torch.uint8).sum(dtype=torch.int64)) if w.numel() else 0 for w in weights]
+    sums = [int(w.contiguous().flatten().view(torch.uint8).sum(dtype=torch.int64)) if w.numel() else 0 for w in weights]
     if sums != shared(sums):
         raise ForgettingError(f"{when} the weights of process {index()} differ from those of process 0")
 
