@@ -158,7 +158,7 @@ def test_faults_of_merges_are_found(chain: Chain, base: Path, made: dict[str, Pa
     assert not any("adapter" in notice for notice in chain.steps[1].notices + chain.steps[2].notices)
     assert chain.steps[4].notices[0] == "the weights differ from the base by 2.00 times what adapter 'tuned' adds"
     found = measured(base, corpora, made["tuned"], made["lost"], made["half"])
-    assert found.steps[1].notices[0] == "the weights equal the base's: the adapter of 'tuned' is not in it"
+    assert found.steps[1].notices[0] == "the weights equal the base's: the adapter of 'tuned' is not in them"
     assert found.steps[2].notices[0] == "2 of 4 layers that adapter 'tuned' changes equal the base model's"
 
 

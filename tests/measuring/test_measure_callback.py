@@ -111,7 +111,7 @@ def test_further_texts_are_measured_as_if_each_were_the_text(tmp_path, kind):
         else set()
     )
     for wrong, why in (({"a/b": other}, "the name 'a/b'"), ({"a": None}, "'a' is None"),
-                       ({"a": ProbeConfig(probe="default")}, "only with measure, check, profile")):  # fmt: skip
+                       ({"a": ProbeConfig(probe="default")}, "only by measure, check, profile")):  # fmt: skip
         with pytest.raises(UsageError, match=why):
             ForgettingCallback(WINDOWS, texts=wrong)
     with pytest.raises(UsageError, match=r"texts without text: .* give text=\.\.\. too"):

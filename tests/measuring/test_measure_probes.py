@@ -220,16 +220,16 @@ def test_what_is_left_out_is_counted(
     how: dict[str, Any] = {"key": None, "context": 40, "cache_dir": None}
     windows = probe_windows(model, tokenizer, ProbeConfig(probe=str(file), max_new_tokens=4), **how)
     assert windows.notices == (
-        "1 of 5 prompts is left out: longer than the 36 tokens that answers of 4 leave of a context of 40",
+        "1 of 5 prompts is left out: longer than the 36 tokens that answers of 4 leave in a context of 40",
         "1 of 4 answers is empty and left out",
         "1 of 4 answers was cut at 4 tokens",
     )
     assert windows.document_ids == ("1", "3", "4")
     assert windows.n_predicted == 3 + 4 + 2
     answers = [[2]] * 4
-    with pytest.raises(UsageError, match="answers nothing to any of 4 prompts"):
+    with pytest.raises(UsageError, match="gives only empty answers to 4 prompts"):
         probe_windows(model, tokenizer, ProbeConfig(probe=str(file), max_new_tokens=4), **how)
-    with pytest.raises(UsageError, match="no prompt is short enough: answers of 39 tokens leave 1 of a context of 40"):
+    with pytest.raises(UsageError, match="no prompt is short enough: answers of 39 tokens leave 1 in a context of 40"):
         probe_windows(model, tokenizer, ProbeConfig(probe=str(file), max_new_tokens=39), **how)
     with pytest.raises(UsageError, match="an answer of 600 tokens does not fit a context of 40; lower --probe-tokens"):
         probe_windows(model, tokenizer, ProbeConfig(probe=str(file), max_new_tokens=600), **how)
@@ -416,8 +416,8 @@ def test_own_answers_of_a_base_model_with_a_template_do_not_change_the_texts_num
     code, out, err = call(monkeypatch, capsys, "measure", *given, "--json", "--html", tmp_path / "page.html")
     assert code == 0, err
     assert [line for line in err.splitlines() if "--no-probe" in line] == [
-        "notice: the base model has a chat template: forgetting of its own answers to 16 prompts is shown beside the "
-        "text; --no-probe (probes=False) leaves it out"
+        "notice: the base model has a chat template: forgetting of its own answers to 16 prompts is measured, "
+        "too; --no-probe (probes=False) skips them"
     ]
     found = json.loads(out)
     rows = found.pop("probes")

@@ -46,7 +46,7 @@ class BaseTargets:
         log_prob: [N] float32, log p_base(argmax), nats; the forgetting floor is the mean of its negative.
         entropy: [N] float32, entropy of its distribution, nats.
         data_log_prob: [N] float32, log p_base(true token), nats.
-        fingerprint: sha256 of the model key, the windows and how they were computed.
+        fingerprint: hash of what determines these numbers; during training, of the windows alone.
     """
 
     argmax: NDArray[np.int32]
@@ -66,7 +66,7 @@ ARRAYS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ExpectedRows:
-    """The base distribution's expectation of the head's rows at each predicted position: `kernels.expected_logit`.
+    """The base distribution's expectation of the head's rows at each position; see `kernels.expected_logit`.
 
     Attributes:
         head: the base model's head; the rows are valid for tuned models with the same head.
@@ -111,10 +111,10 @@ def base_targets(
 def stored_targets(
     model: nn.Module, windows: Windows, *, key: str, cache_dir: Path, batch_tokens: int
 ) -> BaseTargets | None:
-    """The targets of a model that is not loaded, if they are cached.
+    """The cached targets of a model that is not loaded; None if they are not cached.
 
     Args:
-        model: another model, on the device that it would be on.
+        model: any model on the type of device on which the targets were computed.
         windows, key, cache_dir, batch_tokens: as in `base_targets`.
     """
     fingerprint = targets_fingerprint(model, windows, key, batch_tokens, None)
@@ -130,7 +130,7 @@ def shared_targets(
 
     Args:
         load: returns the base model, sharded; only called if the targets are not cached.
-        device: the type of device that it computes on.
+        device: type of the device that it runs on: `cpu`, `cuda`.
         windows, key, cache_dir, batch_tokens: as in `base_targets`.
     """
     passes.check_windows(windows)
@@ -173,7 +173,8 @@ def base_side(
     """`base_targets`, and on request the expected rows, in one pass.
 
     Returns:
-        The targets; the expected rows, or None if the head is soft-capped or not linear, or they are too large.
+        The targets; the expected rows, or None without `with_rows`, if they are too large, or if the head is not linear
+        or is soft-capped.
     """
     passes.check_windows(windows)
     inner = adapters.unwrapped(model)
@@ -229,7 +230,7 @@ class _Job:
             return passes.halving(lambda size: self.compute(size, head), self.windows, batch_tokens)
 
     def row_head(self) -> heads.LinearHead | None:
-        """The head, if its expected rows can be stored."""
+        """The head, if its expected rows can be computed and are small enough to store."""
         with adapters.undisturbed(self.model), adapters.as_base(self.model):
             head = passes.runner(self.model, self.windows).head
         if not isinstance(head, heads.LinearHead) or head.softcap is not None:
@@ -281,7 +282,16 @@ def compute_arrays(
     shard: tuple[int, int] = (0, 1),
     keep: Callable[[str], NDArray[Any]] | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """The arrays of BaseTargets by name; positions of other shards are zero. `keep` gives arrays for expected rows."""
+    """The arrays of BaseTargets by name; zero at positions of other shards.
+
+    Args:
+        model: the base model, or a PeftModel around it.
+        windows: the text.
+        batch_tokens: tokens per forward pass.
+        rows: use only the vocabulary's first `rows` tokens; None means all.
+        shard: (index, count) of the processes that share the batches.
+        keep: name -> the array to write the expected rows to, `mean_row` or `mean_bias`; None computes none.
+    """
     kinds = {"log_prob": torch.float32, "entropy": torch.float32, "data_log_prob": torch.float32}
     collected = passes.Collected(windows.n_predicted, argmax=torch.int32, **kinds)
     with adapters.undisturbed(model), adapters.as_base(model):

@@ -1,6 +1,6 @@
 """Groups windows of similar length into batches. Pure numpy; depends only on the windows and the batch size.
 
-Shapes: T tokens of a batch with padding (B windows x L longest), N predicted positions.
+Shapes: B windows of a batch, L tokens of the longest one, N predicted positions of the batch.
 """
 
 from __future__ import annotations

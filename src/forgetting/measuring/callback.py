@@ -1,7 +1,7 @@
 """ForgettingCallback: measures forgetting during training with transformers.Trainer, TRL's SFTTrainer and the like.
 
 It needs no second model in memory: for an adapter, the base model is the same model with the adapter disabled; for
-full fine-tuning, the base targets are computed before the first step. It does not change training in any bit.
+full fine-tuning, the base targets are computed before the first step. Measuring leaves training unchanged, bit for bit.
 
 Shapes: N predicted positions of the text.
 """
@@ -53,8 +53,8 @@ class ForgettingCallback(TrainerCallback):
     processes, with whole weights in each (DDP) or sharded weights (FSDP2): batches are distributed over the processes
     and the sums are exact, so the numbers are the same as on one process.
 
-    The last row measures the model that training ends with: the last one within the budget, or with
-    `load_best_model_at_end` the one of the best step. If that is not the model of the last step, it is measured again,
+    The last row measures the model that training ends with: the last one within the budget or, with
+    `load_best_model_at_end`, that of the best step. If this is not the model of the last step, it is measured again,
     its row has `kept` set, and it is logged as `forgetting_of_kept/...`. In mixed precision, the weights are measured
     in their own dtype, without autocast, as `measure` does with the saved model.
 
@@ -70,21 +70,21 @@ class ForgettingCallback(TrainerCallback):
             Default: the WikiText-103 test set.
         texts: further texts by name, if `text` is given. They are measured at the same steps and logged as
             `forgetting/NAME/...`; their columns in `rows` are `forgetting[NAME]` etc.
-        every: measure every so many steps; None measures after 1, 2, 4, 8, ... steps. Both also measure before the
-            first step and after the last.
+        every: number of steps between measurements; None measures after 1, 2, 4, 8, ... steps. In both cases the model
+            is also measured before the first step and after the last.
         budget: allowed excess forgetting on `text`, nats/token. Training stops at the first measurement above it, and
-            the model of the last measurement within it is restored (its trained weights are copied to the CPU at each
-            measurement). With `load_best_model_at_end`, the best evaluated model within it is restored, by
-            `metric_for_best_model`.
+            the model of the last measurement within it is restored (the trained weights are copied to the CPU at each
+            measurement within the budget). With `load_best_model_at_end`, the best evaluated model within it is
+            restored, by `metric_for_best_model`.
         tokenizer: default: the trainer's.
         context: tokens per window; default 512, or the model's maximum if that is less.
         batch_tokens: tokens per forward pass; None means 512 on a CPU and 8,192 elsewhere.
 
     Raises:
-        UsageError: when training begins: an adapter that cannot be disabled to obtain its base model; parameters
-            sharded over processes by the first version of FSDP or by DeepSpeed ZeRO 3; full fine-tuning resumed
-            without its base targets; a `metric_for_best_model` of `forgetting/...` that is not measured, or with the
-            wrong `greater_is_better`.
+        UsageError: an argument that is out of range or cannot be read. When training begins: an adapter that cannot be
+            disabled to obtain its base model; parameters sharded over processes by the first version of FSDP or by
+            DeepSpeed ZeRO 3; full fine-tuning resumed without its base targets; a `metric_for_best_model` of
+            `forgetting/...` that is not measured, or with the wrong `greater_is_better`.
 
     Examples:
         >>> from forgetting import ForgettingCallback                     # doctest: +SKIP
@@ -109,8 +109,8 @@ class ForgettingCallback(TrainerCallback):
             check_budget(budget, 0.95)
         if text is None and texts:
             raise UsageError(
-                "ForgettingCallback: texts without text: they are measured beside it, and the budget is of it; give "
-                "text=... too"
+                "ForgettingCallback: texts without text: the budget applies to text, and texts are measured in "
+                "addition to it; give text=... too"
             )
         self.text, self.every, self.budget = text_source(text), every, budget
         self.texts = {name: _source(name, one) for name, one in (texts or {}).items()}
@@ -227,7 +227,7 @@ class ForgettingCallback(TrainerCallback):
         if self._kept is not None and self._kept.step != step:
             step = self._restore(model, step)
         elif step != state.global_step:
-            log.warning("load_best_model_at_end: the model of step %d is kept, and the last row is about it", step)
+            log.warning("load_best_model_at_end: the model of step %d is kept, and the last row measures it", step)
         if self.budget is not None and self._kept is None:
             log.warning("no model inside the budget of %g nats/token was measured", self.budget)
         if step != state.global_step or self.rows[-1]["step"] != step:
@@ -241,7 +241,8 @@ class ForgettingCallback(TrainerCallback):
         which = f"the {best} measured one inside the budget of {self.budget:g} nats/token"
         if not keeping.put_back(self._kept, model):
             log.warning(
-                "the model of step %d stays, not that of step %d, %s: different weights train now than then",
+                "the model of step %d is kept: that of step %d, %s, cannot be restored, because other weights were "
+                "trained then",
                 *(step, self._kept.step, which),
             )
             return step
@@ -285,7 +286,7 @@ class ForgettingCallback(TrainerCallback):
         *,
         kept: int | None = None,
     ) -> float:
-        """Measure the quantities that need one pass of the tuned model, keep and log the row; returns the forgetting.
+        """Measure the quantities that need one pass of the tuned model, log them as a row, and return the forgetting.
 
         `kept` is the step of a model that was restored; None means the model of the current step.
         """
@@ -342,7 +343,7 @@ def scheduled_rates(scheduler: Any, last: int) -> tuple[list[float] | None, str]
     """[last] Learning rate of each step as a factor of the base rate; None and a note if the schedule has no lambda."""
     factors = getattr(scheduler, "lr_lambdas", None)
     if not factors or last < 1:
-        return None, "were the learning rate constant"
+        return None, "assuming a constant learning rate"
     return [float(factors[0](step)) for step in range(last)], ""
 
 
@@ -354,7 +355,7 @@ def _source(name: str, text: Text) -> Any:
         raise UsageError(f"texts: '{name}' is None; give a text")
     if isinstance(text, ProbeConfig):
         raise UsageError(
-            f"texts: '{name}': the base model's answers work only with measure, check, profile and studies"
+            f"texts: '{name}': the base model's answers can be measured only by measure, check, profile and studies"
         )
     try:
         return text_source(text)
@@ -370,7 +371,7 @@ def trainer_handler() -> Any:
         log.warning("rows only go to the log history: %s", gone)
         return None
     if found is None:
-        log.warning("no trainer's loggers found: rows only go to the log history")
+        log.warning("the trainer's loggers were not found: rows only go to the log history")
     return found
 
 

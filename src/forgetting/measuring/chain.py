@@ -53,8 +53,8 @@ def chain(
         base: a folder, Hub id, or `miniature`.
         steps: the steps in order, each as `[NAME=]MODEL[@FIELD=VALUE,...]`. MODEL is a PEFT adapter or a full model
             (folder or Hub id) or a GGUF file; if it is empty, the model of the previous step is used. Fields: `dtype`,
-            `bits` (4 or 8, by bitsandbytes), `revision`, `file` (a GGUF file of a folder or Hub id), and for an adapter
-            `on` (base, before, or an earlier step's name).
+            `bits` (4 or 8, by bitsandbytes), `revision`, `file` (a GGUF file in a folder or Hub id), and for an adapter
+            `on`, the model that it is applied to (base, before, or an earlier step's name).
         text: general text, as in `measure`; all of it is measured.
         context, revision, dtype, device, device_map, trust_remote_code, batch_tokens, cache_dir: as in `measure`.
 
@@ -80,7 +80,7 @@ class _Steps:
         settings: how to measure.
         given: the text; None means the default text.
         loaded: the base model without an adapter; None if it must be loaded (again).
-        before: [N] values of the previous step.
+        before: [N] values of each quantity at the previous step, by name; None at the first step.
         found: the steps measured so far.
     """
 
@@ -151,7 +151,7 @@ class _Steps:
         adapter = tuned[-1] if tuned else None
         if not quantised and merges.unchanged(models.base, models.tuned):
             which = f"the adapter of '{adapter.name}'" if adapter is not None else "an adapter"
-            return [f"the weights equal the base's: {which} is not in it"]
+            return [f"the weights equal the base's: {which} is not in them"]
         if adapter is None or adapter.on is not None or not isinstance(adapter.place, Source):
             return []
         self.loaded = None  # because `merges.added` puts the adapter on the base model
@@ -167,7 +167,7 @@ def _same_notice(after: dict[str, NDArray[Any]], before: dict[str, NDArray[Any]]
     if max(moved) > one_text.ROUNDING:
         return []
     how = "exactly" if max(moved) == 0 else "up to rounding"
-    return [f"the model gives the numbers of the step before at every token, {how}"]
+    return [f"the model gives the same numbers as the step before at every token, {how}"]
 
 
 def _fitting(models: Pair, windows: Windows, context: int | None) -> list[str]:
@@ -181,7 +181,9 @@ def _fitting(models: Pair, windows: Windows, context: int | None) -> list[str]:
     """
     limit = adapters.positions(models.tuned)
     if limit is not None and context is not None and context > limit:
-        raise UsageError(f"built for {limit} tokens, and windows have {context}; give context {limit} (--context)")
+        raise UsageError(
+            f"the model was built for {limit} tokens, but windows have {context}; give context {limit} (--context)"
+        )
     if models.tuned_tokenizer is None or models.tokenizer is None:
         return []
     texts = [models.tokenizer.decode(windows.window(i)[0]) for i in _first_windows(windows)]

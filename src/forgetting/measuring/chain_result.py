@@ -92,7 +92,7 @@ class Chain(Result):
 
     @property
     def lost_most(self) -> ChainStep | None:
-        """The step with the largest part among those that differ from the one before; None if none does."""
+        """The step with the largest part among those that significantly added forgetting; None if none did."""
         corrected = self.p_holm
         found = [step for step in self.steps if step.part.value > ROUNDING and corrected[step.name] < LEVEL]
         return max(found, key=lambda step: step.part.value, default=None)

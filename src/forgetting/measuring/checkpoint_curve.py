@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 LEVEL = 0.05
-"""Holm-corrected p below which two neighbours differ."""
+"""Holm-corrected p below which two neighbouring checkpoints differ."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class CheckpointRow:
     """One checkpoint.
 
     Attributes:
-        step: its update steps.
-        measurement: of its model against the base model.
+        step: number of update steps.
+        measurement: the measurement of its model against the base model.
         change: its excess forgetting minus that of the checkpoint before, nats/token, paired by token and clustered by
             document; None for the first one.
     """
@@ -46,7 +46,7 @@ class CheckpointRow:
 
     @property
     def told_from_zero(self) -> bool:
-        """Whether its 95 % interval leaves out 0; not where there is none."""
+        """Whether the 95 % interval of its forgetting excludes 0; False if there is no interval."""
         low, high = self.forgetting.interval()
         return math.isfinite(high - low) and not low <= 0 <= high
 
@@ -56,8 +56,8 @@ class CheckpointCurve(Result):
     """Checkpoints of one run, all measured on the same tokens against the same base model.
 
     Attributes:
-        rows: those measured, by step.
-        wanted: the steps of all that were to be measured; more than `rows` where one of them could not be.
+        rows: the measured checkpoints, by step.
+        wanted: the steps of all requested checkpoints, whether measured or not.
     """
 
     rows: tuple[CheckpointRow, ...]
@@ -65,12 +65,12 @@ class CheckpointCurve(Result):
 
     @property
     def first(self) -> Measurement:
-        """That of the first checkpoint."""
+        """The measurement of the first checkpoint."""
         return self.rows[0].measurement
 
     @property
     def floor(self) -> Floor | None:
-        """The noise floor of forgetting, where it was measured: in another dtype, or else with another batch size."""
+        """The noise floor of forgetting: in another dtype, or else with another batch size; None if not measured."""
         noise = self.first.noise
         return None if noise is None else (noise.dtype or noise.batch)["forgetting"]
 
@@ -86,7 +86,7 @@ class CheckpointCurve(Result):
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Those of all checkpoints; one that all share is there once."""
+        """The notices of all checkpoints; a notice shared by all occurs once, without steps."""
         found: dict[str, list[int]] = {}
         for row in self.rows:
             for notice in row.measurement.notices:
@@ -97,7 +97,7 @@ class CheckpointCurve(Result):
         )
 
     def sentence(self) -> str:
-        """How forgetting ends, where it is largest, and how many changes differ from none."""
+        """Forgetting at the last checkpoint and where it is largest, and how many changes differ from 0, in words."""
         last, most = self.rows[-1], max(self.rows, key=lambda row: row.forgetting.value)
         found = f"forgetting {_said(last.forgetting)} nats/token at step {last.step:,}"
         if most is not last:
@@ -105,12 +105,13 @@ class CheckpointCurve(Result):
         if corrected := self.p_holm:
             changed = sum(p < LEVEL for p in corrected.values())
             found += (
-                f"; {changed} of {several(len(corrected), 'change')} between neighbours can be distinguished from 0"
+                f"; {changed} of {several(len(corrected), 'change')} between neighbouring checkpoints can be "
+                "distinguished from 0"
             )
         return found
 
     def remark(self, row: CheckpointRow) -> str:
-        """What a reader should know of a row: whether its forgetting can be distinguished from 0, or from noise."""
+        """Whether a row's forgetting can be distinguished from 0 and from noise, in words; empty if it can."""
         if self.floor is not None and self.floor.holds(row.forgetting.value):
             return "within the noise floor"
         if not math.isfinite(row.forgetting.se):
@@ -118,7 +119,7 @@ class CheckpointCurve(Result):
         return "" if row.told_from_zero else "not distinguishable from 0"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: what was measured, and a row a checkpoint with the columns of `measure`."""
+        """Plain data for JSON: what was measured, and a row per checkpoint with the columns of `measure`."""
         row = self.first.to_dict()
         own = {"tuned", "sha256", "notices", "measure_seconds", *quantities.row(self.first.means)}
         done = {row.step for row in self.rows}
@@ -144,13 +145,13 @@ class CheckpointCurve(Result):
         return rows
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a checkpoint, by step."""
+        """One row per checkpoint, by step."""
         import pandas as pd
 
         return pd.DataFrame(self._rows()).set_index("step").drop(columns=["sha256", "notices"])
 
     def shown(self) -> list[Shown]:
-        """One row a checkpoint: its forgetting, the change since the one before with its p, agreement."""
+        """One row per checkpoint: its forgetting, the change since the one before with its p, agreement."""
         mean, first = self.first.forgetting, self.first
         count = several(len(self.wanted), "checkpoint")
         count = count if len(self.rows) == len(self.wanted) else f"{len(self.rows)} of {count}"
@@ -162,7 +163,7 @@ class CheckpointCurve(Result):
         return [Shown(heading, columns, [self.cells(row) for row in self.rows], (self.sentence(), *self.notices))]
 
     def cells(self, row: CheckpointRow) -> tuple[str, ...]:
-        """A row of the table as texts."""
+        """The cells of a checkpoint's row in the table."""
         change = row.change
         return (
             f"{row.step:,}",
@@ -192,7 +193,9 @@ class CheckpointCurve(Result):
         layout = plain_layout(quantities.AXES["step"], quantities.AXES["forgetting"])
         title = f"Forgetting along the checkpoints, against {self.first.base}"
         spec = {"data": [trace], "layout": layout}
-        return plotly_figure(Chart("checkpoints", html.escape(title), "Bars: 95 %.", self.sentence(), spec))
+        return plotly_figure(
+            Chart("checkpoints", html.escape(title), "Bars are 95 % intervals.", self.sentence(), spec)
+        )
 
 
 def _said(mean: Mean) -> str:

@@ -1,4 +1,4 @@
-"""`measure_checkpoints`: the checkpoints of a run, each on the same tokens against the same base model."""
+"""`measure_checkpoints`: the checkpoints of a run, all on the same tokens against the same base model."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ def measure_checkpoints(
     cache_dir: str | os.PathLike[str] | None = "auto",
     each: Callable[[CheckpointCurve], None] | None = None,
 ) -> CheckpointCurve:
-    """Measure the checkpoints of one run, and how each differs from the one before. Each row is that of `measure`.
+    """Measure the checkpoints of one run as `measure` does, and how each differs from the one before.
 
     Args:
         base: a folder, Hub id, or `miniature`.
         checkpoints: PEFT adapters or full models (folders or Hub ids), in any order, or the folder in which a trainer
-            wrote `checkpoint-N`. A checkpoint's step is that of its trainer_state.json, or else the number at the end
-            of its name.
-        text: general text, as of `measure`; all of it is measured.
+            wrote `checkpoint-N`. A checkpoint's step is the one in its trainer_state.json, or else the number at the
+            end of its name.
+        text: general text, as in `measure`; all of it is measured.
         noise_floor: also measure the base model against itself, once.
-        context, seed, revision, dtype, device, device_map, bits, trust_remote_code, batch_tokens, cache_dir: as of
-            `measure`. The base model's side is computed once; with a cache_dir of None it is in a temporary folder.
+        context, seed, revision, dtype, device, device_map, bits, trust_remote_code, batch_tokens, cache_dir: as in
+            `measure`. The base model's side is computed once; if cache_dir is None, it is kept in a temporary folder.
         each: called after each checkpoint with the curve so far.
 
     Raises:
-        UsageError: a checkpoint without a step, two of one step, and what `measure` raises; the message names the
-            checkpoint.
+        UsageError: a checkpoint without a step, two with the same step, and the errors of `measure`; the message names
+            the checkpoint.
         ForgettingError: the Hub cannot be reached, or memory is too small.
     """
     settings = settings_from(locals())
@@ -96,7 +96,7 @@ def _through(
     settings: Settings,
     each: Callable[[CheckpointCurve], None] | None,
 ) -> CheckpointCurve:
-    """Measure all of them in their order."""
+    """Measure the checkpoints in order."""
     curve = CheckpointCurve((), tuple(one.step for one in wanted))
     for place, one in enumerate(wanted):
         with _of(one, "loading"):
@@ -113,7 +113,7 @@ def _through(
 
 @contextmanager
 def _of(one: Checkpoint, doing: str) -> Iterator[None]:
-    """Errors name the checkpoint; but for those of the first one's text, which are the same for all."""
+    """Add the checkpoint's name to an error, unless `doing` is empty: then the error is about the text of all."""
     try:
         yield
     except ForgettingError as error:
@@ -127,7 +127,7 @@ def _longer(curve: CheckpointCurve, one: Checkpoint, found: Measurement) -> Chec
     """The curve with one more row.
 
     Raises:
-        UsageError: the base model's numbers are other ones beside this checkpoint.
+        UsageError: the base model's numbers differ from those measured with the earlier checkpoints.
     """
     if not curve.rows:
         return replace(curve, rows=(CheckpointRow(one.step, found, None),))
@@ -135,8 +135,8 @@ def _longer(curve: CheckpointCurve, one: Checkpoint, found: Measurement) -> Chec
     floors = [m.means["forgetting_floor"].value for m in (first, found)]
     if len(found.change) != len(first.change) or abs(floors[1] - floors[0]) > ROUNDING:
         raise UsageError(
-            "beside it the base model's numbers are not those of the checkpoints before (a vocabulary of another "
-            "size?), so that they cannot be compared token by token; measure it alone"
+            "compared with it, the base model gives other numbers than with the checkpoints before (a vocabulary of "
+            "another size?), so they cannot be compared token by token; measure it separately"
         )
     difference = np.asarray(found.change, np.float64) - np.asarray(before.change, np.float64)
     change = clustered_mean(difference, first.windows.token_documents())

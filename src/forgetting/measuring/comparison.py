@@ -2,9 +2,9 @@
 
 The soft quantities need the base model's whole distribution. There are two exact ways; the cheaper one is used if it
 applies:
-1. tuned and base share a linear head (usually so with LoRA): the base's expected rows (`kernels.expected_logit`), one
-   dot product per position;
-2. otherwise the base model runs beside the tuned one, batch by batch, and both heads are read tile by tile.
+1. tuned and base share a linear head (usual with LoRA): the base's expected rows (`kernels.expected_logit`), one dot
+   product per position;
+2. otherwise the base model runs next to the tuned one, batch by batch, and both heads are read tile by tile.
 
 Shapes: N = windows.n_predicted, in the order of the windows; n positions of a batch.
 """
@@ -76,6 +76,10 @@ def compare(
         expected: the base model's expected rows, if available.
         batch_tokens: tokens per forward pass.
         rows: compare only the vocabulary's first `rows` tokens; default all of the head's.
+
+    Raises:
+        UsageError: no predicted position, a merged adapter.
+        ForgettingError: memory is too small for a single window.
     """
     passes.check_windows(windows)
     base, tuned = adapters.unwrapped(base), adapters.unwrapped(tuned)
@@ -137,7 +141,7 @@ class _BaseStates:
 
 
 def same_head(one: heads.Head, other: heads.Head) -> bool:
-    """Whether two heads give equal logits for equal states: same weights, bias and scale, and no soft-capping."""
+    """Whether two heads are linear and give equal logits for equal states: same weights, bias, scale, soft-capping."""
     if not isinstance(one, heads.LinearHead) or not isinstance(other, heads.LinearHead):
         return False
     if (one.scale, one.softcap, one.bias is None) != (other.scale, other.softcap, other.bias is None):

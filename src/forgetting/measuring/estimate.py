@@ -1,4 +1,4 @@
-"""Means over tokens and their standard errors, clustered by document; p-values of multiple tests. Pure numpy.
+"""Means over tokens and their standard errors, clustered by document; p-values of multiple tests; numpy and scipy only.
 
 Neighbouring tokens belong to the same document, so their losses are correlated. Treating them as independent would make
 standard errors several times too small. The document is the unit that was sampled.
@@ -106,7 +106,7 @@ def clustered_mean(values: NDArray[Any], documents: NDArray[Any]) -> Mean:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjusted p: keeps the chance of any false alarm among all tests below the level (step-down).
+    """Holm's adjusted p (step-down): if those below a level are rejected, any false rejection is at most that likely.
 
     NaN stays NaN and does not count as a test.
 

@@ -34,7 +34,7 @@ LEVEL = 0.95
 SURE = 3.0
 """Number of standard errors by which forgetting must be above zero for its logarithm to be used."""
 POINTS = 2000
-"""The most steps at which the forecast is evaluated to find a crossing."""
+"""Maximum number of steps at which the forecast is evaluated to find a crossing."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Prior:
     Attributes:
         first: mean and standard deviation of the slope b at the first point.
         level: mean and standard deviation over runs of the level m that the slope returns to.
-        back: the rate k at which it does.
+        back: the rate k of that return.
         slopes: standard deviation of dv per square root of u.
         walk: standard deviation of dw per square root of u.
         scatter: standard deviation of a measurement of log F, in addition to its standard error.
-        weight: degrees of freedom of the prior of the scale of the noise, in points of the run.
+        weight: degrees of freedom of the prior of the noise's scale: it counts as much as this many points of the run.
         shared: share of the standard error's variance that differs between steps; the rest is common to all steps,
             which are measured on the same documents.
     """
@@ -73,10 +73,10 @@ PLAIN = Prior(
     weight=8,
 )
 """For runs without mitigation (no replay, no penalty). Maximum likelihood of the final forgetting of 186 runs of the
-miniature: LoRA of ranks 8 to 128 with 16 seeds on both data sets (161), full fine-tuning, its top layers, (IA)3, LoRA
-of rank 192 and of the attention only (4 to 8 each); 52 to 112 steps, a constant learning rate, each kind weighted by
-the square root of its number. The standard deviation of `level` is larger than the fit's 0.036, since other recipes
-have other levels. docs/findings.md has the coverage of the bands on runs that were not used here."""
+miniature: LoRA of ranks 8 to 128 with 16 seeds on both data sets (161), full fine-tuning, fine-tuning of the top layers
+only, (IA)3, LoRA of rank 192 and of the attention only (4 to 8 each); 52 to 112 steps, a constant learning rate, each
+kind weighted by the square root of its number. The standard deviation of `level` is larger than the fit's 0.036, since
+other recipes have other levels. docs/findings.md has the coverage of the bands on runs that were not used here."""
 ANY = Prior(
     first=(-0.24, 1.00),
     level=(0.050, 0.200),
@@ -88,7 +88,7 @@ ANY = Prior(
 )
 """For any run: fitted to the same runs and 43 more with KL, EWC, L2-SP, a smaller learning rate (3 each), and replay
 (30), whose forgetting may also decrease; hence wider. `level` is wider than the fit's 0.17 and 0.07: with a whole study
-left out, bands from those covered too few of the runs with mitigation."""
+left out, bands from those two values covered too few of the runs with mitigation."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def forecast(
         note: what the rates assume, in words.
 
     Returns:
-        A forecast; if there is none, its `why` says why.
+        A forecast; if none is possible, its `why` says why.
 
     Raises:
         UsageError: steps that are not increasing or beyond the end, lists of different lengths, or learning rates of
@@ -317,5 +317,5 @@ def _first(steps: NDArray[np.int64], curve: NDArray[np.float64], budget: float) 
 
 
 def _short(value: float | None) -> str:
-    """Two significant digits; three from 1 on."""
+    """A number to two significant digits, or to a whole number from 10 on."""
     return number(value, 2)

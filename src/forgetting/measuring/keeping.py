@@ -1,6 +1,6 @@
-"""Keeps the model to return when training exceeds a budget: a copy of the trained weights from before.
+"""Keeps the model to restore when training exceeds a budget: an earlier copy of the trained weights.
 
-A copy is made on the CPU at each measurement inside the budget, so it depends on no checkpoint and no saving strategy.
+A copy is made on the CPU at measurements inside the budget, so it depends on no checkpoint and no saving strategy.
 If weights are sharded over processes, each process copies its own part.
 """
 
@@ -42,7 +42,7 @@ class Kept:
 
 @torch.no_grad()
 def copied(model: Any, step: int, score: float | None, before: Kept | None = None) -> Kept:
-    """Copy the trained weights, and those that were trained when the last copy was made.
+    """Copy the weights that are trained now, and those that were trained when the last copy was made.
 
     Args:
         model: the unwrapped model.
@@ -64,7 +64,7 @@ def put_back(kept: Kept, model: Any) -> bool:
     """Write the kept weights back into their model.
 
     Returns:
-        False if some weights train now that did not train then and so have no copy; nothing is written.
+        False if weights are trained now that have no copy, because they were not trained then; nothing is written.
     """
     tensors = _trained(model, kept.weights)
     if tensors.keys() != kept.weights.keys():
@@ -75,7 +75,7 @@ def put_back(kept: Kept, model: Any) -> bool:
 
 
 def write(kept: Kept, folder: Path, *, sharded: bool) -> None:
-    """Store it beside a later step's checkpoint: each process its part; whole weights by the main process only."""
+    """Store it in a later step's checkpoint folder: each process its part; whole weights by the main process only."""
     if not (sharded or processes.is_main()):
         return
     score = {} if kept.score is None else {"score": repr(kept.score)}
@@ -111,7 +111,7 @@ def _path(folder: Path, sharded: bool) -> Path:
 
 
 def _trained(model: Any, also: Container[str] = ()) -> dict[str, Tensor]:
-    """The trained weights, and some others, by name; for sharded weights, this process's part."""
+    """The trained weights and those named in `also`, by name; for sharded weights, this process's part."""
     sharding.free(model)
     return {
         name: (parameter.to_local() if sharding.is_part(parameter) else parameter).detach()

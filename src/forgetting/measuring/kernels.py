@@ -305,7 +305,7 @@ class _Reading(_Running):
 
     def _folded(self, z: Tensor, start: int, *, whole: bool) -> None:
         assert self.fold is not None
-        self.m = self.m.clone()  # whoever holds the previous maximum keeps it
+        self.m = self.m.clone()  # the caller still needs the previous maximum
         self.fold(z, start, self.tokens, self.chosen, self.m, self.s, (self.argmax, self.slope), whole)
 
 

@@ -67,7 +67,8 @@ def token_losses(
         targets: the base model's, on the same windows; None measures only the true tokens' loss.
         batch_tokens: tokens per forward pass; halved, with a notice, if memory runs out.
         rows: compare only the vocabulary's first `rows` tokens; default all of the head's.
-        shard: (rank, ranks): measure every ranks-th batch; other positions are zero, so that shards add up.
+        shard: (index, count) of processes: measure every count-th batch; other positions are zero, so that shards add
+            up.
 
     Raises:
         UsageError: no predicted position; targets of other windows.

@@ -55,7 +55,7 @@ def measure(
             set; for the miniature, its held-out encyclopedia.
         tokenizer: for live models; not needed if `text` is Windows.
         context: tokens per window; default 512, or the base model's maximum if that is less.
-        tolerance: measure documents in random order until the standard error is at most this, nats/token.
+        tolerance: measure documents in random order until the standard error of forgetting is at most this, nats/token.
         seed: seed of that order.
         noise_floor: also measure the base model against itself; a difference within this floor is noise.
         revision: Hub revision of the base model.
@@ -211,7 +211,7 @@ def check(
         budget: allowed excess forgetting, nats/token.
         confidence: of each one-sided bound.
         text: general text, as in `measure`.
-        task_text: held-out text of the task, to judge also whether the tuned model predicts it better than the base.
+        task_text: held-out text of the task, to also judge whether the tuned model predicts it better than the base.
 
     Returns:
         The verdict, `within`, `over` or `undecided`, with the measurement that it is based on, and that of the task.

@@ -78,7 +78,7 @@ class Measurement(Result):
         context: tokens per window; None if windows were given.
         settings: how it was measured.
         dtype: dtype of the base model.
-        seconds: time from loaded models to numbers.
+        seconds: time spent measuring; loading models and reading a text do not count.
         noise: the noise floor, if requested.
         notices: what a reader of the numbers should know.
         windows: the windows measured.
@@ -218,11 +218,11 @@ class CheckResult(Verdict, Result):
 
     @property
     def outcome(self) -> Outcome:
-        """One verdict for both: that on forgetting, unless the task's is `not improved` or `undecided`."""
+        """The verdict on forgetting and on the task in one word; see `task.outcome`."""
         return outcome(self.verdict, self.task)
 
     def exit_code(self, *, strict: bool = False, allow_undecided: bool = False) -> int:
-        """The larger exit code of both verdicts."""
+        """The larger of the two verdicts' exit codes."""
         how = {"strict": strict, "allow_undecided": allow_undecided}
         return max(super().exit_code(**how), 0 if self.task is None else self.task.exit_code(**how))
 
@@ -251,7 +251,7 @@ class CheckResult(Verdict, Result):
 
 
 def _bars(title: str, x_title: str, groups: Sequence[Group]) -> Chart:
-    """Means with bars of one standard error."""
+    """A bar chart of means, with whiskers of one standard error."""
     errors = floats(group.change.se for group in groups)
     trace = {
         "type": "bar",
@@ -264,5 +264,5 @@ def _bars(title: str, x_title: str, groups: Sequence[Group]) -> Chart:
     layout = plain_layout(x_title, quantities.AXES["forgetting"])
     layout["xaxis"]["type"] = "category"
     return Chart(
-        "where", html.escape(title), "Bars are one standard error.", title, {"data": [trace], "layout": layout}
+        "where", html.escape(title), "Whiskers are one standard error.", title, {"data": [trace], "layout": layout}
     )

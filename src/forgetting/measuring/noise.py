@@ -42,7 +42,7 @@ class Floor:
 
     Attributes:
         value: the mean over copies.
-        low, high: where one more copy would be on other documents, at CONFIDENCE; NaN with one document.
+        low, high: prediction interval of one more copy on other documents, at CONFIDENCE; NaN with one document.
     """
 
     value: float
@@ -62,7 +62,8 @@ class NoiseFloor:
         batch: with another batch size; without `kl` if computing it uses the same batches for both.
         dtype: in another dtype; None for quantised or spread models.
         other_dtype: that dtype.
-        roundings: number of copies in it: several if it has fewer digits, one if it represents the weights exactly.
+        roundings: number of copies in it: several if it is less precise, one if it represents the weights exactly, 0 if
+            `dtype` is None.
         tokens, documents: how much text it was measured on.
     """
 
@@ -109,7 +110,7 @@ def _text(name: str, value: float) -> str:
 def noise_floor(
     base: Any, text: Windows | Untokenized, *, batch_tokens: int, seed: int, rows: int | None
 ) -> NoiseFloor:
-    """Measure it on about 8,192 tokens of whole documents.
+    """Measure the base model against itself on about 8,192 tokens of whole documents.
 
     Args:
         base: the base model, or a PeftModel (adapters are disabled).

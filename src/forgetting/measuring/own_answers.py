@@ -36,7 +36,7 @@ def own_answers(models: pair.Pair, settings: Settings) -> dict[str, Measurement]
     try:
         return _measured(models, replace(settings, context=None, tolerance=None, noise_floor=False))
     except ForgettingError as error:
-        log.warning("the base model's own answers are not measured: %s; --no-probe (probes=False) asks for none", error)
+        log.warning("the base model's own answers are not measured: %s; --no-probe (probes=False) skips them", error)
         return {}
 
 
@@ -57,8 +57,8 @@ def _measured(models: pair.Pair, settings: Settings) -> dict[str, Measurement]:
         cut_is_told=False,
     )
     log.warning(
-        "the base model has a chat template: forgetting of its own answers to %d prompts is shown beside the text; "
-        "--no-probe (probes=False) leaves it out",
+        "the base model has a chat template: forgetting of its own answers to %d prompts is measured, too; "
+        "--no-probe (probes=False) skips them",
         len(prompts),
     )
     rows, notices = comparable.shared_rows(models.base, models.tuned, windows.largest)

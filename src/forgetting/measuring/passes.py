@@ -76,7 +76,7 @@ def runner(model: Any, windows: Windows) -> Runner:
         return logits[:, -input_ids.shape[1] :]
 
     logits = full(probe, None)[0]
-    if bool(logits.isnan().any()):  # no head can be recognised from NaN; whoever reads the losses reports it
+    if bool(logits.isnan().any()):  # no head can be recognised from NaN; the caller reports the NaN losses
         return Runner(full, heads.LogitsHead(logits.shape[-1]), device, together)
     found = None if whole else _by_head(model, inner, probe, logits)
     if found is not None:
@@ -120,7 +120,7 @@ def _by_head(
 
 
 def _of_the_base(model: Any, head: heads.Head) -> heads.Head:
-    """A head under a disabled adapter, kept for use when the adapter is enabled again: it stays the base's head."""
+    """A head under a disabled adapter that stays the base's head when the adapter is enabled again."""
     if not isinstance(head, heads.CalledHead) or not peft_internals.adapted(head.module):
         return head
     call = head.module
@@ -135,7 +135,7 @@ def _of_the_base(model: Any, head: heads.Head) -> heads.Head:
 def _decoder(model: Any) -> Any:
     """The part below the head: transformers' get_decoder, else the base model by its prefix; None if there is none.
 
-    It must contain the input embedding: what ModernBERT's decoder model calls its decoder is its head.
+    It must contain the input embedding: in ModernBERT's decoder model, the part called decoder is the head.
     """
     embedding = model.get_input_embeddings()
     for found in (model.get_decoder() if hasattr(model, "get_decoder") else None, getattr(model, "base_model", None)):
@@ -147,15 +147,21 @@ def _decoder(model: Any) -> Any:
 def hidden_states(
     run: Runner, windows: Windows, batch_tokens: int, shard: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[batches.Batch, Tensor]]:
-    """Each batch with the [N, D] (or [N, V]) states of its predicted positions; only those of `shard` (rank, ranks)."""
+    """Each batch with the [N, D] (or [N, V]) states of its predicted positions.
+
+    Args:
+        run: how to run the model.
+        windows: the text.
+        batch_tokens: tokens per forward pass.
+        shard: (index, count) of processes: only every count-th batch, from the index on.
+    """
     rank, ranks = shard
     planned = batches.plan(windows, batch_tokens)
     for place in range(rank, len(planned) + rank if run.together else len(planned), ranks):
         batch = batches.build(windows, planned[min(place, len(planned) - 1)])
         counts = place < len(planned) and len(batch.source) > 0
-        if (
-            counts or run.together
-        ):  # sharded weights: a process without batches still runs one, because the others need it
+        # sharded weights: a process without batches still runs one, because the others need it
+        if counts or run.together:
             states = states_of(run, batch)
         if counts:
             yield batch, states

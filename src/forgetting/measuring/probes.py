@@ -35,7 +35,7 @@ BATCH = {"cpu": 16}
 LARGER_BATCH = 64
 """Number of prompts answered at once: on a CPU, and on other devices."""
 SLOW = 20.0
-"""Seconds from which the time taken by answering is reported."""
+"""Seconds above which the time taken to answer is reported."""
 
 
 def probe_windows(
@@ -59,7 +59,7 @@ def probe_windows(
         ForgettingError: memory is too small for one prompt.
     """
     if tokenizer is None:
-        raise UsageError("live models need tokenizer=..., to write the prompts with")
+        raise UsageError("loaded models need tokenizer=..., to encode the prompts")
     prompts, notices = prompts_and_notices(config)
     made = windows_of(model, tokenizer, config, prompts, key=key, context=context, cache_dir=cache_dir)
     return replace(made, notices=(*notices, *made.notices))
@@ -76,7 +76,7 @@ def windows_of(
     cache_dir: Path | None,
     cut_is_told: bool = True,
 ) -> Windows:
-    """As `probe_windows`, with prompts already read; notices count answers that were cut off only if `cut_is_told`."""
+    """Like `probe_windows`, for prompts already read; notices count answers that were cut only if `cut_is_told`."""
     ids, notices = encode_prompts(prompts, tokenizer)
     most = config.answer_tokens(context)
     room = context - most
@@ -89,11 +89,11 @@ def windows_of(
     if len(fits) < len(prompts):
         notices.append(
             f"{share_of(len(prompts) - len(fits), len(prompts), 'prompt', 'is')} left out: longer than the "
-            f"{several(room, 'token')} that answers of {most} leave of a context of {context}"
+            f"{several(room, 'token')} that answers of {most} leave in a context of {context}"
         )
     if not fits:
         raise UsageError(
-            f"{config.source}: no prompt is short enough: answers of {several(most, 'token')} leave {room} of a "
+            f"{config.source}: no prompt is short enough: answers of {several(most, 'token')} leave {room} in a "
             f"context of {context}; lower --probe-tokens (max_new_tokens), or give a larger context"
         )
     chosen = [prompts[i] for i in fits]
@@ -121,7 +121,9 @@ def _windows(
     if len(said) < len(answers):
         notices.append(f"{share_of(len(answers) - len(said), len(answers), 'answer', 'is')} empty and left out")
     if not said:
-        raise UsageError(f"{config.source}: the base model answers nothing to any of {several(len(answers), 'prompt')}")
+        raise UsageError(
+            f"{config.source}: the base model gives only empty answers to {several(len(answers), 'prompt')}"
+        )
     cut = sum(int(answers[i][-1]) not in ends for i in said)
     if cut and cut_is_told:
         most = several(config.max_new_tokens or 0, "token")
@@ -181,5 +183,5 @@ def _answers(
         except OSError as error:
             if not no_room(error):
                 raise
-            log.warning("%s: no room left on the disk, the answers are not kept", folder)
+            log.warning("%s: the disk is full; the answers are not cached", folder)
     return found

@@ -71,8 +71,8 @@ class Profile(Result):
         """Judge each text against a budget.
 
         Args:
-            budget: allowed excess forgetting, nats/token: one number for all texts, or a number for each name of a
-                text or of a kind in `probes`; others are not judged.
+            budget: allowed excess forgetting, nats/token: one number for all texts, or numbers by the name of a text or
+                of a kind in `probes`; texts without a number are not judged.
             confidence: of all verdicts together, including that on the task if its text was measured. With k verdicts,
                 the bounds that decide "over" or "not improved" have confidence 1 - (1 - confidence) / k (Bonferroni).
                 The other bounds need no correction, since "within" requires all of them.

@@ -87,7 +87,7 @@ class Quantity:
 
     @property
     def label(self) -> str:
-        """The description beside its number."""
+        """The description shown next to its number."""
         return f"{self.title[0].upper()}{self.title[1:]}, {self.note}"
 
     @property

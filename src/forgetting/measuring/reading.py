@@ -102,7 +102,9 @@ def read_windows(
     if isinstance(given, Windows):
         return given, "given windows", None, []
     if isinstance(given, ProbeConfig):
-        raise UsageError(f"{given.source}: the base model's answers work only with measure, check, profile and studies")
+        raise UsageError(
+            f"{given.source}: the base model's answers can be measured only by measure, check, profile and studies"
+        )
     _check_tokenizer(tokenizer)
     config = given.config if isinstance(given, Rows) else given
     length = window_length(models, context)

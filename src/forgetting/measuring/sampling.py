@@ -47,10 +47,10 @@ def until(
     tolerance: float | None,
     seed: int,
 ) -> Sampled:
-    """Measure more and more whole documents until the standard error of `name`'s mean is below the tolerance.
+    """Measure more and more whole documents until the standard error of `name`'s mean is at most the tolerance.
 
-    The next round has as many documents as the current standard error says are needed, and at least a quarter more than
-    so far. Checking only a few times makes it unlikely to stop at a standard error that is small by chance.
+    Each round measures as many more tokens as the current standard error says are needed; the total becomes 1.25 to 4
+    times as large. Checking only a few times makes it unlikely to stop at a standard error that is small by chance.
 
     Args:
         text: all of it.

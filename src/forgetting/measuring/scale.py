@@ -33,7 +33,7 @@ NEAR = 0.005
 CLOSE = 0.98
 """The search ends when the upper bound of forgetting is at least this share of the budget."""
 MOST = 12
-"""The most scales that a search measures in addition to the grid."""
+"""Maximum number of scales that a search measures in addition to the grid."""
 
 
 @checked
@@ -82,7 +82,7 @@ def scale(
     models, settings = opened(base, source, None, settings)
     if models.base is not models.tuned:
         raise UsageError(
-            f"adapter '{source.name}': it changes the base model itself, so that at scale 0 it would not be that model"
+            f"adapter '{source.name}': it changes the base model itself, so scale 0 would not give the base model"
         )
     passes = _Passes.of(models, settings, default_text(models.names[0]) if text is None else given, task)
     with ExitStack() as stack:

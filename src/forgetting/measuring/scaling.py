@@ -108,7 +108,7 @@ class Scaling(Result):
             folder: a new folder.
 
         Raises:
-            UsageError: no scale above 0 is within the budget, or the folder cannot be written.
+            UsageError: there is no budget, no scale above 0 is within it, or the folder cannot be written.
         """
         chosen = self.chosen
         if chosen is None:
@@ -169,7 +169,7 @@ class Scaling(Result):
         return f"{said}; it costs {fixed(chosen.cost.value)} ± {chosen.cost.se_text} nats/token on the task"
 
     def remarks(self) -> list[str]:
-        """Notices about anything unexpected in the curve."""
+        """A notice if forgetting falls from one scale to the next, as a list."""
         if self.falls is None:
             return []
         one, other = self.falls

@@ -92,7 +92,7 @@ def judge_task(gain: Mean, confidence: float, *, of: int = 1, **more: Any) -> Im
 
 
 def outcome(forgetting: Literal["within", "over", "undecided"], task: Improvement | None) -> Outcome:
-    """One verdict for both: `within` if the task improved and forgetting is within its budget."""
+    """The verdict on forgetting if that is `over`, the task improved or there is no task; else the task's verdict."""
     if forgetting == "over" or task is None or task.verdict == "improved":
         return forgetting
     return "not improved" if task.verdict == "not improved" else "undecided"

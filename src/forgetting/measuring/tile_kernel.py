@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 2048
-"""Logits of a row at once."""
+"""Logits of a row that are read at once."""
 WARPS = 8
 
 
@@ -34,7 +34,7 @@ def fold(
         tokens: [K, n] int64, contiguous; chosen: [K, n] float32, set if the token is in this tile.
         m: [n] float32, the maximum; s: [n] float64, sum exp(z - m).
         more: argmax [n] int64 and slope [n] float64, sum exp(z - m) (z - m); only changed with `full`.
-        full: update those, too.
+        full: also update `more`.
     """
     count, width = z.shape
     argmax, slope = more
@@ -44,7 +44,7 @@ def fold(
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _fold(  # type: ignore[no-untyped-def]  # Triton reads the annotations, and knows its own alone
+def _fold(  # type: ignore[no-untyped-def]  # Triton reads the annotations and accepts only its own
     z,
     stride,
     width,

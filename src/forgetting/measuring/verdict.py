@@ -72,7 +72,7 @@ class Verdict:
         return f"undecided: forgetting {measured}{span}, budget {self.budget:g}; {self._more()}"
 
     def _more(self) -> str:
-        """What would decide."""
+        """What would decide, in words."""
         documents = self.forgetting.n_documents
         if documents < LEAST:
             more = several(LEAST - documents, "more document")

@@ -72,7 +72,7 @@ def where(
         change: [N] loss change, nats.
         argmax: [N] the base model's top tokens.
         n_documents: how many documents to list, those that changed most first.
-        n_tokens: the same for tokens.
+        n_tokens: the same for tokens, at most 100.
     """
     documents = windows.token_documents()
     positions = _positions(windows)
@@ -121,7 +121,7 @@ def _by_document(windows: Windows, change: NDArray[Any], documents: NDArray[Any]
 
 
 def _by_token(change: NDArray[Any], argmax: NDArray[Any], documents: NDArray[Any]) -> list[tuple[int, Mean]]:
-    """Expected tokens (the base's top token) by mean change, largest first."""
+    """Expected tokens (the base's top token) by mean change, largest first; at most 100."""
     counts = np.bincount(argmax)
     frequent = np.flatnonzero(counts >= MIN_COUNT)
     means = np.bincount(argmax, weights=change)[frequent] / counts[frequent]
