@@ -86,7 +86,7 @@ def test_full_models_and_any_order(tiny_model: Path, corpora: Path, tmp_path: Pa
         model = perturb(AutoModelForCausalLM.from_pretrained(tiny_model), scale)
         model.save_pretrained(tmp_path / f"checkpoint-{step}")
     given = [tmp_path / "checkpoint-20", tmp_path / "checkpoint-3", tiny_model]
-    with pytest.raises(UsageError, match=r"of which step\? it has no trainer_state.json"):
+    with pytest.raises(UsageError, match=r"its step is unknown: it has no trainer_state.json"):
         forgetting.measure_checkpoints(tiny_model, given)
     shutil.copytree(tiny_model, tmp_path / "step0")
     given[2] = tmp_path / "step0"
@@ -155,7 +155,7 @@ def test_steps_of_names(tmp_path: Path, name: str, step: int | None) -> None:
     (tmp_path / name).mkdir()
     source = sources.find(str(tmp_path / name))
     if step is None:
-        with pytest.raises(UsageError, match="of which step"):
+        with pytest.raises(UsageError, match="its step is unknown"):
             checkpoints.step_of(source)
     else:
         assert checkpoints.step_of(source) == step
@@ -164,7 +164,7 @@ def test_steps_of_names(tmp_path: Path, name: str, step: int | None) -> None:
 def test_two_of_one_step_and_a_broken_state_are_refused(tiny_model: Path, run: Path, tmp_path: Path) -> None:
     base = sources.find(str(tiny_model))
     other = shutil.copytree(run / "checkpoint-2", tmp_path / "other-step-2")
-    with pytest.raises(UsageError, match="are both of step 2; give those of one run"):
+    with pytest.raises(UsageError, match="both have step 2; give those of one run"):
         checkpoints.find([str(run), str(other)], base)
     (other / "trainer_state.json").write_text('{"global_step": "2"}', "utf-8")
     with pytest.raises(UsageError, match="global_step '2': must be a whole number"):

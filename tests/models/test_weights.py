@@ -185,7 +185,7 @@ def test_a_tied_model_whose_file_has_another_head_keeps_it(tiny_model: Path, tmp
     assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
     assert [notice.split(": ", 1)[1] for notice in notices] == [
         "its config.json says tie_word_embeddings true, but its files have a head that differs from the embeddings, "
-        "and this head is measured; a program that goes by config.json runs another model"
+        "and this head is measured; a program that follows config.json runs another model"
     ]
 
 

@@ -49,10 +49,10 @@ def spread(model: Any) -> bool:
 
 
 def check_joined(accelerator: Any, processes: int) -> None:
-    """Check that accelerate found the process group that this process joined; it reads it from the environment.
+    """Check that accelerate, which reads the environment, found the process group that this process joined.
 
     Raises:
-        ForgettingError: it did not, so each process would train a model of its own.
+        ForgettingError: it did not, so each process would train its own model.
     """
     if accelerator.num_processes != processes:
         raise ForgettingError(

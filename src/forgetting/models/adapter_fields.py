@@ -1,6 +1,6 @@
 """Checks the types and ranges of the fields of adapter_config.json before PEFT uses them.
 
-PEFT accepts any value: text in place of a number fails far from the file, and text in place of a flag counts as true.
+PEFT accepts any value: text in place of a number fails much later, and text in place of a flag counts as true.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The names of an adapter's weights as the installed PEFT and transformers know them.
 
-Files that PEFT did not save have the names that weights have in training, with those of wrappers and of the adapter.
-Adapters of models that also read images have the names of older versions of transformers.
+In files that PEFT did not save, weights have their names from training, which contain names of wrappers and of the
+adapter. Adapters of models that also read images may have names from older versions of transformers.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from . import transformers_internals, weights
 from .peft_internals import PREFIX
 
 PART = r"(?:lora_|ia3_|hada_|lokr_|trainable_tokens_)\w*"
-"""Names of an adapter's own parameters or modules in a layer: of LoRA, (IA)³, LoHa, LoKr and trained tokens.
+"""Names of an adapter's own parameters or modules in a layer, for LoRA, (IA)³, LoHa, LoKr and trained tokens.
 
-Other methods may be saved with the name of the adapter (Shadow), or share weights between layers.
+Other methods may save weights under the adapter's name (Shadow), or share weights between layers.
 """
 PATTERNS = ("rank_pattern", "alpha_pattern")
 """Fields of adapter_config.json with values for modules, by patterns of their names."""
 
 
 def read_as(found: Collection[str], given: Mapping[str, Any], model: Any, whose: str) -> dict[str, str]:
-    """The name under which each weight of an adapter's file is to be read.
+    """Map each name in an adapter's file to the name under which its weight is read.
 
     Args:
         found: the names in the file.
@@ -44,7 +44,7 @@ def read_as(found: Collection[str], given: Mapping[str, Any], model: Any, whose:
     if len(adapters) > 1:
         raise UsageError(
             f"{whose}: its file contains the weights of {several(len(adapters), 'adapter')} "
-            f"({few(adapters, weights.SHOWN)}); save the one to measure by itself"
+            f"({few(adapters, weights.SHOWN)}); save the one to measure separately"
         )
 
     def cleaned(name: str) -> str:
@@ -59,7 +59,7 @@ def read_as(found: Collection[str], given: Mapping[str, Any], model: Any, whose:
 
 
 def _distinct(names: dict[str, str]) -> dict[str, str]:
-    """The same; each name unchanged if two would become one."""
+    """The new names; the old ones if two weights would get the same name."""
     return names if len(set(names.values())) == len(names) else {name: name for name in names}
 
 
@@ -67,7 +67,7 @@ def _in_model(names: Iterable[str], given: Mapping[str, Any], model: Any) -> dic
     """New names for weights whose module the model has under another name, as transformers renames a model's weights.
 
     Returns:
-        Empty if all modules are there; if one would not be there by its new name either; or if a pattern in
+        Empty if all modules are present, if one is missing under its new name, too, or if a pattern in
         adapter_config.json would then apply to other modules.
     """
     present = {name for name, _ in model.named_modules()}
@@ -85,7 +85,7 @@ def _in_model(names: Iterable[str], given: Mapping[str, Any], model: Any) -> dic
 
 
 def _module(name: str) -> str:
-    """The base model's module that a weight of an adapter belongs to."""
+    """The base model's module that an adapter's weight belongs to."""
     inside = re.split(rf"\.(?={PART}(?:\.|$))", name.removeprefix(PREFIX), maxsplit=1)[0]
     return inside if inside != name.removeprefix(PREFIX) else inside.rpartition(".")[0]
 

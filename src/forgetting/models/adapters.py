@@ -58,6 +58,9 @@ def as_base(model: nn.Module) -> Iterator[None]:
 
     An untrained adapter is not used as the base: some adapters (such as prompt tuning) are not the identity before
     training, so a "before" measured on them makes training look like remembering (PEFT pull request 3419).
+
+    Raises:
+        UsageError: an adapter is merged into the base weights.
     """
     if not is_peft(model):
         yield
@@ -77,7 +80,7 @@ def as_base(model: nn.Module) -> Iterator[None]:
 
 
 def is_peft(model: Any) -> bool:
-    """Whether the model is a PeftModel; does not import peft, since without it no model can be one."""
+    """Whether the model is a PeftModel; does not import peft, since no model can be one before it is imported."""
     peft = sys.modules.get("peft")
     return peft is not None and isinstance(model, peft.PeftModel)
 

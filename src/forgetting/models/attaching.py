@@ -25,7 +25,7 @@ from .sources import Source
 NAME = "default"
 """PEFT's name for an adapter that was loaded without a name."""
 MORE_ROWS = 2**16
-"""How many tokens an adapter may add to any base model."""
+"""Vocabulary rows that an adapter may need in addition to eight times the base model's."""
 TASKS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
 """Tasks whose adapters change the layers of a language model and nothing else."""
 MISPLACED = "PEFT cannot apply it to the base model"
@@ -133,7 +133,7 @@ def attach(model: Any, source: Source) -> tuple[Any, list[str]]:
 
 @contextmanager
 def _fitting(name: str) -> Iterator[None]:
-    """PEFT's errors as one of ours; blames the wrong base model only if modules or shapes do not match."""
+    """Turn PEFT's errors into one of ours, which says that the base model is wrong only if modules or shapes differ."""
     try:
         with failures.explained(name, MISPLACED):
             yield
@@ -146,7 +146,7 @@ def _fitting(name: str) -> Iterator[None]:
 
 @contextmanager
 def _readable(folder: Path, names: Mapping[str, str]) -> Iterator[tuple[Path, str]]:
-    """The folder, or a copy with weights under their new names; and what was in the names, if anything."""
+    """The folder, or a copy with weights under their new names; and a notice about the names, empty if unchanged."""
     from safetensors.torch import load_file, save_file
 
     changed = {name: new for name, new in names.items() if name != new}
@@ -229,7 +229,7 @@ def _named(names: dict[int, str], module: Any, ends: dict[str, int]) -> list[tup
 
 
 def _rows_of_tokens(given: Mapping[str, Any], model: Any) -> int | None:
-    """Rows that an adapter's trainable tokens need; more than the base model has if tokens were added."""
+    """Vocabulary rows that an adapter's trainable tokens need; None if the base model has enough."""
     tokens = given.get("trainable_token_indices") or given.get("token_indices") or []
     lists = list(tokens.values()) if isinstance(tokens, dict) else [tokens]
     needed = 1 + max((index for indices in lists for index in indices), default=-1)

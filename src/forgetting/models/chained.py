@@ -1,4 +1,4 @@
-"""Models of a chain's steps: finds out what each is before loading anything, then loads each beside the base model."""
+"""Models of a chain's steps: finds out what each is before loading anything, then loads each next to the base model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Recipe:
         place: the folder or Hub id of a model or adapter, or a GGUF file.
         on: the step that an adapter is applied to; None means the base model, or that it is a whole model.
         dtype: dtype to load it in; None means the base model's.
-        bits: bits to quantise its weights, or those under an adapter, to on loading.
+        bits: bits to quantise to on loading: its weights or, for an adapter, those of the model under it.
         adapter: its PEFT configuration; None for a whole model.
         derived: whether it is an earlier model in another dtype or in fewer bits.
         notices: how this was decided.
@@ -44,7 +44,7 @@ class Recipe:
 
     @property
     def kind(self) -> str:
-        """What it is, in words."""
+        """What the step's model is, in words: `adapter on base`, `model, 4 bits`, `GGUF`."""
         if isinstance(self.place, GgufFile):
             what = "GGUF"
         elif self.adapter is not None:
@@ -75,7 +75,7 @@ def recipes_of(steps: Sequence[Step], config: ModelConfig, base: Source) -> list
         base: where the base model is.
 
     Raises:
-        UsageError: names a step that does not exist or cannot be made.
+        UsageError: a step that does not exist or cannot be made; the message names it.
         ForgettingError: the Hub could not be reached.
     """
     found: list[Recipe] = []
@@ -182,7 +182,7 @@ class Opened:
 
 
 def open_step(recipe: Recipe, loaded: Base, config: ModelConfig, placement: Placement) -> Opened:
-    """The model of a step beside the base model.
+    """Load the model of a step and pair it with the base model.
 
     Args:
         recipe: how it is made.

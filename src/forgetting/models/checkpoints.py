@@ -1,4 +1,4 @@
-"""The checkpoints of a training run: finds them, and their steps, in what a trainer wrote."""
+"""Finds the checkpoints of a training run, and their steps, in what a trainer wrote."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .sources import Source
 STATE = "trainer_state.json"
 """Where transformers.Trainer keeps the step of a checkpoint."""
 FOLDER = re.compile(r"checkpoint-\d+")
-"""What a Trainer calls the folders of its checkpoints."""
+"""Names that a Trainer gives to its checkpoints' folders."""
 _NUMBERED = re.compile(r"(?:(?:.*[-_])?(?:checkpoint|ckpt|step|iter)[-_]?)?(\d{1,12})", re.IGNORECASE)
-"""A name that says its step; that of `adapter-2` or `lora-r16` does not."""
+"""Names that end in a step, unlike `adapter-2` or `lora-r16`."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Checkpoint:
     """One checkpoint of a run.
 
     Attributes:
-        step: its update steps.
+        step: number of update steps.
         source: where it is.
     """
 
@@ -57,7 +57,7 @@ def is_only_checkpoints(name: str) -> bool:
 
 
 def find(given: Sequence[str], base: Source, *, code: bool = False) -> list[Checkpoint]:
-    """The checkpoints by their steps; loads none of them.
+    """The checkpoints in the order of their steps; loads none of them.
 
     Args:
         given: checkpoints, each an adapter or a full model, or folders of `checkpoint-N`.
@@ -65,7 +65,7 @@ def find(given: Sequence[str], base: Source, *, code: bool = False) -> list[Chec
         code: whether Python code that comes with them is allowed.
 
     Raises:
-        UsageError: one that is not a model, has no step, or has the step of another one.
+        UsageError: none is given; one is not a model, has no step, or has the same step as another.
         ForgettingError: the Hub cannot be reached.
     """
     names = [inside for one in given for inside in (folders_of_checkpoints(one) if is_only_checkpoints(one) else [one])]
@@ -79,13 +79,17 @@ def find(given: Sequence[str], base: Source, *, code: bool = False) -> list[Chec
         one = Checkpoint(step_of(source), source)
         if one.step in found:
             other = found[one.step].source.name
-            raise UsageError(f"checkpoints: '{other}' and '{name}' are both of step {one.step}; give those of one run")
+            raise UsageError(f"checkpoints: '{other}' and '{name}' both have step {one.step}; give those of one run")
         found[one.step] = one
     return [found[step] for step in sorted(found)]
 
 
 def step_of(source: Source) -> int:
-    """The step in trainer_state.json, or else at the end of the name."""
+    """The step in trainer_state.json, or else at the end of the name.
+
+    Raises:
+        UsageError: neither has a step, or trainer_state.json is damaged.
+    """
     state = None if source.local is None else source.local / STATE
     if state is not None and state.is_file():
         step = bounds.read_config(state).get("global_step")
@@ -95,7 +99,8 @@ def step_of(source: Source) -> int:
     name = Path(source.name).resolve().name if source.local is not None else source.name.rsplit("/", 1)[-1]
     if (found := _NUMBERED.fullmatch(name)) is None:
         raise UsageError(
-            f"checkpoint '{source.name}': of which step? it has no {STATE}, and its name does not end in a step as "
-            "checkpoint-100 does; several models of one call are checkpoints of one run, so measure others one by one"
+            f"checkpoint '{source.name}': its step is unknown: it has no {STATE}, and its name does not end in a step, "
+            "such as checkpoint-100; several models in one call must be checkpoints of one run; measure unrelated ones "
+            "one at a time"
         )
     return int(found[1])

@@ -1,8 +1,8 @@
 """Whether two models can be compared, on which part of their vocabularies, and which of them is the base.
 
 Each wrong comparison is handled, or refused with its reason. Two really happened (PEFT pull request 3419): unshifted
-labels, which `batches` rules out, and a "before" measured on an adapter that is not the identity, which
-`passes.as_base` and `Fingerprint` rule out.
+labels, which `measuring.batches` rules out, and a "before" measured on an adapter that is not the identity, which
+`adapters.as_base` and `Fingerprint` rule out.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ NOT_SHAPING = re.compile(
 
 
 def architecture_notices(base: Any, tuned: Any) -> list[str]:
-    """How two models' configurations differ; then they are different models, or use the same weights differently."""
+    """A notice if two configurations differ: the models are different, or use the same weights differently."""
     ours, theirs = ((m.get_base_model() if adapters.is_peft(m) else m).config for m in (base, tuned))
     if ours.model_type != theirs.model_type:
         return [f"the models differ in architecture: {ours.model_type} and {theirs.model_type}"]
@@ -168,7 +168,7 @@ class Fingerprint:
         self._logits = causal.probe(model, self._tokens)
 
     def given_back(self, model: Any) -> bool:
-        """Whether a PeftModel around it, adapters disabled, has all of its parameters, unchanged, and its logits.
+        """Whether a PeftModel around the model, with adapters disabled, has its parameters unchanged and its logits.
 
         Sums detect changes that the logits of a few tokens do not show. Logits detect parameters that are used
         differently, such as repeated layers (layer replication).
@@ -261,7 +261,7 @@ def check_tokenizers(base: Any, tuned: Any, texts: Sequence[str]) -> list[str]:
         sample = text[:SAMPLE_CHARACTERS]
         if base(sample, verbose=False)["input_ids"] != tuned(sample, verbose=False)["input_ids"]:
             raise UsageError(
-                f"the tokenizers cut the same text differently, for example {sample[:40]!r}; "
+                f"the tokenizers split the same text differently, for example {sample[:40]!r}; "
                 "losses of different tokens cannot be compared"
             )
     added = len(theirs) - len(ours)

@@ -1,7 +1,6 @@
 """Generates a model's answers: greedy or sampled text, for many prompts at once with padding on the left.
 
-The model's own generation settings (penalties, temperatures, beams) are not used, so the answer is the model's alone.
-Only the tokens that end its turns are taken from them.
+Of the model's own generation settings, only the tokens that end its turns are used: no penalties, temperatures, beams.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from . import adapters, failures, sharding
 log = logging.getLogger(__name__)
 Ids = NDArray[np.int32]
 PADDED = 0.05
-"""Mean difference of logits, in their standard deviations, above which padding acts on an answer."""
+"""Mean difference of logits, in their standard deviations, above which padding is taken to change answers."""
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
@@ -33,16 +32,16 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 LIMITS = ("max_new_tokens", "min_new_tokens", "min_length", "max_time", "stop_strings", "num_return_sequences")
-"""Of a model's own generation settings: these act on how much is written, and go before the `max_length` of a call."""
+"""Generation settings of a model that affect how much is generated and take precedence over a call's `max_length`."""
 NEVER = (*LIMITS, "max_length", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff")
-"""These do not act on greedy answers whose length is given."""
+"""Generation settings that do not affect greedy answers whose length is given."""
 
 
 @contextmanager
 def length_as_asked(model: Any) -> Iterator[None]:
-    """Inside, the model's own generation settings hold no limit of length; its penalties and end tokens stay.
+    """Inside, the model's own generation settings contain no length limit; its penalties and end tokens stay.
 
-    lm-eval asks for a length by `max_length`, before which transformers takes a `max_new_tokens` of the model's.
+    lm-eval sets the length by `max_length`, and transformers prefers a `max_new_tokens` in the model's own settings.
     """
     settings = getattr(model, "generation_config", None)
     before = {name: getattr(settings, name) for name in LIMITS if getattr(settings, name, None) is not None}
@@ -56,17 +55,17 @@ def length_as_asked(model: Any) -> Iterator[None]:
 
 
 def differing_settings(base: Any, tuned: Any) -> list[str]:
-    """A notice where two models' own generation settings make different greedy answers of the same weights."""
+    """A notice if two models' own generation settings differ in ways that change greedy answers."""
     ours, theirs = (_own(model) for model in (base, tuned))
     names = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
     if not names:
         return []
     values = "; ".join(f"{name}: {ours.get(name)!r:.40} and {theirs.get(name)!r:.40}" for name in names[:4])
-    return [f"generation settings of the base and the tuned model differ, and act on what is written ({values})"]
+    return [f"generation settings of the base and the tuned model differ, which changes answers ({values})"]
 
 
 def _own(model: Any) -> dict[str, Any]:
-    """The settings that are not transformers' defaults and act on greedy answers."""
+    """The settings that differ from transformers' defaults and affect greedy answers."""
     settings = getattr(model, "generation_config", None)
     if settings is None:
         return {}
@@ -159,7 +158,7 @@ def _all_written(
 
 
 def _batches_as_alone(model: Any, short: Ids, long: Ids) -> bool:
-    """Whether two prompts of different lengths have the logits in one batch that each has alone, at two steps.
+    """Whether two prompts of different lengths give the same logits in one batch as each gives alone, at two steps.
 
     Models with a recurrent state may read the padding into it, or keep one state for all prompts of a batch: seen with
     RWKV, RecurrentGemma and MiniMax in transformers 5. Rounding in half precision is far below the bound.
@@ -172,12 +171,12 @@ def _batches_as_alone(model: Any, short: Ids, long: Ids) -> bool:
             if float((one - other)[known].abs().mean()) > PADDED * float(one[known].std()):
                 return False
             if int(one.argmax()) != int(other.argmax()):
-                break  # the next step is of another text
+                break  # the next step continues another text
     return True
 
 
 def _two_steps(model: Any, prompts: Sequence[Ids]) -> list[torch.Tensor]:
-    """[B, V] logits of the first two tokens after each prompt; of one where an end token came first."""
+    """[B, V] logits of the first two tokens after each prompt; end tokens are suppressed, so there are always two."""
     tokens, mask = _padded(prompts, model.get_input_embeddings().weight.device)
     how = {"max_new_tokens": 2, "min_new_tokens": 2, "output_logits": True, "return_dict_in_generate": True}
     return [step.float() for step in model.generate(input_ids=tokens, attention_mask=mask, **how).logits]
@@ -185,7 +184,7 @@ def _two_steps(model: Any, prompts: Sequence[Ids]) -> list[torch.Tensor]:
 
 @contextmanager
 def _own_settings(model: Any, ends: Sequence[int], max_new_tokens: int) -> Iterator[None]:
-    """Inside, a model generates with these settings only; unset ones would be taken from its own."""
+    """Inside, a model generates with these settings only; transformers would take missing ones from the model's own."""
     from transformers import GenerationConfig
 
     before = model.generation_config

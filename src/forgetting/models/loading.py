@@ -40,7 +40,7 @@ class Base:
 
     @property
     def reference_key(self) -> str:
-        """The key of the same model without bits, loaded in full precision."""
+        """The key of the same model, in the same dtype, without quantisation."""
         return key_of(self.revision, quantised.dtype_name(self.model).partition("-")[0])
 
     def pinned(self, config: ModelConfig) -> ModelConfig:
@@ -55,7 +55,7 @@ class Placement:
 
     Attributes:
         spread: spread layers over all GPUs, then memory, as accelerate does (`device_map="auto"`).
-        host: on the CPU, whatever the device; FSDP then takes each process's part from there.
+        host: put weights on the CPU, regardless of the device; FSDP then takes each process's part from there.
     """
 
     spread: bool = False
@@ -134,7 +134,7 @@ def load_model(
 def _fitting_model(config: ModelConfig, folder: Path, device: torch.device | None) -> tuple[Any, list[str]]:
     """The model of a folder, with all of its weights and no others, and notices.
 
-    It is spread over devices if there is no single device, and on that device if its weights are quantised on loading.
+    It is spread over devices if `device` is None, on `device` if its weights are quantised on loading, else on the CPU.
     """
     import torch
 
@@ -289,7 +289,7 @@ def architecture(config: ModelConfig, source: Source | None = None) -> Any:
 
 
 def _read_config(config: ModelConfig, folder: Path) -> Any:
-    """A folder's transformers configuration; impossible requests are refused before they are acted on."""
+    """A folder's transformers configuration; requests that no real file makes are refused first."""
     from transformers import AutoConfig
 
     bounds.check_model(folder / sources.CONFIG, called(config), code=config.trust_remote_code)

@@ -1,6 +1,6 @@
 """Adds a LoRA layer's change to its output on a GPU with one rounding, with Triton.
 
-The GPU's own library rounds the product to bfloat16 before it adds, a second time after.
+The GPU's own library rounds the product to bfloat16 before it adds, and rounds again after it has added.
 
 Shapes: N tokens, r rank.
 """

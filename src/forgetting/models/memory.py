@@ -71,7 +71,7 @@ def _trim() -> None:
 
 
 def a_few_at_a_time(read: Iterable[T], size: Callable[[T], int]) -> Iterator[T]:
-    """Yield what is read of a model that is mapped from its files, with little of it in memory at a time.
+    """Yield parts of a model that is mapped from its files, with few of them in memory at a time.
 
     Args:
         read: parts of the model; the caller reads each before it takes the next.
@@ -89,7 +89,7 @@ def a_few_at_a_time(read: Iterable[T], size: Callable[[T], int]) -> Iterator[T]:
 
 @contextmanager
 def running_a_few_at_a_time(model: nn.Module) -> Iterator[None]:
-    """In the block, the model can be run with little of what is mapped from its files in memory at a time."""
+    """Inside, running a model keeps only a few of the weights that are mapped from its files in memory at a time."""
     since = 0
 
     def after(module: nn.Module, *_: object) -> None:
@@ -111,8 +111,7 @@ def running_a_few_at_a_time(model: nn.Module) -> Iterator[None]:
 def release_mapped() -> None:
     """Release the pages of mapped files that were read and not changed; when needed, they are read again (Linux).
 
-    Only files that are mapped to be changed in this process alone, which is how safetensors maps weights; a file with
-    a changed page keeps all of its pages.
+    Only private writable maps, which is how safetensors maps weights; a map with a changed page keeps all of its pages.
     """
     if not (PROC / "smaps").exists():
         return
@@ -231,12 +230,12 @@ def _group(folder: Path, limit: str, usage: str) -> list[Room]:
 
 
 def _limit(root: Path) -> Room | None:
-    """The process's own limit on its address space; None without one, or if there is no /proc as on Linux."""
+    """The process's own limit on its address space; None without a limit, or without Linux's /proc."""
     if not hasattr(os, "sysconf"):
         return None
     with suppress(OSError, ValueError, IndexError, StopIteration):
         lines = (root / "proc/self/limits").read_text().splitlines()
         soft = next(line for line in lines if line.startswith("Max address space")).split()[3]
         used = int((root / "proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        return Room(int(soft), max(int(soft) - used, 0), "this process (ulimit -v)")  # int("unlimited") is none
+        return Room(int(soft), max(int(soft) - used, 0), "this process (ulimit -v)")  # int("unlimited") fails
     return None

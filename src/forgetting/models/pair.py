@@ -68,6 +68,7 @@ def open_pair(
 
     Raises:
         UsageError: the models do not belong together, or cannot be loaded.
+        ForgettingError: the Hub could not be reached, or memory is too small.
     """
     if isinstance(base, nn.Module) or base is None:
         return _live_pair(base, tuned, tokenizer)
@@ -135,7 +136,7 @@ def _inside(base: nn.Module, tuned: Any) -> bool:
 def adapter_pair(
     loaded: Base, tokenizer: Any, adapter: Any, source: Source, config: ModelConfig, placement: loading.Placement
 ) -> Pair:
-    """An adapter on a base model loaded for it, checked to belong to it; changes the base model."""
+    """Apply an adapter to a base model loaded for it, after checking that they belong together; changes that model."""
     if loaded.source is None:
         raise AssertionError("a base model loaded by name has a source")
     notices = [*loaded.notices, *comparable.check_made_for(source.name, adapter, loaded.source)]

@@ -74,7 +74,7 @@ def scaling(layer: Any) -> dict[str, float]:
 
 
 def delta(layer: Any, adapter: str) -> Callable[[], Tensor]:
-    """What an additive adapter adds to a layer's weight, with its gradient; computed at each call."""
+    """A function that computes what an additive adapter adds to a layer's weight, with its gradient."""
     private_names.check(DELTAS)
     return lambda: layer.get_delta_weight(adapter)
 

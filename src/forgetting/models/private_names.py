@@ -1,8 +1,8 @@
 """Private or undocumented names of libraries, and the error if one is gone.
 
-Each library has one file of them: `transformers_internals`, `peft_internals` and `accelerate_internals` here, and
-`capabilities/lm_eval_internals` and `studies/engines/ray_internals`. If a name vanished silently, numbers would change.
-So each is accessed through its `PrivateName`, and a test looks for all of them in the installed versions.
+Each library has one file of them: `LIBRARY_internals` here, and `capabilities/lm_eval_internals` and
+`studies/engines/ray_internals`. If a name vanished silently, numbers would change. So each is accessed through its
+`PrivateName`, and tests look for them in the installed versions.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class PrivateName:
             raise self.gone() from None
 
     def gone(self) -> ForgettingError:
-        """What is gone and what to do, in words."""
+        """The error for a name that is gone: which one, and what to do."""
         return ForgettingError(
             f"{self.library} {metadata.version(self.library)} no longer has {self.path.partition(':')[2]}, and without "
             f"it {self.purpose}; install a version that has it (known: {self.seen}), and please report this"

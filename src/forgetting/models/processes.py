@@ -85,7 +85,7 @@ def join(launch: Launch, index: int, meeting: str) -> None:
     Args:
         launch: shared by all processes of this machine.
         index: index of this process; 0 is the main one.
-        meeting: a file in a folder of their own; with several machines, a name in the first one's store.
+        meeting: path of a file for this launch only; with several machines, a name in the first machine's store.
     """
     global _launch
     import torch
@@ -138,7 +138,7 @@ def refuse_foreign() -> None:
 
 
 def count() -> int:
-    """How many processes do this run, or this training, together."""
+    """Number of processes that do this run, or this training, together."""
     distributed = _distributed()
     return 1 if distributed is None else int(distributed.get_world_size())
 
@@ -203,7 +203,7 @@ def largest(number: float) -> float:
 
 
 def check_same(model: nn.Module, *, trainable: bool, when: str) -> None:
-    """Check that all processes have the same weights, bit for bit, by sums over their bytes; sharded parts differ.
+    """Check that all processes have the same weights, by sums over their bytes; sharded parts are not compared.
 
     Args:
         model: the unwrapped model.

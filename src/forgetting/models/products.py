@@ -32,12 +32,12 @@ def wide(one: Tensor, other: Tensor) -> Tensor:
 
 
 def halves(x: Tensor, dim: int = 1) -> Tensor:
-    """A float32 matrix as twice the bfloat16 columns (rows, with `dim` 0): the numbers rounded, then what is left."""
+    """A float32 matrix as twice as many bfloat16 columns (rows, with `dim` 0): the rounded numbers, then the rests."""
     high = x.bfloat16()
     return torch.cat([high, (x - high).bfloat16()], dim)
 
 
 def summed(x: Tensor, dim: int = 1) -> Tensor:
-    """Products with the columns (or rows) of `halves` as the products with the whole numbers."""
+    """Add the products with the two parts of `halves`, which gives the products with the whole numbers."""
     one, other = x.chunk(2, dim)
     return one + other

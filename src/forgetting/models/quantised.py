@@ -23,7 +23,7 @@ EXTRA = "'forgetting[quantized]'"
 BLOCK = 64
 """Number of neighbouring weights that share a scale in 4 bits."""
 BASE_FILE = "quantised_base.json"
-"""File beside an adapter that a study trained on a base model quantised on loading: how the base was loaded."""
+"""File next to an adapter that a study trained on a base model quantised on loading: how the base was loaded."""
 
 
 def method_of(config: Any) -> str | None:
@@ -140,7 +140,7 @@ def prepared(model: Any, name: str) -> Any:
 def check_widths(model: Any, name: str) -> None:
     """Refuse 4-bit layers on a CPU whose rows are not whole blocks; bitsandbytes silently computes wrong numbers there.
 
-    Seen with bitsandbytes 0.50.2 and layers of 48 and 96 inputs, whose weights were wrong by their own size.
+    Seen with bitsandbytes 0.50.2 and layers of 48 and 96 inputs, whose errors were as large as the weights.
 
     Raises:
         UsageError: names such a layer.
@@ -171,7 +171,7 @@ def dtype_name(model: Any) -> str:
 
 
 def note_base(folder: Path, model: Any) -> None:
-    """Record beside a saved adapter how its base model was quantised in training; PEFT has no field for that."""
+    """Record next to a saved adapter how its base model was quantised in training; PEFT has no field for that."""
     found = {"bits": bits_of(model.config), "dtype": dtype_name(model)}
     write_atomically(folder / BASE_FILE, json.dumps(found) + "\n")
 
@@ -184,7 +184,7 @@ def other_base(folder: Path, model: Any) -> list[str]:
         model: the base model that it is measured against.
 
     Raises:
-        UsageError: its record of that cannot be read.
+        UsageError: the record in the adapter's folder cannot be read.
     """
     file = folder / BASE_FILE
     if not file.exists():

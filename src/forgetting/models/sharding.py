@@ -1,8 +1,8 @@
 """Weights that are sharded over the processes of one run, each with its part of every tensor (FSDP2).
 
 torch's `fully_shard` gathers a block's weights before the block runs and frees them afterwards. So a model can only be
-run as a whole, by all processes at once; anything else that is read (the output head) is gathered here. Models sharded
-by others (accelerate, transformers, a script) are treated the same way.
+run as a whole, by all processes at once; anything else that is read (the output head) is gathered here. Models that
+accelerate, transformers or a script sharded are treated the same way.
 
 Without such a model, the usual case, nothing here gathers anything, and torch's FSDP is not imported.
 """
@@ -96,7 +96,7 @@ def free(model: Any) -> None:
 
 @contextmanager
 def parts_again(model: Any) -> Iterator[None]:
-    """Ensure that weights are parts before and after the block: training updates those, and flags are set on them."""
+    """Free gathered weights before and after the block: training updates the parts, and flags are set on parts."""
     free(model)
     try:
         yield

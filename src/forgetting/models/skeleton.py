@@ -1,6 +1,7 @@
 """A model without values: layers, shapes and dtypes from its configuration, to count the memory that it would take.
 
-Its tensors are on torch's "meta" device: they have everything but content and take no memory. No weights are read.
+Its tensors are on torch's "meta" device: they have shapes and dtypes but no values, and take no memory. No weights are
+read.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Skeleton:
         model: the model; do not change it.
         bytes: bytes of its weights, with quantised ones packed.
         largest: bytes of the largest weight, unpacked.
-        mapped: bytes of files that a CPU also maps, because weights converted or quantised on loading are read there.
+        mapped: bytes of files that are also mapped on a CPU, since weights converted or quantised on loading are read
+            from them.
         stays: whether files stay mapped while the model exists, because other weights are used directly from a file.
     """
 
@@ -105,7 +107,7 @@ class _Unpacked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Args: x [..., inputs]; weight [outputs, inputs]."""
+        """x W^T + b, for x [..., inputs] and weight [outputs, inputs]."""
         ctx.weight = weight
         return nn.functional.linear(x, torch.empty_like(weight), None if bias is None else bias.to(x.dtype))
 

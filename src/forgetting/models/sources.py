@@ -21,7 +21,7 @@ PICKLED = (
     "safetensors.torch.save_file"
 )
 SMALL = (".json", ".txt", ".model", ".jinja", ".tiktoken")
-"""Suffixes of files beside the weights: configurations, vocabularies, chat templates."""
+"""Suffixes of files next to the weights: configurations, vocabularies, chat templates."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Source:
         return sorted(found, key=natural)
 
     def inside(self, *files: str) -> list[str]:
-        """Paths of files of this name one folder down; "*" is any."""
+        """Paths of the files with one of these names, one folder down; "*" matches any name."""
         if self.repo is not None:
             paths = [PurePosixPath(name) for name in self.repo.files]
             return [str(p) for p in paths if len(p.parts) == 2 and any(p.match(f"*/{file}") for file in files)]
@@ -179,7 +179,7 @@ def shards(index: Path, where: str) -> set[str]:
     """The files that an index names.
 
     Raises:
-        UsageError: a damaged index; begins with `where`.
+        UsageError: a damaged index; the message begins with `where`.
     """
     found = bounds.read_config(index).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):

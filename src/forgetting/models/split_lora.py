@@ -25,7 +25,7 @@ from .peft_internals import Lora
 
 log = logging.getLogger(__name__)
 TOLERANCE = 2**-10
-"""Of the relative difference from PEFT's layer: less than if one result in five were a bfloat16 number away."""
+"""Maximum relative difference from PEFT's layer; it is larger if one result in five is the next bfloat16 number."""
 
 
 def of_its_dtypes(parts: Lora) -> bool:
@@ -35,7 +35,7 @@ def of_its_dtypes(parts: Lora) -> bool:
 
 
 def fits(parts: Lora) -> bool:
-    """Whether a layer is of these dtypes and whole, on a device where this is faster and agrees with PEFT."""
+    """Whether a layer has these dtypes and whole weights, on a device where this is faster and agrees with PEFT."""
     weights = [parts.base.weight, parts.a.weight, parts.b.weight]
     whole = len({weight.device for weight in weights}) == 1 and not any(map(sharding.is_part, weights))
     return of_its_dtypes(parts) and whole and products.widens(weights[0]) and _agrees(weights[0].device)

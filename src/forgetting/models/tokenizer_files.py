@@ -1,6 +1,6 @@
 """Reads a tokenizer as its tokenizer.json describes it, after checking that file's numbers and texts.
 
-They must not make a library exhaust memory, and the library must not replace what they say.
+The file must not make a library exhaust memory, and the library must not replace parts of it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from . import failures
 
 TOKENIZER = "tokenizer.json"
 SAMPLE = "The old town's 2023 rivers,\n\n  near 650841823 fields: I'm (x=1)\tna\u00efve \u2014 \u65e5\u672c"
-"""A text on which two readings of a tokenizer.json are compared, and after it, words of the vocabulary."""
+"""A text on which two readings of a tokenizer.json are compared, in addition to words of the vocabulary."""
 WORDS = 64
-"""How many words of the vocabulary."""
+"""About how many words of the vocabulary."""
 MAX_TOKENIZER = 2**28
 """Maximum bytes of a tokenizer.json."""
 MORE_IDS = 2**16
-"""Ids that a tokenizer may leave out, in addition to eight for each that it has."""
+"""Limit of a token's id, in addition to eight times the number of tokens."""
 MAX_GROWTH = 100
 """Maximum characters that a tokenizer's normaliser may make from one."""
 MAX_CONTENT = 1000
@@ -65,9 +65,9 @@ def check_tokenizer(folder: Path, name: str) -> None:
 def read_tokenizer(folder: Path, name: str, *, code: bool) -> tuple[Any, list[str]]:
     """A folder's tokenizer, and a notice if transformers would have read its tokenizer.json differently.
 
-    For some models AutoTokenizer chooses a class that replaces parts of tokenizer.json by its own, for example the
+    For some models AutoTokenizer chooses a class that replaces parts of tokenizer.json with its own, for example the
     rules by which text is split into words (transformers issues 45488, 45920 and 48206). The text then becomes other
-    tokens than those the model was trained on. Such a tokenizer is read from tokenizer.json alone.
+    tokens than those that the model was trained on. Such a tokenizer is read from tokenizer.json alone.
 
     Args:
         folder: where its files are.

@@ -6,7 +6,7 @@ from .private_names import PrivateName
 
 NO_PLAN = "the memory of a pass is estimated by a formula instead of counted"
 FAKE = PrivateName(
-    # a mode in which tensors have everything but content, and so do the results of operations on them
+    # a mode in which tensors, and the results of operations on them, have shapes and dtypes but no values
     "torch",
     "torch._subclasses.fake_tensor:FakeTensorMode",
     NO_PLAN,

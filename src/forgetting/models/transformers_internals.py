@@ -81,7 +81,7 @@ LOAD_OPTIMIZER = _name(
     "a resumed run with sharded weights would start with a new optimiser",
 )
 ADAPTER_FINDERS = tuple(
-    # both look into the model's folder; before 5.23 whatever `adapter_kwargs` says
+    # both look into the model's folder; before 5.23 regardless of `adapter_kwargs`
     _name(f"transformers.{module}:find_adapter_config_file", "an adapter beside a model would be applied to it")
     for module in ("models.auto.auto_factory", "integrations.peft")
 )
@@ -166,7 +166,7 @@ def accepts_loss_kwargs(trainer: Any) -> bool:
 
 
 def takes_loss_kwargs(model: Any) -> bool:
-    """The same for a model, as Trainer decides it: by `accepts_loss_kwargs`, or by the arguments of its forward."""
+    """`accepts_loss_kwargs` for a model, as Trainer decides it: by that attribute, or by its forward's arguments."""
     kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
     return bool(getattr(model, "accepts_loss_kwargs", inspect.Parameter.VAR_KEYWORD in kinds))
 
@@ -236,7 +236,7 @@ def use_one_gpu(arguments: Any, device: torch.device) -> None:
 
 
 def calling_handler() -> Any | None:
-    """The trainer's CallbackHandler, which is calling a callback; None if there is none of that name.
+    """The CallbackHandler of the trainer that is calling this callback, from the call stack; None if there is none.
 
     transformers gives callbacks no other access to its loggers.
     """

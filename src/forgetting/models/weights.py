@@ -164,7 +164,7 @@ def check_fit(
         method: how they are quantised, according to its config.json; None if it does not say.
 
     Returns:
-        Notices: parts that were left out, and a head of its own that config.json does not tell of.
+        Notices: parts that were left out, and a separate head although config.json says that it is tied.
 
     Raises:
         UsageError: weights are missing, have another shape, or fit nowhere in the model.
@@ -205,13 +205,13 @@ def check_fit(
     if _has_a_head_of_its_own(model):
         notices.append(
             f"{name}: its config.json says tie_word_embeddings true, but its files have a head that differs from the "
-            "embeddings, and this head is measured; a program that goes by config.json runs another model"
+            "embeddings, and this head is measured; a program that follows config.json runs another model"
         )
     return notices
 
 
 def check_finite(parameters: Iterable[tuple[str, Any]], whose: str) -> None:
-    """Refuse weights that are not finite; no loss of such a model would be.
+    """Refuse weights that are not finite: such a model gives no finite loss.
 
     Args:
         parameters: names and tensors.
@@ -239,7 +239,7 @@ def _head_hint(model: Any, missing: list[str]) -> str:
 
 
 def _has_a_head_of_its_own(model: Any) -> bool:
-    """Whether the head should be the embeddings by the configuration, and is not: both were stored, and they differ."""
+    """Whether the configuration ties the head to the embeddings, but both were stored and differ."""
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     says_tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
     if head is None or not says_tied or not transformers_internals.ties_weights(model):
@@ -262,14 +262,14 @@ def _packed(model: Any, stored: Mapping[str, Stored]) -> list[str]:
 
 
 def _unpacks(method: str | None) -> bool:
-    """Whether transformers reads weights that are quantised in this way; it ignores what it does not know."""
+    """Whether transformers reads weights that are quantised in this way; it ignores methods that it does not know."""
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
     return method is not None and any(str(known).startswith(method) for known in AUTO_QUANTIZER_MAPPING)
 
 
 def _unscaled(stored: Mapping[str, Stored]) -> list[str]:
-    """Weights of 8 bits without a scale beside them; transformers reads them without one."""
+    """8-bit floating-point weights stored without a scale; transformers would read them without one."""
     scaled = {name.rpartition(".")[0] for name in stored if "scale" in name.rpartition(".")[2]}
     eight = (name for name, tensor in stored.items() if tensor.dtype.startswith("F8_E") and "scale" not in name)
     return sorted(name for name in eight if name.rpartition(".")[0] not in scaled)
