@@ -40,7 +40,7 @@ def test_the_bounds_decide() -> None:
     )
     unclear = judged(Mean(0.01, 0.02, 900, 30))
     assert unclear.sentence() == (
-        "undecided whether the task improved: improved by 0.0100 ± 0.0200 nats/token, "
+        "undecided whether the task improved: measured improvement 0.0100 ± 0.0200 nats/token, "
         f"{unclear.low:.4f} to {unclear.high:.4f}"
     )
     assert (unclear.verdict, unclear.exit_code(), unclear.exit_code(strict=True)) == ("undecided", 0, 3)

@@ -34,7 +34,7 @@ FORMAT = 1
 ROWS_LIMIT = 2**30
 """Maximum bytes of expected rows on disk for one text; above it, the soft losses run the base model a second time."""
 MEMORY_LIMIT = 2**26
-"""The same without a cache directory, when they stay in memory."""
+"""The same limit without a cache directory, where the rows stay in memory."""
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,7 @@ def check(
         task_text: held-out text of the task, to also judge whether the tuned model predicts it better than the base.
 
     Returns:
-        The verdict, `within`, `over` or `undecided`, with the measurement that it is based on, and that of the task.
+        The verdict, `within`, `over` or `undecided`, the measurement that it is based on, and the verdict on the task.
 
     Raises:
         UsageError: a budget or confidence out of range, and the errors of `measure`.

@@ -57,7 +57,7 @@ class Improvement:
         if self.gain.n_documents < LEAST:
             documents = several(self.gain.n_documents, "document")
             return f"undecided whether the task improved: {documents}; give at least {LEAST}"
-        return f"undecided whether the task improved: improved by {gain}, {span}"
+        return f"undecided whether the task improved: measured improvement {gain}, {span}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

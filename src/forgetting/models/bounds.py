@@ -38,7 +38,7 @@ PATTERN_SECONDS = 5
 SLACK = 2**26
 """Numbers that a model may have in addition to those in its files: tables of positions, masks."""
 KERNELS = "kernels-community/"
-"""Owners of Hub kernels that a config.json may name; all others are a stranger's code."""
+"""Owner of the Hub kernels that a config.json may name; any other kernel is a stranger's code."""
 
 _PARTS = re.compile(r"(^|_)(layers?|blocks?|experts|depth|stages)$")
 _SIZES = (

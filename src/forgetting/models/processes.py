@@ -207,7 +207,7 @@ def check_same(model: nn.Module, *, trainable: bool, when: str) -> None:
 
     Args:
         model: the unwrapped model.
-        trainable: check only what trains.
+        trainable: check only trainable weights.
         when: when this is checked, for the error.
 
     Raises:

@@ -32,7 +32,7 @@ def shard(model: Any, inner: Any, how: processes.Sharding, device: str) -> None:
     """Shard a whole model's weights in place; this process keeps its part, on its device.
 
     Args:
-        model: the same in all processes; on the CPU. `requires_grad` marks what trains.
+        model: the same in all processes; on the CPU. `requires_grad` marks the trainable weights.
         inner: the model without its adapters' wrapper; the same object if it has none.
         how: how to shard.
         device: where each process computes, `cpu` or `cuda`.

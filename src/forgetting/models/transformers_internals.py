@@ -59,7 +59,7 @@ ZERO3 = _name(
 REMOTE_CODE_TIMEOUT = _name(
     # seconds that transformers waits for an answer on the terminal; at 0 it raises without asking
     "transformers.dynamic_module_utils:TIME_OUT_REMOTE_CODE",
-    "a library that loads a model by itself could ask on the terminal whether to run its code",
+    "a library that loads a model on its own could ask on the terminal whether to run the model's code",
 )
 NO_SPLIT = _name(
     # on a model: class names of its blocks, which accelerate also reads
@@ -82,7 +82,7 @@ LOAD_OPTIMIZER = _name(
 )
 ADAPTER_FINDERS = tuple(
     # both look into the model's folder; before 5.23 regardless of `adapter_kwargs`
-    _name(f"transformers.{module}:find_adapter_config_file", "an adapter beside a model would be applied to it")
+    _name(f"transformers.{module}:find_adapter_config_file", "an adapter in a model's folder would be applied")
     for module in ("models.auto.auto_factory", "integrations.peft")
 )
 RENAMINGS = (
