@@ -7,16 +7,16 @@ residuals (least squares): the runs stay as they are, and each run's whole resid
     number (the wild cluster bootstrap: Cameron, Gelbach & Miller 2008, doi:10.1162/rest.90.3.414; six-point weights
     for few runs: Webb 2023, doi:10.1111/caje.12661). The residuals are first multiplied by the inverse of their run's
     block of I - H, which gives those of a fit without the run (CR3: MacKinnon, Nielsen & Webb 2023,
-    doi:10.1002/jae.2949). Every resample contains every rank, so the scheme works from about five runs on.
+    doi:10.1002/jae.2949). Every resample contains every rank, so about five runs are enough.
 cases (Huber): runs are drawn with replacement.
 normal (least squares of one output with independent rows, `iid`): errors with the residual variance SSE / (n - p),
     divided by the weights, are drawn from the normal distribution. For a law that is linear in its parameters this
-    gives the textbook's Student interval, which is valid from one more row than parameters on.
+    gives the textbook's Student interval, which only needs more rows than parameters.
 
 In all cases the percentiles are widened from the normal quantile to Student's. Its degrees of freedom are the number of
 runs minus those that the law uses between runs (`freedom`): 1 if runs differ only by an offset, 2 along a line, and the
 number of parameters if every row is a run.
-`points`, the naive scheme, is only for comparison; no fit uses it.
+`points` resamples single rows. It is only for comparison; no fit uses it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MIN_RUNS = 5
 LOST = 0.2
 """If more than this share of the draws is not finite at a point, the point has no band."""
 BLOCK = 2**16
-"""Rows, of whole runs, that are processed at a time."""
+"""Most rows that are processed at a time, in whole runs."""
 WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
 
 
@@ -49,7 +49,7 @@ class Draws:
     Attributes:
         theta: [B, K] parameters in fitted coordinates.
         y: [B, O, n] resampled outputs.
-        weights: [B, n] weight of each row in each resample.
+        weights: [B, n] how often each row occurs in each resample.
         lost: number of resamples whose refit did not reach a finite objective.
         scheme: `residuals`, `cases`, `normal` or `points`.
     """
@@ -62,7 +62,7 @@ class Draws:
 
 
 def scheme_for(problem: Problem, *, iid: bool = False) -> str:
-    """The scheme for the objective; `iid` says that rows are independent."""
+    """The scheme for a problem's objective; `iid` means that rows are independent."""
     if iid and problem.objective.quadratic and len(problem.law.outputs) == 1:
         return "normal"
     return "residuals" if problem.objective.quadratic else "cases"
@@ -143,7 +143,7 @@ def left_out_residuals(problem: Problem, theta: Array, y: Array, weights: Array,
 
 
 def blocks_of_runs(run: Array) -> Iterator[Array]:
-    """Yield row numbers of whole runs, at most BLOCK rows or one run at a time; `run` is [n], each row's run index."""
+    """Yield row numbers of whole runs, at most BLOCK rows or one run at a time, given the [n] run index of each row."""
     order = np.argsort(run, kind="stable")
     ends = np.cumsum(np.bincount(run))
     first = 0
@@ -174,7 +174,7 @@ def without_own_run(basis: Array, residual: Array, run: Array) -> Array:
 
 
 def free_basis(problem: Problem, theta: Array, weights: Array) -> Array:
-    """[m, k] orthonormal basis of the weighted Jacobian's columns for parameters that are free to move."""
+    """[m, k] orthonormal basis of the weighted Jacobian's columns of free parameters, at theta [K]; weights are [m]."""
     log, free = problem.log_mask(False), problem.movable(theta)
     with np.errstate(all="ignore"):
         factor = np.asarray(problem.objective.jacobian_factor(problem.values(theta[None])[0])).reshape(-1, 1)
@@ -189,6 +189,8 @@ def free_basis(problem: Problem, theta: Array, weights: Array) -> Array:
 def freedom(problem: Problem, theta: Array, weights: Array, run: Array) -> float:
     """Degrees of freedom between runs, at least 1: the number of runs minus the trace of the hat matrix of run means.
 
+    With several outputs, the trace is the mean over outputs.
+
     Args:
         problem: law in fitted coordinates.
         theta: [K] the best fit.
@@ -202,10 +204,10 @@ def freedom(problem: Problem, theta: Array, weights: Array, run: Array) -> float
 
 
 def between(pulled: Sequence[Array], weights: Array, run: Array) -> float:
-    """`freedom`, given for each output the [R, k] sums over each run's rows of basis columns times root weights.
+    """`freedom` from sums over each run's rows.
 
     Args:
-        pulled: the sums by output.
+        pulled: [R, k] sums of the basis columns times the root of the weights, by output.
         weights: [O, n] weights.
         run: [n] run index of each row.
     """
@@ -230,14 +232,17 @@ def student(confidence: float, freedom: float) -> float:
 
 
 def widen_by(scheme: str, runs: int, degrees: float, confidence: float) -> float:
-    """Factor on the percentiles' distance from the estimate; also corrects the factor 1 - 1 / runs of `cases`."""
+    """Factor on the percentiles' distance from the estimate.
+
+    For `cases` and `points`, it also corrects the variance, which is too small by the factor 1 - 1 / runs.
+    """
     return widening(degrees, confidence) * (
         1.0 if scheme in ("residuals", "normal") else float(np.sqrt(runs / (runs - 1)))
     )
 
 
 def interval(estimate: Array, draws: Array, confidence: float, widen: float) -> tuple[Array, Array]:
-    """Percentiles of [B, ...] draws, with widened distance from the estimate; the interval contains the estimate."""
+    """Percentiles of [B, ...] draws, their distance from the estimate widened; the interval contains the estimate."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     return estimate + widen * np.minimum(low - estimate, 0.0), estimate + widen * np.maximum(high - estimate, 0.0)
@@ -256,7 +261,7 @@ def symmetric_interval(estimate: float, draws: Array, confidence: float, widen: 
 def finite_interval(
     estimate: Array, draws: Array, confidence: float, widen: float
 ) -> tuple[Array, Array, NDArray[np.int64]]:
-    """`interval` from the finite draws at each of [n] points, and the number of other draws there.
+    """`interval` from the finite draws at each of [n] points, and the number of draws there that are not finite.
 
     The interval is NaN at points where more than a share LOST of the draws is not finite.
     """

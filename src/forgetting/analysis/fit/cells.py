@@ -35,6 +35,13 @@ def _number(cell: Any) -> float:
 def numbers(column: Any, name: str, rows: Array, where: str, kind: Variable) -> Array:
     """The chosen rows of a column as floats, each of an allowed kind and size.
 
+    Args:
+        column: the whole column.
+        name: its name, for messages.
+        rows: [n] numbers of the rows, from 0.
+        where: the table, for messages.
+        kind: the values that are allowed.
+
     Raises:
         UsageError: a cell is not a number, or not an allowed one.
     """
@@ -64,16 +71,16 @@ def first_step(steps: Array) -> str | None:
 
 
 def refuse_sizes(values: Array, name: str, rows: Array, where: str) -> None:
-    """Refuse numbers so large or small that their squares cannot be computed with; NaN and infinities may pass.
+    """Refuse numbers that are too large or too small to compute with (`incomputable`); NaN and infinities may pass.
 
     Args:
         values: [n] the chosen rows of the column.
         name: the column.
-        rows: [n] their numbers in the table, from 0.
+        rows: [n] row numbers of these in the table, from 0.
         where: the table, for the message.
 
     Raises:
-        UsageError: names the first such number.
+        UsageError: there is such a number; the message names the first.
     """
     bad = incomputable(values) & np.isfinite(values)
     if bad.any():
@@ -85,7 +92,7 @@ def loose(column: Any, name: str, rows: Array, where: str) -> Array:
     """The chosen rows of an optional column as floats; NaN for cells that are not numbers.
 
     Raises:
-        UsageError: a number of a size that cannot be computed with.
+        UsageError: a number is too large or too small (`refuse_sizes`).
     """
     if is_numeric(column):
         out = floats(column)[rows]

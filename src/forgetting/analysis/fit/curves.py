@@ -66,7 +66,7 @@ def bands_said(traces: Sequence[Mapping[str, Any]], level: str) -> str:
 
     Args:
         traces: traces of a chart.
-        level: the confidence in words, such as `95 %`.
+        level: the confidence as text, such as `95 %`.
     """
     roles = {trace["meta"]["role"] for trace in traces}
     mean = f"the {level} band of the law’s mean"

@@ -21,7 +21,7 @@ DONE = "done"
 KEPT_ROWS = 5000
 """Most rows that a fit keeps for its chart."""
 SPARSE = 4
-"""Codes up to this many times their number are renumbered by a table instead of by sorting."""
+"""If the largest code is below this many times the number of codes, a lookup table renumbers them, not a sort."""
 USEFUL = ("rank", "step", "trainable_params", "forgetting_floor", "finetune_loss_se")
 """Optional columns of numbers that a fit uses."""
 FINITE = Variable("output", positive=False)
@@ -35,16 +35,16 @@ class Data:
         x: [n] values for each variable of the law.
         y: [O, n] outputs of the law.
         se: [O, n] standard errors of the outputs, or None.
-        run: [n] run index of each row; where runs are resampled in groups, the group's.
+        run: [n] run index of each row, or its group's index if runs are resampled in groups.
         runs: names of the runs or groups.
         independent: whether every row counts as a run because the table does not identify runs.
         columns: further columns that a fit can use (`rank`, `finetune_loss_se`, ...).
-        warnings: what was left out, and why.
+        warnings: sentences on what was left out and why, and on how runs were identified.
         iid: whether every row counts as a run because the user asked for it.
-        row: [n] number of each row in the table, from 0.
-        sampled_from: numbers of rows and runs of which these are a sample; None if these are all.
-        by: the columns of groups of runs; empty if each run is resampled by itself.
-        inner: [n] the run of each row, where runs are resampled in groups; else None.
+        row: [n] number of each row in the table, from 0, or None.
+        sampled_from: numbers of rows and runs that these rows are a sample of; None if these are all.
+        by: the columns that define groups of runs; empty if runs are resampled one by one.
+        inner: [n] the run of each row if runs are resampled in groups; else None.
     """
 
     x: dict[str, Array]
@@ -63,17 +63,17 @@ class Data:
 
     @property
     def n_runs(self) -> int:
-        """Number of runs, also where they are resampled in groups."""
+        """Number of runs, even if they are resampled in groups."""
         return len(self.runs) if self.inner is None else int(np.unique(self.inner).size)
 
     @property
     def unit(self) -> str:
-        """What is resampled: `row`, `run`, or `group of runs`."""
+        """What is resampled: `row`, `run`, or `group` (of runs)."""
         return "row" if self.independent or self.iid else "group" if self.by else "run"
 
     @property
     def grouping(self) -> dict[str, Any]:
-        """For diagnostics: the columns and number of groups of runs; empty if each run is resampled by itself."""
+        """For diagnostics: the columns and number of groups of runs; empty if runs are resampled one by one."""
         return {"groups": {"by": list(self.by), "count": len(self.runs)}} if self.by else {}
 
     @property
@@ -83,7 +83,7 @@ class Data:
 
     @cached_property
     def cells(self) -> tuple[Array, Array]:
-        """The first row of each cell, and [n] the cell of each row; rows with equal variables form a cell."""
+        """The first row of each cell, and the cell of each row [n]; rows with equal variables form a cell."""
         code = np.zeros(self.n, dtype=np.int64)
         for values in self.x.values():
             different = np.unique(values)
@@ -113,7 +113,7 @@ class Data:
         )
 
     def sample(self, most: int) -> Data:
-        """At most so many rows, evenly spaced."""
+        """At most `most` rows, evenly spaced."""
         if self.n <= most:
             return self
         return self.take(np.arange(self.n) % -(-self.n // most) == 0)
@@ -151,15 +151,16 @@ def read_data(
         table: a DataFrame, or a mapping from column names to sequences of equal length.
         columns: the table's column for a variable or output, if its name differs.
         label: the table's name in messages.
-        run: the column that identifies the run of each row, or several; rows that agree in them but are of several runs
-            are resampled together. Without it, runs are identified by other columns if possible; otherwise every row
-            is a run.
-        iid: treat every row as a run in any case.
+        run: the column, or columns, that identify the run of each row; several runs that agree in them are resampled
+            together. In a table without `run_id`, the default, other columns identify runs if possible; otherwise
+            every row is a run.
+        iid: treat every row as a run of its own.
         whole: refuse rows with a missing value; otherwise they are left out with a warning.
 
     Raises:
         UsageError: a column is missing; a cell is not a number, not finite, or not positive although it must be; a
-            run has the same measurement twice; a number is too large or small; or no row is left.
+            run has the same measurement twice; a number is too large or small; no row is left; or both `run` and
+            `iid` were given.
     """
     where = f"table '{label}'" if label else "table"
     columns = dict(columns or {})
@@ -227,7 +228,7 @@ def _gaps(column: Any, rows: Array) -> Array:
 
 
 def _useful(table: Any, present: list[str], rows: Array, where: str) -> dict[str, Array]:
-    """Optional columns that a fit uses if present: numbers, the number of each seed, and the names of data sets."""
+    """Optional columns that are present: those of USEFUL, an index of each row's seed (or NaN), and the data set."""
     extra = {name: loose(table[name], name, rows, where) for name in USEFUL if name in present}
     if "seed" in present:
         names, place = coded(table["seed"])

@@ -1,4 +1,4 @@
-"""Diagnostics of a fit besides its parameters, and its warnings."""
+"""Diagnostics and warnings of a fit."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from forgetting.errors import ForgettingError
 TRIED = 32
 """Number of starts tried to find a row where the law has no finite value."""
 UNSEEN = 1e6
-"""Ratio of the sizes of two outputs above which the smaller one is not fitted."""
+"""Ratio of the sizes of two outputs above which the fit is refused, because it would ignore the smaller one."""
 NO_SHARE = 1e-12
-"""An R2 below this is rounding error, and reported as 0."""
+"""An R2 that differs from 0 by less than this is rounding error, and is reported as 0."""
 
 
 def fit_warnings(problem: Problem, found: Found, looks: Shape, starts: int) -> list[str]:
@@ -74,7 +74,7 @@ def refuse_unseen(law: Law, data: Data, weights: Array, label: str, objective: O
     """Refuse an output so much smaller than another that its errors do not change the summed objective.
 
     Raises:
-        ForgettingError: names both, with their largest values.
+        ForgettingError: there is such an output; the message names both, with their largest values.
     """
     size = np.sqrt(np.max(weights * data.y**2, axis=1))
     if objective.log or not size.all() or size.max() <= UNSEEN * size.min():

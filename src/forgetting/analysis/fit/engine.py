@@ -76,26 +76,30 @@ def fit_law(
         law: a name in `LAWS`, or a law.
         table: a DataFrame, or a mapping from column names to sequences; one row per measurement.
         label: name of the fit, for reports and messages.
-        objective: `least-squares`, `log-least-squares`, `huber`, `huber-log`; for the line also `errors-in-both`.
+        objective: `least-squares`, `log-least-squares`, `huber`, `huber-log`; for `linear` also `errors-in-both`.
         delta: Huber's delta, in nats (`huber`) or relative (`huber-log`).
         seed: seed of starts and resamples; the same seed gives the same fit.
         bootstrap: resamples of whole runs; 0 for no intervals.
         confidence: nominal coverage of intervals.
         columns: the table's column for a variable or output, if its name differs.
-        run: the column, or columns, that name the runs; those that agree in it, as in `seed`, are resampled together.
-        iid: treat every row as independent, whatever its run.
+        run: the column, or columns, that identify runs; several runs that agree in them (such as in `seed`) are
+            resampled together.
+        iid: treat every row as independent, even rows of the same run.
         weights: `none`, or `se` for 1 / standard error squared (relative for logarithms) from the `..._se` columns.
-        intervals: of parameters: `bootstrap`, or `profile` likelihood (least squares only); bands use the bootstrap.
+        intervals: how to compute intervals of parameters: `bootstrap`, or `profile` likelihood (least squares only);
+            bands always use the bootstrap.
         starts: how many points to draw from the law's starting region; 0 uses only `start`.
         start: [K] an additional starting point, in the order of the law's parameters.
-        line: fit of `linear` to the same table and options, for the slope of `shifted_power`; computed if None.
+        line: fit of `linear` to the same table with the same options, for the slope of `shifted_power`; computed if
+            None.
 
     Returns:
         The fit; if it did not converge or could not identify a parameter, it has warnings.
 
     Raises:
-        UsageError: an unknown name, or a mistake in the table.
-        ForgettingError: no start led to a finite objective.
+        UsageError: an unknown name, an invalid option, or a mistake in the table.
+        ForgettingError: no start led to a finite objective, parameters exceed the range of numbers, or one output is
+            too small next to another to be fitted.
     """
     law = LAWS.find(law) if isinstance(law, str) else law
     if objective not in (*OBJECTIVES, IN_BOTH):
@@ -114,7 +118,7 @@ def fit_law(
 
 
 def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array, line: Fit | None = None) -> Fit:
-    """Like `fit_law`, for data that were already read and weights [O, n]."""
+    """`fit_law` for data that were already read, with weights [O, n]."""
     adapted = law.adapt(data.x, data.y)
     problem = Problem(adapted.law, data.x, options.objective)
     _check(law, adapted.law, data, label, options)
@@ -169,7 +173,7 @@ def fit_data(law: Law, data: Data, label: str, options: Options, weights: Array,
 def _tests(
     problem: Problem, theta: Array, data: Data, weights: Array, every: tuple[Data, Array]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The tests of the law as diagnostics, and their warnings; `every` is the data before sampling, and its weights."""
+    """The tests of the law as diagnostics, and their warnings; `every` is the data before sampling, with weights."""
     bends, at = misfits(problem, theta, data, weights), places(problem, theta, *every)
     plain = {"misfit": plain_misfits(bends), "places": plain_places(at), "few_steps": few_steps(data)}
     return plain, [*alarms(bends), *missed_places(at)]
@@ -190,7 +194,7 @@ def _with_rivals(fit: Fit, law: Law, data: Data, weights: Array, options: Option
 
 
 def _fit_cells(law: Law, data: Data, label: str, options: Options, weights: Array, line: Fit | None) -> Fit:
-    """`fit_data` for many rows, from sums over cells of rows; equal results up to rounding."""
+    """`fit_data` for many rows, from sums over cells of rows; the results are equal up to rounding."""
     adapted = law.adapt(data.x, data.y)
     problem = Problem(adapted.law, data.x, options.objective)
     cells = summed.collapse(problem, data, weights)
@@ -270,14 +274,14 @@ def _lost(law: Law, label: str, found: Found, options: Options, data: Data) -> F
 
 
 def _skip(data: Data) -> str:
-    """The option that leaves out rows of step 0, in brackets; empty if there are none, or no others."""
+    """The option that leaves out rows of step 0, in brackets; empty without such rows, or without later ones."""
     steps = data.x.get("step")
     first = None if steps is None or steps.min() > 0 else first_step(steps)
     return "" if first is None else f" ({first})"
 
 
 def _scatter(problem: Problem, found: Found, data: Data, weights: Array, spare: int) -> dict[str, float] | None:
-    """`validate.scatter` of a least-squares fit to several runs; None for other fits."""
+    """`validate.scatter` of a least-squares fit to at least MIN_RUNS runs; None for other fits."""
     if not problem.objective.quadratic or len(data.runs) < MIN_RUNS or spare <= 0:
         return None
     if scheme_for(problem, iid=data.iid) == "normal":

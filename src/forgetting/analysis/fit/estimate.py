@@ -19,7 +19,8 @@ class Estimate:
         value: the estimate; infinite or 0 if a scale exceeds the range of floating-point numbers.
         low, high: the interval; NaN on a side without a valid end.
         identified: how well the data determine a parameter: `strong`, `weak` (limited on one side only, or to within a
-            large factor), `none`, `bound` (stopped at a bound), or empty if unknown.
+            large factor), `none`, `bound` (stopped at a bound although the data favour a value beyond it), or empty if
+            unknown.
     """
 
     value: float

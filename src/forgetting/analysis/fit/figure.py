@@ -16,7 +16,7 @@ from forgetting.display.numbers import count, level, number
 from forgetting.measuring.quantities import AXES
 
 CURVES = 8
-"""Most curves of a law of several variables; of more measured combinations, evenly spaced ones are chosen."""
+"""Most curves of a law of several variables; if more combinations were measured, evenly spaced ones are chosen."""
 
 
 class Charted(Predicts, Protocol):

@@ -31,7 +31,7 @@ class Group:
         cells: the group's values of the grouping columns.
         rows: number of rows.
         fit: the fit; None if the group could not be fitted.
-        reason: why not; else empty.
+        reason: why the group could not be fitted; else empty.
     """
 
     cells: tuple[str, ...]
@@ -47,7 +47,8 @@ class GroupedFits(Result):
     Attributes:
         law: the fitted law.
         by: the grouping columns.
-        groups: the groups, in the order of their first rows.
+        groups: the groups, table by table; in ascending order if all their cells are numbers, else in the order of
+            their first rows.
         left_out: one line per table with rows that belong to no group.
     """
 
@@ -144,8 +145,8 @@ def fit_groups(
         fit_one: fits the rows of one group; its `label` is the group's name.
 
     Raises:
-        UsageError: no such column, or a column that is blank in every row.
-        ForgettingError: no group could be fitted; the error is that of the first group.
+        UsageError: no column, an unknown one, or no row of a table has a value in all of them.
+        ForgettingError: no group could be fitted; this is the first group's error.
     """
     by = [by] if isinstance(by, str) else by
     by = tuple(dict.fromkeys([*(["dataset"] if len(tables) > 1 else []), *by]))
@@ -201,7 +202,7 @@ def _parts(table: Any, by: Sequence[str], label: str) -> tuple[list[tuple[tuple[
 
 
 def _ordered(places: dict[tuple[str, ...], list[int]]) -> dict[tuple[str, ...], list[int]]:
-    """Groups of numbers, such as ranks, in ascending order; others as they come."""
+    """Groups in ascending order if all cells are numbers, such as ranks; otherwise in their given order."""
     try:
         return dict(sorted(places.items(), key=lambda item: [float(cell) for cell in item[0]]))
     except ValueError:

@@ -1,7 +1,7 @@
-"""Grades how well the data determine each parameter, by its profile: the objective with all others refitted.
+"""Grades how well the data determine each parameter, by its profile: the objective with the others refitted.
 
 A parameter is `strong` if the profile rises enough on both sides of the estimate, `weak` if it does on one side, and
-`none`, not determined, if it does on neither. In that case an interval would be misleading (Raue et al. 2009,
+`none` if it does on neither. A parameter graded `none` gets no interval: it would mislead (Raue et al. 2009,
 doi:10.1093/bioinformatics/btp358).
 """
 
@@ -20,14 +20,14 @@ from forgetting.analysis.laws.base import Adapted, Array, Law
 REACH = (1.0, 2.0, 4.0)
 """Distances from the estimate at which the profile is evaluated, in half widths of the interval from its curvature."""
 SEEN, LEAST = 1e-5, 1e-10
-"""Least half widths of steps: as a share of the error for independent rows, and what changes values by this share."""
+"""Smallest half width: SEEN standard errors for independent rows, and a change of the values by a share LEAST."""
 SPAN = 1.0
-"""Half width used if the curvature is unknown: a factor of e for positive parameters, else relative to the value."""
+"""Half width if the curvature is unknown: of the logarithm for positive parameters, else a share of max(|value|, 1)."""
 
 
 @dataclass(frozen=True)
 class Grade:
-    """Whether data limit a parameter from below and from above."""
+    """Whether the data limit a parameter from below and from above."""
 
     below: bool
     above: bool
@@ -51,7 +51,7 @@ class Lowest:
         y, weights: [m] fitted values and their weights.
         looks: the objective around the best fit; its standard errors treat all rows as independent.
         variance: the residual variance of all rows.
-        runs: number of runs.
+        runs: number of independent runs or groups; for independent rows, degrees of freedom of the residuals plus 1.
     """
 
     problem: Problem
@@ -86,13 +86,16 @@ def flat_names(looks: Shape) -> set[str]:
 
 
 def public_grades(law: Law, adapted: Adapted, fitted: Mapping[str, Grade]) -> dict[str, Grade]:
-    """Grades of reported parameters; one that depends on several coordinates has the grade of the worst of them."""
+    """Grades of reported parameters; one that depends on several coordinates has the grade of the worst of them.
+
+    If that is `weak`, it counts as limited on both sides.
+    """
     out = {}
     for p in law.parameters:
         parts = [fitted[name] for name in adapted.made_of(p.name) if name in fitted]
         if p.gauge is None and parts:
             worst = min(parts, key=lambda grade: grade.below + grade.above)
-            # which side of a mixture is unlimited does not follow from its parts
+            # the parts do not say on which side their combination is unlimited
             mixed = len(parts) > 1 and worst.level == "weak"
             out[p.name] = Grade(True, True) if mixed else worst
     return out
@@ -139,5 +142,5 @@ def _costs(problem: Problem, theta: Array, k: int, half: float, y: Array, w: Arr
     moves = half * np.array([*(-r for r in REACH), *REACH])
     z[:, k] = np.clip(at[k] + moves, low[k], high[k])
     found = minimise(held, to_theta(z, log), y, w, max_iterations=100, tolerance=1e-6).cost
-    # ignore points that failed, and points at a bound, which is not a limit set by the data
+    # ignore refits that failed, and points that a bound keeps at the estimate: the data do not set that limit
     return np.where(np.isfinite(found) & (z[:, k] != at[k]), found, 0.0)

@@ -1,9 +1,9 @@
-"""A table's information about a law's parameters: sums of products of derivatives, which give the errors of designs.
+"""A table's information about a law's parameters: sums of products of derivatives, which give a design's errors.
 
 With J the derivatives of the outputs with respect to the fitted coordinates, least squares has the covariance
 A^-1 M A^-1, where A = sum J'J over rows, and M = sum over runs of J' V J. If a run's errors are an offset of variance
 b^2 plus noise of variance w^2 per row, then M = b^2 sum over runs of (sum J)'(sum J) + w^2 A. Two sums per output are
-therefore enough, also to compute the effect of a further run.
+therefore enough, even for the effect of one more run.
 """
 
 from __future__ import annotations

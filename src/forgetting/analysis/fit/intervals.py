@@ -22,7 +22,7 @@ LOOSE = 30.0  # if the ends of a positive parameter's interval have a larger rat
 
 
 def too_few(count: int, unit: str, by: Sequence[str] = ()) -> str:
-    """A warning that there are too few rows, runs, or groups of runs with equal columns `by` to resample."""
+    """A warning that there are too few rows, runs, or groups of runs (by the columns `by`) to resample."""
     named = f" of runs (by {' and '.join(by)})" if by else ""
     are = f"{several(count, unit)}{named} {'is' if count == 1 else 'are'}"
     return f"no intervals: {are} too few to resample (at least {MIN_RUNS} are needed)"
@@ -59,7 +59,7 @@ def can_draw(data: Data, count: int, spare: int, warnings: list[str]) -> bool:
 
 
 def spare_values(problem: Problem, weights: Array, at_bounds: Collection[str]) -> int:
-    """Degrees of freedom of the residuals: values with positive weight minus parameters not held or at a bound."""
+    """Degrees of freedom of the residuals: values with positive weight minus parameters not fixed or at a bound."""
     return int(np.sum(weights > 0)) - int(np.sum(~problem.fixed)) + len(at_bounds)
 
 
@@ -95,6 +95,14 @@ def estimates(
     """Values, symmetric bootstrap intervals and grades by name; for `log` parameters symmetric in the logarithm.
 
     A parameter that the data do not determine has no interval; one that they limit on one side has only that end.
+
+    Args:
+        law: the reported law.
+        theta: [K] the best fit.
+        draws: [B, K] refits of resampled data; None for no intervals.
+        confidence: nominal coverage.
+        widen: factor on the half widths.
+        grades: grades by name, as far as known.
     """
     out = {}
     for k, p in enumerate(law.parameters):
@@ -172,7 +180,7 @@ def profiles(
 
 
 def loose(law: Law, parameters: dict[str, Estimate], flat: Sequence[Mapping[str, float]]) -> list[str]:
-    """Warnings about parameters that the data do not determine, or only within more than a factor of LOOSE.
+    """Warnings about parameters that the data do not determine, or only to within a factor of more than LOOSE.
 
     Args:
         law: the fitted law.

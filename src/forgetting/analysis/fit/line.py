@@ -88,7 +88,7 @@ def fit_both(x: Array, y: Array, x_se: Array, y_se: Array, rows: Array) -> tuple
         [S, 2] slope and intercept, and [S] the objective, a sum of squares in units of standard errors.
     """
     x_mean, y_mean = float(np.mean(x)), float(np.mean(y))
-    # search over the line's angle, with both losses scaled to equal spread, because it treats both axes alike
+    # search over the line's angle, which treats both axes alike, with both losses scaled to equal spread
     x_unit, y_unit = float(np.std(x)), float(np.std(y)) if not is_constant(y) else 1.0
     u, v = (x - x_mean) / x_unit, (y - y_mean) / y_unit
     u_se, v_se = x_se / x_unit, y_se / y_unit

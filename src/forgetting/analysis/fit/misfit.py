@@ -26,11 +26,11 @@ from forgetting.analysis.laws.quadratic import Axis
 from forgetting.measuring.estimate import holm
 
 LEVEL = 0.05
-"""Error level of the tests of a fit together."""
+"""Significance level of all tests of a fit together."""
 OWN = 1e-3
 """A pattern is not tested if the law's parameters explain all but this share of it."""
 MOST_ROWS = 20_000
-"""Most rows used; of more, evenly spaced runs or rows are chosen."""
+"""Most rows used; of a larger table, evenly spaced runs or rows are chosen."""
 LEAST_VALUES = 4
 """Fewest different values of a variable for the test of a bend."""
 BEND = "bend"
@@ -42,8 +42,8 @@ class Misfit:
 
     Attributes:
         output: output of the law.
-        kind: `bend`, or `level` of a data set.
-        of: the variable, or the data set.
+        kind: `bend` with a variable, or `level` of a data set.
+        of: the variable or the data set.
         unit: unit of `size`; empty if it is the output's.
         size: what the law misses: for a bend, how much higher the outputs are at both ends of the measured range
             relative to its middle; else the data set's level.
@@ -62,7 +62,7 @@ class Misfit:
     p_holm: float = 1.0
 
     def sentence(self) -> str:
-        """The finding as a warning."""
+        """The result as a warning."""
         side = "above" if self.size > 0 else "below"
         unit = f" {self.unit}" if self.unit else ""
         size = f"{self.output} is {abs(self.size):.2g} ± {self.se:.1g}{unit} {side} the law"
@@ -147,9 +147,10 @@ class Tested:
 def tests_of(
     problem: Problem, theta: Array, data: Data, weights: Array, columns: Sequence[tuple[str, str, str, Array]]
 ) -> list[tuple[str, str, Tested]]:
-    """Test each pattern when added to the law, linearised at theta; patterns that the law explains are left out.
+    """Test each pattern when added to the law, linearised at theta.
 
-    Standard errors are at least those of rounding.
+    Patterns that the law explains are left out, and so are those with less than one degree of freedom. Standard errors
+    are at least those of rounding.
 
     Args:
         problem: law in fitted coordinates, variables of the rows, and objective.

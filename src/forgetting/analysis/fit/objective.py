@@ -63,7 +63,7 @@ class Objective:
         return 1.0 / f if self.log else 1.0
 
     def cost(self, r: Array, weights: Array) -> Array:
-        """The objective, summed over the last axis; infinite where a residual is not finite."""
+        """The objective, summed over the last axis; infinite where a residual with positive weight is not finite."""
         if self.quadratic:
             each = r * r
         else:

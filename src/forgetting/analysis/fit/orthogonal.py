@@ -1,7 +1,7 @@
 """Numerically stable least squares for nearly collinear columns, such as 1, year and year**2.
 
-Forming J'J squares the condition number: for 16 years, these three columns lose all digits. The singular value
-decomposition of the columns, scaled to unit length, does not.
+Forming J'J squares the condition number: with 16 yearly rows, these three columns lose all digits. The singular
+value decomposition of the columns, scaled to unit length, keeps them.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def orthogonal(columns: Array, linear: Array) -> tuple[Array, Array]:
         linear: [k] which columns belong to parameters that the law is linear in.
 
     Returns:
-        [m, k] columns, unchanged if those of linear parameters do not have full rank; and the [k, k] matrix that turns
-        them into the given columns.
+        [m, k] columns, unchanged if fewer than two are linear or these do not have full rank; and the [k, k] matrix
+        that turns them into the given columns.
     """
     back = np.eye(columns.shape[1])
     if linear.sum() < 2 or columns.shape[0] < linear.sum():

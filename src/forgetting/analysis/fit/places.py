@@ -2,10 +2,10 @@
 
 A law may be right on average and still miss, say, the first steps after the warm-up. A test of a bend sees that only if
 the residuals bend over the whole range. The tests are those of `misfit`, with a pattern of ones at the rows of one
-place. The p values of all means of all runs are corrected together, and so are those of numbers of parameters.
+place. P values are corrected together for the means of all runs, and separately for those by number of parameters.
 
 Runs of one seed see the data in the same order and deviate together, so the mean of all runs at a step is tested by
-seeds if these are known, with at least LEAST of them. A run without a seed counts as one of its own.
+seeds if these are known, with at least LEAST of them. A run without a seed counts as a seed of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FEW_STEPS = 4
 NEGLIGIBLE = 0.01
 """Differences below this share of the measured range of an output cause no warning."""
 MOST = 100
-"""Most places; of more, evenly spaced steps are tested."""
+"""Most places tested; if there are more, evenly spaced steps are chosen."""
 TOGETHER = 8
 """Places tested at a time, to bound memory."""
 
@@ -44,14 +44,14 @@ class Place:
 
     Attributes:
         output: output of the law.
-        x: the law's variables there; only the step if runs of all numbers of parameters are tested together.
+        x: the law's variables there; only the step for the mean of all runs.
         runs: number of runs measured there.
         law: the law's mean for these runs, in the output's unit.
         size: how far the mean of the measurements is above it.
         se: standard error of `size`.
         spread: the output's measured range.
         p: p value of this test alone.
-        p_holm: p value corrected for all places of the fit of its kind: of all runs, or of one number of parameters.
+        p_holm: p value corrected for all tests of its kind: means of all runs, or by number of parameters.
     """
 
     output: str
@@ -137,7 +137,7 @@ def _tested(
 
 
 def by_seed(data: Data) -> Data:
-    """The data with seeds instead of runs; a run without a seed is one of its own."""
+    """The data with seeds instead of runs; a run without a seed counts as a seed of its own."""
     seeds = data.columns.get("seed")
     if seeds is None:
         return data
@@ -165,7 +165,7 @@ def _rows(data: Data, *, cells: bool) -> Iterator[tuple[dict[str, float], Array]
 
 
 def few_steps(data: Data) -> list[float]:
-    """The measured steps if these are fewer than FEW_STEPS; else, and without steps, empty."""
+    """The measured steps if there are fewer than FEW_STEPS; otherwise empty."""
     steps = np.unique(data.x.get(STEP, [])).tolist()
     return steps if len(steps) < FEW_STEPS else []
 
@@ -181,7 +181,7 @@ def places_of(diagnostics: Mapping[str, Any]) -> list[Place]:
 
 
 def alarms(found: Sequence[Place]) -> list[str]:
-    """A warning, if measurements at a place contradict the law."""
+    """A warning if measurements at any place contradict the law; else empty."""
     wrong = [one for one in found if one.contradicts]
     if not wrong:
         return []

@@ -1,9 +1,9 @@
-"""Profile-likelihood intervals: the values of a parameter at which the fit, with all others refitted, is good enough.
+"""Profile-likelihood intervals: the values of a parameter at which the fit, with the others refitted, is good enough.
 
 They follow the shape of the objective, which a bootstrap or a standard error may not. Because rows of one run are not
 independent, the likelihood is rescaled so that its curvature gives the variance between runs (the vertical adjustment
 of Chandler & Bate 2007, doi:10.1093/biomet/asm015), and the threshold uses Student's quantile with (runs - 1) degrees
-of freedom.
+of freedom, or those of the residuals for independent rows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def profile(
 
     Returns:
         Lower and upper end. An end is NaN if the data do not limit the parameter on that side: the objective does not
-        rise enough within its bounds and the searched range (REACH).
+        rise enough within the parameter's bounds and the searched range (REACH). Both are NaN if the parameter's
+        standard error is unknown.
     """
     k = problem.law.names.index(name)
     log = problem.log_mask(False)

@@ -66,12 +66,13 @@ class Fit(Result):
         parameters: estimates by name, in the law's order.
         objective: `least-squares`, `log-least-squares`, `huber`, `huber-log`, `errors-in-both`, or `published`.
         objective_value: the summed objective at the estimate.
-        r2: 1 - SS_res / SS_tot by output, in the output's unit and with equal weight for every row, as in the paper.
+        r2: 1 - SS_res / SS_tot by output, from residuals in the output's unit and with equal weight for every row,
+            as in the paper.
         n_points: number of fitted rows.
-        n_runs: number of their runs.
+        n_runs: number of runs that these are from.
         measured_range: smallest and largest fitted value of each variable.
         confidence: nominal coverage of intervals and bands.
-        warnings: sentences that a reader must know.
+        warnings: sentences that a reader of the fit must know.
         diagnostics: share of starts that reached the best fit, condition, flat directions, bounds, standard errors, ...
         draws: [B, K] bootstrap refits, in fitted coordinates if the law has them, else in the order of `parameters`;
             empty without intervals.
@@ -131,7 +132,7 @@ class Fit(Result):
 
     @property
     def units(self) -> int:
-        """Number of what is resampled: the runs, or the groups of runs that were asked for."""
+        """Number of units that are resampled: groups of runs if these were asked for, else runs."""
         groups = self.diagnostics.get("groups")
         return self.n_runs if groups is None else int(groups["count"])
 
@@ -195,7 +196,7 @@ class Fit(Result):
         return out
 
     def band_laws(self, *, extrapolated: bool = True) -> dict[str, float]:
-        """The laws whose draws make up a band, with their shares; `extrapolated` means outside the measured range."""
+        """The laws that a band inside or outside (`extrapolated`) the measured range draws from, with their shares."""
         if not self.draws or not extrapolated:
             return {self.law: 1.0} if self.draws else {}
         shares = {self.law: own_share(len(self.draws), self.rivals)}

@@ -25,21 +25,21 @@ from forgetting.analysis.laws.base import Array, Law
 from forgetting.analysis.laws.quadratic import Axis, QuadraticSurface
 
 MOST_ROWS = 50_000
-"""Most rows used; of more, evenly spaced runs or rows are chosen."""
+"""Most rows used; of a larger table, evenly spaced runs or rows are chosen."""
 TINY = 1e-150
 """Lower limit of the scatter, for laws that fit every row exactly."""
 LEAST_VALUES = 3
-"""Fewest different values of a variable for a square."""
+"""Fewest different values of every variable, so that squares can be fitted; with fewer, there are no rivals."""
 
 
 @dataclass(frozen=True)
 class Rival:
-    """Another law for the same losses.
+    """Another law for the same outputs.
 
     Attributes:
         law: a polynomial.
         theta: [K] its best fit.
-        draws: [b, K] refits of resampled runs; b is its share of a band's draws.
+        draws: [b, K] refits of resampled runs; b is how many draws of a band are from this law.
     """
 
     law: QuadraticSurface
@@ -77,7 +77,7 @@ def spanned(own: Array, rivals: Sequence[Rival], x: Mapping[str, Array], which: 
 
 
 def own_share(draws: int, rivals: Sequence[Rival]) -> int:
-    """How many draws of a band with rivals come from the fitted law; these are the first of its draws."""
+    """How many draws of a band with rivals are from the fitted law: the first ones of its `draws`."""
     return draws - sum(len(rival.draws) for rival in rivals)
 
 
@@ -92,7 +92,7 @@ def find_rivals(
     seed: int,
     log: bool = False,
 ) -> tuple[Rival, ...]:
-    """The rivals that have a share in a fitted law's bands outside the measured range.
+    """The rivals that have a share in a fitted law's bands outside the measured range; may be empty.
 
     Args:
         law: the fitted law.
@@ -125,7 +125,7 @@ def find_rivals(
 
 
 def _terms(data: Data) -> list[list[tuple[str, ...]]]:
-    """Terms of each rival: linear terms, products, and the squares of variables that vary within runs, or of all."""
+    """Terms of each rival: 1, linear terms, products, and squares of the variables that vary within runs, or of all."""
     names = list(data.x)
     flat: list[tuple[str, ...]] = [(), *((v,) for v in names), *combinations(names, 2)]
     runs = len(data.runs)

@@ -1,4 +1,4 @@
-"""The size of rounding errors. Differences no larger than these are no finding, however small their scatter is."""
+"""The size of rounding errors. Differences that are no larger mean nothing, however small their scatter is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def of_values(problem: Problem, y: Array) -> Array:
 def of_residuals(problem: Problem, theta: Array, y: Array) -> Array:
     """[m] bounds of the rounding errors of residuals, on their scale.
 
-    A law's value is no more accurate than its largest term, which is what a relative change of a parameter changes.
+    A law's value is no more accurate than its largest term. The terms are estimated by the derivatives with respect to
+    relative changes of the parameters.
 
     Args:
         problem: law in fitted coordinates, variables of the rows, and objective.

@@ -26,7 +26,7 @@ class Runs:
     Attributes:
         names: of the runs or groups; empty if the table does not identify runs.
         code: [n] the run or group of each row.
-        warnings: how they were found, and rows that occur twice.
+        warnings: sentences on how the runs were found and on rows that occur twice.
         inner: [n] the run of each row, if groups were asked for; else None.
     """
 
@@ -37,10 +37,10 @@ class Runs:
 
 
 def columns_of_runs(run: str | Sequence[str], present: Sequence[str], where: str) -> tuple[str, ...]:
-    """The columns that were given for runs.
+    """The columns that identify runs, without duplicates.
 
     Raises:
-        UsageError: no column, or one that the table lacks, except for `run_id`.
+        UsageError: none was given, or the table lacks one; only `run_id` on its own may be missing.
     """
     names = (run,) if isinstance(run, str) else tuple(dict.fromkeys(run))
     if not names:
@@ -58,10 +58,10 @@ def columns_of_runs(run: str | Sequence[str], present: Sequence[str], where: str
 def find_runs(
     table: Any, by: tuple[str, ...], present: list[str], rows: Array, got: Mapping[str, Array], where: str
 ) -> Runs:
-    """The runs by the columns `by`; without a column of runs, by others that describe them, if possible.
+    """The runs by the columns `by`; without a column of runs, by the columns that describe runs, if possible.
 
-    If rows that agree in the given columns are of several runs, each with steps of its own (by `run_id`, or else by
-    the columns that describe runs), these runs are one group.
+    If rows that agree in `by` belong to several runs (by `run_id`, or else by the columns that describe runs), these
+    runs form one group.
 
     Args:
         table: columns by name.
@@ -123,7 +123,7 @@ def _repeated(
 
 
 def _told(table: Any, present: list[str], rows: Array, got: Mapping[str, Array], where: str) -> Runs:
-    """The runs of a table without names of runs, identified by other columns if steps increase within each."""
+    """The runs of a table without `run_id`, identified by other columns if steps increase within each."""
     copies = _copies(table, present, rows, got)
     hint = ["if column 'run' says which rows belong to one run, give --run run (run='run')"] if "run" in present else []
     unknown = Runs((), rows, (*copies, *hint))
@@ -183,7 +183,9 @@ def _copies(table: Any, present: Sequence[str], rows: Array, got: Mapping[str, A
 def _copies_in(
     table: Any, present: Sequence[str], rows: Array, code: Array, got: Mapping[str, Array]
 ) -> tuple[int, int] | None:
-    """The first two of the [n] rows with the same measurement of a run: step, or without steps all values; else None.
+    """The first two of the [n] rows that are the same measurement of a run; None if there are none.
+
+    These have the same step, or in a table without steps the same values.
 
     Args:
         table: columns by name.

@@ -61,7 +61,7 @@ def evenly_spaced(data: Data, weights: Array, most: int) -> tuple[Data, Array]:
 
 
 def thinned(run: Array, kept: Array, share: float) -> Array:
-    """[n] mask of an evenly spaced share of the rows of each kept run, including its first and last."""
+    """[n] mask of evenly spaced rows of each kept run: about this share of them, and at least the first."""
     out = np.zeros(run.size, dtype=bool)
     order = np.argsort(run, kind="stable")
     ends = np.cumsum(np.bincount(run))
@@ -72,7 +72,7 @@ def thinned(run: Array, kept: Array, share: float) -> Array:
 
 
 def sums(columns: Array, weights: Array, cell: Array, run: Array, runs: int) -> Array:
-    """[R, k] sums over each run's rows of weights [n] times columns [c, k]; `cell` [n] is each row's column index."""
+    """[R, k] sums over each run's rows of weights [n] times columns [c, k]; `cell` [n] is each row's index in them."""
     if cell.size <= FEW:
         out = np.zeros((runs, columns.shape[1]))
         for k, column in enumerate(columns.T):

@@ -1,4 +1,4 @@
-"""Finds the global optimum: many starts in one batch, then Newton's method from the best, then its own checks."""
+"""Finds the global optimum: many starts in one batch, then Newton's method from the best, then checks of the result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCANNED = 8
 SWEEPS = 2
 """How often each parameter is tried."""
 FEW = 0.05
-"""If a smaller share of the starts reaches the best fit, more are drawn, and the fit warns."""
+"""If a smaller share of the starts reaches the best fit, the fit warns; for a law with grids, more are drawn first."""
 ROUNDS = 4  # most rounds of starts, if few of them reach the best fit
 
 
@@ -33,7 +33,7 @@ class Found:
         cost: the objective there.
         slope: largest cosine between residuals and a free column of the Jacobian (0 at a stationary point).
         starts: number of starting points.
-        share: share of them that reached the best objective within 1e-6.
+        share: share of them that reached the best objective to within a relative 1e-6.
         converged: whether theta is stationary, a minimum in every direction, and no worse than any other point tried.
         minimum: False if the exact Hessian has a negative eigenvalue.
         twin: [K] another point, far from theta, with the same objective; None if no start ended at one.
@@ -58,7 +58,7 @@ def search(
         problem: law in fitted coordinates, variables, objective.
         y: [m] measured outputs.
         weights: [m] weights.
-        starts: number of points to draw from the starting region; more are drawn if few reach the best.
+        starts: number of points to draw from the starting region; more are drawn if few reach the best fit.
         rng: random generator of the starts.
         first: [K] an additional starting point; with `starts=0` the only one.
     """
@@ -106,7 +106,7 @@ def search(
 def _plainest(equals: Array, best: Array, grids: Mapping[int, Array]) -> Array:
     """Of equally good points, the one with the most parameters inside their grids, and then the fewest negative ones.
 
-    A squared width may have either sign, and a wave through evenly spaced points has many faster aliases.
+    A width that enters as a square may have either sign, and a wave through evenly spaced points has faster aliases.
     """
 
     def strange(theta: Array) -> tuple[int, int]:

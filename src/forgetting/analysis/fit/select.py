@@ -55,7 +55,7 @@ def extrapolation_tests(
     seed: int = 0,
     bootstrap: int = 200,
 ) -> list[Extrapolation]:
-    """Fit the lower 60 % of each axis (P, N, ...) and predict the rest.
+    """Fit the lower 60 % of the distinct values of each axis (P, N, ...) and predict the rest.
 
     Args:
         law: a name in `LAWS`, or a law.
@@ -137,9 +137,9 @@ def r2_by(
 def rank_laws(fits: Sequence[Fit]) -> list[dict[str, Any]]:
     """Fits of different laws to the same table, best AICc first, with their leave-one-run-out errors.
 
-    Likelihoods of different data cannot be compared, so `delta_aicc` is the difference to the best law with the same
-    outputs. AICc treats every measured value as independent, which steps of a run are not; if the two disagree, trust
-    the leave-one-run-out error.
+    Fits without an AICc are left out. Likelihoods of different data cannot be compared, so laws are sorted by outputs
+    first, and `delta_aicc` is the difference from the best law with the same outputs. AICc treats every measured value
+    as independent, which steps of a run are not; if the two disagree, trust the leave-one-run-out error.
     """
     known = [f for f in fits if f.diagnostics.get("aicc") is not None]
     best: dict[tuple[str, ...], float] = {}

@@ -1,4 +1,4 @@
-"""The objective around the best fit: standard errors, parameters at bounds, flat directions, condition."""
+"""The objective around the best fit: standard errors, parameters at bounds, flat directions, condition number."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ class Shape:
         at_bounds: parameters that stopped at a bound, with the bound.
         asks: for parameters at a bound where the data favour a value beyond it: `larger` or `smaller`.
         standard_errors: [K] from the Jacobian and the residual variance, for independent residuals; NaN for parameters
-            that are at a bound, fixed by a gauge or without effect, and for all if a combination of them is flat.
-        covariance: [K, K] the covariance that the standard errors are from.
+            that are at a bound, fixed by a gauge or without effect, and for all if a combination of them is flat or no
+            degrees of freedom are left.
+        covariance: [K, K] the covariance matrix, whose diagonal gives the standard errors.
     """
 
     condition: float
@@ -86,7 +87,7 @@ def shape(problem: Problem, theta: Array, y: Array, weights: Array) -> Shape:
 def _asks(
     names: Sequence[str], jacobian: Array, basis: Array, residual: Array, bound: Array, spare: int
 ) -> dict[str, str]:
-    """Parameters at a bound for which the data favour a value beyond it, and its direction, by a score test of each."""
+    """Parameters at a bound for which the data favour a `larger` or `smaller` value, by a score test of each."""
     out = {}
     for k in bound:
         own = jacobian[:, k] - basis @ (basis.T @ jacobian[:, k])

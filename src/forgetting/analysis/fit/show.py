@@ -11,7 +11,7 @@ from forgetting.analysis.fit.estimate import BOUND, Estimate
 from forgetting.display.tables import Shown, aligned
 
 LONG, MOST_DIGITS = 6, 15
-"""Powers of ten from which a parameter is shown as one: known to a factor of `DECADES` powers, and always."""
+"""A parameter beyond this power of ten is shown as one: LONG if known to no better than DECADES, MOST_DIGITS always."""
 DECADES = 3
 
 
@@ -29,7 +29,7 @@ def span(low: float, high: float) -> str:
 
 
 def value(estimate: Estimate, *, scale: bool) -> str:
-    """A parameter's value; or that it is not determined, or outside the range of floating-point numbers."""
+    """A parameter's value, or a note that it is not determined or outside the range of floating-point numbers."""
     if estimate.identified == "none":
         return "not determined"
     if math.isinf(estimate.value) or (scale and estimate.value == 0):
@@ -38,7 +38,7 @@ def value(estimate: Estimate, *, scale: bool) -> str:
 
 
 def ends(estimate: Estimate) -> str:
-    """A parameter's interval, or its only end; or that it is at its bound; a dash if unknown."""
+    """A parameter's interval, the one end that is known, or a note that it is at its bound; a dash if unknown."""
     if estimate.identified == "none":
         return "-"
     if estimate.identified == BOUND:
@@ -51,7 +51,7 @@ def ends(estimate: Estimate) -> str:
 
 
 def folded(estimate: Estimate) -> bool:
-    """Whether only the powers of ten of a parameter say something: it is huge or tiny, and known to a few decades.
+    """Whether a parameter is shown as a power of ten: it is extreme, or huge or tiny and known only to a few decades.
 
     Tables then show `10^98.5`; files keep the numbers.
 

@@ -69,7 +69,7 @@ class Problem:
 
     @property
     def direct(self) -> bool:
-        """Whether it is `exact` and has no other free parameter, so that it has a closed-form solution."""
+        """Whether this is `exact` and has no other free parameter, so that there is a closed-form solution."""
         return self.exact and bool((self.linear | self.fixed).all())
 
     def bounds(self, log: Array) -> tuple[Array, Array]:
@@ -352,7 +352,7 @@ class _Run:
         return hessian, gradient, diagonal
 
     def _stationarity(self, at: Array, gradient: Array, squares: Array, size: Array) -> Array:
-        """[s] slopes, given the squared lengths [s, K] of the Jacobian's columns and those [s] of the residuals."""
+        """[s] slopes, given squared lengths [s, K] of the Jacobian's columns, and lengths [s] of the residuals."""
         z = self.z[at]
         blocked = ((z <= self.low) & (gradient > 0)) | ((z >= self.high) & (gradient < 0)) | self.problem.fixed
         cosine = np.abs(gradient) / np.maximum(np.sqrt(squares) * size[:, None], 1e-300)

@@ -1,4 +1,4 @@
-"""Fits the paper's two laws, and those over options of mitigations, to every data set of a study."""
+"""Fits the paper's two laws, and the laws over options of mitigations, to every data set of a study."""
 
 from __future__ import annotations
 
@@ -34,13 +34,15 @@ def fit_study(
         table: one row per measurement, with the columns `dataset`, `run_id`, `status`, `step`, `trainable_params`,
             `finetune_loss` and `forgetting_loss`; only rows with status `done` are fitted. It should contain the runs
             of one method, such as LoRA.
-        along: by law over an option of a mitigation, the same with the runs that vary it (`rows_to_fit`).
+        along: for each law over an option of a mitigation (`replay`, `kl`), `table` with the runs that vary the option
+            added, as from `rows_to_fit`.
         seed: random seed of starts and resamples.
         bootstrap: number of resamples of whole runs.
 
     Returns:
         Fits by data set and law. If a law cannot be fitted to a data set (too few measurements, or too few values of P
-        or N), it is missing from the inner dictionary, and a warning of the linear fit says why.
+        or N), it is missing from the inner dictionary, and a warning of the linear fit says why. A law over an option
+        with too few values is missing without a warning.
 
     Raises:
         UsageError: a column is missing or has a bad cell, or no data set has a finished run.

@@ -37,7 +37,7 @@ from forgetting.analysis.laws.base import Adapted, Array
 LARGE = 2_000
 """Tables with more rows are fitted from sums; smaller ones row by row."""
 MOST_CELLS = 2_000
-"""With more cells than this, rows are fitted one by one."""
+"""With more cells than this, a law that is not linear is fitted row by row."""
 AFFORDED = 60_000
 """Most derivatives (rows times outputs times parameters) of a row-by-row fit; above it, whole runs are sampled."""
 SECONDS = 3e-4
@@ -92,7 +92,7 @@ def is_linear(problem: Problem) -> bool:
 
 
 def most_rows(problem: Problem) -> int:
-    """Most rows of a law that are fitted row by row."""
+    """Most rows that a law is fitted to row by row."""
     return AFFORDED // (len(problem.law.parameters) * len(problem.law.outputs))
 
 
@@ -221,7 +221,7 @@ def left_out_residuals(cells: Cells, theta: Array, residual: Array) -> Array:
 
 
 def freedom(cells: Cells, theta: Array) -> float:
-    """Like `bootstrap.freedom`."""
+    """`bootstrap.freedom`, from cells."""
     basis = free_basis(cells.problem, theta, cells.mass.reshape(-1)).reshape(*cells.mass.shape, -1)
     run, runs = cells.data.run, len(cells.data.runs)
     pulled = [
@@ -258,7 +258,7 @@ def public_draws(cells: Cells, adapted: Adapted, theta: Array, factors: Array, r
 
 
 def leave_one_run_out(cells: Cells, theta: Array) -> dict[str, Any] | None:
-    """Like `validate.leave_one_run_out`."""
+    """`validate.leave_one_run_out`, from cells."""
     data, runs = cells.data, len(cells.data.runs)
     if runs < 3:
         return None
@@ -294,6 +294,6 @@ def _linear_left_out(columns: Array, cells: Cells, fold: Array, folds: int) -> A
 
 
 def run_noise(cells: Cells, theta: Array, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Like `validate.run_noise`."""
+    """`validate.run_noise`, from cells."""
     residual = cells.data.y - cells.rows(cells.problem.values(theta[None])[0])
     return between_and_within(residual, cells.data.run, names)

@@ -19,7 +19,7 @@ def aicc(problem: Problem, cost: float, y: Array, weights: Array) -> float | Non
     """Akaike's criterion with the correction for few data (Hurvich & Tsai 1989); None if it is not defined.
 
     The variance counts as a parameter, and every measured value as independent. Of two laws that fit up to rounding,
-    that with fewer parameters is better.
+    the one with fewer parameters is better.
 
     Args:
         problem: law in fitted coordinates; its rows are not used.
