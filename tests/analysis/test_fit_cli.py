@@ -160,4 +160,13 @@ def test_mistakes_are_one_clear_line(arguments, says, chinchilla):
 def test_two_points_give_no_goodness_of_fit():
     found = forgetting.fit({"finetune_loss": [1.0, 2.0], "forgetting_loss": [2.0, 1.0]}, "linear", bootstrap=0)
     assert math.isnan(found.r2["forgetting_loss"])
-    assert "R2: forgetting_loss - (as many parameters as points" in str(found)
+    assert "R2: forgetting_loss - (as many parameters as measured values" in str(found)
+
+
+def test_two_outputs_at_few_points_have_a_goodness_of_fit():
+    rows = table(NAMES[0])
+    rows = rows[rows["rank"].isin(rows["rank"].unique()[:3]) & rows["step"].isin(rows["step"].unique()[:3])]
+    found = forgetting.fit(rows, "shifted_power", bootstrap=0)
+    assert found.n_points <= len(found.parameters)
+    assert found.r2["forgetting_loss"] > 0.99
+    assert "every law fits" not in str(found)

@@ -234,6 +234,10 @@ def test_r2_of_other_methods_is_that_of_the_law_as_it_was_fitted():
     residual = y - (p["s_fft"] - p["c_fft"] * other["finetune_loss"])
     assert got["ia3"]["forgetting_loss"] == pytest.approx(1 - (residual**2).sum() / ((y - y.mean()) ** 2).sum())
     assert set(got) == {"lora", "ia3"}
+    assert {type(name) for name in got} == {str}
+    # the law was not fitted to a group alone, so two rows suffice; one row has no variance to explain
+    assert r2_by(fit, lora.iloc[[0, -1]].assign(method="few"))["few"]["forgetting_loss"] > 0.9
+    assert np.isnan(r2_by(fit, lora.iloc[:1].assign(method="one"))["one"]["forgetting_loss"])
     with pytest.raises(UsageError, match="did you mean 'method'"):
         r2_by(fit, lora, "metod")
 

@@ -109,3 +109,12 @@ def test_the_command_fails_if_no_group_can_be_fitted(tmp_path):
     for option in ("--extrapolate", "--latex"):
         refused = CliRunner().invoke(app, ["fit", str(path), "--law", LAW, "--by", "model", option])
         assert "--by does not go with --extrapolate or --latex" in str(refused.exception)
+
+
+def test_warnings_beyond_the_first_few_are_counted():
+    made = forgetting.fit(frame(), LAW, by=["model", "task"], bootstrap=0)
+    fits = [group.fit for group in made.groups if group.fit is not None]
+    fits[0].warnings[:] = [f"warning {i}" for i in range(9)]
+    for fit in fits[1:]:
+        fit.warnings.clear()
+    assert "1 more warning in the fits themselves (--json)" in str(made)

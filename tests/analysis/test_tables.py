@@ -160,6 +160,16 @@ def test_rows_of_unfinished_runs_are_left_out_by_name():
         fit_law("linear", table | {"status": ["failed"] * 5})
 
 
+def test_rows_of_unfinished_runs_without_names_are_all_counted():
+    table = {
+        "status": ["done", "done", "done", "unasked", "failed"],
+        "finetune_loss": [1, 2, 3, 4, None],
+        "forgetting_loss": [3, 2, 1.1, 1, None],
+    }
+    fit = fit_law("linear", table, bootstrap=0)
+    assert "2 rows of runs that are not done were left out: unnamed" in fit.warnings
+
+
 def test_peft_results_become_rows_and_failed_ones_are_named(tmp_path):
     for i, rank in enumerate((8, 16, 32, 64)):
         last = {"step": 5000, "train loss": 0.6 - 0.01 * i, "forgetting": 0.1 + 0.03 * i, "test accuracy": 0.5}

@@ -260,7 +260,7 @@ def _done_rows(table: Any, present: list[str], by: tuple[str, ...]) -> tuple[Arr
         said.append(f"{runs} that the configuration no longer asks for; left out: {few(unasked)}")
     others = [f"{name} ({status})" for name, status in named if status != UNASKED]
     if others or not named:
-        count = sum(states[s] != UNASKED for s in state[left])
+        count = sum(not named or states[s] != UNASKED for s in state[left])
         were = f"{several(count, 'row')} of runs that are not done {'was' if count == 1 else 'were'}"
         said.append(f"{were} left out: {few(others) or 'unnamed'}")
     return np.flatnonzero(done), said

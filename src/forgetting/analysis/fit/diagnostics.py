@@ -47,20 +47,25 @@ def fit_warnings(problem: Problem, found: Found, looks: Shape, starts: int) -> l
             f"another point fits equally well, with '{name}' {found.twin[k]:.5g} instead of {found.theta[k]:.5g}"
         )
     if not looks.flat and looks.condition > 1e6:
-        out.append(f"parameters are nearly interchangeable (condition {looks.condition:.1e}); trust predictions more")
+        out.append(
+            f"parameters are nearly interchangeable (condition {looks.condition:.1e}): trust predictions, not these"
+        )
     return out
 
 
 def r_squared(law: Law, data: Data, theta: Array) -> dict[str, float]:
-    """1 - SS_res / SS_tot by output, with equal weight per row; NaN without more values than parameters."""
+    """R2 by output (`r2_of_rows`) of the fitted rows; NaN without more values than parameters."""
+    # any law fits as many values as it has parameters, so R2 would say nothing
+    if data.y.size <= sum(p.gauge is None for p in law.parameters):
+        return dict.fromkeys(law.outputs, float("nan"))
+    return r2_of_rows(law, data, theta)
+
+
+def r2_of_rows(law: Law, data: Data, theta: Array) -> dict[str, float]:
+    """1 - SS_res / SS_tot by output of any rows, fitted or not, with equal weight per row."""
     f = law.values(theta[None], data.x)[0]
-    out = {}
-    for o, name in enumerate(law.outputs):
-        # any law fits as many values as it has parameters, so R2 would say nothing
-        told = data.y.size > sum(p.gauge is None for p in law.parameters)
-        share = explained(data.y[o], f[o]) if told else float("nan")
-        out[name] = 0.0 if abs(share) < NO_SHARE else share
-    return out
+    shares = {name: explained(data.y[o], f[o]) for o, name in enumerate(law.outputs)}
+    return {name: 0.0 if abs(share) < NO_SHARE else share for name, share in shares.items()}
 
 
 def explained(measured: Array, fitted: Array) -> float:
@@ -83,7 +88,7 @@ def refuse_unseen(law: Law, data: Data, weights: Array, label: str, objective: O
     named = [f"{law.outputs[o]} (up to {np.max(np.abs(data.y[o])):.3g})" for o in (small, large)]
     raise ForgettingError(
         f"'{label}': {named[0]} is over {UNSEEN:,.0f} times smaller than {named[1]}, and a fit of both sums their "
-        "squared errors, so it would ignore the smaller; give both in the same unit, or weigh them with --weights se "
+        "squared errors, so it would ignore the smaller; give both in the same unit, or weight them with --weights se "
         "(weights='se')"
     )
 

@@ -102,7 +102,7 @@ class GroupedFits(Result):
             f"{len(fitted)} of {several(len(self.groups), 'group')} fitted, {fitted[0].objective}" if fitted else ""
         )
         if fitted:
-            alone = "treating every row as independent" if fitted[0].diagnostics.get("iid") else "of whole runs"
+            alone = "treating every row as independent" if fitted[0].diagnostics.get("iid") else "resampling whole runs"
             heading.append(f"in brackets: {fitted[0].confidence:.0%} interval, {alone}")
         many = len(self.law.outputs) > 1
         quality = [f"{what} {o}" if many else what for o in self.law.outputs for what in ("R2", "RMSE")]
@@ -113,7 +113,7 @@ class GroupedFits(Result):
         counts = Counter(text for fit in fitted for text in dict.fromkeys(fit.warnings)).most_common()
         notes = [f"warning, {count} group{'s' * (count > 1)}: {text}" for text, count in counts[:MOST_NOTES]]
         if len(counts) > MOST_NOTES:
-            notes.append(f"{len(counts) - MOST_NOTES} other warnings are in the fits themselves (--json)")
+            notes.append(f"{several(len(counts) - MOST_NOTES, 'more warning')} in the fits themselves (--json)")
         return [Shown(heading, columns, rows, [f"warning: {text}" for text in self.left_out] + notes)]
 
     def _cells(self, group: Group) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -329,8 +330,9 @@ class Fit(Result):
             points += "; intervals treat every point as independent" if alone else ""
             heading.append(f"{points}, {self.objective}, objective {self.objective_value:.8g}")
         if self.r2:
-            few = self.objective != "published" and self.n_points <= len(self.parameters)
-            why = " (as many parameters as points: every law fits them)" if few else ""
+            unknown = self.objective != "published" and all(map(math.isnan, self.r2.values()))
+            few = unknown and self.n_points <= len(self.parameters)
+            why = " (as many parameters as measured values: every law fits them)" if few else ""
             heading.append("R2: " + ", ".join(f"{k} {show.number(v)}" for k, v in self.r2.items()) + why)
         meaning = {p.name: p.meaning for p in law.parameters}
         ranges = ", ".join(f"{k} {show.span(*ends)}" for k, ends in self.measured_range.items())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from forgetting.analysis.fit.data import DONE, Data, column_names, read_data
-from forgetting.analysis.fit.diagnostics import r_squared
+from forgetting.analysis.fit.diagnostics import r2_of_rows
 from forgetting.analysis.fit.engine import fit_data
 from forgetting.analysis.fit.options import Options
 from forgetting.analysis.fit.result import Fit
@@ -115,7 +115,7 @@ def r2_by(
 
     Returns:
         1 - SS_res / SS_tot by value of the column and by output; below 0 if the mean would predict better, and NaN for
-        a single row.
+        a single row or equal measurements.
 
     Raises:
         UsageError: no such column, or a mistake in the table.
@@ -126,11 +126,11 @@ def r2_by(
     groups = np.asarray([str(v) for v in table[column]])
     law, out = fit.law_object, {}
     inner, theta, _ = fit.model()
-    for group in sorted(set(groups)):
+    for group in sorted(set(groups.tolist())):
         part = {name: np.asarray(table[name], dtype=object)[groups == group] for name in present}
         if "status" in part and DONE not in {str(s) for s in part["status"]}:
             continue
-        out[group] = r_squared(inner, read_data(law, part, columns=columns, label=group, whole=True), theta)
+        out[group] = r2_of_rows(inner, read_data(law, part, columns=columns, label=group, whole=True), theta)
     return out
 
 

@@ -95,7 +95,7 @@ def shares(laws: Mapping[str, float]) -> str:
 
 def comparison_text(label: str, ranked: Sequence[Mapping[str, Any]]) -> str:
     """A table that compares the laws fitted to one data set, given rows of `rank_laws`."""
-    table = [("law", "AICc", "above best", "error on a run left out, nats/token")]
+    table = [("law", "AICc", "above best", "error on left-out runs, nats/token")]
     for row in ranked:
         left = (row["leave_one_run_out"] or {}).get("rmse", {})
         errors = ", ".join(f"{k} {number(v)}" for k, v in left.items()) or "-"
