@@ -82,24 +82,20 @@ def fit_law(
         bootstrap: resamples of whole runs; 0 for no intervals.
         confidence: nominal coverage of intervals.
         columns: the table's column for a variable or output, if its name differs.
-        run: the column, or columns, that identify runs; several runs that agree in them (such as in `seed`) are
-            resampled together.
+        run: the column, or columns, that identify runs; runs that agree in them, as in `seed`, are resampled together.
         iid: treat every row as independent, even rows of the same run.
         weights: `none`, or `se` for 1 / standard error squared (relative for logarithms) from the `..._se` columns.
-        intervals: how to compute intervals of parameters: `bootstrap`, or `profile` likelihood (least squares only);
-            bands always use the bootstrap.
+        intervals: `bootstrap`, or for parameters `profile` likelihood (least squares only); bands use the bootstrap.
         starts: how many points to draw from the law's starting region; 0 uses only `start`.
         start: [K] an additional starting point, in the order of the law's parameters.
-        line: fit of `linear` to the same table with the same options, for the slope of `shifted_power`; computed if
-            None.
+        line: fit of `linear` with the same table and options, for the slope of `shifted_power`; computed if None.
 
     Returns:
         The fit; if it did not converge or could not identify a parameter, it has warnings.
 
     Raises:
         UsageError: an unknown name, an invalid option, or a mistake in the table.
-        ForgettingError: no start led to a finite objective, parameters exceed the range of numbers, or one output is
-            too small next to another to be fitted.
+        ForgettingError: no finite objective or parameters were found, or one output is negligible next to another.
     """
     law = LAWS.find(law) if isinstance(law, str) else law
     if objective not in (*OBJECTIVES, IN_BOTH):
