@@ -227,6 +227,26 @@ def test_relative_sources_are_relative_to_the_file(tmp_path: Path) -> None:
     assert resolved["model"]["source"] == "some/hub-id"
 
 
+def test_further_texts_probes_and_items_are_relative_to_the_file_too(tmp_path: Path) -> None:
+    for name in ("mine.txt", "prompts.jsonl", "items.jsonl", "default", "knowledge"):
+        (tmp_path / name).write_text("x")
+    fields = {
+        "texts": {"a": {"source": "mine.txt"}, "b": {"probe": "prompts.jsonl"}, "c": {"probe": "default"}},
+        "capabilities": {"suites": ["knowledge", "items.jsonl"], "harmful": "mine.txt", "harmless": "some/hub-id"},
+    }
+    resolved = f.resolve_sources(fields, tmp_path)
+    assert resolved["texts"] == {
+        "a": {"source": str(tmp_path / "mine.txt")},
+        "b": {"probe": str(tmp_path / "prompts.jsonl")},
+        "c": {"probe": "default"},
+    }
+    assert resolved["capabilities"] == {
+        "suites": ["knowledge", str(tmp_path / "items.jsonl")],
+        "harmful": str(tmp_path / "mine.txt"),
+        "harmless": "some/hub-id",
+    }
+
+
 def test_the_texts_that_methods_name_are_relative_to_the_file_too(tmp_path: Path) -> None:
     (tmp_path / "general.txt").write_text("x")
     methods = [{"name": "corda", "calibration": {"source": "general.txt"}, "mitigations": [[{"name": "kl"}]]}]

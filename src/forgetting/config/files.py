@@ -22,6 +22,11 @@ OWN_FIELDS: dict[str, Any] = {
 }
 """Defaults of a study given by flags alone: it measures on a sample of the text, to give a first answer quickly."""
 
+NAMES = (("source", "miniature"), ("probe", "miniature"), ("probe", "default"))
+"""Fields and values that are names, even if a file or folder has the same name."""
+PATH_FIELDS = ("source", "probe", "harmful", "harmless")
+"""Fields of a section that may contain a path."""
+
 
 def presets() -> list[str]:
     """Names of the shipped configurations."""
@@ -72,17 +77,24 @@ def parse_yaml(text: str, *, where: str) -> dict[str, Any]:
 
 
 def resolve_sources(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Make a configuration's relative local sources absolute if they exist under `folder`.
+    """Make a configuration's relative paths absolute if they exist under `folder`.
 
-    Any other source is kept: it is a Hub id or `miniature`, or a path that gets a clear error later.
+    Any other source is kept: it is a Hub id or a name such as `miniature`, or a path that gets a clear error later.
     """
 
+    def found(source: Any) -> Any:
+        if not isinstance(source, str) or source.startswith("miniature:"):
+            return source
+        path = (folder / Path(source).expanduser()).resolve()
+        return str(path) if path.exists() else source
+
     def absolute(section: Any) -> Any:
-        if isinstance(section, Mapping) and isinstance(source := section.get("source"), str):
-            path = (folder / Path(source).expanduser()).resolve()
-            if source != "miniature" and not source.startswith("miniature:") and path.exists():
-                return {**section, "source": str(path)}
-        return section
+        if not isinstance(section, Mapping):
+            return section
+        return {
+            key: found(value) if key in PATH_FIELDS and (key, value) not in NAMES else value
+            for key, value in section.items()
+        }
 
     def within(part: Any) -> Any:
         """Resolve each text that an option contains."""
@@ -93,12 +105,21 @@ def resolve_sources(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     resolved = dict(fields)
     if "methods" in resolved:
         resolved["methods"] = within(resolved["methods"])
-    for key in ("model", "text"):
+    for key in ("model", "text", "capabilities"):
         if key in resolved:
             resolved[key] = absolute(resolved[key])
-    if isinstance(datasets := resolved.get("datasets"), Mapping):
-        resolved["datasets"] = {name: absolute(section) for name, section in datasets.items()}
+    for key in ("texts", "datasets"):
+        if isinstance(sections := resolved.get(key), Mapping):
+            resolved[key] = {name: absolute(section) for name, section in sections.items()}
+    asked = resolved.get("capabilities")
+    if isinstance(asked, Mapping) and isinstance(suites := asked.get("suites"), list | tuple):
+        resolved["capabilities"] = {**asked, "suites": [found(one) if _is_file(one) else one for one in suites]}
     return resolved
+
+
+def _is_file(suite: Any) -> bool:
+    """Whether a suite is given as a file and not by its name, which a folder or file may also have."""
+    return isinstance(suite, str) and Path(suite).suffix in (".jsonl", ".yaml", ".yml")
 
 
 def study_config(given: Any) -> tuple[StudyConfig, Path | None]:
