@@ -123,6 +123,12 @@ def test_plan_on_a_published_law():
     assert "the law's limit is 0.6126" in result
 
 
+def test_each_of_several_laws_uses_its_part_of_the_map(chinchilla):
+    formulas = ("--law", "loss = E + A*n", "--law", "loss = E + A*d", "--map", "n=params", "--map", "d=tokens")
+    fits = json.loads(run("fit", chinchilla, *formulas, "--bootstrap", "0", "--iid", "--json"))["fits"]
+    assert [list(fit["measured_range"]) for fit in fits] == [["n"], ["d"]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -177,16 +177,15 @@ def _fit_each(
         for name, law in laws.items():
             table = tables.of(law)[label]
             try:
-                used = {"columns": _used(law, how["columns"])}
-                made = fit_law(
-                    law, table, label=label, **how | used, line=fits.get(label, {}).get("linear") if plain else None
-                )
+                used = how | {"columns": _used(law, laws.values(), how["columns"])}
+                line = fits.get(label, {}).get("linear") if plain else None
+                made = fit_law(law, table, label=label, **used, line=line)
             except ForgettingError as error:
                 failed.append(error)
                 continue
             fits.setdefault(label, {})[name] = made
             if extrapolate:
-                tests += _extrapolate(law, table, label, how)
+                tests += _extrapolate(law, table, label, used)
     return fits, tests, failed
 
 
@@ -212,7 +211,7 @@ def _fit_by(
     failed: list[ForgettingError] = []
     saved: dict[str, dict[str, Fit]] = {}
     for one in laws:
-        fit_one = partial(fit_law, one, **how | {"columns": _used(one, how["columns"])})
+        fit_one = partial(fit_law, one, **how | {"columns": _used(one, laws, how["columns"])})
         try:
             made.append(fit_groups(one, tables.of(one), by, fit_one))
         except ForgettingError as error:
@@ -379,13 +378,17 @@ def _span(text: str, option: str) -> float | tuple[float, float]:
     return (_number(low, option), _number(high, option)) if colon else _number(low, option)
 
 
-def _used(law: Law, columns: dict[str, str]) -> dict[str, str]:
-    """The part of --map that this law needs. With one law, extra names stay, and fit_law reports them."""
+def _used(law: Law, laws: Iterable[Law], columns: dict[str, str]) -> dict[str, str]:
+    """The part of --map that one of the fitted laws needs.
+
+    Raises:
+        UsageError: a name that none of the laws has.
+    """
     needed = (*law.variable_names, *law.outputs)
-    unknown = [name for name in columns if name not in needed]
-    if unknown:
+    known = {name for one in laws for name in (*one.variable_names, *one.outputs)}
+    if unknown := [name for name in columns if name not in known]:
         raise UsageError(f"--map {unknown[0]}: law '{law.called}' has no such name; {did_you_mean(unknown[0], needed)}")
-    return columns
+    return {name: column for name, column in columns.items() if name in needed}
 
 
 def _extrapolate(law: Law, table: Table, label: str, how: dict[str, Any]) -> list[dict[str, Any]]:
