@@ -1,10 +1,11 @@
 """What did fine-tuning make my language model forget, what will it cost next time, and what actually helps?
 
 The Python functions mirror the commands. `measure`, `profile`, `check` and `evaluate` compare a fine-tuned model with
-its base; `measure_checkpoints` does so along a run, and `chain` for each step on the way to deployment. `study` and
-`report` run and show a study, `pilot` runs a small one for a plan; `table`, `fit`, `predict`, `plan` and `compare`
-analyse the runs. `ForgettingCallback` measures during your own training. Results print as text, display in notebooks,
-and give data frames and figures. Submodules load on first use: importing forgetting does not import torch.
+its base; `measure_checkpoints` does so along a run, and `chain` for each step on the way to deployment. `scale` weakens
+a finished adapter. `study` and `report` run and show a study, and `pilot` runs a small one for a plan; `table`, `fit`,
+`predict`, `plan` and `compare` analyse the runs. `ForgettingCallback` measures during your own training, and
+`ForgettingController` steers it to a forgetting budget. Results print as text, display in notebooks, and give data
+frames and figures. Submodules load on first use: importing forgetting does not import torch.
 """
 
 from __future__ import annotations

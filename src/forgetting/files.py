@@ -56,7 +56,7 @@ HIDDEN = "[secret]"
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a text file to read it as UTF-8 (see `utf8`); a name ending in .gz or .zst is unpacked while it is read.
+    """Open a text file to read it as UTF-8 (see `utf8`); a .gz or .zst file is unpacked while it is read.
 
     Raises:
         UsageError: the file does not exist, is unreadable, damaged or in another encoding; names the file.
@@ -111,7 +111,7 @@ def read_text(path: Path, *, limit: int | None = None) -> str:
 
 
 def check_plain(path: Path) -> Path:
-    """The path, if it is a regular file; a UsageError for a pipe or device, which might never end."""
+    """The path, if it is a regular file or missing; a UsageError for others, since a pipe or device may never end."""
     if path.exists() and not path.is_file():
         raise UsageError(f"{path}: not a plain file")
     return path
@@ -289,7 +289,7 @@ _bounded = threading.Lock()
 
 @contextmanager
 def memory_bound(more: int) -> Iterator[None]:
-    """Limit how much more memory this process may take inside the block; allocations beyond it fail.
+    """Limit how many more bytes of memory this process may take inside the block; allocations beyond it fail.
 
     Python or Arrow then raises MemoryError. The limit applies to the whole process; a second thread that enters
     meanwhile sets none. It works on Linux only; elsewhere it does nothing.
@@ -344,7 +344,7 @@ def redact_all(value: Any) -> Any:
 
 @contextmanager
 def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
-    """Write to a new file beside `path`, which replaces `path` if the block succeeds.
+    """Write to a new file next to `path`, which replaces `path` if the block succeeds.
 
     A reader, or a crash, sees the old content or the new, never a mixture. If two processes write one path at the same
     time, each has its own file, and the later one stays. Without `parents`, a missing folder is an OSError.
@@ -366,7 +366,7 @@ def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str, *, parents: bool = True) -> Path:
-    """Write a text file with `replacing`; it is on the disk when this returns."""
+    """Write a text file with `replacing`; its content is flushed to the disk before it replaces the old file."""
     with replacing(path, parents=parents) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()

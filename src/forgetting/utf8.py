@@ -1,7 +1,7 @@
 """The encoding of text files: UTF-8, or UTF-16 with a byte order mark, read as the bytes of UTF-8 without a mark.
 
-Windows PowerShell writes UTF-16 with `>`. Without its mark such a file is also valid UTF-8, with a null character after
-each letter, which would be measured as other text; it is refused.
+Windows PowerShell writes UTF-16 with `>`. Without the mark, such a file is also valid UTF-8, with a null character
+after each letter. It would be measured as other text, so it is refused.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ MARKS = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 """Byte order marks of UTF-16."""
 MARKS_OF_32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 LOOKED_AT = 4096
-"""How many bytes of a file without a mark are looked at for null characters."""
+"""How many bytes of a file without a mark are searched for null characters."""
 NULLS = 8
-"""One byte in how many must be null for text to be UTF-16, in which each Latin letter, digit, space or line break has
-one; null characters are rare in UTF-8."""
+"""If more than one byte in this many is null, the text is UTF-16, where each Latin letter, digit, space and line break
+contains one; null characters are rare in UTF-8."""
 PIECE = 2**20
 """How many bytes are converted at a time."""
 
@@ -29,7 +29,7 @@ def unmarked(file: BinaryIO, where: str) -> BinaryIO:
     """The text of a file as the bytes of UTF-8, without a byte order mark; UTF-16 is converted while it is read.
 
     Args:
-        file: at its start; has `peek`, as files that Python opens or unpacks do.
+        file: positioned at its start; has `peek`, like files that Python opens or unpacks.
         where: its name, for messages.
 
     Raises:

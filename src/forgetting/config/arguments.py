@@ -46,7 +46,7 @@ def wrong_type(name: str, value: Any, allowed: str) -> UsageError:
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function so that an argument of the wrong type is a one-line UsageError.
+    """Decorate a function so that an unknown argument, or one of the wrong type, is a one-line UsageError.
 
     Checks annotations of numbers, texts, paths, dictionaries, sequences and literals. A parameter whose annotation
     contains any other name is left to the function.
@@ -70,7 +70,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _tests(annotation: Any) -> list[Test]:
-    """What a value may be according to an annotation's text; nothing if the annotation is not checked here."""
+    """What a value may be according to an annotation's text; empty if the annotation is not checked here."""
     if not isinstance(annotation, str):
         return []
     parts = [_test(part) for part in _split(annotation, "|")]
@@ -137,10 +137,10 @@ def _plural(word: str) -> str:
 
 
 def _refuse_inside(name: str, value: Any, annotation: Any) -> None:
-    """Find what is wrong in a dictionary or list, and name its key or index.
+    """Refuse a dictionary or list with a wrong entry.
 
     Raises:
-        UsageError: an entry has the wrong type.
+        UsageError: an entry has the wrong type; names its key or index.
     """
     head = "Mapping" if isinstance(value, Mapping) else "Sequence" if _is_several(value) else ""
     part = next((p for p in _split(annotation, "|") if head and p.startswith(f"{head}[")), "")
@@ -236,7 +236,7 @@ def is_frame(value: Any) -> bool:
 
 
 def from_records(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Columns from rows; None if a row lacks a column."""
+    """Columns from rows; a cell is None if its row lacks the column."""
     rows = list(records)
     names = dict.fromkeys(str(key) for row in rows for key in row)
     return {name: [row.get(name) for row in rows] for name in names}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .schema import ModelConfig
 
 NAMES = {4: "NF4", 8: "LLM.int8()"}
-"""What bitsandbytes turns the weights into, by number of bits."""
+"""The format to which bitsandbytes quantises the weights, by number of bits."""
 
 
 def quantised(bits: int) -> str:

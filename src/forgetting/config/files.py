@@ -1,6 +1,7 @@
 """Where a configuration comes from: shipped presets, a user's YAML file, and flags that override them.
 
-Every error names the file and line, or the preset, and says what came and what is allowed.
+Every error names the file (with the line, if it is not valid YAML), the preset or the flags, and says what came and
+what is allowed.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ def preset_fields(name: str) -> dict[str, Any]:
 
 
 def read_fields(path: Path) -> dict[str, Any]:
-    """A user's YAML file as a plain mapping; relative source paths are resolved against the file's folder.
+    """A user's YAML file as a plain mapping, with paths as written.
 
     Raises:
-        UsageError: the file is missing, unreadable, or not a YAML mapping; names the file and line.
+        UsageError: the file is missing, unreadable, or not a YAML mapping; names the file, and the line if known.
     """
     if path.is_dir():
         raise UsageError(f"{path}: a directory, not a configuration file; to resume a study use --out {path}")

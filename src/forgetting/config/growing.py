@@ -53,7 +53,7 @@ def _with_ranks(methods: Sequence[Mapping[str, Any]], name: str | None, ranks: l
         return [*found, {"name": name, **({"rank": ranks if len(ranks) > 1 else ranks[0]} if ranks else {})}]
     if not ranks:
         return found
-    if "rank" not in entry:  # write out the default rank, so that this run stays in the study
+    if "rank" not in entry:  # keep the entry, so that the run of the default rank stays in the study
         return [*found, {**entry, "rank": ranks}]
     there = entry["rank"] if isinstance(entry["rank"], list) else [entry["rank"]]
     entry["rank"] = list(dict.fromkeys([*there, *ranks]))

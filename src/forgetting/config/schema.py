@@ -1,4 +1,4 @@
-"""A study's configuration: pydantic models, YAML in and out, overrides by flag, and run ids that are content hashes.
+"""A study's configuration: pydantic models, grids of options, and run ids that are content hashes.
 
 Every error names the field and says what came and what is allowed. Unknown fields are errors.
 """
@@ -80,7 +80,7 @@ class ModelConfig(Section):
 
 
 class Variant(BaseModel):
-    """Something chosen by name, with its options beside `name`.
+    """Something chosen by name, with its options next to `name`.
 
     A list for an option that takes one value is a grid: `rank: [8, 64]` is two methods.
     """
@@ -184,7 +184,7 @@ class MeasureConfig(Section):
 
 
 class CapabilitiesConfig(Section):
-    """Questions that the tuned models are asked during the runs; the report shows the answers beside the losses."""
+    """Questions that the tuned models are asked during the runs; the report shows the answers with the losses."""
 
     suites: tuple[str, ...] = Field(
         default=("knowledge", "reasoning", "safety"),
@@ -198,7 +198,7 @@ class CapabilitiesConfig(Section):
     datasets: tuple[Name, ...] | None = Field(default=None, strict=False, description="only runs on these data sets")
     ranks: tuple[int, ...] | None = Field(default=None, strict=False, description="only runs of these ranks")
     seeds: tuple[int, ...] | None = Field(default=None, strict=False, description="only runs of these seeds")
-    limit: int | None = Field(default=None, ge=1, description="use only the first so many items of each task")
+    limit: int | None = Field(default=None, ge=1, description="use only this many items of each task, from the first")
     max_new_tokens: int = Field(default=64, ge=1, description="maximum tokens of a reply to a local item or prompt")
     harmful: str | None = Field(
         default=None, description="harmful prompts of `safety`: a .csv, .txt or .jsonl file or Hub id"
@@ -209,7 +209,7 @@ class CapabilitiesConfig(Section):
     keep_completions: bool = Field(default=False, description="store the replies to harmful prompts")
 
     def asks(self, run: RunConfig, last: int) -> frozenset[int]:
-        """The steps at which a run is asked; empty if the run is not chosen."""
+        """The steps at which a run is asked, by default its `last`; empty if the run is not chosen."""
         rank = run.method.options.get("rank")
         chosen = ((self.datasets, run.dataset_name), (self.ranks, rank), (self.seeds, run.seed))
         if any(allowed is not None and value not in allowed for allowed, value in chosen):
@@ -302,11 +302,11 @@ class StudyConfig(Section):
         return measured_steps(self.training.steps, self.measure.start, self.measure.every)
 
     def is_same(self, other: StudyConfig) -> bool:
-        """Whether this is the same study, whatever trackers show it."""
+        """Whether this is the same study, apart from the trackers that show it."""
         return self.model_copy(update={"tracking": other.tracking}) == other
 
     def to_yaml(self) -> str:
-        """The resolved configuration as YAML, which `parse_yaml` reads back to an equal object."""
+        """The resolved configuration as YAML; `files.parse_yaml` and `validate` give an equal object."""
         return files.dump_yaml(self.model_dump(mode="json"))
 
 

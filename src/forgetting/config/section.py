@@ -14,7 +14,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,6
 
 
 def with_exponent(value: Any) -> Any:
-    """A number such as 1e-4, which YAML reads as text because it has no dot and sign; anything else unchanged."""
+    """A number such as 1e-4, which YAML reads as text for lack of a dot or sign; anything else unchanged."""
     return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 

@@ -1,1 +1,1 @@
-"""plugins of other trainers, each in a file that is imported by that trainer alone"""
+"""Plugins for other trainers. Each is a file that only its trainer imports."""
