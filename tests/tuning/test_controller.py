@@ -119,7 +119,7 @@ def test_a_resumed_run_continues_with_the_same_weights_to_the_bit(tmp_path, tiny
     ("options", "named"),
     [
         ({"adapter": False}, "a model without adapters"),
-        ({"max_steps": 4}, "4 update steps; steering takes 8 at least"),
+        ({"max_steps": 4}, "4 update steps; steering needs at least 8"),
     ],
 )
 def test_unsupported_trainers_are_refused(tmp_path, tiny_model, text, options, named):
@@ -129,7 +129,7 @@ def test_unsupported_trainers_are_refused(tmp_path, tiny_model, text, options, n
 
 def test_several_processes_are_refused(tiny_model):
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(target_modules="all-linear"))
-    with pytest.raises(UsageError, match="does not go together with 2 processes or GPUs; train on one"):
+    with pytest.raises(UsageError, match="does not work with 2 processes or GPUs; train on one"):
         _refuse(SimpleNamespace(world_size=2, n_gpu=0), model)
 
 

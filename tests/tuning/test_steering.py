@@ -95,7 +95,7 @@ def test_the_grid_is_dense_where_it_counts():
 def test_unreachable_budgets_are_reported():
     below = Steering(0.5, 60)
     simulated(below, end=0.2)
-    assert below.said["below"].endswith("even without a penalty from here on: nothing needs to be held back")
+    assert below.said["below"].endswith("even without a penalty from here on: no penalty is needed")
     above = Steering(0.01, 60)
     simulated(above, end=0.3, power=0.0)
     assert above.weight == MOST

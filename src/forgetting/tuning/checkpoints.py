@@ -1,7 +1,7 @@
 """A run's checkpoints: marked when complete, checked before use; the last two are kept.
 
 The mark lists every file with its size and digest. A checkpoint without a mark was interrupted while being written; one
-that differs from its mark was damaged later. Their order is by step number, never by time.
+that differs from its mark was damaged later. Checkpoints are ordered by step number, never by time.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _ended(notices: list[str], how: str) -> tuple[str, ...]:
 
 
 def _verify(checkpoint: Path) -> tuple[str | None, dict[str, Any]]:
-    """What is wrong with a marked checkpoint, or None; and its state."""
+    """How a marked checkpoint differs from its mark, in words, or None; and its stored state."""
     try:
         record = files.parse_json(files.check_plain(checkpoint / MARK).read_bytes(), "")
         listed = {name: (int(size), str(digest)) for name, (size, digest) in record["files"].items()}

@@ -1,4 +1,4 @@
-"""ForgettingController: a training of your own with transformers or TRL that ends at a budget of forgetting."""
+"""ForgettingController: steers your own training with transformers or TRL to a forgetting budget."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .mitigations.divergence import GeneralDivergence
 from .steering import SHORTEST, Steering
 
 MEASURED = 4
-"""If one text is given, one document in so many is measured, and the penalty is taken on the others."""
+"""If only one text is given, one document in this many is measured, and the penalty uses the others."""
 
 
 class ForgettingController(TrainerCallback, ExportableState):
@@ -42,16 +42,17 @@ class ForgettingController(TrainerCallback, ExportableState):
         text: general text that forgetting is measured on, as for `ForgettingCallback`; without `hold`, a quarter of
             its documents.
         budget: excess forgetting to end with, nats/token.
-        hold: general text that the penalty is taken on, without documents of `text`; default: the other three quarters.
+        hold: general text for the penalty, without documents of `text`; default: the other three quarters.
         windows: windows of `hold` per update step.
-        tokens: size of the sample of `text`.
+        tokens: size of the sample of `text`, in tokens.
         tokenizer: default: the trainer's.
-        context: tokens per window; default 512, or what the model was built for.
+        context: tokens per window; default 512, or the model's maximum if that is less.
         batch_tokens: tokens per forward pass when measuring; None is 512 on a CPU and 8,192 elsewhere.
 
     Raises:
-        UsageError: when training begins: a model without adapters, several processes or GPUs, DeepSpeed, FSDP, fp16
-            (whose gradients are scaled), fewer than 8 update steps, or a checkpoint that was written without it.
+        UsageError: an argument of the wrong type, or a number that is not positive. When training begins: a model
+            without adapters, several processes or GPUs, DeepSpeed, FSDP, fp16 (whose gradients are scaled), fewer than
+            8 update steps, one text with only one document, or a checkpoint that was written without it.
 
     Examples:
         >>> from forgetting import ForgettingController                   # doctest: +SKIP
@@ -82,7 +83,7 @@ class ForgettingController(TrainerCallback, ExportableState):
         self._logger: Any = None
 
     def state(self) -> dict[str, Any]:
-        """For the trainer's checkpoints."""
+        """The state for the trainer's checkpoints."""
         return {"args": {}, "attributes": {"steering": None if self.steering is None else self.steering.state()}}
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -92,13 +93,13 @@ class ForgettingController(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuse what cannot be right, read the texts, take the base targets."""
+        """Refuse unsupported training, read the texts, and compute the base targets."""
         self._logger = self._logger or trainer_handler()
         model = adapters.unwrapped(kwargs["model"])
         _refuse(args, model)
         if state.max_steps < SHORTEST:
             raise UsageError(
-                f"ForgettingController: {several(state.max_steps, 'update step')}; steering takes {SHORTEST} at least"
+                f"ForgettingController: {several(state.max_steps, 'update step')}; steering needs at least {SHORTEST}"
             )
         rates, _ = scheduled_rates(kwargs.get("lr_scheduler"), state.max_steps)
         self.steering = Steering(self.budget, state.max_steps, rates)
@@ -110,7 +111,7 @@ class ForgettingController(TrainerCallback, ExportableState):
         self._read(model, args, state, self.tokenizer or kwargs.get("processing_class"))
 
     def _read(self, model: Any, args: TrainingArguments, state: TrainerState, tokenizer: Any) -> None:
-        """Read the text that is measured, a sample of it, and the text of the penalty."""
+        """Read the measured text, draw a sample of it, and read the text of the penalty."""
         whole, *_ = read_windows(self.text, tokenizer, [model], self.context)
         if self.hold is None:
             whole, held = _split(whole)
@@ -170,7 +171,9 @@ def _split(windows: Windows) -> tuple[Windows, Windows]:
     documents = np.asarray(windows.documents)
     measured = np.isin(documents, np.unique(documents)[::MEASURED])
     if measured.all() or not measured.any():
-        raise UsageError("ForgettingController: text has one document; give a text of several, or another one as hold")
+        raise UsageError(
+            "ForgettingController: text has one document; give a text with several, or another text as hold"
+        )
     return windows.select(np.flatnonzero(measured)), windows.select(np.flatnonzero(~measured))
 
 
@@ -179,13 +182,13 @@ def _refuse(args: TrainingArguments, model: Any) -> None:
     causal.check_causal(model, "the model")
     what = ""
     if not adapters.is_peft(model):
-        what = "a model without adapters, whose base model is gone once it trains; train an adapter, or replay"
+        what = "a model without adapters, which overwrites its base model; train an adapter, or use replay"
     elif args.world_size > 1 or args.n_gpu > 1:
         what = f"{max(args.world_size, args.n_gpu)} processes or GPUs; train on one"
     elif sharding.is_sharded(model) or transformers_internals.deepspeed_shards() or args.deepspeed:
-        what = "FSDP and DeepSpeed; train without"
+        what = "FSDP or DeepSpeed; train without them"
     elif args.fp16:
         what = "fp16, whose gradients are scaled; use bf16"
     if what:
-        raise UsageError(f"ForgettingController does not go together with {what}")
+        raise UsageError(f"ForgettingController does not work with {what}")
     comparable.check_live_adapter(model)

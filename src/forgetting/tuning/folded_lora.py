@@ -1,12 +1,12 @@
-"""Trains a LoRA layer without products of the size of its output: the scale and the sum are part of the matrix product.
+"""Trains LoRA layers with fewer passes over their outputs: the scale and the sum are part of the matrix product.
 
 PEFT computes x W^T, then (x A^T) B^T, then multiplies by the scale, then adds: two passes over [tokens, outputs]
 forward and one backward, plus a sum of gradients [tokens, inputs]. Here the scale is a factor of the matrix product
 that adds to x W^T in place; backward works the same way. If the rank is large relative to the layer's width, even that
 costs more than the layer itself. Then the sum W + scale B A is computed first, and the gradients of A and B are derived
 from its gradient, which costs three products of the layer's size at any rank. With a float32 adapter over bfloat16
-weights on a GPU, each float32 matrix is a sum of two bfloat16 ones (`split_lora`). The numbers equal PEFT's but for
-rounding. This is verified layer by layer, in value and gradients; a layer for which it fails or is unknown is left to
+weights on a GPU, each float32 matrix is a sum of two bfloat16 ones (`split_lora`). The numbers equal PEFT's up to
+rounding. This is verified layer by layer, in value and gradients; a layer that fails, or cannot be verified, is left to
 PEFT.
 
 Shapes: N tokens, r rank.
@@ -75,7 +75,7 @@ class _MergedLora(torch.autograd.Function):
 
 
 class _SplitLora(torch.autograd.Function):
-    """`_FoldedLora` for bfloat16 W and b, and float32 A and B, whose products are those of bfloat16 parts."""
+    """`_FoldedLora` for bfloat16 W and b, and float32 A and B, which are multiplied as sums of bfloat16 parts."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -107,8 +107,8 @@ class _SplitLora(torch.autograd.Function):
 def merging_pays(tokens: int, outputs: int, inputs: int, rank: int) -> bool:
     """Whether computing W + scale B A first takes fewer multiplications than x W^T and (x A^T) B^T, in both passes.
 
-    It adds N outputs inputs for the gradient of W, and 4 r outputs inputs for the sum (twice) and its gradients; the
-    other way takes three times N r (outputs + inputs).
+    It adds N * outputs * inputs for the gradient of W, and 4 * r * outputs * inputs for the sum (twice) and the
+    gradients of A and B. Not merging adds 3 * N * r * (outputs + inputs).
     """
     return tokens * outputs * inputs + 4 * rank * outputs * inputs < 3 * tokens * rank * (outputs + inputs)
 
@@ -117,9 +117,9 @@ Way = type[_FoldedLora] | type[_MergedLora] | type[_SplitLora]
 
 
 def _ways(parts: peft_internals.Lora, *, on_gpu: bool = False) -> tuple[Way, ...]:
-    """The ways that are precise enough: a sum of 16-bit weights would lose a small adapter.
+    """The implementations that are precise enough: a sum of 16-bit weights would lose a small adapter.
 
-    `on_gpu`: assume a GPU on which all work, wherever the weights are.
+    `on_gpu`: assume a GPU that supports them all, wherever the weights are.
     """
     kind = parts.base.weight.dtype
     if not kind == parts.a.weight.dtype == parts.b.weight.dtype:
@@ -129,7 +129,7 @@ def _ways(parts: peft_internals.Lora, *, on_gpu: bool = False) -> tuple[Way, ...
 
 
 def _forward(layer: Any, parts: peft_internals.Lora, ways: tuple[Way, ...]) -> Any:
-    """Replacement for a layer's forward: for each batch, the cheaper of the two ways."""
+    """Replacement for a layer's forward: for each batch, the cheaper implementation."""
     own = layer.forward
     outputs, inputs = parts.base.weight.shape
 
@@ -148,10 +148,16 @@ def _forward(layer: Any, parts: peft_internals.Lora, ways: tuple[Way, ...]) -> A
 
 
 class FoldedLayers:
-    """The layers of a model that can be computed like this."""
+    """The LoRA layers of a model that are computed here instead of by PEFT."""
 
     def __init__(self, model: Any, *, verify: bool = True, on_gpu: bool = False) -> None:
-        """Find them; a model without values cannot be verified: with `on_gpu`, it is treated as one on a GPU."""
+        """Find the layers.
+
+        Args:
+            model: may be wrapped.
+            verify: keep only layers that are verified; not possible for a model without values.
+            on_gpu: without `verify`, treat the model as one on a GPU.
+        """
         entry = unwrapped(model)
         layers = [layer for _, layer in peft_internals.layers(entry)] if is_peft(entry) else []
         found = [(layer, parts) for layer in layers if (parts := peft_internals.lora(layer)) is not None]
@@ -163,7 +169,7 @@ class FoldedLayers:
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """Inside, forward and backward are computed like this, including for gradient checkpointing."""
+        """Inside, the layers' forward and backward are replaced, also when gradient checkpointing recomputes them."""
         try:
             for layer, forward in self.forwards:
                 layer.forward = forward
@@ -174,7 +180,7 @@ class FoldedLayers:
 
 
 def _verified(layer: Any, parts: peft_internals.Lora) -> tuple[Way, ...]:
-    """The ways whose value and gradients equal PEFT's on a few random inputs, up to rounding of the dtype."""
+    """The implementations, if they all equal PEFT in value and gradients on a few random inputs, up to rounding."""
     weight = parts.base.weight
     random = torch.randn(4, weight.shape[1] + weight.shape[0], generator=torch.Generator().manual_seed(0))
     random = random.to(weight.device, weight.dtype)

@@ -29,7 +29,8 @@ from .methods.lora import Lora
 from .mitigations import Takes, parse_together, with_recipe
 
 KEPT, KEPT_CHECKPOINTING = 17, 1
-"""Bytes that a layer stores per number of its input, in 16 bits: 34, or 2 with gradient checkpointing."""
+"""Numbers that a layer stores per number of its input, without and with gradient checkpointing: 34 and 2 bytes in 16
+bits."""
 ADAFACTOR_MOMENT = 2
 """Temporary copies of the largest gradient, in float32, during a step."""
 LOGIT_COPIES = 4
@@ -50,10 +51,10 @@ class Footprint:
 
     Attributes:
         weights: the base model's weights, and what the method adds.
-        gradients: gradients of what trains.
+        gradients: gradients of the trained parameters.
         optimiser: the optimiser's states.
         held: copies that mitigations keep.
-        passes: maximum temporary memory, including the gradients at that moment, beyond all of the above.
+        passes: maximum temporary memory beyond all of the above, including buffers and what allocators waste.
         trained: number of trained parameters.
         counted: whether `passes` was counted on a model without values, rather than by the formula.
     """
@@ -73,7 +74,7 @@ class Footprint:
 
     @property
     def total(self) -> int:
-        """The total."""
+        """All of the memory."""
         return self.parameters + self.held + self.passes
 
 
@@ -220,7 +221,7 @@ def _passes(run: RunConfig, model: Any, passes: Passes, takes: Takes, gradients:
 
 
 def _counted(run: RunConfig, model: Any, passes: Passes, takes: Takes, gradients: int) -> tuple[int, int]:
-    """For training, including gradients, and for measuring; counted by passes."""
+    """Bytes for training, including gradients, and for measuring; counted by passes."""
     saving, on_gpu = run.training.gradient_checkpointing, passes.device != "cpu"
 
     def train(windows: int, length: int, *, logits: bool, accumulated: bool) -> int:
@@ -239,7 +240,7 @@ def _counted(run: RunConfig, model: Any, passes: Passes, takes: Takes, gradients
 
 
 def formula(run: RunConfig, model: Any, tokens: int, reads_logits: bool) -> int:
-    """For training, without gradients: activations by Korthikanti et al., and logits if a loss computes them all."""
+    """Bytes for training, without gradients: activations by Korthikanti et al., and all logits if they are read."""
     config = model.config.get_text_config()
     width, layers = int(getattr(config, "hidden_size", 0)), int(getattr(config, "num_hidden_layers", 0))
     size = max(2, next((p.itemsize for p in model.parameters() if p.dim() == 2), 4))
@@ -253,7 +254,7 @@ def _vocabulary(model: Any) -> int:
 
 
 def _sum(takes: Iterable[Takes]) -> Takes:
-    """For mitigations used together."""
+    """The needs of mitigations used together."""
     every = list(takes)
     return Takes(
         held=sum(one.held for one in every),

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 TILE_POSITIONS = 128
 """On a CPU: 128 x 2,560 float32 logits stay in the cache, and the product with a large head is efficient."""
 CUDA_TILE_LOGITS = 2**26
+"""On a GPU: logits per tile."""
 PROBE = (2, 24)
 """Windows and tokens used to verify the loss."""
 
@@ -203,7 +204,7 @@ def find(model: Any) -> NextTokenLoss | None:
     Verification always uses the same tokens, so that a resumed run decides the same way.
 
     Args:
-        model: in training, as it is called; may be wrapped.
+        model: as it is called in training; may be wrapped.
     """
     entry = unwrapped(model)
     inner = entry.get_base_model() if is_peft(entry) else entry

@@ -14,11 +14,11 @@ from .mitigations import MITIGATIONS, expand_together
 
 
 def expand_runs(config: StudyConfig) -> list[RunConfig]:
-    """All runs of a study: data sets x methods x seeds.
+    """All runs of a study.
 
     Raises:
-        UsageError: an unknown method or wrong option, two entries for the same run, something that `model.bits`
-            excludes.
+        UsageError: an unknown method or mitigation, a wrong option, two entries for the same run, or something that
+            does not work with `model.bits`.
     """
     return list(runs_by_id(config).values())
 
@@ -77,15 +77,15 @@ def _check_bits(bits: int, variants: list[tuple[MethodConfig, tuple[MitigationCo
 
 
 def costliest_first(runs: dict[str, RunConfig]) -> list[str]:
-    """Ids by falling rank, so that no worker ends with a large run while others are idle; runs without a rank first."""
+    """Ids by descending rank, those without a rank first, so that no worker ends with a large run while others idle."""
     return sorted(runs, key=lambda run_id: -(runs[run_id].method.options.get("rank") or 10**9))
 
 
 def asked_by(wanted: Mapping[str, RunConfig]) -> Callable[[RunFolder], bool]:
-    """A test whether a stored run is one of those in a study's configuration (`runs_by_id`).
+    """A test of whether a stored run is among the runs of a study's configuration (`runs_by_id`).
 
-    If study.yaml was edited by hand, it may ask for other runs than the stored ones. A run is recognised by its id, or
-    by its own stored configuration as this version reads it; one without a configuration is assumed to be asked for.
+    If study.yaml was edited by hand, it may ask for runs other than the stored ones. A run is recognised by its id, or
+    by its own stored configuration as this version reads it; one without a configuration counts as asked for.
     """
 
     def asked(run: RunFolder) -> bool:

@@ -85,7 +85,7 @@ def go_on(
         record: the initial content of its run.json.
         grid: its measured steps.
         shorter: the runs that it may continue, best first.
-        beside: called with the run that it continues, and the step, before it can.
+        beside: called before the copy, with the run to continue and its step; copies what else belongs to that run.
     """
     if checkpoints.newest(folder.path / "checkpoints").path is not None:
         return

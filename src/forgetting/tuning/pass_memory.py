@@ -163,7 +163,7 @@ def _batch(windows: int, length: int) -> dict[str, Tensor]:
 
 
 def _loss(model: Any, all_logits: bool) -> Any:
-    """Inside, the model's loss is computed as in a run: without all logits, if ours is likely to be verified."""
+    """A context in which the model's loss is computed as in a run: without all logits, if that is likely to work."""
     inner = model.get_base_model() if is_peft(model) else model
     head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     linear = peft_internals.acting(head)

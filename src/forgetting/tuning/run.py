@@ -45,7 +45,7 @@ from .sharded import ShardedTrainer
 from .trainer import CheckedTrainer, DivergedError, make_trainer
 
 IDENTITY_TOLERANCE = 0.01
-"""nats/token by which step 0 may differ from the base model (rounding in bf16); more is not fine-tuning from it."""
+"""nats/token by which step 0 may differ from the base model by rounding in bf16; beyond that, the run is refused."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def measured_row(found: Mapping[str, Mean]) -> dict[str, float | None]:
 def measured_texts(
     model: PreTrainedModel, texts: Mapping[str, MeasuredText], batch_tokens: int
 ) -> dict[str, float | None]:
-    """The columns of the further texts: those of `text`, with names from `quantities.of_text`.
+    """The columns of the further texts, named by `quantities.of_text`: those of `text`, and `kept` for answers.
 
     Raises:
         DivergedError: a loss is not finite.
@@ -250,7 +250,7 @@ class Measurer(TrainerCallback):
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Mark the checkpoint as complete, with the time and memory used so far, which no row between two steps has."""
+        """Mark the checkpoint as complete, with the time used so far, which no row has between measured steps."""
         processes.wait_for_all()  # each process writes its random state into it
         if processes.is_main():
             self.folder.check_there()
@@ -292,7 +292,7 @@ def train_run(
     Raises:
         DivergedError: a loss is not finite.
         UsageError: the method or a mitigation does not fit the model or the data.
-        ForgettingError: a mitigation's text changed since the run started.
+        ForgettingError: step 0 is not the base model, or a mitigation's text changed since the run started.
         StoppedError: a stop was requested; there is a checkpoint.
     """
     together = parse_together(run)
@@ -359,7 +359,7 @@ def _gather(model: Any, trainer: CheckedTrainer) -> None:
 
 
 def _own_random(seed: int) -> None:
-    """Give each process its own dropout randomness; the same would drop equal positions of different windows."""
+    """Give each process its own dropout; otherwise all would drop the same positions, in different windows."""
     if processes.index():
         torch.manual_seed(int(np.random.default_rng([seed, 20240701, processes.index()]).integers(2**62)))
 
@@ -411,7 +411,7 @@ def _resume(folder: RunFolder, steps: Sequence[int]) -> tuple[Path | None, Spent
 
 
 def _rows_until(folder: RunFolder, found: checkpoints.Found, steps: Sequence[int]) -> tuple[list[dict[str, Any]], str]:
-    """The rows up to a checkpoint, with later ones dropped; and how they differ from those measured, in words."""
+    """Drop the rows after a checkpoint; return the others, and how they differ from those measured, in words."""
     try:
         rows = folder.keep_until(found.step)
     except GoneError:

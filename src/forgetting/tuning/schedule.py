@@ -1,7 +1,7 @@
 """The learning-rate schedules of a recipe.
 
 The formulas are those of transformers, which trains with its own (tests compare them). They are repeated here because
-the process that shows a study's progress forecasts from them, and loads neither transformers nor torch.
+the process that shows a study's progress needs them for its forecasts, and loads neither transformers nor torch.
 """
 
 from __future__ import annotations

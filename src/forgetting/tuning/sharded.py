@@ -56,7 +56,7 @@ class ShardedTrainer(CheckedTrainer):
         return made
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write this process's part of what trains."""
+        """Write this process's part of the trained weights."""
         folder = Path(str(output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file(

@@ -26,8 +26,8 @@ class _Row:
     Attributes:
         group: its options.
         state: its optimiser state; tensors for this process's rows, except the means over rows.
-        weight: [r, C] here, from a tensor with any number of dimensions.
-        grad: its gradient, in float32 or wider.
+        weight: this process's part: [r, C] of a matrix; another tensor is cut along its first dimension.
+        grad: the gradient of that part, in float32 or wider.
         shape: shape of the whole weight.
     """
 
@@ -43,7 +43,7 @@ class _Row:
 
     @property
     def summed_rows(self) -> bool:
-        """Whether a mean over rows needs other processes; three-dimensional tensors are cut along their first."""
+        """Whether a mean over rows needs other processes; it does for matrices, which are cut into rows."""
         return len(self.shape) == 2
 
 

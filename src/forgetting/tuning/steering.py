@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 SHORTEST = 8
 """Update steps of a run that can be steered."""
 MOST = 30.0
-"""The largest weight. The smallest, and the one in the beginning, is 0."""
+"""The largest weight; the smallest, and the first, is 0."""
 POWER, SCALE, LAG = 0.8, 0.047, 0.55
 """Fitted to 16 steered runs and 3 with a constant weight, of ranks 8 and 64, both sets, seeds 0 and 1 of the miniature,
 against the curves of the same runs without penalty. LAG is a share of the run: in simulated runs of 300
@@ -54,9 +54,9 @@ class Steering:
     Attributes:
         budget: excess forgetting that the run is to end with, nats/token.
         steps: update steps of the run.
-        rates: [steps] the learning rate of each, or in units of any other; None for a constant one.
-        moves: update steps after which the weight moved, and to which one.
-        points: step, forgetting of the sample and its standard error of each measurement.
+        rates: [steps] learning rates, in any unit; None for a constant one.
+        moves: update steps after which the weight changed, and its new values.
+        points: step, forgetting on the sample, and its standard error, for each measurement.
         ratio: forgetting on the whole text over that on the sample, as last measured.
         said: the warnings so far, one of each kind.
     """
@@ -82,25 +82,25 @@ class Steering:
 
     @property
     def weight(self) -> float:
-        """Of the penalty now."""
+        """The penalty's current weight."""
         return self.moves[-1][1]
 
     def whole_due(self, step: int) -> bool:
-        """Whether the whole text is to be measured, too, and not only the sample."""
+        """Whether the whole text is to be measured as well as the sample."""
         later = ([at for at in grid(self.steps) if at >= share * self.steps] for share in WHOLE)
         return step in {steps[0] for steps in later if steps}
 
     def measured(self, step: int, forgetting: float, error: float | None, whole: float | None = None) -> Forecast:
-        """Take a measurement, and move the weight.
+        """Record a measurement, and change the weight.
 
         Args:
             step: finished update steps.
-            forgetting: on the sample.
+            forgetting: on the sample, nats/token.
             error: its standard error.
             whole: forgetting on the whole text; None if it was not measured.
 
         Returns:
-            The forecast of the end, were the weight to stay as it was.
+            The forecast of forgetting at the end, if the weight had stayed as it was.
         """
         self.points.append((step, forgetting, error))
         if whole is not None and whole > 0 and forgetting > 0:
@@ -113,7 +113,7 @@ class Steering:
         return found
 
     def _free(self) -> Forecast:
-        """The forecast of the end without penalty, by what was measured after the warm-up."""
+        """The forecast of the end without a penalty, from the measurements after the warm-up."""
         points = [point for point in self.points if point[0] >= self.warm] or self.points[-1:]
         lifts = [self.ratio * math.exp(-self._held(at)) for at, _, _ in points]
         values = [value * lift for (_, value, _), lift in zip(points, lifts, strict=True)]
@@ -130,11 +130,16 @@ class Steering:
         return held
 
     def _stay(self, begin: int, end: int) -> float:
-        """The share of an effect that is still to come after the steps between."""
+        """The share of an earlier effect that remains after the steps from `begin` to `end`."""
         return math.exp((self.clock[begin] - self.clock[end]) / LAG)
 
     def _solved(self, step: int, free: float) -> float:
-        """The weight, moved towards the one that takes a run which ends at `free` without it to the budget."""
+        """The next weight: towards the one that ends the run at the budget, by at most STRIDE.
+
+        Args:
+            step: finished update steps.
+            free: forgetting at the end without a penalty, nats/token.
+        """
         stay, now = self._stay(step, self.steps), math.log1p(self.weight / SCALE)
         if stay == 1:
             return self.weight
@@ -159,7 +164,7 @@ class Steering:
             self._say("above", f"{said}; give a larger budget, or train less")
         if self.clock[step] >= BEGIN and free.high * from_here < (1 - MARGIN) * self.budget:
             said = f"{now}, and ends below {of} even without a penalty from here on"
-            self._say("below", f"{said}: nothing needs to be held back")
+            self._say("below", f"{said}: no penalty is needed")
 
     def ended(self, step: int, forgetting: float, error: float | None) -> None:
         """Warn if the run missed its budget by more than MARGIN.
@@ -189,7 +194,7 @@ class Steering:
             log.warning("%s", text)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs to keep; plain numbers and texts, which JSON preserves exactly."""
+        """The state for a checkpoint: plain numbers and texts, which JSON preserves exactly."""
         points, moves = ([[*each] for each in part] for part in (self.points, self.moves))
         return {"points": points, "moves": moves, "ratio": self.ratio, "said": dict(self.said)}
 
@@ -201,7 +206,7 @@ class Steering:
 
 
 def _scaled(free: Forecast, share: float, budget: float) -> Forecast:
-    """The forecast of forgetting that is a share of the one given."""
+    """A forecast multiplied by a share, with a budget."""
     if free.value is None or free.low is None or free.high is None:
         return replace(free, budget=budget)
     return replace(free, value=free.value * share, low=free.low * share, high=free.high * share, budget=budget)

@@ -193,7 +193,7 @@ def keep_dtypes(optimizer: torch.optim.Optimizer) -> None:
 
 
 def by_length(order: NDArray[np.int64], lengths: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
-    """The order with each update step's windows sorted, longest first, so that its micro-batches need least padding.
+    """The order with each update step's windows sorted, longest first, so that micro-batches need the least padding.
 
     A step's gradient is the sum over all its windows, so it is the same up to rounding.
 
@@ -273,6 +273,9 @@ def make_trainer(
         terms: what is added to the loss.
         checkpoints: the folder for checkpoints.
         pad_id: token that fills up shorter windows.
+
+    Raises:
+        ForgettingError: there are several processes, and the model's loss cannot be divided by the whole step's tokens.
     """
     transformers_internals.check_overridden()
     training = run.training
