@@ -86,7 +86,7 @@ class Peft(Method):
             )
 
     def check(self, model: PreTrainedModel, context: Context) -> None:
-        """Refuse an unknown type or field, and a pattern that takes forever."""
+        """Refuse an unknown type or field, and a pattern that would take too long to match."""
         self.peft_config()
         bounds.check_patterns(self.config, [name for name, _ in model.named_modules()], "methods.peft.config")
 

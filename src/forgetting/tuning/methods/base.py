@@ -106,7 +106,7 @@ class Method(VariantOptions, ABC):
             context: what is known about the run.
 
         Returns:
-            The model to train; `requires_grad` marks what trains.
+            The model to train; `requires_grad` marks the parameters that train.
 
         Raises:
             UsageError: the options do not fit this model.

@@ -32,9 +32,7 @@ class Eva(LowRank):
     references: ClassVar[tuple[str, ...]] = ("paischer2024eva",)
 
     rho: float = Field(2.0, ge=1, le=16, description="a layer's rank is at most rho times `rank`; 1 keeps ranks equal")
-    batch_windows: int = Field(
-        16, ge=1, description="training windows per pass; together longer than rho * rank tokens"
-    )
+    batch_windows: int = Field(16, ge=1, description="training windows per pass; together at least rho * rank tokens")
 
     @property
     def directions(self) -> int:
@@ -77,14 +75,14 @@ class Eva(LowRank):
             ),
             where,
         )
-        # PEFT builds layers whose rank changes anew, in the dtype of the base; all other adapters are float32
+        # PEFT rebuilds layers whose rank changes, in the base model's dtype; all other adapters are float32
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         return adapted
 
     def _batches(self, context: Context) -> list[dict[str, Any]]:
-        """Batches of training windows, each with more tokens than directions; a shorter last one is left out."""
+        """Batches of training windows with at least as many tokens as directions; batches with fewer are left out."""
         import torch
 
         from ...data.padding import right_padded

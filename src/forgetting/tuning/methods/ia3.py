@@ -1,4 +1,4 @@
-"""(IA)³: learned factors on keys, values and the feed-forward's inner activations, through PEFT.
+"""(IA)³: learned factors on keys, values and the inner activations of feed-forward layers, through PEFT.
 
 Liu et al. 2022, *Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning*,
 arXiv:2205.05638. It has few parameters with a large effect each, so it needs a higher learning rate than LoRA (3e-3 in
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Ia3(Method):
-    """One factor per output of `target_modules`, or per input of feed-forward ones. P = sum of those widths."""
+    """One factor per output of each target module, or per input of feed-forward ones. P = sum of those widths."""
 
     name: ClassVar[str] = "ia3"
     quantised: ClassVar[tuple[int, ...]] = (4, 8)

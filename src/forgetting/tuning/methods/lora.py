@@ -45,7 +45,7 @@ class LowRank(Targeted):
         )
 
     def notices(self, model: PreTrainedModel) -> list[str]:
-        """A notice if the rank exceeds that of a layer's weights; the product B A still has only their rank."""
+        """A notice if the rank exceeds that of a layer's weights, which the product B A cannot exceed."""
         modules = self.linear(model)
         name = min(modules, key=lambda key: min(shape(modules[key])), default=None)
         if name is None or self.rank <= min(shape(modules[name])):
@@ -74,7 +74,7 @@ class Lora(LowRank):
 
 
 class Dora(LowRank):
-    """LoRA of each weight column's direction, with a separately trained magnitude. P = r (in + out) + out."""
+    """LoRA of the direction of each output's weights, with a separate magnitude per output. P = r (in + out) + out."""
 
     name: ClassVar[str] = "dora"
     quantised: ClassVar[tuple[int, ...]] = (4,)  # with 8 bits PEFT finds no dtype to compute in

@@ -101,8 +101,8 @@ def check_blocks(method: Targeted, size: int, model: PreTrainedModel) -> None:
 class Osf(Targeted):
     """Freezes each target's main singular directions; the rest train orthogonally to them. P = k (in + out + 1).
 
-    k, what trains, is min(in, out) minus the frozen directions. The gradient is projected, so an optimiser that
-    rescales it elementwise, such as Adafactor or AdamW, keeps the subspaces separate only approximately.
+    k is the number of trained directions: min(in, out) minus the frozen ones. The gradient is projected, so an
+    optimiser that rescales it elementwise, such as Adafactor or AdamW, keeps the subspaces separate only approximately.
     """
 
     name: ClassVar[str] = "osf"

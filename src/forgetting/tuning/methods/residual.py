@@ -92,7 +92,7 @@ class Pissa(Residual):
 
 
 class Olora(Residual):
-    """A and B start as the first r columns and rows of W's QR decomposition. P = r (in + out)."""
+    """B and A start as the first r columns of Q and rows of R, where W = Q R. P = r (in + out)."""
 
     name: ClassVar[str] = "olora"
     references: ClassVar[tuple[str, ...]] = ("buyukakyuz2024olora",)
@@ -120,7 +120,7 @@ class Corda(Residual):
         description="general text with the fields of `text`; required for `keep: knowledge`; never the measured text",
     )
     calibration_windows: int = Field(
-        256, ge=1, description="how many of its windows to read; the default is the paper's"
+        256, ge=1, description="how many windows of the text to read; the default is the paper's"
     )
 
     @model_validator(mode="after")

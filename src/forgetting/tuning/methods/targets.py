@@ -80,7 +80,7 @@ class Targeted(Method):
             )
 
     def linear(self, model: PreTrainedModel) -> dict[str, nn.Module]:
-        """The full names of the chosen modules."""
+        """The chosen modules, by full name."""
         chosen = self.targets(model)
         modules = linear_modules(model)
         return modules if isinstance(chosen, str) else {name: modules[name] for name in matching(modules, chosen)}
@@ -194,10 +194,11 @@ def choose(
 
 
 def adapt(model: PreTrainedModel, config: PeftConfig, where: str) -> PeftModel:
-    """Apply PEFT's adapter to the model.
+    """Add the adapter that a PEFT configuration describes to the model.
 
     Raises:
-        UsageError: PEFT refuses the options for this model (with its first line), or nothing would train.
+        UsageError: PEFT refuses the options for this model (the first line of its error is kept), or nothing would
+            train.
     """
     from peft import get_peft_model
 

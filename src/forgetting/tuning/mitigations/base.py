@@ -4,7 +4,7 @@ A mitigation overrides the hooks that it needs; other packages need not know abo
 
     recipe      changes the method or training configuration
     plan        chooses the windows to train on, their order, tokens and weights
-    adapt       chooses what of the prepared model trains
+    adapt       chooses which parts of the prepared model train
     term        adds to the loss
     afterwards  changes the trained model without training
 """
@@ -144,11 +144,11 @@ class Term:
         """
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it, for JSON; empty for a term that follows from the step alone."""
+        """Its state for a checkpoint, as JSON values; empty for a term that depends on the step alone."""
         return {}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
+        """Continue from the state of a checkpoint."""
 
 
 class Mitigation(VariantOptions, ABC):
@@ -241,7 +241,7 @@ class Mitigation(VariantOptions, ABC):
         """Change which parts of the prepared model train."""
 
     def afterwards(self, model: nn.Module, at: Situation) -> Iterator[float]:
-        """After the last step: put the model into other states, each given as its alpha in [0, 1], then restore it."""
+        """After the last step: put the model into other states, yield the alpha in [0, 1] of each, then restore it."""
         yield from ()
 
 

@@ -16,7 +16,7 @@ from .base import Situation
 R = TypeVar("R")
 PROBE_TOKENS = 32
 TOLERANCE = 1e-4
-"""By what share of the largest logit disabled adapters may differ from the base model (rounding)."""
+"""Share of the largest logit by which the model with disabled adapters may differ from the base model (rounding)."""
 
 
 class BasePass:
@@ -35,7 +35,7 @@ class BasePass:
         self.copied = False
 
     def start(self, model: nn.Module) -> None:
-        """Find out how to run the base model, once the method has prepared it."""
+        """Find out how to run the base model, once the method has prepared the model."""
         if is_peft(model):
             found = self._disabled(model, self._ids, None)
             bound = TOLERANCE * float(self._expected.abs().max())

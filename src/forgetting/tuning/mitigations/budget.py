@@ -1,4 +1,4 @@
-"""KL divergence to the base model on general text, with the weight that ends the run at a budget of forgetting.
+"""KL divergence to the base model on general text, weighted so that the run ends at a forgetting budget.
 
 The penalty of `kl` (Li and Hoiem 2016, arXiv:1606.09282); its weight is steered from forecasts (`tuning.steering`), as
 Ziegler et al. 2019, arXiv:1909.08593, section 2.2, steer theirs towards a target KL.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Budget(Mitigation):
     """loss + weight * KL(base || tuned) on general text; the weight moves so that forgetting ends at the budget.
 
-    Forgetting is measured some twenty-five times on a sample of the study's text, and six times on all of it. The
+    Forgetting is measured about 25 times on a sample of the study's text, and six times on all of it. The
     weight is 0 in the first third of the run. A run that forgets less than the budget without a penalty ends below it.
     """
 
@@ -35,13 +35,13 @@ class Budget(Mitigation):
     excludes: ClassVar[tuple[str, ...]] = ("kl",)
 
     budget: float = Field(
-        0.15, gt=0, description="of excess forgetting, nats/token, to end with; a list is one run each"
+        0.15, gt=0, description="excess forgetting to end with, nats/token; a list gives one run each"
     )
     text: TextConfig | None = Field(
-        None, description="the general text; default the miniature's encyclopedia, in studies of the miniature"
+        None, description="the general text; default: the miniature's encyclopedia, in studies of the miniature"
     )
-    windows: int = Field(4, ge=1, description="windows of general text an update step, beside the batch")
-    tokens: int = Field(6000, ge=100, description="of the measured text, that its weight is steered by")
+    windows: int = Field(4, ge=1, description="windows of general text per update step, in addition to the batch")
+    tokens: int = Field(6000, ge=100, description="tokens in the sample of the measured text that steers the weight")
 
     def general_text(self, run: RunConfig) -> TextConfig | None:
         """See `Mitigation.general_text`."""
@@ -52,15 +52,15 @@ class Budget(Mitigation):
         return False
 
     def check(self, run: RunConfig, base: Base) -> None:
-        """Refuse a run that is too short to steer, and one measured against another model than it starts from."""
+        """Refuse a run that is too short to steer, or measured against a model other than the one it starts from."""
         from ..steering import SHORTEST
 
         if run.training.steps < SHORTEST:
             raise UsageError(
-                f"mitigations.budget: training.steps {run.training.steps}; steering takes at least {SHORTEST}"
+                f"mitigations.budget: training.steps {run.training.steps}; steering needs at least {SHORTEST}"
             )
         if run.model.reference == "full":
-            raise UsageError("mitigations.budget: does not go together with model.reference: full; use quantised")
+            raise UsageError("mitigations.budget: does not work with model.reference: full; use quantised")
 
     def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
         """As `kl` on general text; see `Mitigation.takes`."""
@@ -115,7 +115,7 @@ class _Steered(Term):
         return forgetting_of(model, windows, targets, self.at.run.measure.batch_tokens)
 
     def _note(self) -> None:
-        """What run.json says of it."""
+        """Update the facts stored in run.json."""
         self.facts["weights"] = [[step, round(weight, 6)] for step, weight in self.steering.moves]
         if self.steering.said:
             self.facts["notices"] = [*self.steering.said.values()]

@@ -47,7 +47,7 @@ class GeneralDivergence:
         windows: the general text.
         count: windows per update step.
         steps: update steps of the run.
-        seed: of the order of windows and of dropout.
+        seed: seed of the order of windows and of dropout.
         base: computes the base model's logits.
         direction: as in `divergence`.
     """

@@ -1,4 +1,4 @@
-"""Elastic weight consolidation: keeps weights near the base model's, the more the general text depends on them.
+"""Elastic weight consolidation: keeps weights near the base model's, those that the general text depends on most.
 
 Kirkpatrick et al. 2017, *Overcoming Catastrophic Forgetting in Neural Networks*, arXiv:1612.00796. The Fisher
 information is the model's own (labels sampled from it), not the empirical one: Kunstner et al. 2019, arXiv:1905.12558.

@@ -1,4 +1,4 @@
-"""Freezes the bottom layers: those near the input stay the base model's.
+"""Freezes the bottom layers: those near the input stay as in the base model.
 
 Lee et al. 2019, *What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning*, arXiv:1911.03090.
 """

@@ -38,7 +38,7 @@ class GeneralTexts:
         return self.corpora.text(text).windows
 
     def refuse_measured(self, name: str, text: TextConfig, run: RunConfig) -> None:
-        """Refuse a text that shares a document, or a line of 80 characters, with what the run is measured on.
+        """Refuse a text that shares a document, or a line of at least 80 characters, with what the run is measured on.
 
         Raises:
             UsageError: names the mitigation, the text and what it shares.

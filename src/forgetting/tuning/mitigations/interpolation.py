@@ -38,7 +38,7 @@ class Interpolation(Mitigation):
     )
 
     def check_model(self, run: RunConfig, model: nn.Module) -> None:
-        """Refuse a method that does not add to weights, or that starts from something already added."""
+        """Refuse a method that does not add to weights, or whose addition is not zero at the start."""
         from .weights import weight_changes
 
         if not all(change.starts_at_zero for change in weight_changes(model, self.name)):
@@ -48,7 +48,7 @@ class Interpolation(Mitigation):
             )
 
     def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
-        """For weights that train themselves, copies of the base model's and the tuned ones; see `Mitigation.takes`."""
+        """Without an adapter, copies of the base and the tuned weights; see `Mitigation.takes`."""
         from ...models.adapters import is_peft
 
         return Takes(before=base, after=0 if is_peft(model) else 2 * base)

@@ -21,7 +21,7 @@ class L2sp(Mitigation):
     """loss + weight / 2 * ||W - W_base||^2, summed over the weights that the method changes.
 
     For LoRA-type adapters W - W_base is the adapter's change, scale * B A, not its factors. So one weight means the
-    same for every rank and for full fine-tuning, which needs a copy of what trains.
+    same for every rank and for full fine-tuning, which needs a copy of the trained weights.
     """
 
     name: ClassVar[str] = "l2sp"
@@ -38,7 +38,7 @@ class L2sp(Mitigation):
         weight_changes(model, self.name)
 
     def takes(self, run: RunConfig, model: nn.Module, base: int) -> Takes:
-        """For weights that train themselves, a copy of their start; see `Mitigation.takes`."""
+        """Without an adapter, a copy of the trained weights at the start; see `Mitigation.takes`."""
         return penalty_takes(model, base)
 
     def term(self, at: Situation) -> Term:
@@ -47,7 +47,7 @@ class L2sp(Mitigation):
 
 
 def penalty_takes(model: nn.Module, base: int) -> Takes:
-    """Memory of `WeightPenalty`: a copy of weights that train themselves; for one weight its change, square, slopes.
+    """Memory of `WeightPenalty`: without an adapter, a copy of the weights; per weight its change, square, gradients.
 
     Before that, a copy of the base model is prepared to check that the penalty fits the method.
     """

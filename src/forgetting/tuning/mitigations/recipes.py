@@ -36,7 +36,7 @@ class LearningRate(Mitigation):
 
 
 class WeightDecay(Mitigation):
-    """Decoupled weight decay: pulls what trains to zero, which for adapters is towards the base model.
+    """Decoupled weight decay: pulls the trained weights to zero, which for adapters is towards the base model.
 
     Loshchilov and Hutter 2017, arXiv:1711.05101. In full fine-tuning it pulls away from the base model; there, `l2sp`
     is the decay towards the start.
@@ -61,7 +61,7 @@ class WeightDecay(Mitigation):
 
 
 class Dropout(Mitigation):
-    """Dropout on what the method adds, for methods with an option `dropout`."""
+    """Dropout on the adapter's input, for methods with an option `dropout`."""
 
     name: ClassVar[str] = "dropout"
     references: ClassVar[tuple[str, ...]] = ("biderman2024lora",)

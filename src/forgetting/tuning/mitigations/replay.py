@@ -59,11 +59,11 @@ class Replay(Mitigation):
         return None if self.generated else general.chosen_text(self.name, self.text, run)
 
     def shardable(self) -> bool:
-        """If the base model need not generate the text; see `Mitigation.shardable`."""
+        """Unless the base model generates the text; see `Mitigation.shardable`."""
         return not self.generated
 
     def lengthens(self) -> bool:
-        """If the base model need not generate as much text as the run needs; see `Mitigation.lengthens`."""
+        """Unless the base model generates the text, as much as the run needs; see `Mitigation.lengthens`."""
         return not self.generated
 
     def check(self, run: RunConfig, base: Base) -> None:

@@ -2,7 +2,7 @@
 
 For full fine-tuning and its parts these are the parameters themselves. For PEFT's additive adapters (LoRA, LoHa, LoKr)
 it is the change that they make to their layer, so a penalty means the same for an adapter as for full fine-tuning,
-whatever the factors are.
+however the change is factored.
 """
 
 from __future__ import annotations
