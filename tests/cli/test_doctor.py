@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -62,13 +63,13 @@ def test_tokens_are_reported_as_set_or_not_and_never_shown(
         assert "PlantedSecret" not in output
         assert "http://127.0.0.1:1 cannot be reached" in output
     checks = doctor(tmp_path)
-    assert named(checks, "token HF_TOKEN").found == "there"
+    assert named(checks, "token HF_TOKEN").found == "set"
     assert named(checks, "token WANDB_API_KEY").state == "note"
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert named(doctor(tmp_path), "token HF_TOKEN").found == "not there"
+    assert named(doctor(tmp_path), "token HF_TOKEN").found == "not set"
     (tmp_path / "token").write_text("hf_PlantedSecret")
-    assert named(doctor(tmp_path), "token HF_TOKEN").found == "there"
+    assert named(doctor(tmp_path), "token HF_TOKEN").found == "set"
 
 
 def test_the_hub_is_reached_without_sending_it_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,3 +162,10 @@ def test_ray_is_looked_for_only_when_asked(tmp_path: Path, monkeypatch: pytest.M
     found = named(doctor(tmp_path, ray_address="127.0.0.1:1"), "ray")
     assert found.state == "broken"
     assert found.advice
+
+
+def test_a_cluster_of_one_node_is_called_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = subprocess.CompletedProcess([], 0, "1 {'CPU': 2.0}\n", "")
+    monkeypatch.setattr(environment.subprocess, "run", lambda *_, **__: answer)
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda _: True)
+    assert [check.found for check in environment._ray("auto")] == ["auto: 1 node, {'CPU': 2.0}"]

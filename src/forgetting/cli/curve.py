@@ -1,4 +1,4 @@
-"""Several checkpoints in one `forgetting measure`."""
+"""`forgetting measure` with several checkpoints."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Output:
 
 
 def curve_of(base: str, tuned: list[str], source: Any, how: dict[str, Any], output: Output) -> None:
-    """Measure checkpoints, and write and print the curve; where one cannot be measured, that of those before it.
+    """Measure checkpoints, and write and print the curve; if one cannot be measured, the curve of those before it.
 
     Args:
         base: the base model.
         tuned: checkpoints, or folders of them.
-        source: the text; with a name or a probe, a mapping of one.
+        source: the text, or a mapping with one text if it has a name or is a probe.
         how: the arguments of `measure`.
         output: where it goes.
 

@@ -1,7 +1,7 @@
 """What works on this machine: for each check, what was found and what to do about it.
 
 Checks test and never guess: the disk in the folder itself, bf16 by computing in it. Tokens are reported as set or not
-set; their text never gets into a result.
+set; a result never contains their text.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..display.numbers import several
 from ..errors import ForgettingError, UsageError
 from . import missing
 
@@ -116,7 +117,7 @@ def as_lines(checks: list[Check]) -> list[str]:
 
 
 def plainly(arguments: list[str]) -> str:
-    """Print the checks if the command's own packages are missing; takes `[FOLDER] [--json]`."""
+    """The checks as text, for when the command's own packages are missing; takes `[FOLDER] [--json]`."""
     folders = [argument for argument in arguments if not argument.startswith("-")]
     checks = doctor(Path(*folders[:1]))
     if "--json" in arguments:
@@ -336,7 +337,7 @@ def _tokens() -> Iterator[Check]:
             with suppress(OSError):
                 there = stored.stat().st_size > 0
         advice = "" if there else f"set it if you need {use}"
-        yield Check(f"token {name}", "works" if there else "note", "there" if there else "not there", advice)
+        yield Check(f"token {name}", "works" if there else "note", "set" if there else "not set", advice)
 
 
 def _hub() -> Iterator[Check]:
@@ -394,4 +395,4 @@ def _ray(address: str) -> Iterator[Check]:
         yield Check("ray", "broken", f"{address}: {why[:200]}", start)
         return
     nodes, resources = done.stdout.strip().splitlines()[-1].split(" ", 1)
-    yield Check("ray", "works", f"{address}: {nodes} nodes, {resources[:200]}")
+    yield Check("ray", "works", f"{address}: {several(int(nodes), 'node')}, {resources[:200]}")

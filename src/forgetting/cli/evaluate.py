@@ -49,7 +49,7 @@ IncludePath = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder to store answers in. Default: evaluations/NAME.")]
 Limit = Annotated[
-    int | None, typer.Option(min=1, help="Use only the first so many items of each task, for a quick look.")
+    int | None, typer.Option(min=1, help="Use only this many items of each task, from the first, for a quick look.")
 ]
 Batch = Annotated[
     int | None, typer.Option(min=1, help="Items per forward pass. Default: 256 for a small model, 16 for a larger one.")
@@ -91,7 +91,7 @@ Html = Annotated[
 
 @dataclass(frozen=True)
 class AskOptions:
-    """What is asked, and how: shared by two models and by a study."""
+    """What is asked, and how: flags for evaluating two models or a study."""
 
     suite: SuiteOption = None
     include_path: IncludePath = None
@@ -112,7 +112,7 @@ class AskOptions:
         return given | {"suites": self.suite or (), "include_path": self.include_path or ()}
 
     def plan(self) -> Plan:
-        """The arguments for the runs of a study."""
+        """The plan for the runs of a study."""
         from ..capabilities.settings import Settings
         from ..capabilities.suites import Plan
 
@@ -213,7 +213,7 @@ def shares_of(given: list[str], confidence: float) -> float | dict[str, float]:
     """--max-lost as a number, or as numbers by name.
 
     Raises:
-        UsageError: not a share, a repeated name, or a number for all beside one by name.
+        UsageError: not a share, a repeated name, or a number for all together with numbers by name.
     """
     from ..capabilities.gate import check_loss
 
@@ -250,7 +250,7 @@ def evaluate_command(
     html: Html = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Measure what was lost of knowledge, reasoning and safety guardrails, item by item, with paired statistics.
+    """Measure which knowledge, reasoning and safety guardrails were lost, item by item, with paired statistics.
 
     Answers are stored, and stored answers are not asked for again. Given only a study folder, it evaluates the tuned
     model of each run, and the study's report shows the results.
@@ -328,7 +328,7 @@ def _check(
 
 
 def _name(base: str, tuned: str) -> str:
-    """A folder name from the base and the last two parts of the tuned model's path."""
+    """A folder name from the last parts of both models' paths, except `adapter`."""
     parts = [part for part in re.split(r"[/\\]", tuned) if part not in ("", ".", "..", "adapter")][-1:]
     last = [part for part in re.split(r"[/\\]", base) if part][-1:]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "--".join([*last, *parts])).strip("-.")[:120] or "evaluation"

@@ -52,19 +52,20 @@ Checkpoints = Annotated[
 ]
 TaskText = Annotated[
     str | None,
-    typer.Option(metavar="SOURCE", help="Held-out text of the task, to judge also whether the task improved."),
+    typer.Option(metavar="SOURCE", help="Held-out text of the task, to also judge whether the task improved."),
 ]
 TaskField = Annotated[
     list[str] | None, typer.Option(metavar="NAME=VALUE", help="How to read --task-text, as --text-field.")
 ]
 Html = Annotated[
-    Path | None, typer.Option("--html", help="Also write a report page, which shows where it forgot, token by token.")
+    Path | None,
+    typer.Option("--html", help="Also write a report page, which shows where the model forgot, token by token."),
 ]
 
 
 @dataclass(frozen=True)
 class PassOptions:
-    """How to measure; `measure`, `check` and `scale` share these flags."""
+    """How to measure; `measure`, `check`, `card` and `scale` share these flags."""
 
     context: o.WindowTokens = None
     tolerance: Annotated[

@@ -140,7 +140,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a command's models are loaded: flags shared by `measure`, `check`, `evaluate` and `study`.
+    """How a command's models are loaded: flags shared by all commands that load models, except `chain`.
 
     A flag that was not given is None, so that a study file keeps its value.
     """

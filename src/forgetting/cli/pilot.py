@@ -58,7 +58,7 @@ def pilot_command(
 ) -> None:
     """Find the best rank and steps within a budget of forgetting, by short runs, one at a time.
 
-    Each run is the one that narrows the band of forgetting of the recommended run most per time, until the band is
+    Each run is the one that narrows the forgetting band of the recommended run most per unit of time, until the band is
     within the tolerance or the time is up. Then it prints the rank and steps, with bands, and the command to run them.
     It can be stopped at any time; the same command continues. Its folder is a study folder. Exit code 1 if there is no
     plan.

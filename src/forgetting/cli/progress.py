@@ -102,7 +102,7 @@ class StudyProgress:
                 self.say(f"{_short(event.task)}: held by {event.note}; waiting for it")
 
     def _forecast(self, task: str, step: int) -> None:
-        """Say where a run ends: beside its bar; without bars on one line, at the first measurement after a third."""
+        """Say where a run will end: next to its bar, or without bars on one line, once, when a third is done."""
         from ..studies.forecasting import of_run
 
         found = None
