@@ -78,7 +78,7 @@ def drop_unfinished(folder: Path) -> None:
 
 
 def drop_but(folder: Path, step: int | None) -> None:
-    """Delete all checkpoints except that of a step; None deletes all."""
+    """Delete all checkpoints except the one at a step; None deletes all."""
     for path in _by_step(folder):
         if _step(path) != step:
             shutil.rmtree(path, ignore_errors=True)

@@ -167,7 +167,7 @@ def _base_logits(model: Any, ids: Any, mask: Any) -> Any:
 
 
 def _split(windows: Windows) -> tuple[Windows, Windows]:
-    """The windows of every fourth document, to measure on, and those of the others, for the penalty."""
+    """Split by document: windows to measure on (one document in MEASURED), and the others, for the penalty."""
     documents = np.asarray(windows.documents)
     measured = np.isin(documents, np.unique(documents)[::MEASURED])
     if measured.all() or not measured.any():

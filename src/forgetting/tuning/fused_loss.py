@@ -1,8 +1,8 @@
 """Next-token loss without all logits: only at labelled positions, tile by tile, together with its gradient.
 
 A causal model's own loss computes logits for every position and keeps them, and their gradient, in memory.
-`NextTokenLoss` computes those of a few labelled positions, derives loss and gradient, and discards them: fused linear
-cross-entropy, after Liger (Hsu et al. 2024, arXiv:2410.10989), whose kernels are used on a GPU if available.
+`NextTokenLoss` computes the logits of a few labelled positions, derives loss and gradient, and discards them. This is
+fused linear cross-entropy, after Liger (Hsu et al. 2024, arXiv:2410.10989); its kernels are used on a GPU if available.
 
 The model's own forward stays in control: it calls its head and its loss, which are replaced while it runs. So hooks,
 wrappers (DistributedDataParallel, autocast) and anything that a model adds to its loss (expert balancing) work as

@@ -35,7 +35,7 @@ class ShardedTrainer(CheckedTrainer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        # FSDP sums the gradients, so never wrap in DistributedDataParallel, whatever the environment says
+        # FSDP sums the gradients, so never wrap in DistributedDataParallel, even if the environment asks
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     @functools.cached_property

@@ -33,7 +33,7 @@ steps, a shorter one ends as close to the budget if the weight acts as fast as t
 STRIDE = math.log(2.0)
 """The most that log(1 + w / SCALE) changes at a measurement, so that a wrong forecast does little harm."""
 BEGIN = 1 / 3
-"""Share of the run after which the weight changes. Before, the curve is that of the warm-up. There is time to return
+"""Share of the run after which the weight changes. Before that, the curve shows the warm-up. There is time to return
 from above the budget, but none to return from far below it, if the run would end near it without a penalty."""
 WHOLE = (0.33, 0.5, 0.65, 0.8, 0.9, 0.96)
 """Shares of the run after which the whole text is measured."""

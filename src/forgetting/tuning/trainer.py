@@ -171,8 +171,8 @@ class CheckedTrainer(Trainer):
 def keep_dtypes(optimizer: torch.optim.Optimizer) -> None:
     """Make an optimiser load its state as it was saved, even if the weights are 16-bit.
 
-    torch converts a loaded state to the dtype of the weights, but Adafactor's is float32 whatever the weights are; a
-    run that resumed with rounded means would not give the numbers of an uninterrupted one.
+    torch converts a loaded state to the dtype of the weights, but Adafactor's is always float32. A run resumed with
+    rounded means would not give the numbers of an uninterrupted one.
     """
     loaded: list[dict[str, Any]] = []
 

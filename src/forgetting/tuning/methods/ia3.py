@@ -33,7 +33,7 @@ class Ia3(Method):
     feedforward_modules: tuple[str, ...] | None = Field(
         None,
         strict=False,
-        description="those of them whose inputs are scaled instead of their outputs; default: PEFT's choice",
+        description="target modules whose inputs are scaled instead of their outputs; default: PEFT's choice",
     )
     layers: Layers = Field(
         None, description="decoder layers, counted from 0, or from the top if negative; or e.g. `top-4`; default: all"

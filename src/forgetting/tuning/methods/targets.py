@@ -1,4 +1,4 @@
-"""Which modules of a model a method changes: found in the model itself, whatever its architecture.
+"""Which modules of a model a method changes: found in the model itself, for any architecture.
 
 torch is imported only when a function needs it.
 """
