@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from forgetting.cli import main
-from forgetting.store.folder import StudyFolder
+from forgetting.store.folder import RunFolder, StudyFolder
 from forgetting.studies.repeat import compare
 
 
@@ -86,6 +86,20 @@ def test_on_another_machine_a_mean_may_differ_by_its_standard_error(tmp_path: Pa
         assert ("torch None then, 9.9 now" in made.sentence()) is elsewhere
     (new.path / "measurements.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
     assert not compare(old, new, tmp_path).holds  # a row is missing
+
+
+@pytest.mark.parametrize(("change", "holds"), [(0.04, True), (0.06, False)])
+def test_on_another_machine_answers_kept_may_differ_by_their_standard_error(
+    tmp_path: Path, change: float, holds: bool
+) -> None:
+    runs = []
+    for name, kept in (("a", 0.5), ("b", 0.5 + change)):
+        folder = RunFolder(tmp_path / name / "runs" / "run")
+        folder.path.mkdir(parents=True)
+        folder.update(run_id="run", versions={"torch": name})
+        folder.append({"step": 5, "alpha": None, "kept[own]": kept, "kept[own]_se": 0.05, "text_tokens[own]": 9})
+        runs.append(folder)
+    assert compare(*runs, tmp_path).beyond == (() if holds else ("kept[own]",))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from typing import Any
 
 from .. import files
 from ..errors import ForgettingError, UsageError
-from ..measuring.quantities import BY_NAME
 from ..store.columns import COSTS
 from ..store.folder import RunFolder, StudyFolder
 from ..tuning.grid import asked_by, runs_by_id
@@ -115,7 +114,7 @@ def compare(old: RunFolder, new: RunFolder, folder: Path) -> Repeat:
             continue
         size = abs(one - two) if one is not None and two is not None else float("inf")
         largest[column] = max(largest.get(column, 0.0), size)
-        allowed = before.get((*key[:2], f"{column}_se")) if elsewhere and column.partition("[")[0] in BY_NAME else None
+        allowed = before.get((*key[:2], f"{column}_se")) if elsewhere else None  # counts have no standard error
         if not (column.endswith("_se") and elsewhere) and not size <= (allowed or 0.0):
             beyond.add(column)
     return Repeat(old.id, folder, len(before), largest, tuple(sorted(beyond)), elsewhere)
