@@ -19,6 +19,7 @@ from forgetting.analysis.plan.mitigated import plan_mitigated
 from forgetting.cli import laws
 from forgetting.display.numbers import number
 from forgetting.errors import UsageError
+from forgetting.reporting import aggregate
 from forgetting.reporting.figures import charts
 from forgetting.reporting.mitigated import sections_of
 from forgetting.reporting.series import group, panels, tidy
@@ -352,3 +353,19 @@ def test_the_report_shows_the_law_its_rows_by_share_and_what_plan_says(table, fi
     assert sorted(x for trace in points for x in trace["x"]) == sorted(3 * list(SHARES))
     without = {name: one for name, one in fits.items() if name != "replay"}
     assert not sections_of(panels(["d"], rows, group(rows, []), {"d": without})[0])
+
+
+def test_the_report_of_a_large_study_counts_measurements_though_its_charts_show_means(
+    table: pd.DataFrame, fits: dict[str, Fit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = table.assign(method="lora", forgetting_se=0.002, forgetting_loss_se=0.002, finetune_loss_se=0.002)
+    again = table.assign(run_id=table["run_id"] + "-again", forgetting=1.1 * table["forgetting"])
+    rows = tidy(pd.concat([table, again], ignore_index=True))
+    series = group(rows, [])
+    (single,) = sections_of(panels(["d"], rows, series, {"d": fits})[0])
+    monkeypatch.setattr(aggregate, "MOST_POINTS", 10)
+    panel = panels(["d"], aggregate.drawn(rows, series)[0], series, {"d": fits}, rows)[0]
+    assert len(panel.points) < len(panel.measured)
+    assert sections_of(panel)[0].settings == single.settings
+    chart = next(chart for chart in charts(panel) if chart.kind == "replay")
+    assert "one standard error between runs" in chart.caption

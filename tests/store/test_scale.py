@@ -216,6 +216,24 @@ def test_a_mean_over_runs_has_the_standard_error_between_them(study: Path) -> No
     assert row["finetune_loss_se"] == pytest.approx(abs(losses.iloc[0] - losses.iloc[1]) / 2, rel=1e-9)
 
 
+def test_charts_of_means_say_so_and_count_the_runs_behind(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from forgetting.reporting.figures import charts
+    from forgetting.reporting.series import group, panels, tidy
+
+    table = tidy(load_table(study))
+    late = sorted(table.loc[table["dataset"] == "news", "run_id"].unique())[
+        :5
+    ]  # both runs of two series, one of a third
+    table = table[~(table["run_id"].isin(late) & (table["step"] == table["step"].max()))]
+    series = group(table, [])
+    monkeypatch.setattr(aggregate, "MOST_POINTS", 50)
+    points, _ = aggregate.drawn(table, series)
+    captions = {chart.kind: chart.caption for chart in charts(panels(["news"], points, series, {}, table)[0])}
+    assert "5 runs have not reached it" in captions["size"]
+    assert "a mean over the runs" in captions["line"]
+    assert "between runs" in captions["steps-finetune_loss"]
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("form", ["--csv", "--json", ""])
 def test_a_large_table_is_written_whole(

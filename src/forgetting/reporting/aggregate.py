@@ -29,8 +29,9 @@ def drawn(rows: pd.DataFrame, series: Sequence[Series]) -> tuple[pd.DataFrame, s
 
     Returns:
         The rows unchanged if there are at most MOST_POINTS. Otherwise one row per data set, series, status and step:
-        the mean over its runs, with the standard error of that mean between runs. If these are still too many, only
-        evenly spaced steps. The sentence is empty if the rows are unchanged.
+        the mean over its runs, with the standard error of that mean between runs; if these are still too many, only at
+        evenly spaced steps. Rows of failed runs are not averaged; at most MOST_FAILED of them are kept. The sentence is
+        empty if the rows are unchanged.
     """
     if len(rows) <= MOST_POINTS:
         return rows, ""
@@ -48,11 +49,13 @@ def drawn(rows: pd.DataFrame, series: Sequence[Series]) -> tuple[pd.DataFrame, s
         "charts is a mean over all runs of one method and rank at one step, with the standard error between "
         "runs as error bar"
     )
-    said += f", at every {every}th measured step" if every > 1 else ""
-    said += f"; of failed runs {MOST_FAILED} measurements are drawn" if len(failed) > MOST_FAILED else ""
-    return pd.concat(
-        [mean, failed.head(MOST_FAILED)], ignore_index=True
-    ), f"{said}. Tables use every measurement; so do laws, unless their warnings say which."
+    said += f"; only one in {every} measured steps is drawn" if every > 1 else ""
+    said += f"; of failed runs only {MOST_FAILED} measurements are drawn" if len(failed) > MOST_FAILED else ""
+    said += (
+        ". The table below the charts lists the same points. Other tables and the laws use every measurement, unless "
+        "a law's warnings say which it used."
+    )
+    return pd.concat([mean, failed.head(MOST_FAILED)], ignore_index=True), said
 
 
 def _means(rows: pd.DataFrame, labels: dict[str, str]) -> pd.DataFrame:

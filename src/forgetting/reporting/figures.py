@@ -43,7 +43,10 @@ def line_chart(panel: Panel) -> Chart:
     """The paper's Figure 2: forgetting loss against fine-tuning loss, all runs, with the fitted line and its band."""
     data = fitted_line(panel) + _points(panel, "finetune_loss", "forgetting_loss", errors=False)
     layout = plain_layout(AXES["finetune_loss"], AXES["forgetting_loss"])
-    caption = "Each point is one measurement of one run; training moves a run to the left and up."
+    point = (
+        "a mean over the runs of one method and rank at one step" if panel.averaged else "one measurement of one run"
+    )
+    caption = f"Each point is {point}; training moves a run to the left and up."
     if fit := panel.linear:
         c, s = fit.parameters["c_fft"].value, fit.parameters["s_fft"].value
         r_squared = number(r2(fit, "forgetting_loss"))
@@ -75,7 +78,7 @@ def line_chart(panel: Panel) -> Chart:
 def finetune_chart(panel: Panel) -> Chart:
     """The paper's Figure 3, left: fine-tuning loss of each series against update steps, with the fitted joint law."""
     data = fitted_steps(panel, "finetune_loss") + _points(panel, "step", "finetune_loss")
-    caption = "Bars are one standard error, clustered by document." + _of_joint(panel, "finetune_loss", "Eq. 5", data)
+    caption = panel.bars + _of_joint(panel, "finetune_loss", "Eq. 5", data)
     alt = _steps_alt("Fine-tuning loss", panel, "falls")
     layout = plain_layout(AXES["step"], AXES["finetune_loss"])
     spec = {"data": data, "layout": layout}
@@ -87,7 +90,7 @@ def forgetting_chart(panel: Panel) -> Chart:
     floor = float(panel.points["forgetting_floor"].median())
     fitted = fitted_steps(panel, "forgetting_loss", floor) if finite(floor) else []
     data = fitted + _points(panel, "step", "forgetting")
-    caption = "Bars are one standard error, clustered by document." + unresolved_said(panel)
+    caption = panel.bars + unresolved_said(panel)
     caption += _of_joint(panel, "forgetting_loss", "Eq. 6 minus the floor", data) if fitted else ""
     layout = plain_layout(AXES["step"], AXES["forgetting"])
     _add_unresolved(layout, panel)
@@ -153,13 +156,13 @@ def size_chart(panel: Panel) -> Chart:
     ticks = [tick for tick in ticks if tick[0] > 0]
     names = [f"{method_name_of(s)}<br>{count(size)}" for size, s in ticks]
     layout["xaxis"] |= {"type": "log", "tickvals": [size for size, _ in ticks], "ticktext": names, "minor": {}}
-    behind = sorted(set(panel.points["run_id"]) - set(last["run_id"]))
+    behind = int((panel.measured.groupby("run_id")["step"].max() < step).sum())
     _add_unresolved(layout, panel)
     caption = f"At step {step:.0f}, the last one measured.{unresolved_said(panel)}"
     if panel.joint and (bands := bands_said(data, level(panel.joint.confidence))):
         caption += f" The curve is Eq. 6 minus the floor: {bands}."
     if behind:
-        caption += f" {len(behind)} {'run has' if len(behind) == 1 else 'runs have'} not reached it and are not shown."
+        caption += f" {behind} {'run has' if behind == 1 else 'runs have'} not reached it and are not shown."
     alt = f"Forgetting at step {step:.0f} against rank: " + "; ".join(
         f"{s.label} {plus_minus(*_pair(last, s, 'forgetting'))}" for s in panel.series
     )

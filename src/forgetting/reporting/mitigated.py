@@ -71,7 +71,7 @@ def sections_of(panel: Panel) -> list[MitigatedSection]:
     made = []
     for name, fit in panel.along.items():
         axis = AXES[name]
-        rows = rows_of(panel, axis)
+        rows = rows_of(fit, axis, panel.measured)
         if rows.empty:
             continue
         budget, sentences = _plan(fit, axis)
@@ -99,9 +99,8 @@ def _without_others(panel: Panel, axis: Axis) -> list[str]:
     return [word for name in panel.along if name != axis.name for word in (f"--{name}", "0")]
 
 
-def rows_of(panel: Panel, axis: Axis) -> pd.DataFrame:
+def rows_of(fit: Fit, axis: Axis, points: pd.DataFrame) -> pd.DataFrame:
     """The rows of a law: plain runs and those with its mitigation alone, of one method, at steps that were fitted."""
-    fit, points = panel.along[axis.name], panel.points
     points = points[points[axis.column].notna() & (points["step"] >= fit.measured_range["step"][0])]
     mitigated = points.loc[points[axis.column] > 0, "label"]
     if mitigated.empty:
@@ -119,7 +118,8 @@ def mitigated_charts(panel: Panel) -> list[Chart]:
 
 
 def _chart(panel: Panel, axis: Axis) -> Chart | None:
-    fit, rows, option = panel.along[axis.name], rows_of(panel, axis), axis.column
+    fit, option = panel.along[axis.name], axis.column
+    rows = rows_of(fit, axis, panel.points)
     if rows.empty:
         return None
     step = float(rows["step"].max())
@@ -135,10 +135,8 @@ def _chart(panel: Panel, axis: Axis) -> Chart | None:
     for series, size in ranked:
         mine = last[last["trainable_params"] == size].sort_values([option, "run_id"])
         data.append(points_trace(mine, option, "forgetting", f"var(--{series.key})", "circle", series.key))
-    caption = (
-        f"At step {step:.0f}, the last one. Bars are one standard error, clustered by document. Curves are the law"
-    )
-    caption += f", fitted to {fit.support('measurement')} (R² {number(fit.r2['forgetting'])})."
+    caption = f"At step {step:.0f}, the last one. {panel.bars} Curves are the law, fitted to "
+    caption += f"{fit.support('measurement')} (R² {number(fit.r2['forgetting'])})."
     if (bands := bands_said(data, level(fit.confidence))) and shown is not None:
         caption += f" Bands at {shown.label}: {bands}."
     alt = f"Forgetting at step {step:.0f} against {axis.what}; the numbers are in the table by {axis.value} below."

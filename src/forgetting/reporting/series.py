@@ -47,6 +47,9 @@ NUMBERS = (
     "text_documents",
 )
 TEXTS = ("dataset", "method", "label", "mitigation", "run_id", "status")
+MEASURED = ("run_id", "status", "label", "mitigation", "step", "trainable_params", *(a.column for a in AXES.values()))
+MEASURED += ("forgetting", "finetune_loss")
+"""Columns of `Panel.measured`."""
 Identity = tuple[str, float, str, str, str]
 """What the runs of one series share: method, rank (-1 without), options as JSON, label, mitigation."""
 
@@ -80,18 +83,21 @@ class Panel:
     Attributes:
         key: a safe identifier for the page, `d0`, `d1`, ...
         name: the data set's name, untrusted text.
-        points: measured rows after step 0 of runs that did not fail.
+        points: what the charts show: measurements after step 0 of runs that did not fail, or means of them.
+        measured: these measurements themselves, with at least the columns in MEASURED.
         base: rows of the same runs at step 0.
         failed: all rows of failed runs.
         series: series that have points here, in drawing order.
         linear, joint: the fits of the laws `linear` and `shifted_power`; None if not fitted.
         resolution: excess forgetting up to which a measurement cannot be distinguished from 0; None if unknown.
         along: by name, the fits of laws over an option of a mitigation, such as `replay`.
+        averaged: whether `points` are means over runs (`aggregate.drawn`).
     """
 
     key: str
     name: str
     points: pd.DataFrame
+    measured: pd.DataFrame
     base: pd.DataFrame
     failed: pd.DataFrame
     series: tuple[Series, ...]
@@ -99,12 +105,20 @@ class Panel:
     joint: Fit | None
     resolution: float | None = None
     along: Mapping[str, Fit] = field(default_factory=dict)
+    averaged: bool = False
     _sorted: dict[str, pd.DataFrame] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def hoverable(self) -> pd.DataFrame:
         """All rows, in the order of the row numbers in the charts."""
         return pd.concat([self.points, self.base, self.failed], ignore_index=True)
+
+    @property
+    def bars(self) -> str:
+        """A sentence on the error bars of the points."""
+        if self.averaged:
+            return "Bars are one standard error between runs; for a point of a single run, clustered by document."
+        return "Bars are one standard error, clustered by document."
 
     def of(self, series: Series) -> pd.DataFrame:
         """The points of one series, sorted by run and step."""
@@ -220,12 +234,13 @@ def panels(
         measured: the measurements themselves, where `rows` are means of them.
     """
     measured = rows if measured is None else measured
+    averaged = measured is not rows
     of_run = {run: s.key for s in series for run in s.runs}
     if "series" not in rows.columns:  # means over runs already have the column
         rows = rows.assign(series=rows["run_id"].map(of_run))
     found = []
     for number, name in enumerate(dict.fromkeys([*names, *rows["dataset"]])):
-        mine = rows[rows["dataset"] == name]
+        mine, here = rows[rows["dataset"] == name], measured["dataset"] == name
         failed = mine["status"] == "failed"
         start = mine["step"] == 0
         points, base, bad = mine[~failed & ~start], mine[~failed & start], mine[failed]
@@ -233,6 +248,7 @@ def panels(
         points["row"] = range(len(points))
         base = base.assign(row=range(len(points), len(points) + len(base)))
         bad = bad.assign(row=range(len(points) + len(base), len(mine)))
+        counted = here & (measured["status"] != "failed") & (measured["step"] != 0)
         present = set(points["series"])
         own = fits.get(name, {})
         found.append(
@@ -240,13 +256,15 @@ def panels(
                 key=f"d{number}",
                 name=name,
                 points=points,
+                measured=measured.loc[counted, list(MEASURED)] if averaged else points,
                 base=base,
                 failed=bad,
                 series=tuple(s for s in series if s.key in present),
                 linear=own.get("linear"),
                 joint=own.get("shifted_power"),
                 along={name: own[name] for name in AXES if name in own},
-                resolution=resolution(measured.loc[measured["dataset"] == name, list(NEEDED)]),
+                resolution=resolution(measured.loc[here, list(NEEDED)]),
+                averaged=averaged,
             )
         )
     return tuple(found)

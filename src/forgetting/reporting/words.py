@@ -98,7 +98,7 @@ def missing_fit(panel: Panel, law: str) -> str:
     for warning in panel.linear.warnings if panel.linear and law == "shifted_power" else ():
         if warning.startswith(NOT_FITTED):
             return warning.removeprefix(NOT_FITTED)
-    done = panel.points[panel.points["status"] == "done"]
+    done = panel.measured[panel.measured["status"] == "done"]
     runs = done["run_id"].nunique()
     if runs == 0:
         return "no run has finished"
