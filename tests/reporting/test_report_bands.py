@@ -120,6 +120,13 @@ def test_a_figure_of_something_else_is_refused_in_one_line(made, wrong):
             ask()
 
 
+def test_captions_are_plain_text_which_the_page_escapes(made):
+    config, table, runs, fits = made
+    rows = tidy(table.assign(label="R&D"))
+    panel = panels(config.datasets, rows, group(rows, runs), fits)[0]
+    assert any("Bands at R&D rank 64: " in chart.caption for chart in charts(panel))
+
+
 def test_a_bend_is_drawn_as_a_parabola_and_reported(made):
     """With its size, standard error and p of the fit's own test, and R2 of the least-squares parabola."""
     config, table, runs, _ = made

@@ -105,7 +105,7 @@ def _of_joint(panel: Panel, output: str, what: str, data: list[dict[str, Any]]) 
     fitted = f"fitted to {several(panel.joint.n_runs, 'run')} at once (R² {number(r2(panel.joint, output))})"
     said = f" Curves are {what}, {fitted}; dotted outside the range of the fit."
     if (bands := bands_said(data, level(panel.joint.confidence))) and (at := banded(panel)):
-        said += f" Bands at {html.escape(at.label)}: {bands}; those of other ranks are in the table of predictions."
+        said += f" Bands at {at.label}: {bands}; those of other ranks are in the table of predictions."
     return said
 
 
