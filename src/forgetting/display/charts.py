@@ -1,4 +1,4 @@
-"""The common style of all charts: colours, layout, curves; also turns a report's chart into a Plotly figure.
+"""The common style of all charts: colours, layout and points; also turns a report's chart into a Plotly figure.
 
 A chart is a plain Plotly specification whose colours are CSS variables (`var(--ink)`), so that the same chart works on
 the light page, the dark page, paper and in notebooks. Each trace names its series in `meta`; for points, `meta` also
@@ -60,9 +60,14 @@ OTHERS = (
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart: a title, a description, and the Plotly specification.
+    """One chart.
 
-    `kind` names the chart for the page, its tests and `figure(kind)`; `alt` describes it for readers who cannot see it.
+    Attributes:
+        kind: its name for the page, its tests and `figure(kind)`.
+        title, caption: plain text above and below it.
+        alt: a description for readers who cannot see it.
+        spec: the Plotly specification, with `data` and `layout`.
+        wide: whether it takes the full width of the page.
     """
 
     kind: str
@@ -114,7 +119,7 @@ def plotly_figure(
 
 
 def hover_html(text: str) -> str:
-    """Hover text with markup from escaped lines; the first line is the name."""
+    """Hover text with markup; `text` is escaped already, and its first line is the name."""
     name, *lines = text.split("\n")
     lines = [line.replace("L_ft ", "L<sub>ft</sub> ", 1) if line.startswith("L_ft ") else line for line in lines]
     lines = [line.replace("L_f ", "L<sub>f</sub> ", 1) if line.startswith("L_f ") else line for line in lines]

@@ -21,7 +21,7 @@ def command(*words: object, windows: bool = os.name == "nt") -> str:
 
 
 def exact(value: float) -> str:
-    """A number in the fewest digits that give it back.
+    """A number in the fewest digits that read back as the same number.
 
     Examples:
         >>> exact(295680.0), exact(0.15)

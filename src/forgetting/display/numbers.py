@@ -18,7 +18,7 @@ def finite(value: Any) -> bool:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number to `digits` significant digits, without a power of ten if that is short, with a true minus sign.
+    """A number to `digits` significant digits, with a true minus sign; very large or small ones with a power of ten.
 
     Examples:
         >>> number(0.12345), number(-1.0), number(1.5e9), number(None)
@@ -73,7 +73,9 @@ def p_value(p: float) -> str:
 
 
 def plus_minus(value: Any, error: Any, scale: float = 1.0, digits: int = 2) -> str:
-    """`value ± error`, both to the second significant digit of the error, or to `digits`.
+    """`value ± error`, rounded to `digits` significant digits of the error; both are first multiplied by `scale`.
+
+    An unknown error is left out, and the value then has three significant digits.
 
     Examples:
         >>> plus_minus(0.97281, 0.00412) == f"0.9728{NBSP}±{NBSP}0.0041"
@@ -91,7 +93,7 @@ def plus_minus(value: Any, error: Any, scale: float = 1.0, digits: int = 2) -> s
 
 
 def count(value: Any) -> str:
-    """A count with a suffix: `19.99 M`; in full below 10,000.
+    """A count with a suffix, such as `20.0 M`; in full below 10,000.
 
     Examples:
         >>> count(19_988_480), count(1234), count(float("nan"))
@@ -130,7 +132,7 @@ def counted(number: int, noun: str, verb: str) -> str:
 
 
 def share_of(number: int, whole: int, noun: str, verb: str) -> str:
-    """`part of whole` with the right verb form: `is`, `was` or `has`.
+    """`2 of 6 rows` with the right form of a verb: `is`, `was` or `has`.
 
     Examples:
         >>> share_of(1, 6, "answer", "was"), share_of(2, 6, "row", "is")
@@ -187,7 +189,7 @@ def interval(low: Any, high: Any, digits: int = 3) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A result for any JSON reader: dataclasses and numpy values become plain data, NaN and infinities None."""
+    """A result as plain data for JSON: dataclasses and numpy values are converted; NaN and infinities become None."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, Mapping):

@@ -12,15 +12,15 @@ PARTS = re.compile(r"(?<=[/\\])")
 
 
 def shortener(labels: Iterable[str]) -> Callable[[str], str]:
-    """Shortens the absolute paths in labels to their last part, or to as many as tell them from all other values.
+    """Return a function that shortens the absolute paths in a label to their last part, or to more if it is ambiguous.
 
     Labels identify runs in tables; shorten them only where they are shown.
 
     Args:
-        labels: all that are shown together.
+        labels: all labels that are shown together.
 
     Returns:
-        The shorter form of a label; values that are not in `labels` are kept.
+        A function from a label to its shorter form; it keeps values that are not in `labels`.
 
     Examples:
         >>> shown = shortener(["replay text=/data/a/x.txt", "replay text=/data/b/x.txt", "kl text=/y.txt weight=2.0"])
@@ -33,7 +33,7 @@ def shortener(labels: Iterable[str]) -> Callable[[str], str]:
 
 
 def _shortest(path: str, others: set[str]) -> str:
-    """The fewest last parts of a path that no other value ends with; the path itself if there are none."""
+    """The shortest end of a path, in whole parts, that no other value ends with; the path itself if there is none."""
     parts = PARTS.split(path)
     for first in range(len(parts) - 1, 0, -1):
         tail = "".join(parts[first:])

@@ -16,8 +16,8 @@ from typing import IO, Any, cast
 from ..errors import ForgettingError
 
 _PLACES = ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDWR))
-"""The standard descriptors, and how to open a placeholder for a closed one: reading from the first and writing to the
-second still fail, and no file opened later gets one of their numbers."""
+"""The standard descriptors, and how to open a placeholder for a closed one: reading standard input and writing to standard
+output still fail, and no file opened later gets one of their numbers."""
 
 
 class WriteError(ForgettingError):
@@ -28,7 +28,7 @@ class _Descriptor(io.RawIOBase):
     """A standard descriptor to write to.
 
     Attributes:
-        drops: drop what cannot be written; otherwise raise WriteError, or BrokenPipeError if the reader has exited.
+        drops: whether to drop what cannot be written; otherwise `write` raises an error.
     """
 
     def __init__(self, number: int, *, drops: bool) -> None:
@@ -50,7 +50,8 @@ class _Descriptor(io.RawIOBase):
         """Write everything.
 
         Raises:
-            WriteError, BrokenPipeError: it cannot be written.
+            WriteError: the data cannot be written.
+            BrokenPipeError: the reader has exited.
         """
         left = memoryview(data).cast("B")
         size = len(left)
@@ -66,7 +67,10 @@ class _Descriptor(io.RawIOBase):
 
 
 def make_safe() -> None:
-    """Replace this process's standard streams with such streams; leave streams that someone else has replaced."""
+    """Replace this process's standard output and error with safe streams, unless someone else has replaced them.
+
+    Closed standard descriptors, that of standard input included, get placeholders.
+    """
     for number, flags in _PLACES:
         _fill(number, flags)
     if sys.stderr is sys.__stderr__:
@@ -77,7 +81,7 @@ def make_safe() -> None:
 
 
 def _text(binary: io.RawIOBase | io.BufferedWriter, before: IO[str] | None, errors: str) -> io.TextIOWrapper:
-    """A text stream over a byte stream; over a descriptor itself, each piece of text is written at once."""
+    """A text stream over a byte stream; if that is unbuffered, each piece of text is written at once."""
     encoding = getattr(before, "encoding", None) or "utf-8"
     raw, shown = isinstance(binary, io.RawIOBase), binary.isatty()
     taken = cast("IO[bytes]", binary)

@@ -1,4 +1,4 @@
-"""A result as a reader sees it: lines, a table, notes; as plain text, for a terminal, and as HTML for notebooks."""
+"""A result as a reader sees it: lines, a table and notes, as plain text, for a terminal, or as HTML for notebooks."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SHOWN_ROWS = 60
 
 @dataclass(frozen=True)
 class Shown:
-    """Lines, a table, notes.
+    """Lines, a table and notes.
 
     Attributes:
         heading: lines above the table; the first is the title.
         columns: column names.
-        rows: one text per column.
+        rows: for each row, one text per column.
         notes: lines below the table.
     """
 
@@ -111,5 +111,5 @@ def _row(tag: str, cells: Sequence[str]) -> str:
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell looks like a number, or like one that is not known."""
+    """Whether a cell looks like a number, or like a placeholder for an unknown one."""
     return not cell.strip("+-−– ") or cell.lstrip("+-−< ")[:1].isdigit()
