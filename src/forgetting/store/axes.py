@@ -1,4 +1,4 @@
-"""Options of mitigations that a law may depend on, such as the share of replay, and the runs that vary nothing else."""
+"""Options of mitigations that a law may depend on, such as the share of replay, and the runs that vary only those."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Axis:
     """One option of one mitigation.
 
     Attributes:
-        name: of the mitigation, of the law over the option, and of the argument that gives its values.
-        option: its name in the mitigation.
+        name: name of the mitigation, of the law over the option, and of the argument that gives the option's values.
+        option: the option's name in the mitigation.
         column: its column in a study's table; 0 for runs without the mitigation.
-        what: its name in sentences; `value` is one value of it.
-        title: above its values in a table; `axis_title` at the axis of a chart.
+        what, value: the option, and one value of it, in sentences.
+        title, axis_title: its name above a column of values, and at the axis of a chart.
         mitigation: the mitigation's name in sentences.
-        below: values are below this.
-        slower: whether the mitigation takes passes of its own, so that a step costs more.
-        moved: a mitigation that applies this one with a value that moves; its runs have no value.
+        below: exclusive upper limit of its values.
+        slower: whether the mitigation makes extra passes, so that a step takes longer.
+        moved: a mitigation that applies this one and changes the option during a run; its runs have no value.
     """
 
     name: str
@@ -66,7 +66,10 @@ class Axis:
         return 0.0
 
     def alone(self, table: pd.DataFrame) -> pd.Series[bool]:
-        """Rows of runs with this mitigation and no other, of those other options that have most different values."""
+        """Mask of the rows of runs with this mitigation alone.
+
+        If its other options differ between runs, only those rows whose other options occur with the most values.
+        """
         import pandas as pd
 
         nothing = pd.Series(False, index=table.index)
@@ -88,4 +91,4 @@ KL = Axis(
     slower=True, moved="budget",
 )  # fmt: skip
 AXES = {axis.name: axis for axis in (REPLAY, KL)}
-"""By the name of the law."""
+"""The options by the name of their law."""

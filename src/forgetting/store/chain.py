@@ -59,7 +59,7 @@ def seal(rows: Sequence[Mapping[str, Any]], content: bytes) -> dict[str, Any]:
 def broken(record: Mapping[str, Any], content: bytes, count: int) -> str:
     """How the complete lines of a finished run's file differ from what was written, in words; empty if they do not.
 
-    An unfinished run, or one by a version without this record, has nothing to compare with.
+    Also empty for an unfinished run, and for one of an earlier version, which stored nothing to compare with.
 
     Args:
         record: run.json.
@@ -79,7 +79,7 @@ def broken(record: Mapping[str, Any], content: bytes, count: int) -> str:
 def misplaced(record: Mapping[str, Any], rows: Sequence[tuple[Any, Any]]) -> str:
     """What is wrong with the steps of a run's rows, in words; empty if nothing is.
 
-    Each step of the run's own grid must occur once and in order, without gaps; in a finished run up to the last one.
+    Each step of the run's own grid must occur once and in order, without gaps; in a finished run, all of them.
 
     Args:
         record: run.json.

@@ -15,10 +15,10 @@ class Column:
     """One column.
 
     Attributes:
-        kind: type of its values.
-        source: where the value is stored: the name of the run's folder (`id`), run.json (`run`), the measured row
+        kind: type of its values: text, whole number or number.
+        source: where its values are stored: the name of the run's folder (`id`), run.json (`run`), the measured row
             (`row`), or study.yaml (`study`).
-        meaning: one line.
+        meaning: what it means, in one line.
         cost: whether it is a time or memory, which differs each time the same run is executed.
     """
 
@@ -48,7 +48,9 @@ COLUMNS: dict[str, Column] = {
     "label": Column("text", "run", "the method's label in the study, or its name if it has none"),
     "mitigation": Column("text", "run", "mitigations with their options; empty for none"),
     "replay_fraction": Column("number", "run", "p, share of the training windows that are replayed; 0 for none"),
-    "kl_weight": Column("number", "run", "w, weight of the KL penalty; 0 for none, empty if it moves (`budget`)"),
+    "kl_weight": Column(
+        "number", "run", "w, weight of the KL penalty; 0 for none, empty if it varies in a run (`budget`)"
+    ),
     "rank": Column("whole", "run", "rank of the method; empty if it has none"),
     "seed": Column("whole", "run", "seed of initialisation and data order"),
     "run_id": Column("text", "id", "name of the run's folder under runs/"),
@@ -78,7 +80,9 @@ COLUMNS: dict[str, Column] = {
     "reference": Column("text", "study", "label of the study's first method; laws are fitted to its plain runs"),
     "measure_start": Column("whole", "study", "first step that laws are fitted to"),
     "quantised": Column(
-        "text", "study", "`4 bits` or `8 bits` of the base model, `against full precision` or not; empty for none"
+        "text",
+        "study",
+        "`4 bits`, or `8 bits, against full precision`; empty if the base model is not quantised",
     ),
 }
 """The columns by name, in the order of the table."""
@@ -99,7 +103,7 @@ KEPT = {
 
 
 def columns_of_texts(texts: Mapping[str, Any]) -> dict[str, Column]:
-    """The columns of a study's further texts: as those of general text, with names such as `forgetting[chat]`.
+    """The columns of a study's further texts: the same as for general text, with names such as `forgetting[chat]`.
 
     Args:
         texts: the configured texts by name.

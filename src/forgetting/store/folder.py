@@ -87,7 +87,12 @@ class RunFolder:
         return files.refuse_link(self.path / name, self.path.parent.parent)
 
     def update(self, **fields: Any) -> None:
-        """Set these fields of run.json and keep the others."""
+        """Set these fields of run.json, without secrets, and keep the others.
+
+        Raises:
+            DamagedError: run.json is damaged.
+            GoneError: the folder was deleted or moved while this process had it locked.
+        """
         self.check_there()
         content = {"schema": run_files.RUN_SCHEMA, **self.read(), **files.redact_all(fields)}
         write_atomically(self._own("run.json"), json.dumps(content, indent=1) + "\n", parents=self._held is None)
@@ -245,7 +250,7 @@ def _texts_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 class ReadOnlyRun(RunFolder):
-    """The folder of a run for all of its processes but the main one, which alone writes to it."""
+    """The folder of a run for its processes other than the main one, which alone writes to it."""
 
     def update(self, **fields: Any) -> None:
         """Do nothing; the main process writes."""
@@ -294,8 +299,8 @@ class StudyFolder:
             config: the study's configuration, which is stored in study.yaml.
 
         Raises:
-            UsageError: the folder contains something else, or a study that cannot grow into this one; names what
-                differs.
+            UsageError: the folder contains something else, a study that cannot grow into this one, or a study that
+                would grow while a process executes one of its runs; or it cannot be written. Names what differs.
         """
         folder = cls(path)
         folder.check(config)
@@ -371,7 +376,7 @@ class StudyFolder:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, a file that is missing because the study was deleted or moved is reported as that.
+        """Replace a FileNotFoundError of the block if its cause is that the study was deleted or moved.
 
         Raises:
             GoneError: the study was deleted or moved.

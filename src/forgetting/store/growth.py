@@ -37,7 +37,7 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """Paths at which two configurations differ, with both values."""
+    """Paths at which two configurations differ, apart from their trackers, with both values."""
     one, two = (flat(config.model_dump(mode="json", exclude={"tracking"})) for config in (old, new))
     return {key: (one.get(key), two.get(key)) for key in {**one, **two} if one.get(key) != two.get(key)}
 
@@ -157,7 +157,7 @@ class History:
 
 
 def grown(study: Path, now: StudyConfig) -> list[str]:
-    """How a study grew, one line per change: when, and what of its configuration changed, with both values."""
+    """How a study grew, one line per change: when, which fields of its configuration changed, and both values."""
     earlier = list(History(study).earlier())
     configs = [*(config for _, config in earlier), now]
     lines = []

@@ -52,7 +52,7 @@ def read_run(file: Path) -> dict[str, Any]:
     """The content of a run.json; empty if there is no such file.
 
     Raises:
-        DamagedError: it cannot be read, is of another version, or belongs to another run than its folder's.
+        DamagedError: it cannot be read, is of another version, or does not belong to the run of its folder.
     """
     content = _content(file, files.MAX_CONFIG)
     if content is None:
@@ -70,10 +70,10 @@ def read_run(file: Path) -> dict[str, Any]:
 
 
 def _of_another(record: Mapping[str, Any], name: str) -> str:
-    """Why a record does not belong to the run of the folder that it is in, in words; empty if it does.
+    """Why a record does not belong to the run of its folder, in words; empty if it does.
 
-    The id ends in a hash of the configuration (`RunConfig.run_id`). Here the stored fields are hashed, whatever fields
-    this version has. A configuration from which a secret was removed no longer has that hash and is accepted.
+    The id ends in a hash of the configuration (`RunConfig.run_id`). The fields are hashed as stored, even if this
+    version has others. A configuration from which a secret was removed no longer has that hash and is accepted.
     """
     told = record.get("run_id", name)
     if told != name and told != files.redact(name):  # a name may look like a token
@@ -110,7 +110,7 @@ def _content(file: Path, limit: int) -> bytes | None:
 
 
 def whole_lines(file: Path) -> bytes:
-    """The content of a file of rows up to its last line break; what follows was cut off by a crash.
+    """The content of a file of rows up to its last line break, as a crash cut off the rest; empty without a file.
 
     Raises:
         DamagedError: the file cannot be read, or is too large.

@@ -1,4 +1,4 @@
-"""A study's measurements as a table for readers: values with standard errors; constant columns are left out."""
+"""A study's measurements as a table for readers: values with standard errors."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 
 def last_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The last measurement of each run; of weights that a mitigation interpolated, those that were trained."""
+    """The last measurement of each run's trained weights; interpolated weights are left out."""
     own = table[table["alpha"].isna()] if "alpha" in table else table
     return own.sort_values("step", kind="stable").groupby("run_id").tail(1)
 
 
 def measurements_shown(table: pd.DataFrame) -> Shown:
-    """Rows of a study's table, small ranks first; columns with the same value in every row are left out."""
+    """Rows of a study's table, small ranks first.
+
+    Leaves out the data set and the seed if all rows share them, and the status if all runs are done.
+    """
     short = shortener(table["mitigation"].unique())
     order = ["dataset", "label", "mitigation", "trainable_params", "seed", "run_id", "step"]
     rows = table.sort_values(order, kind="stable").to_dict("records")

@@ -25,7 +25,7 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def fitted_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The first table of `rows_to_fit`."""
+    """The rows of `rows_to_fit` without those of mitigated runs: its first table."""
     return rows_to_fit(table)[0]
 
 
@@ -51,11 +51,11 @@ def rows_to_fit(
         columns: the columns to return; default all.
 
     Returns:
-        The rows; and by law over an option of a mitigation (`axes`), the rows for it, among which runs with that
-        mitigation alone stay as well, those whose other options have the most values. Without such runs, no entry.
+        The rows; and, by name, the rows for each law over an option of a mitigation (`axes`): the same ones and those
+        of runs with that mitigation alone (`Axis.alone`). Laws without such runs have no entry.
 
     Raises:
-        UsageError: a step is not a number.
+        UsageError: a value of `step` or `measure_start` is not a number.
     """
     keep = pd.Series(True, index=table.index)
     mitigated = {}
@@ -115,7 +115,7 @@ def load_table(
     Args:
         path: the study folder.
         config: the study's configuration, if already read.
-        records: gets the record of each run that is read from its plain files, by name of its folder.
+        records: filled with the record of each run that is read from its plain files, by the name of its folder.
 
     Raises:
         UsageError: not a study folder.

@@ -79,7 +79,7 @@ def read_rows(study: Path, columns: Mapping[str, type], records: dict[str, dict[
     Args:
         study: the study folder.
         columns: measured columns and their types; a column that a row lacks is null.
-        records: gets the record of each run that is read from its plain files, by name of its folder.
+        records: filled with the record of each run that is read from its plain files, by the name of its folder.
 
     Raises:
         UsageError: a link in a run's folder.
@@ -154,7 +154,7 @@ def _read(
 
 
 def _batches(runs: Path, wanted: Sequence[tuple[str, Stamp]]) -> Iterator[list[_Run]]:
-    """The files of runs, in batches of at least BULK bytes of rows."""
+    """The files of runs, in batches of a little more than BULK bytes of rows."""
     batch: list[_Run] = []
     size = 0
     for run_id, stamp in wanted:
@@ -172,7 +172,7 @@ def _batches(runs: Path, wanted: Sequence[tuple[str, Stamp]]) -> Iterator[list[_
 
 
 def _opened(run: Path, rows: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """The record of a run, the columns that its rows share and their number, and its rows.
+    """The record of a run, its row of `Part.runs` without id and stamp, and the bytes of its rows.
 
     A damaged run has one blank row.
     """
@@ -217,7 +217,7 @@ def _without_misplaced(part: Part, records: Sequence[Mapping[str, Any]]) -> pa.T
 def _follow_their_grid(part: Part, records: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
     """[runs] Whether the rows are exactly the first steps of the run's grid, in order and each with its losses.
 
-    Such runs are in order. The slower `misplaced` and `unmeasured` check the others.
+    Such runs need no further check. The slower `misplaced` and `unmeasured` check the others.
     """
     counts = [head["rows"] for head in part.runs]
     grids = [
