@@ -387,7 +387,7 @@ def test_a_large_study_names_the_command_that_writes_its_rows(monkeypatch):
     assert 'class="csv-rows" data-panel="d0">"dataset,' in render_study(config, table, runs, fits)
     monkeypatch.setattr(sections, "SHOWN_ROWS", len(table) - 1)
     page = render_study(config, table, runs, fits, folder="s")
-    assert "too large to have them" in page
+    assert "too large to include them" in page
     assert 'class="csv-rows"' not in page
 
 

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 WORDS = {
     "forgetting": "forgetting, L_f − floor",
-    "profile": "forgetting on the study's text of the suite's name",
-    "changed": "share of the base model's answers there that change",
+    "profile": "forgetting on the study's text with the suite's name",
+    "changed": "share of the base model's answers that change on that text",
     "finetune_loss": "fine-tuning loss, L_ft",
     "newtask_kl": "forward KL on the new task",
     "step": "update steps",
 }
-"""Predictors of the share lost, by their column, in words."""
+"""Predictors of the share lost: column and description."""
 SHOWN_SLICES = 12
 
 
@@ -46,7 +46,7 @@ def render_evaluation(result: Evaluation, found: EvaluationCheck | None = None) 
 
 
 def headlines(result: Evaluation) -> list[str]:
-    """One sentence per group of tasks, with the answers lost and gained that an average hides."""
+    """One sentence per group of tasks, with the numbers of answers lost and gained, which an average hides."""
     said = []
     for found in result.results:
         for a in found.answers:

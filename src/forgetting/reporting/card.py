@@ -43,7 +43,7 @@ class Measured:
     Attributes:
         text: name of the text.
         row: the row that `measure` writes; for a chain, the row of the step whose weights are in the folder.
-        shared: holds the base model and the numbers of tokens and documents: the chain itself, or else the row.
+        shared: has the base model and the numbers of tokens and documents: the whole result of a chain, else the row.
         chain: all rows of a chain; empty for a measurement.
     """
 
@@ -85,13 +85,14 @@ def write_card(
 
     Args:
         folder: folder of the model or adapter.
-        result: of `measure`, `check`, `profile` or `chain`, as plain data.
+        result: a result of `measure`, `check`, `profile` or `chain`, as plain data.
         where: where the result comes from, for messages.
         dataset: the Hub data set to list the result under; default the text, if it is a Hub data set.
         task: the task of that data set.
 
     Raises:
-        UsageError: not such a result, a result of other weights, an unreadable card, or no such folder.
+        UsageError: no such folder, not such a result, a result of other weights, an unreadable card, or a `dataset`
+            that is not a Hub id.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give the folder with the model or adapter")

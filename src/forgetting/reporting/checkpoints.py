@@ -1,4 +1,4 @@
-"""The checkpoints of a run as one HTML page that needs nothing else: the curve, and every number."""
+"""The checkpoints of a run as one self-contained HTML page: the curve, and every number."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from ..measuring.checkpoint_curve import CheckpointCurve
 
 MOST_TICKS = 8
-"""Steps that are written below the curve."""
+"""Most steps that are written below the curve."""
 
 
 def render(curve: CheckpointCurve) -> str:
-    """The page as text; the same text for the same curve."""
+    """The HTML page; equal curves give equal text."""
     rows = [(row, curve.cells(row)) for row in curve.rows]
     page = environment().get_template("checkpoints.html")
     return page.render(curve=curve, first=curve.first, rows=rows, chart=chart(curve))
 
 
 def chart(curve: CheckpointCurve) -> Markup:
-    """Forgetting along the steps as SVG with bars of 95 %; where it was measured, the noise floor as a band."""
+    """An SVG chart of forgetting against steps with 95 % intervals; the noise floor, if measured, is a band."""
     means = [row.forgetting for row in curve.rows]
     ends = [end for mean in means for end in (mean.value, *mean.interval()) if math.isfinite(end)]
     ticks = nice(0.0, max(0.0, *ends) or 1.0)

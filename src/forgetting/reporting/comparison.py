@@ -44,7 +44,7 @@ class Ranked:
         swatch: CSS classes of its colour and shape.
         kind: `good`, `bad`, or empty if there is no finding.
         says: the finding in words.
-        aside: what else a reader must know, or empty.
+        aside: further information that a reader needs, or empty.
         mark: x positions of the interval's low end, value and high end in the drawing; None without a value.
         cells: its row in the table of numbers.
     """
@@ -149,7 +149,7 @@ def _place(value: float, low: float, high: float) -> float:
 
 
 def _ranked(one: Contender, c: Contest, style: Series | None, low: float, high: float, *, raw: bool = False) -> Ranked:
-    """One contender; with `raw` the drawing shows the difference from the reference's mean, as it has no line."""
+    """One contender; `raw` draws the difference from the reference's mean, for a reference that has no line."""
     e, p = one.saving, one.price
     drawn = one.raw if raw else e
     mark = None

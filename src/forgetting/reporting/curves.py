@@ -30,7 +30,7 @@ class Bend:
 
     Attributes:
         test: the test of the deviation, with its size and standard error.
-        r2: the parabola's R², on the same rows as the line's; None if the page does not have all of these.
+        r2: the parabola's R², on the same rows as the line's; None if the panel does not have all of these rows.
         trace: the parabola over the measured range.
     """
 

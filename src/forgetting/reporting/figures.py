@@ -86,7 +86,7 @@ def finetune_chart(panel: Panel) -> Chart:
 
 
 def forgetting_chart(panel: Panel) -> Chart:
-    """The paper's Figure 3, right, less the floor: forgetting by step, with what is not distinguishable from 0."""
+    """The paper's Figure 3, right, minus the floor: forgetting against steps, and what is indistinguishable from 0."""
     floor = float(panel.points["forgetting_floor"].median())
     fitted = fitted_steps(panel, "forgetting_loss", floor) if finite(floor) else []
     data = fitted + _points(panel, "step", "forgetting")
@@ -99,7 +99,7 @@ def forgetting_chart(panel: Panel) -> Chart:
 
 
 def _of_joint(panel: Panel, output: str, what: str, data: list[dict[str, Any]]) -> str:
-    """What the curves of the joint law in a chart against steps are; empty without the law."""
+    """What the curves of the joint law in a chart against steps show, in words; empty without the law."""
     if panel.joint is None:
         return ""
     fitted = f"fitted to {several(panel.joint.n_runs, 'run')} at once (R² {number(r2(panel.joint, output))})"
@@ -117,7 +117,7 @@ def _steps_alt(name: str, panel: Panel, way: str) -> str:
 
 
 def unresolved_said(panel: Panel) -> str:
-    """What the band of forgetting that is not distinguishable from 0 is; empty where it is not known."""
+    """What the band of forgetting that is not distinguishable from 0 shows, in words; empty if it is unknown."""
     if panel.resolution is None:
         return ""
     return (
@@ -182,7 +182,7 @@ def agreement_chart(panel: Panel) -> Chart:
 
 
 def method_name_of(series: Series) -> str:
-    """A tick's label: the rank if there is one, else the method."""
+    """A tick's label: the rank of a series with the ranks' colours, else the escaped label of the series."""
     ranked = series.rank is not None and series.symbol == "circle"
     return f"r = {series.rank}" if ranked else html.escape(series.label.removesuffix(" fine-tuning"))
 

@@ -105,7 +105,7 @@ def parameter_row(key: str, fits: Sequence[Fit]) -> ParameterRow:
 
 
 def _texts(estimate: Estimate, *, held: bool, scale: bool) -> tuple[str, str]:
-    """A parameter's value and interval as text: numbers, or what `fit` says where there are none to read."""
+    """A parameter's value and interval as text: numbers, or the words of `fit` where it has no numbers."""
     value, between = show.value(estimate, scale=scale), show.ends(estimate)
     if value == show.number(estimate.value):
         value = number(estimate.value, 4)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from ..measuring.where import Group, Passage, Where
 
 SHADES = 8
-"""Number of colour shades for a token's loss change; the darkest means FULL nats or more."""
+"""Number of colour shades for a token's loss change."""
 FULL = 4.0
-"""In nats."""
+"""Loss change, in nats, from which a token has the darkest shade."""
 
 
 def render(profile: Profile, task: Improvement | None = None) -> str:
@@ -191,7 +191,7 @@ def _tokens(passage: Passage, tokenizer: Any) -> list[dict[str, Any]]:
 
 
 def _pieces(tokens: list[int], tokenizer: Any) -> list[str]:
-    """The text that each token adds to those before it; decoded alone, it may lose a space or part of a character."""
+    """The text that each token adds to those before it; alone, a token may lose a space or part of a character."""
     if tokenizer is None:
         return [token_text(token, None) for token in tokens]
     pieces, before = [], ""

@@ -1,4 +1,4 @@
-"""A law over a mitigation's option in a study's report: parameters, measured and fitted, where it stops paying."""
+"""A law over a mitigation's option in a report: parameters, fitted and measured values, where it stops paying."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ OUTPUTS = ("forgetting", "finetune_loss")
 
 @dataclass(frozen=True)
 class Setting:
-    """What was measured and fitted at one value of the option, as text of each cell."""
+    """What was measured and fitted at one value of the option, as the text of table cells.
+
+    Attributes:
+        value: the option's value.
+        measurements: number of measurements and runs.
+        forgetting: mean forgetting at the last step, measured and fitted, in nats/token.
+        errors: root mean square error of the law over all steps, for forgetting and the fine-tuning loss.
+    """
 
     value: str
     measurements: str
@@ -41,15 +48,17 @@ class MitigatedSection:
 
     Attributes:
         axis: the option.
-        formula, confidence, support: of the law.
-        r2: of forgetting and of the fine-tuning loss.
-        parameters: with their intervals.
-        settings: measured against fitted.
-        step: the last one, whose forgetting is in `settings`.
-        budget: of the plan that `sentences` are of, nats/token.
-        sentences: as `plan` prints them; where it stops paying comes first.
-        words: what to give `plan` for them.
-        warnings: of the fit.
+        formula: the law's formula.
+        confidence: nominal coverage of the intervals.
+        support: the measurements that the law is fitted to, in words.
+        r2: R² of forgetting and of the fine-tuning loss.
+        parameters: the law's parameters with their intervals.
+        settings: measured and fitted values, one row per value of the option.
+        step: the last step, whose forgetting is in `settings`.
+        budget: the budget of the plan in `sentences`, in nats/token.
+        sentences: what `plan` says for this budget, first where the mitigation stops paying; empty without a plan.
+        words: the arguments of `forgetting plan` that print them.
+        warnings: the fit's warnings.
     """
 
     axis: Axis
@@ -100,7 +109,7 @@ def _without_others(panel: Panel, axis: Axis) -> list[str]:
 
 
 def rows_of(fit: Fit, axis: Axis, points: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a law: plain runs and those with its mitigation alone, of one method, at steps that were fitted."""
+    """The points of a law: plain runs and those with its mitigation alone, of one method, at steps that were fitted."""
     points = points[points[axis.column].notna() & (points["step"] >= fit.measured_range["step"][0])]
     mitigated = points.loc[points[axis.column] > 0, "label"]
     if mitigated.empty:
@@ -113,7 +122,7 @@ def rows_of(fit: Fit, axis: Axis, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def mitigated_charts(panel: Panel) -> list[Chart]:
-    """For each law with rows, forgetting at the last step against the option's value, with the law."""
+    """For each law with points, a chart of forgetting at the last step against the option's value, with the law."""
     return [chart for name in panel.along if (chart := _chart(panel, AXES[name])) is not None]
 
 
@@ -186,7 +195,7 @@ def _fitted(fit: Fit, axis: Axis, rows: pd.DataFrame) -> list[NDArray[np.float64
 
 
 def _plan(fit: Fit, axis: Axis) -> tuple[float, list[str]]:
-    """A budget, half of what a plain run forgets in the end, and what `plan` says of the mitigation within it."""
+    """A budget, half of what a plain run forgets by the last step, and what `plan` says for it."""
     low, high = fit.measured_range["trainable_params"]
     at = {"trainable_params": float(np.sqrt(low * high)), "step": fit.measured_range["step"][1], axis.column: 0.0}
     forgotten = float(fit.predict("forgetting", **at).value)

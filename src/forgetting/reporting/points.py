@@ -24,12 +24,12 @@ def points_trace(
     """A trace of rows.
 
     Args:
-        rows: with `row`, their number among the panel's hover texts.
-        x, y: columns; with `errors`, y has error bars of one standard error.
-        colour, mark: of the points.
-        key: the series that the legend switches.
+        rows: the rows, with their number in the panel's hover texts as column `row`.
+        x, y: the columns to draw.
+        colour, mark: colour and Plotly symbol of the points.
+        key: key of the series, by which the legend shows or hides it.
         scale: factor on y.
-        errors: whether to draw error bars.
+        errors: whether to draw error bars of one standard error, if known.
         lines: whether to connect the rows of each run.
     """
     rows = _broken_by_run(rows) if lines else rows

@@ -73,7 +73,7 @@ def render_study(
         unasked: ids of stored runs that the configuration does not ask for; the page lists them and omits the rest.
         asked: how many runs the configuration asks for; default as many as there are.
         growth: one line for each time that the study's configuration was extended (`store.growth.grown`).
-        folder: the study folder, for the commands that the page names.
+        folder: the study folder, for the commands on the page.
 
     Returns:
         The page; equal arguments give equal text.
@@ -126,7 +126,7 @@ def _by_run(
 
 
 def _by_data_set(shown: Sequence[Panel], table: pd.DataFrame) -> dict[str, Any]:
-    """The values that the panels give the template: the answer, the charts, the laws, and a data set to predict for."""
+    """The values that the panels give the template: the answer, the charts, the laws, a data set with a joint law."""
     return {
         "headlines": [headline(panel) for panel in shown],
         "panels": _panels(shown, table),

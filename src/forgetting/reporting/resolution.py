@@ -9,23 +9,23 @@ import pandas as pd
 from numpy.typing import NDArray
 
 NEEDED = ("step", "status", "forgetting", "forgetting_se", "text_documents")
-"""Columns that are read."""
+"""The columns that `resolution` reads."""
 NEAREST = 5
-"""Measurements whose standard errors decide."""
+"""Number of measurements nearest to the border; the result is the median over them."""
 
 
 def resolution(rows: pd.DataFrame) -> float | None:
     """The excess forgetting, nats/token, up to which a measurement cannot be distinguished from 0 (two-sided, 95 %).
 
-    The standard error grows with the forgetting, so that a median over all rows would be too large. This is Student's t
-    times the median standard error of the rows that are nearest to the border: those whose forgetting is nearest to t
-    times their own standard error. It counts the documents of the text, not the spread between seeds.
+    A row's border is Student's t times its standard error, which grows with the forgetting, so a median over all rows
+    would be too large. This is the median border of the rows whose forgetting is nearest to it, by ratio. It includes
+    the uncertainty from the text's documents, but not the spread between seeds.
 
     Args:
         rows: a tidy table of one data set.
 
     Returns:
-        nats/token; None where no standard error is known (a text of one document).
+        nats/token; None if no standard error is known (a text of one document).
     """
     known = (rows["step"] > 0) & (rows["status"] != "failed") & (rows["forgetting_se"] > 0) & rows["forgetting"].notna()
     value = rows.loc[known, "forgetting"].to_numpy(float)
@@ -40,7 +40,7 @@ def resolution(rows: pd.DataFrame) -> float | None:
 
 
 def _t(documents: NDArray[Any]) -> NDArray[Any]:
-    """The two-sided 95 % quantile of Student's t; of the normal law where the number of documents is unknown."""
+    """Two-sided 95 % quantiles of Student's t; of the normal distribution if the number of documents is unknown."""
     from scipy.special import stdtrit
 
     freedom = np.where(documents > 1, documents - 1, 1e9)

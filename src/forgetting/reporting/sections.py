@@ -174,7 +174,7 @@ def _value(row: Mapping[Any, Any], column: str, scale: float = 1.0) -> Cell:
 
 
 def measurement_rows(panel: Panel) -> list[tuple[str, ...]]:
-    """The measurements of a data set as text, up to SHOWN_ROWS, for readers who cannot use the charts."""
+    """The points of a data set's charts as text, up to SHOWN_ROWS, for readers who cannot use the charts."""
     labels = {s.key: s.label for s in panel.series}
     place = {run: i for i, run in enumerate(sorted(set(panel.points["run_id"]), key=natural))}
     order = {s.key: i for i, s in enumerate(panel.series)}
@@ -196,9 +196,9 @@ def measurement_rows(panel: Panel) -> list[tuple[str, ...]]:
 
 
 def measurements_csv(table: pd.DataFrame) -> dict[str, str]:
-    """Every measurement as CSV by data set, with the columns of `forgetting table --csv`; empty of a large study.
+    """Every measurement as CSV by data set, with the columns of `forgetting table --csv`.
 
-    Texts that a spreadsheet would take for a formula begin with an apostrophe.
+    Empty if there are more than SHOWN_ROWS. Texts that a spreadsheet would take for a formula get an apostrophe.
     """
     if len(table) > SHOWN_ROWS:
         return {}
@@ -220,7 +220,7 @@ class Predicted:
 
 
 def predict_words(panel: Panel) -> list[str]:
-    """What to give `predict` for the numbers of `predictions`."""
+    """Arguments with which `forgetting predict` prints the numbers of `predictions`."""
     sizes = map(exact, _sizes(panel).values())
     params = [word for size in sizes for word in ("--params", size)]
     return ["--dataset", panel.name, *params, "--steps", exact(panel.points["step"].max())]

@@ -51,7 +51,7 @@ MEASURED = ("run_id", "status", "label", "mitigation", "step", "trainable_params
 MEASURED += ("forgetting", "finetune_loss")
 """Columns of `Panel.measured`."""
 Identity = tuple[str, float, str, str, str]
-"""What the runs of one series share: method, rank (-1 without), options as JSON, label, mitigation."""
+"""What the runs of one series share: method, rank (-1 if it has none), options as JSON, label, mitigation."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Panel:
 
 
 def tidy(table: pd.DataFrame) -> pd.DataFrame:
-    """A copy with all columns that the report uses; numbers as floats, texts as strings."""
+    """A copy with the report's columns, numbers as floats, texts as strings, and without interpolated weights."""
     if "alpha" in table.columns:  # weights interpolated after the last step are not measurements of the run
         table = table[~(table["alpha"] < 1).fillna(False).astype(bool)]
     rows = table.reindex(columns=[*TEXTS, *NUMBERS]).copy()
@@ -228,10 +228,10 @@ def panels(
 
     Args:
         names: data sets of the configuration.
-        rows: what is drawn.
+        rows: a tidy table of what is drawn.
         series: the study's series.
         fits: the laws by data set and name.
-        measured: the measurements themselves, where `rows` are means of them.
+        measured: a tidy table of the measurements themselves, if `rows` are means of them.
     """
     measured = rows if measured is None else measured
     averaged = measured is not rows

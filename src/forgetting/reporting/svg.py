@@ -1,4 +1,4 @@
-"""The frame of a small chart drawn as SVG: axes with ticks and titles, and the places of values in it."""
+"""The frame of a small chart drawn as SVG: axes with ticks and titles, and the positions of values in it."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class Frame:
     y: tuple[float, float]
 
     def px(self, x: float) -> float:
-        """The horizontal place of a value."""
+        """The horizontal position of a value, in SVG units."""
         low, high = self.x
         return round(LEFT + (WIDTH - LEFT - RIGHT) * (x - low) / ((high - low) or 1.0), 1)
 
     def py(self, y: float) -> float:
-        """The vertical place of a value."""
+        """The vertical position of a value, in SVG units."""
         low, high = self.y
         return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (y - low) / (high - low), 1)
 
     def path(self, xs: Iterable[float], ys: Iterable[float]) -> str:
-        """Points of a line."""
+        """The points of a line, as SVG's attribute `points`."""
         return " ".join(f"{self.px(x)},{self.py(y)}" for x, y in zip(xs, ys, strict=True))
 
     def across(self, y: float, kind: str) -> str:
-        """A horizontal line through the whole chart, of a class of the page's style."""
+        """A horizontal line across the whole chart; `kind` is its class in the page's style sheet."""
         place = self.py(y)
         return f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place}" y2="{place}"/>'
 
@@ -57,8 +57,8 @@ def svg(parts: Iterable[str], said: str) -> Markup:
     """The chart, from parts in which every foreign text is escaped.
 
     Args:
-        parts: its elements.
-        said: what it shows, for readers who cannot see it.
+        parts: the chart's elements.
+        said: what the chart shows, for readers who cannot see it.
     """
     return Markup(  # noqa: S704 - numbers, and texts that are escaped
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(said)}">{"".join(parts)}</svg>'

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 SHOWN_RUNS = 200
-"""Most runs that are drawn and listed; of more, evenly spaced ones are chosen."""
+"""Most runs that are drawn and listed; if there are more, evenly spaced ones are chosen."""
 SHOWN_STEPS = 100
-"""Most steps of a run that are drawn; of more, evenly spaced ones are chosen, the first and last among them."""
+"""Most steps of a run that are drawn; if there are more, evenly spaced ones are chosen, including first and last."""
 
 
 def texts_section(
@@ -42,7 +42,7 @@ def texts_section(
         table: one row per measurement.
         colours: CSS colour by run id.
         labels: displayed name by run id.
-        folder: the study folder, for a command that is named.
+        folder: the study folder, for the command that the section names.
     """
     if not texts:
         return Markup("")
@@ -77,7 +77,7 @@ def texts_section(
 def _by_run(table: pd.DataFrame, measured: Sequence[str]) -> tuple[dict[str, list[Row]], int]:
     """The rows of each run that did not fail, sorted by step, and the number of such runs.
 
-    Omits interpolated models. Of more than SHOWN_RUNS runs or SHOWN_STEPS steps, returns evenly spaced ones.
+    Omits interpolated models. At most SHOWN_RUNS runs and SHOWN_STEPS steps of each, evenly spaced.
     """
     wanted = ["run_id", "dataset", "seed", "step", *(name + end for name in measured for end in ("", "_se"))]
     plain = table["alpha"].isna() if "alpha" in table else True

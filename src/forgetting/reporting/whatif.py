@@ -83,7 +83,7 @@ def what_if(panel: Panel, cost: Cost | None) -> dict[str, Any] | None:
 
 
 def what_if_words(panel: Panel, made: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """What to give `predict` and `plan` for the numbers that the page begins with."""
+    """Arguments with which `forgetting predict` and `plan` print the numbers that the page begins with."""
     size, steps, budget = made["start"]
     of = ["--dataset", panel.name, "--params", exact(size)]
     floor = ["--floor", "0"] if made["floor"] is None else []  # then the budget is a forgetting loss
@@ -91,9 +91,9 @@ def what_if_words(panel: Panel, made: Mapping[str, Any]) -> tuple[list[str], lis
 
 
 def _flops(cost: Cost, size: float) -> list[float] | None:
-    """FLOPs of a step without trainable parameters, and per trainable parameter; None if the model's size is unknown.
+    """FLOPs of a step without trainable parameters, and the FLOPs that each trainable parameter adds to it.
 
-    Assumes adapters, because only they come in several sizes.
+    Assumes adapters, because only they have several sizes. None if the model's size is unknown or not above P.
     """
     if cost.model_params is None or size >= cost.model_params:
         return None
@@ -116,7 +116,7 @@ def _measured(panel: Panel, fit: Fit, column: str) -> list[float]:
 
 
 def _sizes(panel: Panel, fit: Fit) -> tuple[float | None, list[float]]:
-    """P of rank 1, and the slider's stops in P at whole ranks; if ranks are unknown, None and stops over P."""
+    """P of rank 1, and the slider's stops, which are P at whole ranks; if ranks are unknown, None and stops over P."""
     low, high = fit.measured_range["trainable_params"]
     measured = _measured(panel, fit, "trainable_params")
     per_rank = fit.diagnostics.get("params_per_rank")
@@ -138,7 +138,7 @@ def _steps(panel: Panel, fit: Fit) -> list[float]:
 
 
 def _thinned(values: list[float]) -> list[float]:
-    """At most STOPS evenly spaced values, the first and last among them."""
+    """At most STOPS evenly spaced values, including the first and the last."""
     if len(values) <= STOPS:
         return values
     return [values[i] for i in np.linspace(0, len(values) - 1, STOPS).round().astype(int)]
@@ -151,7 +151,7 @@ def _middle(panel: Panel, fit: Fit) -> float:
 
 
 def _budget(fit: Fit, size: float) -> float:
-    """The initial budget, in nats/token: forgetting at the geometric middle of the steps, to two digits."""
+    """The initial budget, in nats/token: forgetting at the geometric mean of the range of steps, to two digits."""
     step = float(np.sqrt(np.prod(fit.measured_range["step"])))
     loss = float(fit.predict("forgetting_loss", trainable_params=size, step=step).value)
     forgotten = loss - float(fit.diagnostics.get("forgetting_floor") or 0.0)

@@ -94,7 +94,7 @@ NOT_FITTED = "shifted_power was not fitted: "
 
 
 def missing_fit(panel: Panel, law: str) -> str:
-    """Why a law has no fit: the linear fit's warning if it has one, else how many measurements are stored."""
+    """Why a law has no fit: the linear fit's warning about it, else how many measurements finished runs have."""
     for warning in panel.linear.warnings if panel.linear and law == "shifted_power" else ():
         if warning.startswith(NOT_FITTED):
             return warning.removeprefix(NOT_FITTED)

@@ -193,10 +193,10 @@
       const made = [];
       if (lost) {
         const of = `${lost} of ${law.inside.length} resamples gave no finite number here`;
-        made.push(`${of}; the band is of the others, or left out where more than a fifth are lost.`);
+        made.push(`${of}; the band is from the others, or left out where more than a fifth are lost.`);
       }
       if (law.spans && law.outside(P, N)) made.push(`${capital(law.spans)}.`);
-      if (law.no_bands) made.push(`No bands, for this law has no intervals: ${law.no_bands}.`);
+      if (law.no_bands) made.push(`No bands, because this law has no intervals: ${law.no_bands}.`);
       return made.join(" ");
     }
   }
