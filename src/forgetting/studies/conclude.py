@@ -43,10 +43,10 @@ class StudyResult(Result):
         config: the whole study.
         table: one row per measurement of any run (`forgetting.store.columns.COLUMNS`); `status` is that of the run.
         fits: fitted laws by data set and name.
-        comparison: comparison of methods and mitigations; None if there is only one.
+        comparison: comparison of methods and mitigations; None if there is nothing to compare.
         report: path of the report.
         failed: run id -> reason, for runs that failed.
-        skipped: ids of runs that were finished before this call.
+        skipped: ids of runs that this call did not try again: finished, or diverged, before.
         seconds: wall time of this call's runs.
         left: runs that are damaged or not in the configuration; the results do not use them.
     """
@@ -111,8 +111,9 @@ class StudyResult(Result):
 
         Args:
             dataset: name of the data set; may be None if the study has only one.
-            kind: `line` (forgetting against fine-tuning loss), `steps-finetune_loss`, `steps-forgetting`, `size`
-                or `agreement`; the chart of the comparison is `result.comparison.figure()`.
+            kind: `line` (forgetting against fine-tuning loss), `steps-finetune_loss`, `steps-forgetting`, `size`,
+                `agreement`, or the name of a law over a mitigation's option, such as `replay`. The chart of the
+                comparison is `result.comparison.figure()`.
 
         Raises:
             UsageError: no such data set or chart, or no data set given although there are several.
@@ -259,7 +260,7 @@ def conclude(out: Path) -> StudyResult:
 def _compared(
     config: StudyConfig, table: pd.DataFrame, runs: list[dict[str, Any]], fits: dict[str, dict[str, Fit]]
 ) -> Comparison | None:
-    """The comparison with the first method without mitigations; None if the study has nothing else."""
+    """The comparison with the first method without mitigations; None if the study has only that."""
     from ..analysis.compare import Comparison, compare_tables, study_tables
 
     first = config.reference_label

@@ -32,7 +32,7 @@ SMALL_MODEL = 50_000_000
 
 
 def is_pending(record: Mapping[str, Any]) -> bool:
-    """Whether a run, given its run.json, is still to do: it is unfinished, or it failed without diverging.
+    """Whether a run is still to do, given its run.json: it is unfinished, or failed without diverging.
 
     A run with damaged files is not pending; the user must delete it.
     """
@@ -293,7 +293,7 @@ def limit_threads() -> None:
 def _probe(
     config: StudyConfig, run_id: str, run: RunConfig, base: Base, data: RunData, folder: StudyFolder
 ) -> Callable[[Any, int], None] | None:
-    """The callback that evaluates the run's capabilities at the configured steps; None if there are none."""
+    """The callback that evaluates the run's capabilities at the configured steps; None without such steps."""
     asked = config.capabilities
     steps = asked.asks(run, config.training.steps) if asked is not None else frozenset()
     if not steps:

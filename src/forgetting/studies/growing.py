@@ -1,4 +1,4 @@
-"""Growing a study in its folder: which changes its stored runs allow, and new questions to finished runs.
+"""Growing a study in its folder: which changes its stored runs allow, and new questions that finished runs answer.
 
 `store.growth` compares the configurations; this module examines the runs.
 """
@@ -127,7 +127,7 @@ def shorter(folder: StudyFolder, run: RunConfig) -> list[RunFolder]:
 
 
 def begin(folder: StudyFolder, config: StudyConfig, run: RunConfig, at: RunFolder) -> dict[str, Any]:
-    """If a run has not begun and a shorter one is stored, let it continue that one.
+    """Let a run that has not begun continue a stored shorter run, if there is one.
 
     Args:
         folder: the study folder.

@@ -135,7 +135,7 @@ class StudyInputs:
 
     @cached_property
     def general(self) -> GeneralTexts:
-        """The general texts that mitigations use."""
+        """The source of the general texts that mitigations use."""
         from ..tuning.mitigations import GeneralTexts
 
         return GeneralTexts(self.corpora)
@@ -244,7 +244,7 @@ class StudyInputs:
                 )
 
     def check_context(self) -> None:
-        """Refuse windows longer than the model's maximal context.
+        """Refuse windows longer than the model's maximum context.
 
         Raises:
             UsageError: names both lengths.

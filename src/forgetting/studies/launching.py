@@ -41,7 +41,7 @@ READ = (
     "gpu_ids",
     "mixed_precision",
 )
-"""Fields that are read."""
+"""Fields of an accelerate configuration that `read_launch` reads."""
 IDLE = (
     *("compute_environment", "debug", "downcast_bf16", "main_training_function", "rdzv_backend", "same_network"),
     *("tpu_env", "tpu_name", "tpu_use_cluster", "tpu_use_sudo", "tpu_vm", "tpu_zone", "command_file", "commands"),
@@ -147,9 +147,9 @@ FSDP_VALUES: dict[str, tuple[Any, ...]] = {
     "fsdp_reshard_after_forward": (True, False),
     "fsdp_activation_checkpointing": (True, False),
 }
-"""Fields of `fsdp_config` and their allowed values, the most common first. Two of them have no effect: weights are
-always memory-mapped, of which each process keeps its shard, and checkpoints always store shards, while the tuned
-weights are always saved whole."""
+"""Fields of `fsdp_config` and their allowed values, the most common first. Two fields have no effect:
+`fsdp_cpu_ram_efficient_loading`, as each process always keeps its shard of memory-mapped weights, and
+`fsdp_state_dict_type`, as checkpoints always store shards and the tuned weights are always saved whole."""
 LAYERS = "fsdp_transformer_layer_cls_to_wrap"
 
 
@@ -262,7 +262,7 @@ def check_shares(config: StudyConfig, count: int) -> None:
 
 
 def check_shardable(config: StudyConfig) -> None:
-    """Refuse what needs the whole model in one process, if weights are sharded.
+    """Refuse what sharded weights do not allow because it needs the whole model in one process.
 
     Raises:
         UsageError: names it and what is allowed.
@@ -310,7 +310,7 @@ def check_begun(study: Path, count: int, run_id: str | None = None, *, sharded: 
     Args:
         study: the study folder, which need not exist yet.
         count: number of processes per run now.
-        run_id: the run to do; None checks the first run that has begun.
+        run_id: the run to do; it and the first run that has begun are checked. None: only the latter.
         sharded: whether the processes shard the weights now.
 
     Raises:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 GB = 1e9
 PROCESS = {"cpu": 0.5e9, "cuda": 0.6e9}
-"""Bytes that a process takes besides its run: Python and the libraries, or CUDA's context on the GPU."""
+"""Bytes that a process takes in addition to its run: Python and the libraries, or CUDA's context on the GPU."""
 SURELY = 0.5
 """If a generous bound is below this share of the free memory, the exact plan is skipped."""
 
@@ -104,7 +104,7 @@ class MemoryPlan(Result):
     places: Places = Places()
 
     def _need(self, row: Row) -> float:
-        """Bytes of all runs at a time, including their processes."""
+        """Bytes of all runs of this kind at a time, including their processes."""
         assert row.taken is not None
         count = 1 if row.once else self.at_once
         return count * (row.taken.total + PROCESS.get(self.device, 0.0))
@@ -346,7 +346,7 @@ def _reference(config: StudyConfig, base: Skeleton, source: Source) -> Row:
 def surely_fits(config: StudyConfig, runs: Sequence[RunConfig], source: Source, places: Places) -> bool:
     """Whether a generous bound on the runs' memory, from the weights' shapes alone, is far below the free memory.
 
-    False if the shapes are unknown; True if the free memory is, as there is nothing to compare with.
+    False if the shapes are unknown. True if the free memory is unknown, as there is nothing to compare with.
     """
     from ..models import weights
 

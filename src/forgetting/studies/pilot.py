@@ -76,8 +76,8 @@ def pilot(
 
     Args:
         config: what to fine-tune, as for `study`: one data set, a constant learning rate, and one method with a rank.
-            Its steps are the upper limit of a run's. Default: the miniature.
-        out: the study folder; default studies/NAME. An existing pilot is resumed, and the time that it used counts.
+            Its steps are the most that a run may take. Default: the miniature.
+        out: the study folder; default studies/NAME. An existing pilot is resumed; the time that it used counts.
         budget: allowed forgetting, in nats/token above the base model.
         minutes: time limit for all runs together.
         tolerance: the pilot ends when the half width of the band of forgetting at the recommended run is at most this
@@ -263,7 +263,7 @@ class _Session:
             write_atomically(file, json.dumps(self.note, indent=1) + "\n", parents=False)
 
     def _furthest(self) -> int:
-        """The last measured step of the running runs."""
+        """The furthest measured step of the unfinished runs."""
         running = [run for run in self._folders() if run.state().get("status") == "running"]
         return max((row["step"] for run in running for row in run.measurements()), default=0)
 
@@ -341,7 +341,7 @@ def _place(config: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _read_note(out: Path) -> dict[str, Any]:
-    """Read pilot.json of earlier calls; the seconds are 0 and no run is chosen if there is none.
+    """Read pilot.json of earlier calls; without one, the seconds are 0 and no run is chosen.
 
     Raises:
         UsageError: the file is damaged.

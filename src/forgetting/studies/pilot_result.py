@@ -27,10 +27,10 @@ class PilotRun:
 
     Attributes:
         run_id: id of the run.
-        rank, seed, steps: of the run.
-        seconds: time of training and measuring.
+        rank, seed, steps: rank, seed and last step of the run.
+        seconds: seconds of training and measuring.
         forgetting: forgetting at the last step, in nats/token.
-        why: why it was chosen, in words; empty for a run that the folder had before.
+        why: why it was chosen, in words; empty for a run that the pilot did not choose.
     """
 
     run_id: str
@@ -84,19 +84,19 @@ class PilotResult(Result):
             before the first measured step), `unspent` (no rank reaches the budget) or `unidentified` (the runs do not
             determine the law).
         why: the same in words.
-        rank, steps: rank and steps of the recommended run; None if there is none, or none with a band.
+        rank, steps: rank and steps of the recommended run; None if there is no run, or no band for it.
         forgetting: forgetting of the recommended run, in nats/token: the budget, with the band of the law's mean.
         new_run: the band of one new run, in nats/token.
         half_width: half width of the mean's band, as a share of the budget.
         extrapolated: whether the recommended run is outside the measured range.
         finetune_loss: fine-tuning loss of the recommended run, in nats/token, with its band.
         contradicted: sentences on measured runs that contradict the law near the recommended run.
-        places: the tests behind them, as in a plan.
+        places: the tests behind `contradicted`, as in a plan.
         plan: the plan for all ranks, as from `forgetting plan`; None if no law could be fitted.
         runs: the finished runs.
         failed: run id -> reason.
-        seconds: time used by all calls together.
-        command: the command that runs the plan.
+        seconds: seconds used by all calls together.
+        command: the command that runs the recommended run; None if there is none.
         report: path of the study's report; None if nothing was measured.
     """
 

@@ -43,7 +43,7 @@ class StudyRuns:
         folder: the study folder.
         table: one row per measurement.
         failed: run id -> reason, for runs that failed.
-        skipped: ids of runs that were finished before this call.
+        skipped: ids of runs that this call did not execute: finished, diverged or damaged before, or not in `only`.
         seconds: wall time of this call's runs.
     """
 
@@ -110,7 +110,7 @@ def study(
         engine: where runs are executed; default `Local()`.
         on_event: called with every event, such as a finished step.
         on_plan: called once with all runs and the ids of those still to do.
-        only: ids of the runs to do; the others stay pending, and it is no error if all of these fail. None: all.
+        only: ids of the runs to do; the others stay pending, and it is no error if all runs fail. None: all.
 
     Returns:
         The table of all measurements, and the failed runs. A run that failed is tried again by the next call, unless
@@ -157,7 +157,7 @@ class Prepared:
 
     Attributes:
         one_thread: whether one CPU thread per run is best.
-        memory: the memory plan; None if none was needed or it could not be made.
+        memory: the memory plan; None if everything surely fits, or if it could not be made.
     """
 
     one_thread: bool
@@ -305,8 +305,8 @@ def follow(out: Path, engine: Accelerate) -> None:
 def _refuse_follower(engine: Engine) -> None:
     if isinstance(engine, Accelerate) and engine.launch.machine:
         raise UsageError(
-            f"machine_rank {engine.launch.machine}: the first machine runs the study; on this one call "
-            "`forgetting.studies.study.follow(out, engine)`, or the command"
+            f"machine_rank {engine.launch.machine}: the first machine runs the study; on this one, call "
+            "`forgetting.studies.study.follow(out, engine)`, or run the command"
         )
 
 

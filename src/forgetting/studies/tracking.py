@@ -59,7 +59,7 @@ def check(config: StudyConfig) -> None:
 
 @contextmanager
 def followed(study: StudyFolder, config: StudyConfig, folder: RunFolder, run: RunConfig) -> Iterator[None]:
-    """Send a run's rows to the trackers as the block writes them, after any stored rows that were not sent yet."""
+    """Send a run's rows to the trackers as the block writes them, preceded by stored rows that were not sent yet."""
     if not config.tracking or not processes.is_main():
         yield
         return
@@ -191,7 +191,7 @@ class Mark:
         self.sent: dict[str, int] = dict(sent) if sound and isinstance(sent, dict) and "key" in content else {}
 
     def write(self) -> None:
-        """Write the file."""
+        """Write the numbers sent and the key to the file."""
         text = json.dumps({"key": self.key, "sent": self.sent}) + "\n"
         files.write_atomically(self._file, text, parents=False)
 

@@ -82,7 +82,7 @@ def _started(context: Context, function: Callable[[], object], pipe: PipeEnd) ->
 
 
 def _repeat(told: logging.LogRecord | _Warned) -> None:
-    """Log or warn of what the other process did."""
+    """Log the other process's record, or issue its warning, in this process."""
     if isinstance(told, _Warned):
         warnings.warn_explicit(told.message, told.category, told.filename, told.lineno)
         return
@@ -92,7 +92,7 @@ def _repeat(told: logging.LogRecord | _Warned) -> None:
 
 
 class _Messages(QueueHandler):
-    """Sends messages to the parent; the pipe takes one at a time."""
+    """Sends log records, warnings and results to the parent, one at a time."""
 
     def __init__(self, pipe: PipeEnd) -> None:
         super().__init__(None)  # type: ignore[arg-type]  # only `enqueue` would use a queue
@@ -110,7 +110,7 @@ class _Messages(QueueHandler):
 
 
 def _answer(function: Callable[[], object], pipe: PipeEnd) -> None:
-    """Call the function and send what comes of it; torch keeps its number of threads."""
+    """Call the function and send its result or error to the parent; torch keeps its number of threads."""
     WorkerProcess(pipe, None)
     messages = _Messages(pipe)
     logger = logging.getLogger(__name__.partition(".")[0])

@@ -37,9 +37,9 @@ class Local:
         yield
 
     def call(self, function: Callable[[], R]) -> R:
-        """Call the function; with several jobs in a worker process, so that this one does not load the libraries, too.
+        """Call the function; with several jobs in a worker process, so that this process need not load the libraries.
 
-        Nothing would be saved if it has loaded torch already, or if workers cannot be forked.
+        If this process has loaded torch already, or workers cannot be forked, that saves nothing, so it is called here.
         """
         if self._apart():
             context = worker_context()
@@ -48,7 +48,7 @@ class Local:
         return function()
 
     def _apart(self) -> bool:
-        """Whether this process should leave all work to others, to save the memory of its libraries."""
+        """Whether to leave all work to worker processes, so that this process need not load the libraries."""
         return (self.jobs or 1) > 1 and "torch" not in sys.modules
 
     def execute(self, tasks: Sequence[str], work: Work, on_event: Hear, *, one_thread: bool) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """Communication between the commands of several machines that execute one run together, through a torch TCPStore.
 
-The command on the first machine serves the store and announces the tasks. Each of the others (`follow`) then starts its
-own processes, and reports how they ended. Every command counts heartbeats, so that the others notice if it dies; if it
-is started again before they do, they try the present task again with it. The processes of a run use the same store to
-form their group.
+The command on the first machine serves the store and announces the tasks. The command on each other machine (`follow`)
+then starts its own processes, and reports how they ended. Every command counts heartbeats, so that the others notice if
+it dies; if it is started again before they do, they try the current task again with it. The processes of a run use the
+same store to form their group.
 """
 
 from __future__ import annotations
@@ -105,7 +105,11 @@ class Machines:
                 return
 
     def _join(self, content: dict[str, Any]) -> int:
-        """Tell the others that this command is here; if it replaces one that died, the present task is tried again."""
+        """Tell the others that this command is here; if it replaces one that died, the current task is tried again.
+
+        Returns:
+            Number of the first task that this machine takes part in.
+        """
         now = self.told("now")  # read first: the first machine announces the next task once it sees the join
         self.tell(f"machine/{self.mine}", content)
         self.tell(f"left/{self.mine}", False)
@@ -177,7 +181,7 @@ class Machines:
         self.tell(f"task/{number}", task)
 
     def restarted(self, machine: int) -> bool:
-        """Whether a command was started again: another machine's since the present task was announced, ours at all."""
+        """Whether a machine's command was started again: ours since it joined, another since the last announcement."""
         return self._count(f"joins/{machine}") != self._joins[machine]
 
     def check(self) -> None:
@@ -205,7 +209,7 @@ class Machines:
                 raise GoneMachineError(machine)
 
     def _count(self, key: str, more: int = 0) -> int:
-        """A counter of the store, after adding to it."""
+        """The value of a counter in the store, after adding `more`."""
         try:
             return int(self._store.add(key, more))
         except RuntimeError:
@@ -223,7 +227,7 @@ class Machines:
             over = time.monotonic() + LINGER
             while time.monotonic() < over and not all(self.told(f"left/{machine}") for machine in self.others):
                 time.sleep(POLL)
-        except GoneMachineError:  # it has no run left that could be told
+        except GoneMachineError:  # the store is gone, so nothing can be announced
             pass
         self._over.set()
 

@@ -30,12 +30,12 @@ from .team import Team
 WINDOW = 1000
 """Most tasks submitted to Ray at a time."""
 TELL_EVERY = 0.5
-"""Least seconds between two messages of a task about its steps."""
+"""Minimum seconds between two messages of a task about its steps."""
 LAST_WORDS = 5.0
 """Seconds that an ending task waits for its messages to arrive."""
 NOUNS = {"CPU": "CPU core", "GPU": "GPU"}
 REACH = 10.0
-"""Seconds to wait for an answer of a cluster to join."""
+"""Seconds to wait for an answer from the cluster to join."""
 STORE_BYTES = 100_000_000
 """Size of the object store of a cluster that we start; it only holds messages."""
 
@@ -48,7 +48,7 @@ class Ray:
     """Executes tasks on a Ray cluster.
 
     Attributes:
-        address: address of the cluster, as for ray.init; None joins that of RAY_ADDRESS, or starts one on this machine.
+        address: address of the cluster, as for ray.init; None takes RAY_ADDRESS, or starts a cluster on this machine.
         cpus: CPU cores per run; None: one per process.
         gpus: GPUs per run, or a fraction of one; None: one per process if a launch computes on GPUs; without a launch,
             1 if the cluster has any GPU, else 0.
@@ -274,7 +274,7 @@ class Mailbox:
 
 
 _of_driver: dict[str, Work] = {}
-"""In a Ray worker: the work of the driver that it serves, which holds the inputs that tasks share."""
+"""In a Ray worker: the work of its driver, by the driver's id; it holds the inputs that tasks share."""
 
 
 def _kept(driver: str, work: Work) -> Work:

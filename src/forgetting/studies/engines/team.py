@@ -105,7 +105,7 @@ class Team:
             number: number of the task, equal on all machines.
 
         Returns:
-            None if the main process finished the task, whatever outcome it recorded.
+            None if the main process finished the task, even if it recorded the run as failed; else why it did not.
 
         Raises:
             Exception: an error that the main process could not record, such as a full disk.
@@ -214,7 +214,7 @@ class Team:
         return stopping.requested() is not None
 
     def _judge(self, ended: set[int], failed: dict[int, BaseException]) -> Failure | None:
-        """The outcome of a task that is over, or in which processes wait for others that failed."""
+        """The outcome of a task that is over, or whose remaining processes wait for processes that failed."""
         if not failed or (0 in ended and self.first == 0):
             return None
         index, error = min(failed.items())
@@ -238,7 +238,7 @@ class Team:
 
 
 def _gone(machines: Machines, machine: int) -> str:
-    """Why another machine will not finish the present task, in words; empty if it may."""
+    """Why another machine will not finish the current task, in words; empty if it may."""
     if machines.restarted(machine):
         return f"the command of machine {machine} was started again"
     return f"machine {machine} has left" if machines.told(f"left/{machine}") else ""

@@ -30,14 +30,14 @@ SIGKILL = getattr(signal, "SIGKILL", 9)
 
 
 class WorkerProcess:
-    """The worker in this process. Asked to stop, it stops at the next step of its task, or at once without a task."""
+    """The worker in this process. A request to stop ends it at the next step of its task, or at once without a task."""
 
     def __init__(self, pipe: PipeEnd, threads: int | None) -> None:
         """Set up signals, streams and threads, and watch the parent.
 
         Args:
             pipe: this process's end of the pipe to the parent.
-            threads: CPU threads of this process; None leaves what its environment says.
+            threads: CPU threads of this process; None leaves their number unchanged.
         """
         self.pipe, self.busy = pipe, False
         make_safe()
