@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 from ..errors import ForgettingError
 
 _PLACES = ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDWR))
-"""The standard descriptors, and how to open a placeholder for a closed one: reading standard input and writing to standard
+"""The standard descriptors, and how to open a placeholder for a closed one: reading standard input and writing standard
 output still fail, and no file opened later gets one of their numbers."""
 
 
