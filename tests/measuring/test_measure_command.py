@@ -99,6 +99,21 @@ def test_adapter_full_and_live_models_agree(tiny_model, adapter, corpora, tmp_pa
     assert by_name["text_documents"] == 12
 
 
+def test_a_loaded_model_is_checked_against_a_base_given_by_name(tiny_model, adapter, corpora):
+    by_name = rows_of(tiny_model, str(adapter), corpora)
+    live = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter)
+    assert rows_of(tiny_model, live, corpora)["forgetting"] == pytest.approx(by_name["forgetting"], abs=2e-6)
+
+    other = AutoModelForCausalLM.from_pretrained(tiny_model, rms_norm_eps=0.1)
+    measured = instrument.measure(str(tiny_model), other, text=str(corpora / "general.jsonl"))
+    assert "the models' configurations differ in rms_norm_eps (1e-06 and 0.1)" in measured.notices
+
+    with torch.no_grad():
+        live.get_base_model().model.norm.weight[0] = float("nan")
+    with pytest.raises(UsageError, match=r"the tuned model's weights contain NaN: .*norm\.weight"):
+        rows_of(tiny_model, live, corpora)
+
+
 def test_identities_of_the_quantities(tiny_model, full, corpora):
     row = rows_of(tiny_model, str(full), corpora, noise_floor=True)
     assert row["forgetting"] == pytest.approx(row["forgetting_loss"] - row["forgetting_floor"], abs=1e-6)

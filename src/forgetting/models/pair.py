@@ -77,19 +77,19 @@ def open_pair(
     source = given or loading.base_source(config)
     loading.check_whole(source)
     if isinstance(tuned, nn.Module):
-        loaded = loading.load_base(config, source, placement)
-        names = (source.name, type(tuned).__name__)
-        causal.check_causal(adapters.unwrapped(tuned), "the tuned model")
-        return Pair(loaded.model, tuned, tokenizer or loaded.tokenizer, loaded.key, names, None, list(loaded.notices))
+        tuned_model: Any = adapters.unwrapped(tuned)
+        causal.check_causal(tuned_model, "the tuned model")
+        weights.check_finite(tuned_model.named_parameters(), "the tuned model's")
+        loaded = _load_base(config, source, placement)
+        names = (source.name, type(tuned_model).__name__)
+        notices = [*loaded.notices, *comparable.architecture_notices(loaded.model, tuned_model)]
+        return Pair(loaded.model, tuned_model, tokenizer or loaded.tokenizer, loaded.key, names, None, notices)
     # report errors of the tuned model before loading or downloading the base model
     found = tuned if isinstance(tuned, Source) else sources.find(str(tuned), code=config.trust_remote_code)
     adapter = attaching.adapter_config(found, source)
     if adapter is None:
         loading.check_whole(found)
-    loaded = loading.load_base(config, source, placement)
-    if bits := quantised.bits_of(loaded.model.config):
-        said = f"the base model is {in_words(bits)}, and forgetting is measured against it as quantised"
-        loaded = replace(loaded, notices=(*loaded.notices, said))
+    loaded = _load_base(config, source, placement)
     tokenizer = tokenizer or loaded.tokenizer
     if adapter is not None:
         return adapter_pair(loaded, tokenizer, adapter, found, config, placement)
@@ -98,6 +98,15 @@ def open_pair(
     notices = [*loaded.notices, *notices, *comparable.architecture_notices(loaded.model, model)]
     names = (source.name, found.name)
     return Pair(loaded.model, model, tokenizer, loaded.key, names, own_tokenizer(found, config), notices, found)
+
+
+def _load_base(config: ModelConfig, source: Source, placement: loading.Placement) -> Base:
+    """The base model, with a notice if it is quantised."""
+    loaded = loading.load_base(config, source, placement)
+    if not (bits := quantised.bits_of(loaded.model.config)):
+        return loaded
+    said = f"the base model is {in_words(bits)}, and forgetting is measured against it as quantised"
+    return replace(loaded, notices=(*loaded.notices, said))
 
 
 def _live_pair(base: nn.Module | None, tuned: Model, tokenizer: Any) -> Pair:
