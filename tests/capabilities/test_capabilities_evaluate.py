@@ -223,7 +223,7 @@ def test_what_is_stored_is_not_asked_again_and_a_changed_adapter_is_refused(
     config = json.loads((changed / "adapter_config.json").read_text())
     (changed / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 8}))
     before = {file: file.read_bytes() for file in out.rglob("*.jsonl")}
-    with pytest.raises(UsageError, match="another tuned model, or the model changed since"):
+    with pytest.raises(UsageError, match="another tuned model, or the model has changed since"):
         room.evaluate("miniature", str(changed), plan=plan, out=out)
     with pytest.raises(UsageError, match="asked with another"):
         room.evaluate("miniature", str(adapter), plan=Plan(settings=Settings(limit=3)), out=out)

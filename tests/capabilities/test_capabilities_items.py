@@ -14,7 +14,9 @@ from forgetting.capabilities.answers import AnswerStore, pair_up, reply_key
 from forgetting.capabilities.prompts import read_prompts
 from forgetting.capabilities.results import refusals_of
 from forgetting.capabilities.sidebyside import contrast
+from forgetting.capabilities.subject import Subject
 from forgetting.capabilities.suites import Circumstances, make_suites
+from forgetting.config.schema import ModelConfig
 from forgetting.errors import ForgettingError, UsageError
 
 GOOD = {"prompt": "2 + 2?", "choices": ["3", "4"], "answer": "4"}
@@ -194,8 +196,9 @@ def test_the_store_refuses_another_model_and_loses_nothing(tmp_path: Path) -> No
     before = store.path("tuned", "knowledge").read_bytes()
     assert store.has("tuned", "sha256:one", "knowledge", asked)
     assert not store.has("tuned", "sha256:one", "reasoning", asked)
-    with pytest.raises(UsageError, match=r"another tuned model.*--out"):
-        store.has("tuned", "sha256:two", "knowledge", asked)
+    for suite in ("knowledge", "reasoning"):  # the second would be stored as answers of the first model
+        with pytest.raises(UsageError, match=r"another tuned model.*--out"):
+            store.has("tuned", "sha256:two", suite, asked)
     with pytest.raises(UsageError, match=r"asked with another limit \(stored None, now 5"):
         store.has("tuned", "sha256:one", "knowledge", {"limit": 5})
     assert store.path("tuned", "knowledge").read_bytes() == before
@@ -203,6 +206,15 @@ def test_the_store_refuses_another_model_and_loses_nothing(tmp_path: Path) -> No
         file.write("{broken")
     with pytest.raises(ForgettingError, match="line 2: damaged"):
         store.read("tuned", "knowledge")
+
+
+def test_answers_of_a_loaded_model_are_not_taken_for_those_of_another_one(tmp_path: Path) -> None:
+    store, key = AnswerStore(tmp_path), Subject(object(), object(), ModelConfig(source="-")).key(1)
+    assert not store.has("tuned", key, "knowledge", {})
+    store.write("tuned", key, "knowledge", {}, [row("p", "refuse", refused=True)])
+    for suite in ("knowledge", "reasoning"):
+        with pytest.raises(UsageError, match=r"may not be the loaded one.*another folder"):
+            store.has("tuned", key, suite, {})
 
 
 def test_items_are_paired_by_their_hashes_and_not_by_their_order() -> None:

@@ -20,6 +20,8 @@ from ..display.numbers import counted
 from ..errors import ForgettingError, UsageError
 
 SCHEMA = 1
+LIVE = "live"
+"""Key of a loaded model. Its content is unknown, so its stored answers are never reused."""
 FIELDS: dict[str, str] = {
     "model": "base, tuned, or <run_id>@<step> in a study",
     "suite": "the suite's name",
@@ -85,17 +87,25 @@ class AnswerStore:
 
         Raises:
             UsageError: the stored answers are of another model, or with other settings (except for fewer items); names
-                both.
+                both. Also if there are any and the model is a loaded one.
+            ForgettingError: the stored metadata are damaged, or of another version.
         """
         meta = self._meta(model)
-        if not meta or not self.path(model, suite).exists():
+        if not meta:
             return False
+        if key == LIVE:
+            raise UsageError(
+                f"{self.folder}: contains answers of a {model} model that may not be the loaded one; "
+                "choose another folder with out, or give the model by folder or Hub id"
+            )
         if meta["key"] != key:
             there = meta["key"]
             raise UsageError(
-                f"{self.folder}: contains answers of another {model} model, or the model changed since "
+                f"{self.folder}: contains answers of another {model} model, or the model has changed since "
                 f"(stored {there[:24]}, now {key[:24]}); choose another folder with out (--out)"
             )
+        if not self.path(model, suite).exists():
+            return False
         before = meta["suites"].get(suite, {})
         differing = [name for name in asked if before.get(name) != asked[name] and not _more(name, before, asked)]
         if differing:

@@ -60,7 +60,7 @@ def evaluate(
         base: a folder, Hub id, `miniature`, a loaded model, or None for the base of a loaded PeftModel.
         tuned: a PEFT adapter or full model, by folder or Hub id, or a loaded one.
         suites: `knowledge`, `reasoning`, `safety` (the default), .jsonl files of items, lm-eval .yaml files or tasks.
-        out: folder in which answers are stored and reused; None stores nothing.
+        out: folder in which answers are stored and reused (of loaded models only stored); None stores nothing.
         limit, batch_size, fewshot: items per task, items per forward pass, and examples before each item.
         chat: apply the chat template; default: if the model has one.
         metric, cluster_by: lm-eval's metric to use as an item's score; field of an item that identifies its passage.

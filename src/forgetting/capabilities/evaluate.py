@@ -182,7 +182,7 @@ def evaluate(
         base: a folder, Hub id, `miniature`, a loaded model, or None for the base of a loaded PeftModel.
         tuned: a PEFT adapter or full model, by folder or Hub id, or a loaded one.
         plan: what to ask, and how; None asks the three named suites.
-        out: folder in which answers are stored and reused; None stores nothing.
+        out: folder in which answers are stored and reused (of loaded models only stored); None stores nothing.
         model: revision, dtype, device and further settings for loading; its source is ignored.
         tokenizer: tokenizer of loaded models.
         judge: judge of refusals; None uses the rules.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.arguments import tokenizer_of
 from ..config.schema import ModelConfig
 from ..errors import UsageError
+from .answers import LIVE
 
 if TYPE_CHECKING:
     from ..models.pair import Pair
@@ -63,10 +64,10 @@ class Subject:
         return load_tokenizer(self._config.model_copy(update={"source": self.names[0]}), self._sources[0])
 
     def key(self, side: int) -> str:
-        """A key of a model's content: the commit of a Hub id, a hash of a folder, or `live` for a loaded model."""
+        """A key of a model's content: the commit of a Hub id, a hash of a folder, or LIVE for a loaded model."""
         source = self._sources[side]
         if source is None:
-            return "live"
+            return LIVE
         return source.commit or content_key(source.config())
 
     @cached_property
