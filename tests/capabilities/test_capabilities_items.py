@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -185,6 +187,18 @@ def test_a_judge_that_cannot_be_loaded_gives_a_one_line_error(tmp_path: Path) ->
         judges.ModelJudge(str(tmp_path / "nothing"))
 
 
+def test_a_judge_whose_outputs_are_not_finite_gives_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def loglikelihood(self, requests: list[Any], *, disable_tqdm: bool) -> list[tuple[float, bool]]:
+            return [(math.nan, False) for _ in requests]
+
+    judge = object.__new__(judges.ModelJudge)
+    judge.name, judge.base = "model broken", SimpleNamespace(model=None, tokenizer=SimpleNamespace(chat_template=None))
+    monkeypatch.setattr("forgetting.capabilities.harness.as_lm", lambda *_: Broken())
+    with pytest.raises(ForgettingError, match=r"judge: model broken: .* not finite"):
+        judge.verdicts([row("p", "refuse", refused=True)])
+
+
 def test_replies_are_never_formulas_in_spreadsheets(tmp_path: Path) -> None:
     judges.export(tmp_path / "x.csv", [row("p", "refuse", refused=False, reply="=cmd()")])
     assert "'=cmd()" in (tmp_path / "x.csv").read_text()
@@ -220,7 +234,7 @@ def test_answers_of_a_loaded_model_are_not_taken_for_those_of_another_one(tmp_pa
 def test_items_are_paired_by_their_hashes_and_not_by_their_order() -> None:
     one, two = row("a", "refuse", refused=True), row("b", "refuse", refused=True)
     assert [(x["prompt"], y["prompt"]) for x, y in pair_up([one, two], [two, one])] == [("a", "a"), ("b", "b")]
-    with pytest.raises(ForgettingError, match="not asked in the same words of both"):
+    with pytest.raises(ForgettingError, match=r"^1 item was not asked of both models in the same words"):
         pair_up([one], [two])
 
 

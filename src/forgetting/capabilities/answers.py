@@ -235,7 +235,7 @@ def pair_up(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
     """Pair the rows of both models by item, prompt and filter, in order.
 
     Raises:
-        ForgettingError: only one model answered an item.
+        ForgettingError: an item was not asked of both models, in the same words.
     """
 
     def keyed(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
@@ -243,9 +243,10 @@ def pair_up(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
 
     one, other = keyed(before), keyed(after)
     if one.keys() != other.keys():
-        alone = sorted(one.keys() ^ other.keys())
+        # an item has a row per filter, and if its words differ, rows of both models
+        alone = sorted({(key[0], key[2]) for key in one.keys() ^ other.keys()})
         raise ForgettingError(
-            f"{counted(len(alone), 'item', 'was')} not asked in the same words of both models; the first: "
-            f"item {alone[0][2]} of {alone[0][0]}; delete the stored answers to ask again"
+            f"{counted(len(alone), 'item', 'was')} not asked of both models in the same words; the first: "
+            f"item {alone[0][1]} of {alone[0][0]}; delete the stored answers to ask again"
         )
     return [(one[key], other[key]) for key in one]

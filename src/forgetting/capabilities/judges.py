@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..display.spreadsheets import cell
-from ..errors import UsageError
+from ..errors import ForgettingError, UsageError
 from ..files import read_text, write_atomically
 from .rendering import chat_template
 from .transitions import Share, kappa, wilson
@@ -93,10 +94,9 @@ class ModelJudge:
             source: a folder, Hub id, or `miniature`.
 
         Raises:
-            UsageError: the model cannot be loaded.
+            ForgettingError: the model cannot be loaded.
         """
         from ..config.schema import ModelConfig
-        from ..errors import ForgettingError
         from ..models.loading import load_base
 
         self.name = f"model {source}"
@@ -110,6 +110,7 @@ class ModelJudge:
 
         Raises:
             UsageError: a reply was not stored.
+            ForgettingError: the model's log-likelihoods are not finite.
         """
         if any(row["reply"] is None for row in rows):
             raise UsageError(
@@ -129,6 +130,8 @@ class ModelJudge:
             for index, word in enumerate(("Yes", "No"))
         ]
         scores = [score for score, _ in asker.loglikelihood(requests, disable_tqdm=True)]
+        if not all(map(math.isfinite, scores)):  # a comparison with NaN would mean No
+            raise ForgettingError(f"judge: {self.name}: its log-likelihoods are not finite; choose another judge")
         return [yes > no for yes, no in zip(scores[::2], scores[1::2], strict=True)]
 
     def _prompt(self, row: Row) -> str:
