@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from forgetting.capabilities import explain, predictors, refusals, rendering, replies
+from forgetting.capabilities import explain, predictors, refusals, rendering, replies, results
 from forgetting.capabilities import transitions as t
+from forgetting.capabilities.relearn import Relearned
 from forgetting.errors import UsageError
 from forgetting.measuring.estimate import holm
 
@@ -181,6 +182,21 @@ def test_the_rules_are_measured_on_their_labelled_set() -> None:
     assert found.recall.of >= 50
     assert found.precision.value >= 0.95
     assert found.recall.value >= 0.95
+
+
+def test_the_sentence_of_the_relearning_probe_has_its_numbers() -> None:
+    right, back, new = t.wilson(8, 16), t.wilson(6, 8), t.wilson(1, 4)
+    found = Relearned("knowledge", 12, 16, right, right, right, right, back, new, steps=2)
+    said = "knowledge: after 2 steps on the other half, 75 % [41, 93] of 8 lost items come back, and 25 % of 4 that"
+    assert found.sentence().startswith(said)
+
+
+def test_categories_with_graded_scores_have_no_p_and_are_no_tests() -> None:
+    pairs = t.Paired.of([0.5] * 10 + [1.0] * 10, [0.25] * 10 + [0.0] * 10)
+    lost, graded = results.slices_of(pairs, np.repeat(["graded", "right or wrong"], 10))
+    assert lost.p == lost.p_holm == t.mcnemar(10, 0)
+    assert math.isnan(graded.p)
+    assert math.isnan(graded.p_holm)
 
 
 @pytest.mark.full

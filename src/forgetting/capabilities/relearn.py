@@ -24,6 +24,7 @@ import numpy as np
 
 from ..config.schema import ModelConfig
 from ..data.padding import IGNORED, right_padded
+from ..display.numbers import several
 from ..errors import UsageError
 from .rendering import chat_template
 from .replies import runs_on
@@ -50,6 +51,7 @@ class Relearned:
         returned: share right after the probe of the items that the tuned model had lost.
         novel: share right after the probe of the items that neither model had right.
         refused: whether the shares are of refused harmful prompts instead of right answers.
+        steps: training steps of the probe.
     """
 
     suite: str
@@ -62,6 +64,7 @@ class Relearned:
     returned: Share
     novel: Share
     refused: bool = False
+    steps: int = STEPS
 
     def sentence(self) -> str:
         """The result in words."""
@@ -69,13 +72,14 @@ class Relearned:
         if self.returned.of == 0:
             return f"{self.suite}: nothing was lost on the {self.scored} items scored, so nothing can come back."
         back, novel = self.returned, self.novel
-        new = "" if novel.of == 0 else f", of {novel.of} never known {100 * novel.value:.0f} %"
+        new = "" if novel.of == 0 else f", and {100 * novel.value:.0f} % of {novel.of} that neither model had right"
         shares = (self.base, self.tuned, self.tuned_after, self.control_after)
         base, tuned, relearned, control = (f"{100 * found.value:.0f} %" for found in shares)
         return (
-            f"{self.suite}: after {STEPS} steps on the other half, of {back.of} lost items {100 * back.value:.0f} % "
-            f"come back [{100 * back.low:.0f}, {100 * back.high:.0f}]{new}. {verb.capitalize()}: base {base}, "
-            f"tuned {tuned}, relearned {relearned}; control (the base, relearned in the same way) {control}."
+            f"{self.suite}: after {self.steps} steps on the other half, {100 * back.value:.0f} % "
+            f"[{100 * back.low:.0f}, {100 * back.high:.0f}] of {several(back.of, 'lost item')} come back{new}. "
+            f"{verb.capitalize()}: base {base}, tuned {tuned}, relearned {relearned}; control (the base, relearned in "
+            f"the same way) {control}."
         )
 
 
@@ -162,6 +166,7 @@ def _probe(name: str, pairs: Any, subject: Any, steps: int) -> Relearned:
         share(after[0], before & ~now & ~on, own),
         share(after[0], ~before & ~now, own),
         judged,
+        steps,
     )
 
 

@@ -27,6 +27,7 @@ MIN_SLICE = 5
 class Slice:
     """One category: accuracy before and after, and McNemar's exact p, raw and Holm-corrected over all slices.
 
+    Both p are NaN if not all scores of the category are 0 or 1; such a category is not counted in the correction.
     Replies that run on count neither as `lost` nor as `gained`, as in `Transitions`.
     """
 
@@ -199,7 +200,7 @@ def slices_of(pairs: t.Paired, categories: NDArray[Any]) -> tuple[Slice, ...]:
         lost, gained = int(part.lost.sum()), int(part.gained.sum())
         p = t.mcnemar(lost, gained) if part.binary else math.nan
         found.append((str(name), part, lost, gained, p))
-    corrected = holm([1.0 if math.isnan(p) else p for *_, p in found])
+    corrected = holm([p for *_, p in found])
     made = [
         Slice(
             name, len(part), float(part.before.mean()), float(part.after.mean()), t.difference(part), lost, gained, p, h
