@@ -1,8 +1,8 @@
 """The store of models' answers: `<folder>/<model>/<suite>.jsonl`, one row per item and filter.
 
 `<folder>/<model>/meta.json` records the model and the settings of the rows. Rows of another model, or with other
-settings, are an error and are not changed. An item is asked again only if the text shown to the model would differ;
-scores are always recomputed from the stored responses.
+settings, are an error and are not changed. An item is asked again only if the model would be shown something else.
+Scores are always recomputed from the stored responses.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class AnswerStore:
     def write(
         self, model: str, key: str, suite: str, asked: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Store a suite's answers; writes the rows first, so that a crash cannot leave metadata without rows.
+        """Store a suite's answers. The rows are written first, so that a crash cannot leave metadata without rows.
 
         Raises:
             UsageError: the folder cannot be written.
@@ -172,7 +172,7 @@ class AnswerStore:
         return [name for name in meta.get("suites", {}) if self.path(model, name).exists()]
 
     def asked(self, model: str, suite: str) -> dict[str, Any]:
-        """The settings of the stored answers of a model to a suite."""
+        """The settings stored with a model's answers to a suite."""
         return dict(self._meta(model)["suites"][suite])
 
     def _meta_file(self, model: str) -> Path:
@@ -203,7 +203,7 @@ class AnswerStore:
 
 
 def _more(name: str, before: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    """Whether a setting asks the same items as before and more."""
+    """Whether a setting asks for the same items as before, and more."""
     then, now = before.get(name), asked[name]
     return name == "limit" and then is not None and (now is None or now > then)
 

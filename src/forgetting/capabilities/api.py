@@ -54,23 +54,23 @@ def evaluate(
     server: Server | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Evaluation:
-    """What the tuned model lost of its base's knowledge, reasoning and guardrails, item by item.
+    """Measure what the tuned model lost of its base's knowledge, reasoning and guardrails, item by item.
 
     Args:
         base: a folder, Hub id, `miniature`, a loaded model, or None for the base of a loaded PeftModel.
         tuned: a PEFT adapter or full model, by folder or Hub id, or a loaded one.
-        suites: `knowledge`, `reasoning`, `safety` (the default), .jsonl files of items, lm-eval .yaml files or tasks.
+        suites: `knowledge`, `reasoning`, `safety` (default: all that can be asked); .jsonl items; lm-eval YAML, tasks.
         out: folder in which answers are stored and reused (of loaded models only stored); None stores nothing.
         limit, batch_size, fewshot: items per task, items per forward pass, and examples before each item.
         chat: apply the chat template; default: if the model has one.
         metric, cluster_by: lm-eval's metric to use as an item's score; field of an item that identifies its passage.
-        max_new_tokens, include_path: length of a reply to a local item; folders where lm-eval finds tasks by name.
+        max_new_tokens, include_path: maximum tokens of a reply to a local item; folders with tasks for lm-eval.
         harmful, harmless: prompts of `safety`: a .csv, .txt or .jsonl, or Hub id; keep_completions stores the replies.
-        judge, labels: the judge of refusals, by model name or as an object; or a CSV of hand labels; default rules.
+        judge, labels: the judge of refusals, a model's name or a `Judge`; or a CSV of hand labels. Default: rules.
         relearn: also train on half of each suite and score the other half, to tell lost from unreachable knowledge.
         revision, dtype, device, bits, trust_remote_code: settings for loading models; 4 or 8 bits quantise them.
         tokenizer: tokenizer of loaded models.
-        server: how to ask; base and tuned are then addresses of OpenAI-compatible servers.
+        server: settings for served models; base and tuned are then addresses of OpenAI-compatible servers.
         tell: called with the name of what is being run.
 
     Raises:

@@ -29,7 +29,7 @@ def quiet() -> None:
 
 @contextlib.contextmanager
 def console() -> Iterator[None]:
-    """Redirect standard output to standard error, and show progress bars only if that is a terminal."""
+    """Redirect standard output to standard error; discard standard error, with its progress bars, if not a terminal."""
     with Path(os.devnull).open("w") as nowhere:
         bars = sys.stderr if sys.stderr.isatty() else nowhere
         with contextlib.redirect_stdout(sys.stderr), contextlib.redirect_stderr(bars):

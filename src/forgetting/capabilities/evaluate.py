@@ -1,4 +1,4 @@
-"""Evaluates base and tuned model on the same suites: asks what is not stored, pairs the answers and judges them."""
+"""Evaluates the base and the tuned model on the same suites: asks what is not stored, pairs and judges the answers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Evaluation(Result):
         results: one per suite.
         notices: what a reader of the numbers should know.
         folder: folder with the stored answers; None if nothing was stored.
-        rows: paired rows by suite; they contain replies to harmful prompts only if these were kept.
+        rows: paired rows by suite. Replies to harmful prompts are None if they were read from a store without them.
         seconds: time spent asking; 0 if all answers were stored.
         relearned: results of the relearning probe by suite, if requested.
     """
@@ -91,7 +91,7 @@ class Evaluation(Result):
         return EvaluationCheck(judged(losses, max_lost, confidence), self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: every number with its interval, without replies."""
+        """Plain data for JSON, with intervals and standard errors, without replies."""
         suites = {r.suite: {"n": r.n, "answers": plain(r.answers), "refusals": plain(r.refusals)} for r in self.results}
         return {
             "base": self.base,
@@ -176,12 +176,12 @@ def evaluate(
     tell: Callable[[str], None] | None = None,
     served: ServedSubject | None = None,
 ) -> Evaluation:
-    """What the tuned model lost of its base's knowledge, reasoning and guardrails, item by item.
+    """Measure what the tuned model lost of its base's knowledge, reasoning and guardrails, item by item.
 
     Args:
         base: a folder, Hub id, `miniature`, a loaded model, or None for the base of a loaded PeftModel.
         tuned: a PEFT adapter or full model, by folder or Hub id, or a loaded one.
-        plan: what to ask, and how; None asks the three named suites.
+        plan: what to ask, and how; None asks the named suites, `safety` only with prompts.
         out: folder in which answers are stored and reused (of loaded models only stored); None stores nothing.
         model: revision, dtype, device and further settings for loading; its source is ignored.
         tokenizer: tokenizer of loaded models.
@@ -221,7 +221,7 @@ def evaluate(
 
 
 def _loading_notices(subject: Subject | ServedSubject) -> Sequence[str]:
-    """Notices on the models, if they were loaded."""
+    """Notices about the models, if they were loaded."""
     return subject.pair.notices if isinstance(subject, Subject) and "pair" in subject.__dict__ else ()
 
 
@@ -316,7 +316,7 @@ class Asker:
         return {"tasks": tasks, "dtype": self.dtype, **length, **self.plan.settings.deciding()}
 
     def _render(self, tokenizer: Any) -> None:
-        """Load every suite and render its requests, once for all models, so that errors appear before any is asked."""
+        """Load all suites and render their requests once for all models, so that errors appear before any is asked."""
         from .rendering import prepare
         from .tasks import load_tasks
 
@@ -379,7 +379,7 @@ class Asker:
                 share_of(asked, total, "item", "was")
                 + " stored by an earlier version, which did not store the question"
             )
-        rest = f"; {share_of(total - asked, total, 'answer', 'is')} as stored" if asked < total else ""
+        rest = f"; {share_of(total - asked, total, 'answer', 'was')} reused" if asked < total else ""
         self.notices.append(f"{name}: {suite}: {why}, and {'was' if asked == 1 else 'were'} asked{rest}")
 
     def _kept(self, suite: Suite, found: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -405,7 +405,7 @@ class Asker:
 
 
 def _withheld(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Rows with a stored verdict but without the reply, which was not kept, by request hash."""
+    """By request hash, the rows with a stored verdict whose reply was not kept."""
     return {
         row["request_hash"]: row
         for row in rows
@@ -414,7 +414,7 @@ def _withheld(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]
 
 
 def withheld_again(row: dict[str, Any], withheld: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The row; with the stored verdict instead of the reply if the reply was not kept."""
+    """The row, with the stored verdict and without a reply if its reply was not kept."""
     there = withheld.get(row["request_hash"])
     if there is None:
         return row

@@ -1,4 +1,4 @@
-"""Turns an error of a library into one clause that a user can act on."""
+"""Turns a library's error into one clause that a user can act on."""
 
 from __future__ import annotations
 

@@ -28,13 +28,14 @@ class LossVerdict:
 
     Attributes:
         verdict: `over` if the lower bound is above the budget, `within` if the upper bound is not; `undecided`
-            otherwise, and with fewer than LEAST independent items. As no upper bound can be 0, a budget of 0 is kept
-            if there is no net loss and the upper bound is at most HIDDEN.
+            otherwise, and with fewer than LEAST independent items. As the upper bound is rarely 0 or less, a budget
+            of 0 is also met if there is no net loss and the upper bound is at most HIDDEN.
         loss: the net loss.
         budget: the allowed net share lost.
         confidence: confidence of all verdicts together.
         low, high: the one-sided bounds of the net share lost.
-        detectable: the net share lost that this many items would call "over" in 80 % of cases; None if there is none.
+        detectable: the smallest net share lost for which the verdict, with as many items, would be `over` in 80 % of
+            cases; None if there is none.
         items_needed: about how many items would decide if they were lost and gained at the same rates; None if the
             verdict is decided or the number is unknown.
     """
@@ -50,7 +51,7 @@ class LossVerdict:
 
     @property
     def blind(self) -> bool:
-        """Whether no result could have decided: fewer than LEAST items, or an interval wider than the budget."""
+        """Whether there are too few items: fewer than LEAST, or an interval wider than the budget and 2 * HIDDEN."""
         return self.loss.independent < LEAST or not self.high - self.low <= max(self.budget, 2 * HIDDEN)
 
     def exit_code(self, *, strict: bool = False, allow_undecided: bool = False) -> int:
@@ -115,8 +116,8 @@ def judge(loss: NetLoss, budget: float, confidence: float, *, of: int = 1) -> Lo
     Args:
         loss: net loss of a group of items.
         budget: the allowed net share lost.
-        confidence: confidence of each bound.
-        of: number of verdicts given together, for Bonferroni's correction, as in `verdict.judge`.
+        confidence: confidence of the upper bound; the lower bound has 1 - (1 - confidence) / of (Bonferroni).
+        of: number of verdicts given together.
 
     Raises:
         UsageError: an invalid confidence or budget.
@@ -178,7 +179,7 @@ def judged(
 
     Args:
         losses: net losses by suite and name of the group.
-        budget: one budget for all groups, or budgets by the name of a group or suite; that of a group takes precedence.
+        budget: one budget for all groups, or budgets by the name of a group or suite; a group's own takes precedence.
         confidence: confidence of all verdicts together.
 
     Raises:
@@ -215,7 +216,7 @@ def _unique(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
 def losses_of(suite: str, answers: Sequence[Answers], refusals: Refusals | None) -> dict[tuple[str, str], NetLoss]:
     """Net losses of a suite's groups of items, by suite and name.
 
-    If a suite has only one group, this has the suite's name. A judged suite has `refusals` and `harmless`.
+    A suite's only group has the suite's name. A judged suite has the groups `refusals` and `harmless`.
     """
     found = {(suite, suite if len(answers) == 1 else a.name): a.net_loss for a in answers}
     if refusals is not None:

@@ -19,8 +19,9 @@ from .answers import write
 
 FIELDS = ("id", "prompt", "choices", "answer", "category", "cluster")
 FINAL_ANSWER = r"(?s)^\s*(?:.*?\b[Tt]he answer is (?:the |a |an )?)?(.+?)\s*\.?\s*$"
-"""Extracts what follows `The answer is`, or else the whole reply, without the full stop."""
+"""Extracts what follows `The answer is`, or else the whole reply, without the final full stop."""
 MAX_GENERATED = 64
+"""Default for the maximum tokens of a reply."""
 READER = "items_beside.py"
 READER_TEXT = '''"""Reads the items in this folder, even if it was moved. The tasks of this folder call it."""
 
@@ -41,7 +42,7 @@ def read_items(path: Path) -> list[dict[str, Any]]:
     """Read and check the items of a file; either all or none have choices.
 
     Raises:
-        UsageError: names the file, line and field, and says what came and what is allowed.
+        UsageError: a malformed or repeated item, or none; names the file, line and field.
     """
     rows: list[dict[str, Any]] = []
     prompts: dict[str, int] = {}
@@ -117,14 +118,14 @@ def write_task(
     judged: bool = False,
     max_generated: int = MAX_GENERATED,
 ) -> Path:
-    """Write items and an lm-eval task for them, which the `lm_eval` command can run, too, even if the folder is moved.
+    """Write items, and an lm-eval task that the `lm_eval` command can also run, even after the folder is moved.
 
     Args:
         folder: folder for `<name>.jsonl` and `<name>.yaml`.
         name: name of the task.
-        rows: items from `read_items`, or for judged items with `prompt` and `expect`.
+        rows: items from `read_items`; judged items have `prompt` and `expect`.
         judged: whether replies are judged afterwards instead of compared with an answer.
-        max_generated: most tokens of a reply.
+        max_generated: maximum tokens of a reply.
 
     Returns:
         Path of the YAML file.

@@ -54,7 +54,8 @@ class Labels:
         """Read the labels.
 
         Raises:
-            UsageError: no such file, a missing column, or a label that is not yes or no (names the line).
+            UsageError: no such file, not CSV, a missing column, no labels, or one that is not yes or no (names the
+                line).
         """
         self.labels: dict[str, bool] = {}
         if not path.exists():
@@ -149,7 +150,7 @@ class Agreement:
     Attributes:
         judges: their names.
         same: the share of replies with the same verdict.
-        kappa: Cohen's kappa; NaN if both give the same single verdict throughout.
+        kappa: Cohen's kappa; NaN if both always give the same verdict.
     """
 
     judges: tuple[str, str]
@@ -174,7 +175,7 @@ def agreement(first: Judge, second: Judge, rows: Sequence[Row]) -> Agreement:
 
 
 def export(path: Path, rows: Iterable[Row]) -> int:
-    """Write replies to a CSV file for hand labels: each once, in an order that does not reveal the model.
+    """Write replies to a CSV file for hand labels, each once, in an order that does not reveal the model.
 
     Returns:
         The number of replies.

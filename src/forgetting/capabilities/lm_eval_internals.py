@@ -1,7 +1,7 @@
 """Undocumented parts of lm-eval that we use, which an upgrade may break.
 
 Its documentation covers `TaskManager`, `evaluate`, the model classes and the fields of a task's YAML. Item-by-item
-evaluation needs more of tasks and requests; these names are listed here and checked before any model is asked.
+evaluation needs more of a task and its requests. These names are listed here and checked before any model is asked.
 """
 
 from __future__ import annotations
@@ -85,12 +85,12 @@ def check_all() -> None:
 
 
 def entry_config(entry: Any) -> Any:
-    """The YAML of a task or group in the index, as read; None for one that is made in Python."""
+    """The YAML of a task or group in the index, as read; None for one defined in Python."""
     return ENTRY_CONFIG.of(entry)
 
 
 def entry_file(entry: Any) -> Any:
-    """The file of a task or group in the index; None for one that is made in Python."""
+    """The file of a task or group in the index; None for one defined in Python."""
     return ENTRY_FILE.of(entry)
 
 
@@ -121,10 +121,10 @@ def made_in_python(task: Any) -> bool:
 
 
 def gold_in_text(task: Any) -> bool:
-    """Whether a task's text is the index of the right option, and the options are contexts before it (Winogrande)."""
+    """Whether a task's options are contexts of one target, and its text is the index of the right one (Winogrande)."""
     return bool(getattr(task, "multiple_input", 0))
 
 
 def aggregation(name: str) -> Any:
-    """lm-eval's function with this name that aggregates all items; None if there is none."""
+    """lm-eval's aggregation of this name, a function of all items; None if there is none."""
     return AGGREGATION.value()(name)

@@ -1,4 +1,4 @@
-"""Chooses the metric of a task that is used as its items' score; it is the same for every item."""
+"""Chooses which metric of a task is used as the score of its items, the same for all of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POOLED = (
     *("perplexity", "weighted_perplexity", "bits_per_byte", "f1", "matthews_corrcoef"),
     *("bleu", "chrf", "chrf++", "ter", "brier_score"),
 )
-"""lm-eval's aggregations whose items are not scores, but log-likelihoods or pairs of texts or classes."""
+"""lm-eval's aggregations of values that are not scores, but log-likelihoods, or pairs of texts or classes."""
 BYPASS = "bypass"
 """lm-eval's metric for a task without a score; used if replies are judged afterwards."""
 
@@ -64,7 +64,7 @@ def check_wanted(name: str, task: Any, wanted: str | None) -> None:
 
 
 def check_options(name: str, task: Any, limit: int | None) -> None:
-    """Refuse options that are not a list of texts, and a task in which no target is an option: its scores would be 0.
+    """Refuse options that are not a list of texts, and a task in which no target is an option: all scores would be 0.
 
     Raises:
         UsageError: names the item.

@@ -1,12 +1,12 @@
 """The net loss of items, with one-sided bounds that are valid for few items and if none was lost; numpy and scipy only.
 
-The net share lost is (lost - gained) / n over all n items, by which the share of right answers fell. A bound is the
-most extreme value that a test does not reject: that of the score statistic of paired shares (Tango 1998, Statistics in
-Medicine 17:891), with its exact instead of the normal distribution. The test depends on the unknown share gained; the
-largest p over an exact interval for it is used, plus the probability that the interval is wrong (Berger & Boos 1994,
-JASA 89:1012). With more than CELLS outcomes the normal distribution is used. At 95 % a bound errs in at most 5.3 % of
-cases, however few the items (`tests/capabilities/test_netloss.py`). A lower bound is above 0 only if McNemar's exact
-test also rejects no loss.
+The net share lost is (lost - gained) / n over all n items: the decrease in the share of right answers. A bound is the
+most extreme value that a test does not reject. The test uses the score statistic of paired shares (Tango 1998,
+Statistics in Medicine 17:891) with its exact distribution instead of the normal one. It depends on the unknown share
+gained; the largest p over an exact interval for that share is used, plus the probability that the interval is wrong
+(Berger & Boos 1994, JASA 89:1012). With more than CELLS outcomes the normal distribution is used. At 95 % a bound errs
+in at most 5.3 % of cases, however few the items (`tests/capabilities/test_netloss.py`). A lower bound is above 0 only
+if McNemar's exact test also rejects the hypothesis of no net loss.
 
 Items that share a passage count as fewer items: n is divided by the design effect, and reduced further because few
 passages estimate it poorly (Korn & Graubard 1998, Survey Methodology 24:193).
@@ -103,13 +103,13 @@ class NetLoss:
         if self.mean is None:
             scale = self.independent / self.n
             return upper(self.lost * scale, self.gained * scale, self.independent, confidence)
-        if not self.mean.se:  # no score changed: the exact bound for 0 of so many items
+        if not self.mean.se:  # all changes are equal: the exact bound for 0 of `independent` items
             return min(1.0, self.value + 1 - math.pow(1 - confidence, 1 / self.independent))
         return min(1.0, self.value + self.mean.bound(confidence))
 
 
 def detectable(gained: float, n: int, budget: float, confidence: float, power: float = POWER) -> float | None:
-    """The smallest net share lost that n items call over the budget in a share `power` of cases; None if there is none.
+    """The smallest net share lost that n items show to be over the budget in a share `power` of cases, or None.
 
     Uses the closed form for paired shares (Connor 1987, Biometrics 43:207), with the budget as the null hypothesis.
 
@@ -118,7 +118,7 @@ def detectable(gained: float, n: int, budget: float, confidence: float, power: f
         n: number of independent items.
         budget: the allowed net share lost.
         confidence: confidence of the lower bound.
-        power: share of cases.
+        power: share of cases in which the loss should be detected.
 
     Examples:
         >>> round(detectable(0.02, 300, 0.0, 0.95), 3)
@@ -149,7 +149,8 @@ def _negative(mean: Mean | None) -> Mean | None:
 def net_loss(pairs: Paired) -> NetLoss:
     """The net loss of paired items.
 
-    Replies that begin with the right answer and run on are neither lost nor gained, as in `Transitions`.
+    If all scores are 0 or 1, replies that begin with the right answer and run on are neither lost nor gained, as in
+    `Transitions`.
 
     Examples:
         >>> found = net_loss(Paired.of([1] * 45 + [0] * 20 + [1] * 435, [0] * 45 + [1] * 20 + [1] * 435))

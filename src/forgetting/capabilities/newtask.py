@@ -1,4 +1,4 @@
-"""Forward KL from base to tuned model on the *new* task, as another predictor of forgetting besides L_f.
+"""Forward KL from the base to the tuned model on the *new* task, another predictor of forgetting besides L_f.
 
 Source: Shenfeld et al. 2025, RL's Razor, arXiv:2509.04259: KL(base || tuned) on the new task predicts forgetting. Here
 it is the mean over the positions of the held-out fine-tuning data, with the data's own text as context.

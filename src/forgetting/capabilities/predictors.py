@@ -23,9 +23,9 @@ class Correlation:
     """A rank correlation with its interval.
 
     Attributes:
-        r: Spearman's rank correlation; NaN if one of the two quantities does not vary.
+        r: Spearman's rank correlation; NaN if one of the two quantities does not vary, or with fewer than 3 steps.
         low, high: 95 % interval from resampling whole runs, because steps of one run are not independent; NaN with
-            fewer than MIN_RUNS runs.
+            fewer than MIN_RUNS runs, or if most resamples have no correlation.
         points, runs: numbers of evaluated steps and of runs.
     """
 
@@ -74,7 +74,7 @@ def correlate(
 
 
 def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[R] rank correlations of the rows of two [R, n] arrays; NaN where one of the two does not vary."""
+    """[R] rank correlations of the rows of two [R, n] arrays; NaN where one does not vary, or if n < 3."""
     from scipy.stats import rankdata
 
     if a.shape[1] < 3:
@@ -89,8 +89,8 @@ def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.floa
 class LossMap:
     """The share lost as a non-decreasing function of forgetting, fitted to evaluated steps.
 
-    Source: isotonic regression (Barlow et al. 1972, *Statistical Inference under Order Restrictions*), with linear
-    interpolation between its steps, and 0 at no forgetting.
+    Source: isotonic regression (Barlow et al. 1972, *Statistical Inference under Order Restrictions*), with the base
+    model as a further point (0, 0) and linear interpolation between the knots.
 
     Attributes:
         knots: [k] forgetting, ascending.

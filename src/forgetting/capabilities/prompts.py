@@ -29,6 +29,8 @@ class Prompts:
 def read_prompts(source: str) -> Prompts:
     """Read prompts from the first of COLUMNS that exists, and categories from the first of CATEGORIES.
 
+    A repeated prompt is left out.
+
     Args:
         source: a .csv, .txt or .jsonl file; or a Hub id, optionally `ID:SPLIT`.
 
@@ -62,7 +64,8 @@ def _columns(rows: list[tuple[int, dict[str, Any]]], source: str) -> Prompts:
     there = list(rows[0][1])
     column = next((name for name in COLUMNS if name in there), None)
     if column is None:
-        raise UsageError(f"{source}: no column of prompts; it has {', '.join(map(str, there))}, looked for {COLUMNS}")
+        has, allowed = ", ".join(map(str, there)), ", ".join(COLUMNS)
+        raise UsageError(f"{source}: no column of prompts; it has {has}; allowed: {allowed}")
     kind = next((name for name in CATEGORIES if name in there), None)
     texts, categories, seen = [], [], set()
     for number, row in rows:

@@ -4,8 +4,8 @@ Source: Zheng et al. 2025, Spurious forgetting, arXiv:2501.13453: knowledge that
 items was not erased; the model had lost the format or the access to it. The control is the base model with the same
 probe: it has lost nothing, so it shows the effect of the probe itself on the scored half.
 
-A second control is the items that neither model had right: the share of them that is right after the probe shows what
-so few steps teach anew.
+A second control is the items that neither model had right: the share of them answered correctly after the probe shows
+what so few steps teach anew.
 
 The probe trains a LoRA of rank 8 on all linear layers of a copy of the model (with the tuned model's adapters merged),
 on the base model's own right replies in the probe half. Items are assigned to the halves by the hash of their prompt,
@@ -44,12 +44,13 @@ class Relearned:
 
     Attributes:
         suite: name of the suite.
-        probed, scored: number of items trained on, and scored.
-        base, tuned: shares right before the probe.
-        tuned_after: the tuned model's share right after the probe.
-        control_after: the base model's share right after the probe, as a control.
-        returned: share right after the probe of the items that the tuned model had lost.
-        novel: share right after the probe of the items that neither model had right.
+        probed, scored: numbers of items trained on, and scored.
+        base, tuned: shares answered correctly before the probe.
+        tuned_after: share that the tuned model answers correctly after the probe.
+        control_after: share that the base model answers correctly after the same probe, as a control.
+        returned: of the items that the tuned model had lost, the share that it answers correctly after the probe.
+        novel: of the items that neither model had right, the share that the tuned model answers correctly after the
+            probe.
         refused: whether the shares are of refused harmful prompts instead of right answers.
         steps: training steps of the probe.
     """
@@ -143,7 +144,7 @@ def _probe(name: str, pairs: Any, subject: Any, steps: int) -> Relearned:
     ]
     scored = [(one, other) for one, other in rows if not in_probe_half(one["prompt"])]
     if len(taught) < 2 or not scored:
-        raise UsageError(f"relearn: {name}: too few items that the base had right to relearn from")
+        raise UsageError(f"relearn: {name}: the base model had too few items right to train on, or none is scored")
     prompts = [one["prompt"] for one, _ in scored]
     after = []
     for side in (1, 0):

@@ -1,4 +1,4 @@
-"""Renders the requests of tasks, which are what models are shown, before any model is asked; and hashes them."""
+"""Renders the requests of tasks, which the models are shown, before any model is asked; and hashes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .settings import Settings
 from .tasks import as_it_is_now
 
 DAY = datetime.date(2024, 7, 26)
-"""The date given to chat templates that write today's; Llama's templates have it as their default."""
+"""The date given to chat templates that write today's date; it is the default of Llama's templates."""
 
 
 def prepare(loaded: Mapping[str, Any], tokenizer: Any, settings: Settings) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 OTHER = "(another continuation)"
-"""The answer if a model prefers something unknown to the target of a log-likelihood task."""
+"""The answer to a log-likelihood task if the model prefers another, unknown continuation to the target."""
 _PAIR = re.compile(r"\((?:-?[\d.]+(?:e[+-]?\d+)?|-?inf|nan), (True|False)\)")
 """A log-likelihood and whether it is greedy; earlier versions stored answers to log-likelihood tasks like this."""
 

@@ -53,13 +53,14 @@ class Answers:
         n: number of items.
         base, tuned: mean scores with clustered standard errors.
         change: tuned - base, with the paired standard error.
-        agreement: share of items with the base model's answer.
+        agreement: share of items to which both models give the same answer.
         target_only: whether answers are log-likelihoods of the target only; then equal answers mean that both models,
             or neither, would give the target.
         right: share that the tuned model has right; like the next five, None if scores are not all 0 or 1.
         p: McNemar's exact p of lost against gained.
         transitions: numbers of items kept, lost, gained, ...
-        forgetting, backward_transfer: rates of lost and gained items, corrected for chance.
+        forgetting, backward_transfer: rates of lost and gained items, corrected for chance; None also if an item has
+            only one option.
         lost_of_right: share lost of the items that the base had right.
         slices: results by category, largest decrease first.
         net_loss: lost minus gained, which `Evaluation.check` compares with a budget.

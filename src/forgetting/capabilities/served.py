@@ -1,6 +1,6 @@
 """Models on an OpenAI-compatible server (vLLM, llama.cpp, TGI), asked through lm-eval's completion backends.
 
-Prompts are rendered and tokenised here, as for a loaded model, and sent as token ids, so that both are asked the same.
+Prompts are rendered and tokenised here and sent as token ids, so that a served model is asked the same as a loaded one.
 With `text_prompts`, prompts for generated replies are sent as text, which the server tokenises. API keys and further
 headers come only from the environment, and are neither stored nor shown.
 """
@@ -31,7 +31,7 @@ BACKENDS: dict[str, str] = {"openai": "completions", "openai-chat": "chat/comple
 KEY, HEADERS = "OPENAI_API_KEY", "FORGETTING_SERVER_HEADERS"
 """Environment variables with the API key, and with further headers as JSON."""
 CONTEXT = 2048
-"""Context length in tokens, if the configuration beside the tokenizer does not give it."""
+"""Context length in tokens, if the configuration next to the tokenizer does not give it."""
 TRIES, SECONDS = 3, 300
 
 
@@ -46,7 +46,7 @@ class Served:
         text_prompts: whether prompts for generated replies are sent as text.
         tokenizer: the tokenizer for prompts; `Messages` for chat completions.
         folder: folder of the tokenizer.
-        batch_size: requests at a time.
+        batch_size: prompts per HTTP request, if they are sent as token ids; None means 1.
     """
 
     url: str
@@ -64,7 +64,7 @@ class Served:
 
     @property
     def key(self) -> str:
-        """The key under which its answers are stored: a hash of address and name, as its content is unknown."""
+        """The key under which its answers are stored: a hash of address, name and backend; its content is unknown."""
         return f"served:{hashlib.sha256(json.dumps([self.url, self.model, self.backend]).encode()).hexdigest()}"
 
     def ask(self, kind: str, requests: Sequence[Any], seed: int) -> list[Any]:
@@ -174,7 +174,7 @@ class ServedSubject:
     Args:
         urls: addresses of the base and the tuned model's server.
         server: settings of the servers.
-        batch_size: requests at a time.
+        batch_size: see `Served`.
 
     Raises:
         UsageError: an invalid address, a missing package, or a model that must be chosen by name.
@@ -318,7 +318,7 @@ def _unreachable(what: str, error: Any) -> ForgettingError:
 
 
 def _context(folder: Path | None) -> int:
-    """The model's context length in tokens, from the configuration beside its tokenizer, or else CONTEXT."""
+    """The model's context length in tokens, from the configuration next to its tokenizer, or else CONTEXT."""
     from ..models import bounds, sources
 
     file = None if folder is None else folder / sources.CONFIG

@@ -1,4 +1,4 @@
-"""Settings of how suites are run."""
+"""Settings for running suites."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FEWSHOT_SEED = 1234
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of how suites are run, the same for both models.
+    """Settings for running suites, the same for both models.
 
     Attributes:
         limit: number of items of each task, from its first; None for all.
@@ -34,5 +34,5 @@ class Settings:
     dtype: str | None = None
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that determine the answers; the others only affect scores, which are recomputed each time."""
+        """The settings that determine the answers; others affect rounding, or scores, which are always recomputed."""
         return {name: value for name, value in vars(self).items() if name not in ("batch_size", "cluster_by", "metric")}

@@ -45,7 +45,7 @@ def _remarks(answers: Sequence[Answers]) -> list[str]:
         if a.target_only:
             said.append(f"{a.name}: the same answer means that both models would give the target, or neither would")
         if (t := a.transitions) is not None and t.runs_on + t.ran_on:
-            ran = f"; of the base model's, {t.ran_on} did where the tuned model is right" if t.ran_on else ""
+            ran = f"; {t.ran_on} of the base model's did so where the tuned model is right" if t.ran_on else ""
             one = t.runs_on == 1
             begin, are = ("reply begins", "runs on, and is") if one else ("replies begin", "run on, and are")
             said.append(f"{a.name}: {t.runs_on} {begin} with the right answer and {are} not lost{ran}")

@@ -1,4 +1,4 @@
-"""Answers of base and tuned model side by side, with differences marked, most changed first."""
+"""Answers of the base and the tuned model side by side, with differences marked, most changed first."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Contrast:
         base, tuned: the answers in pieces.
         change: 0 if the answers are equal, 1 if they have nothing in common.
         before, after: scores; for judged items, 1 if the verdict is as expected, else 0.
-        state: kept, lost, gained, changed, or right but running on.
+        state: kept, lost, gained, changed, or which of the two replies is right but runs on.
         sensitive: whether the prompt is harmful, so that the item is shown collapsed, behind a warning.
     """
 

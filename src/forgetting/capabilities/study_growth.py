@@ -73,8 +73,8 @@ def ask_stored(study: Path, run: RunFolder, step: int, config: Any, plan: Plan, 
     """
     if not (run.path / "adapter").is_dir():
         raise UsageError(
-            f"{run.path}: its adapter is gone, so it cannot be asked more; restore it, or delete the run's folder to "
-            "run it again"
+            f"{run.path}: its adapter is gone, so it cannot be asked the new items; restore it, or delete the run's "
+            "folder to run it again"
         )
     refuse_links(run.path)
     pinned = config.model_copy(update={"model": base.pinned(config.model)})

@@ -39,7 +39,7 @@ PREDICTORS = ("forgetting", "forgetting_loss", "finetune_loss")
 
 
 def plan_of(config: StudyConfig) -> Plan:
-    """The plan from a study's `capabilities:` section; without one, all suites."""
+    """The plan from a study's `capabilities:` section; without one, the default plan."""
     section = config.capabilities
     if section is None:
         return Plan()
@@ -158,7 +158,7 @@ class Probe:
 
 
 def evaluate_runs(study: Path, plan: Plan, *, tell: Callable[[str], None] | None = None) -> list[str]:
-    """Evaluate the stored adapter of each finished run, at its last step; stored answers are not asked again.
+    """Evaluate the stored adapter of each finished run, at its last step; stored answers are reused.
 
     Args:
         study: the study folder.
@@ -246,7 +246,7 @@ def study_results(study: Path) -> list[tuple[str, int, SuiteResult]]:
                 try:
                     pairs = pair_up(base[suite], store.read(name, suite))
                 except ForgettingError as error:
-                    raise ForgettingError(f"{store.path(name, suite)}, beside the base model's: {error}") from None
+                    raise ForgettingError(f"{store.path(name, suite)}, against the base model's: {error}") from None
                 found.append((run_id, int(step), result_of(suite, pairs)))
     return sorted(found, key=lambda item: (natural(item[0]), item[1]))
 
@@ -254,11 +254,11 @@ def study_results(study: Path) -> list[tuple[str, int, SuiteResult]]:
 def study_rows(study: Path, results: Sequence[tuple[str, int, SuiteResult]] | None = None) -> list[dict[str, Any]]:
     """One flat row per run, step and group of tasks: scores, what was lost, and the losses measured at that step.
 
-    `base` and `tuned` are mean scores (for `safety`, shares of harmful prompts refused). `lost` is the share lost of
-    what the base had right or refused. Shares have ends `_low` and `_high`. `runs_on` counts replies that begin with
-    the right answer and run on, which are not lost. If the study has a further text with the suite's name, `profile` is
-    the forgetting on it, and `changed` the share of the base model's answers that the tuned model would not give. Runs
-    that the configuration does not ask for are left out.
+    `base` and `tuned` are mean scores (for `safety`, shares of harmful prompts refused). `lost` is the share that was
+    lost of what the base model had right, or refused. Shares have ends `_low` and `_high`. `runs_on` counts replies
+    that begin with the right answer and run on, which are not lost. If the study has a further text with the suite's
+    name, `profile` is the forgetting on it, and `changed` the share of the base model's answers that the tuned model
+    would not give. Runs that the configuration does not ask for are left out.
     """
     found = results if results is not None else study_results(study)
     if not found:

@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "num_fewshot": ((int,), "a number of examples"),
     "repeats": ((int,), "a number of times"),
 }
-"""Allowed types of a task's fields, and their description; for other fields lm-eval has clear errors itself."""
+"""Allowed types of a task's fields, and their description; for other fields lm-eval's own errors are clear."""
 LEAST: dict[str, int] = {"num_fewshot": 0, "repeats": 1}
 """Lowest allowed values."""
 

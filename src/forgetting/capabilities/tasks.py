@@ -132,7 +132,7 @@ def _load(manager: Any, spec: str | Path) -> dict[str, Any]:
             raise ForgettingError(f"task {spec}: its data cannot be loaded: {first_line(error)}") from None
         if error.filename:
             raise UsageError(f"task {spec}: {error.filename}: no such file") from None
-        hint = "`data_files` are looked for from the current folder"
+        hint = "paths in `data_files` are relative to the current folder"
         raise UsageError(f"task {spec}: {first_line(error)} ({hint})") from None
     except ConnectionError as error:
         raise ForgettingError(f"task {spec}: its data cannot be loaded: {first_line(error)}") from None

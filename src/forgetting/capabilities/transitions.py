@@ -226,7 +226,7 @@ def mcnemar(lost: int, gained: int) -> float:
 
 
 def wilson(count: int, of: int) -> Share:
-    """A share with Wilson's 95 % score interval, which stays within 0 to 1, and has a width even for 0 or all items.
+    """A share with Wilson's 95 % score interval, which stays within 0 to 1 and has a width even for 0 or all items.
 
     Examples:
         >>> share = wilson(8, 32)

@@ -29,12 +29,12 @@ class Plan:
     """What to ask, and how.
 
     Attributes:
-        suites: names in SUITES, .jsonl or lm-eval .yaml files, or tasks of lm-eval; empty: all of SUITES that can be
+        suites: names in SUITES, .jsonl or lm-eval .yaml files, or tasks of lm-eval; if empty, all of SUITES that can be
             asked.
         settings: how suites are run.
         harmful, harmless: prompts of `safety`; the miniature has its own.
         keep_completions: whether to store replies to harmful prompts.
-        max_generated: most tokens of a reply to a local item or prompt.
+        max_generated: maximum tokens of a reply to a local item or prompt.
         include: folders in which lm-eval looks for tasks and groups, besides its own.
     """
 

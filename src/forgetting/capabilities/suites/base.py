@@ -19,7 +19,7 @@ class Suite:
     """Tasks that are evaluated together.
 
     Attributes:
-        name: name given by the user; also that of its file in the store.
+        name: name in results, and of its file in the store.
         kind: `answers`, which are right or wrong, or `refusals`, judged replies to harmful and harmless prompts.
         tasks: names of lm-eval tasks, or paths of their YAML files.
         local: whether its items were written to the folder as tasks of our own.
@@ -41,7 +41,7 @@ class Circumstances:
         miniature: whether the base model is the miniature, which has its own items.
         folder: folder for tasks with local items.
         harmful, harmless: prompts for `safety`: a .csv, .txt or .jsonl file or a Hub id.
-        max_generated: most tokens of a reply to a local item.
+        max_generated: maximum tokens of a reply to a local item.
     """
 
     miniature: bool
